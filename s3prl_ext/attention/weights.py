@@ -1,0 +1,88 @@
+"""Read, replace and hash the query, key and value parameters of a model, whatever its layout calls them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from s3prl_ext.attention.layouts import PROJECTIONS, AttentionKeys, Slot, find_attention
+from s3prl_ext.errors import DataError
+
+# Attention parameters by slot: weights [width, width], biases [width].
+AttentionWeights = dict[Slot, Tensor]
+
+
+def extract(state: Mapping[str, Tensor], where: str = "the state dict", prefix: str | None = None) -> AttentionWeights:
+    """Return the attention parameters of a state dict as views: writing to them writes to the model.
+
+    Raises:
+        DataError: as :func:`s3prl_ext.attention.layouts.find_attention`.
+    """
+    return read_slots(find_attention(state, where, prefix), state.__getitem__)
+
+
+def read_slots(keys: AttentionKeys, load: Callable[[str], Tensor]) -> AttentionWeights:
+    """Return the attention parameters named by `keys`, asking `load` once for each tensor.
+
+    Args:
+        load: returns the tensor behind a state-dict key.
+    """
+    tensors = {name: load(name) for name in dict.fromkeys(keys.names.values())}
+    if not keys.layout.fused:
+        return {slot: tensors[name] for slot, name in keys.names.items()}
+    parts = {name: _split_fused(name, tensor) for name, tensor in tensors.items()}
+    return {slot: parts[name][PROJECTIONS.index(slot.projection)] for slot, name in keys.names.items()}
+
+
+def _split_fused(name: str, tensor: Tensor) -> tuple[Tensor, ...]:
+    if tensor.shape[0] % 3:
+        raise DataError(f"{name} of shape {tuple(tensor.shape)} is no fused query-key-value tensor of (3 * width, ...).")
+    return tensor.chunk(3)
+
+
+def insert(state: Mapping[str, Tensor], weights: AttentionWeights, where: str = "the state dict") -> dict[str, Tensor]:
+    """Return a copy of `state` in which the attention parameters of `weights` stand in place of the old ones.
+
+    All other tensors are the same objects as in `state`; dtypes are those of `weights`, except in a fused tensor, which keeps its own.
+
+    Args:
+        weights: any subset of the model's slots.
+
+    Raises:
+        DataError: `state` has no attention, or not a slot of `weights`.
+    """
+    keys = find_attention(state, where)
+    result = dict(state)
+    for slot, tensor in weights.items():
+        if slot not in keys.names:
+            raise DataError(f"{where} has no {slot}: it has {keys.layers} attention layers ({keys.layout.name}).")
+        name = keys.names[slot]
+        if not keys.layout.fused:
+            result[name] = tensor
+            continue
+        if result[name] is state[name]:
+            result[name] = state[name].clone()
+        _split_fused(name, result[name])[PROJECTIONS.index(slot.projection)].copy_(tensor)
+    return result
+
+
+def depth(weights: Iterable[Slot]) -> int:
+    """Return the number of attention layers."""
+    return 1 + max(slot.layer for slot in weights)
+
+
+def width(weights: AttentionWeights) -> int:
+    """Return the input width of the attention, taken from the first query matrix."""
+    return weights[Slot(0, "q_proj")].shape[-1]
+
+
+def sha256(weights: AttentionWeights) -> str:
+    """Return the SHA-256 of attention parameters: slots in order with dtype, shape and bytes, whatever the layout."""
+    digest = hashlib.sha256()
+    for slot, tensor in sorted(weights.items()):
+        digest.update(f"{slot}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -1,0 +1,57 @@
+"""The command ``s3prl-ext``."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from s3prl_ext import __version__
+from s3prl_ext.errors import one_sentence_errors, show_errors_as_sentences, unknown_name
+
+# command -> (module, function, what it does)
+COMMANDS: dict[str, tuple[str, str, str]] = {
+    "run": ("s3prl_ext.run_downstream", "main", "train or evaluate a SUPERB task (the flags of run_downstream.py)"),
+    "doctor": ("s3prl_ext.doctor", "main", "check this installation: versions, shims, upstreams, tasks, devices"),
+    "prepare": ("s3prl_ext.corpora", "prepare_main", "build a corpus, such as the miniature one: prepare mini_superb"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit status: 0 done, 1 data, 2 usage.
+
+    Args:
+        argv: command and flags; None takes them from the command line.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_usage())
+        return 0 if argv else 2
+    if argv[0] == "--version":
+        print(f"s3prl-ext {__version__}")
+        return 0
+    show_errors_as_sentences()
+    with one_sentence_errors():
+        if argv[0] not in COMMANDS:
+            raise unknown_name("command", argv[0], COMMANDS)
+        module, function, _ = COMMANDS[argv[0]]
+        return getattr(importlib.import_module(module), function)(argv[1:]) or 0
+
+
+def _usage() -> str:
+    rows = "\n".join(f"  {name:10s}{text}" for name, (_, _, text) in COMMANDS.items())
+    return (
+        "usage: s3prl-ext COMMAND [FLAGS]\n\n"
+        "Merged upstreams, child-tuning and SUPERB task files for s3prl.\n\n"
+        f"commands:\n{rows}\n\n"
+        "  s3prl-ext COMMAND --help   the flags of a command\n"
+        "  s3prl-ext --version        the version\n\n"
+        "example:\n"
+        "  s3prl-ext prepare mini_superb --out mini\n"
+        "  . mini/env.sh\n"
+        "  s3prl-ext run -m train -u fbank -d speech_commands -c ks/mini -p exp/ks\n"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

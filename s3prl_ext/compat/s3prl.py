@@ -1,0 +1,76 @@
+"""s3prl itself: a patched ``isinstance``, files missing from its package, a shared file list, a changed configuration."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from pathlib import Path
+from types import ModuleType
+
+from s3prl_ext.compat import voxceleb1
+from s3prl_ext.compat.shim import Shim, absent
+
+CTC_DIR = Path(__file__).resolve().parent / "ctc"
+
+
+def keep_isinstance() -> None:
+    """Leave the built-in ``isinstance`` alone; takes the place of s3prl's ``hack_isinstance``."""
+
+
+def _neutralise_hack(module: ModuleType) -> None:
+    module.hack_isinstance = keep_isinstance
+    command = sys.modules.get("s3prl.run_downstream")
+    if command is not None:
+        command.hack_isinstance = keep_isinstance
+
+
+def _add_corpus(module: ModuleType) -> None:
+    module.__path__.append(str(CTC_DIR))
+
+
+def _wrap_load_dataset(module: ModuleType) -> None:
+    load_dataset = module.load_dataset
+
+    @functools.wraps(load_dataset)
+    def load_dataset_from_copy(split, tokenizer, corpus):
+        return load_dataset(split, tokenizer, dict(corpus))
+
+    module.load_dataset = load_dataset_from_copy
+
+
+SHIMS = (
+    Shim(
+        name="s3prl-isinstance",
+        module="s3prl.utility.helper",
+        needed=lambda module: getattr(module, "hack_isinstance", keep_isinstance) is not keep_isinstance,
+        apply=_neutralise_hack,
+        reason="s3prl replaces the built-in isinstance, so that a defaultdict is no dict any more, in every library of the "
+        "process; torch has not needed it since 1.8",
+        remove_when="s3prl no longer calls hack_isinstance",
+    ),
+    Shim(
+        name="s3prl-ctc-corpus",
+        module="s3prl.downstream.ctc",
+        needed=lambda module: absent("s3prl.downstream.ctc.corpus"),
+        apply=_add_corpus,
+        reason="phoneme recognition and slot filling need ctc/corpus/, which s3prl's package on PyPI lacks",
+        remove_when="the folder is in s3prl's package",
+    ),
+    Shim(
+        name="s3prl-ctc-workers",
+        module="s3prl.downstream.ctc.expert",
+        needed=lambda module: not hasattr(module.load_dataset, "__wrapped__"),
+        apply=_wrap_load_dataset,
+        reason="s3prl takes num_workers out of the shared configuration, so every later DataLoader has 12 workers",
+        remove_when="s3prl copies the configuration in ctc/data.py",
+    ),
+    Shim(
+        name="s3prl-voxceleb1-cache",
+        module="s3prl.downstream.voxceleb1.dataset",
+        needed=lambda module: not hasattr(module.SpeakerClassifiDataset.__init__, "__wrapped__"),
+        apply=voxceleb1.wrap_dataset,
+        reason="s3prl keeps one file list inside its package and uses it again for every corpus, and stops with IndexError "
+        "at a missing file",
+        remove_when="s3prl keys its cache by corpus and names the missing file",
+    ),
+)

@@ -1,0 +1,92 @@
+"""Speaker identification: keep the lists of audio files per corpus, and name a listed file that is missing."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from types import ModuleType
+
+from s3prl_ext.errors import DataError
+
+SPLITS = {"1": "train", "2": "dev", "3": "test"}
+"""First field of a line in the list ``iden_split.txt`` -> split."""
+
+
+def cache_dir(root: Path, meta_data: Path) -> Path:
+    """Return the folder for the file lists of one corpus: per user, keyed by its root and the content of its list."""
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    key = hashlib.sha256(str(root.resolve()).encode() + b"\0" + meta_data.read_bytes()).hexdigest()[:16]
+    return base / "s3prl_ext" / "voxceleb1" / key
+
+
+def check_list(root: Path, meta_data: Path) -> None:
+    """Check that the corpus folder and the list exist and that each line of the list is ``<1|2|3> <path>``.
+
+    Raises:
+        DataError: naming what is missing, or the first wrong line.
+    """
+    if not root.is_dir():
+        raise DataError(f"no such VoxCeleb1 folder: {root}; set datarc.file_path.")
+    if not meta_data.is_file():
+        raise DataError(f"no such VoxCeleb1 list: {meta_data}; set datarc.meta_data.")
+    for number, line in enumerate(meta_data.read_text(encoding="utf-8").splitlines(), start=1):
+        fields = line.split()
+        if len(fields) != 2 or fields[0] not in SPLITS:
+            raise DataError(
+                f"{meta_data}, line {number} must be '<1|2|3> id10001/<video>/00001.wav', but is {line!r}: correct the list."
+            )
+
+
+def first_missing(root: Path, meta_data: Path, split: str) -> str | None:
+    """Return the first file that the list names for `split` and that is not below ``root/*/wav/``."""
+    for line in meta_data.read_text(encoding="utf-8").splitlines():
+        number, path = line.split()
+        if SPLITS[number] == split and next(root.glob(f"*/wav/{path}"), None) is None:
+            return path
+    return None
+
+
+def wrap_dataset(module: ModuleType) -> None:
+    """Make ``SpeakerClassifiDataset`` of s3prl look for its cached file list in :func:`cache_dir`."""
+    initialise = module.SpeakerClassifiDataset.__init__
+
+    @functools.wraps(initialise)
+    def initialise_with_own_cache(self, mode, file_path, meta_data, max_timestep=None) -> None:
+        root, meta_data = Path(file_path), Path(meta_data)
+        check_list(root, meta_data)
+        folder = cache_dir(root, meta_data)
+        cached = folder / f"{mode}.pkl"
+        if cached.is_file():
+            module.CACHE_PATH = f"{folder}{os.sep}"
+            initialise(self, mode, root, meta_data, max_timestep)
+            return
+        # s3prl writes the list in place; several processes may do so at once, hence a folder for each.
+        scratch = _make_scratch(folder)
+        module.CACHE_PATH = f"{scratch}{os.sep}"
+        try:
+            initialise(self, mode, root, meta_data, max_timestep)
+            os.replace(scratch / cached.name, cached)
+        except IndexError as error:
+            path = first_missing(root, meta_data, mode)
+            if path is None:
+                raise
+            raise DataError(
+                f"{meta_data} lists {path} for {mode}, which is not below {root}/*/wav/: "
+                "complete the corpus or take the line out of the list."
+            ) from error
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+    module.SpeakerClassifiDataset.__init__ = initialise_with_own_cache
+
+
+def _make_scratch(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(dir=folder))
+    except OSError as error:
+        raise DataError(f"cannot write the file lists of VoxCeleb1 to {folder}: set XDG_CACHE_HOME.") from error

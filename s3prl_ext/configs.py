@@ -1,0 +1,138 @@
+"""Reading and checking configuration: YAML files, ``${VARIABLE}`` paths, known keys, where the shipped files are."""
+
+from __future__ import annotations
+
+import copy
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from s3prl_ext.errors import DataError, UsageError, nearest
+
+PACKAGE_DIR = Path(__file__).resolve().parent
+
+# ${NAME} or ${NAME:-default}; the default may not contain braces, so the innermost variable is expanded first.
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^${}]*))?\}")
+
+CONFIG_VARIABLE = "S3PRL_EXT_DOWNSTREAM_CONFIGS"
+
+
+def shipped_dir(name: str) -> Path:
+    """Return the folder ``upstream_configs``, ``downstream_configs`` or ``recipes`` that belongs to this installation.
+
+    A wheel has it inside the package, a repository or editable install beside it.
+    """
+    for parent in (PACKAGE_DIR, PACKAGE_DIR.parent):
+        if (parent / name).is_dir():
+            return parent / name
+    raise DataError(f"the folder '{name}' is missing from this installation of s3prl_ext: install the package again.")
+
+
+def load_yaml(path: str | os.PathLike) -> dict[str, Any]:
+    """Read a YAML file that holds a mapping.
+
+    Raises:
+        UsageError: the file is missing, is no YAML, or holds something else than a mapping.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UsageError(f"no such configuration file: {path}.")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not readable as YAML: {' '.join(str(error).split())}.") from error
+    if not isinstance(content, dict):
+        raise UsageError(f"{path} must hold a mapping (key: value lines), but holds {type(content).__name__}.")
+    return content
+
+
+def check_keys(mapping: Mapping[str, Any], known: Iterable[str], where: str) -> list[str]:
+    """Return one complaint for each key of `mapping` that is not in `known`, naming the nearest known key."""
+    known = sorted(known)
+    return [
+        f"{where}: unknown key '{key}'{nearest(key, known)} Known: {', '.join(known)}."
+        for key in mapping
+        if key not in known
+    ]
+
+
+def as_number(value: Any, where: str) -> float:
+    """Return `value` as a float; numeric strings count, because PyYAML reads ``1e-5`` as a string.
+
+    Raises:
+        UsageError: `value` is no number.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        raise UsageError(f"{where} must be a number, but is {value!r}.")
+    try:
+        return float(value)
+    except ValueError:
+        raise UsageError(f"{where} must be a number, but is {value!r}.") from None
+
+
+def expand_variables(value: Any, where: str = "config") -> Any:
+    """Replace ``${NAME}`` and ``${NAME:-default}`` in every string of a nested config by environment variables.
+
+    ``${S3PRL_EXT_DOWNSTREAM_CONFIGS}`` is always the shipped folder of task files. The input is left unchanged.
+
+    Args:
+        value: nested dicts, lists and scalars.
+        where: dotted name of `value`, used in the error and as the key for ``-o``.
+
+    Raises:
+        UsageError: a variable is not set; the message names it and the ``-o`` key that can replace it.
+    """
+    if isinstance(value, dict):
+        return {key: expand_variables(item, f"{where}.{key}") for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(expand_variables(item, where) for item in value)
+    if not isinstance(value, str):
+        return value
+
+    def replace(match: re.Match) -> str:
+        name, default = match.groups()
+        if name in os.environ:
+            return os.environ[name]
+        if name == CONFIG_VARIABLE:
+            return str(shipped_dir("downstream_configs"))
+        if default is not None:
+            return default
+        raise UsageError(
+            f"{where} needs the environment variable {name}, which is not set: "
+            f"`export {name}=/path/to/corpus`, or give the path itself with -o \"{where}='/path'\"."
+        )
+
+    while _VARIABLE.search(value):
+        value = _VARIABLE.sub(replace, value)
+    return value
+
+
+class Variables:
+    """A task file with its ``${VARIABLE}`` paths expanded, which can be stored unexpanded again.
+
+    Checkpoints hold the variables, not their values, so they can be used where the corpora lie elsewhere.
+
+    Attributes:
+        expanded: a copy of the config with every variable replaced; it may be changed afterwards.
+    """
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self._raw = copy.deepcopy(dict(config))
+        self._first = expand_variables(self._raw)
+        self.expanded = copy.deepcopy(self._first)
+
+    def restored(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a copy of `config` in which every value that came from a variable is that variable again."""
+        return _restore(config, self._raw, self._first)
+
+
+def _restore(now: Any, raw: Any, first: Any) -> Any:
+    if isinstance(now, Mapping) and isinstance(raw, Mapping):
+        return {k: _restore(v, raw[k], first[k]) if k in raw else copy.deepcopy(v) for k, v in now.items()}
+    if isinstance(now, (list, tuple)) and isinstance(raw, (list, tuple)) and len(now) == len(raw):
+        return type(now)(_restore(n, r, f) for n, r, f in zip(now, raw, first))
+    return copy.deepcopy(raw if now == first else now)

@@ -1,0 +1,30 @@
+"""Corpora: reading recordings, synthesising speech, writing the layouts that s3prl's tasks read."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+
+from s3prl_ext.errors import unknown_name
+
+# Name for `s3prl-ext prepare NAME` -> module with `main(argv) -> int`.
+CORPORA: dict[str, str] = {
+    "mini_superb": "s3prl_ext.corpora.mini_superb",
+}
+
+_USAGE = "usage: s3prl-ext prepare CORPUS [options]\n\ncorpora: {names}\n`s3prl-ext prepare CORPUS --help` lists its options."
+
+
+def prepare_main(argv: Sequence[str]) -> int:
+    """Run ``s3prl-ext prepare CORPUS ...``; return the exit status.
+
+    Raises:
+        UsageError: no such corpus.
+    """
+    usage = _USAGE.format(names=", ".join(CORPORA))
+    if not argv or argv[0] in ("-h", "--help"):
+        print(usage)
+        return 0 if argv else 2
+    if argv[0] not in CORPORA:
+        raise unknown_name("corpus", argv[0], CORPORA)
+    return importlib.import_module(CORPORA[argv[0]]).main(list(argv[1:]))

@@ -1,0 +1,63 @@
+"""Read, resample, shape and write mono audio at 16 kHz, the only rate s3prl's tasks accept."""
+
+from __future__ import annotations
+
+from math import gcd
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from scipy.signal import resample_poly
+
+from s3prl_ext.errors import DataError
+
+SAMPLE_RATE = 16000  # Hz
+
+
+def read_audio(path: Path) -> np.ndarray:
+    """Read an audio file as float32 samples at 16 kHz, shape [samples]; channels are averaged.
+
+    Raises:
+        DataError: the file is missing, empty or no audio.
+    """
+    try:
+        samples, rate = soundfile.read(str(path), dtype="float32", always_2d=True)
+    except (soundfile.SoundFileError, OSError) as error:
+        raise DataError(f"cannot read the audio file {path} ({error}): replace it or remove its line.") from error
+    if not len(samples):
+        raise DataError(f"the audio file {path} holds no samples: replace it or remove its line.")
+    return resample(samples.mean(axis=1), rate)
+
+
+def resample(samples: np.ndarray, rate: int) -> np.ndarray:
+    """Convert float32 samples [samples] from `rate` (Hz) to 16 kHz with a polyphase filter."""
+    if rate == SAMPLE_RATE:
+        return samples
+    divisor = gcd(rate, SAMPLE_RATE)
+    return resample_poly(samples, SAMPLE_RATE // divisor, rate // divisor).astype(np.float32)
+
+
+def pad_to(samples: np.ndarray, length: int, rng: np.random.Generator) -> np.ndarray:
+    """Centre `samples` in `length` samples of faint noise (-60 dBFS), or cut its middle where it is longer.
+
+    Digital silence would put outliers into log-mel features, so the margins are not zero.
+    """
+    if len(samples) >= length:
+        start = (len(samples) - length) // 2
+        return samples[start : start + length]
+    padded = rng.normal(0.0, 1e-3, length).astype(np.float32)
+    start = (length - len(samples)) // 2
+    padded[start : start + len(samples)] += samples
+    return padded
+
+
+def write_audio(path: Path, samples: np.ndarray) -> None:
+    """Write float samples [samples] at 16 kHz as 16-bit mono; the suffix (.wav or .flac) decides the format.
+
+    Samples beyond full scale are scaled down, not clipped. Missing parent folders are made.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    peak = float(np.abs(samples).max(initial=0.0))
+    if peak > 0.99:
+        samples = samples * (0.99 / peak)
+    soundfile.write(str(path), samples, SAMPLE_RATE, subtype="PCM_16")

@@ -1,0 +1,120 @@
+"""Keyword spotting: a folder tree of the form of Speech Commands v0.01.
+
+Training folder: ``<word>/<speaker>_nohash_<n>.wav``; the hash of the speaker id decides between train and dev.
+Test folder: exactly the ten keywords, ``_unknown_`` and ``_silence_``. Clips are one second long.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+
+from s3prl_ext.corpora.audio import SAMPLE_RATE, pad_to, read_audio, write_audio
+from s3prl_ext.corpora.mini_superb.source import Source, cut_seconds
+from s3prl_ext.corpora.synthesis import VOICES, Speech, synthesise
+
+KEYWORDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
+DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+OTHER_WORDS = ("bed", "bird", "cat", "dog", "happy", "house", "marvin", "sheila", "tree", "wow")
+READ_SPEECH = ("librispeech", "vctk", "ljspeech", "asterisk_en")
+
+TAKES = {"test": (0, 1), "dev": (5,), "train": (6, 7, 8, 9)}  # recorded digits: takes 0-4 are the official test set
+UNKNOWN = {"test": 12, "dev": 6, "train": 24}
+NOISES = ("white", "pink", "brown", "hum")
+
+TRAIN_FOLDER, TEST_FOLDER = "speech_commands_v0.01", "speech_commands_test_set_v0.01"
+
+
+def hash_split(speaker: str) -> str:
+    """Return ``"dev"``, ``"test"`` or ``"train"``: the rule of Speech Commands for a speaker id (sha1, per cent)."""
+    largest = 2**27 - 1
+    percentage = (int(hashlib.sha1(speaker.encode()).hexdigest(), 16) % (largest + 1)) * (100.0 / largest)
+    return "dev" if percentage < 10 else "test" if percentage < 20 else "train"
+
+
+def speaker_id(name: str, split: str) -> str:
+    """Return an eight-digit speaker id for `name` that :func:`hash_split` puts into `split`."""
+    attempt = 0
+    while hash_split(candidate := hashlib.sha1(f"{name}/{attempt}".encode()).hexdigest()[:8]) != split:
+        attempt += 1
+    return candidate
+
+
+def write(out: Path, source: Source) -> None:
+    """Write training and test folder below `out`."""
+    clips = source.clips("ks", "fsdd")
+    spoken = _recorded_digits(clips) if clips else _spoken_keywords()
+    rng = source.rng("ks")
+    for split, word, name, samples in spoken:
+        _write_clip(out, split, word, name, pad_to(samples, SAMPLE_RATE, rng))
+    for split, name, samples in _unknown(source, rng):
+        _write_clip(out, split, "_unknown_", name, pad_to(samples, SAMPLE_RATE, rng))
+    _write_noises(out, rng)
+
+
+def _write_clip(out: Path, split: str, word: str, name: str, samples: np.ndarray) -> None:
+    if split != "test" and word == "_unknown_":
+        word = "other"  # any folder that is no keyword becomes _unknown_
+    folder = TEST_FOLDER if split == "test" else TRAIN_FOLDER
+    write_audio(out / folder / word / f"{speaker_id(name, split)}_nohash_0.wav", samples)
+
+
+def _recorded_digits(clips):
+    """Yield (split, keyword, take, samples) of spoken digits; the digit stands in the folder of a keyword."""
+    split_of = {take: split for split, takes in TAKES.items() for take in takes}
+    for clip in clips:
+        take = int(clip.name.rsplit("_", 1)[-1])
+        if take in split_of and clip.text in DIGITS:
+            keyword = KEYWORDS[DIGITS.index(clip.text)]
+            yield split_of[take], keyword, f"{clip.speaker}/{take}", read_audio(clip.path)
+
+
+def _spoken_keywords():
+    """Yield (split, keyword, take, samples) of synthesised keywords: six voices, takes differ in speed and pitch."""
+    plan = [
+        (split, word, f"{voice.name}/{take}", Speech(word, voice, faster=4 * take - 16, higher=take % 5 - 2))
+        for voice in VOICES[:6]
+        for split, takes in TAKES.items()
+        for take in takes
+        for word in KEYWORDS
+    ]
+    for (split, word, name, _), samples in zip(plan, synthesise([speech for *_, speech in plan])):
+        yield split, word, name, samples
+
+
+def _unknown(source: Source, rng: np.random.Generator):
+    """Yield (split, name, samples) of speech that is no keyword."""
+    splits = [split for split, count in UNKNOWN.items() for _ in range(count)]
+    available = [name for name in READ_SPEECH if source.recordings and source.recordings.has(name)]
+    if available:
+        source.note("ks", f"_unknown_ is one second cut from sentences of {available[0]}")
+        clips = [clip for clip in source.recordings.clips(available[0]) if clip.duration > 3]
+        for i, (split, index) in enumerate(zip(splits, rng.choice(len(clips), len(splits), len(clips) < len(splits)))):
+            yield split, f"unknown/{i}", cut_seconds(clips[index], 1.0, 1.0)
+        return
+    source.note("ks", f"_unknown_ is the synthesised words {', '.join(OTHER_WORDS)}")
+    words = [Speech(OTHER_WORDS[i % len(OTHER_WORDS)], VOICES[i % 6], faster=i % 9 * 3) for i in range(len(splits))]
+    for i, (split, samples) in enumerate(zip(splits, synthesise(words))):
+        yield split, f"unknown/{i}", samples
+
+
+def _write_noises(out: Path, rng: np.random.Generator) -> None:
+    """Write six-second background noises (the class ``_silence_``) and twelve test clips of one second."""
+    for kind in NOISES:
+        write_audio(out / TRAIN_FOLDER / "_background_noise_" / f"{kind}.wav", noise(kind, 6 * SAMPLE_RATE, rng))
+        for n in range(3):
+            write_audio(out / TEST_FOLDER / "_silence_" / f"{kind}_{n}.wav", noise(kind, SAMPLE_RATE, rng))
+
+
+def noise(kind: str, length: int, rng: np.random.Generator) -> np.ndarray:
+    """Return `length` samples of ``white``, ``pink`` or ``brown`` noise or of a ``hum`` (50 Hz), peak 0.05."""
+    white = rng.normal(size=length)
+    if kind == "hum":
+        samples = np.sin(2 * np.pi * 50 * np.arange(length) / SAMPLE_RATE) + 0.1 * white
+    else:
+        slope = {"white": 0.0, "pink": 0.5, "brown": 1.0}[kind]  # amplitude falls as frequency^-slope
+        frequency = np.maximum(np.fft.rfftfreq(length, 1 / SAMPLE_RATE), 20.0)
+        samples = np.fft.irfft(np.fft.rfft(white) * frequency**-slope, length)
+    return (0.05 / np.abs(samples).max() * samples).astype(np.float32)

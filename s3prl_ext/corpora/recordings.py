@@ -1,0 +1,109 @@
+"""Read a folder of real recordings: one ``<corpus>/<corpus>.tsv`` with paths relative to the folder, audio beside it."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+from s3prl_ext.errors import DataError, UsageError
+
+# Corpus -> columns its table must have; further columns are kept.
+COLUMNS: dict[str, tuple[str, ...]] = {
+    "asterisk_en": ("path", "duration_s", "text"),
+    "fsdd": ("path", "speaker", "text"),
+    "librispeech": ("path", "duration_s", "speaker", "text"),
+    "libri2mix_svoice_debug": ("path", "speaker", "role"),
+    "ljspeech": ("path", "duration_s", "text"),
+    "picovoice_barista": ("path", "duration_s", "slots"),
+    "vctk": ("path", "duration_s", "speaker", "text"),
+}
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One line of a corpus table."""
+
+    path: Path
+    fields: dict[str, str]
+
+    @property
+    def name(self) -> str:
+        """File name without folder and suffix."""
+        return self.path.stem
+
+    @property
+    def speaker(self) -> str:
+        """Speaker label of the table, empty where unknown."""
+        return self.fields.get("speaker", "")
+
+    @property
+    def text(self) -> str:
+        """Transcript or label of the table, empty where unknown."""
+        return self.fields.get("text", "").strip()
+
+    @property
+    def duration(self) -> float:
+        """Length in seconds as the table gives it."""
+        return float(self.fields["duration_s"])
+
+
+class Recordings:
+    """The corpora of one folder; tables are read and checked when first asked for.
+
+    Raises:
+        UsageError: the folder does not exist or holds none of the known corpora.
+    """
+
+    def __init__(self, root: Path):
+        self.root = Path(root)
+        if not self.root.is_dir():
+            raise UsageError(f"the folder of recordings {root} does not exist: give an existing one or leave it out.")
+        self.names = [name for name in sorted(COLUMNS) if self._table(name).is_file()]
+        if not self.names:
+            raise UsageError(
+                f"{root} holds no known corpus: expected a table such as {self._table('fsdd')}; "
+                f"known corpora are {', '.join(sorted(COLUMNS))}."
+            )
+        self._clips: dict[str, list[Clip]] = {}
+
+    def _table(self, name: str) -> Path:
+        return self.root / name / f"{name}.tsv"
+
+    def has(self, name: str) -> bool:
+        """Tell whether the folder holds the corpus `name`."""
+        return name in self.names
+
+    def clips(self, name: str) -> list[Clip]:
+        """Return all clips of the corpus `name`, sorted by path.
+
+        Raises:
+            DataError: the table lacks a column, a row is cut short, or a clip's file is missing.
+        """
+        if name not in self._clips:
+            self._clips[name] = self._read(name)
+        return self._clips[name]
+
+    def _read(self, name: str) -> list[Clip]:
+        table = self._table(name)
+        with open(table, encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file, delimiter="\t")
+            missing = [column for column in COLUMNS[name] if column not in (reader.fieldnames or ())]
+            if missing:
+                raise DataError(f"{table} lacks the column '{missing[0]}': its first line must name {COLUMNS[name]}.")
+            clips = [self._clip(row, table, line) for line, row in enumerate(reader, 2)]
+        if not clips:
+            raise DataError(f"{table} lists no clip: fill it or remove the folder {table.parent}.")
+        return sorted(clips, key=lambda clip: str(clip.path))
+
+    def _clip(self, row: dict, table: Path, line: int) -> Clip:
+        fields = {key: value or "" for key, value in row.items() if key is not None}
+        path = self.root / fields["path"]
+        if not fields["path"] or not path.is_file():
+            raise DataError(f"line {line} of {table} names the clip '{fields['path']}', which is not in {self.root}.")
+        if "duration_s" in COLUMNS[table.stem]:
+            try:
+                float(fields["duration_s"])
+            except ValueError:
+                raise DataError(f"line {line} of {table}: duration_s is '{fields['duration_s']}', no number.") from None
+        return Clip(path, fields)

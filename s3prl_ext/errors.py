@@ -1,0 +1,105 @@
+"""Errors of the plug-in: each message says what is wrong, which thing it is, and what to do next."""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+
+class ExtError(Exception):
+    """Base of all errors that the command line shows as one sentence.
+
+    ``exit_code`` is the status with which a command ends: 2 for usage, 1 for data.
+    """
+
+    exit_code = 1
+
+
+class UsageError(ExtError):
+    """A wrong flag, name, key or value in a command or a YAML file."""
+
+    exit_code = 2
+
+
+class DataError(ExtError):
+    """A missing, unreadable or unsuitable file: audio, corpus, checkpoint, model."""
+
+    exit_code = 1
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return ``"; did you mean 'x'?"`` for the known name closest to `name`, or ``"."`` where none is close."""
+    close = difflib.get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=0.6)
+    return f"; did you mean '{close[0]}'?" if close else "."
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str], where: str = "") -> UsageError:
+    """Build the error for an unknown name: what kind, which name, the nearest and all known names.
+
+    Args:
+        kind: what the name stands for, such as ``"task"``.
+        name: the name that was given.
+        known: all valid names; a long list is cut at 40.
+        where: place of the name, such as a file, shown before the sentence.
+    """
+    names = sorted(str(k) for k in known)
+    listed = ", ".join(names[:40]) + (f", ... ({len(names)} in all)" if len(names) > 40 else "")
+    place = f"{where}: " if where else ""
+    return UsageError(f"{place}unknown {kind} '{name}'{nearest(name, names)} Known: {listed}.")
+
+
+class StoppedByUser(ExtError):
+    """Ctrl-C or SIGTERM ended the run in an orderly way."""
+
+    exit_code = 130
+
+
+_command = False
+
+
+def show_errors_as_sentences(active: bool = True) -> None:
+    """Choose how errors leave the Runner: as one sentence and an exit code (commands) or as exceptions (Python)."""
+    global _command
+    _command = active
+
+
+@contextmanager
+def one_sentence_errors() -> Iterator[None]:
+    """In a command, turn any error into one sentence on stderr and an exit code; elsewhere do nothing.
+
+    ``S3PRL_EXT_DEBUG=1`` keeps the traceback.
+    """
+    if not _command or os.environ.get("S3PRL_EXT_DEBUG") == "1":
+        yield
+        return
+    try:
+        yield
+    except KeyboardInterrupt:
+        sys.stderr.write("\ns3prl-ext: stopped at once on request.\n")
+        raise SystemExit(130) from None
+    except Exception as error:
+        sys.stderr.write(f"\ns3prl-ext: {sentence(error)}\n")
+        raise SystemExit(getattr(error, "exit_code", 1)) from None
+
+
+def sentence(error: BaseException) -> str:
+    """Return one sentence for any exception: what, which, what to do next."""
+    if isinstance(error, ExtError):
+        # A DataLoader worker wraps the message in its traceback; the sentence is its last line.
+        text = str(error).strip()
+        if "Original Traceback" in text:
+            text = text.splitlines()[-1].partition(": ")[2]
+        return text
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"the disk is full while writing {error.filename or 'a file'}; free some space and resume with -a."
+    if isinstance(error, OSError) and error.filename:
+        return (
+            f"{os.strerror(error.errno) if error.errno else 'cannot open'}: {error.filename}; check the corpus folder "
+            "(s3prl-ext doctor lists the corpus variables) or the path given with -o."
+        )
+    text = " ".join(str(error).split()) or "no message"
+    return f"{type(error).__name__}: {text[:400]} (S3PRL_EXT_DEBUG=1 shows where)."

@@ -1,0 +1,53 @@
+"""Metrics of the ten tasks: direction, unit, and which one each task is judged by."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from s3prl_ext.errors import unknown_name
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What a metric's number means.
+
+    Attributes:
+        higher_is_better: direction.
+        unit: ``"ratio"`` (0 to 1), ``"%"`` or ``"nats"``, as s3prl reports it.
+    """
+
+    higher_is_better: bool
+    unit: str
+
+    def better(self, a: float, b: float) -> bool:
+        """Return whether value `a` beats value `b`; NaN beats nothing and everything beats NaN."""
+        if math.isnan(a):
+            return False
+        if math.isnan(b):
+            return True
+        return a > b if self.higher_is_better else a < b
+
+
+METRICS: dict[str, Metric] = {
+    "acc": Metric(higher_is_better=True, unit="ratio"),
+    "slot_type_f1": Metric(higher_is_better=True, unit="ratio"),
+    "slot_value_cer": Metric(higher_is_better=False, unit="ratio"),
+    "slot_value_wer": Metric(higher_is_better=False, unit="ratio"),
+    "slot_edit_f1_full": Metric(higher_is_better=True, unit="ratio"),
+    "slot_edit_f1_part": Metric(higher_is_better=True, unit="ratio"),
+    "per": Metric(higher_is_better=False, unit="ratio"),
+    "wer": Metric(higher_is_better=False, unit="%"),
+    "uer": Metric(higher_is_better=False, unit="%"),
+    "cer": Metric(higher_is_better=False, unit="%"),
+    "der": Metric(higher_is_better=False, unit="ratio"),
+    "loss": Metric(higher_is_better=False, unit="nats"),
+    "intent_loss": Metric(higher_is_better=False, unit="nats"),
+}
+
+
+def metric(name: str) -> Metric:
+    """Return the row of `name`; an unknown metric is a UsageError that lists the known ones."""
+    if name not in METRICS:
+        raise unknown_name("metric", name, METRICS)
+    return METRICS[name]

@@ -1,0 +1,234 @@
+"""The map of the plug-in: what it adds to s3prl, under which names, and where each part lives.
+
+========================  ==============================================================  ============================
+what                      where                                                           seen in s3prl as
+========================  ==============================================================  ============================
+upstreams                 :data:`UPSTREAMS` and each ``upstream_configs/NAME.yaml``       ``-u NAME``, ``s3prl.hub.NAME``
+downstream tasks          each folder of ``s3prl_ext/downstreams/`` with ``expert.py``    ``-d NAME``
+Runner                    :data:`RUNNER`                                                  every ``run_downstream``
+shims                     :data:`SHIMS`, one file per library in ``s3prl_ext/compat/``    (repairs only)
+========================  ==============================================================  ============================
+
+:func:`install` puts all of it in place, at once where a module of s3prl is imported already, otherwise when it is.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from s3prl_ext import _autoload
+from s3prl_ext.compat import huggingface_hub, s3prl, torch, torchaudio, transformers, undeclared
+from s3prl_ext.compat.import_hooks import FINDER, Hook, activate, after
+from s3prl_ext.compat.shim import Shim
+from s3prl_ext.configs import PACKAGE_DIR, shipped_dir
+from s3prl_ext.errors import DataError, ExtError, UsageError
+
+logger = logging.getLogger(__name__)
+
+# name on s3prl.hub -> "module:function", imported when the upstream is first built
+UPSTREAMS: dict[str, str] = {
+    "merged_attention": "s3prl_ext.upstreams.merged_attention.hubconf:merged_attention",
+}
+
+# makes the upstream of one upstream_configs/NAME.yaml: preset(NAME) -> function(ckpt, model_config, refresh)
+PRESET = "s3prl_ext.upstreams.merged_attention.hubconf:preset"
+
+# each folder in here with an expert.py is a task, found by s3prl as s3prl.downstream.NAME
+DOWNSTREAM_DIR = PACKAGE_DIR / "downstreams"
+
+# takes the place of s3prl.downstream.runner.Runner
+RUNNER = "s3prl_ext.training.runner:Runner"
+
+# called once s3prl's runner is imported by run_downstream: completes sys.argv before s3prl reads it
+PREPARE_ARGV = "s3prl_ext.run_downstream:prepare_argv"
+
+SHIMS: tuple[Shim, ...] = (
+    *torch.SHIMS,
+    *torchaudio.SHIMS,
+    *huggingface_hub.SHIMS,
+    *transformers.SHIMS,
+    *undeclared.SHIMS,
+    *s3prl.SHIMS,
+)
+
+_stock: dict[str, Any] = {}  # module name -> the Runner that s3prl had there
+_registered: dict[str, Callable] = {}  # name on s3prl.hub -> our entry
+_hooks: dict[str, Hook] = {}  # module name -> our hook on its import, while installed
+_shimmed = False
+
+
+def install() -> None:
+    """Put shims, upstreams, tasks and Runner into s3prl; calling it again does nothing."""
+    global _shimmed
+    _autoload.withdraw()
+    activate()
+    if not _shimmed:
+        _shimmed = True
+        for shim in SHIMS:
+            shim.register()
+    if not _hooks:
+        for name, action in _ACTIONS.items():
+            _hooks[name] = after(action)
+            FINDER.add(name, _hooks[name])
+
+
+def uninstall() -> None:
+    """Take upstream names, tasks and Runner back out of s3prl; shims stay, because imported modules hold them."""
+    _autoload.withdraw()
+    for name, hook in _hooks.items():
+        FINDER.remove(name, hook)
+    _hooks.clear()
+    _remove_upstreams()
+    _remove_downstreams()
+    for name, stock in _stock.items():
+        if name in sys.modules:
+            sys.modules[name].Runner = stock
+    _stock.clear()
+
+
+def is_installed() -> bool:
+    """Tell whether :func:`install` is in force."""
+    return bool(_hooks)
+
+
+def upstream_names() -> list[str]:
+    """List the upstreams of this package: :data:`UPSTREAMS` and the stems of the files in ``upstream_configs/``."""
+    try:
+        presets = sorted(path.stem for path in shipped_dir("upstream_configs").glob("*.yaml"))
+    except DataError as error:
+        logger.warning("%s", error)
+        presets = []
+    return sorted({*UPSTREAMS, *presets})
+
+
+def downstream_names() -> list[str]:
+    """List the tasks of this package: folders of :data:`DOWNSTREAM_DIR` with an ``expert.py``."""
+    return sorted(path.parent.name for path in DOWNSTREAM_DIR.glob("*/expert.py"))
+
+
+def register_upstream(hub: ModuleType, name: str, entry: Callable) -> None:
+    """Make `entry` available as upstream `name`.
+
+    Args:
+        hub: the module ``s3prl.hub``.
+        name: value for ``-u``.
+        entry: called with ``ckpt=``, ``model_config=`` and ``refresh=``; returns the upstream.
+
+    Raises:
+        UsageError: s3prl has an upstream or another public name of that name already.
+    """
+    present = getattr(hub, name, None)
+    if present is not None and present is not _registered.get(name):
+        owner = getattr(present, "__module__", None) or getattr(present, "__name__", "s3prl.hub")
+        raise UsageError(f"the upstream name '{name}' is taken by {owner}: choose another name for the file or entry.")
+    setattr(hub, name, entry)
+    _registered[name] = entry
+
+
+def _add_upstreams(hub: ModuleType) -> None:
+    """Register all upstreams of this package; one whose name s3prl uses itself is left out with a warning."""
+    for name in upstream_names():
+        try:
+            register_upstream(hub, name, _lazy_upstream(name))
+        except UsageError as error:
+            logger.warning("%s", error)
+
+
+def _lazy_upstream(name: str) -> Callable:
+    """Make the hub entry of one upstream, whose code is imported when it is called."""
+
+    def entry(ckpt: str | None = None, model_config: str | None = None, refresh: bool = False, **kwargs: Any) -> Any:
+        build = _resolve(UPSTREAMS[name]) if name in UPSTREAMS else _resolve(PRESET)(name)
+        return build(ckpt=ckpt, model_config=model_config, refresh=refresh, **kwargs)
+
+    entry.__name__ = entry.__qualname__ = name
+    entry.__doc__ = f"Build the upstream {name} of s3prl_ext."
+    return entry
+
+
+def _remove_upstreams() -> None:
+    hub = sys.modules.get("s3prl.hub")
+    for name, entry in _registered.items():
+        if getattr(hub, name, None) is entry:
+            delattr(hub, name)
+    _registered.clear()
+
+
+def _add_downstreams(package: ModuleType) -> None:
+    """Let ``s3prl.downstream`` find the task packages of this package, behind its own."""
+    if not DOWNSTREAM_DIR.is_dir() or str(DOWNSTREAM_DIR) in package.__path__:
+        return
+    for name in downstream_names():
+        if any(Path(folder, name).is_dir() for folder in package.__path__):
+            logger.warning("the task '%s' of s3prl_ext is hidden by the one that s3prl has: rename its folder.", name)
+    package.__path__.append(str(DOWNSTREAM_DIR))
+
+
+def _remove_downstreams() -> None:
+    package = sys.modules.get("s3prl.downstream")
+    if package is None or str(DOWNSTREAM_DIR) not in package.__path__:
+        return
+    package.__path__.remove(str(DOWNSTREAM_DIR))
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        if name.startswith("s3prl.downstream.") and file and DOWNSTREAM_DIR in Path(file).parents:
+            del sys.modules[name]
+            if name.count(".") == 2 and hasattr(package, name.rpartition(".")[2]):
+                delattr(package, name.rpartition(".")[2])
+
+
+def _replace_runner(_: ModuleType) -> None:
+    """Put our Runner in the place of s3prl's, once both modules are complete.
+
+    Our module imports s3prl's, so either can come first: this runs after each, and the later one finds both complete.
+    """
+    module_name, _, attribute = RUNNER.partition(":")
+    if not (PACKAGE_DIR / "training" / "runner.py").is_file():  # TEMPORARY
+        return
+    runner = getattr(importlib.import_module(module_name), attribute, None)
+    if runner is None:
+        return
+    for name in ("s3prl.downstream.runner", "s3prl.run_downstream"):
+        present = getattr(sys.modules.get(name), "Runner", None)
+        if present is not None and present is not runner:
+            _stock[name] = present
+            sys.modules[name].Runner = runner
+
+
+def _enter_runner(module: ModuleType) -> None:
+    """Replace s3prl's Runner and, in the main process of ``run_downstream``, complete the command line."""
+    _replace_runner(module)
+    if not _autoload.is_run_downstream() or multiprocessing.parent_process() is not None:
+        return
+    if not (PACKAGE_DIR / "run_downstream.py").is_file():  # TEMPORARY
+        return
+    try:
+        _resolve(PREPARE_ARGV)()
+    except ExtError as error:
+        if os.environ.get("S3PRL_EXT_DEBUG") == "1":
+            raise
+        sys.stderr.write(f"s3prl_ext: error: {error}\n")
+        raise SystemExit(error.exit_code) from error
+
+
+def _resolve(reference: str) -> Any:
+    """Import the object that ``"module:name"`` refers to."""
+    module, _, name = reference.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+# module of s3prl -> what is done to it once it has been imported
+_ACTIONS: dict[str, Callable[[ModuleType], None]] = {
+    "s3prl.hub": _add_upstreams,
+    "s3prl.downstream": _add_downstreams,
+    "s3prl.downstream.runner": _enter_runner,
+    "s3prl_ext.training.runner": _replace_runner,
+}

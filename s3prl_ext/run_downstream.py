@@ -1,0 +1,210 @@
+"""``s3prl-ext run``, ``python -m s3prl_ext.run_downstream`` and ``torchrun -m s3prl_ext.run_downstream``.
+
+All run s3prl's own ``run_downstream`` with this plug-in installed. :func:`prepare_argv` completes the command line
+before s3prl parses it; the stock commands get the same treatment through the start-up hook.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import runpy
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from s3prl_ext.configs import shipped_dir
+from s3prl_ext.errors import UsageError, one_sentence_errors, show_errors_as_sentences, unknown_name
+
+logger = logging.getLogger(__name__)
+
+# Preset that stands in for s3prl's ./downstream/<task>/config.yaml, which is not in its wheel.
+DEFAULT_PRESETS = {
+    "speech_commands": "ks/superb",
+    "fluent_commands": "ic/superb",
+    "voxceleb1": "sid/superb",
+    "asr": "asr/superb",
+    "diarization": "sd/superb",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run s3prl's ``run_downstream`` with the plug-in installed.
+
+    Args:
+        argv: its flags; None takes them from the command line.
+    """
+    from s3prl_ext import plugin
+
+    sys.argv = ["run_downstream.py", *(sys.argv[1:] if argv is None else argv)]
+    with one_sentence_errors():
+        plugin.install()
+    prepare_argv()
+    with one_sentence_errors():
+        runpy.run_module("s3prl.run_downstream", run_name="__main__", alter_sys=True)
+
+
+def prepare_argv() -> None:
+    """Complete and check ``sys.argv`` of a ``run_downstream`` command in place; doing it twice changes nothing."""
+    show_errors_as_sentences()
+    with one_sentence_errors():
+        sys.argv[1:] = complete(sys.argv[1:])
+
+
+def complete(argv: Sequence[str]) -> list[str]:
+    """Return the flags with everything added that s3prl would miss.
+
+    - ``--local-rank`` (torch.distributed.launch) is spelt ``--local_rank``; under torchrun it is added.
+    - ``-c asr/ad_tuning`` becomes the path of the shipped task file; a missing ``-c`` the task's ``superb`` preset.
+    - without CUDA the device is the CPU and the backend gloo, unless they are given.
+
+    Raises:
+        UsageError: a flag cannot work: unknown preset, missing checkpoint or file, malformed ``-o``.
+    """
+    argv = [arg.replace("--local-rank", "--local_rank", 1) if arg.startswith("--local-rank") else arg for arg in argv]
+    try:
+        flags, _ = _parser().parse_known_args(argv)
+    except _Unparsable:
+        return argv  # s3prl's own parser says what is wrong
+    if flags.help:
+        return argv
+    _refuse_dead_flags(flags)
+    _check_override(flags.override)
+    _check_files(flags)
+    added: list[str] = []
+    if flags.local_rank is None and "LOCAL_RANK" in os.environ:
+        added.append(f"--local_rank={os.environ['LOCAL_RANK']}")
+    added += _device_flags(flags)
+    config = _task_file(flags)
+    if config is not None and config != flags.config:
+        added += ["-c", config]
+    return argv + added
+
+
+class _Unparsable(Exception):
+    pass
+
+
+class _QuietParser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:
+        raise _Unparsable(message)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _QuietParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("-h", "--help", action="store_true")
+    for short, long in (
+        ("-m", "--mode"), ("-t", "--evaluate_split"), ("-o", "--override"), ("-e", "--past_exp"), ("-i", "--init_ckpt"),
+        ("-c", "--config"), ("-d", "--downstream"), ("-u", "--upstream"), ("-n", "--expname"), ("-p", "--expdir"),
+        ("-k", "--upstream_ckpt"), ("-g", "--upstream_model_config"), ("-s", "--upstream_feature_selection"),
+        ("-l", "--upstream_layer_selection"), ("-v", "--downstream_variant"),
+    ):  # fmt: skip
+        parser.add_argument(short, long)
+    for long in ("--backend", "--local_rank", "--hub", "--device", "--push_to_hf_hub", "--seed"):
+        parser.add_argument(long)
+    for short, long in (("-f", "--upstream_trainable"), ("-a", "--auto_resume"), ("-r", "--upstream_refresh")):
+        parser.add_argument(short, long, action="store_true")
+    return parser
+
+
+def _refuse_dead_flags(flags: argparse.Namespace) -> None:
+    if flags.hub == "huggingface":
+        raise UsageError(
+            "--hub huggingface logs in with a password, which the hub no longer allows; "
+            "load such a model with -u hf_hubert_custom -k OWNER/NAME or -u hf_wav2vec2_custom -k OWNER/NAME."
+        )
+    if flags.push_to_hf_hub not in (None, "False", "false"):
+        raise UsageError(
+            "--push_to_hf_hub needs a part of huggingface_hub that was removed (Repository); "
+            "train without it and upload the experiment folder with `hf upload`."
+        )
+
+
+def _check_override(override: str | None) -> None:
+    if override is None or override.lower() == "none":
+        return
+    for option in override.split(",,"):
+        key, *values = option.strip().split("=")
+        first = key.strip().split(".")[0]
+        if len(values) != 1 or first not in ("args", "config"):
+            raise UsageError(
+                f"-o: '{option.strip()}' must read config.KEY=VALUE or args.KEY=VALUE, with one '='; "
+                "several are separated by ',,'."
+            )
+
+
+def _check_files(flags: argparse.Namespace) -> None:
+    for flag, value in (("-e", flags.past_exp), ("-i", flags.init_ckpt)):
+        if value is None:
+            continue
+        from s3prl_ext.training import checkpoint  # imports torch: not before it is needed
+
+        path = Path(value)
+        if not path.exists():
+            raise UsageError(f"{flag} {value}: no such checkpoint or experiment folder.")
+        if path.is_dir():
+            if flag == "-i" or not checkpoint.numbered(path):
+                raise UsageError(f"{flag} {value}: name a checkpoint; this folder holds no states-N.ckpt to choose.")
+            path = checkpoint.numbered(path)[-1]
+        checkpoint.check_readable(path)
+    new_run = flags.past_exp is None and not (flags.auto_resume and _resumable(flags))
+    if new_run and flags.mode is not None:
+        for flag, value, meaning in (("-u", flags.upstream, "upstream"), ("-d", flags.downstream, "task")):
+            if value is None:
+                raise UsageError(f"{flag} is missing: name the {meaning}, or resume an experiment with -e.")
+        if flags.expdir is None and flags.expname is None:
+            raise UsageError("-p is missing: name the folder of the experiment (or -n for result/downstream/NAME).")
+
+
+def _resumable(flags: argparse.Namespace) -> bool:
+    from s3prl_ext.training import checkpoint
+
+    return bool(checkpoint.numbered(flags.expdir or f"result/downstream/{flags.expname}"))
+
+
+def _device_flags(flags: argparse.Namespace) -> list[str]:
+    import torch
+
+    if torch.cuda.is_available():
+        return []
+    added = []
+    if flags.device is None:
+        logger.info("no CUDA device: running on the CPU")
+        added += ["--device", "cpu"]
+    if flags.backend is None:
+        added += ["--backend", "gloo"]
+    return added
+
+
+def _task_file(flags: argparse.Namespace) -> str | None:
+    """Return the path of the task file: as given, from the shipped presets, or the task's default."""
+    if flags.past_exp is not None:
+        return None
+    if flags.config is not None:
+        return str(preset_path(flags.config)) if not Path(flags.config).is_file() else flags.config
+    if flags.downstream is None or Path(f"./downstream/{flags.downstream}/config.yaml").is_file():
+        return None
+    if flags.downstream in DEFAULT_PRESETS:
+        return str(preset_path(DEFAULT_PRESETS[flags.downstream]))
+    if flags.downstream == "ctc":
+        raise UsageError("-d ctc is two tasks: choose one with -c pr/superb (phonemes) or -c sf/superb (slot filling).")
+    return None
+
+
+def preset_path(name: str) -> Path:
+    """Return the path of a shipped task file such as ``asr/ad_tuning``.
+
+    Raises:
+        UsageError: there is none of that name, and no such file either.
+    """
+    folder = shipped_dir("downstream_configs")
+    path = folder / f"{name.removesuffix('.yaml')}.yaml"
+    if not path.is_file():
+        presets = [str(p.relative_to(folder).with_suffix("")) for p in folder.glob("*/*.yaml")]
+        raise unknown_name("task file (-c)", name, presets)
+    return path
+
+
+if __name__ == "__main__":
+    main()

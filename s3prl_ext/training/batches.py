@@ -1,0 +1,79 @@
+"""Training batches without an end: epoch after epoch, with a position that a checkpoint can hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from s3prl_ext.errors import DataError
+from s3prl_ext.training import randomness
+
+
+class TrainingBatches:
+    """Iterate over the training batches of a task for ever.
+
+    The order of an epoch depends on the random state at its start, so the position is (epoch, that state, batches
+    taken). Resuming replays the epoch's batches up to the position without the model and then puts the random
+    states of the checkpoint back: with ``num_workers: 0`` the continued run is bitwise the uninterrupted one.
+
+    Args:
+        make_loader: builds the DataLoader of an epoch number.
+        position: what :meth:`position` returned, or None to start at `epoch`.
+        epoch: first epoch where there is no position.
+    """
+
+    def __init__(
+        self, make_loader: Callable[[int], Any], position: dict[str, Any] | None = None, epoch: int = 0
+    ) -> None:
+        self._make_loader = make_loader
+        self._resume = position
+        self.epoch = position["epoch"] if position else epoch
+        self.taken = 0
+        self.batches_per_epoch = 0
+        self._epoch_start: dict[str, Any] | None = None
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield one batch after the other.
+
+        Raises:
+            DataError: an epoch has no batch at all.
+        """
+        while True:
+            if self._resume:
+                randomness.set_state(self._resume["epoch_start"])
+            self._epoch_start = randomness.get_state()
+            self.taken = 0
+            loader = self._make_loader(self.epoch)
+            self.batches_per_epoch = len(loader)
+            iterator = iter(loader)
+            if self._resume:
+                self._replay(iterator)
+            for batch in iterator:
+                self.taken += 1
+                yield batch
+            if self.taken == 0:
+                raise DataError(
+                    f"the training split gives no batch: it holds {len(loader.dataset)} items, fewer than one batch; "
+                    "add data or lower the batch size in the task file."
+                )
+            self.epoch += 1
+
+    def _replay(self, iterator: Iterator[Any]) -> None:
+        position, self._resume = self._resume, None
+        for _ in range(position["taken"]):
+            if next(iterator, None) is None:
+                raise DataError(
+                    f"cannot resume at batch {position['taken']} of epoch {position['epoch']}: the training split "
+                    "now has fewer batches; resume with the data and batch size of the interrupted run."
+                )
+            self.taken += 1
+        randomness.set_state(position["random"])
+
+    def position(self) -> dict[str, Any]:
+        """Return where the iteration stands, with the random states of now, as plain values."""
+        return {
+            "epoch": self.epoch,
+            "taken": self.taken,
+            "epoch_start": self._epoch_start,
+            "random": randomness.get_state(),
+        }

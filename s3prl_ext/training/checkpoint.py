@@ -1,0 +1,108 @@
+"""Checkpoint files: s3prl's keys and names, written to a temporary file and renamed, read with clear errors."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import logging
+import os
+import tempfile
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from s3prl_ext.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+EXTENSION_KEY = "S3prlExt"  # holds what s3prl's own checkpoints lack; s3prl ignores it
+
+
+def load(path: str | os.PathLike) -> dict[str, Any]:
+    """Read a checkpoint of s3prl or of this package onto the CPU, without executing pickled code.
+
+    Raises:
+        DataError: the file is missing, truncated, no checkpoint, or holds unknown classes.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"no such checkpoint: {path}.")
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            states = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise DataError(
+            f"{path} cannot be read as a checkpoint (truncated, damaged or of another kind): {first_line[:200]}"
+        ) from error
+    if not isinstance(states, dict) or not ({"Downstream", "Featurizer", "Step"} & set(states)):
+        raise DataError(f"{path} is no s3prl downstream checkpoint: it has neither Downstream, Featurizer nor Step.")
+    return states
+
+
+def check_readable(path: str | os.PathLike) -> None:
+    """Raise DataError where a file cannot be a checkpoint, without loading it (truncated files have no directory)."""
+    path = Path(path)
+    with path.open("rb") as file:
+        legacy = file.read(2) == b"\x80\x02"  # torch < 1.6 wrote a plain pickle
+    if not legacy and not zipfile.is_zipfile(path):
+        raise DataError(
+            f"{path} is truncated or no checkpoint ({path.stat().st_size:,} bytes); choose an earlier one with -e."
+        )
+
+
+def save(states: dict[str, Any], paths: Iterable[str | os.PathLike]) -> None:
+    """Write `states` once for each path: temporary file in the same folder, flushed to disk, then renamed.
+
+    Raises:
+        DataError: the folder cannot be written or the disk is full; no partial file is left, older files stay.
+    """
+    for path in map(Path, paths):
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                torch.save(states, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o666 & ~_umask())
+            os.replace(temporary, path)
+        except (OSError, RuntimeError) as error:
+            full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "write" in str(error)
+            cause = "the disk is full" if full else str(error).splitlines()[0]
+            raise DataError(
+                f"cannot write the checkpoint {path}: {cause}; earlier checkpoints are untouched, "
+                "free some space and resume with -a."
+            ) from error
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def step_of(path: str | os.PathLike) -> int:
+    """Return N of a file named ``states-N.ckpt``."""
+    return int(Path(path).stem.split("-")[-1])
+
+
+def numbered(expdir: str | os.PathLike) -> list[Path]:
+    """Return the ``states-N.ckpt`` files of a folder, lowest N first."""
+    files = [p for p in Path(expdir).glob("states-*.ckpt") if p.stem.split("-")[-1].isdigit()]
+    return sorted(files, key=step_of)
+
+
+def remove_older(expdir: str | os.PathLike, keep: int) -> None:
+    """Delete all but the `keep` newest ``states-N.ckpt`` of a folder."""
+    for path in numbered(expdir)[: -max(keep, 1)]:
+        path.unlink(missing_ok=True)
+
+
+def existing(expdir: str | os.PathLike) -> list[Path]:
+    """Return every checkpoint of an experiment: numbered ones and best ones."""
+    return sorted(Path(expdir).glob("*.ckpt")) if Path(expdir).is_dir() else []

@@ -1,0 +1,100 @@
+"""Scoring a split: s3prl's protocol, with the global random states left as they were found."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from s3prl_ext.errors import DataError
+from s3prl_ext.training import randomness
+from s3prl_ext.training.forward import TaskModels
+
+logger = logging.getLogger(__name__)
+
+
+class MetricLogger:
+    """Pass scalars on to a TensorBoard writer and remember them by metric name.
+
+    s3prl's tasks return only checkpoint names from ``log_records``; their metrics are seen nowhere else but here.
+    """
+
+    def __init__(self, writer: Any = None) -> None:
+        self.values: dict[str, float] = {}
+        self._writer = writer
+
+    def add_scalar(self, tag: str, value: Any, *args: Any, **kwargs: Any) -> None:
+        """Record scalar `value` of a tag such as ``asr/dev-clean-wer`` under ``wer`` and pass it on."""
+        self.values[tag.rsplit("-", 1)[-1]] = float(value)
+        if self._writer is not None:
+            self._writer.add_scalar(tag, value, *args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        if self._writer is None:
+            return lambda *args, **kwargs: None
+        return getattr(self._writer, name)
+
+
+def evaluate(
+    models: TaskModels,
+    split: str,
+    seed: int,
+    ratio: float = 1.0,
+    writer: Any = None,
+    step: int = 0,
+    check_stop: Callable[[], None] = lambda: None,
+) -> tuple[dict[str, float], list[str]]:
+    """Score a split under a fixed seed (KS draws its dev batches at random).
+
+    Args:
+        models: upstream, featurizer, downstream; their train or eval modes are put back.
+        split: name of the split, as the task's expert knows it.
+        seed: seed for this evaluation.
+        ratio: share of the split's batches that is scored.
+        writer: TensorBoard writer, or None.
+        step: global step for the log.
+        check_stop: called between batches; may raise to give the evaluation up.
+
+    Returns:
+        Metrics by name, and the checkpoint names under which the task wants this model saved.
+
+    Raises:
+        DataError: the split is empty.
+    """
+    modes = [(m, m.training) for top in models.modules() for m in top.modules()]
+    metric_logger = MetricLogger(writer)
+    try:
+        for module in models.modules():
+            module.eval()
+        with randomness.preserved(seed), torch.no_grad():
+            loader = models.downstream.get_dataloader(split)
+            batches = max(1, round(len(loader) * ratio))
+            if len(loader) == 0:
+                raise DataError(f"the split '{split}' holds no batch; check the corpus of this task.")
+            records: dict[str, list] = defaultdict(list)
+            batch_ids = []
+            for batch_id, (wavs, *others) in enumerate(
+                tqdm(loader, dynamic_ncols=True, desc=split, total=batches, leave=False)
+            ):
+                if batch_id >= batches:
+                    break
+                check_stop()
+                models.loss(split, wavs, others, records, batch_id=batch_id)
+                batch_ids.append(batch_id)
+            save_names = models.downstream.log_records(
+                split,
+                records=records,
+                logger=metric_logger,
+                global_step=step,
+                batch_ids=batch_ids,
+                total_batch_num=len(loader),
+            )
+    finally:
+        for module, training in modes:
+            module.training = training
+    return metric_logger.values, save_names if isinstance(save_names, list) else []

@@ -1,0 +1,108 @@
+"""From waveforms to the loss of a task: upstream, featurizer, downstream, with clear errors for unsuitable clips."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from s3prl_ext.errors import DataError
+
+SAMPLE_RATE = 16000
+
+
+@dataclass
+class TaskModels:
+    """The three models of an s3prl experiment, in the order in which a waveform passes them.
+
+    Attributes:
+        upstream, featurizer, downstream: as called, so possibly wrapped for several devices.
+        specaug: s3prl's SpecAugment on features, or None; used in training only.
+        device: where the models are.
+    """
+
+    upstream: nn.Module
+    featurizer: nn.Module
+    downstream: nn.Module
+    device: str | torch.device
+    specaug: Any = None
+
+    def modules(self) -> tuple[nn.Module, nn.Module, nn.Module]:
+        """Return upstream, featurizer and downstream."""
+        return self.upstream, self.featurizer, self.downstream
+
+    def features(
+        self, wavs: Iterable[Any], names: Sequence[str] = (), with_upstream_grad: bool = False
+    ) -> list[torch.Tensor]:
+        """Return one feature matrix [frames, width] per waveform.
+
+        Args:
+            wavs: one-dimensional float arrays, 16 kHz.
+            names: names of the clips for error messages, same order.
+            with_upstream_grad: record gradients through the upstream.
+
+        Raises:
+            DataError: a clip has several channels or is shorter than a frame of the upstream.
+        """
+        wavs = [torch.FloatTensor(wav).to(self.device) for wav in wavs]
+        for index, wav in enumerate(wavs):
+            if wav.dim() != 1:
+                raise DataError(
+                    f"{_clip(names, index)} has shape {tuple(wav.shape)} instead of one channel; convert it to 16 kHz mono."
+                )
+        try:
+            with torch.set_grad_enabled(with_upstream_grad and torch.is_grad_enabled()):
+                hidden = self.upstream(wavs)
+            features = self.featurizer(wavs, hidden)
+        except RuntimeError as error:
+            shortest = min(range(len(wavs)), key=lambda i: len(wavs[i]))
+            if len(wavs[shortest]) < SAMPLE_RATE // 10 and "out of memory" not in str(error):
+                raise _too_short(names, shortest, wavs) from error
+            raise
+        for index, feature in enumerate(features):
+            if len(feature) == 0:
+                raise _too_short(names, index, wavs)
+        return features
+
+    def loss(
+        self,
+        split: str,
+        wavs: Iterable[Any],
+        others: Sequence[Any],
+        records: dict[str, list],
+        with_upstream_grad: bool = False,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """Return the task's loss of a batch and append its results to `records`, as s3prl's experts do."""
+        features = self.features(wavs, _names(others), with_upstream_grad)
+        if self.specaug is not None and self.downstream.training:
+            features, _ = self.specaug(features)
+        return self.downstream(split, features, *others, records=records, **kwargs)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the model inside a DistributedDataParallel wrapper, or the model itself."""
+    return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+def _names(others: Sequence[Any]) -> Sequence[str]:
+    """Return the clip names of a batch: the last of its parts that is a sequence of strings."""
+    for part in reversed(others):
+        if isinstance(part, (list, tuple)) and part and all(isinstance(name, str) for name in part):
+            return part
+    return ()
+
+
+def _clip(names: Sequence[str], index: int) -> str:
+    return f"clip '{names[index]}'" if index < len(names) else f"clip {index} of the batch"
+
+
+def _too_short(names: Sequence[str], index: int, wavs: Sequence[torch.Tensor]) -> DataError:
+    return DataError(
+        f"{_clip(names, index)} has {len(wavs[index])} samples ({len(wavs[index]) / SAMPLE_RATE:.3f} s), less than one "
+        "frame of the upstream; remove it from the corpus or pad it."
+    )

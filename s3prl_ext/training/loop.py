@@ -1,0 +1,172 @@
+"""The loop around a trial: batches, log, evaluation, checkpoints, Ctrl-C, the end of the run."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch.distributed as dist
+from torch.utils.data import DistributedSampler
+from tqdm import tqdm
+
+from s3prl_ext.errors import StoppedByUser
+from s3prl_ext.training import checkpoint
+from s3prl_ext.training.batches import TrainingBatches
+from s3prl_ext.training.evaluation import evaluate
+from s3prl_ext.training.forward import unwrapped
+from s3prl_ext.training.interrupts import Interrupted, StopRequest
+from s3prl_ext.training.trial import Trial
+
+if TYPE_CHECKING:
+    from s3prl_ext.training.runner import Runner
+
+logger = logging.getLogger(__name__)
+
+
+class TrainingLoop:
+    """Run a trial to its last step.
+
+    Every rank counts the same steps and leaves the loop together; log, evaluation and checkpoints are the first
+    rank's work. Evaluation and saving happen at their steps and at the last step as well.
+
+    Args:
+        runner: models, arguments and configuration of the experiment.
+        trial: what is trained.
+        writer: TensorBoard writer of the first rank, None on the others.
+    """
+
+    def __init__(self, runner: Runner, trial: Trial, writer: Any) -> None:
+        self.runner = runner
+        self.trial = trial
+        self.writer = writer
+        self.config = runner.runner_config
+        self.total_steps = runner.config["runner"]["total_steps"]
+        self.last_metrics: dict[str, dict[str, float]] = {}
+        self._saved_step = -1
+        extension = runner.init_ckpt.get(checkpoint.EXTENSION_KEY, {})
+        self._evaluation_due = extension.get("evaluation_due", False)
+        self.batches = TrainingBatches(
+            self._make_loader, extension.get("position"), epoch=runner.init_ckpt.get("Epoch", 0)
+        )
+
+    def run(self) -> None:
+        """Train until `total_steps`; on Ctrl-C or SIGTERM save the current step and raise StoppedByUser."""
+        if self.trial.step >= self.total_steps:
+            logger.info("nothing to train: the checkpoint is at step %d of %d", self.trial.step, self.total_steps)
+        # Under several ranks a graceful stop would need them to agree; there the usual handlers stay.
+        with StopRequest(enabled=not dist.is_initialized()) as self._stop:
+            try:
+                self._train_to_the_end()
+            except Interrupted:
+                self._save_interrupted()
+
+    def _train_to_the_end(self) -> None:
+        leader = self.writer is not None
+        bar = tqdm(
+            total=self.total_steps, initial=self.trial.step, desc="train", dynamic_ncols=True, disable=not leader
+        )
+        batches = iter(self.batches)
+        with bar:
+            if self._evaluation_due and leader:
+                self._evaluate_and_save()
+            while self.trial.step < self.total_steps:
+                self._stop.check()
+                if not self.trial.train_step(self._one_step_of(batches)):
+                    continue
+                bar.update(1)
+                if leader:
+                    self._log_if_due()
+                    self._evaluate_and_save()
+                else:
+                    self.trial.clear_records()
+
+    def _one_step_of(self, batches: Iterator[Any]) -> Iterator[tuple[int, Any]]:
+        for _ in range(self.config.gradient_accumulate_steps):
+            batch = next(batches)
+            yield self.batches.taken - 1, batch
+
+    def _make_loader(self, epoch: int) -> Any:
+        """Return the training DataLoader of an epoch, as s3prl's Runner asks for it."""
+        downstream, split = self.runner.downstream.model, self.config.train_dataloader
+        try:
+            return downstream.get_dataloader(split, epoch=epoch)
+        except TypeError as error:
+            if "unexpected keyword argument 'epoch'" not in str(error):
+                raise
+        loader = downstream.get_dataloader(split)
+        if isinstance(getattr(loader, "sampler", None), DistributedSampler):
+            loader.sampler.set_epoch(epoch)
+        return loader
+
+    def _due(self, every: int) -> bool:
+        return self.trial.step % every == 0 or self.trial.step == self.total_steps
+
+    def _log_if_due(self) -> None:
+        if not self._due(self.config.log_step) or not self.trial.batch_ids:
+            return
+        self.runner.downstream.model.log_records(
+            self.config.train_dataloader,
+            records=self.trial.records,
+            logger=self.writer,
+            global_step=self.trial.step,
+            batch_ids=self.trial.batch_ids,
+            total_batch_num=self.batches.batches_per_epoch,
+        )
+        self.trial.clear_records()
+
+    def _evaluate_and_save(self) -> None:
+        names: list[str] = []
+        if self._due(self.config.eval_step):
+            names += self._evaluate_splits()
+        if self._due(self.config.save_step):
+            names.append(f"states-{self.trial.step}.ckpt")
+        self._save(names)
+
+    def _evaluate_splits(self) -> list[str]:
+        """Score every evaluation split; one that is interrupted leaves no trace and is due again on resume."""
+        names = []
+        expert = unwrapped(self.runner.downstream.model)
+        best_scores = dict(expert.named_buffers(recurse=False))
+        self._evaluation_due = True
+        try:
+            for split in self.config.eval_dataloaders:
+                self.last_metrics[split], best = self._evaluate(split)
+                names += best
+        except Interrupted:
+            for name, value in best_scores.items():
+                setattr(expert, name, value)
+            raise
+        self._evaluation_due = False
+        return names
+
+    def _evaluate(self, split: str) -> tuple[dict[str, float], list[str]]:
+        runner = self.runner
+        return evaluate(
+            self.trial.models,
+            split,
+            runner.args.seed,
+            self.config.evaluate_ratio,
+            self.writer,
+            self.trial.step,
+            self._stop.check,
+        )
+
+    def _save(self, names: list[str]) -> None:
+        if not names:
+            return
+        expdir = Path(self.runner.args.expdir)
+        extension = {"position": self.batches.position(), "evaluation_due": self._evaluation_due}
+        states = self.runner.states(self.trial, self.batches.epoch, extension)
+        checkpoint.save(states, [expdir / name for name in names])
+        checkpoint.remove_older(expdir, self.config.max_keep)
+        logger.info("step %d: saved %s", self.trial.step, ", ".join(str(expdir / name) for name in names))
+
+    def _save_interrupted(self) -> None:
+        if self.trial.step > 0:
+            self._save([f"states-{self.trial.step}.ckpt"])
+            hint = f"step {self.trial.step} is saved; resume with -a, or with -m train -e {self.runner.args.expdir}"
+        else:
+            hint = "no step was done yet, nothing is saved"
+        raise StoppedByUser(f"stopped on request: {hint}.")

@@ -1,0 +1,70 @@
+"""The tuning methods: which weights of the upstream train, and which features the task reads.
+
+One row per value of ``tuning.method``. A method with `has_mask` trains a child network, whose mask is chosen at the
+start of training by :mod:`s3prl_ext.training.child_selection`.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from torch import nn
+
+from s3prl_ext.child_tuning.eligible import eligible_parameters
+from s3prl_ext.training.config import TuningConfig
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Method:
+    """What a tuning method does to the upstream.
+
+    Attributes:
+        trains_upstream: the upstream runs in train mode, gets gradients and is stored in checkpoints.
+        weighted_sum: the task reads the learnt weighted sum of all hidden states; else the last hidden state.
+        has_mask: only a chosen subset of the weights trains.
+        source: where the method is described.
+    """
+
+    trains_upstream: bool
+    weighted_sum: bool
+    has_mask: bool
+    source: str
+
+
+METHODS: dict[str, Method] = {
+    "frozen": Method(False, False, False, "AD-TUNING, Table 2, Baseline"),
+    "weighted_sum": Method(False, True, False, "SUPERB; AD-TUNING, Table 2, Weighted-sum"),
+    "full": Method(True, False, False, "AD-TUNING, Table 2, FT"),
+    "child": Method(True, True, True, "AD-TUNING, sections 2.2 and 2.3"),
+}
+
+
+def prepare_upstream(upstream: nn.Module, tuning: TuningConfig) -> None:
+    """Set ``requires_grad`` of the upstream's weights as `tuning` asks, before it is wrapped for several devices.
+
+    The convolutional feature extractor never trains (AD-TUNING, section 4.1), and layerdrop is off, because the
+    weighted sum needs every layer.
+
+    Raises:
+        UsageError: the upstream has no weights that the method could train.
+    """
+    method = METHODS[tuning.method]
+    for module in upstream.modules():
+        if hasattr(module, "freeze_feature_encoder"):  # transformers: its input requires grad unless frozen this way
+            module.freeze_feature_encoder()
+        if hasattr(module, "feature_extractor") and isinstance(module.feature_extractor, nn.Module):
+            module.feature_extractor.requires_grad_(False)
+        if isinstance(getattr(module, "layerdrop", None), float):
+            module.layerdrop = 0.0
+        if hasattr(getattr(module, "config", None), "layerdrop"):
+            module.config.layerdrop = 0.0
+    if not method.trains_upstream:
+        upstream.requires_grad_(False)
+    elif method.has_mask:
+        chosen = eligible_parameters(upstream, tuning.eligible)
+        upstream.requires_grad_(False)
+        for parameter in chosen.values():
+            parameter.requires_grad_(True)

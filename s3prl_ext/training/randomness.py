@@ -1,0 +1,52 @@
+"""The global random states of Python, numpy and torch, as plain values that a checkpoint can hold."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def get_state() -> dict[str, Any]:
+    """Return the random states of Python, numpy, torch and every CUDA device (plain types and uint8 tensors)."""
+    name, keys, position, has_gauss, cached = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": (str(name), keys.tolist(), int(position), int(has_gauss), float(cached)),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def set_state(state: dict[str, Any]) -> None:
+    """Put back what :func:`get_state` returned; CUDA states are skipped where the devices differ in number."""
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def seed_all(seed: int) -> None:
+    """Seed Python, numpy and torch (with all CUDA devices)."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+@contextmanager
+def preserved(seed: int | None = None) -> Iterator[None]:
+    """Leave all random states as they were found; inside, start from `seed` where one is given."""
+    state = get_state()
+    try:
+        if seed is not None:
+            seed_all(seed)
+        yield
+    finally:
+        set_state(state)

@@ -1,0 +1,142 @@
+"""One training run of a model: optimizer, scheduler, mixed precision and the integer step counter."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from s3prl_ext.child_tuning.child_network import ChildNetwork
+from s3prl_ext.errors import DataError
+from s3prl_ext.training.config import RunnerConfig
+from s3prl_ext.training.forward import TaskModels
+
+logger = logging.getLogger(__name__)
+
+MAX_BAD_STEPS = 100  # consecutive steps without a finite gradient after which a run is given up
+
+
+class Trial:
+    """Train the trainable parameters of a task's models, one optimizer step at a time.
+
+    The order of operations is s3prl's: batch losses divided by the accumulation, clipping to
+    ``runner.gradient_clipping``, optimizer, zeroing, scheduler.
+
+    Args:
+        models: upstream, featurizer, downstream.
+        upstream_trains: record gradients through the upstream.
+        parameters: everything that the optimizer steps, for clipping.
+        optimizer: any torch optimizer over `parameters`.
+        scheduler: learning rate schedule, or None.
+        config: section ``runner``.
+        child: the child network whose `values` are among `parameters`, or None.
+    """
+
+    def __init__(
+        self,
+        models: TaskModels,
+        upstream_trains: bool,
+        parameters: Sequence[nn.Parameter],
+        optimizer: Optimizer,
+        scheduler: Any,
+        config: RunnerConfig,
+        child: ChildNetwork | None = None,
+    ) -> None:
+        self.models = models
+        self.upstream_trains = upstream_trains
+        self.parameters = list(parameters)
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.config = config
+        self.child = child
+        self.step = 0
+        self.bad_steps = 0
+        self.records: dict[str, list] = defaultdict(list)
+        self.batch_ids: list[int] = []
+        self._device_type = torch.device(models.device).type
+        self._amp_dtype = {"fp16": torch.float16, "bf16": torch.bfloat16, None: None}[config.amp]
+        self.scaler = torch.amp.GradScaler(self._device_type, enabled=config.amp == "fp16")
+
+    def train_step(self, batches: Iterable[tuple[int, Any]]) -> bool:
+        """Do one optimizer step.
+
+        Args:
+            batches: ``gradient_accumulate_steps`` pairs of batch number in the epoch and batch.
+
+        Returns:
+            False where the step was given up because a batch did not fit into the device's memory.
+
+        Raises:
+            DataError: 100 steps in a row without a finite gradient.
+        """
+        try:
+            for batch_id, (wavs, *others) in batches:
+                self._backward(wavs, others)
+                self.batch_ids.append(batch_id)
+        except torch.OutOfMemoryError:
+            if torch.distributed.is_initialized():
+                raise
+            logger.warning("out of memory at step %d: the batch is skipped; lower the batch size", self.step + 1)
+            self._zero_grad()
+            torch.cuda.empty_cache()
+            return False
+        self._update()
+        self.step += 1
+        return True
+
+    def _backward(self, wavs: Sequence[Any], others: Sequence[Any]) -> None:
+        with torch.autocast(self._device_type, dtype=self._amp_dtype, enabled=self._amp_dtype is not None):
+            loss = self.models.loss(
+                self.config.train_dataloader, wavs, others, self.records, with_upstream_grad=self.upstream_trains
+            )
+        self.scaler.scale(loss / self.config.gradient_accumulate_steps).backward()
+
+    def _update(self) -> None:
+        if self.child is not None:
+            self.child.gather_gradients()
+        self.scaler.unscale_(self.optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.gradient_clipping)
+        finite = bool(torch.isfinite(norm))
+        if self.scaler.is_enabled():
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        elif finite or not bool(torch.isnan(norm)):
+            self.optimizer.step()
+        self._count_bad_steps(finite)
+        if self.child is not None:
+            self.child.write_back()
+        self._zero_grad()
+        if self.scheduler is not None:
+            self.scheduler.step()
+
+    def _zero_grad(self) -> None:
+        self.optimizer.zero_grad()
+        for module in self.models.modules() if self.child is not None else ():
+            module.zero_grad(set_to_none=True)
+
+    def _count_bad_steps(self, finite: bool) -> None:
+        self.bad_steps = 0 if finite else self.bad_steps + 1
+        if not finite:
+            logger.warning("the gradient norm is not finite at step %d", self.step + 1)
+        if self.bad_steps >= MAX_BAD_STEPS:
+            raise DataError(
+                f"the gradient was not finite for {MAX_BAD_STEPS} steps in a row, up to step {self.step + 1}; the last "
+                "checkpoint is kept; lower the learning rate, or switch mixed precision off."
+            )
+
+    def clear_records(self) -> None:
+        """Forget the results and batch numbers collected since the last log."""
+        self.records = defaultdict(list)
+        self.batch_ids = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint holds of the optimization, under s3prl's keys."""
+        states = {"Optimizer": self.optimizer.state_dict(), "Step": self.step}
+        if self.scheduler is not None:
+            states["Scheduler"] = self.scheduler.state_dict()
+        return states

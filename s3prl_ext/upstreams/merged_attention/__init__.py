@@ -1,0 +1,1 @@
+"""The upstream ``merged_attention``: a speech model with another model's attention merged into it (MAM)."""

@@ -1,0 +1,110 @@
+"""Turn what s3prl passes to an upstream (``-g``, ``-k``) or a shipped YAML file into a merge configuration.
+
+``-g "my.yaml,,lambda=0.10,,layers=12-19,,target.ckpt=/path"``: a file, then overrides; values are YAML scalars or
+flow lists, dots reach into sections. For a shipped configuration (``-u mam_...``) the file is left out:
+``-g "lambda=0.2"`` or ``-g ",,lambda=0.2"``.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from s3prl_ext.configs import expand_variables, load_yaml, shipped_dir
+from s3prl_ext.errors import UsageError, unknown_name
+from s3prl_ext.merging.config import MergeConfig, parse_config
+
+SEPARATOR = ",,"
+
+
+def preset_names() -> list[str]:
+    """Return the names of the shipped configurations, each of which is an upstream."""
+    return sorted(path.stem for path in shipped_dir("upstream_configs").glob("*.yaml"))
+
+
+def preset_file(name: str) -> Path:
+    """Return the file of a shipped configuration.
+
+    Raises:
+        UsageError: there is none of that name; the message lists all.
+    """
+    if name not in preset_names():
+        raise unknown_name("upstream configuration", name, preset_names())
+    return shipped_dir("upstream_configs") / f"{name}.yaml"
+
+
+def read_config(model_config: str | None, ckpt: str | None = None, preset: str | None = None) -> MergeConfig:
+    """Read, override, expand and check the configuration of a merged upstream.
+
+    Args:
+        model_config: the text given to ``-g``, or None.
+        ckpt: the text given to ``-k``; it replaces the target's checkpoint or model.
+        preset: name of a shipped configuration; None for one's own file, which `model_config` then must name.
+
+    Raises:
+        UsageError: with every problem of the configuration, one per line.
+    """
+    file, overrides = split_options(model_config)
+    if preset is not None and file is not None:
+        raise UsageError(
+            f"-g names the file {file}, but '{preset}' is a configuration itself: use -u merged_attention -g {file}, "
+            f'or give overrides only, such as -g "lambda=0.2".'
+        )
+    if preset is None and file is None:
+        raise UsageError(f"merged_attention needs a configuration: -g my.yaml, or one of -u {', '.join(preset_names())}.")
+    path = Path(file) if file is not None else preset_file(preset)
+    raw = apply_overrides(load_yaml(path), overrides, str(path))
+    if ckpt is not None:
+        target = raw.get("target")
+        key = "ckpt" if isinstance(target, dict) and "upstream" in target else "model"
+        raw = apply_overrides(raw, {f"target.{key}": str(ckpt)}, str(path))
+    return parse_config(expand_variables(raw, path.name), path.name)
+
+
+def split_options(text: str | os.PathLike | None) -> tuple[str | None, dict[str, Any]]:
+    """Split the text of ``-g`` into a file name (or None) and overrides ``dotted.key -> value``.
+
+    Raises:
+        UsageError: a part after the first is no ``key=value``, or its value is no YAML.
+    """
+    if text is None:
+        return None, {}
+    first, *rest = str(text).split(SEPARATOR)
+    if "=" in first and not Path(first).is_file():
+        first, rest = "", [first, *rest]
+    overrides = dict(_parse_override(part) for part in rest if part.strip())
+    return first.strip() or None, overrides
+
+
+def _parse_override(part: str) -> tuple[str, Any]:
+    key, equals, value = part.partition("=")
+    if not equals or not key.strip():
+        raise UsageError(f"-g: '{part}' is no override: write key=value, such as lambda=0.10 or target.ckpt=/path.")
+    try:
+        return key.strip(), yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise UsageError(f"-g: the value of {key.strip()} is not readable as YAML: {value!r}.") from error
+
+
+def apply_overrides(raw: dict[str, Any], overrides: dict[str, Any], where: str) -> dict[str, Any]:
+    """Return a copy of `raw` with each dotted key set; sections that are missing are made.
+
+    Raises:
+        UsageError: a dotted key reaches into something that is no section.
+    """
+    result = copy.deepcopy(raw)
+    for dotted, value in overrides.items():
+        *sections, last = dotted.split(".")
+        place = result
+        for section in sections:
+            if place.get(section) is None:
+                place[section] = {}
+            place = place[section]
+            if not isinstance(place, dict):
+                raise UsageError(f"-g: {dotted} cannot be set: '{section}' is no section in {where}.")
+        place[last] = value
+    return result

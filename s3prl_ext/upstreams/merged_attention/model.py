@@ -1,0 +1,73 @@
+"""Run a transformers speech model as an s3prl upstream, with ``last_hidden_state`` beside ``hidden_states``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from s3prl_ext.attention.files import model_config
+from s3prl_ext.errors import DataError, UsageError
+
+SAMPLE_RATE = 16000
+DOWNSAMPLE_RATE = 320  # samples per frame = 20 ms, in all released models of these families
+
+# "model_type" in config.json.
+MODEL_TYPES = ("hubert", "wav2vec2", "wavlm", "data2vec-audio")
+
+
+class TransformersSpeechModel(torch.nn.Module):
+    """A HuBERT, wav2vec 2.0, WavLM or data2vec-audio folder with the interface of s3prl's ``hf_*_custom`` upstreams.
+
+    Parameter names, preprocessing and hidden states are those of s3prl's ``hf_hubert_custom``. Layerdrop and
+    SpecAugment are off: the featurizer needs every layer's output, also while the upstream is trained.
+
+    Args:
+        folder: transformers folder with ``config.json``, weights and ``preprocessor_config.json``.
+
+    Raises:
+        UsageError: the folder holds another kind of model.
+        DataError: a file is missing or unreadable.
+    """
+
+    def __init__(self, folder: Path):
+        super().__init__()
+        from transformers import AutoModel, Wav2Vec2FeatureExtractor
+
+        kind = model_config(folder).get("model_type")
+        if kind not in MODEL_TYPES:
+            raise UsageError(f"target {folder} holds a model of type {kind!r}, but must be one of {', '.join(MODEL_TYPES)}.")
+        if not (folder / "preprocessor_config.json").is_file():
+            raise DataError(f"target {folder} lacks preprocessor_config.json, which says whether audio is normalised.")
+        try:
+            self.extracter = Wav2Vec2FeatureExtractor.from_pretrained(folder)
+            self.model = AutoModel.from_pretrained(folder, dtype=torch.float32)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise DataError(f"transformers cannot load {folder}: {' '.join(str(error).split())[:300]}.") from error
+        self.model.config.layerdrop = 0.0
+        self.model.config.apply_spec_augment = False
+
+    def get_downsample_rates(self, key: str | None = None) -> int:
+        """Return the number of samples per frame."""
+        return DOWNSAMPLE_RATE
+
+    def forward(self, wavs: list[Tensor]) -> dict[str, Tensor | tuple[Tensor, ...]]:
+        """Return the features of a batch.
+
+        Args:
+            wavs: 16 kHz waveforms, each of shape [samples].
+
+        Returns:
+            ``hidden_states``: the input of the first block and the output of each, [batch, frames, width];
+            ``last_hidden_state``: the model's own, after its final norm.
+        """
+        inputs = self.extracter(
+            [wav.detach().cpu().numpy() for wav in wavs],
+            return_tensors="pt",
+            padding=True,
+            return_attention_mask=True,
+            sampling_rate=SAMPLE_RATE,
+        ).to(wavs[0].device)
+        output = self.model(**inputs, output_hidden_states=True)
+        return {"hidden_states": output.hidden_states, "last_hidden_state": output.last_hidden_state}

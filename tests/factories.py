@@ -1,0 +1,309 @@
+"""Write tiny models of the real classes to disk: transformers folders and s3prl's converted checkpoints.
+
+Every function takes a path, writes there and returns it; same arguments, same weights, global RNG untouched.
+The speech models take 16 kHz audio, have a four-layer conv front end with a total stride of 320 samples, and need
+a few milliseconds for one second of audio. Attention biases are drawn at random (the libraries start them at zero).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import s3prl_ext
+
+s3prl_ext.install()  # s3prl and transformers import torchaudio, which may need the compat layer
+
+CONV_CHANNELS, CONV_KERNELS, CONV_STRIDES = (16, 16, 16, 16), (20, 8, 8, 4), (10, 4, 4, 2)  # total stride 320
+POSITION_KERNEL, POSITION_GROUPS = 16, 4
+CTC_VOCABULARY = ["<pad>", "<s>", "</s>", "<unk>", "|", *"ETAONIHSRDLUMWCFGYPBVK'XJQZ"]  # facebook/hubert-large-ls960-ft
+WORD_PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz"]
+
+
+@contextlib.contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Seed torch's global generator inside the block and put its state back afterwards."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def randomize_attention(model: torch.nn.Module, std: float = 0.2) -> None:
+    """Draw the query, key and value weights and biases of `model` from N(0, std), in place."""
+    names = ("q_proj", "k_proj", "v_proj", "query", "key", "value", "qkv")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if any(part in names for part in name.split(".")):
+                parameter.normal_(0.0, std)
+
+
+def _speech_config(config_class: type, layers: int, width: int, heads: int, stable_norm: bool, **extra: Any) -> Any:
+    return config_class(
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=2 * width,
+        conv_dim=CONV_CHANNELS,
+        conv_kernel=CONV_KERNELS,
+        conv_stride=CONV_STRIDES,
+        num_feat_extract_layers=len(CONV_CHANNELS),
+        feat_extract_norm="layer" if stable_norm else "group",
+        do_stable_layer_norm=stable_norm,
+        num_conv_pos_embeddings=POSITION_KERNEL,
+        num_conv_pos_embedding_groups=POSITION_GROUPS,
+        mask_time_length=2,
+        vocab_size=len(CTC_VOCABULARY),
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        **extra,
+    )
+
+
+def _save_speech(model: Any, path: Path, ctc: bool, **save_options: Any) -> Path:
+    from transformers import Wav2Vec2FeatureExtractor
+
+    model.save_pretrained(path, **save_options)
+    Wav2Vec2FeatureExtractor(
+        feature_size=1, sampling_rate=16000, padding_value=0.0, do_normalize=True, return_attention_mask=True
+    ).save_pretrained(path)
+    if ctc:
+        vocabulary = {token: index for index, token in enumerate(CTC_VOCABULARY)}
+        (path / "vocab.json").write_text(json.dumps(vocabulary))
+        tokens = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+        (path / "tokenizer_config.json").write_text(
+            json.dumps({"tokenizer_class": "Wav2Vec2CTCTokenizer", "word_delimiter_token": "|", **tokens})
+        )
+    return path
+
+
+def _speech_folder(
+    family: str,
+    path: str | Path,
+    layers: int,
+    width: int,
+    heads: int,
+    ctc: bool,
+    stable_norm: bool,
+    seed: int,
+    dtype: torch.dtype,
+    save_options: dict[str, Any],
+) -> Path:
+    import transformers
+
+    config = _speech_config(getattr(transformers, f"{family}Config"), layers, width, heads, stable_norm)
+    with _seeded(seed):
+        model = getattr(transformers, f"{family}ForCTC" if ctc else f"{family}Model")(config)
+        randomize_attention(model)
+    return _save_speech(model.to(dtype), Path(path), ctc, **save_options)
+
+
+def hubert_folder(
+    path: str | Path,
+    layers: int = 2,
+    width: int = 32,
+    heads: int = 2,
+    ctc: bool = False,
+    stable_norm: bool = False,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    **save_options: Any,
+) -> Path:
+    """Write a transformers HuBERT folder with its feature extractor, and with a CTC head and vocabulary if `ctc`.
+
+    Args:
+        stable_norm: pre-norm layers and a final norm, as in the large models.
+        save_options: for ``save_pretrained``, such as ``max_shard_size="50KB"``.
+    """
+    return _speech_folder("Hubert", path, layers, width, heads, ctc, stable_norm, seed, dtype, save_options)
+
+
+def wav2vec2_folder(
+    path: str | Path,
+    layers: int = 2,
+    width: int = 32,
+    heads: int = 2,
+    ctc: bool = False,
+    stable_norm: bool = False,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    **save_options: Any,
+) -> Path:
+    """Write a transformers wav2vec 2.0 folder; arguments as in :func:`hubert_folder`."""
+    return _speech_folder("Wav2Vec2", path, layers, width, heads, ctc, stable_norm, seed, dtype, save_options)
+
+
+def wavlm_folder(
+    path: str | Path,
+    layers: int = 2,
+    width: int = 32,
+    heads: int = 2,
+    ctc: bool = False,
+    stable_norm: bool = False,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    **save_options: Any,
+) -> Path:
+    """Write a transformers WavLM folder; arguments as in :func:`hubert_folder`."""
+    return _speech_folder("WavLM", path, layers, width, heads, ctc, stable_norm, seed, dtype, save_options)
+
+
+def data2vec_audio_folder(
+    path: str | Path, layers: int = 2, width: int = 32, heads: int = 2, ctc: bool = False, seed: int = 0
+) -> Path:
+    """Write a transformers data2vec-audio folder with its feature extractor."""
+    import transformers
+
+    config = _speech_config(transformers.Data2VecAudioConfig, layers, width, heads, False, conv_pos_kernel_size=3)
+    with _seeded(seed):
+        model = (transformers.Data2VecAudioForCTC if ctc else transformers.Data2VecAudioModel)(config)
+        randomize_attention(model)
+    return _save_speech(model, Path(path), ctc)
+
+
+def bert_folder(
+    path: str | Path, layers: int = 2, width: int = 32, heads: int = 2, seed: int = 1, **save_options: Any
+) -> Path:
+    """Write a transformers BERT folder (``BertModel``) with a vocabulary of single letters."""
+    from transformers import BertConfig, BertModel
+
+    sizes = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads}
+    config = BertConfig(
+        **sizes, intermediate_size=2 * width, vocab_size=len(WORD_PIECES), max_position_embeddings=64
+    )
+    with _seeded(seed):
+        model = BertModel(config)
+        randomize_attention(model)
+    path = Path(path)
+    model.save_pretrained(path, **save_options)
+    (path / "vocab.txt").write_text("\n".join(WORD_PIECES) + "\n")
+    (path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer"}))
+    return path
+
+
+def roberta_folder(path: str | Path, layers: int = 2, width: int = 32, heads: int = 2, seed: int = 1) -> Path:
+    """Write a transformers RoBERTa folder with a language-model head, so that names carry the prefix ``roberta.``."""
+    from transformers import RobertaConfig, RobertaForMaskedLM
+
+    sizes = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads}
+    config = RobertaConfig(**sizes, intermediate_size=2 * width, vocab_size=40, max_position_embeddings=64)
+    return _save_plain(RobertaForMaskedLM, config, path, seed)
+
+
+def vit_folder(path: str | Path, layers: int = 2, width: int = 32, heads: int = 2, seed: int = 1) -> Path:
+    """Write a transformers ViT folder (``ViTModel``, 16 x 16 pixels, patches of 8)."""
+    from transformers import ViTConfig, ViTModel
+
+    sizes = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads}
+    config = ViTConfig(**sizes, intermediate_size=2 * width, image_size=16, patch_size=8)
+    return _save_plain(ViTModel, config, path, seed)
+
+
+def deit_folder(path: str | Path, layers: int = 2, width: int = 32, heads: int = 2, seed: int = 1) -> Path:
+    """Write a transformers DeiT classifier folder (16 x 16 pixels, patches of 8)."""
+    from transformers import DeiTConfig, DeiTForImageClassification
+
+    sizes = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads}
+    config = DeiTConfig(**sizes, intermediate_size=2 * width, image_size=16, patch_size=8)
+    return _save_plain(DeiTForImageClassification, config, path, seed)
+
+
+def ast_folder(path: str | Path, layers: int = 2, width: int = 32, heads: int = 2, seed: int = 1) -> Path:
+    """Write a transformers Audio Spectrogram Transformer folder (16 mel bands, 32 frames)."""
+    from transformers import ASTConfig, ASTForAudioClassification
+
+    sizes = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads}
+    config = ASTConfig(**sizes, intermediate_size=2 * width, patch_size=8, num_mel_bins=16, max_length=32)
+    return _save_plain(ASTForAudioClassification, config, path, seed)
+
+
+def mgp_str_folder(path: str | Path, layers: int = 2, width: int = 32, heads: int = 2, seed: int = 1) -> Path:
+    """Write a transformers MGP-STR folder: a text recogniser whose encoder is timm's ViT with fused q, k, v."""
+    from transformers import MgpstrConfig, MgpstrForSceneTextRecognition
+
+    sizes = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads}
+    labels = {"num_character_labels": 5, "num_bpe_labels": 5, "num_wordpiece_labels": 5, "max_token_length": 4}
+    config = MgpstrConfig(**sizes, **labels, image_size=[16, 16], patch_size=8)
+    return _save_plain(MgpstrForSceneTextRecognition, config, path, seed)
+
+
+def _save_plain(model_class: type, config: Any, path: str | Path, seed: int) -> Path:
+    with _seeded(seed):
+        model = model_class(config)
+        randomize_attention(model)
+    model.save_pretrained(path)
+    return Path(path)
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    """Return a dataclass instance as a dict of plain values, so that ``torch.load`` reads it with weights_only."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def _fairseq_sizes(layers: int, width: int, heads: int) -> dict[str, Any]:
+    return {
+        "encoder_layers": layers,
+        "encoder_embed_dim": width,
+        "encoder_ffn_embed_dim": 2 * width,
+        "encoder_attention_heads": heads,
+        "conv_feature_layers": str(list(zip(CONV_CHANNELS, CONV_KERNELS, CONV_STRIDES))),
+        "conv_pos": POSITION_KERNEL,
+        "conv_pos_groups": POSITION_GROUPS,
+    }
+
+
+def hubert_local_ckpt(
+    path: str | Path, layers: int = 2, width: int = 32, heads: int = 2, seed: int = 0, **model_options: Any
+) -> Path:
+    """Write a converted checkpoint for s3prl's ``hubert_local``.
+
+    Args:
+        model_options: further fields of s3prl's ``HubertConfig``, such as ``layer_norm_first=True``.
+    """
+    from s3prl.upstream.hubert.hubert_model import HubertConfig, HubertModel, HubertPretrainingConfig
+
+    symbols = [[str(index) for index in range(8)]]
+    sizes = _fairseq_sizes(layers, width, heads) | model_options
+    task, config = HubertPretrainingConfig(label_rate=50.0), HubertConfig(label_rate=50.0, **sizes)
+    with _seeded(seed):
+        model = HubertModel(config, task, symbols)
+        randomize_attention(model)
+    content = {"task_cfg": _plain(task), "model_cfg": _plain(config), "model_weight": model.state_dict()}
+    torch.save(content | {"dictionaries_symbols": symbols}, path)
+    return Path(path)
+
+
+def wav2vec2_local_ckpt(
+    path: str | Path, layers: int = 2, width: int = 32, heads: int = 2, seed: int = 0, **model_options: Any
+) -> Path:
+    """Write a converted checkpoint for s3prl's ``wav2vec2_local``; arguments as in :func:`hubert_local_ckpt`."""
+    from s3prl.upstream.wav2vec2.wav2vec2_model import AudioPretrainingConfig, Wav2Vec2Config, Wav2Vec2Model
+
+    task = AudioPretrainingConfig()
+    config = Wav2Vec2Config(**(_fairseq_sizes(layers, width, heads) | model_options))
+    with _seeded(seed):
+        model = Wav2Vec2Model(config)
+        randomize_attention(model)
+    torch.save({"task_cfg": _plain(task), "model_cfg": _plain(config), "model_weight": model.state_dict()}, path)
+    return Path(path)
+
+
+def wavlm_local_ckpt(
+    path: str | Path, layers: int = 2, width: int = 32, heads: int = 2, seed: int = 0, **model_options: Any
+) -> Path:
+    """Write a checkpoint for s3prl's ``wavlm_local``, with gated relative positions as in the released models."""
+    from s3prl.upstream.wavlm.WavLM import WavLM, WavLMConfig
+
+    positions = {"relative_position_embedding": True, "gru_rel_pos": True, "num_buckets": 32, "max_distance": 80}
+    config = WavLMConfig(_fairseq_sizes(layers, width, heads) | positions | model_options)
+    with _seeded(seed):
+        model = WavLM(config)
+        randomize_attention(model)
+    torch.save({"cfg": dict(vars(config)), "model": model.state_dict()}, path)
+    return Path(path)

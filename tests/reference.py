@@ -1,0 +1,44 @@
+"""Slow oracles, written from the papers' formulas with plain loops and independently of the package."""
+
+from __future__ import annotations
+
+import torch
+
+# Attention key templates by family, typed out from the models; {p} is the family's name of the projection.
+KEYS = {
+    "hubert": ("encoder.layers.{i}.attention.{p}.{k}", "q_proj", "k_proj", "v_proj"),
+    "fairseq": ("encoder.layers.{i}.self_attn.{p}.{k}", "q_proj", "k_proj", "v_proj"),
+    "bert": ("encoder.layer.{i}.attention.self.{p}.{k}", "query", "key", "value"),
+}
+
+
+def interpolate(target: torch.Tensor, source: torch.Tensor, weight: float) -> torch.Tensor:
+    """Return weight * source + (1 - weight) * target, entry by entry in Python floats (float64)."""
+    pairs = zip(target.flatten().tolist(), source.flatten().tolist())
+    values = [weight * s + (1.0 - weight) * t for t, s in pairs]
+    return torch.tensor(values, dtype=torch.float64).reshape(target.shape)
+
+
+def merge_state(
+    target: dict[str, torch.Tensor],
+    source: dict[str, torch.Tensor],
+    families: tuple[str, str],
+    weights: list[list[float]],
+    kinds: tuple[str, ...] = ("weight",),
+) -> dict[str, torch.Tensor]:
+    """Return the target's state dict after MAM, Eq. 2, in float64 where merged.
+
+    Args:
+        families: rows of :data:`KEYS` for target and source.
+        weights: lambda of q, k, v for each layer.
+        kinds: ``weight`` and, to merge biases, ``bias``.
+    """
+    (target_key, *target_names), (source_key, *source_names) = KEYS[families[0]], KEYS[families[1]]
+    merged = dict(target)
+    for layer, row in enumerate(weights):
+        for which, weight in enumerate(row):
+            for kind in kinds:
+                mine = target_key.format(i=layer, p=target_names[which], k=kind)
+                theirs = source_key.format(i=layer, p=source_names[which], k=kind)
+                merged[mine] = interpolate(target[mine], source[theirs], weight)
+    return merged
