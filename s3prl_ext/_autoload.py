@@ -1,16 +1,20 @@
 """What the start-up hook ``s3prl_ext.pth`` imports: one import finder that waits for s3prl, nothing else.
 
-Python runs the ``.pth`` file at each start, so this module imports only what the interpreter has loaded already. The finder
-acts once, when s3prl is first imported, or when torchaudio is imported by the script ``run_downstream.py`` (which needs
-torchaudio before s3prl). Other programs never meet the plug-in. ``S3PRL_EXT_AUTOLOAD=0`` switches it off.
+Python runs the ``.pth`` file at each start, so this module imports only what the interpreter has loaded already.
+The finder acts once: when s3prl, or our Runner, is first imported, or when the script ``run_downstream.py`` imports
+torchaudio, which it does before s3prl. Other programs never meet the plug-in. ``S3PRL_EXT_AUTOLOAD=0`` switches it off.
 
-From Python 3.18 on ``import`` lines in ``.pth`` files are ignored; a ``s3prl_ext.start`` file then takes its place (PEP 829).
+Python 3.18 and later ignore ``import`` lines in ``.pth`` files: there a file ``s3prl_ext.start`` has to take its place
+(PEP 829).
 """
 
 import os
 import sys
 
 SWITCH = "S3PRL_EXT_AUTOLOAD"
+
+# Our Runner imports s3prl's, so where it comes first, the hooks around both have to be there before.
+TRIGGERS = ("s3prl", "s3prl_ext.training.runner")
 
 
 def is_run_downstream() -> bool:
@@ -23,8 +27,8 @@ class FirstImport:
     """Import finder that installs the plug-in right before s3prl is first imported, then removes itself."""
 
     @staticmethod
-    def find_spec(name, path=None, target=None):
-        if name != "s3prl" and not (name == "torchaudio" and is_run_downstream()):
+    def find_spec(name: str, path=None, target=None):
+        if name not in TRIGGERS and not (name == "torchaudio" and is_run_downstream()):
             return None
         withdraw()
         from importlib.util import find_spec
@@ -32,7 +36,7 @@ class FirstImport:
         from s3prl_ext import plugin
 
         plugin.install()
-        # The running import goes through sys.meta_path as it was, so the spec with our hooks must be returned from here.
+        # The running import has passed the place where our hooks now are, so it gets its spec from here.
         return find_spec(name)
 
 

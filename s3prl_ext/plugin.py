@@ -1,13 +1,13 @@
 """The map of the plug-in: what it adds to s3prl, under which names, and where each part lives.
 
-========================  ==============================================================  ============================
-what                      where                                                           seen in s3prl as
-========================  ==============================================================  ============================
-upstreams                 :data:`UPSTREAMS` and each ``upstream_configs/NAME.yaml``       ``-u NAME``, ``s3prl.hub.NAME``
-downstream tasks          each folder of ``s3prl_ext/downstreams/`` with ``expert.py``    ``-d NAME``
-Runner                    :data:`RUNNER`                                                  every ``run_downstream``
-shims                     :data:`SHIMS`, one file per library in ``s3prl_ext/compat/``    (repairs only)
-========================  ==============================================================  ============================
+================  ============================================================  ==============================
+what              where                                                         seen in s3prl as
+================  ============================================================  ==============================
+upstreams         :data:`UPSTREAMS` and each ``upstream_configs/NAME.yaml``     ``-u NAME``, ``s3prl.hub.NAME``
+downstream tasks  each folder of ``s3prl_ext/downstreams/`` with ``expert.py``  ``-d NAME``
+Runner            :data:`RUNNER`                                                every ``run_downstream``
+shims             :data:`SHIMS`, one file per library in ``s3prl_ext/compat/``  (repairs only)
+================  ============================================================  ==============================
 
 :func:`install` puts all of it in place, at once where a module of s3prl is imported already, otherwise when it is.
 """
@@ -17,7 +17,6 @@ from __future__ import annotations
 import importlib
 import logging
 import multiprocessing
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +28,7 @@ from s3prl_ext.compat import huggingface_hub, s3prl, torch, torchaudio, transfor
 from s3prl_ext.compat.import_hooks import FINDER, Hook, activate, after
 from s3prl_ext.compat.shim import Shim
 from s3prl_ext.configs import PACKAGE_DIR, shipped_dir
-from s3prl_ext.errors import DataError, ExtError, UsageError
+from s3prl_ext.errors import DataError, UsageError
 
 logger = logging.getLogger(__name__)
 
@@ -97,6 +96,11 @@ def uninstall() -> None:
 def is_installed() -> bool:
     """Tell whether :func:`install` is in force."""
     return bool(_hooks)
+
+
+def is_registered(name: str) -> bool:
+    """Tell whether ``s3prl.hub`` has our upstream `name` at present."""
+    return name in _registered
 
 
 def upstream_names() -> list[str]:
@@ -190,9 +194,7 @@ def _replace_runner(_: ModuleType) -> None:
 
     Our module imports s3prl's, so either can come first: this runs after each, and the later one finds both complete.
     """
-    module_name, _, attribute = RUNNER.partition(":")
-    if not (PACKAGE_DIR / "training" / "runner.py").is_file():  # TEMPORARY
-        return
+    module_name, attribute = RUNNER.split(":")
     runner = getattr(importlib.import_module(module_name), attribute, None)
     if runner is None:
         return
@@ -206,17 +208,8 @@ def _replace_runner(_: ModuleType) -> None:
 def _enter_runner(module: ModuleType) -> None:
     """Replace s3prl's Runner and, in the main process of ``run_downstream``, complete the command line."""
     _replace_runner(module)
-    if not _autoload.is_run_downstream() or multiprocessing.parent_process() is not None:
-        return
-    if not (PACKAGE_DIR / "run_downstream.py").is_file():  # TEMPORARY
-        return
-    try:
+    if _autoload.is_run_downstream() and multiprocessing.parent_process() is None:
         _resolve(PREPARE_ARGV)()
-    except ExtError as error:
-        if os.environ.get("S3PRL_EXT_DEBUG") == "1":
-            raise
-        sys.stderr.write(f"s3prl_ext: error: {error}\n")
-        raise SystemExit(error.exit_code) from error
 
 
 def _resolve(reference: str) -> Any:

@@ -7,6 +7,8 @@ before s3prl parses it; the stock commands get the same treatment through the st
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import logging
 import os
 import runpy
@@ -14,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from s3prl_ext.configs import shipped_dir
+from s3prl_ext.configs import expand_variables, load_yaml, shipped_dir
 from s3prl_ext.errors import UsageError, one_sentence_errors, show_errors_as_sentences, unknown_name
 
 logger = logging.getLogger(__name__)
@@ -72,13 +74,16 @@ def complete(argv: Sequence[str]) -> list[str]:
     _refuse_dead_flags(flags)
     _check_override(flags.override)
     _check_files(flags)
+    _check_names(flags)
     added: list[str] = []
     if flags.local_rank is None and "LOCAL_RANK" in os.environ:
         added.append(f"--local_rank={os.environ['LOCAL_RANK']}")
     added += _device_flags(flags)
     config = _task_file(flags)
-    if config is not None and config != flags.config:
-        added += ["-c", config]
+    if config is not None:
+        _check_task_file(config, flags)
+        if config != flags.config:
+            added += ["-c", config]
     return argv + added
 
 
@@ -135,11 +140,11 @@ def _check_override(override: str | None) -> None:
 
 
 def _check_files(flags: argparse.Namespace) -> None:
+    from s3prl_ext.training import checkpoint  # imports torch: not before it is needed
+
     for flag, value in (("-e", flags.past_exp), ("-i", flags.init_ckpt)):
         if value is None:
             continue
-        from s3prl_ext.training import checkpoint  # imports torch: not before it is needed
-
         path = Path(value)
         if not path.exists():
             raise UsageError(f"{flag} {value}: no such checkpoint or experiment folder.")
@@ -148,19 +153,56 @@ def _check_files(flags: argparse.Namespace) -> None:
                 raise UsageError(f"{flag} {value}: name a checkpoint; this folder holds no states-N.ckpt to choose.")
             path = checkpoint.numbered(path)[-1]
         checkpoint.check_readable(path)
-    new_run = flags.past_exp is None and not (flags.auto_resume and _resumable(flags))
-    if new_run and flags.mode is not None:
+    if _is_new(flags) and flags.mode is not None:
         for flag, value, meaning in (("-u", flags.upstream, "upstream"), ("-d", flags.downstream, "task")):
             if value is None:
                 raise UsageError(f"{flag} is missing: name the {meaning}, or resume an experiment with -e.")
         if flags.expdir is None and flags.expname is None:
             raise UsageError("-p is missing: name the folder of the experiment (or -n for result/downstream/NAME).")
+        if flags.mode == "train" and "args.overwrite" not in (flags.override or ""):
+            checkpoint.refuse_overwriting(_expdir(flags))
 
 
-def _resumable(flags: argparse.Namespace) -> bool:
+def _expdir(flags: argparse.Namespace) -> str:
+    return flags.expdir or f"result/downstream/{flags.expname}"
+
+
+def _is_new(flags: argparse.Namespace) -> bool:
+    """Return whether the command starts an experiment, rather than resuming one with -e or -a."""
     from s3prl_ext.training import checkpoint
 
-    return bool(checkpoint.numbered(flags.expdir or f"result/downstream/{flags.expname}"))
+    return flags.past_exp is None and not (flags.auto_resume and checkpoint.numbered(_expdir(flags)))
+
+
+def _check_names(flags: argparse.Namespace) -> None:
+    """Refuse an unknown upstream or task before s3prl makes the experiment folder."""
+    if not _is_new(flags) or flags.mode is None:
+        return
+    import s3prl.downstream
+    from s3prl import hub
+
+    if not hasattr(hub, flags.upstream):
+        raise unknown_name("upstream (-u)", flags.upstream, hub.options())
+    tasks = [p.parent.name for folder in s3prl.downstream.__path__ for p in Path(folder).glob("*/expert.py")]
+    if flags.downstream not in tasks:
+        raise unknown_name("task (-d)", flags.downstream, tasks)
+
+
+def _check_task_file(path: str, flags: argparse.Namespace) -> None:
+    """Refuse a task file that cannot work, with the overrides of -o applied."""
+    from s3prl.utility.helper import override
+
+    from s3prl_ext.training.config import RunnerConfig, TuningConfig, check_top_level
+    from s3prl_ext.training.methods import METHODS
+
+    config = load_yaml(path)
+    if flags.override is not None and flags.override.lower() != "none":
+        with contextlib.redirect_stderr(io.StringIO()):
+            override(flags.override, argparse.Namespace(), config)
+    config = expand_variables(config)
+    check_top_level(config)
+    RunnerConfig.from_config(config)
+    TuningConfig.from_config(config, METHODS)
 
 
 def _device_flags(flags: argparse.Namespace) -> list[str]:

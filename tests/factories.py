@@ -22,7 +22,14 @@ s3prl_ext.install()  # s3prl and transformers import torchaudio, which may need 
 
 CONV_CHANNELS, CONV_KERNELS, CONV_STRIDES = (16, 16, 16, 16), (20, 8, 8, 4), (10, 4, 4, 2)  # total stride 320
 POSITION_KERNEL, POSITION_GROUPS = 16, 4
-CTC_VOCABULARY = ["<pad>", "<s>", "</s>", "<unk>", "|", *"ETAONIHSRDLUMWCFGYPBVK'XJQZ"]  # facebook/hubert-large-ls960-ft
+CTC_VOCABULARY = [
+    "<pad>",
+    "<s>",
+    "</s>",
+    "<unk>",
+    "|",
+    *"ETAONIHSRDLUMWCFGYPBVK'XJQZ",
+]  # facebook/hubert-large-ls960-ft
 WORD_PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz"]
 
 
@@ -174,9 +181,7 @@ def bert_folder(
     from transformers import BertConfig, BertModel
 
     sizes = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads}
-    config = BertConfig(
-        **sizes, intermediate_size=2 * width, vocab_size=len(WORD_PIECES), max_position_embeddings=64
-    )
+    config = BertConfig(**sizes, intermediate_size=2 * width, vocab_size=len(WORD_PIECES), max_position_embeddings=64)
     with _seeded(seed):
         model = BertModel(config)
         randomize_attention(model)
@@ -252,7 +257,7 @@ def _fairseq_sizes(layers: int, width: int, heads: int) -> dict[str, Any]:
         "encoder_embed_dim": width,
         "encoder_ffn_embed_dim": 2 * width,
         "encoder_attention_heads": heads,
-        "conv_feature_layers": str(list(zip(CONV_CHANNELS, CONV_KERNELS, CONV_STRIDES))),
+        "conv_feature_layers": str(list(zip(CONV_CHANNELS, CONV_KERNELS, CONV_STRIDES, strict=True))),
         "conv_pos": POSITION_KERNEL,
         "conv_pos_groups": POSITION_GROUPS,
     }

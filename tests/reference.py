@@ -14,7 +14,7 @@ KEYS = {
 
 def interpolate(target: torch.Tensor, source: torch.Tensor, weight: float) -> torch.Tensor:
     """Return weight * source + (1 - weight) * target, entry by entry in Python floats (float64)."""
-    pairs = zip(target.flatten().tolist(), source.flatten().tolist())
+    pairs = zip(target.flatten().tolist(), source.flatten().tolist(), strict=True)
     values = [weight * s + (1.0 - weight) * t for t, s in pairs]
     return torch.tensor(values, dtype=torch.float64).reshape(target.shape)
 

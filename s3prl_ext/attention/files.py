@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -119,19 +120,19 @@ def read_torch_state(path: Path) -> dict[str, Tensor]:
 
 
 def _load_torch(path: Path) -> Any:
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        for mmap in (True, False):  # files of torch < 1.6 are no zip archives and cannot be mapped
-            try:
-                return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-            except Exception as error:  # torch.load raises RuntimeError, UnpicklingError, EOFError, OSError, KeyError
-                reason = " ".join(str(error).split())[:200]
-    raise DataError(f"{path} is not readable as a checkpoint of plain tensors: {reason}.")
+    mmap = zipfile.is_zipfile(path)  # files of torch < 1.6 are no zip archives and cannot be mapped
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except Exception as error:  # torch.load raises RuntimeError, UnpicklingError, EOFError, OSError, KeyError
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(f"{path} is not readable as a checkpoint of plain tensors: {reason}.") from error
 
 
 def _shards(index: Path) -> list[Path]:
     try:
         files = [index.parent / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, AttributeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{index} is no index of weight shards: {error!r}.") from error
     missing = [file.name for file in files if not file.is_file()]
     if missing:

@@ -28,6 +28,11 @@ class Slot(NamedTuple):
     def __str__(self) -> str:
         return f"layer {self.layer} {self.projection}.{self.kind}"
 
+    @property
+    def order(self) -> tuple[int, int, int]:
+        """Sort key: by layer, then q, k, v, then weight before bias."""
+        return self.layer, PROJECTIONS.index(self.projection), KINDS.index(self.kind)
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -143,7 +148,8 @@ def _collect(layout: Layout, matches: dict[str, re.Match[str]], where: str) -> A
     missing = [str(slot) for i in range(layers) for p in PROJECTIONS if (slot := Slot(i, p)) not in names]
     if missing:
         raise DataError(f"{where} is incomplete: of {layers} attention layers it lacks {', '.join(missing[:6])}.")
-    return AttentionKeys(layout, prefixes[0], layers, dict(sorted(names.items())))
+    ordered = {slot: names[slot] for slot in sorted(names, key=lambda slot: slot.order)}
+    return AttentionKeys(layout, prefixes[0], layers, ordered)
 
 
 def _unmatched(keys: list[str], where: str, prefix: str | None) -> str:

@@ -39,14 +39,16 @@ def read_slots(keys: AttentionKeys, load: Callable[[str], Tensor]) -> AttentionW
 
 def _split_fused(name: str, tensor: Tensor) -> tuple[Tensor, ...]:
     if tensor.shape[0] % 3:
-        raise DataError(f"{name} of shape {tuple(tensor.shape)} is no fused query-key-value tensor of (3 * width, ...).")
+        raise DataError(
+            f"{name} of shape {tuple(tensor.shape)} is no fused query-key-value tensor of (3 * width, ...)."
+        )
     return tensor.chunk(3)
 
 
 def insert(state: Mapping[str, Tensor], weights: AttentionWeights, where: str = "the state dict") -> dict[str, Tensor]:
     """Return a copy of `state` in which the attention parameters of `weights` stand in place of the old ones.
 
-    All other tensors are the same objects as in `state`; dtypes are those of `weights`, except in a fused tensor, which keeps its own.
+    All other tensors are the same objects as in `state`. Dtypes are those of `weights`; a fused tensor keeps its own.
 
     Args:
         weights: any subset of the model's slots.
@@ -84,5 +86,5 @@ def sha256(weights: AttentionWeights) -> str:
     digest = hashlib.sha256()
     for slot, tensor in sorted(weights.items()):
         digest.update(f"{slot}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()

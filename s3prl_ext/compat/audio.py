@@ -124,9 +124,7 @@ def save(
         raise DataError(f"cannot write the audio file {uri}: {' '.join(str(error).split())}") from error
 
 
-def info(
-    uri: Any, format: str | None = None, buffer_size: int = 4096, backend: str | None = None
-) -> AudioMetaData:
+def info(uri: Any, format: str | None = None, buffer_size: int = 4096, backend: str | None = None) -> AudioMetaData:
     """Describe an audio file without reading its samples.
 
     Raises:
@@ -149,4 +147,5 @@ def _opened(uri: Any):
 
 
 def _unreadable(uri: Any, error: Exception) -> str:
-    return f"the audio file {uri} cannot be read ({' '.join(str(error).split())}): replace it or remove it from the corpus."
+    cause = " ".join(str(error).split())
+    return f"the audio file {uri} cannot be read ({cause}): replace it or remove it from the corpus."

@@ -60,7 +60,7 @@ SHIMS = tuple(
         module="huggingface_hub",
         needed=_lacks(value.__name__),
         apply=_adder(value.__name__, value),
-        reason=f"s3prl imports {value.__name__} in run_downstream.py and downstream/runner.py; huggingface_hub 1.0 removed it",
+        reason=f"s3prl's runner imports {value.__name__}, which huggingface_hub 1.0 removed",
         remove_when=f"s3prl no longer imports {value.__name__}",
     )
     for value in (HfFolder, Repository)

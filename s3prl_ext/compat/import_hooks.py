@@ -12,6 +12,7 @@ from collections.abc import Callable
 from functools import partial
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import Any
 
 Hook = Callable[[ModuleType, Callable[[], None]], None]
 """A hook receives the module and a function that executes it, which it must call."""
@@ -53,7 +54,8 @@ class HookFinder:
     @staticmethod
     def _wrap(spec: ModuleSpec, hooks: list[Hook]) -> None:
         """Shadow ``exec_module`` on this one loader; the attribute goes as soon as it has been used."""
-        loader, execute_module = spec.loader, spec.loader.exec_module
+        loader: Any = spec.loader
+        execute_module = loader.exec_module
 
         def execute_with_hooks(module: ModuleType) -> None:
             loader.__dict__.pop("exec_module", None)

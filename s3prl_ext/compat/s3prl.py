@@ -1,4 +1,4 @@
-"""s3prl itself: a patched ``isinstance``, files missing from its package, a shared file list, a changed configuration."""
+"""s3prl itself: a patched ``isinstance``, files missing from its package, a shared file list, a changed config."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ SHIMS = (
         module="s3prl.utility.helper",
         needed=lambda module: getattr(module, "hack_isinstance", keep_isinstance) is not keep_isinstance,
         apply=_neutralise_hack,
-        reason="s3prl replaces the built-in isinstance, so that a defaultdict is no dict any more, in every library of the "
-        "process; torch has not needed it since 1.8",
+        reason="s3prl replaces the built-in isinstance, so that a defaultdict is no dict any more, in every library of "
+        "the process; torch has not needed it since 1.8",
         remove_when="s3prl no longer calls hack_isinstance",
     ),
     Shim(
@@ -69,8 +69,8 @@ SHIMS = (
         module="s3prl.downstream.voxceleb1.dataset",
         needed=lambda module: not hasattr(module.SpeakerClassifiDataset.__init__, "__wrapped__"),
         apply=voxceleb1.wrap_dataset,
-        reason="s3prl keeps one file list inside its package and uses it again for every corpus, and stops with IndexError "
-        "at a missing file",
+        reason="s3prl keeps one file list inside its package and uses it again for every corpus, and stops with "
+        "IndexError at a missing file",
         remove_when="s3prl keys its cache by corpus and names the missing file",
     ),
 )

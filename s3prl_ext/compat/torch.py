@@ -19,7 +19,7 @@ def _allow_namespace(module: ModuleType) -> None:
 
 
 def _has_no_gpu(module: ModuleType) -> bool:
-    # device_count asks the driver without initialising CUDA, so that forked workers and CUDA_VISIBLE_DEVICES still work.
+    # device_count does not initialise CUDA, so forked workers and a later CUDA_VISIBLE_DEVICES still work.
     return sys.modules["torch"].cuda.device_count() == 0
 
 
@@ -33,8 +33,8 @@ SHIMS = (
         module="torch",
         needed=_refuses_namespace,
         apply=_allow_namespace,
-        reason="s3prl's checkpoints hold an argparse.Namespace, which torch.load of 2.6 and later refuses by default; the "
-        "rest of its check on unpickling stays in force",
+        reason="s3prl's checkpoints hold an argparse.Namespace, which torch.load of 2.6 and later refuses by default; "
+        "the rest of its check on unpickling stays in force",
         remove_when="s3prl stores its arguments as a plain dict",
     ),
     Shim(

@@ -33,8 +33,8 @@ def _check_folder(module: ModuleType, ckpt: object) -> None:
         module.Wav2Vec2FeatureExtractor.from_pretrained(ckpt)
     except (OSError, ValueError, KeyError) as error:
         raise DataError(
-            f"the model folder {ckpt} has no readable preprocessor_config.json: copy it from where the model came from, "
-            f"or write one with transformers.Wav2Vec2FeatureExtractor(...).save_pretrained({str(ckpt)!r})."
+            f"the model folder {ckpt} has no readable preprocessor_config.json: copy it from where the model came "
+            f"from, or write one with transformers.Wav2Vec2FeatureExtractor(...).save_pretrained({str(ckpt)!r})."
         ) from error
 
 
@@ -58,8 +58,8 @@ SHIMS = tuple(
         module=module,
         needed=_is_stock,
         apply=_wrap_expert,
-        reason="with -f, transformers 5 leaves no hidden state for a layer skipped by layerdrop, and SpecAugment fails on "
-        "clips below 10 frames; s3prl's own HuBERT and wav2vec 2.0 switch both off; a local folder without "
+        reason="with -f, transformers 5 leaves no hidden state for a layer skipped by layerdrop, and SpecAugment fails "
+        "on clips below 10 frames; s3prl's own HuBERT and wav2vec 2.0 switch both off; a local folder without "
         "preprocessor_config.json would silently take another model's from the network",
         remove_when="s3prl switches both off and names the missing file",
     )

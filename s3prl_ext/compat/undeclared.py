@@ -7,13 +7,16 @@ transformers, for one, stops with ``librosa.__spec__ is None``.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from s3prl_ext.compat.shim import Shim, absent, stub_module
+from s3prl_ext.configs import PACKAGE_DIR
 
 
 def _catalyst() -> Mapping[str, ModuleType]:
-    from torch.utils.data import DistributedSampler, Sampler
+    from torch.utils.data import DistributedSampler
 
     class DistributedSamplerWrapper(DistributedSampler):
         """Share out the indices that another sampler draws among the processes of distributed training.
@@ -26,9 +29,10 @@ def _catalyst() -> Mapping[str, ModuleType]:
         """
 
         def __init__(
-            self, sampler: Sampler, num_replicas: int | None = None, rank: int | None = None, shuffle: bool = True
+            self, sampler: Any, num_replicas: int | None = None, rank: int | None = None, shuffle: bool = True
         ) -> None:
-            super().__init__(range(len(sampler)), num_replicas=num_replicas, rank=rank, shuffle=shuffle)
+            positions: Any = range(len(sampler))
+            super().__init__(positions, num_replicas=num_replicas, rank=rank, shuffle=shuffle)
             self.sampler = sampler
 
         def __iter__(self) -> Iterator[int]:
@@ -55,6 +59,11 @@ def _joblib() -> Mapping[str, ModuleType]:
     return {"joblib": stub_module("joblib", Parallel=unavailable, delayed=unavailable)}
 
 
+def _is_from_s3prl_without_joblib(module: ModuleType) -> bool:
+    # Where s3prl lacks these modules, those of this package take their place, and they need no joblib.
+    return PACKAGE_DIR not in Path(module.__file__ or "").parents and absent("joblib")
+
+
 CATALYST = Shim(
     name="catalyst",
     module="s3prl.downstream.speech_commands.expert",
@@ -77,9 +86,9 @@ JOBLIB = tuple(
     Shim(
         name=f"joblib-{corpus}",
         module=f"s3prl.downstream.ctc.corpus.{corpus}",
-        needed=lambda module: absent("joblib"),
+        needed=_is_from_s3prl_without_joblib,
         stubs=_joblib,
-        reason=f"ctc/corpus/{corpus}.py in a clone of s3prl imports joblib, which s3prl does not declare, and never uses it",
+        reason=f"ctc/corpus/{corpus}.py of s3prl's repository may import joblib, which s3prl does not declare",
         remove_when="s3prl declares joblib or no longer imports it there",
     )
     for corpus in ("libriphone", "snips")

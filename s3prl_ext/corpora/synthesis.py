@@ -1,12 +1,11 @@
 """Synthesise English speech with eSpeak NG from the pip package ``espeakng-loader``: no system package, no network.
 
 The library keeps state between utterances (wave phase, random numbers), so each batch is spoken by a fresh process
-(``python -m s3prl_ext.corpora.synthesis``): the same batch gives the same samples, whatever was spoken before.
+(:mod:`s3prl_ext.corpora.espeak`): the same batch gives the same samples, whatever was spoken before.
 """
 
 from __future__ import annotations
 
-import ctypes
 import io
 import json
 import os
@@ -19,12 +18,8 @@ import numpy as np
 
 from s3prl_ext.configs import PACKAGE_DIR
 from s3prl_ext.corpora.audio import resample
+from s3prl_ext.corpora.espeak import NOT_INSTALLED
 from s3prl_ext.errors import DataError, UsageError
-
-_RATE, _PITCH = 1, 3  # espeak_PARAMETER: words per minute, 0..100
-_SYNCHRONOUS = 2  # espeak_AUDIO_OUTPUT: return samples to the callback before espeak_Synth returns
-_UTF8 = 1
-_NO_SPEAKER_DEFAULTS = 0
 
 
 @dataclass(frozen=True)
@@ -80,11 +75,11 @@ def synthesise(utterances: Sequence[Speech]) -> list[np.ndarray]:
         (speech.text, speech.voice.name, speech.voice.pitch + speech.higher, speech.voice.speed + speech.faster)
         for speech in utterances
     ]
-    command = [sys.executable, "-m", "s3prl_ext.corpora.synthesis"]
+    command = [sys.executable, "-m", "s3prl_ext.corpora.espeak"]
     search_path = os.pathsep.join(filter(None, [str(PACKAGE_DIR.parent), os.environ.get("PYTHONPATH")]))
     environment = {**os.environ, "PYTHONPATH": search_path}
     done = subprocess.run(command, input=json.dumps(jobs).encode(), capture_output=True, env=environment)
-    if done.returncode == UsageError.exit_code:
+    if done.returncode == NOT_INSTALLED:
         raise UsageError("speech synthesis needs the package espeakng-loader: pip install 's3prl_ext[demo]'.")
     if done.returncode:
         reason = done.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
@@ -101,55 +96,3 @@ def _shape(samples: np.ndarray, rate: int) -> np.ndarray:
     margin = 800  # samples, 50 ms
     wave = wave[max(0, audible[0] - margin) : audible[-1] + margin]
     return (0.5 / np.abs(wave).max() * wave).astype(np.float32)
-
-
-class _Espeak:
-    """The eSpeak NG library, opened once in the child process."""
-
-    def __init__(self) -> None:
-        import espeakng_loader
-
-        self.library = ctypes.CDLL(espeakng_loader.get_library_path())
-        self.rate = self.library.espeak_Initialize(_SYNCHRONOUS, 0, espeakng_loader.get_data_path().encode(), 0)
-        if self.rate <= 0:
-            raise RuntimeError("eSpeak NG did not start")
-        self.library.espeak_ng_SetRandSeed(ctypes.c_long(1))  # it seeds its noise with the time of day otherwise
-        self.chunks: list[np.ndarray] = []
-        signature = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
-        self.callback = signature(self._receive)  # kept alive as long as the library may call it
-        self.library.espeak_SetSynthCallback(self.callback)
-
-    def _receive(self, samples, count: int, _events) -> int:
-        if samples and count > 0:
-            self.chunks.append(np.ctypeslib.as_array(samples, (count,)).copy())
-        return 0
-
-    def speak(self, text: str, voice: str, pitch: int, speed: int) -> np.ndarray:
-        """Return int16 samples of `text` at the library's own rate."""
-        if self.library.espeak_SetVoiceByName(voice.encode()):
-            raise RuntimeError(f"eSpeak NG has no voice '{voice}'")
-        self.library.espeak_SetParameter(_RATE, speed, _NO_SPEAKER_DEFAULTS)
-        self.library.espeak_SetParameter(_PITCH, min(99, max(0, pitch)), _NO_SPEAKER_DEFAULTS)
-        self.chunks.clear()
-        encoded = text.encode() + b"\0"
-        self.library.espeak_Synth(encoded, ctypes.c_size_t(len(encoded)), 0, 0, 0, _UTF8, None, None)
-        if not self.chunks:
-            raise RuntimeError(f"eSpeak NG said nothing for '{text}'")
-        return np.concatenate(self.chunks)
-
-
-def _serve() -> int:
-    """Speak the JSON list of jobs on standard input; write the samples as one npz to standard output."""
-    try:
-        espeak = _Espeak()
-    except ImportError:
-        return UsageError.exit_code
-    spoken = {f"clip{i}": espeak.speak(*job) for i, job in enumerate(json.load(sys.stdin))}
-    content = io.BytesIO()
-    np.savez(content, rate=espeak.rate, **spoken)
-    sys.stdout.buffer.write(content.getvalue())
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(_serve())

@@ -19,7 +19,7 @@ from s3prl_ext.merging.interpolation import spread
 # Names of a projection that users of s3prl, transformers and the paper write.
 PROJECTION_NAMES = {
     name: projection
-    for projection, names in zip(PROJECTIONS, (("q", "query"), ("k", "key"), ("v", "value")))
+    for projection, names in zip(PROJECTIONS, (("q", "query"), ("k", "key"), ("v", "value")), strict=True)
     for name in (projection, *names)
 }
 LAMBDA_KEYS = ("default", "gradient", *PROJECTION_NAMES)
@@ -161,7 +161,9 @@ def parse_layers(value: Any, depth: int | None, where: str = "layers") -> tuple[
         match = _RANGE.fullmatch(part)
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
         if last < first:
-            raise UsageError(f"{where}: '{part}' is neither a layer index nor a range: write all, 12-19, 0-3,8 or a list.")
+            raise UsageError(
+                f"{where}: '{part}' is neither a layer index nor a range: write all, 12-19, 0-3,8 or a list."
+            )
         if depth is not None and last >= depth:
             raise UsageError(f"{where}: layer {last} is out of range: {depth} layers are numbered 0-{depth - 1}.")
         layers.update(range(first, last + 1))
@@ -215,7 +217,9 @@ def _parse_projections(value: Any, where: str) -> list[str]:
         raise UsageError(f"{where} must be a list such as [q_proj, k_proj], but is {value!r}.")
     for name in names:
         if str(name) not in PROJECTION_NAMES:
-            raise UsageError(f"{where}: unknown projection '{name}'{nearest(name, PROJECTIONS)} Known: q_proj, k_proj, v_proj.")
+            raise UsageError(
+                f"{where}: unknown projection '{name}'{nearest(name, PROJECTIONS)} Known: q_proj, k_proj, v_proj."
+            )
     return [projection for projection in PROJECTIONS if projection in {PROJECTION_NAMES[name] for name in names}]
 
 
@@ -242,7 +246,9 @@ def _parse_lambda(value: Any, where: str, projections: list[str], extrapolate: b
 def _parse_schedule(value: Any, where: str, extrapolate: bool) -> LambdaSchedule:
     if isinstance(value, Mapping):
         if set(value) != {"gradient"} or not isinstance(value["gradient"], list) or not value["gradient"]:
-            raise UsageError(f"{where} must be a number, a list, or {{gradient: [first, ..., last]}}, but is {value!r}.")
+            raise UsageError(
+                f"{where} must be a number, a list, or {{gradient: [first, ..., last]}}, but is {value!r}."
+            )
         return {"gradient": [_parse_value(item, f"{where}.gradient", extrapolate) for item in value["gradient"]]}
     if isinstance(value, (list, tuple)):
         return [_parse_value(item, where, extrapolate) for item in value]
@@ -255,6 +261,7 @@ def _parse_value(value: Any, where: str, extrapolate: bool) -> float:
         raise UsageError(f"{where} must be finite, but is {value!r}.")
     if not extrapolate and not 0.0 <= number <= 1.0:
         raise UsageError(
-            f"{where} must lie between 0 (target) and 1 (source), but is {number:g}: set allow_extrapolation: true to go beyond."
+            f"{where} must lie between 0 (target) and 1 (source), but is {number:g}: "
+            "set allow_extrapolation: true to go beyond."
         )
     return number

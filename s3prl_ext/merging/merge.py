@@ -43,7 +43,7 @@ def merge_attention(
 
 def chosen_slots(target: AttentionWeights, lambdas: Lambdas, biases: bool) -> dict[Slot, float]:
     """Return the slots that a merge changes, in order, with their lambda."""
-    slots = [slot for slot in sorted(target) if slot.projection in lambdas and (biases or slot.kind == "weight")]
+    slots = [slot for slot in target if slot.projection in lambdas and (biases or slot.kind == "weight")]
     weights = {slot: lambdas[slot.projection][slot.layer] for slot in slots}
     return {slot: weight for slot, weight in weights.items() if weight != 0.0}
 
@@ -71,7 +71,9 @@ def check_compatible(
         if slot.kind == "bias" and not biases:
             continue
         if slot not in source:
-            raise UsageError(f"{names[1]} has no {slot}, which {names[0]} has: set biases: false to merge matrices only.")
+            raise UsageError(
+                f"{names[1]} has no {slot}, which {names[0]} has: set biases: false to merge matrices only."
+            )
         if tensor.shape != source[slot].shape:
             shapes = f"{tuple(tensor.shape)} in {names[0]} and {tuple(source[slot].shape)} in {names[1]}"
             raise UsageError(f"{slot} has the shape {shapes}: merging needs equal shapes.")
@@ -83,5 +85,6 @@ def _describe(weights: AttentionWeights) -> str:
 
 def _check_finite(weights: AttentionWeights, slots: Mapping[Slot, float], name: str) -> None:
     for slot in slots:
-        if not torch.isfinite(weights[slot]).all():
+        # NaN and infinity survive a sum, which is much faster; large finite values may overflow it
+        if not weights[slot].sum(dtype=torch.float32).isfinite() and not weights[slot].isfinite().all():
             raise DataError(f"{slot} of the {name} holds NaN or infinity: the checkpoint is damaged, get it again.")

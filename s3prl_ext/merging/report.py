@@ -32,4 +32,4 @@ def format_table(rows: Sequence[MergeRow]) -> str:
     cells = [HEADER]
     cells += [(str(r.layer), r.projection, f"{r.lambda_:g}", f"{r.relative_change:.4f}") for r in rows]
     widths = [max(len(row[column]) for row in cells) for column in range(len(HEADER))]
-    return "\n".join("  ".join(text.rjust(width) for text, width in zip(row, widths)) for row in cells)
+    return "\n".join("  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)) for row in cells)

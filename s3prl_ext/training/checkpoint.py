@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from s3prl_ext.errors import DataError
+from s3prl_ext.errors import DataError, UsageError
 
 logger = logging.getLogger(__name__)
 
@@ -31,8 +31,8 @@ def load(path: str | os.PathLike) -> dict[str, Any]:
     if not path.is_file():
         raise DataError(f"no such checkpoint: {path}.")
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            states = torch.load(path, map_location="cpu", weights_only=True)
+        torch.serialization.add_safe_globals([argparse.Namespace])  # s3prl stores its arguments as one
+        states = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DataError(
@@ -103,6 +103,11 @@ def remove_older(expdir: str | os.PathLike, keep: int) -> None:
         path.unlink(missing_ok=True)
 
 
-def existing(expdir: str | os.PathLike) -> list[Path]:
-    """Return every checkpoint of an experiment: numbered ones and best ones."""
-    return sorted(Path(expdir).glob("*.ckpt")) if Path(expdir).is_dir() else []
+def refuse_overwriting(expdir: str | os.PathLike) -> None:
+    """Raise UsageError where a folder holds an experiment already: a checkpoint under any name."""
+    found = sorted(Path(expdir).glob("*.ckpt"))
+    if found:
+        raise UsageError(
+            f"{expdir} already holds an experiment ({found[0].name}): resume it with -a, choose another folder with "
+            "-p, or replace it with -o args.overwrite=True."
+        )

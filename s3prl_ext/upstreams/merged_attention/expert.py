@@ -16,7 +16,9 @@ from s3prl_ext.merging.config import MergeConfig, SourceConfig, TargetConfig, re
 from s3prl_ext.merging.merge import check_compatible, merge_attention
 from s3prl_ext.merging.report import format_table
 from s3prl_ext.upstreams.merged_attention.model import TransformersSpeechModel
-from s3prl_ext.upstreams.merged_attention.record import MergeRecord, describe_model
+from s3prl_ext.upstreams.merged_attention.record import MergeRecord, check_merge_record, describe_model
+
+__all__ = ["build_target", "build_upstream", "check_merge_record", "merge_into"]
 
 logger = logging.getLogger(__name__)
 
@@ -40,14 +42,15 @@ def build_upstream(config: MergeConfig, refresh: bool = False) -> torch.nn.Modul
     source_path = find_source(config.source)
     source = read_attention(source_path, config.source.prefix)
     upstream = build_target(config.target, refresh)
-    upstream.merge_record = merge_into(upstream, source, config)
+    record = merge_into(upstream, source, config)
+    upstream.merge_record = record  # type: ignore[assignment]  # a plain attribute, not a submodule
     _warn_heads(upstream, source_path)
     return upstream
 
 
 def find_source(source: SourceConfig) -> Path:
     """Return the folder or file of the source model."""
-    return find_package_model(source.package) if source.package else find_model(source.model)
+    return find_package_model(source.package) if source.package else find_model(str(source.model))
 
 
 def build_target(target: TargetConfig, refresh: bool = False) -> torch.nn.Module:
@@ -57,20 +60,23 @@ def build_target(target: TargetConfig, refresh: bool = False) -> torch.nn.Module
         UsageError: s3prl has no upstream of that name, or it needs a checkpoint.
         DataError: the model is missing or unreadable.
     """
-    if target.model:
-        return TransformersSpeechModel(find_model(target.model))
+    if target.upstream is None:
+        return TransformersSpeechModel(find_model(str(target.model)))
     if target.upstream in TRANSFORMERS_UPSTREAMS:
         if not target.ckpt:
             raise UsageError(f"target.upstream {target.upstream} needs a folder or hub id: set target.ckpt or -k.")
         return TransformersSpeechModel(find_model(target.ckpt))
+    return _build_s3prl_upstream(target.upstream, target.ckpt, refresh)
+
+
+def _build_s3prl_upstream(name: str, ckpt: str | None, refresh: bool) -> torch.nn.Module:
     import s3prl.hub
 
-    names = s3prl.hub.options()
-    if target.upstream not in names:
-        raise unknown_name("target.upstream", target.upstream, names)
-    if target.upstream.endswith(("_local", "_custom")) and not (target.ckpt and Path(target.ckpt).is_file()):
-        raise UsageError(f"target.upstream {target.upstream} needs a checkpoint file, but target.ckpt is {target.ckpt}.")
-    return getattr(s3prl.hub, target.upstream)(ckpt=target.ckpt, model_config=None, refresh=refresh)
+    if name not in s3prl.hub.options():
+        raise unknown_name("target.upstream", name, s3prl.hub.options())
+    if name.endswith("_local") and not (ckpt and Path(ckpt).is_file()):
+        raise UsageError(f"target.upstream {name} needs a checkpoint file, but target.ckpt is {ckpt}.")
+    return getattr(s3prl.hub, name)(ckpt=ckpt, model_config=None, refresh=refresh)
 
 
 def merge_into(upstream: torch.nn.Module, source: AttentionWeights, config: MergeConfig) -> MergeRecord:
@@ -134,6 +140,10 @@ def _plain(config: MergeConfig) -> dict[str, Any]:
 def _warn_heads(upstream: torch.nn.Module, source_path: Path) -> None:
     """Warn where source and target split the same width into different numbers of heads."""
     source_heads = model_config(source_path).get("num_attention_heads")
-    target_heads = next((m.num_heads for m in upstream.modules() if isinstance(getattr(m, "num_heads", None), int)), None)
+    target_heads = next(
+        (m.num_heads for m in upstream.modules() if isinstance(getattr(m, "num_heads", None), int)), None
+    )
     if source_heads and target_heads and source_heads != target_heads:
-        logger.warning("The target has %d attention heads, the source %d: heads will not line up.", target_heads, source_heads)
+        logger.warning(
+            "The target has %d attention heads, the source %d: heads will not line up.", target_heads, source_heads
+        )

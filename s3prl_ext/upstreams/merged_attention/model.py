@@ -37,7 +37,9 @@ class TransformersSpeechModel(torch.nn.Module):
 
         kind = model_config(folder).get("model_type")
         if kind not in MODEL_TYPES:
-            raise UsageError(f"target {folder} holds a model of type {kind!r}, but must be one of {', '.join(MODEL_TYPES)}.")
+            raise UsageError(
+                f"target {folder} holds a model of type {kind!r}, but must be one of {', '.join(MODEL_TYPES)}."
+            )
         if not (folder / "preprocessor_config.json").is_file():
             raise DataError(f"target {folder} lacks preprocessor_config.json, which says whether audio is normalised.")
         try:

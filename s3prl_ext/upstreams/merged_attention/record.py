@@ -22,17 +22,17 @@ def check_merge_record(stored: MergeRecord | None, current: MergeRecord | None) 
     Names and paths may differ; what counts are the hashes of target and source, lambda, and whether biases are merged.
 
     Args:
-        stored: ``merge_record`` of the checkpoint; None where its upstream was not merged.
-        current: ``merge_record`` of the present upstream; None where it is not merged.
+        stored: ``merge_record`` of the checkpoint; None or empty where its upstream was not merged.
+        current: ``merge_record`` of the present upstream; None or empty where it is not merged.
 
     Raises:
         DataError: they differ; the message names the difference.
     """
-    if stored is None and current is None:
+    if not stored and not current:
         return
-    if stored is None or current is None:
-        was, now = ("", "not ") if current is None else ("not ", "")
-        raise DataError(f"the checkpoint was made with a {was}merged upstream, but the present one is {now}merged: give its -u and -g.")
+    if not stored or not current:
+        was, now = ("a merged", "not merged") if stored else ("an unmerged", "merged")
+        raise DataError(f"the checkpoint was made with {was} upstream, but this one is {now}: give its -u and -g.")
     for role in ("target", "source"):
         if stored[role]["attention_sha256"] != current[role]["attention_sha256"]:
             raise DataError(
@@ -41,9 +41,14 @@ def check_merge_record(stored: MergeRecord | None, current: MergeRecord | None) 
             )
     difference = _lambda_difference(stored["lambda"], current["lambda"])
     if difference:
-        raise DataError(f"the checkpoint was made with another lambda: {difference}: give the same lambda, layers and projections.")
+        raise DataError(
+            f"the checkpoint was made with another lambda: {difference}: give the same lambda, layers and projections."
+        )
     if stored["biases"] != current["biases"]:
-        raise DataError(f"the checkpoint was made with biases: {_yaml(stored['biases'])}, but now biases: {_yaml(current['biases'])}.")
+        raise DataError(
+            f"the checkpoint was made with biases: {_yaml(stored['biases'])}, but now it is "
+            f"biases: {_yaml(current['biases'])}: give the same."
+        )
 
 
 def _named(model: MergeRecord) -> str:
@@ -55,8 +60,8 @@ def _yaml(flag: bool) -> str:
 
 
 def _lambda_difference(stored: dict[str, list[float]], current: dict[str, list[float]]) -> str | None:
-    for projection in sorted(stored.keys() | current.keys()):
-        for layer, (was, now) in enumerate(zip(stored.get(projection, []), current.get(projection, []))):
+    for projection, values in stored.items():
+        for layer, (was, now) in enumerate(zip(values, current[projection], strict=True)):
             if was != now:
                 return f"{was:g} in {Slot(layer, projection)}, but now {now:g}"
     return None

@@ -100,7 +100,7 @@ def list_in_file(tmp_path):
 
 def missing_shard(tmp_path):
     folder = factories.bert_folder(tmp_path / "sharded", max_shard_size="20KB")
-    next(folder.glob("*.safetensors")).unlink()
+    min(folder.glob("*.safetensors")).unlink()
     return folder
 
 

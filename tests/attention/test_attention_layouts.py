@@ -114,7 +114,7 @@ def test_fused_rows_are_query_key_value_in_this_order(tmp_path):
     x = torch.randn(1, 4, 32, generator=torch.Generator().manual_seed(0))
     query, key, value = attention.qkv(x).reshape(1, 4, 3, 2, 16).permute(2, 0, 3, 1, 4)  # as in MgpstrAttention.forward
     weights = extract(model.state_dict())
-    for projection, theirs in zip(PROJECTIONS, (query, key, value)):
+    for projection, theirs in zip(PROJECTIONS, (query, key, value), strict=True):
         ours = x @ weights[Slot(0, projection)].T + weights[Slot(0, projection, "bias")]
         torch.testing.assert_close(ours.reshape(1, 4, 2, 16).transpose(1, 2), theirs)
 
@@ -129,6 +129,8 @@ def test_extracted_tensors_are_views_of_the_model(tmp_path):
 def test_unmatched_state_dict_names_the_keys_it_saw():
     with pytest.raises(DataError, match=r"conv1\.weight, fc\.bias.*Known: encoder\.layers\.\{layer\}\.attention"):
         find_attention(["conv1.weight", "fc.bias"], "resnet")
+    with pytest.raises(DataError, match="Keys seen: encoder"):
+        find_attention([f"encoder.layers.0.self_attn.{p}.weight_scale" for p in PROJECTIONS], "quantized")
 
 
 def test_incomplete_layers_are_named():

@@ -1,0 +1,65 @@
+"""Slot filling on Audio SNIPS: character transcripts with slot marks (``corpus.name: snips``)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from s3prl_ext.compat.ctc.corpus.bucketing import BucketingDataset
+from s3prl_ext.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+
+class SnipsDataset(BucketingDataset):
+    """Utterances of Audio SNIPS splits with the token ids of their text and slots.
+
+    Args:
+        split: names of splits, folders below `path`; the first one chooses the speakers.
+        tokenizer: s3prl's text encoder; one with slots reads ``all.iob.snips.txt``, others ``all-trans.txt``.
+        bucket_size: utterances in one item.
+        path: folder with ``<split>/<Speaker>-....wav`` and the file of transcripts.
+        ascending: shortest first.
+        kwargs: further keys of the task's ``corpus`` section; of these ``<split>_speakers`` are used.
+
+    Raises:
+        DataError: no transcripts, or no clip of the speakers in a split.
+    """
+
+    def __init__(self, split: Sequence[str] | str, tokenizer, bucket_size, path, ascending=False, **kwargs):
+        self.path = path
+        splits = [split] if isinstance(split, str) else list(split)
+        self.speaker_list = kwargs[f"{splits[0]}_speakers"]
+        with_slots = "-slot" in tokenizer.token_type
+        transcripts = _read_transcripts(Path(path) / ("all.iob.snips.txt" if with_slots else "all-trans.txt"))
+        files = [file for name in splits for file in self._files(Path(path) / name, transcripts)]
+        utterances = [
+            (file, tokenizer.encode(transcripts[file.stem])) for file in tqdm(files, desc="tokenizing", leave=False)
+        ]
+        super().__init__(utterances, bucket_size, ascending)
+
+    def _files(self, folder: Path, transcripts: dict[str, str]) -> list[Path]:
+        """Return the clips of `folder` that have a transcript and belong to the wanted speakers."""
+        audio = sorted(folder.rglob("*.wav"))
+        files = [file for file in audio if file.stem in transcripts]
+        if len(files) < len(audio):
+            logger.warning("%d clips of %s have no transcript and are left out", len(audio) - len(files), folder)
+        files = [file for file in files if file.stem.startswith(tuple(self.speaker_list))]
+        if not files:
+            raise DataError(
+                f"no clip of the speakers {', '.join(self.speaker_list)} in {folder}: "
+                "mend downstream_expert.corpus.path or its lists of speakers."
+            )
+        logger.info("%d clips of %d speakers in %s", len(files), len(self.speaker_list), folder)
+        return files
+
+
+def _read_transcripts(file: Path) -> dict[str, str]:
+    """Return utterance id -> the rest of its line."""
+    if not file.is_file():
+        raise DataError(f"the transcripts {file} do not exist: mend downstream_expert.corpus.path.")
+    lines = file.read_text(encoding="utf-8").splitlines()
+    return dict(line.strip().split(" ", 1) for line in lines if " " in line.strip())

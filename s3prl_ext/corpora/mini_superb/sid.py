@@ -1,0 +1,69 @@
+"""Speaker identification: a folder of the form of VoxCeleb1.
+
+``{dev,test}/wav/idNNNNN/<video>/<n>.wav`` and ``veri_test_class.txt`` with lines ``1|2|3 idNNNNN/<video>/<n>.wav``
+(training, dev, test). Ids count from id10001: s3prl's label is the number minus 10001.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from s3prl_ext.corpora.audio import SAMPLE_RATE, write_audio
+from s3prl_ext.corpora.mini_superb.sentences import sentences
+from s3prl_ext.corpora.mini_superb.source import Source, cut_seconds
+from s3prl_ext.corpora.recordings import Clip
+from s3prl_ext.corpora.synthesis import VOICES, Speech, synthesise
+
+PIECE_S = 2.0  # seconds of one utterance
+VIDEOS, PIECES = 7, 2  # recordings per speaker, utterances cut from each
+SYNTHETIC_SPEAKERS = 10
+SPLIT_CODES = {"train": 1, "dev": 2, "test": 3}
+META_DATA = "veri_test_class.txt"
+
+
+def write(out: Path, source: Source) -> None:
+    """Write clips and split below `out`; the last two recordings of each speaker are dev and test."""
+    lines = []
+    for number, videos in enumerate(_recorded(source) or _spoken(source)):
+        for index, pieces in enumerate(videos):
+            split = {len(videos) - 2: "dev", len(videos) - 1: "test"}.get(index, "train")
+            for piece, samples in enumerate(pieces, 1):
+                name = f"id{10001 + number}/video{index:02d}/{piece:05d}.wav"
+                write_audio(out / ("test" if split == "test" else "dev") / "wav" / name, samples)
+                lines.append(f"{SPLIT_CODES[split]} {name}\n")
+    (out / META_DATA).write_text("".join(lines), encoding="utf-8")
+
+
+def _recorded(source: Source) -> list[list[list[np.ndarray]]]:
+    """Return speakers -> recordings -> pieces, from read sentences long enough for one piece."""
+    by_speaker: dict[str, list[Clip]] = {}
+    for clip in source.clips("sid", "librispeech", "vctk"):
+        if clip.speaker and clip.duration >= PIECE_S:
+            by_speaker.setdefault(clip.speaker, []).append(clip)
+    rng = source.rng("sid")
+    speakers = []
+    for name in sorted(by_speaker):
+        clips = by_speaker[name]
+        if len(clips) < 3:
+            continue
+        chosen = rng.permutation(len(clips))[:VIDEOS]
+        speakers.append([_pieces(clips[index]) for index in chosen])
+        source.note("sid", f"id{10000 + len(speakers)} is speaker {name}")
+    return speakers
+
+
+def _pieces(clip: Clip) -> list[np.ndarray]:
+    """Return the first pieces of `clip`, all of full length."""
+    count = min(PIECES, int(clip.duration / PIECE_S))
+    return [cut_seconds(clip, number * PIECE_S, PIECE_S) for number in range(count)]
+
+
+def _spoken(source: Source) -> list[list[list[np.ndarray]]]:
+    """Return speakers -> recordings -> pieces, synthesised."""
+    rng = source.rng("sid")
+    plan = [(voice, text) for voice in VOICES[:SYNTHETIC_SPEAKERS] for text in sentences(rng, VIDEOS * PIECES)]
+    pieces = [samples[: int(PIECE_S * SAMPLE_RATE)] for samples in synthesise([Speech(text, v) for v, text in plan])]
+    recordings = [pieces[start : start + PIECES] for start in range(0, len(pieces), PIECES)]
+    return [recordings[start : start + VIDEOS] for start in range(0, len(recordings), VIDEOS)]

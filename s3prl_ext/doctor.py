@@ -1,0 +1,248 @@
+"""``s3prl-ext doctor``: what is installed, which shims act and why, which upstreams, tasks and corpora there are."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import importlib.util
+import io
+import os
+import platform
+import site
+import sys
+import textwrap
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from pathlib import Path
+
+from s3prl_ext import __version__, _autoload, plugin
+from s3prl_ext.compat.shim import STATES
+from s3prl_ext.configs import shipped_dir
+from s3prl_ext.errors import DataError, sentence
+
+# distribution -> module that it provides
+DEPENDENCIES = {
+    "torch": "torch",
+    "torchaudio": "torchaudio",
+    "transformers": "transformers",
+    "huggingface_hub": "huggingface_hub",
+    "numpy": "numpy",
+    "safetensors": "safetensors",
+    "editdistance": "editdistance",
+    "pyyaml": "yaml",
+    "soundfile": "soundfile",
+    "tensorboardX": "tensorboardX",
+    "pandas": "pandas",
+    "h5py": "h5py",
+    "tqdm": "tqdm",
+    "matplotlib": "matplotlib",
+    "scipy": "scipy",
+    "jiwer": "jiwer",
+}
+
+LINE_WIDTH = 120
+
+S3PRL_DISTRIBUTIONS = ("s3prl", "espnet-s3prl")
+
+# modules of s3prl that a SUPERB run imports; importing them lets every shim show whether it is needed
+S3PRL_MODULES = (
+    "s3prl.hub",
+    "s3prl.downstream.runner",
+    "s3prl.downstream.speech_commands.expert",
+    "s3prl.downstream.fluent_commands.expert",
+    "s3prl.downstream.voxceleb1.expert",
+    "s3prl.downstream.asr.expert",
+    "s3prl.downstream.ctc.expert",
+    "s3prl.downstream.ctc.corpus.libriphone",
+    "s3prl.downstream.ctc.corpus.snips",
+    "s3prl.downstream.diarization.expert",
+)
+
+# environment variable -> the corpus whose folder it names
+CORPUS_VARIABLES = {
+    "SPEECH_COMMANDS": "Speech Commands (ks)",
+    "FLUENT_SPEECH_COMMANDS": "Fluent Speech Commands (ic)",
+    "VOXCELEB1": "VoxCeleb1 (sid)",
+    "LIBRISPEECH": "LibriSpeech (asr, pr)",
+    "LIBRISPEECH_LEXICON": "pronunciations for LibriSpeech (pr)",
+    "AUDIO_SNIPS": "Audio SNIPS (sf)",
+    "LIBRI2MIX_DIARIZATION": "Libri2Mix, prepared for diarization (sd)",
+    "LJSPEECH": "LJ Speech",
+    "VCTK": "VCTK",
+    "ESC50": "ESC-50",
+}
+
+
+class Report:
+    """Writes headed tables of two columns and collects what is broken.
+
+    Attributes:
+        problems: one sentence each: what is broken and what to do.
+    """
+
+    def __init__(self, write: Callable[[str], object]) -> None:
+        self.write = write
+        self.problems: list[str] = []
+
+    def table(self, title: str, rows: Sequence[tuple[str, str]]) -> None:
+        """Write a heading and the rows, the first column as wide as its longest entry."""
+        width = max((len(name) for name, _ in rows), default=0)
+        self.write(f"{title}\n")
+        for name, text in rows or [("none", "")]:
+            lines = textwrap.wrap(text, LINE_WIDTH - width - 4, break_long_words=False) or [""]
+            for label, line in zip([name] + [""] * len(lines), lines):
+                self.write(f"  {label:{width}s}  {line}".rstrip() + "\n")
+        self.write("\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write the report; returns 1 if something is broken, 0 otherwise.
+
+    Args:
+        argv: flags; None takes them from the command line.
+    """
+    parser = argparse.ArgumentParser(
+        prog="s3prl-ext doctor",
+        description="Check this installation: versions, start-up hook, shims, upstreams, tasks, devices, corpora.",
+        epilog="example: s3prl-ext doctor   (exit status 1: something is broken, the last lines say what to do)",
+    )
+    parser.parse_args(argv)
+    report = Report(sys.stdout.write)
+    for section in (versions, start_up_hook, shims, upstreams, tasks, devices, corpora):
+        section(report)
+    if report.problems:
+        report.write("Broken\n" + "".join(f"  {problem}\n" for problem in report.problems))
+        return 1
+    report.write("All is well.\n")
+    return 0
+
+
+def versions(report: Report) -> None:
+    """Show the versions of everything that matters; a missing dependency is a problem."""
+    rows = [("python", platform.python_version()), ("s3prl_ext", f"{__version__} ({Path(__file__).parent})")]
+    found = {name: version for name in S3PRL_DISTRIBUTIONS if (version := _version(name))}
+    rows.append(
+        ("s3prl", ", ".join(f"{version} (from {name})" for name, version in found.items()) or "no distribution")
+    )
+    if len(found) > 1:
+        report.problems.append(
+            "s3prl and espnet-s3prl are both installed and overwrite each other's files: "
+            "`pip uninstall s3prl espnet-s3prl`, then `pip install s3prl`."
+        )
+    for distribution, module in DEPENDENCIES.items():
+        version = _version(distribution)
+        rows.append((distribution, version or "missing"))
+        if version is None and not _importable(module):
+            report.problems.append(f"{distribution} is not installed: `pip install {distribution}`.")
+    report.table("Versions", rows)
+
+
+def start_up_hook(report: Report) -> None:
+    """Show whether the stock s3prl commands meet the plug-in by themselves."""
+    folders = [*site.getsitepackages(), site.getusersitepackages()]
+    hooks = [folder for folder in folders if Path(folder, "s3prl_ext.pth").is_file()]
+    switched_off = os.environ.get(_autoload.SWITCH) == "0"
+    rows = [
+        ("s3prl_ext.pth", ", ".join(hooks) or "absent: use `s3prl-ext run`, or `pip install` the package"),
+        (_autoload.SWITCH, "0: switched off, use `s3prl-ext run`" if switched_off else "not 0: switched on"),
+    ]
+    report.table("Start-up hook (python -m s3prl.run_downstream)", rows)
+
+
+def shims(report: Report) -> None:
+    """Import what a run imports, then show which shims act and why; a failing import is a problem."""
+    captured = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(captured), contextlib.redirect_stderr(captured):
+            plugin.install()
+            for module in S3PRL_MODULES:
+                importlib.import_module(module)
+    except (Exception, SystemExit) as error:  # noqa: BLE001 (whatever an import raises belongs in the report)
+        report.problems.append(f"{_first_missing()} does not import: {sentence(error)}{_remedy(error)}")
+    rows = []
+    for shim in plugin.SHIMS:
+        state = STATES.get(shim.name, "not reached")
+        rows.append((shim.name, f"active: {shim.reason}" if state == "active" else state))
+    report.table("Shims", rows)
+
+
+def upstreams(report: Report) -> None:
+    """Show the upstreams that this package gives to s3prl."""
+    hub = sys.modules.get("s3prl.hub")
+    rows = []
+    for name in plugin.upstream_names():
+        there = plugin.is_registered(name)
+        rows.append((name, "-u " + name if there else "not registered"))
+        if hub is not None and not there:
+            report.problems.append(
+                f"the upstream '{name}' is not registered: s3prl has this name, rename the YAML file."
+            )
+    report.table("Upstreams", rows)
+
+
+def tasks(report: Report) -> None:
+    """Show the task files for ``-c`` and the downstream packages of this package."""
+    rows = [(name, f"-d {name}") for name in plugin.downstream_names()]
+    try:
+        root = shipped_dir("downstream_configs")
+        for folder in sorted(path for path in root.iterdir() if path.is_dir()):
+            presets = sorted(path.stem for path in folder.glob("*.yaml"))
+            rows.append((folder.name, "  ".join(f"-c {folder.name}/{preset}" for preset in presets)))
+    except DataError as error:
+        report.problems.append(str(error))
+    report.table("Tasks", rows)
+
+
+def devices(report: Report) -> None:
+    """Show the processors that torch can use."""
+    try:
+        import torch
+    except (ImportError, OSError) as error:
+        report.problems.append(f"torch does not import: {sentence(error)}")
+        return
+    rows = [("cpu", f"{os.cpu_count()} cores, {torch.get_num_threads()} threads used by torch")]
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        bf16 = "bf16" if torch.cuda.is_bf16_supported() else "no bf16"
+        rows.append((f"cuda:{index}", f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB, {bf16}"))
+    if len(rows) == 1:
+        rows.append(("cuda", "none"))
+    report.table("Devices", rows)
+
+
+def corpora(report: Report) -> None:
+    """Show which corpus variables are set, and whether their folders exist."""
+    rows = []
+    for variable, corpus in CORPUS_VARIABLES.items():
+        folder = os.environ.get(variable)
+        state = "unset" if not folder else folder if Path(folder).is_dir() else f"missing folder: {folder}"
+        rows.append((variable, f"{corpus}: {state}"))
+    report.table("Corpus variables", rows)
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _importable(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
+
+
+def _first_missing() -> str:
+    """Name the module of :data:`S3PRL_MODULES` that could not be imported."""
+    return next((module for module in S3PRL_MODULES if module not in sys.modules), "s3prl")
+
+
+def _remedy(error: BaseException) -> str:
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        distribution = error.name.partition(".")[0]
+        return f" Install it: `pip install {distribution}`."
+    return ""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

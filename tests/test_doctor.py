@@ -1,0 +1,79 @@
+"""s3prl-ext doctor: a whole installation passes, a broken one ends with the remedy."""
+
+from __future__ import annotations
+
+from importlib import metadata
+
+import pytest
+
+import s3prl_ext
+from s3prl_ext import doctor, plugin
+
+
+@pytest.fixture(autouse=True)
+def installed():
+    """doctor installs the plug-in; do it before, so that the tests do not depend on their order."""
+    s3prl_ext.install()
+
+
+def only(monkeypatch, versions: dict[str, str | None]) -> None:
+    """Pretend that the given distributions have these versions, or are missing (None)."""
+    found = doctor._version
+
+    monkeypatch.setattr(doctor, "_version", lambda name: versions[name] if name in versions else found(name))
+
+
+def test_whole_installation_passes(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("VOXCELEB1", str(tmp_path))
+    monkeypatch.setenv("VCTK", str(tmp_path / "absent"))
+    monkeypatch.delenv("ESC50", raising=False)
+    assert doctor.main([]) == 0
+    output = capsys.readouterr().out
+    assert metadata.version("torch") in output and "(from s3prl)" in output
+    assert all(shim.name in output for shim in plugin.SHIMS)
+    assert "-u merged_attention" in output and "-c ks/superb" in output
+    assert f"VoxCeleb1 (sid): {tmp_path}" in output
+    assert "VCTK: missing folder" in output and "ESC-50: unset" in output
+    assert output.rstrip().endswith("All is well.")
+
+
+def test_both_distributions_of_s3prl_are_a_problem(capsys, monkeypatch):
+    only(monkeypatch, {"espnet-s3prl": "2026.5.14"})
+    assert doctor.main([]) == 1
+    output = capsys.readouterr().out
+    assert "2026.5.14 (from espnet-s3prl)" in output
+    assert "pip uninstall s3prl espnet-s3prl" in output
+
+
+def test_missing_dependency_is_a_problem(capsys, monkeypatch):
+    only(monkeypatch, {"pandas": None})
+    monkeypatch.setattr(doctor, "_importable", lambda module: module != "pandas")
+    assert doctor.main([]) == 1
+    assert "pandas is not installed: `pip install pandas`." in capsys.readouterr().out
+
+
+def test_failing_import_of_s3prl_is_a_problem(capsys, monkeypatch):
+    monkeypatch.setattr(doctor, "S3PRL_MODULES", ("s3prl_of_another_world",))
+    assert doctor.main([]) == 1
+    output = capsys.readouterr().out
+    assert "s3prl_of_another_world does not import" in output
+    assert "pip install s3prl_of_another_world" in output
+
+
+def test_missing_task_files_are_a_problem(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr("s3prl_ext.configs.PACKAGE_DIR", tmp_path / "package")
+    assert doctor.main([]) == 1
+    assert "'downstream_configs' is missing" in capsys.readouterr().out
+
+
+def test_switched_off_hook_is_shown(capsys, monkeypatch):
+    monkeypatch.setenv("S3PRL_EXT_AUTOLOAD", "0")
+    assert doctor.main([]) == 0
+    assert "switched off" in capsys.readouterr().out
+
+
+def test_help_has_an_example(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        doctor.main(["--help"])
+    assert stopped.value.code == 0
+    assert "example: s3prl-ext doctor" in capsys.readouterr().out

@@ -1,0 +1,105 @@
+"""What -g, -k and the shipped files become."""
+
+from __future__ import annotations
+
+import pytest
+
+from s3prl_ext.errors import UsageError
+from s3prl_ext.merging.config import resolve_lambdas
+from s3prl_ext.upstreams.merged_attention.config import preset_names, read_config, split_options
+from s3prl_ext.upstreams.merged_attention.hubconf import preset
+
+YAML = """
+target: {upstream: hubert_local, ckpt: base.pt}
+source: {model: "${TEXT_MODEL}"}
+lambda: 0.05
+"""
+
+
+@pytest.fixture
+def file(tmp_path, monkeypatch):
+    monkeypatch.setenv("TEXT_MODEL", "/models/bert")
+    (tmp_path / "my.yaml").write_text(YAML)
+    return tmp_path / "my.yaml"
+
+
+def test_overrides_are_yaml_scalars_and_reach_into_sections(file):
+    config = read_config(
+        f"{file},,lambda=0.10,,layers=12-19,,target.ckpt=/path/a=b.pt,,biases=true,,projections=[q, k]"
+    )
+    assert config.layers == "12-19" and config.biases is True
+    assert config.lambda_ == {"q_proj": 0.1, "k_proj": 0.1}
+    assert (config.target.upstream, config.target.ckpt) == ("hubert_local", "/path/a=b.pt")
+    assert config.source.model == "/models/bert"
+    assert sum(value > 0 for value in resolve_lambdas(config, 24)["q_proj"]) == 8
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (None, (None, {})),
+        ("", (None, {})),
+        ("lambda=0.2", (None, {"lambda": 0.2})),
+        (",,lambda=0.2", (None, {"lambda": 0.2})),
+        (",,layers=0-3,8,,lambda=[0, 0.1]", (None, {"layers": "0-3,8", "lambda": [0, 0.1]})),
+        ("lambda={gradient: [0, 0.3]}", (None, {"lambda": {"gradient": [0, 0.3]}})),
+        ("my.yaml,,layers=7,,", ("my.yaml", {"layers": 7})),
+    ],
+)
+def test_options_are_split_at_double_commas(text, expected):
+    assert split_options(text) == expected
+
+
+def test_a_file_name_may_hold_an_equals_sign(tmp_path):
+    file = tmp_path / "lambda=1.yaml"
+    file.write_text(YAML)
+    assert split_options(f"{file},,layers=1") == (str(file), {"layers": 1})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (",,lambda", "-g: 'lambda' is no override: write key=value"),
+        (",,lambda=[0.1", "the value of lambda is not readable as YAML"),
+        (",,lambda.q_proj=0.1", "'lambda' is no section"),
+        (",,lambd=0.1", "unknown key 'lambd'; did you mean 'lambda'"),
+        (",,target.chkpt=x", "unknown key 'chkpt'; did you mean 'ckpt'"),
+        (",,layers=12-,,lambda=7", "layers: '12-'.*"),
+    ],
+)
+def test_bad_overrides_are_refused(file, text, message):
+    with pytest.raises(UsageError, match=message):
+        read_config(f"{file}{text}")
+
+
+def test_k_replaces_the_targets_checkpoint_or_model(file, tmp_path):
+    assert read_config(str(file), "/other.pt").target.ckpt == "/other.pt"
+    (tmp_path / "b.yaml").write_text("target: {model: a/b}\nsource: {model: c}\nlambda: 0.1\n")
+    assert read_config(str(tmp_path / "b.yaml"), "/folder").target.model == "/folder"
+
+
+def test_unset_variable_and_missing_file_are_named(file, monkeypatch, tmp_path):
+    with pytest.raises(UsageError, match="merged_attention needs a configuration: -g my.yaml, or one of -u mam_hubert"):
+        read_config(None)
+    with pytest.raises(UsageError, match="no such configuration file: .*nowhere.yaml"):
+        read_config(str(tmp_path / "nowhere.yaml"))
+    monkeypatch.delenv("TEXT_MODEL")
+    with pytest.raises(
+        UsageError, match='my.yaml: source.model needs the environment variable TEXT_MODEL.*",,source.model='
+    ):
+        read_config(str(file))
+    with pytest.raises(UsageError, match="(?s)TEXT_MODEL.*lambda must lie"):
+        read_config(f"{file},,lambda=2")
+    assert read_config(f"{file},,source.model=/x").source.model == "/x"
+
+
+def test_presets_take_overrides_only(file):
+    config = read_config(",,lambda=0.2", preset="mam_hubert_large_ls960_bert_large")
+    assert (config.target.model, config.source.model) == ("facebook/hubert-large-ls960-ft", "bert-large-uncased")
+    assert set(config.lambda_.values()) == {0.2}
+    assert read_config(None, "/my/hubert", preset="mam_hubert_tiny_minilm").target.model == "/my/hubert"
+    with pytest.raises(UsageError, match="is a configuration itself"):
+        read_config(str(file), preset="mam_hubert_base_bert_base")
+    with pytest.raises(UsageError, match="unknown upstream configuration 'mam_hubert_bas'"):
+        preset("mam_hubert_bas")
+    assert [preset(name).__name__ for name in preset_names()] == preset_names()
