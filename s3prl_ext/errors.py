@@ -81,7 +81,7 @@ def one_sentence_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         sys.stderr.write("\ns3prl-ext: stopped at once on request.\n")
         raise SystemExit(130) from None
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  a command shows every error as a sentence
         sys.stderr.write(f"\ns3prl-ext: {sentence(error)}\n")
         raise SystemExit(getattr(error, "exit_code", 1)) from None
 

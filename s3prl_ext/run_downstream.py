@@ -15,6 +15,7 @@ import runpy
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from s3prl_ext.configs import expand_variables, load_yaml, shipped_dir
 from s3prl_ext.errors import UsageError, one_sentence_errors, show_errors_as_sentences, unknown_name
@@ -92,7 +93,7 @@ class _Unparsable(Exception):
 
 
 class _QuietParser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:
+    def error(self, message: str) -> NoReturn:
         raise _Unparsable(message)
 
 

@@ -42,3 +42,26 @@ def merge_state(
                 theirs = source_key.format(i=layer, p=source_names[which], k=kind)
                 merged[mine] = interpolate(target[mine], source[theirs], weight)
     return merged
+
+
+def slow_top_k(scores: dict[str, list[float]], k: int) -> dict[str, list[int]]:
+    """Choose the k largest scores over all tensors, lowest position first among equals, by sorting a list."""
+    entries = [(-value, position, name, index)
+               for position, (name, index, value) in enumerate((n, i, v) for n, vs in scores.items() for i, v in enumerate(vs))]  # fmt: skip
+    chosen: dict[str, list[int]] = {}
+    for _, _, name, index in sorted(entries)[:k]:
+        chosen.setdefault(name, []).append(index)
+    return {name: sorted(indices) for name, indices in chosen.items()}
+
+
+def slow_fisher(model: torch.nn.Module, inputs: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Mean over samples of the squared gradient of the log likelihood, one sample and one weight tensor at a time."""
+    result = {}
+    for name, parameter in model.named_parameters():
+        total = torch.zeros_like(parameter)
+        for x, y in zip(inputs, labels):
+            log_likelihood = torch.log_softmax(model(x), dim=-1)[y]
+            (gradient,) = torch.autograd.grad(log_likelihood, [parameter])
+            total += gradient * gradient
+        result[name] = total / len(inputs)
+    return result

@@ -29,6 +29,7 @@ class ChildNetwork(nn.Module):
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], mask: Mask) -> None:
         super().__init__()
+        mask = {name: indices for name, indices in mask.items() if indices.numel()}
         for name, indices in mask.items():
             if name not in parameters or int(indices[-1]) >= parameters[name].numel():
                 raise DataError(f"the mask of the child network does not fit the upstream: '{name}' is not its weight.")

@@ -47,7 +47,8 @@ class TrainingBatches:
             self.batches_per_epoch = len(loader)
             iterator = iter(loader)
             if self._resume:
-                self._replay(iterator)
+                self._replay(iterator, self._resume)
+                self._resume = None
             for batch in iterator:
                 self.taken += 1
                 yield batch
@@ -58,8 +59,7 @@ class TrainingBatches:
                 )
             self.epoch += 1
 
-    def _replay(self, iterator: Iterator[Any]) -> None:
-        position, self._resume = self._resume, None
+    def _replay(self, iterator: Iterator[Any], position: dict[str, Any]) -> None:
         for _ in range(position["taken"]):
             if next(iterator, None) is None:
                 raise DataError(

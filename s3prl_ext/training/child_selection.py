@@ -96,7 +96,7 @@ def _evaluation_mode(models: TaskModels) -> Iterator[None]:
             module.dropout = dropout
 
 
-def each_utterance_once(downstream: nn.Module, split: str) -> DataLoader:
+def each_utterance_once(downstream: Any, split: str) -> DataLoader:
     """Return a DataLoader over the training split in file order, each utterance once.
 
     The tasks' own loaders draw with replacement (KS), overlap their buckets (PR, SF) or halve long batches; here the
@@ -113,6 +113,4 @@ def each_utterance_once(downstream: nn.Module, split: str) -> DataLoader:
         dataset.bucket_size, batch_size = 1, bucket
     if isinstance(collate, partial) and "split" in collate.keywords:  # PR, SF: "train" would drop half of long batches
         collate = partial(collate.func, *collate.args, **{**collate.keywords, "split": "dev"})
-    return DataLoader(
-        dataset, batch_size=batch_size, shuffle=False, collate_fn=collate, num_workers=loader.num_workers
-    )
+    return DataLoader(dataset, batch_size=batch_size, shuffle=False, collate_fn=collate, num_workers=loader.num_workers)

@@ -79,14 +79,14 @@ class TuningConfig:
     Attributes:
         method: a name of :data:`s3prl_ext.training.methods.METHODS`.
         mask: child networks: ``fisher`` (CHILD-TUNING_D) or ``random`` (CHILD-TUNING_F).
-        density: child networks: fraction of the eligible weights that trains, in (0, 1].
+        density: child networks: fraction of the eligible weights that trains, in (0, 1]; 1 for other methods.
         eligible: name patterns (shell wildcards) of weights that may join a child network; None = by architecture.
         fisher_max_batches: largest number of batches of the Fisher pass; None = the whole training split.
     """
 
     method: str
     mask: str = "fisher"
-    density: float | None = None
+    density: float = 1.0
     eligible: tuple[str, ...] | None = None
     fisher_max_batches: int | None = None
 
@@ -104,7 +104,7 @@ class TuningConfig:
         if not isinstance(section, Mapping):
             raise UsageError(f"tuning must be a mapping such as {{method: child}}, but is {section!r}.")
         problems = check_keys(section, ("method", "mask", "density", "eligible", "fisher"), "tuning")
-        method = section.get("method")
+        method = str(section["method"]) if section.get("method") is not None else None
         if method is None:
             problems.append(f"tuning.method is missing; known: {', '.join(methods)}.")
         elif method not in methods:
@@ -115,11 +115,11 @@ class TuningConfig:
                 for key in ("mask", "density", "eligible", "fisher")
                 if key in section
             ]
-        values = {"method": method}
+        values: dict[str, Any] = {}
         if method in methods and methods[method].has_mask:
-            values |= _mask_values(section, problems)
+            values = _mask_values(section, problems)
         raise_all(problems)
-        return cls(**values)
+        return cls(method=str(method), **values)
 
 
 def _mask_values(section: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:

@@ -25,9 +25,9 @@ class TaskModels:
         device: where the models are.
     """
 
-    upstream: nn.Module
-    featurizer: nn.Module
-    downstream: nn.Module
+    upstream: Any
+    featurizer: Any
+    downstream: Any
     device: str | torch.device
     specaug: Any = None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from types import FrameType
+from typing import Any
 
 
 class Interrupted(Exception):
@@ -20,9 +21,9 @@ class StopRequest:
     def __init__(self, enabled: bool = True) -> None:
         self.requested = False
         self._enabled = enabled and threading.current_thread() is threading.main_thread()
-        self._previous: dict[int, object] = {}
+        self._previous: dict[int, Any] = {}
 
-    def __enter__(self) -> StopRequest:
+    def __enter__(self) -> StopRequest:  # noqa: PYI034  typing.Self needs Python 3.11
         if self._enabled:
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._previous[number] = signal.signal(number, self._handle)

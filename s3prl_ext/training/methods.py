@@ -6,15 +6,13 @@ start of training by :mod:`s3prl_ext.training.child_selection`.
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
 from s3prl_ext.child_tuning.eligible import eligible_parameters
 from s3prl_ext.training.config import TuningConfig
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -52,6 +50,7 @@ def prepare_upstream(upstream: nn.Module, tuning: TuningConfig) -> None:
         UsageError: the upstream has no weights that the method could train.
     """
     method = METHODS[tuning.method]
+    module: Any
     for module in upstream.modules():
         if hasattr(module, "freeze_feature_encoder"):  # transformers: its input requires grad unless frozen this way
             module.freeze_feature_encoder()

@@ -13,10 +13,17 @@ import torch
 
 def get_state() -> dict[str, Any]:
     """Return the random states of Python, numpy, torch and every CUDA device (plain types and uint8 tensors)."""
-    name, keys, position, has_gauss, cached = np.random.get_state()
+    state = np.random.get_state(legacy=False)
+    inner = state["state"]
     return {
         "python": random.getstate(),
-        "numpy": (str(name), keys.tolist(), int(position), int(has_gauss), float(cached)),
+        "numpy": (
+            state["bit_generator"],
+            inner["key"].tolist(),
+            int(inner["pos"]),
+            int(state["has_gauss"]),
+            float(state["gauss"]),
+        ),
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }

@@ -170,9 +170,7 @@ class Runner(StockRunner):
             from s3prl.downstream.specaug import SpecAug
 
             specaug = SpecAug(**self.config["specaug"])
-        return TaskModels(
-            self.upstream.model, self.featurizer.model, self.downstream.model, self.args.device, specaug
-        )
+        return TaskModels(self.upstream.model, self.featurizer.model, self.downstream.model, self.args.device, specaug)
 
     # -- training --------------------------------------------------------------------------------------------------
 
@@ -223,15 +221,13 @@ class Runner(StockRunner):
         optimizer = self._get_optimizer(modules)
         scheduler = self._get_scheduler(optimizer) if self.config.get("scheduler") else None
         parameters = [p for module in modules for p in module.parameters()]
-        trial = Trial(
-            self.models, self.upstream.trainable, parameters, optimizer, scheduler, self.runner_config, child
-        )
+        trial = Trial(self.models, self.upstream.trainable, parameters, optimizer, scheduler, self.runner_config, child)
         trial.step = self.init_ckpt.get("Step") or 0
         return trial
 
     def _steps_of_epochs(self) -> int:
         loader = self.downstream.model.get_dataloader(self.runner_config.train_dataloader)
-        batches = len(loader) * self.runner_config.epochs
+        batches = len(loader) * (self.runner_config.epochs or 0)
         return max(1, int(batches // self.runner_config.gradient_accumulate_steps))
 
     def states(self, trial: Trial, epoch: int, extension: dict[str, Any]) -> dict[str, Any]:

@@ -75,7 +75,7 @@ def test_whole_density_trains_every_eligible_weight_like_dense_adamw(build, tmp_
     """P = 1 is full tuning of the same set: compare with a dense optimizer on the same gradients."""
     from s3prl_ext.child_tuning.eligible import eligible_parameters
 
-    before, after, runner = tuned(build, tmp_path, upstream, {"method": "child", "mask": "random", "density": 1.0})
+    before, after, _ = tuned(build, tmp_path, upstream, {"method": "child", "mask": "random", "density": 1.0})
     config = task_config(tuning={"method": "weighted_sum"}, total_steps=4)
     config["optimizer"] = ADAMW
     dense = build(make_args(tmp_path / "dense", **upstream), config)
@@ -97,9 +97,7 @@ def test_fisher_pass_leaves_models_and_training_as_found(build, tmp_path, upstre
     from s3prl_ext.training import randomness
     from s3prl_ext.training.child_selection import choose_mask
 
-    runner = build(
-        make_args(tmp_path / "exp", **upstream), task_config(tuning={"method": "child", "density": 0.1})
-    )
+    runner = build(make_args(tmp_path / "exp", **upstream), task_config(tuning={"method": "child", "density": 0.1}))
     model = runner.upstream.model
     weights = copy.deepcopy(model.state_dict())
     modes = [m.training for m in model.modules()]
@@ -143,9 +141,7 @@ def test_accumulation_equals_one_large_batch_in_gradient(build, tmp_path):
 
 
 def test_flag_f_against_a_freezing_method_is_refused(build, tmp_path, hubert_ckpt):
-    args = make_args(
-        tmp_path / "exp", upstream="hubert_local", upstream_ckpt=hubert_ckpt, upstream_trainable=True
-    )
+    args = make_args(tmp_path / "exp", upstream="hubert_local", upstream_ckpt=hubert_ckpt, upstream_trainable=True)
     with pytest.raises(UsageError, match="freezes it"):
         build(args, task_config(tuning={"method": "frozen"}))
 
@@ -172,7 +168,9 @@ def test_child_of_an_upstream_without_weights_is_refused(build, tmp_path):
 )
 def test_wrong_tuning_sections(build, tmp_path, hubert_ckpt, tuning, message):
     with pytest.raises(UsageError, match=message):
-        build(make_args(tmp_path / "exp", upstream="hubert_local", upstream_ckpt=hubert_ckpt), task_config(tuning=tuning))
+        build(
+            make_args(tmp_path / "exp", upstream="hubert_local", upstream_ckpt=hubert_ckpt), task_config(tuning=tuning)
+        )
 
 
 @pytest.mark.parametrize(

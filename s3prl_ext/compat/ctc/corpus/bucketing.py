@@ -20,7 +20,8 @@ class BucketingDataset(Dataset):
         text: token ids of each file, tuple of lists.
         bucket_size: utterances in one item; 1 gives single utterances.
 
-    An epoch of a bucketed dataset holds as many overlapping buckets as utterances: each is seen about `bucket_size` times.
+    An epoch of a bucketed dataset holds as many overlapping buckets as utterances: each is seen about
+    `bucket_size` times.
 
     Raises:
         DataError: fewer utterances than `bucket_size`.

@@ -59,7 +59,9 @@ def read_lexica(lexica: Sequence[str], tokenizer) -> dict[str, list[str]]:
             word, *phones = line.split()
             unknown = [phone for phone in phones if tokenizer.vocab_to_idx(phone) == tokenizer.unk_idx]
             if unknown:
-                raise DataError(f"{lexicon}: phone '{unknown[0]}' of {word} is not in the vocabulary (text.vocab_file).")
+                raise DataError(
+                    f"{lexicon}: phone '{unknown[0]}' of {word} is not in the vocabulary (text.vocab_file)."
+                )
             ambiguous += word in pronunciations
             pronunciations.setdefault(word, phones)
     logger.info("lexicon of %d words; %d further pronunciations are not used", len(pronunciations), ambiguous)

@@ -1,0 +1,113 @@
+"""Corpora: refuse audio that is not 16 kHz mono and empty transcripts, where s3prl would train on nonsense.
+
+s3prl reads the sample rate and ignores it, interleaves the channels of a stereo file (ASR, PR, SF), or passes a matrix
+on as a waveform (IC, SID). Keyword spotting converts its audio itself and needs no check.
+"""
+
+from __future__ import annotations
+
+import functools
+from types import ModuleType
+from typing import Any
+
+from s3prl_ext.compat.shim import Shim
+from s3prl_ext.errors import DataError
+
+SAMPLE_RATE = 16000
+
+
+def check_format(path: object, channels: int, rate: int) -> None:
+    """Raise DataError unless a file has one channel at 16 kHz; the message names the command that converts it."""
+    if channels != 1 or rate != SAMPLE_RATE:
+        raise DataError(
+            f"{path} has {channels} channel{'s' if channels != 1 else ''} at {rate} Hz, but s3prl needs mono at "
+            f"{SAMPLE_RATE} Hz; convert the corpus, for example with `sox IN -r 16000 -c 1 OUT`."
+        )
+
+
+class CheckedTorchaudio:
+    """torchaudio as a corpus module sees it: ``load`` checks the format, everything else is torchaudio's own."""
+
+    def __init__(self, torchaudio: ModuleType) -> None:
+        self._torchaudio = torchaudio
+
+    def load(self, path: Any, *args: Any, **kwargs: Any) -> tuple[Any, int]:
+        """Read a file as ``torchaudio.load`` does; DataError unless it is 16 kHz mono."""
+        samples, rate = self._torchaudio.load(path, *args, **kwargs)
+        check_format(path, samples.shape[0], rate)
+        return samples, rate
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._torchaudio, name)
+
+
+def _check_loading(module: ModuleType) -> None:
+    module.torchaudio = CheckedTorchaudio(module.torchaudio)
+
+
+def _check_recordings(module: ModuleType) -> None:
+    load_wav = module.KaldiData.load_wav
+
+    @functools.wraps(load_wav)
+    def load_checked(self, recid, start=0, end=None):
+        samples, rate = load_wav(self, recid, start, end)
+        check_format(self.wavs[recid], 1 if samples.ndim == 1 else samples.shape[1], rate)
+        return samples, rate
+
+    module.KaldiData.load_wav = load_checked
+
+
+def _check_transcripts(module: ModuleType) -> None:
+    load_transcript = module.SequenceDataset._load_transcript
+
+    @functools.wraps(load_transcript)
+    def load_checked(self, x_list):
+        transcripts = load_transcript(self, x_list)
+        for path in x_list:
+            if transcripts.get(self._parse_x_name(path), "-").strip(" |") == "":
+                raise DataError(
+                    f"the utterance {path} in {self.libri_root} has an empty transcript; complete its .trans.txt or "
+                    "take the utterance out of the list of lengths."
+                )
+        return transcripts
+
+    module.SequenceDataset._load_transcript = load_checked
+
+
+_FORMAT_REASON = "s3prl ignores the sample rate of a corpus file and mistakes several channels for one"
+_FORMAT_END = "s3prl checks sample rate and channels of the files it reads"
+
+SHIMS = (
+    *(
+        Shim(
+            name=f"audio-format-{name}",
+            module=module,
+            needed=lambda module: not isinstance(module.torchaudio, CheckedTorchaudio),
+            apply=_check_loading,
+            reason=_FORMAT_REASON,
+            remove_when=_FORMAT_END,
+        )
+        for name, module in (
+            ("asr", "s3prl.downstream.asr.dataset"),
+            ("ctc", "s3prl.downstream.ctc.data"),
+            ("ic", "s3prl.downstream.fluent_commands.dataset"),
+            ("sid", "s3prl.downstream.voxceleb1.dataset"),
+        )
+    ),
+    Shim(
+        name="audio-format-sd",
+        module="s3prl.downstream.diarization.dataset",
+        needed=lambda module: not hasattr(module.KaldiData.load_wav, "__wrapped__"),
+        apply=_check_recordings,
+        reason=_FORMAT_REASON,
+        remove_when=_FORMAT_END,
+    ),
+    Shim(
+        name="asr-empty-transcript",
+        module="s3prl.downstream.asr.dataset",
+        needed=lambda module: not hasattr(module.SequenceDataset._load_transcript, "__wrapped__"),
+        apply=_check_transcripts,
+        reason="s3prl trains on an empty transcript as if it were one word boundary",
+        remove_when="s3prl refuses an empty transcript",
+    ),
+)

@@ -1,0 +1,75 @@
+"""Fisher information against a brute-force per-sample mean, and its scaling."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from reference import slow_fisher
+
+from s3prl_ext.child_tuning import fisher, masks
+from s3prl_ext.errors import DataError
+
+
+class Classifier(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.hidden, self.out = torch.nn.Linear(5, 6), torch.nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.out(torch.tanh(self.hidden(x)))
+
+
+def data(n: int = 12):
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(n, 5, generator=generator), torch.randint(0, 3, (n,), generator=generator)
+
+
+def estimate(model, batches, scale=1.0):
+    parameters = dict(model.named_parameters())
+    return fisher.estimate(parameters, batches, lambda b: scale * torch.nn.functional.cross_entropy(model(b[0]), b[1]))
+
+
+def test_batches_of_one_equal_the_brute_force_mean():
+    model, (x, y) = Classifier(), data()
+    sums, count = estimate(model, [(x[i : i + 1], y[i : i + 1]) for i in range(len(x))])
+    expected = slow_fisher(model, x, y)
+    assert count == len(x)
+    for name, score in sums.items():
+        torch.testing.assert_close(score / count, expected[name], rtol=1e-5, atol=1e-8)
+
+
+def test_order_of_samples_does_not_matter_but_batching_does():
+    model, (x, y) = Classifier(), data()
+    forward, _ = estimate(model, [(x[i : i + 1], y[i : i + 1]) for i in range(12)])
+    backward, _ = estimate(model, [(x[i : i + 1], y[i : i + 1]) for i in reversed(range(12))])
+    batched, count = estimate(model, [(x[i : i + 4], y[i : i + 4]) for i in range(0, 12, 4)])
+    assert count == 3
+    for name in forward:
+        torch.testing.assert_close(forward[name], backward[name], rtol=1e-5, atol=1e-8)
+    assert any(not torch.allclose(forward[n] / 12, batched[n] / 3, rtol=1e-2) for n in forward)
+
+
+def test_scaling_the_loss_squares_in_the_scores_and_keeps_the_mask():
+    model, (x, y) = Classifier(), data()
+    batches = [(x[i : i + 3], y[i : i + 3]) for i in range(0, 12, 3)]
+    plain, _ = estimate(model, batches)
+    scaled, _ = estimate(model, batches, scale=4.0)
+    for name in plain:
+        torch.testing.assert_close(scaled[name], 16 * plain[name])
+    a, b = masks.top_k(plain, 0.3), masks.top_k(scaled, 0.3)
+    assert all(torch.equal(a[n], b[n]) for n in a)
+
+
+def test_gradients_are_left_empty():
+    model, (x, y) = Classifier(), data()
+    estimate(model, [(x, y)])
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_no_batch_and_bad_loss_are_refused():
+    model, (x, y) = Classifier(), data()
+    with pytest.raises(DataError, match="no batch"):
+        estimate(model, [])
+    with pytest.raises(DataError, match="loss of batch 0"):
+        estimate(model, [(x * float("inf"), y)])

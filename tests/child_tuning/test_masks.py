@@ -1,0 +1,126 @@
+"""Exact, global, nested masks against a slow oracle; ties, zeros, and the sizes of the base models."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+import torch
+from reference import slow_top_k
+
+from s3prl_ext.child_tuning import masks
+from s3prl_ext.child_tuning.eligible import eligible_names, eligible_parameters
+from s3prl_ext.errors import DataError, UsageError
+
+
+def scores(seed: int, zeros: float = 0.0, levels: int | None = None) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {
+        n: torch.rand(shape, generator=generator) for n, shape in (("a", (7, 9)), ("b", (50,)), ("c", (3, 4, 5)))
+    }
+    for tensor in tensors.values():
+        if levels:
+            tensor.mul_(levels).floor_()
+        tensor[torch.rand(tensor.shape, generator=generator) < zeros] = 0
+    return tensors
+
+
+@pytest.mark.parametrize("density", [0.001, 0.01, 0.1, 0.37, 0.999, 1.0])
+@pytest.mark.parametrize(
+    "values", [scores(0), scores(1, zeros=0.95), scores(2, levels=3), scores(3, zeros=0.5, levels=2)],
+    ids=["distinct", "mostly_zero", "ties", "ties_and_zeros"],
+)  # fmt: skip
+def test_top_k_equals_oracle(values, density):
+    mask = masks.top_k(values, density)
+    total = sum(v.numel() for v in values.values())
+    assert masks.count(mask) == round(density * total)
+    expected = slow_top_k({n: v.reshape(-1).tolist() for n, v in values.items()}, round(density * total))
+    assert {n: i.tolist() for n, i in mask.items()} == expected
+
+
+def test_masks_are_nested():
+    values = scores(4, zeros=0.6, levels=4)
+    sets = []
+    for density in (0.01, 0.1, 0.5, 1.0):
+        sets.append({(n, i) for n, indices in masks.top_k(values, density).items() for i in indices.tolist()})
+    assert all(small < large for small, large in pairwise(sets))
+
+
+def test_selection_is_global_not_per_tensor():
+    values = {"large": torch.arange(10.0) + 100, "small": torch.arange(10.0)}
+    assert masks.top_k(values, 0.5).keys() == {"large"}
+
+
+@pytest.mark.parametrize("density", [0, -0.1, 1.01, float("nan")])
+def test_density_outside_its_range(density):
+    with pytest.raises(UsageError, match=r"\(0, 1\]"):
+        masks.top_k(scores(0), density)
+    with pytest.raises(UsageError, match=r"\(0, 1\]"):
+        masks.bernoulli({"a": 3}, density, seed=0)
+
+
+def test_useless_scores_are_refused():
+    with pytest.raises(DataError, match="all scores are zero"):
+        masks.top_k({"a": torch.zeros(5)}, 0.2)
+    with pytest.raises(DataError, match="'b' hold NaN"):
+        masks.top_k({"a": torch.ones(5), "b": torch.tensor([1.0, float("nan")])}, 0.2)
+
+
+def test_bernoulli_mask():
+    sizes = {"a": 100_000, "b": 50_000}
+    state = torch.get_rng_state()
+    mask = masks.bernoulli(sizes, 0.1, seed=7)
+    assert torch.equal(state, torch.get_rng_state()), "the global random state is not touched"
+    n, p = 150_000, 0.1
+    assert abs(masks.count(mask) - n * p) < 5 * (n * p * (1 - p)) ** 0.5
+    again, other = masks.bernoulli(sizes, 0.1, seed=7), masks.bernoulli(sizes, 0.1, seed=8)
+    assert all(torch.equal(mask[k], again[k]) for k in mask)
+    assert not all(torch.equal(mask[k], other[k]) for k in mask)
+
+
+@pytest.mark.parametrize("family", ["hubert", "wav2vec2"])
+@pytest.mark.parametrize("naming", ["transformers", "s3prl"])
+def test_eligible_weights_of_base_models(family, naming):
+    """N = 85,057,024: 12 layers of 7,087,872, the encoder's layer norm and the projection's (AD-TUNING, Table 2)."""
+    with torch.device("meta"):
+        model = base_model(family, naming)
+    holder = torch.nn.Module()
+    holder.model = model
+    parameters = eligible_parameters(holder)
+    total = sum(p.numel() for p in parameters.values())
+    assert total == 85_057_024
+    assert [masks.child_size(total, p) for p in (0.1, 0.01, 0.001)] == [8_505_702, 850_570, 85_057]
+
+
+def base_model(family: str, naming: str) -> torch.nn.Module:
+    import s3prl_ext
+
+    s3prl_ext.install()  # transformers imports torchaudio, whose PyPI wheel needs a shim beside a CPU build of torch
+    if naming == "transformers":
+        import transformers
+
+        config, model = {
+            "hubert": (transformers.HubertConfig, transformers.HubertModel),
+            "wav2vec2": (transformers.Wav2Vec2Config, transformers.Wav2Vec2Model),
+        }[family]
+        return model(config())
+    if family == "wav2vec2":
+        from s3prl.upstream.wav2vec2.wav2vec2_model import Wav2Vec2Config, Wav2Vec2Model
+
+        return Wav2Vec2Model(Wav2Vec2Config(quantize_targets=True, final_dim=256))
+    from s3prl.upstream.hubert.hubert_model import HubertConfig, HubertModel, HubertPretrainingConfig
+
+    return HubertModel(
+        HubertConfig(label_rate=50.0, final_dim=256),
+        HubertPretrainingConfig(label_rate=50.0),
+        [[str(i) for i in range(504)]],
+    )
+
+
+def test_patterns_choose_the_eligible_weights():
+    names = ["enc.layer.0.w", "enc.layer.0.b", "enc.layer.1.w"]
+    assert eligible_names(names, ["enc.layer.1.*", "*.b"]) == ["enc.layer.0.b", "enc.layer.1.w"]
+    with pytest.raises(UsageError, match=r"'nothing\*' matches no weight.*enc.layer.0.w"):
+        eligible_names(names, ["enc*", "nothing*"])
+    with pytest.raises(UsageError, match="no encoder layers"):
+        eligible_names(names)
