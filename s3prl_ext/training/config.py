@@ -104,8 +104,8 @@ class TuningConfig:
         if not isinstance(section, Mapping):
             raise UsageError(f"tuning must be a mapping such as {{method: child}}, but is {section!r}.")
         problems = check_keys(section, ("method", "mask", "density", "eligible", "fisher"), "tuning")
-        method = str(section["method"]) if section.get("method") is not None else None
-        if method is None:
+        method = str(section.get("method", ""))
+        if not method:
             problems.append(f"tuning.method is missing; known: {', '.join(methods)}.")
         elif method not in methods:
             problems.append(str(unknown_name("method", method, methods, where="tuning")))
@@ -119,7 +119,7 @@ class TuningConfig:
         if method in methods and methods[method].has_mask:
             values = _mask_values(section, problems)
         raise_all(problems)
-        return cls(method=str(method), **values)
+        return cls(method=method, **values)
 
 
 def _mask_values(section: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:

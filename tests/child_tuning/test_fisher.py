@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from reference import slow_fisher
 
 from s3prl_ext.child_tuning import fisher, masks
 from s3prl_ext.errors import DataError
+from tests.reference import slow_fisher
 
 
 class Classifier(torch.nn.Module):

@@ -6,11 +6,11 @@ from itertools import pairwise
 
 import pytest
 import torch
-from reference import slow_top_k
 
 from s3prl_ext.child_tuning import masks
 from s3prl_ext.child_tuning.eligible import eligible_names, eligible_parameters
 from s3prl_ext.errors import DataError, UsageError
+from tests.reference import slow_top_k
 
 
 def scores(seed: int, zeros: float = 0.0, levels: int | None = None) -> dict[str, torch.Tensor]:

@@ -9,12 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import factories
 import numpy as np
 import pytest
 import torch
 
 import s3prl_ext
+from tests import factories
 
 
 @pytest.fixture(scope="session")

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from experiments import make_args, record_losses, task_config
 
 from s3prl_ext.errors import DataError, StoppedByUser, UsageError
+from tests.experiments import make_args, record_losses, task_config
 
 CHILD = {"method": "child", "mask": "fisher", "density": 0.05, "fisher": {"max_batches": 2}}
 

