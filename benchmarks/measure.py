@@ -1,0 +1,56 @@
+"""Paired process-CPU timings and a JSON record with versions and date."""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+from collections.abc import Callable
+from datetime import date
+from importlib import metadata
+from time import process_time
+from typing import Any
+
+PACKAGES = ("s3prl_ext", "s3prl", "torch", "torchaudio", "transformers", "numpy")
+
+
+def alternate(ours: Callable[[], Any], baseline: Callable[[], Any], runs: int) -> dict[str, Any]:
+    """Run two functions in turn, `runs` times each after one warm-up, and compare their process CPU seconds.
+
+    Returns:
+        Medians of both in seconds, and median, smallest and largest of the ratios ours / baseline, pair by pair.
+    """
+    ours()
+    baseline()
+    pairs = []
+    for index in range(runs):
+        # Each order as often as the other: the first of a pair may pay for what the second finds warm.
+        first, second = (ours, baseline) if index % 2 else (baseline, ours)
+        times = (_seconds(first), _seconds(second))
+        pairs.append(times if index % 2 else times[::-1])
+    ratios = [a / b for a, b in pairs]
+    return {
+        "ours_s": statistics.median(a for a, _ in pairs),
+        "baseline_s": statistics.median(b for _, b in pairs),
+        "ratio": statistics.median(ratios),
+        "ratio_min": min(ratios),
+        "ratio_max": max(ratios),
+        "runs": runs,
+    }
+
+
+def _seconds(function: Callable[[], Any]) -> float:
+    start = process_time()
+    function()
+    return process_time() - start
+
+
+def report(name: str, rows: dict[str, dict[str, Any]], **facts: Any) -> None:
+    """Print the rows as a table and then everything, with versions and date, as one line of JSON."""
+    for label, row in rows.items():
+        print(
+            f"{label:32s}" + "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items())
+        )
+    versions = {package: metadata.version(package) for package in PACKAGES}
+    record = {"benchmark": name, "date": date.today().isoformat(), "python": platform.python_version()}
+    print(json.dumps(record | {"versions": versions, "rows": rows} | facts))
