@@ -43,11 +43,15 @@ def unknown_name(kind: str, name: str, known: Iterable[str], where: str = "") ->
     Args:
         kind: what the name stands for, such as ``"task"``.
         name: the name that was given.
-        known: all valid names; a long list is cut at 40.
+        known: all valid names; of more than 40 only the closest are shown.
         where: place of the name, such as a file, shown before the sentence.
     """
     names = sorted(str(k) for k in known)
-    listed = ", ".join(names[:40]) + (f", ... ({len(names)} in all)" if len(names) > 40 else "")
+    if len(names) > 40:
+        close = difflib.get_close_matches(str(name), names, n=8, cutoff=0.3)
+        listed = f"{len(names)} names, among them {', '.join(close or names[:8])}"
+    else:
+        listed = ", ".join(names)
     place = f"{where}: " if where else ""
     return UsageError(f"{place}unknown {kind} '{name}'{nearest(name, names)} Known: {listed}.")
 

@@ -143,7 +143,9 @@ def _check_override(override: str | None) -> None:
 def _check_files(flags: argparse.Namespace) -> None:
     from s3prl_ext.training import checkpoint  # imports torch: not before it is needed
 
-    for flag, value in (("-e", flags.past_exp), ("-i", flags.init_ckpt)):
+    auto = flags.auto_resume and checkpoint.numbered(_expdir(flags))
+    resumed = ("-a", _expdir(flags)) if auto else ("-e", flags.past_exp)
+    for flag, value in (resumed, ("-i", flags.init_ckpt)):
         if value is None:
             continue
         path = Path(value)

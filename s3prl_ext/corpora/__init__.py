@@ -12,7 +12,10 @@ CORPORA: dict[str, str] = {
     "mini_superb": "s3prl_ext.corpora.mini_superb",
 }
 
-_USAGE = "usage: s3prl-ext prepare CORPUS [options]\n\ncorpora: {names}\n`s3prl-ext prepare CORPUS --help` lists its options."
+_USAGE = """usage: s3prl-ext prepare CORPUS [options]
+
+corpora: {names}
+`s3prl-ext prepare CORPUS --help` lists its options."""
 
 
 def prepare_main(argv: Sequence[str]) -> int:

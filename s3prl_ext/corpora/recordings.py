@@ -1,8 +1,9 @@
-"""Read a folder of real recordings: one ``<corpus>/<corpus>.tsv`` with paths relative to the folder, audio beside it."""
+"""Read a folder of real recordings: one ``<corpus>/<corpus>.tsv`` audio beside it."""
 
 from __future__ import annotations
 
 import csv
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,6 +47,11 @@ class Clip:
     def duration(self) -> float:
         """Length in seconds as the table gives it."""
         return float(self.fields["duration_s"])
+
+
+def without_repeats(clips: Iterable[Clip]) -> list[Clip]:
+    """Return the first clip of each file name: a recording gathered twice must not be in two splits."""
+    return list({clip.name: clip for clip in reversed(list(clips))}.values())[::-1]
 
 
 class Recordings:

@@ -21,8 +21,12 @@ logger = logging.getLogger(__name__)
 EXTENSION_KEY = "S3prlExt"  # holds what s3prl's own checkpoints lack; s3prl ignores it
 
 
-def load(path: str | os.PathLike) -> dict[str, Any]:
+def load(path: str | os.PathLike, mmap: bool = False) -> dict[str, Any]:
     """Read a checkpoint of s3prl or of this package onto the CPU, without executing pickled code.
+
+    Args:
+        path: the file.
+        mmap: read a tensor only when it is used; the file must not change meanwhile.
 
     Raises:
         DataError: the file is missing, truncated, no checkpoint, or holds unknown classes.
@@ -32,7 +36,7 @@ def load(path: str | os.PathLike) -> dict[str, Any]:
         raise DataError(f"no such checkpoint: {path}.")
     try:
         torch.serialization.add_safe_globals([argparse.Namespace])  # s3prl stores its arguments as one
-        states = torch.load(path, map_location="cpu", weights_only=True)
+        states = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DataError(
@@ -44,7 +48,7 @@ def load(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def check_readable(path: str | os.PathLike) -> None:
-    """Raise DataError where a file cannot be a checkpoint, without loading it (truncated files have no directory)."""
+    """Raise DataError where a file is no checkpoint, without reading its tensors (truncated files have no directory)."""
     path = Path(path)
     with path.open("rb") as file:
         legacy = file.read(2) == b"\x80\x02"  # torch < 1.6 wrote a plain pickle
@@ -52,6 +56,7 @@ def check_readable(path: str | os.PathLike) -> None:
         raise DataError(
             f"{path} is truncated or no checkpoint ({path.stat().st_size:,} bytes); choose an earlier one with -e."
         )
+    load(path, mmap=not legacy)
 
 
 def save(states: dict[str, Any], paths: Iterable[str | os.PathLike]) -> None:

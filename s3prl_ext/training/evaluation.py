@@ -65,6 +65,7 @@ def evaluate(
     Raises:
         DataError: the split is empty.
     """
+    models = models.unwrapped()  # a wrapped forward would wait for ranks that are not evaluating
     modes = [(m, m.training) for top in models.modules() for m in top.modules()]
     metric_logger = MetricLogger(writer)
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -30,6 +30,15 @@ class TaskModels:
     downstream: Any
     device: str | torch.device
     specaug: Any = None
+
+    def unwrapped(self) -> TaskModels:
+        """Return the models without their wrappers for several devices, for work that one rank does alone."""
+        return replace(
+            self,
+            upstream=unwrapped(self.upstream),
+            featurizer=unwrapped(self.featurizer),
+            downstream=unwrapped(self.downstream),
+        )
 
     def modules(self) -> tuple[nn.Module, nn.Module, nn.Module]:
         """Return upstream, featurizer and downstream."""
@@ -58,7 +67,7 @@ class TaskModels:
             with torch.set_grad_enabled(with_upstream_grad and torch.is_grad_enabled()):
                 hidden = self.upstream(wavs)
             features = self.featurizer(wavs, hidden)
-        except RuntimeError as error:
+        except (RuntimeError, AssertionError) as error:  # AssertionError: torchaudio's Kaldi features
             shortest = min(range(len(wavs)), key=lambda i: len(wavs[i]))
             if len(wavs[shortest]) < SAMPLE_RATE // 10 and "out of memory" not in str(error):
                 raise _too_short(names, shortest, wavs) from error

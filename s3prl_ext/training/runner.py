@@ -142,7 +142,9 @@ class Runner(StockRunner):
         self._load_weight(model, name)
         if name == "Upstream" and self.tuning is not None:
             prepare_upstream(model, self.tuning)
-        if dist.is_initialized() and trainable and any(p.requires_grad for p in model.parameters()):
+        # The ranks of a child network share the gradient of its k entries alone (Trial), not the dense one.
+        dense = name != "Upstream" or self.tuning is None or not METHODS[self.tuning.method].has_mask
+        if dist.is_initialized() and trainable and dense and any(p.requires_grad for p in model.parameters()):
             # No device_ids: inputs are on their device already, and moving them would copy the shared `records`.
             model = DistributedDataParallel(model, find_unused_parameters=True)
             for interface in interfaces or []:
@@ -200,11 +202,8 @@ class Runner(StockRunner):
         parameters = eligible_parameters(module, self.tuning.eligible)
         mask = self.init_ckpt.get(checkpoint.EXTENSION_KEY, {}).get("mask")
         if mask is None:
-            plain = TaskModels(
-                module, unwrapped(self.featurizer.model), unwrapped(self.downstream.model), self.args.device
-            )
             split = self.runner_config.train_dataloader
-            mask = choose_mask(plain, parameters, self.tuning, split, self.args.seed)
+            mask = choose_mask(self.models.unwrapped(), parameters, self.tuning, split, self.args.seed)
         return ChildNetwork(parameters, {name: i.long() for name, i in mask.items()}).to(self.args.device)
 
     def _trial(self, child: ChildNetwork | None) -> Trial:

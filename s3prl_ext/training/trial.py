@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.optim import Optimizer
 
@@ -79,7 +80,7 @@ class Trial:
                 self._backward(wavs, others)
                 self.batch_ids.append(batch_id)
         except torch.OutOfMemoryError:
-            if torch.distributed.is_initialized():
+            if dist.is_initialized():
                 raise
             logger.warning("out of memory at step %d: the batch is skipped; lower the batch size", self.step + 1)
             self._zero_grad()
@@ -99,6 +100,7 @@ class Trial:
     def _update(self) -> None:
         if self.child is not None:
             self.child.gather_gradients()
+            _average_over_ranks(self.child.values.grad)
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.gradient_clipping)
         finite = bool(torch.isfinite(norm))
@@ -140,3 +142,9 @@ class Trial:
         if self.scheduler is not None:
             states["Scheduler"] = self.scheduler.state_dict()
         return states
+
+
+def _average_over_ranks(gradient: torch.Tensor | None) -> None:
+    if dist.is_initialized() and gradient is not None:
+        dist.all_reduce(gradient)
+        gradient.div_(dist.get_world_size())

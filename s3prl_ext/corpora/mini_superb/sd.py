@@ -11,14 +11,19 @@ from pathlib import Path
 import numpy as np
 
 from s3prl_ext.corpora.audio import SAMPLE_RATE, read_audio, write_audio
-from s3prl_ext.corpora.mini_superb.source import Source
 from s3prl_ext.corpora.mini_superb.sentences import sentences
+from s3prl_ext.corpora.mini_superb.source import Source, require
 from s3prl_ext.corpora.synthesis import VOICES, Speech, synthesise
 
 FRAME = 320  # samples, 20 ms: resolution of the activity detector
 FLOOR_DB = -35.0  # a frame is speech when its energy is within this range of the loudest frame
 BRIDGE_S, SHORTEST_S = 0.3, 0.1  # pauses that do not split a segment, segments that are dropped
 OVERLAP = 0.5  # the second speaker starts this fraction into the first one's turn
+
+MAPPING = (
+    "Sums of two single-speaker sources; the second starts in the middle of the first. Segments come from each "
+    f"source's energy: 20 ms frames within {-FLOOR_DB:g} dB of its loudest, pauses under {BRIDGE_S} s bridged."
+)
 
 Voiced = tuple[str, np.ndarray]  # speaker, samples
 
@@ -64,6 +69,7 @@ def _recorded_pairs(source: Source) -> dict[str, tuple[list[Voiced], list[Voiced
     source.note("sd", "within a split every first source of the mixtures is mixed anew with every second one")
     roles = {role: [clip for clip in clips if clip.fields["role"] == role] for role in ("s1", "s2")}
     count = min(len(clips) for clips in roles.values())
+    require(count, 4, "libri2mix_svoice_debug", "mixtures with both sources (role s1 and s2)")
     train, dev = count // 2, count * 3 // 4
     bounds = {"train": slice(0, train), "dev": slice(train, dev), "test": slice(dev, count)}
     return {

@@ -43,6 +43,11 @@ VALUES = {
     "timeRange": ("TODAY", "TOMORROW", "NEXT WEEK"),
 }
 
+MAPPING = (
+    "Requests from a few templates with a subset of the slots of SNIPS. SUPERB's speaker names stand for synthetic "
+    "voices, each in one split only."
+)
+
 
 def write(out: Path, source: Source) -> None:
     """Write clips, transcripts and the list of slots below `out`."""

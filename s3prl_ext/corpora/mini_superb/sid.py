@@ -12,8 +12,8 @@ import numpy as np
 
 from s3prl_ext.corpora.audio import SAMPLE_RATE, write_audio
 from s3prl_ext.corpora.mini_superb.sentences import sentences
-from s3prl_ext.corpora.mini_superb.source import Source, cut_seconds
-from s3prl_ext.corpora.recordings import Clip
+from s3prl_ext.corpora.mini_superb.source import Source, cut_seconds, require
+from s3prl_ext.corpora.recordings import Clip, without_repeats
 from s3prl_ext.corpora.synthesis import VOICES, Speech, synthesise
 
 PIECE_S = 2.0  # seconds of one utterance
@@ -21,6 +21,11 @@ VIDEOS, PIECES = 7, 2  # recordings per speaker, utterances cut from each
 SYNTHETIC_SPEAKERS = 10
 SPLIT_CODES = {"train": 1, "dev": 2, "test": 3}
 META_DATA = "veri_test_class.txt"
+
+MAPPING = (
+    f"Utterances of up to {PIECE_S:g} s, {PIECES} from each of up to {VIDEOS} recordings of a speaker; "
+    "one recording is dev, one test. Speakers are numbered id10001, id10002, ... as listed below."
+)
 
 
 def write(out: Path, source: Source) -> None:
@@ -39,7 +44,7 @@ def write(out: Path, source: Source) -> None:
 def _recorded(source: Source) -> list[list[list[np.ndarray]]]:
     """Return speakers -> recordings -> pieces, from read sentences long enough for one piece."""
     by_speaker: dict[str, list[Clip]] = {}
-    for clip in source.clips("sid", "librispeech", "vctk"):
+    for clip in without_repeats(source.clips("sid", "librispeech", "vctk")):
         if clip.speaker and clip.duration >= PIECE_S:
             by_speaker.setdefault(clip.speaker, []).append(clip)
     rng = source.rng("sid")
@@ -51,6 +56,8 @@ def _recorded(source: Source) -> list[list[list[np.ndarray]]]:
         chosen = rng.permutation(len(clips))[:VIDEOS]
         speakers.append([_pieces(clips[index]) for index in chosen])
         source.note("sid", f"id{10000 + len(speakers)} is speaker {name}")
+    if by_speaker:
+        require(len(speakers), 2, "read speech", f"speakers with three recordings of over {PIECE_S:g} s")
     return speakers
 
 

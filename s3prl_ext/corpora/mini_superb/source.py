@@ -11,6 +11,7 @@ import numpy as np
 
 from s3prl_ext.corpora.audio import SAMPLE_RATE, read_audio
 from s3prl_ext.corpora.recordings import Clip, Recordings
+from s3prl_ext.errors import DataError
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +50,15 @@ class Source:
         if (line := f"{task}: {text}") not in self.notes:
             self.notes.append(line)
             logger.info("%s", line)
+
+
+def require(found: int, least: int, corpus: str, what: str) -> None:
+    """Raise DataError where the recordings of `corpus` give fewer than `least` of `what`."""
+    if found < least:
+        raise DataError(
+            f"the recordings of {corpus} give {found} {what}, but {least} are needed: add some, or remove its folder "
+            "so that speech is synthesised."
+        )
 
 
 def cut_seconds(clip: Clip, start: float, length: float) -> np.ndarray:

@@ -39,7 +39,7 @@ class LibriPhoneDataset(BucketingDataset):
             transcripts.update(_read_transcripts(folder))
         utterances = []
         for file in tqdm(files, desc="word -> phonemes", leave=False):
-            if file.stem not in transcripts:
+            if not transcripts.get(file.stem, "").strip():
                 raise DataError(f"{file.parent} holds no transcript of {file.name}: complete its .trans.txt.")
             phones = _phonemize(transcripts[file.stem], pronunciations, file)
             utterances.append((file, tokenizer.encode(" ".join(phones))))
