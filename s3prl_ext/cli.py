@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from s3prl_ext import __version__
-from s3prl_ext.errors import one_sentence_errors, show_errors_as_sentences, unknown_name
+from s3prl_ext.errors import as_command, unknown_name
 
 # command -> (module, function, what it does)
 COMMANDS: dict[str, tuple[str, str, str]] = {
@@ -30,8 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv[0] == "--version":
         print(f"s3prl-ext {__version__}")
         return 0
-    show_errors_as_sentences()
-    with one_sentence_errors():
+    with as_command():
         if argv[0] not in COMMANDS:
             raise unknown_name("command", argv[0], COMMANDS)
         module, function, _ = COMMANDS[argv[0]]

@@ -90,6 +90,18 @@ def one_sentence_errors() -> Iterator[None]:
         raise SystemExit(getattr(error, "exit_code", 1)) from None
 
 
+@contextmanager
+def as_command() -> Iterator[None]:
+    """Run the body as a command: errors of it and of everything it calls become one sentence and an exit code."""
+    before = _command
+    show_errors_as_sentences()
+    try:
+        with one_sentence_errors():
+            yield
+    finally:
+        show_errors_as_sentences(before)
+
+
 def sentence(error: BaseException) -> str:
     """Return one sentence for any exception: what, which, what to do next."""
     if isinstance(error, ExtError):

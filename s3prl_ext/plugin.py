@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 # name on s3prl.hub -> "module:function", imported when the upstream is first built
 UPSTREAMS: dict[str, str] = {
     "merged_attention": "s3prl_ext.upstreams.merged_attention.hubconf:merged_attention",
+    "beats_local": "s3prl_ext.upstreams.beats.hubconf:beats_local",
+    "beats_custom": "s3prl_ext.upstreams.beats.hubconf:beats_custom",
 }
 
 # makes the upstream of one upstream_configs/NAME.yaml: preset(NAME) -> function(ckpt, model_config, refresh)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from s3prl_ext.configs import expand_variables, load_yaml, shipped_dir
-from s3prl_ext.errors import UsageError, one_sentence_errors, show_errors_as_sentences, unknown_name
+from s3prl_ext.errors import UsageError, as_command, one_sentence_errors, show_errors_as_sentences, unknown_name
 
 logger = logging.getLogger(__name__)
 
@@ -41,10 +41,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     from s3prl_ext import plugin
 
     sys.argv = ["run_downstream.py", *(sys.argv[1:] if argv is None else argv)]
-    with one_sentence_errors():
+    with as_command():
         plugin.install()
-    prepare_argv()
-    with one_sentence_errors():
+        prepare_argv()
         runpy.run_module("s3prl.run_downstream", run_name="__main__", alter_sys=True)
 
 

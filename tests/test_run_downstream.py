@@ -1,0 +1,135 @@
+"""Completing the command line of run_downstream before s3prl parses it."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+import torch
+
+from s3prl_ext import run_downstream
+from s3prl_ext.configs import shipped_dir
+from s3prl_ext.errors import UsageError, one_sentence_errors, show_errors_as_sentences
+
+
+@pytest.fixture(autouse=True)
+def corpora(monkeypatch):
+    for name in ("SPEECH_COMMANDS", "FLUENT_SPEECH_COMMANDS", "LIBRISPEECH", "LIBRI2MIX_DIARIZATION", "VOXCELEB1"):
+        monkeypatch.setenv(name, "/corpora")
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+
+
+def command(tmp_path, *flags):
+    return ["-m", "train", "-u", "fbank", "-p", str(tmp_path / "exp"), *flags]
+
+
+def value_of(argv, flag):
+    """Return the last value of a flag, the one that argparse takes."""
+    return [b for a, b in pairwise(argv) if a == flag][-1]
+
+
+@pytest.mark.parametrize(
+    ("flags", "preset"),
+    [
+        (["-d", "asr", "-c", "asr/ad_tuning"], "asr/ad_tuning"),
+        (["-d", "asr"], "asr/superb"),
+        (["-d", "speech_commands"], "ks/superb"),
+        (["-d", "diarization", "-c", "sd/mini.yaml"], "sd/mini"),
+    ],
+)
+def test_task_files_are_found(tmp_path, flags, preset):
+    argv = run_downstream.complete(command(tmp_path, *flags))
+    assert value_of(argv, "-c") == str(shipped_dir("downstream_configs") / f"{preset}.yaml")
+
+
+def test_a_file_of_ones_own_is_taken_as_it_is(tmp_path):
+    own = tmp_path / "own.yaml"
+    own.write_text((shipped_dir("downstream_configs") / "ks" / "mini.yaml").read_text())
+    argv = run_downstream.complete(command(tmp_path, "-d", "speech_commands", "-c", str(own)))
+    assert value_of(argv, "-c") == str(own)
+
+
+def test_completing_twice_changes_nothing(tmp_path):
+    once = run_downstream.complete(command(tmp_path, "-d", "asr"))
+    assert run_downstream.complete(once) == once
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="without CUDA only")
+def test_cpu_where_there_is_no_cuda(tmp_path):
+    argv = run_downstream.complete(command(tmp_path, "-d", "asr"))
+    assert value_of(argv, "--device") == "cpu" and value_of(argv, "--backend") == "gloo"
+    given = run_downstream.complete(command(tmp_path, "-d", "asr", "--device", "cuda:1"))
+    assert value_of(given, "--device") == "cuda:1"
+
+
+def test_ranks_of_launchers(tmp_path, monkeypatch):
+    launched = run_downstream.complete(command(tmp_path, "-d", "asr", "--local-rank=1"))
+    assert "--local_rank=1" in launched and "--local-rank=1" not in launched
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert "--local_rank=3" in run_downstream.complete(command(tmp_path, "-d", "asr"))
+    assert "--local_rank=3" not in run_downstream.complete(command(tmp_path, "-d", "asr", "--local_rank=1"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["-d", "asrr"], r"unknown task \(-d\) 'asrr'; did you mean 'asr'"),
+        (["-d", "asr", "-u", "fbnk"], r"unknown upstream \(-u\) 'fbnk'; did you mean 'fbank'"),
+        (["-d", "asr", "-c", "asr/superbb"], "did you mean 'asr/superb'"),
+        (["-d", "ctc"], "pr/superb"),
+        (["-d", "asr", "-e", "/nowhere"], "no such checkpoint"),
+        (["-d", "asr", "-i", "/nowhere"], "no such checkpoint"),
+        (["-d", "asr", "-o", "optimizer.lr=1"], "config.KEY=VALUE"),
+        (["-d", "asr", "-o", "config.optimizer.lr=1=2"], "config.KEY=VALUE"),
+        (["-d", "asr", "--push_to_hf_hub", "True"], "hf upload"),
+        (["-d", "asr", "--hub", "huggingface"], "hf_hubert_custom"),
+    ],
+)
+def test_flags_that_cannot_work(tmp_path, flags, message):
+    with pytest.raises(UsageError, match=message):
+        run_downstream.complete(command(tmp_path, *flags))
+    assert not (tmp_path / "exp").exists()
+
+
+def test_missing_flags(tmp_path):
+    with pytest.raises(UsageError, match="-d is missing"):
+        run_downstream.complete(command(tmp_path))
+    with pytest.raises(UsageError, match="-u is missing"):
+        run_downstream.complete(["-m", "train", "-d", "asr", "-p", "x"])
+    with pytest.raises(UsageError, match="-p is missing"):
+        run_downstream.complete(["-m", "train", "-u", "fbank", "-d", "asr"])
+
+
+def test_existing_experiment(tmp_path):
+    (tmp_path / "exp").mkdir()
+    (tmp_path / "exp" / "dev-best.ckpt").write_bytes(b"x")
+    with pytest.raises(UsageError, match=r"already holds an experiment \(dev-best.ckpt\)"):
+        run_downstream.complete(command(tmp_path, "-d", "asr"))
+    run_downstream.complete(command(tmp_path, "-d", "asr", "-o", "args.overwrite=True"))
+
+
+def test_help_and_unparsable_flags_are_left_to_s3prl(tmp_path):
+    assert run_downstream.complete(["-h"]) == ["-h"]
+    assert run_downstream.complete(["-m"]) == ["-m"]
+
+
+def test_errors_are_one_sentence_with_an_exit_code(capsys, monkeypatch):
+    monkeypatch.delenv("S3PRL_EXT_DEBUG", raising=False)
+    show_errors_as_sentences()
+    try:
+        for error, code, text in (
+            (UsageError("say what."), 2, "s3prl-ext: say what."),
+            (FileNotFoundError(2, "gone", "/x/y"), 1, "No such file or directory: /x/y"),
+            (OSError(28, "full", "/x/z"), 1, "the disk is full while writing /x/z"),
+            (KeyError("slot"), 1, "KeyError: 'slot' (S3PRL_EXT_DEBUG=1"),
+        ):
+            with pytest.raises(SystemExit) as exit_info, one_sentence_errors():
+                raise error
+            assert exit_info.value.code == code
+            err = capsys.readouterr().err
+            assert text in err and "Traceback" not in err
+        monkeypatch.setenv("S3PRL_EXT_DEBUG", "1")
+        with pytest.raises(KeyError), one_sentence_errors():
+            raise KeyError("slot")
+    finally:
+        show_errors_as_sentences(False)
