@@ -78,7 +78,7 @@ def synthesise(utterances: Sequence[Speech]) -> list[np.ndarray]:
     command = [sys.executable, "-m", "s3prl_ext.corpora.espeak"]
     search_path = os.pathsep.join(filter(None, [str(PACKAGE_DIR.parent), os.environ.get("PYTHONPATH")]))
     environment = {**os.environ, "PYTHONPATH": search_path}
-    done = subprocess.run(command, input=json.dumps(jobs).encode(), capture_output=True, env=environment)
+    done = subprocess.run(command, input=json.dumps(jobs).encode(), capture_output=True, check=False, env=environment)
     if done.returncode == NOT_INSTALLED:
         raise UsageError("speech synthesis needs the package espeakng-loader: pip install 's3prl_ext[demo]'.")
     if done.returncode:

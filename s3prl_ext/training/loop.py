@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch.distributed as dist
 from torch.utils.data import DistributedSampler
@@ -19,9 +19,6 @@ from s3prl_ext.training.forward import unwrapped
 from s3prl_ext.training.interrupts import Interrupted, StopRequest
 from s3prl_ext.training.trial import Trial
 
-if TYPE_CHECKING:
-    from s3prl_ext.training.runner import Runner
-
 logger = logging.getLogger(__name__)
 
 
@@ -32,24 +29,41 @@ class TrainingLoop:
     rank's work. Evaluation and saving happen at their steps and at the last step as well.
 
     Args:
-        runner: models, arguments and configuration of the experiment.
-        trial: what is trained.
+        trial: what is trained; its step may be above 0.
+        total_steps: optimizer steps at which the run ends.
+        expdir: folder for checkpoints.
+        seed: seed of every evaluation.
+        states: returns a checkpoint's content for an epoch and what the loop adds of its own.
         writer: TensorBoard writer of the first rank, None on the others.
+        resumed: the checkpoint that the run continues, or an empty mapping.
+
+    Attributes:
+        last_metrics: metrics of the last evaluation, by split.
     """
 
-    def __init__(self, runner: Runner, trial: Trial, writer: Any) -> None:
-        self.runner = runner
+    def __init__(
+        self,
+        trial: Trial,
+        total_steps: int,
+        expdir: str | Path,
+        seed: int,
+        states: Callable[[int, dict[str, Any]], dict[str, Any]],
+        writer: Any,
+        resumed: Mapping[str, Any],
+    ) -> None:
         self.trial = trial
+        self.config = trial.config
+        self.total_steps = total_steps
+        self.expdir = Path(expdir)
+        self.seed = seed
+        self.states = states
         self.writer = writer
-        self.config = runner.runner_config
-        self.total_steps = runner.config["runner"]["total_steps"]
         self.last_metrics: dict[str, dict[str, float]] = {}
+        self._stop = StopRequest(enabled=False)
         self._saved_step = -1
-        extension = runner.init_ckpt.get(checkpoint.EXTENSION_KEY, {})
+        extension = resumed.get(checkpoint.EXTENSION_KEY, {})
         self._evaluation_due = extension.get("evaluation_due", False)
-        self.batches = TrainingBatches(
-            self._make_loader, extension.get("position"), epoch=runner.init_ckpt.get("Epoch", 0)
-        )
+        self.batches = TrainingBatches(self._make_loader, extension.get("position"), epoch=resumed.get("Epoch", 0))
 
     def run(self) -> None:
         """Train until `total_steps`; on Ctrl-C or SIGTERM save the current step and raise StoppedByUser."""
@@ -89,7 +103,7 @@ class TrainingLoop:
 
     def _make_loader(self, epoch: int) -> Any:
         """Return the training DataLoader of an epoch, as s3prl's Runner asks for it."""
-        downstream, split = self.runner.downstream.model, self.config.train_dataloader
+        downstream, split = self.trial.models.downstream, self.config.train_dataloader
         try:
             return downstream.get_dataloader(split, epoch=epoch)
         except TypeError as error:
@@ -106,7 +120,7 @@ class TrainingLoop:
     def _log_if_due(self) -> None:
         if not self._due(self.config.log_step) or not self.trial.batch_ids:
             return
-        self.runner.downstream.model.log_records(
+        self.trial.models.downstream.log_records(
             self.config.train_dataloader,
             records=self.trial.records,
             logger=self.writer,
@@ -127,7 +141,7 @@ class TrainingLoop:
     def _evaluate_splits(self) -> list[str]:
         """Score every evaluation split; one that is interrupted leaves no trace and is due again on resume."""
         names = []
-        expert = unwrapped(self.runner.downstream.model)
+        expert = unwrapped(self.trial.models.downstream)
         best_scores = dict(expert.named_buffers(recurse=False))
         self._evaluation_due = True
         try:
@@ -142,31 +156,22 @@ class TrainingLoop:
         return names
 
     def _evaluate(self, split: str) -> tuple[dict[str, float], list[str]]:
-        runner = self.runner
-        return evaluate(
-            self.trial.models,
-            split,
-            runner.args.seed,
-            self.config.evaluate_ratio,
-            self.writer,
-            self.trial.step,
-            self._stop.check,
-        )
+        step, ratio = self.trial.step, self.config.evaluate_ratio
+        return evaluate(self.trial.models, split, self.seed, ratio, self.writer, step, self._stop.check)
 
     def _save(self, names: list[str]) -> None:
         if not names:
             return
-        expdir = Path(self.runner.args.expdir)
         extension = {"position": self.batches.position(), "evaluation_due": self._evaluation_due}
-        states = self.runner.states(self.trial, self.batches.epoch, extension)
-        checkpoint.save(states, [expdir / name for name in names])
-        checkpoint.remove_older(expdir, self.config.max_keep)
-        logger.info("step %d: saved %s", self.trial.step, ", ".join(str(expdir / name) for name in names))
+        paths = [self.expdir / name for name in names]
+        checkpoint.save(self.states(self.batches.epoch, extension), paths)
+        checkpoint.remove_older(self.expdir, self.config.max_keep)
+        logger.info("step %d: saved %s", self.trial.step, ", ".join(map(str, paths)))
 
     def _save_interrupted(self) -> None:
         if self.trial.step > 0:
             self._save([f"states-{self.trial.step}.ckpt"])
-            hint = f"step {self.trial.step} is saved; resume with -a, or with -m train -e {self.runner.args.expdir}"
+            hint = f"step {self.trial.step} is saved; resume with -a, or with -m train -e {self.expdir}"
         else:
             hint = "no step was done yet, nothing is saved"
         raise StoppedByUser(f"stopped on request: {hint}.")

@@ -7,14 +7,12 @@ import logging
 import os
 import platform
 import tempfile
+from argparse import Namespace
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from s3prl_ext.metrics import METRICS
-
-if TYPE_CHECKING:
-    from s3prl_ext.training.runner import Runner
 
 logger = logging.getLogger(__name__)
 
@@ -22,16 +20,26 @@ SCHEMA = 1
 PACKAGES = ("s3prl_ext", "s3prl", "torch", "torchaudio", "transformers", "numpy")
 
 
-def write(runner: Runner, metrics: dict[str, dict[str, float]], step: int, seconds: float) -> Path:
+def write(
+    args: Namespace,
+    config: dict[str, Any],
+    metrics: dict[str, dict[str, float]],
+    step: int,
+    seconds: float,
+    trainable: dict[str, int],
+    merge: dict[str, Any] | None = None,
+) -> Path:
     """Write the metrics of a run's splits to ``result.json`` (train) or ``result-SPLIT.json`` (evaluate).
 
     Args:
-        runner: the experiment.
+        args: the arguments of ``run_downstream.py``; the file goes to their ``expdir``.
+        config: the task file after overrides.
         metrics: value by split and metric name.
         step: optimizer steps behind the scored model.
         seconds: wall time of the training or evaluation.
+        trainable: number of trainable weights of upstream, featurizer and downstream.
+        merge: record of a merged upstream.
     """
-    args = runner.args
     name = "result.json" if args.mode == "train" else f"result-{'-'.join(metrics)}.json"
     content = {
         "schema": SCHEMA,
@@ -42,10 +50,10 @@ def write(runner: Runner, metrics: dict[str, dict[str, float]], step: int, secon
         "step": step,
         "seconds": round(seconds, 3),
         "metrics": {split: {key: _row(key, value) for key, value in row.items()} for split, row in metrics.items()},
-        "trainable": {entry.name: _trainable(runner, entry) for entry in runner.all_entries},
+        "trainable": trainable,
         "args": {key: _plain(value) for key, value in vars(args).items()},
-        "config": runner.config,
-        "merge": getattr(runner.upstream.model, "merge_record", None),
+        "config": config,
+        "merge": merge,
         "versions": {package: _version(package) for package in PACKAGES} | {"python": platform.python_version()},
     }
     path = Path(args.expdir) / name
@@ -61,14 +69,6 @@ def _row(name: str, value: float) -> dict[str, Any]:
         "unit": known.unit if known else None,
         "higher_is_better": known.higher_is_better if known else None,
     }
-
-
-def _trainable(runner: Runner, entry: Any) -> int:
-    if not entry.trainable:
-        return 0
-    if entry.name == "Upstream" and runner.child is not None:
-        return len(runner.child)
-    return sum(p.numel() for p in entry.model.parameters() if p.requires_grad)
 
 
 def _plain(value: Any) -> Any:

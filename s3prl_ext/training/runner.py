@@ -7,6 +7,7 @@ import logging
 import sys
 import time
 from argparse import Namespace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,11 @@ class Runner(StockRunner):
             check_merge_record(stored, getattr(unwrapped(entry.model), "merge_record", None))
         return entry
 
+    @property
+    def merge_record(self) -> dict[str, Any] | None:
+        """The resolved merge and the hashes of its models, or None where the upstream is not merged."""
+        return getattr(unwrapped(self.upstream.model), "merge_record", None)
+
     def _get_featurizer(self) -> ModelEntry:
         selection = self.args.upstream_feature_selection
         if selection == "last_hidden_state" and self.args.upstream_layer_selection is None:
@@ -184,10 +190,18 @@ class Runner(StockRunner):
             try:
                 self.child = self._child_network()
                 trial = self._trial(self.child)
-                loop = TrainingLoop(self, trial, writer)
+                loop = TrainingLoop(
+                    trial,
+                    self.config["runner"]["total_steps"],
+                    self.args.expdir,
+                    self.args.seed,
+                    partial(self._states, trial),
+                    writer,
+                    self.init_ckpt,
+                )
                 loop.run()
                 if _is_leader():
-                    results.write(self, loop.last_metrics, trial.step, time.time() - started)
+                    self._write_result(loop.last_metrics, trial.step, time.time() - started)
             finally:
                 if writer is not None:
                     writer.close()
@@ -229,7 +243,7 @@ class Runner(StockRunner):
         batches = len(loader) * (self.runner_config.epochs or 0)
         return max(1, int(batches // self.runner_config.gradient_accumulate_steps))
 
-    def states(self, trial: Trial, epoch: int, extension: dict[str, Any]) -> dict[str, Any]:
+    def _states(self, trial: Trial, epoch: int, extension: dict[str, Any]) -> dict[str, Any]:
         """Return a checkpoint's content: s3prl's keys, and ours under one key of its own."""
         states = trial.state_dict() | {
             "Epoch": epoch,
@@ -243,9 +257,8 @@ class Runner(StockRunner):
             states["WorldSize"] = dist.get_world_size()
         if trial.child is not None:
             extension = extension | {"mask": {name: i.to(torch.int32) for name, i in trial.child.mask.items()}}
-        merge_record = getattr(unwrapped(self.upstream.model), "merge_record", None)
-        if merge_record is not None:
-            extension = extension | {"merge": merge_record}
+        if self.merge_record is not None:
+            extension = extension | {"merge": self.merge_record}
         states[checkpoint.EXTENSION_KEY] = extension
         return states
 
@@ -262,8 +275,17 @@ class Runner(StockRunner):
             )
             if from_command_line:
                 step = self.init_ckpt.get("Step") or 0
-                results.write(self, {split: metrics}, step, time.time() - started)
+                self._write_result({split: metrics}, step, time.time() - started)
             return names
+
+    def _write_result(self, metrics: dict[str, dict[str, float]], step: int, seconds: float) -> None:
+        counts = {entry.name: self._trainable(entry) for entry in self.all_entries}
+        results.write(self.args, self.config, metrics, step, seconds, counts, self.merge_record)
+
+    def _trainable(self, entry: ModelEntry) -> int:
+        if entry.name == "Upstream" and self.child is not None:
+            return len(self.child)
+        return sum(p.numel() for p in entry.model.parameters() if p.requires_grad) if entry.trainable else 0
 
     def _evaluate_split(self) -> str:
         """Return the split of ``-t``; its default ``test`` means ``test-clean`` where only that exists (ASR)."""

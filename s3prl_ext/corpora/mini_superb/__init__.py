@@ -54,7 +54,10 @@ def build(
     _check_place(out, overwrite)
     source = Source(final=out, recordings=Recordings(recordings) if recordings else None, seed=seed)
     partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
-    partial.mkdir(parents=True)
+    try:
+        partial.mkdir(parents=True)
+    except OSError as error:
+        raise UsageError(f"cannot write into {out.parent} ({error.strerror}): give another --out.") from error
     try:
         for task in (progress := tqdm(tasks, desc="mini_superb", unit="task")):
             progress.set_postfix_str(task)
@@ -126,14 +129,12 @@ def _environment(tasks: Iterable[str], out: Path) -> str:
 
 
 def _readme(tasks: Iterable[str], source: Source) -> str:
-    lines = [
-        "# Miniature SUPERB corpora",
-        "",
+    purpose = (
         f"Made by `s3prl-ext prepare mini_superb` with seed {source.seed}. For tests and first runs only: scores on "
         "them say nothing about a model. Paths in `env.sh` and `wav.scp` are absolute: after moving this folder make "
-        "it anew.",
-        "",
-    ]
+        "it anew."
+    )
+    lines = ["# Miniature SUPERB corpora", "", purpose, ""]
     for task in tasks:
         layout = LAYOUTS[task]
         lines += [

@@ -43,7 +43,7 @@ def write_asr(out: Path, source: Source) -> None:
     """Write the tree and the tables of lengths below `out`."""
     _write_tree(out, source)
     for split in SPLITS:
-        rows = ["," + ",".join(("file_path", "length", "label"))]
+        rows = [",file_path,length,label"]
         for index, path in enumerate(sorted((out / split).rglob("*.flac"))):
             rows.append(f"{index},{path.relative_to(out).as_posix()},{soundfile.info(str(path)).frames},")
         table = out / "len_for_bucket" / f"{split}.csv"

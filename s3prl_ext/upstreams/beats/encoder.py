@@ -18,7 +18,6 @@ from torch.nn import functional as F
 
 from s3prl_ext.upstreams.beats.config import BeatsConfig
 
-ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu}
 GATES = 2  # values by which a query opens the position bias
 GATE_UNITS = 4  # outputs of grep_linear that are summed to one gate
 
@@ -88,10 +87,9 @@ class Attention(nn.Module):
 
     def position_bias(self, tokens: int) -> Tensor:
         """Return what each head adds for the distance between query and key: [heads, tokens, tokens]."""
-        weight = self.relative_attention_bias.weight
-        position = torch.arange(tokens, device=weight.device)
+        position = torch.arange(tokens, device=self.relative_attention_bias.weight.device)
         distance = position[None, :] - position[:, None]
-        return weight[buckets(distance, self.num_buckets, self.max_distance)].permute(2, 0, 1)
+        return self.relative_attention_bias(buckets(distance, self.num_buckets, self.max_distance)).permute(2, 0, 1)
 
     def forward(self, x: Tensor, padding: Tensor | None = None, position_bias: Tensor | None = None) -> Tensor:
         """Attend.
@@ -150,7 +148,7 @@ class Layer(nn.Module):
         self.fc1 = nn.Linear(width, inner)
         self.fc2 = nn.Linear(inner, width)
         self.final_layer_norm = nn.LayerNorm(width)
-        self.activation = ACTIVATIONS[config.activation_fn]
+        self.activation = getattr(F, config.activation_fn)
         self.dropout = nn.Dropout(config.dropout)
         self.activation_dropout = nn.Dropout(config.activation_dropout)
         self.residual_scale = (2 * config.encoder_layers) ** 0.25 if config.deep_norm else 1.0
@@ -178,6 +176,23 @@ class Encoder(nn.Module):
         self.layer_norm = nn.LayerNorm(width)
         self.dropout = nn.Dropout(config.dropout)
         self.gradient_decay = config.layer_wise_gradient_decay_ratio
+        self._initialise(config)
+
+    def _initialise(self, config: BeatsConfig) -> None:
+        """Draw the weights as for pre-training: small normal ones, with deep norm Xavier ones scaled by the depth."""
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Embedding)):
+                nn.init.normal_(module.weight, std=0.02)
+            if isinstance(module, nn.Linear):
+                nn.init.zeros_(module.bias)
+        if config.deep_norm:
+            gain = (8 * config.encoder_layers) ** -0.25
+            for layer in self.layers:
+                attention = layer.self_attn
+                for module in (attention.q_proj, attention.k_proj):
+                    nn.init.xavier_normal_(module.weight)
+                for module in (attention.v_proj, attention.out_proj, layer.fc1, layer.fc2):
+                    nn.init.xavier_normal_(module.weight, gain)
 
     def forward(self, x: Tensor, padding_mask: Tensor | None = None) -> list[Tensor]:
         """Return the input of the first layer and the output of each, all [batch, tokens, width].

@@ -1,0 +1,102 @@
+"""BEATs with the interface of an s3prl upstream."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from s3prl_ext.errors import DataError
+from s3prl_ext.upstreams.beats.config import PATCH, UpstreamOptions
+from s3prl_ext.upstreams.beats.frontend import FRAME_LENGTH, FRAME_SHIFT, SAMPLE_RATE, fbank
+from s3prl_ext.upstreams.beats.model import BANDS, load_checkpoint
+
+STEP = PATCH * FRAME_SHIFT  # samples of a time step: 2560 = 160 ms
+OVERHANG = FRAME_LENGTH - FRAME_SHIFT  # samples by which the last frame reaches over its shift
+
+
+class UpstreamExpert(nn.Module):
+    """A BEATs checkpoint as an s3prl upstream.
+
+    A clip of n samples has round(n / 2560) time steps, at least one, which is the number that s3prl's featurizer
+    asks for: its end is padded with zeros to whole patches, or less than half a patch of it is left out, as the
+    published implementation does. Each clip is padded and masked by itself, so in evaluation mode its features do
+    not depend on what else is in the batch.
+
+    Args:
+        ckpt: checkpoint in the released format.
+        options: see :class:`UpstreamOptions`.
+
+    Raises:
+        DataError: as :func:`s3prl_ext.upstreams.beats.model.load_checkpoint`.
+    """
+
+    def __init__(self, ckpt: str | Path, options: UpstreamOptions | None = None):
+        super().__init__()
+        self.options = options or UpstreamOptions()
+        self.model, self.labels = load_checkpoint(ckpt)
+        if self.options.gradient_decay == "none":
+            self.model.encoder.gradient_decay = 1.0
+
+    def get_downsample_rates(self, key: str | None = None) -> int:
+        """Return the number of samples per feature vector."""
+        return STEP if self.options.tokens == "pooled" else STEP // BANDS
+
+    def forward(self, wavs: list[Tensor]) -> dict[str, Tensor | tuple[Tensor, ...]]:
+        """Return the features of a batch.
+
+        Args:
+            wavs: 16 kHz waveforms in [-1, 1], each of shape [samples].
+
+        Returns:
+            ``hidden_states``: the input of the first layer and the output of each, [batch, steps, width];
+            ``last_hidden_state``: the last of them.
+
+        Raises:
+            DataError: a clip has several channels or is shorter than 25 ms.
+        """
+        states, steps, _ = self._encode(wavs)
+        if self.options.tokens == "pooled":
+            features = tuple(state.unflatten(1, (-1, BANDS)).mean(2) for state in states)
+        else:
+            index = self._token_index(wavs, steps)
+            features = tuple(state.gather(1, index.expand(-1, -1, state.shape[-1])) for state in states)
+        return {"hidden_states": features, "last_hidden_state": features[-1]}
+
+    def class_probabilities(self, wavs: list[Tensor]) -> Tensor:
+        """Return what a fine-tuned model's own classifier says, [batch, classes]; names are in ``labels``.
+
+        Raises:
+            DataError: as :meth:`forward`, or the checkpoint is only pre-trained.
+        """
+        states, _, padding_mask = self._encode(wavs)
+        return self.model.class_probabilities(states[-1], padding_mask)
+
+    def _encode(self, wavs: list[Tensor]) -> tuple[list[Tensor], Tensor, Tensor]:
+        """Return all states [batch, tokens, width], the time steps of each clip, and the padding mask."""
+        _check(wavs)
+        counts = [max(1, round(len(wav) / STEP)) for wav in wavs]
+        samples = max(counts) * STEP + OVERHANG
+        batch = torch.stack([F.pad(wav[:samples], (0, max(0, samples - len(wav)))) for wav in wavs])
+        steps = torch.tensor(counts, device=batch.device)
+        padding_mask = torch.arange(max(counts) * BANDS, device=batch.device) >= (steps * BANDS).unsqueeze(1)
+        return self.model.encode(fbank(batch), padding_mask), steps, padding_mask
+
+    def _token_index(self, wavs: list[Tensor], steps: Tensor) -> Tensor:
+        """Return for each clip the tokens to take, [batch, length, 1]: all in order, then the clip's last again."""
+        length = max(1, round(max(len(wav) for wav in wavs) / self.get_downsample_rates()))
+        index = torch.arange(length, device=steps.device).minimum((steps * BANDS - 1).unsqueeze(1))
+        return index.unsqueeze(-1)
+
+
+def _check(wavs: list[Tensor]) -> None:
+    for index, wav in enumerate(wavs):
+        if wav.dim() != 1:
+            raise DataError(f"clip {index} of the batch has shape {tuple(wav.shape)}: convert it to 16 kHz mono.")
+        if len(wav) < FRAME_LENGTH:
+            raise DataError(
+                f"clip {index} of the batch has {len(wav)} samples ({len(wav) / SAMPLE_RATE:.3f} s), less than one "
+                "frame of BEATs (25 ms); remove it from the corpus or pad it."
+            )

@@ -1,0 +1,206 @@
+"""Building miniature corpora: determinism, where they go, what is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from s3prl_ext.configs import expand_variables, load_yaml, shipped_dir
+from s3prl_ext.corpora import mini_superb, prepare_main
+from s3prl_ext.corpora.recordings import COLUMNS, Recordings
+from s3prl_ext.corpora.synthesis import VOICES, Speech, Voice, synthesise
+from s3prl_ext.errors import DataError, UsageError
+
+pytest.importorskip("espeakng_loader")
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Return relative path -> hash of its content with the folder's own path taken out."""
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha1(
+            path.read_bytes().replace(str(folder).encode(), b"OUT")
+        ).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def fsdd_like(folder: Path, digits: int = 10) -> Path:
+    """Write a folder of recordings with fsdd alone: two speakers, ten takes of each digit."""
+    from s3prl_ext.corpora.mini_superb.ks import DIGITS
+
+    rng = np.random.default_rng(0)
+    lines = ["path\tspeaker\ttext"]
+    for speaker in ("ann", "bob"):
+        for take in range(10):
+            for digit in range(digits):
+                path = f"fsdd/audio/{digit}_{speaker}_{take}.flac"
+                (folder / "fsdd/audio").mkdir(parents=True, exist_ok=True)
+                soundfile.write(str(folder / path), rng.normal(0, 0.1, 4000), 16000, subtype="PCM_16")
+                lines.append(f"{path}\t{speaker}\t{DIGITS[digit]}")
+    (folder / "fsdd" / "fsdd.tsv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def test_a_second_build_is_byte_identical_and_a_task_alone_is_the_same(mini_superb, tmp_path):
+    from s3prl_ext.corpora.mini_superb import build
+
+    build(tmp_path / "again")
+    first, again = digests(mini_superb), digests(tmp_path / "again")
+    assert first == again
+    build(tmp_path / "one", tasks=["sf"])
+    alone = {name: digest for name, digest in digests(tmp_path / "one").items() if name.startswith("audio_snips")}
+    assert alone and alone.items() <= first.items()
+
+
+def test_another_seed_gives_other_corpora(mini_superb, tmp_path):
+    from s3prl_ext.corpora.mini_superb import build
+
+    build(tmp_path / "mini", seed=1, tasks=["sf"])
+    name = "audio_snips/all.iob.snips.txt"
+    assert (tmp_path / "mini" / name).read_text() != (mini_superb / name).read_text()
+
+
+@pytest.mark.data
+def test_a_second_build_from_recordings_is_byte_identical(recordings, tmp_path):
+    for name in ("a", "b"):
+        mini_superb.build(tmp_path / name, recordings, tasks=["ks", "asr", "sd"])
+    assert digests(tmp_path / "a") == digests(tmp_path / "b")
+    assert "fsdd" in (tmp_path / "a" / "README.md").read_text()
+
+
+def test_environment_file_serves_the_mini_task_files(mini_superb, monkeypatch):
+    script = f". '{mini_superb}/env.sh' && env -0"
+    done = subprocess.run(["sh", "-c", script], capture_output=True, check=True, text=True)
+    for assignment in done.stdout.split("\0"):
+        name, _, value = assignment.partition("=")
+        if value.startswith(str(mini_superb)):
+            monkeypatch.setenv(name, value)
+    paths = []
+    for file in sorted(shipped_dir("downstream_configs").glob("*/mini.yaml")):
+        if file.parent.name not in ("ks", "ic", "sid", "asr", "pr", "sf", "sd"):
+            continue
+        expanded = expand_variables(load_yaml(file)["downstream_expert"])
+        paths += [value for value in _strings(expanded) if value.startswith(str(mini_superb))]
+    assert len(paths) >= 12
+    assert all(Path(path).exists() for path in paths)
+
+
+def _strings(value):
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        return [text for item in value for text in _strings(item)]
+    return [value] if isinstance(value, str) else []
+
+
+def test_command_prints_one_runnable_line_per_task(tmp_path, capsys):
+    out = tmp_path / "my corpora"
+    assert prepare_main(["mini_superb", "--out", str(out), "--tasks", "sd,ks"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" -d ")[1].split()[0] for line in lines] == ["speech_commands", "diarization"]
+    assert all(f"'{out}'/env.sh" in line for line in lines)
+    assert sorted(path.name for path in out.iterdir()) == [
+        "README.md",
+        "env.sh",
+        "libri2mix_diarization",
+        "speech_commands",
+    ]
+
+
+def test_overwriting_replaces_a_build_and_keeps_experiments(tmp_path):
+    out = tmp_path / "mini"
+    mini_superb.build(out, tasks=["sd"])
+    (out / "exp" / "sd").mkdir(parents=True)
+    (out / "exp" / "sd" / "states-1.ckpt").write_text("kept")
+    with pytest.raises(UsageError, match="--overwrite"):
+        mini_superb.build(out, tasks=["sf"])
+    mini_superb.build(out, tasks=["sf"], overwrite=True)
+    assert (out / "audio_snips").is_dir() and not (out / "libri2mix_diarization").exists()
+    assert (out / "exp" / "sd" / "states-1.ckpt").read_text() == "kept"
+    assert [path.name for path in tmp_path.iterdir()] == ["mini"]
+
+
+def test_a_folder_of_something_else_is_never_overwritten(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(UsageError, match="something else"):
+        mini_superb.build(tmp_path, tasks=["sf"], overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_recordings_are_used_where_they_are_and_synthesis_elsewhere(tmp_path):
+    folder = fsdd_like(tmp_path / "recordings")
+    mini_superb.build(tmp_path / "mini", folder, tasks=["ks", "sd"])
+    readme = (tmp_path / "mini" / "README.md").read_text()
+    assert "ks: real recordings of fsdd" in readme
+    assert "sd: synthesised speech (libri2mix_svoice_debug is not among the recordings)" in readme
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda folder: (folder / "fsdd/audio/3_bob_5.flac").write_bytes(b"no audio"), "cannot read the audio file"),
+        (lambda folder: (folder / "fsdd/audio/3_bob_5.flac").unlink(), "names the clip 'fsdd/audio/3_bob_5.flac'"),
+        (lambda folder: _edit(folder, "speaker", "who"), "lacks the column 'speaker'"),
+        (lambda folder: (folder / "fsdd/fsdd.tsv").write_text("path\tspeaker\ttext\n"), "lists no clip"),
+    ],
+)
+def test_bad_recordings_give_one_sentence_and_leave_nothing(tmp_path, spoil, message):
+    folder = fsdd_like(tmp_path / "recordings")
+    spoil(folder)
+    with pytest.raises(DataError, match=message):
+        mini_superb.build(tmp_path / "out" / "mini", folder, tasks=["ks"])
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def _edit(folder: Path, old: str, new: str) -> None:
+    table = folder / "fsdd" / "fsdd.tsv"
+    table.write_text(table.read_text().replace(old, new, 1))
+
+
+def test_too_few_recordings_are_refused(tmp_path):
+    with pytest.raises(DataError, match="but 10 are needed"):
+        mini_superb.build(tmp_path / "mini", fsdd_like(tmp_path / "recordings", digits=2), tasks=["ks"])
+
+
+def test_wrong_arguments_are_named(tmp_path):
+    with pytest.raises(UsageError, match="unknown task 'kss'; did you mean 'ks'"):
+        mini_superb.build(tmp_path / "mini", tasks=["kss"])
+    with pytest.raises(UsageError, match="no task given"):
+        mini_superb.build(tmp_path / "mini", tasks=[])
+    with pytest.raises(UsageError, match="holds no known corpus"):
+        mini_superb.build(tmp_path / "mini", tmp_path, tasks=["ks"])
+    with pytest.raises(UsageError, match="does not exist"):
+        mini_superb.build(tmp_path / "mini", tmp_path / "nowhere", tasks=["ks"])
+    with pytest.raises(UsageError, match="cannot write into"):
+        mini_superb.build(Path("/dev/null/below/mini"), tasks=["ks"])
+    with pytest.raises(UsageError, match="unknown corpus 'mini_superbb'"):
+        prepare_main(["mini_superbb"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_prepare_without_corpus_shows_the_known_ones(capsys):
+    assert prepare_main([]) == 2
+    assert prepare_main(["--help"]) == 0
+    assert capsys.readouterr().out.count("mini_superb") == 2
+
+
+def test_voices_differ_and_an_unknown_one_is_named():
+    spoken = synthesise([Speech("one two three", voice) for voice in VOICES])
+    assert len({samples.tobytes() for samples in spoken}) == len(VOICES)
+    assert all(samples.dtype == np.float32 and 0.5 < len(samples) / 16000 < 3 for samples in spoken)
+    with pytest.raises(DataError, match="no voice 'nobody'"):
+        synthesise([Speech("one", Voice("nobody", 50, 160))])
+
+
+@pytest.mark.data
+def test_every_known_corpus_of_the_recordings_is_readable(recordings):
+    found = Recordings(recordings)
+    assert found.names == sorted(COLUMNS)
+    for name in found.names:
+        assert len(found.clips(name)) >= 20

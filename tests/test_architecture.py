@@ -1,0 +1,61 @@
+"""Imports go one way: commands -> s3prl-facing parts -> the science, which runs with torch alone."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "s3prl_ext"
+
+# part -> parts it may import (besides itself); s3prl only where SEES_S3PRL says so
+MAY_IMPORT: dict[str, set[str]] = {
+    "errors": set(),
+    "metrics": {"errors"},
+    "configs": {"errors"},
+    "attention": {"configs", "metrics", "errors"},
+    "merging": {"attention", "configs", "metrics", "errors"},
+    "child_tuning": {"attention", "configs", "metrics", "errors"},
+    "evaluation": {"attention", "configs", "metrics", "errors"},
+    "corpora": {"attention", "configs", "metrics", "errors"},
+    "compat": {"configs", "errors"},
+    "upstreams": {"merging", "attention", "configs", "metrics", "errors"},
+    "training": {"upstreams", "merging", "child_tuning", "attention", "configs", "metrics", "errors"},
+}
+SEES_S3PRL = {"compat", "upstreams", "training", "plugin", "run_downstream", "doctor", "cli", "_autoload"}
+
+
+def part_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports_of(path: Path) -> set[str]:
+    """Return the full names of all modules that a file imports, also inside functions."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+FILES = sorted(p for p in PACKAGE.rglob("*.py") if part_of(p) != "__init__")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_go_one_way(path):
+    part, imported = part_of(path), imports_of(path)
+    if part in MAY_IMPORT:
+        ours = {name.split(".")[1] for name in imported if name.startswith("s3prl_ext.")}
+        forbidden = ours - MAY_IMPORT[part] - {part}
+        assert not forbidden, f"{part} must not import {sorted(forbidden)}"
+    if part not in SEES_S3PRL:
+        seen = {name for name in imported if name == "s3prl" or name.startswith("s3prl.")}
+        assert not seen, f"{part} must not import s3prl: {sorted(seen)}"
+
+
+def test_every_part_has_a_rule():
+    parts = {part_of(p) for p in FILES}
+    assert parts - set(MAY_IMPORT) <= SEES_S3PRL, "a new part needs a row in MAY_IMPORT"
