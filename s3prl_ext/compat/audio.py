@@ -76,7 +76,7 @@ def load(
             file.seek(min(frame_offset, file.frames))
             samples = file.read(frames=num_frames, dtype=dtype, always_2d=True)
         except RuntimeError as error:
-            raise DataError(_unreadable(uri, error)) from error
+            raise DataError(unreadable(uri, error)) from error
         rate = file.samplerate
     tensor = torch.from_numpy(samples)
     return (tensor.t().contiguous() if channels_first else tensor), rate
@@ -143,9 +143,10 @@ def _opened(uri: Any):
     except (RuntimeError, OSError, TypeError) as error:
         if isinstance(uri, (str, os.PathLike)) and not os.path.exists(uri):
             raise DataError(f"no such audio file: {uri}; check the corpus path in the task's configuration.") from error
-        raise DataError(_unreadable(uri, error)) from error
+        raise DataError(unreadable(uri, error)) from error
 
 
-def _unreadable(uri: Any, error: Exception) -> str:
+def unreadable(uri: Any, error: Exception) -> str:
+    """Return the sentence for a file that soundfile cannot read."""
     cause = " ".join(str(error).split())
     return f"the audio file {uri} cannot be read ({cause}): replace it or remove it from the corpus."

@@ -7,9 +7,11 @@ on as a waveform (IC, SID). Keyword spotting converts its audio itself and needs
 from __future__ import annotations
 
 import functools
+import os
 from types import ModuleType
 from typing import Any
 
+from s3prl_ext.compat import audio
 from s3prl_ext.compat.shim import Shim
 from s3prl_ext.errors import DataError
 
@@ -50,11 +52,30 @@ def _check_recordings(module: ModuleType) -> None:
 
     @functools.wraps(load_wav)
     def load_checked(self, recid, start=0, end=None):
-        samples, rate = load_wav(self, recid, start, end)
+        try:
+            samples, rate = load_wav(self, recid, start, end)
+        except RuntimeError as error:  # soundfile's errors
+            raise DataError(audio.unreadable(self.wavs[recid], error)) from error
         check_format(self.wavs[recid], 1 if samples.ndim == 1 else samples.shape[1], rate)
         return samples, rate
 
     module.KaldiData.load_wav = load_checked
+
+
+def _check_folders(module: ModuleType) -> None:
+    initialise = module.SequenceDataset.__init__
+
+    @functools.wraps(initialise)
+    def initialise_checked(self, split, bucket_size, dictionary, libri_root, bucket_file, **kwargs) -> None:
+        for key, folder in (("libri_root", libri_root), ("bucket_file", bucket_file)):
+            if not os.path.isdir(folder):
+                raise DataError(
+                    f"no such folder: {folder}; set LIBRISPEECH (and LIBRISPEECH_LENGTHS for the lists of lengths), "
+                    f"or config.downstream_expert.datarc.{key} with -o."
+                )
+        initialise(self, split, bucket_size, dictionary, libri_root, bucket_file, **kwargs)
+
+    module.SequenceDataset.__init__ = initialise_checked
 
 
 def _check_transcripts(module: ModuleType) -> None:
@@ -101,6 +122,14 @@ SHIMS = (
         apply=_check_recordings,
         reason=_FORMAT_REASON,
         remove_when=_FORMAT_END,
+    ),
+    Shim(
+        name="asr-folders",
+        module="s3prl.downstream.asr.dataset",
+        needed=lambda module: not hasattr(module.SequenceDataset.__init__, "__wrapped__"),
+        apply=_check_folders,
+        reason="s3prl tells who misses the folder of lengths to run a script that its package lacks, and does not name it",
+        remove_when="s3prl names the missing folder",
     ),
     Shim(
         name="asr-empty-transcript",

@@ -1,9 +1,15 @@
-"""Combine one source and one target tensor: W = lambda * W_source + (1 - lambda) * W_target (MAM, Eq. 1)."""
+"""Combine a target tensor with one or more sources: W = lambda * W_source + (1 - lambda) * W_target (MAM, Eq. 1)."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
+
+# Sums of lambda that miss 1 by less than this are 1: 0.7 + 0.2 + 0.1 is not, in floating point.
+SUM_TOLERANCE = 1e-9
 
 
 def interpolate(target: Tensor, source: Tensor, weight: float) -> Tensor:
@@ -23,6 +29,32 @@ def interpolate(target: Tensor, source: Tensor, weight: float) -> Tensor:
         return source.to(target.dtype, copy=True)
     dtype = torch.promote_types(torch.promote_types(target.dtype, source.dtype), torch.float32)
     return torch.lerp(target.to(dtype), source.to(dtype), weight).to(target.dtype)
+
+
+def combine(target: Tensor, sources: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """Return (1 - sum of lambda_j) * target + sum of lambda_j * source_j, in the target's dtype and on its device.
+
+    With a single source of lambda other than 0 this is :func:`interpolate`. Where the lambdas add up to 1 the target's
+    values do not enter.
+
+    Args:
+        target: any floating-point dtype.
+        sources: tensors of the target's shape.
+        weights: lambda of each source.
+    """
+    used = [(source, weight) for source, weight in zip(sources, weights, strict=True) if weight != 0.0]
+    if not used:
+        return target
+    if len(used) == 1:
+        return interpolate(target, *used[0])
+    dtype = torch.float32
+    for tensor in (target, *(source for source, _ in used)):
+        dtype = torch.promote_types(dtype, tensor.dtype)
+    rest = 1.0 - math.fsum(weights)
+    total = target.to(dtype) * (0.0 if abs(rest) < SUM_TOLERANCE else rest)
+    for source, weight in used:
+        total.add_(source.to(target.device, dtype), alpha=weight)
+    return total.to(target.dtype)
 
 
 def relative_change(before: Tensor, after: Tensor) -> float:

@@ -1,43 +1,79 @@
-"""Merge the attention of a source model into that of a target model (MAM, Eq. 1 and 2)."""
+"""Merge the attention of one or more source models into that of a target model (MAM, Eq. 1 and 2)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 
 from s3prl_ext.attention.layouts import Slot
 from s3prl_ext.attention.weights import AttentionWeights, depth, width
 from s3prl_ext.errors import DataError, UsageError
-from s3prl_ext.merging.interpolation import interpolate, relative_change
+from s3prl_ext.merging.interpolation import combine, relative_change
 from s3prl_ext.merging.report import MergeRow
 
 # projection -> one lambda per layer; 0 = target, 1 = source.
 Lambdas = Mapping[str, list[float]]
 
 
+@dataclass(frozen=True)
+class Source:
+    """One of the models to merge in.
+
+    Attributes:
+        weights: its parameters under the target's slots, see :func:`s3prl_ext.merging.layers.align`.
+        lambdas: projection -> one value per layer of the target; a projection that is not in it is left alone.
+        name: what to call it in the report and in messages.
+        layers: its layer behind each of the target's; None where they are equal.
+    """
+
+    weights: AttentionWeights
+    lambdas: Lambdas
+    name: str = "the source"
+    layers: Sequence[int | None] | None = None
+
+    def layer(self, slot: Slot) -> int:
+        """Return the source's layer that meets the target's `slot`."""
+        layer = self.layers[slot.layer] if self.layers is not None else None
+        return slot.layer if layer is None else layer
+
+
 def merge_attention(
     target: AttentionWeights, source: AttentionWeights, lambdas: Lambdas, biases: bool = False
 ) -> tuple[AttentionWeights, list[MergeRow]]:
+    """Merge one source of the target's depth; see :func:`merge_sources`."""
+    return merge_sources(target, [Source(source, lambdas)], biases)
+
+
+def merge_sources(
+    target: AttentionWeights, sources: Sequence[Source], biases: bool = False
+) -> tuple[AttentionWeights, list[MergeRow]]:
     """Return the merged parameters and a report; slots with lambda 0 are not in either, inputs stay unchanged.
 
+    W = (1 - sum of lambda_j) * W_target + sum of lambda_j * W_j for each slot.
+
     Args:
-        target, source: models that :func:`check_compatible` accepts.
-        lambdas: projection -> one value per layer; a projection that is not in it is left alone.
+        target: a model that :func:`check_compatible` accepts together with each source.
+        sources: at least one.
         biases: merge the biases too.
 
     Raises:
         DataError: a tensor to be merged holds NaN or infinity.
     """
-    chosen = chosen_slots(target, lambdas, biases)
-    for name, weights in (("target", target), ("source", source)):
-        _check_finite(weights, chosen, name)
+    chosen = [chosen_slots(target, source.lambdas, biases) for source in sources]
+    changed = [slot for slot in target if any(slot in slots for slots in chosen)]
+    check_finite(target, changed, "the target")
+    for source, slots in zip(sources, chosen, strict=True):
+        check_finite(source.weights, slots, source.name, source.layer)
     merged: AttentionWeights = {}
     rows: list[MergeRow] = []
-    for slot, weight in chosen.items():
-        merged[slot] = interpolate(target[slot], source[slot], weight)
+    for slot in changed:
+        used = [(source, slots[slot]) for source, slots in zip(sources, chosen, strict=True) if slot in slots]
+        merged[slot] = combine(target[slot], [source.weights[slot] for source, _ in used], [w for _, w in used])
+        change = relative_change(target[slot], merged[slot])
         label = slot.projection if slot.kind == "weight" else f"{slot.projection}.bias"
-        rows.append(MergeRow(slot.layer, label, weight, relative_change(target[slot], merged[slot])))
+        rows += [MergeRow(slot.layer, label, w, change, source.name, source.layer(slot)) for source, w in used]
     return merged, rows
 
 
@@ -53,38 +89,61 @@ def check_compatible(
     source: AttentionWeights,
     names: tuple[str, str] = ("the target", "the source"),
     biases: bool = False,
+    layer_map: Sequence[int | None] | None = None,
 ) -> None:
-    """Check that two models have the same depth, width and, for `biases`, bias vectors.
+    """Check that two models have the same width, depth unless a map is given, and, for `biases`, bias vectors.
 
     Args:
         names: what target and source are called in the message.
+        layer_map: source layer for each target layer, None for a layer that stays as it is.
 
     Raises:
         UsageError: they differ; the message gives both shapes.
     """
-    if depth(target) != depth(source) or width(target) != width(source):
+    if width(target) != width(source) or (layer_map is None and depth(target) != depth(source)):
+        advice = "choose a source of the target's size"
+        if width(target) == width(source):
+            advice += ", or set layer_map (such as linear) to say which layers meet"
         raise UsageError(
             f"{names[0]} has {_describe(target)} and {names[1]} {_describe(source)}: "
-            "merging needs the same depth and width, so choose a source of the target's size."
+            f"merging needs the same depth and width, so {advice}."
         )
+    pairs = list(range(depth(target))) if layer_map is None else layer_map
     for slot, tensor in target.items():
-        if slot.kind == "bias" and not biases:
+        source_layer = pairs[slot.layer]
+        if source_layer is None or (slot.kind == "bias" and not biases):
             continue
-        if slot not in source:
+        theirs = Slot(source_layer, slot.projection, slot.kind)
+        if theirs not in source:
             raise UsageError(
-                f"{names[1]} has no {slot}, which {names[0]} has: set biases: false to merge matrices only."
+                f"{names[1]} has no {theirs}, which {names[0]} has: set biases: false to merge matrices only."
             )
-        if tensor.shape != source[slot].shape:
-            shapes = f"{tuple(tensor.shape)} in {names[0]} and {tuple(source[slot].shape)} in {names[1]}"
+        if tensor.shape != source[theirs].shape:
+            shapes = f"{tuple(tensor.shape)} in {names[0]} and {tuple(source[theirs].shape)} in {names[1]}"
             raise UsageError(f"{slot} has the shape {shapes}: merging needs equal shapes.")
+
+
+def check_finite(
+    weights: AttentionWeights,
+    slots: Iterable[Slot],
+    name: str,
+    layer: Callable[[Slot], int] = lambda slot: slot.layer,
+) -> None:
+    """Check that the parameters behind `slots` hold numbers only.
+
+    Args:
+        name: what the model is called in the message.
+        layer: returns the layer to name for a slot.
+
+    Raises:
+        DataError: one of them holds NaN or infinity; the message names it.
+    """
+    for slot in slots:
+        # NaN and infinity survive a sum, which is much faster; large finite values may overflow it
+        if not weights[slot].sum(dtype=torch.float32).isfinite() and not weights[slot].isfinite().all():
+            shown = Slot(layer(slot), slot.projection, slot.kind)
+            raise DataError(f"{shown} of {name} holds NaN or infinity: the checkpoint is damaged, get it again.")
 
 
 def _describe(weights: AttentionWeights) -> str:
     return f"{depth(weights)} layers of shape {tuple(weights[Slot(0, 'q_proj')].shape)}"
-
-
-def _check_finite(weights: AttentionWeights, slots: Mapping[Slot, float], name: str) -> None:
-    for slot in slots:
-        # NaN and infinity survive a sum, which is much faster; large finite values may overflow it
-        if not weights[slot].sum(dtype=torch.float32).isfinite() and not weights[slot].isfinite().all():
-            raise DataError(f"{slot} of the {name} holds NaN or infinity: the checkpoint is damaged, get it again.")

@@ -1,35 +1,45 @@
-"""What a merge did: one row per merged tensor, and its rendering as a table for the log."""
+"""What a merge did: one row per merged tensor and source, and its rendering as a table for the log."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-HEADER = ("layer", "projection", "lambda", "relative change")
-
-
 @dataclass(frozen=True)
 class MergeRow:
-    """One merged tensor.
+    """One tensor of one source.
 
     Attributes:
-        layer: 0-based index.
+        layer: 0-based index in the target.
         projection: ``q_proj``, ``k_proj`` or ``v_proj``, with ``.bias`` for a bias.
         lambda_: weight of the source.
-        relative_change: ||merged - target|| / ||target||, Frobenius norm.
+        relative_change: ||merged - target|| / ||target||, Frobenius norm, with all sources merged.
+        source: name of the source.
+        source_layer: its layer.
     """
 
     layer: int
     projection: str
     lambda_: float
     relative_change: float
+    source: str
+    source_layer: int
 
 
 def format_table(rows: Sequence[MergeRow]) -> str:
-    """Return the rows as an aligned text table; one sentence where nothing was merged."""
+    """Return the rows as an aligned text table; one sentence where nothing was merged.
+
+    Sources are shown where there are several, their layers where they are not the target's.
+    """
     if not rows:
         return "nothing merged: lambda is 0 everywhere, or no layer is chosen"
-    cells = [HEADER]
-    cells += [(str(r.layer), r.projection, f"{r.lambda_:g}", f"{r.relative_change:.4f}") for r in rows]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(HEADER))]
-    return "\n".join("  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)) for row in cells)
+    columns = {"layer": [str(row.layer) for row in rows], "projection": [row.projection for row in rows]}
+    if len({row.source for row in rows}) > 1:
+        columns["source"] = [row.source for row in rows]
+    if any(row.source_layer != row.layer for row in rows):
+        columns["source layer"] = [str(row.source_layer) for row in rows]
+    columns["lambda"] = [f"{row.lambda_:g}" for row in rows]
+    columns["relative change"] = [f"{row.relative_change:.4f}" for row in rows]
+    widths = [max(map(len, (name, *cells))) for name, cells in columns.items()]
+    lines = [tuple(columns), *zip(*columns.values(), strict=True)]
+    return "\n".join("  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)) for line in lines)

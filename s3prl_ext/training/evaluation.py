@@ -86,14 +86,20 @@ def evaluate(
                 check_stop()
                 models.loss(split, wavs, others, records, batch_id=batch_id)
                 batch_ids.append(batch_id)
-            save_names = models.downstream.log_records(
-                split,
-                records=records,
-                logger=metric_logger,
-                global_step=step,
-                batch_ids=batch_ids,
-                total_batch_num=len(loader),
-            )
+            try:
+                save_names = models.downstream.log_records(
+                    split,
+                    records=records,
+                    logger=metric_logger,
+                    global_step=step,
+                    batch_ids=batch_ids,
+                    total_batch_num=len(loader),
+                )
+            except ZeroDivisionError as error:
+                raise DataError(
+                    f"the metrics of split '{split}' divide by zero: its references hold nothing to count (SF: no slot; "
+                    "ASR, PR: no word); check the corpus of this task."
+                ) from error
     finally:
         for module, training in modes:
             module.training = training

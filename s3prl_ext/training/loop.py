@@ -120,14 +120,17 @@ class TrainingLoop:
     def _log_if_due(self) -> None:
         if not self._due(self.config.log_step) or not self.trial.batch_ids:
             return
-        self.trial.models.downstream.log_records(
-            self.config.train_dataloader,
-            records=self.trial.records,
-            logger=self.writer,
-            global_step=self.trial.step,
-            batch_ids=self.trial.batch_ids,
-            total_batch_num=self.batches.batches_per_epoch,
-        )
+        try:
+            self.trial.models.downstream.log_records(
+                self.config.train_dataloader,
+                records=self.trial.records,
+                logger=self.writer,
+                global_step=self.trial.step,
+                batch_ids=self.trial.batch_ids,
+                total_batch_num=self.batches.batches_per_epoch,
+            )
+        except ZeroDivisionError:  # SF divides by the number of slots in the window
+            logger.warning("step %d: no training metrics, the logged batches hold nothing to count", self.trial.step)
         self.trial.clear_records()
 
     def _evaluate_and_save(self) -> None:

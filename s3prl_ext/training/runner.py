@@ -200,7 +200,7 @@ class Runner(StockRunner):
                     self.init_ckpt,
                 )
                 loop.run()
-                if _is_leader():
+                if _is_leader() and loop.last_metrics:  # empty where the run was complete already
                     self._write_result(loop.last_metrics, trial.step, time.time() - started)
             finally:
                 if writer is not None:

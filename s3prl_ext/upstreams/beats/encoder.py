@@ -10,7 +10,7 @@ Sources: Chen et al., "BEATs" (2022), section 3; Wang et al., "DeepNet" (2022), 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -153,6 +153,19 @@ class Layer(nn.Module):
         self.activation_dropout = nn.Dropout(config.activation_dropout)
         self.residual_scale = (2 * config.encoder_layers) ** 0.25 if config.deep_norm else 1.0
 
+    def initialise(self, gain: float | None) -> None:
+        """Draw the weights as for pre-training: small normal ones, or those of deep norm with its `gain`."""
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Embedding)):
+                nn.init.normal_(module.weight, std=0.02)
+            if isinstance(module, nn.Linear):
+                nn.init.zeros_(module.bias)
+        if gain is not None:
+            for linear in (self.self_attn.q_proj, self.self_attn.k_proj):
+                nn.init.xavier_normal_(linear.weight)
+            for linear in (self.self_attn.v_proj, self.self_attn.out_proj, self.fc1, self.fc2):
+                nn.init.xavier_normal_(linear.weight, gain)
+
     def forward(self, x: Tensor, padding: Tensor | None = None, position_bias: Tensor | None = None) -> Tensor:
         """Map [batch, tokens, width] to the same shape; arguments as of :meth:`Attention.forward`."""
         attended = self.dropout(self.self_attn(x, padding, position_bias))
@@ -168,31 +181,17 @@ class Encoder(nn.Module):
         super().__init__()
         width = config.encoder_embed_dim
         self.pos_conv = nn.Sequential(PositionalConv(width, config.conv_pos, config.conv_pos_groups), nn.GELU())
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.encoder_layers))
+        layers = [Layer(config) for _ in range(config.encoder_layers)]
+        self.layers = nn.ModuleList(layers)
         self.relative_positions = config.relative_position_embedding
         if self.relative_positions:
-            for layer in self.layers[1:]:
-                layer.self_attn.relative_attention_bias = self.layers[0].self_attn.relative_attention_bias
+            for layer in layers[1:]:
+                layer.self_attn.relative_attention_bias = layers[0].self_attn.relative_attention_bias
         self.layer_norm = nn.LayerNorm(width)
         self.dropout = nn.Dropout(config.dropout)
         self.gradient_decay = config.layer_wise_gradient_decay_ratio
-        self._initialise(config)
-
-    def _initialise(self, config: BeatsConfig) -> None:
-        """Draw the weights as for pre-training: small normal ones, with deep norm Xavier ones scaled by the depth."""
-        for module in self.modules():
-            if isinstance(module, (nn.Linear, nn.Embedding)):
-                nn.init.normal_(module.weight, std=0.02)
-            if isinstance(module, nn.Linear):
-                nn.init.zeros_(module.bias)
-        if config.deep_norm:
-            gain = (8 * config.encoder_layers) ** -0.25
-            for layer in self.layers:
-                attention = layer.self_attn
-                for module in (attention.q_proj, attention.k_proj):
-                    nn.init.xavier_normal_(module.weight)
-                for module in (attention.v_proj, attention.out_proj, layer.fc1, layer.fc2):
-                    nn.init.xavier_normal_(module.weight, gain)
+        for layer in layers:
+            layer.initialise((8 * len(layers)) ** -0.25 if config.deep_norm else None)
 
     def forward(self, x: Tensor, padding_mask: Tensor | None = None) -> list[Tensor]:
         """Return the input of the first layer and the output of each, all [batch, tokens, width].
@@ -207,7 +206,8 @@ class Encoder(nn.Module):
             padding = torch.zeros_like(padding_mask, dtype=x.dtype).masked_fill(padding_mask, -math.inf)[:, None, None]
         x = x + self.pos_conv(x.transpose(1, 2)).transpose(1, 2)
         x = self.dropout(self.layer_norm(x))
-        position_bias = self.layers[0].self_attn.position_bias(x.shape[1]) if self.relative_positions else None
+        first = cast(Layer, self.layers[0])
+        position_bias = first.self_attn.position_bias(x.shape[1]) if self.relative_positions else None
         states = [x]
         for layer in self.layers:
             if self.gradient_decay != 1.0:

@@ -6,7 +6,6 @@ Source: Chen et al., "BEATs: Audio Pre-Training with Acoustic Tokenizers" (2022)
 from __future__ import annotations
 
 import torch
-import torchaudio.compliance.kaldi
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -36,6 +35,8 @@ def fbank(wavs: Tensor) -> Tensor:
     Returns:
         [batch, frames, 128], ``(fbank - mean) / (2 * std)``.
     """
+    import torchaudio.compliance.kaldi  # here, so that the model itself needs torch alone
+
     batch, samples = wavs.shape
     frames = frame_count(samples)
     # End to end, with each clip padded to whole frame shifts: frames that reach into the next clip are left out below.

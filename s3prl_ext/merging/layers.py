@@ -1,0 +1,124 @@
+"""Which layer meets which: sets of layers, and the map of target to source layers for models of unequal depth."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from s3prl_ext.attention.layouts import Slot
+from s3prl_ext.errors import UsageError
+
+_RANGE = re.compile(r"(\d+)(?:\s*-\s*(\d+))?")
+_Value = TypeVar("_Value")
+
+# As configured: target layer -> source layer, ``linear``, or None where equal layers meet.
+LayerMap = dict[int, int] | str | None
+
+
+def parse_layers(value: Any, depth: int | None, where: str = "layers") -> tuple[int, ...]:
+    """Return the layer indices that `value` names, sorted: 0-based, ranges inclusive, as in the paper's Table 2.
+
+    Args:
+        value: ``all``, ``none``, an index, a range ``12-19``, a mixture ``0-3,8``, or a list of these.
+        depth: number of layers; None checks the form only and takes ``all`` for no layers.
+
+    Raises:
+        UsageError: malformed, a range that runs backwards, or a layer that is not there.
+    """
+    if value == "all":
+        return tuple(range(depth or 0))
+    if value in ("none", []):
+        return ()
+    items = value if isinstance(value, (list, tuple)) else [value]
+    layers: set[int] = set()
+    for part in [part.strip() for item in items for part in str(item).split(",")]:
+        match = _RANGE.fullmatch(part)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if last < first:
+            raise UsageError(
+                f"{where}: '{part}' is neither a layer index nor a range: write all, 12-19, 0-3,8 or a list."
+            )
+        if depth is not None and last >= depth:
+            raise UsageError(f"{where}: layer {last} is out of range: {depth} layers are numbered 0-{depth - 1}.")
+        layers.update(range(first, last + 1))
+    return tuple(sorted(layers))
+
+
+def parse_layer_map(value: Any, where: str = "layer_map") -> LayerMap:
+    """Check the form of a layer map: ``linear``, a mapping such as ``{0: 0, 1: 2}``, or None.
+
+    Raises:
+        UsageError: anything else.
+    """
+    if value is None or value == "linear":
+        return value
+    if isinstance(value, Mapping) and value:
+        indices = [*value, *value.values()]
+        if all(isinstance(index, int) and not isinstance(index, bool) and index >= 0 for index in indices):
+            return dict(value)
+    raise UsageError(
+        f"{where} must be linear, or map target layers to source layers such as {{0: 0, 1: 2}}, but is {value!r}."
+    )
+
+
+def chosen_layers(layers: Any, layer_map: LayerMap, depth: int, where: str = "config") -> tuple[int, ...]:
+    """Return the target layers to merge: those named, of ``all`` only those that a map has.
+
+    Raises:
+        UsageError: a layer is out of range, or named but not in the map.
+    """
+    chosen = parse_layers(layers, depth, f"{where}: layers")
+    if not isinstance(layer_map, dict):
+        return chosen
+    missing = [layer for layer in chosen if layer not in layer_map]
+    if missing and layers != "all":
+        raise UsageError(
+            f"{where}: layers names {', '.join(map(str, missing))}, which layer_map does not map to a source layer."
+        )
+    return tuple(layer for layer in chosen if layer in layer_map)
+
+
+def resolve_layer_map(
+    layer_map: LayerMap, depth: int, source_depth: int, where: str = "layer_map"
+) -> list[int | None]:
+    """Return the source layer that each of the `depth` target layers meets, None where it meets none.
+
+    ``linear`` spreads evenly, first to first and last to last: target i meets round(i * (Ls - 1) / (Lt - 1)), with
+    halves rounded to the even layer.
+
+    Args:
+        layer_map: None for equal layers, which needs equal depths.
+        depth, source_depth: numbers of layers of the target (Lt) and the source (Ls).
+
+    Raises:
+        UsageError: the map names a layer that is not there.
+    """
+    if layer_map is None:
+        return list(range(depth))
+    if not isinstance(layer_map, dict):
+        return [round(layer * (source_depth - 1) / max(1, depth - 1)) for layer in range(depth)]
+    problems = []
+    for role, named, layers in (("target", layer_map.keys(), depth), ("source", layer_map.values(), source_depth)):
+        if max(named) >= layers:
+            problems.append(
+                f"{where}: {role} layer {max(named)} is out of range: {layers} layers are numbered 0-{layers - 1}."
+            )
+    if problems:
+        raise UsageError("\n".join(problems))
+    return [layer_map.get(layer) for layer in range(depth)]
+
+
+def align(values: Mapping[Slot, _Value], layer_map: list[int | None]) -> dict[Slot, _Value]:
+    """Return what belongs to a source's slots under the slots of the target.
+
+    Args:
+        values: a source's tensors, or anything else by slot.
+        layer_map: source layer for each target layer, as :func:`resolve_layer_map` gives it.
+    """
+    return {
+        Slot(layer, slot.projection, slot.kind): value
+        for layer, source_layer in enumerate(layer_map)
+        for slot, value in values.items()
+        if slot.layer == source_layer
+    }

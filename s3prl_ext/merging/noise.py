@@ -1,0 +1,144 @@
+"""Noise controls: random matrices in place of a source's (MAM, section 4 and Table 1).
+
+``source`` has mean and standard deviation of the source's parameters, ``target`` those of the target's, ``standard``
+is N(0, 1). Each tensor has a generator of its own, so that its sample depends neither on the other layers nor on the
+global random state, which stays as it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from s3prl_ext.attention.layouts import Slot
+from s3prl_ext.attention.weights import AttentionWeights
+from s3prl_ext.configs import check_keys
+from s3prl_ext.errors import UsageError, unknown_name
+from s3prl_ext.merging.merge import check_finite
+
+KINDS = ("source", "target", "standard")
+STATISTICS = ("tensor", "projection", "global")
+
+
+@dataclass(frozen=True)
+class NoiseConfig:
+    """What is drawn.
+
+    Attributes:
+        kind: whose mean and standard deviation the noise has: ``source``, ``target``, or ``standard`` for N(0, 1).
+        draw: number of the draw; report the mean over several.
+        seed: seed common to all draws.
+        statistics: what shares mean and standard deviation: each ``tensor``; all layers of a ``projection``; or
+            ``global``, all matrices (with biases merged: all biases apart from them).
+    """
+
+    kind: str
+    draw: int = 0
+    seed: int = 0
+    statistics: str = "tensor"
+
+    @property
+    def needs_source(self) -> bool:
+        """Whether a source model is read."""
+        return self.kind == "source"
+
+
+class Moments(NamedTuple):
+    """Mean and standard deviation (population, that is divided by the count) of `count` values."""
+
+    mean: float
+    std: float
+    count: int = 1
+
+
+def parse_noise(value: Any, where: str = "noise") -> NoiseConfig | None:
+    """Check a noise section: a kind, or a mapping such as ``{kind: source, draw: 0}``; None stays None.
+
+    Raises:
+        UsageError: with one line for every problem found.
+    """
+    if value is None:
+        return None
+    content = {"kind": value} if isinstance(value, str) else value
+    if not isinstance(content, Mapping):
+        raise UsageError(f"{where} must be one of {', '.join(KINDS)}, or a mapping with kind and draw, but is {value!r}.")
+    problems = check_keys(content, [field.name for field in fields(NoiseConfig)], where)
+    if "kind" not in content:
+        problems.append(f"{where}: the key 'kind' is missing: give one of {', '.join(KINDS)}.")
+    for key, known in (("kind", KINDS), ("statistics", STATISTICS)):
+        if key in content and content[key] not in known:
+            problems.append(str(unknown_name(f"{where}.{key}", content[key], known)))
+    for key in ("draw", "seed"):
+        number = content.get(key, 0)
+        if not isinstance(number, int) or isinstance(number, bool) or number < 0:
+            problems.append(f"{where}.{key} must be a whole number from 0 on, but is {number!r}.")
+    if problems:
+        raise UsageError("\n".join(problems))
+    return NoiseConfig(**content)
+
+
+def moments(weights: AttentionWeights, statistics: str, name: str = "the model") -> dict[Slot, Moments]:
+    """Return mean and standard deviation for every slot of a model, over all its layers where they are shared.
+
+    Args:
+        statistics: one of :data:`STATISTICS`.
+        name: what the model is called in the message.
+
+    Raises:
+        DataError: a tensor holds NaN or infinity.
+    """
+    check_finite(weights, weights, name)
+    single = {slot: _moments(tensor) for slot, tensor in weights.items()}
+    groups: dict[Any, list[Moments]] = {}
+    for slot, item in single.items():
+        groups.setdefault(_group(slot, statistics), []).append(item)
+    pooled = {group: _pool(items) for group, items in groups.items()}
+    return {slot: pooled[_group(slot, statistics)] for slot in weights}
+
+
+def sample(
+    shapes: Mapping[Slot, torch.Size], statistics: Mapping[Slot, Moments] | None, config: NoiseConfig, source: int = 0
+) -> AttentionWeights:
+    """Return a float32 sample of N(mean, std^2) for each slot, on the CPU.
+
+    Args:
+        shapes: the target's slots to draw for, with their shapes.
+        statistics: mean and standard deviation by the target's slots; None for N(0, 1).
+        config: gives seed and draw.
+        source: position of the source that the noise stands for, so that two of them differ.
+    """
+    samples: AttentionWeights = {}
+    for slot, shape in shapes.items():
+        noise = torch.randn(shape, generator=_generator(config.seed, config.draw, source, *slot))
+        samples[slot] = noise if statistics is None else noise.mul_(statistics[slot].std).add_(statistics[slot].mean)
+    return samples
+
+
+def _generator(*key: int | str) -> torch.Generator:
+    digest = hashlib.sha256("|".join(map(str, key)).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:4], "big"))  # torch seeds its CPU generator by 32 bits
+
+
+def _group(slot: Slot, statistics: str) -> Any:
+    return {"tensor": slot, "projection": (slot.projection, slot.kind), "global": slot.kind}[statistics]
+
+
+def _moments(tensor: Tensor) -> Moments:
+    std, mean = torch.std_mean(tensor.detach().float(), correction=0)
+    return Moments(mean.item(), std.item(), tensor.numel())
+
+
+def _pool(items: Iterable[Moments]) -> Moments:
+    items = list(items)
+    if len(items) == 1:
+        return items[0]
+    count = sum(item.count for item in items)
+    mean = math.fsum(item.count * item.mean for item in items) / count
+    variance = math.fsum(item.count * (item.std**2 + (item.mean - mean) ** 2) for item in items) / count
+    return Moments(mean, math.sqrt(variance), count)
