@@ -59,11 +59,26 @@ def test_density_outside_its_range(density):
         masks.bernoulli({"a": 3}, density, seed=0)
 
 
+def test_selection_goes_through_large_tensors_in_pieces(monkeypatch):
+    values = scores(5, zeros=0.3, levels=7)
+    whole = masks.top_k(values, 0.4)
+    monkeypatch.setattr(masks, "_PIECE", 8)
+    pieces = masks.top_k(values, 0.4)
+    assert {n: i.tolist() for n, i in whole.items()} == {n: i.tolist() for n, i in pieces.items()}
+
+
+def test_tiny_scores_keep_their_order():
+    """Squared gradients reach down to subnormal numbers; zero and the smallest positive number are not the same."""
+    values = {"a": torch.tensor([0.0, 1e-45, 1e-40, 1e-38, 0.0, 2e-45])}
+    assert masks.top_k(values, 4 / 6)["a"].tolist() == [1, 2, 3, 5]
+
+
 def test_useless_scores_are_refused():
     with pytest.raises(DataError, match="all scores are zero"):
         masks.top_k({"a": torch.zeros(5)}, 0.2)
-    with pytest.raises(DataError, match="'b' hold NaN"):
-        masks.top_k({"a": torch.ones(5), "b": torch.tensor([1.0, float("nan")])}, 0.2)
+    for bad in (float("nan"), float("inf"), -1.0):
+        with pytest.raises(DataError, match="the scores of 'b' hold negative, NaN or infinite"):
+            masks.top_k({"a": torch.ones(5), "b": torch.tensor([1.0, bad])}, 0.2)
 
 
 def test_bernoulli_mask():
