@@ -312,3 +312,29 @@ def wavlm_local_ckpt(
         randomize_attention(model)
     torch.save({"cfg": dict(vars(config)), "model": model.state_dict()}, path)
     return Path(path)
+
+
+def beats_ckpt(
+    path: str | Path, layers: int = 2, width: int = 32, heads: int = 2, seed: int = 0, **model_options: Any
+) -> Path:
+    """Write a checkpoint for ``beats_local`` in the released format, with the switches of the released models.
+
+    Args:
+        model_options: further entries of its ``cfg``, such as ``finetuned_model=True, predictor_class=10``.
+    """
+    from s3prl_ext.upstreams.beats.config import parse_config
+    from s3prl_ext.upstreams.beats.model import Beats
+
+    sizes = {"encoder_layers": layers, "encoder_embed_dim": width, "encoder_attention_heads": heads}
+    sizes |= {"encoder_ffn_embed_dim": 2 * width, "embed_dim": width // 2, "input_patch_size": 16}
+    sizes |= {"conv_pos": POSITION_KERNEL, "conv_pos_groups": POSITION_GROUPS, "encoder_layerdrop": 0.05}
+    switches = {"deep_norm": True, "relative_position_embedding": True, "gru_rel_pos": True, "max_distance": 800}
+    dropout = {"dropout": 0.0, "attention_dropout": 0.0, "layer_wise_gradient_decay_ratio": 0.6}
+    config = sizes | switches | dropout | model_options
+    with _seeded(seed):
+        model = Beats(parse_config(config, "the configuration"))
+        randomize_attention(model)
+        for parameter in model.parameters():  # biases, norms and gates start at constants
+            parameter.data += 0.05 * torch.randn_like(parameter)
+    torch.save({"cfg": config, "model": model.state_dict()}, path)
+    return Path(path)

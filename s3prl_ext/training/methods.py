@@ -52,10 +52,11 @@ def prepare_upstream(upstream: nn.Module, tuning: TuningConfig) -> None:
     method = METHODS[tuning.method]
     module: Any
     for module in upstream.modules():
-        if hasattr(module, "freeze_feature_encoder"):  # transformers: its input requires grad unless frozen this way
-            module.freeze_feature_encoder()
-        if hasattr(module, "feature_extractor") and isinstance(module.feature_extractor, nn.Module):
-            module.feature_extractor.requires_grad_(False)
+        extractor = getattr(module, "feature_extractor", None)
+        if isinstance(extractor, nn.Module):
+            if hasattr(extractor, "_freeze_parameters"):  # transformers: else its input would require grad
+                extractor._freeze_parameters()
+            extractor.requires_grad_(False)
         if isinstance(getattr(module, "layerdrop", None), float):
             module.layerdrop = 0.0
         if hasattr(getattr(module, "config", None), "layerdrop"):

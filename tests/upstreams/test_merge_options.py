@@ -27,11 +27,12 @@ def test_overrides_are_yaml_scalars_and_reach_into_sections(file):
     config = read_config(
         f"{file},,lambda=0.10,,layers=12-19,,target.ckpt=/path/a=b.pt,,biases=true,,projections=[q, k]"
     )
-    assert config.layers == "12-19" and config.biases is True
-    assert config.lambda_ == {"q_proj": 0.1, "k_proj": 0.1}
+    (source,) = config.sources
+    assert source.layers == "12-19" and config.biases is True
+    assert source.lambda_ == {"q_proj": 0.1, "k_proj": 0.1}
     assert (config.target.upstream, config.target.ckpt) == ("hubert_local", "/path/a=b.pt")
-    assert config.source.model == "/models/bert"
-    assert sum(value > 0 for value in resolve_lambdas(config, 24)["q_proj"]) == 8
+    assert config.sources[0].model == "/models/bert"
+    assert sum(value > 0 for value in resolve_lambdas(config, 24)[0]["q_proj"]) == 8
 
 
 @pytest.mark.parametrize(
@@ -90,16 +91,48 @@ def test_unset_variable_and_missing_file_are_named(file, monkeypatch, tmp_path):
         read_config(str(file))
     with pytest.raises(UsageError, match="(?s)TEXT_MODEL.*lambda must lie"):
         read_config(f"{file},,lambda=2")
-    assert read_config(f"{file},,source.model=/x").source.model == "/x"
+    assert read_config(f"{file},,source.model=/x").sources[0].model == "/x"
 
 
 def test_presets_take_overrides_only(file):
     config = read_config(",,lambda=0.2", preset="mam_hubert_large_ls960_bert_large")
-    assert (config.target.model, config.source.model) == ("facebook/hubert-large-ls960-ft", "bert-large-uncased")
-    assert set(config.lambda_.values()) == {0.2}
+    assert (config.target.model, config.sources[0].model) == ("facebook/hubert-large-ls960-ft", "bert-large-uncased")
+    assert set(config.sources[0].lambda_.values()) == {0.2}
     assert read_config(None, "/my/hubert", preset="mam_hubert_tiny_minilm").target.model == "/my/hubert"
     with pytest.raises(UsageError, match="is a configuration itself"):
         read_config(str(file), preset="mam_hubert_base_bert_base")
     with pytest.raises(UsageError, match="unknown upstream configuration 'mam_hubert_bas'"):
         preset("mam_hubert_bas")
     assert [preset(name).__name__ for name in preset_names()] == preset_names()
+
+
+def test_noise_is_switched_on_and_off_by_overrides(file):
+    (source,) = read_config(f"{file},,noise=source").sources
+    assert (source.noise.kind, source.noise.draw) == ("source", 0)
+    (source,) = read_config("noise.draw=3,,noise.seed=1", preset="mam_hubert_large_ls960_noise_target").sources
+    assert (source.noise.kind, source.noise.draw, source.noise.seed) == ("target", 3, 1)
+    assert read_config("noise=null", preset="mam_hubert_large_ls960_noise_source").sources[0].noise is None
+    (source,) = read_config(f"{file},,layer_map={{0: 0, 1: 2}}").sources
+    assert source.layer_map == {0: 0, 1: 2}
+
+
+SEVERAL = """
+target: {model: a}
+sources:
+  - {model: b, lambda: 0.1}
+  - {model: "${IMAGE_MODEL}", lambda: 0.2}
+"""
+
+
+def test_items_of_sources_are_overridden_by_index(tmp_path, monkeypatch):
+    file = tmp_path / "two.yaml"
+    file.write_text(SEVERAL)
+    with pytest.raises(UsageError, match='two.yaml: sources.1.model needs .* IMAGE_MODEL.*",,sources.1.model=/path"'):
+        read_config(str(file))
+    monkeypatch.setenv("IMAGE_MODEL", "/vit")
+    first, second = read_config(f"{file},,sources.0.lambda=0.3,,sources.0.noise.kind=source").sources
+    assert (first.lambda_["q_proj"], second.lambda_["q_proj"], second.model) == (0.3, 0.2, "/vit")
+    assert first.noise.kind == "source" and second.noise is None
+    for key in ("sources.2.lambda", "sources.x.lambda", "sources.2"):
+        with pytest.raises(UsageError, match=f"-g: {key} cannot be set: '[2x]' is no item of a list of 2"):
+            read_config(f"{file},,{key}=0.3")
