@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -18,7 +19,12 @@ PACKAGE_DIR = Path(__file__).resolve().parent
 # ${NAME} or ${NAME:-default}; the default may not contain braces, so the innermost variable is expanded first.
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^${}]*))?\}")
 
-CONFIG_VARIABLE = "S3PRL_EXT_DOWNSTREAM_CONFIGS"
+# Variables that are always there, unless the environment sets them: the shipped task files, and the folder of s3prl,
+# which in a clone holds large files that its package lacks.
+BUILT_IN = {
+    "S3PRL_EXT_DOWNSTREAM_CONFIGS": lambda: shipped_dir("downstream_configs"),
+    "S3PRL_PACKAGE": lambda: _package_dir("s3prl"),
+}
 
 
 def shipped_dir(name: str) -> Path:
@@ -30,6 +36,14 @@ def shipped_dir(name: str) -> Path:
         if (parent / name).is_dir():
             return parent / name
     raise DataError(f"the folder '{name}' is missing from this installation of s3prl_ext: install the package again.")
+
+
+def _package_dir(name: str) -> Path:
+    spec = importlib.util.find_spec(name)
+    locations = list(spec.submodule_search_locations or []) if spec else []
+    if not locations:
+        raise DataError(f"the package '{name}' is not installed: pip install {name}.")
+    return Path(locations[0])
 
 
 def load_yaml(path: str | os.PathLike) -> dict[str, Any]:
@@ -77,7 +91,7 @@ def as_number(value: Any, where: str) -> float:
 def expand_variables(value: Any, where: str = "config") -> Any:
     """Replace ``${NAME}`` and ``${NAME:-default}`` in every string of a nested config by environment variables.
 
-    ``${S3PRL_EXT_DOWNSTREAM_CONFIGS}`` is always the shipped folder of task files. The input is left unchanged.
+    The variables of :data:`BUILT_IN` are always there. The input is left unchanged.
 
     Args:
         value: nested dicts, lists and scalars.
@@ -97,8 +111,8 @@ def expand_variables(value: Any, where: str = "config") -> Any:
         name, default = match.groups()
         if name in os.environ:
             return os.environ[name]
-        if name == CONFIG_VARIABLE:
-            return str(shipped_dir("downstream_configs"))
+        if name in BUILT_IN:
+            return str(BUILT_IN[name]())
         if default is not None:
             return default
         raise UsageError(

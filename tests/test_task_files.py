@@ -143,7 +143,7 @@ def test_tuning_section_is_one_density_of_fisher_child_tuning(shipped):
 def test_every_variable_is_explained_and_no_path_is_someones_own(shipped):
     task, preset, _ = shipped
     text = task_file(task, preset).read_text()
-    used = set(re.findall(r"\$\{([A-Z0-9_]+)", text)) - {"S3PRL_EXT_DOWNSTREAM_CONFIGS"}
+    used = set(re.findall(r"\$\{([A-Z0-9_]+)", text)) - {"S3PRL_EXT_DOWNSTREAM_CONFIGS", "S3PRL_PACKAGE"}
     comments = "\n".join(line for line in text.splitlines() if line.startswith("#"))
     assert used and all(f"# {name}:" in comments for name in used)
     assert not re.search(r"/(home|groups|app)/", text)

@@ -30,9 +30,12 @@ def check_list(root: Path, meta_data: Path) -> None:
         DataError: naming what is missing, or the first wrong line.
     """
     if not root.is_dir():
-        raise DataError(f"no such VoxCeleb1 folder: {root}; set datarc.file_path.")
+        raise DataError(f"no such VoxCeleb1 folder: {root}; set VOXCELEB1, or config.downstream_expert.datarc.file_path with -o.")
     if not meta_data.is_file():
-        raise DataError(f"no such VoxCeleb1 list: {meta_data}; set datarc.meta_data.")
+        raise DataError(
+            f"no such VoxCeleb1 list: {meta_data}; it is VoxCeleb1's iden_split.txt, in s3prl's git repository "
+            "s3prl/downstream/voxceleb1/veri_test_class.txt: point VOXCELEB1_SPLIT at it."
+        )
     for number, line in enumerate(meta_data.read_text(encoding="utf-8").splitlines(), start=1):
         fields = line.split()
         if len(fields) != 2 or fields[0] not in SPLITS:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import re
 import sys
 import time
 from argparse import Namespace
@@ -37,6 +38,8 @@ from s3prl_ext.upstreams.merged_attention.record import check_merge_record
 
 logger = logging.getLogger(__name__)
 
+SETTINGS_FILES = r"(args|config)_[0-9-]+\.yaml|frame_shift"  # what s3prl writes before anything is built
+
 
 class Runner(StockRunner):
     """s3prl's Runner with our training loop; same constructor, modes, files and checkpoint keys.
@@ -58,9 +61,13 @@ class Runner(StockRunner):
             self._resolve_features()
             self.init_ckpt = checkpoint.load(args.init_ckpt) if args.init_ckpt else {}
             self._check_origin()
-            self.upstream = self._get_upstream()
-            self.featurizer = self._get_featurizer()
-            self.downstream = self._get_downstream()
+            try:
+                self.upstream = self._get_upstream()
+                self.featurizer = self._get_featurizer()
+                self.downstream = self._get_downstream()
+            except Exception:
+                self._remove_empty_folder()
+                raise
             self.all_entries = [self.upstream, self.featurizer, self.downstream]
             self.child: ChildNetwork | None = None
 
@@ -75,6 +82,14 @@ class Runner(StockRunner):
         elif _is_leader():
             for old in Path(self.args.expdir).glob("*.ckpt"):
                 old.unlink()
+
+    def _remove_empty_folder(self) -> None:
+        """Remove the folder of an experiment that did not come to be: it holds only s3prl's copies of its settings."""
+        written = list(Path(self.args.expdir).iterdir())
+        if written and _is_leader() and all(re.fullmatch(SETTINGS_FILES, path.name) for path in written):
+            for path in written:
+                path.unlink()
+            Path(self.args.expdir).rmdir()
 
     def _resolve_features(self) -> None:
         """Let ``tuning.method`` decide what the task reads and whether the upstream trains, unless the user did."""

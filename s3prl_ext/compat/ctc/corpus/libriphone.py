@@ -52,7 +52,10 @@ def read_lexica(lexica: Sequence[str], tokenizer) -> dict[str, list[str]]:
     ambiguous = 0
     for lexicon in lexica:
         if not Path(lexicon).is_file():
-            raise DataError(f"the lexicon {lexicon} does not exist: mend downstream_expert.corpus.lexicon.")
+            raise DataError(
+                f"no such lexicon: {lexicon}; s3prl's lexica are in its git repository, s3prl/downstream/ctc/lexicon: "
+                "point LIBRISPEECH_LEXICON at that folder, or config.downstream_expert.corpus.lexicon at your own."
+            )
         for line in Path(lexicon).read_text(encoding="utf-8").splitlines():
             if not line.strip():
                 continue
