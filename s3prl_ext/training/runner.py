@@ -25,7 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 from s3prl_ext.child_tuning.child_network import ChildNetwork
 from s3prl_ext.child_tuning.eligible import eligible_parameters
 from s3prl_ext.configs import Variables
-from s3prl_ext.errors import DataError, UsageError, one_sentence_errors, unknown_name
+from s3prl_ext.errors import DataError, ExtError, UsageError, one_sentence_errors, unknown_name
 from s3prl_ext.training import checkpoint, results
 from s3prl_ext.training.child_selection import choose_mask
 from s3prl_ext.training.config import RunnerConfig, TuningConfig, check_top_level
@@ -122,7 +122,13 @@ class Runner(StockRunner):
     def _get_upstream(self) -> ModelEntry:
         if not hasattr(hub, self.args.upstream or ""):
             raise unknown_name("upstream", self.args.upstream, hub.options())
-        entry = super()._get_upstream()
+        try:
+            entry = super()._get_upstream()
+        except (AssertionError, AttributeError, TypeError, OSError) as error:
+            problem = _upstream_problem(self.args, error)
+            if problem is None:
+                raise
+            raise problem from error
         if checkpoint.EXTENSION_KEY in self.init_ckpt:
             stored = self.init_ckpt[checkpoint.EXTENSION_KEY].get("merge")
             check_merge_record(stored, getattr(unwrapped(entry.model), "merge_record", None))
@@ -318,6 +324,21 @@ class Runner(StockRunner):
             if not hasattr(self.downstream.model, "inference"):
                 raise UsageError(f"the task '{self.args.downstream}' has no inference in s3prl.")
             super().inference()
+
+
+def _upstream_problem(args: Namespace, error: Exception) -> ExtError | None:
+    """Return the sentence for an upstream that s3prl could not build, or None where only its own error tells more."""
+    name, ckpt = args.upstream, args.upstream_ckpt
+    if isinstance(error, OSError) and error.filename is None:
+        return DataError(
+            f"the upstream '{name}' could not be downloaded or read ({' '.join(str(error).split())[:160]} ...); check the "
+            "network, or give a local model: -u hubert_local -k FILE, -u hf_hubert_custom -k FOLDER and the like."
+        )
+    if ckpt is None:
+        return UsageError(f"-u {name} cannot be built without a model: name its checkpoint or folder with -k.")
+    if not Path(ckpt).exists() and "://" not in ckpt:
+        return UsageError(f"-k {ckpt}: no such file or folder.")
+    return None
 
 
 def _is_leader() -> bool:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from s3prl_ext.child_tuning.eligible import eligible_names
-from s3prl_ext.errors import UsageError
+from s3prl_ext.errors import DataError, UsageError
 from tests.experiments import make_args, record_losses, task_config
 
 ADAMW = {"name": "TorchOptim", "torch_optim_name": "AdamW", "lr": 1.0e-2, "weight_decay": 0.1}
@@ -193,3 +193,27 @@ def test_epochs_in_place_of_steps(build, tmp_path):
     batches = len(runner.downstream.model.get_dataloader("train"))
     runner.train()
     assert (tmp_path / "exp" / f"states-{batches}.ckpt").is_file()
+
+
+@pytest.mark.parametrize(
+    ("upstream", "ckpt", "error", "message"),
+    [
+        ("hubert_local", None, UsageError, "-u hubert_local cannot be built without a model.*-k"),
+        ("hubert_local", "nothing.pt", UsageError, "-k nothing.pt: no such file"),
+        ("hf_hubert_custom", "./nothing", DataError, "no such model folder: ./nothing"),
+    ],
+)
+def test_upstream_without_its_model(build, tmp_path, upstream, ckpt, error, message):
+    with pytest.raises(error, match=message):
+        build(make_args(tmp_path / "exp", upstream=upstream, upstream_ckpt=ckpt), task_config())
+
+
+def test_upstream_that_cannot_be_downloaded(build, tmp_path, monkeypatch):
+    from s3prl import hub
+
+    def offline(**kwargs):
+        raise OSError("Failed to resolve host")
+
+    monkeypatch.setattr(hub, "hubert", offline)
+    with pytest.raises(DataError, match=r"'hubert' could not be downloaded or read \(Failed to resolve host"):
+        build(make_args(tmp_path / "exp", upstream="hubert"), task_config())
