@@ -65,3 +65,47 @@ def slow_fisher(model: torch.nn.Module, inputs: torch.Tensor, labels: torch.Tens
             total += gradient * gradient
         result[name] = total / len(inputs)
     return result
+
+
+def merge_several(target: torch.Tensor, sources: list[torch.Tensor], weights: list[float]) -> torch.Tensor:
+    """Return (1 - sum of weights) * target + sum of weight * source, entry by entry in Python floats (float64)."""
+    columns = [source.flatten().tolist() for source in sources]
+    values = []
+    for index, t in enumerate(target.flatten().tolist()):
+        value = (1.0 - sum(weights)) * t
+        for column, weight in zip(columns, weights, strict=True):
+            value += weight * column[index]
+        values.append(value)
+    return torch.tensor(values, dtype=torch.float64).reshape(target.shape)
+
+
+def mean_and_std(tensors: list[torch.Tensor]) -> tuple[float, float]:
+    """Return mean and population standard deviation of all entries together, in Python floats."""
+    values = [value for tensor in tensors for value in tensor.flatten().tolist()]
+    mean = sum(values) / len(values)
+    return mean, (sum((value - mean) ** 2 for value in values) / len(values)) ** 0.5
+
+
+def wasserstein(x: list[float], y: list[float]) -> float:
+    """Return the squared one-dimensional Wasserstein distance, p = 2, by moving mass from the lowest points upwards."""
+    left = [[value, 1.0 / len(x)] for value in sorted(x)]
+    right = [[value, 1.0 / len(y)] for value in sorted(y)]
+    cost = 0.0
+    while left and right:
+        mass = min(left[0][1], right[0][1])
+        cost += mass * (left[0][0] - right[0][0]) ** 2
+        for points in (left, right):
+            points[0][1] -= mass
+            if points[0][1] < 1e-12:
+                points.pop(0)
+    return cost
+
+
+def swd(x: torch.Tensor, y: torch.Tensor, projections: torch.Tensor) -> float:
+    """Return the sliced Wasserstein distance, p = 2, one direction at a time."""
+    costs = []
+    for direction in projections.T:
+        on_x = [sum(a * b for a, b in zip(row, direction.tolist(), strict=True)) for row in x.tolist()]
+        on_y = [sum(a * b for a, b in zip(row, direction.tolist(), strict=True)) for row in y.tolist()]
+        costs.append(wasserstein(on_x, on_y))
+    return (sum(costs) / len(costs)) ** 0.5

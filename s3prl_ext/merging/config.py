@@ -102,7 +102,7 @@ class _Problems(list[str]):
     def raise_all(self) -> None:
         """Raise everything collected, each sentence once."""
         if self:
-            raise UsageError("\n".join(dict.fromkeys(self)))
+            raise UsageError("\n".join(dict.fromkeys("\n".join(self).splitlines())))
 
 
 def parse_config(raw: Mapping[str, Any], where: str) -> MergeConfig:
@@ -125,7 +125,8 @@ def parse_config(raw: Mapping[str, Any], where: str) -> MergeConfig:
         for key in ("biases", "allow_extrapolation")
     }
     shared = {key: (raw[key], f"{where}: {key}") for key in SOURCE_KEYS if key in raw}
-    items = problems.attempt(_source_items, raw, where) or [({}, f"{where}: source")]
+    # a stand-in, where the sections themselves are wrong, lets the other keys be checked all the same
+    items = problems.attempt(_source_items, raw, where) or [({"model": "unknown"}, f"{where}: source")]
     sources = [
         problems.attempt(_parse_source, item, place, shared, where, flags["allow_extrapolation"])
         for item, place in items
@@ -155,28 +156,26 @@ def _parse_source(
     settings = dict(shared)
     if own and isinstance(item, Mapping):
         settings |= {key: (item[key], f"{place}.{key}") for key in SOURCE_KEYS if key in item}
-        item = {key: value for key, value in item.items() if key not in SOURCE_KEYS}
+        item = {key: value for key, value in item.items() if key not in SOURCE_KEYS} or None
 
-    noise = problems.attempt(parse_noise, *settings["noise"]) if "noise" in settings else None
-    if item is None or item == {}:
-        if not noise or noise.needs_source:
-            problems.append(f"{place} must name a model." if own else f"{where}: the key 'source' is missing.")
-        model: dict[str, str] = {}
-    else:
-        model = problems.attempt(_parse_section, item, place, MODEL_KEYS, MODEL_KEYS[:2]) or {}
-    names = list(PROJECTIONS)
-    if "projections" in settings:
-        names = problems.attempt(parse_projections, *settings["projections"]) or names
-    lambdas = None
-    if "lambda" in settings:
-        lambdas = problems.attempt(parse_lambda, *settings["lambda"], names, extrapolate)
-    else:
-        problems.append(f"{where}: the key 'lambda' is missing{f' in {place}' if own else ''}.")
-    layers, layers_place = settings.get("layers", ("all", place))
-    problems.attempt(parse_layers, layers, None, layers_place)
-    layer_map = problems.attempt(parse_layer_map, *settings["layer_map"]) if "layer_map" in settings else None
+    def setting(key: str, parse: Callable[..., _Parsed], *more: Any) -> _Parsed | None:
+        return problems.attempt(parse, *settings[key], *more) if key in settings else None
+
+    noise = setting("noise", parse_noise)
+    model: dict[str, Any] | None = {}
+    if item is not None:
+        model = problems.attempt(_parse_section, item, place, MODEL_KEYS, MODEL_KEYS[:2])
+    elif not noise or noise.needs_source:
+        problems.append(f"{place} must name a model." if own else f"{where}: the key 'source' is missing.")
+    projections = setting("projections", parse_projections) or list(PROJECTIONS)
+    lambdas = setting("lambda", parse_lambda, projections, extrapolate)
+    if "lambda" not in settings:
+        problems.append(f"{place} needs a lambda." if own else f"{where}: the key 'lambda' is missing.")
+    setting("layers", lambda value, place: parse_layers(value, None, place))
+    layer_map = setting("layer_map", parse_layer_map)
     problems.raise_all()
-    return SourceConfig(lambdas or {}, **model, layers=layers, layer_map=layer_map, noise=noise)
+    layers = settings["layers"][0] if "layers" in settings else "all"
+    return SourceConfig(lambdas or {}, **(model or {}), layers=layers, layer_map=layer_map, noise=noise)
 
 
 def resolve_lambdas(config: MergeConfig, depth: int, where: str = "config") -> list[dict[str, list[float]]]:
@@ -189,7 +188,8 @@ def resolve_lambdas(config: MergeConfig, depth: int, where: str = "config") -> l
         UsageError: with one line for every value that does not fit the depth, and for sums over 1.
     """
     problems = _Problems()
-    places = [where] if len(config.sources) == 1 else [f"{where}: sources[{i}]" for i in range(len(config.sources))]
+    several = len(config.sources) > 1
+    places = [f"{where}: sources[{i}]." if several else f"{where}: " for i in range(len(config.sources))]
     resolved = [
         problems.attempt(_resolve_source, source, depth, place) or {}
         for source, place in zip(config.sources, places, strict=True)
@@ -200,14 +200,14 @@ def resolve_lambdas(config: MergeConfig, depth: int, where: str = "config") -> l
     return resolved
 
 
-def _resolve_source(source: SourceConfig, depth: int, where: str) -> dict[str, list[float]]:
+def _resolve_source(source: SourceConfig, depth: int, place: str) -> dict[str, list[float]]:
     problems = _Problems()
-    chosen = problems.attempt(chosen_layers, source.layers, source.layer_map, depth, where) or ()
+    chosen = problems.attempt(chosen_layers, source.layers, source.layer_map, depth, f"{place}layers") or ()
     resolved = {projection: [0.0] * depth for projection in PROJECTIONS}
     for projection, schedule in source.lambda_.items():
         if isinstance(schedule, list) and len(schedule) != depth:
             problems.append(
-                f"{where}: lambda of {projection} has {len(schedule)} values, but the models have {depth} layers: give "
+                f"{place}lambda of {projection} has {len(schedule)} values, but the models have {depth} layers: give "
                 f"one value per layer, or lambda: {{gradient: [first, ..., last]}} to interpolate over depth."
             )
             continue
@@ -232,14 +232,15 @@ def _check_sums(resolved: Sequence[Mapping[str, Sequence[float]]], depth: int, w
         )
 
 
-def _parse_section(value: Any, where: str, known: Sequence[str], choices: Sequence[str]) -> dict[str, str]:
+def _parse_section(value: Any, where: str, known: Sequence[str], choices: Sequence[str]) -> dict[str, Any]:
     """Return a mapping of optional strings of which exactly one of the two `choices` is set."""
     if not isinstance(value, Mapping):
         raise UsageError(f"{where} must be a mapping such as {{{choices[0]}: ...}}, but is {value!r}.")
     problems = check_keys(value, known, where)
-    wrong = [key for key, item in value.items() if item is not None and (not isinstance(item, str) or not item)]
-    problems += [f"{where}.{key} must be a name or path, but is {value[key]!r}." for key in wrong]
-    if sum(value.get(choice) is not None for choice in choices) != 1:
+    given = {key: item for key, item in value.items() if key in known and item is not None}
+    wrong = {key: item for key, item in given.items() if not isinstance(item, str) or not item}
+    problems += [f"{where}.{key} must be a name or path, but is {item!r}." for key, item in wrong.items()]
+    if sum(choice in given for choice in choices) != 1:
         problems.append(f"{where} must name exactly one of {choices[0]} and {choices[1]}.")
     if problems:
         raise UsageError("\n".join(problems))

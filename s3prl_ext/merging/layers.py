@@ -62,25 +62,25 @@ def parse_layer_map(value: Any, where: str = "layer_map") -> LayerMap:
     )
 
 
-def chosen_layers(layers: Any, layer_map: LayerMap, depth: int, where: str = "config") -> tuple[int, ...]:
+def chosen_layers(layers: Any, layer_map: LayerMap, depth: int, where: str = "layers") -> tuple[int, ...]:
     """Return the target layers to merge: those named, of ``all`` only those that a map has.
 
     Raises:
         UsageError: a layer is out of range, or named but not in the map.
     """
-    chosen = parse_layers(layers, depth, f"{where}: layers")
+    chosen = parse_layers(layers, depth, where)
     if not isinstance(layer_map, dict):
         return chosen
     missing = [layer for layer in chosen if layer not in layer_map]
     if missing and layers != "all":
         raise UsageError(
-            f"{where}: layers names {', '.join(map(str, missing))}, which layer_map does not map to a source layer."
+            f"{where} names {', '.join(map(str, missing))}, which layer_map does not map to a source layer."
         )
     return tuple(layer for layer in chosen if layer in layer_map)
 
 
 def resolve_layer_map(
-    layer_map: LayerMap, depth: int, source_depth: int, where: str = "layer_map"
+    layer_map: LayerMap, depth: int, source_depth: int | None, names: tuple[str, str] = ("the target", "the source")
 ) -> list[int | None]:
     """Return the source layer that each of the `depth` target layers meets, None where it meets none.
 
@@ -89,20 +89,21 @@ def resolve_layer_map(
 
     Args:
         layer_map: None for equal layers, which needs equal depths.
-        depth, source_depth: numbers of layers of the target (Lt) and the source (Ls).
+        depth, source_depth: numbers of layers of the target (Lt) and the source (Ls; None for one of any depth).
+        names: what target and source are called in the message.
 
     Raises:
         UsageError: the map names a layer that is not there.
     """
-    if layer_map is None:
+    if layer_map is None or (layer_map == "linear" and source_depth is None):
         return list(range(depth))
     if not isinstance(layer_map, dict):
-        return [round(layer * (source_depth - 1) / max(1, depth - 1)) for layer in range(depth)]
+        return [round(layer * (source_depth - 1) / max(1, depth - 1)) for layer in range(depth)]  # type: ignore[operator]
     problems = []
-    for role, named, layers in (("target", layer_map.keys(), depth), ("source", layer_map.values(), source_depth)):
-        if max(named) >= layers:
+    for name, named, layers in ((names[0], layer_map.keys(), depth), (names[1], layer_map.values(), source_depth)):
+        if layers is not None and max(named) >= layers:
             problems.append(
-                f"{where}: {role} layer {max(named)} is out of range: {layers} layers are numbered 0-{layers - 1}."
+                f"layer_map: layer {max(named)} of {name} is out of range: {layers} layers are numbered 0-{layers - 1}."
             )
     if problems:
         raise UsageError("\n".join(problems))

@@ -30,7 +30,7 @@ class Source:
 
     weights: AttentionWeights
     lambdas: Lambdas
-    name: str = "the source"
+    name: str = ""
     layers: Sequence[int | None] | None = None
 
     def layer(self, slot: Slot) -> int:
@@ -65,7 +65,7 @@ def merge_sources(
     changed = [slot for slot in target if any(slot in slots for slots in chosen)]
     check_finite(target, changed, "the target")
     for source, slots in zip(sources, chosen, strict=True):
-        check_finite(source.weights, slots, source.name, source.layer)
+        check_finite(source.weights, slots, f"the source {source.name}".rstrip(), source.layer)
     merged: AttentionWeights = {}
     rows: list[MergeRow] = []
     for slot in changed:

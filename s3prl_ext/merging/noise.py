@@ -11,7 +11,7 @@ import hashlib
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from s3prl_ext.attention.layouts import Slot
 from s3prl_ext.attention.weights import AttentionWeights
 from s3prl_ext.configs import check_keys
 from s3prl_ext.errors import UsageError, unknown_name
+from s3prl_ext.merging.layers import align
 from s3prl_ext.merging.merge import check_finite
 
 KINDS = ("source", "target", "standard")
@@ -49,7 +50,8 @@ class NoiseConfig:
         return self.kind == "source"
 
 
-class Moments(NamedTuple):
+@dataclass(frozen=True)
+class Moments:
     """Mean and standard deviation (population, that is divided by the count) of `count` values."""
 
     mean: float
@@ -67,13 +69,15 @@ def parse_noise(value: Any, where: str = "noise") -> NoiseConfig | None:
         return None
     content = {"kind": value} if isinstance(value, str) else value
     if not isinstance(content, Mapping):
-        raise UsageError(f"{where} must be one of {', '.join(KINDS)}, or a mapping with kind and draw, but is {value!r}.")
+        raise UsageError(
+            f"{where} must be one of {', '.join(KINDS)}, or a mapping with kind and draw, but is {value!r}."
+        )
     problems = check_keys(content, [field.name for field in fields(NoiseConfig)], where)
     if "kind" not in content:
         problems.append(f"{where}: the key 'kind' is missing: give one of {', '.join(KINDS)}.")
     for key, known in (("kind", KINDS), ("statistics", STATISTICS)):
         if key in content and content[key] not in known:
-            problems.append(str(unknown_name(f"{where}.{key}", content[key], known)))
+            problems.append(str(unknown_name(key, content[key], known, where)))
     for key in ("draw", "seed"):
         number = content.get(key, 0)
         if not isinstance(number, int) or isinstance(number, bool) or number < 0:
@@ -100,6 +104,25 @@ def moments(weights: AttentionWeights, statistics: str, name: str = "the model")
         groups.setdefault(_group(slot, statistics), []).append(item)
     pooled = {group: _pool(items) for group, items in groups.items()}
     return {slot: pooled[_group(slot, statistics)] for slot in weights}
+
+
+def noise_moments(
+    config: NoiseConfig, target: AttentionWeights, source: AttentionWeights | None, layer_map: list[int | None]
+) -> dict[Slot, Moments] | None:
+    """Return what :func:`sample` needs for noise of this kind, by the target's slots; None for N(0, 1).
+
+    Args:
+        source: the source's parameters, for noise of their statistics; its depth may differ from the target's.
+        layer_map: source layer for each target layer.
+
+    Raises:
+        DataError: a tensor holds NaN or infinity.
+    """
+    if config.kind == "standard":
+        return None
+    if config.kind == "target" or source is None:
+        return moments(target, config.statistics, "the target")
+    return align(moments(source, config.statistics, "the source"), layer_map)
 
 
 def sample(

@@ -1,8 +1,8 @@
 """Turn what s3prl passes to an upstream (``-g``, ``-k``) or a shipped YAML file into a merge configuration.
 
 ``-g "my.yaml,,lambda=0.10,,layers=12-19,,target.ckpt=/path"``: a file, then overrides; values are YAML scalars or
-flow lists, dots reach into sections. For a shipped configuration (``-u mam_...``) the file is left out:
-``-g "lambda=0.2"`` or ``-g ",,lambda=0.2"``.
+flow lists, dots reach into sections and, by index from 0, into lists: ``sources.1.lambda=0.1``. For a shipped
+configuration (``-u mam_...``) the file is left out: ``-g "lambda=0.2"`` or ``-g ",,lambda=0.2"``.
 """
 
 from __future__ import annotations
@@ -85,6 +85,9 @@ def _unset_variables(value: Any, where: str) -> Iterator[str]:
     if isinstance(value, dict):
         for key, item in value.items():
             yield from _unset_variables(item, f"{where}: {key}" if where.endswith(".yaml") else f"{where}.{key}")
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _unset_variables(item, f"{where}.{index}")
     elif isinstance(value, str):
         for name in _VARIABLE.findall(value):
             if name not in os.environ:
@@ -129,12 +132,22 @@ def apply_overrides(raw: dict[str, Any], overrides: dict[str, Any], where: str) 
     result = copy.deepcopy(raw)
     for dotted, value in overrides.items():
         *sections, last = dotted.split(".")
-        place = result
+        place: Any = result
         for section in sections:
-            if place.get(section) is None:
-                place[section] = {}
-            place = place[section]
-            if not isinstance(place, dict):
+            key = _key(place, section, dotted, where)
+            if isinstance(place, dict) and place.get(key) is None:
+                place[key] = {}
+            place = place[key]
+            if not isinstance(place, (dict, list)):
                 raise UsageError(f"-g: {dotted} cannot be set: '{section}' is no section in {where}.")
-        place[last] = value
+        place[_key(place, last, dotted, where)] = value
     return result
+
+
+def _key(place: dict[str, Any] | list[Any], name: str, dotted: str, where: str) -> Any:
+    """Return the key of a mapping, or the index of a list, that a part of a dotted key stands for."""
+    if isinstance(place, dict):
+        return name
+    if name.isdecimal() and int(name) < len(place):
+        return int(name)
+    raise UsageError(f"-g: {dotted} cannot be set: '{name}' is no item of a list of {len(place)} in {where}.")

@@ -1,9 +1,10 @@
-"""Build the target, read the source's attention, and fold the merge into the target's parameters."""
+"""Build the target, read the sources' attention, and fold the merge into the target's parameters."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ from s3prl_ext.attention.files import find_model, find_package_model, model_conf
 from s3prl_ext.attention.weights import AttentionWeights, depth, extract
 from s3prl_ext.errors import UsageError, unknown_name
 from s3prl_ext.merging.config import MergeConfig, SourceConfig, TargetConfig, resolve_lambdas
-from s3prl_ext.merging.merge import check_compatible, merge_attention
+from s3prl_ext.merging.layers import align, resolve_layer_map
+from s3prl_ext.merging.merge import Lambdas, Source, check_compatible, chosen_slots, merge_sources
+from s3prl_ext.merging.noise import noise_moments, sample
 from s3prl_ext.merging.report import format_table
 from s3prl_ext.upstreams.merged_attention.model import TransformersSpeechModel
-from s3prl_ext.upstreams.merged_attention.record import MergeRecord, check_merge_record, describe_model
+from s3prl_ext.upstreams.merged_attention.record import MergeRecord, check_merge_record, describe_model, describe_source
 
 __all__ = ["build_target", "build_upstream", "check_merge_record", "merge_into"]
 
@@ -27,7 +30,7 @@ TRANSFORMERS_UPSTREAMS = ("hf_hubert_custom", "hf_wav2vec2_custom")
 
 
 def build_upstream(config: MergeConfig, refresh: bool = False) -> torch.nn.Module:
-    """Return the target as an s3prl upstream with the source's attention merged in; it costs nothing at run time.
+    """Return the target as an s3prl upstream with the sources' attention merged in; it costs nothing at run time.
 
     The module is the target itself, with its parameter names, and has the attribute ``merge_record``: a dict of plain
     values for :func:`s3prl_ext.upstreams.merged_attention.record.check_merge_record`.
@@ -39,12 +42,17 @@ def build_upstream(config: MergeConfig, refresh: bool = False) -> torch.nn.Modul
         UsageError: the models do not fit each other or the configuration.
         DataError: a model is missing, unreadable, or without attention.
     """
-    source_path = find_source(config.source)
-    source = read_attention(source_path, config.source.prefix)
+    paths = [find_source(source) if source.is_read else None for source in config.sources]
+    sources = [
+        read_attention(path, source.prefix) if path else None
+        for path, source in zip(paths, config.sources, strict=True)
+    ]
     upstream = build_target(config.target, refresh)
-    record = merge_into(upstream, source, config)
+    record = merge_into(upstream, sources, config)
     upstream.merge_record = record  # type: ignore[assignment]  # a plain attribute, not a submodule
-    _warn_heads(upstream, source_path)
+    for path, source in zip(paths, config.sources, strict=True):
+        if path and source.noise is None:
+            _warn_heads(upstream, path)
     return upstream
 
 
@@ -79,30 +87,62 @@ def _build_s3prl_upstream(name: str, ckpt: str | None, refresh: bool) -> torch.n
     return getattr(s3prl.hub, name)(ckpt=ckpt, model_config=None, refresh=refresh)
 
 
-def merge_into(upstream: torch.nn.Module, source: AttentionWeights, config: MergeConfig) -> MergeRecord:
-    """Merge `source` into the parameters of `upstream`, in place, log what changed, and return the record.
+def merge_into(
+    upstream: torch.nn.Module, sources: Sequence[AttentionWeights | None], config: MergeConfig
+) -> MergeRecord:
+    """Merge `sources` into the parameters of `upstream`, in place, log what changed, and return the record.
+
+    Args:
+        sources: attention of each of the configuration's sources, None for noise that needs no source.
 
     Raises:
         UsageError: depth, width, layers or lambda do not fit.
         DataError: no attention found, or NaN in a matrix.
     """
-    names = target_name(config.target), source_name(config.source)
-    target = extract(upstream.state_dict(), f"target {names[0]}")
-    _check(target, source, names, config)
-    lambdas = resolve_lambdas(config, depth(target))
+    name = target_name(config.target)
+    target = extract(upstream.state_dict(), f"target {name}")
+    lambdas, maps = _resolve(target, sources, config)
+    prepared = [
+        _prepare(target, weights, source, values, layer_map, config.biases, index)
+        for index, (weights, source, values, layer_map) in enumerate(
+            zip(sources, config.sources, lambdas, maps, strict=True)
+        )
+    ]
+    merged, rows = merge_sources(target, prepared, config.biases)
     record = {
-        "target": describe_model(names[0], target),
-        "source": describe_model(names[1], source),
-        "lambda": lambdas,
+        "target": describe_model(name, target),
+        "sources": [
+            describe_source(source.noise, weights, ready, layer_map)
+            for source, weights, ready, layer_map in zip(config.sources, sources, prepared, maps, strict=True)
+        ],
         "biases": config.biases,
         "config": _plain(config),
     }
-    merged, rows = merge_attention(target, source, lambdas, config.biases)
     with torch.no_grad():
         for slot, tensor in merged.items():
             target[slot].copy_(tensor)
-    logger.info("Merged the attention of %s into %s:\n%s", names[1], names[0], format_table(rows))
+    names = ", ".join(source.name for source in prepared)
+    logger.info("Merged the attention of %s into %s:\n%s", names, name, format_table(rows))
     return record
+
+
+def _prepare(
+    target: AttentionWeights,
+    weights: AttentionWeights | None,
+    config: SourceConfig,
+    lambdas: Lambdas,
+    layer_map: list[int | None],
+    biases: bool,
+    index: int,
+) -> Source:
+    """Return a source under the target's slots, or the noise that stands for it."""
+    name = source_name(config)
+    if config.noise is not None:
+        shapes = {slot: target[slot].shape for slot in chosen_slots(target, lambdas, biases)}
+        noise = sample(shapes, noise_moments(config.noise, target, weights, layer_map), config.noise, index)
+        return Source(noise, lambdas, name, None if weights is None else layer_map)
+    assert weights is not None
+    return Source(align(weights, layer_map), lambdas, name, layer_map)
 
 
 def target_name(target: TargetConfig) -> str:
@@ -112,29 +152,47 @@ def target_name(target: TargetConfig) -> str:
 
 def source_name(source: SourceConfig) -> str:
     """Return what to call the source in messages and records."""
-    return source.model or f"package {source.package}"
+    model = source.model or f"package {source.package}"
+    if source.noise is None:
+        return model
+    owner = {"source": model, "target": "the target", "standard": "N(0, 1)"}[source.noise.kind]
+    return f"noise of {owner} (draw {source.noise.draw}, seed {source.noise.seed})"
 
 
-def _check(target: AttentionWeights, source: AttentionWeights, names: tuple[str, str], config: MergeConfig) -> None:
-    """Report everything that does not fit at once: the sizes of the models, and the configuration to the depth."""
-    problems = []
-    for check, arguments in (
-        (check_compatible, (target, source, (f"target {names[0]}", f"source {names[1]}"), config.biases)),
-        (resolve_lambdas, (config, depth(target))),
-    ):
+def _resolve(
+    target: AttentionWeights, sources: Sequence[AttentionWeights | None], config: MergeConfig
+) -> tuple[list[dict[str, list[float]]], list[list[int | None]]]:
+    """Return lambdas and layer map of each source; report everything that does not fit at once."""
+    problems: list[str] = []
+
+    def attempt(check: Callable[..., Any], *arguments: Any) -> Any:
         try:
-            check(*arguments)
+            return check(*arguments)
         except UsageError as error:
             problems.append(str(error))
+
+    maps = []
+    for source, weights in zip(config.sources, sources, strict=True):
+        names = f"target {target_name(config.target)}", f"source {source_name(source)}"
+        source_depth = None if weights is None else depth(weights)
+        maps.append(attempt(resolve_layer_map, source.layer_map, depth(target), source_depth, names))
+        if weights is not None and maps[-1] is not None:
+            known = maps[-1] if source.layer_map is not None else None
+            attempt(check_compatible, target, weights, names, config.biases, known)
+    lambdas = attempt(resolve_lambdas, config, depth(target))
     if problems:
         raise UsageError("\n".join(problems))
+    return lambdas, maps
 
 
 def _plain(config: MergeConfig) -> dict[str, Any]:
     """Return the configuration under the keys of its YAML file, in plain values."""
     content = dataclasses.asdict(config)
-    content["lambda"] = content.pop("lambda_")
-    return content
+    for source in content["sources"]:
+        source["lambda"] = source.pop("lambda_")
+        if isinstance(source["layer_map"], dict):
+            source["layer_map"] = {str(layer): other for layer, other in source["layer_map"].items()}
+    return content | {"sources": list(content["sources"])}
 
 
 def _warn_heads(upstream: torch.nn.Module, source_path: Path) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from s3prl_ext.attention.layouts import Slot
 from s3prl_ext.attention.weights import AttentionWeights, depth, sha256, width
 from s3prl_ext.errors import DataError
+from s3prl_ext.merging.merge import Source
+from s3prl_ext.merging.noise import NoiseConfig
 
 MergeRecord = dict[str, Any]
 
@@ -16,10 +19,31 @@ def describe_model(name: str, weights: AttentionWeights) -> MergeRecord:
     return {"name": name, "layers": depth(weights), "width": width(weights), "attention_sha256": sha256(weights)}
 
 
+def describe_source(
+    noise: NoiseConfig | None, weights: AttentionWeights | None, source: Source, layer_map: list[int | None]
+) -> MergeRecord:
+    """Return a source as plain values: the model, lambda, which layers meet, and the noise in its place.
+
+    Args:
+        noise: as configured; None where the source itself is merged.
+        weights: the source's parameters as read; None where no model is.
+        source: what is merged; of noise the sample's hash is kept, since another torch may draw other numbers.
+        layer_map: source layer for each target layer.
+    """
+    unread: MergeRecord = {"name": source.name, "layers": None, "width": None, "attention_sha256": None}
+    record = unread if weights is None else describe_model(source.name, weights)
+    record |= {"lambda": source.lambdas, "layer_map": None if weights is None else layer_map, "noise": None}
+    if noise is not None:
+        statistics = None if noise.kind == "standard" else noise.statistics
+        record["noise"] = dataclasses.asdict(noise) | {"statistics": statistics, "sha256": sha256(source.weights)}
+    return record
+
+
 def check_merge_record(stored: MergeRecord | None, current: MergeRecord | None) -> None:
     """Check that a model was merged in the same way as the one a checkpoint was made with.
 
-    Names and paths may differ; what counts are the hashes of target and source, lambda, and whether biases are merged.
+    Names and paths may differ; what counts are the hashes of target and sources, noise, layer maps, lambdas, and
+    whether biases are merged.
 
     Args:
         stored: ``merge_record`` of the checkpoint; None or empty where its upstream was not merged.
@@ -33,35 +57,76 @@ def check_merge_record(stored: MergeRecord | None, current: MergeRecord | None) 
     if not stored or not current:
         was, now = ("a merged", "not merged") if stored else ("an unmerged", "merged")
         raise DataError(f"the checkpoint was made with {was} upstream, but this one is {now}: give its -u and -g.")
-    for role in ("target", "source"):
-        if stored[role]["attention_sha256"] != current[role]["attention_sha256"]:
-            raise DataError(
-                f"the checkpoint was made with another {role}: {_named(stored[role])}, but now it is "
-                f"{_named(current[role])}: give the {role} it was made with."
-            )
-    difference = _lambda_difference(stored["lambda"], current["lambda"])
-    if difference:
+    _check_model("target", stored["target"], current["target"])
+    counts = len(stored["sources"]), len(current["sources"])
+    if counts[0] != counts[1]:
         raise DataError(
-            f"the checkpoint was made with another lambda: {difference}: give the same lambda, layers and projections."
+            f"the checkpoint was made with {counts[0]} sources, but now there are {counts[1]}: give the same."
         )
+    for index, (was, now) in enumerate(zip(stored["sources"], current["sources"], strict=True)):
+        _check_source(f"source {index + 1}" if counts[0] > 1 else "source", was, now)
     if stored["biases"] != current["biases"]:
         raise DataError(
             f"the checkpoint was made with biases: {_yaml(stored['biases'])}, but now it is "
             f"biases: {_yaml(current['biases'])}: give the same."
         )
+    for was, now in zip(stored["sources"], current["sources"], strict=True):
+        if was["noise"] != now["noise"]:
+            raise DataError(
+                f"the checkpoint was made with other numbers for {was['name']}: this version of torch draws differently, "
+                "use the one it was made with."
+            )
+
+
+def _check_model(role: str, stored: MergeRecord, current: MergeRecord) -> None:
+    if stored["attention_sha256"] != current["attention_sha256"]:
+        raise DataError(
+            f"the checkpoint was made with another {role}: {_named(stored)}, but now it is "
+            f"{_named(current)}: give the {role} it was made with."
+        )
+
+
+def _check_source(role: str, stored: MergeRecord, current: MergeRecord) -> None:
+    was, now = _noise(stored), _noise(current)
+    if was != now:
+        raise DataError(f"the checkpoint was made with {role} noise: {was}, but now it is {now}: give the same.")
+    _check_model(role, stored, current)
+    lambdas, maps = _difference(stored, current)
+    of = "" if role == "source" else f" of {role}"
+    if lambdas:
+        raise DataError(
+            f"the checkpoint was made with another lambda{of}: {lambdas}: give the same lambda, layers and projections."
+        )
+    if maps:
+        raise DataError(f"the checkpoint was made with another layer_map{of}: {maps}: give the same.")
 
 
 def _named(model: MergeRecord) -> str:
-    return f"'{model['name']}' (attention {model['attention_sha256'][:12]})"
+    return f"'{model['name']}' (attention {str(model['attention_sha256'])[:12]})"
 
 
 def _yaml(flag: bool) -> str:
     return str(flag).lower()
 
 
-def _lambda_difference(stored: dict[str, list[float]], current: dict[str, list[float]]) -> str | None:
-    for projection, values in stored.items():
-        for layer, (was, now) in enumerate(zip(values, current[projection], strict=True)):
+def _noise(source: MergeRecord) -> str:
+    """Return the noise section of a source as one would write it."""
+    if source["noise"] is None:
+        return "none"
+    return ", ".join(
+        f"{key} {value}" for key, value in source["noise"].items() if key != "sha256" and value is not None
+    )
+
+
+def _difference(stored: MergeRecord, current: MergeRecord) -> tuple[str | None, str | None]:
+    """Return where the lambdas differ, and where other layers of the source are merged."""
+    for projection, values in stored["lambda"].items():
+        for layer, (was, now) in enumerate(zip(values, current["lambda"][projection], strict=True)):
             if was != now:
-                return f"{was:g} in {Slot(layer, projection)}, but now {now:g}"
-    return None
+                return f"{was:g} in {Slot(layer, projection)}, but now {now:g}", None
+    used = {layer for values in stored["lambda"].values() for layer, value in enumerate(values) if value != 0.0}
+    for layer in sorted(used) if stored["layer_map"] else ():
+        was, now = stored["layer_map"][layer], current["layer_map"][layer]
+        if was != now:
+            return None, f"layer {was} of the source in layer {layer}, but now {now}"
+    return None, None

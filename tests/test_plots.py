@@ -1,0 +1,54 @@
+"""Curves: what TensorBoard files hold comes back, also after a resume or a cut, and the picture has what it needs."""
+
+from __future__ import annotations
+
+import pytest
+from matplotlib import image
+from tensorboardX import SummaryWriter
+
+from s3prl_ext.errors import DataError
+from s3prl_ext.evaluation.plots import Curve, plot_curves, read_scalar
+
+TAG = "speech_commands/dev-acc"
+
+
+def write_events(folder, values, suffix):
+    with SummaryWriter(str(folder), filename_suffix=suffix) as writer:
+        for step, value in values.items():
+            writer.add_scalar("speech_commands/dev-loss", 9.0, step)
+            writer.add_scalar(TAG, value, step)
+
+
+def test_scalars_come_back_and_a_step_done_twice_counts_once(tmp_path):
+    write_events(tmp_path, {50: 0.25, 100: 0.5}, ".1")
+    write_events(tmp_path, {100: 0.75, 150: 1.0}, ".2")
+    assert read_scalar(tmp_path, TAG) == ([50, 100, 150], [0.25, 0.75, 1.0])
+
+
+def test_record_that_was_cut_short_is_left_out(tmp_path):
+    write_events(tmp_path, {50: 0.25, 100: 0.5}, "")
+    (file,) = tmp_path.glob("events*")
+    file.write_bytes(file.read_bytes()[:-10])
+    assert read_scalar(tmp_path, TAG) == ([50], [0.25])
+
+
+def test_missing_scalar_is_an_error_that_names_the_known_ones(tmp_path):
+    with pytest.raises(DataError, match="no TensorBoard file"):
+        read_scalar(tmp_path, TAG)
+    write_events(tmp_path, {50: 0.25}, "")
+    with pytest.raises(DataError, match="has no scalar 'asr/dev-wer'; it has: speech_commands/dev-acc"):
+        read_scalar(tmp_path, "asr/dev-wer")
+
+
+def test_picture_shows_each_curve(tmp_path):
+    plain, path = tmp_path / "plain.png", tmp_path / "curves.png"
+    plot_curves([], plain, "title", "dev accuracy (%)", baseline=("chance", 8.3), y_range=(0, 100))
+    curves = [Curve("frozen", [50, 100], [20.0, 40.0]), Curve("child", [50, 100], [30.0, 60.0])]
+    plot_curves(curves, path, "title", "dev accuracy (%)", baseline=("chance", 8.3), y_range=(0, 100))
+    without, pixels = image.imread(plain), image.imread(path)
+    assert pixels.shape == without.shape
+    for red, green, blue in ((0, 0x72, 0xB2), (0xD5, 0x5E, 0)):
+        colour = [red / 255, green / 255, blue / 255]
+        assert (abs(pixels[..., :3] - colour) < 0.02).all(axis=-1).sum() > 50
+        assert (abs(without[..., :3] - colour) < 0.02).all(axis=-1).sum() == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["curves.png", "plain.png"]
