@@ -63,7 +63,7 @@ def serve() -> int:
         return NOT_INSTALLED
     spoken = {f"clip{i}": espeak.speak(*job) for i, job in enumerate(json.load(sys.stdin))}
     content = io.BytesIO()
-    np.savez(content, rate=espeak.rate, **spoken)
+    np.savez(content, allow_pickle=False, rate=espeak.rate, **spoken)
     sys.stdout.buffer.write(content.getvalue())
     return 0
 

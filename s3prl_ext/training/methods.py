@@ -54,9 +54,9 @@ def prepare_upstream(upstream: nn.Module, tuning: TuningConfig) -> None:
     for module in upstream.modules():
         extractor = getattr(module, "feature_extractor", None)
         if isinstance(extractor, nn.Module):
-            if hasattr(extractor, "_freeze_parameters"):  # transformers: else its input would require grad
-                extractor._freeze_parameters()
             extractor.requires_grad_(False)
+            freeze: Any = getattr(extractor, "_freeze_parameters", lambda: None)
+            freeze()  # transformers: otherwise its input requires grad in train mode
         if isinstance(getattr(module, "layerdrop", None), float):
             module.layerdrop = 0.0
         if hasattr(getattr(module, "config", None), "layerdrop"):

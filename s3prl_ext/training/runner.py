@@ -22,6 +22,7 @@ from tensorboardX import SummaryWriter
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from s3prl_ext.child_tuning import masks
 from s3prl_ext.child_tuning.child_network import ChildNetwork
 from s3prl_ext.child_tuning.eligible import eligible_parameters
 from s3prl_ext.configs import Variables
@@ -304,8 +305,9 @@ class Runner(StockRunner):
         results.write(self.args, self.config, metrics, step, seconds, counts, self.merge_record)
 
     def _trainable(self, entry: ModelEntry) -> int:
-        if entry.name == "Upstream" and self.child is not None:
-            return len(self.child)
+        mask = self.child.mask if self.child else self.init_ckpt.get(checkpoint.EXTENSION_KEY, {}).get("mask")
+        if entry.name == "Upstream" and mask is not None:
+            return masks.count(mask)
         return sum(p.numel() for p in entry.model.parameters() if p.requires_grad) if entry.trainable else 0
 
     def _evaluate_split(self) -> str:

@@ -22,7 +22,9 @@ DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight"
 OTHER_WORDS = ("bed", "bird", "cat", "dog", "happy", "house", "marvin", "sheila", "tree", "wow")
 READ_SPEECH = ("librispeech", "vctk", "ljspeech", "asterisk_en")
 
-TAKES = {"test": (0, 1), "dev": (5,), "train": (6, 7, 8, 9)}  # recorded digits: takes 0-4 are the official test set
+# Takes of a word by split. Recorded digits: takes 0-4 are their official test set.
+RECORDED_TAKES: dict[str, tuple[int, ...]] = {"test": (0, 1, 2, 3, 4), "dev": (5, 6), "train": tuple(range(7, 15))}
+SPOKEN_TAKES: dict[str, tuple[int, ...]] = {"test": (0, 1), "dev": (5,), "train": (6, 7, 8, 9)}
 SHORTEST = 8000  # samples; shorter words are set into half a second of faint noise
 UNKNOWN = {"test": 12, "dev": 6, "train": 24}
 NOISES = ("white", "pink", "brown", "hum")
@@ -30,8 +32,8 @@ NOISES = ("white", "pink", "brown", "hum")
 MAPPING = (
     "Ten keywords, `_unknown_`, `_silence_`; words are at least half a second long. From recorded digits: "
     + ", ".join(f"{digit} stands as {keyword}" for digit, keyword in zip(DIGITS, KEYWORDS))
-    + ". Each take of a speaker has a speaker id of its own whose sha1 puts it into train or dev: takes 0-1 are test, "
-    "5 dev, 6-9 train, so the same people are in all splits. `_silence_` is computed noise."
+    + ". Each take of a speaker has a speaker id of its own whose sha1 puts it into train or dev: takes 0-4 are test, "
+    "5-6 dev, 7-14 train, so the same people are in all splits. `_silence_` is computed noise."
 )
 
 Spoken = tuple[str, str, str, np.ndarray]  # split, keyword, name of speaker and take, samples
@@ -75,14 +77,14 @@ def _write_clip(out: Path, split: str, word: str, name: str, samples: np.ndarray
 
 def _recorded_digits(clips: list[Clip]) -> list[Spoken]:
     """Return spoken digits (files are named ``..._<take>``); the digit stands in the folder of a keyword."""
-    split_of = {str(take): split for split, takes in TAKES.items() for take in takes}
+    split_of = {str(take): split for split, takes in RECORDED_TAKES.items() for take in takes}
     spoken = []
     for clip in clips:
         take = clip.name.rsplit("_", 1)[-1]
         if take in split_of and clip.text in DIGITS:
             keyword = KEYWORDS[DIGITS.index(clip.text)]
             spoken.append((split_of[take], keyword, f"{clip.speaker}/{take}", read_audio(clip.path)))
-    for split in TAKES:
+    for split in RECORDED_TAKES:
         require(sum(one[0] == split for one in spoken), len(KEYWORDS), "fsdd", f"digits for {split}")
     return spoken
 
@@ -92,7 +94,7 @@ def _spoken_keywords() -> Iterator[Spoken]:
     plan = [
         (split, word, f"{voice.name}/{take}", Speech(word, voice, faster=4 * take - 16, higher=take % 5 - 2))
         for voice in VOICES[:6]
-        for split, takes in TAKES.items()
+        for split, takes in SPOKEN_TAKES.items()
         for take in takes
         for word in KEYWORDS
     ]
@@ -104,7 +106,7 @@ def _unknown(source: Source, rng: np.random.Generator) -> Iterator[tuple[str, st
     """Yield (split, name, samples) of speech that is no keyword."""
     splits = [split for split, count in UNKNOWN.items() for _ in range(count)]
     available = [name for name in READ_SPEECH if source.recordings and source.recordings.has(name)]
-    if available:
+    if source.recordings and available:
         source.note("ks", f"_unknown_ is one second cut from sentences of {available[0]}")
         clips = [clip for clip in source.recordings.clips(available[0]) if clip.duration > 3]
         require(len(clips), 1, available[0], "clips of over 3 s")

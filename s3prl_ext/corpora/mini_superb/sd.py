@@ -13,6 +13,7 @@ import numpy as np
 from s3prl_ext.corpora.audio import SAMPLE_RATE, read_audio, write_audio
 from s3prl_ext.corpora.mini_superb.sentences import sentences
 from s3prl_ext.corpora.mini_superb.source import Source, require
+from s3prl_ext.corpora.recordings import Clip
 from s3prl_ext.corpora.synthesis import VOICES, Speech, synthesise
 
 FRAME = 320  # samples, 20 ms: resolution of the activity detector
@@ -72,10 +73,11 @@ def _recorded_pairs(source: Source) -> dict[str, tuple[list[Voiced], list[Voiced
     require(count, 4, "libri2mix_svoice_debug", "mixtures with both sources (role s1 and s2)")
     train, dev = count // 2, count * 3 // 4
     bounds = {"train": slice(0, train), "dev": slice(train, dev), "test": slice(dev, count)}
-    return {
-        split: tuple([(clip.speaker, read_audio(clip.path)) for clip in roles[role][part]] for role in ("s1", "s2"))
-        for split, part in bounds.items()
-    }
+    return {split: (_sources(roles["s1"][part]), _sources(roles["s2"][part])) for split, part in bounds.items()}
+
+
+def _sources(clips: list[Clip]) -> list[tuple[str, np.ndarray]]:
+    return [(clip.speaker, read_audio(clip.path)) for clip in clips]
 
 
 def _spoken_pairs(source: Source) -> dict[str, tuple[list[Voiced], list[Voiced]]]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from s3prl_ext.corpora.audio import SAMPLE_RATE, write_audio
+from s3prl_ext.corpora.audio import SAMPLE_RATE, read_audio, write_audio
 from s3prl_ext.corpora.mini_superb.sentences import sentences
 from s3prl_ext.corpora.mini_superb.source import Source, cut_seconds, require
 from s3prl_ext.corpora.recordings import Clip, without_repeats
@@ -21,17 +21,19 @@ VIDEOS, PIECES = 7, 2  # recordings per speaker, utterances cut from each
 SYNTHETIC_SPEAKERS = 10
 SPLIT_CODES = {"train": 1, "dev": 2, "test": 3}
 META_DATA = "veri_test_class.txt"
+DIGITS = "0123456789"
 
 MAPPING = (
-    f"Utterances of up to {PIECE_S:g} s, {PIECES} from each of up to {VIDEOS} recordings of a speaker; "
-    "one recording is dev, one test. Speakers are numbered id10001, id10002, ... as listed below."
+    f"Utterances of up to {PIECE_S:g} s, {PIECES} from each of up to {VIDEOS} recordings of a speaker; one recording is "
+    "dev, one test. From spoken digits a recording is one take of a speaker, its utterances the digits 0-4 and 5-9 said "
+    "one after the other. Speakers are numbered id10001, id10002, ... as listed below."
 )
 
 
 def write(out: Path, source: Source) -> None:
     """Write clips and split below `out`; the last two recordings of each speaker are dev and test."""
     lines = []
-    for number, videos in enumerate(_recorded(source) or _spoken(source)):
+    for number, videos in enumerate(_speakers(source)):
         for index, pieces in enumerate(videos):
             split = {len(videos) - 2: "dev", len(videos) - 1: "test"}.get(index, "train")
             for piece, samples in enumerate(pieces, 1):
@@ -41,10 +43,40 @@ def write(out: Path, source: Source) -> None:
     (out / META_DATA).write_text("".join(lines), encoding="utf-8")
 
 
-def _recorded(source: Source) -> list[list[list[np.ndarray]]]:
+def _speakers(source: Source) -> list[list[list[np.ndarray]]]:
+    """Return speakers -> recordings -> pieces: from spoken digits, else from read sentences, else synthesised."""
+    if source.recordings is not None and source.recordings.has("fsdd"):
+        return _digits(source.clips("sid", "fsdd"), source)
+    read = source.clips("sid", "librispeech", "vctk")
+    return _read(read, source) if read else _spoken(source)
+
+
+def _digits(clips: list[Clip], source: Source) -> list[list[list[np.ndarray]]]:
+    """Return speakers -> takes -> strings of digits; files are named ``<digit>_<speaker>_<take>``."""
+    takes: dict[str, dict[int, dict[str, Clip]]] = {}
+    for clip in clips:
+        digit, _, take = clip.name.split("_")
+        takes.setdefault(clip.speaker, {}).setdefault(int(take), {})[digit] = clip
+    speakers = []
+    for name in sorted(takes):
+        whole = [take for _, take in sorted(takes[name].items()) if len(take) == len(DIGITS)][:VIDEOS]
+        if len(whole) < 3:
+            continue
+        speakers.append([[_string(take, DIGITS[:5]), _string(take, DIGITS[5:])] for take in whole])
+        source.note("sid", f"id{10000 + len(speakers)} is speaker {name}")
+    require(len(speakers), 2, "fsdd", "speakers with three takes of all digits")
+    return speakers
+
+
+def _string(take: dict[str, Clip], digits: str) -> np.ndarray:
+    samples = np.concatenate([read_audio(take[digit].path) for digit in digits])
+    return samples[: int(PIECE_S * SAMPLE_RATE)]
+
+
+def _read(read: list[Clip], source: Source) -> list[list[list[np.ndarray]]]:
     """Return speakers -> recordings -> pieces, from read sentences long enough for one piece."""
     by_speaker: dict[str, list[Clip]] = {}
-    for clip in without_repeats(source.clips("sid", "librispeech", "vctk")):
+    for clip in without_repeats(read):
         if clip.speaker and clip.duration >= PIECE_S:
             by_speaker.setdefault(clip.speaker, []).append(clip)
     rng = source.rng("sid")
@@ -56,8 +88,7 @@ def _recorded(source: Source) -> list[list[list[np.ndarray]]]:
         chosen = rng.permutation(len(clips))[:VIDEOS]
         speakers.append([_pieces(clips[index]) for index in chosen])
         source.note("sid", f"id{10000 + len(speakers)} is speaker {name}")
-    if by_speaker:
-        require(len(speakers), 2, "read speech", f"speakers with three recordings of over {PIECE_S:g} s")
+    require(len(speakers), 2, "read speech", f"speakers with three recordings of over {PIECE_S:g} s")
     return speakers
 
 
