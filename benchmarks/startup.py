@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import statistics
 import subprocess
@@ -15,8 +16,14 @@ from benchmarks import measure
 
 
 def hook_microseconds() -> tuple[int, set[str]]:
-    """Start Python once; return the self times of our modules together, and the names of everything imported."""
-    done = subprocess.run([sys.executable, "-X", "importtime", "-c", ""], capture_output=True, text=True, check=True)
+    """Start Python once; return the self times of our modules together, and the names of everything imported.
+
+    Byte code may be written and used, as in an ordinary installation.
+    """
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-c", ""], env=environment, capture_output=True, text=True, check=True
+    )
     rows = re.findall(r"import time:\s+(\d+) \|\s+\d+ \|\s+(\S+)", done.stderr)
     return sum(int(t) for t, name in rows if name.startswith("s3prl_ext")), {name for _, name in rows}
 
@@ -26,6 +33,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=40, help="starts of Python (default 40)")
     flags = parser.parse_args()
+    hook_microseconds()  # writes the byte code
     runs = [hook_microseconds() for _ in range(flags.runs)]
     times = [microseconds for microseconds, _ in runs]
     imported = runs[0][1]
