@@ -180,14 +180,14 @@ def _check_names(flags: argparse.Namespace) -> None:
     """Refuse an unknown upstream or task before s3prl makes the experiment folder."""
     if not _is_new(flags) or flags.mode is None:
         return
-    import s3prl.downstream
     from s3prl import hub
+
+    from s3prl_ext.training.checks import known_tasks
 
     if not hasattr(hub, flags.upstream):
         raise unknown_name("upstream (-u)", flags.upstream, hub.options())
-    tasks = [p.parent.name for folder in s3prl.downstream.__path__ for p in Path(folder).glob("*/expert.py")]
-    if flags.downstream not in tasks:
-        raise unknown_name("task (-d)", flags.downstream, tasks)
+    if flags.downstream not in known_tasks():
+        raise unknown_name("task (-d)", flags.downstream, known_tasks())
 
 
 def _check_task_file(path: str, flags: argparse.Namespace) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -66,41 +68,49 @@ def evaluate(
         DataError: the split is empty.
     """
     models = models.unwrapped()  # a wrapped forward would wait for ranks that are not evaluating
-    modes = [(m, m.training) for top in models.modules() for m in top.modules()]
     metric_logger = MetricLogger(writer)
+    with _evaluation_mode(models), randomness.preserved(seed), torch.no_grad():
+        loader = models.downstream.get_dataloader(split)
+        if len(loader) == 0:
+            raise DataError(f"the split '{split}' holds no batch; check the corpus of this task.")
+        records, batch_ids = _score(models, split, loader, max(1, round(len(loader) * ratio)), check_stop)
+        try:
+            save_names = models.downstream.log_records(
+                split,
+                records=records,
+                logger=metric_logger,
+                global_step=step,
+                batch_ids=batch_ids,
+                total_batch_num=len(loader),
+            )
+        except ZeroDivisionError as error:
+            raise DataError(
+                f"the metrics of split '{split}' divide by zero: its references hold nothing to count (SF: no slot; "
+                "ASR, PR: no word); check the corpus of this task."
+            ) from error
+    return metric_logger.values, save_names if isinstance(save_names, list) else []
+
+
+def _score(
+    models: TaskModels, split: str, loader: Any, batches: int, check_stop: Callable[[], None]
+) -> tuple[dict[str, list], list[int]]:
+    """Run the first `batches` batches; return what the task recorded, and the batch numbers."""
+    records: dict[str, list] = defaultdict(list)
+    progress = tqdm(itertools.islice(loader, batches), dynamic_ncols=True, desc=split, total=batches, leave=False)
+    for batch_id, (wavs, *others) in enumerate(progress):
+        check_stop()
+        models.loss(split, wavs, others, records, batch_id=batch_id)
+    return records, list(range(batches))
+
+
+@contextmanager
+def _evaluation_mode(models: TaskModels) -> Iterator[None]:
+    """Put the models into evaluation mode; every module gets its own mode back."""
+    modes = [(m, m.training) for top in models.modules() for m in top.modules()]
     try:
         for module in models.modules():
             module.eval()
-        with randomness.preserved(seed), torch.no_grad():
-            loader = models.downstream.get_dataloader(split)
-            batches = max(1, round(len(loader) * ratio))
-            if len(loader) == 0:
-                raise DataError(f"the split '{split}' holds no batch; check the corpus of this task.")
-            records: dict[str, list] = defaultdict(list)
-            batch_ids = []
-            for batch_id, (wavs, *others) in enumerate(
-                tqdm(loader, dynamic_ncols=True, desc=split, total=batches, leave=False)
-            ):
-                if batch_id >= batches:
-                    break
-                check_stop()
-                models.loss(split, wavs, others, records, batch_id=batch_id)
-                batch_ids.append(batch_id)
-            try:
-                save_names = models.downstream.log_records(
-                    split,
-                    records=records,
-                    logger=metric_logger,
-                    global_step=step,
-                    batch_ids=batch_ids,
-                    total_batch_num=len(loader),
-                )
-            except ZeroDivisionError as error:
-                raise DataError(
-                    f"the metrics of split '{split}' divide by zero: its references hold nothing to count (SF: no slot; "
-                    "ASR, PR: no word); check the corpus of this task."
-                ) from error
+        yield
     finally:
         for module, training in modes:
             module.training = training
-    return metric_logger.values, save_names if isinstance(save_names, list) else []

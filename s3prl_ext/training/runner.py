@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib
 import logging
-import re
-import sys
 import time
 from argparse import Namespace
 from functools import partial
@@ -26,8 +24,8 @@ from s3prl_ext.child_tuning import masks
 from s3prl_ext.child_tuning.child_network import ChildNetwork
 from s3prl_ext.child_tuning.eligible import eligible_parameters
 from s3prl_ext.configs import Variables
-from s3prl_ext.errors import DataError, ExtError, UsageError, one_sentence_errors, unknown_name
-from s3prl_ext.training import checkpoint, results
+from s3prl_ext.errors import DataError, UsageError, one_sentence_errors, unknown_name
+from s3prl_ext.training import checkpoint, checks, results
 from s3prl_ext.training.child_selection import choose_mask
 from s3prl_ext.training.config import RunnerConfig, TuningConfig, check_top_level
 from s3prl_ext.training.evaluation import evaluate
@@ -38,8 +36,6 @@ from s3prl_ext.training.trial import Trial
 from s3prl_ext.upstreams.merged_attention.record import check_merge_record
 
 logger = logging.getLogger(__name__)
-
-SETTINGS_FILES = r"(args|config)_[0-9-]+\.yaml|frame_shift"  # what s3prl writes before anything is built
 
 
 class Runner(StockRunner):
@@ -58,39 +54,21 @@ class Runner(StockRunner):
             check_top_level(self.config)
             self.runner_config = RunnerConfig.from_config(self.config)
             self.tuning = TuningConfig.from_config(self.config, METHODS)
-            self._prepare_folder()
+            if _is_leader():
+                checks.prepare_folder(args)
             self._resolve_features()
             self.init_ckpt = checkpoint.load(args.init_ckpt) if args.init_ckpt else {}
-            self._check_origin()
+            checks.check_origin(self.init_ckpt, args)
             try:
                 self.upstream = self._get_upstream()
                 self.featurizer = self._get_featurizer()
                 self.downstream = self._get_downstream()
             except Exception:
-                self._remove_empty_folder()
+                if _is_leader():
+                    checks.remove_empty_folder(args.expdir)
                 raise
             self.all_entries = [self.upstream, self.featurizer, self.downstream]
             self.child: ChildNetwork | None = None
-
-    # -- checks before anything is built ---------------------------------------------------------------------------
-
-    def _prepare_folder(self) -> None:
-        """Refuse a folder that holds an experiment, or empty it of checkpoints if ``args.overwrite`` is set."""
-        if self.args.mode != "train" or self.args.past_exp:
-            return
-        if not getattr(self.args, "overwrite", False):
-            checkpoint.refuse_overwriting(self.args.expdir)
-        elif _is_leader():
-            for old in Path(self.args.expdir).glob("*.ckpt"):
-                old.unlink()
-
-    def _remove_empty_folder(self) -> None:
-        """Remove the folder of an experiment that did not come to be: it holds only s3prl's copies of its settings."""
-        written = list(Path(self.args.expdir).iterdir())
-        if written and _is_leader() and all(re.fullmatch(SETTINGS_FILES, path.name) for path in written):
-            for path in written:
-                path.unlink()
-            Path(self.args.expdir).rmdir()
 
     def _resolve_features(self) -> None:
         """Let ``tuning.method`` decide what the task reads and whether the upstream trains, unless the user did."""
@@ -103,20 +81,9 @@ class Runner(StockRunner):
                 f"-f trains the upstream, but tuning.method '{self.tuning.method}' freezes it; drop one of the two."
             )
         self.args.upstream_trainable = method.trains_upstream
-        if not resumed and not _features_given(self.args) and not method.weighted_sum:
+        if not resumed and not checks.features_given(self.args) and not method.weighted_sum:
             self.args.upstream_feature_selection = "last_hidden_state"
         self.args.tuning_method = self.tuning.method
-
-    def _check_origin(self) -> None:
-        """Refuse a checkpoint (``-i``) that was made with another upstream or task."""
-        stored = self.init_ckpt.get("Args")
-        for name, flag in (("upstream", "-u"), ("downstream", "-d")):
-            before, now = getattr(stored, name, None), getattr(self.args, name)
-            if before is not None and before != now:
-                raise DataError(
-                    f"{self.args.init_ckpt} was trained with {flag} {before}, not with {flag} {now}; "
-                    f"repeat {flag} {before} or choose another checkpoint."
-                )
 
     # -- models ----------------------------------------------------------------------------------------------------
 
@@ -126,7 +93,7 @@ class Runner(StockRunner):
         try:
             entry = super()._get_upstream()
         except (AssertionError, AttributeError, TypeError, OSError) as error:
-            problem = _upstream_problem(self.args, error)
+            problem = checks.upstream_problem(self.args, error)
             if problem is None:
                 raise
             raise problem from error
@@ -157,7 +124,7 @@ class Runner(StockRunner):
             importlib.import_module(name)
         except ModuleNotFoundError as error:
             if error.name and name.startswith(error.name):
-                raise unknown_name("task (-d)", self.args.downstream, _tasks()) from error
+                raise unknown_name("task (-d)", self.args.downstream, checks.known_tasks()) from error
             raise
         return super()._get_downstream()
 
@@ -328,35 +295,5 @@ class Runner(StockRunner):
             super().inference()
 
 
-def _upstream_problem(args: Namespace, error: Exception) -> ExtError | None:
-    """Return the sentence for an upstream that s3prl could not build, or None where only its own error tells more."""
-    name, ckpt = args.upstream, args.upstream_ckpt
-    if isinstance(error, OSError) and error.filename is None:
-        return DataError(
-            f"the upstream '{name}' could not be downloaded or read ({' '.join(str(error).split())[:160]} ...); check the "
-            "network, or give a local model: -u hubert_local -k FILE, -u hf_hubert_custom -k FOLDER and the like."
-        )
-    if ckpt is None:
-        return UsageError(f"-u {name} cannot be built without a model: name its checkpoint or folder with -k.")
-    if not Path(ckpt).exists() and "://" not in ckpt:
-        return UsageError(f"-k {ckpt}: no such file or folder.")
-    return None
-
-
 def _is_leader() -> bool:
     return not dist.is_initialized() or dist.get_rank() == 0
-
-
-def _features_given(args: Namespace) -> bool:
-    flags = ("-s", "--upstream_feature_selection", "-l", "--upstream_layer_selection")
-    on_command_line = any(a == f or a.startswith(f + "=") for a in sys.argv[1:] for f in flags)
-    changed = args.upstream_feature_selection != "hidden_states" or args.upstream_layer_selection is not None
-    return on_command_line or changed
-
-
-def _tasks() -> list[str]:
-    import s3prl.downstream
-
-    return sorted(
-        p.name for folder in s3prl.downstream.__path__ for p in Path(folder).iterdir() if (p / "expert.py").is_file()
-    )
