@@ -150,3 +150,21 @@ def _restore(now: Any, raw: Any, first: Any) -> Any:
     if isinstance(now, (list, tuple)) and isinstance(raw, (list, tuple)) and len(now) == len(raw):
         return type(now)(_restore(n, r, f) for n, r, f in zip(now, raw, first))
     return copy.deepcopy(raw if now == first else now)
+
+
+def with_numbers(config: Mapping[str, Any], sections: Iterable[str]) -> dict[str, Any]:
+    """Return `config` with numeric strings of the named sections as floats: PyYAML reads ``lr: 1e-4`` as a string."""
+    return {key: _numbers(value) if key in sections else value for key, value in config.items()}
+
+
+def _numbers(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _numbers(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_numbers(item) for item in value)
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value

@@ -13,6 +13,7 @@ import logging
 import os
 import runpy
 import sys
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -72,13 +73,15 @@ def complete(argv: Sequence[str]) -> list[str]:
     if flags.help:
         return argv
     _refuse_dead_flags(flags)
-    _check_override(flags.override)
-    _check_files(flags)
+    overrides = _overrides(flags.override)
+    ckpt = _check_files(flags, overwrite=overrides.get("args.overwrite") == "True")
     _check_names(flags)
     added: list[str] = []
     if flags.local_rank is None and "LOCAL_RANK" in os.environ:
         added.append(f"--local_rank={os.environ['LOCAL_RANK']}")
     added += _device_flags(flags)
+    if ckpt is not None and "args.expdir" not in overrides:
+        added += _stay_with(ckpt, flags.override)
     config = _task_file(flags)
     if config is not None:
         _check_task_file(config, flags)
@@ -126,25 +129,33 @@ def _refuse_dead_flags(flags: argparse.Namespace) -> None:
         )
 
 
-def _check_override(override: str | None) -> None:
-    if override is None or override.lower() == "none":
-        return
-    for option in override.split(",,"):
+def _overrides(override: str | None) -> dict[str, str]:
+    """Return the options of ``-o``: dotted key -> value as written.
+
+    Raises:
+        UsageError: an option is not of the form config.KEY=VALUE or args.KEY=VALUE.
+    """
+    options = {}
+    for option in [] if override is None or override.lower() == "none" else override.split(",,"):
         key, *values = option.strip().split("=")
-        first = key.strip().split(".")[0]
-        if len(values) != 1 or first not in ("args", "config"):
+        if len(values) != 1 or key.strip().split(".")[0] not in ("args", "config"):
             raise UsageError(
                 f"-o: '{option.strip()}' must read config.KEY=VALUE or args.KEY=VALUE, with one '='; "
                 "several are separated by ',,'."
             )
+        options[key.strip()] = values[0].strip()
+    return options
 
 
-def _check_files(flags: argparse.Namespace) -> None:
+def _check_files(flags: argparse.Namespace, overwrite: bool) -> Path | None:
+    """Check checkpoints and folders; return the checkpoint that -e or -a resumes, or None for a new experiment."""
     from s3prl_ext.training import checkpoint  # imports torch: not before it is needed
 
     auto = flags.auto_resume and checkpoint.numbered(_expdir(flags))
-    resumed = ("-a", _expdir(flags)) if auto else ("-e", flags.past_exp)
-    for flag, value in (resumed, ("-i", flags.init_ckpt)):
+    if flags.auto_resume and overwrite:
+        raise UsageError("-a resumes an experiment, args.overwrite=True replaces it: give one of the two.")
+    resumed = None
+    for flag, value in (("-a", _expdir(flags) if auto else None), ("-e", flags.past_exp), ("-i", flags.init_ckpt)):
         if value is None:
             continue
         path = Path(value)
@@ -155,14 +166,39 @@ def _check_files(flags: argparse.Namespace) -> None:
                 raise UsageError(f"{flag} {value}: name a checkpoint; this folder holds no states-N.ckpt to choose.")
             path = checkpoint.numbered(path)[-1]
         checkpoint.check_readable(path)
+        resumed = resumed or (path if flag != "-i" else None)
     if _is_new(flags) and flags.mode is not None:
         for flag, value, meaning in (("-u", flags.upstream, "upstream"), ("-d", flags.downstream, "task")):
             if value is None:
                 raise UsageError(f"{flag} is missing: name the {meaning}, or resume an experiment with -e.")
         if flags.expdir is None and flags.expname is None:
             raise UsageError("-p is missing: name the folder of the experiment (or -n for result/downstream/NAME).")
-        if flags.mode == "train" and "args.overwrite" not in (flags.override or ""):
+        best = sorted(Path(_expdir(flags)).glob("*.ckpt"))
+        if flags.mode == "train" and flags.auto_resume and best:
+            raise UsageError(
+                f"-a: {_expdir(flags)} holds no states-N.ckpt to resume from, only {best[0].name}: go on from that with "
+                f"-e {best[0]}, or begin anew with -o args.overwrite=True in place of -a."
+            )
+        if flags.mode == "train" and not overwrite:
             checkpoint.refuse_overwriting(_expdir(flags))
+    return resumed
+
+
+def _stay_with(ckpt: Path, override: str | None) -> list[str]:
+    """Return the flags that let a run write beside its checkpoint: s3prl goes on where the checkpoint was made.
+
+    A copied or moved experiment would otherwise write into the one that it came from.
+    """
+    from s3prl_ext.training import checkpoint
+
+    made_in = getattr(checkpoint.load(ckpt, mmap=zipfile.is_zipfile(ckpt)).get("Args"), "expdir", None)
+    folder = str(ckpt.parent)
+    if made_in is None or Path(made_in).resolve() == ckpt.parent.resolve():
+        return []
+    if any(part in folder for part in ("=", ",,", "'")):
+        raise UsageError(f"the experiment folder {folder} has a name that -o cannot hold (=, ',,' or '); rename it.")
+    given = "" if override is None or override.lower() == "none" else f"{override},,"
+    return ["-o", f"{given}args.expdir='{folder}'"]
 
 
 def _expdir(flags: argparse.Namespace) -> str:
@@ -194,6 +230,7 @@ def _check_task_file(path: str, flags: argparse.Namespace) -> None:
     """Refuse a task file that cannot work, with the overrides of -o applied."""
     from s3prl.utility.helper import override
 
+    from s3prl_ext.training.checks import check_optimization
     from s3prl_ext.training.config import RunnerConfig, TuningConfig, check_top_level
     from s3prl_ext.training.methods import METHODS
 
@@ -205,6 +242,7 @@ def _check_task_file(path: str, flags: argparse.Namespace) -> None:
     check_top_level(config)
     RunnerConfig.from_config(config)
     TuningConfig.from_config(config, METHODS)
+    check_optimization(config)
 
 
 def _device_flags(flags: argparse.Namespace) -> list[str]:

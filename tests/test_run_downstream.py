@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from itertools import pairwise
 
 import pytest
@@ -133,3 +134,36 @@ def test_errors_are_one_sentence_with_an_exit_code(capsys, monkeypatch):
             raise KeyError("slot")
     finally:
         show_errors_as_sentences(False)
+
+
+def trained(folder, made_in=None):
+    """Write a checkpoint that says it was made in `made_in`."""
+    folder.mkdir(parents=True)
+    states = {"Step": 2, "Featurizer": {}, "Args": Namespace(expdir=str(made_in or folder))}
+    torch.save(states, folder / "states-2.ckpt")
+    return folder
+
+
+def test_a_copied_experiment_stays_in_its_folder(tmp_path):
+    copy = trained(tmp_path / "copy", made_in=tmp_path / "original")
+    for flags in (["-e", str(copy)], ["-e", str(copy / "states-2.ckpt")], ["-a", "-p", str(copy)]):
+        argv = run_downstream.complete(["-m", "train", *flags, "-o", "config.runner.total_steps=4"])
+        assert value_of(argv, "-o") == f"config.runner.total_steps=4,,args.expdir='{copy}'"
+        assert run_downstream.complete(argv) == argv
+    own = trained(tmp_path / "own")
+    assert "-o" not in run_downstream.complete(["-m", "evaluate", "-e", str(own)])
+
+
+def test_resuming_and_overwriting_exclude_each_other(tmp_path):
+    trained(tmp_path / "exp")
+    with pytest.raises(UsageError, match="give one of the two"):
+        run_downstream.complete(command(tmp_path, "-d", "asr", "-a", "-o", "args.overwrite=True"))
+
+
+def test_auto_resume_without_a_numbered_checkpoint_names_the_way(tmp_path):
+    (tmp_path / "exp").mkdir()
+    (tmp_path / "exp" / "dev-best.ckpt").write_bytes(b"x")
+    with pytest.raises(UsageError, match=r"holds no states-N.ckpt to resume from.*-e .*dev-best.ckpt"):
+        run_downstream.complete(command(tmp_path, "-d", "asr", "-a"))
+    with pytest.raises(UsageError, match="already holds an experiment"):
+        run_downstream.complete(command(tmp_path, "-d", "asr", "-o", "args.overwrite=False"))

@@ -50,7 +50,7 @@ class ChildNetwork(nn.Module):
     def _gather(self, tensors: list[torch.Tensor]) -> torch.Tensor:
         if not tensors:
             return torch.zeros(0)
-        return torch.cat([t.reshape(-1)[i] for t, i in zip(tensors, self._indices)])
+        return torch.cat([t.take(i) for t, i in zip(tensors, self._indices)])
 
     @torch.no_grad()
     def gather_gradients(self) -> None:
@@ -65,4 +65,4 @@ class ChildNetwork(nn.Module):
         """Write `values` into the model's weights; no other entry is touched."""
         parts = self.values.split([i.numel() for i in self._indices])
         for weight, indices, part in zip(self._weights, self._indices, parts):
-            weight.view(-1)[indices] = part.to(weight.dtype)
+            weight.put_(indices, part.to(weight.dtype))

@@ -29,7 +29,7 @@ def estimate(
         The sums by name (float32, shapes of the parameters) and the number of batches.
 
     Raises:
-        DataError: there is no batch, or a loss is not finite.
+        DataError: a loss is not finite.
     """
     scores = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in parameters.items()}
     count = 0
@@ -44,6 +44,4 @@ def estimate(
                 scores[name].addcmul_(gradient, gradient)
                 parameter.grad = None
         count += 1
-    if count == 0:
-        raise DataError("the Fisher pass got no batch: the training split is empty.")
     return scores, count

@@ -69,8 +69,10 @@ class TrainingBatches:
             self.taken += 1
         randomness.set_state(position["random"])
 
-    def position(self) -> dict[str, Any]:
-        """Return where the iteration stands, with the random states of now, as plain values."""
+    def position(self) -> dict[str, Any] | None:
+        """Return where the iteration stands, with the random states of now, as plain values; None before its start."""
+        if self._epoch_start is None or self._resume is not None:
+            return self._resume
         return {
             "epoch": self.epoch,
             "taken": self.taken,

@@ -102,9 +102,15 @@ def numbered(expdir: str | os.PathLike) -> list[Path]:
     return sorted(files, key=step_of)
 
 
-def remove_older(expdir: str | os.PathLike, keep: int) -> None:
-    """Delete all but the `keep` newest ``states-N.ckpt`` of a folder."""
-    for path in numbered(expdir)[: -max(keep, 1)]:
+def remove_older(newest: str | os.PathLike, keep: int) -> None:
+    """Delete all but `keep` of the ``states-N.ckpt`` beside `newest`, which stays in any case.
+
+    Files of a later step than `newest` go first: they belong to a run that was left for an earlier checkpoint.
+    """
+    newest = Path(newest)
+    others = [path for path in numbered(newest.parent) if path != newest]
+    others.sort(key=lambda path: (step_of(path) <= step_of(newest), step_of(path)))
+    for path in others[: max(0, len(others) - (keep - 1))]:
         path.unlink(missing_ok=True)
 
 

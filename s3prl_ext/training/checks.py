@@ -6,29 +6,34 @@ import re
 import sys
 from argparse import Namespace
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from s3prl_ext.errors import DataError, ExtError, UsageError
+import torch
+
+from s3prl_ext.errors import DataError, ExtError, UsageError, unknown_name
 from s3prl_ext.training import checkpoint
+from s3prl_ext.training.config import TuningConfig
+from s3prl_ext.training.methods import METHODS
 
 SETTINGS_FILES = r"(args|config)_[0-9-]+\.yaml|frame_shift"  # what s3prl writes before anything is built
 FEATURE_FLAGS = ("-s", "--upstream_feature_selection", "-l", "--upstream_layer_selection")
 
 
-def prepare_folder(args: Namespace) -> None:
-    """Refuse a folder that holds an experiment, or empty it of checkpoints if ``args.overwrite`` is set.
-
-    Raises:
-        UsageError: a new training run would overwrite checkpoints.
-    """
-    if args.mode != "train" or args.past_exp:
-        return
-    if not getattr(args, "overwrite", False):
+def check_folder(args: Namespace) -> None:
+    """Raise UsageError where a new training run would overwrite checkpoints and ``args.overwrite`` is not set."""
+    if args.mode == "train" and not args.past_exp and not getattr(args, "overwrite", False):
         checkpoint.refuse_overwriting(args.expdir)
+
+
+def clear_folder(args: Namespace) -> None:
+    """Remove checkpoints and results of the experiment that ``args.overwrite`` replaces; call it once all is built."""
+    if args.past_exp or not getattr(args, "overwrite", False):
         return
-    for old in Path(args.expdir).glob("*.ckpt"):
-        old.unlink()
+    for pattern in ("*.ckpt", "result*.json", "log.log", "events.out.tfevents.*"):
+        for old in Path(args.expdir).glob(pattern):
+            old.unlink()
 
 
 def remove_empty_folder(expdir: str) -> None:
@@ -50,6 +55,42 @@ def check_origin(states: Mapping[str, Any], args: Namespace) -> None:
                 f"{args.init_ckpt} was trained with {flag} {before}, not with {flag} {now}; "
                 f"repeat {flag} {before} or choose another checkpoint."
             )
+
+
+def check_tuning(states: Mapping[str, Any], tuning: TuningConfig | None, path: str | None) -> None:
+    """Raise UsageError where a checkpoint's child network was chosen under other settings than the present ones."""
+    if "mask" not in states.get(checkpoint.EXTENSION_KEY, {}):
+        return
+    stored = TuningConfig.from_config(states["Config"], METHODS)
+    if stored != tuning:
+        raise UsageError(
+            f"{path} holds a child network of tuning {_shown(stored)}, but now it is {_shown(tuning)}; go on with the "
+            "same section, or start a new experiment."
+        )
+
+
+def _shown(tuning: TuningConfig | None) -> str:
+    if tuning is None:
+        return "(no section)"
+    given = {key: value for key, value in asdict(tuning).items() if value is not None}
+    return "{" + ", ".join(f"{key}: {value}" for key, value in given.items()) + "}"
+
+
+def check_optimization(config: Mapping[str, Any]) -> None:
+    """Raise UsageError where s3prl and torch have no optimizer or scheduler of the name in a task file."""
+    from s3prl import optimizers, schedulers
+
+    for section, module in (("optimizer", optimizers), ("scheduler", schedulers)):
+        if not config.get(section):
+            continue
+        name = str(config[section].get("name"))
+        known = [key.removeprefix("get_") for key in vars(module) if key.startswith("get_")]
+        if name not in known:
+            raise unknown_name(f"{section}.name", name, known)
+    name = config["optimizer"].get("torch_optim_name")
+    known = [key for key, value in vars(torch.optim).items() if isinstance(value, type)]
+    if config["optimizer"]["name"] == "TorchOptim" and name not in known:
+        raise unknown_name("optimizer.torch_optim_name", str(name), known)
 
 
 def features_given(args: Namespace) -> bool:

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from s3prl_ext.child_tuning import fisher, masks
+from s3prl_ext.errors import DataError
 from s3prl_ext.training import randomness
 from s3prl_ext.training.config import TuningConfig
 from s3prl_ext.training.forward import TaskModels
@@ -59,6 +60,8 @@ def _fisher_scores(
 ) -> dict[str, torch.Tensor]:
     loader = each_utterance_once(models.downstream, train_split)
     total = len(loader) if tuning.fisher_max_batches is None else min(len(loader), tuning.fisher_max_batches)
+    if total == 0:
+        raise DataError("the Fisher pass got no batch: the training split is empty.")
     rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     batches = itertools.islice(loader, rank, total, ranks)
     progress = tqdm(batches, desc="Fisher information", total=-(-total // ranks), disable=rank > 0, dynamic_ncols=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -59,8 +60,13 @@ class RunnerConfig:
         for name in ("epochs", "gradient_clipping", "evaluate_ratio"):
             if section.get(name) is not None:
                 values[name] = _positive(section[name], f"runner.{name}", problems)
-        splits = section.get("eval_dataloaders", ["dev"])
-        values["eval_dataloaders"] = (splits,) if isinstance(splits, str) else tuple(splits or ())
+        values["eval_dataloaders"] = _names(
+            section.get("eval_dataloaders", ["dev"]), "runner.eval_dataloaders", problems
+        )
+        if values.get("evaluate_ratio") is not None and values["evaluate_ratio"] > 1:
+            problems.append(f"runner.evaluate_ratio must lie in (0, 1], but is {values['evaluate_ratio']:g}.")
+        if not isinstance(section.get("fp16", False), bool):
+            problems.append(f"runner.fp16 must be true or false, but is {section['fp16']!r}.")
         values["train_dataloader"] = section.get("train_dataloader", "train")
         values["fp16"] = bool(section.get("fp16", False))
         values["amp"] = section.get("amp") or ("fp16" if values["fp16"] else None)
@@ -98,9 +104,9 @@ class TuningConfig:
             config: the whole task file.
             methods: the known methods, by name; each has the attribute ``has_mask``.
         """
-        section = config.get("tuning")
-        if section is None:
+        if "tuning" not in config:
             return None
+        section = config["tuning"]
         if not isinstance(section, Mapping):
             raise UsageError(f"tuning must be a mapping such as {{method: child}}, but is {section!r}.")
         problems = check_keys(section, ("method", "mask", "density", "eligible", "fisher"), "tuning")
@@ -135,10 +141,17 @@ def _mask_values(section: Mapping[str, Any], problems: list[str]) -> dict[str, A
         density = _number(density, "tuning.density", problems)
         if density is not None and not 0 < density <= 1:
             problems.append(f"tuning.density must lie in (0, 1], but is {density}.")
-    eligible = section.get("eligible")
-    if isinstance(eligible, str):
-        eligible = [eligible]
+    eligible = None
+    if section.get("eligible") is not None:
+        eligible = _names(section["eligible"], "tuning.eligible", problems)
+        if not eligible:
+            problems.append("tuning.eligible is empty; name at least one pattern, or leave it out.")
     fisher = section.get("fisher") or {}
+    if not isinstance(fisher, Mapping):
+        problems.append(f"tuning.fisher must be a mapping such as {{max_batches: 100}}, but is {fisher!r}.")
+        fisher = {}
+    if fisher and mask == "random":
+        problems.append("tuning.fisher belongs to mask fisher, not to random; remove it.")
     problems += check_keys(fisher, ("max_batches",), "tuning.fisher")
     batches = fisher.get("max_batches")
     if batches is not None:
@@ -146,7 +159,7 @@ def _mask_values(section: Mapping[str, Any], problems: list[str]) -> dict[str, A
     return {
         "mask": mask,
         "density": density,
-        "eligible": tuple(eligible) if eligible else None,
+        "eligible": eligible,
         "fisher_max_batches": batches,
     }
 
@@ -172,6 +185,15 @@ def raise_all(problems: list[str]) -> None:
         raise UsageError(" ".join(p if p.endswith((".", "?")) else p + "." for p in problems))
 
 
+def _names(value: Any, where: str, problems: list[str]) -> tuple[str, ...]:
+    """Return a name or a list of names as a tuple; an empty value gives an empty one."""
+    names = [value] if isinstance(value, str) else value or []
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+        problems.append(f"{where} must be a list of names, but is {value!r}.")
+        return ()
+    return tuple(names)
+
+
 def _number(value: Any, where: str, problems: list[str]) -> float | None:
     try:
         return as_number(value, where)
@@ -191,7 +213,7 @@ def _positive_integer(value: Any, where: str, problems: list[str]) -> int | None
     number = _number(value, where, problems)
     if number is None:
         return None
-    if number < 1 or number != int(number):
+    if not math.isfinite(number) or number < 1 or number != int(number):
         problems.append(f"{where} must be a whole number of at least 1, but is {number:g}.")
         return None
     return int(number)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import itertools
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from s3prl_ext.errors import DataError
+from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.training import randomness
 from s3prl_ext.training.forward import TaskModels
 
@@ -70,7 +70,7 @@ def evaluate(
     models = models.unwrapped()  # a wrapped forward would wait for ranks that are not evaluating
     metric_logger = MetricLogger(writer)
     with _evaluation_mode(models), randomness.preserved(seed), torch.no_grad():
-        loader = models.downstream.get_dataloader(split)
+        loader = _loader(models, split)
         if len(loader) == 0:
             raise DataError(f"the split '{split}' holds no batch; check the corpus of this task.")
         records, batch_ids = _score(models, split, loader, max(1, round(len(loader) * ratio)), check_stop)
@@ -89,6 +89,26 @@ def evaluate(
                 "ASR, PR: no word); check the corpus of this task."
             ) from error
     return metric_logger.values, save_names if isinstance(save_names, list) else []
+
+
+def check_splits(models: TaskModels, splits: Iterable[str]) -> None:
+    """Raise UsageError where the task has no split of a name, before a run gets to evaluate it."""
+    with randomness.preserved():
+        for split in splits:
+            _loader(models, split)
+
+
+def _loader(models: TaskModels, split: str) -> Any:
+    try:
+        return models.downstream.get_dataloader(split)
+    except (NotImplementedError, KeyError, AttributeError) as error:
+        # s3prl's tasks look the split up in different ways; an error about something else is not ours to explain.
+        if not isinstance(error, NotImplementedError) and split not in str(error):
+            raise
+        raise UsageError(
+            f"the task has no split '{split}' (-t, runner.eval_dataloaders); usual names are train, dev and test, for "
+            "asr dev-clean and test-clean."
+        ) from error
 
 
 def _score(

@@ -168,7 +168,9 @@ class TrainingLoop:
         extension = {"position": self.batches.position(), "evaluation_due": self._evaluation_due}
         paths = [self.expdir / name for name in names]
         checkpoint.save(self.states(self.batches.epoch, extension), paths)
-        checkpoint.remove_older(self.expdir, self.config.max_keep)
+        for path in paths:
+            if path.name.startswith("states-"):
+                checkpoint.remove_older(path, self.config.max_keep)
         logger.info("step %d: saved %s", self.trial.step, ", ".join(map(str, paths)))
 
     def _save_interrupted(self) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from s3prl_ext.child_tuning.eligible import eligible_parameters
+from s3prl_ext.errors import UsageError
 from s3prl_ext.training.config import TuningConfig
 
 
@@ -68,3 +69,5 @@ def prepare_upstream(upstream: nn.Module, tuning: TuningConfig) -> None:
         upstream.requires_grad_(False)
         for parameter in chosen.values():
             parameter.requires_grad_(True)
+    if method.trains_upstream and not any(p.requires_grad for p in upstream.parameters()):
+        raise UsageError(f"the upstream has no weights that tuning.method '{tuning.method}' could train; use frozen.")

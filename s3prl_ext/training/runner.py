@@ -15,6 +15,8 @@ import torch.distributed as dist
 from s3prl import hub
 from s3prl.downstream.runner import ModelEntry
 from s3prl.downstream.runner import Runner as StockRunner
+from s3prl.optimizers import get_optimizer
+from s3prl.schedulers import get_scheduler
 from s3prl.utility.helper import get_model_state
 from tensorboardX import SummaryWriter
 from torch import nn
@@ -23,12 +25,12 @@ from torch.nn.parallel import DistributedDataParallel
 from s3prl_ext.child_tuning import masks
 from s3prl_ext.child_tuning.child_network import ChildNetwork
 from s3prl_ext.child_tuning.eligible import eligible_parameters
-from s3prl_ext.configs import Variables
+from s3prl_ext.configs import Variables, with_numbers
 from s3prl_ext.errors import DataError, UsageError, one_sentence_errors, unknown_name
 from s3prl_ext.training import checkpoint, checks, results
 from s3prl_ext.training.child_selection import choose_mask
 from s3prl_ext.training.config import RunnerConfig, TuningConfig, check_top_level
-from s3prl_ext.training.evaluation import evaluate
+from s3prl_ext.training.evaluation import check_splits, evaluate
 from s3prl_ext.training.forward import TaskModels, unwrapped
 from s3prl_ext.training.loop import TrainingLoop
 from s3prl_ext.training.methods import METHODS, prepare_upstream
@@ -49,17 +51,9 @@ class Runner(StockRunner):
     def __init__(self, args: Namespace, config: dict[str, Any]) -> None:
         with one_sentence_errors():
             self.args = args
-            self._variables = Variables(config)
-            self.config = self._variables.expanded
-            check_top_level(self.config)
-            self.runner_config = RunnerConfig.from_config(self.config)
-            self.tuning = TuningConfig.from_config(self.config, METHODS)
-            if _is_leader():
-                checks.prepare_folder(args)
-            self._resolve_features()
-            self.init_ckpt = checkpoint.load(args.init_ckpt) if args.init_ckpt else {}
-            checks.check_origin(self.init_ckpt, args)
+            self.child: ChildNetwork | None = None
             try:
+                self._check(config)
                 self.upstream = self._get_upstream()
                 self.featurizer = self._get_featurizer()
                 self.downstream = self._get_downstream()
@@ -68,7 +62,20 @@ class Runner(StockRunner):
                     checks.remove_empty_folder(args.expdir)
                 raise
             self.all_entries = [self.upstream, self.featurizer, self.downstream]
-            self.child: ChildNetwork | None = None
+
+    def _check(self, config: dict[str, Any]) -> None:
+        """Read the task file and the checkpoint, and refuse what cannot work, before anything is built."""
+        self._variables = Variables(config)
+        self.config = with_numbers(self._variables.expanded, ("optimizer", "scheduler"))
+        check_top_level(self.config)
+        self.runner_config = RunnerConfig.from_config(self.config)
+        self.tuning = TuningConfig.from_config(self.config, METHODS)
+        checks.check_optimization(self.config)
+        checks.check_folder(self.args)
+        self.init_ckpt = checkpoint.load(self.args.init_ckpt) if self.args.init_ckpt else {}
+        checks.check_origin(self.init_ckpt, self.args)
+        checks.check_tuning(self.init_ckpt, self.tuning, self.args.init_ckpt)
+        self._resolve_features()
 
     def _resolve_features(self) -> None:
         """Let ``tuning.method`` decide what the task reads and whether the upstream trains, unless the user did."""
@@ -174,14 +181,19 @@ class Runner(StockRunner):
     def train(self) -> None:
         """Train to ``runner.total_steps``, evaluating and saving on the way and at the end."""
         with one_sentence_errors():
+            if _is_leader():
+                checks.clear_folder(self.args)
             writer = SummaryWriter(self.args.expdir) if _is_leader() else None
             started = time.time()
             try:
+                check_splits(self.models.unwrapped(), self.runner_config.eval_dataloaders)
+                self.total_steps = self.runner_config.total_steps or self._steps_of_epochs()
                 self.child = self._child_network()
                 trial = self._trial(self.child)
+                first_step = trial.step
                 loop = TrainingLoop(
                     trial,
-                    self.config["runner"]["total_steps"],
+                    self.total_steps,
                     self.args.expdir,
                     self.args.seed,
                     partial(self._states, trial),
@@ -189,7 +201,7 @@ class Runner(StockRunner):
                     self.init_ckpt,
                 )
                 loop.run()
-                if _is_leader() and loop.last_metrics:  # empty where the run was complete already
+                if _is_leader() and trial.step > first_step:  # else the run was complete already
                     self._write_result(loop.last_metrics, trial.step, time.time() - started)
             finally:
                 if writer is not None:
@@ -217,15 +229,23 @@ class Runner(StockRunner):
                 modules.append(child if child is not None and entry.name == "Upstream" else entry.model)
             else:
                 entry.model.eval()
-        self.config["runner"].setdefault("total_steps", None)
-        if self.config["runner"]["total_steps"] is None:
-            self.config["runner"]["total_steps"] = self._steps_of_epochs()
         optimizer = self._get_optimizer(modules)
         scheduler = self._get_scheduler(optimizer) if self.config.get("scheduler") else None
         parameters = [p for module in modules for p in module.parameters()]
         trial = Trial(self.models, self.upstream.trainable, parameters, optimizer, scheduler, self.runner_config, child)
         trial.step = self.init_ckpt.get("Step") or 0
+        trial.load_extension(self.init_ckpt.get(checkpoint.EXTENSION_KEY, {}))
         return trial
+
+    def _get_optimizer(self, model_params: list[nn.Module]) -> Any:
+        optimizer = get_optimizer(model_params, self.total_steps, self.config["optimizer"])
+        self._load_weight(optimizer, "Optimizer")
+        return optimizer
+
+    def _get_scheduler(self, optimizer: Any) -> Any:
+        scheduler = get_scheduler(optimizer, self.total_steps, self.config["scheduler"])
+        self._load_weight(scheduler, "Scheduler")
+        return scheduler
 
     def _steps_of_epochs(self) -> int:
         loader = self.downstream.model.get_dataloader(self.runner_config.train_dataloader)
@@ -244,6 +264,7 @@ class Runner(StockRunner):
                 states[entry.name] = get_model_state(entry.model)
         if dist.is_initialized():
             states["WorldSize"] = dist.get_world_size()
+        extension = extension | trial.extension()
         if trial.child is not None:
             extension = extension | {"mask": {name: i.to(torch.int32) for name, i in trial.child.mask.items()}}
         if self.merge_record is not None:

@@ -19,7 +19,7 @@ from s3prl_ext.training.forward import TaskModels
 
 logger = logging.getLogger(__name__)
 
-MAX_BAD_STEPS = 100  # consecutive steps without a finite gradient after which a run is given up
+MAX_BAD_STEPS = 100  # consecutive steps without a finite gradient, or without enough memory, that end a run
 
 
 class Trial:
@@ -57,6 +57,7 @@ class Trial:
         self.child = child
         self.step = 0
         self.bad_steps = 0
+        self._without_memory = 0
         self.records: dict[str, list] = defaultdict(list)
         self.batch_ids: list[int] = []
         self._device_type = torch.device(models.device).type
@@ -85,7 +86,14 @@ class Trial:
             logger.warning("out of memory at step %d: the batch is skipped; lower the batch size", self.step + 1)
             self._zero_grad()
             torch.cuda.empty_cache()
+            self._without_memory += 1
+            if self._without_memory >= MAX_BAD_STEPS:
+                raise DataError(
+                    f"{MAX_BAD_STEPS} batches in a row did not fit into the device's memory at step {self.step + 1}; "
+                    "lower the batch size, or raise runner.gradient_accumulate_steps with it."
+                ) from None
             return False
+        self._without_memory = 0
         self._update()
         self.step += 1
         return True
@@ -107,7 +115,7 @@ class Trial:
         if self.scaler.is_enabled():
             self.scaler.step(self.optimizer)
             self.scaler.update()
-        elif finite or not bool(torch.isnan(norm)):
+        elif finite:  # an infinite norm would scale the infinite entry to NaN
             self.optimizer.step()
         self._count_bad_steps(finite)
         if self.child is not None:
@@ -135,6 +143,16 @@ class Trial:
         """Forget the results and batch numbers collected since the last log."""
         self.records = defaultdict(list)
         self.batch_ids = []
+
+    def extension(self) -> dict[str, Any]:
+        """Return what a checkpoint holds of mixed precision, beside s3prl's keys."""
+        return {"scaler": self.scaler.state_dict(), "bad_steps": self.bad_steps}
+
+    def load_extension(self, states: dict[str, Any]) -> None:
+        """Take over what :meth:`extension` returned."""
+        if states.get("scaler") and self.scaler.is_enabled():
+            self.scaler.load_state_dict(states["scaler"])
+        self.bad_steps = states.get("bad_steps", 0)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint holds of the optimization, under s3prl's keys."""

@@ -67,9 +67,12 @@ def test_gradients_are_left_empty():
     assert all(p.grad is None for p in model.parameters())
 
 
-def test_no_batch_and_bad_loss_are_refused():
+def test_no_batch_gives_zeros_for_a_rank_without_any():
+    scores, count = estimate(Classifier(), [])
+    assert count == 0 and not any(score.any() for score in scores.values())
+
+
+def test_bad_loss_is_refused():
     model, (x, y) = Classifier(), data()
-    with pytest.raises(DataError, match="no batch"):
-        estimate(model, [])
     with pytest.raises(DataError, match="loss of batch 0"):
         estimate(model, [(x * float("inf"), y)])

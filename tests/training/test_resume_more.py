@@ -1,0 +1,188 @@
+"""Resuming under awkward circumstances: repeated interrupts, moved folders, other settings, mixed precision, epochs."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from s3prl_ext.errors import DataError, StoppedByUser, UsageError
+from s3prl_ext.training import checkpoint
+from tests.experiments import make_args, task_config
+
+
+def resumed(expdir: Path, ckpt: str, **changes):
+    return make_args(expdir, past_exp=str(expdir), init_ckpt=str(expdir / ckpt), **changes)
+
+
+def interrupt_at_loss(runner, number: int) -> None:
+    """Send SIGINT while the task computes its loss for the n-th time."""
+    forward, seen = runner.downstream.model.forward, []
+
+    def interrupting(*inputs, **kwargs):
+        seen.append(1)
+        if len(seen) == number:
+            os.kill(os.getpid(), signal.SIGINT)
+        return forward(*inputs, **kwargs)
+
+    runner.downstream.model.forward = interrupting
+
+
+def test_evaluation_interrupted_twice(build, tmp_path):
+    config = task_config(total_steps=4, eval_step=2, save_step=4)
+    build(make_args(tmp_path / "whole"), config).train()
+    for attempt, number in enumerate((4, 2)):  # in the evaluation after step 2, and again when it is repeated
+        args = make_args(tmp_path / "parts") if attempt == 0 else resumed(tmp_path / "parts", "states-2.ckpt")
+        runner = build(args, config)
+        interrupt_at_loss(runner, number)
+        with pytest.raises(StoppedByUser):
+            runner.train()
+    build(resumed(tmp_path / "parts", "states-2.ckpt"), config).train()
+    states = [torch.load(tmp_path / run / "states-4.ckpt", weights_only=True) for run in ("whole", "parts")]
+    for key, value in states[0]["Downstream"].items():
+        assert torch.equal(value, states[1]["Downstream"][key]), key
+
+
+def test_an_earlier_checkpoint_supersedes_later_ones(build, tmp_path):
+    config = task_config(total_steps=6, eval_step=2, save_step=6)
+    build(make_args(tmp_path / "exp"), config).train()
+    states = torch.load(tmp_path / "exp" / "states-6.ckpt", weights_only=True)
+    checkpoint.save(states | {"Step": 2}, [tmp_path / "exp" / "dev-best.ckpt"])
+    build(resumed(tmp_path / "exp", "dev-best.ckpt"), task_config(total_steps=4, save_step=4)).train()
+    assert [p.name for p in checkpoint.numbered(tmp_path / "exp")] == ["states-4.ckpt"]
+
+
+def test_older_checkpoints_are_removed_but_never_the_newest(tmp_path):
+    for step in (2, 4, 6, 8):
+        (tmp_path / f"states-{step}.ckpt").write_bytes(b"")
+    checkpoint.remove_older(tmp_path / "states-6.ckpt", keep=2)
+    assert [p.name for p in checkpoint.numbered(tmp_path)] == ["states-4.ckpt", "states-6.ckpt"]
+
+
+def test_epochs_survive_the_checkpoint(build, tmp_path):
+    config = task_config(total_steps=None, epochs=1)
+    build(make_args(tmp_path / "exp"), config).train()
+    (ckpt,) = checkpoint.numbered(tmp_path / "exp")
+    stored = checkpoint.load(ckpt)["Config"]
+    assert stored["runner"].get("total_steps") is None and stored["runner"]["epochs"] == 1
+    build(resumed(tmp_path / "exp", ckpt.name, mode="evaluate"), stored).evaluate("dev")
+
+
+def test_loss_scale_of_fp16_is_restored(build, tmp_path):
+    config = task_config(total_steps=4, amp="fp16", save_step=2)
+    config["runner"]["max_keep"] = 2
+    build(make_args(tmp_path / "exp"), config).train()
+    for step in (2, 4):
+        scaler = checkpoint.load(tmp_path / "exp" / f"states-{step}.ckpt")["S3prlExt"]["scaler"]
+        assert scaler["_growth_tracker"] == step or scaler["scale"] < 65536.0
+    runner = build(resumed(tmp_path / "exp", "states-2.ckpt"), config)
+    runner.train()
+    again = checkpoint.load(tmp_path / "exp" / "states-4.ckpt")["S3prlExt"]["scaler"]
+    assert again == scaler
+
+
+def test_another_tuning_section_is_refused(build, tmp_path, hubert_ckpt):
+    upstream = {"upstream": "hubert_local", "upstream_ckpt": hubert_ckpt}
+    tuning = {"method": "child", "mask": "random", "density": 0.05}
+    build(make_args(tmp_path / "exp", **upstream), task_config(tuning=tuning, total_steps=1)).train()
+    for other in ({**tuning, "density": 0.5}, {"method": "full"}, None):
+        with pytest.raises(UsageError, match=r"holds a child network of tuning \{method: child.*density: 0.05\}"):
+            build(resumed(tmp_path / "exp", "states-1.ckpt", **upstream), task_config(tuning=other))
+
+
+def test_overwriting_deletes_nothing_before_the_new_run_is_built(build, tmp_path):
+    build(make_args(tmp_path / "exp"), task_config(total_steps=1)).train()
+    args = make_args(tmp_path / "exp", upstream="hubert_local", upstream_ckpt="nothing.pt")
+    args.overwrite = True
+    with pytest.raises(UsageError, match="no such file"):
+        build(args, task_config())
+    assert (tmp_path / "exp" / "states-1.ckpt").is_file() and (tmp_path / "exp" / "result.json").is_file()
+
+
+def test_infinite_gradient_skips_the_step(build, tmp_path):
+    runner = build(make_args(tmp_path / "exp"), task_config(total_steps=3, save_step=1))
+    weight = runner.downstream.model.projector.weight
+    seen = []
+
+    def spoil(gradient):
+        seen.append(1)
+        if len(seen) == 2:
+            gradient = gradient.clone()
+            gradient[0, 0] = float("inf")
+        return gradient
+
+    weight.register_hook(spoil)
+    runner.train()
+    assert len(seen) == 3 and all(torch.isfinite(p).all() for p in runner.downstream.model.parameters())
+
+
+def test_memory_that_never_suffices_ends_the_run(build, tmp_path, monkeypatch):
+    runner = build(make_args(tmp_path / "exp"), task_config(total_steps=2))
+
+    def too_large(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(runner.downstream.model, "forward", too_large)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    with pytest.raises(DataError, match="100 batches in a row did not fit"):
+        runner.train()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"optimizer": {"name": "TorchOptm", "lr": 1}},
+            r"unknown optimizer.name 'TorchOptm'; did you mean 'TorchOptim'",
+        ),
+        ({"optimizer": {"name": "TorchOptim", "torch_optim_name": "Adm", "lr": 1}}, "did you mean 'Adam'"),
+        ({"scheduler": {"name": "linear_schedule"}}, "linear_schedule_with_warmup"),
+        ({"tuning": None}, "must be a mapping"),
+        ({"tuning": {"method": "child", "density": 0.1, "fisher": 5}}, "tuning.fisher must be a mapping"),
+        ({"tuning": {"method": "child", "density": 0.1, "eligible": 5}}, "tuning.eligible must be a list"),
+        ({"tuning": {"method": "child", "density": 0.1, "eligible": []}}, "tuning.eligible is empty"),
+        ({"tuning": {"method": "child", "density": 0.1, "mask": "random", "fisher": {"max_batches": 2}}}, "remove it"),
+        ({"tuning": {"method": "full"}}, "no weights that tuning.method 'full' could train"),
+    ],
+)
+def test_wrong_sections_are_refused_before_training(build, tmp_path, change, message):
+    with pytest.raises(UsageError, match=message):
+        build(make_args(tmp_path / "exp"), task_config() | change)
+
+
+@pytest.mark.parametrize(
+    ("runner", "message"),
+    [
+        ({"eval_dataloaders": 5}, "must be a list of names"),
+        ({"evaluate_ratio": 3}, "evaluate_ratio must lie"),
+        ({"fp16": "False"}, "fp16 must be true or false"),
+        ({"total_steps": float("inf")}, "whole number"),
+    ],
+)
+def test_wrong_runner_values(build, tmp_path, runner, message):
+    with pytest.raises(UsageError, match=message):
+        build(make_args(tmp_path / "exp"), task_config(**runner))
+
+
+def test_numeric_strings_are_numbers(build, tmp_path):
+    config = task_config(total_steps="2e0")
+    config["optimizer"]["lr"] = "1e-3"
+    build(make_args(tmp_path / "exp"), config).train()
+    assert (tmp_path / "exp" / "states-2.ckpt").is_file()
+
+
+@pytest.mark.parametrize(("task", "downstream"), [("ks", "speech_commands"), ("asr", "asr"), ("sd", "diarization")])
+def test_unknown_split_is_named_before_training(build, tmp_path, task, downstream):
+    config = task_config(task, eval_dataloaders=["devv"])
+    runner = build(make_args(tmp_path / "exp", downstream=downstream), config)
+    with pytest.raises(UsageError, match="no split 'devv'"):
+        runner.train()
+    assert not checkpoint.numbered(tmp_path / "exp")
+
+
+def test_no_evaluation_split_still_gives_a_result(build, tmp_path):
+    build(make_args(tmp_path / "exp"), task_config(total_steps=1, eval_dataloaders=[])).train()
+    assert (tmp_path / "exp" / "result.json").is_file()
