@@ -95,7 +95,7 @@ setup(
         "scipy",
         "jiwer",
     ],
-    extras_require={"sd": SD, "demo": DEMO, "ray": RAY, "dev": [*DEV, *SD, *DEMO, *RAY]},
+    extras_require={"sd": SD, "demo": DEMO, "ray": RAY, "dev": [*DEV, *SD, *DEMO]},
     entry_points={"console_scripts": ["s3prl-ext = s3prl_ext.cli:main"]},
     cmdclass={"build_py": BuildWithHook},
     zip_safe=False,

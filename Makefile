@@ -1,0 +1,45 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`. No root, no GPU, network for pip only.
+#
+#   make demo RECORDINGS=DIR   the demo on recorded spoken digits instead of synthesised speech
+#   make demo TARGET=DIR       the demo on a HuBERT of your own (transformers folder, 6 layers, 384 wide)
+#   make test S3PRL_EXT_DATA=DIR   also the tests that need recordings
+#   make VENV=DIR PYTHON=python3.12 ...   another environment, another Python (3.10 or later)
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+# Small models on few cores: one thread each is fastest as soon as anything else runs on the machine.
+OMP_NUM_THREADS ?= 1
+export OMP_NUM_THREADS
+export S3PRL_EXT_DATA
+
+.PHONY: demo test test-all lint venv clean
+
+demo: $(INSTALLED)
+	PATH="$(abspath $(BIN)):$$PATH" recipes/demo/run.sh \
+		$(if $(RECORDINGS),--recordings "$(RECORDINGS)") $(if $(TARGET),--target "$(TARGET)")
+
+test: lint
+	$(BIN)/python -m pytest -q -m "not slow and not gpu"
+
+test-all: lint
+	$(BIN)/python -m pytest -q
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check --extend-exclude "$(VENV)" .
+
+venv: $(INSTALLED)
+
+# torch first and by itself: pip then keeps the build (CPU or CUDA) that it chose for this machine.
+$(INSTALLED): setup.py constraints.txt s3prl_ext.pth
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 10) else "s3prl_ext needs Python 3.10 or later, $(PYTHON) is " + sys.version.split()[0] + ": make PYTHON=python3.11 ...")'
+	@$(PYTHON) -c 'import ensurepip, venv' || { echo 'The module venv is missing: on Debian and Ubuntu it is in the package python3-venv.'; exit 1; }
+	$(PYTHON) -m venv "$(VENV)"
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt torch
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[demo,dev]'
+	@touch $@
+
+clean:
+	rm -rf "$(VENV)" demo build s3prl_ext.egg-info

@@ -1,0 +1,1 @@
+"""Reading and showing what experiments measured; never imports s3prl."""
