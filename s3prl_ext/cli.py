@@ -48,7 +48,7 @@ def _usage() -> str:
         "example:\n"
         "  s3prl-ext prepare mini_superb --out mini\n"
         "  . mini/env.sh\n"
-        "  s3prl-ext run -m train -u fbank -d speech_commands -c ks/mini -p exp/ks\n"
+        "  s3prl-ext run -m train -u fbank_no_cmvn -d speech_commands -c ks/mini -p exp/ks\n"
     )
 
 

@@ -85,6 +85,9 @@ def one_sentence_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         sys.stderr.write("\ns3prl-ext: stopped at once on request.\n")
         raise SystemExit(130) from None
+    except BrokenPipeError:  # the reader of our output, such as `head`, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(141) from None
     except Exception as error:  # noqa: BLE001  a command shows every error as a sentence
         sys.stderr.write(f"\ns3prl-ext: {sentence(error)}\n")
         raise SystemExit(getattr(error, "exit_code", 1)) from None
