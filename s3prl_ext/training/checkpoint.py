@@ -111,6 +111,8 @@ def remove_older(newest: str | os.PathLike, keep: int) -> None:
     others = [path for path in numbered(newest.parent) if path != newest]
     others.sort(key=lambda path: (step_of(path) <= step_of(newest), step_of(path)))
     for path in others[: max(0, len(others) - (keep - 1))]:
+        if step_of(path) > step_of(newest):
+            logger.warning("removing %s: the run went on from an earlier checkpoint and is at %s", path, newest.name)
         path.unlink(missing_ok=True)
 
 

@@ -60,7 +60,6 @@ class TrainingLoop:
         self.writer = writer
         self.last_metrics: dict[str, dict[str, float]] = {}
         self._stop = StopRequest(enabled=False)
-        self._saved_step = -1
         extension = resumed.get(checkpoint.EXTENSION_KEY, {})
         self._evaluation_due = extension.get("evaluation_due", False)
         self.batches = TrainingBatches(self._make_loader, extension.get("position"), epoch=resumed.get("Epoch", 0))
@@ -85,6 +84,7 @@ class TrainingLoop:
         with bar:
             if self._evaluation_due and leader:
                 self._evaluate_and_save()
+                self._evaluation_due = False  # not due any more either where a new total_steps moved the end
             while self.trial.step < self.total_steps:
                 self._stop.check()
                 if not self.trial.train_step(self._one_step_of(batches)):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from argparse import Namespace
 from pathlib import Path
 
@@ -11,7 +9,7 @@ import pytest
 import torch
 
 from s3prl_ext.errors import DataError, StoppedByUser, UsageError
-from tests.experiments import make_args, record_losses, task_config
+from tests.experiments import interrupt_at_loss, make_args, record_losses, task_config
 
 CHILD = {"method": "child", "mask": "fisher", "density": 0.05, "fisher": {"max_batches": 2}}
 
@@ -54,7 +52,7 @@ def test_resumed_run_equals_uninterrupted(build, tmp_path, hubert_ckpt, tuning, 
     build(make_args(tmp_path / "whole", **upstream), config).train()
 
     runner = build(make_args(tmp_path / "parts", **upstream), config)
-    stop_after_losses(runner, batches=stop_at)
+    interrupt_at_loss(runner, stop_at + (2 if tuning is not None else 0))  # the Fisher pass computes two losses
     with pytest.raises(StoppedByUser, match=r"resume with -a"):
         runner.train()
     (saved,) = (tmp_path / "parts").glob("states-*.ckpt")
@@ -62,24 +60,11 @@ def test_resumed_run_equals_uninterrupted(build, tmp_path, hubert_ckpt, tuning, 
     assert_same(model_states(tmp_path / "whole", 7), model_states(tmp_path / "parts", 7))
 
 
-def stop_after_losses(runner, batches: int) -> None:
-    """Send this process SIGINT, as Ctrl-C does, while the task computes its loss for the n-th time."""
-    forward, seen = runner.downstream.model.forward, []
-
-    def interrupting(*inputs, **kwargs):
-        seen.append(1)
-        if len(seen) == batches + (2 if runner.tuning is not None else 0):  # the Fisher pass computes two losses
-            os.kill(os.getpid(), signal.SIGINT)
-        return forward(*inputs, **kwargs)
-
-    runner.downstream.model.forward = interrupting
-
-
 def test_interrupt_during_evaluation_repeats_it_on_resume(build, tmp_path):
     config = task_config(total_steps=4, eval_step=2, save_step=4)
     build(make_args(tmp_path / "whole"), config).train()
     runner = build(make_args(tmp_path / "parts"), config)
-    stop_after_losses(runner, batches=4)  # two training batches, then the second batch of the evaluation
+    interrupt_at_loss(runner, 4)  # two training batches, then the second batch of the evaluation
     with pytest.raises(StoppedByUser):
         runner.train()
     assert not (tmp_path / "parts" / "dev-best.ckpt").exists()

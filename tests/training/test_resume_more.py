@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from pathlib import Path
 
 import pytest
@@ -11,24 +9,11 @@ import torch
 
 from s3prl_ext.errors import DataError, StoppedByUser, UsageError
 from s3prl_ext.training import checkpoint
-from tests.experiments import make_args, task_config
+from tests.experiments import interrupt_at_loss, make_args, task_config
 
 
 def resumed(expdir: Path, ckpt: str, **changes):
     return make_args(expdir, past_exp=str(expdir), init_ckpt=str(expdir / ckpt), **changes)
-
-
-def interrupt_at_loss(runner, number: int) -> None:
-    """Send SIGINT while the task computes its loss for the n-th time."""
-    forward, seen = runner.downstream.model.forward, []
-
-    def interrupting(*inputs, **kwargs):
-        seen.append(1)
-        if len(seen) == number:
-            os.kill(os.getpid(), signal.SIGINT)
-        return forward(*inputs, **kwargs)
-
-    runner.downstream.model.forward = interrupting
 
 
 def test_evaluation_interrupted_twice(build, tmp_path):
