@@ -21,9 +21,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "corpora": {"attention", "configs", "metrics", "errors"},
     "compat": {"configs", "errors"},
     "upstreams": {"merging", "attention", "configs", "metrics", "errors"},
-    "training": {"upstreams", "merging", "child_tuning", "attention", "configs", "metrics", "errors"},
+    "adapters": {"attention", "configs", "metrics", "errors"},
+    "downstreams": {"evaluation", "corpora", "training", "upstreams", "attention", "configs", "metrics", "errors"},
+    "training": {"upstreams", "adapters", "merging", "child_tuning", "attention", "configs", "metrics", "errors"},
 }
-SEES_S3PRL = {"compat", "upstreams", "training", "plugin", "run_downstream", "doctor", "cli", "_autoload"}
+SEES_S3PRL = {"compat", "upstreams", "training", "downstreams", "commands", "plugin", "run_downstream", "doctor", "cli", "_autoload"}
 
 
 def part_of(path: Path) -> str:
