@@ -1,0 +1,162 @@
+"""A delta turns the base into the tuned model and back, bit by bit, from a small file that cannot be mistaken."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from s3prl_ext.child_tuning import delta
+from s3prl_ext.errors import DataError
+
+
+def tuned_model(density: float = 0.1, seed: int = 0) -> tuple[dict, dict, delta.Delta]:
+    """Return base, tuned model and the delta between them; special values are among the entries."""
+    generator = torch.Generator().manual_seed(seed)
+    base = {
+        name: torch.randn(size, generator=generator) for name, size in (("a", (40, 30)), ("b", (7,)), ("c", (999,)))
+    }
+    base["a"].view(-1)[:4] = torch.tensor([0.0, -0.0, float("inf"), 1e-42])
+    tuned = {name: value.clone() for name, value in base.items()}
+    indices = {}
+    for name, value in tuned.items():
+        chosen = torch.rand(value.numel(), generator=generator) < density
+        chosen[:4] = True
+        indices[name] = torch.nonzero(chosen).squeeze(1)
+        value.view(-1)[indices[name]] = torch.randn(len(indices[name]), generator=generator)
+    bits = delta.difference(
+        {n: base[n].take(i) for n, i in indices.items()}, {n: tuned[n].take(i) for n, i in indices.items()}
+    )
+    sizes = {name: value.numel() for name, value in base.items()}
+    added = {"adapter.up": torch.randn(3, 4, generator=generator)}
+    task = {"Downstream": {"linear.weight": torch.randn(5, 2, generator=generator), "best_score": torch.ones(1)}}
+    made = delta.Delta(delta.state_sha256(base), indices, bits, sizes, added, task, {"upstream": "hubert", "step": 3})
+    return base, tuned, made
+
+
+def same_bits(a: dict, b: dict) -> bool:
+    return all(torch.equal(a[name].view(torch.int32), b[name].view(torch.int32)) for name in a)
+
+
+def test_toggle_applies_and_reverts_bitwise():
+    base, tuned, made = tuned_model()
+    state = {name: value.clone() for name, value in base.items()}
+    made.toggle(state)
+    assert same_bits(state, tuned)
+    assert not same_bits(state, base)
+    made.toggle(state)
+    assert same_bits(state, base)
+
+
+def test_a_file_gives_back_everything(tmp_path: Path):
+    base, tuned, made = tuned_model()
+    delta.save(made, tmp_path / "delta.safetensors")
+    read = delta.load(tmp_path / "delta.safetensors")
+    assert read.base_sha256 == made.base_sha256
+    assert read.info == {"upstream": "hubert", "step": 3}
+    assert list(read.indices) == list(made.indices)
+    assert all(torch.equal(read.indices[name], made.indices[name]) for name in made.indices)
+    assert torch.equal(read.added["adapter.up"], made.added["adapter.up"])
+    assert torch.equal(read.task["Downstream"]["linear.weight"], made.task["Downstream"]["linear.weight"])
+    read.check_base(base)
+    read.toggle(base)
+    assert same_bits(base, tuned)
+    assert [path.name for path in tmp_path.iterdir()] == ["delta.safetensors"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.lists(st.integers(0, 5000), unique=True), min_size=1, max_size=4))
+def test_indices_survive_their_gap_code(tmp_path_factory: pytest.TempPathFactory, lists: list[list[int]]):
+    path = tmp_path_factory.mktemp("gaps") / "delta.safetensors"
+    indices = {str(n): torch.tensor(sorted(row), dtype=torch.int64) for n, row in enumerate(lists)}
+    bits = {name: torch.arange(len(row), dtype=torch.int32) - 2 for name, row in indices.items()}
+    delta.save(delta.Delta("x", indices, bits, dict.fromkeys(indices, 5001)), path)
+    read = delta.load(path)
+    assert {n: i.tolist() for n, i in read.indices.items()} == {n: i.tolist() for n, i in indices.items()}
+    assert {n: i.tolist() for n, i in read.bits.items()} == {n: i.tolist() for n, i in bits.items()}
+
+
+def test_size_of_the_file_at_one_percent(tmp_path: Path):
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(1_000_000, generator=generator)
+    indices = torch.randperm(1_000_000, generator=generator)[:10_000].sort().values
+    bits = delta.difference({"w": values[indices]}, {"w": values[indices] + 1.0})
+    delta.save(delta.Delta("x", {"w": indices}, bits, {"w": values.numel()}), tmp_path / "d.safetensors")
+    assert (tmp_path / "d.safetensors").stat().st_size < 10_000 * (4 + 1) + 2000
+
+
+def test_another_base_is_refused():
+    base, _, made = tuned_model()
+    base["b"][0] += 1
+    with pytest.raises(DataError, match="belongs to another upstream"):
+        made.check_base(base)
+
+
+def test_an_upstream_without_the_tensor_is_refused():
+    base, _, made = tuned_model()
+    kept = {name: value.clone() for name, value in base.items()}
+    del base["c"]
+    with pytest.raises(DataError, match="'c'"):
+        made.toggle(base)
+    assert same_bits(base, {name: kept[name] for name in base})
+
+
+@pytest.mark.parametrize("damage", ["truncated", "edited", "other", "version", "missing"])
+def test_a_damaged_file_is_refused_in_one_sentence(tmp_path: Path, damage: str):
+    from safetensors.torch import save_file
+
+    path = tmp_path / "delta.safetensors"
+    _, _, made = tuned_model()
+    delta.save(made, path)
+    content = bytearray(path.read_bytes())
+    if damage == "truncated":
+        path.write_bytes(content[:-10])
+    elif damage == "edited":
+        content[-3] ^= 1
+        path.write_bytes(content)
+    elif damage == "other":
+        save_file({"x": torch.zeros(1)}, path)
+    elif damage == "version":
+        path.write_bytes(content.replace(b'"version":"1"', b'"version":"9"'))
+    else:
+        path.unlink()
+    with pytest.raises(DataError) as caught:
+        delta.load(path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    _, _, made = tuned_model()
+    path = tmp_path / "delta.safetensors"
+    delta.save(made, path)
+    before = path.read_bytes()
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(delta, "save_file", full)
+    with pytest.raises(DataError, match="No space left"):
+        delta.save(replace(made, base_sha256="other"), path)
+    assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+
+
+def test_only_float32_is_held():
+    with pytest.raises(DataError, match="float16"):
+        delta.difference({"w": torch.zeros(2).half()}, {"w": torch.ones(2).half()})
+
+
+def test_the_hash_sees_name_dtype_shape_and_bits():
+    state = {"w": torch.arange(6, dtype=torch.float32)}
+    seen = {
+        delta.state_sha256(state),
+        delta.state_sha256({"v": state["w"]}),
+        delta.state_sha256({"w": state["w"].view(2, 3)}),
+        delta.state_sha256({"w": state["w"].double()}),
+        delta.state_sha256({"w": torch.from_numpy(np.array([-0.0, 1, 2, 3, 4, 5], np.float32))}),
+    }
+    assert len(seen) == 5
