@@ -1,0 +1,204 @@
+"""AD-TUNING's early stop as configuration and arithmetic: candidates, their budget, and which of them go on.
+
+Train n candidates for k = max(1, round(r T)) steps, score each on dev with the task's own metric, continue the c best
+to T (AD-TUNING, section 2.3 and Algorithm 1): n k + c (T - k) steps in all.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from s3prl_ext.configs import as_number, check_keys
+from s3prl_ext.errors import DataError, UsageError, unknown_name
+from s3prl_ext.metrics import METRICS, metric
+from s3prl_ext.training.config import raise_all
+
+# Keys of `tuning` whose own value is a list: one list inside a list makes candidates of them.
+LIST_KEYS = ("eligible", "projections", "train_layers", "layers")
+# Which metric a task is judged by, by the name for -d; the first that the task reports.
+TASK_METRICS: dict[str, tuple[str, ...]] = {
+    "asr": ("wer",),
+    "ctc": ("slot_type_f1", "per", "wer"),
+    "diarization": ("der",),
+    "speech_commands": ("acc",),
+    "fluent_commands": ("acc",),
+    "voxceleb1": ("acc",),
+    "ljspeech": ("wer",),
+    "vctk": ("wer",),
+    "esc50": ("acc",),
+}
+
+
+@dataclass(frozen=True)
+class EarlyStopConfig:
+    """Section ``early_stop`` of a task file.
+
+    Attributes:
+        ratio: r, share of the run's steps after which candidates are compared, in (0, 1].
+        keep: c, how many candidates go on.
+        metric: what they are compared by; None = the task's own, :data:`TASK_METRICS`.
+        split: where it is measured; None = the first of ``runner.eval_dataloaders``.
+        evaluations: a candidate's score is the mean of this many evaluations, evenly spaced up to the comparison.
+        patience: compare again every k steps until the same candidates have led this many times in a row.
+    """
+
+    ratio: float = 0.1
+    keep: int = 1
+    metric: str | None = None
+    split: str | None = None
+    evaluations: int = 1
+    patience: int = 1
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], candidates: int) -> EarlyStopConfig | None:
+        """Check section ``early_stop``; None where there is nothing to race.
+
+        Args:
+            config: the whole task file.
+            candidates: number of candidates that its section ``tuning`` makes.
+
+        Raises:
+            UsageError: with all problems; also where there are candidates but no section, and the reverse.
+        """
+        if "early_stop" not in config:
+            if candidates > 1:
+                raise UsageError(
+                    f"tuning makes {candidates} candidates, but there is no section early_stop to race them by: add "
+                    "early_stop: {ratio: 0.1, keep: 1}, or give one value instead of a list."
+                )
+            return None
+        section = config["early_stop"] or {}
+        if not isinstance(section, Mapping):
+            raise UsageError(f"early_stop must be a mapping such as {{ratio: 0.1, keep: 1}}, but is {section!r}.")
+        if candidates == 1:
+            return None  # one candidate is plain child-tuning
+        problems = check_keys(section, ("ratio", "keep", "metric", "split", "evaluations", "patience"), "early_stop")
+        values: dict[str, Any] = {}
+        for key in ("ratio", "keep", "evaluations", "patience"):
+            if section.get(key) is not None:
+                try:
+                    values[key] = as_number(section[key], f"early_stop.{key}")
+                except UsageError as error:
+                    problems.append(str(error))
+        if not 0 < values.get("ratio", 0.1) <= 1:
+            problems.append(f"early_stop.ratio must lie in (0, 1], but is {values['ratio']:g}.")
+        for key in ("keep", "evaluations", "patience"):
+            value = values.get(key, 1)
+            if value < 1 or value != int(value):
+                problems.append(f"early_stop.{key} must be a whole number of at least 1, but is {value:g}.")
+            values[key] = int(value)
+        if values["keep"] > candidates:
+            problems.append(f"early_stop.keep is {values['keep']}, but there are only {candidates} candidates.")
+        if section.get("metric") is not None and section["metric"] not in METRICS:
+            problems.append(str(unknown_name("metric", section["metric"], METRICS, where="early_stop")))
+        raise_all(problems)
+        return cls(metric=section.get("metric"), split=section.get("split"), **values)
+
+    def steps_before_cut(self, total_steps: int) -> int:
+        """Return k = max(1, round(r T)), at most T."""
+        return min(total_steps, max(1, round(self.ratio * total_steps)))
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One of the runs that are raced.
+
+    Attributes:
+        name: what sets it apart, such as ``density=0.01``; also the name of its folder.
+        tuning: its section ``tuning``, without lists.
+    """
+
+    name: str
+    tuning: dict[str, Any]
+
+    @property
+    def density(self) -> float:
+        """Its density; 1 where the method has none."""
+        return float(self.tuning.get("density", 1.0))
+
+
+def candidates(section: Mapping[str, Any]) -> list[Candidate]:
+    """Return one candidate for each combination of the lists in a section ``tuning``, in the order given.
+
+    Raises:
+        UsageError: a list is empty or names a value twice.
+    """
+    lists: dict[str, list[Any]] = {}
+    for key, value in section.items():
+        native = key in LIST_KEYS and not (isinstance(value, list) and any(isinstance(v, list) for v in value))
+        if isinstance(value, (list, tuple)) and not native:
+            if not value:
+                raise UsageError(f"tuning.{key} is an empty list: give one value, or several to race.")
+            named = [_shown(item) for item in value]
+            if len(set(named)) < len(named):
+                raise UsageError(f"tuning.{key} names a candidate twice: {', '.join(named)}.")
+            lists[key] = list(value)
+    if not lists:
+        return [Candidate("", dict(section))]
+    made = []
+    for values in itertools.product(*lists.values()):
+        chosen = dict(zip(lists, values))
+        name = ",".join(f"{key}={_shown(value)}" for key, value in chosen.items())
+        made.append(Candidate(name, {**section, **chosen}))
+    return made
+
+
+def _shown(value: Any) -> str:
+    """Return a value as it stands in a candidate's name: 1.0e-3 and 0.001 are the same."""
+    if isinstance(value, (list, tuple)):
+        return "+".join(map(_shown, value))
+    try:
+        return f"{float(value):g}"
+    except (TypeError, ValueError):
+        return "".join(c if c.isalnum() or c in "._-" else "_" for c in str(value))
+
+
+def budget(config: EarlyStopConfig, count: int, total_steps: int) -> int:
+    """Return the optimizer steps of all candidates together: n k + c (T - k), for `patience` 1."""
+    k = config.steps_before_cut(total_steps)
+    return count * k + min(config.keep, count) * (total_steps - k)
+
+
+def judged_by(wanted: str | None, task: str, reported: Sequence[str]) -> str:
+    """Return the metric to compare candidates by.
+
+    Args:
+        wanted: ``early_stop.metric``, or None for the task's own.
+        task: name for ``-d``.
+        reported: metrics that the task has reported for the split.
+
+    Raises:
+        UsageError: the task does not report it; the message names those it does.
+    """
+    options = (wanted,) if wanted else TASK_METRICS.get(task, tuple(m for m in METRICS if m != "loss"))
+    for name in options:
+        if name in reported:
+            return name
+    known = ", ".join(name for name in reported if name in METRICS) or "none that is known"
+    raise UsageError(
+        f"the task {task} does not report {' or '.join(options)} on this split; set early_stop.metric to one of: {known}."
+    )
+
+
+def select(scores: Sequence[float], entrants: Sequence[Candidate], metric_name: str, keep: int) -> list[int]:
+    """Return the numbers of the `keep` best candidates, best first.
+
+    NaN never wins; of equal scores the smaller density wins, then the earlier candidate.
+
+    Raises:
+        DataError: every score is NaN.
+    """
+    if all(math.isnan(score) for score in scores):
+        raise DataError(f"every candidate's {metric_name} is NaN at the comparison; lower the learning rate.")
+    sign = -1.0 if metric(metric_name).higher_is_better else 1.0
+
+    def rank(number: int) -> tuple[bool, float, float, int]:
+        score = scores[number]
+        return math.isnan(score), sign * score if not math.isnan(score) else 0.0, entrants[number].density, number
+
+    ranked = sorted(range(len(scores)), key=rank)
+    return [number for number in ranked[:keep] if not math.isnan(scores[number])]

@@ -1,0 +1,128 @@
+"""The arithmetic of the race, and the released code's keys."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+
+import pytest
+
+from s3prl_ext.configs import load_yaml, shipped_dir
+from s3prl_ext.errors import DataError, UsageError
+from s3prl_ext.training.early_stop import Candidate, EarlyStopConfig, budget, candidates, judged_by, select
+from s3prl_ext.training.released_keys import translate
+
+
+def entrants(*densities: float) -> list[Candidate]:
+    return [Candidate(f"density={d:g}", {"method": "child", "density": d}) for d in densities]
+
+
+def test_lists_make_candidates_in_their_order():
+    section = {"method": "child", "density": [0.1, 0.01], "lr": ["1e-3", 0.0001], "eligible": ["*a*", "*b*"]}
+    made = candidates(section)
+    assert [c.name for c in made] == [
+        "density=0.1,lr=0.001", "density=0.1,lr=0.0001", "density=0.01,lr=0.001", "density=0.01,lr=0.0001",
+    ]  # fmt: skip
+    assert made[0].tuning == {"method": "child", "density": 0.1, "lr": "1e-3", "eligible": ["*a*", "*b*"]}
+    assert len(candidates({"method": ["lora", "houlsby"]})) == 2
+    assert [c.name for c in candidates({"method": "lora", "projections": [["q_proj"], ["q_proj", "v_proj"]]})] == [
+        "projections=q_proj", "projections=q_proj+v_proj",
+    ]  # fmt: skip
+    assert len(candidates({"method": "lora", "projections": ["q_proj", "v_proj"]})) == 1
+
+
+@pytest.mark.parametrize("section", [{"density": []}, {"density": [0.1, "1.0e-1"]}])
+def test_odd_lists_are_refused(section):
+    with pytest.raises(UsageError, match="tuning.density"):
+        candidates(section)
+
+
+def test_steps_of_the_released_settings():
+    # AD-TUNING's settings: T and r of each task and the step at which its candidates are compared
+    for total, ratio, k in (
+        (200000, 0.2, 40000), (100000, 0.1, 10000), (30000, 0.1, 3000), (200000, 0.1, 20000), (50000, 0.1, 5000),
+    ):  # fmt: skip
+        assert EarlyStopConfig(ratio=ratio).steps_before_cut(total) == k
+    assert EarlyStopConfig(ratio=0.001).steps_before_cut(10) == 1
+    assert EarlyStopConfig(ratio=0.15).steps_before_cut(7) == 1  # 1.05: no equality of floats decides
+    assert budget(EarlyStopConfig(ratio=0.1), 3, 1000) == 3 * 100 + 900
+    assert budget(EarlyStopConfig(ratio=0.2, keep=2), 5, 100) == 5 * 20 + 2 * 80
+
+
+def test_selection_against_all_orders():
+    rng = random.Random(0)
+    for _ in range(200):
+        count = rng.randint(1, 5)
+        scores = [rng.choice([0.1, 0.2, 0.3, math.nan]) for _ in range(count)]
+        densities = [rng.choice([0.001, 0.01, 0.1]) for _ in range(count)]
+        keep = rng.randint(1, count)
+        if all(map(math.isnan, scores)):
+            with pytest.raises(DataError, match="NaN"):
+                select(scores, entrants(*densities), "wer", keep)
+            continue
+        for name, sign in (("wer", 1), ("acc", -1)):
+            finite = [i for i in range(count) if not math.isnan(scores[i])]
+            best = min(
+                itertools.permutations(finite),
+                key=lambda order: [(sign * scores[i], densities[i], i) for i in order],
+            )
+            assert select(scores, entrants(*densities), name, keep) == list(best)[:keep]
+
+
+def test_the_metric_of_a_task():
+    assert judged_by(None, "ctc", ["loss", "per", "wer"]) == "per"
+    assert judged_by(None, "ctc", ["slot_type_f1", "wer"]) == "slot_type_f1"
+    assert judged_by("loss", "asr", ["loss", "wer"]) == "loss"
+    with pytest.raises(UsageError, match="does not report der.*acc"):
+        judged_by("der", "speech_commands", ["acc", "loss"])
+
+
+@pytest.mark.parametrize(
+    ("section", "said"),
+    [
+        ({"ratio": 0}, "early_stop.ratio"),
+        ({"ratio": 1.5}, "early_stop.ratio"),
+        ({"keep": 4}, "only 3 candidates"),
+        ({"keep": 0.5}, "early_stop.keep"),
+        ({"metric": "accc"}, "did you mean 'acc'"),
+        ({"ration": 0.1}, "did you mean 'ratio'"),
+        ([1], "must be a mapping"),
+    ],
+)
+def test_bad_sections_are_refused(section, said):
+    with pytest.raises(UsageError, match=said):
+        EarlyStopConfig.from_config({"early_stop": section}, 3)
+
+
+def test_candidates_need_a_race():
+    with pytest.raises(UsageError, match="early_stop"):
+        EarlyStopConfig.from_config({}, 3)
+    assert EarlyStopConfig.from_config({}, 1) is None
+    assert EarlyStopConfig.from_config({"early_stop": {}}, 1) is None
+
+
+def released(**runner):
+    config = load_yaml(shipped_dir("downstream_configs") / "pr" / "mini.yaml")
+    config["runner"] |= {"strive_ratio": 0.1, "observation": ["dev", "per"]} | runner
+    config["optimizer"] = {"name": "ChildnetAdamW", "lr": 3e-4, "reserve_p": [0.1, 0.01, 0.001]}
+    return config
+
+
+def test_released_keys_become_sections():
+    config = translate(released())
+    assert config["tuning"]["density"] == [0.1, 0.01, 0.001] and config["tuning"]["method"] == "child"
+    assert config["early_stop"] == {"ratio": 0.1, "split": "dev", "metric": "per"}
+    assert config["optimizer"] == {"name": "ChildnetAdamW", "lr": 3e-4}
+    assert not {"strive_ratio", "observation"} & set(config["runner"])
+    plain = load_yaml(shipped_dir("downstream_configs") / "pr" / "mini.yaml")
+    assert translate(plain) == plain
+
+
+def test_released_and_own_keys_exclude_each_other():
+    with pytest.raises(UsageError, match="keep one"):
+        translate(released() | {"early_stop": {"ratio": 0.1}})
+    with pytest.raises(UsageError, match="keep one"):
+        translate(released() | {"tuning": {"method": "child", "density": 0.1}})
+    with pytest.raises(UsageError, match="training loss"):
+        translate(released(observation=["train", "loss"]))
