@@ -1,0 +1,186 @@
+"""The race of AD-TUNING: train every candidate a while, compare, and let the best go on.
+
+Candidates run one after another on the same model. Each is an ordinary resumable run in a folder of its own below
+``race/``; what a candidate needs while another one runs is its checkpoint there, so only one model, one optimizer and
+one head are in memory. ``race/race.json`` holds every score, so that an interrupted race goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from s3prl_ext.errors import DataError
+from s3prl_ext.metrics import METRICS
+from s3prl_ext.training.early_stop import Candidate, EarlyStopConfig, budget, judged_by, select
+
+logger = logging.getLogger(__name__)
+
+FOLDER = "race"
+
+# trains a candidate in its folder from where it stands up to a step; returns the metrics of the split there
+Advance = Callable[[Candidate, Path, int], dict[str, float]]
+
+
+class Race:
+    """Compare candidates and choose those that go on (AD-TUNING, Algorithm 1).
+
+    Args:
+        config: section ``early_stop``.
+        entrants: at least two.
+        total_steps: T, optimizer steps of a whole run.
+        expdir: folder of the experiment.
+        task: name for ``-d``, which says what candidates are judged by.
+        advance: trains one candidate up to a step and scores it.
+    """
+
+    def __init__(
+        self,
+        config: EarlyStopConfig,
+        entrants: Sequence[Candidate],
+        total_steps: int,
+        expdir: str | Path,
+        task: str,
+        advance: Advance,
+    ) -> None:
+        self.config = config
+        self.entrants = list(entrants)
+        self.total_steps = total_steps
+        self.task = task
+        self._advance = advance
+        self.folder = Path(expdir) / FOLDER
+        self.metrics: dict[str, dict[int, dict[str, float]]] = {c.name: {} for c in self.entrants}
+        self._read()
+
+    def choose(self) -> Candidate:
+        """Run the race; return the winner, whose checkpoint is in :meth:`folder_of`.
+
+        With ``keep: 1`` the winner stands at the comparison; otherwise all that were kept have run to T.
+        """
+        k = self.config.steps_before_cut(self.total_steps)
+        logger.info(
+            "race of %d candidates (%s): %d steps each, then the best %d to step %d; %d optimizer steps in all",
+            len(self.entrants), "; ".join(c.name for c in self.entrants), k, self.config.keep, self.total_steps,
+            budget(self.config, len(self.entrants), self.total_steps),
+        )  # fmt: skip
+        leaders, cut = self._leaders(k)
+        logger.info("step %d: %s; going on with %s", cut, self._standing(cut), "; ".join(self._names(leaders)))
+        if self.config.keep > 1:
+            for number in leaders:
+                self._run(number, self.total_steps, phase="kept")
+            leaders = self._best(self.total_steps, leaders, 1, [self.total_steps])
+            cut = self.total_steps
+        winner = self.entrants[leaders[0]]
+        self._write(chosen=winner.name, cut=cut)
+        return winner
+
+    def folder_of(self, candidate: Candidate) -> Path:
+        """Return the folder with a candidate's checkpoints and TensorBoard files."""
+        return self.folder / candidate.name
+
+    def _leaders(self, k: int) -> tuple[list[int], int]:
+        """Advance all candidates until the same ones have led often enough; return them and the step."""
+        led, previous, cut, everyone = 0, None, 0, list(range(len(self.entrants)))
+        while True:
+            start, cut = cut, min(self.total_steps, cut + k)
+            points = sorted({start + max(1, (cut - start) * (j + 1) // self.config.evaluations)
+                             for j in range(self.config.evaluations)})  # fmt: skip
+            for number in everyone:
+                for step in points:
+                    self._run(number, step, phase="race")
+            leaders = self._best(cut, everyone, self.config.keep, points)
+            led = led + 1 if leaders == previous else 1
+            previous = leaders
+            if led >= self.config.patience or cut >= self.total_steps:
+                return leaders, cut
+
+    def _run(self, number: int, step: int, phase: str) -> None:
+        candidate = self.entrants[number]
+        if step in self.metrics[candidate.name]:
+            return
+        folder = self.folder_of(candidate)
+        folder.mkdir(parents=True, exist_ok=True)
+        logger.info(
+            "%s: candidate %d of %d, %s, to step %d", phase, number + 1, len(self.entrants), candidate.name, step
+        )
+        self.metrics[candidate.name][step] = self._advance(candidate, folder, step)
+        self._write()
+
+    def _metric(self) -> str:
+        reported = list(next(iter(next(iter(self.metrics.values())).values())))
+        return judged_by(self.config.metric, self.task, reported)
+
+    def _score(self, number: int, points: Sequence[int]) -> float:
+        row = self.metrics[self.entrants[number].name]
+        return fmean(row[step][self._metric()] for step in points)
+
+    def _best(self, cut: int, numbers: Sequence[int], keep: int, points: Sequence[int]) -> list[int]:
+        scores = [self._score(number, points) for number in numbers]
+        chosen = select(scores, [self.entrants[n] for n in numbers], self._metric(), keep)
+        return [numbers[i] for i in chosen]
+
+    def _names(self, numbers: Sequence[int]) -> list[str]:
+        return [self.entrants[number].name for number in numbers]
+
+    def _standing(self, step: int) -> str:
+        name = self._metric()
+        unit = {"%": " %"}.get(METRICS[name].unit, "")
+        return ", ".join(f"{c.name} {name} {self.metrics[c.name][step][name]:.4g}{unit}" for c in self.entrants)
+
+    # -- race.json -------------------------------------------------------------------------------------------------
+
+    def _settings(self) -> dict[str, Any]:
+        return {
+            "entrants": [c.name for c in self.entrants],
+            "total_steps": self.total_steps,
+            "steps_before_cut": self.config.steps_before_cut(self.total_steps),
+            "keep": self.config.keep,
+            "evaluations": self.config.evaluations,
+            "patience": self.config.patience,
+        }
+
+    def record(self, chosen: str | None = None, cut: int | None = None) -> dict[str, Any]:
+        """Return settings, scores and outcome as plain values."""
+        scores = {name: {str(step): row for step, row in rows.items()} for name, rows in self.metrics.items()}
+        known = any(rows for rows in self.metrics.values())
+        spent = sum(max(rows, default=0) for rows in self.metrics.values())
+        return self._settings() | {
+            "metric": self._metric() if known else None,
+            "scores": scores,
+            "chosen": chosen,
+            "cut": cut,
+            "steps_of_all_candidates": spent + (self.total_steps - cut if chosen and cut is not None else 0),
+        }
+
+    def _write(self, chosen: str | None = None, cut: int | None = None) -> None:
+        handle, temporary = tempfile.mkstemp(prefix=".race.json.", dir=self.folder)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                json.dump(self.record(chosen, cut), file, indent=2)
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, self.folder / "race.json")
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+
+    def _read(self) -> None:
+        path = self.folder / "race.json"
+        if not path.is_file():
+            return
+        try:
+            stored = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise DataError(f"{path} cannot be read ({error}); start the experiment anew in another folder.") from error
+        for key, value in self._settings().items():
+            if stored.get(key) != value:
+                raise DataError(
+                    f"{path} belongs to a race with {key}: {stored.get(key)}, but now it is {value}; go on with the "
+                    "same settings, or start a new experiment."
+                )
+        for name, rows in stored["scores"].items():
+            self.metrics[name] = {int(step): row for step, row in rows.items()}
