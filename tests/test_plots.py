@@ -6,7 +6,8 @@ import pytest
 from matplotlib import image
 from tensorboardX import SummaryWriter
 
-from s3prl_ext.errors import DataError
+from s3prl_ext.errors import DataError, UsageError
+from s3prl_ext.evaluation.layer_panels import LayerPanel, plot_layer_panels
 from s3prl_ext.evaluation.plots import Curve, plot_curves, read_scalar
 
 TAG = "speech_commands/dev-acc"
@@ -52,3 +53,22 @@ def test_picture_shows_each_curve(tmp_path):
         assert (abs(pixels[..., :3] - colour) < 0.02).all(axis=-1).sum() > 50
         assert (abs(without[..., :3] - colour) < 0.02).all(axis=-1).sum() == 0
     assert sorted(p.name for p in tmp_path.iterdir()) == ["curves.png", "plain.png"]
+
+
+def test_panels_mark_the_chosen_layers_alone(tmp_path):
+    blue = [0, 0x72 / 255, 0xB2 / 255]
+    inked = []
+    for name, chosen in (("none", []), ("two", [1, 4])):
+        panel = LayerPanel("swd (small = similar)", [0, 1, 3, 4], [3.0, 1.0, 2.0, 0.5], chosen)
+        plot_layer_panels([panel, panel], tmp_path / f"{name}.png", "title")
+        pixels = image.imread(tmp_path / f"{name}.png")
+        inked.append((abs(pixels[..., :3] - blue) < 0.02).all(axis=-1).sum())
+    assert inked[1] > inked[0] + 200  # filled squares beside open circles
+
+
+def test_more_curves_than_styles_are_refused(tmp_path):
+    curves = [Curve(str(n), [0, 1], [0.0, 1.0]) for n in range(9)]
+    with pytest.raises(UsageError, match="at most 8"):
+        plot_curves(curves, tmp_path / "many.png", "t", "y")
+    plot_curves(curves[:8], tmp_path / "eight.png", "t", "y", cut=("comparison", 0.5))
+    assert [path.name for path in tmp_path.iterdir()] == ["eight.png"]

@@ -8,8 +8,9 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from s3prl_ext.errors import DataError
+from s3prl_ext.errors import DataError, UsageError
 
 # One row per curve, in this order: colour (Okabe and Ito), line, marker.
 STYLES = (
@@ -17,6 +18,10 @@ STYLES = (
     ("#D55E00", "--", "s"),
     ("#009E73", "-.", "^"),
     ("#CC79A7", (0, (5, 1, 1, 1, 1, 1)), "D"),
+    ("#56B4E9", (0, (1, 1)), "v"),
+    ("#E69F00", (0, (8, 2)), "P"),
+    ("#000000", (0, (3, 1, 1, 1)), "X"),
+    ("#999999", (0, (5, 5)), "*"),
 )
 
 
@@ -84,18 +89,25 @@ def plot_curves(
     x_label: str = "optimizer step",
     baseline: tuple[str, float] | None = None,
     y_range: tuple[float, float] | None = None,
+    cut: tuple[str, float] | None = None,
 ) -> None:
     """Draw curves over training steps into a PNG file, which appears only when it is complete.
 
     Args:
-        curves: at most four, one line style and marker each.
+        curves: at most eight, one line style and marker each.
         path: the PNG file.
         title: what is shown, on which data, how many items.
         y_label: quantity and unit.
         x_label: quantity and unit.
         baseline: name and value of a horizontal line, such as chance level.
         y_range: lowest and highest value of the vertical axis; None fits it to the data.
+        cut: name and step of a vertical line, such as the comparison of a race.
+
+    Raises:
+        UsageError: more curves than can be told apart.
     """
+    if len(curves) > len(STYLES):
+        raise UsageError(f"{len(curves)} curves cannot be told apart in one picture: draw at most {len(STYLES)}.")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -107,15 +119,18 @@ def plot_curves(
     if baseline is not None:
         name, value = baseline
         axes.axhline(value, color="black", linestyle=":", linewidth=1, label=name)
+    if cut is not None:
+        axes.axvline(cut[1], color="black", linestyle="--", linewidth=1, label=cut[0])
     axes.set(title=title, xlabel=x_label, ylabel=y_label, ylim=y_range)
     axes.set_xlim(left=0)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    _save(figure, Path(path))
+    save_figure(figure, Path(path))
 
 
-def _save(figure, path: Path) -> None:
+def save_figure(figure: Any, path: Path) -> None:
+    """Write a figure of matplotlib as PNG, which appears only when it is complete."""
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     os.close(handle)
     try:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from s3prl_ext.errors import DataError, UsageError, unknown_name
-from s3prl_ext.merging.similarity import METRICS
+from s3prl_ext.merging.similarity import METRICS, PROJECTIONS, draw_projections, swd
 
 
 @dataclass(frozen=True)
@@ -19,14 +20,20 @@ class LayerTable:
     Attributes:
         metric: a name of :data:`s3prl_ext.merging.similarity.METRICS`, which says whether large values are similar.
         values: one per layer.
+        layers: which layers of the target these are; None for all of them.
     """
 
     metric: str
     values: tuple[float, ...]
+    layers: tuple[int, ...] | None = None
 
 
 def layer_table(
-    x_layers: Sequence[Tensor], y_layers: Sequence[Tensor], metric: str, normalise: bool = False
+    x_layers: Sequence[Tensor],
+    y_layers: Sequence[Tensor],
+    metric: str,
+    normalise: bool = False,
+    projections: int = PROJECTIONS,
 ) -> LayerTable:
     """Compare equal layers of two encoders.
 
@@ -35,6 +42,7 @@ def layer_table(
             depth the source's layers in the order of the layer map.
         metric: a name of :data:`s3prl_ext.merging.similarity.METRICS`.
         normalise: scale every vector to length 1 first; zero vectors stay.
+        projections: directions of the sliced Wasserstein distance, shared by all layers.
 
     Raises:
         UsageError: unknown metric, or the numbers of layers, samples or coordinates do not fit.
@@ -45,8 +53,11 @@ def layer_table(
     _check(x_layers, y_layers, METRICS[metric].paired)
     if normalise:
         x_layers, y_layers = ([_unit_rows(vectors) for vectors in layers] for layers in (x_layers, y_layers))
-    pairs = zip(x_layers, y_layers, strict=True)
-    return LayerTable(metric, tuple(METRICS[metric].function(x, y) for x, y in pairs))
+    function = METRICS[metric].function
+    if function is swd:
+        first = x_layers[0]
+        function = partial(swd, projections=draw_projections(first.shape[1], projections, 0, first.dtype, first.device))
+    return LayerTable(metric, tuple(function(x, y) for x, y in zip(x_layers, y_layers, strict=True)))
 
 
 def top_k(table: LayerTable, k: int) -> tuple[int, ...]:
@@ -55,12 +66,26 @@ def top_k(table: LayerTable, k: int) -> tuple[int, ...]:
     Raises:
         UsageError: k is not between 1 and the number of layers.
     """
-    depth = len(table.values)
+    check_top_k(k, len(table.values))
+    return tuple(sorted(ranking(table)[:k]))
+
+
+def check_top_k(k: int, depth: int) -> None:
+    """Check that k layers can be chosen from `depth`.
+
+    Raises:
+        UsageError: k is not between 1 and the number of layers.
+    """
     if not 1 <= k <= depth:
         raise UsageError(f"top_k must lie between 1 and the number of layers, {depth}, but is {k}.")
+
+
+def ranking(table: LayerTable) -> tuple[int, ...]:
+    """Return all layers of a table, the most similar one first; equal ones by index."""
     sign = -1.0 if METRICS[table.metric].largest else 1.0
-    ranked = sorted(range(depth), key=lambda layer: (sign * table.values[layer], layer))
-    return tuple(sorted(ranked[:k]))
+    layers = table.layers or tuple(range(len(table.values)))
+    ranked = sorted(zip(layers, table.values, strict=True), key=lambda row: (sign * row[1], row[0]))
+    return tuple(layer for layer, _ in ranked)
 
 
 def _unit_rows(vectors: Tensor) -> Tensor:

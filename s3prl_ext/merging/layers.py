@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 
 from s3prl_ext.attention.layouts import Slot
 from s3prl_ext.errors import UsageError
+from s3prl_ext.merging.selection_config import KEYS as SELECTION_KEYS
+from s3prl_ext.merging.selection_config import LayerSelection, parse_selection
 
 _RANGE = re.compile(r"(\d+)(?:\s*-\s*(\d+))?")
 _Value = TypeVar("_Value")
@@ -45,6 +47,21 @@ def parse_layers(value: Any, depth: int | None, where: str = "layers") -> tuple[
     return tuple(sorted(layers))
 
 
+def parse_layer_choice(value: Any, where: str = "layers") -> Any:
+    """Check the form of a set of layers, or of a selection by similarity, and return it.
+
+    Args:
+        value: as for :func:`parse_layers`, which is returned as it is; or a mapping such as ``{by: swd, top_k: 6, ...}``.
+
+    Raises:
+        UsageError: malformed.
+    """
+    if isinstance(value, Mapping) and value.keys() & set(SELECTION_KEYS):
+        return parse_selection(value, where)
+    parse_layers(value, None, where)
+    return value
+
+
 def parse_layer_map(value: Any, where: str = "layer_map") -> LayerMap:
     """Check the form of a layer map: ``linear``, a mapping such as ``{0: 0, 1: 2}``, or None.
 
@@ -68,6 +85,8 @@ def chosen_layers(layers: Any, layer_map: LayerMap, depth: int, where: str = "la
     Raises:
         UsageError: a layer is out of range, or named but not in the map.
     """
+    if isinstance(layers, LayerSelection):
+        raise UsageError(f"{where}: the layers by {layers.by} are only known when both models are opened.")
     chosen = parse_layers(layers, depth, where)
     if not isinstance(layer_map, dict):
         return chosen

