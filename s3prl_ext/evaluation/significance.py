@@ -1,0 +1,109 @@
+"""Is a difference more than chance? Bootstrap intervals over utterances and McNemar's exact test.
+
+Sources: Bisani and Ney, "Bootstrap estimates for confidence intervals in ASR performance evaluation" (ICASSP 2004);
+McNemar, "Note on the sampling error of the difference between correlated proportions" (1947), in its exact form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from scipy.stats import binomtest
+
+from s3prl_ext.errors import DataError, UsageError
+
+DRAWS = 1000
+LEVEL = 0.95
+
+Interval = tuple[float, float]
+
+
+def bootstrap_ratio(
+    errors: Sequence[float], totals: Sequence[float], draws: int = DRAWS, seed: int = 0, level: float = LEVEL
+) -> Interval:
+    """Return the percentile bootstrap interval of ``sum(errors) / sum(totals)``, such as a corpus word error rate.
+
+    Whole utterances are drawn with replacement, so errors and length of an utterance stay together.
+
+    Args:
+        errors: errors of each utterance, [utterances].
+        totals: reference words (or characters, clips) of each utterance, same order.
+        draws: bootstrap samples.
+        seed: of a generator of its own.
+        level: share of the samples that lies between the two ends.
+
+    Raises:
+        DataError: no utterance, lengths that differ, or nothing to divide by.
+        UsageError: draws or level out of range.
+    """
+    e, t = _columns(errors, totals)
+    return _percentiles(lambda rows: _ratio(e[rows], t[rows]), len(e), draws, seed, level)
+
+
+def bootstrap_mean(values: Sequence[float], draws: int = DRAWS, seed: int = 0, level: float = LEVEL) -> Interval:
+    """Return the percentile bootstrap interval of a mean, such as an accuracy; arguments as in :func:`bootstrap_ratio`."""
+    return bootstrap_ratio(values, [1.0] * len(values), draws, seed, level)
+
+
+def bootstrap_difference(
+    first_errors: Sequence[float],
+    second_errors: Sequence[float],
+    totals: Sequence[float],
+    draws: int = DRAWS,
+    seed: int = 0,
+    level: float = LEVEL,
+) -> Interval:
+    """Return the paired bootstrap interval of the second system's error rate minus the first's.
+
+    Both systems are scored on the same drawn utterances. An interval below 0 says that the second makes fewer errors.
+
+    Args:
+        first_errors, second_errors: errors of the two systems on the same utterances, in the same order.
+        totals: reference words (or clips) of each utterance; further arguments as in :func:`bootstrap_ratio`.
+
+    Raises:
+        DataError, UsageError: as :func:`bootstrap_ratio`.
+    """
+    first, t = _columns(first_errors, totals)
+    second, _ = _columns(second_errors, totals)
+    return _percentiles(lambda rows: _ratio((second - first)[rows], t[rows]), len(t), draws, seed, level)
+
+
+def mcnemar_exact(only_first_right: int, only_second_right: int) -> float:
+    """Return the two-sided p of McNemar's exact test: are the clips on which two systems differ split by chance?
+
+    Args:
+        only_first_right: clips that the first system has right and the second wrong.
+        only_second_right: the reverse.
+    """
+    if min(only_first_right, only_second_right) < 0:
+        raise DataError(f"McNemar's test needs counts of at least 0, not {only_first_right} and {only_second_right}.")
+    differing = only_first_right + only_second_right
+    return float(binomtest(only_first_right, differing, 0.5).pvalue) if differing else 1.0
+
+
+def _columns(errors: Sequence[float], totals: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    e, t = np.asarray(errors, dtype=float), np.asarray(totals, dtype=float)
+    if e.ndim != 1 or e.shape != t.shape:
+        raise DataError(f"a bootstrap needs one number of errors per utterance, but got {e.shape} for {t.shape}.")
+    if not len(e) or t.min() < 0 or not t.sum() > 0:
+        raise DataError("a bootstrap needs at least one utterance with something to count; check the split.")
+    return e, t
+
+
+def _ratio(errors: np.ndarray, totals: np.ndarray) -> float:
+    """Return the ratio of the sums; nan for a sample of empty utterances only, which counts for nothing."""
+    total = totals.sum()
+    return float(errors.sum() / total) if total > 0 else float("nan")
+
+
+def _percentiles(
+    statistic: Callable[[np.ndarray], float], utterances: int, draws: int, seed: int, level: float
+) -> Interval:
+    if draws < 1 or not 0 < level < 1:
+        raise UsageError(f"a bootstrap needs draws of at least 1 and a level in (0, 1), not {draws} and {level}.")
+    rng = np.random.default_rng(seed)
+    values = [statistic(rng.integers(utterances, size=utterances)) for _ in range(draws)]
+    low, high = np.nanpercentile(values, [50 * (1 - level), 50 * (1 + level)])
+    return float(low), float(high)
