@@ -1,0 +1,1 @@
+"""ESC-50: environmental sound classification with the head protocols of attention merging (``-d esc50``)."""

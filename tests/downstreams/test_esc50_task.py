@@ -1,0 +1,258 @@
+"""``-d esc50`` through the Runner, with a tiny BEATs and ViT: the head protocols, splits, predictions, refusals."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import s3prl_ext
+from s3prl_ext.configs import load_yaml, shipped_dir
+from s3prl_ext.corpora.audio import read_audio
+from s3prl_ext.corpora.esc50 import CLASSES as ALL_CLASSES
+from s3prl_ext.corpora.esc50 import read_clips
+from s3prl_ext.corpora.mini_superb.esc50 import write_corpus
+from s3prl_ext.corpora.mini_superb.source import Source
+from s3prl_ext.downstreams.esc50.config import default_class_map
+from s3prl_ext.downstreams.esc50.heads import fit_linear, read_class_map
+from s3prl_ext.errors import DataError, UsageError
+from s3prl_ext.evaluation.predictions import compare, read_predictions
+from tests import factories
+from tests.experiments import make_args
+
+CLASSES, CLIPS = 3, 2
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> dict[str, str]:
+    """A tiny BEATs and a ViT of its size, a merge of the two, and the corpus."""
+    folder = tmp_path_factory.mktemp("models")
+    beats = factories.beats_ckpt(folder / "beats.pt")
+    vit = factories.vit_folder(folder / "vit")
+    merge = folder / "merge.yaml"
+    merge.write_text(f"target: {{upstream: beats_local, ckpt: {beats}}}\nsource: {{model: {vit}}}\nlambda: 0.3\n")
+    corpus = folder / "ESC-50-master"
+    write_corpus(corpus, Source(corpus), CLASSES, CLIPS)
+    return {"beats": str(beats), "merge": str(merge), "corpus": str(corpus)}
+
+
+@pytest.fixture
+def run(models, monkeypatch):
+    """Build a Runner and train or evaluate; return it."""
+    monkeypatch.setenv("ESC50", models["corpus"])
+    s3prl_ext.install()
+    from s3prl_ext.training.runner import Runner
+
+    def start(expdir: Path, preset: str = "mam", merged: bool | float = False, **changes: Any) -> Any:
+        config = load_yaml(shipped_dir("downstream_configs") / "esc50" / f"{preset}.yaml")
+        config["downstream_expert"]["datarc"] |= {"num_workers": 0}
+        config["downstream_expert"]["head"] |= changes.pop("head", {})
+        config["downstream_expert"] |= changes.pop("expert", {})
+        config["runner"] |= changes.pop("runner", {})
+        config |= {"tuning": changes.pop("tuning", config.get("tuning"))}
+        config = {name: section for name, section in config.items() if section is not None}
+        if merged is False:
+            upstream = {"upstream": "beats_local", "upstream_ckpt": models["beats"]}
+        else:
+            model_config = f"{models['merge']},,lambda={0.3 if merged is True else merged}"
+            upstream = {"upstream": "merged_attention", "upstream_model_config": model_config}
+        args = make_args(expdir, downstream="esc50", **{**upstream, **changes})
+        torch.manual_seed(args.seed)
+        runner = Runner(args, config)
+        getattr(runner, args.mode)()
+        return runner
+
+    return start
+
+
+@pytest.fixture
+def base(run, tmp_path) -> Path:
+    """The folder of a head fitted on the unmerged BEATs."""
+    run(tmp_path / "base")
+    return tmp_path / "base"
+
+
+def metrics(folder: Path, split: str = "test", name: str | None = None) -> dict[str, float]:
+    content = json.loads((folder / (name or f"result-{split}.json")).read_text())
+    return {key: row["value"] for key, row in content["metrics"][split].items()}
+
+
+def test_fitted_head_is_the_optimum_on_the_features_of_the_training_folds(run, base):
+    states = torch.load(base / "dev-best.ckpt", weights_only=False)
+    assert states["Step"] == 1, "18 clips in batches of 32: one pass is one step"
+    facts = json.loads((base / "head.json").read_text())
+    assert facts["l2"] in (0.1, 1, 10, 100, 1000) and facts["zero_shot"] is False
+    from s3prl import hub
+
+    upstream = hub.beats_local(ckpt=states["Args"].upstream_ckpt).eval()
+    train = json.loads((base / "splits.json").read_text())["train"]
+
+    clips = {clip.name: clip for clip in read_clips(Path(os.environ["ESC50"]))}
+    with torch.no_grad():
+        wavs = [torch.from_numpy(read_audio(clips[name].path)) for name in train]
+        pooled = upstream(wavs)["last_hidden_state"].mean(1)
+    weight, bias = fit_linear(pooled, torch.tensor([clips[name].target for name in train]), facts["l2"])
+    assert torch.allclose(states["Downstream"]["head.weight"], weight, atol=1e-4)
+    assert torch.allclose(states["Downstream"]["head.bias"], bias, atol=1e-3)
+
+
+def test_training_twice_gives_the_same_head_bitwise(run, base, tmp_path):
+    run(tmp_path / "again", seed=99)
+    first, second = (
+        torch.load(p / "dev-best.ckpt", weights_only=False)["Downstream"] for p in (base, tmp_path / "again")
+    )
+    assert torch.allclose(first["head.weight"], second["head.weight"], atol=1e-6)
+    assert metrics(base, name="result.json") == metrics(tmp_path / "again", name="result.json")
+
+
+def test_head_on_lambda_zero_repeats_the_unmerged_predictions(run, base, tmp_path):
+    run(tmp_path / "zero", merged=0.0, mode="evaluate", head={"ckpt": str(base / "dev-best.ckpt")})
+    found = compare(base / "predictions-test.jsonl", tmp_path / "zero" / "predictions-test.jsonl")
+    assert (found.only_first_right, found.only_second_right, found.p) == (0, 0, 1.0)
+    facts = json.loads((tmp_path / "zero" / "head.json").read_text())
+    assert facts["zero_shot"] is True and facts["protocol"] == "fitted on the frozen unmerged upstream"
+    assert facts["upstream"] == "beats_local" and facts["ckpt"] == str(base / "dev-best.ckpt")
+
+
+def test_zero_shot_on_merged_features_needs_no_training(run, base, tmp_path):
+    runner = run(tmp_path / "merged", merged=True, mode="evaluate", head={"ckpt": str(base / "dev-best.ckpt")})
+    stored = torch.load(base / "dev-best.ckpt", weights_only=False)["Downstream"]
+    assert torch.equal(runner.downstream.model.head.weight, stored["head.weight"])
+    values = metrics(tmp_path / "merged")
+    assert values["error"] == pytest.approx(100 * (1 - values["acc"]))
+    assert values["error_low"] <= values["error"] <= values["error_high"]
+    assert values["loss"] != pytest.approx(metrics(base, name="result.json")["loss"]), "merging changes the features"
+    rows = read_predictions(tmp_path / "merged" / "predictions-test.jsonl")
+    assert len(rows) == CLASSES * CLIPS
+    assert sum(row.right for row in rows) / len(rows) == pytest.approx(values["acc"])
+    assert not list((tmp_path / "merged").glob("*.ckpt"))
+
+
+def test_head_refitted_on_merged_features_says_so(run, tmp_path):
+    run(tmp_path / "refit", merged=True)
+    assert json.loads((tmp_path / "refit" / "head.json").read_text())["zero_shot"] is False
+    run(tmp_path / "evaluated", merged=0.0, mode="evaluate", head={"ckpt": str(tmp_path / "refit" / "dev-best.ckpt")})
+    facts = json.loads((tmp_path / "evaluated" / "head.json").read_text())
+    assert facts["zero_shot"] is False and facts["protocol"] == "fitted on merged or tuned features"
+
+
+def test_head_fitted_at_lambda_zero_counts_as_unmerged(run, tmp_path):
+    run(tmp_path / "base", merged=0.0)
+    run(tmp_path / "exp", merged=True, mode="evaluate", head={"ckpt": str(tmp_path / "base" / "dev-best.ckpt")})
+    assert json.loads((tmp_path / "exp" / "head.json").read_text())["zero_shot"] is True
+
+
+def test_best_checkpoint_evaluates_to_the_same_score(run, base, tmp_path):
+    run(base, mode="evaluate", init_ckpt=str(base / "dev-best.ckpt"))
+    assert metrics(base) == metrics(base, name="result.json")
+
+
+def test_head_of_another_fold_is_refused(run, base, tmp_path):
+    for ckpt in ({"head": {"ckpt": str(base / "dev-best.ckpt")}}, {"init_ckpt": str(base / "dev-best.ckpt")}):
+        with pytest.raises(DataError, match=r"another split .*training clips may be among the present test clips"):
+            run(tmp_path / "other", mode="evaluate", expert={"fold": 2}, **ckpt)
+        assert not list((tmp_path / "other").iterdir())
+
+
+def test_fine_tuning_moves_upstream_and_head(run, base, tmp_path):
+    head = {"ckpt": str(base / "dev-best.ckpt")}
+    run(tmp_path / "ft", preset="mam_ft", merged=True, head=head, runner={"epochs": 2, "eval_step": 1, "save_step": 2})
+    states = torch.load(tmp_path / "ft" / "states-2.ckpt", weights_only=False)
+    start = torch.load(base / "dev-best.ckpt", weights_only=False)["Downstream"]["head.weight"]
+    moved = (states["Downstream"]["head.weight"] - start).abs().max()
+    assert 0 < moved < 5e-3, "it starts at the fitted head and moves by about the learning rate a step"
+    assert "Upstream" in states
+    assert json.loads((tmp_path / "ft" / "head.json").read_text())["zero_shot"] is False
+
+
+def test_classifier_of_a_tuned_beats_is_evaluated_through_the_class_map(run, models, tmp_path):
+    mids = sorted({mid for row in read_class_map(default_class_map()) for mid in row})
+    tuned = factories.beats_ckpt(tmp_path / "tuned.pt", finetuned_model=True, predictor_class=len(mids))
+    torch.save(torch.load(tuned, weights_only=True) | {"label_dict": dict(enumerate(mids))}, tuned)
+    run(tmp_path / "exp", preset="audioset", mode="evaluate", upstream_ckpt=str(tuned))
+    facts = json.loads((tmp_path / "exp" / "head.json").read_text())
+    assert facts == {"protocol": "audioset class map", "zero_shot": True, "ckpt": str(tuned)}
+    from s3prl import hub
+
+    upstream = hub.beats_local(ckpt=str(tuned)).eval()
+    clips = {clip.name: clip for clip in read_clips(Path(os.environ["ESC50"]))}
+    rows = read_predictions(tmp_path / "exp" / "predictions-test.jsonl")
+    index = [[mids.index(mid) for mid in row] for row in read_class_map(default_class_map())]
+    for row in rows[:3]:
+        wav = torch.from_numpy(read_audio(clips[row.clip].path))
+        with torch.no_grad():
+            probabilities = upstream.class_probabilities([wav])[0]
+        best = max(range(50), key=lambda target: max(probabilities[i].item() for i in index[target]))
+        assert row.prediction == ALL_CLASSES[best]
+
+
+def test_hash_split_is_recorded(run, tmp_path):
+    run(tmp_path / "hash", expert={"split": "hash"})
+    splits = json.loads((tmp_path / "hash" / "splits.json").read_text())
+    assert splits["rule"] == "hash" and "test_fold" not in splits and len(splits["sha256"]) == 64
+    assert {name: len(splits[name]) for name in ("train", "dev", "test")} == {"train": 24, "dev": 3, "test": 3}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mode": "evaluate"}, "the head of -d esc50 is untrained"),
+        ({"expert": {"fold": 7}}, "fold must be 1, 2, 3, 4 or 5"),
+        ({"head": {"kind": "audioset"}}, "nothing to train"),
+        ({"head": {"ckpt": "x.ckpt"}}, "head.ckpt is a fitted head"),
+        ({"mode": "evaluate", "head": {"ckpt": "/nowhere/x.ckpt"}}, "no such checkpoint: /nowhere/x.ckpt"),
+        ({"mode": "evaluate", "head": {"kind": "audioset"}}, "only pre-trained"),
+        ({"runner": {"epochs": 2, "eval_step": 1}, "expert": {"split": "hash"}, "batch": 8}, "have not been seen"),
+        ({"runner": {"eval_dataloaders": ["test", "dev"]}}, "begin with dev"),
+    ],
+    ids=lambda value: None if isinstance(value, dict) else value,
+)
+def test_what_cannot_work_is_refused(run, tmp_path, models, changes, message):
+    if batch := changes.pop("batch", None):
+        changes["expert"] |= {"datarc": {"esc50_root": models["corpus"], "train_batch_size": batch}}
+    with pytest.raises((UsageError, DataError), match=message):
+        run(tmp_path / "exp", **changes)
+    assert not list(tmp_path.glob("exp/*.ckpt"))
+
+
+def test_head_needs_features_that_stay_as_they_are(run, tmp_path):
+    with pytest.raises(UsageError, match="weights of its layers train"):
+        run(
+            tmp_path / "weighted",
+            upstream_feature_selection="hidden_states",
+            upstream_layer_selection=None,
+            tuning=None,
+        )
+    assert not list(tmp_path.glob("weighted/*.ckpt"))
+
+
+def test_head_needs_a_frozen_upstream_and_the_same_features(run, base, tmp_path):
+    with pytest.raises(UsageError, match="convex needs a frozen upstream"):
+        run(tmp_path / "a", preset="mam_ft", head={"fit": "convex"})
+    with pytest.raises(DataError, match="reads the features -s last_hidden_state"):
+        run(
+            tmp_path / "b", mode="evaluate", upstream_feature_selection="hidden_states", upstream_layer_selection=1,
+            head={"ckpt": str(base / "dev-best.ckpt")},
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("preset", ["mam", "mam_ft", "audioset", "mini"])
+def test_shipped_task_files_are_valid(preset):
+    from s3prl_ext.downstreams.esc50.config import parse_config
+    from s3prl_ext.training.config import RunnerConfig, TuningConfig
+    from s3prl_ext.training.methods import METHODS
+
+    config = load_yaml(shipped_dir("downstream_configs") / "esc50" / f"{preset}.yaml")
+    parsed = parse_config(config["downstream_expert"])
+    runner = RunnerConfig.from_config(config)
+    assert (parsed.split, parsed.fold) == ("folds", 1) and runner.eval_dataloaders[0] == "dev"
+    if preset == "mam_ft":
+        assert (config["optimizer"]["torch_optim_name"], config["optimizer"]["lr"]) == ("AdamW", 1e-3)
+        assert (runner.epochs, parsed.train_batch_size) == (3, 32)
+        assert TuningConfig.from_config(config, METHODS).method == "full"
+    if preset == "mam":
+        assert parsed.head.fit == "convex" and runner.epochs == 1
