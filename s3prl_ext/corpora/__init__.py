@@ -10,6 +10,9 @@ from s3prl_ext.errors import unknown_name
 # Name for `s3prl-ext prepare NAME` -> module with `main(argv) -> int`.
 CORPORA: dict[str, str] = {
     "mini_superb": "s3prl_ext.corpora.mini_superb",
+    "ljspeech": "s3prl_ext.corpora.ljspeech",
+    "vctk": "s3prl_ext.corpora.vctk",
+    "esc50": "s3prl_ext.corpora.esc50",
 }
 
 _USAGE = """usage: s3prl-ext prepare CORPUS [options]

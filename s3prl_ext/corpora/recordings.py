@@ -12,6 +12,7 @@ from s3prl_ext.errors import DataError, UsageError
 # Corpus -> columns its table must have; further columns are kept.
 COLUMNS: dict[str, tuple[str, ...]] = {
     "asterisk_en": ("path", "duration_s", "text"),
+    "esc50": ("path", "filename", "fold", "target", "category"),
     "fsdd": ("path", "speaker", "text"),
     "librispeech": ("path", "duration_s", "speaker", "text"),
     "libri2mix_svoice_debug": ("path", "speaker", "role"),

@@ -1,6 +1,6 @@
-"""Miniature corpora in the exact layouts of the seven SUPERB tasks, from a few real or synthesised recordings.
+"""Miniature corpora in the exact layouts of the SUPERB tasks, LJ Speech, VCTK and ESC-50.
 
-They serve tests, demonstrations and first runs on a CPU; scores on them mean nothing beside published ones.
+They are made of a few real or synthesised recordings. They serve tests, demonstrations and first runs on a CPU; scores on them mean nothing beside published ones.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ def build(
     seed: int = 0,
     tasks: Iterable[str] = ALL,
     overwrite: bool = False,
+    digit_strings: int = 0,
 ) -> list[str]:
     """Write the miniature corpora of `tasks` into the folder `out`; return one command per task that trains on it.
 
@@ -44,6 +45,7 @@ def build(
         seed: decides selection, splits, sentences and noise.
         tasks: short names out of :data:`ALL`.
         overwrite: replace an earlier build at `out`; its ``exp`` folder is kept.
+        digit_strings: make LJ Speech and VCTK of that many strings of spoken digits each; 0 = of sentences.
 
     Raises:
         UsageError: unknown task, `out` is not empty, `recordings` holds no known corpus, a package is missing.
@@ -52,7 +54,9 @@ def build(
     tasks = _checked(tasks)
     out = Path(out).absolute()
     _check_place(out, overwrite)
-    source = Source(final=out, recordings=Recordings(recordings) if recordings else None, seed=seed)
+    source = Source(
+        final=out, recordings=Recordings(recordings) if recordings else None, seed=seed, digit_strings=digit_strings
+    )
     partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
     try:
         partial.mkdir(parents=True)
@@ -156,16 +160,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run ``s3prl-ext prepare mini_superb``; return the exit status."""
     parser = argparse.ArgumentParser(
         prog="s3prl-ext prepare mini_superb",
-        description="Write miniature corpora in the layouts of the seven SUPERB tasks, for first runs on a CPU.",
+        description="Write miniature corpora in the layouts of the SUPERB tasks, LJ Speech, VCTK and ESC-50, for first runs on a CPU.",
         epilog="example: s3prl-ext prepare mini_superb --out mini --tasks ks,sd && . mini/env.sh",
     )
     parser.add_argument("--out", type=Path, required=True, help="new folder for the corpora")
     parser.add_argument("--recordings", type=Path, help="folder of real recordings; without it speech is synthesised")
     parser.add_argument("--seed", type=int, default=0, help="selection, splits, sentences, noise (default: 0)")
+    parser.add_argument(
+        "--digits", type=int, default=0, metavar="N", help="make ljspeech and vctk of N strings of spoken digits (fsdd)"
+    )
     parser.add_argument("--tasks", default=",".join(ALL), help=f"comma-separated (default: {','.join(ALL)})")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier build at --out; its exp/ stays")
     args = parser.parse_args(argv)
     tasks = [task.strip() for task in args.tasks.split(",") if task.strip()]
-    for line in build(args.out, args.recordings, args.seed, tasks, args.overwrite):
+    for line in build(args.out, args.recordings, args.seed, tasks, args.overwrite, args.digits):
         print(line)
     return 0

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from s3prl_ext.corpora.mini_superb import ic, ks, librispeech, sd, sf, sid
+from s3prl_ext.corpora.mini_superb import esc50, ic, ks, librispeech, ljspeech, sd, sf, sid, vctk
 from s3prl_ext.corpora.mini_superb.source import Source
 
 
@@ -42,4 +42,7 @@ LAYOUTS: dict[str, Layout] = {
     "pr": Layout("ctc", "librispeech", "LIBRISPEECH", librispeech.write_pr, librispeech.MAPPING_PR),
     "sf": Layout("ctc", "audio_snips", "AUDIO_SNIPS", sf.write, sf.MAPPING),
     "sd": Layout("diarization", "libri2mix_diarization", "LIBRI2MIX_DIARIZATION", sd.write, sd.MAPPING),
+    "ljspeech": Layout("ljspeech", "LJSpeech-1.1", "LJSPEECH", ljspeech.write, ljspeech.MAPPING),
+    "vctk": Layout("vctk", "VCTK-Corpus-0.92", "VCTK", vctk.write, vctk.MAPPING),
+    "esc50": Layout("esc50", "ESC-50-master", "ESC50", esc50.write, esc50.MAPPING, _POOLED),
 }

@@ -24,11 +24,13 @@ class Source:
         final: folder in which the corpora lie once the build is complete, for tables that hold absolute paths.
         recordings: real recordings, or None for synthesis only.
         seed: decides which clips are taken, how they are split, and the synthesised sentences and noises.
+        digit_strings: LJ Speech and VCTK are made of that many strings of spoken digits; 0 = of sentences.
     """
 
     final: Path
     recordings: Recordings | None = None
     seed: int = 0
+    digit_strings: int = 0
     notes: list[str] = field(default_factory=list)
 
     def rng(self, task: str) -> np.random.Generator:

@@ -1,0 +1,212 @@
+"""Corpora of transcribed speech: utterances, checks that every transcript has its audio, split lists."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import soundfile
+from tqdm import tqdm
+
+from s3prl_ext.corpora.archives import CorpusCard, download, unpack
+from s3prl_ext.corpora.splits import SPLITS, hash_split
+from s3prl_ext.errors import DataError, unknown_name
+
+logger = logging.getLogger(__name__)
+
+SPLIT_FILE = "splits.json"
+ON_MISSING = ("error", "skip")
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """One transcribed recording.
+
+    Attributes:
+        id: name, unique in the corpus.
+        audio: file of any sample rate.
+        text: transcript as the corpus gives it.
+        group: what splits keep together: the chapter (LJ Speech) or the speaker (VCTK).
+    """
+
+    id: str
+    audio: Path
+    text: str
+    group: str
+
+
+@dataclass(frozen=True)
+class TranscribedCorpus:
+    """How one corpus is read and divided.
+
+    Attributes:
+        card: what it is and where it comes from.
+        group: name of its own split rule, such as ``chapter``.
+        read: returns the utterances of a folder; its second argument is one of :data:`ON_MISSING`.
+        held_out: returns the groups that are dev and test, from all groups in sorted order.
+    """
+
+    card: CorpusCard
+    group: str
+    read: Callable[[Path, str], list[Utterance]]
+    held_out: Callable[[Sequence[str]], dict[str, list[str]]]
+
+    def splits(self, utterances: Sequence[Utterance], rule: str) -> dict[str, list[str]]:
+        """Return the ids of train, dev and test, each sorted.
+
+        Args:
+            rule: the corpus's own (``chapter``, ``speaker``), ``hash`` (80/10/10 by id), or a JSON file with the three
+                lists, such as the ``splits.json`` of another run.
+
+        Raises:
+            UsageError: unknown rule.
+            DataError: an empty split, or a list that names other utterances than the corpus has.
+        """
+        known = {u.id for u in utterances}
+        if rule == self.group:
+            groups = sorted({u.group for u in utterances})
+            held_out = {g: name for name, members in self.held_out(groups).items() for g in members}
+            parts: dict[str, list[str]] = {name: [] for name in SPLITS}
+            for u in utterances:
+                parts[held_out.get(u.group, "train")].append(u.id)
+            parts = {name: sorted(ids) for name, ids in parts.items()}
+        elif rule == "hash":
+            parts = hash_split(known)
+        elif str(rule).endswith(".json"):
+            parts = read_split_file(Path(rule), known)
+        else:
+            raise unknown_name("split rule (or file)", rule, (self.group, "hash", "FILE.json"))
+        for name, ids in parts.items():
+            if not ids:
+                raise DataError(
+                    f"the split '{name}' of {self.card.name} by {rule} is empty: the {len(known)} utterances there belong to "
+                    "other splits; complete the corpus, or use the split 'hash' on a part of it."
+                )
+        return parts
+
+
+def match_audio(
+    texts: Mapping[str, str], audio: Mapping[str, Path], corpus: str, on_missing: str, expected: Iterable[str] = ()
+) -> list[str]:
+    """Return the sorted ids that have both text and audio.
+
+    Args:
+        texts: transcript by id.
+        audio: file by id.
+        corpus: its name and place, for messages.
+        on_missing: ``error`` refuses an id without text or audio, ``skip`` leaves it out with a warning.
+        expected: ids whose text or audio the official archive lacks itself: left out with a note.
+
+    Raises:
+        UsageError: unknown `on_missing`.
+        DataError: an id lacks text or audio and `on_missing` is ``error``, or nothing is left.
+    """
+    if on_missing not in ON_MISSING:
+        raise unknown_name("way with missing files (on_missing)", on_missing, ON_MISSING)
+    expected = set(expected)
+    lacking = {
+        "transcripts have no audio": sorted(texts.keys() - audio.keys()),
+        "recordings have no transcript": sorted(audio.keys() - texts.keys()),
+    }
+    for what, ids in lacking.items():
+        official = [id for id in ids if id in expected]
+        unexpected = [id for id in ids if id not in expected]
+        if official:
+            logger.info("%s: %d %s in the official archive, such as %s", corpus, len(official), what, official[0])
+        if not unexpected:
+            continue
+        sentence = f"{corpus}: {len(unexpected)} {what}: {', '.join(unexpected[:3])}{' ...' * (len(unexpected) > 3)}"
+        if on_missing == "error":
+            raise DataError(f"{sentence}; complete the corpus, or leave them out with on_missing: skip.")
+        logger.warning("%s; left out", sentence)
+    both = sorted(texts.keys() & audio.keys())
+    if not both:
+        raise DataError(f"{corpus} holds no recording with a transcript: check the path of the corpus.")
+    return both
+
+
+def read_split_file(path: Path, known: set[str]) -> dict[str, list[str]]:
+    """Read the lists of a ``splits.json``; utterances that it does not name belong to no split.
+
+    Raises:
+        DataError: the file is missing, malformed, names an utterance twice, or one that is not among `known`.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        parts = {name: sorted(map(str, content[name])) for name in SPLITS}
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
+        raise DataError(f"{path} is no file of splits with the lists train, dev and test ({error}).") from error
+    named = [id for ids in parts.values() for id in ids]
+    strangers = sorted(set(named) - known)
+    if strangers:
+        raise DataError(f"{path} names {len(strangers)} utterances that the corpus lacks, such as {strangers[0]}.")
+    if len(named) != len(set(named)):
+        twice = next(id for id in named if named.count(id) > 1)
+        raise DataError(f"{path} names the utterance {twice} twice: an utterance belongs to one split.")
+    return parts
+
+
+def corpus_folder(root: Path, corpus: CorpusCard) -> Path:
+    """Return `root`, or the corpus folder in it, whichever holds the corpus.
+
+    Raises:
+        DataError: neither does.
+    """
+    root = Path(root)
+    for folder in (root, root / corpus.folder):
+        if all((folder / name).exists() for name in corpus.contents[:2]):
+            return folder
+    raise DataError(
+        f"{root} is no folder of {corpus.name}: it lacks {' and '.join(corpus.contents[:2])}; give the folder that holds "
+        "them."
+    )
+
+
+def validate(corpus: TranscribedCorpus, root: Path) -> str:
+    """Read every transcript and the header of every recording; return a summary in one sentence.
+
+    Raises:
+        DataError: text or audio is missing or unreadable.
+    """
+    utterances = corpus.read(root, "error")
+    seconds, rates = 0.0, set()
+    for utterance in tqdm(utterances, desc=corpus.card.name, unit="clip"):
+        try:
+            info = soundfile.info(str(utterance.audio))
+        except (soundfile.SoundFileError, OSError) as error:
+            raise DataError(
+                f"cannot read the audio file {utterance.audio} ({error}): unpack the archive again."
+            ) from error
+        seconds += info.duration
+        rates.add(info.samplerate)
+    groups = len({u.group for u in utterances})
+    return (
+        f"{corpus.card.name}: {len(utterances)} utterances, {groups} {corpus.group}s, {seconds / 3600:.2f} h, "
+        f"{', '.join(map(str, sorted(rates)))} Hz"
+    )
+
+
+def prepare(corpus: TranscribedCorpus, name: str, argv: Sequence[str] | None = None) -> int:
+    """Run ``s3prl-ext prepare NAME``: show the card, fetch and unpack the archive, or check a folder."""
+    parser = argparse.ArgumentParser(
+        prog=f"s3prl-ext prepare {name}",
+        description=str(corpus.card),
+        epilog=f"example: s3prl-ext prepare {name} --out corpora --download && export {name.upper()}=corpora/{corpus.card.folder}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    place = parser.add_mutually_exclusive_group(required=True)
+    place.add_argument("--out", type=Path, help=f"folder of the archive and of {corpus.card.folder}/")
+    place.add_argument("--validate", type=Path, metavar="DIR", help="only check the corpus in this folder")
+    parser.add_argument("--download", action="store_true", help="fetch the archive where it is missing; resumes")
+    args = parser.parse_args(argv)
+    if args.validate:
+        folder = args.validate
+    else:
+        folder = (download if args.download else unpack)(corpus.card, args.out)
+    print(validate(corpus, folder))
+    print(f"export {name.upper()}={corpus_folder(folder, corpus.card).absolute()}")
+    return 0

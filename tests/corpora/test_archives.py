@@ -1,0 +1,204 @@
+"""Official archives: download with resume, verification, safe unpacking."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import tarfile
+import threading
+import zipfile
+from collections.abc import Iterator
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from s3prl_ext.corpora.archives import CorpusCard, download, extract, unpack, verify
+from s3prl_ext.errors import DataError
+
+FILES = {"mini/list.csv": b"a|b\n", "mini/wavs/1.wav": b"RIFF" * 1000}
+
+
+def tar_bytes(files: dict[str, bytes]) -> bytes:
+    """Return a .tar.bz2 with `files`."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:bz2") as archive:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+ARCHIVE = tar_bytes(FILES)
+CARD = CorpusCard(
+    name="Mini", licence="none", homepage="", url="http://localhost/mini.tar.bz2", folder="mini",
+    checksum="sha256:" + hashlib.sha256(ARCHIVE).hexdigest(), checksum_from="this test", size=len(ARCHIVE),
+    citation="", layout="", contents=("list.csv", "wavs"),
+)  # fmt: skip
+
+
+class _Server(ThreadingHTTPServer):
+    ranges: list[str]
+    cut_at: int | None
+    content: bytes
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """Serve one file with byte ranges; `cut_at` closes the connection early."""
+
+    server: _Server
+
+    def do_GET(self) -> None:
+        start = 0
+        if wanted := self.headers.get("Range"):
+            self.server.ranges.append(wanted)
+            start = int(wanted.removeprefix("bytes=").rstrip("-"))
+        if start >= len(self.server.content):
+            self.send_error(416)
+            return
+        body = self.server.content[start:]
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body[: self.server.cut_at])
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[_Server]:
+    """A local server that answers every request with ARCHIVE."""
+    served = _Server(("127.0.0.1", 0), _Handler)
+    served.ranges, served.cut_at, served.content = [], None, ARCHIVE
+    threading.Thread(target=served.serve_forever, daemon=True).start()
+    yield served
+    served.shutdown()
+    served.server_close()
+
+
+def card_of(server: _Server, **changes: object) -> CorpusCard:
+    """Return CARD with its archive on the local server."""
+    return replace(CARD, url=f"http://127.0.0.1:{server.server_port}/mini.tar.bz2", **changes)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Return relative path -> bytes of all files."""
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_download_verifies_and_unpacks(server, tmp_path):
+    folder = download(card_of(server), tmp_path / "corpora")
+    assert folder == tmp_path / "corpora" / "mini"
+    assert contents(tmp_path / "corpora") == {**FILES, "mini.tar.bz2": ARCHIVE}
+    server.content = b""
+    assert download(card_of(server), tmp_path / "corpora") == folder  # nothing is fetched again
+
+
+def test_interrupted_download_is_resumed(server, tmp_path):
+    server.cut_at = 50
+    with pytest.raises(DataError, match="the same command resumes"):
+        download(card_of(server), tmp_path)
+    assert contents(tmp_path) == {".mini.tar.bz2.part": ARCHIVE[:50]}
+    server.cut_at = None
+    download(card_of(server), tmp_path)
+    assert server.ranges == ["bytes=50-"]
+    assert contents(tmp_path / "mini") == {k.removeprefix("mini/"): v for k, v in FILES.items()}
+
+
+def test_complete_partial_file_is_taken(server, tmp_path):
+    (tmp_path / ".mini.tar.bz2.part").write_bytes(ARCHIVE)
+    download(card_of(server), tmp_path)
+    assert (tmp_path / "mini" / "list.csv").is_file()
+
+
+@pytest.mark.parametrize(("changes", "part"), [
+    ({"checksum": "md5:" + "0" * 32}, "has the md5 .* instead of 0000"),
+    ({"size": 7}, "bytes instead of 7"),
+])  # fmt: skip
+def test_wrong_archive_is_refused_and_removed(server, tmp_path, changes, part):
+    with pytest.raises(DataError, match=part):
+        download(card_of(server, **changes), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_connection(tmp_path):
+    card = replace(CARD, url="http://127.0.0.1:9/mini.tar.bz2")
+    with pytest.raises(DataError, match=r"cannot download http://127.0.0.1:9/mini.tar.bz2"):
+        download(card, tmp_path)
+    assert contents(tmp_path) == {}
+
+
+def test_archive_fetched_by_hand(tmp_path):
+    with pytest.raises(DataError, match="add --download, or fetch"):
+        unpack(CARD, tmp_path)
+    (tmp_path / "mini.tar.bz2").write_bytes(ARCHIVE)
+    assert (unpack(CARD, tmp_path) / "wavs" / "1.wav").read_bytes() == FILES["mini/wavs/1.wav"]
+
+
+def test_damaged_archive_by_hand_stays_for_the_user(tmp_path):
+    (tmp_path / "mini.tar.bz2").write_bytes(ARCHIVE[:-1] + b"x")
+    with pytest.raises(DataError, match="remove it and download it again"):
+        unpack(CARD, tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["mini.tar.bz2"]
+
+
+def test_without_a_known_checksum_the_contents_are_checked(tmp_path, caplog):
+    card = replace(CARD, checksum="", size=0, checksum_from="nobody publishes one")
+    (tmp_path / "mini.tar.bz2").write_bytes(tar_bytes({"mini/list.csv": b""}))
+    with pytest.raises(DataError, match=r"does not hold list.csv, wavs"):
+        unpack(card, tmp_path)
+    assert "no known checksum (nobody publishes one)" in caplog.text
+    assert [p.name for p in tmp_path.iterdir()] == ["mini.tar.bz2"]
+
+
+def test_archive_without_a_top_folder_or_under_another_name(tmp_path):
+    for number, prefix in enumerate(("", "other-name/")):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        with zipfile.ZipFile(folder / "mini.zip", "w") as archive:
+            for name, content in FILES.items():
+                archive.writestr(prefix + name.removeprefix("mini/"), content)
+        card = replace(CARD, url="http://localhost/mini.zip", checksum="", size=0)
+        assert contents(unpack(card, folder)) == {k.removeprefix("mini/"): v for k, v in FILES.items()}
+
+
+@pytest.mark.parametrize("name", ["../evil", "/evil", "a/../../evil", "C:/evil", "..\\evil"])
+def test_paths_out_of_the_folder_are_refused(tmp_path, name):
+    (tmp_path / "a.tar.bz2").write_bytes(tar_bytes({name: b"x"}))
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr(name, b"x")
+    for kind in ("tar.bz2", "zip"):
+        with pytest.raises(DataError, match="unsafe path"):
+            extract(tmp_path / f"a.{kind}", tmp_path / "inside" / kind)
+    assert not [p for p in tmp_path.rglob("*evil*")]
+
+
+def test_links_are_refused(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        link = tarfile.TarInfo("mini/link")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(link)
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        info = zipfile.ZipInfo("mini/link")
+        info.external_attr = 0o120777 << 16
+        archive.writestr(info, "/etc/passwd")
+    for kind in ("tar", "zip"):
+        with pytest.raises(DataError, match="link"):
+            extract(tmp_path / f"a.{kind}", tmp_path / kind)
+
+
+def test_truncated_archive(tmp_path):
+    (tmp_path / "a.tar.bz2").write_bytes(ARCHIVE[:-20])
+    with pytest.raises(DataError, match="damaged|cut short"):
+        extract(tmp_path / "a.tar.bz2", tmp_path / "out")
+
+
+def test_verify_reads_the_checksum_kind(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"content")
+    verify(replace(CARD, size=0, checksum="md5:" + hashlib.md5(b"content").hexdigest()), path)
+    with pytest.raises(DataError):
+        verify(replace(CARD, size=0, checksum="md5:" + hashlib.md5(b"other").hexdigest()), path)
