@@ -40,6 +40,7 @@ METRICS: dict[str, Metric] = {
     "wer": Metric(higher_is_better=False, unit="%"),
     "uer": Metric(higher_is_better=False, unit="%"),
     "cer": Metric(higher_is_better=False, unit="%"),
+    "error": Metric(higher_is_better=False, unit="%"),
     "der": Metric(higher_is_better=False, unit="ratio"),
     "loss": Metric(higher_is_better=False, unit="nats"),
     "intent_loss": Metric(higher_is_better=False, unit="nats"),

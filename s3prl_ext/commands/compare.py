@@ -1,0 +1,106 @@
+"""``s3prl-ext compare``: what changed between the transcripts of two models (MAM, Tables 4 and 6)."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from s3prl_ext.errors import DataError, UsageError
+from s3prl_ext.evaluation.significance import bootstrap_difference
+from s3prl_ext.evaluation.transcripts import (
+    Comparison,
+    Improvements,
+    Transcript,
+    compare,
+    improvements,
+    pair,
+    read_transcripts,
+)
+
+SCHEMA = 1
+EPILOG = """example:
+  s3prl-ext compare exp/baseline/transcripts-test.jsonl exp/mam/transcripts-test.jsonl --top 8 --out table4.json
+
+An evaluation of ljspeech or vctk writes these files. Words that differ stand between stars. The categories count
+character edits from the first to the second transcript that bring it closer to the reference, over the utterances with
+fewer word errors."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``s3prl-ext compare``; return the exit status.
+
+    Raises:
+        UsageError: --top below 0, or no folder for --out.
+        DataError: a file is missing or malformed, or the two hold other utterances or references.
+    """
+    parser = argparse.ArgumentParser(
+        prog="s3prl-ext compare",
+        description="Compare the transcripts of two models utterance by utterance.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("baseline", type=Path, help="transcripts-SPLIT.jsonl of the first model")
+    parser.add_argument("merged", type=Path, help="transcripts-SPLIT.jsonl of the second model")
+    parser.add_argument("--top", type=int, default=10, help="utterances to show, largest drop first (default: 10)")
+    parser.add_argument("--out", type=Path, help="write everything to this JSON file as well")
+    flags = parser.parse_args(argv)
+    if flags.top < 0:
+        raise UsageError(f"--top must be at least 0, but is {flags.top}.")
+    if flags.out is not None and not flags.out.absolute().parent.is_dir():
+        raise UsageError(f"--out {flags.out}: there is no folder {flags.out.absolute().parent}.")
+    baseline, merged = read_transcripts(flags.baseline), read_transcripts(flags.merged)
+    changed, improved, totals = compare(baseline, merged), improvements(baseline, merged), _totals(baseline, merged)
+    print(_shown(changed[: flags.top], improved, totals, len(baseline)))
+    if flags.out is not None:
+        content = {"schema": SCHEMA, "files": [str(flags.baseline), str(flags.merged)], **totals}
+        content |= {"utterances": [asdict(row) for row in changed]}
+        content |= {"improvements": asdict(improved) | {"shares": improved.shares}}
+        _write(content, flags.out)
+    return 0
+
+
+def _totals(baseline: Sequence[Transcript], merged: Sequence[Transcript]) -> dict[str, Any]:
+    """Return WER of both in per cent, their difference, and its paired 95 % bootstrap interval."""
+    pairs = pair(baseline, merged)
+    first, second = [a.errors for a, _ in pairs], [b.errors for _, b in pairs]
+    words = [a.words for a, _ in pairs]
+    if not sum(words):
+        raise DataError("the references hold no word: nothing can be compared.")
+    low, high = bootstrap_difference(first, second, words)
+    wer = [100 * sum(errors) / sum(words) for errors in (first, second)]
+    return {"wer": wer, "difference": wer[1] - wer[0], "interval": [100 * low, 100 * high]}
+
+
+def _shown(rows: Sequence[Comparison], improved: Improvements, totals: dict[str, Any], count: int) -> str:
+    (first, second), (low, high) = totals["wer"], totals["interval"]
+    lines = [
+        f"WER {first:.2f} % -> {second:.2f} %: {totals['difference']:+.2f} [{low:+.2f}, {high:+.2f}], {count} utterances"
+    ]
+    for row in rows:
+        lines += [
+            "",
+            f"{row.id}: {row.drop} word errors fewer" if row.drop >= 0 else f"{row.id}: {-row.drop} word errors more",
+        ]
+        lines += [f"  reference  {row.reference}", f"  baseline   {row.baseline}", f"  merged     {row.merged}"]
+    shares = ", ".join(f"{name} {share:.2f} %" for name, share in improved.shares.items())
+    change = ", ".join(f"{name} {value:+d}" for name, value in improved.change.items())
+    lines += ["", f"{improved.utterances} utterances improved; confirmed character edits: {shares}"]
+    return "\n".join([*lines, f"change of their character errors: {change}"])
+
+
+def _write(content: dict[str, Any], path: Path) -> None:
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.absolute().parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump(content, file, indent=1, ensure_ascii=False)
+            file.write("\n")
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)

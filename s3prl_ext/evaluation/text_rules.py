@@ -1,0 +1,86 @@
+"""Text rules: what of a transcript counts. Reference and hypothesis go through the same rule before they are compared."""
+
+from __future__ import annotations
+
+import re
+import string
+import unicodedata
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from s3prl_ext.errors import unknown_name
+
+# Letters that Unicode does not take apart, in their usual ASCII spelling.
+_SPELLED = str.maketrans({"æ": "ae", "œ": "oe", "ø": "o", "đ": "d", "ð": "d", "þ": "th", "ł": "l", "ı": "i"})
+_HYPHENS = "-\u2010\u2011"  # hyphen-minus, hyphen, non-breaking hyphen: inside words
+_MINUS = "\u2212"
+_LONE_HYPHEN = re.compile(r"(?<![^\W_])-|-(?![^\W_])")  # without a letter or digit on both sides
+
+
+@dataclass(frozen=True)
+class TextRule:
+    """One rule.
+
+    Attributes:
+        apply: maps a text to what is compared; applying it twice changes nothing.
+        alphabet: the characters beside the space that a new CTC head of this rule can write.
+        description: what the rule does, in one sentence.
+    """
+
+    apply: Callable[[str], str]
+    alphabet: str
+    description: str
+
+
+def mam(text: str) -> str:
+    """Return `text` in lower case and plain letters, dashes as spaces, without any other punctuation."""
+    return _letters(text, keep_hyphens=False)
+
+
+def keep_hyphen(text: str) -> str:
+    """As :func:`mam`, but a hyphen between two letters or digits stays (``lunch-room``)."""
+    return _letters(text, keep_hyphens=True)
+
+
+def identity(text: str) -> str:
+    """Return `text` as it is."""
+    return text
+
+
+TEXT_RULES: dict[str, TextRule] = {
+    "mam": TextRule(
+        mam,
+        string.ascii_lowercase + string.digits,
+        "lower case, accents folded, hyphens and dashes as spaces, no other punctuation, no apostrophes",
+    ),
+    "keep_hyphen": TextRule(
+        keep_hyphen, string.ascii_lowercase + string.digits + "-", "as mam, but hyphens inside words stay"
+    ),
+    "identity": TextRule(
+        identity, string.ascii_letters + string.digits + string.punctuation.replace("|", ""), "texts as they are"
+    ),
+}
+
+
+def text_rule(name: str) -> TextRule:
+    """Return the row of `name`; an unknown rule is a UsageError that lists the known ones."""
+    if name not in TEXT_RULES:
+        raise unknown_name("text rule", name, TEXT_RULES)
+    return TEXT_RULES[name]
+
+
+def _letters(text: str, keep_hyphens: bool) -> str:
+    folded = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", text).casefold()).translate(_SPELLED)
+    kept = "".join(_character(c) for c in folded)
+    spaced = _LONE_HYPHEN.sub(" ", kept) if keep_hyphens else kept.replace("-", " ")
+    return " ".join(spaced.split())
+
+
+def _character(c: str) -> str:
+    """Return what becomes of one character: itself, a space, a hyphen to be judged by its neighbours, or nothing."""
+    category = unicodedata.category(c)
+    if c in _HYPHENS:
+        return "-"
+    if category == "Pd" or c == _MINUS or c.isspace():
+        return " "
+    return c if category[0] in "LN" else ""

@@ -1,0 +1,57 @@
+"""``s3prl-ext compare`` on two small files of transcripts."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from s3prl_ext import cli
+from s3prl_ext.evaluation.transcripts import transcript, write_transcripts
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Two files of transcripts: one utterance better, one worse, one alike."""
+    texts = {"u1": "stand to gain", "u2": "the match", "u3": "same"}
+    hypotheses = (
+        {"u1": "stant togain", "u2": "the match", "u3": "same"},
+        {"u1": "stand to gain", "u2": "the much", "u3": "same"},
+    )
+    paths = tmp_path / "base.jsonl", tmp_path / "merged.jsonl"
+    for path, said in zip(paths, hypotheses):
+        write_transcripts([transcript(id, text, said[id]) for id, text in texts.items()], path)
+    return paths
+
+
+def test_table_categories_and_file(files, tmp_path, capsys):
+    out = tmp_path / "out.json"
+    assert cli.main(["compare", *map(str, files), "--out", str(out)]) == 0
+    shown = capsys.readouterr().out
+    assert "WER 50.00 % -> 16.67 %: -33.33" in shown and "3 utterances" in shown
+    assert shown.index("u1: 3 word errors fewer") < shown.index("u2: 1 word errors more")
+    assert "baseline   *stant* *togain*" in shown and "merged     the *much*" in shown
+    assert "1 utterances improved; confirmed character edits: insertion 50.00 %, substitution 50.00 %" in shown
+    content = json.loads(out.read_text())
+    assert content["wer"] == pytest.approx([50.0, 100 / 6])
+    low, high = content["interval"]
+    assert low <= content["difference"] <= high
+    assert content["improvements"]["confirmed"] == {"insertion": 1, "substitution": 1, "deletion": 0}
+    assert [row["id"] for row in content["utterances"]] == ["u1", "u2"]
+
+
+def test_top_limits_what_is_shown(files, capsys):
+    cli.main(["compare", *map(str, files), "--top", "1"])
+    shown = capsys.readouterr().out
+    assert "u1:" in shown and "u2:" not in shown
+
+
+@pytest.mark.parametrize(("flags", "code", "part"), [
+    (["nowhere.jsonl", "nowhere.jsonl"], 1, "no such file of transcripts: nowhere.jsonl"),
+    (["{0}", "{1}", "--top", "-1"], 2, "--top must be at least 0"),
+    (["{0}", "{1}", "--out", "/nowhere/out.json"], 2, "there is no folder /nowhere"),
+])  # fmt: skip
+def test_bad_input(files, capsys, flags, code, part):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["compare", *(flag.format(*files) for flag in flags)])
+    assert stop.value.code == code and part in capsys.readouterr().err
