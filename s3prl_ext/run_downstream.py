@@ -30,6 +30,9 @@ DEFAULT_PRESETS = {
     "voxceleb1": "sid/superb",
     "asr": "asr/superb",
     "diarization": "sd/superb",
+    "ljspeech": "ljspeech/mam",
+    "vctk": "vctk/mam",
+    "esc50": "esc50/mam",
 }
 
 

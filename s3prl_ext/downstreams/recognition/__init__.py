@@ -1,0 +1,1 @@
+"""What the speech recognition tasks share: configuration, CTC head, data, the expert itself."""

@@ -1,0 +1,97 @@
+"""The validated section ``downstream_expert`` of the speech recognition tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from s3prl_ext.configs import check_keys
+from s3prl_ext.corpora.transcribed import ON_MISSING
+from s3prl_ext.errors import UsageError, unknown_name
+from s3prl_ext.evaluation.text_rules import text_rule
+
+HEADS = ("target", "fresh")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Section ``datarc``.
+
+    Attributes:
+        path: folder of the corpus.
+        split: the corpus's own rule (``chapter``, ``speaker``), ``hash``, or a JSON file with the lists.
+        text_rule: what of a transcript counts, see :mod:`s3prl_ext.evaluation.text_rules`.
+        on_missing: ``error`` or ``skip``, for a transcript without audio and the reverse.
+        num_workers: processes that read audio.
+        train_batch_size, eval_batch_size: clips in a batch.
+    """
+
+    path: str
+    split: str
+    text_rule: str = "mam"
+    on_missing: str = "error"
+    num_workers: int = 0
+    train_batch_size: int = 8
+    eval_batch_size: int = 1
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """Section ``head``.
+
+    Attributes:
+        init: ``target``: the CTC head and vocabulary of a released model; ``fresh``: a new head on the characters of
+            the text rule.
+        ckpt: ``target``: folder or hub id of that model; None takes the target of the upstream (``-u``).
+        recurrent: of a ``fresh`` head: width of a bidirectional LSTM below the output layer, 0 for none.
+    """
+
+    init: str
+    ckpt: str | None = None
+    recurrent: int = 0
+
+
+def parse(section: Mapping[str, Any]) -> tuple[DataConfig, HeadConfig]:
+    """Check section ``downstream_expert``; all problems are reported in one UsageError."""
+    problems = check_keys(section, ("datarc", "head"), "downstream_expert")
+    data = _mapping(section, "datarc", DataConfig, problems)
+    head = _mapping(section, "head", HeadConfig, problems)
+    for name in ("path", "split"):
+        if not data.get(name):
+            problems.append(f"downstream_expert.datarc.{name} is missing.")
+    for place, values, name, least in (
+        ("datarc", data, "num_workers", 0),
+        ("datarc", data, "train_batch_size", 1),
+        ("datarc", data, "eval_batch_size", 1),
+        ("head", head, "recurrent", 0),
+    ):
+        value = values.get(name, least)
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            problems.append(
+                f"downstream_expert.{place}.{name} must be a whole number of at least {least}, not {value!r}."
+            )
+    for kind, value, known in (
+        ("downstream_expert.datarc.on_missing", data.get("on_missing", "error"), ON_MISSING),
+        ("downstream_expert.head.init", head.get("init", "nothing"), HEADS),
+    ):
+        if value not in known:
+            problems.append(str(unknown_name(kind, value, known)))
+    try:
+        text_rule(data.get("text_rule", "mam"))
+    except UsageError as error:
+        problems.append(f"downstream_expert.datarc: {error}")
+    if problems:
+        raise UsageError(" ".join(problems))
+    return DataConfig(**data), HeadConfig(**head)
+
+
+def _mapping(section: Mapping[str, Any], name: str, cls: type, problems: list[str]) -> dict[str, Any]:
+    """Return the known, given keys of a subsection."""
+    content = section.get(name)
+    if not isinstance(content, Mapping):
+        problems.append(f"downstream_expert.{name} is missing: see ljspeech/mam.yaml in downstream_configs.")
+        return {}
+    known = [field.name for field in fields(cls)]
+    problems += check_keys(content, known, f"downstream_expert.{name}")
+    return {key: value for key, value in content.items() if key in known and value is not None}

@@ -1,0 +1,237 @@
+"""The expert behind ``-d ljspeech`` and ``-d vctk``: CTC loss, greedy transcripts, word and character error rates."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.distributed import is_initialized
+from torch.utils.data import DataLoader, DistributedSampler
+
+from s3prl_ext.corpora.audio import read_audio
+from s3prl_ext.corpora.splits import split_hash
+from s3prl_ext.corpora.transcribed import SPLIT_FILE, TranscribedCorpus, Utterance
+from s3prl_ext.downstreams.recognition.config import parse
+from s3prl_ext.downstreams.recognition.dataset import RecognitionDataset, collate
+from s3prl_ext.downstreams.recognition.head import (
+    CtcHead,
+    FrameCounter,
+    check_features,
+    read_target_head,
+    target_folder,
+)
+from s3prl_ext.errors import UsageError
+from s3prl_ext.evaluation.decoding import Vocabulary, character_vocabulary, greedy
+from s3prl_ext.evaluation.significance import bootstrap_ratio
+from s3prl_ext.evaluation.text_rules import text_rule
+from s3prl_ext.evaluation.transcripts import Transcript, transcript, write_transcripts
+
+logger = logging.getLogger(__name__)
+
+
+class RecognitionTask(nn.Module):
+    """A speech recognition task with s3prl's expert interface.
+
+    With ``head.init: target`` it transcribes without any training: the head and vocabulary are those of the upstream's
+    target, transcripts of the unmerged target are the ones of transformers' CTC classes. A checkpoint's head replaces it.
+
+    Args:
+        upstream_dim: width of the features.
+        upstream_rate: samples per frame.
+        downstream_expert: sections ``datarc`` and ``head``, see :mod:`s3prl_ext.downstreams.recognition.config`.
+        expdir: folder for split lists and transcripts.
+        kwargs: the arguments of ``run_downstream.py`` and the other sections of the task file.
+
+    Raises:
+        UsageError: wrong keys or values, no model for the head, or a new head that shall be scored untrained.
+        DataError: corpus or head are missing, incomplete or do not fit.
+    """
+
+    name: ClassVar[str]
+    corpus: ClassVar[TranscribedCorpus]
+    best_score: Tensor
+
+    def __init__(
+        self, upstream_dim: int, upstream_rate: int, downstream_expert: dict[str, Any], expdir: str, **kwargs: Any
+    ) -> None:
+        super().__init__()
+        self.data, self.head_config = parse(downstream_expert)
+        self.rule = text_rule(self.data.text_rule)
+        self.expdir = Path(expdir)
+        self.vocabulary: Vocabulary
+        self.head: CtcHead
+        self.counter: FrameCounter
+        self._make_head(upstream_dim, kwargs)
+        self.register_buffer("best_score", torch.full((1,), torch.inf))
+        self._utterances: dict[str, list[Utterance]] = {}
+        if kwargs.get("mode") != "inference":
+            self._read_corpus()
+
+    def _make_head(self, width: int, args: dict[str, Any]) -> None:
+        if self.head_config.init == "target":
+            folder = target_folder(self.head_config.ckpt, args)
+            check_features(args, folder)
+            self.head, self.vocabulary, self.counter = read_target_head(folder, width)
+            return
+        if args.get("mode") == "evaluate" and not args.get("init_ckpt"):
+            raise UsageError(
+                "head.init 'fresh' is an untrained head: evaluate a checkpoint with -e, or use head.init 'target'."
+            )
+        self.vocabulary = character_vocabulary(self.rule.alphabet)
+        self.head = CtcHead(width, len(self.vocabulary), self.head_config.recurrent)
+        self.counter = FrameCounter()
+
+    def _read_corpus(self) -> None:
+        utterances = self.corpus.read(Path(self.data.path), self.data.on_missing)
+        lists = self.corpus.splits(utterances, self.data.split)
+        by_id = {utterance.id: utterance for utterance in utterances}
+        self._utterances = {split: [by_id[id] for id in ids] for split, ids in lists.items()}
+        self._lists = lists
+
+    # -- interface of s3prl ----------------------------------------------------------------------------------------
+
+    def get_dataloader(self, split: str, epoch: int = 0) -> DataLoader:
+        """Return the DataLoader of ``train``, ``dev`` or ``test``.
+
+        Raises:
+            KeyError: there is no such split.
+        """
+        dataset = RecognitionDataset(self._utterances[split], self.rule.apply)
+        self._write_splits()
+        train = split == "train"
+        sampler: DistributedSampler | None = None
+        if train:
+            self._warn_of_unknown_characters(dataset)
+            if is_initialized():
+                sampler = DistributedSampler(dataset)
+                sampler.set_epoch(epoch)
+        return DataLoader(
+            dataset,
+            batch_size=self.data.train_batch_size if train else self.data.eval_batch_size,
+            shuffle=train and sampler is None,
+            sampler=sampler,
+            num_workers=self.data.num_workers,
+            collate_fn=collate,
+        )
+
+    def forward(
+        self,
+        split: str,
+        features: Sequence[Tensor],
+        texts: Sequence[str],
+        samples: Sequence[int],
+        ids: Sequence[str],
+        records: dict[str, list],
+        **kwargs: Any,
+    ) -> Tensor:
+        """Return the CTC loss of a batch; record loss, ids, references and hypotheses.
+
+        Args:
+            features: one matrix [frames, width] per clip.
+            texts: references, after the text rule.
+            samples: length of each clip at 16 kHz.
+        """
+        logits, frames = self._logits(features, samples)
+        labels = [torch.tensor(self.vocabulary.encode(text)[0], dtype=torch.long) for text in texts]
+        loss = nn.functional.ctc_loss(
+            torch.log_softmax(logits, dim=-1).transpose(0, 1),
+            torch.cat(labels).to(logits.device),
+            torch.tensor(frames),
+            torch.tensor([len(label) for label in labels]),
+            blank=self.vocabulary.blank,
+            zero_infinity=True,
+        )
+        records["loss"].append(loss.item())
+        records["ids"] += list(ids)
+        records["references"] += list(texts)
+        records["hypotheses"] += [self.rule.apply(text) for text in greedy(logits.detach(), frames, self.vocabulary)]
+        return loss
+
+    def log_records(
+        self, split: str, records: dict[str, list], logger: Any, global_step: int, **kwargs: Any
+    ) -> list[str]:
+        """Log loss, ``wer`` and ``cer`` (per cent); write the transcripts of an evaluated split.
+
+        Returns:
+            ``["dev-best.ckpt"]`` where this is the lowest WER on dev so far.
+        """
+        rows = [
+            transcript(*row) for row in zip(records["ids"], records["references"], records["hypotheses"], strict=True)
+        ]
+        values = {"loss": sum(records["loss"]) / len(records["loss"])} | error_rates(rows)
+        if split == "test":
+            low, high = bootstrap_ratio([row.errors for row in rows], [row.words for row in rows])
+            values |= {"wer_low": 100 * low, "wer_high": 100 * high}
+        for key, value in values.items():
+            logger.add_scalar(f"{self.name}/{split}-{key}", value, global_step=global_step)
+        _report(split, values, len(rows))
+        if split != "train":
+            write_transcripts(rows, self.expdir / f"transcripts-{split}.jsonl")
+        if split == "dev" and values["wer"] < self.best_score.item():
+            self.best_score = torch.full_like(self.best_score, values["wer"])
+            return ["dev-best.ckpt"]
+        return []
+
+    def load_audio(self, path: Path) -> Tensor:
+        """Return a recording of any sample rate for :meth:`inference`, float32 [samples] at 16 kHz."""
+        return torch.from_numpy(read_audio(Path(path)))
+
+    def inference(self, features: Sequence[Tensor], filenames: Sequence[str]) -> list[str]:
+        """Return the transcripts of unpadded clips as the vocabulary writes them; ``inference.ark`` holds them too."""
+        transcripts = greedy(self.head(features), [len(feature) for feature in features], self.vocabulary)
+        lines = [f"{name} {text}" for name, text in zip(filenames, transcripts, strict=True)]
+        (self.expdir / "inference.ark").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        for line in lines:
+            logger.info("%s", line)
+        return transcripts
+
+    # -- parts -----------------------------------------------------------------------------------------------------
+
+    def _logits(self, features: Sequence[Tensor], samples: Sequence[int]) -> tuple[Tensor, list[int]]:
+        """Return the scores [batch, frames, tokens] and the valid frames of each clip."""
+        frames = [self.counter.frames(length, len(f)) for f, length in zip(features, samples, strict=True)]
+        return self.head(features), frames
+
+    def _write_splits(self) -> None:
+        """Keep the split lists and their hash in the run folder."""
+        path = self.expdir / SPLIT_FILE
+        digest = split_hash(self._lists)
+        if path.is_file() and json.loads(path.read_text(encoding="utf-8")).get("sha256") == digest:
+            return
+        if path.is_file():
+            logger.warning("%s held other splits than this run's; it is replaced", path)
+        content = {"corpus": self.corpus.card.name, "rule": self.data.split, "sha256": digest, **self._lists}
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+
+    def _warn_of_unknown_characters(self, dataset: RecognitionDataset) -> None:
+        if getattr(self, "_warned", False):
+            return
+        self._warned = True
+        unknown = {c for u in dataset.utterances for c in self.vocabulary.encode(self.rule.apply(u.text))[1]}
+        if unknown:
+            logger.warning("the head has no token for %s: left out of the training texts", " ".join(sorted(unknown)))
+
+
+def error_rates(rows: Sequence[Transcript]) -> dict[str, float]:
+    """Return ``wer`` and ``cer`` of a corpus in per cent; 100 where there is nothing to count (as s3prl's asr)."""
+    words, characters = sum(row.words for row in rows), sum(row.characters for row in rows)
+    return {
+        "wer": 100.0 * sum(row.errors for row in rows) / words if words else 100.0,
+        "cer": 100.0 * sum(row.character_errors for row in rows) / characters if characters else 100.0,
+    }
+
+
+def _report(split: str, values: dict[str, float], count: int) -> None:
+    interval = f" [{values['wer_low']:.2f}, {values['wer_high']:.2f}]" if "wer_low" in values else ""
+    logger.info(
+        "%s: WER %.2f %%%s, CER %.2f %%, loss %.4f, %d utterances",
+        split, values["wer"], interval, values["cer"], values["loss"], count,
+    )  # fmt: skip
