@@ -1,0 +1,247 @@
+"""The table of architectures: where the layers, projections and convolution blocks of a speech encoder are.
+
+A row is found by matching module names, never by a class name. Any prefix may stand before a name (``model.``,
+``hubert.``).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+from torch import nn
+
+from s3prl_ext.errors import DataError, UsageError
+
+FAIRSEQ = {name: f"self_attn.{name}" for name in ("q_proj", "k_proj", "v_proj", "out_proj")}
+FAIRSEQ |= {"fc1": "fc1", "fc2": "fc2"}
+TRANSFORMERS = {name: f"attention.{name}" for name in ("q_proj", "k_proj", "v_proj", "out_proj")}
+TRANSFORMERS |= {"fc1": "feed_forward.intermediate_dense", "fc2": "feed_forward.output_dense"}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One row of the table.
+
+    Attributes:
+        name: short name of the row.
+        models: who uses it.
+        projections: name of a linear map, the same for all rows -> its module within a layer. ``fc1`` and ``fc2`` are
+            the two of the feed-forward; the output of ``fc2`` is the feed-forward's, before dropout and residual sum.
+        front: module before the encoder that tells rows with equal layer names apart.
+        blocks: list of convolution blocks on the waveform; None where there are none.
+        gate: linear map within a layer that gates the relative positions, if the model has them.
+        time: dimension of a layer's input that counts positions; the batch is the other one of 0 and 1.
+        mask: keyword under which the encoder takes its mask of positions.
+        valid: what that mask holds at a position that is no padding.
+    """
+
+    name: str
+    models: str
+    projections: Mapping[str, str]
+    front: str
+    blocks: str | None
+    gate: str
+    time: int
+    mask: str
+    valid: bool
+
+
+CONVOLUTIONS = "feature_extractor.conv_layers"
+ARCHITECTURES = (
+    Architecture(
+        "fairseq",
+        "s3prl's and fairseq's wav2vec 2.0, HuBERT, WavLM, data2vec",
+        FAIRSEQ,
+        CONVOLUTIONS,
+        CONVOLUTIONS,
+        "self_attn.grep_linear",
+        0,
+        "padding_mask",
+        False,
+    ),
+    Architecture(
+        "transformers",
+        "transformers' wav2vec 2.0, HuBERT, WavLM, data2vec-audio",
+        TRANSFORMERS,
+        CONVOLUTIONS,
+        CONVOLUTIONS,
+        "attention.gru_rel_pos_linear",
+        1,
+        "attention_mask",
+        True,
+    ),
+    Architecture("beats", "BEATs", FAIRSEQ, "patch_embedding", None, "self_attn.grep_linear", 1, "padding_mask", False),
+)
+
+
+@dataclass(frozen=True)
+class SpeechEncoder:
+    """A model with the places of its architecture.
+
+    Attributes:
+        architecture: the matching row.
+        prefix: what stands before the row's names, with its final dot, or empty.
+        root: the module that holds the encoder and the feature extractor.
+        encoder: positions, layers and final norm.
+        layers: the transformer layers.
+        blocks: the convolution blocks, empty where there are none.
+    """
+
+    architecture: Architecture
+    prefix: str
+    root: nn.Module
+    encoder: nn.Module
+    layers: list[nn.Module]
+    blocks: list[nn.Module]
+
+    def linear(self, layer: int, projection: str) -> nn.Module:
+        """Return a projection of a layer, by its name in :attr:`Architecture.projections`."""
+        return self.layers[layer].get_submodule(self.architecture.projections[projection])
+
+    def projections(self) -> tuple[str, ...]:
+        """Return the names of the projections that are one matrix in this model."""
+        return tuple(
+            name
+            for name in self.architecture.projections
+            if isinstance(_child(self.layers[0], self.architecture.projections[name]), nn.Linear)
+        )
+
+    def chosen_layers(self, layers: tuple[int, ...] | None, where: str) -> list[int]:
+        """Return the layers to work on, all for None.
+
+        Raises:
+            UsageError: a layer does not exist.
+        """
+        for layer in layers or ():
+            if layer >= len(self.layers):
+                raise UsageError(
+                    f"{where}: the upstream has no layer {layer}; its layers are 0-{len(self.layers) - 1}."
+                )
+        return list(range(len(self.layers)) if layers is None else layers)
+
+
+def find_encoder(model: nn.Module) -> SpeechEncoder:
+    """Find the speech encoder in `model`.
+
+    Raises:
+        UsageError: no row of the table matches (the names seen are listed), or several encoders match.
+    """
+    modules = dict(model.named_modules())
+    for row in ARCHITECTURES:
+        query = re.escape(row.projections["q_proj"])
+        matches = [re.fullmatch(rf"((?:.*\.)?)encoder\.layers\.0\.{query}", name) for name in modules]
+        prefixes = [match[1] for match in matches if match and f"{match[1]}{row.front}" in modules]
+        if len(prefixes) > 1:
+            raise UsageError(f"the upstream holds several encoders, after {', '.join(prefixes)}: choose one of them.")
+        if prefixes:
+            return _locate(modules, row, prefixes[0])
+    seen = ", ".join(name for name in list(modules) if name)[:200] or "none"
+    known = "; ".join(row.models for row in ARCHITECTURES)
+    raise UsageError(f"the upstream has no encoder that adapters know. Modules seen: {seen}. Known: {known}.")
+
+
+def _locate(modules: Mapping[str, nn.Module], row: Architecture, prefix: str) -> SpeechEncoder:
+    layers = list(cast("Iterable[nn.Module]", modules[f"{prefix}encoder.layers"]))
+    blocks = list(cast("Iterable[nn.Module]", modules[f"{prefix}{row.blocks}"])) if row.blocks else []
+    return SpeechEncoder(row, prefix, modules[prefix.rstrip(".")], modules[f"{prefix}encoder"], layers, blocks)
+
+
+def _child(module: nn.Module, path: str) -> Any:
+    return dict(module.named_modules()).get(path)
+
+
+@dataclass(frozen=True)
+class ConvBlock:
+    """Sizes of one convolution block: channels in and out, kernel, and whether it has a bias and an affine norm."""
+
+    channels_in: int
+    channels_out: int
+    kernel: int
+    bias: bool
+    norm: bool
+
+
+def _published_blocks(bias: bool, norms: int) -> tuple[ConvBlock, ...]:
+    kernels = (10, 3, 3, 3, 3, 2, 2)
+    return tuple(ConvBlock(512 if i else 1, 512, k, bias, i < norms) for i, k in enumerate(kernels))
+
+
+@dataclass(frozen=True)
+class Dimensions:
+    """The sizes that decide how many weights a method adds.
+
+    Attributes:
+        layers: transformer layers.
+        width: features of a position.
+        inner: width of the feed-forward.
+        blocks: the convolution blocks.
+        gate: outputs of the map that gates relative positions in each layer; 0 without.
+        position_layers: convolutions that encode positions.
+    """
+
+    layers: int
+    width: int
+    inner: int
+    blocks: tuple[ConvBlock, ...]
+    gate: int = 0
+    position_layers: int = 1
+
+    def shape(self, projection: str) -> tuple[int, int]:
+        """Return outputs and inputs of a projection."""
+        outputs, inputs = {"fc1": (self.inner, self.width), "fc2": (self.width, self.inner)}.get(
+            projection, (self.width, self.width)
+        )
+        return outputs, inputs
+
+
+# wav2vec 2.0 and HuBERT as published: base, and large with a norm and a bias in every convolution block.
+DIMENSIONS = {
+    "base": Dimensions(12, 768, 3072, _published_blocks(bias=False, norms=1)),
+    "large": Dimensions(24, 1024, 4096, _published_blocks(bias=True, norms=7)),
+}
+
+
+def dimensions(model: nn.Module) -> Dimensions:
+    """Measure the sizes of a model.
+
+    Raises:
+        UsageError: as :func:`find_encoder`.
+    """
+    found = find_encoder(model)
+    query, inner = (cast(nn.Linear, found.linear(0, name)) for name in ("q_proj", "fc2"))
+    gate = _child(found.layers[0], found.architecture.gate)
+    positions = [name for name, _ in found.encoder.named_parameters() if re.match(r"pos_conv.*bias$", name)]
+    return Dimensions(
+        len(found.layers),
+        query.in_features,
+        inner.in_features,
+        tuple(measure_block(block) for block in found.blocks),
+        gate.out_features if gate is not None else 0,
+        len(positions),
+    )
+
+
+def measure_block(block: nn.Module) -> ConvBlock:
+    """Return the sizes of one convolution block."""
+    conv, norm = block_parts(block)
+    return ConvBlock(conv.in_channels, conv.out_channels, conv.kernel_size[0], conv.bias is not None, norm is not None)
+
+
+def block_parts(block: nn.Module) -> tuple[nn.Conv1d, nn.Module | None]:
+    """Return the convolution and the affine norm (or None) of a convolution block.
+
+    Raises:
+        DataError: the block has no convolution.
+    """
+    conv = next(_of_type(block, nn.Conv1d), None)
+    if conv is None:
+        raise DataError(f"a convolution block of the upstream has no Conv1d: {block}.")
+    norm = next(_of_type(block, nn.GroupNorm, nn.LayerNorm), None)
+    return cast(nn.Conv1d, conv), norm if norm is not None and norm.weight is not None else None
+
+
+def _of_type(block: nn.Module, *types: type) -> Iterator[nn.Module]:
+    return (module for module in block.modules() if isinstance(module, types))

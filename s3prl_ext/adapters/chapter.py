@@ -1,0 +1,72 @@
+"""CHAPTER: the CNN adapter in the feature extractor and Houlsby adapters in the transformer layers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from s3prl_ext.adapters import cnn_adapter, houlsby
+from s3prl_ext.adapters.architectures import Dimensions
+
+PAPER = "Chen et al. 2022, CHAPTER; AD-TUNING, Table 2, CHAPTER"
+EQUATION = f"{cnn_adapter.EQUATION}; {houlsby.EQUATION}"
+ACTS_ON = (*cnn_adapter.ACTS_ON, *houlsby.ACTS_ON)
+CAN_FOLD = False
+
+
+@dataclass(frozen=True)
+class Config:
+    """Options of both parts; see their own.
+
+    Attributes:
+        bottleneck, layers: of the Houlsby adapters.
+        scale, param_matched: of the CNN adapter.
+    """
+
+    bottleneck: int = 32
+    layers: Any = None
+    scale: float = 0.01
+    param_matched: bool = False
+
+    def __post_init__(self) -> None:
+        self.houlsby, self.cnn_adapter  # noqa: B018  reading them checks the options
+        object.__setattr__(self, "layers", self.houlsby.layers)
+        object.__setattr__(self, "bottleneck", self.houlsby.bottleneck)
+        object.__setattr__(self, "scale", self.cnn_adapter.scale)
+
+    @property
+    def houlsby(self) -> houlsby.Config:
+        """The options of the Houlsby adapters."""
+        return houlsby.Config(self.bottleneck, self.layers)
+
+    @property
+    def cnn_adapter(self) -> cnn_adapter.Config:
+        """The options of the CNN adapter."""
+        return cnn_adapter.Config(self.scale, self.param_matched)
+
+
+def insert(model: nn.Module, config: Config) -> dict[str, nn.Parameter]:
+    """Insert both parts; errors as theirs.
+
+    Returns:
+        The new parameters by name.
+    """
+    inner = houlsby.insert(model, config.houlsby)
+    try:
+        return cnn_adapter.insert(model, config.cnn_adapter) | inner
+    except Exception:
+        houlsby.remove(model, config.houlsby)
+        raise
+
+
+def remove(model: nn.Module, config: Config) -> None:
+    """Take both parts away."""
+    cnn_adapter.remove(model, config.cnn_adapter)
+    houlsby.remove(model, config.houlsby)
+
+
+def count(dimensions: Dimensions, config: Config) -> int:
+    """Return the number of trainable weights of both parts."""
+    return cnn_adapter.count(dimensions, config.cnn_adapter) + houlsby.count(dimensions, config.houlsby)

@@ -1,0 +1,162 @@
+"""``s3prl-ext methods``: what each tuning method trains in an upstream, what can be folded, and its paper."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from s3prl_ext import adapters, plugin
+from s3prl_ext.child_tuning.eligible import eligible_parameters
+from s3prl_ext.errors import ExtError, UsageError, unknown_name
+from s3prl_ext.training.methods import METHODS
+
+DENSITIES = (0.1, 0.01, 0.001)
+# Weights of pre-training that no hidden state depends on: they are part of the file, but get no gradient.
+ONLY_FOR_PRETRAINING = (
+    "mask_emb", "masked_spec_embed", "final_proj", "label_embs_concat", "quantizer", "project_q", "target_glu",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table.
+
+    Attributes:
+        method: what stands under ``tuning``.
+        trained: trainable weights in the upstream, or None where the method does not fit it.
+        folds: whether the tuned upstream can be written as plain weights.
+        source: paper, or why the method does not fit.
+    """
+
+    method: str
+    trained: int | None
+    folds: str
+    source: str
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the table; returns the exit status.
+
+    Args:
+        argv: flags; None takes them from the command line.
+    """
+    flags = _parser().parse_args(argv)
+    plugin.install()
+    if flags.upstream:
+        if flags.dims:
+            raise UsageError("-u measures an upstream and --dims a published size: give one of the two.")
+        model, name = _build(flags), flags.upstream
+    else:
+        model, name = published(flags.dims or "base"), f"HuBERT {flags.dims or 'base'}"
+    total = sum(parameter.numel() for parameter in model.parameters())
+    sys.stdout.write(f"{name}: {total:,} weights\n\n{format_table(rows(model), total)}\n")
+    sys.stdout.write(
+        "\nFeaturizer and downstream train in every method; weighted sums have one weight per hidden state there.\n"
+    )
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="s3prl-ext methods",
+        description="Show how many weights of an upstream each tuning method trains, with its default options.",
+        epilog="example: s3prl-ext methods --dims base, or: s3prl-ext methods -u hubert_local -k hubert.pt",
+    )
+    parser.add_argument("-u", "--upstream", help="measure this upstream, as in s3prl-ext run")
+    parser.add_argument("-k", "--upstream_ckpt", help="its checkpoint or model")
+    parser.add_argument("-g", "--upstream_model_config", help="its configuration")
+    parser.add_argument("--dims", choices=sorted(adapters.DIMENSIONS), help="a published size (default: base)")
+    return parser
+
+
+def _build(flags: argparse.Namespace) -> nn.Module:
+    from s3prl import hub
+
+    if not hasattr(hub, flags.upstream):
+        raise unknown_name("upstream", flags.upstream, hub.options())
+    try:
+        return getattr(hub, flags.upstream)(
+            ckpt=flags.upstream_ckpt, model_config=flags.upstream_model_config, refresh=False
+        )
+    except (AssertionError, AttributeError, TypeError, FileNotFoundError) as error:
+        given = f"-k {flags.upstream_ckpt}" if flags.upstream_ckpt else "no -k"
+        raise UsageError(
+            f"-u {flags.upstream} cannot be built with {given}: name its checkpoint or folder with -k."
+        ) from error
+
+
+def published(size: str) -> nn.Module:
+    """Return HuBERT of a published size, ``base`` or ``large``, without memory for its weights."""
+    from transformers import HubertConfig, HubertModel
+
+    sizes = adapters.DIMENSIONS[size]
+    config = HubertConfig(
+        hidden_size=sizes.width,
+        num_hidden_layers=sizes.layers,
+        num_attention_heads=sizes.width // 64,
+        intermediate_size=sizes.inner,
+        conv_bias=sizes.blocks[0].bias,
+        feat_extract_norm="layer" if sizes.blocks[1].norm else "group",
+        do_stable_layer_norm=sizes.blocks[1].norm,
+    )
+    with torch.device("meta"):
+        return HubertModel(config)
+
+
+def rows(model: nn.Module) -> list[Row]:
+    """Return one row for each method, child networks at three densities."""
+    table = []
+    for name, method in METHODS.items():
+        if name in adapters.METHODS:
+            folds = "yes" if adapters.can_fold(name) else "no"
+            table.append(_row(name, partial(_adapter_weights, model, name), folds, method.source))
+        elif method.has_mask:
+            for density in DENSITIES:
+                counted = partial(_child_weights, model, density)
+                table.append(_row(f"{name}, density {density:g}", counted, "yes", method.source))
+        elif method.trains_upstream:
+            table.append(Row(name, _size(_behind_the_convolutions(model)), "yes", method.source))
+        else:
+            table.append(Row(name, 0, "-", method.source))
+    return table
+
+
+def _adapter_weights(model: nn.Module, name: str) -> int:
+    return adapters.count(name, adapters.dimensions(model))
+
+
+def _child_weights(model: nn.Module, density: float) -> int:
+    return round(density * _size(eligible_parameters(model)))
+
+
+def _row(method: str, count: Callable[[], int], folds: str, source: str) -> Row:
+    try:
+        return Row(method, count(), folds, source)
+    except ExtError as error:
+        return Row(method, None, "-", f"does not fit: {str(error).partition('. ')[0].partition(';')[0].rstrip('.')}")
+
+
+def _behind_the_convolutions(model: nn.Module) -> dict[str, nn.Parameter]:
+    skipped = ("feature_extractor", *ONLY_FOR_PRETRAINING)
+    return {n: p for n, p in model.named_parameters() if not any(part in skipped for part in n.split("."))}
+
+
+def _size(parameters: Any) -> int:
+    return sum(parameter.numel() for parameter in parameters.values())
+
+
+def format_table(table: Sequence[Row], total: int) -> str:
+    """Return the rows as a Markdown table; percent of all weights of the upstream."""
+    cells = [["method", "trained in the upstream", "percent", "folds", "source"], ["---", "---:", "---:", "---", "---"]]
+    for row in table:
+        share = "-" if row.trained is None else f"{100 * row.trained / max(1, total):.3f}"
+        cells.append([row.method, "-" if row.trained is None else f"{row.trained:,}", share, row.folds, row.source])
+    widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
+    return "\n".join("| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |" for line in cells)

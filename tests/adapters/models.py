@@ -1,0 +1,79 @@
+"""Tiny upstreams of every architecture, and clips for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from s3prl_ext.upstreams.beats.expert import UpstreamExpert as BeatsExpert
+from s3prl_ext.upstreams.merged_attention.model import TransformersSpeechModel
+from tests import factories
+
+LARGE = {"layer_norm_first": True, "extractor_mode": "layer_norm", "conv_bias": True}
+
+
+def _s3prl(family: str, **options: Any) -> Callable[[Path], nn.Module]:
+    def build(folder: Path) -> nn.Module:
+        import importlib
+
+        ckpt = getattr(factories, f"{family}_local_ckpt")(folder / f"{family}.pt", **options)
+        return importlib.import_module(f"s3prl.upstream.{family}.expert").UpstreamExpert(str(ckpt))
+
+    return build
+
+
+def _transformers(family: str, **options: Any) -> Callable[[Path], nn.Module]:
+    return lambda folder: TransformersSpeechModel(getattr(factories, f"{family}_folder")(folder / family, **options))
+
+
+MODELS: dict[str, Callable[[Path], nn.Module]] = {
+    "s3prl-hubert": _s3prl("hubert"),
+    "transformers-hubert": _transformers("hubert"),
+    "s3prl-wavlm": _s3prl("wavlm"),
+    "transformers-wavlm": _transformers("wavlm"),
+    "s3prl-wav2vec2": _s3prl("wav2vec2"),
+    "transformers-wav2vec2": _transformers("wav2vec2"),
+    "transformers-data2vec": _transformers("data2vec_audio"),
+    "s3prl-hubert-large": _s3prl("hubert", **LARGE),
+    "s3prl-wavlm-large": _s3prl("wavlm", **LARGE),
+    "transformers-hubert-large": _transformers("hubert", stable_norm=True),
+    "transformers-wavlm-large": _transformers("wavlm", stable_norm=True),
+    "beats": lambda folder: BeatsExpert(factories.beats_ckpt(folder / "beats.pt")),
+}
+MAIN = ("s3prl-hubert", "transformers-hubert", "s3prl-wavlm", "transformers-wavlm")
+
+
+def build(name: str, folder: Path) -> nn.Module:
+    """Return a tiny upstream in evaluation mode, frozen; same name, same weights."""
+    return MODELS[name](folder).eval().requires_grad_(False)
+
+
+def clips(*lengths: int, seed: int = 0) -> list[Tensor]:
+    """Return noise of the given lengths in samples, quieter than full scale."""
+    generator = torch.Generator().manual_seed(seed)
+    return [0.1 * torch.randn(length, generator=generator) for length in lengths or (8000, 6000)]
+
+
+def states(model: nn.Module, wavs: list[Tensor]) -> list[Tensor]:
+    """Return the hidden states [batch, frames, width] of every layer, and the last one behind the encoder's norm."""
+    output = model(wavs)
+    return [*output["hidden_states"], output["last_hidden_state"]]
+
+
+def train(model: nn.Module, parameters: dict[str, nn.Parameter], steps: int = 2) -> list[set[str]]:
+    """Train with AdamW on all hidden states; return for each step the names that got a gradient other than zero."""
+    optimizer = torch.optim.AdamW(parameters.values(), lr=1e-2, weight_decay=0.1)
+    reached = []
+    target = None
+    for _ in range(steps):
+        optimizer.zero_grad()
+        stacked = torch.stack(states(model, clips()))
+        target = torch.randn(stacked.shape, generator=torch.Generator().manual_seed(1)) if target is None else target
+        (stacked - target).square().mean().backward()
+        reached.append({n for n, p in parameters.items() if p.grad is not None and bool(p.grad.abs().sum() > 0)})
+        optimizer.step()
+    return reached
