@@ -16,7 +16,8 @@ from s3prl_ext.configs import check_keys
 from s3prl_ext.errors import UsageError
 from s3prl_ext.merging.interpolation import SUM_TOLERANCE
 from s3prl_ext.merging.lambdas import LambdaSchedule, over_depth, parse_lambda, parse_projections
-from s3prl_ext.merging.layers import LayerMap, chosen_layers, parse_layer_map, parse_layers
+from s3prl_ext.merging.layers import LayerMap, chosen_layers, parse_layer_choice, parse_layer_map
+from s3prl_ext.merging.learnable import DEFAULT_LAMBDA, LearnableConfig, parse_learnable
 from s3prl_ext.merging.noise import NoiseConfig, parse_noise
 
 _Parsed = TypeVar("_Parsed")
@@ -46,7 +47,8 @@ class SourceConfig:
         model: transformers folder, checkpoint file or hub id; None where `package` is given.
         package: import name of a pip package with a model folder inside; None where `model` is given.
         prefix: take the encoder after this prefix, where the model holds several.
-        layers: layer indices of the target as given, 0-based and inclusive, or ``all``; others are left alone.
+        layers: layer indices of the target as given, 0-based and inclusive, or ``all``; others are left alone. Or a
+            :class:`LayerSelection`, which gives way to a list when the models are opened.
         layer_map: target layer -> source layer, or ``linear``; None where equal layers meet.
         noise: merge random matrices in place of the source's; None for the source itself.
     """
@@ -74,18 +76,21 @@ class MergeConfig:
         sources: the models that are merged in, mostly one.
         biases: merge the bias vectors as well as the matrices.
         allow_extrapolation: accept lambda outside [0, 1], and sums over the sources above 1.
+        learnable: train lambda together with the target (L-MAM, Eq. 3), beginning with the given values; None for a
+            fixed lambda.
     """
 
     target: TargetConfig
     sources: tuple[SourceConfig, ...]
     biases: bool = False
     allow_extrapolation: bool = False
+    learnable: LearnableConfig | None = None
 
 
 MODEL_KEYS = ("model", "package", "prefix")
 # Beside `source`, or in an item of `sources`; what an item does not say holds from the top level.
 SOURCE_KEYS = ("lambda", "layers", "projections", "layer_map", "noise")
-KEYS = ("target", "source", "sources", *SOURCE_KEYS, "biases", "allow_extrapolation")
+KEYS = ("target", "source", "sources", *SOURCE_KEYS, "biases", "allow_extrapolation", "learnable")
 
 
 class _Problems(list[str]):
@@ -124,15 +129,30 @@ def parse_config(raw: Mapping[str, Any], where: str) -> MergeConfig:
         key: problems.attempt(_parse_flag, raw.get(key, False), f"{where}: {key}") or False
         for key in ("biases", "allow_extrapolation")
     }
+    learnable = problems.attempt(parse_learnable, raw.get("learnable", False), f"{where}: learnable")
     shared = {key: (raw[key], f"{where}: {key}") for key in SOURCE_KEYS if key in raw}
+    if raw.get("learnable"):
+        shared.setdefault("lambda", (DEFAULT_LAMBDA, f"{where}: lambda"))
     # a stand-in, where the sections themselves are wrong, lets the other keys be checked all the same
     items = problems.attempt(_source_items, raw, where) or [({"model": "unknown"}, f"{where}: source")]
     sources = [
         problems.attempt(_parse_source, item, place, shared, where, flags["allow_extrapolation"])
         for item, place in items
     ]
+    if learnable:
+        problems += _unlearnable(len(items), flags["biases"], where)
     problems.raise_all()
-    return MergeConfig(target, tuple(sources), **flags)  # type: ignore[arg-type]  # nothing is None without problems
+    return MergeConfig(target, tuple(sources), **flags, learnable=learnable)  # type: ignore[arg-type]  # nothing is None without problems
+
+
+def _unlearnable(sources: int, biases: bool, where: str) -> list[str]:
+    """Return a complaint for each setting that a learnable lambda cannot be combined with."""
+    problems = []
+    if sources > 1:
+        problems.append(f"{where}: learnable takes one source, but there are {sources}: keep one, or fix lambda.")
+    if biases:
+        problems.append(f"{where}: learnable merges matrices only: set biases: false, or fix lambda.")
+    return problems
 
 
 def _source_items(raw: Mapping[str, Any], where: str) -> list[tuple[Any, str]]:
@@ -171,10 +191,10 @@ def _parse_source(
     lambdas = setting("lambda", parse_lambda, projections, extrapolate)
     if "lambda" not in settings:
         problems.append(f"{place} needs a lambda." if own else f"{where}: the key 'lambda' is missing.")
-    setting("layers", lambda value, place: parse_layers(value, None, place))
+    layers = setting("layers", parse_layer_choice)
     layer_map = setting("layer_map", parse_layer_map)
     problems.raise_all()
-    layers = settings["layers"][0] if "layers" in settings else "all"
+    layers = "all" if "layers" not in settings else layers
     return SourceConfig(lambdas or {}, **(model or {}), layers=layers, layer_map=layer_map, noise=noise)
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from s3prl_ext.attention.layouts import Slot
 from s3prl_ext.attention.weights import AttentionWeights, depth, width
@@ -61,20 +62,42 @@ def merge_sources(
     Raises:
         DataError: a tensor to be merged holds NaN or infinity.
     """
+    merged: AttentionWeights = {}
+    rows: list[MergeRow] = []
+    for slot, tensor, slot_rows in _merged_slots(target, sources, biases):
+        merged[slot] = tensor
+        rows += slot_rows
+    return merged, rows
+
+
+def merge_in_place(target: AttentionWeights, sources: Sequence[Source], biases: bool = False) -> list[MergeRow]:
+    """Write what :func:`merge_sources` returns into the target's parameters, and return the report.
+
+    One matrix is merged at a time, so that little memory is taken besides the models.
+    """
+    rows: list[MergeRow] = []
+    with torch.no_grad():
+        for slot, tensor, slot_rows in _merged_slots(target, sources, biases):
+            target[slot].copy_(tensor)
+            rows += slot_rows
+    return rows
+
+
+def _merged_slots(
+    target: AttentionWeights, sources: Sequence[Source], biases: bool
+) -> Iterator[tuple[Slot, Tensor, list[MergeRow]]]:
+    """Yield each slot that changes, its merged tensor and rows; before the first all tensors are checked."""
     chosen = [chosen_slots(target, source.lambdas, biases) for source in sources]
     changed = [slot for slot in target if any(slot in slots for slots in chosen)]
     check_finite(target, changed, "the target")
     for source, slots in zip(sources, chosen, strict=True):
         check_finite(source.weights, slots, f"the source {source.name}".rstrip(), source.layer)
-    merged: AttentionWeights = {}
-    rows: list[MergeRow] = []
     for slot in changed:
         used = [(source, slots[slot]) for source, slots in zip(sources, chosen, strict=True) if slot in slots]
-        merged[slot] = combine(target[slot], [source.weights[slot] for source, _ in used], [w for _, w in used])
-        change = relative_change(target[slot], merged[slot])
+        merged = combine(target[slot], [source.weights[slot] for source, _ in used], [w for _, w in used])
+        change = relative_change(target[slot], merged)
         label = slot.projection if slot.kind == "weight" else f"{slot.projection}.bias"
-        rows += [MergeRow(slot.layer, label, w, change, source.name, source.layer(slot)) for source, w in used]
-    return merged, rows
+        yield slot, merged, [MergeRow(slot.layer, label, w, change, s.name, s.layer(slot)) for s, w in used]
 
 
 def chosen_slots(target: AttentionWeights, lambdas: Lambdas, biases: bool) -> dict[Slot, float]:

@@ -249,22 +249,33 @@ def test_all_problems_of_all_sources_are_reported_at_once():
         assert sum(word in line for line in lines) == 1, word
 
 
-PAPER = {"mam_hubert_large_ls960_bert_large_layers_12_19": (0.25, range(12, 20))}
+PAPER = {
+    "mam_hubert_large_ls960_bert_large_layers_12_19": (0.25, range(12, 20)),
+    "mam_beats_iter3_vit_base_layers_4_11": (0.10, range(4, 12)),
+}
 
 
 @pytest.mark.parametrize("path", sorted(shipped_dir("upstream_configs").glob("mam_*.yaml")), ids=lambda path: path.stem)
 def test_shipped_configurations_are_valid(path):
     parsed = parse_config(load_yaml(path), path.name)
-    value, layers = PAPER.get(path.stem, (0.05, range(24)))
+    usual = 0.10 if "beats" in path.stem else 0.05
+    value, layers = PAPER.get(path.stem, (usual, range(24)))
     expected = [value if layer in layers else 0.0 for layer in range(24)]
     assert resolve(parsed, 24) == dict.fromkeys(("q_proj", "k_proj", "v_proj"), expected)
     assert not parsed.biases
 
 
 @pytest.mark.parametrize("kind", ["source", "target", "standard"])
-def test_noise_presets_are_the_papers_pair(kind):
-    name = f"mam_hubert_large_ls960_noise_{kind}"
+@pytest.mark.parametrize(
+    ("target", "source"),
+    [("hubert_large_ls960", "bert-large-uncased"), ("beats_iter3", "google/vit-base-patch16-224-in21k")],
+)
+def test_noise_presets_are_the_papers_pairs(kind, target, source):
+    name = f"mam_{target}_noise_{kind}"
     parsed = parse_config(load_yaml(shipped_dir("upstream_configs") / f"{name}.yaml"), name)
-    assert parsed.target.model == "facebook/hubert-large-ls960-ft"
+    if target == "beats_iter3":
+        assert (parsed.target.upstream, parsed.target.ckpt) == ("beats_local", "${BEATS_ITER3}")
+    else:
+        assert parsed.target.model == "facebook/hubert-large-ls960-ft"
     assert parsed.sources[0].noise == NoiseConfig(kind)
-    assert parsed.sources[0].model == ("bert-large-uncased" if kind == "source" else None)
+    assert parsed.sources[0].model == (source if kind == "source" else None)

@@ -51,6 +51,20 @@ def read_config(model_config: str | None, ckpt: str | None = None, preset: str |
     Raises:
         UsageError: with every problem of the configuration, one per line.
     """
+    return check_config(*read_raw(model_config, ckpt, preset))
+
+
+def read_raw(
+    model_config: str | None, ckpt: str | None = None, preset: str | None = None
+) -> tuple[dict[str, Any], str]:
+    """Return the configuration as the file says it, with overrides, variables unexpanded; and the name of the file.
+
+    Args:
+        model_config, ckpt, preset: as for :func:`read_config`.
+
+    Raises:
+        UsageError: no file is named, or an override does not fit it.
+    """
     file, overrides = split_options(model_config)
     if preset is not None and file is not None:
         raise UsageError(
@@ -70,9 +84,22 @@ def read_config(model_config: str | None, ckpt: str | None = None, preset: str |
         target = raw.get("target")
         key = "ckpt" if isinstance(target, dict) and "upstream" in target else "model"
         raw = apply_overrides(raw, {f"target.{key}": str(ckpt)}, str(path))
-    unset = list(_unset_variables(raw, path.name))
+    return raw, path.name
+
+
+def check_config(raw: dict[str, Any], name: str) -> MergeConfig:
+    """Expand the variables of a configuration and check it.
+
+    Args:
+        raw: as :func:`read_raw` returns it.
+        name: what the file is called in messages.
+
+    Raises:
+        UsageError: with every problem of the configuration, one per line.
+    """
+    unset = list(_unset_variables(raw, name))
     try:
-        config = parse_config(raw if unset else expand_variables(raw, path.name), path.name)
+        config = parse_config(raw if unset else expand_variables(raw, name), name)
     except UsageError as error:
         raise UsageError("\n".join([*unset, str(error)])) from error
     if unset:

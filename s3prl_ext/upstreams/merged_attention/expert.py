@@ -11,13 +11,16 @@ from typing import Any
 import torch
 
 from s3prl_ext.attention.files import find_model, find_package_model, model_config, read_attention
+from s3prl_ext.attention.layouts import Slot
 from s3prl_ext.attention.weights import AttentionWeights, depth, extract
 from s3prl_ext.errors import UsageError, unknown_name
 from s3prl_ext.merging.config import MergeConfig, SourceConfig, TargetConfig, resolve_lambdas
 from s3prl_ext.merging.layers import align, resolve_layer_map
-from s3prl_ext.merging.merge import Lambdas, Source, check_compatible, chosen_slots, merge_sources
+from s3prl_ext.merging.merge import Lambdas, Source, check_compatible, chosen_slots, merge_in_place
 from s3prl_ext.merging.noise import noise_moments, sample
 from s3prl_ext.merging.report import format_table
+from s3prl_ext.upstreams.layer_similarity.selection import choose_layers
+from s3prl_ext.upstreams.merged_attention.learnable import describe_learnable, install_learnable, learnable_slots
 from s3prl_ext.upstreams.merged_attention.model import TransformersSpeechModel
 from s3prl_ext.upstreams.merged_attention.record import MergeRecord, check_merge_record, describe_model, describe_source
 
@@ -32,7 +35,8 @@ TRANSFORMERS_UPSTREAMS = ("hf_hubert_custom", "hf_wav2vec2_custom")
 def build_upstream(config: MergeConfig, refresh: bool = False) -> torch.nn.Module:
     """Return the target as an s3prl upstream with the sources' attention merged in; it costs nothing at run time.
 
-    The module is the target itself, with its parameter names, and has the attribute ``merge_record``: a dict of plain
+    With ``learnable`` the merge stays in the model, see :func:`s3prl_ext.merging.learnable.make_learnable`; otherwise the
+    module is the target itself, with its parameter names. It has the attribute ``merge_record``: a dict of plain
     values for :func:`s3prl_ext.upstreams.merged_attention.record.check_merge_record`.
 
     Args:
@@ -48,7 +52,10 @@ def build_upstream(config: MergeConfig, refresh: bool = False) -> torch.nn.Modul
         for path, source in zip(paths, config.sources, strict=True)
     ]
     upstream = build_target(config.target, refresh)
+    config, selections = choose_layers(config, upstream, target_name(config.target), paths, sources)
     record = merge_into(upstream, sources, config)
+    for described, selection in zip(record["sources"], selections, strict=True):
+        described["layer_selection"] = selection
     upstream.merge_record = record  # type: ignore[assignment]  # a plain attribute, not a submodule
     for path, source in zip(paths, config.sources, strict=True):
         if path and source.noise is None:
@@ -101,29 +108,61 @@ def merge_into(
     """
     name = target_name(config.target)
     target = extract(upstream.state_dict(), f"target {name}")
-    lambdas, maps = _resolve(target, sources, config)
-    prepared = [
-        _prepare(target, weights, source, values, layer_map, config.biases, index)
-        for index, (weights, source, values, layer_map) in enumerate(
-            zip(sources, config.sources, lambdas, maps, strict=True)
-        )
-    ]
-    merged, rows = merge_sources(target, prepared, config.biases)
-    record = {
-        "target": describe_model(name, target),
+    prepared = prepare_sources(target, sources, config)
+    record = merge_record(target, sources, prepared, config)
+    if config.learnable is not None:
+        rows = install_learnable(upstream, target, prepared[0], config, name)
+    else:
+        rows = merge_in_place(target, prepared, config.biases)
+    names = ", ".join(source.name for source in prepared)
+    first = " with a learnable lambda, at first" if config.learnable else ""
+    logger.info("Merged the attention of %s into %s%s:\n%s", names, name, first, format_table(rows))
+    return record
+
+
+def merge_record(
+    target: AttentionWeights,
+    sources: Sequence[AttentionWeights | None],
+    prepared: Sequence[Source],
+    config: MergeConfig,
+) -> MergeRecord:
+    """Return what :func:`check_merge_record` compares, as plain values: models by their hashes, lambda, noise.
+
+    Args:
+        target: its parameters before the merge.
+        sources: as read; None where no model is.
+        prepared: the same as :func:`prepare_sources` returns them.
+    """
+    return {
+        "target": describe_model(target_name(config.target), target),
         "sources": [
-            describe_source(source.noise, weights, ready, layer_map)
-            for source, weights, ready, layer_map in zip(config.sources, sources, prepared, maps, strict=True)
+            describe_source(source.noise, weights, ready, list(ready.layers or range(depth(target))))
+            for source, weights, ready in zip(config.sources, sources, prepared, strict=True)
         ],
         "biases": config.biases,
+        "learnable": describe_learnable(config, depth(target)),
         "config": _plain(config),
     }
-    with torch.no_grad():
-        for slot, tensor in merged.items():
-            target[slot].copy_(tensor)
-    names = ", ".join(source.name for source in prepared)
-    logger.info("Merged the attention of %s into %s:\n%s", names, name, format_table(rows))
-    return record
+
+
+def prepare_sources(
+    target: AttentionWeights, sources: Sequence[AttentionWeights | None], config: MergeConfig
+) -> list[Source]:
+    """Return the sources under the target's slots with their resolved lambdas; noise is drawn.
+
+    Raises:
+        UsageError: depth, width, layers or lambda do not fit, one line for each problem.
+        DataError: NaN in a matrix whose statistics the noise needs.
+    """
+    lambdas, maps = resolve_sources(target, sources, config)
+    prepared = []
+    for index, (weights, source) in enumerate(zip(sources, config.sources, strict=True)):
+        if config.learnable is not None:
+            slots = learnable_slots(config, depth(target))
+        else:
+            slots = list(chosen_slots(target, lambdas[index], config.biases))
+        prepared.append(_prepare(target, weights, source, lambdas[index], maps[index], slots, index))
+    return prepared
 
 
 def _prepare(
@@ -132,13 +171,13 @@ def _prepare(
     config: SourceConfig,
     lambdas: Lambdas,
     layer_map: list[int | None],
-    biases: bool,
+    slots: Sequence[Slot],
     index: int,
 ) -> Source:
-    """Return a source under the target's slots, or the noise that stands for it."""
+    """Return a source under the target's slots, or noise for `slots` that stands for it."""
     name = source_name(config)
     if config.noise is not None:
-        shapes = {slot: target[slot].shape for slot in chosen_slots(target, lambdas, biases)}
+        shapes = {slot: target[slot].shape for slot in slots}
         noise = sample(shapes, noise_moments(config.noise, target, weights, layer_map), config.noise, index)
         return Source(noise, lambdas, name, None if weights is None else layer_map)
     assert weights is not None
@@ -159,7 +198,7 @@ def source_name(source: SourceConfig) -> str:
     return f"noise of {owner} (draw {source.noise.draw}, seed {source.noise.seed})"
 
 
-def _resolve(
+def resolve_sources(
     target: AttentionWeights, sources: Sequence[AttentionWeights | None], config: MergeConfig
 ) -> tuple[list[dict[str, list[float]]], list[list[int | None]]]:
     """Return lambdas and layer map of each source; report everything that does not fit at once."""

@@ -42,8 +42,8 @@ def describe_source(
 def check_merge_record(stored: MergeRecord | None, current: MergeRecord | None) -> None:
     """Check that a model was merged in the same way as the one a checkpoint was made with.
 
-    Names and paths may differ; what counts are the hashes of target and sources, noise, layer maps, lambdas, and
-    whether biases are merged.
+    Names and paths may differ; what counts are the hashes of target and sources, noise, layer maps, lambdas (of
+    learnable ones the first values), and whether biases are merged.
 
     Args:
         stored: ``merge_record`` of the checkpoint; None or empty where its upstream was not merged.
@@ -63,8 +63,14 @@ def check_merge_record(stored: MergeRecord | None, current: MergeRecord | None) 
         raise DataError(
             f"the checkpoint was made with {counts[0]} sources, but now there are {counts[1]}: give the same."
         )
+    learnt = (stored.get("learnable") or {}).get("layers", [])
     for index, (was, now) in enumerate(zip(stored["sources"], current["sources"], strict=True)):
-        _check_source(f"source {index + 1}" if counts[0] > 1 else "source", was, now)
+        _check_source(f"source {index + 1}" if counts[0] > 1 else "source", was, now, learnt)
+    if stored.get("learnable") != current.get("learnable"):
+        raise DataError(
+            f"the checkpoint was made with learnable: {_section(stored.get('learnable'))}, but now it is "
+            f"learnable: {_section(current.get('learnable'))}: give the same learnable, layers and projections."
+        )
     if stored["biases"] != current["biases"]:
         raise DataError(
             f"the checkpoint was made with biases: {_yaml(stored['biases'])}, but now it is "
@@ -86,12 +92,12 @@ def _check_model(role: str, stored: MergeRecord, current: MergeRecord) -> None:
         )
 
 
-def _check_source(role: str, stored: MergeRecord, current: MergeRecord) -> None:
+def _check_source(role: str, stored: MergeRecord, current: MergeRecord, learnt: list[int]) -> None:
     was, now = _noise(stored), _noise(current)
     if was != now:
         raise DataError(f"the checkpoint was made with {role} noise: {was}, but now it is {now}: give the same.")
     _check_model(role, stored, current)
-    lambdas, maps = _difference(stored, current)
+    lambdas, maps = _difference(stored, current, learnt)
     of = "" if role == "source" else f" of {role}"
     if lambdas:
         raise DataError(
@@ -109,6 +115,10 @@ def _yaml(flag: bool) -> str:
     return str(flag).lower()
 
 
+def _section(learnable: dict[str, Any] | None) -> str:
+    return "false" if learnable is None else "{" + ", ".join(f"{k}: {v}" for k, v in learnable.items()) + "}"
+
+
 def _noise(source: MergeRecord) -> str:
     """Return the noise section of a source as one would write it."""
     if source["noise"] is None:
@@ -118,14 +128,14 @@ def _noise(source: MergeRecord) -> str:
     )
 
 
-def _difference(stored: MergeRecord, current: MergeRecord) -> tuple[str | None, str | None]:
-    """Return where the lambdas differ, and where other layers of the source are merged."""
+def _difference(stored: MergeRecord, current: MergeRecord, learnt: list[int]) -> tuple[str | None, str | None]:
+    """Return where the lambdas differ, and where other layers of the source are merged, also in those with a learnt one."""
     for projection, values in stored["lambda"].items():
         for layer, (was, now) in enumerate(zip(values, current["lambda"][projection], strict=True)):
             if was != now:
                 return f"{was:g} in {Slot(layer, projection)}, but now {now:g}", None
     used = {layer for values in stored["lambda"].values() for layer, value in enumerate(values) if value != 0.0}
-    for layer in sorted(used) if stored["layer_map"] else ():
+    for layer in sorted(used.union(learnt)) if stored["layer_map"] else ():
         was, now = stored["layer_map"][layer], current["layer_map"][layer]
         if was != now:
             return None, f"layer {was} of the source in layer {layer}, but now {now}"

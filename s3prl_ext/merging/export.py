@@ -1,0 +1,161 @@
+"""Write a copy of a model in which some tensors are replaced; everything else keeps its bytes.
+
+A safetensors file is copied and the changed tensors are written over their place. ``pytorch_model.bin`` of a
+transformers folder becomes safetensors. Another checkpoint (s3prl, fairseq, BEATs) keeps its format and its other
+content. One tensor is computed at a time, in the dtype of the file.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Collection, Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from s3prl_ext.attention.files import (
+    load_torch,
+    open_weights,
+    read_torch_state,
+    state_dict_of,
+    weight_file,
+    weight_files,
+)
+from s3prl_ext.attention.layouts import AttentionKeys, Slot, find_attention
+from s3prl_ext.errors import DataError
+
+# What else of a transformers folder belongs to the model: configuration, vocabulary, preprocessor, licence.
+COMPANIONS = ("*.json", "*.txt", "*.model", "LICENSE*", "NOTICE*")
+
+# Return the new tensor of a slot, given the old one as it is in the file.
+Replace = Callable[[Slot, Tensor], Tensor]
+
+# Return the new tensor of a name in the file, given the old one.
+Rewrite = Callable[[str, Tensor], Tensor]
+
+
+def attention_keys(path: Path, prefix: str | None = None) -> AttentionKeys:
+    """Return where the attention parameters of a model folder or checkpoint file are, reading no tensor.
+
+    Args:
+        prefix: as in :func:`s3prl_ext.attention.layouts.find_attention`.
+
+    Raises:
+        DataError: no weights there, unreadable, or no attention in it.
+    """
+    names = [name for file in weight_files(path) for name in list(open_weights(file).keys())]
+    return find_attention(names, str(path), prefix)
+
+
+def write_model(path: Path, out: Path, slots: Iterable[Slot], replace: Replace) -> list[Path]:
+    """Write the model of `path` into the folder `out` with the tensors of `slots` replaced.
+
+    Args:
+        path: transformers folder or checkpoint file.
+        out: existing folder.
+        slots: attention parameters to replace; all other tensors keep their bits.
+        replace: called once for each slot; the result has the shape and dtype of the old tensor.
+
+    Returns:
+        The weight files written.
+
+    Raises:
+        DataError: the model is unreadable.
+    """
+    keys = attention_keys(path)
+    names: dict[str, list[Slot]] = {}
+    for slot in slots:
+        names.setdefault(keys.names[slot], []).append(slot)
+    return write_weights(path, out, names, lambda name, old: _replaced(name, old, names[name], keys, replace))
+
+
+def write_weights(path: Path, out: Path, names: Collection[str], rewrite: Rewrite) -> list[Path]:
+    """Write the model of `path` into the folder `out` with the tensors of `names` replaced.
+
+    Args:
+        path: transformers folder or checkpoint file.
+        out: existing folder.
+        names: tensors to replace, as the file calls them; all others keep their bits.
+        rewrite: called once for each name; the result has the shape of the old tensor and is cast to its dtype.
+
+    Returns:
+        The weight files written.
+
+    Raises:
+        DataError: the model is unreadable.
+    """
+    if path.is_file() and path.suffix != ".safetensors":
+        return [_write_torch(path, out / path.name, names, rewrite)]
+    if path.is_dir():
+        _copy_companions(path, out)
+    return [_write_safetensors(file, out / _new_name(file.name), names, rewrite) for file in weight_files(path)]
+
+
+def _new_name(name: str) -> str:
+    """Return the safetensors name of a weight file: ``pytorch_model-00001-of-00002.bin`` -> ``model-...safetensors``."""
+    return name.replace("pytorch_model", "model", 1).removesuffix(".bin").removesuffix(".safetensors") + ".safetensors"
+
+
+def _copy_companions(folder: Path, out: Path) -> None:
+    """Copy what belongs to the model but its weights, and the index of shards under the new names."""
+    for path in sorted({path for pattern in COMPANIONS for path in folder.glob(pattern)}):
+        if path.is_file() and not path.name.endswith(".index.json"):
+            shutil.copyfile(path, out / path.name)
+    index = weight_file(folder)
+    if index.suffix == ".json":
+        content = json.loads(index.read_text(encoding="utf-8"))
+        content["weight_map"] = {name: _new_name(file) for name, file in content["weight_map"].items()}
+        (out / "model.safetensors.index.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _replaced(name: str, old: Tensor, slots: list[Slot], keys: AttentionKeys, replace: Replace) -> Tensor:
+    """Return the new tensor behind a state-dict key; of a fused one the parts of `slots` are replaced."""
+    if not keys.layout.fused:
+        return replace(slots[0], old)
+    parts = dict(zip((slot for slot, key in keys.names.items() if key == name), old.chunk(3), strict=True))
+    return torch.cat([replace(slot, part) if slot in slots else part for slot, part in parts.items()])
+
+
+def _write_safetensors(file: Path, out: Path, names: Collection[str], rewrite: Rewrite) -> Path:
+    if file.suffix == ".safetensors":
+        shutil.copyfile(file, out)
+    else:
+        _convert(file, out)
+    reader = open_weights(file)
+    with out.open("r+b") as handle:
+        length = int.from_bytes(handle.read(8), "little")
+        header = json.loads(handle.read(length))
+        for name in sorted(set(names) & set(header), key=lambda name: header[name]["data_offsets"]):
+            old = reader[name]
+            new = rewrite(name, old).to(old.dtype).contiguous()
+            first, last = header[name]["data_offsets"]
+            content = new.view(-1).view(torch.uint8).numpy().data
+            if len(content) != last - first:
+                raise DataError(f"{file}: {name} has {last - first:,} bytes, but {len(content):,} are to be written.")
+            handle.seek(8 + length + first)
+            handle.write(content)
+    return out
+
+
+def _convert(file: Path, out: Path) -> None:
+    """Write the tensors of a torch file as safetensors; those that share memory are written each by itself."""
+    from safetensors.torch import save_file
+
+    tensors: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in read_torch_state(file).items():
+        shared = tensor.data_ptr() in seen
+        seen.add(tensor.data_ptr())
+        tensors[name] = tensor.clone() if shared or not tensor.is_contiguous() else tensor
+    save_file(tensors, out, metadata={"format": "pt"})
+
+
+def _write_torch(file: Path, out: Path, names: Collection[str], rewrite: Rewrite) -> Path:
+    content = load_torch(file)
+    state = state_dict_of(content, file)
+    for name in names:
+        state[name] = rewrite(name, state[name]).to(state[name].dtype)
+    torch.save(content, out)
+    return out

@@ -1,0 +1,309 @@
+"""Learnable interpolation (L-MAM, Eq. 3): W = lambda * W_source + (1 - lambda) * W_target with a trained lambda.
+
+The target's matrices and lambda train, the source's are frozen. The merge acts on the weight itself, as a
+``torch.nn.utils.parametrize`` parametrization, because the attention of s3prl's models and of WavLM hands weights to a
+functional call, where hooks and wrapped modules never run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.utils import parametrize
+
+from s3prl_ext.attention.layouts import PROJECTIONS, Slot, find_attention
+from s3prl_ext.attention.weights import AttentionWeights
+from s3prl_ext.configs import check_keys
+from s3prl_ext.errors import UsageError, unknown_name
+from s3prl_ext.merging.merge import Lambdas
+
+GRANULARITIES = ("layer", "projection", "head", "global")
+CONSTRAINTS = ("raw", "clamp", "sigmoid")
+DEFAULT_LAMBDA = 0.1  # Adam moves a scalar by about lr a step, so the initial value matters
+MODULE_NAME = "learnable_lambda"  # attribute of the model that holds lambda
+PARAMETER_NAME = f"{MODULE_NAME}.values"  # its key in the model's state dict
+
+
+@dataclass(frozen=True)
+class LearnableConfig:
+    """Section ``learnable`` of a merge.
+
+    Attributes:
+        granularity: what shares one lambda: the q, k and v of a ``layer``, one ``projection`` of a layer, a ``head``
+            of a layer (its rows of q, k and v), or everything (``global``).
+        constraint: ``raw`` may leave [0, 1] in training; ``clamp`` is put back into it after each optimizer step;
+            ``sigmoid`` trains the logit.
+    """
+
+    granularity: str = "layer"
+    constraint: str = "raw"
+
+
+def parse_learnable(value: Any, where: str = "learnable") -> LearnableConfig | None:
+    """Return the section ``learnable``, None where it is false.
+
+    Args:
+        value: true, false, or a mapping such as ``{granularity: head, constraint: sigmoid}``.
+
+    Raises:
+        UsageError: with one line for every problem found.
+    """
+    if isinstance(value, bool):
+        return LearnableConfig() if value else None
+    if not isinstance(value, Mapping):
+        raise UsageError(f"{where} must be true, false or a mapping such as {{granularity: layer}}, but is {value!r}.")
+    problems = check_keys(value, ("granularity", "constraint"), where)
+    for key, known in (("granularity", GRANULARITIES), ("constraint", CONSTRAINTS)):
+        if key in value and value[key] not in known:
+            problems.append(str(unknown_name(key, value[key], known, where=where)))
+    if problems:
+        raise UsageError("\n".join(problems))
+    return LearnableConfig(**value)
+
+
+class Interpolate(torch.autograd.Function):
+    """``lerp(target, source, weight)`` that keeps no tensor but its inputs.
+
+    With G = dL/dW: dL/dW_target = (1 - lambda) * G, dL/dlambda = <G, W_source> - <G, W_target>; the source gets none.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, target: Tensor, source: Tensor, weight: Tensor) -> Tensor:
+        """Return the merged matrix.
+
+        Args:
+            target, source: [out, in], same dtype.
+            weight: lambda of each of k equal blocks of rows, [k].
+        """
+        ctx.save_for_backward(target, source, weight)
+        blocks = len(weight), -1
+        return torch.lerp(target.reshape(blocks), source.reshape(blocks), weight.unsqueeze(1)).view_as(target)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, Tensor | None]:
+        """Return the gradients of target and weight."""
+        target, source, weight = ctx.saved_tensors
+        blocks = len(weight), -1
+        gradient = gradients[0].reshape(blocks)
+        to_target = to_weight = None
+        if ctx.needs_input_grad[2]:
+            to_weight = _dots(gradient, source.reshape(blocks)) - _dots(gradient, target.reshape(blocks))
+        if ctx.needs_input_grad[0]:
+            to_target = (gradient * (1 - weight).unsqueeze(1)).view_as(target)
+        return to_target, None, to_weight
+
+
+def _dots(a: Tensor, b: Tensor) -> Tensor:
+    """Return the inner product of each row of `a` [k, n] with that of `b`, [k]; of one row without a temporary."""
+    return torch.dot(a[0], b[0]).unsqueeze(0) if len(a) == 1 else torch.linalg.vecdot(a, b)
+
+
+class LearnableLambda(nn.Module):
+    """All lambdas of a model, in one parameter `values` of shape [layers, projections, heads].
+
+    A dimension that shares its lambda has size 1. With the constraint ``sigmoid`` the parameter holds logits.
+
+    Args:
+        initial: projection -> first value for each of `layers`.
+        layers: layers of the target that are merged, ascending.
+        heads: attention heads of each.
+        config: granularity and constraint.
+
+    Raises:
+        UsageError: the initial values differ where they share one lambda, or lie outside what the constraint allows.
+    """
+
+    def __init__(
+        self, initial: Mapping[str, Sequence[float]], layers: Sequence[int], heads: int, config: LearnableConfig
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.layers = tuple(layers)
+        self.projections = tuple(p for p in PROJECTIONS if p in initial)
+        values = torch.tensor([initial[p] for p in self.projections], dtype=torch.float64).T.unsqueeze(-1)
+        _check_initial(values, config)
+        if config.granularity != "projection":
+            values = values[:, :1]
+        if config.granularity == "global":
+            values = values[:1]
+        if config.granularity == "head":
+            values = values.expand(-1, -1, heads)
+        if config.constraint == "sigmoid":
+            values = values.logit()
+        self.values = nn.Parameter(values.to(torch.float32).clone(memory_format=torch.contiguous_format))
+
+    def forward(self, layer: int, projection: str) -> Tensor:
+        """Return lambda of a matrix: [1], or [heads]."""
+        row = 0 if self.config.granularity == "global" else self.layers.index(layer)
+        column = self.projections.index(projection) if self.config.granularity == "projection" else 0
+        return self._constrained(self.values[row, column])
+
+    def _constrained(self, values: Tensor) -> Tensor:
+        return values.sigmoid() if self.config.constraint == "sigmoid" else values
+
+    @torch.no_grad()
+    def project(self) -> None:
+        """Put lambda back into [0, 1] where the constraint is ``clamp``; call it after each optimizer step."""
+        if self.config.constraint == "clamp":
+            self.values.clamp_(0.0, 1.0)
+
+    def current(self) -> Tensor:
+        """Return a copy of all lambdas as they act now, flat, on the CPU, in the order of :meth:`names`."""
+        return self._constrained(self.values.detach()).flatten().to("cpu", torch.float32, copy=True)
+
+    def names(self) -> list[str]:
+        """Return a name for each lambda, such as ``layer_03``, ``layer_03/q_proj``, ``layer_03/head_11``, ``global``."""
+        if self.config.granularity == "global":
+            return ["global"]
+        rows = [f"layer_{layer:02d}" for layer in self.layers]
+        if self.config.granularity == "layer":
+            return rows
+        heads = [f"head_{head:02d}" for head in range(self.values.shape[2])]
+        columns = self.projections if self.config.granularity == "projection" else heads
+        return [f"{row}/{column}" for row in rows for column in columns]
+
+
+def _check_initial(values: Tensor, config: LearnableConfig) -> None:
+    """Check initial values of shape [layers, projections, 1]."""
+    if config.granularity in ("layer", "head", "global") and bool((values != values[:, :1]).any()):
+        raise UsageError(
+            f"lambda differs between projections, which share it with granularity {config.granularity}: give one value, "
+            "or set learnable: {granularity: projection}."
+        )
+    if config.granularity == "global" and bool((values != values[:1]).any()):
+        raise UsageError("lambda differs between layers, which share it with granularity global: give one value.")
+    low, high = values.min().item(), values.max().item()
+    if config.constraint == "clamp" and not (0.0 <= low and high <= 1.0):
+        raise UsageError(f"constraint clamp keeps lambda in [0, 1], but its first values lie in [{low:g}, {high:g}].")
+    if config.constraint == "sigmoid" and not (0.0 < low and high < 1.0):
+        raise UsageError(
+            f"constraint sigmoid needs a first lambda above 0 and below 1, but it lies in [{low:g}, {high:g}]: choose "
+            "another value, or constraint raw."
+        )
+
+
+class Interpolated(nn.Module):
+    """Parametrization of one query, key or value weight.
+
+    The source's matrix is a buffer that checkpoints do not hold: it is read again where the model is built.
+
+    Args:
+        source: [out, in], as the weight.
+        shared: the model's lambdas, held elsewhere in the model.
+        layer, projection: which of them.
+    """
+
+    source: Tensor
+
+    def __init__(self, source: Tensor, shared: LearnableLambda, layer: int, projection: str) -> None:
+        super().__init__()
+        self.register_buffer("source", source, persistent=False)
+        self._shared = (shared,)  # in a tuple, so that it is no submodule and lambda has one name
+        self.layer, self.projection = layer, projection
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Return the merged matrix."""
+        return Interpolate.apply(weight, self.source, self._shared[0](self.layer, self.projection))
+
+
+def make_learnable(
+    model: nn.Module,
+    source: AttentionWeights,
+    initial: Lambdas,
+    layers: Iterable[int],
+    config: LearnableConfig,
+    where: str = "the target",
+) -> LearnableLambda:
+    """Put a learnable merge on the query, key and value weights of `model`, in place, and return its lambdas.
+
+    They become the submodule ``learnable_lambda``; a weight's state-dict key changes from ``q_proj.weight`` to
+    ``q_proj.parametrizations.weight.original``. :func:`fold` undoes both.
+
+    Args:
+        model: the target.
+        source: matrices under the target's slots.
+        initial: projection -> first lambda per layer of the target; other projections are left alone.
+        layers: layers of the target to merge.
+        config: granularity and constraint.
+        where: what the model is called in messages.
+
+    Raises:
+        UsageError: there is nothing to merge, q, k and v are one tensor, or the initial values do not fit.
+    """
+    layers = sorted(layers)
+    slots = [Slot(layer, projection) for layer in layers for projection in PROJECTIONS if projection in initial]
+    if not slots:
+        raise UsageError("learnable: no layer is chosen, so there is no lambda to learn: set layers, such as all.")
+    keys = find_attention(model.state_dict(), where)
+    if keys.layout.fused:
+        raise UsageError(
+            f"{where} holds q, k and v in one tensor ({keys.layout.template}), for which lambda cannot be learnt: "
+            "use a fixed lambda (learnable: false)."
+        )
+    modules: dict[Slot, Any] = {slot: model.get_submodule(keys.names[slot].rpartition(".")[0]) for slot in slots}
+    attention = model.get_submodule(keys.names[slots[0]].rsplit(".", 2)[0])
+    heads = _heads(attention, where) if config.granularity == "head" else 1
+    first = {projection: [initial[projection][layer] for layer in layers] for projection in initial}
+    shared = LearnableLambda(first, layers, heads, config)
+    setattr(model, MODULE_NAME, shared)
+    shared.to(modules[slots[0]].weight.device)
+    for slot, module in modules.items():
+        weight = module.weight
+        matrix = source[slot].detach().to(weight.device, weight.dtype, copy=True).contiguous()
+        parametrization = Interpolated(matrix, shared, slot.layer, slot.projection)
+        parametrize.register_parametrization(module, "weight", parametrization, unsafe=True)
+    _keep_from_broadcast(model)
+    return shared
+
+
+def _heads(attention: nn.Module, where: str) -> int:
+    heads = getattr(attention, "num_heads", None)
+    if not isinstance(heads, int):
+        raise UsageError(f"{where} does not say how many attention heads it has: use another granularity than head.")
+    return heads
+
+
+def _keep_from_broadcast(model: nn.Module) -> None:
+    """Tell DistributedDataParallel not to send the sources' matrices, equal on all ranks, around at every forward."""
+    names = [name for name, buffer in model.named_buffers() if name.endswith(".source")]
+    names = [n for n in names if isinstance(model.get_submodule(n.rpartition(".")[0]), Interpolated)]
+    nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, names)
+
+
+def find_lambda(model: nn.Module) -> LearnableLambda | None:
+    """Return the learnable lambdas of a model, None where it has none."""
+    return next((module for module in model.modules() if isinstance(module, LearnableLambda)), None)
+
+
+def fold(model: nn.Module) -> None:
+    """Replace the learnable merge by plain weights with lambda folded in, in place.
+
+    Names and order of the state dict become those of the plain target, which needs neither the source nor this
+    package. A model without learnable lambda is left as it is.
+    """
+    for module in list(model.modules()):
+        if not parametrize.is_parametrized(module, "weight"):
+            continue
+        if any(isinstance(step, Interpolated) for step in module.parametrizations["weight"]):  # type: ignore[index,union-attr]
+            _fold_weight(module)
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, LearnableLambda):
+                delattr(module, name)
+
+
+def _fold_weight(module: nn.Module) -> None:
+    # Copies of a module share the class that holds the property `weight`; removing it there would break the others.
+    shared = type(module)
+    module.__class__ = type(shared.__name__, shared.__bases__, dict(shared.__dict__))
+    parametrize.remove_parametrizations(module, "weight")
+    if isinstance(getattr(module, "bias", None), nn.Parameter):  # weight was registered anew, behind the bias
+        bias = module.bias
+        del module.bias
+        module.bias = bias

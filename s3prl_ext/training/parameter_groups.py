@@ -1,0 +1,199 @@
+"""Learning rates of the upstream's weights: its own, one per encoder block, one for the lambda of a learnable merge.
+
+An optimizer is built by s3prl first, with the rate of section ``optimizer`` for everything; its parameter groups are
+then divided. Without one of the keys here, and without a learnable lambda, it stays exactly as s3prl built it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from s3prl_ext.configs import as_number
+from s3prl_ext.errors import UsageError
+from s3prl_ext.merging.layers import parse_layers
+from s3prl_ext.merging.learnable import find_lambda
+
+KEYS = ("lr", "upstream_lr", "lambda_lr", "layer_decay", "train_layers")
+DEFAULT_LAMBDA_LR = 1.0e-3  # the 1e-5 of MAM's fine-tuning would move lambda by about 0.01 in a whole run
+_BLOCK = re.compile(r"(?:^|\.)(?:encoder\.layers?|blocks)\.(\d+)\.")
+
+
+@dataclass(frozen=True)
+class RatesConfig:
+    """The keys of section ``tuning`` that say how fast the upstream's weights train.
+
+    Attributes:
+        lr: learning rate of the upstream's weights (also ``upstream_lr``); None for that of section ``optimizer``.
+        lambda_lr: learning rate of a learnable lambda, which has no weight decay; 0 keeps it at its first value.
+        layer_decay: the last encoder block has the upstream's rate, each one below `layer_decay` times that of the
+            next; what belongs to no block counts as below the first.
+        train_layers: encoder blocks that train; of ``all`` the rest of the upstream trains too, else nothing of it.
+    """
+
+    lr: float | None = None
+    lambda_lr: float | None = None
+    layer_decay: float = 1.0
+    train_layers: Any = "all"
+
+    @classmethod
+    def from_section(cls, section: Mapping[str, Any], method: str, trains: bool, problems: list[str]) -> RatesConfig:
+        """Check the keys; problems are appended to `problems`.
+
+        Args:
+            section: the whole section ``tuning``.
+            method: its method.
+            trains: whether the method trains weights of the upstream.
+            problems: sentences that the caller reports together.
+        """
+        given = {key: section[key] for key in KEYS if section.get(key) is not None}
+        if "lr" in given and "upstream_lr" in given:
+            problems.append("tuning.lr and tuning.upstream_lr are the same; keep one of them.")
+        if "upstream_lr" in given:
+            given["lr"] = given.pop("upstream_lr")
+        if "lr" in given and not trains:
+            problems.append(f"tuning.lr is the upstream's learning rate, but method {method} trains no weight of it.")
+        problems += [
+            f"tuning.{key} belongs to method full, not to {method}; remove it."
+            for key in ("layer_decay", "train_layers")
+            if key in given and method != "full"
+        ]
+        for key, (low, high) in {"lr": (None, None), "lambda_lr": (0.0, None), "layer_decay": (None, 1.0)}.items():
+            if key in given:
+                given[key] = _number(given[key], f"tuning.{key}", low, high, problems)
+        if "train_layers" in given:
+            given["train_layers"] = _layers(given["train_layers"], problems)
+        return cls(**given)
+
+
+def _number(value: Any, where: str, low: float | None, high: float | None, problems: list[str]) -> float | None:
+    """Return a number of at least `low` (above 0 where None) and at most `high`."""
+    try:
+        number = as_number(value, where)
+    except UsageError as error:
+        problems.append(str(error))
+        return None
+    if not (number > 0 if low is None else number >= low) or number > (high or float("inf")):
+        bounds = "above 0" if low is None else f"at least {low:g}"
+        problems.append(f"{where} must be {bounds}{f' and at most {high:g}' if high else ''}, but is {number:g}.")
+    return number
+
+
+def _layers(value: Any, problems: list[str]) -> Any:
+    try:
+        parse_layers(value, None, "tuning.train_layers")
+    except UsageError as error:
+        problems.append(str(error))
+    if value in ("none", []):
+        problems.append("tuning.train_layers names no layer; use method frozen to train none.")
+    return tuple(value) if isinstance(value, list) else value
+
+
+@dataclass(frozen=True)
+class Rate:
+    """The learning rate of some weights.
+
+    Attributes:
+        lr: the rate; None for that of the group that the weights are in.
+        factor: what it is multiplied by.
+        decay: whether weight decay acts.
+    """
+
+    lr: float | None
+    factor: float = 1.0
+    decay: bool = True
+
+
+def upstream_rates(
+    upstream: nn.Module, config: RatesConfig, child: nn.Module | None = None
+) -> dict[nn.Parameter, Rate]:
+    """Return the rate of each of the upstream's parameters whose rate is not simply the optimizer's.
+
+    Args:
+        upstream: the unwrapped upstream.
+        config: of section ``tuning``; the defaults where there is none.
+        child: the child network that trains in place of the upstream's weights, or None.
+
+    Raises:
+        UsageError: ``layer_decay`` for an upstream without encoder blocks.
+    """
+    rates: dict[nn.Parameter, Rate] = {}
+    weights = dict(upstream.named_parameters() if child is None else child.named_parameters())
+    if config.layer_decay != 1.0:
+        blocks = {name: _block(name) for name in weights}
+        depth = _depth(weights, "layer_decay")
+        for name, parameter in weights.items():
+            block = blocks[name]
+            rates[parameter] = Rate(config.lr, config.layer_decay ** (depth if block is None else depth - 1 - block))
+    elif config.lr is not None:
+        rates = {parameter: Rate(config.lr) for parameter in weights.values()}
+    shared = find_lambda(upstream)
+    if shared is not None:
+        lr = DEFAULT_LAMBDA_LR if config.lambda_lr is None else config.lambda_lr
+        rates[shared.values] = Rate(lr, decay=False)
+    return rates
+
+
+def parameter_groups(groups: Iterable[dict[str, Any]], rates: Mapping[nn.Parameter, Rate]) -> list[dict[str, Any]]:
+    """Return an optimizer's parameter groups, divided so that each parameter has its rate.
+
+    Within a group the parameters without a rate come first; every part keeps the options of its group.
+
+    Args:
+        groups: with ``params``, ``lr`` and whatever else the optimizer keeps.
+        rates: by parameter.
+    """
+    divided = []
+    for group in groups:
+        parts: dict[Rate | None, list[nn.Parameter]] = {None: []}
+        for parameter in group["params"]:
+            parts.setdefault(rates.get(parameter), []).append(parameter)
+        for rate, parameters in parts.items():
+            if parameters:
+                divided.append({**group, "params": parameters, **_options(group, rate)})
+    return divided
+
+
+def _options(group: Mapping[str, Any], rate: Rate | None) -> dict[str, Any]:
+    if rate is None:
+        return {}
+    options = {"lr": (group["lr"] if rate.lr is None else rate.lr) * rate.factor}
+    return options if rate.decay or "weight_decay" not in group else options | {"weight_decay": 0.0}
+
+
+def train_only(upstream: nn.Module, layers: Any) -> None:
+    """Freeze all of an upstream but the encoder blocks of `layers`, and a learnable lambda.
+
+    Args:
+        upstream: not yet wrapped for several devices.
+        layers: as in ``tuning.train_layers``; of ``all`` nothing is frozen.
+
+    Raises:
+        UsageError: a layer is not there, or the upstream has no encoder blocks.
+    """
+    if layers == "all":
+        return
+    weights = dict(upstream.named_parameters())
+    value = list(layers) if isinstance(layers, tuple) else layers
+    chosen = parse_layers(value, _depth(weights, "train_layers"), "tuning.train_layers")
+    shared = find_lambda(upstream)
+    for name, parameter in weights.items():
+        if _block(name) not in chosen and (shared is None or parameter is not shared.values):
+            parameter.requires_grad_(False)
+
+
+def _block(name: str) -> int | None:
+    """Return the 0-based encoder block that a parameter belongs to, None for the rest of the upstream."""
+    match = _BLOCK.search(name)
+    return int(match[1]) if match else None
+
+
+def _depth(names: Iterable[str], key: str) -> int:
+    blocks = [block for name in names if (block := _block(name)) is not None]
+    if not blocks:
+        raise UsageError(f"tuning.{key} needs an upstream with encoder blocks, but this one has none; remove it.")
+    return 1 + max(blocks)

