@@ -2,67 +2,182 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import nn
 
-from s3prl_ext.child_tuning.masks import Mask, count
+from s3prl_ext.child_tuning import sparse_linear
+from s3prl_ext.child_tuning.masks import Mask
 from s3prl_ext.errors import DataError
+
+SPARSE_GRADIENT_DENSITY = 0.03  # weight matrices of which at most so much trains get no dense gradient
 
 
 class ChildNetwork(nn.Module):
     """The chosen entries of a model's weights, gathered into one flat parameter `values` of shape [k].
 
     A training step is: backward on the whole model, :meth:`gather_gradients`, clipping and the step of any torch
-    optimizer on `values`, :meth:`write_back`. Gradient, weight decay and optimizer state exist for the k entries
-    alone, so every other entry stays bitwise what it was (AD-TUNING, Eq. 3, with the mask acting on the whole update).
+    optimizer on :meth:`parameters`, :meth:`write_back`, :meth:`zero_grad`. Gradient, weight decay and optimizer state
+    exist for the k entries alone, so every other entry stays bitwise what it was (AD-TUNING, Eq. 3, with the mask
+    acting on the whole update). Where every entry of the mask's tensors is chosen (density 1), the weights themselves
+    are the parameters, and training is what it would be without a child network.
 
     Args:
         parameters: the model's eligible parameters by name; those without a chosen entry get
             ``requires_grad=False``.
         mask: sorted flat indices of the chosen entries per name.
+        sparse_gradients: compute no dense gradient for weight matrices of which at most 3 % train.
+        dense_norm: keep the norm of the gradient of all eligible weights, for ``clip_scope: all``; no gradient is
+            sparse then.
+        redraw: keep each gradient entry with this probability at each step, divided by it (CHILD-TUNING_F of the
+            original code); None keeps all. Needs a mask of density 1.
+        seed: seed of `redraw`.
+
+    Attributes:
+        values: the chosen entries [k]; empty where the weights themselves are the parameters.
+        outside: with `dense_norm` a parameter of one entry, whose gradient is the norm of the gradient outside the
+            child network, so that clipping counts it; its value means nothing.
 
     Raises:
         DataError: the mask names a tensor or an index that the model does not have.
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], mask: Mask) -> None:
+    def __init__(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        mask: Mask,
+        sparse_gradients: bool = True,
+        dense_norm: bool = False,
+        redraw: float | None = None,
+        seed: int = 0,
+    ) -> None:
         super().__init__()
-        mask = {name: indices for name, indices in mask.items() if indices.numel()}
+        mask = {name: mask[name] for name in parameters if name in mask and mask[name].numel()} | {
+            name: indices for name, indices in mask.items() if name not in parameters and indices.numel()
+        }
         for name, indices in mask.items():
             if name not in parameters or int(indices[-1]) >= parameters[name].numel():
                 raise DataError(f"the mask of the child network does not fit the upstream: '{name}' is not its weight.")
-        self.mask = {name: indices.cpu() for name, indices in mask.items()}
-        self._weights: list[nn.Parameter] = []
-        self._indices: list[torch.Tensor] = []
-        for name, parameter in parameters.items():
-            parameter.requires_grad_(name in mask)
-            if name in mask:
-                self._weights.append(parameter)
-                self._indices.append(mask[name].to(parameter.device))
-        self.values = nn.Parameter(self._gather([w.detach() for w in self._weights]))
+        self._eligible = dict(parameters)
+        self._weights = [parameters[name] for name in mask]
+        self._indices = [i.to(w.device, torch.int32) for i, w in zip(mask.values(), self._weights)]
+        self._names = list(mask)
+        self._sparse = sparse_gradients and not dense_norm
+        self._redraw, self._seed = redraw, seed
+        self.whole = bool(mask) and all(i.numel() == w.numel() for i, w in zip(self._indices, self._weights))
+        if self.whole:
+            self.weights = nn.ParameterList(self._weights)
+            self.values = torch.zeros(0)
+        else:
+            self.values = nn.Parameter(self._gather())
+            self._gradient = torch.zeros_like(self.values, requires_grad=False)
+            sizes = [i.numel() for i in self._indices]
+            self._values = self.values.detach().split(sizes)
+            self._parts = [_Part(i, g) for i, g in zip(self._indices, self._gradient.split(sizes))]
+        self.outside: nn.Parameter | None = None
+        if dense_norm and not self.whole:
+            self.outside = nn.Parameter(torch.zeros(1, device=self.values.device))
+        self.attach()
+
+    @property
+    def mask(self) -> Mask:
+        """The sorted flat indices (int32, CPU) of the chosen entries per name."""
+        return {name: indices.cpu() for name, indices in zip(self._names, self._indices)}
 
     def __len__(self) -> int:
         """Return k, the number of trainable entries."""
-        return count(self.mask)
+        return sum(i.numel() for i in self._indices)
 
-    def _gather(self, tensors: list[torch.Tensor]) -> torch.Tensor:
-        if not tensors:
-            return torch.zeros(0)
-        return torch.cat([t.take(i) for t, i in zip(tensors, self._indices)])
+    def attach(self) -> None:
+        """Make this the network whose gradients the model collects; another one on the same weights loses its hold."""
+        release(self._eligible.values())
+        for parameter in self._eligible.values():
+            parameter.requires_grad_(self.outside is not None)
+        for weight in self._weights:
+            weight.requires_grad_(True)
+        if self.whole or self.outside is not None:
+            return
+        for weight, values, part in zip(self._weights, self._values, self._parts):
+            indices = part.indices
+            if self._sparse and weight.dim() == 2 and indices.numel() <= SPARSE_GRADIENT_DENSITY * weight.numel():
+                slot = values.detach().requires_grad_()
+                slot.grad = part.gradient  # autograd adds to it in place
+                sparse_linear.sample(weight, slot, indices)
+            else:
+                handle = weight.register_post_accumulate_grad_hook(part.collect)
+                weight._child_hooks = [handle]  # type: ignore[attr-defined]
 
     @torch.no_grad()
-    def gather_gradients(self) -> None:
-        """Collect the gradients of the chosen entries into ``values.grad`` and drop the model's dense ones."""
-        dense = [torch.zeros_like(w) if w.grad is None else w.grad for w in self._weights]
-        self.values.grad = self._gather(dense)
+    def _gather(self) -> torch.Tensor:
+        if not self._weights:
+            return torch.zeros(0)
+        return torch.cat([w.detach().reshape(-1).index_select(0, i) for w, i in zip(self._weights, self._indices)])
+
+    @torch.no_grad()
+    def gather_gradients(self, step: int = 0) -> None:
+        """Put the gradients of the chosen entries into ``.grad`` of the parameters, and drop the model's dense ones.
+
+        Args:
+            step: number of optimizer steps done, which with the seed decides about `redraw`.
+        """
+        if self.whole:
+            if self._redraw is not None:
+                self._thin_out(step, self._redraw)
+            return
+        dense = [p.grad for p in self._eligible.values() if p.grad is not None] if self.outside is not None else []
+        for weight, part in zip(self._weights, self._parts):
+            if weight.grad is not None:
+                part.collect(weight)
+        self.values.grad = self._gradient
+        if self.outside is not None:
+            squares = torch.stack([torch.linalg.vector_norm(g, dtype=torch.float64) ** 2 for g in dense]).sum()
+            own = torch.linalg.vector_norm(self._gradient, dtype=torch.float64) ** 2
+            self.outside.grad = (squares - own).clamp(min=0).sqrt().float().reshape(1)
+            for parameter in self._eligible.values():
+                parameter.grad = None
+
+    def _thin_out(self, step: int, density: float) -> None:
+        generator = torch.Generator().manual_seed((self._seed << 32) + step)
         for weight in self._weights:
-            weight.grad = None
+            if weight.grad is not None:
+                drawn = torch.rand(weight.shape, generator=generator) < density
+                weight.grad.mul_(drawn.to(weight.device)).div_(density)
 
     @torch.no_grad()
     def write_back(self) -> None:
-        """Write `values` into the model's weights; no other entry is touched."""
-        parts = self.values.split([i.numel() for i in self._indices])
-        for weight, indices, part in zip(self._weights, self._indices, parts):
-            weight.put_(indices, part.to(weight.dtype))
+        """Write `values` into the model's weights, no other entry is touched; and forget the collected gradients."""
+        if self.whole:
+            return
+        self._gradient.zero_()
+        for weight, indices, values in zip(self._weights, self._indices, self._values):
+            weight.put_(indices.long(), values if values.dtype == weight.dtype else values.to(weight.dtype))
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the collected gradients of a step that is given up."""
+        super().zero_grad(set_to_none)
+        if not self.whole:
+            self._gradient.zero_()
+
+
+def release(parameters: Iterable[nn.Parameter]) -> None:
+    """Free weights from whatever child network collects their gradients; they are ordinary parameters again."""
+    for parameter in parameters:
+        sparse_linear.restore(parameter)
+        for handle in parameter.__dict__.pop("_child_hooks", ()):
+            handle.remove()
+
+
+class _Part:
+    """The chosen entries of one weight and their place in the flat gradient."""
+
+    def __init__(self, indices: torch.Tensor, gradient: torch.Tensor) -> None:
+        self.indices = indices
+        self.gradient = gradient
+
+    @torch.no_grad()
+    def collect(self, weight: torch.Tensor) -> None:
+        """Add the chosen entries of the weight's dense gradient, and drop the dense one."""
+        assert weight.grad is not None
+        self.gradient += weight.grad.reshape(-1).index_select(0, self.indices)
+        weight.grad = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -9,39 +10,100 @@ import torch
 
 from s3prl_ext.errors import DataError
 
+CLIPS = ("none", "tensor", "global")
 
-def estimate(
-    parameters: Mapping[str, torch.Tensor],
-    batches: Iterable[Any],
-    loss_of: Callable[[Any], torch.Tensor],
-) -> tuple[dict[str, torch.Tensor], int]:
-    """Sum the squared gradients of the loss over batches.
+
+class FisherEstimate:
+    """Running sums of the squared gradients of a loss, one entry per weight.
 
     Each batch contributes the square of the gradient of its mean loss; with batches of one this is Eq. 6 times the
     number of samples. The mean over ranks and batches is left to the caller, who knows all counts.
 
     Args:
         parameters: eligible parameters by name; they must require grad. Their ``.grad`` must be None.
+        clip: ``none``; ``tensor``: each tensor's gradient is scaled to at most `max_norm` before it is squared (as
+            the released code does); ``global``: the gradient of all eligible tensors together is.
+        max_norm: largest L2 norm where `clip` is not ``none``.
+
+    Attributes:
+        scores: the sums by name (float32, shapes of the parameters).
+        batches: number of batches in the sums.
+    """
+
+    def __init__(self, parameters: Mapping[str, torch.Tensor], clip: str = "none", max_norm: float = 1.0) -> None:
+        if clip not in CLIPS:
+            raise ValueError(f"clip must be one of {CLIPS}, not {clip!r}")
+        self.parameters = parameters
+        self.clip = clip
+        self.max_norm = max_norm
+        self.batches = 0
+        self.scores = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in parameters.items()}
+
+    def add(self, loss: torch.Tensor) -> None:
+        """Add one batch: go backward from its mean loss (a scalar), square, and leave the gradients empty.
+
+        Raises:
+            DataError: the loss is not finite.
+        """
+        if not torch.isfinite(loss):
+            raise DataError(
+                f"the loss of batch {self.batches} of the Fisher pass is {loss.item()}; check the training data."
+            )
+        loss.backward()
+        self.accumulate()
+
+    def accumulate(self) -> None:
+        """Add the squares of the gradients that the parameters hold, in place, and leave the gradients empty."""
+        gradients = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
+        for (name, gradient), factor in zip(gradients.items(), self._factors(list(gradients.values()))):
+            gradient = gradient.float()  # no copy where it is float32 already
+            self.scores[name].addcmul_(gradient, gradient, value=factor * factor)
+            self.parameters[name].grad = None
+        self.batches += 1
+
+    def _factors(self, gradients: list[torch.Tensor]) -> list[float]:
+        """Return what the norm's limit multiplies each gradient with, as torch's ``clip_grad_norm_`` does."""
+        if self.clip == "none" or not gradients:
+            return [1.0] * len(gradients)
+        norms = torch.stack([torch.linalg.vector_norm(g, dtype=torch.float32) for g in gradients]).tolist()
+        if self.clip == "global":
+            norms = [math.hypot(*norms)] * len(norms)
+        return [min(1.0, self.max_norm / (norm + 1e-6)) for norm in norms]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the sums and the number of batches; the tensors are not copied."""
+        return {"scores": dict(self.scores), "batches": self.batches}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` returned."""
+        for name, score in self.scores.items():
+            score.copy_(state["scores"][name])
+        self.batches = state["batches"]
+
+
+def estimate(
+    parameters: Mapping[str, torch.Tensor],
+    batches: Iterable[Any],
+    loss_of: Callable[[Any], torch.Tensor],
+    clip: str = "none",
+    max_norm: float = 1.0,
+) -> tuple[dict[str, torch.Tensor], int]:
+    """Sum the squared gradients of the loss over batches; see :class:`FisherEstimate`.
+
+    Args:
+        parameters: eligible parameters by name.
         batches: what `loss_of` takes.
         loss_of: returns the mean loss of a batch, a scalar.
+        clip: ``none``, ``tensor`` or ``global``.
+        max_norm: largest norm of a clipped gradient.
 
     Returns:
-        The sums by name (float32, shapes of the parameters) and the number of batches.
+        The sums by name and the number of batches.
 
     Raises:
         DataError: a loss is not finite.
     """
-    scores = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in parameters.items()}
-    count = 0
+    running = FisherEstimate(parameters, clip, max_norm)
     for batch in batches:
-        loss = loss_of(batch)
-        if not torch.isfinite(loss):
-            raise DataError(f"the loss of batch {count} of the Fisher pass is {loss.item()}; check the training data.")
-        loss.backward()
-        for name, parameter in parameters.items():
-            if parameter.grad is not None:
-                gradient = parameter.grad.float()
-                scores[name].addcmul_(gradient, gradient)
-                parameter.grad = None
-        count += 1
-    return scores, count
+        running.add(loss_of(batch))
+    return running.scores, running.batches

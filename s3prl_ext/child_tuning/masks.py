@@ -2,13 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from s3prl_ext.errors import DataError, UsageError
 
-Mask = dict[str, torch.Tensor]
+Mask = dict[str, torch.Tensor]  # sorted flat indices (int32, CPU) by tensor name; tensors without any are left out
+
+
+@dataclass(frozen=True)
+class NestedMask:
+    """The masks of several densities, each a subset of the next larger one, as one list of entries.
+
+    Attributes:
+        densities: fractions of the entries, largest first.
+        indices: sorted flat indices (int32, CPU) of the largest mask, by tensor name.
+        levels: for each of these entries the number of densities that hold it (uint8): ``densities[:level]``.
+    """
+
+    densities: tuple[float, ...]
+    indices: dict[str, torch.Tensor]
+    levels: dict[str, torch.Tensor]
+
+    def at(self, density: float) -> Mask:
+        """Return the mask of one of the densities."""
+        rank = self.densities.index(density)
+        if rank == 0:
+            return dict(self.indices)
+        chosen = {name: indices[self.levels[name] > rank] for name, indices in self.indices.items()}
+        return {name: indices for name, indices in chosen.items() if indices.numel()}
 
 
 def child_size(total: int, density: float) -> int:
@@ -19,110 +44,185 @@ def child_size(total: int, density: float) -> int:
 
 
 def top_k(scores: Mapping[str, torch.Tensor], density: float) -> Mask:
-    """Select the k = round(density x N) largest scores over all tensors together.
+    """Select the k = round(density x N) largest scores; :func:`nested_top_k` for a single density."""
+    return nested_top_k(scores, [density]).at(density)
+
+
+def nested_top_k(scores: Mapping[str, torch.Tensor], densities: Sequence[float]) -> NestedMask:
+    """Select the k = round(density x N) largest scores over all tensors together, for several densities at once.
 
     Exactly k entries are chosen also among ties: the lowest flat index first, in the order of `scores`. A smaller
     density therefore gives a subset of the mask of a larger one.
 
     Args:
-        scores: non-negative importance per weight, by tensor name, any shapes, float32.
-        density: fraction of all N entries, in (0, 1].
-
-    Returns:
-        Sorted flat indices (int64, CPU) of the chosen entries per tensor; tensors without any are left out.
+        scores: non-negative importance per weight, by tensor name, any shapes, float32, on any device.
+        densities: fractions of all N entries, in (0, 1].
 
     Raises:
         DataError: a score is negative, NaN or infinite, or all scores are zero.
     """
-    k = child_size(sum(score.numel() for score in scores.values()), density)
-    if k == 0:
-        return {}
-    return _select(scores, *_threshold(scores, k))
+    total = sum(score.numel() for score in scores.values())
+    densities = tuple(sorted(set(densities), reverse=True))
+    sizes = [child_size(total, density) for density in densities]
+    if not sizes or sizes[0] == 0:
+        return NestedMask(densities, {}, {})
+    high = _histogram(scores)
+    bins = [_bin_of(high, k) if k else (_BINS, 0) for k in sizes]  # of k = 0: a bin above all
+    candidates, low = _candidates(scores, [upper for upper, _ in bins])
+    thresholds = []
+    for upper, remaining in bins:
+        lower, ties = _bin_of(low[upper], remaining) if upper < _BINS else (0, 0)
+        thresholds.append((upper << _LOW_BITS | lower, ties))
+    return NestedMask(densities, *_select(scores, candidates, thresholds))
 
 
-# A non-negative float32 orders like its bits read as an integer; the search goes by the high and then the low 16 bits,
-# in pieces, so that it needs a few MB beside the scores, whatever the model's size.
+def score_histogram(scores: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Count the scores in bins of an eighth of an octave, for a picture on logarithmic axes (AD-TUNING, Fig. 2).
+
+    Args:
+        scores: as for :func:`nested_top_k`.
+
+    Returns:
+        The lower edges of 2048 bins (float32, the first is 0) and the number of scores in each (int64).
+    """
+    width = 16  # of the histogram's 128 bins per octave
+    counts = torch.from_numpy(_histogram(scores)).reshape(-1, width).sum(1)
+    edges = (torch.arange(0, _BINS, width, dtype=torch.int32) << _LOW_BITS).view(torch.float32)
+    return edges, counts
+
+
+# A non-negative float32 orders like its bits read as an integer. The search goes by the high and then the low 16 bits,
+# in pieces that stay in the processor's cache, so that it needs a few MB beside the scores, whatever the model's size.
 _PIECE = 1 << 18
 _LOW_BITS = 16
-_INFINITY = 0x7F800000  # bits of +inf; those of NaN lie above
+_BINS = 1 << 15
+_FIRST_INFINITE = 0x7F80  # high bits of +inf; those of NaN lie above, those of negative numbers above _BINS
 
 
-def _pieces(score: torch.Tensor) -> Iterator[torch.Tensor]:
-    flat = score.detach().reshape(-1).float().contiguous()
-    for start in range(0, flat.numel(), _PIECE):
-        yield flat[start : start + _PIECE].view(torch.int32).cpu()
+def _bits(score: torch.Tensor) -> np.ndarray:
+    return score.detach().reshape(-1).float().contiguous().cpu().numpy().view(np.int32)
 
 
-def _threshold(scores: Mapping[str, torch.Tensor], k: int) -> tuple[int, int]:
-    """Return the bits of the k-th largest score, and how many of the entries equal to it belong to the k largest."""
-    high = torch.zeros(1 << 15, dtype=torch.int64)
+def _pieces(score: torch.Tensor) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield the first flat index and the bits of every piece of a tensor."""
+    bits = _bits(score)
+    for start in range(0, bits.size, _PIECE):
+        yield start, bits[start : start + _PIECE]
+
+
+def _histogram(scores: Mapping[str, torch.Tensor]) -> np.ndarray:
+    """Count the scores by their high 15 bits, and refuse scores that nothing can be chosen from."""
+    high = np.zeros(_BINS, np.int64)
     for name, score in scores.items():
-        for bits in _pieces(score):
-            if int(bits.min()) < 0 or int(bits.max()) >= _INFINITY:
+        for _, bits in _pieces(score):
+            upper = torch.from_numpy(bits) >> _LOW_BITS
+            smallest, largest = (int(bound) for bound in upper.aminmax())
+            if smallest < 0 or largest >= _FIRST_INFINITE:
                 raise DataError(
                     f"the scores of '{name}' hold negative, NaN or infinite values; no child network can be chosen."
                 )
-            high += torch.bincount(bits >> _LOW_BITS, minlength=high.numel())
-    if int(high[0]) == int(high.sum()) and not any(bool(score.any()) for score in scores.values()):
+            high += torch.bincount(upper, minlength=_BINS).numpy()
+    if high[0] == high.sum() and not any(bool(score.any()) for score in scores.values()):
         raise DataError("all scores are zero: no gradient has reached the upstream; no child network can be chosen.")
-    upper, remaining = _bin_of(high, k)
-    low = torch.zeros(1 << _LOW_BITS, dtype=torch.int64)
-    for score in scores.values():
-        for bits in _pieces(score):
-            inside = bits[bits >> _LOW_BITS == upper]
-            low += torch.bincount(inside & ((1 << _LOW_BITS) - 1), minlength=low.numel())
-    lower, ties = _bin_of(low, remaining)
-    return upper << _LOW_BITS | lower, ties
+    return high
 
 
-def _bin_of(histogram: torch.Tensor, k: int) -> tuple[int, int]:
+def _bin_of(histogram: np.ndarray, k: int) -> tuple[int, int]:
     """Return the bin that holds the k-th entry from the top, and which of that bin's entries it is (from 1)."""
-    from_top = histogram.flip(0).cumsum(0)
-    position = int(torch.searchsorted(from_top, k))
+    from_top = histogram[::-1].cumsum()
+    position = int(np.searchsorted(from_top, k))
     above = int(from_top[position - 1]) if position else 0
-    return histogram.numel() - 1 - position, k - above
+    return len(histogram) - 1 - position, k - above
 
 
-def _select(scores: Mapping[str, torch.Tensor], threshold: int, ties: int) -> Mask:
-    mask: Mask = {}
+def _candidates(
+    scores: Mapping[str, torch.Tensor], bins: Sequence[int]
+) -> tuple[dict[str, np.ndarray], dict[int, np.ndarray]]:
+    """Return the flat indices from the lowest of `bins` upwards, and counts by the low 16 bits inside each bin."""
+    found = {}
+    low = {upper: np.zeros(1 << _LOW_BITS, np.int64) for upper in bins if upper < _BINS}
     for name, score in scores.items():
-        found = []
-        for start, bits in zip(range(0, score.numel(), _PIECE), _pieces(score)):
-            chosen = bits > threshold
-            equal = torch.nonzero(bits == threshold).squeeze(1)[:ties]
-            chosen[equal] = True
-            ties -= equal.numel()
-            found.append(torch.nonzero(chosen).squeeze(1) + start)
-        indices = torch.cat(found)
-        if indices.numel():
-            mask[name] = indices
-    return mask
+        parts = [np.zeros(0, np.int32)]
+        for start, bits in _pieces(score):
+            inside = np.flatnonzero(bits >= min(low) << _LOW_BITS)
+            values = bits[inside]
+            for upper, counts in low.items():
+                boundary = values[values >> _LOW_BITS == upper]
+                np.add.at(counts, boundary & ((1 << _LOW_BITS) - 1), 1)
+            parts.append((inside + start).astype(np.int32))
+        found[name] = np.concatenate(parts)
+    return found, low
+
+
+def _select(
+    scores: Mapping[str, torch.Tensor], candidates: dict[str, np.ndarray], thresholds: list[tuple[int, int]]
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Return indices and levels of the candidates above the thresholds; of those equal to one the first few."""
+    ties = [number for _, number in thresholds]
+    indices, levels = {}, {}
+    for name, score in scores.items():
+        inside, bits = candidates.pop(name), _bits(score)
+        level = np.zeros(inside.size, np.uint8)
+        for start in range(0, inside.size, _PIECE):
+            values = bits[inside[start : start + _PIECE]]
+            for rank, (threshold, _) in enumerate(thresholds):
+                chosen = values > threshold
+                equal = np.flatnonzero(values == threshold)[: ties[rank]]
+                chosen[equal] = True
+                ties[rank] -= equal.size
+                level[start : start + _PIECE] += chosen
+        chosen = level > 0
+        if chosen.any():
+            indices[name], levels[name] = torch.from_numpy(inside[chosen]), torch.from_numpy(level[chosen])
+    return indices, levels
+
+
+def full(sizes: Mapping[str, int]) -> Mask:
+    """Return the mask of density 1: every entry of every tensor.
+
+    Args:
+        sizes: number of entries per tensor name.
+    """
+    return nested_full(sizes, [1.0]).at(1.0)
+
+
+def nested_full(sizes: Mapping[str, int], densities: Sequence[float]) -> NestedMask:
+    """Return masks of which each holds every entry of every tensor."""
+    indices = {name: torch.arange(size, dtype=torch.int32) for name, size in sizes.items() if size}
+    levels = {name: torch.full((i.numel(),), len(densities), dtype=torch.uint8) for name, i in indices.items()}
+    return NestedMask(tuple(sorted(densities, reverse=True)), indices, levels)
 
 
 def bernoulli(sizes: Mapping[str, int], density: float, seed: int) -> Mask:
     """Draw each of the entries with probability `density` (CHILD-TUNING_F, Eq. 4), from a generator of its own.
+
+    With the same seed the draw for a smaller density gives a subset of that for a larger one.
 
     Args:
         sizes: number of entries per tensor name.
         density: probability of an entry, in (0, 1].
         seed: seed of the draw; the same seed gives the same mask on every device and rank.
     """
-    if not 0 < density <= 1:
-        raise UsageError(f"the density of a child network must lie in (0, 1], but is {density}.")
+    return nested_bernoulli(sizes, [density], seed).at(density)
+
+
+def nested_bernoulli(sizes: Mapping[str, int], densities: Sequence[float], seed: int) -> NestedMask:
+    """Draw the masks of several densities at once; see :func:`bernoulli`."""
+    densities = tuple(sorted(set(densities), reverse=True))
+    for density in densities:
+        child_size(1, density)
     generator = torch.Generator().manual_seed(seed)
-    drawn = torch.rand(sum(sizes.values()), generator=generator) < density
-    return _split(drawn, sizes)
+    indices, levels = {}, {}
+    for name, size in sizes.items():
+        drawn = torch.rand(size, generator=generator)
+        inside = torch.nonzero(drawn < densities[0]).squeeze(1)
+        if inside.numel():
+            values = drawn[inside]
+            indices[name] = inside.to(torch.int32)
+            levels[name] = torch.stack([values < density for density in densities]).sum(0, dtype=torch.uint8)
+    return NestedMask(densities, indices, levels)
 
 
-def _split(chosen: torch.Tensor, sizes: Mapping[str, int]) -> Mask:
-    mask: Mask = {}
-    for (name, _), part in zip(sizes.items(), chosen.split(list(sizes.values()))):
-        indices = torch.nonzero(part).squeeze(1)
-        if indices.numel():
-            mask[name] = indices
-    return mask
-
-
-def count(mask: Mask) -> int:
+def count(mask: Mapping[str, torch.Tensor]) -> int:
     """Return the number of trainable entries."""
     return sum(indices.numel() for indices in mask.values())

@@ -1,28 +1,28 @@
-"""Choosing the mask of a child network for a task: by chance, or by one Fisher pass over the training split."""
+"""Choosing the masks of child networks for a task: by chance, by size of the weights, or by one Fisher pass."""
 
 from __future__ import annotations
 
-import itertools
 import logging
-from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from torch import nn
-from torch.utils.data import DataLoader
-from tqdm import tqdm
 
-from s3prl_ext.child_tuning import fisher, masks
+from s3prl_ext.child_tuning import mask_files, masks
+from s3prl_ext.child_tuning.delta import state_sha256
 from s3prl_ext.errors import DataError
 from s3prl_ext.training import randomness
 from s3prl_ext.training.config import TuningConfig
+from s3prl_ext.training.fisher_pass import PARTIAL_FILE, FisherPass
 from s3prl_ext.training.forward import TaskModels
 
 logger = logging.getLogger(__name__)
+
+MASK_FILE = "masks.safetensors"  # in the experiment's folder
+CHOSEN_BY = {"fisher": "Fisher information", "random": "chance", "magnitude": "magnitude"}
 
 
 def choose_mask(
@@ -31,89 +31,110 @@ def choose_mask(
     tuning: TuningConfig,
     train_split: str,
     seed: int,
+    expdir: str | Path | None = None,
 ) -> masks.Mask:
-    """Return the mask of the child network; the models and all random states are left as found.
+    """Return the mask of ``tuning.density``; :func:`choose_masks` for a single density."""
+    return choose_masks(models, parameters, tuning, train_split, seed, [tuning.density], expdir).at(tuning.density)
+
+
+def choose_masks(
+    models: TaskModels,
+    parameters: Mapping[str, nn.Parameter],
+    tuning: TuningConfig,
+    train_split: str,
+    seed: int,
+    densities: Sequence[float],
+    expdir: str | Path | None = None,
+) -> masks.NestedMask:
+    """Return the nested masks of several densities from one pass; models and all random states are left as found.
 
     Args:
         models: upstream, featurizer and downstream of the run, not yet trained.
         parameters: eligible parameters of the upstream by name.
-        tuning: method ``child`` with mask and density.
+        tuning: method ``child`` with its mask; its `density` is not read.
         train_split: name of the training split.
-        seed: seed of a random mask.
+        seed: seed of a random mask and of everything random in a Fisher pass.
+        densities: fractions of the eligible weights, in (0, 1].
+        expdir: folder for ``masks.safetensors`` and, during a Fisher pass, ``fisher.partial``; None writes nothing.
+
+    Raises:
+        DataError: the training split is empty, a loss is not finite, or all scores are zero.
+        StoppedByUser: Ctrl-C or SIGTERM in a Fisher pass; the same call goes on.
     """
-    total = sum(p.numel() for p in parameters.values())
-    with randomness.preserved(seed):
-        if tuning.mask == "random":
-            mask = masks.bernoulli({n: p.numel() for n, p in parameters.items()}, tuning.density, seed)
-        else:
-            mask = masks.top_k(_fisher_scores(models, parameters, tuning, train_split), tuning.density)
-    logger.info(
-        "child network: %d of %d eligible weights train (%.3f %%), chosen by %s",
-        masks.count(mask), total, 100 * masks.count(mask) / total,
-        "Fisher information" if tuning.mask == "fisher" else "chance",
-    )  # fmt: skip
-    return mask
+    sizes = {name: p.numel() for name, p in parameters.items()}
+    origin = _origin(parameters, tuning, train_split, seed, densities) if expdir is not None else {}
+    found = _load(expdir, origin)
+    if found is None:
+        with randomness.preserved(seed):
+            found = _choose(models, parameters, tuning, train_split, seed, densities, expdir, origin)
+    for density in found.densities:
+        k = masks.count(found.at(density))
+        logger.info("child network: %d of %d eligible weights train (%.3f %%), chosen by %s",
+                    k, sum(sizes.values()), 100 * k / sum(sizes.values()), CHOSEN_BY[tuning.mask])  # fmt: skip
+    return found
 
 
-def _fisher_scores(
-    models: TaskModels, parameters: Mapping[str, nn.Parameter], tuning: TuningConfig, train_split: str
-) -> dict[str, torch.Tensor]:
-    loader = each_utterance_once(models.downstream, train_split)
-    total = len(loader) if tuning.fisher_max_batches is None else min(len(loader), tuning.fisher_max_batches)
-    if total == 0:
-        raise DataError("the Fisher pass got no batch: the training split is empty.")
-    rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    batches = itertools.islice(loader, rank, total, ranks)
-    progress = tqdm(batches, desc="Fisher information", total=-(-total // ranks), disable=rank > 0, dynamic_ncols=True)
+def _choose(
+    models: TaskModels,
+    parameters: Mapping[str, nn.Parameter],
+    tuning: TuningConfig,
+    train_split: str,
+    seed: int,
+    densities: Sequence[float],
+    expdir: str | Path | None,
+    origin: dict[str, Any],
+) -> masks.NestedMask:
+    sizes = {name: p.numel() for name, p in parameters.items()}
+    if set(densities) == {1.0}:
+        return masks.nested_full(sizes, densities)
+    if tuning.mask == "random":
+        if tuning.redraw:  # every weight may be drawn at some step
+            return masks.nested_full(sizes, densities)
+        return masks.nested_bernoulli(sizes, densities, seed)
+    if tuning.mask == "magnitude":
+        scores, fisher = {name: p.detach().abs() for name, p in parameters.items()}, None
+    else:
+        fisher = FisherPass(models, parameters, tuning.fisher, train_split, seed, expdir)
+        scores = fisher.scores()
+    chosen = masks.nested_top_k(scores, densities)
+    if expdir is not None and (not dist.is_initialized() or dist.get_rank() == 0):
+        mask_files.save(chosen, Path(expdir) / MASK_FILE, origin, masks.score_histogram(scores))
+    if fisher is not None:
+        fisher.finish()
+    return chosen
 
-    def loss_of(batch: Any) -> torch.Tensor:
-        wavs, *others = batch
-        return models.loss(train_split, wavs, others, records=defaultdict(list), with_upstream_grad=True)
 
-    with _evaluation_mode(models):
-        scores, _ = fisher.estimate(parameters, progress, loss_of)
-        for module in models.modules():
-            module.zero_grad(set_to_none=True)
-    for score in scores.values():
-        if ranks > 1:
-            dist.all_reduce(score)
-        score.div_(total)
-    return scores
+def _origin(
+    parameters: Mapping[str, nn.Parameter], tuning: TuningConfig, split: str, seed: int, densities: Sequence[float]
+) -> dict[str, Any]:
+    """Return what the masks depend on, as plain values."""
+    return {
+        "mask": tuning.mask,
+        "densities": sorted(set(densities), reverse=True),
+        "fisher": asdict(tuning.fisher) if tuning.mask == "fisher" else {},
+        "training split": split,
+        "seed": seed,
+        "ranks": dist.get_world_size() if dist.is_initialized() else 1,
+        "weights": state_sha256(parameters),
+    }
 
 
-@contextmanager
-def _evaluation_mode(models: TaskModels) -> Iterator[None]:
-    """Dropout off everywhere; recurrent layers stay in train mode without dropout (cuDNN needs it for backward)."""
-    found = [(m, m.training) for top in models.modules() for m in top.modules()]
-    dropouts = [(m, m.dropout) for m, _ in found if isinstance(m, nn.RNNBase)]
+def _load(expdir: str | Path | None, origin: dict[str, Any]) -> masks.NestedMask | None:
+    """Return the masks that the same run chose before it was stopped short of its first checkpoint."""
+    path = Path(expdir or "") / MASK_FILE
+    if expdir is None or not path.is_file():
+        return None
     try:
-        for module, _ in found:
-            module.training = isinstance(module, nn.RNNBase)
-        for module, _ in dropouts:
-            module.dropout = 0.0
-        yield
-    finally:
-        for module, training in found:
-            module.training = training
-        for module, dropout in dropouts:
-            module.dropout = dropout
+        found, before, _ = mask_files.load(path)
+    except DataError as error:
+        logger.warning("%s; the masks are chosen again", error)
+        return None
+    if before != origin:
+        changed = ", ".join(key for key in origin if before.get(key) != origin[key])
+        logger.warning("%s was chosen with another %s; the masks are chosen again", path, changed)
+        return None
+    logger.info("taking the masks from %s", path)
+    return found
 
 
-def each_utterance_once(downstream: Any, split: str) -> DataLoader:
-    """Return a DataLoader over the training split in file order, each utterance once.
-
-    The tasks' own loaders draw with replacement (KS), overlap their buckets (PR, SF) or halve long batches; here the
-    dataset is read sequentially with the task's batch size.
-
-    Args:
-        downstream: s3prl's downstream expert.
-        split: name of the training split.
-    """
-    loader = downstream.get_dataloader(split)
-    dataset, collate, batch_size = loader.dataset, loader.collate_fn, loader.batch_size
-    bucket = getattr(dataset, "bucket_size", 1)
-    if bucket > 1 and hasattr(dataset, "file_list"):  # PR, SF: item i is the bucket that starts at utterance i
-        dataset.bucket_size, batch_size = 1, bucket
-    if isinstance(collate, partial) and "split" in collate.keywords:  # PR, SF: "train" would drop half of long batches
-        collate = partial(collate.func, *collate.args, **{**collate.keywords, "split": "dev"})
-    return DataLoader(dataset, batch_size=batch_size, shuffle=False, collate_fn=collate, num_workers=loader.num_workers)
+__all__ = ["MASK_FILE", "PARTIAL_FILE", "choose_mask", "choose_masks"]

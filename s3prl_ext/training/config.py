@@ -8,8 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from s3prl_ext import adapters
 from s3prl_ext.configs import as_number, check_keys
 from s3prl_ext.errors import UsageError, nearest, unknown_name
+from s3prl_ext.training import parameter_groups
+from s3prl_ext.training.parameter_groups import RatesConfig
 
 logger = logging.getLogger(__name__)
 
@@ -78,23 +81,102 @@ class RunnerConfig:
         return cls(**values)
 
 
+MASKS = ("fisher", "random", "magnitude")
+MASK_KEYS = ("mask", "density", "eligible", "fisher", "redraw", "sparse_gradients", "clip_scope")
+
+
+@dataclass(frozen=True)
+class FisherConfig:
+    """Section ``tuning.fisher``: how the Fisher information of the weights is estimated.
+
+    Attributes:
+        granularity: ``batch``: squares of the gradient of each batch's mean loss; ``sample``: of each utterance's.
+        clip: ``none``, ``tensor`` (each tensor's gradient before squaring) or ``global`` (all of them together).
+        max_norm: limit of `clip`; by default ``runner.gradient_clipping``.
+        mode: ``eval`` or ``train`` (with dropout and SpecAugment).
+        max_batches: end after so many batches (utterances with ``granularity: sample``); None = all of the split.
+        warm_head: steps that copies of featurizer and downstream train on the frozen upstream before the pass.
+        warm_lr: learning rate (Adam) of these steps; by default ``optimizer.lr``.
+    """
+
+    granularity: str = "batch"
+    clip: str = "none"
+    max_norm: float = 1.0
+    mode: str = "eval"
+    max_batches: int | None = None
+    warm_head: int = 0
+    warm_lr: float = 0.0
+
+    @classmethod
+    def from_section(cls, section: Any, config: Mapping[str, Any], problems: list[str]) -> FisherConfig:
+        """Check the section; problems are appended to `problems`.
+
+        Args:
+            section: what stands under ``tuning.fisher``.
+            config: the whole task file, for the defaults of `max_norm` and `warm_lr`.
+            problems: sentences that the caller reports together.
+        """
+        if not isinstance(section, Mapping):
+            problems.append(f"tuning.fisher must be a mapping such as {{max_batches: 100}}, but is {section!r}.")
+            return cls()
+        where = "tuning.fisher"
+        problems += check_keys(section, (*(f.name for f in fields(cls)), "preset"), where)
+        preset = section.get("preset")
+        if preset not in (None, *FISHER_PRESETS):
+            problems.append(str(unknown_name("preset", str(preset), FISHER_PRESETS, where=where)))
+        section = {**FISHER_PRESETS.get(str(preset), {}), **section}
+        values: dict[str, Any] = {
+            key: _one_of(section, key, choices, where, problems) for key, choices in FISHER_CHOICES.items()
+        }
+        for key in ("max_batches", "warm_head"):
+            if section.get(key) is not None and (key, section[key]) != ("warm_head", 0):
+                values[key] = _positive_integer(section[key], f"{where}.{key}", problems)
+        defaults = {"max_norm": ("runner", "gradient_clipping", 1.0, values["clip"] != "none"),
+                    "warm_lr": ("optimizer", "lr", 1.0e-3, bool(values.get("warm_head")))}  # fmt: skip
+        for key, (part, name, default, used) in defaults.items():
+            value = section.get(key, (config.get(part) or {}).get(name, default))
+            if used or key in section:
+                values[key] = _positive(value, f"{where}.{key}", problems)
+        return cls(**values)
+
+
+FISHER_CHOICES = {
+    "granularity": ("batch", "sample"),
+    "clip": ("none", "tensor", "global"),
+    "mode": ("eval", "train"),
+}  # the first of each is the default
+FISHER_PRESETS = {"official": {"granularity": "batch", "clip": "tensor", "mode": "train"}}  # the released code
+
+
 @dataclass(frozen=True)
 class TuningConfig:
     """Section ``tuning``: which weights of the upstream train.
 
     Attributes:
         method: a name of :data:`s3prl_ext.training.methods.METHODS`.
-        mask: child networks: ``fisher`` (CHILD-TUNING_D) or ``random`` (CHILD-TUNING_F).
+        mask: child networks: ``fisher`` (CHILD-TUNING_D), ``random`` (CHILD-TUNING_F), or as a control ``magnitude``,
+            the weights of largest absolute value.
         density: child networks: fraction of the eligible weights that trains, in (0, 1]; 1 for other methods.
         eligible: name patterns (shell wildcards) of weights that may join a child network; None = by architecture.
-        fisher_max_batches: largest number of batches of the Fisher pass; None = the whole training split.
+        fisher: how the Fisher information is estimated.
+        redraw: random masks: draw anew at each step and divide by the density, as the original NLP code does.
+        sparse_gradients: compute no dense gradient for weight matrices of which at most 3 % train.
+        clip_scope: ``active``: ``runner.gradient_clipping`` limits the norm of what trains; ``all``: the norm counts
+            the gradient of every eligible weight (as the released code does).
+        rates: learning rates of the upstream's weights and of a learnable lambda, and which encoder blocks train.
+        adapter: options of a method of :mod:`s3prl_ext.adapters`, an instance of its ``Config``; None for others.
     """
 
     method: str
     mask: str = "fisher"
     density: float = 1.0
     eligible: tuple[str, ...] | None = None
-    fisher_max_batches: int | None = None
+    fisher: FisherConfig = FisherConfig()
+    redraw: bool = False
+    sparse_gradients: bool = True
+    clip_scope: str = "active"
+    rates: RatesConfig = RatesConfig()
+    adapter: Any = None
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], methods: Mapping[str, Any]) -> TuningConfig | None:
@@ -109,8 +191,9 @@ class TuningConfig:
         section = config["tuning"]
         if not isinstance(section, Mapping):
             raise UsageError(f"tuning must be a mapping such as {{method: child}}, but is {section!r}.")
-        problems = check_keys(section, ("method", "mask", "density", "eligible", "fisher"), "tuning")
         method = str(section.get("method", ""))
+        options = adapters.options(method) if method in adapters.METHODS else ()
+        problems = check_keys(section, ("method", *MASK_KEYS, *parameter_groups.KEYS, *options), "tuning")
         if not method:
             problems.append(f"tuning.method is missing; known: {', '.join(methods)}.")
         elif method not in methods:
@@ -118,20 +201,33 @@ class TuningConfig:
         elif not methods[method].has_mask:
             problems += [
                 f"tuning.{key} belongs to method child, not to {method}; remove it."
-                for key in ("mask", "density", "eligible", "fisher")
+                for key in MASK_KEYS
                 if key in section
             ]
         values: dict[str, Any] = {}
         if method in methods and methods[method].has_mask:
-            values = _mask_values(section, problems)
+            values = _mask_values(section, config, problems)
+        if method in adapters.METHODS:
+            values["adapter"] = _adapter_options(method, {k: section[k] for k in options if k in section}, problems)
+        if method in methods:
+            trains = methods[method].trains_upstream
+            values["rates"] = RatesConfig.from_section(section, method, trains, problems)
         raise_all(problems)
         return cls(method=method, **values)
 
 
-def _mask_values(section: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
+def _adapter_options(method: str, given: Mapping[str, Any], problems: list[str]) -> Any:
+    try:
+        return adapters.parse_options(method, given)
+    except UsageError as error:
+        problems.append(f"tuning: {error}")
+        return None
+
+
+def _mask_values(section: Mapping[str, Any], config: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
     mask = section.get("mask", "fisher")
-    if mask not in ("fisher", "random"):
-        problems.append(str(unknown_name("mask", mask, ("fisher", "random"), where="tuning")))
+    if mask not in MASKS:
+        problems.append(str(unknown_name("mask", mask, MASKS, where="tuning")))
     density = section.get("density")
     if density is None:
         problems.append("tuning.density is missing: the fraction of the upstream's weights to train, such as 0.01.")
@@ -146,21 +242,18 @@ def _mask_values(section: Mapping[str, Any], problems: list[str]) -> dict[str, A
         eligible = _names(section["eligible"], "tuning.eligible", problems)
         if not eligible:
             problems.append("tuning.eligible is empty; name at least one pattern, or leave it out.")
-    fisher = section.get("fisher") or {}
-    if not isinstance(fisher, Mapping):
-        problems.append(f"tuning.fisher must be a mapping such as {{max_batches: 100}}, but is {fisher!r}.")
-        fisher = {}
-    if fisher and mask == "random":
-        problems.append("tuning.fisher belongs to mask fisher, not to random; remove it.")
-    problems += check_keys(fisher, ("max_batches",), "tuning.fisher")
-    batches = fisher.get("max_batches")
-    if batches is not None:
-        batches = _positive_integer(batches, "tuning.fisher.max_batches", problems)
+    if section.get("fisher") and mask != "fisher":
+        problems.append(f"tuning.fisher belongs to mask fisher, not to {mask}; remove it.")
+    if section.get("redraw") and mask != "random":
+        problems.append(f"tuning.redraw belongs to mask random, not to {mask}; remove it.")
     return {
         "mask": mask,
         "density": density,
         "eligible": eligible,
-        "fisher_max_batches": batches,
+        "fisher": FisherConfig.from_section(section.get("fisher") or {}, config, problems),
+        "redraw": _switch(section, "redraw", False, problems),
+        "sparse_gradients": _switch(section, "sparse_gradients", True, problems),
+        "clip_scope": _one_of(section, "clip_scope", ("active", "all"), "tuning", problems),
     }
 
 
@@ -200,6 +293,20 @@ def _number(value: Any, where: str, problems: list[str]) -> float | None:
     except UsageError as error:
         problems.append(str(error))
         return None
+
+
+def _one_of(section: Mapping[str, Any], key: str, choices: tuple[str, ...], where: str, problems: list[str]) -> str:
+    value = section.get(key, choices[0])
+    if value not in choices:
+        problems.append(str(unknown_name(key, str(value), choices, where=where)))
+    return value
+
+
+def _switch(section: Mapping[str, Any], key: str, default: bool, problems: list[str]) -> bool:
+    value = section.get(key, default)
+    if not isinstance(value, bool):
+        problems.append(f"tuning.{key} must be true or false, but is {value!r}.")
+    return bool(value)
 
 
 def _positive(value: Any, where: str, problems: list[str]) -> float | None:

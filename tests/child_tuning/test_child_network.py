@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from s3prl_ext.child_tuning import masks
 from s3prl_ext.child_tuning.child_network import ChildNetwork
+from s3prl_ext.child_tuning.sparse_adamw import ChildnetAdamW
 from s3prl_ext.errors import DataError
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "childnet_adamw.npz"
@@ -57,29 +59,96 @@ def test_reference_trajectory():
     """The released AD-TUNING optimizer over 20 steps: its eps stands outside the bias correction (golden numbers)."""
     golden = np.load(GOLDEN)
     names = [k[len("init.") :] for k in golden.files if k.startswith("init.")]
-    parameters = {n: torch.nn.Parameter(torch.from_numpy(golden[f"init.{n}"]).clone()) for n in names}
-    mask = {}
-    for name in names:
-        chosen = (
-            golden[f"mask.{name}"] if f"mask.{name}" in golden.files else np.ones_like(golden[f"init.{name}"], bool)
-        )
-        mask[name] = torch.from_numpy(np.flatnonzero(chosen))
-    child = ChildNetwork(parameters, mask)
-    optimizer = torch.optim.AdamW(child.parameters(), lr=5e-3, betas=(0.9, 0.999), eps=1e-7, weight_decay=0.0)
+    start = {n: torch.from_numpy(golden[f"init.{n}"]) for n in names}
+    parameters = {n: torch.nn.Parameter(w.clone()) for n, w in start.items()}
+    chosen = {n: golden[f"mask.{n}"] if f"mask.{n}" in golden.files else np.ones(start[n].shape, bool) for n in names}
+    child = ChildNetwork(parameters, {n: torch.from_numpy(np.flatnonzero(c)) for n, c in chosen.items()})
+    optimizer = ChildnetAdamW(child.parameters(), lr=5e-3, eps=1e-7)
+    warm_up = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / 5))
     gradients = {n: torch.from_numpy(golden[f"grads.{n}"]) for n in names}
     for step in range(20):
-        for group in optimizer.param_groups:
-            group["lr"] = 5e-3 * min(1.0, (step + 1) / 5)
-            group["eps"] = 1e-7 / (1 - 0.999 ** (step + 1)) ** 0.5
         for name, parameter in parameters.items():
             parameter.grad = gradients[name][step].clone()
         child.gather_gradients()
         optimizer.step()
+        warm_up.step()
         child.write_back()
+        if step == 9:  # the state can be stored
+            stored, optimizer = optimizer.state_dict(), ChildnetAdamW(child.parameters(), lr=1.0)
+            optimizer.load_state_dict(stored)
+            warm_up.optimizer = optimizer
         if step + 1 in (1, 5, 20):
             for name in names:
                 reached, expected = parameters[name].detach().numpy(), golden[f"after{step + 1}.{name}"]
                 np.testing.assert_allclose(reached, expected, rtol=0, atol=2e-7, err_msg=f"{name}, step {step + 1}")
+    for name in names:
+        outside = torch.from_numpy(~chosen[name])
+        assert torch.equal(parameters[name].detach()[outside], start[name][outside])
+    assert optimizer.param_groups[0]["eps"] == 1e-7
+
+
+def test_skipped_steps_do_not_count_in_the_bias_correction():
+    """A GradScaler that finds an infinite gradient leaves weights, moments and step count alone."""
+    weights = {n: torch.nn.Parameter(torch.ones(3)) for n in ("plain", "skipping")}
+    optimizers = {n: ChildnetAdamW([w], lr=0.1) for n, w in weights.items()}
+    scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
+    for gradient in (float("inf"), 2e-7, 1e-7):
+        for weight in weights.values():
+            weight.grad = torch.full((3,), gradient)
+        if gradient != float("inf"):
+            optimizers["plain"].step()
+        scaler.scale(torch.ones(()))
+        weights["skipping"].grad.mul_(scaler.get_scale())
+        scaler.step(optimizers["skipping"])
+        scaler.update()
+    torch.testing.assert_close(weights["plain"], weights["skipping"], rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16])
+@pytest.mark.parametrize("density", [0.3, 0.02], ids=["dense_gradients", "sparse_gradients"])
+def test_entries_outside_stay_bitwise_under_autocast(dtype, density):
+    with torch.autocast("cpu", dtype):
+        before, after, mask = train(torch.optim.AdamW, density=density, lr=0.01, weight_decay=0.1)
+    for name in before:
+        moved = torch.nonzero((before[name] != after[name]).reshape(-1)).squeeze(1).tolist()
+        assert set(moved) == set(mask.get(name, torch.zeros(0)).tolist()), name
+
+
+def test_whole_network_trains_the_weights_themselves():
+    parameters = {n: torch.nn.Parameter(torch.randn(4, 3)) for n in ("a", "b")}
+    child = ChildNetwork(parameters, masks.full({n: 12 for n in parameters}))
+    assert [p.data_ptr() for p in child.parameters()] == [p.data_ptr() for p in parameters.values()]
+    assert len(child) == 24 and {n: len(i) for n, i in child.mask.items()} == {"a": 12, "b": 12}
+
+
+def test_redrawn_masks_keep_and_rescale_a_share_of_each_gradient():
+    weight = torch.nn.Parameter(torch.zeros(100, 100))
+    child = ChildNetwork({"w": weight}, masks.full({"w": 10_000}), redraw=0.1, seed=5)
+    kept = []
+    for step in (0, 1, 1):
+        weight.grad = torch.ones(100, 100)
+        child.gather_gradients(step)
+        assert set(weight.grad.unique().tolist()) == {0.0, 10.0}
+        kept.append(weight.grad > 0)
+    assert abs(int(kept[0].sum()) - 1000) < 5 * (10_000 * 0.1 * 0.9) ** 0.5
+    assert not torch.equal(kept[0], kept[1]) and torch.equal(kept[1], kept[2]), "the step and the seed decide"
+
+
+def test_clip_scope_all_counts_every_eligible_gradient():
+    parameters = {n: torch.nn.Parameter(torch.randn(20, 10)) for n in ("a", "b")}
+    gradients = {n: torch.randn(20, 10) for n in parameters}
+    total = torch.cat([g.reshape(-1) for g in gradients.values()]).norm()
+    norms = {}
+    for dense_norm in (False, True):
+        child = ChildNetwork(parameters, {"a": torch.arange(4)}, dense_norm=dense_norm)
+        for name, parameter in parameters.items():
+            parameter.grad = gradients[name].clone()
+        child.gather_gradients()
+        norms[dense_norm] = torch.nn.utils.clip_grad_norm_(child.parameters(), 1.0)
+        assert torch.allclose(child.values.grad, gradients["a"].reshape(-1)[:4] / max(norms[dense_norm], 1.0))
+        assert all(p.grad is None for p in parameters.values()) or not dense_norm
+    torch.testing.assert_close(norms[False], gradients["a"].reshape(-1)[:4].norm())
+    torch.testing.assert_close(norms[True], total)
 
 
 def test_optimizer_state_is_compact():

@@ -76,3 +76,40 @@ def test_bad_loss_is_refused():
     model, (x, y) = Classifier(), data()
     with pytest.raises(DataError, match="loss of batch 0"):
         estimate(model, [(x * float("inf"), y)])
+
+
+@pytest.mark.parametrize("clip", ["tensor", "global"])
+def test_clipping_before_squaring(clip):
+    """As torch clips: per tensor, as the released code does, or over all tensors."""
+    model, (x, y) = Classifier(), data()
+    loss = 50 * torch.nn.functional.cross_entropy(model(x), y)
+    running = fisher.FisherEstimate(dict(model.named_parameters()), clip, max_norm=0.5)
+    running.add(loss)
+    (50 * torch.nn.functional.cross_entropy(model(x), y)).backward()
+    groups = [[p] for p in model.parameters()] if clip == "tensor" else [list(model.parameters())]
+    for group in groups:
+        assert torch.nn.utils.clip_grad_norm_(group, 0.5) > 0.5
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(running.scores[name], parameter.grad**2, rtol=1e-5, atol=1e-10)
+
+
+def test_small_gradients_are_not_clipped():
+    model, (x, y) = Classifier(), data()
+    plain, _ = estimate(model, [(x, y)])
+    clipped = fisher.FisherEstimate(dict(model.named_parameters()), "global", max_norm=1e6)
+    clipped.add(torch.nn.functional.cross_entropy(model(x), y))
+    assert all(torch.equal(plain[n], clipped.scores[n]) for n in plain)
+
+
+def test_an_estimate_can_be_stored_and_continued():
+    model, (x, y) = Classifier(), data()
+    batches = [(x[i : i + 2], y[i : i + 2]) for i in range(0, 12, 2)]
+    whole, count = estimate(model, batches)
+    first = fisher.FisherEstimate(dict(model.named_parameters()))
+    for a, b in batches[:2]:
+        first.add(torch.nn.functional.cross_entropy(model(a), b))
+    second = fisher.FisherEstimate(dict(model.named_parameters()))
+    second.load_state_dict(first.state_dict())
+    for a, b in batches[2:]:
+        second.add(torch.nn.functional.cross_entropy(model(a), b))
+    assert second.batches == count and all(torch.equal(whole[n], second.scores[n]) for n in whole)

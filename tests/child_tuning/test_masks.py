@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from s3prl_ext.child_tuning import masks
+from s3prl_ext.child_tuning import mask_files, masks
 from s3prl_ext.child_tuning.eligible import eligible_names, eligible_parameters
 from s3prl_ext.errors import DataError, UsageError
 from tests.reference import slow_top_k
@@ -44,6 +44,55 @@ def test_masks_are_nested():
     for density in (0.01, 0.1, 0.5, 1.0):
         sets.append({(n, i) for n, indices in masks.top_k(values, density).items() for i in indices.tolist()})
     assert all(small < large for small, large in pairwise(sets))
+
+
+@pytest.mark.parametrize(
+    "values", [scores(0), scores(1, zeros=0.95), scores(2, levels=3)], ids=["distinct", "mostly_zero", "ties"]
+)
+def test_one_pass_gives_the_masks_of_all_densities(values):
+    densities = (0.01, 0.37, 0.1, 1.0)
+    nested = masks.nested_top_k(values, densities)
+    assert nested.densities == (1.0, 0.37, 0.1, 0.01)
+    for density in densities:
+        one = masks.top_k(values, density)
+        assert {n: i.tolist() for n, i in nested.at(density).items()} == {n: i.tolist() for n, i in one.items()}
+    assert all(i.dtype == torch.int32 for i in nested.indices.values())
+
+
+def test_densities_that_select_nothing():
+    nested = masks.nested_top_k(scores(0), (0.1, 1e-6))
+    assert nested.at(1e-6) == {} and masks.count(nested.at(0.1)) == 17
+
+
+def test_histogram_counts_every_score_in_its_bin():
+    values = scores(6, zeros=0.5)
+    edges, counts = masks.score_histogram(values)
+    flat = torch.cat([v.reshape(-1) for v in values.values()])
+    assert int(counts.sum()) == flat.numel()
+    assert counts[0] == int((flat < edges[1]).sum())
+    for position in torch.nonzero(counts).squeeze(1).tolist():
+        low, high = edges[position], edges[position + 1]
+        assert counts[position] == int(((flat >= low) & (flat < high)).sum())
+
+
+def test_mask_files(tmp_path):
+    values = scores(7)
+    nested = masks.nested_top_k(values, (0.5, 0.1))
+    path = tmp_path / "masks.safetensors"
+    mask_files.save(nested, path, {"seed": 3}, masks.score_histogram(values))
+    found, origin, histogram = mask_files.load(path)
+    assert found.densities == nested.densities and origin == {"seed": 3}
+    for density in nested.densities:
+        assert {n: i.tolist() for n, i in found.at(density).items()} == {
+            n: i.tolist() for n, i in nested.at(density).items()
+        }
+    assert int(histogram[1].sum()) == sum(v.numel() for v in values.values())
+    assert [p.name for p in tmp_path.iterdir()] == ["masks.safetensors"]
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(DataError, match="truncated or damaged"):
+        mask_files.load(path)
+    with pytest.raises(DataError, match="cannot write the masks"):
+        mask_files.save(nested, tmp_path / "none" / "masks.safetensors", {}, None)
 
 
 def test_selection_is_global_not_per_tensor():
@@ -88,6 +137,9 @@ def test_bernoulli_mask():
     assert torch.equal(state, torch.get_rng_state()), "the global random state is not touched"
     n, p = 150_000, 0.1
     assert abs(masks.count(mask) - n * p) < 5 * (n * p * (1 - p)) ** 0.5
+    nested = masks.nested_bernoulli(sizes, (0.01, 0.1), seed=7)
+    assert all(torch.equal(mask[k], nested.at(0.1)[k]) for k in mask)
+    assert all(set(i.tolist()) <= set(mask[k].tolist()) for k, i in nested.at(0.01).items())
     again, other = masks.bernoulli(sizes, 0.1, seed=7), masks.bernoulli(sizes, 0.1, seed=8)
     assert all(torch.equal(mask[k], again[k]) for k in mask)
     assert not all(torch.equal(mask[k], other[k]) for k in mask)

@@ -1,0 +1,72 @@
+"""A task's chosen masks as a safetensors file: indices by tensor name, their levels, the scores' histogram, the origin."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from s3prl_ext.child_tuning.masks import NestedMask
+from s3prl_ext.errors import DataError
+
+FORMAT = "s3prl_ext.masks"
+Histogram = tuple[torch.Tensor, torch.Tensor]  # lower edges (float32), counts (int64)
+
+
+def save(mask: NestedMask, path: str | os.PathLike, origin: Mapping[str, Any], histogram: Histogram | None) -> None:
+    """Write masks to a temporary file in the same folder, then rename it.
+
+    Args:
+        mask: the masks.
+        path: the file.
+        origin: plain values that say how the masks were chosen.
+        histogram: :func:`s3prl_ext.child_tuning.masks.score_histogram` of the scores, or None.
+
+    Raises:
+        DataError: the folder cannot be written or the disk is full; nothing is left behind.
+    """
+    path = Path(path)
+    tensors = {f"indices.{name}": i for name, i in mask.indices.items()}
+    tensors |= {f"levels.{name}": level for name, level in mask.levels.items()}
+    if histogram is not None:
+        tensors["histogram.edges"], tensors["histogram.counts"] = histogram
+    metadata = {"format": FORMAT, "densities": json.dumps(mask.densities), "origin": json.dumps(origin, sort_keys=True)}
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        save_file({name: t.contiguous() for name, t in tensors.items()}, temporary, metadata)
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        raise DataError(
+            f"cannot write the masks to {path}: {error}; free some space or choose another folder."
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load(path: str | os.PathLike) -> tuple[NestedMask, dict[str, Any], Histogram | None]:
+    """Return the masks of a file, their origin, and the scores' histogram where there is one.
+
+    Raises:
+        DataError: the file is missing, damaged, or of another kind.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{path} cannot be read as masks (missing, truncated or damaged): {error}.") from error
+    if metadata.get("format") != FORMAT:
+        raise DataError(f"{path} holds no masks of child networks.")
+    parts: dict[str, dict[str, torch.Tensor]] = {"indices": {}, "levels": {}, "histogram": {}}
+    for name, tensor in tensors.items():
+        part, _, rest = name.partition(".")
+        parts[part][rest] = tensor
+    mask = NestedMask(tuple(json.loads(metadata["densities"])), parts["indices"], parts["levels"])
+    histogram = (parts["histogram"]["edges"], parts["histogram"]["counts"]) if parts["histogram"] else None
+    return mask, json.loads(metadata["origin"]), histogram

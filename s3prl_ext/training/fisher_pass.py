@@ -1,0 +1,288 @@
+"""The Fisher pass over the training split: each utterance once, resumable, models and random states left as found."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import logging
+import math
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from s3prl_ext.child_tuning.delta import state_sha256
+from s3prl_ext.child_tuning.fisher import FisherEstimate
+from s3prl_ext.errors import DataError, StoppedByUser, UsageError
+from s3prl_ext.training import checkpoint, randomness
+from s3prl_ext.training.config import FisherConfig
+from s3prl_ext.training.forward import TaskModels
+from s3prl_ext.training.interrupts import StopRequest
+
+logger = logging.getLogger(__name__)
+
+PARTIAL_FILE = "fisher.partial"  # in the experiment's folder, from an interrupt or the clock until the pass is done
+SAVE_SECONDS = 600.0
+
+
+class FisherPass:
+    """Estimate the Fisher information of the upstream's eligible weights for a task.
+
+    Args:
+        models: upstream, featurizer and downstream, not yet trained, without wrappers for several devices.
+        parameters: eligible parameters of the upstream by name.
+        config: section ``tuning.fisher``.
+        split: name of the training split.
+        seed: seed of the run; identifies the pass on resume, the caller seeds.
+        expdir: folder for ``fisher.partial``, or None: then an interrupted pass starts over.
+    """
+
+    def __init__(
+        self,
+        models: TaskModels,
+        parameters: Mapping[str, nn.Parameter],
+        config: FisherConfig,
+        split: str,
+        seed: int,
+        expdir: str | Path | None = None,
+    ) -> None:
+        self.models = models
+        self.config = config
+        self.split = split
+        self.rank, self.ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        self.batches = UtteranceBatches(models.downstream, split, 1 if config.granularity == "sample" else None)
+        self.total = min(len(self.batches), config.max_batches or len(self.batches))
+        if self.total == 0:
+            raise DataError("the Fisher pass got no batch: the training split is empty.")
+        self.estimate = FisherEstimate(parameters, config.clip, config.max_norm)
+        # Ranks cannot agree on a graceful stop, so with several of them a stopped pass starts over.
+        self.partial = Path(expdir) / PARTIAL_FILE if expdir is not None and self.ranks == 1 else None
+        self.key = {"fisher": asdict(config), "training split": split, "batches": self.total, "seed": seed,
+                    "weights": state_sha256(parameters) if self.partial else ""}  # fmt: skip
+
+    def scores(self) -> dict[str, torch.Tensor]:
+        """Return the mean over batches by name (float32, shapes of the parameters), equal on all ranks.
+
+        Raises:
+            DataError: a loss is not finite, or ``fisher.partial`` cannot be read.
+            UsageError: ``fisher.partial`` belongs to another pass.
+            StoppedByUser: Ctrl-C or SIGTERM; what was done is saved.
+        """
+        with _left_as_found(self.models, warmed=self.config.warm_head > 0):
+            saved = self._load()
+            with StopRequest(enabled=self.ranks == 1) as stop:
+                if saved is None and self.config.warm_head:
+                    self._warm_head(stop)
+                with _evaluation_mode(self.models) if self.config.mode == "eval" else _train_mode(self.models):
+                    self._run(stop, saved)
+        for score in self.estimate.scores.values():
+            if self.ranks > 1:
+                dist.all_reduce(score)
+            score.div_(self.total)
+        return self.estimate.scores
+
+    def finish(self) -> None:
+        """Remove ``fisher.partial``; call it once the mask is safe."""
+        if self.partial is not None:
+            self.partial.unlink(missing_ok=True)
+
+    def _run(self, stop: StopRequest, saved: Mapping[str, Any] | None) -> None:
+        mine = range(self.rank, self.total, self.ranks)
+        loader = iter(self.batches.loader(mine[self.estimate.batches :]))
+        if saved is not None:  # after the loader, which draws a number of its own
+            randomness.set_state(saved["random"])
+        bar = tqdm(total=len(mine), initial=self.estimate.batches, desc="Fisher information", dynamic_ncols=True,
+                   disable=self.rank > 0)  # fmt: skip
+        last_save = time.monotonic()
+        with bar:
+            for wavs, *others in loader:
+                if stop.requested:
+                    self._stop()
+                if time.monotonic() - last_save > SAVE_SECONDS:
+                    self._save()
+                    last_save = time.monotonic()
+                records: dict[str, list] = defaultdict(list)
+                loss = self.models.loss(self.split, wavs, others, records, with_upstream_grad=True)
+                self.estimate.add(loss)
+                bar.update(1)
+                self._random = randomness.get_state()
+
+    def _stop(self) -> None:
+        done = f"{self.estimate.batches} of {self.total} batches"
+        if self._save():
+            raise StoppedByUser(
+                f"stopped on request in the Fisher pass: {done} are saved in {self.partial}; the same command goes on."
+            )
+        raise StoppedByUser(f"stopped on request in the Fisher pass after {done}; nothing is saved.")
+
+    # -- fisher.partial --------------------------------------------------------------------------------------------
+
+    def _save(self) -> bool:
+        """Write what is needed to go on, if there is a place for it and anything to go on from."""
+        if self.partial is None or self.estimate.batches == 0:
+            return False
+        heads = [m.state_dict() for m in self.models.modules()[1:]] if self.config.warm_head else []
+        content = {"key": self.key, "random": self._random, "heads": heads, **self.estimate.state_dict()}
+        checkpoint.save(content, [self.partial])
+        return True
+
+    def _load(self) -> dict[str, Any] | None:
+        if self.partial is None or not self.partial.is_file():
+            return None
+        try:
+            saved = torch.load(self.partial, map_location="cpu", weights_only=True)
+            key = dict(saved["key"])
+        except Exception as error:
+            raise DataError(
+                f"{self.partial} cannot be read (truncated or damaged); delete it to start over."
+            ) from error
+        for name, value in self.key.items():
+            if key.get(name) != value:
+                raise UsageError(
+                    f"{self.partial} belongs to a Fisher pass with {_difference(name, key.get(name), value)}; use the "
+                    "same settings, or delete it to start over."
+                )
+        self.estimate.load_state_dict(saved)
+        for module, state in zip(self.models.modules()[1:], saved["heads"]):
+            module.load_state_dict(state)
+        self._random = saved["random"]
+        logger.info("going on with the Fisher pass after %d of %d batches", self.estimate.batches, self.total)
+        return saved
+
+    # -- the head before the pass ----------------------------------------------------------------------------------
+
+    def _warm_head(self, stop: StopRequest) -> None:
+        """Train featurizer and downstream on the frozen upstream, on the same batches in every rank."""
+        upstream, *heads = self.models.modules()
+        upstream.eval()
+        for module in heads:
+            module.train()
+        parameters = [p for module in heads for p in module.parameters() if p.requires_grad]
+        optimizer = torch.optim.Adam(parameters, lr=self.config.warm_lr)
+        endless = itertools.chain.from_iterable(iter(self.batches.loader(shuffle=True)) for _ in itertools.count())
+        steps = itertools.islice(endless, self.config.warm_head)
+        for wavs, *others in tqdm(
+            steps, desc="head before the Fisher pass", total=self.config.warm_head, dynamic_ncols=True,
+            disable=self.rank > 0,
+        ):  # fmt: skip
+            if stop.requested:
+                self._stop()
+            self.models.loss(self.split, wavs, others, records=defaultdict(list)).backward()
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+def _difference(name: str, before: Any, now: Any) -> str:
+    if name == "weights":
+        return "other weights of the upstream"
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        changed = [key for key in now if before.get(key) != now[key]]
+        return ", ".join(f"{name}.{key} {before.get(key)} instead of {now[key]}" for key in changed)
+    return f"{name} {before} instead of {now}"
+
+
+class UtteranceBatches:
+    """The training split in file order, each utterance once.
+
+    The tasks' own loaders draw with replacement (KS), overlap their buckets (PR, SF) or halve long batches; here the
+    dataset is read sequentially, with the task's batch size or another.
+
+    Args:
+        downstream: s3prl's downstream expert.
+        split: name of the training split.
+        batch_size: utterances per batch; None = the task's.
+    """
+
+    def __init__(self, downstream: Any, split: str, batch_size: int | None = None) -> None:
+        found = downstream.get_dataloader(split)
+        self.dataset = copy.copy(found.dataset)  # the task keeps its own as it is
+        self._collate, self.batch_size = found.collate_fn, found.batch_size
+        bucket = getattr(self.dataset, "bucket_size", 1)
+        if bucket > 1 and hasattr(self.dataset, "file_list"):  # PR, SF: item i is the bucket that starts at utterance i
+            self.dataset.bucket_size, self.batch_size = 1, bucket
+        if isinstance(self._collate, partial) and "split" in self._collate.keywords:
+            # PR, SF: "train" would drop half of long batches
+            keywords = {**self._collate.keywords, "split": "dev"}
+            self._collate = partial(self._collate.func, *self._collate.args, **keywords)
+        buckets = getattr(self.dataset, "X", None)
+        if batch_size == 1 and buckets and isinstance(buckets[0], list):  # ASR: item i is a list of files
+            self.dataset.X = [[file] for bucket in buckets for file in bucket]
+        self.batch_size = batch_size or self.batch_size
+        self._workers = found.num_workers
+
+    def __len__(self) -> int:
+        """Return the number of batches."""
+        return math.ceil(len(self.dataset) / self.batch_size)
+
+    def loader(self, numbers: range | None = None, shuffle: bool = False) -> DataLoader:
+        """Return a DataLoader over the batches of these numbers, default all.
+
+        Args:
+            numbers: batch numbers in file order; other utterances are not read.
+            shuffle: all utterances in random order instead.
+        """
+        options: dict[str, Any] = {"collate_fn": self._collate, "num_workers": self._workers}
+        if shuffle:
+            return DataLoader(self.dataset, batch_size=self.batch_size, shuffle=True, **options)
+        length, size = len(self.dataset), self.batch_size
+        indices = [
+            list(range(i * size, min((i + 1) * size, length)))
+            for i in (range(len(self)) if numbers is None else numbers)
+        ]
+        return DataLoader(self.dataset, batch_sampler=indices, **options)
+
+
+@contextmanager
+def _left_as_found(models: TaskModels, warmed: bool) -> Iterator[None]:
+    """Put back train flags, buffers, and where the head is `warmed` the head's weights; drop all gradients."""
+    heads = models.modules()[1:]
+    flags = [(m, m.training) for top in models.modules() for m in top.modules()]
+    buffers = [(b, b.clone()) for top in models.modules() for b in top.buffers()]
+    weights = [copy.deepcopy(head.state_dict()) for head in heads] if warmed else []
+    try:
+        yield
+    finally:
+        for head, state in zip(heads, weights):
+            head.load_state_dict(state)
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)
+        for module, training in flags:
+            module.training = training
+        for top in models.modules():
+            top.zero_grad(set_to_none=True)
+
+
+@contextmanager
+def _train_mode(models: TaskModels) -> Iterator[None]:
+    """Train mode everywhere, with dropout and SpecAugment; :func:`_left_as_found` puts the flags back."""
+    for module in models.modules():
+        module.train()
+    yield
+
+
+@contextmanager
+def _evaluation_mode(models: TaskModels) -> Iterator[None]:
+    """Dropout off everywhere; recurrent layers stay in train mode without dropout (cuDNN needs it for backward)."""
+    modules = [m for top in models.modules() for m in top.modules()]
+    dropouts = [(m, m.dropout) for m in modules if isinstance(m, nn.RNNBase)]
+    try:
+        for module in modules:
+            module.training = isinstance(module, nn.RNNBase)
+        for module, _ in dropouts:
+            module.dropout = 0.0
+        yield
+    finally:
+        for module, dropout in dropouts:
+            module.dropout = dropout

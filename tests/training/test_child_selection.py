@@ -1,0 +1,262 @@
+"""Choosing masks for a task: the ways of estimating Fisher information, interrupting the pass, controls."""
+
+from __future__ import annotations
+
+import copy
+import os
+import signal
+
+import pytest
+import torch
+
+from s3prl_ext.child_tuning import mask_files, masks
+from s3prl_ext.child_tuning.eligible import eligible_parameters
+from s3prl_ext.errors import DataError, StoppedByUser, UsageError
+from s3prl_ext.training import fisher_pass, randomness
+from s3prl_ext.training.child_selection import MASK_FILE, choose_mask, choose_masks
+from s3prl_ext.training.fisher_pass import PARTIAL_FILE, FisherPass, UtteranceBatches
+from tests.experiments import interrupt_at_loss, make_args, task_config
+
+CHILD = {"method": "child", "density": 0.1}
+
+
+@pytest.fixture
+def runner(build, tmp_path, hubert_ckpt):
+    """Return a function that builds a Runner with the given section ``tuning.fisher``."""
+
+    def make(folder="exp", task="ks", downstream="speech_commands", optimizer=None, clipping=1.0, **tuning):
+        args = make_args(tmp_path / folder, upstream="hubert_local", upstream_ckpt=hubert_ckpt, downstream=downstream)
+        config = task_config(task, tuning=CHILD | tuning, gradient_clipping=clipping)
+        config["optimizer"] |= optimizer or {}
+        return build(args, config)
+
+    return make
+
+
+def scores_of(runner, expdir=None, split="train"):
+    parameters = eligible_parameters(runner.upstream.model)
+    with randomness.preserved(1337):
+        found = FisherPass(runner.models, parameters, runner.tuning.fisher, split, 1337, expdir).scores()
+    return {name: score.clone() for name, score in found.items()}
+
+
+def same(a, b):
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"granularity": "sample", "max_batches": 5},
+        {"clip": "tensor", "max_norm": 1e-3},
+        {"clip": "global"},
+        {"mode": "train"},
+        {"warm_head": 3},
+        {"preset": "official"},
+    ],
+    ids=["sample", "tensor", "global", "train", "warm", "official"],
+)
+def test_every_way_leaves_models_and_random_states_as_found(runner, options):
+    plain, other = runner(fisher={"max_batches": 3}), runner("other", fisher={"max_batches": 3} | options)
+    weights = [copy.deepcopy(m.state_dict()) for m in other.models.modules()]
+    modes = [m.training for top in other.models.modules() for m in top.modules()]
+    state = randomness.get_state()
+    found = scores_of(other)
+    assert torch.equal(state["torch"], randomness.get_state()["torch"])
+    assert state["numpy"] == randomness.get_state()["numpy"] and state["python"] == randomness.get_state()["python"]
+    assert modes == [m.training for top in other.models.modules() for m in top.modules()]
+    for module, before in zip(other.models.modules(), weights):
+        assert all(torch.equal(before[n], t) for n, t in module.state_dict().items())
+        assert all(p.grad is None for p in module.parameters())
+    assert same(found, scores_of(other)), "a second pass gives the same"
+    if options not in ({"clip": "global"}, {"mode": "train"}):
+        assert not same(found, scores_of(plain)), "the option has an effect"
+
+
+def test_samples_are_batches_of_one(runner):
+    by_sample = runner(fisher={"granularity": "sample", "max_batches": 4})
+    by_batch = runner("other", fisher={"max_batches": 4})
+    by_batch.downstream.model.datarc["batch_size"] = 1
+    assert same(scores_of(by_sample), scores_of(by_batch))
+
+
+def test_asr_buckets_are_split_into_utterances(runner):
+    asr = runner(task="asr", downstream="asr")
+    buckets = UtteranceBatches(asr.downstream.model, "train")
+    singles = UtteranceBatches(asr.downstream.model, "train", batch_size=1)
+    names = [batch[2] for batch in buckets.loader()]
+    assert [name for bucket in names for name in bucket] == [n for batch in singles.loader() for n in batch[2]]
+    assert max(map(len, names)) > 1 and all(len(batch[0]) == 1 for batch in singles.loader())
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"mode": "train"}, {"warm_head": 2}, {"granularity": "sample"}],
+    ids=["eval", "train", "warm", "sample"],
+)  # fmt: skip
+def test_an_interrupted_pass_goes_on_bitwise(runner, tmp_path, options):
+    fisher = {"max_batches": 5} | options
+    whole = runner("whole", fisher=fisher)
+    expected = scores_of(whole)
+    parts = runner("parts", fisher=fisher)
+    interrupt_at_loss(parts, 3 + options.get("warm_head", 0))
+    with pytest.raises(StoppedByUser, match="3 of 5 batches are saved.*the same command goes on"):
+        scores_of(parts, tmp_path / "parts")
+    assert (tmp_path / "parts" / PARTIAL_FILE).is_file()
+    again = runner("parts", fisher=fisher)
+    losses = count_losses(again)
+    assert same(expected, scores_of(again, tmp_path / "parts"))
+    assert len(losses) == 2, "only what was missing is computed"
+
+
+def count_losses(runner):
+    losses, forward = [], runner.downstream.model.forward
+
+    def counting(*inputs, **kwargs):
+        losses.append(1)
+        return forward(*inputs, **kwargs)
+
+    runner.downstream.model.forward = counting
+    return losses
+
+
+def test_a_run_interrupted_in_the_pass_ends_as_if_it_were_not(runner, tmp_path):
+    fisher = {"max_batches": 4}
+    whole = runner("whole", fisher=fisher)
+    whole.train()
+    parts = runner("parts", fisher=fisher)
+    interrupt_at_loss(parts, 2)
+    with pytest.raises(StoppedByUser, match="in the Fisher pass"):
+        parts.train()
+    assert not list((tmp_path / "parts").glob("*.ckpt"))
+    again = runner("parts", fisher=fisher)
+    again.train()
+    a, b = (r.upstream.model.state_dict() for r in (whole, again))
+    assert all(torch.equal(a[n], b[n]) for n in a)
+    assert not (tmp_path / "parts" / PARTIAL_FILE).exists(), "removed once the mask is chosen"
+
+
+def test_the_clock_saves_the_pass_too(runner, tmp_path, monkeypatch):
+    monkeypatch.setattr(fisher_pass, "SAVE_SECONDS", -1.0)
+    going = runner(fisher={"max_batches": 3})
+    scores_of(going, tmp_path / "exp")
+    saved = torch.load(tmp_path / "exp" / PARTIAL_FILE, weights_only=True)
+    assert saved["batches"] == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"fisher": {"max_batches": 3, "clip": "tensor"}}, r"fisher\.clip none instead of tensor"),
+        ({"fisher": {"max_batches": 4}}, r"fisher\.max_batches 3 instead of 4"),
+        ({"weights": True}, "other weights of the upstream"),
+    ],
+    ids=["clip", "batches", "weights"],
+)
+def test_a_partial_pass_of_other_settings_is_refused(runner, tmp_path, changes, message):
+    parts = runner("parts", fisher={"max_batches": 3})
+    interrupt_at_loss(parts, 1)
+    with pytest.raises(StoppedByUser):
+        scores_of(parts, tmp_path / "parts")
+    other = runner("parts", fisher=changes.get("fisher", {"max_batches": 3}))
+    if "weights" in changes:
+        with torch.no_grad():
+            next(iter(eligible_parameters(other.upstream.model).values())).add_(1)
+    with pytest.raises(UsageError, match=message):
+        scores_of(other, tmp_path / "parts")
+    assert (tmp_path / "parts" / PARTIAL_FILE).is_file(), "nothing is lost"
+
+
+def test_a_damaged_partial_pass_is_refused(runner, tmp_path):
+    (tmp_path / "exp").mkdir(exist_ok=True)
+    (tmp_path / "exp" / PARTIAL_FILE).write_bytes(b"nonsense")
+    with pytest.raises(DataError, match="truncated or damaged"):
+        scores_of(runner(fisher={"max_batches": 1}), tmp_path / "exp")
+
+
+def test_an_interrupt_before_the_first_batch_saves_nothing(runner, tmp_path):
+    warm = runner(fisher={"max_batches": 2, "warm_head": 3})
+    interrupt_at_loss(warm, 1)
+    with pytest.raises(StoppedByUser, match="nothing is saved"):
+        scores_of(warm, tmp_path / "exp")
+    assert not (tmp_path / "exp" / PARTIAL_FILE).exists()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler and os.getpid()
+
+
+def test_masks_are_written_once_and_taken_again(runner, tmp_path):
+    first = runner(fisher={"max_batches": 2})
+    arguments = (eligible_parameters(first.upstream.model), first.tuning, "train", 1337, [0.1, 0.01], tmp_path / "exp")
+    chosen = choose_masks(first.models, *arguments)
+    stored, origin, histogram = mask_files.load(tmp_path / "exp" / MASK_FILE)
+    assert same(stored.indices, chosen.indices) and origin["seed"] == 1337
+    assert int(histogram[1].sum()) == sum(p.numel() for p in arguments[0].values())
+    losses = count_losses(first)
+    assert same(choose_masks(first.models, *arguments).indices, chosen.indices) and not losses
+    other = choose_masks(first.models, *arguments[:4], [0.1], tmp_path / "exp")  # another density: chosen again
+    assert len(losses) == 2 and same(other.at(0.1), chosen.at(0.1))
+
+
+def test_magnitude_is_a_control(runner):
+    control = runner(mask="magnitude")
+    parameters = eligible_parameters(control.upstream.model)
+    mask = choose_mask(control.models, parameters, control.tuning, "train", 1337)
+    every = torch.cat([p.detach().abs().reshape(-1) for p in parameters.values()])
+    chosen = torch.cat([parameters[n].detach().abs().reshape(-1)[i.long()] for n, i in mask.items()])
+    assert chosen.min() >= every.sort(descending=True).values[: len(chosen)].min()
+    assert masks.count(mask) == round(0.1 * every.numel())
+
+
+def test_biases_of_the_keys_are_not_chosen(runner):
+    """Softmax is shift invariant: the loss does not depend on k_proj.bias, its Fisher information is rounding noise."""
+    model = runner(fisher={"max_batches": 4})
+    scores = scores_of(model)
+    chosen = masks.top_k(scores, 0.1)
+    assert not [name for name in chosen if name.endswith("k_proj.bias")]
+    largest = max(float(score.max()) for score in scores.values())
+    assert all(float(s.max()) < 1e-8 * largest for n, s in scores.items() if n.endswith("k_proj.bias"))
+
+
+def test_redrawn_masks_train_every_weight(runner):
+    redrawn = runner(mask="random", redraw=True)
+    before = copy.deepcopy(redrawn.upstream.model.state_dict())
+    redrawn.train()
+    moved = sum(int((before[n] != t).sum()) for n, t in redrawn.upstream.model.state_dict().items())
+    assert moved > 0.3 * len(redrawn.child) and redrawn.child.whole
+
+
+def test_released_optimizer_by_its_name(runner):
+    released = runner(mask="random", optimizer={"name": "ChildnetAdamW", "lr": 1e-3, "torch_optim_name": None})
+    del released.config["optimizer"]["torch_optim_name"]
+    before = copy.deepcopy(released.upstream.model.state_dict())
+    released.train()
+    moved = sum(int((before[n] != t).sum()) for n, t in released.upstream.model.state_dict().items())
+    assert 0.9 * len(released.child) < moved <= len(released.child)
+
+
+def test_clip_scope_all_scales_the_step_by_the_dense_norm(runner):
+    steps = {}
+    for scope in ("active", "all"):
+        sgd = {"torch_optim_name": "SGD", "lr": 1.0}
+        model = runner(scope, mask="random", clip_scope=scope, optimizer=sgd, clipping=1e-3)
+        before = copy.deepcopy(model.upstream.model.state_dict())
+        model.train()
+        after = model.upstream.model.state_dict()
+        steps[scope] = sum(float((after[n] - t).abs().sum()) for n, t in before.items() if t.is_floating_point())
+    assert 0 < steps["all"] < 0.99 * steps["active"]
+
+
+@pytest.mark.parametrize(
+    ("tuning", "message"),
+    [
+        ({"fisher": {"granularity": "utterance"}}, "granularity 'utterance'"),
+        ({"fisher": {"preset": "paper"}}, "preset 'paper'"),
+        ({"fisher": {"warm_head": -1}}, r"fisher\.warm_head"),
+        ({"fisher": {"clip": "tensor", "max_norm": 0}}, r"fisher\.max_norm must be above 0"),
+        ({"mask": "random", "fisher": {"clip": "tensor"}}, "belongs to mask fisher"),
+        ({"redraw": True}, "tuning.redraw belongs to mask random"),
+        ({"clip_scope": "everything"}, "clip_scope 'everything'"),
+        ({"sparse_gradients": "no"}, "tuning.sparse_gradients must be true or false"),
+    ],
+)
+def test_bad_settings_are_refused(runner, tuning, message):
+    with pytest.raises(UsageError, match=message):
+        runner(**tuning)
