@@ -47,6 +47,19 @@ def load(path: str | os.PathLike, mmap: bool = False) -> dict[str, Any]:
     return states
 
 
+def load_into(module: Any, state: Any, what: str, path: str | os.PathLike | None) -> None:
+    """Load a state dict of a checkpoint into a model or optimizer.
+
+    Raises:
+        DataError: it does not fit; the message names the file and `what`.
+    """
+    try:
+        module.load_state_dict(state)
+    except (RuntimeError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise DataError(f"{path} does not fit this {what} (another upstream, task or size?): {reason}") from error
+
+
 def check_readable(path: str | os.PathLike) -> None:
     """Raise DataError where a file is no checkpoint, without reading its tensors (truncated files have no directory)."""
     path = Path(path)

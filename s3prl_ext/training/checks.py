@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import re
+import shutil
 import sys
 from argparse import Namespace
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from s3prl_ext.errors import DataError, ExtError, UsageError, unknown_name
-from s3prl_ext.training import checkpoint
+from s3prl_ext.training import checkpoint, tuned_upstream
 from s3prl_ext.training.config import TuningConfig
-from s3prl_ext.training.methods import METHODS
+from s3prl_ext.training.early_stop import candidates
+from s3prl_ext.training.methods import resolve_tuning
+from s3prl_ext.training.optimizers import OWN
 
 SETTINGS_FILES = r"(args|config)_[0-9-]+\.yaml|frame_shift"  # what s3prl writes before anything is built
+RESULT_FILES = (
+    "*.ckpt", "result*.json", "log.log", "events.out.tfevents.*", "masks.safetensors", "fisher.partial", "race",
+    "race.png", "delta.safetensors", "lambda.json", "lambda.png", "predictions-*.jsonl", "transcripts-*.jsonl",
+    "splits.json", "head.json",
+)  # fmt: skip  # what a run leaves in its folder
 FEATURE_FLAGS = ("-s", "--upstream_feature_selection", "-l", "--upstream_layer_selection")
 
 
@@ -31,9 +39,9 @@ def clear_folder(args: Namespace) -> None:
     """Remove checkpoints and results of the experiment that ``args.overwrite`` replaces; call it once all is built."""
     if args.past_exp or not getattr(args, "overwrite", False):
         return
-    for pattern in ("*.ckpt", "result*.json", "log.log", "events.out.tfevents.*"):
+    for pattern in RESULT_FILES:
         for old in Path(args.expdir).glob(pattern):
-            old.unlink()
+            shutil.rmtree(old) if old.is_dir() else old.unlink()
 
 
 def remove_empty_folder(expdir: str) -> None:
@@ -58,14 +66,20 @@ def check_origin(states: Mapping[str, Any], args: Namespace) -> None:
 
 
 def check_tuning(states: Mapping[str, Any], tuning: TuningConfig | None, path: str | None) -> None:
-    """Raise UsageError where a checkpoint's child network was chosen under other settings than the present ones."""
-    if "mask" not in states.get(checkpoint.EXTENSION_KEY, {}):
+    """Raise UsageError where a checkpoint's changes to the upstream were made under other settings than the present.
+
+    Learning rates may change: they are the optimizer's, and a resumed run takes them from the checkpoint.
+    """
+    if tuned_upstream.KEY not in states:
         return
-    stored = TuningConfig.from_config(states["Config"], METHODS)
-    if stored != tuning:
+    section = states["Config"].get("tuning")
+    name = states[checkpoint.EXTENSION_KEY].get("candidate")
+    made = candidates(section) if section else []
+    stored = next((resolve_tuning(states["Config"], c.tuning) for c in made if name is None or c.name == name), None)
+    if stored is None or tuning is None or replace(stored, rates=tuning.rates) != tuning:
         raise UsageError(
-            f"{path} holds a child network of tuning {_shown(stored)}, but now it is {_shown(tuning)}; go on with the "
-            "same section, or start a new experiment."
+            f"{path} holds an upstream tuned with {_shown(stored)}, but now it is {_shown(tuning)}; go on with the same "
+            "section, or start a new experiment."
         )
 
 
@@ -85,6 +99,7 @@ def check_optimization(config: Mapping[str, Any]) -> None:
             continue
         name = str(config[section].get("name"))
         known = [key.removeprefix("get_") for key in vars(module) if key.startswith("get_")]
+        known += OWN if section == "optimizer" else []
         if name not in known:
             raise unknown_name(f"{section}.name", name, known)
     name = config["optimizer"].get("torch_optim_name")

@@ -36,9 +36,12 @@ class TrainingLoop:
         states: returns a checkpoint's content for an epoch and what the loop adds of its own.
         writer: TensorBoard writer of the first rank, None on the others.
         resumed: the checkpoint that the run continues, or an empty mapping.
+        on_best: called with the name of a best checkpoint that was just saved, and the metrics by split.
+        resume_from: folder to name in the hint how to resume; None = `expdir`.
 
     Attributes:
         last_metrics: metrics of the last evaluation, by split.
+        history: one row ``{"step": ..., "split": ..., metric: value, ...}`` per evaluation, also of earlier sessions.
     """
 
     def __init__(
@@ -50,6 +53,8 @@ class TrainingLoop:
         states: Callable[[int, dict[str, Any]], dict[str, Any]],
         writer: Any,
         resumed: Mapping[str, Any],
+        on_best: Callable[[str, Mapping[str, Mapping[str, float]]], None] | None = None,
+        resume_from: str | Path | None = None,
     ) -> None:
         self.trial = trial
         self.config = trial.config
@@ -59,13 +64,22 @@ class TrainingLoop:
         self.states = states
         self.writer = writer
         self.last_metrics: dict[str, dict[str, float]] = {}
+        self._on_best = on_best
+        self._resume_from = resume_from or expdir
+        self._end = total_steps
         self._stop = StopRequest(enabled=False)
         extension = resumed.get(checkpoint.EXTENSION_KEY, {})
+        self.history: list[dict[str, Any]] = list(extension.get("history", []))
         self._evaluation_due = extension.get("evaluation_due", False)
         self.batches = TrainingBatches(self._make_loader, extension.get("position"), epoch=resumed.get("Epoch", 0))
 
-    def run(self) -> None:
-        """Train until `total_steps`; on Ctrl-C or SIGTERM save the current step and raise StoppedByUser."""
+    def run(self, until: int | None = None) -> None:
+        """Train until `total_steps`; on Ctrl-C or SIGTERM save the current step and raise StoppedByUser.
+
+        Args:
+            until: stop at this step before the end and save ``states-N.ckpt``; nothing else is different.
+        """
+        self._end = self.total_steps if until is None else min(until, self.total_steps)
         if self.trial.step >= self.total_steps:
             logger.info("nothing to train: the checkpoint is at step %d of %d", self.trial.step, self.total_steps)
         # Under several ranks a graceful stop would need them to agree; there the usual handlers stay.
@@ -74,18 +88,43 @@ class TrainingLoop:
                 self._train_to_the_end()
             except Interrupted:
                 self._save_interrupted()
+        if self._end < self.total_steps and self.writer is not None:
+            self._save([f"states-{self.trial.step}.ckpt"])
+
+    def score(self, split: str) -> dict[str, float]:
+        """Return the metrics of a split at the present step, without a trace in what is saved as best.
+
+        Every rank gets the first rank's.
+        """
+        found: list[Any] = [None]
+        if self.writer is not None:
+            done = [row for row in self.history if row["step"] == self.trial.step and row["split"] == split]
+            if done:
+                found = [{key: value for key, value in done[-1].items() if key not in ("step", "split")}]
+            else:
+                expert = unwrapped(self.trial.models.downstream)
+                best_scores = dict(expert.named_buffers(recurse=False))
+                with StopRequest(enabled=not dist.is_initialized()) as self._stop:
+                    try:
+                        found = [self._evaluate(split)[0]]
+                    except Interrupted:
+                        self._save_interrupted()
+                    finally:
+                        for name, value in best_scores.items():
+                            setattr(expert, name, value)
+        if dist.is_initialized():
+            dist.broadcast_object_list(found, src=0)
+        return found[0]
 
     def _train_to_the_end(self) -> None:
         leader = self.writer is not None
-        bar = tqdm(
-            total=self.total_steps, initial=self.trial.step, desc="train", dynamic_ncols=True, disable=not leader
-        )
+        bar = tqdm(total=self._end, initial=self.trial.step, desc="train", dynamic_ncols=True, disable=not leader)
         batches = iter(self.batches)
         with bar:
             if self._evaluation_due and leader:
                 self._evaluate_and_save()
                 self._evaluation_due = False  # not due any more either where a new total_steps moved the end
-            while self.trial.step < self.total_steps:
+            while self.trial.step < self._end:
                 self._stop.check()
                 if not self.trial.train_step(self._one_step_of(batches)):
                     continue
@@ -151,6 +190,8 @@ class TrainingLoop:
             for split in self.config.eval_dataloaders:
                 self.last_metrics[split], best = self._evaluate(split)
                 names += best
+            for split in self.config.eval_dataloaders:
+                self.history.append({"step": self.trial.step, "split": split, **self.last_metrics[split]})
         except Interrupted:
             for name, value in best_scores.items():
                 setattr(expert, name, value)
@@ -165,18 +206,24 @@ class TrainingLoop:
     def _save(self, names: list[str]) -> None:
         if not names:
             return
-        extension = {"position": self.batches.position(), "evaluation_due": self._evaluation_due}
+        extension = {
+            "position": self.batches.position(),
+            "evaluation_due": self._evaluation_due,
+            "history": self.history,
+        }
         paths = [self.expdir / name for name in names]
         checkpoint.save(self.states(self.batches.epoch, extension), paths)
         for path in paths:
             if path.name.startswith("states-"):
                 checkpoint.remove_older(path, self.config.max_keep)
+            elif self._on_best is not None:
+                self._on_best(path.name, self.last_metrics)
         logger.info("step %d: saved %s", self.trial.step, ", ".join(map(str, paths)))
 
     def _save_interrupted(self) -> None:
         if self.trial.step > 0:
             self._save([f"states-{self.trial.step}.ckpt"])
-            hint = f"step {self.trial.step} is saved; resume with -a, or with -m train -e {self.expdir}"
+            hint = f"step {self.trial.step} is saved; resume with -a, or with -m train -e {self._resume_from}"
         else:
             hint = "no step was done yet, nothing is saved"
         raise StoppedByUser(f"stopped on request: {hint}.")

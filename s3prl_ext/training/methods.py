@@ -1,16 +1,19 @@
 """The tuning methods: which weights of the upstream train, and which features the task reads.
 
 One row per value of ``tuning.method``. A method with `has_mask` trains a child network, whose mask is chosen at the
-start of training by :mod:`s3prl_ext.training.child_selection`.
+start of training by :mod:`s3prl_ext.training.child_selection`. The methods of :mod:`s3prl_ext.adapters` put weights of
+their own into the frozen upstream, which runs in train mode, with its dropout, as in full tuning.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
+from s3prl_ext import adapters
 from s3prl_ext.child_tuning.eligible import eligible_parameters
 from s3prl_ext.errors import UsageError
 from s3prl_ext.training.config import TuningConfig
@@ -38,6 +41,7 @@ METHODS: dict[str, Method] = {
     "weighted_sum": Method(False, True, False, "SUPERB; AD-TUNING, Table 2, Weighted-sum"),
     "full": Method(True, False, False, "AD-TUNING, Table 2, FT"),
     "child": Method(True, True, True, "AD-TUNING, sections 2.2 and 2.3"),
+    **{name: Method(True, True, False, file.PAPER) for name, file in adapters.METHODS.items()},
 }
 
 
@@ -45,10 +49,11 @@ def prepare_upstream(upstream: nn.Module, tuning: TuningConfig) -> None:
     """Set ``requires_grad`` of the upstream's weights as `tuning` asks, before it is wrapped for several devices.
 
     The convolutional feature extractor never trains (AD-TUNING, section 4.1), and layerdrop is off, because the
-    weighted sum needs every layer.
+    weighted sum needs every layer. The adapters of `tuning` are inserted, so a checkpoint of an upstream with adapters
+    is loaded after this; a second call leaves them as they are.
 
     Raises:
-        UsageError: the upstream has no weights that the method could train.
+        UsageError: the upstream has no weights that the method could train, or cannot take the adapters.
     """
     method = METHODS[tuning.method]
     module: Any
@@ -62,7 +67,9 @@ def prepare_upstream(upstream: nn.Module, tuning: TuningConfig) -> None:
             module.layerdrop = 0.0
         if hasattr(getattr(module, "config", None), "layerdrop"):
             module.config.layerdrop = 0.0
-    if not method.trains_upstream:
+    if tuning.method in adapters.METHODS:
+        _insert_adapters(upstream, tuning)
+    elif not method.trains_upstream:
         upstream.requires_grad_(False)
     elif method.has_mask:
         chosen = eligible_parameters(upstream, tuning.eligible)
@@ -71,3 +78,19 @@ def prepare_upstream(upstream: nn.Module, tuning: TuningConfig) -> None:
             parameter.requires_grad_(True)
     if method.trains_upstream and not any(p.requires_grad for p in upstream.parameters()):
         raise UsageError(f"the upstream has no weights that tuning.method '{tuning.method}' could train; use frozen.")
+
+
+def _insert_adapters(upstream: nn.Module, tuning: TuningConfig) -> None:
+    present = adapters.inserted(upstream)
+    if tuning.method not in present:
+        adapters.insert(upstream, tuning.method, tuning.adapter)
+        return
+    for name, parameter in upstream.named_parameters():
+        parameter.requires_grad_(name in present[tuning.method].names)
+
+
+def resolve_tuning(config: Mapping[str, Any], section: Mapping[str, Any]) -> TuningConfig:
+    """Return the checked form of a section ``tuning`` that stands in a task file in place of its own."""
+    tuning = TuningConfig.from_config({**config, "tuning": section}, METHODS)
+    assert tuning is not None
+    return tuning

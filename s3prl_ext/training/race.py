@@ -38,6 +38,7 @@ class Race:
         expdir: folder of the experiment.
         task: name for ``-d``, which says what candidates are judged by.
         advance: trains one candidate up to a step and scores it.
+        split: where it is scored.
     """
 
     def __init__(
@@ -48,11 +49,13 @@ class Race:
         expdir: str | Path,
         task: str,
         advance: Advance,
+        split: str = "dev",
     ) -> None:
         self.config = config
         self.entrants = list(entrants)
         self.total_steps = total_steps
         self.task = task
+        self.split = split
         self._advance = advance
         self.folder = Path(expdir) / FOLDER
         self.metrics: dict[str, dict[int, dict[str, float]]] = {c.name: {} for c in self.entrants}
@@ -140,6 +143,7 @@ class Race:
             "entrants": [c.name for c in self.entrants],
             "total_steps": self.total_steps,
             "steps_before_cut": self.config.steps_before_cut(self.total_steps),
+            "split": self.split,
             "keep": self.config.keep,
             "evaluations": self.config.evaluations,
             "patience": self.config.patience,

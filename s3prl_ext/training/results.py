@@ -28,6 +28,7 @@ def write(
     seconds: float,
     trainable: dict[str, int],
     merge: dict[str, Any] | None = None,
+    **facts: Any,
 ) -> Path:
     """Write the metrics of a run's splits to ``result.json`` (train) or ``result-SPLIT.json`` (evaluate).
 
@@ -39,6 +40,7 @@ def write(
         seconds: wall time of the training or evaluation.
         trainable: number of trainable weights of upstream, featurizer and downstream.
         merge: record of a merged upstream.
+        **facts: further plain values, such as the evaluations on the way.
     """
     name = "result.json" if args.mode == "train" else f"result-{'-'.join(metrics)}.json"
     content = {
@@ -54,6 +56,7 @@ def write(
         "args": {key: _plain(value) for key, value in vars(args).items()},
         "config": config,
         "merge": merge,
+        **facts,
         "versions": {package: _version(package) for package in PACKAGES} | {"python": platform.python_version()},
     }
     path = Path(args.expdir) / name

@@ -6,7 +6,7 @@ import importlib
 import logging
 import time
 from argparse import Namespace
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,26 +15,26 @@ import torch.distributed as dist
 from s3prl import hub
 from s3prl.downstream.runner import ModelEntry
 from s3prl.downstream.runner import Runner as StockRunner
-from s3prl.optimizers import get_optimizer
-from s3prl.schedulers import get_scheduler
-from s3prl.utility.helper import get_model_state
 from tensorboardX import SummaryWriter
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from s3prl_ext.child_tuning import masks
 from s3prl_ext.child_tuning.child_network import ChildNetwork
-from s3prl_ext.child_tuning.eligible import eligible_parameters
 from s3prl_ext.configs import Variables, with_numbers
 from s3prl_ext.errors import DataError, UsageError, one_sentence_errors, unknown_name
-from s3prl_ext.training import checkpoint, checks, results
-from s3prl_ext.training.child_selection import choose_mask
+from s3prl_ext.training import checkpoint, checks, results, tuned_upstream
+from s3prl_ext.training.candidate_runs import CandidateRuns, check_alike, draw, read_record
 from s3prl_ext.training.config import RunnerConfig, TuningConfig, check_top_level
+from s3prl_ext.training.early_stop import EarlyStopConfig, candidates
 from s3prl_ext.training.evaluation import check_splits, evaluate
 from s3prl_ext.training.forward import TaskModels, unwrapped
-from s3prl_ext.training.loop import TrainingLoop
-from s3prl_ext.training.methods import METHODS, prepare_upstream
-from s3prl_ext.training.trial import Trial
+from s3prl_ext.training.learnable_upstream import loadable_state, prepare_lambda
+from s3prl_ext.training.methods import METHODS, prepare_upstream, resolve_tuning
+from s3prl_ext.training.parameter_groups import train_only
+from s3prl_ext.training.released_keys import translate
+from s3prl_ext.training.run import Experiment, Run
+from s3prl_ext.training.tuned_upstream import TunedUpstream
 from s3prl_ext.upstreams.merged_attention.record import check_merge_record
 
 logger = logging.getLogger(__name__)
@@ -66,16 +66,35 @@ class Runner(StockRunner):
     def _check(self, config: dict[str, Any]) -> None:
         """Read the task file and the checkpoint, and refuse what cannot work, before anything is built."""
         self._variables = Variables(config)
-        self.config = with_numbers(self._variables.expanded, ("optimizer", "scheduler"))
+        self.config = translate(with_numbers(self._variables.expanded, ("optimizer", "scheduler")))
         check_top_level(self.config)
         self.runner_config = RunnerConfig.from_config(self.config)
-        self.tuning = TuningConfig.from_config(self.config, METHODS)
         checks.check_optimization(self.config)
         checks.check_folder(self.args)
         self.init_ckpt = checkpoint.load(self.args.init_ckpt) if self.args.init_ckpt else {}
         checks.check_origin(self.init_ckpt, self.args)
+        self._resolve_candidates()
         checks.check_tuning(self.init_ckpt, self.tuning, self.args.init_ckpt)
         self._resolve_features()
+
+    def _resolve_candidates(self) -> None:
+        """Read section ``tuning``: one configuration, or the candidates of a race; a checkpoint may name its own."""
+        section = self.config.get("tuning")
+        self.candidates = candidates(section) if isinstance(section, Mapping) else []
+        self.early_stop = EarlyStopConfig.from_config(self.config, max(1, len(self.candidates)))
+        tunings = [resolve_tuning(self.config, candidate.tuning) for candidate in self.candidates]
+        name = self.init_ckpt.get(checkpoint.EXTENSION_KEY, {}).get("candidate")
+        self.candidate = next((c for c in self.candidates if c.name == name), None) if name else None
+        if name and self.candidate is None:
+            raise UsageError(
+                f"{self.args.init_ckpt} belongs to the candidate {name}, which the section tuning does not make now; go "
+                "on with the same section, or start a new experiment."
+            )
+        self.racing = len(self.candidates) > 1 and self.candidate is None
+        chosen = self.candidates.index(self.candidate) if self.candidate else 0
+        self.tuning = tunings[chosen] if tunings else TuningConfig.from_config(self.config, METHODS)
+        if self.racing:
+            check_alike(self.candidates, tunings, checks.features_given(self.args))
 
     def _resolve_features(self) -> None:
         """Let ``tuning.method`` decide what the task reads and whether the upstream trains, unless the user did."""
@@ -104,9 +123,6 @@ class Runner(StockRunner):
             if problem is None:
                 raise
             raise problem from error
-        if checkpoint.EXTENSION_KEY in self.init_ckpt:
-            stored = self.init_ckpt[checkpoint.EXTENSION_KEY].get("merge")
-            check_merge_record(stored, getattr(unwrapped(entry.model), "merge_record", None))
         return entry
 
     @property
@@ -141,11 +157,18 @@ class Runner(StockRunner):
         for interface in interfaces or []:
             if not hasattr(model, interface):
                 raise DataError(f"the {name.lower()} '{type(model).__name__}' lacks the interface {interface}.")
+        if name == "Upstream":
+            self.tuned = TunedUpstream(model)
+            trainable = self._prepare_upstream(model, trainable)
         self._load_weight(model, name)
-        if name == "Upstream" and self.tuning is not None:
-            prepare_upstream(model, self.tuning)
+        return self._entry(model, name, trainable, interfaces, self.tuning)
+
+    def _entry(
+        self, model: nn.Module, name: str, trainable: bool, interfaces: list[str] | None, tuning: TuningConfig | None
+    ) -> ModelEntry:
+        """Return a model as s3prl's Runner keeps it, wrapped where several processes train it."""
         # The ranks of a child network share the gradient of its k entries alone (Trial), not the dense one.
-        dense = name != "Upstream" or self.tuning is None or not METHODS[self.tuning.method].has_mask
+        dense = name != "Upstream" or tuning is None or not METHODS[tuning.method].has_mask
         if dist.is_initialized() and trainable and dense and any(p.requires_grad for p in model.parameters()):
             # No device_ids: inputs are on their device already, and moving them would copy the shared `records`.
             model = DistributedDataParallel(model, find_unused_parameters=True)
@@ -153,28 +176,32 @@ class Runner(StockRunner):
                 setattr(model, interface, getattr(model.module, interface))
         return ModelEntry(model, name, trainable, interfaces)
 
-    def _load_weight(self, model: Any, name: str) -> None:
+    def _prepare_upstream(self, model: nn.Module, trainable: bool) -> bool:
+        """Check the merge, freeze what does not train, and return whether anything of the upstream trains."""
+        if checkpoint.EXTENSION_KEY in self.init_ckpt:
+            stored = self.init_ckpt[checkpoint.EXTENSION_KEY].get("merge")
+            check_merge_record(stored, getattr(model, "merge_record", None))
+        if self.tuning is not None:
+            prepare_upstream(model, self.tuning)
+            train_only(model, self.tuning.rates.train_layers)
+        return prepare_lambda(model, self.tuning, trainable, training=self.args.mode == "train")
+
+    def _load_weight(self, model: nn.Module, name: str) -> None:
+        where = str(self.args.init_ckpt)
+        if name == "Upstream" and not self.init_ckpt.get("Upstream"):
+            self.tuned.check_base(self.init_ckpt.get(checkpoint.EXTENSION_KEY, {}).get("upstream_sha256"), where)
+        if name == "Upstream" and tuned_upstream.KEY in self.init_ckpt:
+            self.tuned.load_state(self.init_ckpt[tuned_upstream.KEY], where)
         state = self.init_ckpt.get(name)
-        if not state:
-            return
-        logger.info("loading %s weights from %s", name, self.args.init_ckpt)
-        try:
-            model.load_state_dict(state)
-        except (RuntimeError, ValueError, KeyError) as error:
-            reason = " ".join(str(error).split())[:300]
-            raise DataError(
-                f"{self.args.init_ckpt} does not fit this {name.lower()} (another upstream, task or size?): {reason}"
-            ) from error
+        if state:
+            logger.info("loading %s weights from %s", name, where)
+            state = loadable_state(model, state) if name == "Upstream" else state
+            checkpoint.load_into(model, state, name.lower(), where)
 
     @property
     def models(self) -> TaskModels:
         """Upstream, featurizer and downstream as :class:`TaskModels`."""
-        specaug = None
-        if self.config.get("specaug"):
-            from s3prl.downstream.specaug import SpecAug
-
-            specaug = SpecAug(**self.config["specaug"])
-        return TaskModels(self.upstream.model, self.featurizer.model, self.downstream.model, self.args.device, specaug)
+        return Experiment.task_models(self.all_entries, self.config, self.args.device)
 
     # -- training --------------------------------------------------------------------------------------------------
 
@@ -183,94 +210,77 @@ class Runner(StockRunner):
         with one_sentence_errors():
             if _is_leader():
                 checks.clear_folder(self.args)
-            writer = SummaryWriter(self.args.expdir) if _is_leader() else None
             started = time.time()
+            writer = None
             try:
-                check_splits(self.models.unwrapped(), self.runner_config.eval_dataloaders)
+                check_splits(self.models.unwrapped(), self._splits())
                 self.total_steps = self.runner_config.total_steps or self._steps_of_epochs()
-                self.child = self._child_network()
-                trial = self._trial(self.child)
-                first_step = trial.step
-                loop = TrainingLoop(
-                    trial,
-                    self.total_steps,
-                    self.args.expdir,
-                    self.args.seed,
-                    partial(self._states, trial),
-                    writer,
-                    self.init_ckpt,
-                )
-                loop.run()
-                if _is_leader() and trial.step > first_step:  # else the run was complete already
-                    self._write_result(loop.last_metrics, trial.step, time.time() - started)
+                experiment = self._experiment()
+                if self.racing:
+                    self._race(experiment)
+                writer = SummaryWriter(self.args.expdir) if _is_leader() else None
+                name = self.candidate.name if self.candidate else None
+                run = Run(experiment, self.tuning, self.args.expdir, self.init_ckpt, writer, name)
+                self.child = run.child
+                first_step = run.trial.step
+                run.loop.run()
+                if _is_leader():
+                    self._finish(run, first_step, time.time() - started)
             finally:
                 if writer is not None:
                     writer.close()
                 if dist.is_initialized():
                     dist.destroy_process_group()
 
-    def _child_network(self) -> ChildNetwork | None:
-        """Choose the child network, or take it from the checkpoint: a mask is never computed a second time."""
-        if self.tuning is None or not METHODS[self.tuning.method].has_mask:
-            return None
-        module = unwrapped(self.upstream.model)
-        parameters = eligible_parameters(module, self.tuning.eligible)
-        mask = self.init_ckpt.get(checkpoint.EXTENSION_KEY, {}).get("mask")
-        if mask is None:
-            split = self.runner_config.train_dataloader
-            mask = choose_mask(self.models.unwrapped(), parameters, self.tuning, split, self.args.seed)
-        return ChildNetwork(parameters, {name: i.long() for name, i in mask.items()}).to(self.args.device)
+    def _splits(self) -> list[str]:
+        """Return the splits that are scored during training."""
+        splits = list(self.runner_config.eval_dataloaders)
+        if self.early_stop is not None and self.early_stop.split not in (None, *splits):
+            splits.append(str(self.early_stop.split))
+        return splits
 
-    def _trial(self, child: ChildNetwork | None) -> Trial:
-        modules = []
-        for entry in self.all_entries:
-            if entry.trainable:
-                entry.model.train().to(self.args.device)
-                modules.append(child if child is not None and entry.name == "Upstream" else entry.model)
-            else:
-                entry.model.eval()
-        optimizer = self._get_optimizer(modules)
-        scheduler = self._get_scheduler(optimizer) if self.config.get("scheduler") else None
-        parameters = [p for module in modules for p in module.parameters()]
-        trial = Trial(self.models, self.upstream.trainable, parameters, optimizer, scheduler, self.runner_config, child)
-        trial.step = self.init_ckpt.get("Step") or 0
-        trial.load_extension(self.init_ckpt.get(checkpoint.EXTENSION_KEY, {}))
-        return trial
+    def _finish(self, run: Run, first_step: int, seconds: float) -> None:
+        """Write what the run measured; nothing where it was complete already."""
+        record = read_record(self.args.expdir) if self.candidate else None
+        if record is not None:
+            draw(self.args.expdir, record, run.loop.history)
+        if run.trial.step > first_step or self.racing:
+            self._write_result(run.loop.last_metrics, run.trial.step, seconds, history=run.loop.history, race=record)
 
-    def _get_optimizer(self, model_params: list[nn.Module]) -> Any:
-        optimizer = get_optimizer(model_params, self.total_steps, self.config["optimizer"])
-        self._load_weight(optimizer, "Optimizer")
-        return optimizer
+    def _experiment(self) -> Experiment:
+        """Return what the runs of this experiment share."""
+        same = [c.tuning for c in self.candidates if _choice(c.tuning) == _choice(self.candidates[0].tuning)]
+        densities = {resolve_tuning(self.config, tuning).density for tuning in same} if self.racing else set()
+        return Experiment(
+            self.args, self.config, self._variables, self.runner_config, self.total_steps, self.all_entries,
+            self.tuned, tuple(sorted(densities, reverse=True)),
+        )  # fmt: skip
 
-    def _get_scheduler(self, optimizer: Any) -> Any:
-        scheduler = get_scheduler(optimizer, self.total_steps, self.config["scheduler"])
-        self._load_weight(scheduler, "Scheduler")
-        return scheduler
+    def _race(self, experiment: Experiment) -> None:
+        """Race the candidates; the models and ``init_ckpt`` are then those of the winner."""
+        assert self.early_stop is not None
+        start = self.init_ckpt.get(checkpoint.EXTENSION_KEY, {}).get("race_start")
+        runs = CandidateRuns(
+            experiment, start, lambda c: resolve_tuning(self.config, c.tuning), self._prepare_candidate
+        )
+        winner = runs.race(self.early_stop, self.candidates)
+        self.init_ckpt = runs.promote(winner)
+        self.candidate = winner
+        self.tuning = resolve_tuning(self.config, winner.tuning)
+
+    def _prepare_candidate(self, tuning: TuningConfig) -> None:
+        """Make the upstream, which is as it was built, ready for a candidate."""
+        module = self.tuned.model
+        prepare_upstream(module, tuning)
+        train_only(module, tuning.rates.train_layers)
+        trainable = prepare_lambda(module, tuning, METHODS[tuning.method].trains_upstream, training=True)
+        self.upstream = self._entry(module, "Upstream", trainable, self.upstream.interfaces, tuning)
+        self.all_entries[0] = self.upstream
 
     def _steps_of_epochs(self) -> int:
         loader = self.downstream.model.get_dataloader(self.runner_config.train_dataloader)
         batches = len(loader) * (self.runner_config.epochs or 0)
         return max(1, int(batches // self.runner_config.gradient_accumulate_steps))
-
-    def _states(self, trial: Trial, epoch: int, extension: dict[str, Any]) -> dict[str, Any]:
-        """Return a checkpoint's content: s3prl's keys, and ours under one key of its own."""
-        states = trial.state_dict() | {
-            "Epoch": epoch,
-            "Args": self.args,
-            "Config": self._variables.restored(self.config),
-        }
-        for entry in self.all_entries:
-            if entry.trainable:
-                states[entry.name] = get_model_state(entry.model)
-        if dist.is_initialized():
-            states["WorldSize"] = dist.get_world_size()
-        extension = extension | trial.extension()
-        if trial.child is not None:
-            extension = extension | {"mask": {name: i.to(torch.int32) for name, i in trial.child.mask.items()}}
-        if self.merge_record is not None:
-            extension = extension | {"merge": self.merge_record}
-        states[checkpoint.EXTENSION_KEY] = extension
-        return states
 
     # -- evaluation ------------------------------------------------------------------------------------------------
 
@@ -288,14 +298,18 @@ class Runner(StockRunner):
                 self._write_result({split: metrics}, step, time.time() - started)
             return names
 
-    def _write_result(self, metrics: dict[str, dict[str, float]], step: int, seconds: float) -> None:
+    def _write_result(self, metrics: dict[str, dict[str, float]], step: int, seconds: float, **more: Any) -> None:
         counts = {entry.name: self._trainable(entry) for entry in self.all_entries}
-        results.write(self.args, self.config, metrics, step, seconds, counts, self.merge_record)
+        facts = {
+            "candidate": self.candidate.name if self.candidate else None,
+            "upstream_sha256": self.tuned.base_sha256,
+            "task": getattr(unwrapped(self.downstream.model), "facts", None),
+        }
+        results.write(self.args, self.config, metrics, step, seconds, counts, self.merge_record, **facts, **more)
 
     def _trainable(self, entry: ModelEntry) -> int:
-        mask = self.child.mask if self.child else self.init_ckpt.get(checkpoint.EXTENSION_KEY, {}).get("mask")
-        if entry.name == "Upstream" and mask is not None:
-            return masks.count(mask)
+        if entry.name == "Upstream" and self.tuned.indices:
+            return masks.count(self.tuned.indices)
         return sum(p.numel() for p in entry.model.parameters() if p.requires_grad) if entry.trainable else 0
 
     def _evaluate_split(self) -> str:
@@ -314,6 +328,11 @@ class Runner(StockRunner):
             if not hasattr(self.downstream.model, "inference"):
                 raise UsageError(f"the task '{self.args.downstream}' has no inference in s3prl.")
             super().inference()
+
+
+def _choice(section: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the choice of a child network's mask depends on, beside the density."""
+    return {key: section.get(key) for key in ("method", "mask", "eligible", "fisher", "redraw")}
 
 
 def _is_leader() -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -36,6 +36,9 @@ class Trial:
         scheduler: learning rate schedule, or None.
         config: section ``runner``.
         child: the child network whose `values` are among `parameters`, or None.
+
+    Attributes:
+        after_step: called with the number of each optimizer step when it is done.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class Trial:
         self.scheduler = scheduler
         self.config = config
         self.child = child
+        self.after_step: list[Callable[[int], None]] = []
         self.step = 0
         self.bad_steps = 0
         self._without_memory = 0
@@ -96,6 +100,8 @@ class Trial:
         self._without_memory = 0
         self._update()
         self.step += 1
+        for call in self.after_step:
+            call(self.step)
         return True
 
     def _backward(self, wavs: Sequence[Any], others: Sequence[Any]) -> None:
@@ -107,8 +113,9 @@ class Trial:
 
     def _update(self) -> None:
         if self.child is not None:
-            self.child.gather_gradients()
-            _average_over_ranks(self.child.values.grad)
+            self.child.gather_gradients(self.step)
+            for parameter in self.child.parameters():
+                _average_over_ranks(parameter.grad)
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.gradient_clipping)
         finite = bool(torch.isfinite(norm))
@@ -126,7 +133,7 @@ class Trial:
 
     def _zero_grad(self) -> None:
         self.optimizer.zero_grad()
-        for module in self.models.modules() if self.child is not None else ():
+        for module in (self.child, *self.models.modules()) if self.child is not None else ():
             module.zero_grad(set_to_none=True)
 
     def _count_bad_steps(self, finite: bool) -> None:

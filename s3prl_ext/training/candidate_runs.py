@@ -1,0 +1,246 @@
+"""Racing candidates on one model: each starts from the same point, trains in its own folder, and is put away again."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from tensorboardX import SummaryWriter
+
+from s3prl_ext.errors import UsageError
+from s3prl_ext.evaluation.plots import STYLES, Curve, plot_curves
+from s3prl_ext.metrics import METRICS
+from s3prl_ext.training import checkpoint, randomness, tuned_upstream
+from s3prl_ext.training.config import TuningConfig
+from s3prl_ext.training.early_stop import Candidate, EarlyStopConfig, judged_by
+from s3prl_ext.training.evaluation import evaluate
+from s3prl_ext.training.forward import unwrapped
+from s3prl_ext.training.methods import METHODS
+from s3prl_ext.training.race import FOLDER, Race
+from s3prl_ext.training.run import DELTA_FILE, Experiment, Run
+
+logger = logging.getLogger(__name__)
+
+PICTURE = "race.png"
+
+
+class CandidateRuns:
+    """The candidates of a race as runs of one experiment, one after another on the same models.
+
+    Between two candidates the upstream is put back to its pre-trained weights by the few entries that changed, head
+    and featurizer to their first values, and the random states to those of the start.
+
+    Args:
+        experiment: models and settings; the models are as before the first step.
+        start: random states of the start; None = the present ones.
+        section: makes the section ``tuning`` of a candidate.
+        prepare: makes the upstream ready for a section ``tuning``.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        start: dict[str, Any] | None,
+        section: Callable[[Candidate], TuningConfig],
+        prepare: Callable[[TuningConfig], None],
+    ) -> None:
+        self.experiment = experiment
+        self.start = randomness.get_state() if start is None else start
+        self._section = section
+        self._prepare = prepare
+        self._heads = [
+            {name: value.detach().cpu().clone() for name, value in unwrapped(entry.model).state_dict().items()}
+            for entry in experiment.entries[1:]
+        ]
+
+    def race(self, config: EarlyStopConfig, entrants: Sequence[Candidate]) -> Candidate:
+        """Run the race; return its winner, whose files are still in its own folder.
+
+        Raises:
+            UsageError: the task does not report the metric of the comparison.
+        """
+        experiment = self.experiment
+        task = experiment.args.downstream
+        self._split = config.split or experiment.runner_config.eval_dataloaders[0]
+        few = 1e-9  # of the split: one batch says what the task reports
+        reported, _ = evaluate(experiment.models, self._split, experiment.args.seed, few)
+        judged_by(config.metric, task, list(reported))
+        if _is_leader():
+            self._save_start(Path(experiment.args.expdir))
+        race = Race(config, entrants, experiment.total_steps, experiment.args.expdir, task, self._advance, self._split)
+        _barrier()
+        winner = race.choose()
+        _barrier()
+        return winner
+
+    def _save_start(self, expdir: Path) -> None:
+        """Write ``states-0.ckpt``, from which an interrupted race is resumed."""
+        if checkpoint.numbered(expdir):
+            return
+        experiment = self.experiment
+        states = {
+            "Step": 0, "Epoch": 0, "Args": experiment.args, "Config": experiment.variables.restored(experiment.config),
+        }  # fmt: skip
+        entries = zip(experiment.entries[1:], self._heads)
+        states |= {entry.name: head for entry, head in entries if entry.trainable}
+        states[checkpoint.EXTENSION_KEY] = {
+            "race_start": self.start,
+            "upstream_sha256": experiment.tuned.base_sha256,
+            "merge": getattr(experiment.tuned.model, "merge_record", None),
+        }
+        checkpoint.save(states, [expdir / "states-0.ckpt"])
+
+    def _advance(self, candidate: Candidate, folder: Path, step: int) -> dict[str, float]:
+        """Train a candidate from where its folder says it stands up to a step; return its metrics there."""
+        self._reset()
+        tuning = self._section(candidate)
+        self._prepare(tuning)
+        resumed = self._latest(folder)
+        if not METHODS[tuning.method].has_mask or tuning.redraw or tuning.density == 1:
+            self.experiment.tuned.remember_trainable()  # a child network remembers its own entries
+        if resumed:
+            self._load(resumed, folder)
+        writer = SummaryWriter(str(folder)) if _is_leader() else None
+        try:
+            run = Run(self.experiment, tuning, folder, resumed, writer, candidate.name)
+            run.loop.run(until=step)
+            metrics = run.loop.score(self._split)
+        finally:
+            if writer is not None:
+                writer.close()
+        _barrier()
+        return metrics
+
+    def _reset(self) -> None:
+        experiment = self.experiment
+        experiment.tuned.revert()
+        for entry, head in zip(experiment.entries[1:], self._heads):
+            unwrapped(entry.model).load_state_dict(head)
+        randomness.set_state(self.start)
+
+    def _latest(self, folder: Path) -> dict[str, Any]:
+        found = checkpoint.numbered(folder)
+        return checkpoint.load(found[-1]) if found else {}
+
+    def _load(self, states: dict[str, Any], folder: Path) -> None:
+        experiment = self.experiment
+        if tuned_upstream.KEY in states:
+            experiment.tuned.load_state(states[tuned_upstream.KEY], str(folder))
+        elif "Upstream" in states:
+            checkpoint.load_into(unwrapped(experiment.entries[0].model), states["Upstream"], "upstream", folder)
+        for entry in experiment.entries[1:]:
+            if entry.name in states:
+                checkpoint.load_into(unwrapped(entry.model), states[entry.name], entry.name.lower(), folder)
+
+    # -- the winner ------------------------------------------------------------------------------------------------
+
+    def promote(self, winner: Candidate) -> dict[str, Any]:
+        """Make the winner's run the experiment's: copy its files, reset the models, and return its checkpoint.
+
+        The last thing written is its ``states-N.ckpt``, so an interruption before that repeats the copying alone.
+        """
+        expdir = Path(self.experiment.args.expdir)
+        folder = expdir / FOLDER / winner.name
+        latest = checkpoint.numbered(folder)[-1]
+        if _is_leader():
+            best = [path for path in folder.glob("*.ckpt") if not path.name.startswith("states-")]
+            extra = [*folder.glob("events.out.tfevents.*"), *folder.glob(DELTA_FILE), *folder.glob("lambda.*")]
+            for path in best + extra:
+                _copy(path, expdir / path.name)
+            _copy(latest, expdir / latest.name)
+            checkpoint.remove_older(expdir / latest.name, self.experiment.runner_config.max_keep)
+        _barrier()
+        self._reset()
+        self._prepare(self._section(winner))
+        states = checkpoint.load(expdir / latest.name)
+        self._load(states, expdir)
+        return states
+
+
+def check_alike(entrants: Sequence[Candidate], tunings: Sequence[TuningConfig], features_given: bool) -> None:
+    """Raise UsageError where candidates would read different features, so that they cannot share a head.
+
+    Args:
+        entrants: the candidates.
+        tunings: their sections ``tuning``.
+        features_given: the user chose the features with ``-s`` or ``-l``.
+    """
+    weighted = {METHODS[tuning.method].weighted_sum for tuning in tunings}
+    if len(weighted) > 1 and not features_given:
+        names = ", ".join(candidate.name for candidate in entrants)
+        raise UsageError(
+            f"the candidates {names} read different features (last hidden state, weighted sum): choose one for all with "
+            "-s hidden_states or -s last_hidden_state."
+        )
+
+
+def read_record(expdir: str | Path) -> dict[str, Any] | None:
+    """Return what ``race/race.json`` holds, or None where there was no race."""
+    path = Path(expdir) / FOLDER / "race.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def curves_of(expdir: str | Path, record: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> list[Curve]:
+    """Return one curve per candidate: its scores in the race and all its other evaluations on the same split.
+
+    Args:
+        expdir: folder of the experiment.
+        record: see :meth:`s3prl_ext.training.race.Race.record`.
+        history: evaluations of the winner, see :class:`s3prl_ext.training.loop.TrainingLoop`.
+    """
+    curves, metric = [], record["metric"]
+    for name, scores in record["scores"].items():
+        values = {int(step): row[metric] for step, row in scores.items()}
+        rows = list(history) if name == record["chosen"] else []
+        found = checkpoint.numbered(Path(expdir) / FOLDER / name)
+        if found:
+            rows += checkpoint.load(found[-1], mmap=True)[checkpoint.EXTENSION_KEY].get("history", [])
+        values |= {row["step"]: row[metric] for row in rows if row["split"] == record["split"] and metric in row}
+        steps = sorted(values)
+        label = name + (" (chosen)" if name == record["chosen"] else "")
+        curves.append(Curve(label, steps, [values[step] for step in steps]))
+    return curves
+
+
+def draw(expdir: str | Path, record: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> None:
+    """Draw the candidates' curves with the step of the comparison into ``race.png`` (AD-TUNING, Fig. 3)."""
+    if len(record["entrants"]) > len(STYLES):
+        logger.warning("%d candidates are too many for one picture; see race.json", len(record["entrants"]))
+        return
+    metric = METRICS[record["metric"]]
+    better = "higher" if metric.higher_is_better else "lower"
+    plot_curves(
+        curves_of(expdir, record, history),
+        Path(expdir) / PICTURE,
+        f"AD-TUNING: {len(record['entrants'])} candidates on {record['split']}",
+        f"{record['metric']} ({metric.unit}, {better} is better)",
+        cut=("comparison", record["cut"]),
+    )
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a file; it appears under its name only when it is complete."""
+    handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    os.close(handle)
+    try:
+        shutil.copyfile(source, temporary)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, target)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def _is_leader() -> bool:
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def _barrier() -> None:
+    if dist.is_initialized():
+        dist.barrier()

@@ -1,0 +1,252 @@
+"""One run of an experiment: what trains, with which optimizer, from which checkpoint, in which folder."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from s3prl.downstream.runner import ModelEntry
+from s3prl.schedulers import get_scheduler
+from s3prl.utility.helper import get_model_state
+from torch.optim import Optimizer
+
+from s3prl_ext.child_tuning import delta
+from s3prl_ext.child_tuning.child_network import ChildNetwork
+from s3prl_ext.child_tuning.eligible import eligible_parameters
+from s3prl_ext.configs import Variables
+from s3prl_ext.merging.learnable import find_lambda
+from s3prl_ext.training import checkpoint, tuned_upstream
+from s3prl_ext.training.child_selection import choose_masks
+from s3prl_ext.training.config import RunnerConfig, TuningConfig
+from s3prl_ext.training.forward import TaskModels, unwrapped
+from s3prl_ext.training.lambda_curve import LambdaCurve
+from s3prl_ext.training.learnable_upstream import only_lambda_trains, stored_state
+from s3prl_ext.training.loop import TrainingLoop
+from s3prl_ext.training.methods import METHODS
+from s3prl_ext.training.optimizers import build_optimizer
+from s3prl_ext.training.parameter_groups import RatesConfig, parameter_groups, upstream_rates
+from s3prl_ext.training.trial import Trial
+from s3prl_ext.training.tuned_upstream import TunedUpstream
+
+DELTA_FILE = "delta.safetensors"
+
+
+@dataclass
+class Experiment:
+    """What all runs of an experiment share.
+
+    Attributes:
+        args: the arguments of ``run_downstream.py``.
+        config: the task file after overrides, variables expanded.
+        variables: puts the variables back for what is stored.
+        runner_config: section ``runner``.
+        total_steps: T, optimizer steps of a whole run.
+        entries: upstream, featurizer, downstream, as built by the Runner, which may put another entry in a place.
+        tuned: what runs change in the upstream.
+        densities: of all child networks that share one choice of masks.
+    """
+
+    args: Namespace
+    config: dict[str, Any]
+    variables: Variables
+    runner_config: RunnerConfig
+    total_steps: int
+    entries: list[ModelEntry]
+    tuned: TunedUpstream
+    densities: tuple[float, ...] = ()
+
+    @property
+    def models(self) -> TaskModels:
+        """Upstream, featurizer and downstream as they are called."""
+        return self.task_models(self.entries, self.config, self.args.device)
+
+    @staticmethod
+    def task_models(entries: Sequence[ModelEntry], config: Mapping[str, Any], device: str) -> TaskModels:
+        """Return the models of `entries` with the SpecAugment of a task file."""
+        specaug = None
+        if config.get("specaug"):
+            from s3prl.downstream.specaug import SpecAug
+
+            specaug = SpecAug(**config["specaug"])
+        upstream, featurizer, downstream = (entry.model for entry in entries)
+        return TaskModels(upstream, featurizer, downstream, device, specaug)
+
+
+class Run:
+    """Train the models of an experiment under one section ``tuning``.
+
+    Args:
+        experiment: models and settings.
+        tuning: section ``tuning``, or None.
+        folder: where checkpoints and pictures go.
+        resumed: the checkpoint to go on from, loaded into the models already, or an empty mapping.
+        writer: TensorBoard writer of the first rank, None on the others.
+        candidate: name of the candidate in a race, or None.
+
+    Attributes:
+        child: the child network that trains, or None.
+        trial: optimizer, scheduler, step counter.
+        loop: the training loop.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        tuning: TuningConfig | None,
+        folder: str | Path,
+        resumed: Mapping[str, Any],
+        writer: Any,
+        candidate: str | None = None,
+    ) -> None:
+        self.experiment = experiment
+        self.tuning = tuning
+        self.folder = Path(folder)
+        self.resumed = resumed
+        self.writer = writer
+        self.candidate = candidate
+        self.upstream = experiment.entries[0]
+        self.child = self._child_network()
+        self.trial = self._trial()
+        self.curve = self._lambda_curve()
+        self.loop = TrainingLoop(
+            self.trial, experiment.total_steps, folder, experiment.args.seed, self._states, writer, resumed,
+            on_best=self._write_delta, resume_from=experiment.args.expdir,
+        )  # fmt: skip
+
+    @property
+    def _extension(self) -> Mapping[str, Any]:
+        return self.resumed.get(checkpoint.EXTENSION_KEY, {})
+
+    def _child_network(self) -> ChildNetwork | None:
+        """Choose the child network, or take it from the checkpoint: a mask is never computed a second time."""
+        tuning, experiment = self.tuning, self.experiment
+        if tuning is None or not METHODS[tuning.method].has_mask:
+            return None
+        parameters = eligible_parameters(experiment.tuned.model, tuning.eligible)
+        mask = experiment.tuned.indices
+        if not mask:
+            shared = tuning.density in experiment.densities
+            masks = choose_masks(
+                experiment.models.unwrapped(), parameters, tuning, experiment.runner_config.train_dataloader,
+                experiment.args.seed, experiment.densities if shared else (tuning.density,), experiment.args.expdir,
+            )  # fmt: skip
+            mask = masks.at(tuning.density)
+        child = ChildNetwork(
+            parameters,
+            mask,
+            sparse_gradients=tuning.sparse_gradients,
+            dense_norm=tuning.clip_scope == "all",
+            redraw=tuning.density if tuning.redraw else None,
+            seed=experiment.args.seed,
+        )
+        if not child.whole:
+            experiment.tuned.track(child.mask)
+        return child
+
+    def _trial(self) -> Trial:
+        experiment, modules = self.experiment, []
+        for entry in experiment.entries:
+            if not entry.trainable:
+                entry.model.eval()
+                continue
+            entry.model.train(not only_lambda_trains(unwrapped(entry.model))).to(experiment.args.device)
+            modules.append(self.child if self.child is not None and entry.name == "Upstream" else entry.model)
+        optimizer = self._optimizer(modules)
+        scheduler = None
+        if experiment.config.get("scheduler"):
+            scheduler = get_scheduler(optimizer, experiment.total_steps, experiment.config["scheduler"])
+            if self.resumed.get("Scheduler"):
+                scheduler.load_state_dict(self.resumed["Scheduler"])
+        trial = Trial(
+            experiment.models, self.upstream.trainable, [p for module in modules for p in module.parameters()],
+            optimizer, scheduler, experiment.runner_config, self.child,
+        )  # fmt: skip
+        trial.step = self.resumed.get("Step") or 0
+        trial.load_extension(dict(self._extension))
+        return trial
+
+    def _optimizer(self, modules: list[Any]) -> Optimizer:
+        experiment = self.experiment
+        section = experiment.config["optimizer"]
+        optimizer = build_optimizer(modules, experiment.total_steps, section, fused=self.child is not None)
+        if self.upstream.trainable:
+            rates = self.tuning.rates if self.tuning is not None else RatesConfig()
+            groups = upstream_rates(experiment.tuned.model, rates, self.child)
+            if groups:
+                optimizer.param_groups[:] = parameter_groups(optimizer.param_groups, groups)
+            shared = find_lambda(experiment.tuned.model)
+            if shared is not None:
+                optimizer.register_step_post_hook(lambda *_: shared.project())
+        if self.resumed.get("Optimizer"):
+            checkpoint.load_into(optimizer, self.resumed["Optimizer"], "optimizer", experiment.args.init_ckpt)
+        return optimizer
+
+    def _lambda_curve(self) -> LambdaCurve | None:
+        """Record the course of a learnable lambda that trains."""
+        shared = find_lambda(self.experiment.tuned.model)
+        if self.writer is None or shared is None or not self.upstream.trainable:
+            return None
+        config, total = self.experiment.runner_config, self.experiment.total_steps
+        resumed = self._extension.get("lambda")
+        curve = LambdaCurve(shared, config, total, self.folder, self.writer, self.trial.step, resumed)
+        self.trial.after_step.append(curve.after_step)
+        return curve
+
+    # -- what is stored --------------------------------------------------------------------------------------------
+
+    def _states(self, epoch: int, extension: dict[str, Any]) -> dict[str, Any]:
+        """Return a checkpoint's content: s3prl's keys, the upstream's delta, and the rest of ours under one key."""
+        experiment = self.experiment
+        states = self.trial.state_dict() | {
+            "Epoch": epoch,
+            "Args": experiment.args,
+            "Config": experiment.variables.restored(experiment.config),
+        }
+        states |= {entry.name: get_model_state(entry.model) for entry in experiment.entries[1:] if entry.trainable}
+        if self.upstream.trainable:
+            if experiment.tuned.is_small:
+                states[tuned_upstream.KEY] = experiment.tuned.state()
+            else:
+                states["Upstream"] = stored_state(experiment.tuned.model, get_model_state(self.upstream.model))
+        if dist.is_initialized():
+            states["WorldSize"] = dist.get_world_size()
+        extension = extension | self.trial.extension() | {"upstream_sha256": experiment.tuned.base_sha256}
+        if self.candidate is not None:
+            extension["candidate"] = self.candidate
+        if self.curve is not None:
+            extension["lambda"] = self.curve.state()
+        merge = getattr(experiment.tuned.model, "merge_record", None)
+        if merge is not None:
+            extension["merge"] = merge
+        states[checkpoint.EXTENSION_KEY] = extension
+        return states
+
+    def _write_delta(self, name: str, metrics: Mapping[str, Mapping[str, float]]) -> None:
+        """Write the task as a small file beside a best checkpoint, unless the whole upstream was tuned."""
+        experiment = self.experiment
+        if self.upstream.trainable and not experiment.tuned.is_small:
+            return
+        args = experiment.args
+        info = {
+            key: getattr(args, key, None)
+            for key in (
+                "upstream", "upstream_ckpt", "upstream_model_config", "downstream", "downstream_variant",
+                "upstream_feature_selection", "upstream_layer_selection", "seed",
+            )
+        }  # fmt: skip
+        stored = experiment.variables.restored(experiment.config)
+        info |= {
+            "tuning": stored.get("tuning"),
+            "candidate": self.candidate,
+            "density": self.tuning.density if self.child is not None and self.tuning is not None else None,
+            "config": stored,
+            "step": self.trial.step,
+            "checkpoint": name,
+            "metrics": {split: dict(row) for split, row in metrics.items()},
+        }
+        task = {entry.name: get_model_state(entry.model) for entry in experiment.entries[1:] if entry.trainable}
+        delta.save(experiment.tuned.delta(task, info), self.folder / DELTA_FILE)

@@ -1,0 +1,157 @@
+"""What a run changes in its upstream: remembered, stored in checkpoints as a small delta, taken back.
+
+A checkpoint of a child network or an adapter holds ``UpstreamDelta`` in place of s3prl's ``Upstream``: the hash of the
+untouched upstream, the changed entries, and the weights that the method added.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from s3prl_ext import adapters
+from s3prl_ext.child_tuning.child_network import release
+from s3prl_ext.child_tuning.delta import Delta, difference, state_sha256
+from s3prl_ext.child_tuning.masks import Mask
+from s3prl_ext.errors import DataError
+
+KEY = "UpstreamDelta"
+
+
+class TunedUpstream:
+    """The changes of one run to one upstream.
+
+    Made from the untouched model, before a method inserts anything or a checkpoint is loaded.
+
+    Args:
+        model: the upstream, not wrapped for several devices.
+
+    Attributes:
+        base_sha256: hash of the untouched upstream.
+        indices: changed entries by tensor name, sorted flat (CPU); empty where no child network trains.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.base_sha256 = state_sha256(model.state_dict())
+        self.indices: Mask = {}
+        self._base: dict[str, Tensor] = {}  # values of the entries of `indices` in the untouched upstream
+        self._copies: dict[str, Tensor] = {}  # whole tensors, see remember_trainable
+        self._trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+
+    # -- child networks --------------------------------------------------------------------------------------------
+
+    def track(self, mask: Mapping[str, Tensor]) -> None:
+        """Remember the entries of a child network as they are in the untouched upstream; again is no change."""
+        if self.indices:
+            return
+        self.indices = {name: indices.cpu() for name, indices in mask.items() if indices.numel()}
+        self._base = self._values()
+
+    @torch.no_grad()
+    def _values(self) -> dict[str, Tensor]:
+        weights = dict(self.model.named_parameters())
+        return {
+            name: weights[name].detach().reshape(-1).index_select(0, i.to(weights[name].device)).cpu()
+            for name, i in self.indices.items()
+        }
+
+    @torch.no_grad()
+    def _put(self, values: Mapping[str, Tensor]) -> None:
+        weights = dict(self.model.named_parameters())
+        for name, indices in self.indices.items():
+            weight = weights[name]
+            weight.put_(indices.long().to(weight.device), values[name].to(weight))
+
+    @property
+    def is_small(self) -> bool:
+        """Whether the changes are a child network or an adapter, and not a whole upstream."""
+        return bool(self.indices) or bool(adapters.inserted(self.model))
+
+    # -- checkpoints -----------------------------------------------------------------------------------------------
+
+    def check_base(self, stored_sha256: str | None, where: str) -> None:
+        """Raise DataError where a checkpoint was made from another upstream than this one."""
+        if stored_sha256 is not None and stored_sha256 != self.base_sha256:
+            raise DataError(
+                f"{where} was made from another upstream (hash {stored_sha256[:12]}, but this one has "
+                f"{self.base_sha256[:12]}): give the -u, -k and -g that it was trained with."
+            )
+
+    def state(self) -> dict[str, Any]:
+        """Return the changes as a checkpoint holds them: indices int32, tuned values float32, added weights."""
+        return {
+            "base_sha256": self.base_sha256,
+            "indices": {name: indices.to(torch.int32) for name, indices in self.indices.items()},
+            "values": self._values(),
+            "added": self._added(),
+        }
+
+    def load_state(self, state: Mapping[str, Any], where: str) -> None:
+        """Make the untouched upstream the tuned one; an adapter must be inserted already.
+
+        Raises:
+            DataError: the changes do not fit this upstream.
+        """
+        self.check_base(state["base_sha256"], where)
+        weights = dict(self.model.named_parameters())
+        for name, indices in state["indices"].items():
+            if name not in weights or int(indices.max()) >= weights[name].numel():
+                raise DataError(f"{where} changes '{name}', which this upstream lacks or has in another size.")
+        self.track(state["indices"])
+        self._put(state["values"])
+        if state["added"]:
+            adapters.load_adapter_state(self.model, state["added"])
+
+    def _added(self) -> dict[str, Tensor]:
+        if not adapters.inserted(self.model):
+            return {}
+        return {name: tensor.cpu() for name, tensor in adapters.adapter_state(self.model).items()}
+
+    def delta(self, task: Mapping[str, Mapping[str, Tensor]], info: Mapping[str, Any]) -> Delta:
+        """Return the changes as a file can hold them.
+
+        Args:
+            task: state dicts of featurizer and downstream.
+            info: plain values that say what the delta is.
+        """
+        weights = dict(self.model.named_parameters())
+        return Delta(
+            self.base_sha256,
+            {name: indices.long() for name, indices in self.indices.items()},
+            difference(self._base, self._values()),
+            {name: weights[name].numel() for name in self.indices},
+            self._added(),
+            task,
+            info,
+        )
+
+    # -- back to the untouched upstream ----------------------------------------------------------------------------
+
+    def remember_trainable(self) -> None:
+        """Keep copies of all weights that train as a whole, so that :meth:`revert` can put them back."""
+        own = set().union(*(row.names for row in adapters.inserted(self.model).values()))
+        self._copies = {
+            name: parameter.detach().cpu().clone()
+            for name, parameter in self.model.named_parameters()
+            if parameter.requires_grad and name not in own and name not in self.indices
+        }
+
+    @torch.no_grad()
+    def revert(self) -> None:
+        """Make the model the untouched upstream again, bitwise: entries, copies, inserted adapters, training flags."""
+        release(self.model.parameters())
+        self._put(self._base)
+        self.indices, self._base = {}, {}
+        weights = dict(self.model.named_parameters())
+        for name, copy in self._copies.items():
+            weights[name].copy_(copy)
+        self._copies = {}
+        if adapters.inserted(self.model):
+            adapters.remove(self.model)
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(self._trained[name])
+            parameter.grad = None

@@ -1,0 +1,179 @@
+"""A race through the Runner: equal starts, the winner is the run it would have been alone, resume anywhere, deltas."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from s3prl_ext.child_tuning import delta
+from s3prl_ext.errors import DataError, StoppedByUser, UsageError
+from s3prl_ext.training import checkpoint
+from tests.experiments import interrupt_at_loss, make_args, task_config
+
+TOTAL, CUT = 6, 2
+RACE = {"ratio": CUT / TOTAL, "keep": 1}
+
+
+def config_of(density, race=RACE, method="child", **more):
+    section = {"method": method, **more}
+    if density is not None:
+        section |= {"mask": "fisher", "fisher": {"max_batches": 2}, "density": density}
+    config = task_config(tuning=section, total_steps=TOTAL, eval_step=3, save_step=3)
+    if race:
+        config["early_stop"] = race
+    return config
+
+
+def newest(folder: Path) -> dict:
+    return checkpoint.load(checkpoint.numbered(folder)[-1])
+
+
+def same(a, b) -> bool:
+    """Compare nested values, tensors by their bits."""
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def assert_same_run(a: dict, b: dict) -> None:
+    for key in ("Step", "Epoch", "UpstreamDelta", "Featurizer", "Downstream", "Optimizer"):
+        assert same(a.get(key), b.get(key)), key
+    for key in ("position", "history", "scaler", "bad_steps"):
+        assert same(a["S3prlExt"][key], b["S3prlExt"][key]), key
+
+
+@pytest.fixture
+def upstream(hubert_ckpt):
+    return {"upstream": "hubert_local", "upstream_ckpt": hubert_ckpt}
+
+
+def resumed(folder: Path, upstream: dict):
+    args = make_args(folder, **upstream)
+    args.init_ckpt = str(checkpoint.numbered(folder)[-1])
+    args.past_exp = str(folder)
+    return args
+
+
+@pytest.fixture
+def raced(build, tmp_path, upstream):
+    """An uninterrupted race of two densities; its folder."""
+    build(make_args(tmp_path / "race", **upstream), config_of([0.05, 0.01])).train()
+    return tmp_path / "race"
+
+
+def test_the_winner_is_the_run_it_would_have_been_alone(build, tmp_path, upstream, raced):
+    record = json.loads((raced / "race" / "race.json").read_text())
+    assert record["chosen"] in ("density=0.05", "density=0.01") and record["cut"] == CUT
+    assert record["steps_of_all_candidates"] == 2 * CUT + TOTAL - CUT
+    for density in (0.05, 0.01):
+        alone = config_of(density, race=None)
+        folder = tmp_path / f"alone-{density}"
+        if record["chosen"] != f"density={density:g}":  # the loser stopped at the comparison
+            alone["runner"] |= {"save_step": CUT, "max_keep": 9}
+        build(make_args(folder, **upstream), alone).train()
+        if record["chosen"] == f"density={density:g}":
+            assert_same_run(newest(folder), newest(raced))
+            ours, theirs = (delta.load(f / "delta.safetensors") for f in (raced, folder))
+            assert same(dict(ours.bits), dict(theirs.bits)) and ours.info["candidate"] == record["chosen"]
+        else:
+            assert_same_run(
+                checkpoint.load(folder / f"states-{CUT}.ckpt"), newest(raced / "race" / f"density={density:g}")
+            )
+    result = json.loads((raced / "result.json").read_text())
+    assert result["candidate"] == record["chosen"] and result["race"]["metric"] == "acc"
+    assert (raced / "race.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize("at", [1, 2, 4, 6, 9])
+def test_resumed_anywhere_it_ends_the_same(build, tmp_path, upstream, raced, at):
+    folder = tmp_path / "stopped"
+    runner = build(make_args(folder, **upstream), config_of([0.05, 0.01]))
+    interrupt_at_loss(runner, at)
+    try:
+        runner.train()
+    except (StoppedByUser, KeyboardInterrupt):  # the latter before the first step
+        if checkpoint.numbered(folder):
+            runner = build(resumed(folder, upstream), config_of([0.05, 0.01]))
+        else:
+            runner = build(make_args(folder, **upstream), config_of([0.05, 0.01]))
+        runner.train()
+    assert_same_run(newest(folder), newest(raced))
+    ours, theirs = (json.loads((f / "race" / "race.json").read_text()) for f in (folder, raced))
+    assert ours == theirs
+
+
+def test_checkpoints_and_deltas_are_small_and_evaluate(build, raced, upstream):
+    state = newest(raced)
+    assert "Upstream" not in state and state["UpstreamDelta"]["indices"]
+    args = make_args(raced, mode="evaluate", **upstream)
+    args.init_ckpt, args.past_exp = str(raced / "dev-best.ckpt"), str(raced)
+    runner = build(args, config_of([0.05, 0.01]))
+    tuned = {name: value.clone() for name, value in runner.upstream.model.state_dict().items()}
+    runner.evaluate()
+    made = delta.load(raced / "delta.safetensors")
+    assert made.info["checkpoint"] == "dev-best.ckpt" and set(made.task) == {"Featurizer", "Downstream"}
+    base = build(make_args(raced.parent / "fresh", **upstream), task_config()).upstream.model.state_dict()
+    made.check_base(base)
+    made.toggle(base)
+    assert same(dict(base), tuned)
+
+
+def test_another_base_is_refused(build, raced, tmp_path):
+    from tests import factories
+
+    other = factories.hubert_local_ckpt(tmp_path / "other.pt", seed=7) or tmp_path / "other.pt"
+    args = make_args(raced, mode="evaluate", upstream="hubert_local", upstream_ckpt=str(other))
+    args.init_ckpt, args.past_exp = str(raced / "dev-best.ckpt"), str(raced)
+    with pytest.raises(DataError, match="another upstream"):
+        build(args, config_of([0.05, 0.01]))
+
+
+def test_the_base_comes_back_bitwise(build, tmp_path, upstream):
+    runner = build(make_args(tmp_path / "exp", **upstream), config_of(0.05, race=None))
+    before = {name: value.clone() for name, value in runner.upstream.model.state_dict().items()}
+    runner.train()
+    assert not same(dict(runner.upstream.model.state_dict()), before)
+    runner.tuned.revert()
+    assert same(dict(runner.upstream.model.state_dict()), before)
+
+
+def test_two_are_kept_to_the_end(build, tmp_path, upstream):
+    race = RACE | {"keep": 2, "metric": "per"}
+    runner = build(make_args(tmp_path / "exp", **upstream), config_of([0.05, 0.01, 0.2], race=race))
+    with pytest.raises(UsageError, match="does not report per") as caught:
+        runner.train()
+    assert "acc" in str(caught.value)
+    race["metric"] = "acc"
+    build(make_args(tmp_path / "two", **upstream), config_of([0.05, 0.01, 0.2], race=race)).train()
+    record = json.loads((tmp_path / "two" / "race" / "race.json").read_text())
+    assert record["steps_of_all_candidates"] == 3 * CUT + 2 * (TOTAL - CUT)
+    assert newest(tmp_path / "two")["Step"] == TOTAL
+
+
+def test_methods_and_rates_race_too(build, tmp_path, upstream):
+    config = config_of(None, method=["lora", "houlsby"])
+    build(make_args(tmp_path / "methods", **upstream), config).train()
+    assert newest(tmp_path / "methods")["UpstreamDelta"]["added"]
+    chosen = json.loads((tmp_path / "methods" / "race" / "race.json").read_text())["chosen"]
+    alone = config_of(None, method=chosen.removeprefix("method="), race=None)
+    build(make_args(tmp_path / "alone", **upstream), alone).train()
+    assert_same_run(newest(tmp_path / "methods"), newest(tmp_path / "alone"))
+    build(make_args(tmp_path / "rates", **upstream), config_of(None, method="full", lr=["1e-4", "1e-5"])).train()
+    chosen = json.loads((tmp_path / "rates" / "race" / "race.json").read_text())["chosen"]
+    alone = config_of(None, method="full", lr=float(chosen.removeprefix("lr=")), race=None)
+    build(make_args(tmp_path / "full", **upstream), alone).train()
+    assert same(newest(tmp_path / "rates")["Upstream"], newest(tmp_path / "full")["Upstream"])
+
+
+def test_what_cannot_race_is_refused(build, tmp_path, upstream):
+    with pytest.raises(UsageError, match="different features"):
+        build(make_args(tmp_path / "a", **upstream), config_of(None, method=["lora", "full"]))
+    with pytest.raises(UsageError, match="early_stop"):
+        build(make_args(tmp_path / "b", **upstream), config_of([0.1, 0.01], race=None))
