@@ -20,12 +20,19 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evaluation": {"attention", "configs", "metrics", "errors"},
     "corpora": {"attention", "configs", "metrics", "errors"},
     "compat": {"configs", "errors"},
-    "upstreams": {"merging", "attention", "configs", "metrics", "errors"},
+    "upstreams": {"merging", "corpora", "attention", "configs", "metrics", "errors"},
     "adapters": {"attention", "configs", "metrics", "errors"},
     "downstreams": {"evaluation", "corpora", "training", "upstreams", "attention", "configs", "metrics", "errors"},
-    "training": {"upstreams", "adapters", "merging", "child_tuning", "attention", "configs", "metrics", "errors"},
+    "sweeps": {
+        "training", "downstreams", "upstreams", "merging", "evaluation", "corpora", "attention", "configs", "metrics",
+        "errors", "run_downstream",
+    },
+    "deltas": {
+        "training", "upstreams", "adapters", "merging", "child_tuning", "attention", "configs", "metrics", "errors",
+    },
+    "training": {"upstreams", "adapters", "merging", "child_tuning", "evaluation", "attention", "configs", "metrics", "errors"},
 }
-SEES_S3PRL = {"compat", "upstreams", "training", "downstreams", "commands", "plugin", "run_downstream", "doctor", "cli", "_autoload"}
+SEES_S3PRL = {"compat", "deltas", "upstreams", "training", "downstreams", "sweeps", "commands", "plugin", "run_downstream", "doctor", "cli", "_autoload"}
 
 
 def part_of(path: Path) -> str:

@@ -35,7 +35,7 @@ def load(path: str | os.PathLike, mmap: bool = False) -> dict[str, Any]:
     if not path.is_file():
         raise DataError(f"no such checkpoint: {path}.")
     try:
-        torch.serialization.add_safe_globals([argparse.Namespace])  # s3prl stores its arguments as one
+        torch.serialization.add_safe_globals([argparse.Namespace, *_schedules()])  # s3prl stores such objects
         states = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -45,6 +45,14 @@ def load(path: str | os.PathLike, mmap: bool = False) -> dict[str, Any]:
     if not isinstance(states, dict) or not ({"Downstream", "Featurizer", "Step"} & set(states)):
         raise DataError(f"{path} is no s3prl downstream checkpoint: it has neither Downstream, Featurizer nor Step.")
     return states
+
+
+def _schedules() -> list[type]:
+    """Return the schedule classes of which s3prl's ``*_with_schedule`` optimizers keep an object in their state."""
+    from s3prl import optimizers
+
+    kinds = [value for value in vars(optimizers).values() if isinstance(value, type)]
+    return [kind for kind in kinds if issubclass(kind, optimizers._LRSchedule)]
 
 
 def load_into(module: Any, state: Any, what: str, path: str | os.PathLike | None) -> None:

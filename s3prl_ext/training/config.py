@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from s3prl_ext import adapters
@@ -175,7 +175,7 @@ class TuningConfig:
     redraw: bool = False
     sparse_gradients: bool = True
     clip_scope: str = "active"
-    rates: RatesConfig = RatesConfig()
+    rates: RatesConfig = field(default_factory=RatesConfig)
     adapter: Any = None
 
     @classmethod

@@ -294,3 +294,20 @@ def test_real_text_model_from_a_package_into_a_hubert_of_its_shape(tmp_path, mon
     features = run(upstream)
     assert len(features["hidden_states"]) == 7 and torch.isfinite(features["last_hidden_state"]).all()
     assert preset("mam_hubert_tiny_minilm")(model_config=",,lambda=0").merge_record["sources"][0]["width"] == 384
+
+
+def test_a_plain_folder_is_an_upstream_with_its_last_hidden_state(tmp_path):
+    import s3prl_ext
+
+    s3prl_ext.install()
+    import s3prl.hub
+
+    folder = factories.hubert_folder(tmp_path / "hubert") or tmp_path / "hubert"
+    upstream = s3prl.hub.hf_speech_custom(ckpt=str(folder))
+    features = run(upstream)
+    theirs = run(s3prl.hub.hf_hubert_custom(ckpt=str(folder)))
+    for mine, stock in zip(features["hidden_states"], theirs["hidden_states"], strict=True):
+        torch.testing.assert_close(mine, stock)
+    assert features["last_hidden_state"].shape == features["hidden_states"][-1].shape
+    with pytest.raises(UsageError, match="-k FOLDER"):
+        s3prl.hub.hf_speech_custom()

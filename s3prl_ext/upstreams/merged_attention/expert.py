@@ -29,7 +29,7 @@ __all__ = ["build_target", "build_upstream", "check_merge_record", "merge_into"]
 logger = logging.getLogger(__name__)
 
 # s3prl's upstreams for transformers folders: they return no last_hidden_state, so our own model stands in for them.
-TRANSFORMERS_UPSTREAMS = ("hf_hubert_custom", "hf_wav2vec2_custom")
+TRANSFORMERS_UPSTREAMS = ("hf_speech_custom", "hf_hubert_custom", "hf_wav2vec2_custom")
 
 
 def build_upstream(config: MergeConfig, refresh: bool = False) -> torch.nn.Module:

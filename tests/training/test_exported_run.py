@@ -1,0 +1,61 @@
+"""A task trained by the runner is exported, and the plain model is the tuned upstream."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from s3prl_ext.commands.export import main as export
+from s3prl_ext.deltas import TaskSwitch
+from tests import experiments
+from tests import tuned as made
+
+CHILD = {"method": "child", "mask": "magnitude", "density": 0.05}
+LORA = {"method": "lora", "rank": 2}
+
+
+@pytest.mark.parametrize("tuning", [CHILD, LORA], ids=lambda t: t["method"])
+def test_train_export_load(build, hubert_ckpt, tmp_path, tuning):
+    config = experiments.task_config("ks", tuning, total_steps=2, eval_step=2, save_step=2)
+    config["optimizer"]["lr"] = 1.0e-2
+    args = experiments.make_args(tmp_path / "exp", upstream="hubert_local", upstream_ckpt=hubert_ckpt)
+    runner = build(args, config)
+    runner.train()
+    tuned = made.features(runner.upstream.model)
+    base = made.build("hubert_local", Path(hubert_ckpt))
+    assert not made.same(made.features(base), tuned)
+    for number, source in enumerate((tmp_path / "exp", tmp_path / "exp" / "states-2.ckpt")):
+        out = tmp_path / f"out{number}"
+        assert export(["--delta", str(source), "--out", str(out)]) == 0
+        assert made.same(made.features(made.build("hubert_local", out / Path(hubert_ckpt).name)), tuned)
+        switch = TaskSwitch(base, {"ks": source})
+        switch.switch("ks")
+        assert made.same(made.features(base), tuned)
+        switch.switch(None)
+    record = json.loads((tmp_path / "out0" / "export.json").read_text())
+    assert record["model"]["source"] == "delta.safetensors" and record["info"]["metrics"]["dev"]["acc"] > 0
+
+
+def test_the_exported_head_scores_the_same_on_the_exported_model(build, hubert_ckpt, tmp_path):
+    config = experiments.task_config("ks", CHILD, total_steps=2, eval_step=2, save_step=2)
+    args = experiments.make_args(tmp_path / "exp", upstream="hubert_local", upstream_ckpt=hubert_ckpt)
+    build(args, config).train()
+    export(["--delta", str(tmp_path / "exp" / "states-2.ckpt"), "--out", str(tmp_path / "out")])
+    scores = []
+    for stock in (False, True):
+        from s3prl_ext.configs import load_yaml
+
+        args = experiments.make_args(
+            tmp_path / f"check{stock}", mode="evaluate", upstream="hubert_local", init_ckpt=str(tmp_path / "out" / "head.ckpt"),
+            upstream_ckpt=str(tmp_path / "out" / Path(hubert_ckpt).name), evaluate_split="dev",
+        )  # fmt: skip
+        runner = build(args, load_yaml(tmp_path / "out" / "task.yaml"), stock=stock)
+        runner.evaluate()
+        scores.append((tmp_path / f"check{stock}" / "dev_predict.txt").read_text())
+    assert scores[0] == scores[1]
+    trained = torch.load(tmp_path / "exp" / "states-2.ckpt", weights_only=False)["Downstream"]
+    assert all(torch.equal(runner.downstream.model.state_dict()[name], value) for name, value in trained.items())
+    assert scores[0] == (tmp_path / "exp" / "dev_predict.txt").read_text()
