@@ -72,7 +72,9 @@ def nested_top_k(scores: Mapping[str, torch.Tensor], densities: Sequence[float])
     thresholds = []
     for upper, remaining in bins:
         lower, ties = _bin_of(low[upper], remaining) if upper < _BINS else (0, 0)
-        thresholds.append((upper << _LOW_BITS | lower, ties))
+        threshold = upper << _LOW_BITS | lower
+        every = upper < _BINS and ties == low[upper][lower]  # the usual case: none of the equal ones is left out
+        thresholds.append((threshold - 1, 0) if every else (threshold, ties))
     return NestedMask(densities, *_select(scores, candidates, thresholds))
 
 
@@ -167,9 +169,10 @@ def _select(
             values = bits[inside[start : start + _PIECE]]
             for rank, (threshold, _) in enumerate(thresholds):
                 chosen = values > threshold
-                equal = np.flatnonzero(values == threshold)[: ties[rank]]
-                chosen[equal] = True
-                ties[rank] -= equal.size
+                if ties[rank]:
+                    equal = np.flatnonzero(values == threshold)[: ties[rank]]
+                    chosen[equal] = True
+                    ties[rank] -= equal.size
                 level[start : start + _PIECE] += chosen
         chosen = level > 0
         if chosen.any():

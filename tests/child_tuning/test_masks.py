@@ -149,8 +149,7 @@ def test_bernoulli_mask():
 @pytest.mark.parametrize("naming", ["transformers", "s3prl"])
 def test_eligible_weights_of_base_models(family, naming):
     """N = 85,057,024: 12 layers of 7,087,872, the encoder's layer norm and the projection's (AD-TUNING, Table 2)."""
-    with torch.device("meta"):
-        model = base_model(family, naming)
+    model = base_model(family, naming)
     holder = torch.nn.Module()
     holder.model = model
     parameters = eligible_parameters(holder)
@@ -160,6 +159,7 @@ def test_eligible_weights_of_base_models(family, naming):
 
 
 def base_model(family: str, naming: str) -> torch.nn.Module:
+    """Return a base model on the meta device; its modules are imported outside, for they make tensors of their own."""
     import s3prl_ext
 
     s3prl_ext.install()  # transformers imports torchaudio, whose PyPI wheel needs a shim beside a CPU build of torch
@@ -170,18 +170,21 @@ def base_model(family: str, naming: str) -> torch.nn.Module:
             "hubert": (transformers.HubertConfig, transformers.HubertModel),
             "wav2vec2": (transformers.Wav2Vec2Config, transformers.Wav2Vec2Model),
         }[family]
-        return model(config())
+        with torch.device("meta"):
+            return model(config())
     if family == "wav2vec2":
         from s3prl.upstream.wav2vec2.wav2vec2_model import Wav2Vec2Config, Wav2Vec2Model
 
-        return Wav2Vec2Model(Wav2Vec2Config(quantize_targets=True, final_dim=256))
+        with torch.device("meta"):
+            return Wav2Vec2Model(Wav2Vec2Config(quantize_targets=True, final_dim=256))
     from s3prl.upstream.hubert.hubert_model import HubertConfig, HubertModel, HubertPretrainingConfig
 
-    return HubertModel(
-        HubertConfig(label_rate=50.0, final_dim=256),
-        HubertPretrainingConfig(label_rate=50.0),
-        [[str(i) for i in range(504)]],
-    )
+    with torch.device("meta"):
+        return HubertModel(
+            HubertConfig(label_rate=50.0, final_dim=256),
+            HubertPretrainingConfig(label_rate=50.0),
+            [[str(i) for i in range(504)]],
+        )
 
 
 def test_patterns_choose_the_eligible_weights():
