@@ -43,16 +43,24 @@ def read_attention(path: str | os.PathLike, prefix: str | None = None) -> Attent
     Raises:
         DataError: no weights there, unreadable, or no attention in it.
     """
+    owners: dict[str, Any] = {}
+    for reader in map(open_weights, weight_files(path)):
+        owners |= dict.fromkeys(reader.keys(), reader)
+    keys = find_attention(owners, str(path), prefix)
+    return read_slots(keys, lambda name: owners[name][name])
+
+
+def weight_files(path: str | os.PathLike) -> list[Path]:
+    """Return the files that hold the weights of a model folder, or the checkpoint file itself.
+
+    Raises:
+        DataError: there is none, or a shard is missing.
+    """
     path = Path(path)
     file = weight_file(path) if path.is_dir() else path
     if not file.is_file():
         raise DataError(f"no such model folder or checkpoint file: {file}.")
-    files = _shards(file) if file.suffix == ".json" else [file]
-    owners: dict[str, Any] = {}
-    for reader in map(_open, files):
-        owners |= dict.fromkeys(reader.keys(), reader)
-    keys = find_attention(owners, str(path), prefix)
-    return read_slots(keys, lambda name: owners[name][name])
+    return _shards(file) if file.suffix == ".json" else [file]
 
 
 def weight_file(folder: Path) -> Path:
@@ -100,7 +108,12 @@ class _Safetensors:
         return self._file.get_tensor(name)
 
 
-def _open(path: Path) -> _Safetensors | dict[str, Tensor]:
+def open_weights(path: Path) -> _Safetensors | dict[str, Tensor]:
+    """Return the tensors of a weight file by name; each is read from disk when its values are used.
+
+    Raises:
+        DataError: the file is unreadable.
+    """
     return _Safetensors(path) if path.suffix == ".safetensors" else read_torch_state(path)
 
 
@@ -110,16 +123,29 @@ def read_torch_state(path: Path) -> dict[str, Tensor]:
     Raises:
         DataError: the file is unreadable, needs arbitrary code to be read, or holds no state dict.
     """
-    content = _load_torch(path)
+    return {key: value for key, value in state_dict_of(load_torch(path), path).items() if isinstance(value, Tensor)}
+
+
+def state_dict_of(content: Any, path: Path) -> dict[str, Any]:
+    """Return the state dict inside the content of a torch file, the very object.
+
+    Raises:
+        DataError: there is none.
+    """
     for key in STATE_KEYS:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     if not isinstance(content, dict):
         raise DataError(f"{path} holds {type(content).__name__} in place of a state dict.")
-    return {key: value for key, value in content.items() if isinstance(value, Tensor)}
+    return content
 
 
-def _load_torch(path: Path) -> Any:
+def load_torch(path: Path) -> Any:
+    """Return the content of a torch file, memory-mapped, without executing pickled code.
+
+    Raises:
+        DataError: the file is unreadable, or needs arbitrary code to be read.
+    """
     mmap = zipfile.is_zipfile(path)  # files of torch < 1.6 are no zip archives and cannot be mapped
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):

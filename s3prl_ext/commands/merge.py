@@ -1,0 +1,253 @@
+"""``s3prl-ext merge``: write a merged model as a plain checkpoint that needs neither the source nor this package."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from tqdm import tqdm
+
+from s3prl_ext import plugin
+from s3prl_ext.attention.files import find_model, model_config, read_attention
+from s3prl_ext.attention.layouts import Slot
+from s3prl_ext.attention.weights import AttentionWeights, sha256
+from s3prl_ext.errors import UsageError
+from s3prl_ext.merging.config import MergeConfig, TargetConfig
+from s3prl_ext.merging.export import attention_keys, write_model
+from s3prl_ext.merging.merge import chosen_slots, merge_sources
+from s3prl_ext.merging.model_card import Usage, model_card
+from s3prl_ext.merging.report import MergeRow
+from s3prl_ext.merging.selection_config import LayerSelection
+from s3prl_ext.upstreams.layer_similarity.selection import choose_layers
+from s3prl_ext.upstreams.merged_attention.config import check_config, read_raw
+from s3prl_ext.upstreams.merged_attention.expert import (
+    TRANSFORMERS_UPSTREAMS,
+    build_target,
+    find_source,
+    merge_record,
+    prepare_sources,
+    resolve_sources,
+    source_name,
+    target_name,
+)
+from s3prl_ext.upstreams.merged_attention.files import checkpoint_of
+
+logger = logging.getLogger(__name__)
+
+SCHEMA = 1
+OWN_UPSTREAM = "merged_attention"
+
+
+@dataclass(frozen=True)
+class Models:
+    """What is merged: files and their attention parameters, which are read from disk when they are used.
+
+    Attributes:
+        target: transformers folder or checkpoint file.
+        upstream: the upstream of s3prl that loads a checkpoint file; None for a folder.
+        sources: path of each source; None for noise that needs none.
+        weights: attention of the target.
+        source_weights: attention of each source, None where there is no path.
+        selections: how the layers of each source were chosen, where by similarity.
+    """
+
+    target: Path
+    upstream: str | None
+    sources: list[Path | None]
+    weights: AttentionWeights
+    source_weights: list[AttentionWeights | None]
+    selections: list[dict[str, Any] | None]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write a merged model, or show what would be merged; returns the exit status.
+
+    Args:
+        argv: flags; None takes them from the command line.
+    """
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if args.out is None and not args.dry_run:
+        raise UsageError("--out is missing: name a new folder for the merged model, or look first with --dry-run.")
+    plugin.install()
+    preset = None if args.upstream == OWN_UPSTREAM else args.upstream
+    raw, name = read_raw(args.upstream_model_config, args.upstream_ckpt, preset)
+    config = check_config(raw, name)
+    if config.learnable is not None:
+        raise UsageError(
+            f"{name}: a learnable lambda is known after training only: give a fixed lambda, learnable: false."
+        )
+    if args.out is not None:
+        check_out(args.out)
+    models, config = find_models(config)
+    if args.dry_run:
+        sys.stdout.write(matched_table(models, config) + "\n")
+        return 0
+    write(models, config, raw, args.out)
+    sys.stdout.write(f"{args.out}\n")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="s3prl-ext merge",
+        description="Write a merged model as a plain checkpoint: a transformers folder, or a file for s3prl's own "
+        "upstreams. It needs neither the source nor this package.",
+        epilog='example: s3prl-ext merge -u mam_hubert_base_bert_base -g "lambda=0.1,,layers=4-11" --out merged',
+    )
+    parser.add_argument("-u", "--upstream", default=OWN_UPSTREAM, help="a shipped configuration, such as mam_...")
+    parser.add_argument("-g", "--upstream_model_config", help='"my.yaml,,lambda=0.1", with -u overrides only')
+    parser.add_argument("-k", "--upstream_ckpt", help="replaces the target's checkpoint or model")
+    parser.add_argument("--out", type=Path, help="new folder for the model")
+    parser.add_argument("--dry-run", action="store_true", help="show the matched tensors and write nothing")
+    return parser
+
+
+def check_out(out: Path) -> None:
+    """Raise UsageError unless `out` is missing or an empty folder."""
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UsageError(f"--out {out} exists already and is not empty: name a new folder.")
+
+
+def find_models(config: MergeConfig) -> tuple[Models, MergeConfig]:
+    """Find the files of target and sources, and open their attention parameters.
+
+    Returns:
+        The models, and the configuration with lists of layers where they were to be chosen by similarity.
+
+    Raises:
+        UsageError: the target is an upstream without a checkpoint file.
+        DataError: a model is missing, unreadable or without attention.
+    """
+    target, upstream = _target_file(config.target)
+    paths = [find_source(source) if source.is_read else None for source in config.sources]
+    weights = [
+        read_attention(path, source.prefix) if path else None
+        for path, source in zip(paths, config.sources, strict=True)
+    ]
+    selections: list[dict[str, Any] | None] = [None] * len(paths)
+    if any(isinstance(source.layers, LayerSelection) for source in config.sources):
+        model = build_target(config.target)
+        config, selections = choose_layers(config, model, target_name(config.target), paths, weights)
+    return Models(target, upstream, paths, read_attention(target), weights, selections), config
+
+
+def _target_file(target: TargetConfig) -> tuple[Path, str | None]:
+    """Return folder or file of the target, and the upstream that loads a file."""
+    if target.model:
+        return find_model(target.model), None
+    if target.upstream in TRANSFORMERS_UPSTREAMS and target.ckpt:
+        return find_model(target.ckpt), None
+    return checkpoint_of(str(target.upstream), target.ckpt)
+
+
+def matched_table(models: Models, config: MergeConfig) -> str:
+    """Return the table of tensors that a merge changes: layer, projection, lambda, names in both models, shape.
+
+    Raises:
+        UsageError: the models do not fit each other or the configuration.
+    """
+    lambdas, maps = resolve_sources(models.weights, models.source_weights, config)
+    names = attention_keys(models.target).names
+    lines = [("layer", "projection", "lambda", "target", "source", "shape")]
+    for source, path, values, layers in zip(config.sources, models.sources, lambdas, maps, strict=True):
+        theirs = None if path is None or source.noise else attention_keys(path, source.prefix).names
+        for slot, weight in chosen_slots(models.weights, values, config.biases).items():
+            other = source_name(source)
+            if theirs is not None:
+                layer = layers[slot.layer]
+                assert layer is not None
+                other = theirs[Slot(layer, slot.projection, slot.kind)]
+            label = slot.projection if slot.kind == "weight" else f"{slot.projection}.bias"
+            shape = "x".join(map(str, models.weights[slot].shape))
+            lines.append((str(slot.layer), label, f"{weight:g}", names[slot], other, shape))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    table = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    return "\n".join([*table, f"{len(lines) - 1} of {len(names)} attention tensors; nothing was written."])
+
+
+def write(models: Models, config: MergeConfig, raw: dict[str, Any], out: Path) -> None:
+    """Write the merged model with its card and record into a new folder, which appears only when it is complete.
+
+    Args:
+        raw: the configuration as its file says it.
+        out: missing or empty.
+
+    Raises:
+        UsageError: the models do not fit each other or the configuration.
+        DataError: NaN or infinity in a matrix.
+    """
+    sources = prepare_sources(models.weights, models.source_weights, config)
+    record = merge_record(models.weights, models.source_weights, sources, config)
+    for described, selection in zip(record["sources"], models.selections, strict=True):
+        described["layer_selection"] = selection
+    slots = {slot for source in sources for slot in chosen_slots(models.weights, source.lambdas, config.biases)}
+    rows: list[MergeRow] = []
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
+    partial.mkdir()
+    try:
+        with tqdm(total=len(slots), desc="merging", unit="tensor", dynamic_ncols=True) as progress:
+
+            def replace(slot: Slot, old: torch.Tensor) -> torch.Tensor:
+                merged, row = merge_sources({slot: old}, sources, config.biases)
+                rows.extend(row)
+                progress.update()
+                return merged[slot]
+
+            files = write_model(models.target, partial, sorted(slots, key=lambda slot: slot.order), replace)
+        rows.sort(key=lambda row: (row.layer, row.source))
+        _describe(models, config, raw, record, rows, partial, out, files[0].name)
+        os.replace(partial, out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    logger.info("merged model with %d changed tensors written to %s", len(slots), out)
+
+
+def _describe(
+    models: Models,
+    config: MergeConfig,
+    raw: dict[str, Any],
+    record: dict[str, Any],
+    rows: list[MergeRow],
+    folder: Path,
+    out: Path,
+    file: str,
+) -> None:
+    """Write card, configuration and record of the model in `folder`, which will be `out`; `file` holds its weights."""
+    merged = sha256(read_attention(folder if models.upstream is None else folder / file))
+    text = yaml.safe_dump(raw, sort_keys=False, allow_unicode=True)
+    (folder / "merge.yaml").write_text(text, encoding="utf-8")
+    content = {
+        "schema": SCHEMA,
+        "merge": record,
+        "merged_attention_sha256": merged,
+        "rows": [vars(row) for row in rows],
+    }
+    (folder / "merge.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    named = [config.target.model or config.target.ckpt, *(source.model for source in config.sources)]
+    hub_ids = [name for name in named if name and not Path(name).expanduser().exists() and "://" not in name]
+    card = model_card(out.name, record, rows, merged, text, _usage(models, out, file), hub_ids)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _usage(models: Models, out: Path, file: str) -> Usage:
+    """Return the commands that load the model, by s3prl and by transformers."""
+    run = "s3prl-ext run -m train -d speech_commands -p exp/merged"
+    if models.upstream is not None:
+        return Usage(f"{run} -u {models.upstream} -k {out / file}")
+    config = model_config(models.target)
+    name = "hf_wav2vec2_custom" if config.get("model_type") == "wav2vec2" else "hf_hubert_custom"
+    architecture = (config.get("architectures") or ["AutoModel"])[0]
+    python = f'from transformers import {architecture}\n\nmodel = {architecture}.from_pretrained("{out}")'
+    return Usage(f"{run} -u {name} -k {out}", python)
