@@ -1,0 +1,161 @@
+"""Build the models of a sweep once: the unmerged target, featurizer and task with a head that needs no training."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import torch
+from s3prl.downstream.runner import ModelEntry
+from torch import nn
+
+from s3prl_ext.attention.weights import extract, sha256
+from s3prl_ext.configs import load_yaml
+from s3prl_ext.errors import DataError, UsageError
+from s3prl_ext.merging.config import MergeConfig
+from s3prl_ext.run_downstream import DEFAULT_PRESETS, preset_path
+from s3prl_ext.training import checkpoint, randomness
+from s3prl_ext.training.runner import Runner
+from s3prl_ext.upstreams.merged_attention.expert import build_target, target_name
+
+logger = logging.getLogger(__name__)
+
+# Arguments of run_downstream.py that tasks and Runner read; a checkpoint given by -e replaces all but DECIDED_NOW.
+DEFAULTS: dict[str, Any] = {
+    "mode": "evaluate", "evaluate_split": "test", "override": None, "backend": "gloo", "local_rank": None,
+    "past_exp": None, "init_ckpt": None, "config": None, "downstream": None, "downstream_variant": None, "hub": "torch",
+    "upstream": None, "upstream_ckpt": None, "upstream_model_config": None, "upstream_refresh": False,
+    "upstream_trainable": False, "upstream_feature_selection": "hidden_states", "upstream_layer_selection": None,
+    "upstream_feature_normalize": False, "upstream_model_name": "model.pt", "upstream_revision": None, "expname": None,
+    "expdir": None, "auto_resume": False, "push_to_hf_hub": False, "hf_hub_org": None, "seed": 1337, "device": "cpu",
+    "cache_dir": None, "verbose": False, "disable_cudnn": False,
+}  # fmt: skip
+DECIDED_NOW = {
+    "mode",
+    "evaluate_split",
+    "override",
+    "backend",
+    "local_rank",
+    "past_exp",
+    "init_ckpt",
+    "expdir",
+    "device",
+}
+
+
+class SweepRunner(Runner):
+    """The Runner with the unmerged target as its upstream, frozen; heads of unmerged upstreams only.
+
+    Args:
+        args: as :func:`experiment_args` makes them.
+        config: the task file.
+        merge: names the target.
+    """
+
+    def __init__(self, args: Namespace, config: dict[str, Any], merge: MergeConfig) -> None:
+        self._merge = merge
+        super().__init__(args, config)
+
+    @property
+    def stored_config(self) -> dict[str, Any]:
+        """The task file with variables in place of the paths that they stand for."""
+        return self._variables.restored(self.config)
+
+    def _get_upstream(self) -> ModelEntry:
+        model = build_target(self._merge.target).to(self.args.device)
+        return self._init_model(model, "Upstream", False, ["get_downsample_rates"])
+
+    def _prepare_upstream(self, model: nn.Module, trainable: bool) -> bool:
+        self._check_head(model)
+        super()._prepare_upstream(model, trainable)
+        return False
+
+    def _check_head(self, upstream: nn.Module) -> None:
+        """Refuse a head that was trained on another target or on a merged one."""
+        if not self.init_ckpt:
+            return
+        stored = self.init_ckpt.get(checkpoint.EXTENSION_KEY, {}).get("merge")
+        if not stored:
+            logger.info("%s does not say what its head was trained on; it must be this target", self.args.init_ckpt)
+            return
+        merged = any(value for source in stored["sources"] for row in source["lambda"].values() for value in row)
+        if merged or stored.get("learnable"):
+            raise DataError(
+                f"the head in {self.args.init_ckpt} was trained on a merged upstream: a sweep needs one trained on the "
+                "unmerged target (-g ...,,lambda=0)."
+            )
+        name = target_name(self._merge.target)
+        was, now = stored["target"]["attention_sha256"], sha256(extract(upstream.state_dict(), name))
+        if was != now:
+            raise DataError(
+                f"the head in {self.args.init_ckpt} was trained on another target, '{stored['target']['name']}' "
+                f"(attention {was[:12]}), but now it is '{name}' (attention {now[:12]})."
+            )
+        upstream.merge_record = stored  # type: ignore[assignment]  # lambda 0 of this target is this target
+
+
+def experiment_args(flags: argparse.Namespace) -> tuple[Namespace, dict[str, Any]]:
+    """Return the arguments and the task file of the experiment that the flags of ``s3prl-ext sweep`` describe.
+
+    Raises:
+        UsageError: a flag is missing or names nothing that is there.
+        DataError: the checkpoint is unreadable.
+    """
+    given = {key: value for key, value in vars(flags).items() if key in DEFAULTS and value is not None}
+    device = flags.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    values = DEFAULTS | given | {"device": device, "expdir": str(flags.expdir)}
+    config: dict[str, Any] | None = None
+    ckpt = flags.past_exp or flags.init_ckpt
+    if ckpt:
+        states = checkpoint.load(_checkpoint(Path(ckpt), "-e" if flags.past_exp else "-i"))
+        stored = vars(states.get("Args", Namespace()))
+        kept = {key: value for key, value in stored.items() if key not in DECIDED_NOW}
+        if flags.past_exp:
+            values |= kept
+            config = states["Config"]
+        else:  # the checks of a checkpoint compare its upstream, the target is built from the merge
+            values |= {key: kept[key] for key in ("upstream", "upstream_ckpt", "upstream_model_config") if key in kept}
+        values["init_ckpt"] = str(_checkpoint(Path(ckpt), "-e"))
+        values["upstream_trainable"] = False
+    if config is None:
+        config = load_yaml(_task_file(flags))
+    args = Namespace(**values)
+    if flags.override:
+        from s3prl.utility.helper import override
+
+        override(flags.override, args, config)
+    return args, config
+
+
+def _checkpoint(path: Path, flag: str) -> Path:
+    if path.is_dir() and checkpoint.numbered(path):
+        return checkpoint.numbered(path)[-1]
+    if not path.is_file():
+        raise UsageError(f"{flag} {path}: no such checkpoint.")
+    return path
+
+
+def _task_file(flags: argparse.Namespace) -> Path:
+    if flags.downstream is None:
+        raise UsageError("-d is missing: name the task, or a checkpoint of it with -e.")
+    if flags.config is not None:
+        return Path(flags.config) if Path(flags.config).is_file() else preset_path(flags.config)
+    if flags.downstream in DEFAULT_PRESETS:
+        return preset_path(DEFAULT_PRESETS[flags.downstream])
+    raise UsageError(f"-c is missing: name the task file of -d {flags.downstream}, such as ljspeech/mini or my.yaml.")
+
+
+def build(args: Namespace, config: dict[str, Any], merge: MergeConfig) -> SweepRunner:
+    """Return the models of an experiment, built as ``run_downstream.py`` does: from one seed."""
+    Path(args.expdir).mkdir(parents=True, exist_ok=True)
+    randomness.seed_all(args.seed)
+    return SweepRunner(args, config, merge)
+
+
+def remove_if_empty(folder: Path) -> None:
+    """Remove the folder of a sweep that did not come to be."""
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()

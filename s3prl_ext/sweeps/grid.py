@@ -1,0 +1,225 @@
+"""What a sweep compares: a grid of lambda, layer sets and noise kinds, or arms with names of their own.
+
+A *group* is a set of layers with one kind of source matrices; lambda is chosen within it. An *arm* is one setting of
+the weights: a layer set, a noise kind with the number of its draw, and lambda.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from s3prl_ext.configs import as_number, check_keys
+from s3prl_ext.errors import UsageError, unknown_name
+from s3prl_ext.merging.layers import parse_layers
+from s3prl_ext.merging.noise import KINDS
+from s3prl_ext.merging.similarity import METRICS
+
+NOISES = ("none", *KINDS)  # none: the source itself
+DRAWS = 5  # of each noise control: the least that MAM's averages suggest
+
+_ASR_LAMBDAS = [0, 0.05, 0.10, 0.15, 0.20, 0.25]
+_ESC50_LAMBDAS = [0, 0.10, 0.15, 0.20, 0.25, 0.30]
+# Grids of MAM's tables. The lambda of Tables 2 and 3 is chosen on dev for every layer set.
+PRESETS: dict[str, dict[str, Any]] = {
+    "table1-asr": {"lambda": _ASR_LAMBDAS, "layers": ["all"], "noise": list(NOISES)},
+    "table1-esc50": {"lambda": _ESC50_LAMBDAS, "layers": ["all"], "noise": list(NOISES)},
+    "table2-24": {"lambda": _ASR_LAMBDAS, "layers": ["0-7", "4-11", "8-15", "12-19", "16-23"]},
+    "table2-12": {"lambda": _ESC50_LAMBDAS, "layers": ["0-3", "4-7", "8-11", "0-7", "4-11"]},
+    "table3-ljspeech": {"lambda": _ASR_LAMBDAS, "by": ["euclidean", "swd", "inner_product"], "top_k": [4, 6, 8]},
+    "table3-vctk": {"lambda": _ASR_LAMBDAS, "by": ["euclidean", "swd", "inner_product"], "top_k": [6, 8, 10]},
+}
+KEYS = ("lambda", "layers", "noise", "draws", "by", "top_k", "arms")
+ARM_KEYS = ("lambda", "layers", "noise", "draws")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One setting of the target's weights.
+
+    Attributes:
+        layers: target layers that are merged, sorted; empty for the unmerged target.
+        noise: a name of :data:`NOISES`.
+        draw: number of the noise's draw.
+        lambda_: weight of the source; 0 = target.
+    """
+
+    layers: tuple[int, ...] = ()
+    noise: str = "none"
+    draw: int = 0
+    lambda_: float = 0.0
+
+    @property
+    def key(self) -> str:
+        """A hash that is the same in every run."""
+        text = f"{self.layers}|{self.noise}|{self.draw}|{self.lambda_!r}"
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+BASELINE = Arm()
+
+
+@dataclass(frozen=True)
+class Group:
+    """Arms among which lambda is chosen.
+
+    Attributes:
+        name: what to call it.
+        layers: target layers.
+        noise: a name of :data:`NOISES`.
+        lambdas: ascending, above 0 (the unmerged target is scored once, for all groups), or below with extrapolation.
+        draws: number of draws of the noise; 1 without noise.
+    """
+
+    name: str
+    layers: tuple[int, ...]
+    noise: str
+    lambdas: tuple[float, ...]
+    draws: int
+
+    def arms(self, lambda_: float) -> list[Arm]:
+        """Return the arms of one lambda: one for each draw."""
+        return [Arm(self.layers, self.noise, draw, lambda_) for draw in range(self.draws)]
+
+
+def read_grid(file: Mapping[str, Any], flags: Mapping[str, Any], extrapolate: bool, where: str) -> dict[str, Any]:
+    """Check a grid file together with the flags, which win, and return it with all keys of :data:`KEYS`.
+
+    Args:
+        file: content of a grid file or preset; empty for none.
+        flags: keys of :data:`KEYS` as given on the command line.
+        extrapolate: accept lambda outside [0, 1].
+        where: name of the file, shown before each complaint.
+
+    Raises:
+        UsageError: with one line for every problem found.
+    """
+    grid = {**file, **flags}
+    problems = check_keys(grid, KEYS, where)
+    arms = grid.get("arms") or {}
+    if not isinstance(arms, Mapping):
+        problems.append(
+            f"{where}: arms must map names to settings, such as {{block: {{layers: 12-19, lambda: 0.25}}}}."
+        )
+        arms = {}
+    if not grid.get("arms") and "lambda" not in grid:
+        problems.append(
+            f"{where} is an empty grid: give --lambda 0,0.05,0.1, or --grid with one of {', '.join(PRESETS)}."
+        )
+    checked = _check_axes(grid, extrapolate, where, problems)
+    checked["arms"] = {}
+    for name, arm in arms.items():
+        place = f"{where}: arms.{name}"
+        if not isinstance(arm, Mapping) or "lambda" not in arm:
+            problems.append(f"{place} must be a mapping with a lambda, but is {arm!r}.")
+            continue
+        problems += check_keys(arm, ARM_KEYS, place)
+        checked["arms"][str(name)] = _check_axes(
+            {"draws": grid.get("draws", DRAWS), **arm}, extrapolate, place, problems
+        )
+    if bool(checked["by"]) != bool(checked["top_k"]):
+        problems.append(f"{where}: by and top_k belong together: by names the metrics, top_k the numbers of layers.")
+    if problems:
+        raise UsageError("\n".join(dict.fromkeys(problems)))
+    return checked
+
+
+def _check_axes(grid: Mapping[str, Any], extrapolate: bool, where: str, problems: list[str]) -> dict[str, Any]:
+    """Return the axes of a grid as lists, and add what is wrong with them to `problems`."""
+    by_similarity = "by" in grid or "top_k" in grid
+    default = [] if by_similarity else ["all"]
+    axes: dict[str, Any] = {
+        "lambda": [],
+        "layers": as_list(grid.get("layers", default)),
+        "noise": as_list(grid.get("noise", "none")),
+        "draws": grid.get("draws", DRAWS),
+        "by": as_list(grid.get("by", [])),
+        "top_k": as_list(grid.get("top_k", [])),
+    }
+    for value in as_list(grid.get("lambda", [])):
+        try:
+            number = as_number(value, f"{where}: lambda")
+            if not math.isfinite(number) or not (extrapolate or 0.0 <= number <= 1.0):
+                raise UsageError(
+                    f"{where}: lambda must lie between 0 (target) and 1 (source), but is {number:g}: set "
+                    "allow_extrapolation: true in the configuration of the merge to go beyond."
+                )
+            axes["lambda"].append(number)
+        except UsageError as error:
+            problems.append(str(error))
+    if "lambda" in grid and not as_list(grid["lambda"]):
+        problems.append(f"{where} is an empty grid: lambda names no value.")
+    for layers in axes["layers"]:
+        try:
+            if not parse_layers(layers, None, f"{where}: layers") and layers != "all":
+                problems.append(f"{where}: layers {layers!r} names no layer: the unmerged target is scored anyway.")
+        except UsageError as error:
+            problems.append(str(error))
+    problems += [str(unknown_name("noise", name, NOISES, where)) for name in axes["noise"] if name not in NOISES]
+    problems += [str(unknown_name("metric (by)", name, METRICS, where)) for name in axes["by"] if name not in METRICS]
+    for key, values in (("draws", [axes["draws"]]), ("top_k", axes["top_k"])):
+        for number in values:
+            if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+                problems.append(f"{where}: {key} must be a whole number, 1 or more, but is {number!r}.")
+    return axes
+
+
+def as_list(value: Any) -> list[Any]:
+    """Return a list as it is, a text at its commas, and anything else as the only item."""
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def groups_of(
+    grid: Mapping[str, Any],
+    layers_of: Callable[[Any], tuple[int, ...]],
+    similar: Callable[[str, int], Sequence[int]],
+) -> list[Group]:
+    """Return the groups of a checked grid, each once.
+
+    Args:
+        grid: as :func:`read_grid` returns it.
+        layers_of: returns the layers that a text such as ``12-19`` names.
+        similar: returns the k layers that are most similar by a metric.
+
+    Raises:
+        UsageError: a layer is out of range, or only lambda 0 is left to score.
+    """
+    sets = {_label(layers): layers_of(layers) for layers in grid["layers"]} if grid["lambda"] else {}
+    for metric in grid["by"]:
+        sets |= {f"{metric} top-{k}": tuple(similar(metric, k)) for k in grid["top_k"]}
+    found = [
+        _group(label, layers, noise, grid["lambda"], grid["draws"])
+        for label, layers in sets.items()
+        for noise in grid["noise"]
+    ]
+    for name, arm in grid["arms"].items():
+        parts = [(noise, layers) for noise in arm["noise"] for layers in arm["layers"]]
+        for noise, layers in parts:
+            label = name if len(parts) == 1 else f"{name} {_label(layers)}"
+            found.append(_group(label, layers_of(layers), noise, arm["lambda"], arm["draws"]))
+    if not any(group.lambdas for group in found):
+        raise UsageError("the grid holds no lambda but 0, which is the unmerged target: add values such as 0.05,0.1.")
+    return list(dict.fromkeys(group for group in found if group.lambdas))
+
+
+def _label(layers: Any) -> str:
+    return ",".join(map(str, layers)) if isinstance(layers, (list, tuple)) else str(layers)
+
+
+def _group(label: str, layers: tuple[int, ...], noise: str, lambdas: Sequence[float], draws: int) -> Group:
+    chosen = tuple(sorted({value for value in lambdas if value != 0.0}))
+    return Group(label, layers, noise, chosen, 1 if noise == "none" else draws)
+
+
+def arms_in_order(groups: Sequence[Group]) -> list[Arm]:
+    """Return all arms, each once: the unmerged target, then by noise, draw, layers and lambda.
+
+    In this order the matrices of a draw are made once.
+    """
+    arms = {arm for group in groups for lambda_ in group.lambdas for arm in group.arms(lambda_)}
+    return [BASELINE, *sorted(arms, key=lambda arm: (NOISES.index(arm.noise), arm.draw, arm.layers, arm.lambda_))]

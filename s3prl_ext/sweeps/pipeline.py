@@ -1,0 +1,195 @@
+"""From the flags of ``s3prl-ext sweep`` to its files: build the models, score the grid, write the results."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import logging
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from s3prl_ext.attention.files import read_attention
+from s3prl_ext.attention.weights import AttentionWeights, depth, extract, sha256
+from s3prl_ext.errors import UsageError
+from s3prl_ext.evaluation.paper_figures import CORPORA
+from s3prl_ext.merging.config import MergeConfig
+from s3prl_ext.merging.layers import chosen_layers
+from s3prl_ext.merging.noise import NoiseConfig
+from s3prl_ext.merging.selection_config import LayerSelection, parse_selection
+from s3prl_ext.sweeps import report
+from s3prl_ext.sweeps.experiment import SweepRunner, build, experiment_args, remove_if_empty
+from s3prl_ext.sweeps.fingerprint import model_sha256
+from s3prl_ext.sweeps.grid import PRESETS, groups_of
+from s3prl_ext.sweeps.run import Sweep
+from s3prl_ext.sweeps.store import Store
+from s3prl_ext.sweeps.weights import ArmWeights
+from s3prl_ext.training.results import PACKAGES
+from s3prl_ext.upstreams.layer_similarity.selection import choose_layers
+from s3prl_ext.upstreams.merged_attention.expert import find_source, prepare_sources, source_name, target_name
+from s3prl_ext.upstreams.merged_attention.record import describe_model
+
+logger = logging.getLogger(__name__)
+
+TABLE, PLOT = "sweep.md", "sweep.png"
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """The two models of a sweep.
+
+    Attributes:
+        config: the merge, with one source; its lambda, layers and noise kind are those of the arms.
+        target: views of the target's attention parameters.
+        path: folder or file of the source; None where only noise is merged that needs none.
+        source: the source's attention parameters as read.
+        layer_map: source layer for each target layer.
+    """
+
+    config: MergeConfig
+    target: AttentionWeights
+    path: Path | None
+    source: AttentionWeights | None
+    layer_map: list[int | None]
+
+    @property
+    def noise(self) -> NoiseConfig:
+        """Seed and statistics of the noise controls."""
+        return self.config.sources[0].noise or NoiseConfig("standard")
+
+
+def run(flags: argparse.Namespace, config: MergeConfig, grid: dict[str, Any]) -> Path:
+    """Build the models, score the grid, and write the results into the folder of ``-p``; return the table's file.
+
+    Args:
+        flags: of ``s3prl-ext sweep``.
+        config: the merge, with one source.
+        grid: as :func:`s3prl_ext.sweeps.grid.read_grid` returns it.
+
+    Raises:
+        UsageError, DataError: something does not fit; one sentence.
+    """
+    path, source = _read_source(config, grid)
+    args, task = experiment_args(flags)
+    try:
+        runner = build(args, task, config)
+        pair = _open_pair(runner, config, path, source)
+        sweep = _sweep(flags, runner, pair, grid)
+        summary = sweep.run()
+    except BaseException:  # the Runner of a command ends with SystemExit
+        remove_if_empty(flags.expdir)
+        raise
+    merged = source_name(dataclasses.replace(config.sources[0], noise=None)) if path else "noise"
+    title = f"{merged} into {target_name(config.target)}: {args.downstream}"
+    paper = flags.paper or (args.downstream if flags.grid in PRESETS else None)
+    return _write(sweep, summary, title, paper if paper in CORPORA else None)
+
+
+def _read_source(config: MergeConfig, grid: dict[str, Any]) -> tuple[Path | None, AttentionWeights | None]:
+    """Return path and attention of the source; None for both where the grid holds noise that needs no source."""
+    source = config.sources[0]
+    kinds = {*grid["noise"], *(noise for arm in grid["arms"].values() for noise in arm["noise"])}
+    if source.model or source.package:
+        path = find_source(source)
+        return path, read_attention(path, source.prefix)
+    if kinds & {"none", "source"}:
+        needed = " and ".join(sorted(kinds & {"none", "source"}))
+        raise UsageError(f"noise {needed} needs a source model: name it in the merge.")
+    return None, None
+
+
+def _open_pair(runner: SweepRunner, config: MergeConfig, path: Path | None, source: AttentionWeights | None) -> Pair:
+    """Check that the models fit each other, and return them."""
+    target = extract(runner.upstream.model.state_dict(), f"target {target_name(config.target)}")
+    unmerged = dataclasses.replace(
+        config.sources[0],
+        layers="all",
+        noise=None if path else NoiseConfig("standard"),
+        lambda_=dict.fromkeys(config.sources[0].lambda_, 0.0),
+    )
+    (prepared,) = prepare_sources(target, [source], dataclasses.replace(config, sources=(unmerged,)))
+    layers = prepared.layers if prepared.layers is not None else range(depth(target))
+    return Pair(config, target, path, source, list(layers))
+
+
+def _sweep(flags: argparse.Namespace, runner: SweepRunner, pair: Pair, grid: dict[str, Any]) -> Sweep:
+    """Return the sweep, ready to run."""
+    source = pair.config.sources[0]
+    groups = groups_of(
+        grid,
+        lambda layers: chosen_layers(layers, source.layer_map, depth(pair.target)),
+        lambda by, k: _similar(by, k, flags.similarity, runner.upstream.model, pair),
+    )
+    weights = ArmWeights(pair.target, pair.source, pair.layer_map, list(source.lambda_), pair.config.biases, pair.noise)
+    store = Store(flags.expdir, _settings(runner, pair), flags.overwrite)
+    store.content |= _facts(pair, grid)
+    return Sweep(
+        models=runner.models,
+        weights=weights,
+        groups=groups,
+        store=store,
+        folder=flags.expdir / "arms",
+        dev=flags.dev,
+        test=None if flags.test == "none" else flags.test,
+        seed=runner.args.seed,
+        ratio=runner.runner_config.evaluate_ratio,
+        metric_name=flags.metric,
+        test_all=flags.test_all,
+    )
+
+
+def _similar(by: str, k: int, file: str, upstream: Any, pair: Pair) -> tuple[int, ...]:
+    """Return the k layers that are most similar by a metric, from a ``layers.json`` or a table of pairs."""
+    kind = "from" if str(file).endswith(".json") else "pairs"
+    selection: LayerSelection = parse_selection({"by": by, "top_k": k, kind: str(file)}, "--similarity")
+    source = dataclasses.replace(pair.config.sources[0], layers=selection)
+    config = dataclasses.replace(pair.config, sources=(source,))
+    chosen, _ = choose_layers(config, upstream, target_name(config.target), [pair.path], [pair.source])
+    return tuple(chosen.sources[0].layers)
+
+
+def _settings(runner: SweepRunner, pair: Pair) -> dict[str, Any]:
+    """Return everything besides arms and data that decides a result, as plain values."""
+    args = runner.args
+    return {
+        "task": args.downstream,
+        "variant": args.downstream_variant,
+        "task file": runner.stored_config["downstream_expert"],
+        "share of each split": runner.runner_config.evaluate_ratio,
+        "seed": args.seed,
+        "features": [
+            args.upstream_feature_selection,
+            args.upstream_layer_selection,
+            args.upstream_feature_normalize,
+        ],
+        "target": model_sha256(runner.upstream.model),
+        "featurizer": model_sha256(runner.featurizer.model),
+        "head": model_sha256(runner.downstream.model),
+        "source": sha256(pair.source) if pair.source else None,
+        "layer_map": pair.layer_map,
+        "projections": list(pair.config.sources[0].lambda_),
+        "biases": pair.config.biases,
+        "noise": {"seed": pair.noise.seed, "statistics": pair.noise.statistics},
+    }
+
+
+def _facts(pair: Pair, grid: dict[str, Any]) -> dict[str, Any]:
+    """Return what a reader of ``sweep.json`` wants to know besides: models by name and hash, grid, versions."""
+    source = dataclasses.replace(pair.config.sources[0], noise=None)
+    return {
+        "target": describe_model(target_name(pair.config.target), pair.target),
+        "source": describe_model(source_name(source), pair.source) if pair.source else None,
+        "grid": grid,
+        "versions": {name: metadata.version(name) for name in PACKAGES},
+    }
+
+
+def _write(sweep: Sweep, summary: list[dict[str, Any]], title: str, paper: str | None) -> Path:
+    """Write table and picture beside ``sweep.json``, and return the table's file."""
+    folder, name = sweep.store.path.parent, str(sweep.metric_name)
+    report.write_table(
+        folder / TABLE, sweep.groups, summary, sweep.dev, sweep.test, name, sweep.metric, sweep.lookup, title, paper
+    )
+    report.plot(folder / PLOT, sweep.groups, sweep.dev, name, sweep.metric, sweep.lookup, title)
+    logger.info("results written to %s: %s, %s, %s", folder, sweep.store.path.name, TABLE, PLOT)
+    return folder / TABLE

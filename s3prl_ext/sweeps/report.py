@@ -1,0 +1,161 @@
+"""``sweep.md`` and ``sweep.png``: what a sweep measured, beside the figures of the MAM paper where it is its grid."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from s3prl_ext.evaluation.paper_figures import mam_figure
+from s3prl_ext.metrics import Metric
+from s3prl_ext.sweeps.grid import BASELINE, Group
+from s3prl_ext.sweeps.selection import Lookup, Point, point
+
+SOURCES = {"none": "source", "source": "N(source)", "target": "N(target)", "standard": "N(0,1)"}
+
+
+def write_table(
+    path: Path,
+    groups: Sequence[Group],
+    summary: Sequence[dict[str, Any]],
+    dev: str,
+    test: str | None,
+    metric_name: str,
+    metric: Metric,
+    lookup: Lookup,
+    title: str,
+    paper: str | None = None,
+) -> None:
+    """Write the Markdown table of a sweep.
+
+    Args:
+        paper: corpus of the MAM paper whose figures stand beside ours: ``ljspeech``, ``vctk``, ``esc50``; None for none.
+    """
+    unit = f" ({metric.unit})" if metric.unit == "%" else ""
+    direction = "higher" if metric.higher_is_better else "lower"
+    baseline = {split: point([BASELINE], split, lookup) for split in (dev, test) if split}
+    lines = [f"# {title}", "", f"Metric: {metric_name}{unit}, {direction} is better. Several draws: mean ± standard "]
+    lines[-1] += (
+        "deviation over draws. One: with its 95 % bootstrap interval over utterances, where the task gives counts."
+    )
+    lines += ["", f"Unmerged target: {', '.join(f'{split} {shown(item)}' for split, item in baseline.items())}.", ""]
+    if paper:
+        lines += [f"Paper: what MAM prints for {paper} with the paper's own models, on its test set.", ""]
+    lines += [f"## λ chosen on {dev}", "", *_chosen(summary, dev, test, paper), "", "## All arms", ""]
+    lines += _all_arms(groups, dev, test, lookup, paper)
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _chosen(summary: Sequence[dict[str, Any]], dev: str, test: str | None, paper: str | None) -> list[str]:
+    head = ["layers", "merged in", "λ", dev, *([test] if test else []), *(["paper (test)"] if paper else [])]
+    rows = [head, ["---"] * len(head)]
+    doubtful = False
+    for row in summary:
+        mark = "" if row["better_than_target_on_dev"] else " †"
+        doubtful |= bool(mark)
+        cells = [row["group"], SOURCES[row["noise"]], f"{row['lambda']:g}{mark}", shown(Point(**row["dev"]))]
+        cells += [shown(Point(**row["test"]) if row["test"] else None)] if test else []
+        cells += [mam_figure(paper, row["group"], row["noise"], row["lambda"]) or "-"] if paper else []
+        rows.append(cells)
+    note = ["", f"† no λ above 0 beats the unmerged target on {dev}: there λ = 0 would be chosen."] if doubtful else []
+    return [_line(row) for row in rows] + note
+
+
+def _all_arms(groups: Sequence[Group], dev: str, test: str | None, lookup: Lookup, paper: str | None) -> list[str]:
+    head = ["layers", "merged in", "λ", "draws", dev, *([test] if test else []), *(["paper (test)"] if paper else [])]
+    rows = [head, ["---"] * len(head)]
+    for name, noise, lambda_, arms, draws in [
+        ("-", None, 0.0, [BASELINE], 1),
+        *((g.name, g.noise, value, g.arms(value), g.draws) for g in groups for value in g.lambdas),
+    ]:
+        cells = [name, SOURCES[noise] if noise else "-", f"{lambda_:g}", str(draws), shown(point(arms, dev, lookup))]
+        cells += [shown(point(arms, test, lookup))] if test else []
+        cells += [mam_figure(paper, name, noise, lambda_) or "-"] if paper else []
+        rows.append(cells)
+    return [_line(row) for row in rows]
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |" if cells[0] != "---" else "|" + "---|" * len(cells)
+
+
+def shown(item: Point | None) -> str:
+    """Return a score as text; ``-`` where there is none."""
+    if item is None:
+        return "-"
+    digits: Callable[[float], str] = lambda value: f"{value:.2f}" if abs(value) >= 10 else f"{value:.4g}"
+    if item.std is not None:
+        return f"{digits(item.mean)} ± {digits(item.std)}"
+    if item.interval is not None:
+        return f"{digits(item.mean)} [{digits(item.interval[0])}, {digits(item.interval[1])}]"
+    return digits(item.mean)
+
+
+def plot(
+    path: Path, groups: Sequence[Group], split: str, metric_name: str, metric: Metric, lookup: Lookup, title: str
+) -> None:
+    """Draw the metric on `split` over lambda, a panel per set of layers and a line per kind of source matrices.
+
+    Bars are a standard deviation over draws, or the bootstrap interval of a single arm; the band is that of the target.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    from s3prl_ext.evaluation.plots import STYLES, save_figure
+
+    panels: dict[str, list[Group]] = {}
+    for group in groups:
+        panels.setdefault(group.name, []).append(group)
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    width = 7.0 if columns == 1 else 4.2 * columns
+    figure = Figure(figsize=(width, 4.2 if rows == 1 else 3.2 * rows), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, columns, squeeze=False, sharey=True).flat
+    baseline = point([BASELINE], split, lookup)
+    styles = dict(zip(SOURCES, STYLES, strict=False))
+    for axis, (name, members) in zip(axes, panels.items(), strict=False):
+        for group in members:
+            _curve(axis, group, split, baseline, lookup, styles[group.noise])
+        if baseline is not None:
+            axis.axhline(baseline.mean, color="black", linestyle=":", linewidth=1, label="unmerged target")
+            below, above = _bars(baseline)
+            axis.axhspan(baseline.mean - below, baseline.mean + above, color="black", alpha=0.07, linewidth=0)
+        axis.set(title=f"layers {name}", xlabel="λ")
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    for axis in list(axes)[len(panels) :]:
+        axis.set_visible(False)
+    unit = f" ({metric.unit})" if metric.unit == "%" else ""
+    for axis in figure.axes[::columns]:
+        axis.set_ylabel(f"{metric_name}{unit} on {split}")
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
+    figure.suptitle(title, fontsize="medium")
+    save_figure(figure, path)
+
+
+def _curve(axis: Any, group: Group, split: str, baseline: Point | None, lookup: Lookup, style: tuple) -> None:
+    colour, line, marker = style
+    points = [(0.0, baseline), *((value, point(group.arms(value), split, lookup)) for value in group.lambdas)]
+    drawn = sorted((value, item) for value, item in points if item is not None)
+    bars = [_bars(item) if value else (0.0, 0.0) for value, item in drawn]  # that of lambda 0 is a band
+    lower, upper = zip(*bars, strict=True)
+    axis.errorbar(
+        [value for value, _ in drawn],
+        [item.mean for _, item in drawn],
+        yerr=[lower, upper],
+        color=colour,
+        linestyle=line,
+        marker=marker,
+        capsize=3,
+        label=SOURCES[group.noise],
+    )
+
+
+def _bars(item: Point) -> tuple[float, float]:
+    """Return how far the interval reaches below and above the value: a standard deviation, or the bootstrap's ends."""
+    if item.std is not None:
+        return item.std, item.std
+    if item.interval is not None:
+        return max(0.0, item.mean - item.interval[0]), max(0.0, item.interval[1] - item.mean)
+    return 0.0, 0.0

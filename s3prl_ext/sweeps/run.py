@@ -1,0 +1,191 @@
+"""Score the arms of a sweep one after another on one set of models; choose on dev, report on test."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from s3prl_ext.errors import StoppedByUser, UsageError
+from s3prl_ext.metrics import METRICS, Metric, metric
+from s3prl_ext.sweeps.fingerprint import data_sha256
+from s3prl_ext.sweeps.grid import BASELINE, Arm, Group, arms_in_order
+from s3prl_ext.sweeps.selection import choose_lambda, summarize
+from s3prl_ext.sweeps.store import Store
+from s3prl_ext.sweeps.utterances import interval
+from s3prl_ext.sweeps.weights import ArmWeights
+from s3prl_ext.training import randomness
+from s3prl_ext.training.evaluation import check_splits, evaluate
+from s3prl_ext.training.forward import TaskModels
+from s3prl_ext.training.interrupts import Interrupted, StopRequest
+
+logger = logging.getLogger(__name__)
+
+# The metric that a task is judged by, where none is asked for: the first of these that it reports.
+MAIN_METRICS = ("wer", "per", "error", "slot_type_f1", "der", "acc")
+
+
+@dataclass
+class Sweep:
+    """A sweep over merges of one target.
+
+    Attributes:
+        models: upstream, featurizer and downstream; the upstream is the unmerged target before and after.
+        weights: sets the upstream to an arm.
+        groups: what is compared.
+        store: results so far.
+        folder: gets what the task writes for each arm, such as transcripts.
+        dev: split that chooses lambda.
+        test: split that is reported; None to leave it out.
+        seed: of every evaluation.
+        ratio: share of a split's batches that is scored.
+        metric_name: metric that is compared; None takes the task's main one.
+        test_all: score every arm on test.
+    """
+
+    models: TaskModels
+    weights: ArmWeights
+    groups: Sequence[Group]
+    store: Store
+    folder: Path
+    dev: str
+    test: str | None
+    seed: int
+    ratio: float = 1.0
+    metric_name: str | None = None
+    test_all: bool = False
+
+    def run(self) -> list[dict[str, Any]]:
+        """Score what is missing and return the summary, one row per group; the model gets its own weights back.
+
+        Raises:
+            UsageError: the task lacks a split or the metric, or the data are others than those of earlier results.
+            StoppedByUser: Ctrl-C or SIGTERM; everything scored so far is kept.
+        """
+        if self.metric_name is not None:
+            metric(self.metric_name)
+        splits = [self.dev, *([self.test] if self.test else [])]
+        check_splits(self.models, splits)
+        for split in splits:
+            self.store.check_data(split, self._data_sha256(split))
+        try:
+            with StopRequest() as stop:
+                self._score([BASELINE], self.dev, stop)
+                self._choose_metric()
+                self._score(arms_in_order(self.groups), self.dev, stop)
+                if self.test:
+                    self._score(self._arms_for_test(), self.test, stop)
+        except Interrupted:
+            raise StoppedByUser(
+                f"stopped: {len(self.store.content['results'])} results are kept in {self.store.path}; give the same "
+                "command again to go on."
+            ) from None
+        finally:
+            self.weights.restore()
+        rows = summarize(self.groups, self.dev, self.test, self.metric, self.lookup)
+        name = str(self.metric_name)
+        facts = {"name": name, "unit": self.metric.unit, "higher_is_better": self.metric.higher_is_better}
+        self.store.write(metric=facts, dev=self.dev, test=self.test, summary=rows)
+        return rows
+
+    @property
+    def metric(self) -> Metric:
+        """Direction and unit of the metric that is compared."""
+        return metric(str(self.metric_name))
+
+    def lookup(self, arm: Arm, split: str) -> tuple[float, tuple[float, float] | None] | None:
+        """Return the value of the metric of an arm on a split with its interval, or None where it was not scored."""
+        result = self.store.get(arm if arm.lambda_ else BASELINE, split)
+        if result is None:
+            return None
+        name = str(self.metric_name)
+        bounds = result["intervals"].get(name)
+        return result["metrics"][name], (bounds[0], bounds[1]) if bounds else None
+
+    def _choose_metric(self) -> None:
+        result = self.store.get(BASELINE, self.dev)
+        assert result is not None
+        reported = [name for name in result["metrics"] if name in METRICS]
+        if self.metric_name is None:
+            self.metric_name = next((name for name in MAIN_METRICS if name in reported), None)
+        if self.metric_name not in reported:
+            asked = f"the metric '{self.metric_name}'" if self.metric_name else "a metric of known direction"
+            raise UsageError(f"the task does not report {asked}: choose with --metric among {', '.join(reported)}.")
+
+    def _arms_for_test(self) -> list[Arm]:
+        if self.test_all:
+            return arms_in_order(self.groups)
+        chosen = {(group, choose_lambda(group, self.dev, self.metric, self.lookup)) for group in self.groups}
+        wanted = {arm for group, lambda_ in chosen for arm in group.arms(lambda_)} | {BASELINE}
+        return [arm for arm in arms_in_order(self.groups) if arm in wanted]
+
+    def _score(self, arms: Sequence[Arm], split: str, stop: StopRequest) -> None:
+        """Score the arms that have no result yet; each result is stored at once."""
+        missing = [arm for arm in arms if self.store.get(arm, split) is None]
+        progress = tqdm(missing, desc=split, unit="arm", dynamic_ncols=True, disable=not missing)
+        for arm in progress:
+            stop.check()
+            progress.set_description(f"{split}: {self.name(arm)}")
+            self.weights.apply(arm)
+            started = time.time()
+            with _recording(
+                self.models.downstream, self.folder / re.sub(r"[^\w.,+-]+", "_", self.name(arm))
+            ) as records:
+                values, _ = evaluate(self.models, split, self.seed, self.ratio, check_stop=stop.check)
+            result = _result(values, records) | {"seconds": round(time.time() - started, 3)}
+            self.store.add(arm, split, result)
+
+    def name(self, arm: Arm) -> str:
+        """Return what to call an arm, such as ``12-19 noise source draw 2 lambda 0.1``."""
+        if not arm.layers:
+            return "target"
+        layers = next((g.name for g in self.groups if g.layers == arm.layers), ",".join(map(str, arm.layers)))
+        noise = f" noise {arm.noise} draw {arm.draw}" if arm.noise != "none" else ""
+        return f"{layers}{noise} lambda {arm.lambda_:g}"
+
+    def _data_sha256(self, split: str) -> str:
+        with randomness.preserved(self.seed):
+            loader = self.models.downstream.get_dataloader(split)
+            return data_sha256(tqdm(loader, desc=f"reading {split}", dynamic_ncols=True, leave=False))
+
+
+def _result(values: Mapping[str, float], records: Mapping[str, Any]) -> dict[str, Any]:
+    metrics = {name: value for name, value in values.items() if not name.endswith(("_low", "_high"))}
+    intervals = {name: interval(name, value, values, records) for name, value in metrics.items()}
+    return {"metrics": metrics, "intervals": {name: list(both) for name, both in intervals.items() if both}}
+
+
+@contextlib.contextmanager
+def _recording(downstream: Any, folder: Path) -> Iterator[dict[str, Any]]:
+    """Keep what the task records for each utterance, and let it write its files into a folder of the arm's own.
+
+    What the task prints is left out, so that the progress bar stays readable.
+    """
+    kept: dict[str, Any] = {}
+    log_records = downstream.log_records
+
+    def recording(split: str, records: dict[str, list], **kwargs: Any) -> Any:
+        names = log_records(split, records=records, **kwargs)
+        kept.update(records)
+        return names
+
+    expdir = getattr(downstream, "expdir", None)
+    try:
+        downstream.log_records = recording
+        if expdir is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            downstream.expdir = type(expdir)(folder)
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield kept
+    finally:
+        del downstream.log_records
+        if expdir is not None:
+            downstream.expdir = expdir

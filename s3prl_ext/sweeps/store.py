@@ -1,0 +1,103 @@
+"""``sweep.json``: what has been scored so far, so that a sweep can be stopped and goes on where it was."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from s3prl_ext.errors import DataError, UsageError
+from s3prl_ext.sweeps.grid import Arm
+
+SCHEMA = 1
+NAME = "sweep.json"
+
+
+class Store:
+    """The results of a sweep by arm and split; each new one is written at once, to a new file that replaces the old.
+
+    Args:
+        folder: existing folder of the sweep.
+        settings: everything besides the arms that decides the results, as plain values.
+        overwrite: begin anew where the folder holds results already.
+
+    Raises:
+        DataError: the folder's file is unreadable.
+        UsageError: it was made with other settings.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any], overwrite: bool = False) -> None:
+        self.path = folder / NAME
+        self.content: dict[str, Any] = {"schema": SCHEMA, "settings": dict(settings), "data": {}, "results": {}}
+        if not self.path.is_file() or overwrite:
+            return
+        stored = _read(self.path)
+        for key in sorted({*stored["settings"], *settings}):
+            was, now = stored["settings"].get(key), settings.get(key)
+            if was != _plain(now):
+                raise UsageError(
+                    f"{self.path} was made with another {key} ({_short(was)}, now {_short(_plain(now))}): choose another "
+                    "folder with -p, or begin anew with --overwrite."
+                )
+        self.content = stored
+
+    def get(self, arm: Arm, split: str) -> dict[str, Any] | None:
+        """Return the stored result of an arm on a split, or None."""
+        return self.content["results"].get(_key(arm, split))
+
+    def add(self, arm: Arm, split: str, result: Mapping[str, Any]) -> None:
+        """Keep the result of an arm on a split, and write the file."""
+        described = {"layers": list(arm.layers), "noise": arm.noise, "draw": arm.draw, "lambda": arm.lambda_}
+        self.content["results"][_key(arm, split)] = {"arm": described, "split": split, **result}
+        self.write()
+
+    def check_data(self, split: str, sha256: str) -> None:
+        """Keep the hash of a split's data; raise UsageError where results of other data are stored."""
+        was = self.content["data"].setdefault(split, sha256)
+        if was != sha256:
+            raise UsageError(
+                f"the data of split '{split}' differ from those that {self.path} was made with: choose another folder "
+                "with -p, or begin anew with --overwrite."
+            )
+
+    def write(self, **more: Any) -> None:
+        """Write the file, with further top-level entries."""
+        self.content |= more
+        handle, temporary = tempfile.mkstemp(prefix=f".{NAME}.", dir=self.path.parent)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                json.dump(self.content, file, indent=1)
+                file.write("\n")
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, self.path)
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+
+
+def _key(arm: Arm, split: str) -> str:
+    return f"{arm.key}:{split}"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["schema"] == SCHEMA and all(
+            isinstance(content[key], dict) for key in ("settings", "data", "results")
+        ):
+            return content
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
+        pass
+    raise DataError(f"{path} is no result of a sweep: move it away, or begin anew with --overwrite.")
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as JSON would give it back."""
+    return json.loads(json.dumps(value))
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,192 @@
+"""``s3prl-ext sweep`` from the command line, with a model's own CTC head and with a trained one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from s3prl_ext.cli import main
+from s3prl_ext.configs import load_yaml
+from tests import factories
+from tests.experiments import make_args, task_config
+
+HEAD = "config.downstream_expert.head.init='target'"
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    """A folder in LJ Speech's layout with ten clips of noise."""
+    root = tmp_path_factory.mktemp("corpus") / "LJSpeech-1.1"
+    (root / "wavs").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    ids = [f"LJ001-{number:04d}" for number in range(10)]
+    for index, name in enumerate(ids):
+        soundfile.write(root / "wavs" / f"{name}.wav", 0.1 * rng.standard_normal(8000 + 800 * index), 16000)
+    lines = [f"{name}|a sea of tea {index}|a sea of tea and rest" for index, name in enumerate(ids)]
+    (root / "metadata.csv").write_text("\n".join(lines) + "\n")
+    (root / "splits.json").write_text(json.dumps({"train": ids[:4], "dev": ids[4:7], "test": ids[7:]}))
+    return root
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory) -> tuple[Path, Path]:
+    """The folders of a target with a CTC head, and of a source."""
+    folder = tmp_path_factory.mktemp("pair")
+    return factories.hubert_folder(folder / "hubert", ctc=True), factories.bert_folder(folder / "bert")
+
+
+@pytest.fixture
+def sweep(corpus, pair, tmp_path, monkeypatch):
+    """Run the command on the corpus; returns the folder of its results."""
+    monkeypatch.setenv("LJSPEECH", str(corpus))
+    config = tmp_path / "my.yaml"
+    config.write_text(f"target:\n  model: {pair[0]}\nsource:\n  model: {pair[1]}\nlambda: 0.5\n")
+
+    def run(
+        *flags: str,
+        expdir: str = "sweep",
+        task: tuple[str, ...] = ("-d", "ljspeech", "-c", "ljspeech/mini", "-o", HEAD),
+    ):
+        folder = tmp_path / expdir
+        assert main(["sweep", "-g", str(config), *task, "-p", str(folder), "--device", "cpu", *flags]) == 0
+        return folder
+
+    return run
+
+
+def results(folder: Path) -> dict:
+    return json.loads((folder / "sweep.json").read_text())
+
+
+def metrics_by_arm(folder: Path) -> dict:
+    rows = results(folder)["results"].values()
+    return {
+        (row["split"], tuple(row["arm"]["layers"]), row["arm"]["noise"], row["arm"]["lambda"]): row["metrics"]
+        for row in rows
+    }
+
+
+def test_zero_shot_with_the_targets_own_head(sweep, pair, capsys):
+    folder = sweep(
+        "--lambda", "0,0.5,1", "--layers", "all,1", "--noise", "none,standard", "--draws", "2", "--metric", "cer"
+    )
+    content = results(folder)
+    assert {row["split"] for row in content["results"].values()} == {"dev", "test"}
+    assert sum(row["split"] == "dev" for row in content["results"].values()) == 1 + 2 * 2 + 2 * 2 * 2
+    assert content["metric"] == {"name": "cer", "unit": "%", "higher_is_better": False}
+    assert [row["group"] for row in content["summary"]] == ["all", "all", "1", "1"]
+    assert content["target"]["name"] == str(pair[0]) and len(content["source"]["attention_sha256"]) == 64
+    shown = capsys.readouterr().out
+    assert shown == (folder / "sweep.md").read_text() and "± " in shown
+    assert (folder / "sweep.png").stat().st_size > 1000
+    assert (folder / "arms" / "target" / "transcripts-dev.jsonl").is_file()
+
+
+def test_an_arm_scores_as_the_merged_upstream_does(sweep, corpus, pair, tmp_path):
+    """The same numbers as the Runner with ``-u merged_attention``, for the target and for a merge."""
+    from s3prl_ext.training.evaluation import evaluate
+    from s3prl_ext.training.runner import Runner
+
+    scored = metrics_by_arm(sweep("--lambda", "0.5", "--layers", "1", "--test", "none"))
+    config = load_yaml("downstream_configs/ljspeech/mini.yaml")
+    config["downstream_expert"]["head"]["init"] = "target"
+    for arm, overrides in (((), "lambda=0"), ((1,), "layers=1")):
+        args = make_args(
+            tmp_path / f"run{len(arm)}", mode="evaluate", downstream="ljspeech", upstream="merged_attention"
+        )
+        args.upstream_model_config = f"{tmp_path / 'my.yaml'},,{overrides}"
+        runner = Runner(args, config)
+        values, _ = evaluate(runner.models, "dev", args.seed)
+        assert scored["dev", arm, "none", 0.5 if arm else 0.0] == {
+            name: value for name, value in values.items() if not name.endswith(("_low", "_high"))
+        }
+
+
+def train_head(folder: Path, upstream: str, **changes) -> Path:
+    """Train a new head for two steps and return its checkpoint."""
+    from s3prl_ext.training.runner import Runner
+
+    torch.manual_seed(0)
+    args = make_args(folder, downstream="ljspeech", upstream=upstream, **changes)
+    Runner(args, task_config("ljspeech", total_steps=2, log_step=1)).train()
+    return next(folder.glob("states-2.ckpt"))
+
+
+def test_head_trained_on_the_unmerged_target(sweep, corpus, pair, tmp_path, monkeypatch):
+    monkeypatch.setenv("LJSPEECH", str(corpus))
+    config = tmp_path / "my.yaml"
+    config.write_text(f"target:\n  model: {pair[0]}\nsource:\n  model: {pair[1]}\nlambda: 0.5\n")
+    unmerged = f"{config},,lambda=0"
+    head = train_head(tmp_path / "head", "merged_attention", upstream_model_config=unmerged)
+    folder = sweep("--lambda", "0.5", "--test", "none", task=("-e", str(head)))
+    assert results(folder)["settings"]["task"] == "ljspeech"
+
+    stock = train_head(tmp_path / "stock", "hf_hubert_custom", upstream_ckpt=str(pair[0]))
+    other = sweep("--lambda", "0.5", "--test", "none", expdir="other", task=("-e", str(stock)))
+    assert metrics_by_arm(other) == metrics_by_arm(folder)
+
+    task = ("-d", "ljspeech", "-c", "ljspeech/mini", "-i", str(head))
+    assert metrics_by_arm(sweep("--lambda", "0.5", "--test", "none", expdir="init", task=task)) == metrics_by_arm(
+        folder
+    )
+
+    merged = train_head(tmp_path / "merged", "merged_attention", upstream_model_config=str(config))
+    with pytest.raises(SystemExit):
+        sweep("--lambda", "0.5", expdir="refused", task=("-e", str(merged)))
+    assert not (tmp_path / "refused").exists()
+
+
+def test_most_similar_layers_from_a_file(sweep, pair, tmp_path, corpus):
+    pairs = tmp_path / "pairs.tsv"
+    rows = [f"{path}\ta sea of tea" for path in sorted((corpus / "wavs").glob("*.wav"))]
+    pairs.write_text("\n".join(["path\ttext", *rows]) + "\n")
+    flags = ["--target", str(pair[0]), "--source", str(pair[1]), "--pairs", str(pairs), "--share", "1", "--top-k", "1"]
+    assert main(["layers", *flags, "--metric", "swd,euclidean", "--out", str(tmp_path / "layers")]) == 0
+    similarity = json.loads((tmp_path / "layers" / "layers.json").read_text())
+    folder = sweep(
+        "--lambda", "0.5", "--by", "swd,euclidean", "--top-k", "1,2", "--similarity", str(tmp_path / "layers" / "layers.json"),
+        "--test", "none",
+    )  # fmt: skip
+    chosen = {row["group"]: row["layers"] for row in results(folder)["summary"]}
+    assert chosen["swd top-1"] == similarity["metrics"]["swd"]["layers"]
+    assert chosen["euclidean top-2"] == [0, 1]
+
+
+def test_named_arms_and_joined_layers(sweep, tmp_path):
+    (tmp_path / "grid.yaml").write_text("arms:\n  strong: {lambda: 0.9, layers: 1}\n")
+    folder = sweep("--grid", str(tmp_path / "grid.yaml"), "--lambda", "0.1", "--layers", "0+1", "--test", "none")
+    assert [row["group"] for row in results(folder)["summary"]] == ["0,1", "strong"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "the grid is an empty grid"),
+        (["--lambda", "0.1,2"], "must lie between 0"),
+        (["--lambda", "0.1", "--layers", "1-4"], "layer 4 is out of range"),
+        (["--lambda", "0.1", "--noise", "pink"], "unknown noise 'pink'"),
+        (["--lambda", "0.1", "--metric", "beauty"], "unknown metric 'beauty'"),
+        (["--lambda", "0.1", "--dev", "valid"], "no split 'valid'"),
+        (["--lambda", "0.1", "--by", "swd", "--top-k", "1"], "--by needs --similarity"),
+        (["--grid", "table9"], "no such configuration file"),
+        (["--lambda", "0.1", "-e", "/nothing"], "no such checkpoint"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_leaves_nothing(flags, message, sweep, tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        sweep(*flags)
+    assert ended.value.code in (1, 2)
+    shown = capsys.readouterr().err
+    assert message in shown.strip().splitlines()[-1] and "Traceback" not in shown
+    assert not (tmp_path / "sweep" / "sweep.json").exists()
+
+
+def test_target_without_attention_is_named(sweep, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        sweep("--lambda", "0.1", "-k", str(tmp_path))
+    assert "holds" in capsys.readouterr().err.strip().splitlines()[-1]
