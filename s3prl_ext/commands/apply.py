@@ -1,0 +1,135 @@
+"""``s3prl-ext apply`` and ``revert``: turn a base model on disk into the tuned one, and back, bit by bit."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import nn
+
+from s3prl_ext import plugin
+from s3prl_ext.child_tuning.delta import state_sha256
+from s3prl_ext.deltas.plain_upstream import PlainUpstream, is_merged, upstream_of_file
+from s3prl_ext.deltas.tuned_task import TunedTask, check_foldable
+from s3prl_ext.deltas.writing import check_new, write_copy
+from s3prl_ext.errors import DataError, UsageError
+
+logger = logging.getLogger(__name__)
+
+# command -> description, --model and --out of the example
+COMMANDS = {
+    "apply": (
+        "Write a copy of a base model with the weights that a delta changes. Another base is refused.",
+        "--model hubert.pt --out hubert_ks.pt",
+    ),
+    "revert": (
+        "Write a copy of a tuned model with the weights of its base; the result is the base, or nothing is written.",
+        "--model hubert_ks.pt --out hubert.pt",
+    ),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Apply a delta to a copy of a base model; returns the exit status.
+
+    Args:
+        argv: flags; None takes them from the command line.
+    """
+    args = _parser("apply").parse_args(argv)
+    task, plain, model = _opened(args)
+    check_foldable(task)
+    if "Upstream" in task.checkpoint:
+        raise UsageError(f"{task.path} holds a whole upstream, no delta: write it as a model with s3prl-ext export.")
+    _check_base(task, model, args.model)
+    task.tune(model)
+    write_copy(plain, model.state_dict(), args.out)
+    sys.stdout.write(f"{args.out}\n")
+    return 0
+
+
+def revert_main(argv: Sequence[str] | None = None) -> int:
+    """Take a delta out of a copy of a tuned model; returns the exit status.
+
+    Args:
+        argv: flags; None takes them from the command line.
+    """
+    args = _parser("revert").parse_args(argv)
+    task, plain, model = _opened(args)
+    delta = task.delta
+    if delta is None:
+        raise UsageError(
+            f"{task.path} is a checkpoint, which holds tuned weights only: give the run's delta.safetensors."
+        )
+    if delta.added:
+        raise UsageError(
+            f"{task.path} holds the weights of {task.method}, not the ones they replaced, so they cannot be taken out of "
+            "a tuned model: keep the base."
+        )
+    state = model.state_dict()
+    if state_sha256(state) == delta.base_sha256:
+        raise DataError(f"{args.model} is the base of {task.path} already: there is nothing to revert.")
+    delta.toggle(state)
+    found = state_sha256(state)
+    if found != delta.base_sha256:
+        raise DataError(
+            f"{args.model} is not what {task.path} makes of its base (hash {delta.base_sha256[:12]}, but {found[:12]} comes "
+            "out): give the model that the delta was applied to."
+        )
+    write_copy(plain, state, args.out)
+    sys.stdout.write(f"{args.out}\n")
+    return 0
+
+
+def _parser(command: str = "apply") -> argparse.ArgumentParser:
+    description, example = COMMANDS[command]
+    parser = argparse.ArgumentParser(
+        prog=f"s3prl-ext {command}",
+        description=description,
+        epilog=f"example: s3prl-ext {command} --delta exp/ks/delta.safetensors {example}",
+    )
+    parser.add_argument("--delta", required=True, help="delta.safetensors, or a run's folder that holds one")
+    parser.add_argument("--model", required=True, type=Path, help="transformers folder, or checkpoint file")
+    parser.add_argument("--out", required=True, type=Path, help="new folder or file of the same kind")
+    parser.add_argument("-u", "--upstream", help="upstream that loads --model, where the delta's own name does not fit")
+    parser.add_argument("-g", "--upstream_model_config", help="its configuration")
+    return parser
+
+
+def _opened(args: argparse.Namespace) -> tuple[TunedTask, PlainUpstream, nn.Module]:
+    """Read the delta and load the model."""
+    check_new(args.out, "--out")
+    task = TunedTask.read(args.delta)
+    plugin.install()
+    named = task.tuned_from(args.upstream, str(args.model) if args.upstream else None, args.upstream_model_config)
+    plain = upstream_of_file(named.info, args.model)
+    return task, plain, plain.build()
+
+
+def _check_base(task: TunedTask, model: nn.Module, path: Path) -> None:
+    """Raise DataError where `model` is not the base, with the reason where it can be told."""
+    state = model.state_dict()
+    try:
+        delta = task.over(state)
+    except DataError as error:
+        if task.delta is not None and _is_tuned(task, model):
+            raise DataError(f"{path} holds {task.path} already: there is nothing to apply.") from None
+        if is_merged(task.info["upstream"]):
+            raise DataError(
+                f"{error} The task was tuned on the merged upstream {task.info['upstream']}: write that with s3prl-ext "
+                "merge first, or use s3prl-ext export."
+            ) from None
+        raise
+    logger.info("%s changes %d weights of %s", task.path, len(delta), path)
+
+
+def _is_tuned(task: TunedTask, model: nn.Module) -> bool:
+    assert task.delta is not None
+    state = model.state_dict()
+    try:
+        task.delta.toggle(state)
+    except DataError:
+        return False
+    return state_sha256(state) == task.delta.base_sha256

@@ -1,0 +1,217 @@
+"""``s3prl-ext export``: write a tuned task as a plain model, its head and a card, which need no delta."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import nn
+
+from s3prl_ext import plugin
+from s3prl_ext.attention.files import model_config
+from s3prl_ext.child_tuning.delta import state_sha256
+from s3prl_ext.deltas.model_card import HEAD_FILE, TASK_FILE, TRAINING_FILE, Facts, model_card
+from s3prl_ext.deltas.plain_upstream import PlainUpstream, build_tuned_from, plain_upstream
+from s3prl_ext.deltas.tuned_task import TunedTask, check_foldable
+from s3prl_ext.deltas.writing import changed_tensors, check_new, write_upstream
+from s3prl_ext.errors import UsageError
+
+logger = logging.getLogger(__name__)
+
+SCHEMA = 1
+PACKAGES = ("s3prl_ext", "s3prl", "torch", "transformers")
+HF_UPSTREAMS = {"hubert": "hf_hubert_custom", "wav2vec2": "hf_wav2vec2_custom"}  # "model_type" -> upstream of s3prl
+OURS = ("beats_local", "beats_custom")
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A tuned upstream in memory and what is known of it.
+
+    Attributes:
+        task: what was tuned.
+        plain: the model on disk that its weights go into.
+        model: the upstream with plain tuned weights.
+        base_sha256: its hash before.
+        merge: record of a merged upstream, or None.
+        learnt: learnt lambdas by name.
+    """
+
+    task: TunedTask
+    plain: PlainUpstream
+    model: nn.Module
+    base_sha256: str
+    merge: Mapping[str, Any] | None
+    learnt: Mapping[str, float]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write a tuned task as a plain model, or show what would be written; returns the exit status.
+
+    Args:
+        argv: flags; None takes them from the command line.
+    """
+    args = _parser().parse_args(argv)
+    if args.out is None and not args.dry_run:
+        raise UsageError("--out is missing: name a new folder for the model, or look first with --dry-run.")
+    if args.out is not None:
+        check_new(args.out, "--out")
+    task = TunedTask.read(args.delta).tuned_from(args.upstream, args.upstream_ckpt, args.upstream_model_config)
+    check_foldable(task)
+    plugin.install()
+    tuned = tune(task)
+    if args.dry_run:
+        sys.stdout.write(summary(tuned) + "\nNothing was written.\n")
+        return 0
+    write(tuned, args.out)
+    sys.stdout.write(f"{args.out}\n")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="s3prl-ext export",
+        description="Write a tuned task as a plain model of s3prl or transformers with the task's head and a model card. "
+        "It loads without this package, and its weights are the tuned ones bit by bit.",
+        epilog="example: s3prl-ext export --delta exp/ks/delta.safetensors --out ks_hubert",
+    )
+    parser.add_argument(
+        "--delta", required=True, help="delta.safetensors, a run's folder that holds one, or a checkpoint"
+    )
+    parser.add_argument("-u", "--upstream", help="upstream that was tuned, where the delta's own name does not fit")
+    parser.add_argument("-k", "--upstream_ckpt", help="its checkpoint or model, where it has moved")
+    parser.add_argument("-g", "--upstream_model_config", help="its configuration")
+    parser.add_argument("--out", type=Path, help="new folder for the model")
+    parser.add_argument("--dry-run", action="store_true", help="check everything, show it, and write nothing")
+    return parser
+
+
+def tune(task: TunedTask) -> Tuned:
+    """Build the upstream of a task and tune it.
+
+    Raises:
+        UsageError: the upstream is unknown, has no file, or the method cannot be folded.
+        DataError: another upstream than the tuned one, or its model is missing.
+    """
+    plain = plain_upstream(task.info)
+    model = build_tuned_from(task.info)
+    merge = getattr(model, "merge_record", None)
+    base_sha256 = state_sha256(model.state_dict())
+    learnt = task.tune(model)
+    return Tuned(task, plain, model, base_sha256, merge, learnt)
+
+
+def summary(tuned: Tuned) -> str:
+    """Return in a few lines what would be written."""
+    facts = _facts(tuned, tuned.plain.path, tuned.plain.path.name)
+    state = tuned.model.state_dict()
+    changed = changed_tensors(tuned.plain, state)
+    trained = "all" if facts.changed is None else f"{facts.changed + facts.added:,}"
+    return "\n".join(
+        [
+            f"task       {tuned.task.info.get('downstream')}, method {tuned.task.method or 'none'}, from {facts.source}",
+            f"base       {tuned.plain.path}, hash {tuned.base_sha256[:12]}",
+            f"trained    {trained} of {facts.total:,} weights of the upstream, {facts.head:,} of featurizer and head",
+            f"changes    {len(changed)} of {len(state)} tensors of the base's files",
+        ]
+    )
+
+
+def write(tuned: Tuned, out: Path) -> None:
+    """Write model, head, task files, card and record into a new folder, which appears only when it is complete.
+
+    Args:
+        out: missing.
+
+    Raises:
+        DataError: the base's file cannot hold the tuned weights.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
+    partial.mkdir()
+    try:
+        written = write_upstream(tuned.plain, tuned.model.state_dict(), partial)
+        facts = _facts(tuned, written, out.name)
+        _write_task(tuned.task, partial)
+        record = {
+            "schema": SCHEMA,
+            "info": {key: value for key, value in tuned.task.info.items() if key != "config"},
+            "model": asdict(facts),
+            "versions": {package: metadata.version(package) for package in PACKAGES},
+        }
+        _write_text(partial / "export.json", json.dumps(record, indent=2, default=str) + "\n")
+        _write_text(partial / "README.md", model_card(tuned.task.info, facts))
+        os.replace(partial, out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    logger.info("the task %s is written to %s", tuned.task.info.get("downstream"), out)
+
+
+def _write_task(task: TunedTask, folder: Path) -> None:
+    """Write the head as a checkpoint that s3prl takes with -i, and the task file with and without what tuned."""
+    torch.save({part: dict(state) for part, state in task.task.items()}, folder / HEAD_FILE)
+    config = json.loads(json.dumps(task.info.get("config") or {}, default=str))
+    _write_text(folder / TRAINING_FILE, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+    plain = {key: value for key, value in config.items() if key not in ("tuning", "early_stop")}
+    _write_text(folder / TASK_FILE, yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+def _facts(tuned: Tuned, written: Path, title: str) -> Facts:
+    name, python = _usage(tuned.plain, written)
+    upstream = f"-u {name} -k {shlex.quote('.' if written.is_dir() else written.name)}" if name else ""
+    task = tuned.task
+    counts = task.counts()
+    state = tuned.model.state_dict()
+    return Facts(
+        title=title,
+        upstream=upstream,
+        python=python,
+        source=task.path.name,
+        base_sha256=tuned.base_sha256,
+        tuned_sha256=state_sha256(state),
+        changed=counts[0],
+        added=counts[1],
+        head=sum(tensor.numel() for part in task.task.values() for tensor in part.values()),
+        total=sum(parameter.numel() for parameter in tuned.model.parameters()),
+        merge=tuned.merge,
+        learnt=tuned.learnt,
+        hub_ids=_hub_ids(task.info, tuned.merge),
+    )
+
+
+def _usage(plain: PlainUpstream, written: Path) -> tuple[str | None, str]:
+    """Return the upstream of s3prl that loads the exported model, or None, and the Python that does."""
+    if written.is_dir():
+        config = model_config(written)
+        architecture = (config.get("architectures") or ["AutoModel"])[0]
+        name = plain.name or HF_UPSTREAMS.get(str(config.get("model_type")))
+        return name, f'from transformers import {architecture}\n\nmodel = {architecture}.from_pretrained(".")'
+    ours = "import s3prl_ext\n\ns3prl_ext.install()\n" if plain.name in OURS else ""
+    return plain.name, f'{ours}from s3prl import hub\n\nupstream = hub.{plain.name}(ckpt="{written.name}")'
+
+
+def _hub_ids(info: Mapping[str, Any], merge: Mapping[str, Any] | None) -> list[str]:
+    """Return the names of models that are neither local files nor upstreams of s3prl."""
+    named = [info.get("upstream_ckpt")]
+    if merge is not None:
+        config = merge["config"]
+        named = [config["target"].get("model"), *(source.get("model") for source in config["sources"])]
+    return [
+        str(name) for name in named if name and not Path(str(name)).expanduser().exists() and "://" not in str(name)
+    ]

@@ -1,0 +1,12 @@
+"""Using tuned tasks: switching several of them on one upstream, and writing them into plain models.
+
+::
+
+    switch = TaskSwitch(upstream, {"ks": "exp/ks/delta.safetensors", "asr": "exp/asr/delta.safetensors"})
+    switch.switch("ks")
+"""
+
+from s3prl_ext.deltas.switch import TaskSwitch
+from s3prl_ext.deltas.tuned_task import TunedTask
+
+__all__ = ["TaskSwitch", "TunedTask"]

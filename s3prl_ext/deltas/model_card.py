@@ -1,0 +1,204 @@
+"""The README.md of an exported task: what it was made from, how it was tuned, what it scores, how to use it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from s3prl_ext.attention.layouts import PROJECTIONS
+from s3prl_ext.metrics import METRICS
+
+HEAD_FILE, TASK_FILE, TRAINING_FILE = "head.ckpt", "task.yaml", "training.yaml"
+
+ABOUT = (
+    "A speech model with the weights that training on one task gave it, as a plain model, and the head of that task. "
+    "Loaded again it has the tuned weights bit by bit."
+)
+LICENCE = (
+    "The licence of the base model holds for this one too, and the terms of the corpus it was trained on; of a merged "
+    "model those of all models above together. Read their cards before you pass it on."
+)
+RATIO = "between 0 and 1"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a card says beside the task's own info.
+
+    Attributes:
+        title: name of the exported model.
+        upstream: flags ``-u`` and ``-k`` that load it, or empty where s3prl has no upstream for it.
+        python: lines of Python that load it.
+        source: the delta or checkpoint it was written from.
+        base_sha256: hash of the untuned upstream.
+        tuned_sha256: hash of the tuned one.
+        changed: number of the upstream's weights that trained, None for all.
+        added: number of an adapter's weights that were folded.
+        head: number of weights of the task's head and featurizer.
+        total: number of the upstream's weights.
+        merge: record of a merged upstream, or None.
+        learnt: learnt lambdas by name.
+        hub_ids: those of the models that are on the Hugging Face hub.
+    """
+
+    title: str
+    upstream: str
+    python: str
+    source: str
+    base_sha256: str
+    tuned_sha256: str
+    changed: int | None
+    added: int
+    head: int
+    total: int
+    merge: Mapping[str, Any] | None = None
+    learnt: Mapping[str, float] | None = None
+    hub_ids: Sequence[str] = ()
+
+
+def model_card(info: Mapping[str, Any], facts: Facts) -> str:
+    """Return the card as Markdown with the header that the Hugging Face hub reads.
+
+    Args:
+        info: what a delta says of itself.
+        facts: what is known of the exported model.
+    """
+    tags = ["speech", "s3prl", str(info.get("downstream") or "")]
+    tags += ["multimodal-attention-merging"] if facts.merge else []
+    header = {"tags": [tag for tag in tags if tag]} | ({"base_model": list(facts.hub_ids)} if facts.hub_ids else {})
+    merge = f"\n## Merged upstream\n\n{_merge(facts.merge, facts.learnt or {})}\n" if facts.merge else ""
+    return f"""---
+{yaml.safe_dump(header, sort_keys=False).strip()}
+---
+
+# {facts.title}
+
+{ABOUT}
+
+## Model
+
+{_model(info, facts)}
+{merge}
+## Scores
+
+{_scores(info)}
+
+## Use
+
+{_use(info, facts)}
+
+## Make it again
+
+```sh
+{training_command(info)}
+s3prl-ext export --delta exp/again --out NEW_FOLDER
+```
+
+`{TRAINING_FILE}` is the whole task file. Paths are relative to where the command was given.
+
+## Licence
+
+{LICENCE}
+"""
+
+
+def _model(info: Mapping[str, Any], facts: Facts) -> str:
+    tuning = info.get("tuning") or {}
+    options = ", ".join(f"{key}: {value}" for key, value in tuning.items() if key != "method")
+    share = "" if facts.changed is None else f" of {facts.total:,} ({(facts.changed + facts.added) / facts.total:.3%})"
+    trained = "all but frozen parts" if facts.changed is None else f"{facts.changed + facts.added:,}{share}"
+    rows = {
+        "base upstream": f"`{info['upstream']}`",
+        "its model (-k)": f"`{info['upstream_ckpt']}`" if info.get("upstream_ckpt") else "the upstream's own",
+        "its configuration (-g)": f"`{info['upstream_model_config']}`" if info.get("upstream_model_config") else "none",
+        "SHA-256 of the base": f"`{facts.base_sha256}`",
+        "SHA-256 of this model": f"`{facts.tuned_sha256}`",
+        "task": " ".join(str(info[key]) for key in ("downstream", "downstream_variant") if info.get(key)),
+        "method": tuning.get("method") or "as s3prl does it, without a section `tuning`",
+        "density": tuning.get("density") or "-",
+        "all settings of the method": options or "none",
+        "upstream weights that trained": trained,
+        "weights of featurizer and head": f"{facts.head:,}",
+        "steps": f"{info['step']:,}" if info.get("step") is not None else "unknown",
+        "seed": info.get("seed"),
+        "written from": f"`{facts.source}`",
+    }
+    return "\n".join(["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows.items())])
+
+
+def _scores(info: Mapping[str, Any]) -> str:
+    rows = []
+    for split, metrics in (info.get("metrics") or {}).items():
+        for name, value in metrics.items():
+            known = METRICS.get(name)
+            unit = "" if known is None else known.unit.replace("ratio", RATIO)
+            better = "" if known is None else ("higher" if known.higher_is_better else "lower")
+            rows.append(f"| {split} | {name} | {value:.6g} | {unit} | {better} |")
+    if not rows:
+        return "None were stored with the weights: evaluate it as below."
+    return "\n".join(["| split | metric | value | unit | better is |", "|---|---|---|---|---|", *rows])
+
+
+def _merge(record: Mapping[str, Any], learnt: Mapping[str, float]) -> str:
+    lines = ["| role | model | λ | SHA-256 of query, key and value |", "|---|---|---|---|"]
+    target = record["target"]
+    lines.append(f"| target | {target['name']} | | `{target['attention_sha256']}` |")
+    for source in record["sources"]:
+        lines.append(f"| source | {source['name']} | {_lambdas(source['lambda'])} | `{source['attention_sha256']}` |")
+    text = "\n".join(lines) + "\n\nW = λ · W_source + (1 - λ) · W_target, layers counted from 0."
+    if learnt:
+        values = ", ".join(f"{name} {value:.4f}" for name, value in learnt.items())
+        text += f" λ was learnt; the table shows where it began, it ended at: {values}."
+    return text
+
+
+def _lambdas(lambdas: Mapping[str, Sequence[float]]) -> str:
+    """Return lambda in words: ``0.1 in layers 4, 5 (q_proj, k_proj, v_proj)``."""
+    groups: dict[tuple[float, str], list[str]] = {}
+    for projection in PROJECTIONS:
+        values = lambdas.get(projection, [])
+        for value in sorted({v for v in values if v}):
+            layers = ", ".join(str(layer) for layer, v in enumerate(values) if v == value)
+            groups.setdefault((value, layers), []).append(projection)
+    named = [f"{value:g} in layers {layers} ({', '.join(names)})" for (value, layers), names in groups.items()]
+    return "; ".join(named) or "0 everywhere"
+
+
+def _use(info: Mapping[str, Any], facts: Facts) -> str:
+    parts = []
+    if facts.upstream:
+        splits = list(info.get("metrics") or {})
+        split = next((name for name in splits if "test" in name), splits[0] if splits else "test")
+        flags = " ".join([facts.upstream, *task_flags(info), "-c", TASK_FILE, "-i", HEAD_FILE, "-t", split])
+        parts.append(
+            "In this folder, with s3prl (the head is read from its checkpoint, corpus roots are in the task file):\n\n"
+            f"```sh\ns3prl-ext run -m evaluate {flags} -p exp/check\n```"
+        )
+    parts.append(f"```python\n{facts.python}\n```")
+    return "\n\n".join(parts)
+
+
+def task_flags(info: Mapping[str, Any]) -> list[str]:
+    """Return the flags of s3prl for the task and the features it reads."""
+    flags = ["-d", str(info.get("downstream"))]
+    if info.get("downstream_variant"):
+        flags += ["-v", str(info["downstream_variant"])]
+    if info.get("upstream_feature_selection") not in (None, "hidden_states"):
+        flags += ["-s", str(info["upstream_feature_selection"])]
+    if info.get("upstream_layer_selection") is not None:
+        flags += ["-l", str(info["upstream_layer_selection"])]
+    return flags + (["--upstream_feature_normalize"] if info.get("upstream_feature_normalize") else [])
+
+
+def training_command(info: Mapping[str, Any]) -> str:
+    """Return the command that trains the task again."""
+    flags = ["-u", str(info["upstream"])]
+    for flag, key in (("-k", "upstream_ckpt"), ("-g", "upstream_model_config")):
+        if info.get(key):
+            flags += [flag, shlex.quote(str(info[key]))]
+    seed = ["--seed", str(info["seed"])] if info.get("seed") is not None else []
+    return " ".join(["s3prl-ext run -m train", *flags, *task_flags(info), "-c", TRAINING_FILE, *seed, "-p exp/again"])

@@ -1,0 +1,164 @@
+"""The model on disk behind an upstream, and how to load it: without merging, without anything of a task."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from s3prl_ext.attention.files import find_model
+from s3prl_ext.errors import DataError, ExtError, UsageError, unknown_name
+from s3prl_ext.upstreams.merged_attention.config import preset_names, read_config
+from s3prl_ext.upstreams.merged_attention.expert import TRANSFORMERS_UPSTREAMS
+from s3prl_ext.upstreams.merged_attention.files import checkpoint_of
+from s3prl_ext.upstreams.merged_attention.model import TransformersSpeechModel
+
+OWN_UPSTREAM = "merged_attention"
+
+
+@dataclass(frozen=True)
+class PlainUpstream:
+    """A model on disk and the upstream that loads it.
+
+    Attributes:
+        path: transformers folder or checkpoint file.
+        name: upstream of s3prl's hub that takes the path with ``-k``; None: a transformers folder behind a merge.
+        model_config: its ``-g``.
+        seed: seed of weights that the file lacks, such as the mask embedding of some fine-tuned models.
+    """
+
+    path: Path
+    name: str | None
+    model_config: str | None = None
+    seed: int = 0
+
+    def build(self) -> nn.Module:
+        """Load the model on the CPU; the global random state is left as it was.
+
+        Raises:
+            DataError: it cannot be loaded.
+        """
+        return _built(self.name, str(self.path), self.model_config, self.seed)
+
+    def at(self, path: Path) -> PlainUpstream:
+        """Return the same kind of upstream for another file or folder."""
+        return replace(self, path=path)
+
+
+def build_tuned_from(info: Mapping[str, Any]) -> nn.Module:
+    """Build the untuned upstream that a task was tuned from, on the CPU; a merge is part of it.
+
+    Args:
+        info: with ``upstream``, ``upstream_ckpt``, ``upstream_model_config`` and ``seed``.
+
+    Raises:
+        UsageError: there is no such upstream.
+        DataError: its model is missing or cannot be loaded.
+    """
+    _check_ckpt(info)
+    return _built(info["upstream"], info.get("upstream_ckpt"), info.get("upstream_model_config"), _seed(info))
+
+
+def plain_upstream(info: Mapping[str, Any]) -> PlainUpstream:
+    """Find the file or folder behind the upstream of a task; of a merged one the target's.
+
+    Raises:
+        UsageError: the upstream has no file.
+        DataError: the file is missing.
+    """
+    name, ckpt, model_config = info["upstream"], info.get("upstream_ckpt"), info.get("upstream_model_config")
+    _check_ckpt(info)
+    if is_merged(name):
+        target = read_config(model_config, ckpt, None if name == OWN_UPSTREAM else name).target
+        if target.model or (target.upstream in TRANSFORMERS_UPSTREAMS and target.ckpt):
+            return PlainUpstream(find_model(str(target.model or target.ckpt)), None, None, _seed(info))
+        path, loader = checkpoint_of(str(target.upstream), target.ckpt)
+        return PlainUpstream(path, loader, None, _seed(info))
+    if name in TRANSFORMERS_UPSTREAMS and ckpt:
+        return PlainUpstream(find_model(ckpt), name, model_config, _seed(info))
+    path, loader = checkpoint_of(name, ckpt)
+    return PlainUpstream(path, loader, model_config, _seed(info))
+
+
+def upstream_of_file(info: Mapping[str, Any], path: Path) -> PlainUpstream:
+    """Return how to load `path`, a copy of the model that a task was tuned from or of the tuned one.
+
+    Raises:
+        UsageError: the kind of upstream cannot be told.
+        DataError: there is no such file or folder.
+    """
+    if not path.exists():
+        raise DataError(f"no such model folder or checkpoint file: {path}.")
+    name, model_config = info["upstream"], info.get("upstream_model_config")
+    if is_merged(name):
+        if path.is_dir():
+            return PlainUpstream(path, None, None, _seed(info))
+        preset = None if name == OWN_UPSTREAM else name
+        target = read_config(model_config, info.get("upstream_ckpt"), preset).target
+        return PlainUpstream(path, _loader(str(target.upstream), target.ckpt), None, _seed(info))
+    return PlainUpstream(path, _loader(name, info.get("upstream_ckpt")), model_config, _seed(info))
+
+
+def is_merged(upstream: str) -> bool:
+    """Return whether an upstream of this name is made of several models."""
+    return upstream == OWN_UPSTREAM or upstream in preset_names()
+
+
+def _loader(name: str, ckpt: str | None) -> str:
+    """Return the upstream that loads a file as `name` loads its own: ``hubert_base`` -> ``hubert_local``."""
+    entry = getattr(_hub(name), name)
+    if ckpt is not None:
+        return name
+    local = [n for n in vars(sys.modules[entry.__module__]) if n.endswith("_local") and n in _hub(name).options()]
+    if not local:
+        raise UsageError(f"the upstream {name} has no counterpart that loads a file: name one with -u.")
+    return local[0]
+
+
+def _hub(name: str) -> Any:
+    """Return s3prl's hub, which has an upstream of this name.
+
+    Raises:
+        UsageError: it has not.
+    """
+    import s3prl.hub
+
+    if name not in s3prl.hub.options():
+        raise unknown_name("upstream (-u)", name, s3prl.hub.options())
+    return s3prl.hub
+
+
+def _built(name: str | None, ckpt: str | None, model_config: str | None, seed: int) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if name is None:
+            return TransformersSpeechModel(Path(str(ckpt)))
+        hub = _hub(name)
+        try:
+            return getattr(hub, name)(ckpt=ckpt, model_config=model_config, refresh=False)
+        except ExtError:
+            raise
+        except Exception as error:  # s3prl's own: KeyError, ValueError, AssertionError, RuntimeError, OSError
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise DataError(
+                f"the upstream {name} cannot load {ckpt or 'its model'} ({reason}): name the upstream with -u and its "
+                "model with -k."
+            ) from error
+
+
+def _check_ckpt(info: Mapping[str, Any]) -> None:
+    ckpt = info.get("upstream_ckpt")
+    if info["upstream"] in TRANSFORMERS_UPSTREAMS and ckpt:
+        find_model(ckpt)  # a hub id is downloaded
+    elif ckpt and "://" not in ckpt and not is_merged(info["upstream"]) and not Path(ckpt).exists():
+        raise DataError(f"the model {ckpt} that the task was tuned from is not there: name it with -k.")
+    _hub(info["upstream"])
+
+
+def _seed(info: Mapping[str, Any]) -> int:
+    return int(info.get("seed") or 0)

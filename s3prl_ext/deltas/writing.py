@@ -1,0 +1,94 @@
+"""Write the weights of an upstream into a copy of its file or folder, and prove that they load again bit by bit."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from s3prl_ext.attention.files import open_weights, weight_files
+from s3prl_ext.child_tuning.delta import state_sha256
+from s3prl_ext.deltas.plain_upstream import PlainUpstream
+from s3prl_ext.deltas.tensor_names import match_names
+from s3prl_ext.errors import DataError, UsageError
+from s3prl_ext.merging.export import write_weights
+
+
+def write_upstream(plain: PlainUpstream, state: Mapping[str, Tensor], out: Path) -> Path:
+    """Write the model of `plain` with the weights `state` into the folder `out`, and load it again as a check.
+
+    All else of the file or folder, such as the head of a speech recogniser, keeps its bits.
+
+    Args:
+        plain: the model on disk.
+        state: state dict of the upstream.
+        out: existing folder.
+
+    Returns:
+        What ``-k`` takes: `out` where `plain` is a folder, else the file in it.
+
+    Raises:
+        DataError: the file cannot hold these weights exactly.
+    """
+    stored = changed_tensors(plain, state)
+    write_weights(plain.path, out, list(stored), lambda name, _: stored[name])
+    written = out if plain.path.is_dir() else out / plain.path.name
+    if state_sha256(plain.at(written).build().state_dict()) != state_sha256(state):
+        raise DataError(
+            f"{plain.path} cannot hold the tuned weights: loaded again they differ; was the upstream changed in memory?"
+        )
+    return written
+
+
+def changed_tensors(plain: PlainUpstream, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of `state` that differ from those on disk, under their names on disk.
+
+    Raises:
+        DataError: the model on disk is another one, or is stored in half precision where a weight changed.
+    """
+    files = {name: reader for reader in map(open_weights, weight_files(plain.path)) for name in reader.keys()}  # noqa: SIM118
+    shapes = {name: tuple(reader[name].shape) for name, reader in files.items()}
+    names = match_names({name: tuple(tensor.shape) for name, tensor in state.items()}, shapes, str(plain.path))
+    changed = {}
+    for name, stored in names.items():
+        old, new = files[stored][stored], state[name].detach().cpu()
+        if torch.equal(old.to(new.dtype).reshape(-1).view(torch.uint8), new.reshape(-1).view(torch.uint8)):
+            continue
+        if old.dtype != new.dtype:
+            kind = str(old.dtype).removeprefix("torch.")
+            raise DataError(
+                f"{plain.path} stores {stored} as {kind}, which cannot hold the tuned weights exactly: convert the "
+                "model to float32 first and name it with -k."
+            )
+        changed[stored] = new
+    return changed
+
+
+def write_copy(plain: PlainUpstream, state: Mapping[str, Tensor], out: Path) -> None:
+    """Write the model of `plain` with the weights `state` to `out`, which appears only when it is complete.
+
+    Args:
+        plain: the model on disk.
+        state: state dict of the upstream.
+        out: missing; it becomes a folder where `plain` is one, else a file.
+
+    Raises:
+        DataError: the file cannot hold these weights exactly.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
+    partial.mkdir()
+    try:
+        os.replace(write_upstream(plain, state, partial), out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def check_new(out: Path, flag: str) -> None:
+    """Raise UsageError where there is a file or folder already."""
+    if out.exists():
+        raise UsageError(f"{flag} {out} exists already: name a new one.")

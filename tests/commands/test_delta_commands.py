@@ -1,0 +1,335 @@
+"""``s3prl-ext apply``, ``revert`` and ``export``: what they write loads and is the tuned model, or the base, bitwise."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from s3prl_ext.attention.files import open_weights, weight_files
+from s3prl_ext.child_tuning.delta import state_sha256
+from s3prl_ext.cli import main as cli
+from s3prl_ext.commands import apply as commands
+from s3prl_ext.commands import export
+from s3prl_ext.errors import DataError, UsageError
+from tests import factories
+from tests import tuned as made
+
+CHILD = {"method": "child", "mask": "fisher", "density": 0.05}
+
+
+def tensors(path: Path) -> dict[str, torch.Tensor]:
+    return {name: reader[name] for reader in map(open_weights, weight_files(path)) for name in reader.keys()}  # noqa: SIM118
+
+
+def same_tensors(a: Path, b: Path) -> bool:
+    first, second = tensors(a), tensors(b)
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def child_task(tmp_path: Path, upstream: str, **options) -> tuple[Path, Path, list[torch.Tensor]]:
+    """Tune a tiny model by hand; returns its path, the delta and the features of the tuned upstream."""
+    ckpt = made.write_model(upstream, tmp_path, **options)
+    model = made.build(upstream, ckpt)
+    delta = made.save_delta(made.tune(model), made.about(upstream, ckpt, CHILD), tmp_path / "exp" / "delta.safetensors")
+    return ckpt, delta, made.features(model)
+
+
+def run(command, *flags) -> None:
+    assert command([str(flag) for flag in flags]) == 0
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize("upstream", list(made.MODELS))
+def test_apply_and_revert(upstream, tmp_path):
+    ckpt, delta, expected = child_task(tmp_path, upstream)
+    suffix = "" if ckpt.is_dir() else ".pt"
+    tuned, base = tmp_path / f"tuned{suffix}", tmp_path / f"base{suffix}"
+    run(commands.main, "--delta", delta, "--model", ckpt, "--out", tuned)
+    assert made.same(made.features(made.build(upstream, tuned)), expected)
+    assert not same_tensors(tuned, ckpt)
+    run(commands.revert_main, "--delta", delta.parent, "--model", tuned, "--out", base)
+    assert same_tensors(base, ckpt)
+    if ckpt.is_dir():
+        assert all((base / p.name).read_bytes() == p.read_bytes() for p in ckpt.glob("*.json"))
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("upstream", list(made.MODELS))
+def test_export_is_a_plain_model(upstream, tmp_path):
+    ckpt, delta, expected = child_task(tmp_path, upstream)
+    out = tmp_path / "out"
+    run(export.main, "--delta", delta, "--out", out)
+    written = out if ckpt.is_dir() else out / "model.pt"
+    assert made.same(made.features(made.build(upstream, written)), expected)
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_ctc_model_keeps_its_head_and_files(tmp_path):
+    from transformers import HubertForCTC
+
+    ckpt, delta, expected = child_task(tmp_path, "hf_hubert_custom", ctc=True, stable_norm=True, max_shard_size="20KB")
+    out = tmp_path / "out"
+    run(export.main, "--delta", delta, "--out", out)
+    assert made.same(made.features(made.build("hf_hubert_custom", out)), expected)
+    before, after = HubertForCTC.from_pretrained(ckpt), HubertForCTC.from_pretrained(out)
+    assert torch.equal(before.lm_head.weight, after.lm_head.weight)
+    for name in ("config.json", "vocab.json", "preprocessor_config.json"):
+        assert (out / name).read_bytes() == (ckpt / name).read_bytes()
+
+
+def test_bin_folder(tmp_path):
+    ckpt = factories.hubert_folder(tmp_path / "model")
+    torch.save(load_file(ckpt / "model.safetensors"), ckpt / "pytorch_model.bin")
+    (ckpt / "model.safetensors").unlink()
+    model = made.build("hf_hubert_custom", ckpt)
+    info = made.about("hf_hubert_custom", ckpt, CHILD)
+    delta = made.save_delta(made.tune(model), info, tmp_path / "delta.safetensors")
+    run(export.main, "--delta", delta, "--out", tmp_path / "out")
+    assert made.same(made.features(made.build("hf_hubert_custom", tmp_path / "out")), made.features(model))
+
+
+@pytest.mark.parametrize("tuning", [{"method": "lora", "rank": 2}, {"method": "bitfit"}], ids=lambda t: t["method"])
+@pytest.mark.parametrize("upstream", ["hubert_local", "hf_wav2vec2_custom"])
+def test_an_adapter_is_folded(upstream, tuning, tmp_path):
+    ckpt = made.write_model(upstream, tmp_path)
+    model = made.build(upstream, ckpt)
+    tuned = made.tune_adapter(model, tuning)
+    info = made.about(upstream, ckpt, tuning)
+    delta = made.save_delta(tuned, info, tmp_path / "delta.safetensors")
+    run(export.main, "--delta", delta, "--out", tmp_path / "out")
+    written = tmp_path / "out" if ckpt.is_dir() else tmp_path / "out" / "model.pt"
+    assert made.same(made.features(made.build(upstream, written)), made.features(model))
+    run(commands.main, "--delta", delta, "--model", ckpt, "--out", tmp_path / "applied")
+    assert same_tensors(tmp_path / "applied", written)
+    with pytest.raises(UsageError, match="cannot be taken out"):
+        run(commands.revert_main, "--delta", delta, "--model", tmp_path / "applied", "--out", tmp_path / "base")
+
+
+@pytest.mark.parametrize("command", [export.main, commands.main])
+def test_an_adapter_that_cannot_be_folded_is_refused(command, tmp_path):
+    tuning = {"method": "houlsby", "bottleneck": 3}
+    ckpt = made.write_model("hubert_local", tmp_path)
+    tuned = made.tune_adapter(made.build("hubert_local", ckpt), tuning)
+    delta = made.save_delta(tuned, made.about("hubert_local", ckpt, tuning), tmp_path / "d.safetensors")
+    model = [] if command is export.main else ["--model", ckpt]
+    with pytest.raises(UsageError, match="houlsby puts modules of its own .*TaskSwitch"):
+        run(command, "--delta", delta, *model, "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_checkpoints_are_exported(tmp_path):
+    ckpt = made.write_model("hubert_local", tmp_path)
+    child, full = made.build("hubert_local", ckpt), made.build("hubert_local", ckpt)
+    info = made.about("hubert_local", ckpt, CHILD)
+    small = made.save_checkpoint(made.delta_state(made.tune(child)), info, tmp_path / "small.ckpt")
+    made.tune(full, density=0.5)
+    info = made.about("hubert_local", ckpt, {"method": "full"})
+    base = {"S3prlExt": {"upstream_sha256": state_sha256(made.build("hubert_local", ckpt).state_dict())}}
+    whole = made.save_checkpoint({"Upstream": full.state_dict()} | base, info, tmp_path / "whole.ckpt")
+    frozen = made.save_checkpoint({}, made.about("hubert_local", ckpt, {}), tmp_path / "frozen.ckpt")
+    for path, model in ((small, child), (whole, full), (frozen, made.build("hubert_local", ckpt))):
+        out = tmp_path / path.stem
+        run(export.main, "--delta", path, "--out", out)
+        assert made.same(made.features(made.build("hubert_local", out / "model.pt")), made.features(model))
+        assert torch.equal(torch.load(out / "head.ckpt")["Featurizer"]["weights"], made.HEAD["Featurizer"]["weights"])
+    run(commands.main, "--delta", small, "--model", ckpt, "--out", tmp_path / "applied.pt")
+    assert same_tensors(tmp_path / "applied.pt", tmp_path / "small" / "model.pt")
+    with pytest.raises(UsageError, match=r"give the run's delta\.safetensors"):
+        run(commands.revert_main, "--delta", small, "--model", tmp_path / "applied.pt", "--out", tmp_path / "base.pt")
+    with pytest.raises(UsageError, match="whole upstream"):
+        run(commands.main, "--delta", whole, "--model", ckpt, "--out", tmp_path / "x.pt")
+    other = factories.hubert_local_ckpt(tmp_path / "other.pt", seed=5)
+    for path in (small, whole):
+        with pytest.raises(DataError, match="belongs to another upstream"):
+            run(export.main, "--delta", path, "-k", other, "--out", tmp_path / "x")
+
+
+@pytest.fixture
+def merged(tmp_path):
+    """A task tuned on a merged upstream: config, target, delta and the features of the tuned upstream."""
+    target = factories.hubert_folder(tmp_path / "hubert", ctc=True)
+    source = factories.bert_folder(tmp_path / "bert")
+    config = tmp_path / "my.yaml"
+    config.write_text(f"target:\n  model: {target}\nsource:\n  model: {source}\nlambda: 0.2\nlayers: 1\n")
+    model = made.build("merged_attention", None, str(config))
+    info = made.about("merged_attention", None, CHILD, upstream_model_config=str(config))
+    delta = made.save_delta(made.tune(model), info, tmp_path / "delta.safetensors")
+    return config, target, delta, made.features(model)
+
+
+def test_a_task_on_a_merged_upstream(tmp_path, merged):
+    from s3prl_ext.commands.merge import main as merge
+
+    config, target, delta, expected = merged
+    run(export.main, "--delta", delta, "--out", tmp_path / "out")
+    assert made.same(made.features(made.build("hf_hubert_custom", tmp_path / "out")), expected)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"| source | {tmp_path / 'bert'} | 0.2 in layers 1 (q_proj, k_proj, v_proj) |" in card
+    assert "-u hf_hubert_custom -k . " in card and "multimodal-attention-merging" in card
+
+    run(merge, "-g", config, "--out", tmp_path / "plain")
+    run(commands.main, "--delta", delta, "--model", tmp_path / "plain", "--out", tmp_path / "tuned")
+    assert same_tensors(tmp_path / "tuned", tmp_path / "out")
+    run(commands.revert_main, "--delta", delta, "--model", tmp_path / "tuned", "--out", tmp_path / "base")
+    assert same_tensors(tmp_path / "base", tmp_path / "plain")
+    with pytest.raises(DataError, match="merged upstream merged_attention: write that with s3prl-ext merge"):
+        run(commands.main, "--delta", delta, "--model", target, "--out", tmp_path / "x")
+
+
+def test_a_learnt_lambda_is_folded(tmp_path):
+    target = factories.hubert_local_ckpt(tmp_path / "hubert.pt")
+    source = factories.bert_folder(tmp_path / "bert")
+    config = tmp_path / "my.yaml"
+    config.write_text(
+        f"target:\n  upstream: hubert_local\n  ckpt: {target}\nsource:\n  model: {source}\nlambda: 0.2\nlearnable: true\n"
+    )
+    model = made.build("merged_attention", None, str(config))
+    with torch.no_grad():
+        model.learnable_lambda.values.fill_(0.375)
+    info = made.about("merged_attention", None, {"method": "full"}, upstream_model_config=str(config))
+    trained = {"Upstream": {"learnable_lambda.values": model.learnable_lambda.values.detach()}}
+    path = made.save_checkpoint(trained, info, tmp_path / "dev-best.ckpt")
+    run(export.main, "--delta", path, "--out", tmp_path / "out")
+    exported = made.build("hubert_local", tmp_path / "out" / "hubert.pt")
+    assert all(
+        torch.allclose(a, b, atol=1e-6) for a, b in zip(made.features(exported), made.features(model), strict=True)
+    )
+    assert "it ended at: layer_00 0.3750, layer_01 0.3750." in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_card_head_and_record(tmp_path):
+    ckpt, delta, _ = child_task(tmp_path, "hubert_local")
+    run(export.main, "--delta", delta, "--out", tmp_path / "out")
+    out = tmp_path / "out"
+    card = (out / "README.md").read_text()
+    header = yaml.safe_load(card.split("---")[1])
+    assert header == {"tags": ["speech", "s3prl", "speech_commands"]}
+    record = json.loads((out / "export.json").read_text())
+    trained = record["model"]["changed"]
+    assert f"| upstream weights that trained | {trained:,} of " in card
+    assert "| density | 0.05 |" in card and "| method | child |" in card and "| steps | 7 |" in card
+    assert "| dev | acc | 0.75 | between 0 and 1 | higher |" in card and "| dev | loss | 0.5 | nats | lower |" in card
+    assert "-m evaluate -u hubert_local -k model.pt -d speech_commands -c task.yaml -i head.ckpt -t dev" in card
+    assert f"s3prl-ext run -m train -u hubert_local -k {ckpt} -d speech_commands -c training.yaml --seed 1337" in card
+    assert "licence of the base model holds" in card
+    assert yaml.safe_load((out / "training.yaml").read_text())["tuning"] == CHILD
+    assert "tuning" not in yaml.safe_load((out / "task.yaml").read_text())
+    head = torch.load(out / "head.ckpt", weights_only=True)
+    assert all(
+        torch.equal(head[part][name], value) for part, state in made.HEAD.items() for name, value in state.items()
+    )
+
+
+def test_dry_run_writes_nothing(tmp_path, capsys):
+    ckpt, delta, _ = child_task(tmp_path, "hubert_local")
+    before = contents(tmp_path)
+    run(export.main, "--delta", delta, "--dry-run")
+    shown = capsys.readouterr().out
+    assert str(ckpt) in shown and "Nothing was written." in shown and "of 51 tensors" in shown
+    assert contents(tmp_path) == before
+    with pytest.raises(UsageError, match="--out is missing"):
+        run(export.main, "--delta", delta)
+
+
+def test_a_model_that_moved_is_named(tmp_path):
+    ckpt, delta, expected = child_task(tmp_path, "hubert_local")
+    moved = ckpt.rename(tmp_path / "moved.pt")
+    with pytest.raises(DataError, match="is not there: name it with -k"):
+        run(export.main, "--delta", delta, "--out", tmp_path / "out")
+    run(export.main, "--delta", delta, "-k", moved, "--out", tmp_path / "out")
+    assert made.same(made.features(made.build("hubert_local", tmp_path / "out" / "moved.pt")), expected)
+
+
+def test_the_wrong_model_is_refused(tmp_path):
+    ckpt, delta, _ = child_task(tmp_path, "hubert_local")
+    other = factories.hubert_local_ckpt(tmp_path / "other.pt", seed=5)
+    foreign = factories.wav2vec2_local_ckpt(tmp_path / "foreign.pt")
+    out = tmp_path / "out.pt"
+    run(commands.main, "--delta", delta, "--model", ckpt, "--out", tmp_path / "tuned.pt")
+    before = contents(tmp_path)
+    for model, message in (
+        (other, "belongs to another upstream"),
+        (foreign, "hubert_local cannot load"),
+        (tmp_path / "tuned.pt", "already: there is nothing to apply"),
+        (tmp_path / "missing.pt", "no such model folder or checkpoint file"),
+    ):
+        with pytest.raises(DataError, match=message):
+            run(commands.main, "--delta", delta, "--model", model, "--out", out)
+    for model, message in ((other, "is not what .* makes of its base"), (ckpt, "there is nothing to revert")):
+        with pytest.raises(DataError, match=message):
+            run(commands.revert_main, "--delta", delta, "--model", model, "--out", out)
+    with pytest.raises(DataError, match="belongs to another upstream"):
+        run(export.main, "--delta", delta, "-k", other, "--out", out)
+    with pytest.raises(UsageError, match="unknown upstream"):
+        run(export.main, "--delta", delta, "-u", "hubert_lokal", "--out", out)
+    with pytest.raises(DataError, match="file is no|cannot load|no such"):
+        run(export.main, "--delta", delta, "-u", "wav2vec2_local", "--out", out)
+    for command, extra in ((commands.main, ["--model", ckpt]), (export.main, [])):
+        with pytest.raises(UsageError, match="exists already"):
+            run(command, "--delta", delta, *extra, "--out", other)
+    assert contents(tmp_path) == before
+
+
+def test_a_damaged_delta_is_refused(tmp_path):
+    ckpt, delta, _ = child_task(tmp_path, "hubert_local")
+    content = delta.read_bytes()
+    (tmp_path / "empty").mkdir()
+    cases = {
+        "truncated": (content[:-10], "truncated"),
+        "edited": (content[:-5] + b"\xff" + content[-4:], "damaged or edited"),
+        "text": (b"hello", "no delta"),
+    }
+    for name, (damaged, message) in cases.items():
+        path = tmp_path / f"{name}.safetensors"
+        path.write_bytes(damaged)
+        for command, extra in ((commands.main, ["--model", ckpt]), (export.main, [])):
+            with pytest.raises(DataError, match=message):
+                run(command, "--delta", path, *extra, "--out", tmp_path / "out")
+    with pytest.raises(DataError, match=r"holds no delta\.safetensors"):
+        run(export.main, "--delta", tmp_path / "empty", "--out", tmp_path / "out")
+    with pytest.raises(DataError, match="no such delta"):
+        run(export.main, "--delta", tmp_path / "missing.safetensors", "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_half_precision_that_cannot_hold_the_weights_is_refused(tmp_path):
+    target = factories.hubert_folder(tmp_path / "hubert", dtype=torch.float16)
+    config = tmp_path / "my.yaml"
+    source = factories.bert_folder(tmp_path / "bert")
+    config.write_text(f"target:\n  model: {target}\nsource:\n  model: {source}\nlambda: 0.2\n")
+    model = made.build("merged_attention", None, str(config))
+    info = made.about("merged_attention", None, CHILD, upstream_model_config=str(config))
+    delta = made.save_delta(made.tune(model), info, tmp_path / "delta.safetensors")
+    with pytest.raises(DataError, match="as float16, which cannot hold the tuned weights exactly"):
+        run(export.main, "--delta", delta, "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".*"))
+
+
+def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
+    ckpt, delta, _ = child_task(tmp_path, "hubert_local")
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device", "x")
+
+    monkeypatch.setattr(torch, "save", full)
+    before = contents(tmp_path)
+    for command, extra in ((commands.main, ["--model", ckpt]), (export.main, [])):
+        with pytest.raises(OSError, match="No space"):
+            run(command, "--delta", delta, *extra, "--out", tmp_path / "out")
+    assert contents(tmp_path) == before and not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("command", ["apply", "revert", "export"])
+def test_help_has_an_example(command, capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli([command, "--help"])
+    assert caught.value.code == 0
+    assert f"example: s3prl-ext {command} --delta" in capsys.readouterr().out
