@@ -14,6 +14,14 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "run": ("s3prl_ext.run_downstream", "main", "train or evaluate a SUPERB task (the flags of run_downstream.py)"),
     "doctor": ("s3prl_ext.doctor", "main", "check this installation: versions, shims, upstreams, tasks, devices"),
     "prepare": ("s3prl_ext.corpora", "prepare_main", "build a corpus, such as the miniature one: prepare mini_superb"),
+    "methods": ("s3prl_ext.commands.methods", "main", "what each tuning method trains in an upstream, and its paper"),
+    "layers": ("s3prl_ext.commands.layers", "main", "compare the layers of two models and choose the ones to merge"),
+    "sweep": ("s3prl_ext.commands.sweep", "main", "score many merges in one process: lambda grids, layers, noise"),
+    "compare": ("s3prl_ext.commands.compare", "main", "compare the transcripts of two models, utterance by utterance"),
+    "apply": ("s3prl_ext.commands.apply", "main", "turn a base model into a tuned one with a delta"),
+    "revert": ("s3prl_ext.commands.apply", "revert_main", "turn a tuned model into its base with the delta"),
+    "export": ("s3prl_ext.commands.export", "main", "write a tuned task as a plain model with its head and a card"),
+    "merge": ("s3prl_ext.commands.merge", "main", "write a merged model as a plain checkpoint with a model card"),
 }
 
 

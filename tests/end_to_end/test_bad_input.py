@@ -25,7 +25,13 @@ CLIPS = {
     "pr": "train-clean-100/*/*/*.flac",
     "sf": "train/*.wav",
     "sd": "train/wav/*.wav",
+    "esc50": "audio/*.wav",
+    "ljspeech": "wavs/*.wav",
+    "vctk": "wav48_silence_trimmed/*/*.flac",
 }
+
+
+CONVERTED = ("ks", "esc50", "ljspeech", "vctk")  # tasks that bring audio to 16 kHz mono themselves
 
 
 def train_flags(task: str, exp: Path, override: str = "", upstream: tuple[object, ...] = ("-u", "fbank")) -> list:
@@ -195,7 +201,7 @@ def test_unreadable_clips(own_corpus, refused, tmp_path, task):
         clip.unlink()
         clip.write_bytes(b"RIFF no audio at all")
     sentence = refused(DATA, exp, *train_flags(task, exp))
-    assert "cannot be read" in sentence and str(folder) in sentence, sentence
+    assert ("cannot be read" in sentence or "cannot read" in sentence) and str(folder) in sentence, sentence
 
 
 @pytest.mark.parametrize("upstream", ["fbank", "hubert_local", "hf_hubert_custom"])
@@ -210,7 +216,7 @@ def test_clips_shorter_than_a_frame(own_corpus, refused, upstreams, tmp_path, ta
 
 
 @pytest.mark.parametrize(("channels", "rate"), [(2, 16000), (1, 44100)], ids=["stereo", "44.1kHz"])
-@pytest.mark.parametrize("task", [task for task in LAYOUTS if task != "ks"])
+@pytest.mark.parametrize("task", [task for task in LAYOUTS if task not in CONVERTED])
 def test_wrong_audio_format(own_corpus, refused, tmp_path, task, channels, rate):
     folder, exp = own_corpus(task), tmp_path / "exp"
     noise = np.random.default_rng(0).uniform(-0.1, 0.1, (4 * rate, channels)).squeeze()

@@ -12,7 +12,7 @@ from s3prl_ext.corpora.mini_superb import LAYOUTS, build, variables
 
 pytestmark = pytest.mark.data
 
-TASKS = ("ks", "ic", "sid", "asr", "pr", "sd")
+TASKS = ("ks", "ic", "sid", "asr", "pr", "sd", "esc50", "ljspeech", "vctk")
 KS_CLASSES = 12
 
 
@@ -66,6 +66,7 @@ def test_speaker_identification_learns_the_speakers_of_digits(train, succeed):
 
 @pytest.mark.parametrize(("task", "split", "metric"), [
     ("ic", "test", "acc"), ("asr", "test-clean", "wer"), ("pr", "test", "per"), ("sd", "test", "der"),
+    ("esc50", "test", "error"), ("ljspeech", "test", "wer"), ("vctk", "test", "wer"),
 ])  # fmt: skip
 def test_task_runs_on_recordings(train, succeed, task, split, metric):
     exp = train(task, steps=5)
