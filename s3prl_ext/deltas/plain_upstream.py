@@ -81,7 +81,13 @@ def plain_upstream(info: Mapping[str, Any]) -> PlainUpstream:
         return PlainUpstream(path, loader, None, _seed(info))
     if name in TRANSFORMERS_UPSTREAMS and ckpt:
         return PlainUpstream(find_model(ckpt), name, model_config, _seed(info))
-    path, loader = checkpoint_of(name, ckpt)
+    try:
+        path, loader = checkpoint_of(name, ckpt)
+    except UsageError as error:
+        raise UsageError(
+            f"the upstream {name} has no checkpoint file that could hold tuned weights: name one with -k, and with -u the "
+            "upstream that loads it."
+        ) from error
     return PlainUpstream(path, loader, model_config, _seed(info))
 
 
@@ -100,8 +106,8 @@ def upstream_of_file(info: Mapping[str, Any], path: Path) -> PlainUpstream:
             return PlainUpstream(path, None, None, _seed(info))
         preset = None if name == OWN_UPSTREAM else name
         target = read_config(model_config, info.get("upstream_ckpt"), preset).target
-        return PlainUpstream(path, _loader(str(target.upstream), target.ckpt), None, _seed(info))
-    return PlainUpstream(path, _loader(name, info.get("upstream_ckpt")), model_config, _seed(info))
+        return PlainUpstream(path, loader_of(str(target.upstream), target.ckpt), None, _seed(info))
+    return PlainUpstream(path, loader_of(name, info.get("upstream_ckpt")), model_config, _seed(info))
 
 
 def is_merged(upstream: str) -> bool:
@@ -109,8 +115,16 @@ def is_merged(upstream: str) -> bool:
     return upstream == OWN_UPSTREAM or upstream in preset_names()
 
 
-def _loader(name: str, ckpt: str | None) -> str:
-    """Return the upstream that loads a file as `name` loads its own: ``hubert_base`` -> ``hubert_local``."""
+def loader_of(name: str, ckpt: str | None) -> str:
+    """Return the upstream that loads a file as `name` loads its own: ``hubert_base`` -> ``hubert_local``.
+
+    Args:
+        name: upstream of s3prl's hub.
+        ckpt: its ``-k``; with one it loads files itself.
+
+    Raises:
+        UsageError: there is no such upstream, or it has no counterpart that loads files.
+    """
     entry = getattr(_hub(name), name)
     if ckpt is not None:
         return name

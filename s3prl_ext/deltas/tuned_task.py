@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from s3prl_ext import adapters
 from s3prl_ext.child_tuning import delta as delta_files
 from s3prl_ext.child_tuning.delta import Delta, difference, state_sha256
+from s3prl_ext.deltas.plain_upstream import is_merged, loader_of
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.merging.learnable import PARAMETER_NAME, find_lambda
 from s3prl_ext.merging.learnable import fold as fold_lambda
@@ -72,12 +73,15 @@ class TunedTask:
     def tuned_from(self, upstream: str | None, ckpt: str | None, model_config: str | None) -> TunedTask:
         """Return the task with another ``-u``, ``-k`` or ``-g`` of its upstream; None leaves what the file says.
 
-        Another ``-u`` takes no ``-g`` of the one before.
+        Another ``-u`` takes no ``-g`` of the one before; a released model such as ``hubert_base`` with a ``-k`` becomes
+        the upstream that loads files of its kind.
         """
         given = {"upstream": upstream, "upstream_ckpt": ckpt, "upstream_model_config": model_config}
         changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
         if upstream is not None:
             changes["upstream_model_config"] = model_config
+        elif ckpt is not None and not is_merged(self.info["upstream"]):
+            changes["upstream"] = loader_of(self.info["upstream"], self.info.get("upstream_ckpt"))
         return replace(self, info={**self.info, **changes})
 
     def counts(self) -> tuple[int | None, int]:

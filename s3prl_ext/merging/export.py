@@ -28,6 +28,8 @@ from s3prl_ext.errors import DataError
 
 # What else of a transformers folder belongs to the model: configuration, vocabulary, preprocessor, licence.
 COMPANIONS = ("*.json", "*.txt", "*.model", "LICENSE*", "NOTICE*")
+# What this package writes beside a model: it describes that model and no copy of it.
+RECORDS = ("merge.json", "export.json")
 
 # Return the new tensor of a slot, given the old one as it is in the file.
 Replace = Callable[[Slot, Tensor], Tensor]
@@ -101,7 +103,7 @@ def _new_name(name: str) -> str:
 def _copy_companions(folder: Path, out: Path) -> None:
     """Copy what belongs to the model but its weights, and the index of shards under the new names."""
     for path in sorted({path for pattern in COMPANIONS for path in folder.glob(pattern)}):
-        if path.is_file() and not path.name.endswith(".index.json"):
+        if path.is_file() and not path.name.endswith(".index.json") and path.name not in RECORDS:
             shutil.copyfile(path, out / path.name)
     index = weight_file(folder)
     if index.suffix == ".json":

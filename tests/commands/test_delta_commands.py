@@ -43,6 +43,11 @@ def run(command, *flags) -> None:
     assert command([str(flag) for flag in flags]) == 0
 
 
+def no_file_of_its_own(folder: Path) -> Path:
+    """Write a checkpoint that says it was made with fbank."""
+    return made.save_checkpoint({}, made.about("fbank", None, {}), folder / "fbank.ckpt")
+
+
 def contents(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
@@ -57,6 +62,11 @@ def test_apply_and_revert(upstream, tmp_path):
     assert not same_tensors(tuned, ckpt)
     run(commands.revert_main, "--delta", delta.parent, "--model", tuned, "--out", base)
     assert same_tensors(base, ckpt)
+    run(export.main, "--delta", delta, "--out", tmp_path / "exported")
+    written = tmp_path / "exported" / ("" if ckpt.is_dir() else ckpt.name)
+    assert same_tensors(written, tuned)
+    run(commands.revert_main, "--delta", delta, "--model", written, "--out", tmp_path / "again")
+    assert not (tmp_path / "again" / "export.json").exists() and same_tensors(tmp_path / "again", ckpt)
     if ckpt.is_dir():
         assert all((base / p.name).read_bytes() == p.read_bytes() for p in ckpt.glob("*.json"))
     assert not list(tmp_path.glob(".*"))
@@ -248,6 +258,26 @@ def test_a_model_that_moved_is_named(tmp_path):
     assert made.same(made.features(made.build("hubert_local", tmp_path / "out" / "moved.pt")), expected)
 
 
+def test_a_released_model(tmp_path, monkeypatch):
+    from s3prl.upstream.hubert import hubconf
+
+    ckpt = factories.hubert_local_ckpt(tmp_path / "hubert_base_ls960.pt")
+    monkeypatch.setattr(hubconf, "_urls_to_filepaths", lambda url, refresh=False: str(ckpt))
+    model = made.build("hubert_base", None)
+    info = made.about("hubert_base", None, CHILD)
+    delta = made.save_delta(made.tune(model), info, tmp_path / "delta.safetensors")
+    run(export.main, "--delta", delta, "--out", tmp_path / "out")
+    assert "-u hubert_local -k hubert_base_ls960.pt" in (tmp_path / "out" / "README.md").read_text()
+    written = tmp_path / "out" / ckpt.name
+    assert made.same(made.features(made.build("hubert_local", written)), made.features(model))
+    run(commands.main, "--delta", delta, "--model", ckpt, "--out", tmp_path / "applied.pt")
+    assert same_tensors(tmp_path / "applied.pt", written)
+
+    monkeypatch.setattr(hubconf, "_urls_to_filepaths", lambda *_, **__: 1 / 0)  # the network is gone
+    run(export.main, "--delta", delta, "-k", ckpt, "--out", tmp_path / "offline")
+    assert same_tensors(tmp_path / "offline" / ckpt.name, written)
+
+
 def test_the_wrong_model_is_refused(tmp_path):
     ckpt, delta, _ = child_task(tmp_path, "hubert_local")
     other = factories.hubert_local_ckpt(tmp_path / "other.pt", seed=5)
@@ -268,6 +298,8 @@ def test_the_wrong_model_is_refused(tmp_path):
             run(commands.revert_main, "--delta", delta, "--model", model, "--out", out)
     with pytest.raises(DataError, match="belongs to another upstream"):
         run(export.main, "--delta", delta, "-k", other, "--out", out)
+    with pytest.raises(UsageError, match="fbank has no checkpoint file that could hold tuned weights"):
+        run(export.main, "--delta", no_file_of_its_own(tmp_path.parent), "--out", out)
     with pytest.raises(UsageError, match="unknown upstream"):
         run(export.main, "--delta", delta, "-u", "hubert_lokal", "--out", out)
     with pytest.raises(DataError, match="file is no|cannot load|no such"):
