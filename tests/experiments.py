@@ -67,3 +67,13 @@ def interrupt_at_loss(runner: Any, number: int) -> None:
         return forward(*inputs, **kwargs)
 
     runner.downstream.model.forward = interrupting
+
+
+def tuned_upstream(states: dict[str, Any], base: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the upstream's weights that a checkpoint stands for: its own, or the entries of its delta on `base`."""
+    if "Upstream" in states:
+        return states["Upstream"]
+    weights = {name: value.clone() for name, value in base.items()}
+    for name, indices in states["UpstreamDelta"]["indices"].items():
+        weights[name].view(-1)[indices.long()] = states["UpstreamDelta"]["values"][name]
+    return weights

@@ -26,9 +26,8 @@ def upstream(request, hubert_ckpt, hubert_folder):
 
 def weights(expdir, step):
     states = torch.load(expdir / f"states-{step}.ckpt", map_location="cpu", weights_only=True)
-    return {
-        f"{part}.{name}": t for part in ("Upstream", "Featurizer", "Downstream") for name, t in states[part].items()
-    }
+    parts = {"Upstream": states["UpstreamDelta"]["added"], **{p: states[p] for p in ("Featurizer", "Downstream")}}
+    return {f"{part}.{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
 
 
 @pytest.mark.parametrize("upstream", UPSTREAMS, indirect=True)

@@ -301,7 +301,7 @@ def test_checkpoint_of_another_size(corpora, succeed, refused, upstreams, tmp_pa
         DATA, exp, "-m", "evaluate", *upstreams["hubert_local"], "-d", "speech_commands", "-c", "ks/mini",
         "-i", tmp_path / "trained" / "states-2.ckpt", "-p", exp,
     )  # fmt: skip
-    assert "states-2.ckpt does not fit" in sentence and "size" in sentence, sentence
+    assert "states-2.ckpt was made from another upstream" in sentence and "-k" in sentence, sentence
 
 
 def test_debug_variable_shows_the_traceback(corpora, command, tmp_path, monkeypatch):

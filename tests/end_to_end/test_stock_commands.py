@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from s3prl_ext import plugin
+from s3prl_ext.child_tuning.delta import state_sha256
 from tests import factories, python_process
 
 ADAMW = "config.optimizer={'name':'TorchOptim','torch_optim_name':'AdamW','lr':0.01,'weight_decay':0.1}"
@@ -31,22 +32,23 @@ import torch
 import s3prl_ext
 s3prl_ext.install()
 from s3prl_ext import run_downstream
-from s3prl_ext.training import runner
+from s3prl.utility.helper import get_model_state
+from s3prl_ext.training import run, runner
 
 rank = os.environ["RANK"]
-choose_mask, train = runner.choose_mask, runner.Runner.train
+choose_masks, train = run.choose_masks, runner.Runner.train
 
 def choose_and_note(*arguments):
-    mask = choose_mask(*arguments)
-    torch.save(mask, f"mask-{rank}.pt")
-    return mask
+    chosen = choose_masks(*arguments)
+    torch.save(chosen.at(chosen.densities[0]), f"mask-{rank}.pt")
+    return chosen
 
 def train_and_note(self):
     train(self)
-    states = {entry.name: runner.get_model_state(entry.model) for entry in self.all_entries}
+    states = {entry.name: get_model_state(entry.model) for entry in self.all_entries}
     torch.save(states, f"states-{rank}.pt")
 
-runner.choose_mask, runner.Runner.train = choose_and_note, train_and_note
+run.choose_masks, runner.Runner.train = choose_and_note, train_and_note
 run_downstream.main(sys.argv[1:])
 """
 
@@ -133,17 +135,21 @@ def test_child_network_of_a_merge(run_python, merge_file, tmp_path):
         "-p", exp, "-o", f"config.runner.total_steps=4,,{CHILD},,{ADAMW}",
     )  # fmt: skip
     states = checkpoint(exp, 4)
-    base, mask = merged_by_hand(tmp_path), states["S3prlExt"]["mask"]
-    moved = 0
-    for name, after in states["Upstream"].items():
-        before = base.pop(name.removeprefix("model."))
-        outside = torch.ones(before.numel(), dtype=torch.bool)
-        outside[mask.get(name, torch.zeros(0)).long()] = False
-        same = (after == before).flatten()
-        assert bool(same[outside].all()), name
-        moved += int((~same).sum())
-    assert not base, sorted(base)
+    assert "Upstream" not in states
+    base, mask, values = merged_by_hand(tmp_path), states["UpstreamDelta"]["indices"], states["UpstreamDelta"]["values"]
+    target = weights_of_merge(f"{merge_file},,lambda=1")
+    assert set(base) == {name.removeprefix("model.") for name in target}
+    assert all(torch.equal(target[f"model.{name}"], base[name]) for name in base), "what the delta stands on"
+    moved = sum(int((base[n.removeprefix("model.")].view(-1)[i.long()] != values[n]).sum()) for n, i in mask.items())
     assert 0 < moved <= sum(len(entries) for entries in mask.values())
+    assert states["UpstreamDelta"]["base_sha256"] == state_sha256(target)
+
+
+def weights_of_merge(model_config: str) -> dict[str, torch.Tensor]:
+    """Return the weights of a merged upstream as it is built."""
+    from s3prl_ext.upstreams.merged_attention.hubconf import merged_attention
+
+    return merged_attention(model_config=model_config).state_dict()
 
 
 def merged_by_hand(folder: Path) -> dict[str, torch.Tensor]:
@@ -166,7 +172,7 @@ def test_script_inside_a_clone(run_python, upstreams, corpora, tmp_path):
         clone, "run_downstream.py", "-m", "train", *upstreams["hubert_local"], *KS, "-p", "result/ks",
         "-o", f"config.runner.total_steps=2,,{CHILD}",
     )  # fmt: skip
-    assert checkpoint(clone / "result" / "ks", 2)["S3prlExt"]["mask"]
+    assert checkpoint(clone / "result" / "ks", 2)["UpstreamDelta"]["indices"]
     python_process.run(clone, "run_downstream.py", "-m", "evaluate", "-e", "result/ks")
     result = json.loads((clone / "result" / "ks" / "result-test.json").read_text())
     assert result["step"] == 2 and 0 <= result["metrics"]["test"]["acc"]["value"] <= 1
@@ -199,7 +205,7 @@ def test_two_ranks_train_the_same_child_network(run_python, upstreams, tmp_path)
     assert result.returncode == 0, result.stderr[-3000:]
     assert [path.name for path in exp.glob("states-*.ckpt")] == ["states-3.ckpt"]
     masks = [torch.load(script.parent / f"mask-{rank}.pt", weights_only=True) for rank in (0, 1)]
-    stored = checkpoint(exp, 3)["S3prlExt"]["mask"]
+    stored = checkpoint(exp, 3)["UpstreamDelta"]["indices"]
     assert set(masks[0]) == set(masks[1]) == set(stored)
     assert all(torch.equal(masks[0][n], masks[1][n]) and torch.equal(masks[0][n].int(), stored[n]) for n in stored)
     ends = [torch.load(script.parent / f"states-{rank}.pt", weights_only=True) for rank in (0, 1)]

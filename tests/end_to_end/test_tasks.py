@@ -17,6 +17,7 @@ import torch
 
 from s3prl_ext.child_tuning.eligible import eligible_names
 from s3prl_ext.corpora.mini_superb import LAYOUTS
+from tests.experiments import tuned_upstream
 
 DENSITY = 0.01
 CHILD = f"config.tuning={{'method':'child','mask':'fisher','density':{DENSITY},'fisher':{{'max_batches':2}}}}"
@@ -109,7 +110,7 @@ def check_trained(exp: Path, run: Run, step: int) -> dict:
     assert states["Step"] == step
     counts = {float(state["step"]) for state in states["Optimizer"]["state"].values()}
     assert counts == {step}, "a resumed optimizer goes on counting where it stopped"
-    assert ("Upstream" in states) == (run.tuning != "frozen")
+    assert ("Upstream" in states) == (run.tuning == "-f") and ("UpstreamDelta" in states) == (run.tuning == "child")
     assert (result["trainable"]["Upstream"] > 0) == (run.tuning != "frozen")
     return states
 
@@ -120,17 +121,18 @@ def check_weights(run: Run, first: dict, last: dict, base_weights) -> None:
     assert any(not torch.equal(head[n], last["Downstream"][n]) for n in head), "the task's head trains after resuming"
     if run.tuning == "frozen":
         return
-    base, mask = base_weights(run.upstream), last["S3prlExt"].get("mask")
-    assert set(base) == set(last["Upstream"])
-    moved = {n: torch.nonzero((base[n] != last["Upstream"][n]).flatten()).flatten().tolist() for n in base}
-    assert any(not torch.equal(first["Upstream"][n], last["Upstream"][n]) for n in base)
+    base, mask = base_weights(run.upstream), last.get("UpstreamDelta", {}).get("indices")
+    before, after = tuned_upstream(first, base), tuned_upstream(last, base)
+    assert set(base) == set(after)
+    moved = {n: torch.nonzero((base[n] != after[n]).flatten()).flatten().tolist() for n in base}
+    assert any(not torch.equal(before[n], after[n]) for n in base)
     if run.tuning == "-f":
         assert mask is None and sum(map(len, moved.values())) > 0.1 * sum(w.numel() for w in base.values())
         return
     eligible = eligible_names(list(base))
     size = round(DENSITY * sum(base[n].numel() for n in eligible))
     assert sum(len(entries) for entries in mask.values()) == size
-    assert all(torch.equal(mask[n], first["S3prlExt"]["mask"][n]) for n in mask), "the mask is chosen once"
+    assert all(torch.equal(mask[n], first["UpstreamDelta"]["indices"][n]) for n in mask), "the mask is chosen once"
     for name, entries in moved.items():
         assert set(entries) <= set(mask.get(name, torch.zeros(0)).tolist()), name
     assert sum(map(len, moved.values())) > 0.8 * size, "nearly every chosen weight moves under Adam"
