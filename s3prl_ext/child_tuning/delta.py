@@ -70,12 +70,10 @@ class Delta:
             if name not in state or state[name].numel() != self.sizes[name]:
                 raise DataError(f"the delta changes '{name}', which this upstream lacks or has in another size.")
         for name, indices in self.indices.items():
-            if not indices.numel():
-                continue
-            entries = state[name]
+            entries = state[name].view(-1).view(torch.int32)
             at = indices.to(entries.device)
-            tuned = entries.take(at).view(torch.int32).bitwise_xor_(self.bits[name].to(entries.device))
-            entries.put_(at, tuned.view(torch.float32))
+            tuned = entries.index_select(0, at).bitwise_xor_(self.bits[name].to(entries.device))
+            entries.index_copy_(0, at, tuned)
 
     def check_base(self, state: Mapping[str, Tensor], where: str = "the delta") -> None:
         """Raise DataError where `state` is not the upstream that the delta was made from."""
