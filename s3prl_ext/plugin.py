@@ -24,7 +24,7 @@ from types import ModuleType
 from typing import Any
 
 from s3prl_ext import _autoload
-from s3prl_ext.compat import corpus_checks, huggingface_hub, s3prl, torch, torchaudio, transformers, undeclared
+from s3prl_ext.compat import corpus_checks, huggingface_hub, s3prl, task_labels, torch, torchaudio, transformers, undeclared
 from s3prl_ext.compat.import_hooks import FINDER, Hook, activate, after
 from s3prl_ext.compat.shim import Shim
 from s3prl_ext.configs import PACKAGE_DIR, shipped_dir
@@ -60,6 +60,7 @@ SHIMS: tuple[Shim, ...] = (
     *undeclared.SHIMS,
     *s3prl.SHIMS,
     *corpus_checks.SHIMS,
+    *task_labels.SHIMS,
 )
 
 _stock: dict[str, Any] = {}  # module name -> the Runner that s3prl had there

@@ -1,0 +1,70 @@
+"""Intents and slots: their names go into the task file that checkpoints hold.
+
+s3prl reads them from the corpus at every start, so a checkpoint alone does not say what its outputs mean. They stand
+under ``downstream_expert.labels``, beside the frame shift that s3prl's diarization stores in the same way.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+from s3prl_ext.compat.shim import Shim
+
+KEY = "labels"
+
+
+def _keeping(labels: Callable[[Any], dict[str, list[str]] | None]) -> Callable[[ModuleType], None]:
+    """Return what wraps an expert so that it stores `labels` of itself in its section of the task file."""
+
+    def apply(module: ModuleType) -> None:
+        initialise = module.DownstreamExpert.__init__
+
+        @functools.wraps(initialise)
+        def initialise_and_keep(self: Any, *args: Any, **kwargs: Any) -> None:
+            initialise(self, *args, **kwargs)
+            found = labels(self)
+            if found is not None and "downstream_expert" in kwargs:
+                kwargs["downstream_expert"][KEY] = found
+
+        module.DownstreamExpert.__init__ = initialise_and_keep
+
+    return apply
+
+
+def _intents(expert: Any) -> dict[str, list[str]]:
+    sizes = zip(("action", "object", "location"), expert.values_per_slot, strict=True)
+    return {slot: [str(expert.Sy_intent[slot][index]) for index in range(size)] for slot, size in sizes}
+
+
+def _slots(expert: Any) -> dict[str, list[str]] | None:
+    marks = getattr(expert.tokenizer, "slots", None)
+    return None if marks is None else {"slots": [mark.removeprefix("B-") for mark in marks[::2]]}
+
+
+def _unwrapped(module: ModuleType) -> bool:
+    return not hasattr(module.DownstreamExpert.__init__, "__wrapped__")
+
+
+REASON = "a checkpoint of {} does not say what its outputs mean, and s3prl reads that from the corpus at every start"
+
+SHIMS = (
+    Shim(
+        name="s3prl-intent-labels",
+        module="s3prl.downstream.fluent_commands.expert",
+        needed=_unwrapped,
+        apply=_keeping(_intents),
+        reason=REASON.format("intent classification"),
+        remove_when="s3prl stores the labels in its checkpoints",
+    ),
+    Shim(
+        name="s3prl-slot-labels",
+        module="s3prl.downstream.ctc.expert",
+        needed=_unwrapped,
+        apply=_keeping(_slots),
+        reason=REASON.format("slot filling"),
+        remove_when="s3prl stores the labels in its checkpoints",
+    ),
+)
