@@ -1,0 +1,111 @@
+"""What every task's decoder offers: how a recording is cut, what the head says of each window, how that is joined."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from torch import Tensor, nn
+
+from s3prl_ext.corpora.audio import SAMPLE_RATE
+from s3prl_ext.errors import UsageError
+from s3prl_ext.prediction.recordings import Recording
+from s3prl_ext.prediction.results import Result
+from s3prl_ext.prediction.windows import Window
+
+DEFAULT_WINDOW = 40.0  # seconds; the longest utterance of LibriSpeech's test sets has 35
+SHORTEST_WINDOW = 2.0  # seconds
+
+
+@dataclass(frozen=True)
+class Options:
+    """What may be chosen at prediction; None takes the default.
+
+    Attributes:
+        window: longest stretch (seconds) that passes the model as a whole.
+        top: number of labels to show; tasks with labels.
+        threshold: probability from which a speaker talks, 0.5; diarization.
+        median: frames of the median filter over the decisions, 11 (1 for none); diarization.
+    """
+
+    window: float | None = None
+    top: int | None = None
+    threshold: float | None = None
+    median: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.window is not None and not self.window >= SHORTEST_WINDOW:
+            raise UsageError(f"--window must be at least {SHORTEST_WINDOW:g} seconds, but is {self.window:g}.")
+        if self.top is not None and self.top < 1:
+            raise UsageError(f"--top must be at least 1, but is {self.top}.")
+        if self.threshold is not None and not 0 < self.threshold < 1:
+            raise UsageError(f"--threshold must lie between 0 and 1, but is {self.threshold:g}.")
+        if self.median is not None and (self.median < 1 or self.median % 2 == 0):
+            raise UsageError(f"--median must be an odd number of frames, but is {self.median}.")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a decoder is built from.
+
+    Attributes:
+        info: what was trained: arguments and, under ``config``, the task file.
+        section: ``downstream_expert`` of the task file, with the paths that are known.
+        width: of the features.
+        rate: samples per frame.
+        options: what was chosen.
+    """
+
+    info: Mapping[str, Any]
+    section: Mapping[str, Any]
+    width: int
+    rate: int
+    options: Options
+
+
+class Decoder(ABC):
+    """Turn features into the prediction of one task.
+
+    Attributes:
+        head: the module that the checkpoint's ``Downstream`` fits.
+        longest: samples of the longest window.
+    """
+
+    RESULT: ClassVar[type[Result]]
+    OPTIONS: ClassVar[tuple[str, ...]] = ("window",)  # those of Options that mean something here
+    WINDOW: ClassVar[float] = DEFAULT_WINDOW
+
+    head: nn.Module
+
+    def __init__(self, inputs: Inputs) -> None:
+        self.options = inputs.options
+        self.longest = round((inputs.options.window or self.WINDOW) * SAMPLE_RATE)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of a table of results, after ``file``."""
+        return self.RESULT.COLUMNS
+
+    def prepare(self, samples: np.ndarray) -> np.ndarray:
+        """Return the samples as the task's corpus gives them to the model."""
+        return samples
+
+    @abstractmethod
+    def windows(self, samples: np.ndarray) -> list[Window]:
+        """Return the stretches that pass the model one by one: one, unless the recording is long."""
+
+    @abstractmethod
+    def decode(self, features: Sequence[Tensor], samples: Sequence[int]) -> list[Any]:
+        """Return what the head says of each window of a batch.
+
+        Args:
+            features: one matrix [frames, width] per window.
+            samples: length of each window.
+        """
+
+    @abstractmethod
+    def join(self, recording: Recording, windows: Sequence[Window], pieces: Sequence[Any]) -> Result:
+        """Return the result of a recording from what the head said of its windows."""

@@ -1,0 +1,75 @@
+"""The labels of a head where they are the corpus's own, and paths of a task file that may not be there any more."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from s3prl_ext.configs import expand_variables
+from s3prl_ext.errors import DataError, UsageError
+
+KEY = "labels"  # of the section downstream_expert; training keeps the labels there
+INTENT_SLOTS = ("action", "object", "location")
+
+
+def with_known_variables(value: Any) -> Any:
+    """Return a section of a task file with the ``${VARIABLE}`` paths replaced whose variables are set."""
+    if isinstance(value, Mapping):
+        return {key: with_known_variables(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(with_known_variables(item) for item in value)
+    try:
+        return expand_variables(value)
+    except UsageError:
+        return value
+
+
+def intents(section: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Return the values of each slot of an intent, in the order of the head's outputs.
+
+    Args:
+        section: ``downstream_expert`` of a run on Fluent Speech Commands.
+
+    Raises:
+        DataError: neither the run nor the corpus has them.
+    """
+    if KEY in section:
+        return {slot: [str(value) for value in section[KEY][slot]] for slot in INTENT_SLOTS}
+    path = Path(str(section["datarc"]["file_path"])) / "data" / "train_data.csv"
+    if not path.is_file():
+        raise _missing("intents", path)
+    import pandas
+
+    table = pandas.read_csv(path)
+    return {slot: [str(value) for value in dict.fromkeys(table[slot])] for slot in INTENT_SLOTS}
+
+
+def slots(section: Mapping[str, Any]) -> list[str]:
+    """Return the names of the slots of slot filling, in the order of the head's outputs.
+
+    Args:
+        section: ``downstream_expert`` of a run on Audio SNIPS.
+
+    Raises:
+        DataError: neither the run nor the corpus has them.
+    """
+    if KEY in section:
+        return [str(slot) for slot in section[KEY]["slots"]]
+    path = Path(str(section["text"]["slots_file"]))
+    if not path.is_file():
+        raise _missing("slots", path)
+    return path.read_text(encoding="utf-8").split("\n")[1:]  # the first line is no slot
+
+
+def _missing(what: str, path: Path) -> DataError:
+    variable = re.search(r"\$\{(\w+)", str(path))
+    if variable is None:
+        return DataError(
+            f"this run does not hold its {what}, and {path} is not there: put the corpus back in its place."
+        )
+    return DataError(
+        f"this run does not hold its {what}: set {variable[1]} to the folder of the corpus, of which only {path.name} "
+        "is read."
+    )

@@ -1,0 +1,209 @@
+"""A trained task as a function from audio to predictions."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import s3prl_ext
+from s3prl_ext.corpora.audio import SAMPLE_RATE
+from s3prl_ext.errors import DataError, UsageError
+from s3prl_ext.prediction import recordings, trained
+from s3prl_ext.prediction.decoder import Decoder, Options
+from s3prl_ext.prediction.recordings import Recording
+from s3prl_ext.prediction.results import Failure, Result
+from s3prl_ext.prediction.tasks import build_decoder
+from s3prl_ext.prediction.trained import Trained
+from s3prl_ext.prediction.windows import Window
+from s3prl_ext.training import checkpoint
+from s3prl_ext.training.forward import TaskModels
+
+
+def load(
+    path: str | os.PathLike,
+    *,
+    device: str | None = None,
+    upstream: str | None = None,
+    upstream_ckpt: str | None = None,
+    upstream_model_config: str | None = None,
+    options: Options | None = None,
+) -> Model:
+    """Load what was trained, without the corpus it was trained on.
+
+    Args:
+        path: a run's folder, a checkpoint, a ``delta.safetensors``, or a folder of ``s3prl-ext export``.
+        device: such as ``cuda`` or ``cpu``; None takes a GPU where there is one.
+        upstream: its ``-u`` where the stored one does not fit any more.
+        upstream_ckpt: its ``-k`` where the model has moved.
+        upstream_model_config: its ``-g``.
+        options: see :class:`Options`.
+
+    Raises:
+        UsageError: unknown upstream, task or device, or an option that the task has no use for.
+        DataError: a file is missing or damaged, or the upstream is another one.
+    """
+    s3prl_ext.install()
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    _check_device(device)
+    found = trained.read(Path(path))
+    found = Trained(
+        found.task.tuned_from(upstream, upstream_ckpt, upstream_model_config), found.upstream_sha256, found.merge
+    )
+    with contextlib.redirect_stdout(sys.stderr), torch.random.fork_rng(devices=[]):  # s3prl prints
+        return Model(found, device, options or Options())
+
+
+@dataclass
+class _Job:
+    """A recording on its way: its windows, and what the head said of each."""
+
+    recording: Recording
+    windows: list[Window] = field(default_factory=list)
+    pieces: list[Any] = field(default_factory=list)
+    error: str | None = None
+
+
+class Model:
+    """Upstream, featurizer and head of a trained task.
+
+    Attributes:
+        task: its ``-d``.
+        decoder: turns features into results.
+    """
+
+    def __init__(self, found: Trained, device: str, options: Options) -> None:
+        from s3prl.upstream.interfaces import Featurizer
+
+        info = found.info
+        upstream = found.upstream().to(device).eval()
+        featurizer = Featurizer(
+            upstream=upstream,
+            feature_selection=info.get("upstream_feature_selection") or "hidden_states",
+            layer_selection=info.get("upstream_layer_selection"),
+            upstream_device=device,
+            normalize=bool(info.get("upstream_feature_normalize")),
+        )
+        checkpoint.load_into(featurizer, found.weights("Featurizer"), "featurizer", found.name)
+        decoder = build_decoder(info, featurizer.output_dim, featurizer.downsample_rate, options)
+        checkpoint.load_into(decoder.head, found.weights("Downstream"), "head", found.name)
+        self.task = str(info["downstream"])
+        self.decoder: Decoder = decoder
+        self._models = TaskModels(upstream, featurizer.to(device).eval(), decoder.head.to(device).eval(), device)
+
+    def predict(self, audio: str | os.PathLike | np.ndarray, rate: int = SAMPLE_RATE) -> Result:
+        """Return the prediction for one recording.
+
+        Args:
+            audio: path of a file, or samples [samples] or [samples, channels], full scale 1.
+            rate: sample rate of `audio` in Hz, where it is samples.
+
+        Raises:
+            DataError: it cannot be read, or is too short for the model.
+        """
+        if isinstance(audio, np.ndarray):
+            job = self._prepared(recordings.from_samples(audio, rate))
+            self._decode([job], 1)
+            (result,) = self._results([job])
+        else:
+            (result,) = self.predict_files([audio])
+        if isinstance(result, Failure):
+            raise DataError(result.error)
+        return result
+
+    def predict_files(self, paths: Iterable[str | os.PathLike], batch_size: int = 1) -> Iterator[Result | Failure]:
+        """Yield the prediction for each file, in their order; one that cannot be read or decoded is a failure.
+
+        Args:
+            paths: audio files.
+            batch_size: windows that pass the model together. With 1 no result depends on the other files.
+        """
+        paths = iter(paths)
+        while group := list(islice(paths, batch_size)):
+            jobs = [self._opened(path) for path in group]
+            self._decode([job for job in jobs if job.error is None], batch_size)
+            yield from self._results(jobs)
+
+    def _opened(self, path: str | os.PathLike) -> _Job:
+        try:
+            return self._prepared(recordings.read(path))
+        except DataError as error:
+            return _Job(Recording(str(path), np.zeros(0, np.float32)), error=str(error))
+
+    def _prepared(self, recording: Recording) -> _Job:
+        try:
+            return _Job(recording, self.decoder.windows(recording.samples))
+        except DataError as error:
+            return _Job(recording, error=f"{_length(recording.name, recording.seconds)}: {error}.")
+
+    def _decode(self, jobs: list[_Job], batch_size: int) -> None:
+        """Fill in what the head says of the windows of all jobs."""
+        windows = [(job, window) for job in jobs if job.error is None for window in job.windows]
+        for start in range(0, len(windows), batch_size):
+            batch = windows[start : start + batch_size]
+            try:
+                pieces = self._pieces(batch)
+            except DataError:  # find out whose fault it is
+                pieces = [self._piece(*one) for one in batch]
+            for (job, _), piece in zip(batch, pieces, strict=True):
+                job.pieces.append(piece)
+
+    def _piece(self, job: _Job, window: Window) -> Any:
+        try:
+            return self._pieces([(job, window)])[0]
+        except DataError as error:
+            job.error = job.error or str(error)
+            return None
+
+    def _pieces(self, batch: list[tuple[_Job, Window]]) -> list[Any]:
+        """Return what the head says of each window.
+
+        Raises:
+            DataError: a window is too short for the model, or memory is.
+        """
+        wavs = [self.decoder.prepare(job.recording.samples[start:end]) for job, (start, end) in batch]
+        job, _ = min(batch, key=lambda one: one[1][1] - one[1][0])
+        seconds = min(map(len, wavs)) / SAMPLE_RATE
+        try:
+            with torch.no_grad():
+                features = self._models.features(wavs, [job.recording.name for job, _ in batch])
+                return self.decoder.decode(features, [len(wav) for wav in wavs])
+        except (DataError, RuntimeError, ValueError, IndexError, AssertionError) as error:
+            if "out of memory" in str(error) or "allocate memory" in str(error):
+                raise DataError(
+                    f"{job.recording.name}: memory does not suffice for {len(wavs)} windows of up to "
+                    f"{max(map(len, wavs)) / SAMPLE_RATE:.0f} s: lower --window or --batch-size."
+                ) from error
+            if isinstance(error, DataError) or seconds < 1:
+                raise DataError(f"{_length(job.recording.name, seconds)}, too short for this model: pad it.") from error
+            raise
+
+    def _results(self, jobs: list[_Job]) -> list[Result | Failure]:
+        results: list[Result | Failure] = []
+        for job in jobs:
+            if job.error is not None:
+                results.append(Failure(job.recording.name, job.error))
+            else:
+                results.append(self.decoder.join(job.recording, job.windows, job.pieces))
+        return results
+
+
+def _check_device(name: str) -> None:
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: a torch without CUDA
+        raise UsageError(
+            f"the device '{name}' cannot be used ({str(error).splitlines()[0][:100]}): try cpu."
+        ) from error
+
+
+def _length(name: str, seconds: float) -> str:
+    return f"{name} is {seconds:.3f} s long"

@@ -1,0 +1,116 @@
+"""Recordings of any sample rate and channel count, and the audio files of a folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from s3prl_ext.corpora.audio import SAMPLE_RATE, resample
+from s3prl_ext.errors import DataError
+
+# Files of these suffixes are taken from a folder. Those of the second row cannot be read, and are named in an error.
+READABLE = {name.lower() for name in soundfile.available_formats()} - {"raw"} | {"aif", "oga", "opus", "sph", "wave"}
+UNREADABLE = {"m4a", "mp4", "aac", "wma", "webm", "amr", "ac3"}
+
+
+@dataclass(frozen=True)
+class Recording:
+    """Audio as the models take it.
+
+    Attributes:
+        name: the path as given, or a name for samples that came from no file.
+        samples: float32 [samples] at 16 kHz, one channel.
+        notes: what was done to make it so, one sentence each.
+    """
+
+    name: str
+    samples: np.ndarray
+    notes: tuple[str, ...] = ()
+
+    @property
+    def seconds(self) -> float:
+        """Duration in seconds."""
+        return len(self.samples) / SAMPLE_RATE
+
+
+def find(inputs: Iterable[str | os.PathLike]) -> tuple[list[Path], list[tuple[Path, str]], list[Path]]:
+    """Return audio files, what is wrong with an input that gives none, and the other files of the folders.
+
+    A file is taken whatever its suffix is. A folder gives its audio files and those of its folders, sorted, without
+    hidden ones.
+    """
+    files: list[Path] = []
+    problems: list[tuple[Path, str]] = []
+    others: list[Path] = []
+    for path in map(Path, inputs):
+        if not path.is_dir():
+            files.append(path)
+            continue
+        inside = sorted(p for p in path.rglob("*") if p.is_file() and not _hidden(p.relative_to(path)))
+        audio = [p for p in inside if p.suffix.lower().lstrip(".") in READABLE | UNREADABLE]
+        others += [p for p in inside if p not in set(audio)]
+        files += audio
+        if not audio:
+            held = f"only {len(inside)} other files" if inside else "no file"
+            problems.append(
+                (path, f"the folder {path} holds no audio file ({held}): name a folder of WAV, FLAC or MP3.")
+            )
+    return list(dict.fromkeys(files)), problems, others
+
+
+def read(path: str | os.PathLike) -> Recording:
+    """Read an audio file of any format, sample rate and channel count that soundfile knows.
+
+    Raises:
+        DataError: it is missing, no audio, empty, or holds samples that are no numbers.
+    """
+    path = Path(path)
+    if path.is_dir() or not path.exists():
+        kind = "is a folder: name the files in it" if path.is_dir() else "does not exist: mend the path"
+        raise DataError(f"{path} {kind}.")
+    try:
+        samples, rate = soundfile.read(str(path), dtype="float32", always_2d=True)
+    except (soundfile.SoundFileError, OSError, TypeError) as error:  # TypeError: a file of suffix .raw has no header
+        reason = str(error).split("': ")[-1].rstrip(". ")
+        raise DataError(
+            f"{path} cannot be read as audio ({reason}): give WAV, FLAC, OGG, MP3 or AIFF, or convert it, for example "
+            "with `ffmpeg -i IN OUT.wav`."
+        ) from error
+    return from_samples(samples, rate, str(path))
+
+
+def from_samples(samples: np.ndarray, rate: int, name: str = "samples") -> Recording:
+    """Return samples as a recording: channels are averaged, then resampled to 16 kHz.
+
+    Args:
+        samples: real numbers [samples] or [samples, channels]; full scale is 1.
+        rate: in Hz.
+        name: for errors and results.
+
+    Raises:
+        DataError: there are none, or some are no numbers.
+    """
+    samples = np.asarray(samples, dtype=np.float32)
+    if samples.ndim not in (1, 2) or not samples.size:
+        raise DataError(f"{name} holds no samples (shape {samples.shape}): give [samples] or [samples, channels].")
+    if samples.ndim == 2 and samples.shape[1] > samples.shape[0]:
+        raise DataError(f"{name} has the shape {samples.shape}, more channels than samples: give [samples, channels].")
+    if not np.isfinite(samples).all():
+        raise DataError(f"{name} holds samples that are no finite numbers: write it again.")
+    notes = []
+    if samples.ndim == 2:
+        if samples.shape[1] > 1:
+            notes.append(f"{samples.shape[1]} channels averaged")
+        samples = samples.mean(axis=1)
+    if rate != SAMPLE_RATE:
+        notes.append(f"resampled from {rate} Hz to {SAMPLE_RATE} Hz")
+    return Recording(name, resample(samples, int(rate)), tuple(notes))
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)

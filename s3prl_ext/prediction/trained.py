@@ -1,0 +1,134 @@
+"""What was trained, from whatever holds it: a run's folder, a checkpoint, a delta, an exported folder."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from s3prl_ext.configs import load_yaml
+from s3prl_ext.deltas.model_card import HEAD_FILE, TASK_FILE
+from s3prl_ext.deltas.plain_upstream import build_tuned_from
+from s3prl_ext.deltas.switch import TaskSwitch
+from s3prl_ext.deltas.tuned_task import FILE_NAME, TunedTask, load_whole
+from s3prl_ext.errors import DataError
+from s3prl_ext.training import checkpoint, tuned_upstream
+from s3prl_ext.upstreams.merged_attention.record import check_merge_record
+
+BEST_FILES = ("dev-best.ckpt", "dev-clean-best.ckpt", "best-states-dev.ckpt")  # s3prl's names, by task
+EXPORT_FILE = "export.json"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A task as it was trained.
+
+    Attributes:
+        task: its weights, and what it is.
+        upstream_sha256: hash of the untuned upstream, where the file says it.
+        merge: record of a merged upstream, or None.
+    """
+
+    task: TunedTask
+    upstream_sha256: str | None = None
+    merge: dict[str, Any] | None = field(default=None, repr=False)
+
+    @property
+    def info(self) -> Mapping[str, Any]:
+        """What it is: upstream, task, features, configuration."""
+        return self.task.info
+
+    @property
+    def name(self) -> str:
+        """The file it was read from."""
+        return str(self.task.path)
+
+    def upstream(self) -> nn.Module:
+        """Build the tuned upstream on the CPU.
+
+        Raises:
+            DataError: its model is missing, or another one than the task was trained on.
+        """
+        model = build_tuned_from(self.info)
+        check_merge_record(self.merge, getattr(model, "merge_record", None))
+        if "Upstream" in self.task.checkpoint:
+            load_whole(model, self.task.checkpoint["Upstream"], self.task.path)
+        elif self.task.delta is not None or tuned_upstream.KEY in self.task.checkpoint:
+            TaskSwitch(model, {"task": self.task}).switch("task")
+        elif self.upstream_sha256 is not None:
+            tuned_upstream.TunedUpstream(model).check_base(self.upstream_sha256, self.name)
+        return model
+
+    def weights(self, part: str) -> Mapping[str, torch.Tensor]:
+        """Return the state dict of ``Featurizer`` or ``Downstream``; one without weights is not in a delta."""
+        return self.task.task.get(part, {})
+
+
+def read(path: str | Path) -> Trained:
+    """Read what was trained.
+
+    Args:
+        path: a run's folder (its best checkpoint, else the latest, else its delta), a checkpoint, a delta, or a folder
+            of ``s3prl-ext export``.
+
+    Raises:
+        DataError: there is nothing of that kind.
+    """
+    path = Path(path)
+    if path.is_dir() and (path / EXPORT_FILE).is_file():
+        return _exported(path)
+    file = choose(path) if path.is_dir() else path
+    if not file.exists():
+        raise DataError(f"no such run, checkpoint or delta: {path}.")
+    if file.suffix == ".ckpt":
+        extension = _extension(file)
+        return Trained(TunedTask.read(file), extension.get("upstream_sha256"), extension.get("merge"))
+    return Trained(TunedTask.read(file))
+
+
+def choose(folder: Path) -> Path:
+    """Return the checkpoint or delta of a run that stands for it.
+
+    Raises:
+        DataError: the folder holds none.
+    """
+    best = [folder / name for name in BEST_FILES if (folder / name).is_file()]
+    found = [*best, *sorted(folder.glob("*best*.ckpt")), *reversed(checkpoint.numbered(folder))]
+    found += [folder / FILE_NAME] if (folder / FILE_NAME).is_file() else []
+    if not found:
+        raise DataError(
+            f"{folder} holds no checkpoint and no {FILE_NAME}: name the folder of a run (its -p), a checkpoint or a delta."
+        )
+    return found[0]
+
+
+def _extension(path: Path) -> Mapping[str, Any]:
+    states = checkpoint.load(path, mmap=zipfile.is_zipfile(path))
+    return states.get(checkpoint.EXTENSION_KEY) or {}
+
+
+def _exported(folder: Path) -> Trained:
+    """Read a folder of ``s3prl-ext export``, whose upstream is a plain model with the tuned weights."""
+    record = json.loads((folder / EXPORT_FILE).read_text(encoding="utf-8"))
+    words = shlex.split(record["model"]["upstream"])
+    flags = dict(zip(words[::2], words[1::2], strict=True))
+    if "-u" not in flags:
+        raise DataError(f"s3prl has no upstream that loads the model in {folder}: give the run it was exported from.")
+    ckpt = folder if flags["-k"] == "." else folder / flags["-k"]
+    merged = ckpt.is_dir() and record["model"].get("merge") is not None  # its features were the target's
+    info = record["info"] | {
+        "upstream": "hf_speech_custom" if merged else flags["-u"],
+        "upstream_ckpt": str(ckpt),
+        "upstream_model_config": None,
+        "config": load_yaml(folder / TASK_FILE),
+        "tuning": None,
+    }
+    parts = checkpoint.load(folder / HEAD_FILE)
+    return Trained(TunedTask(folder / HEAD_FILE, info, parts), record["model"].get("tuned_sha256"))

@@ -1,0 +1,50 @@
+"""How recordings that are too long for one pass are cut."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+
+from s3prl_ext.corpora.audio import SAMPLE_RATE
+
+Window = tuple[int, int]  # first sample, sample after the last
+
+SHORTEST = SAMPLE_RATE // 2  # no cut at a pause leaves less than this at the end
+PAUSE = SAMPLE_RATE // 5  # a cut goes through the middle of the quietest stretch of this length
+
+
+def equal(samples: int, longest: int) -> list[Window]:
+    """Cut into the fewest windows of at most `longest` samples, as equal as possible."""
+    count = -(-samples // longest)
+    ends = [round(index * samples / count) for index in range(count + 1)]
+    return list(pairwise(ends))
+
+
+def at_pauses(samples: np.ndarray, longest: int) -> list[Window]:
+    """Cut at the quietest 0.2 s of the second half of each window, so that no window is longer than `longest`.
+
+    Args:
+        samples: float [samples] at 16 kHz.
+        longest: in samples, at least two seconds.
+    """
+    energy = np.concatenate([[0.0], np.cumsum(np.square(samples, dtype=np.float64))])
+    windows, start = [], 0
+    while len(samples) - start > longest:
+        low = start + longest // 2
+        high = min(start + longest, len(samples) - SHORTEST) - PAUSE // 2
+        places = np.arange(low, high, PAUSE // 10)
+        loudness = energy[places + PAUSE // 2] - energy[places - PAUSE // 2]
+        cut = int(places[int(np.argmin(loudness))])
+        windows.append((start, cut))
+        start = cut
+    return [*windows, (start, len(samples))]
+
+
+def overlapping(frames: int, longest: int, overlap: int) -> list[Window]:
+    """Cut frames into windows of `longest`, each beginning `overlap` frames before the end of the one before."""
+    windows = [(0, min(frames, longest))]
+    while windows[-1][1] < frames:
+        start = windows[-1][1] - overlap
+        windows.append((start, min(frames, start + longest)))
+    return windows

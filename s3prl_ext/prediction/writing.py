@@ -1,0 +1,94 @@
+"""Results as text, JSON lines, a CSV table or RTTM."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from s3prl_ext.errors import DataError, UsageError
+from s3prl_ext.prediction.decoder import Decoder
+from s3prl_ext.prediction.results import Failure, Result, SpeakerTurns
+
+FORMATS = ("text", "jsonl", "csv", "rttm")
+SUFFIXES = {".jsonl": "jsonl", ".json": "jsonl", ".csv": "csv", ".rttm": "rttm"}  # of --out; others are text
+
+
+def format_of(out: Path | None) -> str:
+    """Return the format that the suffix of a file stands for."""
+    return SUFFIXES.get(out.suffix.lower(), "text") if out is not None else "text"
+
+
+class Formatter:
+    """Turn results into the lines of one format.
+
+    Args:
+        kind: one of :data:`FORMATS`.
+        decoder: of the task.
+        names: all recordings; those of one file name in several folders get their folders into RTTM.
+
+    Raises:
+        UsageError: RTTM for another task than diarization.
+    """
+
+    def __init__(self, kind: str, decoder: Decoder, names: Sequence[Path]) -> None:
+        if kind == "rttm" and not issubclass(decoder.RESULT, SpeakerTurns):
+            raise UsageError("--format rttm is for speaker diarization: use text, jsonl or csv.")
+        self.kind = kind
+        self._columns = ("file", *decoder.columns, "error")
+        stems = [path.stem for path in names]
+        self._twice = {stem for stem in stems if stems.count(stem) > 1}
+
+    def header(self) -> str:
+        """Return what stands before the first result."""
+        return self._row({name: name for name in self._columns}) if self.kind == "csv" else ""
+
+    def __call__(self, result: Result | Failure) -> str:
+        """Return the lines of one result, each with its end; text and RTTM leave failures out."""
+        if self.kind == "jsonl":
+            return json.dumps(result.record(), ensure_ascii=False) + "\n"
+        if self.kind == "csv":
+            rows = [result.record()] if isinstance(result, Failure) else result.rows()
+            return "".join(map(self._row, rows))
+        if isinstance(result, Failure):
+            return ""
+        text = result.rttm(self._name(result)) if isinstance(result, SpeakerTurns) else str(result)
+        return f"{text}\n" if text else ""
+
+    def _name(self, result: Result) -> str | None:
+        path = Path(result.file)
+        return "_".join(path.with_suffix("").parts).strip("/_") if path.stem in self._twice else None
+
+    def _row(self, row: dict[str, object]) -> str:
+        line = io.StringIO()
+        csv.writer(line, lineterminator="\n").writerow([row.get(name, "") for name in self._columns])
+        return line.getvalue()
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Callable[[str], object]]:
+    """Give a function that writes text to a file, which takes its name when the body has ended without an error.
+
+    Raises:
+        UsageError: there is no such folder, or `path` is one.
+        DataError: the file cannot be written.
+    """
+    path = path.absolute()
+    if path.is_dir() or not path.parent.is_dir():
+        raise UsageError(f"--out {path}: {'this is a folder' if path.is_dir() else f'no such folder: {path.parent}'}.")
+    try:
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    except OSError as error:
+        raise DataError(f"cannot write {path}: {os.strerror(error.errno or 0)}.") from error
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            yield file.write
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
