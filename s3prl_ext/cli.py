@@ -17,6 +17,8 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "methods": ("s3prl_ext.commands.methods", "main", "what each tuning method trains in an upstream, and its paper"),
     "layers": ("s3prl_ext.commands.layers", "main", "compare the layers of two models and choose the ones to merge"),
     "sweep": ("s3prl_ext.commands.sweep", "main", "score many merges in one process: lambda grids, layers, noise"),
+    "predict": ("s3prl_ext.commands.predict", "main", "what a trained task says of one's own recordings"),
+    "report": ("s3prl_ext.commands.report", "main", "tables beside the papers' figures, pictures and one HTML page"),
     "compare": ("s3prl_ext.commands.compare", "main", "compare the transcripts of two models, utterance by utterance"),
     "apply": ("s3prl_ext.commands.apply", "main", "turn a base model into a tuned one with a delta"),
     "revert": ("s3prl_ext.commands.apply", "revert_main", "turn a tuned model into its base with the delta"),
