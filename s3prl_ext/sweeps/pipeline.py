@@ -80,9 +80,14 @@ def run(flags: argparse.Namespace, config: MergeConfig, grid: dict[str, Any]) ->
         remove_if_empty(flags.expdir)
         raise
     merged = source_name(dataclasses.replace(config.sources[0], noise=None)) if path else "noise"
-    title = f"{merged} into {target_name(config.target)}: {args.downstream}"
+    title = f"{_without_folders(merged)} into {_without_folders(target_name(config.target))}: {args.downstream}"
     paper = flags.paper or (args.downstream if flags.grid in PRESETS else None)
     return _write(sweep, summary, title, paper if paper in CORPORA else None)
+
+
+def _without_folders(name: str) -> str:
+    """Return a model's name for a title: of an absolute path the last part only."""
+    return " ".join(Path(part).name if Path(part).is_absolute() else part for part in name.split(" "))
 
 
 def _read_source(config: MergeConfig, grid: dict[str, Any]) -> tuple[Path | None, AttentionWeights | None]:

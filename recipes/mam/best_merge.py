@@ -1,0 +1,36 @@
+"""Print the settings of the merge that dev prefers among some sweeps, as ``-g`` takes them: lambda=0.05,,layers=4-11.
+
+python recipes/mam/best_merge.py exp/table1/ljspeech/sweep.json exp/table2/ljspeech/sweep.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+def best(sweeps: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the row of the summaries with the best score on dev; noise does not count, of equal rows the first wins."""
+    rows = [row for sweep in sweeps for row in sweep["summary"] if row["noise"] == "none"]
+    sign = -1 if sweeps[0]["metric"]["higher_is_better"] else 1
+    return min(rows, key=lambda row: sign * row["dev"]["mean"])
+
+
+def main() -> None:
+    """Read the files and print one line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sweeps", type=Path, nargs="+", help="sweep.json of finished sweeps")
+    sweeps = [json.loads(path.read_text(encoding="utf-8")) for path in parser.parse_args().sweeps]
+    unfinished = [sweep for sweep in sweeps if "summary" not in sweep]
+    if unfinished:
+        parser.error("a sweep is not finished: run its recipe again")
+    row = best(sweeps)
+    layers = "[" + ",".join(map(str, row["layers"])) + "]"
+    print(f"lambda={row['lambda']:g},,layers={layers}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# MAM, Table 2: blocks of layers, lambda chosen on dev for each.
+#
+#   recipes/mam/table2.sh [--tasks LIST] [options]
+#   recipes/mam/table2.sh --mini --recordings DIR --hubert DIR --tasks ljspeech
+#
+#   --tasks LIST       out of ljspeech,vctk,esc50 (default: all)
+#   --folds LIST       test folds of ESC-50 (default: all five; with --mini fold 4)
+#   --lambdas LIST     grid of lambda (default: the paper's)
+#   --out DIR          folder for everything (default: exp/mam); the tables of MAM share it
+#   --mini             miniature corpora and small models on a CPU; --recordings DIR makes the corpora of recordings (strings
+#                      of spoken digits, --digits N of them, 300; without recordings all speech is synthesised, its figures
+#                      mean nothing). Small models of your own: --hubert DIR (default: S3PRL_EXT_TARGET), --beats FILE,
+#                      --vit DIR; what is not given is trained here. --esc50 DIR: a whole ESC-50-master. --steps N shortens
+#                      every training
+#   --stage N --stop-stage N   1 corpora and small models, 2 heads, 3 sweeps
+#   --dry-run          print the commands
+#
+# Full size: LJSPEECH, VCTK, ESC50 and BEATS_ITER3 name the corpora and the BEATs file; the other models are
+# facebook/hubert-large-ls960-ft, bert-large-uncased and google/vit-base-patch16-224-in21k. Safe to run again: what is done
+# is kept.
+set -euo pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/../shared/stages.sh"
+. "$(dirname "${BASH_SOURCE[0]}")/pairs.sh"
+
+options=""
+begin "$@"
+if due 1 "corpora and small models"; then corpora_and_models; fi
+if due 2 "head of ESC-50 on the unmerged target"; then heads; fi
+if due 3 "blocks of layers"; then
+  for unit in $(units); do
+    experiment "$unit"
+    grid=(--grid table2-24 --paper "${unit%-*}")
+    [[ "$unit" != esc50-* ]] || grid=(--grid table2-12 --paper esc50)
+    if [[ -n "$mini" ]]; then   # 6 layers, and 4 of the small BEATs
+      grid=(--lambda "0,0.05,0.1,0.15,0.2,0.25" --layers "0-1,2-3,4-5,0-2,3-5,all")
+      [[ "$unit" != esc50-* ]] || grid=(--lambda "0,0.1,0.15,0.2,0.25,0.3" --layers "0-1,2-3,0-2,1-3,all")
+    fi
+    execute s3prl-ext sweep "${pair[@]}" "${task[@]}" "${grid[@]}" \
+      ${lambdas:+--lambda "$lambdas"} -p "$out/table2/$unit"
+  done
+fi

@@ -1,0 +1,82 @@
+# shellcheck shell=bash disable=SC2034,SC2154  # recipes use what is set here; stages.sh sets the rest
+# The seven tasks of SUPERB as recipes run them. To be sourced after stages.sh:
+#
+#   choose_upstream wav2vec2                  # the default of a full-size recipe
+#   task ks ad_tuning                         # or superb; --mini replaces the preset by mini
+#   train "$out/ks/x" "${upstream_flags[@]}" "${task_flags[@]}" -o "$(joined "$tuning" "$settings")"
+#   evaluate "$out/ks/x" "$checkpoint" "$test_split"
+
+SUPERB_TASKS="asr pr sd sid sf ic ks"   # in the order of AD-TUNING's Table 2
+
+# task NAME PRESET: set task_flags (-d, -c), variable, corpus, checkpoint, dev_split, test_split, metric, total (steps;
+# empty: those of the preset), and settings: overrides for -o that --mini and --steps ask for. With --mini the checkpoint
+# is that of the last step: nothing is chosen on dev.
+task() {
+  settings=""
+  metric=acc checkpoint=dev-best.ckpt dev_split=dev test_split=test
+  local downstream steps_of_mini=60
+  case "$1" in
+    asr) downstream=asr metric=wer checkpoint=dev-clean-best.ckpt dev_split=dev-clean test_split=test-clean
+      variable=LIBRISPEECH corpus="LibriSpeech with train-clean-100" ;;
+    pr) downstream=ctc metric=per variable=LIBRISPEECH corpus="LibriSpeech with train-clean-100" ;;
+    sd) downstream=diarization metric=der checkpoint=best-states-dev.ckpt
+      variable=LIBRI2MIX_DIARIZATION corpus="Libri2Mix as s3prl's diarization recipe prepares it" ;;
+    sid) downstream=voxceleb1 variable=VOXCELEB1 corpus="VoxCeleb1" ;;
+    sf) downstream=ctc metric=slot_type_f1 variable=AUDIO_SNIPS corpus="Audio SNIPS" ;;
+    ic) downstream=fluent_commands variable=FLUENT_SPEECH_COMMANDS corpus="Fluent Speech Commands" ;;
+    ks) downstream=speech_commands variable=SPEECH_COMMANDS corpus="Speech Commands v0.01" ;;
+    *) stop "unknown task '$1'; known: $SUPERB_TASKS." ;;
+  esac
+  task_flags=(-d "$downstream" -c "$1/$2")
+  if [[ -n "$mini" ]]; then
+    task_flags=(-d "$downstream" -c "$1/mini" --device cpu)
+    settings="config.optimizer.lr=1e-3"
+    if [[ "$1" == asr ]]; then   # a linear head: s3prl's LSTM needs more steps than a miniature run has
+      settings="config.optimizer.lr=5e-3,,config.downstream_expert.modelrc.RNNs.dim=[]"
+      steps_of_mini=50
+    fi
+  fi
+  total="${steps:-${mini:+$steps_of_mini}}"
+  if [[ -n "$total" ]]; then
+    # five evaluations, whatever the number of steps
+    settings+="${settings:+,,}config.runner.total_steps=$total,,config.runner.eval_step=$(((total + 4) / 5))"
+    settings+=",,config.runner.save_step=$total"
+  fi
+  [[ -z "$mini" ]] || checkpoint="states-$total.ckpt"
+}
+
+# joined PART...: one -o from several, empty ones left out.
+joined() {
+  local part line=""
+  for part in "$@"; do
+    line+="${part:+${line:+,,}$part}"
+  done
+  printf '%s' "$line"
+}
+
+# choose_upstream DEFAULT: set upstream_flags from --upstream and --ckpt. With --mini the default is a transformers folder
+# in --ckpt, or else an untrained small HuBERT that the demo's script writes into $out/hubert.
+choose_upstream() {
+  if [[ -n "$mini" && -z "$upstream" ]]; then
+    upstream=hf_hubert_custom
+    if [[ -z "$ckpt" ]]; then
+      ckpt="$out/hubert"
+      unless "$ckpt/config.json" python "$RECIPES/demo/make_hubert.py" "$ckpt"
+    fi
+  fi
+  upstream="${upstream:-$1}"
+  upstream_flags=(-u "$upstream" ${ckpt:+-k "$ckpt"})
+}
+
+# corpus_of TASK: have its corpus, miniature or real; call task first.
+corpus_of() {
+  if [[ -n "$mini" ]]; then
+    local digits=()
+    if [[ -n "$recordings" && "$1" =~ ^(asr|pr)$ && -d "$recordings/fsdd" ]]; then
+      digits=(--digits "${digit_strings:-200}")   # strings of spoken digits, which a few steps can learn
+    fi
+    mini_corpora "$1" "${digits[@]}"
+  else
+    need_variable "$variable" "$corpus"
+  fi
+}
