@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from s3prl_ext.errors import unknown_name
@@ -38,9 +39,13 @@ METRICS: dict[str, Metric] = {
     "slot_edit_f1_part": Metric(higher_is_better=True, unit="ratio"),
     "per": Metric(higher_is_better=False, unit="ratio"),
     "wer": Metric(higher_is_better=False, unit="%"),
+    "wer_low": Metric(higher_is_better=False, unit="%"),  # ends of the 95 % interval
+    "wer_high": Metric(higher_is_better=False, unit="%"),
     "uer": Metric(higher_is_better=False, unit="%"),
     "cer": Metric(higher_is_better=False, unit="%"),
     "error": Metric(higher_is_better=False, unit="%"),
+    "error_low": Metric(higher_is_better=False, unit="%"),
+    "error_high": Metric(higher_is_better=False, unit="%"),
     "der": Metric(higher_is_better=False, unit="ratio"),
     "loss": Metric(higher_is_better=False, unit="nats"),
     "intent_loss": Metric(higher_is_better=False, unit="nats"),
@@ -52,3 +57,13 @@ def metric(name: str) -> Metric:
     if name not in METRICS:
         raise unknown_name("metric", name, METRICS)
     return METRICS[name]
+
+
+# What a task is judged by, where nobody says otherwise: the first of these that it reports.
+MAIN_METRICS = ("slot_type_f1", "per", "wer", "error", "der", "acc")
+
+
+def main_metric(reported: Iterable[str]) -> str | None:
+    """Return the name of the metric that a task with these metrics is judged by; None where it reports none of them."""
+    names = set(reported)
+    return next((name for name in MAIN_METRICS if name in names), None)

@@ -5,19 +5,22 @@ from __future__ import annotations
 import json
 import logging
 import os
-import platform
 import tempfile
 from argparse import Namespace
-from importlib import metadata
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from s3prl_ext.errors import ExtError, StoppedByUser, UsageError, sentence
+from s3prl_ext.evaluation.result_records import SCHEMA, problems
 from s3prl_ext.metrics import METRICS
+from s3prl_ext.training import provenance
+from s3prl_ext.training.corpus_hash import corpus_hash
+from s3prl_ext.training.provenance import PACKAGES  # noqa: F401  the packages that result files name
 
 logger = logging.getLogger(__name__)
-
-SCHEMA = 1
-PACKAGES = ("s3prl_ext", "s3prl", "torch", "torchaudio", "transformers", "numpy")
 
 
 def write(
@@ -28,6 +31,7 @@ def write(
     seconds: float,
     trainable: dict[str, int],
     merge: dict[str, Any] | None = None,
+    seconds_per_step: float | None = None,
     **facts: Any,
 ) -> Path:
     """Write the metrics of a run's splits to ``result.json`` (train) or ``result-SPLIT.json`` (evaluate).
@@ -40,29 +44,87 @@ def write(
         seconds: wall time of the training or evaluation.
         trainable: number of trainable weights of upstream, featurizer and downstream.
         merge: record of a merged upstream.
+        seconds_per_step: wall time of an optimizer step, with what is scored and saved on the way; None without training.
         **facts: further plain values, such as the evaluations on the way.
     """
-    name = "result.json" if args.mode == "train" else f"result-{'-'.join(metrics)}.json"
-    content = {
+    path = Path(args.expdir) / _name(args, "-".join(metrics))
+    rows = {split: {key: _row(key, value) for key, value in row.items()} for split, row in metrics.items()}
+    content = _frame(args, config, seconds) | {
+        "step": step,
+        "seconds_per_step": seconds_per_step,
+        "metrics": rows,
+        "intervals": {split: _intervals(row) for split, row in metrics.items()},
+        "trainable": trainable,
+        "merge": merge,
+        **facts,
+        "splits_sha256": _splits_sha256(Path(args.expdir) / "splits.json"),
+    }
+    found = problems(content)
+    if found:
+        logger.warning("%s has an unusual content: %s", path, "; ".join(found))
+    _write_json(content, path)
+    _failed(path).unlink(missing_ok=True)  # of an earlier attempt
+    logger.info("metrics written to %s", path)
+    return path
+
+
+@contextmanager
+def failures_recorded(args: Namespace, config: dict[str, Any], split: str = "", active: bool = True) -> Iterator[None]:
+    """Write ``result-failed.json`` (``result-SPLIT-failed.json``) where the body ends with an error, which goes on.
+
+    A wrong flag and a stop on request are no failures, nor is a file that is missing or refused before there is a
+    checkpoint: such an experiment leaves nothing behind.
+
+    Args:
+        args, config: as for :func:`write`.
+        split: what is evaluated; empty for a training.
+        active: False on all ranks but the first.
+    """
+    started = datetime.now(timezone.utc)
+    try:
+        yield
+    except (UsageError, StoppedByUser):
+        raise
+    except Exception as error:
+        folder = Path(args.expdir)
+        begun = any(folder.glob("*.ckpt")) or not isinstance(error, (ExtError, FileNotFoundError))
+        if active and folder.is_dir() and begun:
+            seconds = (datetime.now(timezone.utc) - started).total_seconds()
+            content = _frame(args, config, seconds) | {"step": None, "metrics": {}, "trainable": {}}
+            try:
+                _write_json(content | {"error": sentence(error)}, _failed(folder / _name(args, split)))
+            except OSError as second:  # such as a full disk, which may be the first error too
+                logger.warning("the failure could not be recorded in %s: %s", folder, second)
+        raise
+
+
+def _frame(args: Namespace, config: dict[str, Any], seconds: float) -> dict[str, Any]:
+    """Return what every record holds: what was run, where, and with which versions and data."""
+    return {
         "schema": SCHEMA,
         "mode": args.mode,
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "upstream": args.upstream,
         "downstream": args.downstream,
         "seed": args.seed,
-        "step": step,
         "seconds": round(seconds, 3),
-        "metrics": {split: {key: _row(key, value) for key, value in row.items()} for split, row in metrics.items()},
-        "trainable": trainable,
         "args": {key: _plain(value) for key, value in vars(args).items()},
         "config": config,
-        "merge": merge,
-        **facts,
-        "versions": {package: _version(package) for package in PACKAGES} | {"python": platform.python_version()},
+        "data": corpus_hash(args.downstream, config),
+        "machine": provenance.machine(args.device),
+        "peak_memory": provenance.peak_memory(),
+        "commit": provenance.commit(),
+        "versions": provenance.versions(),
+        "error": None,
     }
-    path = Path(args.expdir) / name
-    _write_json(content, path)
-    logger.info("metrics written to %s", path)
-    return path
+
+
+def _name(args: Namespace, splits: str) -> str:
+    return "result.json" if args.mode == "train" else f"result-{splits}.json"
+
+
+def _failed(path: Path) -> Path:
+    return path.with_name(f"{path.stem}-failed.json")
 
 
 def _row(name: str, value: float) -> dict[str, Any]:
@@ -74,15 +136,21 @@ def _row(name: str, value: float) -> dict[str, Any]:
     }
 
 
+def _intervals(row: Mapping[str, float]) -> dict[str, list[float]]:
+    """Return ``[low, high]`` of each metric that a task gives with the ends of its 95 % interval."""
+    return {name: [row[f"{name}_low"], row[f"{name}_high"]] for name in row if f"{name}_low" in row}
+
+
+def _splits_sha256(path: Path) -> str | None:
+    """Return the hash of the split lists that a task wrote into the run's folder, or None."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8")).get("sha256")
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
 def _plain(value: Any) -> Any:
     return value if isinstance(value, (str, int, float, bool, type(None), list, dict)) else str(value)
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _write_json(content: dict[str, Any], path: Path) -> None:

@@ -1,0 +1,142 @@
+"""Result files as :mod:`s3prl_ext.training.results` writes them: their schema, its check, and how they are read.
+
+Schema 2 has every key of :data:`KEYS`. Schema 1 lacks those that came later: they are read as None.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from s3prl_ext.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+SCHEMA = 2
+NUMBER = (int, float)
+NONE = type(None)
+
+# key -> (schema that brought it, types); a failed run has an error, no step and no metrics
+KEYS: dict[str, tuple[int, tuple[type, ...]]] = {
+    "schema": (1, (int,)),
+    "mode": (1, (str,)),
+    "upstream": (1, (str,)),
+    "downstream": (1, (str,)),
+    "seed": (1, (int,)),
+    "step": (1, (int, NONE)),
+    "seconds": (1, NUMBER),
+    "metrics": (1, (dict,)),
+    "trainable": (1, (dict,)),
+    "args": (1, (dict,)),
+    "config": (1, (dict,)),
+    "versions": (1, (dict,)),
+    "date": (2, (str,)),
+    "data": (2, (dict, NONE)),
+    "machine": (2, (dict,)),
+    "peak_memory": (2, (dict,)),
+    "commit": (2, (str, NONE)),
+    "error": (2, (str, NONE)),
+}
+# Of a run that ended well; not in the record of a failure.
+OUTCOME: dict[str, tuple[int, tuple[type, ...]]] = {
+    "merge": (1, (dict, NONE)),
+    "seconds_per_step": (2, (*NUMBER, NONE)),
+    "intervals": (2, (dict,)),
+    "splits_sha256": (2, (str, NONE)),
+}
+ROW = {"value": NUMBER, "unit": (str, NONE), "higher_is_better": (bool, NONE)}
+
+
+@dataclass(frozen=True)
+class ResultRecord:
+    """One result file.
+
+    Attributes:
+        path: the file.
+        content: as written, with None for keys that an older schema lacks.
+    """
+
+    path: Path
+    content: Mapping[str, Any]
+
+    def __getitem__(self, key: str) -> Any:
+        return self.content.get(key)
+
+    def at(self, dotted: str) -> Any:
+        """Return the value at a dotted key such as ``config.tuning.density``; None where there is none."""
+        value: Any = self.content
+        for part in dotted.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        return value
+
+
+def problems(content: Any) -> list[str]:
+    """Return what is wrong with the content of a result file, one clause each; empty where nothing is."""
+    if not isinstance(content, Mapping):
+        return [f"holds a {type(content).__name__} in place of a mapping"]
+    schema = content.get("schema")
+    if not isinstance(schema, int) or isinstance(schema, bool) or schema < 1:
+        return [f"has schema {schema!r}"] if "schema" in content else ["has no 'schema'"]
+    if schema > SCHEMA:
+        return [f"has schema {schema}, but this version reads up to {SCHEMA}: update s3prl_ext"]
+    expected = KEYS | (OUTCOME if content.get("error") is None else {})
+    found = []
+    for key, (since, types) in expected.items():
+        if key not in content:
+            found += [f"lacks '{key}'"] if since <= schema else []
+        elif not isinstance(content[key], types) or (isinstance(content[key], bool) and bool not in types):
+            found.append(f"has {content[key]!r:.40} as '{key}'")
+    return found or _metric_problems(content)
+
+
+def _metric_problems(content: Mapping[str, Any]) -> list[str]:
+    found = []
+    for split, rows in content["metrics"].items():
+        if not isinstance(rows, Mapping):
+            found.append(f"has {rows!r:.40} as metrics of '{split}'")
+            continue
+        for name, row in rows.items():
+            fits = isinstance(row, Mapping) and all(isinstance(row.get(key), types) for key, types in ROW.items())
+            if not fits or isinstance(row["value"], bool):
+                found.append(f"has {row!r:.60} as '{name}' of '{split}'")
+    return found
+
+
+def read_record(path: Path) -> ResultRecord:
+    """Read and check one result file.
+
+    Raises:
+        DataError: it is missing, is no JSON, or no result file; the sentence says what is wrong.
+    """
+    path = Path(path)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}): give result files or folders of runs.") from error
+    except ValueError as error:
+        raise DataError(f"{path} is damaged, it holds no JSON ({error}): evaluate the run again.") from error
+    found = problems(content)
+    if found:
+        more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+        raise DataError(f"{path} is no result file: it {'; '.join(found[:3])}{more}.")
+    if content["schema"] < SCHEMA:
+        logger.info("%s is of schema %d: no hash of its data, no commit and no machine", path, content["schema"])
+        expected = KEYS | OUTCOME
+        content = {key: None for key in expected} | {"intervals": _intervals(content)} | content
+    return ResultRecord(path, content)
+
+
+def _intervals(content: Mapping[str, Any]) -> dict[str, dict[str, list[float]]]:
+    """Return the intervals of a file of schema 1, which has their ends among the metrics."""
+    return {
+        split: {
+            name: [rows[f"{name}_low"]["value"], rows[f"{name}_high"]["value"]]
+            for name in rows
+            if f"{name}_low" in rows and f"{name}_high" in rows
+        }
+        for split, rows in content["metrics"].items()
+    }

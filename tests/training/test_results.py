@@ -1,0 +1,140 @@
+"""Result files of real runs: complete, valid, and a record of what failed."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import platform
+import subprocess
+
+import pytest
+
+from s3prl_ext.errors import DataError, StoppedByUser, UsageError
+from s3prl_ext.evaluation.result_records import OUTCOME, problems, read_record
+from s3prl_ext.training import provenance, results
+from s3prl_ext.training.corpus_hash import corpus_hash
+from tests.experiments import make_args, task_config
+
+
+@pytest.fixture
+def runner(build, tmp_path):
+    return build(make_args(tmp_path / "exp"), task_config("ks", total_steps=2))
+
+
+def test_a_training_writes_a_complete_record(runner, tmp_path):
+    runner.train()
+    path = tmp_path / "exp" / "result.json"
+    content = json.loads(path.read_text())
+    assert problems(content) == [] and read_record(path)["schema"] == 2
+    assert set(OUTCOME) <= set(content)
+    assert content["error"] is None and content["step"] == 2
+    assert content["data"]["files"] > 10 and len(content["data"]["sha256"]) == 64
+    assert 0 < content["seconds_per_step"] < content["seconds"]
+    assert content["peak_memory"]["process"] > 50e6 and content["machine"]["cpu"]
+    assert all(row["unit"] for rows in content["metrics"].values() for row in rows.values())
+    assert content["config"]["runner"]["total_steps"] == 2
+    text = path.read_text()
+    assert f'"{platform.node()}"' not in text and f'"{getpass.getuser()}"' not in text
+
+
+def test_a_failed_run_is_recorded_and_a_later_success_takes_the_record_away(runner, build, tmp_path):
+    def broken(*inputs, **kwargs):
+        raise RuntimeError("the loss is broken")
+
+    forward = runner.downstream.model.forward
+    runner.downstream.model.forward = broken
+    with pytest.raises(RuntimeError):
+        runner.train()
+    failed = tmp_path / "exp" / "result-failed.json"
+    content = json.loads(failed.read_text())
+    assert problems(content) == [] and content["error"].startswith("RuntimeError: the loss is broken")
+    assert not (tmp_path / "exp" / "result.json").exists()
+    runner.downstream.model.forward = forward
+    runner.train()
+    assert (tmp_path / "exp" / "result.json").is_file() and not failed.exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "active", "begun", "recorded"),
+    [
+        (UsageError("a flag"), True, True, False),
+        (StoppedByUser("a stop"), True, True, False),
+        (DataError("a file"), True, False, False),
+        (FileNotFoundError("a file"), True, False, False),
+        (DataError("a file"), True, True, True),
+        (RuntimeError("a crash"), True, False, True),
+        (RuntimeError("a crash"), False, True, False),  # another rank
+    ],
+)
+def test_what_counts_as_a_failed_run(tmp_path, error, active, begun, recorded):
+    args = make_args(tmp_path / "exp", mode="evaluate")
+    if begun:
+        (tmp_path / "exp" / "states-1.ckpt").touch()
+    with pytest.raises(type(error)), results.failures_recorded(args, {}, "test", active=active):
+        raise error
+    assert (tmp_path / "exp" / "result-test-failed.json").is_file() == recorded
+
+
+def test_intervals_come_from_their_ends(tmp_path):
+    args = make_args(tmp_path / "exp", mode="evaluate", downstream="ljspeech")
+    values = {"wer": 5.0, "wer_low": 4.0, "wer_high": 6.5, "loss": 1.0}
+    path = results.write(args, {"runner": {}}, {"test": values}, 0, 1.0, {})
+    content = json.loads(path.read_text())
+    assert content["intervals"] == {"test": {"wer": [4.0, 6.5]}}
+    assert content["metrics"]["test"]["wer_low"]["unit"] == "%"
+
+
+def test_commit_of_a_checkout_and_of_none(tmp_path):
+    assert provenance.commit(tmp_path) is None
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    (tmp_path / "file").write_text("a")
+    for command in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "first"]):
+        subprocess.run([*git, *command], check=True)
+    head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    assert provenance.commit(tmp_path) == head
+    (tmp_path / "file").write_text("b")
+    assert provenance.commit(tmp_path) == f"{head}-dirty"
+
+
+# -- the corpus --------------------------------------------------------------------------------------------------------
+
+
+def libri(folder, **splits):
+    """Write a corpus root with one folder per split; returns the task file for asr."""
+    for split, files in splits.items():
+        for name, text in files.items():
+            path = folder / split.replace("_", "-") / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+    return {"downstream_expert": {"datarc": {"libri_root": str(folder), "train": ["train-clean-100"]}}}
+
+
+def test_the_hash_depends_on_names_and_sizes_not_on_the_place(tmp_path):
+    files = {"1/a.flac": "xx", "1/b.flac": "y"}
+    first = corpus_hash("asr", libri(tmp_path / "first", train_clean_100=files))
+    assert first == corpus_hash("asr", libri(tmp_path / "second", train_clean_100=files))
+    assert first["files"] == 2 and first["bytes"] == 3
+    longer = corpus_hash("asr", libri(tmp_path / "third", train_clean_100=files | {"1/b.flac": "yy"}))
+    renamed = corpus_hash("asr", libri(tmp_path / "fourth", train_clean_100={"1/a.flac": "xx", "1/c.flac": "y"}))
+    assert len({first["sha256"], longer["sha256"], renamed["sha256"]}) == 3
+
+
+def test_only_the_folders_that_are_read_count(tmp_path):
+    config = libri(tmp_path / "a", train_clean_100={"a.flac": "x"}, test_other={"b.flac": "x"})
+    assert corpus_hash("asr", config)["files"] == 1
+    del config["downstream_expert"]["datarc"]["train"]
+    assert corpus_hash("asr", config)["files"] == 2
+
+
+def test_hidden_files_links_in_a_circle_and_tables_of_paths(tmp_path):
+    root = tmp_path / "train"
+    root.mkdir()
+    for name in ("segments", "wav.scp", ".hidden"):
+        (root / name).write_text("x")
+    (root / "loop").symlink_to(root)
+    assert corpus_hash("diarization", {"downstream_expert": {"loaderrc": {"train_dir": str(root)}}})["files"] == 1
+
+
+def test_nothing_to_hash():
+    assert corpus_hash("unknown", {}) is None
+    assert corpus_hash("esc50", {"downstream_expert": {"datarc": {"esc50_root": "/nowhere"}}}) is None
