@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -83,6 +84,20 @@ class Group:
     def arms(self, lambda_: float) -> list[Arm]:
         """Return the arms of one lambda: one for each draw."""
         return [Arm(self.layers, self.noise, draw, lambda_) for draw in range(self.draws)]
+
+
+def arm_name(arm: Arm, groups: Sequence[Group]) -> str:
+    """Return what to call an arm of a sweep, such as ``12-19 noise source draw 2 lambda 0.1``."""
+    if not arm.layers:
+        return "target"
+    layers = next((g.name for g in groups if g.layers == arm.layers), ",".join(map(str, arm.layers)))
+    noise = f" noise {arm.noise} draw {arm.draw}" if arm.noise != "none" else ""
+    return f"{layers}{noise} lambda {arm.lambda_:g}"
+
+
+def arm_folder(arm: Arm, groups: Sequence[Group]) -> str:
+    """Return the name of the folder, below ``arms``, with what a task writes for an arm, such as its transcripts."""
+    return re.sub(r"[^\w.,+-]+", "_", arm_name(arm, groups))
 
 
 def read_grid(file: Mapping[str, Any], flags: Mapping[str, Any], extrapolate: bool, where: str) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,9 +14,9 @@ from typing import Any
 from tqdm import tqdm
 
 from s3prl_ext.errors import StoppedByUser, UsageError
-from s3prl_ext.metrics import METRICS, Metric, metric
+from s3prl_ext.metrics import METRICS, Metric, main_metric, metric
 from s3prl_ext.sweeps.fingerprint import data_sha256
-from s3prl_ext.sweeps.grid import BASELINE, Arm, Group, arms_in_order
+from s3prl_ext.sweeps.grid import BASELINE, Arm, Group, arm_folder, arm_name, arms_in_order
 from s3prl_ext.sweeps.selection import choose_lambda, summarize
 from s3prl_ext.sweeps.store import Store
 from s3prl_ext.sweeps.utterances import interval
@@ -28,9 +27,6 @@ from s3prl_ext.training.forward import TaskModels
 from s3prl_ext.training.interrupts import Interrupted, StopRequest
 
 logger = logging.getLogger(__name__)
-
-# The metric that a task is judged by, where none is asked for: the first of these that it reports.
-MAIN_METRICS = ("wer", "per", "error", "slot_type_f1", "der", "acc")
 
 
 @dataclass
@@ -115,7 +111,7 @@ class Sweep:
         assert result is not None
         reported = [name for name in result["metrics"] if name in METRICS]
         if self.metric_name is None:
-            self.metric_name = next((name for name in MAIN_METRICS if name in reported), None)
+            self.metric_name = main_metric(reported)
         if self.metric_name not in reported:
             asked = f"the metric '{self.metric_name}'" if self.metric_name else "a metric of known direction"
             raise UsageError(f"the task does not report {asked}: choose with --metric among {', '.join(reported)}.")
@@ -136,20 +132,14 @@ class Sweep:
             progress.set_description(f"{split}: {self.name(arm)}")
             self.weights.apply(arm)
             started = time.time()
-            with _recording(
-                self.models.downstream, self.folder / re.sub(r"[^\w.,+-]+", "_", self.name(arm))
-            ) as records:
+            with _recording(self.models.downstream, self.folder / arm_folder(arm, self.groups)) as records:
                 values, _ = evaluate(self.models, split, self.seed, self.ratio, check_stop=stop.check)
             result = _result(values, records) | {"seconds": round(time.time() - started, 3)}
             self.store.add(arm, split, result)
 
     def name(self, arm: Arm) -> str:
         """Return what to call an arm, such as ``12-19 noise source draw 2 lambda 0.1``."""
-        if not arm.layers:
-            return "target"
-        layers = next((g.name for g in self.groups if g.layers == arm.layers), ",".join(map(str, arm.layers)))
-        noise = f" noise {arm.noise} draw {arm.draw}" if arm.noise != "none" else ""
-        return f"{layers}{noise} lambda {arm.lambda_:g}"
+        return arm_name(arm, self.groups)
 
     def _data_sha256(self, split: str) -> str:
         with randomness.preserved(self.seed):

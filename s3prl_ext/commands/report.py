@@ -1,0 +1,205 @@
+"""``s3prl-ext report``: result files, runs and sweeps as tables beside the papers' figures, and as one page."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from s3prl_ext.commands import report_figures
+from s3prl_ext.commands.report_evidence import Evidence, read_evidence, sources_table
+from s3prl_ext.errors import DataError, UsageError
+from s3prl_ext.evaluation.paper_tables import NAMES, Cell, PaperTable, paper_table
+from s3prl_ext.evaluation.predictions import write_text
+from s3prl_ext.evaluation.report_page import page
+from s3prl_ext.evaluation.result_rows import Row, rows_of, without_duplicates
+from s3prl_ext.evaluation.result_tables import Line, heading, pivot, table_of_lines, with_ours
+from s3prl_ext.evaluation.scored_runs import ScoredRun
+from s3prl_ext.evaluation.superb_row import superb_table
+from s3prl_ext.evaluation.tables import Table, csv_text, latex, markdown
+from s3prl_ext.evaluation.transcript_tables import transcript_tables
+from s3prl_ext.metrics import main_metric, metric
+
+logger = logging.getLogger(__name__)
+
+EPILOG = """example:
+  s3prl-ext report exp/base exp/mam exp/sweep/sweep.json --out report --paper mam.table1
+  s3prl-ext report exp --out report --split test --group-by upstream,method
+
+A row holds the runs that differ in nothing but the seed. Ratios are shown in per cent. --paper is one or more of
+{tables}; tables 4 and 6 of MAM come by themselves where two rows of ljspeech or vctk have their transcripts.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write ``report.md``, ``.csv``, ``.tex``, ``.html`` and pictures; returns the exit status.
+
+    Raises:
+        UsageError: an unknown metric, table or split, or nothing to read at a path.
+        DataError: no usable result, or two results that contradict each other.
+    """
+    flags = _parser().parse_args(argv)
+    papers = [paper_table(name) for name in flags.paper]
+    if flags.metric is not None:
+        metric(flags.metric)
+    evidence = read_evidence(flags.results)
+    evidence.runs, notes = without_duplicates(evidence.runs)
+    evidence.left_out += dict.fromkeys(notes)
+    tables = _tables(evidence, papers, flags)
+    out = flags.out
+    out.mkdir(parents=True, exist_ok=True)
+    pictures = report_figures.draw(evidence.sweeps, evidence.folders, out)
+    for sentence in evidence.left_out:
+        logger.warning("%s", sentence)
+    title = flags.title or "Results"
+    sources = sources_table(evidence)
+    warnings = [f"> {sentence}" for sentence in evidence.left_out]
+    parts = [f"# {title}\n", *(["\n>\n".join(warnings) + "\n"] if warnings else []), *map(markdown, tables)]
+    parts += [f"![{p.caption}]({p.path.name})\n" for p in pictures] + [markdown(sources)]
+    write_text(out / "report.md", "\n".join(parts))
+    write_text(out / "report.csv", csv_text(tables))
+    write_text(out / "report.tex", "\n".join(latex(table) for table in tables))
+    write_text(out / "report.html", page(title, tables, pictures, evidence.left_out, sources))
+    logger.info("%d tables and %d pictures of %d results written to %s", len(tables), len(pictures),
+                len(evidence.runs), out)  # fmt: skip
+    print("\n".join(markdown(table) for table in tables))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="s3prl-ext report",
+        description="Write tables (Markdown, CSV, LaTeX), pictures and one HTML page from results.",
+        epilog=EPILOG.replace("{tables}", ", ".join(NAMES)),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("results", nargs="+", type=Path, metavar="RESULT", help="result files, sweep.json, or folders that hold them")
+    add("--out", type=Path, required=True, help="folder for the report")
+    add("--metric", help="metric to report (default: the one that each task is judged by)")
+    add("--split", help="split to report (default: all that were scored)")
+    add("--group-by", type=_names, help="what makes a row, such as upstream,tuning.density (default: all but the seed)")
+    add("--paper", type=_names, default=[], help="tables of the papers to set beside, such as mam.table1")
+    add("--baseline", help="the row that others are compared with: a part of its name")
+    add("--title", help="heading of the page")
+    return parser
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _tables(evidence: Evidence, papers: Sequence[PaperTable], flags: argparse.Namespace) -> list[Table]:
+    """Return the papers' tables, SUPERB's line, and otherwise one table for each task and split: tasks never mix."""
+    runs = [run for run in evidence.runs if flags.split in (None, run.split)]
+    if not runs:
+        splits = ", ".join(sorted({run.split for run in evidence.runs}))
+        raise UsageError(f"--split {flags.split}: no result of that split; there are {splits}.")
+    tables: list[Table] = []
+    for paper in papers:
+        tables += _paper_tables(paper, runs, flags, evidence.left_out)
+    if not papers:
+        superb = superb_table(runs, report_figures.diarization_scores(runs, evidence.records, evidence.left_out))
+        tables += [superb] if superb else []
+        tables += _plain_tables(runs, flags, evidence.left_out)
+    tables += transcript_tables(runs)
+    if not tables:
+        raise DataError("no table could be made: " + " ".join(evidence.left_out))
+    return tables
+
+
+def _plain_tables(runs: Sequence[ScoredRun], flags: argparse.Namespace, left_out: list[str]) -> list[Table]:
+    tables = []
+    for task, split in sorted(
+        {(run.task, run.split) for run in runs}, key=lambda key: (key[0], "test" not in key[1], key[1])
+    ):
+        those = [run for run in runs if (run.task, run.split) == (task, split)]
+        reported = dict.fromkeys(name for run in those for name in run.values)
+        name = flags.metric or main_metric(reported)
+        if name not in reported:
+            left_out.append(f"{task}, {split}: has no {name or 'metric of a known task'}, only {', '.join(reported)}.")
+            continue
+        rows = rows_of(those, name, flags.group_by)
+        base = _baseline(rows, flags.baseline)
+        lines = [Line(row.label, row, baseline=row is base) for row in rows]
+        tables.append(table_of_lines(f"{task}, {split}: {heading(name)}", name, lines, with_paper=False))
+    return tables
+
+
+def _baseline(rows: Sequence[Row], wanted: str | None) -> Row | None:
+    """Return the row that is named, or else the unmerged one among merged ones, or the fully tuned one, if there is one."""
+    if wanted is not None:
+        named = [row for row in rows if wanted in row.label]
+        exact = [row for row in named if row.label == wanted] or named
+        if len(exact) != 1:
+            listed = "; ".join(row.label for row in rows)
+            raise UsageError(f"--baseline '{wanted}' names {len(exact)} rows of {rows[0].task}: {listed}.")
+        return exact[0]
+    plain = [row for row in rows if not row.facts.get("lambda") and not row.facts.get("learnable")]
+    if len(plain) < len(rows):
+        choices = [[row for row in plain if row.facts.get("lambda") == 0.0], plain]
+    else:
+        choices = [[row for row in rows if row.facts.get("method") == "full"]]
+    return next((rows[0] for rows in choices if len(rows) == 1), None)
+
+
+def _paper_tables(
+    paper: PaperTable, runs: Sequence[ScoredRun], flags: argparse.Namespace, left_out: list[str]
+) -> list[Table]:
+    """Return the table as the paper prints it, and one table per task with the details.
+
+    Raises:
+        DataError: no run belongs into the table.
+    """
+    cells = _cells(paper, runs, flags, left_out)
+    if not cells:
+        raise DataError(
+            f"--paper {paper.name}: none of {len(runs)} results belongs there; it shows {', '.join(paper.tasks)} on test "
+            "(--split dev takes dev)."
+        )
+    tasks = [task for task in paper.tasks if any(cell.task == task for cell in cells)]
+    has_columns = any(cell.column for cell in paper.figures)
+    tables = [pivot(paper, task, cells) for task in tasks] if has_columns else [pivot(paper, None, cells)]
+    return tables + [_details(paper, task, cells) for task in tasks]
+
+
+def _details(paper: PaperTable, task: str, cells: dict[Cell, list[Row]]) -> Table:
+    """Return the table of one task, a line for each cell of the paper and each row of ours."""
+    lines: list[Line] = []
+    missing = []
+    for cell in (cell for cell in with_ours(paper, cells) if cell.task == task):
+        name = ", ".join(part for part in (cell.row, cell.column) if part)
+        rows, figure, is_base = cells.get(cell, []), paper.figures.get(cell), paper.baselines[task] == cell
+        if not rows and figure is not None:
+            missing.append(name)
+            lines.append(Line(name, None, figure, is_base))
+        for row in rows:
+            value = row.facts.get("lambda")
+            ours = f" (our λ: {value})" if value and paper.name != "mam.table1" else ""
+            lines.append(Line(f"{name}{ours}" if len(rows) == 1 else f"{name}: {row.label}", row, figure, is_base))
+    notes = [f"No result of ours: {'; '.join(missing)}."] if missing else []
+    split = next(rows[0].split for cell, rows in cells.items() if cell.task == task)
+    if not split.startswith("test"):
+        notes.append(f"Ours is {split}, the paper's is test.")
+    name = paper.metrics[task]
+    return table_of_lines(f"{paper.title}: {task}, {split}, {heading(name)}", name, lines, with_paper=True, notes=notes)
+
+
+def _cells(
+    paper: PaperTable, runs: Sequence[ScoredRun], flags: argparse.Namespace, left_out: list[str]
+) -> dict[Cell, list[Row]]:
+    """Return our rows by cell of a paper's table; a sentence for each run that has no place there."""
+    found: dict[Cell, list[ScoredRun]] = {}
+    strangers = []
+    for run in runs:
+        wanted = run.split == flags.split if flags.split else run.split in ("test", "test-clean")
+        cell = paper.match(run.task, run.facts) if wanted and run.task in paper.tasks else None
+        if cell is not None and paper.metrics[run.task] in run.values:
+            found.setdefault(cell, []).append(run)
+        elif wanted and run.mode != "sweep":
+            strangers.append(f"{run.source} ({run.task})")
+    if strangers:
+        shown = "; ".join(strangers[:6]) + (f" and {len(strangers) - 6} more" if len(strangers) > 6 else "")
+        left_out.append(f"{paper.name} has no place for {len(strangers)} results: {shown}.")
+    return {cell: rows_of(those, paper.metrics[cell.task], flags.group_by) for cell, those in found.items()}

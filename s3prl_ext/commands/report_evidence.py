@@ -1,0 +1,117 @@
+"""What ``s3prl-ext report`` reads: result files, runs, sweeps; what cannot be used is named."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from s3prl_ext.errors import DataError, UsageError
+from s3prl_ext.evaluation.result_records import ResultRecord, read_record
+from s3prl_ext.evaluation.scored_runs import ScoredRun, runs_of
+from s3prl_ext.evaluation.tables import NOTHING, Table
+from s3prl_ext.sweeps.stored import StoredSweep, read_sweep
+
+LAYERS = "layers.json"  # of s3prl-ext layers; its picture is beside it
+PARTS_OF_A_RUN = {"race", "on_dev"}  # folders below a run whose results are not its own
+
+
+@dataclass
+class Evidence:
+    """What was found in the files that were given.
+
+    Attributes:
+        runs: one for each model and split.
+        records: result files.
+        sweeps: finished sweeps.
+        folders: where pictures may be.
+        left_out: one sentence for each file or run that does not count.
+    """
+
+    runs: list[ScoredRun] = field(default_factory=list)
+    records: list[ResultRecord] = field(default_factory=list)
+    sweeps: list[StoredSweep] = field(default_factory=list)
+    folders: list[Path] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+
+
+def read_evidence(paths: Sequence[Path]) -> Evidence:
+    """Read result files and sweeps; what is damaged, failed or of another kind is named and left out.
+
+    Raises:
+        UsageError: a path is missing or holds no result.
+        DataError: nothing usable is left.
+    """
+    evidence = Evidence(folders=[path for path in paths if path.is_dir()])
+    for path in dict.fromkeys(file for given in paths for file in _files(given)):
+        evidence.folders.append(path.parent)
+        if path.name == LAYERS:
+            continue
+        try:
+            if path.name == "sweep.json" or _is_sweep(path):
+                evidence.sweeps.append(read_sweep(path))
+                evidence.runs += evidence.sweeps[-1].runs()
+                continue
+            record = read_record(path)
+        except DataError as error:
+            evidence.left_out.append(str(error))
+            continue
+        if record["error"] is not None:
+            evidence.left_out.append(f"{path}: this run failed and has no result ({record['error']})")
+            continue
+        evidence.records.append(record)
+        runs = runs_of(record)
+        if not runs:
+            evidence.left_out.append(f"{path}: nothing was scored (runner.eval_dataloaders is empty).")
+        evidence.runs += runs
+    if not evidence.runs:
+        reasons = f": {evidence.left_out[0]}" if evidence.left_out else "."
+        raise DataError(f"none of {len(evidence.left_out)} files holds a usable result{reasons}")
+    return evidence
+
+
+def _files(path: Path) -> list[Path]:
+    """Return the result files of a path: itself, or those in the folder, or those below it."""
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise UsageError(f"no such file or folder: {path}.")
+    for pattern in ("{}", "**/{}"):
+        found = [file for name in ("result*.json", "sweep.json", LAYERS) for file in path.glob(pattern.format(name))]
+        if found:
+            return sorted(file for file in found if not PARTS_OF_A_RUN & {*file.relative_to(path).parts[:-1]})
+    raise UsageError(f"{path} holds no result.json, result-SPLIT.json or sweep.json: give folders of finished runs.")
+
+
+def _is_sweep(path: Path) -> bool:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and "results" in content and "settings" in content
+
+
+def sources_table(evidence: Evidence) -> Table:
+    """Return the table of files and their provenance."""
+    rows = []
+    for record in evidence.records:
+        data, versions = record.at("data.sha256"), record["versions"]
+        rows.append([
+            str(record.path), str(record["date"] or NOTHING)[:10], str(record["seed"]),
+            str(record["step"]), _short_commit(record["commit"]), str(data or NOTHING)[:12],
+            f"s3prl_ext {versions.get('s3prl_ext')}, torch {versions.get('torch')}",
+            str(record.at("machine.gpu") or record.at("machine.cpu") or NOTHING),
+        ])  # fmt: skip
+    for sweep in evidence.sweeps:
+        versions = sweep.content.get("versions", {})
+        seed = sweep.content["settings"]["seed"]
+        data = next(iter(sweep.content["data"].values()), NOTHING)
+        packages = f"s3prl_ext {versions.get('s3prl_ext')}, torch {versions.get('torch')}"
+        rows.append([str(sweep.path), NOTHING, str(seed), NOTHING, NOTHING, data[:12], packages, NOTHING])
+    head = ["file", "date", "seed", "step", "commit", "data", "versions", "machine"]
+    return Table("Sources", head, rows, of_texts=True)
+
+
+def _short_commit(commit: str | None) -> str:
+    return NOTHING if commit is None else commit[:12] + ("-dirty" if commit.endswith("-dirty") else "")

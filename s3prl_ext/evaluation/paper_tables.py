@@ -1,0 +1,227 @@
+"""The papers' tables as grids of cells, and the cell that a run of ours stands beside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from s3prl_ext.errors import UsageError, unknown_name
+from s3prl_ext.evaluation.paper_figures import CORPORA, ad_tuning_tables, mam_tables
+
+SOURCES = {"none": "Source", "source": "N(Source)", "target": "N(Target)", "standard": "N(0,1)"}
+MAM = "MAM"
+AD_TUNING = "AD-TUNING"
+
+
+class Cell(NamedTuple):
+    """A place in a table.
+
+    Attributes:
+        task: short name of the task.
+        row: as printed.
+        column: as printed; empty in tables whose columns are tasks.
+    """
+
+    task: str
+    row: str
+    column: str = ""
+
+
+@dataclass(frozen=True)
+class PaperTable:
+    """A table of a paper.
+
+    Attributes:
+        name: as for ``--paper``, such as ``mam.table1``.
+        title: paper, table, what it shows.
+        figures: per cent as printed, by cell in the printed order; None where the paper prints none.
+        metrics: the metric of each task that the paper prints.
+        baselines: cell that a task's other cells are compared with.
+        match: returns the cell of a run with these facts on a task, or None where it has no place. In the tables on merging
+            without training a lambda or a set of layers that the paper has not gets a cell of its own.
+    """
+
+    name: str
+    title: str
+    figures: Mapping[Cell, str | None]
+    metrics: Mapping[str, str]
+    baselines: Mapping[str, Cell]
+    match: Callable[[str, Mapping[str, Any]], Cell | None]
+
+    @property
+    def tasks(self) -> list[str]:
+        """Short names of its tasks."""
+        return list(dict.fromkeys(cell.task for cell in self.figures))
+
+
+MAM_METRICS = {"ljspeech": "wer", "vctk": "wer", "esc50": "error"}
+SUPERB_METRICS = {
+    "asr": "wer", "pr": "per", "sd": "der", "sid": "acc", "sf": "slot_type_f1", "ic": "acc", "ks": "acc"
+}  # fmt: skip
+METHODS = {
+    "full": "FT", "frozen": "Baseline", "houlsby": "Houlsby", "adapter_bias": "AdapterBias", "lora": "LoRA",
+    "prefix": "Prefix", "cnn_adapter": "CNN adapter", "chapter": "CHAPTER", "weighted_sum": "Weighted-sum",
+}  # fmt: skip
+
+
+def paper_table(name: str) -> PaperTable:
+    """Return a table by name; an unknown one is a UsageError that lists the known ones."""
+    if name in ("mam.table4", "mam.table6"):
+        raise UsageError(
+            f"--paper {name} compares transcripts: it is part of the report of ljspeech and vctk wherever two rows have "
+            "their transcripts, so leave it out here."
+        )
+    if name not in _TABLES:
+        raise unknown_name("table of a paper (--paper)", name, _TABLES)
+    return _TABLES[name]()
+
+
+def _is_merged(facts: Mapping[str, Any]) -> bool:
+    return bool(facts.get("lambda")) or bool(facts.get("learnable"))
+
+
+def _is_tuned(facts: Mapping[str, Any]) -> bool:
+    return facts.get("method") not in (None, "frozen", "weighted_sum")
+
+
+def _lambda(facts: Mapping[str, Any]) -> float | None:
+    value = facts.get("lambda", 0.0)
+    return float(value) if isinstance(value, (int, float)) else None
+
+
+def _mam1() -> PaperTable:
+    table = mam_tables()["table1"]
+    figures = {
+        Cell(corpus, f"{lambda_:.2f}", SOURCES[column]): figure
+        for corpus in CORPORA
+        for lambda_, printed in table[corpus].items()
+        for column, figure in zip(table["columns"], printed, strict=True)
+    }
+
+    def match(task: str, facts: Mapping[str, Any]) -> Cell | None:
+        value, layers = _lambda(facts), facts.get("layers", "none")
+        if value is None or _is_tuned(facts) or facts.get("learnable") or layers not in ("all", "none"):
+            return None
+        row = f"{value:.2f}" if abs(round(value, 2) - value) < 1e-9 else f"{value:g}"
+        return Cell(task, row, SOURCES[facts.get("noise", "none") if value else "none"])
+
+    baselines = {corpus: Cell(corpus, "0.00", SOURCES["none"]) for corpus in CORPORA}
+    return PaperTable(
+        "mam.table1", "MAM, Table 1: interpolation of all layers, by λ", figures, MAM_METRICS, baselines, match
+    )
+
+
+def _mam2() -> PaperTable:
+    blocks = {corpus: dict(row) for corpus, row in mam_tables()["table2"].items()}
+    printed = {corpus: row.pop("lambda") for corpus, row in blocks.items()}
+    figures = {Cell(corpus, layers): figure for corpus, row in blocks.items() for layers, figure in row.items()}
+    figures |= {Cell(corpus, "None"): _unmerged(corpus) for corpus in blocks}
+
+    def match(task: str, facts: Mapping[str, Any]) -> Cell | None:
+        if _is_tuned(facts) or facts.get("learnable") or facts.get("noise", "none") != "none":
+            return None
+        layers = str(facts.get("layers")) if _is_merged(facts) else "None"
+        return Cell(task, layers) if layers != "all" and " top-" not in layers and _chosen(facts) else None
+
+    at = ", ".join(f"{corpus} {value:g}" for corpus, value in printed.items())
+    title = f"MAM, Table 2: merging a block of layers (the paper's λ: {at})"
+    return PaperTable(
+        "mam.table2", title, figures, MAM_METRICS, {c: Cell(c, "None") for c in blocks}, match
+    )  # fmt: skip
+
+
+def _mam3() -> PaperTable:
+    table = {corpus: dict(row) for corpus, row in mam_tables()["table3"].items()}
+    printed = {corpus: row.pop("lambda") for corpus, row in table.items()}
+    figures: dict[Cell, str | None] = {
+        Cell(corpus, f"k = {k}", by): row[by][k] for corpus, row in table.items() for k in row["swd"] for by in row
+    }
+    figures |= {Cell(corpus, "unmerged", "swd"): _unmerged(corpus) for corpus in table}
+
+    def match(task: str, facts: Mapping[str, Any]) -> Cell | None:
+        by, _, k = str(facts.get("layers")).partition(" top-")
+        if _is_tuned(facts) or facts.get("learnable") or facts.get("noise", "none") != "none":
+            return None
+        if not _is_merged(facts):
+            return Cell(task, "unmerged", "swd")
+        return Cell(task, f"k = {k}", by) if k and _chosen(facts) else None
+
+    at = ", ".join(f"{corpus} {value:g}" for corpus, value in printed.items())
+    title = f"MAM, Table 3: merging the k most similar layers (the paper's λ: {at})"
+    baselines = {corpus: Cell(corpus, "unmerged", "swd") for corpus in table}
+    return PaperTable("mam.table3", title, figures, MAM_METRICS, baselines, match)
+
+
+def _mam5() -> PaperTable:
+    table = dict(mam_tables()["table5"])
+    corpora = table.pop("columns")
+    figures = {Cell(c, row): figure for row, printed in table.items() for c, figure in zip(corpora, printed)}
+
+    def match(task: str, facts: Mapping[str, Any]) -> Cell | None:
+        if facts.get("noise", "none") != "none" or not (facts.get("method") == "full" or not _is_tuned(facts)):
+            return None
+        merge = "L-MAM" if facts.get("learnable") else MAM if _is_merged(facts) else ""
+        parts = [part for part in (merge, "FT" if facts.get("method") == "full" else "") if part]
+        cell = Cell(task, " + ".join(parts) or "baseline")
+        return cell if cell in figures and _chosen(facts) else None
+
+    title = "MAM, Table 5: fine-tuning (FT) and attention merging"
+    return PaperTable("mam.table5", title, figures, MAM_METRICS, {c: Cell(c, "baseline") for c in corpora}, match)
+
+
+def _ad_tuning(name: str) -> PaperTable:
+    table = dict(ad_tuning_tables()[name])
+    tasks = table.pop("columns")
+    figures = {
+        Cell(task, row): figure
+        for row, printed in table.items()
+        for task, figure in zip(tasks, printed, strict=True)
+        if task != "params"
+    }
+
+    def match(task: str, facts: Mapping[str, Any]) -> Cell | None:
+        row = _ad_tuning_row(name, facts)
+        return Cell(task, row) if row and Cell(task, row) in figures and not _is_merged(facts) else None
+
+    title, baseline = {
+        "table1": ("AD-TUNING, Table 1: 10 % of the weights, drawn at random (F) or by Fisher information (D)",
+                   "CHILD-TUNING_F"),
+        "table2": ("AD-TUNING, Table 2: efficient methods on SUPERB", "FT"),
+    }[name]  # fmt: skip
+    used = list(dict.fromkeys(cell.task for cell in figures))
+    baselines = {task: Cell(task, baseline) for task in used}
+    return PaperTable(f"ad_tuning.{name}", title, figures, SUPERB_METRICS, baselines, match)
+
+
+def _ad_tuning_row(name: str, facts: Mapping[str, Any]) -> str | None:
+    method, density = facts.get("method"), facts.get("tuning.density")
+    mask = facts.get("tuning.mask", "fisher")
+    if name == "table1":
+        row = {"random": "CHILD-TUNING_F", "fisher": "CHILD-TUNING_D"}.get(mask)
+        return row if method == "child" and density == 0.1 and not facts.get("race") else None
+    if facts.get("race"):
+        return AD_TUNING
+    if method == "child":
+        return f"CHILD-TUNING (P={density})" if mask == "fisher" else None
+    return METHODS.get(str(method))
+
+
+def _unmerged(corpus: str) -> str | None:
+    return mam_tables()["table1"][corpus][0][0]
+
+
+def _chosen(facts: Mapping[str, Any]) -> bool:
+    """Return whether a run counts where the paper has one lambda: of a sweep the one that dev chose."""
+    return facts.get("chosen", True)
+
+
+_TABLES: dict[str, Callable[[], PaperTable]] = {
+    "mam.table1": _mam1,
+    "mam.table2": _mam2,
+    "mam.table3": _mam3,
+    "mam.table5": _mam5,
+    "ad_tuning.table1": lambda: _ad_tuning("table1"),
+    "ad_tuning.table2": lambda: _ad_tuning("table2"),
+}
+NAMES = tuple(_TABLES)

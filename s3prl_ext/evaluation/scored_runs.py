@@ -1,0 +1,180 @@
+"""One model scored on one split: what a table of results is made of, from result files or from a sweep."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from s3prl_ext.evaluation.result_records import ResultRecord
+from s3prl_ext.metrics import main_metric
+
+# Names of the tasks by the name for -d; ctc is two tasks, told apart by their corpus.
+TASKS = {
+    "asr": "asr", "speech_commands": "ks", "fluent_commands": "ic", "voxceleb1": "sid", "diarization": "sd",
+    "libriphone": "pr", "snips": "sf",
+}  # fmt: skip
+# Settings that do not change what a model learns or how it is scored.
+WITHOUT_EFFECT = (
+    "num_workers", "log_step", "save_step", "max_keep", "eval_batch_size", "eval_batchsize", "eval_dataloaders",
+    "save_predictions", "save_best_on",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ScoredRun:
+    """One model scored on one split.
+
+    Attributes:
+        task: short name, such as ``ks``, ``pr``, ``ljspeech``.
+        split: where it was scored.
+        values: by metric, as the task reports them.
+        intervals: 95 % interval by metric, where the task gives one.
+        seed: of the training, with the number of a noise control's draw.
+        facts: everything that decides the result besides the seed, by flat names such as ``tuning.density``; the names
+            without a dot (``upstream``, ``method``, ``lambda``, ``layers``, ``noise``) are made here. ``chosen`` is there
+            for arms of a sweep: whether dev chose their lambda.
+        mode: ``train``, ``evaluate`` or ``sweep``.
+        step: optimizer steps behind the model.
+        source: the file that says so.
+        utterances: folder with the transcripts or predictions of single utterances; None where there is none.
+    """
+
+    task: str
+    split: str
+    values: Mapping[str, float]
+    intervals: Mapping[str, Sequence[float]]
+    seed: str
+    facts: Mapping[str, Any]
+    mode: str
+    step: int
+    source: Path
+    utterances: Path | None
+
+    @property
+    def main_metric(self) -> str | None:
+        """The metric that the task is judged by."""
+        return main_metric(self.values)
+
+    def key(self, names: Sequence[str] | None = None) -> tuple[tuple[str, str], ...]:
+        """Return the facts that runs of one row share, as something that can be compared.
+
+        Args:
+            names: facts or groups of facts (``tuning`` is all of ``tuning.*``); None for all.
+        """
+        return tuple(
+            (name, repr(value))
+            for name, value in sorted(self.facts.items())
+            if name != "chosen"  # says how a sweep counts, not what it scored
+            if names is None or any(name == wanted or name.startswith(f"{wanted}.") for wanted in names)
+        )
+
+
+def task_name(downstream: str, expert: Mapping[str, Any]) -> str:
+    """Return the short name of a task from its name for ``-d`` and section ``downstream_expert``."""
+    name = downstream
+    if downstream == "ctc":
+        name = str((expert.get("corpus") or {}).get("name"))
+    return TASKS.get(name, downstream)
+
+
+def runs_of(record: ResultRecord) -> list[ScoredRun]:
+    """Return one run for each split that a result file has metrics of."""
+    task = task_name(record["downstream"], record.at("config.downstream_expert") or {})
+    facts, draw = facts_of(record), _draw(record["merge"])
+    seed = f"{record['seed']}" if draw is None else f"{record['seed']}, draw {draw}"
+    return [
+        ScoredRun(
+            task, split, {name: row["value"] for name, row in rows.items()}, record["intervals"].get(split, {}),
+            seed, facts, record["mode"], record["step"], record.path, record.path.parent,
+        )
+        for split, rows in record["metrics"].items()
+        if rows
+    ]  # fmt: skip
+
+
+def facts_of(record: ResultRecord) -> dict[str, Any]:
+    """Return what decides a run besides its seed; of paths only the last part counts, so that runs may be moved."""
+    merge = merge_facts(record["merge"])
+    raced = record["candidate"] is not None
+    config = {name: value for name, value in record["config"].items() if name != "early_stop" or raced}
+    args = record["args"]
+    method = record.at("config.tuning.method") or ("full" if args.get("upstream_trainable") else "weighted_sum")
+    facts = dict(_flat(config)) | {
+        "upstream": record["upstream"],
+        "upstream_ckpt": _last(args.get("upstream_ckpt")),
+        "upstream_sha256": record["upstream_sha256"],
+        "variant": args.get("downstream_variant"),
+        "features": f"{args.get('upstream_feature_selection')}/{args.get('upstream_layer_selection')}",
+        "method": method,
+        "race": raced,
+        "data": record.at("data.sha256"),
+        "splits": record["splits_sha256"],
+        **merge,
+    }
+    if not merge:
+        facts["upstream_model_config"] = _last(args.get("upstream_model_config"))
+    return {name: value for name, value in facts.items() if value is not None}
+
+
+def merge_facts(merge: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return lambda, layers, noise and source of a merge as plain values; empty where nothing was merged.
+
+    ``lambda`` is one number where it is the same in all merged layers, otherwise a text.
+    """
+    if not merge:
+        return {}
+    source = merge["sources"][0]
+    by_layer = list(zip(*source["lambda"].values(), strict=True))
+    merged = [layer for layer, values in enumerate(by_layer) if any(values)]
+    values = sorted({value for layer in merged for value in by_layer[layer]})
+    learnt = merge.get("learnable")
+    if learnt:
+        merged = list(learnt.get("layers") or merged)
+    chosen = source.get("layer_selection") or merge.get("layer_selection")
+    noise = source.get("noise")
+    lambda_: Any = values[0] if len(values) == 1 else ", ".join(f"{value:g}" for value in values) or 0.0
+    return {
+        "lambda": lambda_,
+        "layers": f"{chosen['by']} top-{chosen['top_k']}" if chosen else name_layers(merged, len(by_layer)),
+        "noise": noise["kind"] if noise else "none",
+        "learnable": bool(learnt),
+        "source": "; ".join(_last(one["name"]) or "?" for one in merge["sources"]),
+        "source_sha256": "; ".join(str(one["attention_sha256"])[:12] for one in merge["sources"]),
+        "noise_seed": noise.get("seed") if noise else None,
+    }
+
+
+def _draw(merge: Mapping[str, Any] | None) -> int | None:
+    noises = [source["noise"] for source in (merge or {}).get("sources", []) if source.get("noise")]
+    return noises[0].get("draw") if noises else None
+
+
+def name_layers(layers: Sequence[int], depth: int) -> str:
+    """Return ``all``, ``none``, a block such as ``12-19``, or a list such as ``3,5``."""
+    if not layers:
+        return "none"
+    if len(layers) == depth:
+        return "all"
+    first, last = min(layers), max(layers)
+    if len(layers) == last - first + 1 and len(layers) > 1:
+        return f"{first}-{last}"
+    return ",".join(map(str, sorted(layers)))
+
+
+def _flat(section: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in section.items():
+        if name in WITHOUT_EFFECT:
+            continue
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{before}{name}.")
+        elif isinstance(value, (list, tuple)):
+            yield f"{before}{name}", [_last(item) for item in value]
+        else:
+            yield f"{before}{name}", _last(value)
+
+
+def _last(value: Any) -> Any:
+    """Return the last part of a path with folders, and anything else as it is."""
+    return value.rstrip("/").rpartition("/")[2] if isinstance(value, str) and "/" in value else value

@@ -1,0 +1,135 @@
+"""SUPERB's line: all tasks of one upstream, one number each (two for slot filling and diarization)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+from s3prl_ext.evaluation.diarization_scoring import SuperbScore
+from s3prl_ext.evaluation.result_rows import Row, name_rows, rows_of
+from s3prl_ext.evaluation.result_tables import heading, number
+from s3prl_ext.evaluation.scored_runs import ScoredRun
+from s3prl_ext.evaluation.tables import NOTHING, Table
+from s3prl_ext.metrics import main_metric, metric
+
+# Columns in SUPERB's order: task and metric. Of diarization SUPERB's scoring counts, not the metric of training.
+COLUMNS = (
+    ("pr", "per"), ("asr", "wer"), ("ks", "acc"), ("ic", "acc"), ("sid", "acc"), ("sf", "slot_type_f1"),
+    ("sf", "slot_value_cer"), ("sd", "der"),
+)  # fmt: skip
+SUPERB_TASKS = tuple(dict.fromkeys(task for task, _ in COLUMNS))
+# What makes a line: the model and how it is tuned, not what a task file sets.
+MODEL = ("upstream", "upstream_ckpt", "upstream_sha256", "method", "race", "lambda", "layers", "noise", "learnable",
+         "source", "tuning.mask", "tuning.density")  # fmt: skip
+
+
+def is_test(split: str) -> bool:
+    """Return whether SUPERB reports this split."""
+    return split in ("test", "test-clean")
+
+
+def superb_table(runs: Sequence[ScoredRun], diarization: Mapping[str, SuperbScore]) -> Table | None:
+    """Return the table with a line for each model that two or more of SUPERB's tasks were scored with, or None.
+
+    Of several configurations of one model and task (a search of learning rates) the one that is best on dev counts.
+
+    Args:
+        runs: of all tasks and splits.
+        diarization: SUPERB's scores of diarization runs by the file that a run comes from.
+    """
+    test = [run for run in runs if run.task in SUPERB_TASKS and is_test(run.split)]
+    models: dict[Any, list[ScoredRun]] = {}
+    for run in test:
+        models.setdefault(run.key(MODEL), []).append(run)
+    lines = [found for found in models.values() if len({run.task for run in found}) > 1]
+    if not lines:
+        return None
+    names = name_rows([found[0] for found in lines], MODEL)
+    notes: list[str] = []
+    body, values = [], []
+    for name, found in zip(names, lines, strict=True):
+        cells = [name]
+        for task, metric_name in COLUMNS:
+            row = _row(task, metric_name, found, runs, notes, name)
+            shown = [number(row.mean, metric_name) if row else NOTHING]
+            if task == "sd":
+                shown = _diarization(row, diarization, notes, name)
+            cells += shown
+            if row is not None:
+                values.append(_value(name, row, shown))
+        body.append(cells)
+    head = [
+        "upstream",
+        *(f"{task.upper()} {heading(name)}" for task, name in COLUMNS),
+        "SD DER (%) ↓, threshold of dev",
+    ]
+    notes.append(
+        "SD: thresholds 0.3 to 0.7, medians 1 and 11, no collar, overlapped speech scored, the lowest on test as SUPERB "
+        "reports it; beside it the rate at the setting that is best on dev."
+    )
+    return Table(
+        "SUPERB: all tasks of one upstream, test splits", head, body, tuple(dict.fromkeys(notes)), tuple(values)
+    )
+
+
+def _diarization(row: Row | None, found: Mapping[str, SuperbScore], notes: list[str], model: str) -> list[str]:
+    """Return the two numbers of diarization: the lowest, and at the setting chosen on dev."""
+    if row is None:
+        return [NOTHING, NOTHING]
+    scores = [found[str(run.source)] for run in row.runs if str(run.source) in found]
+    if len(scores) < len(row.runs):
+        notes.append(
+            f"{model}: the DER is s3prl's mean over frames; it has no predictions to be scored as SUPERB does."
+        )
+        return [number(row.mean, row.metric), NOTHING]
+    settings = ", ".join(f"{score.setting.threshold} and {score.setting.median}" for score in scores)
+    notes.append(f"{model}: diarization is best at threshold and median {settings}.")
+    chosen = [score.dev_chosen.der for score in scores if score.dev_chosen is not None]
+    if chosen and len(chosen) == len(scores):
+        dev = ", ".join(f"{s.dev_setting.threshold} and {s.dev_setting.median}" for s in scores if s.dev_setting)
+        notes.append(f"{model}: dev chooses threshold and median {dev}.")
+        return [number(fmean(score.rate.der for score in scores), "der"), number(fmean(chosen), "der")]
+    return [number(fmean(score.rate.der for score in scores), "der"), NOTHING]
+
+
+def _value(name: str, row: Row, shown: Sequence[str]) -> dict[str, object]:
+    return {
+        "row": name, "label": row.label, "task": row.task, "split": row.split, "metric": row.metric, "unit": "%",
+        "better": "higher" if metric(row.metric).higher_is_better else "lower", "runs": len(row.runs),
+        "mean": float(shown[0]), "at_dev_threshold": shown[1] if len(shown) > 1 else None,
+        "files": "; ".join(str(run.source) for run in row.runs),
+    }  # fmt: skip
+
+
+def _row(
+    task: str, name: str, found: Sequence[ScoredRun], every: Sequence[ScoredRun], notes: list[str], model: str
+) -> Row | None:
+    """Return the row of a task; of several configurations the one that is best on dev, or None where dev is missing."""
+    rows = rows_of([run for run in found if run.task == task], name)
+    if len(rows) < 2:
+        return rows[0] if rows else None
+    on_dev = [_on_dev(row, every) for row in rows]
+    if any(score is None for score in on_dev):
+        note = f"{model}: {len(rows)} configurations of {task} ({'; '.join(row.label for row in rows)}), and no score on dev"
+        notes.append(f"{note} of each to choose by: evaluate dev too, or give one of them.")
+        return None
+    judged = main_metric(rows[0].runs[0].values) or name
+    best = 0
+    for number_, score in enumerate(on_dev):
+        if score is not None and metric(judged).better(score, on_dev[best] or 0.0):
+            best = number_
+    notes.append(f"{model}: {task} is {rows[best].label}, the best on dev of {len(rows)} configurations.")
+    return rows[best]
+
+
+def _on_dev(row: Row, every: Sequence[ScoredRun]) -> float | None:
+    """Return the mean of the task's main metric on dev over the same runs, or None where one has none."""
+    found = []
+    for run in row.runs:
+        dev = [r for r in every if r.key() == run.key() and r.seed == run.seed and r.split in ("dev", "dev-clean")]
+        name = run.main_metric
+        if not dev or name is None or name not in dev[0].values:
+            return None
+        found.append(dev[0].values[name])
+    return sum(found) / len(found)

@@ -1,0 +1,82 @@
+"""A table of texts and how it is written: Markdown, CSV, LaTeX (booktabs)."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+NOTHING = "-"
+
+_LATEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "λ": r"$\lambda$", "±": r"$\pm$", "↓": r"$\downarrow$",
+    "↑": r"$\uparrow$", "×": r"$\times$", "†": r"$\dagger$", "−": "$-$", "Δ": r"$\Delta$",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of texts.
+
+    Attributes:
+        title: what it shows, on which data.
+        head: one text per column.
+        rows: as many texts each.
+        notes: sentences below it.
+        values: one mapping per number, for CSV.
+        of_texts: all columns hold texts, so that they stand to the left.
+    """
+
+    title: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    notes: Sequence[str] = ()
+    values: Sequence[Mapping[str, Any]] = field(default=())
+    of_texts: bool = False
+
+
+def markdown(table: Table) -> str:
+    """Return the table as Markdown, with its title as a heading; numbers stand to the right."""
+    aligned = ["---", *["---" if table.of_texts else "---:"] * (len(table.head) - 1)]
+    lines = [f"## {table.title}", "", _line(table.head), _line(aligned)]
+    lines += [_line([cell.replace("|", r"\|") for cell in row]) for row in table.rows]
+    return "\n".join([*lines, "", *(f"- {note}" for note in table.notes)]).rstrip() + "\n"
+
+
+def _line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def latex(table: Table, label: str = "") -> str:
+    r"""Return the table for LaTeX; it needs ``\usepackage{booktabs}``."""
+    columns = "l" + ("l" if table.of_texts else "r") * (len(table.head) - 1)
+    rows = [" & ".join(escape(cell) for cell in row) + r" \\" for row in table.rows]
+    return "\n".join(
+        [
+            r"\begin{table}", r"\centering", rf"\caption{{{escape(table.title)}}}",
+            *([rf"\label{{{label}}}"] if label else []),
+            rf"\begin{{tabular}}{{{columns}}}", r"\toprule", " & ".join(escape(cell) for cell in table.head) + r" \\",
+            r"\midrule", *rows, r"\bottomrule", r"\end{tabular}",
+            *(rf"\par\footnotesize {escape(note)}" for note in table.notes), r"\end{table}", "",
+        ]
+    )  # fmt: skip
+
+
+def escape(text: str) -> str:
+    """Return a text for LaTeX."""
+    return re.sub("|".join(map(re.escape, _LATEX)), lambda match: _LATEX[match.group()], text)
+
+
+def csv_text(tables: Iterable[Table]) -> str:
+    """Return the numbers of several tables as CSV, one line each; None is an empty field."""
+    rows = [{"table": table.title, **value} for table in tables for value in table.values]
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

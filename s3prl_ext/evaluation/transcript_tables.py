@@ -1,0 +1,79 @@
+"""MAM's Tables 4 and 6 from runs with transcripts: what changed, and which kinds of errors were put right."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from s3prl_ext.evaluation.paper_figures import mam_tables
+from s3prl_ext.evaluation.result_rows import name_rows
+from s3prl_ext.evaluation.scored_runs import ScoredRun
+from s3prl_ext.evaluation.tables import Table
+from s3prl_ext.evaluation.transcripts import Transcript, compare, improvements, read_transcripts
+from s3prl_ext.evaluation.utterance_comparison import utterance_file
+
+SHOWN = 8  # utterances of a comparison
+
+
+def transcript_tables(runs: Sequence[ScoredRun]) -> list[Table]:
+    """Return the two tables for test of ljspeech and vctk, where an unmerged and a merged run have their transcripts.
+
+    Of several merged runs the one with the lowest word error rate on dev counts; without dev there must be only one.
+    """
+    tables = []
+    for task in ("ljspeech", "vctk"):
+        those = [run for run in runs if run.task == task and run.split == "test" and _has_transcripts(run)]
+        plain = [run for run in those if not run.facts.get("lambda") and not run.facts.get("learnable")]
+        merged = [run for run in those if run not in plain and run.facts.get("noise", "none") == "none"]
+        best = _best_on_dev(merged, runs)
+        alike = [run for run in plain if best is not None and run.facts.get("method") == best.facts.get("method")]
+        if best is None or not alike:
+            continue
+        before, after = (read_transcripts(utterance_file(run)) for run in (alike[0], best))  # type: ignore[arg-type]
+        if {(t.id, t.reference) for t in before} == {(t.id, t.reference) for t in after}:
+            named = f"{task}, test: {' and '.join(name_rows([alike[0], best]))}"
+            tables += [_changes(named, before, after), _categories(named, task, before, after)]
+    return tables
+
+
+def _best_on_dev(merged: Sequence[ScoredRun], runs: Sequence[ScoredRun]) -> ScoredRun | None:
+    """Return the only run, or the one with the lowest word error rate on dev; None where some have no score there."""
+    if len(merged) < 2:
+        return merged[0] if merged else None
+    on_dev = {(run.key(), run.seed): run.values.get("wer") for run in runs if run.split == "dev"}
+    scores = [on_dev.get((run.key(), run.seed)) for run in merged]
+    known = [score for score in scores if score is not None]
+    return merged[scores.index(min(known))] if len(known) == len(scores) else None
+
+
+def _has_transcripts(run: ScoredRun) -> bool:
+    path = utterance_file(run)
+    return path is not None and path.name.startswith("transcripts") and "wer" in run.values
+
+
+def _changes(named: str, before: Sequence[Transcript], after: Sequence[Transcript]) -> Table:
+    changed = compare(before, after)
+    rows = [[f"{row.id} ({-row.drop:+d})", row.reference, row.baseline, row.merged] for row in changed[:SHOWN]]
+    notes = [
+        f"{len(changed)} of {len(before)} transcripts differ; largest drop first. Words that differ: between stars."
+    ]
+    head = ["word errors", "reference", "baseline", "merged"]
+    return Table(f"MAM, Table 4: transcripts, {named}", head, rows, notes, of_texts=True)
+
+
+def _categories(named: str, task: str, before: Sequence[Transcript], after: Sequence[Transcript]) -> Table:
+    found = improvements(before, after)
+    paper = mam_tables()["table6"]
+    printed = dict(zip(paper["columns"], paper[task], strict=True))
+    total = sum(found.confirmed.values())
+    rows = [[name, f"{share:.2f}", str(found.confirmed[name]), printed[name]] for name, share in found.shares.items()]
+    notes = [
+        f"{total} character edits that the reference confirms, in {found.utterances} utterances with fewer word errors."
+    ]
+    values = [
+        {"row": name, "task": task, "split": "test", "metric": "share of improvements", "unit": "%", "mean": share,
+         "paper": printed[name]}
+        for name, share in found.shares.items()
+    ]  # fmt: skip
+    return Table(
+        f"MAM, Table 6: categories of improvement, {named}", ["", "ours (%)", "edits", "paper (%)"], rows, notes, values
+    )  # fmt: skip

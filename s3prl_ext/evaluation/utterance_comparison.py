@@ -1,0 +1,109 @@
+"""Is the difference of two rows more than chance? From the transcripts or predictions of single utterances."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isclose
+from pathlib import Path
+from statistics import fmean
+
+from s3prl_ext.errors import DataError
+from s3prl_ext.evaluation.predictions import read_predictions
+from s3prl_ext.evaluation.result_rows import Row
+from s3prl_ext.evaluation.scored_runs import ScoredRun
+from s3prl_ext.evaluation.significance import bootstrap_difference, mcnemar_exact
+from s3prl_ext.evaluation.transcripts import read_transcripts
+
+# Errors and length of each utterance, by its name and reference.
+Counts = dict[tuple[str, str], tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What changes from one row to another on the same utterances; all in per cent of words or clips.
+
+    Attributes:
+        low, high: paired 95 % bootstrap interval of the second row's error minus the first's.
+        utterances: how many both have scored.
+        p: of McNemar's exact test; None for transcripts, and for several runs.
+    """
+
+    low: float
+    high: float
+    utterances: int
+    p: float | None = None
+
+    @property
+    def significant(self) -> bool:
+        """Whether the interval excludes 0."""
+        return self.low > 0 or self.high < 0
+
+
+def compare_rows(first: Row, second: Row) -> Difference | None:
+    """Compare two rows of one split; of several runs the errors of an utterance are averaged over the runs.
+
+    Returns:
+        None where a run has no file of utterances.
+
+    Raises:
+        DataError: the rows hold other utterances, or a file is not of the evaluation that the row reports.
+    """
+    a, b = _counts_of(first), _counts_of(second)
+    if a is None or b is None:
+        return None
+    if a.keys() != b.keys():
+        raise DataError(
+            f"{first.label} and {second.label} were scored on different utterances or references: not compared."
+        )
+    names = sorted(a)
+    totals = [a[name][1] for name in names]
+    errors = [a[name][0] for name in names], [b[name][0] for name in names]
+    low, high = bootstrap_difference(*errors, totals)
+    p = None
+    if set(totals) == {1.0} and {*errors[0], *errors[1]} <= {0.0, 1.0}:
+        gained = sum(x > y for x, y in zip(*errors, strict=True))
+        lost = sum(x < y for x, y in zip(*errors, strict=True))
+        p = mcnemar_exact(lost, gained)
+    return Difference(100 * low, 100 * high, len(names), p)
+
+
+def utterance_file(run: ScoredRun) -> Path | None:
+    """Return the file with the transcripts or predictions of a run's split, or None."""
+    if run.utterances is None:
+        return None
+    names = (f"transcripts-{run.split}.jsonl", f"predictions-{run.split}.jsonl")
+    return next((run.utterances / name for name in names if (run.utterances / name).is_file()), None)
+
+
+def _counts_of(row: Row) -> Counts | None:
+    counts = [_counts(run) for run in row.runs]
+    if any(one is None for one in counts):
+        return None
+    found = [one for one in counts if one is not None]
+    if any(one.keys() != found[0].keys() for one in found):
+        raise DataError(f"the runs of {row.label} were scored on different utterances: not compared.")
+    return {name: (fmean(one[name][0] for one in found), total) for name, (_, total) in found[0].items()}
+
+
+def _counts(run: ScoredRun) -> Counts | None:
+    """Return the counts of a run; they must give the error rate that the run reports."""
+    path = utterance_file(run)
+    if path is None:
+        return None
+    if path.name.startswith("transcripts"):
+        metric, counts = "wer", {(t.id, t.reference): (float(t.errors), float(t.words)) for t in read_transcripts(path)}
+    else:
+        metric, counts = "error", {(p.clip, p.label): (float(not p.right), 1.0) for p in read_predictions(path)}
+    rate = _rate(list(counts.values()))
+    reported = run.values.get(metric)
+    if reported is not None and not isclose(rate, reported, abs_tol=1e-4):
+        raise DataError(
+            f"{path} gives {metric} {rate:.4g} %, but {run.source} reports {reported:.4g} %: it is of another evaluation."
+        )
+    return counts
+
+
+def _rate(counts: Sequence[tuple[float, float]]) -> float:
+    total = sum(length for _, length in counts)
+    return 100 * sum(errors for errors, _ in counts) / total if total else 100.0

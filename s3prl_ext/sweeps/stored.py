@@ -1,0 +1,138 @@
+"""A sweep read again from ``sweep.json``: its groups and scores, for tables and pictures of several sweeps."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from s3prl_ext.errors import DataError
+from s3prl_ext.evaluation.scored_runs import ScoredRun, task_name
+from s3prl_ext.metrics import Metric, metric
+from s3prl_ext.sweeps.grid import BASELINE, Arm, Group, arm_folder
+from s3prl_ext.sweeps.store import SCHEMA
+
+
+@dataclass(frozen=True)
+class StoredSweep:
+    """A finished sweep.
+
+    Attributes:
+        path: its ``sweep.json``.
+        content: what the file holds.
+        groups: what was compared.
+    """
+
+    path: Path
+    content: Mapping[str, Any]
+    groups: tuple[Group, ...]
+
+    @property
+    def metric_name(self) -> str:
+        """The metric that chose lambda."""
+        return self.content["metric"]["name"]
+
+    @property
+    def metric(self) -> Metric:
+        """Direction and unit of that metric."""
+        return metric(self.metric_name)
+
+    @property
+    def title(self) -> str:
+        """What is merged into what, on which task."""
+        source = self.content["source"]
+        name = Path(source["name"]).name if source else "noise"
+        return f"{name} into {Path(self.content['target']['name']).name}: {self.content['settings']['task']}"
+
+    def lookup(self, arm: Arm, split: str) -> tuple[float, tuple[float, float] | None] | None:
+        """Return value and interval of an arm on a split, or None where it was not scored."""
+        result = self.content["results"].get(f"{(arm if arm.lambda_ else BASELINE).key}:{split}")
+        if result is None:
+            return None
+        bounds = result["intervals"].get(self.metric_name)
+        return result["metrics"][self.metric_name], (bounds[0], bounds[1]) if bounds else None
+
+    def complete_on(self, split: str) -> bool:
+        """Return whether every arm was scored on a split."""
+        arms = [BASELINE, *(arm for group in self.groups for value in group.lambdas for arm in group.arms(value))]
+        return all(self.lookup(arm, split) is not None for arm in arms)
+
+    def runs(self) -> list[ScoredRun]:
+        """Return every arm of every group on every split where it was scored, and the unmerged target."""
+        chosen = {(row["group"], row["noise"]): row["lambda"] for row in self.content["summary"]}
+        found = [self._run(BASELINE, "none", True, split) for split in self.content["data"]]
+        for group in self.groups:
+            for value in group.lambdas:
+                is_chosen = chosen[(group.name, group.noise)] == value
+                arms = group.arms(value)
+                found += [
+                    self._run(arm, group.name, is_chosen, split) for arm in arms for split in self.content["data"]
+                ]
+        return [run for run in found if run is not None]
+
+    def _run(self, arm: Arm, layers: str, chosen: bool, split: str) -> ScoredRun | None:
+        result = self.content["results"].get(f"{arm.key}:{split}")
+        if result is None:
+            return None
+        settings, source = self.content["settings"], self.content["source"]
+        facts = {
+            "upstream": Path(self.content["target"]["name"]).name,
+            "method": "frozen",
+            "lambda": arm.lambda_,
+            "layers": layers,
+            "noise": arm.noise,
+            "learnable": False,
+            "chosen": chosen,
+            "source": Path(source["name"]).name if source else None,
+            "sweep": self._sha256(),
+        }
+        folder = self.path.parent / "arms" / arm_folder(arm, self.groups)
+        seed = str(settings["seed"]) + (f", draw {arm.draw}" if arm.noise != "none" else "")
+        return ScoredRun(
+            task_name(settings["task"], settings["task file"]), split, result["metrics"], result["intervals"], seed,
+            facts, "sweep", 0, self.path, folder if folder.is_dir() else None,
+        )  # fmt: skip
+
+    def _sha256(self) -> str:
+        """Return a hash of everything besides the arms that decides the scores: models, data, settings."""
+        decisive = {key: self.content[key] for key in ("settings", "data")}
+        return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+
+
+def read_sweep(path: Path) -> StoredSweep:
+    """Read a ``sweep.json``.
+
+    Raises:
+        DataError: it is missing, damaged, of another schema, or of a sweep that has not come to its end.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        if content["schema"] != SCHEMA:
+            raise DataError(
+                f"{path} has schema {content['schema']!r}, but this version reads {SCHEMA}: run the sweep again."
+            )
+        if "summary" not in content:
+            raise DataError(
+                f"{path} is unfinished ({len(content['results'])} scores): give the command of the sweep again."
+            )
+        return StoredSweep(Path(path), content, tuple(_groups(content)))
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}): give the sweep.json of a sweep.") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path} is no result of a sweep ({error!r}): run s3prl-ext sweep again.") from error
+
+
+def _groups(content: Mapping[str, Any]) -> list[Group]:
+    """Return the groups of a sweep, with the lambdas that were scored."""
+    groups = []
+    for row in content["summary"]:
+        found = {
+            result["arm"]["lambda"]
+            for result in content["results"].values()
+            if result["arm"]["layers"] == row["layers"] and result["arm"]["noise"] == row["noise"]
+        }
+        groups.append(Group(row["group"], tuple(row["layers"]), row["noise"], tuple(sorted(found)), row["draws"]))
+    return groups

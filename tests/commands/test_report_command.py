@@ -1,0 +1,240 @@
+"""``s3prl-ext report`` on result files and sweeps: what is written, what is named, what is refused."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import struct
+from html.parser import HTMLParser
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from s3prl_ext.commands.report import main
+from s3prl_ext.errors import DataError, UsageError
+from tests.result_files import content, merge, write, write_hypotheses
+from tests.sweep_files import write_sweep
+
+
+def report(out: Path, *flags: str | Path) -> tuple[str, list[dict[str, str]], str]:
+    """Run the command; returns its Markdown, the rows of its CSV, and its page."""
+    assert main([*map(str, flags), "--out", str(out)]) == 0
+    with open(out / "report.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    return (out / "report.md").read_text(), rows, (out / "report.html").read_text()
+
+
+@pytest.fixture
+def pair(tmp_path):
+    """A baseline and a merged run of ljspeech with their transcripts."""
+    truth = ["one two three four"] * 30
+    said = {"base": ["one tow three for"] * 30, "mam": ["one two three for"] * 29 + ["one two three four"]}
+    folders = []
+    for name, value in (("base", 0.0), ("mam", 0.1)):
+        (tmp_path / name).mkdir()
+        wer = write_hypotheses(tmp_path / name, list(zip(truth, said[name])))
+        record = content({"wer": wer}, merge=merge(value), tuning={"method": "frozen"})
+        record["intervals"] = {"test": {"wer": [wer - 1, wer + 1]}}
+        folders.append(write(tmp_path / name, record).parent)
+    return folders
+
+
+def test_a_pair_beside_the_paper(tmp_path, pair):
+    text, rows, page = report(tmp_path / "out", *pair, "--paper", "mam.table1")
+    assert [row["row"] for row in rows[:2]] == ["0.00, Source", "0.10, Source"]
+    base, mam = rows[:2]
+    assert float(base["mean"]) == 50.0 and float(mam["mean"]) == pytest.approx(100 * 29 / 120)
+    assert (base["paper"], mam["paper"], mam["unit"], mam["better"]) == ("9.25", "9.06", "%", "lower")
+    assert float(mam["change_percent"]) == pytest.approx(100 * (29 / 60 - 1))
+    assert float(mam["paper_change_percent"]) == pytest.approx(100 * (9.06 / 9.25 - 1))
+    assert float(mam["difference_low"]) < float(mam["difference_high"]) < 0
+    assert "| 0.10, Source | 1 | 24.17 [23.17, 25.17] | -51.67 | [-27.50, -25.00] * | 9.06 | -2.05 |" in text
+    assert "No result of ours: 0.05, Source; 0.05, N(Source)" in text
+    assert "WER (%) ↓" in text and "MAM, Table 4" in text and "*tow*" in text
+    assert "| substitution |" in text and "35.13" in text
+    assert "<script" not in page and "http" not in page
+
+
+def test_latex_has_a_table_for_each(tmp_path, pair):
+    report(tmp_path / "out", *pair, "--paper", "mam.table1")
+    tex = (tmp_path / "out" / "report.tex").read_text()
+    assert tex.count(r"\begin{tabular}") == tex.count(r"\end{tabular}") == 4
+    assert r"\toprule" in tex and r"WER (\%) $\downarrow$" in tex
+    assert not re.search(r"[λ±↓↑]|(?<!\\)%", tex)
+
+
+def test_a_sweep_becomes_tables_and_pictures(tmp_path):
+    sweep = write_sweep(tmp_path / "sweep")
+    text, rows, page = report(tmp_path / "out", sweep, "--paper", "mam.table1,mam.table2")
+    by_row = {row["row"]: row for row in rows}
+    noise = by_row["0.10, N(Target)"]
+    assert noise["runs"] == "2" and noise["seeds"] == "1337, draw 0; 1337, draw 1" and float(noise["std"]) > 0
+    assert noise["paper"] == "10.06" and float(noise["mean"]) == pytest.approx(11.9)
+    assert "± is the standard deviation" in text
+    pictures = sorted(path.name for path in (tmp_path / "out").glob("*.png"))
+    assert pictures == [f"sweep1-{s}-{kind}.png" for s in ("dev", "test") for kind in ("lambda", "layers")]
+    for name in pictures:
+        width, height = struct.unpack(">II", (tmp_path / "out" / name).read_bytes()[16:24])
+        assert width > 400 and height > 200
+    assert page.count("data:image/png;base64,") == 4
+
+
+def test_ratios_are_per_cent_and_accuracy_points_up(tmp_path):
+    runs = [write(tmp_path / f"{s}", content({"acc": v}, downstream="speech_commands", seed=s))
+            for s, v in ((1, 0.95), (2, 0.97))]  # fmt: skip
+    text, (row,), _ = report(tmp_path / "out", *runs)
+    assert "accuracy (%) ↑" in text and "96.00 ± 1.41" in text
+    assert row["runs"] == "2" and row["unit"] == "%" and float(row["mean"]) == pytest.approx(96.0)
+
+
+def test_tasks_never_share_a_table(tmp_path):
+    write(tmp_path / "runs" / "a", content({"wer": 5.0}))
+    write(tmp_path / "runs" / "b", content({"wer": 6.0}, downstream="vctk"))
+    _, rows, _ = report(tmp_path / "out", tmp_path / "runs")
+    assert [row["table"] for row in rows] == ["ljspeech, test: WER (%) ↓", "vctk, test: WER (%) ↓"]
+    with pytest.raises(DataError, match="ad_tuning.table2: none of 2 results belongs there"):
+        main([str(tmp_path / "runs"), "--out", str(tmp_path / "o"), "--paper", "ad_tuning.table2"])
+
+
+def test_a_result_without_a_place_in_the_papers_table_is_named(tmp_path, pair):
+    other = write(tmp_path / "ks", content({"acc": 0.9}, downstream="speech_commands"))
+    text, _, page = report(tmp_path / "out", *pair, other, "--paper", "mam.table1")
+    assert f"mam.table1 has no place for 1 results: {other} (ks)" in text and "no place for 1 results" in page
+
+
+def test_superb_line(tmp_path):
+    for task, values in (("speech_commands", {"acc": 0.96}), ("asr", {"wer": 6.43, "uer": 2.0})):
+        split = "test-clean" if task == "asr" else "test"
+        write(tmp_path / "runs" / task, content(values, split=split, downstream=task))
+    for lr, dev, test in ((0.1, 0.8, 0.81), (0.01, 0.9, 0.88)):
+        for split, value in (("dev", dev), ("test", test)):
+            record = content({"acc": value}, split=split, downstream="fluent_commands")
+            record["config"]["optimizer"]["lr"] = lr
+            write(tmp_path / "runs" / f"ic{lr}", record)
+    text, _, _ = report(tmp_path / "out", tmp_path / "runs")
+    line = next(line for line in text.splitlines() if line.startswith("| hubert |"))
+    assert line == "| hubert | - | 6.43 | 96.00 | 88.00 | - | - | - | - | - |"
+    assert "ic is hubert, lr 0.01, the best on dev of 2 configurations" in text
+
+
+def test_diarization_is_scored_as_superb_does_and_kept(tmp_path):
+    pytest.importorskip("pyannote.metrics", reason="the extra sd is not installed")
+    corpus, run = tmp_path / "corpus", tmp_path / "runs" / "sd"
+    for split, folder, frames, end in (
+        ("test", run, [0.45, 0.45, 0.9], 0.3),
+        ("dev", run / "on_dev", [0.65, 0.45, 0.45], 0.1),
+    ):
+        (corpus / split).mkdir(parents=True)
+        (corpus / split / "rttm").write_text(f"SPEAKER r 1 0.00 {end:.2f} <NA> <NA> a <NA>\n")
+        (folder / "scoring" / "predictions").mkdir(parents=True)
+        with h5py.File(folder / "scoring" / "predictions" / "r.h5", "w") as file:
+            file["T_hat"] = np.array(frames)[:, None]
+        (folder / "frame_shift").write_text("1600")
+    record = content({"der": 0.5}, downstream="diarization")
+    record["config"]["downstream_expert"] = {
+        "loaderrc": {"test_dir": str(corpus / "test"), "dev_dir": str(corpus / "dev")}
+    }
+    write(run, record)
+    write(run / "on_dev", record)  # belongs to the run
+    write(tmp_path / "runs" / "ks", content({"acc": 0.96}, downstream="speech_commands"))
+    for _ in range(2):  # the second time from what was kept
+        text, _, _ = report(tmp_path / "out", tmp_path / "runs")
+        assert "| hubert | - | - | 96.00 | - | - | - | - | 0.00 | 66.67 |" in text
+        assert "dev chooses threshold and median 0.5 and 1" in text
+    kept = json.loads((run / "scoring" / "superb.json").read_text())
+    assert kept["setting"] == [0.3, 1] and kept["dev_chosen"]["miss"] == pytest.approx(2 / 3)
+    (run / "frame_shift").unlink()
+    (run / "scoring" / "superb.json").write_text("damaged")
+    text, _, _ = report(tmp_path / "out", tmp_path / "runs")
+    assert "not scored as SUPERB does" in text and "| 50.00 | - |" in text
+
+
+def test_what_is_damaged_failed_or_double_is_named_and_left_out(tmp_path, pair):
+    runs = tmp_path / "runs"
+    write(runs / "good", content({"wer": 5.0}, seed=7))
+    write(runs / "double", content({"wer": 5.0}, seed=7))
+    write(runs / "failed", content({}, error="the disk is full.", metrics={}, step=None), "result-failed.json")
+    (runs / "bad").mkdir()
+    (runs / "bad" / "result.json").write_text('{"schema": 2, "metr')
+    write_sweep(runs / "unfinished", finished=False)
+    text, rows, page = report(tmp_path / "out", runs)
+    assert len(rows) == 1 and rows[0]["runs"] == "1"
+    for said in ("bad/result.json is damaged", "this run failed and has no result (the disk is full.)",
+                 "it repeats", "sweep.json is unfinished (18 scores)"):  # fmt: skip
+        assert said in text and said.replace("'", "&#x27;") in page
+
+
+def test_contradicting_results_are_refused_and_nothing_is_written(tmp_path):
+    for name, wer in (("a", 5.0), ("b", 6.0)):
+        write(tmp_path / "runs" / name, content({"wer": wer}))
+    with pytest.raises(DataError, match="the same configuration, seed 1 and split 'test'"):
+        main([str(tmp_path / "runs"), "--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_usable(tmp_path):
+    with pytest.raises(UsageError, match="no such file or folder"):
+        main([str(tmp_path / "none"), "--out", str(tmp_path / "out")])
+    with pytest.raises(UsageError, match=r"holds no result.json"):
+        main([str(tmp_path), "--out", str(tmp_path / "out")])
+    (tmp_path / "result.json").write_text("{}")
+    with pytest.raises(DataError, match="none of 1 files holds a usable result"):
+        main([str(tmp_path), "--out", str(tmp_path / "out")])
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--metric", "werr"], "unknown metric 'werr'; did you mean 'wer'"),
+        (["--paper", "mam.table9"], "unknown table of a paper"),
+        (["--split", "dev"], "no result of that split; there are test"),
+        (["--baseline", "nobody"], "names 0 rows of ljspeech: hubert, λ 0, frozen; hubert, λ 0.1, frozen"),
+        (["--metric", "per"], None),
+    ],
+)
+def test_wrong_flags(tmp_path, pair, flags, said):
+    command = [*map(str, pair), "--out", str(tmp_path / "out"), *flags]
+    if said:
+        with pytest.raises(UsageError, match=said):
+            main(command)
+    else:
+        assert main(command) == 0
+        assert "ljspeech, test: has no per, only wer" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_transcripts_of_another_evaluation_are_not_compared(tmp_path, pair):
+    record = json.loads((pair[1] / "result-test.json").read_text())
+    record["metrics"]["test"]["wer"]["value"] = 20.0
+    write(pair[1], record)
+    text, rows, _ = report(tmp_path / "out", *pair)
+    assert "it is of another evaluation" in text and rows[1]["difference_low"] == ""
+
+
+def test_pictures_of_a_run_are_taken_over(tmp_path, pair):
+    from s3prl_ext.evaluation.plots import Curve, plot_curves
+
+    plot_curves([Curve("a", [0, 1], [1.0, 2.0])], pair[0] / "race.png", "title", "wer (%)")
+    _, _, page = report(tmp_path / "out", *pair)
+    assert (tmp_path / "out" / "run1-race.png").is_file() and "AD-TUNING, Fig. 3" in page
+
+
+def test_the_page_is_well_formed(tmp_path, pair):
+    class Balance(HTMLParser):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stack: list[str] = []
+
+        def handle_starttag(self, tag, attributes):
+            if tag not in ("meta", "img"):
+                self.stack.append(tag)
+
+        def handle_endtag(self, tag):
+            assert self.stack.pop() == tag
+
+    _, _, page = report(tmp_path / "out", *pair, "--title", "a < b & c")
+    parser = Balance()
+    parser.feed(page)
+    assert parser.stack == [] and "<h1>a &lt; b &amp; c</h1>" in page

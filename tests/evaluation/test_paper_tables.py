@@ -1,0 +1,67 @@
+"""Which cell of a paper's table a run stands beside, and that the figures are the printed ones."""
+
+from __future__ import annotations
+
+import pytest
+
+from s3prl_ext.errors import UsageError
+from s3prl_ext.evaluation.paper_figures import ad_tuning_tables
+from s3prl_ext.evaluation.paper_tables import NAMES, Cell, paper_table
+
+MERGED = {"lambda": 0.1, "layers": "all", "noise": "none", "learnable": False, "method": "frozen"}
+PLAIN = {"method": "frozen"}
+
+
+@pytest.mark.parametrize(
+    ("table", "task", "facts", "cell", "figure"),
+    [
+        ("mam.table1", "ljspeech", MERGED, Cell("ljspeech", "0.10", "Source"), "9.06"),
+        ("mam.table1", "vctk", MERGED | {"noise": "standard"}, Cell("vctk", "0.10", "N(0,1)"), "54.53"),
+        ("mam.table1", "esc50", PLAIN, Cell("esc50", "0.00", "Source"), "11.75"),
+        ("mam.table1", "ljspeech", MERGED | {"lambda": 0.07}, Cell("ljspeech", "0.07", "Source"), None),
+        ("mam.table1", "ljspeech", MERGED | {"lambda": 0.025}, Cell("ljspeech", "0.025", "Source"), None),
+        ("mam.table2", "ljspeech", MERGED | {"layers": "0-2"}, Cell("ljspeech", "0-2"), None),
+        ("mam.table2", "ljspeech", MERGED, None, None),
+        ("mam.table1", "ljspeech", MERGED | {"layers": "0-7"}, None, None),
+        ("mam.table2", "ljspeech", MERGED | {"layers": "12-19"}, Cell("ljspeech", "12-19"), "8.63"),
+        ("mam.table2", "ljspeech", MERGED | {"layers": "12-19", "chosen": False}, None, None),
+        ("mam.table2", "vctk", MERGED | {"lambda": 0.0, "layers": "none"}, Cell("vctk", "None"), "5.58"),
+        ("mam.table3", "vctk", MERGED | {"layers": "swd top-8"}, Cell("vctk", "k = 8", "swd"), "5.52"),
+        ("mam.table5", "esc50", MERGED | {"method": "full"}, Cell("esc50", "MAM + FT"), "7.75"),
+        ("mam.table5", "esc50", MERGED | {"method": "full", "learnable": True}, Cell("esc50", "L-MAM + FT"), "7.75"),
+        ("mam.table5", "vctk", {"method": "full"}, Cell("vctk", "FT"), "5.52"),
+        ("mam.table5", "vctk", {"method": "child"}, None, None),
+        ("mam.table5", "vctk", MERGED | {"noise": "source"}, None, None),
+        ("ad_tuning.table1", "pr", {"method": "child", "tuning.density": 0.1, "tuning.mask": "random"},
+         Cell("pr", "CHILD-TUNING_F"), "2.65"),
+        ("ad_tuning.table2", "asr", {"method": "child", "tuning.density": 0.01}, Cell("asr", "CHILD-TUNING (P=0.01)"), "6.195"),
+        ("ad_tuning.table2", "sd", {"method": "child", "race": True}, Cell("sd", "AD-TUNING"), "3.25"),
+        ("ad_tuning.table2", "ks", {"method": "weighted_sum"}, Cell("ks", "Weighted-sum"), "96.30"),
+        ("ad_tuning.table2", "ks", {"method": "bitfit"}, None, None),
+        ("ad_tuning.table2", "ks", MERGED, None, None),
+    ],
+)  # fmt: skip
+def test_cells(table, task, facts, cell, figure):
+    paper = paper_table(table)
+    assert paper.match(task, facts) == cell
+    assert (paper.figures.get(cell) if cell else None) == figure
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_table_is_whole(name):
+    paper = paper_table(name)
+    assert set(paper.tasks) <= set(paper.metrics)
+    assert all(paper.baselines[task] in paper.figures for task in paper.tasks)
+    assert all(figure is None or float(figure) > 0 for figure in paper.figures.values())
+
+
+def test_rows_of_ad_tuning_have_a_figure_per_column():
+    for table in ad_tuning_tables().values():
+        assert {len(row) for row in table.values()} == {len(table["columns"])}
+
+
+def test_unknown_tables_list_the_known_ones_and_transcripts_come_by_themselves():
+    with pytest.raises(UsageError, match=r"'mam.tabel1'; did you mean 'mam.table1'"):
+        paper_table("mam.tabel1")
+    with pytest.raises(UsageError, match="compares transcripts"):
+        paper_table("mam.table6")

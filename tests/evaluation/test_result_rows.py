@@ -1,0 +1,82 @@
+"""Rows: what is averaged, what is a duplicate, names, spread."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import stdev
+
+import pytest
+
+from s3prl_ext.errors import DataError
+from s3prl_ext.evaluation.result_records import ResultRecord
+from s3prl_ext.evaluation.result_rows import averaged_over, rows_of, without_duplicates
+from s3prl_ext.evaluation.scored_runs import ScoredRun, runs_of
+from tests.result_files import content, merge
+
+
+def run(value: float, path: str = "a/result-test.json", metric: str = "wer", **changes) -> ScoredRun:
+    return runs_of(ResultRecord(Path(path), content({metric: value}, **changes)))[0]
+
+
+def test_seeds_are_averaged_and_nothing_else():
+    other = content({"wer": 9.0}, seed=1)
+    other["config"]["optimizer"]["lr"] = 0.1
+    runs = [run(4.0, seed=1), run(5.0, "b", seed=2), *runs_of(ResultRecord(Path("c"), other))]
+    first, second = rows_of(runs, "wer")
+    assert first.values == [4.0, 5.0] and first.mean == 4.5 and first.std == pytest.approx(stdev([4, 5]))
+    assert second.values == [9.0] and second.std is None
+    assert first.label == "hubert, lr 0.001" and second.label == "hubert, lr 0.1"
+
+
+def test_group_by_averages_over_more_and_says_so():
+    other = content({"wer": 6.0}, seed=2)
+    other["config"]["optimizer"]["lr"] = 0.1
+    (row,) = rows_of([run(4.0), *runs_of(ResultRecord(Path("c"), other))], "wer", ["upstream", "method"])
+    assert row.mean == 5.0 and averaged_over(row) == {"optimizer.lr": [0.001, 0.1]}
+
+
+def test_other_data_are_never_averaged():
+    data = {"sha256": "e" * 64, "files": 1, "bytes": 1, "covers": "all"}
+    rows = rows_of([run(4.0, seed=1), run(8.0, "b", seed=2, data=data)], "wer")
+    assert [row.mean for row in rows] == [4.0, 8.0]
+    assert [row.label for row in rows] == ["hubert, data dddddddd", "hubert, data eeeeeeee"]
+
+
+def test_the_same_result_twice_counts_once_and_is_named():
+    runs, notes = without_duplicates([run(4.0), run(4.0, "copy/result-test.json")])
+    assert len(runs) == 1 and "copy/result-test.json: left out, it repeats a/result-test.json" in notes[0]
+
+
+def test_contradicting_results_are_refused():
+    with pytest.raises(DataError, match=r"a/result-test.json and b/r.json have the same .* seed 1 .* wer 4.0 .* 5.0"):
+        without_duplicates([run(4.0), run(5.0, "b/r.json")])
+
+
+def test_an_evaluation_counts_before_the_end_of_training():
+    train = run(5.0, "a/result.json", mode="train")
+    runs, notes = without_duplicates([train, run(4.0)])
+    assert [one.values["wer"] for one in runs] == [4.0] and "a/result.json: its test is left out" in notes[0]
+
+
+def test_other_seeds_splits_and_merges_are_no_duplicates():
+    runs = [run(4.0), run(4.0, seed=2), run(4.0, split="dev"), run(4.0, merge=merge(0.1)), run(4.0, merge=merge(0.2))]
+    assert without_duplicates(runs) == (runs, [])
+
+
+def test_nan_stays_in_the_mean():
+    (row,) = rows_of([run(4.0), run(float("nan"), seed=2)], "wer")
+    assert row.mean != row.mean and row.std is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "label"),
+    [
+        ({"merge": merge(0.0)}, "hubert, λ 0"),
+        ({"merge": merge(0.25, (1, 2))}, "hubert, λ 0.25 layers 1-2"),
+        ({"tuning": {"method": "child", "mask": "random", "density": 0.1}}, "hubert, child random P 0.1"),
+        ({"candidate": "density_0.1"}, "hubert, race"),
+        ({"args": {"upstream_trainable": True, "upstream_ckpt": "/models/x.pt"}}, "hubert x.pt, full"),
+    ],
+)
+def test_labels(changes, label):
+    assert rows_of([run(4.0, **changes)], "wer")[0].label == label

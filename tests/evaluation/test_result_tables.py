@@ -1,0 +1,85 @@
+"""Numbers as texts: unit, direction, change; tables as Markdown, LaTeX, CSV; the map of a grid."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import struct
+
+import pytest
+
+from s3prl_ext.errors import UsageError
+from s3prl_ext.evaluation.heat_map import plot_heat_map
+from s3prl_ext.evaluation.result_tables import heading, number, relative_change
+from s3prl_ext.evaluation.tables import Table, csv_text, escape, latex, markdown
+from s3prl_ext.metrics import METRICS, main_metric
+
+
+@pytest.mark.parametrize(
+    ("name", "head", "value", "text"),
+    [
+        ("wer", "WER (%) ↓", 9.25, "9.25"),
+        ("per", "PER (%) ↓", 0.0245, "2.45"),
+        ("acc", "accuracy (%) ↑", 0.991, "99.10"),
+        ("slot_type_f1", "slot type F1 (%) ↑", 0.8487, "84.87"),
+        ("loss", "loss (nats) ↓", 0.123456, "0.1235"),
+        ("wer", "WER (%) ↓", math.nan, "NaN"),
+        ("wer", "WER (%) ↓", None, "-"),
+    ],
+)
+def test_units_and_directions(name, head, value, text):
+    assert heading(name) == head and number(value, name) == text
+
+
+def test_every_metric_has_a_heading_and_an_unknown_one_is_refused():
+    assert all(("↑" in heading(name)) == METRICS[name].higher_is_better for name in METRICS)
+    with pytest.raises(UsageError, match="unknown metric"):
+        heading("accuracy")
+
+
+@pytest.mark.parametrize(
+    ("reported", "main"),
+    [(["loss", "wer", "slot_type_f1", "cer"], "slot_type_f1"), (["acc", "error", "loss"], "error"),
+     (["acc", "der"], "der"), (["uer", "wer"], "wer"), (["loss"], None)],
+)  # fmt: skip
+def test_the_metric_that_a_task_is_judged_by(reported, main):
+    assert main_metric(reported) == main
+
+
+@pytest.mark.parametrize(
+    ("value", "baseline", "change"),
+    [(8.63, 9.25, -6.7027), (9.25, 8.63, 7.1842), (1.0, 0.0, None), (math.nan, 1.0, None), (1.0, math.inf, None)],
+)
+def test_relative_change(value, baseline, change):
+    found = relative_change(value, baseline)
+    assert found == (None if change is None else pytest.approx(change, abs=1e-4))
+
+
+TABLE = Table("λ of a_b & c", ["", "WER (%) ↓"], [["x|y", "9.25 ± 0.10"]], ["a note"], [{"row": "x,y", "std": None}])
+
+
+def test_markdown():
+    assert markdown(TABLE).splitlines() == [
+        "## λ of a_b & c", "", "|  | WER (%) ↓ |", "| --- | ---: |", r"| x\|y | 9.25 ± 0.10 |", "", "- a note"
+    ]  # fmt: skip
+
+
+def test_latex():
+    text = latex(TABLE, "tab:one")
+    assert r"\caption{$\lambda$ of a\_b \& c}" in text and r"\label{tab:one}" in text
+    assert r"x|y & 9.25 $\pm$ 0.10 \\" in text
+    assert escape(r"\{}") == r"\textbackslash{}\{\}"
+
+
+def test_csv_quotes_and_leaves_empty():
+    (row,) = csv.DictReader(io.StringIO(csv_text([TABLE, Table("empty", [], [])])))
+    assert row == {"table": "λ of a_b & c", "row": "x,y", "std": ""}
+
+
+@pytest.mark.parametrize("values", [[[9.0, None], [8.0, 100.0]], [[1.0, 1.0], [1.0, 1.0]]])
+def test_heat_map(tmp_path, values):
+    path = tmp_path / "map.png"
+    plot_heat_map(["0-1", "all"], ["0", "0.1"], values, path, "title", "WER (%)", higher_is_better=False)
+    width, height = struct.unpack(">II", path.read_bytes()[16:24])
+    assert width > 400 and height > 200 and [p.name for p in tmp_path.iterdir()] == ["map.png"]
