@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import shutil
 import tempfile
@@ -11,24 +12,31 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
 from tensorboardX import SummaryWriter
 
 from s3prl_ext.errors import UsageError
 from s3prl_ext.evaluation.plots import STYLES, Curve, plot_curves
 from s3prl_ext.metrics import METRICS
-from s3prl_ext.training import checkpoint, randomness, tuned_upstream
-from s3prl_ext.training.config import TuningConfig
+from s3prl_ext.training import checkpoint, randomness, ranks, tuned_upstream
 from s3prl_ext.training.early_stop import Candidate, EarlyStopConfig, judged_by
 from s3prl_ext.training.evaluation import evaluate
+from s3prl_ext.training.fisher_pass import UtteranceBatches
 from s3prl_ext.training.forward import unwrapped
+from s3prl_ext.training.learnable_upstream import loadable_state
 from s3prl_ext.training.methods import METHODS
 from s3prl_ext.training.race import FOLDER, Race
 from s3prl_ext.training.run import DELTA_FILE, Experiment, Run
+from s3prl_ext.training.trial import Diverged
+from s3prl_ext.training.tuning_config import TuningConfig
 
 logger = logging.getLogger(__name__)
 
 PICTURE = "race.png"
+# what of a candidate's folder the experiment takes over when it has won, beside its checkpoints
+OTHER_FILES = (
+    "events.out.tfevents.*", DELTA_FILE, "lambda.*", "log.log", "*_predict.*", "*_truth.*", "*.ark",
+    "predictions-*.jsonl", "transcripts-*.jsonl", "splits.json", "head.json",
+)  # fmt: skip
 
 
 class CandidateRuns:
@@ -67,18 +75,59 @@ class CandidateRuns:
             UsageError: the task does not report the metric of the comparison.
         """
         experiment = self.experiment
+        self._entrants = list(entrants)
         task = experiment.args.downstream
         self._split = config.split or experiment.runner_config.eval_dataloaders[0]
-        few = 1e-9  # of the split: one batch says what the task reports
-        reported, _ = evaluate(experiment.models, self._split, experiment.args.seed, few)
-        judged_by(config.metric, task, list(reported))
-        if _is_leader():
+        self._reported = ranks.from_leader(lambda: self._metrics_of_the_task(config.metric))
+        passes = self._passes()
+        if ranks.is_leader():
             self._save_start(Path(experiment.args.expdir))
-        race = Race(config, entrants, experiment.total_steps, experiment.args.expdir, task, self._advance, self._split)
-        _barrier()
+        race = Race(
+            config, entrants, experiment.total_steps, experiment.args.expdir, task, self._advance, self._split, passes
+        )
+        ranks.barrier()  # before a score of this race is written, every rank has read those of an earlier session
         winner = race.choose()
-        _barrier()
+        ranks.barrier()
         return winner
+
+    def _metrics_of_the_task(self, wanted: str | None) -> list[str]:
+        """Return the names of the metrics that the task reports, `wanted` among them; one batch is enough to know."""
+        experiment = self.experiment
+        with tempfile.TemporaryDirectory() as elsewhere:
+            self._let_task_write_into(Path(elsewhere))
+            try:
+                reported, _ = evaluate(experiment.models, self._split, experiment.args.seed, ratio=1e-9)
+            finally:
+                self._let_task_write_into(Path(experiment.args.expdir))
+        judged_by(wanted, experiment.args.downstream, list(reported))
+        return list(reported)
+
+    def _passes(self) -> str:
+        """Say how many batches the Fisher passes of a race take; nothing where there are none."""
+        experiment, batches = self.experiment, []
+        split = experiment.runner_config.train_dataloader
+        for place, candidate in enumerate(self._entrants):
+            tuning = self._section(candidate)
+            if not METHODS[tuning.method].has_mask or tuning.mask != "fisher" or tuning.density == 1:
+                continue
+            if any(shares_masks(candidate.tuning, other.tuning) for other in self._entrants[:place]):
+                continue
+            single = 1 if tuning.fisher.granularity == "sample" else None
+            with randomness.preserved():
+                found = len(UtteranceBatches(unwrapped(experiment.models.downstream), split, single))
+            batches.append(min(found, tuning.fisher.max_batches or found))
+        if not batches:
+            return ""
+        number = "a Fisher pass" if len(batches) == 1 else f"{len(batches)} Fisher passes"
+        return f"{number} of {' + '.join(map(str, batches))} batches"
+
+    def _let_task_write_into(self, folder: Path) -> None:
+        """Set where the task writes its log and predictions."""
+        expert = unwrapped(self.experiment.entries[2].model)
+        for name, inside in (("expdir", ""), ("score_dir", "scoring"), ("logging", "log.log")):  # the latter two: SD
+            present = getattr(expert, name, None)
+            if isinstance(present, (str, Path)):
+                setattr(expert, name, type(present)(folder / inside))
 
     def _save_start(self, expdir: Path) -> None:
         """Write ``states-0.ckpt``, from which an interrupted race is resumed."""
@@ -95,28 +144,37 @@ class CandidateRuns:
             "upstream_sha256": experiment.tuned.base_sha256,
             "merge": getattr(experiment.tuned.model, "merge_record", None),
         }
+        if ranks.active():
+            states["WorldSize"] = ranks.world_size()
         checkpoint.save(states, [expdir / "states-0.ckpt"])
 
-    def _advance(self, candidate: Candidate, folder: Path, step: int) -> dict[str, float]:
-        """Train a candidate from where its folder says it stands up to a step; return its metrics there."""
+    def _advance(self, candidate: Candidate, folder: Path, step: int, label: str) -> dict[str, float]:
+        """Train a candidate from where its folder says it stands up to a step; return its metrics there.
+
+        Of one whose gradient is no longer finite every metric is NaN.
+        """
         self._reset()
+        self._let_task_write_into(folder)
         tuning = self._section(candidate)
+        alike = [other for other in self._entrants if shares_masks(other.tuning, candidate.tuning)]
+        self.experiment.densities = tuple(sorted({c.density for c in alike}, reverse=True))
         self._prepare(tuning)
         resumed = self._latest(folder)
         if not METHODS[tuning.method].has_mask or tuning.redraw or tuning.density == 1:
             self.experiment.tuned.remember_trainable()  # a child network remembers its own entries
         if resumed:
             self._load(resumed, folder)
-        writer = SummaryWriter(str(folder)) if _is_leader() else None
+        writer = SummaryWriter(str(folder)) if ranks.is_leader() else None
         try:
-            run = Run(self.experiment, tuning, folder, resumed, writer, candidate.name)
+            run = Run(self.experiment, tuning, folder, resumed, writer, candidate.name, label)
             run.loop.run(until=step)
-            metrics = run.loop.score(self._split)
+            return run.loop.score(self._split)
+        except Diverged as error:
+            logger.warning("%s is out of the race: %s", candidate.name, error)
+            return dict.fromkeys(self._reported, math.nan)
         finally:
             if writer is not None:
                 writer.close()
-        _barrier()
-        return metrics
 
     def _reset(self) -> None:
         experiment = self.experiment
@@ -134,7 +192,8 @@ class CandidateRuns:
         if tuned_upstream.KEY in states:
             experiment.tuned.load_state(states[tuned_upstream.KEY], str(folder))
         elif "Upstream" in states:
-            checkpoint.load_into(unwrapped(experiment.entries[0].model), states["Upstream"], "upstream", folder)
+            module = unwrapped(experiment.entries[0].model)
+            checkpoint.load_into(module, loadable_state(module, states["Upstream"]), "upstream", folder)
         for entry in experiment.entries[1:]:
             if entry.name in states:
                 checkpoint.load_into(unwrapped(entry.model), states[entry.name], entry.name.lower(), folder)
@@ -149,19 +208,26 @@ class CandidateRuns:
         expdir = Path(self.experiment.args.expdir)
         folder = expdir / FOLDER / winner.name
         latest = checkpoint.numbered(folder)[-1]
-        if _is_leader():
+        if ranks.is_leader():
             best = [path for path in folder.glob("*.ckpt") if not path.name.startswith("states-")]
-            extra = [*folder.glob("events.out.tfevents.*"), *folder.glob(DELTA_FILE), *folder.glob("lambda.*")]
-            for path in best + extra:
+            extra = [path for pattern in OTHER_FILES for path in folder.glob(pattern)]
+            for path in extra + best:
                 _copy(path, expdir / path.name)
             _copy(latest, expdir / latest.name)
             checkpoint.remove_older(expdir / latest.name, self.experiment.runner_config.max_keep)
-        _barrier()
+        ranks.barrier()
+        self._let_task_write_into(expdir)
         self._reset()
         self._prepare(self._section(winner))
         states = checkpoint.load(expdir / latest.name)
         self._load(states, expdir)
         return states
+
+
+def shares_masks(section: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Return whether the masks of two sections ``tuning`` come from one choice, and differ in density at most."""
+    keys = ("method", "mask", "eligible", "fisher", "redraw")
+    return all(section.get(key) == other.get(key) for key in keys)
 
 
 def check_alike(entrants: Sequence[Candidate], tunings: Sequence[TuningConfig], features_given: bool) -> None:
@@ -235,12 +301,3 @@ def _copy(source: Path, target: Path) -> None:
         os.replace(temporary, target)
     finally:
         Path(temporary).unlink(missing_ok=True)
-
-
-def _is_leader() -> bool:
-    return not dist.is_initialized() or dist.get_rank() == 0
-
-
-def _barrier() -> None:
-    if dist.is_initialized():
-        dist.barrier()

@@ -65,7 +65,10 @@ def load_into(module: Any, state: Any, what: str, path: str | os.PathLike | None
         module.load_state_dict(state)
     except (RuntimeError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise DataError(f"{path} does not fit this {what} (another upstream, task or size?): {reason}") from error
+        other = (
+            "other learning rates in the section tuning" if what == "optimizer" else "another upstream, task or size"
+        )
+        raise DataError(f"{path} does not fit this {what} ({other}?): {reason}") from error
 
 
 def check_readable(path: str | os.PathLike) -> None:

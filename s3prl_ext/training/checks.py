@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import shutil
 import sys
 from argparse import Namespace
-from collections.abc import Mapping
-from dataclasses import asdict, replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from s3prl_ext.errors import DataError, ExtError, UsageError, unknown_name
 from s3prl_ext.training import checkpoint, tuned_upstream
-from s3prl_ext.training.config import TuningConfig
 from s3prl_ext.training.early_stop import candidates
 from s3prl_ext.training.methods import resolve_tuning
 from s3prl_ext.training.optimizers import OWN
+from s3prl_ext.training.parameter_groups import RatesConfig
+from s3prl_ext.training.tuning_config import TuningConfig
 
-SETTINGS_FILES = r"(args|config)_[0-9-]+\.yaml|frame_shift"  # what s3prl writes before anything is built
+logger = logging.getLogger(__name__)
+
+# what is written before anything is trained
+SETTINGS_FILES = r"(args|config)_[0-9-]+\.yaml|frame_shift|events\.out\.tfevents\..*"
 RESULT_FILES = (
     "*.ckpt", "result*.json", "log.log", "events.out.tfevents.*", "masks.safetensors", "fisher.partial", "race",
     "race.png", "delta.safetensors", "lambda.json", "lambda.png", "predictions-*.jsonl", "transcripts-*.jsonl",
-    "splits.json", "head.json",
+    "splits.json", "head.json", "*_predict.*", "*_truth.*", "*.ark",
 )  # fmt: skip  # what a run leaves in its folder
 FEATURE_FLAGS = ("-s", "--upstream_feature_selection", "-l", "--upstream_layer_selection")
 
@@ -44,12 +51,36 @@ def clear_folder(args: Namespace) -> None:
             shutil.rmtree(old) if old.is_dir() else old.unlink()
 
 
-def remove_empty_folder(expdir: str) -> None:
+def remove_parts(expdir: str | Path) -> None:
+    """Remove temporary files that a killed run left in its folder; they hold parts of what has no name yet."""
+    for folder in (Path(expdir), *Path(expdir).glob("race"), *Path(expdir).glob("race/*")):
+        for pattern in RESULT_FILES:
+            for part in folder.glob(f".{pattern}.*"):
+                logger.info("removing %s, which a killed run left unfinished", part)
+                part.unlink(missing_ok=True)
+
+
+@contextmanager
+def no_empty_folder(expdir: str | Path, active: bool = True) -> Iterator[None]:
+    """Where the body fails, remove the experiment's folder if nothing was trained in it; `active` on the first rank."""
+    try:
+        yield
+    except Exception:
+        if active:
+            remove_empty_folder(expdir)
+        raise
+
+
+def remove_empty_folder(expdir: str | Path) -> None:
     """Remove the folder of an experiment that did not come to be: it holds only s3prl's copies of its settings."""
     written = list(Path(expdir).iterdir())
-    if written and all(re.fullmatch(SETTINGS_FILES, path.name) for path in written):
-        for path in written:
+    folders = [path for path in written if path.is_dir() and not any(part.is_file() for part in path.rglob("*"))]
+    files = [path for path in written if re.fullmatch(SETTINGS_FILES, path.name)]
+    if files and len(files) + len(folders) == len(written):
+        for path in files:
             path.unlink()
+        for path in folders:
+            shutil.rmtree(path)
         Path(expdir).rmdir()
 
 
@@ -65,29 +96,88 @@ def check_origin(states: Mapping[str, Any], args: Namespace) -> None:
             )
 
 
-def check_tuning(states: Mapping[str, Any], tuning: TuningConfig | None, path: str | None) -> None:
-    """Raise UsageError where a checkpoint's changes to the upstream were made under other settings than the present.
+def check_tuning(
+    states: Mapping[str, Any],
+    section: Mapping[str, Any] | None,
+    tunings: Sequence[TuningConfig | None],
+    args: Namespace,
+) -> None:
+    """Raise UsageError where a checkpoint was trained under another section ``tuning`` than the present.
 
-    Learning rates may change: they are the optimizer's, and a resumed run takes them from the checkpoint.
+    Learning rates may change: they are the optimizer's, and a resumed run takes them from the checkpoint. A checkpoint
+    given with ``-i`` alone is compared where it holds a small part of the upstream.
+
+    Args:
+        states: the checkpoint; empty for none.
+        section: the present section as it is written, or None.
+        tunings: what it says: one configuration, or those of the candidates of a race.
+        args: the arguments of ``run_downstream.py``.
     """
-    if tuned_upstream.KEY not in states:
+    resumed = args.past_exp and checkpoint.EXTENSION_KEY in states
+    if tuned_upstream.KEY not in states and not resumed:
         return
-    section = states["Config"].get("tuning")
+    before = states["Config"].get("tuning")
     name = states[checkpoint.EXTENSION_KEY].get("candidate")
-    made = candidates(section) if section else []
-    stored = next((resolve_tuning(states["Config"], c.tuning) for c in made if name is None or c.name == name), None)
-    if stored is None or tuning is None or replace(stored, rates=tuning.rates) != tuning:
+    made = candidates(before) if before else []
+    stored: list[TuningConfig | None] = [None] if not made else []
+    stored += [resolve_tuning(states["Config"], c.tuning) for c in made if name is None or c.name == name]
+    if list(map(_without_rates, stored)) != list(map(_without_rates, tunings)):
+        chosen = next((c.tuning for c in made if c.name == name), before) if name else before
         raise UsageError(
-            f"{path} holds an upstream tuned with {_shown(stored)}, but now it is {_shown(tuning)}; go on with the same "
-            "section, or start a new experiment."
+            f"{args.init_ckpt} holds an upstream tuned with {_shown(chosen)}, but now it is {_shown(section)}; go on with "
+            "the same section, or start a new experiment."
+        )
+    if stored != list(tunings):
+        logger.warning(
+            "a resumed run keeps the learning rates of its checkpoint, not those of the present section tuning"
         )
 
 
-def _shown(tuning: TuningConfig | None) -> str:
+def check_optimizer(states: Mapping[str, Any], config: Mapping[str, Any], args: Namespace) -> None:
+    """Raise UsageError where a run would go on with the state of another optimizer than that of its task file."""
+    if args.mode != "train" or not args.past_exp or not states.get("Optimizer"):
+        return
+    keys = ("name", "torch_optim_name")
+    before, now = (tuple(c["optimizer"].get(key) for key in keys) for c in (states["Config"], config))
+    if before != now:
+        names = [" ".join(filter(None, pair)) for pair in (before, now)]
+        raise UsageError(
+            f"{args.init_ckpt} holds the state of the optimizer {names[0]}, but now it is {names[1]}; go on with the same "
+            "one, or start a new experiment."
+        )
+
+
+def _without_rates(tuning: TuningConfig | None) -> TuningConfig | None:
     if tuning is None:
-        return "(no section)"
-    given = {key: value for key, value in asdict(tuning).items() if value is not None}
-    return "{" + ", ".join(f"{key}: {value}" for key, value in given.items()) + "}"
+        return None
+    return replace(tuning, rates=RatesConfig(train_layers=tuning.rates.train_layers))
+
+
+def _shown(section: Mapping[str, Any] | None) -> str:
+    """Return a section ``tuning`` as it stands in a task file, on one line."""
+    if section is None:
+        return "(no section tuning)"
+    return yaml.safe_dump(dict(section), default_flow_style=True, sort_keys=False, width=10**6).strip()
+
+
+def check_processes(states: Mapping[str, Any], path: str | Path, processes: int) -> None:
+    """Raise UsageError where a checkpoint is resumed with another number of processes than it was trained with.
+
+    Args:
+        states: the checkpoint.
+        path: its file.
+        processes: how many there are now; 0 where torchrun did not start this one.
+    """
+    before = states.get("WorldSize", 0)
+    if before == processes:
+        return
+    command = f"torchrun --nproc_per_node {before} -m s3prl_ext.run_downstream" if before else "s3prl-ext run"
+    counts = [f"{number or 1} process{'es' if number > 1 else ''}{'' if number else ' without torchrun'}"
+              for number in (before, processes)]  # fmt: skip
+    raise UsageError(
+        f"{path} was trained by {counts[0]}, and now there {'are' if processes > 1 else 'is'} {counts[1]}: resume it with "
+        f"{command}, or start a new experiment."
+    )
 
 
 def check_optimization(config: Mapping[str, Any]) -> None:

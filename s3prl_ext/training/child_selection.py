@@ -14,10 +14,10 @@ from torch import nn
 from s3prl_ext.child_tuning import mask_files, masks
 from s3prl_ext.child_tuning.delta import state_sha256
 from s3prl_ext.errors import DataError
-from s3prl_ext.training import randomness
-from s3prl_ext.training.config import TuningConfig
+from s3prl_ext.training import randomness, ranks
 from s3prl_ext.training.fisher_pass import PARTIAL_FILE, FisherPass
 from s3prl_ext.training.forward import TaskModels
+from s3prl_ext.training.tuning_config import TuningConfig
 
 logger = logging.getLogger(__name__)
 
@@ -64,9 +64,10 @@ def choose_masks(
     sizes = {name: p.numel() for name, p in parameters.items()}
     origin = _origin(parameters, tuning, train_split, seed, densities) if expdir is not None else {}
     found = _load(expdir, origin)
-    if found is None:
+    if ranks.any_of(found is None):  # a rank that does not see the file needs the others in the pass
         with randomness.preserved(seed):
             found = _choose(models, parameters, tuning, train_split, seed, densities, expdir, origin)
+    assert found is not None
     for density in found.densities:
         k = masks.count(found.at(density))
         logger.info("child network: %d of %d eligible weights train (%.3f %%), chosen by %s",
@@ -134,6 +135,7 @@ def _load(expdir: str | Path | None, origin: dict[str, Any]) -> masks.NestedMask
         logger.warning("%s was chosen with another %s; the masks are chosen again", path, changed)
         return None
     logger.info("taking the masks from %s", path)
+    path.with_name(PARTIAL_FILE).unlink(missing_ok=True)  # of a pass that was killed right after its end
     return found
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from s3prl_ext.configs import as_number, check_keys
 from s3prl_ext.errors import DataError, UsageError, unknown_name
 from s3prl_ext.metrics import METRICS, metric
-from s3prl_ext.training.config import raise_all
+from s3prl_ext.training.values import raise_all
 
 # Keys of `tuning` whose own value is a list: one list inside a list makes candidates of them.
 LIST_KEYS = ("eligible", "projections", "train_layers", "layers")
@@ -74,8 +74,6 @@ class EarlyStopConfig:
         section = config["early_stop"] or {}
         if not isinstance(section, Mapping):
             raise UsageError(f"early_stop must be a mapping such as {{ratio: 0.1, keep: 1}}, but is {section!r}.")
-        if candidates == 1:
-            return None  # one candidate is plain child-tuning
         problems = check_keys(section, ("ratio", "keep", "metric", "split", "evaluations", "patience"), "early_stop")
         values: dict[str, Any] = {}
         for key in ("ratio", "keep", "evaluations", "patience"):
@@ -91,11 +89,13 @@ class EarlyStopConfig:
             if value < 1 or value != int(value):
                 problems.append(f"early_stop.{key} must be a whole number of at least 1, but is {value:g}.")
             values[key] = int(value)
-        if values["keep"] > candidates:
+        if values["keep"] > candidates > 1:
             problems.append(f"early_stop.keep is {values['keep']}, but there are only {candidates} candidates.")
         if section.get("metric") is not None and section["metric"] not in METRICS:
             problems.append(str(unknown_name("metric", section["metric"], METRICS, where="early_stop")))
         raise_all(problems)
+        if candidates == 1:
+            return None  # plain child-tuning
         return cls(metric=section.get("metric"), split=section.get("split"), **values)
 
     def steps_before_cut(self, total_steps: int) -> int:

@@ -72,7 +72,7 @@ def evaluate(
     with _evaluation_mode(models), randomness.preserved(seed), torch.no_grad():
         loader = _loader(models, split)
         if len(loader) == 0:
-            raise DataError(f"the split '{split}' holds no batch; check the corpus of this task.")
+            raise _empty(split)
         records, batch_ids = _score(models, split, loader, max(1, round(len(loader) * ratio)), check_stop)
         try:
             save_names = models.downstream.log_records(
@@ -91,16 +91,45 @@ def evaluate(
     return metric_logger.values, save_names if isinstance(save_names, list) else []
 
 
+def open_split(downstream: Any, split: str, **options: Any) -> Any:
+    """Return a task's DataLoader of a split.
+
+    Args:
+        downstream: the task.
+        split: its name.
+        **options: further arguments of the task's ``get_dataloader``.
+
+    Raises:
+        DataError: it is empty, and the task or torch finds that out here.
+    """
+    try:
+        return downstream.get_dataloader(split, **options)
+    except (ValueError, AssertionError) as error:
+        if not any(words in str(error) for words in ("num_samples", "0 data found")):  # of torch, of ASR
+            raise
+        raise _empty(split) from error
+
+
+def _empty(split: str) -> DataError:
+    return DataError(f"the split '{split}' holds no batch; check the corpus of this task.")
+
+
 def check_splits(models: TaskModels, splits: Iterable[str]) -> None:
-    """Raise UsageError where the task has no split of a name, before a run gets to evaluate it."""
+    """Raise an error where the task has no split of a name, or an empty one, before a run gets to evaluate it.
+
+    Raises:
+        UsageError: there is no such split.
+        DataError: it is empty.
+    """
     with randomness.preserved():
         for split in splits:
-            _loader(models, split)
+            if len(_loader(models, split)) == 0:
+                raise _empty(split)
 
 
 def _loader(models: TaskModels, split: str) -> Any:
     try:
-        return models.downstream.get_dataloader(split)
+        return open_split(models.downstream, split)
     except (NotImplementedError, KeyError, AttributeError) as error:
         # s3prl's tasks look the split up in different ways; an error about something else is not ours to explain.
         if not isinstance(error, NotImplementedError) and split not in str(error):

@@ -25,9 +25,10 @@ from s3prl_ext.child_tuning.delta import state_sha256
 from s3prl_ext.child_tuning.fisher import FisherEstimate
 from s3prl_ext.errors import DataError, StoppedByUser, UsageError
 from s3prl_ext.training import checkpoint, randomness
-from s3prl_ext.training.config import FisherConfig
+from s3prl_ext.training.evaluation import open_split
 from s3prl_ext.training.forward import TaskModels
 from s3prl_ext.training.interrupts import StopRequest
+from s3prl_ext.training.tuning_config import FisherConfig
 
 logger = logging.getLogger(__name__)
 
@@ -121,7 +122,7 @@ class FisherPass:
         done = f"{self.estimate.batches} of {self.total} batches"
         if self._save():
             raise StoppedByUser(
-                f"stopped on request in the Fisher pass: {done} are saved in {self.partial}; the same command goes on."
+                f"stopped on request in the Fisher pass: {done} are saved in {self.partial}; the same command with -a goes on."
             )
         raise StoppedByUser(f"stopped on request in the Fisher pass after {done}; nothing is saved.")
 
@@ -205,7 +206,7 @@ class UtteranceBatches:
     """
 
     def __init__(self, downstream: Any, split: str, batch_size: int | None = None) -> None:
-        found = downstream.get_dataloader(split)
+        found = open_split(downstream, split)
         self.dataset = copy.copy(found.dataset)  # the task keeps its own as it is
         self._collate, self.batch_size = found.collate_fn, found.batch_size
         bucket = getattr(self.dataset, "bucket_size", 1)

@@ -10,7 +10,7 @@ from torch import nn
 
 from s3prl_ext.errors import UsageError
 from s3prl_ext.merging.learnable import PARAMETER_NAME, find_lambda
-from s3prl_ext.training.config import TuningConfig
+from s3prl_ext.training.tuning_config import TuningConfig
 
 logger = logging.getLogger(__name__)
 

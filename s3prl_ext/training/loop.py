@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-import torch.distributed as dist
 from torch.utils.data import DistributedSampler
 from tqdm import tqdm
 
 from s3prl_ext.errors import StoppedByUser
-from s3prl_ext.training import checkpoint
+from s3prl_ext.training import checkpoint, ranks
 from s3prl_ext.training.batches import TrainingBatches
-from s3prl_ext.training.evaluation import evaluate
+from s3prl_ext.training.evaluation import evaluate, open_split
 from s3prl_ext.training.forward import unwrapped
 from s3prl_ext.training.interrupts import Interrupted, StopRequest
 from s3prl_ext.training.trial import Trial
@@ -38,9 +38,10 @@ class TrainingLoop:
         resumed: the checkpoint that the run continues, or an empty mapping.
         on_best: called with the name of a best checkpoint that was just saved, and the metrics by split.
         resume_from: folder to name in the hint how to resume; None = `expdir`.
+        label: what the progress bar is called.
 
     Attributes:
-        last_metrics: metrics of the last evaluation, by split.
+        last_metrics: metrics of the last evaluation, by split, also of an earlier session.
         history: one row ``{"step": ..., "split": ..., metric: value, ...}`` per evaluation, also of earlier sessions.
     """
 
@@ -55,6 +56,7 @@ class TrainingLoop:
         resumed: Mapping[str, Any],
         on_best: Callable[[str, Mapping[str, Mapping[str, float]]], None] | None = None,
         resume_from: str | Path | None = None,
+        label: str = "train",
     ) -> None:
         self.trial = trial
         self.config = trial.config
@@ -63,15 +65,19 @@ class TrainingLoop:
         self.seed = seed
         self.states = states
         self.writer = writer
-        self.last_metrics: dict[str, dict[str, float]] = {}
+        self.label = label
         self._on_best = on_best
         self._resume_from = resume_from or expdir
         self._end = total_steps
+        self._saved: int | None = None  # step of the newest states-N.ckpt of this session
         self._stop = StopRequest(enabled=False)
         extension = resumed.get(checkpoint.EXTENSION_KEY, {})
         self.history: list[dict[str, Any]] = list(extension.get("history", []))
+        self.last_metrics: dict[str, dict[str, float]] = {row["split"]: _metrics(row) for row in self.history}
         self._evaluation_due = extension.get("evaluation_due", False)
-        self.batches = TrainingBatches(self._make_loader, extension.get("position"), epoch=resumed.get("Epoch", 0))
+        positions = extension.get("positions") or [extension.get("position")]
+        position = positions[ranks.rank() if len(positions) == ranks.world_size() else ranks.LEADER]
+        self.batches = TrainingBatches(self._make_loader, position, epoch=resumed.get("Epoch", 0))
 
     def run(self, until: int | None = None) -> None:
         """Train until `total_steps`; on Ctrl-C or SIGTERM save the current step and raise StoppedByUser.
@@ -82,58 +88,58 @@ class TrainingLoop:
         self._end = self.total_steps if until is None else min(until, self.total_steps)
         if self.trial.step >= self.total_steps:
             logger.info("nothing to train: the checkpoint is at step %d of %d", self.trial.step, self.total_steps)
-        # Under several ranks a graceful stop would need them to agree; there the usual handlers stay.
-        with StopRequest(enabled=not dist.is_initialized()) as self._stop:
+        with StopRequest() as self._stop:
             try:
                 self._train_to_the_end()
             except Interrupted:
                 self._save_interrupted()
-        if self._end < self.total_steps and self.writer is not None:
-            self._save([f"states-{self.trial.step}.ckpt"])
+            if self._end < self.total_steps:
+                if self._saved != self.trial.step:
+                    self._save([f"states-{self.trial.step}.ckpt"])
+                self._stop_if_requested()
 
     def score(self, split: str) -> dict[str, float]:
         """Return the metrics of a split at the present step, without a trace in what is saved as best.
 
         Every rank gets the first rank's.
         """
-        found: list[Any] = [None]
-        if self.writer is not None:
-            done = [row for row in self.history if row["step"] == self.trial.step and row["split"] == split]
-            if done:
-                found = [{key: value for key, value in done[-1].items() if key not in ("step", "split")}]
-            else:
-                expert = unwrapped(self.trial.models.downstream)
-                best_scores = dict(expert.named_buffers(recurse=False))
-                with StopRequest(enabled=not dist.is_initialized()) as self._stop:
-                    try:
-                        found = [self._evaluate(split)[0]]
-                    except Interrupted:
-                        self._save_interrupted()
-                    finally:
-                        for name, value in best_scores.items():
-                            setattr(expert, name, value)
-        if dist.is_initialized():
-            dist.broadcast_object_list(found, src=0)
-        return found[0]
+        done = [row for row in self.history if row["step"] == self.trial.step and row["split"] == split]
+        with StopRequest() as self._stop:
+            try:
+                found = ranks.from_leader(lambda: _metrics(done[-1]) if done else self._score(split))
+            except Interrupted:
+                self._save_interrupted()
+            self._stop_if_requested()
+        return found
+
+    def _stop_if_requested(self) -> None:
+        """Heed a request that came too late for the step or batch that it was meant for."""
+        if ranks.any_of(self._stop.requested):
+            self._save_interrupted()
+
+    def _score(self, split: str) -> dict[str, float]:
+        with self._best_scores_kept(always=True):
+            return self._evaluate(split)[0]
 
     def _train_to_the_end(self) -> None:
-        leader = self.writer is not None
-        bar = tqdm(total=self._end, initial=self.trial.step, desc="train", dynamic_ncols=True, disable=not leader)
+        leader = ranks.is_leader()
+        bar = tqdm(total=self._end, initial=self.trial.step, desc=self.label, dynamic_ncols=True, disable=not leader)
         batches = iter(self.batches)
         with bar:
-            if self._evaluation_due and leader:
+            if self._evaluation_due:
                 self._evaluate_and_save()
                 self._evaluation_due = False  # not due any more either where a new total_steps moved the end
             while self.trial.step < self._end:
-                self._stop.check()
+                if ranks.any_of(self._stop.requested):
+                    raise Interrupted
                 if not self.trial.train_step(self._one_step_of(batches)):
                     continue
                 bar.update(1)
                 if leader:
                     self._log_if_due()
-                    self._evaluate_and_save()
                 else:
                     self.trial.clear_records()
+                self._evaluate_and_save()
 
     def _one_step_of(self, batches: Iterator[Any]) -> Iterator[tuple[int, Any]]:
         for _ in range(self.config.gradient_accumulate_steps):
@@ -144,11 +150,11 @@ class TrainingLoop:
         """Return the training DataLoader of an epoch, as s3prl's Runner asks for it."""
         downstream, split = self.trial.models.downstream, self.config.train_dataloader
         try:
-            return downstream.get_dataloader(split, epoch=epoch)
+            return open_split(downstream, split, epoch=epoch)
         except TypeError as error:
             if "unexpected keyword argument 'epoch'" not in str(error):
                 raise
-        loader = downstream.get_dataloader(split)
+        loader = open_split(downstream, split)
         if isinstance(getattr(loader, "sampler", None), DistributedSampler):
             loader.sampler.set_epoch(epoch)
         return loader
@@ -173,57 +179,80 @@ class TrainingLoop:
         self.trial.clear_records()
 
     def _evaluate_and_save(self) -> None:
+        """Do what is due at this step; an evaluation that is interrupted leaves no trace and is due again on resume."""
         names: list[str] = []
         if self._due(self.config.eval_step):
-            names += self._evaluate_splits()
+            self._evaluation_due = True
+            names += ranks.from_leader(self._evaluate_splits)
+            self._evaluation_due = False
         if self._due(self.config.save_step):
             names.append(f"states-{self.trial.step}.ckpt")
         self._save(names)
 
     def _evaluate_splits(self) -> list[str]:
-        """Score every evaluation split; one that is interrupted leaves no trace and is due again on resume."""
-        names = []
+        """Score every evaluation split; return the names under which the task wants this model saved."""
+        names, found = [], {}
+        with self._best_scores_kept():
+            for split in self.config.eval_dataloaders:
+                found[split], best = self._evaluate(split)
+                names += best
+        self.last_metrics |= found
+        self.history += [{"step": self.trial.step, "split": split, **row} for split, row in found.items()]
+        return names
+
+    @contextmanager
+    def _best_scores_kept(self, always: bool = False) -> Iterator[None]:
+        """Put the task's memory of its best score back where an evaluation is interrupted, or `always`."""
         expert = unwrapped(self.trial.models.downstream)
         best_scores = dict(expert.named_buffers(recurse=False))
-        self._evaluation_due = True
+        put_back = True
         try:
-            for split in self.config.eval_dataloaders:
-                self.last_metrics[split], best = self._evaluate(split)
-                names += best
-            for split in self.config.eval_dataloaders:
-                self.history.append({"step": self.trial.step, "split": split, **self.last_metrics[split]})
-        except Interrupted:
-            for name, value in best_scores.items():
-                setattr(expert, name, value)
-            raise
-        self._evaluation_due = False
-        return names
+            yield
+            put_back = always
+        finally:
+            if put_back:
+                for name, value in best_scores.items():
+                    setattr(expert, name, value)
 
     def _evaluate(self, split: str) -> tuple[dict[str, float], list[str]]:
         step, ratio = self.trial.step, self.config.evaluate_ratio
         return evaluate(self.trial.models, split, self.seed, ratio, self.writer, step, self._stop.check)
 
     def _save(self, names: list[str]) -> None:
+        """Write the present state under each name, ``states-N.ckpt`` last: with it everything of its step is there."""
         if not names:
             return
+        positions = ranks.gather(self.batches.position())
+        if f"states-{self.trial.step}.ckpt" in names:
+            self._saved = self.trial.step
+        if not ranks.is_leader():
+            return
         extension = {
-            "position": self.batches.position(),
+            "position": positions[ranks.LEADER],
             "evaluation_due": self._evaluation_due,
             "history": self.history,
-        }
-        paths = [self.expdir / name for name in names]
-        checkpoint.save(self.states(self.batches.epoch, extension), paths)
-        for path in paths:
-            if path.name.startswith("states-"):
+        } | ({"positions": positions} if len(positions) > 1 else {})
+        states = self.states(self.batches.epoch, extension)
+        for name in sorted(names, key=lambda name: name.startswith("states-")):
+            path = self.expdir / name
+            checkpoint.save(states, [path])
+            if name.startswith("states-"):
                 checkpoint.remove_older(path, self.config.max_keep)
             elif self._on_best is not None:
-                self._on_best(path.name, self.last_metrics)
-        logger.info("step %d: saved %s", self.trial.step, ", ".join(map(str, paths)))
+                self._on_best(name, self.last_metrics)
+        logger.info("step %d: saved %s", self.trial.step, ", ".join(str(self.expdir / name) for name in names))
 
-    def _save_interrupted(self) -> None:
+    def _save_interrupted(self) -> NoReturn:
         if self.trial.step > 0:
             self._save([f"states-{self.trial.step}.ckpt"])
             hint = f"step {self.trial.step} is saved; resume with -a, or with -m train -e {self._resume_from}"
         else:
             hint = "no step was done yet, nothing is saved"
+        if not ranks.is_leader():
+            raise StoppedByUser("stopped on request, with the first process.")
         raise StoppedByUser(f"stopped on request: {hint}.")
+
+
+def _metrics(row: Mapping[str, Any]) -> dict[str, float]:
+    """Return the metrics in a row of a history."""
+    return {key: value for key, value in row.items() if key not in ("step", "split")}

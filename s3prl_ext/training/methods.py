@@ -16,7 +16,7 @@ from torch import nn
 from s3prl_ext import adapters
 from s3prl_ext.child_tuning.eligible import eligible_parameters
 from s3prl_ext.errors import UsageError
-from s3prl_ext.training.config import TuningConfig
+from s3prl_ext.training.tuning_config import TuningConfig
 
 
 @dataclass(frozen=True)

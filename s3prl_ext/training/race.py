@@ -18,14 +18,16 @@ from typing import Any
 
 from s3prl_ext.errors import DataError
 from s3prl_ext.metrics import METRICS
+from s3prl_ext.training import ranks
 from s3prl_ext.training.early_stop import Candidate, EarlyStopConfig, budget, judged_by, select
 
 logger = logging.getLogger(__name__)
 
 FOLDER = "race"
 
-# trains a candidate in its folder from where it stands up to a step; returns the metrics of the split there
-Advance = Callable[[Candidate, Path, int], dict[str, float]]
+# trains a candidate in its folder from where it stands up to a step, with a label for the progress bar; returns the
+# metrics of the split there
+Advance = Callable[[Candidate, Path, int, str], dict[str, float]]
 
 
 class Race:
@@ -39,6 +41,7 @@ class Race:
         task: name for ``-d``, which says what candidates are judged by.
         advance: trains one candidate up to a step and scores it.
         split: where it is scored.
+        passes: what the choice of masks costs, for the announcement.
     """
 
     def __init__(
@@ -50,12 +53,14 @@ class Race:
         task: str,
         advance: Advance,
         split: str = "dev",
+        passes: str = "",
     ) -> None:
         self.config = config
         self.entrants = list(entrants)
         self.total_steps = total_steps
         self.task = task
         self.split = split
+        self.passes = passes
         self._advance = advance
         self.folder = Path(expdir) / FOLDER
         self.metrics: dict[str, dict[int, dict[str, float]]] = {c.name: {} for c in self.entrants}
@@ -68,9 +73,9 @@ class Race:
         """
         k = self.config.steps_before_cut(self.total_steps)
         logger.info(
-            "race of %d candidates (%s): %d steps each, then the best %d to step %d; %d optimizer steps in all",
+            "race of %d candidates (%s): %d steps each, then the best %d to step %d; %d optimizer steps in all%s",
             len(self.entrants), "; ".join(c.name for c in self.entrants), k, self.config.keep, self.total_steps,
-            budget(self.config, len(self.entrants), self.total_steps),
+            budget(self.config, len(self.entrants), self.total_steps), self.passes and f", and {self.passes}",
         )  # fmt: skip
         leaders, cut = self._leaders(k)
         logger.info("step %d: %s; going on with %s", cut, self._standing(cut), "; ".join(self._names(leaders)))
@@ -112,7 +117,8 @@ class Race:
         logger.info(
             "%s: candidate %d of %d, %s, to step %d", phase, number + 1, len(self.entrants), candidate.name, step
         )
-        self.metrics[candidate.name][step] = self._advance(candidate, folder, step)
+        label = f"{phase} {candidate.name} ({number + 1}/{len(self.entrants)})"
+        self.metrics[candidate.name][step] = self._advance(candidate, folder, step, label)
         self._write()
 
     def _metric(self) -> str:
@@ -163,6 +169,8 @@ class Race:
         }
 
     def _write(self, chosen: str | None = None, cut: int | None = None) -> None:
+        if not ranks.is_leader():
+            return
         handle, temporary = tempfile.mkstemp(prefix=".race.json.", dir=self.folder)
         try:
             with os.fdopen(handle, "w", encoding="utf-8") as file:

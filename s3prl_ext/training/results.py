@@ -68,6 +68,14 @@ def write(
     return path
 
 
+def step_of(expdir: str | Path) -> int | None:
+    """Return the step that the ``result.json`` of a folder reports; None where there is none to read."""
+    try:
+        return json.loads((Path(expdir) / "result.json").read_text(encoding="utf-8"))["step"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 @contextmanager
 def failures_recorded(args: Namespace, config: dict[str, Any], split: str = "", active: bool = True) -> Iterator[None]:
     """Write ``result-failed.json`` (``result-SPLIT-failed.json``) where the body ends with an error, which goes on.

@@ -6,10 +6,8 @@ from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch.distributed as dist
-from s3prl.downstream.runner import ModelEntry
 from s3prl.schedulers import get_scheduler
 from s3prl.utility.helper import get_model_state
 from torch.optim import Optimizer
@@ -19,9 +17,9 @@ from s3prl_ext.child_tuning.child_network import ChildNetwork
 from s3prl_ext.child_tuning.eligible import eligible_parameters
 from s3prl_ext.configs import Variables
 from s3prl_ext.merging.learnable import find_lambda
-from s3prl_ext.training import checkpoint, tuned_upstream
+from s3prl_ext.training import checkpoint, ranks, tuned_upstream
 from s3prl_ext.training.child_selection import choose_masks
-from s3prl_ext.training.config import RunnerConfig, TuningConfig
+from s3prl_ext.training.config import RunnerConfig
 from s3prl_ext.training.forward import TaskModels, unwrapped
 from s3prl_ext.training.lambda_curve import LambdaCurve
 from s3prl_ext.training.learnable_upstream import only_lambda_trains, stored_state
@@ -31,6 +29,10 @@ from s3prl_ext.training.optimizers import build_optimizer
 from s3prl_ext.training.parameter_groups import RatesConfig, parameter_groups, upstream_rates
 from s3prl_ext.training.trial import Trial
 from s3prl_ext.training.tuned_upstream import TunedUpstream
+from s3prl_ext.training.tuning_config import TuningConfig
+
+if TYPE_CHECKING:  # importing it makes the plug-in import the Runner, which imports this file
+    from s3prl.downstream.runner import ModelEntry
 
 DELTA_FILE = "delta.safetensors"
 
@@ -86,6 +88,7 @@ class Run:
         resumed: the checkpoint to go on from, loaded into the models already, or an empty mapping.
         writer: TensorBoard writer of the first rank, None on the others.
         candidate: name of the candidate in a race, or None.
+        label: what the progress bar is called; by default ``train`` and the candidate.
 
     Attributes:
         child: the child network that trains, or None.
@@ -101,6 +104,7 @@ class Run:
         resumed: Mapping[str, Any],
         writer: Any,
         candidate: str | None = None,
+        label: str | None = None,
     ) -> None:
         self.experiment = experiment
         self.tuning = tuning
@@ -115,6 +119,7 @@ class Run:
         self.loop = TrainingLoop(
             self.trial, experiment.total_steps, folder, experiment.args.seed, self._states, writer, resumed,
             on_best=self._write_delta, resume_from=experiment.args.expdir,
+            label=label or f"train {candidate or ''}".strip(),
         )  # fmt: skip
 
     @property
@@ -161,6 +166,8 @@ class Run:
             scheduler = get_scheduler(optimizer, experiment.total_steps, experiment.config["scheduler"])
             if self.resumed.get("Scheduler"):
                 scheduler.load_state_dict(self.resumed["Scheduler"])
+        if self.resumed.get("Optimizer"):  # after the scheduler, which sets the rates of step 0 when it is made
+            checkpoint.load_into(optimizer, self.resumed["Optimizer"], "optimizer", experiment.args.init_ckpt)
         trial = Trial(
             experiment.models, self.upstream.trainable, [p for module in modules for p in module.parameters()],
             optimizer, scheduler, experiment.runner_config, self.child,
@@ -181,8 +188,6 @@ class Run:
             shared = find_lambda(experiment.tuned.model)
             if shared is not None:
                 optimizer.register_step_post_hook(lambda *_: shared.project())
-        if self.resumed.get("Optimizer"):
-            checkpoint.load_into(optimizer, self.resumed["Optimizer"], "optimizer", experiment.args.init_ckpt)
         return optimizer
 
     def _lambda_curve(self) -> LambdaCurve | None:
@@ -212,8 +217,8 @@ class Run:
                 states[tuned_upstream.KEY] = experiment.tuned.state()
             else:
                 states["Upstream"] = stored_state(experiment.tuned.model, get_model_state(self.upstream.model))
-        if dist.is_initialized():
-            states["WorldSize"] = dist.get_world_size()
+        if ranks.active():
+            states["WorldSize"] = ranks.world_size()
         extension = extension | self.trial.extension() | {"upstream_sha256": experiment.tuned.base_sha256}
         if self.candidate is not None:
             extension["candidate"] = self.candidate
@@ -235,7 +240,7 @@ class Run:
             key: getattr(args, key, None)
             for key in (
                 "upstream", "upstream_ckpt", "upstream_model_config", "downstream", "downstream_variant",
-                "upstream_feature_selection", "upstream_layer_selection", "seed",
+                "upstream_feature_selection", "upstream_layer_selection", "upstream_feature_normalize", "seed",
             )
         }  # fmt: skip
         stored = experiment.variables.restored(experiment.config)

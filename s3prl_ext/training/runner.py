@@ -6,7 +6,6 @@ import importlib
 import logging
 import time
 from argparse import Namespace
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +20,19 @@ from torch.nn.parallel import DistributedDataParallel
 
 from s3prl_ext.child_tuning import masks
 from s3prl_ext.child_tuning.child_network import ChildNetwork
-from s3prl_ext.configs import Variables, with_numbers
+from s3prl_ext.configs import Variables
 from s3prl_ext.errors import DataError, UsageError, one_sentence_errors, unknown_name
-from s3prl_ext.training import checkpoint, checks, results, tuned_upstream
+from s3prl_ext.training import checkpoint, checks, ranks, results, tuned_upstream
 from s3prl_ext.training.candidate_runs import CandidateRuns, check_alike, draw, read_record
-from s3prl_ext.training.config import RunnerConfig, TuningConfig, check_top_level
-from s3prl_ext.training.early_stop import EarlyStopConfig, candidates
-from s3prl_ext.training.evaluation import check_splits, evaluate
+from s3prl_ext.training.evaluation import check_splits, evaluate, open_split
 from s3prl_ext.training.forward import TaskModels, unwrapped
 from s3prl_ext.training.learnable_upstream import loadable_state, prepare_lambda
 from s3prl_ext.training.methods import METHODS, prepare_upstream, resolve_tuning
 from s3prl_ext.training.parameter_groups import train_only
-from s3prl_ext.training.released_keys import translate
 from s3prl_ext.training.run import Experiment, Run
+from s3prl_ext.training.task_file import TaskFile
 from s3prl_ext.training.tuned_upstream import TunedUpstream
+from s3prl_ext.training.tuning_config import TuningConfig
 from s3prl_ext.upstreams.merged_attention.record import check_merge_record
 
 logger = logging.getLogger(__name__)
@@ -49,52 +47,46 @@ class Runner(StockRunner):
     """
 
     def __init__(self, args: Namespace, config: dict[str, Any]) -> None:
-        with one_sentence_errors():
+        with one_sentence_errors(), checks.no_empty_folder(args.expdir, active=ranks.is_leader()):
             self.args = args
             self.child: ChildNetwork | None = None
-            try:
-                self._check(config)
-                self.upstream = self._get_upstream()
-                self.featurizer = self._get_featurizer()
-                self.downstream = self._get_downstream()
-            except Exception:
-                if _is_leader():
-                    checks.remove_empty_folder(args.expdir)
-                raise
+            self._check(config)
+            self.upstream = self._get_upstream()
+            self.featurizer = self._get_featurizer()
+            self.downstream = self._get_downstream()
             self.all_entries = [self.upstream, self.featurizer, self.downstream]
 
     def _check(self, config: dict[str, Any]) -> None:
         """Read the task file and the checkpoint, and refuse what cannot work, before anything is built."""
         self._variables = Variables(config)
-        self.config = translate(with_numbers(self._variables.expanded, ("optimizer", "scheduler")))
-        check_top_level(self.config)
-        self.runner_config = RunnerConfig.from_config(self.config)
-        checks.check_optimization(self.config)
+        self.task_file = TaskFile.read(self._variables.expanded)
+        self.config = self.task_file.config
+        self.runner_config = self.task_file.runner
+        self.early_stop = self.task_file.early_stop
         checks.check_folder(self.args)
         self.init_ckpt = checkpoint.load(self.args.init_ckpt) if self.args.init_ckpt else {}
         checks.check_origin(self.init_ckpt, self.args)
+        checks.check_optimizer(self.init_ckpt, self.config, self.args)
         self._resolve_candidates()
-        checks.check_tuning(self.init_ckpt, self.tuning, self.args.init_ckpt)
         self._resolve_features()
 
     def _resolve_candidates(self) -> None:
-        """Read section ``tuning``: one configuration, or the candidates of a race; a checkpoint may name its own."""
-        section = self.config.get("tuning")
-        self.candidates = candidates(section) if isinstance(section, Mapping) else []
-        self.early_stop = EarlyStopConfig.from_config(self.config, max(1, len(self.candidates)))
-        tunings = [resolve_tuning(self.config, candidate.tuning) for candidate in self.candidates]
+        """Choose what runs: the only candidate, a race, or the winner of one that the checkpoint names."""
+        entrants, tunings = self.task_file.candidates, self.task_file.tunings
         name = self.init_ckpt.get(checkpoint.EXTENSION_KEY, {}).get("candidate")
-        self.candidate = next((c for c in self.candidates if c.name == name), None) if name else None
+        self.candidate = next((c for c in entrants if c.name == name), None) if name else None
         if name and self.candidate is None:
             raise UsageError(
                 f"{self.args.init_ckpt} belongs to the candidate {name}, which the section tuning does not make now; go "
                 "on with the same section, or start a new experiment."
             )
-        self.racing = len(self.candidates) > 1 and self.candidate is None
-        chosen = self.candidates.index(self.candidate) if self.candidate else 0
-        self.tuning = tunings[chosen] if tunings else TuningConfig.from_config(self.config, METHODS)
+        self.racing = len(entrants) > 1 and self.candidate is None
+        chosen = entrants.index(self.candidate) if self.candidate else 0
+        self.tuning = tunings[chosen] if tunings else None
+        section = self.candidate.tuning if self.candidate else self.config.get("tuning")
+        checks.check_tuning(self.init_ckpt, section, tunings if self.racing else [self.tuning], self.args)
         if self.racing:
-            check_alike(self.candidates, tunings, checks.features_given(self.args))
+            check_alike(entrants, tunings, checks.features_given(self.args))
 
     def _resolve_features(self) -> None:
         """Let ``tuning.method`` decide what the task reads and whether the upstream trains, unless the user did."""
@@ -207,25 +199,34 @@ class Runner(StockRunner):
 
     def train(self) -> None:
         """Train to ``runner.total_steps``, evaluating and saving on the way and at the end."""
-        with one_sentence_errors():
-            if _is_leader():
-                checks.clear_folder(self.args)
+        leader = ranks.is_leader()
+        with (
+            one_sentence_errors(),
+            results.failures_recorded(self.args, self.config, active=leader),
+            checks.no_empty_folder(self.args.expdir, active=leader),
+            ranks.lost_ranks_named(),
+        ):
             started = time.time()
             writer = None
             try:
+                if leader:
+                    checks.clear_folder(self.args)
+                    checks.remove_parts(self.args.expdir)
+                ranks.barrier()  # nobody takes masks from a folder that is being cleared
                 check_splits(self.models.unwrapped(), self._splits())
                 self.total_steps = self.runner_config.total_steps or self._steps_of_epochs()
                 experiment = self._experiment()
                 if self.racing:
                     self._race(experiment)
-                writer = SummaryWriter(self.args.expdir) if _is_leader() else None
+                writer = SummaryWriter(self.args.expdir) if leader else None
                 name = self.candidate.name if self.candidate else None
                 run = Run(experiment, self.tuning, self.args.expdir, self.init_ckpt, writer, name)
                 self.child = run.child
-                first_step = run.trial.step
+                first_step, loop_started = run.trial.step, time.time()
                 run.loop.run()
-                if _is_leader():
-                    self._finish(run, first_step, time.time() - started)
+                if leader:
+                    per_step = (time.time() - loop_started) / max(1, run.trial.step - first_step)
+                    self._finish(run, first_step, time.time() - started, per_step)
             finally:
                 if writer is not None:
                     writer.close()
@@ -233,27 +234,29 @@ class Runner(StockRunner):
                     dist.destroy_process_group()
 
     def _splits(self) -> list[str]:
-        """Return the splits that are scored during training."""
-        splits = list(self.runner_config.eval_dataloaders)
+        """Return the splits that must not be empty: those that are scored, and before a race that of training."""
+        splits = [self.runner_config.train_dataloader] if self.racing else []
+        splits += self.runner_config.eval_dataloaders
         if self.early_stop is not None and self.early_stop.split not in (None, *splits):
             splits.append(str(self.early_stop.split))
         return splits
 
-    def _finish(self, run: Run, first_step: int, seconds: float) -> None:
-        """Write what the run measured; nothing where it was complete already."""
+    def _finish(self, run: Run, first_step: int, seconds: float, seconds_per_step: float) -> None:
+        """Write what the run measured; nothing where that was done already."""
         record = read_record(self.args.expdir) if self.candidate else None
         if record is not None:
             draw(self.args.expdir, record, run.loop.history)
-        if run.trial.step > first_step or self.racing:
-            self._write_result(run.loop.last_metrics, run.trial.step, seconds, history=run.loop.history, race=record)
+        if run.trial.step > first_step or results.step_of(self.args.expdir) != run.trial.step:
+            per_step = round(seconds_per_step, 4) if run.trial.step > first_step else None
+            self._write_result(
+                run.loop.last_metrics, run.trial.step, seconds,
+                history=run.loop.history, race=record, seconds_per_step=per_step,
+            )  # fmt: skip
 
     def _experiment(self) -> Experiment:
         """Return what the runs of this experiment share."""
-        same = [c.tuning for c in self.candidates if _choice(c.tuning) == _choice(self.candidates[0].tuning)]
-        densities = {resolve_tuning(self.config, tuning).density for tuning in same} if self.racing else set()
         return Experiment(
-            self.args, self.config, self._variables, self.runner_config, self.total_steps, self.all_entries,
-            self.tuned, tuple(sorted(densities, reverse=True)),
+            self.args, self.config, self._variables, self.runner_config, self.total_steps, self.all_entries, self.tuned
         )  # fmt: skip
 
     def _race(self, experiment: Experiment) -> None:
@@ -263,7 +266,7 @@ class Runner(StockRunner):
         runs = CandidateRuns(
             experiment, start, lambda c: resolve_tuning(self.config, c.tuning), self._prepare_candidate
         )
-        winner = runs.race(self.early_stop, self.candidates)
+        winner = runs.race(self.early_stop, self.task_file.candidates)
         self.init_ckpt = runs.promote(winner)
         self.candidate = winner
         self.tuning = resolve_tuning(self.config, winner.tuning)
@@ -278,7 +281,7 @@ class Runner(StockRunner):
         self.all_entries[0] = self.upstream
 
     def _steps_of_epochs(self) -> int:
-        loader = self.downstream.model.get_dataloader(self.runner_config.train_dataloader)
+        loader = open_split(self.downstream.model, self.runner_config.train_dataloader)
         batches = len(loader) * (self.runner_config.epochs or 0)
         return max(1, int(batches // self.runner_config.gradient_accumulate_steps))
 
@@ -290,9 +293,12 @@ class Runner(StockRunner):
             from_command_line = split is None
             split = split or self._evaluate_split()
             started = time.time()
-            metrics, names = evaluate(
-                self.models, split, self.args.seed, self.runner_config.evaluate_ratio, logger, global_step
-            )
+            with results.failures_recorded(
+                self.args, self.config, split, active=from_command_line and ranks.is_leader()
+            ):
+                metrics, names = evaluate(
+                    self.models, split, self.args.seed, self.runner_config.evaluate_ratio, logger, global_step
+                )
             if from_command_line:
                 step = self.init_ckpt.get("Step") or 0
                 self._write_result({split: metrics}, step, time.time() - started)
@@ -300,7 +306,7 @@ class Runner(StockRunner):
 
     def _write_result(self, metrics: dict[str, dict[str, float]], step: int, seconds: float, **more: Any) -> None:
         counts = {entry.name: self._trainable(entry) for entry in self.all_entries}
-        facts = {
+        facts: dict[str, Any] = {
             "candidate": self.candidate.name if self.candidate else None,
             "upstream_sha256": self.tuned.base_sha256,
             "task": getattr(unwrapped(self.downstream.model), "facts", None),
@@ -328,12 +334,3 @@ class Runner(StockRunner):
             if not hasattr(self.downstream.model, "inference"):
                 raise UsageError(f"the task '{self.args.downstream}' has no inference in s3prl.")
             super().inference()
-
-
-def _choice(section: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the choice of a child network's mask depends on, beside the density."""
-    return {key: section.get(key) for key in ("method", "mask", "eligible", "fisher", "redraw")}
-
-
-def _is_leader() -> bool:
-    return not dist.is_initialized() or dist.get_rank() == 0

@@ -22,6 +22,10 @@ logger = logging.getLogger(__name__)
 MAX_BAD_STEPS = 100  # consecutive steps without a finite gradient, or without enough memory, that end a run
 
 
+class Diverged(DataError):
+    """A run has gone :data:`MAX_BAD_STEPS` steps without a finite gradient."""
+
+
 class Trial:
     """Train the trainable parameters of a task's models, one optimizer step at a time.
 
@@ -78,7 +82,7 @@ class Trial:
             False where the step was given up because a batch did not fit into the device's memory.
 
         Raises:
-            DataError: 100 steps in a row without a finite gradient.
+            Diverged: 100 steps in a row without a finite gradient.
         """
         try:
             for batch_id, (wavs, *others) in batches:
@@ -141,7 +145,7 @@ class Trial:
         if not finite:
             logger.warning("the gradient norm is not finite at step %d", self.step + 1)
         if self.bad_steps >= MAX_BAD_STEPS:
-            raise DataError(
+            raise Diverged(
                 f"the gradient was not finite for {MAX_BAD_STEPS} steps in a row, up to step {self.step + 1}; the last "
                 "checkpoint is kept; lower the learning rate, or switch mixed precision off."
             )

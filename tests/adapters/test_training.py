@@ -10,8 +10,8 @@ import torch
 
 from s3prl_ext import adapters
 from s3prl_ext.errors import UsageError
-from s3prl_ext.training.config import TuningConfig
 from s3prl_ext.training.methods import METHODS, prepare_upstream
+from s3prl_ext.training.tuning_config import TuningConfig
 from tests.adapters.models import build as build_upstream
 from tests.experiments import make_args, task_config
 

@@ -9,9 +9,21 @@ import random
 import pytest
 
 from s3prl_ext.configs import load_yaml, shipped_dir
+from s3prl_ext.corpora.mini_superb import LAYOUTS
 from s3prl_ext.errors import DataError, UsageError
-from s3prl_ext.training.early_stop import Candidate, EarlyStopConfig, budget, candidates, judged_by, select
+from s3prl_ext.metrics import METRICS
+from s3prl_ext.training.early_stop import (
+    TASK_METRICS,
+    Candidate,
+    EarlyStopConfig,
+    budget,
+    candidates,
+    judged_by,
+    select,
+)
+from s3prl_ext.training.evaluation import evaluate
 from s3prl_ext.training.released_keys import translate
+from tests.experiments import make_args, task_config
 
 
 def entrants(*densities: float) -> list[Candidate]:
@@ -76,6 +88,32 @@ def test_the_metric_of_a_task():
     assert judged_by("loss", "asr", ["loss", "wer"]) == "loss"
     with pytest.raises(UsageError, match="does not report der.*acc"):
         judged_by("der", "speech_commands", ["acc", "loss"])
+
+
+# task -> what its candidates are compared by, and whether more of it is better
+JUDGED_BY = {
+    "ks": ("acc", True), "ic": ("acc", True), "sid": ("acc", True), "asr": ("wer", False), "pr": ("per", False),
+    "sf": ("slot_type_f1", True), "sd": ("der", False), "ljspeech": ("wer", False), "vctk": ("wer", False),
+    "esc50": ("acc", True),
+}  # fmt: skip
+
+
+def test_every_task_has_a_metric_with_a_direction():
+    assert set(JUDGED_BY) == set(LAYOUTS) and {row.downstream for row in LAYOUTS.values()} == set(TASK_METRICS)
+    for task, (name, higher) in JUDGED_BY.items():
+        assert name in TASK_METRICS[LAYOUTS[task].downstream] and METRICS[name].higher_is_better is higher
+        assert select([0.9, 0.1], entrants(0.1, 0.01), name, 1) == [0 if higher else 1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", LAYOUTS)
+def test_every_task_reports_that_metric(build, tmp_path, task):
+    config = task_config(task)
+    config.pop("tuning", None)
+    runner = build(make_args(tmp_path / "exp", downstream=LAYOUTS[task].downstream), config)
+    split = config["runner"]["eval_dataloaders"][0]
+    reported, _ = evaluate(runner.models, split, 1337, ratio=1e-9)
+    assert judged_by(None, LAYOUTS[task].downstream, list(reported)) == JUDGED_BY[task][0]
 
 
 @pytest.mark.parametrize(

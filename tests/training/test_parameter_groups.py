@@ -13,7 +13,6 @@ from torch import nn
 from s3prl_ext.errors import DataError, StoppedByUser, UsageError
 from s3prl_ext.evaluation.plots import read_scalar
 from s3prl_ext.merging.learnable import find_lambda, fold
-from s3prl_ext.training.config import TuningConfig
 from s3prl_ext.training.methods import METHODS
 from s3prl_ext.training.parameter_groups import (
     Rate,
@@ -22,6 +21,7 @@ from s3prl_ext.training.parameter_groups import (
     train_only,
     upstream_rates,
 )
+from s3prl_ext.training.tuning_config import TuningConfig
 from tests import factories
 from tests.experiments import interrupt_at_loss, make_args, record_losses, task_config
 from tests.training.test_resume import assert_same, model_states

@@ -24,11 +24,11 @@ class Track:
         self.steps = 0
         self.stop_after = math.inf
 
-    def advance(self, candidate, folder: Path, step: int) -> dict[str, float]:
+    def advance(self, candidate, folder: Path, step: int, label: str) -> dict[str, float]:
         if self.stop_after <= 0:
             raise KeyboardInterrupt
         self.stop_after -= 1
-        assert folder.is_dir() and folder.name == candidate.name
+        assert folder.is_dir() and folder.name == candidate.name and candidate.name in label
         self.steps += step - self.at.get(candidate.name, 0)
         self.at[candidate.name] = step
         return {"acc": self.accuracy(candidate.density, step), "loss": 1.0}

@@ -44,11 +44,14 @@ def resumed_args(expdir: Path, ckpt: str, **changes) -> Namespace:
 
 @pytest.mark.parametrize("tuning", [None, CHILD], ids=["fine_tuning", "child"])
 @pytest.mark.parametrize("stop_at", [3, 5])
-def test_resumed_run_equals_uninterrupted(build, tmp_path, hubert_ckpt, tuning, stop_at):
+@pytest.mark.parametrize("scheduler", [None, "linear_schedule_with_warmup"])
+def test_resumed_run_equals_uninterrupted(build, tmp_path, hubert_ckpt, tuning, stop_at, scheduler):
     upstream = {
         "upstream": "hubert_local", "upstream_ckpt": hubert_ckpt, "upstream_trainable": tuning is None
     }  # fmt: skip
     config = task_config(tuning=tuning, total_steps=7, eval_step=2, save_step=7)
+    if scheduler is not None:
+        config["scheduler"] = {"name": scheduler, "num_warmup_steps": 4}
     build(make_args(tmp_path / "whole", **upstream), config).train()
 
     runner = build(make_args(tmp_path / "parts", **upstream), config)

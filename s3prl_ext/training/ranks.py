@@ -1,0 +1,128 @@
+"""The processes of one run under ``torchrun``: which one leads, how they agree, and what a lost one leads to.
+
+Agreement goes over a gloo group of its own, also where gradients go over NCCL: the first rank evaluates alone, and the
+others may wait for it longer than a gradient may take. Without several processes every function here is trivial.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from s3prl_ext.errors import DataError
+from s3prl_ext.training.interrupts import Interrupted
+
+T = TypeVar("T")
+
+LEADER = 0
+LONGEST_EVALUATION = timedelta(hours=6)  # how long the other ranks wait for the first one
+_LOST = re.compile(
+    r"connection (closed|reset|refused)|broken pipe|socket closed|timed out|timeout|read error|pair closure|heartbeat",
+    re.IGNORECASE,
+)
+
+_groups: dict[str, Any] = {}  # "default": the process group for which "agreement" was made
+
+
+def is_leader() -> bool:
+    """Return whether this process logs, evaluates and saves: rank 0, or the only one."""
+    return not dist.is_initialized() or dist.get_rank() == LEADER
+
+
+def active() -> bool:
+    """Return whether this process is one of a group, as ``torchrun`` starts them (perhaps of one)."""
+    return dist.is_initialized()
+
+
+def rank() -> int:
+    """Return the number of this process."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Return the number of processes."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def barrier() -> None:
+    """Wait until every process is here."""
+    if dist.is_initialized():
+        any_of(False)
+
+
+def any_of(flag: bool) -> bool:
+    """Return, on every rank, whether `flag` is set on any of them."""
+    if not dist.is_initialized():
+        return flag
+    flags = torch.tensor([float(flag)])
+    dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=_agreement())
+    return bool(flags)
+
+
+def from_leader(make: Callable[[], T]) -> T:
+    """Return, on every rank, what `make` returns on the first one, where alone it is called.
+
+    Raises:
+        Interrupted: on every rank, where `make` raised it.
+        DataError: on the other ranks, where `make` raised anything else.
+    """
+    if not dist.is_initialized():
+        return make()
+    answer: list[Any] = [None, None]
+    failed: BaseException | None = None
+    if is_leader():
+        try:
+            answer = ["value", make()]
+        except Exception as error:  # noqa: BLE001  it goes on below, after the others were told
+            answer, failed = ["interrupted" if isinstance(error, Interrupted) else "failed", None], error
+    dist.broadcast_object_list(answer, src=LEADER, group=_agreement())
+    if failed is not None:
+        raise failed
+    if answer[0] == "interrupted":
+        raise Interrupted
+    if answer[0] == "failed":
+        raise DataError("stopped, because the first process of this run did; its own message says why.")
+    return answer[1]
+
+
+def gather(value: Any) -> list[Any]:
+    """Return the plain `value` of every rank, in their order, on the first one; on the others only their own."""
+    if not dist.is_initialized():
+        return [value]
+    found = [None] * dist.get_world_size() if is_leader() else None
+    dist.gather_object(value, found, dst=LEADER, group=_agreement())
+    return [value] if found is None else found
+
+
+@contextmanager
+def lost_ranks_named() -> Iterator[None]:
+    """Turn the error of a collective whose other side is gone into one sentence.
+
+    Raises:
+        DataError: another process of the run has ended or does not answer.
+    """
+    number, count, several = rank(), world_size(), active()
+    try:
+        yield
+    except RuntimeError as error:
+        if not several or not (isinstance(error, dist.DistError) or _LOST.search(str(error))):
+            raise
+        raise DataError(
+            f"another process of this run has ended or does not answer (noticed by rank {number} of {count}); "
+            "see its own message; the checkpoints are kept, resume with -a and as many processes."
+        ) from error
+
+
+def _agreement() -> Any:
+    """Return the gloo group of all ranks, made at the first call."""
+    default = dist.group.WORLD
+    if _groups.get("default") is not default:
+        _groups["agreement"] = dist.new_group(backend="gloo", timeout=LONGEST_EVALUATION)
+        _groups["default"] = default
+    return _groups["agreement"]

@@ -1,0 +1,165 @@
+"""Bad input of child networks, races and resumed runs: one sentence, the right exit status, nothing lost."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from s3prl_ext.corpora.mini_superb import LAYOUTS
+from s3prl_ext.training import trial
+from tests import factories
+from tests.end_to_end.test_bad_input import replace_text
+
+USAGE, DATA = 2, 1
+KS = ("-d", "speech_commands", "-c", "ks/mini")
+FISHER = {"method": "child", "density": 0.05, "fisher": {"max_batches": 2}}
+RANDOM = {"method": "child", "density": 0.05, "mask": "random"}
+RACE = FISHER | {"density": [0.05, 0.01]}
+
+
+def settings(tuning: dict | None = None, early_stop: dict | None = None, **runner: object) -> str:
+    """Return the value of ``-o`` for a short run."""
+    options = {f"runner.{key}": value for key, value in ({"total_steps": 2, "evaluate_ratio": 0.3} | runner).items()}
+    options |= {"tuning": tuning} if tuning is not None else {}
+    options |= {"early_stop": early_stop} if early_stop is not None else {}
+    return ",,".join(f"config.{key}={value}" for key, value in options.items())
+
+
+@pytest.fixture
+def train(corpora, command, upstreams, tmp_path) -> Callable:
+    """Train keyword spotting in ``exp``; return the outcome."""
+
+    def run(override: str, *flags: object, upstream: tuple = (), task: tuple = KS):
+        upstream = upstream or tuple(upstreams["hubert_local"])
+        return command("-m", "train", *upstream, *task, "-p", tmp_path / "exp", "-o", override, *flags)
+
+    return run
+
+
+@pytest.fixture
+def spoilt(tmp_path) -> tuple:
+    """Flags of an upstream with one weight that is not a number."""
+    path = factories.hubert_local_ckpt(tmp_path / "spoilt.pt")
+    states = torch.load(path, weights_only=False)
+    name = next(name for name in states["model_weight"] if name.endswith("fc1.weight"))
+    states["model_weight"][name][0, 0] = float("nan")
+    torch.save(states, path)
+    return "-u", "hubert_local", "-k", path
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        (settings(RACE | {"density": [0.1, 2]}, {"ratio": 0.5}), ["tuning.density must lie in (0, 1], but is 2"]),
+        (settings(RACE | {"density": [0.1, "0.1"]}, {"ratio": 0.5}), ["tuning.density names a candidate twice"]),
+        (settings(RACE), ["tuning makes 2 candidates", "add early_stop"]),
+        (settings(RACE, {"ratio": 2}), ["early_stop.ratio must lie in (0, 1], but is 2"]),
+        (settings(FISHER, {"ratio": 2}), ["early_stop.ratio must lie in (0, 1], but is 2"]),
+        (settings(RACE, {"ratio": 0.5, "metric": "accc"}), ["'accc'", "did you mean 'acc'"]),
+        (settings(RACE, {"ratio": 0.5, "metric": "per"}), ["speech_commands does not report per", "loss, acc"]),
+        (settings(RACE, {"ratio": 0.5, "split": "devv"}), ["no split 'devv'"]),
+        (settings(RACE | {"eligible": ["nothing.*"]}, {"ratio": 0.5}), ["'nothing.*' matches no weight"]),
+        ("config.optimizer.reserve_p=[0.1,3]", ["tuning.density must lie in (0, 1], but is 3"]),
+        (settings(FISHER) + ",,config.earlystop={'ratio':0.1}", ["'earlystop'", "did you mean 'early_stop'"]),
+    ],
+    ids=lambda value: None if isinstance(value, str) else value[0][:40],
+)
+def test_sections(train, tmp_path, override, parts):
+    outcome = train(override)
+    assert outcome.code == USAGE, outcome.err[-2000:]
+    assert all(part in outcome.sentence for part in parts), outcome.sentence
+    assert not (tmp_path / "exp").exists()
+
+
+# -- data and numbers that give nothing to train on --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("split", ["train", "valid"])
+def test_empty_split(corpora, train, tmp_path, monkeypatch, split):
+    folder = Path(shutil.copytree(corpora / LAYOUTS["ic"].folder, tmp_path / "ic"))
+    replace_text(folder / "data" / f"{split}_data.csv", lambda text: text.splitlines()[0] + "\n")
+    monkeypatch.setenv(LAYOUTS["ic"].variable, str(folder))
+    outcome = train(settings(RACE, {"ratio": 0.5}), task=("-d", "fluent_commands", "-c", "ic/mini"))
+    name = "dev" if split == "valid" else split
+    assert outcome.code == DATA and f"the split '{name}' holds no batch" in outcome.sentence
+    assert not (tmp_path / "exp").exists()
+
+
+def test_all_scores_are_zero(train, tmp_path):
+    """The task reads the input of the first encoder block: no gradient reaches the blocks."""
+    outcome = train(settings(FISHER | {"eligible": ["*encoder.layers.*"]}), "-l", "0")
+    assert outcome.code == DATA and "all scores are zero" in outcome.sentence
+    assert not (tmp_path / "exp").exists()
+
+
+def test_loss_is_not_a_number_in_the_fisher_pass(train, spoilt, tmp_path):
+    outcome = train(settings(FISHER), upstream=spoilt)
+    assert outcome.code == DATA and "the loss of batch 0 of the Fisher pass is nan" in outcome.sentence
+
+
+def test_gradient_is_not_a_number(train, spoilt, tmp_path, monkeypatch):
+    monkeypatch.setattr(trial, "MAX_BAD_STEPS", 5)
+    outcome = train(settings(RANDOM, total_steps=50, save_step=2), upstream=spoilt)
+    assert outcome.code == DATA and "not finite for 5 steps in a row, up to step 5" in outcome.sentence
+    assert "the last checkpoint is kept" in outcome.sentence
+    assert [path.name for path in (tmp_path / "exp").glob("*.ckpt")] == ["states-4.ckpt"]
+
+
+def test_a_candidate_that_diverges_loses(train, tmp_path, monkeypatch):
+    monkeypatch.setattr(trial, "MAX_BAD_STEPS", 3)
+    override = settings({"method": "full", "lr": ["1e-4", "1e30"]}, {"ratio": 0.5}, total_steps=12)
+    outcome = train(override)
+    assert outcome.code == 0, outcome.err[-2000:]
+    record = json.loads((tmp_path / "exp" / "race" / "race.json").read_text())
+    assert record["chosen"] == "lr=0.0001" and str(record["scores"]["lr=1e+30"]["6"]["acc"]) == "nan"
+    assert json.loads((tmp_path / "exp" / "result.json").read_text())["step"] == 12
+
+
+# -- resumed under other circumstances ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("config.tuning.mask=fisher", ["{method: child, density: 0.05, mask: random}", "mask: fisher}"]),
+        ("config.tuning.density=0.1", ["density: 0.05", "density: 0.1"]),
+        ("config.tuning={'method':'lora'}", ["now it is {method: lora}"]),
+        ("args.downstream=asr", ["was trained with -d speech_commands, not with -d asr"]),
+        ("args.upstream=wav2vec2_local", ["was trained with -u hubert_local, not with -u wav2vec2_local"]),
+        ("args.upstream_ckpt=OTHER", ["was made from another upstream"]),
+        ("config.optimizer.torch_optim_name=SGD", ["TorchOptim Adam", "now it is TorchOptim SGD"]),
+    ],
+    ids=["mask", "density", "method", "task", "upstream", "base", "optimizer"],
+)
+def test_another_setting_is_refused(train, command, tmp_path, override, parts):
+    assert train(settings(RANDOM)).code == 0
+    exp = tmp_path / "exp"
+    before = {path.name: path.read_bytes() for path in exp.glob("*.ckpt")}
+    other = str(factories.hubert_local_ckpt(tmp_path / "other.pt", seed=3))
+    outcome = command(
+        "-m", "train", "-e", exp, "-o", override.replace("OTHER", other) + ",,config.runner.total_steps=4"
+    )
+    assert outcome.code in (USAGE, DATA) and all(part in outcome.sentence for part in parts), outcome.sentence
+    assert {path.name: path.read_bytes() for path in exp.glob("*.ckpt")} == before
+
+
+@pytest.mark.parametrize(("before", "now", "part"), [
+    (2, {}, "by 2 processes, and now there is 1 process without torchrun: resume it with torchrun --nproc_per_node 2"),
+    (2, {"LOCAL_RANK": "0", "WORLD_SIZE": "4"}, "by 2 processes, and now there are 4 processes"),
+    (None, {"LOCAL_RANK": "0", "WORLD_SIZE": "2"}, "by 1 process without torchrun, and now there are 2 processes"),
+])  # fmt: skip
+@pytest.mark.parametrize("how", ["-a", "-e"])
+def test_another_number_of_processes_is_refused(train, command, tmp_path, monkeypatch, before, now, part, how):
+    assert train(settings()).code == 0
+    (path,) = (tmp_path / "exp").glob("states-*.ckpt")
+    if before:
+        torch.save(torch.load(path, weights_only=False) | {"WorldSize": before}, path)
+    for name, value in now.items():
+        monkeypatch.setenv(name, value)
+    outcome = train(settings(total_steps=4), "-a") if how == "-a" else command("-m", "train", "-e", tmp_path / "exp")
+    assert outcome.code == USAGE and part in outcome.sentence, outcome.sentence

@@ -1,0 +1,153 @@
+"""Several processes of one run, over gloo: equal on all ranks, one decision, a common end, also when one is lost."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from s3prl_ext.child_tuning import mask_files
+from s3prl_ext.corpora.mini_superb import ALL, variables
+from tests import forked
+from tests.training.test_race_runs import assert_same_run, newest, same
+
+CHILD = {"method": "child", "density": 0.05, "fisher": {"max_batches": 4}}
+CHILD_F = {"method": "child", "mask": "random", "density": 0.05}
+SGD = {"name": "TorchOptim", "torch_optim_name": "SGD", "lr": 0.05, "momentum": 0.9}
+ADAMW = {"name": "TorchOptim", "torch_optim_name": "AdamW", "lr": 1.0e-3, "weight_decay": 0.1}
+RACE = {
+    "tuning": CHILD | {"density": [0.05, 0.01]}, "early_stop": {"ratio": 0.34}, "runner.total_steps": 6,
+    "runner.eval_step": 3, "runner.evaluate_ratio": 0.3,
+}  # fmt: skip
+ENDED = "another process of this run has ended or does not answer"
+
+
+@pytest.fixture
+def run(mini_superb, hubert_ckpt, tmp_path):
+    """Start keyword spotting in a folder, as one process (`ranks` 0) or several, with settings of its task file."""
+    environment = {name: str(value) for name, value in variables(ALL, mini_superb).items()}
+
+    def start(name: str, *flags, ranks: int = 2, before=None, **config):
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        settings = {"runner.total_steps": 4, "runner.eval_step": 100, "runner.save_step": 100} | config
+        override = ",,".join(f"config.{key}={value!r}" for key, value in settings.items())
+        command = ["-m", "train", "-u", "hubert_local", "-k", hubert_ckpt, "-d", "speech_commands", "-c", "ks/mini"]
+        command += ["-p", folder, "-o", override, *flags]
+        if not ranks:
+            return forked.Command(command, tmp_path / f"{name}.log", environment, before)
+        return forked.Ranks(command, folder.parent, environment, before, ranks)
+
+    return start
+
+
+def keep(tmp_path: Path, *disturbances) -> dict:
+    """Return what lets both ranks note their states; further disturbances for all of them."""
+    return {rank: forked.Both(*disturbances, forked.KeepStates(tmp_path / f"end-{rank}.pt")) for rank in (0, 1)}
+
+
+def kept(tmp_path: Path, rank: int) -> dict:
+    return torch.load(tmp_path / f"end-{rank}.pt", weights_only=True)
+
+
+def assert_equal_ranks(tmp_path: Path) -> dict:
+    """Require equal weights and masks on both ranks; return them."""
+    first, second = kept(tmp_path, 0), kept(tmp_path, 1)
+    assert same(first, second)
+    return first
+
+
+def test_one_child_network_from_the_fisher_information_of_all_ranks(run, tmp_path):
+    run("two", before=keep(tmp_path), tuning=CHILD, optimizer=ADAMW).succeed()
+    found = assert_equal_ranks(tmp_path)
+    stored = newest(tmp_path / "two")
+    assert stored["WorldSize"] == 2 and same(stored["UpstreamDelta"]["indices"], found["mask"])
+    moved = {n: (found["end"][f"Upstream.{n}"] != found["start"][f"Upstream.{n}"]).sum() for n in found["mask"]}
+    assert sum(moved.values()) > 0.9 * sum(map(len, found["mask"].values())), "each rank steps the whole child network"
+    one = run("one", ranks=0, tuning=CHILD, **{"runner.total_steps": 1})
+    assert one.wait() == 0, one.output
+    masks = [mask_files.load(tmp_path / name / "masks.safetensors")[0].at(0.05) for name in ("two", "one")]
+    sets = [{(name, int(i)) for name, indices in mask.items() for i in indices} for mask in masks]
+    assert len(sets[0]) == len(sets[1]) and len(sets[0] & sets[1]) > 0.99 * len(sets[0]), "sums in another order"
+
+
+@pytest.mark.parametrize("tuning", [CHILD_F, {"method": "full"}, {"method": "lora"}], ids=lambda t: t["method"])
+def test_two_ranks_equal_one_process_with_twice_the_batch(run, tmp_path, tuning):
+    settings = {"tuning": tuning, "optimizer": SGD, "runner.total_steps": 6, "runner.gradient_clipping": 1e9}
+    batches = forked.SharedBatches(8)
+    one = run("one", ranks=0, before=forked.Both(batches, forked.KeepStates(tmp_path / "end.pt")), **settings)
+    assert one.wait() == 0, one.output
+    run("two", before=keep(tmp_path, batches), **settings).succeed()
+    ours, theirs = assert_equal_ranks(tmp_path), torch.load(tmp_path / "end.pt", weights_only=True)
+    assert same(ours["start"], theirs["start"])
+    for part in ("Upstream", "Downstream"):
+        names = [name for name in ours["end"] if name.startswith(part) and ours["end"][name].is_floating_point()]
+        update, other = (torch.cat([(x["end"][n] - x["start"][n]).flatten() for n in names]) for x in (ours, theirs))
+        assert 0.1 < update.norm() and (update - other).norm() < 3e-6 * update.norm()
+
+
+def test_a_race_is_decided_by_the_first_rank(run, tmp_path):
+    before = keep(tmp_path)
+    before[1] = forked.Both(before[1], forked.NoEvaluation())
+    run("two", before=before, **RACE).succeed()
+    assert_equal_ranks(tmp_path)
+    record = json.loads((tmp_path / "two" / "race" / "race.json").read_text())
+    assert newest(tmp_path / "two")["S3prlExt"]["candidate"] == record["chosen"] and record["cut"] == 2
+    assert json.loads((tmp_path / "two" / "result.json").read_text())["step"] == 6
+    # what several processes begin, as many go on with
+    alone = run("two", "-a", ranks=0, **RACE)
+    assert alone.wait() == 2 and "was trained by 2 processes, and now there is 1 process without" in alone.sentence
+    assert "torchrun --nproc_per_node 2" in alone.sentence
+
+
+def test_a_race_of_methods_wraps_each_upstream_anew(run, tmp_path):
+    run("two", before=keep(tmp_path), **RACE | {"tuning": {"method": ["lora", "houlsby"]}}).succeed()
+    assert_equal_ranks(tmp_path)
+
+
+@pytest.mark.parametrize("at", [5, 6, 8], ids=["race", "comparison", "winner"])
+def test_stopped_by_a_signal_all_ranks_save_and_go_on_bitwise(run, tmp_path, at):
+    run("whole", **RACE).succeed()
+    parts = run("parts", before={1: forked.AtLoss(at, signal.SIGTERM)}, **RACE)
+    assert parts.wait() == [130, 130], parts.commands[0].output[-2000:]
+    assert "is saved; resume with -a" in parts.commands[0].sentence
+    assert parts.commands[1].sentence == "stopped on request, with the first process."
+    run("parts", "-a", **RACE).succeed()
+    assert_same_run(newest(tmp_path / "parts"), newest(tmp_path / "whole"))
+    assert same(*(newest(tmp_path / name)["S3prlExt"]["positions"] for name in ("whole", "parts")))
+
+
+def test_a_stop_while_the_first_rank_evaluates(run, tmp_path):
+    settings = {"tuning": {"method": "full"}, "runner.eval_step": 2, "runner.save_step": 2}
+    parts = run("parts", before={0: forked.AtLoss(4, signal.SIGINT)}, **settings)  # the second batch of the evaluation
+    assert parts.wait() == [130, 130], parts.commands[0].output[-2000:]
+    assert newest(tmp_path / "parts")["S3prlExt"]["evaluation_due"]
+    run("parts", "-a", **settings).succeed()
+    run("whole", **settings).succeed()
+    assert_same_run(newest(tmp_path / "parts"), newest(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_lost_rank_ends_the_others_soon(run, tmp_path, rank):
+    settings = {"tuning": CHILD, "runner.total_steps": 6, "runner.save_step": 2}
+    parts = run("parts", before={rank: forked.AtLoss(6)}, **settings)  # two losses for Fisher information, then steps
+    assert parts.commands[rank].wait() == -signal.SIGKILL
+    died = time.monotonic()
+    other = parts.commands[1 - rank]
+    assert other.wait() == 1 and time.monotonic() - died < 15
+    assert ENDED in other.sentence and "resume with -a" in other.sentence
+    assert newest(tmp_path / "parts")["Step"] == 2
+    run("parts", "-a", **settings).succeed()
+    run("whole", **settings).succeed()
+    assert_same_run(newest(tmp_path / "parts"), newest(tmp_path / "whole"))
+
+
+def test_an_error_of_the_first_rank_ends_the_others_with_a_word(run, tmp_path):
+    parts = run("parts", **RACE | {"early_stop": {"ratio": 0.34, "metric": "per"}})
+    assert parts.wait() == [2, 1]
+    assert "does not report per" in parts.commands[0].sentence
+    assert parts.commands[1].sentence.startswith("stopped, because the first process")
