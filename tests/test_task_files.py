@@ -8,7 +8,11 @@ from pathlib import Path
 import pytest
 
 from s3prl_ext.configs import expand_variables, load_yaml, shipped_dir
+from s3prl_ext.corpora.mini_superb import LAYOUTS
+from s3prl_ext.doctor import CORPUS_VARIABLES
 from s3prl_ext.errors import UsageError
+from s3prl_ext.training.early_stop import budget, judged_by
+from s3prl_ext.training.task_file import TaskFile
 
 TASKS = ("ks", "ic", "sid", "asr", "pr", "sf", "sd")
 PRESETS = ("superb", "ad_tuning", "mini")
@@ -106,9 +110,9 @@ def test_file_has_the_keys_that_runner_and_expert_read(shipped):
     assert set(config["runner"]) == RUNNER_KEYS
     for key in EXPERT_KEYS[task]:
         value_at(config["downstream_expert"], key)
-    known = {"runner", "optimizer", "scheduler", "specaug", "tuning", "downstream_expert"}
+    known = {"runner", "optimizer", "scheduler", "specaug", "tuning", "early_stop", "downstream_expert"}
     assert set(config) <= known
-    assert ("tuning" in config) == (preset == "ad_tuning")
+    assert ("tuning" in config) == ("early_stop" in config) == (preset == "ad_tuning")
     assert isinstance(config["optimizer"]["lr"], float)
     # s3prl neither evaluates nor saves at the end, so the last step has to be a multiple of both.
     assert config["runner"]["total_steps"] % config["runner"]["save_step"] == 0
@@ -134,10 +138,21 @@ def test_presets_carry_the_published_values(shipped):
     assert found == VALUES[task, preset]
 
 
-def test_tuning_section_is_one_density_of_fisher_child_tuning(shipped):
-    _, preset, config = shipped
-    if preset == "ad_tuning":
-        assert config["tuning"] == {"method": "child", "mask": "fisher", "density": 0.1}
+# k, the step at which the released settings compare the candidates
+COMPARED_AT = {"asr": 40000, "sf": 40000, "pr": 10000, "sd": 3000, "sid": 20000, "ic": 20000, "ks": 5000}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_released_settings_race_three_densities(task, monkeypatch):
+    for name in CORPUS_VARIABLES:
+        monkeypatch.setenv(name, "/somewhere")
+    file = TaskFile.read(expand_variables(load_yaml(task_file(task, "ad_tuning"))))
+    assert [tuning.density for tuning in file.tunings] == [0.1, 0.01, 0.001]
+    assert {(tuning.method, tuning.mask) for tuning in file.tunings} == {("child", "fisher")}
+    total, k = file.runner.total_steps, COMPARED_AT[task]
+    assert file.early_stop.keep == 1 and file.early_stop.steps_before_cut(total) == k
+    assert budget(file.early_stop, 3, total) == 3 * k + total - k
+    assert judged_by(None, LAYOUTS[task].downstream, ["loss", file.early_stop.metric]) == file.early_stop.metric
 
 
 def test_every_variable_is_explained_and_no_path_is_someones_own(shipped):
