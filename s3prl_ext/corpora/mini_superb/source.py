@@ -24,7 +24,7 @@ class Source:
         final: folder in which the corpora lie once the build is complete, for tables that hold absolute paths.
         recordings: real recordings, or None for synthesis only.
         seed: decides which clips are taken, how they are split, and the synthesised sentences and noises.
-        digit_strings: LJ Speech and VCTK are made of that many strings of spoken digits; 0 = of sentences.
+        digit_strings: LibriSpeech, LJ Speech and VCTK are made of that many strings of spoken digits; 0 = of sentences.
     """
 
     final: Path

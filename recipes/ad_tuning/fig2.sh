@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# AD-TUNING, Fig. 2: distribution of Fisher information over the upstream's weights, with P = 0.1 and smaller densities
+# as lines.
+#
+#   recipes/ad_tuning/fig2.sh [--tasks LIST] [options]
+#   recipes/ad_tuning/fig2.sh --mini --recordings DIR --ckpt DIR --tasks ks,asr
+#
+#   --tasks LIST       one panel each (default: sd,pr, those of the figure)
+#   --official         scores as the released code computes them: train mode, clipped tensor by tensor
+#   --stage N --stop-stage N   1 Fisher pass (one optimizer step follows; not done where table2.sh has run), 2 picture
+#   --out DIR          default exp/ad_tuning; the picture is fig2.png in it
+#   --upstream, --ckpt, --mini, --recordings, --dry-run   as for table2.sh
+set -euo pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/../shared/stages.sh"
+. "$RECIPES/shared/tasks.sh"
+. "$RECIPES/ad_tuning/methods.sh"
+
+out=exp/ad_tuning tasks="sd pr" upstream_lr="" official=""
+options="tasks upstream_lr" flags="official"
+parse_options "$@"
+[[ -z "$official" || "$out" != exp/ad_tuning ]] || out=exp/ad_tuning_official
+choose_upstream wav2vec2
+keep_settings "upstream_lr=$upstream_lr"
+
+if due 1 "Fisher pass"; then
+  for name in $(listed "$tasks"); do
+    [[ ! -e "$out/$name/child-0.1-s0/masks.safetensors" ]] || continue
+    task "$name" ad_tuning
+    corpus_of "$name"
+    fisher="config.tuning={'method':'child','density':0.1${official:+,'fisher':{'preset':'official'\}}}"
+    train "$out/$name/fisher-s0" "${upstream_flags[@]}" "${task_flags[@]}" --seed 0 \
+      -o "$(joined "$fisher" "$settings" "config.runner.total_steps=1,,config.runner.evaluate_ratio=0.01")"
+  done
+fi
+if due 2 "picture"; then
+  execute python "$RECIPES/ad_tuning/figures.py" fig2 --runs "$out" --tasks "$(comma "$tasks")"
+fi

@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# AD-TUNING, Fig. 5: low-resource phoneme recognition, child networks of three densities: phone error rate on test-clean
+# over 0.5, 1, 5 and 10 hours of training speech. The subsets are nested; 10 h and 1 h are Libri-Light's lists where
+# --librilight is given, else a seeded draw from train-clean-100, and the picture says so.
+#
+#   recipes/ad_tuning/fig5.sh [--librilight DIR] [--seeds LIST] [options]
+#   recipes/ad_tuning/fig5.sh --mini --recordings DIR --ckpt DIR --seeds 0 --hours 0.01,0.04
+#
+#   --librilight DIR   Libri-Light's librispeech_finetuning
+#   --hours LIST       default 0.5,1,5,10; with --mini 0.01,0.02,0.04
+#   --rows LIST        methods, as for table2.sh (at most eight in one picture)
+#   --seeds LIST       default 0,1,2
+#   --steps N          of every run, whatever the subset (default: 100000, those released for the whole corpus)
+#   --stage N --stop-stage N   1 subsets, 2 train and score, 3 picture
+#   --out DIR          default exp/ad_tuning; the picture is fig5.png in it
+#   --upstream, --ckpt, --upstream-lr, --mini, --recordings, --dry-run   as for table2.sh
+#
+# LIBRISPEECH names the corpus, LIBRISPEECH_LEXICON the folder with s3prl's lexica.
+set -euo pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/../shared/stages.sh"
+. "$RECIPES/shared/tasks.sh"
+. "$RECIPES/ad_tuning/methods.sh"
+. "$RECIPES/ad_tuning/low_resource.sh"
+
+out=exp/ad_tuning seeds=0,1,2 hours="" librilight="" upstream_lr=""
+rows="child-0.1 child-0.01 child-0.001"
+options="hours rows librilight upstream_lr"
+parse_options "$@"
+hours="${hours:-$([[ -n "$mini" ]] && echo 0.01,0.02,0.04 || echo 0.5,1,5,10)}"
+choose_upstream wav2vec2
+keep_settings "upstream_lr=$upstream_lr"
+low_resource fig5 "$rows"

@@ -1,0 +1,31 @@
+# shellcheck shell=bash disable=SC2154  # stages.sh and tasks.sh set them
+# Figs. 5 and 6: phoneme recognition on nested subsets of LibriSpeech. To be sourced after methods.sh:
+#
+#   low_resource fig5 "child-0.1 child-0.01 child-0.001"
+
+# low_resource FIGURE ROWS: the three stages of a recipe.
+low_resource() {
+  local seed size row
+  task pr ad_tuning
+  if due 1 "nested training subsets"; then
+    corpus_of pr
+    unless "$out/corpora/low_resource/env.sh" s3prl-ext prepare low_resource --out "$out/corpora/low_resource" \
+      --librispeech "${LIBRISPEECH:-/path/to/LibriSpeech}" ${librilight:+--librilight "$librilight"} \
+      --hours "$(comma "$hours")"
+  fi
+  if due 2 "train and score"; then
+    [[ -n "$mini" ]] || need_variable LIBRISPEECH_LEXICON "s3prl's two lexica"
+    execute . "$out/corpora/low_resource/env.sh"
+    for seed in $(listed "$seeds"); do
+      for size in $(listed "$hours"); do
+        for row in $(listed "$2"); do
+          run_row pr "$row" "$seed" "$out/low_resource/${size}h" \
+            "config.downstream_expert.corpus.train=['train-${size}h']"
+        done
+      done
+    done
+  fi
+  if due 3 "picture"; then
+    execute python "$RECIPES/ad_tuning/figures.py" "$1" --runs "$out" --rows "$(comma "$2")"
+  fi
+}

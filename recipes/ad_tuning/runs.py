@@ -1,0 +1,107 @@
+"""The runs of AD-TUNING's recipes as they lie in a folder: ``TASK/ROW-sSEED``, with their scores, races and costs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from s3prl_ext.errors import DataError
+from s3prl_ext.metrics import METRICS
+
+# task -> (metric, dev split, test split)
+TASKS: dict[str, tuple[str, str, str]] = {
+    "asr": ("wer", "dev-clean", "test-clean"),
+    "pr": ("per", "dev", "test"),
+    "sd": ("der", "dev", "test"),
+    "sid": ("acc", "dev", "test"),
+    "sf": ("slot_type_f1", "dev", "test"),
+    "ic": ("acc", "dev", "test"),
+    "ks": ("acc", "dev", "test"),
+}
+SHOWN = {"wer": "WER", "per": "PER", "der": "DER", "acc": "accuracy", "slot_type_f1": "slot type F1"}
+
+
+@dataclass(frozen=True)
+class TaskRun:
+    """One run.
+
+    Attributes:
+        folder: its folder.
+        task: short name of the task.
+        seed: its seed.
+        record: content of ``result.json``.
+    """
+
+    folder: Path
+    task: str
+    seed: int
+    record: Mapping[str, Any]
+
+    @property
+    def scores(self) -> dict[str, float] | None:
+        """Dev and test of the checkpoint that was tested, in per cent; None where it was not tested."""
+        metric, dev, test = TASKS[self.task]
+        file = self.folder / f"result-{test}.json"
+        tested = read(file) if file.is_file() else self.record
+        if test not in tested["metrics"]:
+            return None
+        on_dev = {row["step"]: row[metric] for row in self.record["history"] if row["split"] == dev}
+        scale = percent(metric)
+        return {"dev": scale * on_dev.get(tested["step"], float("nan")),
+                "test": scale * tested["metrics"][test][metric]["value"]}  # fmt: skip
+
+    @property
+    def curve(self) -> dict[float, float]:
+        """The task's metric on dev by step, in per cent, with the comparison of a race."""
+        metric, dev, _ = TASKS[self.task]
+        return {row["step"]: percent(metric) * row[metric] for row in self.record["history"] if row["split"] == dev}
+
+    @property
+    def race(self) -> Mapping[str, Any] | None:
+        """What the race of candidates decided, or None where there was none."""
+        return self.record.get("race")
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Read a JSON file; a damaged one is a DataError."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path} is damaged ({error}): remove it and run the recipe again.") from error
+
+
+def percent(metric: str) -> float:
+    """Return what a value of a metric is multiplied by to be in per cent."""
+    return 100.0 if METRICS[metric].unit == "ratio" else 1.0
+
+
+def runs_of(folder: Path, task: str, row: str) -> list[TaskRun]:
+    """Return the finished runs of a row of a table, by seed."""
+    found = []
+    for path in folder.glob(f"{task}/{row}-s*/result.json"):
+        seed = path.parent.name.rpartition("-s")[2]
+        if seed.isdecimal():
+            found.append(TaskRun(path.parent, task, int(seed), read(path)))
+    return sorted(found, key=lambda run: run.seed)
+
+
+def heading(task: str, what: str) -> str:
+    """Return the head of a column: ``test WER (%) ↓``."""
+    metric = TASKS[task][0]
+    return f"{what} {SHOWN[metric]} (%) {'↑' if METRICS[metric].higher_is_better else '↓'}"
+
+
+def spread(values: Sequence[float]) -> str:
+    """Return mean and sample standard deviation as text; a single value alone."""
+    if not values:
+        return "-"
+    return f"{fmean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
+
+
+def better(task: str) -> Callable[..., float]:
+    """Return ``max`` or ``min``: which of several scores is best."""
+    return max if METRICS[TASKS[task][0]].higher_is_better else min

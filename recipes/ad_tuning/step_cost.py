@@ -1,0 +1,117 @@
+"""Measure a training step: ``step_cost.py RESULT.json FLAGS`` with the flags of ``s3prl-ext run -m train``.
+
+Trains some steps in a scratch folder and writes the median cost of one: CPU seconds of the process (on a GPU wall seconds, after
+waiting for the device) and the peak memory while stepping, without start, Fisher pass and scoring.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from statistics import median
+from time import perf_counter, process_time
+from typing import Any
+
+import torch
+
+import s3prl_ext
+
+s3prl_ext.install()
+
+from s3prl_ext import run_downstream
+from s3prl_ext.errors import UsageError
+from s3prl_ext.training.trial import Trial
+
+STEPS, WARM_UP = 12, 2  # measured are those after the warm-up
+
+
+class MeasuredSteps:
+    """Time the steps of a :class:`Trial`, and end the process' peak of memory before the first measured one."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self.before = self.peak = 0
+        self._step = Trial.train_step
+
+    def __call__(self, trial: Trial, batches: Iterable[tuple[int, Any]]) -> bool:
+        """Do one step of `trial` as it would be done without measuring."""
+        gpu = torch.device(trial.models.device).type == "cuda"
+        if len(self.seconds) == WARM_UP:
+            self.before = reset_peak(gpu)
+        start = now(gpu)
+        done = self._step(trial, batches)
+        self.seconds.append(now(gpu) - start)
+        self.peak = peak(gpu)
+        return done
+
+    def row(self) -> Mapping[str, Any]:
+        """Return the figures as plain values."""
+        return {
+            "seconds_per_step": median(self.seconds[WARM_UP:]),
+            "steps": len(self.seconds) - WARM_UP,
+            "peak_bytes": self.peak,
+            "bytes_before": self.before,
+            "clock": "wall, GPU" if torch.cuda.is_available() else "CPU",
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        }
+
+
+def now(gpu: bool) -> float:
+    """Return CPU seconds of this process, or wall seconds after the GPU is done."""
+    if gpu:
+        torch.cuda.synchronize()
+        return perf_counter()
+    return process_time()
+
+
+def reset_peak(gpu: bool) -> int:
+    """Begin a new peak of memory; returns what is held now, in bytes."""
+    if gpu:
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: VmHWM becomes VmRSS
+    except OSError:
+        pass  # the peak then includes the start
+    return peak(gpu)
+
+
+def peak(gpu: bool) -> int:
+    """Return the peak memory in bytes: of torch on the GPU, or resident of this process."""
+    if gpu:
+        return torch.cuda.max_memory_allocated()
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS: bytes
+    line = next(line for line in status.read_text(encoding="ascii").splitlines() if line.startswith("VmHWM"))
+    return 1024 * int(line.split()[1])
+
+
+def main(argv: list[str]) -> None:
+    """Measure the training that `argv` (result file, then flags) asks for, and write the figures."""
+    if len(argv) < 2 or "-o" not in argv:
+        raise SystemExit(UsageError("usage: step_cost.py RESULT.json FLAGS -o OVERRIDES").exit_code)
+    result, flags = Path(argv[0]), argv[1:]
+    short = {"total_steps": STEPS, "eval_step": STEPS, "save_step": STEPS, "evaluate_ratio": 0.01}
+    place = flags.index("-o") + 1
+    flags[place] = ",,".join([flags[place], *(f"config.runner.{key}={value}" for key, value in short.items())])
+    measured = MeasuredSteps()
+    Trial.train_step = lambda trial, batches: measured(trial, batches)  # type: ignore[method-assign]
+    with tempfile.TemporaryDirectory() as folder:
+        run_downstream.main(["-m", "train", "-p", folder, *flags])
+    result.parent.mkdir(parents=True, exist_ok=True)
+    temporary = result.with_name(f".{result.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(measured.row(), indent=2) + "\n", encoding="utf-8")
+    os.replace(temporary, result)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,113 @@
+"""Choose a learning rate on dev, and show what each gave: ``rates.py choose|table FOLDER --metric acc --dev dev --test test``.
+
+FOLDER holds runs ``lr-RATE-sSEED`` (and ``search-lr-RATE`` where the search was shorter). A rate's score is the best that its
+search run reached on dev; of equal ones the smaller rate wins. ``choose`` writes it to ``chosen.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from s3prl_ext.errors import DataError, as_command
+from s3prl_ext.metrics import METRICS, metric
+
+CHOSEN = "chosen.json"
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Read a JSON file; a missing or damaged one is a DataError."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read ({error}): do the stages before this one.") from error
+
+
+def searched(folder: Path, name: str, split: str, seed: int) -> dict[str, float]:
+    """Return the best value of a metric on a split by learning rate, as the folders name it.
+
+    Raises:
+        DataError: there is no finished search run, or the task does not report the metric there.
+    """
+    short = {path.parent.name.removeprefix("search-lr-"): path for path in folder.glob("search-lr-*/result.json")}
+    ending = f"-s{seed}"
+    whole = {
+        path.parent.name.removeprefix("lr-").removesuffix(ending): path
+        for path in folder.glob(f"lr-*{ending}/result.json")
+    }
+    found = {}
+    for rate, path in (short or whole).items():
+        values = [row[name] for row in read(path)["history"] if row["split"] == split and name in row]
+        if not values:
+            raise DataError(f"{path} has no {name} on {split}.")
+        finite = [value for value in values if not math.isnan(value)]
+        found[rate] = (max if metric(name).higher_is_better else min)(finite, default=math.nan)
+    if not found:
+        raise DataError(f"{folder} holds no finished search run: do the stages before this one.")
+    return found
+
+
+def choose(folder: Path, name: str, split: str, seed: int) -> str:
+    """Return the learning rate that is best on dev.
+
+    Raises:
+        DataError: every rate gave NaN.
+    """
+    scores = {rate: value for rate, value in searched(folder, name, split, seed).items() if not math.isnan(value)}
+    if not scores:
+        raise DataError(f"every learning rate in {folder} gave NaN on {split}; search smaller ones with --lrs.")
+    sign = -1 if metric(name).higher_is_better else 1
+    return min(scores, key=lambda rate: (sign * scores[rate], float(rate)))
+
+
+def table(folder: Path, name: str, dev: str, test: str, seed: int) -> str:
+    """Return the search and the tested runs as Markdown."""
+    chosen = read(folder / CHOSEN)["rate"]
+    scale = 100.0 if METRICS[name].unit == "ratio" else 1.0
+    lines = [f"| learning rate | best {name} on {dev} (%) |", "| ---: | ---: |"]
+    for rate, value in sorted(searched(folder, name, dev, seed).items(), key=lambda item: float(item[0])):
+        lines.append(f"| {rate}{' (chosen)' if rate == chosen else ''} | {scale * value:.2f} |")
+    values = [
+        scale * read(path)["metrics"][test][name]["value"]
+        for path in sorted(folder.glob(f"lr-{chosen}-s*/result-{test}.json"))
+    ]
+    spread = f" ± {stdev(values):.2f}" if len(values) > 1 else ""
+    lines += (
+        ["", f"{name} on {test} at {chosen}: {fmean(values):.2f}{spread} % (seeds: {len(values)})"] if values else []
+    )
+    return "\n".join(lines) + "\n"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Choose, or print the table; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=("choose", "table"))
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--metric", required=True)
+    parser.add_argument("--dev", default="dev")
+    parser.add_argument("--test", default="test")
+    parser.add_argument("--seed", type=int, default=0, help="of the runs that searched, where they are whole ones")
+    flags = parser.parse_args(argv)
+    if flags.command == "table":
+        sys.stdout.write(table(flags.folder, flags.metric, flags.dev, flags.test, flags.seed))
+        return 0
+    rate = choose(flags.folder, flags.metric, flags.dev, flags.seed)
+    temporary = flags.folder / f".{CHOSEN}.{os.getpid()}"
+    temporary.write_text(
+        json.dumps({"rate": rate, "metric": flags.metric, "split": flags.dev}) + "\n", encoding="utf-8"
+    )
+    os.replace(temporary, flags.folder / CHOSEN)
+    sys.stdout.write(f"{rate}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    with as_command():
+        sys.exit(main())

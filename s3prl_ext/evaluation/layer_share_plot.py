@@ -1,0 +1,124 @@
+"""Share of the weights that trained, by encoder layer and by module (AD-TUNING, Fig. 7)."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from s3prl_ext.errors import DataError
+from s3prl_ext.evaluation.plots import STYLES, save_figure
+
+LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.(.+)")
+# name in the picture -> pattern of a tensor's name behind its layer; the first that fits counts
+MODULES: dict[str, str] = {
+    "biases": r"\.bias$",
+    "norms": r"layer_?norm",
+    "query": r"q_proj",
+    "key": r"k_proj",
+    "value": r"v_proj",
+    "output": r"out_proj",
+    "feed-forward in": r"fc1|intermediate",
+    "feed-forward out": r"fc2|output_dense",
+    "other": r"",
+}
+
+
+@dataclass(frozen=True)
+class LayerShares:
+    """Trained weights of one task.
+
+    Attributes:
+        title: the task.
+        changed: number of trained weights, by tensor name.
+        sizes: number of weights of every eligible tensor, also of those without a trained one.
+    """
+
+    title: str
+    changed: Mapping[str, int]
+    sizes: Mapping[str, int]
+
+    @property
+    def density(self) -> float:
+        """Share of all eligible weights that trained."""
+        return sum(self.changed.values()) / sum(self.sizes.values())
+
+    def by_layer(self) -> list[float]:
+        """Return for each encoder layer the share of its weights that trained.
+
+        Raises:
+            DataError: no tensor belongs to a numbered layer.
+        """
+        table = self._table(lambda rest: "all")
+        return [row["all"] for row in table]
+
+    def by_module(self) -> tuple[list[str], np.ndarray]:
+        """Return the modules that there are, and shares [modules, layers]; NaN where a layer lacks one."""
+        table = self._table(module_of)
+        names = [name for name in MODULES if any(name in row for row in table)]
+        return names, np.array([[row.get(name, np.nan) for row in table] for name in names])
+
+    def _table(self, group) -> list[dict[str, float]]:
+        changed: dict[tuple[int, str], int] = {}
+        sizes: dict[tuple[int, str], int] = {}
+        for name, size in self.sizes.items():
+            found = LAYER.search(name)
+            if found:
+                key = int(found[1]), group(found[2])
+                sizes[key] = sizes.get(key, 0) + size
+                changed[key] = changed.get(key, 0) + self.changed.get(name, 0)
+        if not sizes:
+            raise DataError(f"{self.title}: no tensor is named like layers.0...., so there are no layers to draw.")
+        table: list[dict[str, float]] = [{} for _ in range(1 + max(layer for layer, _ in sizes))]
+        for (layer, part), size in sizes.items():
+            table[layer][part] = changed[layer, part] / size
+        return table
+
+
+def module_of(rest: str) -> str:
+    """Return the module of :data:`MODULES` that a tensor belongs to, by its name behind ``layers.N.``."""
+    return next(name for name, pattern in MODULES.items() if re.search(pattern, rest))
+
+
+def plot_layer_shares(tasks: Sequence[LayerShares], path: str | os.PathLike, title: str) -> None:
+    """Draw share by layer for all tasks, and by module and layer for each, into a PNG file.
+
+    Args:
+        tasks: at most eight.
+        path: the PNG file, which appears only when it is complete.
+        title: which upstream, which density.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.colors import LogNorm
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(4.6 + 3.6 * len(tasks), 4.0), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, fontsize=10, wrap=True)
+    parts = figure.subplots(1, 1 + len(tasks), squeeze=False, width_ratios=[1.15] + [1.0] * len(tasks))[0]
+    for task, (colour, line, marker) in zip(tasks, STYLES, strict=False):
+        shares = 100 * np.array(task.by_layer())
+        parts[0].plot(range(len(shares)), shares, color=colour, linestyle=line, marker=marker, label=task.title)
+    parts[0].axhline(100 * tasks[0].density, color="black", linestyle=":", linewidth=1, label="mean")
+    parts[0].set(title="by layer", xlabel="encoder layer (from 0)", ylabel="weights that trained (%)")
+    parts[0].set_ylim(bottom=0)
+    parts[0].xaxis.set_major_locator(MaxNLocator(integer=True))
+    parts[0].grid(alpha=0.3)
+    parts[0].spines[["top", "right"]].set_visible(False)
+    parts[0].legend(frameon=False, fontsize=8)
+    tables = [task.by_module() for task in tasks]
+    positive = np.concatenate([100 * table[table > 0] for _, table in tables])
+    scale = LogNorm(positive.min(), positive.max()) if positive.size else None
+    for axes, task, (names, table) in zip(parts[1:], tasks, tables, strict=True):
+        shades = axes.imshow(np.where(table > 0, 100 * table, np.nan), cmap="gray_r", norm=scale, aspect="auto")
+        axes.set(title=f"{task.title}, by module", xlabel="encoder layer (from 0)")
+        axes.set_yticks(range(len(names)), names, fontsize=8)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if positive.size:
+        figure.colorbar(shades, ax=list(parts[1:]), label="weights that trained (%), white: none")
+    save_figure(figure, Path(path))

@@ -1,0 +1,242 @@
+"""Tables of rows: metric with spread, change against a baseline, its interval, and the paper's figure beside ours."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import isfinite, isnan
+
+from s3prl_ext.errors import DataError
+from s3prl_ext.evaluation.paper_tables import Cell, PaperTable
+from s3prl_ext.evaluation.result_rows import Row, averaged_over
+from s3prl_ext.evaluation.tables import NOTHING, Table
+from s3prl_ext.evaluation.utterance_comparison import Difference, compare_rows
+from s3prl_ext.metrics import metric
+
+logger = logging.getLogger(__name__)
+
+NAMES = {
+    "wer": "WER", "per": "PER", "cer": "CER", "uer": "UER", "der": "DER", "acc": "accuracy",
+    "slot_type_f1": "slot type F1", "slot_value_cer": "slot value CER",
+}  # fmt: skip
+SIGNIFICANT = "*"
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a table of results.
+
+    Attributes:
+        name: what stands in its first column.
+        row: our runs; None where there is none.
+        paper: the paper's figure as printed, in per cent.
+        baseline: whether others are compared with it: all of them, or of several baselines those of the same model.
+    """
+
+    name: str
+    row: Row | None
+    paper: str | None = None
+    baseline: bool = False
+
+
+def heading(name: str) -> str:
+    """Return name, unit and direction of a metric as the head of a column, such as ``WER (%) ↓``."""
+    known = metric(name)
+    unit = {"ratio": "%", "%": "%"}.get(known.unit, known.unit)
+    return f"{NAMES.get(name, name.replace('_', ' '))} ({unit}) {'↑' if known.higher_is_better else '↓'}"
+
+
+def factor(name: str) -> float:
+    """Return what a value is multiplied by to be shown: ratios are shown in per cent."""
+    return 100.0 if metric(name).unit == "ratio" else 1.0
+
+
+def number(value: float | None, name: str) -> str:
+    """Return a value of a metric as text; ratios in per cent."""
+    if value is None:
+        return NOTHING
+    if not isfinite(value):
+        return "NaN" if isnan(value) else "inf"
+    return f"{factor(name) * value:.2f}" if metric(name).unit in ("ratio", "%") else f"{value:.4g}"
+
+
+def score(row: Row | None) -> str:
+    """Return mean and spread of a row: ``9.25``, ``9.25 ± 0.12`` or ``9.25 [8.9, 9.6]``."""
+    if row is None:
+        return NOTHING
+    text = number(row.mean, row.metric)
+    if row.std is not None:
+        return f"{text} ± {number(row.std, row.metric)}"
+    if row.interval is not None:
+        return f"{text} [{', '.join(number(end, row.metric) for end in row.interval)}]"
+    return text
+
+
+def relative_change(value: float, baseline: float) -> float | None:
+    """Return the change in per cent of the baseline; None where that is 0 or a value is no number."""
+    if not baseline or not isfinite(value) or not isfinite(baseline):
+        return None
+    return 100.0 * (value - baseline) / baseline
+
+
+def table_of_lines(title: str, name: str, lines: Sequence[Line], with_paper: bool, notes: Sequence[str] = ()) -> Table:
+    """Return the table of one task and split.
+
+    Args:
+        title: what it shows, on which split.
+        name: the metric.
+        lines: its lines.
+        with_paper: add the paper's figures and its change against the paper's baseline.
+        notes: sentences below it.
+    """
+    bases = [_base_of(line, lines) for line in lines]
+    paper_base = next((_figure(line) for line in lines if line.baseline and line.paper), None)
+    found = list(notes)
+    differences = [_difference(base, line, found) for base, line in zip(bases, lines, strict=True)]
+    head = ["", "runs", heading(name), "change (%)", "difference (%), 95 % interval"]
+    compared = any(differences)
+    body, values = [], []
+    for line, base, difference in zip(lines, bases, differences, strict=True):
+        change = relative_change(line.row.mean, base.row.mean) if line.row and base and base.row else None
+        cells = [line.name, str(len(line.row.runs)) if line.row else NOTHING, score(line.row), _signed(change)]
+        cells += [_interval(difference)] if compared else []
+        if with_paper:
+            cells += [line.paper or NOTHING, _signed(_paper_change(line, paper_base))]
+        body.append(cells)
+        if line.row is not None:
+            values.append(_values(line, base, change, difference, _paper_change(line, paper_base)))
+    head = head[: 5 if compared else 4] + (["paper", "paper: change (%)"] if with_paper else [])
+    found += _explained(bases, compared, [line.row for line in lines if line.row], name)
+    return Table(title, head, body, tuple(found), tuple(values))
+
+
+def pivot(table: PaperTable, task: str | None, cells: Mapping[Cell, Sequence[Row]]) -> Table:
+    """Return a paper's table as it is printed, ours before the paper's figure: ``8.71 (8.63)``.
+
+    Args:
+        table: the paper's.
+        task: of a table with one grid per task; None where the columns are the tasks.
+        cells: our rows by cell; of several in one cell the number is shown, they are listed one by one elsewhere.
+    """
+    kept = [cell for cell in with_ours(table, cells) if task in (None, cell.task)]
+    of: Callable[[Cell], str] = (lambda cell: cell.task) if task is None else (lambda cell: cell.column)
+    columns = list(dict.fromkeys(of(cell) for cell in kept))
+    body = []
+    for name in dict.fromkeys(cell.row for cell in kept):
+        body.append([name])
+        for column in columns:
+            cell = next((c for c in kept if c.row == name and of(c) == column), None)
+            known = cell is not None and (cells.get(cell) or table.figures.get(cell))
+            body[-1].append(
+                f"{_brief(cells.get(cell, ()))} ({table.figures.get(cell) or NOTHING})" if cell and known else ""
+            )
+    head = ["", *(f"{c} {heading(table.metrics[c])}" if task is None else c for c in columns)]
+    title = f"{table.title}: ours (the paper's)"
+    return Table(f"{title}, {task} {heading(table.metrics[task])}" if task else title, head, body)
+
+
+def with_ours(table: PaperTable, cells: Iterable[Cell]) -> list[Cell]:
+    """Return the cells of a paper's table in its order, and behind them those of ours that it has not."""
+    return [*table.figures, *sorted(cell for cell in cells if cell not in table.figures)]
+
+
+def _brief(rows: Sequence[Row]) -> str:
+    if len(rows) > 1:
+        return f"{len(rows)} rows"
+    return number(rows[0].mean, rows[0].metric) if rows else NOTHING
+
+
+def _base_of(line: Line, lines: Sequence[Line]) -> Line | None:
+    """Return the line that a line is compared with: the only baseline, or of several the one of the same model."""
+    bases = [other for other in lines if other.baseline and other.row is not None]
+    if line in bases or line.row is None:
+        return None
+    if len(bases) > 1:
+        bases = [base for base in bases if base.row and _model(base.row) == _model(line.row)]
+    return bases[0] if len(bases) == 1 else None
+
+
+def _model(row: Row) -> tuple[object, ...]:
+    return tuple(row.facts.get(name) for name in ("upstream", "upstream_ckpt", "sweep"))
+
+
+def _difference(base: Line | None, line: Line, notes: list[str]) -> Difference | None:
+    if base is None or base.row is None or line.row is None:
+        return None
+    try:
+        return compare_rows(base.row, line.row)
+    except DataError as error:
+        logger.warning("%s", error)
+        notes.append(str(error))
+        return None
+
+
+def _figure(line: Line) -> float | None:
+    return float(line.paper) if line.paper else None
+
+
+def _paper_change(line: Line, base: float | None) -> float | None:
+    value = _figure(line)
+    return relative_change(value, base) if value is not None and base is not None and not line.baseline else None
+
+
+def _signed(change: float | None) -> str:
+    return NOTHING if change is None else f"{change:+.2f}"
+
+
+def _interval(difference: Difference | None) -> str:
+    if difference is None:
+        return NOTHING
+    p = "" if difference.p is None else f", p = {difference.p:.2g}"
+    star = f" {SIGNIFICANT}" if difference.significant else ""
+    return f"[{difference.low:+.2f}, {difference.high:+.2f}]{p}{star}"
+
+
+def _values(
+    line: Line, base: Line | None, change: float | None, difference: Difference | None, paper_change: float | None
+) -> dict[str, object]:
+    """Return a line for CSV: numbers in the unit that is shown, which stands beside them."""
+    row = line.row
+    assert row is not None
+    times, known = factor(row.metric), metric(row.metric)
+    low, high = row.interval or (None, None)
+    return {
+        "row": line.name, "label": row.label, "task": row.task, "split": row.split, "metric": row.metric,
+        "unit": "%" if known.unit == "ratio" else known.unit,
+        "better": "higher" if known.higher_is_better else "lower",
+        "runs": len(row.runs), "seeds": "; ".join(run.seed for run in row.runs),
+        "mean": times * row.mean, "std": None if row.std is None else times * row.std,
+        "low": None if low is None else times * low, "high": None if high is None else times * high,
+        "baseline": base.name if base is not None else None, "change_percent": change,
+        "difference_low": difference.low if difference else None,
+        "difference_high": difference.high if difference else None,
+        "p": difference.p if difference else None, "paper": line.paper, "paper_change_percent": paper_change,
+        "files": "; ".join(dict.fromkeys(str(run.source) for run in row.runs)),
+    }  # fmt: skip
+
+
+def _explained(bases: Sequence[Line | None], compared: bool, rows: Sequence[Row], name: str) -> list[str]:
+    """Return the sentences that a reader of the table needs."""
+    found = []
+    if any(row.std is not None for row in rows):
+        found.append("± is the standard deviation over runs (seeds, draws of noise).")
+    if any(row.interval is not None for row in rows):
+        found.append("[low, high] after a single run's value is its 95 % interval over utterances.")
+    names = list(dict.fromkeys(base.name for base in bases if base is not None))
+    if names:
+        of_model = " (of the same model)" if len(names) > 1 else ""
+        found.append(f"Changes are relative to: {'; '.join(names)}{of_model}. Below 0 is less {NAMES.get(name, name)}.")
+    if compared:
+        found.append(
+            "Difference: error rate minus the baseline's on the same utterances, paired bootstrap; "
+            f"{SIGNIFICANT} where it excludes 0; p of McNemar's exact test."
+        )
+    for row in rows:
+        over = averaged_over(row)
+        if over:
+            shown = "; ".join(f"{key}: {', '.join(str(v)[:24] for v in values)}" for key, values in over.items())
+            found.append(f"{row.label} averages over runs that differ in more than the seed: {shown}.")
+        if any(not isfinite(value) for value in row.values):
+            found.append(f"{row.label}: a run has no finite {name}, so its mean is none either.")
+    return found

