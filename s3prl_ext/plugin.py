@@ -24,7 +24,16 @@ from types import ModuleType
 from typing import Any
 
 from s3prl_ext import _autoload
-from s3prl_ext.compat import corpus_checks, huggingface_hub, s3prl, task_labels, torch, torchaudio, transformers, undeclared
+from s3prl_ext.compat import (
+    corpus_checks,
+    huggingface_hub,
+    s3prl,
+    task_labels,
+    torch,
+    torchaudio,
+    transformers,
+    undeclared,
+)
 from s3prl_ext.compat.import_hooks import FINDER, Hook, activate, after
 from s3prl_ext.compat.shim import Shim
 from s3prl_ext.configs import PACKAGE_DIR, shipped_dir

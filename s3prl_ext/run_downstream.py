@@ -77,12 +77,18 @@ def complete(argv: Sequence[str]) -> list[str]:
         return argv
     _refuse_dead_flags(flags)
     overrides = _overrides(flags.override)
+    added: list[str] = []
+    best = _only_best(flags)
+    if best is not None:
+        flags.past_exp = str(best)
+        added += ["-e", str(best)]
     ckpt = _check_files(flags, overwrite=overrides.get("args.overwrite") == "True")
     _check_names(flags)
-    added: list[str] = []
     if flags.local_rank is None and "LOCAL_RANK" in os.environ:
         added.append(f"--local_rank={os.environ['LOCAL_RANK']}")
     added += _device_flags(flags)
+    if ckpt is not None and flags.mode == "train":
+        _check_processes(ckpt, flags)
     if ckpt is not None and "args.expdir" not in overrides:
         added += _stay_with(ckpt, flags.override)
     config = _task_file(flags)
@@ -176,15 +182,36 @@ def _check_files(flags: argparse.Namespace, overwrite: bool) -> Path | None:
                 raise UsageError(f"{flag} is missing: name the {meaning}, or resume an experiment with -e.")
         if flags.expdir is None and flags.expname is None:
             raise UsageError("-p is missing: name the folder of the experiment (or -n for result/downstream/NAME).")
-        best = sorted(Path(_expdir(flags)).glob("*.ckpt"))
-        if flags.mode == "train" and flags.auto_resume and best:
-            raise UsageError(
-                f"-a: {_expdir(flags)} holds no states-N.ckpt to resume from, only {best[0].name}: go on from that with "
-                f"-e {best[0]}, or begin anew with -o args.overwrite=True in place of -a."
-            )
         if flags.mode == "train" and not overwrite:
             checkpoint.refuse_overwriting(_expdir(flags))
     return resumed
+
+
+def _only_best(flags: argparse.Namespace) -> Path | None:
+    """Return the newest best checkpoint of a folder that -a resumes and that holds no ``states-N.ckpt``.
+
+    s3prl looks for ``states-N.ckpt`` alone, but a run may have been killed before its first one.
+    """
+    from s3prl_ext.training import checkpoint
+
+    if not flags.auto_resume or flags.past_exp is not None or flags.mode != "train":
+        return None
+    found = [] if checkpoint.numbered(_expdir(flags)) else sorted(Path(_expdir(flags)).glob("*.ckpt"))
+    for path in found:
+        checkpoint.check_readable(path)
+    return max(
+        found, key=lambda path: checkpoint.load(path, mmap=zipfile.is_zipfile(path)).get("Step", 0), default=None
+    )
+
+
+def _check_processes(ckpt: Path, flags: argparse.Namespace) -> None:
+    """Refuse to go on with another number of processes; s3prl stops at an assertion there."""
+    from s3prl_ext.training import checkpoint
+    from s3prl_ext.training.checks import check_processes
+
+    started = flags.local_rank is not None or "LOCAL_RANK" in os.environ
+    states = checkpoint.load(ckpt, mmap=zipfile.is_zipfile(ckpt))
+    check_processes(states, ckpt, int(os.environ.get("WORLD_SIZE", "1")) if started else 0)
 
 
 def _stay_with(ckpt: Path, override: str | None) -> list[str]:
@@ -233,19 +260,13 @@ def _check_task_file(path: str, flags: argparse.Namespace) -> None:
     """Refuse a task file that cannot work, with the overrides of -o applied."""
     from s3prl.utility.helper import override
 
-    from s3prl_ext.training.checks import check_optimization
-    from s3prl_ext.training.config import RunnerConfig, TuningConfig, check_top_level
-    from s3prl_ext.training.methods import METHODS
+    from s3prl_ext.training.task_file import TaskFile
 
     config = load_yaml(path)
     if flags.override is not None and flags.override.lower() != "none":
         with contextlib.redirect_stderr(io.StringIO()):
             override(flags.override, argparse.Namespace(), config)
-    config = expand_variables(config)
-    check_top_level(config)
-    RunnerConfig.from_config(config)
-    TuningConfig.from_config(config, METHODS)
-    check_optimization(config)
+    TaskFile.read(expand_variables(config))
 
 
 def _device_flags(flags: argparse.Namespace) -> list[str]:

@@ -17,8 +17,8 @@ from s3prl_ext import cli, run_downstream
 from s3prl_ext.corpora import mini_superb
 from s3prl_ext.doctor import CORPUS_VARIABLES
 from s3prl_ext.merging.config import parse_config
-from s3prl_ext.training.config import TuningConfig
 from s3prl_ext.training.methods import METHODS
+from s3prl_ext.training.tuning_config import TuningConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -140,7 +140,10 @@ def test_python_example_runs(text, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page):
     text = page.read_text(encoding="utf-8")
-    anchors = {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in re.findall(r"^#+ (.+)$", text, re.MULTILINE)}
+    anchors = {
+        re.sub(r"[^\w -]", "", title).lower().replace(" ", "-")
+        for title in re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    }
     links = re.findall(r"\]\(([^)\s]+)\)", text)
     for link in links:
         if link.startswith("#"):

@@ -10,7 +10,7 @@ import torch
 
 from s3prl_ext import run_downstream
 from s3prl_ext.configs import shipped_dir
-from s3prl_ext.errors import UsageError, one_sentence_errors, show_errors_as_sentences
+from s3prl_ext.errors import DataError, UsageError, one_sentence_errors, show_errors_as_sentences
 
 
 @pytest.fixture(autouse=True)
@@ -160,10 +160,17 @@ def test_resuming_and_overwriting_exclude_each_other(tmp_path):
         run_downstream.complete(command(tmp_path, "-d", "asr", "-a", "-o", "args.overwrite=True"))
 
 
-def test_auto_resume_without_a_numbered_checkpoint_names_the_way(tmp_path):
+def test_auto_resume_without_a_numbered_checkpoint_takes_the_newest_best(tmp_path):
+    for name, step in (("dev-best", 2), ("test-best", 4)):
+        torch.save({"Step": step, "Featurizer": {}}, tmp_path / f"{name}.ckpt")
+    flags = ["-m", "train", "-a", "-u", "fbank", "-d", "asr", "-p", str(tmp_path)]
+    argv = run_downstream.complete(flags)
+    assert value_of(argv, "-e") == str(tmp_path / "test-best.ckpt")
+    assert run_downstream.complete(argv) == argv
+    assert "-e" not in run_downstream.complete(["-m", "evaluate", "-e", str(tmp_path / "dev-best.ckpt")])[3:]
     (tmp_path / "exp").mkdir()
     (tmp_path / "exp" / "dev-best.ckpt").write_bytes(b"x")
-    with pytest.raises(UsageError, match=r"holds no states-N.ckpt to resume from.*-e .*dev-best.ckpt"):
+    with pytest.raises(DataError, match="dev-best.ckpt is truncated"):
         run_downstream.complete(command(tmp_path, "-d", "asr", "-a"))
     with pytest.raises(UsageError, match="already holds an experiment"):
         run_downstream.complete(command(tmp_path, "-d", "asr", "-o", "args.overwrite=False"))

@@ -30,7 +30,9 @@ def check_list(root: Path, meta_data: Path) -> None:
         DataError: naming what is missing, or the first wrong line.
     """
     if not root.is_dir():
-        raise DataError(f"no such VoxCeleb1 folder: {root}; set VOXCELEB1, or config.downstream_expert.datarc.file_path with -o.")
+        raise DataError(
+            f"no such VoxCeleb1 folder: {root}; set VOXCELEB1, or config.downstream_expert.datarc.file_path with -o."
+        )
     if not meta_data.is_file():
         raise DataError(
             f"no such VoxCeleb1 list: {meta_data}; it is VoxCeleb1's iden_split.txt, in s3prl's git repository "

@@ -80,7 +80,9 @@ def test_k_replaces_the_targets_checkpoint_or_model(file, tmp_path):
 
 
 def test_unset_variable_and_missing_file_are_named(file, monkeypatch, tmp_path):
-    with pytest.raises(UsageError, match="merged_attention needs a configuration: -g my.yaml, or one of -u .*mam_hubert"):
+    with pytest.raises(
+        UsageError, match="merged_attention needs a configuration: -g my.yaml, or one of -u .*mam_hubert"
+    ):
         read_config(None)
     with pytest.raises(UsageError, match="no such configuration file: .*nowhere.yaml"):
         read_config(str(tmp_path / "nowhere.yaml"))
