@@ -17,8 +17,8 @@ from s3prl_ext import cli, run_downstream
 from s3prl_ext.corpora import mini_superb
 from s3prl_ext.doctor import CORPUS_VARIABLES
 from s3prl_ext.merging.config import parse_config
-from s3prl_ext.training.methods import METHODS
-from s3prl_ext.training.tuning_config import TuningConfig
+from s3prl_ext.training.early_stop import EarlyStopConfig, candidates
+from s3prl_ext.training.methods import METHODS, resolve_tuning
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -118,7 +118,9 @@ def test_yaml_is_a_valid_section(text):
         assert parse_config(content, "page").sources
         assert len(text.splitlines()) <= 10
     else:
-        assert TuningConfig.from_config(content, METHODS).method in METHODS
+        made = candidates(content["tuning"])
+        assert all(resolve_tuning(content, candidate.tuning).method in METHODS for candidate in made)
+        EarlyStopConfig.from_config(content, len(made))
 
 
 @pytest.mark.parametrize("text", blocks("python"))

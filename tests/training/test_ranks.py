@@ -75,7 +75,10 @@ def test_one_child_network_from_the_fisher_information_of_all_ranks(run, tmp_pat
     assert len(sets[0]) == len(sets[1]) and len(sets[0] & sets[1]) > 0.99 * len(sets[0]), "sums in another order"
 
 
-@pytest.mark.parametrize("tuning", [CHILD_F, {"method": "full"}, {"method": "lora"}], ids=lambda t: t["method"])
+LORA = pytest.param({"method": "lora"}, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("tuning", [CHILD_F, {"method": "full"}, LORA], ids=lambda t: t["method"])
 def test_two_ranks_equal_one_process_with_twice_the_batch(run, tmp_path, tuning):
     settings = {"tuning": tuning, "optimizer": SGD, "runner.total_steps": 6, "runner.gradient_clipping": 1e9}
     batches = forked.SharedBatches(8)
@@ -104,12 +107,17 @@ def test_a_race_is_decided_by_the_first_rank(run, tmp_path):
     assert "torchrun --nproc_per_node 2" in alone.sentence
 
 
+@pytest.mark.slow
 def test_a_race_of_methods_wraps_each_upstream_anew(run, tmp_path):
     run("two", before=keep(tmp_path), **RACE | {"tuning": {"method": ["lora", "houlsby"]}}).succeed()
     assert_equal_ranks(tmp_path)
 
 
-@pytest.mark.parametrize("at", [5, 6, 8], ids=["race", "comparison", "winner"])
+RACING = pytest.param(5, id="race", marks=pytest.mark.slow)
+COMPARED = pytest.param(6, id="comparison", marks=pytest.mark.slow)  # too late for a step: the last one before it
+
+
+@pytest.mark.parametrize("at", [RACING, COMPARED, pytest.param(8, id="winner")])
 def test_stopped_by_a_signal_all_ranks_save_and_go_on_bitwise(run, tmp_path, at):
     run("whole", **RACE).succeed()
     parts = run("parts", before={1: forked.AtLoss(at, signal.SIGTERM)}, **RACE)
@@ -131,7 +139,7 @@ def test_a_stop_while_the_first_rank_evaluates(run, tmp_path):
     assert_same_run(newest(tmp_path / "parts"), newest(tmp_path / "whole"))
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_lost_rank_ends_the_others_soon(run, tmp_path, rank):
     settings = {"tuning": CHILD, "runner.total_steps": 6, "runner.save_step": 2}
     parts = run("parts", before={rank: forked.AtLoss(6)}, **settings)  # two losses for Fisher information, then steps
