@@ -202,8 +202,8 @@ class Runner(StockRunner):
         leader = ranks.is_leader()
         with (
             one_sentence_errors(),
-            results.failures_recorded(self.args, self.config, active=leader),
             checks.no_empty_folder(self.args.expdir, active=leader),
+            results.failures_recorded(self.args, self.config, active=leader),
             ranks.lost_ranks_named(),
         ):
             started = time.time()
