@@ -13,7 +13,7 @@
 #   --upstream NAME --ckpt FILE   -u and -k (default: wav2vec2)
 #   --steps N          optimizer steps of each run (default: those released with AD-TUNING)
 #   --out DIR          folder for everything (default: exp/ad_tuning); the other recipes here share its runs
-#   --mini             miniature corpora on a CPU, 60 or 50 steps; --recordings DIR makes them of recordings, --ckpt DIR
+#   --mini             miniature corpora on a CPU, 60 steps, asr 150; --recordings DIR makes them of recordings, --ckpt DIR
 #                      names a small transformers HuBERT (default: an untrained one)
 #   --stage N --stop-stage N   1 train and score, 2 cost of a step, 3 table
 #   --dry-run          print the commands

@@ -32,8 +32,8 @@ task() {
     task_flags=(-d "$downstream" -c "$1/mini" --device cpu)
     settings="config.optimizer.lr=1e-3"
     if [[ "$1" == asr ]]; then   # a linear head: s3prl's LSTM needs more steps than a miniature run has
-      settings="config.optimizer.lr=5e-3,,config.downstream_expert.modelrc.RNNs.dim=[]"
-      steps_of_mini=50
+      settings="config.optimizer.lr=2e-3,,config.downstream_expert.modelrc.RNNs.dim=[]"
+      steps_of_mini=150
     fi
   fi
   total="${steps:-${mini:+$steps_of_mini}}"
