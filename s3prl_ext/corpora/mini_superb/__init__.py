@@ -109,16 +109,20 @@ def _check_place(out: Path, overwrite: bool) -> None:
 
 
 def _move_into_place(partial: Path, out: Path) -> None:
-    """Rename `partial` to `out`; results below ``exp`` of an earlier build stay."""
-    if out.is_dir():
-        if (out / "exp").is_dir():
-            os.replace(out / "exp", partial / "exp")
-        old = partial.with_name(f"{partial.name}-old")
-        os.replace(out, old)
+    """Rename `partial` to `out`; results below ``exp`` of an earlier build stay, and all of it where that fails."""
+    if not out.is_dir():
         os.replace(partial, out)
-        shutil.rmtree(old)
-    else:
+        return
+    old = partial.with_name(f"{partial.name}-old")
+    os.replace(out, old)
+    try:
         os.replace(partial, out)
+    except BaseException:
+        os.replace(old, out)
+        raise
+    if (old / "exp").is_dir():
+        os.replace(old / "exp", out / "exp")
+    shutil.rmtree(old)
 
 
 def variables(tasks: Iterable[str], out: Path) -> dict[str, str]:
