@@ -6,8 +6,6 @@ waiting for the device) and the peak memory while stepping, without start, Fishe
 
 from __future__ import annotations
 
-import json
-import os
 import platform
 import sys
 import tempfile
@@ -26,6 +24,7 @@ s3prl_ext.install()
 from s3prl_ext import run_downstream
 from s3prl_ext.errors import UsageError
 from s3prl_ext.training.trial import Trial
+from s3prl_ext.writing import write_json
 
 STEPS, WARM_UP = 12, 2  # measured are those after the warm-up
 
@@ -108,9 +107,7 @@ def main(argv: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         run_downstream.main(["-m", "train", "-p", folder, *flags])
     result.parent.mkdir(parents=True, exist_ok=True)
-    temporary = result.with_name(f".{result.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(measured.row(), indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, result)
+    write_json(result, measured.row())
 
 
 if __name__ == "__main__":

@@ -7,8 +7,6 @@ those of the first convolution, a bank of band-pass filters on the mel scale: ra
 from __future__ import annotations
 
 import argparse
-import os
-import shutil
 from pathlib import Path
 
 import torch
@@ -18,6 +16,8 @@ import s3prl_ext
 s3prl_ext.install()  # before transformers, which imports torchaudio
 
 from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
+
+from s3prl_ext.writing import written_folder
 
 SAMPLE_RATE = 16000
 LOWEST_HZ, HIGHEST_HZ = 60.0, 7600.0
@@ -62,14 +62,9 @@ def write_hubert(folder: Path, seed: int) -> None:
     with torch.no_grad():
         first.weight.copy_(mel_filters(CONFIG["conv_dim"][0], CONFIG["conv_kernel"][0])[:, None])
         first.bias.zero_()
-    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
-    partial.mkdir(parents=True)
-    try:
+    with written_folder(folder) as partial:
         model.save_pretrained(partial)
         Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=True).save_pretrained(partial)
-        os.replace(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 if __name__ == "__main__":

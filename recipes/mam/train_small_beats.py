@@ -12,7 +12,6 @@ import argparse
 import dataclasses
 import logging
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from s3prl_ext.corpora.esc50 import CLASSES, Clip, read_clips, split_clips
 from s3prl_ext.upstreams.beats.config import PATCH, BeatsConfig
 from s3prl_ext.upstreams.beats.frontend import FRAME_LENGTH, FRAME_SHIFT, fbank
 from s3prl_ext.upstreams.beats.model import BANDS, Beats
+from s3prl_ext.writing import written
 
 logger = logging.getLogger("train_small_beats")
 
@@ -150,9 +150,8 @@ def load_state(parts: dict[str, Any], state: Path) -> int:
 
 def save(content: dict, path: Path) -> None:
     """Write a file that appears only when it is complete."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    torch.save(content, temporary)
-    os.replace(temporary, path)
+    with written(path) as temporary:
+        torch.save(content, temporary)
 
 
 def main() -> None:

@@ -14,8 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,6 +34,7 @@ from s3prl_ext.corpora.ljspeech import CORPUS
 from s3prl_ext.corpora.transcribed import SPLIT_FILE, Utterance
 from s3prl_ext.evaluation.decoding import Vocabulary, greedy
 from s3prl_ext.evaluation.error_rates import corpus_errors
+from s3prl_ext.writing import written, written_folder
 
 logger = logging.getLogger("train_small_hubert")
 
@@ -151,12 +150,8 @@ def load_state(parts: dict[str, Any], state: Path) -> tuple[int, dict[str, Any]]
 
 def save(content: dict[str, Any], path: Path) -> None:
     """Write a file that appears only when it is complete."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with written(path) as temporary:
         torch.save(content, temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_folder(model: HubertForCTC, errors: dict[str, float], steps: int, strings: int, out: Path) -> None:
@@ -181,8 +176,7 @@ def write_folder(model: HubertForCTC, errors: dict[str, float], steps: int, stri
             "return_attention_mask": True,
         },
     }
-    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
-    try:
+    with written_folder(out) as partial:
         model.save_pretrained(partial)
         for name, content in files.items():
             (partial / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
@@ -192,9 +186,6 @@ def write_folder(model: HubertForCTC, errors: dict[str, float], steps: int, stri
             f"Word error rate: {shown}. The checkpoint was chosen on dev.\n",
             encoding="utf-8",
         )
-        os.replace(partial, out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     logger.info("WER: %s; saved to %s", shown, out)
 
 

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
-import shutil
 from pathlib import Path
 
 import torch
@@ -26,6 +24,8 @@ import s3prl_ext
 s3prl_ext.install()  # before transformers, which imports torchaudio
 
 from transformers import ViTConfig, ViTForImageClassification
+
+from s3prl_ext.writing import written_folder
 
 logger = logging.getLogger("train_small_vit")
 
@@ -88,12 +88,8 @@ def main() -> None:
     if args.out.exists():
         parser.error(f"{args.out} is there already: give a new folder")
     model = train(args.layers, args.width, args.epochs, args.seed)
-    partial = args.out.with_name(f".{args.out.name}.partial-{os.getpid()}")
-    try:
-        model.vit.save_pretrained(partial)
-        os.replace(partial, args.out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with written_folder(args.out) as folder:
+        model.vit.save_pretrained(folder)
     logger.info("saved to %s", args.out)
 
 

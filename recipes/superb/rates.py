@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 
 from s3prl_ext.errors import DataError, as_command
 from s3prl_ext.metrics import METRICS, metric
+from s3prl_ext.writing import write_json
 
 CHOSEN = "chosen.json"
 
@@ -99,11 +99,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.write(table(flags.folder, flags.metric, flags.dev, flags.test, flags.seed))
         return 0
     rate = choose(flags.folder, flags.metric, flags.dev, flags.seed)
-    temporary = flags.folder / f".{CHOSEN}.{os.getpid()}"
-    temporary.write_text(
-        json.dumps({"rate": rate, "metric": flags.metric, "split": flags.dev}) + "\n", encoding="utf-8"
-    )
-    os.replace(temporary, flags.folder / CHOSEN)
+    chosen = {"rate": rate, "metric": flags.metric, "split": flags.dev}
+    write_json(flags.folder / CHOSEN, chosen, indent=None)
     sys.stdout.write(f"{rate}\n")
     return 0
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from s3prl_ext.errors import DataError
+from s3prl_ext.writing import written
 
 FORMAT = "s3prl_ext.delta"
 VERSION = 1
@@ -107,12 +107,11 @@ def state_sha256(state: Mapping[str, Tensor]) -> str:
 
 
 def save(delta: Delta, path: str | os.PathLike) -> None:
-    """Write a delta as a safetensors file: temporary file in the same folder, then renamed.
+    """Write a delta as a safetensors file, which appears only when it is complete.
 
     Raises:
         DataError: the folder cannot be written or the disk is full; nothing is left behind.
     """
-    path = Path(path)
     tensors = {"gaps": _pack_indices(delta), "bits": _pack_bits(delta)}
     tensors |= {f"added.{name}": _plain(value) for name, value in delta.added.items()}
     for part, states in delta.task.items():
@@ -125,16 +124,12 @@ def save(delta: Delta, path: str | os.PathLike) -> None:
         "tensors": json.dumps([[n, delta.sizes[n], i.numel()] for n, i in delta.indices.items()]),
         "info": json.dumps(dict(delta.info), default=str),
     }
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
     try:
-        save_file(tensors, temporary, metadata=metadata)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+        with written(path) as temporary:
+            save_file(tensors, temporary, metadata=metadata)
     except (OSError, SafetensorError) as error:
-        raise DataError(f"cannot write the delta {path}: {str(error).splitlines()[0]}.") from error
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+        cause = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise DataError(f"cannot write the delta {path}: {cause}.") from error
 
 
 def load(path: str | os.PathLike) -> Delta:

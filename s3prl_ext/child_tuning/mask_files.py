@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,13 +13,14 @@ from safetensors.torch import save_file
 
 from s3prl_ext.child_tuning.masks import NestedMask
 from s3prl_ext.errors import DataError
+from s3prl_ext.writing import written
 
 FORMAT = "s3prl_ext.masks"
 Histogram = tuple[torch.Tensor, torch.Tensor]  # lower edges (float32), counts (int64)
 
 
 def save(mask: NestedMask, path: str | os.PathLike, origin: Mapping[str, Any], histogram: Histogram | None) -> None:
-    """Write masks to a temporary file in the same folder, then rename it.
+    """Write masks to a file that appears only when it is complete.
 
     Args:
         mask: the masks.
@@ -31,22 +31,18 @@ def save(mask: NestedMask, path: str | os.PathLike, origin: Mapping[str, Any], h
     Raises:
         DataError: the folder cannot be written or the disk is full; nothing is left behind.
     """
-    path = Path(path)
     tensors = {f"indices.{name}": i for name, i in mask.indices.items()}
     tensors |= {f"levels.{name}": level for name, level in mask.levels.items()}
     if histogram is not None:
         tensors["histogram.edges"], tensors["histogram.counts"] = histogram
     metadata = {"format": FORMAT, "densities": json.dumps(mask.densities), "origin": json.dumps(origin, sort_keys=True)}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        save_file({name: t.contiguous() for name, t in tensors.items()}, temporary, metadata)
-        os.replace(temporary, path)
+        with written(path) as temporary:
+            save_file({name: t.contiguous() for name, t in tensors.items()}, temporary, metadata)
     except (OSError, SafetensorError) as error:
         raise DataError(
             f"cannot write the masks to {path}: {error}; free some space or choose another folder."
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def load(path: str | os.PathLike) -> tuple[NestedMask, dict[str, Any], Histogram | None]:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -22,6 +19,7 @@ from s3prl_ext.evaluation.transcripts import (
     pair,
     read_transcripts,
 )
+from s3prl_ext.writing import write_json
 
 SCHEMA = 1
 EPILOG = """example:
@@ -61,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         content = {"schema": SCHEMA, "files": [str(flags.baseline), str(flags.merged)], **totals}
         content |= {"utterances": [asdict(row) for row in changed]}
         content |= {"improvements": asdict(improved) | {"shares": improved.shares}}
-        _write(content, flags.out)
+        write_json(flags.out, content, indent=1, ensure_ascii=False)
     return 0
 
 
@@ -92,15 +90,3 @@ def _shown(rows: Sequence[Comparison], improved: Improvements, totals: dict[str,
     change = ", ".join(f"{name} {value:+d}" for name, value in improved.change.items())
     lines += ["", f"{improved.utterances} utterances improved; confirmed character edits: {shares}"]
     return "\n".join([*lines, f"change of their character errors: {change}"])
-
-
-def _write(content: dict[str, Any], path: Path) -> None:
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.absolute().parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(content, file, indent=1, ensure_ascii=False)
-            file.write("\n")
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)

@@ -5,9 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 import shlex
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -27,6 +25,7 @@ from s3prl_ext.deltas.plain_upstream import PlainUpstream, build_tuned_from, pla
 from s3prl_ext.deltas.tuned_task import TunedTask, check_foldable
 from s3prl_ext.deltas.writing import changed_tensors, check_new, write_upstream
 from s3prl_ext.errors import UsageError
+from s3prl_ext.writing import written_folder
 
 logger = logging.getLogger(__name__)
 
@@ -138,10 +137,7 @@ def write(tuned: Tuned, out: Path) -> None:
     Raises:
         DataError: the base's file cannot hold the tuned weights.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
-    partial.mkdir()
-    try:
+    with written_folder(out) as partial:
         written = write_upstream(tuned.plain, tuned.model.state_dict(), partial)
         facts = _facts(tuned, written, out.name)
         _write_task(tuned.task, partial)
@@ -153,9 +149,6 @@ def write(tuned: Tuned, out: Path) -> None:
         }
         _write_text(partial / "export.json", json.dumps(record, indent=2, default=str) + "\n")
         _write_text(partial / "README.md", model_card(tuned.task.info, facts))
-        os.replace(partial, out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     logger.info("the task %s is written to %s", tuned.task.info.get("downstream"), out)
 
 

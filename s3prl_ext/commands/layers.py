@@ -17,6 +17,7 @@ from s3prl_ext.merging.config import SourceConfig, TargetConfig
 from s3prl_ext.merging.layers import LayerMap, parse_layer_map
 from s3prl_ext.merging.selection_config import LEVELS, SHARE, parse_settings
 from s3prl_ext.merging.similarity import METRICS, PROJECTIONS
+from s3prl_ext.writing import write_json, write_text
 
 EXAMPLE = """example:
   s3prl-ext layers --target facebook/hubert-large-ls960-ft --source bert-large-uncased \\
@@ -201,8 +202,6 @@ def format_table(result: dict[str, Any]) -> str:
 
 
 def _write(result: dict[str, Any], out: Path) -> None:
-    from s3prl_ext.upstreams.layer_similarity.features import write, write_json
-
     pairs = result["pairs"]
     target, source = (Path(result[role]["name"]).name for role in ("target", "source"))
     title = f"{target} and {source}: {pairs['used']} of {pairs['of']} pairs of {Path(pairs['file']).name}"
@@ -214,8 +213,8 @@ def _write(result: dict[str, Any], out: Path) -> None:
         for metric, row in result["metrics"].items()
     ]
     plot_layer_panels(panels, out / "layers.png", title + level)
-    write(out / "layers.md", lambda file: file.write_text(text, encoding="utf-8"))
-    write_json(out / "layers.json", result)
+    write_text(out / "layers.md", text)
+    write_json(out / "layers.json", result, ensure_ascii=False)
 
 
 if __name__ == "__main__":

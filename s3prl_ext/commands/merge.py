@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
-import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,6 +39,7 @@ from s3prl_ext.upstreams.merged_attention.expert import (
     target_name,
 )
 from s3prl_ext.upstreams.merged_attention.files import checkpoint_of
+from s3prl_ext.writing import written_folder
 
 logger = logging.getLogger(__name__)
 
@@ -193,10 +192,7 @@ def write(models: Models, config: MergeConfig, raw: dict[str, Any], out: Path) -
         described["layer_selection"] = selection
     slots = {slot for source in sources for slot in chosen_slots(models.weights, source.lambdas, config.biases)}
     rows: list[MergeRow] = []
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
-    partial.mkdir()
-    try:
+    with written_folder(out) as partial:
         with tqdm(total=len(slots), desc="merging", unit="tensor", dynamic_ncols=True) as progress:
 
             def replace(slot: Slot, old: torch.Tensor) -> torch.Tensor:
@@ -208,9 +204,6 @@ def write(models: Models, config: MergeConfig, raw: dict[str, Any], out: Path) -
             files = write_model(models.target, partial, sorted(slots, key=lambda slot: slot.order), replace)
         rows.sort(key=lambda row: (row.layer, row.source))
         _describe(models, config, raw, record, rows, partial, out, files[0].name)
-        os.replace(partial, out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     logger.info("merged model with %d changed tensors written to %s", len(slots), out)
 
 

@@ -11,7 +11,6 @@ from s3prl_ext.commands import report_figures
 from s3prl_ext.commands.report_evidence import Evidence, read_evidence, sources_table
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.evaluation.paper_tables import NAMES, Cell, PaperTable, paper_table
-from s3prl_ext.evaluation.predictions import write_text
 from s3prl_ext.evaluation.report_page import page
 from s3prl_ext.evaluation.result_rows import Row, rows_of, without_duplicates
 from s3prl_ext.evaluation.result_tables import Line, heading, pivot, table_of_lines, with_ours
@@ -20,6 +19,7 @@ from s3prl_ext.evaluation.superb_row import superb_table
 from s3prl_ext.evaluation.tables import Table, csv_text, latex, markdown
 from s3prl_ext.evaluation.transcript_tables import transcript_tables
 from s3prl_ext.metrics import main_metric, metric
+from s3prl_ext.writing import write_text
 
 logger = logging.getLogger(__name__)
 

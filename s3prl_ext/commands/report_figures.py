@@ -13,7 +13,6 @@ from typing import Any
 from s3prl_ext.errors import ExtError
 from s3prl_ext.evaluation.diarization_scoring import ErrorRate, Setting, SuperbScore, score_runs
 from s3prl_ext.evaluation.heat_map import plot_heat_map
-from s3prl_ext.evaluation.predictions import write_json
 from s3prl_ext.evaluation.report_page import Picture
 from s3prl_ext.evaluation.result_records import ResultRecord
 from s3prl_ext.evaluation.result_tables import factor, heading
@@ -22,6 +21,7 @@ from s3prl_ext.sweeps.grid import BASELINE
 from s3prl_ext.sweeps.report import plot
 from s3prl_ext.sweeps.selection import point
 from s3prl_ext.sweeps.stored import StoredSweep
+from s3prl_ext.writing import write_json
 
 logger = logging.getLogger(__name__)
 

@@ -22,6 +22,7 @@ from typing import BinaryIO
 from tqdm import tqdm
 
 from s3prl_ext.errors import DataError
+from s3prl_ext.writing import folder_beside
 
 logger = logging.getLogger(__name__)
 
@@ -111,13 +112,9 @@ def unpack(card: CorpusCard, folder: Path) -> Path:
             f"{folder} holds neither {card.folder}/ nor {card.archive}: add --download, or fetch {card.url} into it."
         )
     verify(card, archive)
-    partial = folder / f".{card.folder}.partial-{os.getpid()}"
-    try:
-        extract(archive, partial)
-        top = _corpus_in(card, partial, archive)
-        os.replace(top, final)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with folder_beside(final) as partial:
+        extract(archive, partial / "archive")
+        os.replace(_corpus_in(card, partial / "archive", archive), final)
     return final
 
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 import argparse
 import csv
 import logging
-import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +19,7 @@ from tqdm import tqdm
 from s3prl_ext.corpora.archives import CorpusCard, download, unpack
 from s3prl_ext.corpora.splits import SPLITS, hash_split
 from s3prl_ext.errors import DataError, UsageError, unknown_name
+from s3prl_ext.writing import written_folder
 
 logger = logging.getLogger(__name__)
 
@@ -219,12 +218,8 @@ def _build(args: argparse.Namespace) -> Path:
     recordings = Recordings(args.recordings)
     if not recordings.has("esc50"):
         raise UsageError(f"{args.recordings} holds no esc50/esc50.tsv: name a folder with recordings of ESC-50.")
-    partial = final.with_name(f".{final.name}.partial-{os.getpid()}")
-    try:
-        write_corpus(partial, Source(final, recordings), args.classes, args.clips)
-        os.replace(partial, final)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with written_folder(final) as folder:
+        write_corpus(folder, Source(final, recordings), args.classes, args.clips)
     return final
 
 

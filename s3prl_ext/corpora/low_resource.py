@@ -12,9 +12,7 @@ import argparse
 import hashlib
 import json
 import logging
-import os
 import shlex
-import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +24,7 @@ from tqdm import tqdm
 
 from s3prl_ext.configs import as_number
 from s3prl_ext.errors import DataError, UsageError
+from s3prl_ext.writing import written_folder
 
 logger = logging.getLogger(__name__)
 
@@ -215,9 +214,7 @@ def build(
         subsets = official(folds, read_folder(Path(librilight).absolute() / "9h"), hours, seed)
     else:
         subsets = draw(read_folder(librispeech / SOURCE_SPLIT), read_genders(librispeech), hours, seed)
-    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
-    try:
-        partial.mkdir(parents=True)
+    with written_folder(out) as partial:
         for size, members in subsets.items():
             _write_split(partial / name_of(size), members)
         for name in (*OTHER_SPLITS, "lexicon.txt", "SPEAKERS.TXT"):
@@ -226,9 +223,6 @@ def build(
         record = _record(subsets, OFFICIAL if librilight is not None else DRAWN, seed)
         (partial / "subsets.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         (partial / "env.sh").write_text(f"export LIBRISPEECH={shlex.quote(str(out))}\n", encoding="utf-8")
-        os.replace(partial, out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return [
         f"{name}: {row['hours']:.3f} h, {row['utterances']} utterances, {row['speakers']} speakers ({record['source']})"
         for name, row in record["subsets"].items()

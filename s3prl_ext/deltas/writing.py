@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from s3prl_ext.deltas.plain_upstream import PlainUpstream
 from s3prl_ext.deltas.tensor_names import match_names
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.merging.export import write_weights
+from s3prl_ext.writing import folder_beside
 
 
 def write_upstream(plain: PlainUpstream, state: Mapping[str, Tensor], out: Path) -> Path:
@@ -79,13 +79,8 @@ def write_copy(plain: PlainUpstream, state: Mapping[str, Tensor], out: Path) -> 
     Raises:
         DataError: the file cannot hold these weights exactly.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
-    partial.mkdir()
-    try:
-        os.replace(write_upstream(plain, state, partial), out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with folder_beside(out) as folder:
+        os.replace(write_upstream(plain, state, folder), out)
 
 
 def check_new(out: Path, flag: str) -> None:

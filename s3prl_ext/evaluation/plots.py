@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import struct
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from s3prl_ext.errors import DataError, UsageError
+from s3prl_ext.writing import written
 
 # One row per curve, in this order: colour (Okabe and Ito), line, marker.
 STYLES = (
@@ -131,11 +131,5 @@ def plot_curves(
 
 def save_figure(figure: Any, path: Path) -> None:
     """Write a figure of matplotlib as PNG, which appears only when it is complete."""
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    try:
+    with written(path) as temporary:
         figure.savefig(temporary, format="png")
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from s3prl_ext.errors import DataError
 from s3prl_ext.evaluation.significance import Interval, bootstrap_difference, mcnemar_exact
+from s3prl_ext.writing import write_text
 
 
 @dataclass(frozen=True)
@@ -116,22 +115,6 @@ def compare(first: Path, second: Path, draws: int = 1000, seed: int = 0) -> Comp
     interval = bootstrap_difference(wrong, others, [1] * len(clips), draws, seed)
     p = mcnemar_exact(only_first, only_second)
     return Comparison(len(clips), sum(wrong), sum(others), only_first, only_second, p, interval)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write `content` as indented JSON; the file appears when it is complete."""
-    write_text(path, json.dumps(content, indent=2) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file that takes its name when it is complete."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _parse(line: str, path: Path, number: int) -> Prediction:

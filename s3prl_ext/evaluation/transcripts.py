@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -14,6 +12,7 @@ import editdistance
 
 from s3prl_ext.errors import DataError
 from s3prl_ext.evaluation.error_rates import Edit, ErrorCounts, align, count_errors, total, units
+from s3prl_ext.writing import written
 
 MARK = "*"  # stands on both sides of a word that differs
 CATEGORIES = {"insert": "insertion", "substitute": "substitution", "delete": "deletion"}
@@ -84,16 +83,9 @@ def transcript(id: str, reference: str, hypothesis: str) -> Transcript:
 
 def write_transcripts(transcripts: Iterable[Transcript], path: Path) -> None:
     """Write one JSON object per line; the file appears when it is complete."""
-    path = Path(path)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            for one in transcripts:
-                file.write(json.dumps(asdict(one), ensure_ascii=False) + "\n")
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    with written(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        for one in transcripts:
+            file.write(json.dumps(asdict(one), ensure_ascii=False) + "\n")
 
 
 def read_transcripts(path: Path) -> list[Transcript]:

@@ -25,6 +25,7 @@ from s3prl_ext.attention.files import (
 )
 from s3prl_ext.attention.layouts import AttentionKeys, Slot, find_attention
 from s3prl_ext.errors import DataError
+from s3prl_ext.writing import written
 
 # What else of a transformers folder belongs to the model: configuration, vocabulary, preprocessor, licence.
 COMPANIONS = ("*.json", "*.txt", "*.model", "LICENSE*", "NOTICE*")
@@ -151,7 +152,8 @@ def _convert(file: Path, out: Path) -> None:
         shared = tensor.data_ptr() in seen
         seen.add(tensor.data_ptr())
         tensors[name] = tensor.clone() if shared or not tensor.is_contiguous() else tensor
-    save_file(tensors, out, metadata={"format": "pt"})
+    with written(out) as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt"})
 
 
 def _write_torch(file: Path, out: Path, names: Collection[str], rewrite: Rewrite) -> Path:

@@ -6,14 +6,14 @@ import csv
 import io
 import json
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.prediction.decoder import Decoder
 from s3prl_ext.prediction.results import Failure, Result, SpeakerTurns
+from s3prl_ext.writing import written
 
 FORMATS = ("text", "jsonl", "csv", "rttm")
 SUFFIXES = {".jsonl": "jsonl", ".json": "jsonl", ".csv": "csv", ".rttm": "rttm"}  # of --out; others are text
@@ -81,14 +81,9 @@ def whole_file(path: Path) -> Iterator[Callable[[str], object]]:
     path = path.absolute()
     if path.is_dir() or not path.parent.is_dir():
         raise UsageError(f"--out {path}: {'this is a folder' if path.is_dir() else f'no such folder: {path.parent}'}.")
-    try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    except OSError as error:
-        raise DataError(f"cannot write {path}: {os.strerror(error.errno or 0)}.") from error
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            yield file.write
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(stack.enter_context(written(path)).open("w", encoding="utf-8"))
+        except OSError as error:
+            raise DataError(f"cannot write {path}: {os.strerror(error.errno or 0)}.") from error
+        yield file.write

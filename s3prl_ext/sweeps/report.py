@@ -10,6 +10,7 @@ from s3prl_ext.evaluation.paper_figures import mam_figure
 from s3prl_ext.metrics import Metric
 from s3prl_ext.sweeps.grid import BASELINE, Group
 from s3prl_ext.sweeps.selection import Lookup, Point, point
+from s3prl_ext.writing import write_text
 
 SOURCES = {"none": "source", "source": "N(source)", "target": "N(target)", "standard": "N(0,1)"}
 
@@ -43,7 +44,7 @@ def write_table(
         lines += [f"Paper: what MAM prints for {paper} with the paper's own models, on its test set.", ""]
     lines += [f"## λ chosen on {dev}", "", *_chosen(summary, dev, test, paper), "", "## All arms", ""]
     lines += _all_arms(groups, dev, test, lookup, paper)
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_text(path, "\n".join(lines) + "\n")
 
 
 def _chosen(summary: Sequence[dict[str, Any]], dev: str, test: str | None, paper: str | None) -> list[str]:

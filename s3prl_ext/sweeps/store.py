@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.sweeps.grid import Arm
+from s3prl_ext.writing import write_json
 
 SCHEMA = 1
 NAME = "sweep.json"
@@ -66,15 +65,7 @@ class Store:
     def write(self, **more: Any) -> None:
         """Write the file, with further top-level entries."""
         self.content |= more
-        handle, temporary = tempfile.mkstemp(prefix=f".{NAME}.", dir=self.path.parent)
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump(self.content, file, indent=1)
-                file.write("\n")
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, self.path)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
+        write_json(self.path, self.content, indent=1)
 
 
 def _key(arm: Arm, split: str) -> str:

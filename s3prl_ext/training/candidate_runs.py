@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -28,6 +27,7 @@ from s3prl_ext.training.race import FOLDER, Race
 from s3prl_ext.training.run import DELTA_FILE, Experiment, Run
 from s3prl_ext.training.trial import Diverged
 from s3prl_ext.training.tuning_config import TuningConfig
+from s3prl_ext.writing import written
 
 logger = logging.getLogger(__name__)
 
@@ -293,11 +293,5 @@ def draw(expdir: str | Path, record: Mapping[str, Any], history: Sequence[Mappin
 
 def _copy(source: Path, target: Path) -> None:
     """Copy a file; it appears under its name only when it is complete."""
-    handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-    os.close(handle)
-    try:
+    with written(target) as temporary:
         shutil.copyfile(source, temporary)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, target)
-    finally:
-        Path(temporary).unlink(missing_ok=True)

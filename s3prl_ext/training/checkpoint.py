@@ -6,7 +6,6 @@ import argparse
 import errno
 import logging
 import os
-import tempfile
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 
 from s3prl_ext.errors import DataError, UsageError
+from s3prl_ext.writing import written
 
 logger = logging.getLogger(__name__)
 
@@ -84,35 +84,25 @@ def check_readable(path: str | os.PathLike) -> None:
 
 
 def save(states: dict[str, Any], paths: Iterable[str | os.PathLike]) -> None:
-    """Write `states` once for each path: temporary file in the same folder, flushed to disk, then renamed.
+    """Write `states` once for each path, flushed to disk before the file takes its name.
 
     Raises:
         DataError: the folder cannot be written or the disk is full; no partial file is left, older files stay.
     """
-    for path in map(Path, paths):
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    for path in paths:
         try:
-            with os.fdopen(handle, "wb") as file:
+            with written(path) as temporary, temporary.open("wb") as file:
                 torch.save(states, file)
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(temporary, 0o666 & ~_umask())
-            os.replace(temporary, path)
         except (OSError, RuntimeError) as error:
-            full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "write" in str(error)
-            cause = "the disk is full" if full else str(error).splitlines()[0]
+            code = getattr(error, "errno", None)
+            full = code in (errno.ENOSPC, errno.EDQUOT) or code is None and "write" in str(error)
+            cause = "the disk is full" if full else os.strerror(code) if code else str(error).splitlines()[0]
             raise DataError(
                 f"cannot write the checkpoint {path}: {cause}; earlier checkpoints are untouched, "
                 "free some space and resume with -a."
             ) from error
-        finally:
-            Path(temporary).unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def step_of(path: str | os.PathLike) -> int:

@@ -33,6 +33,7 @@ RESULT_FILES = (
     "race.png", "delta.safetensors", "lambda.json", "lambda.png", "predictions-*.jsonl", "transcripts-*.jsonl",
     "splits.json", "head.json", "*_predict.*", "*_truth.*", "*.ark",
 )  # fmt: skip  # what a run leaves in its folder
+SAFETENSORS_PART = ".tmp??????"  # what safetensors writes before it renames
 FEATURE_FLAGS = ("-s", "--upstream_feature_selection", "-l", "--upstream_layer_selection")
 
 
@@ -54,8 +55,8 @@ def clear_folder(args: Namespace) -> None:
 def remove_parts(expdir: str | Path) -> None:
     """Remove temporary files that a killed run left in its folder; they hold parts of what has no name yet."""
     for folder in (Path(expdir), *Path(expdir).glob("race"), *Path(expdir).glob("race/*")):
-        for pattern in RESULT_FILES:
-            for part in folder.glob(f".{pattern}.*"):
+        for pattern in (*(f".{name}.*" for name in RESULT_FILES), SAFETENSORS_PART):
+            for part in folder.glob(pattern):
                 logger.info("removing %s, which a killed run left unfinished", part)
                 part.unlink(missing_ok=True)
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import itertools
-import json
 import logging
-import os
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from s3prl_ext.evaluation.plots import save_figure
 from s3prl_ext.merging.learnable import LearnableLambda
 from s3prl_ext.training.config import RunnerConfig
+from s3prl_ext.writing import write_json
 
 logger = logging.getLogger(__name__)
 
@@ -88,9 +87,8 @@ class LambdaCurve:
         rows = [[round(value, 7) for value in values.tolist()] for values in self.values]
         content = {"schema": SCHEMA, "granularity": config.granularity, "constraint": config.constraint}
         content |= {"names": names, "steps": self.steps, "lambda": rows}
-        text = json.dumps(content) + "\n"
-        _write(self.expdir / "lambda.json", lambda path: path.write_text(text, encoding="utf-8"))
-        _write(self.expdir / "lambda.png", lambda path: draw(names, self.steps, rows, path))
+        write_json(self.expdir / "lambda.json", content, indent=None)
+        draw(names, self.steps, rows, self.expdir / "lambda.png")
 
 
 def draw(names: Sequence[str], steps: Sequence[int], values: Sequence[Sequence[float]], path: Path) -> None:
@@ -121,15 +119,4 @@ def draw(names: Sequence[str], steps: Sequence[int], values: Sequence[Sequence[f
     ends.set(title="first and last", xlabel="lambda (0 = target, 1 = source)")
     ends.grid(alpha=0.3)
     figure.legend(frameon=False, loc="outside lower right", ncols=2)
-    figure.savefig(path, format="png")
-
-
-def _write(path: Path, fill: Callable[[Path], Any]) -> None:
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    try:
-        fill(Path(temporary))
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    save_figure(figure, path)

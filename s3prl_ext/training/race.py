@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -20,6 +18,7 @@ from s3prl_ext.errors import DataError
 from s3prl_ext.metrics import METRICS
 from s3prl_ext.training import ranks
 from s3prl_ext.training.early_stop import Candidate, EarlyStopConfig, budget, judged_by, select
+from s3prl_ext.writing import write_json
 
 logger = logging.getLogger(__name__)
 
@@ -169,16 +168,8 @@ class Race:
         }
 
     def _write(self, chosen: str | None = None, cut: int | None = None) -> None:
-        if not ranks.is_leader():
-            return
-        handle, temporary = tempfile.mkstemp(prefix=".race.json.", dir=self.folder)
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump(self.record(chosen, cut), file, indent=2)
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, self.folder / "race.json")
-        finally:
-            Path(temporary).unlink(missing_ok=True)
+        if ranks.is_leader():
+            write_json(self.folder / "race.json", self.record(chosen, cut))
 
     def _read(self) -> None:
         path = self.folder / "race.json"

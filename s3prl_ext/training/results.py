@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import tempfile
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +17,7 @@ from s3prl_ext.metrics import METRICS
 from s3prl_ext.training import provenance
 from s3prl_ext.training.corpus_hash import corpus_hash
 from s3prl_ext.training.provenance import PACKAGES  # noqa: F401  the packages that result files name
+from s3prl_ext.writing import write_json
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +61,7 @@ def write(
     found = problems(content)
     if found:
         logger.warning("%s has an unusual content: %s", path, "; ".join(found))
-    _write_json(content, path)
+    write_json(path, content, default=str)
     _failed(path).unlink(missing_ok=True)  # of an earlier attempt
     logger.info("metrics written to %s", path)
     return path
@@ -100,7 +99,8 @@ def failures_recorded(args: Namespace, config: dict[str, Any], split: str = "", 
             seconds = (datetime.now(timezone.utc) - started).total_seconds()
             content = _frame(args, config, seconds) | {"step": None, "metrics": {}, "trainable": {}}
             try:
-                _write_json(content | {"error": sentence(error)}, _failed(folder / _name(args, split)))
+                path = _failed(folder / _name(args, split))
+                write_json(path, content | {"error": sentence(error)}, default=str)
             except OSError as second:  # such as a full disk, which may be the first error too
                 logger.warning("the failure could not be recorded in %s: %s", folder, second)
         raise
@@ -159,15 +159,3 @@ def _splits_sha256(path: Path) -> str | None:
 
 def _plain(value: Any) -> Any:
     return value if isinstance(value, (str, int, float, bool, type(None), list, dict)) else str(value)
-
-
-def _write_json(content: dict[str, Any], path: Path) -> None:
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(content, file, indent=2, default=str)
-            file.write("\n")
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 from pathlib import Path
 
@@ -123,6 +124,25 @@ def test_overwriting_replaces_a_build_and_keeps_experiments(tmp_path):
     mini_superb.build(out, tasks=["sf"], overwrite=True)
     assert (out / "audio_snips").is_dir() and not (out / "libri2mix_diarization").exists()
     assert (out / "exp" / "sd" / "states-1.ckpt").read_text() == "kept"
+    assert [path.name for path in tmp_path.iterdir()] == ["mini"]
+
+
+def test_a_replacement_that_fails_keeps_the_build_and_its_experiments(tmp_path, monkeypatch):
+    out = tmp_path / "mini"
+    mini_superb.build(out, tasks=["sd"])
+    (out / "exp").mkdir()
+    (out / "exp" / "states-1.ckpt").write_text("kept")
+    replace = os.replace
+
+    def failing(source: Path, target: Path) -> None:
+        if (Path(source) / "audio_snips").is_dir():  # the new build
+            raise OSError(5, "Input/output error")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", failing)
+    with pytest.raises(OSError, match="Input/output"):
+        mini_superb.build(out, tasks=["sf"], overwrite=True)
+    assert (out / "libri2mix_diarization").is_dir() and (out / "exp" / "states-1.ckpt").read_text() == "kept"
     assert [path.name for path in tmp_path.iterdir()] == ["mini"]
 
 

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import random
+import resource
+import signal
 import time
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from s3prl_ext.child_tuning import delta
 from s3prl_ext.corpora.mini_superb import ALL, variables
-from s3prl_ext.training import checkpoint
+from s3prl_ext.training import checkpoint, checks
+from s3prl_ext.writing import written
 from tests import forked
 from tests.training.test_race_runs import assert_same_run, newest, same
 
@@ -126,6 +132,30 @@ def test_with_a_best_checkpoint_alone(start, whole, tmp_path):
     assert files[0] == "dev-best.ckpt"
     die_and_resume(start, tmp_path / "exp", "full", forked.AtFile(1, after=True))
     assert_same_end(tmp_path / "exp", folder)
+
+
+def killed_by_size(path: Path) -> None:
+    """Write weights, and die of the first write beyond a thousand bytes."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+    with written(path) as temporary:
+        save_file({"a": torch.zeros(1000)}, temporary)
+
+
+def test_while_weights_are_written(tmp_path):
+    (tmp_path / "race" / "first").mkdir(parents=True)
+    for folder in (tmp_path, tmp_path / "race" / "first"):
+        process = multiprocessing.get_context("fork").Process(
+            target=killed_by_size, args=(folder / "masks.safetensors",)
+        )
+        process.start()
+        process.join()
+        assert process.exitcode == -signal.SIGXFSZ
+        assert len(list(folder.glob(".*"))) == 2, "our part and one that safetensors writes before it renames"
+    (tmp_path / ".notes").touch()
+    checks.remove_parts(tmp_path)
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == [".notes"]
 
 
 @pytest.mark.slow

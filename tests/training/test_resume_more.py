@@ -171,3 +171,8 @@ def test_unknown_split_is_named_before_training(build, tmp_path, task, downstrea
 def test_no_evaluation_split_still_gives_a_result(build, tmp_path):
     build(make_args(tmp_path / "exp"), task_config(total_steps=1, eval_dataloaders=[])).train()
     assert (tmp_path / "exp" / "result.json").is_file()
+
+
+def test_a_folder_that_cannot_be_written_is_named_with_its_cause(tmp_path):
+    with pytest.raises(DataError, match=r"writer/states-1\.ckpt: No such file or directory; earlier checkpoints"):
+        checkpoint.save({"Step": 1}, [tmp_path / "writer" / "states-1.ckpt"])  # its name is no sign of a full disk

@@ -11,6 +11,7 @@ import os
 import shlex
 import shutil
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from tqdm import tqdm
@@ -19,6 +20,7 @@ from s3prl_ext.corpora.mini_superb.layouts import LAYOUTS
 from s3prl_ext.corpora.mini_superb.source import Source
 from s3prl_ext.corpora.recordings import Recordings
 from s3prl_ext.errors import UsageError, unknown_name
+from s3prl_ext.writing import folder_beside
 
 logger = logging.getLogger(__name__)
 
@@ -57,20 +59,17 @@ def build(
     source = Source(
         final=out, recordings=Recordings(recordings) if recordings else None, seed=seed, digit_strings=digit_strings
     )
-    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
-    try:
-        partial.mkdir(parents=True)
-    except OSError as error:
-        raise UsageError(f"cannot write into {out.parent} ({error.strerror}): give another --out.") from error
-    try:
+    with ExitStack() as stack:
+        try:
+            partial = stack.enter_context(folder_beside(out))
+        except OSError as error:
+            raise UsageError(f"cannot write into {out.parent} ({error.strerror}): give another --out.") from error
         for task in (progress := tqdm(tasks, desc="mini_superb", unit="task")):
             progress.set_postfix_str(task)
             LAYOUTS[task].write(partial / LAYOUTS[task].folder, source)
         (partial / "env.sh").write_text(_environment(tasks, out), encoding="utf-8")
         (partial / "README.md").write_text(_readme(tasks, source), encoding="utf-8")
         _move_into_place(partial, out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return commands(tasks, out)
 
 
@@ -110,16 +109,20 @@ def _check_place(out: Path, overwrite: bool) -> None:
 
 
 def _move_into_place(partial: Path, out: Path) -> None:
-    """Rename `partial` to `out`; results below ``exp`` of an earlier build stay."""
-    if out.is_dir():
-        if (out / "exp").is_dir():
-            os.replace(out / "exp", partial / "exp")
-        old = partial.with_name(f"{partial.name}-old")
-        os.replace(out, old)
+    """Rename `partial` to `out`; results below ``exp`` of an earlier build stay, and all of it where that fails."""
+    if not out.is_dir():
         os.replace(partial, out)
-        shutil.rmtree(old)
-    else:
+        return
+    old = partial.with_name(f"{partial.name}-old")
+    os.replace(out, old)
+    try:
         os.replace(partial, out)
+    except BaseException:
+        os.replace(old, out)
+        raise
+    if (old / "exp").is_dir():
+        os.replace(old / "exp", out / "exp")
+    shutil.rmtree(old)
 
 
 def variables(tasks: Iterable[str], out: Path) -> dict[str, str]:

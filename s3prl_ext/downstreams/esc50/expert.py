@@ -26,8 +26,9 @@ from s3prl_ext.downstreams.esc50.config import HeadConfig, default_class_map, pa
 from s3prl_ext.downstreams.esc50.dataset import ClipDataset
 from s3prl_ext.downstreams.esc50.heads import AudioSetHead, TrainingFeatures, choose_linear, take_head
 from s3prl_ext.errors import DataError, UsageError
-from s3prl_ext.evaluation.predictions import Prediction, write_json, write_predictions
+from s3prl_ext.evaluation.predictions import Prediction, write_predictions
 from s3prl_ext.evaluation.significance import bootstrap_mean
+from s3prl_ext.writing import write_json
 
 logger = logging.getLogger(__name__)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -31,6 +30,7 @@ from s3prl_ext.evaluation.decoding import Vocabulary, character_vocabulary, gree
 from s3prl_ext.evaluation.significance import bootstrap_ratio
 from s3prl_ext.evaluation.text_rules import text_rule
 from s3prl_ext.evaluation.transcripts import Transcript, transcript, write_transcripts
+from s3prl_ext.writing import write_json, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -186,7 +186,7 @@ class RecognitionTask(nn.Module):
         """Return the transcripts of unpadded clips as the vocabulary writes them; ``inference.ark`` holds them too."""
         transcripts = greedy(self.head(features), [len(feature) for feature in features], self.vocabulary)
         lines = [f"{name} {text}" for name, text in zip(filenames, transcripts, strict=True)]
-        (self.expdir / "inference.ark").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        write_text(self.expdir / "inference.ark", "".join(f"{line}\n" for line in lines))
         for line in lines:
             logger.info("%s", line)
         return transcripts
@@ -207,9 +207,7 @@ class RecognitionTask(nn.Module):
         if path.is_file():
             logger.warning("%s held other splits than this run's; it is replaced", path)
         content = {"corpus": self.corpus.card.name, "rule": self.data.split, "sha256": digest, **self._lists}
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
+        write_json(path, content, indent=1)
 
     def _warn_of_unknown_characters(self, dataset: RecognitionDataset) -> None:
         if getattr(self, "_warned", False):

@@ -29,9 +29,9 @@ from s3prl_ext.upstreams.layer_similarity.features import (
     in_parts,
     layer_vectors,
     module_hash,
-    write_json,
 )
 from s3prl_ext.upstreams.layer_similarity.speech_encoder import SpeechEncoder
+from s3prl_ext.writing import write_json
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,8 @@ def compare(
             table = layer_table(x_layers, y_layers, metric, settings.normalize, settings.projections)
             known[metric] = list(table.values)
     if missing:
-        write_json(_table_file(key), known)
+        _table_file(key).parent.mkdir(parents=True, exist_ok=True)
+        write_json(_table_file(key), known, ensure_ascii=False)
     return [LayerTable(metric, tuple(known[metric]), compared) for metric in metrics], pairs_key
 
 

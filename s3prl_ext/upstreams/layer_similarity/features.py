@@ -9,9 +9,7 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +22,7 @@ from tqdm import tqdm
 from s3prl_ext.attention.files import weight_file
 from s3prl_ext.errors import DataError
 from s3prl_ext.upstreams.layer_similarity.encoders import Encoder
+from s3prl_ext.writing import written
 
 logger = logging.getLogger(__name__)
 
@@ -128,7 +127,9 @@ def in_parts(compute: Callable[[Sequence[int]], Tensor], keys: Sequence[str], ba
             part = _read(path)
             if part is None:
                 part = torch.cat([compute(indices[i : i + batch_size]) for i in range(0, len(indices), batch_size)])
-                write(path, partial(save_file, {"rows": part.contiguous()}))
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with written(path) as temporary:
+                    save_file({"rows": part.contiguous()}, temporary)
             parts.append(part)
             bar.update(len(indices))
     return torch.cat(parts)
@@ -140,22 +141,3 @@ def _read(path: Path) -> Tensor | None:
     except (SafetensorError, OSError, KeyError) as error:
         logger.warning("%s is damaged (%s) and is computed again.", path, error)
         return None
-
-
-def write(path: Path, save: Callable[[Path], Any]) -> None:
-    """Let `save` write a file that appears under its name only when it is complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    try:
-        save(Path(temporary))
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write plain values as JSON, complete or not at all."""
-    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    write(path, lambda file: file.write_text(text, encoding="utf-8"))

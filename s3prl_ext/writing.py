@@ -1,0 +1,73 @@
+"""Files and folders that appear under their names only when they are complete."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def written(path: str | os.PathLike) -> Iterator[Path]:
+    """Give the body an empty file to fill, which takes the name `path` when the body ends without an error.
+
+    The file lies beside `path` as ``.NAME.RANDOM``, has the permissions of any new file, and is removed whatever ends
+    the body early, an interrupt included; a file that was at `path` then stays as it was.
+
+    Raises:
+        OSError: the folder is missing or cannot be written, or `path` is a folder.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        temporary.touch(exist_ok=False)
+        mode = temporary.stat().st_mode  # what the umask allows
+        yield temporary
+        temporary.chmod(mode)  # some writers, such as safetensors, put a private file of their own there
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def folder_beside(path: str | os.PathLike) -> Iterator[Path]:
+    """Give the body a new folder ``.NAME.partial-RANDOM`` beside `path`; what is still in it at the end is removed.
+
+    Raises:
+        OSError: the folder cannot be made.
+    """
+    path = Path(path)
+    folder = path.with_name(f".{path.name}.partial-{secrets.token_hex(8)}")
+    try:
+        folder.mkdir(parents=True)
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def written_folder(path: str | os.PathLike) -> Iterator[Path]:
+    """Give the body a new folder to fill, which takes the name `path` when the body ends without an error.
+
+    Raises:
+        OSError: the folder cannot be made, or `path` is a file or a folder that is not empty.
+    """
+    with folder_beside(path) as folder:
+        yield folder
+        os.replace(folder, path)
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Write a text file in UTF-8, complete or not at all."""
+    with written(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | os.PathLike, content: Any, **options: Any) -> None:
+    """Write plain values as JSON, indented by 2 unless `options` of :func:`json.dumps` say otherwise."""
+    write_text(path, json.dumps(content, **{"indent": 2, **options}) + "\n")
