@@ -12,7 +12,10 @@ tuning_of() {
   local rate="" pass="" ratio=0.1
   if [[ -n "$mini" ]]; then
     # learning rate of the upstream's own weights; the head keeps that of the task
-    case "$1" in full) rate=",'lr':${upstream_lr:-1e-4}" ;; *) rate=",'lr':${upstream_lr:-1e-3}" ;; esac
+    case "$1,$2" in
+      full,* | *,asr | *,pr) rate=",'lr':${upstream_lr:-1e-4}" ;;   # 1e-3 unlearns what a CTC model knows
+      *) rate=",'lr':${upstream_lr:-1e-3}" ;;
+    esac
     pass=",'fisher':{'max_batches':12}"
     ratio=0.2
   elif [[ -n "${upstream_lr:-}" ]]; then

@@ -9,12 +9,12 @@
 #                      bitfit, child-0.1, child-0.01, child-0.001, ad_tuning (default: all)
 #   --seeds LIST       one run each (default: 0)
 #   --upstream-lr X    learning rate of the upstream's own weights (default: that of the task file; with --mini
-#                      1e-3, for full 1e-4)
+#                      1e-3, for full, asr and pr 1e-4)
 #   --upstream NAME --ckpt FILE   -u and -k (default: wav2vec2)
 #   --steps N          optimizer steps of each run (default: those released with AD-TUNING)
 #   --out DIR          folder for everything (default: exp/ad_tuning); the other recipes here share its runs
-#   --mini             miniature corpora on a CPU, 60 steps, asr 150; --recordings DIR makes them of recordings, --ckpt DIR
-#                      names a small transformers HuBERT (default: an untrained one)
+#   --mini             miniature corpora on a CPU, 60 steps (pr 120, asr 150); --recordings DIR makes them of recordings,
+#                      --ckpt DIR names a small transformers HuBERT (default: an untrained one)
 #   --stage N --stop-stage N   1 train and score, 2 cost of a step, 3 table
 #   --dry-run          print the commands
 #

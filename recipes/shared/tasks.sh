@@ -34,6 +34,10 @@ task() {
     if [[ "$1" == asr ]]; then   # a linear head: s3prl's LSTM needs more steps than a miniature run has
       settings="config.optimizer.lr=2e-3,,config.downstream_expert.modelrc.RNNs.dim=[]"
       steps_of_mini=150
+    elif [[ "$1" == pr ]]; then   # the last hidden state in every row: a weighted sum needs more steps as well
+      task_flags+=(-s last_hidden_state)
+      settings="config.optimizer.lr=2e-3"
+      steps_of_mini=120
     fi
   fi
   total="${steps:-${mini:+$steps_of_mini}}"
