@@ -64,6 +64,7 @@ def spoilt(tmp_path) -> tuple:
         (settings(RACE, {"ratio": 0.5, "metric": "per"}), ["speech_commands does not report per", "loss, acc"]),
         (settings(RACE, {"ratio": 0.5, "split": "devv"}), ["no split 'devv'"]),
         (settings(RACE | {"eligible": ["nothing.*"]}, {"ratio": 0.5}), ["'nothing.*' matches no weight"]),
+        (settings({"method": "lora", "rank": [4, 99]}, {"ratio": 0.5}), ["rank 99 is above 32, the width of q_proj"]),
         ("config.optimizer.reserve_p=[0.1,3]", ["tuning.density must lie in (0, 1], but is 3"]),
         (settings(FISHER) + ",,config.earlystop={'ratio':0.1}", ["'earlystop'", "did you mean 'early_stop'"]),
     ],
