@@ -139,8 +139,11 @@ def find_encoder(model: nn.Module) -> SpeechEncoder:
         if prefixes:
             return _locate(modules, row, prefixes[0])
     seen = ", ".join(name for name in list(modules) if name)[:200] or "none"
-    known = "; ".join(row.models for row in ARCHITECTURES)
-    raise UsageError(f"the upstream has no encoder that adapters know. Modules seen: {seen}. Known: {known}.")
+    known = ", and ".join(row.models for row in ARCHITECTURES)
+    raise UsageError(
+        f"the upstream has no encoder that adapters know; its modules are {seen}; known are {known}: use frozen, "
+        "weighted_sum or full, or another upstream."
+    )
 
 
 def _locate(modules: Mapping[str, nn.Module], row: Architecture, prefix: str) -> SpeechEncoder:

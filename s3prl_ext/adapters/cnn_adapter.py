@@ -24,6 +24,7 @@ PAPER = "Chen et al. 2022, CHAPTER; AD-TUNING, Table 2, CNN adapter"
 EQUATION = "block_i(x) + scale copy_i(x)"
 ACTS_ON = ("the convolution blocks",)
 CAN_FOLD = False
+NO_BLOCKS = "cnn_adapter and chapter need convolution blocks on the waveform, which the upstream does not have"
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,7 @@ def insert(model: nn.Module, config: Config) -> dict[str, nn.Parameter]:
     found = find_encoder(model)
     if not found.blocks:
         raise UsageError(
-            f"cnn_adapter needs convolution blocks on the waveform, which {found.architecture.models} does not have; "
-            "choose houlsby, adapter_bias, lora, prefix or bitfit."
+            f"{NO_BLOCKS} ({found.architecture.models}); choose houlsby, adapter_bias, lora, prefix or bitfit."
         )
     extractor, root = cast(Any, found.root).feature_extractor, cast(Any, found.root)
     copies = nn.ModuleList(
@@ -160,7 +160,7 @@ def count(dimensions: Dimensions, config: Config) -> int:
         UsageError: there are no convolution blocks.
     """
     if not dimensions.blocks:
-        raise UsageError("cnn_adapter needs convolution blocks on the waveform.")
+        raise UsageError(f"{NO_BLOCKS}.")
     total = 0
     for index, block in enumerate(dimensions.blocks):
         last = index == len(dimensions.blocks) - 1

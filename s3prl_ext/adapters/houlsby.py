@@ -71,7 +71,9 @@ def insert(model: nn.Module, config: Config) -> dict[str, nn.Parameter]:
     places: list[Any] = [found.linear(layer, "fc2") for layer in chosen]
     width = places[0].out_features
     if config.bottleneck > width:
-        raise UsageError(f"houlsby: bottleneck {config.bottleneck} is above the width {width} of the upstream.")
+        raise UsageError(
+            f"houlsby: bottleneck {config.bottleneck} is above the width {width} of the upstream; choose at most {width}."
+        )
     for place in places:
         attach(place, NAME, place_like(Houlsby(width, config.bottleneck), place))
     return parameters_of(model, [place.houlsby for place in places])

@@ -47,7 +47,7 @@ class Config:
     def __post_init__(self) -> None:
         object.__setattr__(self, "rank", positive_integer(self.rank, "lora: rank"))
         object.__setattr__(self, "alpha", positive(self.alpha, "lora: alpha"))
-        object.__setattr__(self, "projections", names(self.projections, "lora: projections"))
+        object.__setattr__(self, "projections", names(self.projections, "lora: projections", "[q_proj, v_proj]"))
         object.__setattr__(self, "layers", layer_set(self.layers, "lora: layers"))
 
 
@@ -88,7 +88,7 @@ def insert(model: nn.Module, config: Config) -> dict[str, nn.Parameter]:
     places = [(name, linear) for name, linear in _places(found, config)]
     for name, linear in places:
         if config.rank > (limit := min(linear.out_features, linear.in_features)):
-            raise UsageError(f"lora: rank {config.rank} is above {limit}, the width of {name}.")
+            raise UsageError(f"lora: rank {config.rank} is above {limit}, the width of {name}; choose at most {limit}.")
     updates = []
     for _, linear in places:
         update = LowRankUpdate(linear.out_features, linear.in_features, config.rank, config.alpha)

@@ -47,15 +47,20 @@ def switch(value: Any, where: str) -> bool:
     return value
 
 
-def names(value: Any, where: str) -> tuple[str, ...]:
+def names(value: Any, where: str, example: str) -> tuple[str, ...]:
     """Return a name or a list of names as a tuple without repetitions.
+
+    Args:
+        value: what stands in the task file.
+        where: its key.
+        example: a suitable list, for the message.
 
     Raises:
         UsageError: empty, or anything else.
     """
     listed = [value] if isinstance(value, str) else value
     if not isinstance(listed, (list, tuple)) or not listed or not all(isinstance(name, str) for name in listed):
-        raise UsageError(f"{where} must be a list of names, but is {value!r}.")
+        raise UsageError(f"{where} must be a list of names such as {example}, but is {value!r}.")
     return tuple(dict.fromkeys(listed))
 
 

@@ -14,8 +14,10 @@ from torch import nn
 
 from s3prl_ext import adapters, plugin
 from s3prl_ext.child_tuning.eligible import eligible_parameters
-from s3prl_ext.errors import ExtError, UsageError, unknown_name
-from s3prl_ext.training.methods import METHODS
+from s3prl_ext.errors import DataError, ExtError, UsageError, unknown_name
+from s3prl_ext.training.checks import upstream_problem
+from s3prl_ext.training.learnable_upstream import prepare_lambda
+from s3prl_ext.training.methods import METHODS, resolve_tuning
 
 DENSITIES = (0.1, 0.01, 0.001)
 # Weights of pre-training that no hidden state depends on: they are part of the file, but get no gradient.
@@ -48,6 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: flags; None takes them from the command line.
     """
     flags = _parser().parse_args(argv)
+    for flag, value in (("-k", flags.upstream_ckpt), ("-g", flags.upstream_model_config)):
+        if value and not flags.upstream:
+            raise UsageError(f"{flag} belongs to an upstream: name it with -u.")
     plugin.install()
     if flags.upstream:
         if flags.dims:
@@ -85,10 +90,12 @@ def _build(flags: argparse.Namespace) -> nn.Module:
         return getattr(hub, flags.upstream)(
             ckpt=flags.upstream_ckpt, model_config=flags.upstream_model_config, refresh=False
         )
-    except (AssertionError, AttributeError, TypeError, FileNotFoundError) as error:
-        given = f"-k {flags.upstream_ckpt}" if flags.upstream_ckpt else "no -k"
-        raise UsageError(
-            f"-u {flags.upstream} cannot be built with {given}: name its checkpoint or folder with -k."
+    except ExtError:
+        raise
+    except Exception as error:  # s3prl's own: KeyError, ValueError, AssertionError, RuntimeError, OSError
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise upstream_problem(flags, error) or DataError(
+            f"-u {flags.upstream} cannot load -k {flags.upstream_ckpt} ({reason}): give a model of its kind."
         ) from error
 
 
@@ -122,18 +129,35 @@ def rows(model: nn.Module) -> list[Row]:
                 counted = partial(_child_weights, model, density)
                 table.append(_row(f"{name}, density {density:g}", counted, "yes", method.source))
         elif method.trains_upstream:
-            table.append(Row(name, _size(_behind_the_convolutions(model)), "yes", method.source))
+            table.append(_row(name, partial(_full_weights, model), "yes", method.source))
         else:
             table.append(Row(name, 0, "-", method.source))
     return table
 
 
 def _adapter_weights(model: nn.Module, name: str) -> int:
-    return adapters.count(name, adapters.dimensions(model))
+    """Insert a method as a run would, which refuses what does not fit, and take it out again."""
+    _refuse_lambda(model, {"method": name})
+    inserted = adapters.insert(model, name)
+    adapters.remove(model, name)
+    return _size(inserted)
 
 
 def _child_weights(model: nn.Module, density: float) -> int:
+    _refuse_lambda(model, {"method": "child", "density": density})
     return round(density * _size(eligible_parameters(model)))
+
+
+def _full_weights(model: nn.Module) -> int:
+    found = _size(_behind_the_convolutions(model))
+    if not found:
+        raise UsageError("the upstream has no weights")
+    return found
+
+
+def _refuse_lambda(model: nn.Module, section: dict[str, Any]) -> None:
+    """Raise UsageError where the upstream has a learnable lambda, which the method does not train."""
+    prepare_lambda(model, resolve_tuning({}, section), trainable=True, training=True)
 
 
 def _row(method: str, count: Callable[[], int], folds: str, source: str) -> Row:

@@ -15,6 +15,8 @@ from typing import Any
 from s3prl_ext.configs import as_number, check_keys
 from s3prl_ext.errors import DataError, UsageError, unknown_name
 from s3prl_ext.metrics import METRICS, metric
+from s3prl_ext.training.methods import METHODS
+from s3prl_ext.training.tuning_config import keys_of
 from s3prl_ext.training.values import raise_all
 
 # Keys of `tuning` whose own value is a list: one list inside a list makes candidates of them.
@@ -124,6 +126,9 @@ class Candidate:
 def candidates(section: Mapping[str, Any]) -> list[Candidate]:
     """Return one candidate for each combination of the lists in a section ``tuning``, in the order given.
 
+    Where methods race, each gets only the keys that it takes: of ``method: [lora, houlsby], rank: [4, 8]`` come two
+    candidates of LoRA and one with Houlsby adapters.
+
     Raises:
         UsageError: a list is empty or names a value twice.
     """
@@ -139,12 +144,21 @@ def candidates(section: Mapping[str, Any]) -> list[Candidate]:
             lists[key] = list(value)
     if not lists:
         return [Candidate("", dict(section))]
-    made = []
+    made: dict[str, Candidate] = {}
     for values in itertools.product(*lists.values()):
         chosen = dict(zip(lists, values))
-        name = ",".join(f"{key}={_shown(value)}" for key, value in chosen.items())
-        made.append(Candidate(name, {**section, **chosen}))
-    return made
+        foreign = _keys_of_others(str(chosen.get("method")), lists.get("method", []))
+        tuning = {key: value for key, value in {**section, **chosen}.items() if key not in foreign}
+        name = ",".join(f"{key}={_shown(value)}" for key, value in chosen.items() if key not in foreign)
+        made[name] = Candidate(name, tuning)
+    return list(made.values())
+
+
+def _keys_of_others(method: str, racing: Sequence[Any]) -> set[str]:
+    """Return the keys that one of the racing methods takes, but `method` does not."""
+    known = [str(name) for name in racing if str(name) in METHODS]
+    own = keys_of(method, METHODS) if method in known else ()
+    return {key for name in known if own for key in keys_of(name, METHODS)} - set(own)
 
 
 def _shown(value: Any) -> str:

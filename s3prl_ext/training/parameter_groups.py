@@ -18,7 +18,9 @@ from s3prl_ext.errors import UsageError
 from s3prl_ext.merging.layers import parse_layers
 from s3prl_ext.merging.learnable import find_lambda
 
-KEYS = ("lr", "upstream_lr", "lambda_lr", "layer_decay", "train_layers")
+UPSTREAM_KEYS = ("lr", "upstream_lr")  # of methods that train the upstream
+FULL_KEYS = ("layer_decay", "train_layers")  # of method full
+KEYS = (*UPSTREAM_KEYS, "lambda_lr", *FULL_KEYS)
 DEFAULT_LAMBDA_LR = 1.0e-3  # the 1e-5 of MAM's fine-tuning would move lambda by about 0.01 in a whole run
 _BLOCK = re.compile(r"(?:^|\.)(?:encoder\.layers?|blocks)\.(\d+)\.")
 
@@ -41,13 +43,11 @@ class RatesConfig:
     train_layers: Any = "all"
 
     @classmethod
-    def from_section(cls, section: Mapping[str, Any], method: str, trains: bool, problems: list[str]) -> RatesConfig:
-        """Check the keys; problems are appended to `problems`.
+    def from_section(cls, section: Mapping[str, Any], problems: list[str]) -> RatesConfig:
+        """Check the values of the keys; problems are appended to `problems`.
 
         Args:
             section: the whole section ``tuning``.
-            method: its method.
-            trains: whether the method trains weights of the upstream.
             problems: sentences that the caller reports together.
         """
         given = {key: section[key] for key in KEYS if section.get(key) is not None}
@@ -55,13 +55,6 @@ class RatesConfig:
             problems.append("tuning.lr and tuning.upstream_lr are the same; keep one of them.")
         if "upstream_lr" in given:
             given["lr"] = given.pop("upstream_lr")
-        if "lr" in given and not trains:
-            problems.append(f"tuning.lr is the upstream's learning rate, but method {method} trains no weight of it.")
-        problems += [
-            f"tuning.{key} belongs to method full, not to {method}; remove it."
-            for key in ("layer_decay", "train_layers")
-            if key in given and method != "full"
-        ]
         for key, (low, high) in {"lr": (None, None), "lambda_lr": (0.0, None), "layer_decay": (None, 1.0)}.items():
             if key in given:
                 given[key] = _number(given[key], f"tuning.{key}", low, high, problems)

@@ -173,10 +173,20 @@ class Runner(StockRunner):
         if checkpoint.EXTENSION_KEY in self.init_ckpt:
             stored = self.init_ckpt[checkpoint.EXTENSION_KEY].get("merge")
             check_merge_record(stored, getattr(model, "merge_record", None))
+        if self.racing:
+            for tuning in self.task_file.tunings:  # one that does not fit is refused before any has trained
+                self._ready(model, tuning)
+                self.tuned.revert()
         if self.tuning is not None:
-            prepare_upstream(model, self.tuning)
-            train_only(model, self.tuning.rates.train_layers)
-        return prepare_lambda(model, self.tuning, trainable, training=self.args.mode == "train")
+            return self._ready(model, self.tuning)
+        return prepare_lambda(model, None, trainable, training=self.args.mode == "train")
+
+    def _ready(self, model: nn.Module, tuning: TuningConfig) -> bool:
+        """Make an upstream ready for a section ``tuning``; return whether anything of it trains."""
+        prepare_upstream(model, tuning)
+        train_only(model, tuning.rates.train_layers)
+        trains = METHODS[tuning.method].trains_upstream
+        return prepare_lambda(model, tuning, trains, training=self.args.mode == "train")
 
     def _load_weight(self, model: nn.Module, name: str) -> None:
         where = str(self.args.init_ckpt)
@@ -274,9 +284,7 @@ class Runner(StockRunner):
     def _prepare_candidate(self, tuning: TuningConfig) -> None:
         """Make the upstream, which is as it was built, ready for a candidate."""
         module = self.tuned.model
-        prepare_upstream(module, tuning)
-        train_only(module, tuning.rates.train_layers)
-        trainable = prepare_lambda(module, tuning, METHODS[tuning.method].trains_upstream, training=True)
+        trainable = self._ready(module, tuning)
         self.upstream = self._entry(module, "Upstream", trainable, self.upstream.interfaces, tuning)
         self.all_entries[0] = self.upstream
 

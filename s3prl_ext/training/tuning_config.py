@@ -124,7 +124,7 @@ class TuningConfig:
 
         Args:
             config: the whole task file.
-            methods: the known methods, by name; each has the attribute ``has_mask``.
+            methods: the known methods, by name; each has the attributes ``trains_upstream`` and ``has_mask``.
         """
         if "tuning" not in config:
             return None
@@ -133,27 +133,53 @@ class TuningConfig:
             raise UsageError(f"tuning must be a mapping such as {{method: child}}, but is {section!r}.")
         method = str(section.get("method", ""))
         options = adapters.options(method) if method in adapters.METHODS else ()
-        problems = check_keys(section, ("method", *MASK_KEYS, *parameter_groups.KEYS, *options), "tuning")
-        if not method:
-            problems.append(f"tuning.method is missing; known: {', '.join(methods)}.")
-        elif method not in methods:
-            problems.append(str(unknown_name("method", method, methods, where="tuning")))
-        elif not methods[method].has_mask:
-            problems += [
-                f"tuning.{key} belongs to method child, not to {method}; remove it."
-                for key in MASK_KEYS
-                if key in section
-            ]
+        problems = _key_problems(section, method, methods)
         values: dict[str, Any] = {}
         if method in methods and methods[method].has_mask:
             values = _mask_values(section, config, problems)
         if method in adapters.METHODS:
             values["adapter"] = _adapter_options(method, {k: section[k] for k in options if k in section}, problems)
         if method in methods:
-            trains = methods[method].trains_upstream
-            values["rates"] = RatesConfig.from_section(section, method, trains, problems)
+            values["rates"] = RatesConfig.from_section(section, problems)
         raise_all(problems)
         return cls(method=method, **values)
+
+
+def keys_of(method: str, methods: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the keys of section ``tuning`` that a method takes.
+
+    Args:
+        method: its name.
+        methods: the known methods, by name; each has the attributes ``trains_upstream`` and ``has_mask``.
+    """
+    keys = ["method", "lambda_lr"]
+    keys += parameter_groups.UPSTREAM_KEYS if methods[method].trains_upstream else ()
+    keys += parameter_groups.FULL_KEYS if method == "full" else ()
+    keys += MASK_KEYS if methods[method].has_mask else ()
+    keys += adapters.options(method) if method in adapters.METHODS else ()
+    return tuple(keys)
+
+
+def _key_problems(section: Mapping[str, Any], method: str, methods: Mapping[str, Any]) -> list[str]:
+    """Return what is wrong with the method's name and with the keys beside it."""
+    owners: dict[str, list[str]] = {}
+    for name in methods:
+        for key in keys_of(name, methods):
+            owners.setdefault(key, []).append(name)
+    if method not in methods:
+        named = str(unknown_name("method", method, methods, where="tuning"))
+        return check_keys(section, owners, "tuning") + [
+            named if method else f"tuning.method is missing; known: {', '.join(methods)}."
+        ]
+    own = keys_of(method, methods)
+    foreign = [key for key in section if key in owners and key not in own]
+    return check_keys({key: section[key] for key in section if key not in foreign}, own, "tuning") + [
+        f"tuning.{key} belongs to method {_either(owners[key])}, not to {method}; remove it." for key in foreign
+    ]
+
+
+def _either(names: list[str]) -> str:
+    return " or ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def _adapter_options(method: str, given: Mapping[str, Any], problems: list[str]) -> Any:

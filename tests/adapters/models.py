@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from s3prl_ext.upstreams.beats.expert import UpstreamExpert as BeatsExpert
+from s3prl_ext.upstreams.merged_attention.hubconf import merged_attention
 from s3prl_ext.upstreams.merged_attention.model import TransformersSpeechModel
 from tests import factories
 
@@ -30,6 +32,17 @@ def _transformers(family: str, **options: Any) -> Callable[[Path], nn.Module]:
     return lambda folder: TransformersSpeechModel(getattr(factories, f"{family}_folder")(folder / family, **options))
 
 
+def _merged(folder: Path) -> nn.Module:
+    """Return s3prl's HuBERT with the attention of a BERT merged in (MAM)."""
+    target, source = factories.hubert_local_ckpt(folder / "hubert.pt"), factories.bert_folder(folder / "bert")
+    config = {
+        "target": {"upstream": "hubert_local", "ckpt": str(target)},
+        "sources": [{"model": str(source), "lambda": 0.2}],
+    }
+    (folder / "merge.yaml").write_text(json.dumps(config))
+    return merged_attention(None, str(folder / "merge.yaml"))
+
+
 MODELS: dict[str, Callable[[Path], nn.Module]] = {
     "s3prl-hubert": _s3prl("hubert"),
     "transformers-hubert": _transformers("hubert"),
@@ -42,6 +55,9 @@ MODELS: dict[str, Callable[[Path], nn.Module]] = {
     "s3prl-wavlm-large": _s3prl("wavlm", **LARGE),
     "transformers-hubert-large": _transformers("hubert", stable_norm=True),
     "transformers-wavlm-large": _transformers("wavlm", stable_norm=True),
+    "s3prl-wav2vec2-large": _s3prl("wav2vec2", **LARGE),
+    "transformers-wav2vec2-large": _transformers("wav2vec2", stable_norm=True),
+    "merged": lambda folder: _merged(folder),
     "beats": lambda folder: BeatsExpert(factories.beats_ckpt(folder / "beats.pt")),
 }
 MAIN = ("s3prl-hubert", "transformers-hubert", "s3prl-wavlm", "transformers-wavlm")

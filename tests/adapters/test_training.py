@@ -103,8 +103,11 @@ def test_options_reach_the_method():
     [
         ({"method": "lora", "rnak": 4}, "unknown key 'rnak'; did you mean 'rank'"),
         ({"method": "lora", "rank": 0}, "lora: rank must be a whole number of at least 1"),
-        ({"method": "houlsby", "rank": 8}, "unknown key 'rank'"),
-        ({"method": "full", "bottleneck": 8}, "unknown key 'bottleneck'"),
+        ({"method": "lora", "rnak": 4}, "Known: alpha, lambda_lr, layers, lr, method, projections, rank, upstream_lr"),
+        ({"method": "houlsby", "rank": 8}, "tuning.rank belongs to method lora, not to houlsby; remove it"),
+        ({"method": "full", "bottleneck": 8}, "tuning.bottleneck belongs to method houlsby or chapter, not to full"),
+        ({"method": "cnn_adapter", "layers": 1}, "layers belongs to method houlsby, adapter_bias, lora or chapter"),
+        ({"method": "bitfit", "rank": 1}, "tuning.rank belongs to method lora, not to bitfit"),
         ({"method": "prefix", "density": 0.1}, "tuning.density belongs to method child, not to prefix"),
         ({"method": "lora", "rank": 0, "rats": 1}, "unknown key 'rats'.*rank must be a whole number"),
     ],

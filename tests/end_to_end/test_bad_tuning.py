@@ -64,6 +64,7 @@ def spoilt(tmp_path) -> tuple:
         (settings(RACE, {"ratio": 0.5, "metric": "per"}), ["speech_commands does not report per", "loss, acc"]),
         (settings(RACE, {"ratio": 0.5, "split": "devv"}), ["no split 'devv'"]),
         (settings(RACE | {"eligible": ["nothing.*"]}, {"ratio": 0.5}), ["'nothing.*' matches no weight"]),
+        (settings({"method": "lora", "rank": [4, 99]}, {"ratio": 0.5}), ["rank 99 is above 32, the width of q_proj"]),
         ("config.optimizer.reserve_p=[0.1,3]", ["tuning.density must lie in (0, 1], but is 3"]),
         (settings(FISHER) + ",,config.earlystop={'ratio':0.1}", ["'earlystop'", "did you mean 'early_stop'"]),
     ],
@@ -73,6 +74,37 @@ def test_sections(train, tmp_path, override, parts):
     outcome = train(override)
     assert outcome.code == USAGE, outcome.err[-2000:]
     assert all(part in outcome.sentence for part in parts), outcome.sentence
+    assert not (tmp_path / "exp").exists()
+
+
+KNOWN = "Known: fc1, fc2, k_proj, out_proj, q_proj, v_proj"
+
+
+@pytest.mark.parametrize(
+    ("upstream", "tuning", "parts"),
+    [
+        ("hubert", {"method": "lora", "projections": ["q_prj"]}, ["'q_prj'; did you mean 'q_proj'?", KNOWN]),
+        ("hubert", {"method": "lora", "projections": "q"}, ["unknown projection 'q'", KNOWN]),
+        ("hubert", {"method": "lora", "layers": [0, 7]}, ["no layer 7; its layers are 0-1"]),
+        ("hubert", {"method": "houlsby", "layers": "encoder"}, ["'encoder' is no layer and no range"]),
+        ("hubert", {"method": "lora", "rank": 0}, ["rank must be a whole number of at least 1, but is 0"]),
+        ("hubert", {"method": "lora", "rank": 33}, ["rank 33 is above 32", "choose at most 32"]),
+        ("hubert", {"method": "houlsby", "bottleneck": 33}, ["bottleneck 33 is above the width 32"]),
+        ("hubert", {"method": "prefix", "lenght": 5}, ["unknown key 'lenght'; did you mean 'length'?"]),
+        ("hubert", {"method": "bitfit", "rank": 3}, ["tuning.rank belongs to method lora, not to bitfit"]),
+        ("hubert", {"method": "lora+houlsby"}, ["unknown method 'lora+houlsby'"]),
+        ("beats", {"method": "chapter"}, ["chapter need convolution blocks", "(BEATs)", "choose houlsby"]),
+        ("fbank", {"method": "lora"}, ["no encoder that adapters know", "use frozen"]),
+    ],
+)
+def test_adapters(train, tmp_path, upstreams, upstream, tuning, parts):
+    flags = {
+        "hubert": upstreams["hubert_local"],
+        "beats": ["-u", "beats_local", "-k", factories.beats_ckpt(tmp_path / "beats.pt")],
+        "fbank": upstreams["fbank"],
+    }[upstream]
+    outcome = train(settings(tuning), upstream=tuple(flags))
+    assert outcome.code == USAGE and all(part in outcome.sentence for part in parts), outcome.sentence
     assert not (tmp_path / "exp").exists()
 
 

@@ -44,6 +44,25 @@ def test_lists_make_candidates_in_their_order():
     assert len(candidates({"method": "lora", "projections": ["q_proj", "v_proj"]})) == 1
 
 
+def test_a_method_gets_only_the_keys_that_it_takes():
+    made = candidates({"method": ["child", "lora"], "density": 0.01, "rank": [4, 8], "lr": "1e-3", "mask": "random"})
+    child = {"method": "child", "density": 0.01, "lr": "1e-3", "mask": "random"}
+    lora = {"method": "lora", "lr": "1e-3"}
+    assert made == [
+        Candidate("method=child", child),
+        Candidate("method=lora,rank=4", lora | {"rank": 4}),
+        Candidate("method=lora,rank=8", lora | {"rank": 8}),
+    ]
+    first = candidates({"rank": [4, 8], "method": ["lora", "houlsby"], "layers": "0-1"})
+    assert [c.name for c in first] == ["rank=4,method=lora", "method=houlsby", "rank=8,method=lora"]
+    assert all(c.tuning["layers"] == "0-1" for c in first)
+
+
+@pytest.mark.parametrize("key", ["rnak", "bottleneck"])
+def test_a_key_of_no_candidate_stays_to_be_refused(key):
+    assert all(key in c.tuning for c in candidates({"method": ["lora", "prefix"], key: 3}))
+
+
 @pytest.mark.parametrize("section", [{"density": []}, {"density": [0.1, "1.0e-1"]}])
 def test_odd_lists_are_refused(section):
     with pytest.raises(UsageError, match="tuning.density"):

@@ -100,7 +100,7 @@ def test_train_only_freezes_the_rest():
         ({"method": "full", "lr": 0}, "tuning.lr must be above 0, but is 0"),
         ({"method": "full", "lr": "fast"}, "tuning.lr must be a number"),
         ({"method": "full", "lr": 1e-5, "upstream_lr": 1e-5}, "are the same; keep one"),
-        ({"method": "frozen", "lr": 1e-5}, "method frozen trains no weight"),
+        ({"method": "frozen", "lr": 1e-5}, "tuning.lr belongs to method full, child, .* or bitfit, not to frozen"),
         ({"method": "full", "lambda_lr": -1}, "tuning.lambda_lr must be at least 0"),
         ({"method": "full", "layer_decay": 1.2}, "above 0 and at most 1, but is 1.2"),
         ({"method": "full", "layer_decay": 0}, "above 0 and at most 1"),

@@ -11,6 +11,7 @@ import torch
 from s3prl_ext.child_tuning import delta
 from s3prl_ext.errors import DataError, StoppedByUser, UsageError
 from s3prl_ext.training import checkpoint
+from s3prl_ext.training.early_stop import candidates
 from tests.experiments import interrupt_at_loss, make_args, task_config
 
 TOTAL, CUT = 6, 2
@@ -158,11 +159,13 @@ def test_two_are_kept_to_the_end(build, tmp_path, upstream):
 
 
 def test_methods_and_rates_race_too(build, tmp_path, upstream):
-    config = config_of(None, method=["lora", "houlsby"])
+    config = config_of(None, method=["lora", "houlsby"], rank=[2, 4])
     build(make_args(tmp_path / "methods", **upstream), config).train()
     assert newest(tmp_path / "methods")["UpstreamDelta"]["added"]
-    chosen = json.loads((tmp_path / "methods" / "race" / "race.json").read_text())["chosen"]
-    alone = config_of(None, method=chosen.removeprefix("method="), race=None)
+    record = json.loads((tmp_path / "methods" / "race" / "race.json").read_text())
+    assert record["entrants"] == ["method=lora,rank=2", "method=lora,rank=4", "method=houlsby"]
+    (winner,) = (c.tuning for c in candidates(config["tuning"]) if c.name == record["chosen"])
+    alone = config_of(None, **winner, race=None)
     build(make_args(tmp_path / "alone", **upstream), alone).train()
     assert_same_run(newest(tmp_path / "methods"), newest(tmp_path / "alone"))
     build(make_args(tmp_path / "rates", **upstream), config_of(None, method="full", lr=["1e-4", "1e-5"])).train()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import signal
 import time
@@ -10,11 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from s3prl_ext import adapters
 from s3prl_ext.child_tuning import mask_files
 from s3prl_ext.corpora.mini_superb import ALL, variables
+from s3prl_ext.training.methods import METHODS
 from tests import forked
 from tests.training.test_race_runs import assert_same_run, newest, same
 
+UPSTREAMS = ("hubert_local", "hf_hubert_custom")
 CHILD = {"method": "child", "density": 0.05, "fisher": {"max_batches": 4}}
 CHILD_F = {"method": "child", "mask": "random", "density": 0.05}
 SGD = {"name": "TorchOptim", "torch_optim_name": "SGD", "lr": 0.05, "momentum": 0.9}
@@ -27,16 +31,18 @@ ENDED = "another process of this run has ended or does not answer"
 
 
 @pytest.fixture
-def run(mini_superb, hubert_ckpt, tmp_path):
+def run(mini_superb, hubert_ckpt, hubert_folder, tmp_path):
     """Start keyword spotting in a folder, as one process (`ranks` 0) or several, with settings of its task file."""
     environment = {name: str(value) for name, value in variables(ALL, mini_superb).items()}
 
-    def start(name: str, *flags, ranks: int = 2, before=None, **config):
+    models = dict(zip(UPSTREAMS, (hubert_ckpt, hubert_folder), strict=True))
+
+    def start(name: str, *flags, ranks: int = 2, before=None, upstream: str = "hubert_local", **config):
         folder = tmp_path / name
         folder.mkdir(exist_ok=True)
         settings = {"runner.total_steps": 4, "runner.eval_step": 100, "runner.save_step": 100} | config
         override = ",,".join(f"config.{key}={value!r}" for key, value in settings.items())
-        command = ["-m", "train", "-u", "hubert_local", "-k", hubert_ckpt, "-d", "speech_commands", "-c", "ks/mini"]
+        command = ["-m", "train", "-u", upstream, "-k", models[upstream], "-d", "speech_commands", "-c", "ks/mini"]
         command += ["-p", folder, "-o", override, *flags]
         if not ranks:
             return forked.Command(command, tmp_path / f"{name}.log", environment, before)
@@ -75,22 +81,52 @@ def test_one_child_network_from_the_fisher_information_of_all_ranks(run, tmp_pat
     assert len(sets[0]) == len(sets[1]) and len(sets[0] & sets[1]) > 0.99 * len(sets[0]), "sums in another order"
 
 
-LORA = pytest.param({"method": "lora"}, marks=pytest.mark.slow)
+METHOD_TUNING = {method: {"method": method} for method in METHODS} | {"child": CHILD_F}
+QUICK = tuple((method, "hubert_local") for method in ("child", "full", "prefix", "chapter"))
 
 
-@pytest.mark.parametrize("tuning", [CHILD_F, {"method": "full"}, LORA], ids=lambda t: t["method"])
-def test_two_ranks_equal_one_process_with_twice_the_batch(run, tmp_path, tuning):
-    settings = {"tuning": tuning, "optimizer": SGD, "runner.total_steps": 6, "runner.gradient_clipping": 1e9}
+@pytest.mark.parametrize(
+    ("method", "upstream"),
+    [
+        pytest.param(*pair, id="-".join(pair), marks=() if pair in QUICK else pytest.mark.slow)
+        for pair in itertools.product(METHODS, UPSTREAMS)
+    ],
+)
+def test_two_ranks_equal_one_process_with_twice_the_batch(run, tmp_path, method, upstream):
+    settings = {"tuning": METHOD_TUNING[method], "optimizer": SGD, "runner.total_steps": 6}
+    settings |= {"runner.gradient_clipping": 1e9}
     batches = forked.SharedBatches(8)
-    one = run("one", ranks=0, before=forked.Both(batches, forked.KeepStates(tmp_path / "end.pt")), **settings)
+    before = forked.Both(batches, forked.KeepStates(tmp_path / "end.pt"))
+    one = run("one", ranks=0, before=before, upstream=upstream, **settings)
     assert one.wait() == 0, one.output
-    run("two", before=keep(tmp_path, batches), **settings).succeed()
+    run("two", before=keep(tmp_path, batches), upstream=upstream, **settings).succeed()
     ours, theirs = assert_equal_ranks(tmp_path), torch.load(tmp_path / "end.pt", weights_only=True)
     assert same(ours["start"], theirs["start"])
-    for part in ("Upstream", "Downstream"):
-        names = [name for name in ours["end"] if name.startswith(part) and ours["end"][name].is_floating_point()]
-        update, other = (torch.cat([(x["end"][n] - x["start"][n]).flatten() for n in names]) for x in (ours, theirs))
-        assert 0.1 < update.norm() and (update - other).norm() < 3e-6 * update.norm()
+    for part in ("Upstream", "Featurizer", "Downstream"):
+        update, other = (change_of(part, states) for states in (ours, theirs))
+        assert (update - other).norm() < 3e-6 * update.norm() + 1e-7
+        trains = part != "Upstream" or METHODS[method].trains_upstream
+        assert update.norm() > 1e-3 if trains and len(update) else update.norm() == 0
+
+
+def change_of(part: str, states: dict) -> torch.Tensor:
+    """Return how far training moved the weights of the upstream, featurizer or downstream."""
+    start, end = states["start"], states["end"]
+    names = [name for name in end if name.startswith(f"{part}.") and end[name].is_floating_point()]
+    return torch.cat([torch.zeros(0), *((end[name] - start[name]).flatten() for name in names)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", adapters.METHODS)
+def test_an_adapter_on_two_ranks_resumes_bitwise(run, tmp_path, method):
+    settings = {"tuning": {"method": method}, "runner.amp": "bf16", "runner.gradient_accumulate_steps": 2}
+    settings |= {"runner.eval_step": 2, "runner.evaluate_ratio": 0.3}
+    run("whole", before=keep(tmp_path), **settings).succeed()
+    assert_equal_ranks(tmp_path)
+    run("parts", **settings | {"runner.total_steps": 2}).succeed()
+    run("parts", "-a", before=keep(tmp_path), **settings).succeed()
+    assert_equal_ranks(tmp_path)
+    assert_same_run(newest(tmp_path / "parts"), newest(tmp_path / "whole"))
 
 
 def test_a_race_is_decided_by_the_first_rank(run, tmp_path):
