@@ -123,6 +123,8 @@ def test_every_task_reports_that_metric(build, tmp_path, task):
         ({"ratio": 1.5}, "early_stop.ratio"),
         ({"keep": 4}, "only 3 candidates"),
         ({"keep": 0.5}, "early_stop.keep"),
+        ({"keep": math.inf}, "early_stop.keep must be a finite number"),
+        ({"ratio": math.nan}, "early_stop.ratio must be a finite number"),
         ({"metric": "accc"}, "did you mean 'acc'"),
         ({"ration": 0.1}, "did you mean 'ratio'"),
         ([1], "must be a mapping"),

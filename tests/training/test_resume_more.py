@@ -124,7 +124,16 @@ def test_memory_that_never_suffices_ends_the_run(build, tmp_path, monkeypatch):
             r"unknown optimizer.name 'TorchOptm'; did you mean 'TorchOptim'",
         ),
         ({"optimizer": {"name": "TorchOptim", "torch_optim_name": "Adm", "lr": 1}}, "did you mean 'Adam'"),
+        ({"optimizer": {"name": "TorchOptim", "torch_optim_name": "LBFGS", "lr": 1}}, "optim_name 'LBFGS'"),
+        ({"optimizer": {"name": "TorchOptim", "torch_optim_name": "Adam", "lr": "abc"}}, "lr must be a number"),
+        ({"optimizer": {"name": "TorchOptim", "torch_optim_name": "Adam", "lr": "inf"}}, "lr must be a finite number"),
+        ({"optimizer": {"name": "TorchOptim", "torch_optim_name": "Adam", "lr": -1}}, "optimizer: .*learning rate: -1"),
+        (
+            {"optimizer": {"name": "ChildnetAdamW", "lr": 1, "foo": 3}},
+            "optimizer: ChildnetAdamW .*'foo'.*correct its keys",
+        ),
         ({"scheduler": {"name": "linear_schedule"}}, "linear_schedule_with_warmup"),
+        ({"scheduler": {"name": "linear_schedule_with_warmup"}}, "scheduler: .*num_warmup_steps"),
         ({"tuning": None}, "must be a mapping"),
         ({"tuning": {"method": "child", "density": 0.1, "fisher": 5}}, "tuning.fisher must be a mapping"),
         ({"tuning": {"method": "child", "density": 0.1, "eligible": 5}}, "tuning.eligible must be a list"),
@@ -144,7 +153,8 @@ def test_wrong_sections_are_refused_before_training(build, tmp_path, change, mes
         ({"eval_dataloaders": 5}, "must be a list of names"),
         ({"evaluate_ratio": 3}, "evaluate_ratio must lie"),
         ({"fp16": "False"}, "fp16 must be true or false"),
-        ({"total_steps": float("inf")}, "whole number"),
+        ({"total_steps": float("inf")}, "must be a finite number"),
+        ({"gradient_clipping": float("nan")}, "must be a finite number"),
     ],
 )
 def test_wrong_runner_values(build, tmp_path, runner, message):
