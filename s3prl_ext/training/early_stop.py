@@ -15,6 +15,7 @@ from typing import Any
 from s3prl_ext.configs import as_number, check_keys
 from s3prl_ext.errors import DataError, UsageError, unknown_name
 from s3prl_ext.metrics import METRICS, metric
+from s3prl_ext.training.methods import METHODS, keys_of
 from s3prl_ext.training.values import raise_all
 
 # Keys of `tuning` whose own value is a list: one list inside a list makes candidates of them.
@@ -124,6 +125,9 @@ class Candidate:
 def candidates(section: Mapping[str, Any]) -> list[Candidate]:
     """Return one candidate for each combination of the lists in a section ``tuning``, in the order given.
 
+    Where methods race, a candidate has the keys that its method reads: ``{method: [child, lora], density: [0.1, 0.01]}``
+    makes three.
+
     Raises:
         UsageError: a list is empty or names a value twice.
     """
@@ -139,12 +143,22 @@ def candidates(section: Mapping[str, Any]) -> list[Candidate]:
             lists[key] = list(value)
     if not lists:
         return [Candidate("", dict(section))]
-    made = []
+    made: dict[str, Candidate] = {}
     for values in itertools.product(*lists.values()):
         chosen = dict(zip(lists, values))
-        name = ",".join(f"{key}={_shown(value)}" for key, value in chosen.items())
-        made.append(Candidate(name, {**section, **chosen}))
-    return made
+        tuning = _without_keys_of_others({**section, **chosen}, lists.get("method", []))
+        name = ",".join(f"{key}={_shown(value)}" for key, value in chosen.items() if key in tuning)
+        made.setdefault(name, Candidate(name, tuning))
+    return list(made.values())
+
+
+def _without_keys_of_others(tuning: dict[str, Any], methods: Sequence[Any]) -> dict[str, Any]:
+    """Return a section without the keys that only others of the raced `methods` read."""
+    if tuning.get("method") not in METHODS:
+        return tuning  # refused later, by its name
+    read = keys_of(tuning["method"])
+    elsewhere = frozenset().union(*(keys_of(method) for method in methods if method in METHODS))
+    return {key: value for key, value in tuning.items() if key in read or key not in elsewhere}
 
 
 def _shown(value: Any) -> str:

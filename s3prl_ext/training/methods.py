@@ -16,7 +16,7 @@ from torch import nn
 from s3prl_ext import adapters
 from s3prl_ext.child_tuning.eligible import eligible_parameters
 from s3prl_ext.errors import UsageError
-from s3prl_ext.training.tuning_config import TuningConfig
+from s3prl_ext.training.tuning_config import MASK_KEYS, TuningConfig
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,18 @@ METHODS: dict[str, Method] = {
     "child": Method(True, True, True, "AD-TUNING, sections 2.2 and 2.3"),
     **{name: Method(True, True, False, file.PAPER) for name, file in adapters.METHODS.items()},
 }
+
+
+def keys_of(method: str) -> frozenset[str]:
+    """Return the keys of section ``tuning`` that a method reads."""
+    row, keys = METHODS[method], {"method", "lambda_lr"}
+    if row.has_mask:
+        keys |= set(MASK_KEYS)
+    if method in adapters.METHODS:
+        keys |= set(adapters.options(method))
+    if row.trains_upstream:
+        keys |= {"lr", "upstream_lr"}
+    return frozenset(keys | ({"layer_decay", "train_layers"} if method == "full" else set()))
 
 
 def prepare_upstream(upstream: nn.Module, tuning: TuningConfig) -> None:
