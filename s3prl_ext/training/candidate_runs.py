@@ -139,11 +139,7 @@ class CandidateRuns:
         }  # fmt: skip
         entries = zip(experiment.entries[1:], self._heads)
         states |= {entry.name: head for entry, head in entries if entry.trainable}
-        states[checkpoint.EXTENSION_KEY] = {
-            "race_start": self.start,
-            "upstream_sha256": experiment.tuned.base_sha256,
-            "merge": getattr(experiment.tuned.model, "merge_record", None),
-        }
+        states[checkpoint.EXTENSION_KEY] = {"race_start": self.start} | experiment.shared_facts
         if ranks.active():
             states["WorldSize"] = ranks.world_size()
         checkpoint.save(states, [expdir / "states-0.ckpt"])

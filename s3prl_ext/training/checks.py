@@ -131,6 +131,24 @@ def check_tuning(
         )
 
 
+def check_data(states: Mapping[str, Any], data: Mapping[str, Any] | None, args: Namespace) -> None:
+    """Raise DataError where a run would go on with another corpus than that of its checkpoint.
+
+    Args:
+        states: the checkpoint; empty for none.
+        data: :func:`s3prl_ext.training.corpus_hash.corpus_hash` of the present corpus.
+        args: the arguments of ``run_downstream.py``.
+    """
+    before = states.get(checkpoint.EXTENSION_KEY, {}).get("data")
+    if args.mode != "train" or not args.past_exp or not before or (data and before["sha256"] == data["sha256"]):
+        return
+    now = f"{data['files']} files of {data['bytes']:,} bytes" if data else "none"
+    raise DataError(
+        f"{args.init_ckpt} was trained on other data: {before['files']} files of {before['bytes']:,} bytes, and now {now} "
+        f"({before['covers']}); put the corpus back, or start a new experiment, with -i to begin at these weights."
+    )
+
+
 def check_optimizer(states: Mapping[str, Any], config: Mapping[str, Any], args: Namespace) -> None:
     """Raise UsageError where a run would go on with the state of another optimizer than that of its task file."""
     if args.mode != "train" or not args.past_exp or not states.get("Optimizer"):

@@ -24,6 +24,7 @@ from s3prl_ext.configs import Variables
 from s3prl_ext.errors import DataError, UsageError, one_sentence_errors, unknown_name
 from s3prl_ext.training import checkpoint, checks, ranks, results, tuned_upstream
 from s3prl_ext.training.candidate_runs import CandidateRuns, check_alike, draw, read_record
+from s3prl_ext.training.corpus_hash import corpus_hash
 from s3prl_ext.training.evaluation import check_splits, evaluate, open_split
 from s3prl_ext.training.forward import TaskModels, unwrapped
 from s3prl_ext.training.learnable_upstream import loadable_state, prepare_lambda
@@ -66,6 +67,9 @@ class Runner(StockRunner):
         checks.check_folder(self.args)
         self.init_ckpt = checkpoint.load(self.args.init_ckpt) if self.args.init_ckpt else {}
         checks.check_origin(self.init_ckpt, self.args)
+        training = self.args.mode == "train"
+        self.data = ranks.from_leader(lambda: corpus_hash(self.args.downstream, self.config)) if training else None
+        checks.check_data(self.init_ckpt, self.data, self.args)
         checks.check_optimizer(self.init_ckpt, self.config, self.args)
         self._resolve_candidates()
         self._resolve_features()
@@ -256,7 +260,8 @@ class Runner(StockRunner):
     def _experiment(self) -> Experiment:
         """Return what the runs of this experiment share."""
         return Experiment(
-            self.args, self.config, self._variables, self.runner_config, self.total_steps, self.all_entries, self.tuned
+            self.args, self.config, self._variables, self.runner_config, self.total_steps, self.all_entries, self.tuned,
+            data=self.data,
         )  # fmt: skip
 
     def _race(self, experiment: Experiment) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -201,6 +202,29 @@ def test_the_first_command_goes_on(train, trained, tmp_path, upstreams, monkeypa
     more = settings(RANDOM, total_steps=3) + f",,args.upstream_ckpt='{moved}'"
     outcome = train(more, "-a", upstream=("-u", "hubert_local", "-k", "moved.pt"))
     assert outcome.code == 0 and (trained / "states-3.ckpt").is_file(), outcome.err[-2000:]
+
+
+@pytest.mark.parametrize("change", ["fewer", "longer"])
+def test_other_data_is_refused(corpora, train, tmp_path, monkeypatch, change):
+    folder = tmp_path / "speech_commands"
+    shutil.copytree(corpora / LAYOUTS["ks"].folder, folder, copy_function=os.link)
+    monkeypatch.setenv(LAYOUTS["ks"].variable, str(folder))
+    assert train(settings(RANDOM)).code == 0
+    moved = folder.rename(tmp_path / "moved")
+    monkeypatch.setenv(LAYOUTS["ks"].variable, str(moved))
+    assert train(settings(RANDOM, total_steps=3), "-a").code == 0, "the place does not matter"
+    clip = min(moved.glob("speech_commands_v0.01/yes/*.wav"))
+    content = clip.read_bytes()
+    clip.unlink()
+    if change == "longer":
+        clip.write_bytes(content + b"\0\0")
+    outcome = train(settings(RANDOM, total_steps=4), "-a")
+    assert outcome.code == DATA and "states-3.ckpt was trained on other data: " in outcome.sentence
+    assert "speech_commands_root" in outcome.sentence and "put the corpus back" in outcome.sentence
+    assert sorted(path.name for path in (tmp_path / "exp").glob("*.ckpt")) == ["dev-best.ckpt", "states-3.ckpt"]
+    clip.unlink(missing_ok=True)
+    clip.write_bytes(content)
+    assert train(settings(RANDOM, total_steps=4), "-a").code == 0
 
 
 @pytest.mark.parametrize(("before", "now", "part"), [
