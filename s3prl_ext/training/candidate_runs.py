@@ -205,9 +205,8 @@ class CandidateRuns:
         folder = expdir / FOLDER / winner.name
         latest = checkpoint.numbered(folder)[-1]
         if ranks.is_leader():
-            best = [path for path in folder.glob("*.ckpt") if not path.name.startswith("states-")]
             extra = [path for pattern in OTHER_FILES for path in folder.glob(pattern)]
-            for path in extra + best:
+            for path in extra + checkpoint.best(folder):
                 _copy(path, expdir / path.name)
             _copy(latest, expdir / latest.name)
             checkpoint.remove_older(expdir / latest.name, self.experiment.runner_config.max_keep)

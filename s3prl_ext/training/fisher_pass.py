@@ -127,7 +127,9 @@ class FisherPass:
             raise StoppedByUser(
                 f"stopped on request in the Fisher pass: {done} are saved in {self.partial}; the same command with -a goes on."
             )
-        raise StoppedByUser(f"stopped on request in the Fisher pass after {done}; nothing is saved.")
+        raise StoppedByUser(
+            f"stopped on request in the Fisher pass after {done}; nothing is saved, -a begins it again."
+        )
 
     # -- fisher.partial --------------------------------------------------------------------------------------------
 

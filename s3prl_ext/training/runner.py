@@ -247,6 +247,13 @@ class Runner(StockRunner):
 
     def _finish(self, run: Run, first_step: int, seconds: float, seconds_per_step: float) -> None:
         """Write what the run measured; nothing where that was done already."""
+        if run.loop.history and not checkpoint.best(self.args.expdir):
+            logger.warning(
+                "there is no best checkpoint%s: the task keeps one when a dev score beats what it begins with (accuracy 0, "
+                "word error rate 100 %%), and none of %d did; %s/states-%d.ckpt has the last step and serves in its place",
+                "" if self.upstream.trainable and not self.tuned.is_small else " and no delta.safetensors", len(run.loop.history), self.args.expdir,
+                run.trial.step,
+            )  # fmt: skip
         record = read_record(self.args.expdir) if self.candidate else None
         if record is not None:
             draw(self.args.expdir, record, run.loop.history)

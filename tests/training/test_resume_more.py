@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from s3prl_ext.errors import DataError, StoppedByUser, UsageError
-from s3prl_ext.training import checkpoint
+from s3prl_ext.training import checkpoint, trial
 from tests.experiments import interrupt_at_loss, make_args, task_config
 
 
@@ -102,6 +102,25 @@ def test_infinite_gradient_skips_the_step(build, tmp_path):
     weight.register_hook(spoil)
     runner.train()
     assert len(seen) == 3 and all(torch.isfinite(p).all() for p in runner.downstream.model.parameters())
+
+
+def test_a_checkpoint_from_before_a_row_of_bad_gradients_is_kept(build, tmp_path, monkeypatch):
+    monkeypatch.setattr(trial, "MAX_BAD_STEPS", 5)
+    config = task_config(total_steps=20, save_step=2, max_keep=1)
+    runner = build(make_args(tmp_path / "exp"), config)
+    steps = []
+
+    def spoil(gradient):
+        steps.append(1)
+        return gradient if len(steps) < 6 else torch.full_like(gradient, float("nan"))
+
+    runner.downstream.model.projector.weight.register_hook(spoil)
+    sound = tmp_path / "exp" / "states-4.ckpt"
+    with pytest.raises(DataError, match=f"5 steps in a row, up to step 10; .*{sound} is from before them and kept"):
+        runner.train()
+    assert [path.name for path in checkpoint.numbered(tmp_path / "exp")] == ["states-4.ckpt", "states-8.ckpt"]
+    build(resumed(tmp_path / "exp", "states-4.ckpt"), config).train()  # without the fault
+    assert [path.name for path in checkpoint.numbered(tmp_path / "exp")] == ["states-20.ckpt"]
 
 
 def test_memory_that_never_suffices_ends_the_run(build, tmp_path, monkeypatch):
