@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import math
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -78,14 +79,17 @@ def as_number(value: Any, where: str) -> float:
     """Return `value` as a float; numeric strings count, because PyYAML reads ``1e-5`` as a string.
 
     Raises:
-        UsageError: `value` is no number.
+        UsageError: `value` is no number, or not a finite one.
     """
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         raise UsageError(f"{where} must be a number, but is {value!r}.")
     try:
-        return float(value)
-    except ValueError:
+        number = float(value)
+    except (ValueError, OverflowError):
         raise UsageError(f"{where} must be a number, but is {value!r}.") from None
+    if not math.isfinite(number):
+        raise UsageError(f"{where} must be a finite number, but is {number:g}.")
+    return number
 
 
 def expand_variables(value: Any, where: str = "config") -> Any:

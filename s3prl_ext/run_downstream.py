@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import io
 import logging
 import os
 import runpy
 import sys
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from s3prl_ext.configs import expand_variables, load_yaml, shipped_dir
 from s3prl_ext.errors import UsageError, as_command, one_sentence_errors, show_errors_as_sentences, unknown_name
@@ -78,6 +79,7 @@ def complete(argv: Sequence[str]) -> list[str]:
     _refuse_dead_flags(flags)
     overrides = _overrides(flags.override)
     added: list[str] = []
+    begins_too = flags.auto_resume and flags.past_exp is None  # the same command that started the experiment
     best = _only_best(flags)
     if best is not None:
         flags.past_exp = str(best)
@@ -87,6 +89,8 @@ def complete(argv: Sequence[str]) -> list[str]:
     if flags.local_rank is None and "LOCAL_RANK" in os.environ:
         added.append(f"--local_rank={os.environ['LOCAL_RANK']}")
     added += _device_flags(flags)
+    if ckpt is not None:
+        _check_same_command(ckpt, flags, overrides, begins_too)
     if ckpt is not None and flags.mode == "train":
         _check_processes(ckpt, flags)
     if ckpt is not None and "args.expdir" not in overrides:
@@ -122,6 +126,7 @@ def _parser() -> argparse.ArgumentParser:
         parser.add_argument(long)
     for short, long in (("-f", "--upstream_trainable"), ("-a", "--auto_resume"), ("-r", "--upstream_refresh")):
         parser.add_argument(short, long, action="store_true")
+    parser.add_argument("--upstream_feature_normalize", action="store_true")
     return parser
 
 
@@ -214,6 +219,19 @@ def _check_processes(ckpt: Path, flags: argparse.Namespace) -> None:
     check_processes(states, ckpt, int(os.environ.get("WORLD_SIZE", "1")) if started else 0)
 
 
+def _check_same_command(ckpt: Path, flags: argparse.Namespace, overrides: dict[str, str], begins_too: bool) -> None:
+    """Refuse flags or a task file that say something else than the checkpoint, which s3prl would ignore."""
+    from s3prl_ext.training import checkpoint
+    from s3prl_ext.training.resumed_command import check_command
+
+    states = checkpoint.load(ckpt, mmap=zipfile.is_zipfile(ckpt))
+    asked, stored = None, states.get("Config")
+    if stored is not None and (flags.config is not None or (begins_too and flags.downstream is not None)):
+        path = _named_task_file(flags) or f"./downstream/{flags.downstream}/config.yaml"
+        asked, stored = _overridden(load_yaml(path), flags), _overridden(stored, flags)
+    check_command(states, ckpt, flags, asked, stored, overrides)
+
+
 def _stay_with(ckpt: Path, override: str | None) -> list[str]:
     """Return the flags that let a run write beside its checkpoint: s3prl goes on where the checkpoint was made.
 
@@ -258,15 +276,20 @@ def _check_names(flags: argparse.Namespace) -> None:
 
 def _check_task_file(path: str, flags: argparse.Namespace) -> None:
     """Refuse a task file that cannot work, with the overrides of -o applied."""
-    from s3prl.utility.helper import override
-
     from s3prl_ext.training.task_file import TaskFile
 
-    config = load_yaml(path)
+    TaskFile.read(expand_variables(_overridden(load_yaml(path), flags)))
+
+
+def _overridden(config: Mapping[str, Any], flags: argparse.Namespace) -> dict[str, Any]:
+    """Return a task file with the options of -o."""
+    from s3prl.utility.helper import override
+
+    changed = copy.deepcopy(dict(config))
     if flags.override is not None and flags.override.lower() != "none":
         with contextlib.redirect_stderr(io.StringIO()):
-            override(flags.override, argparse.Namespace(), config)
-    TaskFile.read(expand_variables(config))
+            override(flags.override, argparse.Namespace(), changed)
+    return changed
 
 
 def _device_flags(flags: argparse.Namespace) -> list[str]:
@@ -284,9 +307,12 @@ def _device_flags(flags: argparse.Namespace) -> list[str]:
 
 
 def _task_file(flags: argparse.Namespace) -> str | None:
-    """Return the path of the task file: as given, from the shipped presets, or the task's default."""
-    if flags.past_exp is not None:
-        return None
+    """Return the path of the task file of a new experiment."""
+    return None if flags.past_exp is not None else _named_task_file(flags)
+
+
+def _named_task_file(flags: argparse.Namespace) -> str | None:
+    """Return the path of the task file: as given, from the shipped presets, or the task's default; else s3prl's."""
     if flags.config is not None:
         return str(preset_path(flags.config)) if not Path(flags.config).is_file() else flags.config
     if flags.downstream is None or Path(f"./downstream/{flags.downstream}/config.yaml").is_file():

@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from s3prl_ext.child_tuning.delta import content_sha256
 from s3prl_ext.child_tuning.masks import NestedMask
 from s3prl_ext.errors import DataError
 from s3prl_ext.writing import written
@@ -36,9 +37,11 @@ def save(mask: NestedMask, path: str | os.PathLike, origin: Mapping[str, Any], h
     if histogram is not None:
         tensors["histogram.edges"], tensors["histogram.counts"] = histogram
     metadata = {"format": FORMAT, "densities": json.dumps(mask.densities), "origin": json.dumps(origin, sort_keys=True)}
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    metadata["content_sha256"] = content_sha256(tensors, metadata)
     try:
         with written(path) as temporary:
-            save_file({name: t.contiguous() for name, t in tensors.items()}, temporary, metadata)
+            save_file(tensors, temporary, metadata)
     except (OSError, SafetensorError) as error:
         raise DataError(
             f"cannot write the masks to {path}: {error}; free some space or choose another folder."
@@ -59,6 +62,8 @@ def load(path: str | os.PathLike) -> tuple[NestedMask, dict[str, Any], Histogram
         raise DataError(f"{path} cannot be read as masks (missing, truncated or damaged): {error}.") from error
     if metadata.get("format") != FORMAT:
         raise DataError(f"{path} holds no masks of child networks.")
+    if metadata.get("content_sha256") != content_sha256(tensors, metadata):
+        raise DataError(f"{path} was damaged or edited: its content does not match its checksum.")
     parts: dict[str, dict[str, torch.Tensor]] = {"indices": {}, "levels": {}, "histogram": {}}
     for name, tensor in tensors.items():
         part, _, rest = name.partition(".")

@@ -139,11 +139,7 @@ class CandidateRuns:
         }  # fmt: skip
         entries = zip(experiment.entries[1:], self._heads)
         states |= {entry.name: head for entry, head in entries if entry.trainable}
-        states[checkpoint.EXTENSION_KEY] = {
-            "race_start": self.start,
-            "upstream_sha256": experiment.tuned.base_sha256,
-            "merge": getattr(experiment.tuned.model, "merge_record", None),
-        }
+        states[checkpoint.EXTENSION_KEY] = {"race_start": self.start} | experiment.shared_facts
         if ranks.active():
             states["WorldSize"] = ranks.world_size()
         checkpoint.save(states, [expdir / "states-0.ckpt"])
@@ -209,9 +205,8 @@ class CandidateRuns:
         folder = expdir / FOLDER / winner.name
         latest = checkpoint.numbered(folder)[-1]
         if ranks.is_leader():
-            best = [path for path in folder.glob("*.ckpt") if not path.name.startswith("states-")]
             extra = [path for pattern in OTHER_FILES for path in folder.glob(pattern)]
-            for path in extra + best:
+            for path in extra + checkpoint.best(folder):
                 _copy(path, expdir / path.name)
             _copy(latest, expdir / latest.name)
             checkpoint.remove_older(expdir / latest.name, self.experiment.runner_config.max_keep)

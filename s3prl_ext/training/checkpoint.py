@@ -116,13 +116,18 @@ def numbered(expdir: str | os.PathLike) -> list[Path]:
     return sorted(files, key=step_of)
 
 
-def remove_older(newest: str | os.PathLike, keep: int) -> None:
-    """Delete all but `keep` of the ``states-N.ckpt`` beside `newest`, which stays in any case.
+def best(expdir: str | os.PathLike) -> list[Path]:
+    """Return the checkpoints of a folder that its task has named, such as ``dev-best.ckpt``."""
+    return sorted(path for path in Path(expdir).glob("*.ckpt") if not path.name.startswith("states-"))
+
+
+def remove_older(newest: str | os.PathLike, keep: int, spared: Path | None = None) -> None:
+    """Delete all but `keep` of the ``states-N.ckpt`` beside `newest`, which stays in any case, as does `spared`.
 
     Files of a later step than `newest` go first: they belong to a run that was left for an earlier checkpoint.
     """
     newest = Path(newest)
-    others = [path for path in numbered(newest.parent) if path != newest]
+    others = [path for path in numbered(newest.parent) if path not in (newest, spared)]
     others.sort(key=lambda path: (step_of(path) <= step_of(newest), step_of(path)))
     for path in others[: max(0, len(others) - (keep - 1))]:
         if step_of(path) > step_of(newest):

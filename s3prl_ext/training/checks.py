@@ -13,14 +13,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
-from s3prl_ext.errors import DataError, ExtError, UsageError, unknown_name
+from s3prl_ext.errors import DataError, ExtError, UsageError
 from s3prl_ext.training import checkpoint, tuned_upstream
 from s3prl_ext.training.early_stop import candidates
 from s3prl_ext.training.methods import resolve_tuning
-from s3prl_ext.training.optimizers import OWN
 from s3prl_ext.training.parameter_groups import RatesConfig
 from s3prl_ext.training.tuning_config import TuningConfig
 
@@ -134,6 +132,24 @@ def check_tuning(
         )
 
 
+def check_data(states: Mapping[str, Any], data: Mapping[str, Any] | None, args: Namespace) -> None:
+    """Raise DataError where a run would go on with another corpus than that of its checkpoint.
+
+    Args:
+        states: the checkpoint; empty for none.
+        data: :func:`s3prl_ext.training.corpus_hash.corpus_hash` of the present corpus.
+        args: the arguments of ``run_downstream.py``.
+    """
+    before = states.get(checkpoint.EXTENSION_KEY, {}).get("data")
+    if args.mode != "train" or not args.past_exp or not before or (data and before["sha256"] == data["sha256"]):
+        return
+    now = f"{data['files']} files of {data['bytes']:,} bytes" if data else "none"
+    raise DataError(
+        f"{args.init_ckpt} was trained on other data: {before['files']} files of {before['bytes']:,} bytes, and now {now} "
+        f"({before['covers']}); put the corpus back, or start a new experiment, with -i to begin at these weights."
+    )
+
+
 def check_optimizer(states: Mapping[str, Any], config: Mapping[str, Any], args: Namespace) -> None:
     """Raise UsageError where a run would go on with the state of another optimizer than that of its task file."""
     if args.mode != "train" or not args.past_exp or not states.get("Optimizer"):
@@ -179,24 +195,6 @@ def check_processes(states: Mapping[str, Any], path: str | Path, processes: int)
         f"{path} was trained by {counts[0]}, and now there {'are' if processes > 1 else 'is'} {counts[1]}: resume it with "
         f"{command}, or start a new experiment."
     )
-
-
-def check_optimization(config: Mapping[str, Any]) -> None:
-    """Raise UsageError where s3prl and torch have no optimizer or scheduler of the name in a task file."""
-    from s3prl import optimizers, schedulers
-
-    for section, module in (("optimizer", optimizers), ("scheduler", schedulers)):
-        if not config.get(section):
-            continue
-        name = str(config[section].get("name"))
-        known = [key.removeprefix("get_") for key in vars(module) if key.startswith("get_")]
-        known += OWN if section == "optimizer" else []
-        if name not in known:
-            raise unknown_name(f"{section}.name", name, known)
-    name = config["optimizer"].get("torch_optim_name")
-    known = [key for key, value in vars(torch.optim).items() if isinstance(value, type)]
-    if config["optimizer"]["name"] == "TorchOptim" and name not in known:
-        raise unknown_name("optimizer.torch_optim_name", str(name), known)
 
 
 def features_given(args: Namespace) -> bool:

@@ -45,6 +45,7 @@ def choose_masks(
     seed: int,
     densities: Sequence[float],
     expdir: str | Path | None = None,
+    data: str | None = None,
 ) -> masks.NestedMask:
     """Return the nested masks of several densities from one pass; models and all random states are left as found.
 
@@ -56,13 +57,14 @@ def choose_masks(
         seed: seed of a random mask and of everything random in a Fisher pass.
         densities: fractions of the eligible weights, in (0, 1].
         expdir: folder for ``masks.safetensors`` and, during a Fisher pass, ``fisher.partial``; None writes nothing.
+        data: hash of the corpus; masks and passes of another one are not taken over.
 
     Raises:
         DataError: the training split is empty, a loss is not finite, or all scores are zero.
         StoppedByUser: Ctrl-C or SIGTERM in a Fisher pass; the same call goes on.
     """
     sizes = {name: p.numel() for name, p in parameters.items()}
-    origin = _origin(parameters, tuning, train_split, seed, densities) if expdir is not None else {}
+    origin = _origin(parameters, tuning, train_split, seed, densities, data) if expdir is not None else {}
     found = _load(expdir, origin)
     if ranks.any_of(found is None):  # a rank that does not see the file needs the others in the pass
         with randomness.preserved(seed):
@@ -95,7 +97,7 @@ def _choose(
     if tuning.mask == "magnitude":
         scores, fisher = {name: p.detach().abs() for name, p in parameters.items()}, None
     else:
-        fisher = FisherPass(models, parameters, tuning.fisher, train_split, seed, expdir)
+        fisher = FisherPass(models, parameters, tuning.fisher, train_split, seed, expdir, origin.get("data"))
         scores = fisher.scores()
     chosen = masks.nested_top_k(scores, densities)
     if expdir is not None and (not dist.is_initialized() or dist.get_rank() == 0):
@@ -106,7 +108,12 @@ def _choose(
 
 
 def _origin(
-    parameters: Mapping[str, nn.Parameter], tuning: TuningConfig, split: str, seed: int, densities: Sequence[float]
+    parameters: Mapping[str, nn.Parameter],
+    tuning: TuningConfig,
+    split: str,
+    seed: int,
+    densities: Sequence[float],
+    data: str | None,
 ) -> dict[str, Any]:
     """Return what the masks depend on, as plain values."""
     return {
@@ -115,6 +122,7 @@ def _origin(
         "fisher": asdict(tuning.fisher) if tuning.mask == "fisher" else {},
         "training split": split,
         "seed": seed,
+        "data": data,
         "ranks": dist.get_world_size() if dist.is_initialized() else 1,
         "weights": state_sha256(parameters),
     }

@@ -172,8 +172,11 @@ def _shown(value: Any) -> str:
 
 
 def budget(config: EarlyStopConfig, count: int, total_steps: int) -> int:
-    """Return the optimizer steps of all candidates together: n k + c (T - k), for `patience` 1."""
-    k = config.steps_before_cut(total_steps)
+    """Return the optimizer steps of all candidates together: n k + c (T - k).
+
+    With `patience` p the comparison is the p-th at the earliest, so that k stands for p k and this is the least number.
+    """
+    k = min(total_steps, config.patience * config.steps_before_cut(total_steps))
     return count * k + min(config.keep, count) * (total_steps - k)
 
 

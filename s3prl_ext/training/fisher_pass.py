@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 PARTIAL_FILE = "fisher.partial"  # in the experiment's folder, from an interrupt or the clock until the pass is done
 SAVE_SECONDS = 600.0
+OPAQUE = {"weights": "other weights of the upstream", "data": "other files in the corpus"}  # hashes, in words
 
 
 class FisherPass:
@@ -46,6 +47,7 @@ class FisherPass:
         split: name of the training split.
         seed: seed of the run; identifies the pass on resume, the caller seeds.
         expdir: folder for ``fisher.partial``, or None: then an interrupted pass starts over.
+        data: hash of the corpus, which identifies the pass on resume.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class FisherPass:
         split: str,
         seed: int,
         expdir: str | Path | None = None,
+        data: str | None = None,
     ) -> None:
         self.models = models
         self.config = config
@@ -69,7 +72,7 @@ class FisherPass:
         # Ranks cannot agree on a graceful stop, so with several of them a stopped pass starts over.
         self.partial = Path(expdir) / PARTIAL_FILE if expdir is not None and self.ranks == 1 else None
         self.key = {"fisher": asdict(config), "training split": split, "batches": self.total, "seed": seed,
-                    "weights": state_sha256(parameters) if self.partial else ""}  # fmt: skip
+                    "data": data, "weights": state_sha256(parameters) if self.partial else ""}  # fmt: skip
 
     def scores(self) -> dict[str, torch.Tensor]:
         """Return the mean over batches by name (float32, shapes of the parameters), equal on all ranks.
@@ -124,7 +127,9 @@ class FisherPass:
             raise StoppedByUser(
                 f"stopped on request in the Fisher pass: {done} are saved in {self.partial}; the same command with -a goes on."
             )
-        raise StoppedByUser(f"stopped on request in the Fisher pass after {done}; nothing is saved.")
+        raise StoppedByUser(
+            f"stopped on request in the Fisher pass after {done}; nothing is saved, -a begins it again."
+        )
 
     # -- fisher.partial --------------------------------------------------------------------------------------------
 
@@ -185,8 +190,8 @@ class FisherPass:
 
 
 def _difference(name: str, before: Any, now: Any) -> str:
-    if name == "weights":
-        return "other weights of the upstream"
+    if name in OPAQUE:
+        return OPAQUE[name]
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         changed = [key for key in now if before.get(key) != now[key]]
         return ", ".join(f"{name}.{key} {before.get(key)} instead of {now[key]}" for key in changed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ from s3prl_ext.training.batches import TrainingBatches
 from s3prl_ext.training.evaluation import evaluate, open_split
 from s3prl_ext.training.forward import unwrapped
 from s3prl_ext.training.interrupts import Interrupted, StopRequest
-from s3prl_ext.training.trial import Trial
+from s3prl_ext.training.trial import Diverged, Trial
 
 logger = logging.getLogger(__name__)
 
@@ -93,10 +94,22 @@ class TrainingLoop:
                 self._train_to_the_end()
             except Interrupted:
                 self._save_interrupted()
+            except Diverged as error:
+                sound = self._last_sound()
+                kept = f"{sound} is from before them and kept" if sound else "no checkpoint is from before them"
+                raise Diverged(f"{str(error).removesuffix('.')}; {kept}.") from error
             if self._end < self.total_steps:
                 if self._saved != self.trial.step:
                     self._save([f"states-{self.trial.step}.ckpt"])
                 self._stop_if_requested()
+
+    def _last_sound(self) -> Path | None:
+        """Return the newest ``states-N.ckpt`` that was saved after a step with a finite gradient."""
+        for path in reversed(checkpoint.numbered(self.expdir)):
+            states = checkpoint.load(path, mmap=zipfile.is_zipfile(path))
+            if not states.get(checkpoint.EXTENSION_KEY, {}).get("bad_steps"):  # s3prl's own has no such count
+                return path
+        return None
 
     def score(self, split: str) -> dict[str, float]:
         """Return the metrics of a split at the present step, without a trace in what is saved as best.
@@ -237,7 +250,9 @@ class TrainingLoop:
             path = self.expdir / name
             checkpoint.save(states, [path])
             if name.startswith("states-"):
-                checkpoint.remove_older(path, self.config.max_keep)
+                checkpoint.remove_older(
+                    path, self.config.max_keep, self._last_sound() if self.trial.bad_steps else None
+                )
             elif self._on_best is not None:
                 self._on_best(name, self.last_metrics)
         logger.info("step %d: saved %s", self.trial.step, ", ".join(str(self.expdir / name) for name in names))
@@ -247,7 +262,7 @@ class TrainingLoop:
             self._save([f"states-{self.trial.step}.ckpt"])
             hint = f"step {self.trial.step} is saved; resume with -a, or with -m train -e {self._resume_from}"
         else:
-            hint = "no step was done yet, nothing is saved"
+            hint = "no step was done yet; the same command with -a goes on"
         if not ranks.is_leader():
             raise StoppedByUser("stopped on request, with the first process.")
         raise StoppedByUser(f"stopped on request: {hint}.")

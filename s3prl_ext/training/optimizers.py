@@ -5,15 +5,58 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+from s3prl import optimizers, schedulers
 from s3prl.optimizers import get_optimizer
+from s3prl.schedulers import get_scheduler
 from torch import nn
 from torch.optim import Optimizer
 
 from s3prl_ext.child_tuning.sparse_adamw import ChildnetAdamW
+from s3prl_ext.configs import as_number
+from s3prl_ext.errors import UsageError, unknown_name
 
 OWN = {"ChildnetAdamW": ChildnetAdamW}  # the optimizer of AD-TUNING's released task files
 _READ_ELSEWHERE = ("name", "reserve_p")  # the released files state the densities beside the optimizer's name
 _FUSED = ("Adam", "AdamW", "SGD")
+_UNFIT = ("Optimizer", "LBFGS", "SparseAdam")  # of torch.optim: they need a closure, or sparse gradients
+
+
+def check_optimization(config: Mapping[str, Any]) -> None:
+    """Raise UsageError where the sections ``optimizer`` and ``scheduler`` of a task file cannot be built."""
+    for section, module in (("optimizer", optimizers), ("scheduler", schedulers)):
+        if not config.get(section):
+            continue
+        name = str(config[section].get("name"))
+        known = [key.removeprefix("get_") for key in vars(module) if key.startswith("get_")]
+        known += OWN if section == "optimizer" else []
+        if name not in known:
+            raise unknown_name(f"{section}.name", name, known)
+    name = config["optimizer"].get("torch_optim_name")
+    known = [key for key, value in vars(torch.optim).items() if isinstance(value, type) and key not in _UNFIT]
+    if config["optimizer"]["name"] == "TorchOptim" and name not in known:
+        raise unknown_name("optimizer.torch_optim_name", str(name), known)
+    if "lr" in config["optimizer"]:
+        as_number(config["optimizer"]["lr"], "optimizer.lr")
+    _try_out(config)
+
+
+def _try_out(config: Mapping[str, Any]) -> None:
+    """Build both for a weight of nothing: what they say to a wrong key or value comes before the work, not after it."""
+    nothing = nn.Module()
+    nothing.weight = nn.Parameter(torch.zeros(1, 1))
+    section = "optimizer"
+    try:
+        optimizer = build_optimizer([nothing], 10, config[section])
+        section = "scheduler"
+        if config.get(section):
+            get_scheduler(optimizer, 10, config[section])
+    except Exception as error:  # whatever s3prl's and torch's constructors raise
+        reason = " ".join(str(error).split())[:200]
+        raise UsageError(
+            f"section {section}: {config[section]['name']} does not take what stands there ({reason}); correct its keys "
+            "and values, or take a preset's."
+        ) from error
 
 
 def build_optimizer(

@@ -72,9 +72,9 @@ class Race:
         """
         k = self.config.steps_before_cut(self.total_steps)
         logger.info(
-            "race of %d candidates (%s): %d steps each, then the best %d to step %d; %d optimizer steps in all%s",
+            "race of %d candidates (%s): %d steps each, then the best %d to step %d; %s optimizer steps in all%s",
             len(self.entrants), "; ".join(c.name for c in self.entrants), k, self.config.keep, self.total_steps,
-            budget(self.config, len(self.entrants), self.total_steps), self.passes and f", and {self.passes}",
+            self._budget(), self.passes and f", and {self.passes}",
         )  # fmt: skip
         leaders, cut = self._leaders(k)
         logger.info("step %d: %s; going on with %s", cut, self._standing(cut), "; ".join(self._names(leaders)))
@@ -86,6 +86,11 @@ class Race:
         winner = self.entrants[leaders[0]]
         self._write(chosen=winner.name, cut=cut)
         return winner
+
+    def _budget(self) -> str:
+        least = budget(self.config, len(self.entrants), self.total_steps)
+        most = len(self.entrants) * self.total_steps  # the leaders change to the end
+        return f"{least}" if self.config.patience == 1 or least == most else f"{least} to {most}"
 
     def folder_of(self, candidate: Candidate) -> Path:
         """Return the folder with a candidate's checkpoints and TensorBoard files."""

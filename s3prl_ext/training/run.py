@@ -50,6 +50,7 @@ class Experiment:
         entries: upstream, featurizer, downstream, as built by the Runner, which may put another entry in a place.
         tuned: what runs change in the upstream.
         densities: of all child networks that share one choice of masks.
+        data: hash of the corpus, see :func:`s3prl_ext.training.corpus_hash.corpus_hash`.
     """
 
     args: Namespace
@@ -60,6 +61,14 @@ class Experiment:
     entries: list[ModelEntry]
     tuned: TunedUpstream
     densities: tuple[float, ...] = ()
+    data: Mapping[str, Any] | None = None
+
+    @property
+    def shared_facts(self) -> dict[str, Any]:
+        """What every checkpoint says of the circumstances: hash of the untouched upstream, merge, corpus."""
+        merge = getattr(self.tuned.model, "merge_record", None)
+        facts = {"upstream_sha256": self.tuned.base_sha256, "data": dict(self.data) if self.data else None}
+        return facts | ({"merge": merge} if merge is not None else {})
 
     @property
     def models(self) -> TaskModels:
@@ -138,6 +147,7 @@ class Run:
             masks = choose_masks(
                 experiment.models.unwrapped(), parameters, tuning, experiment.runner_config.train_dataloader,
                 experiment.args.seed, experiment.densities if shared else (tuning.density,), experiment.args.expdir,
+                experiment.data["sha256"] if experiment.data else None,
             )  # fmt: skip
             mask = masks.at(tuning.density)
         child = ChildNetwork(
@@ -219,14 +229,11 @@ class Run:
                 states["Upstream"] = stored_state(experiment.tuned.model, get_model_state(self.upstream.model))
         if ranks.active():
             states["WorldSize"] = ranks.world_size()
-        extension = extension | self.trial.extension() | {"upstream_sha256": experiment.tuned.base_sha256}
+        extension = extension | self.trial.extension() | experiment.shared_facts
         if self.candidate is not None:
             extension["candidate"] = self.candidate
         if self.curve is not None:
             extension["lambda"] = self.curve.state()
-        merge = getattr(experiment.tuned.model, "merge_record", None)
-        if merge is not None:
-            extension["merge"] = merge
         states[checkpoint.EXTENSION_KEY] = extension
         return states
 

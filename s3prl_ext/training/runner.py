@@ -24,6 +24,7 @@ from s3prl_ext.configs import Variables
 from s3prl_ext.errors import DataError, UsageError, one_sentence_errors, unknown_name
 from s3prl_ext.training import checkpoint, checks, ranks, results, tuned_upstream
 from s3prl_ext.training.candidate_runs import CandidateRuns, check_alike, draw, read_record
+from s3prl_ext.training.corpus_hash import corpus_hash
 from s3prl_ext.training.evaluation import check_splits, evaluate, open_split
 from s3prl_ext.training.forward import TaskModels, unwrapped
 from s3prl_ext.training.learnable_upstream import loadable_state, prepare_lambda
@@ -66,6 +67,9 @@ class Runner(StockRunner):
         checks.check_folder(self.args)
         self.init_ckpt = checkpoint.load(self.args.init_ckpt) if self.args.init_ckpt else {}
         checks.check_origin(self.init_ckpt, self.args)
+        training = self.args.mode == "train"
+        self.data = ranks.from_leader(lambda: corpus_hash(self.args.downstream, self.config)) if training else None
+        checks.check_data(self.init_ckpt, self.data, self.args)
         checks.check_optimizer(self.init_ckpt, self.config, self.args)
         self._resolve_candidates()
         self._resolve_features()
@@ -253,6 +257,13 @@ class Runner(StockRunner):
 
     def _finish(self, run: Run, first_step: int, seconds: float, seconds_per_step: float) -> None:
         """Write what the run measured; nothing where that was done already."""
+        if run.loop.history and not checkpoint.best(self.args.expdir):
+            logger.warning(
+                "there is no best checkpoint%s: the task keeps one when a dev score beats what it begins with (accuracy 0, "
+                "word error rate 100 %%), and none of %d did; %s/states-%d.ckpt has the last step and serves in its place",
+                "" if self.upstream.trainable and not self.tuned.is_small else " and no delta.safetensors", len(run.loop.history), self.args.expdir,
+                run.trial.step,
+            )  # fmt: skip
         record = read_record(self.args.expdir) if self.candidate else None
         if record is not None:
             draw(self.args.expdir, record, run.loop.history)
@@ -266,7 +277,8 @@ class Runner(StockRunner):
     def _experiment(self) -> Experiment:
         """Return what the runs of this experiment share."""
         return Experiment(
-            self.args, self.config, self._variables, self.runner_config, self.total_steps, self.all_entries, self.tuned
+            self.args, self.config, self._variables, self.runner_config, self.total_steps, self.all_entries, self.tuned,
+            data=self.data,
         )  # fmt: skip
 
     def _race(self, experiment: Experiment) -> None:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from s3prl_ext.configs import with_numbers
-from s3prl_ext.training.checks import check_optimization
 from s3prl_ext.training.config import RunnerConfig, check_top_level
 from s3prl_ext.training.early_stop import Candidate, EarlyStopConfig, candidates
 from s3prl_ext.training.methods import METHODS, resolve_tuning
+from s3prl_ext.training.optimizers import check_optimization
 from s3prl_ext.training.released_keys import translate
 from s3prl_ext.training.tuning_config import TuningConfig
 

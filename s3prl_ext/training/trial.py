@@ -146,8 +146,8 @@ class Trial:
             logger.warning("the gradient norm is not finite at step %d", self.step + 1)
         if self.bad_steps >= MAX_BAD_STEPS:
             raise Diverged(
-                f"the gradient was not finite for {MAX_BAD_STEPS} steps in a row, up to step {self.step + 1}; the last "
-                "checkpoint is kept; lower the learning rate, or switch mixed precision off."
+                f"the gradient was not finite for {MAX_BAD_STEPS} steps in a row, up to step {self.step + 1}; lower the "
+                "learning rate, or switch mixed precision off."
             )
 
     def clear_records(self) -> None:

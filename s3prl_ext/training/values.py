@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -47,7 +46,7 @@ def read_count(value: Any, where: str, problems: list[str]) -> int | None:
     number = read_number(value, where, problems)
     if number is None:
         return None
-    if not math.isfinite(number) or number < 1 or number != int(number):
+    if number < 1 or number != int(number):
         problems.append(f"{where} must be a whole number of at least 1, but is {number:g}.")
         return None
     return int(number)

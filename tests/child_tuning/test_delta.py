@@ -122,12 +122,44 @@ def test_a_damaged_file_is_refused_in_one_sentence(tmp_path: Path, damage: str):
     elif damage == "other":
         save_file({"x": torch.zeros(1)}, path)
     elif damage == "version":
-        path.write_bytes(content.replace(b'"version":"1"', b'"version":"9"'))
+        path.write_bytes(content.replace(b'"version":"2"', b'"version":"9"'))
     else:
         path.unlink()
     with pytest.raises(DataError) as caught:
         delta.load(path)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_no_byte_of_a_file_can_be_changed_unnoticed(tmp_path: Path):
+    path = tmp_path / "delta.safetensors"
+    _, _, made = tuned_model()
+    delta.save(made, path)
+    content = path.read_bytes()
+    header = 8 + int.from_bytes(content[:8], "little")
+    for position in (*range(header), *range(header, len(content), 97)):
+        path.write_bytes(content[:position] + bytes([content[position] ^ 1 << position % 7]) + content[position + 1 :])
+        with pytest.raises(DataError):
+            delta.load(path)
+
+
+def test_a_file_of_version_1_is_read(tmp_path: Path):
+    """Its checksum does not cover the header."""
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    path = tmp_path / "delta.safetensors"
+    _, _, made = tuned_model()
+    delta.save(made, path)
+    with safe_open(path, framework="pt") as file:
+        header = file.metadata()
+    tensors = load_file(path)
+    older = header | {"version": "1", "content_sha256": delta.state_sha256(tensors)}
+    save_file(tensors, path, older)
+    assert all(torch.equal(delta.load(path).bits[name], bits) for name, bits in made.bits.items())
+    for spoilt in ({"tensors": "[[1]]"}, {"tensors": "{"}, {"info": "["}):
+        save_file(tensors, path, older | spoilt)
+        with pytest.raises(DataError, match="damaged or edited"):
+            delta.load(path)
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

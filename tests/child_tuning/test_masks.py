@@ -88,7 +88,12 @@ def test_mask_files(tmp_path):
         }
     assert int(histogram[1].sum()) == sum(v.numel() for v in values.values())
     assert [p.name for p in tmp_path.iterdir()] == ["masks.safetensors"]
-    path.write_bytes(path.read_bytes()[:-40])
+    content = path.read_bytes()
+    for position in (content.index(b'"seed') + 2, len(content) - 40):
+        path.write_bytes(content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :])
+        with pytest.raises(DataError, match="damaged or edited"):
+            mask_files.load(path)
+    path.write_bytes(content[:-40])
     with pytest.raises(DataError, match="truncated or damaged"):
         mask_files.load(path)
     with pytest.raises(DataError, match="cannot write the masks"):

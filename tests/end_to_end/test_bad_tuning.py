@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from s3prl_ext.configs import shipped_dir
 from s3prl_ext.corpora.mini_superb import LAYOUTS
 from s3prl_ext.training import trial
 from tests import factories
@@ -138,7 +140,7 @@ def test_gradient_is_not_a_number(train, spoilt, tmp_path, monkeypatch):
     monkeypatch.setattr(trial, "MAX_BAD_STEPS", 5)
     outcome = train(settings(RANDOM, total_steps=50, save_step=2), upstream=spoilt)
     assert outcome.code == DATA and "not finite for 5 steps in a row, up to step 5" in outcome.sentence
-    assert "the last checkpoint is kept" in outcome.sentence
+    assert "no checkpoint is from before them" in outcome.sentence
     assert [path.name for path in (tmp_path / "exp").glob("*.ckpt")] == ["states-4.ckpt"]
 
 
@@ -178,6 +180,83 @@ def test_another_setting_is_refused(train, command, tmp_path, override, parts):
     )
     assert outcome.code in (USAGE, DATA) and all(part in outcome.sentence for part in parts), outcome.sentence
     assert {path.name: path.read_bytes() for path in exp.glob("*.ckpt")} == before
+
+
+@pytest.fixture
+def trained(train, tmp_path) -> Path:
+    """The folder of two steps of training, and beside it a task file with another batch size."""
+    assert train(settings(RANDOM)).code == 0
+    text = (shipped_dir("downstream_configs") / "ks" / "mini.yaml").read_text()
+    (tmp_path / "other.yaml").write_text(text.replace("batch_size: 8", "batch_size: 4"))
+    return tmp_path / "exp"
+
+
+@pytest.mark.parametrize(
+    ("flags", "parts"),
+    [
+        ([], ["runner.total_steps 2 there, 4 here"]),
+        (["-k", "OTHER"], ["-k ", "hubert.pt there, ", "other.pt here"]),
+        (["-u", "wav2vec2_local"], ["-u hubert_local there, wav2vec2_local here"]),
+        (["-d", "fluent_commands"], ["-d speech_commands there, fluent_commands here"]),
+        (["--seed", "7"], ["--seed 1337 there, 7 here"]),
+        (["-c", "FILE"], ["downstream_expert.datarc.batch_size 8 there, 4 here"]),
+        (["-c", "ks/superb"], ["runner.log_step 20 there, 100 here", "and 3 more"]),
+    ],
+    ids=lambda value: " ".join(value) if not value or value[0].startswith("-") else None,
+)
+def test_a_resumed_command_says_what_the_first_one_said(train, trained, tmp_path, flags, parts):
+    other = factories.hubert_local_ckpt(tmp_path / "other.pt", seed=3)
+    flags = [{"OTHER": other, "FILE": tmp_path / "other.yaml"}.get(flag, flag) for flag in flags]
+    before = {path.name: path.read_bytes() for path in trained.glob("*")}
+    # s3prl ignores the task file of a resumed run: without -o the total_steps of the present one would be lost
+    short = tmp_path / "short.yaml"
+    text = (shipped_dir("downstream_configs") / "ks" / "mini.yaml").read_text()
+    short.write_text(text.replace("total_steps: 200", "total_steps: 4"))
+    override = settings(RANDOM) if flags else "config.tuning=" + str(RANDOM) + ",,config.runner.evaluate_ratio=0.3"
+    outcome = train(override, "-a", *(flags or ["-c", short]))
+    assert outcome.code == USAGE and "was made with other settings" in outcome.sentence, outcome.err[-2000:]
+    assert all(part in outcome.sentence for part in parts), outcome.sentence
+    assert {path.name: path.read_bytes() for path in trained.glob("*")} == before
+
+
+def test_what_a_checkpoint_does_not_do_is_refused_with_e_too(command, trained):
+    for mode in ("train", "evaluate"):
+        outcome = command("-m", mode, "-e", trained, "-u", "wav2vec2_local")
+        assert outcome.code == USAGE and "-u hubert_local there, wav2vec2_local here" in outcome.sentence
+    outcome = command("-m", "evaluate", "-e", trained, "-c", "ks/superb")
+    assert outcome.code == USAGE and "runner.total_steps 2 there" in outcome.sentence
+
+
+def test_the_first_command_goes_on(train, trained, tmp_path, upstreams, monkeypatch):
+    """Also from another folder, with a moved model that is named twice, and with more steps."""
+    monkeypatch.chdir(tmp_path)
+    moved = shutil.copy(upstreams["hubert_local"][-1], tmp_path / "moved.pt")
+    more = settings(RANDOM, total_steps=3) + f",,args.upstream_ckpt='{moved}'"
+    outcome = train(more, "-a", upstream=("-u", "hubert_local", "-k", "moved.pt"))
+    assert outcome.code == 0 and (trained / "states-3.ckpt").is_file(), outcome.err[-2000:]
+
+
+@pytest.mark.parametrize("change", ["fewer", "longer"])
+def test_other_data_is_refused(corpora, train, tmp_path, monkeypatch, change):
+    folder = tmp_path / "speech_commands"
+    shutil.copytree(corpora / LAYOUTS["ks"].folder, folder, copy_function=os.link)
+    monkeypatch.setenv(LAYOUTS["ks"].variable, str(folder))
+    assert train(settings(RANDOM)).code == 0
+    moved = folder.rename(tmp_path / "moved")
+    monkeypatch.setenv(LAYOUTS["ks"].variable, str(moved))
+    assert train(settings(RANDOM, total_steps=3), "-a").code == 0, "the place does not matter"
+    clip = min(moved.glob("speech_commands_v0.01/yes/*.wav"))
+    content = clip.read_bytes()
+    clip.unlink()
+    if change == "longer":
+        clip.write_bytes(content + b"\0\0")
+    outcome = train(settings(RANDOM, total_steps=4), "-a")
+    assert outcome.code == DATA and "states-3.ckpt was trained on other data: " in outcome.sentence
+    assert "speech_commands_root" in outcome.sentence and "put the corpus back" in outcome.sentence
+    assert sorted(path.name for path in (tmp_path / "exp").glob("*.ckpt")) == ["dev-best.ckpt", "states-3.ckpt"]
+    clip.unlink(missing_ok=True)
+    clip.write_bytes(content)
+    assert train(settings(RANDOM, total_steps=4), "-a").code == 0
 
 
 @pytest.mark.parametrize(("before", "now", "part"), [

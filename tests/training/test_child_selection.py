@@ -33,10 +33,10 @@ def runner(build, tmp_path, hubert_ckpt):
     return make
 
 
-def scores_of(runner, expdir=None, split="train"):
+def scores_of(runner, expdir=None, split="train", data=None):
     parameters = eligible_parameters(runner.upstream.model)
     with randomness.preserved(1337):
-        found = FisherPass(runner.models, parameters, runner.tuning.fisher, split, 1337, expdir).scores()
+        found = FisherPass(runner.models, parameters, runner.tuning.fisher, split, 1337, expdir, data).scores()
     return {name: score.clone() for name, score in found.items()}
 
 
@@ -149,8 +149,9 @@ def test_the_clock_saves_the_pass_too(runner, tmp_path, monkeypatch):
         ({"fisher": {"max_batches": 3, "clip": "tensor"}}, r"fisher\.clip none instead of tensor"),
         ({"fisher": {"max_batches": 4}}, r"fisher\.max_batches 3 instead of 4"),
         ({"weights": True}, "other weights of the upstream"),
+        ({"data": "x"}, "other files in the corpus"),
     ],
-    ids=["clip", "batches", "weights"],
+    ids=["clip", "batches", "weights", "data"],
 )
 def test_a_partial_pass_of_other_settings_is_refused(runner, tmp_path, changes, message):
     parts = runner("parts", fisher={"max_batches": 3})
@@ -162,7 +163,7 @@ def test_a_partial_pass_of_other_settings_is_refused(runner, tmp_path, changes, 
         with torch.no_grad():
             next(iter(eligible_parameters(other.upstream.model).values())).add_(1)
     with pytest.raises(UsageError, match=message):
-        scores_of(other, tmp_path / "parts")
+        scores_of(other, tmp_path / "parts", data=changes.get("data"))
     assert (tmp_path / "parts" / PARTIAL_FILE).is_file(), "nothing is lost"
 
 
@@ -193,6 +194,9 @@ def test_masks_are_written_once_and_taken_again(runner, tmp_path):
     assert same(choose_masks(first.models, *arguments).indices, chosen.indices) and not losses
     other = choose_masks(first.models, *arguments[:4], [0.1], tmp_path / "exp")  # another density: chosen again
     assert len(losses) == 2 and same(other.at(0.1), chosen.at(0.1))
+    for corpus in ("some files", "some files", "others"):
+        choose_masks(first.models, *arguments, data=corpus)
+    assert len(losses) == 6, "chosen again where the corpus is another"
 
 
 def test_magnitude_is_a_control(runner):

@@ -22,7 +22,9 @@ from s3prl_ext.training.early_stop import (
     select,
 )
 from s3prl_ext.training.evaluation import evaluate
+from s3prl_ext.training.methods import METHODS, resolve_tuning
 from s3prl_ext.training.released_keys import translate
+from s3prl_ext.training.tuning_config import keys_of
 from tests.experiments import make_args, task_config
 
 
@@ -61,6 +63,46 @@ def test_a_method_gets_only_the_keys_that_it_takes():
 @pytest.mark.parametrize("key", ["rnak", "bottleneck"])
 def test_a_key_of_no_candidate_stays_to_be_refused(key):
     assert all(key in c.tuning for c in candidates({"method": ["lora", "prefix"], key: 3}))
+
+
+def test_a_raced_method_has_the_keys_that_it_reads():
+    section = {
+        "density": [0.1, 0.01],
+        "method": ["child", "lora", "frozen"],
+        "rank": 4,
+        "lr": [1e-3, 1e-4],
+        "mask": "random",
+    }
+    made = {c.name: c.tuning for c in candidates(section)}
+    child = {"method": "child", "mask": "random"}
+    assert made == {
+        "density=0.1,method=child,lr=0.001": child | {"density": 0.1, "lr": 1e-3},
+        "density=0.1,method=child,lr=0.0001": child | {"density": 0.1, "lr": 1e-4},
+        "method=lora,lr=0.001": {"method": "lora", "rank": 4, "lr": 1e-3},
+        "method=lora,lr=0.0001": {"method": "lora", "rank": 4, "lr": 1e-4},
+        "method=frozen": {"method": "frozen"},
+        "density=0.01,method=child,lr=0.001": child | {"density": 0.01, "lr": 1e-3},
+        "density=0.01,method=child,lr=0.0001": child | {"density": 0.01, "lr": 1e-4},
+    }
+    (odd,) = candidates({"method": ["child"], "rank": 4})
+    assert odd.tuning["rank"] == 4, "a key that no raced method reads stays, and is refused"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_takes_the_keys_that_it_reads_and_no_other(method):
+    values = {
+        "method": method, "lr": 1e-3, "lambda_lr": 1e-3, "layer_decay": 0.9, "train_layers": "0", "mask": "random",
+        "density": 0.1, "eligible": ["*"], "redraw": True, "sparse_gradients": True, "clip_scope": "all", "fisher": {},
+        "bottleneck": 3, "layers": "0", "rank": 2, "alpha": 1, "projections": ["q_proj"], "length": 3, "scale": 0.1,
+        "param_matched": False,
+    }  # fmt: skip
+    read = set(keys_of(method, METHODS))
+    assert read <= {*values, "upstream_lr"}
+    resolve_tuning(task_config(), {key: value for key, value in values.items() if key in read})
+    for key in values.keys() - read:
+        section = {"method": method, key: values[key]} | ({"density": 0.1} if method == "child" else {})
+        with pytest.raises(UsageError, match=f"tuning.*{key}"):
+            resolve_tuning(task_config(), section)
 
 
 @pytest.mark.parametrize("section", [{"density": []}, {"density": [0.1, "1.0e-1"]}])
@@ -142,6 +184,8 @@ def test_every_task_reports_that_metric(build, tmp_path, task):
         ({"ratio": 1.5}, "early_stop.ratio"),
         ({"keep": 4}, "only 3 candidates"),
         ({"keep": 0.5}, "early_stop.keep"),
+        ({"keep": math.inf}, "early_stop.keep must be a finite number"),
+        ({"ratio": math.nan}, "early_stop.ratio must be a finite number"),
         ({"metric": "accc"}, "did you mean 'acc'"),
         ({"ration": 0.1}, "did you mean 'ratio'"),
         ([1], "must be a mapping"),

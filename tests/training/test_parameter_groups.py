@@ -99,6 +99,7 @@ def test_train_only_freezes_the_rest():
     [
         ({"method": "full", "lr": 0}, "tuning.lr must be above 0, but is 0"),
         ({"method": "full", "lr": "fast"}, "tuning.lr must be a number"),
+        ({"method": "full", "lr": float("inf")}, "tuning.lr must be a finite number"),
         ({"method": "full", "lr": 1e-5, "upstream_lr": 1e-5}, "are the same; keep one"),
         ({"method": "frozen", "lr": 1e-5}, "tuning.lr belongs to method full, child, .* or bitfit, not to frozen"),
         ({"method": "full", "lambda_lr": -1}, "tuning.lambda_lr must be at least 0"),

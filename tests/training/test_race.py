@@ -73,11 +73,13 @@ def test_several_evaluations_are_averaged(tmp_path):
     assert track.steps == 120
 
 
-def test_patience_waits_for_a_steady_leader(tmp_path):
+def test_patience_waits_for_a_steady_leader(tmp_path, caplog):
+    caplog.set_level("INFO")
     leader = {10: 0.1, 20: 0.01, 30: 0.001, 40: 0.001}
     track = Track(lambda density, step: float(leader[step] == density))
     assert race(EarlyStopConfig(patience=2), track, tmp_path).choose().name == "density=0.001"
     assert set(track.at.values()) == {40}
+    assert "140 to 300 optimizer steps in all" in caplog.text  # two comparisons at least, or all candidates to the end
     changing = Track(lambda density, step: float(int(step / 10) % 2 == (density > 0.05)))
     race(EarlyStopConfig(ratio=0.5, patience=5), changing, tmp_path / "never")._leaders(50)
     assert set(changing.at.values()) == {100}

@@ -175,6 +175,19 @@ def test_methods_and_rates_race_too(build, tmp_path, upstream):
     assert same(newest(tmp_path / "rates")["Upstream"], newest(tmp_path / "full")["Upstream"])
 
 
+def test_a_child_network_races_an_adapter(build, tmp_path, upstream):
+    section = {"method": ["child", "lora"], "density": 0.05, "rank": 2}
+    build(make_args(tmp_path / "race", **upstream), config_of(**section)).train()
+    record = json.loads((tmp_path / "race" / "race" / "race.json").read_text())
+    assert record["entrants"] == ["method=child", "method=lora"]
+    method = record["chosen"].removeprefix("method=")
+    alone = {"density": 0.05} if method == "child" else {"density": None, "rank": 2}
+    build(make_args(tmp_path / "alone", **upstream), config_of(method=method, race=None, **alone)).train()
+    assert_same_run(newest(tmp_path / "race"), newest(tmp_path / "alone"))
+    states = newest(tmp_path / "race" / "race" / "method=lora")["UpstreamDelta"]
+    assert states["added"] and not states["indices"]
+
+
 def test_what_cannot_race_is_refused(build, tmp_path, upstream):
     with pytest.raises(UsageError, match="different features"):
         build(make_args(tmp_path / "a", **upstream), config_of(None, method=["lora", "full"]))

@@ -37,6 +37,16 @@ def test_a_training_writes_a_complete_record(runner, tmp_path):
     assert f'"{platform.node()}"' not in text and f'"{getpass.getuser()}"' not in text
 
 
+def test_a_run_without_a_best_checkpoint_says_so(build, tmp_path, caplog):
+    """ASR counts from a word error rate of 100 %, which two steps do not beat."""
+    caplog.set_level("WARNING")
+    for task, downstream in (("asr", "asr"), ("sd", "diarization")):
+        build(make_args(tmp_path / task, downstream=downstream), task_config(task, total_steps=2)).train()
+    (said,) = [line for line in caplog.messages if "there is no best checkpoint" in line]
+    assert "no delta.safetensors" in said and "none of 1 did" in said and f"{tmp_path}/asr/states-2.ckpt" in said
+    assert (tmp_path / "asr" / "states-2.ckpt").is_file() and (tmp_path / "sd" / "best-states-dev.ckpt").is_file()
+
+
 def test_a_failed_run_is_recorded_and_a_later_success_takes_the_record_away(runner, build, tmp_path):
     def broken(*inputs, **kwargs):
         raise RuntimeError("the loss is broken")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from s3prl_ext.errors import DataError, StoppedByUser, UsageError
-from s3prl_ext.training import checkpoint
+from s3prl_ext.training import checkpoint, trial
 from tests.experiments import interrupt_at_loss, make_args, task_config
 
 
@@ -104,6 +104,25 @@ def test_infinite_gradient_skips_the_step(build, tmp_path):
     assert len(seen) == 3 and all(torch.isfinite(p).all() for p in runner.downstream.model.parameters())
 
 
+def test_a_checkpoint_from_before_a_row_of_bad_gradients_is_kept(build, tmp_path, monkeypatch):
+    monkeypatch.setattr(trial, "MAX_BAD_STEPS", 5)
+    config = task_config(total_steps=20, save_step=2, max_keep=1)
+    runner = build(make_args(tmp_path / "exp"), config)
+    steps = []
+
+    def spoil(gradient):
+        steps.append(1)
+        return gradient if len(steps) < 6 else torch.full_like(gradient, float("nan"))
+
+    runner.downstream.model.projector.weight.register_hook(spoil)
+    sound = tmp_path / "exp" / "states-4.ckpt"
+    with pytest.raises(DataError, match=f"5 steps in a row, up to step 10; .*{sound} is from before them and kept"):
+        runner.train()
+    assert [path.name for path in checkpoint.numbered(tmp_path / "exp")] == ["states-4.ckpt", "states-8.ckpt"]
+    build(resumed(tmp_path / "exp", "states-4.ckpt"), config).train()  # without the fault
+    assert [path.name for path in checkpoint.numbered(tmp_path / "exp")] == ["states-20.ckpt"]
+
+
 def test_memory_that_never_suffices_ends_the_run(build, tmp_path, monkeypatch):
     runner = build(make_args(tmp_path / "exp"), task_config(total_steps=2))
 
@@ -124,7 +143,16 @@ def test_memory_that_never_suffices_ends_the_run(build, tmp_path, monkeypatch):
             r"unknown optimizer.name 'TorchOptm'; did you mean 'TorchOptim'",
         ),
         ({"optimizer": {"name": "TorchOptim", "torch_optim_name": "Adm", "lr": 1}}, "did you mean 'Adam'"),
+        ({"optimizer": {"name": "TorchOptim", "torch_optim_name": "LBFGS", "lr": 1}}, "optim_name 'LBFGS'"),
+        ({"optimizer": {"name": "TorchOptim", "torch_optim_name": "Adam", "lr": "abc"}}, "lr must be a number"),
+        ({"optimizer": {"name": "TorchOptim", "torch_optim_name": "Adam", "lr": "inf"}}, "lr must be a finite number"),
+        ({"optimizer": {"name": "TorchOptim", "torch_optim_name": "Adam", "lr": -1}}, "optimizer: .*learning rate: -1"),
+        (
+            {"optimizer": {"name": "ChildnetAdamW", "lr": 1, "foo": 3}},
+            "optimizer: ChildnetAdamW .*'foo'.*correct its keys",
+        ),
         ({"scheduler": {"name": "linear_schedule"}}, "linear_schedule_with_warmup"),
+        ({"scheduler": {"name": "linear_schedule_with_warmup"}}, "scheduler: .*num_warmup_steps"),
         ({"tuning": None}, "must be a mapping"),
         ({"tuning": {"method": "child", "density": 0.1, "fisher": 5}}, "tuning.fisher must be a mapping"),
         ({"tuning": {"method": "child", "density": 0.1, "eligible": 5}}, "tuning.eligible must be a list"),
@@ -144,7 +172,8 @@ def test_wrong_sections_are_refused_before_training(build, tmp_path, change, mes
         ({"eval_dataloaders": 5}, "must be a list of names"),
         ({"evaluate_ratio": 3}, "evaluate_ratio must lie"),
         ({"fp16": "False"}, "fp16 must be true or false"),
-        ({"total_steps": float("inf")}, "whole number"),
+        ({"total_steps": float("inf")}, "must be a finite number"),
+        ({"gradient_clipping": float("nan")}, "must be a finite number"),
     ],
 )
 def test_wrong_runner_values(build, tmp_path, runner, message):
