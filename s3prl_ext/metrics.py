@@ -15,7 +15,8 @@ class Metric:
 
     Attributes:
         higher_is_better: direction.
-        unit: ``"ratio"`` (0 to 1), ``"%"`` or ``"nats"``, as s3prl reports it.
+        unit: ``"ratio"`` (0 to 1), ``"%"`` or ``"nats"``, as s3prl reports it (of SF's ``wer`` and ``cer``, which it gives
+            as ratios, 100 times that is recorded).
     """
 
     higher_is_better: bool
@@ -35,8 +36,8 @@ METRICS: dict[str, Metric] = {
     "slot_type_f1": Metric(higher_is_better=True, unit="ratio"),
     "slot_value_cer": Metric(higher_is_better=False, unit="ratio"),
     "slot_value_wer": Metric(higher_is_better=False, unit="ratio"),
-    "slot_edit_f1_full": Metric(higher_is_better=True, unit="ratio"),
-    "slot_edit_f1_part": Metric(higher_is_better=True, unit="ratio"),
+    "slot_edit_f1_full": Metric(higher_is_better=True, unit="%"),
+    "slot_edit_f1_part": Metric(higher_is_better=True, unit="%"),
     "per": Metric(higher_is_better=False, unit="ratio"),
     "wer": Metric(higher_is_better=False, unit="%"),
     "wer_low": Metric(higher_is_better=False, unit="%"),  # ends of the 95 % interval

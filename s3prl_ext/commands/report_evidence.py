@@ -104,7 +104,7 @@ def sources_table(evidence: Evidence) -> Table:
             str(record.at("machine.gpu") or record.at("machine.cpu") or NOTHING),
         ])  # fmt: skip
     for sweep in evidence.sweeps:
-        versions = sweep.content.get("versions", {})
+        versions = sweep.content.get("versions") or {}
         seed = sweep.content["settings"]["seed"]
         data = next(iter(sweep.content["data"].values()), NOTHING)
         packages = f"s3prl_ext {versions.get('s3prl_ext')}, torch {versions.get('torch')}"

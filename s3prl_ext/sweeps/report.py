@@ -35,9 +35,7 @@ def write_table(
     direction = "higher" if metric.higher_is_better else "lower"
     baseline = {split: point([BASELINE], split, lookup) for split in (dev, test) if split}
     lines = [f"# {title}", "", f"Metric: {metric_name}{unit}, {direction} is better. Several draws: mean ± standard "]
-    lines[-1] += (
-        "deviation over draws. One: with its 95 % bootstrap interval over utterances, where the task gives counts."
-    )
+    lines[-1] += "deviation over draws. One: with its 95 % interval over utterances, where the task gives counts."
     lines += ["", f"Unmerged target: {', '.join(f'{split} {shown(item)}' for split, item in baseline.items())}.", ""]
     if paper:
         lines += [f"Paper: what MAM prints for {paper} with the paper's own models, on its test set.", ""]

@@ -118,7 +118,12 @@ def read_sweep(path: Path) -> StoredSweep:
             raise DataError(
                 f"{path} is unfinished ({len(content['results'])} scores): give the command of the sweep again."
             )
-        return StoredSweep(Path(path), content, tuple(_groups(content)))
+        sweep = StoredSweep(Path(path), content, tuple(_groups(content)))
+        sweep.runs()  # reads all that tables and pictures need
+        hashes, versions = content["data"].values(), content.get("versions", {})
+        if not all(isinstance(sha256, str) for sha256 in hashes) or not isinstance(versions, Mapping):
+            raise TypeError("hashes of data or versions")
+        return sweep
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}): give the sweep.json of a sweep.") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:

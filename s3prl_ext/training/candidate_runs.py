@@ -96,7 +96,7 @@ class CandidateRuns:
         with tempfile.TemporaryDirectory() as elsewhere:
             self._let_task_write_into(Path(elsewhere))
             try:
-                reported, _ = evaluate(experiment.models, self._split, experiment.args.seed, ratio=1e-9)
+                reported = evaluate(experiment.models, self._split, experiment.args.seed, ratio=1e-9).metrics
             finally:
                 self._let_task_write_into(Path(experiment.args.expdir))
         judged_by(wanted, experiment.args.downstream, list(reported))
