@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from s3prl_ext.evaluation.paper_figures import mam_figure
+from s3prl_ext.evaluation.result_tables import factor, heading
 from s3prl_ext.metrics import Metric
-from s3prl_ext.sweeps.grid import BASELINE, Group
+from s3prl_ext.sweeps.grid import BASELINE, Arm, Group
 from s3prl_ext.sweeps.selection import Lookup, Point, point
 
 SOURCES = {"none": "source", "source": "N(source)", "target": "N(target)", "standard": "N(0,1)"}
@@ -90,11 +91,20 @@ def shown(item: Point | None) -> str:
 
 
 def plot(
-    path: Path, groups: Sequence[Group], split: str, metric_name: str, metric: Metric, lookup: Lookup, title: str
+    path: Path,
+    groups: Sequence[Group],
+    split: str,
+    metric_name: str,
+    lookup: Lookup,
+    title: str,
+    items: int | None = None,
 ) -> None:
     """Draw the metric on `split` over lambda, a panel per set of layers and a line per kind of source matrices.
 
-    Bars are a standard deviation over draws, or the bootstrap interval of a single arm; the band is that of the target.
+    Bars are a standard deviation over draws, or the 95 % interval of a single arm; the band is that of the target.
+
+    Args:
+        items: how many utterances the split has; None where that is not known.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -110,6 +120,7 @@ def plot(
     figure = Figure(figsize=(width, 4.2 if rows == 1 else 3.2 * rows), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns, squeeze=False, sharey=True).flat
+    lookup = _in_per_cent(metric_name, lookup)
     baseline = point([BASELINE], split, lookup)
     styles = dict(zip(SOURCES, STYLES, strict=False))
     for axis, (name, members) in zip(axes, panels.items(), strict=False):
@@ -124,12 +135,26 @@ def plot(
         axis.spines[["top", "right"]].set_visible(False)
     for axis in list(axes)[len(panels) :]:
         axis.set_visible(False)
-    unit = f" ({metric.unit})" if metric.unit == "%" else ""
     for axis in figure.axes[::columns]:
-        axis.set_ylabel(f"{metric_name}{unit} on {split}")
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
-    figure.suptitle(title, fontsize="medium")
+        axis.set_ylabel(f"{heading(metric_name)} on {split}")
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3 if columns == 1 else 5,
+                  frameon=False)  # fmt: skip
+    figure.suptitle(f"{title}, n = {items} utterances" if items else title, fontsize="medium")
     save_figure(figure, path)
+
+
+def _in_per_cent(metric_name: str, lookup: Lookup) -> Lookup:
+    """Return a lookup that gives values as they are shown: ratios in per cent."""
+    times = factor(metric_name)
+
+    def scaled(arm: Arm, split: str) -> tuple[float, tuple[float, float] | None] | None:
+        found = lookup(arm, split)
+        if found is None:
+            return None
+        value, interval = found
+        return times * value, (times * interval[0], times * interval[1]) if interval else None
+
+    return scaled
 
 
 def _curve(axis: Any, group: Group, split: str, baseline: Point | None, lookup: Lookup, style: tuple) -> None:
@@ -146,7 +171,7 @@ def _curve(axis: Any, group: Group, split: str, baseline: Point | None, lookup: 
         linestyle=line,
         marker=marker,
         capsize=3,
-        label=SOURCES[group.noise],
+        label=SOURCES[group.noise] + (f" (n = {group.draws} draws)" if group.draws > 1 else ""),
     )
 
 

@@ -257,11 +257,11 @@ class Runner(StockRunner):
                 history=run.loop.history, race=record, seconds_per_step=per_step,
             )  # fmt: skip
 
-    def _experiment(self, spent: Spent) -> Experiment:
+    def _experiment(self, spent: Spent | None = None) -> Experiment:
         """Return what the runs of this experiment share."""
         return Experiment(
             self.args, self.config, self._variables, self.runner_config, self.total_steps, self.all_entries, self.tuned,
-            spent,
+            spent or Spent(self.args.expdir, self.init_ckpt),
         )  # fmt: skip
 
     def _race(self, experiment: Experiment) -> None:

@@ -82,7 +82,9 @@ def test_damaged_files_are_refused_by_name(tmp_path, text, said):
 
 def test_whatever_is_damaged_is_named_or_does_no_harm(tmp_path):
     noise = {"kind": "target", "draw": 2, "seed": 0, "statistics": "tensor", "sha256": "e" * 64}
-    whole = content({"acc": 0.5}, downstream="speech_commands", merge=merge(0.1, noise=noise), tuning={"method": "full"})
+    whole = content(
+        {"acc": 0.5}, downstream="speech_commands", merge=merge(0.1, noise=noise), tuning={"method": "full"}
+    )
     whole["intervals"] = {"test": {"acc": [0.4, 0.6]}}
     path = tmp_path / "result.json"
     refused = 0
