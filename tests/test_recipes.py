@@ -220,6 +220,9 @@ def test_table1_stands_beside_the_paper(tmp_path, monkeypatch):
     write_run(tmp_path / "pr/random-0.1-s0", {3: 0.5}, 0.25, name="per")
     text = tables.markdown(tables.table1(tmp_path, ["pr"]))
     assert "| CHILD-TUNING_F | 1 | 25.00 | 2.65 |" in text and "| CHILD-TUNING_D | 0 | - | 2.45 |" in text
+    write_run(tmp_path / "ks/random-0.1-s0", {3: 0.5}, 0.75)
+    text = tables.markdown(tables.table1(tmp_path, ["ks"]))
+    assert "| CHILD-TUNING_F | 1 | 75.00 | - |" in text, "the paper's table has no keyword spotting"
 
 
 def test_a_damaged_result_is_named(tmp_path, monkeypatch):
