@@ -53,6 +53,12 @@ METRICS: dict[str, Metric] = {
 }
 
 
+NAMES = {
+    "wer": "WER", "per": "PER", "cer": "CER", "uer": "UER", "der": "DER", "acc": "accuracy",
+    "slot_type_f1": "slot type F1", "slot_value_cer": "slot value CER",
+}  # fmt: skip
+
+
 def metric(name: str) -> Metric:
     """Return the row of `name`; an unknown metric is a UsageError that lists the known ones."""
     if name not in METRICS:
@@ -68,3 +74,15 @@ def main_metric(reported: Iterable[str]) -> str | None:
     """Return the name of the metric that a task with these metrics is judged by; None where it reports none of them."""
     names = set(reported)
     return next((name for name in MAIN_METRICS if name in names), None)
+
+
+def heading(name: str) -> str:
+    """Return name, unit and direction of a metric as the head of a column, such as ``WER (%) ↓``."""
+    known = metric(name)
+    unit = {"ratio": "%", "%": "%"}.get(known.unit, known.unit)
+    return f"{NAMES.get(name, name.replace('_', ' '))} ({unit}) {'↑' if known.higher_is_better else '↓'}"
+
+
+def factor(name: str) -> float:
+    """Return what a value is multiplied by to be shown: ratios are shown in per cent."""
+    return 100.0 if metric(name).unit == "ratio" else 1.0

@@ -14,12 +14,12 @@ from s3prl_ext.evaluation.paper_tables import NAMES, Cell, PaperTable, paper_tab
 from s3prl_ext.evaluation.predictions import write_text
 from s3prl_ext.evaluation.report_page import page
 from s3prl_ext.evaluation.result_rows import Row, rows_of, without_duplicates
-from s3prl_ext.evaluation.result_tables import Line, heading, pivot, table_of_lines, with_ours
+from s3prl_ext.evaluation.result_tables import Line, pivot, table_of_lines, with_ours
 from s3prl_ext.evaluation.scored_runs import ScoredRun
 from s3prl_ext.evaluation.superb_row import superb_table
 from s3prl_ext.evaluation.tables import Table, csv_text, latex, markdown
 from s3prl_ext.evaluation.transcript_tables import transcript_tables
-from s3prl_ext.metrics import main_metric, metric
+from s3prl_ext.metrics import heading, main_metric, metric
 
 logger = logging.getLogger(__name__)
 

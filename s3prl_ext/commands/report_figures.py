@@ -16,8 +16,8 @@ from s3prl_ext.evaluation.heat_map import plot_heat_map
 from s3prl_ext.evaluation.predictions import write_json
 from s3prl_ext.evaluation.report_page import Picture
 from s3prl_ext.evaluation.result_records import ResultRecord
-from s3prl_ext.evaluation.result_tables import factor, heading
 from s3prl_ext.evaluation.scored_runs import ScoredRun
+from s3prl_ext.metrics import factor, heading
 from s3prl_ext.sweeps.grid import BASELINE
 from s3prl_ext.sweeps.report import plot
 from s3prl_ext.sweeps.selection import point

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from math import sqrt
+from statistics import NormalDist
 
 import numpy as np
-from scipy.stats import binomtest, norm
 
 from s3prl_ext.errors import DataError, UsageError
 
@@ -33,7 +33,7 @@ def wilson(share: float, count: float, level: float = LEVEL) -> Interval:
     """
     if not (0 <= share <= 1 and count > 0):
         raise UsageError(f"Wilson's interval needs a share in [0, 1] of more than 0 clips, not {share} of {count}.")
-    z = float(norm.ppf(0.5 + level / 2))
+    z = NormalDist().inv_cdf(0.5 + level / 2)
     middle = share + z * z / (2 * count)
     half = z * sqrt(share * (1 - share) / count + z * z / (4 * count * count))
     whole = 1 + z * z / count
@@ -100,6 +100,8 @@ def mcnemar_exact(only_first_right: int, only_second_right: int) -> float:
     """
     if min(only_first_right, only_second_right) < 0:
         raise DataError(f"McNemar's test needs counts of at least 0, not {only_first_right} and {only_second_right}.")
+    from scipy.stats import binomtest  # takes a second, which no training should wait for
+
     differing = only_first_right + only_second_right
     return float(binomtest(only_first_right, differing, 0.5).pvalue) if differing else 1.0
 

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from s3prl_ext.evaluation.paper_figures import mam_figure
-from s3prl_ext.evaluation.result_tables import factor, heading
-from s3prl_ext.metrics import Metric
+from s3prl_ext.metrics import Metric, factor, heading
 from s3prl_ext.sweeps.grid import BASELINE, Arm, Group
 from s3prl_ext.sweeps.selection import Lookup, Point, point
 

@@ -246,7 +246,7 @@ class Runner(StockRunner):
         """Write what the run measured; nothing where that was done already."""
         record = read_record(self.args.expdir) if self.candidate else None
         if record is not None:
-            draw(self.args.expdir, record, run.loop.history)
+            draw(self.args.expdir, record, run.loop.history, self.args.downstream)
         if run.trial.step > first_step or results.step_of(self.args.expdir) != run.trial.step:
             per_step = round(seconds_per_step, 4) if run.trial.step > first_step else None
             rows = run.loop.last_rows
