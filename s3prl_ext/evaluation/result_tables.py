@@ -12,14 +12,10 @@ from s3prl_ext.evaluation.paper_tables import Cell, PaperTable
 from s3prl_ext.evaluation.result_rows import Row, averaged_over
 from s3prl_ext.evaluation.tables import NOTHING, Table
 from s3prl_ext.evaluation.utterance_comparison import Difference, compare_rows
-from s3prl_ext.metrics import metric
+from s3prl_ext.metrics import NAMES, factor, heading, metric
 
 logger = logging.getLogger(__name__)
 
-NAMES = {
-    "wer": "WER", "per": "PER", "cer": "CER", "uer": "UER", "der": "DER", "acc": "accuracy",
-    "slot_type_f1": "slot type F1", "slot_value_cer": "slot value CER",
-}  # fmt: skip
 SIGNIFICANT = "*"
 
 
@@ -38,18 +34,6 @@ class Line:
     row: Row | None
     paper: str | None = None
     baseline: bool = False
-
-
-def heading(name: str) -> str:
-    """Return name, unit and direction of a metric as the head of a column, such as ``WER (%) ↓``."""
-    known = metric(name)
-    unit = {"ratio": "%", "%": "%"}.get(known.unit, known.unit)
-    return f"{NAMES.get(name, name.replace('_', ' '))} ({unit}) {'↑' if known.higher_is_better else '↓'}"
-
-
-def factor(name: str) -> float:
-    """Return what a value is multiplied by to be shown: ratios are shown in per cent."""
-    return 100.0 if metric(name).unit == "ratio" else 1.0
 
 
 def number(value: float | None, name: str) -> str:

@@ -140,8 +140,8 @@ def merge_facts(merge: Mapping[str, Any] | None) -> dict[str, Any]:
         "layers": f"{chosen['by']} top-{chosen['top_k']}" if chosen else name_layers(merged, len(by_layer)),
         "noise": noise["kind"] if noise else "none",
         "learnable": bool(learnt),
-        "source": "; ".join(_last(one["name"]) or "?" for one in merge["sources"]),
-        "source_sha256": "; ".join(str(one["attention_sha256"])[:12] for one in merge["sources"]),
+        "source": "; ".join(_last(one.get("name")) or "?" for one in merge["sources"]),
+        "source_sha256": "; ".join(str(one.get("attention_sha256"))[:12] for one in merge["sources"]),
         "noise_seed": noise.get("seed") if noise else None,
     }
 

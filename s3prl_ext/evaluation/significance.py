@@ -1,15 +1,16 @@
-"""Is a difference more than chance? Bootstrap intervals over utterances and McNemar's exact test.
+"""Is a difference more than chance? Wilson's and bootstrap intervals over utterances, and McNemar's exact test.
 
-Sources: Bisani and Ney, "Bootstrap estimates for confidence intervals in ASR performance evaluation" (ICASSP 2004);
+Sources: Wilson, "Probable inference, the law of succession, and statistical inference" (1927); Bisani and Ney, "Bootstrap estimates for confidence intervals in ASR performance evaluation" (ICASSP 2004);
 McNemar, "Note on the sampling error of the difference between correlated proportions" (1947), in its exact form.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import sqrt
+from statistics import NormalDist
 
 import numpy as np
-from scipy.stats import binomtest
 
 from s3prl_ext.errors import DataError, UsageError
 
@@ -17,6 +18,26 @@ DRAWS = 1000
 LEVEL = 0.95
 
 Interval = tuple[float, float]
+
+
+def wilson(share: float, count: float, level: float = LEVEL) -> Interval:
+    """Return Wilson's score interval of a share, such as an accuracy; it has a width at 0 and 1 too.
+
+    Args:
+        share: in [0, 1].
+        count: how many independent clips it was found on, above 0; an effective sample size need not be whole.
+        level: of confidence.
+
+    Raises:
+        UsageError: share or count out of range.
+    """
+    if not (0 <= share <= 1 and count > 0):
+        raise UsageError(f"Wilson's interval needs a share in [0, 1] of more than 0 clips, not {share} of {count}.")
+    z = NormalDist().inv_cdf(0.5 + level / 2)
+    middle = share + z * z / (2 * count)
+    half = z * sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    whole = 1 + z * z / count
+    return max(0.0, (middle - half) / whole), min(1.0, (middle + half) / whole)
 
 
 def bootstrap_ratio(
@@ -79,6 +100,8 @@ def mcnemar_exact(only_first_right: int, only_second_right: int) -> float:
     """
     if min(only_first_right, only_second_right) < 0:
         raise DataError(f"McNemar's test needs counts of at least 0, not {only_first_right} and {only_second_right}.")
+    from scipy.stats import binomtest  # takes a second, which no training should wait for
+
     differing = only_first_right + only_second_right
     return float(binomtest(only_first_right, differing, 0.5).pvalue) if differing else 1.0
 

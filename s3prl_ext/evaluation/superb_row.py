@@ -8,10 +8,10 @@ from typing import Any
 
 from s3prl_ext.evaluation.diarization_scoring import SuperbScore
 from s3prl_ext.evaluation.result_rows import Row, name_rows, rows_of
-from s3prl_ext.evaluation.result_tables import heading, number
+from s3prl_ext.evaluation.result_tables import number
 from s3prl_ext.evaluation.scored_runs import ScoredRun
 from s3prl_ext.evaluation.tables import NOTHING, Table
-from s3prl_ext.metrics import main_metric, metric
+from s3prl_ext.metrics import heading, main_metric, metric
 
 # Columns in SUPERB's order: task and metric. Of diarization SUPERB's scoring counts, not the metric of training.
 COLUMNS = (

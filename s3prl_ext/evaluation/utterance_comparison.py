@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from math import isclose
 from pathlib import Path
 from statistics import fmean
 
 from s3prl_ext.errors import DataError
-from s3prl_ext.evaluation.predictions import read_predictions
 from s3prl_ext.evaluation.result_rows import Row
 from s3prl_ext.evaluation.scored_runs import ScoredRun
 from s3prl_ext.evaluation.significance import bootstrap_difference, mcnemar_exact
-from s3prl_ext.evaluation.transcripts import read_transcripts
-
-# Errors and length of each utterance, by its name and reference.
-Counts = dict[tuple[str, str], tuple[float, float]]
+from s3prl_ext.evaluation.utterance_counts import Counts, utterance_counts
 
 
 @dataclass(frozen=True)
 class Difference:
-    """What changes from one row to another on the same utterances; all in per cent of words or clips.
+    """What changes from one row to another on the same utterances; all in per cent of words, phones or clips.
 
     Attributes:
         low, high: paired 95 % bootstrap interval of the second row's error minus the first's.
         utterances: how many both have scored.
-        p: of McNemar's exact test; None for transcripts, and for several runs.
+        p: of McNemar's exact test; None for texts, and for several runs.
     """
 
     low: float
@@ -88,22 +82,4 @@ def _counts_of(row: Row) -> Counts | None:
 
 def _counts(run: ScoredRun) -> Counts | None:
     """Return the counts of a run; they must give the error rate that the run reports."""
-    path = utterance_file(run)
-    if path is None:
-        return None
-    if path.name.startswith("transcripts"):
-        metric, counts = "wer", {(t.id, t.reference): (float(t.errors), float(t.words)) for t in read_transcripts(path)}
-    else:
-        metric, counts = "error", {(p.clip, p.label): (float(not p.right), 1.0) for p in read_predictions(path)}
-    rate = _rate(list(counts.values()))
-    reported = run.values.get(metric)
-    if reported is not None and not isclose(rate, reported, abs_tol=1e-4):
-        raise DataError(
-            f"{path} gives {metric} {rate:.4g} %, but {run.source} reports {reported:.4g} %: it is of another evaluation."
-        )
-    return counts
-
-
-def _rate(counts: Sequence[tuple[float, float]]) -> float:
-    total = sum(length for _, length in counts)
-    return 100 * sum(errors for errors, _ in counts) / total if total else 100.0
+    return None if run.utterances is None else utterance_counts(run.utterances, run.split, run.values, run.source)

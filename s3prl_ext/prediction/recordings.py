@@ -52,8 +52,8 @@ def find(inputs: Iterable[str | os.PathLike]) -> tuple[list[Path], list[tuple[Pa
             files.append(path)
             continue
         inside = sorted(p for p in path.rglob("*") if p.is_file() and not _hidden(p.relative_to(path)))
-        audio = [p for p in inside if p.suffix.lower().lstrip(".") in READABLE | UNREADABLE]
-        others += [p for p in inside if p not in set(audio)]
+        audio = [p for p in inside if _is_audio(p)]
+        others += [p for p in inside if not _is_audio(p)]
         files += audio
         if not audio:
             held = f"only {len(inside)} other files" if inside else "no file"
@@ -110,6 +110,10 @@ def from_samples(samples: np.ndarray, rate: int, name: str = "samples") -> Recor
     if rate != SAMPLE_RATE:
         notes.append(f"resampled from {rate} Hz to {SAMPLE_RATE} Hz")
     return Recording(name, resample(samples, int(rate)), tuple(notes))
+
+
+def _is_audio(path: Path) -> bool:
+    return path.suffix.lower().lstrip(".") in READABLE | UNREADABLE
 
 
 def _hidden(path: Path) -> bool:

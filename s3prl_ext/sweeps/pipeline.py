@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
-from importlib import metadata
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,11 @@ from s3prl_ext.merging.selection_config import LayerSelection, parse_selection
 from s3prl_ext.sweeps import report
 from s3prl_ext.sweeps.experiment import SweepRunner, build, experiment_args, remove_if_empty
 from s3prl_ext.sweeps.fingerprint import model_sha256
-from s3prl_ext.sweeps.grid import PRESETS, groups_of
+from s3prl_ext.sweeps.grid import BASELINE, PRESETS, groups_of
 from s3prl_ext.sweeps.run import Sweep
 from s3prl_ext.sweeps.store import Store
 from s3prl_ext.sweeps.weights import ArmWeights
-from s3prl_ext.training.results import PACKAGES
+from s3prl_ext.training import provenance
 from s3prl_ext.upstreams.layer_similarity.selection import choose_layers
 from s3prl_ext.upstreams.merged_attention.expert import find_source, prepare_sources, source_name, target_name
 from s3prl_ext.upstreams.merged_attention.record import describe_model
@@ -127,7 +127,8 @@ def _sweep(flags: argparse.Namespace, runner: SweepRunner, pair: Pair, grid: dic
     )
     weights = ArmWeights(pair.target, pair.source, pair.layer_map, list(source.lambda_), pair.config.biases, pair.noise)
     store = Store(flags.expdir, _settings(runner, pair), flags.overwrite)
-    store.content |= _facts(pair, grid)
+    origin = {} if store.content["results"] else _origin(runner.args.device)
+    store.content |= _facts(pair, grid) | origin
     return Sweep(
         models=runner.models,
         weights=weights,
@@ -179,13 +180,22 @@ def _settings(runner: SweepRunner, pair: Pair) -> dict[str, Any]:
 
 
 def _facts(pair: Pair, grid: dict[str, Any]) -> dict[str, Any]:
-    """Return what a reader of ``sweep.json`` wants to know besides: models by name and hash, grid, versions."""
+    """Return what a reader of ``sweep.json`` wants to know besides: models by name and hash, grid."""
     source = dataclasses.replace(pair.config.sources[0], noise=None)
     return {
         "target": describe_model(target_name(pair.config.target), pair.target),
         "source": describe_model(source_name(source), pair.source) if pair.source else None,
         "grid": grid,
-        "versions": {name: metadata.version(name) for name in PACKAGES},
+    }
+
+
+def _origin(device: str) -> dict[str, Any]:
+    """Return when, where and with which versions the first score of a sweep is made."""
+    return {
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "commit": provenance.commit(),
+        "machine": provenance.machine(device),
+        "versions": provenance.versions(),
     }
 
 
@@ -195,6 +205,7 @@ def _write(sweep: Sweep, summary: list[dict[str, Any]], title: str, paper: str |
     report.write_table(
         folder / TABLE, sweep.groups, summary, sweep.dev, sweep.test, name, sweep.metric, sweep.lookup, title, paper
     )
-    report.plot(folder / PLOT, sweep.groups, sweep.dev, name, sweep.metric, sweep.lookup, title)
+    items = (sweep.store.get(BASELINE, sweep.dev) or {}).get("items")
+    report.plot(folder / PLOT, sweep.groups, sweep.dev, name, sweep.lookup, title, items)
     logger.info("results written to %s: %s, %s, %s", folder, sweep.store.path.name, TABLE, PLOT)
     return folder / TABLE

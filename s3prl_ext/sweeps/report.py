@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from s3prl_ext.evaluation.paper_figures import mam_figure
-from s3prl_ext.metrics import Metric
-from s3prl_ext.sweeps.grid import BASELINE, Group
+from s3prl_ext.metrics import Metric, factor, heading
+from s3prl_ext.sweeps.grid import BASELINE, Arm, Group
 from s3prl_ext.sweeps.selection import Lookup, Point, point
 from s3prl_ext.writing import write_text
 
@@ -36,9 +36,7 @@ def write_table(
     direction = "higher" if metric.higher_is_better else "lower"
     baseline = {split: point([BASELINE], split, lookup) for split in (dev, test) if split}
     lines = [f"# {title}", "", f"Metric: {metric_name}{unit}, {direction} is better. Several draws: mean ± standard "]
-    lines[-1] += (
-        "deviation over draws. One: with its 95 % bootstrap interval over utterances, where the task gives counts."
-    )
+    lines[-1] += "deviation over draws. One: with its 95 % interval over utterances, where the task gives counts."
     lines += ["", f"Unmerged target: {', '.join(f'{split} {shown(item)}' for split, item in baseline.items())}.", ""]
     if paper:
         lines += [f"Paper: what MAM prints for {paper} with the paper's own models, on its test set.", ""]
@@ -93,11 +91,20 @@ def shown(item: Point | None) -> str:
 
 
 def plot(
-    path: Path, groups: Sequence[Group], split: str, metric_name: str, metric: Metric, lookup: Lookup, title: str
+    path: Path,
+    groups: Sequence[Group],
+    split: str,
+    metric_name: str,
+    lookup: Lookup,
+    title: str,
+    items: int | None = None,
 ) -> None:
     """Draw the metric on `split` over lambda, a panel per set of layers and a line per kind of source matrices.
 
-    Bars are a standard deviation over draws, or the bootstrap interval of a single arm; the band is that of the target.
+    Bars are a standard deviation over draws, or the 95 % interval of a single arm; the band is that of the target.
+
+    Args:
+        items: how many utterances the split has; None where that is not known.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -113,6 +120,7 @@ def plot(
     figure = Figure(figsize=(width, 4.2 if rows == 1 else 3.2 * rows), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns, squeeze=False, sharey=True).flat
+    lookup = _in_per_cent(metric_name, lookup)
     baseline = point([BASELINE], split, lookup)
     styles = dict(zip(SOURCES, STYLES, strict=False))
     for axis, (name, members) in zip(axes, panels.items(), strict=False):
@@ -127,12 +135,26 @@ def plot(
         axis.spines[["top", "right"]].set_visible(False)
     for axis in list(axes)[len(panels) :]:
         axis.set_visible(False)
-    unit = f" ({metric.unit})" if metric.unit == "%" else ""
     for axis in figure.axes[::columns]:
-        axis.set_ylabel(f"{metric_name}{unit} on {split}")
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
-    figure.suptitle(title, fontsize="medium")
+        axis.set_ylabel(f"{heading(metric_name)} on {split}")
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3 if columns == 1 else 5,
+                  frameon=False)  # fmt: skip
+    figure.suptitle(f"{title}, n = {items} utterances" if items else title, fontsize="medium")
     save_figure(figure, path)
+
+
+def _in_per_cent(metric_name: str, lookup: Lookup) -> Lookup:
+    """Return a lookup that gives values as they are shown: ratios in per cent."""
+    times = factor(metric_name)
+
+    def scaled(arm: Arm, split: str) -> tuple[float, tuple[float, float] | None] | None:
+        found = lookup(arm, split)
+        if found is None:
+            return None
+        value, interval = found
+        return times * value, (times * interval[0], times * interval[1]) if interval else None
+
+    return scaled
 
 
 def _curve(axis: Any, group: Group, split: str, baseline: Point | None, lookup: Lookup, style: tuple) -> None:
@@ -149,7 +171,7 @@ def _curve(axis: Any, group: Group, split: str, baseline: Point | None, lookup: 
         linestyle=line,
         marker=marker,
         capsize=3,
-        label=SOURCES[group.noise],
+        label=SOURCES[group.noise] + (f" (n = {group.draws} draws)" if group.draws > 1 else ""),
     )
 
 

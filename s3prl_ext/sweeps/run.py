@@ -6,7 +6,7 @@ import contextlib
 import io
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,9 @@ from s3prl_ext.sweeps.fingerprint import data_sha256
 from s3prl_ext.sweeps.grid import BASELINE, Arm, Group, arm_folder, arm_name, arms_in_order
 from s3prl_ext.sweeps.selection import choose_lambda, summarize
 from s3prl_ext.sweeps.store import Store
-from s3prl_ext.sweeps.utterances import interval
 from s3prl_ext.sweeps.weights import ArmWeights
 from s3prl_ext.training import randomness
-from s3prl_ext.training.evaluation import check_splits, evaluate
+from s3prl_ext.training.evaluation import Scores, check_splits, evaluate
 from s3prl_ext.training.forward import TaskModels
 from s3prl_ext.training.interrupts import Interrupted, StopRequest
 
@@ -132,10 +131,9 @@ class Sweep:
             progress.set_description(f"{split}: {self.name(arm)}")
             self.weights.apply(arm)
             started = time.time()
-            with _recording(self.models.downstream, self.folder / arm_folder(arm, self.groups)) as records:
-                values, _ = evaluate(self.models, split, self.seed, self.ratio, check_stop=stop.check)
-            result = _result(values, records) | {"seconds": round(time.time() - started, 3)}
-            self.store.add(arm, split, result)
+            with _writing_into(self.models.downstream, self.folder / arm_folder(arm, self.groups)):
+                scores = evaluate(self.models, split, self.seed, self.ratio, check_stop=stop.check)
+            self.store.add(arm, split, _result(scores) | {"seconds": round(time.time() - started, 3)})
 
     def name(self, arm: Arm) -> str:
         """Return what to call an arm, such as ``12-19 noise source draw 2 lambda 0.1``."""
@@ -147,35 +145,25 @@ class Sweep:
             return data_sha256(tqdm(loader, desc=f"reading {split}", dynamic_ncols=True, leave=False))
 
 
-def _result(values: Mapping[str, float], records: Mapping[str, Any]) -> dict[str, Any]:
-    metrics = {name: value for name, value in values.items() if not name.endswith(("_low", "_high"))}
-    intervals = {name: interval(name, value, values, records) for name, value in metrics.items()}
-    return {"metrics": metrics, "intervals": {name: list(both) for name, both in intervals.items() if both}}
+def _result(scores: Scores) -> dict[str, Any]:
+    metrics = {name: value for name, value in scores.metrics.items() if not name.endswith(("_low", "_high"))}
+    intervals = {name: list(both) for name, both in scores.intervals.items()}
+    return {"metrics": metrics, "intervals": intervals, "items": scores.items}
 
 
 @contextlib.contextmanager
-def _recording(downstream: Any, folder: Path) -> Iterator[dict[str, Any]]:
-    """Keep what the task records for each utterance, and let it write its files into a folder of the arm's own.
+def _writing_into(downstream: Any, folder: Path) -> Iterator[None]:
+    """Let the task write its files into a folder of the arm's own.
 
     What the task prints is left out, so that the progress bar stays readable.
     """
-    kept: dict[str, Any] = {}
-    log_records = downstream.log_records
-
-    def recording(split: str, records: dict[str, list], **kwargs: Any) -> Any:
-        names = log_records(split, records=records, **kwargs)
-        kept.update(records)
-        return names
-
     expdir = getattr(downstream, "expdir", None)
     try:
-        downstream.log_records = recording
         if expdir is not None:
             folder.mkdir(parents=True, exist_ok=True)
             downstream.expdir = type(expdir)(folder)
         with contextlib.redirect_stdout(io.StringIO()):
-            yield kept
+            yield
     finally:
-        del downstream.log_records
         if expdir is not None:
             downstream.expdir = expdir

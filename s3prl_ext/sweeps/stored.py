@@ -47,6 +47,10 @@ class StoredSweep:
         name = Path(source["name"]).name if source else "noise"
         return f"{name} into {Path(self.content['target']['name']).name}: {self.content['settings']['task']}"
 
+    def items(self, split: str) -> int | None:
+        """Return how many utterances of a split were scored, where the file says so."""
+        return self.content["results"][f"{BASELINE.key}:{split}"].get("items")
+
     def lookup(self, arm: Arm, split: str) -> tuple[float, tuple[float, float] | None] | None:
         """Return value and interval of an arm on a split, or None where it was not scored."""
         result = self.content["results"].get(f"{(arm if arm.lambda_ else BASELINE).key}:{split}")
@@ -118,7 +122,16 @@ def read_sweep(path: Path) -> StoredSweep:
             raise DataError(
                 f"{path} is unfinished ({len(content['results'])} scores): give the command of the sweep again."
             )
-        return StoredSweep(Path(path), content, tuple(_groups(content)))
+        sweep = StoredSweep(Path(path), content, tuple(_groups(content)))
+        runs = sweep.runs()  # reads all that tables and pictures need
+        numbers = [*(value for run in runs for value in run.values.values()),
+                   *(end for run in runs for ends in run.intervals.values() for end in ends)]  # fmt: skip
+        hashes, versions = content["data"].values(), content.get("versions", {})
+        if not all(isinstance(number, (int, float)) for number in numbers) or not all(run.values for run in runs):
+            raise TypeError("a score that is no number")
+        if not all(isinstance(sha256, str) for sha256 in hashes) or not isinstance(versions, Mapping):
+            raise TypeError("hashes of data or versions")
+        return sweep
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}): give the sweep.json of a sweep.") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:

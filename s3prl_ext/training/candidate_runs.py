@@ -15,7 +15,7 @@ from tensorboardX import SummaryWriter
 
 from s3prl_ext.errors import UsageError
 from s3prl_ext.evaluation.plots import STYLES, Curve, plot_curves
-from s3prl_ext.metrics import METRICS
+from s3prl_ext.metrics import factor, heading
 from s3prl_ext.training import checkpoint, randomness, ranks, tuned_upstream
 from s3prl_ext.training.early_stop import Candidate, EarlyStopConfig, judged_by
 from s3prl_ext.training.evaluation import evaluate
@@ -96,7 +96,7 @@ class CandidateRuns:
         with tempfile.TemporaryDirectory() as elsewhere:
             self._let_task_write_into(Path(elsewhere))
             try:
-                reported, _ = evaluate(experiment.models, self._split, experiment.args.seed, ratio=1e-9)
+                reported = evaluate(experiment.models, self._split, experiment.args.seed, ratio=1e-9).metrics
             finally:
                 self._let_task_write_into(Path(experiment.args.expdir))
         judged_by(wanted, experiment.args.downstream, list(reported))
@@ -270,19 +270,22 @@ def curves_of(expdir: str | Path, record: Mapping[str, Any], history: Sequence[M
     return curves
 
 
-def draw(expdir: str | Path, record: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> None:
+def draw(expdir: str | Path, record: Mapping[str, Any], history: Sequence[Mapping[str, Any]], task: str) -> None:
     """Draw the candidates' curves with the step of the comparison into ``race.png`` (AD-TUNING, Fig. 3)."""
     if len(record["entrants"]) > len(STYLES):
         logger.warning("%d candidates are too many for one picture; see race.json", len(record["entrants"]))
         return
-    metric = METRICS[record["metric"]]
-    better = "higher" if metric.higher_is_better else "lower"
+    times = factor(record["metric"])
+    curves = [
+        Curve(one.label, one.steps, [times * value for value in one.values])
+        for one in curves_of(expdir, record, history)
+    ]
     plot_curves(
-        curves_of(expdir, record, history),
+        curves,
         Path(expdir) / PICTURE,
-        f"AD-TUNING: {len(record['entrants'])} candidates on {record['split']}",
-        f"{record['metric']} ({metric.unit}, {better} is better)",
-        cut=("comparison", record["cut"]),
+        f"{task}: race of {len(curves)} candidates (AD-TUNING), one seed",
+        f"{record['split']} {heading(record['metric'])}",
+        cut=(f"comparison at step {record['cut']}", record["cut"]),
     )
 
 

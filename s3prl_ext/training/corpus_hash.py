@@ -1,8 +1,9 @@
-"""What a run's corpus was, as a hash: the names and sizes of the files that its task reads."""
+"""What a run's corpus and its division were, as hashes: names and sizes of the files that its task reads, and its lists."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,6 +23,18 @@ PATHS: dict[str, tuple[str, ...]] = {
     "esc50": ("datarc.esc50_root",),
 }
 WITH_PATHS = ("wav.scp",)  # Kaldi's tables of absolute paths
+# Where s3prl's tasks find out which utterance belongs to which split: patterns of lists below a path; none: the names of
+# all files decide (KS by a hash of the speaker, PR and SF by folders).
+SPLIT_LISTS: dict[str, dict[str, tuple[str, ...]]] = {
+    "asr": {"datarc.bucket_file": ("*.csv",)},
+    "ctc": {"corpus.path": ()},
+    "diarization": {
+        f"loaderrc.{split}_dir": ("segments", "utt2spk", "reco2dur", "spk2utt") for split in ("train", "dev", "test")
+    },
+    "speech_commands": {"datarc.speech_commands_root": (), "datarc.speech_commands_test_root": ()},
+    "fluent_commands": {"datarc.file_path": ("data/*.csv",)},
+    "voxceleb1": {"datarc.meta_data": ("",)},
+}
 # Sections whose lists name folders below the corpus root: of these corpora only those folders are read.
 SPLITS_BELOW = {"datarc.libri_root": "datarc", "corpus.path": "corpus"}
 
@@ -59,6 +72,36 @@ def corpus_hash(task: str, config: Mapping[str, Any]) -> dict[str, Any] | None:
     return {
         "sha256": digest.hexdigest(), "files": len(rows), "bytes": sum(size for _, size in rows), "covers": covers
     }  # fmt: skip
+
+
+def splits_hash(task: str, config: Mapping[str, Any]) -> str | None:
+    """Return the SHA-256 of what divides the corpus of one of s3prl's tasks: its lists, or else the names of its files.
+
+    Lists in the task file count, such as the speakers of SF and the folders of LibriSpeech; the place of the corpus does
+    not.
+
+    Args:
+        task: name for ``-d``.
+        config: the task file with its variables expanded.
+
+    Returns:
+        None for other tasks, or where nothing is there.
+    """
+    expert = config.get("downstream_expert") or {}
+    rows: list[tuple[str, str]] = []
+    for key, patterns in SPLIT_LISTS.get(task, {}).items():
+        value = _at(expert, key)
+        if not isinstance(value, str) or not Path(value).exists():
+            continue
+        root, splits = Path(value), _splits(expert, key)
+        lists = [path for pattern in patterns for path in (root.glob(pattern) if pattern else [root])]
+        rows += [(f"{key}/{path.name}", hashlib.sha256(path.read_bytes()).hexdigest()) for path in lists]
+        rows += [] if patterns else [(f"{key}/{name}", "") for name, _ in _files(root, splits)]
+    if not rows:
+        return None
+    section = expert.get("corpus" if task == "ctc" else "datarc") or {}
+    named = {name: value for name, value in section.items() if isinstance(value, list) and name != "lexicon"}
+    return hashlib.sha256(json.dumps([sorted(rows), named], sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _at(section: Mapping[str, Any], key: str) -> Any:

@@ -7,16 +7,22 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from tqdm import tqdm
 
 from s3prl_ext.errors import DataError, UsageError
+from s3prl_ext.evaluation.significance import Interval
 from s3prl_ext.training import randomness
 from s3prl_ext.training.forward import TaskModels
+from s3prl_ext.training.intervals import intervals
 
 logger = logging.getLogger(__name__)
+
+
+# What s3prl's ctc tasks report as ratios and its asr in per cent: one name has one unit in what is recorded.
+RATIOS_OF_CTC = ("wer", "cer")
 
 
 class MetricLogger:
@@ -31,7 +37,9 @@ class MetricLogger:
 
     def add_scalar(self, tag: str, value: Any, *args: Any, **kwargs: Any) -> None:
         """Record scalar `value` of a tag such as ``asr/dev-clean-wer`` under ``wer`` and pass it on."""
-        self.values[tag.rsplit("-", 1)[-1]] = float(value)
+        name = tag.rsplit("-", 1)[-1]
+        as_ratio = tag.startswith("ctc-") and name in RATIOS_OF_CTC
+        self.values[name] = float(value) * (100.0 if as_ratio else 1.0)
         if self._writer is not None:
             self._writer.add_scalar(tag, value, *args, **kwargs)
 
@@ -39,6 +47,22 @@ class MetricLogger:
         if self._writer is None:
             return lambda *args, **kwargs: None
         return getattr(self._writer, name)
+
+
+class Scores(NamedTuple):
+    """What an evaluation found.
+
+    Attributes:
+        metrics: by name.
+        save_names: checkpoint names under which the task wants this model saved.
+        intervals: 95 % interval of each metric whose utterances are known.
+        items: how many utterances were scored; of diarization recordings, or chunks where these are not handed out whole.
+    """
+
+    metrics: dict[str, float]
+    save_names: list[str]
+    intervals: dict[str, Interval]
+    items: int
 
 
 def evaluate(
@@ -49,7 +73,7 @@ def evaluate(
     writer: Any = None,
     step: int = 0,
     check_stop: Callable[[], None] = lambda: None,
-) -> tuple[dict[str, float], list[str]]:
+) -> Scores:
     """Score a split under a fixed seed (KS draws its dev batches at random).
 
     Args:
@@ -61,9 +85,6 @@ def evaluate(
         step: global step for the log.
         check_stop: called between batches; may raise to give the evaluation up.
 
-    Returns:
-        Metrics by name, and the checkpoint names under which the task wants this model saved.
-
     Raises:
         DataError: the split is empty.
     """
@@ -73,14 +94,15 @@ def evaluate(
         loader = _loader(models, split)
         if len(loader) == 0:
             raise _empty(split)
-        records, batch_ids = _score(models, split, loader, max(1, round(len(loader) * ratio)), check_stop)
+        batches = max(1, round(len(loader) * ratio))
+        records, wholes, items = _score(models, split, loader, batches, check_stop)
         try:
             save_names = models.downstream.log_records(
                 split,
                 records=records,
                 logger=metric_logger,
                 global_step=step,
-                batch_ids=batch_ids,
+                batch_ids=list(range(batches)),
                 total_batch_num=len(loader),
             )
         except ZeroDivisionError as error:
@@ -88,7 +110,8 @@ def evaluate(
                 f"the metrics of split '{split}' divide by zero: its references hold nothing to count (SF: no slot; "
                 "ASR, PR: no word); check the corpus of this task."
             ) from error
-    return metric_logger.values, save_names if isinstance(save_names, list) else []
+    names = save_names if isinstance(save_names, list) else []
+    return Scores(metric_logger.values, names, intervals(metric_logger.values, {**records, "recording": wholes}), items)
 
 
 def open_split(downstream: Any, split: str, **options: Any) -> Any:
@@ -142,14 +165,23 @@ def _loader(models: TaskModels, split: str) -> Any:
 
 def _score(
     models: TaskModels, split: str, loader: Any, batches: int, check_stop: Callable[[], None]
-) -> tuple[dict[str, list], list[int]]:
-    """Run the first `batches` batches; return what the task recorded, and the batch numbers."""
+) -> tuple[dict[str, list], list[str], int]:
+    """Run the first `batches` batches.
+
+    Returns:
+        What the task recorded; names of recordings, where each batch is the chunks of one (SD); the number of items.
+    """
     records: dict[str, list] = defaultdict(list)
+    wholes: list[str] = []
+    items = 0
     progress = tqdm(itertools.islice(loader, batches), dynamic_ncols=True, desc=split, total=batches, leave=False)
     for batch_id, (wavs, *others) in enumerate(progress):
         check_stop()
         models.loss(split, wavs, others, records, batch_id=batch_id)
-    return records, list(range(batches))
+        if others and isinstance(others[-1], str):
+            wholes.append(others[-1])
+        items += len(wavs)
+    return records, wholes, len(wholes) or items
 
 
 @contextmanager

@@ -110,7 +110,7 @@ def draw(names: Sequence[str], steps: Sequence[int], values: Sequence[Sequence[f
     middles = [(a + b) / 2 for a, b in itertools.pairwise(steps)]
     edges = [steps[0], *middles, steps[-1]], [row - 0.5 for row in range(len(names) + 1)]
     shades = course.pcolormesh(*edges, list(zip(*values)), cmap="gray_r")
-    course.set(title="lambda over training", xlabel="optimizer step")
+    course.set(title=f"lambda over training, n = {len(names)}", xlabel="optimizer step")
     shown = rows[:: -(-len(names) // 32)]  # at most 32 labels
     course.set_yticks(shown, [names[row] for row in shown])
     figure.colorbar(shades, ax=course, label="lambda")

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from s3prl_ext.errors import StoppedByUser
 from s3prl_ext.training import checkpoint, ranks
 from s3prl_ext.training.batches import TrainingBatches
-from s3prl_ext.training.evaluation import evaluate, open_split
+from s3prl_ext.training.evaluation import Scores, evaluate, open_split
 from s3prl_ext.training.forward import unwrapped
 from s3prl_ext.training.interrupts import Interrupted, StopRequest
 from s3prl_ext.training.trial import Diverged, Trial
@@ -42,8 +42,8 @@ class TrainingLoop:
         label: what the progress bar is called.
 
     Attributes:
-        last_metrics: metrics of the last evaluation, by split, also of an earlier session.
-        history: one row ``{"step": ..., "split": ..., metric: value, ...}`` per evaluation, also of earlier sessions.
+        history: one row ``{"step": ..., "split": ..., "items": ..., "intervals": ..., metric: value, ...}`` per
+            evaluation, also of earlier sessions; items and intervals as in :class:`Scores`.
     """
 
     def __init__(
@@ -74,11 +74,20 @@ class TrainingLoop:
         self._stop = StopRequest(enabled=False)
         extension = resumed.get(checkpoint.EXTENSION_KEY, {})
         self.history: list[dict[str, Any]] = list(extension.get("history", []))
-        self.last_metrics: dict[str, dict[str, float]] = {row["split"]: _metrics(row) for row in self.history}
         self._evaluation_due = extension.get("evaluation_due", False)
         positions = extension.get("positions") or [extension.get("position")]
         position = positions[ranks.rank() if len(positions) == ranks.world_size() else ranks.LEADER]
         self.batches = TrainingBatches(self._make_loader, position, epoch=resumed.get("Epoch", 0))
+
+    @property
+    def last_rows(self) -> dict[str, dict[str, Any]]:
+        """The newest row of the history, by split."""
+        return {row["split"]: row for row in self.history}
+
+    @property
+    def last_metrics(self) -> dict[str, dict[str, float]]:
+        """Metrics of the last evaluation, by split."""
+        return {split: _metrics(row) for split, row in self.last_rows.items()}
 
     def run(self, until: int | None = None) -> None:
         """Train until `total_steps`; on Ctrl-C or SIGTERM save the current step and raise StoppedByUser.
@@ -132,7 +141,7 @@ class TrainingLoop:
 
     def _score(self, split: str) -> dict[str, float]:
         with self._best_scores_kept(always=True):
-            return self._evaluate(split)[0]
+            return self._evaluate(split).metrics
 
     def _train_to_the_end(self) -> None:
         leader = ranks.is_leader()
@@ -204,14 +213,12 @@ class TrainingLoop:
 
     def _evaluate_splits(self) -> list[str]:
         """Score every evaluation split; return the names under which the task wants this model saved."""
-        names, found = [], {}
         with self._best_scores_kept():
-            for split in self.config.eval_dataloaders:
-                found[split], best = self._evaluate(split)
-                names += best
-        self.last_metrics |= found
-        self.history += [{"step": self.trial.step, "split": split, **row} for split, row in found.items()]
-        return names
+            found = {split: self._evaluate(split) for split in self.config.eval_dataloaders}
+        for split, scores in found.items():
+            row = {"step": self.trial.step, "split": split, "items": scores.items, "intervals": scores.intervals}
+            self.history.append(row | scores.metrics)
+        return [name for scores in found.values() for name in scores.save_names]
 
     @contextmanager
     def _best_scores_kept(self, always: bool = False) -> Iterator[None]:
@@ -227,7 +234,7 @@ class TrainingLoop:
                 for name, value in best_scores.items():
                     setattr(expert, name, value)
 
-    def _evaluate(self, split: str) -> tuple[dict[str, float], list[str]]:
+    def _evaluate(self, split: str) -> Scores:
         step, ratio = self.trial.step, self.config.evaluate_ratio
         return evaluate(self.trial.models, split, self.seed, ratio, self.writer, step, self._stop.check)
 
@@ -270,4 +277,4 @@ class TrainingLoop:
 
 def _metrics(row: Mapping[str, Any]) -> dict[str, float]:
     """Return the metrics in a row of a history."""
-    return {key: value for key, value in row.items() if key not in ("step", "split")}
+    return {key: value for key, value in row.items() if key not in ("step", "split", "items", "intervals")}

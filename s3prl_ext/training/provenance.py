@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from s3prl_ext.configs import PACKAGE_DIR
+from s3prl_ext.training import ranks
 
 PACKAGES = ("s3prl_ext", "s3prl", "torch", "torchaudio", "transformers", "numpy")
 
@@ -43,7 +44,7 @@ def commit(folder: Path = PACKAGE_DIR.parent) -> str | None:
 
 
 def machine(device: str | torch.device) -> dict[str, Any]:
-    """Return processor, cores, operating system, torch device and the name of its GPU."""
+    """Return processor, cores, operating system, torch device, the name of its GPU, and how many processes train."""
     on_gpu = str(device).startswith("cuda") and torch.cuda.is_available()
     return {
         "cpu": _processor(),
@@ -51,6 +52,7 @@ def machine(device: str | torch.device) -> dict[str, Any]:
         "platform": f"{platform.system()} {platform.machine()}",
         "device": str(device),
         "gpu": torch.cuda.get_device_name() if on_gpu else None,
+        "processes": ranks.world_size(),
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
@@ -15,7 +15,7 @@ from s3prl_ext.errors import ExtError, StoppedByUser, UsageError, sentence
 from s3prl_ext.evaluation.result_records import SCHEMA, problems
 from s3prl_ext.metrics import METRICS
 from s3prl_ext.training import provenance
-from s3prl_ext.training.corpus_hash import corpus_hash
+from s3prl_ext.training.corpus_hash import corpus_hash, splits_hash
 from s3prl_ext.training.provenance import PACKAGES  # noqa: F401  the packages that result files name
 from s3prl_ext.writing import write_json
 
@@ -31,6 +31,8 @@ def write(
     trainable: dict[str, int],
     merge: dict[str, Any] | None = None,
     seconds_per_step: float | None = None,
+    intervals: Mapping[str, Mapping[str, Sequence[float]]] | None = None,
+    items: Mapping[str, int | None] | None = None,
     **facts: Any,
 ) -> Path:
     """Write the metrics of a run's splits to ``result.json`` (train) or ``result-SPLIT.json`` (evaluate).
@@ -44,6 +46,8 @@ def write(
         trainable: number of trainable weights of upstream, featurizer and downstream.
         merge: record of a merged upstream.
         seconds_per_step: wall time of an optimizer step, with what is scored and saved on the way; None without training.
+        intervals: 95 % interval by split and metric; None where nobody computed them.
+        items: how many utterances were scored, by split.
         **facts: further plain values, such as the evaluations on the way.
     """
     path = Path(args.expdir) / _name(args, "-".join(metrics))
@@ -52,11 +56,12 @@ def write(
         "step": step,
         "seconds_per_step": seconds_per_step,
         "metrics": rows,
-        "intervals": {split: _intervals(row) for split, row in metrics.items()},
+        "intervals": {split: _lists((intervals or {}).get(split, {})) for split in metrics},
+        "items": {split: (items or {}).get(split) for split in metrics},
         "trainable": trainable,
         "merge": merge,
         **facts,
-        "splits_sha256": _splits_sha256(Path(args.expdir) / "splits.json"),
+        "splits_sha256": _splits_sha256(Path(args.expdir) / "splits.json") or splits_hash(args.downstream, config),
     }
     found = problems(content)
     if found:
@@ -144,9 +149,9 @@ def _row(name: str, value: float) -> dict[str, Any]:
     }
 
 
-def _intervals(row: Mapping[str, float]) -> dict[str, list[float]]:
-    """Return ``[low, high]`` of each metric that a task gives with the ends of its 95 % interval."""
-    return {name: [row[f"{name}_low"], row[f"{name}_high"]] for name in row if f"{name}_low" in row}
+def _lists(intervals: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
+    """Return the ends of the intervals as JSON keeps them."""
+    return {name: [float(end) for end in ends] for name, ends in intervals.items()}
 
 
 def _splits_sha256(path: Path) -> str | None:

@@ -17,7 +17,7 @@ from s3prl_ext.child_tuning.child_network import ChildNetwork
 from s3prl_ext.child_tuning.eligible import eligible_parameters
 from s3prl_ext.configs import Variables
 from s3prl_ext.merging.learnable import find_lambda
-from s3prl_ext.training import checkpoint, ranks, tuned_upstream
+from s3prl_ext.training import checkpoint, ranks, spent, tuned_upstream
 from s3prl_ext.training.child_selection import choose_masks
 from s3prl_ext.training.config import RunnerConfig
 from s3prl_ext.training.forward import TaskModels, unwrapped
@@ -27,6 +27,7 @@ from s3prl_ext.training.loop import TrainingLoop
 from s3prl_ext.training.methods import METHODS
 from s3prl_ext.training.optimizers import build_optimizer
 from s3prl_ext.training.parameter_groups import RatesConfig, parameter_groups, upstream_rates
+from s3prl_ext.training.spent import Spent
 from s3prl_ext.training.trial import Trial
 from s3prl_ext.training.tuned_upstream import TunedUpstream
 from s3prl_ext.training.tuning_config import TuningConfig
@@ -49,6 +50,7 @@ class Experiment:
         total_steps: T, optimizer steps of a whole run.
         entries: upstream, featurizer, downstream, as built by the Runner, which may put another entry in a place.
         tuned: what runs change in the upstream.
+        spent: wall time and memory over all sessions.
         densities: of all child networks that share one choice of masks.
         data: hash of the corpus, see :func:`s3prl_ext.training.corpus_hash.corpus_hash`.
     """
@@ -60,6 +62,7 @@ class Experiment:
     total_steps: int
     entries: list[ModelEntry]
     tuned: TunedUpstream
+    spent: Spent
     densities: tuple[float, ...] = ()
     data: Mapping[str, Any] | None = None
 
@@ -230,6 +233,7 @@ class Run:
         if ranks.active():
             states["WorldSize"] = ranks.world_size()
         extension = extension | self.trial.extension() | experiment.shared_facts
+        extension[spent.KEY] = experiment.spent.state()
         if self.candidate is not None:
             extension["candidate"] = self.candidate
         if self.curve is not None:

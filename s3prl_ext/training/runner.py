@@ -31,6 +31,7 @@ from s3prl_ext.training.learnable_upstream import loadable_state, prepare_lambda
 from s3prl_ext.training.methods import METHODS, prepare_upstream, resolve_tuning
 from s3prl_ext.training.parameter_groups import train_only
 from s3prl_ext.training.run import Experiment, Run
+from s3prl_ext.training.spent import Spent
 from s3prl_ext.training.task_file import TaskFile
 from s3prl_ext.training.tuned_upstream import TunedUpstream
 from s3prl_ext.training.tuning_config import TuningConfig
@@ -220,7 +221,7 @@ class Runner(StockRunner):
             results.failures_recorded(self.args, self.config, active=leader),
             ranks.lost_ranks_named(),
         ):
-            started = time.time()
+            spent = Spent(self.args.expdir, self.init_ckpt)
             writer = None
             try:
                 if leader:
@@ -229,7 +230,7 @@ class Runner(StockRunner):
                 ranks.barrier()  # nobody takes masks from a folder that is being cleared
                 check_splits(self.models.unwrapped(), self._splits())
                 self.total_steps = self.runner_config.total_steps or self._steps_of_epochs()
-                experiment = self._experiment()
+                experiment = self._experiment(spent)
                 if self.racing:
                     self._race(experiment)
                 writer = SummaryWriter(self.args.expdir) if leader else None
@@ -240,7 +241,7 @@ class Runner(StockRunner):
                 run.loop.run()
                 if leader:
                     per_step = (time.time() - loop_started) / max(1, run.trial.step - first_step)
-                    self._finish(run, first_step, time.time() - started, per_step)
+                    self._finish(run, first_step, spent, per_step)
             finally:
                 if writer is not None:
                     writer.close()
@@ -255,30 +256,33 @@ class Runner(StockRunner):
             splits.append(str(self.early_stop.split))
         return splits
 
-    def _finish(self, run: Run, first_step: int, seconds: float, seconds_per_step: float) -> None:
+    def _finish(self, run: Run, first_step: int, spent: Spent, seconds_per_step: float) -> None:
         """Write what the run measured; nothing where that was done already."""
         if run.loop.history and not checkpoint.best(self.args.expdir):
             logger.warning(
                 "there is no best checkpoint%s: the task keeps one when a dev score beats what it begins with (accuracy 0, "
                 "word error rate 100 %%), and none of %d did; %s/states-%d.ckpt has the last step and serves in its place",
-                "" if self.upstream.trainable and not self.tuned.is_small else " and no delta.safetensors", len(run.loop.history), self.args.expdir,
-                run.trial.step,
+                "" if self.upstream.trainable and not self.tuned.is_small else " and no delta.safetensors",
+                len(run.loop.history), self.args.expdir, run.trial.step,
             )  # fmt: skip
         record = read_record(self.args.expdir) if self.candidate else None
         if record is not None:
-            draw(self.args.expdir, record, run.loop.history)
+            draw(self.args.expdir, record, run.loop.history, self.args.downstream)
         if run.trial.step > first_step or results.step_of(self.args.expdir) != run.trial.step:
             per_step = round(seconds_per_step, 4) if run.trial.step > first_step else None
+            rows = run.loop.last_rows
             self._write_result(
-                run.loop.last_metrics, run.trial.step, seconds,
+                run.loop.last_metrics, run.trial.step, spent.seconds, peak_memory=spent.peak_memory,
+                intervals={split: row.get("intervals") or {} for split, row in rows.items()},
+                items={split: row.get("items") for split, row in rows.items()},
                 history=run.loop.history, race=record, seconds_per_step=per_step,
             )  # fmt: skip
 
-    def _experiment(self) -> Experiment:
+    def _experiment(self, spent: Spent | None = None) -> Experiment:
         """Return what the runs of this experiment share."""
         return Experiment(
             self.args, self.config, self._variables, self.runner_config, self.total_steps, self.all_entries, self.tuned,
-            data=self.data,
+            spent or Spent(self.args.expdir, self.init_ckpt), data=self.data,
         )  # fmt: skip
 
     def _race(self, experiment: Experiment) -> None:
@@ -316,13 +320,16 @@ class Runner(StockRunner):
             with results.failures_recorded(
                 self.args, self.config, split, active=from_command_line and ranks.is_leader()
             ):
-                metrics, names = evaluate(
+                scores = evaluate(
                     self.models, split, self.args.seed, self.runner_config.evaluate_ratio, logger, global_step
                 )
             if from_command_line:
                 step = self.init_ckpt.get("Step") or 0
-                self._write_result({split: metrics}, step, time.time() - started)
-            return names
+                self._write_result(
+                    {split: scores.metrics}, step, time.time() - started,
+                    intervals={split: scores.intervals}, items={split: scores.items},
+                )  # fmt: skip
+            return scores.save_names
 
     def _write_result(self, metrics: dict[str, dict[str, float]], step: int, seconds: float, **more: Any) -> None:
         counts = {entry.name: self._trainable(entry) for entry in self.all_entries}

@@ -167,6 +167,37 @@ def test_what_is_damaged_failed_or_double_is_named_and_left_out(tmp_path, pair):
         assert said in text and said.replace("'", "&#x27;") in page
 
 
+def keyword_run(folder: Path, right: int, seed: int = 1, **changes) -> Path:
+    """Write a run of KS with the labels that s3prl leaves behind: the first `right` of 60 clips right."""
+    record = content({"acc": right / 60}, downstream="speech_commands", seed=seed, **changes)
+    write(folder, record)
+    said = ["yes"] * right + ["no"] * (60 - right)
+    for name, labels in (("predict", said), ("truth", ["yes"] * 60)):
+        (folder / f"test_{name}.txt").write_text("".join(f"clip{n} {one}\n" for n, one in enumerate(labels)))
+    return folder
+
+
+def test_tasks_of_s3prl_are_compared_clip_by_clip(tmp_path):
+    runs = [keyword_run(tmp_path / "a", 30, tuning={"method": "full"}), keyword_run(tmp_path / "b", 45)]
+    _, rows, _ = report(tmp_path / "out", *runs)
+    by_row = {row["row"]: row for row in rows}
+    better = by_row["hubert"]
+    assert better["baseline"] == "hubert, full" and float(better["difference_high"]) < 0
+    assert float(better["p"]) == pytest.approx(2 * 0.5**15)
+    (runs[1] / "test_predict.txt").write_text("clip0 yes\n")
+    text, rows, _ = report(tmp_path / "out", *runs)
+    assert "name different clips" in text and {row["p"] for row in rows} == {""}
+
+
+def test_rows_without_a_baseline_say_so_and_mixed_commits_are_named(tmp_path):
+    runs = [keyword_run(tmp_path / str(n), 30 + n, commit=n * "c" + 40 * "d", tuning={"method": "lora", "rank": n})
+            for n in (1, 2)]  # fmt: skip
+    text, _, _ = report(tmp_path / "out", *runs)
+    assert "name it with --baseline" in text and "the results come from 2 commits (ccdddddddddd, cddddddddddd)" in text
+    text, _, _ = report(tmp_path / "out", *runs, "--baseline", "rank 1")
+    assert "name it with --baseline" not in text and "Changes are relative to: hubert, lora" in text
+
+
 def test_contradicting_results_are_refused_and_nothing_is_written(tmp_path):
     for name, wer in (("a", 5.0), ("b", 6.0)):
         write(tmp_path / "runs" / name, content({"wer": wer}))

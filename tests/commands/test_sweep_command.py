@@ -101,7 +101,7 @@ def test_an_arm_scores_as_the_merged_upstream_does(sweep, corpus, pair, tmp_path
         )
         args.upstream_model_config = f"{tmp_path / 'my.yaml'},,{overrides}"
         runner = Runner(args, config)
-        values, _ = evaluate(runner.models, "dev", args.seed)
+        values = evaluate(runner.models, "dev", args.seed).metrics
         assert scored["dev", arm, "none", 0.5 if arm else 0.0] == {
             name: value for name, value in values.items() if not name.endswith(("_low", "_high"))
         }

@@ -9,7 +9,7 @@ import pytest
 from s3prl_ext.errors import DataError
 from s3prl_ext.evaluation.result_records import KEYS, problems, read_record
 from s3prl_ext.evaluation.scored_runs import name_layers, runs_of
-from tests.result_files import content, merge, write
+from tests.result_files import content, damaged, merge, write
 
 
 def test_a_complete_record_has_no_problem():
@@ -28,12 +28,16 @@ def test_each_missing_key_is_named(key):
     [
         ({"seed": "1"}, "'1' as 'seed'"),
         ({"seed": True}, "True as 'seed'"),
-        ({"schema": 3}, "reads up to 2: update"),
+        ({"schema": 4}, "reads up to 3: update"),
         ({"schema": "2"}, "schema '2'"),
         ({"metrics": {"test": {"wer": 5.0}}}, "5.0 as 'wer' of 'test'"),
         ({"metrics": {"test": {"wer": {"value": "5", "unit": "%", "higher_is_better": False}}}}, "as 'wer' of 'test'"),
         ({"metrics": {"test": 5}}, "as metrics of 'test'"),
         ({"intervals": None}, "'intervals'"),
+        ({"intervals": {"test": 5}}, "5 as intervals of 'test'"),
+        ({"intervals": {"test": {"wer": [4.0]}}}, "[4.0] as interval of 'wer' of 'test'"),
+        ({"intervals": {"test": {"wer": [6.0, 4.0]}}}, "[6.0, 4.0] as interval of 'wer'"),
+        ({"items": {"test": "5"}}, "'5' as items of 'test'"),
     ],
 )
 def test_wrong_values_are_named(change, said):
@@ -42,19 +46,26 @@ def test_wrong_values_are_named(change, said):
 
 def test_a_failure_needs_an_error_and_no_outcome():
     failed = content({"wer": 5.0}, error="the disk is full.", metrics={}, step=None)
-    for key in ("merge", "intervals", "splits_sha256", "seconds_per_step"):
+    for key in ("merge", "intervals", "items", "splits_sha256", "seconds_per_step"):
         del failed[key]
     assert problems(failed) == []
 
 
 def test_schema_1_is_read_with_none_for_what_came_later(tmp_path):
     old = content({"wer": 5.0, "wer_low": 4.0, "wer_high": 6.5}, schema=1)
-    for key in ("date", "data", "machine", "peak_memory", "commit", "error", "seconds_per_step", "intervals"):
+    for key in ("date", "data", "machine", "peak_memory", "commit", "error", "seconds_per_step", "intervals", "items"):
         del old[key]
     del old["splits_sha256"]
     record = read_record(write(tmp_path, old))
     assert record["commit"] is None and record["data"] is None
     assert runs_of(record)[0].intervals["wer"] == [4.0, 6.5]
+
+
+def test_schema_2_is_read_without_the_number_of_items(tmp_path):
+    old = content({"acc": 0.5}, downstream="speech_commands", schema=2)
+    del old["items"]
+    record = read_record(write(tmp_path, old))
+    assert record["items"] is None and record["commit"] == "c" * 40
 
 
 @pytest.mark.parametrize(
@@ -67,6 +78,23 @@ def test_damaged_files_are_refused_by_name(tmp_path, text, said):
     with pytest.raises(DataError, match=said) as error:
         read_record(path)
     assert str(path) in str(error.value)
+
+
+def test_whatever_is_damaged_is_named_or_does_no_harm(tmp_path):
+    noise = {"kind": "target", "draw": 2, "seed": 0, "statistics": "tensor", "sha256": "e" * 64}
+    whole = content(
+        {"acc": 0.5}, downstream="speech_commands", merge=merge(0.1, noise=noise), tuning={"method": "full"}
+    )
+    whole["intervals"] = {"test": {"acc": [0.4, 0.6]}}
+    path = tmp_path / "result.json"
+    refused = 0
+    for _, broken in damaged(whole):
+        path.write_text(json.dumps(broken))
+        try:
+            [run.key() for run in runs_of(read_record(path))]
+        except DataError as error:
+            refused += str(path) in str(error)
+    assert refused > 150
 
 
 def test_facts_name_task_method_and_merge(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from statistics import stdev
 
@@ -47,6 +48,14 @@ def test_the_same_result_twice_counts_once_and_is_named():
     assert len(runs) == 1 and "copy/result-test.json: left out, it repeats a/result-test.json" in notes[0]
 
 
+def test_an_arm_that_several_sweeps_share_counts_once_and_is_named():
+    arms = [replace(run(9.25, f"{name}/sweep.json", merge=merge(0.0)), mode="sweep") for name in "ab"]
+    runs, notes = without_duplicates(arms)
+    assert len(runs) == 1 and notes == [
+        "b/sweep.json: its hubert, λ 0 is left out, it repeats a/sweep.json (same configuration, seed and split)."
+    ]
+
+
 def test_contradicting_results_are_refused():
     with pytest.raises(DataError, match=r"a/result-test.json and b/r.json have the same .* seed 1 .* wer 4.0 .* 5.0"):
         without_duplicates([run(4.0), run(5.0, "b/r.json")])
@@ -74,6 +83,7 @@ def test_nan_stays_in_the_mean():
         ({"merge": merge(0.0)}, "hubert, λ 0"),
         ({"merge": merge(0.25, (1, 2))}, "hubert, λ 0.25 layers 1-2"),
         ({"tuning": {"method": "child", "mask": "random", "density": 0.1}}, "hubert, child random P 0.1"),
+        ({"tuning": {"method": "weighted_sum"}}, "hubert, weighted_sum"),
         ({"candidate": "density_0.1"}, "hubert, race"),
         ({"args": {"upstream_trainable": True, "upstream_ckpt": "/models/x.pt"}}, "hubert x.pt, full"),
     ],

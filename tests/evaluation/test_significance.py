@@ -15,6 +15,7 @@ from s3prl_ext.evaluation.significance import (
     bootstrap_mean,
     bootstrap_ratio,
     mcnemar_exact,
+    wilson,
 )
 
 
@@ -40,6 +41,13 @@ def test_mean_equals_scipys_percentile_bootstrap():
     values = np.random.default_rng(3).random(200) < 0.3
     expected = stats.bootstrap((values,), np.mean, n_resamples=5000, method="percentile", rng=1).confidence_interval
     assert bootstrap_mean(values, draws=5000) == pytest.approx(tuple(expected), abs=0.01)
+
+
+@pytest.mark.parametrize(("right", "clips"), [(0, 8), (3, 8), (8, 8), (1203, 3081)])
+@pytest.mark.parametrize("level", [0.9, 0.95])
+def test_wilson_equals_scipys(right, clips, level):
+    expected = stats.binomtest(right, clips).proportion_ci(level, method="wilson")
+    assert wilson(right / clips, clips, level) == pytest.approx((expected.low, expected.high), abs=1e-12)
 
 
 def test_level_widens_and_seed_repeats():
@@ -89,5 +97,7 @@ def test_unsuitable_input_is_refused():
         bootstrap_ratio([1, 2], [1])
     with pytest.raises(UsageError, match="level"):
         bootstrap_mean([1, 0], level=95)
+    with pytest.raises(UsageError, match=r"a share in \[0, 1\]"):
+        wilson(45, 60)
     with pytest.raises(DataError, match="at least 0"):
         mcnemar_exact(-1, 3)

@@ -268,5 +268,5 @@ def test_table_and_plot(pair, upstream, tmp_path):
     text = path.read_text()
     for part in ("# bert into hubert", "λ chosen on dev", "N(target)", "±", "| all | source | 0.25 |", "9.25", "11.12"):
         assert part in text, part
-    report.plot(tmp_path / "sweep.png", GROUPS, "dev", "loss", metric, sweep.lookup, "bert into hubert")
+    report.plot(tmp_path / "sweep.png", GROUPS, "dev", "loss", sweep.lookup, "bert into hubert", items=6)
     assert (tmp_path / "sweep.png").read_bytes()[:4] == b"\x89PNG"

@@ -173,7 +173,7 @@ def test_every_task_reports_that_metric(build, tmp_path, task):
     config.pop("tuning", None)
     runner = build(make_args(tmp_path / "exp", downstream=LAYOUTS[task].downstream), config)
     split = config["runner"]["eval_dataloaders"][0]
-    reported, _ = evaluate(runner.models, split, 1337, ratio=1e-9)
+    reported = evaluate(runner.models, split, 1337, ratio=1e-9).metrics
     assert judged_by(None, LAYOUTS[task].downstream, list(reported)) == JUDGED_BY[task][0]
 
 

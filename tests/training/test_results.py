@@ -9,11 +9,12 @@ import subprocess
 
 import pytest
 
+from s3prl_ext.configs import expand_variables
 from s3prl_ext.errors import DataError, StoppedByUser, UsageError
-from s3prl_ext.evaluation.result_records import OUTCOME, problems, read_record
-from s3prl_ext.training import provenance, results
-from s3prl_ext.training.corpus_hash import corpus_hash
-from tests.experiments import make_args, task_config
+from s3prl_ext.evaluation.result_records import OUTCOME, SCHEMA, problems, read_record
+from s3prl_ext.training import checkpoint, provenance, results
+from s3prl_ext.training.corpus_hash import corpus_hash, splits_hash
+from tests.experiments import interrupt_at_loss, make_args, task_config
 
 
 @pytest.fixture
@@ -25,14 +26,17 @@ def test_a_training_writes_a_complete_record(runner, tmp_path):
     runner.train()
     path = tmp_path / "exp" / "result.json"
     content = json.loads(path.read_text())
-    assert problems(content) == [] and read_record(path)["schema"] == 2
+    assert problems(content) == [] and read_record(path)["schema"] == SCHEMA
     assert set(OUTCOME) <= set(content)
     assert content["error"] is None and content["step"] == 2
     assert content["data"]["files"] > 10 and len(content["data"]["sha256"]) == 64
     assert 0 < content["seconds_per_step"] < content["seconds"]
     assert content["peak_memory"]["process"] > 50e6 and content["machine"]["cpu"]
     assert all(row["unit"] for rows in content["metrics"].values() for row in rows.values())
-    assert content["config"]["runner"]["total_steps"] == 2
+    assert content["config"]["runner"]["total_steps"] == 2 and content["machine"]["processes"] == 1
+    low, high = content["intervals"]["dev"]["acc"]
+    assert low < content["metrics"]["dev"]["acc"]["value"] < high and content["items"]["dev"] > 5
+    assert len(content["splits_sha256"]) == 64
     text = path.read_text()
     assert f'"{platform.node()}"' not in text and f'"{getpass.getuser()}"' not in text
 
@@ -85,13 +89,32 @@ def test_what_counts_as_a_failed_run(tmp_path, error, active, begun, recorded):
     assert (tmp_path / "exp" / "result-test-failed.json").is_file() == recorded
 
 
-def test_intervals_come_from_their_ends(tmp_path):
+def test_intervals_and_items_are_kept_as_plain_values(tmp_path):
     args = make_args(tmp_path / "exp", mode="evaluate", downstream="ljspeech")
-    values = {"wer": 5.0, "wer_low": 4.0, "wer_high": 6.5, "loss": 1.0}
-    path = results.write(args, {"runner": {}}, {"test": values}, 0, 1.0, {})
+    found = {"test": {"wer": (4.0, 6.5)}}
+    path = results.write(args, {}, {"test": {"wer": 5.0, "loss": 1.0}}, 0, 1.0, {}, intervals=found, items={"test": 9})
     content = json.loads(path.read_text())
-    assert content["intervals"] == {"test": {"wer": [4.0, 6.5]}}
-    assert content["metrics"]["test"]["wer_low"]["unit"] == "%"
+    assert content["intervals"] == {"test": {"wer": [4.0, 6.5]}} and content["items"] == {"test": 9}
+
+
+def test_wall_time_and_memory_count_all_sessions(tmp_path, build):
+    config = task_config("ks", total_steps=3, save_step=1)
+    first = build(make_args(tmp_path / "exp"), config)
+    interrupt_at_loss(first, 2)
+    with pytest.raises(StoppedByUser):
+        first.train()
+    newest = checkpoint.numbered(tmp_path / "exp")[-1]
+    states = checkpoint.load(newest)
+    cost = states[checkpoint.EXTENSION_KEY]["spent"]
+    assert 0 < cost["seconds"] < 60 and cost["process"] > 50e6
+    cost |= {"seconds": 1000.0, "process": 2**50}  # as if the first session had been long and large
+    checkpoint.save(states, [newest])
+    args = make_args(tmp_path / "exp")
+    args.init_ckpt, args.past_exp = str(newest), str(newest)
+    build(args, config).train()
+    content = json.loads((tmp_path / "exp" / "result.json").read_text())
+    assert 1000 < content["seconds"] < 1060 and content["peak_memory"]["process"] == 2**50
+    assert content["seconds_per_step"] < 60
 
 
 def test_commit_of_a_checkout_and_of_none(tmp_path):
@@ -148,3 +171,25 @@ def test_hidden_files_links_in_a_circle_and_tables_of_paths(tmp_path):
 def test_nothing_to_hash():
     assert corpus_hash("unknown", {}) is None
     assert corpus_hash("esc50", {"downstream_expert": {"datarc": {"esc50_root": "/nowhere"}}}) is None
+
+
+def test_the_lists_that_divide_a_corpus_count_with_their_content(tmp_path):
+    def asr(name: str, rows: str, split: str = "train-clean-100"):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "train-clean-100.csv").write_text(rows)
+        return {"downstream_expert": {"datarc": {"bucket_file": str(folder), "train": [split]}}}
+
+    first = splits_hash("asr", asr("a", ",file_path,length,label\n0,x.flac,5,A\n"))
+    assert first == splits_hash("asr", asr("b", ",file_path,length,label\n0,x.flac,5,A\n"))
+    other = splits_hash("asr", asr("c", ",file_path,length,label\n0,y.flac,5,A\n"))  # as long as the first
+    renamed = splits_hash("asr", asr("d", ",file_path,length,label\n0,x.flac,5,A\n", split="train-10h"))
+    assert len({first, other, renamed}) == 3
+
+
+@pytest.mark.parametrize("task", ["ks", "ic", "sid", "asr", "pr", "sf", "sd"])
+def test_every_task_of_superb_has_hashes_of_corpus_and_division(task, corpus_variables):
+    config = expand_variables(task_config(task))
+    name = {"ks": "speech_commands", "ic": "fluent_commands", "sid": "voxceleb1", "asr": "asr", "sd": "diarization"}
+    found = corpus_hash(name.get(task, "ctc"), config)["sha256"], splits_hash(name.get(task, "ctc"), config)
+    assert all(len(digest) == 64 for digest in found) and found[0] != found[1]

@@ -27,7 +27,7 @@ from s3prl_ext.downstreams.esc50.dataset import ClipDataset
 from s3prl_ext.downstreams.esc50.heads import AudioSetHead, TrainingFeatures, choose_linear, take_head
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.evaluation.predictions import Prediction, write_predictions
-from s3prl_ext.evaluation.significance import bootstrap_mean
+from s3prl_ext.evaluation.significance import wilson
 from s3prl_ext.writing import write_json
 
 logger = logging.getLogger(__name__)
@@ -193,8 +193,8 @@ class DownstreamExpert(nn.Module):
         accuracy = sum(right) / len(right)
         values = {"acc": accuracy, "error": 100 * (1 - accuracy), "loss": sum(records["loss"]) / len(right)}
         if split != "train":
-            low, high = bootstrap_mean([100 * (1 - one) for one in right])
-            values |= {"error_low": low, "error_high": high}
+            low, high = wilson(1 - accuracy, len(right))
+            values |= {"error_low": 100 * low, "error_high": 100 * high}
             self._write(split, records)
         for name, value in values.items():
             logger.add_scalar(f"esc50/{split}-{name}", value, global_step=global_step)
