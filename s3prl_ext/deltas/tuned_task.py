@@ -114,7 +114,8 @@ class TunedTask:
                 raise DataError(f"{self.path} changes '{name}', which this upstream lacks or has in another size.")
         bits = difference({name: base[name].take(value) for name, value in indices.items()}, changes["values"])
         sizes = {name: base[name].numel() for name in indices}
-        return Delta(changes["base_sha256"], indices, bits, sizes, changes["added"], self.task, self.info)
+        delta = Delta(changes["base_sha256"], indices, bits, sizes, {}, self.task, self.info)
+        return delta.with_tensors(base, changes["added"])
 
     def _check_base(self, base: Mapping[str, Tensor]) -> None:
         expected = self.checkpoint.get(KEY, self.checkpoint).get("base_sha256")

@@ -119,15 +119,11 @@ class TunedUpstream:
             info: plain values that say what the delta is.
         """
         weights = dict(self.model.named_parameters())
-        return Delta(
-            self.base_sha256,
-            {name: indices.long() for name, indices in self.indices.items()},
-            difference(self._base, self._values()),
-            {name: weights[name].numel() for name in self.indices},
-            self._added(),
-            task,
-            info,
-        )
+        sizes = {name: weights[name].numel() for name in self.indices}
+        indices = {name: chosen.long() for name, chosen in self.indices.items()}
+        child = Delta(self.base_sha256, indices, difference(self._base, self._values()), sizes, {}, task, info)
+        added = self._added()
+        return child.with_tensors(adapters.base_state(self.model), added) if added else child
 
     # -- back to the untouched upstream ----------------------------------------------------------------------------
 
