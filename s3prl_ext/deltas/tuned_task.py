@@ -172,8 +172,8 @@ def check_foldable(task: TunedTask) -> None:
     method = task.method
     if method in adapters.METHODS and not adapters.can_fold(method):
         raise UsageError(
-            f"{task.path}: {method} puts modules of its own into the upstream, which no plain model has: evaluate the "
-            "checkpoint with s3prl-ext run -m evaluate -e, or use the delta with s3prl_ext.deltas.TaskSwitch."
+            f"{task.path}: {method} puts modules of its own into the upstream, which no plain model has: evaluate it "
+            "with s3prl-ext run -m evaluate -e, or use the delta with s3prl_ext.deltas.TaskSwitch."
         )
 
 
