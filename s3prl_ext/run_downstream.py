@@ -64,6 +64,7 @@ def complete(argv: Sequence[str]) -> list[str]:
 
     - ``--local-rank`` (torch.distributed.launch) is spelt ``--local_rank``; under torchrun it is added.
     - ``-c asr/ad_tuning`` becomes the path of the shipped task file; a missing ``-c`` the task's ``superb`` preset.
+    - ``-e delta.safetensors`` becomes the upstream, task and task file of that delta, with ``-i``.
     - without CUDA the device is the CPU and the backend gloo, unless they are given.
 
     Raises:
@@ -77,6 +78,7 @@ def complete(argv: Sequence[str]) -> list[str]:
     if flags.help:
         return argv
     _refuse_dead_flags(flags)
+    argv, flags = _of_delta(argv, flags)
     overrides = _overrides(flags.override)
     added: list[str] = []
     begins_too = flags.auto_resume and flags.past_exp is None  # the same command that started the experiment
@@ -128,6 +130,19 @@ def _parser() -> argparse.ArgumentParser:
         parser.add_argument(short, long, action="store_true")
     parser.add_argument("--upstream_feature_normalize", action="store_true")
     return parser
+
+
+def _of_delta(argv: list[str], flags: argparse.Namespace) -> tuple[list[str], argparse.Namespace]:
+    """Replace ``-e`` with a delta by the flags that build its upstream and task; others stay as they are."""
+    if flags.past_exp is None:
+        return argv, flags
+    from s3prl_ext.deltas import evaluation  # imports torch: not before it is needed
+
+    delta = evaluation.find_delta(flags.past_exp)
+    if delta is None:
+        return argv, flags
+    argv = evaluation.evaluation_flags(argv, flags, delta)
+    return argv, _parser().parse_known_args(argv)[0]
 
 
 def _refuse_dead_flags(flags: argparse.Namespace) -> None:

@@ -12,7 +12,7 @@ import json
 import os
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,26 @@ class Delta:
     def __len__(self) -> int:
         """Return k, the number of changed entries of the upstream."""
         return sum(i.numel() for i in self.indices.values())
+
+    def with_tensors(self, base: Mapping[str, Tensor], tuned: Mapping[str, Tensor]) -> Delta:
+        """Return the delta with more tensors: as entries that changed where `base` has them, else as added ones.
+
+        Args:
+            base: state dict of the untouched upstream.
+            tuned: whole tensors by name; none of them is in :attr:`indices`.
+        """
+        shared = {name: value for name, value in tuned.items() if name in base}
+        changed = {name: torch.arange(value.numel()) for name, value in shared.items()}
+        bits = difference(
+            {name: base[name].reshape(-1) for name in shared}, {n: value.reshape(-1) for n, value in shared.items()}
+        )
+        return replace(
+            self,
+            indices={**self.indices, **changed},
+            bits={**self.bits, **bits},
+            sizes={**self.sizes, **{name: value.numel() for name, value in shared.items()}},
+            added={**self.added, **{name: value for name, value in tuned.items() if name not in base}},
+        )
 
     @torch.no_grad()
     def toggle(self, state: Mapping[str, Tensor]) -> None:

@@ -114,7 +114,8 @@ class TunedTask:
                 raise DataError(f"{self.path} changes '{name}', which this upstream lacks or has in another size.")
         bits = difference({name: base[name].take(value) for name, value in indices.items()}, changes["values"])
         sizes = {name: base[name].numel() for name in indices}
-        return Delta(changes["base_sha256"], indices, bits, sizes, changes["added"], self.task, self.info)
+        delta = Delta(changes["base_sha256"], indices, bits, sizes, {}, self.task, self.info)
+        return delta.with_tensors(base, changes["added"])
 
     def _check_base(self, base: Mapping[str, Tensor]) -> None:
         expected = self.checkpoint.get(KEY, self.checkpoint).get("base_sha256")
@@ -171,8 +172,8 @@ def check_foldable(task: TunedTask) -> None:
     method = task.method
     if method in adapters.METHODS and not adapters.can_fold(method):
         raise UsageError(
-            f"{task.path}: {method} puts modules of its own into the upstream, which no plain model has: evaluate the "
-            "checkpoint with s3prl-ext run -m evaluate -e, or use the delta with s3prl_ext.deltas.TaskSwitch."
+            f"{task.path}: {method} puts modules of its own into the upstream, which no plain model has: evaluate it "
+            "with s3prl-ext run -m evaluate -e, or use the delta with s3prl_ext.deltas.TaskSwitch."
         )
 
 

@@ -13,19 +13,23 @@ from typing import Any
 
 import torch
 
+from s3prl_ext.child_tuning import delta as delta_files
+from s3prl_ext.child_tuning.delta import Delta
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.writing import written
 
 logger = logging.getLogger(__name__)
 
 EXTENSION_KEY = "S3prlExt"  # holds what s3prl's own checkpoints lack; s3prl ignores it
+DELTA_KEY = "Delta"  # the changes of the upstream, where a delta is read like a checkpoint
+DELTA_SUFFIX = ".safetensors"
 
 
 def load(path: str | os.PathLike, mmap: bool = False) -> dict[str, Any]:
-    """Read a checkpoint of s3prl or of this package onto the CPU, without executing pickled code.
+    """Read a checkpoint of s3prl or of this package, or a delta, onto the CPU, without executing pickled code.
 
     Args:
-        path: the file.
+        path: the file; of a delta come the weights that a checkpoint of its step would hold, and nothing of how far it was trained.
         mmap: read a tensor only when it is used; the file must not change meanwhile.
 
     Raises:
@@ -34,6 +38,8 @@ def load(path: str | os.PathLike, mmap: bool = False) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise DataError(f"no such checkpoint: {path}.")
+    if path.suffix == DELTA_SUFFIX:
+        return _of_delta(delta_files.load(path))
     try:
         torch.serialization.add_safe_globals([argparse.Namespace, *_schedules()])  # s3prl stores such objects
         states = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
@@ -44,6 +50,22 @@ def load(path: str | os.PathLike, mmap: bool = False) -> dict[str, Any]:
         ) from error
     if not isinstance(states, dict) or not ({"Downstream", "Featurizer", "Step"} & set(states)):
         raise DataError(f"{path} is no s3prl downstream checkpoint: it has neither Downstream, Featurizer nor Step.")
+    return states
+
+
+def _of_delta(delta: Delta) -> dict[str, Any]:
+    info = delta.info
+    states = {
+        "Args": argparse.Namespace(downstream=info.get("downstream")),
+        "Config": info.get("config") or {},
+        EXTENSION_KEY: {
+            "upstream_sha256": delta.base_sha256,
+            "candidate": info.get("candidate"),
+            "step": info.get("step"),
+        },
+        **delta.task,
+    }
+    states |= {DELTA_KEY: delta} if delta.indices or delta.added else {}
     return states
 
 
@@ -74,6 +96,9 @@ def load_into(module: Any, state: Any, what: str, path: str | os.PathLike | None
 def check_readable(path: str | os.PathLike) -> None:
     """Raise DataError where a file is no checkpoint, without reading its tensors (truncated files have no directory)."""
     path = Path(path)
+    if path.suffix == DELTA_SUFFIX:
+        delta_files.load(path)
+        return
     with path.open("rb") as file:
         legacy = file.read(2) == b"\x80\x02"  # torch < 1.6 wrote a plain pickle
     if not legacy and not zipfile.is_zipfile(path):

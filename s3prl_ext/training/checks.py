@@ -113,7 +113,7 @@ def check_tuning(
         args: the arguments of ``run_downstream.py``.
     """
     resumed = args.past_exp and checkpoint.EXTENSION_KEY in states
-    if tuned_upstream.KEY not in states and not resumed:
+    if not {tuned_upstream.KEY, checkpoint.DELTA_KEY} & set(states) and not resumed:
         return
     before = states["Config"].get("tuning")
     name = states[checkpoint.EXTENSION_KEY].get("candidate")

@@ -199,6 +199,8 @@ class Runner(StockRunner):
             self.tuned.check_base(self.init_ckpt.get(checkpoint.EXTENSION_KEY, {}).get("upstream_sha256"), where)
         if name == "Upstream" and tuned_upstream.KEY in self.init_ckpt:
             self.tuned.load_state(self.init_ckpt[tuned_upstream.KEY], where)
+        if name == "Upstream" and checkpoint.DELTA_KEY in self.init_ckpt:
+            self.tuned.load_delta(self.init_ckpt[checkpoint.DELTA_KEY], where)
         state = self.init_ckpt.get(name)
         if state:
             logger.info("loading %s weights from %s", name, where)
@@ -324,7 +326,8 @@ class Runner(StockRunner):
                     self.models, split, self.args.seed, self.runner_config.evaluate_ratio, logger, global_step
                 )
             if from_command_line:
-                step = self.init_ckpt.get("Step") or 0
+                extension = self.init_ckpt.get(checkpoint.EXTENSION_KEY, {})  # where a delta says its step
+                step = self.init_ckpt.get("Step") or extension.get("step") or 0
                 self._write_result(
                     {split: scores.metrics}, step, time.time() - started,
                     intervals={split: scores.intervals}, items={split: scores.items},

@@ -106,6 +106,19 @@ class TunedUpstream:
         if state["added"]:
             adapters.load_adapter_state(self.model, state["added"])
 
+    def load_delta(self, delta: Delta, where: str) -> None:
+        """Make the untouched upstream the tuned one, as :meth:`load_state` does.
+
+        Raises:
+            DataError: the delta does not fit this upstream.
+        """
+        self.check_base(delta.base_sha256, where)
+        own = set().union(*(row.names for row in adapters.inserted(self.model).values()))
+        self.track({name: indices for name, indices in delta.indices.items() if name not in own})
+        delta.toggle(self.model.state_dict())
+        if delta.added:
+            adapters.load_adapter_state(self.model, delta.added)
+
     def _added(self) -> dict[str, Tensor]:
         if not adapters.inserted(self.model):
             return {}
@@ -119,15 +132,11 @@ class TunedUpstream:
             info: plain values that say what the delta is.
         """
         weights = dict(self.model.named_parameters())
-        return Delta(
-            self.base_sha256,
-            {name: indices.long() for name, indices in self.indices.items()},
-            difference(self._base, self._values()),
-            {name: weights[name].numel() for name in self.indices},
-            self._added(),
-            task,
-            info,
-        )
+        sizes = {name: weights[name].numel() for name in self.indices}
+        indices = {name: chosen.long() for name, chosen in self.indices.items()}
+        child = Delta(self.base_sha256, indices, difference(self._base, self._values()), sizes, {}, task, info)
+        added = self._added()
+        return child.with_tensors(adapters.base_state(self.model), added) if added else child
 
     # -- back to the untouched upstream ----------------------------------------------------------------------------
 

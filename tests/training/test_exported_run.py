@@ -41,6 +41,32 @@ def test_train_export_load(build, hubert_ckpt, tmp_path, tuning):
     assert record["model"]["source"] == "delta.safetensors" and record["info"]["metrics"]["dev"]["acc"] > 0
 
 
+@pytest.mark.parametrize("tuning", [LORA, {"method": "bitfit"}], ids=lambda t: t["method"])
+def test_a_merge_and_an_adapter_are_folded_together(build, hubert_ckpt, tmp_path, tuning):
+    source = factories.bert_folder(tmp_path / "bert")
+    merge = {
+        "target": {"upstream": "hubert_local", "ckpt": hubert_ckpt},
+        "sources": [{"model": str(source), "lambda": 0.2}],
+    }
+    (tmp_path / "merge.yaml").write_text(json.dumps(merge))
+    config = experiments.task_config("ks", tuning, total_steps=2, eval_step=2, save_step=2)
+    config["optimizer"]["lr"] = 1.0e-2
+    flags = {"upstream": "merged_attention", "upstream_model_config": str(tmp_path / "merge.yaml")}
+    runner = build(experiments.make_args(tmp_path / "exp", **flags), config)
+    merged = made.features(runner.upstream.model)
+    runner.train()
+    tuned = made.features(runner.upstream.model)
+    assert not made.same(tuned, merged)
+    for number, delta in enumerate((tmp_path / "exp", tmp_path / "exp" / "states-2.ckpt")):
+        out = tmp_path / f"out{number}"
+        assert export(["--delta", str(delta), "--out", str(out)]) == 0
+        assert made.same(made.features(made.build("hubert_local", out / Path(hubert_ckpt).name)), tuned)
+    evaluated = experiments.make_args(
+        tmp_path / "exp", mode="evaluate", init_ckpt=str(tmp_path / "exp" / "states-2.ckpt"), **flags
+    )
+    assert made.same(made.features(build(evaluated, config).upstream.model), tuned)
+
+
 def test_a_model_that_lacks_a_weight(build, tmp_path):
     """Models fine-tuned elsewhere often lack the mask embedding; transformers draws it anew at each loading."""
     folder = factories.wav2vec2_folder(tmp_path / "model")

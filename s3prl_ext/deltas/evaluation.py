@@ -1,0 +1,66 @@
+"""``-m evaluate -e delta.safetensors``: the flags of ``run_downstream`` that score a delta on the base it belongs to."""
+
+from __future__ import annotations
+
+import argparse
+import atexit
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from s3prl_ext.deltas.model_card import task_flags
+from s3prl_ext.deltas.tuned_task import FILE_NAME, TunedTask
+from s3prl_ext.errors import UsageError
+from s3prl_ext.training import checkpoint
+
+
+def find_delta(past_exp: str) -> Path | None:
+    """Return the delta that ``-e`` names: the file, or that of a folder without ``states-N.ckpt``; None for others."""
+    path = Path(past_exp)
+    if path.is_dir() and not checkpoint.numbered(path):
+        path = path / FILE_NAME
+    return path if path.suffix == checkpoint.DELTA_SUFFIX and path.is_file() else None
+
+
+def evaluation_flags(argv: Sequence[str], flags: argparse.Namespace, delta: Path) -> list[str]:
+    """Return flags of a new experiment that evaluates what a delta was trained for, in place of ``-e DELTA``.
+
+    Task, features, task file and seed are the delta's; its upstream, unless ``-u``, ``-k`` or ``-g`` say where the base
+    is now. Results go beside the delta, unless ``-p`` says otherwise.
+
+    Args:
+        argv: the flags as given.
+        flags: what they say.
+        delta: the file.
+
+    Raises:
+        UsageError: a training cannot go on from a delta.
+        DataError: it is damaged, or no delta.
+    """
+    if flags.mode == "train":
+        raise UsageError(
+            f"-e {delta}: a delta holds no state of the optimizer, so a training cannot go on from it: name a checkpoint "
+            "(states-N.ckpt), or evaluate the delta with -m evaluate."
+        )
+    info = TunedTask.read(delta).tuned_from(flags.upstream, flags.upstream_ckpt, flags.upstream_model_config).info
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("-e", "--past_exp")
+    _, others = parser.parse_known_args(list(argv))
+    added = ["-u", info["upstream"], *task_flags(info), "-s", info["upstream_feature_selection"]]
+    for flag, key in (("-k", "upstream_ckpt"), ("-g", "upstream_model_config"), ("--seed", "seed")):
+        added += [flag, str(info[key])] if info.get(key) is not None else []
+    added += ["-p", str(delta.parent)] if flags.expdir is None and flags.expname is None else []
+    return [*others, *added, "-i", str(delta), "-c", _task_file(info["config"])]
+
+
+def _task_file(config: Mapping[str, Any]) -> str:
+    """Write a task file that is there until this process ends; return its path."""
+    handle, path = tempfile.mkstemp(prefix="s3prl_ext-", suffix=".yaml")
+    atexit.register(Path(path).unlink, missing_ok=True)
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        yaml.safe_dump(dict(config), file, sort_keys=False, allow_unicode=True)
+    return path
