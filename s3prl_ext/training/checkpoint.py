@@ -74,6 +74,11 @@ def load_into(module: Any, state: Any, what: str, path: str | os.PathLike | None
 def check_readable(path: str | os.PathLike) -> None:
     """Raise DataError where a file is no checkpoint, without reading its tensors (truncated files have no directory)."""
     path = Path(path)
+    if path.suffix == ".safetensors":
+        raise DataError(
+            f"{path} is no checkpoint: name the one that was saved with it, such as {path.with_name('dev-best.ckpt')}, or "
+            "write the delta as a model with s3prl-ext export."
+        )
     with path.open("rb") as file:
         legacy = file.read(2) == b"\x80\x02"  # torch < 1.6 wrote a plain pickle
     if not legacy and not zipfile.is_zipfile(path):
