@@ -121,11 +121,15 @@ def _histogram(scores: Mapping[str, torch.Tensor]) -> np.ndarray:
             smallest, largest = (int(bound) for bound in upper.aminmax())
             if smallest < 0 or largest >= _FIRST_INFINITE:
                 raise DataError(
-                    f"the scores of '{name}' hold negative, NaN or infinite values; no child network can be chosen."
+                    f"the scores of '{name}' hold negative, NaN or infinite values, so no child network can be chosen; "
+                    "check the upstream's weights and the training data."
                 )
             high += torch.bincount(upper, minlength=_BINS).numpy()
     if high[0] == high.sum() and not any(bool(score.any()) for score in scores.values()):
-        raise DataError("all scores are zero: no gradient has reached the upstream; no child network can be chosen.")
+        raise DataError(
+            "all scores are zero, so no child network can be chosen: no gradient has reached the eligible weights; let the "
+            "task read a layer above them, or make others eligible."
+        )
     return high
 
 

@@ -61,8 +61,9 @@ def changed_tensors(plain: PlainUpstream, state: Mapping[str, Tensor]) -> dict[s
         if old.dtype != new.dtype:
             kind = str(old.dtype).removeprefix("torch.")
             raise DataError(
-                f"{plain.path} stores {stored} as {kind}, which cannot hold the tuned weights exactly: convert the "
-                "model to float32 first and name it with -k."
+                f"{plain.path} stores {stored} as {kind}, which cannot hold the tuned weights exactly: write "
+                "the model as float32 first (transformers: AutoModel.from_pretrained(..., dtype=torch.float32).save_pretrained"
+                "(DIR)) and name that."
             )
         changed[stored] = new
     return changed
@@ -84,6 +85,9 @@ def write_copy(plain: PlainUpstream, state: Mapping[str, Tensor], out: Path) -> 
 
 
 def check_new(out: Path, flag: str) -> None:
-    """Raise UsageError where there is a file or folder already."""
+    """Raise UsageError where there is a file or folder already, or where no folder can be made for it."""
     if out.exists():
         raise UsageError(f"{flag} {out} exists already: name a new one.")
+    above = next(folder for folder in out.absolute().parents if folder.exists())
+    if not above.is_dir():
+        raise UsageError(f"{flag} {out} cannot be made: {above} is a file; name another place.")

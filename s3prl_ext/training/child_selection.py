@@ -99,7 +99,12 @@ def _choose(
     else:
         fisher = FisherPass(models, parameters, tuning.fisher, train_split, seed, expdir, origin.get("data"))
         scores = fisher.scores()
-    chosen = masks.nested_top_k(scores, densities)
+    try:
+        chosen = masks.nested_top_k(scores, densities)
+    except DataError:
+        if fisher is not None:
+            fisher.finish()  # what it has saved would be refused for ever
+        raise
     if expdir is not None and (not dist.is_initialized() or dist.get_rank() == 0):
         mask_files.save(chosen, Path(expdir) / MASK_FILE, origin, masks.score_histogram(scores))
     if fisher is not None:

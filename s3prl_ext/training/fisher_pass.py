@@ -120,6 +120,8 @@ class FisherPass:
                 self.estimate.add(loss)
                 bar.update(1)
                 self._random = randomness.get_state()
+        if stop.requested:  # in the last batch
+            self._stop()
 
     def _stop(self) -> None:
         done = f"{self.estimate.batches} of {self.total} batches"

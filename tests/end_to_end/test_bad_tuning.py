@@ -13,7 +13,7 @@ import torch
 
 from s3prl_ext.configs import shipped_dir
 from s3prl_ext.corpora.mini_superb import LAYOUTS
-from s3prl_ext.training import trial
+from s3prl_ext.training import fisher_pass, trial
 from tests import factories
 from tests.end_to_end.test_bad_input import replace_text
 
@@ -124,10 +124,12 @@ def test_empty_split(corpora, train, tmp_path, monkeypatch, split):
     assert not (tmp_path / "exp").exists()
 
 
-def test_all_scores_are_zero(train, tmp_path):
+def test_all_scores_are_zero(train, tmp_path, monkeypatch):
     """The task reads the input of the first encoder block: no gradient reaches the blocks."""
+    monkeypatch.setattr(fisher_pass, "SAVE_SECONDS", -1.0)
     outcome = train(settings(FISHER | {"eligible": ["*encoder.layers.*"]}), "-l", "0")
     assert outcome.code == DATA and "all scores are zero" in outcome.sentence
+    assert "let the task read a layer above them" in outcome.sentence
     assert not (tmp_path / "exp").exists()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import signal
+from collections import defaultdict
 
 import pytest
 import torch
@@ -78,6 +79,26 @@ def test_samples_are_batches_of_one(runner):
     by_batch = runner("other", fisher={"max_batches": 4})
     by_batch.downstream.model.datarc["batch_size"] = 1
     assert same(scores_of(by_sample), scores_of(by_batch))
+
+
+def test_scores_by_sample_equal_a_loop_over_utterances(runner):
+    """Eq. 6 of AD-TUNING, by hand: the mean over utterances of the squared gradient of each one's loss."""
+    model = runner(fisher={"granularity": "sample", "max_batches": 5})
+    found = scores_of(model)
+    upstream, featurizer, downstream = (entry.model.eval() for entry in model.all_entries)
+    parameters = eligible_parameters(upstream)
+    dataset = downstream.get_dataloader("train").dataset
+    expected = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in parameters.items()}
+    for number in range(5):
+        wavs, *others = dataset.collate_fn([dataset[number]])
+        wavs = [torch.tensor(wav, dtype=torch.float32) for wav in wavs]
+        loss = downstream("train", featurizer(wavs, upstream(wavs)), *others, records=defaultdict(list))
+        gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+        for name, gradient in zip(parameters, gradients):
+            expected[name] += 0 if gradient is None else gradient.double() ** 2 / 5
+    assert sum(score.sum() for score in expected.values()) > 0
+    for name, score in expected.items():
+        torch.testing.assert_close(found[name].double(), score, rtol=1e-4, atol=1e-12, msg=name)
 
 
 def test_asr_buckets_are_split_into_utterances(runner):
@@ -174,10 +195,21 @@ def test_a_damaged_partial_pass_is_refused(runner, tmp_path):
         scores_of(runner(fisher={"max_batches": 1}), tmp_path / "exp")
 
 
+def test_an_interrupt_in_the_last_batch_is_heeded(runner, tmp_path):
+    expected = scores_of(runner("whole", fisher={"max_batches": 3}))
+    last = runner("parts", fisher={"max_batches": 3})
+    interrupt_at_loss(last, 3)
+    with pytest.raises(StoppedByUser, match="3 of 3 batches are saved"):
+        scores_of(last, tmp_path / "parts")
+    again = runner("parts", fisher={"max_batches": 3})
+    losses = count_losses(again)
+    assert same(expected, scores_of(again, tmp_path / "parts")) and not losses
+
+
 def test_an_interrupt_before_the_first_batch_saves_nothing(runner, tmp_path):
     warm = runner(fisher={"max_batches": 2, "warm_head": 3})
     interrupt_at_loss(warm, 1)
-    with pytest.raises(StoppedByUser, match="nothing is saved"):
+    with pytest.raises(StoppedByUser, match="nothing is saved, -a begins it again"):
         scores_of(warm, tmp_path / "exp")
     assert not (tmp_path / "exp" / PARTIAL_FILE).exists()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler and os.getpid()

@@ -29,7 +29,8 @@ RACE = (
 FULL = (
     "config.tuning={'method':'full'},,config.runner.total_steps=4,,config.runner.eval_step=2,,config.runner.save_step=3"
 )
-OPTIONS = {"race": RACE, "full": FULL}
+CHILD = FULL.replace("'method':'full'", "'method':'child','density':0.05,'fisher':{'max_batches':3}")
+OPTIONS = {"race": RACE, "full": FULL, "child": CHILD}
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +110,24 @@ def test_in_the_fisher_pass(start, whole, tmp_path):
     assert again.wait() == 2 and "already holds an experiment (states-0.ckpt): resume it with -a" in again.sentence
     resume(start, tmp_path / "exp", "race")
     assert_same_end(tmp_path / "exp", whole("race")[0])
+
+
+@pytest.mark.parametrize("at", [1, 3, 4], ids=["Fisher pass", "its end", "first step"])
+@pytest.mark.parametrize("flags", [(), ("-a",)], ids=["same", "-a"])
+def test_stopped_early_the_same_command_goes_on(start, whole, tmp_path, at, flags):
+    command = start(tmp_path / "exp", "child", before=forked.AtLoss(at, signal.SIGINT))
+    assert command.wait() == 130, command.output[-3000:]
+    if at < 4:
+        assert "stopped on request in the Fisher pass: " in command.sentence
+        assert "the same command with -a goes on" in command.sentence
+    else:
+        assert "step 1 is saved; resume with -a" in command.sentence
+    again = start(tmp_path / "exp", "child", *flags)
+    if at == 4 and not flags:
+        assert again.wait() == 2 and "already holds an experiment (states-1.ckpt): resume it with -a" in again.sentence
+        return
+    assert again.wait() == 0, again.output[-3000:]
+    assert_same_end(tmp_path / "exp", whole("child")[0])
 
 
 @pytest.mark.parametrize(
