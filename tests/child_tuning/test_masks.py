@@ -6,6 +6,8 @@ from itertools import pairwise
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from s3prl_ext.child_tuning import mask_files, masks
 from s3prl_ext.child_tuning.eligible import eligible_names, eligible_parameters
@@ -93,6 +95,11 @@ def test_mask_files(tmp_path):
         path.write_bytes(content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :])
         with pytest.raises(DataError, match="damaged or edited"):
             mask_files.load(path)
+    path.write_bytes(content)
+    with safe_open(path, "pt") as file:
+        tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+    save_file(tensors, path, {key: value for key, value in metadata.items() if key != "content_sha256"})
+    assert mask_files.load(path)[0].densities == nested.densities, "a file from before there was a checksum"
     path.write_bytes(content[:-40])
     with pytest.raises(DataError, match="truncated or damaged"):
         mask_files.load(path)
