@@ -51,9 +51,8 @@ def scored_runs(folder: Path, task: str, row: str) -> list[TaskRun]:
 
 def fig2(flags: argparse.Namespace) -> None:
     """Draw the scores' distribution of one run per task."""
-    panels = []
-    for task in flags.tasks:
-        run = scored_runs(flags.runs, task, "child-0.1")[0]
+    panels, runs = [], [scored_runs(flags.runs, task, "child-0.1")[0] for task in flags.tasks]
+    for task, run in zip(flags.tasks, runs):
         _, origin, histogram = mask_files.load(run.folder / MASKS)
         if histogram is None:
             raise DataError(f"{run.folder / MASKS} has no histogram: its masks were not chosen by Fisher information.")
@@ -61,7 +60,7 @@ def fig2(flags: argparse.Namespace) -> None:
         batches = f"first {passed} batches" if passed else "whole training split"
         edges, counts = (part.tolist() for part in histogram)
         panels.append(ScoreHistogram(f"{task}, seed {run.seed}, {batches}", edges, counts))
-    plot_fisher(panels, DENSITIES, flags.out, f"Fisher information of the eligible weights, {upstream_of(run)}")
+    plot_fisher(panels, DENSITIES, flags.out, f"Fisher information of the eligible weights, {upstreams_of(runs)}")
 
 
 def fig3(flags: argparse.Namespace) -> None:
@@ -76,8 +75,8 @@ def fig3(flags: argparse.Namespace) -> None:
         chosen = "; ".join(f"seed {run.seed}: {run.race['chosen'].replace('density=', 'P = ')}" for run in races)
         title = f"{task}, {TASKS[task][1]}" + (f"\nAD-TUNING chose {chosen}" if chosen else "")
         panels.append(SeriesPanel(title, series, "optimizer step", heading(task, "dev"), cut))
-    run = finished(flags.runs, flags.tasks[0], "child-0.1")[0]
-    plot_series_panels(panels, flags.out, f"Three child networks, {upstream_of(run)}; bars: one standard deviation")
+    names = upstreams_of([finished(flags.runs, task, "child-0.1")[0] for task in flags.tasks])
+    plot_series_panels(panels, flags.out, f"Three child networks, {names}; bars: one standard deviation")
 
 
 def low_resource(flags: argparse.Namespace) -> None:
@@ -107,15 +106,14 @@ def low_resource(flags: argparse.Namespace) -> None:
 
 def fig7(flags: argparse.Namespace) -> None:
     """Draw where the child network of one density lies, for each task."""
-    shares = []
-    for task in flags.tasks:
-        run = scored_runs(flags.runs, task, f"child-{flags.density:g}")[0]
+    shares, runs = [], [scored_runs(flags.runs, task, f"child-{flags.density:g}")[0] for task in flags.tasks]
+    for task, run in zip(flags.tasks, runs):
         masks, _, _ = mask_files.load(run.folder / MASKS)
         if flags.density not in masks.densities:
             raise DataError(f"{run.folder / MASKS} has the densities {masks.densities}, not {flags.density:g}.")
         changed = {name: int(indices.numel()) for name, indices in masks.at(flags.density).items()}
         shares.append(LayerShares(f"{task}, seed {run.seed}", changed, eligible_sizes(run)))
-    plot_layer_shares(shares, flags.out, f"Child network of P = {flags.density:g}, {upstream_of(run)}")
+    plot_layer_shares(shares, flags.out, f"Child network of P = {flags.density:g}, {upstreams_of(runs)}")
 
 
 def eligible_sizes(run: TaskRun) -> Mapping[str, int]:
@@ -132,10 +130,11 @@ def eligible_sizes(run: TaskRun) -> Mapping[str, int]:
     return {name: parameter.numel() for name, parameter in eligible_parameters(model, patterns).items()}
 
 
-def upstream_of(run: TaskRun) -> str:
-    """Return the name of a run's upstream."""
-    args = run.record["args"]
-    return Path(args["upstream_ckpt"]).name if args.get("upstream_ckpt") else args["upstream"]
+def upstreams_of(runs: Sequence[TaskRun]) -> str:
+    """Return the names of the runs' upstreams, each once."""
+    every = [run.record["args"] for run in runs]
+    names = [Path(args["upstream_ckpt"]).name if args.get("upstream_ckpt") else args["upstream"] for args in every]
+    return ", ".join(dict.fromkeys(names))
 
 
 FIGURES = {"fig2": fig2, "fig3": fig3, "fig5": low_resource, "fig6": low_resource, "fig7": fig7}
