@@ -119,7 +119,7 @@ def test_stopped_early_the_same_command_goes_on(start, whole, tmp_path, at, flag
         assert "step 1 is saved; resume with -a" in command.sentence
     again = start(tmp_path / "exp", "child", *flags)
     if at == 4 and not flags:
-        assert again.wait() == 2 and "already holds an experiment (states-1.ckpt): resume it with -a" in again.sentence
+        assert again.wait() == 2 and "already holds an experiment (states-1.ckpt): resume it with -a" in again.output
         return
     assert again.wait() == 0, again.output[-3000:]
     assert_same_end(tmp_path / "exp", whole("child")[0])
