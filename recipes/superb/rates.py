@@ -7,27 +7,18 @@ search run reached on dev; of equal ones the smaller rate wins. ``choose`` write
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
 
 from s3prl_ext.errors import DataError, as_command
+from s3prl_ext.evaluation.predictions import read_json as read
+from s3prl_ext.evaluation.predictions import write_json
 from s3prl_ext.metrics import METRICS, metric
 
 CHOSEN = "chosen.json"
-
-
-def read(path: Path) -> dict[str, Any]:
-    """Read a JSON file; a missing or damaged one is a DataError."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read ({error}): do the stages before this one.") from error
 
 
 def searched(folder: Path, name: str, split: str, seed: int) -> dict[str, float]:
@@ -99,11 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.write(table(flags.folder, flags.metric, flags.dev, flags.test, flags.seed))
         return 0
     rate = choose(flags.folder, flags.metric, flags.dev, flags.seed)
-    temporary = flags.folder / f".{CHOSEN}.{os.getpid()}"
-    temporary.write_text(
-        json.dumps({"rate": rate, "metric": flags.metric, "split": flags.dev}) + "\n", encoding="utf-8"
-    )
-    os.replace(temporary, flags.folder / CHOSEN)
+    write_json(flags.folder / CHOSEN, {"rate": rate, "metric": flags.metric, "split": flags.dev})
     sys.stdout.write(f"{rate}\n")
     return 0
 

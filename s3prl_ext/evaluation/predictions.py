@@ -118,6 +118,20 @@ def compare(first: Path, second: Path, draws: int = 1000, seed: int = 0) -> Comp
     return Comparison(len(clips), sum(wrong), sum(others), only_first, only_second, p, interval)
 
 
+def read_json(path: Path) -> Any:
+    """Return the content of a JSON file.
+
+    Raises:
+        DataError: it is missing or damaged.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}): do the stages before this one.") from error
+    except ValueError as error:
+        raise DataError(f"{path} is damaged ({error}): remove it and run the recipe again.") from error
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write `content` as indented JSON; the file appears when it is complete."""
     write_text(path, json.dumps(content, indent=2) + "\n")

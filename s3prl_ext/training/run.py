@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,9 +18,10 @@ from s3prl_ext.child_tuning.child_network import ChildNetwork
 from s3prl_ext.child_tuning.eligible import eligible_parameters
 from s3prl_ext.configs import Variables
 from s3prl_ext.merging.learnable import find_lambda
-from s3prl_ext.training import checkpoint, ranks, spent, tuned_upstream
+from s3prl_ext.training import checkpoint, ranks, results, spent, tuned_upstream
 from s3prl_ext.training.child_selection import choose_masks
 from s3prl_ext.training.config import RunnerConfig
+from s3prl_ext.training.corpus_hash import corpus_hash
 from s3prl_ext.training.forward import TaskModels, unwrapped
 from s3prl_ext.training.lambda_curve import LambdaCurve
 from s3prl_ext.training.learnable_upstream import only_lambda_trains, stored_state
@@ -63,6 +65,12 @@ class Experiment:
     tuned: TunedUpstream
     spent: Spent
     densities: tuple[float, ...] = ()
+
+    @functools.cached_property
+    def data(self) -> dict[str, Any] | None:
+        """Hashes of the corpus and of its split lists; None for a task whose files are not known."""
+        found = corpus_hash(self.args.downstream, self.config)
+        return found and found | {"splits_sha256": results.splits_sha256(self.args, self.config)}
 
     @property
     def models(self) -> TaskModels:
@@ -223,7 +231,7 @@ class Run:
         if ranks.active():
             states["WorldSize"] = ranks.world_size()
         extension = extension | self.trial.extension() | {"upstream_sha256": experiment.tuned.base_sha256}
-        extension[spent.KEY] = experiment.spent.state()
+        extension |= {spent.KEY: experiment.spent.state(), "data": experiment.data}
         if self.candidate is not None:
             extension["candidate"] = self.candidate
         if self.curve is not None:
@@ -256,6 +264,7 @@ class Run:
             "step": self.trial.step,
             "checkpoint": name,
             "metrics": {split: dict(row) for split, row in metrics.items()},
+            "data": experiment.data,
         }
         task = {entry.name: get_model_state(entry.model) for entry in experiment.entries[1:] if entry.trainable}
         delta.save(experiment.tuned.delta(task, info), self.folder / DELTA_FILE)
