@@ -15,6 +15,7 @@ import torch
 
 from s3prl_ext.cli import COMMANDS
 from s3prl_ext.corpora.audio import write_audio
+from s3prl_ext.errors import DataError
 from s3prl_ext.evaluation.decoding import read_vocabulary
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes" / "mam"
@@ -154,6 +155,17 @@ def test_table5_shows_mean_deviation_and_the_course_of_lambda(tmp_path: Path) ->
     assert lines[2] == "| baseline | 12.00 | 1 |  | 5.58 |"
     assert lines[3] == "| MAM | - | 0 |  | 5.48 |"
     assert lines[6] == "| L-MAM + FT | 10.00 ± 1.41 | 2 | 0.1 -> 0.0900 to 0.1200 | 5.36 |"
+
+
+def test_damaged_results_are_named(tmp_path: Path) -> None:
+    damaged = tmp_path / "zero_shot" / "vctk" / "target" / "result-test.json"
+    damaged.parent.mkdir(parents=True)
+    damaged.write_text("{")
+    with pytest.raises(DataError, match=r"target/result-test.json is damaged"):
+        load("table5").table(tmp_path, "vctk")
+    script = [sys.executable, str(RECIPES / "best_merge.py"), str(damaged)]
+    done = subprocess.run(script, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "is damaged" in done.stderr and "Traceback" not in done.stderr
 
 
 @pytest.fixture

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from s3prl_ext.errors import DataError
+from s3prl_ext.evaluation.predictions import read_json as read
 from s3prl_ext.metrics import METRICS
 
 # task -> (metric, dev split, test split)
@@ -64,14 +63,6 @@ class TaskRun:
     def race(self) -> Mapping[str, Any] | None:
         """What the race of candidates decided, or None where there was none."""
         return self.record.get("race")
-
-
-def read(path: Path) -> dict[str, Any]:
-    """Read a JSON file; a damaged one is a DataError."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path} is damaged ({error}): remove it and run the recipe again.") from error
 
 
 def percent(metric: str) -> float:

@@ -6,10 +6,12 @@ python recipes/mam/best_merge.py exp/table1/ljspeech/sweep.json exp/table2/ljspe
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from s3prl_ext.errors import as_command
+from s3prl_ext.evaluation.predictions import read_json
 
 
 def best(sweeps: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -23,7 +25,7 @@ def main() -> None:
     """Read the files and print one line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sweeps", type=Path, nargs="+", help="sweep.json of finished sweeps")
-    sweeps = [json.loads(path.read_text(encoding="utf-8")) for path in parser.parse_args().sweeps]
+    sweeps = [read_json(path) for path in parser.parse_args().sweeps]
     unfinished = [sweep for sweep in sweeps if "summary" not in sweep]
     if unfinished:
         parser.error("a sweep is not finished: run its recipe again")
@@ -33,4 +35,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with as_command():
+        main()

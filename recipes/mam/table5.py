@@ -6,12 +6,13 @@ python recipes/mam/table5.py exp/mam ljspeech
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from pathlib import Path
 from typing import Any
 
+from s3prl_ext.errors import as_command
 from s3prl_ext.evaluation.paper_figures import mam_tables
+from s3prl_ext.evaluation.predictions import read_json
 
 METRICS = {"ljspeech": "wer", "vctk": "wer", "esc50": "error"}
 # Row, as the paper's figures name it: folder of its runs.
@@ -27,7 +28,7 @@ ARMS = {
 def runs(out: Path, unit: str, pattern: str) -> list[tuple[Path, dict[str, Any]]]:
     """Return folder and result on test of every scored run, sorted by folder."""
     files = sorted(out.glob(f"{pattern.format(unit=unit)}/result-test.json"))
-    return [(file.parent, json.loads(file.read_text(encoding="utf-8"))) for file in files]
+    return [(file.parent, read_json(file)) for file in files]
 
 
 def shown(values: list[float]) -> str:
@@ -38,9 +39,7 @@ def shown(values: list[float]) -> str:
 
 def moved(folders: list[Path]) -> str:
     """Return the first value of the learnt lambdas and the range of the last ones over layers and runs."""
-    courses = [
-        json.loads(file.read_text())["lambda"] for folder in folders if (file := folder / "lambda.json").is_file()
-    ]
+    courses = [read_json(file)["lambda"] for folder in folders if (file := folder / "lambda.json").is_file()]
     last = [value for course in courses for value in course[-1]]
     return f"{courses[0][0][0]:.4g} -> {min(last):.4f} to {max(last):.4f}" if last else ""
 
@@ -76,4 +75,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with as_command():
+        main()

@@ -7,27 +7,18 @@ search run reached on dev; of equal ones the smaller rate wins. ``choose`` write
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
 
 from s3prl_ext.errors import DataError, as_command
+from s3prl_ext.evaluation.predictions import read_json as read
 from s3prl_ext.metrics import METRICS, metric
 from s3prl_ext.writing import write_json
 
 CHOSEN = "chosen.json"
-
-
-def read(path: Path) -> dict[str, Any]:
-    """Read a JSON file; a missing or damaged one is a DataError."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read ({error}): do the stages before this one.") from error
 
 
 def searched(folder: Path, name: str, split: str, seed: int) -> dict[str, float]:

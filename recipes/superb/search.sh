@@ -45,7 +45,7 @@ superb() {
   if due 2 "the learning rate that is best on dev"; then
     execute python "$RECIPES/superb/rates.py" choose "$folder" --metric "$metric" --dev "$dev_split" --seed "$first"
   fi
-  rate="$([[ -f "$folder/chosen.json" ]] && sed 's/.*"rate": "\([^"]*\)".*/\1/' "$folder/chosen.json" || echo RATE)"
+  rate="$([[ -f "$folder/chosen.json" ]] && sed -n 's/.*"rate": "\([^"]*\)".*/\1/p' "$folder/chosen.json" || echo RATE)"
   if due 3 "train with it"; then
     for seed in $(listed "$seeds"); do
       run_rate "$folder/lr-$rate-s$seed" "$rate" "$seed" ""

@@ -20,11 +20,12 @@ from torch import nn
 from s3prl_ext import plugin
 from s3prl_ext.attention.files import model_config
 from s3prl_ext.child_tuning.delta import state_sha256
-from s3prl_ext.deltas.model_card import HEAD_FILE, TASK_FILE, TRAINING_FILE, Facts, model_card
+from s3prl_ext.deltas.model_card import HEAD_FILE, TASK_FILE, TRAINING_FILE, Facts, Score, model_card
 from s3prl_ext.deltas.plain_upstream import PlainUpstream, build_tuned_from, plain_upstream
 from s3prl_ext.deltas.tuned_task import TunedTask, check_foldable
 from s3prl_ext.deltas.writing import changed_tensors, check_new, write_upstream
-from s3prl_ext.errors import UsageError
+from s3prl_ext.errors import DataError, UsageError
+from s3prl_ext.evaluation.result_records import read_record
 from s3prl_ext.writing import written_folder
 
 logger = logging.getLogger(__name__)
@@ -185,7 +186,26 @@ def _facts(tuned: Tuned, written: Path, title: str) -> Facts:
         merge=tuned.merge,
         learnt=tuned.learnt,
         hub_ids=_hub_ids(task.info, tuned.merge),
+        evaluations=_evaluations(task),
     )
+
+
+def _evaluations(task: TunedTask) -> dict[str, dict[str, Score]]:
+    """Return what evaluations of the same checkpoint, which lie beside it, say of splits that training did not score."""
+    found: dict[str, dict[str, Score]] = {}
+    checkpoint = str(task.info.get("checkpoint") or task.path.name)
+    for path in sorted(task.path.parent.glob("result-*.json")):
+        try:
+            record = read_record(path)
+        except DataError as error:
+            logger.warning("%s", error)
+            continue
+        if record["step"] != task.info.get("step") or Path(str(record.at("args.init_ckpt"))).name != checkpoint:
+            continue
+        for split, rows in record["metrics"].items():
+            ends = record["intervals"].get(split, {})
+            found[split] = {name: (row["value"], ends.get(name)) for name, row in rows.items()}
+    return found
 
 
 def _usage(plain: PlainUpstream, written: Path) -> tuple[str | None, str]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
 
 from s3prl_ext.attention.layouts import PROJECTIONS
 from s3prl_ext.metrics import METRICS
+from s3prl_ext.training.corpus_hash import PATHS, value_at
 
 HEAD_FILE, TASK_FILE, TRAINING_FILE = "head.ckpt", "task.yaml", "training.yaml"
 
@@ -23,6 +24,8 @@ LICENCE = (
     "model those of all models above together. Read their cards before you pass it on."
 )
 RATIO = "between 0 and 1"
+
+Score = tuple[float, Sequence[float] | None]  # value, ends of its 95 % interval
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class Facts:
         merge: record of a merged upstream, or None.
         learnt: learnt lambdas by name.
         hub_ids: those of the models that are on the Hugging Face hub.
+        evaluations: by split and metric what later evaluations of the same checkpoint found.
     """
 
     title: str
@@ -58,6 +62,7 @@ class Facts:
     merge: Mapping[str, Any] | None = None
     learnt: Mapping[str, float] | None = None
     hub_ids: Sequence[str] = ()
+    evaluations: Mapping[str, Mapping[str, Score]] = field(default_factory=dict)
 
 
 def model_card(info: Mapping[str, Any], facts: Facts) -> str:
@@ -83,9 +88,13 @@ def model_card(info: Mapping[str, Any], facts: Facts) -> str:
 
 {_model(info, facts)}
 {merge}
+## Data
+
+{_data(info)}
+
 ## Scores
 
-{_scores(info)}
+{_scores(info, facts.evaluations)}
 
 ## Use
 
@@ -130,17 +139,34 @@ def _model(info: Mapping[str, Any], facts: Facts) -> str:
     return "\n".join(["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows.items())])
 
 
-def _scores(info: Mapping[str, Any]) -> str:
+def _data(info: Mapping[str, Any]) -> str:
+    """Return what the task was trained on: the paths of its task file, and the hashes of what was there."""
+    expert = (info.get("config") or {}).get("downstream_expert") or {}
+    named = {f"`{key}`": value_at(expert, key) for key in PATHS.get(str(info.get("downstream")), ())}
+    found = info.get("data") or {}
+    rows = {key: f"`{value}`" for key, value in named.items() if value} | {
+        "files": f"{found['files']:,}" if found else "not recorded",
+        "SHA-256 of names and sizes": f"`{found['sha256']}`" if found else "not recorded",
+        "SHA-256 of the split lists": f"`{found['splits_sha256']}`" if found.get("splits_sha256") else "not recorded",
+    }
+    return "\n".join(["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows.items())])
+
+
+def _scores(info: Mapping[str, Any], evaluations: Mapping[str, Mapping[str, Score]]) -> str:
     rows = []
-    for split, metrics in (info.get("metrics") or {}).items():
-        for name, value in metrics.items():
+    stored = {split: {name: (value, None) for name, value in row.items()}
+              for split, row in (info.get("metrics") or {}).items()}  # fmt: skip
+    for split, metrics in (stored | dict(evaluations)).items():
+        for name, (value, interval) in metrics.items():
             known = METRICS.get(name)
             unit = "" if known is None else known.unit.replace("ratio", RATIO)
             better = "" if known is None else ("higher" if known.higher_is_better else "lower")
-            rows.append(f"| {split} | {name} | {value:.6g} | {unit} | {better} |")
+            ends = f" [{interval[0]:.4g}, {interval[1]:.4g}]" if interval else ""
+            rows.append(f"| {split} | {name} | {value:.6g}{ends} | {unit} | {better} |")
     if not rows:
         return "None were stored with the weights: evaluate it as below."
-    return "\n".join(["| split | metric | value | unit | better is |", "|---|---|---|---|---|", *rows])
+    table = ["| split | metric | value [95 % interval] | unit | better is |", "|---|---|---|---|---|", *rows]
+    return "\n".join(table)
 
 
 def _merge(record: Mapping[str, Any], learnt: Mapping[str, float]) -> str:

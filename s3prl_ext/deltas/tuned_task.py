@@ -226,7 +226,7 @@ def _info(states: Mapping[str, Any], path: Path) -> dict[str, Any]:
             "upstream_feature_selection", "upstream_layer_selection", "upstream_feature_normalize")  # fmt: skip
     about = {key: getattr(args, key, None) for key in keys}
     about |= {"tuning": config.get("tuning"), "config": config, "step": states.get("Step")}
-    about["candidate"] = states.get(checkpoint.EXTENSION_KEY, {}).get("candidate")
+    about |= {key: states.get(checkpoint.EXTENSION_KEY, {}).get(key) for key in ("candidate", "data")}
     return about | {"tuning": tuning_of(about), "checkpoint": path.name, "metrics": {}}
 
 

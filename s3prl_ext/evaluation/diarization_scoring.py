@@ -131,6 +131,18 @@ def error_rates(
     }
 
 
+def smoothed(active: np.ndarray, frames: int) -> np.ndarray:
+    """Return who speaks, [frames, speakers] of 0 and 1, after s3prl's median filter (``scipy.signal.medfilt``).
+
+    Args:
+        active: who speaks before it.
+        frames: length of the filter, odd; beyond the ends nobody speaks.
+    """
+    from scipy.ndimage import median_filter
+
+    return median_filter(active.astype(np.float64), size=(frames, 1), mode="constant")
+
+
 def turns(probabilities: np.ndarray, setting: Setting, shift: int) -> list[Turn]:
     """Return the turns of one recording; start and duration are rounded to 10 ms as in the RTTM files of SUPERB.
 
@@ -139,11 +151,7 @@ def turns(probabilities: np.ndarray, setting: Setting, shift: int) -> list[Turn]
         setting: threshold and median filter.
         shift: samples between frames, at 16 kHz.
     """
-    from scipy.signal import medfilt
-
-    active = (probabilities > setting.threshold).astype(np.float64)
-    if setting.median > 1:
-        active = medfilt(active, (setting.median, 1))
+    active = smoothed(probabilities > setting.threshold, setting.median)
     found = []
     for speaker, frames in enumerate(active.T):
         edges = np.flatnonzero(np.diff(np.concatenate([[0.0], frames, [0.0]])))

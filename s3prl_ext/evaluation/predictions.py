@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from s3prl_ext.errors import DataError
 from s3prl_ext.evaluation.significance import Interval, bootstrap_difference, mcnemar_exact
@@ -115,6 +116,20 @@ def compare(first: Path, second: Path, draws: int = 1000, seed: int = 0) -> Comp
     interval = bootstrap_difference(wrong, others, [1] * len(clips), draws, seed)
     p = mcnemar_exact(only_first, only_second)
     return Comparison(len(clips), sum(wrong), sum(others), only_first, only_second, p, interval)
+
+
+def read_json(path: Path) -> Any:
+    """Return the content of a JSON file.
+
+    Raises:
+        DataError: it is missing or damaged.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}): do the stages before this one.") from error
+    except ValueError as error:
+        raise DataError(f"{path} is damaged ({error}): remove it and run the recipe again.") from error
 
 
 def _parse(line: str, path: Path, number: int) -> Prediction:

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
-from scipy.signal import medfilt
 from torch import Tensor, nn
 
 from s3prl_ext.corpora.audio import SAMPLE_RATE
 from s3prl_ext.errors import DataError
+from s3prl_ext.evaluation.diarization_scoring import smoothed
 from s3prl_ext.prediction import windows as cuts
 from s3prl_ext.prediction.decoder import Decoder, Inputs
 from s3prl_ext.prediction.recordings import Recording
@@ -79,8 +79,7 @@ class TurnDecoder(Decoder):
 
     def _turns(self, scores: np.ndarray, seconds: float) -> tuple[tuple[str, float, float], ...]:
         threshold = THRESHOLD if self.options.threshold is None else self.options.threshold
-        talks = (scores > threshold).astype(float)
-        talks = medfilt(talks, (self.options.median or MEDIAN, 1))
+        talks = smoothed(scores > threshold, self.options.median or MEDIAN)
         turns = []
         for number, row in enumerate(talks.T, 1):
             (changes,) = np.nonzero(np.diff(np.pad(row, 1)))

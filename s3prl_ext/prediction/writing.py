@@ -62,7 +62,8 @@ class Formatter:
 
     def _name(self, result: Result) -> str | None:
         path = Path(result.file)
-        return "_".join(path.with_suffix("").parts).strip("/_") if path.stem in self._twice else None
+        parts = [part for part in path.with_suffix("").parts if part not in ("/", "..")]
+        return "_".join(parts) if path.stem in self._twice else None
 
     def _row(self, row: dict[str, object]) -> str:
         line = io.StringIO()

@@ -56,7 +56,7 @@ def corpus_hash(task: str, config: Mapping[str, Any]) -> dict[str, Any] | None:
     rows: list[tuple[str, int]] = []
     covered = []
     for key in PATHS.get(task, ()):
-        value = _at(expert, key)
+        value = value_at(expert, key)
         before = len(rows)
         for number, path in enumerate(value if isinstance(value, (list, tuple)) else [value]):
             if isinstance(path, str) and Path(path).exists():
@@ -90,7 +90,7 @@ def splits_hash(task: str, config: Mapping[str, Any]) -> str | None:
     expert = config.get("downstream_expert") or {}
     rows: list[tuple[str, str]] = []
     for key, patterns in SPLIT_LISTS.get(task, {}).items():
-        value = _at(expert, key)
+        value = value_at(expert, key)
         if not isinstance(value, str) or not Path(value).exists():
             continue
         root, splits = Path(value), _splits(expert, key)
@@ -104,7 +104,8 @@ def splits_hash(task: str, config: Mapping[str, Any]) -> str | None:
     return hashlib.sha256(json.dumps([sorted(rows), named], sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _at(section: Mapping[str, Any], key: str) -> Any:
+def value_at(section: Mapping[str, Any], key: str) -> Any:
+    """Return the value at a dotted key of a section, or None."""
     value: Any = section
     for part in key.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None
@@ -113,7 +114,7 @@ def _at(section: Mapping[str, Any], key: str) -> Any:
 
 def _splits(expert: Mapping[str, Any], key: str) -> list[str]:
     """Return the names in the lists of the section that divides the corpus, or none where all of it is read."""
-    section = _at(expert, SPLITS_BELOW[key]) if key in SPLITS_BELOW else None
+    section = value_at(expert, SPLITS_BELOW[key]) if key in SPLITS_BELOW else None
     lists = [value for value in (section or {}).values() if isinstance(value, (list, tuple))]
     return sorted({name for names in lists for name in names if isinstance(name, str) and not os.path.isabs(name)})
 

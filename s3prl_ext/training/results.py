@@ -61,7 +61,7 @@ def write(
         "trainable": trainable,
         "merge": merge,
         **facts,
-        "splits_sha256": _splits_sha256(Path(args.expdir) / "splits.json") or splits_hash(args.downstream, config),
+        "splits_sha256": splits_sha256(args, config),
     }
     found = problems(content)
     if found:
@@ -154,12 +154,12 @@ def _lists(intervals: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
     return {name: [float(end) for end in ends] for name, ends in intervals.items()}
 
 
-def _splits_sha256(path: Path) -> str | None:
-    """Return the hash of the split lists that a task wrote into the run's folder, or None."""
+def splits_sha256(args: Namespace, config: Mapping[str, Any]) -> str | None:
+    """Return the hash of the split lists that a task wrote into the run's folder, or of what divides s3prl's corpora."""
     try:
-        return json.loads(path.read_text(encoding="utf-8")).get("sha256")
+        return json.loads((Path(args.expdir) / "splits.json").read_text(encoding="utf-8")).get("sha256")
     except (OSError, ValueError, AttributeError):
-        return None
+        return splits_hash(args.downstream, config)
 
 
 def _plain(value: Any) -> Any:

@@ -52,7 +52,7 @@ class Experiment:
         tuned: what runs change in the upstream.
         spent: wall time and memory over all sessions.
         densities: of all child networks that share one choice of masks.
-        data: hash of the corpus, see :func:`s3prl_ext.training.corpus_hash.corpus_hash`.
+        data: hash of the corpus, see :func:`s3prl_ext.training.corpus_hash.corpus_hash`, and of its split lists.
     """
 
     args: Namespace
@@ -263,6 +263,7 @@ class Run:
             "step": self.trial.step,
             "checkpoint": name,
             "metrics": {split: dict(row) for split, row in metrics.items()},
+            "data": experiment.data,
         }
         task = {entry.name: get_model_state(entry.model) for entry in experiment.entries[1:] if entry.trainable}
         delta.save(experiment.tuned.delta(task, info), self.folder / DELTA_FILE)

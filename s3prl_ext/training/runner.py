@@ -282,9 +282,10 @@ class Runner(StockRunner):
 
     def _experiment(self, spent: Spent | None = None) -> Experiment:
         """Return what the runs of this experiment share."""
+        lists = {"splits_sha256": results.splits_sha256(self.args, self.config)}
         return Experiment(
             self.args, self.config, self._variables, self.runner_config, self.total_steps, self.all_entries, self.tuned,
-            spent or Spent(self.args.expdir, self.init_ckpt), data=self.data,
+            spent or Spent(self.args.expdir, self.init_ckpt), data=self.data and self.data | lists,
         )  # fmt: skip
 
     def _race(self, experiment: Experiment) -> None:

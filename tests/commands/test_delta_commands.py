@@ -18,6 +18,7 @@ from s3prl_ext.commands import export
 from s3prl_ext.errors import DataError, UsageError
 from tests import factories
 from tests import tuned as made
+from tests.result_files import content, write
 
 CHILD = {"method": "child", "mask": "fisher", "density": 0.05}
 
@@ -31,11 +32,14 @@ def same_tensors(a: Path, b: Path) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
-def child_task(tmp_path: Path, upstream: str, **options) -> tuple[Path, Path, list[torch.Tensor]]:
+def child_task(
+    tmp_path: Path, upstream: str, about: dict | None = None, **options
+) -> tuple[Path, Path, list[torch.Tensor]]:
     """Tune a tiny model by hand; returns its path, the delta and the features of the tuned upstream."""
     ckpt = made.write_model(upstream, tmp_path, **options)
     model = made.build(upstream, ckpt)
-    delta = made.save_delta(made.tune(model), made.about(upstream, ckpt, CHILD), tmp_path / "exp" / "delta.safetensors")
+    info = made.about(upstream, ckpt, CHILD, **(about or {}))
+    delta = made.save_delta(made.tune(model), info, tmp_path / "exp" / "delta.safetensors")
     return ckpt, delta, made.features(model)
 
 
@@ -241,6 +245,22 @@ def test_card_head_and_record(tmp_path):
     assert all(
         torch.equal(head[part][name], value) for part, state in made.HEAD.items() for name, value in state.items()
     )
+
+
+def test_card_names_data_and_evaluations_of_the_same_checkpoint(tmp_path):
+    data = {"sha256": "d" * 64, "files": 958, "bytes": 5, "covers": "names and sizes", "splits_sha256": "e" * 64}
+    config = made.CONFIG | {"downstream_expert": {"datarc": {"speech_commands_root": "${SPEECH_COMMANDS}/v1"}}}
+    _, delta, _ = child_task(tmp_path, "hubert_local", {"data": data, "config": config})
+    for split, step in (("test", 7), ("test-other", 9)):
+        scored = content({"acc": 0.9}, split=split, downstream="speech_commands", step=step)
+        scored["intervals"] = {split: {"acc": [0.8, 0.95]}}
+        scored["args"]["init_ckpt"] = "exp/dev-best.ckpt"
+        write(delta.parent, scored)
+    run(export.main, "--delta", delta, "--out", tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| test | acc | 0.9 [0.8, 0.95] | between 0 and 1 | higher |" in card and "test-other" not in card
+    assert "| `datarc.speech_commands_root` | `${SPEECH_COMMANDS}/v1` |" in card
+    assert "| files | 958 |" in card and f"`{'d' * 64}`" in card and f"`{'e' * 64}`" in card
 
 
 def test_dry_run_writes_nothing(tmp_path, capsys):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 
 import h5py
 import numpy as np
 import pytest
+from scipy.signal import medfilt
 
 from s3prl_ext.errors import DataError
 from s3prl_ext.evaluation.diarization_scoring import (
@@ -18,6 +20,7 @@ from s3prl_ext.evaluation.diarization_scoring import (
     error_rates,
     read_rttm,
     score_runs,
+    smoothed,
     turns,
 )
 
@@ -145,3 +148,14 @@ def test_what_is_missing_is_named(tmp_path):
     (test[0] / "scoring" / "predictions" / "r.h5").write_text("no")
     with pytest.raises(DataError, match="no prediction of the diarization task"):
         score_runs(*test)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_recording_shorter_than_the_filter_is_no_warning():
+    probabilities = np.array([[0.9, 0.1]] * 4)
+    assert turns(probabilities, Setting(0.5, 11), 320) == []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for frames, median in ((4, 3), (40, 11), (501, 11)):
+            active = np.random.default_rng(frames).random((frames, 2)) > 0.5
+            assert np.array_equal(smoothed(active, median), medfilt(active.astype(float), (median, 1)))
