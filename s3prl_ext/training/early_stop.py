@@ -16,7 +16,7 @@ from s3prl_ext.configs import as_number, check_keys
 from s3prl_ext.errors import DataError, UsageError, unknown_name
 from s3prl_ext.metrics import METRICS, metric
 from s3prl_ext.training.methods import METHODS
-from s3prl_ext.training.tuning_config import keys_of
+from s3prl_ext.training.tuning_config import MASK_OPTIONS, keys_of
 from s3prl_ext.training.values import raise_all
 
 # Keys of `tuning` whose own value is a list: one list inside a list makes candidates of them.
@@ -98,6 +98,10 @@ class EarlyStopConfig:
         raise_all(problems)
         if candidates == 1:
             return None  # plain child-tuning
+        if section.get("split") is None and not (config.get("runner") or {}).get("eval_dataloaders", ["dev"]):
+            raise UsageError(
+                "a race compares candidates on a split: name it in early_stop.split or runner.eval_dataloaders."
+            )
         return cls(metric=section.get("metric"), split=section.get("split"), **values)
 
     def steps_before_cut(self, total_steps: int) -> int:
@@ -126,8 +130,8 @@ class Candidate:
 def candidates(section: Mapping[str, Any]) -> list[Candidate]:
     """Return one candidate for each combination of the lists in a section ``tuning``, in the order given.
 
-    Where methods race, each gets only the keys that it takes: of ``method: [lora, houlsby], rank: [4, 8]`` come two
-    candidates of LoRA and one with Houlsby adapters.
+    Where methods or masks race, a candidate has the keys that its own reads: ``{method: [child, lora], density: [0.1,
+    0.01]}`` makes three.
 
     Raises:
         UsageError: a list is empty or names a value twice.
@@ -147,18 +151,21 @@ def candidates(section: Mapping[str, Any]) -> list[Candidate]:
     made: dict[str, Candidate] = {}
     for values in itertools.product(*lists.values()):
         chosen = dict(zip(lists, values))
-        foreign = _keys_of_others(str(chosen.get("method")), lists.get("method", []))
-        tuning = {key: value for key, value in {**section, **chosen}.items() if key not in foreign}
-        name = ",".join(f"{key}={_shown(value)}" for key, value in chosen.items() if key not in foreign)
-        made[name] = Candidate(name, tuning)
+        tuning = _without_keys_of_others({**section, **chosen}, lists)
+        name = ",".join(f"{key}={_shown(value)}" for key, value in chosen.items() if key in tuning)
+        made.setdefault(name, Candidate(name, tuning))
     return list(made.values())
 
 
-def _keys_of_others(method: str, racing: Sequence[Any]) -> set[str]:
-    """Return the keys that one of the racing methods takes, but `method` does not."""
-    known = [str(name) for name in racing if str(name) in METHODS]
-    own = keys_of(method, METHODS) if method in known else ()
-    return {key for name in known if own for key in keys_of(name, METHODS)} - set(own)
+def _without_keys_of_others(tuning: dict[str, Any], lists: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
+    """Return a candidate's section without the keys that only others of the raced methods or masks read."""
+    methods = [method for method in lists.get("method", []) if method in METHODS]
+    elsewhere = {key for method in methods for key in keys_of(method, METHODS)}
+    known = tuning.get("method") in METHODS  # else it is refused later
+    elsewhere -= set(keys_of(tuning["method"], METHODS)) if known else elsewhere
+    masks = [mask for mask in lists.get("mask", []) if mask != tuning.get("mask")]
+    elsewhere |= {MASK_OPTIONS[mask] for mask in masks if mask in MASK_OPTIONS}
+    return {key: value for key, value in tuning.items() if key not in elsewhere}
 
 
 def _shown(value: Any) -> str:

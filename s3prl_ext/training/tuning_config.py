@@ -22,6 +22,7 @@ from s3prl_ext.training.values import (
 )
 
 MASKS = ("fisher", "random", "magnitude")
+MASK_OPTIONS = {"fisher": "fisher", "random": "redraw"}  # mask -> the key that no other one reads
 MASK_KEYS = ("mask", "density", "eligible", "fisher", "redraw", "sparse_gradients", "clip_scope")
 
 
@@ -206,10 +207,11 @@ def _mask_values(section: Mapping[str, Any], config: Mapping[str, Any], problems
         eligible = read_names(section["eligible"], "tuning.eligible", problems)
         if not eligible:
             problems.append("tuning.eligible is empty; name at least one pattern, or leave it out.")
-    if section.get("fisher") and mask != "fisher":
-        problems.append(f"tuning.fisher belongs to mask fisher, not to {mask}; remove it.")
-    if section.get("redraw") and mask != "random":
-        problems.append(f"tuning.redraw belongs to mask random, not to {mask}; remove it.")
+    problems += [
+        f"tuning.{key} belongs to mask {owner}, not to {mask}; remove it."
+        for owner, key in MASK_OPTIONS.items()
+        if section.get(key) and mask != owner
+    ]
     return {
         "mask": mask,
         "density": density,

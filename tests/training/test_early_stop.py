@@ -84,6 +84,10 @@ def test_a_raced_method_has_the_keys_that_it_reads():
         "density=0.01,method=child,lr=0.001": child | {"density": 0.01, "lr": 1e-3},
         "density=0.01,method=child,lr=0.0001": child | {"density": 0.01, "lr": 1e-4},
     }
+    masks = candidates({"method": "child", "mask": ["fisher", "random"], "fisher": {"max_batches": 2}, "redraw": True})
+    assert [(c.name, set(c.tuning)) for c in masks] == [
+        ("mask=fisher", {"method", "mask", "fisher"}), ("mask=random", {"method", "mask", "redraw"}),
+    ]  # fmt: skip
     (odd,) = candidates({"method": ["child"], "rank": 4})
     assert odd.tuning["rank"] == 4, "a key that no raced method reads stays, and is refused"
 
@@ -200,6 +204,10 @@ def test_candidates_need_a_race():
     with pytest.raises(UsageError, match="early_stop"):
         EarlyStopConfig.from_config({}, 3)
     assert EarlyStopConfig.from_config({}, 1) is None
+    nothing_scored = {"runner": {"eval_dataloaders": []}, "early_stop": {}}
+    with pytest.raises(UsageError, match="name it in early_stop.split"):
+        EarlyStopConfig.from_config(nothing_scored, 2)
+    assert EarlyStopConfig.from_config(nothing_scored | {"early_stop": {"split": "dev"}}, 2).split == "dev"
     assert EarlyStopConfig.from_config({"early_stop": {}}, 1) is None
 
 
