@@ -30,6 +30,44 @@ def test_counts_of_the_base_model(method):
     assert adapters.count(method, DIMENSIONS["base"]) == BASE[method]
 
 
+def test_every_method_has_the_same_parts():
+    for name, file in adapters.METHODS.items():
+        assert all(isinstance(getattr(file, part), str) for part in ("PAPER", "EQUATION")), name
+        assert all(callable(getattr(file, part)) for part in ("Config", "insert", "remove", "count")), name
+        assert hasattr(file, "fold") == file.CAN_FOLD and file.ACTS_ON, name
+
+
+@pytest.mark.parametrize("size", ["base", "large"])
+@pytest.mark.parametrize("library", ["transformers", "s3prl"])
+def test_formulas_hold_on_wavlm_of_published_size(monkeypatch, library, size):
+    monkeypatch.setattr("s3prl.upstream.wavlm.WavLM.init_bert_params", lambda module: None)  # it copies to the CPU
+    model = _published_wavlm(library, size)
+    sizes = adapters.dimensions(model)
+    assert (sizes.layers, sizes.width, sizes.gate) == (DIMENSIONS[size].layers, DIMENSIONS[size].width, 8)
+    for method in BASE:
+        parameters = adapters.insert(model, method)
+        assert sum(p.numel() for p in parameters.values()) == adapters.count(method, sizes)
+        adapters.remove(model)
+
+
+def _published_wavlm(library, size):
+    large = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
+    if library == "transformers":
+        from transformers import WavLMConfig, WavLMModel
+
+        large |= {"feat_extract_norm": "layer", "do_stable_layer_norm": True}
+        with torch.device("meta"):
+            return WavLMModel(WavLMConfig(**(large if size == "large" else {})))
+    from s3prl.upstream.wavlm.WavLM import WavLM, WavLMConfig
+
+    options = {"relative_position_embedding": True, "gru_rel_pos": True, "num_buckets": 320, "max_distance": 800}
+    if size == "large":
+        options |= {"encoder_layers": 24, "encoder_embed_dim": 1024, "encoder_ffn_embed_dim": 4096}
+        options |= {"encoder_attention_heads": 16, "layer_norm_first": True, "extractor_mode": "layer_norm"}
+    with torch.device("meta"):
+        return WavLM(WavLMConfig(options))
+
+
 @pytest.mark.parametrize("size", ["base", "large"])
 @pytest.mark.parametrize("library", ["transformers", "s3prl"])
 def test_formulas_hold_on_models_of_published_size(library, size):

@@ -145,8 +145,12 @@ def test_a_race_is_decided_by_the_first_rank(run, tmp_path):
 
 @pytest.mark.slow
 def test_a_race_of_methods_wraps_each_upstream_anew(run, tmp_path):
-    run("two", before=keep(tmp_path), **RACE | {"tuning": {"method": ["lora", "houlsby"]}}).succeed()
+    methods = ["bitfit", "lora", "full", "cnn_adapter", "prefix", "child"]
+    tuning = CHILD_F | {"method": methods, "lr": 1.0e-4}
+    run("two", "-s", "hidden_states", before=keep(tmp_path), **RACE | {"tuning": tuning}).succeed()
     assert_equal_ranks(tmp_path)
+    record = json.loads((tmp_path / "two" / "race" / "race.json").read_text())
+    assert record["entrants"] == [f"method={name}" for name in methods] == list(record["scores"])
 
 
 RACING = pytest.param(5, id="race", marks=pytest.mark.slow)
