@@ -241,7 +241,8 @@ def _check_same_command(ckpt: Path, flags: argparse.Namespace, overrides: dict[s
 
     states = checkpoint.load(ckpt, mmap=zipfile.is_zipfile(ckpt))
     asked, stored = None, states.get("Config")
-    if stored is not None and (flags.config is not None or (begins_too and flags.downstream is not None)):
+    ours = checkpoint.EXTENSION_KEY in states  # s3prl's own tasks take keys out of what its checkpoints hold
+    if ours and stored is not None and (flags.config is not None or (begins_too and flags.downstream is not None)):
         path = _named_task_file(flags) or f"./downstream/{flags.downstream}/config.yaml"
         asked, stored = _overridden(load_yaml(path), flags), _overridden(stored, flags)
     check_command(states, ckpt, flags, asked, stored, overrides)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from s3prl_ext import run_downstream
-from s3prl_ext.configs import shipped_dir
+from s3prl_ext.configs import load_yaml, shipped_dir
 from s3prl_ext.errors import DataError, UsageError, one_sentence_errors, show_errors_as_sentences
 
 
@@ -152,6 +152,27 @@ def test_a_copied_experiment_stays_in_its_folder(tmp_path):
         assert run_downstream.complete(argv) == argv
     own = trained(tmp_path / "own")
     assert "-o" not in run_downstream.complete(["-m", "evaluate", "-e", str(own)])
+
+
+def test_a_resumed_command_is_compared_with_its_checkpoint(tmp_path):
+    """Not the task file of a checkpoint of s3prl's own, which may lack what its tasks have taken out."""
+    config = load_yaml(shipped_dir("downstream_configs") / "asr" / "superb.yaml")
+    args = Namespace(expdir=str(tmp_path / "exp"), upstream="fbank", downstream="asr", seed=1337, upstream_ckpt=None)
+    states = {"Step": 2, "Featurizer": {}, "Args": args, "Config": config}
+    (tmp_path / "exp").mkdir()
+    path = tmp_path / "exp" / "states-2.ckpt"
+    resume = command(tmp_path, "-d", "asr", "-a")
+    torch.save(states | {"S3prlExt": {}}, path)
+    run_downstream.complete(resume)
+    with pytest.raises(UsageError, match="--seed 1337 there, 5 here"):
+        run_downstream.complete([*resume, "--seed", "5"])
+    run_downstream.complete([*resume, "--seed", "5", "-o", "args.seed=5"])
+    lacking = config | {"downstream_expert": {"datarc": config["downstream_expert"]["datarc"]}}
+    torch.save(states | {"S3prlExt": {}, "Config": lacking}, path)
+    with pytest.raises(UsageError, match=r"downstream_expert.modelrc \(nothing\) there, .* here\): repeat"):
+        run_downstream.complete(resume)
+    torch.save(states | {"Config": lacking}, path)
+    run_downstream.complete(resume)
 
 
 def test_resuming_and_overwriting_exclude_each_other(tmp_path):
