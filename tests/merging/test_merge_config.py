@@ -93,7 +93,7 @@ def test_numeric_strings_are_numbers():
         ({"lambda_": "much"}, "lambda must be a number, but is 'much'"),
         ({"lambda_": True}, "must be a number"),
         ({"lambda_": None}, "must be a number"),
-        ({"lambda_": float("nan")}, "must be finite"),
+        ({"lambda_": float("nan")}, "must be a finite number"),
         ({"lambda_": {}}, "lambda is empty"),
         ({"lambda_": {"q_prj": 0.1}}, "unknown key 'q_prj'; did you mean 'q_proj'"),
         ({"lambda_": {"gradient": 0.1}}, "gradient"),
