@@ -291,11 +291,20 @@ def _task_file(flags: argparse.Namespace) -> str | None:
         return str(preset_path(flags.config)) if not Path(flags.config).is_file() else flags.config
     if flags.downstream is None or Path(f"./downstream/{flags.downstream}/config.yaml").is_file():
         return None
-    if flags.downstream in DEFAULT_PRESETS:
-        return str(preset_path(DEFAULT_PRESETS[flags.downstream]))
     if flags.downstream == "ctc":
         raise UsageError("-d ctc is two tasks: choose one with -c pr/superb (phonemes) or -c sf/superb (slot filling).")
-    return None
+    default = default_task_file(flags.downstream)
+    return None if default is None else str(default)
+
+
+def default_task_file(downstream: str) -> Path | None:
+    """Return the task file of a task where ``-c`` is not given: a shipped preset, or an extension's ``config.yaml``."""
+    from s3prl_ext import plugin
+
+    if downstream in DEFAULT_PRESETS:
+        return preset_path(DEFAULT_PRESETS[downstream])
+    own = (folder / downstream / "config.yaml" for folder in plugin.added_task_folders)
+    return next((path for path in own if path.is_file()), None)
 
 
 def preset_path(name: str) -> Path:

@@ -81,6 +81,7 @@ SEES_S3PRL = {
     "sweeps",
     "commands",
     "plugin",
+    "extensions",
     "run_downstream",
     "doctor",
     "cli",

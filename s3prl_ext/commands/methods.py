@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from s3prl_ext import adapters, plugin
+from s3prl_ext import adapters, extensions, plugin
 from s3prl_ext.child_tuning.eligible import eligible_parameters
 from s3prl_ext.errors import ExtError, UsageError, unknown_name
 from s3prl_ext.training.methods import METHODS
@@ -49,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     flags = _parser().parse_args(argv)
     plugin.install()
+    extensions.load()
     if flags.upstream:
         if flags.dims:
             raise UsageError("-u measures an upstream and --dims a published size: give one of the two.")
