@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from s3prl_ext.configs import expand_variables, load_yaml, shipped_dir
+from s3prl_ext.configs import expand_variables, load_yaml, package_dir, shipped_dir
 from s3prl_ext.errors import UsageError, as_command, one_sentence_errors, show_errors_as_sentences, unknown_name
 
 logger = logging.getLogger(__name__)
@@ -294,17 +294,25 @@ def _task_file(flags: argparse.Namespace) -> str | None:
     if flags.downstream == "ctc":
         raise UsageError("-d ctc is two tasks: choose one with -c pr/superb (phonemes) or -c sf/superb (slot filling).")
     default = default_task_file(flags.downstream)
-    return None if default is None else str(default)
+    if default is None:
+        raise UsageError(
+            f"-c is missing: name the task file of -d {flags.downstream}; s3prl's own is in its git repository, "
+            f"s3prl/downstream/{flags.downstream}/."
+        )
+    return str(default)
 
 
 def default_task_file(downstream: str) -> Path | None:
-    """Return the task file of a task where ``-c`` is not given: a shipped preset, or an extension's ``config.yaml``."""
+    """Return the task file of a task where ``-c`` is not given.
+
+    A shipped preset, or the ``config.yaml`` in the task's folder: in an extension, or in an editable clone of s3prl.
+    """
     from s3prl_ext import plugin
 
     if downstream in DEFAULT_PRESETS:
         return preset_path(DEFAULT_PRESETS[downstream])
-    own = (folder / downstream / "config.yaml" for folder in plugin.added_task_folders)
-    return next((path for path in own if path.is_file()), None)
+    folders = [*plugin.added_task_folders, package_dir("s3prl") / "downstream"]
+    return next((path for folder in folders if (path := folder / downstream / "config.yaml").is_file()), None)
 
 
 def preset_path(name: str) -> Path:
