@@ -104,8 +104,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(
         prog="s3prl-ext doctor",
-        description="Check this installation: versions, start-up hook, shims, upstreams, tasks, devices, corpora.",
-        epilog="example: s3prl-ext doctor   (exit status 1: something is broken, the last lines say what to do)",
+        description="Check this installation: versions, start-up hook, shims, upstreams, tasks, extensions, devices,\n"
+        "corpora. Exit status 1: something is broken, and the last lines say what to do.",
+        epilog="example:\n  s3prl-ext doctor",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.parse_args(argv)
     report = Report(sys.stdout.write)

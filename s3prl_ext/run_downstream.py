@@ -36,6 +36,13 @@ DEFAULT_PRESETS = {
 }
 
 
+EXAMPLE = """
+example:
+  s3prl-ext run -m train -u hubert_base -d speech_commands -c ks/superb -p exp/ks
+  s3prl-ext run -m train -u hubert_base -d asr -c asr/ad_tuning -p exp/asr -o "config.optimizer.lr=1e-4"
+  s3prl-ext run -m evaluate -e exp/ks/dev-best.ckpt"""
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run s3prl's ``run_downstream`` with the plug-in installed.
 
@@ -48,7 +55,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     with as_command():
         plugin.install()
         prepare_argv()
-        runpy.run_module("s3prl.run_downstream", run_name="__main__", alter_sys=True)
+        try:
+            runpy.run_module("s3prl.run_downstream", run_name="__main__", alter_sys=True)
+        except SystemExit as stopped:
+            if not stopped.code and {"-h", "--help"} & set(sys.argv):
+                print(EXAMPLE)
+            raise
 
 
 def prepare_argv() -> None:

@@ -68,7 +68,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="s3prl-ext methods",
         description="Show how many weights of an upstream each tuning method trains, with its default options.",
-        epilog="example: s3prl-ext methods --dims base, or: s3prl-ext methods -u hubert_local -k hubert.pt",
+        epilog="example:\n  s3prl-ext methods --dims base\n  s3prl-ext methods -u hubert_local -k hubert.pt",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("-u", "--upstream", help="measure this upstream, as in s3prl-ext run")
     parser.add_argument("-k", "--upstream_ckpt", help="its checkpoint or model")
