@@ -24,7 +24,7 @@ _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^${}]*))?\}")
 # which in a clone holds large files that its package lacks.
 BUILT_IN = {
     "S3PRL_EXT_DOWNSTREAM_CONFIGS": lambda: shipped_dir("downstream_configs"),
-    "S3PRL_PACKAGE": lambda: _package_dir("s3prl"),
+    "S3PRL_PACKAGE": lambda: package_dir("s3prl"),
 }
 
 
@@ -39,7 +39,12 @@ def shipped_dir(name: str) -> Path:
     raise DataError(f"the folder '{name}' is missing from this installation of s3prl_ext: install the package again.")
 
 
-def _package_dir(name: str) -> Path:
+def package_dir(name: str) -> Path:
+    """Return the folder of an installed package, without importing it.
+
+    Raises:
+        DataError: it is not installed.
+    """
     spec = importlib.util.find_spec(name)
     locations = list(spec.submodule_search_locations or []) if spec else []
     if not locations:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 
-from s3prl_ext import __version__, _autoload, plugin
+from s3prl_ext import __version__, _autoload, extensions, plugin
 from s3prl_ext.compat.shim import STATES
 from s3prl_ext.configs import shipped_dir
 from s3prl_ext.errors import DataError, sentence
@@ -104,12 +104,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(
         prog="s3prl-ext doctor",
-        description="Check this installation: versions, start-up hook, shims, upstreams, tasks, devices, corpora.",
-        epilog="example: s3prl-ext doctor   (exit status 1: something is broken, the last lines say what to do)",
+        description="Check this installation: versions, start-up hook, shims, upstreams, tasks, extensions, devices,\n"
+        "corpora. Exit status 1: something is broken, and the last lines say what to do.",
+        epilog="example:\n  s3prl-ext doctor",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.parse_args(argv)
     report = Report(sys.stdout.write)
-    for section in (versions, start_up_hook, shims, upstreams, tasks, devices, corpora):
+    for section in (versions, start_up_hook, shims, upstreams, tasks, added, devices, corpora):
         section(report)
     if report.problems:
         report.write("Broken\n" + "".join(f"  {problem}\n" for problem in report.problems))
@@ -192,6 +194,16 @@ def tasks(report: Report) -> None:
     except DataError as error:
         report.problems.append(str(error))
     report.table("Tasks", rows)
+
+
+def added(report: Report) -> None:
+    """Show what extensions registered; one that could not be loaded is a problem."""
+    rows: dict[str, list[str]] = {extension: [] for extension in extensions.failures}
+    for entry in extensions.registered:
+        rows.setdefault(entry.owner, []).append(f"{entry.kind} {entry.name}")
+    report.table("Extensions", [(owner, ", ".join(names) or "nothing") for owner, names in rows.items()])
+    for extension, reason in extensions.failures.items():
+        report.problems.append(f"the extension {extension} cannot be loaded: {reason}")
 
 
 def devices(report: Report) -> None:

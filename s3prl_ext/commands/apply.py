@@ -88,7 +88,8 @@ def _parser(command: str = "apply") -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=f"s3prl-ext {command}",
         description=description,
-        epilog=f"example: s3prl-ext {command} --delta exp/ks/delta.safetensors {example}",
+        epilog=f"example:\n  s3prl-ext {command} --delta exp/ks/delta.safetensors {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--delta", required=True, help="delta.safetensors, or a run's folder that holds one")
     parser.add_argument("--model", required=True, type=Path, help="transformers folder, or checkpoint file")

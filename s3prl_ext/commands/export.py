@@ -83,9 +83,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="s3prl-ext export",
-        description="Write a tuned task as a plain model of s3prl or transformers with the task's head and a model card. "
-        "It loads without this package, and its weights are the tuned ones bit by bit.",
-        epilog="example: s3prl-ext export --delta exp/ks/delta.safetensors --out ks_hubert",
+        description="Write a tuned task as a plain model of s3prl or transformers with the task's head and a\n"
+        "model card. It loads without this package, and its weights are the tuned ones bit by bit.",
+        epilog="example:\n  s3prl-ext export --delta exp/ks/delta.safetensors --out ks_hubert",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "--delta", required=True, help="delta.safetensors, a run's folder that holds one, or a checkpoint"

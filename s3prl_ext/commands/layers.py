@@ -19,15 +19,14 @@ from s3prl_ext.merging.selection_config import LEVELS, SHARE, parse_settings
 from s3prl_ext.merging.similarity import METRICS, PROJECTIONS
 from s3prl_ext.writing import write_json, write_text
 
-EXAMPLE = """example:
+EXAMPLE = """pairs.tsv is tab-separated with the columns path and text (for an image model path and image; for a speech model path and
+source_path). The result goes into a merge as  layers: {by: swd, top_k: 6, from: layers/layers.json}
+
+example:
   s3prl-ext layers --target facebook/hubert-large-ls960-ft --source bert-large-uncased \\
       --pairs LJSpeech-1.1 --metric euclidean,inner_product,swd --top-k 6 --out layers_ljspeech
   s3prl-ext layers -g my_merge.yaml --pairs pairs.tsv --out layers
-
-pairs.tsv is tab-separated with the columns path and text (for an image model path and image; for a speech model path and
-source_path). The result goes into a merge as  layers: {by: swd, top_k: 6, from: layers/layers.json}
 """
-
 
 SIMILAR = {"smallest": "small = similar", "largest": "large = similar"}  # in the titles of the picture
 

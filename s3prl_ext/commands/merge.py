@@ -100,9 +100,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="s3prl-ext merge",
-        description="Write a merged model as a plain checkpoint: a transformers folder, or a file for s3prl's own "
-        "upstreams. It needs neither the source nor this package.",
-        epilog='example: s3prl-ext merge -u mam_hubert_base_bert_base -g "lambda=0.1,,layers=4-11" --out merged',
+        description="Write a merged model as a plain checkpoint: a transformers folder, or a file for s3prl's\n"
+        "own upstreams. It needs neither the source nor this package.",
+        epilog='example:\n  s3prl-ext merge -u mam_hubert_base_bert_base -g "lambda=0.1,,layers=4-11" --out merged',
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("-u", "--upstream", default=OWN_UPSTREAM, help="a shipped configuration, such as mam_...")
     parser.add_argument("-g", "--upstream_model_config", help='"my.yaml,,lambda=0.1", with -u overrides only')

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from s3prl_ext import adapters, plugin
+from s3prl_ext import adapters, extensions, plugin
 from s3prl_ext.child_tuning.eligible import eligible_parameters
 from s3prl_ext.errors import DataError, ExtError, UsageError, unknown_name
 from s3prl_ext.training.checks import upstream_problem
@@ -54,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if value and not flags.upstream:
             raise UsageError(f"{flag} belongs to an upstream: name it with -u.")
     plugin.install()
+    extensions.load()
     if flags.upstream:
         if flags.dims:
             raise UsageError("-u measures an upstream and --dims a published size: give one of the two.")
@@ -72,7 +73,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="s3prl-ext methods",
         description="Show how many weights of an upstream each tuning method trains, with its default options.",
-        epilog="example: s3prl-ext methods --dims base, or: s3prl-ext methods -u hubert_local -k hubert.pt",
+        epilog="example:\n  s3prl-ext methods --dims base\n  s3prl-ext methods -u hubert_local -k hubert.pt",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("-u", "--upstream", help="measure this upstream, as in s3prl-ext run")
     parser.add_argument("-k", "--upstream_ckpt", help="its checkpoint or model")

@@ -18,12 +18,12 @@ from s3prl_ext.prediction.recordings import find
 from s3prl_ext.prediction.results import Failure
 from s3prl_ext.prediction.writing import FORMATS, Formatter, format_of, whole_file
 
-EPILOG = """example:
-  s3prl-ext predict exp/ks clip.wav recordings/ --format csv --out keywords.csv
-
-Recordings of any sample rate and channel count: they are resampled to 16 kHz and their channels averaged. A file that
+EPILOG = """Recordings of any sample rate and channel count: they are resampled to 16 kHz and their channels averaged. A file that
 cannot be used is named, the others go on, and the exit status is 1. Long recordings are cut: at pauses for transcripts,
-into equal windows whose probabilities are averaged for labels, into overlapping windows for speaker turns."""
+into equal windows whose probabilities are averaged for labels, into overlapping windows for speaker turns.
+
+example:
+  s3prl-ext predict exp/ks clip.wav recordings/ --format csv --out keywords.csv"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -23,12 +23,12 @@ from s3prl_ext.writing import write_text
 
 logger = logging.getLogger(__name__)
 
-EPILOG = """example:
+EPILOG = """A row holds the runs that differ in nothing but the seed. Ratios are shown in per cent. --paper is one or more of
+{tables}; tables 4 and 6 of MAM come by themselves where two rows of ljspeech or vctk have their transcripts.
+
+example:
   s3prl-ext report exp/base exp/mam exp/sweep/sweep.json --out report --paper mam.table1
   s3prl-ext report exp --out report --split test --group-by upstream,method
-
-A row holds the runs that differ in nothing but the seed. Ratios are shown in per cent. --paper is one or more of
-{tables}; tables 4 and 6 of MAM come by themselves where two rows of ljspeech or vctk have their transcripts.
 """
 
 NO_BASELINE = "No change is shown: none of the rows, or more than one, could be the baseline; name it with --baseline."

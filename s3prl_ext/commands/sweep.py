@@ -18,13 +18,13 @@ from s3prl_ext.sweeps.grid import KEYS, PRESETS, as_list, read_grid
 from s3prl_ext.upstreams.merged_attention.config import read_config
 
 OWN_UPSTREAM = "merged_attention"
-EXAMPLE = """example (digits transcribed by a model's own head; nothing is trained):
-  s3prl-ext sweep -g my_merge.yaml -d ljspeech -c ljspeech/mini --lambda 0,0.05,0.1,0.15,0.2,0.25 \\
-      --layers all,0-2,3-5 --noise none,source,target,standard --draws 5 -p exp/sweep
-  s3prl-ext sweep -u mam_hubert_large_ls960_bert_large -d ljspeech -c ljspeech/mam --grid table1-asr -p exp/table1
-
---grid takes a YAML file with the keys lambda, layers, noise, draws, by, top_k and arms (named settings), or one of
+EXAMPLE = """--grid takes a YAML file with the keys lambda, layers, noise, draws, by, top_k and arms (named settings), or one of
 {presets}. Flags win over it. Ctrl-C keeps what is done; the same command goes on.
+
+example (a model's own head transcribes; nothing is trained):
+  s3prl-ext sweep -u mam_hubert_large_ls960_bert_large -d ljspeech --lambda 0,0.05,0.1,0.15,0.2,0.25 \\
+      --layers all,8-15,12-19 --noise none,source,target,standard --draws 5 -p exp/sweep
+  s3prl-ext sweep -u mam_hubert_large_ls960_bert_large -d ljspeech -c ljspeech/mam --grid table1-asr -p exp/table1
 """
 
 

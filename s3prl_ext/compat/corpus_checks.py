@@ -83,6 +83,13 @@ def _check_transcripts(module: ModuleType) -> None:
 
     @functools.wraps(load_transcript)
     def load_checked(self, x_list):
+        for folder in sorted({os.path.dirname(path) for path in x_list}):
+            table = os.path.join(self.libri_root, folder, "-".join(folder.split("/")[-2:]) + ".trans.txt")
+            if not os.path.isfile(table):
+                raise DataError(
+                    f"no such transcripts: {table}, but the lists of lengths name clips in that folder; complete the corpus, "
+                    "or set LIBRISPEECH to the folder with train-clean-100/."
+                )
         transcripts = load_transcript(self, x_list)
         for path in x_list:
             if transcripts.get(self._parse_x_name(path), "-").strip(" |") == "":
@@ -132,11 +139,12 @@ SHIMS = (
         remove_when="s3prl names the missing folder",
     ),
     Shim(
-        name="asr-empty-transcript",
+        name="asr-transcripts",
         module="s3prl.downstream.asr.dataset",
         needed=lambda module: not hasattr(module.SequenceDataset._load_transcript, "__wrapped__"),
         apply=_check_transcripts,
-        reason="s3prl trains on an empty transcript as if it were one word boundary",
-        remove_when="s3prl refuses an empty transcript",
+        reason="s3prl trains on an empty transcript as if it were one word boundary, and stops without a word at a missing "
+        "file",
+        remove_when="s3prl refuses an empty transcript and names the missing file",
     ),
 )

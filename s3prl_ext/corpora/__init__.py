@@ -19,7 +19,10 @@ CORPORA: dict[str, str] = {
 _USAGE = """usage: s3prl-ext prepare CORPUS [options]
 
 corpora: {names}
-`s3prl-ext prepare CORPUS --help` lists its options."""
+`s3prl-ext prepare CORPUS --help` lists its options.
+
+example:
+  s3prl-ext prepare mini_superb --out mini"""
 
 
 def prepare_main(argv: Sequence[str]) -> int:

@@ -185,7 +185,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="s3prl-ext prepare esc50",
         description=str(CARD),
-        epilog="example: s3prl-ext prepare esc50 --out corpora --download && export ESC50=corpora/ESC-50-master",
+        epilog="example:\n  s3prl-ext prepare esc50 --out corpora --download\n  export ESC50=corpora/ESC-50-master",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of the archive and of ESC-50-master/")

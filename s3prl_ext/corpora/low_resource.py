@@ -275,8 +275,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="s3prl-ext prepare low_resource",
         description="Make nested training subsets of LibriSpeech, as links, for low-resource studies.",
-        epilog="example: s3prl-ext prepare low_resource --librispeech LibriSpeech --librilight librispeech_finetuning --out "
-        "low_resource && . low_resource/env.sh",
+        epilog="example:\n  s3prl-ext prepare low_resource --librispeech LibriSpeech --librilight librispeech_finetuning \\\n"
+        "      --out low_resource\n  . low_resource/env.sh",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "--librispeech", type=Path, required=True, help=f"folder with {SOURCE_SPLIT}, dev-clean, test-clean"

@@ -16,7 +16,7 @@ from s3prl_ext.attention.weights import extract, sha256
 from s3prl_ext.configs import load_yaml
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.merging.config import MergeConfig
-from s3prl_ext.run_downstream import DEFAULT_PRESETS, preset_path
+from s3prl_ext.run_downstream import default_task_file, preset_path
 from s3prl_ext.training import checkpoint, randomness
 from s3prl_ext.training.runner import Runner
 from s3prl_ext.upstreams.merged_attention.expert import build_target, target_name
@@ -143,8 +143,9 @@ def _task_file(flags: argparse.Namespace) -> Path:
         raise UsageError("-d is missing: name the task, or a checkpoint of it with -e.")
     if flags.config is not None:
         return Path(flags.config) if Path(flags.config).is_file() else preset_path(flags.config)
-    if flags.downstream in DEFAULT_PRESETS:
-        return preset_path(DEFAULT_PRESETS[flags.downstream])
+    default = default_task_file(flags.downstream)
+    if default is not None:
+        return default
     raise UsageError(f"-c is missing: name the task file of -d {flags.downstream}, such as ljspeech/mini or my.yaml.")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import pickle
 import re
 import shutil
 import sys
@@ -215,11 +216,27 @@ def upstream_problem(args: Namespace, error: Exception) -> ExtError | None:
             f"the upstream '{name}' could not be downloaded or read ({' '.join(str(error).split())[:160]} ...); check the "
             "network, or give a local model: -u hubert_local -k FILE, -u hf_hubert_custom -k FOLDER and the like."
         )
+    if isinstance(error, (ValueError, pickle.UnpicklingError)):
+        return _not_converted(name, ckpt, error)
     if ckpt is None:
         return UsageError(f"-u {name} cannot be built without a model: name its checkpoint or folder with -k.")
     if not Path(ckpt).exists() and "://" not in ckpt:
         return UsageError(f"-k {ckpt}: no such file or folder.")
     return None
+
+
+def _not_converted(name: str, ckpt: str | None, error: Exception) -> DataError | None:
+    """Return the sentence for a checkpoint as fairseq writes it, or None where the error is about something else."""
+    lacks = re.search(r"required key: (\w+) is missing", str(error))
+    if lacks is None and not isinstance(error, pickle.UnpicklingError):
+        return None
+    family = re.sub(r"_(local|custom|url)$", "", name)
+    return DataError(
+        f"-k {ckpt} is no converted checkpoint for -u {name}, it "
+        f"{f'lacks {lacks[1]}' if lacks else 'holds objects of another program'}: convert one of fairseq with "
+        f"`python -m s3prl.upstream.{family}.convert` (needs fairseq), or load the model's transformers folder with "
+        "-u hf_hubert_custom or -u hf_wav2vec2_custom."
+    )
 
 
 def known_tasks() -> list[str]:

@@ -222,7 +222,10 @@ class TrainingLoop:
 
     @contextmanager
     def _best_scores_kept(self, always: bool = False) -> Iterator[None]:
-        """Put the task's memory of its best score back where an evaluation is interrupted, or `always`."""
+        """Put the task's memory of its best score back where an evaluation is interrupted, or `always`.
+
+        A new one goes to the device of the old one: s3prl's tasks make it on the CPU, from where NCCL cannot share it.
+        """
         expert = unwrapped(self.trial.models.downstream)
         best_scores = dict(expert.named_buffers(recurse=False))
         put_back = True
@@ -230,9 +233,8 @@ class TrainingLoop:
             yield
             put_back = always
         finally:
-            if put_back:
-                for name, value in best_scores.items():
-                    setattr(expert, name, value)
+            for name, value in best_scores.items():
+                setattr(expert, name, value if put_back else getattr(expert, name).to(value.device))
 
     def _evaluate(self, split: str) -> Scores:
         step, ratio = self.trial.step, self.config.evaluate_ratio

@@ -36,12 +36,17 @@ class Method:
     source: str
 
 
+def adapter_method(file: Any) -> Method:
+    """Return the row of a method of :mod:`s3prl_ext.adapters`, given its file."""
+    return Method(True, True, False, file.PAPER)
+
+
 METHODS: dict[str, Method] = {
     "frozen": Method(False, False, False, "AD-TUNING, Table 2, Baseline"),
     "weighted_sum": Method(False, True, False, "SUPERB; AD-TUNING, Table 2, Weighted-sum"),
     "full": Method(True, False, False, "AD-TUNING, Table 2, FT"),
     "child": Method(True, True, True, "AD-TUNING, sections 2.2 and 2.3"),
-    **{name: Method(True, True, False, file.PAPER) for name, file in adapters.METHODS.items()},
+    **{name: adapter_method(file) for name, file in adapters.METHODS.items()},
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import pickle
 import time
 from argparse import Namespace
 from pathlib import Path
@@ -115,7 +116,7 @@ class Runner(StockRunner):
             raise unknown_name("upstream", self.args.upstream, hub.options())
         try:
             entry = super()._get_upstream()
-        except (AssertionError, AttributeError, TypeError, OSError) as error:
+        except (AssertionError, AttributeError, TypeError, ValueError, OSError, pickle.UnpicklingError) as error:
             problem = checks.upstream_problem(self.args, error)
             if problem is None:
                 raise

@@ -389,4 +389,4 @@ def test_help_has_an_example(command, capsys):
     with pytest.raises(SystemExit) as caught:
         cli([command, "--help"])
     assert caught.value.code == 0
-    assert f"example: s3prl-ext {command} --delta" in capsys.readouterr().out
+    assert f"example:\n  s3prl-ext {command} --delta" in capsys.readouterr().out

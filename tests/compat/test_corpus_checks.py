@@ -68,6 +68,8 @@ def test_empty_transcript_is_refused_by_name(tmp_path):
     assert load(reader, ["train/1/2/1-2-0000.flac"])["1-2-0000"] == "H E L L O |"
     with pytest.raises(DataError, match="1-2-0001.flac.*empty transcript"):
         load(reader, ["train/1/2/1-2-0000.flac", "train/1/2/1-2-0001.flac"])
+    with pytest.raises(DataError, match=r"no such transcripts: .*train/1/3/1-3\.trans\.txt.*LIBRISPEECH"):
+        load(reader, ["train/1/2/1-2-0000.flac", "train/1/3/1-3-0001.flac"])
 
 
 def test_features_refuse_matrices_and_clips_below_a_frame():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -205,6 +206,17 @@ def test_epochs_in_place_of_steps(build, tmp_path):
 def test_upstream_without_its_model(build, tmp_path, upstream, ckpt, error, message):
     with pytest.raises(error, match=message):
         build(make_args(tmp_path / "exp", upstream=upstream, upstream_ckpt=ckpt), task_config())
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [({"model": {}, "cfg": {}}, "lacks task_cfg"), ({"task_state": Path("x")}, "holds objects of another program")],
+)
+def test_checkpoint_as_fairseq_writes_it(build, tmp_path, content, reason):
+    torch.save(content, tmp_path / "fairseq.pt")
+    flags = {"upstream": "wav2vec2_local", "upstream_ckpt": str(tmp_path / "fairseq.pt")}
+    with pytest.raises(DataError, match=rf"fairseq\.pt is no converted.*{reason}.*s3prl\.upstream\.wav2vec2\.convert"):
+        build(make_args(tmp_path / "exp", **flags), task_config())
 
 
 def test_upstream_that_cannot_be_downloaded(build, tmp_path, monkeypatch):

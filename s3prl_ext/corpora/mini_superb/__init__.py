@@ -163,8 +163,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run ``s3prl-ext prepare mini_superb``; return the exit status."""
     parser = argparse.ArgumentParser(
         prog="s3prl-ext prepare mini_superb",
-        description="Write miniature corpora in the layouts of the SUPERB tasks, LJ Speech, VCTK and ESC-50, for first runs on a CPU.",
-        epilog="example: s3prl-ext prepare mini_superb --out mini --tasks ks,sd && . mini/env.sh",
+        description="Write miniature corpora in the layouts of the SUPERB tasks, LJ Speech, VCTK and ESC-50,\n"
+        "for first runs on a CPU.",
+        epilog="example:\n  s3prl-ext prepare mini_superb --out mini --tasks ks,sd\n  . mini/env.sh",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--out", type=Path, required=True, help="new folder for the corpora")
     parser.add_argument("--recordings", type=Path, help="folder of real recordings; without it speech is synthesised")

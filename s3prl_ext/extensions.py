@@ -1,0 +1,187 @@
+"""Extensions: upstreams, tasks, attention layouts and tuning methods that other packages add to the plug-in.
+
+A package names a function without arguments in its entry points, in the group :data:`GROUP`::
+
+    [project.entry-points."s3prl_ext.extensions"]
+    whistling = "my_package:register"
+
+The function calls those of this module. It runs once s3prl is imported, so that `s3prl-ext` and s3prl's own commands
+see what it registers. A script may call them as well. A name that is taken is refused with its owner, and
+:func:`s3prl_ext.uninstall` takes everything back.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from s3prl_ext import plugin
+from s3prl_ext.configs import package_dir
+from s3prl_ext.errors import UsageError, sentence
+
+if TYPE_CHECKING:
+    from s3prl_ext.attention.layouts import Layout
+
+logger = logging.getLogger(__name__)
+
+GROUP = "s3prl_ext.extensions"
+OURS = "s3prl_ext"
+
+
+@dataclass(frozen=True)
+class Registered:
+    """Something that was registered.
+
+    Attributes:
+        kind: ``upstream``, ``task``, ``layout`` or ``method``.
+        name: its name.
+        owner: the extension, or ``a call in this process``.
+        undo: takes it back, where :func:`s3prl_ext.plugin.uninstall` does not.
+    """
+
+    kind: str
+    name: str
+    owner: str
+    undo: Callable[[], object] | None = None
+
+
+registered: list[Registered] = []
+failures: dict[str, str] = {}  # extension that could not be loaded -> why
+_loaded: set[str] = set()
+_loading: str | None = None  # the extension whose function runs
+
+
+def load() -> None:
+    """Call the function of every extension that was not called yet; one that fails is left out with a warning."""
+    global _loading
+    for entry in metadata.entry_points(group=GROUP):
+        package = f" of {entry.dist.name} {entry.dist.version}" if entry.dist else ""
+        extension = f"{entry.name}{package}"
+        if extension in _loaded:
+            continue
+        _loaded.add(extension)
+        _loading = extension
+        try:
+            entry.load()()
+        except Exception as error:  # noqa: BLE001  whatever an extension does wrong, s3prl must go on
+            failures[extension] = sentence(error)
+            logger.warning("the extension %s is left out: %s", extension, failures[extension])
+        finally:
+            _loading = None
+
+
+def forget() -> None:
+    """Take back what was registered, as a part of uninstalling; a later :func:`load` calls the extensions again."""
+    for row in registered:
+        if row.undo is not None:
+            row.undo()
+    registered.clear()
+    failures.clear()
+    _loaded.clear()
+
+
+def register_upstream(name: str, factory: str | Callable[..., Any]) -> None:
+    """Make ``-u NAME`` and ``s3prl.hub.NAME`` build an upstream.
+
+    Args:
+        name: an identifier.
+        factory: called with ``ckpt=`` (``-k``), ``model_config=`` (``-g``) and ``refresh=`` (``-r``), returns the upstream;
+            or ``"module:function"``, which is imported when the upstream is first built.
+
+    Raises:
+        UsageError: the name is no identifier or is taken.
+    """
+    if not name.isidentifier():
+        raise UsageError(f"the upstream name '{name}' is no Python identifier: use letters, digits and underscores.")
+    _claim("upstream", name, OURS if name in plugin.upstream_names() else None)
+    plugin.add_upstream(name, factory)
+    _remember("upstream", name)
+
+
+def register_tasks(folder: str | Path) -> None:
+    """Make each folder in `folder` that has an ``expert.py`` a task: ``-d`` is the folder's name.
+
+    A ``config.yaml`` beside the ``expert.py`` is the task file where ``-c`` is not given.
+
+    Raises:
+        UsageError: there is no task in `folder`, or a name is taken.
+    """
+    folder = Path(folder).resolve()
+    names = sorted(path.parent.name for path in folder.glob("*/expert.py"))
+    if not names:
+        raise UsageError(f"{folder} holds no task: a task is a folder in it, named as for -d, with an expert.py.")
+    for name in names:
+        _claim("task", name, _owner_of_task(name))
+    plugin.add_task_folder(folder)
+    for name in names:
+        _remember("task", name)
+
+
+def register_layout(row: Layout) -> None:
+    """Let merges find the query, key and value matrices of another model family.
+
+    Args:
+        row: tried after the rows of :data:`s3prl_ext.attention.layouts.LAYOUTS`.
+
+    Raises:
+        UsageError: the name is taken, or the row is incomplete.
+    """
+    from s3prl_ext.attention import layouts
+
+    _claim("layout", row.name, OURS if row.name in {known.name for known in layouts.LAYOUTS} else None)
+    layouts.add_layout(row)
+    _remember("layout", row.name, partial(layouts.added_layouts.remove, row))
+
+
+def register_method(name: str, file: Any) -> None:
+    """Make ``tuning: {method: NAME}`` insert weights of one's own into the frozen upstream, and train them.
+
+    Args:
+        name: value of ``tuning.method``.
+        file: a module, or another object, with the parts of the files in ``s3prl_ext/adapters/``: ``Config``, ``PAPER``,
+            ``ACTS_ON``, ``CAN_FOLD``, ``insert``, ``remove``, ``count``, and where it folds ``fold``.
+
+    Raises:
+        UsageError: the name is taken, a part is missing, or an option has the name of another key of ``tuning``.
+    """
+    from s3prl_ext import adapters
+    from s3prl_ext.training import methods, parameter_groups, tuning_config
+
+    _claim("method", name, OURS if name in methods.METHODS else None)
+    adapters.check_file(name, file)
+    keys = {"method", *tuning_config.MASK_KEYS, *parameter_groups.KEYS}
+    taken = sorted(keys & {field.name for field in dataclasses.fields(file.Config)})
+    if taken:
+        raise UsageError(
+            f"the tuning method '{name}' cannot name an option '{taken[0]}': tuning has a key of that name."
+        )
+    adapters.METHODS[name] = file
+    methods.METHODS[name] = methods.adapter_method(file)
+
+    def undo() -> None:
+        del adapters.METHODS[name], methods.METHODS[name]
+
+    _remember("method", name, undo)
+
+
+def _claim(kind: str, name: str, owner: str | None) -> None:
+    """Refuse a name that is taken, by an extension or by `owner`."""
+    owner = next((row.owner for row in registered if (row.kind, row.name) == (kind, name)), owner)
+    if owner is not None:
+        raise UsageError(f"the {kind} name '{name}' is taken by {owner}: choose another name.")
+
+
+def _owner_of_task(name: str) -> str | None:
+    if name in plugin.downstream_names():
+        return OURS
+    return "s3prl" if (package_dir("s3prl") / "downstream" / name).is_dir() else None
+
+
+def _remember(kind: str, name: str, undo: Callable[[], object] | None = None) -> None:
+    registered.append(Registered(kind, name, _loading or "a call in this process", undo))

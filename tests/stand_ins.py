@@ -1,0 +1,99 @@
+"""Small stand-ins for what the pages name: models, recordings, a corpus in full layout. Each has a maker."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import soundfile
+
+from s3prl_ext.corpora.mini_superb.layouts import LAYOUTS
+from tests import factories
+
+
+def _clips(mini: Path, count: int) -> list[Path]:
+    return sorted((mini / LAYOUTS["ks"].folder).rglob("speech_commands_v0.01/yes/*.wav"))[:count]
+
+
+def _write_recordings(path: Path, mini: Path) -> None:
+    path.mkdir()
+    for clip in _clips(mini, 2):
+        shutil.copy(clip, path)
+
+
+def _write_clip(path: Path, mini: Path) -> None:
+    shutil.copy(_clips(mini, 1)[0], path)
+
+
+def _write_meeting(path: Path, mini: Path) -> None:
+    recording = next((mini / LAYOUTS["sd"].folder / "test").rglob("*.wav"))
+    soundfile.write(path, soundfile.read(recording)[0], 16000)
+
+
+def _write_pairs(path: Path, mini: Path) -> None:
+    rows = (mini / "LJSpeech-1.1" / "metadata.csv").read_text(encoding="utf-8").splitlines()[:4]
+    lines = [f"{mini / 'LJSpeech-1.1' / 'wavs' / row.split('|')[0]}.wav\t{row.split('|')[2]}" for row in rows]
+    path.write_text("\n".join(["path\ttext", *lines]) + "\n", encoding="utf-8")
+
+
+def _write_lj_speech(path: Path, mini: Path) -> None:
+    """Write a corpus with the chapters of LJ Speech that its dev and test splits name, a few clips in each."""
+    (path / "wavs").mkdir(parents=True)
+    small = mini / "LJSpeech-1.1"
+    rows = [row.split("|") for row in (small / "metadata.csv").read_text(encoding="utf-8").splitlines()]
+    chapters = ["LJ001"] * 6 + ["LJ005"] * 2 + ["LJ010"] * 2
+    table = []
+    for number, (chapter, row) in enumerate(zip(chapters, rows, strict=False), start=1):
+        (path / "wavs" / f"{chapter}-{number:04d}.wav").symlink_to(small / "wavs" / f"{row[0]}.wav")
+        table.append("|".join([f"{chapter}-{number:04d}", *row[1:]]))
+    (path / "metadata.csv").write_text("\n".join(table) + "\n", encoding="utf-8")
+
+
+def _write_table(path: Path, mini: Path) -> None:
+    """Write a table of clips of two words for three splits."""
+    path.parent.mkdir()
+    lines = ["path\tlabel\tsplit"]
+    for word in ("no", "yes"):
+        found = sorted((mini / LAYOUTS["ks"].folder).rglob(f"speech_commands_v0.01/{word}/*.wav"))
+        for clip, split in zip(found, ["train"] * 8 + ["dev"] * 2 + ["test"] * 2, strict=False):
+            lines.append(f"{clip}\t{word}\t{split}")
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _write_distilbert(path: Path, mini: Path) -> None:
+    from transformers import DistilBertConfig, DistilBertModel
+
+    sizes = {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64}
+    DistilBertModel(DistilBertConfig(**sizes, vocab_size=40, max_position_embeddings=64)).save_pretrained(path)
+
+
+def _model(write: Callable[..., Any], **options: Any) -> Callable[[Path, Path], None]:
+    def make(path: Path, mini: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(path, **options)
+
+    return make
+
+
+# name on the pages -> what makes it, given its path and the miniature corpora
+STAND_INS: dict[str, Callable[[Path, Path], None]] = {
+    "demo/hubert": _model(factories.hubert_folder, layers=6, width=384, heads=12),
+    "facebook/hubert-large-ls960-ft": _model(factories.hubert_folder, layers=6, ctc=True, stable_norm=True),
+    "bert-large-uncased": _model(factories.bert_folder, layers=6),
+    "bert-base-uncased": _model(factories.bert_folder, layers=6),
+    "google/vit-base-patch16-224-in21k": _model(factories.vit_folder),
+    "BEATs_iter3.pt": _model(factories.beats_ckpt),
+    "BEATs_iter3_finetuned.pt": _model(factories.beats_ckpt, finetuned_model=True, predictor_class=527),
+    "hubert.pt": _model(factories.hubert_local_ckpt, layers=6),
+    "hubert": _model(factories.hubert_folder),
+    "bert": _model(factories.bert_folder),
+    "distilbert": _write_distilbert,
+    "recordings": _write_recordings,
+    "clip.wav": _write_clip,
+    "meeting.flac": _write_meeting,
+    "pairs.tsv": _write_pairs,
+    "LJSpeech-1.1": _write_lj_speech,
+    "clips/table.tsv": _write_table,
+}
