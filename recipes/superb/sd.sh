@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Speaker diarization on Libri2Mix: SUPERB's setting with a search for the learning rate on dev, then
-# diarization error rate as s3prl's training reports it (frame-wise) on test.
+# diarization error rate on test as s3prl's training reports it (frame-wise), and as SUPERB scores it.
 #
 #   recipes/superb/sd.sh [--upstream NAME] [--seeds LIST] [options]
 #   recipes/superb/sd.sh --mini --recordings DIR --ckpt DIR
@@ -16,7 +16,7 @@
 #   --out DIR          default exp/superb
 #   --mini             miniature corpus on a CPU, two rates, few steps; --recordings DIR makes it of recordings,
 #                      --ckpt DIR names a small transformers HuBERT (default: an untrained one)
-#   --stage N --stop-stage N   1 search, 2 choice, 3 training, 4 test, 5 table
+#   --stage N --stop-stage N   1 search, 2 choice, 3 training, 4 test, 5 tables (the extra sd scores as SUPERB does)
 #   --dry-run          print the commands; RATE stands for the rate that is not chosen yet
 #
 # LIBRI2MIX_DIARIZATION: folder with train/, dev/, test/, as s3prl's recipe prepares them.

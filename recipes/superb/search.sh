@@ -54,12 +54,24 @@ superb() {
   if due 4 "test"; then
     for seed in $(listed "$seeds"); do
       evaluate "$folder/lr-$rate-s$seed" "$checkpoint" "$test_split"
+      [[ "$name" != sd ]] || turns_of_dev "$folder/lr-$rate-s$seed"
     done
   fi
   if due 5 "table"; then
     execute python "$RECIPES/superb/rates.py" table "$folder" --metric "$metric" --dev "$dev_split" \
       --test "$test_split" --seed "$first"
+    if [[ "$name" == sd ]]; then   # as SUPERB scores it
+      for seed in $(listed "$seeds"); do
+        execute s3prl-ext report "$folder/lr-$rate-s$seed" --out "$folder/lr-$rate-s$seed/report"
+      done
+    fi
   fi
+}
+
+# turns_of_dev FOLDER: what the model says of dev, in FOLDER/on_dev, so that the report can choose a threshold there.
+turns_of_dev() {
+  unless "$1/on_dev/result-test.json" s3prl-ext run -m evaluate -e "$1/$checkpoint" -t test \
+    -o "args.expdir='$1/on_dev',,config.downstream_expert.loaderrc.test_dir='${LIBRI2MIX_DIARIZATION:-/path/to}/dev'"
 }
 
 # run_rate FOLDER RATE SEED OVERRIDES: one training of `superb`.

@@ -30,7 +30,9 @@ def is_test(split: str) -> bool:
 
 
 def superb_table(runs: Sequence[ScoredRun], diarization: Mapping[str, SuperbScore]) -> Table | None:
-    """Return the table with a line for each model that two or more of SUPERB's tasks were scored with, or None.
+    """Return the table with a line for each model that two or more of SUPERB's tasks, or diarization, were scored with.
+
+    None where there is no such model.
 
     Of several configurations of one model and task (a search of learning rates) the one that is best on dev counts.
 
@@ -42,7 +44,10 @@ def superb_table(runs: Sequence[ScoredRun], diarization: Mapping[str, SuperbScor
     models: dict[Any, list[ScoredRun]] = {}
     for run in test:
         models.setdefault(run.key(MODEL), []).append(run)
-    lines = [found for found in models.values() if len({run.task for run in found}) > 1]
+    lines = [
+        found for found in models.values()
+        if len({run.task for run in found}) > 1 or any(str(run.source) in diarization for run in found)
+    ]  # fmt: skip
     if not lines:
         return None
     names = name_rows([found[0] for found in lines], MODEL)

@@ -144,6 +144,8 @@ def test_diarization_is_scored_as_superb_does_and_kept(tmp_path):
         text, _, _ = report(tmp_path / "out", tmp_path / "runs")
         assert "| hubert | - | - | 96.00 | - | - | - | - | 0.00 | 66.67 |" in text
         assert "dev chooses threshold and median 0.5 and 1" in text
+    text, _, _ = report(tmp_path / "out", run)
+    assert "| hubert | - | - | - | - | - | - | - | 0.00 | 66.67 |" in text, "alone too"
     kept = json.loads((run / "scoring" / "superb.json").read_text())
     assert kept["setting"] == [0.3, 1] and kept["dev_chosen"]["miss"] == pytest.approx(2 / 3)
     (run / "frame_shift").unlink()
