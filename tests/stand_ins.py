@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import soundfile
+import torch
 
 from s3prl_ext.corpora.mini_superb.layouts import LAYOUTS
+from s3prl_ext.downstreams.esc50.config import default_class_map
+from s3prl_ext.downstreams.esc50.heads import read_class_map
 from tests import factories
 
 
@@ -43,9 +47,9 @@ def _write_lj_speech(path: Path, mini: Path) -> None:
     (path / "wavs").mkdir(parents=True)
     small = mini / "LJSpeech-1.1"
     rows = [row.split("|") for row in (small / "metadata.csv").read_text(encoding="utf-8").splitlines()]
-    chapters = ["LJ001"] * 6 + ["LJ005"] * 2 + ["LJ010"] * 2
+    chapters = ["LJ001"] * 20 + ["LJ005"] * 2 + ["LJ010"] * 2  # a tenth of the training clips is two
     table = []
-    for number, (chapter, row) in enumerate(zip(chapters, rows, strict=False), start=1):
+    for number, (chapter, row) in enumerate(zip(chapters, itertools.cycle(rows), strict=False), start=1):
         (path / "wavs" / f"{chapter}-{number:04d}.wav").symlink_to(small / "wavs" / f"{row[0]}.wav")
         table.append("|".join([f"{chapter}-{number:04d}", *row[1:]]))
     (path / "metadata.csv").write_text("\n".join(table) + "\n", encoding="utf-8")
@@ -69,6 +73,13 @@ def _write_distilbert(path: Path, mini: Path) -> None:
     DistilBertModel(DistilBertConfig(**sizes, vocab_size=40, max_position_embeddings=64)).save_pretrained(path)
 
 
+def _write_audioset_beats(path: Path, mini: Path) -> None:
+    """Write a BEATs with a classifier of the labels that the class map of ESC-50 names."""
+    labels = sorted({label for row in read_class_map(default_class_map()) for label in row})
+    factories.beats_ckpt(path, finetuned_model=True, predictor_class=len(labels))
+    torch.save(torch.load(path, weights_only=True) | {"label_dict": dict(enumerate(labels))}, path)
+
+
 def _model(write: Callable[..., Any], **options: Any) -> Callable[[Path, Path], None]:
     def make(path: Path, mini: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -85,7 +96,7 @@ STAND_INS: dict[str, Callable[[Path, Path], None]] = {
     "bert-base-uncased": _model(factories.bert_folder, layers=6),
     "google/vit-base-patch16-224-in21k": _model(factories.vit_folder),
     "BEATs_iter3.pt": _model(factories.beats_ckpt),
-    "BEATs_iter3_finetuned.pt": _model(factories.beats_ckpt, finetuned_model=True, predictor_class=527),
+    "BEATs_iter3_finetuned.pt": _write_audioset_beats,
     "hubert.pt": _model(factories.hubert_local_ckpt, layers=6),
     "hubert": _model(factories.hubert_folder),
     "bert": _model(factories.bert_folder),

@@ -214,7 +214,7 @@ def test_python_example_of_the_installation(story, monkeypatch, capsys):
         stories.run_python(text, place.folder, place.variables, monkeypatch)
     finally:
         s3prl_ext.install()
-    assert "7 torch.Size([1, 49, 384])" in capsys.readouterr().out
+    assert "7 torch.Size([1, 48, 384])" in capsys.readouterr().out
 
 
 def test_python_example_of_the_results(story, monkeypatch, capsys):
