@@ -21,8 +21,8 @@ FLAGS = {
     "-v": "downstream_variant", "-f": "upstream_trainable", "-s": "upstream_feature_selection",
     "-l": "upstream_layer_selection", "--upstream_feature_normalize": "upstream_feature_normalize", "--seed": "seed",
 }  # fmt: skip
+COMPLETED = "downstream_expert."  # the section to which a task may add what its file leaves open
 LAST_LAYER = ("hidden_states", -1)  # -s and -l of the last hidden state where an upstream has no output of that name
-FILLED_IN = "downstream_expert"  # s3prl's tasks write into this section what they find: frame shift, labels, sizes
 _SHOWN = 4  # differences that the message names
 _MISSING = "(nothing)"
 
@@ -47,7 +47,8 @@ def check_command(
     """
     differences = list(_flags(states.get("Args"), flags, overridden))
     if asked is not None and stored is not None:
-        differences += _between(_plain(stored), _plain(asked))
+        found = _between(_plain(stored), _plain(asked))
+        differences += [row for row in found if not (row[0].startswith(COMPLETED) and row[2] in (_MISSING, None))]
     if not differences:
         return
     named = "; ".join(f"{what} {before} there, {now} here" for what, before, now in differences[:_SHOWN])
@@ -76,16 +77,11 @@ def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _between(before: Any, now: Any, where: str = "") -> list[tuple[str, Any, Any]]:
-    """Return place and both values of everything that differs between two nested task files.
-
-    In :data:`FILLED_IN` what `now` leaves out or open is no difference.
-    """
-    open_places = where.split(".")[0] == FILLED_IN
+    """Return place and both values of everything that differs between two nested task files."""
     if not (isinstance(before, Mapping) and isinstance(now, Mapping)):
-        return [] if before == now or (open_places and now is None) else [(where, before, now)]
+        return [] if before == now else [(where, before, now)]
     found = []
-    only_before = [] if open_places else [key for key in before if key not in now]
-    for key in [*only_before, *now]:
+    for key in [*before, *(key for key in now if key not in before)]:
         place = f"{where}.{key}" if where else str(key)
         found += _between(before.get(key, _MISSING), now.get(key, _MISSING), place)
     return found
