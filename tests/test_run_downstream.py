@@ -174,6 +174,9 @@ def test_a_resumed_command_is_compared_with_its_checkpoint(tmp_path):
         run_downstream.complete(resume)
     torch.save(states | {"Config": lacking}, path)
     run_downstream.complete(resume)
+    completed = config | {"downstream_expert": config["downstream_expert"] | {"labels": ["a", "b"]}}
+    torch.save(states | {"S3prlExt": {}, "Config": completed}, path)
+    run_downstream.complete(resume)
 
 
 def test_resuming_and_overwriting_exclude_each_other(tmp_path):
