@@ -239,6 +239,24 @@ def test_python_example_of_the_extensions(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out == "torch.Size([1, 100, 1])\nFalse\n"
 
 
+def test_extensions_of_the_page_are_seen(story):
+    page = ROOT / "docs" / "extending.md"
+    lines = documentation.commands(page)
+    doctor = story(page).reach(lines.index("s3prl-ext doctor"))
+    for shown in (
+        "upstream my_transformer",
+        "upstream my_merge",
+        "layout distilbert",
+        "method ffn_gain",
+        "task clip_labels",
+    ):
+        assert re.search(rf"of my_extension 0\.1 +{shown}$", doctor, re.MULTILINE), shown
+    methods = story(page).reach(lines.index("s3prl-ext methods"))
+    assert re.search(r"^\| ffn_gain +\| 36,864 +\|.*Liu et al\. 2022", methods, re.MULTILINE)
+    (merge,) = [number for number, line in enumerate(lines) if "source.model=distilbert" in line]
+    assert "transformer.layer.1.attention.v_lin.weight" in story(page).reach(merge)
+
+
 def anchors(page) -> set[str]:
     """Return the anchors that GitHub gives to the headings of a page."""
     titles = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
@@ -257,7 +275,7 @@ def test_links_lead_somewhere(page):
 
 
 def test_every_page_is_in_the_index_and_in_the_readme():
-    names = {page.name for page in PAGES if page.parent.name == "docs"} - {"index.md"}
+    names = {page.name for page in PAGES if page.parent == ROOT / "docs"} - {"index.md"}
     for page, prefix in ((ROOT / "docs" / "index.md", ""), (ROOT / "README.md", "docs/")):
         links = re.findall(r"\]\(([^)\s#]+)\)", page.read_text(encoding="utf-8"))
         assert {f"{prefix}{name}" for name in names} <= set(links)

@@ -207,7 +207,7 @@ def test_wrong_arguments_are_named(tmp_path):
 def test_prepare_without_corpus_shows_the_known_ones(capsys):
     assert prepare_main([]) == 2
     assert prepare_main(["--help"]) == 0
-    assert capsys.readouterr().out.count("mini_superb") == 2
+    assert capsys.readouterr().out.count("corpora: mini_superb, ") == 2
 
 
 def test_voices_differ_and_an_unknown_one_is_named():
