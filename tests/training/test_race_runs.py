@@ -12,6 +12,7 @@ from s3prl_ext.child_tuning import delta
 from s3prl_ext.errors import DataError, StoppedByUser, UsageError
 from s3prl_ext.training import checkpoint
 from s3prl_ext.training.early_stop import candidates
+from s3prl_ext.training.trial import Trial
 from tests.experiments import interrupt_at_loss, make_args, task_config
 
 TOTAL, CUT = 6, 2
@@ -145,7 +146,15 @@ def test_the_base_comes_back_bitwise(build, tmp_path, upstream):
     assert same(dict(runner.upstream.model.state_dict()), before)
 
 
-def test_two_are_kept_to_the_end(build, tmp_path, upstream):
+@pytest.fixture
+def steps(monkeypatch):
+    """A list that grows with every optimizer step of the process."""
+    done, train_step = [], Trial.train_step
+    monkeypatch.setattr(Trial, "train_step", lambda *arguments: done.append(1) or train_step(*arguments))
+    return done
+
+
+def test_two_are_kept_to_the_end(build, tmp_path, upstream, steps):
     race = RACE | {"keep": 2, "metric": "per"}
     runner = build(make_args(tmp_path / "exp", **upstream), config_of([0.05, 0.01, 0.2], race=race))
     with pytest.raises(UsageError, match="does not report per") as caught:
@@ -154,7 +163,7 @@ def test_two_are_kept_to_the_end(build, tmp_path, upstream):
     race["metric"] = "acc"
     build(make_args(tmp_path / "two", **upstream), config_of([0.05, 0.01, 0.2], race=race)).train()
     record = json.loads((tmp_path / "two" / "race" / "race.json").read_text())
-    assert record["steps_of_all_candidates"] == 3 * CUT + 2 * (TOTAL - CUT)
+    assert record["steps_of_all_candidates"] == len(steps) == 3 * CUT + 2 * (TOTAL - CUT)
     assert newest(tmp_path / "two")["Step"] == TOTAL
 
 
@@ -175,11 +184,12 @@ def test_methods_and_rates_race_too(build, tmp_path, upstream):
     assert same(newest(tmp_path / "rates")["Upstream"], newest(tmp_path / "full")["Upstream"])
 
 
-def test_a_child_network_races_an_adapter(build, tmp_path, upstream):
+def test_a_child_network_races_an_adapter(build, tmp_path, upstream, steps):
     section = {"method": ["child", "lora"], "density": 0.05, "rank": 2}
     build(make_args(tmp_path / "race", **upstream), config_of(**section)).train()
     record = json.loads((tmp_path / "race" / "race" / "race.json").read_text())
     assert record["entrants"] == ["method=child", "method=lora"]
+    assert record["steps_of_all_candidates"] == len(steps) == 2 * CUT + TOTAL - CUT
     method = record["chosen"].removeprefix("method=")
     alone = {"density": 0.05} if method == "child" else {"density": None, "rank": 2}
     build(make_args(tmp_path / "alone", **upstream), config_of(method=method, race=None, **alone)).train()
