@@ -9,6 +9,7 @@ from statistics import stdev
 import pytest
 
 from s3prl_ext.errors import DataError
+from s3prl_ext.evaluation.paper_tables import Cell, paper_table
 from s3prl_ext.evaluation.result_records import ResultRecord
 from s3prl_ext.evaluation.result_rows import averaged_over, rows_of, without_duplicates
 from s3prl_ext.evaluation.scored_runs import ScoredRun, runs_of
@@ -59,6 +60,16 @@ def test_an_arm_that_several_sweeps_share_counts_once_and_is_named():
 def test_contradicting_results_are_refused():
     with pytest.raises(DataError, match=r"a/result-test.json and b/r.json have the same .* seed 1 .* wer 4.0 .* 5.0"):
         without_duplicates([run(4.0), run(5.0, "b/r.json")])
+
+
+def test_what_the_task_file_would_train_does_not_count_where_nothing_was_trained():
+    full = {"tuning": {"method": "full"}, "merge": merge(0.1)}
+    untrained, trained = run(9.0, step=0, **full), run(8.0, "b", **full)
+    assert untrained.facts["method"] == "frozen" and trained.facts["method"] == "full"
+    assert run(9.0, step=0, args={"init_ckpt": "head.ckpt"}, **full).facts["method"] == "full"
+    assert paper_table("mam.table1").match("ljspeech", untrained.facts) == Cell("ljspeech", "0.10", "Source")
+    assert paper_table("mam.table5").match("ljspeech", untrained.facts) == Cell("ljspeech", "MAM")
+    assert rows_of([untrained], "wer")[0].label == "hubert, λ 0.1, frozen"
 
 
 def test_an_evaluation_counts_before_the_end_of_training():
