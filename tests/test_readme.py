@@ -35,7 +35,7 @@ PARSED_ONLY = {
     "s3prl-ext prepare vctk --out corpora --download": "downloads gigabytes; tests/corpora/test_archives.py",
     "s3prl-ext prepare esc50 --out corpora --download": "downloads gigabytes; tests/corpora/test_archives.py",
 }
-# Commands that take more than a few seconds: a Python of their own, many arms, a training from nothing.
+# Beginnings of commands that take more than a few seconds: a Python of their own, many arms, a corpus of pairs.
 SLOW = (
     "python -m s3prl.run_downstream",
     "torchrun",
@@ -43,21 +43,27 @@ SLOW = (
     "recipes/",
     "s3prl-ext layers --target facebook",
 )
+# Experiments like another one on the pages, with a change.
+VARIANTS = ("exp/merged_more", "exp/my_merge_10", "exp/child_small", "exp/race", "exp/gain_race")
 OTHER_PROGRAMS = {".", "pip", "python3"}
 
 
 def is_slow(line: str) -> bool:
-    return line.startswith(SLOW)
+    return line.startswith(SLOW) or any(f"-p {variant} " in f"{line} " for variant in VARIANTS)
 
 
 def all_commands() -> list:
-    """Return every command of the pages that runs, as test parameters: page, number on the page."""
-    rows = []
+    """Return every command of the pages that runs, as test parameters: page, number on the page.
+
+    What several pages show runs on the first of them; the page about extensions shows what they change.
+    """
+    rows, seen = [], set(PARSED_ONLY)
     for page in PAGES:
         for number, line in enumerate(documentation.commands(page)):
-            if line not in PARSED_ONLY:
+            if line not in seen or (page.stem == "extending" and line not in PARSED_ONLY):
                 marks = [pytest.mark.slow] if is_slow(line) else []
                 rows.append(pytest.param(page, number, id=f"{name_of(page)}-{number}", marks=marks))
+            seen.add(line)
     return rows
 
 
