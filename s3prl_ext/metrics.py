@@ -15,7 +15,7 @@ class Metric:
 
     Attributes:
         higher_is_better: direction.
-        unit: ``"ratio"`` (0 to 1), ``"%"`` or ``"nats"``, as s3prl reports it (of SF's ``wer`` and ``cer``, which it gives
+        unit: ``"ratio"`` (0 to 1), ``"%"``, ``"nats"`` or ``"tokens"``, as s3prl reports it (of SF's ``wer`` and ``cer``, which it gives
             as ratios, 100 times that is recorded).
     """
 
@@ -50,6 +50,7 @@ METRICS: dict[str, Metric] = {
     "der": Metric(higher_is_better=False, unit="ratio"),
     "loss": Metric(higher_is_better=False, unit="nats"),
     "intent_loss": Metric(higher_is_better=False, unit="nats"),
+    "special_tokens": Metric(higher_is_better=False, unit="tokens"),  # of a CTC head, dropped from its transcripts
 }
 
 

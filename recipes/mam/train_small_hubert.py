@@ -39,7 +39,8 @@ from s3prl_ext.writing import written, written_folder
 logger = logging.getLogger("train_small_hubert")
 
 # The tokens of the released LibriSpeech CTC models.
-VOCABULARY = Vocabulary(("<pad>", "<s>", "</s>", "<unk>", *"|ETAONIHSRDLUMWCFGYPBVK'XJQZ"), lower_case=True)
+SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
+VOCABULARY = Vocabulary((*SPECIAL, *"|ETAONIHSRDLUMWCFGYPBVK'XJQZ"), lower_case=True, special=frozenset(SPECIAL))
 LR, WEIGHT_DECAY, WARMUP = 5e-4, 0.01, 0.1
 EVAL_BATCH = 8
 
@@ -92,7 +93,8 @@ def word_error_rate(model: HubertForCTC, utterances: Sequence[Utterance]) -> flo
         inputs = batch(utterances[start : start + EVAL_BATCH])
         samples = inputs["attention_mask"].sum(1)
         logits = model(inputs["input_values"], attention_mask=inputs["attention_mask"]).logits
-        texts += greedy(logits, model._get_feat_extract_output_lengths(samples).tolist(), VOCABULARY)
+        decoded = greedy(logits, model._get_feat_extract_output_lengths(samples).tolist(), VOCABULARY)
+        texts += [one.text for one in decoded]
     return corpus_errors([u.text.lower() for u in utterances], texts).rate
 
 

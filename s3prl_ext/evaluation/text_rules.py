@@ -7,6 +7,7 @@ import string
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 from s3prl_ext.errors import unknown_name
 
@@ -14,6 +15,8 @@ from s3prl_ext.errors import unknown_name
 _SPELLED = str.maketrans({"æ": "ae", "œ": "oe", "ø": "o", "đ": "d", "ð": "d", "þ": "th", "ł": "l", "ı": "i"})
 _HYPHENS = "-\u2010\u2011"  # hyphen-minus, hyphen, non-breaking hyphen: inside words
 _MINUS = "\u2212"
+_FRACTION_SLASHES = "\u2044\u2215"
+_SLASH_OF_A_FRACTION = re.compile(r"(?<=\d)/(?=\d)")
 _LONE_HYPHEN = re.compile(r"(?<![^\W_])-|-(?![^\W_])")  # without a letter or digit on both sides
 
 
@@ -51,7 +54,7 @@ TEXT_RULES: dict[str, TextRule] = {
     "mam": TextRule(
         mam,
         string.ascii_lowercase + string.digits,
-        "lower case, accents folded, hyphens and dashes as spaces, no other punctuation, no apostrophes",
+        "lower case, accents folded, hyphens, dashes and slashes of fractions as spaces, no other punctuation, no apostrophes",
     ),
     "keep_hyphen": TextRule(
         keep_hyphen, string.ascii_lowercase + string.digits + "-", "as mam, but hyphens inside words stay"
@@ -70,10 +73,30 @@ def text_rule(name: str) -> TextRule:
 
 
 def _letters(text: str, keep_hyphens: bool) -> str:
-    folded = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", text).casefold()).translate(_SPELLED)
-    kept = "".join(_character(c) for c in folded)
+    plain = unicodedata.normalize("NFKD", _numbers_apart(text))
+    folded = unicodedata.normalize("NFKD", plain.casefold()).translate(_SPELLED)
+    kept = "".join(_character(c) for c in _SLASH_OF_A_FRACTION.sub(" ", folded))
     spaced = _LONE_HYPHEN.sub(" ", kept) if keep_hyphens else kept.replace("-", " ")
     return " ".join(spaced.split())
+
+
+def _numbers_apart(text: str) -> str:
+    """Return `text` with a space where unfolding would make one number of two (``10²``, ``1½``), without trade marks.
+
+    Unicode calls the digits of a number Nd, and fractions, superscripts and circled numbers No.
+    """
+    kept = [c for c in text if not (unicodedata.category(c) == "So" and _form(c) == "<super>")]
+    spaced = kept[:1]
+    for before, c in pairwise(kept):
+        numbers = {unicodedata.category(before), unicodedata.category(c)}
+        apart = "No" in numbers <= {"Nd", "No"} and not _form(before) == _form(c) in ("<super>", "<sub>")
+        spaced += [" ", c] if apart else [c]
+    return "".join(spaced)
+
+
+def _form(c: str) -> str:
+    """Return how Unicode says that a character differs from its plain form, such as ``<super>``; "" where it does not."""
+    return unicodedata.decomposition(c).partition(" ")[0]
 
 
 def _character(c: str) -> str:
@@ -81,6 +104,6 @@ def _character(c: str) -> str:
     category = unicodedata.category(c)
     if c in _HYPHENS:
         return "-"
-    if category == "Pd" or c == _MINUS or c.isspace():
+    if category == "Pd" or c == _MINUS or c in _FRACTION_SLASHES or c.isspace():
         return " "
     return c if category[0] in "LN" else ""

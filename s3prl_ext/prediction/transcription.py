@@ -6,6 +6,7 @@ import importlib
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from s3prl_ext.corpora.audio import SAMPLE_RATE
 from s3prl_ext.errors import UsageError
-from s3prl_ext.evaluation.decoding import greedy
+from s3prl_ext.evaluation.decoding import Decoded, greedy
 from s3prl_ext.prediction import windows as cuts
 from s3prl_ext.prediction.decoder import Decoder, Inputs
 from s3prl_ext.prediction.labels import slots
@@ -64,10 +65,17 @@ class WordDecoder(TranscriptDecoder):
 class RecognitionDecoder(TranscriptDecoder):
     """``-d ljspeech`` and ``-d vctk``: greedy, after the task's text rule."""
 
-    def decode(self, features: Sequence[Tensor], samples: Sequence[int]) -> list[str]:
+    def decode(self, features: Sequence[Tensor], samples: Sequence[int]) -> list[Decoded]:
         expert = self.expert
         frames = [expert.counter.frames(length, len(f)) for f, length in zip(features, samples, strict=True)]
-        return [expert.rule.apply(text) for text in greedy(expert.head(features), frames, expert.vocabulary)]
+        decoded = greedy(expert.head(features), frames, expert.vocabulary)
+        return [one._replace(text=expert.rule.apply(one.text)) for one in decoded]
+
+    def join(self, recording: Recording, windows: Sequence[Window], pieces: Sequence[Decoded]) -> Transcript:
+        special = sum(piece.special for piece in pieces)
+        if special:
+            recording = replace(recording, notes=(*recording.notes, f"{special} special tokens of the head dropped"))
+        return super().join(recording, windows, [piece.text for piece in pieces])
 
 
 class CtcDecoder(TranscriptDecoder):

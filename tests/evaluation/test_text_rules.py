@@ -21,6 +21,13 @@ from hypothesis import given, strategies
     ("co\u00adoperate under_score 5 % [x] <y> $3.50", "cooperate underscore 5 x y 350"),
     ("", ""),
     ("...", ""),
+    # a number is never made of two
+    ("½ cup, 1½ cups, 1/2 and 1\u20442", "1 2 cup 1 1 2 cups 1 2 and 1 2"),
+    ("10² m², 10²³, H₂O, ①2 ½¼", "10 2 m2 10 23 h2o 1 2 1 2 1 4"),
+    ("and/or", "andor"),
+    # folded, not split
+    ("ﬁne ﬂag Ĳssel １２ 𝟙𝟚 № 5 20℃", "fine flag ijssel 12 12 no 5 20c"),
+    ("Windows™ Visa℠", "windows visa"),
 ])  # fmt: skip
 def test_mam(text, expected):
     assert mam(text) == expected

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +85,7 @@ def read_target_head(folder: Path, width: int) -> tuple[CtcHead, Vocabulary, Fra
     if not folder.is_dir():
         raise DataError(f"the CTC head needs a model folder with vocab.json, but {folder} is a file.")
     weight, bias = _layer(folder)
-    vocabulary = read_vocabulary(folder)
+    vocabulary = read_vocabulary(folder, outputs=weight.shape[0])
     if weight.shape[1] != width:
         raise DataError(
             f"the CTC head of {folder} takes features of width {weight.shape[1]}, but the upstream gives {width}; "
@@ -93,8 +93,6 @@ def read_target_head(folder: Path, width: int) -> tuple[CtcHead, Vocabulary, Fra
         )
     if len(vocabulary) > weight.shape[0]:
         raise DataError(f"{folder}: the vocabulary has {len(vocabulary)} tokens, the CTC head only {weight.shape[0]}.")
-    unused = (f"<unused{index}>" for index in range(len(vocabulary), weight.shape[0]))
-    vocabulary = replace(vocabulary, tokens=(*vocabulary.tokens, *unused))
     config = model_config(folder)
     head = CtcHead(width, len(vocabulary), dropout=float(config.get("final_dropout", 0.0)))
     with torch.no_grad():

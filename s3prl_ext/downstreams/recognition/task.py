@@ -150,13 +150,15 @@ class RecognitionTask(nn.Module):
         records["loss"].append(loss.item())
         records["ids"] += list(ids)
         records["references"] += list(texts)
-        records["hypotheses"] += [self.rule.apply(text) for text in greedy(logits.detach(), frames, self.vocabulary)]
+        decoded = greedy(logits.detach(), frames, self.vocabulary)
+        records["hypotheses"] += [self.rule.apply(one.text) for one in decoded]
+        records["special"] += [one.special for one in decoded]
         return loss
 
     def log_records(
         self, split: str, records: dict[str, list], logger: Any, global_step: int, **kwargs: Any
     ) -> list[str]:
-        """Log loss, ``wer`` and ``cer`` (per cent); write the transcripts of an evaluated split.
+        """Log loss, ``wer`` and ``cer`` (per cent), special tokens dropped; write the transcripts of an evaluated split.
 
         Returns:
             ``["dev-best.ckpt"]`` where this is the lowest WER on dev so far.
@@ -168,6 +170,8 @@ class RecognitionTask(nn.Module):
         if split == "test":
             low, high = bootstrap_ratio([row.errors for row in rows], [row.words for row in rows])
             values |= {"wer_low": 100 * low, "wer_high": 100 * high}
+        if split != "train":
+            values["special_tokens"] = sum(records["special"])
         for key, value in values.items():
             logger.add_scalar(f"{self.name}/{split}-{key}", value, global_step=global_step)
         _report(split, values, len(rows))
@@ -184,7 +188,8 @@ class RecognitionTask(nn.Module):
 
     def inference(self, features: Sequence[Tensor], filenames: Sequence[str]) -> list[str]:
         """Return the transcripts of unpadded clips as the vocabulary writes them; ``inference.ark`` holds them too."""
-        transcripts = greedy(self.head(features), [len(feature) for feature in features], self.vocabulary)
+        decoded = greedy(self.head(features), [len(feature) for feature in features], self.vocabulary)
+        transcripts = [one.text for one in decoded]
         lines = [f"{name} {text}" for name, text in zip(filenames, transcripts, strict=True)]
         write_text(self.expdir / "inference.ark", "".join(f"{line}\n" for line in lines))
         for line in lines:
@@ -233,3 +238,7 @@ def _report(split: str, values: dict[str, float], count: int) -> None:
         "%s: WER %.2f %%%s, CER %.2f %%, loss %.4f, %d utterances",
         split, values["wer"], interval, values["cer"], values["loss"], count,
     )  # fmt: skip
+    if values.get("special_tokens"):
+        logger.warning(
+            "%s: %d special tokens of the head were dropped from the transcripts", split, values["special_tokens"]
+        )
