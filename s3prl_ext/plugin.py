@@ -48,6 +48,8 @@ UPSTREAMS: dict[str, str] = {
     "hf_speech_custom": "s3prl_ext.upstreams.merged_attention.hubconf:hf_speech_custom",
     "beats_local": "s3prl_ext.upstreams.beats.hubconf:beats_local",
     "beats_custom": "s3prl_ext.upstreams.beats.hubconf:beats_custom",
+    "whisper_local": "s3prl_ext.upstreams.whisper.hubconf:whisper_local",
+    "whisper_custom": "s3prl_ext.upstreams.whisper.hubconf:whisper_custom",
 }
 
 # makes the upstream of one upstream_configs/NAME.yaml: preset(NAME) -> function(ckpt, model_config, refresh)

@@ -338,3 +338,44 @@ def beats_ckpt(
             parameter.data += 0.05 * torch.randn_like(parameter)
     torch.save({"cfg": config, "model": model.state_dict()}, path)
     return Path(path)
+
+
+WHISPER_WORDS = ("<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|transcribe|>", "<|notimestamps|>")
+
+
+def whisper_folder(
+    path: str | Path,
+    layers: int = 2,
+    width: int = 32,
+    heads: int = 2,
+    positions: int = 100,
+    bands: int = 80,
+    bare: bool = False,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    **save_options: Any,
+) -> Path:
+    """Write a tiny Whisper, encoder and decoder of equal size, with its feature extractor.
+
+    Args:
+        positions: states of 20 ms in a window: 100 = 2 s (1500 in the released models).
+        bare: save ``WhisperModel``, whose names have no ``model.`` in front.
+        save_options: for ``save_pretrained``.
+    """
+    from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration
+
+    config = WhisperConfig(
+        vocab_size=64, d_model=width, encoder_layers=layers, decoder_layers=layers, encoder_attention_heads=heads,
+        decoder_attention_heads=heads, encoder_ffn_dim=2 * width, decoder_ffn_dim=2 * width, num_mel_bins=bands,
+        max_source_positions=positions, max_target_positions=32, decoder_start_token_id=1, pad_token_id=0,
+        bos_token_id=0, eos_token_id=0, suppress_tokens=None, begin_suppress_tokens=None,
+    )  # fmt: skip
+    with _seeded(seed):
+        model = WhisperForConditionalGeneration(config)
+        randomize_attention(model)
+        with torch.no_grad():
+            model.model.encoder.embed_positions.weight.normal_(0.0, 0.5)
+    model = model.to(dtype)
+    (model.model if bare else model).save_pretrained(path, **save_options)
+    WhisperFeatureExtractor(feature_size=bands, chunk_length=positions // 50).save_pretrained(path)
+    return Path(path)

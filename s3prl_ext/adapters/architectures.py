@@ -32,10 +32,11 @@ class Architecture:
             the two of the feed-forward; the output of ``fc2`` is the feed-forward's, before dropout and residual sum.
         front: module before the encoder that tells rows with equal layer names apart.
         blocks: list of convolution blocks on the waveform; None where there are none.
-        gate: linear map within a layer that gates the relative positions, if the model has them.
+        gate: linear map within a layer that gates the relative positions, if the model has them; None: it never has.
         time: dimension of a layer's input that counts positions; the batch is the other one of 0 and 1.
         mask: keyword under which the encoder takes its mask of positions.
         valid: what that mask holds at a position that is no padding.
+        convolutions: modules within the encoder that come before the first layer and belong to the front end.
     """
 
     name: str
@@ -43,10 +44,11 @@ class Architecture:
     projections: Mapping[str, str]
     front: str
     blocks: str | None
-    gate: str
+    gate: str | None
     time: int
     mask: str
     valid: bool
+    convolutions: tuple[str, ...] = ()
 
 
 CONVOLUTIONS = "feature_extractor.conv_layers"
@@ -72,6 +74,18 @@ ARCHITECTURES = (
         1,
         "attention_mask",
         True,
+    ),
+    Architecture(
+        "whisper",
+        "Whisper",
+        FAIRSEQ,
+        "encoder.conv1",
+        None,
+        None,
+        1,
+        "attention_mask",
+        True,
+        ("conv1", "conv2"),
     ),
     Architecture("beats", "BEATs", FAIRSEQ, "patch_embedding", None, "self_attn.grep_linear", 1, "padding_mask", False),
 )
@@ -183,6 +197,7 @@ class Dimensions:
         blocks: the convolution blocks.
         gate: outputs of the map that gates relative positions in each layer; 0 without.
         position_layers: convolutions that encode positions.
+        key_bias: whether the key projection has a bias.
     """
 
     layers: int
@@ -191,6 +206,7 @@ class Dimensions:
     blocks: tuple[ConvBlock, ...]
     gate: int = 0
     position_layers: int = 1
+    key_bias: bool = True
 
     def shape(self, projection: str) -> tuple[int, int]:
         """Return outputs and inputs of a projection."""
@@ -215,7 +231,7 @@ def dimensions(model: nn.Module) -> Dimensions:
     """
     found = find_encoder(model)
     query, inner = (cast(nn.Linear, found.linear(0, name)) for name in ("q_proj", "fc2"))
-    gate = _child(found.layers[0], found.architecture.gate)
+    gate = _child(found.layers[0], found.architecture.gate) if found.architecture.gate else None
     positions = [name for name, _ in found.encoder.named_parameters() if re.match(r"pos_conv.*bias$", name)]
     return Dimensions(
         len(found.layers),
@@ -224,6 +240,7 @@ def dimensions(model: nn.Module) -> Dimensions:
         tuple(measure_block(block) for block in found.blocks),
         gate.out_features if gate is not None else 0,
         len(positions),
+        cast(nn.Linear, found.linear(0, "k_proj")).bias is not None,
     )
 
 

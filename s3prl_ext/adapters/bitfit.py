@@ -31,10 +31,14 @@ def insert(model: nn.Module, config: Config) -> dict[str, nn.Parameter]:
         The biases by name.
     """
     found = find_encoder(model)
+    front = tuple(f"{found.prefix}encoder.{name}." for name in found.architecture.convolutions)
     biases = {
         name: parameter
         for name, parameter in model.named_parameters()
-        if name.startswith(f"{found.prefix}encoder.") and name.endswith(".bias") and not _is_of_an_adapter(name)
+        if name.startswith(f"{found.prefix}encoder.")
+        and name.endswith(".bias")
+        and not name.startswith(front)
+        and not _is_of_an_adapter(name)
     }
     for parameter in biases.values():
         parameter.requires_grad_(True)
@@ -73,7 +77,10 @@ def base_state(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def count(dimensions: Dimensions, config: Config) -> int:
-    """Return the number of trainable weights: per layer 7·d + inner (+ gate), and the encoder's norm and positions."""
+    """Return the number of trainable weights: per layer 7·d + inner (+ gate), and the encoder's norm and positions.
+
+    Without a bias of the key projection, as in Whisper, it is 6·d.
+    """
     width = dimensions.width
-    per_layer = 7 * width + dimensions.inner + dimensions.gate
+    per_layer = (7 if dimensions.key_bias else 6) * width + dimensions.inner + dimensions.gate
     return dimensions.layers * per_layer + (1 + dimensions.position_layers) * width

@@ -63,6 +63,16 @@ class Layout:
             body = body.replace(r"\{projection\}", f"(?P<projection>{'|'.join(self.projections)})")
         return re.compile(rf"(?P<prefix>(?:.*\.)?){body}\.(?P<kind>weight|bias)")
 
+    def is_after(self, match: re.Match[str], prefix: str) -> bool:
+        """Return whether a matching key belongs to the encoder after `prefix`.
+
+        Args:
+            prefix: all that stands before the row's names, or the last modules before the layers: ``decoder``.
+        """
+        before = (match["prefix"] + self.template.partition("{layer}")[0]).split(".")[:-2]
+        wanted = prefix.strip(".").split(".")
+        return match["prefix"] == prefix or before[-len(wanted) :] == wanted
+
     def slots(self, match: re.Match[str]) -> list[Slot]:
         """Return the slots that the tensor behind a matching key holds: one, or q, k, v of a fused tensor."""
         layer, kind = int(match["layer"]), match["kind"]
@@ -80,7 +90,7 @@ LAYOUTS = (
     ),
     Layout(
         "fairseq",
-        "s3prl and fairseq HuBERT, wav2vec 2.0, WavLM; BEATs",
+        "s3prl and fairseq HuBERT, wav2vec 2.0, WavLM; BEATs; Whisper's encoder",
         "encoder.layers.{layer}.self_attn.{projection}",
     ),
     Layout(
@@ -96,6 +106,7 @@ LAYOUTS = (
         ("query", "key", "value"),
     ),
     Layout("timm", "timm ViT and its relatives", "blocks.{layer}.attn.qkv", None),
+    Layout("decoder", "Whisper's decoder, with prefix: decoder", "decoder.layers.{layer}.self_attn.{projection}"),
     Layout("vit-memory", "transformers 5 ViT, DeiT, AST in memory", "layers.{layer}.attention.{projection}"),
 )
 
@@ -145,7 +156,8 @@ def find_attention(keys: Iterable[str], where: str, prefix: str | None = None) -
     Args:
         keys: all keys of the state dict.
         where: name of the model or file, for the error.
-        prefix: take only names after this prefix; needed where a model holds several encoders.
+        prefix: take only names after this prefix, see :meth:`Layout.is_after`; needed where a model holds several
+            encoders, and for the decoder of a model that has both.
 
     Raises:
         DataError: no row matches (the keys seen are listed), several prefixes match, or layers are incomplete.
@@ -154,7 +166,7 @@ def find_attention(keys: Iterable[str], where: str, prefix: str | None = None) -
     for layout in known_layouts():
         matches = {key: match for key in keys if (match := layout.pattern.fullmatch(key))}
         if prefix is not None:
-            matches = {key: match for key, match in matches.items() if match["prefix"] == prefix}
+            matches = {key: match for key, match in matches.items() if layout.is_after(match, prefix)}
         if matches:
             return _collect(layout, matches, where)
     raise DataError(_unmatched(keys, where, prefix))

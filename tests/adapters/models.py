@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from s3prl_ext.upstreams.beats.expert import UpstreamExpert as BeatsExpert
 from s3prl_ext.upstreams.merged_attention.hubconf import merged_attention
 from s3prl_ext.upstreams.merged_attention.model import TransformersSpeechModel
+from s3prl_ext.upstreams.whisper.expert import UpstreamExpert as WhisperExpert
 from tests import factories
 
 LARGE = {"layer_norm_first": True, "extractor_mode": "layer_norm", "conv_bias": True}
@@ -58,6 +59,7 @@ MODELS: dict[str, Callable[[Path], nn.Module]] = {
     "s3prl-wav2vec2-large": _s3prl("wav2vec2", **LARGE),
     "transformers-wav2vec2-large": _transformers("wav2vec2", stable_norm=True),
     "merged": lambda folder: _merged(folder),
+    "whisper": lambda folder: WhisperExpert(factories.whisper_folder(folder / "whisper")),
     "beats": lambda folder: BeatsExpert(factories.beats_ckpt(folder / "beats.pt")),
 }
 MAIN = ("s3prl-hubert", "transformers-hubert", "s3prl-wavlm", "transformers-wavlm")

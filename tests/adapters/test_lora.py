@@ -15,7 +15,7 @@ from s3prl_ext.errors import UsageError
 from tests.adapters.models import MODELS, build, clips, states, train
 
 BYPASSED = ["s3prl-hubert", "s3prl-wav2vec2", "s3prl-wavlm", "transformers-wavlm"]
-REACHED = ["transformers-hubert", "transformers-wav2vec2", "beats"]
+REACHED = ["transformers-hubert", "transformers-wav2vec2", "beats", "whisper"]
 
 
 class WrappedLinear(nn.Module):

@@ -11,7 +11,7 @@ from tests.adapters.models import MODELS, build, clips, states
 
 LENGTH = 10
 # The group norm of the base models' first block sees padding: there a clip's states depend on its batch, also frozen.
-INDEPENDENT = ["s3prl-hubert-large", "s3prl-wavlm-large", "transformers-hubert-large", "beats"]
+INDEPENDENT = ["s3prl-hubert-large", "s3prl-wavlm-large", "transformers-hubert-large", "beats", "whisper"]
 
 
 def with_prefix(name, folder):

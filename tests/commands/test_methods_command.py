@@ -87,7 +87,9 @@ def test_unsuitable_flags(capsys, tmp_path):
     with pytest.raises(DataError, match="no such model folder: ./nothing"):
         command(["-u", "hf_hubert_custom", "-k", "./nothing"])
     other = factories.wavlm_local_ckpt(tmp_path / "wavlm.pt")
-    with pytest.raises(DataError, match=r"wavlm.pt is no converted checkpoint for -u hubert_local, it lacks task_cfg: convert"):
+    with pytest.raises(
+        DataError, match=r"wavlm.pt is no converted checkpoint for -u hubert_local, it lacks task_cfg: convert"
+    ):
         command(["-u", "hubert_local", "-k", str(other)])
     with pytest.raises(SystemExit) as stop:
         main(["methods", "-u", "huber_local"])
