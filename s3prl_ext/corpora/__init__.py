@@ -7,13 +7,14 @@ from collections.abc import Sequence
 
 from s3prl_ext.errors import unknown_name
 
-# Name for `s3prl-ext prepare NAME` -> module with `main(argv) -> int`.
+# Name for `s3prl-ext prepare NAME` -> module with `main(argv) -> int`; the last is a model.
 CORPORA: dict[str, str] = {
     "mini_superb": "s3prl_ext.corpora.mini_superb",
     "ljspeech": "s3prl_ext.corpora.ljspeech",
     "vctk": "s3prl_ext.corpora.vctk",
     "esc50": "s3prl_ext.corpora.esc50",
     "low_resource": "s3prl_ext.corpora.low_resource",
+    "whisper": "s3prl_ext.upstreams.whisper.prepare",
 }
 
 _USAGE = """usage: s3prl-ext prepare CORPUS [options]
