@@ -14,7 +14,7 @@ CORPORA: dict[str, str] = {
     "vctk": "s3prl_ext.corpora.vctk",
     "esc50": "s3prl_ext.corpora.esc50",
     "low_resource": "s3prl_ext.corpora.low_resource",
-    "whisper": "s3prl_ext.upstreams.whisper.prepare",
+    "whisper": "s3prl_ext.commands.prepare_whisper",
 }
 
 _USAGE = """usage: s3prl-ext prepare CORPUS [options]
