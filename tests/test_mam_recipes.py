@@ -79,7 +79,12 @@ def test_the_grids_are_those_of_the_paper(tmp_path: Path) -> None:
         ),
     ]
     third = commands(run(tmp_path, "table3.sh", "--dry-run", "--tasks", "vctk", VCTK="/corpora/VCTK"))
-    assert "--pairs /corpora/VCTK --share 0.1" in third[0] and "--grid table3-vctk" in third[1]
+    assert "--pairs /corpora/VCTK --share 0.1" in third[0] and "--grid table3-vctk --test-paper" in third[1]
+    second = commands(run(tmp_path, "table2.sh", "--dry-run", "--folds", "1,2", "--test-all"))
+    sweeps = [line for line in second if "sweep" in line and "folds.py" not in line]
+    assert len(sweeps) == 4 and all(" --test-paper --test-all " in line for line in sweeps)
+    assert second[-1].endswith("exp/mam/table2/esc50-1/sweep.json exp/mam/table2/esc50-2/sweep.json")
+    assert "folds.py" in second[-1] and "folds.py" not in "".join(first), "one fold has no mean"
 
 
 @pytest.mark.parametrize("task", MERGED)
@@ -93,6 +98,12 @@ def test_table5_has_every_arm_and_seed(task: str, tmp_path: Path) -> None:
     assert all(MERGED[task] in line for line in trained[2:])
     assert all("-u lmam_" in line and "'lambda_lr':1.0e-3" in line for line in trained[4:])
     assert len([line for line in lines if "-m evaluate" in line]) == 2 + len(trained)
+    assert not any("learnable" in line for line in lines), "every layer has a lambda"
+    block = commands(run(tmp_path, "table5.sh", "--dry-run", "--tasks", task, "--seeds", "3", "--block"))
+    assert sum("learnable={layers: merged}" in line for line in block) == 1
+    sound = commands(run(tmp_path, "table5.sh", "--dry-run", "--tasks", "esc50", "--seeds", "3"))
+    assert sum("-u lmam_beats_iter3_vit_base -g lambda=0.1,,layers=4-11" in line for line in sound) == 5
+    assert sound[-1].endswith("table5.py exp/mam esc50")
 
 
 @pytest.mark.parametrize(
@@ -155,6 +166,66 @@ def test_table5_shows_mean_deviation_and_the_course_of_lambda(tmp_path: Path) ->
     assert lines[2] == "| baseline | 12.00 | 1 |  | 5.58 |"
     assert lines[3] == "| MAM | - | 0 |  | 5.48 |"
     assert lines[6] == "| L-MAM + FT | 10.00 ± 1.41 | 2 | 0.1 -> 0.0900 to 0.1200 | 5.36 |"
+    assert len(lines) == 7
+    result = {"config": {"tuning": {"method": "full", "lambda_lr": "1e-3"}}}
+    (tmp_path / "table5/vctk/lmam_ft-0/result.json").write_text(json.dumps(result))
+    assert "at a rate of its own, 0.001;" in load("table5").table(tmp_path, "vctk")[-1]
+
+
+def test_table5_averages_the_folds_of_esc50_each_fold_once(tmp_path: Path) -> None:
+    for name, error in (("esc50-1/ft-0", 10.0), ("esc50-1/ft-1", 20.0), ("esc50-2/ft-0", 9.0)):
+        (tmp_path / "table5" / name).mkdir(parents=True)
+        content = {"metrics": {"test": {"error": {"value": error}}}}
+        (tmp_path / "table5" / name / "result-test.json").write_text(json.dumps(content))
+    lines = load("table5").table(tmp_path, "esc50")
+    assert lines[0].startswith("| esc50, mean ± deviation over folds |")
+    assert lines[4] == "| FT | 12.00 ± 4.24 | 3 |  | 9.50 |"  # (10 + 20) / 2 = 15 and 9
+    assert load("table5").table(tmp_path, "esc50-1")[4] == "| FT | 15.00 ± 7.07 | 2 |  | 9.50 |"
+
+
+def fold_sweep(path: Path, fold: int, scores: dict[float, float], chosen: float, task: str = "esc50") -> Path:
+    """Write the finished sweep of a fold: test errors by lambda, of all layers."""
+    from s3prl_ext.sweeps.grid import BASELINE, Arm
+
+    arms = {value: Arm((0, 1), "none", 0, value) if value else BASELINE for value in scores}
+    results = {
+        f"{arm.key}:test": {
+            "arm": {"layers": list(arm.layers), "noise": arm.noise, "draw": arm.draw, "lambda": arm.lambda_},
+            "split": "test", "metrics": {"error": scores[value]}, "intervals": {}, "seconds": 1.0,
+        }
+        for value, arm in arms.items()
+    }  # fmt: skip
+    dev = {"mean": 1.0, "std": None, "interval": None, "draws": 1}
+    row = {"group": "all", "layers": [0, 1], "noise": "none", "draws": 1, "lambda": chosen, "dev": dev,
+           "test": dev | {"mean": scores[chosen]}, "better_than_target_on_dev": True}  # fmt: skip
+    section = {"fold": fold} if task == "esc50" else {}
+    content = {
+        "schema": 1, "settings": {"task": task, "task file": section, "seed": 0, "noise": {}}, "data": {"test": "x"},
+        "results": results, "target": {"name": "a"}, "source": {"name": "b"}, "dev": "dev", "test": "test",
+        "metric": {"name": "error", "unit": "%", "higher_is_better": False}, "summary": [row],
+    }  # fmt: skip
+    path.mkdir(parents=True)
+    (path / "sweep.json").write_text(json.dumps(content))
+    return path / "sweep.json"
+
+
+def test_sweeps_are_averaged_over_the_folds_of_esc50(tmp_path: Path) -> None:
+    first = fold_sweep(tmp_path / "1", 1, {0.0: 10.0, 0.1: 8.0}, chosen=0.1)
+    second = fold_sweep(tmp_path / "2", 2, {0.0: 12.0, 0.1: 11.0, 0.15: 9.0}, chosen=0.15)
+    folds = load("folds")
+    sweeps = [folds.read_sweep(path) for path in (first, second)]
+    folds.check_folds(sweeps)
+    assert folds.table(sweeps)[2:] == [
+        "| - | - | 0 | 11.00 ± 1.41 (2) | 11.75 |",
+        "| all | none | dev: 0.1, 0.15 | 8.50 ± 0.71 (2) | - |",
+        "| all | none | 0.1 | 9.50 ± 2.12 (2) | 11.50 |",
+        "| all | none | 0.15 | 9.00 (1) | 11.75 |",
+    ]
+    with pytest.raises(DataError, match="fold 1 is there 2 times"):
+        folds.check_folds([sweeps[0], sweeps[0]])
+    other = fold_sweep(tmp_path / "3", 1, {0.0: 1.0, 0.1: 2.0}, chosen=0.1, task="vctk")
+    with pytest.raises(DataError, match="a sweep of vctk, which has no folds"):
+        folds.check_folds([folds.read_sweep(other)])
 
 
 def test_damaged_results_are_named(tmp_path: Path) -> None:

@@ -26,10 +26,10 @@ begin() {
   [[ -z "$beats$vit$esc50" || -n "$mini" ]] || stop "--beats, --vit and --esc50 belong to --mini."
   keep_settings "digits=$digits beats=$beats vit=$vit esc50=$esc50${mini:+ hubert=$hubert}"
   export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-  speech_pair=mam_hubert_large_ls960_bert_large learnable_pair=lmam_hubert_large_ls960_bert_large
+  speech_pair=mam_hubert_large_ls960_bert_large
   sound_pair=(-u mam_beats_iter3_vit_base)
   if [[ -n "$mini" ]]; then
-    speech_pair=mam_hubert_tiny_minilm learnable_pair=lmam_hubert_tiny_minilm
+    speech_pair=mam_hubert_tiny_minilm
     sound_pair=(-g "$out/esc50/pair.yaml")
     : "${hubert:=$out/models/hubert}" "${beats:=$out/models/beats.pt}" "${vit:=$out/models/vit}"
     local corpora
@@ -95,6 +95,15 @@ small_sound_pair() {
   fi
 }
 
+# mean_of_folds FOLDER: one table over the folds of ESC-50 whose sweeps are in FOLDER, where there are several.
+mean_of_folds() {
+  local unit files=()
+  for unit in $(units); do
+    [[ "$unit" != esc50-* ]] || files+=("$1/$unit/sweep.json")
+  done
+  [[ ${#files[@]} -lt 2 ]] || execute python "$RECIPES/mam/folds.py" "${files[@]}"
+}
+
 # heads: fit the linear head of every fold of ESC-50 on the unmerged target. Speech recognition needs none.
 heads() {
   local fold
@@ -128,11 +137,14 @@ merge_with() {
 }
 
 # learnable_with SETTINGS: the same with a learnable lambda, which begins there.
+# Every layer has a lambda, outside the layers of SETTINGS with the first value 0; with $block only those layers have one.
 learnable_with() {
-  if [[ "${pair[*]}" == "-u $speech_pair" ]]; then
-    merged=(-u "$learnable_pair" -g "$1")
+  local only=",,learnable={layers: merged}"
+  [[ -n "${block:-}" ]] || only=""
+  if [[ "${pair[0]}" == -u ]]; then
+    merged=(-u "l${pair[1]}" -g "$1$only")
   else
-    merge_with "$1,,learnable=True"
+    merge_with "$1${only:-,,learnable=True}"
   fi
 }
 

@@ -7,6 +7,7 @@
 #   --tasks LIST       out of ljspeech,vctk,esc50 (default: all)
 #   --folds LIST       test folds of ESC-50 (default: all five; with --mini fold 4)
 #   --lambdas LIST     grid of lambda (default: the paper's)
+#   --test-all         score every arm on test, not only those that dev chooses and those that the paper prints
 #   --out DIR          folder for everything (default: exp/mam); the tables of MAM share it
 #   --mini             miniature corpora and small models on a CPU; --recordings DIR makes the corpora of recordings (strings
 #                      of spoken digits, --digits N of them, 300; without recordings all speech is synthesised, its figures
@@ -23,7 +24,8 @@ set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/../shared/stages.sh"
 . "$(dirname "${BASH_SOURCE[0]}")/pairs.sh"
 
-options=""
+test_all=""
+options="" flags="test_all"
 begin "$@"
 if due 1 "corpora and small models"; then corpora_and_models; fi
 if due 2 "head of ESC-50 on the unmerged target"; then heads; fi
@@ -32,11 +34,13 @@ if due 3 "blocks of layers"; then
     experiment "$unit"
     grid=(--grid table2-24 --paper "${unit%-*}")
     [[ "$unit" != esc50-* ]] || grid=(--grid table2-12 --paper esc50)
+    grid+=(--test-paper)   # also at the paper's one lambda
     if [[ -n "$mini" ]]; then   # 6 layers, and 4 of the small BEATs
       grid=(--lambda "0,0.05,0.1,0.15,0.2,0.25" --layers "0-1,2-3,4-5,0-2,3-5,all")
       [[ "$unit" != esc50-* ]] || grid=(--lambda "0,0.1,0.15,0.2,0.25,0.3" --layers "0-1,2-3,0-2,1-3,all")
     fi
     execute s3prl-ext sweep "${pair[@]}" "${task[@]}" "${grid[@]}" \
-      ${lambdas:+--lambda "$lambdas"} -p "$out/table2/$unit"
+      ${lambdas:+--lambda "$lambdas"} ${test_all:+--test-all} -p "$out/table2/$unit"
   done
+  mean_of_folds "$out/table2"
 fi

@@ -7,6 +7,7 @@
 #   --tasks LIST       out of ljspeech,vctk,esc50 (default: ljspeech,vctk)
 #   --folds LIST       test folds of ESC-50 (default: all five; with --mini fold 4)
 #   --lambdas LIST     grid of lambda (default: the paper's)
+#   --test-all         score every arm on test, not only those that dev chooses and those that the paper prints
 #   --out DIR          folder for everything (default: exp/mam); the tables of MAM share it
 #   --mini             miniature corpora and small models on a CPU; --recordings DIR makes the corpora of recordings (strings
 #                      of spoken digits, --digits N of them, 300; without recordings all speech is synthesised, its figures
@@ -23,7 +24,8 @@ set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/../shared/stages.sh"
 . "$(dirname "${BASH_SOURCE[0]}")/pairs.sh"
 
-options="" tasks=ljspeech,vctk
+test_all="" tasks=ljspeech,vctk
+options="" flags="test_all"
 begin "$@"
 if wants esc50; then stop "Table 3 has no ESC-50: its clips have no image to pair with."; fi
 if due 1 "corpora and small models"; then corpora_and_models; fi
@@ -42,9 +44,10 @@ fi
 if due 4 "merges of the most similar layers"; then
   for unit in $(units); do
     experiment "$unit"
-    grid=(--grid "table3-$unit")
+    grid=(--grid "table3-$unit" --test-paper)   # also at the paper's one lambda
     [[ -z "$mini" ]] || grid=(--lambda "0,0.05,0.1,0.15,0.2,0.25" --by "euclidean,swd,inner_product" --top-k "2,3,4")
     execute s3prl-ext sweep "${pair[@]}" "${task[@]}" "${grid[@]}" \
-      ${lambdas:+--lambda "$lambdas"} --similarity "$out/table3/$unit-layers/layers.json" -p "$out/table3/$unit"
+      ${lambdas:+--lambda "$lambdas"} ${test_all:+--test-all} --similarity "$out/table3/$unit-layers/layers.json" \
+      -p "$out/table3/$unit"
   done
 fi

@@ -1,6 +1,7 @@
 """Print Table 5 of MAM: target, MAM, FT, MAM + FT and L-MAM + FT on test, beside the paper's figures.
 
 python recipes/mam/table5.py exp/mam ljspeech
+python recipes/mam/table5.py exp/mam esc50       # the mean over the folds that are there
 """
 
 from __future__ import annotations
@@ -31,17 +32,39 @@ def runs(out: Path, unit: str, pattern: str) -> list[tuple[Path, dict[str, Any]]
     return [(file.parent, read_json(file)) for file in files]
 
 
+def units_of(found: list[tuple[Path, dict[str, Any]]], out: Path, metric: str) -> list[float]:
+    """Return the scores to average: of each run, or where there are several folds the mean over the runs of each."""
+    folds: dict[str, list[float]] = {}
+    for folder, result in found:
+        folds.setdefault(folder.relative_to(out).parts[1], []).append(result["metrics"]["test"][metric]["value"])
+    return [statistics.fmean(values) for values in folds.values()] if len(folds) > 1 else next(iter(folds.values()))
+
+
 def shown(values: list[float]) -> str:
-    """Return the mean and the sample standard deviation over runs."""
+    """Return the mean and the sample standard deviation over runs, or over folds."""
     spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
     return f"{statistics.fmean(values):.2f}{spread}"
 
 
 def moved(folders: list[Path]) -> str:
-    """Return the first value of the learnt lambdas and the range of the last ones over layers and runs."""
+    """Return the first values of the learnt lambdas and the range of the last ones over layers and runs."""
     courses = [read_json(file)["lambda"] for folder in folders if (file := folder / "lambda.json").is_file()]
     last = [value for course in courses for value in course[-1]]
-    return f"{courses[0][0][0]:.4g} -> {min(last):.4f} to {max(last):.4f}" if last else ""
+    first = ", ".join(f"{value:.4g}" for value in sorted({value for course in courses for value in course[0]}))
+    return f"{first} -> {min(last):.4f} to {max(last):.4f}" if last else ""
+
+
+def rate_of_lambda(out: Path, unit: str) -> list[str]:
+    """Return a line that says with which learning rate lambda was learnt, where it was."""
+    files = out.glob(f"{ARMS['L-MAM + FT'].format(unit=unit)}/result.json")
+    tunings = [read_json(file).get("config", {}).get("tuning") or {} for file in files]
+    rates = sorted({float(tuning["lambda_lr"]) for tuning in tunings if tuning.get("lambda_lr") is not None})
+    shown = ", ".join(f"{rate:g}" for rate in rates)
+    return (
+        ["", f"Lambda was learnt at a rate of its own, {shown}; the paper names one rate for everything."]
+        if rates
+        else []
+    )
 
 
 def table(out: Path, unit: str) -> list[str]:
@@ -49,25 +72,29 @@ def table(out: Path, unit: str) -> list[str]:
 
     Args:
         out: folder of the recipes.
-        unit: ljspeech, vctk, or a fold of ESC-50 such as esc50-4.
+        unit: ljspeech, vctk, a fold of ESC-50 such as esc50-4, or esc50 for the mean over its folds.
     """
     corpus = unit.partition("-")[0]
+    unit = "esc50-*" if unit == "esc50" else unit
     metric, paper = METRICS[corpus], mam_tables()["table5"]
     column = paper["columns"].index(corpus)
-    lines = [f"| {unit} | test {metric} (%) | runs | learnt lambda | paper |", "|---|---|---|---|---|"]
+    name = unit.replace("esc50-*", "esc50, mean ± deviation over folds")
+    lines = [f"| {name} | test {metric} (%) | runs | learnt lambda | paper |", "|---|---|---|---|---|"]
     for arm, pattern in ARMS.items():
         found = runs(out, unit, pattern)
-        score = shown([result["metrics"]["test"][metric]["value"] for _, result in found]) if found else "-"
+        score = shown(units_of(found, out, metric)) if found else "-"
         course = moved([folder for folder, _ in found])
         lines.append(f"| {arm} | {score} | {len(found)} | {course} | {paper[arm][column]} |")
-    return lines
+    return lines + rate_of_lambda(out, unit)
 
 
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="folder of the recipes (--out)")
-    parser.add_argument("unit", help="ljspeech, vctk, or a fold of ESC-50 such as esc50-4")
+    parser.add_argument(
+        "unit", help="ljspeech, vctk, a fold of ESC-50 such as esc50-4, or esc50 for the mean over folds"
+    )
     args = parser.parse_args()
     if args.unit.partition("-")[0] not in METRICS:
         parser.error(f"{args.unit} is neither ljspeech, vctk nor a fold such as esc50-4")

@@ -8,6 +8,7 @@
 #   --folds LIST       test folds of ESC-50 (default: all five; with --mini fold 4)
 #   --seeds LIST       one fine-tuning each (default: 0,1,2)
 #   --lambda-lr X      learning rate of lambda (default: 1e-3; 1e-5 is the paper's to the letter)
+#   --block            L-MAM: lambda only for the layers of that merge (default: for every layer, elsewhere beginning at 0)
 #   The sweeps of Tables 1 to 3 below --out decide which merge is taken, and where lambda begins: run one of them first.
 #   --out DIR          folder for everything (default: exp/mam); the tables of MAM share it
 #   --mini             miniature corpora and small models on a CPU; --recordings DIR makes the corpora of recordings (strings
@@ -25,7 +26,8 @@ set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/../shared/stages.sh"
 . "$(dirname "${BASH_SOURCE[0]}")/pairs.sh"
 
-options="lambda_lr" seeds=0,1,2 lambda_lr=1.0e-3
+block=""
+options="lambda_lr" flags="block" seeds=0,1,2 lambda_lr=1.0e-3
 begin "$@"
 if due 1 "corpora and small models"; then corpora_and_models; fi
 if due 2 "head of ESC-50 on the unmerged target"; then heads; fi
@@ -55,4 +57,5 @@ for arm in "4 ft" "5 mam_ft" "6 lmam_ft"; do
 done
 if due 7 "table"; then
   for unit in $(units); do execute python "$RECIPES/mam/table5.py" "$out" "$unit"; done
+  [[ $(units | grep -c "^esc50-") -lt 2 ]] || execute python "$RECIPES/mam/table5.py" "$out" esc50
 fi

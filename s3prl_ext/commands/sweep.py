@@ -86,6 +86,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--dev", default="dev", help="split that chooses lambda (default: dev)")
     add("--test", default="test", help="split to report (default: test); none leaves it out")
     add("--test-all", action="store_true", help="score every arm on test, not only the chosen ones")
+    add(
+        "--test-paper",
+        action="store_true",
+        help="score on test also what MAM prints for this grid, at the paper's lambda",
+    )
     add("--metric", help="metric to compare (default: the task's main one)")
     add("--paper", choices=CORPORA, help="set MAM's figures beside (default: of -d, with a preset of --grid)")
     add("--overwrite", action="store_true", help="begin anew where the folder holds a sweep")

@@ -146,6 +146,7 @@ def merge_facts(merge: Mapping[str, Any] | None) -> dict[str, Any]:
         "source": "; ".join(_last(one.get("name")) or "?" for one in merge["sources"]),
         "source_sha256": "; ".join(str(one.get("attention_sha256"))[:12] for one in merge["sources"]),
         "noise_seed": noise.get("seed") if noise else None,
+        "noise_streams": noise.get("streams") if noise else None,
     }
 
 

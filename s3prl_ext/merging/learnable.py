@@ -24,6 +24,7 @@ from s3prl_ext.merging.merge import Lambdas
 
 GRANULARITIES = ("layer", "projection", "head", "global")
 CONSTRAINTS = ("raw", "clamp", "sigmoid")
+SCOPES = ("all", "merged")
 DEFAULT_LAMBDA = 0.1  # Adam moves a scalar by about lr a step, so the initial value matters
 MODULE_NAME = "learnable_lambda"  # attribute of the model that holds lambda
 PARAMETER_NAME = f"{MODULE_NAME}.values"  # its key in the model's state dict
@@ -38,10 +39,13 @@ class LearnableConfig:
             of a layer (its rows of q, k and v), or everything (``global``).
         constraint: ``raw`` may leave [0, 1] in training; ``clamp`` is put back into it after each optimizer step;
             ``sigmoid`` trains the logit.
+        layers: which layers have a lambda: ``all``, those outside the merge's ``layers`` beginning at 0 (Eq. 3 has one for
+            every layer), or only the ``merged`` ones.
     """
 
     granularity: str = "layer"
     constraint: str = "raw"
+    layers: str = "all"
 
 
 def parse_learnable(value: Any, where: str = "learnable") -> LearnableConfig | None:
@@ -57,8 +61,8 @@ def parse_learnable(value: Any, where: str = "learnable") -> LearnableConfig | N
         return LearnableConfig() if value else None
     if not isinstance(value, Mapping):
         raise UsageError(f"{where} must be true, false or a mapping such as {{granularity: layer}}, but is {value!r}.")
-    problems = check_keys(value, ("granularity", "constraint"), where)
-    for key, known in (("granularity", GRANULARITIES), ("constraint", CONSTRAINTS)):
+    problems = check_keys(value, ("granularity", "constraint", "layers"), where)
+    for key, known in (("granularity", GRANULARITIES), ("constraint", CONSTRAINTS), ("layers", SCOPES)):
         if key in value and value[key] not in known:
             problems.append(str(unknown_name(key, value[key], known, where=where)))
     if problems:
@@ -177,14 +181,17 @@ def _check_initial(values: Tensor, config: LearnableConfig) -> None:
             "or set learnable: {granularity: projection}."
         )
     if config.granularity == "global" and bool((values != values[:1]).any()):
-        raise UsageError("lambda differs between layers, which share it with granularity global: give one value.")
+        raise UsageError(
+            "lambda differs between layers, which share it with granularity global: give one value, and for a set of layers "
+            "learnable: {granularity: global, layers: merged}."
+        )
     low, high = values.min().item(), values.max().item()
     if config.constraint == "clamp" and not (0.0 <= low and high <= 1.0):
         raise UsageError(f"constraint clamp keeps lambda in [0, 1], but its first values lie in [{low:g}, {high:g}].")
     if config.constraint == "sigmoid" and not (0.0 < low and high < 1.0):
         raise UsageError(
             f"constraint sigmoid needs a first lambda above 0 and below 1, but it lies in [{low:g}, {high:g}]: choose "
-            "another value, or constraint raw."
+            "another value, or constraint raw; for a set of layers also learnable: {constraint: sigmoid, layers: merged}."
         )
 
 

@@ -2,7 +2,8 @@
 
 ``source`` has mean and standard deviation of the source's parameters, ``target`` those of the target's, ``standard``
 is N(0, 1). Each tensor has a generator of its own, so that its sample depends neither on the other layers nor on the
-global random state, which stays as it is.
+global random state, which stays as it is. The kinds have streams of their own too: draw d of one says nothing about draw d
+of another. (Up to 0.1.0 they shared them, and were one matrix rescaled.)
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from s3prl_ext.merging.layers import align
 from s3prl_ext.merging.merge import check_finite
 
 KINDS = ("source", "target", "standard")
+STREAMS = "by kind"  # kept in records and sweeps, so that numbers of earlier versions are not taken for these
 STATISTICS = ("tensor", "projection", "global")
 
 
@@ -133,12 +135,12 @@ def sample(
     Args:
         shapes: the target's slots to draw for, with their shapes.
         statistics: mean and standard deviation by the target's slots; None for N(0, 1).
-        config: gives seed and draw.
+        config: gives kind, seed and draw, which together choose the stream.
         source: position of the source that the noise stands for, so that two of them differ.
     """
     samples: AttentionWeights = {}
     for slot, shape in shapes.items():
-        noise = torch.randn(shape, generator=_generator(config.seed, config.draw, source, *slot))
+        noise = torch.randn(shape, generator=_generator(config.kind, config.seed, config.draw, source, *slot))
         samples[slot] = noise if statistics is None else noise.mul_(statistics[slot].std).add_(statistics[slot].mean)
     return samples
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from s3prl_ext.configs import as_number, check_keys
 from s3prl_ext.errors import UsageError, unknown_name
+from s3prl_ext.evaluation.paper_figures import mam_figure
 from s3prl_ext.merging.layers import parse_layers
 from s3prl_ext.merging.noise import KINDS
 from s3prl_ext.merging.similarity import METRICS
@@ -229,6 +230,14 @@ def _label(layers: Any) -> str:
 def _group(label: str, layers: tuple[int, ...], noise: str, lambdas: Sequence[float], draws: int) -> Group:
     chosen = tuple(sorted({value for value in lambdas if value != 0.0}))
     return Group(label, layers, noise, chosen, 1 if noise == "none" else draws)
+
+
+def printed_by(paper: str | None, groups: Sequence[Group]) -> list[tuple[Group, float]]:
+    """Return the groups and lambdas for which the MAM paper prints a figure of a merge on this corpus; without noise."""
+    if paper is None:
+        return []
+    pairs = [(group, lambda_) for group in groups if group.noise == "none" for lambda_ in group.lambdas]
+    return [(group, lambda_) for group, lambda_ in pairs if mam_figure(paper, group.name, group.noise, lambda_)]
 
 
 def arms_in_order(groups: Sequence[Group]) -> list[Arm]:

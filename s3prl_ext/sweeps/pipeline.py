@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,12 @@ from s3prl_ext.errors import UsageError
 from s3prl_ext.evaluation.paper_figures import CORPORA
 from s3prl_ext.merging.config import MergeConfig
 from s3prl_ext.merging.layers import chosen_layers
-from s3prl_ext.merging.noise import NoiseConfig
+from s3prl_ext.merging.noise import STREAMS, NoiseConfig
 from s3prl_ext.merging.selection_config import LayerSelection, parse_selection
 from s3prl_ext.sweeps import report
 from s3prl_ext.sweeps.experiment import SweepRunner, build, experiment_args, remove_if_empty
 from s3prl_ext.sweeps.fingerprint import model_sha256
-from s3prl_ext.sweeps.grid import BASELINE, PRESETS, groups_of
+from s3prl_ext.sweeps.grid import BASELINE, PRESETS, Group, groups_of, printed_by
 from s3prl_ext.sweeps.run import Sweep
 from s3prl_ext.sweeps.store import Store
 from s3prl_ext.sweeps.weights import ArmWeights
@@ -81,8 +82,13 @@ def run(flags: argparse.Namespace, config: MergeConfig, grid: dict[str, Any]) ->
         raise
     merged = source_name(dataclasses.replace(config.sources[0], noise=None)) if path else "noise"
     title = f"{_without_folders(merged)} into {_without_folders(target_name(config.target))}: {args.downstream}"
-    paper = flags.paper or (args.downstream if flags.grid in PRESETS else None)
-    return _write(sweep, summary, title, paper if paper in CORPORA else None)
+    return _write(sweep, summary, title, _paper(flags, args.downstream))
+
+
+def _paper(flags: argparse.Namespace, downstream: str | None) -> str | None:
+    """Return the corpus whose figures of the MAM paper stand next to ours; None for none."""
+    paper = flags.paper or (downstream if flags.grid in PRESETS else None)
+    return paper if paper in CORPORA else None
 
 
 def _without_folders(name: str) -> str:
@@ -141,7 +147,21 @@ def _sweep(flags: argparse.Namespace, runner: SweepRunner, pair: Pair, grid: dic
         ratio=runner.runner_config.evaluate_ratio,
         metric_name=flags.metric,
         test_all=flags.test_all,
+        paper=_tested_paper(flags, runner.args.downstream, groups),
     )
+
+
+def _tested_paper(flags: argparse.Namespace, downstream: str, groups: Sequence[Group]) -> str | None:
+    """Return the corpus of ``--test-paper``; without a figure in the paper there is nothing to score for it."""
+    if not flags.test_paper:
+        return None
+    paper = _paper(flags, downstream)
+    if paper is None or not printed_by(paper, groups):
+        raise UsageError(
+            "--test-paper: MAM prints no figure for an arm of this grid: name its corpus with --paper and take one of "
+            f"--grid {', '.join(PRESETS)}, or score every arm with --test-all."
+        )
+    return paper
 
 
 def _similar(by: str, k: int, file: str, upstream: Any, pair: Pair) -> tuple[int, ...]:
@@ -175,7 +195,7 @@ def _settings(runner: SweepRunner, pair: Pair) -> dict[str, Any]:
         "layer_map": pair.layer_map,
         "projections": list(pair.config.sources[0].lambda_),
         "biases": pair.config.biases,
-        "noise": {"seed": pair.noise.seed, "statistics": pair.noise.statistics},
+        "noise": {"seed": pair.noise.seed, "statistics": pair.noise.statistics, "streams": STREAMS},
     }
 
 

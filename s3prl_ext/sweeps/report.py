@@ -8,7 +8,7 @@ from typing import Any
 
 from s3prl_ext.evaluation.paper_figures import mam_figure
 from s3prl_ext.metrics import Metric, factor, heading
-from s3prl_ext.sweeps.grid import BASELINE, Arm, Group
+from s3prl_ext.sweeps.grid import BASELINE, Arm, Group, printed_by
 from s3prl_ext.sweeps.selection import Lookup, Point, point
 from s3prl_ext.writing import write_text
 
@@ -40,7 +40,11 @@ def write_table(
     lines += ["", f"Unmerged target: {', '.join(f'{split} {shown(item)}' for split, item in baseline.items())}.", ""]
     if paper:
         lines += [f"Paper: what MAM prints for {paper} with the paper's own models, on its test set.", ""]
-    lines += [f"## λ chosen on {dev}", "", *_chosen(summary, dev, test, paper), "", "## All arms", ""]
+    lines += [f"## λ chosen on {dev}", "", *_chosen(summary, dev, test, paper), ""]
+    blocks = [(group, lambda_) for group, lambda_ in printed_by(paper, groups) if group.name != "all"]
+    if paper and test and any(point(group.arms(lambda_), test, lookup) for group, lambda_ in blocks):
+        lines += ["## The paper's λ", "", *_at_the_papers_lambda(blocks, dev, test, lookup, paper), ""]
+    lines += ["## All arms", ""]
     lines += _all_arms(groups, dev, test, lookup, paper)
     write_text(path, "\n".join(lines) + "\n")
 
@@ -58,6 +62,16 @@ def _chosen(summary: Sequence[dict[str, Any]], dev: str, test: str | None, paper
         rows.append(cells)
     note = ["", f"† no λ above 0 beats the unmerged target on {dev}: there λ = 0 would be chosen."] if doubtful else []
     return [_line(row) for row in rows] + note
+
+
+def _at_the_papers_lambda(
+    blocks: Sequence[tuple[Group, float]], dev: str, test: str, lookup: Lookup, paper: str
+) -> list[str]:
+    rows = [["layers", "λ", dev, test, "paper (test)"], ["---"] * 5]
+    for group, lambda_ in blocks:
+        ours = [shown(point(group.arms(lambda_), split, lookup)) for split in (dev, test)]
+        rows.append([group.name, f"{lambda_:g}", *ours, mam_figure(paper, group.name, group.noise, lambda_) or "-"])
+    return [_line(row) for row in rows]
 
 
 def _all_arms(groups: Sequence[Group], dev: str, test: str | None, lookup: Lookup, paper: str | None) -> list[str]:

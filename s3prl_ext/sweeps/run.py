@@ -16,7 +16,7 @@ from tqdm import tqdm
 from s3prl_ext.errors import StoppedByUser, UsageError
 from s3prl_ext.metrics import METRICS, Metric, main_metric, metric
 from s3prl_ext.sweeps.fingerprint import data_sha256
-from s3prl_ext.sweeps.grid import BASELINE, Arm, Group, arm_folder, arm_name, arms_in_order
+from s3prl_ext.sweeps.grid import BASELINE, Arm, Group, arm_folder, arm_name, arms_in_order, printed_by
 from s3prl_ext.sweeps.selection import choose_lambda, summarize
 from s3prl_ext.sweeps.store import Store
 from s3prl_ext.sweeps.weights import ArmWeights
@@ -44,6 +44,7 @@ class Sweep:
         ratio: share of a split's batches that is scored.
         metric_name: metric that is compared; None takes the task's main one.
         test_all: score every arm on test.
+        paper: corpus of the MAM paper: arms for which it prints a figure are scored on test too; None for none.
     """
 
     models: TaskModels
@@ -57,6 +58,7 @@ class Sweep:
     ratio: float = 1.0
     metric_name: str | None = None
     test_all: bool = False
+    paper: str | None = None
 
     def run(self) -> list[dict[str, Any]]:
         """Score what is missing and return the summary, one row per group; the model gets its own weights back.
@@ -120,6 +122,7 @@ class Sweep:
             return arms_in_order(self.groups)
         chosen = {(group, choose_lambda(group, self.dev, self.metric, self.lookup)) for group in self.groups}
         wanted = {arm for group, lambda_ in chosen for arm in group.arms(lambda_)} | {BASELINE}
+        wanted |= {arm for group, lambda_ in printed_by(self.paper, self.groups) for arm in group.arms(lambda_)}
         return [arm for arm in arms_in_order(self.groups) if arm in wanted]
 
     def _score(self, arms: Sequence[Arm], split: str, stop: StopRequest) -> None:

@@ -87,6 +87,17 @@ def test_zero_shot_with_the_targets_own_head(sweep, pair, capsys):
     assert (folder / "arms" / "target" / "transcripts-dev.jsonl").is_file()
 
 
+def test_the_papers_lambda_is_scored_on_test_only_where_the_paper_prints_something(sweep, tmp_path, capsys):
+    grid = tmp_path / "grid.yaml"
+    grid.write_text('arms: {"12-19": {layers: 1, lambda: [0.25, 0.5]}}\n')
+    folder = sweep("--grid", str(grid), "--paper", "ljspeech", "--test-paper")
+    assert ("test", (1,), "none", 0.25) in metrics_by_arm(folder)
+    assert "## The paper's λ" in (folder / "sweep.md").read_text()
+    with pytest.raises(SystemExit, match="2"):
+        sweep("--lambda", "0.5", "--test-paper", expdir="other")
+    assert "--test-paper: MAM prints no figure for an arm of this grid" in capsys.readouterr().err
+
+
 def test_an_arm_scores_as_the_merged_upstream_does(sweep, corpus, pair, tmp_path):
     """The same numbers as the Runner with ``-u merged_attention``, for the target and for a merge."""
     from s3prl_ext.training.evaluation import evaluate

@@ -114,3 +114,15 @@ def test_nan_is_refused_by_name():
     source[Slot(2, "k_proj")][0, 0] = float("nan")
     with pytest.raises(DataError, match=r"layer 2 k_proj\.weight of the source holds NaN"):
         noise_moments(NoiseConfig("source", statistics="global"), model(), source, [0, 1, 2])
+
+
+def test_the_kinds_are_independent_streams():
+    """Standardised, two kinds correlate as two draws of one kind do: not at all."""
+    target, source = model(layers=1, width=128, seed=1), model(layers=1, width=128, seed=2)
+    drawn = []
+    for kind in ("source", "target", "standard"):
+        noise = sample(shapes(target), noise_moments(NoiseConfig(kind), target, source, [0]), NoiseConfig(kind))
+        drawn.append(torch.cat([((t - t.mean()) / t.std()).flatten() for t in noise.values()]))
+    for one, other in ((0, 1), (0, 2), (1, 2)):
+        correlation = (drawn[one] * drawn[other]).mean().item()
+        assert abs(correlation) < 5 / math.sqrt(len(drawn[one]))  # it was 1

@@ -161,6 +161,38 @@ def test_test_all_and_no_test(pair, upstream, tmp_path):
     assert "test" not in scored(nothing)
 
 
+def test_what_the_paper_prints_is_scored_on_test_at_its_lambda(pair, upstream, tmp_path):
+    groups = [Group("12-19", (1,), "none", (0.1, 0.25, 0.5), 1), Group("0-1", (0,), "none", (0.1, 0.25), 1)]
+    groups += [Group("swd top-6", (0, 1), "none", (0.1, 0.25), 1), Group("12-19", (1,), "target", (0.25,), 2)]
+    sweep = make_sweep(tmp_path / "sweep", upstream, pair[1], groups=groups, paper="ljspeech")
+    rows = sweep.run()
+    assert sweep.lookup(groups[0].arms(0.25)[0], "test") and sweep.lookup(groups[2].arms(0.1)[0], "test")
+    chosen = {arm for row, group in zip(rows, groups, strict=True) for arm in group.arms(row["lambda"])}
+    printed = {groups[0].arms(0.25)[0], groups[2].arms(0.1)[0]}
+    assert scored(sweep).count("test") == len({BASELINE} | chosen | printed)
+    report.write_table(
+        tmp_path / "sweep.md", groups, rows, "dev", "test", "loss", METRICS["loss"], sweep.lookup, "a", "ljspeech"
+    )
+    part = (tmp_path / "sweep.md").read_text().partition("## The paper's λ")[2].partition("## All arms")[0]
+    lines = [line for line in part.splitlines() if line.startswith("|")][2:]
+    assert [(line.split(" | ")[0], line.split(" | ")[-1]) for line in lines] == [
+        ("| 12-19", "8.63 |"), ("| swd top-6", "8.73 |")
+    ]  # fmt: skip
+    assert all(line.split(" | ")[3] != "-" for line in lines)
+
+
+def test_noise_of_another_version_is_not_continued_but_merges_are(pair, upstream, tmp_path):
+    old, new = ({"noise": {"seed": 0} | more} for more in ({}, {"streams": "by kind"}))
+    make_sweep(tmp_path / "merges", upstream, pair[1], groups=GROUPS[:1], settings=old, test=None).run()
+    more = make_sweep(tmp_path / "merges", upstream, pair[1], settings=new, test=None)
+    more.run()
+    assert scored(more) == ["dev", "dev"]
+    assert json.loads((tmp_path / "merges" / "sweep.json").read_text())["settings"] == new
+    make_sweep(tmp_path / "noise", upstream, pair[1], settings=old, test=None).run()
+    with pytest.raises(UsageError, match="made with another noise"):
+        make_sweep(tmp_path / "noise", upstream, pair[1], settings=new)
+
+
 def test_interrupted_and_resumed_equals_uninterrupted(pair, upstream, tmp_path):
     whole = make_sweep(tmp_path / "whole", upstream, pair[1]).run()
     before = state_of(upstream)

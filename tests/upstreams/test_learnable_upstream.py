@@ -116,8 +116,27 @@ def test_lambda_defaults_to_a_tenth_and_lists_are_first_values(file):
         merged_attention(model_config=str(default))
 
 
+def test_every_layer_has_a_lambda_and_those_outside_the_block_begin_at_zero(file):
+    upstream = merged_attention(model_config=f"{file},,learnable=true,,layers=1,,lambda=0.2")
+    shared = find_lambda(upstream)
+    assert shared.names() == ["layer_00", "layer_01"]
+    assert shared.current().tolist() == pytest.approx([0.0, 0.2])
+    fixed = merged_attention(model_config=f"{file},,layers=1,,lambda=0.2")
+    torch.testing.assert_close(run(upstream), run(fixed), rtol=0, atol=1e-6)
+    run(upstream).square().sum().backward()
+    assert (shared.values.grad != 0).all(), "the first layer's lambda learns from 0"
+    listed = merged_attention(model_config=f"{file},,learnable=true,,lambda=[0, 0.2]")
+    assert listed.merge_record["learnable"] == upstream.merge_record["learnable"]
+    block = merged_attention(model_config=f"{file},,learnable={{layers: merged}},,layers=1,,lambda=0.2")
+    assert find_lambda(block).names() == ["layer_01"]
+    with pytest.raises(DataError, match=r"layers: \[1\].*learnable: {layers: merged} keeps to the layers of the merge"):
+        check_merge_record(block.merge_record, upstream.merge_record)
+
+
 def test_layers_projections_and_layer_map(file, tmp_path):
-    chosen = merged_attention(model_config=f"{file},,learnable=true,,layers=1,,projections=[q, k],,lambda=0")
+    chosen = merged_attention(
+        model_config=f"{file},,learnable={{layers: merged}},,layers=1,,projections=[q, k],,lambda=0"
+    )
     assert find_lambda(chosen).names() == ["layer_01"]
     assert sum("parametrizations" in key for key in chosen.state_dict()) == 2
     deep = factories.bert_folder(tmp_path / "deep", layers=3)
@@ -145,7 +164,7 @@ def test_noise_can_take_the_place_of_the_source(kind, file):
 
 def test_first_values_are_logged(file, caplog):
     with caplog.at_level(logging.INFO, logger="s3prl_ext"):
-        merged_attention(model_config=f"{file},,learnable=true,,layers=1,,lambda=0.2")
+        merged_attention(model_config=f"{file},,learnable={{layers: merged}},,layers=1,,lambda=0.2")
     (message,) = [r.message for r in caplog.records if "relative change" in r.message]
     assert "with a learnable lambda, at first" in message and len(message.splitlines()) == 5
 
@@ -154,7 +173,7 @@ def test_record_is_plain_and_tells_learnable_merges_apart(file):
     records = {
         options: merged_attention(model_config=f"{file}{options}").merge_record
         for options in ("", ",,learnable=true", ",,learnable={granularity: head}", ",,learnable=true,,lambda=0.3",
-                        ",,learnable=true,,lambda=0", ",,learnable=true,,lambda=0,,layers=1")
+                        ",,learnable=true,,lambda=0", ",,learnable={layers: merged},,lambda=0,,layers=1")
     }  # fmt: skip
     learnt = records[",,learnable=true"]
     assert learnt == json.loads(json.dumps(learnt))
@@ -170,7 +189,7 @@ def test_record_is_plain_and_tells_learnable_merges_apart(file):
         ("", ",,learnable=true", "made with learnable: false, but now"),
         (",,learnable=true", ",,learnable={granularity: head}", "granularity: head"),
         (",,learnable=true", ",,learnable=true,,lambda=0.3", "another lambda"),
-        (",,learnable=true,,lambda=0", ",,learnable=true,,lambda=0,,layers=1", r"layers: \[0, 1\]"),
+        (",,learnable=true,,lambda=0", ",,learnable={layers: merged},,lambda=0,,layers=1", r"layers: \[0, 1\]"),
     ):
         with pytest.raises(DataError, match=message):
             check_merge_record(records[one], records[other])
@@ -194,6 +213,9 @@ def test_another_layer_map_is_told_apart_also_at_a_first_lambda_of_zero(file):
         ("learnable=true,,layers=none", "no layer is chosen"),
         ("learnable={granularity: global},,lambda=[0.1, 0.2]", "differs between layers"),
         ("learnable={constraint: sigmoid},,lambda=0", "above 0 and below 1"),
+        ("learnable={constraint: sigmoid},,layers=1", "sigmoid, layers: merged"),
+        ("learnable={granularity: global},,layers=1", "global, layers: merged"),
+        ("learnable={layers: some}", "unknown layers 'some'"),
     ],
 )
 def test_what_cannot_work_is_one_sentence(override, message, file):
@@ -213,6 +235,7 @@ def test_several_sources_are_refused(file, bert):
 @pytest.mark.parametrize("name", [name for name in preset_names() if name.startswith("lmam_")])
 def test_presets_are_learnable_and_take_overrides(name, monkeypatch):
     monkeypatch.setenv("S3PRL_EXT_TARGET", "/models/target")
+    monkeypatch.setenv("BEATS_ITER3", "/models/BEATs_iter3.pt")
     config = read_config("learnable.granularity=head,,learnable.constraint=sigmoid", preset=name)
     assert (config.learnable.granularity, config.learnable.constraint) == ("head", "sigmoid")
     assert read_config(None, preset=name).learnable.granularity == "layer"
@@ -222,7 +245,7 @@ def test_presets_are_learnable_and_take_overrides(name, monkeypatch):
 
 def test_there_are_presets_for_the_papers_pair_base_pairs_and_a_small_one():
     names = [name for name in preset_names() if name.startswith("lmam_")]
-    assert len(names) >= 4 and "lmam_hubert_tiny_minilm" in names
+    assert {"lmam_hubert_tiny_minilm", "lmam_hubert_large_ls960_bert_large", "lmam_beats_iter3_vit_base"} <= set(names)
 
 
 def test_real_text_model_into_a_small_hubert(tmp_path, monkeypatch):

@@ -68,7 +68,7 @@ def test_noise_has_the_statistics_of_its_kind(kind, build, models):
     ]
     for slot, tensor in matrices(upstream).items():
         mean, std = reference.mean_and_std([owner[slot]]) if owner else (0.0, 1.0)
-        expected = mean + std * sample({slot: tensor.shape}, None, NoiseConfig("standard"))[slot]
+        expected = mean + std * sample({slot: tensor.shape}, None, NoiseConfig(kind))[slot]
         torch.testing.assert_close(tensor, expected, rtol=1e-4, atol=1e-6)
 
 
@@ -148,7 +148,7 @@ def test_noise_of_a_source_of_unequal_depth_follows_the_map(build, models):
     upstream = build(**{"source": {"model": "deep"}, "layer_map": {2: 4}, "noise": "source", "lambda": 1})
     slot, source = Slot(2, "q_proj"), read_attention(models["deep"])
     mean, std = reference.mean_and_std([source[Slot(4, "q_proj")]])
-    expected = mean + std * sample({slot: source[slot].shape}, None, NoiseConfig("standard"))[slot]
+    expected = mean + std * sample({slot: source[slot].shape}, None, NoiseConfig("source"))[slot]
     torch.testing.assert_close(matrices(upstream)[slot], expected, rtol=1e-4, atol=1e-6)
     # the control with other noise is merged into the same layers
     for kind in ("target", "standard"):
@@ -190,7 +190,7 @@ def test_records_are_plain_and_keep_noise_sources_and_maps(build, models):
     assert (first["name"], first["layers"], first["layer_map"]) == (str(models["deep"]), 5, [4, None, 1])
     assert first["noise"] is None and first["lambda"]["q_proj"] == [0.1, 0.0, 0.1]
     noise = {key: value for key, value in second["noise"].items() if key != "sha256"}
-    assert noise == {"kind": "source", "draw": 2, "seed": 0, "statistics": "tensor"}
+    assert noise == {"kind": "source", "draw": 2, "seed": 0, "statistics": "tensor", "streams": "by kind"}
     assert str(models["vit"]) in second["name"] and "draw 2" in second["name"] and second["width"] == 32
     assert third["attention_sha256"] is None and "N(0, 1)" in third["name"]
     check_merge_record(record, build(sources=sources).merge_record)
@@ -229,6 +229,11 @@ def test_records_tell_noise_sources_and_maps_apart(build):
         with pytest.raises(DataError, match=message) as caught:
             check_merge_record(stored, current)
         assert "\n" not in str(caught.value)
+    # a checkpoint of 0.1.0, where the kinds shared their random numbers
+    shared = changed(noisy, ("sources", 0, "noise", "sha256"), "0")
+    del shared["sources"][0]["noise"]["streams"]
+    with pytest.raises(DataError, match=r"up to s3prl_ext 0\.1\.0 the three kinds of noise shared"):
+        check_merge_record(shared, noisy)
     # the same layers written differently are the same merge
     linear = build(source={"model": "deep"}, layer_map="linear").merge_record
     check_merge_record(linear, build(source={"model": "deep"}, layer_map={0: 0, 1: 2, 2: 4}).merge_record)

@@ -18,14 +18,17 @@ from s3prl_ext.merging.report import MergeRow
 
 
 def learnable_slots(config: MergeConfig, layers: int) -> list[Slot]:
-    """Return the matrices that get a lambda, also where its first value is 0.
+    """Return the matrices that get a lambda, also where its first value is 0: by default those of every layer (Eq. 3).
 
     Args:
         config: with the section ``learnable``, one source, and its layers as a list or range.
         layers: depth of the target.
     """
+    assert config.learnable is not None
     (source,) = config.sources
     chosen = chosen_layers(source.layers, source.layer_map, layers)
+    if chosen and config.learnable.layers == "all":
+        chosen = chosen_layers("all", source.layer_map, layers)
     return [Slot(layer, projection) for layer in chosen for projection in PROJECTIONS if projection in source.lambda_]
 
 

@@ -9,7 +9,7 @@ from s3prl_ext.attention.layouts import Slot
 from s3prl_ext.attention.weights import AttentionWeights, depth, sha256, width
 from s3prl_ext.errors import DataError
 from s3prl_ext.merging.merge import Source
-from s3prl_ext.merging.noise import NoiseConfig
+from s3prl_ext.merging.noise import STREAMS, NoiseConfig
 
 MergeRecord = dict[str, Any]
 
@@ -35,7 +35,8 @@ def describe_source(
     record |= {"lambda": source.lambdas, "layer_map": None if weights is None else layer_map, "noise": None}
     if noise is not None:
         statistics = None if noise.kind == "standard" else noise.statistics
-        record["noise"] = dataclasses.asdict(noise) | {"statistics": statistics, "sha256": sha256(source.weights)}
+        facts = {"statistics": statistics, "streams": STREAMS, "sha256": sha256(source.weights)}
+        record["noise"] = dataclasses.asdict(noise) | facts
     return record
 
 
@@ -67,9 +68,12 @@ def check_merge_record(stored: MergeRecord | None, current: MergeRecord | None) 
     for index, (was, now) in enumerate(zip(stored["sources"], current["sources"], strict=True)):
         _check_source(f"source {index + 1}" if counts[0] > 1 else "source", was, now, learnt)
     if stored.get("learnable") != current.get("learnable"):
+        was, now = stored.get("learnable") or {}, current.get("learnable") or {}
+        only_layers = was and now and was | {"layers": 0} == now | {"layers": 0}
         raise DataError(
             f"the checkpoint was made with learnable: {_section(stored.get('learnable'))}, but now it is "
-            f"learnable: {_section(current.get('learnable'))}: give the same learnable, layers and projections."
+            f"learnable: {_section(current.get('learnable'))}: give the same learnable, layers and projections"
+            + (" (learnable: {layers: merged} keeps to the layers of the merge)." if only_layers else ".")
         )
     if stored["biases"] != current["biases"]:
         raise DataError(
@@ -77,6 +81,11 @@ def check_merge_record(stored: MergeRecord | None, current: MergeRecord | None) 
             f"biases: {_yaml(current['biases'])}: give the same."
         )
     for was, now in zip(stored["sources"], current["sources"], strict=True):
+        if was["noise"] and was["noise"].get("streams") != now["noise"]["streams"]:
+            raise DataError(
+                f"the checkpoint was made with other numbers for {was['name']}: up to s3prl_ext 0.1.0 the three kinds of "
+                "noise shared their random numbers, now each has its own. Use the version that made it, or train again."
+            )
         if was["noise"] != now["noise"]:
             raise DataError(
                 f"the checkpoint was made with other numbers for {was['name']}: this version of torch draws differently, "
@@ -124,7 +133,9 @@ def _noise(source: MergeRecord) -> str:
     if source["noise"] is None:
         return "none"
     return ", ".join(
-        f"{key} {value}" for key, value in source["noise"].items() if key != "sha256" and value is not None
+        f"{key} {value}"
+        for key, value in source["noise"].items()
+        if key not in ("sha256", "streams") and value is not None
     )
 
 

@@ -1,0 +1,86 @@
+"""Print the mean over ESC-50's folds of some sweeps (Tables 1 and 2): the figure that others publish.
+
+    python recipes/mam/folds.py exp/mam/table1/esc50-*/sweep.json
+
+Each fold has its own head and its own dev fold; where dev chooses lambda, each fold may choose another. A row counts the
+folds in which it was scored on test: give the recipe --test-all to have every row in all of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+from s3prl_ext.errors import DataError, as_command
+from s3prl_ext.evaluation.paper_figures import mam_figure
+from s3prl_ext.sweeps.grid import BASELINE
+from s3prl_ext.sweeps.selection import point
+from s3prl_ext.sweeps.stored import StoredSweep, read_sweep
+
+TEST = "test"
+
+
+def check_folds(sweeps: Sequence[StoredSweep]) -> None:
+    """Check that the sweeps are of ESC-50 and of different folds.
+
+    Raises:
+        DataError: they are not; the mean would count one fold twice.
+    """
+    folds = []
+    for sweep in sweeps:
+        section = sweep.content["settings"]["task file"]
+        if "fold" not in section:
+            raise DataError(
+                f"{sweep.path} is a sweep of {sweep.content['settings']['task']}, which has no folds: leave it out."
+            )
+        folds.append(section["fold"])
+    twice = sorted({fold for fold in folds if folds.count(fold) > 1})
+    if twice:
+        raise DataError(f"fold {twice[0]} is there {folds.count(twice[0])} times: give each fold once.")
+
+
+def mean(values: Sequence[float]) -> str:
+    """Return mean and sample standard deviation over folds, with their number."""
+    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.2f}{spread} ({len(values)})" if values else "-"
+
+
+def table(sweeps: Sequence[StoredSweep]) -> list[str]:
+    """Return the lines of the table in Markdown: the unmerged target, what dev chooses, then every lambda."""
+    rows = [["-", "-", "0", mean(scores(sweeps, [BASELINE])), mam_figure("esc50", "all", None, 0.0) or "-"]]
+    groups = list(dict.fromkeys((group.name, group.noise) for sweep in sweeps for group in sweep.groups))
+    for name, noise in groups:
+        chosen = [
+            row for sweep in sweeps for row in sweep.content["summary"] if (row["group"], row["noise"]) == (name, noise)
+        ]
+        found = [row["test"]["mean"] for row in chosen if row["test"]]
+        lambdas = sorted({row["lambda"] for row in chosen})
+        rows.append([name, noise, "dev: " + ", ".join(f"{value:g}" for value in lambdas), mean(found), "-"])
+        members = [group for sweep in sweeps for group in sweep.groups if (group.name, group.noise) == (name, noise)]
+        for value in sorted({value for group in members for value in group.lambdas}):
+            figure = mam_figure("esc50", name, noise, value) or "-"
+            rows.append([name, noise, f"{value:g}", mean(scores(sweeps, members[0].arms(value))), figure])
+    head = ["layers", "noise", "λ", "test error (%), mean ± deviation over folds (folds)", "paper"]
+    return ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] * 5, *rows)]
+
+
+def scores(sweeps: Sequence[StoredSweep], arms: Sequence) -> list[float]:
+    """Return the mean over draws on test of each fold in which all these arms were scored."""
+    points = [point(arms, TEST, sweep.lookup) for sweep in sweeps]
+    return [found.mean for found in points if found is not None]
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sweeps", type=Path, nargs="+", help="sweep.json of finished sweeps, one per fold")
+    sweeps = [read_sweep(path) for path in parser.parse_args().sweeps]
+    check_folds(sweeps)
+    print("\n".join(table(sweeps)))
+
+
+if __name__ == "__main__":
+    with as_command():
+        main()
