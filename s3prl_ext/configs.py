@@ -20,6 +20,8 @@ PACKAGE_DIR = Path(__file__).resolve().parent
 # ${NAME} or ${NAME:-default}; the default may not contain braces, so the innermost variable is expanded first.
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^${}]*))?\}")
 
+MAX_VALUES = 100_000  # in one configuration; the largest that is shipped has 150
+
 # Variables that are always there, unless the environment sets them: the shipped task files, and the folder of s3prl,
 # which in a clone holds large files that its package lacks.
 BUILT_IN = {
@@ -56,18 +58,74 @@ def load_yaml(path: str | os.PathLike) -> dict[str, Any]:
     """Read a YAML file that holds a mapping.
 
     Raises:
-        UsageError: the file is missing, is no YAML, or holds something else than a mapping.
+        UsageError: the file is missing, is no YAML, has a key twice, or holds something else than a mapping.
     """
     path = Path(path)
     if not path.is_file():
         raise UsageError(f"no such configuration file: {path}.")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = parse_yaml(path.read_text(encoding="utf-8"))
+    except _KeyTwice as error:
+        raise UsageError(f"{path}, {error}; keep one of the two.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not readable as YAML: {' '.join(str(error).split())}.") from error
+    check_size(content, str(path))
     if not isinstance(content, dict):
         raise UsageError(f"{path} must hold a mapping (key: value lines), but holds {type(content).__name__}.")
     return content
+
+
+class _KeyTwice(yaml.YAMLError):
+    pass
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader, which refuses a mapping that has a key twice: YAML itself would take the last one."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        lines: dict[tuple[str, str], int] = {}
+        for key, _ in node.value:
+            name = (key.tag, str(key.value))
+            line = key.start_mark.line + 1
+            if isinstance(key, yaml.ScalarNode) and name in lines:
+                raise _KeyTwice(f"line {line}: the key '{key.value}' is there twice, first in line {lines[name]}")
+            lines[name] = line
+        return node
+
+
+def parse_yaml(text: str) -> Any:
+    """Return the content of a YAML text, read without executing any tag.
+
+    Raises:
+        yaml.YAMLError: it is no YAML, has a key twice in a mapping, or is nested too deeply.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except RecursionError:
+        raise yaml.YAMLError("it is nested too deeply") from None
+
+
+def check_size(content: Any, where: str) -> None:
+    """Raise UsageError where a configuration is far larger than any: few lines of aliases stand for billions of values."""
+    try:
+        count = _count(content, {})
+    except RecursionError:
+        count = None
+    if count is None or count > MAX_VALUES:
+        raise UsageError(
+            f"{where} holds more than {MAX_VALUES:,} values, or is nested without end: this is not a configuration."
+        )
+
+
+def _count(value: Any, known: dict[int, int]) -> int:
+    if not isinstance(value, (Mapping, list, tuple)):
+        return 1
+    if id(value) not in known:
+        known[id(value)] = MAX_VALUES + 1  # what holds itself is endless
+        items = value.values() if isinstance(value, Mapping) else value
+        known[id(value)] = 1 + sum(_count(item, known) for item in items)
+    return known[id(value)]
 
 
 def check_keys(mapping: Mapping[str, Any], known: Iterable[str], where: str) -> list[str]:
@@ -100,38 +158,52 @@ def as_number(value: Any, where: str) -> float:
 def expand_variables(value: Any, where: str = "config") -> Any:
     """Replace ``${NAME}`` and ``${NAME:-default}`` in every string of a nested config by environment variables.
 
-    The variables of :data:`BUILT_IN` are always there. The input is left unchanged.
+    The variables of :data:`BUILT_IN` are always there; an empty variable counts as not set. The input is left unchanged.
 
     Args:
         value: nested dicts, lists and scalars.
         where: dotted name of `value`, used in the error and as the key for ``-o``.
 
     Raises:
-        UsageError: a variable is not set; the message names it and the ``-o`` key that can replace it.
+        UsageError: a variable is not set, or stands for itself; the message names it and the ``-o`` key that can replace
+            it.
     """
+    check_size(value, where)
+    return _expand(value, where)
+
+
+def _expand(value: Any, where: str) -> Any:
     if isinstance(value, dict):
-        return {key: expand_variables(item, f"{where}.{key}") for key, item in value.items()}
+        return {key: _expand(item, f"{where}.{key}") for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(expand_variables(item, where) for item in value)
-    if not isinstance(value, str):
-        return value
+        return type(value)(_expand(item, where) for item in value)
+    return _expand_text(value, where, ()) if isinstance(value, str) else value
+
+
+def _expand_text(text: str, where: str, inside: tuple[str, ...]) -> str:
+    """Replace the variables of a text; `inside` are the variables whose values are being replaced."""
 
     def replace(match: re.Match) -> str:
         name, default = match.groups()
-        if name in os.environ:
-            return os.environ[name]
+        if name in inside:
+            raise UsageError(
+                f"{where}: the environment variable {name} stands for itself ({' -> '.join((*inside, name))}); set it to "
+                "a path."
+            )
+        if os.environ.get(name):
+            return _expand_text(os.environ[name], where, (*inside, name))
         if name in BUILT_IN:
             return str(BUILT_IN[name]())
         if default is not None:
             return default
         raise UsageError(
-            f"{where} needs the environment variable {name}, which is not set: "
+            f"{where} needs the environment variable {name}, which is {'empty' if name in os.environ else 'not set'}: "
             f"`export {name}=/path/to/corpus`, or give the path itself with -o \"{where}='/path'\"."
         )
 
-    while _VARIABLE.search(value):
-        value = _VARIABLE.sub(replace, value)
-    return value
+    while _VARIABLE.search(text):
+        text = _VARIABLE.sub(replace, text)
+    return text
 
 
 class Variables:

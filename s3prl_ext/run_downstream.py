@@ -110,6 +110,7 @@ def complete(argv: Sequence[str]) -> list[str]:
     if ckpt is not None and "args.expdir" not in overrides:
         added += _stay_with(ckpt, flags.override)
     config = _task_file(flags)
+    _check_overrides(overrides, flags, ckpt, config)
     if config is not None:
         _check_task_file(config, flags)
         if config != flags.config:
@@ -295,11 +296,34 @@ def _check_names(flags: argparse.Namespace) -> None:
     from s3prl import hub
 
     from s3prl_ext.training.checks import known_tasks
+    from s3prl_ext.training.upstream_flags import check_upstream_flags
 
     if not hasattr(hub, flags.upstream):
         raise unknown_name("upstream (-u)", flags.upstream, hub.options())
     if flags.downstream not in known_tasks():
         raise unknown_name("task (-d)", flags.downstream, known_tasks())
+    check_upstream_flags(flags)
+
+
+def _check_overrides(
+    overrides: Mapping[str, str], flags: argparse.Namespace, ckpt: Path | None, task_file: str | None
+) -> None:
+    """Refuse keys of -o that are misspelt, and mention those that nothing reads."""
+    if not overrides:
+        return
+    from s3prl_ext.training import checkpoint
+    from s3prl_ext.training.known_settings import check_overrides
+
+    if ckpt is not None:
+        states = checkpoint.load(ckpt, mmap=zipfile.is_zipfile(ckpt))
+        config, task = states.get("Config"), getattr(states.get("Args"), "downstream", None)
+    else:
+        path = task_file or f"./downstream/{flags.downstream}/config.yaml"
+        config, task = (load_yaml(path) if flags.downstream else None), flags.downstream
+    if config is None or task is None:
+        return  # s3prl's own parser says what is missing
+    for remark in check_overrides(overrides, config, task):
+        sys.stderr.write(f"s3prl-ext run: warning: {remark}\n")
 
 
 def _check_task_file(path: str, flags: argparse.Namespace) -> None:

@@ -29,8 +29,8 @@ class Shortened:
         extensions.load()
         read = TaskFile.read.__func__  # type: ignore[attr-defined]
 
-        def read_shortened(cls: type[TaskFile], config: Mapping[str, Any]) -> TaskFile:
-            return read(cls, shortened(config))
+        def read_shortened(cls: type[TaskFile], config: Mapping[str, Any], **options: Any) -> TaskFile:
+            return read(cls, shortened(config), **options)
 
         TaskFile.read = classmethod(read_shortened)  # type: ignore[method-assign,assignment]
 

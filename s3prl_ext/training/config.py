@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 from s3prl_ext.configs import check_keys
 from s3prl_ext.errors import nearest
 from s3prl_ext.training.values import raise_all, read_count, read_names, read_positive
+
+logger = logging.getLogger(__name__)
 
 TOP_LEVEL = ("runner", "optimizer", "scheduler", "specaug", "downstream_expert", "tuning", "early_stop")
 
@@ -46,10 +49,18 @@ class RunnerConfig:
     amp: str | None = None
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> RunnerConfig:
-        """Check section ``runner`` of a task file; all problems are reported in one UsageError."""
+    def from_config(cls, config: Mapping[str, Any], stored: bool = False) -> RunnerConfig:
+        """Check section ``runner`` of a task file; all problems are reported in one UsageError.
+
+        Args:
+            config: the whole task file.
+            stored: it comes from a checkpoint that is only evaluated: unknown keys are warned about, not refused.
+        """
         section = dict(config.get("runner") or {})
         problems = check_keys(section, [f.name for f in fields(cls)], "runner")
+        if stored:
+            _warn_of_stored(problems)
+            problems = []
         values: dict[str, Any] = {}
         for name in ("total_steps", "gradient_accumulate_steps", "log_step", "eval_step", "save_step", "max_keep"):
             if section.get(name) is not None:
@@ -75,15 +86,27 @@ class RunnerConfig:
         return cls(**values)
 
 
-def check_top_level(config: Mapping[str, Any]) -> None:
+def _warn_of_stored(problems: list[str]) -> None:
+    for problem in problems:
+        logger.warning("the checkpoint's task file has a setting of another program, which is not used: %s", problem)
+
+
+def check_top_level(config: Mapping[str, Any], stored: bool = False) -> None:
     """Refuse top-level keys of a task file that look like a misspelt known one.
 
     Other keys are left alone: s3prl hands them to the downstream expert.
+
+    Args:
+        config: the whole task file.
+        stored: it comes from a checkpoint that is only evaluated: such keys are warned about, not refused.
     """
-    problems = []
+    problems: list[str] = []
     for key in config:
         if key not in TOP_LEVEL and nearest(key, TOP_LEVEL) != ".":
             problems.append(f"unknown section '{key}'{nearest(key, TOP_LEVEL)}")
+    if stored:
+        _warn_of_stored(problems)
+        problems = []
     for key in ("runner", "optimizer", "downstream_expert"):
         if not isinstance(config.get(key), Mapping):
             problems.append(f"section '{key}' is missing; see the presets in downstream_configs for a complete file.")

@@ -15,6 +15,7 @@ from torch import nn
 
 from s3prl_ext import adapters
 from s3prl_ext.child_tuning.eligible import eligible_parameters
+from s3prl_ext.child_tuning.masks import child_size
 from s3prl_ext.errors import UsageError
 from s3prl_ext.training.tuning_config import TuningConfig
 
@@ -58,7 +59,8 @@ def prepare_upstream(upstream: nn.Module, tuning: TuningConfig) -> None:
     is loaded after this; a second call leaves them as they are.
 
     Raises:
-        UsageError: the upstream has no weights that the method could train, or cannot take the adapters.
+        UsageError: the upstream has no weights that the method could train, or cannot take the adapters; a density is
+            so small that it chooses no weight.
     """
     method = METHODS[tuning.method]
     module: Any
@@ -78,11 +80,20 @@ def prepare_upstream(upstream: nn.Module, tuning: TuningConfig) -> None:
         upstream.requires_grad_(False)
     elif method.has_mask:
         chosen = eligible_parameters(upstream, tuning.eligible)
+        _refuse_empty_child(sum(parameter.numel() for parameter in chosen.values()), tuning.density)
         upstream.requires_grad_(False)
         for parameter in chosen.values():
             parameter.requires_grad_(True)
     if method.trains_upstream and not any(p.requires_grad for p in upstream.parameters()):
         raise UsageError(f"the upstream has no weights that tuning.method '{tuning.method}' could train; use frozen.")
+
+
+def _refuse_empty_child(eligible: int, density: float) -> None:
+    if child_size(eligible, density) == 0:
+        raise UsageError(
+            f"tuning.density {density:g} of {eligible:,} eligible weights is less than one weight, so nothing of the "
+            "upstream would train: choose a larger density, or method weighted_sum to train only the head."
+        )
 
 
 def _insert_adapters(upstream: nn.Module, tuning: TuningConfig) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,11 +14,18 @@ from torch import nn
 from torch.optim import Optimizer
 
 from s3prl_ext.child_tuning.sparse_adamw import ChildnetAdamW
-from s3prl_ext.configs import as_number
+from s3prl_ext.configs import as_number, check_keys
 from s3prl_ext.errors import UsageError, unknown_name
+from s3prl_ext.training.values import raise_all
 
 OWN = {"ChildnetAdamW": ChildnetAdamW}  # the optimizer of AD-TUNING's released task files
 _READ_ELSEWHERE = ("name", "reserve_p")  # the released files state the densities beside the optimizer's name
+_NOT_BUILT_BY_NAME = ("optimizer", "scheduler", "grouped_parameters")  # get_...: helpers of s3prl's two modules
+_GIVEN = ("model_params", "total_steps", "kwargs")  # what the run itself says
+# Optimizers of s3prl that accept any key: what reads the keys behind their own parameters; None: nothing does.
+_ANY_KEY = {"Adam": None, "AdamW": None, "BertAdam_with_schedule": None,
+            "AdamW_with_schedule": "Lamb", "Lamb_with_schedule": "Lamb"}  # fmt: skip
+_SET_BY_THEM = ("params", "warmup", "t_total", "adam", "correct_bias")
 _FUSED = ("Adam", "AdamW", "SGD")
 _UNFIT = ("Optimizer", "LBFGS", "SparseAdam")  # of torch.optim: they need a closure, or sparse gradients
 
@@ -29,6 +37,7 @@ def check_optimization(config: Mapping[str, Any]) -> None:
             continue
         name = str(config[section].get("name"))
         known = [key.removeprefix("get_") for key in vars(module) if key.startswith("get_")]
+        known = [key for key in known if key not in _NOT_BUILT_BY_NAME]
         known += OWN if section == "optimizer" else []
         if name not in known:
             raise unknown_name(f"{section}.name", name, known)
@@ -38,7 +47,46 @@ def check_optimization(config: Mapping[str, Any]) -> None:
         raise unknown_name("optimizer.torch_optim_name", str(name), known)
     if "lr" in config["optimizer"]:
         as_number(config["optimizer"]["lr"], "optimizer.lr")
+    _check_optimizer_keys(config["optimizer"])
     _try_out(config)
+
+
+def accepted_keys(section: Mapping[str, Any]) -> list[str] | None:
+    """Return the keys that the optimizer of a section ``optimizer`` reads; None where it says itself what it takes.
+
+    Those of s3prl take any key, and leave out most: its ``AdamW`` reads nothing but ``lr``.
+    """
+    name = section["name"]
+    if name not in _ANY_KEY:
+        return None
+    builders = [f"get_{name}", *filter(None, [_ANY_KEY[name]])]
+    keys = [key for builder in builders for key in inspect.signature(getattr(optimizers, builder)).parameters]
+    return [key for key in dict.fromkeys(keys) if key not in (*_GIVEN, *_SET_BY_THEM)]
+
+
+def _check_optimizer_keys(section: Mapping[str, Any]) -> None:
+    """Raise UsageError for keys of section ``optimizer`` that would be left out, or that belong to ``tuning``."""
+    ours = [key for key in ("upstream_lr", "lambda_lr", "layer_decay") if key in section]
+    problems = [
+        f"optimizer.{key} is not read: the learning rates of the upstream are keys of section tuning, such as "
+        f"tuning: {{method: full, {'lr' if key == 'upstream_lr' else key}: {section[key]}}}."
+        for key in ours
+    ]
+    keys = accepted_keys(section)
+    if keys is not None:
+        given = {key: value for key, value in section.items() if key not in (*_READ_ELSEWHERE, *ours)}
+        unread = check_keys(given, keys, "optimizer")
+        if unread:
+            unread[-1] += (
+                f" s3prl's {section['name']} ignores all others; an optimizer of torch takes its own options: "
+                f"{{name: TorchOptim, torch_optim_name: {_torch_name(section['name'])}, ...}}."
+            )
+        problems += unread
+    raise_all(problems)
+
+
+def _torch_name(name: str) -> str:
+    return name if name in _FUSED else "AdamW"
 
 
 def _try_out(config: Mapping[str, Any]) -> None:

@@ -36,6 +36,7 @@ from s3prl_ext.training.spent import Spent
 from s3prl_ext.training.task_file import TaskFile
 from s3prl_ext.training.tuned_upstream import TunedUpstream
 from s3prl_ext.training.tuning_config import TuningConfig
+from s3prl_ext.training.upstream_flags import check_features
 from s3prl_ext.upstreams.merged_attention.record import check_merge_record
 
 logger = logging.getLogger(__name__)
@@ -62,7 +63,11 @@ class Runner(StockRunner):
     def _check(self, config: dict[str, Any]) -> None:
         """Read the task file and the checkpoint, and refuse what cannot work, before anything is built."""
         self._variables = Variables(config)
-        self.task_file = TaskFile.read(self._variables.expanded)
+        only_scored = self.args.mode != "train" and bool(self.args.past_exp)
+        self.task_file = TaskFile.read(self._variables.expanded, stored=only_scored)
+        if ranks.is_leader() and not only_scored:
+            for remark in self.task_file.remarks:
+                logger.warning("%s", remark)
         self.config = self.task_file.config
         self.runner_config = self.task_file.runner
         self.early_stop = self.task_file.early_stop
@@ -129,14 +134,17 @@ class Runner(StockRunner):
         return getattr(unwrapped(self.upstream.model), "merge_record", None)
 
     def _get_featurizer(self) -> ModelEntry:
-        selection = self.args.upstream_feature_selection
-        if selection == "last_hidden_state" and self.args.upstream_layer_selection is None:
+        selection, layer = self.args.upstream_feature_selection, self.args.upstream_layer_selection
+        if selection != "hidden_states" or layer is not None:
             probe = torch.zeros(16000, device=self.args.device)
             with torch.no_grad():
                 self.upstream.model.eval()
                 offered = self.upstream.model([probe])
-            if selection not in offered:  # transformers upstreams return the list of hidden states only
+            if selection == "last_hidden_state" and layer is None and selection not in offered:
+                # transformers upstreams return the list of hidden states only
                 self.args.upstream_feature_selection, self.args.upstream_layer_selection = "hidden_states", -1
+            elif not self.args.past_exp:  # s3prl has a default for what an old checkpoint may name wrongly
+                check_features(offered, self.args)
         return super()._get_featurizer()
 
     def _get_downstream(self) -> ModelEntry:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ class TaskFile:
         candidates: what its section ``tuning`` makes: none without such a section, one without lists.
         tunings: the configuration of each candidate.
         early_stop: section ``early_stop``, or None where there is nothing to race.
+        remarks: settings that are right but have no effect, one sentence each.
     """
 
     config: dict[str, Any]
@@ -32,21 +33,40 @@ class TaskFile:
     candidates: list[Candidate]
     tunings: list[TuningConfig]
     early_stop: EarlyStopConfig | None
+    remarks: tuple[str, ...] = ()
 
     @classmethod
-    def read(cls, config: Mapping[str, Any]) -> TaskFile:
+    def read(cls, config: Mapping[str, Any], stored: bool = False) -> TaskFile:
         """Check a task file whose variables are expanded.
+
+        Args:
+            config: the whole file.
+            stored: it comes from a checkpoint that is only evaluated. What says how to train is then not judged, and
+                keys that another program added are warned about.
 
         Raises:
             UsageError: with what is wrong in the first section that has a fault.
         """
         config = translate(with_numbers(config, ("optimizer", "scheduler")))
-        check_top_level(config)
-        runner = RunnerConfig.from_config(config)
-        check_optimization(config)
+        check_top_level(config, stored)
+        runner = RunnerConfig.from_config(config, stored)
+        if not stored:
+            check_optimization(config)
         section = config.get("tuning")
         if not isinstance(section, Mapping):
             TuningConfig.from_config(config, METHODS)  # there is none, or it is no mapping
         made = candidates(section) if isinstance(section, Mapping) else []
         early_stop = EarlyStopConfig.from_config(config, max(1, len(made)))
-        return cls(config, runner, made, [resolve_tuning(config, c.tuning) for c in made], early_stop)
+        tunings = [resolve_tuning(config, c.tuning) for c in made]
+        return cls(config, runner, made, tunings, early_stop, tuple(_without_effect(config, early_stop)))
+
+
+def _without_effect(config: Mapping[str, Any], early_stop: EarlyStopConfig | None) -> Iterator[str]:
+    """Yield a sentence for each setting that a run would silently leave out."""
+    if "early_stop" in config and early_stop is None:
+        yield (
+            "section early_stop has no effect: it races the candidates that a list in section tuning makes, such as "
+            "density: [0.1, 0.01], and there is only one setting to train"
+        )
+    if config["optimizer"].get("lr") == 0:
+        yield "optimizer.lr is 0: whatever has no learning rate of its own in section tuning keeps its first weights"

@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from s3prl_ext.configs import expand_variables, load_yaml, shipped_dir
+from s3prl_ext.configs import expand_variables, load_yaml, parse_yaml, shipped_dir
 from s3prl_ext.errors import UsageError, unknown_name
 from s3prl_ext.merging.config import MergeConfig, parse_config
 
@@ -117,10 +117,11 @@ def _unset_variables(value: Any, where: str) -> Iterator[str]:
             yield from _unset_variables(item, f"{where}.{index}")
     elif isinstance(value, str):
         for name in _VARIABLE.findall(value):
-            if name not in os.environ:
+            if not os.environ.get(name):
                 key = where.rpartition(": ")[2]
                 yield (
-                    f"{where} needs the environment variable {name}, which is not set: "
+                    f"{where} needs the environment variable {name}, which is "
+                    f"{'empty' if name in os.environ else 'not set'}: "
                     f'`export {name}=/path/to/model`, or give the path with -g ",,{key}=/path".'
                 )
 
@@ -145,7 +146,7 @@ def _parse_override(part: str) -> tuple[str, Any]:
     if not equals or not key.strip():
         raise UsageError(f"-g: '{part}' is no override: write key=value, such as lambda=0.10 or target.ckpt=/path.")
     try:
-        return key.strip(), yaml.safe_load(value)
+        return key.strip(), parse_yaml(value)
     except yaml.YAMLError as error:
         raise UsageError(f"-g: the value of {key.strip()} is not readable as YAML: {value!r}.") from error
 

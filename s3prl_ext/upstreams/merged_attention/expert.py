@@ -28,6 +28,8 @@ __all__ = ["build_target", "build_upstream", "check_merge_record", "merge_into"]
 
 logger = logging.getLogger(__name__)
 
+NO_LAYERS = ("none", [], ())
+
 # s3prl's upstreams for transformers folders: they return no last_hidden_state, so our own model stands in for them.
 TRANSFORMERS_UPSTREAMS = ("hf_speech_custom", "hf_hubert_custom", "hf_wav2vec2_custom")
 
@@ -116,6 +118,8 @@ def merge_into(
         rows = merge_in_place(target, prepared, config.biases)
     names = ", ".join(source.name for source in prepared)
     first = " with a learnable lambda, at first" if config.learnable else ""
+    if not rows and any(source.layers in NO_LAYERS for source in config.sources):
+        logger.warning("layers names no layer: %s stays unmerged, and %s has no effect", name, names)
     logger.info("Merged the attention of %s into %s%s:\n%s", names, name, first, format_table(rows))
     return record
 

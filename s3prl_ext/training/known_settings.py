@@ -1,0 +1,119 @@
+"""Settings of ``-o`` that no code reads: refused where they look misspelt, else mentioned.
+
+s3prl writes whatever ``-o`` says into the task file, and its tasks take what they know from there. Which keys a task
+knows is read from its source: a key may be one where it is a string, or the name of an argument or a class.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib.util
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from s3prl_ext.configs import PACKAGE_DIR, package_dir
+from s3prl_ext.errors import UsageError, unknown_name
+
+SECTION = "downstream_expert"
+NEAR = 0.8  # similarity from which a key counts as misspelt
+
+# What s3prl's parser and the plug-in read under args.
+ARGUMENTS = (
+    "mode", "evaluate_split", "override", "backend", "local_rank", "past_exp", "init_ckpt", "config", "downstream",
+    "downstream_variant", "hub", "upstream", "upstream_ckpt", "upstream_model_config", "upstream_refresh",
+    "upstream_trainable", "upstream_feature_selection", "upstream_layer_selection", "upstream_feature_normalize",
+    "upstream_model_name", "upstream_revision", "expname", "expdir", "auto_resume", "push_to_hf_hub", "hf_hub_org",
+    "seed", "device", "cache_dir", "verbose", "disable_cudnn", "overwrite",
+)  # fmt: skip
+
+
+def check_overrides(overrides: Iterable[str], config: Mapping[str, Any], task: str) -> list[str]:
+    """Check the keys of ``-o`` that are not in the task file; return a remark for each that has no effect there.
+
+    Args:
+        overrides: dotted keys such as ``config.downstream_expert.datarc.batch_size``.
+        config: the task file without the overrides.
+        task: name for ``-d``.
+
+    Raises:
+        UsageError: a key is not known and close to one beside it, or it reaches into a value that is no section.
+    """
+    remarks = []
+    for dotted in overrides:
+        first, *path = dotted.split(".")
+        name = ".".join(path)
+        if first == "args" and name not in ARGUMENTS:
+            if difflib.get_close_matches(name, ARGUMENTS, n=1, cutoff=NEAR):
+                raise unknown_name("argument", name, ARGUMENTS, where="-o")
+            remarks.append(f"-o {dotted}: s3prl has no such argument; only a task of your own could read it")
+        if first == "config":
+            place = _deepest(dotted, config, path)
+            if path[0] == SECTION and len(place) < len(path):
+                remarks += _unknown(dotted, config, path, len(place), task)
+    return remarks
+
+
+def _deepest(dotted: str, config: Any, path: list[str]) -> list[str]:
+    """Return the part of a path that is in the task file."""
+    for depth, key in enumerate(path):
+        if not isinstance(config, Mapping):
+            raise UsageError(
+                f"-o: {dotted} cannot be set: {'.'.join(path[:depth])} is a value, {config!r}, no section."
+            )
+        if key not in config:
+            return path[:depth]
+        config = config[key]
+    return path
+
+
+def _unknown(dotted: str, config: Mapping[str, Any], path: list[str], depth: int, task: str) -> Iterator[str]:
+    """Judge a key that is not in the task file; `depth` is the number of parts of `path` that are."""
+    section: Any = config
+    for part in path[:depth]:
+        section = section[part]
+    key, where = path[depth], ".".join(path[:depth])
+    known = names_in_source(task)
+    elsewhere = [".".join(place) for place in _paths(config[SECTION], (SECTION,)) if place[-1] == key]
+    close = difflib.get_close_matches(key, map(str, section), n=1, cutoff=NEAR)
+    if close and key not in known:
+        raise UsageError(f"-o: {dotted}: there is no '{key}' in {where}; did you mean '{close[0]}'?")
+    if elsewhere:
+        yield f"-o {dotted} adds a key: in the task file '{key}' is config.{' and config.'.join(elsewhere)}"
+    elif known and key not in known:
+        yield f"-o {dotted} has no effect: the task file has no such key, and the task {task} reads none of that name"
+
+
+def _paths(section: Any, before: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    if isinstance(section, Mapping):
+        for key, value in section.items():
+            yield (*before, str(key))
+            yield from _paths(value, (*before, str(key)))
+
+
+def names_in_source(task: str) -> set[str]:
+    """Return every name that the source of a task could read a setting by; empty where there is no source."""
+    spec = importlib.util.find_spec(f"s3prl.downstream.{task}")
+    folders = list(spec.submodule_search_locations or []) if spec else []
+    files = [path for folder in folders for path in Path(folder).rglob("*.py")]
+    if not files:
+        return set()
+    files.append(package_dir("s3prl") / "downstream" / "model.py")
+    files += (PACKAGE_DIR / "compat").rglob("*.py")  # stands in for files that s3prl's package lacks
+    if PACKAGE_DIR in files[0].parents:  # our own tasks share their parts
+        files += (PACKAGE_DIR / "downstreams").rglob("*.py")
+    return {name for path in files for name in _names(path)}
+
+
+def _names(path: Path) -> Iterator[str]:
+    """Yield the strings of a source file and the names of its arguments, annotated fields and classes."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+        elif isinstance(node, ast.arg):
+            yield node.arg
+        elif isinstance(node, ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            yield node.target.id

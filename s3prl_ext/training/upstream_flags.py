@@ -1,0 +1,97 @@
+"""Flags about the upstream that s3prl would leave out or replace without a word: ``-k``, ``-g``, ``-s``, ``-l``.
+
+s3prl hands the first two to every upstream, and most of its own do not read them.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from s3prl_ext.errors import UsageError, unknown_name
+
+WITH_CHECKPOINT = ("_local", "_custom", "_url", "_gdriveid")  # how s3prl ends the names of entries that read -k
+READS_ALL = ("customized_upstream",)  # s3prl's example for models of one's own
+WITHOUT_OPTIONS = ("hf_speech_custom",)  # of ours
+
+
+def check_upstream_flags(args: Namespace) -> None:
+    """Raise UsageError where ``-k`` or ``-g`` is given to an upstream that would not read it.
+
+    What the upstreams of extensions read is not known, so they may be given both.
+
+    Args:
+        args: with `upstream`, `upstream_ckpt` and `upstream_model_config`; the upstream is known to s3prl's hub.
+    """
+    name = args.upstream
+    if args.upstream_ckpt is not None and not reads_checkpoint(name):
+        raise UsageError(f"-u {name} does not read -k {args.upstream_ckpt}: {_other_entry(name)}")
+    if args.upstream_model_config is not None and not reads_options(name):
+        raise UsageError(
+            f"-u {name} does not read -g {args.upstream_model_config}: leave it out. It is for merged upstreams "
+            "(-u merged_attention -g FILE), BEATs, and s3prl's baseline_local and stft_mag."
+        )
+
+
+def check_features(offered: Mapping[str, Any], args: Namespace) -> None:
+    """Raise UsageError where an upstream does not return the features that ``-s`` and ``-l`` name.
+
+    Args:
+        offered: what the upstream returns for an input.
+        args: with `upstream`, `upstream_feature_selection` and `upstream_layer_selection`.
+    """
+    name, layer = args.upstream_feature_selection, args.upstream_layer_selection
+    if name not in offered:
+        known = [key for key in offered if not key.startswith("_")]
+        raise unknown_name("features (-s)", name, known, where=f"-u {args.upstream}")
+    if layer is None:
+        return
+    features = list(offered[name].values()) if isinstance(offered[name], dict) else offered[name]
+    if not isinstance(features, (list, tuple)):
+        raise UsageError(f"-l {layer} has no effect on -s {name}, which is not a list of layers: drop one of the two.")
+    if not -len(features) <= layer < len(features):
+        raise UsageError(
+            f"-l {layer} is out of range: -u {args.upstream} returns {len(features)} hidden states, 0 (the input of the "
+            f"first block) to {len(features) - 1}."
+        )
+
+
+def reads_checkpoint(name: str) -> bool:
+    """Return whether an upstream of the hub reads the checkpoint of ``-k``."""
+    if not _is_stock(name) or name in READS_ALL:
+        return True
+    return name.endswith(WITH_CHECKPOINT) and name != "baseline_local"
+
+
+def reads_options(name: str) -> bool:
+    """Return whether an upstream of the hub reads the file or the options of ``-g``."""
+    if not _is_stock(name):
+        return name not in WITHOUT_OPTIONS
+    return name in (*READS_ALL, "baseline_local") or "model_config" in inspect.signature(_entry(name)).parameters
+
+
+def _is_stock(name: str) -> bool:
+    return _entry(name).__module__.startswith("s3prl.")
+
+
+def _entry(name: str) -> Callable[..., Any]:
+    from s3prl import hub
+
+    return getattr(hub, name)
+
+
+def _other_entry(name: str) -> str:
+    """Return what to do instead: the entry of the same family that loads a file, where there is one."""
+    from s3prl import hub
+
+    mine = vars(sys.modules[_entry(name).__module__])
+    family = [key for key in mine if key.endswith(("_local", "_custom")) and getattr(hub, key, None) is mine[key]]
+    family = [key for key in family if reads_checkpoint(key)]
+    if not family:
+        return "it has no checkpoint of yours to load, leave -k out."
+    best = max(family, key=lambda key: (len(os.path.commonprefix([key, name])), key.endswith("_local")))
+    return f"it loads a model of its own. For a file of yours: -u {best} -k FILE; else leave -k out."

@@ -1,0 +1,148 @@
+"""A table of bad inputs, one row each: one sentence, exit status 1 or 2, nothing half-written.
+
+Rows are commands as they are typed behind ``s3prl-ext``; ``{exp}`` and the like are files that the fixtures make.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from s3prl_ext import cli
+from s3prl_ext.errors import show_errors_as_sentences
+from tests import factories
+from tests.end_to_end.conftest import Outcome
+
+USAGE, DATA = 2, 1
+KS = "run -m train -u fbank -d speech_commands -c ks/mini -p {exp} -o config.runner.total_steps=2"
+HUBERT = "run -m train -u hf_hubert_custom -k {hubert} -d speech_commands -c ks/mini -p {exp} -o config.runner.total_steps=2"
+EVALUATE = "run -m evaluate -e {trained}"
+
+
+@pytest.fixture(scope="module")
+def inputs(upstreams: dict[str, list[str]], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Files that rows name, made once."""
+    folder = tmp_path_factory.mktemp("inputs")
+    (folder / "text.txt").write_text("no model\n")
+    return {
+        "hubert": upstreams["hf_hubert_custom"][-1],
+        "ckpt": upstreams["hubert_local"][-1],
+        "text": folder / "text.txt",
+        "folder": folder,
+    }
+
+
+@pytest.fixture
+def shell(
+    corpora: Path, inputs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> Callable[..., Outcome]:
+    """Run a command line of ``s3prl-ext`` in this process."""
+    monkeypatch.setattr("sys.argv", ["s3prl-ext"])
+    monkeypatch.chdir(tmp_path)
+
+    def run(line: str, **more: Any) -> Outcome:
+        names = inputs | {"exp": tmp_path / "exp", "tmp": tmp_path, "corpora": corpora} | more
+        argv = [part.format_map(names) for part in line.split()]
+        capsys.readouterr()
+        code: object = 0
+        try:
+            code = cli.main(argv)
+        except SystemExit as stop:
+            code = stop.code or 0
+        finally:
+            show_errors_as_sentences(False)
+        captured = capsys.readouterr()
+        assert isinstance(code, int), code
+        return Outcome(code, captured.out, captured.err)
+
+    return run
+
+
+def check(outcome: Outcome, code: int, parts: tuple[str, ...], exp: Path) -> None:
+    """Require the status, one sentence with all `parts`, and no experiment."""
+    assert outcome.code == code, outcome.err[-2000:]
+    assert all(part in outcome.sentence for part in parts), outcome.sentence
+    assert not exp.exists(), sorted(path.name for path in exp.iterdir())
+
+
+Row = tuple[str, int, tuple[str, ...]]
+
+GIVEN_AND_NOT_USED: list[Row] = [
+    (KS + " -k {ckpt}", USAGE, ("-u fbank does not read -k", "leave -k out")),
+    (KS.replace("fbank", "hubert_base") + " -k {ckpt}", USAGE, ("-u hubert_base does not read -k", "-u hubert_local -k FILE")),
+    (KS.replace("fbank", "vq_wav2vec") + " -k {ckpt}", USAGE, ("-u vq_wav2vec_custom -k FILE",)),
+    (KS + " -g lambda=0.1", USAGE, ("-u fbank does not read -g lambda=0.1", "merged_attention")),
+    (HUBERT + " -g lambda=0.1", USAGE, ("-u hf_hubert_custom does not read -g",)),
+    (KS + ",,config.optimizer.upstream_lr=1e-4", USAGE, ("optimizer.upstream_lr is not read", "tuning: {{method: full, lr: 0.0001}}")),
+    (KS + ",,config.optimizer={{'name':'AdamW','lr':1e-3,'weight_decay':0.1}}", USAGE, ("unknown key 'weight_decay'", "TorchOptim")),
+    (KS + ",,config.optimizer={{'name':'Adam','lr':1e-3,'lrr':1}}", USAGE, ("'lrr'; did you mean 'lr'?",)),
+    (KS + ",,config.optimizer={{'name':'Lamb','lr':1e-3}}", USAGE, ("unknown optimizer.name 'Lamb'", "Lamb_with_schedule")),
+    (KS + ",,config.downstream_expert.datarc.batchsize=3", USAGE, ("'batchsize'", "did you mean 'batch_size'")),
+    (KS + ",,config.downstream_expert.modelrc.projector_dims=3", USAGE, ("did you mean 'projector_dim'",)),
+    (KS + ",,config.runner.total_steps.x=3", USAGE, ("cannot be set: runner.total_steps is a value",)),
+    (KS + ",,args.expdri=x", USAGE, ("unknown argument 'expdri'; did you mean 'expdir'?",)),
+    (KS + " -s hidden_stat", USAGE, ("unknown features (-s) 'hidden_stat'", "did you mean 'hidden_states'")),
+    (HUBERT + " -s last_hiden_state", USAGE, ("'last_hiden_state'", "hidden_states")),
+    (HUBERT + " -l 99", USAGE, ("-l 99 is out of range", "3 hidden states, 0 (the input of the first block) to 2")),
+    (HUBERT + " -l -4", USAGE, ("-l -4 is out of range",)),
+    ("run -m train -u hubert_local -k {ckpt} -d speech_commands -c ks/mini -p {exp} -s hidden_state_1 -l 0", USAGE,
+     ("-l 0 has no effect on -s hidden_state_1",)),
+    (HUBERT + ",,config.tuning={{'method':'child','density':1e-9,'mask':'random'}}", USAGE,
+     ("tuning.density 1e-09", "less than one weight", "larger density")),
+    (HUBERT + ",,config.tuning={{'method':'child','density':[0.1,1e-9]}},,config.early_stop={{}}", USAGE,
+     ("tuning.density 1e-09", "less than one weight")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("line", "code", "parts"), GIVEN_AND_NOT_USED, ids=lambda v: v if isinstance(v, str) else "")
+def test_given_and_not_used(shell, tmp_path, line, code, parts):
+    check(shell(line), code, tuple(part.format() for part in parts), tmp_path / "exp")
+
+
+# -- settings that are right and have no effect -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("options", "remark"), [
+    (",,config.downstream_expert.datarc.foo=3", "config.downstream_expert.datarc.foo has no effect"),
+    (",,config.downstream_expert.batch_size=3", "in the task file 'batch_size' is config.downstream_expert.datarc.batch_size"),
+    (",,args.mine=3", "-o args.mine: s3prl has no such argument"),
+    (",,config.optimizer.lr=0", "optimizer.lr is 0"),
+    (",,config.tuning={{'method':'frozen'}},,config.early_stop={{'ratio':0.5}}", "section early_stop has no effect"),
+])  # fmt: skip
+def test_a_setting_without_effect_is_mentioned_once(shell, caplog, options, remark):
+    outcome = shell(KS + options)
+    assert outcome.code == 0, outcome.err[-2000:]
+    assert (outcome.err + caplog.text).count(remark) == 1, outcome.err + caplog.text
+
+
+def test_optional_keys_of_a_task_are_no_matter(shell, caplog):
+    outcome = shell(KS + ",,config.downstream_expert.modelrc.UtteranceLevel.hidden_dim=16,,config.scheduler=None")
+    assert "no effect" not in outcome.err + caplog.text
+
+
+def test_a_merge_of_no_layers_is_mentioned(shell, inputs, tmp_path, caplog):
+    source = factories.bert_folder(tmp_path / "bert", width=32)
+    merge = tmp_path / "merge.yaml"
+    merge.write_text(f"target: {{model: {inputs['hubert']}}}\nsource: {{model: {source}}}\nlambda: 0.1\nlayers: []\n")
+    assert shell(KS.replace("-u fbank", "-u merged_attention -g {merge}"), merge=merge).code == 0
+    assert "layers names no layer" in caplog.text
+
+
+def test_the_checkpoint_of_a_fork_is_evaluated_with_a_warning(shell, tmp_path, caplog):
+    import torch
+
+    assert shell(KS).code == 0
+    content = torch.load(tmp_path / "exp" / "states-2.ckpt", weights_only=False)
+    content.pop("S3prlExt")
+    content["Config"]["runner"] |= {"freeze_layers": False, "baseline": "custom"}
+    content["Config"]["optimizer"] = {"name": "MyAdam", "lr": 0.1}
+    (tmp_path / "fork").mkdir()
+    torch.save(content, tmp_path / "fork" / "fork.ckpt")
+    outcome = shell("run -m evaluate -e {tmp}/fork/fork.ckpt")
+    assert outcome.code == 0, outcome.err[-2000:]
+    assert "unknown key 'freeze_layers'" in caplog.text and (tmp_path / "fork" / "result-test.json").is_file()
+    outcome = shell("run -m train -e {tmp}/fork/fork.ckpt")
+    assert outcome.code == USAGE and "unknown key 'freeze_layers'" in outcome.sentence
