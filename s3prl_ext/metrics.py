@@ -42,6 +42,7 @@ METRICS: dict[str, Metric] = {
     "wer": Metric(higher_is_better=False, unit="%"),
     "wer_low": Metric(higher_is_better=False, unit="%"),  # ends of the 95 % interval
     "wer_high": Metric(higher_is_better=False, unit="%"),
+    "wer_new_texts": Metric(higher_is_better=False, unit="%"),  # without the utterances whose text train has too
     "uer": Metric(higher_is_better=False, unit="%"),
     "cer": Metric(higher_is_better=False, unit="%"),
     "error": Metric(higher_is_better=False, unit="%"),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from s3prl_ext.errors import DataError, UsageError
+from s3prl_ext.evaluation import clusters
 from s3prl_ext.evaluation.significance import bootstrap_difference
 from s3prl_ext.evaluation.transcripts import (
     Comparison,
@@ -46,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("baseline", type=Path, help="transcripts-SPLIT.jsonl of the first model")
     parser.add_argument("merged", type=Path, help="transcripts-SPLIT.jsonl of the second model")
     parser.add_argument("--top", type=int, default=10, help="utterances to show, largest drop first (default: 10)")
+    parser.add_argument("--intervals-over", choices=clusters.KINDS, default=clusters.UTTERANCE, metavar="KIND",
+                        help=f"what the bootstrap draws: {', '.join(clusters.KINDS[:-1])} (default: utterance)")  # fmt: skip
     parser.add_argument("--out", type=Path, help="write everything to this JSON file as well")
     flags = parser.parse_args(argv)
     if flags.top < 0:
@@ -53,7 +56,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if flags.out is not None and not flags.out.absolute().parent.is_dir():
         raise UsageError(f"--out {flags.out}: there is no folder {flags.out.absolute().parent}.")
     baseline, merged = read_transcripts(flags.baseline), read_transcripts(flags.merged)
-    changed, improved, totals = compare(baseline, merged), improvements(baseline, merged), _totals(baseline, merged)
+    changed, improved, totals = (
+        compare(baseline, merged),
+        improvements(baseline, merged),
+        _totals(baseline, merged, flags.intervals_over),
+    )
     print(_shown(changed[: flags.top], improved, totals, len(baseline)))
     if flags.out is not None:
         content = {"schema": SCHEMA, "files": [str(flags.baseline), str(flags.merged)], **totals}
@@ -63,16 +70,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _totals(baseline: Sequence[Transcript], merged: Sequence[Transcript]) -> dict[str, Any]:
-    """Return WER of both in per cent, their difference, and its paired 95 % bootstrap interval."""
+def _totals(baseline: Sequence[Transcript], merged: Sequence[Transcript], kind: str) -> dict[str, Any]:
+    """Return WER of both in per cent, their difference, and its paired 95 % bootstrap interval over a kind of cluster."""
     pairs = pair(baseline, merged)
     first, second = [a.errors for a, _ in pairs], [b.errors for _, b in pairs]
     words = [a.words for a, _ in pairs]
     if not sum(words):
         raise DataError("the references hold no word: nothing can be compared.")
-    low, high = bootstrap_difference(first, second, words)
+    drawn = clusters.sums([a.id for a, _ in pairs], (first, second, words), kind)
+    low, high = bootstrap_difference(*drawn)
     wer = [100 * sum(errors) / sum(words) for errors in (first, second)]
-    return {"wer": wer, "difference": wer[1] - wer[0], "interval": [100 * low, 100 * high]}
+    return {"wer": wer, "difference": wer[1] - wer[0], "interval": [100 * low, 100 * high],
+            "intervals_over": {"kind": kind, "count": len(drawn[0])}}  # fmt: skip
 
 
 def _shown(rows: Sequence[Comparison], improved: Improvements, totals: dict[str, Any], count: int) -> str:
@@ -80,6 +89,8 @@ def _shown(rows: Sequence[Comparison], improved: Improvements, totals: dict[str,
     lines = [
         f"WER {first:.2f} % -> {second:.2f} %: {totals['difference']:+.2f} [{low:+.2f}, {high:+.2f}], {count} utterances"
     ]
+    if totals["intervals_over"]["kind"] != clusters.UTTERANCE:
+        lines[0] += f"; the interval is {clusters.described(**totals['intervals_over'])}"
     for row in rows:
         lines += [
             "",

@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from s3prl_ext.commands import report_figures
 from s3prl_ext.commands.report_evidence import Evidence, mixed_origins, read_evidence, sources_table
 from s3prl_ext.errors import DataError, UsageError
+from s3prl_ext.evaluation import clusters
 from s3prl_ext.evaluation.paper_tables import NAMES, Cell, PaperTable, paper_table
 from s3prl_ext.evaluation.report_page import page
 from s3prl_ext.evaluation.result_rows import Row, rows_of, without_duplicates
@@ -18,6 +20,7 @@ from s3prl_ext.evaluation.scored_runs import ScoredRun
 from s3prl_ext.evaluation.superb_row import superb_table
 from s3prl_ext.evaluation.tables import Table, csv_text, latex, markdown
 from s3prl_ext.evaluation.transcript_tables import transcript_tables
+from s3prl_ext.evaluation.utterance_comparison import with_intervals_over
 from s3prl_ext.metrics import heading, main_metric, metric
 from s3prl_ext.writing import write_text
 
@@ -48,6 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     evidence = read_evidence(flags.results)
     evidence.runs, notes = without_duplicates(evidence.runs)
     evidence.left_out += [*dict.fromkeys(notes), *mixed_origins(evidence)]
+    if flags.intervals_over != clusters.UTTERANCE:
+        evidence.runs = [_over(flags.intervals_over, run, evidence.left_out) for run in evidence.runs]
     tables = _tables(evidence, papers, flags)
     out = flags.out
     out.mkdir(parents=True, exist_ok=True)
@@ -69,6 +74,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _over(kind: str, run: ScoredRun, left_out: list[str]) -> ScoredRun:
+    """Return a run with its interval over clusters; where they are not known, a sentence says so and it has none."""
+    try:
+        return with_intervals_over(kind, run)
+    except DataError as error:
+        left_out.append(str(error))
+        return replace(run, intervals={}, intervals_over=kind)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="s3prl-ext report",
@@ -83,6 +97,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--split", help="split to report (default: all that were scored)")
     add("--group-by", type=_names, help="what makes a row, such as upstream,tuning.density (default: all but the seed)")
     add("--paper", type=_names, default=[], help="tables of the papers to set beside, such as mam.table1")
+    add("--intervals-over", choices=clusters.KINDS, default=clusters.UTTERANCE, metavar="KIND",
+        help=f"what intervals are over: {', '.join(clusters.KINDS)} (default: utterance)")  # fmt: skip
     add("--baseline", help="the row that others are compared with: a part of its name")
     add("--title", help="heading of the page")
     return parser

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from math import isfinite, isnan
 
 from s3prl_ext.errors import DataError
+from s3prl_ext.evaluation.clusters import UTTERANCE, described
 from s3prl_ext.evaluation.paper_tables import Cell, PaperTable
 from s3prl_ext.evaluation.result_rows import Row, averaged_over
 from s3prl_ext.evaluation.tables import NOTHING, Table
@@ -206,14 +207,18 @@ def _explained(bases: Sequence[Line | None], compared: bool, rows: Sequence[Row]
     if any(row.std is not None for row in rows):
         found.append("± is the standard deviation over runs (seeds, draws of noise).")
     if any(row.interval is not None for row in rows):
-        found.append("[low, high] after a single run's value is its 95 % interval over utterances.")
+        drawn = {(run.intervals_over, run.drawn) for row in rows for run in row.runs if row.interval is not None}
+        what = "; ".join(sorted("over utterances" if n is None else described(kind, n) for kind, n in drawn))
+        found.append(f"[low, high] after a single run's value is its 95 % interval {what}.")
     names = list(dict.fromkeys(base.name for base in bases if base is not None))
     if names:
         of_model = " (of the same model)" if len(names) > 1 else ""
         found.append(f"Changes are relative to: {'; '.join(names)}{of_model}. Below 0 is less {NAMES.get(name, name)}.")
     if compared:
+        kinds = {run.intervals_over for row in rows for run in row.runs} - {UTTERANCE}
+        over = f" over {', '.join(sorted(kinds))}s" if kinds else ""
         found.append(
-            "Difference: error rate minus the baseline's on the same utterances, paired bootstrap; "
+            f"Difference: error rate minus the baseline's on the same utterances, paired bootstrap{over}; "
             f"{SIGNIFICANT} where it excludes 0; p of McNemar's exact test."
         )
     for row in rows:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from s3prl_ext.evaluation.clusters import UTTERANCE
 from s3prl_ext.evaluation.result_records import ResultRecord
 from s3prl_ext.metrics import main_metric
 
@@ -39,6 +40,8 @@ class ScoredRun:
         step: optimizer steps behind the model.
         source: the file that says so.
         utterances: folder with the transcripts or predictions of single utterances; None where there is none.
+        intervals_over: what intervals are over: a kind of :mod:`s3prl_ext.evaluation.clusters`.
+        drawn: how many of these there are; None where the interval is the task's own.
     """
 
     task: str
@@ -51,6 +54,8 @@ class ScoredRun:
     step: int
     source: Path
     utterances: Path | None
+    intervals_over: str = UTTERANCE
+    drawn: int | None = None
 
     @property
     def main_metric(self) -> str | None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 
 from s3prl_ext.errors import DataError
+from s3prl_ext.evaluation.clusters import sums
 from s3prl_ext.evaluation.result_rows import Row
 from s3prl_ext.evaluation.scored_runs import ScoredRun
-from s3prl_ext.evaluation.significance import bootstrap_difference, mcnemar_exact
+from s3prl_ext.evaluation.significance import bootstrap_difference, bootstrap_ratio, mcnemar_exact
 from s3prl_ext.evaluation.utterance_counts import Counts, utterance_counts
+from s3prl_ext.metrics import metric
 
 
 @dataclass(frozen=True)
@@ -20,12 +22,14 @@ class Difference:
     Attributes:
         low, high: paired 95 % bootstrap interval of the second row's error minus the first's.
         utterances: how many both have scored.
+        drawn: how many clusters the bootstrap draws from: the utterances themselves, or their speakers.
         p: of McNemar's exact test; None for texts, and for several runs.
     """
 
     low: float
     high: float
     utterances: int
+    drawn: int
     p: float | None = None
 
     @property
@@ -53,13 +57,39 @@ def compare_rows(first: Row, second: Row) -> Difference | None:
     names = sorted(a)
     totals = [a[name][1] for name in names]
     errors = [a[name][0] for name in names], [b[name][0] for name in names]
-    low, high = bootstrap_difference(*errors, totals)
+    drawn = sums([name for name, _ in names], (*errors, totals), first.runs[0].intervals_over)
+    low, high = bootstrap_difference(*drawn)
     p = None
     if set(totals) == {1.0} and {*errors[0], *errors[1]} <= {0.0, 1.0}:
         gained = sum(x > y for x, y in zip(*errors, strict=True))
         lost = sum(x < y for x, y in zip(*errors, strict=True))
         p = mcnemar_exact(lost, gained)
-    return Difference(100 * low, 100 * high, len(names), p)
+    return Difference(100 * low, 100 * high, len(names), len(drawn[0]), p)
+
+
+def with_intervals_over(kind: str, run: ScoredRun) -> ScoredRun:
+    """Return a run whose error rate has its interval over clusters: from the file of its utterances.
+
+    Args:
+        kind: of :data:`s3prl_ext.evaluation.clusters.KINDS`.
+
+    Raises:
+        DataError: there is no such file, or the names in it do not say the cluster.
+    """
+    counts = _counts(run)
+    if counts is None:
+        raise DataError(
+            f"{run.source}: no transcripts or predictions of its {run.split}, so there is no interval over {kind}s."
+        )
+    errors, totals = sums([name for name, _ in counts], list(zip(*counts.values(), strict=True)), kind)
+    ends = sorted(100 * end for end in bootstrap_ratio(errors, totals))
+    name = run.main_metric
+    assert name is not None
+    if metric(name).unit == "ratio":
+        ends = [end / 100 for end in ends]
+    if metric(name).higher_is_better:  # an accuracy: what is not wrong is right
+        ends = [1 - end for end in reversed(ends)]
+    return replace(run, intervals={name: ends}, intervals_over=kind, drawn=len(errors))
 
 
 def utterance_file(run: ScoredRun) -> Path | None:

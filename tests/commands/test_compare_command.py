@@ -55,3 +55,28 @@ def test_bad_input(files, capsys, flags, code, part):
     with pytest.raises(SystemExit) as stop:
         cli.main(["compare", *(flag.format(*files) for flag in flags)])
     assert stop.value.code == code and part in capsys.readouterr().err
+
+
+def test_interval_over_speakers(tmp_path, capsys):
+    paths = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    for path, said in zip(paths, ("a b", "a c")):
+        rows = [
+            (f"p{speaker}_{n:03d}", "a c", said if speaker < 227 else "a c")
+            for speaker in range(225, 229)
+            for n in (1, 2)
+        ]
+        write_transcripts([transcript(*row) for row in rows], path)
+    out = tmp_path / "out.json"
+    assert cli.main(["compare", *map(str, paths), "--intervals-over", "speaker", "--out", str(out)]) == 0
+    assert (
+        "8 utterances; the interval is over 4 speakers (with fewer than 20 it comes out too narrow)"
+        in capsys.readouterr().out
+    )
+    content = json.loads(out.read_text())
+    assert content["intervals_over"] == {"kind": "speaker", "count": 4}
+    assert content["interval"] == pytest.approx(
+        [-50, 0]
+    )  # all four drawn from one half or the other: more than 2.5 % each
+    with pytest.raises(SystemExit):
+        cli.main(["compare", *map(str, paths), "--intervals-over", "chapter"])
+    assert "the name p225_001 does not say its chapter" in capsys.readouterr().err

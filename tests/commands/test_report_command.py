@@ -15,6 +15,7 @@ import pytest
 
 from s3prl_ext.commands.report import main
 from s3prl_ext.errors import DataError, UsageError
+from s3prl_ext.evaluation.transcripts import transcript, write_transcripts
 from tests.result_files import content, merge, write, write_hypotheses
 from tests.sweep_files import write_sweep
 
@@ -56,6 +57,42 @@ def test_a_pair_beside_the_paper(tmp_path, pair):
     assert "WER (%) ↓" in text and "MAM, Table 4" in text and "*tow*" in text
     assert "| substitution |" in text and "35.13" in text
     assert "<script" not in page and "http" not in page
+
+
+def test_intervals_over_chapters(tmp_path):
+    """Chapter 1 is all wrong, chapter 2 all right: over chapters anything from 0 to 100 % can be drawn."""
+    folders = []
+    for name, value in (("base", 0.0), ("mam", 0.1)):
+        rows = [
+            transcript(f"LJ00{1 + n // 20}-{n:04d}", "one two", "one two" if n >= 20 else "two one") for n in range(40)
+        ]
+        (tmp_path / name).mkdir()
+        write_transcripts(rows, tmp_path / name / "transcripts-test.jsonl")
+        record = content({"wer": 50.0}, merge=merge(value), intervals={"test": {"wer": [40.0, 60.0]}})
+        folders.append(write(tmp_path / name, record).parent)
+    alone = write(
+        tmp_path / "alone", content({"wer": 50.0}, merge=merge(0.2), intervals={"test": {"wer": [40.0, 60.0]}})
+    )
+    text, rows, _ = report(tmp_path / "out", *folders, alone, "--intervals-over", "chapter")
+    found = [(row["low"], row["high"]) for row in rows if row["metric"] == "wer"]
+    assert sorted(found) == [("", ""), ("0.0", "100.0"), ("0.0", "100.0")]
+    assert "95 % interval over 2 chapters (with fewer than 20 it comes out too narrow)" in text
+    assert "paired bootstrap over chapters" in text
+    assert "no transcripts or predictions of its test, so there is no interval over chapters" in text
+    plain, _, _ = report(tmp_path / "plain", *folders)
+    assert "50.00 [40.00, 60.00]" in plain and "interval over utterances" in plain
+
+
+def test_an_accuracy_over_speakers_keeps_its_direction(tmp_path):
+    speakers = [f"{n:08x}" for n in range(10)]
+    clips = [f"{speaker}_nohash_{n}.wav" for speaker in speakers for n in range(2)]
+    (tmp_path / "ks").mkdir()
+    (tmp_path / "ks" / "test_truth.txt").write_text("".join(f"{clip} yes\n" for clip in clips))
+    said = "".join(f"{clip} {'no' if clip.startswith(speakers[0]) else 'yes'}\n" for clip in clips)
+    (tmp_path / "ks" / "test_predict.txt").write_text(said)
+    write(tmp_path / "ks", content({"acc": 0.9}, downstream="speech_commands"))
+    _, (row,), _ = report(tmp_path / "out", tmp_path / "ks", "--intervals-over", "speaker")
+    assert float(row["low"]) == pytest.approx(70.0) and float(row["high"]) == 100.0  # 3 of 10 draws or more: 7 %
 
 
 def test_latex_has_a_table_for_each(tmp_path, pair):

@@ -148,6 +148,23 @@ def test_evaluation_writes_metrics_transcripts_and_splits(corpus, merge_file, tm
     assert not list(exp.glob("*.ckpt"))
 
 
+def test_the_wer_of_texts_that_train_lacks_stands_next_to_it(corpus, merge_file, tmp_path):
+    """Train has the texts 1 to 6, test 3 to 6; a test clip with a text of its own is the only new one."""
+    table = (corpus / "metadata.csv").read_text()
+    root = tmp_path / "LJSpeech-1.1"
+    root.mkdir()
+    (root / "wavs").symlink_to(corpus / "wavs")
+    (root / "metadata.csv").write_text(table.replace("LJ001-0012|x|" + TEXTS[5], "LJ001-0012|x|something else"))
+    runner(
+        merged_args(tmp_path / "exp", merge_file, mode="evaluate"), task_file(root, split=str(corpus / "splits.json"))
+    ).evaluate()
+    rows = read_transcripts(tmp_path / "exp" / "transcripts-test.jsonl")
+    metrics = json.loads((tmp_path / "exp" / "result-test.json").read_text())["metrics"]["test"]
+    new = [row for row in rows if row.id == "LJ001-0012"]
+    expected = corpus_errors([row.reference for row in new], [row.hypothesis for row in new]).rate
+    assert metrics["wer_new_texts"]["value"] == pytest.approx(expected)
+
+
 def test_text_rule_acts_on_both_sides(corpus, merge_file, tmp_path):
     for rule in ("mam", "identity"):
         args = merged_args(tmp_path / rule, merge_file, mode="evaluate")
@@ -322,6 +339,8 @@ def test_vctk_reads_its_own_layout(hubert_ctc, merge_file, tmp_path):
     runner(args, config).evaluate()
     (row,) = read_transcripts(tmp_path / "exp" / "transcripts-test.jsonl")
     assert row.reference == "please call stella"
+    metrics = json.loads((tmp_path / "exp" / "result-test.json").read_text())["metrics"]["test"]
+    assert "wer_new_texts" not in metrics, "train has this text, so there is no other to score"
     assert json.loads((tmp_path / "exp" / "splits.json").read_text())["corpus"] == "VCTK-Corpus-0.92"
 
 
