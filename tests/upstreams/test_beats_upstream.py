@@ -88,7 +88,36 @@ def test_lengths_are_those_of_the_featurizer(fixture, rate, request):
 
 
 def test_no_whole_patch_of_a_clip_is_left_out():
-    assert all(frame_count(n) // 16 <= max(1, round(n / 2560)) for n in range(400, 60000))
+    assert all(0 <= max(1, round(n / 2560)) - max(1, frame_count(n) // 16) <= 1 for n in range(400, 60000))
+
+
+@pytest.mark.parametrize("length", [*range(2800, 5400, 200), 4 * 2560, 48000, 51234, 80000])
+@torch.no_grad()
+def test_every_length_is_cut_as_the_published_implementation_does(upstream, length):
+    """`Beats.forward`, equal to the published arrays, sees the whole clip; a vector more than it gives is the last one."""
+    (wav,) = noise(length)
+    states, _ = upstream.model(wav[None])
+    found = upstream([wav])["hidden_states"]
+    for published, state in zip(states, found, strict=True):
+        expected = published.unflatten(1, (-1, 8)).mean(2)
+        steps = frame_count(length) // 16
+        assert expected.shape[1] == steps and state.shape[1] == round(length / 2560) <= steps + 1
+        torch.testing.assert_close(state[:, :steps], expected, atol=1e-5, rtol=1e-5)
+        assert torch.equal(state[:, steps:], state[:, steps - 1 : steps].expand(-1, state.shape[1] - steps, -1))
+
+
+@torch.no_grad()
+def test_probabilities_of_an_uneven_clip_are_the_published_ones():
+    numbers = np.load(GOLDEN / "beats_tiny_finetuned_io.npz")
+    model = s3prl.hub.beats_custom(ckpt=str(GOLDEN / "beats_tiny_finetuned.pt")).eval()
+    wav = torch.from_numpy(numbers["wav_b"])
+    whole = 9 * 2560 + 240
+    assert frame_count(len(wav)) // 16 == 9 and whole < len(wav)
+    # the published code drops what is behind the ninth patch, up to one sample below a tenth
+    longer = torch.cat([wav[:whole], torch.randn(2559, generator=torch.Generator().manual_seed(0))])
+    assert round(len(longer) / 2560) == 10
+    expected = torch.from_numpy(numbers["out_b"])
+    torch.testing.assert_close(model.class_probabilities([longer]), expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("fixture", ["upstream", "all_tokens"])
@@ -108,13 +137,11 @@ def test_features_do_not_depend_on_the_batch(fixture, request):
 
 
 @torch.no_grad()
-def test_short_end_is_padded_with_zeros(upstream):
-    (wav,) = noise(4 * 2560)
-    assert frame_count(len(wav)) // 16 == 3
-    padded = F.pad(wav, (0, 240))
-    assert frame_count(len(padded)) // 16 == 4
-    states, _ = upstream.model(padded[None])
-    torch.testing.assert_close(upstream([wav])["last_hidden_state"], states[-1].unflatten(1, (4, 8)).mean(2))
+def test_a_clip_without_a_whole_patch_is_padded_with_zeros_to_one(upstream):
+    (wav,) = noise(2000)
+    assert frame_count(len(wav)) // 16 == 0
+    states, _ = upstream.model(F.pad(wav, (0, 2800 - 2000))[None])
+    torch.testing.assert_close(upstream([wav])["last_hidden_state"], states[-1].unflatten(1, (1, 8)).mean(2))
 
 
 @torch.no_grad()

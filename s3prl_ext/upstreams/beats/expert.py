@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from s3prl_ext.errors import DataError
 from s3prl_ext.upstreams.beats.config import PATCH, UpstreamOptions
-from s3prl_ext.upstreams.beats.frontend import FRAME_LENGTH, FRAME_SHIFT, SAMPLE_RATE, fbank
+from s3prl_ext.upstreams.beats.frontend import FRAME_LENGTH, FRAME_SHIFT, SAMPLE_RATE, fbank, frame_count
 from s3prl_ext.upstreams.beats.model import BANDS, load_checkpoint
 
 STEP = PATCH * FRAME_SHIFT  # samples of a time step: 2560 = 160 ms
@@ -20,10 +20,10 @@ OVERHANG = FRAME_LENGTH - FRAME_SHIFT  # samples by which the last frame reaches
 class UpstreamExpert(nn.Module):
     """A BEATs checkpoint as an s3prl upstream.
 
-    A clip of n samples has round(n / 2560) time steps, at least one, which is the number that s3prl's featurizer
-    asks for: its end is padded with zeros to whole patches, or less than half a patch of it is left out, as the
-    published implementation does. Each clip is padded and masked by itself, so in evaluation mode its features do
-    not depend on what else is in the batch.
+    As in the published implementation a clip is cut to whole patches of 16 frames: what is left at its end is not seen.
+    (A clip without a whole patch, below 175 ms, is padded to one.) s3prl's featurizer asks for round(n / 2560) vectors of
+    a clip of n samples, which may be one more than it has: the last is repeated. Each clip is padded and masked by itself,
+    so in evaluation mode its features do not depend on what else is in the batch.
 
     Args:
         ckpt: checkpoint in the released format.
@@ -59,10 +59,9 @@ class UpstreamExpert(nn.Module):
         """
         states, steps, _ = self._encode(wavs)
         if self.options.tokens == "pooled":
-            features = tuple(state.unflatten(1, (-1, BANDS)).mean(2) for state in states)
-        else:
-            index = self._token_index(wavs, steps)
-            features = tuple(state.gather(1, index.expand(-1, -1, state.shape[-1])) for state in states)
+            states = [state.unflatten(1, (-1, BANDS)).mean(2) for state in states]
+        index = self._vector_index(wavs, steps)
+        features = tuple(state.gather(1, index.expand(-1, -1, state.shape[-1])) for state in states)
         return {"hidden_states": features, "last_hidden_state": features[-1]}
 
     def class_probabilities(self, wavs: list[Tensor]) -> Tensor:
@@ -77,18 +76,24 @@ class UpstreamExpert(nn.Module):
     def _encode(self, wavs: list[Tensor]) -> tuple[list[Tensor], Tensor, Tensor]:
         """Return all states [batch, tokens, width], the time steps of each clip, and the padding mask."""
         _check(wavs)
-        counts = [max(1, round(len(wav) / STEP)) for wav in wavs]
+        counts = [steps_of(len(wav)) for wav in wavs]
         samples = max(counts) * STEP + OVERHANG
         batch = torch.stack([F.pad(wav[:samples], (0, max(0, samples - len(wav)))) for wav in wavs])
         steps = torch.tensor(counts, device=batch.device)
         padding_mask = torch.arange(max(counts) * BANDS, device=batch.device) >= (steps * BANDS).unsqueeze(1)
         return self.model.encode(fbank(batch), padding_mask), steps, padding_mask
 
-    def _token_index(self, wavs: list[Tensor], steps: Tensor) -> Tensor:
-        """Return for each clip the tokens to take, [batch, length, 1]: all in order, then the clip's last again."""
-        length = max(1, round(max(len(wav) for wav in wavs) / self.get_downsample_rates()))
-        index = torch.arange(length, device=steps.device).minimum((steps * BANDS - 1).unsqueeze(1))
+    def _vector_index(self, wavs: list[Tensor], steps: Tensor) -> Tensor:
+        """Return for each clip the vectors to take, [batch, length, 1]: all in order, then the clip's last again."""
+        rate = self.get_downsample_rates()
+        length = max(1, round(max(len(wav) for wav in wavs) / rate))
+        index = torch.arange(length, device=steps.device).minimum((steps * (STEP // rate) - 1).unsqueeze(1))
         return index.unsqueeze(-1)
+
+
+def steps_of(samples: int) -> int:
+    """Return the time steps of a clip: its whole patches, at least one."""
+    return max(1, frame_count(samples) // PATCH)
 
 
 def _check(wavs: list[Tensor]) -> None:

@@ -26,7 +26,7 @@ from s3prl_ext.writing import written
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1  # of the stored numbers: to be raised when they come to mean something else
+FORMAT = 2  # of the stored numbers: to be raised when they come to mean something else
 PART = 64  # samples in one file
 
 

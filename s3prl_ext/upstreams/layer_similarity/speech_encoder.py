@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from s3prl_ext.corpora.audio import SAMPLE_RATE, read_audio
-from s3prl_ext.upstreams.beats.expert import BANDS, STEP
+from s3prl_ext.upstreams.beats.expert import BANDS, steps_of
 from s3prl_ext.upstreams.beats.expert import UpstreamExpert as BeatsExpert
 from s3prl_ext.upstreams.layer_similarity.block_outputs import block_outputs, find_blocks
 
@@ -52,7 +52,7 @@ class SpeechEncoder:
     def _frames(self, samples: int) -> int | None:
         """Return the number of block outputs for a clip, from the strides of the convolutions; None if unknown."""
         if isinstance(self.upstream, BeatsExpert):
-            return max(1, round(samples / STEP)) * BANDS
+            return steps_of(samples) * BANDS
         extractor = next((m for n, m in self.upstream.named_modules() if n.split(".")[-1] == "feature_extractor"), None)
         convolutions = [m for m in extractor.modules() if isinstance(m, nn.Conv1d)] if extractor is not None else []
         for convolution in convolutions:
