@@ -28,6 +28,7 @@ from s3prl_ext import _autoload
 from s3prl_ext.compat import (
     corpus_checks,
     huggingface_hub,
+    listings,
     s3prl,
     task_labels,
     torch,
@@ -74,6 +75,7 @@ SHIMS: tuple[Shim, ...] = (
     *transformers.SHIMS,
     *undeclared.SHIMS,
     *s3prl.SHIMS,
+    *listings.SHIMS,
     *corpus_checks.SHIMS,
     *task_labels.SHIMS,
 )

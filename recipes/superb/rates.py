@@ -27,11 +27,13 @@ def searched(folder: Path, name: str, split: str, seed: int) -> dict[str, float]
     Raises:
         DataError: there is no finished search run, or the task does not report the metric there.
     """
-    short = {path.parent.name.removeprefix("search-lr-"): path for path in folder.glob("search-lr-*/result.json")}
+    short = {
+        path.parent.name.removeprefix("search-lr-"): path for path in sorted(folder.glob("search-lr-*/result.json"))
+    }
     ending = f"-s{seed}"
     whole = {
         path.parent.name.removeprefix("lr-").removesuffix(ending): path
-        for path in folder.glob(f"lr-*{ending}/result.json")
+        for path in sorted(folder.glob(f"lr-*{ending}/result.json"))
     }
     found = {}
     for rate, path in (short or whole).items():

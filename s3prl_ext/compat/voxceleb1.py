@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 from types import ModuleType
 
+from s3prl_ext.compat.listings import SortedPath
 from s3prl_ext.errors import DataError
 
 SPLITS = {"1": "train", "2": "dev", "3": "test"}
@@ -62,7 +63,7 @@ def wrap_dataset(module: ModuleType) -> None:
 
     @functools.wraps(initialise)
     def initialise_with_own_cache(self, mode, file_path, meta_data, max_timestep=None) -> None:
-        root, meta_data = Path(file_path), Path(meta_data)
+        root, meta_data = SortedPath(file_path), Path(meta_data)  # of a clip in two folders the first counts
         check_list(root, meta_data)
         folder = cache_dir(root, meta_data)
         cached = folder / f"{mode}.pkl"

@@ -240,7 +240,9 @@ def _write_split(folder: Path, members: Sequence[Recording]) -> None:
         chapter = one.path.parent
         if chapter not in texts:
             lines = [
-                row for file in chapter.glob("*.trans.txt") for row in file.read_text(encoding="utf-8").splitlines()
+                row
+                for file in sorted(chapter.glob("*.trans.txt"))
+                for row in file.read_text(encoding="utf-8").splitlines()
             ]
             texts[chapter] = dict(line.split(" ", 1) for line in lines if " " in line)
         if one.path.stem not in texts[chapter]:

@@ -46,8 +46,8 @@ def read(root: Path, on_missing: str = "error") -> list[Utterance]:
     """
     root = corpus_folder(root, CARD)
     suffix = f"_{MICROPHONE}.flac"
-    audio = {p.name.removesuffix(suffix): p for p in (root / CARD.contents[1]).glob(f"*/*{suffix}")}
-    texts = {path.stem: text for path in (root / "txt").glob("*/*.txt") if (text := _text(path))}
+    audio = {p.name.removesuffix(suffix): p for p in sorted((root / CARD.contents[1]).glob(f"*/*{suffix}"))}
+    texts = {path.stem: text for path in sorted((root / "txt").glob("*/*.txt")) if (text := _text(path))}
     expected = [id for id in {*audio, *texts} if _speaker(id) in INCOMPLETE]
     ids = match_audio(texts, audio, f"{CARD.name} in {root}", on_missing, expected)
     return [Utterance(id, audio[id], texts[id], _speaker(id)) for id in ids]

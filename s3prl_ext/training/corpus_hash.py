@@ -128,7 +128,8 @@ def _files(root: Path, splits: list[str]) -> Iterator[tuple[str, int]]:
     seen: set[str] = set()
     for folder, folders, files in os.walk(root, followlinks=True):
         real = os.path.realpath(folder)
-        folders[:] = [] if real in seen else [name for name in folders if not name.startswith(".")]
+        # sorted: of two links to one folder, the same one counts on every disk
+        folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
         if chosen and folder == str(root):
             folders[:] = [name for name in folders if name in chosen]
         if real in seen:  # a link that leads back

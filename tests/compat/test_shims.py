@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import pickle
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -17,6 +18,7 @@ from s3prl_ext import plugin
 from s3prl_ext.compat import huggingface_hub, s3prl, torchaudio, transformers, undeclared
 from s3prl_ext.compat import torch as torch_compat
 from s3prl_ext.errors import DataError, UsageError
+from tests import listings
 
 s3prl_ext.install()
 
@@ -249,3 +251,20 @@ def test_number_of_workers_stays_in_the_configuration(monkeypatch):
 
 def test_ctc_folder_is_shipped():
     assert {path.name for path in Path(s3prl.CTC_DIR, "corpus").glob("*.py")} >= {"libriphone.py", "snips.py"}
+
+
+def test_folders_that_s3prl_searches_are_listed_by_name(tmp_path):
+    clone = ModuleType("s3prl.downstream.ctc.corpus.snips")  # of a clone of s3prl, whose corpora do not sort
+    clone.Path = Path
+    SHIMS["listing-sf"].hook(clone, lambda: None)
+    for name in ("b/2.wav", "b/1.wav", "a/3.wav"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    with listings.by_name(backwards=True):
+        assert [path.name for path in Path(tmp_path).iterdir()] == ["b", "a"], "the disk of this test"
+        root = clone.Path(tmp_path)
+        assert [path.name for path in root.iterdir()] == ["a", "b"]
+        found = [path.name for path in root.rglob("*.wav")], [path.name for path in root.glob("*/*.wav")]
+        assert found == (["3.wav", "1.wav", "2.wav"],) * 2
+        assert [path.name for folder in root.iterdir() for path in folder.glob("*")] == ["3.wav", "1.wav", "2.wav"]
+    assert pickle.loads(pickle.dumps(root)) == root, "datasets go to the workers of a DataLoader"

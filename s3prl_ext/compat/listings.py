@@ -1,0 +1,53 @@
+"""Corpora that s3prl finds by listing folders: in the order of names, which is the same on every disk.
+
+A folder's own order is the file system's. It decides about the clips that a sampler draws, also on the dev split of
+keyword spotting, and so about losses, scores and Fisher information.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from s3prl_ext.compat.shim import Shim
+
+
+class SortedPath(type(Path())):  # type: ignore[misc]  # the class of paths of this system
+    """A path whose listings are sorted; paths made from it list sorted too."""
+
+    def iterdir(self) -> Iterator[SortedPath]:
+        """Yield what the folder holds, by name."""
+        return iter(sorted(super().iterdir()))
+
+    def glob(self, pattern: str, **options: Any) -> Iterator[SortedPath]:
+        """Yield what matches, by name."""
+        return iter(sorted(super().glob(pattern, **options)))
+
+    def rglob(self, pattern: str, **options: Any) -> Iterator[SortedPath]:
+        """Yield what matches below, by name."""
+        return iter(sorted(super().rglob(pattern, **options)))
+
+
+def _sort_listings(module: ModuleType) -> None:
+    module.Path = SortedPath
+
+
+SHIMS = tuple(
+    Shim(
+        name=f"listing-{name}",
+        module=f"s3prl.downstream.{module}",
+        needed=lambda module: getattr(module, "Path", SortedPath) is not SortedPath,
+        apply=_sort_listings,
+        reason="s3prl takes the clips of a corpus in the order in which the file system lists them, so that another disk "
+        "gives other batches and scores",
+        remove_when="s3prl sorts the files that it finds",
+    )
+    for name, module in (
+        ("ks", "speech_commands.expert"),
+        ("ks-dataset", "speech_commands.dataset"),
+        ("pr", "ctc.corpus.libriphone"),
+        ("sf", "ctc.corpus.snips"),
+    )
+)

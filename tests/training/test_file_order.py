@@ -1,0 +1,113 @@
+"""Two copies of a corpus on disks that list them in opposite order, one under another path: one experiment."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from s3prl_ext.configs import expand_variables
+from s3prl_ext.corpora.mini_superb import ALL, LAYOUTS, variables
+from s3prl_ext.training.corpus_hash import corpus_hash, splits_hash
+from tests import listings
+from tests.experiments import make_args, record_losses, task_config
+
+SPLITS = {"asr": ("train", "dev-clean", "test-clean"), "pr": ("train", "dev", "test")}
+
+
+@pytest.fixture(scope="module")
+def places(mini_superb, tmp_path_factory) -> dict[str, Path]:
+    """The miniature corpora on two disks: folder by the order in which it is listed."""
+    other = tmp_path_factory.mktemp("elsewhere") / "a" / "corpora"
+    shutil.copytree(mini_superb, other)
+    return {"forwards": mini_superb, "backwards": other}
+
+
+@pytest.fixture
+def runner(places, build, hubert_ckpt, tmp_path, monkeypatch, request):
+    """Return a function that builds a Runner on one of the two disks; listings stay in its order."""
+
+    def make(order: str, task: str, upstream: str = "fbank", **config: Any) -> Any:
+        for name, value in variables(ALL, places[order]).items():
+            monkeypatch.setenv(name, str(value))
+        args = make_args(tmp_path / order, upstream=upstream, downstream=LAYOUTS[task].downstream)
+        args.upstream_ckpt = hubert_ckpt if upstream == "hubert_local" else None
+        return build(args, task_config(task, **config))
+
+    return make
+
+
+def utterances(dataset: Any, root: Path) -> list[Any]:
+    """Return what a dataset holds in its order, without the place of the corpus."""
+    lists = ("data", "X", "file_list", "dataset", "rec_list", "chunk_indices", "utterances", "clips")
+    for found in (getattr(dataset, name, None) for name in lists):
+        if isinstance(found, (list, tuple)):
+            return [str(item).replace(str(root), "") for item in found]
+    return list(dataset.df.path)  # IC
+
+
+@pytest.mark.parametrize("task", LAYOUTS)
+def test_every_task_lists_its_utterances_alike(places, runner, task):
+    found = {}
+    for order, root in places.items():
+        with listings.by_name(order == "backwards"):
+            expert = runner(order, task).downstream.model
+            found[order] = {
+                split: utterances(expert.get_dataloader(split).dataset, root)
+                for split in SPLITS.get(task, ("train", "dev", "test"))
+            }
+    assert found["forwards"] == found["backwards"] and all(found["forwards"].values())
+
+
+@pytest.mark.parametrize("task", LAYOUTS)
+def test_hashes_do_not_know_the_disk(places, runner, task, monkeypatch):
+    found = []
+    for order, root in places.items():
+        for name, value in variables(ALL, root).items():
+            monkeypatch.setenv(name, str(value))
+        config = expand_variables(task_config(task))
+        with listings.by_name(order == "backwards"):
+            found.append([h(LAYOUTS[task].downstream, config) for h in (corpus_hash, splits_hash)])
+    assert found[0] == found[1] and found[0][0] is not None
+
+
+def test_the_hash_does_not_know_which_of_two_links_is_listed_first(tmp_path):
+    """A folder that two links lead to counts once, under the name that sorts first."""
+    (tmp_path / "audio").mkdir()
+    (tmp_path / "audio" / "a.wav").write_bytes(b"a")
+    (tmp_path / "corpus").mkdir()
+    for name in ("one", "two"):
+        (tmp_path / "corpus" / name).symlink_to(tmp_path / "audio")
+    found = []
+    for backwards in (False, True):
+        with listings.by_name(backwards):
+            found.append(corpus_hash("ljspeech", {"downstream_expert": {"datarc": {"path": str(tmp_path / "corpus")}}}))
+    assert found[0] == found[1]
+
+
+def test_keyword_spotting_is_one_experiment(places, runner):
+    """Same mask, same training losses, same dev score, same hashes, bit by bit."""
+    found = {}
+    tuning = {"method": "child", "density": 0.1, "fisher": {"max_batches": 3}}
+    for order in places:
+        with listings.by_name(order == "backwards"):
+            going = runner(order, "ks", "hubert_local", tuning=tuning, total_steps=3, evaluate_ratio=0.5)
+            losses = record_losses(going)
+            going.train()
+        mask = {name: indices.tolist() for name, indices in going.child.mask.items()}
+        record = (Path(going.args.expdir) / "result.json").read_text()
+        found[order] = {"mask": mask, "losses": losses, "hashes": hashes(record), "metrics": metrics(record)}
+    for part, value in found["forwards"].items():
+        assert value and value == found["backwards"][part], part
+
+
+def hashes(record: str) -> Any:
+    data = json.loads(record)["data"]
+    return {name: data[name] for name in data if "sha256" in name}
+
+
+def metrics(record: str) -> Any:
+    return json.loads(record)["history"]
