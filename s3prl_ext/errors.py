@@ -105,6 +105,13 @@ def as_command() -> Iterator[None]:
         show_errors_as_sentences(before)
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that a device or the machine has no memory left."""
+    return isinstance(error, MemoryError) or any(
+        words in str(error) for words in ("out of memory", "can't allocate memory", "not enough memory")
+    )
+
+
 def sentence(error: BaseException) -> str:
     """Return one sentence for any exception: what, which, what to do next."""
     if isinstance(error, ExtError):
@@ -121,4 +128,10 @@ def sentence(error: BaseException) -> str:
             "(s3prl-ext doctor lists the corpus variables) or the path given with -o."
         )
     text = " ".join(str(error).split()) or "no message"
+    if is_out_of_memory(error):
+        return f"the memory does not suffice ({text[:100]}): lower the batch size of the task, or take a smaller model."
+    if isinstance(error, RecursionError):
+        return "a file is nested too deeply to be read (S3PRL_EXT_DEBUG=1 shows which)."
+    if "is killed by signal" in text:
+        return f"{text[:100]}: a process that loads data was ended from outside, often for lack of memory; lower num_workers."
     return f"{type(error).__name__}: {text[:400]} (S3PRL_EXT_DEBUG=1 shows where)."

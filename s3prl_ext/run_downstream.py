@@ -12,6 +12,7 @@ import copy
 import io
 import logging
 import os
+import re
 import runpy
 import sys
 import zipfile
@@ -99,7 +100,8 @@ def complete(argv: Sequence[str]) -> list[str]:
         flags.past_exp = str(best)
         added += ["-e", str(best)]
     ckpt = _check_files(flags, overwrite=overrides.get("args.overwrite") == "True")
-    _check_names(flags)
+    _check_names(flags, overrides)
+    _check_numbers(flags)
     if flags.local_rank is None and "LOCAL_RANK" in os.environ:
         added.append(f"--local_rank={os.environ['LOCAL_RANK']}")
     added += _device_flags(flags)
@@ -289,8 +291,8 @@ def _is_new(flags: argparse.Namespace) -> bool:
     return flags.past_exp is None and not (flags.auto_resume and checkpoint.numbered(_expdir(flags)))
 
 
-def _check_names(flags: argparse.Namespace) -> None:
-    """Refuse an unknown upstream or task before s3prl makes the experiment folder."""
+def _check_names(flags: argparse.Namespace, overrides: Mapping[str, str]) -> None:
+    """Refuse an unknown upstream or task, or flags that the upstream does not read, before s3prl makes a folder."""
     if not _is_new(flags) or flags.mode is None:
         return
     from s3prl import hub
@@ -302,7 +304,12 @@ def _check_names(flags: argparse.Namespace) -> None:
         raise unknown_name("upstream (-u)", flags.upstream, hub.options())
     if flags.downstream not in known_tasks():
         raise unknown_name("task (-d)", flags.downstream, known_tasks())
-    check_upstream_flags(flags)
+    given = copy.copy(flags)
+    for name in ("upstream_ckpt", "upstream_model_config"):
+        value = overrides.get(f"args.{name}", getattr(flags, name))
+        setattr(given, name, None if value == "None" else value)
+    if overrides.get("args.upstream") is None:
+        check_upstream_flags(given)
 
 
 def _check_overrides(
@@ -324,6 +331,25 @@ def _check_overrides(
         return  # s3prl's own parser says what is missing
     for remark in check_overrides(overrides, config, task):
         sys.stderr.write(f"s3prl-ext run: warning: {remark}\n")
+
+
+def _check_numbers(flags: argparse.Namespace) -> None:
+    """Refuse a seed, rank, layer or device that cannot be, before a model is loaded."""
+    for flag in ("seed", "local_rank", "upstream_layer_selection"):
+        value = getattr(flags, flag)
+        if value is not None and not re.fullmatch(r"\s*[+-]?\d+\s*", value):
+            raise UsageError(f"--{flag} must be a whole number, but is {value}.")
+    if flags.seed is not None and not 0 <= int(flags.seed) < 2**32:
+        raise UsageError(f"--seed must lie between 0 and {2**32 - 1}, but is {flags.seed}.")
+    if flags.local_rank is not None and "RANK" not in os.environ:
+        raise UsageError(
+            "--local_rank is set by torchrun: leave it out for one process, or start several with torchrun "
+            "--nproc_per_node N -m s3prl_ext.run_downstream FLAGS."
+        )
+    if flags.device is not None:
+        from s3prl_ext.training.devices import check_device
+
+        check_device(flags.device)
 
 
 def _check_task_file(path: str, flags: argparse.Namespace) -> None:

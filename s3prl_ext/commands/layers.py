@@ -167,6 +167,7 @@ def _measure(target, source, layer_map, metrics, settings, flags) -> dict[str, A
     import s3prl_ext
 
     s3prl_ext.install()
+    from s3prl_ext.training.devices import check_device
     from s3prl_ext.upstreams.layer_similarity.block_outputs import as_found
     from s3prl_ext.upstreams.layer_similarity.comparison import source_side, target_side
     from s3prl_ext.upstreams.layer_similarity.selection import measure
@@ -175,6 +176,7 @@ def _measure(target, source, layer_map, metrics, settings, flags) -> dict[str, A
     if flags.batch_size < 1:
         raise UsageError(f"--batch-size must be 1 or more, but is {flags.batch_size}.")
     device = flags.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    check_device(device)
     folder = find_package_model(source.package) if source.package else find_model(str(source.model))
     second = source_side(
         folder, source.model or f"package {source.package}", source.prefix, settings.special_tokens, device

@@ -18,6 +18,7 @@ from s3prl_ext.errors import DataError, ExtError, UsageError, unknown_name
 from s3prl_ext.training.checks import upstream_problem
 from s3prl_ext.training.learnable_upstream import prepare_lambda
 from s3prl_ext.training.methods import METHODS, resolve_tuning
+from s3prl_ext.training.upstream_flags import check_upstream_flags
 
 DENSITIES = (0.1, 0.01, 0.001)
 # Weights of pre-training that no hidden state depends on: they are part of the file, but get no gradient.
@@ -88,6 +89,7 @@ def _build(flags: argparse.Namespace) -> nn.Module:
 
     if not hasattr(hub, flags.upstream):
         raise unknown_name("upstream", flags.upstream, hub.options())
+    check_upstream_flags(flags)
     try:
         return getattr(hub, flags.upstream)(
             ckpt=flags.upstream_ckpt, model_config=flags.upstream_model_config, refresh=False

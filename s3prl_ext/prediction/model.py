@@ -16,7 +16,7 @@ import torch
 
 import s3prl_ext
 from s3prl_ext.corpora.audio import SAMPLE_RATE
-from s3prl_ext.errors import DataError, UsageError
+from s3prl_ext.errors import DataError, is_out_of_memory
 from s3prl_ext.prediction import recordings, trained
 from s3prl_ext.prediction.decoder import Decoder, Options
 from s3prl_ext.prediction.recordings import Recording
@@ -25,6 +25,7 @@ from s3prl_ext.prediction.tasks import build_decoder
 from s3prl_ext.prediction.trained import Trained
 from s3prl_ext.prediction.windows import Window
 from s3prl_ext.training import checkpoint
+from s3prl_ext.training.devices import check_device
 from s3prl_ext.training.forward import TaskModels
 
 
@@ -53,7 +54,7 @@ def load(
     """
     s3prl_ext.install()
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    _check_device(device)
+    check_device(device)
     found = trained.read(Path(path))
     found = Trained(
         found.task.tuned_from(upstream, upstream_ckpt, upstream_model_config), found.upstream_sha256, found.merge
@@ -177,7 +178,7 @@ class Model:
                 features = self._models.features(wavs, [job.recording.name for job, _ in batch])
                 return self.decoder.decode(features, [len(wav) for wav in wavs])
         except (DataError, RuntimeError, ValueError, IndexError, AssertionError) as error:
-            if "out of memory" in str(error) or "allocate memory" in str(error):
+            if is_out_of_memory(error):
                 raise DataError(
                     f"{job.recording.name}: memory does not suffice for {len(wavs)} windows of up to "
                     f"{max(map(len, wavs)) / SAMPLE_RATE:.0f} s: lower --window or --batch-size."
@@ -194,15 +195,6 @@ class Model:
             else:
                 results.append(self.decoder.join(job.recording, job.windows, job.pieces))
         return results
-
-
-def _check_device(name: str) -> None:
-    try:
-        torch.zeros(1, device=name)
-    except (RuntimeError, AssertionError) as error:  # AssertionError: a torch without CUDA
-        raise UsageError(
-            f"the device '{name}' cannot be used ({str(error).splitlines()[0][:100]}): try cpu."
-        ) from error
 
 
 def _length(name: str, seconds: float) -> str:

@@ -18,6 +18,7 @@ from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.merging.config import MergeConfig
 from s3prl_ext.run_downstream import default_task_file, preset_path
 from s3prl_ext.training import checkpoint, randomness
+from s3prl_ext.training.devices import check_device
 from s3prl_ext.training.runner import Runner
 from s3prl_ext.upstreams.merged_attention.expert import build_target, target_name
 
@@ -106,6 +107,7 @@ def experiment_args(flags: argparse.Namespace) -> tuple[Namespace, dict[str, Any
     """
     given = {key: value for key, value in vars(flags).items() if key in DEFAULTS and value is not None}
     device = flags.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    check_device(device)
     values = DEFAULTS | given | {"device": device, "expdir": str(flags.expdir)}
     config: dict[str, Any] | None = None
     ckpt = flags.past_exp or flags.init_ckpt

@@ -22,6 +22,7 @@ from s3prl_ext.training.early_stop import candidates
 from s3prl_ext.training.methods import resolve_tuning
 from s3prl_ext.training.parameter_groups import RatesConfig
 from s3prl_ext.training.tuning_config import TuningConfig
+from s3prl_ext.training.upstream_flags import needs_checkpoint, without_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -219,7 +220,7 @@ def upstream_problem(args: Namespace, error: Exception) -> ExtError | None:
     if isinstance(error, (ValueError, pickle.UnpicklingError)):
         return _not_converted(name, ckpt, error)
     if ckpt is None:
-        return UsageError(f"-u {name} cannot be built without a model: name its checkpoint or folder with -k.")
+        return without_checkpoint(name) if needs_checkpoint(name) and "CUDA" not in str(error) else None
     if not Path(ckpt).exists() and "://" not in ckpt:
         return UsageError(f"-k {ckpt}: no such file or folder.")
     return None

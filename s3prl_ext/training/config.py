@@ -107,7 +107,22 @@ def check_top_level(config: Mapping[str, Any], stored: bool = False) -> None:
     if stored:
         _warn_of_stored(problems)
         problems = []
+    problems += _count_problems(config.get("downstream_expert"), "downstream_expert")
     for key in ("runner", "optimizer", "downstream_expert"):
         if not isinstance(config.get(key), Mapping):
             problems.append(f"section '{key}' is missing; see the presets in downstream_configs for a complete file.")
     raise_all(problems)
+
+
+def _count_problems(section: Any, where: str) -> list[str]:
+    """Return what is wrong with the batch sizes and numbers of workers below a section."""
+    problems: list[str] = []
+    for key, value in section.items() if isinstance(section, Mapping) else ():
+        place = f"{where}.{key}"
+        if isinstance(value, Mapping):
+            problems += _count_problems(value, place)
+        elif str(key).endswith(("batch_size", "batchsize")) and value is not None:
+            read_count(value, place, problems)
+        elif key == "num_workers" and value is not None:
+            read_count(value, place, problems, least=0)
+    return problems

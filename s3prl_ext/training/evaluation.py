@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import torch
 from tqdm import tqdm
 
-from s3prl_ext.errors import DataError, UsageError
+from s3prl_ext.errors import DataError, UsageError, is_out_of_memory
 from s3prl_ext.evaluation.significance import Interval
 from s3prl_ext.training import randomness
-from s3prl_ext.training.forward import TaskModels
+from s3prl_ext.training.forward import SAMPLE_RATE, TaskModels
 from s3prl_ext.training.intervals import intervals
 
 logger = logging.getLogger(__name__)
@@ -177,7 +177,16 @@ def _score(
     progress = tqdm(itertools.islice(loader, batches), dynamic_ncols=True, desc=split, total=batches, leave=False)
     for batch_id, (wavs, *others) in enumerate(progress):
         check_stop()
-        models.loss(split, wavs, others, records, batch_id=batch_id)
+        try:
+            models.loss(split, wavs, others, records, batch_id=batch_id)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise DataError(
+                f"batch {batch_id} of split '{split}' ({len(wavs)} clips of up to {max(map(len, wavs)) / SAMPLE_RATE:.0f} "
+                "s) does not fit into the device's memory: lower the task's evaluation batch size in downstream_expert, "
+                "or use --device cpu."
+            ) from error
         if others and isinstance(others[-1], str):
             wholes.append(others[-1])
         items += len(wavs)

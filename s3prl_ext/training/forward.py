@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from s3prl_ext.errors import DataError
+from s3prl_ext.errors import DataError, is_out_of_memory
 
 SAMPLE_RATE = 16000
 
@@ -90,7 +92,24 @@ class TaskModels:
         features = self.features(wavs, _names(others), with_upstream_grad)
         if self.specaug is not None and self.downstream.training:
             features, _ = self.specaug(features)
-        return self.downstream(split, features, *others, records=records, **kwargs)
+        with _clips_named(split, _names(others), len(features)):
+            return self.downstream(split, features, *others, records=records, **kwargs)
+
+
+@contextmanager
+def _clips_named(split: str, names: Sequence[str], count: int) -> Iterator[None]:
+    """Add to an error of a task's code which clips it was about; in a run of several processes it stays as it is."""
+    try:
+        yield
+    except (ValueError, AssertionError, LookupError, TypeError, RuntimeError) as error:
+        if dist.is_initialized() or is_out_of_memory(error) or isinstance(error, NotImplementedError):
+            raise
+        shown = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200] or 'no message'}"
+        raise DataError(
+            f"the task failed on a batch of {count} clips of split '{split}'{f' ({shown})' if names else ''}: {reason}; "
+            "check these clips and their labels in the corpus."
+        ) from error
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

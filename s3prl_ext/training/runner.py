@@ -51,7 +51,11 @@ class Runner(StockRunner):
     """
 
     def __init__(self, args: Namespace, config: dict[str, Any]) -> None:
-        with one_sentence_errors(), checks.no_empty_folder(args.expdir, active=ranks.is_leader()):
+        with (
+            one_sentence_errors(),
+            checks.no_empty_folder(args.expdir, active=ranks.is_leader()),
+            ranks.lost_ranks_named(),
+        ):
             self.args = args
             self.child: ChildNetwork | None = None
             self._check(config)

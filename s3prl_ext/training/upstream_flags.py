@@ -20,7 +20,7 @@ WITHOUT_OPTIONS = ("hf_speech_custom",)  # of ours
 
 
 def check_upstream_flags(args: Namespace) -> None:
-    """Raise UsageError where ``-k`` or ``-g`` is given to an upstream that would not read it.
+    """Raise UsageError where ``-k`` or ``-g`` is given to an upstream that would not read it, or a needed ``-k`` is missing.
 
     What the upstreams of extensions read is not known, so they may be given both.
 
@@ -28,6 +28,8 @@ def check_upstream_flags(args: Namespace) -> None:
         args: with `upstream`, `upstream_ckpt` and `upstream_model_config`; the upstream is known to s3prl's hub.
     """
     name = args.upstream
+    if args.upstream_ckpt is None and needs_checkpoint(name):
+        raise without_checkpoint(name)
     if args.upstream_ckpt is not None and not reads_checkpoint(name):
         raise UsageError(f"-u {name} does not read -k {args.upstream_ckpt}: {_other_entry(name)}")
     if args.upstream_model_config is not None and not reads_options(name):
@@ -65,6 +67,16 @@ def reads_checkpoint(name: str) -> bool:
     if not _is_stock(name) or name in READS_ALL:
         return True
     return name.endswith(WITH_CHECKPOINT) and name != "baseline_local"
+
+
+def without_checkpoint(name: str) -> UsageError:
+    """Return the error for an upstream that needs ``-k`` and has none."""
+    return UsageError(f"-u {name} cannot be built without a model: name its checkpoint or folder with -k.")
+
+
+def needs_checkpoint(name: str) -> bool:
+    """Return whether an upstream of s3prl cannot be built without ``-k``; ours say so themselves."""
+    return _is_stock(name) and reads_checkpoint(name) and name not in READS_ALL
 
 
 def reads_options(name: str) -> bool:

@@ -41,13 +41,13 @@ def read_positive(value: Any, where: str, problems: list[str]) -> float | None:
     return number
 
 
-def read_count(value: Any, where: str, problems: list[str]) -> int | None:
-    """Return a whole number of at least 1."""
+def read_count(value: Any, where: str, problems: list[str], least: int = 1) -> int | None:
+    """Return a whole number of at least `least`."""
     number = read_number(value, where, problems)
     if number is None:
         return None
-    if number < 1 or number != int(number):
-        problems.append(f"{where} must be a whole number of at least 1, but is {number:g}.")
+    if number < least or number != int(number):
+        problems.append(f"{where} must be a whole number of at least {least}, but is {number:g}.")
         return None
     return int(number)
 

@@ -18,7 +18,9 @@ from tests.end_to_end.conftest import Outcome
 
 USAGE, DATA = 2, 1
 KS = "run -m train -u fbank -d speech_commands -c ks/mini -p {exp} -o config.runner.total_steps=2"
-HUBERT = "run -m train -u hf_hubert_custom -k {hubert} -d speech_commands -c ks/mini -p {exp} -o config.runner.total_steps=2"
+HUBERT = (
+    "run -m train -u hf_hubert_custom -k {hubert} -d speech_commands -c ks/mini -p {exp} -o config.runner.total_steps=2"
+)
 EVALUATE = "run -m evaluate -e {trained}"
 
 
@@ -96,9 +98,31 @@ GIVEN_AND_NOT_USED: list[Row] = [
      ("tuning.density 1e-09", "less than one weight")),
 ]  # fmt: skip
 
+NUMBERS_AND_DEVICES: list[Row] = [
+    (KS + " --device cuda", USAGE, ("torch finds no CUDA device here", "leave --device out")),
+    (KS.replace("fbank", "hubert_base") + " --device cuda:3", USAGE, ("--device cuda:3: torch finds no CUDA device",)),
+    (KS + " --device gpu", USAGE, ("--device gpu is not a device of torch; did you mean 'cuda'?",)),
+    (KS + " --device cup", USAGE, ("did you mean 'cpu'?",)),
+    (KS + " --seed -1", USAGE, ("--seed must lie between 0 and 4294967295, but is -1",)),
+    (KS + " --seed 4294967296", USAGE, ("but is 4294967296",)),
+    (KS + " --seed abc", USAGE, ("--seed must be a whole number, but is abc",)),
+    (KS + " -l two", USAGE, ("--upstream_layer_selection must be a whole number, but is two",)),
+    (KS + " --local_rank 0", USAGE, ("--local_rank is set by torchrun", "leave it out")),
+    (KS + ",,config.downstream_expert.datarc.batch_size=0", USAGE, ("datarc.batch_size must be a whole number of at least 1, but is 0",)),
+    (KS + ",,config.downstream_expert.datarc.batch_size=2.5", USAGE, ("at least 1, but is 2.5",)),
+    (KS + ",,config.downstream_expert.datarc.num_workers=-1", USAGE, ("num_workers must be a whole number of at least 0",)),
+    (KS.replace("fbank", "hubert_local"), USAGE, ("-u hubert_local cannot be built without a model", "with -k")),
+    (KS.replace("fbank", "hf_hubert_custom"), USAGE, ("-u hf_hubert_custom cannot be built without a model",)),
+    (KS.replace("fbank", "hf_speech_custom"), USAGE, ("needs a transformers folder or hub id: -k FOLDER",)),
+    (KS.replace("fbank", "hubert_local -k {tmp}/none.pt"), USAGE, ("none.pt: no such file or folder",)),
+    ("methods -u fbank -k {ckpt}", USAGE, ("-u fbank does not read -k",)),
+]  # fmt: skip
 
-@pytest.mark.parametrize(("line", "code", "parts"), GIVEN_AND_NOT_USED, ids=lambda v: v if isinstance(v, str) else "")
-def test_given_and_not_used(shell, tmp_path, line, code, parts):
+
+@pytest.mark.parametrize(
+    ("line", "code", "parts"), GIVEN_AND_NOT_USED + NUMBERS_AND_DEVICES, ids=lambda v: v if isinstance(v, str) else ""
+)
+def test_bad_input(shell, tmp_path, line, code, parts):
     check(shell(line), code, tuple(part.format() for part in parts), tmp_path / "exp")
 
 

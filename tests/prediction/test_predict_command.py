@@ -192,7 +192,7 @@ def test_nothing_half_written_is_left(keywords, words, tmp_path, monkeypatch):
     ("flags", "sentence"),
     [
         (["--batch-size", "0"], "--batch-size must be at least 1"),
-        (["--device", "nonsense"], "the device 'nonsense' cannot be used"),
+        (["--device", "nonsense"], "--device nonsense is not a device of torch"),
         (["--format", "rttm"], "rttm is for speaker diarization"),
         (["--median", "3"], "--median means nothing for -d speech_commands"),
     ],

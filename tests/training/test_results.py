@@ -8,6 +8,7 @@ import platform
 import subprocess
 
 import pytest
+import torch
 
 from s3prl_ext.configs import expand_variables
 from s3prl_ext.errors import DataError, StoppedByUser, UsageError
@@ -193,3 +194,27 @@ def test_every_task_of_superb_has_hashes_of_corpus_and_division(task, corpus_var
     name = {"ks": "speech_commands", "ic": "fluent_commands", "sid": "voxceleb1", "asr": "asr", "sd": "diarization"}
     found = corpus_hash(name.get(task, "ctc"), config)["sha256"], splits_hash(name.get(task, "ctc"), config)
     assert all(len(digest) == 64 for digest in found) and found[0] != found[1]
+
+
+@pytest.mark.parametrize(
+    ("error", "parts"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), ["split 'dev'", "does not fit", "evaluation batch size"]),
+        (MemoryError(), ["split 'dev'", "does not fit"]),
+        (ValueError("clip utt-17 is too odd"), ["of split 'dev'", ".wav", "ValueError: clip utt-17 is too odd"]),
+        (AssertionError(), ["of split 'dev'", "AssertionError: no message"]),
+    ],
+)
+def test_an_evaluation_that_fails_says_where(runner, monkeypatch, error, parts):
+    expert = runner.downstream.model
+    forward = expert.forward
+
+    def failing(split, *inputs, **kwargs):
+        if split == "dev":
+            raise error
+        return forward(split, *inputs, **kwargs)
+
+    monkeypatch.setattr(expert, "forward", failing)
+    with pytest.raises(DataError) as raised:
+        runner.train()
+    assert all(part in str(raised.value) for part in parts), raised.value
