@@ -145,7 +145,7 @@ def write(tuned: Tuned, out: Path) -> None:
         _write_task(tuned.task, partial)
         record = {
             "schema": SCHEMA,
-            "info": {key: value for key, value in tuned.task.info.items() if key != "config"},
+            "info": {key: value for key, value in tuned.task.info.items() if key not in ("config", "merge")},
             "model": asdict(facts),
             "versions": {package: metadata.version(package) for package in PACKAGES},
         }

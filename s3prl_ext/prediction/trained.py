@@ -20,7 +20,7 @@ from s3prl_ext.deltas.switch import TaskSwitch
 from s3prl_ext.deltas.tuned_task import FILE_NAME, TunedTask, load_whole
 from s3prl_ext.errors import DataError
 from s3prl_ext.training import checkpoint, tuned_upstream
-from s3prl_ext.upstreams.merged_attention.record import check_merge_record
+from s3prl_ext.upstreams.merged_attention.record import UNKNOWN, check_merge_record
 
 BEST_FILES = ("dev-best.ckpt", "dev-clean-best.ckpt", "best-states-dev.ckpt")  # s3prl's names, by task
 EXPORT_FILE = "export.json"
@@ -33,12 +33,12 @@ class Trained:
     Attributes:
         task: its weights, and what it is.
         upstream_sha256: hash of the untuned upstream, where the file says it.
-        merge: record of a merged upstream, or None.
+        merge: record of a merged upstream, None of one that is not merged; see :func:`check_merge_record`.
     """
 
     task: TunedTask
     upstream_sha256: str | None = None
-    merge: dict[str, Any] | None = field(default=None, repr=False)
+    merge: dict[str, Any] | str | None = field(default=None, repr=False)
 
     @property
     def info(self) -> Mapping[str, Any]:
@@ -90,7 +90,8 @@ def read(path: str | Path) -> Trained:
     if file.suffix == ".ckpt":
         extension = _extension(file)
         return Trained(TunedTask.read(file), extension.get("upstream_sha256"), extension.get("merge"))
-    return Trained(TunedTask.read(file))
+    task = TunedTask.read(file)
+    return Trained(task, merge=task.info.get("merge", UNKNOWN))
 
 
 def choose(folder: Path) -> Path:

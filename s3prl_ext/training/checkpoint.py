@@ -16,6 +16,7 @@ import torch
 from s3prl_ext.child_tuning import delta as delta_files
 from s3prl_ext.child_tuning.delta import Delta
 from s3prl_ext.errors import DataError, UsageError
+from s3prl_ext.upstreams.merged_attention.record import UNKNOWN
 from s3prl_ext.writing import written
 
 logger = logging.getLogger(__name__)
@@ -62,6 +63,7 @@ def _of_delta(delta: Delta) -> dict[str, Any]:
             "upstream_sha256": delta.base_sha256,
             "candidate": info.get("candidate"),
             "step": info.get("step"),
+            "merge": info.get("merge", UNKNOWN),
         },
         **delta.task,
     }

@@ -264,6 +264,7 @@ class Run:
             "checkpoint": name,
             "metrics": {split: dict(row) for split, row in metrics.items()},
             "data": experiment.data,
+            "merge": getattr(experiment.tuned.model, "merge_record", None),
         }
         task = {entry.name: get_model_state(entry.model) for entry in experiment.entries[1:] if entry.trainable}
         delta.save(experiment.tuned.delta(task, info), self.folder / DELTA_FILE)

@@ -84,11 +84,15 @@ def succeed(command: Callable[..., Outcome]) -> Callable[..., Outcome]:
 
 @pytest.fixture(scope="session")
 def upstreams(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
-    """Flags of each tested upstream: log-mel features, and two tiny models of 2 layers and 32 dimensions."""
+    """Flags of each tested upstream: log-mel features, and tiny models of 2 layers and 32 dimensions, plain and merged."""
     folder = tmp_path_factory.mktemp("models")
+    target, source = factories.hubert_local_ckpt(folder / "hubert.pt"), factories.bert_folder(folder / "bert")
+    merge = f"target: {{upstream: hubert_local, ckpt: {target}}}\nsource: {{model: {source}}}\nlambda: 0.2\n"
+    (folder / "merge.yaml").write_text(merge)
     return {
         "fbank": ["-u", "fbank"],
-        "hubert_local": ["-u", "hubert_local", "-k", str(factories.hubert_local_ckpt(folder / "hubert.pt"))],
+        "hubert_local": ["-u", "hubert_local", "-k", str(target)],
+        "merged": ["-u", "merged_attention", "-g", str(folder / "merge.yaml")],
         "hf_hubert_custom": ["-u", "hf_hubert_custom", "-k", str(factories.hubert_folder(folder / "hubert"))],
     }
 

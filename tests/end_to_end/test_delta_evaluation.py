@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from s3prl_ext import adapters
+from s3prl_ext.child_tuning import delta as delta_files
+from s3prl_ext.prediction import load as predict
 from tests import factories
 from tests.training.test_race_runs import same
 
@@ -40,9 +44,9 @@ def trained(corpora, succeed, upstreams, tmp_path):
     ("name", "upstream"),
     [
         pytest.param(name, upstream, id=f"{name}-{upstream}", marks=() if quick else pytest.mark.slow)
-        for upstream in ("hubert_local", "hf_hubert_custom")
+        for upstream in ("hubert_local", "hf_hubert_custom", "merged")
         for name in TUNINGS
-        for quick in [name in QUICK and upstream == "hubert_local"]
+        for quick in [(name in QUICK and upstream == "hubert_local") or (name == "child" and upstream == "merged")]
     ],
 )
 def test_a_delta_scores_as_its_checkpoint(trained, succeed, tmp_path, name, upstream):
@@ -90,3 +94,62 @@ def test_training_goes_on_from_the_weights_of_a_delta(trained, succeed, upstream
     before = states["UpstreamDelta"]["added"]
     assert ends[0]["Step"] == 2 and same(ends[0]["UpstreamDelta"], ends[1]["UpstreamDelta"])
     assert same(ends[0]["Downstream"], ends[1]["Downstream"]) and not same(ends[0]["UpstreamDelta"]["added"], before)
+
+
+def with_info(delta: Path, change: Callable[[dict], dict], out: Path) -> Path:
+    """Write a delta again with another info."""
+    found = delta_files.load(delta)
+    delta_files.save(replace(found, info=change(dict(found.info))), out)
+    return out
+
+
+def test_a_delta_of_a_merged_upstream_says_how_it_was_merged(trained, command, succeed, upstreams, tmp_path):
+    delta = trained(CHILD, "merged") / "delta.safetensors"
+    stored = torch.load(delta.parent / "dev-best.ckpt", weights_only=True)["S3prlExt"]["merge"]
+    assert delta_files.load(delta).info["merge"] == json.loads(json.dumps(stored))
+    outcome = command("-m", "evaluate", "-e", delta, "-t", "dev", "-g", upstreams["merged"][-1] + ",,lambda=0.3")
+    assert outcome.code == 1 and "made with another lambda: 0.2 in layer 0" in outcome.sentence
+    outcome = command("-m", "evaluate", "-e", delta, "-t", "dev", *upstreams["hubert_local"])
+    assert outcome.code == 1 and "made with a merged upstream, but this one is not merged" in outcome.sentence
+    assert not (delta.parent / "result-dev.json").exists()
+
+
+def test_a_delta_that_does_not_say_how_its_upstream_was_merged_is_judged_by_the_hash(
+    trained, command, succeed, upstreams, tmp_path
+):
+    def forget(info: dict) -> dict:
+        return {key: value for key, value in info.items() if key != "merge"}  # as version 0.1.0 wrote it
+
+    delta = trained(CHILD, "merged") / "delta.safetensors"
+    (tmp_path / "old").mkdir()
+    old = with_info(delta, forget, tmp_path / "old" / "delta.safetensors")
+    succeed("-m", "evaluate", "-e", delta, "-t", "dev")
+    succeed("-m", "evaluate", "-e", old, "-t", "dev")
+    first, second = (json.loads((d.parent / "result-dev.json").read_text())["metrics"] for d in (delta, old))
+    assert first == second
+    outcome = command("-m", "evaluate", "-e", old, "-t", "dev", "-g", upstreams["merged"][-1] + ",,lambda=0.3")
+    assert outcome.code == 1 and "was made from another upstream" in outcome.sentence
+
+
+def test_training_and_prediction_from_a_delta_of_a_merged_upstream(trained, succeed, upstreams, corpora, tmp_path):
+    exp = trained(CHILD, "merged")
+    clip = next((corpora / "speech_commands").rglob("*.wav"))
+    answers = [predict(path).predict(clip).record() for path in (exp / "delta.safetensors", exp / "dev-best.ckpt")]
+    assert answers[0] == answers[1]
+    flags = [
+        *upstreams["merged"],
+        "-d",
+        "speech_commands",
+        "-c",
+        "ks/mini",
+        "-p",
+        tmp_path / "more",
+        "-i",
+        exp / "delta.safetensors",
+    ]
+    succeed("-m", "train", *flags, "-o", f"config.runner.total_steps=1,,config.tuning={CHILD}")
+    before, after = (
+        torch.load(path, weights_only=True)["UpstreamDelta"]
+        for path in (exp / "dev-best.ckpt", tmp_path / "more" / "states-1.ckpt")
+    )
+    assert same(before["indices"], after["indices"]) and before["base_sha256"] == after["base_sha256"]

@@ -13,6 +13,8 @@ from s3prl_ext.merging.noise import STREAMS, NoiseConfig
 
 MergeRecord = dict[str, Any]
 
+UNKNOWN = "unknown"  # in place of a record, where a file does not say how its upstream was merged
+
 
 def describe_model(name: str, weights: AttentionWeights) -> MergeRecord:
     """Return name, size and attention hash of a model as plain values."""
@@ -40,24 +42,26 @@ def describe_source(
     return record
 
 
-def check_merge_record(stored: MergeRecord | None, current: MergeRecord | None) -> None:
+def check_merge_record(stored: MergeRecord | str | None, current: MergeRecord | None) -> None:
     """Check that a model was merged in the same way as the one a checkpoint was made with.
 
     Names and paths may differ; what counts are the hashes of target and sources, noise, layer maps, lambdas (of
     learnable ones the first values), and whether biases are merged.
 
     Args:
-        stored: ``merge_record`` of the checkpoint; None or empty where its upstream was not merged.
+        stored: ``merge_record`` of the checkpoint; None or empty where its upstream was not merged; :data:`UNKNOWN` of a delta
+            that does not say, which is judged by the hash of its upstream.
         current: ``merge_record`` of the present upstream; None or empty where it is not merged.
 
     Raises:
         DataError: they differ; the message names the difference.
     """
-    if not stored and not current:
+    if stored == UNKNOWN or (not stored and not current):
         return
     if not stored or not current:
         was, now = ("a merged", "not merged") if stored else ("an unmerged", "merged")
         raise DataError(f"the checkpoint was made with {was} upstream, but this one is {now}: give its -u and -g.")
+    assert isinstance(stored, dict)
     _check_model("target", stored["target"], current["target"])
     counts = len(stored["sources"]), len(current["sources"])
     if counts[0] != counts[1]:
