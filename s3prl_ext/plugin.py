@@ -39,7 +39,7 @@ from s3prl_ext.compat import (
 from s3prl_ext.compat.import_hooks import FINDER, Hook, activate, after
 from s3prl_ext.compat.shim import Shim
 from s3prl_ext.configs import PACKAGE_DIR, shipped_dir
-from s3prl_ext.errors import DataError, UsageError
+from s3prl_ext.errors import DataError, UsageError, nearest
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +80,9 @@ SHIMS: tuple[Shim, ...] = (
     *task_labels.SHIMS,
 )
 
+# loggers of s3prl that warn at each start that a package is missing which only their own upstream needs
+CHATTY = ("s3prl.upstream.espnet_hubert.expert",)
+
 added_upstreams: dict[str, str | Callable] = {}  # of extensions: name -> function or "module:function"
 added_task_folders: list[Path] = []  # of extensions: folders like DOWNSTREAM_DIR
 _stock: dict[str, Any] = {}  # module name -> the Runner that s3prl had there
@@ -93,6 +96,8 @@ def install() -> None:
     global _shimmed
     _autoload.withdraw()
     activate()
+    for name in CHATTY:
+        logging.getLogger(name).setLevel(logging.ERROR)
     if not _shimmed:
         _shimmed = True
         for shim in SHIMS:
@@ -190,6 +195,7 @@ def put_on_hub(hub: ModuleType, name: str, entry: Callable) -> None:
 
 def _add_upstreams(hub: ModuleType) -> None:
     """Register all our upstreams; one whose name s3prl uses itself is left out with a warning."""
+    vars(hub).setdefault("__getattr__", _unknown_upstream)
     for name in upstream_names():
         try:
             put_on_hub(hub, name, _lazy_upstream(name))
@@ -210,8 +216,17 @@ def _lazy_upstream(name: str) -> Callable:
     return entry
 
 
+def _unknown_upstream(name: str) -> Any:
+    """Say which name of ``s3prl.hub`` was meant: its ``__getattr__``, called for names that it lacks."""
+    known = sys.modules["s3prl.hub"].options()
+    hint = nearest(name, known) if not name.startswith("__") else "."
+    raise AttributeError(f"s3prl.hub has no upstream '{name}'{hint}", name=name)
+
+
 def _remove_upstreams() -> None:
     hub = sys.modules.get("s3prl.hub")
+    if getattr(hub, "__getattr__", None) is _unknown_upstream:
+        del hub.__getattr__  # type: ignore[union-attr]
     for name, entry in _registered.items():
         if getattr(hub, name, None) is entry:
             delattr(hub, name)

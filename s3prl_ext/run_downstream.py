@@ -15,8 +15,9 @@ import os
 import re
 import runpy
 import sys
+import warnings
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -38,31 +39,69 @@ DEFAULT_PRESETS = {
 }
 
 
-EXAMPLE = """
-example:
-  s3prl-ext run -m train -u hubert_base -d speech_commands -c ks/superb -p exp/ks
-  s3prl-ext run -m train -u hubert_base -d asr -c asr/ad_tuning -p exp/asr -o "config.optimizer.lr=1e-4"
-  s3prl-ext run -m evaluate -e exp/ks/dev-best.ckpt"""
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Run s3prl's ``run_downstream`` with the plug-in installed.
 
     Args:
         argv: its flags; None takes them from the command line.
     """
-    from s3prl_ext import plugin
+    from s3prl_ext import plugin, progress
 
-    sys.argv = ["run_downstream.py", *(sys.argv[1:] if argv is None else argv)]
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if {"-h", "--help", "--help-upstreams"} & set(argv):
+        _print_help(argv)
+        return
+    sys.argv = ["run_downstream.py", *argv]
+    progress.quiet_bars_of_others()
     with as_command():
         plugin.install()
+        show_log()
         prepare_argv()
-        try:
+        with _sentences_of_argparse():
             runpy.run_module("s3prl.run_downstream", run_name="__main__", alter_sys=True)
-        except SystemExit as stopped:
-            if not stopped.code and {"-h", "--help"} & set(sys.argv):
-                print(EXAMPLE)
-            raise
+
+
+def _print_help(argv: Sequence[str]) -> None:
+    from s3prl_ext.commands import run_help
+
+    print(run_help.upstreams_page() if "--help-upstreams" in argv else run_help.PAGE)
+
+
+# Warnings of torch about s3prl's code that a user can do nothing about.
+OTHERS_WARNINGS = ("This DataLoader will create", "'pin_memory' argument is set", ".*weight_norm. is deprecated")
+
+
+class _Plain(logging.Formatter):
+    """Our own records as sentences; those of other packages with their name in front."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        name = "" if record.name.partition(".")[0] == "s3prl_ext" else f"{record.name}: "
+        level = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
+        return f"{level}{name}{super().format(record)}"
+
+
+def show_log() -> None:
+    """Write the log to stderr, one sentence a line, in place of the format that s3prl chooses."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Plain("%(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    for message in OTHERS_WARNINGS:
+        warnings.filterwarnings("ignore", message=message)
+
+
+@contextlib.contextmanager
+def _sentences_of_argparse() -> Iterator[None]:
+    """Let s3prl's parser complain in one sentence, without its usage of 40 lines."""
+    complain = argparse.ArgumentParser.error
+
+    def error(parser: argparse.ArgumentParser, message: str) -> NoReturn:
+        raise UsageError(f"{message}; s3prl-ext run -h shows the flags.")
+
+    argparse.ArgumentParser.error = error  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        argparse.ArgumentParser.error = complain  # type: ignore[method-assign]
 
 
 def prepare_argv() -> None:
@@ -88,8 +127,8 @@ def complete(argv: Sequence[str]) -> list[str]:
         flags, _ = _parser().parse_known_args(argv)
     except _Unparsable:
         return argv  # s3prl's own parser says what is wrong
-    if flags.help:
-        return argv
+    if flags.help or flags.mode not in MODES:
+        return argv  # s3prl's own parser shows its page, or says which modes there are
     _refuse_dead_flags(flags)
     argv, flags = _of_delta(argv, flags)
     overrides = _overrides(flags.override)
@@ -118,6 +157,9 @@ def complete(argv: Sequence[str]) -> list[str]:
         if config != flags.config:
             added += ["-c", config]
     return argv + added
+
+
+MODES = ("train", "evaluate", "inference")
 
 
 class _Unparsable(Exception):
@@ -300,7 +342,7 @@ def _check_names(flags: argparse.Namespace, overrides: Mapping[str, str]) -> Non
     from s3prl_ext.training.checks import known_tasks
     from s3prl_ext.training.upstream_flags import check_upstream_flags
 
-    if not hasattr(hub, flags.upstream):
+    if not callable(getattr(hub, flags.upstream, None)):
         raise unknown_name("upstream (-u)", flags.upstream, hub.options())
     if flags.downstream not in known_tasks():
         raise unknown_name("task (-d)", flags.downstream, known_tasks())
@@ -330,7 +372,7 @@ def _check_overrides(
     if config is None or task is None:
         return  # s3prl's own parser says what is missing
     for remark in check_overrides(overrides, config, task):
-        sys.stderr.write(f"s3prl-ext run: warning: {remark}\n")
+        logger.warning("%s", remark)
 
 
 def _check_numbers(flags: argparse.Namespace) -> None:

@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "s3prl_ext"
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "writing": set(),
+    "progress": set(),
     "metrics": {"errors"},
     "configs": {"errors"},
     "attention": {"configs", "metrics", "errors"},
@@ -72,7 +73,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "errors",
     },
 }
-EVERYWHERE = {"writing"}  # every part may import it; it imports none
+EVERYWHERE = {"writing", "progress"}  # every part may import them; they import none
 SEES_S3PRL = {
     "compat",
     "deltas",

@@ -39,7 +39,8 @@ def test_upstreams_come_and_go(stock):
     hub = sys.modules["s3prl.hub"]
     before = set(dir(hub))
     s3prl_ext.install()
-    assert set(dir(hub)) - before == set(plugin.upstream_names())
+    added = set(dir(hub)) - before - {"__getattr__"}  # says which name was meant
+    assert added == set(plugin.upstream_names())
     assert "merged_attention" in hub.options()
     s3prl_ext.uninstall()
     assert set(dir(hub)) == before

@@ -111,7 +111,7 @@ def test_existing_experiment(tmp_path):
     run_downstream.complete(command(tmp_path, "-d", "asr", "-o", "args.overwrite=True"))
 
 
-def test_help_and_unparsable_flags_are_left_to_s3prl(tmp_path):
+def test_help_of_the_stock_command_and_unparsable_flags_are_left_to_s3prl(tmp_path):
     assert run_downstream.complete(["-h"]) == ["-h"]
     assert run_downstream.complete(["-m"]) == ["-m"]
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 import yaml
-from tqdm import tqdm
 
 from s3prl_ext import plugin
 from s3prl_ext.attention.files import find_model, model_config, read_attention
@@ -26,6 +25,7 @@ from s3prl_ext.merging.merge import chosen_slots, merge_sources
 from s3prl_ext.merging.model_card import Usage, model_card
 from s3prl_ext.merging.report import MergeRow
 from s3prl_ext.merging.selection_config import LayerSelection
+from s3prl_ext.progress import bar
 from s3prl_ext.upstreams.layer_similarity.selection import choose_layers
 from s3prl_ext.upstreams.merged_attention.config import check_config, read_raw
 from s3prl_ext.upstreams.merged_attention.expert import (
@@ -194,7 +194,7 @@ def write(models: Models, config: MergeConfig, raw: dict[str, Any], out: Path) -
     slots = {slot for source in sources for slot in chosen_slots(models.weights, source.lambdas, config.biases)}
     rows: list[MergeRow] = []
     with written_folder(out) as partial:
-        with tqdm(total=len(slots), desc="merging", unit="tensor", dynamic_ncols=True) as progress:
+        with bar(total=len(slots), desc="merging", unit="tensor") as progress:
 
             def replace(slot: Slot, old: torch.Tensor) -> torch.Tensor:
                 merged, row = merge_sources({slot: old}, sources, config.biases)

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from s3prl_ext.errors import DataError, UsageError
+from s3prl_ext.progress import bar
 
 THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7)
 MEDIANS = (1, 11)  # frames
@@ -127,7 +127,7 @@ def error_rates(
     settings = [Setting(threshold, median) for median in MEDIANS for threshold in THRESHOLDS]
     return {
         setting: error_rate({name: (turns(p, setting, shift), references[name]) for name, p in predictions.items()})
-        for setting in tqdm(settings, desc="diarization", unit="setting", leave=False, dynamic_ncols=True)
+        for setting in bar(settings, desc="diarization", unit="setting", leave=False)
     }
 
 

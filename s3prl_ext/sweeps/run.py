@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from s3prl_ext.errors import StoppedByUser, UsageError
 from s3prl_ext.metrics import METRICS, Metric, main_metric, metric
+from s3prl_ext.progress import bar
 from s3prl_ext.sweeps.fingerprint import data_sha256
 from s3prl_ext.sweeps.grid import BASELINE, Arm, Group, arm_folder, arm_name, arms_in_order, printed_by
 from s3prl_ext.sweeps.selection import choose_lambda, summarize
@@ -128,7 +127,7 @@ class Sweep:
     def _score(self, arms: Sequence[Arm], split: str, stop: StopRequest) -> None:
         """Score the arms that have no result yet; each result is stored at once."""
         missing = [arm for arm in arms if self.store.get(arm, split) is None]
-        progress = tqdm(missing, desc=split, unit="arm", dynamic_ncols=True, disable=not missing)
+        progress = bar(missing, desc=split, unit="arm", disable=not missing)
         for arm in progress:
             stop.check()
             progress.set_description(f"{split}: {self.name(arm)}")
@@ -145,7 +144,7 @@ class Sweep:
     def _data_sha256(self, split: str) -> str:
         with randomness.preserved(self.seed):
             loader = self.models.downstream.get_dataloader(split)
-            return data_sha256(tqdm(loader, desc=f"reading {split}", dynamic_ncols=True, leave=False))
+            return data_sha256(bar(loader, desc=f"reading {split}", leave=False))
 
 
 def _result(scores: Scores) -> dict[str, Any]:

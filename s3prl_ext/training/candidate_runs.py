@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import logging
 import math
@@ -96,7 +98,8 @@ class CandidateRuns:
         with tempfile.TemporaryDirectory() as elsewhere:
             self._let_task_write_into(Path(elsewhere))
             try:
-                reported = evaluate(experiment.models, self._split, experiment.args.seed, ratio=1e-9).metrics
+                with contextlib.redirect_stdout(io.StringIO()):  # the task would print the batch's score as one of dev
+                    reported = evaluate(experiment.models, self._split, experiment.args.seed, ratio=1e-9).metrics
             finally:
                 self._let_task_write_into(Path(experiment.args.expdir))
         judged_by(wanted, experiment.args.downstream, list(reported))

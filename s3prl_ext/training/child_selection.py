@@ -52,7 +52,7 @@ def choose_masks(
     Args:
         models: upstream, featurizer and downstream of the run, not yet trained.
         parameters: eligible parameters of the upstream by name.
-        tuning: method ``child`` with its mask; its `density` is not read.
+        tuning: method ``child`` with its mask; its `density` is read for the log alone.
         train_split: name of the training split.
         seed: seed of a random mask and of everything random in a Fisher pass.
         densities: fractions of the eligible weights, in (0, 1].
@@ -66,11 +66,12 @@ def choose_masks(
     sizes = {name: p.numel() for name, p in parameters.items()}
     origin = _origin(parameters, tuning, train_split, seed, densities, data) if expdir is not None else {}
     found = _load(expdir, origin)
+    told = [tuning.density] if found is not None else None  # what one candidate has said is not repeated by the next
     if ranks.any_of(found is None):  # a rank that does not see the file needs the others in the pass
         with randomness.preserved(seed):
             found = _choose(models, parameters, tuning, train_split, seed, densities, expdir, origin)
     assert found is not None
-    for density in found.densities:
+    for density in told or found.densities:
         k = masks.count(found.at(density))
         logger.info("child network: %d of %d eligible weights train (%.3f %%), chosen by %s",
                     k, sum(sizes.values()), 100 * k / sum(sizes.values()), CHOSEN_BY[tuning.mask])  # fmt: skip

@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from tqdm import tqdm
 
 from s3prl_ext.errors import DataError, UsageError, is_out_of_memory
 from s3prl_ext.evaluation.significance import Interval
+from s3prl_ext.progress import bar, printing
 from s3prl_ext.training import randomness
 from s3prl_ext.training.forward import SAMPLE_RATE, TaskModels
 from s3prl_ext.training.intervals import intervals
@@ -97,14 +97,15 @@ def evaluate(
         batches = max(1, round(len(loader) * ratio))
         records, wholes, items = _score(models, split, loader, batches, check_stop)
         try:
-            save_names = models.downstream.log_records(
-                split,
-                records=records,
-                logger=metric_logger,
-                global_step=step,
-                batch_ids=list(range(batches)),
-                total_batch_num=len(loader),
-            )
+            with printing():
+                save_names = models.downstream.log_records(
+                    split,
+                    records=records,
+                    logger=metric_logger,
+                    global_step=step,
+                    batch_ids=list(range(batches)),
+                    total_batch_num=len(loader),
+                )
         except ZeroDivisionError as error:
             raise DataError(
                 f"the metrics of split '{split}' divide by zero: its references hold nothing to count (SF: no slot; "
@@ -174,7 +175,7 @@ def _score(
     records: dict[str, list] = defaultdict(list)
     wholes: list[str] = []
     items = 0
-    progress = tqdm(itertools.islice(loader, batches), dynamic_ncols=True, desc=split, total=batches, leave=False)
+    progress = bar(itertools.islice(loader, batches), desc=split, total=batches, leave=False)
     for batch_id, (wavs, *others) in enumerate(progress):
         check_stop()
         try:

@@ -19,11 +19,11 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from s3prl_ext.child_tuning.delta import state_sha256
 from s3prl_ext.child_tuning.fisher import FisherEstimate
 from s3prl_ext.errors import DataError, StoppedByUser, UsageError
+from s3prl_ext.progress import bar
 from s3prl_ext.training import checkpoint, randomness
 from s3prl_ext.training.evaluation import open_split
 from s3prl_ext.training.forward import TaskModels
@@ -105,10 +105,9 @@ class FisherPass:
         loader = iter(self.batches.loader(mine[self.estimate.batches :]))
         if saved is not None:  # after the loader, which draws a number of its own
             randomness.set_state(saved["random"])
-        bar = tqdm(total=len(mine), initial=self.estimate.batches, desc="Fisher information", dynamic_ncols=True,
-                   disable=self.rank > 0)  # fmt: skip
+        progress = bar(total=len(mine), initial=self.estimate.batches, desc="Fisher information", disable=self.rank > 0)
         last_save = time.monotonic()
-        with bar:
+        with progress:
             for wavs, *others in loader:
                 if stop.requested:
                     self._stop()
@@ -118,7 +117,7 @@ class FisherPass:
                 records: dict[str, list] = defaultdict(list)
                 loss = self.models.loss(self.split, wavs, others, records, with_upstream_grad=True)
                 self.estimate.add(loss)
-                bar.update(1)
+                progress.update(1)
                 self._random = randomness.get_state()
         if stop.requested:  # in the last batch
             self._stop()
@@ -179,10 +178,9 @@ class FisherPass:
         optimizer = torch.optim.Adam(parameters, lr=self.config.warm_lr)
         endless = itertools.chain.from_iterable(iter(self.batches.loader(shuffle=True)) for _ in itertools.count())
         steps = itertools.islice(endless, self.config.warm_head)
-        for wavs, *others in tqdm(
-            steps, desc="head before the Fisher pass", total=self.config.warm_head, dynamic_ncols=True,
-            disable=self.rank > 0,
-        ):  # fmt: skip
+        for wavs, *others in bar(
+            steps, desc="head before the Fisher pass", total=self.config.warm_head, disable=self.rank > 0
+        ):
             if stop.requested:
                 self._stop()
             self.models.loss(self.split, wavs, others, records=defaultdict(list)).backward()

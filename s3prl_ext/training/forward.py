@@ -12,9 +12,13 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from s3prl_ext.errors import DataError, is_out_of_memory
+from s3prl_ext.errors import DataError, ExtError, is_out_of_memory
 
 SAMPLE_RATE = 16000
+
+
+class TaskFailed(ExtError):
+    """The code of a task raised an error on a batch: a crash, of which the message names the clips."""
 
 
 @dataclass
@@ -106,7 +110,7 @@ def _clips_named(split: str, names: Sequence[str], count: int) -> Iterator[None]
             raise
         shown = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200] or 'no message'}"
-        raise DataError(
+        raise TaskFailed(
             f"the task failed on a batch of {count} clips of split '{split}'{f' ({shown})' if names else ''}: {reason}; "
             "check these clips and their labels in the corpus."
         ) from error

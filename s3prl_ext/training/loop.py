@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from torch.utils.data import DistributedSampler
-from tqdm import tqdm
 
 from s3prl_ext.errors import StoppedByUser
+from s3prl_ext.progress import bar, printing
 from s3prl_ext.training import checkpoint, ranks
 from s3prl_ext.training.batches import TrainingBatches
 from s3prl_ext.training.evaluation import Scores, evaluate, open_split
@@ -145,9 +145,9 @@ class TrainingLoop:
 
     def _train_to_the_end(self) -> None:
         leader = ranks.is_leader()
-        bar = tqdm(total=self._end, initial=self.trial.step, desc=self.label, dynamic_ncols=True, disable=not leader)
+        progress = bar(total=self._end, initial=self.trial.step, desc=self.label, disable=not leader)
         batches = iter(self.batches)
-        with bar:
+        with progress:
             if self._evaluation_due:
                 self._evaluate_and_save()
                 self._evaluation_due = False  # not due any more either where a new total_steps moved the end
@@ -156,7 +156,7 @@ class TrainingLoop:
                     raise Interrupted
                 if not self.trial.train_step(self._one_step_of(batches)):
                     continue
-                bar.update(1)
+                progress.update(1)
                 if leader:
                     self._log_if_due()
                 else:
@@ -188,14 +188,15 @@ class TrainingLoop:
         if not self._due(self.config.log_step) or not self.trial.batch_ids:
             return
         try:
-            self.trial.models.downstream.log_records(
-                self.config.train_dataloader,
-                records=self.trial.records,
-                logger=self.writer,
-                global_step=self.trial.step,
-                batch_ids=self.trial.batch_ids,
-                total_batch_num=self.batches.batches_per_epoch,
-            )
+            with printing():
+                self.trial.models.downstream.log_records(
+                    self.config.train_dataloader,
+                    records=self.trial.records,
+                    logger=self.writer,
+                    global_step=self.trial.step,
+                    batch_ids=self.trial.batch_ids,
+                    total_batch_num=self.batches.batches_per_epoch,
+                )
         except ZeroDivisionError:  # SF divides by the number of slots in the window
             logger.warning("step %d: no training metrics, the logged batches hold nothing to count", self.trial.step)
         self.trial.clear_records()

@@ -11,7 +11,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from s3prl_ext.errors import ExtError, StoppedByUser, UsageError, sentence
+from s3prl_ext.errors import DataError, StoppedByUser, UsageError, sentence
 from s3prl_ext.evaluation.result_records import SCHEMA, problems
 from s3prl_ext.metrics import METRICS
 from s3prl_ext.training import provenance
@@ -99,7 +99,7 @@ def failures_recorded(args: Namespace, config: dict[str, Any], split: str = "", 
         raise
     except Exception as error:
         folder = Path(args.expdir)
-        begun = any(folder.glob("*.ckpt")) or not isinstance(error, (ExtError, FileNotFoundError))
+        begun = any(folder.glob("*.ckpt")) or not isinstance(error, (DataError, FileNotFoundError))
         if active and folder.is_dir() and begun:
             seconds = (datetime.now(timezone.utc) - started).total_seconds()
             content = _frame(args, config, seconds) | {"step": None, "metrics": {}, "trainable": {}}

@@ -62,9 +62,15 @@ def check_features(offered: Mapping[str, Any], args: Namespace) -> None:
         )
 
 
+def is_upstream(name: str) -> bool:
+    """Return whether a name of the hub is an upstream, and not a class or function that one of its files imports."""
+    module = str(getattr(_entry(name), "__module__", ""))
+    return module.endswith(".hubconf") or module == "s3prl_ext.plugin"
+
+
 def reads_checkpoint(name: str) -> bool:
     """Return whether an upstream of the hub reads the checkpoint of ``-k``."""
-    if not _is_stock(name) or name in READS_ALL:
+    if not is_stock(name) or name in READS_ALL:
         return True
     return name.endswith(WITH_CHECKPOINT) and name != "baseline_local"
 
@@ -76,17 +82,18 @@ def without_checkpoint(name: str) -> UsageError:
 
 def needs_checkpoint(name: str) -> bool:
     """Return whether an upstream of s3prl cannot be built without ``-k``; ours say so themselves."""
-    return _is_stock(name) and reads_checkpoint(name) and name not in READS_ALL
+    return is_stock(name) and reads_checkpoint(name) and name not in READS_ALL
 
 
 def reads_options(name: str) -> bool:
     """Return whether an upstream of the hub reads the file or the options of ``-g``."""
-    if not _is_stock(name):
+    if not is_stock(name):
         return name not in WITHOUT_OPTIONS
     return name in (*READS_ALL, "baseline_local") or "model_config" in inspect.signature(_entry(name)).parameters
 
 
-def _is_stock(name: str) -> bool:
+def is_stock(name: str) -> bool:
+    """Return whether an upstream of the hub is s3prl's own."""
     return _entry(name).__module__.startswith("s3prl.")
 
 
