@@ -27,6 +27,7 @@ from typing import Any
 from s3prl_ext import _autoload
 from s3prl_ext.compat import (
     corpus_checks,
+    downloads,
     huggingface_hub,
     listings,
     s3prl,
@@ -76,6 +77,7 @@ SHIMS: tuple[Shim, ...] = (
     *undeclared.SHIMS,
     *s3prl.SHIMS,
     *listings.SHIMS,
+    *downloads.SHIMS,
     *corpus_checks.SHIMS,
     *task_labels.SHIMS,
 )

@@ -14,6 +14,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "writing": set(),
     "progress": set(),
+    "hub": {"errors"},
+    "downloads": {"errors"},
     "metrics": {"errors"},
     "configs": {"errors"},
     "attention": {"configs", "metrics", "errors"},
@@ -21,7 +23,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "child_tuning": {"attention", "configs", "metrics", "errors"},
     "evaluation": {"attention", "configs", "metrics", "errors"},
     "corpora": {"attention", "configs", "metrics", "errors"},
-    "compat": {"configs", "errors"},
+    "compat": {"attention", "configs", "errors"},
     "upstreams": {"merging", "corpora", "attention", "configs", "metrics", "errors"},
     "adapters": {"attention", "configs", "metrics", "errors"},
     "downstreams": {"evaluation", "corpora", "training", "upstreams", "attention", "configs", "metrics", "errors"},
@@ -73,7 +75,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "errors",
     },
 }
-EVERYWHERE = {"writing", "progress"}  # every part may import them; they import none
+EVERYWHERE = {"writing", "progress", "hub", "downloads"}  # every part may import them; they import errors at most
 SEES_S3PRL = {
     "compat",
     "deltas",

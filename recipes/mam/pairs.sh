@@ -39,10 +39,10 @@ begin() {
     export LJSPEECH="$corpora/ljspeech/LJSpeech-1.1" VCTK="$corpora/vctk/VCTK-Corpus-0.92"
     export ESC50="${esc50:-$corpora/esc50/ESC-50-master}"
   else
-    beats="${BEATS_ITER3:-/path/to/BEATs_iter3.pt}"
+    beats="${BEATS_ITER3:-lpepino/beats_ckpts:BEATs_iter3.pt@5b53b0404df452a3a607d7e67687227730e5bad1}"
     if wants ljspeech; then need_variable LJSPEECH LJSpeech-1.1; fi
     if wants vctk; then need_variable VCTK VCTK-Corpus-0.92; fi
-    if wants esc50; then need_variable ESC50 ESC-50-master && need_variable BEATS_ITER3 BEATs_iter3.pt; fi
+    if wants esc50; then need_variable ESC50 ESC-50-master; fi
   fi
 }
 

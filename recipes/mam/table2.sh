@@ -17,7 +17,7 @@
 #   --stage N --stop-stage N   1 corpora and small models, 2 heads, 3 sweeps
 #   --dry-run          print the commands
 #
-# Full size: LJSPEECH, VCTK, ESC50 and BEATS_ITER3 name the corpora and the BEATs file; the other models are
+# Full size: LJSPEECH, VCTK and ESC50 name the corpora, BEATS_ITER3 the BEATs file (default: fetched); the others are
 # facebook/hubert-large-ls960-ft, bert-large-uncased and google/vit-base-patch16-224-in21k. Safe to run again: what is done
 # is kept.
 set -euo pipefail

@@ -7,7 +7,6 @@ import importlib.util
 import json
 import logging
 import os
-import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from s3prl_ext import hub
 from s3prl_ext.attention.layouts import find_attention
 from s3prl_ext.attention.weights import AttentionWeights, read_slots
 from s3prl_ext.errors import DataError
@@ -30,7 +30,8 @@ WEIGHT_FILES = (
 )
 # Keys under which checkpoints of fairseq, s3prl and BEATs hold their state dict.
 STATE_KEYS = ("model_weight", "model", "state_dict")
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+HUB_FILES = ("*.json", "*.txt")
+HUB_WEIGHTS = (("model*.safetensors",), ("pytorch_model*.bin",))  # the second only where the first is not there
 
 
 def read_attention(path: str | os.PathLike, prefix: str | None = None) -> AttentionWeights:
@@ -167,42 +168,25 @@ def _shards(index: Path) -> list[Path]:
 
 
 def find_model(name: str) -> Path:
-    """Return the local path of a model given as a folder, a checkpoint file or a hub id; a hub id is downloaded.
+    """Return the local path of a model given as a folder, a checkpoint file or a name on the hub, which is downloaded.
 
     ``HF_HUB_OFFLINE=1`` keeps to the local cache.
 
     Args:
-        name: path, or hub id such as ``bert-large-uncased``.
+        name: path; or a hub id such as ``bert-large-uncased``, ``ID@REVISION``, or one file of it, ``ID:FILE@REVISION``.
 
     Raises:
-        DataError: there is no such path and it is no hub id, or the hub cannot give it.
+        DataError: there is no such path and it is no name on the hub, or the hub cannot give it.
     """
     path = Path(name).expanduser()
     if path.exists():
         return path
-    if not _HUB_ID.fullmatch(name):
+    reference = hub.parse(name)
+    if reference is None:
         raise DataError(f"no such model folder or checkpoint file: {name}.")
-    return _download(name)
-
-
-def _download(hub_id: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
-    logger.info("Getting %s from the Hugging Face hub%s", hub_id, " (local cache only)" if offline else "")
-    try:
-        for weights in (["model*.safetensors"], ["pytorch_model*.bin"]):
-            patterns = ["*.json", "*.txt", *weights]
-            folder = Path(snapshot_download(hub_id, allow_patterns=patterns, local_files_only=offline))
-            if any((folder / file).is_file() for file in WEIGHT_FILES):
-                return folder
-    except Exception as error:  # the hub client raises its own, httpx's and OSError
-        reason = " ".join(str(error).split())[:200]
-        raise DataError(
-            f"'{hub_id}' is no folder here, and the Hugging Face hub did not give a model of that name ({reason}): "
-            "give a local folder, or check the name and the network."
-        ) from error
-    return folder
+    if reference.file is not None:
+        return hub.file(reference)
+    return hub.snapshot(reference, [[*HUB_FILES, *weights] for weights in HUB_WEIGHTS], WEIGHT_FILES)
 
 
 def find_package_model(package: str) -> Path:

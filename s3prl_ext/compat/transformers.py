@@ -38,11 +38,21 @@ def _check_folder(module: ModuleType, ckpt: object) -> None:
         ) from error
 
 
+def _fetched(ckpt: object) -> object:
+    """Return the folder of a model of the hub: with ``ID@REVISION`` s3prl would ask for a repository of that name."""
+    if not isinstance(ckpt, str) or Path(ckpt).expanduser().exists() or ckpt.startswith(("/", ".", "~")):
+        return ckpt
+    from s3prl_ext.attention.files import find_model
+
+    return str(find_model(ckpt))
+
+
 def _wrap_expert(module: ModuleType) -> None:
     initialise = module.UpstreamExpert.__init__
 
     @functools.wraps(initialise)
     def initialise_for_training(self, ckpt, *args, **kwargs) -> None:
+        ckpt = _fetched(ckpt)
         _check_folder(module, ckpt)
         initialise(self, ckpt, *args, **kwargs)
         # Both are read in each forward pass, so setting them after construction is enough.

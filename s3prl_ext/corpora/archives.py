@@ -11,8 +11,6 @@ import logging
 import os
 import shutil
 import tarfile
-import urllib.error
-import urllib.request
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,13 +19,11 @@ from typing import BinaryIO
 
 from tqdm import tqdm
 
+from s3prl_ext.downloads import CHUNK, fetch
 from s3prl_ext.errors import DataError
 from s3prl_ext.writing import folder_beside
 
 logger = logging.getLogger(__name__)
-
-CHUNK = 1 << 20  # bytes read at a time
-TIMEOUT_S = 60
 
 
 @dataclass(frozen=True)
@@ -46,6 +42,7 @@ class CorpusCard:
         layout: the files of the corpus in one sentence.
         folder: name of the unpacked corpus folder.
         contents: files and folders, relative to `folder`, that must be there after unpacking.
+        also_named: what a browser calls the archive, where that is not the last part of its address.
     """
 
     name: str
@@ -59,6 +56,7 @@ class CorpusCard:
     layout: str
     folder: str
     contents: tuple[str, ...]
+    also_named: tuple[str, ...] = ()
 
     @property
     def archive(self) -> str:
@@ -86,14 +84,23 @@ def download(card: CorpusCard, folder: Path) -> Path:
     if (folder / card.folder).is_dir():
         logger.info("%s is there already: %s", card.name, folder / card.folder)
         return folder / card.folder
-    archive = folder / card.archive
-    if not archive.is_file():
+    archive = _archive_in(card, folder)
+    if archive is not None and not _is_archive(archive):
+        logger.warning(
+            "%s is not a whole archive (it begins with %s); it is downloaded again", archive, _beginning(archive)
+        )
+        archive.unlink()
+        archive = None
+    if archive is None:
         folder.mkdir(parents=True, exist_ok=True)
-        part = folder / f".{card.archive}.part"
-        _fetch(card.url, part)
+        archive, part = folder / card.archive, folder / f".{card.archive}.part"
+        fetch(card.url, part)
+        _check_kind(card, part)
         verify(card, part)
         os.replace(part, archive)
-    return unpack(card, folder)
+    else:
+        verify(card, archive)
+    return _unpacked(card, folder, archive)
 
 
 def unpack(card: CorpusCard, folder: Path) -> Path:
@@ -103,19 +110,54 @@ def unpack(card: CorpusCard, folder: Path) -> Path:
         DataError: the archive is missing, damaged, unsafe or lacks a file of the corpus.
     """
     folder = Path(folder)
-    final = folder / card.folder
-    if final.is_dir():
-        return final
-    archive = folder / card.archive
-    if not archive.is_file():
+    if (folder / card.folder).is_dir():
+        return folder / card.folder
+    archive = _archive_in(card, folder)
+    if archive is None:
+        names = " nor ".join((card.archive, *card.also_named))
         raise DataError(
-            f"{folder} holds neither {card.folder}/ nor {card.archive}: add --download, or fetch {card.url} into it."
+            f"{folder} holds neither {card.folder}/ nor {names}: add --download, or fetch {card.url} into it."
         )
     verify(card, archive)
+    return _unpacked(card, folder, archive)
+
+
+def _archive_in(card: CorpusCard, folder: Path) -> Path | None:
+    """Return the archive in a folder, under one of its names."""
+    return next((folder / name for name in (card.archive, *card.also_named) if (folder / name).is_file()), None)
+
+
+def _unpacked(card: CorpusCard, folder: Path, archive: Path) -> Path:
+    """Unpack a verified archive; return the corpus folder."""
+    final = folder / card.folder
     with folder_beside(final) as partial:
         extract(archive, partial / "archive")
         os.replace(_corpus_in(card, partial / "archive", archive), final)
     return final
+
+
+def _is_archive(path: Path) -> bool:
+    """Return whether a file is a whole zip archive, or begins as a tar archive does."""
+    with open(path, "rb") as file:
+        is_zip = file.read(2) == b"PK"
+    return zipfile.is_zipfile(path) if is_zip else tarfile.is_tarfile(path)
+
+
+def _beginning(path: Path) -> str:
+    with open(path, "rb") as file:
+        return repr(file.read(24))
+
+
+def _check_kind(card: CorpusCard, part: Path) -> None:
+    """Refuse, and remove, what a server gave in place of an archive, such as the page of a network's login."""
+    if _is_archive(part):
+        return
+    beginning = _beginning(part)
+    part.unlink()
+    raise DataError(
+        f"{card.url} gave no whole archive: the file begins with {beginning}. Open the address in a browser (a network that wants a "
+        "login answers with a page of its own), and give the same command again."
+    )
 
 
 def verify(card: CorpusCard, archive: Path) -> None:
@@ -139,7 +181,8 @@ def verify(card: CorpusCard, archive: Path) -> None:
         return
     if archive.suffix == ".part":
         archive.unlink()
-    raise DataError(f"the archive {archive.name} of {card.name} {problem}: remove it and download it again.")
+        raise DataError(f"the download of {card.name} {problem}; it was removed: give the same command again.")
+    raise DataError(f"the archive {archive} of {card.name} {problem}: remove it, and give --download.")
 
 
 def extract(archive: Path, target: Path) -> None:
@@ -156,34 +199,9 @@ def extract(archive: Path, target: Path) -> None:
             with open(path, "wb") as file:
                 shutil.copyfileobj(source, file, CHUNK)
             if path.stat().st_size != size:
-                raise DataError(f"{archive} is cut short at {name}: download it again.")
+                raise DataError(f"{archive} is cut short at {name}: remove it, and give --download.")
     except (tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
-        raise DataError(f"{archive} is damaged ({error}): download it again.") from error
-
-
-def _fetch(url: str, part: Path) -> None:
-    """Append what is missing of `url` to `part`, with a progress bar."""
-    have = part.stat().st_size if part.is_file() else 0
-    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
-    try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
-            resumed = have and getattr(answer, "status", None) == 206
-            length = int(answer.headers.get("Content-Length") or 0) + (have if resumed else 0)
-            with (
-                open(part, "ab" if resumed else "wb") as file,
-                tqdm(total=length or None, initial=have if resumed else 0, unit="B", unit_scale=True) as bar,
-            ):
-                while chunk := answer.read(CHUNK):
-                    file.write(chunk)
-                    bar.update(len(chunk))
-        if length and part.stat().st_size < length:
-            raise OSError("the connection ended early")
-    except urllib.error.HTTPError as error:
-        if error.code == 416 and have:  # nothing is missing: the file is complete and is verified next
-            return
-        raise DataError(f"cannot download {url} ({error}): see the corpus's homepage, or fetch it by hand.") from error
-    except OSError as error:
-        raise DataError(f"cannot download {url} ({error}): the same command resumes, or fetch it by hand.") from error
+        raise DataError(f"{archive} is damaged ({error}): remove it, and give --download.") from error
 
 
 def _digest(path: Path, kind: str) -> str:

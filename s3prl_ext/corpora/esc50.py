@@ -35,6 +35,7 @@ CARD = CorpusCard(
     layout="audio/FOLD-SOURCE-TAKE-TARGET.wav, meta/esc50.csv with filename, fold, target and category",
     folder="ESC-50-master",
     contents=("audio", "meta/esc50.csv"),
+    also_named=("ESC-50-master.zip",),
 )
 
 FOLDS = (1, 2, 3, 4, 5)

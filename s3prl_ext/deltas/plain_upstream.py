@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from s3prl_ext import hub
 from s3prl_ext.attention.files import find_model
 from s3prl_ext.errors import DataError, ExtError, UsageError, unknown_name
 from s3prl_ext.upstreams.merged_attention.config import preset_names, read_config
@@ -169,6 +170,8 @@ def _check_ckpt(info: Mapping[str, Any]) -> None:
     ckpt = info.get("upstream_ckpt")
     if info["upstream"] in TRANSFORMERS_UPSTREAMS and ckpt:
         find_model(ckpt)  # a hub id is downloaded
+    elif hub.is_file_reference(ckpt):
+        find_model(str(ckpt))
     elif ckpt and "://" not in ckpt and not is_merged(info["upstream"]) and not Path(ckpt).exists():
         raise DataError(f"the model {ckpt} that the task was tuned from is not there: name it with -k.")
     _hub(info["upstream"])

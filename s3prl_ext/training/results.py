@@ -11,6 +11,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from s3prl_ext import hub
 from s3prl_ext.errors import DataError, StoppedByUser, UsageError, sentence
 from s3prl_ext.evaluation.result_records import SCHEMA, problems
 from s3prl_ext.metrics import METRICS
@@ -128,6 +129,7 @@ def _frame(args: Namespace, config: dict[str, Any], seconds: float) -> dict[str,
         "peak_memory": provenance.peak_memory(),
         "commit": provenance.commit(),
         "versions": provenance.versions(),
+        "hub": hub.resolved(),
         "error": None,
     }
 

@@ -132,7 +132,7 @@ def test_hub_id_is_asked_for_safetensors_first_and_stays_offline_when_told(tmp_p
     folder = factories.bert_folder(tmp_path / "snapshot")
     calls = []
 
-    def snapshot_download(hub_id, allow_patterns, local_files_only):
+    def snapshot_download(hub_id, revision, allow_patterns, local_files_only):
         calls.append((hub_id, allow_patterns[-1], local_files_only))
         return str(folder if allow_patterns[-1] == "pytorch_model*.bin" else tmp_path)
 
@@ -147,7 +147,9 @@ def test_hub_id_is_asked_for_safetensors_first_and_stays_offline_when_told(tmp_p
 
 def test_unavailable_hub_model_says_what_to_do(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(DataError, match="'nobody/no-such-model' is no folder here.*give a local folder"):
+    with pytest.raises(
+        DataError, match="'nobody/no-such-model' is neither a folder here nor in the local cache.*give a local folder"
+    ):
         find_model("nobody/no-such-model")
     with pytest.raises(DataError, match="no such model folder or checkpoint file: /no/such/place"):
         find_model("/no/such/place")

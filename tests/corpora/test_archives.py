@@ -41,7 +41,9 @@ CARD = CorpusCard(
 
 class _Server(ThreadingHTTPServer):
     ranges: list[str]
-    cut_at: int | None
+    cut_at: int | None  # bytes of each answer
+    cuts: int  # answers that are cut, at most
+    chunked: bool  # as GitHub: without length and ranges
     content: bytes
 
 
@@ -58,21 +60,36 @@ class _Handler(BaseHTTPRequestHandler):
         if start >= len(self.server.content):
             self.send_error(416)
             return
+        cut_at = self.server.cut_at if self.server.cuts else None
+        self.server.cuts -= 1
+        if self.server.chunked:
+            self._in_chunks(cut_at)
+            return
         body = self.server.content[start:]
         self.send_response(206 if start else 200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body[: self.server.cut_at])
+        self.wfile.write(body[:cut_at])
+
+    def _in_chunks(self, cut_at: int | None) -> None:
+        self.protocol_version = "HTTP/1.1"
+        self.send_response(200)
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        body = self.server.content[:cut_at]
+        self.wfile.write(b"%x\r\n" % len(self.server.content) + body + (b"\r\n0\r\n\r\n" if cut_at is None else b""))
+        self.close_connection = True
 
     def log_message(self, *_: object) -> None:
         pass
 
 
 @pytest.fixture
-def server() -> Iterator[_Server]:
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[_Server]:
     """A local server that answers every request with ARCHIVE."""
+    monkeypatch.setattr("s3prl_ext.downloads.PAUSE_S", 0.0)
     served = _Server(("127.0.0.1", 0), _Handler)
-    served.ranges, served.cut_at, served.content = [], None, ARCHIVE
+    served.ranges, served.cut_at, served.cuts, served.chunked, served.content = [], None, 99, False, ARCHIVE
     threading.Thread(target=served.serve_forever, daemon=True).start()
     yield served
     served.shutdown()
@@ -98,14 +115,61 @@ def test_download_verifies_and_unpacks(server, tmp_path):
 
 
 def test_interrupted_download_is_resumed(server, tmp_path):
-    server.cut_at = 50
-    with pytest.raises(DataError, match="the same command resumes"):
+    server.cut_at = 20
+    with pytest.raises(DataError, match="ended after 60 of .* bytes.: the same command resumes"):
         download(card_of(server), tmp_path)
-    assert contents(tmp_path) == {".mini.tar.bz2.part": ARCHIVE[:50]}
+    assert contents(tmp_path) == {".mini.tar.bz2.part": ARCHIVE[:60]}  # three tries, each from where the last ended
     server.cut_at = None
     download(card_of(server), tmp_path)
-    assert server.ranges == ["bytes=50-"]
+    assert server.ranges == ["bytes=20-", "bytes=40-", "bytes=60-"]
     assert contents(tmp_path / "mini") == {k.removeprefix("mini/"): v for k, v in FILES.items()}
+
+
+def test_a_download_that_is_cut_once_goes_on_by_itself(server, tmp_path, caplog):
+    server.cut_at, server.cuts = 20, 1
+    assert (download(card_of(server), tmp_path) / "list.csv").is_file()
+    assert server.ranges == ["bytes=20-"] and "trying again" in caplog.text
+
+
+def test_an_archive_without_length_that_is_cut_in_the_middle(server, tmp_path):
+    """GitHub makes its archives on request, in chunks, without length and ranges."""
+    server.chunked, server.cut_at, server.cuts = True, 50, 1
+    assert (download(card_of(server), tmp_path) / "list.csv").is_file()
+    server.cuts = 99
+    with pytest.raises(DataError, match=r"IncompleteRead.*: the same command resumes, or fetch it by hand"):
+        download(card_of(server), tmp_path / "again")
+    assert not (tmp_path / "again" / "mini.tar.bz2").exists()
+
+
+def test_a_page_in_place_of_the_archive_is_not_kept(server, tmp_path):
+    server.content = b"<!DOCTYPE html>log in!</html>"
+    card = card_of(server, checksum="", size=0)
+    with pytest.raises(
+        DataError, match=r"gave no whole archive: the file begins with b'<!DOCTYPE html>.* same command again"
+    ):
+        download(card, tmp_path)
+    assert contents(tmp_path) == {}
+    (tmp_path / "mini.tar.bz2").write_bytes(server.content)  # as an earlier version left it
+    server.content = ARCHIVE
+    assert (download(card, tmp_path) / "list.csv").is_file()
+
+
+def test_an_archive_is_hashed_once(server, tmp_path, monkeypatch):
+    from s3prl_ext.corpora import archives
+
+    calls, digest = [], archives._digest
+    monkeypatch.setattr(archives, "_digest", lambda *args: calls.append(args) or digest(*args))
+    download(card_of(server), tmp_path)
+    assert len(calls) == 1
+
+
+def test_an_archive_under_the_name_that_a_browser_gives(tmp_path):
+    card = replace(CARD, also_named=("Mini-master.tar.bz2",))
+    with pytest.raises(DataError, match="neither mini/ nor mini.tar.bz2 nor Mini-master.tar.bz2"):
+        unpack(card, tmp_path)
+    (tmp_path / "Mini-master.tar.bz2").write_bytes(ARCHIVE)
+    assert (unpack(card, tmp_path) / "list.csv").is_file()
+    assert (download(replace(card, folder="other", contents=()), tmp_path)).is_dir(), "nothing is fetched"
 
 
 def test_complete_partial_file_is_taken(server, tmp_path):
@@ -116,7 +180,7 @@ def test_complete_partial_file_is_taken(server, tmp_path):
 
 @pytest.mark.parametrize(("changes", "part"), [
     ({"checksum": "md5:" + "0" * 32}, "has the md5 .* instead of 0000"),
-    ({"size": 7}, "bytes instead of 7"),
+    ({"size": 7}, "bytes instead of 7; it was removed: give the same command again"),
 ])  # fmt: skip
 def test_wrong_archive_is_refused_and_removed(server, tmp_path, changes, part):
     with pytest.raises(DataError, match=part):
@@ -140,7 +204,7 @@ def test_archive_fetched_by_hand(tmp_path):
 
 def test_damaged_archive_by_hand_stays_for_the_user(tmp_path):
     (tmp_path / "mini.tar.bz2").write_bytes(ARCHIVE[:-1] + b"x")
-    with pytest.raises(DataError, match="remove it and download it again"):
+    with pytest.raises(DataError, match="remove it, and give --download"):
         unpack(CARD, tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["mini.tar.bz2"]
 

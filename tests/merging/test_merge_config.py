@@ -274,7 +274,8 @@ def test_noise_presets_are_the_papers_pairs(kind, target, source):
     name = f"mam_{target}_noise_{kind}"
     parsed = parse_config(load_yaml(shipped_dir("upstream_configs") / f"{name}.yaml"), name)
     if target == "beats_iter3":
-        assert (parsed.target.upstream, parsed.target.ckpt) == ("beats_local", "${BEATS_ITER3}")
+        assert parsed.target.upstream == "beats_local"
+        assert parsed.target.ckpt.startswith("${BEATS_ITER3:-lpepino/beats_ckpts:BEATs_iter3.pt@")
     else:
         assert parsed.target.model == "facebook/hubert-large-ls960-ft"
     assert parsed.sources[0].noise == NoiseConfig(kind)

@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, DistributedSampler
 
+from s3prl_ext import hub
+from s3prl_ext.attention.files import find_model
 from s3prl_ext.corpora.esc50 import CLASSES, dev_fold, read_clips, split_clips
 from s3prl_ext.corpora.splits import split_hash
 from s3prl_ext.downstreams.esc50.config import HeadConfig, default_class_map, parse_config
@@ -98,7 +100,10 @@ class DownstreamExpert(nn.Module):
             ckpt = config.ckpt or getattr(self.args, "upstream_ckpt", None)
             if not ckpt:
                 raise UsageError("head.kind: audioset needs the fine-tuned BEATs: set head.ckpt (or -k) to its file.")
-            head = AudioSetHead(Path(ckpt), config.class_map or default_class_map())
+            head = AudioSetHead(
+                find_model(str(ckpt)) if hub.is_file_reference(ckpt) else Path(ckpt),
+                config.class_map or default_class_map(),
+            )
             if head.predictor.in_features != width:
                 raise DataError(f"the classifier in {ckpt} does not fit features of width {width}: another model.")
             self.facts = {"protocol": "audioset class map", "zero_shot": True, "ckpt": str(ckpt)}

@@ -16,7 +16,7 @@ def beats_custom(
     """Build a BEATs upstream from a checkpoint in the released format, pre-trained or fine-tuned on AudioSet.
 
     Args:
-        ckpt: ``-k``: the checkpoint file.
+        ckpt: ``-k``: the checkpoint file, or one on the hub: ``ID:FILE@REVISION``.
         model_config: ``-g``: a YAML file or overrides, see
             :class:`s3prl_ext.upstreams.beats.config.UpstreamOptions`.
         refresh: without effect, nothing is downloaded.
@@ -25,11 +25,13 @@ def beats_custom(
         UsageError: no checkpoint is given, or an option is unknown.
         DataError: the checkpoint is missing, unreadable or of another family.
     """
+    from s3prl_ext import hub
+    from s3prl_ext.attention.files import find_model
     from s3prl_ext.upstreams.beats.expert import UpstreamExpert
 
     if not ckpt:
         raise UsageError("the upstream BEATs needs a checkpoint: -k /path/to/BEATs_iter3.pt.")
-    return UpstreamExpert(ckpt, read_options(model_config))
+    return UpstreamExpert(find_model(str(ckpt)) if hub.is_file_reference(ckpt) else ckpt, read_options(model_config))
 
 
 def beats_local(

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from s3prl_ext import hub
 from s3prl_ext.attention.files import find_model, find_package_model, model_config, read_attention
 from s3prl_ext.attention.layouts import Slot
 from s3prl_ext.attention.weights import AttentionWeights, depth, extract
@@ -83,7 +84,8 @@ def build_target(target: TargetConfig, refresh: bool = False) -> torch.nn.Module
         if not target.ckpt:
             raise UsageError(f"target.upstream {target.upstream} needs a folder or hub id: set target.ckpt or -k.")
         return TransformersSpeechModel(find_model(target.ckpt))
-    return _build_s3prl_upstream(target.upstream, target.ckpt, refresh)
+    ckpt = str(find_model(target.ckpt)) if hub.is_file_reference(target.ckpt) else target.ckpt
+    return _build_s3prl_upstream(target.upstream, ckpt, refresh)
 
 
 def _build_s3prl_upstream(name: str, ckpt: str | None, refresh: bool) -> torch.nn.Module:
@@ -138,7 +140,7 @@ def merge_record(
         prepared: the same as :func:`prepare_sources` returns them.
     """
     return {
-        "target": describe_model(target_name(config.target), target),
+        "target": describe_model(target_name(config.target), target) | {"revision": _revision(config.target)},
         "sources": [
             describe_source(source.noise, weights, ready, list(ready.layers or range(depth(target))))
             for source, weights, ready in zip(config.sources, sources, prepared, strict=True)
@@ -147,6 +149,11 @@ def merge_record(
         "learnable": describe_learnable(config, depth(target)),
         "config": _plain(config),
     }
+
+
+def _revision(target: TargetConfig) -> str | None:
+    """Return the commit of a target that came from the hub."""
+    return hub.resolved().get(str(target.model or target.ckpt))
 
 
 def prepare_sources(

@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from s3prl_ext import hub
+from s3prl_ext.attention.files import find_model
 from s3prl_ext.errors import DataError, UsageError, unknown_name
 
 BUILDERS = ("_UpstreamExpert", "UpstreamExpert")  # what the hub entries of s3prl call with the checkpoint's path
@@ -28,6 +30,8 @@ def checkpoint_of(upstream: str, ckpt: str | None = None) -> tuple[Path, str]:
 
     if upstream not in s3prl.hub.options():
         raise unknown_name("target.upstream", upstream, s3prl.hub.options())
+    if hub.is_file_reference(ckpt):
+        return find_model(str(ckpt)), upstream
     if ckpt is not None and "://" not in ckpt:
         if not Path(ckpt).is_file():
             raise DataError(f"target.ckpt: no such checkpoint file: {ckpt}.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from s3prl_ext import hub
 from s3prl_ext.attention.layouts import Slot
 from s3prl_ext.attention.weights import AttentionWeights, depth, sha256, width
 from s3prl_ext.errors import DataError
@@ -17,8 +18,9 @@ UNKNOWN = "unknown"  # in place of a record, where a file does not say how its u
 
 
 def describe_model(name: str, weights: AttentionWeights) -> MergeRecord:
-    """Return name, size and attention hash of a model as plain values."""
-    return {"name": name, "layers": depth(weights), "width": width(weights), "attention_sha256": sha256(weights)}
+    """Return name, size and attention hash of a model as plain values, and the commit of one that came from the hub."""
+    size = {"layers": depth(weights), "width": width(weights)}
+    return {"name": name, "revision": hub.resolved().get(name), **size, "attention_sha256": sha256(weights)}
 
 
 def describe_source(
@@ -32,7 +34,13 @@ def describe_source(
         source: what is merged; of noise the sample's hash is kept, since another torch may draw other numbers.
         layer_map: source layer for each target layer.
     """
-    unread: MergeRecord = {"name": source.name, "layers": None, "width": None, "attention_sha256": None}
+    unread: MergeRecord = {
+        "name": source.name,
+        "revision": None,
+        "layers": None,
+        "width": None,
+        "attention_sha256": None,
+    }
     record = unread if weights is None else describe_model(source.name, weights)
     record |= {"lambda": source.lambdas, "layer_map": None if weights is None else layer_map, "noise": None}
     if noise is not None:
