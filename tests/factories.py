@@ -340,7 +340,11 @@ def beats_ckpt(
     return Path(path)
 
 
-WHISPER_WORDS = ("<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|transcribe|>", "<|notimestamps|>")
+WHISPER_SPECIAL = [
+    "<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|de|>", "<|translate|>", "<|transcribe|>",
+    "<|startoflm|>", "<|startofprev|>", "<|nocaptions|>", "<|notimestamps|>",
+]  # fmt: skip
+WHISPER_TOKENS = {name: 40 + index for index, name in enumerate(WHISPER_SPECIAL)}
 
 
 def whisper_folder(
@@ -355,27 +359,61 @@ def whisper_folder(
     dtype: torch.dtype = torch.float32,
     **save_options: Any,
 ) -> Path:
-    """Write a tiny Whisper, encoder and decoder of equal size, with its feature extractor.
+    """Write a tiny multilingual Whisper, encoder and decoder of equal size, with feature extractor and tokenizer.
 
     Args:
         positions: states of 20 ms in a window: 100 = 2 s (1500 in the released models).
         bare: save ``WhisperModel``, whose names have no ``model.`` in front.
         save_options: for ``save_pretrained``.
     """
-    from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration
+    from transformers import GenerationConfig, WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration
 
+    end, start = WHISPER_TOKENS["<|endoftext|>"], WHISPER_TOKENS["<|startoftranscript|>"]
     config = WhisperConfig(
-        vocab_size=64, d_model=width, encoder_layers=layers, decoder_layers=layers, encoder_attention_heads=heads,
+        vocab_size=50, d_model=width, encoder_layers=layers, decoder_layers=layers, encoder_attention_heads=heads,
         decoder_attention_heads=heads, encoder_ffn_dim=2 * width, decoder_ffn_dim=2 * width, num_mel_bins=bands,
-        max_source_positions=positions, max_target_positions=32, decoder_start_token_id=1, pad_token_id=0,
-        bos_token_id=0, eos_token_id=0, suppress_tokens=None, begin_suppress_tokens=None,
+        max_source_positions=positions, max_target_positions=32, decoder_start_token_id=start, pad_token_id=end,
+        bos_token_id=end, eos_token_id=end, suppress_tokens=None, begin_suppress_tokens=None,
     )  # fmt: skip
     with _seeded(seed):
         model = WhisperForConditionalGeneration(config)
         randomize_attention(model)
         with torch.no_grad():
             model.model.encoder.embed_positions.weight.normal_(0.0, 0.5)
+            model.model.decoder.embed_positions.weight.normal_(0.0, 0.5)
+            model.model.decoder.embed_tokens.weight.normal_(0.0, 0.5)
+            for layer in model.model.decoder.layers:
+                for name in ("q_proj", "k_proj", "v_proj", "out_proj"):  # what is written depends on what is heard
+                    getattr(layer.encoder_attn, name).weight.normal_(0.0, 0.5)
     model = model.to(dtype)
     (model.model if bare else model).save_pretrained(path, **save_options)
+    languages = {name: WHISPER_TOKENS[name] for name in ("<|en|>", "<|de|>")}
+    GenerationConfig(
+        decoder_start_token_id=start, bos_token_id=end, eos_token_id=end, pad_token_id=end, max_length=12,
+        no_timestamps_token_id=WHISPER_TOKENS["<|notimestamps|>"], is_multilingual=True, lang_to_id=languages,
+        task_to_id={task: WHISPER_TOKENS[f"<|{task}|>"] for task in ("transcribe", "translate")},
+    ).save_pretrained(path)  # fmt: skip
     WhisperFeatureExtractor(feature_size=bands, chunk_length=positions // 50).save_pretrained(path)
+    _write_character_tokenizer(Path(path))
     return Path(path)
+
+
+def _write_character_tokenizer(path: Path) -> None:
+    """Write a tokenizer of single characters in Whisper's form."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+    letters = [
+        "\u0120",
+        *"abcdefghijklmnopqrstuvwxyz'.,ABCDEFGHI",
+    ]  # the first is what a byte-level tokenizer makes of a blank
+    tokenizer = Tokenizer(models.BPE({letter: index for index, letter in enumerate(letters)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_tokens([AddedToken(f"<unused{index}>") for index in range(len(letters), 40)])
+    tokenizer.add_special_tokens([AddedToken(name, special=True) for name in WHISPER_SPECIAL])
+    tokenizer.save(str(path / "tokenizer.json"))
+    end = "<|endoftext|>"
+    described = {"tokenizer_class": "WhisperTokenizer"} | dict.fromkeys(
+        ("bos_token", "eos_token", "unk_token", "pad_token"), end
+    )
+    (path / "tokenizer_config.json").write_text(json.dumps(described))

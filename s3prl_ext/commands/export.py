@@ -32,7 +32,8 @@ logger = logging.getLogger(__name__)
 
 SCHEMA = 1
 PACKAGES = ("s3prl_ext", "s3prl", "torch", "transformers")
-HF_UPSTREAMS = {"hubert": "hf_hubert_custom", "wav2vec2": "hf_wav2vec2_custom"}  # "model_type" -> upstream of s3prl
+# "model_type" -> upstream of s3prl's hub
+HF_UPSTREAMS = {"hubert": "hf_hubert_custom", "wav2vec2": "hf_wav2vec2_custom", "whisper": "whisper_local"}
 OURS = ("beats_local", "beats_custom")
 
 

@@ -241,7 +241,8 @@ def _usage(models: Models, out: Path, file: str) -> Usage:
     if models.upstream is not None:
         return Usage(f"{run} -u {models.upstream} -k {out / file}")
     config = model_config(models.target)
-    name = "hf_wav2vec2_custom" if config.get("model_type") == "wav2vec2" else "hf_hubert_custom"
+    names = {"wav2vec2": "hf_wav2vec2_custom", "whisper": "whisper_local"}
+    name = names.get(str(config.get("model_type")), "hf_hubert_custom")
     architecture = (config.get("architectures") or ["AutoModel"])[0]
     python = f'from transformers import {architecture}\n\nmodel = {architecture}.from_pretrained("{out}")'
     return Usage(f"{run} -u {name} -k {out}", python)

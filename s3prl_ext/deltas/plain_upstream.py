@@ -17,7 +17,7 @@ from s3prl_ext.errors import DataError, ExtError, UsageError, unknown_name
 from s3prl_ext.upstreams.merged_attention.config import preset_names, read_config
 from s3prl_ext.upstreams.merged_attention.expert import TRANSFORMERS_UPSTREAMS
 from s3prl_ext.upstreams.merged_attention.files import checkpoint_of
-from s3prl_ext.upstreams.merged_attention.model import TransformersSpeechModel
+from s3prl_ext.upstreams.speech_models import speech_model
 
 OWN_UPSTREAM = "merged_attention"
 
@@ -152,7 +152,7 @@ def _built(name: str | None, ckpt: str | None, model_config: str | None, seed: i
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if name is None:
-            return TransformersSpeechModel(Path(str(ckpt)))
+            return speech_model(Path(str(ckpt)))
         hub = _hub(name)
         try:
             return getattr(hub, name)(ckpt=ckpt, model_config=model_config, refresh=False)

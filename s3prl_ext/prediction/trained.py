@@ -21,6 +21,7 @@ from s3prl_ext.deltas.tuned_task import FILE_NAME, TunedTask, load_whole
 from s3prl_ext.errors import DataError
 from s3prl_ext.training import checkpoint, tuned_upstream
 from s3prl_ext.upstreams.merged_attention.record import UNKNOWN, check_merge_record
+from s3prl_ext.upstreams.speech_models import upstream_name
 
 BEST_FILES = ("dev-best.ckpt", "dev-clean-best.ckpt", "best-states-dev.ckpt")  # s3prl's names, by task
 EXPORT_FILE = "export.json"
@@ -125,7 +126,7 @@ def _exported(folder: Path) -> Trained:
     ckpt = folder if flags["-k"] == "." else folder / flags["-k"]
     merged = ckpt.is_dir() and record["model"].get("merge") is not None  # its features were the target's
     info = record["info"] | {
-        "upstream": "hf_speech_custom" if merged else flags["-u"],
+        "upstream": upstream_name(ckpt) if merged else flags["-u"],
         "upstream_ckpt": str(ckpt),
         "upstream_model_config": None,
         "config": load_yaml(folder / TASK_FILE),

@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from s3prl_ext.corpora.audio import SAMPLE_RATE
 from s3prl_ext.errors import UsageError
-from s3prl_ext.evaluation.decoding import Decoded, greedy
+from s3prl_ext.evaluation.decoding import Decoded
 from s3prl_ext.prediction import windows as cuts
 from s3prl_ext.prediction.decoder import Decoder, Inputs
 from s3prl_ext.prediction.labels import slots
@@ -63,13 +63,14 @@ class WordDecoder(TranscriptDecoder):
 
 
 class RecognitionDecoder(TranscriptDecoder):
-    """``-d ljspeech`` and ``-d vctk``: greedy, after the task's text rule."""
+    """``-d ljspeech`` and ``-d vctk``: as the task decodes, after its text rule."""
+
+    def prepare(self, samples: np.ndarray) -> np.ndarray:
+        return self.expert.recognizer.pad(samples)
 
     def decode(self, features: Sequence[Tensor], samples: Sequence[int]) -> list[Decoded]:
-        expert = self.expert
-        frames = [expert.counter.frames(length, len(f)) for f, length in zip(features, samples, strict=True)]
-        decoded = greedy(expert.head(features), frames, expert.vocabulary)
-        return [one._replace(text=expert.rule.apply(one.text)) for one in decoded]
+        decoded = self.expert.recognizer.decode(features, samples)
+        return [one._replace(text=self.expert.rule.apply(one.text)) for one in decoded]
 
     def join(self, recording: Recording, windows: Sequence[Window], pieces: Sequence[Decoded]) -> Transcript:
         special = sum(piece.special for piece in pieces)

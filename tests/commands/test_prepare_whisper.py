@@ -19,7 +19,7 @@ s3prl_ext.install()
 
 SPECIAL = ["<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|de|>", "<|translate|>", "<|transcribe|>"]
 SPECIAL += ["<|startoflm|>", "<|startofprev|>", "<|nocaptions|>", "<|notimestamps|>"]
-TOKENS = {name: 50 + index for index, name in enumerate(SPECIAL)}
+TOKENS = {name: 40 + index for index, name in enumerate(SPECIAL)}
 
 
 def _text(value):
@@ -91,7 +91,7 @@ def conversion(tmp_path, model):
     folder = tmp_path / "ct2"
     folder.mkdir()
     (folder / "model.bin").write_bytes(_binary(_variables(model.state_dict())))
-    (folder / "config.json").write_text(json.dumps({"suppress_ids": [-1, 3], "suppress_ids_begin": [5, 50]}))
+    (folder / "config.json").write_text(json.dumps({"suppress_ids": [-1, 3], "suppress_ids_begin": [5, 40]}))
     added = [{"id": index, "content": name, "special": True} for name, index in TOKENS.items()]
     (folder / "tokenizer.json").write_text(json.dumps({"added_tokens": added}))
     return folder
@@ -106,8 +106,8 @@ def test_a_conversion_becomes_the_model_that_it_was_made_from(tmp_path, model, c
     assert set(expected) == set(found)
     assert all(torch.equal(expected[name], found[name]) for name in expected)
     assert again.generation_config.suppress_tokens == [3]
-    assert again.generation_config.lang_to_id == {"<|en|>": 52, "<|de|>": 53}
-    assert again.generation_config.task_to_id == {"translate": 54, "transcribe": 55}
+    assert again.generation_config.lang_to_id == {"<|en|>": 42, "<|de|>": 43}
+    assert again.generation_config.task_to_id == {"translate": 44, "transcribe": 45}
     assert "a Whisper of" in capsys.readouterr().out
 
 

@@ -237,7 +237,7 @@ def test_a_fresh_head_trains_resumes_and_evaluates(corpus, tmp_path):
     built = runner(args, config)
     losses = record_losses(built)
     built.train()
-    assert len(built.downstream.model.vocabulary) == 2 + 36
+    assert len(built.downstream.model.recognizer.vocabulary) == 2 + 36
     assert sum(losses[15:18]) < 0.8 * sum(losses[:3])  # the last whole epoch, the first
     best = tmp_path / "exp" / "dev-best.ckpt"
     assert best.is_file() and (tmp_path / "exp" / "transcripts-dev.jsonl").is_file()

@@ -12,6 +12,8 @@ from s3prl_ext.errors import UsageError, unknown_name
 from s3prl_ext.evaluation.text_rules import text_rule
 
 HEADS = ("target", "fresh")
+WINDOWS = (30, "clip")
+TASKS = ("transcribe", "translate")
 
 
 @dataclass(frozen=True)
@@ -41,15 +43,25 @@ class HeadConfig:
     """Section ``head``.
 
     Attributes:
-        init: ``target``: the CTC head and vocabulary of a released model; ``fresh``: a new head on the characters of
-            the text rule.
+        init: ``target``: the CTC head and vocabulary, or the decoder of a Whisper, of a released model; ``fresh``: a
+            new CTC head on the characters of the text rule.
         ckpt: ``target``: folder or hub id of that model; None takes the target of the upstream (``-u``).
         recurrent: of a ``fresh`` head: width of a bidirectional LSTM below the output layer, 0 for none.
+        window: of a Whisper: ``30``: clips are padded with silence to the 30 s of its training; ``clip``: as they are.
+        language: of a multilingual Whisper: code of the language that is spoken, such as ``en``.
+        task: of a multilingual Whisper: ``transcribe``, or ``translate`` into English.
+        beams: of a Whisper: hypotheses of the beam search, 1 for greedy decoding.
+        max_tokens: of a Whisper: most tokens in a transcript; None for the model's own limit.
     """
 
     init: str
     ckpt: str | None = None
     recurrent: int = 0
+    window: int | str = 30
+    language: str = "en"
+    task: str = "transcribe"
+    beams: int = 1
+    max_tokens: int | None = None
 
 
 def parse(section: Mapping[str, Any]) -> tuple[DataConfig, HeadConfig]:
@@ -65,6 +77,8 @@ def parse(section: Mapping[str, Any]) -> tuple[DataConfig, HeadConfig]:
         ("datarc", data, "train_batch_size", 1),
         ("datarc", data, "eval_batch_size", 1),
         ("head", head, "recurrent", 0),
+        ("head", head, "beams", 1),
+        ("head", head, "max_tokens", 1),
     ):
         value = values.get(name, least)
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
@@ -74,6 +88,8 @@ def parse(section: Mapping[str, Any]) -> tuple[DataConfig, HeadConfig]:
     for kind, value, known in (
         ("downstream_expert.datarc.on_missing", data.get("on_missing", "error"), ON_MISSING),
         ("downstream_expert.head.init", head.get("init", "nothing"), HEADS),
+        ("downstream_expert.head.window", head.get("window", 30), WINDOWS),
+        ("downstream_expert.head.task", head.get("task", "transcribe"), TASKS),
     ):
         if value not in known:
             problems.append(str(unknown_name(kind, value, known)))

@@ -19,18 +19,25 @@ class RecognitionDataset(Dataset):
     Args:
         utterances: what the split holds.
         rule: text rule, applied to every transcript.
+        pad: makes the audio of a clip as long as the head needs it.
     """
 
-    def __init__(self, utterances: Sequence[Utterance], rule: Callable[[str], str]) -> None:
+    def __init__(
+        self,
+        utterances: Sequence[Utterance],
+        rule: Callable[[str], str],
+        pad: Callable[[np.ndarray], np.ndarray] = lambda wav: wav,
+    ) -> None:
         self.utterances = list(utterances)
         self._rule = rule
+        self._pad = pad
 
     def __len__(self) -> int:
         return len(self.utterances)
 
     def __getitem__(self, index: int) -> Item:
         utterance = self.utterances[index]
-        return read_audio(utterance.audio), self._rule(utterance.text), utterance.id
+        return self._pad(read_audio(utterance.audio)), self._rule(utterance.text), utterance.id
 
 
 def collate(items: Sequence[Item]) -> tuple[list[np.ndarray], list[str], list[int], list[str]]:

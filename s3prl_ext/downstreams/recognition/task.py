@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributed import is_initialized
 from torch.utils.data import DataLoader, DistributedSampler
 
+from s3prl_ext.attention.files import model_config
 from s3prl_ext.corpora.audio import read_audio
 from s3prl_ext.corpora.splits import split_hash
 from s3prl_ext.corpora.transcribed import SPLIT_FILE, TranscribedCorpus, Utterance
@@ -25,11 +26,14 @@ from s3prl_ext.downstreams.recognition.head import (
     read_target_head,
     target_folder,
 )
+from s3prl_ext.downstreams.recognition.recognizers import CtcRecognizer
+from s3prl_ext.downstreams.recognition.whisper_head import WhisperRecognizer, read_whisper
 from s3prl_ext.errors import UsageError
-from s3prl_ext.evaluation.decoding import Vocabulary, character_vocabulary, greedy
+from s3prl_ext.evaluation.decoding import character_vocabulary
 from s3prl_ext.evaluation.significance import bootstrap_ratio
 from s3prl_ext.evaluation.text_rules import text_rule
 from s3prl_ext.evaluation.transcripts import Transcript, transcript, write_transcripts
+from s3prl_ext.upstreams.whisper.encoder import MODEL_TYPE
 from s3prl_ext.writing import write_json, write_text
 
 logger = logging.getLogger(__name__)
@@ -64,28 +68,26 @@ class RecognitionTask(nn.Module):
         self.data, self.head_config = parse(downstream_expert)
         self.rule = text_rule(self.data.text_rule)
         self.expdir = Path(expdir)
-        self.vocabulary: Vocabulary
-        self.head: CtcHead
-        self.counter: FrameCounter
-        self._make_head(upstream_dim, kwargs)
+        self.recognizer = self._make_recognizer(upstream_dim, kwargs)
+        self.head = self.recognizer.head
         self.register_buffer("best_score", torch.full((1,), torch.inf))
         self._utterances: dict[str, list[Utterance]] = {}
         if kwargs.get("mode") != "inference":
             self._read_corpus()
 
-    def _make_head(self, width: int, args: dict[str, Any]) -> None:
+    def _make_recognizer(self, width: int, args: dict[str, Any]) -> CtcRecognizer | WhisperRecognizer:
         if self.head_config.init == "target":
             folder = target_folder(self.head_config.ckpt, args)
             check_features(args, folder)
-            self.head, self.vocabulary, self.counter = read_target_head(folder, width)
-            return
+            if model_config(folder).get("model_type") == MODEL_TYPE:
+                return read_whisper(folder, width, self.head_config)
+            return CtcRecognizer(*read_target_head(folder, width))
         if args.get("mode") == "evaluate" and not args.get("init_ckpt"):
             raise UsageError(
                 "head.init 'fresh' is an untrained head: evaluate a checkpoint with -e, or use head.init 'target'."
             )
-        self.vocabulary = character_vocabulary(self.rule.alphabet)
-        self.head = CtcHead(width, len(self.vocabulary), self.head_config.recurrent)
-        self.counter = FrameCounter()
+        vocabulary = character_vocabulary(self.rule.alphabet)
+        return CtcRecognizer(CtcHead(width, len(vocabulary), self.head_config.recurrent), vocabulary, FrameCounter())
 
     def _read_corpus(self) -> None:
         utterances = self.corpus.read(Path(self.data.path), self.data.on_missing)
@@ -102,7 +104,7 @@ class RecognitionTask(nn.Module):
         Raises:
             KeyError: there is no such split.
         """
-        dataset = RecognitionDataset(self._utterances[split], self.rule.apply)
+        dataset = RecognitionDataset(self._utterances[split], self.rule.apply, self.recognizer.pad)
         self._write_splits()
         train = split == "train"
         sampler: DistributedSampler | None = None
@@ -130,27 +132,17 @@ class RecognitionTask(nn.Module):
         records: dict[str, list],
         **kwargs: Any,
     ) -> Tensor:
-        """Return the CTC loss of a batch; record loss, ids, references and hypotheses.
+        """Return the loss of a batch; record loss, ids, references and hypotheses.
 
         Args:
             features: one matrix [frames, width] per clip.
             texts: references, after the text rule.
             samples: length of each clip at 16 kHz.
         """
-        logits, frames = self._logits(features, samples)
-        labels = [torch.tensor(self.vocabulary.encode(text)[0], dtype=torch.long) for text in texts]
-        loss = nn.functional.ctc_loss(
-            torch.log_softmax(logits, dim=-1).transpose(0, 1),
-            torch.cat(labels).to(logits.device),
-            torch.tensor(frames),
-            torch.tensor([len(label) for label in labels]),
-            blank=self.vocabulary.blank,
-            zero_infinity=True,
-        )
+        loss, decoded = self.recognizer.recognize(features, texts, samples)
         records["loss"].append(loss.item())
         records["ids"] += list(ids)
         records["references"] += list(texts)
-        decoded = greedy(logits.detach(), frames, self.vocabulary)
         records["hypotheses"] += [self.rule.apply(one.text) for one in decoded]
         records["special"] += [one.special for one in decoded]
         return loss
@@ -185,11 +177,11 @@ class RecognitionTask(nn.Module):
 
     def load_audio(self, path: Path) -> Tensor:
         """Return a recording of any sample rate for :meth:`inference`, float32 [samples] at 16 kHz."""
-        return torch.from_numpy(read_audio(Path(path)))
+        return torch.from_numpy(self.recognizer.pad(read_audio(Path(path))))
 
     def inference(self, features: Sequence[Tensor], filenames: Sequence[str]) -> list[str]:
         """Return the transcripts of unpadded clips as the vocabulary writes them; ``inference.ark`` holds them too."""
-        decoded = greedy(self.head(features), [len(feature) for feature in features], self.vocabulary)
+        decoded = self.recognizer.decode(features, None)
         transcripts = [one.text for one in decoded]
         lines = [f"{name} {text}" for name, text in zip(filenames, transcripts, strict=True)]
         write_text(self.expdir / "inference.ark", "".join(f"{line}\n" for line in lines))
@@ -198,11 +190,6 @@ class RecognitionTask(nn.Module):
         return transcripts
 
     # -- parts -----------------------------------------------------------------------------------------------------
-
-    def _logits(self, features: Sequence[Tensor], samples: Sequence[int]) -> tuple[Tensor, list[int]]:
-        """Return the scores [batch, frames, tokens] and the valid frames of each clip."""
-        frames = [self.counter.frames(length, len(f)) for f, length in zip(features, samples, strict=True)]
-        return self.head(features), frames
 
     def _of_new_texts(self, rows: Sequence[Transcript]) -> dict[str, float]:
         """Return ``wer_new_texts``: the WER over utterances whose text nobody reads in train, where only some are so.
@@ -228,7 +215,7 @@ class RecognitionTask(nn.Module):
         if getattr(self, "_warned", False):
             return
         self._warned = True
-        unknown = {c for u in dataset.utterances for c in self.vocabulary.encode(self.rule.apply(u.text))[1]}
+        unknown = {c for u in dataset.utterances for c in self.recognizer.unknown(self.rule.apply(u.text))}
         if unknown:
             logger.warning("the head has no token for %s: left out of the training texts", " ".join(sorted(unknown)))
 

@@ -16,7 +16,7 @@ from s3prl_ext.errors import DataError
 from s3prl_ext.upstreams.layer_similarity.image_encoder import ImageEncoder
 from s3prl_ext.upstreams.layer_similarity.speech_encoder import SpeechEncoder
 from s3prl_ext.upstreams.layer_similarity.text_encoder import TextEncoder, no_tokenizer
-from s3prl_ext.upstreams.merged_attention.model import MODEL_TYPES, TransformersSpeechModel
+from s3prl_ext.upstreams.speech_models import is_speech_model, speech_model
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -56,7 +56,7 @@ def source_kind(folder: Path, name: str) -> str:
             "with its tokenizer, not weights alone."
         )
     config = model_config(folder)
-    if config.get("model_type") in MODEL_TYPES:
+    if is_speech_model(folder):
         return "speech"
     if any((folder / file).is_file() for file in TOKENIZER_FILES):
         return "text"
@@ -77,7 +77,7 @@ def load_source(
     """
     kind = source_kind(folder, name)
     if kind == "speech":
-        return SpeechEncoder(TransformersSpeechModel(folder).eval().to(device), name)
+        return SpeechEncoder(speech_model(folder).eval().to(device), name)
     encoder = (TextEncoder if kind == "text" else ImageEncoder)(folder, name, prefix, special_tokens)
     encoder.model.to(device)
     return encoder

@@ -22,8 +22,8 @@ from s3prl_ext.merging.noise import noise_moments, sample
 from s3prl_ext.merging.report import format_table
 from s3prl_ext.upstreams.layer_similarity.selection import choose_layers
 from s3prl_ext.upstreams.merged_attention.learnable import describe_learnable, install_learnable, learnable_slots
-from s3prl_ext.upstreams.merged_attention.model import TransformersSpeechModel
 from s3prl_ext.upstreams.merged_attention.record import MergeRecord, check_merge_record, describe_model, describe_source
+from s3prl_ext.upstreams.speech_models import speech_model
 
 __all__ = ["build_target", "build_upstream", "check_merge_record", "merge_into"]
 
@@ -31,8 +31,14 @@ logger = logging.getLogger(__name__)
 
 NO_LAYERS = ("none", [], ())
 
-# s3prl's upstreams for transformers folders: they return no last_hidden_state, so our own model stands in for them.
-TRANSFORMERS_UPSTREAMS = ("hf_speech_custom", "hf_hubert_custom", "hf_wav2vec2_custom")
+# Upstreams for transformers folders. As targets all give way to ours: s3prl's return no last_hidden_state.
+TRANSFORMERS_UPSTREAMS = (
+    "hf_speech_custom",
+    "hf_hubert_custom",
+    "hf_wav2vec2_custom",
+    "whisper_custom",
+    "whisper_local",
+)
 
 
 def build_upstream(config: MergeConfig, refresh: bool = False) -> torch.nn.Module:
@@ -79,11 +85,11 @@ def build_target(target: TargetConfig, refresh: bool = False) -> torch.nn.Module
         DataError: the model is missing or unreadable.
     """
     if target.upstream is None:
-        return TransformersSpeechModel(find_model(str(target.model)))
+        return speech_model(find_model(str(target.model)))
     if target.upstream in TRANSFORMERS_UPSTREAMS:
         if not target.ckpt:
             raise UsageError(f"target.upstream {target.upstream} needs a folder or hub id: set target.ckpt or -k.")
-        return TransformersSpeechModel(find_model(target.ckpt))
+        return speech_model(find_model(target.ckpt))
     ckpt = str(find_model(target.ckpt)) if hub.is_file_reference(target.ckpt) else target.ckpt
     return _build_s3prl_upstream(target.upstream, ckpt, refresh)
 

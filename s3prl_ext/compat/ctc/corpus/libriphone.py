@@ -80,7 +80,9 @@ def _audio_files(folder: Path) -> list[Path]:
 
 def _read_transcripts(folder: Path) -> dict[str, str]:
     """Return utterance id -> transcript of one chapter's folder."""
-    lines = [line for file in sorted(folder.glob("*.trans.txt")) for line in file.read_text(encoding="utf-8").splitlines()]
+    lines = [
+        line for file in sorted(folder.glob("*.trans.txt")) for line in file.read_text(encoding="utf-8").splitlines()
+    ]
     return dict(line.split(" ", 1) for line in lines if " " in line)
 
 

@@ -1,0 +1,274 @@
+"""The decoder of a Whisper as the head of a recognition task: zero-shot transcripts, and training on texts.
+
+Decoding is transformers' own ``generate`` with its cache, given the encoder's states that the upstream made.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from s3prl_ext.attention.files import open_weights, weight_files
+from s3prl_ext.downstreams.recognition.config import HeadConfig
+from s3prl_ext.errors import DataError, unknown_name
+from s3prl_ext.evaluation.decoding import Decoded
+from s3prl_ext.upstreams.whisper.encoder import check_folder
+from s3prl_ext.upstreams.whisper.expert import DOWNSAMPLE_RATE
+
+IGNORED = -100  # label of a position without a text
+
+
+class WhisperHead(nn.Module):
+    """A Whisper without its encoder.
+
+    Args:
+        folder: transformers folder of any Whisper class with a decoder.
+
+    Attributes:
+        whisper: transformers' model, whose encoder has no weights and is never called.
+
+    Raises:
+        DataError: weights are missing or do not fit the configuration.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalGeneration
+
+        config = WhisperConfig.from_pretrained(folder)
+        self.positions: int = config.max_source_positions
+        self.whisper = WhisperForConditionalGeneration(WhisperConfig.from_pretrained(folder, encoder_layers=0))
+        inner = self.whisper.model
+        # generate asks the encoder for nothing but its strides and the name of its input
+        strides = {name: SimpleNamespace(stride=getattr(inner.encoder, name).stride) for name in ("conv1", "conv2")}
+        inner.encoder = _NoEncoder(strides, inner.encoder.main_input_name)
+        _load(self.whisper, folder)
+        if (folder / "generation_config.json").is_file():
+            self.whisper.generation_config = GenerationConfig.from_pretrained(folder)
+
+    def forward(self, states: Tensor, tokens: Tensor, labels: Tensor) -> Tensor:
+        """Return the summed cross-entropy of the texts.
+
+        Args:
+            states: of the encoder, [batch, time, width]; the decoder attends to all of them.
+            tokens: what the decoder reads, [batch, tokens].
+            labels: the token after each of them, [batch, tokens]; :data:`IGNORED` where none counts.
+        """
+        output = self.whisper.model.decoder(input_ids=tokens, encoder_hidden_states=states, use_cache=False)
+        scores = self.whisper.proj_out(output.last_hidden_state).float()
+        return nn.functional.cross_entropy(scores.transpose(1, 2), labels, ignore_index=IGNORED, reduction="sum")
+
+
+class _NoEncoder(nn.Module):
+    def __init__(self, strides: Mapping[str, Any], main_input_name: str) -> None:
+        super().__init__()
+        self.__dict__.update(strides)
+        self.main_input_name = main_input_name
+
+
+def _load(whisper: Any, folder: Path) -> None:
+    """Load the decoder's weights; the projection to the vocabulary is the table of tokens."""
+    found: dict[str, Tensor] = {}
+    for file in weight_files(folder):
+        reader = open_weights(file)
+        names = [name for name in list(reader.keys()) if name.removeprefix("model.").startswith("decoder.")]
+        found |= {f"model.{name.removeprefix('model.')}": reader[name].float() for name in names}
+    try:
+        missing, unexpected = whisper.load_state_dict(found, strict=False)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise DataError(f"the decoder in {folder} does not fit its config.json: {reason}") from error
+    missing = [name for name in missing if name != "proj_out.weight"]
+    if missing or unexpected:
+        names = ", ".join([*missing, *unexpected][:3])
+        raise DataError(f"{folder} does not hold the decoder that its config.json describes ({names}).")
+    whisper.tie_weights()
+
+
+class WhisperRecognizer:
+    """Decoder, tokenizer and options of a Whisper.
+
+    Args:
+        head: the decoder.
+        folder: its folder, with the tokenizer.
+        config: section ``head``.
+
+    Raises:
+        DataError: the folder lacks its tokenizer, or what ``generate`` must know.
+        UsageError: a language or task that the model does not know.
+    """
+
+    def __init__(self, head: WhisperHead, folder: Path, config: HeadConfig) -> None:
+        self.head, self.config = head, config
+        self.tokenizer = _tokenizer(folder)
+        self.window = head.positions * DOWNSAMPLE_RATE if config.window == 30 else None
+        self.options = _options(head.whisper.generation_config, config, folder)
+        self.prefix = self._prefix()
+        self.special = {id for id, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+
+    def pad(self, wav: np.ndarray) -> np.ndarray:
+        """Return the clip with silence up to whole windows, as the model was trained; with ``window: clip`` as it is."""
+        missing = -len(wav) % self.window if self.window else 0
+        return np.pad(wav, (0, missing)) if missing else wav
+
+    def recognize(
+        self, features: Sequence[Tensor], texts: Sequence[str], samples: Sequence[int]
+    ) -> tuple[Tensor, list[Decoded]]:
+        """Return the mean cross-entropy of the texts, given the tokens before them, and the transcripts."""
+        states = [feature[: self.head.positions] for feature in features]
+        read, written = zip(*(self._tokens(text) for text in texts), strict=True)
+        losses, count = [], sum(int((labels != IGNORED).sum()) for labels in written)
+        for numbers in _by_length(states):
+            tokens, labels = (
+                pad_sequence([rows[n] for n in numbers], batch_first=True, padding_value=padding).to(states[0].device)
+                for rows, padding in ((read, self.head.whisper.config.pad_token_id), (written, IGNORED))
+            )
+            losses.append(self.head(torch.stack([states[n] for n in numbers]), tokens, labels))
+        return torch.stack(losses).sum() / count, self.decode(features, samples)
+
+    @torch.no_grad()
+    def decode(self, features: Sequence[Tensor], samples: Sequence[int] | None) -> list[Decoded]:
+        """Return the transcripts of a batch; the windows of a long clip are joined by a space."""
+        training = self.head.training
+        self.head.eval()
+        try:
+            windows = [window for feature in features for window in feature.split(self.head.positions)]
+            decoded = self._generate(windows)
+        finally:
+            self.head.train(training)
+        joined, start = [], 0
+        for feature in features:
+            count = -(-len(feature) // self.head.positions)
+            parts = decoded[start : start + count]
+            start += count
+            text = " ".join(part.text.strip() for part in parts if part.text.strip())
+            joined.append(Decoded(text, sum(part.special for part in parts)))
+        return joined
+
+    def unknown(self, text: str) -> str:
+        """Return nothing: the tokens spell every text."""
+        return ""
+
+    def _generate(self, windows: Sequence[Tensor]) -> list[Decoded]:
+        """Return the transcripts of windows; those of equal length go through the decoder together."""
+        from transformers.modeling_outputs import BaseModelOutput
+
+        found: dict[int, Decoded] = {}
+        for numbers in _by_length(windows):
+            states = torch.stack([windows[number] for number in numbers])
+            output = BaseModelOutput(last_hidden_state=states)  # type: ignore[arg-type]
+            with _quiet():
+                tokens = self.head.whisper.generate(encoder_outputs=output, **self.options)
+            found |= {number: self._decoded(row.tolist()) for number, row in zip(numbers, tokens, strict=True)}
+        return [found[number] for number in range(len(windows))]
+
+    def _decoded(self, tokens: list[int]) -> Decoded:
+        stamp = self.head.whisper.generation_config.no_timestamps_token_id + 1  # the first time stamp
+        text = self.tokenizer.decode([token for token in tokens if token < stamp and token not in self.special])
+        end = {self.head.whisper.config.eos_token_id, self.head.whisper.config.pad_token_id, *self.prefix}
+        return Decoded(text.strip(), sum(token in self.special and token not in end for token in tokens))
+
+    def _prefix(self) -> list[int]:
+        """Return the tokens before a text: start, language, task, no time stamps."""
+        settings = self.head.whisper.generation_config
+        tokens = [settings.decoder_start_token_id]
+        if self.options.get("language"):
+            tokens += [settings.lang_to_id[self.options["language"]], settings.task_to_id[self.options["task"]]]
+        return [*tokens, settings.no_timestamps_token_id]
+
+    def _tokens(self, text: str) -> tuple[Tensor, Tensor]:
+        """Return what the decoder reads and what it must write; only the text and its end count in the loss."""
+        ids = self.tokenizer(f" {text}", add_special_tokens=False)["input_ids"]
+        ids = ids[: self.head.whisper.config.max_target_positions - len(self.prefix)]
+        written = [*[IGNORED] * (len(self.prefix) - 1), *ids, self.head.whisper.config.eos_token_id]
+        return torch.tensor([*self.prefix, *ids]), torch.tensor(written)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Leave out what transformers says of its own defaults and of a mask that Whisper does not use."""
+    loggers = [logging.getLogger(f"transformers.generation.{name}") for name in ("utils", "configuration_utils")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _by_length(windows: Sequence[Tensor]) -> list[list[int]]:
+    """Return the numbers of the windows in groups of equal length: the decoder knows no padding of its states."""
+    groups: dict[int, list[int]] = {}
+    for number, window in enumerate(windows):
+        groups.setdefault(len(window), []).append(number)
+    return list(groups.values())
+
+
+def read_whisper(folder: Path, width: int, config: HeadConfig) -> WhisperRecognizer:
+    """Return the decoder of a Whisper with its tokenizer.
+
+    Args:
+        folder: transformers folder.
+        width: features of a frame that the upstream gives.
+        config: section ``head``.
+
+    Raises:
+        UsageError: a language that the model does not know.
+        DataError: the folder is incomplete, or the decoder reads another width.
+    """
+    check_folder(folder)
+    head = WhisperHead(folder)
+    if head.whisper.config.d_model != width:
+        raise DataError(
+            f"the decoder of {folder} reads states of width {head.whisper.config.d_model}, but the upstream gives {width}; "
+            "use the decoder of the upstream's own target."
+        )
+    return WhisperRecognizer(head, folder, config)
+
+
+def _tokenizer(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+        raise DataError(f"{folder} lacks tokenizer.json, without which nothing can be written: copy it from the model.")
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(
+            f"transformers cannot read the tokenizer of {folder}: {' '.join(str(error).split())[:200]}."
+        ) from error
+
+
+def _options(settings: Any, config: HeadConfig, folder: Path) -> dict[str, Any]:
+    """Return the arguments of ``generate``.
+
+    Raises:
+        UsageError: an unknown language.
+        DataError: the folder does not say which tokens start a text.
+    """
+    if getattr(settings, "no_timestamps_token_id", None) is None:
+        raise DataError(
+            f"{folder} lacks generation_config.json, which names the tokens for language and task: copy it from the model."
+        )
+    # one pass per window: a stray time stamp must not make generate look for more of the audio, which is not there
+    options: dict[str, Any] = {"num_beams": config.beams, "do_sample": False, "return_timestamps": False}
+    options["force_unique_generate_call"] = True
+    if config.max_tokens is not None:
+        options["max_new_tokens"] = config.max_tokens
+    if getattr(settings, "is_multilingual", True):
+        known = {name.strip("<|>"): name for name in settings.lang_to_id}
+        if config.language not in known:
+            raise unknown_name("downstream_expert.head.language", config.language, known)
+        options |= {"language": known[config.language], "task": config.task}
+    return options

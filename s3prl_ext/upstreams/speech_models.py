@@ -1,0 +1,37 @@
+"""Which of our upstreams runs a speech model in a transformers folder, by the ``model_type`` in its ``config.json``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from s3prl_ext.attention.files import model_config
+from s3prl_ext.upstreams.merged_attention.model import MODEL_TYPES, TransformersSpeechModel
+from s3prl_ext.upstreams.whisper.encoder import MODEL_TYPE as WHISPER
+from s3prl_ext.upstreams.whisper.expert import UpstreamExpert as WhisperUpstream
+
+# model type -> name on s3prl's hub of the upstream that takes such a folder with -k and gives its last hidden state
+UPSTREAM_NAMES = {**dict.fromkeys(MODEL_TYPES, "hf_speech_custom"), WHISPER: "whisper_custom"}
+
+
+def is_speech_model(folder: Path) -> bool:
+    """Return whether :func:`speech_model` runs the model in a folder."""
+    return model_config(folder).get("model_type") in UPSTREAM_NAMES
+
+
+def upstream_name(folder: Path) -> str:
+    """Return the name of the upstream for a folder, that of HuBERT and its relatives where the kind is unknown."""
+    return UPSTREAM_NAMES.get(str(model_config(folder).get("model_type")), "hf_speech_custom")
+
+
+def speech_model(folder: Path) -> torch.nn.Module:
+    """Return the upstream of a transformers folder; a Whisper's reads clips at their own length.
+
+    Raises:
+        UsageError: the folder holds another kind of model.
+        DataError: a file is missing or unreadable.
+    """
+    if model_config(folder).get("model_type") == WHISPER:
+        return WhisperUpstream(folder)
+    return TransformersSpeechModel(folder)

@@ -1,0 +1,207 @@
+"""The decoder of a Whisper as the head of ljspeech and vctk: zero-shot, beams, windows, training, what is refused."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+import s3prl_ext
+from s3prl_ext.corpora.audio import read_audio
+from s3prl_ext.downstreams.recognition.config import HeadConfig
+from s3prl_ext.downstreams.recognition.whisper_head import read_whisper
+from s3prl_ext.errors import DataError, UsageError
+from s3prl_ext.evaluation.transcripts import read_transcripts
+from s3prl_ext.upstreams.whisper.expert import UpstreamExpert
+from tests import factories
+from tests.adapters.models import clips
+from tests.downstreams.test_recognition import runner, task_file
+from tests.experiments import make_args
+
+s3prl_ext.install()
+
+TEXTS = ("Don't stop.", "The road", "Six spoons", "of snow")
+WINDOW = 32000
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """LJSpeech-1.1 with 8 clips of 0.4 to 1.1 s, each a tone of its own pitch in noise."""
+    root = tmp_path_factory.mktemp("lj") / "LJSpeech-1.1"
+    (root / "wavs").mkdir(parents=True)
+    rng, ids = np.random.default_rng(0), [f"LJ001-{number:04d}" for number in range(1, 9)]
+    for index, id in enumerate(ids):
+        time = np.arange(6400 + 1600 * index) / 16000
+        wav = 0.3 * np.sin(2 * np.pi * 200 * 1.6**index * time) + rng.normal(0, 0.01 * (index + 1), len(time))
+        soundfile.write(str(root / "wavs" / f"{id}.wav"), wav, 16000)
+    (root / "metadata.csv").write_text("".join(f"{id}|x|{TEXTS[i % 4]}\n" for i, id in enumerate(ids)))
+    (root / "splits.json").write_text(json.dumps({"train": ids[:3], "dev": ids[3:4], "test": ids[4:]}))
+    return root
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return factories.whisper_folder(tmp_path_factory.mktemp("whisper") / "tiny", seed=3)
+
+
+def _args(expdir, folder, **changes):
+    changes = {
+        "upstream": "whisper_local", "upstream_ckpt": str(folder), "downstream": "ljspeech", "mode": "evaluate",
+        "evaluate_split": "test", "upstream_feature_selection": "last_hidden_state",
+    } | changes  # fmt: skip
+    return make_args(expdir, **changes)
+
+
+def _of_transformers(folder, wavs, **options):
+    """Return the transcripts of transformers' own pipeline: feature extractor, whole model, generate, tokenizer."""
+    from transformers import AutoTokenizer, WhisperFeatureExtractor, WhisperForConditionalGeneration
+
+    model = WhisperForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+    extractor, tokenizer = WhisperFeatureExtractor.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    texts = []
+    for wav in wavs:
+        mel = extractor(wav, sampling_rate=16000, return_tensors="pt").input_features
+        ids = model.generate(
+            mel, do_sample=False, **({"language": "en", "task": "transcribe", "num_beams": 1} | options)
+        )
+        texts += tokenizer.batch_decode(ids, skip_special_tokens=True)
+    return [text.strip() for text in texts]
+
+
+@pytest.mark.parametrize(
+    "batch_size, head", [(1, {}), (3, {}), (1, {"beams": 3}), (2, {"language": "de", "task": "translate"})]
+)
+def test_zero_shot_transcripts_equal_transformers(corpus, folder, tmp_path, batch_size, head):
+    config = task_file(corpus, eval_batch_size=batch_size, text_rule="identity")
+    config["downstream_expert"]["head"] |= head
+    runner(_args(tmp_path / "exp", folder), config).evaluate("test")
+    rows = read_transcripts(tmp_path / "exp" / "transcripts-test.jsonl")
+    wavs = [read_audio(corpus / "wavs" / f"{row.id}.wav") for row in rows]
+    options = {"num_beams" if key == "beams" else key: value for key, value in head.items()}
+    expected = _of_transformers(folder, wavs, **options)
+    assert len(set(expected)) > 1 and all(expected)
+    assert [row.hypothesis for row in rows] == expected
+
+
+def test_a_merged_whisper_writes_what_its_plain_export_writes(corpus, folder, tmp_path):
+    """The decoder's own attention is the source; the exported folder goes through transformers alone."""
+    from s3prl_ext.commands.merge import main as merge
+
+    (tmp_path / "merge.yaml").write_text(
+        f"target: {{model: {folder}}}\nsource: {{model: {folder}, prefix: decoder}}\nlambda: 0.5\n"
+    )
+    args = _args(
+        tmp_path / "exp", None, upstream="merged_attention", upstream_ckpt=None,
+        upstream_model_config=str(tmp_path / "merge.yaml"),
+    )  # fmt: skip
+    runner(args, task_file(corpus, text_rule="identity")).evaluate("test")
+    rows = read_transcripts(tmp_path / "exp" / "transcripts-test.jsonl")
+    wavs = [read_audio(corpus / "wavs" / f"{row.id}.wav") for row in rows]
+    assert merge(["-g", str(tmp_path / "merge.yaml"), "--out", str(tmp_path / "merged")]) == 0
+    assert [row.hypothesis for row in rows] == _of_transformers(tmp_path / "merged", wavs)
+    assert [row.hypothesis for row in rows] != _of_transformers(folder, wavs)
+
+
+def test_a_long_clip_is_written_window_by_window(folder):
+    recognizer, upstream = read_whisper(folder, 32, HeadConfig("target")), UpstreamExpert(folder).eval()
+    wav = clips(80000)[0].numpy()
+    with torch.no_grad():
+        states = upstream([torch.from_numpy(recognizer.pad(wav))])["last_hidden_state"]
+    parts = [wav[start : start + WINDOW] for start in range(0, len(wav), WINDOW)]
+    assert recognizer.decode(list(states), None)[0].text == " ".join(_of_transformers(folder, parts))
+
+
+def test_a_clip_of_its_own_length_is_decoded_alone_as_in_a_batch(folder):
+    recognizer = read_whisper(folder, 32, HeadConfig("target", window="clip"))
+    wavs = clips(16000, 9000, 16000)
+    assert all(recognizer.pad(wav.numpy()).shape == tuple(wav.shape) for wav in wavs)
+    with torch.no_grad():
+        states = [UpstreamExpert(folder).eval()([wav])["last_hidden_state"][0] for wav in wavs]
+    together = recognizer.decode(states, None)
+    assert together == [recognizer.decode([state], None)[0] for state in states]
+
+
+def test_the_loss_is_that_of_transformers(folder):
+    from transformers import WhisperForConditionalGeneration
+
+    recognizer = read_whisper(folder, 32, HeadConfig("target", window="clip"))
+    model = WhisperForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+    states = [torch.randn(100, 32), torch.randn(40, 32), torch.randn(100, 32)]
+    texts = ["six spoons", "of snow", "a"]
+    loss, _ = recognizer.recognize(states, texts, [32000, 12800, 32000])
+    total, count = 0.0, 0
+    for state, text in zip(states, texts, strict=True):
+        read, written = recognizer._tokens(text)
+        assert read.tolist()[:4] == [41, 42, 45, 49] and written.tolist()[-1] == 40
+        scores = model(encoder_outputs=(state[None],), decoder_input_ids=read[None]).logits[0].log_softmax(-1)
+        kept = [(place, token) for place, token in enumerate(written.tolist()) if token != -100]
+        assert len(kept) == len(text) + 2  # a blank before it, and its end
+        total -= sum(scores[place, token].item() for place, token in kept)
+        count += len(kept)
+    assert loss.item() == pytest.approx(total / count, rel=1e-5)
+
+
+def test_fine_tuning_trains_decoder_and_encoder_and_resumes_from_its_checkpoint(corpus, folder, tmp_path):
+    config = task_file(corpus, tuning="full")
+    args = _args(tmp_path / "exp", folder, mode="train", upstream_trainable=True)
+    runner(args, config).train()
+    states = torch.load(tmp_path / "exp" / "states-3.ckpt", weights_only=True)
+    from s3prl_ext.attention.files import open_weights, weight_file
+
+    base = open_weights(weight_file(folder))
+    embedded = states["Downstream"]["head.whisper.model.decoder.embed_tokens.weight"]
+    assert not torch.equal(embedded, base["model.decoder.embed_tokens.weight"])
+    assert not torch.equal(
+        states["Upstream"]["model.encoder.layers.0.fc1.weight"], base["model.encoder.layers.0.fc1.weight"]
+    )
+    assert torch.equal(states["Upstream"]["model.encoder.conv1.weight"], base["model.encoder.conv1.weight"])
+
+
+def test_the_head_has_no_weights_of_an_encoder(folder):
+    head = read_whisper(folder, 32, HeadConfig("target")).head
+    assert not [name for name, _ in head.named_parameters() if "encoder." in name]
+
+
+def _remove(name):
+    return lambda folder: (folder / name).unlink()
+
+
+def _fewer_layers(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"decoder_layers": 3}))
+
+
+@pytest.mark.parametrize(
+    "spoil, width, head, error, sentence",
+    [
+        (None, 32, {"language": "xx"}, UsageError, "unknown downstream_expert.head.language 'xx'. Known: de, en"),
+        (None, 48, {}, DataError, "reads states of width 32, but the upstream gives 48"),
+        (_remove("tokenizer.json"), 32, {}, DataError, "lacks tokenizer.json"),
+        (_remove("generation_config.json"), 32, {}, DataError, "lacks generation_config.json"),
+        (_fewer_layers, 32, {}, DataError, "does not hold the decoder that its config.json describes"),
+    ],
+)
+def test_what_cannot_work_is_refused_in_one_sentence(tmp_path, spoil, width, head, error, sentence):
+    folder = factories.whisper_folder(tmp_path / "whisper")
+    if spoil is not None:
+        spoil(folder)
+    with pytest.raises(error, match=sentence) as caught:
+        read_whisper(folder, width, HeadConfig("target", **head))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "head, sentence",
+    [({"window": 20}, "head.window"), ({"task": "sing"}, "head.task"), ({"beams": 0}, "head.beams must be"),
+     ({"max_tokens": 0}, "head.max_tokens must be")],
+)  # fmt: skip
+def test_options_are_checked(corpus, head, sentence):
+    from s3prl_ext.downstreams.recognition.config import parse
+
+    section = task_file(corpus)["downstream_expert"]
+    section["head"] |= head
+    with pytest.raises(UsageError, match=sentence):
+        parse(section)
