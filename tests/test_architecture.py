@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "s3prl_ext"
 # part -> parts it may import (besides itself); s3prl only where SEES_S3PRL says so
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
+    "layer_sets": {"errors"},
     "writing": set(),
     "progress": set(),
     "hub": {"errors"},
@@ -75,7 +76,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "errors",
     },
 }
-EVERYWHERE = {"writing", "progress", "hub", "downloads"}  # every part may import them; they import errors at most
+EVERYWHERE = {"writing", "progress", "hub", "downloads", "layer_sets"}  # every part may import them; they import errors at most
 SEES_S3PRL = {
     "compat",
     "deltas",

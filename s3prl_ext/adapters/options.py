@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-import re
 from typing import Any
 
 from s3prl_ext.configs import as_number
 from s3prl_ext.errors import UsageError
-
-_RANGE = re.compile(r"(\d+)(?:\s*-\s*(\d+))?")
+from s3prl_ext.layer_sets import parse_layers
 
 
 def positive_integer(value: Any, where: str) -> int:
@@ -68,21 +66,14 @@ def layer_set(value: Any, where: str) -> tuple[int, ...] | None:
     """Return 0-based layer numbers, or None for ``all``.
 
     Args:
-        value: ``all``, a number, ``12-19`` with both ends included, ``0-3,8``, or a list of these.
+        value: as for :func:`s3prl_ext.layer_sets.parse_layers`; None stands for ``all``.
 
     Raises:
-        UsageError: anything else.
+        UsageError: anything else, or no layer.
     """
     if value is None or value == "all":
         return None
-    items = value if isinstance(value, (list, tuple)) else [value]
-    layers: set[int] = set()
-    for part in [part.strip() for item in items for part in str(item).split(",")]:
-        match = _RANGE.fullmatch(part)
-        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
-        if last < first:
-            raise UsageError(f"{where}: '{part}' is no layer and no range: write all, 8-11, 0-3,8 or a list.")
-        layers.update(range(first, last + 1))
+    layers = parse_layers(value, None, where)
     if not layers:
         raise UsageError(f"{where} names no layer: write all, 8-11, 0-3,8 or a list.")
-    return tuple(sorted(layers))
+    return layers

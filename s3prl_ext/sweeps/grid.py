@@ -16,7 +16,7 @@ from typing import Any
 from s3prl_ext.configs import as_number, check_keys
 from s3prl_ext.errors import UsageError, unknown_name
 from s3prl_ext.evaluation.paper_figures import mam_figure
-from s3prl_ext.merging.layers import parse_layers
+from s3prl_ext.layer_sets import parse_layers
 from s3prl_ext.merging.noise import KINDS
 from s3prl_ext.merging.similarity import METRICS
 

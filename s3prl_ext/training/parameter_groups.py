@@ -15,7 +15,7 @@ from torch import nn
 
 from s3prl_ext.configs import as_number
 from s3prl_ext.errors import UsageError
-from s3prl_ext.merging.layers import parse_layers
+from s3prl_ext.layer_sets import parse_layers
 from s3prl_ext.merging.learnable import find_lambda
 
 UPSTREAM_KEYS = ("lr", "upstream_lr")  # of methods that train the upstream

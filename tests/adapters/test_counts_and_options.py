@@ -131,7 +131,7 @@ def test_param_matched_copies_start_at_zero_and_train(tmp_path, model_name):
             {"projections": []},
             r"lora: projections must be a list of names such as \[q_proj, v_proj\], but is \[\]",
         ),
-        ("houlsby", {"layers": "9-3"}, "houlsby: layers: '9-3' is no layer and no range"),
+        ("houlsby", {"layers": "9-3"}, "houlsby: layers: '9-3' is neither a layer index nor a range"),
         ("houlsby", {"bottleneck": 1.5}, "houlsby: bottleneck must be a whole number"),
         ("prefix", {"length": 0}, "prefix: length must be a whole number"),
         ("cnn_adapter", {"param_matched": "yes"}, "cnn_adapter: param_matched must be true or false"),

@@ -88,7 +88,7 @@ KNOWN = "Known: fc1, fc2, k_proj, out_proj, q_proj, v_proj"
         ("hubert", {"method": "lora", "projections": ["q_prj"]}, ["'q_prj'; did you mean 'q_proj'?", KNOWN]),
         ("hubert", {"method": "lora", "projections": "q"}, ["unknown projection 'q'", KNOWN]),
         ("hubert", {"method": "lora", "layers": [0, 7]}, ["no layer 7; its layers are 0-1"]),
-        ("hubert", {"method": "houlsby", "layers": "encoder"}, ["'encoder' is no layer and no range"]),
+        ("hubert", {"method": "houlsby", "layers": "encoder"}, ["'encoder' is neither a layer index nor a range"]),
         ("hubert", {"method": "lora", "rank": 0}, ["rank must be a whole number of at least 1, but is 0"]),
         ("hubert", {"method": "lora", "rank": 33}, ["rank 33 is above 32", "choose at most 32"]),
         ("hubert", {"method": "houlsby", "bottleneck": 33}, ["bottleneck 33 is above the width 32"]),

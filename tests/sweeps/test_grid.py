@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from s3prl_ext.errors import UsageError
-from s3prl_ext.merging.layers import parse_layers
+from s3prl_ext.layer_sets import parse_layers
 from s3prl_ext.sweeps.grid import BASELINE, PRESETS, Arm, arms_in_order, groups_of, read_grid
 
 
