@@ -75,6 +75,20 @@ def load_yaml(path: str | os.PathLike) -> dict[str, Any]:
     return content
 
 
+class UnsetVariable(UsageError):
+    """An environment variable that a configuration needs is not set, or empty.
+
+    Attributes:
+        need: the first half of the message: the place, the variable, and what is wrong with it.
+        name: of the variable.
+    """
+
+    def __init__(self, name: str, where: str, remedy: str) -> None:
+        state = "empty" if name in os.environ else "not set"
+        self.name, self.need = name, f"{where} needs the environment variable {name}, which is {state}"
+        super().__init__(f"{self.need}: {remedy}")
+
+
 class _KeyTwice(yaml.YAMLError):
     pass
 
@@ -196,9 +210,8 @@ def _expand_text(text: str, where: str, inside: tuple[str, ...]) -> str:
             return str(BUILT_IN[name]())
         if default is not None:
             return default
-        raise UsageError(
-            f"{where} needs the environment variable {name}, which is {'empty' if name in os.environ else 'not set'}: "
-            f"`export {name}=/path/to/corpus`, or give the path itself with -o \"{where}='/path'\"."
+        raise UnsetVariable(
+            name, where, f"`export {name}=/path/to/corpus`, or give the path itself with -o \"{where}='/path'\"."
         )
 
     while _VARIABLE.search(text):

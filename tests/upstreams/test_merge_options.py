@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from s3prl_ext.configs import package_dir
 from s3prl_ext.errors import UsageError
 from s3prl_ext.merging.config import resolve_lambdas
 from s3prl_ext.upstreams.merged_attention.config import preset_names, read_config, split_options
@@ -94,6 +95,53 @@ def test_unset_variable_and_missing_file_are_named(file, monkeypatch, tmp_path):
     with pytest.raises(UsageError, match="(?s)TEXT_MODEL.*lambda must lie"):
         read_config(f"{file},,lambda=2")
     assert read_config(f"{file},,source.model=/x").sources[0].model == "/x"
+
+
+def test_variables_are_those_of_task_files(tmp_path, monkeypatch):
+    file = tmp_path / "my.yaml"
+    file.write_text(
+        'target: {upstream: hubert_local, ckpt: "${S3PRL_PACKAGE}/hubert.pt"}\n'
+        'source: {model: "${NOWHERE:-${MODELS}/bert}"}\nlambda: 0.1\n'
+    )
+    monkeypatch.delenv("NOWHERE", raising=False)
+    monkeypatch.setenv("MODELS", "/models")
+    config = read_config(str(file))
+    assert config.target.ckpt == f"{package_dir('s3prl')}/hubert.pt" and config.sources[0].model == "/models/bert"
+    monkeypatch.setenv("MODELS", "")
+    with pytest.raises(
+        UsageError, match=r"my\.yaml: source\.model needs the environment variable MODELS, which is empty"
+    ):
+        read_config(str(file))
+
+
+@pytest.mark.parametrize(
+    ("text", "places"),
+    [
+        ("target: {model: hub}\nsource: {model: bert}\nlambda: 0.1\n", ["target.model hub", "source.model bert"]),
+        ("target: {upstream: hubert_local, ckpt: hub}\nsource: {model: /x}\nlambda: 0.1\n", ["target.ckpt hub"]),
+        ("target: {model: a/b}\nsources: [{model: bert}]\nlambda: 0.1\n", ["sources.0.model bert"]),
+        (
+            "target: {model: a/b}\nsource: {model: c}\nlambda: 0.1\nlayers: {by: swd, top_k: 1, from: layers.json}\n",
+            ["layers.from layers.json"],
+        ),
+    ],
+)
+def test_a_path_that_lies_next_to_the_file_is_named(tmp_path, monkeypatch, text, places):
+    folder, other = tmp_path / "merges", tmp_path / "elsewhere"
+    for path in (folder, other):
+        path.mkdir()
+    (folder / "my.yaml").write_text(text)
+    for name in ("hub", "bert", "layers.json"):
+        (folder / name).touch()
+    monkeypatch.chdir(other)
+    with pytest.raises(UsageError) as caught:
+        read_config("../merges/my.yaml")
+    lines = str(caught.value).splitlines()
+    assert len(lines) == len(places)
+    for line, place in zip(lines, places, strict=True):
+        assert f"{place} is not in the working folder" in line and f"../merges/{place.split()[1]}" in line
+    monkeypatch.chdir(folder)
+    assert read_config("my.yaml").sources
 
 
 def test_presets_take_overrides_only(file):

@@ -3,25 +3,27 @@
 ``-g "my.yaml,,lambda=0.10,,layers=12-19,,target.ckpt=/path"``: a file, then overrides; values are YAML scalars or
 flow lists, dots reach into sections and, by index from 0, into lists: ``sources.1.lambda=0.1``. For a shipped
 configuration (``-u mam_...``) the file is left out: ``-g "lambda=0.2"`` or ``-g ",,lambda=0.2"``.
+
+Variables are those of task files: ``${NAME}``, ``${NAME:-default}``, ``${S3PRL_PACKAGE}``. Relative paths count from the
+working folder, as there.
 """
 
 from __future__ import annotations
 
 import copy
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from s3prl_ext.configs import expand_variables, load_yaml, parse_yaml, shipped_dir
+from s3prl_ext.configs import UnsetVariable, expand_variables, load_yaml, parse_yaml, shipped_dir
 from s3prl_ext.errors import UsageError, unknown_name
 from s3prl_ext.merging.config import MergeConfig, parse_config
 
 SEPARATOR = ",,"
-_VARIABLE = re.compile(r"\$\{([A-Za-z_]\w*)\}")
+PATHS = ("model", "ckpt", "from", "pairs", "root")  # keys of sections that hold a path
 
 
 def preset_names() -> list[str]:
@@ -63,7 +65,7 @@ def read_raw(
         model_config, ckpt, preset: as for :func:`read_config`.
 
     Raises:
-        UsageError: no file is named, or an override does not fit it.
+        UsageError: no file is named, an override does not fit it, or a path counts from another folder than was meant.
     """
     file, overrides = split_options(model_config)
     if preset is not None and file is not None:
@@ -84,7 +86,36 @@ def read_raw(
         target = raw.get("target")
         key = "ckpt" if isinstance(target, dict) and "upstream" in target else "model"
         raw = apply_overrides(raw, {f"target.{key}": str(ckpt)}, str(path))
+    _check_folder(raw, path)
     return raw, path.name
+
+
+def _check_folder(raw: dict[str, Any], path: Path) -> None:
+    """Raise UsageError where a path of a file is meant from the file's folder, but not there from the working folder."""
+    problems = []
+    for place, value in _paths(raw):
+        beside = path.parent / value
+        if not Path(value).expanduser().exists() and beside.exists():
+            problems.append(
+                f"{path}: {place} {value} is not in the working folder, from which paths count; the one next to the file "
+                f"is {beside}: write that, or run from {path.parent.resolve()}."
+            )
+    if problems:
+        raise UsageError("\n".join(problems))
+
+
+def _paths(raw: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield place and value of each path that a file names: of models, pairs and layers.json."""
+    places = {"target": raw.get("target"), "source": raw.get("source"), "layers": raw.get("layers")}
+    listed = raw.get("sources")
+    for number, source in enumerate(listed if isinstance(listed, list) else []):
+        places |= {f"sources.{number}": source}
+        places |= {f"sources.{number}.layers": source.get("layers") if isinstance(source, dict) else None}
+    for place, section in places.items():
+        for key in PATHS:
+            value = section.get(key) if isinstance(section, dict) else None
+            if isinstance(value, str) and value and "${" not in value:
+                yield f"{place}.{key}", value
 
 
 def check_config(raw: dict[str, Any], name: str) -> MergeConfig:
@@ -108,7 +139,7 @@ def check_config(raw: dict[str, Any], name: str) -> MergeConfig:
 
 
 def _unset_variables(value: Any, where: str) -> Iterator[str]:
-    """Yield a complaint for each ``${NAME}`` without a default in `value` that is not in the environment."""
+    """Yield a complaint for each text in `value` with a variable that is not in the environment and has no default."""
     if isinstance(value, dict):
         for key, item in value.items():
             yield from _unset_variables(item, f"{where}: {key}" if where.endswith(".yaml") else f"{where}.{key}")
@@ -116,14 +147,11 @@ def _unset_variables(value: Any, where: str) -> Iterator[str]:
         for index, item in enumerate(value):
             yield from _unset_variables(item, f"{where}.{index}")
     elif isinstance(value, str):
-        for name in _VARIABLE.findall(value):
-            if not os.environ.get(name):
-                key = where.rpartition(": ")[2]
-                yield (
-                    f"{where} needs the environment variable {name}, which is "
-                    f"{'empty' if name in os.environ else 'not set'}: "
-                    f'`export {name}=/path/to/model`, or give the path with -g ",,{key}=/path".'
-                )
+        try:
+            expand_variables(value, where)
+        except UnsetVariable as error:
+            key = where.rpartition(": ")[2]
+            yield f'{error.need}: `export {error.name}=/path/to/model`, or give the path with -g ",,{key}=/path".'
 
 
 def split_options(text: str | os.PathLike | None) -> tuple[str | None, dict[str, Any]]:
