@@ -235,7 +235,8 @@ def _overrides(override: str | None) -> dict[str, str]:
 
 def _check_files(flags: argparse.Namespace, overwrite: bool) -> Path | None:
     """Check checkpoints and folders; return the checkpoint that -e or -a resumes, or None for a new experiment."""
-    from s3prl_ext.training import checkpoint  # imports torch: not before it is needed
+    from s3prl_ext.deltas import folders  # imports torch: not before it is needed
+    from s3prl_ext.training import checkpoint
 
     auto = flags.auto_resume and checkpoint.numbered(_expdir(flags))
     if flags.auto_resume and overwrite:
@@ -246,10 +247,12 @@ def _check_files(flags: argparse.Namespace, overwrite: bool) -> Path | None:
             continue
         path = Path(value)
         if not path.exists():
-            raise UsageError(f"{flag} {value}: no such checkpoint or experiment folder.")
+            raise UsageError(f"{flag} {value}: {folders.missing(path)}")
         if path.is_dir():
-            if flag == "-i" or not checkpoint.numbered(path):
-                raise UsageError(f"{flag} {value}: name a checkpoint; this folder holds no states-N.ckpt to choose.")
+            kind = folders.other_kind(path)
+            if flag == "-i" or kind or not checkpoint.numbered(path):
+                why = "-i takes a file" if flag == "-i" else "this folder holds no states-N.ckpt to choose"
+                raise UsageError(f"{flag} {value}: {f'this {kind}' if kind else f'name a checkpoint; {why}'}.")
             path = checkpoint.numbered(path)[-1]
         checkpoint.check_readable(path)
         resumed = resumed or (path if flag != "-i" else None)

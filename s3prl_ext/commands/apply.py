@@ -59,6 +59,10 @@ def revert_main(argv: Sequence[str] | None = None) -> int:
     args = _parser("revert").parse_args(argv)
     task, plain, model = _opened(args)
     delta = task.delta
+    if "Upstream" in task.checkpoint:
+        raise UsageError(
+            f"{task.path} holds a whole upstream, which cannot be taken out of a tuned model: keep the base."
+        )
     if delta is None:
         raise UsageError(
             f"{task.path} is a checkpoint, which holds tuned weights only: give the run's delta.safetensors."
@@ -91,7 +95,7 @@ def _parser(command: str = "apply") -> argparse.ArgumentParser:
         epilog=f"example:\n  s3prl-ext {command} --delta exp/ks/delta.safetensors {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--delta", required=True, help="delta.safetensors, or a run's folder that holds one")
+    parser.add_argument("--delta", required=True, help="delta.safetensors, a run's folder, or its checkpoint")
     parser.add_argument("--model", required=True, type=Path, help="transformers folder, or checkpoint file")
     parser.add_argument("--out", required=True, type=Path, help="new folder or file of the same kind")
     parser.add_argument("-u", "--upstream", help="upstream that loads --model, where the delta's own name does not fit")

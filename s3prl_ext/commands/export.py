@@ -90,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--delta", required=True, help="delta.safetensors, a run's folder that holds one, or a checkpoint"
+        "--delta", required=True, help="delta.safetensors, a run's folder (also of a full run), or a checkpoint"
     )
     parser.add_argument("-u", "--upstream", help="upstream that was tuned, where the delta's own name does not fit")
     parser.add_argument("-k", "--upstream_ckpt", help="its checkpoint or model, where it has moved")

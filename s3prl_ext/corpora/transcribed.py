@@ -160,9 +160,10 @@ def corpus_folder(root: Path, corpus: CorpusCard) -> Path:
     for folder in (root, root / corpus.folder):
         if all((folder / name).exists() for name in corpus.contents[:2]):
             return folder
+    lacking = [name for name in corpus.contents[:2] if not (root / name).exists()]
     raise DataError(
-        f"{root} is no folder of {corpus.name}: it lacks {' and '.join(corpus.contents[:2])}; give the folder that holds "
-        "them."
+        f"{root} is no folder of {corpus.name}: it lacks {' and '.join(lacking)}; give the folder that holds "
+        f"{' and '.join(corpus.contents[:2])}."
     )
 
 

@@ -30,6 +30,7 @@ CARD = CorpusCard(
 )
 
 MICROPHONE = "mic1"
+OLDER = "wav48"  # the folder with the audio of version 0.80 and before: SPEAKER/SPEAKER_NNN.wav
 INCOMPLETE = ("p315", "p362")  # speakers whose text, or some of whose audio, the archive lacks itself
 
 
@@ -44,13 +45,31 @@ def read(root: Path, on_missing: str = "error") -> list[Utterance]:
     Raises:
         DataError: no such corpus, an unreadable text, missing audio or text (an empty text counts as missing).
     """
-    root = corpus_folder(root, CARD)
+    root = _folder(Path(root))
     suffix = f"_{MICROPHONE}.flac"
     audio = {p.name.removesuffix(suffix): p for p in sorted((root / CARD.contents[1]).glob(f"*/*{suffix}"))}
     texts = {path.stem: text for path in sorted((root / "txt").glob("*/*.txt")) if (text := _text(path))}
     expected = [id for id in {*audio, *texts} if _speaker(id) in INCOMPLETE]
     ids = match_audio(texts, audio, f"{CARD.name} in {root}", on_missing, expected)
     return [Utterance(id, audio[id], texts[id], _speaker(id)) for id in ids]
+
+
+def _folder(root: Path) -> Path:
+    """Return the folder of the corpus.
+
+    Raises:
+        DataError: it is not there, or holds an older version, whose audio is not trimmed and has one microphone.
+    """
+    try:
+        return corpus_folder(root, CARD)
+    except DataError:
+        older = [folder for folder in (root, *sorted(root.glob("VCTK-Corpus*"))) if (folder / OLDER).is_dir()]
+        if not older:
+            raise
+    raise DataError(
+        f"{older[0]} is an older version of VCTK (0.80: {OLDER}, one microphone, silences not trimmed), and the splits and "
+        f"recipes are those of 0.92: get {CARD.name} with s3prl-ext prepare vctk --download."
+    )
 
 
 def held_out(speakers: Sequence[str]) -> dict[str, list[str]]:

@@ -12,8 +12,9 @@ from typing import Any
 
 import yaml
 
+from s3prl_ext.deltas.folders import DELTA_FILE
 from s3prl_ext.deltas.model_card import task_flags
-from s3prl_ext.deltas.tuned_task import FILE_NAME, TunedTask
+from s3prl_ext.deltas.tuned_task import TunedTask
 from s3prl_ext.errors import UsageError
 from s3prl_ext.training import checkpoint
 
@@ -22,7 +23,7 @@ def find_delta(past_exp: str) -> Path | None:
     """Return the delta that ``-e`` names: the file, or that of a folder without ``states-N.ckpt``; None for others."""
     path = Path(past_exp)
     if path.is_dir() and not checkpoint.numbered(path):
-        path = path / FILE_NAME
+        path = path / DELTA_FILE
     return path if path.suffix == checkpoint.DELTA_SUFFIX and path.is_file() else None
 
 

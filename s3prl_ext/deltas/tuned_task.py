@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from s3prl_ext import adapters
 from s3prl_ext.child_tuning import delta as delta_files
 from s3prl_ext.child_tuning.delta import Delta, difference, state_sha256
+from s3prl_ext.deltas.folders import file_of, missing
 from s3prl_ext.deltas.plain_upstream import is_merged, loader_of
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.merging.learnable import PARAMETER_NAME, find_lambda
@@ -20,8 +21,6 @@ from s3prl_ext.merging.learnable import fold as fold_lambda
 from s3prl_ext.training import checkpoint
 from s3prl_ext.training.early_stop import candidates
 from s3prl_ext.training.tuned_upstream import KEY
-
-FILE_NAME = "delta.safetensors"
 
 
 @dataclass(frozen=True)
@@ -45,17 +44,17 @@ class TunedTask:
 
     @classmethod
     def read(cls, path: str | Path) -> TunedTask:
-        """Read a delta file, the delta of a run folder, or a checkpoint.
+        """Read a delta file, a checkpoint, or the folder of a run: its delta, else its best checkpoint, else its latest.
 
         Raises:
             DataError: it is missing, damaged, or something else.
         """
         path = Path(path)
         if path.is_dir():
-            if not (path / FILE_NAME).is_file():
-                raise DataError(f"{path} holds no {FILE_NAME}: name a delta, or a checkpoint of the run.")
-            path = path / FILE_NAME
-        if path.is_file() and path.suffix == ".ckpt":
+            path = file_of(path, prefer_delta=True)
+        if not path.exists():
+            raise DataError(missing(path))
+        if path.suffix == ".ckpt":
             states = checkpoint.load(path)
             changes = {key: states[key] for key in (KEY, "Upstream") if key in states}
             changes["base_sha256"] = states.get(checkpoint.EXTENSION_KEY, {}).get("upstream_sha256")

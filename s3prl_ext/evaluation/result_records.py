@@ -159,6 +159,8 @@ def read_record(path: Path) -> ResultRecord:
         DataError: it is missing, is no JSON, or no result file; the sentence says what is wrong.
     """
     path = Path(path)
+    if path.suffix in (".ckpt", ".safetensors"):
+        raise DataError(f"{path} holds weights, not results: give the folder of the run, or its result.json.")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -14,17 +14,15 @@ import torch
 from torch import nn
 
 from s3prl_ext.configs import load_yaml
+from s3prl_ext.deltas.folders import EXPORT_FILE, file_of, missing
 from s3prl_ext.deltas.model_card import HEAD_FILE, TASK_FILE
 from s3prl_ext.deltas.plain_upstream import build_tuned_from
 from s3prl_ext.deltas.switch import TaskSwitch
-from s3prl_ext.deltas.tuned_task import FILE_NAME, TunedTask, load_whole
+from s3prl_ext.deltas.tuned_task import TunedTask, load_whole
 from s3prl_ext.errors import DataError
 from s3prl_ext.training import checkpoint, tuned_upstream
 from s3prl_ext.upstreams.merged_attention.record import UNKNOWN, check_merge_record
 from s3prl_ext.upstreams.speech_models import upstream_name
-
-BEST_FILES = ("dev-best.ckpt", "dev-clean-best.ckpt", "best-states-dev.ckpt")  # s3prl's names, by task
-EXPORT_FILE = "export.json"
 
 
 @dataclass(frozen=True)
@@ -85,30 +83,14 @@ def read(path: str | Path) -> Trained:
     path = Path(path)
     if path.is_dir() and (path / EXPORT_FILE).is_file():
         return _exported(path)
-    file = choose(path) if path.is_dir() else path
+    file = file_of(path) if path.is_dir() else path
     if not file.exists():
-        raise DataError(f"no such run, checkpoint or delta: {path}.")
+        raise DataError(missing(path))
     if file.suffix == ".ckpt":
         extension = _extension(file)
         return Trained(TunedTask.read(file), extension.get("upstream_sha256"), extension.get("merge"))
     task = TunedTask.read(file)
     return Trained(task, merge=task.info.get("merge", UNKNOWN))
-
-
-def choose(folder: Path) -> Path:
-    """Return the checkpoint or delta of a run that stands for it.
-
-    Raises:
-        DataError: the folder holds none.
-    """
-    best = [folder / name for name in BEST_FILES if (folder / name).is_file()]
-    found = [*best, *sorted(folder.glob("*best*.ckpt")), *reversed(checkpoint.numbered(folder))]
-    found += [folder / FILE_NAME] if (folder / FILE_NAME).is_file() else []
-    if not found:
-        raise DataError(
-            f"{folder} holds no checkpoint and no {FILE_NAME}: name the folder of a run (its -p), a checkpoint or a delta."
-        )
-    return found[0]
 
 
 def _extension(path: Path) -> Mapping[str, Any]:

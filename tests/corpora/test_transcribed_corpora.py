@@ -166,6 +166,17 @@ def test_no_corpus_there(tmp_path):
         vctk.read(tmp_path)
 
 
+@pytest.mark.parametrize("inside", [False, True])
+def test_an_older_vctk_is_named(voices, tmp_path, inside):
+    folder = voices.rename(tmp_path / "VCTK-Corpus")
+    (folder / "wav48_silence_trimmed").rename(folder / "wav48")
+    with pytest.raises(DataError, match=r"VCTK-Corpus is an older version of VCTK \(0\.80: wav48, one microphone"):
+        vctk.read(tmp_path if inside else folder)
+    (folder / "wav48").rename(folder / "audio")
+    with pytest.raises(DataError, match=r"it lacks wav48_silence_trimmed; give the folder that holds txt and wav48_s"):
+        vctk.read(folder)
+
+
 @pytest.mark.parametrize("rate", [22050, 48000])
 def test_audio_is_resampled_on_reading(tmp_path, rate):
     path = tmp_path / "tone.wav"

@@ -64,7 +64,7 @@ def test_a_task_is_added_while_another_is_on(ckpt, tasks):
     switch.switch("ks")
     switch.add("asr", TunedTask.read(tasks["asr"][0]))
     assert switch.active == "ks" and made.same(made.features(upstream), tasks["ks"][1])
-    with pytest.raises(DataError, match="no such delta"):
+    with pytest.raises(DataError, match="no such checkpoint, delta or folder"):
         switch.add("third", "missing.safetensors")
     with pytest.raises(UsageError, match="'ks' already"):
         switch.add("ks", tasks["asr"][0])

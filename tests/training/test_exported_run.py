@@ -41,6 +41,21 @@ def test_train_export_load(build, hubert_ckpt, tmp_path, tuning):
     assert record["model"]["source"] == "delta.safetensors" and record["info"]["metrics"]["dev"]["acc"] > 0
 
 
+@pytest.mark.parametrize("best", [True, False])
+def test_the_folder_of_a_full_run_is_exported(build, hubert_ckpt, tmp_path, best):
+    config = experiments.task_config("ks", {"method": "full"}, total_steps=2, eval_step=2, save_step=2)
+    args = experiments.make_args(tmp_path / "exp", upstream="hubert_local", upstream_ckpt=hubert_ckpt)
+    runner = build(args, config)
+    runner.train()
+    if not best:
+        (tmp_path / "exp" / "dev-best.ckpt").unlink()
+    assert export(["--delta", str(tmp_path / "exp"), "--out", str(tmp_path / "out")]) == 0
+    written = made.build("hubert_local", tmp_path / "out" / Path(hubert_ckpt).name)
+    assert made.same(made.features(written), made.features(runner.upstream.model))
+    record = json.loads((tmp_path / "out" / "export.json").read_text())
+    assert record["model"]["source"] == ("dev-best.ckpt" if best else "states-2.ckpt")
+
+
 @pytest.mark.parametrize("tuning", [LORA, {"method": "bitfit"}], ids=lambda t: t["method"])
 def test_a_merge_and_an_adapter_are_folded_together(build, hubert_ckpt, tmp_path, tuning):
     source = factories.bert_folder(tmp_path / "bert")
