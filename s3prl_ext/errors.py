@@ -121,7 +121,10 @@ def sentence(error: BaseException) -> str:
             text = text.splitlines()[-1].partition(": ")[2]
         return text
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"the disk is full while writing {error.filename or 'a file'}; free some space and resume with -a."
+        return (
+            f"the disk is full while writing {error.filename or 'a file'}; free some space and give the same command again "
+            "(a training with -a)."
+        )
     if isinstance(error, OSError) and error.filename:
         return (
             f"{os.strerror(error.errno) if error.errno else 'cannot open'}: {error.filename}; check the corpus folder "

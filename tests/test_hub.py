@@ -87,6 +87,16 @@ def test_a_revision_is_asked_for_and_recorded(server, tmp_path):
     assert json.loads(json.dumps(record)) == record
 
 
+def test_a_result_file_names_the_commits(server, tmp_path):
+    from s3prl_ext.training import results
+    from tests.experiments import make_args
+
+    find_model("facebook/hubert@v1")
+    args = make_args(tmp_path, mode="evaluate", upstream="hf_speech_custom", upstream_ckpt="facebook/hubert@v1")
+    path = results.write(args, {"downstream_expert": {}}, {"test": {"acc": 0.5}}, 0, 1.0, {})
+    assert json.loads(path.read_text())["hub"] == {"facebook/hubert@v1": server.commit("facebook/hubert")}
+
+
 def test_s3prls_own_entries_take_a_revision(server):
     import s3prl.hub
 

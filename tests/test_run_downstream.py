@@ -123,7 +123,11 @@ def test_errors_are_one_sentence_with_an_exit_code(capsys, monkeypatch):
         for error, code, text in (
             (UsageError("say what."), 2, "s3prl-ext: say what."),
             (FileNotFoundError(2, "gone", "/x/y"), 1, "No such file or directory: /x/y"),
-            (OSError(28, "full", "/x/z"), 1, "the disk is full while writing /x/z"),
+            (
+                OSError(28, "full", "/x/z"),
+                1,
+                "the disk is full while writing /x/z; free some space and give the same command again (a training with -a)",
+            ),
             (KeyError("slot"), 1, "KeyError: 'slot' (S3PRL_EXT_DEBUG=1"),
         ):
             with pytest.raises(SystemExit) as exit_info, one_sentence_errors():

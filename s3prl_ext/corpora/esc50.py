@@ -16,7 +16,7 @@ from pathlib import Path
 import soundfile
 from tqdm import tqdm
 
-from s3prl_ext.corpora.archives import CorpusCard, download, unpack
+from s3prl_ext.corpora.archives import CorpusCard, download, is_hidden, unpack
 from s3prl_ext.corpora.splits import SPLITS, hash_split
 from s3prl_ext.errors import DataError, UsageError, unknown_name
 from s3prl_ext.writing import written_folder
@@ -238,7 +238,11 @@ def _clip(row: dict[str, str], root: Path, line: int) -> Clip:
 def _check_audio(listed: set[str], lines: int, root: Path) -> None:
     """Refuse lines without audio, audio without a line, and a file listed twice."""
     folder = root / "audio"
-    found = {path.name for path in folder.iterdir() if path.suffix == ".wav"} if folder.is_dir() else set()
+    found = (
+        {path.name for path in folder.iterdir() if path.suffix == ".wav" and not is_hidden(path)}
+        if folder.is_dir()
+        else set()
+    )
     if len(listed) < lines:
         raise DataError(f"{root / META} names {lines - len(listed)} files twice: restore the official table.")
     if without := sorted(listed - found):

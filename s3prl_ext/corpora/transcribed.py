@@ -121,7 +121,9 @@ def match_audio(
             continue
         sentence = f"{corpus}: {len(unexpected)} {what}: {', '.join(unexpected[:3])}{' ...' * (len(unexpected) > 3)}"
         if on_missing == "error":
-            raise DataError(f"{sentence}; complete the corpus, or leave them out with on_missing: skip.")
+            raise DataError(
+                f"{sentence}; complete the corpus, or leave them out with on_missing: skip (prepare: --on-missing skip)."
+            )
         logger.warning("%s; left out", sentence)
     both = sorted(texts.keys() & audio.keys())
     if not both:
@@ -167,13 +169,16 @@ def corpus_folder(root: Path, corpus: CorpusCard) -> Path:
     )
 
 
-def validate(corpus: TranscribedCorpus, root: Path) -> str:
+def validate(corpus: TranscribedCorpus, root: Path, on_missing: str = "error") -> str:
     """Read every transcript and the header of every recording; return a summary in one sentence.
+
+    Args:
+        on_missing: one of :data:`ON_MISSING`.
 
     Raises:
         DataError: text or audio is missing or unreadable.
     """
-    utterances = corpus.read(root, "error")
+    utterances = corpus.read(root, on_missing)
     seconds, rates = 0.0, set()
     for utterance in tqdm(utterances, desc=corpus.card.name, unit="clip"):
         try:
@@ -203,11 +208,13 @@ def prepare(corpus: TranscribedCorpus, name: str, argv: Sequence[str] | None = N
     place.add_argument("--out", type=Path, help=f"folder of the archive and of {corpus.card.folder}/")
     place.add_argument("--validate", type=Path, metavar="DIR", help="only check the corpus in this folder")
     parser.add_argument("--download", action="store_true", help="fetch the archive where it is missing; resumes")
+    parser.add_argument("--on-missing", choices=ON_MISSING, default="error",
+                        help="a transcript without audio, or the reverse: stop, or leave it out (default: error)")  # fmt: skip
     args = parser.parse_args(argv)
     if args.validate:
         folder = args.validate
     else:
         folder = (download if args.download else unpack)(corpus.card, args.out)
-    print(validate(corpus, folder))
+    print(validate(corpus, folder, args.on_missing))
     print(f"export {name.upper()}={corpus_folder(folder, corpus.card).absolute()}")
     return 0

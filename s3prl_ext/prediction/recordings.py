@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from s3prl_ext.errors import DataError
 
 # Files of these suffixes are taken from a folder. Those of the second row cannot be read, and are named in an error.
 READABLE = {name.lower() for name in soundfile.available_formats()} - {"raw"} | {"aif", "oga", "opus", "sph", "wave"}
+CUT_SECONDS = 0.01  # a file that lacks less than this is taken as whole
 UNREADABLE = {"m4a", "mp4", "aac", "wma", "webm", "amr", "ac3"}
 
 
@@ -81,7 +82,12 @@ def read(path: str | os.PathLike) -> Recording:
             f"{path} cannot be read as audio ({reason}): give WAV, FLAC, OGG, MP3 or AIFF, or convert it, for example "
             "with `ffmpeg -i IN OUT.wav`."
         ) from error
-    return from_samples(samples, rate, str(path))
+    recording = from_samples(samples, rate, str(path))
+    promised = _promised_seconds(path)
+    if promised is not None and promised - len(samples) / rate > CUT_SECONDS:
+        note = f"cut short: its header promises {promised:.2f} s, the file holds {len(samples) / rate:.2f} s"
+        recording = replace(recording, notes=(note, *recording.notes))
+    return recording
 
 
 def from_samples(samples: np.ndarray, rate: int, name: str = "samples") -> Recording:
@@ -110,6 +116,25 @@ def from_samples(samples: np.ndarray, rate: int, name: str = "samples") -> Recor
     if rate != SAMPLE_RATE:
         notes.append(f"resampled from {rate} Hz to {SAMPLE_RATE} Hz")
     return Recording(name, resample(samples, int(rate)), tuple(notes))
+
+
+def _promised_seconds(path: Path) -> float | None:
+    """Return the duration that the header of a WAV file states; None for another format, or where it is not known."""
+    with open(path, "rb") as file:
+        head = file.read(12)
+        if head[:4] != b"RIFF" or head[8:] != b"WAVE":
+            return None
+        bytes_per_second = 0
+        while len(chunk := file.read(8)) == 8:
+            name, size = chunk[:4], int.from_bytes(chunk[4:], "little")
+            if name == b"data":
+                streamed = size in (0, 0x7FFFFFFF, 0xFFFFFFFF)  # written before the length was known
+                return None if streamed or not bytes_per_second else size / bytes_per_second
+            start = file.tell()
+            if name == b"fmt ":
+                bytes_per_second = int.from_bytes(file.read(16)[8:12], "little")
+            file.seek(start + size + size % 2)
+    return None
 
 
 def _is_audio(path: Path) -> bool:

@@ -62,6 +62,24 @@ def test_ljspeech_reads_the_normalised_column(lj):
     assert ljspeech.read(lj.parent) == utterances  # the folder around it will do
 
 
+def test_hidden_files_of_a_copy_from_macos_are_left_alone(lj, voices):
+    (lj / "wavs" / "._LJ001-0001.wav").write_bytes(b"x")
+    flac = next((voices / "wav48_silence_trimmed" / "p225").glob("*_mic1.flac"))
+    flac.with_name(f"._{flac.name}").write_bytes(b"x")
+    (voices / "txt" / "p225" / "._p225_001.txt").write_bytes(b"\xff\xfe")
+    assert len(ljspeech.read(lj)) == 50
+    assert not [u for u in vctk.read(voices) if u.id.startswith(".")]
+
+
+def test_prepare_leaves_out_a_clip_without_text_where_it_is_told_to(lj, capsys):
+    table = (lj / "metadata.csv").read_text().splitlines(keepends=True)
+    (lj / "metadata.csv").write_text("".join(table[1:]))
+    with pytest.raises(DataError, match=r"1 recordings have no transcript: LJ001-0001.*prepare: --on-missing skip"):
+        prepare_main(["ljspeech", "--validate", str(lj)])
+    assert prepare_main(["ljspeech", "--validate", str(lj), "--on-missing", "skip"]) == 0
+    assert "49 utterances" in capsys.readouterr().out
+
+
 def test_ljspeech_splits_by_chapter(lj):
     splits = ljspeech.CORPUS.splits(ljspeech.read(lj), "chapter")
     assert {id[:5] for id in splits["test"]} == {*LJ_TEST} and {id[:5] for id in splits["dev"]} == {*LJ_DEV}

@@ -35,6 +35,24 @@ def test_any_rate_and_format(tmp_path, rate, suffix):
     assert recording.notes == (() if rate == SECOND else (f"resampled from {rate} Hz to 16000 Hz",))
 
 
+@pytest.mark.parametrize("subtype", ["PCM_16", "ULAW", "FLOAT"])
+def test_a_wav_that_is_cut_short_is_read_and_said(tmp_path, subtype):
+    path = tmp_path / "a.wav"
+    soundfile.write(path, tone(16000), 16000, subtype=subtype)
+    assert read(path).notes == ()
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    (note,) = read(path).notes
+    assert note.startswith("cut short: its header promises 1.00 s, the file holds 0.")
+    streamed = bytearray(whole)
+    place = streamed.index(b"data") + 4
+    streamed[place : place + 4] = b"\xff" * 4
+    path.write_bytes(streamed)
+    assert not [note for note in read(path).notes if "cut short" in note], (
+        "a length that was not known promises nothing"
+    )
+
+
 def test_channels_are_averaged(tmp_path):
     left, right = tone(44100), 0.5 * tone(44100)
     soundfile.write(tmp_path / "a.wav", np.stack([left, right], 1), 44100, subtype="FLOAT")
