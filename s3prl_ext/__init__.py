@@ -6,9 +6,17 @@ The functions ``register_...`` add upstreams, tasks, attention layouts and tunin
 
 TYPE_CHECKING = False  # the start-up hook imports this package: not even typing is imported here
 if TYPE_CHECKING:
-    from s3prl_ext.extensions import register_layout, register_method, register_tasks, register_upstream
+    from s3prl_ext.extensions import (
+        register_layout,
+        register_method,
+        register_task_row,
+        register_tasks,
+        register_upstream,
+    )
 
-__all__ = ["install", "register_layout", "register_method", "register_tasks", "register_upstream", "uninstall"]
+__all__ = [
+    "install", "register_layout", "register_method", "register_task_row", "register_tasks", "register_upstream", "uninstall"
+]  # fmt: skip
 
 __version__ = "0.1.0"
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
@@ -23,10 +23,12 @@ from typing import TYPE_CHECKING, Any
 
 from s3prl_ext import plugin
 from s3prl_ext.configs import package_dir
-from s3prl_ext.errors import UsageError, sentence
+from s3prl_ext.errors import UsageError, sentence, unknown_name
 
 if TYPE_CHECKING:
     from s3prl_ext.attention.layouts import Layout
+    from s3prl_ext.metrics import Metric
+    from s3prl_ext.tasks import Task
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +41,7 @@ class Registered:
     """Something that was registered.
 
     Attributes:
-        kind: ``upstream``, ``task``, ``layout`` or ``method``.
+        kind: ``upstream``, ``task``, ``task row``, ``layout`` or ``method``.
         name: its name.
         owner: the extension, or ``a call in this process``.
         undo: takes it back, where :func:`s3prl_ext.plugin.uninstall` does not.
@@ -121,6 +123,43 @@ def register_tasks(folder: str | Path) -> None:
     plugin.add_task_folder(folder)
     for name in names:
         _remember("task", name)
+
+
+def register_task_row(row: Task, metrics: Mapping[str, Metric] | None = None) -> None:
+    """Say how a task is judged by races, reports and sweeps: its metric and its splits.
+
+    Args:
+        row: of the task; without one a task is judged by the first that it reports of slot_type_f1, per, wer, error, der
+            and acc, on ``dev`` and ``test``.
+        metrics: direction and unit of metrics that are new.
+
+    Raises:
+        UsageError: there is a row of that name or a metric of that name, or a metric of the row is unknown.
+    """
+    from s3prl_ext import tasks
+    from s3prl_ext.metrics import METRICS
+
+    new = dict(metrics or {})
+    rows = (*tasks.TASKS, *tasks.added)
+    _claim("task row", row.name, OURS if row.name in {name for r in rows for name in (r.name, r.downstream)} else None)
+    for name in new:
+        _claim("metric", name, OURS if name in METRICS else None)
+    unknown = [name for name in row.metrics if name not in {*METRICS, *new}]
+    if unknown or not row.metrics:
+        raise (
+            unknown_name("metric", unknown[0], [*METRICS, *new])
+            if unknown
+            else UsageError(f"the row of the task '{row.name}' names no metric: give those that it is judged by.")
+        )
+    METRICS.update(new)
+    tasks.added.append(row)
+
+    def undo() -> None:
+        tasks.added.remove(row)
+        for name in new:
+            del METRICS[name]
+
+    _remember("task row", row.name, undo)
 
 
 def register_layout(row: Layout) -> None:

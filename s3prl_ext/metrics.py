@@ -1,9 +1,8 @@
-"""Metrics of the ten tasks: direction, unit, and which one each task is judged by."""
+"""Metrics of the tasks: direction and unit."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from s3prl_ext.errors import unknown_name
@@ -68,14 +67,8 @@ def metric(name: str) -> Metric:
     return METRICS[name]
 
 
-# What a task is judged by, where nobody says otherwise: the first of these that it reports.
+# What a task without a row in s3prl_ext.tasks is judged by: the first of these that it reports.
 MAIN_METRICS = ("slot_type_f1", "per", "wer", "error", "der", "acc")
-
-
-def main_metric(reported: Iterable[str]) -> str | None:
-    """Return the name of the metric that a task with these metrics is judged by; None where it reports none of them."""
-    names = set(reported)
-    return next((name for name in MAIN_METRICS if name in names), None)
 
 
 def heading(name: str) -> str:

@@ -248,7 +248,7 @@ def test_extensions_of_the_page_are_seen(story):
         "upstream my_merge",
         "layout distilbert",
         "method ffn_gain",
-        "task clip_labels",
+        "task clip_labels, task row clip_labels",
     ):
         assert re.search(rf"of my_extension 0\.1 +{shown}$", doctor, re.MULTILINE), shown
     methods = story(page).reach(lines.index("s3prl-ext methods"))

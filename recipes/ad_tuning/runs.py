@@ -10,16 +10,11 @@ from typing import Any
 
 from s3prl_ext.evaluation.predictions import read_json as read
 from s3prl_ext.metrics import METRICS
+from s3prl_ext.tasks import named
 
-# task -> (metric, dev split, test split)
+# task -> (metric, dev split, test split), in the order of AD-TUNING's Table 2
 TASKS: dict[str, tuple[str, str, str]] = {
-    "asr": ("wer", "dev-clean", "test-clean"),
-    "pr": ("per", "dev", "test"),
-    "sd": ("der", "dev", "test"),
-    "sid": ("acc", "dev", "test"),
-    "sf": ("slot_type_f1", "dev", "test"),
-    "ic": ("acc", "dev", "test"),
-    "ks": ("acc", "dev", "test"),
+    row.name: (row.metrics[0], row.dev, row.test) for row in map(named, ("asr", "pr", "sd", "sid", "sf", "ic", "ks"))
 }
 SHOWN = {"wer": "WER", "per": "PER", "der": "DER", "acc": "accuracy", "slot_type_f1": "slot type F1"}
 

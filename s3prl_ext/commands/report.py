@@ -21,7 +21,8 @@ from s3prl_ext.evaluation.superb_row import superb_table
 from s3prl_ext.evaluation.tables import Table, csv_text, latex, markdown
 from s3prl_ext.evaluation.transcript_tables import transcript_tables
 from s3prl_ext.evaluation.utterance_comparison import with_intervals_over
-from s3prl_ext.metrics import heading, main_metric, metric
+from s3prl_ext.metrics import heading, metric
+from s3prl_ext.tasks import main_metric, named, reported_splits
 from s3prl_ext.writing import write_text
 
 logger = logging.getLogger(__name__)
@@ -134,7 +135,7 @@ def _plain_tables(runs: Sequence[ScoredRun], flags: argparse.Namespace, left_out
     ):
         those = [run for run in runs if (run.task, run.split) == (task, split)]
         reported = dict.fromkeys(name for run in those for name in run.values)
-        name = flags.metric or main_metric(reported)
+        name = flags.metric or main_metric(named(task), reported)
         if name not in reported:
             left_out.append(f"{task}, {split}: has no {name or 'metric of a known task'}, only {', '.join(reported)}.")
             continue
@@ -212,7 +213,7 @@ def _cells(
     found: dict[Cell, list[ScoredRun]] = {}
     strangers = []
     for run in runs:
-        wanted = run.split == flags.split if flags.split else run.split in ("test", "test-clean")
+        wanted = run.split == flags.split if flags.split else run.split in reported_splits()
         cell = paper.match(run.task, run.facts) if wanted and run.task in paper.tasks else None
         if cell is not None and paper.metrics[run.task] in run.values:
             found.setdefault(cell, []).append(run)

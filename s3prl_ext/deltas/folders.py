@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from s3prl_ext.errors import DataError
+from s3prl_ext.tasks import best_checkpoints
 from s3prl_ext.training import checkpoint
 
 DELTA_FILE = "delta.safetensors"
 EXPORT_FILE, MERGE_FILE, SWEEP_FILE = "export.json", "merge.json", "sweep.json"
-BEST_FILES = ("dev-best.ckpt", "dev-clean-best.ckpt", "best-states-dev.ckpt")  # s3prl's names, by task
 
 # what other folders are, and what to do with them; the first whose file is there
 OTHERS = {
@@ -27,7 +27,7 @@ def other_kind(folder: Path) -> str | None:
 
 def checkpoints(folder: Path) -> list[Path]:
     """Return the checkpoints of a run, its best ones first, then the latest."""
-    best = [folder / name for name in BEST_FILES if (folder / name).is_file()]
+    best = [folder / name for name in best_checkpoints() if (folder / name).is_file()]
     return list(dict.fromkeys([*best, *sorted(folder.glob("*best*.ckpt")), *reversed(checkpoint.numbered(folder))]))
 
 

@@ -9,13 +9,8 @@ from typing import Any
 
 from s3prl_ext.evaluation.clusters import UTTERANCE
 from s3prl_ext.evaluation.result_records import ResultRecord
-from s3prl_ext.metrics import main_metric
+from s3prl_ext.tasks import main_metric, named, task_of
 
-# Names of the tasks by the name for -d; ctc is two tasks, told apart by their corpus.
-TASKS = {
-    "asr": "asr", "speech_commands": "ks", "fluent_commands": "ic", "voxceleb1": "sid", "diarization": "sd",
-    "libriphone": "pr", "snips": "sf",
-}  # fmt: skip
 # Settings that do not change what a model learns or how it is scored.
 WITHOUT_EFFECT = (
     "num_workers", "log_step", "save_step", "max_keep", "eval_batch_size", "eval_batchsize", "eval_dataloaders",
@@ -60,7 +55,7 @@ class ScoredRun:
     @property
     def main_metric(self) -> str | None:
         """The metric that the task is judged by."""
-        return main_metric(self.values)
+        return main_metric(named(self.task), self.values)
 
     def key(self, names: Sequence[str] | None = None) -> tuple[tuple[str, str], ...]:
         """Return the facts that runs of one row share, as something that can be compared.
@@ -76,17 +71,9 @@ class ScoredRun:
         )
 
 
-def task_name(downstream: str, expert: Mapping[str, Any]) -> str:
-    """Return the short name of a task from its name for ``-d`` and section ``downstream_expert``."""
-    name = downstream
-    if downstream == "ctc":
-        name = str((expert.get("corpus") or {}).get("name"))
-    return TASKS.get(name, downstream)
-
-
 def runs_of(record: ResultRecord) -> list[ScoredRun]:
     """Return one run for each split that a result file has metrics of."""
-    task = task_name(record["downstream"], record.at("config.downstream_expert") or {})
+    task = task_of(record["downstream"], record.at("config.downstream_expert")).name
     facts, draw = facts_of(record), _draw(record["merge"])
     seed = f"{record['seed']}" if draw is None else f"{record['seed']}, draw {draw}"
     return [

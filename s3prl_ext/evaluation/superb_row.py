@@ -11,7 +11,8 @@ from s3prl_ext.evaluation.result_rows import Row, name_rows, rows_of
 from s3prl_ext.evaluation.result_tables import number
 from s3prl_ext.evaluation.scored_runs import ScoredRun
 from s3prl_ext.evaluation.tables import NOTHING, Table
-from s3prl_ext.metrics import heading, main_metric, metric
+from s3prl_ext.metrics import heading, metric
+from s3prl_ext.tasks import choosing_splits, reported_splits
 
 # Columns in SUPERB's order: task and metric. Of diarization SUPERB's scoring counts, not the metric of training.
 COLUMNS = (
@@ -22,11 +23,6 @@ SUPERB_TASKS = tuple(dict.fromkeys(task for task, _ in COLUMNS))
 # What makes a line: the model and how it is tuned, not what a task file sets.
 MODEL = ("upstream", "upstream_ckpt", "upstream_sha256", "method", "race", "lambda", "layers", "noise", "learnable",
          "source", "tuning.mask", "tuning.density")  # fmt: skip
-
-
-def is_test(split: str) -> bool:
-    """Return whether SUPERB reports this split."""
-    return split in ("test", "test-clean")
 
 
 def superb_table(runs: Sequence[ScoredRun], diarization: Mapping[str, SuperbScore]) -> Table | None:
@@ -40,7 +36,7 @@ def superb_table(runs: Sequence[ScoredRun], diarization: Mapping[str, SuperbScor
         runs: of all tasks and splits.
         diarization: SUPERB's scores of diarization runs by the file that a run comes from.
     """
-    test = [run for run in runs if run.task in SUPERB_TASKS and is_test(run.split)]
+    test = [run for run in runs if run.task in SUPERB_TASKS and run.split in reported_splits()]
     models: dict[Any, list[ScoredRun]] = {}
     for run in test:
         models.setdefault(run.key(MODEL), []).append(run)
@@ -119,7 +115,7 @@ def _row(
         note = f"{model}: {len(rows)} configurations of {task} ({'; '.join(row.label for row in rows)}), and no score on dev"
         notes.append(f"{note} of each to choose by: evaluate dev too, or give one of them.")
         return None
-    judged = main_metric(rows[0].runs[0].values) or name
+    judged = rows[0].runs[0].main_metric or name
     best = 0
     for number_, score in enumerate(on_dev):
         if score is not None and metric(judged).better(score, on_dev[best] or 0.0):
@@ -132,7 +128,7 @@ def _on_dev(row: Row, every: Sequence[ScoredRun]) -> float | None:
     """Return the mean of the task's main metric on dev over the same runs, or None where one has none."""
     found = []
     for run in row.runs:
-        dev = [r for r in every if r.key() == run.key() and r.seed == run.seed and r.split in ("dev", "dev-clean")]
+        dev = [r for r in every if r.key() == run.key() and r.seed == run.seed and r.split in choosing_splits()]
         name = run.main_metric
         if not dev or name is None or name not in dev[0].values:
             return None

@@ -14,10 +14,11 @@ from torch import nn
 
 from s3prl_ext.attention.weights import extract, sha256
 from s3prl_ext.configs import load_yaml
-from s3prl_ext.errors import DataError, UsageError
+from s3prl_ext.errors import DataError, UsageError, unknown_name
 from s3prl_ext.merging.config import MergeConfig
 from s3prl_ext.run_downstream import default_task_file, preset_path
-from s3prl_ext.training import checkpoint, randomness
+from s3prl_ext.tasks import task_of
+from s3prl_ext.training import checkpoint, checks, randomness
 from s3prl_ext.training.devices import check_device
 from s3prl_ext.training.runner import Runner
 from s3prl_ext.upstreams.merged_attention.expert import build_target, target_name
@@ -76,7 +77,7 @@ class SweepRunner(Runner):
 
     def _check_head(self, upstream: nn.Module) -> None:
         """Refuse a head that was trained on another target or on a merged one."""
-        if not self.init_ckpt:
+        if not self.init_ckpt:  # the task has a head of its own, see experiment_args
             return
         stored = self.init_ckpt.get(checkpoint.EXTENSION_KEY, {}).get("merge")
         if not stored:
@@ -124,12 +125,25 @@ def experiment_args(flags: argparse.Namespace) -> tuple[Namespace, dict[str, Any
         values["upstream_trainable"] = False
     if config is None:
         config = load_yaml(_task_file(flags))
+    if not ckpt:
+        _refuse_untrained_head(values["downstream"], config)
     args = Namespace(**values)
     if flags.override:
         from s3prl.utility.helper import override
 
         override(flags.override, args, config)
     return args, config
+
+
+def _refuse_untrained_head(downstream: str, config: dict[str, Any]) -> None:
+    """Refuse a task whose head must be trained first; those with a head of their own look at it when they are built."""
+    if downstream not in checks.known_tasks():
+        raise unknown_name("task (-d)", downstream, checks.known_tasks())
+    if not task_of(downstream, config.get("downstream_expert")).own_head:
+        raise UsageError(
+            f"the head of -d {downstream} is untrained, so a sweep would score chance: train it on the unmerged target "
+            "first, and give its checkpoint with -e (or -i)."
+        )
 
 
 def _checkpoint(path: Path, flag: str) -> Path:

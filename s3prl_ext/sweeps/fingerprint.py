@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+PLAIN = (str, bytes, bool, int, float, complex, type(None))  # their repr is the same in every process
 
 
 def model_sha256(module: nn.Module) -> str:
@@ -21,7 +23,14 @@ def model_sha256(module: nn.Module) -> str:
 
 
 def data_sha256(batches: Iterable[Any]) -> str:
-    """Return the SHA-256 of everything that a data loader gives: waveforms, labels, names."""
+    """Return the SHA-256 of everything that a data loader gives: waveforms, labels, names.
+
+    Args:
+        batches: tensors, arrays, numbers, texts, and lists, tuples, iterators and dicts of them.
+
+    Raises:
+        TypeError: a batch holds something else, whose text need not be the same in the next process.
+    """
     digest = hashlib.sha256()
     for batch in batches:
         _add(digest, batch)
@@ -36,11 +45,21 @@ def _add(digest: Any, value: Any) -> None:
     elif isinstance(value, np.ndarray):
         digest.update(f"{value.dtype}{value.shape}".encode())
         digest.update(np.ascontiguousarray(value).tobytes())
-    elif isinstance(value, (list, tuple)):
+    elif isinstance(value, np.generic):
+        digest.update(repr(value.item()).encode())
+    elif isinstance(value, Iterator):  # of KS, IC and SID: zip(*samples)
+        _add(digest, list(value))
+    elif isinstance(value, (list, tuple, range)):
         digest.update(f"[{len(value)}".encode())
         for item in value:
             _add(digest, item)
     elif isinstance(value, dict):
         _add(digest, [[str(key), item] for key, item in sorted(value.items(), key=lambda pair: str(pair[0]))])
-    else:
+    elif isinstance(value, PLAIN):
         digest.update(repr(value).encode())
+    else:
+        kind = f"{type(value).__module__}.{type(value).__qualname__}"
+        raise TypeError(
+            f"a batch holds an object of type {kind}, whose content cannot be hashed: let the task's data loader return "
+            "tensors, arrays, numbers and texts, or lists and dicts of them."
+        )

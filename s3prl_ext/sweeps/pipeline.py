@@ -25,6 +25,7 @@ from s3prl_ext.sweeps.grid import BASELINE, PRESETS, Group, groups_of, printed_b
 from s3prl_ext.sweeps.run import Sweep
 from s3prl_ext.sweeps.store import Store
 from s3prl_ext.sweeps.weights import ArmWeights
+from s3prl_ext.tasks import task_of
 from s3prl_ext.training import provenance
 from s3prl_ext.upstreams.layer_similarity.selection import choose_layers
 from s3prl_ext.upstreams.merged_attention.expert import find_source, prepare_sources, source_name, target_name
@@ -135,14 +136,16 @@ def _sweep(flags: argparse.Namespace, runner: SweepRunner, pair: Pair, grid: dic
     store = Store(flags.expdir, _settings(runner, pair), flags.overwrite)
     origin = {} if store.content["results"] else _origin(runner.args.device)
     store.content |= _facts(pair, grid) | origin
+    task = task_of(runner.args.downstream, runner.config["downstream_expert"])
     return Sweep(
+        task=task,
         models=runner.models,
         weights=weights,
         groups=groups,
         store=store,
         folder=flags.expdir / "arms",
-        dev=flags.dev,
-        test=None if flags.test == "none" else flags.test,
+        dev=flags.dev or task.dev,
+        test=None if flags.test == "none" else flags.test or task.test,
         seed=runner.args.seed,
         ratio=runner.runner_config.evaluate_ratio,
         metric_name=flags.metric,

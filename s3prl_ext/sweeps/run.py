@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import logging
+import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from s3prl_ext.errors import StoppedByUser, UsageError
-from s3prl_ext.metrics import METRICS, Metric, main_metric, metric
+from s3prl_ext.errors import DataError, StoppedByUser, UsageError
+from s3prl_ext.metrics import METRICS, Metric, metric
 from s3prl_ext.progress import bar
 from s3prl_ext.sweeps.fingerprint import data_sha256
 from s3prl_ext.sweeps.grid import BASELINE, Arm, Group, arm_folder, arm_name, arms_in_order, printed_by
 from s3prl_ext.sweeps.selection import choose_lambda, summarize
 from s3prl_ext.sweeps.store import Store
 from s3prl_ext.sweeps.weights import ArmWeights
+from s3prl_ext.tasks import Task, main_metric
 from s3prl_ext.training import randomness
 from s3prl_ext.training.evaluation import Scores, check_splits, evaluate
 from s3prl_ext.training.forward import TaskModels
 from s3prl_ext.training.interrupts import Interrupted, StopRequest
+from s3prl_ext.training.task_output import quietly_into
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +33,7 @@ class Sweep:
     """A sweep over merges of one target.
 
     Attributes:
+        task: how the task is judged.
         models: upstream, featurizer and downstream; the upstream is the unmerged target before and after.
         weights: sets the upstream to an arm.
         groups: what is compared.
@@ -46,6 +48,7 @@ class Sweep:
         paper: corpus of the MAM paper: arms for which it prints a figure are scored on test too; None for none.
     """
 
+    task: Task
     models: TaskModels
     weights: ArmWeights
     groups: Sequence[Group]
@@ -63,19 +66,21 @@ class Sweep:
         """Score what is missing and return the summary, one row per group; the model gets its own weights back.
 
         Raises:
-            UsageError: the task lacks a split or the metric, or the data are others than those of earlier results.
+            UsageError: the task lacks a split or the metric, or the data are others than those of earlier results; all
+                of these before anything is scored.
             StoppedByUser: Ctrl-C or SIGTERM; everything scored so far is kept.
         """
         if self.metric_name is not None:
             metric(self.metric_name)
         splits = [self.dev, *([self.test] if self.test else [])]
         check_splits(self.models, splits)
+        self._check_metric()
         for split in splits:
             self.store.check_data(split, self._data_sha256(split))
         try:
             with StopRequest() as stop:
                 self._score([BASELINE], self.dev, stop)
-                self._choose_metric()
+                self._choose_metric(list((self.store.get(BASELINE, self.dev) or {"metrics": ()})["metrics"]))
                 self._score(arms_in_order(self.groups), self.dev, stop)
                 if self.test:
                     self._score(self._arms_for_test(), self.test, stop)
@@ -106,12 +111,22 @@ class Sweep:
         bounds = result["intervals"].get(name)
         return result["metrics"][name], (bounds[0], bounds[1]) if bounds else None
 
-    def _choose_metric(self) -> None:
-        result = self.store.get(BASELINE, self.dev)
-        assert result is not None
-        reported = [name for name in result["metrics"] if name in METRICS]
+    def _check_metric(self) -> None:
+        """Refuse a metric that the task does not report; one batch is enough to know."""
+        if self.metric_name is None or self.store.get(BASELINE, self.dev) is not None:
+            return
+        with tempfile.TemporaryDirectory() as elsewhere, quietly_into(self.models.downstream, Path(elsewhere)):
+            try:
+                reported = evaluate(self.models, self.dev, self.seed, ratio=1e-9).metrics
+            except DataError:  # nothing to count in this batch (SF: no slot)
+                return
+        self._choose_metric(list(reported))
+
+    def _choose_metric(self, names: Sequence[str]) -> None:
+        """Take the task's main metric unless one was asked for, which must be among those that it reports."""
+        reported = [name for name in names if name in METRICS]
         if self.metric_name is None:
-            self.metric_name = main_metric(reported)
+            self.metric_name = main_metric(self.task, reported)
         if self.metric_name not in reported:
             asked = f"the metric '{self.metric_name}'" if self.metric_name else "a metric of known direction"
             raise UsageError(f"the task does not report {asked}: choose with --metric among {', '.join(reported)}.")
@@ -133,7 +148,7 @@ class Sweep:
             progress.set_description(f"{split}: {self.name(arm)}")
             self.weights.apply(arm)
             started = time.time()
-            with _writing_into(self.models.downstream, self.folder / arm_folder(arm, self.groups)):
+            with quietly_into(self.models.downstream, self.folder / arm_folder(arm, self.groups)):
                 scores = evaluate(self.models, split, self.seed, self.ratio, check_stop=stop.check)
             self.store.add(arm, split, _result(scores) | {"seconds": round(time.time() - started, 3)})
 
@@ -151,21 +166,3 @@ def _result(scores: Scores) -> dict[str, Any]:
     metrics = {name: value for name, value in scores.metrics.items() if not name.endswith(("_low", "_high"))}
     intervals = {name: list(both) for name, both in scores.intervals.items()}
     return {"metrics": metrics, "intervals": intervals, "items": scores.items}
-
-
-@contextlib.contextmanager
-def _writing_into(downstream: Any, folder: Path) -> Iterator[None]:
-    """Let the task write its files into a folder of the arm's own.
-
-    What the task prints is left out, so that the progress bar stays readable.
-    """
-    expdir = getattr(downstream, "expdir", None)
-    try:
-        if expdir is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-            downstream.expdir = type(expdir)(folder)
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        if expdir is not None:
-            downstream.expdir = expdir

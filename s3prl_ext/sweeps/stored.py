@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from s3prl_ext.errors import DataError
-from s3prl_ext.evaluation.scored_runs import ScoredRun, task_name
+from s3prl_ext.evaluation.scored_runs import ScoredRun
 from s3prl_ext.metrics import Metric, metric
 from s3prl_ext.sweeps.grid import BASELINE, Arm, Group, arm_folder
 from s3prl_ext.sweeps.store import SCHEMA
+from s3prl_ext.tasks import task_of
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ class StoredSweep:
         folder = self.path.parent / "arms" / arm_folder(arm, self.groups)
         seed = str(settings["seed"]) + (f", draw {arm.draw}" if arm.noise != "none" else "")
         return ScoredRun(
-            task_name(settings["task"], settings["task file"]), split, result["metrics"], result["intervals"], seed,
+            task_of(settings["task"], settings["task file"]).name, split, result["metrics"], result["intervals"], seed,
             facts, "sweep", 0, self.path, folder if folder.is_dir() else None,
         )  # fmt: skip
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import logging
 import math
@@ -14,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tensorboardX import SummaryWriter
+from torch import nn
 
 from s3prl_ext.errors import UsageError
 from s3prl_ext.evaluation.plots import STYLES, Curve, plot_curves
@@ -27,6 +26,7 @@ from s3prl_ext.training.learnable_upstream import loadable_state
 from s3prl_ext.training.methods import METHODS
 from s3prl_ext.training.race import FOLDER, Race
 from s3prl_ext.training.run import DELTA_FILE, Experiment, Run
+from s3prl_ext.training.task_output import quietly_into, write_into
 from s3prl_ext.training.trial import Diverged
 from s3prl_ext.training.tuning_config import TuningConfig
 from s3prl_ext.writing import written
@@ -95,13 +95,8 @@ class CandidateRuns:
     def _metrics_of_the_task(self, wanted: str | None) -> list[str]:
         """Return the names of the metrics that the task reports, `wanted` among them; one batch is enough to know."""
         experiment = self.experiment
-        with tempfile.TemporaryDirectory() as elsewhere:
-            self._let_task_write_into(Path(elsewhere))
-            try:
-                with contextlib.redirect_stdout(io.StringIO()):  # the task would print the batch's score as one of dev
-                    reported = evaluate(experiment.models, self._split, experiment.args.seed, ratio=1e-9).metrics
-            finally:
-                self._let_task_write_into(Path(experiment.args.expdir))
+        with tempfile.TemporaryDirectory() as elsewhere, quietly_into(self._expert, Path(elsewhere)):
+            reported = evaluate(experiment.models, self._split, experiment.args.seed, ratio=1e-9).metrics
         judged_by(wanted, experiment.args.downstream, list(reported))
         return list(reported)
 
@@ -124,13 +119,10 @@ class CandidateRuns:
         number = "a Fisher pass" if len(batches) == 1 else f"{len(batches)} Fisher passes"
         return f"{number} of {' + '.join(map(str, batches))} batches"
 
-    def _let_task_write_into(self, folder: Path) -> None:
-        """Set where the task writes its log and predictions."""
-        expert = unwrapped(self.experiment.entries[2].model)
-        for name, inside in (("expdir", ""), ("score_dir", "scoring"), ("logging", "log.log")):  # the latter two: SD
-            present = getattr(expert, name, None)
-            if isinstance(present, (str, Path)):
-                setattr(expert, name, type(present)(folder / inside))
+    @property
+    def _expert(self) -> nn.Module:
+        """The task, whose files go to the folder of the candidate that trains."""
+        return unwrapped(self.experiment.entries[2].model)
 
     def _save_start(self, expdir: Path) -> None:
         """Write ``states-0.ckpt``, from which an interrupted race is resumed."""
@@ -153,7 +145,7 @@ class CandidateRuns:
         Of one whose gradient is no longer finite every metric is NaN.
         """
         self._reset()
-        self._let_task_write_into(folder)
+        write_into(self._expert, folder)
         tuning = self._section(candidate)
         alike = [other for other in self._entrants if shares_masks(other.tuning, candidate.tuning)]
         self.experiment.densities = tuple(sorted({c.density for c in alike}, reverse=True))
@@ -214,7 +206,7 @@ class CandidateRuns:
             _copy(latest, expdir / latest.name)
             checkpoint.remove_older(expdir / latest.name, self.experiment.runner_config.max_keep)
         ranks.barrier()
-        self._let_task_write_into(expdir)
+        write_into(self._expert, expdir)
         self._reset()
         self._prepare(self._section(winner))
         states = checkpoint.load(expdir / latest.name)

@@ -15,24 +15,13 @@ from typing import Any
 from s3prl_ext.configs import as_number, check_keys
 from s3prl_ext.errors import DataError, UsageError, unknown_name
 from s3prl_ext.metrics import METRICS, metric
+from s3prl_ext.tasks import task_of
 from s3prl_ext.training.methods import METHODS
 from s3prl_ext.training.tuning_config import MASK_OPTIONS, keys_of
 from s3prl_ext.training.values import raise_all
 
 # Keys of `tuning` whose own value is a list: one list inside a list makes candidates of them.
 LIST_KEYS = ("eligible", "projections", "train_layers", "layers")
-# Which metric a task is judged by, by the name for -d; the first that the task reports.
-TASK_METRICS: dict[str, tuple[str, ...]] = {
-    "asr": ("wer",),
-    "ctc": ("slot_type_f1", "per", "wer"),
-    "diarization": ("der",),
-    "speech_commands": ("acc",),
-    "fluent_commands": ("acc",),
-    "voxceleb1": ("acc",),
-    "ljspeech": ("wer",),
-    "vctk": ("wer",),
-    "esc50": ("acc",),
-}
 
 
 @dataclass(frozen=True)
@@ -42,7 +31,7 @@ class EarlyStopConfig:
     Attributes:
         ratio: r, share of the run's steps after which candidates are compared, in (0, 1].
         keep: c, how many candidates go on.
-        metric: what they are compared by; None = the task's own, :data:`TASK_METRICS`.
+        metric: what they are compared by; None = the task's own, see :mod:`s3prl_ext.tasks`.
         split: where it is measured; None = the first of ``runner.eval_dataloaders``.
         evaluations: a candidate's score is the mean of this many evaluations, evenly spaced up to the comparison.
         patience: compare again every k steps until the same candidates have led this many times in a row.
@@ -198,10 +187,10 @@ def judged_by(wanted: str | None, task: str, reported: Sequence[str]) -> str:
     Raises:
         UsageError: the task does not report it; the message names those it does.
     """
-    options = (wanted,) if wanted else TASK_METRICS.get(task, tuple(m for m in METRICS if m != "loss"))
-    for name in options:
-        if name in reported:
-            return name
+    options = (wanted,) if wanted else task_of(task).metrics
+    name = next((name for name in options if name in reported), None)
+    if name is not None:
+        return name
     known = ", ".join(name for name in reported if name in METRICS) or "none that is known"
     raise UsageError(
         f"the task {task} does not report {' or '.join(options)} on this split; set early_stop.metric to one of: {known}."

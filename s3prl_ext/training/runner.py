@@ -23,6 +23,7 @@ from s3prl_ext.child_tuning import masks
 from s3prl_ext.child_tuning.child_network import ChildNetwork
 from s3prl_ext.configs import Variables
 from s3prl_ext.errors import DataError, UsageError, one_sentence_errors, unknown_name
+from s3prl_ext.tasks import task_of
 from s3prl_ext.training import checkpoint, checks, ranks, results, tuned_upstream
 from s3prl_ext.training.candidate_runs import CandidateRuns, check_alike, draw, read_record
 from s3prl_ext.training.corpus_hash import corpus_hash
@@ -366,9 +367,8 @@ class Runner(StockRunner):
         """Return the split of ``-t``; its default ``test`` means ``test-clean`` where only that exists (ASR)."""
         split = self.args.evaluate_split
         datarc = self.config["downstream_expert"].get("datarc", {})
-        if split == "test" and self.args.downstream == "asr" and "test" not in datarc and "test-clean" in datarc:
-            return "test-clean"
-        return split
+        reported = task_of(self.args.downstream).test
+        return reported if split == "test" and "test" not in datarc and reported in datarc else split
 
     def inference(self) -> None:
         """Run the task's inference on the audio file given by ``-t``."""

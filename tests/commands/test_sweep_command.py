@@ -12,6 +12,8 @@ import torch
 
 from s3prl_ext.cli import main
 from s3prl_ext.configs import load_yaml
+from s3prl_ext.corpora.mini_superb import ALL, LAYOUTS, variables
+from s3prl_ext.tasks import named
 from tests import factories
 from tests.experiments import make_args, task_config
 
@@ -152,6 +154,70 @@ def test_head_trained_on_the_unmerged_target(sweep, corpus, pair, tmp_path, monk
     assert not (tmp_path / "refused").exists()
 
 
+HEADS_THAT_MUST_TRAIN = [name for name in LAYOUTS if not named(name).own_head]
+
+
+@pytest.mark.parametrize("task", HEADS_THAT_MUST_TRAIN)
+def test_a_head_that_was_never_trained_is_refused_for_every_task(task, sweep, tmp_path, capsys):
+    flags = ("-d", LAYOUTS[task].downstream, "-c", f"{task}/mini")
+    with pytest.raises(SystemExit) as ended:
+        sweep("--lambda", "0.1", task=flags)
+    shown = capsys.readouterr().err.strip().splitlines()[-1]
+    assert ended.value.code == 2 and "is untrained" in shown and "give its checkpoint with -e" in shown
+    assert not (tmp_path / "sweep").exists()
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        (
+            ("-d", "ljspeech", "-c", "ljspeech/mini", "-o", "config.downstream_expert.head.init='fresh'"),
+            "untrained head",
+        ),
+        (("-d", "esc50", "-c", "esc50/mini"), "the head of -d esc50 is untrained"),
+        (("-d", "speech_comands", "-c", "ks/mini"), "did you mean 'speech_commands'"),
+    ],
+)
+def test_tasks_with_a_head_of_their_own_look_at_it(task, message, sweep, mini_superb, monkeypatch, capsys):
+    for name, value in variables(ALL, mini_superb).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as ended:
+        sweep("--lambda", "0.1", task=task)
+    assert ended.value.code == 2 and message in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize("task", ["ks", "sd", *(pytest.param(t, marks=pytest.mark.slow) for t in ("ic", "sid", "asr"))])
+def test_a_larger_grid_is_added_to_a_finished_sweep(task, sweep, pair, mini_superb, tmp_path, monkeypatch):
+    from s3prl_ext.training.runner import Runner
+
+    for name, value in {**variables(ALL, mini_superb), "XDG_CACHE_HOME": str(tmp_path / "cache")}.items():
+        monkeypatch.setenv(name, value)
+    args = make_args(
+        tmp_path / "head", downstream=LAYOUTS[task].downstream, upstream="hf_hubert_custom", upstream_ckpt=str(pair[0])
+    )
+    config = task_config(task, total_steps=1, log_step=1)
+    config["runner"]["eval_dataloaders"] = []
+    if task == "sd":
+        config["downstream_expert"]["scorerc"]["save_predictions"] = True
+    Runner(args, config).train()
+    head = str(tmp_path / "head" / "states-1.ckpt")
+    folder = sweep("--lambda", "0.1", task=("-e", head))
+    first = results(folder)
+    sweep("--lambda", "0.1,0.9", "--test-all", task=("-e", head))
+    second = results(folder)
+    assert second["data"] == first["data"] and list(second["data"]) == [named(task).dev, named(task).test]
+    assert {key: second["results"][key] for key in first["results"]} == first[
+        "results"
+    ]  # seconds too: kept, not redone
+    assert len(first["results"]) == 4 and len(second["results"]) == 6
+    if task == "sd":
+        arms = [folder / "arms" / name for name in ("target", "all_lambda_0.1", "all_lambda_0.9")]
+        files = [sorted((arm / "scoring" / "predictions").glob("*.h5")) for arm in arms]
+        assert files[0] and len({tuple(path.name for path in paths) for paths in files}) == 1
+        assert len({paths[0].read_bytes() for paths in files}) == 3, "each arm has its own predictions"
+        assert not list((folder / "scoring").glob("*/*")) and all((arm / "frame_shift").is_file() for arm in arms)
+
+
 def test_most_similar_layers_from_a_file(sweep, pair, tmp_path, corpus):
     pairs = tmp_path / "pairs.tsv"
     rows = [f"{path}\ta sea of tea" for path in sorted((corpus / "wavs").glob("*.wav"))]
@@ -182,6 +248,7 @@ def test_named_arms_and_joined_layers(sweep, tmp_path):
         (["--lambda", "0.1", "--layers", "1-4"], "layer 4 is out of range"),
         (["--lambda", "0.1", "--noise", "pink"], "unknown noise 'pink'"),
         (["--lambda", "0.1", "--metric", "beauty"], "unknown metric 'beauty'"),
+        (["--lambda", "0.1", "--metric", "der"], "does not report the metric 'der'"),
         (["--lambda", "0.1", "--dev", "valid"], "no split 'valid'"),
         (["--lambda", "0.1", "--by", "swd", "--top-k", "1"], "--by needs --similarity"),
         (["--grid", "table9"], "no such configuration file"),

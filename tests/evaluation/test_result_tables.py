@@ -13,7 +13,7 @@ from s3prl_ext.errors import UsageError
 from s3prl_ext.evaluation.heat_map import plot_heat_map
 from s3prl_ext.evaluation.result_tables import number, relative_change
 from s3prl_ext.evaluation.tables import Table, csv_text, escape, latex, markdown
-from s3prl_ext.metrics import METRICS, heading, main_metric
+from s3prl_ext.metrics import METRICS, heading
 
 
 @pytest.mark.parametrize(
@@ -36,15 +36,6 @@ def test_every_metric_has_a_heading_and_an_unknown_one_is_refused():
     assert all(("↑" in heading(name)) == METRICS[name].higher_is_better for name in METRICS)
     with pytest.raises(UsageError, match="unknown metric"):
         heading("accuracy")
-
-
-@pytest.mark.parametrize(
-    ("reported", "main"),
-    [(["loss", "wer", "slot_type_f1", "cer"], "slot_type_f1"), (["acc", "error", "loss"], "error"),
-     (["acc", "der"], "der"), (["uer", "wer"], "wer"), (["loss"], None)],
-)  # fmt: skip
-def test_the_metric_that_a_task_is_judged_by(reported, main):
-    assert main_metric(reported) == main
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ from s3prl_ext.configs import load_yaml, shipped_dir
 from s3prl_ext.corpora.mini_superb import LAYOUTS
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.metrics import METRICS
+from s3prl_ext.tasks import TASKS, named, task_of
 from s3prl_ext.training.early_stop import (
-    TASK_METRICS,
     Candidate,
     EarlyStopConfig,
     budget,
@@ -159,14 +159,17 @@ def test_the_metric_of_a_task():
 JUDGED_BY = {
     "ks": ("acc", True), "ic": ("acc", True), "sid": ("acc", True), "asr": ("wer", False), "pr": ("per", False),
     "sf": ("slot_type_f1", True), "sd": ("der", False), "ljspeech": ("wer", False), "vctk": ("wer", False),
-    "esc50": ("acc", True),
+    "esc50": ("error", False),
 }  # fmt: skip
 
 
 def test_every_task_has_a_metric_with_a_direction():
-    assert set(JUDGED_BY) == set(LAYOUTS) and {row.downstream for row in LAYOUTS.values()} == set(TASK_METRICS)
+    assert set(JUDGED_BY) == set(LAYOUTS) and {row.downstream for row in LAYOUTS.values()} == {
+        r.downstream for r in TASKS
+    }
     for task, (name, higher) in JUDGED_BY.items():
-        assert name in TASK_METRICS[LAYOUTS[task].downstream] and METRICS[name].higher_is_better is higher
+        assert named(task).metrics == (name,) and name in task_of(LAYOUTS[task].downstream).metrics
+        assert METRICS[name].higher_is_better is higher
         assert select([0.9, 0.1], entrants(0.1, 0.01), name, 1) == [0 if higher else 1]
 
 
