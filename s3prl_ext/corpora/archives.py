@@ -43,6 +43,7 @@ class CorpusCard:
         folder: name of the unpacked corpus folder.
         contents: files and folders, relative to `folder`, that must be there after unpacking.
         also_named: what a browser calls the archive, where that is not the last part of its address.
+        unread: end of the names of files that are not unpacked, since nothing reads them; empty for none.
     """
 
     name: str
@@ -57,6 +58,7 @@ class CorpusCard:
     folder: str
     contents: tuple[str, ...]
     also_named: tuple[str, ...] = ()
+    unread: str = ""
 
     @property
     def archive(self) -> str:
@@ -136,7 +138,7 @@ def _unpacked(card: CorpusCard, folder: Path, archive: Path) -> Path:
     """Unpack a verified archive; return the corpus folder."""
     final = folder / card.folder
     with folder_beside(final) as partial:
-        extract(archive, partial / "archive")
+        extract(archive, partial / "archive", card.unread)
         os.replace(_corpus_in(card, partial / "archive", archive), final)
     return final
 
@@ -190,8 +192,11 @@ def verify(card: CorpusCard, archive: Path) -> None:
     raise DataError(f"the archive {archive} of {card.name} {problem}: remove it, and give --download.")
 
 
-def extract(archive: Path, target: Path) -> None:
+def extract(archive: Path, target: Path, unread: str = "") -> None:
     """Unpack a tar or zip archive into the new folder `target`, refusing links and paths that lead out of it.
+
+    Args:
+        unread: files whose names end so are left in the archive; empty for none.
 
     Raises:
         DataError: damaged archive, link, device or unsafe path.
@@ -199,6 +204,8 @@ def extract(archive: Path, target: Path) -> None:
     target.mkdir(parents=True)
     try:
         for name, size, source in (_zip_files if zipfile.is_zipfile(archive) else _tar_files)(archive):
+            if unread and name.endswith(unread):
+                continue
             path = target / _safe(name, archive)
             path.parent.mkdir(parents=True, exist_ok=True)
             with open(path, "wb") as file:

@@ -28,13 +28,15 @@ def at_pauses(samples: np.ndarray, longest: int) -> list[Window]:
         samples: float [samples] at 16 kHz.
         longest: in samples, at least two seconds.
     """
-    energy = np.concatenate([[0.0], np.cumsum(np.square(samples, dtype=np.float64))])
     windows, start = [], 0
     while len(samples) - start > longest:
         low = start + longest // 2
         high = min(start + longest, len(samples) - SHORTEST) - PAUSE // 2
         places = np.arange(low, high, PAUSE // 10)
-        loudness = energy[places + PAUSE // 2] - energy[places - PAUSE // 2]
+        first = low - PAUSE // 2  # the energy of one window's second half at a time: a recording may last for hours
+        part = np.square(samples[first : high + PAUSE // 2], dtype=np.float64)
+        energy = np.concatenate([[0.0], np.cumsum(part)])
+        loudness = energy[places + PAUSE // 2 - first] - energy[places - PAUSE // 2 - first]
         cut = int(places[int(np.argmin(loudness))])
         windows.append((start, cut))
         start = cut

@@ -154,6 +154,12 @@ def test_a_page_in_place_of_the_archive_is_not_kept(server, tmp_path):
     assert (download(card, tmp_path) / "list.csv").is_file()
 
 
+def test_what_nothing_reads_stays_in_the_archive(tmp_path):
+    (tmp_path / "mini.tar.bz2").write_bytes(tar_bytes({**FILES, "mini/wavs/1_mic2.flac": b"x"}))
+    folder = unpack(replace(CARD, checksum="", size=0, unread="_mic2.flac"), tmp_path)
+    assert contents(folder) == {name.removeprefix("mini/"): content for name, content in FILES.items()}
+
+
 def test_an_archive_is_hashed_once(server, tmp_path, monkeypatch):
     from s3prl_ext.corpora import archives
 
