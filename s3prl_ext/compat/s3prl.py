@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-from s3prl_ext.compat import voxceleb1
+from s3prl_ext.compat import evaluated, pickles, voxceleb1
 from s3prl_ext.compat.shim import Shim, absent
 
 CTC_DIR = Path(__file__).resolve().parent / "ctc"
@@ -72,5 +72,25 @@ SHIMS = (
         reason="s3prl keeps one file list inside its package and uses it again for every corpus, and stops with "
         "IndexError at a missing file",
         remove_when="s3prl keys its cache by corpus and names the missing file",
+    ),
+    Shim(
+        name="s3prl-eval",
+        module="s3prl",
+        needed=lambda module: True,
+        apply=evaluated.restrict_all,
+        reason="s3prl runs text of task files, checkpoints and models as Python where it expects the name of a class or a "
+        "list of layers",
+        remove_when="s3prl looks names up instead of calling eval",
+    ),
+    *(
+        Shim(
+            name=f"s3prl-{name.split('.')[2]}-pickle",
+            module=name,
+            needed=pickles.is_trusting,
+            apply=pickles.distrust,
+            reason="s3prl loads these models with weights_only=False, which runs code that a file holds",
+            remove_when="s3prl loads them with weights_only=True",
+        )
+        for name in pickles.MODULES
     ),
 )

@@ -122,6 +122,11 @@ class Runner(StockRunner):
     # -- models ----------------------------------------------------------------------------------------------------
 
     def _get_upstream(self) -> ModelEntry:
+        if getattr(self.args, "from_hf_hub", False):  # s3prl imports code from such a repository
+            raise UsageError(
+                f"{self.args.init_ckpt} asks for an upstream whose code comes from the hub, which is not run: load the model "
+                "with -u hf_hubert_custom -k OWNER/NAME or the like in a new experiment."
+            )
         if not hasattr(hub, self.args.upstream or ""):
             raise unknown_name("upstream", self.args.upstream, hub.options())
         try:

@@ -7,12 +7,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from s3prl_ext.configs import with_numbers
+from s3prl_ext.errors import UsageError
 from s3prl_ext.training.config import RunnerConfig, check_top_level
 from s3prl_ext.training.early_stop import Candidate, EarlyStopConfig, candidates
 from s3prl_ext.training.methods import METHODS, resolve_tuning
 from s3prl_ext.training.optimizers import check_optimization
 from s3prl_ext.training.released_keys import translate
 from s3prl_ext.training.tuning_config import TuningConfig
+
+# keys of section downstream_expert whose values s3prl looks up as names of Python
+NAMES = ("select", "pooling", "module", "agg_module", "utter_module", "ObjectiveLoss", "metric", "activation")
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,7 @@ class TaskFile:
         """
         config = translate(with_numbers(config, ("optimizer", "scheduler")))
         check_top_level(config, stored)
+        check_names(config.get("downstream_expert"), "downstream_expert")
         runner = RunnerConfig.from_config(config, stored)
         if not stored:
             check_optimization(config)
@@ -70,3 +75,27 @@ def _without_effect(config: Mapping[str, Any], early_stop: EarlyStopConfig | Non
         )
     if config["optimizer"].get("lr") == 0:
         yield "optimizer.lr is 0: whatever has no learning rate of its own in section tuning keeps its first weights"
+
+
+def check_names(section: Any, where: str) -> None:
+    """Raise UsageError where a section says something else than a name under a key of :data:`NAMES`.
+
+    s3prl passes such text to ``eval``, and a task file may come with a checkpoint or a delta of somebody else.
+
+    Args:
+        section: mapping, list or value.
+        where: its dotted name.
+    """
+    if isinstance(section, Mapping):
+        for key, value in section.items():
+            if key in NAMES:
+                for name in value if isinstance(value, (list, tuple)) else [value]:
+                    if isinstance(name, str) and not name.isidentifier():
+                        raise UsageError(
+                            f"config.{where}.{key} must be a name, but is '{name[:80]}'; s3prl would run it as Python: "
+                            "correct it, and do not trust the file if it is not yours."
+                        )
+            check_names(value, f"{where}.{key}")
+    elif isinstance(section, (list, tuple)):
+        for item in section:
+            check_names(item, where)
