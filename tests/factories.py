@@ -101,10 +101,11 @@ def _speech_folder(
     seed: int,
     dtype: torch.dtype,
     save_options: dict[str, Any],
+    **config: Any,
 ) -> Path:
     import transformers
 
-    config = _speech_config(getattr(transformers, f"{family}Config"), layers, width, heads, stable_norm)
+    config = _speech_config(getattr(transformers, f"{family}Config"), layers, width, heads, stable_norm, **config)
     with _seeded(seed):
         model = getattr(transformers, f"{family}ForCTC" if ctc else f"{family}Model")(config)
         randomize_attention(model)
@@ -120,15 +121,18 @@ def hubert_folder(
     stable_norm: bool = False,
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
+    conv_pos_batch_norm: bool = False,
     **save_options: Any,
 ) -> Path:
     """Write a transformers HuBERT folder with its feature extractor, and with a CTC head and vocabulary if `ctc`.
 
     Args:
         stable_norm: pre-norm layers and a final norm, as in the large models.
+        conv_pos_batch_norm: a batch norm in the positional convolution, in place of its weight norm.
         save_options: for ``save_pretrained``, such as ``max_shard_size="50KB"``.
     """
-    return _speech_folder("Hubert", path, layers, width, heads, ctc, stable_norm, seed, dtype, save_options)
+    more = {"conv_pos_batch_norm": conv_pos_batch_norm} if conv_pos_batch_norm else {}
+    return _speech_folder("Hubert", path, layers, width, heads, ctc, stable_norm, seed, dtype, save_options, **more)
 
 
 def wav2vec2_folder(

@@ -76,6 +76,8 @@ def test_a_name_that_the_hub_lacks_has_a_hint():
     s3prl_ext.install()
     from s3prl import hub
 
-    with pytest.raises(AttributeError, match="no upstream 'mam_hubert_tinyminilm'; did you mean 'mam_hubert_tiny_minilm'"):
+    with pytest.raises(
+        AttributeError, match="no upstream 'mam_hubert_tinyminilm'; did you mean 'mam_hubert_tiny_minilm'"
+    ):
         _ = hub.mam_hubert_tinyminilm
     assert not hasattr(hub, "nothing_like_it") and not hasattr(hub, "__wrapped__")

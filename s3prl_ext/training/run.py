@@ -28,6 +28,7 @@ from s3prl_ext.training.methods import METHODS
 from s3prl_ext.training.optimizers import build_optimizer
 from s3prl_ext.training.parameter_groups import RatesConfig, parameter_groups, upstream_rates
 from s3prl_ext.training.spent import Spent
+from s3prl_ext.training.statistics import hold_statistics
 from s3prl_ext.training.trial import Trial
 from s3prl_ext.training.tuned_upstream import TunedUpstream
 from s3prl_ext.training.tuning_config import TuningConfig
@@ -172,6 +173,8 @@ class Run:
                 entry.model.eval()
                 continue
             entry.model.train(not only_lambda_trains(unwrapped(entry.model))).to(experiment.args.device)
+            if entry.name == "Upstream" and self.tuning is not None and self.tuning.method != "full":
+                hold_statistics(unwrapped(entry.model))
             modules.append(self.child if self.child is not None and entry.name == "Upstream" else entry.model)
         optimizer = self._optimizer(modules)
         scheduler = None

@@ -17,6 +17,7 @@ from s3prl_ext.child_tuning.child_network import release
 from s3prl_ext.child_tuning.delta import Delta, difference, state_sha256
 from s3prl_ext.child_tuning.masks import Mask
 from s3prl_ext.errors import DataError
+from s3prl_ext.training.statistics import check_buffers, copy_buffers, restore_buffers
 
 KEY = "UpstreamDelta"
 
@@ -40,6 +41,7 @@ class TunedUpstream:
         self.indices: Mask = {}
         self._base: dict[str, Tensor] = {}  # values of the entries of `indices` in the untouched upstream
         self._copies: dict[str, Tensor] = {}  # whole tensors, see remember_trainable
+        self._buffers = copy_buffers(model)
         self._trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
 
     # -- child networks --------------------------------------------------------------------------------------------
@@ -82,7 +84,12 @@ class TunedUpstream:
             )
 
     def state(self) -> dict[str, Any]:
-        """Return the changes as a checkpoint holds them: indices int32, tuned values float32, added weights."""
+        """Return the changes as a checkpoint holds them: indices int32, tuned values float32, added weights.
+
+        Raises:
+            StateChanged: something else of the upstream has changed too.
+        """
+        check_buffers(self.model, self._buffers)
         return {
             "base_sha256": self.base_sha256,
             "indices": {name: indices.to(torch.int32) for name, indices in self.indices.items()},
@@ -130,7 +137,11 @@ class TunedUpstream:
         Args:
             task: state dicts of featurizer and downstream.
             info: plain values that say what the delta is.
+
+        Raises:
+            StateChanged: something else of the upstream has changed too.
         """
+        check_buffers(self.model, self._buffers)
         weights = dict(self.model.named_parameters())
         sizes = {name: weights[name].numel() for name in self.indices}
         indices = {name: chosen.long() for name, chosen in self.indices.items()}
@@ -151,8 +162,9 @@ class TunedUpstream:
 
     @torch.no_grad()
     def revert(self) -> None:
-        """Make the model the untouched upstream again, bitwise: entries, copies, inserted adapters, training flags."""
+        """Make the model the untouched upstream again, bitwise: entries, copies, buffers, adapters, training flags."""
         release(self.model.parameters())
+        restore_buffers(self.model, self._buffers)
         self._put(self._base)
         self.indices, self._base = {}, {}
         weights = dict(self.model.named_parameters())

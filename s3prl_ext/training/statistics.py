@@ -1,0 +1,60 @@
+"""State of an upstream that a forward pass changes although no gradient reaches it: the running statistics of batch norm.
+
+Some models have a batch norm, such as HuBERT with ``conv_pos_batch_norm``. A method that stores a small change of a
+frozen upstream must leave them as they are: a checkpoint, a delta, a resumed run and the other candidates of a race
+all start from the untouched upstream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from s3prl_ext.errors import ExtError
+
+
+class StateChanged(ExtError):
+    """A frozen upstream has changed: its module keeps state that this package does not know."""
+
+
+def hold_statistics(model: nn.Module) -> None:
+    """Put every module that keeps running statistics into evaluation mode: it uses them and leaves them as they are."""
+    for module in model.modules():
+        if getattr(module, "track_running_stats", False) and getattr(module, "running_mean", None) is not None:
+            module.eval()
+
+
+def copy_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """Return copies of a model's buffers by name, on the CPU."""
+    return {name: buffer.detach().cpu().clone() for name, buffer in model.named_buffers()}
+
+
+@torch.no_grad()
+def restore_buffers(model: nn.Module, copies: Mapping[str, Tensor]) -> None:
+    """Put the values of :func:`copy_buffers` back; a buffer that is not there, or of another shape, is left alone."""
+    for name, buffer in model.named_buffers():
+        if name in copies and copies[name].shape == buffer.shape:
+            buffer.copy_(copies[name])
+
+
+def check_buffers(model: nn.Module, copies: Mapping[str, Tensor]) -> None:
+    """Compare a model's buffers with what they were; tables that grow with the longest clip may have another shape.
+
+    Raises:
+        StateChanged: one has other values.
+    """
+    for name, buffer in model.named_buffers():
+        before = copies.get(name)
+        if before is not None and before.shape == buffer.shape and not _same(before, buffer.detach().cpu()):
+            raise StateChanged(
+                f"the buffer {name} of the upstream changed in training, although the tuning method freezes the upstream: "
+                "what would be stored is not the model that was scored. Use tuning.method: full, which stores the whole "
+                "upstream, or another upstream."
+            )
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    first, second = (tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in (a, b))
+    return a.dtype == b.dtype and torch.equal(first, second)
