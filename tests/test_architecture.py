@@ -25,8 +25,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "child_tuning": {"attention", "configs", "metrics", "errors"},
     "evaluation": {"attention", "configs", "tasks", "metrics", "errors"},
     "corpora": {"attention", "configs", "metrics", "errors"},
-    "compat": {"attention", "configs", "errors"},
-    "upstreams": {"merging", "corpora", "attention", "configs", "metrics", "errors"},
+    "transformers_models": {"errors"},
+    "compat": {"transformers_models", "attention", "configs", "errors"},
+    "upstreams": {"transformers_models", "merging", "corpora", "attention", "configs", "metrics", "errors"},
     "adapters": {"attention", "configs", "metrics", "errors"},
     "downstreams": {"evaluation", "corpora", "training", "upstreams", "attention", "configs", "metrics", "errors"},
     "sweeps": {

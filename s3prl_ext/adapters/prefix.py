@@ -154,9 +154,15 @@ def _forward(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
 
 
 def _finish(encoder: Any, args: tuple[Any, ...], output: Any) -> Any:
-    """Forget the extra positions, and take them off the list of states that BEATs collects before its first layer."""
+    """Forget the extra positions, and take them off the state that was kept before the first layer.
+
+    BEATs returns a list of states; transformers 4 and 5.0 put them into the output of the encoder.
+    """
     prefix: Prefix = encoder.prefix
     prefix.running.state = None
     if isinstance(output, list):
         return [prefix.split(output[0])[1], *output[1:]]
-    return None
+    states = getattr(output, "hidden_states", None)
+    if states is not None:
+        output.hidden_states = (prefix.split(states[0])[1], *states[1:])
+    return output

@@ -26,14 +26,13 @@ from s3prl_ext.deltas.tuned_task import TunedTask, check_foldable
 from s3prl_ext.deltas.writing import changed_tensors, check_new, write_upstream
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.evaluation.result_records import read_record
+from s3prl_ext.transformers_models import SPEECH_UPSTREAMS
 from s3prl_ext.writing import written_folder
 
 logger = logging.getLogger(__name__)
 
 SCHEMA = 1
 PACKAGES = ("s3prl_ext", "s3prl", "torch", "transformers")
-# "model_type" -> upstream of s3prl's hub
-HF_UPSTREAMS = {"hubert": "hf_hubert_custom", "wav2vec2": "hf_wav2vec2_custom", "whisper": "whisper_local"}
 OURS = ("beats_local", "beats_custom")
 
 
@@ -215,7 +214,7 @@ def _usage(plain: PlainUpstream, written: Path) -> tuple[str | None, str]:
     if written.is_dir():
         config = model_config(written)
         architecture = (config.get("architectures") or ["AutoModel"])[0]
-        name = plain.name or HF_UPSTREAMS.get(str(config.get("model_type")))
+        name = plain.name or SPEECH_UPSTREAMS.get(str(config.get("model_type")))
         return name, f'from transformers import {architecture}\n\nmodel = {architecture}.from_pretrained(".")'
     ours = "import s3prl_ext\n\ns3prl_ext.install()\n" if plain.name in OURS else ""
     return plain.name, f'{ours}from s3prl import hub\n\nupstream = hub.{plain.name}(ckpt="{written.name}")'

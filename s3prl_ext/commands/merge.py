@@ -26,6 +26,7 @@ from s3prl_ext.merging.model_card import Usage, model_card
 from s3prl_ext.merging.report import MergeRow
 from s3prl_ext.merging.selection_config import LayerSelection
 from s3prl_ext.progress import bar
+from s3prl_ext.transformers_models import SPEECH_UPSTREAMS
 from s3prl_ext.upstreams.layer_similarity.selection import choose_layers
 from s3prl_ext.upstreams.merged_attention.config import check_config, read_raw
 from s3prl_ext.upstreams.merged_attention.expert import (
@@ -39,6 +40,8 @@ from s3prl_ext.upstreams.merged_attention.expert import (
     target_name,
 )
 from s3prl_ext.upstreams.merged_attention.files import checkpoint_of
+from s3prl_ext.upstreams.merged_attention.model import check_type
+from s3prl_ext.upstreams.speech_models import is_speech_model
 from s3prl_ext.writing import written_folder
 
 logger = logging.getLogger(__name__)
@@ -126,7 +129,7 @@ def find_models(config: MergeConfig) -> tuple[Models, MergeConfig]:
         The models, and the configuration with lists of layers where they were to be chosen by similarity.
 
     Raises:
-        UsageError: the target is an upstream without a checkpoint file.
+        UsageError: the target is an upstream without a checkpoint file, or of a family that no upstream reads.
         DataError: a model is missing, unreadable or without attention.
     """
     target, upstream = _target_file(config.target)
@@ -144,10 +147,12 @@ def find_models(config: MergeConfig) -> tuple[Models, MergeConfig]:
 
 def _target_file(target: TargetConfig) -> tuple[Path, str | None]:
     """Return folder or file of the target, and the upstream that loads a file."""
-    if target.model:
-        return find_model(target.model), None
-    if target.upstream in TRANSFORMERS_UPSTREAMS and target.ckpt:
-        return find_model(target.ckpt), None
+    model = target.model or (target.ckpt if target.upstream in TRANSFORMERS_UPSTREAMS else None)
+    if model:
+        folder = find_model(model)
+        if folder.is_dir() and not is_speech_model(folder):
+            check_type(folder)  # what no upstream reads is not written either
+        return folder, None
     return checkpoint_of(str(target.upstream), target.ckpt)
 
 
@@ -241,8 +246,7 @@ def _usage(models: Models, out: Path, file: str) -> Usage:
     if models.upstream is not None:
         return Usage(f"{run} -u {models.upstream} -k {out / file}")
     config = model_config(models.target)
-    names = {"wav2vec2": "hf_wav2vec2_custom", "whisper": "whisper_local"}
-    name = names.get(str(config.get("model_type")), "hf_hubert_custom")
+    name = SPEECH_UPSTREAMS[config["model_type"]]
     architecture = (config.get("architectures") or ["AutoModel"])[0]
     python = f'from transformers import {architecture}\n\nmodel = {architecture}.from_pretrained("{out}")'
     return Usage(f"{run} -u {name} -k {out}", python)

@@ -1,4 +1,4 @@
-"""transformers: s3prl's experts for Hugging Face models, trained with ``-f`` or read from a local folder."""
+"""transformers: s3prl's experts for Hugging Face models give the same features under version 4 and 5."""
 
 from __future__ import annotations
 
@@ -6,36 +6,46 @@ import functools
 import os
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from s3prl_ext.compat.shim import Shim
 from s3prl_ext.errors import DataError
+from s3prl_ext.transformers_models import check_upstream, load_extractor, load_model, use_as_upstream
 
-EXPERTS = ("s3prl.upstream.hf_hubert.expert", "s3prl.upstream.hf_wav2vec2.expert")
+# module of the expert -> its model class, the upstream it is
+EXPERTS = {
+    "s3prl.upstream.hf_hubert.expert": ("HubertModel", "hf_hubert_custom"),
+    "s3prl.upstream.hf_wav2vec2.expert": ("Wav2Vec2Model", "hf_wav2vec2_custom"),
+}
+
+
+class _Loader:
+    """Stands for a model class in an expert's module, of which s3prl calls ``from_pretrained`` alone."""
+
+    def __init__(self, model_class: type, upstream: str) -> None:
+        self.model_class, self.upstream = model_class, upstream
+
+    def from_pretrained(self, name: str | os.PathLike) -> Any:
+        check_upstream(name, self.upstream)
+        return load_model(self.model_class, name)
 
 
 def _is_stock(module: ModuleType) -> bool:
     return not hasattr(module.UpstreamExpert.__init__, "__wrapped__")
 
 
-def _check_folder(module: ModuleType, ckpt: object) -> None:
+def _check_folder(ckpt: object) -> None:
     """Refuse a local model folder without a feature extractor, for which s3prl would download another model's.
 
     Raises:
-        DataError: the folder does not exist or holds no readable ``preprocessor_config.json``.
+        DataError: the folder does not exist or does not say how audio is prepared.
     """
     if not isinstance(ckpt, (str, os.PathLike)):
         raise DataError("the upstream needs a model: give its name on the Hugging Face Hub or its folder with -k.")
-    if not Path(ckpt).is_dir():
-        if str(ckpt).startswith(("/", ".", "~")):
-            raise DataError(f"no such model folder: {ckpt}; check the path given with -k.")
-        return
-    try:
-        module.Wav2Vec2FeatureExtractor.from_pretrained(ckpt)
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(
-            f"the model folder {ckpt} has no readable preprocessor_config.json: copy it from where the model came "
-            f"from, or write one with transformers.Wav2Vec2FeatureExtractor(...).save_pretrained({str(ckpt)!r})."
-        ) from error
+    if Path(ckpt).is_dir():
+        load_extractor(ckpt)
+    elif str(ckpt).startswith(("/", ".", "~")):
+        raise DataError(f"no such model folder: {ckpt}; check the path given with -k.")
 
 
 def _fetched(ckpt: object) -> object:
@@ -49,17 +59,17 @@ def _fetched(ckpt: object) -> object:
 
 def _wrap_expert(module: ModuleType) -> None:
     initialise = module.UpstreamExpert.__init__
+    model_class, upstream = EXPERTS[module.__name__]
 
     @functools.wraps(initialise)
-    def initialise_for_training(self, ckpt, *args, **kwargs) -> None:
+    def initialise_whole(self, ckpt, *args, **kwargs) -> None:
         ckpt = _fetched(ckpt)
-        _check_folder(module, ckpt)
+        _check_folder(ckpt)
         initialise(self, ckpt, *args, **kwargs)
-        # Both are read in each forward pass, so setting them after construction is enough.
-        self.model.config.layerdrop = 0.0
-        self.model.config.apply_spec_augment = False
+        use_as_upstream(self.model)
 
-    module.UpstreamExpert.__init__ = initialise_for_training
+    setattr(module, model_class, _Loader(getattr(module, model_class), upstream))
+    module.UpstreamExpert.__init__ = initialise_whole
 
 
 SHIMS = tuple(
@@ -68,10 +78,11 @@ SHIMS = tuple(
         module=module,
         needed=_is_stock,
         apply=_wrap_expert,
-        reason="with -f, transformers 5 leaves no hidden state for a layer skipped by layerdrop, and SpecAugment fails "
-        "on clips below 10 frames; s3prl's own HuBERT and wav2vec 2.0 switch both off; a local folder without "
-        "preprocessor_config.json would silently take another model's from the network",
-        remove_when="s3prl switches both off and names the missing file",
+        reason="transformers 5 ends the hidden states of large models before the final norm, keeps half precision, leaves "
+        "no hidden state for a layer skipped by layerdrop, and SpecAugment fails on clips below 10 frames; a folder of "
+        "another family, or one without preprocessor_config.json, would silently take random weights or another "
+        "model's preprocessing",
+        remove_when="s3prl checks the folder and does the same with transformers 4 and 5",
     )
     for module in EXPERTS
 )

@@ -129,12 +129,8 @@ def target_folder(ckpt: str | None, args: Mapping[str, Any]) -> Path:
     )
 
 
-def check_features(args: Mapping[str, Any], folder: Path) -> None:
-    """Raise UsageError where the features are not what the CTC head of `folder` was trained on.
-
-    That is the model's last hidden state, in models with pre-norm layers after a final norm. The list of hidden states
-    of transformers' pre-norm models ends before that norm.
-    """
+def check_features(args: Mapping[str, Any]) -> None:
+    """Raise UsageError where the features are not the model's last hidden state, which its CTC head was trained on."""
     selection, layer = args.get("upstream_feature_selection"), args.get("upstream_layer_selection")
     if selection == "last_hidden_state":
         return
@@ -142,11 +138,6 @@ def check_features(args: Mapping[str, Any], folder: Path) -> None:
         raise UsageError(
             "the target's CTC head reads the last hidden state: add -s last_hidden_state, or tuning: {method: frozen} "
             "to the task file."
-        )
-    if model_config(folder).get("do_stable_layer_norm"):
-        raise UsageError(
-            f"the upstream '{args.get('upstream')}' gives the features of {folder} before their final norm, which its CTC "
-            'head needs: use a merged upstream, for the model as it is with -g "lambda=0".'
         )
 
 

@@ -78,7 +78,7 @@ class RecognitionTask(nn.Module):
     def _make_recognizer(self, width: int, args: dict[str, Any]) -> CtcRecognizer | WhisperRecognizer:
         if self.head_config.init == "target":
             folder = target_folder(self.head_config.ckpt, args)
-            check_features(args, folder)
+            check_features(args)
             if model_config(folder).get("model_type") == MODEL_TYPE:
                 return read_whisper(folder, width, self.head_config)
             return CtcRecognizer(*read_target_head(folder, width))

@@ -17,18 +17,19 @@ from torch import Tensor, nn
 
 from s3prl_ext.attention.layouts import Slot, find_attention
 from s3prl_ext.errors import DataError
+from s3prl_ext.transformers_models import load_model
 
 
-def load_model(folder: Path, name: str) -> Any:
+def load_encoder(folder: Path, name: str) -> Any:
     """Return the bare model of a transformers folder in float32 and in evaluation mode.
 
     Raises:
-        DataError: transformers cannot load it.
+        DataError: transformers cannot load it, or it lacks weights.
     """
     from transformers import AutoModel
 
     try:
-        return AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+        return load_model(AutoModel, folder)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise DataError(f"transformers cannot load source {name}: {' '.join(str(error).split())[:300]}.") from error
 

@@ -26,6 +26,8 @@ TOKENIZER_FILES = (
     "spiece.model",
     "sentencepiece.bpe.model",
 )
+# The second is what a processor of transformers 5 leaves.
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
 
 class Encoder(Protocol):
@@ -61,7 +63,7 @@ def source_kind(folder: Path, name: str) -> str:
     if any((folder / file).is_file() for file in TOKENIZER_FILES):
         return "text"
     if "image_size" in config:
-        if not (folder / "preprocessor_config.json").is_file():
+        if not any((folder / file).is_file() for file in PROCESSOR_FILES):
             raise DataError(f"source {name} lacks preprocessor_config.json, which says how its images are scaled.")
         return "image"
     raise no_tokenizer(name, f"none of {', '.join(TOKENIZER_FILES)} is in {folder}")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from s3prl_ext.errors import DataError
-from s3prl_ext.upstreams.layer_similarity.block_outputs import block_outputs, find_blocks, load_model
+from s3prl_ext.upstreams.layer_similarity.block_outputs import block_outputs, find_blocks, load_encoder
 
 
 class ImageEncoder:
@@ -30,7 +30,7 @@ class ImageEncoder:
         from transformers import AutoImageProcessor
 
         self.name, self.special_tokens = name, special_tokens
-        self.model = load_model(folder, name)
+        self.model = load_encoder(folder, name)
         self.blocks = find_blocks(self.model, name, prefix)
         try:
             self.processor = AutoImageProcessor.from_pretrained(folder)

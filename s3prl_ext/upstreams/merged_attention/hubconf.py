@@ -25,7 +25,7 @@ def merged_attention(
 
 
 def hf_speech_custom(ckpt: str | None = None, **kwargs: Any) -> torch.nn.Module:
-    """Build an unmerged HuBERT, wav2vec 2.0, WavLM or data2vec-audio from a transformers folder or hub id.
+    """Build an unmerged HuBERT, wav2vec 2.0, WavLM, data2vec-audio or UniSpeech-SAT from its folder or hub id.
 
     Other than s3prl's ``hf_hubert_custom`` it returns ``last_hidden_state``, after the model's final norm, which a CTC
     head of the same folder reads.

@@ -9,22 +9,30 @@ from torch import Tensor
 
 from s3prl_ext.attention.files import model_config
 from s3prl_ext.errors import DataError, UsageError
+from s3prl_ext.transformers_models import MODEL_TYPES, load_extractor, load_model, use_as_upstream
 
 SAMPLE_RATE = 16000
 DOWNSAMPLE_RATE = 320  # samples per frame = 20 ms, in all released models of these families
 
-# "model_type" in config.json.
-MODEL_TYPES = ("hubert", "wav2vec2", "wavlm", "data2vec-audio")
+
+def check_type(folder: Path) -> None:
+    """Raise UsageError where a transformers folder is not of a family that can be an upstream."""
+    kind = model_config(folder).get("model_type")
+    if kind not in MODEL_TYPES:
+        raise UsageError(
+            f"target {folder} holds a model of type {kind!r}, but must be one of {', '.join(MODEL_TYPES)}."
+        )
 
 
 class TransformersSpeechModel(torch.nn.Module):
-    """A HuBERT, wav2vec 2.0, WavLM or data2vec-audio folder with the interface of s3prl's ``hf_*_custom`` upstreams.
+    """A HuBERT or a relative of it with the interface of s3prl's ``hf_*_custom`` upstreams.
 
     Parameter names, preprocessing and hidden states are those of s3prl's ``hf_hubert_custom``. Layerdrop and
     SpecAugment are off: the featurizer needs every layer's output, also while the upstream is trained.
 
     Args:
-        folder: transformers folder with ``config.json``, weights and ``preprocessor_config.json``.
+        folder: transformers folder of one of :data:`MODEL_TYPES` with ``config.json``, weights and
+            ``preprocessor_config.json`` or ``processor_config.json``.
 
     Raises:
         UsageError: the folder holds another kind of model.
@@ -33,22 +41,15 @@ class TransformersSpeechModel(torch.nn.Module):
 
     def __init__(self, folder: Path):
         super().__init__()
-        from transformers import AutoModel, Wav2Vec2FeatureExtractor
+        from transformers import AutoModel
 
-        kind = model_config(folder).get("model_type")
-        if kind not in MODEL_TYPES:
-            raise UsageError(
-                f"target {folder} holds a model of type {kind!r}, but must be one of {', '.join(MODEL_TYPES)}."
-            )
-        if not (folder / "preprocessor_config.json").is_file():
-            raise DataError(f"target {folder} lacks preprocessor_config.json, which says whether audio is normalised.")
+        check_type(folder)
+        self.extracter = load_extractor(folder)
         try:
-            self.extracter = Wav2Vec2FeatureExtractor.from_pretrained(folder)
-            self.model = AutoModel.from_pretrained(folder, dtype=torch.float32)
+            self.model = load_model(AutoModel, folder)
         except (OSError, ValueError, RuntimeError) as error:
             raise DataError(f"transformers cannot load {folder}: {' '.join(str(error).split())[:300]}.") from error
-        self.model.config.layerdrop = 0.0
-        self.model.config.apply_spec_augment = False
+        use_as_upstream(self.model)
 
     def get_downsample_rates(self, key: str | None = None) -> int:
         """Return the number of samples per frame."""
