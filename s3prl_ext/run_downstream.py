@@ -148,8 +148,8 @@ def complete(argv: Sequence[str]) -> list[str]:
         _check_same_command(ckpt, flags, overrides, begins_too)
     if ckpt is not None and flags.mode == "train":
         _check_processes(ckpt, flags)
-    if ckpt is not None and "args.expdir" not in overrides:
-        added += _stay_with(ckpt, flags.override)
+    if ckpt is not None:
+        _stay_with(ckpt)
     config = _task_file(flags)
     _check_overrides(overrides, flags, ckpt, config)
     if config is not None:
@@ -308,21 +308,17 @@ def _check_same_command(ckpt: Path, flags: argparse.Namespace, overrides: dict[s
     check_command(states, ckpt, flags, asked, stored, overrides)
 
 
-def _stay_with(ckpt: Path, override: str | None) -> list[str]:
-    """Return the flags that let a run write beside its checkpoint: s3prl goes on where the checkpoint was made.
+def _stay_with(ckpt: Path) -> None:
+    """Let a run write beside its checkpoint: s3prl goes on where the checkpoint was made.
 
     A copied or moved experiment would otherwise write into the one that it came from.
     """
     from s3prl_ext.training import checkpoint
+    from s3prl_ext.training.relocated import stay_beside
 
     made_in = getattr(checkpoint.load(ckpt, mmap=zipfile.is_zipfile(ckpt)).get("Args"), "expdir", None)
-    folder = str(ckpt.parent)
-    if made_in is None or Path(made_in).resolve() == ckpt.parent.resolve():
-        return []
-    if any(part in folder for part in ("=", ",,", "'")):
-        raise UsageError(f"the experiment folder {folder} has a name that -o cannot hold (=, ',,' or '); rename it.")
-    given = "" if override is None or override.lower() == "none" else f"{override},,"
-    return ["-o", f"{given}args.expdir='{folder}'"]
+    if made_in is not None and Path(made_in).resolve() != ckpt.parent.resolve():
+        stay_beside(ckpt)
 
 
 def _expdir(flags: argparse.Namespace) -> str:
