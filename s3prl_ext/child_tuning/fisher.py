@@ -45,12 +45,20 @@ class FisherEstimate:
         Raises:
             DataError: the loss is not finite.
         """
+        self.differentiate(loss)
+        self.accumulate()
+
+    def differentiate(self, loss: torch.Tensor) -> None:
+        """Go backward from the mean loss of the next batch; :meth:`accumulate` then adds it.
+
+        Raises:
+            DataError: the loss is not finite.
+        """
         if not torch.isfinite(loss):
             raise DataError(
                 f"the loss of batch {self.batches} of the Fisher pass is {loss.item()}; check the training data."
             )
         loss.backward()
-        self.accumulate()
 
     def accumulate(self) -> None:
         """Add the squares of the gradients that the parameters hold, in place, and leave the gradients empty."""

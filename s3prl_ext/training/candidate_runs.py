@@ -20,7 +20,7 @@ from s3prl_ext.metrics import factor, heading
 from s3prl_ext.training import checkpoint, randomness, ranks, tuned_upstream
 from s3prl_ext.training.early_stop import Candidate, EarlyStopConfig, judged_by
 from s3prl_ext.training.evaluation import evaluate
-from s3prl_ext.training.fisher_pass import UtteranceBatches
+from s3prl_ext.training.fisher_batches import open_batches
 from s3prl_ext.training.forward import unwrapped
 from s3prl_ext.training.learnable_upstream import loadable_state
 from s3prl_ext.training.methods import METHODS
@@ -110,10 +110,9 @@ class CandidateRuns:
                 continue
             if any(shares_masks(candidate.tuning, other.tuning) for other in self._entrants[:place]):
                 continue
-            single = 1 if tuning.fisher.granularity == "sample" else None
             with randomness.preserved():
-                found = len(UtteranceBatches(unwrapped(experiment.models.downstream), split, single))
-            batches.append(min(found, tuning.fisher.max_batches or found))
+                downstream, seed = unwrapped(experiment.models.downstream), experiment.args.seed
+                batches.append(len(open_batches(downstream, split, tuning.fisher, seed)))
         if not batches:
             return ""
         number = "a Fisher pass" if len(batches) == 1 else f"{len(batches)} Fisher passes"

@@ -13,8 +13,9 @@ from torch import nn
 
 from s3prl_ext.child_tuning import mask_files, masks
 from s3prl_ext.child_tuning.delta import state_sha256
-from s3prl_ext.errors import DataError
+from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.training import randomness, ranks
+from s3prl_ext.training.fisher_batches import ORDER
 from s3prl_ext.training.fisher_pass import PARTIAL_FILE, FisherPass
 from s3prl_ext.training.forward import TaskModels
 from s3prl_ext.training.tuning_config import TuningConfig
@@ -125,7 +126,7 @@ def _origin(
     return {
         "mask": tuning.mask,
         "densities": sorted(set(densities), reverse=True),
-        "fisher": asdict(tuning.fisher) if tuning.mask == "fisher" else {},
+        "fisher": {"order": ORDER, **asdict(tuning.fisher)} if tuning.mask == "fisher" else {},
         "training split": split,
         "seed": seed,
         "data": data,
@@ -145,12 +146,24 @@ def _load(expdir: str | Path | None, origin: dict[str, Any]) -> masks.NestedMask
         logger.warning("%s; the masks are chosen again", error)
         return None
     if before != origin:
+        _refuse_older_order(path, before, origin)
         changed = ", ".join(key for key in origin if before.get(key) != origin[key])
         logger.warning("%s was chosen with another %s; the masks are chosen again", path, changed)
         return None
     logger.info("taking the masks from %s", path)
     path.with_name(PARTIAL_FILE).unlink(missing_ok=True)  # of a pass that was killed right after its end
     return found
+
+
+def _refuse_older_order(path: Path, before: Mapping[str, Any], origin: Mapping[str, Any]) -> None:
+    """Refuse to choose masks anew where candidates of a race train already on those of an earlier version."""
+    orders = [from_file["fisher"].get("order") for from_file in (before, origin) if from_file.get("fisher")]
+    race = path.with_name("race")
+    if len(orders) == 2 and orders[0] != orders[1] and next(race.glob("*/states-*.ckpt"), None) is not None:
+        raise UsageError(
+            f"{path} was chosen by an earlier version, which read the utterances in another order, and candidates in {race} "
+            "have trained on it; remove both to start the race over, or finish it with that version."
+        )
 
 
 __all__ = ["MASK_FILE", "PARTIAL_FILE", "choose_mask", "choose_masks"]

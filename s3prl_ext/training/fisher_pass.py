@@ -5,27 +5,24 @@ from __future__ import annotations
 import copy
 import itertools
 import logging
-import math
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.utils.data import DataLoader
 
 from s3prl_ext.child_tuning.delta import state_sha256
 from s3prl_ext.child_tuning.fisher import FisherEstimate
 from s3prl_ext.errors import DataError, StoppedByUser, UsageError
 from s3prl_ext.progress import bar
 from s3prl_ext.training import checkpoint, randomness
-from s3prl_ext.training.evaluation import open_split
+from s3prl_ext.training.fisher_batches import ORDER, UtteranceBatches, open_batches
 from s3prl_ext.training.forward import TaskModels
 from s3prl_ext.training.interrupts import StopRequest
 from s3prl_ext.training.tuning_config import FisherConfig
@@ -34,7 +31,11 @@ logger = logging.getLogger(__name__)
 
 PARTIAL_FILE = "fisher.partial"  # in the experiment's folder, from an interrupt or the clock until the pass is done
 SAVE_SECONDS = 600.0
-OPAQUE = {"weights": "other weights of the upstream", "data": "other files in the corpus"}  # hashes, in words
+OPAQUE = {
+    "order": "the utterances in another order, as an earlier version read them",
+    "weights": "other weights of the upstream",
+    "data": "other files in the corpus",
+}  # what is no number or name, in words
 
 
 class FisherPass:
@@ -45,7 +46,7 @@ class FisherPass:
         parameters: eligible parameters of the upstream by name.
         config: section ``tuning.fisher``.
         split: name of the training split.
-        seed: seed of the run; identifies the pass on resume, the caller seeds.
+        seed: seed of the run: draws the utterances of a limited pass; the caller seeds all else.
         expdir: folder for ``fisher.partial``, or None: then an interrupted pass starts over.
         data: hash of the corpus, which identifies the pass on resume.
     """
@@ -64,21 +65,22 @@ class FisherPass:
         self.config = config
         self.split = split
         self.rank, self.ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-        self.batches = UtteranceBatches(models.downstream, split, 1 if config.granularity == "sample" else None)
-        self.total = min(len(self.batches), config.max_batches or len(self.batches))
+        self.batches = open_batches(models.downstream, split, config, seed)
+        self.total = len(self.batches)
         if self.total == 0:
             raise DataError("the Fisher pass got no batch: the training split is empty.")
         self.estimate = FisherEstimate(parameters, config.clip, config.max_norm)
         # Ranks cannot agree on a graceful stop, so with several of them a stopped pass starts over.
         self.partial = Path(expdir) / PARTIAL_FILE if expdir is not None and self.ranks == 1 else None
-        self.key = {"fisher": asdict(config), "training split": split, "batches": self.total, "seed": seed,
+        self.key = {"order": ORDER, "fisher": asdict(config), "training split": split, "batches": self.total, "seed": seed,
                     "data": data, "weights": state_sha256(parameters) if self.partial else ""}  # fmt: skip
 
     def scores(self) -> dict[str, torch.Tensor]:
         """Return the mean over batches by name (float32, shapes of the parameters), equal on all ranks.
 
         Raises:
-            DataError: a loss is not finite, or ``fisher.partial`` cannot be read.
+            DataError: a loss is not finite, a batch does not fit into the device's memory, or ``fisher.partial`` cannot be
+                read.
             UsageError: ``fisher.partial`` belongs to another pass.
             StoppedByUser: Ctrl-C or SIGTERM; what was done is saved.
         """
@@ -101,22 +103,27 @@ class FisherPass:
             self.partial.unlink(missing_ok=True)
 
     def _run(self, stop: StopRequest, saved: Mapping[str, Any] | None) -> None:
-        mine = range(self.rank, self.total, self.ranks)
-        loader = iter(self.batches.loader(mine[self.estimate.batches :]))
-        if saved is not None:  # after the loader, which draws a number of its own
+        mine, done = range(self.rank, self.total, self.ranks), self.estimate.batches
+        if saved is not None:  # the order of the task's own loader follows from it
+            randomness.set_state(saved["start"])
+        self._start = randomness.get_state()
+        batches = self.batches.batches(self.rank, self.ranks, done)
+        if saved is not None:
             randomness.set_state(saved["random"])
-        progress = bar(total=len(mine), initial=self.estimate.batches, desc="Fisher information", disable=self.rank > 0)
+        progress = bar(total=len(mine), initial=done, desc="Fisher information", disable=self.rank > 0)
         last_save = time.monotonic()
         with progress:
-            for wavs, *others in loader:
+            for wavs, *others in batches:
                 if stop.requested:
                     self._stop()
                 if time.monotonic() - last_save > SAVE_SECONDS:
                     self._save()
                     last_save = time.monotonic()
                 records: dict[str, list] = defaultdict(list)
-                loss = self.models.loss(self.split, wavs, others, records, with_upstream_grad=True)
-                self.estimate.add(loss)
+                with self._enough_memory():
+                    loss = self.models.loss(self.split, wavs, others, records, with_upstream_grad=True)
+                    self.estimate.differentiate(loss / self.config.loss_divisor)
+                self.estimate.accumulate()
                 progress.update(1)
                 self._random = randomness.get_state()
         if stop.requested:  # in the last batch
@@ -132,6 +139,21 @@ class FisherPass:
             f"stopped on request in the Fisher pass after {done}; nothing is saved, -a begins it again."
         )
 
+    @contextmanager
+    def _enough_memory(self) -> Iterator[None]:
+        """Turn the error of a device without enough memory into one that says what to do; keep what was done before."""
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            advice = "lower the batch size, or set tuning.fisher to {granularity: sample}, which reads single utterances"
+            if self.config.granularity == "sample":
+                advice = "it is a single utterance: leave out the longest ones, or take a device with more memory"
+            kept = f" The batches before it are kept in {self.partial}: -a goes on from there." if self._save() else ""
+            raise DataError(
+                f"batch {self.estimate.batches + 1} of {self.total} of the Fisher pass did not fit into the device's "
+                f"memory; {advice}.{kept}"
+            ) from error
+
     # -- fisher.partial --------------------------------------------------------------------------------------------
 
     def _save(self) -> bool:
@@ -139,7 +161,8 @@ class FisherPass:
         if self.partial is None or self.estimate.batches == 0:
             return False
         heads = [m.state_dict() for m in self.models.modules()[1:]] if self.config.warm_head else []
-        content = {"key": self.key, "random": self._random, "heads": heads, **self.estimate.state_dict()}
+        content = {"key": self.key, "start": self._start, "random": self._random, "heads": heads}
+        content |= self.estimate.state_dict()
         checkpoint.save(content, [self.partial])
         return True
 
@@ -176,14 +199,16 @@ class FisherPass:
             module.train()
         parameters = [p for module in heads for p in module.parameters() if p.requires_grad]
         optimizer = torch.optim.Adam(parameters, lr=self.config.warm_lr)
-        endless = itertools.chain.from_iterable(iter(self.batches.loader(shuffle=True)) for _ in itertools.count())
+        batches = self.batches if isinstance(self.batches, UtteranceBatches) else None
+        endless = (batches or UtteranceBatches(self.models.downstream, self.split)).endless()
         steps = itertools.islice(endless, self.config.warm_head)
         for wavs, *others in bar(
             steps, desc="head before the Fisher pass", total=self.config.warm_head, disable=self.rank > 0
         ):
             if stop.requested:
                 self._stop()
-            self.models.loss(self.split, wavs, others, records=defaultdict(list)).backward()
+            with self._enough_memory():
+                self.models.loss(self.split, wavs, others, records=defaultdict(list)).backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             optimizer.zero_grad()
@@ -196,57 +221,6 @@ def _difference(name: str, before: Any, now: Any) -> str:
         changed = [key for key in now if before.get(key) != now[key]]
         return ", ".join(f"{name}.{key} {before.get(key)} instead of {now[key]}" for key in changed)
     return f"{name} {before} instead of {now}"
-
-
-class UtteranceBatches:
-    """The training split in file order, each utterance once.
-
-    The tasks' own loaders draw with replacement (KS), overlap their buckets (PR, SF) or halve long batches; here the
-    dataset is read sequentially, with the task's batch size or another.
-
-    Args:
-        downstream: s3prl's downstream expert.
-        split: name of the training split.
-        batch_size: utterances per batch; None = the task's.
-    """
-
-    def __init__(self, downstream: Any, split: str, batch_size: int | None = None) -> None:
-        found = open_split(downstream, split)
-        self.dataset = copy.copy(found.dataset)  # the task keeps its own as it is
-        self._collate, self.batch_size = found.collate_fn, found.batch_size
-        bucket = getattr(self.dataset, "bucket_size", 1)
-        if bucket > 1 and hasattr(self.dataset, "file_list"):  # PR, SF: item i is the bucket that starts at utterance i
-            self.dataset.bucket_size, self.batch_size = 1, bucket
-        if isinstance(self._collate, partial) and "split" in self._collate.keywords:
-            # PR, SF: "train" would drop half of long batches
-            keywords = {**self._collate.keywords, "split": "dev"}
-            self._collate = partial(self._collate.func, *self._collate.args, **keywords)
-        buckets = getattr(self.dataset, "X", None)
-        if batch_size == 1 and buckets and isinstance(buckets[0], list):  # ASR: item i is a list of files
-            self.dataset.X = [[file] for bucket in buckets for file in bucket]
-        self.batch_size = batch_size or self.batch_size
-        self._workers = found.num_workers
-
-    def __len__(self) -> int:
-        """Return the number of batches."""
-        return math.ceil(len(self.dataset) / self.batch_size)
-
-    def loader(self, numbers: range | None = None, shuffle: bool = False) -> DataLoader:
-        """Return a DataLoader over the batches of these numbers, default all.
-
-        Args:
-            numbers: batch numbers in file order; other utterances are not read.
-            shuffle: all utterances in random order instead.
-        """
-        options: dict[str, Any] = {"collate_fn": self._collate, "num_workers": self._workers}
-        if shuffle:
-            return DataLoader(self.dataset, batch_size=self.batch_size, shuffle=True, **options)
-        length, size = len(self.dataset), self.batch_size
-        indices = [
-            list(range(i * size, min((i + 1) * size, length)))
-            for i in (range(len(self)) if numbers is None else numbers)
-        ]
-        return DataLoader(self.dataset, batch_sampler=indices, **options)
 
 
 @contextmanager

@@ -35,7 +35,9 @@ class FisherConfig:
         clip: ``none``, ``tensor`` (each tensor's gradient before squaring) or ``global`` (all of them together).
         max_norm: limit of `clip`; by default ``runner.gradient_clipping``.
         mode: ``eval`` or ``train`` (with dropout and SpecAugment).
-        max_batches: end after so many batches (utterances with ``granularity: sample``); None = all of the split.
+        loader: ``split``: each utterance of the training split once; ``task``: the task's own training loader.
+        max_batches: so many batches (utterances with ``granularity: sample``), drawn from the whole split; None = all.
+        loss_divisor: the loss is divided by so much before the gradient is clipped.
         warm_head: steps that copies of featurizer and downstream train on the frozen upstream before the pass.
         warm_lr: learning rate (Adam) of these steps; by default ``optimizer.lr``.
     """
@@ -44,7 +46,9 @@ class FisherConfig:
     clip: str = "none"
     max_norm: float = 1.0
     mode: str = "eval"
+    loader: str = "split"
     max_batches: int | None = None
+    loss_divisor: int = 1
     warm_head: int = 0
     warm_lr: float = 0.0
 
@@ -65,11 +69,18 @@ class FisherConfig:
         preset = section.get("preset")
         if preset not in (None, *FISHER_PRESETS):
             problems.append(str(unknown_name("preset", str(preset), FISHER_PRESETS, where=where)))
-        section = {**FISHER_PRESETS.get(str(preset), {}), **section}
+        if preset == "official":
+            steps = (config.get("runner") or {}).get("gradient_accumulate_steps", 1)
+            section = {**FISHER_PRESETS[preset], "loss_divisor": steps, **section}
         values: dict[str, Any] = {
             key: read_choice(section, key, choices, where, problems) for key, choices in FISHER_CHOICES.items()
         }
-        for key in ("max_batches", "warm_head"):
+        if values["loader"] == "task" and values["granularity"] == "sample":
+            problems.append(
+                f"{where}.granularity: sample reads single utterances, loader: task the task's own batches: add loader: "
+                "split, or leave granularity out."
+            )
+        for key in ("max_batches", "warm_head", "loss_divisor"):
             if section.get(key) is not None and (key, section[key]) != ("warm_head", 0):
                 values[key] = read_count(section[key], f"{where}.{key}", problems)
         defaults = {"max_norm": ("runner", "gradient_clipping", 1.0, values["clip"] != "none"),
@@ -85,8 +96,10 @@ FISHER_CHOICES = {
     "granularity": ("batch", "sample"),
     "clip": ("none", "tensor", "global"),
     "mode": ("eval", "train"),
+    "loader": ("split", "task"),
 }  # the first of each is the default
-FISHER_PRESETS = {"official": {"granularity": "batch", "clip": "tensor", "mode": "train"}}  # the released code
+# The released code; it also divides the loss by runner.gradient_accumulate_steps.
+FISHER_PRESETS = {"official": {"granularity": "batch", "clip": "tensor", "mode": "train", "loader": "task"}}
 
 
 @dataclass(frozen=True)

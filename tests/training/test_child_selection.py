@@ -14,7 +14,9 @@ from s3prl_ext.child_tuning.eligible import eligible_parameters
 from s3prl_ext.errors import DataError, StoppedByUser, UsageError
 from s3prl_ext.training import fisher_pass, randomness
 from s3prl_ext.training.child_selection import MASK_FILE, choose_mask, choose_masks
-from s3prl_ext.training.fisher_pass import PARTIAL_FILE, FisherPass, UtteranceBatches
+from s3prl_ext.training.fisher_batches import UtteranceBatches
+from s3prl_ext.training.fisher_pass import PARTIAL_FILE, FisherPass
+from s3prl_ext.training.tuning_config import FisherConfig
 from tests.experiments import interrupt_at_loss, make_args, task_config
 
 CHILD = {"method": "child", "density": 0.1}
@@ -83,14 +85,15 @@ def test_samples_are_batches_of_one(runner):
 
 
 def test_scores_by_sample_equal_a_loop_over_utterances(runner):
-    """Eq. 6 of AD-TUNING, by hand: the mean over utterances of the squared gradient of each one's loss."""
+    """Eq. 6 of AD-TUNING, by hand: the mean over drawn utterances of the squared gradient of each one's loss."""
     model = runner(fisher={"granularity": "sample", "max_batches": 5})
     found = scores_of(model)
     upstream, featurizer, downstream = (entry.model.eval() for entry in model.all_entries)
     parameters = eligible_parameters(upstream)
     dataset = downstream.get_dataloader("train").dataset
     expected = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in parameters.items()}
-    for number in range(5):
+    drawn = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(1337))[:5]
+    for number in sorted(drawn.tolist()):
         wavs, *others = dataset.collate_fn([dataset[number]])
         wavs = [torch.tensor(wav, dtype=torch.float32) for wav in wavs]
         loss = downstream("train", featurizer(wavs, upstream(wavs)), *others, records=defaultdict(list))
@@ -105,15 +108,16 @@ def test_scores_by_sample_equal_a_loop_over_utterances(runner):
 def test_asr_buckets_are_split_into_utterances(runner):
     asr = runner(task="asr", downstream="asr")
     buckets = UtteranceBatches(asr.downstream.model, "train")
-    singles = UtteranceBatches(asr.downstream.model, "train", batch_size=1)
-    names = [batch[2] for batch in buckets.loader()]
-    assert [name for bucket in names for name in bucket] == [n for batch in singles.loader() for n in batch[2]]
-    assert max(map(len, names)) > 1 and all(len(batch[0]) == 1 for batch in singles.loader())
+    singles = UtteranceBatches(asr.downstream.model, "train", FisherConfig(granularity="sample"))
+    names = [batch[2] for batch in buckets.batches()]
+    assert [name for bucket in names for name in bucket] == [n for batch in singles.batches() for n in batch[2]]
+    assert max(map(len, names)) > 1 and all(len(batch[0]) == 1 for batch in singles.batches())
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"mode": "train"}, {"warm_head": 2}, {"granularity": "sample"}],
-    ids=["eval", "train", "warm", "sample"],
+    "options",
+    [{}, {"mode": "train"}, {"warm_head": 2}, {"granularity": "sample"}, {"preset": "official", "warm_head": 2}],
+    ids=["eval", "train", "warm", "sample", "official"],
 )  # fmt: skip
 def test_an_interrupted_pass_goes_on_bitwise(runner, tmp_path, options):
     fisher = {"max_batches": 5} | options
