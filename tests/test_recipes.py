@@ -150,6 +150,8 @@ def test_help_is_the_head_of_the_recipe(recipe, tmp_path):
         ("ad_tuning/table2.sh", ["--dry-run", "--tasks", "kws"], "unknown task 'kws'; known: asr pr"),
         ("ad_tuning/table2.sh", ["--dry-run", "--rows", "lola"], "unknown row 'lola'"),
         ("ad_tuning/table2.sh", ["--tasks", "ks"], "SPEECH_COMMANDS is not set"),
+        ("ad_tuning/table1.sh", ["--dry-run", "--rates", "full=1e-4"], "--rates takes ROW=RATE of the rows random-0.1,child-0.1"),
+        ("ad_tuning/table1.sh", ["--dry-run", "--rates", "child-0.1"], "not 'child-0.1'"),
         ("ad_tuning/fig5.sh", ["--steps", "many"], "--steps takes a whole number"),
         ("superb/ks.sh", ["--grid", "fine"], "--grid is superb or ad_tuning, not 'fine'"),
         ("superb/ks.sh", ["--recordings", "nowhere"], "--recordings nowhere is no folder"),
@@ -159,6 +161,13 @@ def test_wrong_flags_are_one_sentence(recipe, flags, sentence, tmp_path):
     done = run(tmp_path, recipe, *flags)
     assert done.returncode == 2 and sentence in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_rows_may_have_rates_of_their_own(place):
+    done = run(place, "ad_tuning/table1.sh", "--dry-run", "--mini", "--tasks", "ks", "--rates", "child-0.1=3e-4")
+    trained = [line for line in done.stdout.splitlines() if line.startswith("s3prl-ext run -m train")]
+    assert len(trained) == 2 and "'mask':'random','density':0.1,'lr':1e-3" in trained[0]
+    assert "'density':0.1,'lr':3e-4,'fisher':{'granularity':'sample','max_batches':96}" in trained[1]
 
 
 STAGES = f'. "{RECIPES}/shared/stages.sh"; out=exp; '

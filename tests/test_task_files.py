@@ -13,6 +13,7 @@ from s3prl_ext.doctor import CORPUS_VARIABLES
 from s3prl_ext.errors import UsageError
 from s3prl_ext.training.early_stop import budget, judged_by
 from s3prl_ext.training.task_file import TaskFile
+from s3prl_ext.training.tuning_config import FisherConfig
 
 TASKS = ("ks", "ic", "sid", "asr", "pr", "sf", "sd")
 PRESETS = ("superb", "ad_tuning", "mini")
@@ -149,6 +150,8 @@ def test_released_settings_race_three_densities(task, monkeypatch):
     file = TaskFile.read(expand_variables(load_yaml(task_file(task, "ad_tuning"))))
     assert [tuning.density for tuning in file.tunings] == [0.1, 0.01, 0.001]
     assert {(tuning.method, tuning.mask) for tuning in file.tunings} == {("child", "fisher")}
+    steps = VALUES[task, "ad_tuning"][2]
+    assert {tuning.fisher for tuning in file.tunings} == {FisherConfig("batch", "tensor", 1.0, "train", "task", None, steps)}
     total, k = file.runner.total_steps, COMPARED_AT[task]
     assert file.early_stop.keep == 1 and file.early_stop.steps_before_cut(total) == k
     assert budget(file.early_stop, 3, total) == 3 * k + total - k

@@ -6,8 +6,9 @@
 #   recipes/ad_tuning/fig2.sh --mini --recordings DIR --ckpt DIR --tasks ks,asr
 #
 #   --tasks LIST       one panel each (default: sd,pr, those of the figure)
-#   --official         scores as the released code computes them: train mode, clipped tensor by tensor
-#   --stage N --stop-stage N   1 Fisher pass (one optimizer step follows; not done where table2.sh has run), 2 picture
+#   --official         scores as the released code computes them: train mode, its loader, clipped tensor by tensor
+#   --stage N --stop-stage N   1 Fisher pass (one optimizer step follows; not done where table2.sh has run, whose scores
+#                      at full size are the released code's), 2 picture
 #   --out DIR          default exp/ad_tuning; the picture is fig2.png in it
 #   --upstream, --ckpt, --mini, --recordings, --dry-run   as for table2.sh
 set -euo pipefail

@@ -14,6 +14,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from runs import TASKS, TaskRun, heading, read, runs_of
 
@@ -49,6 +50,16 @@ def scored_runs(folder: Path, task: str, row: str) -> list[TaskRun]:
     return runs
 
 
+def _shown_pass(fisher: Mapping[str, Any]) -> str:
+    """Return in words what a Fisher pass read, from the settings that its masks were stored with."""
+    if fisher.get("loader") == "task":
+        return "the task's loader, as released"
+    if not fisher.get("max_batches"):
+        return "whole training split"
+    unit = "utterances" if fisher.get("granularity") == "sample" else "batches"
+    return f"{'drawn' if 'order' in fisher else 'first'} {fisher['max_batches']} {unit}"
+
+
 def fig2(flags: argparse.Namespace) -> None:
     """Draw the scores' distribution of one run per task."""
     panels, runs = [], [scored_runs(flags.runs, task, "child-0.1")[0] for task in flags.tasks]
@@ -56,8 +67,7 @@ def fig2(flags: argparse.Namespace) -> None:
         _, origin, histogram = mask_files.load(run.folder / MASKS)
         if histogram is None:
             raise DataError(f"{run.folder / MASKS} has no histogram: its masks were not chosen by Fisher information.")
-        passed = origin["fisher"].get("max_batches")
-        batches = f"first {passed} batches" if passed else "whole training split"
+        batches = _shown_pass(origin["fisher"])
         edges, counts = (part.tolist() for part in histogram)
         panels.append(ScoreHistogram(f"{task}, seed {run.seed}, {batches}", edges, counts))
     plot_fisher(panels, DENSITIES, flags.out, f"Fisher information of the eligible weights, {upstreams_of(runs)}")

@@ -6,20 +6,39 @@
 TABLE2_ROWS="full frozen houlsby adapter_bias lora prefix cnn_adapter chapter weighted_sum bitfit"
 TABLE2_ROWS+=" child-0.1 child-0.01 child-0.001 ad_tuning"
 
+# rate_of ROW: the learning rate that --rates names for a row, else that of --upstream-lr, else nothing.
+rate_of() {
+  local item
+  for item in $(listed "${rates:-}"); do
+    [[ "${item%%=*}" != "$1" ]] || { echo "${item#*=}"; return; }
+  done
+  echo "${upstream_lr:-}"
+}
+
+# check_rates ROWS: stop where --rates names no row of these, or a row without a rate.
+check_rates() {
+  local item
+  for item in $(listed "${rates:-}"); do
+    [[ "$item" == ?*=?* && " $(listed "$1" | tr '\n' ' ')" == *" ${item%%=*} "* ]] ||
+      stop "--rates takes ROW=RATE of the rows $(comma "$1"), not '$item'."
+  done
+}
+
 # tuning_of ROW TASK: set tuning to the overrides for -o that make a row of Table 2, or random-P for CHILD-TUNING_F of
 # Table 1.
 tuning_of() {
-  local rate="" pass="" ratio=0.1
+  local rate="" ratio=0.1 given pass=",'fisher':{'preset':'official'}"
+  given="$(rate_of "$1")"
   if [[ -n "$mini" ]]; then
     # learning rate of the upstream's own weights; the head keeps that of the task
     case "$1,$2" in
-      full,* | *,asr | *,pr) rate=",'lr':${upstream_lr:-1e-4}" ;;   # 1e-3 unlearns what a CTC model knows
-      *) rate=",'lr':${upstream_lr:-1e-3}" ;;
+      full,* | *,asr | *,pr) rate=",'lr':${given:-1e-4}" ;;   # 1e-3 unlearns what a CTC model knows
+      *) rate=",'lr':${given:-1e-3}" ;;
     esac
-    pass=",'fisher':{'max_batches':12}"
+    pass=",'fisher':{'granularity':'sample','max_batches':96}"   # Eq. 6 over 96 clips drawn from the whole split
     ratio=0.2
-  elif [[ -n "${upstream_lr:-}" ]]; then
-    rate=",'lr':$upstream_lr"
+  elif [[ -n "$given" ]]; then
+    rate=",'lr':$given"
   fi
   case "$2" in asr | sf) ratio=0.2 ;; esac   # as released
   case "$1" in
@@ -54,6 +73,7 @@ run_row() {
 # run_rows TASKS ROWS SEEDS: all combinations, seed by seed, so that an interrupted table has its first seeds complete.
 run_rows() {
   local name row seed
+  check_rates "$2"
   for seed in $(listed "$3"); do
     for name in $(listed "$1"); do
       task "$name" ad_tuning

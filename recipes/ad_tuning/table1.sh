@@ -7,6 +7,8 @@
 #
 #   --tasks LIST       out of asr,pr,sd,sid,sf,ic,ks (default: asr,pr,sd,sid,ic, those of the table)
 #   --seeds LIST       one run each (default: 0)
+#   --rates LIST       learning rates of single rows, random-0.1=1e-3,child-0.1=3e-4: one rate does not suit both masks;
+#                      choose each on dev
 #   --stage N --stop-stage N   1 train and score, 2 table
 #   --out DIR          default exp/ad_tuning; CHILD-TUNING_D is also a row of table2.sh, which is not trained twice
 #   --upstream, --ckpt, --upstream-lr, --steps, --mini, --recordings, --dry-run   as for table2.sh
@@ -15,11 +17,11 @@ set -euo pipefail
 . "$RECIPES/shared/tasks.sh"
 . "$RECIPES/ad_tuning/methods.sh"
 
-out=exp/ad_tuning seeds=0 tasks="asr pr sd sid ic" upstream_lr=""
-options="tasks upstream_lr"
+out=exp/ad_tuning seeds=0 tasks="asr pr sd sid ic" upstream_lr="" rates=""
+options="tasks upstream_lr rates"
 parse_options "$@"
 choose_upstream wav2vec2
-keep_settings "upstream_lr=$upstream_lr"
+keep_settings "upstream_lr=$upstream_lr${rates:+ rates=$rates}"
 
 if due 1 "train and score"; then
   run_rows "$tasks" "random-0.1 child-0.1" "$seeds"

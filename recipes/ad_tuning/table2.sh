@@ -10,6 +10,7 @@
 #   --seeds LIST       one run each (default: 0)
 #   --upstream-lr X    learning rate of the upstream's own weights (default: that of the task file; with --mini
 #                      1e-3, for full, asr and pr 1e-4)
+#   --rates LIST       learning rates of single rows that go before it, such as child-0.1=3e-4,full=1e-4
 #   --upstream NAME --ckpt FILE   -u and -k (default: wav2vec2)
 #   --steps N          optimizer steps of each run (default: those released with AD-TUNING)
 #   --out DIR          folder for everything (default: exp/ad_tuning); the other recipes here share its runs
@@ -25,11 +26,11 @@ set -euo pipefail
 . "$RECIPES/shared/tasks.sh"
 . "$RECIPES/ad_tuning/methods.sh"
 
-out=exp/ad_tuning seeds=0 tasks="$SUPERB_TASKS" rows="$TABLE2_ROWS" upstream_lr=""
-options="tasks rows upstream_lr"
+out=exp/ad_tuning seeds=0 tasks="$SUPERB_TASKS" rows="$TABLE2_ROWS" upstream_lr="" rates=""
+options="tasks rows upstream_lr rates"
 parse_options "$@"
 choose_upstream wav2vec2
-keep_settings "upstream_lr=$upstream_lr"
+keep_settings "upstream_lr=$upstream_lr${rates:+ rates=$rates}"
 
 if due 1 "train and score"; then
   run_rows "$tasks" "$rows" "$seeds"
