@@ -9,6 +9,9 @@ released                                  ours
 ``runner.strive_ratio: 0.2``              ``early_stop.ratio``
 ``runner.observation: [dev, per]``        ``early_stop.split`` and ``early_stop.metric``
 ========================================  =====================================================
+
+The preset ``official`` is the released Fisher pass: the task's own training loader, in train mode, the loss of a batch
+divided by ``runner.gradient_accumulate_steps``, each tensor's gradient clipped before it is squared.
 """
 
 from __future__ import annotations
