@@ -108,7 +108,9 @@ class _SampledLinear(torch.autograd.Function):
         ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: Any, slot: torch.Tensor, indices: torch.Tensor
     ) -> torch.Tensor:
         ctx.save_for_backward(x, weight, indices)
-        return F.linear(x, weight, bias)
+        # For more than two dimensions F.linear returns a view, which autograd lets nobody change in place.
+        y = F.linear(x.reshape(-1, x.shape[-1]), weight, bias)
+        return torch.ops.aten._unsafe_view(y, (*x.shape[:-1], weight.shape[0]))
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[Any, ...]:

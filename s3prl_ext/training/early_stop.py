@@ -82,7 +82,10 @@ class EarlyStopConfig:
             values[key] = int(value)
         if values["keep"] > candidates > 1:
             problems.append(f"early_stop.keep is {values['keep']}, but there are only {candidates} candidates.")
-        if section.get("metric") is not None and section["metric"] not in METRICS:
+        for key in ("metric", "split"):
+            if not isinstance(section.get(key), (str, type(None))):
+                problems.append(f"early_stop.{key} must be one name, but is {section[key]!r}.")
+        if isinstance(section.get("metric"), str) and section["metric"] not in METRICS:
             problems.append(str(unknown_name("metric", section["metric"], METRICS, where="early_stop")))
         raise_all(problems)
         if candidates == 1:

@@ -150,6 +150,53 @@ def test_functions_other_than_linear_get_the_dense_gradient_gathered():
     torch.testing.assert_close(child.values.grad, expected)
 
 
+@pytest.mark.parametrize("shape", [(20,), (4, 20), (2, 3, 20)])
+def test_a_model_may_change_the_output_in_place(shape):
+    """As an encoder does that sets padded frames to zero, and attention that scales its queries."""
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(20, 10)
+    x, mask = torch.randn(shape), {"w": torch.tensor([3, 77, 150])}
+
+    def loss():
+        y = linear(x)
+        y *= 0.5
+        y[..., 0] = 0
+        return y.tanh().sum()
+
+    loss().backward()
+    expected = linear.weight.grad.reshape(-1)[[3, 77, 150]]
+    linear.weight.grad = None
+    child = ChildNetwork({"w": linear.weight}, mask)
+    assert isinstance(linear.weight, SampledWeight)
+    value = loss()
+    value.backward()
+    child.gather_gradients()
+    torch.testing.assert_close(child.values.grad, expected)
+    sparse_linear.restore(linear.weight)
+    assert torch.equal(value, loss()), "the same output, bitwise"
+
+
+@pytest.mark.parametrize("patterns", [["*projection*"], ["*"]])
+def test_padded_frames_of_transformers_models_are_set_to_zero(tmp_path, patterns):
+    """With an attention mask their encoder writes into the output of the feature projection."""
+    from transformers import HubertModel
+
+    model = HubertModel.from_pretrained(factories.hubert_folder(tmp_path / "hubert")).eval()
+    weights = {n: p for n, p in eligible_parameters(model, tuple(patterns)).items() if p.dim() == 2}
+    mask = {name: torch.arange(0, weight.numel(), 60, dtype=torch.int32) for name, weight in weights.items()}
+    attention = torch.ones(2, 8000, dtype=torch.long)
+    attention[1, 5000:] = 0
+    wavs = torch.randn(2, 8000, generator=torch.Generator().manual_seed(0))
+
+    def found(**options):
+        child = ChildNetwork(weights, mask, **options)
+        model(wavs, attention_mask=attention).last_hidden_state.pow(2).mean().backward()
+        child.gather_gradients()
+        return child.values.grad.clone()
+
+    torch.testing.assert_close(found(), found(sparse_gradients=False), rtol=1e-4, atol=1e-7)
+
+
 def test_tensors_above_the_density_stay_dense():
     weights = {n: torch.nn.Parameter(torch.randn(10, 10)) for n in ("at", "above", "empty")}
     ChildNetwork(weights, {"at": torch.arange(3), "above": torch.arange(4)})
