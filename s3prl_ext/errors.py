@@ -112,6 +112,26 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
+def is_disk_full(error: BaseException) -> bool:
+    """Return whether an error says that a disk or a quota is full; torch says it in words of its own."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    words = ("unexpected pos", "PytorchStreamWriter failed writing", "No space left on device", "Disk quota exceeded")
+    return any(part in str(error) for part in words)
+
+
+def _advice(error: OSError) -> str:
+    """Return what to do about a file or folder that the operating system refuses."""
+    if error.errno in (errno.EEXIST, errno.ENOTDIR, errno.EISDIR):
+        return "a file is where a folder is needed, or the reverse: choose another path"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return "check its permissions, or choose another path"
+    name = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else str(error.filename)
+    if any(len(word) > 1 and name.startswith(word) for word in sys.argv[1:]):
+        return "check the path in the command"
+    return "check the corpus folder (s3prl-ext doctor lists the corpus variables) or the path given with -o"
+
+
 def sentence(error: BaseException) -> str:
     """Return one sentence for any exception: what, which, what to do next."""
     if isinstance(error, ExtError):
@@ -120,16 +140,15 @@ def sentence(error: BaseException) -> str:
         if "Original Traceback" in text:
             text = text.splitlines()[-1].partition(": ")[2]
         return text
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if is_disk_full(error):
+        file = getattr(error, "filename2", None) or getattr(error, "filename", None)  # of a copy: where it goes
         return (
-            f"the disk is full while writing {error.filename or 'a file'}; free some space and give the same command again "
+            f"the disk is full while writing {file or 'a file'}; free some space and give the same command again "
             "(a training with -a)."
         )
     if isinstance(error, OSError) and error.filename:
-        return (
-            f"{os.strerror(error.errno) if error.errno else 'cannot open'}: {error.filename}; check the corpus folder "
-            "(s3prl-ext doctor lists the corpus variables) or the path given with -o."
-        )
+        reason = os.strerror(error.errno) if error.errno else "cannot open"
+        return f"{reason}: {error.filename}; {_advice(error)}."
     text = " ".join(str(error).split()) or "no message"
     if is_out_of_memory(error):
         return f"the memory does not suffice ({text[:100]}): lower the batch size of the task, or take a smaller model."

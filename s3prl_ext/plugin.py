@@ -29,6 +29,7 @@ from s3prl_ext.compat import (
     corpus_checks,
     downloads,
     huggingface_hub,
+    kaldi_tables,
     listings,
     s3prl,
     task_labels,
@@ -79,6 +80,7 @@ SHIMS: tuple[Shim, ...] = (
     *listings.SHIMS,
     *downloads.SHIMS,
     *corpus_checks.SHIMS,
+    *kaldi_tables.SHIMS,
     *task_labels.SHIMS,
 )
 

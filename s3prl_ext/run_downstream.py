@@ -262,6 +262,8 @@ def _check_files(flags: argparse.Namespace, overwrite: bool) -> Path | None:
                 raise UsageError(f"{flag} is missing: name the {meaning}, or resume an experiment with -e.")
         if flags.expdir is None and flags.expname is None:
             raise UsageError("-p is missing: name the folder of the experiment (or -n for result/downstream/NAME).")
+        if Path(_expdir(flags)).exists() and not Path(_expdir(flags)).is_dir():
+            raise UsageError(f"-p {_expdir(flags)} is a file: name the folder of the experiment.")
         if flags.mode == "train" and not overwrite:
             checkpoint.refuse_overwriting(_expdir(flags))
     return resumed

@@ -17,6 +17,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "progress": set(),
     "hub": {"errors"},
     "downloads": {"errors"},
+    "reading": set(),
     "metrics": {"errors"},
     "tasks": {"metrics"},
     "configs": {"errors"},
@@ -82,7 +83,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "errors",
     },
 }
-EVERYWHERE = {"writing", "progress", "hub", "downloads", "layer_sets"}  # every part may import them; they import errors at most
+EVERYWHERE = {"writing", "reading", "progress", "hub", "downloads", "layer_sets"}  # every part may import them; they import errors at most
 SEES_S3PRL = {
     "compat",
     "deltas",

@@ -6,6 +6,7 @@ import pytest
 
 from s3prl_ext.configs import Variables, as_number, check_keys, expand_variables, load_yaml
 from s3prl_ext.errors import UsageError, unknown_name
+from s3prl_ext.reading import parse_json
 
 
 def test_variables_are_expanded_with_defaults_and_nesting(monkeypatch):
@@ -147,3 +148,8 @@ def test_a_nested_config_of_another_origin_is_refused():
         inner = [inner] * 9
     with pytest.raises(UsageError, match="more than 100,000 values"):
         expand_variables({"a": inner})
+
+
+def test_json_nested_too_deeply_is_no_json():
+    with pytest.raises(ValueError, match="nested too deeply"):
+        parse_json("[" * 100_000)

@@ -11,7 +11,7 @@ import torch
 
 from s3prl_ext import run_downstream
 from s3prl_ext.configs import load_yaml, shipped_dir
-from s3prl_ext.errors import DataError, UsageError, one_sentence_errors, show_errors_as_sentences
+from s3prl_ext.errors import DataError, UsageError, one_sentence_errors, sentence, show_errors_as_sentences
 
 
 @pytest.fixture(autouse=True)
@@ -207,3 +207,22 @@ def test_auto_resume_without_a_numbered_checkpoint_takes_the_newest_best(tmp_pat
         run_downstream.complete(command(tmp_path, "-d", "asr", "-a"))
     with pytest.raises(UsageError, match="already holds an experiment"):
         run_downstream.complete(command(tmp_path, "-d", "asr", "-o", "args.overwrite=False"))
+
+
+def test_hints_fit_the_error(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["s3prl-ext", "report", "--out", "/x/out"])
+    copied = OSError(28, "full", "/models/read.bin", None, "/out/written.bin")
+    for error, parts in (
+        (copied, ["the disk is full while writing /out/written.bin", "give the same command again"]),
+        (
+            RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 43648 vs 43540"),
+            ["the disk is full"],
+        ),
+        (FileExistsError(17, "exists", "/x/out"), ["a file is where a folder is needed"]),
+        (PermissionError(13, "denied", "/x/out"), ["check its permissions"]),
+        (FileNotFoundError(2, "gone", "/x/out/a"), ["check the path in the command"]),
+        (FileNotFoundError(2, "gone", "/corpus/a"), ["check the corpus folder"]),
+        (MemoryError(), ["the memory does not suffice", "batch size"]),
+        (RecursionError("deep"), ["nested too deeply"]),
+    ):
+        assert all(part in sentence(error) for part in parts), sentence(error)

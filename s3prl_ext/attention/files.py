@@ -18,6 +18,7 @@ from s3prl_ext import hub
 from s3prl_ext.attention.layouts import find_attention
 from s3prl_ext.attention.weights import AttentionWeights, read_slots
 from s3prl_ext.errors import DataError
+from s3prl_ext.reading import parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +87,7 @@ def model_config(path: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return parse_json(file.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DataError(f"{file} is not readable as JSON: {error}.") from error
 
@@ -158,7 +159,7 @@ def load_torch(path: Path) -> Any:
 
 def _shards(index: Path) -> list[Path]:
     try:
-        files = [index.parent / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+        files = [index.parent / name for name in sorted(set(parse_json(index.read_text())["weight_map"].values()))]
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{index} is no index of weight shards: {error!r}.") from error
     missing = [file.name for file in files if not file.is_file()]

@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from s3prl_ext.errors import DataError
+from s3prl_ext.reading import parse_json
 from s3prl_ext.writing import written
 
 FORMAT = "s3prl_ext.delta"
@@ -195,7 +196,7 @@ def content_sha256(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -
 
 def _delta(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> Delta:
     """Return what the parts of a file say."""
-    rows = json.loads(metadata["tensors"])
+    rows = parse_json(metadata["tensors"])
     counts = {name: count for name, _, count in rows}
     sizes = {name: size for name, size, _ in rows}
     parts: dict[str, dict[str, Tensor]] = {"added": {}, "Featurizer": {}, "Downstream": {}}
@@ -211,7 +212,7 @@ def _delta(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> Delta:
         sizes,
         added,
         {part: states for part, states in parts.items() if states},
-        json.loads(metadata["info"]),
+        parse_json(metadata["info"]),
     )
 
 

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from s3prl_ext.child_tuning.delta import content_sha256
 from s3prl_ext.child_tuning.masks import NestedMask
 from s3prl_ext.errors import DataError
+from s3prl_ext.reading import parse_json
 from s3prl_ext.writing import written
 
 FORMAT = "s3prl_ext.masks"
@@ -69,6 +70,6 @@ def load(path: str | os.PathLike) -> tuple[NestedMask, dict[str, Any], Histogram
     for name, tensor in tensors.items():
         part, _, rest = name.partition(".")
         parts[part][rest] = tensor
-    mask = NestedMask(tuple(json.loads(metadata["densities"])), parts["indices"], parts["levels"])
+    mask = NestedMask(tuple(parse_json(metadata["densities"])), parts["indices"], parts["levels"])
     histogram = (parts["histogram"]["edges"], parts["histogram"]["counts"]) if parts["histogram"] else None
-    return mask, json.loads(metadata["origin"]), histogram
+    return mask, parse_json(metadata["origin"]), histogram

@@ -18,7 +18,7 @@ from s3prl_ext.evaluation.result_rows import Row, rows_of, without_duplicates
 from s3prl_ext.evaluation.result_tables import Line, pivot, table_of_lines, with_ours
 from s3prl_ext.evaluation.scored_runs import ScoredRun
 from s3prl_ext.evaluation.superb_row import superb_table
-from s3prl_ext.evaluation.tables import Table, csv_text, latex, markdown
+from s3prl_ext.evaluation.tables import Table, csv_text, latex, markdown, plain
 from s3prl_ext.evaluation.transcript_tables import transcript_tables
 from s3prl_ext.evaluation.utterance_comparison import with_intervals_over
 from s3prl_ext.metrics import heading, metric
@@ -62,16 +62,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         logger.warning("%s", sentence)
     title = flags.title or "Results"
     sources = sources_table(evidence)
-    warnings = [f"> {sentence}" for sentence in evidence.left_out]
-    parts = [f"# {title}\n", *(["\n>\n".join(warnings) + "\n"] if warnings else []), *map(markdown, tables)]
+    warnings = [f"> {plain(sentence)}" for sentence in evidence.left_out]
+    parts = [f"# {plain(title)}\n", *(["\n>\n".join(warnings) + "\n"] if warnings else []), *map(markdown, tables)]
     parts += [f"![{p.caption}]({p.path.name})\n" for p in pictures] + [markdown(sources)]
     write_text(out / "report.md", "\n".join(parts))
     write_text(out / "report.csv", csv_text(tables))
     write_text(out / "report.tex", "\n".join(latex(table) for table in tables))
     write_text(out / "report.html", page(title, tables, pictures, evidence.left_out, sources))
-    logger.info("%d tables and %d pictures of %d results written to %s", len(tables), len(pictures),
-                len(evidence.runs), out)  # fmt: skip
     print("\n".join(markdown(table) for table in tables))
+    print(f"{len(tables)} tables and {len(pictures)} pictures of {len(evidence.runs)} results: {out / 'report.html'}, .md, "
+          ".csv, .tex")  # fmt: skip
     return 0
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.evaluation.result_records import ResultRecord, read_record
 from s3prl_ext.evaluation.scored_runs import ScoredRun, runs_of
 from s3prl_ext.evaluation.tables import NOTHING, Table
+from s3prl_ext.reading import parse_json
 from s3prl_ext.sweeps.stored import StoredSweep, read_sweep
 
 LAYERS = "layers.json"  # of s3prl-ext layers; its picture is beside it
@@ -86,7 +86,7 @@ def _files(path: Path) -> list[Path]:
 
 def _is_sweep(path: Path) -> bool:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
     return isinstance(content, dict) and "results" in content and "settings" in content

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from s3prl_ext.evaluation.report_page import Picture
 from s3prl_ext.evaluation.result_records import ResultRecord
 from s3prl_ext.evaluation.scored_runs import ScoredRun
 from s3prl_ext.metrics import factor, heading
+from s3prl_ext.reading import parse_json
 from s3prl_ext.sweeps.grid import BASELINE
 from s3prl_ext.sweeps.report import plot
 from s3prl_ext.sweeps.selection import point
@@ -146,7 +146,7 @@ def _state(folders: Sequence[Path], references: Sequence[Path]) -> list[list[Any
 def _restored(kept: Path, state: list[list[Any]]) -> SuperbScore | None:
     """Return the score that was kept, or None where there is none of these files."""
     try:
-        content = json.loads(kept.read_text(encoding="utf-8"))
+        content = parse_json(kept.read_text(encoding="utf-8"))
         if content["of"] != state:
             return None
         dev = content["dev_chosen"] is not None

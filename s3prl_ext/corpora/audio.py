@@ -60,4 +60,7 @@ def write_audio(path: Path, samples: np.ndarray) -> None:
     peak = float(np.abs(samples).max(initial=0.0))
     if peak > 0.99:
         samples = samples * (0.99 / peak)
-    soundfile.write(str(path), samples, SAMPLE_RATE, subtype="PCM_16")
+    try:
+        soundfile.write(str(path), samples, SAMPLE_RATE, subtype="PCM_16")
+    except soundfile.SoundFileError as error:  # libsndfile says "System error." to a full disk
+        raise DataError(f"cannot write {path} ({error}): is the disk full, or the folder read-only?") from error

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from s3prl_ext.corpora.archives import CorpusCard, download, unpack
 from s3prl_ext.corpora.splits import SPLITS, hash_split
 from s3prl_ext.errors import DataError, unknown_name
+from s3prl_ext.reading import parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -138,7 +139,7 @@ def read_split_file(path: Path, known: set[str]) -> dict[str, list[str]]:
         DataError: the file is missing, malformed, names an utterance twice, or one that is not among `known`.
     """
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = parse_json(Path(path).read_text(encoding="utf-8"))
         parts = {name: sorted(map(str, content[name])) for name in SPLITS}
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
         raise DataError(f"{path} is no file of splits with the lists train, dev and test ({error}).") from error

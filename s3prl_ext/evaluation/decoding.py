@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from s3prl_ext.errors import DataError
+from s3prl_ext.reading import parse_json
 
 BLANK = "<pad>"
 DELIMITER = "|"
@@ -171,7 +172,7 @@ def _token(value: Any, default: str) -> str:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DataError(f"{path} is not readable as JSON: {error}.") from error
     if not isinstance(content, dict):

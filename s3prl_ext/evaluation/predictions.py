@@ -10,6 +10,7 @@ from typing import Any
 
 from s3prl_ext.errors import DataError
 from s3prl_ext.evaluation.significance import Interval, bootstrap_difference, mcnemar_exact
+from s3prl_ext.reading import parse_json
 from s3prl_ext.writing import write_text
 
 
@@ -125,7 +126,7 @@ def read_json(path: Path) -> Any:
         DataError: it is missing or damaged.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return parse_json(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}): do the stages before this one.") from error
     except ValueError as error:
@@ -134,7 +135,7 @@ def read_json(path: Path) -> Any:
 
 def _parse(line: str, path: Path, number: int) -> Prediction:
     try:
-        row = json.loads(line)
+        row = parse_json(line)
         return Prediction(row["clip"], row["label"], row["prediction"])
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"line {number} of {path} is no prediction ({error}): evaluate the split again.") from error

@@ -6,7 +6,6 @@ as None.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from s3prl_ext.errors import DataError
+from s3prl_ext.reading import parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -162,7 +162,7 @@ def read_record(path: Path) -> ResultRecord:
     if path.suffix in (".ckpt", ".safetensors"):
         raise DataError(f"{path} holds weights, not results: give the folder of the run, or its result.json.")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}): give result files or folders of runs.") from error
     except ValueError as error:

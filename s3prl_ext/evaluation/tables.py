@@ -42,9 +42,14 @@ class Table:
 def markdown(table: Table) -> str:
     """Return the table as Markdown, with its title as a heading; numbers stand to the right."""
     aligned = ["---", *["---" if table.of_texts else "---:"] * (len(table.head) - 1)]
-    lines = [f"## {table.title}", "", _line(table.head), _line(aligned)]
-    lines += [_line([cell.replace("|", r"\|") for cell in row]) for row in table.rows]
-    return "\n".join([*lines, "", *(f"- {note}" for note in table.notes)]).rstrip() + "\n"
+    lines = [f"## {plain(table.title)}", "", _line(table.head), _line(aligned)]
+    lines += [_line([plain(cell).replace("|", r"\|") for cell in row]) for row in table.rows]
+    return "\n".join([*lines, "", *(f"- {plain(note)}" for note in table.notes)]).rstrip() + "\n"
+
+
+def plain(text: str) -> str:
+    """Return a text in which Markdown sees no HTML: names in results are others' words."""
+    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text)
 
 
 def _line(cells: Iterable[str]) -> str:
@@ -71,9 +76,19 @@ def escape(text: str) -> str:
     return re.sub("|".join(map(re.escape, _LATEX)), lambda match: _LATEX[match.group()], text)
 
 
+def _inert(value: Any) -> Any:
+    """Return a text that a spreadsheet does not run as a formula; numbers, and a dash alone, stay as they are."""
+    runs = isinstance(value, str) and re.match(r"[=+@\t\r-](?!$)", value) and not re.fullmatch(r"[+-][\d.e+-]+", value)
+    return f"'{value}" if runs else value
+
+
 def csv_text(tables: Iterable[Table]) -> str:
     """Return the numbers of several tables as CSV, one line each; None is an empty field."""
-    rows = [{"table": table.title, **value} for table in tables for value in table.values]
+    rows = [
+        {key: _inert(item) for key, item in {"table": table.title, **value}.items()}
+        for table in tables
+        for value in table.values
+    ]
     names = list(dict.fromkeys(name for row in rows for name in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, names, lineterminator="\n")

@@ -12,6 +12,7 @@ import editdistance
 
 from s3prl_ext.errors import DataError
 from s3prl_ext.evaluation.error_rates import Edit, ErrorCounts, align, count_errors, total, units
+from s3prl_ext.reading import parse_json
 from s3prl_ext.writing import written
 
 MARK = "*"  # stands on both sides of a word that differs
@@ -200,7 +201,7 @@ def _change(before: ErrorCounts, after: ErrorCounts) -> dict[str, int]:
 
 def _parse(line: str, path: Path, number: int) -> Transcript:
     try:
-        content: dict[str, Any] = json.loads(line)
+        content: dict[str, Any] = parse_json(line)
         return Transcript(**{field.name: content[field.name] for field in fields(Transcript)})
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise DataError(f"line {number} of {path} is no transcript ({error!r}): evaluate again.") from error

@@ -25,6 +25,7 @@ from s3prl_ext.attention.files import (
 )
 from s3prl_ext.attention.layouts import AttentionKeys, Slot, find_attention
 from s3prl_ext.errors import DataError
+from s3prl_ext.reading import parse_json
 from s3prl_ext.writing import written
 
 # What else of a transformers folder belongs to the model: configuration, vocabulary, preprocessor, licence.
@@ -108,7 +109,7 @@ def _copy_companions(folder: Path, out: Path) -> None:
             shutil.copyfile(path, out / path.name)
     index = weight_file(folder)
     if index.suffix == ".json":
-        content = json.loads(index.read_text(encoding="utf-8"))
+        content = parse_json(index.read_text(encoding="utf-8"))
         content["weight_map"] = {name: _new_name(file) for name, file in content["weight_map"].items()}
         (out / "model.safetensors.index.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
@@ -129,7 +130,7 @@ def _write_safetensors(file: Path, out: Path, names: Collection[str], rewrite: R
     reader = open_weights(file)
     with out.open("r+b") as handle:
         length = int.from_bytes(handle.read(8), "little")
-        header = json.loads(handle.read(length))
+        header = parse_json(handle.read(length))
         for name in sorted(set(names) & set(header), key=lambda name: header[name]["data_offsets"]):
             old = reader[name]
             new = rewrite(name, old).to(old.dtype).contiguous()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import zipfile
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ from s3prl_ext.deltas.plain_upstream import build_tuned_from
 from s3prl_ext.deltas.switch import TaskSwitch
 from s3prl_ext.deltas.tuned_task import TunedTask, load_whole
 from s3prl_ext.errors import DataError
+from s3prl_ext.reading import parse_json
 from s3prl_ext.training import checkpoint, tuned_upstream
 from s3prl_ext.upstreams.merged_attention.record import UNKNOWN, check_merge_record
 from s3prl_ext.upstreams.speech_models import upstream_name
@@ -100,9 +100,15 @@ def _extension(path: Path) -> Mapping[str, Any]:
 
 def _exported(folder: Path) -> Trained:
     """Read a folder of ``s3prl-ext export``, whose upstream is a plain model with the tuned weights."""
-    record = json.loads((folder / EXPORT_FILE).read_text(encoding="utf-8"))
-    words = shlex.split(record["model"]["upstream"])
-    flags = dict(zip(words[::2], words[1::2], strict=True))
+    try:
+        record = parse_json((folder / EXPORT_FILE).read_text(encoding="utf-8"))
+        words = shlex.split(record["model"]["upstream"])
+        flags = dict(zip(words[::2], words[1::2], strict=True))
+        record["info"] | {}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{folder / EXPORT_FILE} is damaged ({type(error).__name__}: {error}): export again."
+        ) from error
     if "-u" not in flags:
         raise DataError(f"s3prl has no upstream that loads the model in {folder}: give the run it was exported from.")
     ckpt = folder if flags["-k"] == "." else folder / flags["-k"]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from s3prl_ext.errors import DataError, UsageError
+from s3prl_ext.reading import parse_json
 from s3prl_ext.sweeps.grid import Arm
 from s3prl_ext.writing import write_json
 
@@ -76,7 +77,7 @@ def _key(arm: Arm, split: str) -> str:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
         if content["schema"] == SCHEMA and all(
             isinstance(content[key], dict) for key in ("settings", "data", "results")
         ):

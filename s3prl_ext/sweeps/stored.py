@@ -12,6 +12,7 @@ from typing import Any
 from s3prl_ext.errors import DataError
 from s3prl_ext.evaluation.scored_runs import ScoredRun
 from s3prl_ext.metrics import Metric, metric
+from s3prl_ext.reading import parse_json
 from s3prl_ext.sweeps.grid import BASELINE, Arm, Group, arm_folder
 from s3prl_ext.sweeps.store import SCHEMA
 from s3prl_ext.tasks import task_of
@@ -114,7 +115,7 @@ def read_sweep(path: Path) -> StoredSweep:
         DataError: it is missing, damaged, of another schema, or of a sweep that has not come to its end.
     """
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = parse_json(Path(path).read_text(encoding="utf-8"))
         if content["schema"] != SCHEMA:
             raise DataError(
                 f"{path} has schema {content['schema']!r}, but this version reads {SCHEMA}: run the sweep again."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import shutil
@@ -17,6 +16,7 @@ from torch import nn
 from s3prl_ext.errors import UsageError
 from s3prl_ext.evaluation.plots import STYLES, Curve, plot_curves
 from s3prl_ext.metrics import factor, heading
+from s3prl_ext.reading import parse_json
 from s3prl_ext.training import checkpoint, randomness, ranks, tuned_upstream
 from s3prl_ext.training.early_stop import Candidate, EarlyStopConfig, judged_by
 from s3prl_ext.training.evaluation import evaluate
@@ -239,7 +239,7 @@ def check_alike(entrants: Sequence[Candidate], tunings: Sequence[TuningConfig], 
 def read_record(expdir: str | Path) -> dict[str, Any] | None:
     """Return what ``race/race.json`` holds, or None where there was no race."""
     path = Path(expdir) / FOLDER / "race.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return parse_json(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def curves_of(expdir: str | Path, record: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> list[Curve]:

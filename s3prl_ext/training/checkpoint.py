@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import logging
 import os
 import zipfile
@@ -15,7 +14,7 @@ import torch
 
 from s3prl_ext.child_tuning import delta as delta_files
 from s3prl_ext.child_tuning.delta import Delta
-from s3prl_ext.errors import DataError, UsageError
+from s3prl_ext.errors import DataError, UsageError, is_disk_full
 from s3prl_ext.upstreams.merged_attention.record import UNKNOWN
 from s3prl_ext.writing import written
 
@@ -124,7 +123,7 @@ def save(states: dict[str, Any], paths: Iterable[str | os.PathLike]) -> None:
                 os.fsync(file.fileno())
         except (OSError, RuntimeError) as error:
             code = getattr(error, "errno", None)
-            full = code in (errno.ENOSPC, errno.EDQUOT) or code is None and "write" in str(error)
+            full = is_disk_full(error) or code is None and "write" in str(error)
             cause = "the disk is full" if full else os.strerror(code) if code else str(error).splitlines()[0]
             raise DataError(
                 f"cannot write the checkpoint {path}: {cause}; earlier checkpoints are untouched, "

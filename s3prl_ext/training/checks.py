@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from s3prl_ext.errors import DataError, ExtError, UsageError
+from s3prl_ext.errors import DataError, ExtError, UsageError, is_out_of_memory
 from s3prl_ext.training import checkpoint, tuned_upstream
 from s3prl_ext.training.early_stop import candidates
 from s3prl_ext.training.methods import resolve_tuning
@@ -26,8 +26,8 @@ from s3prl_ext.training.upstream_flags import needs_checkpoint, without_checkpoi
 
 logger = logging.getLogger(__name__)
 
-# what is written before anything is trained
-SETTINGS_FILES = r"(args|config)_[0-9-]+\.yaml|frame_shift|events\.out\.tfevents\..*"
+# what is written before anything is trained: s3prl's copies of the settings and of the file of -g, by time
+SETTINGS_FILES = r".+_\d{4}(-\d\d){5}\.\w+|frame_shift|events\.out\.tfevents\..*"
 RESULT_FILES = (
     "*.ckpt", "result*.json", "log.log", "events.out.tfevents.*", "masks.safetensors", "fisher.partial", "race",
     "race.png", "delta.safetensors", "lambda.json", "lambda.png", "predictions-*.jsonl", "transcripts-*.jsonl",
@@ -218,12 +218,22 @@ def upstream_problem(args: Namespace, error: Exception) -> ExtError | None:
             "network, or give a local model: -u hubert_local -k FILE, -u hf_hubert_custom -k FOLDER and the like."
         )
     if isinstance(error, (ValueError, pickle.UnpicklingError)):
-        return _not_converted(name, ckpt, error)
+        return _not_converted(name, ckpt, error) or _does_not_load(name, ckpt, error)
     if ckpt is None:
         return without_checkpoint(name) if needs_checkpoint(name) and "CUDA" not in str(error) else None
     if not Path(ckpt).exists() and "://" not in ckpt:
         return UsageError(f"-k {ckpt}: no such file or folder.")
-    return None
+    return _does_not_load(name, ckpt, error)
+
+
+def _does_not_load(name: str, ckpt: str | None, error: Exception) -> DataError | None:
+    """Return the sentence for a model that is there and that the upstream's code stops at."""
+    if ckpt is None or is_out_of_memory(error) or "CUDA" in str(error) or isinstance(error, OSError):
+        return None
+    reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160] or 'no message'}"
+    return DataError(
+        f"-u {name} cannot load -k {ckpt} ({reason}): it may be of another kind, or its config.json damaged."
+    )
 
 
 def _not_converted(name: str, ckpt: str | None, error: Exception) -> DataError | None:

@@ -7,7 +7,6 @@ one head are in memory. ``race/race.json`` holds every score, so that an interru
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 from s3prl_ext.errors import DataError
 from s3prl_ext.metrics import METRICS
+from s3prl_ext.reading import parse_json
 from s3prl_ext.training import ranks
 from s3prl_ext.training.early_stop import Candidate, EarlyStopConfig, budget, judged_by, select
 from s3prl_ext.writing import write_json
@@ -181,7 +181,7 @@ class Race:
         if not path.is_file():
             return
         try:
-            stored = json.loads(path.read_text(encoding="utf-8"))
+            stored = parse_json(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise DataError(f"{path} cannot be read ({error}); start the experiment anew in another folder.") from error
         for key, value in self._settings().items():

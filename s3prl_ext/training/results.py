@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +14,7 @@ from s3prl_ext import hub
 from s3prl_ext.errors import DataError, StoppedByUser, UsageError, sentence
 from s3prl_ext.evaluation.result_records import SCHEMA, problems
 from s3prl_ext.metrics import METRICS
+from s3prl_ext.reading import parse_json
 from s3prl_ext.training import provenance
 from s3prl_ext.training.corpus_hash import corpus_hash, splits_hash
 from s3prl_ext.training.provenance import PACKAGES  # noqa: F401  the packages that result files name
@@ -76,7 +76,7 @@ def write(
 def step_of(expdir: str | Path) -> int | None:
     """Return the step that the ``result.json`` of a folder reports; None where there is none to read."""
     try:
-        return json.loads((Path(expdir) / "result.json").read_text(encoding="utf-8"))["step"]
+        return parse_json((Path(expdir) / "result.json").read_text(encoding="utf-8"))["step"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -159,7 +159,7 @@ def _lists(intervals: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
 def splits_sha256(args: Namespace, config: Mapping[str, Any]) -> str | None:
     """Return the hash of the split lists that a task wrote into the run's folder, or of what divides s3prl's corpora."""
     try:
-        return json.loads((Path(args.expdir) / "splits.json").read_text(encoding="utf-8")).get("sha256")
+        return parse_json((Path(args.expdir) / "splits.json").read_text(encoding="utf-8")).get("sha256")
     except (OSError, ValueError, AttributeError):
         return splits_hash(args.downstream, config)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import logging
-import pickle
 import time
 from argparse import Namespace
 from pathlib import Path
@@ -22,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from s3prl_ext.child_tuning import masks
 from s3prl_ext.child_tuning.child_network import ChildNetwork
 from s3prl_ext.configs import Variables
-from s3prl_ext.errors import DataError, UsageError, one_sentence_errors, unknown_name
+from s3prl_ext.errors import DataError, ExtError, UsageError, one_sentence_errors, unknown_name
 from s3prl_ext.tasks import task_of
 from s3prl_ext.training import checkpoint, checks, ranks, results, tuned_upstream
 from s3prl_ext.training.candidate_runs import CandidateRuns, check_alike, draw, read_record
@@ -131,8 +130,9 @@ class Runner(StockRunner):
             raise unknown_name("upstream", self.args.upstream, hub.options())
         try:
             entry = super()._get_upstream()
-        except (AssertionError, AttributeError, TypeError, ValueError, OSError, pickle.UnpicklingError) as error:
-            problem = checks.upstream_problem(self.args, error)
+        except Exception as error:  # whatever s3prl's and transformers' constructors raise
+            lost_rank = isinstance(error, RuntimeError) and dist.is_initialized()
+            problem = None if lost_rank or isinstance(error, ExtError) else checks.upstream_problem(self.args, error)
             if problem is None:
                 raise
             raise problem from error
@@ -165,7 +165,13 @@ class Runner(StockRunner):
             if error.name and name.startswith(error.name):
                 raise unknown_name("task (-d)", self.args.downstream, checks.known_tasks()) from error
             raise
-        return super()._get_downstream()
+        try:
+            return super()._get_downstream()
+        except KeyError as error:
+            raise DataError(
+                f"the task {self.args.downstream} looks up {error} and does not find it: if that is a key of its section "
+                "downstream_expert, add it as in the task's preset in downstream_configs; else check its corpus."
+            ) from error
 
     def _init_model(
         self, model: nn.Module, name: str, trainable: bool, interfaces: list[str] | None = None

@@ -5,6 +5,9 @@ Rows are commands as they are typed behind ``s3prl-ext``; ``{exp}`` and the like
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ from typing import Any
 import pytest
 
 from s3prl_ext import cli
+from s3prl_ext.corpora.mini_superb import ALL, LAYOUTS, variables
 from s3prl_ext.errors import show_errors_as_sentences
 from tests import factories
 from tests.end_to_end.conftest import Outcome
@@ -25,11 +29,30 @@ EVALUATE = "run -m evaluate -e {trained}"
 
 
 @pytest.fixture(scope="module")
-def inputs(upstreams: dict[str, list[str]], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def inputs(
+    mini_superb: Path, upstreams: dict[str, list[str]], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
     """Files that rows name, made once."""
     folder = tmp_path_factory.mktemp("inputs")
     (folder / "text.txt").write_text("no model\n")
+    for name, text in (("damaged_export", '{"model": 3}'), ("deep_export", "[" * 100_000)):
+        (folder / name).mkdir()
+        (folder / name / "export.json").write_text(text)
+    odd = Path(shutil.copytree(upstreams["hf_hubert_custom"][-1], folder / "odd_model"))
+    config = json.loads((odd / "config.json").read_text())
+    (odd / "config.json").write_text(json.dumps(config | {"conv_kernel": 7}))
+    trained = folder / "trained"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["s3prl-ext"])
+        for name, value in variables(ALL, mini_superb).items():
+            patch.setenv(name, value)
+        assert not cli.main(KS.format(exp=trained).split())
+    show_errors_as_sentences(False)
     return {
+        "damaged_export": folder / "damaged_export",
+        "deep_export": folder / "deep_export",
+        "odd_model": odd,
+        "trained": trained,
         "hubert": upstreams["hf_hubert_custom"][-1],
         "ckpt": upstreams["hubert_local"][-1],
         "text": folder / "text.txt",
@@ -118,9 +141,108 @@ NUMBERS_AND_DEVICES: list[Row] = [
     ("methods -u fbank -k {ckpt}", USAGE, ("-u fbank does not read -k",)),
 ]  # fmt: skip
 
+PLACES: list[Row] = [
+    (KS.replace("{exp}", "{text}"), USAGE, ("text.txt is a file: name the folder of the experiment",)),
+    (KS.replace("{exp}", "{text}/exp"), DATA, ("text.txt/exp; a file is where a folder is needed",)),
+    ("report {trained} --out {text}", DATA, ("text.txt; a file is where a folder is needed", "choose another path")),
+    ("report {tmp}/none --out {tmp}/report", USAGE, ("none",)),
+    ("report {hubert} --out {tmp}/report", USAGE, ("holds no result.json",)),
+    ("report {trained} --out {tmp}/report --metric accc", USAGE, ("did you mean 'acc'",)),
+    ("report {trained} --out {tmp}/report --paper mam.table9", USAGE, ("mam.table9",)),
+    ("compare {tmp}/a.jsonl {tmp}/b.jsonl", DATA, ("a.jsonl",)),
+    ("run -m evaluate -e {folder}", USAGE, ("holds no states-N.ckpt",)),
+    ("run -m evaluate -e {text}", DATA, ("text.txt",)),
+    ("run -m inference -e {trained} -t {tmp}/none.wav", USAGE, ("no such audio file",)),
+    (EVALUATE + " -t tset", USAGE, ("no split 'tset'", "dev and test")),
+    (EVALUATE + " -u hubert_base", USAGE, ("-u fbank there, hubert_base here",)),
+    (EVALUATE + " -o config.runner.evaluate_ratio", USAGE, ("must read config.KEY=VALUE",)),
+    (EVALUATE + " --device cuda", USAGE, ("torch finds no CUDA device here",)),
+    ("predict {tmp}/none {text}", DATA, ("no such checkpoint, delta or folder of a run",)),
+    ("predict {trained} {text} --device gpu", USAGE, ("--device gpu is not a device of torch",)),
+    ("predict {damaged_export} {text}", DATA, ("export.json is damaged", "export again")),
+    ("predict {deep_export} {text}", DATA, ("export.json is damaged", "nested too deeply")),
+    ("apply --model {hubert} --delta {text} --out {tmp}/out", DATA, ("text.txt",)),
+    ("apply --model {hubert} --delta {tmp}/none --out {tmp}/out", DATA, ("none",)),
+    ("export --delta {folder} --out {tmp}/out", DATA, ("no delta.safetensors: name the folder of a run",)),
+    ("merge -g {tmp}/none.yaml --out {tmp}/out", USAGE, ("no such configuration file",)),
+    ("prepare mini_superbb --out {tmp}/mini", USAGE, ("did you mean 'mini_superb'",)),
+    ("prepare mini_superb --out {tmp}/mini --tasks kss", USAGE, ("kss",)),
+    ("methods -u hubertt", USAGE, ("did you mean 'hubert'",)),
+    ("trian -m train", USAGE, ("unknown command 'trian'",)),
+    (KS.replace("-u fbank", "-u hf_hubert_custom -k {odd_model}"), DATA, ("cannot load -k", "config.json")),
+    (KS.replace("-u fbank", "-u hubert_local -k {text}"), DATA, ("text.txt",)),
+    (KS.replace("-u fbank", "-u os"), USAGE, ("unknown upstream (-u) 'os'",)),
+]  # fmt: skip
+
+
+YAML = {
+    "twice": ("runner: {{total_steps: 2}}\nrunner: {{total_steps: 3}}\n", ("line 2: the key 'runner' is there twice",)),
+    "bomb": ("".join(f"a{i}: &a{i} [{', '.join(['x' if i == 0 else f'*a{i - 1}'] * 9)}]\n" for i in range(9)), ("more than 100,000 values",)),
+    "deep": ("a: " + "[" * 100_000, ("nested too deeply",)),
+    "empty": ("", ("must hold a mapping",)),
+    "tab": ("runner:\n\ttotal_steps: 2\n", ("not readable as YAML",)),
+    "tag": ("runner: !!python/object/apply:os.getcwd []\n", ("not readable as YAML",)),
+    "no optimizer": ("runner: {{total_steps: 2}}\ndownstream_expert: {{}}\n", ("section 'optimizer' is missing",)),
+    "steps and epochs": ("runner: {{total_steps: 2, epochs: 1}}\noptimizer: {{name: Adam}}\ndownstream_expert: {{}}\n", ("either total_steps or epochs",)),
+    "no section of the task": ("runner: {{total_steps: 2}}\noptimizer: {{name: Adam}}\n", ("section 'downstream_expert' is missing",)),
+    "a list": ("runner: [1]\noptimizer: {{name: Adam}}\ndownstream_expert: {{}}\n", ("runner is a value, [1], no section",)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", YAML)
+@pytest.mark.parametrize("kind", ["task file", "merge"])
+def test_bad_yaml(shell, tmp_path, name, kind):
+    text, parts = YAML[name]
+    (tmp_path / "bad.yaml").write_text(text.replace("{{", "{").replace("}}", "}"))
+    task = KS.replace("ks/mini", "{tmp}/bad.yaml")
+    outcome = shell(task if kind == "task file" else KS.replace("-u fbank", "-u merged_attention -g {tmp}/bad.yaml"))
+    check(outcome, USAGE, parts if kind == "task file" or name in ("twice", "bomb", "deep") else (), tmp_path / "exp")
+
+
+@pytest.mark.parametrize(("variables", "parts"), [
+    ({"SPEECH_COMMANDS": "${SPEECH_COMMANDS}"}, ("SPEECH_COMMANDS stands for itself",)),
+    ({"SPEECH_COMMANDS": "${SPEECH_COMMANDS}/sub"}, ("SPEECH_COMMANDS -> SPEECH_COMMANDS",)),
+    ({"SPEECH_COMMANDS": "${OTHER}", "OTHER": "${SPEECH_COMMANDS}"}, ("SPEECH_COMMANDS -> OTHER -> SPEECH_COMMANDS",)),
+    ({"SPEECH_COMMANDS": ""}, ("SPEECH_COMMANDS, which is empty", "export SPEECH_COMMANDS=")),
+])  # fmt: skip
+def test_bad_variables(shell, tmp_path, monkeypatch, variables, parts):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    check(shell(KS), USAGE, parts, tmp_path / "exp")
+
+
+SD = "run -m train -u fbank -d diarization -c sd/mini -p {exp} -o config.runner.total_steps=2"
+
+
+@pytest.mark.parametrize(("table", "change", "parts"), [
+    ("segments", lambda text: text[: len(text) // 2 + 3].rstrip()[:-4], ("wav.scp names", "segments lacks")),
+    ("segments", lambda text: text.replace(" ", " x ", 1), ("segments, line 1", "must read")),
+    ("segments", lambda text: "\n" + text, ("segments, line 1",)),
+    ("segments", lambda text: "", ("segments is empty",)),
+    ("utt2spk", lambda text: "\n".join(text.splitlines()[1:]), ("segments names", "utt2spk lacks")),
+    ("utt2spk", lambda text: text.replace(" ", "", 1), ("utt2spk, line 1", "UTTERANCE SPEAKER")),
+    ("reco2dur", lambda text: "\n".join(text.splitlines()[1:]), ("wav.scp names", "reco2dur lacks")),
+    ("reco2dur", lambda text: text.replace(text.split()[1], "long", 1), ("reco2dur, line 1", "RECORDING SECONDS")),
+    ("reco2dur", None, ("no such table", "reco2dur")),
+    ("wav.scp", lambda text: text.replace(" ", "", 1), ("wav.scp, line 1", "RECORDING FILE")),
+])  # fmt: skip
+def test_bad_kaldi_tables(shell, corpora, tmp_path, monkeypatch, table, change, parts):
+    layout = LAYOUTS["sd"]
+    folder = tmp_path / layout.folder
+    shutil.copytree(corpora / layout.folder, folder, copy_function=os.link)
+    monkeypatch.setenv(layout.variable, str(folder))
+    path = folder / "train" / table
+    text = path.read_text()
+    path.unlink()
+    if change is not None:
+        path.write_text(change(text))
+    check(shell(SD), DATA, parts, tmp_path / "exp")
+
 
 @pytest.mark.parametrize(
-    ("line", "code", "parts"), GIVEN_AND_NOT_USED + NUMBERS_AND_DEVICES, ids=lambda v: v if isinstance(v, str) else ""
+    ("line", "code", "parts"),
+    GIVEN_AND_NOT_USED + NUMBERS_AND_DEVICES + PLACES,
+    ids=lambda v: v if isinstance(v, str) else "",
 )
 def test_bad_input(shell, tmp_path, line, code, parts):
     check(shell(line), code, tuple(part.format() for part in parts), tmp_path / "exp")

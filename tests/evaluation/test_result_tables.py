@@ -74,3 +74,13 @@ def test_heat_map(tmp_path, values):
     plot_heat_map(["0-1", "all"], ["0", "0.1"], values, path, "title", "WER (%)", higher_is_better=False)
     width, height = struct.unpack(">II", path.read_bytes()[16:24])
     assert width > 400 and height > 200 and [p.name for p in tmp_path.iterdir()] == ["map.png"]
+
+
+def test_what_others_wrote_runs_nowhere():
+    table = Table(
+        "<img src=x>", ("name", "p"), [("<img src=x onerror=alert(1)>", "p < 0.01")], notes=["</td>"],
+        values=[{"name": "=HYPERLINK(1)", "other": "@x", "value": -1.5, "text": "-1.5e-3", "none": "-"}],
+    )  # fmt: skip
+    text = markdown(table)
+    assert "<img" not in text and "</td" not in text and "p < 0.01" in text
+    assert csv_text([table]).splitlines()[1] == "<img src=x>,'=HYPERLINK(1),'@x,-1.5,-1.5e-3,-"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,6 +32,7 @@ from s3prl_ext.evaluation.decoding import character_vocabulary
 from s3prl_ext.evaluation.significance import bootstrap_ratio
 from s3prl_ext.evaluation.text_rules import text_rule
 from s3prl_ext.evaluation.transcripts import Transcript, transcript, write_transcripts
+from s3prl_ext.reading import parse_json
 from s3prl_ext.upstreams.whisper.encoder import MODEL_TYPE
 from s3prl_ext.writing import write_json, write_text
 
@@ -204,7 +204,7 @@ class RecognitionTask(nn.Module):
         """Keep the split lists and their hash in the run folder."""
         path = self.expdir / SPLIT_FILE
         digest = split_hash(self._lists)
-        if path.is_file() and json.loads(path.read_text(encoding="utf-8")).get("sha256") == digest:
+        if path.is_file() and parse_json(path.read_text(encoding="utf-8")).get("sha256") == digest:
             return
         if path.is_file():
             logger.warning("%s held other splits than this run's; it is replaced", path)

@@ -19,6 +19,7 @@ from s3prl_ext.merging.layer_selection import LayerTable, layer_table
 from s3prl_ext.merging.layers import LayerMap, resolve_layer_map
 from s3prl_ext.merging.selection_config import ComparisonSettings
 from s3prl_ext.merging.similarity import draw_projections, swd
+from s3prl_ext.reading import parse_json
 from s3prl_ext.upstreams.layer_similarity.encoders import Encoder, load_source, source_kind
 from s3prl_ext.upstreams.layer_similarity.features import (
     FORMAT,
@@ -197,6 +198,6 @@ def _table_file(key: str) -> Path:
 
 def _read_tables(key: str) -> dict[str, list[float]]:
     try:
-        return json.loads(_table_file(key).read_text(encoding="utf-8"))
+        return parse_json(_table_file(key).read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError):
         return {}

@@ -20,6 +20,7 @@ from s3prl_ext.merging.layer_selection import LayerTable, check_top_k, ranking, 
 from s3prl_ext.merging.layers import LayerMap, resolve_layer_map
 from s3prl_ext.merging.selection_config import ComparisonSettings, LayerSelection
 from s3prl_ext.merging.similarity import METRICS
+from s3prl_ext.reading import parse_json
 from s3prl_ext.upstreams.layer_similarity.block_outputs import as_found
 from s3prl_ext.upstreams.layer_similarity.comparison import Side, compare, meeting_layers, source_side, target_side
 from s3prl_ext.upstreams.layer_similarity.corpus import read_corpus
@@ -155,7 +156,7 @@ def read_result(path: str | Path) -> dict[str, Any]:
     if not file.is_file():
         raise UsageError(f"no such file: {file}; `s3prl-ext layers` writes one.")
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = parse_json(file.read_text(encoding="utf-8"))
         metrics = content["metrics"] if content["kind"] == KIND else {}
         fits = all(len(row["values"]) == len(row["compared"]) > 0 for row in metrics.values())
         hashes = [content[role]["attention_sha256"] for role in ("target", "source")]
