@@ -166,7 +166,7 @@ def test_what_is_no_run(build, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="holds no checkpoint"):
         load(tmp_path / "empty")
-    with pytest.raises(DataError, match="no such run"):
+    with pytest.raises(DataError, match="no such checkpoint, delta or folder of a run"):
         load(tmp_path / "nothing")
     (tmp_path / "text.ckpt").write_text("no checkpoint")
     with pytest.raises(DataError, match="cannot be read as a checkpoint"):
