@@ -84,8 +84,9 @@ SHIMS: tuple[Shim, ...] = (
     *task_labels.SHIMS,
 )
 
-# loggers of s3prl that warn at each start that a package is missing which only their own upstream needs
-CHATTY = ("s3prl.upstream.espnet_hubert.expert",)
+# loggers of s3prl that warn at each start that a package is missing which only their own upstream needs; the hub client's
+# HTTP library, which names every request
+CHATTY = ("s3prl.upstream.espnet_hubert.expert", "httpx", "httpx2")
 
 added_upstreams: dict[str, str | Callable] = {}  # of extensions: name -> function or "module:function"
 added_task_folders: list[Path] = []  # of extensions: folders like DOWNSTREAM_DIR

@@ -35,8 +35,8 @@ class Store:
         if not self.path.is_file() or overwrite:
             return
         stored = _read(self.path)
-        if all(result["arm"]["noise"] == "none" for result in stored["results"].values()):
-            stored["settings"]["noise"] = settings.get("noise")  # decided none of the results
+        if "noise" in settings and all(r["arm"]["noise"] == "none" for r in stored["results"].values()):
+            stored["settings"]["noise"] = settings["noise"]  # it decided none of the results
         for key in sorted({*stored["settings"], *settings}):
             was, now = stored["settings"].get(key), settings.get(key)
             if was != _plain(now):
