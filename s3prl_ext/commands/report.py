@@ -14,7 +14,7 @@ from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.evaluation import clusters
 from s3prl_ext.evaluation.paper_tables import NAMES, Cell, PaperTable, paper_table
 from s3prl_ext.evaluation.report_page import page
-from s3prl_ext.evaluation.result_rows import Row, rows_of, without_duplicates
+from s3prl_ext.evaluation.result_rows import Row, check_facts, described, rows_of, without_duplicates
 from s3prl_ext.evaluation.result_tables import Line, pivot, table_of_lines, with_ours
 from s3prl_ext.evaluation.scored_runs import ScoredRun
 from s3prl_ext.evaluation.superb_row import superb_table
@@ -54,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     evidence.left_out += [*dict.fromkeys(notes), *mixed_origins(evidence)]
     if flags.intervals_over != clusters.UTTERANCE:
         evidence.runs = [_over(flags.intervals_over, run, evidence.left_out) for run in evidence.runs]
+    if flags.group_by is not None:
+        check_facts(flags.group_by, evidence.runs)
     tables = _tables(evidence, papers, flags)
     out = flags.out
     out.mkdir(parents=True, exist_ok=True)
@@ -176,7 +178,7 @@ def _paper_tables(
     if not cells:
         raise DataError(
             f"--paper {paper.name}: none of {len(runs)} results belongs there; it shows {', '.join(paper.tasks)} on test "
-            "(--split dev takes dev)."
+            f"(--split dev takes dev), and takes {paper.takes}. Given: {_listed(runs)}."
         )
     tasks = [task for task in paper.tasks if any(cell.task == task for cell in cells)]
     has_columns = any(cell.column for cell in paper.figures)
@@ -206,20 +208,28 @@ def _details(paper: PaperTable, task: str, cells: dict[Cell, list[Row]]) -> Tabl
     return table_of_lines(f"{paper.title}: {task}, {split}, {heading(name)}", name, lines, with_paper=True, notes=notes)
 
 
+def _listed(runs: Sequence[ScoredRun]) -> str:
+    """Return the first of some results with their tasks and what they are, to be set against what a table takes."""
+    shown = [f"{run.source} ({run.task}, {run.split}; {described([run])})" for run in runs]
+    return "; ".join(shown[:6]) + (f" and {len(shown) - 6} more" if len(shown) > 6 else "")
+
+
 def _cells(
     paper: PaperTable, runs: Sequence[ScoredRun], flags: argparse.Namespace, left_out: list[str]
 ) -> dict[Cell, list[Row]]:
     """Return our rows by cell of a paper's table; a sentence for each run that has no place there."""
     found: dict[Cell, list[ScoredRun]] = {}
-    strangers = []
+    strangers: list[ScoredRun] = []
     for run in runs:
         wanted = run.split == flags.split if flags.split else run.split in reported_splits()
         cell = paper.match(run.task, run.facts) if wanted and run.task in paper.tasks else None
         if cell is not None and paper.metrics[run.task] in run.values:
             found.setdefault(cell, []).append(run)
         elif wanted and run.mode != "sweep":
-            strangers.append(f"{run.source} ({run.task})")
+            strangers.append(run)
     if strangers:
-        shown = "; ".join(strangers[:6]) + (f" and {len(strangers) - 6} more" if len(strangers) > 6 else "")
-        left_out.append(f"{paper.name} has no place for {len(strangers)} results: {shown}.")
+        left_out.append(
+            f"{paper.name} has no place for {len(strangers)} results (it shows {', '.join(paper.tasks)}, and takes "
+            f"{paper.takes}): {_listed(strangers)}."
+        )
     return {cell: rows_of(those, paper.metrics[cell.task], flags.group_by) for cell, those in found.items()}

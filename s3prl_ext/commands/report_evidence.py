@@ -14,7 +14,7 @@ from s3prl_ext.reading import parse_json
 from s3prl_ext.sweeps.stored import StoredSweep, read_sweep
 
 LAYERS = "layers.json"  # of s3prl-ext layers; its picture is beside it
-PARTS_OF_A_RUN = {"race", "on_dev"}  # folders below a run whose results are not its own
+PARTS_OF_A_RUN = {"race", "on_dev"}  # folders in that of a run whose results are not its own
 
 
 @dataclass
@@ -80,8 +80,14 @@ def _files(path: Path) -> list[Path]:
     for pattern in ("{}", "**/{}"):
         found = [file for name in ("result*.json", "sweep.json", LAYERS) for file in path.glob(pattern.format(name))]
         if found:
-            return sorted(file for file in found if not PARTS_OF_A_RUN & {*file.relative_to(path).parts[:-1]})
+            return sorted(file for file in found if not _is_part_of_a_run(file, path))
     raise UsageError(f"{path} holds no result.json, result-SPLIT.json or sweep.json: give folders of finished runs.")
+
+
+def _is_part_of_a_run(file: Path, root: Path) -> bool:
+    """Return whether a file below `root` is of a candidate or a threshold of a run; an experiment may have such a name."""
+    folders = file.parents[: len(file.relative_to(root).parts) - 1]
+    return any(folder.name in PARTS_OF_A_RUN and any(folder.parent.glob("result*.json")) for folder in folders)
 
 
 def _is_sweep(path: Path) -> bool:

@@ -40,6 +40,7 @@ class PaperTable:
         baselines: cell that a task's other cells are compared with.
         match: returns the cell of a run with these facts on a task, or None where it has no place. In the tables on merging
             without training a lambda or a set of layers that the paper has not gets a cell of its own.
+        takes: the runs that have a place there.
     """
 
     name: str
@@ -48,6 +49,7 @@ class PaperTable:
     metrics: Mapping[str, str]
     baselines: Mapping[str, Cell]
     match: Callable[[str, Mapping[str, Any]], Cell | None]
+    takes: str
 
     @property
     def tasks(self) -> list[str]:
@@ -108,7 +110,13 @@ def _mam1() -> PaperTable:
 
     baselines = {corpus: Cell(corpus, "0.00", SOURCES["none"]) for corpus in CORPORA}
     return PaperTable(
-        "mam.table1", "MAM, Table 1: interpolation of all layers, by λ", figures, MAM_METRICS, baselines, match
+        "mam.table1",
+        "MAM, Table 1: interpolation of all layers, by λ",
+        figures,
+        MAM_METRICS,
+        baselines,
+        match,
+        "merges of all layers at one λ, with or without noise, and the unmerged model; upstreams that were not tuned",
     )
 
 
@@ -127,7 +135,8 @@ def _mam2() -> PaperTable:
     at = ", ".join(f"{corpus} {value:g}" for corpus, value in printed.items())
     title = f"MAM, Table 2: merging a block of layers (the paper's λ: {at})"
     return PaperTable(
-        "mam.table2", title, figures, MAM_METRICS, {c: Cell(c, "None") for c in blocks}, match
+        "mam.table2", title, figures, MAM_METRICS, {c: Cell(c, "None") for c in blocks}, match,
+        "merges of a block of layers, and the unmerged model; upstreams that were not tuned, no noise"
     )  # fmt: skip
 
 
@@ -150,7 +159,15 @@ def _mam3() -> PaperTable:
     at = ", ".join(f"{corpus} {value:g}" for corpus, value in printed.items())
     title = f"MAM, Table 3: merging the k most similar layers (the paper's λ: {at})"
     baselines = {corpus: Cell(corpus, "unmerged", "swd") for corpus in table}
-    return PaperTable("mam.table3", title, figures, MAM_METRICS, baselines, match)
+    return PaperTable(
+        "mam.table3",
+        title,
+        figures,
+        MAM_METRICS,
+        baselines,
+        match,
+        "merges of layers chosen by similarity (by, top_k), and the unmerged model; upstreams that were not tuned, no noise",
+    )
 
 
 def _mam5() -> PaperTable:
@@ -167,7 +184,15 @@ def _mam5() -> PaperTable:
         return cell if cell in figures and _chosen(facts) else None
 
     title = "MAM, Table 5: fine-tuning (FT) and attention merging"
-    return PaperTable("mam.table5", title, figures, MAM_METRICS, {c: Cell(c, "baseline") for c in corpora}, match)
+    return PaperTable(
+        "mam.table5",
+        title,
+        figures,
+        MAM_METRICS,
+        {c: Cell(c, "baseline") for c in corpora},
+        match,
+        "upstreams that were fully tuned or not at all, merged or not, no noise",
+    )
 
 
 def _ad_tuning(name: str) -> PaperTable:
@@ -184,14 +209,17 @@ def _ad_tuning(name: str) -> PaperTable:
         row = _ad_tuning_row(name, facts)
         return Cell(task, row) if row and Cell(task, row) in figures and not _is_merged(facts) else None
 
-    title, baseline = {
+    printed = ", ".join(dict.fromkeys(cell.row for cell in figures))
+    title, baseline, tuned = {
         "table1": ("AD-TUNING, Table 1: 10 % of the weights, drawn at random (F) or by Fisher information (D)",
-                   "CHILD-TUNING_F"),
-        "table2": ("AD-TUNING, Table 2: efficient methods on SUPERB", "FT"),
+                   "CHILD-TUNING_F", "child networks of density 0.1 outside a race"),
+        "table2": ("AD-TUNING, Table 2: efficient methods on SUPERB", "FT", f"runs tuned by one of {printed}"),
     }[name]  # fmt: skip
     used = list(dict.fromkeys(cell.task for cell in figures))
     baselines = {task: Cell(task, baseline) for task in used}
-    return PaperTable(f"ad_tuning.{name}", title, figures, SUPERB_METRICS, baselines, match)
+    return PaperTable(
+        f"ad_tuning.{name}", title, figures, SUPERB_METRICS, baselines, match, f"{tuned}; upstreams that are not merged"
+    )
 
 
 def _ad_tuning_row(name: str, facts: Mapping[str, Any]) -> str | None:

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from math import fsum, isfinite
 from typing import Any
 
-from s3prl_ext.errors import DataError
+from s3prl_ext.errors import DataError, unknown_name
 from s3prl_ext.evaluation.scored_runs import ScoredRun
 from s3prl_ext.evaluation.significance import Interval
 
 logger = logging.getLogger(__name__)
 
+MERGE = ("lambda", "layers", "noise", "learnable", "source")  # facts of a merge
 # Facts that are hashes: they name a row only where nothing else tells it apart.
 _HASHES = ("data", "splits", "upstream_sha256", "source_sha256", "sweep")
 
@@ -46,8 +47,7 @@ class Row:
     @property
     def facts(self) -> dict[str, Any]:
         """What the runs share."""
-        first, *others = (run.facts for run in self.runs)
-        return {k: v for k, v in first.items() if all(k in other and other[k] == v for other in others)}
+        return _shared(self.runs)
 
     @property
     def values(self) -> list[float]:
@@ -98,7 +98,7 @@ def without_duplicates(runs: Sequence[ScoredRun]) -> tuple[list[ScoredRun], list
                 f"but {names[0]} {first.values.get(names[0])} (step {first.step}) and {run.values[names[0]]} (step "
                 f"{run.step}): give one of them."
             )
-        arm = f"its {_described(run.facts)} is " if run.mode == "sweep" else ""
+        arm = f"its {described([run])} is " if run.mode == "sweep" else ""
         notes.append(f"{run.source}: {arm}left out, it repeats {first.source} (same configuration, seed and split).")
     return [run for run in runs if any(run is one for one in kept.values())], notes
 
@@ -115,7 +115,7 @@ def rows_of(runs: Sequence[ScoredRun], metric: str, group_by: Sequence[str] | No
     for run in runs:
         if metric in run.values:
             groups.setdefault(run.key(group_by), []).append(run)
-    labels = name_rows([group[0] for group in groups.values()], group_by)
+    labels = name_rows(list(groups.values()), group_by)
     return [Row(label, metric, tuple(group)) for label, group in zip(labels, groups.values(), strict=True)]
 
 
@@ -126,14 +126,15 @@ def averaged_over(row: Row) -> dict[str, list[Any]]:
     return {name: _distinct(found) for name, found in values.items() if len(_distinct(found)) > 1}
 
 
-def name_rows(firsts: Sequence[ScoredRun], group_by: Sequence[str] | None = None) -> list[str]:
+def name_rows(groups: Sequence[Sequence[ScoredRun]], group_by: Sequence[str] | None = None) -> list[str]:
     """Return a name for each row: model, method, merge, and as many settings as it takes to tell rows apart.
 
     Args:
-        firsts: a run of each row.
+        groups: the runs of each row.
         group_by: what the rows differ in, see :func:`rows_of`.
     """
-    labels = [_described(run.facts) for run in firsts]
+    labels = [described(group) for group in groups]
+    firsts = [group[0] for group in groups]
     for label in {label for label in labels if labels.count(label) > 1}:
         alike = [number for number, other in enumerate(labels) if other == label]
         keys = [dict(firsts[number].key(group_by)) for number in alike]
@@ -146,25 +147,63 @@ def name_rows(firsts: Sequence[ScoredRun], group_by: Sequence[str] | None = None
             for i, label in enumerate(labels)]  # fmt: skip
 
 
-def _described(facts: Any) -> str:
-    parts = [str(facts.get("upstream"))]
-    if facts.get("upstream_ckpt"):
-        parts[0] += f" {facts['upstream_ckpt']}"
+def check_facts(names: Sequence[str], runs: Sequence[ScoredRun]) -> None:
+    """Raise UsageError where `--group-by` names a fact (or a group of facts) that none of the runs has."""
+    facts = {name for run in runs for name in run.facts} - {"chosen"}
+    parts = {".".join(name.split(".")[:depth]) for name in facts for depth in range(1, name.count(".") + 1)}
+    for name in names:
+        if name not in facts | parts:
+            raise unknown_name("fact of these results (--group-by)", name, sorted(facts | parts))
+
+
+def described(runs: Sequence[ScoredRun]) -> str:
+    """Return model, merge and method of the runs of a row; where they differ, how many there are."""
+
+    def count(*names: str) -> int:
+        return len(_distinct([[run.facts.get(name) for name in names] for run in runs]))
+
+    facts = _shared(runs)
+    parts = [_count_or(count("upstream", "upstream_ckpt"), "upstreams", _model(facts))]
+    parts.append(_count_or(count(*MERGE), "merges", _merge(facts)))
+    tuned = _count_or(count("method", "tuning.method", "race"), "methods", _method(facts))
+    children = count("tuning.mask", "tuning.density")
+    parts.append(
+        f"{facts['method']} ({children} settings)" if facts.get("method") == "child" and children > 1 else tuned
+    )
+    return ", ".join(part for part in parts if part)
+
+
+def _count_or(number: int, what: str, text: str) -> str:
+    return f"{number} {what}" if number > 1 else text
+
+
+def _shared(runs: Sequence[ScoredRun]) -> dict[str, Any]:
+    first, *others = (run.facts for run in runs)
+    return {k: v for k, v in first.items() if all(k in other and other[k] == v for other in others)}
+
+
+def _model(facts: Any) -> str:
+    name, ckpt = str(facts.get("upstream")), facts.get("upstream_ckpt")
+    return f"{name} {ckpt}" if ckpt and ckpt != name else name
+
+
+def _merge(facts: Any) -> str:
     lambda_ = facts.get("lambda")
     if facts.get("learnable"):
-        parts.append(f"learnable λ from {lambda_}" + _layers(facts))
-    elif lambda_:
+        return f"learnable λ from {lambda_}" + _layers(facts)
+    if lambda_:
         noise = "" if facts.get("noise", "none") == "none" else f" noise {facts['noise']}"
-        parts.append(f"λ {lambda_}{_layers(facts)}{noise}")
-    elif lambda_ is not None:
-        parts.append("λ 0")
+        return f"λ {lambda_}{_layers(facts)}{noise}"
+    return "λ 0" if lambda_ is not None else ""
+
+
+def _method(facts: Any) -> str:
     if facts.get("race"):
-        parts.append("race")
-    elif facts.get("method") not in (None, "weighted_sum") or "tuning.method" in facts:
-        parts.append(str(facts["method"]))
-        if facts["method"] == "child":
-            parts[-1] += f" {facts.get('tuning.mask', 'fisher')} P {facts.get('tuning.density')}"
-    return ", ".join(parts)
+        return "race"
+    if facts.get("method") in (None, "weighted_sum") and "tuning.method" not in facts:
+        return ""
+    child = f" {facts.get('tuning.mask', 'fisher')} P {facts.get('tuning.density')}"
+    return str(facts.get("method")) + (child if facts.get("method") == "child" else "")
 
 
 def _layers(facts: Any) -> str:

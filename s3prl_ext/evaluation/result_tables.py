@@ -79,7 +79,8 @@ def table_of_lines(title: str, name: str, lines: Sequence[Line], with_paper: boo
     paper_base = next((_figure(line) for line in lines if line.baseline and line.paper), None)
     found = list(notes)
     differences = [_difference(base, line, found) for base, line in zip(bases, lines, strict=True)]
-    head = ["", "runs", heading(name), "change (%)", "difference (%), 95 % interval"]
+    of = _compared_in(name, lines)
+    head = ["", "runs", heading(name), "change (%)", f"difference in {of} (%), 95 % interval"]
     compared = any(differences)
     body, values = [], []
     for line, base, difference in zip(lines, bases, differences, strict=True):
@@ -92,7 +93,7 @@ def table_of_lines(title: str, name: str, lines: Sequence[Line], with_paper: boo
         if line.row is not None:
             values.append(_values(line, base, change, difference, _paper_change(line, paper_base)))
     head = head[: 5 if compared else 4] + (["paper", "paper: change (%)"] if with_paper else [])
-    found += _explained(bases, compared, [line.row for line in lines if line.row], name)
+    found += _explained(bases, compared, [line.row for line in lines if line.row], name, of)
     return Table(title, head, body, tuple(found), tuple(values))
 
 
@@ -150,11 +151,19 @@ def _difference(base: Line | None, line: Line, notes: list[str]) -> Difference |
     if base is None or base.row is None or line.row is None:
         return None
     try:
-        return compare_rows(base.row, line.row)
+        found = compare_rows(base.row, line.row)
+        return found.of_accuracy if found and line.row.metric == "acc" else found
     except DataError as error:
         logger.warning("%s", error)
         notes.append(str(error))
         return None
+
+
+def _compared_in(name: str, lines: Sequence[Line]) -> str:
+    """Return what utterances are compared in: the table's accuracy, or else the error rate that the task is judged by."""
+    main = next((line.row.runs[0].main_metric for line in lines if line.row is not None), None)
+    shown = name if name == "acc" or main in (None, "acc") else main
+    return NAMES.get(str(shown), str(shown).replace("_", " "))
 
 
 def _figure(line: Line) -> float | None:
@@ -201,7 +210,7 @@ def _values(
     }  # fmt: skip
 
 
-def _explained(bases: Sequence[Line | None], compared: bool, rows: Sequence[Row], name: str) -> list[str]:
+def _explained(bases: Sequence[Line | None], compared: bool, rows: Sequence[Row], name: str, of: str) -> list[str]:
     """Return the sentences that a reader of the table needs."""
     found = []
     if any(row.std is not None for row in rows):
@@ -218,7 +227,7 @@ def _explained(bases: Sequence[Line | None], compared: bool, rows: Sequence[Row]
         kinds = {run.intervals_over for row in rows for run in row.runs} - {UTTERANCE}
         over = f" over {', '.join(sorted(kinds))}s" if kinds else ""
         found.append(
-            f"Difference: error rate minus the baseline's on the same utterances, paired bootstrap{over}; "
+            f"Difference: {of} minus the baseline's on the same utterances, paired bootstrap{over}; "
             f"{SIGNIFICANT} where it excludes 0; p of McNemar's exact test."
         )
     for row in rows:

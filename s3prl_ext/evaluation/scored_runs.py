@@ -11,6 +11,7 @@ from s3prl_ext.evaluation.clusters import UTTERANCE
 from s3prl_ext.evaluation.result_records import ResultRecord
 from s3prl_ext.tasks import main_metric, named, task_of
 
+UNNAMED_MERGE = "merged_attention"  # -u of a merge that -g names
 # Settings that do not change what a model learns or how it is scored.
 WITHOUT_EFFECT = (
     "num_workers", "log_step", "save_step", "max_keep", "eval_batch_size", "eval_batchsize", "eval_dataloaders",
@@ -97,7 +98,7 @@ def facts_of(record: ResultRecord) -> dict[str, Any]:
         method = "frozen"  # nothing was trained, whatever the task file says about training
         config = {name: value for name, value in config.items() if name != "tuning"}
     facts = dict(_flat(config)) | {
-        "upstream": record["upstream"],
+        "upstream": model_name(record["upstream"], record.at("merge.target.name")),
         "upstream_ckpt": _last(args.get("upstream_ckpt")),
         "upstream_sha256": record["upstream_sha256"],
         "variant": args.get("downstream_variant"),
@@ -111,6 +112,16 @@ def facts_of(record: ResultRecord) -> dict[str, Any]:
     if not merge:
         facts["upstream_model_config"] = _last(args.get("upstream_model_config"))
     return {name: value for name, value in facts.items() if value is not None}
+
+
+def model_name(upstream: str, target: Any) -> str:
+    """Return what to call a model in tables: the name for ``-u``, or of a merge without a name its target's.
+
+    Args:
+        upstream: name for ``-u``.
+        target: what its record calls the target; None where nothing is merged.
+    """
+    return _last(target) if isinstance(target, str) and upstream == UNNAMED_MERGE else upstream
 
 
 def merge_facts(merge: Mapping[str, Any] | None) -> dict[str, Any]:

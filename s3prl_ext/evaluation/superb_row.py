@@ -46,7 +46,7 @@ def superb_table(runs: Sequence[ScoredRun], diarization: Mapping[str, SuperbScor
     ]  # fmt: skip
     if not lines:
         return None
-    names = name_rows([found[0] for found in lines], MODEL)
+    names = name_rows(lines, MODEL)
     notes: list[str] = []
     body, values = [], []
     for name, found in zip(names, lines, strict=True):

@@ -30,7 +30,7 @@ def transcript_tables(runs: Sequence[ScoredRun]) -> list[Table]:
             continue
         before, after = (read_transcripts(utterance_file(run)) for run in (alike[0], best))  # type: ignore[arg-type]
         if {(t.id, t.reference) for t in before} == {(t.id, t.reference) for t in after}:
-            named = f"{task}, test: {' and '.join(name_rows([alike[0], best]))}"
+            named = f"{task}, test: {' and '.join(name_rows([[alike[0]], [best]]))}"
             tables += [_changes(named, before, after), _categories(named, task, before, after)]
     return tables
 

@@ -20,7 +20,7 @@ class Difference:
     """What changes from one row to another on the same utterances; all in per cent of words, phones or clips.
 
     Attributes:
-        low, high: paired 95 % bootstrap interval of the second row's error minus the first's.
+        low, high: paired 95 % bootstrap interval of the second row's error rate minus the first's.
         utterances: how many both have scored.
         drawn: how many clusters the bootstrap draws from: the utterances themselves, or their speakers.
         p: of McNemar's exact test; None for texts, and for several runs.
@@ -36,6 +36,11 @@ class Difference:
     def significant(self) -> bool:
         """Whether the interval excludes 0."""
         return self.low > 0 or self.high < 0
+
+    @property
+    def of_accuracy(self) -> Difference:
+        """The same in right clips: what is not wrong is right."""
+        return replace(self, low=-self.high, high=-self.low)
 
 
 def compare_rows(first: Row, second: Row) -> Difference | None:

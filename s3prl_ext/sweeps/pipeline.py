@@ -135,7 +135,9 @@ def _sweep(flags: argparse.Namespace, runner: SweepRunner, pair: Pair, grid: dic
     weights = ArmWeights(pair.target, pair.source, pair.layer_map, list(source.lambda_), pair.config.biases, pair.noise)
     store = Store(flags.expdir, _settings(runner, pair), flags.overwrite)
     origin = {} if store.content["results"] else _origin(runner.args.device)
-    store.content |= _facts(pair, grid) | origin
+    ckpt = Path(flags.upstream_ckpt).name if flags.upstream_ckpt else None
+    named = {"upstream": flags.upstream, "upstream_ckpt": ckpt}
+    store.content |= _facts(pair, grid) | named | origin
     task = task_of(runner.args.downstream, runner.config["downstream_expert"])
     return Sweep(
         task=task,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from s3prl_ext.errors import DataError
-from s3prl_ext.evaluation.scored_runs import ScoredRun
+from s3prl_ext.evaluation.scored_runs import UNNAMED_MERGE, ScoredRun, model_name
 from s3prl_ext.metrics import Metric, metric
 from s3prl_ext.reading import parse_json
 from s3prl_ext.sweeps.grid import BASELINE, Arm, Group, arm_folder
@@ -85,7 +85,7 @@ class StoredSweep:
             return None
         settings, source = self.content["settings"], self.content["source"]
         facts = {
-            "upstream": Path(self.content["target"]["name"]).name,
+            "upstream": model_name(self.content.get("upstream", UNNAMED_MERGE), self.content["target"]["name"]),
             "method": "frozen",
             "lambda": arm.lambda_,
             "layers": layers,
@@ -95,6 +95,8 @@ class StoredSweep:
             "source": Path(source["name"]).name if source else None,
             "sweep": self._sha256(),
         }
+        if self.content.get("upstream_ckpt"):
+            facts["upstream_ckpt"] = self.content["upstream_ckpt"]
         folder = self.path.parent / "arms" / arm_folder(arm, self.groups)
         seed = str(settings["seed"]) + (f", draw {arm.draw}" if arm.noise != "none" else "")
         return ScoredRun(
@@ -131,6 +133,9 @@ def read_sweep(path: Path) -> StoredSweep:
         hashes, versions = content["data"].values(), content.get("versions", {})
         if not all(isinstance(number, (int, float)) for number in numbers) or not all(run.values for run in runs):
             raise TypeError("a score that is no number")
+        names = content["target"]["name"], content.get("upstream", ""), content.get("upstream_ckpt") or ""
+        if not all(isinstance(name, str) for name in names):
+            raise TypeError("names of models")
         if not all(isinstance(sha256, str) for sha256 in hashes) or not isinstance(versions, Mapping):
             raise TypeError("hashes of data or versions")
         return sweep

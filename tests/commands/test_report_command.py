@@ -139,7 +139,76 @@ def test_tasks_never_share_a_table(tmp_path):
 def test_a_result_without_a_place_in_the_papers_table_is_named(tmp_path, pair):
     other = write(tmp_path / "ks", content({"acc": 0.9}, downstream="speech_commands"))
     text, _, page = report(tmp_path / "out", *pair, other, "--paper", "mam.table1")
-    assert f"mam.table1 has no place for 1 results: {other} (ks)" in text and "no place for 1 results" in page
+    assert "no place for 1 results (it shows ljspeech, vctk, esc50, and takes merges of all layers" in text
+    assert f"{other} (ks, test; hubert)" in text and "no place for 1 results" in page
+
+
+def test_a_paper_says_what_it_takes_where_nothing_belongs(tmp_path):
+    tuned = write(tmp_path / "a", content({"acc": 0.9}, downstream="speech_commands", merge=merge(0.05)))
+    with pytest.raises(DataError) as error:
+        main([str(tuned), "--out", str(tmp_path / "o"), "--paper", "ad_tuning.table2"])
+    sentence = str(error.value)
+    assert "runs tuned by one of FT, " in sentence and "upstreams that are not merged" in sentence
+    assert sentence.endswith(f"Given: {tuned} (ks, test; hubert, λ 0.05).")
+
+
+@pytest.mark.parametrize("name", ["race", "on_dev"])
+def test_an_experiment_may_have_the_name_of_a_part_of_a_run(name, tmp_path):
+    """Left out are only results in the folder of another run: of its candidates, or of its threshold."""
+    exp = tmp_path / "exp"
+    write(exp / name, content({"wer": 5.0}, mode="train", tuning={"method": "full"}))
+    write(exp / "wsum", content({"wer": 6.0}, mode="train"))
+    write(exp / "wsum" / name, content({"wer": 7.0}, mode="train", seed=2))
+    write(exp / name / name / "density=0.1", content({"wer": 8.0}, mode="train", seed=3))
+    _, rows, _ = report(tmp_path / "out", exp)
+    assert sorted(float(row["mean"]) for row in rows) == [5.0, 6.0]
+
+
+def test_an_unknown_fact_is_refused_with_the_nearest(tmp_path):
+    runs = [write(tmp_path / "a", content({"wer": 5.0}, tuning={"method": "child", "density": 0.1}))]
+    for typo, near in (("upstrem", "upstream"), ("tuning.densty", "tuning.density"), ("tunin", "tuning")):
+        with pytest.raises(UsageError, match=rf"'{typo}'.*did you mean '{near}'"):
+            main([*map(str, runs), "--out", str(tmp_path / "o"), "--group-by", f"method,{typo}"])
+    report(tmp_path / "out", *runs, "--group-by", "upstream,tuning")
+
+
+def test_rows_that_average_carry_the_name_of_none(tmp_path):
+    """A frozen and a child run in one row: it is called neither."""
+    runs = [
+        write(tmp_path / f"{n}", content({"acc": 0.7 + n}, downstream="speech_commands", merge=merge(0.05), tuning=t))
+        for n, t in enumerate(({"method": "frozen"}, {"method": "child", "density": 0.01}))
+    ]
+    _, (row,), _ = report(tmp_path / "out", *runs, "--group-by", "upstream")
+    assert row["row"] == "hubert, λ 0.05, 2 methods" and row["runs"] == "2"
+    runs += [write(tmp_path / "b", content({"acc": 0.5}, downstream="speech_commands", upstream="wavlm"))]
+    _, (row,), _ = report(tmp_path / "out2", *runs, "--group-by", "data")
+    assert row["row"] == "2 upstreams, 2 merges, 3 methods"
+    densities = [
+        write(
+            tmp_path / f"c{d}",
+            content({"acc": d}, downstream="speech_commands", tuning={"method": "child", "density": d}),
+        )
+        for d in (0.1, 0.01)
+    ]
+    _, (row,), _ = report(tmp_path / "out3", *densities, "--group-by", "upstream")
+    assert row["row"] == "hubert, child (2 settings)"
+
+
+def test_a_model_has_one_name_in_runs_and_sweeps(tmp_path):
+    """The name for -u; of a merge that -g names, its target's."""
+    preset, own = (write_sweep(tmp_path / name) for name in ("preset", "own"))
+    for path, upstream in ((preset, "mam_hubert_bert"), (own, "merged_attention")):
+        whole = json.loads(path.read_text()) | {"upstream": upstream}
+        path.write_text(json.dumps(whole | {"settings": whole["settings"] | {"head": upstream}}))
+    runs = [
+        write(
+            tmp_path / u, content({"wer": 5.0}, upstream=u, merge=merge(0.2) | {"target": {"name": "/models/hubert"}})
+        )
+        for u in ("mam_hubert_bert", "merged_attention")
+    ]
+    for sweep, run, name in ((preset, runs[0], "mam_hubert_bert"), (own, runs[1], "hubert")):
+        _, rows, _ = report(tmp_path / f"out-{name}", sweep, run, "--split", "test")
+        assert {row["row"].split(",")[0] for row in rows} == {name}
 
 
 def test_superb_line(tmp_path):
@@ -218,10 +287,12 @@ def keyword_run(folder: Path, right: int, seed: int = 1, **changes) -> Path:
 
 def test_tasks_of_s3prl_are_compared_clip_by_clip(tmp_path):
     runs = [keyword_run(tmp_path / "a", 30, tuning={"method": "full"}), keyword_run(tmp_path / "b", 45)]
-    _, rows, _ = report(tmp_path / "out", *runs)
+    text, rows, _ = report(tmp_path / "out", *runs)
     by_row = {row["row"]: row for row in rows}
     better = by_row["hubert"]
-    assert better["baseline"] == "hubert, full" and float(better["difference_high"]) < 0
+    assert better["baseline"] == "hubert, full" and float(better["change_percent"]) == pytest.approx(50.0)
+    assert 0 < float(better["difference_low"]) < 25 < float(better["difference_high"]), "an accuracy: more is above 0"
+    assert "difference in accuracy (%), 95 % interval" in text and "Difference: accuracy minus the baseline's" in text
     assert float(better["p"]) == pytest.approx(2 * 0.5**15)
     (runs[1] / "test_predict.txt").write_text("clip0 yes\n")
     text, rows, _ = report(tmp_path / "out", *runs)
