@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from s3prl_ext.errors import DataError
+from s3prl_ext.evaluation.clusters import UTTERANCE, sums
 from s3prl_ext.evaluation.significance import Interval, bootstrap_difference, mcnemar_exact
 from s3prl_ext.reading import parse_json
 from s3prl_ext.writing import write_text
@@ -94,12 +95,13 @@ def read_predictions(path: Path) -> list[Prediction]:
     return predictions
 
 
-def compare(first: Path, second: Path, draws: int = 1000, seed: int = 0) -> Comparison:
+def compare(first: Path, second: Path, draws: int = 1000, seed: int = 0, over: str = UTTERANCE) -> Comparison:
     """Compare two files of predictions of the same clips.
 
     Args:
         first, second: as :func:`write_predictions` writes them; order of lines does not matter.
         draws, seed: of the bootstrap.
+        over: what it draws: clips, or ``source``, the recordings that clips of ESC-50 are cut from.
 
     Raises:
         DataError: a file is unreadable, or the two hold other clips or labels.
@@ -114,7 +116,8 @@ def compare(first: Path, second: Path, draws: int = 1000, seed: int = 0) -> Comp
     wrong, others = ([not system[clip].right for clip in clips] for system in (a, b))
     only_first = sum(y and not x for x, y in zip(wrong, others))
     only_second = sum(x and not y for x, y in zip(wrong, others))
-    interval = bootstrap_difference(wrong, others, [1] * len(clips), draws, seed)
+    drawn = sums(clips, (wrong, others, [1.0] * len(clips)), over)
+    interval = bootstrap_difference(*drawn, draws, seed)
     p = mcnemar_exact(only_first, only_second)
     return Comparison(len(clips), sum(wrong), sum(others), only_first, only_second, p, interval)
 

@@ -41,6 +41,16 @@ def test_comparison_counts_clips_and_states_both_units(tmp_path):
     assert "5 clips gained, 1 lost" in text and "McNemar p = 0.219" in text
 
 
+def test_the_interval_can_draw_whole_source_recordings(tmp_path):
+    """One recording of three has all its clips wrong: with it drawn twice or not at all the error is 2/3 or 0."""
+    names = [f"4-{source}-{take}-0.wav" for source in ("100", "200", "300") for take in "ABCD"]
+    for name, wrong in (("a", "100"), ("b", "none")):
+        rows = [Prediction(clip, "dog", "cat" if f"-{wrong}-" in clip else "dog") for clip in names]
+        write_predictions(tmp_path / name, rows)
+    assert compare(tmp_path / "a", tmp_path / "b", over="source").interval == pytest.approx((-1.0, 0.0))
+    assert compare(tmp_path / "a", tmp_path / "b").interval[0] > -0.7
+
+
 def test_order_of_lines_does_not_matter(tmp_path):
     first, second = write(tmp_path / "a", wrong={0, 1}), write(tmp_path / "b", wrong={1, 7})
     shuffled = tmp_path / "c"
