@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -69,5 +70,17 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 
 
 def write_json(path: str | os.PathLike, content: Any, **options: Any) -> None:
-    """Write plain values as JSON, indented by 2 unless `options` of :func:`json.dumps` say otherwise."""
-    write_text(path, json.dumps(content, **{"indent": 2, **options}) + "\n")
+    """Write plain values as JSON, indented by 2 unless `options` of :func:`json.dumps` say otherwise.
+
+    JSON has no NaN and no infinity: such a number is written as null.
+    """
+    write_text(path, json.dumps(numbers_or_none(content), allow_nan=False, **{"indent": 2, **options}) + "\n")
+
+
+def numbers_or_none(value: Any) -> Any:
+    """Return nested plain values with None for every number that is not finite."""
+    if isinstance(value, Mapping):
+        return {key: numbers_or_none(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [numbers_or_none(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -83,7 +83,14 @@ MAY_IMPORT: dict[str, set[str]] = {
         "errors",
     },
 }
-EVERYWHERE = {"writing", "reading", "progress", "hub", "downloads", "layer_sets"}  # every part may import them; they import errors at most
+EVERYWHERE = {
+    "writing",
+    "reading",
+    "progress",
+    "hub",
+    "downloads",
+    "layer_sets",
+}  # every part may import them; they import errors at most
 SEES_S3PRL = {
     "compat",
     "deltas",

@@ -43,7 +43,11 @@ class TaskRun:
         tested = read(file) if file.is_file() else self.record
         if test not in tested["metrics"]:
             return None
-        on_dev = {row["step"]: row[metric] for row in self.record["history"] if row["split"] == dev}
+        on_dev = {
+            row["step"]: row[metric]
+            for row in self.record["history"]
+            if row["split"] == dev and row[metric] is not None
+        }
         scale = percent(metric)
         return {"dev": scale * on_dev.get(tested["step"], float("nan")),
                 "test": scale * tested["metrics"][test][metric]["value"]}  # fmt: skip
@@ -52,7 +56,11 @@ class TaskRun:
     def curve(self) -> dict[float, float]:
         """The task's metric on dev by step, in per cent, with the comparison of a race."""
         metric, dev, _ = TASKS[self.task]
-        return {row["step"]: percent(metric) * row[metric] for row in self.record["history"] if row["split"] == dev}
+        return {
+            row["step"]: percent(metric) * row[metric]
+            for row in self.record["history"]
+            if row["split"] == dev and row[metric] is not None
+        }
 
     @property
     def race(self) -> Mapping[str, Any] | None:

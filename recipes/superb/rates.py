@@ -37,7 +37,7 @@ def searched(folder: Path, name: str, split: str, seed: int) -> dict[str, float]
     }
     found = {}
     for rate, path in (short or whole).items():
-        values = [row[name] for row in read(path)["history"] if row["split"] == split and name in row]
+        values = [row[name] for row in read(path)["history"] if row["split"] == split and row.get(name) is not None]
         if not values:
             raise DataError(f"{path} has no {name} on {split}.")
         finite = [value for value in values if not math.isnan(value)]

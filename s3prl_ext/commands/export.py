@@ -205,7 +205,8 @@ def _evaluations(task: TunedTask) -> dict[str, dict[str, Score]]:
             continue
         for split, rows in record["metrics"].items():
             ends = record["intervals"].get(split, {})
-            found[split] = {name: (row["value"], ends.get(name)) for name, row in rows.items()}
+            values = {name: row["value"] for name, row in rows.items() if row["value"] is not None}
+            found[split] = {name: (value, ends.get(name)) for name, value in values.items()}
     return found
 
 

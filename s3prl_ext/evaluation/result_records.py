@@ -52,7 +52,12 @@ OUTCOME: dict[str, tuple[int, tuple[type, ...]]] = {
 }
 SOURCE = {"name": (str, NONE), "attention_sha256": (str, NONE), "lambda": (dict,), "noise": (dict, NONE),
           "layer_selection": (dict, NONE)}  # fmt: skip
-ROW = {"value": NUMBER, "unit": (str, NONE), "higher_is_better": (bool, NONE)}
+ROW = {"value": (*NUMBER, NONE), "unit": (str, NONE), "higher_is_better": (bool, NONE)}
+
+
+def numbers(metrics: Mapping[str, float | None]) -> dict[str, float]:
+    """Return metrics by name with NaN for those that a file holds as null: their loss was not a number."""
+    return {name: float("nan") if value is None else value for name, value in metrics.items()}
 
 
 @dataclass(frozen=True)
@@ -104,7 +109,8 @@ def _metric_problems(content: Mapping[str, Any]) -> list[str]:
             found.append(f"has {rows!r:.40} as metrics of '{split}'")
             continue
         for name, row in rows.items():
-            fits = isinstance(row, Mapping) and all(isinstance(row.get(key), types) for key, types in ROW.items())
+            fits = isinstance(row, Mapping) and "value" in row
+            fits = fits and all(isinstance(row.get(key), types) for key, types in ROW.items())
             if not fits or isinstance(row["value"], bool):
                 found.append(f"has {row!r:.60} as '{name}' of '{split}'")
     return found

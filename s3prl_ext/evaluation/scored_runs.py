@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from s3prl_ext.evaluation.clusters import UTTERANCE
-from s3prl_ext.evaluation.result_records import ResultRecord
+from s3prl_ext.evaluation.result_records import ResultRecord, numbers
 from s3prl_ext.tasks import main_metric, named, task_of
 
 UNNAMED_MERGE = "merged_attention"  # -u of a merge that -g names
@@ -79,7 +79,7 @@ def runs_of(record: ResultRecord) -> list[ScoredRun]:
     seed = f"{record['seed']}" if draw is None else f"{record['seed']}, draw {draw}"
     return [
         ScoredRun(
-            task, split, {name: row["value"] for name, row in rows.items()}, record["intervals"].get(split, {}),
+            task, split, numbers({name: row["value"] for name, row in rows.items()}), record["intervals"].get(split, {}),
             seed, facts, record["mode"], record["step"], record.path, record.path.parent,
         )
         for split, rows in record["metrics"].items()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from s3prl_ext.errors import DataError, StoppedByUser, UsageError
+from s3prl_ext.evaluation.result_records import numbers
 from s3prl_ext.metrics import METRICS, Metric, metric
 from s3prl_ext.progress import bar
 from s3prl_ext.sweeps.fingerprint import data_sha256
@@ -109,7 +110,7 @@ class Sweep:
             return None
         name = str(self.metric_name)
         bounds = result["intervals"].get(name)
-        return result["metrics"][name], (bounds[0], bounds[1]) if bounds else None
+        return numbers(result["metrics"])[name], (bounds[0], bounds[1]) if bounds else None
 
     def _check_metric(self) -> None:
         """Refuse a metric that the task does not report; one batch is enough to know."""

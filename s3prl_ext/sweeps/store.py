@@ -10,7 +10,7 @@ from typing import Any
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.reading import parse_json
 from s3prl_ext.sweeps.grid import Arm
-from s3prl_ext.writing import write_json
+from s3prl_ext.writing import numbers_or_none, write_json
 
 SCHEMA = 1
 NAME = "sweep.json"
@@ -89,7 +89,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     """Return a value as JSON would give it back."""
-    return json.loads(json.dumps(value))
+    return json.loads(json.dumps(numbers_or_none(value)))
 
 
 def _short(value: Any) -> str:

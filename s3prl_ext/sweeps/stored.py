@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from s3prl_ext.errors import DataError
+from s3prl_ext.evaluation.result_records import numbers
 from s3prl_ext.evaluation.scored_runs import UNNAMED_MERGE, ScoredRun, model_name
 from s3prl_ext.metrics import Metric, metric
 from s3prl_ext.reading import parse_json
@@ -59,7 +60,7 @@ class StoredSweep:
         if result is None:
             return None
         bounds = result["intervals"].get(self.metric_name)
-        return result["metrics"][self.metric_name], (bounds[0], bounds[1]) if bounds else None
+        return numbers(result["metrics"])[self.metric_name], (bounds[0], bounds[1]) if bounds else None
 
     def complete_on(self, split: str) -> bool:
         """Return whether every arm was scored on a split."""
@@ -100,7 +101,7 @@ class StoredSweep:
         folder = self.path.parent / "arms" / arm_folder(arm, self.groups)
         seed = str(settings["seed"]) + (f", draw {arm.draw}" if arm.noise != "none" else "")
         return ScoredRun(
-            task_of(settings["task"], settings["task file"]).name, split, result["metrics"], result["intervals"], seed,
+            task_of(settings["task"], settings["task file"]).name, split, numbers(result["metrics"]), result["intervals"], seed,
             facts, "sweep", 0, self.path, folder if folder.is_dir() else None,
         )  # fmt: skip
 

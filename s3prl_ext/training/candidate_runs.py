@@ -15,6 +15,7 @@ from torch import nn
 
 from s3prl_ext.errors import UsageError
 from s3prl_ext.evaluation.plots import STYLES, Curve, plot_curves
+from s3prl_ext.evaluation.result_records import numbers
 from s3prl_ext.metrics import factor, heading
 from s3prl_ext.reading import parse_json
 from s3prl_ext.training import checkpoint, randomness, ranks, tuned_upstream
@@ -252,7 +253,7 @@ def curves_of(expdir: str | Path, record: Mapping[str, Any], history: Sequence[M
     """
     curves, metric = [], record["metric"]
     for name, scores in record["scores"].items():
-        values = {int(step): row[metric] for step, row in scores.items()}
+        values = {int(step): numbers(row)[metric] for step, row in scores.items()}
         rows = list(history) if name == record["chosen"] else []
         found = checkpoint.numbered(Path(expdir) / FOLDER / name)
         if found:

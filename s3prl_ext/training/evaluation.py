@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from s3prl_ext.errors import DataError, UsageError, is_out_of_memory
 from s3prl_ext.evaluation.significance import Interval
 from s3prl_ext.progress import bar, printing
 from s3prl_ext.training import randomness
-from s3prl_ext.training.forward import SAMPLE_RATE, TaskModels
+from s3prl_ext.training.forward import SAMPLE_RATE, TaskModels, clip_names
 from s3prl_ext.training.intervals import intervals
 
 logger = logging.getLogger(__name__)
@@ -95,7 +96,8 @@ def evaluate(
         if len(loader) == 0:
             raise _empty(split)
         batches = max(1, round(len(loader) * ratio))
-        records, wholes, items = _score(models, split, loader, batches, check_stop)
+        records, wholes, items, bad = _score(models, split, loader, batches, check_stop)
+        best_scores = dict(models.downstream.named_buffers(recurse=False))
         try:
             with printing():
                 save_names = models.downstream.log_records(
@@ -112,6 +114,15 @@ def evaluate(
                 "ASR, PR: no word); check the corpus of this task."
             ) from error
     names = save_names if isinstance(save_names, list) else []
+    if bad:
+        for name, value in best_scores.items():
+            setattr(models.downstream, name, value)
+        logger.warning(
+            "split '%s': the features or the loss of %d of %d batches are not numbers (NaN or infinity; the first holds "
+            "%s): the model has diverged, or the audio holds such samples. Its scores mean nothing: they are recorded as "
+            "missing, and this model is not kept as the best.", split, len(bad), batches, bad[0],
+        )  # fmt: skip
+        return Scores(dict.fromkeys(metric_logger.values, math.nan), [], {}, items)
     return Scores(metric_logger.values, names, intervals(metric_logger.values, {**records, "recording": wholes}), items)
 
 
@@ -166,15 +177,17 @@ def _loader(models: TaskModels, split: str) -> Any:
 
 def _score(
     models: TaskModels, split: str, loader: Any, batches: int, check_stop: Callable[[], None]
-) -> tuple[dict[str, list], list[str], int]:
+) -> tuple[dict[str, list], list[str], int, list[str]]:
     """Run the first `batches` batches.
 
     Returns:
-        What the task recorded; names of recordings, where each batch is the chunks of one (SD); the number of items.
+        What the task recorded; names of recordings, where each batch is the chunks of one (SD); the number of items;
+        for each batch whose features or loss are not finite, the clips in it.
     """
     records: dict[str, list] = defaultdict(list)
     wholes: list[str] = []
     items = 0
+    bad: list[str] = []
     progress = bar(itertools.islice(loader, batches), desc=split, total=batches, leave=False)
     for batch_id, (wavs, *others) in enumerate(progress):
         check_stop()
@@ -188,10 +201,12 @@ def _score(
                 "s) does not fit into the device's memory: lower the task's evaluation batch size in downstream_expert, "
                 "or use --device cpu."
             ) from error
+        if not models.finite:
+            bad.append(", ".join(clip_names(others)[:3]) or f"batch {batch_id}")
         if others and isinstance(others[-1], str):
             wholes.append(others[-1])
         items += len(wavs)
-    return records, wholes, len(wholes) or items
+    return records, wholes, len(wholes) or items, bad
 
 
 @contextmanager

@@ -29,6 +29,7 @@ class TaskModels:
         upstream, featurizer, downstream: as called, so possibly wrapped for several devices.
         specaug: s3prl's SpecAugment on features, or None; used in training only.
         device: where the models are.
+        finite: whether features and loss of the last batch were numbers.
     """
 
     upstream: Any
@@ -36,6 +37,7 @@ class TaskModels:
     downstream: Any
     device: str | torch.device
     specaug: Any = None
+    finite: bool = True
 
     def unwrapped(self) -> TaskModels:
         """Return the models without their wrappers for several devices, for work that one rank does alone."""
@@ -93,11 +95,14 @@ class TaskModels:
         **kwargs: Any,
     ) -> torch.Tensor:
         """Return the task's loss of a batch and append its results to `records`, as s3prl's experts do."""
-        features = self.features(wavs, _names(others), with_upstream_grad)
+        features = self.features(wavs, clip_names(others), with_upstream_grad)
         if self.specaug is not None and self.downstream.training:
             features, _ = self.specaug(features)
-        with _clips_named(split, _names(others), len(features)):
-            return self.downstream(split, features, *others, records=records, **kwargs)
+        with _clips_named(split, clip_names(others), len(features)):
+            loss = self.downstream(split, features, *others, records=records, **kwargs)
+        if not torch.is_grad_enabled():  # in training the norm of the gradient tells
+            self.finite = all(bool(torch.isfinite(value).all()) for value in (*features, loss))
+        return loss
 
 
 @contextmanager
@@ -121,7 +126,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return model.module if isinstance(model, DistributedDataParallel) else model
 
 
-def _names(others: Sequence[Any]) -> Sequence[str]:
+def clip_names(others: Sequence[Any]) -> Sequence[str]:
     """Return the clip names of a batch: the last of its parts that is a sequence of strings."""
     for part in reversed(others):
         if isinstance(part, (list, tuple)) and part and all(isinstance(name, str) for name in part):

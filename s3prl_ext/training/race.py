@@ -14,6 +14,7 @@ from statistics import fmean
 from typing import Any
 
 from s3prl_ext.errors import DataError
+from s3prl_ext.evaluation.result_records import numbers
 from s3prl_ext.metrics import METRICS
 from s3prl_ext.reading import parse_json
 from s3prl_ext.training import ranks
@@ -191,4 +192,4 @@ class Race:
                     "same settings, or start a new experiment."
                 )
         for name, rows in stored["scores"].items():
-            self.metrics[name] = {int(step): row for step, row in rows.items()}
+            self.metrics[name] = {int(step): numbers(row) for step, row in rows.items()}
