@@ -152,6 +152,7 @@ def complete(argv: Sequence[str]) -> list[str]:
         _stay_with(ckpt)
     config = _task_file(flags)
     _check_overrides(overrides, flags, ckpt, config)
+    _mention_unused(overrides, flags, ckpt)
     if config is not None:
         _check_task_file(config, flags)
         if config != flags.config:
@@ -181,7 +182,10 @@ def _parser() -> argparse.ArgumentParser:
         ("-l", "--upstream_layer_selection"), ("-v", "--downstream_variant"),
     ):  # fmt: skip
         parser.add_argument(short, long)
-    for long in ("--backend", "--local_rank", "--hub", "--device", "--push_to_hf_hub", "--seed"):
+    for long in (
+        "--backend", "--local_rank", "--hub", "--device", "--push_to_hf_hub", "--seed", "--upstream_model_name",
+        "--upstream_revision",
+    ):  # fmt: skip
         parser.add_argument(long)
     for short, long in (("-f", "--upstream_trainable"), ("-a", "--auto_resume"), ("-r", "--upstream_refresh")):
         parser.add_argument(short, long, action="store_true")
@@ -208,6 +212,11 @@ def _refuse_dead_flags(flags: argparse.Namespace) -> None:
             "--hub huggingface logs in with a password, which the hub no longer allows; "
             "load such a model with -u hf_hubert_custom -k OWNER/NAME or -u hf_wav2vec2_custom -k OWNER/NAME."
         )
+    if flags.past_exp is not None and flags.init_ckpt is not None:
+        raise UsageError("-e goes on with an experiment and -i begins a new one with its weights: give one of the two.")
+    for name, advice in (("upstream_revision", "-k OWNER/NAME@REVISION"), ("upstream_model_name", "-k FILE")):
+        if getattr(flags, name) is not None:
+            raise UsageError(f"--{name} belongs to --hub huggingface, which cannot log in any more: use {advice}.")
     if flags.push_to_hf_hub not in (None, "False", "false"):
         raise UsageError(
             "--push_to_hf_hub needs a part of huggingface_hub that was removed (Repository); "
@@ -374,6 +383,17 @@ def _check_overrides(
         return  # s3prl's own parser says what is missing
     for remark in check_overrides(overrides, config, task):
         logger.warning("%s", remark)
+
+
+def _mention_unused(overrides: Mapping[str, str], flags: argparse.Namespace, ckpt: Path | None) -> None:
+    """Log what of a command, and of a task file of one's own, has no effect."""
+    from s3prl_ext.training.known_settings import misspelt_settings, unused_flags
+
+    for remark in unused_flags(flags, ckpt, overrides):
+        logger.warning("%s", remark)
+    if ckpt is None and flags.downstream and flags.config is not None and Path(flags.config).is_file():
+        for remark in misspelt_settings(load_yaml(flags.config), flags.downstream):
+            logger.warning("%s", remark)
 
 
 def _check_numbers(flags: argparse.Namespace) -> None:

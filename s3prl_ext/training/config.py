@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -107,6 +108,11 @@ def check_top_level(config: Mapping[str, Any], stored: bool = False) -> None:
     if stored:
         _warn_of_stored(problems)
         problems = []
+    if isinstance(config.get("specaug"), Mapping):
+        from s3prl.downstream.specaug import SpecAug
+
+        known = list(inspect.signature(SpecAug).parameters)
+        problems += check_keys(config["specaug"], known, "specaug")
     problems += _count_problems(config.get("downstream_expert"), "downstream_expert")
     for key in ("runner", "optimizer", "downstream_expert"):
         if not isinstance(config.get(key), Mapping):

@@ -1,4 +1,4 @@
-"""Settings of ``-o`` that no code reads: refused where they look misspelt, else mentioned.
+"""Settings and flags that nothing reads: refused where they look misspelt, else mentioned.
 
 s3prl writes whatever ``-o`` says into the task file, and its tasks take what they know from there. Which keys a task
 knows is read from its source: a key may be one where it is a string, or the name of an argument or a class.
@@ -9,15 +9,17 @@ from __future__ import annotations
 import ast
 import difflib
 import importlib.util
-from collections.abc import Iterable, Iterator, Mapping
+from argparse import Namespace
+from collections.abc import Container, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from s3prl_ext.configs import PACKAGE_DIR, package_dir
+from s3prl_ext.configs import PACKAGE_DIR, load_yaml, package_dir, shipped_dir
 from s3prl_ext.errors import UsageError, unknown_name
 
 SECTION = "downstream_expert"
-NEAR = 0.8  # similarity from which a key counts as misspelt
+NEAR = 0.8  # similarity from which a key of -o counts as misspelt
+VERY_NEAR = 0.88  # the same in a whole task file, which may be for a task that hands keys on to another package
 
 # What s3prl's parser and the plug-in read under args.
 ARGUMENTS = (
@@ -52,6 +54,38 @@ def check_overrides(overrides: Iterable[str], config: Mapping[str, Any], task: s
             place = _deepest(dotted, config, path)
             if path[0] == SECTION and len(place) < len(path):
                 remarks += _unknown(dotted, config, path, len(place), task)
+    return remarks
+
+
+def unused_flags(flags: Namespace, checkpoint: Path | None, overrides: Container[str]) -> Iterator[str]:
+    """Yield a remark for each flag of a command that its other flags leave without effect.
+
+    Args:
+        flags: the command line; what is None or False was not given.
+        checkpoint: the one that ``-e`` or ``-a`` goes on from, or None for a new experiment.
+        overrides: keys of ``-o``.
+    """
+    if flags.mode == "train" and flags.evaluate_split is not None:
+        yield "-t has no effect on a training: runner.eval_dataloaders of the task file names what is scored"
+    one_layer = flags.upstream_feature_selection not in (None, "hidden_states") or flags.upstream_layer_selection
+    if flags.upstream_feature_normalize and one_layer:
+        yield "--upstream_feature_normalize has no effect: it is for the weighted sum of all hidden states"
+    given = flags.expdir or (flags.expname and f"result/downstream/{flags.expname}")
+    elsewhere = checkpoint is not None and given and Path(given).resolve() != checkpoint.parent.resolve()
+    if checkpoint is not None and elsewhere and "args.expdir" not in overrides:
+        yield f"-p {given} has no effect with -e: what is written goes to {checkpoint.parent}, or to -o args.expdir=..."
+
+
+def misspelt_settings(config: Mapping[str, Any], task: str) -> list[str]:
+    """Return a remark for each key below ``downstream_expert`` that nothing reads and that is close to one of a preset."""
+    presets = shipped_dir("downstream_configs").glob("*/*.yaml")
+    published = {place[-1] for path in presets for place in _paths(load_yaml(path).get(SECTION), ())}
+    known = names_in_source(task) | published
+    remarks = []
+    for place in _paths(config.get(SECTION), (SECTION,)):
+        close = difflib.get_close_matches(place[-1], published, n=1, cutoff=VERY_NEAR)
+        if place[-1] not in known and close:
+            remarks.append(f"{'.'.join(place)} is not read by the task {task}; did you mean '{close[0]}'?")
     return remarks
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from s3prl_ext import cli
+from s3prl_ext.configs import shipped_dir
 from s3prl_ext.corpora.mini_superb import ALL, LAYOUTS, variables
 from s3prl_ext.errors import show_errors_as_sentences
 from tests import factories
@@ -109,6 +110,10 @@ GIVEN_AND_NOT_USED: list[Row] = [
     (KS + ",,config.downstream_expert.modelrc.projector_dims=3", USAGE, ("did you mean 'projector_dim'",)),
     (KS + ",,config.runner.total_steps.x=3", USAGE, ("cannot be set: runner.total_steps is a value",)),
     (KS + ",,args.expdri=x", USAGE, ("unknown argument 'expdri'; did you mean 'expdir'?",)),
+    (KS + ",,config.specaug={{'freq_mask_widht_range':[0,20]}}", USAGE, ("specaug: unknown key", "did you mean 'freq_mask_width_range'")),
+    (KS + " --upstream_revision abc", USAGE, ("--upstream_revision belongs to --hub huggingface", "OWNER/NAME@REVISION")),
+    (KS + " --upstream_model_name m.pt", USAGE, ("--upstream_model_name belongs to --hub huggingface",)),
+    ("run -m train -e {trained} -i {trained}/states-2.ckpt", USAGE, ("-e goes on with an experiment and -i begins a new one",)),
     (KS + " -s hidden_stat", USAGE, ("unknown features (-s) 'hidden_stat'", "did you mean 'hidden_states'")),
     (HUBERT + " -s last_hiden_state", USAGE, ("'last_hiden_state'", "hidden_states")),
     (HUBERT + " -l 99", USAGE, ("-l 99 is out of range", "3 hidden states, 0 (the input of the first block) to 2")),
@@ -262,6 +267,24 @@ def test_a_setting_without_effect_is_mentioned_once(shell, caplog, options, rema
     outcome = shell(KS + options)
     assert outcome.code == 0, outcome.err[-2000:]
     assert (outcome.err + caplog.text).count(remark) == 1, outcome.err + caplog.text
+
+
+@pytest.mark.parametrize(("flags", "remark"), [
+    (" -t dev", "-t has no effect on a training"),
+    (" --upstream_feature_normalize -s last_hidden_state", "--upstream_feature_normalize has no effect"),
+    (" -c {tmp}/mine.yaml", "downstream_expert.datarc.batchsize is not read by the task speech_commands; did you mean 'batch_size'?"),
+])  # fmt: skip
+def test_a_flag_without_effect_is_mentioned_once(shell, caplog, tmp_path, flags, remark):
+    text = (shipped_dir("downstream_configs") / "ks" / "mini.yaml").read_text()
+    (tmp_path / "mine.yaml").write_text(text.replace("    batch_size: 8", "    batch_size: 8\n    batchsize: 3"))
+    outcome = shell(HUBERT + flags)
+    assert outcome.code == 0, outcome.err[-2000:]
+    assert (outcome.err + caplog.text).count(remark) == 1, outcome.err + caplog.text
+
+
+def test_another_folder_beside_e_is_mentioned(shell, caplog, tmp_path):
+    assert shell(EVALUATE + " -t dev -p {tmp}/elsewhere").code == 0
+    assert "elsewhere has no effect with -e" in caplog.text and not (tmp_path / "elsewhere").exists()
 
 
 def test_optional_keys_of_a_task_are_no_matter(shell, caplog):
