@@ -114,6 +114,18 @@ class ChildNetwork(nn.Module):
             return torch.zeros(0)
         return torch.cat([w.detach().reshape(-1).index_select(0, i) for w, i in zip(self._weights, self._indices)])
 
+    def dense_gradients(self) -> list[torch.Tensor]:
+        """Return the gradients of all eligible weights, zeros where there is none; empty without `dense_norm`.
+
+        Several ranks average them before :meth:`gather_gradients`: the norm that clips is that of the mean gradient.
+        """
+        if self.outside is None:
+            return []
+        for parameter in self._eligible.values():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        return [p.grad for p in self._eligible.values() if p.grad is not None]
+
     @torch.no_grad()
     def gather_gradients(self, step: int = 0) -> None:
         """Put the gradients of the chosen entries into ``.grad`` of the parameters, and drop the model's dense ones.

@@ -117,6 +117,8 @@ class Trial:
 
     def _update(self) -> None:
         if self.child is not None:
+            for gradient in self.child.dense_gradients() if dist.is_initialized() else ():
+                _average_over_ranks(gradient)
             self.child.gather_gradients(self.step)
             for parameter in self.child.parameters():
                 _average_over_ranks(parameter.grad)
