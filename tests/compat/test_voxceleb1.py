@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 
 import s3prl_ext
 from s3prl_ext.errors import DataError
+from tests import listings
 
 s3prl_ext.install()
 
@@ -48,6 +50,16 @@ def test_a_changed_list_is_read_anew(tmp_path):
     meta_data.write_text(f"{LINES[1]}\n", encoding="utf-8")
     dataset = SpeakerClassifiDataset("train", meta_data.parent, meta_data)
     assert dataset.label == [1]
+
+
+def test_of_a_clip_in_two_folders_the_same_one_counts_on_every_disk(tmp_path, monkeypatch):
+    meta_data = make_corpus(tmp_path / "corpus")
+    shutil.copytree(tmp_path / "corpus" / "dev", tmp_path / "corpus" / "test")
+    for backwards in (False, True):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / f"cache-{backwards}"))
+        with listings.by_name(backwards):
+            found = SpeakerClassifiDataset("train", meta_data.parent, meta_data).dataset
+        assert [Path(path).relative_to(meta_data.parent).parts[0] for path in found] == ["dev", "dev"]
 
 
 def test_the_list_is_cached_and_reused(tmp_path, cache):

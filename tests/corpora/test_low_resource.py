@@ -15,6 +15,7 @@ from s3prl_ext.compat.ctc.corpus.libriphone import LibriPhoneDataset
 from s3prl_ext.corpora import low_resource, mini_superb
 from s3prl_ext.corpora.low_resource import Recording, build, draw, official
 from s3prl_ext.errors import DataError, UsageError
+from tests import listings
 
 
 def recordings(speakers: int, each: int, seconds: float = 36.0, first: int = 100) -> list[Recording]:
@@ -100,6 +101,17 @@ def librispeech(tmp_path) -> Path:
     )
     (root / "lexicon.txt").write_text("ONE\tW AH1 N\nTWO\tT UW1\n")
     return root
+
+
+def test_the_draw_does_not_know_the_disk(librispeech, tmp_path):
+    found = []
+    for backwards in (False, True):
+        with listings.by_name(backwards):
+            build(tmp_path / f"low-{backwards}", librispeech, hours=(0.01, 0.03))
+        folder = tmp_path / f"low-{backwards}"
+        names = sorted(path.relative_to(folder) for path in folder.rglob("*-*.flac"))
+        found.append((names, (folder / "subsets.json").read_text()))
+    assert found[0] == found[1] and len(found[0][0]) == 4 + 12
 
 
 def test_command_writes_splits_that_the_task_reads(librispeech, tmp_path, capsys):
