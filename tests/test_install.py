@@ -6,6 +6,8 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
+import tomllib
 import venv
 import zipfile
 from email import message_from_string
@@ -80,6 +82,36 @@ def test_every_dependency_has_a_tested_version(wheel):
     lines = (REPOSITORY / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pinned = {line.partition("==")[0].lower() for line in lines if "==" in line}
     assert {name.replace("-", "_") for name in required} <= {name.replace("-", "_") for name in pinned}
+
+
+def test_sdist_holds_what_it_needs_and_no_tests(source, tmp_path):
+    """The tests run from a clone: an archive with a part of them could not run them."""
+    shutil.copytree(source, tmp_path / "source")
+    for name in ("tests", "tests/sweeps"):
+        (tmp_path / "source" / name).mkdir()
+        (tmp_path / "source" / name / "test_nothing.py").write_text("")
+    code = "import sys; from setuptools import build_meta; print(build_meta.build_sdist(sys.argv[1]))"
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=tmp_path / "source", capture_output=True, check=True)
+    with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert not [name for name in names if "test_" in name or name.startswith("tests")]
+    assert {"setup.py", "s3prl_ext.pth", "constraints.txt", "s3prl_ext/plugin.py"} <= names
+    for folder in SHIPPED:
+        assert {f"{folder}/{name}" for name in relative_files(source / folder)} <= names
+
+
+def test_one_floor_of_python_everywhere(wheel):
+    """The pins need it: none of them may be installed on an older Python."""
+    archive = zipfile.ZipFile(wheel)
+    text = archive.read(next(name for name in archive.namelist() if name.endswith("METADATA"))).decode()
+    floor = message_from_string(text)["Requires-Python"].removeprefix(">=")
+    for name in ("README.md", "docs/install.md", "Makefile"):
+        found = re.findall(r"Python (3\.\d+) or later", (REPOSITORY / name).read_text(encoding="utf-8"))
+        assert set(found) == {floor}, name
+    settings = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
+    assert settings["ruff"]["target-version"] == f"py{floor.replace('.', '')}"
+    assert settings["mypy"]["python_version"] == floor
+    assert f"sys.version_info >= ({floor.replace('.', ', ')})" in (REPOSITORY / "Makefile").read_text(encoding="utf-8")
 
 
 def test_editable_wheel_has_the_hook_and_reads_the_repository(source, tmp_path):

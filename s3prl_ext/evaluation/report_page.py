@@ -19,6 +19,9 @@ table { border-collapse: collapse; border-top: 2px solid #111; border-bottom: 2p
 th, td { padding: .2rem .7rem; text-align: right; font-variant-numeric: tabular-nums; vertical-align: top; }
 th { border-bottom: 1px solid #111; font-weight: 600; } tr:nth-child(even) td { background: #f5f5f5; }
 th:first-child, td:first-child { text-align: left; } .texts td, .texts th { text-align: left; }
+.texts { font-size: .8rem; } .texts td, .texts th { padding: .2rem .45rem; }
+.texts td:first-child { overflow-wrap: anywhere; min-width: 14rem; } /* paths: else they push the others off the page */
+ul, figcaption { overflow-wrap: anywhere; }
 ul { font-size: .88rem; color: #333; padding-left: 1.2rem; } figure { margin: 1rem 0; }
 figcaption { font-size: .88rem; color: #333; } img { max-width: 100%; }
 .warning { border-left: 4px solid #111; padding-left: .8rem; }

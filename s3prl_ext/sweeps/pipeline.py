@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import logging
 from collections.abc import Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -217,7 +217,7 @@ def _facts(pair: Pair, grid: dict[str, Any]) -> dict[str, Any]:
 def _origin(device: str) -> dict[str, Any]:
     """Return when, where and with which versions the first score of a sweep is made."""
     return {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": provenance.commit(),
         "machine": provenance.machine(device),
         "versions": provenance.versions(),

@@ -6,7 +6,7 @@ import logging
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +93,7 @@ def failures_recorded(args: Namespace, config: dict[str, Any], split: str = "", 
         split: what is evaluated; empty for a training.
         active: False on all ranks but the first.
     """
-    started = datetime.now(timezone.utc)
+    started = datetime.now(UTC)
     try:
         yield
     except (UsageError, StoppedByUser):
@@ -102,7 +102,7 @@ def failures_recorded(args: Namespace, config: dict[str, Any], split: str = "", 
         folder = Path(args.expdir)
         begun = any(folder.glob("*.ckpt")) or not isinstance(error, (DataError, FileNotFoundError))
         if active and folder.is_dir() and begun:
-            seconds = (datetime.now(timezone.utc) - started).total_seconds()
+            seconds = (datetime.now(UTC) - started).total_seconds()
             content = _frame(args, config, seconds) | {"step": None, "metrics": {}, "trainable": {}}
             try:
                 path = _failed(folder / _name(args, split))
@@ -117,7 +117,7 @@ def _frame(args: Namespace, config: dict[str, Any], seconds: float) -> dict[str,
     return {
         "schema": SCHEMA,
         "mode": args.mode,
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "upstream": args.upstream,
         "downstream": args.downstream,
         "seed": args.seed,
