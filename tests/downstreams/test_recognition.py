@@ -281,8 +281,11 @@ def test_wrong_requests(corpus, hubert_ctc, merge_file, tmp_path):
     refused(DataError, "no CTC head", merged_args(tmp_path / "d", merge_file), config)
     config["downstream_expert"]["head"]["ckpt"] = str(factories.hubert_folder(tmp_path / "wide", width=48, ctc=True))
     refused(DataError, "width 48, but the upstream gives 32", merged_args(tmp_path / "e", merge_file), config)
-    config = task_file(corpus, on_missing="never", eval_batch_size=0, text_rul="mam")
-    pattern = "unknown key 'text_rul'; did you mean 'text_rule'.*eval_batch_size must be.*on_missing"
+    config = task_file(corpus, eval_batch_size=0)  # judged for every task, before the task's own keys are
+    refused(UsageError, "eval_batch_size must be", make_args(tmp_path / "f", downstream="ljspeech"), config)
+    config = task_file(corpus, on_missing="never", text_rul="mam")
+    config["downstream_expert"]["head"]["recurrent"] = -1
+    pattern = "unknown key 'text_rul'; did you mean 'text_rule'.*head.recurrent must be.*on_missing"
     refused(UsageError, pattern, make_args(tmp_path / "f", downstream="ljspeech"), config)
     config = task_file(corpus, init="target")
     config["downstream_expert"]["head"]["init"] = "targets"
