@@ -32,7 +32,8 @@ def write_table(
     Args:
         paper: corpus of the MAM paper whose figures stand beside ours: ``ljspeech``, ``vctk``, ``esc50``; None for none.
     """
-    unit = f" ({metric.unit})" if metric.unit == "%" else ""
+    lookup, summary = _in_shown_unit(lookup, summary, factor(metric_name))
+    unit = f" ({'%' if metric.unit == 'ratio' else metric.unit})" if metric.unit in ("%", "ratio") else ""
     direction = "higher" if metric.higher_is_better else "lower"
     baseline = {split: point([BASELINE], split, lookup) for split in (dev, test) if split}
     lines = [f"# {title}", "", f"Metric: {metric_name}{unit}, {direction} is better. Several draws: mean ± standard "]
@@ -47,6 +48,27 @@ def write_table(
     lines += ["## All arms", ""]
     lines += _all_arms(groups, dev, test, lookup, paper)
     write_text(path, "\n".join(lines) + "\n")
+
+
+def _in_shown_unit(
+    lookup: Lookup, summary: Sequence[dict[str, Any]], times: float
+) -> tuple[Lookup, list[dict[str, Any]]]:
+    """Return scores and summary as they are shown: ratios in per cent, as in ``s3prl-ext report``."""
+
+    def shown_score(arm: Arm, split: str) -> tuple[float, tuple[float, float] | None] | None:
+        found = lookup(arm, split)
+        if found is None:
+            return None
+        value, interval = found
+        return times * value, interval and (times * interval[0], times * interval[1])
+
+    def shown_point(item: dict[str, Any] | None) -> dict[str, Any] | None:
+        if item is None:
+            return None
+        interval = item["interval"] and tuple(times * end for end in item["interval"])
+        return item | {"mean": times * item["mean"], "std": item["std"] and times * item["std"], "interval": interval}
+
+    return shown_score, [row | {"dev": shown_point(row["dev"]), "test": shown_point(row["test"])} for row in summary]
 
 
 def _chosen(summary: Sequence[dict[str, Any]], dev: str, test: str | None, paper: str | None) -> list[str]:

@@ -304,3 +304,16 @@ def test_table_and_plot(pair, upstream, tmp_path):
         assert part in text, part
     report.plot(tmp_path / "sweep.png", GROUPS, "dev", "loss", sweep.lookup, "bert into hubert", items=6)
     assert (tmp_path / "sweep.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_ratios_are_shown_in_per_cent_as_in_reports(tmp_path):
+    group = Group("all", (0, 1), "none", (0.1,), 1)
+    scores = {BASELINE: (0.25, (0.2, 0.3)), group.arms(0.1)[0]: (0.1053, (0.05, 0.15))}
+    point = {"mean": 0.1053, "std": None, "interval": (0.05, 0.15), "draws": 1}
+    row = {"group": "all", "noise": "none", "lambda": 0.1, "better_than_target_on_dev": True, "dev": point, "test": None}
+    lookup = lambda arm, split: scores[arm] if split == "dev" else None
+    report.write_table(tmp_path / "sweep.md", [group], [row], "dev", "test", "acc", METRICS["acc"], lookup, "title")
+    text = (tmp_path / "sweep.md").read_text()
+    assert "Metric: acc (%), higher is better" in text and "Unmerged target: dev 25.00 [20.00, 30.00]" in text
+    assert text.count("10.53 [5, 15.00]") == 2, text
+    assert row["dev"]["mean"] == 0.1053, "what is stored stays a ratio"
