@@ -199,7 +199,7 @@ def _of_delta(argv: list[str], flags: argparse.Namespace) -> tuple[list[str], ar
         return argv, flags
     from s3prl_ext.deltas import evaluation  # imports torch: not before it is needed
 
-    delta = evaluation.find_delta(flags.past_exp)
+    delta = evaluation.find_delta(flags.past_exp) or evaluation.find_moved(flags)
     if delta is None:
         return argv, flags
     argv = evaluation.evaluation_flags(argv, flags, delta)

@@ -28,7 +28,7 @@ from s3prl_ext.merging.selection_config import LayerSelection
 from s3prl_ext.progress import bar
 from s3prl_ext.transformers_models import SPEECH_UPSTREAMS
 from s3prl_ext.upstreams.layer_similarity.selection import choose_layers
-from s3prl_ext.upstreams.merged_attention.config import check_config, read_raw
+from s3prl_ext.upstreams.merged_attention.config import OWN_UPSTREAM, check_config, read_raw
 from s3prl_ext.upstreams.merged_attention.expert import (
     TRANSFORMERS_UPSTREAMS,
     build_target,
@@ -47,7 +47,6 @@ from s3prl_ext.writing import written_folder
 logger = logging.getLogger(__name__)
 
 SCHEMA = 1
-OWN_UPSTREAM = "merged_attention"
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,7 @@
-"""``-m evaluate -e delta.safetensors``: the flags of ``run_downstream`` that score a delta on the base it belongs to."""
+"""``-m evaluate -e delta.safetensors``: the flags of ``run_downstream`` that score a delta on the base it belongs to.
+
+The same way goes a checkpoint whose upstream lies elsewhere now, as ``-k`` or ``-g`` say: s3prl would ignore them.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import argparse
 import atexit
 import os
 import tempfile
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +21,7 @@ from s3prl_ext.deltas.model_card import task_flags
 from s3prl_ext.deltas.tuned_task import TunedTask
 from s3prl_ext.errors import UsageError
 from s3prl_ext.training import checkpoint
+from s3prl_ext.training.resumed_command import LAST_LAYER
 
 
 def find_delta(past_exp: str) -> Path | None:
@@ -25,6 +30,26 @@ def find_delta(past_exp: str) -> Path | None:
     if path.is_dir() and not checkpoint.numbered(path):
         path = path / DELTA_FILE
     return path if path.suffix == checkpoint.DELTA_SUFFIX and path.is_file() else None
+
+
+def find_moved(flags: argparse.Namespace) -> Path | None:
+    """Return the checkpoint that ``-m evaluate -e`` names where ``-k`` or ``-g`` say that its upstream lies elsewhere now.
+
+    None for one that does not hold the hash of its upstream, such as s3prl's own: nothing would tell another model.
+    """
+    given = {name: getattr(flags, name) for name in ("upstream_ckpt", "upstream_model_config")}
+    if flags.mode != "evaluate" or not any(given.values()):
+        return None
+    path = Path(flags.past_exp)
+    path = next(reversed(checkpoint.numbered(path)), path) if path.is_dir() else path
+    if path.suffix != ".ckpt" or not path.is_file():
+        return None
+    states = checkpoint.load(path, mmap=zipfile.is_zipfile(path))
+    stored = states.get("Args")
+    if stored is None or not states.get(checkpoint.EXTENSION_KEY, {}).get("upstream_sha256"):
+        return None
+    moved = any(value is not None and value != getattr(stored, name, None) for name, value in given.items())
+    return path if moved and flags.upstream in (None, stored.upstream) else None
 
 
 def evaluation_flags(argv: Sequence[str], flags: argparse.Namespace, delta: Path) -> list[str]:
@@ -36,7 +61,7 @@ def evaluation_flags(argv: Sequence[str], flags: argparse.Namespace, delta: Path
     Args:
         argv: the flags as given.
         flags: what they say.
-        delta: the file.
+        delta: the file, or a checkpoint.
 
     Raises:
         UsageError: a training cannot go on from a delta.
@@ -47,7 +72,9 @@ def evaluation_flags(argv: Sequence[str], flags: argparse.Namespace, delta: Path
             f"-e {delta}: a delta holds no state of the optimizer, so a training cannot go on from it: name a checkpoint "
             "(states-N.ckpt), or evaluate the delta with -m evaluate."
         )
-    info = TunedTask.read(delta).tuned_from(flags.upstream, flags.upstream_ckpt, flags.upstream_model_config).info
+    task = TunedTask.read(delta)
+    _refuse_others(flags, task)
+    info = task.tuned_from(flags.upstream, flags.upstream_ckpt, flags.upstream_model_config).info
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("-e", "--past_exp")
     _, others = parser.parse_known_args(list(argv))
@@ -56,6 +83,26 @@ def evaluation_flags(argv: Sequence[str], flags: argparse.Namespace, delta: Path
         added += [flag, str(info[key])] if info.get(key) is not None else []
     added += ["-p", str(delta.parent)] if flags.expdir is None and flags.expname is None else []
     return [*others, *added, "-i", str(delta), "-c", _task_file(info["config"])]
+
+
+def _refuse_others(flags: argparse.Namespace, task: TunedTask) -> None:
+    """Raise UsageError where a flag says something else than the task, which decides what is scored."""
+    for flag, name in (("-d", "downstream"), ("-v", "downstream_variant"), ("-s", "upstream_feature_selection"),
+                       ("-l", "upstream_layer_selection")):  # fmt: skip
+        value = getattr(flags, name)
+        if (
+            name == "upstream_feature_selection"
+            and (task.info.get(name), task.info.get("upstream_layer_selection")) == LAST_LAYER
+        ):
+            continue
+        if value is not None and value != str(task.info.get(name)):
+            raise UsageError(
+                f"{task.path} was made with {flag} {task.info.get(name)}, not {flag} {value}: leave {flag} out."
+            )
+    if flags.config is not None:
+        raise UsageError(
+            f"-c {flags.config} is not read: {task.path} holds its task file; change a setting of it with -o config.KEY=VALUE."
+        )
 
 
 def _task_file(config: Mapping[str, Any]) -> str:

@@ -14,12 +14,10 @@ from torch import nn
 from s3prl_ext import hub
 from s3prl_ext.attention.files import find_model
 from s3prl_ext.errors import DataError, ExtError, UsageError, unknown_name
-from s3prl_ext.upstreams.merged_attention.config import preset_names, read_config
+from s3prl_ext.upstreams.merged_attention.config import OWN_UPSTREAM, is_merged, read_config, with_remedy
 from s3prl_ext.upstreams.merged_attention.expert import TRANSFORMERS_UPSTREAMS
 from s3prl_ext.upstreams.merged_attention.files import checkpoint_of
 from s3prl_ext.upstreams.speech_models import speech_model
-
-OWN_UPSTREAM = "merged_attention"
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,10 @@ def build_tuned_from(info: Mapping[str, Any]) -> nn.Module:
         DataError: its model is missing or cannot be loaded.
     """
     _check_ckpt(info)
-    return _built(info["upstream"], info.get("upstream_ckpt"), info.get("upstream_model_config"), _seed(info))
+    try:
+        return _built(info["upstream"], info.get("upstream_ckpt"), info.get("upstream_model_config"), _seed(info))
+    except ExtError as error:
+        raise with_remedy(error, info["upstream"], "this task") from error
 
 
 def plain_upstream(info: Mapping[str, Any]) -> PlainUpstream:
@@ -75,7 +76,10 @@ def plain_upstream(info: Mapping[str, Any]) -> PlainUpstream:
     name, ckpt, model_config = info["upstream"], info.get("upstream_ckpt"), info.get("upstream_model_config")
     _check_ckpt(info)
     if is_merged(name):
-        target = read_config(model_config, ckpt, None if name == OWN_UPSTREAM else name).target
+        try:
+            target = read_config(model_config, ckpt, None if name == OWN_UPSTREAM else name).target
+        except ExtError as error:
+            raise with_remedy(error, name, "this task") from error
         if target.model or (target.upstream in TRANSFORMERS_UPSTREAMS and target.ckpt):
             return PlainUpstream(find_model(str(target.model or target.ckpt)), None, None, _seed(info))
         path, loader = checkpoint_of(str(target.upstream), target.ckpt)
@@ -109,11 +113,6 @@ def upstream_of_file(info: Mapping[str, Any], path: Path) -> PlainUpstream:
         target = read_config(model_config, info.get("upstream_ckpt"), preset).target
         return PlainUpstream(path, loader_of(str(target.upstream), target.ckpt), None, _seed(info))
     return PlainUpstream(path, loader_of(name, info.get("upstream_ckpt")), model_config, _seed(info))
-
-
-def is_merged(upstream: str) -> bool:
-    """Return whether an upstream of this name is made of several models."""
-    return upstream == OWN_UPSTREAM or upstream in preset_names()
 
 
 def loader_of(name: str, ckpt: str | None) -> str:

@@ -37,6 +37,7 @@ from s3prl_ext.training.task_file import TaskFile
 from s3prl_ext.training.tuned_upstream import TunedUpstream
 from s3prl_ext.training.tuning_config import TuningConfig
 from s3prl_ext.training.upstream_flags import check_features
+from s3prl_ext.upstreams.merged_attention.config import with_remedy
 from s3prl_ext.upstreams.merged_attention.record import check_merge_record
 
 logger = logging.getLogger(__name__)
@@ -132,6 +133,8 @@ class Runner(StockRunner):
             entry = super()._get_upstream()
         except Exception as error:  # whatever s3prl's and transformers' constructors raise
             lost_rank = isinstance(error, RuntimeError) and dist.is_initialized()
+            if isinstance(error, ExtError) and self.init_ckpt and not lost_rank:
+                raise with_remedy(error, self.args.upstream, self.args.init_ckpt) from error
             problem = None if lost_rank or isinstance(error, ExtError) else checks.upstream_problem(self.args, error)
             if problem is None:
                 raise

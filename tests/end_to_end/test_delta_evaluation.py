@@ -153,3 +153,28 @@ def test_training_and_prediction_from_a_delta_of_a_merged_upstream(trained, succ
         for path in (exp / "dev-best.ckpt", tmp_path / "more" / "states-1.ckpt")
     )
     assert same(before["indices"], after["indices"]) and before["base_sha256"] == after["base_sha256"]
+
+
+@pytest.mark.parametrize("name", ["delta.safetensors", "dev-best.ckpt"])
+def test_models_of_a_merge_that_have_moved(trained, command, succeed, upstreams, tmp_path, name):
+    exp = trained(CHILD, "merged")
+    merge = Path(upstreams["merged"][-1])
+    moved = tmp_path / "bert"
+    shutil.copytree(merge.parent / "bert", moved)
+    (tmp_path / "merge.yaml").write_text(merge.read_text().replace(str(merge.parent / "bert"), str(moved)))
+    succeed("-m", "evaluate", "-e", exp / name, "-t", "dev")
+    first = json.loads((exp / "result-dev.json").read_text())["metrics"]
+    (exp / "result-dev.json").unlink()
+    succeed("-m", "evaluate", "-e", exp / name, "-t", "dev", "-g", f"{tmp_path}/merge.yaml")
+    assert json.loads((exp / "result-dev.json").read_text())["metrics"] == first
+    (exp / "result-dev.json").unlink()
+    elsewhere = f"{merge},,source.model={tmp_path}/nowhere"
+    outcome = command("-m", "evaluate", "-e", exp / name, "-t", "dev", "-g", elsewhere)
+    assert outcome.code == 1 and f"The upstream of {exp / name} is merged again from its models" in outcome.sentence
+    assert '-g "FILE,,source.model=PATH", and for the target -k PATH.' in outcome.sentence
+    other = factories.hubert_local_ckpt(tmp_path / "other.pt", seed=3)
+    outcome = command("-m", "evaluate", "-e", exp / name, "-t", "dev", "-k", other)
+    assert outcome.code == 1 and "made with another target" in outcome.sentence
+    outcome = command("-m", "evaluate", "-e", exp / name, "-t", "dev", "-k", other, "-d", "asr")
+    assert outcome.code == 2 and "was made with -d speech_commands, not -d asr" in outcome.sentence
+    assert not (exp / "result-dev.json").exists()
