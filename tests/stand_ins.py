@@ -97,6 +97,7 @@ STAND_INS: dict[str, Callable[[Path, Path], None]] = {
     "google/vit-base-patch16-224-in21k": _model(factories.vit_folder),
     "BEATs_iter3.pt": _model(factories.beats_ckpt),
     "BEATs_iter3_finetuned_on_AS2M_cpt1.pt": _write_audioset_beats,
+    "whisper_base": _model(factories.whisper_folder),
     "hubert.pt": _model(factories.hubert_local_ckpt, layers=6),
     "hubert": _model(factories.hubert_folder),
     "bert": _model(factories.bert_folder),
