@@ -1,12 +1,13 @@
 """Corpora that s3prl finds by listing folders: in the order of names, which is the same on every disk.
 
 A folder's own order is the file system's. It decides about the clips that a sampler draws, also on the dev split of
-keyword spotting, and so about losses, scores and Fisher information.
+keyword spotting, and so about losses, scores and Fisher information. Hidden files, such as macOS leaves beside audio
+(``._1.wav``), are not of the corpus.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,19 +16,23 @@ from s3prl_ext.compat.shim import Shim
 
 
 class SortedPath(type(Path())):  # type: ignore[misc]  # the class of paths of this system
-    """A path whose listings are sorted; paths made from it list sorted too."""
+    """A path whose listings are sorted and without hidden files; paths made from it list alike."""
 
     def iterdir(self) -> Iterator[SortedPath]:
         """Yield what the folder holds, by name."""
-        return iter(sorted(super().iterdir()))
+        return self._listed(super().iterdir())
 
     def glob(self, pattern: str, **options: Any) -> Iterator[SortedPath]:
         """Yield what matches, by name."""
-        return iter(sorted(super().glob(pattern, **options)))
+        return self._listed(super().glob(pattern, **options))
 
     def rglob(self, pattern: str, **options: Any) -> Iterator[SortedPath]:
         """Yield what matches below, by name."""
-        return iter(sorted(super().rglob(pattern, **options)))
+        return self._listed(super().rglob(pattern, **options))
+
+    def _listed(self, paths: Iterable[SortedPath]) -> Iterator[SortedPath]:
+        depth = len(self.parts)
+        return iter(sorted(path for path in paths if not any(part.startswith(".") for part in path.parts[depth:])))
 
 
 def _sort_listings(module: ModuleType) -> None:
@@ -41,8 +46,8 @@ SHIMS = tuple(
         needed=lambda module: getattr(module, "Path", SortedPath) is not SortedPath,
         apply=_sort_listings,
         reason="s3prl takes the clips of a corpus in the order in which the file system lists them, so that another disk "
-        "gives other batches and scores",
-        remove_when="s3prl sorts the files that it finds",
+        "gives other batches and scores; it takes hidden files for clips",
+        remove_when="s3prl sorts the files that it finds and leaves hidden ones out",
     )
     for name, module in (
         ("ks", "speech_commands.expert"),

@@ -257,11 +257,11 @@ def test_folders_that_s3prl_searches_are_listed_by_name(tmp_path):
     clone = ModuleType("s3prl.downstream.ctc.corpus.snips")  # of a clone of s3prl, whose corpora do not sort
     clone.Path = Path
     SHIMS["listing-sf"].hook(clone, lambda: None)
-    for name in ("b/2.wav", "b/1.wav", "a/3.wav"):
+    for name in ("b/2.wav", "b/1.wav", "a/3.wav", "a/._3.wav", ".git/4.wav"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     with listings.by_name(backwards=True):
-        assert [path.name for path in Path(tmp_path).iterdir()] == ["b", "a"], "the disk of this test"
+        assert [path.name for path in Path(tmp_path).iterdir()] == ["b", "a", ".git"], "the disk of this test"
         root = clone.Path(tmp_path)
         assert [path.name for path in root.iterdir()] == ["a", "b"]
         found = [path.name for path in root.rglob("*.wav")], [path.name for path in root.glob("*/*.wav")]
