@@ -71,6 +71,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "errors",
     },
     "training": {
+        "transformers_models",
         "upstreams",
         "adapters",
         "merging",

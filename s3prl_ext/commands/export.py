@@ -26,6 +26,7 @@ from s3prl_ext.deltas.tuned_task import TunedTask, check_foldable
 from s3prl_ext.deltas.writing import changed_tensors, check_new, write_upstream
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.evaluation.result_records import read_record
+from s3prl_ext.training import last_hidden_state
 from s3prl_ext.transformers_models import SPEECH_UPSTREAMS
 from s3prl_ext.writing import written_folder
 
@@ -108,6 +109,7 @@ def tune(task: TunedTask) -> Tuned:
     """
     plain = plain_upstream(task.info)
     model = build_tuned_from(task.info)
+    task.check_features(model)
     merge = getattr(model, "merge_record", None)
     base_sha256 = state_sha256(model.state_dict())
     learnt = task.tune(model)
@@ -156,7 +158,8 @@ def write(tuned: Tuned, out: Path) -> None:
 
 def _write_task(task: TunedTask, folder: Path) -> None:
     """Write the head as a checkpoint that s3prl takes with -i, and the task file with and without what tuned."""
-    torch.save({part: dict(state) for part, state in task.task.items()}, folder / HEAD_FILE)
+    features = {last_hidden_state.KEY: task.info.get(last_hidden_state.KEY)}
+    torch.save({part: dict(state) for part, state in task.task.items()} | features, folder / HEAD_FILE)
     config = json.loads(json.dumps(task.info.get("config") or {}, default=str))
     _write_text(folder / TRAINING_FILE, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
     plain = {key: value for key, value in config.items() if key not in ("tuning", "early_stop")}

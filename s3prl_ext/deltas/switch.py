@@ -62,6 +62,7 @@ class TaskSwitch:
             raise UsageError(f"there is a task '{name}' already: choose another name.")
         if not isinstance(task, (Delta, TunedTask)):
             task = TunedTask.read(task)
+            task.check_features(self.upstream)
         active = self.active
         self.switch(None)
         try:

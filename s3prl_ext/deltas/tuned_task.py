@@ -18,7 +18,7 @@ from s3prl_ext.deltas.plain_upstream import is_merged, loader_of
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.merging.learnable import PARAMETER_NAME, find_lambda
 from s3prl_ext.merging.learnable import fold as fold_lambda
-from s3prl_ext.training import checkpoint
+from s3prl_ext.training import checkpoint, last_hidden_state
 from s3prl_ext.training.early_stop import candidates
 from s3prl_ext.training.tuned_upstream import KEY
 
@@ -63,6 +63,11 @@ class TunedTask:
         if not found.info.get("upstream"):
             raise DataError(f"{path} does not say which upstream it belongs to: write it again with its info.")
         return cls(path, {**found.info, "tuning": tuning_of(found.info)}, found.task, found)
+
+    def check_features(self, model: nn.Module) -> None:
+        """Warn where the task may have been trained on another last hidden state than `model` gives."""
+        record = self.info.get(last_hidden_state.KEY)
+        last_hidden_state.warn_where_unknown(record, model, self.info, self.path)
 
     @property
     def method(self) -> str | None:
@@ -225,7 +230,8 @@ def _info(states: Mapping[str, Any], path: Path) -> dict[str, Any]:
             "upstream_feature_selection", "upstream_layer_selection", "upstream_feature_normalize")  # fmt: skip
     about = {key: getattr(args, key, None) for key in keys}
     about |= {"tuning": config.get("tuning"), "config": config, "step": states.get("Step")}
-    about |= {key: states.get(checkpoint.EXTENSION_KEY, {}).get(key) for key in ("candidate", "data")}
+    kept = ("candidate", "data", checkpoint.LAST_HIDDEN_STATE_KEY)
+    about |= {key: states.get(checkpoint.EXTENSION_KEY, {}).get(key) for key in kept}
     return about | {"tuning": tuning_of(about), "checkpoint": path.name, "metrics": {}}
 
 

@@ -57,6 +57,7 @@ class Trained:
         """
         model = build_tuned_from(self.info)
         check_merge_record(self.merge, getattr(model, "merge_record", None))
+        self.task.check_features(model)
         if "Upstream" in self.task.checkpoint:
             load_whole(model, self.task.checkpoint["Upstream"], self.task.path)
         elif self.task.delta is not None or tuned_upstream.KEY in self.task.checkpoint:

@@ -21,6 +21,7 @@ from s3prl_ext.writing import written
 logger = logging.getLogger(__name__)
 
 EXTENSION_KEY = "S3prlExt"  # holds what s3prl's own checkpoints lack; s3prl ignores it
+LAST_HIDDEN_STATE_KEY = "last_hidden_state"  # under it, which one was trained on, see training/last_hidden_state.py
 DELTA_KEY = "Delta"  # the changes of the upstream, where a delta is read like a checkpoint
 DELTA_SUFFIX = ".safetensors"
 
@@ -63,6 +64,7 @@ def _of_delta(delta: Delta) -> dict[str, Any]:
             "candidate": info.get("candidate"),
             "step": info.get("step"),
             "merge": info.get("merge", UNKNOWN),
+            LAST_HIDDEN_STATE_KEY: info.get(LAST_HIDDEN_STATE_KEY),
         },
         **delta.task,
     }

@@ -17,7 +17,7 @@ from s3prl_ext.child_tuning.child_network import ChildNetwork
 from s3prl_ext.child_tuning.eligible import eligible_parameters
 from s3prl_ext.configs import Variables
 from s3prl_ext.merging.learnable import find_lambda
-from s3prl_ext.training import checkpoint, ranks, spent, tuned_upstream
+from s3prl_ext.training import checkpoint, last_hidden_state, ranks, spent, tuned_upstream
 from s3prl_ext.training.child_selection import choose_masks
 from s3prl_ext.training.config import RunnerConfig
 from s3prl_ext.training.forward import TaskModels, unwrapped
@@ -69,9 +69,10 @@ class Experiment:
 
     @property
     def shared_facts(self) -> dict[str, Any]:
-        """What every checkpoint says of the circumstances: hash of the untouched upstream, merge, corpus."""
+        """What every checkpoint says of the circumstances: hash of the untouched upstream, features, merge, corpus."""
         merge = getattr(self.tuned.model, "merge_record", None)
         facts = {"upstream_sha256": self.tuned.base_sha256, "data": dict(self.data) if self.data else None}
+        facts[last_hidden_state.KEY] = last_hidden_state.PRESENT
         return facts | ({"merge": merge} if merge is not None else {})
 
     @property
@@ -267,6 +268,7 @@ class Run:
             "checkpoint": name,
             "metrics": {split: dict(row) for split, row in metrics.items()},
             "data": experiment.data,
+            last_hidden_state.KEY: last_hidden_state.PRESENT,
             "merge": getattr(experiment.tuned.model, "merge_record", None),
         }
         task = {entry.name: get_model_state(entry.model) for entry in experiment.entries[1:] if entry.trainable}

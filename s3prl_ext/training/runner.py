@@ -23,7 +23,7 @@ from s3prl_ext.child_tuning.child_network import ChildNetwork
 from s3prl_ext.configs import Variables
 from s3prl_ext.errors import DataError, ExtError, UsageError, one_sentence_errors, unknown_name
 from s3prl_ext.tasks import task_of
-from s3prl_ext.training import checkpoint, checks, ranks, results, tuned_upstream
+from s3prl_ext.training import checkpoint, checks, last_hidden_state, ranks, results, tuned_upstream
 from s3prl_ext.training.candidate_runs import CandidateRuns, check_alike, draw, read_record
 from s3prl_ext.training.corpus_hash import corpus_hash
 from s3prl_ext.training.evaluation import check_splits, evaluate, open_split
@@ -202,10 +202,13 @@ class Runner(StockRunner):
         return ModelEntry(model, name, trainable, interfaces)
 
     def _prepare_upstream(self, model: nn.Module, trainable: bool) -> bool:
-        """Check the merge, freeze what does not train, and return whether anything of the upstream trains."""
+        """Check merge and features, freeze what does not train, and return whether anything of the upstream trains."""
         if checkpoint.EXTENSION_KEY in self.init_ckpt:
             stored = self.init_ckpt[checkpoint.EXTENSION_KEY].get("merge")
             check_merge_record(stored, getattr(model, "merge_record", None))
+        if self.init_ckpt:
+            record = last_hidden_state.record_of(self.init_ckpt)
+            last_hidden_state.warn_where_unknown(record, model, vars(self.args), self.args.init_ckpt)
         if self.racing:
             for tuning in self.task_file.tunings:  # one that does not fit is refused before any has trained
                 self._ready(model, tuning)
