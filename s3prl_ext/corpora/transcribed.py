@@ -56,16 +56,19 @@ class TranscribedCorpus:
     read: Callable[[Path, str], list[Utterance]]
     held_out: Callable[[Sequence[str]], dict[str, list[str]]]
 
-    def splits(self, utterances: Sequence[Utterance], rule: str) -> dict[str, list[str]]:
+    def splits(
+        self, utterances: Sequence[Utterance], rule: str, needed: Sequence[str] = SPLITS
+    ) -> dict[str, list[str]]:
         """Return the ids of train, dev and test, each sorted.
 
         Args:
             rule: the corpus's own (``chapter``, ``speaker``), ``hash`` (80/10/10 by id), or a JSON file with the three
                 lists, such as the ``splits.json`` of another run.
+            needed: splits that must not be empty.
 
         Raises:
             UsageError: unknown rule.
-            DataError: an empty split, or a list that names other utterances than the corpus has.
+            DataError: an empty split of those that are needed, or a list that names other utterances than the corpus has.
         """
         known = {u.id for u in utterances}
         if rule == self.group:
@@ -82,7 +85,7 @@ class TranscribedCorpus:
         else:
             raise unknown_name("split rule (or file)", rule, (self.group, "hash", "FILE.json"))
         for name, ids in parts.items():
-            if not ids:
+            if not ids and name in needed:
                 raise DataError(
                     f"the split '{name}' of {self.card.name} by {rule} is empty: the {len(known)} utterances there belong to "
                     "other splits; complete the corpus, or use the split 'hash' on a part of it."

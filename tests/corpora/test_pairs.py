@@ -117,6 +117,21 @@ def test_training_pairs_of_ljspeech(tmp_path):
         read_corpus(str(folder), "text")
 
 
+@pytest.mark.parametrize(("kept", "training"), [(("LJ001", "LJ002"), ["LJ001-0001", "LJ002-0001"]), (("LJ005",), None)])
+def test_a_part_of_ljspeech_needs_its_training_split_only(kept, training, tmp_path):
+    folder = ljspeech(tmp_path)
+    lines = (folder / "metadata.csv").read_text().splitlines(keepends=True)
+    (folder / "metadata.csv").write_text("".join(line for line in lines if line.startswith(kept)))
+    for path in (folder / "wavs").glob("*.wav"):
+        if not path.name.startswith(kept):
+            path.unlink()
+    if training:
+        assert [pair.audio.stem for pair in read_corpus(str(folder), "text")] == training
+        return
+    with pytest.raises(DataError, match="the split 'train' of LJSpeech-1.1 by chapter is empty"):
+        read_corpus(str(folder), "text")
+
+
 def test_training_pairs_of_vctk(tmp_path):
     for speaker in range(225, 236):
         clip(tmp_path / f"wav48_silence_trimmed/p{speaker}/p{speaker}_001_mic1.flac")
