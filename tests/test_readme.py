@@ -45,7 +45,7 @@ SLOW = (
     "s3prl-ext layers --target facebook",
 )
 # Experiments like another one on the pages, with a change.
-VARIANTS = ("exp/merged_more", "exp/my_merge_10", "exp/child_small", "exp/race", "exp/gain_race")
+VARIANTS = ("exp/merged_more", "exp/my_merge_10", "exp/child_small", "exp/race", "exp/my_race", "exp/gain_race")
 OTHER_PROGRAMS = {".", "pip", "python3"}
 
 
@@ -220,7 +220,7 @@ def test_python_example_of_the_installation(story, monkeypatch, capsys):
 
 def test_python_example_of_the_results(story, monkeypatch, capsys):
     page = ROOT / "docs" / "results.md"
-    (text,) = documentation.blocks(page, "python")
+    _, text = documentation.blocks(page, "python")
     assert len([line for line in text.splitlines() if line]) == 3
     place = story(page).place
     place.supply("exp/ks clip.wav")
@@ -228,6 +228,18 @@ def test_python_example_of_the_results(story, monkeypatch, capsys):
     stories.run_python(text, place.folder, place.variables, monkeypatch)
     file, label, probability = capsys.readouterr().out.strip().split("\t")
     assert file == "clip.wav" and label and 0 < float(probability) <= 1
+
+
+def test_weights_of_the_sum_are_read_as_the_results_page_says(story, monkeypatch, capsys):
+    page = ROOT / "docs" / "results.md"
+    text, _ = documentation.blocks(page, "python")
+    place = story(page).place
+    place.supply("exp/unmerged")
+    capsys.readouterr()
+    stories.run_python(text, place.folder, place.variables, monkeypatch)
+    found = re.fullmatch(r"tensor\(\[(.*)\]\)", " ".join(capsys.readouterr().out.split()))
+    weights = [float(number) for number in found[1].split(",")]
+    assert len(weights) == 7 and sum(weights) == pytest.approx(1.0, abs=1e-3)
 
 
 def test_python_example_of_the_extensions(tmp_path, monkeypatch, capsys):
