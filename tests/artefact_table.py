@@ -42,6 +42,7 @@ USES = {
     "revert": "`revert`",
     "export": "`export`",
     "report": "`report`",
+    "head": "head of a `sweep` (`-e`)",
 }
 
 
@@ -87,6 +88,9 @@ NO_STATE = _usage(
 WEIGHTS = _data("holds weights, not results", "It holds weights, not results: give the run's folder.")
 FILE = _usage("-i takes a file", "Name one of its checkpoints or its delta.")
 UNCHANGED = _data("is the base of .* already", "The upstream was not changed: nothing to take out.")
+TUNED_HEAD = _data("holds a tuned upstream", "The head belongs to a tuned upstream: sweep an export of it.")
+NO_HEAD_FILE = _usage("no such checkpoint", NO_DELTA.instead)
+NO_HEAD = _usage("no such checkpoint", "There is no head that was trained on the target.")
 NO_RESULT = _usage("holds no result.json", "Nothing was scored there.")
 EXPORTED_FLAG = _usage(
     "is a folder of s3prl-ext export", "Its README.md has the command that scores it, with `-i head.ckpt`."
@@ -115,6 +119,7 @@ _DELTA_LIKE = {
     "apply": _by_column(full=WHOLE, learnable=WHOLE, adapter=MODULES),
     "export": _by_column(adapter=MODULES),
 }
+_HEADS = _by_column(**dict.fromkeys(TUNED, TUNED_HEAD)) | {"frozen": None}
 _NONE = dict.fromkeys(("full", "learnable"), NO_DELTA)
 _NONE_FLAG = dict.fromkeys(("full", "learnable"), NO_DELTA_FLAG)
 _MADE = {"adapter": NOT_EXPORTED}
@@ -129,6 +134,7 @@ CELLS: Mapping[str, Mapping[str, Mapping[str, Refusal | None]]] = {
         **_DELTA_LIKE,
         "revert": _by_column(**dict.fromkeys(_SMALL, NOT_BACK), full=WHOLE_BACK, learnable=WHOLE_BACK),
         "report": _by_column(**dict.fromkeys(TUNED, WEIGHTS)),
+        "head": _HEADS,
     },
     "delta": {
         "evaluate": _by_column(**_NONE_FLAG),
@@ -139,6 +145,7 @@ CELLS: Mapping[str, Mapping[str, Mapping[str, Refusal | None]]] = {
         "revert": _by_column(**_NONE, frozen=UNCHANGED, lora=REPLACED, adapter=REPLACED),
         "export": _by_column(**_NONE, adapter=MODULES),
         "report": _by_column(**dict.fromkeys(_SMALL, WEIGHTS), full=NO_FILE, learnable=NO_FILE),
+        "head": _HEADS | dict.fromkeys(("full", "learnable"), NO_HEAD_FILE),
     },
     "folder": {
         "evaluate": _by_column(),
@@ -148,6 +155,7 @@ CELLS: Mapping[str, Mapping[str, Mapping[str, Refusal | None]]] = {
         **_DELTA_LIKE,
         "revert": _by_column(frozen=UNCHANGED, full=WHOLE_BACK, learnable=WHOLE_BACK, lora=REPLACED, adapter=REPLACED),
         "report": _by_column(),
+        "head": _HEADS,
     },
     "export": {
         "evaluate": _by_column(**dict.fromkeys(TUNED, EXPORTED_FLAG) | _MADE),
@@ -158,6 +166,7 @@ CELLS: Mapping[str, Mapping[str, Mapping[str, Refusal | None]]] = {
         "revert": _by_column(**dict.fromkeys(TUNED, EXPORTED) | _MADE),
         "export": _by_column(**dict.fromkeys(TUNED, EXPORTED) | _MADE),
         "report": _by_column(**dict.fromkeys(TUNED, NO_RESULT) | _MADE),
+        "head": _by_column(**_MADE),
     },
     "merge": {
         "evaluate": {"merged": MERGED_FLAG, "learnable": NOT_MADE},
@@ -168,6 +177,7 @@ CELLS: Mapping[str, Mapping[str, Mapping[str, Refusal | None]]] = {
         "revert": {"merged": MERGED, "learnable": NOT_MADE},
         "export": {"merged": MERGED, "learnable": NOT_MADE},
         "report": {"merged": NO_RESULT, "learnable": NOT_MADE},
+        "head": {"merged": NO_HEAD, "learnable": NOT_MADE},
     },
     "sweep": {
         "evaluate": {"merged": SWEPT_FLAG},
@@ -178,6 +188,7 @@ CELLS: Mapping[str, Mapping[str, Mapping[str, Refusal | None]]] = {
         "revert": {"merged": SWEPT},
         "export": {"merged": SWEPT},
         "report": {"merged": None},
+        "head": {"merged": NO_HEAD},
     },
 }  # fmt: skip
 
@@ -206,7 +217,8 @@ NOTES = """## What the cells mean
   `-k`. `apply` and `revert` work on the merged model that `s3prl-ext merge` writes; an export has the merge folded in and needs no source.
 - **A learnable λ** is in checkpoints and folded into exports. There is no delta.
 - **A race** is the folder of its winner: all that is said of a run's folder holds for it.
-- A sweep scores heads that were trained on the unmerged target; a merged model without a task is the `-k` of a training.
+- **A sweep** scores a head that was trained on the target as it is. Of an export: `-i X/head.ckpt` and the `-s` of its README.md, with the exported model
+  as the target. A merged model without a task is the `-k` of a training.
 """
 
 

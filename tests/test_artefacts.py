@@ -163,6 +163,14 @@ def command(lab: Lab, use: str, artefact: Path, kind: str, column: str, out: Pat
         return ["apply", "--delta", artefact, "--model", lab.base(column), "--out", out / "tuned.pt"]
     if use == "export":
         return ["export", "--delta", artefact, "--out", out / "exported"]
+    if use == "head":
+        merge, head = ["-g", "merged.yaml"], ["-e", artefact]
+        if kind == "export":
+            merge = ["-g", f"merged.yaml,,target.ckpt={artefact}/hubert.pt"]
+            info = json.loads((artefact / "export.json").read_text())["info"]
+            head = ["-i", artefact / "head.ckpt", "-d", "speech_commands", "-c", "ks/mini"]
+            head += ["-s", info["upstream_feature_selection"]]
+        return ["sweep", *merge, *head, "--lambda", "0.1", "-p", out / "sweep"]
     return ["report", artefact, "--out", out / "report"]
 
 
@@ -262,7 +270,16 @@ def reported(lab: Lab, artefact: Path, column: str, kind: str, out: Path) -> Non
     assert "## ks, " in (out / "report" / "report.md").read_text()
 
 
+def swept(lab: Lab, artefact: Path, column: str, kind: str, out: Path) -> None:
+    """The unmerged target scores as the training did."""
+    trained = json.loads((lab.run_of(column) / "result.json").read_text())["metrics"]["dev"]
+    rows = json.loads((out / "sweep" / "sweep.json").read_text())["results"].values()
+    (target,) = [row["metrics"] for row in rows if row["split"] == "dev" and not row["arm"]["layers"]]
+    assert target == {name: row["value"] for name, row in trained.items()}
+
+
 CHECKS = {
+    "head": swept,
     "evaluate": evaluated,
     "predict": predicted,
     "begin": begun,

@@ -18,10 +18,11 @@ from s3prl_ext.errors import DataError, UsageError, unknown_name
 from s3prl_ext.merging.config import MergeConfig
 from s3prl_ext.run_downstream import default_task_file, preset_path
 from s3prl_ext.tasks import task_of
-from s3prl_ext.training import checkpoint, checks, randomness
+from s3prl_ext.training import checkpoint, checks, randomness, tuned_upstream
 from s3prl_ext.training.devices import check_device
 from s3prl_ext.training.runner import Runner
 from s3prl_ext.upstreams.merged_attention.expert import build_target, target_name
+from s3prl_ext.upstreams.merged_attention.record import UNKNOWN
 
 logger = logging.getLogger(__name__)
 
@@ -79,8 +80,14 @@ class SweepRunner(Runner):
         """Refuse a head that was trained on another target or on a merged one."""
         if not self.init_ckpt:  # the task has a head of its own, see experiment_args
             return
+        if {"Upstream", tuned_upstream.KEY, checkpoint.DELTA_KEY} & set(self.init_ckpt):
+            raise DataError(
+                f"{self.args.init_ckpt} holds a tuned upstream, and a sweep needs a head that was trained on the target as it is "
+                "(method frozen or weighted_sum); or write the tuned one with s3prl-ext export, and give it as target and its "
+                "head.ckpt with -i."
+            )
         stored = self.init_ckpt.get(checkpoint.EXTENSION_KEY, {}).get("merge")
-        if not stored:
+        if not stored or stored == UNKNOWN:
             logger.info("%s does not say what its head was trained on; it must be this target", self.args.init_ckpt)
             return
         merged = any(value for source in stored["sources"] for row in source["lambda"].values() for value in row)
@@ -167,9 +174,16 @@ def _task_file(flags: argparse.Namespace) -> Path:
 
 def build(args: Namespace, config: dict[str, Any], merge: MergeConfig) -> SweepRunner:
     """Return the models of an experiment, built as ``run_downstream.py`` does: from one seed."""
-    Path(args.expdir).mkdir(parents=True, exist_ok=True)
+    folder = Path(args.expdir)
+    made = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
     randomness.seed_all(args.seed)
-    return SweepRunner(args, config, merge)
+    try:
+        return SweepRunner(args, config, merge)
+    except Exception:
+        if made and not any(folder.iterdir()):
+            folder.rmdir()
+        raise
 
 
 def remove_if_empty(folder: Path) -> None:

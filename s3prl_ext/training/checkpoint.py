@@ -24,6 +24,7 @@ EXTENSION_KEY = "S3prlExt"  # holds what s3prl's own checkpoints lack; s3prl ign
 LAST_HIDDEN_STATE_KEY = "last_hidden_state"  # under it, which one was trained on, see training/last_hidden_state.py
 DELTA_KEY = "Delta"  # the changes of the upstream, where a delta is read like a checkpoint
 DELTA_SUFFIX = ".safetensors"
+FEATURES = ("upstream_feature_selection", "upstream_layer_selection", "upstream_feature_normalize")  # what a task reads
 
 
 def load(path: str | os.PathLike, mmap: bool = False) -> dict[str, Any]:
@@ -57,7 +58,7 @@ def load(path: str | os.PathLike, mmap: bool = False) -> dict[str, Any]:
 def _of_delta(delta: Delta) -> dict[str, Any]:
     info = delta.info
     states = {
-        "Args": argparse.Namespace(downstream=info.get("downstream")),
+        "Args": argparse.Namespace(**{name: info.get(name) for name in ("downstream", *FEATURES)}),
         "Config": info.get("config") or {},
         EXTENSION_KEY: {
             "upstream_sha256": delta.base_sha256,

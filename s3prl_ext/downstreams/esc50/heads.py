@@ -176,6 +176,8 @@ def take_head(path: Path, head: nn.Linear, digest: Tensor, now: Namespace) -> di
     Raises:
         DataError: no such checkpoint, another task, other splits, features or width.
     """
+    if path.suffix == checkpoint.DELTA_SUFFIX:
+        raise DataError(f"{path} is a delta: give the checkpoint of its run, which says what its head was trained on.")
     states = checkpoint.load(path)
     made = states.get("Args", Namespace())
     downstream = states.get("Downstream")
