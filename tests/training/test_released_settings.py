@@ -8,6 +8,7 @@ import re
 import pytest
 import yaml
 
+from s3prl_ext import progress
 from s3prl_ext.configs import load_yaml, shipped_dir
 from s3prl_ext.corpora.mini_superb import ALL, LAYOUTS, variables
 from s3prl_ext.training.race import FOLDER
@@ -15,6 +16,11 @@ from tests import forked
 from tests.training.test_race_runs import newest
 
 METRICS = {"pr": ["dev", "per"], "ks": ["dev", "acc"]}
+
+
+def lines_of_bars() -> None:
+    """Let every frame of a bar be a line of the log."""
+    progress.LOG_SECONDS = 0.0
 
 
 @pytest.mark.parametrize("task", METRICS)
@@ -40,7 +46,7 @@ def test_a_released_file_runs_as_it_is_written(mini_superb, hubert_ckpt, tmp_pat
         "-p",
         exp,
     ]
-    command = forked.Command(flags, tmp_path / "log", environment)
+    command = forked.Command(flags, tmp_path / "log", environment, before=lines_of_bars)
     assert command.wait() == 0, command.output[-3000:]
 
     record = json.loads((exp / FOLDER / "race.json").read_text())
