@@ -205,6 +205,8 @@ def _delta(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> Delta:
         if rest:
             parts.setdefault(part, {})[rest] = tensor
     added = parts.pop("added")
+    if any(not 0 <= counts[name] <= size for name, size in sizes.items()):
+        raise ValueError("a tensor with more changed entries than it has")
     return Delta(
         metadata["base_sha256"],
         _unpack_indices(tensors["gaps"], sizes, counts),
@@ -236,12 +238,16 @@ def _pack_indices(delta: Delta) -> Tensor:
 
 
 def _unpack_indices(packed: Tensor, sizes: Mapping[str, int], counts: Mapping[str, int]) -> dict[str, Tensor]:
-    stream = np.frombuffer(_inflated(packed), np.uint8)
+    longest = sum(counts.values()) + sum(sizes.values()) // _NO_GAP
+    stream = np.frombuffer(_inflated(packed, longest), np.uint8)
     ends = np.flatnonzero(stream != _NO_GAP)
     positions = np.cumsum(stream, dtype=np.int64)[ends] + np.arange(len(ends))
     indices, start, first = {}, 0, 0
     for name, count in counts.items():
-        indices[name] = torch.from_numpy(positions[first : first + count] - start)
+        found = positions[first : first + count] - start
+        if len(found) != count or (count and not 0 <= found[0] <= found[-1] < sizes[name]):  # gaps only ascend
+            raise ValueError("an entry outside its tensor")
+        indices[name] = torch.from_numpy(found)
         start, first = start + sizes[name], first + count
     return indices
 
@@ -255,7 +261,7 @@ def _pack_bits(delta: Delta) -> Tensor:
 
 
 def _unpack_bits(packed: Tensor, counts: Mapping[str, int]) -> dict[str, Tensor]:
-    planes = np.frombuffer(_inflated(packed), np.uint8).reshape(4, -1)
+    planes = np.frombuffer(_inflated(packed, 4 * sum(counts.values())), np.uint8).reshape(4, -1)
     flat = torch.from_numpy(np.ascontiguousarray(planes.T).reshape(-1).view("<i4").astype(np.int32))
     return dict(zip(counts, flat.split(list(counts.values())))) if counts else {}
 
@@ -264,5 +270,13 @@ def _deflated(content: bytes) -> Tensor:
     return torch.frombuffer(bytearray(zlib.compress(content, 6)), dtype=torch.uint8)
 
 
-def _inflated(packed: Tensor) -> bytes:
-    return zlib.decompress(packed.numpy().tobytes())
+def _inflated(packed: Tensor, longest: int) -> bytes:
+    """Return the content of a deflated tensor, which the sizes in the header allow to be `longest` bytes."""
+    inflate = zlib.decompressobj()
+    try:
+        content = inflate.decompress(packed.numpy().tobytes(), longest + 1)
+    except zlib.error as error:
+        raise ValueError(str(error)) from error
+    if len(content) > longest or not inflate.eof:
+        raise ValueError("more content than the sizes in the header allow, or less than there was")
+    return content

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +12,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from s3prl_ext.child_tuning import delta
 from s3prl_ext.errors import DataError
@@ -192,3 +196,39 @@ def test_the_hash_sees_name_dtype_shape_and_bits():
         delta.state_sha256({"w": torch.from_numpy(np.array([-0.0, 1, 2, 3, 4, 5], np.float32))}),
     }
     assert len(seen) == 5
+
+
+def rewritten(path: Path, **changes) -> None:
+    """Change tensors or metadata of a delta file, with the checksum of the new content."""
+    with safe_open(path, framework="pt") as file:
+        tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata())  # noqa: SIM118
+    for name, value in changes.items():
+        (tensors if name in tensors else metadata)[name] = value
+    metadata["content_sha256"] = delta.content_sha256(tensors, metadata)
+    save_file(tensors, path, metadata)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"gaps": delta._deflated(bytes(50_000_000))},
+        {"bits": delta._deflated(bytes(50_000_000))},
+        {"gaps": delta._deflated(bytes(8))[:-4]},
+        {"tensors": json.dumps([["a", 3, 8]])},
+        {"tensors": json.dumps([["a", 12, -8], ["b", 9, 16]])},
+        {"tensors": json.dumps([["a", 12, 4], ["b", 12, 4]])},
+    ],
+    ids=["many gaps", "many bits", "cut", "more than there are", "negative", "outside"],
+)
+def test_a_crafted_file_takes_no_more_memory_than_its_header_says(tmp_path: Path, changes):
+    indices = {"a": torch.arange(8)}
+    made = delta.Delta("0" * 64, indices, {"a": torch.ones(8, dtype=torch.int32)}, {"a": 12}, {}, {}, {})
+    path = tmp_path / "delta.safetensors"
+    delta.save(made, path)
+    assert torch.equal(delta.load(path).indices["a"], indices["a"])
+    rewritten(path, **changes)
+    tracemalloc.start()
+    with pytest.raises(DataError, match="was damaged or edited"):
+        delta.load(path)
+    assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    tracemalloc.stop()
