@@ -18,6 +18,7 @@ from s3prl_ext.progress import bar, printing
 from s3prl_ext.training import randomness
 from s3prl_ext.training.forward import SAMPLE_RATE, TaskModels, clip_names
 from s3prl_ext.training.intervals import intervals
+from s3prl_ext.training.workers import end_with_parent
 
 logger = logging.getLogger(__name__)
 
@@ -138,7 +139,7 @@ def open_split(downstream: Any, split: str, **options: Any) -> Any:
         DataError: it is empty, and the task or torch finds that out here.
     """
     try:
-        return downstream.get_dataloader(split, **options)
+        return end_with_parent(downstream.get_dataloader(split, **options))
     except (ValueError, AssertionError) as error:
         if not any(words in str(error) for words in ("num_samples", "0 data found")):  # of torch, of ASR
             raise

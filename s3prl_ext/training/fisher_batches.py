@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from s3prl_ext.training.evaluation import open_split
 from s3prl_ext.training.tuning_config import FisherConfig
+from s3prl_ext.training.workers import end_with_parent
 
 ORDER = "sorted; a limited pass takes utterances drawn from the whole split"
 """Which utterances a pass reads; stored with what a pass has computed, which is not mixed with that of another order."""
@@ -82,7 +83,8 @@ class UtteranceBatches:
         return itertools.chain.from_iterable(iter(loader) for _ in itertools.count())
 
     def _loader(self, **options: Any) -> DataLoader:
-        return DataLoader(self.dataset, collate_fn=self._collate, num_workers=self._workers, **options)
+        loader = DataLoader(self.dataset, collate_fn=self._collate, num_workers=self._workers, **options)
+        return end_with_parent(loader)
 
 
 class TaskBatches:
