@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -93,7 +94,7 @@ def failures_recorded(args: Namespace, config: dict[str, Any], split: str = "", 
         split: what is evaluated; empty for a training.
         active: False on all ranks but the first.
     """
-    started = datetime.now(UTC)
+    started = time.monotonic()
     try:
         yield
     except (UsageError, StoppedByUser):
@@ -102,8 +103,7 @@ def failures_recorded(args: Namespace, config: dict[str, Any], split: str = "", 
         folder = Path(args.expdir)
         begun = any(folder.glob("*.ckpt")) or not isinstance(error, (DataError, FileNotFoundError))
         if active and folder.is_dir() and begun:
-            seconds = (datetime.now(UTC) - started).total_seconds()
-            content = _frame(args, config, seconds) | {"step": None, "metrics": {}, "trainable": {}}
+            content = _frame(args, config, time.monotonic() - started) | {"step": None, "metrics": {}, "trainable": {}}
             try:
                 path = _failed(folder / _name(args, split))
                 write_json(path, content | {"error": sentence(error)}, default=str)

@@ -24,7 +24,7 @@ class Spent:
     """
 
     def __init__(self, expdir: str | Path, resumed: Mapping[str, Any]) -> None:
-        self._started = time.time()
+        self._started = time.monotonic()
         states = [resumed, *(_candidates(Path(expdir)) if resumed else [])]
         # each checkpoint counts everything before it, so the largest is the whole
         before = [found for one in states if (found := one.get(checkpoint.EXTENSION_KEY, {}).get(KEY))]
@@ -33,7 +33,7 @@ class Spent:
     @property
     def seconds(self) -> float:
         """Wall time so far, in seconds."""
-        return self._before.get("seconds", 0.0) + time.time() - self._started
+        return self._before.get("seconds", 0.0) + time.monotonic() - self._started
 
     @property
     def peak_memory(self) -> dict[str, int | None]:
