@@ -17,7 +17,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "progress": set(),
     "hub": {"errors"},
     "downloads": {"errors"},
-    "reading": set(),
+    "reading": {"errors"},
     "metrics": {"errors"},
     "tasks": {"metrics"},
     "configs": {"errors"},

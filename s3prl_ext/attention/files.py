@@ -18,7 +18,7 @@ from s3prl_ext import hub
 from s3prl_ext.attention.layouts import find_attention
 from s3prl_ext.attention.weights import AttentionWeights, read_slots
 from s3prl_ext.errors import DataError
-from s3prl_ext.reading import parse_json
+from s3prl_ext.reading import check_archive, parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -146,8 +146,9 @@ def load_torch(path: Path) -> Any:
     """Return the content of a torch file, memory-mapped, without executing pickled code.
 
     Raises:
-        DataError: the file is unreadable, or needs arbitrary code to be read.
+        DataError: the file is unreadable or damaged, or needs arbitrary code to be read.
     """
+    check_archive(path)
     mmap = zipfile.is_zipfile(path)  # files of torch < 1.6 are no zip archives and cannot be mapped
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):

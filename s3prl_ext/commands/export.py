@@ -26,6 +26,7 @@ from s3prl_ext.deltas.tuned_task import TunedTask, check_foldable
 from s3prl_ext.deltas.writing import changed_tensors, check_new, write_upstream
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.evaluation.result_records import read_record
+from s3prl_ext.reading import EXPORT_FILE, file_sha256, weight_files
 from s3prl_ext.training import last_hidden_state
 from s3prl_ext.transformers_models import SPEECH_UPSTREAMS
 from s3prl_ext.writing import written_folder
@@ -149,9 +150,10 @@ def write(tuned: Tuned, out: Path) -> None:
             "schema": SCHEMA,
             "info": {key: value for key, value in tuned.task.info.items() if key not in ("config", "merge")},
             "model": asdict(facts),
+            "files": {file.name: file_sha256(file) for file in weight_files(partial)},
             "versions": {package: metadata.version(package) for package in PACKAGES},
         }
-        _write_text(partial / "export.json", json.dumps(record, indent=2, default=str) + "\n")
+        _write_text(partial / EXPORT_FILE, json.dumps(record, indent=2, default=str) + "\n")
         _write_text(partial / "README.md", model_card(tuned.task.info, facts))
     logger.info("the task %s is written to %s", tuned.task.info.get("downstream"), out)
 

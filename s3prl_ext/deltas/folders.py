@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from s3prl_ext.errors import DataError
+from s3prl_ext.reading import EXPORT_FILE
 from s3prl_ext.tasks import best_checkpoints
 from s3prl_ext.training import checkpoint
 
 DELTA_FILE = "delta.safetensors"
-EXPORT_FILE, MERGE_FILE, SWEEP_FILE = "export.json", "merge.json", "sweep.json"
+MERGE_FILE, SWEEP_FILE = "merge.json", "sweep.json"
 
 # what other folders are, and what to do with them; the first whose file is there
 OTHERS = {

@@ -13,13 +13,13 @@ import torch
 from torch import nn
 
 from s3prl_ext.configs import load_yaml
-from s3prl_ext.deltas.folders import EXPORT_FILE, file_of, missing
+from s3prl_ext.deltas.folders import file_of, missing
 from s3prl_ext.deltas.model_card import HEAD_FILE, TASK_FILE
 from s3prl_ext.deltas.plain_upstream import build_tuned_from
 from s3prl_ext.deltas.switch import TaskSwitch
 from s3prl_ext.deltas.tuned_task import TunedTask, load_whole
 from s3prl_ext.errors import DataError
-from s3prl_ext.reading import parse_json
+from s3prl_ext.reading import EXPORT_FILE, check_model, parse_json
 from s3prl_ext.training import checkpoint, tuned_upstream
 from s3prl_ext.upstreams.merged_attention.record import UNKNOWN, check_merge_record
 from s3prl_ext.upstreams.speech_models import upstream_name
@@ -121,5 +121,6 @@ def _exported(folder: Path) -> Trained:
         "config": load_yaml(folder / TASK_FILE),
         "tuning": None,
     }
+    check_model(ckpt)
     parts = checkpoint.load(folder / HEAD_FILE)
     return Trained(TunedTask(folder / HEAD_FILE, info, parts), record["model"].get("tuned_sha256"))

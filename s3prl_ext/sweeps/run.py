@@ -21,7 +21,7 @@ from s3prl_ext.sweeps.store import Store
 from s3prl_ext.sweeps.weights import ArmWeights
 from s3prl_ext.tasks import Task, main_metric
 from s3prl_ext.training import randomness
-from s3prl_ext.training.evaluation import Scores, check_splits, evaluate
+from s3prl_ext.training.evaluation import Scores, check_splits, evaluate, open_split
 from s3prl_ext.training.forward import TaskModels
 from s3prl_ext.training.interrupts import Interrupted, StopRequest
 from s3prl_ext.training.task_output import quietly_into
@@ -148,10 +148,10 @@ class Sweep:
             stop.check()
             progress.set_description(f"{split}: {self.name(arm)}")
             self.weights.apply(arm)
-            started = time.time()
+            started = time.monotonic()
             with quietly_into(self.models.downstream, self.folder / arm_folder(arm, self.groups)):
                 scores = evaluate(self.models, split, self.seed, self.ratio, check_stop=stop.check)
-            self.store.add(arm, split, _result(scores) | {"seconds": round(time.time() - started, 3)})
+            self.store.add(arm, split, _result(scores) | {"seconds": round(time.monotonic() - started, 3)})
 
     def name(self, arm: Arm) -> str:
         """Return what to call an arm, such as ``12-19 noise source draw 2 lambda 0.1``."""
@@ -159,7 +159,7 @@ class Sweep:
 
     def _data_sha256(self, split: str) -> str:
         with randomness.preserved(self.seed):
-            loader = self.models.downstream.get_dataloader(split)
+            loader = open_split(self.models.downstream, split)
             return data_sha256(bar(loader, desc=f"reading {split}", leave=False))
 
 

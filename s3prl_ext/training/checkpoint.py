@@ -15,6 +15,7 @@ import torch
 from s3prl_ext.child_tuning import delta as delta_files
 from s3prl_ext.child_tuning.delta import Delta
 from s3prl_ext.errors import DataError, UsageError, is_disk_full
+from s3prl_ext.reading import check_archive
 from s3prl_ext.upstreams.merged_attention.record import UNKNOWN
 from s3prl_ext.writing import written
 
@@ -35,13 +36,14 @@ def load(path: str | os.PathLike, mmap: bool = False) -> dict[str, Any]:
         mmap: read a tensor only when it is used; the file must not change meanwhile.
 
     Raises:
-        DataError: the file is missing, truncated, no checkpoint, or holds unknown classes.
+        DataError: the file is missing, truncated, damaged, no checkpoint, or holds unknown classes.
     """
     path = Path(path)
     if not path.is_file():
         raise DataError(f"no such checkpoint: {path}.")
     if path.suffix == DELTA_SUFFIX:
         return _of_delta(delta_files.load(path))
+    check_archive(path)
     try:
         torch.serialization.add_safe_globals([argparse.Namespace, *_schedules()])  # s3prl stores such objects
         states = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
@@ -98,7 +100,7 @@ def load_into(module: Any, state: Any, what: str, path: str | os.PathLike | None
 
 
 def check_readable(path: str | os.PathLike) -> None:
-    """Raise DataError where a file is no checkpoint, without reading its tensors (truncated files have no directory)."""
+    """Raise DataError where a file is no checkpoint, truncated (such files have no directory) or damaged."""
     path = Path(path)
     if path.suffix == DELTA_SUFFIX:
         delta_files.load(path)

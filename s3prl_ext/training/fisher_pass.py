@@ -21,6 +21,7 @@ from s3prl_ext.child_tuning.delta import state_sha256
 from s3prl_ext.child_tuning.fisher import FisherEstimate
 from s3prl_ext.errors import DataError, StoppedByUser, UsageError
 from s3prl_ext.progress import bar
+from s3prl_ext.reading import check_archive
 from s3prl_ext.training import checkpoint, randomness
 from s3prl_ext.training.fisher_batches import ORDER, UtteranceBatches, open_batches
 from s3prl_ext.training.forward import TaskModels
@@ -170,6 +171,7 @@ class FisherPass:
         if self.partial is None or not self.partial.is_file():
             return None
         try:
+            check_archive(self.partial)
             saved = torch.load(self.partial, map_location="cpu", weights_only=True)
             key = dict(saved["key"])
         except Exception as error:

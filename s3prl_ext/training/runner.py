@@ -22,6 +22,7 @@ from s3prl_ext.child_tuning import masks
 from s3prl_ext.child_tuning.child_network import ChildNetwork
 from s3prl_ext.configs import Variables
 from s3prl_ext.errors import DataError, ExtError, UsageError, one_sentence_errors, unknown_name
+from s3prl_ext.reading import check_model
 from s3prl_ext.tasks import task_of
 from s3prl_ext.training import checkpoint, checks, last_hidden_state, ranks, results, tuned_upstream
 from s3prl_ext.training.candidate_runs import CandidateRuns, check_alike, draw, read_record
@@ -129,6 +130,7 @@ class Runner(StockRunner):
             )
         if not hasattr(hub, self.args.upstream or ""):
             raise unknown_name("upstream", self.args.upstream, hub.options())
+        check_model(self.args.upstream_ckpt or "")
         try:
             entry = super()._get_upstream()
         except Exception as error:  # whatever s3prl's and transformers' constructors raise
@@ -270,10 +272,10 @@ class Runner(StockRunner):
                 name = self.candidate.name if self.candidate else None
                 run = Run(experiment, self.tuning, self.args.expdir, self.init_ckpt, writer, name)
                 self.child = run.child
-                first_step, loop_started = run.trial.step, time.time()
+                first_step, loop_started = run.trial.step, time.monotonic()
                 run.loop.run()
                 if leader:
-                    per_step = (time.time() - loop_started) / max(1, run.trial.step - first_step)
+                    per_step = (time.monotonic() - loop_started) / max(1, run.trial.step - first_step)
                     self._finish(run, first_step, spent, per_step)
             finally:
                 if writer is not None:
@@ -350,7 +352,7 @@ class Runner(StockRunner):
         with one_sentence_errors():
             from_command_line = split is None
             split = split or self._evaluate_split()
-            started = time.time()
+            started = time.monotonic()
             with results.failures_recorded(
                 self.args, self.config, split, active=from_command_line and ranks.is_leader()
             ):
@@ -361,7 +363,7 @@ class Runner(StockRunner):
                 extension = self.init_ckpt.get(checkpoint.EXTENSION_KEY, {})  # where a delta says its step
                 step = self.init_ckpt.get("Step") or extension.get("step") or 0
                 self._write_result(
-                    {split: scores.metrics}, step, time.time() - started,
+                    {split: scores.metrics}, step, time.monotonic() - started,
                     intervals={split: scores.intervals}, items={split: scores.items},
                 )  # fmt: skip
             return scores.save_names

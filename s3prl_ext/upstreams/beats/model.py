@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from s3prl_ext.errors import DataError
+from s3prl_ext.reading import check_archive
 from s3prl_ext.upstreams.beats.config import PATCH, BeatsConfig, parse_config
 from s3prl_ext.upstreams.beats.encoder import Encoder
 from s3prl_ext.upstreams.beats.frontend import MEL_BANDS, fbank
@@ -126,6 +127,7 @@ def load_checkpoint(path: str | Path) -> tuple[Beats, dict[Any, str]]:
 def _read(path: Path) -> Any:
     if not path.is_file():
         raise DataError(f"no such checkpoint file: {path}; give a released or own BEATs checkpoint (.pt).")
+    check_archive(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises RuntimeError, UnpicklingError, EOFError, OSError, KeyError
