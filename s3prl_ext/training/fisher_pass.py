@@ -26,6 +26,7 @@ from s3prl_ext.training import checkpoint, randomness
 from s3prl_ext.training.fisher_batches import ORDER, UtteranceBatches, open_batches
 from s3prl_ext.training.forward import TaskModels
 from s3prl_ext.training.interrupts import StopRequest
+from s3prl_ext.training.statistics import hold_statistics
 from s3prl_ext.training.tuning_config import FisherConfig
 
 logger = logging.getLogger(__name__)
@@ -248,9 +249,13 @@ def _left_as_found(models: TaskModels, warmed: bool) -> Iterator[None]:
 
 @contextmanager
 def _train_mode(models: TaskModels) -> Iterator[None]:
-    """Train mode everywhere, with dropout and SpecAugment; :func:`_left_as_found` puts the flags back."""
+    """Train mode with dropout and SpecAugment; the upstream's running statistics stay, as in training a child network.
+
+    :func:`_left_as_found` puts the flags back.
+    """
     for module in models.modules():
         module.train()
+    hold_statistics(models.upstream)
     yield
 
 
