@@ -13,7 +13,7 @@ from typing import Any
 from tensorboardX import SummaryWriter
 from torch import nn
 
-from s3prl_ext.errors import UsageError
+from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.evaluation.plots import STYLES, Curve, plot_curves
 from s3prl_ext.evaluation.result_records import numbers
 from s3prl_ext.metrics import factor, heading
@@ -238,9 +238,26 @@ def check_alike(entrants: Sequence[Candidate], tunings: Sequence[TuningConfig], 
 
 
 def read_record(expdir: str | Path) -> dict[str, Any] | None:
-    """Return what ``race/race.json`` holds, or None where there was no race."""
+    """Return what ``race/race.json`` holds, or None where there was no race.
+
+    Raises:
+        DataError: it is damaged.
+    """
     path = Path(expdir) / FOLDER / "race.json"
-    return parse_json(path.read_text(encoding="utf-8")) if path.is_file() else None
+    if not path.is_file():
+        return None
+    try:
+        record = parse_json(path.read_text(encoding="utf-8"))
+        for rows in record["scores"].values():
+            [(int(step), row[record["metric"]]) for step, row in rows.items()]
+        [record[key] + "" for key in ("chosen", "split", "metric")]
+        [int(record["cut"]), len(record["entrants"])]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{path} is damaged ({type(error).__name__}: {str(error)[:80]}): bring it back from a copy, or delete it; the run then "
+            "goes on without the record of its race."
+        ) from error
+    return record
 
 
 def curves_of(expdir: str | Path, record: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> list[Curve]:

@@ -264,6 +264,8 @@ class Runner(StockRunner):
                     checks.remove_parts(self.args.expdir)
                 ranks.barrier()  # nobody takes masks from a folder that is being cleared
                 check_splits(self.models.unwrapped(), self._splits())
+                if self.candidate is not None:
+                    read_record(self.args.expdir)  # damaged, it is said before anything has trained
                 self.total_steps = self.runner_config.total_steps or self._steps_of_epochs()
                 experiment = self._experiment(spent)
                 if self.racing:

@@ -108,3 +108,17 @@ def test_another_race_in_the_folder_is_refused(tmp_path):
     (tmp_path / "race" / "race.json").write_text("{")
     with pytest.raises(DataError, match="cannot be read"):
         race(EarlyStopConfig(), Track(lambda d, s: 0.5), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[1, 2]", '{"scores": 3}', '{"scores": {"a": {"2": {}}}, "metric": "acc"}', '{"scores": {}, "metric": "acc"}'],
+)
+def test_a_damaged_record_is_one_sentence(tmp_path, text):
+    from s3prl_ext.training.candidate_runs import read_record
+
+    (tmp_path / "race").mkdir()
+    assert read_record(tmp_path) is None
+    (tmp_path / "race" / "race.json").write_text(text)
+    with pytest.raises(DataError, match=r"race\.json is damaged \(.*\): bring it back from a copy, or delete it"):
+        read_record(tmp_path)
