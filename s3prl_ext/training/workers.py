@@ -10,6 +10,8 @@ import sys
 from typing import Any
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
+# found before a worker is forked: in one, a lock of the loader that another thread held would never be freed
+_prctl: Any = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
 
 
 class EndWithParent:
@@ -26,8 +28,8 @@ class EndWithParent:
 
     def __call__(self, worker: int) -> None:
         """Prepare the worker of a number."""
-        if sys.platform == "linux":
-            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if _prctl is not None:
+            _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
             parent = multiprocessing.parent_process()
             if parent is not None and not _exists(parent.pid):
                 os._exit(1)  # it was gone before the kernel knew
