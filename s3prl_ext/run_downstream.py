@@ -7,6 +7,7 @@ before s3prl parses it; the stock commands get the same treatment through the st
 from __future__ import annotations
 
 import argparse
+import atexit
 import contextlib
 import copy
 import io
@@ -21,6 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from s3prl_ext import locks
 from s3prl_ext.configs import expand_variables, load_yaml, package_dir, shipped_dir
 from s3prl_ext.errors import UsageError, as_command, one_sentence_errors, show_errors_as_sentences, unknown_name
 
@@ -53,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     sys.argv = ["run_downstream.py", *argv]
     progress.quiet_bars_of_others()
-    with as_command():
+    with as_command(), _locks_given_back():
         plugin.install()
         show_log()
         prepare_argv()
@@ -108,7 +110,38 @@ def prepare_argv() -> None:
     """Complete and check ``sys.argv`` of a ``run_downstream`` command in place; doing it twice changes nothing."""
     show_errors_as_sentences()
     with one_sentence_errors():
+        _hold_folder(sys.argv[1:])
         sys.argv[1:] = complete(sys.argv[1:])
+
+
+@contextlib.contextmanager
+def _locks_given_back() -> Iterator[None]:
+    try:
+        yield
+    finally:
+        locks.release_all()
+
+
+def _hold_folder(argv: Sequence[str]) -> None:
+    """Let the first process of a training hold its folder, before anything of it is read.
+
+    Raises:
+        UsageError: another run, sweep or race writes there.
+    """
+    try:
+        flags, _ = _parser().parse_known_args(argv)
+    except _Unparsable:
+        return  # s3prl's own parser says what is wrong
+    if flags.mode != "train" or flags.help or os.environ.get("RANK", "0") != "0":
+        return
+    folder = flags.expdir or (f"result/downstream/{flags.expname}" if flags.expname else None)
+    if flags.past_exp is not None:
+        folder = flags.past_exp if Path(flags.past_exp).is_dir() else str(Path(flags.past_exp).parent)
+    options = [part.partition("=") for part in (flags.override or "").split(",,")]
+    folder = next((value.strip().strip("'\"") for key, _, value in options if key.strip() == "args.expdir"), folder)
+    if folder is not None and (flags.past_exp is None or Path(flags.past_exp).exists()):
+        locks.hold(folder)
+        atexit.register(locks.release_all)  # for the stock command
 
 
 def complete(argv: Sequence[str]) -> list[str]:

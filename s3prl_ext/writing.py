@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from s3prl_ext.locks import one_writer
+
 
 @contextmanager
 def written(path: str | os.PathLike) -> Iterator[Path]:
@@ -39,16 +41,21 @@ def written(path: str | os.PathLike) -> Iterator[Path]:
 def folder_beside(path: str | os.PathLike) -> Iterator[Path]:
     """Give the body a new folder ``.NAME.partial-RANDOM`` beside `path`; what is still in it at the end is removed.
 
+    Those of killed processes are removed as well.
+
     Raises:
         OSError: the folder cannot be made.
+        InUse: another process is writing `path`.
     """
     path = Path(path)
     folder = path.with_name(f".{path.name}.partial-{secrets.token_hex(8)}")
-    try:
-        folder.mkdir(parents=True)
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with one_writer(path):
+        try:
+            folder.mkdir()
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager

@@ -13,7 +13,8 @@ PACKAGE = Path(__file__).parent.parent / "s3prl_ext"
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "layer_sets": {"errors"},
-    "writing": set(),
+    "locks": {"errors"},
+    "writing": {"locks"},
     "progress": set(),
     "hub": {"errors"},
     "downloads": {"errors"},
@@ -87,6 +88,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 EVERYWHERE = {
     "writing",
     "reading",
+    "locks",
     "progress",
     "hub",
     "downloads",

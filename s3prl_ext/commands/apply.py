@@ -16,6 +16,7 @@ from s3prl_ext.deltas.plain_upstream import PlainUpstream, is_merged, upstream_o
 from s3prl_ext.deltas.tuned_task import TunedTask, check_foldable
 from s3prl_ext.deltas.writing import check_new, write_copy
 from s3prl_ext.errors import DataError, UsageError
+from s3prl_ext.locks import one_writer
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +40,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: flags; None takes them from the command line.
     """
     args = _parser("apply").parse_args(argv)
+    with one_writer(args.out):
+        _apply(args)
+    sys.stdout.write(f"{args.out}\n")
+    return 0
+
+
+def _apply(args: argparse.Namespace) -> None:
     task, plain, model = _opened(args)
     check_foldable(task)
     if "Upstream" in task.checkpoint:
@@ -46,8 +54,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     _check_base(task, model, args.model)
     task.tune(model)
     write_copy(plain, model.state_dict(), args.out)
-    sys.stdout.write(f"{args.out}\n")
-    return 0
 
 
 def revert_main(argv: Sequence[str] | None = None) -> int:
@@ -57,6 +63,13 @@ def revert_main(argv: Sequence[str] | None = None) -> int:
         argv: flags; None takes them from the command line.
     """
     args = _parser("revert").parse_args(argv)
+    with one_writer(args.out):
+        _revert(args)
+    sys.stdout.write(f"{args.out}\n")
+    return 0
+
+
+def _revert(args: argparse.Namespace) -> None:
     task, plain, model = _opened(args)
     delta = task.delta
     if "Upstream" in task.checkpoint:
@@ -83,8 +96,6 @@ def revert_main(argv: Sequence[str] | None = None) -> int:
             "out): give the model that the delta was applied to."
         )
     write_copy(plain, state, args.out)
-    sys.stdout.write(f"{args.out}\n")
-    return 0
 
 
 def _parser(command: str = "apply") -> argparse.ArgumentParser:

@@ -26,6 +26,7 @@ from s3prl_ext.deltas.tuned_task import TunedTask, check_foldable
 from s3prl_ext.deltas.writing import changed_tensors, check_new, write_upstream
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.evaluation.result_records import read_record
+from s3prl_ext.locks import one_writer
 from s3prl_ext.reading import EXPORT_FILE, file_sha256, weight_files
 from s3prl_ext.training import last_hidden_state
 from s3prl_ext.transformers_models import SPEECH_UPSTREAMS
@@ -68,16 +69,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     if args.out is None and not args.dry_run:
         raise UsageError("--out is missing: name a new folder for the model, or look first with --dry-run.")
-    if args.out is not None:
-        check_new(args.out, "--out")
-    task = TunedTask.read(args.delta).tuned_from(args.upstream, args.upstream_ckpt, args.upstream_model_config)
-    check_foldable(task)
-    plugin.install()
-    tuned = tune(task)
-    if args.dry_run:
-        sys.stdout.write(summary(tuned) + "\nNothing was written.\n")
-        return 0
-    write(tuned, args.out)
+    with one_writer(args.out):
+        if args.out is not None:
+            check_new(args.out, "--out")
+        task = TunedTask.read(args.delta).tuned_from(args.upstream, args.upstream_ckpt, args.upstream_model_config)
+        check_foldable(task)
+        plugin.install()
+        tuned = tune(task)
+        if args.dry_run:
+            sys.stdout.write(summary(tuned) + "\nNothing was written.\n")
+            return 0
+        write(tuned, args.out)
     sys.stdout.write(f"{args.out}\n")
     return 0
 

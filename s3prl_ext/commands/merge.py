@@ -19,6 +19,7 @@ from s3prl_ext.attention.files import find_model, model_config, read_attention
 from s3prl_ext.attention.layouts import Slot
 from s3prl_ext.attention.weights import AttentionWeights, sha256
 from s3prl_ext.errors import UsageError
+from s3prl_ext.locks import one_writer
 from s3prl_ext.merging.config import MergeConfig, TargetConfig
 from s3prl_ext.merging.export import attention_keys, write_model
 from s3prl_ext.merging.merge import chosen_slots, merge_sources
@@ -88,13 +89,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UsageError(
             f"{name}: a learnable lambda is known after training only: give a fixed lambda, learnable: false."
         )
-    if args.out is not None:
-        check_out(args.out)
-    models, config = find_models(config)
-    if args.dry_run:
-        sys.stdout.write(matched_table(models, config) + "\n")
-        return 0
-    write(models, config, raw, args.out)
+    with one_writer(args.out):
+        if args.out is not None:
+            check_out(args.out)
+        models, config = find_models(config)
+        if args.dry_run:
+            sys.stdout.write(matched_table(models, config) + "\n")
+            return 0
+        write(models, config, raw, args.out)
     sys.stdout.write(f"{args.out}\n")
     return 0
 

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from s3prl_ext import locks
 from s3prl_ext.attention.files import read_attention
 from s3prl_ext.attention.weights import AttentionWeights, depth, extract, sha256
 from s3prl_ext.errors import UsageError
@@ -71,6 +72,12 @@ def run(flags: argparse.Namespace, config: MergeConfig, grid: dict[str, Any]) ->
     Raises:
         UsageError, DataError: something does not fit; one sentence.
     """
+    with locks.one_run(flags.expdir):
+        locks.remove_unfinished(flags.expdir, below=("*", "*/*"))
+        return _run(flags, config, grid)
+
+
+def _run(flags: argparse.Namespace, config: MergeConfig, grid: dict[str, Any]) -> Path:
     path, source = _read_source(config, grid)
     args, task = experiment_args(flags)
     try:

@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from s3prl_ext import locks
 from s3prl_ext.errors import DataError, ExtError, UsageError, is_out_of_memory
 from s3prl_ext.training import checkpoint, tuned_upstream
 from s3prl_ext.training.early_stop import candidates
@@ -33,7 +34,6 @@ RESULT_FILES = (
     "race.png", "delta.safetensors", "lambda.json", "lambda.png", "predictions-*.jsonl", "transcripts-*.jsonl",
     "splits.json", "head.json", "*_predict.*", "*_truth.*", "*.ark",
 )  # fmt: skip  # what a run leaves in its folder
-SAFETENSORS_PART = ".tmp??????"  # what safetensors writes before it renames
 FEATURE_FLAGS = ("-s", "--upstream_feature_selection", "-l", "--upstream_layer_selection")
 
 
@@ -54,11 +54,7 @@ def clear_folder(args: Namespace) -> None:
 
 def remove_parts(expdir: str | Path) -> None:
     """Remove temporary files that a killed run left in its folder; they hold parts of what has no name yet."""
-    for folder in (Path(expdir), *Path(expdir).glob("race"), *Path(expdir).glob("race/*")):
-        for pattern in (*(f".{name}.*" for name in RESULT_FILES), SAFETENSORS_PART):
-            for part in folder.glob(pattern):
-                logger.info("removing %s, which a killed run left unfinished", part)
-                part.unlink(missing_ok=True)
+    locks.remove_unfinished(expdir, below=("race", "race/*"))
 
 
 @contextmanager
@@ -76,7 +72,7 @@ def remove_empty_folder(expdir: str | Path) -> None:
     """Remove the folder of an experiment that did not come to be: it holds only s3prl's copies of its settings."""
     written = list(Path(expdir).iterdir())
     folders = [path for path in written if path.is_dir() and not any(part.is_file() for part in path.rglob("*"))]
-    files = [path for path in written if re.fullmatch(SETTINGS_FILES, path.name)]
+    files = [path for path in written if re.fullmatch(SETTINGS_FILES, path.name) or path.name in locks.FILES]
     if files and len(files) + len(folders) == len(written):
         for path in files:
             path.unlink()

@@ -6,6 +6,7 @@ import importlib
 import logging
 import time
 from argparse import Namespace
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from tensorboardX import SummaryWriter
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from s3prl_ext import locks
 from s3prl_ext.child_tuning import masks
 from s3prl_ext.child_tuning.child_network import ChildNetwork
 from s3prl_ext.configs import Variables
@@ -252,6 +254,7 @@ class Runner(StockRunner):
         leader = ranks.is_leader()
         with (
             one_sentence_errors(),
+            locks.one_run(self.args.expdir, active=leader),
             checks.no_empty_folder(self.args.expdir, active=leader),
             results.failures_recorded(self.args, self.config, active=leader),
             ranks.lost_ranks_named(),
@@ -351,13 +354,13 @@ class Runner(StockRunner):
 
     def evaluate(self, split: str | None = None, logger: Any = None, global_step: int = 0) -> list[str]:
         """Score one split; without arguments the split of ``-t``, whose metrics are written to ``result.json``."""
-        with one_sentence_errors():
+        with one_sentence_errors(), ExitStack() as stack:
             from_command_line = split is None
             split = split or self._evaluate_split()
             started = time.monotonic()
-            with results.failures_recorded(
-                self.args, self.config, split, active=from_command_line and ranks.is_leader()
-            ):
+            writes = from_command_line and ranks.is_leader()
+            stack.enter_context(locks.evaluation(self.args.expdir, active=writes))
+            with results.failures_recorded(self.args, self.config, split, active=writes):
                 scores = evaluate(
                     self.models, split, self.args.seed, self.runner_config.evaluate_ratio, logger, global_step
                 )

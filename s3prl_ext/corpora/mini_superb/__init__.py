@@ -6,6 +6,7 @@ They are made of a few real or synthesised recordings. They serve tests, demonst
 from __future__ import annotations
 
 import argparse
+import glob
 import logging
 import os
 import shlex
@@ -20,6 +21,7 @@ from s3prl_ext.corpora.mini_superb.layouts import LAYOUTS
 from s3prl_ext.corpora.mini_superb.source import Source
 from s3prl_ext.corpora.recordings import Recordings
 from s3prl_ext.errors import UsageError, unknown_name
+from s3prl_ext.locks import one_writer
 from s3prl_ext.writing import folder_beside
 
 logger = logging.getLogger(__name__)
@@ -55,6 +57,8 @@ def build(
     """
     tasks = _checked(tasks)
     out = Path(out).absolute()
+    with one_writer(out):
+        _move_back(out)
     _check_place(out, overwrite)
     source = Source(
         final=out, recordings=Recordings(recordings) if recordings else None, seed=seed, digit_strings=digit_strings
@@ -123,6 +127,18 @@ def _move_into_place(partial: Path, out: Path) -> None:
     if (old / "exp").is_dir():
         os.replace(old / "exp", out / "exp")
     shutil.rmtree(old)
+
+
+def _move_back(out: Path) -> None:
+    """Put right what a process left that was killed while it moved its build into place, so that no results are lost."""
+    for old in out.parent.glob(f"{glob.escape(f'.{out.name}.partial-')}*-old"):
+        if not out.exists():
+            os.replace(old, out)
+            continue
+        if (old / "exp").is_dir() and not (out / "exp").exists():
+            os.replace(old / "exp", out / "exp")
+        if not (old / "exp").exists():
+            shutil.rmtree(old)
 
 
 def variables(tasks: Iterable[str], out: Path) -> dict[str, str]:
