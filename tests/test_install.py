@@ -91,7 +91,9 @@ def test_sdist_holds_what_it_needs_and_no_tests(source, tmp_path):
         (tmp_path / "source" / name).mkdir()
         (tmp_path / "source" / name / "test_nothing.py").write_text("")
     code = "import sys; from setuptools import build_meta; print(build_meta.build_sdist(sys.argv[1]))"
-    subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=tmp_path / "source", capture_output=True, check=True)
+    subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], cwd=tmp_path / "source", capture_output=True, check=True
+    )
     with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert not [name for name in names if "test_" in name or name.startswith("tests")]

@@ -150,7 +150,11 @@ def test_help_is_the_head_of_the_recipe(recipe, tmp_path):
         ("ad_tuning/table2.sh", ["--dry-run", "--tasks", "kws"], "unknown task 'kws'; known: asr pr"),
         ("ad_tuning/table2.sh", ["--dry-run", "--rows", "lola"], "unknown row 'lola'"),
         ("ad_tuning/table2.sh", ["--tasks", "ks"], "SPEECH_COMMANDS is not set"),
-        ("ad_tuning/table1.sh", ["--dry-run", "--rates", "full=1e-4"], "--rates takes ROW=RATE of the rows random-0.1,child-0.1"),
+        (
+            "ad_tuning/table1.sh",
+            ["--dry-run", "--rates", "full=1e-4"],
+            "--rates takes ROW=RATE of the rows random-0.1,child-0.1",
+        ),
         ("ad_tuning/table1.sh", ["--dry-run", "--rates", "child-0.1"], "not 'child-0.1'"),
         ("ad_tuning/fig5.sh", ["--steps", "many"], "--steps takes a whole number"),
         ("superb/ks.sh", ["--grid", "fine"], "--grid is superb or ad_tuning, not 'fine'"),

@@ -151,7 +151,9 @@ def test_released_settings_race_three_densities(task, monkeypatch):
     assert [tuning.density for tuning in file.tunings] == [0.1, 0.01, 0.001]
     assert {(tuning.method, tuning.mask) for tuning in file.tunings} == {("child", "fisher")}
     steps = VALUES[task, "ad_tuning"][2]
-    assert {tuning.fisher for tuning in file.tunings} == {FisherConfig("batch", "tensor", 1.0, "train", "task", None, steps)}
+    assert {tuning.fisher for tuning in file.tunings} == {
+        FisherConfig("batch", "tensor", 1.0, "train", "task", None, steps)
+    }
     total, k = file.runner.total_steps, COMPARED_AT[task]
     assert file.early_stop.keep == 1 and file.early_stop.steps_before_cut(total) == k
     assert budget(file.early_stop, 3, total) == 3 * k + total - k

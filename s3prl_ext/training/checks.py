@@ -148,6 +148,38 @@ def check_data(states: Mapping[str, Any], data: Mapping[str, Any] | None, args: 
     )
 
 
+def check_head_features(states: Mapping[str, Any], args: Namespace) -> None:
+    """Compare the features that a head given with ``-i`` was trained on with those that it would read now.
+
+    Features of another layer may have the same width, so nothing else would notice.
+
+    Args:
+        states: the checkpoint or delta; empty for none.
+        args: the arguments of ``run_downstream.py``, their features resolved.
+
+    Raises:
+        UsageError: they differ and the head would be scored; in a training, which goes on from it, they are logged.
+    """
+    stored = vars(states.get("Args") or Namespace())
+    if args.past_exp or "Downstream" not in states or checkpoint.FEATURES[0] not in stored:
+        return
+    before, now = (_features(values) for values in (stored, vars(args)))
+    if before == now:
+        return
+    sentence = f"the head in {args.init_ckpt} was trained on {before}, but would read {now}"
+    if args.mode != "train":
+        raise UsageError(f"{sentence}: give the -s and -l that it was trained with.")
+    logger.warning("%s; the training goes on from it all the same", sentence)
+
+
+def _features(args: Mapping[str, Any]) -> str:
+    """Return in words what a task reads; the last of all hidden states is the last hidden state."""
+    selection, layer, normalized = (args.get(name) for name in checkpoint.FEATURES)
+    if selection == "hidden_states" and layer is not None and int(layer) == -1:
+        selection, layer = "last_hidden_state", None
+    return f"{selection}" + (f", layer {layer}" if layer is not None else "") + (", normalised" if normalized else "")
+
+
 def check_optimizer(states: Mapping[str, Any], config: Mapping[str, Any], args: Namespace) -> None:
     """Raise UsageError where a run would go on with the state of another optimizer than that of its task file."""
     if args.mode != "train" or not args.past_exp or not states.get("Optimizer"):

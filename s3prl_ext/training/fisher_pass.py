@@ -147,7 +147,9 @@ class FisherPass:
         try:
             yield
         except torch.OutOfMemoryError as error:
-            advice = "lower the batch size, or set tuning.fisher to {granularity: sample}, which reads single utterances"
+            advice = (
+                "lower the batch size, or set tuning.fisher to {granularity: sample}, which reads single utterances"
+            )
             if self.config.granularity == "sample":
                 advice = "it is a single utterance: leave out the longest ones, or take a device with more memory"
             kept = f" The batches before it are kept in {self.partial}: -a goes on from there." if self._save() else ""

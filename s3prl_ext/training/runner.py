@@ -162,6 +162,7 @@ class Runner(StockRunner):
                 self.args.upstream_feature_selection, self.args.upstream_layer_selection = "hidden_states", -1
             elif not self.args.past_exp:  # s3prl has a default for what an old checkpoint may name wrongly
                 check_features(offered, self.args)
+        checks.check_head_features(self.init_ckpt, self.args)
         return super()._get_featurizer()
 
     def _get_downstream(self) -> ModelEntry:

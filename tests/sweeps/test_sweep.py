@@ -310,7 +310,14 @@ def test_ratios_are_shown_in_per_cent_as_in_reports(tmp_path):
     group = Group("all", (0, 1), "none", (0.1,), 1)
     scores = {BASELINE: (0.25, (0.2, 0.3)), group.arms(0.1)[0]: (0.1053, (0.05, 0.15))}
     point = {"mean": 0.1053, "std": None, "interval": (0.05, 0.15), "draws": 1}
-    row = {"group": "all", "noise": "none", "lambda": 0.1, "better_than_target_on_dev": True, "dev": point, "test": None}
+    row = {
+        "group": "all",
+        "noise": "none",
+        "lambda": 0.1,
+        "better_than_target_on_dev": True,
+        "dev": point,
+        "test": None,
+    }
     lookup = lambda arm, split: scores[arm] if split == "dev" else None
     report.write_table(tmp_path / "sweep.md", [group], [row], "dev", "test", "acc", METRICS["acc"], lookup, "title")
     text = (tmp_path / "sweep.md").read_text()
