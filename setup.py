@@ -81,7 +81,7 @@ setup(
         "s3prl>=0.4.18",
         "torch>=2.6",
         "torchaudio>=2.6",
-        "transformers>=4.40",
+        "transformers>=4.56.2",
         "safetensors",
         "editdistance",
         "pyyaml",

@@ -9,6 +9,7 @@ import importlib.util
 import io
 import os
 import platform
+import re
 import site
 import sys
 import textwrap
@@ -20,6 +21,7 @@ from s3prl_ext import __version__, _autoload, extensions, plugin
 from s3prl_ext.compat.shim import STATES
 from s3prl_ext.configs import shipped_dir
 from s3prl_ext.errors import DataError, sentence
+from s3prl_ext.transformers_models import CHECKED_VERSIONS
 
 # distribution -> module that it provides
 DEPENDENCIES = {
@@ -137,7 +139,26 @@ def versions(report: Report) -> None:
         rows.append((distribution, version or "missing"))
         if version is None and not _importable(module):
             report.problems.append(f"{distribution} is not installed: `pip install {distribution}`.")
+    rows.append(("features", checked_features(_version("transformers") or "none")))
     report.table("Versions", rows)
+
+
+def checked_features(version: str) -> str:
+    """Return under which versions of transformers its models' features were compared, and how `version` stands to them."""
+    numbers = [_numbers(known) for known in CHECKED_VERSIONS]
+    listed = f"of transformers' speech models equal those of 4.57.6 under {', '.join(CHECKED_VERSIONS)}"
+    if version in CHECKED_VERSIONS:
+        return listed
+    if min(numbers) < _numbers(version) < max(numbers):
+        return f"{listed}; {version} lies between them and was not run"
+    return (
+        f"{listed}; {version} is OUTSIDE of these and may give others: install one of them, or run "
+        "tests/upstreams/test_golden_features.py of the repository first"
+    )
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", version)[:3])
 
 
 def start_up_hook(report: Report) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 
 import s3prl_ext
 from s3prl_ext import doctor, plugin
+from s3prl_ext.transformers_models import CHECKED_VERSIONS
 
 
 @pytest.fixture(autouse=True)
@@ -50,6 +53,30 @@ def test_missing_dependency_is_a_problem(capsys, monkeypatch):
     monkeypatch.setattr(doctor, "_importable", lambda module: module != "pandas")
     assert doctor.main([]) == 1
     assert "pandas is not installed: `pip install pandas`." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("version", "said"),
+    [
+        (CHECKED_VERSIONS[0], None),
+        ("5.1.0", "; 5.1.0 lies between them and was not run"),
+        ("4.49.0", "; 4.49.0 is OUTSIDE of these"),
+        ("6.0.0.dev0", "; 6.0.0.dev0 is OUTSIDE of these"),
+    ],
+)
+def test_versions_of_transformers_whose_features_were_compared(capsys, monkeypatch, version, said):
+    only(monkeypatch, {"transformers": version})
+    assert doctor.main([]) == 0
+    output = " ".join(capsys.readouterr().out.split())
+    assert ", ".join(CHECKED_VERSIONS) in output
+    assert said in output if said else f"{version} is" not in output and f"{version} lies" not in output
+
+
+def test_the_pinned_version_was_compared_and_the_oldest_allowed_one_too():
+    root = Path(__file__).parents[1]
+    pinned = re.search(r"^transformers==(.+)$", (root / "constraints.txt").read_text(), re.MULTILINE)[1]
+    oldest = re.search(r'"transformers>=(.+)"', (root / "setup.py").read_text())[1]
+    assert pinned in CHECKED_VERSIONS and CHECKED_VERSIONS[0] == oldest
 
 
 def test_failing_import_of_s3prl_is_a_problem(capsys, monkeypatch):
