@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import s3prl_ext
-from s3prl_ext import adapters, doctor, extensions, plugin, run_downstream
+from s3prl_ext import adapters, doctor, extensions, plugin
 from s3prl_ext.attention import layouts
 from s3prl_ext.attention.layouts import Layout
 from s3prl_ext.errors import DataError, UsageError
@@ -130,11 +130,11 @@ def test_task_is_found_with_its_task_file_until_uninstall(s3prl_hub, tasks, tmp_
     s3prl_ext.register_tasks(tasks)
     assert importlib.import_module("s3prl.downstream.whistling.expert").answer == 42
     assert "whistling" in plugin.downstream_names()
-    assert run_downstream.default_task_file("whistling") == tasks / "whistling" / "config.yaml"
+    assert run_flags.default_task_file("whistling") == tasks / "whistling" / "config.yaml"
     s3prl_ext.uninstall()
     with pytest.raises(ModuleNotFoundError):
         importlib.import_module("s3prl.downstream.whistling.expert")
-    assert run_downstream.default_task_file("whistling") is None
+    assert run_flags.default_task_file("whistling") is None
 
 
 @pytest.mark.parametrize(("name", "owner"), [("asr", "s3prl"), ("ljspeech", "s3prl_ext")])

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 import s3prl_ext
-from s3prl_ext import cli, corpora, run_downstream
+from s3prl_ext import cli, corpora, run_downstream, run_flags
 from s3prl_ext.configs import load_yaml, shipped_dir
 from s3prl_ext.doctor import CORPUS_VARIABLES
 from s3prl_ext.merging.config import parse_config
@@ -297,7 +297,7 @@ def test_every_page_is_in_the_index_and_in_the_readme():
 def test_presets_and_variables_of_the_pages_exist():
     text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
     for preset in set(re.findall(r"`(?:-c )?((?:ks|ic|sid|asr|pr|sf|sd|ljspeech|vctk|esc50)/\w+)`", text)):
-        assert run_downstream.preset_path(preset).is_file()
+        assert run_flags.preset_path(preset).is_file()
     shipped = "".join(p.read_text(encoding="utf-8") for p in ROOT.glob("*_configs/**/*.yaml"))
     for variable in re.findall(r"^\| `([A-Z0-9_]+)` \|", text, re.MULTILINE):
         assert f"${{{variable}" in shipped, variable

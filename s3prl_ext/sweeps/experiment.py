@@ -16,7 +16,7 @@ from s3prl_ext.attention.weights import extract, sha256
 from s3prl_ext.configs import load_yaml
 from s3prl_ext.errors import DataError, UsageError, unknown_name
 from s3prl_ext.merging.config import MergeConfig
-from s3prl_ext.run_downstream import default_task_file, preset_path
+from s3prl_ext.run_flags import default_task_file, preset_path
 from s3prl_ext.tasks import task_of
 from s3prl_ext.training import checkpoint, checks, randomness, tuned_upstream
 from s3prl_ext.training.devices import check_device

@@ -9,7 +9,7 @@ import pytest
 from s3prl_ext.configs import expand_variables, load_yaml, shipped_dir
 from s3prl_ext.downstreams.recognition.config import DataConfig, HeadConfig, parse
 from s3prl_ext.errors import UsageError
-from s3prl_ext.run_downstream import DEFAULT_PRESETS
+from s3prl_ext.run_flags import DEFAULT_PRESETS
 from s3prl_ext.training.config import RunnerConfig, check_top_level
 from s3prl_ext.training.methods import METHODS
 from s3prl_ext.training.tuning_config import TuningConfig

@@ -1,0 +1,211 @@
+"""What is wrong with a ``run_downstream`` command, said before s3prl makes a folder or loads a model."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import logging
+import os
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from s3prl_ext.configs import expand_variables, load_yaml
+from s3prl_ext.errors import UsageError, unknown_name
+from s3prl_ext.run_flags import (
+    expdir,
+    is_new,
+    named_task_file,
+    overridden,
+)
+
+logger = logging.getLogger(__name__)
+
+
+def refuse_dead_flags(flags: argparse.Namespace) -> None:
+    """Raise UsageError for flags of s3prl that cannot work any more, or not together."""
+    if flags.hub == "huggingface":
+        raise UsageError(
+            "--hub huggingface logs in with a password, which the hub no longer allows; "
+            "load such a model with -u hf_hubert_custom -k OWNER/NAME or -u hf_wav2vec2_custom -k OWNER/NAME."
+        )
+    if flags.past_exp is not None and flags.init_ckpt is not None:
+        raise UsageError("-e goes on with an experiment and -i begins a new one with its weights: give one of the two.")
+    for name, advice in (("upstream_revision", "-k OWNER/NAME@REVISION"), ("upstream_model_name", "-k FILE")):
+        if getattr(flags, name) is not None:
+            raise UsageError(f"--{name} belongs to --hub huggingface, which cannot log in any more: use {advice}.")
+    if flags.push_to_hf_hub not in (None, "False", "false"):
+        raise UsageError(
+            "--push_to_hf_hub needs a part of huggingface_hub that was removed (Repository); "
+            "train without it and upload the experiment folder with `hf upload`."
+        )
+
+
+def check_files(flags: argparse.Namespace, overwrite: bool) -> Path | None:
+    """Check checkpoints and folders; return the checkpoint that -e or -a resumes, or None for a new experiment."""
+    from s3prl_ext.deltas import folders  # imports torch: not before it is needed
+    from s3prl_ext.training import checkpoint
+
+    auto = flags.auto_resume and checkpoint.numbered(expdir(flags))
+    if flags.auto_resume and overwrite:
+        raise UsageError("-a resumes an experiment, args.overwrite=True replaces it: give one of the two.")
+    resumed = None
+    for flag, value in (("-a", expdir(flags) if auto else None), ("-e", flags.past_exp), ("-i", flags.init_ckpt)):
+        if value is None:
+            continue
+        path = Path(value)
+        if not path.exists():
+            raise UsageError(f"{flag} {value}: {folders.missing(path)}")
+        if path.is_dir():
+            kind = folders.other_kind(path)
+            if flag == "-i" or kind or not checkpoint.numbered(path):
+                why = "-i takes a file" if flag == "-i" else "this folder holds no states-N.ckpt to choose"
+                raise UsageError(f"{flag} {value}: {f'this {kind}' if kind else f'name a checkpoint; {why}'}.")
+            path = checkpoint.numbered(path)[-1]
+        checkpoint.check_readable(path)
+        resumed = resumed or (path if flag != "-i" else None)
+    if is_new(flags) and flags.mode is not None:
+        for flag, value, meaning in (("-u", flags.upstream, "upstream"), ("-d", flags.downstream, "task")):
+            if value is None:
+                raise UsageError(f"{flag} is missing: name the {meaning}, or resume an experiment with -e.")
+        if flags.expdir is None and flags.expname is None:
+            raise UsageError("-p is missing: name the folder of the experiment (or -n for result/downstream/NAME).")
+        if Path(expdir(flags)).exists() and not Path(expdir(flags)).is_dir():
+            raise UsageError(f"-p {expdir(flags)} is a file: name the folder of the experiment.")
+        if flags.mode == "train" and not overwrite:
+            checkpoint.refuse_overwriting(expdir(flags))
+    return resumed
+
+
+def only_best(flags: argparse.Namespace) -> Path | None:
+    """Return the newest best checkpoint of a folder that -a resumes and that holds no ``states-N.ckpt``.
+
+    s3prl looks for ``states-N.ckpt`` alone, but a run may have been killed before its first one.
+    """
+    from s3prl_ext.training import checkpoint
+
+    if not flags.auto_resume or flags.past_exp is not None or flags.mode != "train":
+        return None
+    found = [] if checkpoint.numbered(expdir(flags)) else sorted(Path(expdir(flags)).glob("*.ckpt"))
+    for path in found:
+        checkpoint.check_readable(path)
+    return max(
+        found, key=lambda path: checkpoint.load(path, mmap=zipfile.is_zipfile(path)).get("Step", 0), default=None
+    )
+
+
+def check_processes(ckpt: Path, flags: argparse.Namespace) -> None:
+    """Refuse to go on with another number of processes; s3prl stops at an assertion there."""
+    from s3prl_ext.training import checkpoint
+    from s3prl_ext.training.checks import check_processes
+
+    started = flags.local_rank is not None or "LOCAL_RANK" in os.environ
+    states = checkpoint.load(ckpt, mmap=zipfile.is_zipfile(ckpt))
+    check_processes(states, ckpt, int(os.environ.get("WORLD_SIZE", "1")) if started else 0)
+
+
+def check_same_command(ckpt: Path, flags: argparse.Namespace, overrides: dict[str, str], begins_too: bool) -> None:
+    """Refuse flags or a task file that say something else than the checkpoint, which s3prl would ignore."""
+    from s3prl_ext.training import checkpoint
+    from s3prl_ext.training.resumed_command import check_command
+
+    states = checkpoint.load(ckpt, mmap=zipfile.is_zipfile(ckpt))
+    asked, stored = None, states.get("Config")
+    ours = checkpoint.EXTENSION_KEY in states  # s3prl's own tasks take keys out of what its checkpoints hold
+    if ours and stored is not None and (flags.config is not None or (begins_too and flags.downstream is not None)):
+        path = named_task_file(flags) or f"./downstream/{flags.downstream}/config.yaml"
+        asked, stored = overridden(load_yaml(path), flags), overridden(stored, flags)
+    check_command(states, ckpt, flags, asked, stored, overrides)
+
+
+def stay_with(ckpt: Path) -> None:
+    """Let a run write beside its checkpoint: s3prl goes on where the checkpoint was made.
+
+    A copied or moved experiment would otherwise write into the one that it came from.
+    """
+    from s3prl_ext.training import checkpoint
+    from s3prl_ext.training.relocated import stay_beside
+
+    made_in = getattr(checkpoint.load(ckpt, mmap=zipfile.is_zipfile(ckpt)).get("Args"), "expdir", None)
+    if made_in is not None and Path(made_in).resolve() != ckpt.parent.resolve():
+        stay_beside(ckpt)
+
+
+def check_names(flags: argparse.Namespace, overrides: Mapping[str, str]) -> None:
+    """Refuse an unknown upstream or task, or flags that the upstream does not read, before s3prl makes a folder."""
+    if not is_new(flags) or flags.mode is None:
+        return
+    from s3prl import hub
+
+    from s3prl_ext.training.checks import known_tasks
+    from s3prl_ext.training.upstream_flags import check_upstream_flags
+
+    if not callable(getattr(hub, flags.upstream, None)):
+        raise unknown_name("upstream (-u)", flags.upstream, hub.options())
+    if flags.downstream not in known_tasks():
+        raise unknown_name("task (-d)", flags.downstream, known_tasks())
+    given = copy.copy(flags)
+    for name in ("upstream_ckpt", "upstream_model_config"):
+        value = overrides.get(f"args.{name}", getattr(flags, name))
+        setattr(given, name, None if value == "None" else value)
+    if overrides.get("args.upstream") is None:
+        check_upstream_flags(given)
+
+
+def check_overrides(
+    overrides: Mapping[str, str], flags: argparse.Namespace, ckpt: Path | None, task_file: str | None
+) -> None:
+    """Refuse keys of -o that are misspelt, and mention those that nothing reads."""
+    if not overrides:
+        return
+    from s3prl_ext.training import checkpoint
+    from s3prl_ext.training.known_settings import check_overrides
+
+    if ckpt is not None:
+        states = checkpoint.load(ckpt, mmap=zipfile.is_zipfile(ckpt))
+        config, task = states.get("Config"), getattr(states.get("Args"), "downstream", None)
+    else:
+        path = task_file or f"./downstream/{flags.downstream}/config.yaml"
+        config, task = (load_yaml(path) if flags.downstream else None), flags.downstream
+    if config is None or task is None:
+        return  # s3prl's own parser says what is missing
+    for remark in check_overrides(overrides, config, task):
+        logger.warning("%s", remark)
+
+
+def mention_unused(overrides: Mapping[str, str], flags: argparse.Namespace, ckpt: Path | None) -> None:
+    """Log what of a command, and of a task file of one's own, has no effect."""
+    from s3prl_ext.training.known_settings import misspelt_settings, unused_flags
+
+    for remark in unused_flags(flags, ckpt, overrides):
+        logger.warning("%s", remark)
+    if ckpt is None and flags.downstream and flags.config is not None and Path(flags.config).is_file():
+        for remark in misspelt_settings(load_yaml(flags.config), flags.downstream):
+            logger.warning("%s", remark)
+
+
+def check_numbers(flags: argparse.Namespace) -> None:
+    """Refuse a seed, rank, layer or device that cannot be, before a model is loaded."""
+    for flag in ("seed", "local_rank", "upstream_layer_selection"):
+        value = getattr(flags, flag)
+        if value is not None and not re.fullmatch(r"\s*[+-]?\d+\s*", value):
+            raise UsageError(f"--{flag} must be a whole number, but is {value}.")
+    if flags.seed is not None and not 0 <= int(flags.seed) < 2**32:
+        raise UsageError(f"--seed must lie between 0 and {2**32 - 1}, but is {flags.seed}.")
+    if flags.local_rank is not None and "RANK" not in os.environ:
+        raise UsageError(
+            "--local_rank is set by torchrun: leave it out for one process, or start several with torchrun "
+            "--nproc_per_node N -m s3prl_ext.run_downstream FLAGS."
+        )
+    if flags.device is not None:
+        from s3prl_ext.training.devices import check_device
+
+        check_device(flags.device)
+
+
+def check_task_file(path: str, flags: argparse.Namespace) -> None:
+    """Refuse a task file that cannot work, with the overrides of -o applied."""
+    from s3prl_ext.training.task_file import TaskFile
+
+    TaskFile.read(expand_variables(overridden(load_yaml(path), flags)))

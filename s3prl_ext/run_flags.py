@@ -1,0 +1,150 @@
+"""The flags of ``run_downstream`` as this package reads them before s3prl does, and the task file that they name."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+from s3prl_ext.configs import package_dir, shipped_dir
+from s3prl_ext.errors import UsageError, unknown_name
+
+# Preset that stands in for s3prl's ./downstream/<task>/config.yaml, which is not in its wheel.
+DEFAULT_PRESETS = {
+    "speech_commands": "ks/superb",
+    "fluent_commands": "ic/superb",
+    "voxceleb1": "sid/superb",
+    "asr": "asr/superb",
+    "diarization": "sd/superb",
+    "ljspeech": "ljspeech/mam",
+    "vctk": "vctk/mam",
+    "esc50": "esc50/mam",
+}
+
+
+MODES = ("train", "evaluate", "inference")
+
+
+class Unparsable(Exception):
+    """The command line is wrong in a way that s3prl's own parser explains."""
+
+
+class _QuietParser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise Unparsable(message)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return a parser of the flags that matter here; others are left to s3prl's."""
+    parser = _QuietParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("-h", "--help", action="store_true")
+    for short, long in (
+        ("-m", "--mode"), ("-t", "--evaluate_split"), ("-o", "--override"), ("-e", "--past_exp"), ("-i", "--init_ckpt"),
+        ("-c", "--config"), ("-d", "--downstream"), ("-u", "--upstream"), ("-n", "--expname"), ("-p", "--expdir"),
+        ("-k", "--upstream_ckpt"), ("-g", "--upstream_model_config"), ("-s", "--upstream_feature_selection"),
+        ("-l", "--upstream_layer_selection"), ("-v", "--downstream_variant"),
+    ):  # fmt: skip
+        parser.add_argument(short, long)
+    for long in (
+        "--backend", "--local_rank", "--hub", "--device", "--push_to_hf_hub", "--seed", "--upstream_model_name",
+        "--upstream_revision",
+    ):  # fmt: skip
+        parser.add_argument(long)
+    for short, long in (("-f", "--upstream_trainable"), ("-a", "--auto_resume"), ("-r", "--upstream_refresh")):
+        parser.add_argument(short, long, action="store_true")
+    parser.add_argument("--upstream_feature_normalize", action="store_true")
+    return parser
+
+
+def overrides_of(override: str | None) -> dict[str, str]:
+    """Return the options of ``-o``: dotted key -> value as written.
+
+    Raises:
+        UsageError: an option is not of the form config.KEY=VALUE or args.KEY=VALUE.
+    """
+    options = {}
+    for option in [] if override is None or override.lower() == "none" else override.split(",,"):
+        key, *values = option.strip().split("=")
+        if len(values) != 1 or key.strip().split(".")[0] not in ("args", "config"):
+            raise UsageError(
+                f"-o: '{option.strip()}' must read config.KEY=VALUE or args.KEY=VALUE, with one '='; "
+                "several are separated by ',,'."
+            )
+        options[key.strip()] = values[0].strip()
+    return options
+
+
+def expdir(flags: argparse.Namespace) -> str:
+    """Return the folder of the experiment: ``-p``, or what ``-n`` stands for."""
+    return flags.expdir or f"result/downstream/{flags.expname}"
+
+
+def is_new(flags: argparse.Namespace) -> bool:
+    """Return whether the command starts an experiment, rather than resuming one with -e or -a."""
+    from s3prl_ext.training import checkpoint
+
+    return flags.past_exp is None and not (flags.auto_resume and checkpoint.numbered(expdir(flags)))
+
+
+def overridden(config: Mapping[str, Any], flags: argparse.Namespace) -> dict[str, Any]:
+    """Return a task file with the options of -o."""
+    from s3prl.utility.helper import override
+
+    changed = copy.deepcopy(dict(config))
+    if flags.override is not None and flags.override.lower() != "none":
+        with contextlib.redirect_stderr(io.StringIO()):
+            override(flags.override, argparse.Namespace(), changed)
+    return changed
+
+
+def task_file(flags: argparse.Namespace) -> str | None:
+    """Return the path of the task file of a new experiment."""
+    return None if flags.past_exp is not None else named_task_file(flags)
+
+
+def named_task_file(flags: argparse.Namespace) -> str | None:
+    """Return the path of the task file: as given, from the shipped presets, or the task's default; else s3prl's."""
+    if flags.config is not None:
+        return str(preset_path(flags.config)) if not Path(flags.config).is_file() else flags.config
+    if flags.downstream is None or Path(f"./downstream/{flags.downstream}/config.yaml").is_file():
+        return None
+    if flags.downstream == "ctc":
+        raise UsageError("-d ctc is two tasks: choose one with -c pr/superb (phonemes) or -c sf/superb (slot filling).")
+    default = default_task_file(flags.downstream)
+    if default is None:
+        raise UsageError(
+            f"-c is missing: name the task file of -d {flags.downstream}; s3prl's own is in its git repository, "
+            f"s3prl/downstream/{flags.downstream}/."
+        )
+    return str(default)
+
+
+def default_task_file(downstream: str) -> Path | None:
+    """Return the task file of a task where ``-c`` is not given.
+
+    A shipped preset, or the ``config.yaml`` in the task's folder: in an extension, or in an editable clone of s3prl.
+    """
+    from s3prl_ext import plugin
+
+    if downstream in DEFAULT_PRESETS:
+        return preset_path(DEFAULT_PRESETS[downstream])
+    folders = [*plugin.added_task_folders, package_dir("s3prl") / "downstream"]
+    return next((path for folder in folders if (path := folder / downstream / "config.yaml").is_file()), None)
+
+
+def preset_path(name: str) -> Path:
+    """Return the path of a shipped task file such as ``asr/ad_tuning``.
+
+    Raises:
+        UsageError: there is none of that name, and no such file either.
+    """
+    folder = shipped_dir("downstream_configs")
+    path = folder / f"{name.removesuffix('.yaml')}.yaml"
+    if not path.is_file():
+        presets = [str(p.relative_to(folder).with_suffix("")) for p in folder.glob("*/*.yaml")]
+        raise unknown_name("task file (-c)", name, presets)
+    return path
