@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import s3prl_ext
-from s3prl_ext import adapters, doctor, extensions, plugin
+from s3prl_ext import adapters, doctor, extensions, plugin, run_flags
 from s3prl_ext.attention import layouts
 from s3prl_ext.attention.layouts import Layout
 from s3prl_ext.errors import DataError, UsageError
