@@ -10,7 +10,7 @@ import torch
 
 from s3prl_ext.child_tuning import delta
 from s3prl_ext.child_tuning.eligible import eligible_parameters
-from s3prl_ext.errors import StoppedByUser
+from s3prl_ext.errors import StoppedByUser, UsageError
 from s3prl_ext.training.candidate_runs import CandidateRuns
 from s3prl_ext.training.methods import resolve_tuning
 from tests.experiments import interrupt_at_loss, make_args, task_config
@@ -63,16 +63,22 @@ def test_at_most_k_entries_ever_differ_from_the_base_also_after_a_resume(build, 
 # -- 10: the ends of the range of densities ----------------------------------------------------------------------------
 
 
-def test_a_density_that_selects_nothing_leaves_the_upstream_as_it_is(build, tmp_path, upstream):
+def test_a_density_that_selects_nothing_is_refused_before_anything_is_written(build, tmp_path, upstream):
     config = task_config(tuning={"method": "child", "mask": "magnitude", "density": 1e-6}, total_steps=3)
-    runner = build(make_args(tmp_path, **upstream), config)
+    with pytest.raises(UsageError, match="less than one weight, .* method weighted_sum to train only the head"):
+        build(make_args(tmp_path, **upstream), config)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_density_of_one_weight_trains_one(build, tmp_path, upstream):
+    runner = build(make_args(tmp_path, **upstream), task_config(tuning={"method": "frozen"}))
+    total = sum(p.numel() for p in eligible_parameters(runner.upstream.model).values())
+    config = task_config(tuning={"method": "child", "mask": "magnitude", "density": 1 / total}, total_steps=3)
+    runner = build(make_args(tmp_path / "one", **upstream), config)
     before = copy.deepcopy(runner.upstream.model.state_dict())
-    head = copy.deepcopy(runner.downstream.model.state_dict())
     runner.train()
-    assert len(runner.child) == 0 and same(dict(runner.upstream.model.state_dict()), dict(before))
-    assert not same(dict(runner.downstream.model.state_dict()), dict(head)), "the head trains"
-    build(resumed(tmp_path, upstream), config | {"runner": config["runner"] | {"total_steps": 4}}).train()
-    assert newest(tmp_path)["Step"] == 4
+    after = runner.upstream.model.state_dict()
+    assert len(runner.child) == 1 == sum(int((after[name] != before[name]).sum()) for name in before)
 
 
 # -- 15: equal starts, whatever the order ------------------------------------------------------------------------------
