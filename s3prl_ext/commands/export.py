@@ -178,6 +178,8 @@ def _write_text(path: Path, text: str) -> None:
 def _facts(tuned: Tuned, written: Path, title: str) -> Facts:
     name, python = _usage(tuned.plain, written)
     upstream = f"-u {name} -k {shlex.quote('.' if written.is_dir() else written.name)}" if name else ""
+    if name and tuned.plain.model_config:
+        upstream += f" -g {shlex.quote(tuned.plain.model_config)}"
     task = tuned.task
     counts = task.counts()
     state = tuned.model.state_dict()
@@ -226,7 +228,8 @@ def _usage(plain: PlainUpstream, written: Path) -> tuple[str | None, str]:
         name = plain.name or SPEECH_UPSTREAMS.get(str(config.get("model_type")))
         return name, f'from transformers import {architecture}\n\nmodel = {architecture}.from_pretrained(".")'
     ours = "import s3prl_ext\n\ns3prl_ext.install()\n" if plain.name in OURS else ""
-    return plain.name, f'{ours}from s3prl import hub\n\nupstream = hub.{plain.name}(ckpt="{written.name}")'
+    options = f', model_config="{plain.model_config}"' if plain.model_config else ""
+    return plain.name, f'{ours}from s3prl import hub\n\nupstream = hub.{plain.name}(ckpt="{written.name}"{options})'
 
 
 def _hub_ids(info: Mapping[str, Any], merge: Mapping[str, Any] | None) -> list[str]:

@@ -117,7 +117,7 @@ def _exported(folder: Path) -> Trained:
     info = record["info"] | {
         "upstream": upstream_name(ckpt) if merged else flags["-u"],
         "upstream_ckpt": str(ckpt),
-        "upstream_model_config": None,
+        "upstream_model_config": None if merged else flags.get("-g"),
         "config": load_yaml(folder / TASK_FILE),
         "tuning": None,
     }

@@ -116,3 +116,29 @@ def test_the_exported_head_scores_the_same_on_the_exported_model(build, hubert_c
     trained = torch.load(tmp_path / "exp" / "states-2.ckpt", weights_only=False)["Downstream"]
     assert all(torch.equal(runner.downstream.model.state_dict()[name], value) for name, value in trained.items())
     assert scores[0] == (tmp_path / "exp" / "dev_predict.txt").read_text()
+
+
+@pytest.mark.parametrize("name, option", [("beats_local", "tokens=all"), ("whisper_local", "window=30")])
+def test_the_options_of_the_upstream_go_with_the_export(build, tmp_path, name, option):
+    """Other features of the same width would give other predictions, and nothing would say so."""
+    from s3prl_ext.prediction.trained import read
+
+    make = {"beats_local": factories.beats_ckpt, "whisper_local": factories.whisper_folder}[name]
+    model = make(tmp_path / ("model.pt" if name == "beats_local" else "model"))
+    config = experiments.task_config("ks", CHILD, total_steps=2, eval_step=2, save_step=2)
+    args = experiments.make_args(
+        tmp_path / "exp", upstream=name, upstream_ckpt=str(model), upstream_model_config=option
+    )
+    build(args, config).train()
+    assert export(["--delta", str(tmp_path / "exp"), "--out", str(tmp_path / "out")]) == 0
+    wavs = [torch.randn(6000, generator=torch.Generator().manual_seed(0))]
+    features = []
+    for trained in (read(tmp_path / "exp"), read(tmp_path / "out")):
+        upstream = trained.upstream().eval()
+        with torch.no_grad():
+            features.append(upstream(wavs)["hidden_states"])
+    assert all(torch.equal(a, b) for a, b in zip(*features, strict=True))
+    assert (
+        f"-u {name} -k {'.' if model.is_dir() else model.name} -g {option}"
+        in (tmp_path / "out" / "README.md").read_text()
+    )

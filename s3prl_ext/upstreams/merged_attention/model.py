@@ -9,7 +9,7 @@ from torch import Tensor
 
 from s3prl_ext.attention.files import model_config
 from s3prl_ext.errors import DataError, UsageError
-from s3prl_ext.transformers_models import MODEL_TYPES, load_extractor, load_model, use_as_upstream
+from s3prl_ext.transformers_models import MODEL_TYPES, SPEECH_UPSTREAMS, load_extractor, load_model, use_as_upstream
 
 SAMPLE_RATE = 16000
 DOWNSAMPLE_RATE = 320  # samples per frame = 20 ms, in all released models of these families
@@ -19,8 +19,9 @@ def check_type(folder: Path) -> None:
     """Raise UsageError where a transformers folder is not of a family that can be an upstream."""
     kind = model_config(folder).get("model_type")
     if kind not in MODEL_TYPES:
+        other = f"; -u {SPEECH_UPSTREAMS[kind]} takes it" if kind in SPEECH_UPSTREAMS else ""
         raise UsageError(
-            f"target {folder} holds a model of type {kind!r}, but must be one of {', '.join(MODEL_TYPES)}."
+            f"target {folder} holds a model of type {kind!r}, but must be one of {', '.join(MODEL_TYPES)}{other}."
         )
 
 
