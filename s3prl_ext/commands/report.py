@@ -20,7 +20,8 @@ from s3prl_ext.evaluation.scored_runs import ScoredRun
 from s3prl_ext.evaluation.superb_row import superb_table
 from s3prl_ext.evaluation.tables import Table, csv_text, latex, markdown, plain
 from s3prl_ext.evaluation.transcript_tables import transcript_tables
-from s3prl_ext.evaluation.utterance_comparison import with_intervals_over
+from s3prl_ext.evaluation.utterance_comparison import check_utterances, with_intervals_over
+from s3prl_ext.evaluation.utterance_counts import OtherEvaluation
 from s3prl_ext.metrics import heading, metric
 from s3prl_ext.tasks import main_metric, named, reported_splits
 from s3prl_ext.writing import write_text
@@ -86,6 +87,18 @@ def _over(kind: str, run: ScoredRun, left_out: list[str]) -> ScoredRun:
         return replace(run, intervals={}, intervals_over=kind)
 
 
+def _with_sound_utterances(run: ScoredRun, left_out: list[str]) -> ScoredRun:
+    """Return a run without its file of utterances where that is damaged, and say so; other tables need none."""
+    try:
+        check_utterances(run)
+    except OtherEvaluation:
+        pass  # named where it is compared: a later evaluation has replaced it
+    except DataError as error:
+        left_out.append(f"{error} Until then the run is not compared utterance by utterance.")
+        return replace(run, utterances=None)
+    return run
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="s3prl-ext report",
@@ -117,6 +130,7 @@ def _tables(evidence: Evidence, papers: Sequence[PaperTable], flags: argparse.Na
     if not runs:
         splits = ", ".join(sorted({run.split for run in evidence.runs}))
         raise UsageError(f"--split {flags.split}: no result of that split; there are {splits}.")
+    runs = [_with_sound_utterances(run, evidence.left_out) for run in runs]
     tables: list[Table] = []
     for paper in papers:
         tables += _paper_tables(paper, runs, flags, evidence.left_out)
@@ -124,7 +138,7 @@ def _tables(evidence: Evidence, papers: Sequence[PaperTable], flags: argparse.Na
         superb = superb_table(runs, report_figures.diarization_scores(runs, evidence.records, evidence.left_out))
         tables += [superb] if superb else []
         tables += _plain_tables(runs, flags, evidence.left_out)
-    tables += transcript_tables(runs)
+    tables += transcript_tables(runs, evidence.left_out)
     if not tables:
         raise DataError("no table could be made: " + " ".join(evidence.left_out))
     return tables

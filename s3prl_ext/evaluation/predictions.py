@@ -89,6 +89,8 @@ def read_predictions(path: Path) -> list[Prediction]:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise DataError(f"no predictions at {path}: evaluate the split first (s3prl-ext run -m evaluate).") from error
+    except UnicodeError as error:
+        raise DataError(f"{path} cannot be read ({error}): evaluate the split again.") from error
     predictions = [_parse(line, path, number) for number, line in enumerate(lines, 1)]
     if not predictions or len({one.clip for one in predictions}) < len(predictions):
         raise DataError(f"{path} holds {'a clip twice' if predictions else 'no clip'}: evaluate the split again.")
@@ -139,6 +141,9 @@ def read_json(path: Path) -> Any:
 def _parse(line: str, path: Path, number: int) -> Prediction:
     try:
         row = parse_json(line)
-        return Prediction(row["clip"], row["label"], row["prediction"])
+        found = Prediction(row["clip"], row["label"], row["prediction"])
+        if not all(isinstance(value, str) for value in (found.clip, found.label, found.prediction)):
+            raise TypeError("a value that is no text")
+        return found
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"line {number} of {path} is no prediction ({error}): evaluate the split again.") from error

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from s3prl_ext.errors import DataError
 from s3prl_ext.evaluation.paper_figures import mam_tables
 from s3prl_ext.evaluation.result_rows import name_rows
 from s3prl_ext.evaluation.scored_runs import ScoredRun
 from s3prl_ext.evaluation.tables import Table
 from s3prl_ext.evaluation.transcripts import Transcript, compare, improvements, read_transcripts
-from s3prl_ext.evaluation.utterance_comparison import utterance_file
+from s3prl_ext.evaluation.utterance_comparison import check_utterances, utterance_file
 
 SHOWN = 8  # utterances of a comparison
 
 
-def transcript_tables(runs: Sequence[ScoredRun]) -> list[Table]:
+def transcript_tables(runs: Sequence[ScoredRun], left_out: list[str]) -> list[Table]:
     """Return the two tables for test of ljspeech and vctk, where an unmerged and a merged run have their transcripts.
 
     Of several merged runs the one with the lowest word error rate on dev counts; without dev there must be only one.
+
+    Args:
+        runs: of any task.
+        left_out: gets a sentence where the transcripts of a pair cannot be compared.
     """
     tables = []
     for task in ("ljspeech", "vctk"):
@@ -28,11 +33,19 @@ def transcript_tables(runs: Sequence[ScoredRun]) -> list[Table]:
         alike = [run for run in plain if best is not None and run.facts.get("method") == best.facts.get("method")]
         if best is None or not alike:
             continue
-        before, after = (read_transcripts(utterance_file(run)) for run in (alike[0], best))  # type: ignore[arg-type]
-        if {(t.id, t.reference) for t in before} == {(t.id, t.reference) for t in after}:
-            named = f"{task}, test: {' and '.join(name_rows([[alike[0]], [best]]))}"
+        named = f"{task}, test: {' and '.join(name_rows([[alike[0]], [best]]))}"
+        try:
+            before, after = _transcripts(alike[0]), _transcripts(best)
             tables += [_changes(named, before, after), _categories(named, task, before, after)]
+        except DataError as error:
+            left_out.append(f"MAM's Tables 4 and 6 of {task} are left out: {error}")
     return tables
+
+
+def _transcripts(run: ScoredRun) -> list[Transcript]:
+    """Return the transcripts of a run; damaged ones, or those of another evaluation than its result's, are a DataError."""
+    check_utterances(run)
+    return read_transcripts(utterance_file(run))  # type: ignore[arg-type]
 
 
 def _best_on_dev(merged: Sequence[ScoredRun], runs: Sequence[ScoredRun]) -> ScoredRun | None:

@@ -93,13 +93,16 @@ def read_transcripts(path: Path) -> list[Transcript]:
     """Read what :func:`write_transcripts` wrote.
 
     Raises:
-        DataError: the file is missing, empty, or has a line of another kind.
+        DataError: the file is missing, empty, no text, or has a line of another kind.
     """
     path = Path(path)
     if not path.is_file():
         raise DataError(f"no such file of transcripts: {path}; an evaluation of ljspeech or vctk writes it.")
-    with open(path, encoding="utf-8") as file:
-        transcripts = [_parse(line, path, number) for number, line in enumerate(file, 1)]
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeError) as error:
+        raise DataError(f"{path} cannot be read ({error}): evaluate again.") from error
+    transcripts = [_parse(line, path, number) for number, line in enumerate(lines, 1) if line or number < len(lines)]
     if not transcripts:
         raise DataError(f"{path} holds no transcript: evaluate again.")
     return transcripts
@@ -202,6 +205,9 @@ def _change(before: ErrorCounts, after: ErrorCounts) -> dict[str, int]:
 def _parse(line: str, path: Path, number: int) -> Transcript:
     try:
         content: dict[str, Any] = parse_json(line)
+        for field in fields(Transcript):
+            if not isinstance(content[field.name], str if field.type == "str" else int):
+                raise TypeError(f"{field.name}: {content[field.name]!r}")
         return Transcript(**{field.name: content[field.name] for field in fields(Transcript)})
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise DataError(f"line {number} of {path} is no transcript ({error!r}): evaluate again.") from error

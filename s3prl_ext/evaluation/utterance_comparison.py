@@ -97,6 +97,16 @@ def with_intervals_over(kind: str, run: ScoredRun) -> ScoredRun:
     return replace(run, intervals={name: ends}, intervals_over=kind, drawn=len(errors))
 
 
+def check_utterances(run: ScoredRun) -> None:
+    """Read the file of a run's utterances, where there is one, and compare it with the result.
+
+    Raises:
+        OtherEvaluation: it gives another error rate than the result.
+        DataError: it is damaged.
+    """
+    _counts(run)
+
+
 def utterance_file(run: ScoredRun) -> Path | None:
     """Return the file with the transcripts or predictions of a run's split, or None."""
     if run.utterances is None:

@@ -21,6 +21,10 @@ from s3prl_ext.evaluation.transcripts import read_transcripts
 Counts = dict[tuple[str, str], tuple[float, float]]
 
 
+class OtherEvaluation(DataError):
+    """The file of utterances is sound, but of another evaluation than the result beside it."""
+
+
 class _Kind(NamedTuple):
     """One way in which a task writes what it said of each utterance.
 
@@ -102,7 +106,8 @@ def utterance_counts(folder: Path, split: str, values: Mapping[str, float], sour
         source: the file that reports them, for messages.
 
     Raises:
-        DataError: a file is damaged, or of another evaluation.
+        OtherEvaluation: a file is of another evaluation.
+        DataError: a file is damaged.
     """
     for kind in _KINDS:
         files = folder / kind.hypotheses.format(split), folder / kind.references.format(split)
@@ -111,7 +116,7 @@ def utterance_counts(folder: Path, split: str, values: Mapping[str, float], sour
             continue
         counts = kind.read(*files)
         if counts is not None and not isclose(_rate(counts), reported, abs_tol=1e-4):
-            raise DataError(
+            raise OtherEvaluation(
                 f"{files[0]} gives an error of {_rate(counts):.4g} %, but {source} reports {reported:.4g} %: it is of "
                 "another evaluation."
             )

@@ -379,3 +379,49 @@ def test_the_page_is_well_formed(tmp_path, pair):
     parser = Balance()
     parser.feed(page)
     assert parser.stack == [] and "<h1>a &lt; b &amp; c</h1>" in page
+
+
+HALF = "the first half of the file"
+
+
+@pytest.mark.parametrize("damage", [HALF, b"[1,2]", b"5\n", b"", b"\xff\xfe", b'{"id": 5}'], ids=str)
+@pytest.mark.parametrize("which", [0, 1])
+def test_damaged_transcripts_are_named_and_cost_only_what_needs_them(tmp_path, pair, damage, which):
+    path = pair[which] / "transcripts-test.jsonl"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2] if damage is HALF else damage)
+    write(tmp_path / "ks", content({"acc": 0.9}, downstream="speech_commands"))
+    text, rows, page = report(tmp_path / "out", *pair, tmp_path / "ks")
+    (sentence,) = (line for line in text.splitlines() if line.startswith("> ") and path.parent.name in line)
+    assert path.name in sentence and "not compared" in sentence and path.name in page
+    assert [row["task"] for row in rows] == ["ks", "ljspeech", "ljspeech"] and rows[2]["difference_low"] == ""
+    assert float(rows[2]["change_percent"]) < 0 and "MAM, Table 4" not in text
+    alone, (row,), _ = report(tmp_path / "alone", pair[which])
+    assert path.name in alone and row["low"] and row["high"]
+
+
+@pytest.mark.parametrize("field", ["id", "reference", "hypothesis", "errors", "words"])
+def test_transcripts_with_a_field_of_another_type_are_damaged(tmp_path, pair, field):
+    path = pair[0] / "transcripts-test.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines[3][field] = [1]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    text, _, _ = report(tmp_path / "out", *pair)
+    assert f"line 4 of {path} is no transcript" in text.replace("\\_", "_") and "MAM, Table 4" not in text
+
+
+def test_damaged_predictions_and_labels_are_named(tmp_path):
+    clips = tmp_path / "esc" / "predictions-test.jsonl"
+    write(tmp_path / "esc", content({"error": 50.0}, downstream="esc50"))
+    clips.write_text('{"clip": ["a"], "label": "dog", "prediction": "dog"}\n')
+    keyword_run(tmp_path / "ks", 30)
+    (tmp_path / "ks" / "test_truth.txt").write_bytes(b"\xff")
+    text, rows, _ = report(tmp_path / "out", tmp_path / "esc", tmp_path / "ks")
+    assert len(rows) == 2 and "predictions-test.jsonl is no prediction" in text and "truth.txt cannot be read" in text
+
+
+def test_transcripts_of_another_evaluation_make_no_tables_4_and_6(tmp_path, pair):
+    record = json.loads((pair[1] / "result-test.json").read_text())
+    record["metrics"]["test"]["wer"]["value"] = 20.0
+    write(pair[1], record)
+    text, _, _ = report(tmp_path / "out", *pair)
+    assert "## MAM, Table 4" not in text and "Tables 4 and 6 of ljspeech are left out: " in text
