@@ -103,6 +103,7 @@ def facts_of(record: ResultRecord) -> dict[str, Any]:
         "upstream_sha256": record["upstream_sha256"],
         "variant": args.get("downstream_variant"),
         "features": f"{args.get('upstream_feature_selection')}/{args.get('upstream_layer_selection')}",
+        "last_hidden_state": record["last_hidden_state"],
         "method": method,
         "race": raced,
         "data": record.at("data.sha256"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -27,6 +27,26 @@ def record_of(states: Mapping[str, Any]) -> str | None:
     return states.get(EXTENSION_KEY, states).get(KEY)
 
 
+def is_read(upstream: nn.Module, args: Mapping[str, Any]) -> bool:
+    """Return whether a task reads the last of the hidden states of a pre-norm transformers model.
+
+    Args:
+        upstream: unwrapped.
+        args: ``upstream_feature_selection`` and ``upstream_layer_selection`` of the task.
+    """
+    if not is_prenorm(upstream):
+        return False
+    selection, layer = args.get("upstream_feature_selection"), args.get("upstream_layer_selection")
+    if selection == "last_hidden_state" and isinstance(upstream, TransformersSpeechModel):
+        return False  # its own output, which never changed
+    return layer is None or layer in (-1, cast(Any, upstream).model.config.num_hidden_layers)
+
+
+def result_of(upstream: nn.Module, args: Mapping[str, Any]) -> str | None:
+    """Return what a result must say of it, so that results of both are not compared; None where it is not read."""
+    return PRESENT if is_read(upstream, args) else None
+
+
 def warn_where_unknown(record: str | None, upstream: nn.Module, args: Mapping[str, Any], where: object) -> None:
     """Warn where a task may have been trained on another last hidden state than `upstream` gives.
 
@@ -36,12 +56,7 @@ def warn_where_unknown(record: str | None, upstream: nn.Module, args: Mapping[st
         args: ``upstream_feature_selection`` and ``upstream_layer_selection`` of the task.
         where: the file.
     """
-    if record == PRESENT or not is_prenorm(upstream):
-        return
-    selection, layer = args.get("upstream_feature_selection"), args.get("upstream_layer_selection")
-    if selection == "last_hidden_state" and isinstance(upstream, TransformersSpeechModel):
-        return  # its own output, which never changed
-    if layer is not None and layer not in (-1, upstream.model.config.num_hidden_layers):
+    if record == PRESENT or not is_read(upstream, args):
         return
     logger.warning(
         "%s does not say which last hidden state of this model it was trained on: s3prl_ext 0.1.0 with transformers 5 gave "

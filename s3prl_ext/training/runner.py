@@ -380,6 +380,7 @@ class Runner(StockRunner):
             "candidate": self.candidate.name if self.candidate else None,
             "upstream_sha256": self.tuned.base_sha256,
             "task": getattr(unwrapped(self.downstream.model), "facts", None),
+            last_hidden_state.KEY: last_hidden_state.result_of(unwrapped(self.upstream.model), vars(self.args)),
         }
         results.write(self.args, self.config, metrics, step, seconds, counts, self.merge_record, **facts, **more)
 

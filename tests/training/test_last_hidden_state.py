@@ -12,6 +12,8 @@ import torch
 from s3prl_ext.child_tuning import delta as delta_files
 from s3prl_ext.commands.export import main as export
 from s3prl_ext.deltas import TaskSwitch, TunedTask
+from s3prl_ext.evaluation.result_records import read_record
+from s3prl_ext.evaluation.scored_runs import runs_of
 from s3prl_ext.prediction import trained
 from s3prl_ext.training import checkpoint
 from s3prl_ext.training.last_hidden_state import KEY, PRESENT, warn_where_unknown
@@ -28,6 +30,7 @@ def of_0_1_0(file: Path) -> Path:
     if file.is_dir():
         record = json.loads((file / "export.json").read_text())
         assert record["info"].pop(KEY) == PRESENT
+        del record["files"]  # the hashes of its files came later too
         (file / "export.json").write_text(json.dumps(record))
         of_0_1_0(file / "head.ckpt")
     elif file.suffix == ".safetensors":
@@ -101,3 +104,18 @@ def test_upstreams_that_are_not_of_transformers(tmp_path, caplog):
     delta = made.save_delta(made.tune(made.build("hubert_local", path)), info, tmp_path / "delta.safetensors")
     TunedTask.read(delta).check_features(made.build("hubert_local", path))
     assert WARNING not in caplog.text
+
+
+@pytest.mark.parametrize("stable_norm", [True, False])
+def test_results_of_both_are_not_counted_as_one_row(build, tmp_path, stable_norm):
+    folder = factories.hubert_folder(tmp_path / "hubert", stable_norm=stable_norm)
+    args = experiments.make_args(tmp_path / "exp", upstream="hf_hubert_custom", upstream_ckpt=str(folder))
+    build(args, experiments.task_config("ks", {"method": "frozen"}, total_steps=2, eval_step=2)).train()
+    file = tmp_path / "exp" / "result.json"
+    content = json.loads(file.read_text())
+    assert content.pop(KEY) == (PRESENT if stable_norm else None)
+    (tmp_path / "old").mkdir()
+    old = tmp_path / "old" / "result.json"
+    old.write_text(json.dumps(content))
+    now, before = (run.key() for path in (file, old) for run in runs_of(read_record(path)))
+    assert (now == before) == (not stable_norm)
