@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -94,12 +95,15 @@ def read_clips(root: Path) -> list[Clip]:
         DataError: the table is missing or has a bad line, a line has no audio, or an audio file has no line.
     """
     root = corpus_folder(root)
-    with open(root / META, encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
-        missing = [column for column in COLUMNS if column not in (reader.fieldnames or ())]
-        if missing:
-            raise DataError(f"{root / META} lacks the column '{missing[0]}': it is not the table of ESC-50.")
-        clips = [_clip(row, root, line) for line, row in enumerate(reader, 2)]
+    try:
+        text = (root / META).read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{root / META} is no UTF-8 text ({error}): unpack the archive again.") from error
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    missing = [column for column in COLUMNS if column not in (reader.fieldnames or ())]
+    if missing:
+        raise DataError(f"{root / META} lacks the column '{missing[0]}': it is not the table of ESC-50.")
+    clips = [_clip(row, root, line) for line, row in enumerate(reader, 2)]
     _check_audio({clip.path.name for clip in clips}, len(clips), root)
     return sorted(clips, key=lambda clip: clip.name)
 

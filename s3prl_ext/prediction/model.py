@@ -27,6 +27,7 @@ from s3prl_ext.prediction.windows import Window
 from s3prl_ext.training import checkpoint
 from s3prl_ext.training.devices import check_device
 from s3prl_ext.training.forward import TaskModels
+from s3prl_ext.training.task_file import check_names
 
 
 def load(
@@ -56,6 +57,7 @@ def load(
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     check_device(device)
     found = trained.read(Path(path))
+    check_names((found.info.get("config") or {}).get("downstream_expert"), "downstream_expert")
     found = Trained(
         found.task.tuned_from(upstream, upstream_ckpt, upstream_model_config), found.upstream_sha256, found.merge
     )

@@ -57,6 +57,12 @@ def test_same_seed_gives_the_same_bytes(corpus, tmp_path):
     assert all((corpus / name).read_bytes() == (tmp_path / "again" / name).read_bytes() for name in files)
 
 
+def test_a_table_that_is_no_text_is_named(own):
+    (own / META).write_bytes((own / META).read_bytes()[:1000] + b"\xff\xfe")
+    with pytest.raises(DataError, match=r"esc50.csv is no UTF-8 text .*: unpack the archive again"):
+        read_clips(own)
+
+
 def test_the_folder_above_is_accepted(corpus):
     assert corpus_folder(corpus.parent) == corpus_folder(corpus) == corpus
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 from s3prl_ext.cli import main as cli
 from s3prl_ext.commands.predict import main
@@ -200,6 +201,14 @@ def test_nothing_half_written_is_left(keywords, words, tmp_path, monkeypatch):
 def test_wrong_flags(keywords, words, flags, sentence):
     with pytest.raises(UsageError, match=sentence):
         main([str(keywords), str(words), *flags])
+
+
+def test_text_that_s3prl_would_evaluate_is_refused(keywords, words, tmp_path):
+    states = torch.load(max(keywords.glob("states-*.ckpt")), weights_only=False)
+    states["Config"]["downstream_expert"]["modelrc"]["select"] = "__import__('os').system('true')"
+    torch.save(states, tmp_path / "states-1.ckpt")
+    with pytest.raises(UsageError, match="modelrc.select must be a name, but is"):
+        main([str(tmp_path / "states-1.ckpt"), str(words)])
 
 
 def test_rttm(build, mini_superb, tmp_path, capsys):
