@@ -3,6 +3,7 @@
 #   make demo RECORDINGS=DIR   the demo on recorded spoken digits instead of synthesised speech
 #   make demo TARGET=DIR       the demo on a HuBERT of your own (transformers folder, 6 layers, 384 wide)
 #   make test S3PRL_EXT_DATA=DIR   also the tests that need recordings
+#   make reliability MINUTES=60      kills, damage, hostile files, two runs at once, full disks, before a release (reliability/README.md)
 #   make VENV=DIR PYTHON=python3.12 ...   another environment, another Python (3.11 or later)
 
 PYTHON ?= python3
@@ -15,7 +16,9 @@ OMP_NUM_THREADS ?= 1
 export OMP_NUM_THREADS
 export S3PRL_EXT_DATA
 
-.PHONY: demo test test-all lint venv clean
+MINUTES ?= 10
+
+.PHONY: demo test test-all reliability lint venv clean
 
 demo: $(INSTALLED)
 	PATH="$(abspath $(BIN)):$$PATH" recipes/demo/run.sh \
@@ -26,6 +29,9 @@ test: lint
 
 test-all: lint
 	$(BIN)/python -m pytest -q
+
+reliability: $(INSTALLED)
+	$(BIN)/python -m reliability --minutes $(MINUTES)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check --extend-exclude "$(VENV)" .

@@ -22,6 +22,10 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import tqdm.std
+
+tqdm.std.TqdmDefaultWriteLock.mp_lock = None  # all that are forked would share it, and one that is killed would keep it
+
 import s3prl_ext
 
 s3prl_ext.install()

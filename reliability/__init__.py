@@ -1,0 +1,1 @@
+"""Measurements of what a user may suffer: kills, damage, hostile files, two runs at once, full disks; see the README there."""
