@@ -278,9 +278,12 @@ def _heads(attention: nn.Module, where: str) -> int:
 
 def _keep_from_broadcast(model: nn.Module) -> None:
     """Tell DistributedDataParallel not to send the sources' matrices, equal on all ranks, around at every forward."""
-    names = [name for name, buffer in model.named_buffers() if name.endswith(".source")]
-    names = [n for n in names if isinstance(model.get_submodule(n.rpartition(".")[0]), Interpolated)]
-    nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, names)
+    nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, source_names(model))
+
+
+def source_names(model: nn.Module) -> list[str]:
+    """Return the names of the buffers that hold the sources' matrices; none where nothing is merged learnably."""
+    return [f"{name}.source" for name, module in model.named_modules() if isinstance(module, Interpolated)]
 
 
 def find_lambda(model: nn.Module) -> LearnableLambda | None:

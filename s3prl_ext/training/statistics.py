@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from s3prl_ext.errors import ExtError
+from s3prl_ext.merging.learnable import source_names
 
 
 class StateChanged(ExtError):
@@ -27,8 +28,12 @@ def hold_statistics(model: nn.Module) -> None:
 
 
 def copy_buffers(model: nn.Module) -> dict[str, Tensor]:
-    """Return copies of a model's buffers by name, on the CPU."""
-    return {name: buffer.detach().cpu().clone() for name, buffer in model.named_buffers()}
+    """Return copies of a model's buffers by name, on the CPU.
+
+    The sources' matrices of a learnable merge are left out: only the merge itself reads them, and nothing writes to them.
+    """
+    sources = set(source_names(model))
+    return {name: buffer.detach().cpu().clone() for name, buffer in model.named_buffers() if name not in sources}
 
 
 @torch.no_grad()

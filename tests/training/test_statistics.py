@@ -10,10 +10,11 @@ import torch
 from s3prl_ext.child_tuning import delta
 from s3prl_ext.errors import StoppedByUser
 from s3prl_ext.training import checkpoint
-from s3prl_ext.training.statistics import StateChanged
+from s3prl_ext.training.statistics import StateChanged, check_buffers, copy_buffers, restore_buffers
 from tests import factories
 from tests.adapters.models import clips
 from tests.experiments import interrupt_at_loss, make_args, task_config
+from tests.merging.test_learnable import learnable
 from tests.training.test_race_runs import assert_same_run, newest, resumed, same
 
 SMALL = {
@@ -93,6 +94,21 @@ def test_state_that_nobody_knows_ends_the_run_before_it_is_stored(build, tmp_pat
     with pytest.raises(StateChanged, match="buffer model.passes of the upstream changed .* Use tuning.method: full"):
         runner.train()
     assert not list(tmp_path.glob("*.ckpt")) and not list(tmp_path.glob("*.safetensors"))
+
+
+def test_the_matrices_of_a_learnable_merge_are_not_copied_and_statistics_come_back():
+    model, _, _ = learnable()
+    model.norm = torch.nn.BatchNorm1d(2)
+    names = {name for name, _ in model.named_buffers()}
+    copies = copy_buffers(model)
+    assert copies.keys() == {"norm.running_mean", "norm.running_var", "norm.num_batches_tracked"}
+    assert sum(name.endswith(".source") for name in names) == len(names) - 3 > 0
+    model.norm(torch.randn(4, 2))
+    with pytest.raises(StateChanged, match="the buffer norm"):
+        check_buffers(model, copies)
+    restore_buffers(model, copies)
+    check_buffers(model, copies)
+    assert model.norm.num_batches_tracked == 0
 
 
 def test_the_delta_is_the_model_that_was_scored(build, tmp_path, upstream):
