@@ -231,6 +231,8 @@ class Run:
         states |= {entry.name: get_model_state(entry.model) for entry in experiment.entries[1:] if entry.trainable}
         if self.upstream.trainable:
             if experiment.tuned.is_small:
+                if self.trial.step >= experiment.total_steps:
+                    experiment.tuned.check_untouched()
                 states[tuned_upstream.KEY] = experiment.tuned.state()
             else:
                 states["Upstream"] = stored_state(experiment.tuned.model, get_model_state(self.upstream.model))

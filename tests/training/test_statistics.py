@@ -96,6 +96,31 @@ def test_state_that_nobody_knows_ends_the_run_before_it_is_stored(build, tmp_pat
     assert not list(tmp_path.glob("*.ckpt")) and not list(tmp_path.glob("*.safetensors"))
 
 
+@pytest.mark.parametrize("method", SMALL)
+def test_a_weight_that_should_be_frozen_and_changes_ends_the_run_before_its_last_step_is_stored(
+    build, tmp_path, upstream, method
+):
+    """A module of the upstream writes to a weight that neither the method nor the task trains."""
+    runner = build(make_args(tmp_path, **upstream), task_config(tuning=SMALL[method]))
+    model = runner.upstream.model
+    model.register_forward_hook(lambda module, *_: (module.model.masked_spec_embed.data.add_(1), None)[1])
+    with pytest.raises(StateChanged, match="weights of the upstream outside the child network or adapter changed"):
+        runner.train()
+    assert not (tmp_path / "states-4.ckpt").exists() and not (tmp_path / "delta.safetensors").exists()
+
+
+@pytest.mark.parametrize("method", SMALL)
+def test_the_comparison_with_the_untouched_upstream_changes_no_bit(build, tmp_path, upstream, method):
+    config = task_config(tuning=SMALL[method])
+    config["optimizer"] |= {"lr": 1.0e-2}
+    runner = build(make_args(tmp_path, **upstream), config)
+    runner.train()
+    before = _state(runner)
+    runner.tuned.check_untouched()
+    after = runner.upstream.model.state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+
+
 def test_the_matrices_of_a_learnable_merge_are_not_copied_and_statistics_come_back():
     model, _, _ = learnable()
     model.norm = torch.nn.BatchNorm1d(2)
