@@ -246,4 +246,13 @@ def _cells(
             f"{paper.name} has no place for {len(strangers)} results (it shows {', '.join(paper.tasks)}, and takes "
             f"{paper.takes}): {_listed(strangers)}."
         )
-    return {cell: rows_of(those, paper.metrics[cell.task], flags.group_by) for cell, those in found.items()}
+    return {
+        cell: rows_of(_counting(those, paper.lambdas.get(cell.task)), paper.metrics[cell.task], flags.group_by)
+        for cell, those in found.items()
+    }
+
+
+def _counting(runs: Sequence[ScoredRun], lambda_: float | None) -> list[ScoredRun]:
+    """Return the runs of a cell; of a sweep the arms at the paper's lambda where they were scored, else dev's choice."""
+    printed = {run.facts["sweep"] for run in runs if run.mode == "sweep" and run.facts["lambda"] == lambda_}
+    return [run for run in runs if run.facts.get("sweep") not in printed or run.facts["lambda"] == lambda_]

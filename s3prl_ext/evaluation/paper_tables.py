@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from s3prl_ext.errors import UsageError, unknown_name
@@ -41,6 +41,7 @@ class PaperTable:
         match: returns the cell of a run with these facts on a task, or None where it has no place. In the tables on merging
             without training a lambda or a set of layers that the paper has not gets a cell of its own.
         takes: the runs that have a place there.
+        lambdas: the one lambda of the merges of a task, where the table has one.
     """
 
     name: str
@@ -50,6 +51,7 @@ class PaperTable:
     baselines: Mapping[str, Cell]
     match: Callable[[str, Mapping[str, Any]], Cell | None]
     takes: str
+    lambdas: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def tasks(self) -> list[str]:
@@ -130,13 +132,14 @@ def _mam2() -> PaperTable:
         if _is_tuned(facts) or facts.get("learnable") or facts.get("noise", "none") != "none":
             return None
         layers = str(facts.get("layers")) if _is_merged(facts) else "None"
-        return Cell(task, layers) if layers != "all" and " top-" not in layers and _chosen(facts) else None
+        counts = _chosen(facts) or _lambda(facts) == printed.get(task)
+        return Cell(task, layers) if layers != "all" and " top-" not in layers and counts else None
 
     at = ", ".join(f"{corpus} {value:g}" for corpus, value in printed.items())
     title = f"MAM, Table 2: merging a block of layers (the paper's λ: {at})"
     return PaperTable(
         "mam.table2", title, figures, MAM_METRICS, {c: Cell(c, "None") for c in blocks}, match,
-        "merges of a block of layers, and the unmerged model; upstreams that were not tuned, no noise"
+        "merges of a block of layers, and the unmerged model; upstreams that were not tuned, no noise", printed
     )  # fmt: skip
 
 
@@ -154,7 +157,7 @@ def _mam3() -> PaperTable:
             return None
         if not _is_merged(facts):
             return Cell(task, "unmerged", "swd")
-        return Cell(task, f"k = {k}", by) if k and _chosen(facts) else None
+        return Cell(task, f"k = {k}", by) if k and (_chosen(facts) or _lambda(facts) == printed.get(task)) else None
 
     at = ", ".join(f"{corpus} {value:g}" for corpus, value in printed.items())
     title = f"MAM, Table 3: merging the k most similar layers (the paper's λ: {at})"
@@ -167,6 +170,7 @@ def _mam3() -> PaperTable:
         baselines,
         match,
         "merges of layers chosen by similarity (by, top_k), and the unmerged model; upstreams that were not tuned, no noise",
+        printed,
     )
 
 

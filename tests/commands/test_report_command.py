@@ -16,6 +16,7 @@ import pytest
 from s3prl_ext.commands.report import main
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.evaluation.transcripts import transcript, write_transcripts
+from s3prl_ext.sweeps.grid import Group
 from tests.result_files import content, merge, write, write_hypotheses
 from tests.sweep_files import write_sweep
 
@@ -425,3 +426,23 @@ def test_transcripts_of_another_evaluation_make_no_tables_4_and_6(tmp_path, pair
     write(pair[1], record)
     text, _, _ = report(tmp_path / "out", *pair)
     assert "## MAM, Table 4" not in text and "Tables 4 and 6 of ljspeech are left out: " in text
+
+
+@pytest.mark.parametrize("tested", [False, True], ids=["dev's", "the paper's"])
+def test_a_block_of_a_sweep_is_shown_at_the_papers_lambda_where_it_was_scored(tmp_path, tested):
+    """On dev 0.05 is best; MAM's Table 2 has 0.25, which is scored on test with --test-paper only."""
+    groups = (Group("12-19", tuple(range(12, 20)), "none", (0.05, 0.25), 1),)
+    path = write_sweep(tmp_path / "sweep", groups)
+    if not tested:
+        whole = json.loads(path.read_text())
+        whole["results"] = {
+            key: row for key, row in whole["results"].items()
+            if row["arm"]["lambda"] != 0.25 or not key.endswith(":test")
+        }  # fmt: skip
+        path.write_text(json.dumps(whole))
+    text, rows, _ = report(tmp_path / "out", path, "--paper", "mam.table2", "--group-by", "upstream")
+    row = next(row for row in rows if row["row"].startswith("12-19"))
+    lambda_ = 0.25 if tested else 0.05
+    assert row["row"] == f"12-19 (our λ: {lambda_})" and row["paper"] == "8.63" and row["runs"] == "1"
+    assert float(row["mean"]) == pytest.approx(9.0 + abs(lambda_ - 0.05) * 10 + 0.8 + 0.5)
+    assert f"| 12-19 | {float(row['mean']):.2f} (8.63) |" in text
