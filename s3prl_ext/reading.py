@@ -28,6 +28,19 @@ def parse_json(text: str) -> Any:
         raise json.JSONDecodeError("nested too deeply", text[:80], 0) from None
 
 
+def read_lines(path: str | os.PathLike) -> list[str]:
+    """Return the lines of a UTF-8 text that belongs to a corpus.
+
+    Raises:
+        DataError: it is no such text.
+        OSError: it cannot be read.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is no UTF-8 text ({error}): unpack the corpus again.") from error
+
+
 def check_archive(path: str | os.PathLike) -> None:
     """Compare what a torch file holds with the checksums in it, which torch itself does not read.
 

@@ -12,6 +12,7 @@ from types import ModuleType
 
 from s3prl_ext.compat.listings import SortedPath
 from s3prl_ext.errors import DataError
+from s3prl_ext.reading import read_lines
 
 SPLITS = {"1": "train", "2": "dev", "3": "test"}
 """First field of a line in the list ``iden_split.txt`` -> split."""
@@ -39,7 +40,7 @@ def check_list(root: Path, meta_data: Path) -> None:
             f"no such VoxCeleb1 list: {meta_data}; it is VoxCeleb1's iden_split.txt, in s3prl's git repository "
             "s3prl/downstream/voxceleb1/veri_test_class.txt: point VOXCELEB1_SPLIT at it."
         )
-    for number, line in enumerate(meta_data.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(read_lines(meta_data), start=1):
         fields = line.split()
         if len(fields) != 2 or fields[0] not in SPLITS:
             raise DataError(
@@ -50,7 +51,7 @@ def check_list(root: Path, meta_data: Path) -> None:
 
 def first_missing(root: Path, meta_data: Path, split: str) -> str | None:
     """Return the first file that the list names for `split` and that is not below ``root/*/wav/``."""
-    for line in meta_data.read_text(encoding="utf-8").splitlines():
+    for line in read_lines(meta_data):
         number, path = line.split()
         if SPLITS[number] == split and next(root.glob(f"*/wav/{path}"), None) is None:
             return path

@@ -16,6 +16,7 @@ import numpy as np
 
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.progress import bar
+from s3prl_ext.reading import read_lines
 
 THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7)
 MEDIANS = (1, 11)  # frames
@@ -240,7 +241,7 @@ def read_rttm(path: Path) -> dict[str, list[Turn]]:
         DataError: it is missing, empty, or a line is no speaker turn.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = read_lines(path)
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}): give the rttm file of the split.") from error
     found: dict[str, list[Turn]] = {}

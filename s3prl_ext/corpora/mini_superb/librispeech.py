@@ -18,6 +18,7 @@ from s3prl_ext.corpora.mini_superb.transcribed import DIGIT_MAPPING, digit_strin
 from s3prl_ext.corpora.recordings import without_repeats
 from s3prl_ext.corpora.synthesis import VOICES, Speech, synthesise
 from s3prl_ext.errors import UsageError
+from s3prl_ext.reading import read_lines
 
 LONGEST_S = 8.0  # longer utterances are left out
 UTTERANCES = 64
@@ -60,7 +61,7 @@ def write_pr(out: Path, source: Source) -> None:
     _write_tree(out, source)
     words = set()
     for transcript in out.rglob("*.trans.txt"):
-        for line in transcript.read_text(encoding="utf-8").splitlines():
+        for line in read_lines(transcript):
             words.update(line.split()[1:])
     known = _cmudict()
     spelled = sorted(words - known.keys())

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from s3prl_ext.compat.ctc.corpus.bucketing import BucketingDataset
 from s3prl_ext.errors import DataError
+from s3prl_ext.reading import read_lines
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ def read_lexica(lexica: Sequence[str], tokenizer) -> dict[str, list[str]]:
                 f"no such lexicon: {lexicon}; s3prl's lexica are in its git repository, s3prl/downstream/ctc/lexicon: "
                 "point LIBRISPEECH_LEXICON at that folder, or config.downstream_expert.corpus.lexicon at your own."
             )
-        for line in Path(lexicon).read_text(encoding="utf-8").splitlines():
+        for line in read_lines(lexicon):
             if not line.strip():
                 continue
             word, *phones = line.split()
@@ -80,9 +81,7 @@ def _audio_files(folder: Path) -> list[Path]:
 
 def _read_transcripts(folder: Path) -> dict[str, str]:
     """Return utterance id -> transcript of one chapter's folder."""
-    lines = [
-        line for file in sorted(folder.glob("*.trans.txt")) for line in file.read_text(encoding="utf-8").splitlines()
-    ]
+    lines = [line for file in sorted(folder.glob("*.trans.txt")) for line in read_lines(file)]
     return dict(line.split(" ", 1) for line in lines if " " in line)
 
 

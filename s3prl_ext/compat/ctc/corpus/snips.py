@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from s3prl_ext.compat.ctc.corpus.bucketing import BucketingDataset
 from s3prl_ext.errors import DataError
+from s3prl_ext.reading import read_lines
 
 logger = logging.getLogger(__name__)
 
@@ -61,5 +62,5 @@ def _read_transcripts(file: Path) -> dict[str, str]:
     """Return utterance id -> the rest of its line."""
     if not file.is_file():
         raise DataError(f"the transcripts {file} do not exist: mend downstream_expert.corpus.path.")
-    lines = file.read_text(encoding="utf-8").splitlines()
+    lines = read_lines(file)
     return dict(line.strip().split(" ", 1) for line in lines if " " in line.strip())
