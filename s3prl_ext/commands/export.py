@@ -163,7 +163,7 @@ def write(tuned: Tuned, out: Path) -> None:
 def _write_task(task: TunedTask, folder: Path) -> None:
     """Write the head as a checkpoint that s3prl takes with -i, and the task file with and without what tuned."""
     features = {last_hidden_state.KEY: task.info.get(last_hidden_state.KEY)}
-    features["Args"] = argparse.Namespace(**{name: task.info.get(name) for name in checkpoint.FEATURES})
+    features[checkpoint.FEATURES_KEY] = {name: task.info.get(name) for name in checkpoint.FEATURES}
     torch.save({part: dict(state) for part, state in task.task.items()} | features, folder / HEAD_FILE)
     config = json.loads(json.dumps(task.info.get("config") or {}, default=str))
     _write_text(folder / TRAINING_FILE, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))

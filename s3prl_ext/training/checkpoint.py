@@ -25,6 +25,7 @@ EXTENSION_KEY = "S3prlExt"  # holds what s3prl's own checkpoints lack; s3prl ign
 LAST_HIDDEN_STATE_KEY = "last_hidden_state"  # under it, which one was trained on, see training/last_hidden_state.py
 DELTA_KEY = "Delta"  # the changes of the upstream, where a delta is read like a checkpoint
 DELTA_SUFFIX = ".safetensors"
+FEATURES_KEY = "Features"  # in the head of an export, which has no arguments: the values of FEATURES
 FEATURES = ("upstream_feature_selection", "upstream_layer_selection", "upstream_feature_normalize")  # what a task reads
 
 

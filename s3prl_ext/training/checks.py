@@ -160,7 +160,7 @@ def check_head_features(states: Mapping[str, Any], args: Namespace) -> None:
     Raises:
         UsageError: they differ and the head would be scored; in a training, which goes on from it, they are logged.
     """
-    stored = vars(states.get("Args") or Namespace())
+    stored = states.get(checkpoint.FEATURES_KEY) or vars(states.get("Args") or Namespace())
     if args.past_exp or "Downstream" not in states or checkpoint.FEATURES[0] not in stored:
         return
     before, now = (_features(values) for values in (stored, vars(args)))
