@@ -38,7 +38,7 @@ def read_lines(path: str | os.PathLike) -> list[str]:
     try:
         return Path(path).read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is no UTF-8 text ({error}): unpack the corpus again.") from error
+        raise DataError(f"{path} is not UTF-8 text ({error}): unpack the corpus again.") from error
 
 
 def check_archive(path: str | os.PathLike) -> None:

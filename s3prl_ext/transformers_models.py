@@ -28,7 +28,7 @@ SPEECH_UPSTREAMS = {
     "unispeech-sat": "hf_speech_custom",
     "whisper": "whisper_local",
 }
-MODEL_TYPES = ("hubert", "wav2vec2", "wavlm", "data2vec-audio", "unispeech-sat")  # what hf_speech_custom takes
+MODEL_TYPES = tuple(kind for kind in SPEECH_UPSTREAMS if kind != "whisper")  # what hf_speech_custom takes
 
 # Weights that no block output depends on: BERT's and ViT's pooler, and what stands for masked inputs in pre-training.
 _UNUSED = re.compile(r"(^|\.)(masked_spec_embed|mask_token|pooler\..+)$")

@@ -98,7 +98,7 @@ def read_clips(root: Path) -> list[Clip]:
     try:
         text = (root / META).read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
-        raise DataError(f"{root / META} is no UTF-8 text ({error}): unpack the archive again.") from error
+        raise DataError(f"{root / META} is not UTF-8 text ({error}): unpack the archive again.") from error
     reader = csv.DictReader(io.StringIO(text, newline=""))
     missing = [column for column in COLUMNS if column not in (reader.fieldnames or ())]
     if missing:

@@ -70,7 +70,7 @@ def _transcripts(table: Path) -> dict[str, str]:
     try:
         lines = table.read_text(encoding="utf-8").rstrip("\n").split("\n")
     except UnicodeDecodeError as error:
-        raise DataError(f"{table} is no UTF-8 text ({error}): unpack the archive again.") from error
+        raise DataError(f"{table} is not UTF-8 text ({error}): unpack the archive again.") from error
     for number, line in enumerate(lines, 1):
         fields = line.split("|")
         if len(fields) != 3 or not fields[0]:

@@ -96,4 +96,4 @@ def _text(path: Path) -> str:
     try:
         return " ".join(path.read_text(encoding="utf-8").split())
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is no UTF-8 text ({error}): unpack the archive again.") from error
+        raise DataError(f"{path} is not UTF-8 text ({error}): unpack the archive again.") from error

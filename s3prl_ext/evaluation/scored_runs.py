@@ -102,7 +102,8 @@ def facts_of(record: ResultRecord) -> dict[str, Any]:
         "upstream_ckpt": _last(args.get("upstream_ckpt")),
         "upstream_sha256": record["upstream_sha256"],
         "variant": args.get("downstream_variant"),
-        "features": f"{args.get('upstream_feature_selection')}/{args.get('upstream_layer_selection')}",
+        "features": f"{args.get('upstream_feature_selection')}/{args.get('upstream_layer_selection')}"
+        + ("/normalised" if args.get("upstream_feature_normalize") else ""),
         "last_hidden_state": record["last_hidden_state"],
         "method": method,
         "race": raced,

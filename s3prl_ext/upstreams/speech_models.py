@@ -7,22 +7,20 @@ from pathlib import Path
 import torch
 
 from s3prl_ext.attention.files import model_config
-from s3prl_ext.upstreams.merged_attention.model import MODEL_TYPES, TransformersSpeechModel
+from s3prl_ext.transformers_models import SPEECH_UPSTREAMS
+from s3prl_ext.upstreams.merged_attention.model import TransformersSpeechModel
 from s3prl_ext.upstreams.whisper.encoder import MODEL_TYPE as WHISPER
 from s3prl_ext.upstreams.whisper.expert import UpstreamExpert as WhisperUpstream
-
-# model type -> name on s3prl's hub of the upstream that takes such a folder with -k and gives its last hidden state
-UPSTREAM_NAMES = {**dict.fromkeys(MODEL_TYPES, "hf_speech_custom"), WHISPER: "whisper_custom"}
 
 
 def is_speech_model(folder: Path) -> bool:
     """Return whether :func:`speech_model` runs the model in a folder."""
-    return model_config(folder).get("model_type") in UPSTREAM_NAMES
+    return model_config(folder).get("model_type") in SPEECH_UPSTREAMS
 
 
 def upstream_name(folder: Path) -> str:
-    """Return the name of the upstream for a folder, that of HuBERT and its relatives where the kind is unknown."""
-    return UPSTREAM_NAMES.get(str(model_config(folder).get("model_type")), "hf_speech_custom")
+    """Return the name on s3prl's hub of the upstream that :func:`speech_model` builds."""
+    return "whisper_custom" if model_config(folder).get("model_type") == WHISPER else "hf_speech_custom"
 
 
 def speech_model(folder: Path) -> torch.nn.Module:

@@ -85,10 +85,10 @@ def test_a_bucket_is_neighbours_and_the_last_ones_start_earlier(libri, phones):
     [
         (lambda root: (root / "lexicon.txt").write_text("STOP\tS T\n"), "the word GO of 1-2-0.flac is in no lexicon"),
         (lambda root: (root / "lexicon.txt").write_text("GO\tG XX9\n"), "phone 'XX9' of GO is not in the vocabulary"),
-        (lambda root: (root / "lexicon.txt").write_bytes(b"GO\tG \xff"), "lexicon.txt is no UTF-8 text .*: unpack"),
+        (lambda root: (root / "lexicon.txt").write_bytes(b"GO\tG \xff"), "lexicon.txt is not UTF-8 text .*: unpack"),
         (
             lambda root: next(root.rglob("*.trans.txt")).write_bytes(b"1-2-0 \xff"),
-            "trans.txt is no UTF-8 text .*: unpack",
+            "trans.txt is not UTF-8 text .*: unpack",
         ),
         (lambda root: (root / "lexicon.txt").unlink(), "no such lexicon: .*lexicon.txt"),
         (lambda root: (root / "train/1/2/1-2.trans.txt").write_text("1-2-0 GO\n"), "no transcript of 1-2-1.flac"),

@@ -59,7 +59,7 @@ def test_same_seed_gives_the_same_bytes(corpus, tmp_path):
 
 def test_a_table_that_is_no_text_is_named(own):
     (own / META).write_bytes((own / META).read_bytes()[:1000] + b"\xff\xfe")
-    with pytest.raises(DataError, match=r"esc50.csv is no UTF-8 text .*: unpack the archive again"):
+    with pytest.raises(DataError, match=r"esc50.csv is not UTF-8 text .*: unpack the archive again"):
         read_clips(own)
 
 

@@ -44,6 +44,13 @@ def test_other_data_are_never_averaged():
     assert [row.label for row in rows] == ["hubert, data dddddddd", "hubert, data eeeeeeee"]
 
 
+def test_normalised_features_are_other_features():
+    other = content({"wer": 8.0}, seed=2)
+    other["args"]["upstream_feature_normalize"] = True
+    rows = rows_of([run(4.0, seed=1), *runs_of(ResultRecord(Path("b"), other))], "wer")
+    assert [row.mean for row in rows] == [4.0, 8.0]
+
+
 def test_the_same_result_twice_counts_once_and_is_named():
     runs, notes = without_duplicates([run(4.0), run(4.0, "copy/result-test.json")])
     assert len(runs) == 1 and "copy/result-test.json: left out, it repeats a/result-test.json" in notes[0]
