@@ -17,6 +17,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "librispeech": ("path", "duration_s", "speaker", "text"),
     "libri2mix_svoice_debug": ("path", "speaker", "role"),
     "ljspeech": ("path", "duration_s", "text"),
+    "misc_read": ("path", "duration_s", "speaker", "text"),
     "picovoice_barista": ("path", "duration_s", "slots"),
     "vctk": ("path", "duration_s", "speaker", "text"),
 }

@@ -37,6 +37,7 @@ def build(
     tasks: Iterable[str] = ALL,
     overwrite: bool = False,
     digit_strings: int = 0,
+    everything: bool = False,
 ) -> list[str]:
     """Write the miniature corpora of `tasks` into the folder `out`; return one command per task that trains on it.
 
@@ -50,19 +51,20 @@ def build(
         tasks: short names out of :data:`ALL`.
         overwrite: replace an earlier build at `out`; its ``exp`` folder is kept.
         digit_strings: make LibriSpeech, LJ Speech and VCTK of that many strings of spoken digits each; 0 = of sentences.
+        everything: make these three of all recordings with a text, of any length, by speaker where there are enough.
 
     Raises:
-        UsageError: unknown task, `out` is not empty, `recordings` holds no known corpus, a package is missing.
+        UsageError: unknown task, two of these choices, a corpus that is not among the recordings, `out` is not empty, `recordings` holds no known corpus, a package is missing.
         DataError: a table or clip of the recordings is unreadable.
     """
     tasks = _checked(tasks)
+    if everything and digit_strings:
+        raise UsageError("--all takes the recordings as they are, --digits makes strings of digits: give one of them.")
     out = Path(out).absolute()
     with one_writer(out):
         _move_back(out)
     _check_place(out, overwrite)
-    source = Source(
-        final=out, recordings=Recordings(recordings) if recordings else None, seed=seed, digit_strings=digit_strings
-    )
+    source = Source(out, Recordings(recordings) if recordings else None, seed, digit_strings, everything)
     with ExitStack() as stack:
         try:
             partial = stack.enter_context(folder_beside(out))
@@ -194,10 +196,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="N",
         help="make asr, pr, ljspeech and vctk of N strings of spoken digits each (fsdd)",
     )
+    parser.add_argument(
+        "--all",
+        action="store_true",
+        help="make asr, pr, ljspeech and vctk of every recording with a text, split by speaker where there are enough",
+    )
     parser.add_argument("--tasks", default=",".join(ALL), help=f"comma-separated (default: {','.join(ALL)})")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier build at --out; its exp/ stays")
     args = parser.parse_args(argv)
     tasks = [task.strip() for task in args.tasks.split(",") if task.strip()]
-    for line in build(args.out, args.recordings, args.seed, tasks, args.overwrite, args.digits):
+    for line in build(args.out, args.recordings, args.seed, tasks, args.overwrite, args.digits, args.all):
         print(line)
     return 0

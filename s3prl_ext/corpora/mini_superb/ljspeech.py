@@ -6,6 +6,7 @@ from pathlib import Path
 
 from s3prl_ext.corpora.audio import read_audio, write_audio
 from s3prl_ext.corpora.ljspeech import DEV_CHAPTERS, TEST_CHAPTERS
+from s3prl_ext.corpora.mini_superb import everything
 from s3prl_ext.corpora.mini_superb.source import Source
 from s3prl_ext.corpora.mini_superb.transcribed import (
     DIGIT_MAPPING,
@@ -24,22 +25,28 @@ CHAPTERS = {"train": "LJ001", "dev": DEV_CHAPTERS[0], "test": TEST_CHAPTERS[0], 
 
 MAPPING = (
     f"Recordings of LJ Speech under their own ids, or {SENTENCES} synthesised sentences of one voice; 80/10/10 by the "
-    f"hash of the id (`splits.json`). {DIGIT_MAPPING}"
+    f"hash of the id (`splits.json`). {DIGIT_MAPPING} {everything.MAPPING}"
 )
 
 
 def write(out: Path, source: Source) -> None:
     """Write table, audio and split lists below `out`."""
-    spoken = digit_strings(source, "ljspeech")
-    rows = [] if spoken else [_recorded(clip) for clip in recorded(source, "ljspeech", LONGEST_S)]
-    if not rows:
-        rows = _numbered(spoken or list(synthesised(source, "ljspeech", [("", VOICES[1])], SENTENCES)))
+    gathered = everything.for_ljspeech(source) if source.everything else None
+    rows = gathered.spoken() if gathered else _few(source)
     lines = []
     for id, one in sorted(rows, key=lambda row: row[0]):
         write_audio(out / "wavs" / f"{id}.wav", one.samples)
         lines.append(f"{id}|{one.text}|{one.text}\n")
     (out / "metadata.csv").write_text("".join(lines), encoding="utf-8")
     write_splits(out, ((id, one.split) for id, one in rows))
+    if gathered:
+        everything.write_contents(out, "ljspeech", gathered, rows, source)
+
+
+def _few(source: Source) -> list[tuple[str, Spoken]]:
+    spoken = digit_strings(source, "ljspeech")
+    rows = [] if spoken else [_recorded(clip) for clip in recorded(source, "ljspeech", LONGEST_S)]
+    return rows or _numbered(spoken or list(synthesised(source, "ljspeech", [("", VOICES[1])], SENTENCES)))
 
 
 def _recorded(clip: Clip) -> tuple[str, Spoken]:

@@ -25,12 +25,14 @@ class Source:
         recordings: real recordings, or None for synthesis only.
         seed: decides which clips are taken, how they are split, and the synthesised sentences and noises.
         digit_strings: LibriSpeech, LJ Speech and VCTK are made of that many strings of spoken digits; 0 = of sentences.
+        everything: LibriSpeech, LJ Speech and VCTK are all recordings with a text, of any length.
     """
 
     final: Path
     recordings: Recordings | None = None
     seed: int = 0
     digit_strings: int = 0
+    everything: bool = False
     notes: list[str] = field(default_factory=list)
 
     def rng(self, task: str) -> np.random.Generator:

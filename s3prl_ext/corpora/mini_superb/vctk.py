@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from s3prl_ext.corpora.audio import read_audio, write_audio
+from s3prl_ext.corpora.mini_superb import everything
 from s3prl_ext.corpora.mini_superb.source import Source
 from s3prl_ext.corpora.mini_superb.transcribed import (
     DIGIT_MAPPING,
@@ -23,17 +24,14 @@ SPEAKERS, SENTENCES = 4, 10  # synthesised: voices, sentences by each
 
 MAPPING = (
     f"Recordings of VCTK of at most {LONGEST_S:g} s under their own ids, or {SENTENCES} synthesised sentences by each "
-    f"of {SPEAKERS} voices; 80/10/10 by the hash of the id (`splits.json`). {DIGIT_MAPPING}"
+    f"of {SPEAKERS} voices; 80/10/10 by the hash of the id (`splits.json`). {DIGIT_MAPPING} {everything.MAPPING}"
 )
 
 
 def write(out: Path, source: Source) -> None:
     """Write texts, audio, speakers and split lists below `out`."""
-    spoken = digit_strings(source, "vctk")
-    rows = [] if spoken else [_recorded(clip) for clip in recorded(source, "vctk", LONGEST_S)]
-    if not rows:
-        voices = [(f"p{301 + index}", voice) for index, voice in enumerate(VOICES[:SPEAKERS])]
-        rows = _numbered(spoken or list(synthesised(source, "vctk", voices, SENTENCES)))
+    gathered = everything.for_vctk(source) if source.everything else None
+    rows = gathered.spoken() if gathered else _few(source)
     for id, one in rows:
         speaker = id.rpartition("_")[0]
         write_audio(out / "wav48_silence_trimmed" / speaker / f"{id}_{MICROPHONE}.flac", one.samples)
@@ -43,6 +41,17 @@ def write(out: Path, source: Source) -> None:
     speakers = sorted({id.rpartition("_")[0] for id, _ in rows})
     (out / "speaker-info.txt").write_text("".join(f"{name}\n" for name in ("ID", *speakers)), encoding="utf-8")
     write_splits(out, ((id, one.split) for id, one in rows))
+    if gathered:
+        everything.write_contents(out, "vctk", gathered, rows, source)
+
+
+def _few(source: Source) -> list[tuple[str, Spoken]]:
+    spoken = digit_strings(source, "vctk")
+    rows = [] if spoken else [_recorded(clip) for clip in recorded(source, "vctk", LONGEST_S)]
+    if rows:
+        return rows
+    voices = [(f"p{301 + index}", voice) for index, voice in enumerate(VOICES[:SPEAKERS])]
+    return _numbered(spoken or list(synthesised(source, "vctk", voices, SENTENCES)))
 
 
 def _recorded(clip: Clip) -> tuple[str, Spoken]:
