@@ -38,6 +38,7 @@ def build(
     overwrite: bool = False,
     digit_strings: int = 0,
     everything: bool = False,
+    takes: int = 0,
 ) -> list[str]:
     """Write the miniature corpora of `tasks` into the folder `out`; return one command per task that trains on it.
 
@@ -52,6 +53,8 @@ def build(
         overwrite: replace an earlier build at `out`; its ``exp`` folder is kept.
         digit_strings: make LibriSpeech, LJ Speech and VCTK of that many strings of spoken digits each; 0 = of sentences.
         everything: make these three of all recordings with a text, of any length, by speaker where there are enough.
+        takes: make KS and SID of recorded digits harder: that many takes of each digit in train, KS with speakers of their
+            own in dev and test, SID of single digits; 0 = the easy forms.
 
     Raises:
         UsageError: unknown task, two of these choices, a corpus that is not among the recordings, `out` is not empty, `recordings` holds no known corpus, a package is missing.
@@ -60,11 +63,13 @@ def build(
     tasks = _checked(tasks)
     if everything and digit_strings:
         raise UsageError("--all takes the recordings as they are, --digits makes strings of digits: give one of them.")
+    if takes < 0:
+        raise UsageError(f"--takes {takes} is negative: give the number of training takes of each digit.")
     out = Path(out).absolute()
     with one_writer(out):
         _move_back(out)
     _check_place(out, overwrite)
-    source = Source(out, Recordings(recordings) if recordings else None, seed, digit_strings, everything)
+    source = Source(out, Recordings(recordings) if recordings else None, seed, digit_strings, everything, takes)
     with ExitStack() as stack:
         try:
             partial = stack.enter_context(folder_beside(out))
@@ -201,10 +206,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         action="store_true",
         help="make asr, pr, ljspeech and vctk of every recording with a text, split by speaker where there are enough",
     )
+    parser.add_argument(
+        "--takes",
+        type=int,
+        default=0,
+        metavar="N",
+        help="harder ks and sid of recorded digits (fsdd): N takes of each digit in train, unseen speakers in ks's dev and "
+        "test, single digits in sid",
+    )
     parser.add_argument("--tasks", default=",".join(ALL), help=f"comma-separated (default: {','.join(ALL)})")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier build at --out; its exp/ stays")
     args = parser.parse_args(argv)
     tasks = [task.strip() for task in args.tasks.split(",") if task.strip()]
-    for line in build(args.out, args.recordings, args.seed, tasks, args.overwrite, args.digits, args.all):
+    for line in build(args.out, args.recordings, args.seed, tasks, args.overwrite, args.digits, args.all, args.takes):
         print(line)
     return 0

@@ -16,6 +16,7 @@ from s3prl_ext.corpora.audio import SAMPLE_RATE, pad_to, read_audio, write_audio
 from s3prl_ext.corpora.mini_superb.source import Source, cut_seconds, require
 from s3prl_ext.corpora.recordings import Clip
 from s3prl_ext.corpora.synthesis import VOICES, Speech, synthesise
+from s3prl_ext.errors import UsageError
 
 KEYWORDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -24,6 +25,7 @@ READ_SPEECH = ("librispeech", "vctk", "ljspeech", "asterisk_en")
 
 # Takes of a word by split. Recorded digits: takes 0-4 are their official test set.
 RECORDED_TAKES: dict[str, tuple[int, ...]] = {"test": (0, 1, 2, 3, 4), "dev": (5, 6), "train": tuple(range(7, 15))}
+HARD_SPEAKERS = {"test": 2, "dev": 1}  # speakers of their own with --takes; all others are train
 SPOKEN_TAKES: dict[str, tuple[int, ...]] = {"test": (0, 1), "dev": (5,), "train": (6, 7, 8, 9)}
 SHORTEST = 8000  # samples; shorter words are set into half a second of faint noise
 UNKNOWN = {"test": 12, "dev": 6, "train": 24}
@@ -33,7 +35,8 @@ MAPPING = (
     "Ten keywords, `_unknown_`, `_silence_`; words are at least half a second long. From recorded digits: "
     + ", ".join(f"{digit} stands as {keyword}" for digit, keyword in zip(DIGITS, KEYWORDS))
     + ". Each take of a speaker has a speaker id of its own whose sha1 puts it into train or dev: takes 0-4 are test, "
-    "5-6 dev, 7-14 train, so the same people are in all splits. `_silence_` is computed noise."
+    "5-6 dev, 7-14 train, so the same people are in all splits. With `--takes N` test has two speakers and dev one who are in "
+    "no other split, with all their takes, and train N takes of each digit of the others. `_silence_` is computed noise."
 )
 
 Spoken = tuple[str, str, str, np.ndarray]  # split, keyword, name of speaker and take, samples
@@ -59,7 +62,10 @@ def speaker_id(name: str, split: str) -> str:
 def write(out: Path, source: Source) -> None:
     """Write training and test folder below `out`."""
     clips = source.clips("ks", "fsdd")
-    spoken = _recorded_digits(clips) if clips else _spoken_keywords()
+    if source.takes:
+        spoken = _unseen_speakers(hard_form(clips, "ks"), source)
+    else:
+        spoken = _recorded_digits(clips) if clips else _spoken_keywords()
     rng = source.rng("ks")
     for split, word, name, samples in spoken:
         _write_clip(out, split, word, name, pad_to(samples, max(len(samples), SHORTEST), rng))
@@ -87,6 +93,55 @@ def _recorded_digits(clips: list[Clip]) -> list[Spoken]:
     for split in RECORDED_TAKES:
         require(sum(one[0] == split for one in spoken), len(KEYWORDS), "fsdd", f"digits for {split}")
     return spoken
+
+
+def hard_form(clips: list[Clip], task: str) -> list[Clip]:
+    """Return recorded digits, of which ``--takes`` makes a harder form of `task`.
+
+    Raises:
+        UsageError: there are none.
+    """
+    if not clips:
+        raise UsageError(f"--takes makes {task} of recorded digits: give --recordings with a folder that holds fsdd/.")
+    return clips
+
+
+def take_of(clip: Clip) -> int:
+    """Return the number of a recorded digit's take; files are named ``DIGIT_SPEAKER_TAKE``."""
+    return int(clip.name.rpartition("_")[2])
+
+
+def training_takes(clips: list[Clip], takes: int) -> list[Clip]:
+    """Return the first `takes` takes, outside the official test takes, of each digit of each speaker."""
+    of: dict[tuple[str, str], list[Clip]] = {}
+    for clip in sorted(clips, key=take_of):
+        if take_of(clip) not in RECORDED_TAKES["test"]:
+            of.setdefault((clip.speaker, clip.text), []).append(clip)
+    for (speaker, digit), found in of.items():
+        require(len(found), takes, "fsdd", f"takes for training of '{digit}' by {speaker}")
+    return [clip for found in of.values() for clip in found[:takes]]
+
+
+def _unseen_speakers(clips: list[Clip], source: Source) -> list[Spoken]:
+    """Return spoken digits of which dev and test have speakers of their own, and train few takes."""
+    clips = [clip for clip in clips if clip.text in DIGITS]
+    speakers = sorted({clip.speaker for clip in clips})
+    require(len(speakers), sum(HARD_SPEAKERS.values()) + 1, "fsdd", "speakers")
+    order = [speakers[index] for index in source.rng("ks speakers").permutation(len(speakers))]
+    test, dev = order[: HARD_SPEAKERS["test"]], order[HARD_SPEAKERS["test"] : sum(HARD_SPEAKERS.values())]
+    by_split = {
+        "train": training_takes([clip for clip in clips if clip.speaker not in {*test, *dev}], source.takes),
+        "dev": [clip for clip in clips if clip.speaker in dev],
+        "test": [clip for clip in clips if clip.speaker in test],
+    }
+    for split, members in by_split.items():
+        said_by = ", ".join(sorted({clip.speaker for clip in members}))
+        source.note("ks", f"{split} is {len(members)} digits said by {said_by}")
+    return [
+        (split, KEYWORDS[DIGITS.index(clip.text)], f"{clip.speaker}/{take_of(clip)}", read_audio(clip.path))
+        for split, members in by_split.items()
+        for clip in members
+    ]
 
 
 def _spoken_keywords() -> Iterator[Spoken]:

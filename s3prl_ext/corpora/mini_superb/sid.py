@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from s3prl_ext.corpora.audio import SAMPLE_RATE, read_audio, write_audio
+from s3prl_ext.corpora.mini_superb import ks
 from s3prl_ext.corpora.mini_superb.sentences import sentences
 from s3prl_ext.corpora.mini_superb.source import Source, cut_seconds, require
 from s3prl_ext.corpora.recordings import Clip, without_repeats
@@ -23,24 +24,59 @@ SPLIT_CODES = {"train": 1, "dev": 2, "test": 3}
 META_DATA = "veri_test_class.txt"
 DIGITS = "0123456789"
 
+Video = tuple[str, list[np.ndarray]]  # split of a recording, the utterances cut from it
+
 MAPPING = (
     f"Utterances of up to {PIECE_S:g} s, {PIECES} from each of up to {VIDEOS} recordings of a speaker; one recording is "
     "dev, one test. From spoken digits a recording is one take of a speaker, its utterances the digits 0-4 and 5-9 said "
-    "one after the other. Speakers are numbered id10001, id10002, ... as listed below."
+    "one after the other. With `--takes N` an utterance is one digit: takes 0-4 are test, 5-6 dev, N others train. "
+    "Speakers are numbered id10001, id10002, ... as listed below."
 )
 
 
 def write(out: Path, source: Source) -> None:
-    """Write clips and split below `out`; the last two recordings of each speaker are dev and test."""
+    """Write clips and split below `out`."""
     lines = []
-    for number, videos in enumerate(_speakers(source)):
-        for index, pieces in enumerate(videos):
-            split = {len(videos) - 2: "dev", len(videos) - 1: "test"}.get(index, "train")
+    for number, videos in enumerate(_single_digits(source) if source.takes else _last_held_out(_speakers(source))):
+        for index, (split, pieces) in enumerate(videos):
             for piece, samples in enumerate(pieces, 1):
                 name = f"id{10001 + number}/video{index:02d}/{piece:05d}.wav"
                 write_audio(out / ("test" if split == "test" else "dev") / "wav" / name, samples)
                 lines.append(f"{SPLIT_CODES[split]} {name}\n")
     (out / META_DATA).write_text("".join(lines), encoding="utf-8")
+
+
+def _last_held_out(speakers: list[list[list[np.ndarray]]]) -> list[list[Video]]:
+    """Return the recordings with their splits: the last two of each speaker are dev and test."""
+    return [
+        [({len(videos) - 2: "dev", len(videos) - 1: "test"}.get(i, "train"), pieces) for i, pieces in enumerate(videos)]
+        for videos in speakers
+    ]
+
+
+def _single_digits(source: Source) -> list[list[Video]]:
+    """Return speakers -> takes, an utterance is one digit: the official test takes, two of dev, few of train."""
+    clips = ks.hard_form(source.clips("sid", "fsdd"), "sid")
+    training = {clip.path for clip in ks.training_takes(_later(clips), source.takes)}
+    held_out = {take: split for split in ("test", "dev") for take in ks.RECORDED_TAKES[split]}
+    speakers: dict[str, dict[tuple[int, str], list[np.ndarray]]] = {}
+    for clip in clips:
+        split = "train" if clip.path in training else held_out.get(ks.take_of(clip))
+        if split:
+            takes = speakers.setdefault(clip.speaker, {})
+            takes.setdefault((ks.take_of(clip), split), []).append(read_audio(clip.path))
+    require(len(speakers), 2, "fsdd", "speakers")
+    for number, name in enumerate(sorted(speakers), 1):
+        source.note("sid", f"id{10000 + number} is speaker {name}")
+    return [
+        [(split, pieces) for (_, split), pieces in sorted(speakers[name].items(), key=lambda item: item[0])]
+        for name in sorted(speakers)
+    ]
+
+
+def _later(clips: list[Clip]) -> list[Clip]:
+    """Return the clips outside the takes of dev."""
+    return [clip for clip in clips if ks.take_of(clip) not in ks.RECORDED_TAKES["dev"]]
 
 
 def _speakers(source: Source) -> list[list[list[np.ndarray]]]:

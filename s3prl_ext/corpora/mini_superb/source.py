@@ -26,6 +26,7 @@ class Source:
         seed: decides which clips are taken, how they are split, and the synthesised sentences and noises.
         digit_strings: LibriSpeech, LJ Speech and VCTK are made of that many strings of spoken digits; 0 = of sentences.
         everything: LibriSpeech, LJ Speech and VCTK are all recordings with a text, of any length.
+        takes: training takes of each recorded digit in the hard forms of KS and SID; 0 = the easy forms.
     """
 
     final: Path
@@ -33,6 +34,7 @@ class Source:
     seed: int = 0
     digit_strings: int = 0
     everything: bool = False
+    takes: int = 0
     notes: list[str] = field(default_factory=list)
 
     def rng(self, task: str) -> np.random.Generator:
