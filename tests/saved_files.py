@@ -1,7 +1,8 @@
 """Files of every kind that a version writes, tiny, with the values that it reads from them: ``tests/fixtures/saved``.
 
-``python -m tests.saved_files FOLDER`` trains, merges, sweeps and exports with the version at hand, on a corpus of tones, and writes
-what it made and ``saved.json``: versions, commit, and the scores of every artefact. Later versions must read the same from it.
+``python -m tests.saved_files FOLDER`` trains, merges, sweeps and exports with the version at hand, on a corpus of tones,
+and writes what it made and ``saved.json``: versions, commit, and the scores of every artefact. Later versions must read
+the same from it.
 """
 
 from __future__ import annotations

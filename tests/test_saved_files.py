@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from s3prl_ext.attention.files import open_weights
 from s3prl_ext.child_tuning import delta, mask_files
