@@ -39,7 +39,7 @@ lint: $(INSTALLED)
 venv: $(INSTALLED)
 
 # torch first and by itself: pip then keeps the build (CPU or CUDA) that it chose for this machine.
-$(INSTALLED): setup.py constraints.txt s3prl_ext.pth
+$(INSTALLED): pyproject.toml setup.py constraints.txt s3prl_ext.pth
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "s3prl_ext needs Python 3.11 or later, $(PYTHON) is " + sys.version.split()[0] + ": make PYTHON=python3.11 ...")'
 	@$(PYTHON) -c 'import ensurepip, venv' || { echo 'The module venv is missing: on Debian and Ubuntu it is in the package python3-venv.'; exit 1; }
 	$(PYTHON) -m venv "$(VENV)"

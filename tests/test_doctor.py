@@ -75,7 +75,7 @@ def test_versions_of_transformers_whose_features_were_compared(capsys, monkeypat
 def test_the_pinned_version_was_compared_and_the_oldest_allowed_one_too():
     root = Path(__file__).parents[1]
     pinned = re.search(r"^transformers==(.+)$", (root / "constraints.txt").read_text(), re.MULTILINE)[1]
-    oldest = re.search(r'"transformers>=(.+)"', (root / "setup.py").read_text())[1]
+    oldest = re.search(r'"transformers>=(.+)"', (root / "pyproject.toml").read_text())[1]
     assert pinned in CHECKED_VERSIONS and CHECKED_VERSIONS[0] == oldest
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -69,5 +70,5 @@ def test_hidden_files_and_generic_sentences_are_found(tmp_path):
 
 
 def test_the_folder_is_not_installed():
-    setup = Path(__file__).parents[1].joinpath("setup.py").read_text()
-    assert 'find_namespace_packages(include=["s3prl_ext", "s3prl_ext.*"])' in setup
+    settings = tomllib.loads(Path(__file__).parents[1].joinpath("pyproject.toml").read_text())["tool"]
+    assert settings["setuptools"]["packages"]["find"]["include"] == ["s3prl_ext", "s3prl_ext.*"]
