@@ -114,6 +114,12 @@ def test_a_long_clip_is_written_window_by_window(folder):
     assert recognizer.decode(list(states), None)[0].text == " ".join(_of_transformers(folder, parts))
 
 
+def test_a_shorter_window_pads_short_clips_to_it_and_longer_ones_to_whole_windows(folder):
+    recognizer = read_whisper(folder, 32, HeadConfig("target", window=1))
+    lengths = {length: len(recognizer.pad(np.ones(length))) for length in (1, 16000, 16001, WINDOW, WINDOW + 1)}
+    assert lengths == {1: 16000, 16000: 16000, 16001: WINDOW, WINDOW: WINDOW, WINDOW + 1: 2 * WINDOW}
+
+
 def test_a_clip_of_its_own_length_is_decoded_alone_as_in_a_batch(folder):
     recognizer = read_whisper(folder, 32, HeadConfig("target", window="clip"))
     wavs = clips(16000, 9000, 16000)
@@ -195,7 +201,8 @@ def test_what_cannot_work_is_refused_in_one_sentence(tmp_path, spoil, width, hea
 
 @pytest.mark.parametrize(
     "head, sentence",
-    [({"window": 20}, "head.window"), ({"task": "sing"}, "head.task"), ({"beams": 0}, "head.beams must be"),
+    [({"window": 31}, "head.window must be a whole number of seconds from 1 to 30, or clip, not 31"),
+     ({"window": True}, "head.window"), ({"window": "whole"}, "head.window"), ({"task": "sing"}, "head.task"), ({"beams": 0}, "head.beams must be"),
      ({"max_tokens": 0}, "head.max_tokens must be")],
 )  # fmt: skip
 def test_options_are_checked(corpus, head, sentence):

@@ -12,7 +12,8 @@ from s3prl_ext.errors import UsageError, unknown_name
 from s3prl_ext.evaluation.text_rules import text_rule
 
 HEADS = ("target", "fresh")
-WINDOWS = (30, "clip")
+LONGEST_WINDOW = 30  # seconds: what a Whisper reads at once
+CLIP = "clip"
 TASKS = ("transcribe", "translate")
 
 
@@ -47,7 +48,8 @@ class HeadConfig:
             new CTC head on the characters of the text rule.
         ckpt: ``target``: folder or hub id of that model; None takes the target of the upstream (``-u``).
         recurrent: of a ``fresh`` head: width of a bidirectional LSTM below the output layer, 0 for none.
-        window: of a Whisper: ``30``: clips are padded with silence to the 30 s of its training; ``clip``: as they are.
+        window: of a Whisper: seconds to which clips are padded with silence, ``30`` as in its training; longer clips to a
+            multiple of 30 s; ``clip``: they stay as they are.
         language: of a multilingual Whisper: code of the language that is spoken, such as ``en``.
         task: of a multilingual Whisper: ``transcribe``, or ``translate`` into English.
         beams: of a Whisper: hypotheses of the beam search, 1 for greedy decoding.
@@ -57,7 +59,7 @@ class HeadConfig:
     init: str
     ckpt: str | None = None
     recurrent: int = 0
-    window: int | str = 30
+    window: int | str = LONGEST_WINDOW
     language: str = "en"
     task: str = "transcribe"
     beams: int = 1
@@ -88,11 +90,17 @@ def parse(section: Mapping[str, Any]) -> tuple[DataConfig, HeadConfig]:
     for kind, value, known in (
         ("downstream_expert.datarc.on_missing", data.get("on_missing", "error"), ON_MISSING),
         ("downstream_expert.head.init", head.get("init", "nothing"), HEADS),
-        ("downstream_expert.head.window", head.get("window", 30), WINDOWS),
         ("downstream_expert.head.task", head.get("task", "transcribe"), TASKS),
     ):
         if value not in known:
             problems.append(str(unknown_name(kind, value, known)))
+    window = head.get("window", LONGEST_WINDOW)
+    if window != CLIP and (
+        isinstance(window, bool) or not isinstance(window, int) or not 1 <= window <= LONGEST_WINDOW
+    ):
+        problems.append(
+            f"downstream_expert.head.window must be a whole number of seconds from 1 to 30, or clip, not {window!r}."
+        )
     try:
         text_rule(data.get("text_rule", "mam"))
     except UsageError as error:

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from s3prl_ext.attention.files import open_weights, weight_files
-from s3prl_ext.downstreams.recognition.config import HeadConfig
+from s3prl_ext.corpora.audio import SAMPLE_RATE
+from s3prl_ext.downstreams.recognition.config import CLIP, HeadConfig
 from s3prl_ext.errors import DataError, unknown_name
 from s3prl_ext.evaluation.decoding import Decoded
 from s3prl_ext.upstreams.whisper.encoder import check_folder
@@ -110,14 +111,17 @@ class WhisperRecognizer:
     def __init__(self, head: WhisperHead, folder: Path, config: HeadConfig) -> None:
         self.head, self.config = head, config
         self.tokenizer = _tokenizer(folder)
-        self.window = head.positions * DOWNSAMPLE_RATE if config.window == 30 else None
+        self.longest = head.positions * DOWNSAMPLE_RATE  # samples
         self.options = _options(head.whisper.generation_config, config, folder)
         self.prefix = self._prefix()
         self.special = {id for id, token in self.tokenizer.added_tokens_decoder.items() if token.special}
 
     def pad(self, wav: np.ndarray) -> np.ndarray:
-        """Return the clip with silence up to whole windows, as the model was trained; with ``window: clip`` as it is."""
-        missing = -len(wav) % self.window if self.window else 0
+        """Return the clip with silence up to ``window``, a longer one up to whole windows of the model."""
+        if self.config.window == CLIP:
+            return wav
+        window = min(self.longest, self.config.window * SAMPLE_RATE)
+        missing = window - len(wav) if len(wav) <= window else -len(wav) % self.longest
         return np.pad(wav, (0, missing)) if missing else wav
 
     def recognize(
