@@ -183,3 +183,7 @@ def _device_flags(flags: argparse.Namespace) -> list[str]:
     if flags.backend is None:
         added += ["--backend", "gloo"]
     return added
+
+
+if __name__ == "__main__":
+    main()
