@@ -33,6 +33,7 @@ from s3prl_ext.compat import (
     listings,
     s3prl,
     task_labels,
+    tensorboard,
     torch,
     torchaudio,
     transformers,
@@ -82,6 +83,7 @@ SHIMS: tuple[Shim, ...] = (
     *corpus_checks.SHIMS,
     *kaldi_tables.SHIMS,
     *task_labels.SHIMS,
+    *tensorboard.SHIMS,
 )
 
 # loggers of s3prl that warn at each start that a package is missing which only their own upstream needs; the hub client's
