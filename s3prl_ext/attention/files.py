@@ -160,9 +160,15 @@ def load_torch(path: Path) -> Any:
 
 def _shards(index: Path) -> list[Path]:
     try:
-        files = [index.parent / name for name in sorted(set(parse_json(index.read_text())["weight_map"].values()))]
+        names = sorted(set(parse_json(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        outside = [name for name in names if Path(name).name != name]
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{index} is no index of weight shards: {error!r}.") from error
+    if outside:
+        raise DataError(
+            f"{index} names the shard {outside[0]!r}, which is not a file of its folder: get the model again."
+        )
+    files = [index.parent / name for name in names]
     missing = [file.name for file in files if not file.is_file()]
     if missing:
         raise DataError(f"{index.parent} lacks the shards {', '.join(missing)} named in {index.name}.")

@@ -109,9 +109,18 @@ def broken_index(tmp_path):
     return tmp_path
 
 
+def index_of_other_folders(tmp_path):
+    (tmp_path / "outside.safetensors").write_bytes(b"")
+    index = tmp_path / "model" / "model.safetensors.index.json"
+    index.parent.mkdir()
+    index.write_text(json.dumps({"weight_map": {"a": "../outside.safetensors"}}))
+    return index.parent
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (index_of_other_folders, "names the shard '../outside.safetensors', which is not a file of its folder"),
         (bad_folder, "holds no model weights: none of model.safetensors"),
         (bad_safetensors, "not readable as safetensors"),
         (bad_pickle, "not readable as a checkpoint of plain tensors"),
