@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import errno
 import os
+import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any, NoReturn
 
 
 class ExtError(Exception):
@@ -99,17 +102,57 @@ def as_command() -> Iterator[None]:
     before = _command
     show_errors_as_sentences()
     try:
-        with one_sentence_errors():
+        with one_sentence_errors(), _flags_in_one_sentence():
             yield
     finally:
         show_errors_as_sentences(before)
 
 
+@contextmanager
+def _flags_in_one_sentence() -> Iterator[None]:
+    """Let all parsers of flags raise UsageError, where argparse shows a usage of up to 40 lines."""
+    complain, parse = argparse.ArgumentParser.error, argparse.ArgumentParser.parse_known_args
+    typed: list[str] = []
+
+    def parse_noting(parser: Any, args: Any = None, namespace: Any = None) -> Any:
+        typed[:] = sys.argv[1:] if args is None else args
+        return parse(parser, args, namespace)
+
+    def error(parser: argparse.ArgumentParser, message: str) -> NoReturn:
+        program = parser.prog if parser.prog.startswith("s3prl-ext") else "s3prl-ext run"
+        raise UsageError(f"{_about_flags(message, parser, typed)} See {program} --help.")
+
+    argparse.ArgumentParser.error = error  # type: ignore[method-assign]
+    argparse.ArgumentParser.parse_known_args = parse_noting  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        argparse.ArgumentParser.error = complain  # type: ignore[method-assign]
+        argparse.ArgumentParser.parse_known_args = parse  # type: ignore[method-assign]
+
+
+def _about_flags(message: str, parser: argparse.ArgumentParser, typed: Sequence[str]) -> str:
+    """Return a message of argparse as a sentence with the nearest flag or choice; a misspelt flag is named before missing ones."""
+    flags = [flag for action in parser._actions for flag in action.option_strings]
+    if message.startswith(("the following arguments are required", "unrecognized arguments")):
+        for word in (word.partition("=")[0] for word in typed):
+            known = any(flag.startswith(word) or word[:2] == flag for flag in flags)  # begun, or with its value
+            if re.match(r"--?[A-Za-z]", word) and not known:
+                return f"unknown flag {word}{nearest(word, flags)}"
+    choice = re.search(r"invalid choice: '?(.*?)'? \(choose from (.*)\)", message)
+    return message + (nearest(choice[1], re.findall(r"[^\s,']+", choice[2])) if choice else ".")
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error says that a device or the machine has no memory left."""
-    return isinstance(error, MemoryError) or any(
-        words in str(error) for words in ("out of memory", "can't allocate memory", "not enough memory")
+    words = (
+        "out of memory",
+        "can't allocate memory",
+        "not enough memory",
+        "Unable to allocate",
+        "can't start new thread",
     )
+    return isinstance(error, MemoryError) or any(part in str(error) for part in words)
 
 
 def is_disk_full(error: BaseException) -> bool:
@@ -151,7 +194,8 @@ def sentence(error: BaseException) -> str:
         return f"{reason}: {error.filename}; {_advice(error)}."
     text = " ".join(str(error).split()) or "no message"
     if is_out_of_memory(error):
-        return f"the memory does not suffice ({text[:100]}): lower the batch size of the task, or take a smaller model."
+        reason = text if len(text) <= 160 else "... " + text[max(0, text.find("Unable to allocate")) :][:160]
+        return f"the memory does not suffice ({reason}): lower the batch size of the task, or take a smaller model."
     if isinstance(error, RecursionError):
         return "a file is nested too deeply to be read (S3PRL_EXT_DEBUG=1 shows which)."
     if "is killed by signal" in text:

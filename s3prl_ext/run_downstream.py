@@ -38,7 +38,7 @@ from s3prl_ext.run_flags import (
     parser,
     task_file,
 )
-from s3prl_ext.run_log import sentences_of_argparse, show_log
+from s3prl_ext.run_log import show_log
 
 logger = logging.getLogger(__name__)
 
@@ -61,8 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         plugin.install()
         show_log()
         prepare_argv()
-        with sentences_of_argparse():
-            runpy.run_module("s3prl.run_downstream", run_name="__main__", alter_sys=True)
+        runpy.run_module("s3prl.run_downstream", run_name="__main__", alter_sys=True)
 
 
 def _print_help(argv: Sequence[str]) -> None:

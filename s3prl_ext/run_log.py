@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
-import contextlib
 import logging
 import warnings
-from collections.abc import Iterator
-from typing import NoReturn
-
-from s3prl_ext.errors import UsageError
 
 # Warnings of torch about s3prl's code that a user can do nothing about.
 OTHERS_WARNINGS = ("This DataLoader will create", "'pin_memory' argument is set", ".*weight_norm. is deprecated")
@@ -31,18 +25,3 @@ def show_log() -> None:
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     for message in OTHERS_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
-
-
-@contextlib.contextmanager
-def sentences_of_argparse() -> Iterator[None]:
-    """Let s3prl's parser complain in one sentence, without its usage of 40 lines."""
-    complain = argparse.ArgumentParser.error
-
-    def error(parser: argparse.ArgumentParser, message: str) -> NoReturn:
-        raise UsageError(f"{message}; s3prl-ext run -h shows the flags.")
-
-    argparse.ArgumentParser.error = error  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        argparse.ArgumentParser.error = complain  # type: ignore[method-assign]

@@ -16,7 +16,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "locks": {"errors"},
     "writing": {"locks"},
     "progress": set(),
-    "run_log": {"errors"},
+    "run_log": set(),
     "hub": {"errors"},
     "downloads": {"errors"},
     "reading": {"errors"},

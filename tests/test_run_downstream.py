@@ -223,6 +223,14 @@ def test_hints_fit_the_error(monkeypatch):
         (FileNotFoundError(2, "gone", "/x/out/a"), ["check the path in the command"]),
         (FileNotFoundError(2, "gone", "/corpus/a"), ["check the corpus folder"]),
         (MemoryError(), ["the memory does not suffice", "batch size"]),
+        (RuntimeError("can't start new thread"), ["the memory does not suffice (can't start new thread)"]),
+        (
+            ValueError(
+                "Unable to convert output 'input_values' (type: list) to tensor, whatever is tried, and with all of "
+                "the options that transformers has for such a list of arrays of samples: Unable to allocate 20.3 MiB"
+            ),
+            ["the memory does not suffice (... Unable to allocate 20.3 MiB)"],
+        ),
         (RecursionError("deep"), ["nested too deeply"]),
     ):
         assert all(part in sentence(error) for part in parts), sentence(error)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import re
+import runpy
 import sys
 
 import pytest
@@ -55,6 +57,7 @@ def test_upstreams_are_listed_without_what_is_none(capsys):
     ("flags", "part"),
     [
         (["-m", "trian"], "argument -m/--mode: invalid choice: 'trian'"),
+        (["-m", "trian"], "; did you mean 'train'?"),
         (["-p", "exp"], "the following arguments are required: -m/--mode"),
         (["-m", "evaluate", "-e"], "argument -e/--past_exp: expected one argument"),
     ],
@@ -67,7 +70,7 @@ def test_the_parser_complains_in_one_sentence(monkeypatch, capsys, flags, part):
         finally:
             show_errors_as_sentences(False)
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line]
-    assert stopped.value.code == 2 and part in line and line.endswith("s3prl-ext run -h shows the flags."), line
+    assert stopped.value.code == 2 and part in line and line.endswith(" See s3prl-ext run --help."), line
 
 
 def test_a_name_that_the_hub_lacks_has_a_hint():
@@ -81,3 +84,12 @@ def test_a_name_that_the_hub_lacks_has_a_hint():
     ):
         _ = hub.mam_hubert_tinyminilm
     assert not hasattr(hub, "nothing_like_it") and not hasattr(hub, "__wrapped__")
+
+
+@pytest.mark.parametrize("module", ["s3prl_ext.run_downstream", "s3prl_ext.cli"])
+def test_modules_run_as_commands(monkeypatch, capsys, module):
+    monkeypatch.setattr(sys, "argv", [module, "--help"])
+    monkeypatch.delitem(sys.modules, module)  # as in a fresh process
+    with contextlib.suppress(SystemExit):
+        runpy.run_module(module, run_name="__main__")
+    assert "s3prl-ext run" in capsys.readouterr().out

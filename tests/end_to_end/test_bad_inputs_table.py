@@ -179,6 +179,25 @@ PLACES: list[Row] = [
     (KS.replace("-u fbank", "-u os"), USAGE, ("unknown upstream (-u) 'os'",)),
 ]  # fmt: skip
 
+FLAGS: list[Row] = [
+    ("merge --otu {tmp}/out", USAGE, ("unknown flag --otu; did you mean '--out'?", "See s3prl-ext merge --help.")),
+    ("apply --model {hubert} --out {tmp}/out", USAGE, ("required: --delta", "See s3prl-ext apply --help.")),
+    ("revert --model {hubert} --delta {text} --out", USAGE, ("argument --out: expected one argument", "s3prl-ext revert --help")),
+    ("export --detla {text} --out {tmp}/out", USAGE, ("did you mean '--delta'?", "s3prl-ext export --help")),
+    ("sweep -u fbank -d ljspeech --lamda 0,1 -p {exp}", USAGE, ("did you mean '--lambda'?", "s3prl-ext sweep --help")),
+    ("predict {trained} {text} --format josnl", USAGE, ("invalid choice: 'josnl'", "did you mean 'jsonl'?")),
+    ("predict", USAGE, ("arguments are required", "See s3prl-ext predict --help.")),
+    ("report {trained} --ouput {tmp}/report", USAGE, ("did you mean '--out'?", "s3prl-ext report --help")),
+    ("compare {tmp}/a.jsonl {tmp}/b.jsonl --top ten", USAGE, ("--top: invalid int value: 'ten'",)),
+    ("layers --out {tmp}/out", USAGE, ("s3prl-ext layers --help",)),
+    ("methods --upstreem hubert", USAGE, ("did you mean '--upstream'?",)),
+    ("doctor --network yes", USAGE, ("See s3prl-ext doctor --help.",)),
+    ("prepare mini_superb --outt {tmp}/mini", USAGE, ("See s3prl-ext prepare mini_superb --help.",)),
+    ("prepare esc50 --source {tmp}", USAGE, ("See s3prl-ext prepare esc50 --help.",)),
+    ("prepare whisper", USAGE, ("required: --out", "See s3prl-ext prepare whisper --help.")),
+    (KS + " --sede 1", USAGE, ("unknown flag --sede; did you mean '--seed'?", "See s3prl-ext run --help.")),
+]  # fmt: skip
+
 
 YAML = {
     "twice": ("runner: {{total_steps: 2}}\nrunner: {{total_steps: 3}}\n", ("line 2: the key 'runner' is there twice",)),
@@ -246,7 +265,7 @@ def test_bad_kaldi_tables(shell, corpora, tmp_path, monkeypatch, table, change, 
 
 @pytest.mark.parametrize(
     ("line", "code", "parts"),
-    GIVEN_AND_NOT_USED + NUMBERS_AND_DEVICES + PLACES,
+    GIVEN_AND_NOT_USED + NUMBERS_AND_DEVICES + PLACES + FLAGS,
     ids=lambda v: v if isinstance(v, str) else "",
 )
 def test_bad_input(shell, tmp_path, line, code, parts):
