@@ -66,7 +66,7 @@ CORPUS_VARIABLES = {
     "SPEECH_COMMANDS": "Speech Commands (ks)",
     "FLUENT_SPEECH_COMMANDS": "Fluent Speech Commands (ic)",
     "VOXCELEB1": "VoxCeleb1 (sid)",
-    "LIBRISPEECH": "LibriSpeech (asr, pr)",
+    "LIBRISPEECH": "LibriSpeech (asr, pr, librispeech_zeroshot)",
     "LIBRISPEECH_LEXICON": "pronunciations for LibriSpeech (pr)",
     "AUDIO_SNIPS": "Audio SNIPS (sf)",
     "LIBRI2MIX_DIARIZATION": "Libri2Mix, prepared for diarization (sd)",

@@ -22,6 +22,7 @@ DEFAULT_PRESETS = {
     "diarization": "sd/superb",
     "ljspeech": "ljspeech/mam",
     "vctk": "vctk/mam",
+    "librispeech_zeroshot": "librispeech_zeroshot/zero_shot",
     "esc50": "esc50/mam",
 }
 

@@ -49,6 +49,7 @@ TASKS: tuple[Task, ...] = (
     Task("sd", "diarization", ("der",), best="best-states-dev.ckpt"),
     Task("ljspeech", "ljspeech", ("wer",), own_head=True),
     Task("vctk", "vctk", ("wer",), own_head=True),
+    Task("librispeech_zeroshot", "librispeech_zeroshot", ("wer",), own_head=True),
     Task("esc50", "esc50", ("error",), own_head=True),
 )
 added: list[Task] = []  # rows of extensions

@@ -184,10 +184,12 @@ def find_model(name: str) -> Path:
         name: path; or a hub id such as ``bert-large-uncased``, ``ID@REVISION``, or one file of it, ``ID:FILE@REVISION``.
 
     Raises:
-        DataError: there is no such path and it is no name on the hub, or the hub cannot give it.
+        DataError: there is no such path and it is no name on the hub, the hub cannot give it, or it is a conversion for
+            CTranslate2.
     """
     path = Path(name).expanduser()
     if path.exists():
+        refuse_ctranslate2(path)
         return path
     reference = hub.parse(name)
     if reference is None:
@@ -195,6 +197,15 @@ def find_model(name: str) -> Path:
     if reference.file is not None:
         return hub.file(reference)
     return hub.snapshot(reference, [[*HUB_FILES, *weights] for weights in HUB_WEIGHTS], WEIGHT_FILES)
+
+
+def refuse_ctranslate2(path: Path) -> None:
+    """Raise DataError where a folder holds a model in CTranslate2's format, saying how to convert a Whisper."""
+    if (path / "model.bin").is_file() and "model_type" not in model_config(path):
+        raise DataError(
+            f"{path} is a CTranslate2 conversion (model.bin), as faster-whisper uses it: write it in transformers' format "
+            f"with `s3prl-ext prepare whisper --ctranslate2 {path} --out FOLDER`, then give that FOLDER."
+        )
 
 
 def find_package_model(package: str) -> Path:

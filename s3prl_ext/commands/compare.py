@@ -23,7 +23,7 @@ from s3prl_ext.evaluation.transcripts import (
 from s3prl_ext.writing import write_json
 
 SCHEMA = 1
-EPILOG = """An evaluation of ljspeech or vctk writes these files. Words that differ stand between stars. The categories count
+EPILOG = """An evaluation of ljspeech, vctk or librispeech_zeroshot writes these files. Words that differ stand between stars. The categories count
 character edits from the first to the second transcript that bring it closer to the reference, over the utterances with
 fewer word errors.
 

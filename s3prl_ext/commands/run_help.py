@@ -11,7 +11,8 @@ s3prl's run_downstream with merged upstreams, child-tuning and task files.
 experiment
   -m MODE             train, evaluate, or inference (-t names an audio file)
   -p EXP              folder of the experiment (-n NAME: result/downstream/NAME)
-  -d TASK             asr, ctc (PR, SF), diarization, esc50, fluent_commands, ljspeech, speech_commands, vctk, voxceleb1, ...
+  -d TASK             asr, ctc (PR, SF), diarization, esc50, fluent_commands, librispeech_zeroshot, ljspeech, speech_commands,
+                      vctk, voxceleb1, ...
   -c TASK/PRESET      a shipped task file, such as ks/superb, ks/ad_tuning, ks/mini; or a FILE of your own
   -o CHANGES          changes to the task file: "config.runner.total_steps=1000,,config.optimizer.lr=1e-4"
   -a                  go on with the experiment in EXP, or begin it

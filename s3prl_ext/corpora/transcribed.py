@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 import soundfile
@@ -14,7 +15,7 @@ from tqdm import tqdm
 
 from s3prl_ext.corpora.archives import CorpusCard, download, unpack
 from s3prl_ext.corpora.splits import SPLITS, hash_split
-from s3prl_ext.errors import DataError, unknown_name
+from s3prl_ext.errors import DataError, UsageError, unknown_name
 from s3prl_ext.reading import parse_json
 
 logger = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ class Utterance:
         id: name, unique in the corpus.
         audio: file of any sample rate.
         text: transcript as the corpus gives it.
-        group: what splits keep together: the chapter (LJ Speech) or the speaker (VCTK).
+        group: what splits keep together: the chapter (LJ Speech), the speaker (VCTK) or the part (LibriSpeech).
     """
 
     id: str
@@ -49,21 +50,33 @@ class TranscribedCorpus:
         group: name of its own split rule, such as ``chapter``.
         read: returns the utterances of a folder; its second argument is one of :data:`ON_MISSING`.
         held_out: returns the groups that are dev and test, from all groups in sorted order.
+        read_groups: as `read`, but only of some groups, where that is less work.
     """
 
     card: CorpusCard
     group: str
     read: Callable[[Path, str], list[Utterance]]
     held_out: Callable[[Sequence[str]], dict[str, list[str]]]
+    read_groups: Callable[[Path, str, Collection[str]], list[Utterance]] | None = None
+
+    def utterances(self, root: Path, on_missing: str, rule: str | Mapping[str, Sequence[str]]) -> list[Utterance]:
+        """Return the utterances that a split rule needs; see :meth:`splits` for the rules."""
+        if self.read_groups is not None and isinstance(rule, Mapping):
+            return self.read_groups(root, on_missing, {group for groups in rule.values() for group in groups})
+        return self.read(root, on_missing)
 
     def splits(
-        self, utterances: Sequence[Utterance], rule: str, needed: Sequence[str] = SPLITS
+        self,
+        utterances: Sequence[Utterance],
+        rule: str | Mapping[str, Sequence[str]],
+        needed: Sequence[str] = SPLITS,
     ) -> dict[str, list[str]]:
         """Return the ids of train, dev and test, each sorted.
 
         Args:
-            rule: the corpus's own (``chapter``, ``speaker``), ``hash`` (80/10/10 by id), or a JSON file with the three
-                lists, such as the ``splits.json`` of another run.
+            rule: the corpus's own (``chapter``, ``speaker``, ``part``), ``hash`` (80/10/10 by id), a JSON file with the
+                three lists, such as the ``splits.json`` of another run, or the groups of each split; these may have
+                further names, such as ``test-other``, and may be empty where nothing of their groups is there.
             needed: splits that must not be empty.
 
         Raises:
@@ -71,6 +84,9 @@ class TranscribedCorpus:
             DataError: an empty split of those that are needed, or a list that names other utterances than the corpus has.
         """
         known = {u.id for u in utterances}
+        if isinstance(rule, Mapping):
+            _check_apart(rule)
+            return {name: sorted(u.id for u in utterances if u.group in groups) for name, groups in rule.items()}
         if rule == self.group:
             groups = sorted({u.group for u in utterances})
             held_out = {g: name for name, members in self.held_out(groups).items() for g in members}
@@ -91,6 +107,14 @@ class TranscribedCorpus:
                     "other splits; complete the corpus, or use the split 'hash' on a part of it."
                 )
         return parts
+
+
+def _check_apart(groups: Mapping[str, Sequence[str]]) -> None:
+    """Raise UsageError where a group of train or dev is in another split too."""
+    for (first, ones), (second, others) in combinations(groups.items(), 2):
+        twice = sorted(set(ones) & set(others))
+        if twice and {first, second} & {"train", "dev"}:
+            raise UsageError(f"split: {twice[0]} is in {first} and in {second}: name it in one of them.")
 
 
 def match_audio(

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
 import string
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
+from importlib import resources
 from itertools import pairwise
 
-from s3prl_ext.errors import unknown_name
+from s3prl_ext.errors import UsageError, unknown_name
 
 # Letters that Unicode does not take apart, in their usual ASCII spelling.
 _SPELLED = str.maketrans({"æ": "ae", "œ": "oe", "ø": "o", "đ": "d", "ð": "d", "þ": "th", "ł": "l", "ı": "i"})
@@ -25,7 +28,7 @@ class TextRule:
     """One rule.
 
     Attributes:
-        apply: maps a text to what is compared; applying it twice changes nothing.
+        apply: maps a text to what is compared. Applying it twice changes nothing, except with ``whisper``.
         alphabet: the characters beside the space that a new CTC head of this rule can write.
         description: what the rule does, in one sentence.
     """
@@ -50,6 +53,33 @@ def identity(text: str) -> str:
     return text
 
 
+def whisper(text: str) -> str:
+    """Return `text` as OpenAI's English normaliser writes it (Radford et al., "Robust speech recognition", appendix C).
+
+    Numbers in digits, American spelling, contractions written out, titles too; no fillers, punctuation, brackets. Applied
+    twice it may change more (``minus five`` is ``-5``, and that is ``5``), so each text goes through it once.
+
+    Raises:
+        UsageError: its table of spellings is not installed.
+    """
+    return " ".join(_english_normalizer()(text).split())
+
+
+@cache
+def _english_normalizer() -> Callable[[str], str]:
+    """Return transformers' port of the normaliser with OpenAI's table of spellings, which only another package ships."""
+    from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
+
+    try:
+        table = resources.files("whisper_normalizer").joinpath("normalizers", "english.json")
+        return EnglishTextNormalizer(json.loads(table.read_text(encoding="utf-8")))
+    except (ModuleNotFoundError, FileNotFoundError):
+        raise UsageError(
+            "the text rule 'whisper' needs the package whisper-normalizer, for its table of British and American spellings: "
+            "pip install 's3prl_ext[whisper]'."
+        ) from None
+
+
 TEXT_RULES: dict[str, TextRule] = {
     "mam": TextRule(
         mam,
@@ -62,13 +92,23 @@ TEXT_RULES: dict[str, TextRule] = {
     "identity": TextRule(
         identity, string.ascii_letters + string.digits + string.punctuation.replace("|", ""), "texts as they are"
     ),
+    "whisper": TextRule(
+        whisper,
+        string.ascii_lowercase + string.digits + ".%$¢€£+-",
+        "OpenAI's English normaliser: numbers in digits, American spelling, contractions and titles written out, no punctuation",
+    ),
 }
 
 
 def text_rule(name: str) -> TextRule:
-    """Return the row of `name`; an unknown rule is a UsageError that lists the known ones."""
+    """Return the row of `name`, ready to use.
+
+    Raises:
+        UsageError: an unknown rule, or one whose package is not installed.
+    """
     if name not in TEXT_RULES:
         raise unknown_name("text rule", name, TEXT_RULES)
+    TEXT_RULES[name].apply("")
     return TEXT_RULES[name]
 
 

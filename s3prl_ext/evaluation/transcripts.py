@@ -97,7 +97,9 @@ def read_transcripts(path: Path) -> list[Transcript]:
     """
     path = Path(path)
     if not path.is_file():
-        raise DataError(f"no such file of transcripts: {path}; an evaluation of ljspeech or vctk writes it.")
+        raise DataError(
+            f"no such file of transcripts: {path}; an evaluation of ljspeech, vctk or librispeech_zeroshot writes it."
+        )
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeError) as error:

@@ -22,6 +22,7 @@ TASKS: dict[str, Callable[[Inputs], Decoder]] = {
     "asr": transcription.words,
     "ljspeech": transcription.recognition,
     "vctk": transcription.recognition,
+    "librispeech_zeroshot": transcription.recognition,
     "ctc": transcription.ctc,
     "diarization": diarization.turns,
 }

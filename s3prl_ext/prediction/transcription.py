@@ -63,7 +63,15 @@ class WordDecoder(TranscriptDecoder):
 
 
 class RecognitionDecoder(TranscriptDecoder):
-    """``-d ljspeech`` and ``-d vctk``: as the task decodes, after its text rule."""
+    """``-d ljspeech``, ``vctk``, ``librispeech_zeroshot``: as the task decodes, after its text rule.
+
+    What is longer than a Whisper's window of 30 s is cut at pauses, unless a window is given.
+    """
+
+    def __init__(self, inputs: Inputs, expert: nn.Module) -> None:
+        super().__init__(inputs, expert)
+        if inputs.options.window is None and self.expert.recognizer.longest is not None:
+            self.longest = self.expert.recognizer.longest
 
     def prepare(self, samples: np.ndarray) -> np.ndarray:
         return self.expert.recognizer.pad(samples)
@@ -116,7 +124,7 @@ def words(inputs: Inputs) -> Decoder:
 
 
 def recognition(inputs: Inputs) -> Decoder:
-    """Return the decoder of ``-d ljspeech`` and ``-d vctk``."""
+    """Return the decoder of ``-d ljspeech``, ``vctk`` and ``librispeech_zeroshot``."""
     return RecognitionDecoder(inputs, _expert(inputs.info["downstream"], inputs, inputs.section, mode="inference"))
 
 

@@ -20,6 +20,7 @@ PATHS: dict[str, tuple[str, ...]] = {
     "voxceleb1": ("datarc.file_path", "datarc.meta_data"),
     "ljspeech": ("datarc.path",),
     "vctk": ("datarc.path",),
+    "librispeech_zeroshot": ("datarc.path",),
     "esc50": ("datarc.esc50_root",),
 }
 WITH_PATHS = ("wav.scp",)  # Kaldi's tables of absolute paths
@@ -36,7 +37,7 @@ SPLIT_LISTS: dict[str, dict[str, tuple[str, ...]]] = {
     "voxceleb1": {"datarc.meta_data": ("",)},
 }
 # Sections whose lists name folders below the corpus root: of these corpora only those folders are read.
-SPLITS_BELOW = {"datarc.libri_root": "datarc", "corpus.path": "corpus"}
+SPLITS_BELOW = {"datarc.libri_root": "datarc", "corpus.path": "corpus", "datarc.path": "datarc.split"}
 
 
 def corpus_hash(task: str, config: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -115,7 +116,8 @@ def value_at(section: Mapping[str, Any], key: str) -> Any:
 def _splits(expert: Mapping[str, Any], key: str) -> list[str]:
     """Return the names in the lists of the section that divides the corpus, or none where all of it is read."""
     section = value_at(expert, SPLITS_BELOW[key]) if key in SPLITS_BELOW else None
-    lists = [value for value in (section or {}).values() if isinstance(value, (list, tuple))]
+    values = section.values() if isinstance(section, Mapping) else ()
+    lists = [value for value in values if isinstance(value, (list, tuple))]
     return sorted({name for names in lists for name in names if isinstance(name, str) and not os.path.isabs(name)})
 
 

@@ -175,6 +175,25 @@ def _remove(name):
     return lambda folder: (folder / name).unlink()
 
 
+def _settings(folder, **changes):
+    """Change generation_config.json; None removes a key."""
+    file = folder / "generation_config.json"
+    content = json.loads(file.read_text()) | changes
+    file.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+
+
+def _without(*names):
+    return lambda folder: _settings(folder, **dict.fromkeys(names))
+
+
+def _for_english(folder):
+    _settings(folder, is_multilingual=False, lang_to_id=None, task_to_id=None)
+
+
+def _without_translation(folder):
+    _settings(folder, task_to_id={"transcribe": 45})
+
+
 def _fewer_layers(folder):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"decoder_layers": 3}))
@@ -187,6 +206,12 @@ def _fewer_layers(folder):
         (None, 48, {}, DataError, "reads states of width 32, but the upstream gives 48"),
         (_remove("tokenizer.json"), 32, {}, DataError, "lacks tokenizer.json"),
         (_remove("generation_config.json"), 32, {}, DataError, "lacks generation_config.json"),
+        (_without("lang_to_id"), 32, {}, DataError, "generation_config.json lacks lang_to_id, which names the tokens"),
+        (_without("task_to_id"), 32, {}, DataError, "generation_config.json lacks task_to_id, which names the tokens"),
+        (_for_english, 32, {"language": "de"}, UsageError, "is a Whisper for English alone: .*language must be en"),
+        (_for_english, 32, {"task": "translate"}, UsageError, "is a Whisper for English alone: .*task transcribe"),
+        (_without_translation, 32, {"task": "translate"}, UsageError, "unknown .*head.task of this model 'translate'"),
+        (None, 32, {"max_tokens": 29}, UsageError, "max_tokens is 29, but this model writes at most 28 tokens"),
         (_fewer_layers, 32, {}, DataError, "does not hold the decoder that its config.json describes"),
     ],
 )
@@ -197,6 +222,25 @@ def test_what_cannot_work_is_refused_in_one_sentence(tmp_path, spoil, width, hea
     with pytest.raises(error, match=sentence) as caught:
         read_whisper(folder, width, HeadConfig("target", **head))
     assert "\n" not in str(caught.value)
+
+
+def test_a_model_that_names_no_limit_writes_up_to_its_last_position(tmp_path):
+    """transformers stops such a model after 20 tokens, in mid-sentence."""
+    folder = factories.whisper_folder(tmp_path / "whisper", seed=6)
+    states = [torch.randn(100, 32, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
+    longest = read_whisper(folder, 32, HeadConfig("target", max_tokens=28)).decode(states, None)
+    assert all(len(one.text) > 20 for one in longest)
+    _settings(folder, max_length=None)
+    assert read_whisper(folder, 32, HeadConfig("target")).decode(states, None) == longest
+
+
+def test_the_tokens_that_settings_leave_open_are_those_of_the_model(tmp_path):
+    """Without its start token, generate would begin a text with another one."""
+    folder = factories.whisper_folder(tmp_path / "whisper", seed=3)
+    states = [torch.randn(100, 32, generator=torch.Generator().manual_seed(0))]
+    expected = read_whisper(folder, 32, HeadConfig("target")).decode(states, None)[0]
+    _settings(folder, decoder_start_token_id=None, eos_token_id=None, pad_token_id=None)
+    assert read_whisper(folder, 32, HeadConfig("target")).decode(states, None)[0] == expected
 
 
 @pytest.mark.parametrize(

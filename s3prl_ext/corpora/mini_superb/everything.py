@@ -25,6 +25,8 @@ MAPPING = (
     "of every id which recording it is."
 )
 
+Checks = Mapping[str, Callable[[Clip], object]]  # why a clip is left out -> whether one fits
+
 _LIBRISPEECH_ID = re.compile(r"\d+-\d+-\d+")
 _LIBRISPEECH_TEXT = re.compile(r"[A-Z']+( [A-Z']+)*")
 _VCTK_ID = re.compile(r"[^_]+_\d+")
@@ -54,7 +56,7 @@ class Gathered:
     rule: str = ""
     left_out: dict[str, list[str]] = field(default_factory=dict)
 
-    def usable(self, clips: Sequence[Clip], checks: Mapping[str, Callable[[Clip], object]]) -> list[Clip]:
+    def usable(self, clips: Sequence[Clip], checks: Checks) -> list[Clip]:
         """Return the first clip of each file name that has a text and passes `checks`; the others are left out.
 
         Args:
@@ -94,9 +96,9 @@ def for_librispeech(source: Source) -> Gathered:
     parts, all speakers are divided. Those of misc_read are train.
     """
     gathered = Gathered()
-    plain = {"characters other than letters and apostrophes": _has_plain_text}
-    named = {"its name is not SPEAKER-CHAPTER-NUMBER": lambda clip: _named(clip, _LIBRISPEECH_ID, "-")}
-    clips = gathered.usable(_clips(source, "asr, pr", "librispeech"), named | plain)
+    plain: Checks = {"characters other than letters and apostrophes": _has_plain_text}
+    named: Checks = {"its name is not SPEAKER-CHAPTER-NUMBER": lambda clip: _named(clip, _LIBRISPEECH_ID, "-")}
+    clips = gathered.usable(_clips(source, "asr, pr", "librispeech"), {**named, **plain})
     held_out = Counter(clip.speaker for clip in clips if clip.fields.get("split", "").startswith(("dev", "test")))
     if len(held_out) >= 2:
         speakers = group_split(held_out, train=False)
@@ -110,9 +112,9 @@ def for_librispeech(source: Source) -> Gathered:
         gathered.add(clip.name, splits[clip.name], clip.text.upper(), clip)
     if source.recordings and source.recordings.has("misc_read"):
         others = gathered.usable(_clips(source, "asr, pr", "misc_read"), plain)
-        speakers = sorted({clip.speaker for clip in others})
+        names = sorted({clip.speaker for clip in others})
         for index, clip in enumerate(others):
-            speaker = FIRST_OTHER_SPEAKER + speakers.index(clip.speaker)
+            speaker = FIRST_OTHER_SPEAKER + names.index(clip.speaker)
             gathered.add(f"{speaker}-1-{index:04d}", "train", clip.text.upper(), clip)
         gathered.rule += "; misc_read is in train-clean-100"
     return gathered

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from s3prl_ext.configs import check_keys
+from s3prl_ext.corpora.splits import SPLITS
 from s3prl_ext.corpora.transcribed import ON_MISSING
 from s3prl_ext.errors import UsageError, unknown_name
 from s3prl_ext.evaluation.text_rules import text_rule
@@ -23,7 +24,8 @@ class DataConfig:
 
     Attributes:
         path: folder of the corpus.
-        split: the corpus's own rule (``chapter``, ``speaker``), ``hash``, or a JSON file with the lists.
+        split: the corpus's own rule (``chapter``, ``speaker``, ``part``), ``hash``, a JSON file with the lists, or for each
+            split the list of its chapters, speakers or parts.
         text_rule: what of a transcript counts, see :mod:`s3prl_ext.evaluation.text_rules`.
         on_missing: ``error`` or ``skip``, for a transcript without audio and the reverse.
         num_workers: processes that read audio.
@@ -31,7 +33,7 @@ class DataConfig:
     """
 
     path: str
-    split: str
+    split: str | Mapping[str, list[str]]
     text_rule: str = "mam"
     on_missing: str = "error"
     num_workers: int = 0
@@ -74,6 +76,7 @@ def parse(section: Mapping[str, Any]) -> tuple[DataConfig, HeadConfig]:
     for name in ("path", "split"):
         if not data.get(name):
             problems.append(f"downstream_expert.datarc.{name} is missing.")
+    problems += _wrong_lists(data.get("split"))
     for place, values, name, least in (
         ("datarc", data, "num_workers", 0),
         ("datarc", data, "train_batch_size", 1),
@@ -108,6 +111,21 @@ def parse(section: Mapping[str, Any]) -> tuple[DataConfig, HeadConfig]:
     if problems:
         raise UsageError(" ".join(problems))
     return DataConfig(**data), HeadConfig(**head)
+
+
+def _wrong_lists(split: Any) -> list[str]:
+    """Return what is wrong with a split that is neither a rule nor a file."""
+    if split is None or isinstance(split, str):
+        return []
+    lists = split.values() if isinstance(split, Mapping) else [None]
+    if all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists):
+        lacking = [name for name in SPLITS if name not in split]
+        return (
+            [f"downstream_expert.datarc.split lacks {lacking[0]}; it may be empty: {lacking[0]}: []."]
+            if lacking
+            else []
+        )
+    return [f"downstream_expert.datarc.split must be a rule, a file, or a list of names for each split, not {split!r}."]
 
 
 def _mapping(section: Mapping[str, Any], name: str, cls: type, problems: list[str]) -> dict[str, Any]:

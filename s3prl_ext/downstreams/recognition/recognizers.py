@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -15,7 +15,13 @@ from s3prl_ext.evaluation.decoding import Decoded, Vocabulary, greedy
 
 
 class Recognizer(Protocol):
-    """A head with its vocabulary."""
+    """A head with its vocabulary.
+
+    Attributes:
+        longest: samples of the longest clip that is decoded as a whole; None for any.
+    """
+
+    longest: int | None
 
     def pad(self, wav: np.ndarray) -> np.ndarray:
         """Return the audio of a clip [samples] as the upstream must read it for this head."""
@@ -55,6 +61,7 @@ class CtcRecognizer:
     head: CtcHead
     vocabulary: Vocabulary
     counter: FrameCounter
+    longest: ClassVar[int | None] = None
 
     def pad(self, wav: np.ndarray) -> np.ndarray:
         """Return the clip as it is."""

@@ -1,4 +1,4 @@
-"""The expert behind ``-d ljspeech`` and ``-d vctk``: CTC loss, greedy transcripts, word and character error rates."""
+"""The expert behind ``-d ljspeech``, ``vctk`` and ``librispeech_zeroshot``: transcripts, word and character error rates."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from s3prl_ext.downstreams.recognition.head import (
 )
 from s3prl_ext.downstreams.recognition.recognizers import CtcRecognizer
 from s3prl_ext.downstreams.recognition.whisper_head import WhisperRecognizer, read_whisper
-from s3prl_ext.errors import UsageError
+from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.evaluation.decoding import character_vocabulary
 from s3prl_ext.evaluation.significance import bootstrap_ratio
 from s3prl_ext.evaluation.text_rules import text_rule
@@ -90,7 +90,7 @@ class RecognitionTask(nn.Module):
         return CtcRecognizer(CtcHead(width, len(vocabulary), self.head_config.recurrent), vocabulary, FrameCounter())
 
     def _read_corpus(self) -> None:
-        utterances = self.corpus.read(Path(self.data.path), self.data.on_missing)
+        utterances = self.corpus.utterances(Path(self.data.path), self.data.on_missing, self.data.split)
         lists = self.corpus.splits(utterances, self.data.split)
         by_id = {utterance.id: utterance for utterance in utterances}
         self._utterances = {split: [by_id[id] for id in ids] for split, ids in lists.items()}
@@ -99,11 +99,17 @@ class RecognitionTask(nn.Module):
     # -- interface of s3prl ----------------------------------------------------------------------------------------
 
     def get_dataloader(self, split: str, epoch: int = 0) -> DataLoader:
-        """Return the DataLoader of ``train``, ``dev`` or ``test``.
+        """Return the DataLoader of ``train``, ``dev``, ``test`` or another split of the task file.
 
         Raises:
             KeyError: there is no such split.
+            DataError: the corpus has none of its groups.
         """
+        if not self._utterances[split]:
+            groups = ", ".join(self.data.split[split])  # type: ignore[index]
+            raise DataError(
+                f"the split '{split}' of {self.corpus.card.name} is empty: {self.data.path} has nothing of {groups}."
+            )
         dataset = RecognitionDataset(self._utterances[split], self.rule.apply, self.recognizer.pad)
         self._write_splits()
         train = split == "train"
@@ -159,7 +165,7 @@ class RecognitionTask(nn.Module):
             transcript(*row) for row in zip(records["ids"], records["references"], records["hypotheses"], strict=True)
         ]
         values = {"loss": sum(records["loss"]) / len(records["loss"])} | error_rates(rows)
-        if split == "test":
+        if split.startswith("test"):
             low, high = bootstrap_ratio([row.errors for row in rows], [row.words for row in rows])
             values |= {"wer_low": 100 * low, "wer_high": 100 * high}
         if split != "train":

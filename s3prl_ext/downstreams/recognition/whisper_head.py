@@ -20,12 +20,13 @@ from torch.nn.utils.rnn import pad_sequence
 from s3prl_ext.attention.files import open_weights, weight_files
 from s3prl_ext.corpora.audio import SAMPLE_RATE
 from s3prl_ext.downstreams.recognition.config import CLIP, HeadConfig
-from s3prl_ext.errors import DataError, unknown_name
+from s3prl_ext.errors import DataError, UsageError, unknown_name
 from s3prl_ext.evaluation.decoding import Decoded
 from s3prl_ext.upstreams.whisper.encoder import check_folder
 from s3prl_ext.upstreams.whisper.expert import DOWNSAMPLE_RATE
 
 IGNORED = -100  # label of a position without a text
+UNSET_LENGTH = 20  # what transformers 4 takes where a model names no limit: a few words
 
 
 class WhisperHead(nn.Module):
@@ -55,6 +56,7 @@ class WhisperHead(nn.Module):
         _load(self.whisper, folder)
         if (folder / "generation_config.json").is_file():
             self.whisper.generation_config = GenerationConfig.from_pretrained(folder)
+        _complete(self.whisper.generation_config, config)
 
     def forward(self, states: Tensor, tokens: Tensor, labels: Tensor) -> Tensor:
         """Return the summed cross-entropy of the texts.
@@ -67,6 +69,15 @@ class WhisperHead(nn.Module):
         output = self.whisper.model.decoder(input_ids=tokens, encoder_hidden_states=states, use_cache=False)
         scores = self.whisper.proj_out(output.last_hidden_state).float()
         return nn.functional.cross_entropy(scores.transpose(1, 2), labels, ignore_index=IGNORED, reduction="sum")
+
+
+def _complete(settings: Any, config: Any) -> None:
+    """Take from the model's configuration what the settings leave open: else generate starts and stops elsewhere."""
+    for name in ("decoder_start_token_id", "eos_token_id", "pad_token_id", "bos_token_id"):
+        if getattr(settings, name, None) is None:
+            setattr(settings, name, getattr(config, name))
+    if settings.max_length in (None, UNSET_LENGTH):
+        settings.max_length = config.max_target_positions
 
 
 class _NoEncoder(nn.Module):
@@ -114,6 +125,7 @@ class WhisperRecognizer:
         self.longest = head.positions * DOWNSAMPLE_RATE  # samples
         self.options = _options(head.whisper.generation_config, config, folder)
         self.prefix = self._prefix()
+        self._check_length()
         self.special = {id for id, token in self.tokenizer.added_tokens_decoder.items() if token.special}
 
     def pad(self, wav: np.ndarray) -> np.ndarray:
@@ -180,6 +192,14 @@ class WhisperRecognizer:
         text = self.tokenizer.decode([token for token in tokens if token < stamp and token not in self.special])
         end = {self.head.whisper.config.eos_token_id, self.head.whisper.config.pad_token_id, *self.prefix}
         return Decoded(text.strip(), sum(token in self.special and token not in end for token in tokens))
+
+    def _check_length(self) -> None:
+        most = self.head.whisper.config.max_target_positions - len(self.prefix)
+        if self.config.max_tokens is not None and self.config.max_tokens > most:
+            raise UsageError(
+                f"downstream_expert.head.max_tokens is {self.config.max_tokens}, but this model writes at most {most} tokens "
+                f"after the {len(self.prefix)} that start a text."
+            )
 
     def _prefix(self) -> list[int]:
         """Return the tokens before a text: start, language, task, no time stamps."""
@@ -258,21 +278,30 @@ def _options(settings: Any, config: HeadConfig, folder: Path) -> dict[str, Any]:
     """Return the arguments of ``generate``.
 
     Raises:
-        UsageError: an unknown language.
+        UsageError: a language or task that the model does not know.
         DataError: the folder does not say which tokens start a text.
     """
-    if getattr(settings, "no_timestamps_token_id", None) is None:
-        raise DataError(
-            f"{folder} lacks generation_config.json, which names the tokens for language and task: copy it from the model."
-        )
+    multilingual = getattr(settings, "is_multilingual", True)
+    needed = ("no_timestamps_token_id", *(("lang_to_id", "task_to_id") if multilingual else ()))
+    lacking = next((name for name in needed if getattr(settings, name, None) is None), None)
+    if lacking is not None:
+        file = folder / "generation_config.json"
+        what = f"{file} lacks {lacking}" if file.is_file() else f"{folder} lacks generation_config.json"
+        raise DataError(f"{what}, which names the tokens for language and task: copy the file from the released model.")
     # one pass per window: a stray time stamp must not make generate look for more of the audio, which is not there
     options: dict[str, Any] = {"num_beams": config.beams, "do_sample": False, "return_timestamps": False}
     options["force_unique_generate_call"] = True
     if config.max_tokens is not None:
         options["max_new_tokens"] = config.max_tokens
-    if getattr(settings, "is_multilingual", True):
-        known = {name.strip("<|>"): name for name in settings.lang_to_id}
-        if config.language not in known:
-            raise unknown_name("downstream_expert.head.language", config.language, known)
-        options |= {"language": known[config.language], "task": config.task}
-    return options
+    if not multilingual:
+        if (config.language, config.task) != ("en", "transcribe"):
+            raise UsageError(
+                f"{folder} is a Whisper for English alone: downstream_expert.head.language must be en and task transcribe."
+            )
+        return options
+    known = {name.strip("<|>"): name for name in settings.lang_to_id}
+    if config.language not in known:
+        raise unknown_name("downstream_expert.head.language", config.language, known)
+    if config.task not in settings.task_to_id:
+        raise unknown_name("downstream_expert.head.task of this model", config.task, settings.task_to_id)
+    return options | {"language": known[config.language], "task": config.task}

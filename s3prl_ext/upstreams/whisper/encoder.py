@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from s3prl_ext.attention.files import model_config, open_weights, weight_files
+from s3prl_ext.attention.files import model_config, open_weights, refuse_ctranslate2, weight_files
 from s3prl_ext.errors import DataError, UsageError
 
 MODEL_TYPE = "whisper"  # "model_type" in config.json
@@ -155,11 +155,7 @@ def check_folder(folder: Path) -> None:
     """
     if not folder.is_dir():
         raise DataError(f"a Whisper is a folder with config.json and its weights, but {folder} is a file.")
-    if is_ctranslate2(folder):
-        raise DataError(
-            f"{folder} is a CTranslate2 conversion (model.bin), as faster-whisper uses it: write it in transformers' format "
-            f"with `s3prl-ext prepare whisper --ctranslate2 {folder} --out FOLDER`, then give -k FOLDER."
-        )
+    refuse_ctranslate2(folder)
     if not (folder / "config.json").is_file():
         raise DataError(
             f"{folder} lacks config.json, which says how large the model is: copy it from where the weights came from."
@@ -170,11 +166,6 @@ def check_folder(folder: Path) -> None:
             f"{folder} holds a model of type {kind!r}, not whisper: for HuBERT, wav2vec 2.0, WavLM and data2vec-audio use "
             "-u hf_speech_custom."
         )
-
-
-def is_ctranslate2(folder: Path) -> bool:
-    """Return whether a folder holds a model in CTranslate2's format."""
-    return (folder / "model.bin").is_file() and "model_type" not in model_config(folder)
 
 
 def _line(error: Exception) -> str:

@@ -1,0 +1,12 @@
+"""Speech recognition on LibriSpeech with a model's own head: ``-d librispeech_zeroshot``; s3prl's ``asr`` trains one."""
+
+from __future__ import annotations
+
+from s3prl_ext.corpora.librispeech import CORPUS
+from s3prl_ext.downstreams.recognition.task import RecognitionTask
+
+
+class DownstreamExpert(RecognitionTask):
+    """Speech recognition on LibriSpeech; see :class:`s3prl_ext.downstreams.recognition.task.RecognitionTask`."""
+
+    name, corpus = "librispeech_zeroshot", CORPUS
