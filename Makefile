@@ -35,6 +35,8 @@ reliability: $(INSTALLED)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check --extend-exclude "$(VENV)" .
+	$(BIN)/ruff format --check --extend-exclude "$(VENV)" .
+	$(BIN)/mypy
 
 venv: $(INSTALLED)
 

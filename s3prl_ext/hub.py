@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from s3prl_ext.errors import DataError
 
@@ -86,7 +86,7 @@ def parse(name: str) -> Reference | None:
     return Reference(found["repo"], found["file"], found["revision"]) if found else None
 
 
-def is_file_reference(name: object) -> bool:
+def is_file_reference(name: object) -> TypeGuard[str]:
     """Return whether a text names one file on the hub (``ID:FILE``) and nothing on this disk."""
     if not isinstance(name, str) or Path(name).expanduser().exists() or "://" in name:
         return False

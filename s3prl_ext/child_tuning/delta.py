@@ -128,7 +128,7 @@ def state_sha256(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def save(delta: Delta, path: str | os.PathLike) -> None:
+def save(delta: Delta, path: str | os.PathLike[str]) -> None:
     """Write a delta as a safetensors file, which appears only when it is complete.
 
     Raises:
@@ -154,7 +154,7 @@ def save(delta: Delta, path: str | os.PathLike) -> None:
         raise DataError(f"cannot write the delta {path}: {cause}.") from error
 
 
-def load(path: str | os.PathLike) -> Delta:
+def load(path: str | os.PathLike[str]) -> Delta:
     """Read a delta.
 
     Raises:

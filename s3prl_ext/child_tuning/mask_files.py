@@ -21,7 +21,9 @@ FORMAT = "s3prl_ext.masks"
 Histogram = tuple[torch.Tensor, torch.Tensor]  # lower edges (float32), counts (int64)
 
 
-def save(mask: NestedMask, path: str | os.PathLike, origin: Mapping[str, Any], histogram: Histogram | None) -> None:
+def save(
+    mask: NestedMask, path: str | os.PathLike[str], origin: Mapping[str, Any], histogram: Histogram | None
+) -> None:
     """Write masks to a file that appears only when it is complete.
 
     Args:
@@ -49,7 +51,7 @@ def save(mask: NestedMask, path: str | os.PathLike, origin: Mapping[str, Any], h
         ) from error
 
 
-def load(path: str | os.PathLike) -> tuple[NestedMask, dict[str, Any], Histogram | None]:
+def load(path: str | os.PathLike[str]) -> tuple[NestedMask, dict[str, Any], Histogram | None]:
     """Return the masks of a file, their origin, and the scores' histogram where there is one.
 
     Raises:

@@ -36,7 +36,7 @@ class SampledWeight(nn.Parameter):
 
     @classmethod
     def __torch_function__(
-        cls, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+        cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Give the result of any torch function, with the gradient of the chosen entries where gradients are on."""
         kwargs = kwargs or {}

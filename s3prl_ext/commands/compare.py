@@ -77,11 +77,11 @@ def _totals(baseline: Sequence[Transcript], merged: Sequence[Transcript], kind: 
     words = [a.words for a, _ in pairs]
     if not sum(words):
         raise DataError("the references hold no word: nothing can be compared.")
-    drawn = clusters.sums([a.id for a, _ in pairs], (first, second, words), kind)
-    low, high = bootstrap_difference(*drawn)
+    one, other, of = clusters.sums([a.id for a, _ in pairs], (first, second, words), kind)
+    low, high = bootstrap_difference(one, other, of)
     wer = [100 * sum(errors) / sum(words) for errors in (first, second)]
     return {"wer": wer, "difference": wer[1] - wer[0], "interval": [100 * low, 100 * high],
-            "intervals_over": {"kind": kind, "count": len(drawn[0])}}  # fmt: skip
+            "intervals_over": {"kind": kind, "count": len(of)}}  # fmt: skip
 
 
 def _shown(rows: Sequence[Comparison], improved: Improvements, totals: dict[str, Any], count: int) -> str:

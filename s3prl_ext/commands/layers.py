@@ -162,7 +162,14 @@ def _target(name: str, ckpt: str | None) -> TargetConfig:
     return TargetConfig(model=name)
 
 
-def _measure(target, source, layer_map, metrics, settings, flags) -> dict[str, Any]:
+def _measure(
+    target: TargetConfig,
+    source: SourceConfig,
+    layer_map: LayerMap,
+    metrics: Sequence[str],
+    settings: Any,
+    flags: argparse.Namespace,
+) -> dict[str, Any]:
     """Open both models and compare them."""
     import s3prl_ext
 

@@ -138,7 +138,7 @@ def _combined(sign: ast.operator, left: Any, right: Any) -> Any:
 
 
 def _restrict(module: ModuleType) -> None:
-    module.eval = evaluate  # type: ignore[attr-defined]
+    module.eval = evaluate
 
 
 def restrict_all(_: ModuleType) -> None:

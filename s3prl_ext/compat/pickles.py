@@ -48,4 +48,4 @@ def is_trusting(module: ModuleType) -> bool:
 
 def distrust(module: ModuleType) -> None:
     """Give a module a torch that runs no code of files."""
-    module.torch = CarefulTorch(module.torch)  # type: ignore[attr-defined]
+    module.torch = CarefulTorch(module.torch)

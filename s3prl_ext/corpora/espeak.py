@@ -9,6 +9,7 @@ import ctypes
 import io
 import json
 import sys
+from typing import Any
 
 import numpy as np
 
@@ -36,7 +37,7 @@ class Espeak:
         self.callback = signature(self._receive)  # kept alive as long as the library may call it
         self.library.espeak_SetSynthCallback(self.callback)
 
-    def _receive(self, samples, count: int, _events) -> int:
+    def _receive(self, samples: Any, count: int, _events: Any) -> int:
         if samples and count > 0:
             self.chunks.append(np.ctypeslib.as_array(samples, (count,)).copy())
         return 0

@@ -6,6 +6,7 @@ import csv
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from s3prl_ext.errors import DataError, UsageError
 
@@ -104,7 +105,7 @@ class Recordings:
             raise DataError(f"{table} lists no clip: fill it or remove the folder {table.parent}.")
         return sorted(clips, key=lambda clip: str(clip.path))
 
-    def _clip(self, row: dict, table: Path, line: int) -> Clip:
+    def _clip(self, row: dict[str, Any], table: Path, line: int) -> Clip:
         fields = {key: value or "" for key, value in row.items() if key is not None}
         path = self.root / fields["path"]
         if not fields["path"] or not path.is_file():

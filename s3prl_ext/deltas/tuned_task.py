@@ -95,7 +95,7 @@ class TunedTask:
         if self.delta is not None:
             return len(self.delta), sum(tensor.numel() for tensor in self.delta.added.values())
         changes = self.checkpoint.get(KEY, {"indices": {}, "added": {}})
-        return tuple(sum(t.numel() for t in changes[key].values()) for key in ("indices", "added"))  # type: ignore[return-value]
+        return tuple(sum(t.numel() for t in changes[key].values()) for key in ("indices", "added"))
 
     def over(self, base: Mapping[str, Tensor]) -> Delta:
         """Return the changes as a delta over `base`, the state of the untuned upstream.

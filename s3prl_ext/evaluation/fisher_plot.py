@@ -57,7 +57,7 @@ class ScoreHistogram:
 
 
 def plot_fisher(
-    panels: Sequence[ScoreHistogram], densities: Sequence[float], path: str | os.PathLike, title: str
+    panels: Sequence[ScoreHistogram], densities: Sequence[float], path: str | os.PathLike[str], title: str
 ) -> None:
     """Draw histograms of log10 scores side by side into a PNG file, which appears only when it is complete.
 

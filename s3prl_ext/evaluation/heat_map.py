@@ -16,7 +16,7 @@ def plot_heat_map(
     rows: Sequence[str],
     columns: Sequence[str],
     values: Sequence[Sequence[float | None]],
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     title: str,
     quantity: str,
     higher_is_better: bool,

@@ -29,7 +29,7 @@ class LayerPanel:
     chosen: Collection[int]
 
 
-def plot_layer_panels(panels: Sequence[LayerPanel], path: str | os.PathLike, title: str) -> None:
+def plot_layer_panels(panels: Sequence[LayerPanel], path: str | os.PathLike[str], title: str) -> None:
     """Draw panels side by side into a PNG file, which appears only when it is complete.
 
     Chosen layers are filled squares with their index, the others open circles.

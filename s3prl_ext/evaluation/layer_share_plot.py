@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -62,7 +63,7 @@ class LayerShares:
         names = [name for name in MODULES if any(name in row for row in table)]
         return names, np.array([[row.get(name, np.nan) for row in table] for name in names])
 
-    def _table(self, group) -> list[dict[str, float]]:
+    def _table(self, group: Any) -> list[dict[str, float]]:
         changed: dict[tuple[int, str], int] = {}
         sizes: dict[tuple[int, str], int] = {}
         for name, size in self.sizes.items():
@@ -84,7 +85,7 @@ def module_of(rest: str) -> str:
     return next(name for name, pattern in MODULES.items() if re.search(pattern, rest))
 
 
-def plot_layer_shares(tasks: Sequence[LayerShares], path: str | os.PathLike, title: str) -> None:
+def plot_layer_shares(tasks: Sequence[LayerShares], path: str | os.PathLike[str], title: str) -> None:
     """Draw share by layer for all tasks, and by module and layer for each, into a PNG file.
 
     Args:

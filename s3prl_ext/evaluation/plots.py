@@ -40,7 +40,7 @@ class Curve:
     values: Sequence[float]
 
 
-def read_scalar(expdir: str | os.PathLike, tag: str) -> tuple[list[int], list[float]]:
+def read_scalar(expdir: str | os.PathLike[str], tag: str) -> tuple[list[int], list[float]]:
     """Return the steps and values of one scalar of an experiment, such as ``speech_commands/dev-acc``.
 
     A resumed experiment has several event files: of a step that was done twice the later value counts.
@@ -83,7 +83,7 @@ def _scalars(path: Path) -> Iterator[tuple[int, str, float]]:
 
 def plot_curves(
     curves: Sequence[Curve],
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     title: str,
     y_label: str,
     x_label: str = "optimizer step",

@@ -118,8 +118,8 @@ def compare(first: Path, second: Path, draws: int = 1000, seed: int = 0, over: s
     wrong, others = ([not system[clip].right for clip in clips] for system in (a, b))
     only_first = sum(y and not x for x, y in zip(wrong, others))
     only_second = sum(x and not y for x, y in zip(wrong, others))
-    drawn = sums(clips, (wrong, others, [1.0] * len(clips)), over)
-    interval = bootstrap_difference(*drawn, draws, seed)
+    wrong_of, others_of, clips_of = sums(clips, (wrong, others, [1.0] * len(clips)), over)
+    interval = bootstrap_difference(wrong_of, others_of, clips_of, draws, seed)
     p = mcnemar_exact(only_first, only_second)
     return Comparison(len(clips), sum(wrong), sum(others), only_first, only_second, p, interval)
 

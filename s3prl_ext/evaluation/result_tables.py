@@ -231,9 +231,9 @@ def _explained(bases: Sequence[Line | None], compared: bool, rows: Sequence[Row]
             f"{SIGNIFICANT} where it excludes 0; p of McNemar's exact test."
         )
     for row in rows:
-        over = averaged_over(row)
-        if over:
-            shown = "; ".join(f"{key}: {', '.join(str(v)[:24] for v in values)}" for key, values in over.items())
+        averaged = averaged_over(row)
+        if averaged:
+            shown = "; ".join(f"{key}: {', '.join(str(v)[:24] for v in values)}" for key, values in averaged.items())
             found.append(f"{row.label} averages over runs that differ in more than the seed: {shown}.")
         if any(not isfinite(value) for value in row.values):
             found.append(f"{row.label}: a run has no finite {name}, so its mean is none either.")

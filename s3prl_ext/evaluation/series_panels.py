@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -60,7 +61,7 @@ class SeriesPanel:
     log_x: bool = False
 
 
-def plot_series_panels(panels: Sequence[SeriesPanel], path: str | os.PathLike, title: str) -> None:
+def plot_series_panels(panels: Sequence[SeriesPanel], path: str | os.PathLike[str], title: str) -> None:
     """Draw panels side by side into a PNG file, which appears only when it is complete.
 
     Lines join means; bars are one standard deviation over runs, slightly apart so that they can be told from each other.
@@ -86,7 +87,7 @@ def plot_series_panels(panels: Sequence[SeriesPanel], path: str | os.PathLike, t
     save_figure(figure, Path(path))
 
 
-def _draw(axes, panel: SeriesPanel) -> None:
+def _draw(axes: Any, panel: SeriesPanel) -> None:
     drawn = [series.points() for series in panel.series]
     width = max((max(places) - min(places) for places, _, _ in drawn), default=0.0)
     for number, (series, (places, means, spread)) in enumerate(zip(panel.series, drawn, strict=True)):

@@ -62,14 +62,14 @@ def compare_rows(first: Row, second: Row) -> Difference | None:
     names = sorted(a)
     totals = [a[name][1] for name in names]
     errors = [a[name][0] for name in names], [b[name][0] for name in names]
-    drawn = sums([name for name, _ in names], (*errors, totals), first.runs[0].intervals_over)
-    low, high = bootstrap_difference(*drawn)
+    one, other, of = sums([name for name, _ in names], (*errors, totals), first.runs[0].intervals_over)
+    low, high = bootstrap_difference(one, other, of)
     p = None
     if set(totals) == {1.0} and {*errors[0], *errors[1]} <= {0.0, 1.0}:
         gained = sum(x > y for x, y in zip(*errors, strict=True))
         lost = sum(x < y for x, y in zip(*errors, strict=True))
         p = mcnemar_exact(lost, gained)
-    return Difference(100 * low, 100 * high, len(names), len(drawn[0]), p)
+    return Difference(100 * low, 100 * high, len(names), len(of), p)
 
 
 def with_intervals_over(kind: str, run: ScoredRun) -> ScoredRun:

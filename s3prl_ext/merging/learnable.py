@@ -300,7 +300,7 @@ def fold(model: nn.Module) -> None:
     for module in list(model.modules()):
         if not parametrize.is_parametrized(module, "weight"):
             continue
-        if any(isinstance(step, Interpolated) for step in module.parametrizations["weight"]):  # type: ignore[index,union-attr]
+        if any(isinstance(step, Interpolated) for step in module.parametrizations["weight"]):  # type: ignore[index]
             _fold_weight(module)
     for module in list(model.modules()):
         for name, child in list(module.named_children()):

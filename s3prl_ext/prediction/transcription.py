@@ -80,7 +80,7 @@ class RecognitionDecoder(TranscriptDecoder):
         decoded = self.expert.recognizer.decode(features, samples)
         return [one._replace(text=self.expert.rule.apply(one.text)) for one in decoded]
 
-    def join(self, recording: Recording, windows: Sequence[Window], pieces: Sequence[Decoded]) -> Transcript:
+    def join(self, recording: Recording, windows: Sequence[Window], pieces: Sequence[Any]) -> Transcript:
         special = sum(piece.special for piece in pieces)
         if special:
             recording = replace(recording, notes=(*recording.notes, f"{special} special tokens of the head dropped"))

@@ -103,7 +103,7 @@ class SweepRunner(Runner):
                 f"the head in {self.args.init_ckpt} was trained on another target, '{stored['target']['name']}' "
                 f"(attention {was[:12]}), but now it is '{name}' (attention {now[:12]})."
             )
-        upstream.merge_record = stored  # type: ignore[assignment]  # lambda 0 of this target is this target
+        upstream.merge_record = stored  # lambda 0 of this target is this target
 
 
 def experiment_args(flags: argparse.Namespace) -> tuple[Namespace, dict[str, Any]]:

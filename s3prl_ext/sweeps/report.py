@@ -193,7 +193,9 @@ def _in_per_cent(metric_name: str, lookup: Lookup) -> Lookup:
     return scaled
 
 
-def _curve(axis: Any, group: Group, split: str, baseline: Point | None, lookup: Lookup, style: tuple) -> None:
+def _curve(
+    axis: Any, group: Group, split: str, baseline: Point | None, lookup: Lookup, style: tuple[str, Any, str]
+) -> None:
     colour, line, marker = style
     points = [(0.0, baseline), *((value, point(group.arms(value), split, lookup)) for value in group.lambdas)]
     drawn = sorted((value, item) for value, item in points if item is not None)

@@ -136,7 +136,7 @@ def for_ljspeech(source: Source) -> Gathered:
 def for_vctk(source: Source) -> Gathered:
     """Return the utterances of vctk, divided by speaker."""
     gathered = Gathered()
-    named = {"its name is not SPEAKER_NUMBER": lambda clip: _named(clip, _VCTK_ID, "_")}
+    named: Checks = {"its name is not SPEAKER_NUMBER": lambda clip: _named(clip, _VCTK_ID, "_")}
     clips = gathered.usable(_clips(source, "vctk", "vctk"), named)
     splits, gathered.rule = _by_speaker(clips)
     for clip in clips:
@@ -200,7 +200,7 @@ def _by_speaker(clips: Sequence[Clip]) -> tuple[dict[str, str], str]:
     return {clip.name: speakers[clip.speaker] for clip in clips}, rule
 
 
-def _named(clip: Clip, form: re.Pattern, separator: str) -> bool:
+def _named(clip: Clip, form: re.Pattern[str], separator: str) -> bool:
     """Tell whether the file name has the form of the corpus, with the clip's speaker in front."""
     return bool(form.fullmatch(clip.name)) and clip.name.startswith(clip.speaker + separator)
 

@@ -7,7 +7,7 @@ Test folder: exactly the ten keywords, ``_unknown_`` and ``_silence_``. Words ar
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +62,7 @@ def speaker_id(name: str, split: str) -> str:
 def write(out: Path, source: Source) -> None:
     """Write training and test folder below `out`."""
     clips = source.clips("ks", "fsdd")
+    spoken: Iterable[Spoken]
     if source.takes:
         spoken = _unseen_speakers(hard_form(clips, "ks"), source)
     else:

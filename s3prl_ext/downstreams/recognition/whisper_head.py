@@ -101,8 +101,8 @@ def _load(whisper: Any, folder: Path) -> None:
         raise DataError(f"the decoder in {folder} does not fit its config.json: {reason}") from error
     missing = [name for name in missing if name != "proj_out.weight"]
     if missing or unexpected:
-        names = ", ".join([*missing, *unexpected][:3])
-        raise DataError(f"{folder} does not hold the decoder that its config.json describes ({names}).")
+        first = ", ".join([*missing, *unexpected][:3])
+        raise DataError(f"{folder} does not hold the decoder that its config.json describes ({first}).")
     whisper.tie_weights()
 
 
@@ -123,6 +123,7 @@ class WhisperRecognizer:
         self.head, self.config = head, config
         self.tokenizer = _tokenizer(folder)
         self.longest = head.positions * DOWNSAMPLE_RATE  # samples
+        self.settings: Any = head.whisper.generation_config  # the ids of a Whisper are not fields of its class
         self.options = _options(head.whisper.generation_config, config, folder)
         self.prefix = self._prefix()
         self._check_length()
@@ -142,11 +143,12 @@ class WhisperRecognizer:
         """Return the mean cross-entropy of the texts, given the tokens before them, and the transcripts."""
         states = [feature[: self.head.positions] for feature in features]
         read, written = zip(*(self._tokens(text) for text in texts), strict=True)
+        padding_token: Any = self.head.whisper.config.pad_token_id
         losses, count = [], sum(int((labels != IGNORED).sum()) for labels in written)
         for numbers in _by_length(states):
             tokens, labels = (
                 pad_sequence([rows[n] for n in numbers], batch_first=True, padding_value=padding).to(states[0].device)
-                for rows, padding in ((read, self.head.whisper.config.pad_token_id), (written, IGNORED))
+                for rows, padding in ((read, padding_token), (written, IGNORED))
             )
             losses.append(self.head(torch.stack([states[n] for n in numbers]), tokens, labels))
         return torch.stack(losses).sum() / count, self.decode(features, samples)
@@ -181,14 +183,14 @@ class WhisperRecognizer:
         found: dict[int, Decoded] = {}
         for numbers in _by_length(windows):
             states = torch.stack([windows[number] for number in numbers])
-            output = BaseModelOutput(last_hidden_state=states)  # type: ignore[arg-type]
+            output = BaseModelOutput(last_hidden_state=states)
             with _quiet():
                 tokens = self.head.whisper.generate(encoder_outputs=output, **self.options)
             found |= {number: self._decoded(row.tolist()) for number, row in zip(numbers, tokens, strict=True)}
         return [found[number] for number in range(len(windows))]
 
     def _decoded(self, tokens: list[int]) -> Decoded:
-        stamp = self.head.whisper.generation_config.no_timestamps_token_id + 1  # the first time stamp
+        stamp = self.settings.no_timestamps_token_id + 1  # the first time stamp
         text = self.tokenizer.decode([token for token in tokens if token < stamp and token not in self.special])
         end = {self.head.whisper.config.eos_token_id, self.head.whisper.config.pad_token_id, *self.prefix}
         return Decoded(text.strip(), sum(token in self.special and token not in end for token in tokens))
@@ -203,7 +205,7 @@ class WhisperRecognizer:
 
     def _prefix(self) -> list[int]:
         """Return the tokens before a text: start, language, task, no time stamps."""
-        settings = self.head.whisper.generation_config
+        settings = self.settings
         tokens = [settings.decoder_start_token_id]
         if self.options.get("language"):
             tokens += [settings.lang_to_id[self.options["language"]], settings.task_to_id[self.options["task"]]]

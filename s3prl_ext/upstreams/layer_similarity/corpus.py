@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from s3prl_ext.corpora import ljspeech, vctk
 from s3prl_ext.corpora.pairs import Pair, read_pairs
@@ -42,9 +44,9 @@ def read_corpus(path: str, kind: str, root: str | None = None, split: str | None
     return [Pair(u.audio, u.audio if kind == "speech" else u.text) for u in utterances if u.id in train]
 
 
-def _places(folder: Path, corpus) -> tuple[Path, Path]:
+def _places(folder: Path, corpus: Any) -> tuple[Path, Path]:
     return folder, folder / corpus.card.folder
 
 
-def _holds(folder: Path, names) -> bool:
+def _holds(folder: Path, names: Iterable[str]) -> bool:
     return all((folder / name).exists() for name in names)

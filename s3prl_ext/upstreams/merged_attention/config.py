@@ -177,7 +177,7 @@ def _unset_variables(value: Any, where: str) -> Iterator[str]:
             yield f'{error.need}: `export {error.name}=/path/to/model`, or give the path with -g ",,{key}=/path".'
 
 
-def split_options(text: str | os.PathLike | None) -> tuple[str | None, dict[str, Any]]:
+def split_options(text: str | os.PathLike[str] | None) -> tuple[str | None, dict[str, Any]]:
     """Split the text of ``-g`` into a file name (or None) and overrides ``dotted.key -> value``.
 
     Raises:

@@ -29,7 +29,7 @@ __all__ = ["build_target", "build_upstream", "check_merge_record", "merge_into"]
 
 logger = logging.getLogger(__name__)
 
-NO_LAYERS = ("none", [], ())
+NO_LAYERS: tuple[Any, ...] = ("none", [], ())
 
 # Upstreams for transformers folders. As targets all give way to ours: s3prl's return no last_hidden_state.
 TRANSFORMERS_UPSTREAMS = (

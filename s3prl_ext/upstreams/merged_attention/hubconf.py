@@ -55,7 +55,7 @@ def preset(name: str) -> Callable[..., torch.nn.Module]:
     """
     preset_file(name)
 
-    def entry(ckpt: str | None = None, model_config: str | None = None, refresh: bool = False, **kwargs: Any):
+    def entry(ckpt: str | None = None, model_config: str | None = None, refresh: bool = False, **kwargs: Any) -> Any:
         return _build(read_config(model_config, ckpt, preset=name), refresh)
 
     entry.__name__ = entry.__qualname__ = name

@@ -80,8 +80,8 @@ def check_merge_record(stored: MergeRecord | str | None, current: MergeRecord | 
     for index, (was, now) in enumerate(zip(stored["sources"], current["sources"], strict=True)):
         _check_source(f"source {index + 1}" if counts[0] > 1 else "source", was, now, learnt)
     if stored.get("learnable") != current.get("learnable"):
-        was, now = stored.get("learnable") or {}, current.get("learnable") or {}
-        only_layers = was and now and was | {"layers": 0} == now | {"layers": 0}
+        before, after = stored.get("learnable") or {}, current.get("learnable") or {}
+        only_layers = before and after and before | {"layers": 0} == after | {"layers": 0}
         raise DataError(
             f"the checkpoint was made with learnable: {_section(stored.get('learnable'))}, but now it is "
             f"learnable: {_section(current.get('learnable'))}: give the same learnable, layers and projections"

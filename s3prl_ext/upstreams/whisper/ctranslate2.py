@@ -230,8 +230,10 @@ def write_transformers(data: bytes, files: Mapping[str, bytes], out: Path, where
     tokenizer, config = (json.loads(files[name]) for name in FILES)
     tokens = {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
     settings = generation_settings(tokens, config)
-    ids = {key: settings[key] for key in ("decoder_start_token_id", "bos_token_id", "eos_token_id", "pad_token_id")}
-    model = WhisperForConditionalGeneration(WhisperConfig(**sizes(variables), **ids))
+    ids: dict[str, Any] = {
+        key: settings[key] for key in ("decoder_start_token_id", "bos_token_id", "eos_token_id", "pad_token_id")
+    }
+    model = WhisperForConditionalGeneration(WhisperConfig(**(sizes(variables) | ids)))
     missing, unexpected = model.load_state_dict(state, strict=False)
     if set(missing) - {"proj_out.weight"} or unexpected:
         raise DataError(f"{where} does not hold all weights of a Whisper: {', '.join([*missing, *unexpected][:3])}.")

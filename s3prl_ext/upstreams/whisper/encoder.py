@@ -50,7 +50,7 @@ def make_encoder(config: Any) -> nn.Module:
         def embed(self, mel: Tensor, frames: Sequence[int]) -> Tensor:
             return _embed(self, mel, frames)
 
-        def forward(self, inputs: Tensor, attention_mask: Tensor | None = None) -> list[Tensor]:  # type: ignore[override]
+        def forward(self, inputs: Tensor, attention_mask: Tensor | None = None) -> list[Tensor]:
             return _states(self, inputs, attention_mask)
 
     Encoder.__name__ = Encoder.__qualname__ = "WhisperEncoder"
@@ -91,7 +91,7 @@ def _bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
     ]
 
 
-def _absent_arguments(layer: type) -> dict[str, None]:
+def _absent_arguments(layer: type[torch.nn.Module]) -> dict[str, None]:
     """Return the arguments that the blocks of transformers 4 cannot do without."""
     parameters = inspect.signature(layer.forward).parameters
     return {"layer_head_mask": None} if "layer_head_mask" in parameters else {}
