@@ -122,8 +122,8 @@ def _flags_in_one_sentence() -> Iterator[None]:
         program = parser.prog if parser.prog.startswith("s3prl-ext") else "s3prl-ext run"
         raise UsageError(f"{_about_flags(message, parser, typed)} See {program} --help.")
 
-    argparse.ArgumentParser.error = error  # type: ignore[method-assign]
-    argparse.ArgumentParser.parse_known_args = parse_noting  # type: ignore[method-assign]
+    argparse.ArgumentParser.error = error  # type: ignore[method-assign,assignment]
+    argparse.ArgumentParser.parse_known_args = parse_noting  # type: ignore[method-assign,assignment]
     try:
         yield
     finally:

@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from s3prl_ext.attention.files import open_weights, weight_files
 from s3prl_ext.corpora.audio import SAMPLE_RATE
-from s3prl_ext.downstreams.recognition.config import CLIP, HeadConfig
+from s3prl_ext.downstreams.recognition.config import HeadConfig
 from s3prl_ext.errors import DataError, UsageError, unknown_name
 from s3prl_ext.evaluation.decoding import Decoded
 from s3prl_ext.upstreams.whisper.encoder import check_folder
@@ -131,7 +131,7 @@ class WhisperRecognizer:
 
     def pad(self, wav: np.ndarray) -> np.ndarray:
         """Return the clip with silence up to ``window``, a longer one up to whole windows of the model."""
-        if self.config.window == CLIP:
+        if isinstance(self.config.window, str):  # clip
             return wav
         window = min(self.longest, self.config.window * SAMPLE_RATE)
         missing = window - len(wav) if len(wav) <= window else -len(wav) % self.longest
