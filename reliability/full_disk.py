@@ -1,5 +1,7 @@
-"""Each command on a disk that is too small (a tmpfs, which takes root): one sentence, nothing hidden left, and on a larger disk
-the command ends as if nothing had happened."""
+"""Each command on a disk that is too small (a tmpfs, which takes root).
+
+It ends with one sentence and leaves nothing hidden; on a larger disk it then ends as if nothing had happened.
+"""
 
 from __future__ import annotations
 

@@ -132,7 +132,7 @@ def _flags_in_one_sentence() -> Iterator[None]:
 
 
 def _about_flags(message: str, parser: argparse.ArgumentParser, typed: Sequence[str]) -> str:
-    """Return a message of argparse as a sentence with the nearest flag or choice; a misspelt flag is named before missing ones."""
+    """Return a message of argparse as a sentence with the nearest flag or choice; a misspelt flag comes first."""
     flags = [flag for action in parser._actions for flag in action.option_strings]
     if message.startswith(("the following arguments are required", "unrecognized arguments")):
         for word in (word.partition("=")[0] for word in typed):

@@ -261,7 +261,7 @@ def _give_back(lock: Path) -> None:
 def _is_current(descriptor: int, lock: Path) -> bool:
     """Tell whether an open lock file still has its name, so that others meet it."""
     try:
-        return os.path.samestat(os.fstat(descriptor), os.stat(lock))
+        return os.path.samestat(os.fstat(descriptor), Path(lock).stat())
     except OSError:
         return False
 

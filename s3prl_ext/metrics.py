@@ -14,8 +14,8 @@ class Metric:
 
     Attributes:
         higher_is_better: direction.
-        unit: ``"ratio"`` (0 to 1), ``"%"``, ``"nats"`` or ``"tokens"``, as s3prl reports it (of SF's ``wer`` and ``cer``, which it gives
-            as ratios, 100 times that is recorded).
+        unit: ``"ratio"`` (0 to 1), ``"%"``, ``"nats"`` or ``"tokens"``, as s3prl reports it (of SF's ``wer`` and ``cer``,
+            which it gives as ratios, 100 times that is recorded).
     """
 
     higher_is_better: bool

@@ -256,7 +256,7 @@ class AtFile:
             seen.append(1)
             last = len(seen) == self.number
             if last and self.half:
-                os.truncate(source, os.path.getsize(source) // 2)
+                os.truncate(source, Path(source).stat().st_size // 2)
             if last and not self.after:
                 os.kill(os.getpid(), signal.SIGKILL)
             replace(source, target, **kwargs)

@@ -42,7 +42,7 @@ def test_variables_are_restored_for_storage(monkeypatch):
 
 def test_unknown_keys_name_the_nearest():
     (complaint,) = check_keys({"lamda": 1, "layers": 2}, ["lambda", "layers"], "my.yaml")
-    assert "my.yaml: unknown key 'lamda'; did you mean 'lambda'? Known: lambda, layers." == complaint
+    assert complaint == "my.yaml: unknown key 'lamda'; did you mean 'lambda'? Known: lambda, layers."
 
 
 @pytest.mark.parametrize(("value", "number"), [("1e-5", 1e-5), (3, 3.0), (0.5, 0.5)])

@@ -6,6 +6,7 @@ waiting for the device) and the peak memory while stepping, without start, Fishe
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import sys
 import tempfile
@@ -74,10 +75,8 @@ def reset_peak(gpu: bool) -> int:
     if gpu:
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated()
-    try:
+    with contextlib.suppress(OSError):  # the peak then includes the start
         Path("/proc/self/clear_refs").write_text("5")  # Linux: VmHWM becomes VmRSS
-    except OSError:
-        pass  # the peak then includes the start
     return peak(gpu)
 
 
@@ -103,7 +102,7 @@ def main(argv: list[str]) -> None:
     place = flags.index("-o") + 1
     flags[place] = ",,".join([flags[place], *(f"config.runner.{key}={value}" for key, value in short.items())])
     measured = MeasuredSteps()
-    Trial.train_step = lambda trial, batches: measured(trial, batches)  # type: ignore[method-assign]
+    Trial.train_step = lambda trial, batches: measured(trial, batches)  # type: ignore[method-assign]  # noqa: PLW0108  a function, to be bound
     with tempfile.TemporaryDirectory() as folder:
         run_downstream.main(["-m", "train", "-p", folder, *flags])
     result.parent.mkdir(parents=True, exist_ok=True)

@@ -61,7 +61,7 @@ def train(layers: int, width: int, epochs: int, seed: int) -> ViTForImageClassif
     steps = epochs * -(-len(own) // BATCH)
     rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, total_steps=steps, pct_start=WARMUP)
     model.train()
-    for epoch in tqdm(range(epochs), desc="ViT", unit="epoch"):
+    for _ in tqdm(range(epochs), desc="ViT", unit="epoch"):
         for rows in own[torch.randperm(len(own))].split(BATCH):
             loss = F.cross_entropy(model(images[rows]).logits, targets[rows])
             optimizer.zero_grad()

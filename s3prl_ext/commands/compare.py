@@ -23,9 +23,9 @@ from s3prl_ext.evaluation.transcripts import (
 from s3prl_ext.writing import write_json
 
 SCHEMA = 1
-EPILOG = """An evaluation of ljspeech, vctk or librispeech_zeroshot writes these files. Words that differ stand between stars. The categories count
-character edits from the first to the second transcript that bring it closer to the reference, over the utterances with
-fewer word errors.
+EPILOG = """An evaluation of ljspeech, vctk or librispeech_zeroshot writes these files. Words that differ stand between stars. The
+categories count character edits from the first to the second transcript that bring it closer to the reference, over the
+utterances with fewer word errors.
 
 example:
   s3prl-ext compare exp/baseline/transcripts-test.jsonl exp/mam/transcripts-test.jsonl --top 8 --out table4.json"""

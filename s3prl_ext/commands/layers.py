@@ -19,8 +19,8 @@ from s3prl_ext.merging.selection_config import LEVELS, SHARE, parse_settings
 from s3prl_ext.merging.similarity import METRICS, PROJECTIONS
 from s3prl_ext.writing import write_json, write_text
 
-EXAMPLE = """pairs.tsv is tab-separated with the columns path and text (for an image model path and image; for a speech model path and
-source_path). The result goes into a merge as  layers: {by: swd, top_k: 6, from: layers/layers.json}
+EXAMPLE = """pairs.tsv is tab-separated with the columns path and text (for an image model path and image; for a speech
+model path and source_path). The result goes into a merge as  layers: {by: swd, top_k: 6, from: layers/layers.json}
 
 example:
   s3prl-ext layers --target facebook/hubert-large-ls960-ft --source bert-large-uncased \\

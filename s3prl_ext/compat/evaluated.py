@@ -121,7 +121,7 @@ class _Expression:
 
 
 def _attribute(owner: Any, name: str) -> Any:
-    if name.startswith("_") or isinstance(owner, ModuleType) and owner.__name__ not in OPEN_MODULES:
+    if name.startswith("_") or (isinstance(owner, ModuleType) and owner.__name__ not in OPEN_MODULES):
         raise _Refused
     found = getattr(owner, name)
     if isinstance(found, ModuleType) and found.__name__ not in OPEN_MODULES:

@@ -162,8 +162,8 @@ def _check_kind(card: CorpusCard, part: Path) -> None:
     beginning = _beginning(part)
     part.unlink()
     raise DataError(
-        f"{card.url} gave no whole archive: the file begins with {beginning}. Open the address in a browser (a network that wants a "
-        "login answers with a page of its own), and give the same command again."
+        f"{card.url} gave no whole archive: the file begins with {beginning}. Open the address in a browser (a "
+        "network that wants a login answers with a page of its own), and give the same command again."
     )
 
 

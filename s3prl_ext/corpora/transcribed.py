@@ -229,7 +229,8 @@ def prepare(corpus: TranscribedCorpus, name: str, argv: Sequence[str] | None = N
     parser = argparse.ArgumentParser(
         prog=f"s3prl-ext prepare {name}",
         description=str(corpus.card),
-        epilog=f"example:\n  s3prl-ext prepare {name} --out corpora --download\n  export {name.upper()}=corpora/{corpus.card.folder}",
+        epilog=f"example:\n  s3prl-ext prepare {name} --out corpora --download\n"
+        f"  export {name.upper()}=corpora/{corpus.card.folder}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     place = parser.add_mutually_exclusive_group(required=True)

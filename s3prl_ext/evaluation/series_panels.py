@@ -1,4 +1,4 @@
-"""Means with their spread over seeds, in panels side by side: candidates' curves, low-resource studies (AD-TUNING, Figs. 3, 5, 6)."""
+"""Means with their spread over seeds, in panels side by side (AD-TUNING, Figs. 3, 5, 6)."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """Is a difference more than chance? Wilson's and bootstrap intervals over utterances, and McNemar's exact test.
 
-Sources: Wilson, "Probable inference, the law of succession, and statistical inference" (1927); Bisani and Ney, "Bootstrap estimates for confidence intervals in ASR performance evaluation" (ICASSP 2004);
+Sources: Wilson, "Probable inference, the law of succession, and statistical inference" (1927); Bisani and Ney, "Bootstrap
+estimates for confidence intervals in ASR performance evaluation" (ICASSP 2004);
 McNemar, "Note on the sampling error of the difference between correlated proportions" (1947), in its exact form.
 """
 

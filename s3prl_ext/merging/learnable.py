@@ -186,9 +186,9 @@ def _check_initial(values: Tensor, config: LearnableConfig) -> None:
             "learnable: {granularity: global, layers: merged}."
         )
     low, high = values.min().item(), values.max().item()
-    if config.constraint == "clamp" and not (0.0 <= low and high <= 1.0):
+    if config.constraint == "clamp" and not (low >= 0.0 and high <= 1.0):
         raise UsageError(f"constraint clamp keeps lambda in [0, 1], but its first values lie in [{low:g}, {high:g}].")
-    if config.constraint == "sigmoid" and not (0.0 < low and high < 1.0):
+    if config.constraint == "sigmoid" and not (low > 0.0 and high < 1.0):
         raise UsageError(
             f"constraint sigmoid needs a first lambda above 0 and below 1, but it lies in [{low:g}, {high:g}]: choose "
             "another value, or constraint raw; for a set of layers also learnable: {constraint: sigmoid, layers: merged}."

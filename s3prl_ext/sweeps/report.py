@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +118,10 @@ def shown(item: Point | None) -> str:
     """Return a score as text; ``-`` where there is none."""
     if item is None:
         return "-"
-    digits: Callable[[float], str] = lambda value: f"{value:.2f}" if abs(value) >= 10 else f"{value:.4g}"
+
+    def digits(value: float) -> str:
+        return f"{value:.2f}" if abs(value) >= 10 else f"{value:.4g}"
+
     if item.std is not None:
         return f"{digits(item.mean)} ± {digits(item.std)}"
     if item.interval is not None:

@@ -254,8 +254,8 @@ def read_record(expdir: str | Path) -> dict[str, Any] | None:
         [int(record["cut"]), len(record["entrants"])]
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise DataError(
-            f"{path} is damaged ({type(error).__name__}: {str(error)[:80]}): bring it back from a copy, or delete it; the run then "
-            "goes on without the record of its race."
+            f"{path} is damaged ({type(error).__name__}: {str(error)[:80]}): bring it back from a copy, or delete it; the "
+            "run then goes on without the record of its race."
         ) from error
     return record
 

@@ -33,7 +33,8 @@ def load(path: str | os.PathLike, mmap: bool = False) -> dict[str, Any]:
     """Read a checkpoint of s3prl or of this package, or a delta, onto the CPU, without executing pickled code.
 
     Args:
-        path: the file; of a delta come the weights that a checkpoint of its step would hold, and nothing of how far it was trained.
+        path: the file; of a delta come the weights that a checkpoint of its step would hold, and nothing of how far
+            it was trained.
         mmap: read a tensor only when it is used; the file must not change meanwhile.
 
     Raises:
@@ -129,7 +130,7 @@ def save(states: dict[str, Any], paths: Iterable[str | os.PathLike]) -> None:
                 os.fsync(file.fileno())
         except (OSError, RuntimeError) as error:
             code = getattr(error, "errno", None)
-            full = is_disk_full(error) or code is None and "write" in str(error)
+            full = is_disk_full(error) or (code is None and "write" in str(error))
             cause = "the disk is full" if full else os.strerror(code) if code else str(error).splitlines()[0]
             raise DataError(
                 f"cannot write the checkpoint {path}: {cause}; earlier checkpoints are untouched, "

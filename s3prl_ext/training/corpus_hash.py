@@ -118,7 +118,7 @@ def _splits(expert: Mapping[str, Any], key: str) -> list[str]:
     section = value_at(expert, SPLITS_BELOW[key]) if key in SPLITS_BELOW else None
     values = section.values() if isinstance(section, Mapping) else ()
     lists = [value for value in values if isinstance(value, (list, tuple))]
-    return sorted({name for names in lists for name in names if isinstance(name, str) and not os.path.isabs(name)})
+    return sorted({name for names in lists for name in names if isinstance(name, str) and not Path(name).is_absolute()})
 
 
 def _files(root: Path, splits: list[str]) -> Iterator[tuple[str, int]]:

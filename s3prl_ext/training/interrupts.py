@@ -23,7 +23,7 @@ class StopRequest:
         self._enabled = enabled and threading.current_thread() is threading.main_thread()
         self._previous: dict[int, Any] = {}
 
-    def __enter__(self) -> StopRequest:  # noqa: PYI034  typing.Self needs Python 3.11
+    def __enter__(self) -> StopRequest:
         if self._enabled:
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._previous[number] = signal.signal(number, self._handle)

@@ -182,9 +182,8 @@ def _key_problems(section: Mapping[str, Any], method: str, methods: Mapping[str,
             owners.setdefault(key, []).append(name)
     if method not in methods:
         named = str(unknown_name("method", method, methods, where="tuning"))
-        return check_keys(section, owners, "tuning") + [
-            named if method else f"tuning.method is missing; known: {', '.join(methods)}."
-        ]
+        missing = f"tuning.method is missing; known: {', '.join(methods)}."
+        return [*check_keys(section, owners, "tuning"), named if method else missing]
     own = keys_of(method, methods)
     foreign = [key for key in section if key in owners and key not in own]
     return check_keys({key: section[key] for key in section if key not in foreign}, own, "tuning") + [

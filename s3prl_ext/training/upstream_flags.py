@@ -112,5 +112,5 @@ def _other_entry(name: str) -> str:
     family = [key for key in family if reads_checkpoint(key)]
     if not family:
         return "it has no checkpoint of yours to load, leave -k out."
-    best = max(family, key=lambda key: (len(os.path.commonprefix([key, name])), key.endswith("_local")))
+    best = max(family, key=lambda key: (len(os.path.commonprefix([key, name])), key.endswith("_local")))  # noqa: RUF071
     return f"it loads a model of its own. For a file of yours: -u {best} -k FILE; else leave -k out."

@@ -58,7 +58,7 @@ MODELS: dict[str, Callable[[Path], nn.Module]] = {
     "transformers-wavlm-large": _transformers("wavlm", stable_norm=True),
     "s3prl-wav2vec2-large": _s3prl("wav2vec2", **LARGE),
     "transformers-wav2vec2-large": _transformers("wav2vec2", stable_norm=True),
-    "merged": lambda folder: _merged(folder),
+    "merged": _merged,
     "whisper": lambda folder: WhisperExpert(factories.whisper_folder(folder / "whisper")),
     "beats": lambda folder: BeatsExpert(factories.beats_ckpt(folder / "beats.pt")),
 }

@@ -318,7 +318,10 @@ def test_ratios_are_shown_in_per_cent_as_in_reports(tmp_path):
         "dev": point,
         "test": None,
     }
-    lookup = lambda arm, split: scores[arm] if split == "dev" else None
+
+    def lookup(arm, split):
+        return scores[arm] if split == "dev" else None
+
     report.write_table(tmp_path / "sweep.md", [group], [row], "dev", "test", "acc", METRICS["acc"], lookup, "title")
     text = (tmp_path / "sweep.md").read_text()
     assert "Metric: acc (%), higher is better" in text and "Unmerged target: dev 25.00 [20.00, 30.00]" in text

@@ -1,6 +1,7 @@
 """Miniature corpora in the exact layouts of the SUPERB tasks, LJ Speech, VCTK and ESC-50.
 
-They are made of a few real or synthesised recordings. They serve tests, demonstrations and first runs on a CPU; scores on them mean nothing beside published ones.
+They are made of a few real or synthesised recordings. They serve tests, demonstrations and first runs on a CPU; scores
+on them cannot be compared with published ones.
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ def build(
             own in dev and test, SID of single digits; 0 = the easy forms.
 
     Raises:
-        UsageError: unknown task, two of these choices, a corpus that is not among the recordings, `out` is not empty, `recordings` holds no known corpus, a package is missing.
+        UsageError: unknown task, two of these choices, a corpus that is not among the recordings, `out` is not
+            empty, `recordings` holds no known corpus, a package is missing.
         DataError: a table or clip of the recordings is unreadable.
     """
     tasks = _checked(tasks)
