@@ -107,7 +107,7 @@ def test_token_goes_to_the_present_functions(monkeypatch):
     import huggingface_hub as library
 
     stored = []
-    monkeypatch.setattr(library, "login", stored.append)
+    monkeypatch.setattr(library, "login", lambda token: stored.append(token))  # noqa: PLW0108  called by name
     monkeypatch.setattr(library, "get_token", lambda: stored[-1])
     huggingface_hub.HfFolder.save_token("hf_x")
     assert huggingface_hub.HfFolder.get_token() == "hf_x"
