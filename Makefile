@@ -4,6 +4,7 @@
 #   make demo TARGET=DIR       the demo on a HuBERT of your own (transformers folder, 6 layers, 384 wide)
 #   make test S3PRL_EXT_DATA=DIR   also the tests that need recordings
 #   make reliability MINUTES=60      kills, damage, hostile files, two runs at once, full disks, before a release (reliability/README.md)
+#   make test WORKERS=4   more processes: each takes a core
 #   make VENV=DIR PYTHON=python3.12 ...   another environment, another Python (3.11 or later)
 
 PYTHON ?= python3
@@ -17,6 +18,8 @@ export OMP_NUM_THREADS
 export S3PRL_EXT_DATA
 
 MINUTES ?= 10
+# Processes that share the tests: a file of tests goes to one of them.
+WORKERS ?= 2
 
 .PHONY: demo test test-all reliability lint venv clean
 
@@ -25,10 +28,10 @@ demo: $(INSTALLED)
 		$(if $(RECORDINGS),--recordings "$(RECORDINGS)") $(if $(TARGET),--target "$(TARGET)")
 
 test: lint
-	$(BIN)/python -m pytest -q -m "not slow and not gpu"
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m "not slow and not gpu"
 
 test-all: lint
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
 
 reliability: $(INSTALLED)
 	$(BIN)/python -m reliability --minutes $(MINUTES)

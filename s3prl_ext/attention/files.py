@@ -151,7 +151,8 @@ def load_torch(path: Path) -> Any:
     check_archive(path)
     mmap = zipfile.is_zipfile(path)  # files of torch < 1.6 are no zip archives and cannot be mapped
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        allowed = torch.serialization.get_safe_globals()  # safe_globals() would take out what it found
+        with torch.serialization.safe_globals([one for one in (argparse.Namespace,) if one not in allowed]):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # torch.load raises RuntimeError, UnpicklingError, EOFError, OSError, KeyError
         reason = " ".join(str(error).split())[:200]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 
@@ -18,6 +19,22 @@ from tests import factories
 
 def same(a, b) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[slot], b[slot]) for slot in a)
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_reading_a_checkpoint_leaves_what_torch_may_load_as_it_was(tmp_path, allowed):
+    """s3prl reads its checkpoints with torch.load, which a repair of this package lets read their arguments."""
+    torch.save({"Args": argparse.Namespace(seed=1), "w": torch.ones(2)}, tmp_path / "states-1.ckpt")
+    before = torch.serialization.get_safe_globals()
+    try:
+        torch.serialization.clear_safe_globals()
+        if allowed:
+            torch.serialization.add_safe_globals([argparse.Namespace])
+        assert files.load_torch(tmp_path / "states-1.ckpt")["Args"].seed == 1
+        assert (argparse.Namespace in torch.serialization.get_safe_globals()) == allowed
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(before)
 
 
 def test_all_file_formats_give_the_same_tensors(tmp_path):

@@ -119,13 +119,17 @@ def test_token_goes_to_the_present_functions(monkeypatch):
 def test_checkpoint_with_arguments_loads(tmp_path):
     path = tmp_path / "states-1.ckpt"
     torch.save({"Args": argparse.Namespace(upstream="fbank"), "Config": {"runner": {"total_steps": 1}}}, path)
+    before = torch.serialization.get_safe_globals()
     torch.serialization.clear_safe_globals()
-    with pytest.raises(Exception, match="argparse.Namespace"):
-        torch.load(path)
-    assert SHIMS["torch-safe-globals"].needed(torch)
-    torch_compat._allow_namespace(torch)
-    assert torch.load(path)["Args"].upstream == "fbank"
-    assert not SHIMS["torch-safe-globals"].needed(torch)
+    try:
+        with pytest.raises(Exception, match="argparse.Namespace"):
+            torch.load(path)
+        assert SHIMS["torch-safe-globals"].needed(torch)
+        torch_compat._allow_namespace(torch)
+        assert torch.load(path)["Args"].upstream == "fbank"
+        assert not SHIMS["torch-safe-globals"].needed(torch)
+    finally:
+        torch.serialization.add_safe_globals(before)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() > 0, reason="needs a machine without GPU")
