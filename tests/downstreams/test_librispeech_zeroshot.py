@@ -147,3 +147,20 @@ def test_predict_cuts_what_is_longer_than_the_window_of_a_whisper_at_a_pause(roo
     assert [one["text"] for one in found[:-1]] == list(rows.values()) and any(rows.values())
     (first, second) = found[-1]["segments"]
     assert 1.5 < first["end"] < 1.75 and first["end"] == second["start"] and second["end"] == 3.5
+
+
+def test_a_sweep_chooses_lambda_on_dev_and_a_report_shows_it(root, folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("LIBRISPEECH", str(root))
+    (tmp_path / "merge.yaml").write_text(
+        f"target: {{model: {folder}}}\nsource: {{model: {folder}, prefix: decoder}}\nlambda: 0.1\n"
+    )
+    options = "config.downstream_expert.datarc.text_rule='mam',,config.downstream_expert.datarc.num_workers=0"
+    options += ",,config.downstream_expert.datarc.split.dev=['test-other']"
+    options += ",,config.downstream_expert.datarc.split.test-other=[]"
+    flags = ["-u", "merged_attention", "-g", str(tmp_path / "merge.yaml"), "-d", "librispeech_zeroshot", "-o", options]
+    exp = tmp_path / "sweep"
+    assert cli(["sweep", *flags, "--lambda", "0,0.5", "-p", str(exp), "--device", "cpu"]) == 0
+    found = json.loads((exp / "sweep.json").read_text())
+    assert found["settings"]["task"] == "librispeech_zeroshot" and len(found["results"]) >= 3
+    assert cli(["report", str(exp), "--out", str(tmp_path / "report")]) == 0
+    assert "## librispeech_zeroshot, test: WER (%)" in (tmp_path / "report" / "report.md").read_text()
