@@ -3,6 +3,7 @@
 #   make demo RECORDINGS=DIR   the demo on recorded spoken digits instead of synthesised speech
 #   make demo TARGET=DIR       the demo on a HuBERT of your own (transformers folder, 6 layers, 384 wide)
 #   make test S3PRL_EXT_DATA=DIR   also the tests that need recordings
+#   make docs                      the pages and the API reference as a site, in site/
 #   make reliability MINUTES=60      kills, damage, hostile files, two runs at once, full disks, before a release (reliability/README.md)
 #   make test WORKERS=4   more processes: each takes a core
 #   make VENV=DIR PYTHON=python3.12 ...   another environment, another Python (3.11 or later)
@@ -21,7 +22,7 @@ MINUTES ?= 10
 # Processes that share the tests: a file of tests goes to one of them.
 WORKERS ?= 2
 
-.PHONY: demo test test-all reliability lint venv clean
+.PHONY: demo test test-all reliability lint docs venv clean
 
 demo: $(INSTALLED)
 	PATH="$(abspath $(BIN)):$$PATH" recipes/demo/run.sh \
@@ -41,6 +42,9 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check --extend-exclude "$(VENV)" .
 	$(BIN)/mypy
 
+docs: $(INSTALLED)
+	$(BIN)/mkdocs build
+
 venv: $(INSTALLED)
 
 # torch first and by itself: pip then keeps the build (CPU or CUDA) that it chose for this machine.
@@ -53,4 +57,4 @@ $(INSTALLED): pyproject.toml setup.py constraints.txt s3prl_ext.pth
 	@touch $@
 
 clean:
-	rm -rf "$(VENV)" demo build s3prl_ext.egg-info
+	rm -rf "$(VENV)" demo build site s3prl_ext.egg-info
