@@ -220,6 +220,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier build at --out; its exp/ stays")
     args = parser.parse_args(argv)
     tasks = [task.strip() for task in args.tasks.split(",") if task.strip()]
+    logging.basicConfig(level=logging.INFO, format="%(message)s")  # what is said about each corpus
     for line in build(args.out, args.recordings, args.seed, tasks, args.overwrite, args.digits, args.all, args.takes):
         print(line)
     return 0
