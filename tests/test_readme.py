@@ -25,6 +25,7 @@ PARSED_ONLY = {
     "make demo": "takes minutes; tests/test_demo.py runs its recipe",
     "make test": "is what runs this",
     "make test-all": "is what runs this",
+    "make docs": "needs the extra docs; tests/test_site.py builds the same",
     "python3 -m venv .venv": "needs a network afterwards",
     ". .venv/bin/activate": "needs a network before",
     "pip install -c constraints.txt torch": "needs a network",
