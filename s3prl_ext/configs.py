@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import importlib.util
-import math
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -13,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from s3prl_ext.errors import DataError, UsageError, nearest
+from s3prl_ext.errors import DataError, UsageError
 
 PACKAGE_DIR = Path(__file__).resolve().parent
 
@@ -140,33 +139,6 @@ def _count(value: Any, known: dict[int, int]) -> int:
         items = value.values() if isinstance(value, Mapping) else value
         known[id(value)] = 1 + sum(_count(item, known) for item in items)
     return known[id(value)]
-
-
-def check_keys(mapping: Mapping[str, Any], known: Iterable[str], where: str) -> list[str]:
-    """Return one complaint for each key of `mapping` that is not in `known`, naming the nearest known key."""
-    known = sorted(known)
-    return [
-        f"{where}: unknown key '{key}'{nearest(key, known)} Known: {', '.join(known)}."
-        for key in mapping
-        if key not in known
-    ]
-
-
-def as_number(value: Any, where: str) -> float:
-    """Return `value` as a float; numeric strings count, because PyYAML reads ``1e-5`` as a string.
-
-    Raises:
-        UsageError: `value` is no number, or not a finite one.
-    """
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        raise UsageError(f"{where} must be a number, but is {value!r}.")
-    try:
-        number = float(value)
-    except (ValueError, OverflowError):
-        raise UsageError(f"{where} must be a number, but is {value!r}.") from None
-    if not math.isfinite(number):
-        raise UsageError(f"{where} must be a finite number, but is {number:g}.")
-    return number
 
 
 def expand_variables(value: Any, where: str = "config") -> Any:

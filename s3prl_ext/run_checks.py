@@ -190,9 +190,9 @@ def check_numbers(flags: argparse.Namespace) -> None:
     for flag in ("seed", "local_rank", "upstream_layer_selection"):
         value = getattr(flags, flag)
         if value is not None and not re.fullmatch(r"\s*[+-]?\d+\s*", value):
-            raise UsageError(f"--{flag} must be a whole number, but is {value}.")
+            raise UsageError(f"--{flag} must be a whole number, got {value}.")
     if flags.seed is not None and not 0 <= int(flags.seed) < 2**32:
-        raise UsageError(f"--seed must lie between 0 and {2**32 - 1}, but is {flags.seed}.")
+        raise UsageError(f"--seed must be between 0 and {2**32 - 1}, got {flags.seed}.")
     if flags.local_rank is not None and "RANK" not in os.environ:
         raise UsageError(
             "--local_rank is set by torchrun: leave it out for one process, or start several with torchrun "

@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "s3prl_ext"
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "layer_sets": {"errors"},
+    "settings": {"errors", "layer_sets"},
     "locks": {"errors"},
     "writing": {"locks"},
     "progress": set(),
@@ -92,6 +93,7 @@ EVERYWHERE = {
     "hub",
     "downloads",
     "layer_sets",
+    "settings",
 }  # every part may import them; they import errors at most
 SEES_S3PRL = {
     "compat",

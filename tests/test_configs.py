@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from s3prl_ext.configs import Variables, as_number, check_keys, expand_variables, load_yaml
+from s3prl_ext.configs import Variables, expand_variables, load_yaml
 from s3prl_ext.errors import UsageError, unknown_name
 from s3prl_ext.reading import parse_json
 
@@ -38,22 +38,6 @@ def test_variables_are_restored_for_storage(monkeypatch):
     }
     config["data"]["root"] = "/elsewhere"
     assert variables.restored(config)["data"]["root"] == "/elsewhere"
-
-
-def test_unknown_keys_name_the_nearest():
-    (complaint,) = check_keys({"lamda": 1, "layers": 2}, ["lambda", "layers"], "my.yaml")
-    assert complaint == "my.yaml: unknown key 'lamda'; did you mean 'lambda'? Known: lambda, layers."
-
-
-@pytest.mark.parametrize(("value", "number"), [("1e-5", 1e-5), (3, 3.0), (0.5, 0.5)])
-def test_numeric_strings_count_as_numbers(value, number):
-    assert as_number(value, "lr") == number
-
-
-@pytest.mark.parametrize("value", [True, None, "ten", [1]])
-def test_what_is_no_number(value):
-    with pytest.raises(UsageError, match="lr must be a number"):
-        as_number(value, "lr")
 
 
 def test_unreadable_yaml(tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from s3prl_ext.adapters.options import layer_set
+from s3prl_ext import settings
 from s3prl_ext.errors import UsageError
 from s3prl_ext.layer_sets import parse_layers
 from s3prl_ext.merging.layers import chosen_layers, parse_layer_choice
@@ -26,7 +26,7 @@ WRONG = ["9-3", "encoder", "1.5", "-1", "4-", "1;2", "", True, 1.0]
 def test_one_meaning_everywhere(value, expected):
     for written in (value, value.split(","), list(expected)):
         assert parse_layers(written, None) == parse_layers(written, 24) == expected
-        assert layer_set(written, "houlsby: layers") == expected
+        assert settings.layers()(written, "houlsby: layers") == expected
         assert chosen_layers(parse_layer_choice(written), None, 24) == expected
         problems: list[str] = []
         RatesConfig.from_section({"train_layers": written}, problems)
@@ -39,7 +39,7 @@ def test_one_meaning_everywhere(value, expected):
 def test_what_no_reader_takes(value):
     readers = [
         lambda: parse_layers(value, None),
-        lambda: layer_set(value, "layers"),
+        lambda: settings.layers()(value, "layers"),
         lambda: parse_layer_choice(value),
         lambda: read_grid({"lambda": 0.1, "layers": [value]}, {}, False, "grid"),
     ]

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from s3prl_ext.adapters import adapter_bias, bitfit, chapter, cnn_adapter, houlsby, lora, prefix
 from s3prl_ext.adapters.architectures import DIMENSIONS, Dimensions, dimensions
-from s3prl_ext.configs import check_keys
 from s3prl_ext.errors import DataError, UsageError, unknown_name
+from s3prl_ext.settings import load
 
 __all__ = [
     "DIMENSIONS", "METHODS", "Dimensions", "adapter_state", "base_state", "can_fold", "check_file", "count",
@@ -84,12 +84,9 @@ def parse_options(name: str, given: Mapping[str, Any], where: str = "tuning") ->
     Raises:
         UsageError: an unknown key (the nearest known one is named) or an unsuitable value.
     """
-    problems = check_keys(given, options(name), where) if options(name) else []
     if given and not options(name):
-        problems = [f"{where}: {name} has no options; remove {', '.join(given)}."]
-    if problems:
-        raise UsageError(" ".join(problems))
-    return method(name).Config(**given)
+        raise UsageError(f"{where}: {name} has no options; remove {', '.join(given)}.")
+    return load(method(name).Config, given, where)
 
 
 def insert(model: nn.Module, name: str, config: Any = None, seed: int | None = None) -> dict[str, nn.Parameter]:

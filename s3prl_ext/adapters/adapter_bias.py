@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
+from s3prl_ext import settings
 from s3prl_ext.adapters.architectures import Dimensions, find_encoder
 from s3prl_ext.adapters.insertion import attach, detach, parameters_of, place_like
-from s3prl_ext.adapters.options import layer_set
 
 PAPER = "Fu et al. 2022, AdapterBias; AD-TUNING, Table 2, AdapterBias"
 EQUATION = "h + alpha(h) v, alpha(h) = w h + b, h: output of the feed-forward"
@@ -27,10 +27,10 @@ class Config:
         layers: 0-based layers that get a shift; None = all.
     """
 
-    layers: Any = None
+    layers: Annotated[Any, settings.layers()] = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "layers", layer_set(self.layers, "adapter_bias: layers"))
+        settings.check_fields(self, "adapter_bias")
 
 
 class AdapterBias(nn.Module):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from torch import nn
 
+from s3prl_ext import settings
 from s3prl_ext.adapters import cnn_adapter, houlsby
 from s3prl_ext.adapters.architectures import Dimensions
 
@@ -25,16 +26,13 @@ class Config:
         scale, param_matched: of the CNN adapter.
     """
 
-    bottleneck: int = 32
-    layers: Any = None
-    scale: float = 0.01
-    param_matched: bool = False
+    bottleneck: Annotated[int, settings.count()] = 32
+    layers: Annotated[Any, settings.layers()] = None
+    scale: Annotated[float, settings.number(above=0)] = 0.01
+    param_matched: Annotated[bool, settings.switch()] = False
 
     def __post_init__(self) -> None:
-        self.houlsby, self.cnn_adapter  # noqa: B018  reading them checks the options
-        object.__setattr__(self, "layers", self.houlsby.layers)
-        object.__setattr__(self, "bottleneck", self.houlsby.bottleneck)
-        object.__setattr__(self, "scale", self.cnn_adapter.scale)
+        settings.check_fields(self, "chapter")
 
     @property
     def houlsby(self) -> houlsby.Config:

@@ -10,14 +10,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from s3prl_ext import settings
 from s3prl_ext.adapters.architectures import Dimensions, block_parts, find_encoder
 from s3prl_ext.adapters.insertion import parameters_of, place_like
-from s3prl_ext.adapters.options import positive, switch
 from s3prl_ext.errors import UsageError
 
 PAPER = "Chen et al. 2022, CHAPTER; AD-TUNING, Table 2, CNN adapter"
@@ -36,12 +36,11 @@ class Config:
         param_matched: narrow the copy of the last block so that the count is the one of AD-TUNING's table.
     """
 
-    scale: float = 0.01
-    param_matched: bool = False
+    scale: Annotated[float, settings.number(above=0)] = 0.01
+    param_matched: Annotated[bool, settings.switch()] = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "scale", positive(self.scale, "cnn_adapter: scale"))
-        object.__setattr__(self, "param_matched", switch(self.param_matched, "cnn_adapter: param_matched"))
+        settings.check_fields(self, "cnn_adapter")
 
 
 class AddCopy:

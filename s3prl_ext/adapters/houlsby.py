@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from s3prl_ext import settings
 from s3prl_ext.adapters.architectures import Dimensions, find_encoder
 from s3prl_ext.adapters.insertion import attach, detach, parameters_of, place_like
-from s3prl_ext.adapters.options import layer_set, positive_integer
 from s3prl_ext.errors import UsageError
 
 PAPER = "Houlsby et al. 2019, Parameter-Efficient Transfer Learning; AD-TUNING, Table 2, Houlsby"
@@ -29,12 +29,11 @@ class Config:
         layers: 0-based layers that get one; None = all.
     """
 
-    bottleneck: int = 32
-    layers: Any = None
+    bottleneck: Annotated[int, settings.count()] = 32
+    layers: Annotated[Any, settings.layers()] = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "bottleneck", positive_integer(self.bottleneck, "houlsby: bottleneck"))
-        object.__setattr__(self, "layers", layer_set(self.layers, "houlsby: layers"))
+        settings.check_fields(self, "houlsby")
 
 
 class Houlsby(nn.Module):

@@ -11,15 +11,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from s3prl_ext import settings
 from s3prl_ext.adapters.architectures import Dimensions, SpeechEncoder, find_encoder
 from s3prl_ext.adapters.insertion import parameters_of
-from s3prl_ext.adapters.options import layer_set, names, positive, positive_integer
 from s3prl_ext.errors import UsageError, unknown_name
 
 PAPER = "Hu et al. 2022, LoRA, section 4.1, Eq. 3; AD-TUNING, Table 2, LoRA"
@@ -39,16 +39,13 @@ class Config:
         layers: 0-based layers that are updated; None = all.
     """
 
-    rank: int = 8
-    alpha: float = 16.0
-    projections: Any = ("q_proj", "v_proj")
-    layers: Any = None
+    rank: Annotated[int, settings.count()] = 8
+    alpha: Annotated[float, settings.number(above=0)] = 16.0
+    projections: Annotated[Any, settings.names("[q_proj, v_proj]")] = ("q_proj", "v_proj")
+    layers: Annotated[Any, settings.layers()] = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "rank", positive_integer(self.rank, "lora: rank"))
-        object.__setattr__(self, "alpha", positive(self.alpha, "lora: alpha"))
-        object.__setattr__(self, "projections", names(self.projections, "lora: projections", "[q_proj, v_proj]"))
-        object.__setattr__(self, "layers", layer_set(self.layers, "lora: layers"))
+        settings.check_fields(self, "lora")
 
 
 class LowRankUpdate(nn.Module):

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import types
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from s3prl_ext import settings
 from s3prl_ext.adapters.architectures import Architecture, Dimensions, find_encoder
 from s3prl_ext.adapters.insertion import parameters_of
-from s3prl_ext.adapters.options import positive_integer
 
 PAPER = "Li and Liang 2021, Prefix-Tuning; Jia et al. 2022, Visual Prompt Tuning; AD-TUNING, Table 2, Prefix"
 EQUATION = "layer_i([p + P_i; x]), [p; x] the output of layer i - 1, p = P at the input of the encoder"
@@ -31,10 +31,10 @@ class Config:
         length: number of extra positions.
     """
 
-    length: int = 10
+    length: Annotated[int, settings.count()] = 10
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "length", positive_integer(self.length, "prefix: length"))
+        settings.check_fields(self, "prefix")
 
 
 class Running:

@@ -39,7 +39,7 @@ class NestedMask:
 def child_size(total: int, density: float) -> int:
     """Return k = round(density x total), the number of weights in the child network (0 < density <= 1)."""
     if not 0 < density <= 1:
-        raise UsageError(f"the density of a child network must lie in (0, 1], but is {density}.")
+        raise UsageError(f"the density of a child network must be in (0, 1], got {density}.")
     return round(density * total)
 
 

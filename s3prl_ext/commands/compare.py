@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="write everything to this JSON file as well")
     flags = parser.parse_args(argv)
     if flags.top < 0:
-        raise UsageError(f"--top must be at least 0, but is {flags.top}.")
+        raise UsageError(f"--top must be at least 0, got {flags.top}.")
     if flags.out is not None and not flags.out.absolute().parent.is_dir():
         raise UsageError(f"--out {flags.out}: there is no folder {flags.out.absolute().parent}.")
     baseline, merged = read_transcripts(flags.baseline), read_transcripts(flags.merged)

@@ -141,7 +141,7 @@ def _layer_map(text: str) -> LayerMap:
         return text
     pairs = [part.split(":") for part in text.split(",")]
     if not all(len(pair) == 2 and all(index.strip().isdecimal() for index in pair) for pair in pairs):
-        raise UsageError(f"--layer-map must be linear or pairs such as 0:0,1:2, but is '{text}'.")
+        raise UsageError(f"--layer-map must be linear or pairs such as 0:0,1:2, got '{text}'.")
     return parse_layer_map({int(layer): int(other) for layer, other in pairs}, "--layer-map")
 
 
@@ -181,7 +181,7 @@ def _measure(
     from s3prl_ext.upstreams.merged_attention.expert import build_target, target_name
 
     if flags.batch_size < 1:
-        raise UsageError(f"--batch-size must be 1 or more, but is {flags.batch_size}.")
+        raise UsageError(f"--batch-size must be 1 or more, got {flags.batch_size}.")
     device = flags.device or ("cuda" if torch.cuda.is_available() else "cpu")
     check_device(device)
     folder = find_package_model(source.package) if source.package else find_model(str(source.model))

@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags = _parser().parse_args(argv)
     options = Options(flags.window, flags.top, flags.threshold, flags.median)
     if flags.batch_size < 1:
-        raise UsageError(f"--batch-size must be at least 1, but is {flags.batch_size}.")
+        raise UsageError(f"--batch-size must be at least 1, got {flags.batch_size}.")
     files, problems, others = find(flags.audio)
     if not files:
         raise DataError(" ".join(sentence for _, sentence in problems))

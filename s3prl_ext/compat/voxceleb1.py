@@ -44,7 +44,7 @@ def check_list(root: Path, meta_data: Path) -> None:
         fields = line.split()
         if len(fields) != 2 or fields[0] not in SPLITS:
             raise DataError(
-                f"{meta_data}, line {number} must be '<1|2|3> id10001/<video>/00001.wav', but is {line!r}: "
+                f"{meta_data}, line {number} must be '<1|2|3> id10001/<video>/00001.wav', got {line!r}: "
                 "correct the list."
             )
 

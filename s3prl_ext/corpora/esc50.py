@@ -144,7 +144,7 @@ def split_clips(clips: Sequence[Clip], rule: str, fold: int) -> dict[str, list[C
     if rule not in SPLIT_RULES:
         raise unknown_name("downstream_expert.split", rule, SPLIT_RULES)
     if isinstance(fold, bool) or fold not in FOLDS:
-        raise UsageError(f"downstream_expert.fold must be 1, 2, 3, 4 or 5 (the test fold), but is {fold!r}.")
+        raise UsageError(f"downstream_expert.fold must be 1, 2, 3, 4 or 5 (the test fold), got {fold!r}.")
     if rule == "hash":
         by_name = {clip.name: clip for clip in clips}
         splits = {name: [by_name[one] for one in ids] for name, ids in hash_split(by_name).items()}
@@ -219,7 +219,7 @@ def _build(args: argparse.Namespace) -> Path:
     if final.exists():
         raise UsageError(f"{final} is there already: remove it or give another --out.")
     if not 1 <= args.classes <= len(CLASSES) or args.clips < 1:
-        raise UsageError(f"--classes must lie in 1 to {len(CLASSES)} and --clips be at least 1.")
+        raise UsageError(f"--classes must be 1 to {len(CLASSES)} and --clips be at least 1.")
     recordings = Recordings(args.recordings)
     if not recordings.has("esc50"):
         raise UsageError(f"{args.recordings} holds no esc50/esc50.tsv: name a folder with recordings of ESC-50.")

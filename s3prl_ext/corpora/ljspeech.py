@@ -74,7 +74,7 @@ def _transcripts(table: Path) -> dict[str, str]:
     for number, line in enumerate(lines, 1):
         fields = line.split("|")
         if len(fields) != 3 or not fields[0]:
-            raise DataError(f"line {number} of {table} must read id|text|normalised text, but is '{line[:60]}'.")
+            raise DataError(f"line {number} of {table} must read id|text|normalised text, got '{line[:60]}'.")
         if fields[0] in texts:
             raise DataError(f"line {number} of {table} names {fields[0]} a second time: unpack the archive again.")
         texts[fields[0]] = fields[2].strip()

@@ -22,8 +22,8 @@ import numpy as np
 import soundfile
 from tqdm import tqdm
 
-from s3prl_ext.configs import as_number
 from s3prl_ext.errors import DataError, UsageError
+from s3prl_ext.settings import as_number
 from s3prl_ext.writing import written_folder
 
 logger = logging.getLogger(__name__)

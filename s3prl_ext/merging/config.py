@@ -12,13 +12,13 @@ from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
 from s3prl_ext.attention.layouts import PROJECTIONS
-from s3prl_ext.configs import check_keys
 from s3prl_ext.errors import UsageError
 from s3prl_ext.merging.interpolation import SUM_TOLERANCE
 from s3prl_ext.merging.lambdas import LambdaSchedule, over_depth, parse_lambda, parse_projections
 from s3prl_ext.merging.layers import LayerMap, chosen_layers, parse_layer_choice, parse_layer_map
 from s3prl_ext.merging.learnable import DEFAULT_LAMBDA, LearnableConfig, parse_learnable
 from s3prl_ext.merging.noise import NoiseConfig, parse_noise
+from s3prl_ext.settings import unknown_keys
 
 _Parsed = TypeVar("_Parsed")
 
@@ -121,7 +121,7 @@ def parse_config(raw: Mapping[str, Any], where: str) -> MergeConfig:
     Raises:
         UsageError: with one line for every problem found.
     """
-    problems = _Problems(check_keys(raw, KEYS, where))
+    problems = _Problems(unknown_keys(raw, KEYS, where))
     if "target" not in raw:
         problems.append(f"{where}: the key 'target' is missing.")
     target = problems.attempt(_parse_target, raw["target"], f"{where}: target") if "target" in raw else None
@@ -163,7 +163,7 @@ def _source_items(raw: Mapping[str, Any], where: str) -> list[tuple[Any, str]]:
         raise UsageError(f"{where} has both source and sources: give source for one model, sources for several.")
     items = raw["sources"]
     if not isinstance(items, list) or not items:
-        raise UsageError(f"{where}: sources must be a list such as [{{model: ..., lambda: 0.1}}], but is {items!r}.")
+        raise UsageError(f"{where}: sources must be a list such as [{{model: ..., lambda: 0.1}}], got {items!r}.")
     return [(item, f"{where}: sources[{index}]") for index, item in enumerate(items)]
 
 
@@ -255,11 +255,11 @@ def _check_sums(resolved: Sequence[Mapping[str, Sequence[float]]], depth: int, w
 def _parse_section(value: Any, where: str, known: Sequence[str], choices: Sequence[str]) -> dict[str, Any]:
     """Return a mapping of optional strings of which exactly one of the two `choices` is set."""
     if not isinstance(value, Mapping):
-        raise UsageError(f"{where} must be a mapping such as {{{choices[0]}: ...}}, but is {value!r}.")
-    problems = check_keys(value, known, where)
+        raise UsageError(f"{where} must be a mapping such as {{{choices[0]}: ...}}, got {value!r}.")
+    problems = unknown_keys(value, known, where)
     given = {key: item for key, item in value.items() if key in known and item is not None}
     wrong = {key: item for key, item in given.items() if not isinstance(item, str) or not item}
-    problems += [f"{where}.{key} must be a name or path, but is {item!r}." for key, item in wrong.items()]
+    problems += [f"{where}.{key} must be a name or path, got {item!r}." for key, item in wrong.items()]
     if sum(choice in given for choice in choices) != 1:
         problems.append(f"{where} must name exactly one of {choices[0]} and {choices[1]}.")
     if problems:
@@ -277,5 +277,5 @@ def _parse_target(value: Any, where: str) -> TargetConfig:
 
 def _parse_flag(value: Any, where: str) -> bool:
     if not isinstance(value, bool):
-        raise UsageError(f"{where} must be true or false, but is {value!r}.")
+        raise UsageError(f"{where} must be true or false, got {value!r}.")
     return value

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from s3prl_ext.attention.layouts import PROJECTIONS
-from s3prl_ext.configs import as_number, check_keys
 from s3prl_ext.errors import UsageError, nearest
 from s3prl_ext.merging.interpolation import spread
+from s3prl_ext.settings import as_number, unknown_keys
 
 # Names of a projection that users of s3prl, transformers and the paper write.
 PROJECTION_NAMES = {
@@ -37,7 +37,7 @@ def parse_projections(value: Any, where: str) -> list[str]:
     """
     names = [part.strip() for part in value.split(",")] if isinstance(value, str) else value
     if not isinstance(names, list) or not names:
-        raise UsageError(f"{where} must be a list such as [q_proj, k_proj], but is {value!r}.")
+        raise UsageError(f"{where} must be a list such as [q_proj, k_proj], got {value!r}.")
     for name in names:
         if str(name) not in PROJECTION_NAMES:
             raise UsageError(
@@ -60,7 +60,7 @@ def parse_lambda(value: Any, where: str, projections: list[str], extrapolate: bo
     if not isinstance(value, Mapping) or "gradient" in value:
         schedule = _parse_schedule(value, where, extrapolate)
         return dict.fromkeys(projections, schedule)
-    problems = check_keys(value, LAMBDA_KEYS, where)
+    problems = unknown_keys(value, LAMBDA_KEYS, where)
     problems += [
         f"{where}: {key} is not among the projections {', '.join(projections)}."
         for key in value
@@ -78,9 +78,7 @@ def parse_lambda(value: Any, where: str, projections: list[str], extrapolate: bo
 def _parse_schedule(value: Any, where: str, extrapolate: bool) -> LambdaSchedule:
     if isinstance(value, Mapping):
         if set(value) != {"gradient"} or not isinstance(value["gradient"], list) or not value["gradient"]:
-            raise UsageError(
-                f"{where} must be a number, a list, or {{gradient: [first, ..., last]}}, but is {value!r}."
-            )
+            raise UsageError(f"{where} must be a number, a list, or {{gradient: [first, ..., last]}}, got {value!r}.")
         return {"gradient": [_parse_value(item, f"{where}.gradient", extrapolate) for item in value["gradient"]]}
     if isinstance(value, (list, tuple)):
         return [_parse_value(item, where, extrapolate) for item in value]
@@ -90,10 +88,10 @@ def _parse_schedule(value: Any, where: str, extrapolate: bool) -> LambdaSchedule
 def _parse_value(value: Any, where: str, extrapolate: bool) -> float:
     number = as_number(value, where)
     if number - number != 0.0:
-        raise UsageError(f"{where} must be finite, but is {value!r}.")
+        raise UsageError(f"{where} must be finite, got {value!r}.")
     if not extrapolate and not 0.0 <= number <= 1.0:
         raise UsageError(
-            f"{where} must lie between 0 (target) and 1 (source), but is {number:g}: "
+            f"{where} must be between 0 (target) and 1 (source), got {number:g}: "
             "set allow_extrapolation: true to go beyond."
         )
     return number

@@ -77,7 +77,7 @@ def check_top_k(k: int, depth: int) -> None:
         UsageError: k is not between 1 and the number of layers.
     """
     if not 1 <= k <= depth:
-        raise UsageError(f"top_k must lie between 1 and the number of layers, {depth}, but is {k}.")
+        raise UsageError(f"top_k must be between 1 and the number of layers, {depth}, got {k}.")
 
 
 def ranking(table: LayerTable) -> tuple[int, ...]:

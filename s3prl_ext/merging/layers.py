@@ -45,7 +45,7 @@ def parse_layer_map(value: Any, where: str = "layer_map") -> LayerMap:
         if all(isinstance(index, int) and not isinstance(index, bool) and index >= 0 for index in indices):
             return dict(value)
     raise UsageError(
-        f"{where} must be linear, or map target layers to source layers such as {{0: 0, 1: 2}}, but is {value!r}."
+        f"{where} must be linear, or map target layers to source layers such as {{0: 0, 1: 2}}, got {value!r}."
     )
 
 

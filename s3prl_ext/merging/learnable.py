@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +18,9 @@ from torch.nn.utils import parametrize
 
 from s3prl_ext.attention.layouts import PROJECTIONS, Slot, find_attention
 from s3prl_ext.attention.weights import AttentionWeights
-from s3prl_ext.configs import check_keys
-from s3prl_ext.errors import UsageError, unknown_name
+from s3prl_ext.errors import UsageError
 from s3prl_ext.merging.merge import Lambdas
+from s3prl_ext.settings import choice, load
 
 GRANULARITIES = ("layer", "projection", "head", "global")
 CONSTRAINTS = ("raw", "clamp", "sigmoid")
@@ -43,9 +43,9 @@ class LearnableConfig:
             every layer), or only the ``merged`` ones.
     """
 
-    granularity: str = "layer"
-    constraint: str = "raw"
-    layers: str = "all"
+    granularity: Annotated[str, choice(*GRANULARITIES)] = "layer"
+    constraint: Annotated[str, choice(*CONSTRAINTS)] = "raw"
+    layers: Annotated[str, choice(*SCOPES)] = "all"
 
 
 def parse_learnable(value: Any, where: str = "learnable") -> LearnableConfig | None:
@@ -60,14 +60,8 @@ def parse_learnable(value: Any, where: str = "learnable") -> LearnableConfig | N
     if isinstance(value, bool):
         return LearnableConfig() if value else None
     if not isinstance(value, Mapping):
-        raise UsageError(f"{where} must be true, false or a mapping such as {{granularity: layer}}, but is {value!r}.")
-    problems = check_keys(value, ("granularity", "constraint", "layers"), where)
-    for key, known in (("granularity", GRANULARITIES), ("constraint", CONSTRAINTS), ("layers", SCOPES)):
-        if key in value and value[key] not in known:
-            problems.append(str(unknown_name(key, value[key], known, where=where)))
-    if problems:
-        raise UsageError("\n".join(problems))
-    return LearnableConfig(**value)
+        raise UsageError(f"{where} must be true, false or a mapping such as {{granularity: layer}}, got {value!r}.")
+    return load(LearnableConfig, value, where)
 
 
 class Interpolate(torch.autograd.Function):

@@ -11,18 +11,18 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
 from s3prl_ext.attention.layouts import Slot
 from s3prl_ext.attention.weights import AttentionWeights
-from s3prl_ext.configs import check_keys
-from s3prl_ext.errors import UsageError, unknown_name
+from s3prl_ext.errors import UsageError
 from s3prl_ext.merging.layers import align
 from s3prl_ext.merging.merge import check_finite
+from s3prl_ext.settings import choice, count, load
 
 KINDS = ("source", "target", "standard")
 STREAMS = "by kind"  # kept in records and sweeps, so that numbers of earlier versions are not taken for these
@@ -41,10 +41,10 @@ class NoiseConfig:
             ``global``, all matrices (with biases merged: all biases apart from them).
     """
 
-    kind: str
-    draw: int = 0
-    seed: int = 0
-    statistics: str = "tensor"
+    kind: Annotated[str, choice(*KINDS)]
+    draw: Annotated[int, count(0)] = 0
+    seed: Annotated[int, count(0)] = 0
+    statistics: Annotated[str, choice(*STATISTICS)] = "tensor"
 
     @property
     def needs_source(self) -> bool:
@@ -71,22 +71,10 @@ def parse_noise(value: Any, where: str = "noise") -> NoiseConfig | None:
         return None
     content = {"kind": value} if isinstance(value, str) else value
     if not isinstance(content, Mapping):
-        raise UsageError(
-            f"{where} must be one of {', '.join(KINDS)}, or a mapping with kind and draw, but is {value!r}."
-        )
-    problems = check_keys(content, [field.name for field in fields(NoiseConfig)], where)
+        raise UsageError(f"{where} must be one of {', '.join(KINDS)}, or a mapping with kind and draw, got {value!r}.")
     if "kind" not in content:
-        problems.append(f"{where}: the key 'kind' is missing: give one of {', '.join(KINDS)}.")
-    for key, known in (("kind", KINDS), ("statistics", STATISTICS)):
-        if key in content and content[key] not in known:
-            problems.append(str(unknown_name(key, content[key], known, where)))
-    for key in ("draw", "seed"):
-        number = content.get(key, 0)
-        if not isinstance(number, int) or isinstance(number, bool) or number < 0:
-            problems.append(f"{where}.{key} must be a whole number from 0 on, but is {number!r}.")
-    if problems:
-        raise UsageError("\n".join(problems))
-    return NoiseConfig(**content)
+        raise UsageError(f"{where}.kind is missing: give one of {', '.join(KINDS)}.")
+    return load(NoiseConfig, content, where)
 
 
 def moments(weights: AttentionWeights, statistics: str, name: str = "the model") -> dict[Slot, Moments]:

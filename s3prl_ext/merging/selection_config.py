@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from typing import Annotated, Any
 
-from s3prl_ext.configs import as_number, check_keys
 from s3prl_ext.errors import UsageError, unknown_name
 from s3prl_ext.merging.similarity import METRICS, PROJECTIONS
+from s3prl_ext.settings import choice, count, load, name, number, raise_all, switch, unknown_keys
 
 LEVELS = ("utterance", "frame")
 SHARE = 0.1  # of the training pairs, as in the paper
@@ -28,12 +28,12 @@ class ComparisonSettings:
         seed: of that draw.
     """
 
-    level: str = "utterance"
-    normalize: bool = False
-    projections: int = PROJECTIONS
-    special_tokens: bool = True
-    share: float = SHARE
-    seed: int = 0
+    level: Annotated[str, choice(*LEVELS)] = "utterance"
+    normalize: Annotated[bool, switch()] = False
+    projections: Annotated[int, count()] = PROJECTIONS
+    special_tokens: Annotated[bool, switch()] = True
+    share: Annotated[float, number(above=0, most=1)] = SHARE
+    seed: Annotated[int, count(0)] = 0
 
 
 @dataclass(frozen=True)
@@ -50,12 +50,12 @@ class LayerSelection:
         settings: how the layers are compared; with `file` that file's own count.
     """
 
-    by: str
-    top_k: int
-    file: str | None = None
-    pairs: str | None = None
-    root: str | None = None
-    split: str | None = None
+    by: Annotated[str, name()]
+    top_k: Annotated[int, count()]
+    file: Annotated[str | None, name()] = None
+    pairs: Annotated[str | None, name()] = None
+    root: Annotated[str | None, name()] = None
+    split: Annotated[str | None, name()] = None
     settings: ComparisonSettings = ComparisonSettings()
 
 
@@ -69,28 +69,21 @@ def parse_selection(value: Mapping[str, Any], where: str = "layers") -> LayerSel
     Raises:
         UsageError: with one line for every problem found.
     """
-    problems = check_keys(value, KEYS, where)
-    problems += [f"{where}: the key '{key}' is missing." for key in ("by", "top_k") if key not in value]
+    problems = unknown_keys(value, KEYS, where)
     if ("from" in value) == ("pairs" in value):
         problems.append(f"{where} needs either pairs (a table or corpus folder) or from (a layers.json).")
-    for key in ("from", "pairs", "root", "split"):
-        if key in value and (not isinstance(value[key], str) or not value[key]):
-            problems.append(f"{where}.{key} must be a name or path, but is {value[key]!r}.")
     surplus = [key for key in value if key in (*SETTINGS, "root", "split")] if "from" in value else []
     if surplus:
         problems.append(f"{where}: {', '.join(surplus)} cannot be set with from: that file says how it was made.")
-    k, by = value.get("top_k", 1), value.get("by", "swd")
-    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-        problems.append(f"{where}.top_k must be a number of layers, 1 or more, but is {k!r}.")
-    settings = ComparisonSettings()
+    own = {key: value[key] for key in ("by", "top_k", "pairs", "root", "split") if key in value}
+    selection = load(LayerSelection, {**own, "file": value.get("from")}, where, problems=problems)
+    settings = {key: value[key] for key in SETTINGS if key in value}
     try:
-        settings = parse_settings({key: value[key] for key in SETTINGS if key in value}, [by], where)
+        settings = parse_settings(settings, [selection.by] if selection.by else [], where)
     except UsageError as error:
         problems.append(str(error))
-    if problems:
-        raise UsageError("\n".join(problems))
-    file, pairs, root, split = (value.get(key) for key in ("from", "pairs", "root", "split"))
-    return LayerSelection(by, k, file, pairs, root, split, settings)
+    raise_all(problems)
+    return replace(selection, settings=settings)
 
 
 def parse_settings(value: Mapping[str, Any], metrics: Sequence[str], where: str) -> ComparisonSettings:
@@ -103,29 +96,12 @@ def parse_settings(value: Mapping[str, Any], metrics: Sequence[str], where: str)
     Raises:
         UsageError: with one line for every problem found.
     """
-    problems = [str(unknown_name("metric", name, METRICS, where)) for name in metrics if name not in METRICS]
-    level = value.get("level", LEVELS[0])
-    if level not in LEVELS:
-        problems.append(str(unknown_name("level", level, LEVELS, where)))
-    paired = [name for name in metrics if name in METRICS and METRICS[name].paired]
-    if level == "frame" and paired:
+    problems = [str(unknown_name("metric", one, METRICS, where)) for one in metrics if one not in METRICS]
+    settings = load(ComparisonSettings, value, where, problems=problems)
+    paired = [one for one in metrics if one in METRICS and METRICS[one].paired]
+    if settings.level == "frame" and paired:
         problems.append(
             f"{where}: level frame compares sets of frames and tokens, which {', '.join(paired)} cannot: use swd."
         )
-    for key in ("normalize", "special_tokens"):
-        if not isinstance(value.get(key, True), bool):
-            problems.append(f"{where}.{key} must be true or false, but is {value[key]!r}.")
-    for key, least in (("projections", 1), ("seed", 0)):
-        number = value.get(key, least)
-        if isinstance(number, bool) or not isinstance(number, int) or number < least:
-            problems.append(f"{where}.{key} must be a whole number, {least} or more, but is {number!r}.")
-    share = SHARE
-    try:
-        share = as_number(value.get("share", SHARE), f"{where}.share")
-        if not 0 < share <= 1:
-            problems.append(f"{where}.share must lie above 0 and not above 1, but is {share:g}.")
-    except UsageError as error:
-        problems.append(str(error))
-    if problems:
-        raise UsageError("\n".join(problems))
-    return ComparisonSettings(**{**value, "share": share})
+    raise_all(problems)
+    return settings

@@ -38,13 +38,13 @@ class Options:
 
     def __post_init__(self) -> None:
         if self.window is not None and not self.window >= SHORTEST_WINDOW:
-            raise UsageError(f"--window must be at least {SHORTEST_WINDOW:g} seconds, but is {self.window:g}.")
+            raise UsageError(f"--window must be at least {SHORTEST_WINDOW:g} seconds, got {self.window:g}.")
         if self.top is not None and self.top < 1:
-            raise UsageError(f"--top must be at least 1, but is {self.top}.")
+            raise UsageError(f"--top must be at least 1, got {self.top}.")
         if self.threshold is not None and not 0 < self.threshold < 1:
-            raise UsageError(f"--threshold must lie between 0 and 1, but is {self.threshold:g}.")
+            raise UsageError(f"--threshold must be between 0 and 1, got {self.threshold:g}.")
         if self.median is not None and (self.median < 1 or self.median % 2 == 0):
-            raise UsageError(f"--median must be an odd number of frames, but is {self.median}.")
+            raise UsageError(f"--median must be an odd number of frames, got {self.median}.")
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from s3prl_ext.configs import as_number, check_keys
 from s3prl_ext.errors import UsageError, unknown_name
 from s3prl_ext.evaluation.paper_figures import mam_figure
 from s3prl_ext.layer_sets import parse_layers
 from s3prl_ext.merging.noise import KINDS
 from s3prl_ext.merging.similarity import METRICS
+from s3prl_ext.settings import as_number, unknown_keys
 
 NOISES = ("none", *KINDS)  # none: the source itself
 DRAWS = 5  # of each noise control: the least that MAM's averages suggest
@@ -114,7 +114,7 @@ def read_grid(file: Mapping[str, Any], flags: Mapping[str, Any], extrapolate: bo
         UsageError: with one line for every problem found.
     """
     grid = {**file, **flags}
-    problems = check_keys(grid, KEYS, where)
+    problems = unknown_keys(grid, KEYS, where)
     arms = grid.get("arms") or {}
     if not isinstance(arms, Mapping):
         problems.append(
@@ -130,9 +130,9 @@ def read_grid(file: Mapping[str, Any], flags: Mapping[str, Any], extrapolate: bo
     for name, arm in arms.items():
         place = f"{where}: arms.{name}"
         if not isinstance(arm, Mapping) or "lambda" not in arm:
-            problems.append(f"{place} must be a mapping with a lambda, but is {arm!r}.")
+            problems.append(f"{place} must be a mapping with a lambda, got {arm!r}.")
             continue
-        problems += check_keys(arm, ARM_KEYS, place)
+        problems += unknown_keys(arm, ARM_KEYS, place)
         checked["arms"][str(name)] = _check_axes(
             {"draws": grid.get("draws", DRAWS), **arm}, extrapolate, place, problems
         )
@@ -160,7 +160,7 @@ def _check_axes(grid: Mapping[str, Any], extrapolate: bool, where: str, problems
             number = as_number(value, f"{where}: lambda")
             if not math.isfinite(number) or not (extrapolate or 0.0 <= number <= 1.0):
                 raise UsageError(
-                    f"{where}: lambda must lie between 0 (target) and 1 (source), but is {number:g}: set "
+                    f"{where}: lambda must be between 0 (target) and 1 (source), got {number:g}: set "
                     "allow_extrapolation: true in the configuration of the merge to go beyond."
                 )
             axes["lambda"].append(number)
@@ -179,7 +179,7 @@ def _check_axes(grid: Mapping[str, Any], extrapolate: bool, where: str, problems
     for key, values in (("draws", [axes["draws"]]), ("top_k", axes["top_k"])):
         for number in values:
             if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-                problems.append(f"{where}: {key} must be a whole number, 1 or more, but is {number!r}.")
+                problems.append(f"{where}: {key} must be a whole number, 1 or more, got {number!r}.")
     return axes
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Annotated, Any
 
-from s3prl_ext.configs import check_keys
-from s3prl_ext.errors import nearest
-from s3prl_ext.training.values import raise_all, read_count, read_names, read_positive
+from s3prl_ext.errors import UsageError, nearest
+from s3prl_ext.settings import choice, count, load, name, names, number, raise_all, switch, unknown_keys
 
 logger = logging.getLogger(__name__)
 
@@ -35,19 +34,19 @@ class RunnerConfig:
         amp: ours: ``bf16`` or ``fp16`` mixed precision.
     """
 
-    total_steps: int | None = None
-    epochs: float | None = None
-    gradient_clipping: float = 1.0
-    gradient_accumulate_steps: int = 1
-    log_step: int = 100
-    eval_step: int = 5000
-    save_step: int = 1000
-    max_keep: int = 1
-    eval_dataloaders: tuple[str, ...] = ("dev",)
-    train_dataloader: str = "train"
-    evaluate_ratio: float = 1.0
-    fp16: bool = False
-    amp: str | None = None
+    total_steps: Annotated[int | None, count()] = None
+    epochs: Annotated[float | None, number(above=0)] = None
+    gradient_clipping: Annotated[float, number(above=0)] = 1.0
+    gradient_accumulate_steps: Annotated[int, count()] = 1
+    log_step: Annotated[int, count()] = 100
+    eval_step: Annotated[int, count()] = 5000
+    save_step: Annotated[int, count()] = 1000
+    max_keep: Annotated[int, count()] = 1
+    eval_dataloaders: Annotated[tuple[str, ...], names(least=0)] = ("dev",)
+    train_dataloader: Annotated[str, name()] = "train"
+    evaluate_ratio: Annotated[float, number(above=0, most=1)] = 1.0
+    fp16: Annotated[bool, switch()] = False
+    amp: Annotated[str | None, choice("bf16", "fp16")] = None
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], stored: bool = False) -> RunnerConfig:
@@ -58,33 +57,17 @@ class RunnerConfig:
             stored: it comes from a checkpoint that is only evaluated: unknown keys are warned about, not refused.
         """
         section = dict(config.get("runner") or {})
-        problems = check_keys(section, [f.name for f in fields(cls)], "runner")
         if stored:
-            _warn_of_stored(problems)
-            problems = []
-        values: dict[str, Any] = {}
-        for name in ("total_steps", "gradient_accumulate_steps", "log_step", "eval_step", "save_step", "max_keep"):
-            if section.get(name) is not None:
-                values[name] = read_count(section[name], f"runner.{name}", problems)
-        for name in ("epochs", "gradient_clipping", "evaluate_ratio"):
-            if section.get(name) is not None:
-                values[name] = read_positive(section[name], f"runner.{name}", problems)
-        values["eval_dataloaders"] = read_names(
-            section.get("eval_dataloaders", ["dev"]), "runner.eval_dataloaders", problems
-        )
-        if values.get("evaluate_ratio") is not None and values["evaluate_ratio"] > 1:
-            problems.append(f"runner.evaluate_ratio must lie in (0, 1], but is {values['evaluate_ratio']:g}.")
-        if not isinstance(section.get("fp16", False), bool):
-            problems.append(f"runner.fp16 must be true or false, but is {section['fp16']!r}.")
-        values["train_dataloader"] = section.get("train_dataloader", "train")
-        values["fp16"] = bool(section.get("fp16", False))
-        values["amp"] = section.get("amp") or ("fp16" if values["fp16"] else None)
-        if values["amp"] not in (None, "fp16", "bf16"):
-            problems.append(f"runner.amp must be bf16 or fp16, but is {values['amp']!r}.")
-        if (section.get("total_steps") is None) == (section.get("epochs") is None):
-            problems.append("runner needs either total_steps or epochs (one of the two).")
-        raise_all(problems)
-        return cls(**values)
+            known = [field.name for field in fields(cls)]
+            _warn_of_stored(unknown_keys(section, known, "runner"))
+            section = {key: value for key, value in section.items() if key in known}
+        runner = load(cls, section, "runner")
+        return replace(runner, amp=runner.amp or "fp16") if runner.fp16 else runner
+
+    def conflicts(self, where: str) -> Iterator[str]:
+        """Yield what does not go together."""
+        if (self.total_steps is None) == (self.epochs is None):
+            yield f"{where} needs either total_steps or epochs (one of the two)."
 
 
 def _warn_of_stored(problems: list[str]) -> None:
@@ -112,7 +95,7 @@ def check_top_level(config: Mapping[str, Any], stored: bool = False) -> None:
         from s3prl.downstream.specaug import SpecAug
 
         known = list(inspect.signature(SpecAug).parameters)
-        problems += check_keys(config["specaug"], known, "specaug")
+        problems += unknown_keys(config["specaug"], known, "specaug")
     problems += _count_problems(config.get("downstream_expert"), "downstream_expert")
     for key in ("runner", "optimizer", "downstream_expert"):
         if not isinstance(config.get(key), Mapping):
@@ -127,8 +110,11 @@ def _count_problems(section: Any, where: str) -> list[str]:
         place = f"{where}.{key}"
         if isinstance(value, Mapping):
             problems += _count_problems(value, place)
-        elif str(key).endswith(("batch_size", "batchsize")) and value is not None:
-            read_count(value, place, problems)
-        elif key == "num_workers" and value is not None:
-            read_count(value, place, problems, least=0)
+            continue
+        least = 1 if str(key).endswith(("batch_size", "batchsize")) else 0 if key == "num_workers" else None
+        if least is not None and value is not None:
+            try:
+                count(least)(value, place)
+            except UsageError as error:
+                problems.append(str(error))
     return problems

@@ -10,15 +10,14 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
-from s3prl_ext.configs import as_number, check_keys
-from s3prl_ext.errors import DataError, UsageError, unknown_name
+from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.metrics import METRICS, metric
+from s3prl_ext.settings import choice, count, load, name, number, raise_all
 from s3prl_ext.tasks import task_of
 from s3prl_ext.training.methods import METHODS
 from s3prl_ext.training.tuning_config import MASK_OPTIONS, keys_of
-from s3prl_ext.training.values import raise_all
 
 # Keys of `tuning` whose own value is a list: one list inside a list makes candidates of them.
 LIST_KEYS = ("eligible", "projections", "train_layers", "layers")
@@ -37,12 +36,12 @@ class EarlyStopConfig:
         patience: compare again every k steps until the same candidates have led this many times in a row.
     """
 
-    ratio: float = 0.1
-    keep: int = 1
-    metric: str | None = None
-    split: str | None = None
-    evaluations: int = 1
-    patience: int = 1
+    ratio: Annotated[float, number(above=0, most=1)] = 0.1
+    keep: Annotated[int, count()] = 1
+    metric: Annotated[str | None, choice(METRICS)] = None
+    split: Annotated[str | None, name()] = None
+    evaluations: Annotated[int, count()] = 1
+    patience: Annotated[int, count()] = 1
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], candidates: int) -> EarlyStopConfig | None:
@@ -62,39 +61,19 @@ class EarlyStopConfig:
                     "early_stop: {ratio: 0.1, keep: 1}, or give one value instead of a list."
                 )
             return None
-        section = config["early_stop"] or {}
-        if not isinstance(section, Mapping):
-            raise UsageError(f"early_stop must be a mapping such as {{ratio: 0.1, keep: 1}}, but is {section!r}.")
-        problems = check_keys(section, ("ratio", "keep", "metric", "split", "evaluations", "patience"), "early_stop")
-        values: dict[str, Any] = {}
-        for key in ("ratio", "keep", "evaluations", "patience"):
-            if section.get(key) is not None:
-                try:
-                    values[key] = as_number(section[key], f"early_stop.{key}")
-                except UsageError as error:
-                    problems.append(str(error))
-        if not 0 < values.get("ratio", 0.1) <= 1:
-            problems.append(f"early_stop.ratio must lie in (0, 1], but is {values['ratio']:g}.")
-        for key in ("keep", "evaluations", "patience"):
-            value = values.get(key, 1)
-            if value < 1 or value != int(value):
-                problems.append(f"early_stop.{key} must be a whole number of at least 1, but is {value:g}.")
-            values[key] = int(value)
-        if values["keep"] > candidates > 1:
-            problems.append(f"early_stop.keep is {values['keep']}, but there are only {candidates} candidates.")
-        for key in ("metric", "split"):
-            if not isinstance(section.get(key), (str, type(None))):
-                problems.append(f"early_stop.{key} must be one name, but is {section[key]!r}.")
-        if isinstance(section.get("metric"), str) and section["metric"] not in METRICS:
-            problems.append(str(unknown_name("metric", section["metric"], METRICS, where="early_stop")))
+        problems: list[str] = []
+        example = "{ratio: 0.1, keep: 1}"
+        race = load(cls, config["early_stop"] or {}, "early_stop", example=example, problems=problems)
+        if race.keep > candidates > 1:
+            problems.append(f"early_stop.keep is {race.keep}, but there are only {candidates} candidates.")
         raise_all(problems)
         if candidates == 1:
             return None  # plain child-tuning
-        if section.get("split") is None and not (config.get("runner") or {}).get("eval_dataloaders", ["dev"]):
+        if race.split is None and not (config.get("runner") or {}).get("eval_dataloaders", ["dev"]):
             raise UsageError(
                 "a race compares candidates on a split: name it in early_stop.split or runner.eval_dataloaders."
             )
-        return cls(metric=section.get("metric"), split=section.get("split"), **values)
+        return race
 
     def steps_before_cut(self, total_steps: int) -> int:
         """Return k = max(1, round(r T)), at most T."""

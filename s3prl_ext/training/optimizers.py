@@ -14,9 +14,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from s3prl_ext.child_tuning.sparse_adamw import ChildnetAdamW
-from s3prl_ext.configs import as_number, check_keys
 from s3prl_ext.errors import UsageError, unknown_name
-from s3prl_ext.training.values import raise_all
+from s3prl_ext.settings import as_number, raise_all, unknown_keys
 
 OWN = {"ChildnetAdamW": ChildnetAdamW}  # the optimizer of AD-TUNING's released task files
 _READ_ELSEWHERE = ("name", "reserve_p")  # the released files state the densities beside the optimizer's name
@@ -75,7 +74,7 @@ def _check_optimizer_keys(section: Mapping[str, Any]) -> None:
     keys = accepted_keys(section)
     if keys is not None:
         given = {key: value for key, value in section.items() if key not in (*_READ_ELSEWHERE, *ours)}
-        unread = check_keys(given, keys, "optimizer")
+        unread = unknown_keys(given, keys, "optimizer")
         if unread:
             unread[-1] += (
                 f" s3prl's {section['name']} ignores all others; an optimizer of torch takes its own options: "

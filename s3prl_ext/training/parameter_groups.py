@@ -9,20 +9,28 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from torch import nn
 
-from s3prl_ext.configs import as_number
 from s3prl_ext.errors import UsageError
 from s3prl_ext.layer_sets import parse_layers
 from s3prl_ext.merging.learnable import find_lambda
+from s3prl_ext.settings import load, number
 
 UPSTREAM_KEYS = ("lr", "upstream_lr")  # of methods that train the upstream
 FULL_KEYS = ("layer_decay", "train_layers")  # of method full
 KEYS = (*UPSTREAM_KEYS, "lambda_lr", *FULL_KEYS)
 DEFAULT_LAMBDA_LR = 1.0e-3  # the 1e-5 of MAM's fine-tuning would move lambda by about 0.01 in a whole run
 _BLOCK = re.compile(r"(?:^|\.)(?:encoder\.layers?|blocks)\.(\d+)\.")
+
+
+def _trained_layers(value: Any, where: str) -> Any:
+    """Check a set of layers of which at least one trains; it is resolved where the depth is known."""
+    parse_layers(value, None, where)
+    if value in ("none", []):
+        raise UsageError(f"{where} names no layer; use method frozen to train none.")
+    return tuple(value) if isinstance(value, list) else value
 
 
 @dataclass(frozen=True)
@@ -37,10 +45,10 @@ class RatesConfig:
         train_layers: encoder blocks that train; of ``all`` the rest of the upstream trains too, else nothing of it.
     """
 
-    lr: float | None = None
-    lambda_lr: float | None = None
-    layer_decay: float = 1.0
-    train_layers: Any = "all"
+    lr: Annotated[float | None, number(above=0)] = None
+    lambda_lr: Annotated[float | None, number(least=0)] = None
+    layer_decay: Annotated[float, number(above=0, most=1)] = 1.0
+    train_layers: Annotated[Any, _trained_layers] = "all"
 
     @classmethod
     def from_section(cls, section: Mapping[str, Any], problems: list[str]) -> RatesConfig:
@@ -55,35 +63,7 @@ class RatesConfig:
             problems.append("tuning.lr and tuning.upstream_lr are the same; keep one of them.")
         if "upstream_lr" in given:
             given["lr"] = given.pop("upstream_lr")
-        for key, (low, high) in {"lr": (None, None), "lambda_lr": (0.0, None), "layer_decay": (None, 1.0)}.items():
-            if key in given:
-                given[key] = _number(given[key], f"tuning.{key}", low, high, problems)
-        if "train_layers" in given:
-            given["train_layers"] = _layers(given["train_layers"], problems)
-        return cls(**given)
-
-
-def _number(value: Any, where: str, low: float | None, high: float | None, problems: list[str]) -> float | None:
-    """Return a number of at least `low` (above 0 where None) and at most `high`."""
-    try:
-        number = as_number(value, where)
-    except UsageError as error:
-        problems.append(str(error))
-        return None
-    if not (number > 0 if low is None else number >= low) or number > (high or float("inf")):
-        bounds = "above 0" if low is None else f"at least {low:g}"
-        problems.append(f"{where} must be {bounds}{f' and at most {high:g}' if high else ''}, but is {number:g}.")
-    return number
-
-
-def _layers(value: Any, problems: list[str]) -> Any:
-    try:
-        parse_layers(value, None, "tuning.train_layers")
-    except UsageError as error:
-        problems.append(str(error))
-    if value in ("none", []):
-        problems.append("tuning.train_layers names no layer; use method frozen to train none.")
-    return tuple(value) if isinstance(value, list) else value
+        return load(cls, given, "tuning", problems=problems)
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,7 @@ def check_names(section: Any, where: str) -> None:
                 for name in value if isinstance(value, (list, tuple)) else [value]:
                     if isinstance(name, str) and not name.isidentifier():
                         raise UsageError(
-                            f"config.{where}.{key} must be a name, but is '{name[:80]}'; s3prl would run it as Python: "
+                            f"config.{where}.{key} must be a name, got '{name[:80]}'; s3prl would run it as Python: "
                             "correct it, and do not trust the file if it is not yours."
                         )
             check_names(value, f"{where}.{key}")

@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any
 
 from s3prl_ext import adapters
-from s3prl_ext.configs import check_keys
 from s3prl_ext.errors import UsageError, unknown_name
+from s3prl_ext.settings import choice, count, load, names, number, raise_all, switch, unknown_keys
 from s3prl_ext.training import parameter_groups
 from s3prl_ext.training.parameter_groups import RatesConfig
-from s3prl_ext.training.values import (
-    raise_all,
-    read_choice,
-    read_count,
-    read_names,
-    read_number,
-    read_positive,
-    read_switch,
-)
 
 MASKS = ("fisher", "random", "magnitude")
 MASK_OPTIONS = {"fisher": "fisher", "random": "redraw"}  # mask -> the key that no other one reads
@@ -42,15 +33,15 @@ class FisherConfig:
         warm_lr: learning rate (Adam) of these steps; by default ``optimizer.lr``.
     """
 
-    granularity: str = "batch"
-    clip: str = "none"
-    max_norm: float = 1.0
-    mode: str = "eval"
-    loader: str = "split"
-    max_batches: int | None = None
-    loss_divisor: int = 1
-    warm_head: int = 0
-    warm_lr: float = 0.0
+    granularity: Annotated[str, choice("batch", "sample")] = "batch"
+    clip: Annotated[str, choice("none", "tensor", "global")] = "none"
+    max_norm: Annotated[float, number(above=0)] = 1.0
+    mode: Annotated[str, choice("eval", "train")] = "eval"
+    loader: Annotated[str, choice("split", "task")] = "split"
+    max_batches: Annotated[int | None, count()] = None
+    loss_divisor: Annotated[int, count()] = 1
+    warm_head: Annotated[int, count(0)] = 0
+    warm_lr: Annotated[float, number(above=0)] = 0.0
 
     @classmethod
     def from_section(cls, section: Any, config: Mapping[str, Any], problems: list[str]) -> FisherConfig:
@@ -61,43 +52,37 @@ class FisherConfig:
             config: the whole task file, for the defaults of `max_norm` and `warm_lr`.
             problems: sentences that the caller reports together.
         """
-        if not isinstance(section, Mapping):
-            problems.append(f"tuning.fisher must be a mapping such as {{max_batches: 100}}, but is {section!r}.")
-            return cls()
         where = "tuning.fisher"
-        problems += check_keys(section, (*(f.name for f in fields(cls)), "preset"), where)
+        if isinstance(section, Mapping):
+            section = cls._completed(section, config, problems)
+        return load(cls, section, where, example="{max_batches: 100}", problems=problems)
+
+    @staticmethod
+    def _completed(section: Mapping[str, Any], config: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
+        """Return the section with what its preset and the rest of the task file say."""
+        content = {key: value for key, value in section.items() if key != "preset"}
         preset = section.get("preset")
         if preset not in (None, *FISHER_PRESETS):
-            problems.append(str(unknown_name("preset", str(preset), FISHER_PRESETS, where=where)))
+            problems.append(str(unknown_name("preset", str(preset), FISHER_PRESETS, where="tuning.fisher")))
+        runner, optimizer = (config.get(name) or {} for name in ("runner", "optimizer"))
         if preset == "official":
-            steps = (config.get("runner") or {}).get("gradient_accumulate_steps", 1)
-            section = {**FISHER_PRESETS[preset], "loss_divisor": steps, **section}
-        values: dict[str, Any] = {
-            key: read_choice(section, key, choices, where, problems) for key, choices in FISHER_CHOICES.items()
-        }
-        if values["loader"] == "task" and values["granularity"] == "sample":
-            problems.append(
+            divisor = runner.get("gradient_accumulate_steps", 1)
+            content = {**FISHER_PRESETS[preset], "loss_divisor": divisor, **content}
+        if content.get("clip", "none") != "none":
+            content.setdefault("max_norm", runner.get("gradient_clipping", 1.0))
+        if content.get("warm_head"):
+            content.setdefault("warm_lr", optimizer.get("lr", 1.0e-3))
+        return content
+
+    def conflicts(self, where: str) -> Iterator[str]:
+        """Yield what does not go together."""
+        if self.loader == "task" and self.granularity == "sample":
+            yield (
                 f"{where}.granularity: sample reads single utterances, loader: task the task's own batches: add loader: "
                 "split, or leave granularity out."
             )
-        for key in ("max_batches", "warm_head", "loss_divisor"):
-            if section.get(key) is not None and (key, section[key]) != ("warm_head", 0):
-                values[key] = read_count(section[key], f"{where}.{key}", problems)
-        defaults = {"max_norm": ("runner", "gradient_clipping", 1.0, values["clip"] != "none"),
-                    "warm_lr": ("optimizer", "lr", 1.0e-3, bool(values.get("warm_head")))}  # fmt: skip
-        for key, (part, name, default, used) in defaults.items():
-            value = section.get(key, (config.get(part) or {}).get(name, default))
-            if used or key in section:
-                values[key] = read_positive(value, f"{where}.{key}", problems)
-        return cls(**values)
 
 
-FISHER_CHOICES = {
-    "granularity": ("batch", "sample"),
-    "clip": ("none", "tensor", "global"),
-    "mode": ("eval", "train"),
-    "loader": ("split", "task"),
-}  # the first of each is the default
 # The released code; it also divides the loss by runner.gradient_accumulate_steps.
 FISHER_PRESETS = {"official": {"granularity": "batch", "clip": "tensor", "mode": "train", "loader": "task"}}
 
@@ -122,13 +107,13 @@ class TuningConfig:
     """
 
     method: str
-    mask: str = "fisher"
-    density: float = 1.0
-    eligible: tuple[str, ...] | None = None
+    mask: Annotated[str, choice(*MASKS)] = "fisher"
+    density: Annotated[float, number(above=0, most=1)] = 1.0
+    eligible: Annotated[tuple[str, ...] | None, names("[encoder.layers.*]")] = None
     fisher: FisherConfig = FisherConfig()
-    redraw: bool = False
-    sparse_gradients: bool = True
-    clip_scope: str = "active"
+    redraw: Annotated[bool, switch()] = False
+    sparse_gradients: Annotated[bool, switch()] = True
+    clip_scope: Annotated[str, choice("active", "all")] = "active"
     rates: RatesConfig = field(default_factory=RatesConfig)
     adapter: Any = None
 
@@ -144,19 +129,36 @@ class TuningConfig:
             return None
         section = config["tuning"]
         if not isinstance(section, Mapping):
-            raise UsageError(f"tuning must be a mapping such as {{method: child}}, but is {section!r}.")
+            raise UsageError(f"tuning must be a mapping such as {{method: child}}, got {section!r}.")
         method = str(section.get("method", ""))
         options = adapters.options(method) if method in adapters.METHODS else ()
         problems = _key_problems(section, method, methods)
-        values: dict[str, Any] = {}
+        tuning = cls(method)
         if method in methods and methods[method].has_mask:
-            values = _mask_values(section, config, problems)
+            tuning = cls._with_mask(method, section, config, problems)
         if method in adapters.METHODS:
-            values["adapter"] = _adapter_options(method, {k: section[k] for k in options if k in section}, problems)
+            given = {key: section[key] for key in options if key in section}
+            tuning = replace(tuning, adapter=_adapter_options(method, given, problems))
         if method in methods:
-            values["rates"] = RatesConfig.from_section(section, problems)
+            tuning = replace(tuning, rates=RatesConfig.from_section(section, problems))
         raise_all(problems)
-        return cls(method=method, **values)
+        return tuning
+
+    @classmethod
+    def _with_mask(
+        cls, method: str, section: Mapping[str, Any], config: Mapping[str, Any], problems: list[str]
+    ) -> TuningConfig:
+        """Check the keys of a method that chooses a child network."""
+        if section.get("density") is None:
+            problems.append("tuning.density is missing: the fraction of the upstream's weights to train, such as 0.01.")
+        given = {key: section[key] for key in MASK_KEYS if key in section and key != "fisher"}
+        tuning = load(cls, {"method": method, **given}, "tuning", problems=problems)
+        problems += [
+            f"tuning.{key} belongs to mask {owner}, not to {tuning.mask}; remove it."
+            for owner, key in MASK_OPTIONS.items()
+            if section.get(key) and tuning.mask != owner
+        ]
+        return replace(tuning, fisher=FisherConfig.from_section(section.get("fisher") or {}, config, problems))
 
 
 def keys_of(method: str, methods: Mapping[str, Any]) -> tuple[str, ...]:
@@ -183,10 +185,10 @@ def _key_problems(section: Mapping[str, Any], method: str, methods: Mapping[str,
     if method not in methods:
         named = str(unknown_name("method", method, methods, where="tuning"))
         missing = f"tuning.method is missing; known: {', '.join(methods)}."
-        return [*check_keys(section, owners, "tuning"), named if method else missing]
+        return [*unknown_keys(section, owners, "tuning"), named if method else missing]
     own = keys_of(method, methods)
     foreign = [key for key in section if key in owners and key not in own]
-    return check_keys({key: section[key] for key in section if key not in foreign}, own, "tuning") + [
+    return unknown_keys({key: section[key] for key in section if key not in foreign}, own, "tuning") + [
         f"tuning.{key} belongs to method {_either(owners[key])}, not to {method}; remove it." for key in foreign
     ]
 
@@ -201,35 +203,3 @@ def _adapter_options(method: str, given: Mapping[str, Any], problems: list[str])
     except UsageError as error:
         problems.append(f"tuning: {error}")
         return None
-
-
-def _mask_values(section: Mapping[str, Any], config: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
-    mask = section.get("mask", "fisher")
-    if mask not in MASKS:
-        problems.append(str(unknown_name("mask", mask, MASKS, where="tuning")))
-    density = section.get("density")
-    if density is None:
-        problems.append("tuning.density is missing: the fraction of the upstream's weights to train, such as 0.01.")
-    else:
-        density = read_number(density, "tuning.density", problems)
-        if density is not None and not 0 < density <= 1:
-            problems.append(f"tuning.density must lie in (0, 1], but is {density}.")
-    eligible = None
-    if section.get("eligible") is not None:
-        eligible = read_names(section["eligible"], "tuning.eligible", problems)
-        if not eligible:
-            problems.append("tuning.eligible is empty; name at least one pattern, or leave it out.")
-    problems += [
-        f"tuning.{key} belongs to mask {owner}, not to {mask}; remove it."
-        for owner, key in MASK_OPTIONS.items()
-        if section.get(key) and mask != owner
-    ]
-    return {
-        "mask": mask,
-        "density": density,
-        "eligible": eligible,
-        "fisher": FisherConfig.from_section(section.get("fisher") or {}, config, problems),
-        "redraw": read_switch(section, "redraw", False, "tuning", problems),
-        "sparse_gradients": read_switch(section, "sparse_gradients", True, "tuning", problems),
-        "clip_scope": read_choice(section, "clip_scope", ("active", "all"), "tuning", problems),
-    }

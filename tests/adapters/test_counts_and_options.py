@@ -122,8 +122,8 @@ def test_param_matched_copies_start_at_zero_and_train(tmp_path, model_name):
 @pytest.mark.parametrize(
     "method, options, message",
     [
-        ("lora", {"rank": 0}, "lora: rank must be a whole number of at least 1, but is 0"),
-        ("lora", {"rank": "many"}, "lora: rank must be a number, but is 'many'"),
+        ("lora", {"rank": 0}, "lora: rank must be a whole number of at least 1, got 0"),
+        ("lora", {"rank": "many"}, "lora: rank must be a number, got 'many'"),
         ("lora", {"alpha": -1}, "lora: alpha must be a number above 0"),
         ("lora", {"ranks": 4}, "unknown key 'ranks'; did you mean 'rank'"),
         (

@@ -50,7 +50,7 @@ def test_a_method_trains_its_weights_and_nothing_else(make, method, model_name):
     for name, base in before.items():
         now = after[name] if name in after else after[name.replace(".weight", ".parametrizations.weight.original")]
         if name not in parameters:
-            assert torch.equal(base, now), f"{name} changed, but is frozen"
+            assert torch.equal(base, now), f"{name} changed, got frozen"
     changed = {n for n, p in adapters.adapter_state(model).items() if n not in before or not torch.equal(before[n], p)}
     assert changed | exempt == set(parameters) | exempt
 

@@ -60,7 +60,7 @@ def test_all_layers_are_chosen_when_k_is_their_number_and_a_map_leaves_some_out(
     main([*experiment, "--layer-map", "1:0,3:2", "--metric", "swd"])
     result = json.loads((tmp_path / "out" / "layers.json").read_text())
     assert result["layer_map"] == [None, 0, None, 2] and result["metrics"]["swd"]["layers"] == [1, 3]
-    with pytest.raises(UsageError, match="the number of layers, 2, but is 3"):
+    with pytest.raises(UsageError, match="the number of layers, 2, got 3"):
         main([*experiment, "--layer-map", "1:0,3:2", "--top-k", "3"])
 
 
@@ -69,7 +69,7 @@ def test_all_layers_are_chosen_when_k_is_their_number_and_a_map_leaves_some_out(
     [
         (["--metric", "swf"], UsageError, "unknown metric 'swf'; did you mean 'swd'"),
         (["--metric", ","], UsageError, "--metric names no metric"),
-        (["--top-k", "5"], UsageError, "top_k must lie between 1 and the number of layers, 4, but is 5"),
+        (["--top-k", "5"], UsageError, "top_k must be between 1 and the number of layers, 4, got 5"),
         (["--top-k", "0"], UsageError, "but is 0"),
         (["--share", "0.1"], DataError, "too few pairs: 0.1 of 6 is 1"),
         (["--share", "2"], UsageError, "share must lie above 0"),

@@ -226,7 +226,7 @@ def test_full_folder_is_refused_and_failure_leaves_nothing(tmp_path, bert, capsy
     ("flags", "message"),
     [
         (["-g", "{file}"], "--out is missing"),
-        (["-g", "{file},,lambda=1.5", "--out", "{out}"], "must lie between 0"),
+        (["-g", "{file},,lambda=1.5", "--out", "{out}"], "must be between 0"),
         (["-g", "{file},,layers=1-7", "--out", "{out}"], "layer 7 is out of range"),
         (["-u", "mam_nothing", "--out", "{out}"], "unknown upstream configuration 'mam_nothing'"),
         (["-g", "{file},,target={{upstream: fbank}}", "--out", "{out}"], "fbank has no checkpoint file of its own"),

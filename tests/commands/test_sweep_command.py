@@ -244,7 +244,7 @@ def test_named_arms_and_joined_layers(sweep, tmp_path):
     ("flags", "message"),
     [
         ([], "the grid is an empty grid"),
-        (["--lambda", "0.1,2"], "must lie between 0"),
+        (["--lambda", "0.1,2"], "must be between 0"),
         (["--lambda", "0.1", "--layers", "1-4"], "layer 4 is out of range"),
         (["--lambda", "0.1", "--noise", "pink"], "unknown noise 'pink'"),
         (["--lambda", "0.1", "--metric", "beauty"], "unknown metric 'beauty'"),

@@ -33,13 +33,13 @@ def test_a_selection_is_read():
     ("changes", "message"),
     [
         ({"by": "swf"}, "unknown metric 'swf'; did you mean 'swd'"),
-        ({"top_k": 0}, "top_k must be a number of layers, 1 or more, but is 0"),
+        ({"top_k": 0}, "top_k must be a number of layers, 1 or more, got 0"),
         ({"top_k": "6"}, "top_k must be a number of layers"),
         ({"top_k": True}, "top_k must be a number of layers"),
         ({"tpo_k": 3}, "unknown key 'tpo_k'; did you mean 'top_k'"),
-        ({"pairs": 3}, "pairs must be a name or path, but is 3"),
+        ({"pairs": 3}, "pairs must be a name or path, got 3"),
         ({"from": "x"}, "either pairs .* or from"),
-        ({"share": 0}, "share must lie above 0 and not above 1, but is 0"),
+        ({"share": 0}, "share must be in (0, 1], got 0"),
         ({"share": 1.5}, "share must lie above 0"),
         ({"share": "much"}, "share must be a number"),
         ({"projections": 0}, "projections must be a whole number, 1 or more"),
@@ -79,5 +79,5 @@ def test_tables_of_some_layers_choose_by_their_own_numbers():
     table = LayerTable("swd", (3.0, 1.0, 2.0), (0, 4, 8))
     assert top_k(table, 2) == (4, 8) and ranking(table) == (4, 8, 0)
     assert ranking(LayerTable("inner_product", (3.0, 1.0, 3.0))) == (0, 2, 1)
-    with pytest.raises(UsageError, match="the number of layers, 3, but is 4"):
+    with pytest.raises(UsageError, match="the number of layers, 3, got 4"):
         top_k(table, 4)

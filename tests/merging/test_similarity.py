@@ -170,7 +170,7 @@ def test_ties_go_to_the_lower_layer(metric):
 
 @pytest.mark.parametrize("k", [0, -1, 5])
 def test_k_must_fit_the_depth(k):
-    with pytest.raises(UsageError, match=f"between 1 and the number of layers, 4, but is {k}"):
+    with pytest.raises(UsageError, match=f"between 1 and the number of layers, 4, got {k}"):
         top_k(LayerTable("swd", (1.0,) * 4), k)
 
 

@@ -80,7 +80,7 @@ def test_keys_tell_arms_apart_and_stay():
         ({}, "empty grid"),
         ({"lambda": []}, "empty grid"),
         ({"lambda": [0]}, "no lambda but 0"),
-        ({"lambda": [1.5]}, "must lie between 0"),
+        ({"lambda": [1.5]}, "must be between 0"),
         ({"lambda": [float("nan")]}, "must be a finite number"),
         ({"lambda": ["ten"]}, "must be a number"),
         ({"lambda": [0.1], "layers": ["4-9"]}, "layer 9 is out of range"),

@@ -196,7 +196,7 @@ def test_every_task_reports_that_metric(build, tmp_path, task):
         ({"metric": "accc"}, "did you mean 'acc'"),
         ({"metric": ["wer", "cer"]}, r"early_stop.metric must be one name, but is \['wer', 'cer'\]"),
         ({"split": ["dev"]}, r"early_stop.split must be one name, but is \['dev'\]"),
-        ({"metric": 1, "split": {}}, "early_stop.metric must be one name, but is 1. early_stop.split must be one name"),
+        ({"metric": 1, "split": {}}, "early_stop.metric must be one name, got 1. early_stop.split must be one name"),
         ({"ration": 0.1}, "did you mean 'ratio'"),
         ([1], "must be a mapping"),
     ],

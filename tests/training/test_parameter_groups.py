@@ -97,13 +97,13 @@ def test_train_only_freezes_the_rest():
 @pytest.mark.parametrize(
     ("tuning", "message"),
     [
-        ({"method": "full", "lr": 0}, "tuning.lr must be above 0, but is 0"),
+        ({"method": "full", "lr": 0}, "tuning.lr must be above 0, got 0"),
         ({"method": "full", "lr": "fast"}, "tuning.lr must be a number"),
         ({"method": "full", "lr": float("inf")}, "tuning.lr must be a finite number"),
         ({"method": "full", "lr": 1e-5, "upstream_lr": 1e-5}, "are the same; keep one"),
         ({"method": "frozen", "lr": 1e-5}, "tuning.lr belongs to method full, child, .* or bitfit, not to frozen"),
         ({"method": "full", "lambda_lr": -1}, "tuning.lambda_lr must be at least 0"),
-        ({"method": "full", "layer_decay": 1.2}, "above 0 and at most 1, but is 1.2"),
+        ({"method": "full", "layer_decay": 1.2}, "above 0 and at most 1, got 1.2"),
         ({"method": "full", "layer_decay": 0}, "above 0 and at most 1"),
         ({"method": "child", "density": 0.1, "layer_decay": 0.9}, "layer_decay belongs to method full, not to child"),
         ({"method": "frozen", "train_layers": "1"}, "train_layers belongs to method full"),

@@ -417,7 +417,7 @@ def test_a_file_of_the_command_is_read_and_its_models_are_checked(tmp_path, tabl
         assert changed_layers(file) == result["metrics"][by]["layers"]
         file.write_text(file.read_text().replace(f"layers: {choice}", "layers: all"))
     choice = f"{file},,layers={{by: swd, top_k: 2, from: {out / 'layers.json'}}}"
-    with pytest.raises(UsageError, match="top_k must lie between 1 and the number of layers, 4, but is 5"):
+    with pytest.raises(UsageError, match="top_k must be between 1 and the number of layers, 4, got 5"):
         merged_attention(model_config=f"{choice},,layers.top_k=5")
     with pytest.raises(UsageError, match="unknown metric 'swd_coordinates'"):
         merged_attention(model_config=f"{choice},,layers.by=swd_coordinates")

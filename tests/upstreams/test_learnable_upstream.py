@@ -208,7 +208,7 @@ def test_another_layer_map_is_told_apart_also_at_a_first_lambda_of_zero(file):
         ("learnable=true,,biases=true", "learnable merges matrices only: set biases: false"),
         ("learnable=maybe", "learnable must be true, false or a mapping"),
         ("learnable={granularity: neuron}", "unknown granularity 'neuron'"),
-        ("learnable=true,,lambda=1.5", "must lie between 0 .target. and 1 .source."),
+        ("learnable=true,,lambda=1.5", "must be between 0 .target. and 1 .source."),
         ("learnable=true,,lambda={q_proj: 0.1, k_proj: 0.2}", "differs between projections"),
         ("learnable=true,,layers=none", "no layer is chosen"),
         ("learnable={granularity: global},,lambda=[0.1, 0.2]", "differs between layers"),

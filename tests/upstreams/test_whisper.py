@@ -152,7 +152,7 @@ def test_the_window_is_an_option(folder):
     assert not whisper_local(str(folder)).padded
     assert whisper_local(str(folder), "window=30").padded
     assert not whisper_local(str(folder), "window=clip").padded
-    with pytest.raises(UsageError, match=r"window must be clip .* or 30 .*, but is 20"):
+    with pytest.raises(UsageError, match=r"window must be clip .* or 30 .*, got 20"):
         whisper_local(str(folder), "window=20")
     with pytest.raises(UsageError, match="did you mean 'window'"):
         whisper_local(str(folder), "windows=30")

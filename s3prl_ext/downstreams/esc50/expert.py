@@ -56,7 +56,7 @@ class DownstreamExpert(nn.Module):
         self.args = Namespace(**kwargs)
         self.expdir = Path(expdir)
         self.config = parse_config(downstream_expert)
-        splits = split_clips(read_clips(self.config.root), self.config.split, self.config.fold)
+        splits = split_clips(read_clips(self.config.datarc.esc50_root), self.config.split, self.config.fold)
         self.datasets = {name: ClipDataset(clips) for name, clips in splits.items()}
         lists = {name: [clip.name for clip in clips] for name, clips in splits.items()}
         self.splits = {"rule": self.config.split, **self._folds(), "sha256": split_hash(lists), **lists}
@@ -147,10 +147,10 @@ class DownstreamExpert(nn.Module):
             sampler.set_epoch(epoch)
         return DataLoader(
             dataset,
-            batch_size=self.config.train_batch_size if training else self.config.eval_batch_size,
+            batch_size=self.config.datarc.train_batch_size if training else self.config.datarc.eval_batch_size,
             shuffle=training and sampler is None,
             sampler=sampler,
-            num_workers=self.config.num_workers,
+            num_workers=self.config.datarc.num_workers,
             collate_fn=dataset.collate_fn,
         )
 

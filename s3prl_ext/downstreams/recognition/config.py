@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from s3prl_ext.configs import check_keys
 from s3prl_ext.corpora.splits import SPLITS
 from s3prl_ext.corpora.transcribed import ON_MISSING
 from s3prl_ext.errors import UsageError, unknown_name
 from s3prl_ext.evaluation.text_rules import text_rule
+from s3prl_ext.settings import unknown_keys
 
 HEADS = ("target", "fresh")
 LONGEST_WINDOW = 30  # seconds: what a Whisper reads at once
@@ -70,7 +70,7 @@ class HeadConfig:
 
 def parse(section: Mapping[str, Any]) -> tuple[DataConfig, HeadConfig]:
     """Check section ``downstream_expert``; all problems are reported in one UsageError."""
-    problems = check_keys(section, ("datarc", "head"), "downstream_expert")
+    problems = unknown_keys(section, ("datarc", "head"), "downstream_expert")
     data = _mapping(section, "datarc", DataConfig, problems)
     head = _mapping(section, "head", HeadConfig, problems)
     for name in ("path", "split"):
@@ -135,5 +135,5 @@ def _mapping(section: Mapping[str, Any], name: str, cls: type, problems: list[st
         problems.append(f"downstream_expert.{name} is missing: see ljspeech/mam.yaml in downstream_configs.")
         return {}
     known = [field.name for field in fields(cls)]
-    problems += check_keys(content, known, f"downstream_expert.{name}")
+    problems += unknown_keys(content, known, f"downstream_expert.{name}")
     return {key: value for key, value in content.items() if key in known and value is not None}

@@ -6,10 +6,11 @@ import dataclasses
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
-from s3prl_ext.configs import check_keys, load_yaml
-from s3prl_ext.errors import DataError, UsageError
+from s3prl_ext.configs import load_yaml
+from s3prl_ext.errors import DataError
+from s3prl_ext.settings import choice, load
 from s3prl_ext.upstreams.merged_attention.config import apply_overrides, split_options
 
 logger = logging.getLogger(__name__)
@@ -94,11 +95,8 @@ class UpstreamOptions:
             ``layer_wise_gradient_decay_ratio``, as the published implementation does.
     """
 
-    tokens: str = "pooled"
-    gradient_decay: str = "none"
-
-
-CHOICES = {"tokens": ("pooled", "all"), "gradient_decay": ("none", "checkpoint")}
+    tokens: Annotated[str, choice("pooled", "all")] = "pooled"
+    gradient_decay: Annotated[str, choice("none", "checkpoint")] = "none"
 
 
 def read_options(model_config: str | None) -> UpstreamOptions:
@@ -110,12 +108,4 @@ def read_options(model_config: str | None) -> UpstreamOptions:
     file, overrides = split_options(model_config)
     where = file or "-g"
     content = apply_overrides(load_yaml(file) if file else {}, overrides, where)
-    problems = check_keys(content, CHOICES, where)
-    problems += [
-        f"{where}: {key} must be one of {', '.join(values)}, but is {content[key]!r}."
-        for key, values in CHOICES.items()
-        if key in content and content[key] not in values
-    ]
-    if problems:
-        raise UsageError("\n".join(problems))
-    return UpstreamOptions(**content)
+    return load(UpstreamOptions, content, where)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 
-from s3prl_ext.configs import check_keys, load_yaml
+from s3prl_ext.configs import load_yaml
 from s3prl_ext.errors import UsageError
-
-WINDOWS = ("clip", 30)  # what -g "window=..." may be
+from s3prl_ext.settings import load
 
 
 def whisper_custom(
@@ -49,6 +49,23 @@ def whisper_local(
     return whisper_custom(ckpt, model_config, refresh, **kwargs)
 
 
+def _window(value: Any, where: str) -> str | int:
+    if value not in ("clip", 30) or isinstance(value, bool):
+        raise UsageError(f"{where} must be clip (each clip at its own length) or 30 (padded to 30 s), got {value!r}.")
+    return value
+
+
+@dataclass(frozen=True)
+class UpstreamOptions:
+    """What ``-g`` may set.
+
+    Attributes:
+        window: ``clip``: each clip is read at its own length; 30: padded with silence to 30 s, as in training.
+    """
+
+    window: Annotated[str | int, _window] = "clip"
+
+
 def read_window(model_config: str | None) -> str | int:
     """Read the text given to ``-g`` and return the window.
 
@@ -60,12 +77,4 @@ def read_window(model_config: str | None) -> str | int:
     file, overrides = split_options(model_config)
     where = file or "-g"
     content = apply_overrides(load_yaml(file) if file else {}, overrides, where)
-    problems = check_keys(content, ("window",), where)
-    window = content.get("window", WINDOWS[0])
-    if window not in WINDOWS or isinstance(window, bool):
-        problems.append(
-            f"{where}: window must be clip (each clip at its own length) or 30 (padded to 30 s), but is {window!r}."
-        )
-    if problems:
-        raise UsageError("\n".join(problems))
-    return window
+    return load(UpstreamOptions, content, where).window
