@@ -50,9 +50,13 @@ def count(least: int = 1) -> Check:
     """Return the check for a whole number of at least `least`."""
 
     def read(value: Any, where: str) -> int:
-        found = as_number(value, where)
+        rule = f"{where} must be a whole number of at least {least}"
+        try:
+            found = as_number(value, where)
+        except UsageError:
+            raise UsageError(f"{rule}, got {value!r}.") from None
         if found < least or found != int(found):
-            raise UsageError(f"{where} must be a whole number of at least {least}, got {found:g}.")
+            raise UsageError(f"{rule}, got {found:g}.")
         return int(found)
 
     return read
@@ -63,7 +67,9 @@ def choice(*names: str | Collection[str]) -> Check:
     known = names[0] if len(names) == 1 and not isinstance(names[0], str) else names
 
     def read(value: Any, where: str) -> str:
-        if not isinstance(value, str) or value not in known:
+        if not isinstance(value, str):
+            raise UsageError(f"{where} must be one of {', '.join(sorted(known))}, got {value!r}.")
+        if value not in known:
             place, _, key = where.rpartition(".")
             raise unknown_name(key, str(value), typing.cast(Iterable[str], known), where=place)
         return value

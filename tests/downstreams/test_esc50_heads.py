@@ -172,7 +172,7 @@ def test_configuration_problems_are_reported_at_once():
         "fold must be 1, 2, 3, 4 or 5",
         "did you mean 'folds'",
         "unknown kind 'lineer'; did you mean 'linear'",
-        "head.l2 must hold numbers above 0",
+        "head.l2 must be above 0",
         "unknown key 'weights'",
         "unknown key 'batch'",
         "eval_batch_size must be a whole number",

@@ -132,7 +132,7 @@ NUMBERS_AND_DEVICES: list[Row] = [
     (KS + " --device gpu", USAGE, ("--device gpu is not a device of torch; did you mean 'cuda'?",)),
     (KS + " --device cup", USAGE, ("did you mean 'cpu'?",)),
     (KS + " --seed -1", USAGE, ("--seed must be between 0 and 4294967295, got -1",)),
-    (KS + " --seed 4294967296", USAGE, ("but is 4294967296",)),
+    (KS + " --seed 4294967296", USAGE, ("got 4294967296",)),
     (KS + " --seed abc", USAGE, ("--seed must be a whole number, got abc",)),
     (KS + " -l two", USAGE, ("--upstream_layer_selection must be a whole number, got two",)),
     (KS + " --local_rank 0", USAGE, ("--local_rank is set by torchrun", "leave it out")),

@@ -33,17 +33,17 @@ def test_a_selection_is_read():
     ("changes", "message"),
     [
         ({"by": "swf"}, "unknown metric 'swf'; did you mean 'swd'"),
-        ({"top_k": 0}, "top_k must be a number of layers, 1 or more, got 0"),
-        ({"top_k": "6"}, "top_k must be a number of layers"),
-        ({"top_k": True}, "top_k must be a number of layers"),
+        ({"top_k": 0}, "top_k must be a whole number of at least 1, got 0"),
+        ({"top_k": "six"}, "top_k must be a whole number of at least 1, got 'six'"),
+        ({"top_k": True}, "top_k must be a whole number of at least 1"),
         ({"tpo_k": 3}, "unknown key 'tpo_k'; did you mean 'top_k'"),
-        ({"pairs": 3}, "pairs must be a name or path, got 3"),
+        ({"pairs": 3}, "pairs must be a name, got 3"),
         ({"from": "x"}, "either pairs .* or from"),
-        ({"share": 0}, "share must be in (0, 1], got 0"),
-        ({"share": 1.5}, "share must lie above 0"),
+        ({"share": 0}, r"share must be in \(0, 1\], got 0"),
+        ({"share": 1.5}, r"share must be in \(0, 1\], got 1.5"),
         ({"share": "much"}, "share must be a number"),
-        ({"projections": 0}, "projections must be a whole number, 1 or more"),
-        ({"seed": -1}, "seed must be a whole number, 0 or more"),
+        ({"projections": 0}, "projections must be a whole number of at least 1"),
+        ({"seed": -1}, "seed must be a whole number of at least 0"),
         ({"normalize": "yes"}, "normalize must be true or false"),
         ({"level": "token"}, "unknown level 'token'"),
         ({"level": "frame", "by": "euclidean"}, "which euclidean cannot: use swd"),
@@ -55,7 +55,7 @@ def test_each_problem_has_its_sentence(changes, message):
 
 
 def test_all_problems_are_reported_together():
-    with pytest.raises(UsageError, match="(?s)unknown key 'x'.*'by' is missing.*'top_k' is missing.*either pairs"):
+    with pytest.raises(UsageError, match="(?s)unknown key 'x'.*either pairs.*layers.by is missing.*layers.top_k is missing"):
         parse_selection({"x": 1})
     with pytest.raises(UsageError, match="share, root cannot be set with from"):
         parse_selection({"by": "swd", "top_k": 1, "from": "f", "share": 0.2, "root": "/"})

@@ -207,7 +207,7 @@ def test_text_that_s3prl_would_evaluate_is_refused(keywords, words, tmp_path):
     states = torch.load(max(keywords.glob("states-*.ckpt")), weights_only=False)
     states["Config"]["downstream_expert"]["modelrc"]["select"] = "__import__('os').system('true')"
     torch.save(states, tmp_path / "states-1.ckpt")
-    with pytest.raises(UsageError, match="modelrc.select must be a name, but is"):
+    with pytest.raises(UsageError, match="modelrc.select must be a name, got"):
         main([str(tmp_path / "states-1.ckpt"), str(words)])
 
 

@@ -238,7 +238,7 @@ def test_options_come_from_a_file_and_are_checked(ckpt, tmp_path):
     with pytest.raises(UsageError) as caught:
         s3prl.hub.beats_custom(ckpt=str(ckpt), model_config=str(file))
     assert "unknown key 'token'; did you mean 'tokens'?" in str(caught.value)
-    assert "gradient_decay must be one of none, checkpoint, got 0.6." in str(caught.value)
+    assert "gradient_decay must be one of checkpoint, none, got 0.6." in str(caught.value)
     with pytest.raises(UsageError, match=r"no such configuration file: .*none\.yaml"):
         s3prl.hub.beats_local(ckpt=str(ckpt), model_config=str(tmp_path / "none.yaml"))
     with pytest.raises(UsageError, match="needs a checkpoint: -k"):

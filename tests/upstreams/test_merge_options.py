@@ -92,7 +92,7 @@ def test_unset_variable_and_missing_file_are_named(file, monkeypatch, tmp_path):
         UsageError, match='my.yaml: source.model needs the environment variable TEXT_MODEL.*",,source.model='
     ):
         read_config(str(file))
-    with pytest.raises(UsageError, match="(?s)TEXT_MODEL.*lambda must lie"):
+    with pytest.raises(UsageError, match="(?s)TEXT_MODEL.*lambda must be between"):
         read_config(f"{file},,lambda=2")
     assert read_config(f"{file},,source.model=/x").sources[0].model == "/x"
 
