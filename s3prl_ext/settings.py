@@ -22,7 +22,7 @@ import math
 import typing
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, cast
 
 from s3prl_ext.errors import UsageError, nearest, unknown_name
 from s3prl_ext.layer_sets import parse_layers
@@ -64,14 +64,14 @@ def count(least: int = 1) -> Check:
 
 def choice(*names: str | Collection[str]) -> Check:
     """Return the check for one of some names, or of those of one table, which may still grow."""
-    known = names[0] if len(names) == 1 and not isinstance(names[0], str) else names
+    known = cast(Collection[str], names[0] if len(names) == 1 and not isinstance(names[0], str) else names)
 
     def read(value: Any, where: str) -> str:
         if not isinstance(value, str):
             raise UsageError(f"{where} must be one of {', '.join(sorted(known))}, got {value!r}.")
         if value not in known:
             place, _, key = where.rpartition(".")
-            raise unknown_name(key, str(value), typing.cast(Iterable[str], known), where=place)
+            raise unknown_name(key, str(value), known, where=place)
         return value
 
     return read
@@ -183,7 +183,7 @@ def load(
         such = f" such as {example}" if example else ""
         found.append(f"{where} must be a mapping{such}, got {mapping!r}.")
         mapping = {}
-    checks = _checks(typing.cast(Any, cls))
+    checks = _checks(cast(Any, cls))
     found += unknown_keys(mapping, checks, where, passed_over=also)
     values: dict[str, Any] = {}
     for key, check in checks.items():
@@ -213,7 +213,7 @@ def check_fields(instance: Any, where: str) -> None:
         UsageError: with all problems.
     """
     found: list[str] = []
-    for key, check in _checks(typing.cast(Any, type(instance))).items():
+    for key, check in _checks(cast(Any, type(instance))).items():
         if (value := getattr(instance, key)) is not None:
             try:
                 object.__setattr__(instance, key, check(value, f"{where}.{key}"))
@@ -280,5 +280,5 @@ def _check_of(hint: Any) -> Check:
     if typing.get_origin(hint) is Annotated:
         return next(part for part in hint.__metadata__ if callable(part))
     if dataclasses.is_dataclass(hint):
-        return lambda value, where: load(typing.cast(type, hint), value, where)
+        return lambda value, where: load(cast(type, hint), value, where)
     return lambda value, where: value

@@ -77,13 +77,13 @@ def parse_selection(value: Mapping[str, Any], where: str = "layers") -> LayerSel
         problems.append(f"{where}: {', '.join(surplus)} cannot be set with from: that file says how it was made.")
     own = {key: value[key] for key in ("by", "top_k", "pairs", "root", "split") if key in value}
     selection = load(LayerSelection, {**own, "file": value.get("from")}, where, problems=problems)
-    settings = {key: value[key] for key in SETTINGS if key in value}
     try:
-        settings = parse_settings(settings, [selection.by] if selection.by else [], where)
+        given = {key: value[key] for key in SETTINGS if key in value}
+        selection = replace(selection, settings=parse_settings(given, [selection.by] if selection.by else [], where))
     except UsageError as error:
         problems.append(str(error))
     raise_all(problems)
-    return replace(selection, settings=settings)
+    return selection
 
 
 def parse_settings(value: Mapping[str, Any], metrics: Sequence[str], where: str) -> ComparisonSettings:

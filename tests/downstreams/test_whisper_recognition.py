@@ -105,6 +105,18 @@ def test_a_merged_whisper_writes_what_its_plain_export_writes(corpus, folder, tm
     assert [row.hypothesis for row in rows] != _of_transformers(folder, wavs)
 
 
+def test_what_is_only_scored_needs_no_train(folder, corpus, tmp_path):
+    ids = [f"LJ001-{number:04d}" for number in range(1, 9)]
+    (tmp_path / "halves.json").write_text(json.dumps({"train": [], "dev": [], "test": ids}))
+    section = task_file(corpus, split=str(tmp_path / "halves.json"))
+    runner(_args(tmp_path / "exp", folder), section).evaluate("test")
+    assert len(read_transcripts(tmp_path / "exp" / "transcripts-test.jsonl")) == 8
+    with pytest.raises(DataError, match=r"the split 'dev' of LJSpeech-1.1 is empty: by .*halves.json"):
+        runner(_args(tmp_path / "exp2", folder, evaluate_split="dev"), section).evaluate("dev")
+    with pytest.raises(DataError, match="the split 'train' of LJSpeech-1.1 by .* is empty"):
+        runner(_args(tmp_path / "exp3", folder, mode="train"), section)
+
+
 def test_a_long_clip_is_written_window_by_window(folder):
     recognizer, upstream = read_whisper(folder, 32, HeadConfig("target")), UpstreamExpert(folder).eval()
     wav = clips(80000)[0].numpy()
@@ -245,8 +257,8 @@ def test_the_tokens_that_settings_leave_open_are_those_of_the_model(tmp_path):
 
 @pytest.mark.parametrize(
     "head, sentence",
-    [({"window": 31}, "head.window must be a whole number of seconds from 1 to 30, or clip, not 31"),
-     ({"window": True}, "head.window"), ({"window": "whole"}, "head.window"), ({"task": "sing"}, "head.task"), ({"beams": 0}, "head.beams must be"),
+    [({"window": 31}, "head.window must be a whole number of seconds from 1 to 30, or clip, got 31"),
+     ({"window": True}, "head.window"), ({"window": "whole"}, "head.window"), ({"task": "sing"}, "head: unknown task 'sing'"), ({"beams": 0}, "head.beams must be"),
      ({"max_tokens": 0}, "head.max_tokens must be")],
 )  # fmt: skip
 def test_options_are_checked(corpus, head, sentence):

@@ -120,7 +120,15 @@ def test_all_problems_are_reported_at_once():
         parse_config({"target": {"modl": "x"}, "lambda": 3, "layers": "z", "biases": 1, "depth": 4}, "my.yaml")
     lines = str(caught.value).splitlines()
     assert all(line.startswith("my.yaml") for line in lines)
-    for word in ("'depth'", "'source' is missing", "'modl'", "exactly one", "lambda must be between", "'z'", "biases must"):
+    for word in (
+        "'depth'",
+        "'source' is missing",
+        "'modl'",
+        "exactly one",
+        "lambda must be between",
+        "'z'",
+        "biases must",
+    ):
         assert sum(word in line for line in lines) == 1, word
     with pytest.raises(UsageError) as caught:
         resolve(config(lambda_=[0.1, 0.2], layers="3-9"), 4)

@@ -55,7 +55,9 @@ def test_each_problem_has_its_sentence(changes, message):
 
 
 def test_all_problems_are_reported_together():
-    with pytest.raises(UsageError, match="(?s)unknown key 'x'.*either pairs.*layers.by is missing.*layers.top_k is missing"):
+    with pytest.raises(
+        UsageError, match="(?s)unknown key 'x'.*either pairs.*layers.by is missing.*layers.top_k is missing"
+    ):
         parse_selection({"x": 1})
     with pytest.raises(UsageError, match="share, root cannot be set with from"):
         parse_selection({"by": "swd", "top_k": 1, "from": "f", "share": 0.2, "root": "/"})

@@ -3,19 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 from s3prl_ext.corpora.splits import SPLITS
 from s3prl_ext.corpora.transcribed import ON_MISSING
-from s3prl_ext.errors import UsageError, unknown_name
+from s3prl_ext.errors import UsageError
 from s3prl_ext.evaluation.text_rules import text_rule
-from s3prl_ext.settings import unknown_keys
+from s3prl_ext.settings import choice, count, load, name
 
 HEADS = ("target", "fresh")
 LONGEST_WINDOW = 30  # seconds: what a Whisper reads at once
 CLIP = "clip"
 TASKS = ("transcribe", "translate")
+
+
+def _split(value: Any, where: str) -> str | Mapping[str, list[str]]:
+    """Return a split rule, a file, or the groups of each split."""
+    if isinstance(value, str) and value:
+        return value
+    lists = value.values() if isinstance(value, Mapping) else [None]
+    if not all(isinstance(names, list) and all(isinstance(one, str) for one in names) for names in lists):
+        raise UsageError(f"{where} must be a rule, a file, or a list of names for each split, got {value!r}.")
+    lacking = [split for split in SPLITS if split not in value]
+    if lacking:
+        raise UsageError(f"{where} lacks {lacking[0]}; it may be empty: {lacking[0]}: [].")
+    return dict(value)
+
+
+def _text_rule(value: Any, where: str) -> str:
+    """Return the name of a text rule that is there."""
+    try:
+        text_rule(value)
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}") from None
+    return str(value)
+
+
+def _window(value: Any, where: str) -> int | str:
+    """Return seconds, or ``clip``."""
+    if value != CLIP and (isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= LONGEST_WINDOW):
+        raise UsageError(f"{where} must be a whole number of seconds from 1 to 30, or clip, got {value!r}.")
+    return value
 
 
 @dataclass(frozen=True)
@@ -32,13 +61,13 @@ class DataConfig:
         train_batch_size, eval_batch_size: clips in a batch.
     """
 
-    path: str
-    split: str | Mapping[str, list[str]]
-    text_rule: str = "mam"
-    on_missing: str = "error"
-    num_workers: int = 0
-    train_batch_size: int = 8
-    eval_batch_size: int = 1
+    path: Annotated[str, name()]
+    split: Annotated[str | Mapping[str, list[str]], _split]
+    text_rule: Annotated[str, _text_rule] = "mam"
+    on_missing: Annotated[str, choice(*ON_MISSING)] = "error"
+    num_workers: Annotated[int, count(0)] = 0
+    train_batch_size: Annotated[int, count()] = 8
+    eval_batch_size: Annotated[int, count()] = 1
 
 
 @dataclass(frozen=True)
@@ -58,82 +87,28 @@ class HeadConfig:
         max_tokens: of a Whisper: most tokens in a transcript; None for the model's own limit.
     """
 
-    init: str
-    ckpt: str | None = None
-    recurrent: int = 0
-    window: int | str = LONGEST_WINDOW
-    language: str = "en"
-    task: str = "transcribe"
-    beams: int = 1
-    max_tokens: int | None = None
+    init: Annotated[str, choice(*HEADS)]
+    ckpt: Annotated[str | None, name()] = None
+    recurrent: Annotated[int, count(0)] = 0
+    window: Annotated[int | str, _window] = LONGEST_WINDOW
+    language: Annotated[str, name()] = "en"
+    task: Annotated[str, choice(*TASKS)] = "transcribe"
+    beams: Annotated[int, count()] = 1
+    max_tokens: Annotated[int | None, count()] = None
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """Section ``downstream_expert``."""
+
+    datarc: DataConfig
+    head: HeadConfig
 
 
 def parse(section: Mapping[str, Any]) -> tuple[DataConfig, HeadConfig]:
     """Check section ``downstream_expert``; all problems are reported in one UsageError."""
-    problems = unknown_keys(section, ("datarc", "head"), "downstream_expert")
-    data = _mapping(section, "datarc", DataConfig, problems)
-    head = _mapping(section, "head", HeadConfig, problems)
-    for name in ("path", "split"):
-        if not data.get(name):
-            problems.append(f"downstream_expert.datarc.{name} is missing.")
-    problems += _wrong_lists(data.get("split"))
-    for place, values, name, least in (
-        ("datarc", data, "num_workers", 0),
-        ("datarc", data, "train_batch_size", 1),
-        ("datarc", data, "eval_batch_size", 1),
-        ("head", head, "recurrent", 0),
-        ("head", head, "beams", 1),
-        ("head", head, "max_tokens", 1),
-    ):
-        value = values.get(name, least)
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            problems.append(
-                f"downstream_expert.{place}.{name} must be a whole number of at least {least}, not {value!r}."
-            )
-    for kind, value, known in (
-        ("downstream_expert.datarc.on_missing", data.get("on_missing", "error"), ON_MISSING),
-        ("downstream_expert.head.init", head.get("init", "nothing"), HEADS),
-        ("downstream_expert.head.task", head.get("task", "transcribe"), TASKS),
-    ):
-        if value not in known:
-            problems.append(str(unknown_name(kind, value, known)))
-    window = head.get("window", LONGEST_WINDOW)
-    if window != CLIP and (
-        isinstance(window, bool) or not isinstance(window, int) or not 1 <= window <= LONGEST_WINDOW
-    ):
-        problems.append(
-            f"downstream_expert.head.window must be a whole number of seconds from 1 to 30, or clip, not {window!r}."
-        )
-    try:
-        text_rule(data.get("text_rule", "mam"))
-    except UsageError as error:
-        problems.append(f"downstream_expert.datarc: {error}")
-    if problems:
-        raise UsageError(" ".join(problems))
-    return DataConfig(**data), HeadConfig(**head)
-
-
-def _wrong_lists(split: Any) -> list[str]:
-    """Return what is wrong with a split that is neither a rule nor a file."""
-    if split is None or isinstance(split, str):
-        return []
-    lists = split.values() if isinstance(split, Mapping) else [None]
-    if all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists):
-        lacking = [name for name in SPLITS if name not in split]
-        return (
-            [f"downstream_expert.datarc.split lacks {lacking[0]}; it may be empty: {lacking[0]}: []."]
-            if lacking
-            else []
-        )
-    return [f"downstream_expert.datarc.split must be a rule, a file, or a list of names for each split, not {split!r}."]
-
-
-def _mapping(section: Mapping[str, Any], name: str, cls: type, problems: list[str]) -> dict[str, Any]:
-    """Return the known, given keys of a subsection."""
-    content = section.get(name)
-    if not isinstance(content, Mapping):
-        problems.append(f"downstream_expert.{name} is missing: see ljspeech/mam.yaml in downstream_configs.")
-        return {}
-    known = [field.name for field in fields(cls)]
-    problems += unknown_keys(content, known, f"downstream_expert.{name}")
-    return {key: value for key, value in content.items() if key in known and value is not None}
+    for part in ("datarc", "head"):
+        if section.get(part) is None:
+            raise UsageError(f"downstream_expert.{part} is missing: see ljspeech/mam.yaml in downstream_configs.")
+    config = load(TaskConfig, section, "downstream_expert")
+    return config.datarc, config.head

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from s3prl_ext.attention.files import model_config
 from s3prl_ext.corpora.audio import read_audio
-from s3prl_ext.corpora.splits import split_hash
+from s3prl_ext.corpora.splits import SPLITS, split_hash
 from s3prl_ext.corpora.transcribed import SPLIT_FILE, TranscribedCorpus, Utterance
 from s3prl_ext.downstreams.recognition.config import parse
 from s3prl_ext.downstreams.recognition.dataset import RecognitionDataset, collate
@@ -73,7 +73,7 @@ class RecognitionTask(nn.Module):
         self.register_buffer("best_score", torch.full((1,), torch.inf))
         self._utterances: dict[str, list[Utterance]] = {}
         if kwargs.get("mode") != "inference":
-            self._read_corpus()
+            self._read_corpus(kwargs.get("mode"))
 
     def _make_recognizer(self, width: int, args: dict[str, Any]) -> CtcRecognizer | WhisperRecognizer:
         if self.head_config.init == "target":
@@ -89,9 +89,10 @@ class RecognitionTask(nn.Module):
         vocabulary = character_vocabulary(self.rule.alphabet)
         return CtcRecognizer(CtcHead(width, len(vocabulary), self.head_config.recurrent), vocabulary, FrameCounter())
 
-    def _read_corpus(self) -> None:
+    def _read_corpus(self, mode: str | None) -> None:
         utterances = self.corpus.utterances(Path(self.data.path), self.data.on_missing, self.data.split)
-        lists = self.corpus.splits(utterances, self.data.split)
+        needed = SPLITS if mode == "train" else ()  # a corpus that is only scored needs no train
+        lists = self.corpus.splits(utterances, self.data.split, needed)
         by_id = {utterance.id: utterance for utterance in utterances}
         self._utterances = {split: [by_id[id] for id in ids] for split, ids in lists.items()}
         self._lists = lists
@@ -103,13 +104,12 @@ class RecognitionTask(nn.Module):
 
         Raises:
             KeyError: there is no such split.
-            DataError: the corpus has none of its groups.
+            DataError: it is empty.
         """
         if not self._utterances[split]:
-            groups = ", ".join(self.data.split[split])  # type: ignore[index]
-            raise DataError(
-                f"the split '{split}' of {self.corpus.card.name} is empty: {self.data.path} has nothing of {groups}."
-            )
+            rule = self.data.split
+            why = f"by {rule}" if isinstance(rule, str) else f"{self.data.path} has nothing of {', '.join(rule[split])}"
+            raise DataError(f"the split '{split}' of {self.corpus.card.name} is empty: {why}.")
         dataset = RecognitionDataset(self._utterances[split], self.rule.apply, self.recognizer.pad)
         self._write_splits()
         train = split == "train"
