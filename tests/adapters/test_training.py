@@ -102,7 +102,7 @@ def test_options_reach_the_method():
     "section, message",
     [
         ({"method": "lora", "rnak": 4}, "unknown key 'rnak'; did you mean 'rank'"),
-        ({"method": "lora", "rank": 0}, "lora: rank must be a whole number of at least 1"),
+        ({"method": "lora", "rank": 0}, "tuning.rank must be a whole number of at least 1"),
         ({"method": "lora", "rnak": 4}, "Known: alpha, lambda_lr, layers, lr, method, projections, rank, upstream_lr"),
         ({"method": "houlsby", "rank": 8}, "tuning.rank belongs to method lora, not to houlsby; remove it"),
         ({"method": "full", "bottleneck": 8}, "tuning.bottleneck belongs to method houlsby or chapter, not to full"),

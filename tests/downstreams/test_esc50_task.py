@@ -253,7 +253,7 @@ def test_shipped_task_files_are_valid(preset):
     assert (parsed.split, parsed.fold) == ("folds", 1) and runner.eval_dataloaders[0] == "dev"
     if preset == "mam_ft":
         assert (config["optimizer"]["torch_optim_name"], config["optimizer"]["lr"]) == ("AdamW", 1e-3)
-        assert (runner.epochs, parsed.train_batch_size) == (3, 32)
+        assert (runner.epochs, parsed.datarc.train_batch_size) == (3, 32)
         assert TuningConfig.from_config(config, METHODS).method == "full"
     if preset == "mam":
         assert parsed.head.fit == "convex" and runner.epochs == 1

@@ -285,11 +285,11 @@ def test_wrong_requests(corpus, hubert_ctc, merge_file, tmp_path):
     refused(UsageError, "eval_batch_size must be", make_args(tmp_path / "f", downstream="ljspeech"), config)
     config = task_file(corpus, on_missing="never", text_rul="mam")
     config["downstream_expert"]["head"]["recurrent"] = -1
-    pattern = "unknown key 'text_rul'; did you mean 'text_rule'.*head.recurrent must be.*on_missing"
+    pattern = "unknown key 'text_rul'; did you mean 'text_rule'.*unknown on_missing 'never'.*head.recurrent must be"
     refused(UsageError, pattern, make_args(tmp_path / "f", downstream="ljspeech"), config)
     config = task_file(corpus, init="target")
     config["downstream_expert"]["head"]["init"] = "targets"
-    refused(UsageError, "unknown .*head.init 'targets'", make_args(tmp_path / "g", downstream="ljspeech"), config)
+    refused(UsageError, "downstream_expert.head: unknown init 'targets'", make_args(tmp_path / "g", downstream="ljspeech"), config)
     refused(DataError, "is no folder of LJSpeech", make_args(tmp_path / "h", downstream="ljspeech"),
             task_file(tmp_path / "none", init="fresh", split="hash"))  # fmt: skip
     assert not [path for name in "abcdefgh" for path in (tmp_path / name).iterdir()]  # nothing half-made is left
