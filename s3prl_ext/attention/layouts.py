@@ -169,7 +169,7 @@ def find_attention(keys: Iterable[str], where: str, prefix: str | None = None) -
             matches = {key: match for key, match in matches.items() if layout.is_after(match, prefix)}
         if matches:
             return _collect(layout, matches, where)
-    raise DataError(_unmatched(keys, where, prefix))
+    raise DataError(_unmatched(keys, where) if prefix is None else _no_prefix(keys, where, prefix))
 
 
 def _collect(layout: Layout, matches: dict[str, re.Match[str]], where: str) -> AttentionKeys:
@@ -186,8 +186,24 @@ def _collect(layout: Layout, matches: dict[str, re.Match[str]], where: str) -> A
     return AttentionKeys(layout, prefixes[0], layers, ordered)
 
 
-def _unmatched(keys: list[str], where: str, prefix: str | None) -> str:
-    after = "" if prefix is None else f" after the prefix '{prefix}'{nearest(prefix, keys)}"
+def _no_prefix(keys: list[str], where: str, prefix: str) -> str:
+    """Return the complaint that nothing is after a prefix, with the parts of the model that have attention."""
+    parts = {
+        match["prefix"] + layout.template.partition(".")[0]
+        for layout in known_layouts()
+        for key in keys
+        if (match := layout.pattern.fullmatch(key))
+    }
+    if not parts:
+        return _unmatched(keys, where)
+    short = {part.rpartition(".")[2] for part in parts}
+    return (
+        f"{where} has no attention after the prefix '{prefix}'{nearest(prefix, parts | short)} It has some in "
+        f"{', '.join(sorted(parts))}."
+    )
+
+
+def _unmatched(keys: list[str], where: str) -> str:
     shown = ", ".join(sorted(keys)[:12]) + (f", ... ({len(keys)} in all)" if len(keys) > 12 else "")
     known = "; ".join(f"{layout.template} ({layout.models})" for layout in known_layouts())
-    return f"{where} has no attention matrices with a known name{after}. Keys seen: {shown or 'none'}. Known: {known}."
+    return f"{where} has no attention matrices with a known name. Keys seen: {shown or 'none'}. Known: {known}."

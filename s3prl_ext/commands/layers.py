@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,15 @@ import torch
 from s3prl_ext.attention.files import find_model, find_package_model
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.evaluation.layer_panels import LayerPanel, plot_layer_panels
-from s3prl_ext.merging.config import SourceConfig, TargetConfig
+from s3prl_ext.merging.config import DECODER, TARGET_PREFIXES, SourceConfig, TargetConfig
 from s3prl_ext.merging.layers import LayerMap, parse_layer_map
 from s3prl_ext.merging.selection_config import LEVELS, SHARE, parse_settings
 from s3prl_ext.merging.similarity import METRICS, PROJECTIONS
 from s3prl_ext.writing import write_json, write_text
 
 EXAMPLE = """pairs.tsv is tab-separated with the columns path and text (for an image model path and image; for a speech
-model path and source_path). The result goes into a merge as  layers: {by: swd, top_k: 6, from: layers/layers.json}
+model path and source_path); the decoder of a Whisper reads the text. The result goes into a merge as
+  layers: {by: swd, top_k: 6, from: layers/layers.json}
 
 example:
   s3prl-ext layers --target facebook/hubert-large-ls960-ft --source bert-large-uncased \\
@@ -72,6 +74,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--target", help="speech model: transformers folder or hub id, or the name of an upstream")
     add("-k", "--target-ckpt", help="checkpoint of the target, where it is an upstream that needs one")
     add("--source", help="second encoder: transformers folder or hub id, or package:NAME for a pip package")
+    add(
+        "--target-prefix",
+        choices=TARGET_PREFIXES,
+        help="of a Whisper: decoder compares its decoder, on the transcripts",
+    )
+    add("--source-prefix", help="part of the source, where it has several: decoder for that of a Whisper")
     add("-g", "--config", help="merge configuration (YAML) to take target, source and layer_map from")
     add("--layer-map", help="for unequal depths: linear, or target:source pairs such as 0:0,1:2")
     add("--pairs", required=True, help="table of pairs, or folder of LJ Speech or VCTK (their training split)")
@@ -123,6 +131,10 @@ def _models(flags: argparse.Namespace) -> tuple[TargetConfig, SourceConfig, Laye
         if model is None:
             raise UsageError(f"no {name}: give --{name} MODEL, or -g with a merge configuration that names one.")
     assert target is not None and source is not None
+    if flags.target_prefix:
+        target = replace(target, prefix=DECODER if flags.target_prefix == DECODER else None)
+    if flags.source_prefix:
+        source = replace(source, prefix=flags.source_prefix)
     return target, source, layer_map
 
 
@@ -175,22 +187,20 @@ def _measure(
 
     s3prl_ext.install()
     from s3prl_ext.training.devices import check_device
-    from s3prl_ext.upstreams.layer_similarity.block_outputs import as_found
-    from s3prl_ext.upstreams.layer_similarity.comparison import source_side, target_side
-    from s3prl_ext.upstreams.layer_similarity.selection import measure
-    from s3prl_ext.upstreams.merged_attention.expert import build_target, target_name
+    from s3prl_ext.upstreams.layer_similarity.comparison import source_side
+    from s3prl_ext.upstreams.layer_similarity.selection import measure, opened_target
+    from s3prl_ext.upstreams.merged_attention.targets import build_target, target_name, with_prefix
 
     if flags.batch_size < 1:
         raise UsageError(f"--batch-size must be 1 or more, got {flags.batch_size}.")
     device = flags.device or ("cuda" if torch.cuda.is_available() else "cpu")
     check_device(device)
     folder = find_package_model(source.package) if source.package else find_model(str(source.model))
-    second = source_side(
-        folder, source.model or f"package {source.package}", source.prefix, settings.special_tokens, device
-    )
-    upstream = build_target(target)
-    with as_found(upstream, device):
-        first = target_side(upstream, target_name(target), flags.batch_size)
+    name = with_prefix(source.model or f"package {source.package}", source.prefix)
+    second = source_side(folder, name, source.prefix, settings.special_tokens, device)
+    upstream = None if target.prefix else build_target(target)
+    opened = opened_target(target, upstream, target_name(target), settings.special_tokens, device, flags.batch_size)
+    with opened as first:
         return measure(first, second, flags.pairs, flags.root, flags.split, layer_map, metrics, flags.top_k, settings)
 
 

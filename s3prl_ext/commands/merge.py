@@ -31,17 +31,15 @@ from s3prl_ext.transformers_models import SPEECH_UPSTREAMS
 from s3prl_ext.upstreams.layer_similarity.selection import choose_layers
 from s3prl_ext.upstreams.merged_attention.config import OWN_UPSTREAM, check_config, read_raw
 from s3prl_ext.upstreams.merged_attention.expert import (
-    TRANSFORMERS_UPSTREAMS,
-    build_target,
-    find_source,
     merge_record,
     prepare_sources,
+    read_sources,
     resolve_sources,
     source_name,
-    target_name,
 )
 from s3prl_ext.upstreams.merged_attention.files import checkpoint_of
 from s3prl_ext.upstreams.merged_attention.model import check_type
+from s3prl_ext.upstreams.merged_attention.targets import build_target, decoder_folder, model_of, target_name
 from s3prl_ext.upstreams.speech_models import is_speech_model
 from s3prl_ext.writing import written_folder
 
@@ -134,21 +132,19 @@ def find_models(config: MergeConfig) -> tuple[Models, MergeConfig]:
         DataError: a model is missing, unreadable or without attention.
     """
     target, upstream = _target_file(config.target)
-    paths = [find_source(source) if source.is_read else None for source in config.sources]
-    weights = [
-        read_attention(path, source.prefix) if path else None
-        for path, source in zip(paths, config.sources, strict=True)
-    ]
+    paths, weights = read_sources(config)
     selections: list[dict[str, Any] | None] = [None] * len(paths)
     if any(isinstance(source.layers, LayerSelection) for source in config.sources):
-        model = build_target(config.target)
+        model = None if config.target.prefix else build_target(config.target)
         config, selections = choose_layers(config, model, target_name(config.target), paths, weights)
-    return Models(target, upstream, paths, read_attention(target), weights, selections), config
+    return Models(target, upstream, paths, read_attention(target, config.target.prefix), weights, selections), config
 
 
 def _target_file(target: TargetConfig) -> tuple[Path, str | None]:
     """Return folder or file of the target, and the upstream that loads a file."""
-    model = target.model or (target.ckpt if target.upstream in TRANSFORMERS_UPSTREAMS else None)
+    if target.prefix:
+        return decoder_folder(target), None
+    model = model_of(target)
     if model:
         folder = find_model(model)
         if folder.is_dir() and not is_speech_model(folder):
@@ -164,7 +160,7 @@ def matched_table(models: Models, config: MergeConfig) -> str:
         UsageError: the models do not fit each other or the configuration.
     """
     lambdas, maps = resolve_sources(models.weights, models.source_weights, config)
-    names = attention_keys(models.target).names
+    names = attention_keys(models.target, config.target.prefix).names
     lines = [("layer", "projection", "lambda", "target", "source", "shape")]
     for source, path, values, layers in zip(config.sources, models.sources, lambdas, maps, strict=True):
         theirs = None if path is None or source.noise else attention_keys(path, source.prefix).names
@@ -208,7 +204,8 @@ def write(models: Models, config: MergeConfig, raw: dict[str, Any], out: Path) -
                 progress.update()
                 return merged[slot]
 
-            files = write_model(models.target, partial, sorted(slots, key=lambda slot: slot.order), replace)
+            ordered = sorted(slots, key=lambda slot: slot.order)
+            files = write_model(models.target, partial, ordered, replace, config.target.prefix)
         rows.sort(key=lambda row: (row.layer, row.source))
         _describe(models, config, raw, record, rows, partial, out, files[0].name)
     logger.info("merged model with %d changed tensors written to %s", len(slots), out)
@@ -225,7 +222,7 @@ def _describe(
     file: str,
 ) -> None:
     """Write card, configuration and record of the model in `folder`, which will be `out`; `file` holds its weights."""
-    merged = sha256(read_attention(folder if models.upstream is None else folder / file))
+    merged = sha256(read_attention(folder if models.upstream is None else folder / file, config.target.prefix))
     text = yaml.safe_dump(raw, sort_keys=False, allow_unicode=True)
     (folder / "merge.yaml").write_text(text, encoding="utf-8")
     content = {
@@ -237,13 +234,16 @@ def _describe(
     (folder / "merge.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     named = [config.target.model or config.target.ckpt, *(source.model for source in config.sources)]
     hub_ids = [name for name in named if name and not Path(name).expanduser().exists() and "://" not in name]
-    card = model_card(out.name, record, rows, merged, text, _usage(models, out, file), hub_ids)
+    usage = _usage(models, out, file, transcribes=config.target.prefix is not None)
+    card = model_card(out.name, record, rows, merged, text, usage, hub_ids)
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 
-def _usage(models: Models, out: Path, file: str) -> Usage:
-    """Return the commands that load the model, by s3prl and by transformers."""
+def _usage(models: Models, out: Path, file: str, transcribes: bool) -> Usage:
+    """Return the commands that load the model, by s3prl and by transformers; where `transcribes`, with its decoder."""
     run = "s3prl-ext run -m train -d speech_commands -p exp/merged"
+    if transcribes:
+        run = "s3prl-ext run -m evaluate -d ljspeech -c ljspeech/mam -p exp/merged"
     if models.upstream is not None:
         return Usage(f"{run} -u {models.upstream} -k {out / file}")
     config = model_config(models.target)

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
 from s3prl_ext.attention.layouts import PROJECTIONS
-from s3prl_ext.errors import UsageError
+from s3prl_ext.errors import UsageError, unknown_name
 from s3prl_ext.merging.interpolation import SUM_TOLERANCE
 from s3prl_ext.merging.lambdas import LambdaSchedule, over_depth, parse_lambda, parse_projections
 from s3prl_ext.merging.layers import LayerMap, chosen_layers, parse_layer_choice, parse_layer_map
@@ -31,11 +31,14 @@ class TargetConfig:
         upstream: name of an upstream of s3prl's hub; None where `model` is given.
         ckpt: checkpoint for `upstream`, where it needs one.
         model: transformers folder or hub id; None where `upstream` is given.
+        prefix: ``decoder`` for the decoder of a Whisper, which a task of speech recognition transcribes with; None for
+            the encoder.
     """
 
     upstream: str | None = None
     ckpt: str | None = None
     model: str | None = None
+    prefix: str | None = None
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,8 @@ class MergeConfig:
 
 
 MODEL_KEYS = ("model", "package", "prefix")
+DECODER = "decoder"
+TARGET_PREFIXES = ("encoder", DECODER)
 # Beside `source`, or in an item of `sources`; what an item does not say holds from the top level.
 SOURCE_KEYS = ("lambda", "layers", "projections", "layer_map", "noise")
 KEYS = ("target", "source", "sources", *SOURCE_KEYS, "biases", "allow_extrapolation", "learnable")
@@ -272,7 +277,9 @@ def _parse_target(value: Any, where: str) -> TargetConfig:
     target = TargetConfig(**_parse_section(value, where, known, ("upstream", "model")))
     if target.model and target.ckpt:
         raise UsageError(f"{where}.ckpt belongs to {where}.upstream; with {where}.model the model is the checkpoint.")
-    return target
+    if target.prefix not in (None, *TARGET_PREFIXES):
+        raise unknown_name("prefix", target.prefix, TARGET_PREFIXES, where)
+    return replace(target, prefix=DECODER if target.prefix == DECODER else None)
 
 
 def _parse_flag(value: Any, where: str) -> bool:

@@ -53,7 +53,9 @@ def attention_keys(path: Path, prefix: str | None = None) -> AttentionKeys:
     return find_attention(names, str(path), prefix)
 
 
-def write_model(path: Path, out: Path, slots: Iterable[Slot], replace: Replace) -> list[Path]:
+def write_model(
+    path: Path, out: Path, slots: Iterable[Slot], replace: Replace, prefix: str | None = None
+) -> list[Path]:
     """Write the model of `path` into the folder `out` with the tensors of `slots` replaced.
 
     Args:
@@ -61,6 +63,7 @@ def write_model(path: Path, out: Path, slots: Iterable[Slot], replace: Replace) 
         out: existing folder.
         slots: attention parameters to replace; all other tensors keep their bits.
         replace: called once for each slot; the result has the shape and dtype of the old tensor.
+        prefix: as in :func:`attention_keys`.
 
     Returns:
         The weight files written.
@@ -68,7 +71,7 @@ def write_model(path: Path, out: Path, slots: Iterable[Slot], replace: Replace) 
     Raises:
         DataError: the model is unreadable.
     """
-    keys = attention_keys(path)
+    keys = attention_keys(path, prefix)
     names: dict[str, list[Slot]] = {}
     for slot in slots:
         names.setdefault(keys.names[slot], []).append(slot)

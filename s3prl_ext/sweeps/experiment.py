@@ -12,8 +12,9 @@ import torch
 from s3prl.downstream.runner import ModelEntry
 from torch import nn
 
-from s3prl_ext.attention.weights import extract, sha256
+from s3prl_ext.attention.weights import AttentionWeights, extract, sha256
 from s3prl_ext.configs import load_yaml
+from s3prl_ext.downstreams.recognition.merged_decoder import UNMERGED
 from s3prl_ext.errors import DataError, UsageError, unknown_name
 from s3prl_ext.merging.config import MergeConfig
 from s3prl_ext.run_flags import default_task_file, preset_path
@@ -21,8 +22,9 @@ from s3prl_ext.tasks import task_of
 from s3prl_ext.training import checkpoint, checks, randomness, tuned_upstream
 from s3prl_ext.training.devices import check_device
 from s3prl_ext.training.runner import Runner
-from s3prl_ext.upstreams.merged_attention.expert import build_target, target_name
+from s3prl_ext.upstreams.merged_attention.decoder import decoder_attention
 from s3prl_ext.upstreams.merged_attention.record import UNKNOWN
+from s3prl_ext.upstreams.merged_attention.targets import build_target, read_decoder, target_name
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +36,7 @@ DEFAULTS: dict[str, Any] = {
     "upstream_trainable": False, "upstream_feature_selection": "hidden_states", "upstream_layer_selection": None,
     "upstream_feature_normalize": False, "upstream_model_name": "model.pt", "upstream_revision": None, "expname": None,
     "expdir": None, "auto_resume": False, "push_to_hf_hub": False, "hf_hub_org": None, "seed": 1337, "device": "cpu",
-    "cache_dir": None, "verbose": False, "disable_cudnn": False,
+    "cache_dir": None, "verbose": False, "disable_cudnn": False, UNMERGED: True,
 }  # fmt: skip
 DECIDED_NOW = {
     "mode",
@@ -46,6 +48,7 @@ DECIDED_NOW = {
     "init_ckpt",
     "expdir",
     "device",
+    UNMERGED,
 }
 
 
@@ -61,6 +64,13 @@ class SweepRunner(Runner):
     def __init__(self, args: Namespace, config: dict[str, Any], merge: MergeConfig) -> None:
         self._merge = merge
         super().__init__(args, config)
+
+    @property
+    def target_attention(self) -> AttentionWeights:
+        """The parameters that arms are written to, as views: of the upstream, or of the decoder in the task's head."""
+        if self._merge.target.prefix:
+            return decoder_attention(self.downstream.model)
+        return extract(self.upstream.model.state_dict(), f"target {target_name(self._merge.target)}")
 
     @property
     def stored_config(self) -> dict[str, Any]:
@@ -97,7 +107,9 @@ class SweepRunner(Runner):
                 "unmerged target (-g ...,,lambda=0)."
             )
         name = target_name(self._merge.target)
-        was, now = stored["target"]["attention_sha256"], sha256(extract(upstream.state_dict(), name))
+        target = self._merge.target
+        attention = read_decoder(target) if target.prefix else extract(upstream.state_dict(), name)
+        was, now = stored["target"]["attention_sha256"], sha256(attention)
         if was != now:
             raise DataError(
                 f"the head in {self.args.init_ckpt} was trained on another target, '{stored['target']['name']}' "

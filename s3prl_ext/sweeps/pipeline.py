@@ -12,7 +12,7 @@ from typing import Any
 
 from s3prl_ext import locks
 from s3prl_ext.attention.files import read_attention
-from s3prl_ext.attention.weights import AttentionWeights, depth, extract, sha256
+from s3prl_ext.attention.weights import AttentionWeights, depth, sha256
 from s3prl_ext.errors import UsageError
 from s3prl_ext.evaluation.paper_figures import CORPORA
 from s3prl_ext.merging.config import MergeConfig
@@ -119,7 +119,7 @@ def _read_source(config: MergeConfig, grid: dict[str, Any]) -> tuple[Path | None
 
 def _open_pair(runner: SweepRunner, config: MergeConfig, path: Path | None, source: AttentionWeights | None) -> Pair:
     """Check that the models fit each other, and return them."""
-    target = extract(runner.upstream.model.state_dict(), f"target {target_name(config.target)}")
+    target = runner.target_attention
     unmerged = dataclasses.replace(
         config.sources[0],
         layers="all",
@@ -209,7 +209,7 @@ def _settings(runner: SweepRunner, pair: Pair) -> dict[str, Any]:
         "projections": list(pair.config.sources[0].lambda_),
         "biases": pair.config.biases,
         "noise": {"seed": pair.noise.seed, "statistics": pair.noise.statistics, "streams": STREAMS},
-    }
+    } | ({"merged part": pair.config.target.prefix} if pair.config.target.prefix else {})
 
 
 def _facts(pair: Pair, grid: dict[str, Any]) -> dict[str, Any]:

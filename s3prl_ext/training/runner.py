@@ -41,6 +41,7 @@ from s3prl_ext.training.tuned_upstream import TunedUpstream
 from s3prl_ext.training.tuning_config import TuningConfig
 from s3prl_ext.training.upstream_flags import check_features
 from s3prl_ext.upstreams.merged_attention.config import with_remedy
+from s3prl_ext.upstreams.merged_attention.decoder import check_task
 from s3prl_ext.upstreams.merged_attention.record import check_merge_record
 
 logger = logging.getLogger(__name__)
@@ -168,11 +169,12 @@ class Runner(StockRunner):
     def _get_downstream(self) -> ModelEntry:
         name = f"s3prl.downstream.{self.args.downstream}.expert"
         try:
-            importlib.import_module(name)
+            module = importlib.import_module(name)
         except ModuleNotFoundError as error:
             if error.name and name.startswith(error.name):
                 raise unknown_name("task (-d)", self.args.downstream, checks.known_tasks()) from error
             raise
+        check_task(module.DownstreamExpert, self.args.downstream, vars(self.args))
         try:
             return super()._get_downstream()
         except KeyError as error:

@@ -18,9 +18,14 @@ def is_speech_model(folder: Path) -> bool:
     return model_config(folder).get("model_type") in SPEECH_UPSTREAMS
 
 
+def is_whisper(folder: Path) -> bool:
+    """Return whether a transformers folder holds a Whisper."""
+    return model_config(folder).get("model_type") == WHISPER
+
+
 def upstream_name(folder: Path) -> str:
     """Return the name on s3prl's hub of the upstream that :func:`speech_model` builds."""
-    return "whisper_custom" if model_config(folder).get("model_type") == WHISPER else "hf_speech_custom"
+    return "whisper_custom" if is_whisper(folder) else "hf_speech_custom"
 
 
 def speech_model(folder: Path) -> torch.nn.Module:
@@ -30,6 +35,6 @@ def speech_model(folder: Path) -> torch.nn.Module:
         UsageError: the folder holds another kind of model.
         DataError: a file is missing or unreadable.
     """
-    if model_config(folder).get("model_type") == WHISPER:
+    if is_whisper(folder):
         return WhisperUpstream(folder)
     return TransformersSpeechModel(folder)

@@ -25,6 +25,7 @@ from s3prl_ext.downstreams.recognition.head import (
     read_target_head,
     target_folder,
 )
+from s3prl_ext.downstreams.recognition.merged_decoder import apply_merge
 from s3prl_ext.downstreams.recognition.recognizers import CtcRecognizer
 from s3prl_ext.downstreams.recognition.whisper_head import WhisperRecognizer, read_whisper
 from s3prl_ext.errors import DataError, UsageError
@@ -69,6 +70,7 @@ class RecognitionTask(nn.Module):
         self.rule = text_rule(self.data.text_rule)
         self.expdir = Path(expdir)
         self.recognizer = self._make_recognizer(upstream_dim, kwargs)
+        apply_merge(self.recognizer, kwargs)
         self.head = self.recognizer.head
         self.register_buffer("best_score", torch.full((1,), torch.inf))
         self._utterances: dict[str, list[Utterance]] = {}
@@ -88,6 +90,11 @@ class RecognitionTask(nn.Module):
             )
         vocabulary = character_vocabulary(self.rule.alphabet)
         return CtcRecognizer(CtcHead(width, len(vocabulary), self.head_config.recurrent), vocabulary, FrameCounter())
+
+    @property
+    def decoder(self) -> nn.Module | None:
+        """The decoder of a Whisper that the task transcribes with, None with a CTC head."""
+        return self.head if isinstance(self.recognizer, WhisperRecognizer) else None
 
     def _read_corpus(self, mode: str | None) -> None:
         utterances = self.corpus.utterances(Path(self.data.path), self.data.on_missing, self.data.split)

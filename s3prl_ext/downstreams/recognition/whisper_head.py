@@ -24,6 +24,7 @@ from s3prl_ext.errors import DataError, UsageError, unknown_name
 from s3prl_ext.evaluation.decoding import Decoded
 from s3prl_ext.upstreams.whisper.encoder import check_folder
 from s3prl_ext.upstreams.whisper.expert import DOWNSAMPLE_RATE
+from s3prl_ext.upstreams.whisper.prompt import prompt
 
 IGNORED = -100  # label of a position without a text
 UNSET_LENGTH = 20  # what transformers 4 takes where a model names no limit: a few words
@@ -205,11 +206,7 @@ class WhisperRecognizer:
 
     def _prefix(self) -> list[int]:
         """Return the tokens before a text: start, language, task, no time stamps."""
-        settings = self.settings
-        tokens = [settings.decoder_start_token_id]
-        if self.options.get("language"):
-            tokens += [settings.lang_to_id[self.options["language"]], settings.task_to_id[self.options["task"]]]
-        return [*tokens, settings.no_timestamps_token_id]
+        return prompt(self.settings, self.options.get("language"), self.options.get("task"))
 
     def _tokens(self, text: str) -> tuple[Tensor, Tensor]:
         """Return what the decoder reads and what it must write; only the text and its end count in the loss."""

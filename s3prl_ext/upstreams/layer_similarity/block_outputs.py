@@ -91,10 +91,9 @@ def as_found(model: nn.Module, device: str | torch.device) -> Iterator[None]:
 
     A merged upstream that chooses its layers must leave a training run with the numbers it would otherwise draw.
     """
-    numpy_state = np.random.get_state()
     home = next(model.parameters()).device
     training = {module: module.training for module in model.modules()}
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+    with generators_as_found():
         try:
             model.eval().to(device)
             yield
@@ -102,4 +101,14 @@ def as_found(model: nn.Module, device: str | torch.device) -> Iterator[None]:
             for module, was in training.items():
                 module.training = was
             model.to(home)
+
+
+@contextmanager
+def generators_as_found() -> Iterator[None]:
+    """Leave the random generators of torch and NumPy as they were."""
+    numpy_state = np.random.get_state()
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        try:
+            yield
+        finally:
             np.random.set_state(numpy_state)

@@ -86,7 +86,7 @@ def source_side(
     Raises:
         DataError: it lacks a tokenizer or another file.
     """
-    kind = source_kind(folder, name)
+    kind = source_kind(folder, name, prefix)
     key = hash_of("source", folder_hash(folder), prefix, special_tokens)
     weights = read_attention(folder, prefix)
     return _side(name, kind, weights, key, lambda: load_source(folder, name, prefix, special_tokens, device))
@@ -112,9 +112,27 @@ def meeting_layers(target: Side, source: Side, layer_map: LayerMap) -> list[int 
     return resolve_layer_map(layer_map, target.layers, source.layers, names)
 
 
-def pair_hashes(pairs: Sequence[Pair]) -> tuple[list[str], list[str]]:
-    """Return the content hashes of the inputs of target and source."""
-    return [content_hash(pair.audio) for pair in pairs], [content_hash(pair.other) for pair in pairs]
+def pair_kind(target: Side, source: Side) -> str:
+    """Return what stands next to the clip in a pair: ``text``, ``image`` or ``speech``.
+
+    Raises:
+        UsageError: the target is a decoder, which reads the transcript, and the source reads images.
+    """
+    if target.kind == "speech":
+        return source.kind
+    if source.kind == "image":
+        raise UsageError(
+            f"{target.name} reads transcripts and {source.name} images, which no pair of a clip has both of."
+        )
+    return target.kind
+
+
+def inputs(target: Side, source: Side, pairs: Sequence[Pair]) -> tuple[list[Any], list[Any]]:
+    """Return what target and source read of each pair: a speech target the clip, a decoder the transcript."""
+    clips, others = [pair.audio for pair in pairs], [pair.other for pair in pairs]
+    if target.kind == "speech":
+        return clips, others
+    return others, (clips if source.kind == "speech" else others)
 
 
 def compare(
@@ -135,7 +153,8 @@ def compare(
     Raises:
         DataError: an input cannot be read, or an output holds NaN.
     """
-    hashes = pair_hashes(pairs)
+    items = inputs(target, source, pairs)
+    hashes = tuple([content_hash(item) for item in side] for side in items)
     pairs_key = hash_of(*hashes)
     how = (settings.level, settings.normalize, settings.projections)
     key = hash_of(FORMAT, "table", target.key, source.key, pairs_key, list(layers), *how)
@@ -143,11 +162,11 @@ def compare(
     known = _read_tables(key)
     missing = [metric for metric in metrics if metric not in known]
     if missing and settings.level == "frame":
-        values = _frame_distances(target, source, pairs, layers, hash_of(key, "frames"), hashes, settings)
+        values = _frame_distances(target, source, items, layers, hash_of(key, "frames"), hashes, settings)
         known |= {metric: values for metric in missing}
     elif missing:
-        x = layer_vectors(target.load(), target.key, [pair.audio for pair in pairs], hashes[0])
-        y = layer_vectors(source.load(), source.key, [pair.other for pair in pairs], hashes[1])
+        x = layer_vectors(target.load(), target.key, items[0], hashes[0])
+        y = layer_vectors(source.load(), source.key, items[1], hashes[1])
         x_layers = [x[:, layer] for layer in compared]
         y_layers = [y[:, layers[layer]] for layer in compared]
         for metric in missing:
@@ -162,10 +181,10 @@ def compare(
 def _frame_distances(
     target: Side,
     source: Side,
-    pairs: Sequence[Pair],
+    items: tuple[Sequence[Any], Sequence[Any]],
     layers: Sequence[int | None],
     key: str,
-    hashes: tuple[list[str], list[str]],
+    hashes: Sequence[Sequence[str]],
     settings: ComparisonSettings,
 ) -> list[float]:
     """Return for each compared layer the mean over samples of the distance between frames and tokens."""
@@ -179,12 +198,12 @@ def _frame_distances(
         return nn.functional.normalize(states, dim=2) if settings.normalize else states
 
     def compute(indices: Sequence[int]) -> Tensor:
-        samples = [pairs[index] for index in indices]
-        x_states = x_encoder.states([pair.audio for pair in samples])
-        y_states = y_encoder.states([pair.other for pair in samples])
+        x_items, y_items = ([side[index] for index in indices] for side in items)
         rows = []
-        for pair, x, y in zip(samples, x_states, y_states, strict=True):
-            x, y = prepare(x, x_encoder, pair.audio), prepare(y, y_encoder, pair.other)
+        for x_item, y_item, x, y in zip(
+            x_items, y_items, x_encoder.states(x_items), y_encoder.states(y_items), strict=True
+        ):
+            x, y = prepare(x, x_encoder, x_item), prepare(y, y_encoder, y_item)
             rows.append([swd(x[layer], y[other], directions) for layer, other in meeting])
         return torch.tensor(rows, dtype=torch.float64)
 

@@ -13,10 +13,12 @@ from torch import Tensor
 
 from s3prl_ext.attention.files import model_config
 from s3prl_ext.errors import DataError
+from s3prl_ext.merging.config import DECODER
+from s3prl_ext.upstreams.layer_similarity.decoder_encoder import DecoderEncoder
 from s3prl_ext.upstreams.layer_similarity.image_encoder import ImageEncoder
 from s3prl_ext.upstreams.layer_similarity.speech_encoder import SpeechEncoder
 from s3prl_ext.upstreams.layer_similarity.text_encoder import TextEncoder, no_tokenizer
-from s3prl_ext.upstreams.speech_models import is_speech_model, speech_model
+from s3prl_ext.upstreams.speech_models import is_speech_model, is_whisper, speech_model
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -46,8 +48,11 @@ class Encoder(Protocol):
         ...
 
 
-def source_kind(folder: Path, name: str) -> str:
+def source_kind(folder: Path, name: str, prefix: str | None = None) -> str:
     """Return what a source reads: ``text``, ``image`` or ``speech``.
+
+    Args:
+        prefix: of a model with several parts; the decoder of a Whisper reads text.
 
     Raises:
         DataError: it is no transformers folder, or has neither a tokenizer nor a description of its images.
@@ -58,7 +63,7 @@ def source_kind(folder: Path, name: str) -> str:
             "with its tokenizer, not weights alone."
         )
     config = model_config(folder)
-    if is_speech_model(folder):
+    if is_speech_model(folder) and prefix != DECODER:
         return "speech"
     if any((folder / file).is_file() for file in TOKENIZER_FILES):
         return "text"
@@ -77,9 +82,12 @@ def load_source(
     Raises:
         DataError: as :func:`source_kind` and the encoders.
     """
-    kind = source_kind(folder, name)
+    kind = source_kind(folder, name, prefix)
     if kind == "speech":
         return SpeechEncoder(speech_model(folder).eval().to(device), name)
-    encoder = (TextEncoder if kind == "text" else ImageEncoder)(folder, name, prefix, special_tokens)
+    if is_whisper(folder):
+        encoder: Any = DecoderEncoder(folder, name, special_tokens)
+    else:
+        encoder = (TextEncoder if kind == "text" else ImageEncoder)(folder, name, prefix, special_tokens)
     encoder.model.to(device)
     return encoder

@@ -5,25 +5,35 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from s3prl_ext.attention.files import read_attention
 from s3prl_ext.attention.weights import AttentionWeights, extract, sha256
 from s3prl_ext.corpora.pairs import check_audio, draw_pairs
 from s3prl_ext.errors import DataError, UsageError, unknown_name
-from s3prl_ext.merging.config import MergeConfig
+from s3prl_ext.merging.config import MergeConfig, TargetConfig
 from s3prl_ext.merging.layer_selection import LayerTable, check_top_k, ranking, top_k
 from s3prl_ext.merging.layers import LayerMap, resolve_layer_map
 from s3prl_ext.merging.selection_config import ComparisonSettings, LayerSelection
 from s3prl_ext.merging.similarity import METRICS
 from s3prl_ext.reading import parse_json
-from s3prl_ext.upstreams.layer_similarity.block_outputs import as_found
-from s3prl_ext.upstreams.layer_similarity.comparison import Side, compare, meeting_layers, source_side, target_side
+from s3prl_ext.upstreams.layer_similarity.block_outputs import as_found, generators_as_found
+from s3prl_ext.upstreams.layer_similarity.comparison import (
+    Side,
+    compare,
+    meeting_layers,
+    pair_kind,
+    source_side,
+    target_side,
+)
 from s3prl_ext.upstreams.layer_similarity.corpus import read_corpus
+from s3prl_ext.upstreams.merged_attention.targets import decoder_folder, with_prefix
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +43,7 @@ FEW = 50  # pairs: below, a warning
 
 def choose_layers(
     config: MergeConfig,
-    upstream: torch.nn.Module,
+    upstream: torch.nn.Module | None,
     target_name: str,
     paths: Sequence[Path | None],
     weights: Sequence[AttentionWeights | None],
@@ -43,7 +53,7 @@ def choose_layers(
     The model and all random generators are left as found.
 
     Args:
-        upstream: the unmerged target.
+        upstream: the unmerged target; where the target is a decoder it is not looked at, and may be None.
         target_name: what to call it.
         paths: folder of each source, None for noise that needs none.
         weights: the attention of each source as read.
@@ -64,10 +74,16 @@ def choose_layers(
                     "layers by similarity need a source model to compare with: name it, or list the layers."
                 )
             name = source.model or f"package {source.package}"
+            names = target_name, with_prefix(name, source.prefix)
             if selection.file:
-                record = _from_file(selection, upstream, attention, (target_name, name), source.layer_map)
+                record = _from_file(
+                    selection, _attention(config, upstream, target_name), attention, names, source.layer_map
+                )
             else:
-                record = _from_pairs(selection, upstream, path, (target_name, name), source.prefix, source.layer_map)
+                opened = opened_target(
+                    config.target, upstream, target_name, selection.settings.special_tokens, _device()
+                )
+                record = _from_pairs(selection, opened, path, names[1], source.prefix, source.layer_map)
             source = dataclasses.replace(source, layers=record["layers"])
             logger.info("Layers of %s by %s, top %d: %s", name, record["by"], record["top_k"], record["layers"])
         sources.append(source)
@@ -75,18 +91,56 @@ def choose_layers(
     return dataclasses.replace(config, sources=tuple(sources)), records
 
 
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _attention(config: MergeConfig, upstream: torch.nn.Module | None, name: str) -> AttentionWeights:
+    """Return the attention of the target as a ``layers.json`` hashes it."""
+    if config.target.prefix:
+        return read_attention(decoder_folder(config.target), config.target.prefix)
+    assert upstream is not None
+    return extract(upstream.state_dict(), f"target {name}")
+
+
+@contextmanager
+def opened_target(
+    target: TargetConfig,
+    upstream: torch.nn.Module | None,
+    name: str,
+    special_tokens: bool,
+    device: str,
+    batch_size: int = 1,
+) -> Iterator[Side]:
+    """Inside, the target is a side of a comparison; afterwards it and the random generators are as they were.
+
+    Args:
+        upstream: the unmerged target; where the target is a decoder it is not looked at, and may be None.
+        special_tokens: of a decoder: keep the tokens before the text.
+        batch_size: of an upstream: clips in one pass.
+
+    Raises:
+        DataError: no attention found, or a decoder lacks its tokenizer.
+    """
+    if target.prefix:
+        with generators_as_found():
+            yield source_side(decoder_folder(target), name, target.prefix, special_tokens, device)
+        return
+    assert upstream is not None
+    with as_found(upstream, device):
+        yield target_side(upstream, name, batch_size)
+
+
 def _from_pairs(
     selection: LayerSelection,
-    upstream: torch.nn.Module,
+    opened: AbstractContextManager[Side],
     path: Path,
-    names: tuple[str, str],
+    name: str,
     prefix: str | None,
     layer_map: LayerMap,
 ) -> dict[str, Any]:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    with as_found(upstream, device):
-        target = target_side(upstream, names[0])
-        source = source_side(path, names[1], prefix, selection.settings.special_tokens, device)
+    with opened as target:
+        source = source_side(path, name, prefix, selection.settings.special_tokens, _device())
         result = measure(
             target, source, str(selection.pairs), selection.root, selection.split, layer_map, [selection.by], selection.top_k,
             selection.settings,
@@ -116,7 +170,7 @@ def measure(
     """
     layers = meeting_layers(target, source, layer_map)
     check_top_k(k, sum(layer is not None for layer in layers))
-    pairs = read_corpus(pairs_path, source.kind, root, split)
+    pairs = read_corpus(pairs_path, pair_kind(target, source), root, split)
     drawn = draw_pairs(pairs, settings.share, settings.seed, pairs_path)
     check_audio(drawn)
     if len(drawn) < FEW:
@@ -169,14 +223,13 @@ def read_result(path: str | Path) -> dict[str, Any]:
 
 def _from_file(
     selection: LayerSelection,
-    upstream: torch.nn.Module,
+    target: AttentionWeights,
     source: AttentionWeights,
     names: tuple[str, str],
     layer_map: LayerMap,
 ) -> dict[str, Any]:
     """Return the choice from a file whose models have the hashes of the present ones."""
     content = read_result(str(selection.file))
-    target = extract(upstream.state_dict(), f"target {names[0]}")
     for role, name, weights in (("target", names[0], target), ("source", names[1], source)):
         was, now = content[role]["attention_sha256"], sha256(weights)
         if was != now:

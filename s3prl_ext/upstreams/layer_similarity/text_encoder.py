@@ -57,10 +57,7 @@ class TextEncoder:
         """Return the outputs of all blocks for each text, [layers, tokens, width]."""
         lengths = [len(ids) for ids in self.tokenizer(list(items), truncation=False, verbose=False)["input_ids"]]
         for text, length in zip(items, lengths, strict=True):
-            if length > self.longest:
-                logger.warning(
-                    "'%s...' has %d tokens, of which %s takes %d.", text[:40], length, self.name, self.longest
-                )
+            self.warn_of_length(text, length)
         batch = self.tokenizer(
             list(items),
             padding=True,
@@ -79,6 +76,11 @@ class TextEncoder:
             if not kept.any():
                 raise DataError(f"'{text[:60]}' has no token of its own for {self.name}: remove this row.")
         return [states[:, kept.to(device)] for states, kept in zip(torch.stack(outputs, 1), keep, strict=True)]
+
+    def warn_of_length(self, text: str, tokens: int) -> None:
+        """Warn of a text whose end is cut off."""
+        if tokens > self.longest:
+            logger.warning("'%s...' has %d tokens, of which %s takes %d.", text[:40], tokens, self.name, self.longest)
 
 
 def no_tokenizer(name: str, reason: Any) -> DataError:

@@ -14,7 +14,7 @@ from s3prl_ext import hub
 from s3prl_ext.attention.files import find_model, find_package_model, model_config, read_attention
 from s3prl_ext.attention.layouts import Slot
 from s3prl_ext.attention.weights import AttentionWeights, depth, extract
-from s3prl_ext.errors import UsageError, unknown_name
+from s3prl_ext.errors import UsageError
 from s3prl_ext.merging.config import MergeConfig, SourceConfig, TargetConfig, resolve_lambdas
 from s3prl_ext.merging.layers import align, resolve_layer_map
 from s3prl_ext.merging.merge import Lambdas, Source, check_compatible, chosen_slots, merge_in_place
@@ -23,22 +23,27 @@ from s3prl_ext.merging.report import format_table
 from s3prl_ext.upstreams.layer_similarity.selection import choose_layers
 from s3prl_ext.upstreams.merged_attention.learnable import describe_learnable, install_learnable, learnable_slots
 from s3prl_ext.upstreams.merged_attention.record import MergeRecord, check_merge_record, describe_model, describe_source
-from s3prl_ext.upstreams.speech_models import speech_model
+from s3prl_ext.upstreams.merged_attention.targets import (
+    TRANSFORMERS_UPSTREAMS,
+    build_target,
+    read_decoder,
+    target_name,
+    with_prefix,
+)
 
-__all__ = ["build_target", "build_upstream", "check_merge_record", "merge_into"]
+__all__ = [
+    "TRANSFORMERS_UPSTREAMS",
+    "build_target",
+    "build_upstream",
+    "check_merge_record",
+    "merge_into",
+    "read_sources",
+    "target_name",
+]
 
 logger = logging.getLogger(__name__)
 
 NO_LAYERS: tuple[Any, ...] = ("none", [], ())
-
-# Upstreams for transformers folders. As targets all give way to ours: s3prl's return no last_hidden_state.
-TRANSFORMERS_UPSTREAMS = (
-    "hf_speech_custom",
-    "hf_hubert_custom",
-    "hf_wav2vec2_custom",
-    "whisper_custom",
-    "whisper_local",
-)
 
 
 def build_upstream(config: MergeConfig, refresh: bool = False) -> torch.nn.Module:
@@ -46,7 +51,9 @@ def build_upstream(config: MergeConfig, refresh: bool = False) -> torch.nn.Modul
 
     With ``learnable`` the merge stays in the model, see :func:`s3prl_ext.merging.learnable.make_learnable`; otherwise the
     module is the target itself, with its parameter names. It has the attribute ``merge_record``: a dict of plain
-    values for :func:`s3prl_ext.upstreams.merged_attention.record.check_merge_record`.
+    values for :func:`s3prl_ext.upstreams.merged_attention.record.check_merge_record`. Where the decoder is merged
+    (``target.prefix``) the upstream is the unmerged encoder: a task merges the decoder that it transcribes with, see
+    :mod:`s3prl_ext.upstreams.merged_attention.decoder`.
 
     Args:
         refresh: let s3prl download the target again.
@@ -55,14 +62,10 @@ def build_upstream(config: MergeConfig, refresh: bool = False) -> torch.nn.Modul
         UsageError: the models do not fit each other or the configuration.
         DataError: a model is missing, unreadable, or without attention.
     """
-    paths = [find_source(source) if source.is_read else None for source in config.sources]
-    sources = [
-        read_attention(path, source.prefix) if path else None
-        for path, source in zip(paths, config.sources, strict=True)
-    ]
+    paths, sources = read_sources(config)
     upstream = build_target(config.target, refresh)
     config, selections = choose_layers(config, upstream, target_name(config.target), paths, sources)
-    record = merge_into(upstream, sources, config)
+    record = merge_into(upstream, sources, config) if config.target.prefix is None else _decoder_record(config, sources)
     for described, selection in zip(record["sources"], selections, strict=True):
         described["layer_selection"] = selection
     upstream.merge_record = record  # type: ignore[assignment]  # a plain attribute, not a submodule
@@ -72,36 +75,33 @@ def build_upstream(config: MergeConfig, refresh: bool = False) -> torch.nn.Modul
     return upstream
 
 
+def read_sources(config: MergeConfig) -> tuple[list[Path | None], list[AttentionWeights | None]]:
+    """Return path and attention parameters of each source, None for noise that needs no source.
+
+    Raises:
+        DataError: a model is missing, unreadable, or without attention.
+    """
+    paths = [find_source(source) if source.is_read else None for source in config.sources]
+    weights = [
+        read_attention(path, source.prefix) if path else None
+        for path, source in zip(paths, config.sources, strict=True)
+    ]
+    return paths, weights
+
+
+def _decoder_record(config: MergeConfig, sources: Sequence[AttentionWeights | None]) -> MergeRecord:
+    """Return the record of a merge into a decoder, which is no part of the upstream."""
+    decoder = read_decoder(config.target)
+    logger.info(
+        "%s is merged by the task that transcribes with it; the features are those of the unmerged encoder",
+        target_name(config.target),
+    )
+    return merge_record(decoder, sources, prepare_sources(decoder, sources, config), config)
+
+
 def find_source(source: SourceConfig) -> Path:
     """Return the folder or file of the source model."""
     return find_package_model(source.package) if source.package else find_model(str(source.model))
-
-
-def build_target(target: TargetConfig, refresh: bool = False) -> torch.nn.Module:
-    """Return the unmerged target as an s3prl upstream.
-
-    Raises:
-        UsageError: s3prl has no upstream of that name, or it needs a checkpoint.
-        DataError: the model is missing or unreadable.
-    """
-    if target.upstream is None:
-        return speech_model(find_model(str(target.model)))
-    if target.upstream in TRANSFORMERS_UPSTREAMS:
-        if not target.ckpt:
-            raise UsageError(f"target.upstream {target.upstream} needs a folder or hub id: set target.ckpt or -k.")
-        return speech_model(find_model(target.ckpt))
-    ckpt = str(find_model(target.ckpt)) if hub.is_file_reference(target.ckpt) else target.ckpt
-    return _build_s3prl_upstream(target.upstream, ckpt, refresh)
-
-
-def _build_s3prl_upstream(name: str, ckpt: str | None, refresh: bool) -> torch.nn.Module:
-    import s3prl.hub
-
-    if name not in s3prl.hub.options():
-        raise unknown_name("target.upstream", name, s3prl.hub.options())
-    if name.endswith("_local") and not (ckpt and Path(ckpt).is_file()):
-        raise UsageError(f"target.upstream {name} needs a checkpoint file, but target.ckpt is {ckpt}.")
-    return getattr(s3prl.hub, name)(ckpt=ckpt, model_config=None, refresh=refresh)
 
 
 def merge_into(
@@ -110,6 +110,7 @@ def merge_into(
     """Merge `sources` into the parameters of `upstream`, in place, log what changed, and return the record.
 
     Args:
+        upstream: the model that holds the target's parameters.
         sources: attention of each of the configuration's sources, None for noise that needs no source.
 
     Raises:
@@ -117,7 +118,7 @@ def merge_into(
         DataError: no attention found, or NaN in a matrix.
     """
     name = target_name(config.target)
-    target = extract(upstream.state_dict(), f"target {name}")
+    target = extract(upstream.state_dict(), f"target {name}", config.target.prefix)
     prepared = prepare_sources(target, sources, config)
     record = merge_record(target, sources, prepared, config)
     if config.learnable is not None:
@@ -149,6 +150,7 @@ def merge_record(
         "target": describe_model(target_name(config.target), target) | {"revision": _revision(config.target)},
         "sources": [
             describe_source(source.noise, weights, ready, list(ready.layers or range(depth(target))))
+            | {"revision": hub.resolved().get(str(source.model))}
             for source, weights, ready in zip(config.sources, sources, prepared, strict=True)
         ],
         "biases": config.biases,
@@ -201,14 +203,9 @@ def _prepare(
     return Source(align(weights, layer_map), lambdas, name, layer_map)
 
 
-def target_name(target: TargetConfig) -> str:
-    """Return what to call the target in messages and records."""
-    return target.model or " ".join(filter(None, (target.upstream, target.ckpt)))
-
-
 def source_name(source: SourceConfig) -> str:
     """Return what to call the source in messages and records."""
-    model = source.model or f"package {source.package}"
+    model = with_prefix(source.model or f"package {source.package}", source.prefix)
     if source.noise is None:
         return model
     owner = {"source": model, "target": "the target", "standard": "N(0, 1)"}[source.noise.kind]
