@@ -104,11 +104,19 @@ def upstream_rates(
             rates[parameter] = Rate(config.lr, config.layer_decay ** (depth if block is None else depth - 1 - block))
     elif config.lr is not None:
         rates = {parameter: Rate(config.lr) for parameter in weights.values()}
-    shared = find_lambda(upstream)
-    if shared is not None:
-        lr = DEFAULT_LAMBDA_LR if config.lambda_lr is None else config.lambda_lr
-        rates[shared.values] = Rate(lr, decay=False)
-    return rates
+    return rates | lambda_rates(upstream, config)
+
+
+def lambda_rates(model: nn.Module, config: RatesConfig) -> dict[nn.Parameter, Rate]:
+    """Return the rate of a model's learnable lambda, nothing where it has none.
+
+    Args:
+        model: the unwrapped upstream, or a task with a merged decoder.
+        config: of section ``tuning``; the defaults where there is none.
+    """
+    shared = find_lambda(model)
+    lr = DEFAULT_LAMBDA_LR if config.lambda_lr is None else config.lambda_lr
+    return {} if shared is None else {shared.values: Rate(lr, decay=False)}
 
 
 def parameter_groups(groups: Iterable[dict[str, Any]], rates: Mapping[nn.Parameter, Rate]) -> list[dict[str, Any]]:

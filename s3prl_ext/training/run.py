@@ -10,23 +10,24 @@ from typing import TYPE_CHECKING, Any
 
 from s3prl.schedulers import get_scheduler
 from s3prl.utility.helper import get_model_state
+from torch import nn
 from torch.optim import Optimizer
 
 from s3prl_ext.child_tuning import delta
 from s3prl_ext.child_tuning.child_network import ChildNetwork
 from s3prl_ext.child_tuning.eligible import eligible_parameters
 from s3prl_ext.configs import Variables
-from s3prl_ext.merging.learnable import find_lambda
+from s3prl_ext.merging.learnable import LearnableLambda
 from s3prl_ext.training import checkpoint, last_hidden_state, ranks, spent, tuned_upstream
 from s3prl_ext.training.child_selection import choose_masks
 from s3prl_ext.training.config import RunnerConfig
 from s3prl_ext.training.forward import TaskModels, unwrapped
 from s3prl_ext.training.lambda_curve import LambdaCurve
-from s3prl_ext.training.learnable_upstream import only_lambda_trains, stored_state
+from s3prl_ext.training.learnable_upstream import learnt_lambda, only_lambda_trains, stored_state
 from s3prl_ext.training.loop import TrainingLoop
 from s3prl_ext.training.methods import METHODS
 from s3prl_ext.training.optimizers import build_optimizer
-from s3prl_ext.training.parameter_groups import RatesConfig, parameter_groups, upstream_rates
+from s3prl_ext.training.parameter_groups import RatesConfig, lambda_rates, parameter_groups, upstream_rates
 from s3prl_ext.training.spent import Spent
 from s3prl_ext.training.statistics import hold_statistics
 from s3prl_ext.training.trial import Trial
@@ -140,6 +141,15 @@ class Run:
     def _extension(self) -> Mapping[str, Any]:
         return self.resumed.get(checkpoint.EXTENSION_KEY, {})
 
+    @property
+    def _head(self) -> nn.Module:
+        return unwrapped(self.experiment.entries[2].model)
+
+    @property
+    def _lambda(self) -> LearnableLambda | None:
+        """The learnable lambda of what trains: upstream or head."""
+        return learnt_lambda(self.experiment.tuned.model if self.upstream.trainable else None, self._head)
+
     def _child_network(self) -> ChildNetwork | None:
         """Choose the child network, or take it from the checkpoint: a mask is never computed a second time."""
         tuning, experiment = self.tuning, self.experiment
@@ -197,20 +207,21 @@ class Run:
         experiment = self.experiment
         section = experiment.config["optimizer"]
         optimizer = build_optimizer(modules, experiment.total_steps, section, fused=self.child is not None)
+        config = self.tuning.rates if self.tuning is not None else RatesConfig()
+        rates = lambda_rates(self._head, config)
         if self.upstream.trainable:
-            rates = self.tuning.rates if self.tuning is not None else RatesConfig()
-            groups = upstream_rates(experiment.tuned.model, rates, self.child)
-            if groups:
-                optimizer.param_groups[:] = parameter_groups(optimizer.param_groups, groups)
-            shared = find_lambda(experiment.tuned.model)
-            if shared is not None:
-                optimizer.register_step_post_hook(lambda *_: shared.project())
+            rates |= upstream_rates(experiment.tuned.model, config, self.child)
+        if rates:
+            optimizer.param_groups[:] = parameter_groups(optimizer.param_groups, rates)
+        shared = self._lambda
+        if shared is not None:
+            optimizer.register_step_post_hook(lambda *_: shared.project())
         return optimizer
 
     def _lambda_curve(self) -> LambdaCurve | None:
         """Record the course of a learnable lambda that trains."""
-        shared = find_lambda(self.experiment.tuned.model)
-        if self.writer is None or shared is None or not self.upstream.trainable:
+        shared = self._lambda
+        if self.writer is None or shared is None:
             return None
         config, total = self.experiment.runner_config, self.experiment.total_steps
         resumed = self._extension.get("lambda")

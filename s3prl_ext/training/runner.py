@@ -31,7 +31,7 @@ from s3prl_ext.training.candidate_runs import CandidateRuns, check_alike, draw, 
 from s3prl_ext.training.corpus_hash import corpus_hash
 from s3prl_ext.training.evaluation import check_splits, evaluate, open_split
 from s3prl_ext.training.forward import TaskModels, unwrapped
-from s3prl_ext.training.learnable_upstream import loadable_state, prepare_lambda
+from s3prl_ext.training.learnable_upstream import loadable_state, prepare_head_lambda, prepare_lambda
 from s3prl_ext.training.methods import METHODS, prepare_upstream, resolve_tuning
 from s3prl_ext.training.parameter_groups import train_only
 from s3prl_ext.training.run import Experiment, Run
@@ -192,6 +192,8 @@ class Runner(StockRunner):
         if name == "Upstream":
             self.tuned = TunedUpstream(model)
             trainable = self._prepare_upstream(model, trainable)
+        if name == "Downstream":
+            prepare_head_lambda(model, self.tuning)
         self._load_weight(model, name)
         return self._entry(model, name, trainable, interfaces, self.tuning)
 
@@ -345,6 +347,7 @@ class Runner(StockRunner):
         """Make the upstream, which is as it was built, ready for a candidate."""
         module = self.tuned.model
         trainable = self._ready(module, tuning)
+        prepare_head_lambda(unwrapped(self.downstream.model), tuning)
         self.upstream = self._entry(module, "Upstream", trainable, self.upstream.interfaces, tuning)
         self.all_entries[0] = self.upstream
 
