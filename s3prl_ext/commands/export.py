@@ -27,6 +27,7 @@ from s3prl_ext.deltas.writing import changed_tensors, check_new, write_upstream
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.evaluation.result_records import read_record
 from s3prl_ext.locks import one_writer
+from s3prl_ext.merging.learnable import PARAMETER_NAME
 from s3prl_ext.reading import EXPORT_FILE, file_sha256, weight_files
 from s3prl_ext.training import checkpoint, last_hidden_state
 from s3prl_ext.transformers_models import SPEECH_UPSTREAMS
@@ -74,6 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             check_new(args.out, "--out")
         task = TunedTask.read(args.delta).tuned_from(args.upstream, args.upstream_ckpt, args.upstream_model_config)
         check_foldable(task)
+        _refuse_learnt_decoder(task)
         plugin.install()
         tuned = tune(task)
         if args.dry_run:
@@ -101,6 +103,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, help="new folder for the model")
     parser.add_argument("--dry-run", action="store_true", help="check everything, show it, and write nothing")
     return parser
+
+
+def _refuse_learnt_decoder(task: TunedTask) -> None:
+    """Refuse a head that holds a learnable lambda, which no plain head has."""
+    if any(PARAMETER_NAME in name for name in task.task.get("Downstream", {})):
+        raise UsageError(
+            f"{task.path} holds a learnable lambda in the decoder that transcribes, which no plain head has: evaluate it "
+            "with s3prl-ext run -m evaluate -e, or merge with a fixed lambda (learnable: false) before training."
+        )
 
 
 def tune(task: TunedTask) -> Tuned:

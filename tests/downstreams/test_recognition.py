@@ -289,7 +289,12 @@ def test_wrong_requests(corpus, hubert_ctc, merge_file, tmp_path):
     refused(UsageError, pattern, make_args(tmp_path / "f", downstream="ljspeech"), config)
     config = task_file(corpus, init="target")
     config["downstream_expert"]["head"]["init"] = "targets"
-    refused(UsageError, "downstream_expert.head: unknown init 'targets'", make_args(tmp_path / "g", downstream="ljspeech"), config)
+    refused(
+        UsageError,
+        "downstream_expert.head: unknown init 'targets'",
+        make_args(tmp_path / "g", downstream="ljspeech"),
+        config,
+    )
     refused(DataError, "is no folder of LJSpeech", make_args(tmp_path / "h", downstream="ljspeech"),
             task_file(tmp_path / "none", init="fresh", split="hash"))  # fmt: skip
     assert not [path for name in "abcdefgh" for path in (tmp_path / name).iterdir()]  # nothing half-made is left

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from s3prl_ext.attention.weights import extract
+from s3prl_ext.errors import UsageError
 from s3prl_ext.merging.learnable import find_lambda, fold
 from s3prl_ext.prediction.model import load
 from s3prl_ext.upstreams.merged_attention.decoder import decoder_attention
@@ -72,11 +73,16 @@ def test_lambda_learns_what_a_merged_teacher_was_merged_with(folder, config, par
     if part == "encoder":
         wavs = clips(8000, 6000)
         teacher, student = (merged_attention(model_config=c).eval() for c in (fixed, config(part)))
-        run = lambda model: model(wavs)["last_hidden_state"]
+
+        def run(model):
+            return model(wavs)["last_hidden_state"]
     else:
         states, tokens = torch.randn(2, 20, 32), torch.randint(0, 40, (2, 12))
         teacher, student = (_head(folder, c).eval() for c in (fixed, config(part)))
-        run = lambda head: head.whisper.model.decoder(input_ids=tokens, encoder_hidden_states=states)[0]
+
+        def run(head):
+            return head.whisper.model.decoder(input_ids=tokens, encoder_hidden_states=states)[0]
+
     with torch.no_grad():
         wanted = run(teacher)
     shared = find_lambda(student)
@@ -133,6 +139,14 @@ def test_the_lambda_of_a_decoder_trains_with_its_own_rate_and_comes_back_from_th
     row = json.loads((tmp_path / "exp" / "transcripts-test.jsonl").read_text().splitlines()[0])
     wav = corpus / "wavs" / f"{row['id']}.wav"
     assert load(ckpt, device="cpu").predict(wav).text == _transcripts(tmp_path / "exp")[0]
+
+
+def test_a_learnt_decoder_is_not_exported(corpus, config, tmp_path):
+    from s3prl_ext.commands.export import main as export
+
+    _train(corpus, config("decoder"), tmp_path / "exp")
+    with pytest.raises(UsageError, match="holds a learnable lambda in the decoder that transcribes"):
+        export(["--delta", str(tmp_path / "exp" / "states-3.ckpt"), "--out", str(tmp_path / "out")])
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(corpus, config, tmp_path):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,12 +43,17 @@ class DecoderEncoder(TextEncoder):
         from transformers import GenerationConfig
 
         super().__init__(folder, name, DECODER, special_tokens)
-        settings = GenerationConfig.from_pretrained(folder) if (folder / "generation_config.json").is_file() else None
-        if getattr(settings, "no_timestamps_token_id", None) is None:
-            raise DataError(
-                f"source {name} lacks generation_config.json, which names the tokens before a text: copy it from the model."
-            )
+        settings: Any = GenerationConfig()
+        if (folder / "generation_config.json").is_file():
+            settings = GenerationConfig.from_pretrained(folder)
         multilingual = getattr(settings, "is_multilingual", True)
+        needed = ("no_timestamps_token_id", *(("lang_to_id", "task_to_id") if multilingual else ()))
+        if any(getattr(settings, key, None) is None for key in needed):
+            raise DataError(
+                f"{name} lacks generation_config.json with {', '.join(needed)}, which precede a text: copy it from the model."
+            )
+        if settings.decoder_start_token_id is None:
+            settings.decoder_start_token_id = self.model.config.decoder_start_token_id
         self.prompt = prompt(settings, LANGUAGE if multilingual else None, TASK)
 
     def _longest(self) -> int:

@@ -42,16 +42,16 @@ class SpeechEncoder:
         """Return the outputs of all blocks for each file, [layers, frames, width]."""
         wavs = [torch.from_numpy(read_audio(item)) for item in items]
         if isinstance(self.upstream, WhisperExpert):
-            return [self._in_windows(wav) for wav in wavs]
+            longest = self.upstream.positions * DOWNSAMPLE_RATE
+            return [self._in_windows(wav.split(longest)) for wav in wavs]
         outputs = torch.stack(self._run(wavs))  # [layers, batch, frames, width] or [layers, frames, batch, width]
         if self.batch_axis == 1:
             outputs = outputs.transpose(1, 2)
         frames = [self._frames(len(wav)) if self.counts_frames else outputs.shape[2] for wav in wavs]
         return [outputs[:, index, :count] for index, count in enumerate(frames)]
 
-    def _in_windows(self, wav: Tensor) -> Tensor:
-        """Return the outputs of all blocks for a clip of any length, window after window, [layers, frames, width]."""
-        windows = wav.split(self.upstream.positions * DOWNSAMPLE_RATE)
+    def _in_windows(self, windows: Sequence[Tensor]) -> Tensor:
+        """Return the outputs of all blocks for the windows of a clip one after the other, [layers, frames, width]."""
         return torch.cat([torch.stack(self._run([window]))[:, 0] for window in windows], dim=1)
 
     def _run(self, wavs: Sequence[Tensor]) -> list[Tensor]:
