@@ -20,6 +20,7 @@ def write_hub(root: Path) -> Path:
     _bert(root / "google-bert" / "bert-large-uncased", LARGE)
     _bert(root / "google-bert" / "bert-base-uncased", BASE)
     _vit(root / "google" / "vit-base-patch16-224-in21k")
+    factories.whisper_folder(root / "openai" / "whisper-base", layers=6)
     converted = root / "s3prl" / "converted_ckpts"
     converted.mkdir(parents=True)
     factories.hubert_local_ckpt(converted / "hubert_base_ls960.pt", layers=BASE)

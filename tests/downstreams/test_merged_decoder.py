@@ -107,6 +107,20 @@ def test_the_source_may_be_a_bert_of_equal_width(folder, merge_file, tmp_path, l
         assert torch.equal(merged[slot], tensor), slot
 
 
+def test_the_preset_merges_the_whisper_that_a_variable_names(folder, monkeypatch):
+    monkeypatch.setenv("WHISPER_BASE", str(folder))
+    recognizer = read_whisper(folder, 32, HeadConfig("target"))
+    apply_merge(recognizer, {"upstream": "mam_whisper_base_decoder_encoder"})
+    merged, target, source = (
+        extract(recognizer.head.state_dict()),
+        read_attention(folder, "decoder"),
+        read_attention(folder),
+    )
+    for slot, tensor in target.items():
+        expected = torch.lerp(tensor, source[slot], 0.05) if slot.kind == "weight" else tensor
+        assert torch.equal(merged[slot], expected), slot
+
+
 def test_the_features_are_those_of_the_unmerged_encoder(folder, merge_file):
     upstream = merged_attention(model_config=merge_file())
     plain = UpstreamExpert(folder).state_dict()

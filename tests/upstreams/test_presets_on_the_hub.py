@@ -40,7 +40,8 @@ def server(models, cache, monkeypatch):
     monkeypatch.setattr("s3prl_ext.downloads.PAUSE_S", 0.0)
     for name, value in (("HF_HUB_CACHE", str(cache / "hub")), ("HF_ENDPOINT", None), ("HF_HUB_OFFLINE", None)):
         monkeypatch.setenv(name, value) if value else monkeypatch.delenv(name, raising=False)
-    monkeypatch.delenv("BEATS_ITER3", raising=False)
+    for variable in ("BEATS_ITER3", "WHISPER_BASE"):
+        monkeypatch.delenv(variable, raising=False)
     content = (models / "lpepino" / "beats_ckpts" / "BEATs_iter3.pt").read_bytes()
     monkeypatch.setitem(hub.RELEASED, "BEATs_iter3.pt", hub.Released(len(content), hashlib.sha256(content).hexdigest()))
     with StandInHub(models).running() as running:
@@ -67,7 +68,7 @@ def test_every_preset_runs(name, server, tmp_path, monkeypatch):
     upstream = getattr(s3prl.hub, name)().eval()
     with torch.no_grad():
         features = upstream([torch.randn(8000), torch.randn(5000)])["hidden_states"]
-    depth = 24 if "large" in name else 6 if "tiny" in name else 12
+    depth = 24 if "large" in name else 6 if "tiny" in name or "whisper" in name else 12
     assert len(features) == depth + 1 and all(torch.isfinite(state).all() for state in features)
     assert (find_lambda(upstream) is not None) == name.startswith("lmam_")
     config = read_config(None, preset=name)
