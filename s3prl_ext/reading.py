@@ -30,16 +30,29 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def read_lines(path: str | os.PathLike) -> list[str]:
-    """Return the lines of a UTF-8 text that belongs to a corpus.
+    """Return the lines of a UTF-8 text that belongs to a corpus; see :func:`read_text`."""
+    return read_text(path).splitlines()
+
+
+def read_text(path: str | os.PathLike) -> str:
+    """Return a UTF-8 text that belongs to a corpus.
 
     Raises:
-        DataError: it is no such text.
+        DataError: it is not such a text.
         OSError: it cannot be read.
     """
     try:
-        return Path(path).read_text(encoding="utf-8").splitlines()
+        return Path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text ({error}): unpack the corpus again.") from error
+
+
+def is_archive(path: str | os.PathLike) -> bool:
+    """Return whether a file is a zip archive, as those of torch 1.6 and later are, whose list of parts is readable."""
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:  # damaged bytes may read as an archive of several disks
+        return False
 
 
 def check_archive(path: str | os.PathLike) -> None:
@@ -52,7 +65,7 @@ def check_archive(path: str | os.PathLike) -> None:
         DataError: a part of it was damaged.
     """
     path = Path(path)
-    if path.is_file() and zipfile.is_zipfile(path):
+    if path.is_file() and is_archive(path):
         state = path.stat()
         damaged = _damaged_record(path.resolve(), state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
         if damaged is not None:

@@ -7,12 +7,12 @@ import copy
 import logging
 import os
 import re
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
 from s3prl_ext.configs import expand_variables, load_yaml
 from s3prl_ext.errors import UsageError, unknown_name
+from s3prl_ext.reading import is_archive
 from s3prl_ext.run_flags import (
     expdir,
     is_new,
@@ -90,9 +90,7 @@ def only_best(flags: argparse.Namespace) -> Path | None:
     found = [] if checkpoint.numbered(expdir(flags)) else sorted(Path(expdir(flags)).glob("*.ckpt"))
     for path in found:
         checkpoint.check_readable(path)
-    return max(
-        found, key=lambda path: checkpoint.load(path, mmap=zipfile.is_zipfile(path)).get("Step", 0), default=None
-    )
+    return max(found, key=lambda path: checkpoint.load(path, mmap=is_archive(path)).get("Step", 0), default=None)
 
 
 def check_processes(ckpt: Path, flags: argparse.Namespace) -> None:
@@ -101,7 +99,7 @@ def check_processes(ckpt: Path, flags: argparse.Namespace) -> None:
     from s3prl_ext.training.checks import check_processes
 
     started = flags.local_rank is not None or "LOCAL_RANK" in os.environ
-    states = checkpoint.load(ckpt, mmap=zipfile.is_zipfile(ckpt))
+    states = checkpoint.load(ckpt, mmap=is_archive(ckpt))
     check_processes(states, ckpt, int(os.environ.get("WORLD_SIZE", "1")) if started else 0)
 
 
@@ -110,7 +108,7 @@ def check_same_command(ckpt: Path, flags: argparse.Namespace, overrides: dict[st
     from s3prl_ext.training import checkpoint
     from s3prl_ext.training.resumed_command import check_command
 
-    states = checkpoint.load(ckpt, mmap=zipfile.is_zipfile(ckpt))
+    states = checkpoint.load(ckpt, mmap=is_archive(ckpt))
     asked, stored = None, states.get("Config")
     ours = checkpoint.EXTENSION_KEY in states  # s3prl's own tasks take keys out of what its checkpoints hold
     if ours and stored is not None and (flags.config is not None or (begins_too and flags.downstream is not None)):
@@ -127,7 +125,7 @@ def stay_with(ckpt: Path) -> None:
     from s3prl_ext.training import checkpoint
     from s3prl_ext.training.relocated import stay_beside
 
-    made_in = getattr(checkpoint.load(ckpt, mmap=zipfile.is_zipfile(ckpt)).get("Args"), "expdir", None)
+    made_in = getattr(checkpoint.load(ckpt, mmap=is_archive(ckpt)).get("Args"), "expdir", None)
     if made_in is not None and Path(made_in).resolve() != ckpt.parent.resolve():
         stay_beside(ckpt)
 
@@ -163,7 +161,7 @@ def check_overrides(
     from s3prl_ext.training.known_settings import check_overrides
 
     if ckpt is not None:
-        states = checkpoint.load(ckpt, mmap=zipfile.is_zipfile(ckpt))
+        states = checkpoint.load(ckpt, mmap=is_archive(ckpt))
         config, task = states.get("Config"), getattr(states.get("Args"), "downstream", None)
     else:
         path = task_file or f"./downstream/{flags.downstream}/config.yaml"

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import os
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from s3prl_ext.errors import DataError, UsageError
+from s3prl_ext.model_settings import check_extractor, model_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -42,11 +44,12 @@ def load_model(model_class: Any, name: str | os.PathLike) -> PreTrainedModel:
         name: folder or hub id.
 
     Raises:
-        DataError: weights that its outputs depend on are not in the files.
+        DataError: its configuration is damaged, or weights that its outputs depend on are not in the files.
         OSError, ValueError, KeyError, RuntimeError: transformers' own.
     """
     import torch
 
+    model_config(Path(name))
     model, report = model_class.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
     missing = sorted(key for key in report["missing_keys"] if not _UNUSED.search(key))
     if missing:
@@ -61,18 +64,20 @@ def load_extractor(name: str | os.PathLike) -> Any:
     """Return the preprocessing of a speech model, from ``preprocessor_config.json`` or ``processor_config.json``.
 
     Raises:
-        DataError: the folder has neither, or they are unreadable.
+        DataError: the folder has neither, or what is in them is unreadable or another model's.
     """
     from transformers import Wav2Vec2FeatureExtractor
 
     try:
-        return Wav2Vec2FeatureExtractor.from_pretrained(name)
+        extractor = Wav2Vec2FeatureExtractor.from_pretrained(name)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"the model folder {name} has no readable preprocessor_config.json or processor_config.json, which say "
             "whether audio is normalised: copy one from where the model came from, or write one with "
             f"transformers.Wav2Vec2FeatureExtractor(...).save_pretrained({str(name)!r})."
         ) from error
+    check_extractor(extractor, name)
+    return extractor
 
 
 def check_upstream(name: str | os.PathLike, upstream: str) -> None:
@@ -81,10 +86,13 @@ def check_upstream(name: str | os.PathLike, upstream: str) -> None:
     Args:
         name: folder or hub id.
         upstream: ``hf_hubert_custom`` or ``hf_wav2vec2_custom``.
+
+    Raises:
+        DataError: its configuration is damaged.
     """
     from transformers import PretrainedConfig
 
-    kind = PretrainedConfig.get_config_dict(name)[0].get("model_type")
+    kind = (model_config(Path(name)) or PretrainedConfig.get_config_dict(name)[0]).get("model_type")
     right = SPEECH_UPSTREAMS.get(kind or "")
     if right == upstream:
         return

@@ -19,6 +19,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "hub": {"errors"},
     "downloads": {"errors"},
     "reading": {"errors"},
+    "model_settings": {"errors"},
     "metrics": {"errors"},
     "tasks": {"metrics"},
     "configs": {"errors"},
@@ -88,6 +89,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 EVERYWHERE = {
     "writing",
     "reading",
+    "model_settings",
     "locks",
     "progress",
     "hub",

@@ -7,7 +7,6 @@ import importlib.util
 import json
 import logging
 import os
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,8 @@ from s3prl_ext import hub
 from s3prl_ext.attention.layouts import find_attention
 from s3prl_ext.attention.weights import AttentionWeights, read_slots
 from s3prl_ext.errors import DataError
-from s3prl_ext.reading import check_archive, parse_json
+from s3prl_ext.model_settings import model_config
+from s3prl_ext.reading import check_archive, is_archive, parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -75,21 +75,6 @@ def weight_file(folder: Path) -> Path:
         if (folder / name).is_file():
             return folder / name
     raise DataError(f"{folder} holds no model weights: none of {', '.join(WEIGHT_FILES)} is there.")
-
-
-def model_config(path: Path) -> dict[str, Any]:
-    """Return the ``config.json`` of a transformers folder, or an empty dict where there is none.
-
-    Raises:
-        DataError: the file is no JSON.
-    """
-    file = path / "config.json"
-    if not file.is_file():
-        return {}
-    try:
-        return parse_json(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{file} is not readable as JSON: {error}.") from error
 
 
 class _Safetensors:
@@ -149,7 +134,7 @@ def load_torch(path: Path) -> Any:
         DataError: the file is unreadable or damaged, or needs arbitrary code to be read.
     """
     check_archive(path)
-    mmap = zipfile.is_zipfile(path)  # files of torch < 1.6 are no zip archives and cannot be mapped
+    mmap = is_archive(path)  # files of torch < 1.6 are no zip archives and cannot be mapped
     try:
         allowed = torch.serialization.get_safe_globals()  # safe_globals() would take out what it found
         with torch.serialization.safe_globals([one for one in (argparse.Namespace,) if one not in allowed]):

@@ -15,7 +15,7 @@ import torch
 import yaml
 
 from s3prl_ext import plugin
-from s3prl_ext.attention.files import find_model, model_config, read_attention
+from s3prl_ext.attention.files import find_model, read_attention
 from s3prl_ext.attention.layouts import Slot
 from s3prl_ext.attention.weights import AttentionWeights, sha256
 from s3prl_ext.errors import UsageError
@@ -26,6 +26,7 @@ from s3prl_ext.merging.merge import chosen_slots, merge_sources
 from s3prl_ext.merging.model_card import Usage, model_card
 from s3prl_ext.merging.report import MergeRow
 from s3prl_ext.merging.selection_config import LayerSelection
+from s3prl_ext.model_settings import model_config
 from s3prl_ext.progress import bar
 from s3prl_ext.transformers_models import SPEECH_UPSTREAMS
 from s3prl_ext.upstreams.layer_similarity.selection import choose_layers

@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import time
-import zipfile
 from pathlib import Path
 from types import ModuleType
 
@@ -16,6 +15,7 @@ from s3prl_ext import hub
 from s3prl_ext.compat.shim import Shim
 from s3prl_ext.downloads import fetch
 from s3prl_ext.errors import DataError
+from s3prl_ext.reading import is_archive
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ def is_cut_short(path: Path) -> bool:
     """Return whether a file begins as a zip archive, as torch's files do, but has no end of one."""
     with open(path, "rb") as file:
         begins = file.read(4) == b"PK\x03\x04"
-    return begins and not zipfile.is_zipfile(path)
+    return begins and not is_archive(path)
 
 
 def download(filepath: Path, url: str, refresh: bool, new_enough_secs: float = NEW_ENOUGH_S) -> None:

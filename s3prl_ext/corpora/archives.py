@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from s3prl_ext.downloads import CHUNK, fetch
 from s3prl_ext.errors import DataError
+from s3prl_ext.reading import is_archive
 from s3prl_ext.writing import folder_beside
 
 logger = logging.getLogger(__name__)
@@ -147,7 +148,7 @@ def _is_archive(path: Path) -> bool:
     """Return whether a file is a whole zip archive, or begins as a tar archive does."""
     with open(path, "rb") as file:
         is_zip = file.read(2) == b"PK"
-    return zipfile.is_zipfile(path) if is_zip else tarfile.is_tarfile(path)
+    return is_archive(path) if is_zip else tarfile.is_tarfile(path)
 
 
 def _beginning(path: Path) -> str:
@@ -203,7 +204,7 @@ def extract(archive: Path, target: Path, unread: str = "") -> None:
     """
     target.mkdir(parents=True)
     try:
-        for name, size, source in (_zip_files if zipfile.is_zipfile(archive) else _tar_files)(archive):
+        for name, size, source in (_zip_files if is_archive(archive) else _tar_files)(archive):
             if unread and name.endswith(unread):
                 continue
             path = target / _safe(name, archive)

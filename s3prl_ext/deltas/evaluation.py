@@ -9,7 +9,6 @@ import argparse
 import atexit
 import os
 import tempfile
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from s3prl_ext.deltas.folders import DELTA_FILE
 from s3prl_ext.deltas.model_card import task_flags
 from s3prl_ext.deltas.tuned_task import TunedTask
 from s3prl_ext.errors import UsageError
+from s3prl_ext.reading import is_archive
 from s3prl_ext.training import checkpoint
 from s3prl_ext.training.resumed_command import LAST_LAYER
 
@@ -44,7 +44,7 @@ def find_moved(flags: argparse.Namespace) -> Path | None:
     path = next(reversed(checkpoint.numbered(path)), path) if path.is_dir() else path
     if path.suffix != ".ckpt" or not path.is_file():
         return None
-    states = checkpoint.load(path, mmap=zipfile.is_zipfile(path))
+    states = checkpoint.load(path, mmap=is_archive(path))
     stored = states.get("Args")
     if stored is None or not states.get(checkpoint.EXTENSION_KEY, {}).get("upstream_sha256"):
         return None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +18,7 @@ from s3prl_ext.deltas.plain_upstream import build_tuned_from
 from s3prl_ext.deltas.switch import TaskSwitch
 from s3prl_ext.deltas.tuned_task import TunedTask, load_whole
 from s3prl_ext.errors import DataError
-from s3prl_ext.reading import EXPORT_FILE, check_model, parse_json
+from s3prl_ext.reading import EXPORT_FILE, check_model, is_archive, parse_json
 from s3prl_ext.training import checkpoint, tuned_upstream
 from s3prl_ext.upstreams.merged_attention.record import UNKNOWN, check_merge_record
 from s3prl_ext.upstreams.speech_models import upstream_name
@@ -95,7 +94,7 @@ def read(path: str | Path) -> Trained:
 
 
 def _extension(path: Path) -> Mapping[str, Any]:
-    states = checkpoint.load(path, mmap=zipfile.is_zipfile(path))
+    states = checkpoint.load(path, mmap=is_archive(path))
     return states.get(checkpoint.EXTENSION_KEY) or {}
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import torch
 from s3prl_ext.child_tuning import delta as delta_files
 from s3prl_ext.child_tuning.delta import Delta
 from s3prl_ext.errors import DataError, UsageError, is_disk_full
-from s3prl_ext.reading import check_archive
+from s3prl_ext.reading import check_archive, is_archive
 from s3prl_ext.upstreams.merged_attention.record import UNKNOWN
 from s3prl_ext.writing import written
 
@@ -109,7 +108,7 @@ def check_readable(path: str | os.PathLike) -> None:
         return
     with path.open("rb") as file:
         legacy = file.read(2) == b"\x80\x02"  # torch < 1.6 wrote a plain pickle
-    if not legacy and not zipfile.is_zipfile(path):
+    if not legacy and not is_archive(path):
         raise DataError(
             f"{path} is truncated or no checkpoint ({path.stat().st_size:,} bytes); choose an earlier one with -e."
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch.utils.data import DistributedSampler
 
 from s3prl_ext.errors import StoppedByUser
 from s3prl_ext.progress import bar, printing
+from s3prl_ext.reading import is_archive
 from s3prl_ext.training import checkpoint, ranks
 from s3prl_ext.training.batches import TrainingBatches
 from s3prl_ext.training.evaluation import Scores, evaluate, open_split
@@ -115,7 +115,7 @@ class TrainingLoop:
     def _last_sound(self) -> Path | None:
         """Return the newest ``states-N.ckpt`` that was saved after a step with a finite gradient."""
         for path in reversed(checkpoint.numbered(self.expdir)):
-            states = checkpoint.load(path, mmap=zipfile.is_zipfile(path))
+            states = checkpoint.load(path, mmap=is_archive(path))
             if not states.get(checkpoint.EXTENSION_KEY, {}).get("bad_steps"):  # s3prl's own has no such count
                 return path
         return None

@@ -39,6 +39,7 @@ from s3prl_ext.training.spent import Spent
 from s3prl_ext.training.task_file import TaskFile
 from s3prl_ext.training.tuned_upstream import TunedUpstream
 from s3prl_ext.training.tuning_config import TuningConfig
+from s3prl_ext.training.upstream_errors import first_features, upstream_problem
 from s3prl_ext.training.upstream_flags import check_features
 from s3prl_ext.upstreams.merged_attention.config import with_remedy
 from s3prl_ext.upstreams.merged_attention.decoder import check_task
@@ -65,7 +66,8 @@ class Runner(StockRunner):
             self.child: ChildNetwork | None = None
             self._check(config)
             self.upstream = self._get_upstream()
-            self.featurizer = self._get_featurizer()
+            with first_features(self.args):
+                self.featurizer = self._get_featurizer()
             self.downstream = self._get_downstream()
             self.all_entries = [self.upstream, self.featurizer, self.downstream]
 
@@ -140,7 +142,7 @@ class Runner(StockRunner):
             lost_rank = isinstance(error, RuntimeError) and dist.is_initialized()
             if isinstance(error, ExtError) and self.init_ckpt and not lost_rank:
                 raise with_remedy(error, self.args.upstream, self.args.init_ckpt) from error
-            problem = None if lost_rank or isinstance(error, ExtError) else checks.upstream_problem(self.args, error)
+            problem = None if lost_rank or isinstance(error, ExtError) else upstream_problem(self.args, error)
             if problem is None:
                 raise
             raise problem from error
@@ -181,6 +183,12 @@ class Runner(StockRunner):
             raise DataError(
                 f"the task {self.args.downstream} looks up {error} and does not find it: if that is a key of its section "
                 "downstream_expert, add it as in the task's preset in downstream_configs; else check its corpus."
+            ) from error
+        except (TypeError, ValueError, AttributeError, IndexError) as error:
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200] or 'no message'}"
+            raise DataError(
+                f"the task {self.args.downstream} cannot be built ({reason}): compare section downstream_expert of the task "
+                "file with the task's preset in downstream_configs, and check the corpus."
             ) from error
 
     def _init_model(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from s3prl_ext.attention.files import model_config
+from s3prl_ext.model_settings import model_config
 from s3prl_ext.transformers_models import SPEECH_UPSTREAMS
 from s3prl_ext.upstreams.merged_attention.model import TransformersSpeechModel
 from s3prl_ext.upstreams.whisper.encoder import MODEL_TYPE as WHISPER

@@ -13,8 +13,8 @@ import torch
 import yaml
 
 from s3prl_ext import adapters
-from s3prl_ext.attention.files import model_config
 from s3prl_ext.errors import DataError
+from s3prl_ext.model_settings import model_config
 from s3prl_ext.transformers_models import MODEL_TYPES, SPEECH_UPSTREAMS
 from s3prl_ext.upstreams.layer_similarity.speech_encoder import SpeechEncoder
 from s3prl_ext.upstreams.merged_attention.model import TransformersSpeechModel

@@ -238,3 +238,67 @@ def test_a_merged_unispeech_sat_is_written_and_read(tmp_path):
     torch.testing.assert_close(
         features(hf_speech_custom(str(tmp_path / "out"))), features(merged_attention(model_config=config))
     )
+
+
+def with_setting(folder: Path, file: str, key: str, value: object) -> Path:
+    """Change one setting of a model folder; '' stands for the whole file."""
+    settings = json.loads((folder / file).read_text())
+    (folder / file).write_text(json.dumps({**settings, key: value} if key else value))
+    return folder
+
+
+CONFIG = [
+    ("", [1, 2], "holds list in place of a mapping"),
+    ("num_hidden_layers", 999999999999, "num_hidden_layers must be a whole number from 1 to 1,000, but is 999999999999"),
+    ("num_hidden_layers", True, "but is true"),
+    ("hidden_size", "", 'hidden_size must be a whole number from 1 to 10,000,000, but is ""'),
+    ("hidden_size", None, "but is null"),
+    ("num_attention_heads", 1.5, "but is 1.5"),
+    ("intermediate_size", [], r"but is \[\]"),
+    ("vocab_size", -1, "but is -1"),
+    ("conv_stride", [10, -1, 4, 2], "conv_stride must be a list of whole numbers from 1 to"),
+    ("conv_kernel", 7, "conv_kernel must be a list"),
+    ("conv_dim", [], "conv_dim must be a list"),
+    ("do_stable_layer_norm", "x", "do_stable_layer_norm must be true or false"),
+    ("layer_norm_eps", float("nan"), "layer_norm_eps must be a number from 0 to 1, but is NaN"),
+    ("attention_dropout", float("inf"), "attention_dropout must be a number from 0 to 1"),
+    ("mask_time_prob", {}, "mask_time_prob must be a number"),
+]  # fmt: skip
+PREPROCESSOR = [
+    ("feature_size", 2, "feature_size: 2, which must be 1"),
+    ("sampling_rate", 8000, "sampling_rate: 8000, which must be 16000"),
+    ("sampling_rate", "", 'sampling_rate: "", which'),
+    ("padding_value", [], r"padding_value: \[\], which must be a number"),
+    ("padding_value", "0", "padding_value"),
+    ("padding_side", [], "padding_side"),
+    ("do_normalize", "yes", "do_normalize"),
+    ("return_attention_mask", 2, "return_attention_mask"),
+]
+
+
+@pytest.mark.parametrize("upstream", ["hf_hubert_custom", "hf_speech_custom"])
+@pytest.mark.parametrize(("key", "value", "message"), CONFIG)
+def test_a_setting_of_another_kind_is_named_before_a_model_is_built(upstream, key, value, message, tmp_path):
+    folder = with_setting(factories.hubert_folder(tmp_path / "m"), "config.json", key, value)
+    with pytest.raises(DataError, match=rf"m/config\.json: .*{message}"):
+        build(upstream, folder)
+
+
+@pytest.mark.parametrize("upstream", ["hf_hubert_custom", "hf_speech_custom"])
+@pytest.mark.parametrize(("key", "value", "message"), PREPROCESSOR)
+def test_preprocessing_of_another_kind_is_named(upstream, key, value, message, tmp_path):
+    folder = with_setting(factories.hubert_folder(tmp_path / "m"), "preprocessor_config.json", key, value)
+    with pytest.raises(DataError, match=rf"preprocessor_config.json of .*/m says {message}"):
+        build(upstream, folder)
+
+
+def test_a_merge_judges_the_settings_of_its_target(tmp_path):
+    folder = with_setting(factories.hubert_folder(tmp_path / "m"), "config.json", "hidden_size", {})
+    (tmp_path / "merge.yaml").write_text(
+        f"target: {{model: {folder}}}\nsource: {{model: {factories.bert_folder(tmp_path / 'b')}}}\nlambda: 0.1\n"
+    )
+    from s3prl_ext.commands import merge
+
+    with pytest.raises(DataError, match="m/config.json: hidden_size must be"):
+        merge.main(["-u", "merged_attention", "-g", str(tmp_path / "merge.yaml"), "--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()

@@ -190,7 +190,7 @@ def _ctranslate2(folder):
         (lambda folder: _edit(folder, encoder_layers=3), DataError, "15 of the encoder's are missing"),
         (lambda folder: _edit(folder, encoder_layers=1), DataError, "15 unknown"),
         (lambda folder: _edit(folder, d_model=64), DataError, "do not fit its config.json"),
-        (lambda folder: _edit(folder, d_model="wide"), DataError, "cannot read .*config.json"),
+        (lambda folder: _edit(folder, d_model="wide"), DataError, "config.json: d_model must be a whole number"),
         (lambda folder: folder / "model.safetensors", DataError, "is a folder .* but .*model.safetensors is a file"),
     ],
 )

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_sequence
 
-from s3prl_ext.attention.files import find_model, model_config, open_weights, weight_files
+from s3prl_ext.attention.files import find_model, open_weights, weight_files
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.evaluation.decoding import Vocabulary, read_vocabulary
+from s3prl_ext.model_settings import model_config
 from s3prl_ext.upstreams.merged_attention.config import preset_names, read_config
 from s3prl_ext.upstreams.merged_attention.expert import TRANSFORMERS_UPSTREAMS
 

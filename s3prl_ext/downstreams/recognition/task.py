@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.distributed import is_initialized
 from torch.utils.data import DataLoader, DistributedSampler
 
-from s3prl_ext.attention.files import model_config
 from s3prl_ext.corpora.audio import read_audio
 from s3prl_ext.corpora.splits import SPLITS, split_hash
 from s3prl_ext.corpora.transcribed import SPLIT_FILE, TranscribedCorpus, Utterance
@@ -33,6 +32,7 @@ from s3prl_ext.evaluation.decoding import character_vocabulary
 from s3prl_ext.evaluation.significance import bootstrap_ratio
 from s3prl_ext.evaluation.text_rules import text_rule
 from s3prl_ext.evaluation.transcripts import Transcript, transcript, write_transcripts
+from s3prl_ext.model_settings import model_config
 from s3prl_ext.reading import parse_json
 from s3prl_ext.upstreams.whisper.encoder import MODEL_TYPE
 from s3prl_ext.writing import write_json, write_text

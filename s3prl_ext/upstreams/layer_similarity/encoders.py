@@ -11,9 +11,9 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from s3prl_ext.attention.files import model_config
 from s3prl_ext.errors import DataError
 from s3prl_ext.merging.config import DECODER
+from s3prl_ext.model_settings import model_config
 from s3prl_ext.upstreams.layer_similarity.decoder_encoder import DecoderEncoder
 from s3prl_ext.upstreams.layer_similarity.image_encoder import ImageEncoder
 from s3prl_ext.upstreams.layer_similarity.speech_encoder import SpeechEncoder

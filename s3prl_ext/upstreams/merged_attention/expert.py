@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from s3prl_ext import hub
-from s3prl_ext.attention.files import find_model, find_package_model, model_config, read_attention
+from s3prl_ext.attention.files import find_model, find_package_model, read_attention
 from s3prl_ext.attention.layouts import Slot
 from s3prl_ext.attention.weights import AttentionWeights, depth, extract
 from s3prl_ext.errors import UsageError
@@ -20,6 +20,7 @@ from s3prl_ext.merging.layers import align, resolve_layer_map
 from s3prl_ext.merging.merge import Lambdas, Source, check_compatible, chosen_slots, merge_in_place
 from s3prl_ext.merging.noise import noise_moments, sample
 from s3prl_ext.merging.report import format_table
+from s3prl_ext.model_settings import model_config
 from s3prl_ext.upstreams.layer_similarity.selection import choose_layers
 from s3prl_ext.upstreams.merged_attention.learnable import describe_learnable, install_learnable, learnable_slots
 from s3prl_ext.upstreams.merged_attention.record import MergeRecord, check_merge_record, describe_model, describe_source

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from s3prl_ext.attention.files import model_config
 from s3prl_ext.errors import DataError, UsageError
+from s3prl_ext.model_settings import model_config
 from s3prl_ext.transformers_models import MODEL_TYPES, SPEECH_UPSTREAMS, load_extractor, load_model, use_as_upstream
 
 SAMPLE_RATE = 16000

@@ -7,10 +7,11 @@ from pathlib import Path
 import torch
 
 from s3prl_ext import hub
-from s3prl_ext.attention.files import find_model, model_config, read_attention
+from s3prl_ext.attention.files import find_model, read_attention
 from s3prl_ext.attention.weights import AttentionWeights
 from s3prl_ext.errors import UsageError, unknown_name
 from s3prl_ext.merging.config import DECODER, TargetConfig
+from s3prl_ext.model_settings import model_config
 from s3prl_ext.upstreams.speech_models import speech_model
 from s3prl_ext.upstreams.whisper.encoder import MODEL_TYPE as WHISPER
 

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from s3prl_ext.attention.files import model_config
 from s3prl_ext.errors import DataError
+from s3prl_ext.model_settings import model_config
 
 OLDEST, NEWEST = 4, 6  # versions of the format that are read
 TYPES = {0: np.float32, 1: np.int8, 2: np.int16, 3: np.int32, 4: np.float16}  # bfloat16 (5) has no numpy type

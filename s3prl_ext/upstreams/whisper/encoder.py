@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from s3prl_ext.attention.files import model_config, open_weights, refuse_ctranslate2, weight_files
+from s3prl_ext.attention.files import open_weights, refuse_ctranslate2, weight_files
 from s3prl_ext.errors import DataError, UsageError
+from s3prl_ext.model_settings import model_config
 
 MODEL_TYPE = "whisper"  # "model_type" in config.json
 STEM = "encoder.conv1.weight"  # what stands before this name in a file stands before every name of the encoder

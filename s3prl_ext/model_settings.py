@@ -1,0 +1,122 @@
+"""What ``config.json`` and ``preprocessor_config.json`` of a transformers folder say, checked before a model is built of it.
+
+A value of another kind would stop transformers with an error that names no file, or keep it building for ever.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from s3prl_ext.errors import DataError
+from s3prl_ext.reading import parse_json
+
+CONFIG_FILE = "config.json"
+LAYERS = ("num_hidden_layers", "encoder_layers", "decoder_layers", "num_feat_extract_layers")
+SIZES = (
+    "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size", "num_conv_pos_embeddings",
+    "num_conv_pos_embedding_groups", "max_position_embeddings", "num_channels", "d_model", "encoder_attention_heads",
+    "encoder_ffn_dim", "decoder_attention_heads", "decoder_ffn_dim", "num_mel_bins", "max_source_positions",
+    "max_target_positions", "image_size", "patch_size", "conv_dim", "conv_kernel", "conv_stride",
+)  # fmt: skip
+LISTS = ("conv_dim", "conv_kernel", "conv_stride")  # a number for each convolution
+NUMBER_OR_PAIR = ("image_size", "patch_size")
+SWITCHES = ("do_stable_layer_norm", "conv_bias", "feat_proj_layer_norm", "conv_pos_batch_norm", "add_adapter")
+FRACTION = re.compile(r"(dropout|layerdrop|_prob|_eps)$")  # null: none
+MOST_LAYERS, LARGEST = 1_000, 10_000_000
+SAMPLE_RATE = 16_000
+
+
+def model_config(folder: Path) -> dict[str, Any]:
+    """Return the ``config.json`` of a transformers folder, or an empty dict where there is none.
+
+    Raises:
+        DataError: the file is not JSON, or a value in it cannot be.
+    """
+    file = folder / CONFIG_FILE
+    if not file.is_file():
+        return {}
+    try:
+        config = parse_json(file.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{file} is not readable as JSON: {error}.") from error
+    problem = _problem(config)
+    if problem:
+        raise DataError(f"{file}: {problem}; get the file again from where the model came from.")
+    return config
+
+
+def check_extractor(extractor: Any, name: object) -> None:
+    """Refuse preprocessing that cannot be a speech model's.
+
+    Args:
+        extractor: transformers' ``Wav2Vec2FeatureExtractor``.
+        name: its folder or hub id.
+
+    Raises:
+        DataError: a setting is of another kind, or the model reads other audio than 16 kHz mono.
+    """
+    wanted = {
+        "feature_size": (lambda v: _is_whole(v) and v == 1, "1: one channel"),
+        "sampling_rate": (
+            lambda v: _is_whole(v) and v == SAMPLE_RATE,
+            f"{SAMPLE_RATE}: s3prl reads audio at this rate",
+        ),
+        "padding_value": (_is_number, "a number"),
+        "padding_side": (lambda v: v in ("left", "right"), "right or left"),
+        "do_normalize": (lambda v: isinstance(v, bool), "true or false"),
+        "return_attention_mask": (lambda v: isinstance(v, bool), "true or false"),
+    }
+    for key, (fits, what) in wanted.items():
+        value = getattr(extractor, key, None)
+        if not fits(value):
+            raise DataError(
+                f"the preprocessor_config.json of {name} says {key}: {_shown(value)}, which must be {what}; get the file "
+                "again from where the model came from."
+            )
+
+
+def _problem(config: Any) -> str:
+    """Return what is wrong with the content of ``config.json``, or an empty text."""
+    if not isinstance(config, Mapping):
+        return f"holds {type(config).__name__} in place of a mapping of settings"
+    for key, value in config.items():
+        wanted = _wanted(key, value)
+        if wanted:
+            return f"{key} must be {wanted}, but is {_shown(value)}"
+    return ""
+
+
+def _wanted(key: str, value: Any) -> str:
+    """Return what the value of a setting must be, or an empty text where it is that, or where the key is another's."""
+    if key in LAYERS or key in SIZES:
+        most = MOST_LAYERS if key in LAYERS else LARGEST
+        listed = value if isinstance(value, list) and (key in LISTS or key in NUMBER_OR_PAIR) else [value]
+        if (
+            listed
+            and all(_is_whole(item) and 1 <= item <= most for item in listed)
+            and (key not in LISTS or isinstance(value, list))
+        ):
+            return ""
+        return f"{'a list of whole numbers' if key in LISTS else 'a whole number'} from 1 to {most:,}"
+    if key in SWITCHES and not isinstance(value, bool):
+        return "true or false"
+    if FRACTION.search(key) and value is not None and not (_is_number(value) and 0 <= value <= 1):
+        return "a number from 0 to 1"
+    return ""
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return _is_whole(value) or (isinstance(value, float) and math.isfinite(value))
+
+
+def _shown(value: Any) -> str:
+    return json.dumps(value, default=str)[:60]
