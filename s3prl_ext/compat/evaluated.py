@@ -14,7 +14,7 @@ from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
 from s3prl_ext.compat.import_hooks import FINDER, after
-from s3prl_ext.errors import UsageError
+from s3prl_ext.errors import UsageError, nearest
 
 # The modules of s3prl that evaluate text which a file may hold.
 MODULES = tuple(
@@ -57,8 +57,8 @@ def evaluate(text: Any) -> Any:
     through :data:`OPEN_MODULES`, indices, literals, and sums and products of those.
 
     Raises:
-        UsageError: the text is anything else, such as a call.
-        NameError, AttributeError: no such name, as from ``eval``.
+        UsageError: the text is anything else, such as a call, or an unknown name.
+        AttributeError: a name before a dot has no such attribute, as from ``eval``.
     """
     frame = sys._getframe(1)
     refusal = UsageError(
@@ -113,11 +113,18 @@ class _Expression:
         if name.startswith("_"):
             raise _Refused
         if name not in self.names:
-            raise NameError(f"name '{name}' is not defined")
+            known = (other for other, value in self.names.items() if isinstance(value, type) and _is_ours(value))
+            raise UsageError(
+                f"unknown name '{name[:80]}' in the task file, or in that of a checkpoint, delta or model{nearest(name, known)}"
+            )
         found = self.names[name]
-        if isinstance(found, CALLED) and not f"{found.__module__}.".startswith(OWNERS):
+        if isinstance(found, CALLED) and not _is_ours(found):
             raise _Refused
         return found
+
+
+def _is_ours(found: Any) -> bool:
+    return f"{found.__module__}.".startswith(OWNERS)
 
 
 def _attribute(owner: Any, name: str) -> Any:

@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from s3prl_ext.compat.sox import apply_effects_tensor
 from s3prl_ext.corpora.audio import SAMPLE_RATE
 from s3prl_ext.corpora.esc50 import CLASSES as SOUNDS
+from s3prl_ext.errors import unknown_name
 from s3prl_ext.prediction import windows as cuts
 from s3prl_ext.prediction.decoder import Decoder, Inputs
 from s3prl_ext.prediction.labels import intents
@@ -30,14 +31,20 @@ class PooledHead(nn.Module):
         width: features of a frame.
         section: ``modelrc`` of the task file.
         outputs: number of scores.
+
+    Raises:
+        UsageError: s3prl has no model of the name in ``select``.
     """
 
     def __init__(self, width: int, section: Mapping[str, Any], outputs: int) -> None:
         from s3prl.downstream import model
 
         super().__init__()
+        known = {name: kind for name, kind in vars(model).items() if getattr(kind, "__module__", "") == model.__name__}
+        if section["select"] not in known:
+            raise unknown_name("model of the head (modelrc.select)", section["select"], known)
         self.projector = nn.Linear(width, section["projector_dim"])
-        self.model = getattr(model, section["select"])(
+        self.model = known[section["select"]](
             input_dim=section["projector_dim"], output_dim=outputs, **section.get(section["select"], {})
         )
         self.register_buffer("best_score", torch.zeros(1))

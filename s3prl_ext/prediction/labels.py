@@ -42,8 +42,11 @@ def intents(section: Mapping[str, Any]) -> dict[str, list[str]]:
         raise _missing("intents", path)
     import pandas
 
-    table = pandas.read_csv(path)
-    return {slot: [str(value) for value in dict.fromkeys(table[slot])] for slot in INTENT_SLOTS}
+    try:
+        table = pandas.read_csv(path)
+        return {slot: [str(value) for value in dict.fromkeys(table[slot])] for slot in INTENT_SLOTS}
+    except (ValueError, KeyError) as error:  # pandas' own are ValueErrors
+        raise DataError(f"{path} is not a table of intents with {', '.join(INTENT_SLOTS)} ({error}).") from error
 
 
 def slots(section: Mapping[str, Any]) -> list[str]:
@@ -60,7 +63,10 @@ def slots(section: Mapping[str, Any]) -> list[str]:
     path = Path(str(section["text"]["slots_file"]))
     if not path.is_file():
         raise _missing("slots", path)
-    return path.read_text(encoding="utf-8").split("\n")[1:]  # the first line is no slot
+    try:
+        return path.read_text(encoding="utf-8").split("\n")[1:]  # the first line is no slot
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text ({error}): unpack the corpus again.") from error
 
 
 def _missing(what: str, path: Path) -> DataError:

@@ -96,7 +96,7 @@ class Model:
             normalize=bool(info.get("upstream_feature_normalize")),
         )
         checkpoint.load_into(featurizer, found.weights("Featurizer"), "featurizer", found.name)
-        decoder = build_decoder(info, featurizer.output_dim, featurizer.downsample_rate, options)
+        decoder = build_decoder(info, featurizer.output_dim, featurizer.downsample_rate, options, found.name)
         checkpoint.load_into(decoder.head, found.weights("Downstream"), "head", found.name)
         self.task = str(info["downstream"])
         self.decoder: Decoder = decoder

@@ -28,7 +28,7 @@ TASKS: dict[str, Callable[[Inputs], Decoder]] = {
 }
 
 
-def build_decoder(info: Mapping[str, Any], width: int, rate: int, options: Options) -> Decoder:
+def build_decoder(info: Mapping[str, Any], width: int, rate: int, options: Options, name: str) -> Decoder:
     """Build the decoder of a task, with an untrained head.
 
     Args:
@@ -36,10 +36,11 @@ def build_decoder(info: Mapping[str, Any], width: int, rate: int, options: Optio
         width: of the features.
         rate: samples per frame.
         options: what was chosen.
+        name: file that says what was trained.
 
     Raises:
         UsageError: there is no decoder for the task, or an option that it has no use for.
-        DataError: the head needs a file that is not there.
+        DataError: the head needs a file that is not there, or does not come of its section of the task file.
     """
     task = str(info.get("downstream"))
     if task not in TASKS:
@@ -47,14 +48,20 @@ def build_decoder(info: Mapping[str, Any], width: int, rate: int, options: Optio
     config = info.get("config")
     if not isinstance(config, Mapping) or "downstream_expert" not in config:
         raise DataError(
-            "what was trained does not say how its head is made (section downstream_expert): it was edited."
+            f"{name} does not say how its head is made (section downstream_expert of the task file): it was edited."
         )
-    section = with_known_variables(config["downstream_expert"])
     try:
+        section = with_known_variables(config["downstream_expert"])
         with contextlib.redirect_stdout(sys.stderr):  # s3prl's experts print
             decoder = TASKS[task](Inputs(info, section, width, rate, options))
     except OSError as error:
         raise DataError(f"the head of -d {task} needs {error.filename}, which cannot be read: put it back.") from error
+    except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+        raise DataError(
+            f"the head of -d {task} cannot be built as section downstream_expert of the task file with {name} says ({reason}): "
+            "it was edited or damaged, use it as it was trained."
+        ) from error
     for field in fields(options):
         if getattr(options, field.name) is not None and field.name not in decoder.OPTIONS:
             raise UsageError(f"--{field.name} means nothing for -d {task}: drop it.")

@@ -60,7 +60,7 @@ def test_what_models_and_tasks_say_means_the_same():
     self = argparse.Namespace(model=argparse.Namespace(layers=[1, 2]), get_dev_dataloader=lambda: "dev")  # noqa: F841
     assert evaluate("self.model.layers[0]") == 1 and evaluate("self.get_dev_dataloader")() == "dev"
     assert evaluate("{'a': (1, 2.5), 'b': None}") == {"a": (1, 2.5), "b": None}
-    with pytest.raises(NameError, match="name 'Utterance' is not defined"):
+    with pytest.raises(UsageError, match="unknown name 'Utterance' in the task file"):
         evaluate("Utterance")
     with pytest.raises(AttributeError):
         evaluate("self.get_train_dataloader")
@@ -77,7 +77,7 @@ def test_what_models_and_tasks_say_means_the_same():
 )  # fmt: skip
 def test_anything_else_is_refused(text, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises((UsageError, NameError)) as refused:
+    with pytest.raises(UsageError) as refused:
         result = evaluate(text)
         assert type(result).__name__ == "module", result  # which cannot be called
         raise UsageError("harmless")
@@ -88,6 +88,8 @@ def test_a_module_evaluates_within_its_own_names(tmp_path):
     model = importlib.import_module("s3prl.downstream.model")
     made = model.get_downstream_model(4, 2, {"select": "FrameLevel", "FrameLevel": {"hidden_sizes": [3]}})
     assert type(made) is model.FrameLevel
+    with pytest.raises(UsageError, match="unknown name 'FrameLevl' in the task file, .*; did you mean 'FrameLevel'?"):
+        model.get_downstream_model(4, 2, {"select": "FrameLevl"})
     code = f"__import__('os').mkdir('{tmp_path / 'made'}')"
     with pytest.raises(UsageError, match="is not run as Python"):
         model.get_downstream_model(4, 2, {"select": code})

@@ -211,6 +211,28 @@ def test_text_that_s3prl_would_evaluate_is_refused(keywords, words, tmp_path):
         main([str(tmp_path / "states-1.ckpt"), str(words)])
 
 
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"select": "FrameLevl"}, UsageError, "unknown model of the head .modelrc.select. 'FrameLevl'; did you mean 'FrameLevel'"),
+        ({"select": "os"}, UsageError, "unknown model of the head .modelrc.select. 'os'"),
+        ({"projector_dim": -1}, DataError, "cannot be built as section downstream_expert of the task file with .*states-1.ckpt"),
+        ({"projector_dim": "x"}, DataError, "cannot be built as section downstream_expert"),
+        (None, DataError, "cannot be built .*KeyError: 'modelrc'"),
+    ],
+)  # fmt: skip
+def test_a_head_that_the_task_file_does_not_describe(keywords, words, tmp_path, change, error, message):
+    states = torch.load(max(keywords.glob("states-*.ckpt")), weights_only=False)
+    section = states["Config"]["downstream_expert"]
+    if change is None:
+        section.pop("modelrc")
+    else:
+        section["modelrc"] |= change
+    torch.save(states, tmp_path / "states-1.ckpt")
+    with pytest.raises(error, match=message):
+        main([str(tmp_path / "states-1.ckpt"), str(words)])
+
+
 def test_rttm(build, mini_superb, tmp_path, capsys):
     from scipy.signal import medfilt
 
