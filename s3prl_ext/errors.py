@@ -151,6 +151,8 @@ def is_out_of_memory(error: BaseException) -> bool:
         "not enough memory",
         "Unable to allocate",
         "can't start new thread",
+        "could not create a primitive",  # oneDNN's
+        "could not create a memory object",
     )
     return isinstance(error, MemoryError) or any(part in str(error) for part in words)
 

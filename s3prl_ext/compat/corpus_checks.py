@@ -6,16 +6,21 @@ on as a waveform (IC, SID). Keyword spotting converts its audio itself and needs
 
 from __future__ import annotations
 
+import csv
 import functools
+import io
 import os
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from s3prl_ext.compat import audio
 from s3prl_ext.compat.shim import Shim
 from s3prl_ext.errors import DataError
+from s3prl_ext.reading import read_text
 
 SAMPLE_RATE = 16000
+LONGEST = 24 * 3600 * SAMPLE_RATE  # of a clip, in samples
 
 
 def check_format(path: object, channels: int, rate: int) -> None:
@@ -73,9 +78,43 @@ def _check_folders(module: ModuleType) -> None:
                     f"no such folder: {folder}; set LIBRISPEECH (and LIBRISPEECH_LENGTHS for the lists of lengths), "
                     f"or config.downstream_expert.datarc.{key} with -o."
                 )
+        names = kwargs[split] if isinstance(kwargs[split], (list, tuple)) else [kwargs[split]]
+        tables = [Path(bucket_file) / f"{name}.csv" for name in names]
+        for table in filter(Path.is_file, tables):  # s3prl warns of one that is missing
+            check_lengths(table)
+        if not any(map(Path.is_file, tables)):
+            raise DataError(
+                f"no list of lengths for split '{split}': {', '.join(map(str, tables)) or 'it has no names'}; set "
+                f"LIBRISPEECH_LENGTHS, or config.downstream_expert.datarc.{split} with -o."
+            )
         initialise(self, split, bucket_size, dictionary, libri_root, bucket_file, **kwargs)
 
     module.SequenceDataset.__init__ = initialise_checked
+
+
+def check_lengths(table: Path) -> None:
+    """Raise DataError unless a table of lengths has a file and a length in samples in each line."""
+    reader = csv.DictReader(io.StringIO(read_text(table), newline=""))
+    try:
+        if not {"file_path", "length"} <= set(reader.fieldnames or ()):
+            raise DataError(f"{table}: its first line must name file_path and length; make the lists of lengths again.")
+        for row in reader:
+            if not row["file_path"] or "\0" in row["file_path"] or not _is_length(row["length"]):
+                raise DataError(
+                    f"{table}, line {reader.line_num}: file_path is {row['file_path']!r:.80} and length {row['length']!r:.40}, "
+                    "which must be a file and a number of samples; make the lists of lengths again."
+                )
+        if reader.line_num < 2:
+            raise DataError(f"{table} lists no clip; make the lists of lengths again.")
+    except csv.Error as error:
+        raise DataError(f"{table}, line {reader.line_num}: {error}; make the lists of lengths again.") from error
+
+
+def _is_length(text: str | None) -> bool:
+    try:
+        return 0 < float(text or "") < LONGEST
+    except ValueError:
+        return False
 
 
 def _check_transcripts(module: ModuleType) -> None:

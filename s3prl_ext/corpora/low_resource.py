@@ -23,6 +23,7 @@ import soundfile
 from tqdm import tqdm
 
 from s3prl_ext.errors import DataError, UsageError
+from s3prl_ext.reading import read_lines
 from s3prl_ext.settings import as_number
 from s3prl_ext.writing import written_folder
 
@@ -180,7 +181,7 @@ def read_genders(librispeech: Path) -> dict[str, str]:
     if not table.is_file():
         logger.warning("%s is missing: the draw is not balanced by gender", table)
         return {}
-    rows = [line.split("|") for line in table.read_text(encoding="utf-8").splitlines() if not line.startswith(";")]
+    rows = [line.split("|") for line in read_lines(table) if not line.startswith(";")]
     return {row[0].strip(): row[1].strip() for row in rows if len(row) > 1}
 
 
@@ -239,11 +240,7 @@ def _write_split(folder: Path, members: Sequence[Recording]) -> None:
     for one in members:
         chapter = one.path.parent
         if chapter not in texts:
-            lines = [
-                row
-                for file in sorted(chapter.glob("*.trans.txt"))
-                for row in file.read_text(encoding="utf-8").splitlines()
-            ]
+            lines = [row for file in sorted(chapter.glob("*.trans.txt")) for row in read_lines(file)]
             texts[chapter] = dict(line.split(" ", 1) for line in lines if " " in line)
         if one.path.stem not in texts[chapter]:
             raise DataError(f"{chapter} holds no transcript of {one.path.name}: complete its .trans.txt.")

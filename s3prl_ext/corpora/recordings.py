@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from s3prl_ext.errors import DataError, UsageError
+from s3prl_ext.reading import read_text
 
 # Corpus -> columns its table must have; further columns are kept.
 COLUMNS: dict[str, tuple[str, ...]] = {
@@ -95,12 +97,14 @@ class Recordings:
 
     def _read(self, name: str) -> list[Clip]:
         table = self._table(name)
-        with open(table, encoding="utf-8", newline="") as file:
-            reader = csv.DictReader(file, delimiter="\t")
+        reader = csv.DictReader(io.StringIO(read_text(table), newline=""), delimiter="\t")
+        try:
             missing = [column for column in COLUMNS[name] if column not in (reader.fieldnames or ())]
             if missing:
                 raise DataError(f"{table} lacks the column '{missing[0]}': its first line must name {COLUMNS[name]}.")
             clips = [self._clip(row, table, line) for line, row in enumerate(reader, 2)]
+        except csv.Error as error:
+            raise DataError(f"{table}, line {reader.line_num}: {error}; correct the line.") from error
         if not clips:
             raise DataError(f"{table} lists no clip: fill it or remove the folder {table.parent}.")
         return sorted(clips, key=lambda clip: str(clip.path))

@@ -89,3 +89,36 @@ def test_features_refuse_matrices_and_clips_below_a_frame():
     with pytest.raises(DataError, match=r"clip 'a' has shape \(2, 3200\)"):
         models.features([np.zeros((2, 3200))], names=["a"])
     assert [len(f) for f in models.features([np.zeros(3200)])] == [10]
+
+
+LENGTHS = ",file_path,length,label\n0,a/b/a-b-0.flac,80960,\n1,a/b/a-b-1.flac,1000,\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "its first line must name file_path and length"),
+        (b"[1, 2]\n", "its first line must name file_path and length"),
+        (b"[" * 200_000, "line 1: field larger than field limit|line 0: field larger|its first line must name"),
+        (LENGTHS.encode()[:24], "lists no clip"),
+        (LENGTHS.encode().replace(b"b-1", b"b\0-1"), r"line 3: file_path is 'a/b/a-b.x00-1.flac'|line contains NUL"),
+        (LENGTHS.encode().replace(b"1000", b"-1"), "line 3: .* length '-1', which must be"),
+        (LENGTHS.encode().replace(b"1000", b"1e999"), "line 3: .* length '1e999'"),
+        (LENGTHS.encode().replace(b"1000", b"NaN"), "line 3: .* length 'NaN'"),
+        (LENGTHS.encode().replace(b",1000,", b""), "line 3: "),
+        (LENGTHS.encode() + b"\xff\xfe", "is not UTF-8 text"),
+    ],
+)  # fmt: skip
+def test_a_damaged_list_of_lengths_is_named(tmp_path, content, message):
+    (tmp_path / "train.csv").write_bytes(content)
+    dataset = importlib.import_module("s3prl.downstream.asr.dataset")
+    with pytest.raises(DataError, match=rf"train.csv.*({message})"):
+        dataset.SequenceDataset("train", 2, None, str(tmp_path), str(tmp_path), train=["train"])
+
+
+def test_lists_of_lengths_that_are_missing(tmp_path):
+    dataset = importlib.import_module("s3prl.downstream.asr.dataset")
+    with pytest.raises(
+        DataError, match="no list of lengths for split 'train': .*train-clean-100.csv; set LIBRISPEECH_LENGTHS"
+    ):
+        dataset.SequenceDataset("train", 2, None, str(tmp_path), str(tmp_path), train=["train-clean-100"])

@@ -156,7 +156,7 @@ def read_class_map(path: Path) -> list[list[str]]:
     try:
         with open(path, encoding="utf-8", newline="") as file:
             rows = {row["category"]: row["mids"].split(",") for row in csv.DictReader(file, delimiter="\t")}
-    except (OSError, KeyError, AttributeError) as error:
+    except (OSError, KeyError, AttributeError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} is no class map (a table with the columns category and mids): {error}.") from error
     wrong = sorted(set(rows) ^ set(CLASSES)) or [name for name, mids in rows.items() if not all(mids)]
     if wrong:
