@@ -23,7 +23,7 @@ from s3prl_ext import locks
 from s3prl_ext.child_tuning import masks
 from s3prl_ext.child_tuning.child_network import ChildNetwork
 from s3prl_ext.configs import Variables
-from s3prl_ext.errors import DataError, ExtError, UsageError, one_sentence_errors, unknown_name
+from s3prl_ext.errors import DataError, ExtError, UsageError, is_out_of_memory, one_sentence_errors, unknown_name
 from s3prl_ext.reading import check_model
 from s3prl_ext.tasks import task_of
 from s3prl_ext.training import checkpoint, checks, last_hidden_state, ranks, results, tuned_upstream
@@ -184,7 +184,9 @@ class Runner(StockRunner):
                 f"the task {self.args.downstream} looks up {error} and does not find it: if that is a key of its section "
                 "downstream_expert, add it as in the task's preset in downstream_configs; else check its corpus."
             ) from error
-        except (TypeError, ValueError, AttributeError, IndexError) as error:
+        except (TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+            if dist.is_initialized() or is_out_of_memory(error) or "CUDA" in str(error):
+                raise
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200] or 'no message'}"
             raise DataError(
                 f"the task {self.args.downstream} cannot be built ({reason}): compare section downstream_expert of the task "

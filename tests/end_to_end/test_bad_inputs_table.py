@@ -27,6 +27,12 @@ HUBERT = (
     "run -m train -u hf_hubert_custom -k {hubert} -d speech_commands -c ks/mini -p {exp} -o config.runner.total_steps=2"
 )
 EVALUATE = "run -m evaluate -e {trained}"
+MODELS = {  # settings of a HuBERT
+    "odd_model": {"conv_kernel": 7},
+    "deep_model": {"num_hidden_layers": 10**12},
+    "split_model": {"num_attention_heads": 5},
+    "slow_model": {},
+}
 
 
 @pytest.fixture(scope="module")
@@ -39,9 +45,12 @@ def inputs(
     for name, text in (("damaged_export", '{"model": 3}'), ("deep_export", "[" * 100_000)):
         (folder / name).mkdir()
         (folder / name / "export.json").write_text(text)
-    odd = Path(shutil.copytree(upstreams["hf_hubert_custom"][-1], folder / "odd_model"))
-    config = json.loads((odd / "config.json").read_text())
-    (odd / "config.json").write_text(json.dumps(config | {"conv_kernel": 7}))
+    for name, change in MODELS.items():
+        odd = Path(shutil.copytree(upstreams["hf_hubert_custom"][-1], folder / name))
+        config = json.loads((odd / "config.json").read_text())
+        if name == "slow_model":
+            change = {"conv_stride": [100_000, *config["conv_stride"][1:]]}
+        (odd / "config.json").write_text(json.dumps(config | change))
     trained = folder / "trained"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", ["s3prl-ext"])
@@ -52,7 +61,7 @@ def inputs(
     return {
         "damaged_export": folder / "damaged_export",
         "deep_export": folder / "deep_export",
-        "odd_model": odd,
+        **{name: folder / name for name in MODELS},
         "trained": trained,
         "hubert": upstreams["hf_hubert_custom"][-1],
         "ckpt": upstreams["hubert_local"][-1],
@@ -174,7 +183,12 @@ PLACES: list[Row] = [
     ("prepare mini_superb --out {tmp}/mini --tasks kss", USAGE, ("kss",)),
     ("methods -u hubertt", USAGE, ("did you mean 'hubert'",)),
     ("trian -m train", USAGE, ("unknown command 'trian'",)),
-    (KS.replace("-u fbank", "-u hf_hubert_custom -k {odd_model}"), DATA, ("cannot load -k", "config.json")),
+    (HUBERT.replace("{hubert}", "{odd_model}"), DATA, ("odd_model/config.json: conv_kernel must be a list of whole numbers",)),
+    (HUBERT.replace("{hubert}", "{deep_model}"), DATA, ("num_hidden_layers must be a whole number from 1 to 1,000",)),
+    (HUBERT.replace("{hubert}", "{split_model}"), DATA, ("cannot load -k", "config.json")),
+    (HUBERT.replace("{hubert}", "{slow_model}"), DATA, ("slow_model fails at one second of audio", "config.json")),
+    (KS + ",,config.downstream_expert.modelrc.select='FrameLevl'", USAGE, ("unknown name 'FrameLevl' in the task file", "did you mean 'FrameLevel'?")),
+    (KS + ",,config.downstream_expert.modelrc.projector_dim=-1", DATA, ("the task speech_commands cannot be built", "task file")),
     (KS.replace("-u fbank", "-u hubert_local -k {text}"), DATA, ("text.txt",)),
     (KS.replace("-u fbank", "-u os"), USAGE, ("unknown upstream (-u) 'os'",)),
 ]  # fmt: skip
