@@ -231,6 +231,7 @@ def test_hints_fit_the_error(monkeypatch):
             ),
             ["the memory does not suffice (... Unable to allocate 20.3 MiB)"],
         ),
+        (RuntimeError("DataLoader worker (pid(s) 21277) exited unexpectedly"), ["(pid(s) 21277)", "lower num_workers"]),
         (RecursionError("deep"), ["nested too deeply"]),
     ):
         assert all(part in sentence(error) for part in parts), sentence(error)
