@@ -25,10 +25,12 @@ import pytest
 from s3prl_ext import corpora, run_downstream
 from s3prl_ext.doctor import CORPUS_VARIABLES
 from s3prl_ext.errors import DataError
+from tests import factories
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 AD_TUNING = [f"ad_tuning/{name}.sh" for name in ("table1", "table2", "fig2", "fig3", "fig5", "fig6", "fig7")]
 SUPERB = [f"superb/{task}.sh" for task in ("ks", "ic", "sid", "asr", "pr", "sf", "sd")]
+WHISPER = ["whisper/ad_tuning.sh", "whisper/mam.sh"]
 SHELL = sorted(str(path.relative_to(RECIPES)) for path in RECIPES.glob("*/*.sh"))
 SOURCED = [
     "shared/stages.sh",
@@ -105,9 +107,9 @@ def place(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("mini", [[], ["--mini"]], ids=["full", "mini"])
-@pytest.mark.parametrize("recipe", AD_TUNING + SUPERB)
+@pytest.mark.parametrize("recipe", AD_TUNING + SUPERB + WHISPER)
 def test_dry_run_prints_commands_that_are_accepted(recipe, mini, place, monkeypatch):
-    done = run(place, recipe, "--dry-run", *mini)
+    done = run(place, recipe, "--dry-run", *mini, *(["--ckpt", "whisper_base"] if recipe in WHISPER else []))
     assert done.returncode == 0, done.stderr
     assert list(place.iterdir()) == [], "a dry run writes nothing"
     lines = [shlex.split(line) for line in done.stdout.splitlines() if line and not line.startswith("#")]
@@ -133,7 +135,14 @@ def test_dry_run_prints_commands_that_are_accepted(recipe, mini, place, monkeypa
             assert Path(words[1]).is_file()
 
 
-@pytest.mark.parametrize("recipe", AD_TUNING + SUPERB)
+@pytest.mark.parametrize("recipe", WHISPER)
+def test_whisper_is_made_of_pip_packages_where_none_is_named(recipe, place):
+    line = next(line for line in run(place, recipe, "--dry-run").stdout.splitlines() if "prepare whisper" in line)
+    (folder,) = re.fullmatch(r"s3prl-ext prepare whisper --out (\S+)", line).groups()
+    assert folder == f"exp/whisper/{Path(recipe).stem}/whisper_base"
+
+
+@pytest.mark.parametrize("recipe", AD_TUNING + SUPERB + WHISPER)
 def test_help_is_the_head_of_the_recipe(recipe, tmp_path):
     done = run(tmp_path, recipe, "--help")
     assert done.returncode == 0 and f"recipes/{recipe}" in done.stdout and "--dry-run" in done.stdout
@@ -319,6 +328,42 @@ def runs_in_small(recipe: str, folder: Path, *flags: str) -> subprocess.Complete
 )
 def test_every_recipe_runs_in_small(recipe, tmp_path):
     runs_in_small(recipe, tmp_path)
+
+
+@pytest.mark.slow
+def test_whisper_methods_in_small(tmp_path):
+    """A learning rate per row, further seeds at it, a table and a picture; the second call does nothing again."""
+    pytest.importorskip("espeakng_loader")
+    ckpt = factories.whisper_folder(tmp_path / "whisper")
+    flags = ["--ckpt", str(ckpt), "--tasks", "sid", "--rows", "weighted_sum,random-0.1", "--seeds", "0,1", "--steps", "2"]
+    flags += ["--lrs", "1e-3,1e-4", "--head-lrs", "1e-3", "--out", "exp"]
+    done = run(tmp_path, "whisper/ad_tuning.sh", *flags)
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = [line.split(" | ") for line in done.stdout.splitlines() if line.startswith("| ")]
+    assert [row[0].strip("| ") for row in rows[-2:]] == ["frozen, weighted sum", "child, random, P = 0.1"]
+    assert [row[3] for row in rows[-2:]] == ["2", "2"] and rows[-1][2] in ("1e-3", "1e-4")
+    kept = json.loads((tmp_path / "exp/sid.json").read_text())
+    assert set(kept["random-0.1"]["dev by rate"]) == {"1e-3", "1e-4"} and set(kept["weighted_sum"]["test"]) == {"0", "1"}
+    assert (tmp_path / "exp/sid.png").read_bytes().startswith(b"\x89PNG")
+    runs = {path: path.stat().st_mtime_ns for path in (tmp_path / "exp").rglob("result.json")}
+    assert len(runs) == 2 + 3  # two seeds of one rate, two rates of which one has a second seed
+    again = run(tmp_path, "whisper/ad_tuning.sh", *flags)
+    assert again.stdout.endswith(done.stdout[-500:])
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "exp").rglob("result.json")} == runs
+
+
+@pytest.mark.slow
+def test_whisper_merges_in_small(tmp_path):
+    pytest.importorskip("espeakng_loader")
+    ckpt = factories.whisper_folder(tmp_path / "whisper")
+    flags = ["--ckpt", str(ckpt), "--tasks", "vctk", "--lambdas", "0,0.2", "--draws", "1", "--blocks", "0,1", "--out", "exp"]
+    done = run(tmp_path, "whisper/mam.sh", *flags)
+    assert done.returncode == 0, done.stderr[-3000:]
+    halves = json.loads((tmp_path / "exp/vctk.json").read_text())
+    assert not halves["train"] and len(halves["dev"]) + len(halves["test"]) == 40
+    for table, arms in (("noise", 5), ("blocks", 3)):
+        sweep = json.loads((tmp_path / "exp" / table / "vctk/sweep.json").read_text())
+        assert len(sweep["arms"]) == arms, sweep["arms"]
 
 
 @pytest.mark.slow

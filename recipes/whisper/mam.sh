@@ -1,0 +1,70 @@
+#!/usr/bin/env bash
+# MAM on a model that knows English: the decoder of a Whisper merged into its encoder, against noise of the same size, scored
+# by zero-shot transcription of recorded speech.
+#
+#   recipes/whisper/mam.sh --recordings DIR [--ckpt FOLDER] [--tasks LIST] [options]
+#
+#   --recordings DIR   folder of recordings, as for s3prl-ext prepare mini_superb --all
+#   --ckpt FOLDER      a Whisper as a transformers folder (default: Whisper base, made of two pip packages)
+#   --tasks LIST       out of vctk,ljspeech,librispeech_zeroshot (default: all)
+#   --lambdas LIST     grid of lambda (default: 0,0.05,0.1,0.15,0.2,0.25)
+#   --draws N          draws of each kind of noise (default: 5)
+#   --blocks LIST      blocks of layers (default: 0-1,2-3,4-5)
+#   --window SECONDS   clips are padded with silence to so many (default: 30, as the model was trained); must leave some
+#                      silence behind every clip
+#   --out DIR          folder for everything (default: exp/whisper/mam)
+#   --stage N --stop-stage N   1 model, 2 corpora, 3 all layers and noise, 4 blocks of layers
+#   --dry-run          print the commands
+#
+# Nothing is trained, so each corpus is divided into dev, where lambda is chosen, and test, which scores the chosen merges and
+# the untouched model: by speaker where there are six or more. Without --recordings speech is synthesised, and its figures
+# mean nothing. Safe to run again: what is done is kept.
+set -euo pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/../shared/stages.sh"
+
+out=exp/whisper/mam tasks=vctk,ljspeech,librispeech_zeroshot lambdas=0,0.05,0.1,0.15,0.2,0.25 draws=5
+blocks=0-1,2-3,4-5 window=30
+options="tasks lambdas draws blocks window"
+parse_options "$@"
+keep_settings "lambdas=$lambdas draws=$draws blocks=$blocks window=$window"
+model="${ckpt:-$out/whisper_base}"
+
+# zero_shot_task NAME: set name_of (of the corpus for prepare), folder (of the corpus), preset and flags_of (-g, -d, -c, -o).
+zero_shot_task() {
+  case "$1" in
+    ljspeech) name_of=ljspeech preset=mam folder="$out/corpora/ljspeech/LJSpeech-1.1" ;;
+    vctk) name_of=vctk preset=mam folder="$out/corpora/vctk/VCTK-Corpus-0.92" ;;
+    librispeech_zeroshot) name_of=asr preset=zero_shot folder="$out/corpora/asr/librispeech" ;;
+    *) stop "unknown task '$1'; known: vctk ljspeech librispeech_zeroshot." ;;
+  esac
+  flags_of=(-g "$out/pair.yaml" -d "$1" -c "$1/$preset" --device cpu -o "$(printf ',,config.downstream_expert.%s' \
+    "datarc.split='$out/$1.json'" datarc.eval_batch_size=4 datarc.num_workers=0 "head.window=$window" | cut -c3-)")
+}
+
+for task in $(listed "$tasks"); do zero_shot_task "$task"; done   # a wrong name ends here
+
+if due 1 "model and pair"; then
+  [[ -n "$ckpt" ]] || unless "$model/config.json" s3prl-ext prepare whisper --out "$model"
+  if [[ -z "$dry_run" ]]; then
+    printf 'target: {model: "%s"}\nsource: {model: "%s", prefix: decoder}\nlambda: 0.1\n' "$model" "$model" \
+      >"$out/pair.yaml"
+  fi
+fi
+if due 2 "corpora, dev and test"; then
+  for task in $(listed "$tasks"); do
+    zero_shot_task "$task"
+    mini_corpora "$name_of" ${recordings:+--all}
+    unless "$out/$task.json" python "$RECIPES/whisper/halves.py" "$task" "$folder" "$out/$task.json"
+  done
+fi
+for task in $(listed "$tasks"); do
+  zero_shot_task "$task"
+  [[ $stop_stage -lt 3 ]] || mini_corpora "$name_of" ${recordings:+--all}
+  if due 3 "$task: lambda and noise"; then
+    execute s3prl-ext sweep "${flags_of[@]}" --lambda "$lambdas" --noise none,source,target,standard --draws "$draws" \
+      -p "$out/noise/$task"
+  fi
+  if due 4 "$task: blocks of layers"; then
+    execute s3prl-ext sweep "${flags_of[@]}" --lambda "$lambdas" --layers "$blocks" -p "$out/blocks/$task"
+  fi
+done

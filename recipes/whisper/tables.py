@@ -1,0 +1,137 @@
+"""Print a task's table of ``ad_tuning.sh`` as Markdown and draw it: ``tables.py --runs DIR --task ks --rows LIST``.
+
+Each row has the learning rate that was best on dev, and mean ± sample standard deviation over seeds at that rate, in per
+cent. ``TASK.json`` in DIR holds what the table and the picture show, and the dev score of every rate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+sys.path[:0] = [str(Path(__file__).resolve().parents[1] / place) for place in ("ad_tuning", "superb")]
+import rates
+from runs import TASKS, TaskRun, heading, percent, read, spread
+from tables import PAPER_ROWS
+
+from s3prl_ext.errors import DataError, as_command
+from s3prl_ext.evaluation.paper_figures import ad_tuning_tables
+from s3prl_ext.evaluation.plots import save_figure
+from s3prl_ext.evaluation.tables import NOTHING, Table, markdown
+from s3prl_ext.writing import write_json
+
+NAMES = {
+    "full": "full fine-tuning", "frozen": "frozen, last hidden state", "weighted_sum": "frozen, weighted sum",
+    "houlsby": "Houlsby", "lora": "LoRA", "ad_tuning": "AD-TUNING",
+}  # fmt: skip
+
+
+def name_of(row: str) -> str:
+    """Return how a row is called: ``random-0.1`` is a child network of P = 0.1 with a random mask."""
+    kind, _, density = row.partition("-")
+    return f"child, {'Fisher' if kind == 'child' else kind}, P = {density}" if density else NAMES.get(row, row)
+
+
+def summary(folder: Path, task: str, row: str) -> dict[str, Any] | None:
+    """Return what is known of a row: chosen rate, dev by rate, and dev and test by seed; None before a rate was chosen."""
+    place = folder / task / row
+    if not (place / rates.CHOSEN).is_file():
+        return None
+    rate, (metric, dev, test) = read(place / rates.CHOSEN)["rate"], TASKS[task]
+    runs = [
+        TaskRun(path.parent, task, int(path.parent.name.rpartition("-s")[2]), read(path))
+        for path in sorted(place.glob(f"lr-{rate}-s*/result.json"))
+    ]
+    first = min(int(path.name.rpartition("-s")[2]) for path in place.glob("lr-*-s*"))
+    scored = {run.seed: run.scores for run in runs if run.scores}
+    if not scored:
+        return None
+    return {
+        "name": name_of(row),
+        "rate": rate,
+        "trained": runs[0].record["trainable"]["Upstream"],
+        "dev by rate": {k: percent(metric) * v for k, v in rates.searched(place, metric, dev, first).items()},
+        "dev": {seed: scores["dev"] for seed, scores in scored.items()},
+        "test": {seed: scores["test"] for seed, scores in scored.items()},
+        "items": runs[0].record["items"].get(test),
+        "interval": _interval(runs[0], metric, test),
+    }
+
+
+def _interval(run: TaskRun, metric: str, test: str) -> list[float] | None:
+    """Return the 95 % confidence interval over the items of test of one run, in per cent."""
+    tested = run.folder / f"result-{test}.json"
+    record = read(tested) if tested.is_file() else run.record
+    found = record["intervals"].get(test, {}).get(metric)
+    return [percent(metric) * bound for bound in found] if found else None
+
+
+def table(task: str, rows: Mapping[str, dict[str, Any] | None]) -> Table:
+    """Return the table of a task from the summaries of its rows."""
+    printed = ad_tuning_tables()["table2"]
+    column = printed["columns"].index(task)
+    body, edges = [], []
+    for row, known in rows.items():
+        paper = printed[PAPER_ROWS[row]][column] if row in PAPER_ROWS else NOTHING
+        if known is None:
+            body.append([name_of(row)] + [NOTHING] * 6 + [paper])
+            continue
+        grid = sorted(known["dev by rate"], key=float)
+        if known["rate"] in (grid[0], grid[-1]):
+            edges.append(f"{known['name']} ({known['rate']})")
+        interval = known["interval"]
+        body.append([
+            known["name"], f"{known['trained']:,}", known["rate"], str(len(known["test"])), spread(list(known["dev"].values())),
+            spread(list(known["test"].values())), "[{:.1f}, {:.1f}]".format(*interval) if interval else NOTHING, paper,
+        ])  # fmt: skip
+    head = ["method", "weights trained in the upstream", "learning rate", "seeds", heading(task, "dev"),
+            heading(task, "test"), "95 % interval of the first seed over items", "paper, test"]  # fmt: skip
+    notes = (f"The chosen rate is at the end of the grid for {', '.join(edges)}.",) if edges else ()
+    return Table(f"{task}: Whisper base", head, body, notes)
+
+
+def draw(task: str, rows: Mapping[str, dict[str, Any] | None], path: Path) -> None:
+    """Draw mean, standard deviation and single seeds of each row on test."""
+    from matplotlib.figure import Figure
+
+    known = [row for row in rows.values() if row]
+    figure = Figure(figsize=(7.0, 0.9 + 0.32 * len(known)), layout="constrained")
+    axes = figure.subplots()
+    for place, row in enumerate(known):
+        values = list(row["test"].values())
+        axes.plot(values, [place] * len(values), "o", markersize=4, color="tab:blue", alpha=0.45)
+        error = stdev(values) if len(values) > 1 else 0.0
+        axes.errorbar(fmean(values), place, xerr=error, fmt="|", markersize=12, color="black", capsize=3)
+    axes.set_yticks(range(len(known)), [row["name"] for row in known])
+    axes.invert_yaxis()
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_xlabel(f"{heading(task, 'test')}: single seeds, mean, standard deviation")
+    figure.suptitle(f"{task}: encoder of Whisper base")
+    save_figure(figure, path)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the table of a task, write its figures as JSON and its picture."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, required=True, help="folder of the recipe (--out)")
+    parser.add_argument("--task", required=True, choices=tuple(TASKS))
+    parser.add_argument("--rows", required=True, help="rows of the table, separated by commas")
+    flags = parser.parse_args(argv)
+    rows = {row: summary(flags.runs, flags.task, row) for row in flags.rows.split(",")}
+    if not any(rows.values()):
+        raise DataError(
+            f"{flags.runs}/{flags.task} holds no row with a chosen learning rate: do the stages before this one."
+        )
+    write_json(flags.runs / f"{flags.task}.json", rows, indent=1)
+    draw(flags.task, rows, flags.runs / f"{flags.task}.png")
+    sys.stdout.write(markdown(table(flags.task, rows)))
+    return 0
+
+
+if __name__ == "__main__":
+    with as_command():
+        sys.exit(main())
