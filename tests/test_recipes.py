@@ -335,7 +335,18 @@ def test_whisper_methods_in_small(tmp_path):
     """A learning rate per row, further seeds at it, a table and a picture; the second call does nothing again."""
     pytest.importorskip("espeakng_loader")
     ckpt = factories.whisper_folder(tmp_path / "whisper")
-    flags = ["--ckpt", str(ckpt), "--tasks", "sid", "--rows", "weighted_sum,random-0.1", "--seeds", "0,1", "--steps", "2"]
+    flags = [
+        "--ckpt",
+        str(ckpt),
+        "--tasks",
+        "sid",
+        "--rows",
+        "weighted_sum,random-0.1",
+        "--seeds",
+        "0,1",
+        "--steps",
+        "2",
+    ]
     flags += ["--lrs", "1e-3,1e-4", "--head-lrs", "1e-3", "--out", "exp"]
     done = run(tmp_path, "whisper/ad_tuning.sh", *flags)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -343,7 +354,10 @@ def test_whisper_methods_in_small(tmp_path):
     assert [row[0].strip("| ") for row in rows[-2:]] == ["frozen, weighted sum", "child, random, P = 0.1"]
     assert [row[3] for row in rows[-2:]] == ["2", "2"] and rows[-1][2] in ("1e-3", "1e-4")
     kept = json.loads((tmp_path / "exp/sid.json").read_text())
-    assert set(kept["random-0.1"]["dev by rate"]) == {"1e-3", "1e-4"} and set(kept["weighted_sum"]["test"]) == {"0", "1"}
+    assert set(kept["random-0.1"]["dev by rate"]) == {"1e-3", "1e-4"} and set(kept["weighted_sum"]["test"]) == {
+        "0",
+        "1",
+    }
     assert (tmp_path / "exp/sid.png").read_bytes().startswith(b"\x89PNG")
     runs = {path: path.stat().st_mtime_ns for path in (tmp_path / "exp").rglob("result.json")}
     assert len(runs) == 2 + 3  # two seeds of one rate, two rates of which one has a second seed
@@ -356,7 +370,20 @@ def test_whisper_methods_in_small(tmp_path):
 def test_whisper_merges_in_small(tmp_path):
     pytest.importorskip("espeakng_loader")
     ckpt = factories.whisper_folder(tmp_path / "whisper")
-    flags = ["--ckpt", str(ckpt), "--tasks", "vctk", "--lambdas", "0,0.2", "--draws", "1", "--blocks", "0,1", "--out", "exp"]
+    flags = [
+        "--ckpt",
+        str(ckpt),
+        "--tasks",
+        "vctk",
+        "--lambdas",
+        "0,0.2",
+        "--draws",
+        "1",
+        "--blocks",
+        "0,1",
+        "--out",
+        "exp",
+    ]
     done = run(tmp_path, "whisper/mam.sh", *flags)
     assert done.returncode == 0, done.stderr[-3000:]
     halves = json.loads((tmp_path / "exp/vctk.json").read_text())
