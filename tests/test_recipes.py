@@ -388,9 +388,11 @@ def test_whisper_merges_in_small(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     halves = json.loads((tmp_path / "exp/vctk.json").read_text())
     assert not halves["train"] and len(halves["dev"]) + len(halves["test"]) == 40
-    for table, arms in (("noise", 5), ("blocks", 3)):
-        sweep = json.loads((tmp_path / "exp" / table / "vctk/sweep.json").read_text())
-        assert len(sweep["arms"]) == arms, sweep["arms"]
+    noise, blocks = (
+        json.loads((tmp_path / f"exp/{table}/vctk/sweep.json").read_text()) for table in ("noise", "blocks")
+    )
+    assert [row["noise"] for row in noise["summary"]] == ["none", "source", "target", "standard"]
+    assert [row["layers"] for row in blocks["summary"]] == [[0], [1]]
 
 
 @pytest.mark.slow
