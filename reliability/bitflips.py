@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import copy
 import os
 import shutil
 from collections.abc import Callable
@@ -26,7 +27,7 @@ def measure(place: Place) -> Figure:
     """Flip `trials` bits of each kind of file; the goal is 0 silent."""
     totals: collections.Counter[str] = collections.Counter()
     files = make_files(place)
-    contents = {path: (path.read_bytes(), read(path)) for path, read in files.items()}
+    contents = {path: (path.read_bytes(), copy.deepcopy(read(path))) for path, read in files.items()}
     for _ in place.numbers():
         for path, read in files.items():
             totals[f"{path.name}: {flip(place, path, *contents[path], read)}"] += 1
