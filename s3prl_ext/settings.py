@@ -46,16 +46,17 @@ def number(*, above: float | None = None, least: float | None = None, most: floa
     return read
 
 
-def count(least: int = 1) -> Check:
-    """Return the check for a whole number of at least `least`."""
+def count(least: int = 1, most: int | None = None) -> Check:
+    """Return the check for a whole number of at least `least`, and at most `most`."""
+    bounds = f"of at least {least}" if most is None else f"from {least} to {most}"
 
     def read(value: Any, where: str) -> int:
-        rule = f"{where} must be a whole number of at least {least}"
+        rule = f"{where} must be a whole number {bounds}"
         try:
             found = as_number(value, where)
         except UsageError:
             raise UsageError(f"{rule}, got {value!r}.") from None
-        if found < least or found != int(found):
+        if found < least or found != int(found) or not (most is None or found <= most):
             raise UsageError(f"{rule}, got {found:g}.")
         return int(found)
 

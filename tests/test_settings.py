@@ -121,6 +121,7 @@ def test_an_instance_made_by_hand_is_checked_too():
         (number(most=1), -3, -3.0, 2, "x must be at most 1, got 2."),
         (count(), 2.0, 2, True, "x must be a whole number of at least 1, got True."),
         (count(3), 3, 3, 2, "x must be a whole number of at least 3, got 2."),
+        (count(0, 4), "4", 4, 5, "x must be a whole number from 0 to 4, got 5."),
         (choice("a"), "a", "a", ["a"], "x must be one of a, got ['a']."),
         (switch(), True, True, 1, "x must be true or false, got 1."),
         (name(), "dev", "dev", "", "x must be a name, got ''."),

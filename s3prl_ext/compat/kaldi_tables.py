@@ -7,6 +7,7 @@ import logging
 import math
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from s3prl_ext.compat.shim import Shim
 from s3prl_ext.errors import DataError
@@ -87,6 +88,28 @@ def _refers(folder: Path, table: str, named: set[str], other: str, known: set[st
         )
 
 
+def check_speakers(data: Any, folder: str | Path, speakers: int | None) -> None:
+    """Check that no recording has more speakers than the task has places for.
+
+    Args:
+        data: s3prl's ``KaldiData`` of the folder.
+        folder: named in the message.
+        speakers: ``num_speakers`` of the task; None takes any number.
+
+    Raises:
+        DataError: a recording has more.
+    """
+    if speakers is None:
+        return
+    for recording, segments in sorted(data.segments.items()):
+        names = sorted({data.utt2spk[segment["utt"]] for segment in segments})
+        if len(names) > speakers:
+            raise DataError(
+                f"{Path(folder) / 'utt2spk'} gives {recording} {len(names)} speakers ({', '.join(names[:4])}), but the task "
+                f"has num_speakers: {speakers}; correct the table, or set datarc.num_speakers."
+            )
+
+
 def _check_before_reading(module: ModuleType) -> None:
     initialise = module.KaldiData.__init__
 
@@ -96,6 +119,14 @@ def _check_before_reading(module: ModuleType) -> None:
         initialise(self, data_dir)
 
     module.KaldiData.__init__ = initialise_checked
+    build = module.DiarizationDataset.__init__
+
+    @functools.wraps(build)
+    def build_checked(self: Any, mode: str, data_dir: str, *args: Any, **kwargs: Any) -> None:
+        build(self, mode, data_dir, *args, **kwargs)
+        check_speakers(self.data, data_dir, self.n_speakers)
+
+    module.DiarizationDataset.__init__ = build_checked
 
 
 SHIMS = (

@@ -13,6 +13,8 @@ from s3prl_ext.settings import choice, count, load, name, names, number, raise_a
 
 logger = logging.getLogger(__name__)
 
+MOST_BATCHES = 100_000  # of an optimizer step: with more of them it would never end, nor could it be interrupted
+MOST_WORKERS = 1024
 TOP_LEVEL = ("runner", "optimizer", "scheduler", "specaug", "downstream_expert", "tuning", "early_stop")
 
 
@@ -37,7 +39,7 @@ class RunnerConfig:
     total_steps: Annotated[int | None, count()] = None
     epochs: Annotated[float | None, number(above=0)] = None
     gradient_clipping: Annotated[float, number(above=0)] = 1.0
-    gradient_accumulate_steps: Annotated[int, count()] = 1
+    gradient_accumulate_steps: Annotated[int, count(most=MOST_BATCHES)] = 1
     log_step: Annotated[int, count()] = 100
     eval_step: Annotated[int, count()] = 5000
     save_step: Annotated[int, count()] = 1000
@@ -111,10 +113,11 @@ def _count_problems(section: Any, where: str) -> list[str]:
         if isinstance(value, Mapping):
             problems += _count_problems(value, place)
             continue
-        least = 1 if str(key).endswith(("batch_size", "batchsize")) else 0 if key == "num_workers" else None
-        if least is not None and value is not None:
+        batch = str(key).endswith(("batch_size", "batchsize"))
+        check = count() if batch else count(0, MOST_WORKERS) if key == "num_workers" else None
+        if check is not None and value is not None:
             try:
-                count(least)(value, place)
+                check(value, place)
             except UsageError as error:
                 problems.append(str(error))
     return problems

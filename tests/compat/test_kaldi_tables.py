@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
-from s3prl_ext.compat.kaldi_tables import check_tables
+from s3prl_ext.compat.kaldi_tables import check_speakers, check_tables
+from s3prl_ext.errors import DataError
 
 GOOD = {
     "segments": "u1 r1 0 1.5\nu2 r2 0.5 2\n",
@@ -32,3 +35,27 @@ def test_fewer_recordings_than_segments_are_mentioned(folder, caplog):
     (folder / "wav.scp").write_text("r1 /a b/r1.wav\n")
     check_tables(folder)
     assert "wav.scp lacks 1 of the 2 recordings in segments, such as r2" in caplog.text
+
+
+def test_a_recording_with_more_speakers_than_the_task_has_is_named(folder):
+    segments = {"r1": [{"utt": "u1"}, {"utt": "u2"}, {"utt": "u3"}, {"utt": "u1"}], "r2": [{"utt": "u1"}]}
+    data = SimpleNamespace(segments=segments, utt2spk={"u1": "a", "u2": "b", "u3": "NaN"})
+    for places in (3, None):
+        check_speakers(data, folder, places)
+    with pytest.raises(
+        DataError, match=r"utt2spk gives r1 3 speakers \(NaN, a, b\), but the task has num_speakers: 2; corr"
+    ):
+        check_speakers(data, folder, 2)
+
+
+@pytest.mark.parametrize("mode", ["train", "dev"])
+def test_the_speakers_are_checked_when_the_task_reads_its_tables(mini_superb, tmp_path, mode):
+    import shutil
+
+    from s3prl.downstream.diarization.dataset import DiarizationDataset
+
+    folder = tmp_path / mode
+    shutil.copytree(mini_superb / "libri2mix_diarization" / mode, folder)
+    assert len(DiarizationDataset(mode, str(folder), num_speakers=2)) > 0
+    with pytest.raises(DataError, match="has num_speakers: 1; correct the table"):
+        DiarizationDataset(mode, str(folder), num_speakers=1)
