@@ -115,7 +115,7 @@ def _count_problems(section: Any, where: str) -> list[str]:
             continue
         batch = str(key).endswith(("batch_size", "batchsize"))
         check = count() if batch else count(0, MOST_WORKERS) if key == "num_workers" else None
-        if check is not None and value is not None:
+        if check is not None:  # no default: a null reaches s3prl's loaders as it is
             try:
                 check(value, place)
             except UsageError as error:

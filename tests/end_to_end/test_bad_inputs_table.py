@@ -148,6 +148,7 @@ NUMBERS_AND_DEVICES: list[Row] = [
     (KS + ",,config.downstream_expert.datarc.batch_size=0", USAGE, ("datarc.batch_size must be a whole number of at least 1, got 0",)),
     (KS + ",,config.downstream_expert.datarc.batch_size=2.5", USAGE, ("at least 1, got 2.5",)),
     (KS + ",,config.downstream_expert.datarc.num_workers=-1", USAGE, ("num_workers must be a whole number from 0 to 1024, got -1",)),
+    (KS + ",,config.downstream_expert.datarc.num_workers=None", USAGE, ("num_workers must be a whole number", "got None")),
     (KS + ",,config.runner.gradient_accumulate_steps=999999999999", USAGE,
      ("runner.gradient_accumulate_steps must be a whole number from 1 to 100000",)),
     (KS.replace("fbank", "hubert_local"), USAGE, ("-u hubert_local cannot be built without a model", "with -k")),
