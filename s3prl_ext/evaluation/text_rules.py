@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from itertools import pairwise
 
 from s3prl_ext.errors import UsageError, unknown_name
 
@@ -125,13 +124,22 @@ def _numbers_apart(text: str) -> str:
 
     Unicode calls the digits of a number Nd, and fractions, superscripts and circled numbers No.
     """
-    kept = [c for c in text if not (unicodedata.category(c) == "So" and _form(c) == "<super>")]
-    spaced = kept[:1]
-    for before, c in pairwise(kept):
-        numbers = {unicodedata.category(before), unicodedata.category(c)}
+    spaced, before = [], " "  # the last character that is not dropped
+    for c in text:
+        if unicodedata.category(c) == "So" and _form(c) == "<super>":
+            continue
+        numbers = {_category(before, -1), _category(c, 0)}
         apart = "No" in numbers <= {"Nd", "No"} and not _form(before) == _form(c) in ("<super>", "<sub>")
         spaced += [" ", c] if apart else [c]
+        if any(map(_character, unicodedata.normalize("NFKD", c))):
+            before = c
     return "".join(spaced)
+
+
+def _category(c: str, end: int) -> str:
+    """Return Unicode's category of a number as it is, of another character of its first (0) or last (-1) plain one."""
+    category = unicodedata.category(c)
+    return category if category == "No" else unicodedata.category(unicodedata.normalize("NFKD", c)[end])
 
 
 def _form(c: str) -> str:

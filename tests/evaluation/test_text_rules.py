@@ -8,7 +8,7 @@ from s3prl_ext.errors import UsageError
 from s3prl_ext.evaluation.text_rules import TEXT_RULES, keep_hyphen, mam, text_rule
 
 hypothesis = pytest.importorskip("hypothesis")
-from hypothesis import given, strategies
+from hypothesis import example, given, strategies
 
 
 @pytest.mark.parametrize(("text", "expected"), [
@@ -23,6 +23,7 @@ from hypothesis import given, strategies
     ("...", ""),
     # a number is never made of two
     ("½ cup, 1½ cups, 1/2 and 1\u20442", "1 2 cup 1 1 2 cups 1 2 and 1 2"),
+    ("0:\U00010320 10:½", "0 \U00010320 10 1 2"),  # also where a sign between them is dropped
     ("10² m², 10²³, H₂O, ①2 ½¼", "10 2 m2 10 23 h2o 1 2 1 2 1 4"),
     ("and/or", "andor"),
     # folded, not split
@@ -46,6 +47,7 @@ def test_identity_changes_nothing():
     assert text_rule("identity").apply(" Don't  pre-empt. ") == " Don't  pre-empt. "
 
 
+@example("0:\U00010320", "mam")
 @given(strategies.text(), strategies.sampled_from(["mam", "keep_hyphen", "identity"]))
 def test_twice_is_once(text, name):
     rule = TEXT_RULES[name].apply

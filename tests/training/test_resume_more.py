@@ -172,7 +172,7 @@ def test_wrong_sections_are_refused_before_training(build, tmp_path, change, mes
         ({"eval_dataloaders": 5}, "must be a list of names"),
         ({"evaluate_ratio": 3}, "evaluate_ratio must be in"),
         ({"fp16": "False"}, "fp16 must be true or false"),
-        ({"total_steps": float("inf")}, "must be a finite number"),
+        ({"total_steps": float("inf")}, "must be a whole number of at least 1, got inf"),
         ({"gradient_clipping": float("nan")}, "must be a finite number"),
     ],
 )

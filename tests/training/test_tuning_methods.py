@@ -178,7 +178,7 @@ def test_wrong_tuning_sections(build, tmp_path, hubert_ckpt, tuning, message):
     [
         ({"total_steps": 0}, "at least 1"),
         ({"total_stps": 5}, "did you mean 'total_steps'"),
-        ({"amp": "int8"}, "bf16 or fp16"),
+        ({"amp": "int8"}, "unknown amp .int8.. Known: bf16, fp16"),
         ({"epochs": 1}, "either total_steps or epochs"),
     ],
 )
