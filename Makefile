@@ -1,7 +1,7 @@
 # Two commands do everything on a fresh machine: `make demo` and `make test`. No root, no GPU, network for pip only.
 #
 #   make demo RECORDINGS=DIR   the demo on recorded spoken digits instead of synthesised speech
-#   make demo TARGET=DIR       the demo on a HuBERT of your own (transformers folder, 6 layers, 384 wide)
+#   make demo TARGET=DIR       the demo on a Whisper of your own, or a HuBERT (transformers folder; the HuBERT 6 layers, 384 wide)
 #   make test S3PRL_EXT_DATA=DIR   also the tests that need recordings
 #   make docs                      the pages and the API reference as a site, in site/
 #   make reliability MINUTES=60      kills, damage, hostile files, two runs at once, full disks, before a release (reliability/README.md)
