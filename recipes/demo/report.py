@@ -89,7 +89,7 @@ def picture(out: Path) -> Path:
     FigureCanvasAgg(figure)
     figure.suptitle(f"Whisper on miniature keyword spotting: {speech(out)}, {CLASSES} classes, one seed")
     dev, test, text = figure.subplot_mosaic(
-        [["dev", "test"], ["text", "text"]], height_ratios=[3.4, 1.3], width_ratios=[1.15, 1]
+        [["dev", "test"], ["text", "text"]], height_ratios=[3.2, 1.4], width_ratios=[1.15, 1]
     ).values()
     _draw_dev(dev, out)
     _draw_test(test, out)
@@ -138,8 +138,9 @@ def _draw_text(axes: Any, out: Path) -> None:
     )
     for row, (label, text) in enumerate(sentences(out)):
         height = 0.75 - 0.33 * row
-        axes.text(0.0, height, label, weight="bold", transform=axes.transAxes)
-        axes.text(0.2, height, textwrap.shorten(text or "(nothing)", 95), transform=axes.transAxes)
+        axes.text(0.0, height, label, va="center", weight="bold", transform=axes.transAxes)
+        lines = textwrap.fill(text or "(nothing)", 90, max_lines=2)
+        axes.text(0.2, height, lines, va="center", size="small" if "\n" in lines else None, transform=axes.transAxes)
 
 
 if __name__ == "__main__":
