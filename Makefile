@@ -3,6 +3,7 @@
 #   make demo RECORDINGS=DIR   the demo on recorded spoken digits instead of synthesised speech
 #   make demo TARGET=DIR       the demo on a Whisper of your own, or a HuBERT (transformers folder; the HuBERT 6 layers, 384 wide)
 #   make test S3PRL_EXT_DATA=DIR   also the tests that need recordings
+#   make test-real WHISPER_BASE=DIR   tests on Whisper base, which is fetched (133 MB) unless the folder is there
 #   make docs                      the pages and the API reference as a site, in site/
 #   make reliability MINUTES=60      kills, damage, hostile files, two runs at once, full disks, before a release (reliability/README.md)
 #   make test WORKERS=4   more processes: each takes a core
@@ -18,11 +19,12 @@ OMP_NUM_THREADS ?= 1
 export OMP_NUM_THREADS
 export S3PRL_EXT_DATA
 
+WHISPER_BASE ?= $(or $(S3PRL_EXT_CACHE),$(HOME)/.cache/s3prl_ext)/whisper_base
 MINUTES ?= 10
 # Processes that share the tests: a file of tests goes to one of them.
 WORKERS ?= 2
 
-.PHONY: demo test test-all reliability lint docs venv clean
+.PHONY: demo test test-all test-real reliability lint docs venv clean
 
 demo: $(INSTALLED)
 	PATH="$(abspath $(BIN)):$$PATH" recipes/demo/run.sh \
@@ -33,6 +35,10 @@ test: lint
 
 test-all: lint
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
+
+test-real: $(INSTALLED)
+	test -e "$(WHISPER_BASE)/config.json" || $(BIN)/s3prl-ext prepare whisper --out "$(WHISPER_BASE)"
+	WHISPER_BASE="$(WHISPER_BASE)" $(BIN)/python -m pytest -q tests/real
 
 reliability: $(INSTALLED)
 	$(BIN)/python -m reliability --minutes $(MINUTES)

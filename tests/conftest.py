@@ -1,4 +1,4 @@
-"""What all tests share: the miniature corpora, and the skip of tests that need recordings."""
+"""What all tests share: the miniature corpora, and the skip of tests that need recordings or a real model."""
 
 from __future__ import annotations
 
@@ -9,16 +9,21 @@ import pytest
 from filelock import FileLock
 
 RECORDINGS_VARIABLE = "S3PRL_EXT_DATA"
+NEEDED = {  # marker -> the variable that names what its tests need, and what that is
+    "data": (RECORDINGS_VARIABLE, "the folder of recordings"),
+    "real": ("WHISPER_BASE", "the folder of Whisper base, or run make test-real, which fetches it"),
+}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests marked ``data`` where no folder of recordings is given."""
-    if os.environ.get(RECORDINGS_VARIABLE):
-        return
-    skip = pytest.mark.skip(reason=f"needs recordings: set {RECORDINGS_VARIABLE} to their folder")
-    for item in items:
-        if item.get_closest_marker("data"):
-            item.add_marker(skip)
+    """Skip tests marked ``data`` or ``real`` where what they need is not given."""
+    for marker, (variable, what) in NEEDED.items():
+        if os.environ.get(variable):
+            continue
+        skip = pytest.mark.skip(reason=f"set {variable} to {what}")
+        for item in items:
+            if item.get_closest_marker(marker):
+                item.add_marker(skip)
 
 
 @pytest.fixture(scope="session")
