@@ -159,7 +159,6 @@ def load(
     where: str,
     *,
     example: str = "",
-    also: Iterable[str] = (),
     problems: list[str] | None = None,
 ) -> T:
     """Return an instance of a dataclass from a mapping.
@@ -172,7 +171,6 @@ def load(
         mapping: names and values.
         where: place of the mapping, such as ``tuning.fisher``; it is the ``-o`` key as well.
         example: a suitable mapping, for the message.
-        also: keys that belong to somebody else and are passed over.
         problems: where given, sentences are appended to it for a caller who raises them together with others, and what
             is returned holds defaults (or None) in place of the wrong values.
 
@@ -185,7 +183,7 @@ def load(
         found.append(f"{where} must be a mapping{such}, got {mapping!r}.")
         mapping = {}
     checks = _checks(cast(Any, cls))
-    found += unknown_keys(mapping, checks, where, passed_over=also)
+    found += unknown_keys(mapping, checks, where)
     values: dict[str, Any] = {}
     for key, check in checks.items():
         if mapping.get(key) is not None:
@@ -223,15 +221,13 @@ def check_fields(instance: Any, where: str) -> None:
     raise_all(found)
 
 
-def unknown_keys(
-    mapping: Mapping[str, Any], known: Iterable[str], where: str, passed_over: Iterable[str] = ()
-) -> list[str]:
+def unknown_keys(mapping: Mapping[str, Any], known: Iterable[str], where: str) -> list[str]:
     """Return a sentence for each key of a mapping that is not known, with the nearest known one."""
-    known, passed_over = sorted(known), set(passed_over)
+    known = sorted(known)
     return [
         f"{where}: unknown key '{key}'{nearest(key, known)} Known: {', '.join(known)}."
         for key in mapping
-        if key not in known and key not in passed_over
+        if key not in known
     ]
 
 

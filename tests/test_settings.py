@@ -78,10 +78,6 @@ def test_problems_are_gathered_for_a_caller_who_has_others():
     assert problems[2:] == ["there must be a mapping such as {size: 1}, got 'x'.", "there.size is missing."]
 
 
-def test_keys_of_others_are_passed_over():
-    assert load(Example, {"rate": 2, "density": 1}, "here", also=["density"]).rate == 2.0
-
-
 def test_what_does_not_go_together_is_said_when_all_else_is_right():
     with pytest.raises(UsageError, match=r"^here.redraw needs mask random.$"):
         load(Example, {"redraw": True}, "here")
