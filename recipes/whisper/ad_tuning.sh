@@ -9,8 +9,8 @@
 #   --tasks LIST       out of ks,sid,ic,sf,pr,asr (default: all)
 #   --rows LIST        frozen, weighted_sum, full, houlsby, lora, child-P, random-P, ad_tuning (default: these, with P of
 #                      0.1, 0.01, 0.001)
-#   --lrs LIST         learning rates of what a row trains in the upstream (default: 3e-5,1e-4,3e-4,1e-3,3e-3)
-#   --head-lrs LIST    learning rates of the head, for the rows that train it alone (default: 3e-4,1e-3,3e-3,1e-2); the head
+#   --lrs LIST         learning rates of what a row trains in the upstream (default: 1e-5 to 3e-3)
+#   --head-lrs LIST    learning rates of the head, for the rows that train it alone (default: 1e-4 to 3e-2); the head
 #                      of the other rows has the rate that weighted_sum chose
 #   --seeds LIST       of the final runs; the first one searches (default: 0,1,2)
 #   --steps N          optimizer steps of each run (default: ks 100, sid 60, ic 40, sf, pr and asr 100)
@@ -29,7 +29,8 @@ set -euo pipefail
 . "$RECIPES/shared/tasks.sh"
 . "$RECIPES/ad_tuning/methods.sh"
 
-out=exp/whisper/ad_tuning seeds=0,1,2 tasks="ks sid ic sf pr asr" lrs=3e-5,1e-4,3e-4,1e-3,3e-3 head_lrs=3e-4,1e-3,3e-3,1e-2 takes=3
+out=exp/whisper/ad_tuning seeds=0,1,2 tasks="ks sid ic sf pr asr" takes=3
+lrs=1e-5,3e-5,1e-4,3e-4,1e-3,3e-3 head_lrs=1e-4,3e-4,1e-3,3e-3,1e-2,3e-2   # six for every row
 rows="weighted_sum frozen full houlsby lora child-0.1 child-0.01 child-0.001 random-0.1 random-0.01 random-0.001 ad_tuning"
 options="tasks rows lrs head_lrs takes"
 parse_options "$@"
@@ -104,6 +105,6 @@ for name in $(listed "$tasks"); do
     done
   fi
   if due 5 "$name: table"; then
-    execute python "$RECIPES/whisper/tables.py" --runs "$out" --task "$name" --rows "$(comma "$rows")"
+    execute python "$RECIPES/whisper/summary.py" --runs "$out" --task "$name" --rows "$(comma "$rows")"
   fi
 done

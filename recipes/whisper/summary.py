@@ -1,4 +1,4 @@
-"""Print a task's table of ``ad_tuning.sh`` as Markdown and draw it: ``tables.py --runs DIR --task ks --rows LIST``.
+"""Print a task's table of ``ad_tuning.sh`` as Markdown and draw it: ``summary.py --runs DIR --task ks --rows LIST``.
 
 Each row has the learning rate that was best on dev, and mean ± sample standard deviation over seeds at that rate, in per
 cent. ``TASK.json`` in DIR holds what the table and the picture show, and the dev score of every rate.
