@@ -73,7 +73,7 @@ def _folder(root: Path) -> Path:
         if _parts(folder):
             return folder
     raise DataError(
-        f"{root} is no folder of LibriSpeech: give the one that holds parts such as test-clean, with "
+        f"{root} is not a LibriSpeech folder: give the one with parts such as test-clean, with "
         "SPEAKER/CHAPTER/SPEAKER-CHAPTER.trans.txt in each."
     )
 
