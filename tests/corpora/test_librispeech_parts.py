@@ -96,9 +96,7 @@ def test_what_does_not_fit_is_named(root, spoil, sentence):
 
 
 def test_a_folder_of_something_else(tmp_path):
-    with pytest.raises(
-        DataError, match="is not a LibriSpeech folder: give the one with parts such as test-clean"
-    ):
+    with pytest.raises(DataError, match="is not a LibriSpeech folder: give the one with parts such as test-clean"):
         read(tmp_path)
     assert librispeech.held_out(["dev-clean", "dev", "test-other", "train"]) == {
         "dev": ["dev-clean"],
