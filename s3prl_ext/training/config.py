@@ -63,6 +63,8 @@ class RunnerConfig:
             known = [field.name for field in fields(cls)]
             _warn_of_stored(unknown_keys(section, known, "runner"))
             section = {key: value for key, value in section.items() if key in known}
+        if "eval_dataloaders" in section:
+            section["eval_dataloaders"] = section["eval_dataloaders"] or []  # an empty key: no split is scored
         runner = load(cls, section, "runner")
         return replace(runner, amp=runner.amp or "fp16") if runner.fp16 else runner
 

@@ -166,6 +166,14 @@ def test_wrong_sections_are_refused_before_training(build, tmp_path, change, mes
         build(make_args(tmp_path / "exp"), task_config() | change)
 
 
+@pytest.mark.parametrize("value", [None, []])
+def test_an_empty_list_of_splits_scores_none(value):
+    from s3prl_ext.training.config import RunnerConfig
+
+    assert RunnerConfig.from_config({"runner": {"total_steps": 1, "eval_dataloaders": value}}).eval_dataloaders == ()
+    assert RunnerConfig.from_config({"runner": {"total_steps": 1}}).eval_dataloaders == ("dev",)
+
+
 @pytest.mark.parametrize(
     ("runner", "message"),
     [
