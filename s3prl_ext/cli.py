@@ -13,7 +13,7 @@ from s3prl_ext.errors import as_command, unknown_name
 COMMANDS: dict[str, tuple[str, str, str]] = {
     "run": ("s3prl_ext.run_downstream", "main", "train or evaluate a SUPERB task (the flags of run_downstream.py)"),
     "doctor": ("s3prl_ext.doctor", "main", "check this installation: versions, shims, upstreams, tasks, devices"),
-    "prepare": ("s3prl_ext.corpora", "prepare_main", "build a corpus, such as the miniature one: prepare mini_superb"),
+    "prepare": ("s3prl_ext.commands.prepare", "main", "build a corpus, such as the miniature one: prepare mini_superb"),
     "methods": ("s3prl_ext.commands.methods", "main", "what each tuning method trains in an upstream, and its paper"),
     "layers": ("s3prl_ext.commands.layers", "main", "compare the layers of two models and choose the ones to merge"),
     "sweep": ("s3prl_ext.commands.sweep", "main", "score many merges in one process: lambda grids, layers, noise"),

@@ -21,7 +21,7 @@ import numpy as np
 
 from s3prl_ext import cli
 from s3prl_ext.corpora.audio import SAMPLE_RATE, write_audio
-from s3prl_ext.corpora.mini_superb.ks import KEYWORDS, TEST_FOLDER, TRAIN_FOLDER, speaker_id
+from s3prl_ext.mini_superb.ks import KEYWORDS, TEST_FOLDER, TRAIN_FOLDER, speaker_id
 from tests import factories
 
 STEPS = 12

@@ -11,9 +11,9 @@ from typing import Any
 import soundfile
 import torch
 
-from s3prl_ext.corpora.mini_superb.layouts import LAYOUTS
 from s3prl_ext.downstreams.esc50.config import default_class_map
 from s3prl_ext.downstreams.esc50.heads import read_class_map
+from s3prl_ext.mini_superb.layouts import LAYOUTS
 from tests import factories
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from s3prl_ext import cli
-from s3prl_ext.corpora.mini_superb import ALL, variables
 from s3prl_ext.errors import show_errors_as_sentences
+from s3prl_ext.mini_superb import ALL, variables
 from tests import artefact_table, factories
 from tests.artefact_table import Refusal
 

@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 import s3prl_ext
-from s3prl_ext import cli, corpora, run_downstream, run_flags
+from s3prl_ext import cli, run_downstream, run_flags
+from s3prl_ext.commands import prepare
 from s3prl_ext.configs import load_yaml, shipped_dir
 from s3prl_ext.doctor import CORPUS_VARIABLES
 from s3prl_ext.merging.config import parse_config
@@ -156,7 +157,7 @@ def test_commands_with_flags_stand_in_blocks_where_they_run():
     assert [line for line in inline if "--help" not in line] == []
 
 
-HELP = [[], *([name] for name in cli.COMMANDS), *(["prepare", name] for name in corpora.CORPORA)]
+HELP = [[], *([name] for name in cli.COMMANDS), *(["prepare", name] for name in prepare.CORPORA)]
 
 
 @pytest.mark.parametrize("words", HELP, ids=lambda words: "-".join(words) or "s3prl-ext")

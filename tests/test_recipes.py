@@ -22,7 +22,8 @@ from typing import Any
 
 import pytest
 
-from s3prl_ext import corpora, run_downstream
+from s3prl_ext import run_downstream
+from s3prl_ext.commands import prepare
 from s3prl_ext.doctor import CORPUS_VARIABLES
 from s3prl_ext.errors import DataError
 from tests import factories
@@ -127,10 +128,10 @@ def test_dry_run_prints_commands_that_are_accepted(recipe, mini, place, monkeypa
         elif words[:4] == ["s3prl-ext", "run", "-m", "evaluate"]:
             assert words[4] == "-e" and words[5].endswith(".ckpt") and words[6] == "-t"
         elif words[:2] == ["s3prl-ext", "prepare"]:
-            module = importlib.import_module(corpora.CORPORA[words[2]])
+            module = importlib.import_module(prepare.CORPORA[words[2]])
             asked: list[Any] = []
             monkeypatch.setattr(module, "build", lambda *args, kept=asked: kept.append(args) or [])
-            assert corpora.prepare_main(words[2:]) == 0 and asked
+            assert prepare.main(words[2:]) == 0 and asked
         elif words[0] == "python":
             assert Path(words[1]).is_file()
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from s3prl_ext.configs import expand_variables, load_yaml, shipped_dir
-from s3prl_ext.corpora.mini_superb import LAYOUTS
 from s3prl_ext.doctor import CORPUS_VARIABLES
 from s3prl_ext.errors import UsageError
+from s3prl_ext.mini_superb import LAYOUTS
 from s3prl_ext.training.early_stop import budget, judged_by
 from s3prl_ext.training.task_file import TaskFile
 from s3prl_ext.training.tuning_config import FisherConfig

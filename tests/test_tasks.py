@@ -9,10 +9,10 @@ import pytest
 
 import s3prl_ext
 from s3prl_ext import tasks
-from s3prl_ext.corpora.mini_superb import LAYOUTS
 from s3prl_ext.errors import UsageError
 from s3prl_ext.evaluation.scored_runs import ScoredRun
 from s3prl_ext.metrics import METRICS, Metric
+from s3prl_ext.mini_superb import LAYOUTS
 from s3prl_ext.tasks import Task, main_metric, named, task_of
 from s3prl_ext.training.early_stop import judged_by
 

@@ -15,8 +15,8 @@ from statistics import fmean
 from runs import TASKS, TaskRun, better, heading, read, runs_of, spread
 
 from s3prl_ext.errors import as_command, unknown_name
-from s3prl_ext.evaluation.paper_figures import ad_tuning_tables
 from s3prl_ext.evaluation.tables import NOTHING, Table, markdown
+from s3prl_ext.papers.figures import ad_tuning_tables
 
 PAPER_ROWS = {
     "full": "FT", "frozen": "Baseline", "houlsby": "Houlsby", "adapter_bias": "AdapterBias", "lora": "LoRA",

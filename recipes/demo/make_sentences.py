@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from s3prl_ext.corpora.audio import write_audio
-from s3prl_ext.corpora.synthesis import Speech, Voice, synthesise
+from s3prl_ext.mini_superb.synthesis import Speech, Voice, synthesise
 from s3prl_ext.writing import written_folder
 
 VOICES = (Voice("en-us", 45, 130), Voice("en-us+f2", 65, 130), Voice("en-us+m3", 35, 130))

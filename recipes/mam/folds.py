@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from s3prl_ext.errors import DataError, as_command
-from s3prl_ext.evaluation.paper_figures import mam_figure
+from s3prl_ext.papers.figures import mam_figure
 from s3prl_ext.sweeps.grid import BASELINE
 from s3prl_ext.sweeps.selection import point
 from s3prl_ext.sweeps.stored import StoredSweep, read_sweep

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from s3prl_ext.errors import as_command
-from s3prl_ext.evaluation.paper_figures import mam_tables
 from s3prl_ext.evaluation.predictions import read_json
+from s3prl_ext.papers.figures import mam_tables
 
 METRICS = {"ljspeech": "wer", "vctk": "wer", "esc50": "error"}
 # Row, as the paper's figures name it: folder of its runs.

@@ -19,9 +19,9 @@ from runs import TASKS, TaskRun, heading, percent, read, spread
 from tables import PAPER_ROWS
 
 from s3prl_ext.errors import DataError, as_command
-from s3prl_ext.evaluation.paper_figures import ad_tuning_tables
 from s3prl_ext.evaluation.plots import save_figure
 from s3prl_ext.evaluation.tables import NOTHING, Table, markdown
+from s3prl_ext.papers.figures import ad_tuning_tables
 from s3prl_ext.writing import write_json
 
 NAMES = {

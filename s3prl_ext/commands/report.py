@@ -12,17 +12,18 @@ from s3prl_ext.commands import report_figures
 from s3prl_ext.commands.report_evidence import Evidence, mixed_origins, read_evidence, sources_table
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.evaluation import clusters
-from s3prl_ext.evaluation.paper_tables import NAMES, Cell, PaperTable, paper_table
 from s3prl_ext.evaluation.report_page import page
 from s3prl_ext.evaluation.result_rows import Row, check_facts, described, rows_of, without_duplicates
-from s3prl_ext.evaluation.result_tables import Line, pivot, table_of_lines, with_ours
+from s3prl_ext.evaluation.result_tables import Line, table_of_lines
 from s3prl_ext.evaluation.scored_runs import ScoredRun
 from s3prl_ext.evaluation.superb_row import superb_table
 from s3prl_ext.evaluation.tables import Table, csv_text, latex, markdown, plain
-from s3prl_ext.evaluation.transcript_tables import transcript_tables
 from s3prl_ext.evaluation.utterance_comparison import check_utterances, with_intervals_over
 from s3prl_ext.evaluation.utterance_counts import OtherEvaluation
 from s3prl_ext.metrics import heading, metric
+from s3prl_ext.papers.pivot import pivot, with_ours
+from s3prl_ext.papers.tables import NAMES, Cell, PaperTable, paper_table
+from s3prl_ext.papers.transcript_tables import transcript_tables
 from s3prl_ext.tasks import main_metric, named, reported_splits
 from s3prl_ext.writing import write_text
 

@@ -11,9 +11,9 @@ from typing import Any
 from s3prl_ext import plugin
 from s3prl_ext.configs import load_yaml
 from s3prl_ext.errors import UsageError
-from s3prl_ext.evaluation.paper_figures import CORPORA
 from s3prl_ext.merging.config import MergeConfig
 from s3prl_ext.metrics import metric
+from s3prl_ext.papers.figures import CORPORA
 from s3prl_ext.sweeps.grid import KEYS, PRESETS, as_list, read_grid
 from s3prl_ext.upstreams.merged_attention.config import read_config
 

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 import logging
@@ -17,10 +16,9 @@ from pathlib import Path
 import soundfile
 from tqdm import tqdm
 
-from s3prl_ext.corpora.archives import CorpusCard, download, is_hidden, unpack
+from s3prl_ext.corpora.archives import CorpusCard, is_hidden
 from s3prl_ext.corpora.splits import SPLITS, hash_split
 from s3prl_ext.errors import DataError, UsageError, unknown_name
-from s3prl_ext.writing import written_folder
 
 logger = logging.getLogger(__name__)
 
@@ -183,49 +181,6 @@ def validate(root: Path) -> list[str]:
     if odd:
         remarks.append(f"{len(odd)} clips are not {DURATION_S:g} s long, such as {odd[0]}")
     return remarks
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``s3prl-ext prepare esc50``; return the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="s3prl-ext prepare esc50",
-        description=str(CARD),
-        epilog="example:\n  s3prl-ext prepare esc50 --out corpora --download\n  export ESC50=corpora/ESC-50-master",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--out", type=Path, required=True, help="folder of the archive and of ESC-50-master/")
-    parser.add_argument("--download", action="store_true", help="fetch the archive (about 600 MB) where it is missing")
-    parser.add_argument("--recordings", type=Path, help="build it from this folder of recordings (esc50/esc50.tsv)")
-    parser.add_argument("--classes", type=int, default=len(CLASSES), help="with --recordings: number of classes")
-    parser.add_argument("--clips", type=int, default=8, help="with --recordings: clips of a class in each fold")
-    args = parser.parse_args(argv)
-    if args.recordings:
-        folder = _build(args)
-    else:
-        folder = (download if args.download else unpack)(CARD, args.out)
-    for remark in validate(folder):
-        logger.warning("%s: %s", folder, remark)
-    print(f"export ESC50={folder.absolute()}")
-    return 0
-
-
-def _build(args: argparse.Namespace) -> Path:
-    """Write the layout from recordings; it takes its name when it is complete."""
-    from s3prl_ext.corpora.mini_superb.esc50 import write_corpus
-    from s3prl_ext.corpora.mini_superb.source import Source
-    from s3prl_ext.corpora.recordings import Recordings
-
-    final = args.out / CARD.folder
-    if final.exists():
-        raise UsageError(f"{final} is there already: remove it or give another --out.")
-    if not 1 <= args.classes <= len(CLASSES) or args.clips < 1:
-        raise UsageError(f"--classes must be 1 to {len(CLASSES)} and --clips be at least 1.")
-    recordings = Recordings(args.recordings)
-    if not recordings.has("esc50"):
-        raise UsageError(f"{args.recordings} holds no esc50/esc50.tsv: name a folder with recordings of ESC-50.")
-    with written_folder(final) as folder:
-        write_corpus(folder, Source(final, recordings), args.classes, args.clips)
-    return final
 
 
 def _clip(row: dict[str, str], root: Path, line: int) -> Clip:

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from s3prl_ext.errors import UsageError, unknown_name
-from s3prl_ext.evaluation.paper_figures import mam_figure
 from s3prl_ext.layer_sets import parse_layers
 from s3prl_ext.merging.noise import KINDS
 from s3prl_ext.merging.similarity import METRICS
+from s3prl_ext.papers.figures import mam_figure
 from s3prl_ext.settings import as_number, unknown_keys
 
 NOISES = ("none", *KINDS)  # none: the source itself

@@ -14,11 +14,11 @@ from s3prl_ext import locks
 from s3prl_ext.attention.files import read_attention
 from s3prl_ext.attention.weights import AttentionWeights, depth, sha256
 from s3prl_ext.errors import UsageError
-from s3prl_ext.evaluation.paper_figures import CORPORA
 from s3prl_ext.merging.config import MergeConfig
 from s3prl_ext.merging.layers import chosen_layers
 from s3prl_ext.merging.noise import STREAMS, NoiseConfig
 from s3prl_ext.merging.selection_config import LayerSelection, parse_selection
+from s3prl_ext.papers.figures import CORPORA
 from s3prl_ext.sweeps import report
 from s3prl_ext.sweeps.experiment import SweepRunner, build, experiment_args, remove_if_empty
 from s3prl_ext.sweeps.fingerprint import model_sha256

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from s3prl_ext.evaluation.paper_figures import mam_figure
 from s3prl_ext.metrics import Metric, factor, heading
+from s3prl_ext.papers.figures import mam_figure
 from s3prl_ext.sweeps.grid import BASELINE, Arm, Group, printed_by
 from s3prl_ext.sweeps.selection import Lookup, Point, point
 from s3prl_ext.writing import write_text

@@ -12,7 +12,7 @@ import torch
 
 from s3prl_ext.cli import main
 from s3prl_ext.configs import load_yaml
-from s3prl_ext.corpora.mini_superb import ALL, LAYOUTS, variables
+from s3prl_ext.mini_superb import ALL, LAYOUTS, variables
 from s3prl_ext.tasks import named
 from tests import factories
 from tests.experiments import make_args, task_config

@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from s3prl_ext.commands.prepare_esc50 import main
 from s3prl_ext.corpora.audio import read_audio, write_audio
-from s3prl_ext.corpora.esc50 import CLASSES, META, corpus_folder, dev_fold, main, read_clips, split_clips, validate
-from s3prl_ext.corpora.mini_superb.esc50 import ESC10, MINI_CLASSES, MINI_CLIPS, write, write_corpus
-from s3prl_ext.corpora.mini_superb.source import Source
+from s3prl_ext.corpora.esc50 import CLASSES, META, corpus_folder, dev_fold, read_clips, split_clips, validate
 from s3prl_ext.corpora.recordings import Recordings
 from s3prl_ext.errors import DataError, UsageError
+from s3prl_ext.mini_superb.esc50 import ESC10, MINI_CLASSES, MINI_CLIPS, write, write_corpus
+from s3prl_ext.mini_superb.source import Source
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +160,7 @@ def test_prepare_builds_the_layout_from_recordings(tmp_path, capsys):
     clips = read_clips(tmp_path)
     assert [(clip.fold, clip.category) for clip in clips] == [(f, c) for f in range(1, 6) for c in ("dog", "rooster")]
     assert not [path for path in tmp_path.iterdir() if "partial" in path.name]
-    with pytest.raises(UsageError, match="is there already"):
+    with pytest.raises(UsageError, match="already exists"):
         main(["--out", str(tmp_path), "--recordings", str(recordings)])
 
 

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from s3prl_ext import corpora
+from s3prl_ext import mini_superb
+from s3prl_ext.commands import prepare
 from s3prl_ext.compat.ctc.corpus.libriphone import LibriPhoneDataset
-from s3prl_ext.corpora import low_resource, mini_superb
+from s3prl_ext.corpora import low_resource
 from s3prl_ext.corpora.low_resource import Recording, build, draw, official
 from s3prl_ext.errors import DataError, UsageError
 from tests import listings
@@ -117,7 +118,7 @@ def test_the_draw_does_not_know_the_disk(librispeech, tmp_path):
 def test_command_writes_splits_that_the_task_reads(librispeech, tmp_path, capsys):
     out = tmp_path / "low"
     argv = ["low_resource", "--librispeech", str(librispeech), "--out", str(out), "--hours", "0.01,0.03"]
-    assert corpora.prepare_main(argv) == 0
+    assert prepare.main(argv) == 0
     assert (
         "train-0.03h: 0.030 h, 12 utterances, 4 speakers (seeded draw from train-clean-100)" in capsys.readouterr().out
     )

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from s3prl_ext.corpora import ljspeech, prepare_main, vctk
+from s3prl_ext.commands.prepare import main as prepare_main
+from s3prl_ext.corpora import ljspeech, vctk
 from s3prl_ext.corpora.archives import CorpusCard
 from s3prl_ext.corpora.audio import read_audio
 from s3prl_ext.errors import DataError, UsageError

@@ -15,12 +15,12 @@ from s3prl_ext.configs import load_yaml, shipped_dir
 from s3prl_ext.corpora.audio import read_audio
 from s3prl_ext.corpora.esc50 import CLASSES as ALL_CLASSES
 from s3prl_ext.corpora.esc50 import read_clips
-from s3prl_ext.corpora.mini_superb.esc50 import write_corpus
-from s3prl_ext.corpora.mini_superb.source import Source
 from s3prl_ext.downstreams.esc50.config import default_class_map
 from s3prl_ext.downstreams.esc50.heads import fit_linear, read_class_map
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.evaluation.predictions import compare, read_predictions
+from s3prl_ext.mini_superb.esc50 import write_corpus
+from s3prl_ext.mini_superb.source import Source
 from tests import factories
 from tests.experiments import make_args
 

@@ -351,7 +351,7 @@ def test_vctk_reads_its_own_layout(hubert_ctc, merge_file, tmp_path):
 @pytest.mark.parametrize("batch_size", [1, 8])
 def test_zero_shot_digits_equal_transformers(recordings, tmp_path, batch_size):
     """A trained model on strings of spoken digits: our transcripts are HubertForCTC's, and mostly right."""
-    from s3prl_ext.corpora.mini_superb import build
+    from s3prl_ext.mini_superb import build
 
     model = recordings.parent / "models" / "hubert_tiny_digits"
     if not model.is_dir():

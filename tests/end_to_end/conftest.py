@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from s3prl_ext import run_downstream
-from s3prl_ext.corpora.mini_superb import ALL, variables
 from s3prl_ext.errors import show_errors_as_sentences
+from s3prl_ext.mini_superb import ALL, variables
 from tests import factories
 
 

@@ -12,7 +12,7 @@ import pytest
 import soundfile
 import torch
 
-from s3prl_ext.corpora.mini_superb import LAYOUTS
+from s3prl_ext.mini_superb import LAYOUTS
 from tests import factories
 
 USAGE, DATA = 2, 1

@@ -16,8 +16,8 @@ import pytest
 
 from s3prl_ext import cli
 from s3prl_ext.configs import shipped_dir
-from s3prl_ext.corpora.mini_superb import ALL, LAYOUTS, variables
 from s3prl_ext.errors import show_errors_as_sentences
+from s3prl_ext.mini_superb import ALL, LAYOUTS, variables
 from tests import factories
 from tests.end_to_end.conftest import Outcome
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from s3prl_ext.configs import shipped_dir
-from s3prl_ext.corpora.mini_superb import LAYOUTS
+from s3prl_ext.mini_superb import LAYOUTS
 from s3prl_ext.training import fisher_pass, trial
 from tests import factories
 from tests.end_to_end.test_bad_input import replace_text

@@ -9,7 +9,7 @@ import torch
 
 from s3prl_ext import adapters
 from s3prl_ext.child_tuning import delta
-from s3prl_ext.corpora.mini_superb import LAYOUTS
+from s3prl_ext.mini_superb import LAYOUTS
 from s3prl_ext.training.methods import METHODS
 from tests.end_to_end.test_tasks import SCORES
 

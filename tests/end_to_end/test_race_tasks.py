@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from s3prl_ext.corpora.mini_superb import LAYOUTS
+from s3prl_ext.mini_superb import LAYOUTS
 from s3prl_ext.training import checkpoint
 
 pytestmark = pytest.mark.slow

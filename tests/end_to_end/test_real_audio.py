@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from s3prl_ext.corpora.mini_superb import LAYOUTS, build, variables
+from s3prl_ext.mini_superb import LAYOUTS, build, variables
 
 pytestmark = pytest.mark.data
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from s3prl_ext.child_tuning.eligible import eligible_names
-from s3prl_ext.corpora.mini_superb import LAYOUTS
+from s3prl_ext.mini_superb import LAYOUTS
 from tests.experiments import tuned_upstream
 
 DENSITY = 0.01

@@ -9,10 +9,10 @@ from statistics import stdev
 import pytest
 
 from s3prl_ext.errors import DataError
-from s3prl_ext.evaluation.paper_tables import Cell, paper_table
 from s3prl_ext.evaluation.result_records import ResultRecord
 from s3prl_ext.evaluation.result_rows import averaged_over, rows_of, without_duplicates
 from s3prl_ext.evaluation.scored_runs import ScoredRun, runs_of
+from s3prl_ext.papers.tables import Cell, paper_table
 from tests.result_files import content, merge
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from s3prl_ext.corpora.mini_superb import LAYOUTS
+from s3prl_ext.mini_superb import LAYOUTS
 from s3prl_ext.training import checkpoint
 from tests.experiments import make_args, task_config
 

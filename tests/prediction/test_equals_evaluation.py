@@ -11,10 +11,10 @@ import h5py
 import numpy as np
 import pytest
 
-from s3prl_ext.corpora.mini_superb import LAYOUTS
 from s3prl_ext.doctor import CORPUS_VARIABLES
 from s3prl_ext.evaluation.predictions import read_predictions
 from s3prl_ext.evaluation.transcripts import read_transcripts
+from s3prl_ext.mini_superb import LAYOUTS
 from s3prl_ext.prediction import load
 from tests.prediction import runs
 

@@ -13,8 +13,8 @@ import torch
 
 from s3prl_ext.cli import main as cli
 from s3prl_ext.commands.predict import main
-from s3prl_ext.corpora.mini_superb import LAYOUTS
 from s3prl_ext.errors import DataError, UsageError
+from s3prl_ext.mini_superb import LAYOUTS
 from s3prl_ext.prediction import load
 from tests.prediction import runs
 

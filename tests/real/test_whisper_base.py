@@ -15,10 +15,10 @@ from s3prl_ext import cli, run_downstream
 from s3prl_ext.child_tuning.eligible import eligible_parameters
 from s3prl_ext.configs import load_yaml, shipped_dir
 from s3prl_ext.corpora.audio import read_audio
-from s3prl_ext.corpora.mini_superb import variables
 from s3prl_ext.downstreams.recognition.config import HeadConfig
 from s3prl_ext.downstreams.recognition.whisper_head import read_whisper
 from s3prl_ext.evaluation.transcripts import read_transcripts
+from s3prl_ext.mini_superb import variables
 from s3prl_ext.upstreams.whisper.expert import UpstreamExpert, number_of_states
 from tests.downstreams.test_recognition import runner
 from tests.downstreams.test_whisper_recognition import _args, _of_transformers

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from s3prl_ext.corpora.mini_superb import ALL, LAYOUTS, variables
+from s3prl_ext.mini_superb import ALL, LAYOUTS, variables
 from s3prl_ext.sweeps.fingerprint import data_sha256
 from s3prl_ext.tasks import named
 from tests import python_process

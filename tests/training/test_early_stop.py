@@ -9,9 +9,9 @@ import random
 import pytest
 
 from s3prl_ext.configs import load_yaml, shipped_dir
-from s3prl_ext.corpora.mini_superb import LAYOUTS
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.metrics import METRICS
+from s3prl_ext.mini_superb import LAYOUTS
 from s3prl_ext.tasks import TASKS, named, task_of
 from s3prl_ext.training.early_stop import (
     Candidate,

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from s3prl_ext.configs import expand_variables
-from s3prl_ext.corpora.mini_superb import ALL, LAYOUTS, variables
+from s3prl_ext.mini_superb import ALL, LAYOUTS, variables
 from s3prl_ext.training.corpus_hash import corpus_hash, splits_hash
 from tests import listings
 from tests.experiments import make_args, record_losses, task_config

@@ -12,8 +12,8 @@ import torch
 
 from s3prl_ext.child_tuning import mask_files, masks
 from s3prl_ext.child_tuning.eligible import eligible_parameters
-from s3prl_ext.corpora.mini_superb import LAYOUTS
 from s3prl_ext.errors import DataError, StoppedByUser, UsageError
+from s3prl_ext.mini_superb import LAYOUTS
 from s3prl_ext.training import randomness
 from s3prl_ext.training.child_selection import MASK_FILE, choose_mask
 from s3prl_ext.training.fisher_batches import TaskBatches, UtteranceBatches

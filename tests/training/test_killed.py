@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from s3prl_ext.child_tuning import delta
-from s3prl_ext.corpora.mini_superb import ALL, variables
+from s3prl_ext.mini_superb import ALL, variables
 from s3prl_ext.training import checkpoint, checks
 from s3prl_ext.writing import written
 from tests import forked

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from s3prl_ext.corpora.mini_superb import ALL, variables
+from s3prl_ext.mini_superb import ALL, variables
 from s3prl_ext.training import checkpoint
 from tests import forked
 

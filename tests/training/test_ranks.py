@@ -13,7 +13,7 @@ import torch
 
 from s3prl_ext import adapters
 from s3prl_ext.child_tuning import mask_files
-from s3prl_ext.corpora.mini_superb import ALL, variables
+from s3prl_ext.mini_superb import ALL, variables
 from s3prl_ext.training.methods import METHODS
 from tests import forked
 from tests.training.test_race_runs import assert_same_run, newest, same

@@ -10,7 +10,7 @@ import yaml
 
 from s3prl_ext import progress
 from s3prl_ext.configs import load_yaml, shipped_dir
-from s3prl_ext.corpora.mini_superb import ALL, LAYOUTS, variables
+from s3prl_ext.mini_superb import ALL, LAYOUTS, variables
 from s3prl_ext.training.race import FOLDER
 from tests import forked
 from tests.training.test_race_runs import newest

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from s3prl_ext.corpora.audio import write_audio
-from s3prl_ext.corpora.mini_superb.source import Source
-from s3prl_ext.corpora.synthesis import VOICES, Speech, synthesise
+from s3prl_ext.mini_superb.source import Source
+from s3prl_ext.mini_superb.synthesis import VOICES, Speech, synthesise
 
 # The speakers of SUPERB's split, and how many utterances each one says.
 SPEAKERS = {

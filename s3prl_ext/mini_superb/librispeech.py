@@ -12,14 +12,14 @@ import numpy as np
 import soundfile
 
 from s3prl_ext.corpora.audio import read_audio, write_audio
-from s3prl_ext.corpora.mini_superb import everything
-from s3prl_ext.corpora.mini_superb.sentences import sentences
-from s3prl_ext.corpora.mini_superb.source import Source, require
-from s3prl_ext.corpora.mini_superb.transcribed import DIGIT_MAPPING, digit_strings
 from s3prl_ext.corpora.recordings import without_repeats
 from s3prl_ext.corpora.splits import SPLITS as PARTS
-from s3prl_ext.corpora.synthesis import VOICES, Speech, synthesise
 from s3prl_ext.errors import UsageError
+from s3prl_ext.mini_superb import everything
+from s3prl_ext.mini_superb.sentences import sentences
+from s3prl_ext.mini_superb.source import Source, require
+from s3prl_ext.mini_superb.synthesis import VOICES, Speech, synthesise
+from s3prl_ext.mini_superb.transcribed import DIGIT_MAPPING, digit_strings
 from s3prl_ext.reading import read_lines
 
 LONGEST_S = 8.0  # longer utterances are left out

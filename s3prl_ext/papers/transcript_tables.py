@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from s3prl_ext.errors import DataError
-from s3prl_ext.evaluation.paper_figures import mam_tables
 from s3prl_ext.evaluation.result_rows import name_rows
 from s3prl_ext.evaluation.scored_runs import ScoredRun
 from s3prl_ext.evaluation.tables import Table
 from s3prl_ext.evaluation.transcripts import Transcript, compare, improvements, read_transcripts
 from s3prl_ext.evaluation.utterance_comparison import check_utterances, utterance_file
+from s3prl_ext.papers.figures import mam_tables
 
 SHOWN = 8  # utterances of a comparison
 

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from s3prl_ext.corpora.audio import SAMPLE_RATE, pad_to, read_audio, write_audio
-from s3prl_ext.corpora.mini_superb.source import Source, cut_seconds, require
 from s3prl_ext.corpora.recordings import Clip
-from s3prl_ext.corpora.synthesis import VOICES, Speech, synthesise
 from s3prl_ext.errors import UsageError
+from s3prl_ext.mini_superb.source import Source, cut_seconds, require
+from s3prl_ext.mini_superb.synthesis import VOICES, Speech, synthesise
 
 KEYWORDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")

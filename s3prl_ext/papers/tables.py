@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from s3prl_ext.errors import UsageError, unknown_name
-from s3prl_ext.evaluation.paper_figures import CORPORA, ad_tuning_tables, mam_tables
+from s3prl_ext.papers.figures import CORPORA, ad_tuning_tables, mam_tables
 
 SOURCES = {"none": "Source", "source": "N(Source)", "target": "N(Target)", "standard": "N(0,1)"}
 MAM = "MAM"

@@ -1,7 +1,7 @@
 """Synthesise English speech with eSpeak NG from the pip package ``espeakng-loader``: no system package, no network.
 
 The library keeps state between utterances (wave phase, random numbers), so each batch is spoken by a fresh process
-(:mod:`s3prl_ext.corpora.espeak`): the same batch gives the same samples, whatever was spoken before.
+(:mod:`s3prl_ext.mini_superb.espeak`): the same batch gives the same samples, whatever was spoken before.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import numpy as np
 
 from s3prl_ext.configs import PACKAGE_DIR
 from s3prl_ext.corpora.audio import resample
-from s3prl_ext.corpora.espeak import NOT_INSTALLED
 from s3prl_ext.errors import DataError, UsageError
+from s3prl_ext.mini_superb.espeak import NOT_INSTALLED
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def synthesise(utterances: Sequence[Speech]) -> list[np.ndarray]:
         (speech.text, speech.voice.name, speech.voice.pitch + speech.higher, speech.voice.speed + speech.faster)
         for speech in utterances
     ]
-    command = [sys.executable, "-m", "s3prl_ext.corpora.espeak"]
+    command = [sys.executable, "-m", "s3prl_ext.mini_superb.espeak"]
     search_path = os.pathsep.join(filter(None, [str(PACKAGE_DIR.parent), os.environ.get("PYTHONPATH")]))
     environment = {**os.environ, "PYTHONPATH": search_path}
     done = subprocess.run(command, input=json.dumps(jobs).encode(), capture_output=True, check=False, env=environment)

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from s3prl_ext.corpora.audio import read_audio, write_audio
-from s3prl_ext.corpora.mini_superb.source import Source, require
 from s3prl_ext.corpora.recordings import Clip
-from s3prl_ext.corpora.synthesis import VOICES, Speech, synthesise
 from s3prl_ext.errors import DataError
+from s3prl_ext.mini_superb.source import Source, require
+from s3prl_ext.mini_superb.synthesis import VOICES, Speech, synthesise
 
 SLOTS = ("action", "object", "location")
 BARISTA_SLOTS = ("numberOfShots", "roast", "size")  # stand for action, object, location

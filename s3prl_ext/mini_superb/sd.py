@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from s3prl_ext.corpora.audio import SAMPLE_RATE, read_audio, write_audio
-from s3prl_ext.corpora.mini_superb.sentences import sentences
-from s3prl_ext.corpora.mini_superb.source import Source, require
 from s3prl_ext.corpora.recordings import Clip
-from s3prl_ext.corpora.synthesis import VOICES, Speech, synthesise
+from s3prl_ext.mini_superb.sentences import sentences
+from s3prl_ext.mini_superb.source import Source, require
+from s3prl_ext.mini_superb.synthesis import VOICES, Speech, synthesise
 
 FRAME = 320  # samples, 20 ms: resolution of the activity detector
 FLOOR_DB = -35.0  # a frame is speech when its energy is within this range of the loudest frame

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import soundfile
 
-from s3prl_ext.corpora import ljspeech, prepare_main, vctk
-from s3prl_ext.corpora.mini_superb import build
+from s3prl_ext.commands.prepare import main as prepare_main
+from s3prl_ext.corpora import ljspeech, vctk
 from s3prl_ext.corpora.splits import group_split
 from s3prl_ext.errors import UsageError
-from tests.corpora.test_mini_superb_build import digests
+from s3prl_ext.mini_superb import build
+from tests.mini_superb.test_mini_superb_build import digests
 
 HEADER = "path\tduration_s\tspeaker\tsplit\ttext"
 TASKS = ["asr", "ljspeech", "vctk"]

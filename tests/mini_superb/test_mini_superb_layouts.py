@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from s3prl_ext.corpora import mini_superb as corpora
-from s3prl_ext.corpora.mini_superb import ic, ks, librispeech, sd, sf, sid
+from s3prl_ext import mini_superb as corpora
+from s3prl_ext.mini_superb import ic, ks, librispeech, sd, sf, sid
 
 
 @pytest.fixture(scope="module", params=["synthesised", pytest.param("recorded", marks=pytest.mark.data)])

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from s3prl_ext.corpora.mini_superb import esc50, ic, ks, librispeech, ljspeech, sd, sf, sid, vctk
-from s3prl_ext.corpora.mini_superb.source import Source
+from s3prl_ext.mini_superb import esc50, ic, ks, librispeech, ljspeech, sd, sf, sid, vctk
+from s3prl_ext.mini_superb.source import Source
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from s3prl_ext.corpora.audio import read_audio, write_audio
-from s3prl_ext.corpora.mini_superb import everything
-from s3prl_ext.corpora.mini_superb.source import Source
-from s3prl_ext.corpora.mini_superb.transcribed import (
+from s3prl_ext.corpora.recordings import Clip
+from s3prl_ext.corpora.vctk import MICROPHONE
+from s3prl_ext.mini_superb import everything
+from s3prl_ext.mini_superb.source import Source
+from s3prl_ext.mini_superb.synthesis import VOICES
+from s3prl_ext.mini_superb.transcribed import (
     DIGIT_MAPPING,
     Spoken,
     digit_strings,
@@ -15,9 +18,6 @@ from s3prl_ext.corpora.mini_superb.transcribed import (
     synthesised,
     write_splits,
 )
-from s3prl_ext.corpora.recordings import Clip
-from s3prl_ext.corpora.synthesis import VOICES
-from s3prl_ext.corpora.vctk import MICROPHONE
 
 LONGEST_S = 16.0
 SPEAKERS, SENTENCES = 4, 10  # synthesised: voices, sentences by each

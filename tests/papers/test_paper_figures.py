@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from s3prl_ext.evaluation.paper_figures import mam_figure, mam_tables
+from s3prl_ext.papers.figures import mam_figure, mam_tables
 from s3prl_ext.sweeps.grid import PRESETS
 
 

@@ -11,10 +11,10 @@ import soundfile
 
 from s3prl_ext.corpora import ljspeech, vctk
 from s3prl_ext.corpora.audio import read_audio
-from s3prl_ext.corpora.mini_superb import build
-from s3prl_ext.corpora.mini_superb.ks import DIGITS
 from s3prl_ext.corpora.splits import hash_split
 from s3prl_ext.errors import UsageError
+from s3prl_ext.mini_superb import build
+from s3prl_ext.mini_superb.ks import DIGITS
 
 CORPORA = {"LJSpeech-1.1": ljspeech.CORPUS, "VCTK-Corpus-0.92": vctk.CORPUS}
 

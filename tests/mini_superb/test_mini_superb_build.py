@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import soundfile
 
+from s3prl_ext import mini_superb
+from s3prl_ext.commands.prepare import main as prepare_main
 from s3prl_ext.configs import expand_variables, load_yaml, shipped_dir
-from s3prl_ext.corpora import mini_superb, prepare_main
 from s3prl_ext.corpora.recordings import COLUMNS, Recordings
-from s3prl_ext.corpora.synthesis import VOICES, Speech, Voice, synthesise
 from s3prl_ext.errors import DataError, UsageError
+from s3prl_ext.mini_superb.synthesis import VOICES, Speech, Voice, synthesise
 
 pytest.importorskip("espeakng_loader")
 
@@ -33,7 +34,7 @@ def digests(folder: Path) -> dict[str, str]:
 
 def fsdd_like(folder: Path, digits: int = 10) -> Path:
     """Write a folder of recordings with fsdd alone: two speakers, ten takes of each digit."""
-    from s3prl_ext.corpora.mini_superb.ks import DIGITS
+    from s3prl_ext.mini_superb.ks import DIGITS
 
     rng = np.random.default_rng(0)
     lines = ["path\tspeaker\ttext"]
@@ -49,7 +50,7 @@ def fsdd_like(folder: Path, digits: int = 10) -> Path:
 
 
 def test_a_second_build_is_byte_identical_and_a_task_alone_is_the_same(mini_superb, tmp_path):
-    from s3prl_ext.corpora.mini_superb import build
+    from s3prl_ext.mini_superb import build
 
     build(tmp_path / "again")
     first, again = digests(mini_superb), digests(tmp_path / "again")
@@ -60,7 +61,7 @@ def test_a_second_build_is_byte_identical_and_a_task_alone_is_the_same(mini_supe
 
 
 def test_another_seed_gives_other_corpora(mini_superb, tmp_path):
-    from s3prl_ext.corpora.mini_superb import build
+    from s3prl_ext.mini_superb import build
 
     build(tmp_path / "mini", seed=1, tasks=["sf"])
     name = "audio_snips/all.iob.snips.txt"

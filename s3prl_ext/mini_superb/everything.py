@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from s3prl_ext.corpora.audio import SAMPLE_RATE, read_audio
-from s3prl_ext.corpora.mini_superb.source import Source
-from s3prl_ext.corpora.mini_superb.transcribed import Spoken
 from s3prl_ext.corpora.recordings import Clip, without_repeats
 from s3prl_ext.corpora.splits import SPLITS, group_split, hash_split
 from s3prl_ext.errors import UsageError
+from s3prl_ext.mini_superb.source import Source
+from s3prl_ext.mini_superb.transcribed import Spoken
 
 CONTENTS_FILE = "contents.json"
 FIRST_OTHER_SPEAKER = 9001  # number of the first speaker of misc_read in the tree of LibriSpeech

@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from s3prl_ext.corpora.audio import SAMPLE_RATE, read_audio
-from s3prl_ext.corpora.mini_superb.sentences import sentences
-from s3prl_ext.corpora.mini_superb.source import Source, require
 from s3prl_ext.corpora.recordings import Clip, without_repeats
 from s3prl_ext.corpora.splits import SPLITS, hash_split
-from s3prl_ext.corpora.synthesis import Speech, Voice, synthesise
 from s3prl_ext.corpora.transcribed import SPLIT_FILE
 from s3prl_ext.errors import UsageError
+from s3prl_ext.mini_superb.sentences import sentences
+from s3prl_ext.mini_superb.source import Source, require
+from s3prl_ext.mini_superb.synthesis import Speech, Voice, synthesise
 
 # Takes of spoken digits by split: 0-4 are the official test set, of which dev takes two.
 TAKES: dict[str, tuple[int, ...]] = {"train": tuple(range(5, 50)), "dev": (0, 1), "test": (2, 3, 4)}

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from s3prl_ext.errors import UsageError
-from s3prl_ext.evaluation.paper_figures import ad_tuning_tables
-from s3prl_ext.evaluation.paper_tables import NAMES, Cell, paper_table
+from s3prl_ext.papers.figures import ad_tuning_tables
+from s3prl_ext.papers.tables import NAMES, Cell, paper_table
 
 MERGED = {"lambda": 0.1, "layers": "all", "noise": "none", "learnable": False, "method": "frozen"}
 PLAIN = {"method": "frozen"}

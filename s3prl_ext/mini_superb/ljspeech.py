@@ -6,9 +6,11 @@ from pathlib import Path
 
 from s3prl_ext.corpora.audio import read_audio, write_audio
 from s3prl_ext.corpora.ljspeech import DEV_CHAPTERS, TEST_CHAPTERS
-from s3prl_ext.corpora.mini_superb import everything
-from s3prl_ext.corpora.mini_superb.source import Source
-from s3prl_ext.corpora.mini_superb.transcribed import (
+from s3prl_ext.corpora.recordings import Clip
+from s3prl_ext.mini_superb import everything
+from s3prl_ext.mini_superb.source import Source
+from s3prl_ext.mini_superb.synthesis import VOICES
+from s3prl_ext.mini_superb.transcribed import (
     DIGIT_MAPPING,
     Spoken,
     digit_strings,
@@ -16,8 +18,6 @@ from s3prl_ext.corpora.mini_superb.transcribed import (
     synthesised,
     write_splits,
 )
-from s3prl_ext.corpora.recordings import Clip
-from s3prl_ext.corpora.synthesis import VOICES
 
 LONGEST_S = 10.0
 SENTENCES = 40

@@ -8,7 +8,7 @@ from typing import Any
 
 from s3prl_ext.configs import load_yaml
 
-FILE = Path(__file__).parent / "paper_figures.yaml"
+FILE = Path(__file__).parent / "figures.yaml"
 CORPORA = ("ljspeech", "vctk", "esc50")
 
 

@@ -18,11 +18,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from s3prl_ext.corpora.mini_superb.layouts import LAYOUTS
-from s3prl_ext.corpora.mini_superb.source import Source
 from s3prl_ext.corpora.recordings import Recordings
 from s3prl_ext.errors import UsageError, unknown_name
 from s3prl_ext.locks import one_writer
+from s3prl_ext.mini_superb.layouts import LAYOUTS
+from s3prl_ext.mini_superb.source import Source
 from s3prl_ext.writing import folder_beside
 
 logger = logging.getLogger(__name__)

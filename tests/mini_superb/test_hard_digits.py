@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from s3prl_ext.corpora.mini_superb import build
-from s3prl_ext.corpora.mini_superb.ks import DIGITS, KEYWORDS
 from s3prl_ext.errors import DataError, UsageError
+from s3prl_ext.mini_superb import build
+from s3prl_ext.mini_superb.ks import DIGITS, KEYWORDS
 
 pytest.importorskip("espeakng_loader")
 
@@ -56,7 +56,7 @@ def said(path: Path) -> tuple[str, int]:
 
 
 def test_ks_has_unseen_speakers_in_dev_and_test_and_few_takes_in_train(hard):
-    from s3prl_ext.corpora.mini_superb.ks import hash_split
+    from s3prl_ext.mini_superb.ks import hash_split
 
     root, by_split = hard / "speech_commands", {"train": [], "dev": [], "test": []}
     for path in root.glob("speech_commands_v0.01/*/*.wav"):

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from s3prl_ext.corpora.audio import SAMPLE_RATE, read_audio, write_audio
-from s3prl_ext.corpora.mini_superb import ks
-from s3prl_ext.corpora.mini_superb.sentences import sentences
-from s3prl_ext.corpora.mini_superb.source import Source, cut_seconds, require
 from s3prl_ext.corpora.recordings import Clip, without_repeats
-from s3prl_ext.corpora.synthesis import VOICES, Speech, synthesise
+from s3prl_ext.mini_superb import ks
+from s3prl_ext.mini_superb.sentences import sentences
+from s3prl_ext.mini_superb.source import Source, cut_seconds, require
+from s3prl_ext.mini_superb.synthesis import VOICES, Speech, synthesise
 
 PIECE_S = 2.0  # seconds of one utterance
 VIDEOS, PIECES = 7, 2  # recordings per speaker, utterances cut from each

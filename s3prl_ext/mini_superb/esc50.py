@@ -10,8 +10,8 @@ import numpy as np
 
 from s3prl_ext.corpora.audio import SAMPLE_RATE, read_audio, write_audio
 from s3prl_ext.corpora.esc50 import CLASSES, COLUMNS, DURATION_S, FOLDS, META
-from s3prl_ext.corpora.mini_superb.source import Source, require
 from s3prl_ext.corpora.recordings import Clip
+from s3prl_ext.mini_superb.source import Source, require
 
 # The subset ESC-10 comes first: its licence, CC BY, allows more than that of the other classes.
 ESC10 = (0, 1, 10, 11, 12, 20, 21, 38, 40, 41)
