@@ -4,7 +4,7 @@
 three densities, what a candidate needs while another one trains: its entries, their values, its optimizer state (a race
 keeps them in checkpoints on disk; here they are held in memory, so that both sides hold the same). The baseline is the
 released way: a model, dense moments and masks for each candidate. Each way runs in a process of its own. A switch takes
-one candidate off the model and puts another one on, optimizer included; beside it the time of a training step with a
+one candidate off the model and puts another one on, optimizer included; next to it the time of a training step with a
 batch of keyword spotting. Linux with glibc.
 """
 
@@ -127,7 +127,7 @@ def released(model: nn.Module) -> dict[str, float]:
 
 
 def one_way(way: str, flags: argparse.Namespace) -> dict[str, Any]:
-    """Return the figures of one way; `held_mb` is beside the interpreter and its libraries."""
+    """Return the figures of one way; `held_mb` is without the interpreter and its libraries."""
     build(1, "s3prl")  # libraries are imported
     empty = resident_mb()
     model = build(flags.layers, "s3prl")

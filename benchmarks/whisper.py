@@ -3,7 +3,7 @@
 ``python -m benchmarks.whisper`` trains the encoder, with random weights of the base size, on random audio towards a fixed
 loss. First all of its blocks with one clip of 1, 5, 15 and 30 s, cut and padded; then, on 8 clips of 1 s, child networks of
 three densities against all eligible weights with fused AdamW. Each way runs in a process of its own, in turn, so that its
-peak memory is its own; what it takes beside libraries, model and audio is given apart.
+peak memory is its own; what it takes on top of libraries, model and audio is given separately.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """s3prl_ext: merged upstreams, child-tuning and SUPERB task files as a plug-in for s3prl.
 
 Importing this package changes nothing; :func:`install` puts the plug-in into s3prl, :func:`uninstall` takes it out.
-The functions ``register_...`` add upstreams, tasks, attention layouts and tuning methods of one's own.
+The functions ``register_...`` add upstreams, tasks, attention layouts and tuning methods.
 """
 
 TYPE_CHECKING = False  # the start-up hook imports this package: not even typing is imported here

@@ -32,7 +32,7 @@ BUILT_IN = {
 def shipped_dir(name: str) -> Path:
     """Return the folder ``upstream_configs``, ``downstream_configs`` or ``recipes`` that belongs to this installation.
 
-    A wheel has it inside the package, a repository or editable install beside it.
+    A wheel has it inside the package, a repository or editable install next to it.
     """
     for parent in (PACKAGE_DIR, PACKAGE_DIR.parent):
         if (parent / name).is_dir():
@@ -57,7 +57,7 @@ def load_yaml(path: str | os.PathLike) -> dict[str, Any]:
     """Read a YAML file that holds a mapping.
 
     Raises:
-        UsageError: the file is missing, is no YAML, has a key twice, or holds something else than a mapping.
+        UsageError: the file is missing, is not YAML, has a key twice, or holds something else than a mapping.
     """
     path = Path(path)
     if not path.is_file():
@@ -111,7 +111,7 @@ def parse_yaml(text: str) -> Any:
     """Return the content of a YAML text, read without executing any tag.
 
     Raises:
-        yaml.YAMLError: it is no YAML, has a key twice in a mapping, or is nested too deeply.
+        yaml.YAMLError: it is not YAML, has a key twice in a mapping, or is nested too deeply.
     """
     try:
         return yaml.load(text, Loader=_Loader)
@@ -151,7 +151,7 @@ def expand_variables(value: Any, where: str = "config") -> Any:
         where: dotted name of `value`, used in the error and as the key for ``-o``.
 
     Raises:
-        UsageError: a variable is not set, or stands for itself; the message names it and the ``-o`` key that can replace
+        UsageError: a variable is not set, or refers to itself; the message names it and the ``-o`` key that can replace
             it.
     """
     check_size(value, where)
@@ -173,7 +173,7 @@ def _expand_text(text: str, where: str, inside: tuple[str, ...]) -> str:
         name, default = match.groups()
         if name in inside:
             raise UsageError(
-                f"{where}: the environment variable {name} stands for itself ({' -> '.join((*inside, name))}); set it to "
+                f"{where}: the environment variable {name} refers to itself ({' -> '.join((*inside, name))}); set it to "
                 "a path."
             )
         if os.environ.get(name):

@@ -118,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if report.problems:
         report.write("Broken\n" + "".join(f"  {problem}\n" for problem in report.problems))
         return 1
-    report.write("All is well.\n")
+    report.write("No problems found.\n")
     return 0
 
 
@@ -144,7 +144,7 @@ def versions(report: Report) -> None:
 
 
 def checked_features(version: str) -> str:
-    """Return under which versions of transformers its models' features were compared, and how `version` stands to them."""
+    """Return under which versions of transformers its models' features were compared, and how `version` compares with them."""
     numbers = [_numbers(known) for known in CHECKED_VERSIONS]
     listed = f"of transformers' speech models equal those of 4.57.6 under {', '.join(CHECKED_VERSIONS)}"
     if version in CHECKED_VERSIONS:

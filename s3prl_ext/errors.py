@@ -44,7 +44,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str], where: str = "") ->
     """Build the error for an unknown name: what kind, which name, the nearest and all known names.
 
     Args:
-        kind: what the name stands for, such as ``"task"``.
+        kind: what it names, such as ``"task"``.
         name: the name that was given.
         known: all valid names; of more than 40 only the closest are shown.
         where: place of the name, such as a file, shown before the sentence.
@@ -86,7 +86,7 @@ def one_sentence_errors() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        sys.stderr.write("\ns3prl-ext: stopped at once on request.\n")
+        sys.stderr.write("\ns3prl-ext: interrupted.\n")
         raise SystemExit(130) from None
     except BrokenPipeError:  # the reader of our output, such as `head`, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -197,7 +197,7 @@ def sentence(error: BaseException) -> str:
     text = " ".join(str(error).split()) or "no message"
     if is_out_of_memory(error):
         reason = text if len(text) <= 160 else "... " + text[max(0, text.find("Unable to allocate")) :][:160]
-        return f"the memory does not suffice ({reason}): lower the batch size of the task, or take a smaller model."
+        return f"out of memory ({reason}): lower the batch size of the task, or take a smaller model."
     if isinstance(error, RecursionError):
         return "a file is nested too deeply to be read (S3PRL_EXT_DEBUG=1 shows which)."
     if "is killed by signal" in text or ("DataLoader worker" in text and "exited unexpectedly" in text):

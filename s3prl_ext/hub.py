@@ -74,7 +74,7 @@ _resolved: dict[str, str] = {}  # name as given -> commit
 
 
 def parse(name: str) -> Reference | None:
-    """Return what a name stands for on the hub, or None where it cannot be a name there.
+    """Return what a name refers to on the hub, or None where it cannot be a name there.
 
     Raises:
         DataError: it is the address of a page of the hub.
@@ -113,7 +113,7 @@ def snapshot(reference: Reference, patterns: Sequence[Sequence[str]], weights: S
         weights: names of which the folder must hold one.
 
     Raises:
-        DataError: the hub does not give it, or it holds none of `weights`.
+        DataError: the hub does not give it, or it contains none of `weights`.
     """
     from huggingface_hub import snapshot_download
 
@@ -131,7 +131,7 @@ def snapshot(reference: Reference, patterns: Sequence[Sequence[str]], weights: S
     if offline():
         raise _in_part(reference, folder)
     raise DataError(
-        f"'{reference}' holds no model weights in a form that is read here ({', '.join(weights)}), or the hub could not be "
+        f"'{reference}' contains no model weights in a form that is read here ({', '.join(weights)}), or the hub could not be "
         f"reached and the local cache has it only in part ({folder})."
     )
 
@@ -229,7 +229,7 @@ def _not_given(reference: Reference, error: BaseException) -> DataError:
         )
     reason = " ".join(str(error).split())[:160]
     return DataError(
-        f"{name} is no folder here, and the Hugging Face hub could not be reached or stopped answering ({reason}): the same "
+        f"{name} is not a folder here, and the Hugging Face hub could not be reached or stopped answering ({reason}): the same "
         "command resumes; behind a firewall set HF_ENDPOINT to a mirror, or give a local folder."
     )
 

@@ -47,7 +47,7 @@ def printing() -> AbstractContextManager[None]:
 
 
 def quiet_bars_of_others() -> None:
-    """Let the bars of other packages draw a frame every half minute where stderr is no terminal; call it early."""
+    """Let the bars of other packages draw a frame every half minute where stderr is not a terminal; call it early."""
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_MININTERVAL", f"{LOG_SECONDS:g}")
         os.environ.setdefault("TQDM_DELAY", f"{LOG_SECONDS:g}")

@@ -12,7 +12,7 @@ from typing import Any
 
 from s3prl_ext.errors import DataError
 
-EXPORT_FILE = "export.json"  # the record that `s3prl-ext export` leaves beside a model
+EXPORT_FILE = "export.json"  # the record that `s3prl-ext export` leaves next to a model
 WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.ckpt")
 
 
@@ -20,7 +20,7 @@ def parse_json(text: str | bytes) -> Any:
     """Return the content of a JSON text.
 
     Raises:
-        json.JSONDecodeError: it is no JSON, or is nested too deeply.
+        json.JSONDecodeError: it is not JSON, or is nested too deeply.
     """
     try:
         return json.loads(text)

@@ -10,7 +10,7 @@
     load(EarlyStopConfig, {"ratio": 2, "kep": 1}, "early_stop")
     # UsageError: early_stop: unknown key 'kep'; did you mean 'keep'? ... early_stop.ratio must be in (0, 1], got 2.
 
-Every rule has one wording, and one error names everything that is wrong. ``null`` stands for the default. Numbers may be
+Every rule has one wording, and one error names everything that is wrong. ``null`` means the default. Numbers may be
 strings, because YAML reads ``1e-4`` as one.
 """
 
@@ -129,7 +129,7 @@ def numbers(*, above: float | None = None) -> Check:
 
 
 def layers() -> Check:
-    """Return the check for a set of layers, as 0-based numbers; None stands for ``all``."""
+    """Return the check for a set of layers, as 0-based numbers; None means ``all``."""
 
     def read(value: Any, where: str) -> tuple[int, ...] | None:
         if value == "all":
@@ -143,7 +143,7 @@ def layers() -> Check:
 
 
 def path() -> Check:
-    """Return the check for a file or folder; ``~`` stands for the home folder."""
+    """Return the check for a file or folder; ``~`` is the home folder."""
 
     def read(value: Any, where: str) -> Path:
         if not isinstance(value, (str, Path)) or not str(value):

@@ -32,7 +32,7 @@ SPEECH_UPSTREAMS = {
 }
 MODEL_TYPES = tuple(kind for kind in SPEECH_UPSTREAMS if kind != "whisper")  # what hf_speech_custom takes
 
-# Weights that no block output depends on: BERT's and ViT's pooler, and what stands for masked inputs in pre-training.
+# Weights that no block output depends on: BERT's and ViT's pooler, and the mask embedding of pre-training.
 _UNUSED = re.compile(r"(^|\.)(masked_spec_embed|mask_token|pooler\..+)$")
 
 

@@ -19,7 +19,7 @@ from s3prl_ext.locks import one_writer
 def written(path: str | os.PathLike) -> Iterator[Path]:
     """Give the body an empty file to fill, which takes the name `path` when the body ends without an error.
 
-    The file lies beside `path` as ``.NAME.RANDOM``, has the permissions of any new file, and is removed whatever ends
+    The file is next to `path` as ``.NAME.RANDOM``, has the permissions of any new file, and is removed whatever ends
     the body early, an interrupt included; a file that was at `path` then stays as it was.
 
     Raises:
@@ -39,7 +39,7 @@ def written(path: str | os.PathLike) -> Iterator[Path]:
 
 @contextmanager
 def folder_beside(path: str | os.PathLike) -> Iterator[Path]:
-    """Give the body a new folder ``.NAME.partial-RANDOM`` beside `path`; what is still in it at the end is removed.
+    """Give the body a new folder ``.NAME.partial-RANDOM`` next to `path`; what is still in it at the end is removed.
 
     Those of killed processes are removed as well.
 

@@ -91,7 +91,7 @@ UNCHANGED = _data("is the base of .* already", "The upstream was not changed: no
 TUNED_HEAD = _data("holds a tuned upstream", "The head belongs to a tuned upstream: sweep an export of it.")
 NO_HEAD_FILE = _usage("no such checkpoint", NO_DELTA.instead)
 NO_HEAD = _usage("no such checkpoint", "There is no head that was trained on the target.")
-NO_RESULT = _usage("holds no result.json", "Nothing was scored there.")
+NO_RESULT = _usage("contains no result.json", "Nothing was scored there.")
 EXPORTED_FLAG = _usage(
     "is a folder of s3prl-ext export", "Its README.md has the command that scores it, with `-i head.ckpt`."
 )

@@ -67,7 +67,7 @@ def test_unknown_names_list_the_known_or_the_closest():
 def test_a_variable_that_stands_for_itself_is_refused(monkeypatch, variables, path):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(UsageError, match=f"config.root: the environment variable A stands for itself .{path}."):
+    with pytest.raises(UsageError, match=f"config.root: the environment variable A refers to itself .{path}."):
         expand_variables({"root": "${A}/x"})
 
 

@@ -154,7 +154,7 @@ def test_picture_without_whisper_is_written(hubert_results):
     [
         (["--outt", "x"], "unknown option '--outt'"),
         (["--out"], "--out needs a value"),
-        (["--target", "nowhere"], "--target nowhere is no transformers folder"),
+        (["--target", "nowhere"], "--target nowhere is not a transformers folder"),
     ],
 )
 def test_wrong_option_is_refused_before_anything_is_written(tmp_path, flags, sentence):

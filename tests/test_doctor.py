@@ -37,7 +37,7 @@ def test_whole_installation_passes(capsys, monkeypatch, tmp_path):
     assert "-u merged_attention" in output and "-c ks/superb" in output
     assert f"VoxCeleb1 (sid): {tmp_path}" in output
     assert "VCTK: missing folder" in output and "ESC-50: unset" in output
-    assert output.rstrip().endswith("All is well.")
+    assert output.rstrip().endswith("No problems found.")
 
 
 def test_both_distributions_of_s3prl_are_a_problem(capsys, monkeypatch):

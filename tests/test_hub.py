@@ -150,7 +150,7 @@ def test_a_connection_that_is_cut_once_is_resumed(server, models):
     ("me/nothing", r"'me/nothing' is neither a folder here nor a public model .* `hf auth login`, or set HF_TOKEN"),
     ("facebook/hubert@v9", r"facebook/hubert has no revision 'v9'"),
     ("me/weights:other.pt", r"me/weights has no file 'other.pt'"),
-    ("me/empty", r"'me/empty' holds no model weights in a form that is read here"),
+    ("me/empty", r"'me/empty' contains no model weights in a form that is read here"),
     ("https://huggingface.co/bert-large-uncased", r"is the address of a page: give the id, bert-large-uncased"),
 ])  # fmt: skip
 def test_what_the_hub_does_not_give_is_one_sentence(server, name, message):
@@ -161,7 +161,7 @@ def test_what_the_hub_does_not_give_is_one_sentence(server, name, message):
 
 def test_a_hub_that_cannot_be_reached(server, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(DataError, match="'facebook/hubert' is no folder here.*set HF_ENDPOINT to a mirror"):
+    with pytest.raises(DataError, match="'facebook/hubert' is not a folder here.*set HF_ENDPOINT to a mirror"):
         find_model("facebook/hubert")
 
 

@@ -155,7 +155,7 @@ def test_help_is_the_head_of_the_recipe(recipe, tmp_path):
     [
         ("ad_tuning/table2.sh", ["--colour", "red"], "unknown option '--colour'"),
         ("ad_tuning/table2.sh", ["--seeds"], "--seeds needs a value"),
-        ("ad_tuning/table2.sh", ["ks"], "'ks' is no option"),
+        ("ad_tuning/table2.sh", ["ks"], "'ks' is not an option"),
         ("ad_tuning/table2.sh", ["--dry-run", "--tasks", "kws"], "unknown task 'kws'; known: asr pr"),
         ("ad_tuning/table2.sh", ["--dry-run", "--rows", "lola"], "unknown row 'lola'"),
         ("ad_tuning/table2.sh", ["--tasks", "ks"], "SPEECH_COMMANDS is not set"),
@@ -167,7 +167,7 @@ def test_help_is_the_head_of_the_recipe(recipe, tmp_path):
         ("ad_tuning/table1.sh", ["--dry-run", "--rates", "child-0.1"], "not 'child-0.1'"),
         ("ad_tuning/fig5.sh", ["--steps", "many"], "--steps takes a whole number"),
         ("superb/ks.sh", ["--grid", "fine"], "--grid is superb or ad_tuning, not 'fine'"),
-        ("superb/ks.sh", ["--recordings", "nowhere"], "--recordings nowhere is no folder"),
+        ("superb/ks.sh", ["--recordings", "nowhere"], "--recordings nowhere is not a folder"),
     ],
 )
 def test_wrong_flags_are_one_sentence(recipe, flags, sentence, tmp_path):
@@ -283,7 +283,7 @@ def test_fig3_draws_the_curves_of_three_densities(tmp_path, monkeypatch, capsys)
             write_run(tmp_path / f"ks/child-{density}-s{seed}", {5: 0.5, 10: 0.7 + 0.1 * seed}, 0.8, **args)
     assert figures.main(["fig3", "--runs", str(tmp_path), "--tasks", "ks"]) == 0
     assert (tmp_path / "fig3.png").read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(DataError, match=r"sid holds no finished run child-0\.1-sSEED"):
+    with pytest.raises(DataError, match=r"sid contains no finished run child-0\.1-sSEED"):
         figures.main(["fig3", "--runs", str(tmp_path), "--tasks", "sid"])
 
 
@@ -303,7 +303,7 @@ def test_the_rate_that_is_best_on_dev_is_chosen(tmp_path, monkeypatch, capsys):
     write_run(tmp_path / "per/search-lr-1e-3", {5: 0.3}, 0.1, name="per")
     write_run(tmp_path / "per/search-lr-1e-5", {5: 0.2}, 0.1, name="per")
     assert rates.choose(tmp_path / "per", "per", "dev", 0) == "1e-5", "an error rate: lower is better"
-    with pytest.raises(DataError, match="holds no finished search run"):
+    with pytest.raises(DataError, match="contains no finished search run"):
         rates.choose(tmp_path / "nothing", "acc", "dev", 0)
 
 

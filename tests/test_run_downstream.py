@@ -222,14 +222,14 @@ def test_hints_fit_the_error(monkeypatch):
         (PermissionError(13, "denied", "/x/out"), ["check its permissions"]),
         (FileNotFoundError(2, "gone", "/x/out/a"), ["check the path in the command"]),
         (FileNotFoundError(2, "gone", "/corpus/a"), ["check the corpus folder"]),
-        (MemoryError(), ["the memory does not suffice", "batch size"]),
-        (RuntimeError("can't start new thread"), ["the memory does not suffice (can't start new thread)"]),
+        (MemoryError(), ["out of memory", "batch size"]),
+        (RuntimeError("can't start new thread"), ["out of memory (can't start new thread)"]),
         (
             ValueError(
                 "Unable to convert output 'input_values' (type: list) to tensor, whatever is tried, and with all of "
                 "the options that transformers has for such a list of arrays of samples: Unable to allocate 20.3 MiB"
             ),
-            ["the memory does not suffice (... Unable to allocate 20.3 MiB)"],
+            ["out of memory (... Unable to allocate 20.3 MiB)"],
         ),
         (RuntimeError("DataLoader worker (pid(s) 21277) exited unexpectedly"), ["(pid(s) 21277)", "lower num_workers"]),
         (RecursionError("deep"), ["nested too deeply"]),

@@ -1,7 +1,7 @@
 """Print AD-TUNING's Tables 1 and 2 from the runs of the recipes, as Markdown: ``tables.py table2 --runs DIR``.
 
-Scores are mean ± sample standard deviation over seeds, in per cent. The paper's figure stands beside; where ours comes from
-a miniature corpus the two cannot be compared.
+Scores are mean ± sample standard deviation over seeds, in per cent. The paper's number is printed next to them; numbers
+of a miniature corpus cannot be compared with it.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ set -euo pipefail
 out=demo target=""
 options="target"
 parse_options "$@"
-[[ -z "$target" || -f "$target/config.json" ]] || stop "--target $target is no transformers folder: it has no config.json."
+[[ -z "$target" || -f "$target/config.json" ]] || stop "--target $target is not a transformers folder: it has no config.json."
 mini=""
 keep_settings "target=$target"
 [[ ! -e "$out/without_whisper" ]] || echo "$(<"$out/without_whisper") The demo goes on with a small HuBERT that has learnt nothing:" \

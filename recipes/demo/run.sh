@@ -24,7 +24,7 @@ out=demo target=""
 options="target"
 given=("$@")
 parse_options "$@"
-[[ -z "$target" || -f "$target/config.json" ]] || stop "--target $target is no transformers folder: it has no config.json."
+[[ -z "$target" || -f "$target/config.json" ]] || stop "--target $target is not a transformers folder: it has no config.json."
 mini=""
 keep_settings "target=$target"
 

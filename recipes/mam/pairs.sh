@@ -169,7 +169,7 @@ best_merge() {
       esc50-*) best="lambda=0.1,,layers=4-11" ;;
       *) best="lambda=0.1,,layers=all" ;;
     esac
-    echo "# $best stands for the merge that dev prefers in the sweeps of Tables 1 to 3"
+    echo "# $best is the merge that dev prefers in the sweeps of Tables 1 to 3"
   else
     stop "there is no sweep of $1 in $out yet: run table1.sh or table2.sh with the same options first."
   fi

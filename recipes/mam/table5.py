@@ -1,4 +1,4 @@
-"""Print Table 5 of MAM: target, MAM, FT, MAM + FT and L-MAM + FT on test, beside the paper's figures.
+"""Print Table 5 of MAM: target, MAM, FT, MAM + FT and L-MAM + FT on test, next to the paper's figures.
 
 python recipes/mam/table5.py exp/mam ljspeech
 python recipes/mam/table5.py exp/mam esc50       # the mean over the folds that are there

@@ -203,7 +203,7 @@ def main() -> None:
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if args.out.exists():
-        parser.error(f"{args.out} is there already: give a new folder")
+        parser.error(f"{args.out} already exists: give a new folder")
     if min(args.steps, args.batch_size, args.eval_step) < 1:
         parser.error("--steps, --batch-size and --eval-step must be at least 1")
     utterances = CORPUS.read(args.corpus, "error")

@@ -86,7 +86,7 @@ def main() -> None:
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if args.out.exists():
-        parser.error(f"{args.out} is there already: give a new folder")
+        parser.error(f"{args.out} already exists: give a new folder")
     model = train(args.layers, args.width, args.epochs, args.seed)
     with written_folder(args.out) as folder:
         model.vit.save_pretrained(folder)

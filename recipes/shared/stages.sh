@@ -4,7 +4,7 @@
 #   set -euo pipefail
 #   . "$(dirname "${BASH_SOURCE[0]}")/../shared/stages.sh"
 #   out=exp/table1 stage=1 stop_stage=2 lambda=0.1           # each variable that --NAME may set, with its default
-#   options="lambda"                                         # the recipe's own, beside the COMMON ones below
+#   options="lambda"                                         # the recipe's own, in addition to the COMMON ones below
 #   parse_options "$@"
 #   if due 1 "corpora"; then mini_corpora ks,asr; fi
 #   if due 2 "train"; then
@@ -16,7 +16,7 @@
 #
 # A stage may be entered and left anywhere. What has its result is kept, training that was interrupted goes on where it
 # stopped, and a command that fails ends the recipe with its exit status.
-# --help prints the comment at the head of the recipe, up to its first line that is no comment.
+# --help prints the comment at the head of the recipe, up to its first line that is not a comment.
 
 RECIPES="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"   # the folder of all recipes
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
@@ -47,7 +47,7 @@ parse_options() {
     case "$1" in
       -h | --help) sed -n '2,${/^#/!q;s/^# \{0,1\}//;p;}' "$0"; exit 0 ;;
       --*) name="${1#--}"; name="${name//-/_}" ;;
-      *) stop "'$1' is no option; --help lists them." ;;
+      *) stop "'$1' is not an option; --help lists them." ;;
     esac
     if [[ " $COMMON_FLAGS $flags " == *" $name "* ]]; then
       printf -v "$name" yes
@@ -62,7 +62,7 @@ parse_options() {
   done
   [[ "$stage" =~ ^[0-9]+$ && "$stop_stage" =~ ^[0-9]+$ ]] || stop "--stage and --stop-stage take whole numbers."
   [[ -z "$steps" || "$steps" =~ ^[1-9][0-9]*$ ]] || stop "--steps takes a whole number of at least 1, not '$steps'."
-  [[ -z "$recordings" || -d "$recordings" ]] || stop "--recordings $recordings is no folder."
+  [[ -z "$recordings" || -d "$recordings" ]] || stop "--recordings $recordings is not a folder."
   [[ -n "$out" ]] || stop "--out is missing: the folder for everything that is written."
 }
 

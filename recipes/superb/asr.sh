@@ -17,7 +17,7 @@
 #   --mini             miniature corpus on a CPU, two rates, few steps; --recordings DIR makes it of recordings,
 #                      --ckpt DIR names a small transformers HuBERT (default: an untrained one)
 #   --stage N --stop-stage N   1 search, 2 choice, 3 training, 4 test, 5 table
-#   --dry-run          print the commands; RATE stands for the rate that is not chosen yet
+#   --dry-run          print the commands; RATE means the rate that is not chosen yet
 #
 # LIBRISPEECH: folder with train-clean-100/, dev-clean/, test-clean/ and len_for_bucket/.
 set -euo pipefail

@@ -17,7 +17,7 @@
 #   --mini             miniature corpus on a CPU, two rates, few steps; --recordings DIR makes it of recordings,
 #                      --ckpt DIR names a small transformers HuBERT (default: an untrained one)
 #   --stage N --stop-stage N   1 search, 2 choice, 3 training, 4 test, 5 table
-#   --dry-run          print the commands; RATE stands for the rate that is not chosen yet
+#   --dry-run          print the commands; RATE means the rate that is not chosen yet
 #
 # SPEECH_COMMANDS: folder with speech_commands_v0.01/ and speech_commands_test_set_v0.01/.
 set -euo pipefail

@@ -43,7 +43,7 @@ def searched(folder: Path, name: str, split: str, seed: int) -> dict[str, float]
         finite = [value for value in values if not math.isnan(value)]
         found[rate] = (max if metric(name).higher_is_better else min)(finite, default=math.nan)
     if not found:
-        raise DataError(f"{folder} holds no finished search run: do the stages before this one.")
+        raise DataError(f"{folder} contains no finished search run: do the stages before this one.")
     return found
 
 

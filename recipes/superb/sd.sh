@@ -17,7 +17,7 @@
 #   --mini             miniature corpus on a CPU, two rates, few steps; --recordings DIR makes it of recordings,
 #                      --ckpt DIR names a small transformers HuBERT (default: an untrained one)
 #   --stage N --stop-stage N   1 search, 2 choice, 3 training, 4 test, 5 tables (the extra sd scores as SUPERB does)
-#   --dry-run          print the commands; RATE stands for the rate that is not chosen yet
+#   --dry-run          print the commands; RATE means the rate that is not chosen yet
 #
 # LIBRI2MIX_DIARIZATION: folder with train/, dev/, test/, as s3prl's recipe prepares them.
 set -euo pipefail

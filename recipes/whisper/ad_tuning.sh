@@ -17,7 +17,7 @@
 #   --takes N          training takes of each digit in ks and sid (default: 3)
 #   --out DIR          folder for everything (default: exp/whisper/ad_tuning)
 #   --stage N --stop-stage N   1 model, 2 corpora, 3 search, 4 other seeds, 5 tables
-#   --dry-run          print the commands; RATE stands for a rate that is not chosen yet
+#   --dry-run          print the commands; RATE means a rate that is not chosen yet
 #
 # Features are the weighted sum of all hidden states, that of `full` too; only `frozen` reads the last one. KS has unseen
 # speakers in dev and test and three takes of each digit in train, SID utterances of one digit, IC drink orders, SF

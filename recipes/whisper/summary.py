@@ -124,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows = {row: summary(flags.runs, flags.task, row) for row in flags.rows.split(",")}
     if not any(rows.values()):
         raise DataError(
-            f"{flags.runs}/{flags.task} holds no row with a chosen learning rate: do the stages before this one."
+            f"{flags.runs}/{flags.task} contains no row with a chosen learning rate: do the stages before this one."
         )
     write_json(flags.runs / f"{flags.task}.json", rows, indent=1)
     draw(flags.task, rows, flags.runs / f"{flags.task}.png")

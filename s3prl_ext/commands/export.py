@@ -213,7 +213,7 @@ def _facts(tuned: Tuned, written: Path, title: str) -> Facts:
 
 
 def _evaluations(task: TunedTask) -> dict[str, dict[str, Score]]:
-    """Return what evaluations of the same checkpoint, which lie beside it, say of splits that training did not score."""
+    """Return what evaluations of the same checkpoint, which lie next to it, say of splits that training did not score."""
     found: dict[str, dict[str, Score]] = {}
     checkpoint = str(task.info.get("checkpoint") or task.path.name)
     for path in sorted(task.path.parent.glob("result-*.json")):

@@ -32,7 +32,7 @@ class Row:
     """One line of the table.
 
     Attributes:
-        method: what stands under ``tuning``.
+        method: content of section ``tuning``.
         trained: trainable weights in the upstream, or None where the method does not fit it.
         folds: whether the tuned upstream can be written as plain weights.
         source: paper, or why the method does not fit.

@@ -1,4 +1,4 @@
-"""``s3prl-ext predict``: what a trained task says of one's own recordings."""
+"""``s3prl-ext predict``: label, transcribe or diarize your own recordings."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         failures += _predict(model, files, flags, formatter, write)
     if others:
         names = ", ".join(str(path) for path in others[:3]) + (", ..." if len(others) > 3 else "")
-        _say(f"{len(others)} files of the folders are no audio by their names and were left out: {names}")
+        _say(f"{len(others)} files in the folders have no audio suffix and were skipped: {names}")
     for failure in failures:
         _say(failure.error)
     if failures:

@@ -1,4 +1,4 @@
-"""``s3prl-ext report``: result files, runs and sweeps as tables beside the papers' figures, and as one page."""
+"""``s3prl-ext report``: result files, runs and sweeps as tables next to the papers' numbers, and as one page."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--metric", help="metric to report (default: the one that each task is judged by)")
     add("--split", help="split to report (default: all that were scored)")
     add("--group-by", type=_names, help="what makes a row, such as upstream,tuning.density (default: all but the seed)")
-    add("--paper", type=_names, default=[], help="tables of the papers to set beside, such as mam.table1")
+    add("--paper", type=_names, default=[], help="tables of the papers to print next to yours, such as mam.table1")
     add("--intervals-over", choices=clusters.KINDS, default=clusters.UTTERANCE, metavar="KIND",
         help=f"what intervals are over: {', '.join(clusters.KINDS)} (default: utterance)")  # fmt: skip
     add("--baseline", help="the row that others are compared with: a part of its name")

@@ -13,7 +13,7 @@ from s3prl_ext.evaluation.tables import NOTHING, Table
 from s3prl_ext.reading import parse_json
 from s3prl_ext.sweeps.stored import StoredSweep, read_sweep
 
-LAYERS = "layers.json"  # of s3prl-ext layers; its picture is beside it
+LAYERS = "layers.json"  # of s3prl-ext layers; its picture is next to it
 PARTS_OF_A_RUN = {"race", "on_dev"}  # folders in that of a run whose results are not its own
 
 
@@ -40,7 +40,7 @@ def read_evidence(paths: Sequence[Path]) -> Evidence:
     """Read result files and sweeps; what is damaged, failed or of another kind is named and left out.
 
     Raises:
-        UsageError: a path is missing or holds no result.
+        UsageError: a path is missing or contains no result.
         DataError: nothing usable is left.
     """
     evidence = Evidence(folders=[path for path in paths if path.is_dir()])
@@ -81,7 +81,7 @@ def _files(path: Path) -> list[Path]:
         found = [file for name in ("result*.json", "sweep.json", LAYERS) for file in path.glob(pattern.format(name))]
         if found:
             return sorted(file for file in found if not _is_part_of_a_run(file, path))
-    raise UsageError(f"{path} holds no result.json, result-SPLIT.json or sweep.json: give folders of finished runs.")
+    raise UsageError(f"{path} contains no result.json, result-SPLIT.json or sweep.json: give folders of finished runs.")
 
 
 def _is_part_of_a_run(file: Path, root: Path) -> bool:

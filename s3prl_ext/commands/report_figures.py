@@ -36,7 +36,7 @@ OF_A_RUN = {
     "fig6.png": "low resource: PER over hours, other methods (AD-TUNING, Fig. 6)",
     "fig7.png": "share of updated weights per layer (AD-TUNING, Fig. 7)",
 }
-SCORES = "superb.json"  # SUPERB's diarization score, kept beside the predictions
+SCORES = "superb.json"  # SUPERB's diarization score, kept next to the predictions
 
 
 def draw(sweeps: Sequence[StoredSweep], folders: Sequence[Path], out: Path) -> list[Picture]:
@@ -99,7 +99,7 @@ def diarization_scores(
     """Return SUPERB's score of each diarization run on test that has its predictions, by the run's result file.
 
     The predictions of dev, for the threshold chosen there, are looked for in the folder ``on_dev`` of the run. Scores
-    are kept beside the predictions and read again while these are the same.
+    are kept next to the predictions and read again while these are the same.
 
     Args:
         left_out: gets a sentence for each run that cannot be scored.

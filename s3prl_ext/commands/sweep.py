@@ -92,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
         help="score on test also what MAM prints for this grid, at the paper's lambda",
     )
     add("--metric", help="metric to compare (default: the task's main one)")
-    add("--paper", choices=CORPORA, help="set MAM's figures beside (default: of -d, with a preset of --grid)")
+    add("--paper", choices=CORPORA, help="print MAM's numbers next to yours (default: of -d, with a preset of --grid)")
     add("--overwrite", action="store_true", help="begin anew where the folder holds a sweep")
     return parser
 

@@ -78,14 +78,14 @@ class CorpusCard:
 def download(card: CorpusCard, folder: Path) -> Path:
     """Fetch, verify and unpack the archive of `card` below `folder`; return the corpus folder.
 
-    What is there already is not fetched again; an interrupted download is resumed.
+    What already exists is not fetched again; an interrupted download is resumed.
 
     Raises:
         DataError: no connection, wrong size or checksum, unsafe or incomplete archive.
     """
     folder = Path(folder)
     if (folder / card.folder).is_dir():
-        logger.info("%s is there already: %s", card.name, folder / card.folder)
+        logger.info("%s already exists: %s", card.name, folder / card.folder)
         return folder / card.folder
     archive = _archive_in(card, folder)
     if archive is not None and not _is_archive(archive):

@@ -25,7 +25,7 @@ def read_audio(path: Path) -> np.ndarray:
     except (soundfile.SoundFileError, OSError) as error:
         raise DataError(f"cannot read the audio file {path} ({error}): replace it or remove its line.") from error
     if not len(samples):
-        raise DataError(f"the audio file {path} holds no samples: replace it or remove its line.")
+        raise DataError(f"the audio file {path} contains no samples: replace it or remove its line.")
     return resample(samples.mean(axis=1), rate)
 
 

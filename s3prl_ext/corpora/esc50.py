@@ -117,7 +117,7 @@ def corpus_folder(root: Path) -> Path:
         if (folder / META).is_file():
             return folder
     raise DataError(
-        f"{root} holds no {META} and no {CARD.folder}/: unpack {CARD.url} there (s3prl-ext prepare esc50 does it)."
+        f"{root} contains no {META} and no {CARD.folder}/: unpack {CARD.url} there (s3prl-ext prepare esc50 does it)."
     )
 
 
@@ -188,7 +188,7 @@ def _clip(row: dict[str, str], root: Path, line: int) -> Clip:
     known = fold.isdecimal() and int(fold) in FOLDS and target.isdecimal() and int(target) < len(CLASSES)
     if not name or not known or CLASSES[int(target)] != category:
         raise DataError(
-            f"line {line} of {root / META} is no clip of ESC-50 (file '{name}', fold '{fold}', target '{target}', "
+            f"line {line} of {root / META} is not a clip of ESC-50 (file '{name}', fold '{fold}', target '{target}', "
             f"category '{category}'): restore the official table."
         )
     return Clip(root / "audio" / name, int(fold), int(target))

@@ -165,7 +165,7 @@ def read_folder(folder: Path) -> list[Recording]:
     """
     paths = sorted(folder.rglob("*.flac"))
     if not paths:
-        raise DataError(f"{folder} holds no .flac file: give the folder that LibriSpeech or Libri-Light unpacks to.")
+        raise DataError(f"{folder} contains no .flac file: give the folder that LibriSpeech or Libri-Light unpacks to.")
     try:
         return [
             Recording(path, soundfile.info(str(path)).duration)
@@ -198,7 +198,7 @@ def build(
         seed: decides what is not official.
 
     Raises:
-        UsageError: `out` is there already, a size that cannot be.
+        UsageError: `out` already exists, a size that cannot be.
         DataError: a folder or transcript is missing, or there is too little speech.
     """
     out, librispeech = Path(out).absolute(), Path(librispeech).absolute()
@@ -206,7 +206,7 @@ def build(
     if not hours or hours[0] <= 0:
         raise UsageError("--hours takes sizes above 0, such as 0.5,1,5,10.")
     if out.exists():
-        raise UsageError(f"{out} is there already: give a new folder, or remove it.")
+        raise UsageError(f"{out} already exists: give a new folder, or remove it.")
     for split in OTHER_SPLITS:
         if not (librispeech / split).is_dir():
             raise DataError(f"{librispeech} lacks {split}: give the folder that holds {SOURCE_SPLIT} and {split}.")
@@ -243,7 +243,7 @@ def _write_split(folder: Path, members: Sequence[Recording]) -> None:
             lines = [row for file in sorted(chapter.glob("*.trans.txt")) for row in read_lines(file)]
             texts[chapter] = dict(line.split(" ", 1) for line in lines if " " in line)
         if one.path.stem not in texts[chapter]:
-            raise DataError(f"{chapter} holds no transcript of {one.path.name}: complete its .trans.txt.")
+            raise DataError(f"{chapter} contains no transcript of {one.path.name}: complete its .trans.txt.")
         speaker, number, _ = one.path.stem.split("-")
         target = folder / speaker / number
         target.mkdir(parents=True, exist_ok=True)

@@ -57,7 +57,7 @@ def read_pairs(path: str | Path, kind: str = "text", root: str | Path | None = N
         more = f"; and {len(problems) - SHOWN} more rows" if len(problems) > SHOWN else ""
         raise DataError(f"{table}: {'; '.join(problems[:SHOWN])}{more}: complete or remove these rows.")
     if not rows:
-        raise DataError(f"{table} holds no pairs: give at least two rows below the line of column names.")
+        raise DataError(f"{table} contains no pairs: give at least two rows below the line of column names.")
     return [Pair(folder / audio, other if kind == "text" else folder / other) for _, audio, other in rows]
 
 

@@ -1,4 +1,4 @@
-"""Read a folder of real recordings: one ``<corpus>/<corpus>.tsv`` audio beside it."""
+"""Read a folder of real recordings: one ``<corpus>/<corpus>.tsv`` audio next to it."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Recordings:
     """The corpora of one folder; tables are read and checked when first asked for.
 
     Raises:
-        UsageError: the folder does not exist or holds none of the known corpora.
+        UsageError: the folder does not exist or contains none of the known corpora.
     """
 
     def __init__(self, root: Path):
@@ -73,7 +73,7 @@ class Recordings:
         self.names = [name for name in sorted(COLUMNS) if self._table(name).is_file()]
         if not self.names:
             raise UsageError(
-                f"{root} holds no known corpus: expected a table such as {self._table('fsdd')}; "
+                f"{root} contains no known corpus: expected a table such as {self._table('fsdd')}; "
                 f"known corpora are {', '.join(sorted(COLUMNS))}."
             )
         self._clips: dict[str, list[Clip]] = {}

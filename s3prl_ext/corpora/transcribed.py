@@ -155,7 +155,7 @@ def match_audio(
         logger.warning("%s; left out", sentence)
     both = sorted(texts.keys() & audio.keys())
     if not both:
-        raise DataError(f"{corpus} holds no recording with a transcript: check the path of the corpus.")
+        raise DataError(f"{corpus} contains no recording with a transcript: check the path of the corpus.")
     return both
 
 
@@ -169,7 +169,7 @@ def read_split_file(path: Path, known: set[str]) -> dict[str, list[str]]:
         content = parse_json(Path(path).read_text(encoding="utf-8"))
         parts = {name: sorted(map(str, content[name])) for name in SPLITS}
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
-        raise DataError(f"{path} is no file of splits with the lists train, dev and test ({error}).") from error
+        raise DataError(f"{path} is not a file of splits with the lists train, dev and test ({error}).") from error
     named = [id for ids in parts.values() for id in ids]
     strangers = sorted(set(named) - known)
     if strangers:
@@ -192,7 +192,7 @@ def corpus_folder(root: Path, corpus: CorpusCard) -> Path:
             return folder
     lacking = [name for name in corpus.contents[:2] if not (root / name).exists()]
     raise DataError(
-        f"{root} is no folder of {corpus.name}: it lacks {' and '.join(lacking)}; give the folder that holds "
+        f"{root} is not a folder of {corpus.name}: it lacks {' and '.join(lacking)}; give the folder that holds "
         f"{' and '.join(corpus.contents[:2])}."
     )
 

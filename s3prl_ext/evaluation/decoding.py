@@ -39,7 +39,7 @@ class Vocabulary:
     Attributes:
         tokens: token of each output, by index.
         blank: index of the CTC blank.
-        delimiter: token that stands between words.
+        delimiter: token between words.
         lower_case: transcripts are written in lower case whatever the tokens are.
         special: tokens that stand for no letter, as ``[UNK]`` or ``</s>``; they are left out of transcripts.
     """
@@ -68,7 +68,7 @@ class Vocabulary:
         return Decoded(text.lower() if self.lower_case else text, len(collapsed) - len(kept))
 
     def encode(self, text: str) -> tuple[list[int], str]:
-        """Return the token indices of `text` and the characters that no token stands for, which are left out.
+        """Return the token indices of `text` and the characters without a token, which are left out.
 
         A letter that is there only in the other case is written in that one.
         """

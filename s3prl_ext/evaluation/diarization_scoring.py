@@ -1,7 +1,7 @@
 """The diarization error rate as SUPERB scores it, from the speaker probabilities that s3prl's task writes.
 
 SUPERB (s3prl's ``score.sh`` with dscore): turns at thresholds 0.3 to 0.7, median filters of 1 and 11 frames, no collar,
-overlapped speech scored; the lowest rate is reported. That chooses on test: beside it stands the rate at the setting
+overlapped speech scored; the lowest rate is reported. That chooses on test: next to it is the rate at the setting
 that is best on dev. The rate sums time over all recordings, unlike the mean over frames that training reports.
 """
 
@@ -219,9 +219,9 @@ def read_predictions(expdir: Path) -> dict[str, np.ndarray]:
             with h5py.File(path) as file:
                 found[path.stem] = np.asarray(file["T_hat"])
         except (OSError, KeyError) as error:
-            raise DataError(f"{path} is no prediction of the diarization task: evaluate the split again.") from error
+            raise DataError(f"{path} is not a prediction of the diarization task: evaluate the split again.") from error
     if not found:
-        raise DataError(f"{folder} holds no predictions: evaluate test first (-m evaluate -t test).")
+        raise DataError(f"{folder} contains no predictions: evaluate test first (-m evaluate -t test).")
     return found
 
 
@@ -231,14 +231,14 @@ def frame_shift(expdir: Path) -> int:
     try:
         return int(float(path.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
-        raise DataError(f"{path} holds no number of samples: evaluate the run again.") from error
+        raise DataError(f"{path} contains no number of samples: evaluate the run again.") from error
 
 
 def read_rttm(path: Path) -> dict[str, list[Turn]]:
     """Return the turns of an RTTM file by recording.
 
     Raises:
-        DataError: it is missing, empty, or a line is no speaker turn.
+        DataError: it is missing, empty, or a line is not a speaker turn.
     """
     try:
         lines = read_lines(path)
@@ -253,7 +253,7 @@ def read_rttm(path: Path) -> dict[str, list[Turn]]:
             start, duration = float(fields[3]), float(fields[4])
             found.setdefault(fields[1], []).append(Turn(start, start + duration, fields[7]))
         except (IndexError, ValueError) as error:
-            raise DataError(f"line {number} of {path} is no speaker turn: {line[:60]!r}.") from error
+            raise DataError(f"line {number} of {path} is not a speaker turn: {line[:60]!r}.") from error
     if not found:
-        raise DataError(f"{path} holds no speaker turn.")
+        raise DataError(f"{path} contains no speaker turn.")
     return found

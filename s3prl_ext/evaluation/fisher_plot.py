@@ -61,7 +61,7 @@ def plot_fisher(
 ) -> None:
     """Draw histograms of log10 scores side by side into a PNG file, which appears only when it is complete.
 
-    Weights whose score is zero have no place on the axis: their share stands in the panel.
+    Weights whose score is zero have no place on the axis: their share is written in the panel.
 
     Args:
         panels: one per task.

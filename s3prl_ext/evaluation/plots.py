@@ -46,11 +46,11 @@ def read_scalar(expdir: str | os.PathLike[str], tag: str) -> tuple[list[int], li
     A resumed experiment has several event files: of a step that was done twice the later value counts.
 
     Raises:
-        DataError: the folder holds no event file, or none with that tag.
+        DataError: the folder contains no event file, or none with that tag.
     """
     files = sorted(Path(expdir).glob("events.out.tfevents.*"))
     if not files:
-        raise DataError(f"{expdir} holds no TensorBoard file: train the experiment first.")
+        raise DataError(f"{expdir} contains no TensorBoard file: train the experiment first.")
     values: dict[int, float] = {}
     tags: set[str] = set()
     for path in files:

@@ -83,7 +83,7 @@ def read_predictions(path: Path) -> list[Prediction]:
     """Read a file of :func:`write_predictions`.
 
     Raises:
-        DataError: it is missing, a line is no prediction, or a clip is there twice.
+        DataError: it is missing, a line is not a prediction, or a clip occurs twice.
     """
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
@@ -143,7 +143,7 @@ def _parse(line: str, path: Path, number: int) -> Prediction:
         row = parse_json(line)
         found = Prediction(row["clip"], row["label"], row["prediction"])
         if not all(isinstance(value, str) for value in (found.clip, found.label, found.prediction)):
-            raise TypeError("a value that is no text")
+            raise TypeError("a value that is not text")
         return found
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"line {number} of {path} is no prediction ({error}): evaluate the split again.") from error
+        raise DataError(f"line {number} of {path} is not a prediction ({error}): evaluate the split again.") from error

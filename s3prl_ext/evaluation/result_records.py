@@ -162,7 +162,7 @@ def read_record(path: Path) -> ResultRecord:
     """Read and check one result file.
 
     Raises:
-        DataError: it is missing, is no JSON, or no result file; the sentence says what is wrong.
+        DataError: it is missing, is not JSON, or is not a result file; the sentence says what is wrong.
     """
     path = Path(path)
     if path.suffix in (".ckpt", ".safetensors"):
@@ -172,11 +172,11 @@ def read_record(path: Path) -> ResultRecord:
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}): give result files or folders of runs.") from error
     except ValueError as error:
-        raise DataError(f"{path} is damaged, it holds no JSON ({error}): evaluate the run again.") from error
+        raise DataError(f"{path} is corrupt: not JSON ({error}): evaluate the run again.") from error
     found = problems(content)
     if found:
         more = f" and {len(found) - 3} more" if len(found) > 3 else ""
-        raise DataError(f"{path} is no result file: it {'; '.join(found[:3])}{more}.")
+        raise DataError(f"{path} is not a result file: it {'; '.join(found[:3])}{more}.")
     if content["schema"] < SCHEMA:
         lacking = [key for key in KEYS | OUTCOME if key not in content]
         logger.info("%s is of schema %d: it lacks %s", path, content["schema"], ", ".join(lacking))

@@ -1,4 +1,4 @@
-"""Tables of rows: metric with spread, change against a baseline, its interval, and the paper's figure beside ours."""
+"""Tables of rows: metric with spread, change against a baseline, its interval, and the paper's figure next to ours."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Line:
     """A line of a table of results.
 
     Attributes:
-        name: what stands in its first column.
+        name: text of its first column.
         row: our runs; None where there is none.
         paper: the paper's figure as printed, in per cent.
         baseline: whether others are compared with it: all of them, or of several baselines those of the same model.
@@ -58,7 +58,7 @@ def score(row: Row | None) -> str:
 
 
 def relative_change(value: float, baseline: float) -> float | None:
-    """Return the change in per cent of the baseline; None where that is 0 or a value is no number."""
+    """Return the change in per cent of the baseline; None where that is 0 or a value is not a number."""
     if not baseline or not isfinite(value) or not isfinite(baseline):
         return None
     return 100.0 * (value - baseline) / baseline
@@ -153,7 +153,7 @@ def _interval(difference: Difference | None) -> str:
 def _values(
     line: Line, base: Line | None, change: float | None, difference: Difference | None, paper_change: float | None
 ) -> dict[str, object]:
-    """Return a line for CSV: numbers in the unit that is shown, which stands beside them."""
+    """Return a line for CSV: numbers in the unit that is shown, given in a column of its own."""
     row = line.row
     assert row is not None
     times, known = factor(row.metric), metric(row.metric)

@@ -67,7 +67,7 @@ def superb_table(runs: Sequence[ScoredRun], diarization: Mapping[str, SuperbScor
     ]
     notes.append(
         "SD: thresholds 0.3 to 0.7, medians 1 and 11, no collar, overlapped speech scored, the lowest on test as SUPERB "
-        "reports it; beside it the rate at the setting that is best on dev."
+        "reports it; next to it the rate at the setting that is best on dev."
     )
     return Table(
         "SUPERB: all tasks of one upstream, test splits", head, body, tuple(dict.fromkeys(notes)), tuple(values)

@@ -28,7 +28,7 @@ class TextRule:
 
     Attributes:
         apply: maps a text to what is compared. Applying it twice changes nothing, except with ``whisper``.
-        alphabet: the characters beside the space that a new CTC head of this rule can write.
+        alphabet: the characters besides the space that a new CTC head of this rule can write.
         description: what the rule does, in one sentence.
     """
 

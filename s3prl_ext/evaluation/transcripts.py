@@ -15,7 +15,7 @@ from s3prl_ext.evaluation.error_rates import Edit, ErrorCounts, align, count_err
 from s3prl_ext.reading import parse_json
 from s3prl_ext.writing import written
 
-MARK = "*"  # stands on both sides of a word that differs
+MARK = "*"  # on both sides of a word that differs
 CATEGORIES = {"insert": "insertion", "substitute": "substitution", "delete": "deletion"}
 
 
@@ -106,7 +106,7 @@ def read_transcripts(path: Path) -> list[Transcript]:
         raise DataError(f"{path} cannot be read ({error}): evaluate again.") from error
     transcripts = [_parse(line, path, number) for number, line in enumerate(lines, 1) if line or number < len(lines)]
     if not transcripts:
-        raise DataError(f"{path} holds no transcript: evaluate again.")
+        raise DataError(f"{path} contains no transcript: evaluate again.")
     return transcripts
 
 
@@ -212,4 +212,4 @@ def _parse(line: str, path: Path, number: int) -> Transcript:
                 raise TypeError(f"{field.name}: {content[field.name]!r}")
         return Transcript(**{field.name: content[field.name] for field in fields(Transcript)})
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise DataError(f"line {number} of {path} is no transcript ({error!r}): evaluate again.") from error
+        raise DataError(f"line {number} of {path} is not a transcript ({error!r}): evaluate again.") from error

@@ -1,7 +1,7 @@
 """Errors and length of each utterance of a split, from the files that tasks leave in a run's folder.
 
 Ours write transcripts or predictions; s3prl's KS, SID and IC write labels, its ASR and PR texts. Each evaluation replaces
-them, so they may be of a later one than the result beside them.
+them, so they may be of a later one than the result next to them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Counts = dict[tuple[str, str], tuple[float, float]]
 
 
 class OtherEvaluation(DataError):
-    """The file of utterances is sound, but of another evaluation than the result beside it."""
+    """The file of utterances is sound, but of another evaluation than the result next to it."""
 
 
 class _Kind(NamedTuple):

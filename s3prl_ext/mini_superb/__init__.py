@@ -46,7 +46,7 @@ def build(
     The same arguments give the same bytes. Nothing appears at `out` before everything is written.
 
     Args:
-        out: new folder; beside the corpora it gets ``README.md`` and ``env.sh``.
+        out: new folder; next to the corpora it gets ``README.md`` and ``env.sh``.
         recordings: folder of real recordings (see :mod:`s3prl_ext.corpora.recordings`); without it, or where it lacks
             what a task needs, speech is synthesised.
         seed: decides selection, splits, sentences and noise.
@@ -59,7 +59,7 @@ def build(
 
     Raises:
         UsageError: unknown task, two of these choices, a corpus that is not among the recordings, `out` is not
-            empty, `recordings` holds no known corpus, a package is missing.
+            empty, `recordings` contains no known corpus, a package is missing.
         DataError: a table or clip of the recordings is unreadable.
     """
     tasks = _checked(tasks)

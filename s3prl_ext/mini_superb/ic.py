@@ -41,7 +41,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
 
 MAPPING = (
     f"Three slots per clip. From recorded drink orders of at most {LONGEST_S:g} s: "
-    + ", ".join(f"{there} stands as {here}" for there, here in zip(BARISTA_SLOTS, SLOTS))
+    + ", ".join(f"{there} is labelled {here}" for there, here in zip(BARISTA_SLOTS, SLOTS))
     + ", an absent one is `none`; transcripts and speakers are unknown there. "
     "Every slot value of valid and test occurs in train."
 )
@@ -69,7 +69,7 @@ def _recorded(source: Source) -> dict[str, list[Row]]:
     clips = source.clips("ic", "picovoice_barista")
     if not clips:
         return {}
-    source.note("ic", ", ".join(f"{there} stands as {here}" for there, here in zip(BARISTA_SLOTS, SLOTS)))
+    source.note("ic", ", ".join(f"{there} is labelled {here}" for there, here in zip(BARISTA_SLOTS, SLOTS)))
     clips = [clip for clip in clips if clip.duration <= LONGEST_S]
     require(len(clips), 20, "picovoice_barista", f"clips of at most {LONGEST_S:g} s")
     order = [clips[index] for index in source.rng("ic").permutation(len(clips))]
@@ -92,7 +92,9 @@ def _slots(clip: Clip) -> tuple[str, ...]:
         values = json.loads(clip.fields["slots"])
         return tuple(str(values.get(slot, NO_VALUE)).strip() for slot in BARISTA_SLOTS)
     except (ValueError, AttributeError):
-        raise DataError(f"the slots of the clip {clip.path} are no JSON object: mend its line in the table.") from None
+        raise DataError(
+            f"the slots of the clip {clip.path} are not a JSON object: fix its line in the table."
+        ) from None
 
 
 def _spoken() -> dict[str, list[Row]]:

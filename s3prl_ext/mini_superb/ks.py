@@ -33,7 +33,7 @@ NOISES = ("white", "pink", "brown", "hum")
 
 MAPPING = (
     "Ten keywords, `_unknown_`, `_silence_`; words are at least half a second long. From recorded digits: "
-    + ", ".join(f"{digit} stands as {keyword}" for digit, keyword in zip(DIGITS, KEYWORDS))
+    + ", ".join(f"{digit} is labelled {keyword}" for digit, keyword in zip(DIGITS, KEYWORDS))
     + ". Each take of a speaker has a speaker id of its own whose sha1 puts it into train or dev: takes 0-4 are test, "
     "5-6 dev, 7-14 train, so the same people are in all splits. With `--takes N` test has two speakers and dev one who are in "
     "no other split, with all their takes, and train N takes of each digit of the others. `_silence_` is computed noise."
@@ -77,13 +77,13 @@ def write(out: Path, source: Source) -> None:
 
 def _write_clip(out: Path, split: str, word: str, name: str, samples: np.ndarray) -> None:
     if split != "test" and word == "_unknown_":
-        word = "other"  # any folder that is no keyword becomes _unknown_
+        word = "other"  # any folder that is not a keyword becomes _unknown_
     folder = TEST_FOLDER if split == "test" else TRAIN_FOLDER
     write_audio(out / folder / word / f"{speaker_id(name, split)}_nohash_0.wav", samples)
 
 
 def _recorded_digits(clips: list[Clip]) -> list[Spoken]:
-    """Return spoken digits (files are named ``..._<take>``); the digit stands in the folder of a keyword."""
+    """Return spoken digits (files are named ``..._<take>``); the digit is in the folder of a keyword."""
     split_of = {str(take): split for split, takes in RECORDED_TAKES.items() for take in takes}
     spoken = []
     for clip in clips:
@@ -159,7 +159,7 @@ def _spoken_keywords() -> Iterator[Spoken]:
 
 
 def _unknown(source: Source, rng: np.random.Generator) -> Iterator[tuple[str, str, np.ndarray]]:
-    """Yield (split, name, samples) of speech that is no keyword."""
+    """Yield (split, name, samples) of speech that is not a keyword."""
     splits = [split for split, count in UNKNOWN.items() for _ in range(count)]
     available = [name for name in READ_SPEECH if source.recordings and source.recordings.has(name)]
     if source.recordings and available:

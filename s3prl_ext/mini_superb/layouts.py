@@ -19,7 +19,7 @@ class Layout:
         folder: folder of its corpus; asr and pr share one.
         variable: environment variable with which the task files find that folder.
         write: writes the corpus into a folder.
-        mapping: what stands for what, for the README.
+        mapping: what replaces what, for the README.
         upstream: features to try it with (``-u``).
     """
 

@@ -75,7 +75,7 @@ def write_pr(out: Path, source: Source) -> None:
 
 
 def spell(word: str) -> str:
-    """Return the ARPAbet phones of `word` said letter by letter; characters that are no letters are skipped."""
+    """Return the ARPAbet phones of `word` said letter by letter; characters that are not letters are skipped."""
     return " ".join(LETTERS[letter] for letter in word if letter in LETTERS) or "SPN"
 
 

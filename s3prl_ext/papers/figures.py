@@ -1,4 +1,4 @@
-"""Figures that the papers on MAM and AD-TUNING print, to stand beside one's own."""
+"""Figures that the papers on MAM and AD-TUNING print, to print next to your own."""
 
 from __future__ import annotations
 

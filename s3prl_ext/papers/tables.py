@@ -1,4 +1,4 @@
-"""The papers' tables as grids of cells, and the cell that a run of ours stands beside."""
+"""The papers' tables as grids of cells, and the cell that a run of ours belongs to."""
 
 from __future__ import annotations
 

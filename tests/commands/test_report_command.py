@@ -271,7 +271,7 @@ def test_what_is_damaged_failed_or_double_is_named_and_left_out(tmp_path, pair):
     write_sweep(runs / "unfinished", finished=False)
     text, rows, page = report(tmp_path / "out", runs)
     assert len(rows) == 1 and rows[0]["runs"] == "1"
-    for said in ("bad/result.json is damaged", "this run failed and has no result (the disk is full.)",
+    for said in ("bad/result.json is corrupt", "this run failed and has no result (the disk is full.)",
                  "it repeats", "sweep.json is unfinished (18 scores)"):  # fmt: skip
         assert said in text and said.replace("'", "&#x27;") in page
 
@@ -320,7 +320,7 @@ def test_contradicting_results_are_refused_and_nothing_is_written(tmp_path):
 def test_nothing_usable(tmp_path):
     with pytest.raises(UsageError, match="no such file or folder"):
         main([str(tmp_path / "none"), "--out", str(tmp_path / "out")])
-    with pytest.raises(UsageError, match=r"holds no result.json"):
+    with pytest.raises(UsageError, match=r"contains no result.json"):
         main([str(tmp_path), "--out", str(tmp_path / "out")])
     (tmp_path / "result.json").write_text("{}")
     with pytest.raises(DataError, match="none of 1 files holds a usable result"):
@@ -407,7 +407,7 @@ def test_transcripts_with_a_field_of_another_type_are_damaged(tmp_path, pair, fi
     lines[3][field] = [1]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     text, _, _ = report(tmp_path / "out", *pair)
-    assert f"line 4 of {path} is no transcript" in text.replace("\\_", "_") and "MAM, Table 4" not in text
+    assert f"line 4 of {path} is not a transcript" in text.replace("\\_", "_") and "MAM, Table 4" not in text
 
 
 def test_damaged_predictions_and_labels_are_named(tmp_path):
@@ -417,7 +417,9 @@ def test_damaged_predictions_and_labels_are_named(tmp_path):
     keyword_run(tmp_path / "ks", 30)
     (tmp_path / "ks" / "test_truth.txt").write_bytes(b"\xff")
     text, rows, _ = report(tmp_path / "out", tmp_path / "esc", tmp_path / "ks")
-    assert len(rows) == 2 and "predictions-test.jsonl is no prediction" in text and "truth.txt cannot be read" in text
+    assert (
+        len(rows) == 2 and "predictions-test.jsonl is not a prediction" in text and "truth.txt cannot be read" in text
+    )
 
 
 def test_transcripts_of_another_evaluation_make_no_tables_4_and_6(tmp_path, pair):

@@ -119,7 +119,7 @@ def test_table_and_audio_must_agree(own):
 @pytest.mark.parametrize(("column", "value"), [(1, "6"), (1, ""), (2, "50"), (2, "2"), (3, "dgo"), (0, "")])
 def test_bad_lines_are_named(own, column, value):
     replace_line(own, 4, column, value)
-    with pytest.raises(DataError, match=r"line 5 of .*esc50.csv is no clip of ESC-50"):
+    with pytest.raises(DataError, match=r"line 5 of .*esc50.csv is not a clip of ESC-50"):
         read_clips(own)
 
 
@@ -127,7 +127,7 @@ def test_table_of_another_corpus_is_refused(own, tmp_path):
     replace_line(own, 0, 1, "split")
     with pytest.raises(DataError, match="lacks the column 'fold'"):
         read_clips(own)
-    with pytest.raises(DataError, match="holds no meta/esc50.csv"):
+    with pytest.raises(DataError, match="contains no meta/esc50.csv"):
         read_clips(tmp_path / "nowhere")
     replace_line(own, 0, 1, "fold")
     first = (own / META).read_text().splitlines()[1].split(",")[0]

@@ -146,7 +146,7 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(librispeech, tmp_path):
     out = tmp_path / "low"
     with pytest.raises(DataError, match="but 10 h are asked for"):
         build(out, librispeech, hours=[10])
-    with pytest.raises(DataError, match="holds no .flac file"):
+    with pytest.raises(DataError, match="contains no .flac file"):
         build(out, librispeech, librilight=tmp_path / "nowhere", hours=[1])
     with pytest.raises(UsageError, match="above 0"):
         build(out, librispeech, hours=[0])
@@ -155,7 +155,7 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(librispeech, tmp_path):
         build(out, librispeech, hours=[0.05])
     assert not out.exists() and not list(tmp_path.glob(".low*"))
     out.mkdir()
-    with pytest.raises(UsageError, match="is there already"):
+    with pytest.raises(UsageError, match="already exists"):
         build(out, librispeech, hours=[0.01])
 
 

@@ -43,7 +43,7 @@ def test_rows_are_read_with_quotes_and_further_columns(tmp_path):
         (["a.wav"], r"line 2 has audio without transcript \(a.wav\)"),
         ([f"{i}.wav\tx" for i in range(5)], "line 4 .*; and 2 more rows: complete"),
         (['a.wav\t"one', "b.wav\ttwo"], "a quotation mark is left open"),
-        ([], "holds no pairs"),
+        ([], "contains no pairs"),
     ],
 )
 def test_incomplete_rows_are_refused(tmp_path, rows, message):

@@ -117,9 +117,9 @@ def test_hash_split_and_a_file_of_splits(lj, tmp_path):
 
 
 @pytest.mark.parametrize(("content", "part"), [
-    (None, "no file of splits"),
-    ("{", "no file of splits"),
-    ('{"train": [], "dev": []}', "no file of splits"),
+    (None, "not a file of splits"),
+    ("{", "not a file of splits"),
+    ('{"train": [], "dev": []}', "not a file of splits"),
     ('{"train": ["LJ001-0001"], "dev": ["LJ002-0001"], "test": ["LJ999-0001"]}', "1 utterances that the corpus lacks"),
     ('{"train": ["LJ001-0001"], "dev": ["LJ002-0001"], "test": ["LJ001-0001"]}', "LJ001-0001 twice"),
     ('{"train": ["LJ001-0001"], "dev": [], "test": ["LJ003-0001"]}', "split 'dev' .* is empty"),
@@ -179,9 +179,9 @@ def test_malformed_metadata(lj, line, part):
 
 
 def test_no_corpus_there(tmp_path):
-    with pytest.raises(DataError, match=r"is no folder of LJSpeech-1.1: it lacks metadata.csv and wavs"):
+    with pytest.raises(DataError, match=r"is not a folder of LJSpeech-1.1: it lacks metadata.csv and wavs"):
         ljspeech.read(tmp_path / "nowhere")
-    with pytest.raises(DataError, match=r"is no folder of VCTK-Corpus-0.92"):
+    with pytest.raises(DataError, match=r"is not a folder of VCTK-Corpus-0.92"):
         vctk.read(tmp_path)
 
 

@@ -295,7 +295,7 @@ def test_wrong_requests(corpus, hubert_ctc, merge_file, tmp_path):
         make_args(tmp_path / "g", downstream="ljspeech"),
         config,
     )
-    refused(DataError, "is no folder of LJSpeech", make_args(tmp_path / "h", downstream="ljspeech"),
+    refused(DataError, "is not a folder of LJSpeech", make_args(tmp_path / "h", downstream="ljspeech"),
             task_file(tmp_path / "none", init="fresh", split="hash"))  # fmt: skip
     assert not [path for name in "abcdefgh" for path in (tmp_path / name).iterdir()]  # nothing half-made is left
 

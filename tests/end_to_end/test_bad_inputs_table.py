@@ -163,7 +163,7 @@ PLACES: list[Row] = [
     (KS.replace("{exp}", "{text}/exp"), DATA, ("text.txt/exp; a file is where a folder is needed",)),
     ("report {trained} --out {text}", DATA, ("text.txt; a file is where a folder is needed", "choose another path")),
     ("report {tmp}/none --out {tmp}/report", USAGE, ("none",)),
-    ("report {hubert} --out {tmp}/report", USAGE, ("holds no result.json",)),
+    ("report {hubert} --out {tmp}/report", USAGE, ("contains no result.json",)),
     ("report {trained} --out {tmp}/report --metric accc", USAGE, ("did you mean 'acc'",)),
     ("report {trained} --out {tmp}/report --paper mam.table9", USAGE, ("mam.table9",)),
     ("compare {tmp}/a.jsonl {tmp}/b.jsonl", DATA, ("a.jsonl",)),
@@ -241,7 +241,7 @@ def test_bad_yaml(shell, tmp_path, name, kind):
 
 
 @pytest.mark.parametrize(("variables", "parts"), [
-    ({"SPEECH_COMMANDS": "${SPEECH_COMMANDS}"}, ("SPEECH_COMMANDS stands for itself",)),
+    ({"SPEECH_COMMANDS": "${SPEECH_COMMANDS}"}, ("SPEECH_COMMANDS refers to itself",)),
     ({"SPEECH_COMMANDS": "${SPEECH_COMMANDS}/sub"}, ("SPEECH_COMMANDS -> SPEECH_COMMANDS",)),
     ({"SPEECH_COMMANDS": "${OTHER}", "OTHER": "${SPEECH_COMMANDS}"}, ("SPEECH_COMMANDS -> OTHER -> SPEECH_COMMANDS",)),
     ({"SPEECH_COMMANDS": ""}, ("SPEECH_COMMANDS, which is empty", "export SPEECH_COMMANDS=")),

@@ -138,15 +138,15 @@ def test_dev_may_choose_another_threshold_than_the_lowest_on_test(tmp_path):
 
 def test_what_is_missing_is_named(tmp_path):
     test = folder(tmp_path / "test", [0.9])
-    with pytest.raises(DataError, match="holds no predictions"):
+    with pytest.raises(DataError, match="contains no predictions"):
         score_runs(tmp_path, test[1])
     with pytest.raises(DataError, match="cannot be read"):
         score_runs(test[0], tmp_path / "none")
     (tmp_path / "bad").write_text("SPEAKER r 1 x 1 <NA> <NA> a <NA>\n")
-    with pytest.raises(DataError, match="line 1 of .* is no speaker turn"):
+    with pytest.raises(DataError, match="line 1 of .* is not a speaker turn"):
         read_rttm(tmp_path / "bad")
     (test[0] / "scoring" / "predictions" / "r.h5").write_text("no")
-    with pytest.raises(DataError, match="no prediction of the diarization task"):
+    with pytest.raises(DataError, match="not a prediction of the diarization task"):
         score_runs(*test)
 
 

@@ -70,7 +70,7 @@ def test_schema_2_is_read_without_the_number_of_items(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("{", "damaged, it holds no JSON"), ("[1]", "holds a list in place of a mapping"), ("{}", "has no 'schema'")],
+    [("{", "corrupt: not JSON"), ("[1]", "holds a list in place of a mapping"), ("{}", "has no 'schema'")],
 )
 def test_damaged_files_are_refused_by_name(tmp_path, text, said):
     path = tmp_path / "result.json"

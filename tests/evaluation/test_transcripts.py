@@ -61,7 +61,7 @@ def test_unreadable_files(tmp_path):
     with pytest.raises(DataError, match="no such file of transcripts"):
         read_transcripts(tmp_path / "none.jsonl")
     path = tmp_path / "t.jsonl"
-    for content, part in (("", "holds no transcript"), ("{}\n", "line 1 of"), ("[", "line 1 of")):
+    for content, part in (("", "contains no transcript"), ("{}\n", "line 1 of"), ("[", "line 1 of")):
         path.write_text(content)
         with pytest.raises(DataError, match=part):
             read_transcripts(path)

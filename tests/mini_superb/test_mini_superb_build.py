@@ -194,7 +194,7 @@ def test_wrong_arguments_are_named(tmp_path):
         mini_superb.build(tmp_path / "mini", tasks=["kss"])
     with pytest.raises(UsageError, match="no task given"):
         mini_superb.build(tmp_path / "mini", tasks=[])
-    with pytest.raises(UsageError, match="holds no known corpus"):
+    with pytest.raises(UsageError, match="contains no known corpus"):
         mini_superb.build(tmp_path / "mini", tmp_path, tasks=["ks"])
     with pytest.raises(UsageError, match="does not exist"):
         mini_superb.build(tmp_path / "mini", tmp_path / "nowhere", tasks=["ks"])

@@ -246,7 +246,7 @@ def test_nan_in_the_source_is_refused(tmp_path):
         ("target={upstream: hubert_local}", UsageError, "needs a checkpoint file, but target.ckpt is None"),
         ("target={upstream: hf_hubert_custom}", UsageError, "needs a folder or hub id"),
         ("target={upstream: fbank}", DataError, "target fbank has no attention matrices"),
-        ("source.model={here}", DataError, "holds no model weights"),
+        ("source.model={here}", DataError, "contains no model weights"),
         ("source={package: no_such_package}", DataError, "is not installed: `pip install no-such-package`"),
         ("source.model={conv}", DataError, "has no attention matrices with a known name.*conv.weight"),
     ],

@@ -157,7 +157,7 @@ def read_class_map(path: Path) -> list[list[str]]:
         with open(path, encoding="utf-8", newline="") as file:
             rows = {row["category"]: row["mids"].split(",") for row in csv.DictReader(file, delimiter="\t")}
     except (OSError, KeyError, AttributeError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} is no class map (a table with the columns category and mids): {error}.") from error
+        raise DataError(f"{path} is not a class map (a table with the columns category and mids): {error}.") from error
     wrong = sorted(set(rows) ^ set(CLASSES)) or [name for name, mids in rows.items() if not all(mids)]
     if wrong:
         raise DataError(f"{path} must name labels for each of the 50 classes of ESC-50 once; see '{wrong[0]}'.")
@@ -186,7 +186,7 @@ def take_head(path: Path, head: nn.Linear, digest: Tensor, now: Namespace) -> di
         or not isinstance(downstream, Mapping)
         or "head.weight" not in downstream
     ):
-        raise DataError(f"{path} holds no linear head of -d esc50: train one with -c esc50/mam.")
+        raise DataError(f"{path} contains no linear head of -d esc50: train one with -c esc50/mam.")
     if not torch.equal(downstream["split_digest"], digest):
         raise DataError(
             f"the head in {path} was trained on another split (fold {states['Config']['downstream_expert'].get('fold')}"

@@ -1,1 +1,1 @@
-"""The task LibriSpeech, transcribed by a head that is there already."""
+"""The task LibriSpeech, transcribed by a head that already exists."""

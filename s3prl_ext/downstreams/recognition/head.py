@@ -81,7 +81,7 @@ def read_target_head(folder: Path, width: int) -> tuple[CtcHead, Vocabulary, Fra
         width: features of a frame that the upstream gives.
 
     Raises:
-        DataError: the folder holds no CTC head or vocabulary, or they do not fit each other or the upstream.
+        DataError: the folder contains no CTC head or vocabulary, or they do not fit each other or the upstream.
     """
     if not folder.is_dir():
         raise DataError(f"the CTC head needs a model folder with vocab.json, but {folder} is a file.")
@@ -145,6 +145,6 @@ def check_features(args: Mapping[str, Any]) -> None:
 def _layer(folder: Path) -> tuple[Tensor, Tensor]:
     for file in weight_files(folder):
         weights = open_weights(file)
-        if f"{LAYER}.weight" in weights.keys():  # noqa: SIM118  a safetensors file is no mapping
+        if f"{LAYER}.weight" in weights.keys():  # noqa: SIM118  a safetensors file is not a mapping
             return weights[f"{LAYER}.weight"].float(), weights[f"{LAYER}.bias"].float()
-    raise DataError(f"{folder} holds no CTC head ({LAYER}.weight): give a model that was fine-tuned with CTC.")
+    raise DataError(f"{folder} contains no CTC head ({LAYER}.weight): give a model that was fine-tuned with CTC.")
