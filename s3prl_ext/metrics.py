@@ -71,11 +71,16 @@ def metric(name: str) -> Metric:
 MAIN_METRICS = ("slot_type_f1", "per", "wer", "error", "der", "acc")
 
 
-def heading(name: str) -> str:
-    """Return name, unit and direction of a metric as the head of a column, such as ``WER (%) ↓``."""
+def heading(name: str, what: str = "") -> str:
+    """Return name, unit and direction of a metric as the head of a column, such as ``WER (%) ↓``.
+
+    Args:
+        name: of the metric.
+        what: printed before it, such as ``test``.
+    """
     known = metric(name)
     unit = {"ratio": "%", "%": "%"}.get(known.unit, known.unit)
-    return f"{NAMES.get(name, name.replace('_', ' '))} ({unit}) {'↑' if known.higher_is_better else '↓'}"
+    return f"{what and what + ' '}{NAMES.get(name, name.replace('_', ' '))} ({unit}) {'↑' if known.higher_is_better else '↓'}"
 
 
 def factor(name: str) -> float:

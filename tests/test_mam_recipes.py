@@ -162,14 +162,13 @@ def test_table5_shows_mean_deviation_and_the_course_of_lambda(tmp_path: Path) ->
     for seed, last in ((0, [0.11, 0.09]), (1, [0.1, 0.12])):
         content = {"lambda": [[0.1, 0.1], last]}
         (tmp_path / f"table5/vctk/lmam_ft-{seed}/lambda.json").write_text(json.dumps(content))
-    lines = load("table5").table(tmp_path, "vctk")
-    assert lines[2] == "| baseline | 12.00 | 1 |  | 5.58 |"
-    assert lines[3] == "| MAM | - | 0 |  | 5.48 |"
-    assert lines[6] == "| L-MAM + FT | 10.00 ± 1.41 | 2 | 0.1 -> 0.0900 to 0.1200 | 5.36 |"
-    assert len(lines) == 7
+    table = load("table5").table(tmp_path, "vctk")
+    assert table.rows[0] == ["baseline", "12.00", "1", "", "5.58"] and table.rows[1] == ["MAM", "-", "0", "", "5.48"]
+    assert table.rows[4] == ["L-MAM + FT", "10.00 ± 1.41", "2", "0.1 -> 0.0900 to 0.1200", "5.36"]
+    assert len(table.rows) == 5 and not table.notes
     result = {"config": {"tuning": {"method": "full", "lambda_lr": "1e-3"}}}
     (tmp_path / "table5/vctk/lmam_ft-0/result.json").write_text(json.dumps(result))
-    assert "at a rate of its own, 0.001;" in load("table5").table(tmp_path, "vctk")[-1]
+    assert "at a rate of its own, 0.001;" in load("table5").table(tmp_path, "vctk").notes[0]
 
 
 def test_table5_averages_the_folds_of_esc50_each_fold_once(tmp_path: Path) -> None:
@@ -177,10 +176,10 @@ def test_table5_averages_the_folds_of_esc50_each_fold_once(tmp_path: Path) -> No
         (tmp_path / "table5" / name).mkdir(parents=True)
         content = {"metrics": {"test": {"error": {"value": error}}}}
         (tmp_path / "table5" / name / "result-test.json").write_text(json.dumps(content))
-    lines = load("table5").table(tmp_path, "esc50")
-    assert lines[0].startswith("| esc50, mean ± deviation over folds |")
-    assert lines[4] == "| FT | 12.00 ± 4.24 | 3 |  | 9.50 |"  # (10 + 20) / 2 = 15 and 9
-    assert load("table5").table(tmp_path, "esc50-1")[4] == "| FT | 15.00 ± 7.07 | 2 |  | 9.50 |"
+    table = load("table5").table(tmp_path, "esc50")
+    assert table.title == "Table 5: esc50, mean ± deviation over folds"
+    assert table.rows[2] == ["FT", "12.00 ± 4.24", "3", "", "9.50"]  # (10 + 20) / 2 = 15 and 9
+    assert load("table5").table(tmp_path, "esc50-1").rows[2] == ["FT", "15.00 ± 7.07", "2", "", "9.50"]
 
 
 def fold_sweep(path: Path, fold: int, scores: dict[float, float], chosen: float, task: str = "esc50") -> Path:
@@ -215,13 +214,13 @@ def test_sweeps_are_averaged_over_the_folds_of_esc50(tmp_path: Path) -> None:
     folds = load("folds")
     sweeps = [folds.read_sweep(path) for path in (first, second)]
     folds.check_folds(sweeps)
-    assert folds.table(sweeps)[2:] == [
-        "| - | - | 0 | 11.00 ± 1.41 (2) | 11.75 |",
-        "| all | none | dev: 0.1, 0.15 | 8.50 ± 0.71 (2) | - |",
-        "| all | none | 0.1 | 9.50 ± 2.12 (2) | 11.50 |",
-        "| all | none | 0.15 | 9.00 (1) | 11.75 |",
+    assert folds.table(sweeps).rows == [
+        ["-", "-", "0", "11.00 ± 1.41 (2)", "11.75"],
+        ["all", "none", "dev: 0.1, 0.15", "8.50 ± 0.71 (2)", "-"],
+        ["all", "none", "0.1", "9.50 ± 2.12 (2)", "11.50"],
+        ["all", "none", "0.15", "9.00 (1)", "11.75"],
     ]
-    with pytest.raises(DataError, match="fold 1 is there 2 times"):
+    with pytest.raises(DataError, match="fold 1 occurs 2 times"):
         folds.check_folds([sweeps[0], sweeps[0]])
     other = fold_sweep(tmp_path / "3", 1, {0.0: 1.0, 0.1: 2.0}, chosen=0.1, task="vctk")
     with pytest.raises(DataError, match="a sweep of vctk, which has no folds"):

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
 
+from s3prl_ext import metrics
 from s3prl_ext.evaluation.predictions import read_json as read
-from s3prl_ext.metrics import METRICS
+from s3prl_ext.metrics import factor
 from s3prl_ext.tasks import named
 
 # task -> (metric, dev split, test split), in the order of AD-TUNING's Table 2
 TASKS: dict[str, tuple[str, str, str]] = {
     row.name: (row.metrics[0], row.dev, row.test) for row in map(named, ("asr", "pr", "sd", "sid", "sf", "ic", "ks"))
 }
-SHOWN = {"wer": "WER", "per": "PER", "der": "DER", "acc": "accuracy", "slot_type_f1": "slot type F1"}
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ class TaskRun:
             for row in self.record["history"]
             if row["split"] == dev and row[metric] is not None
         }
-        scale = percent(metric)
+        scale = factor(metric)
         return {"dev": scale * on_dev.get(tested["step"], float("nan")),
                 "test": scale * tested["metrics"][test][metric]["value"]}  # fmt: skip
 
@@ -57,7 +56,7 @@ class TaskRun:
         """The task's metric on dev by step, in per cent, with the comparison of a race."""
         metric, dev, _ = TASKS[self.task]
         return {
-            row["step"]: percent(metric) * row[metric]
+            row["step"]: factor(metric) * row[metric]
             for row in self.record["history"]
             if row["split"] == dev and row[metric] is not None
         }
@@ -66,11 +65,6 @@ class TaskRun:
     def race(self) -> Mapping[str, Any] | None:
         """What the race of candidates decided, or None where there was none."""
         return self.record.get("race")
-
-
-def percent(metric: str) -> float:
-    """Return what a value of a metric is multiplied by to be in per cent."""
-    return 100.0 if METRICS[metric].unit == "ratio" else 1.0
 
 
 def runs_of(folder: Path, task: str, row: str) -> list[TaskRun]:
@@ -85,17 +79,4 @@ def runs_of(folder: Path, task: str, row: str) -> list[TaskRun]:
 
 def heading(task: str, what: str) -> str:
     """Return the head of a column: ``test WER (%) ↓``."""
-    metric = TASKS[task][0]
-    return f"{what} {SHOWN[metric]} (%) {'↑' if METRICS[metric].higher_is_better else '↓'}"
-
-
-def spread(values: Sequence[float]) -> str:
-    """Return mean and sample standard deviation as text; a single value alone."""
-    if not values:
-        return "-"
-    return f"{fmean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
-
-
-def better(task: str) -> Callable[..., float]:
-    """Return ``max`` or ``min``: which of several scores is best."""
-    return max if METRICS[TASKS[task][0]].higher_is_better else min
+    return metrics.heading(TASKS[task][0], what)

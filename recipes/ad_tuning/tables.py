@@ -12,10 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
-from runs import TASKS, TaskRun, better, heading, read, runs_of, spread
+from runs import TASKS, TaskRun, heading, read, runs_of
 
 from s3prl_ext.errors import as_command, unknown_name
-from s3prl_ext.evaluation.tables import NOTHING, Table, markdown
+from s3prl_ext.evaluation.tables import NOTHING, Table, markdown, mean_and_deviation
+from s3prl_ext.metrics import metric
 from s3prl_ext.papers.figures import ad_tuning_tables
 
 PAPER_ROWS = {
@@ -60,8 +61,8 @@ def _cells(runs: Sequence[TaskRun], cost: Path) -> list[str]:
         _size(runs[0]),
         f"{measured['seconds_per_step']:.3f}" if measured else NOTHING,
         f"{measured['peak_bytes'] / 1e6:.0f}" if measured else NOTHING,
-        spread([score["dev"] for score in known]),
-        spread([score["test"] for score in known]),
+        mean_and_deviation([score["dev"] for score in known]),
+        mean_and_deviation([score["test"] for score in known]),
     ]
 
 
@@ -80,8 +81,8 @@ def best_density(folder: Path, task: str) -> list[TaskRun]:
     chosen = []
     for seed in sorted(set.intersection(*(set(runs) for runs in by_row))):
         scored = [runs[seed] for runs in by_row]
-        best = better(task)(run.scores["dev"] for run in scored)
-        chosen.append(next(run for run in scored if run.scores["dev"] == best))
+        sign = 1 if metric(TASKS[task][0]).higher_is_better else -1
+        chosen.append(max(scored, key=lambda run: sign * run.scores["dev"]))
     return chosen
 
 
@@ -116,7 +117,7 @@ def table1(folder: Path, tasks: Sequence[str]) -> Table:
         for task in tasks:
             known = [score["test"] for run in runs_of(folder, task, row) if (score := run.scores)]
             paper = dict(zip(printed["columns"], printed[name], strict=True)).get(task)  # it has neither SF nor KS
-            cells += [str(len(known)), spread(known), paper or NOTHING]
+            cells += [str(len(known)), mean_and_deviation(known), paper or NOTHING]
         body.append(cells)
     head = ["method", *(cell for task in tasks for cell in ("seeds", heading(task, f"{task} test"), "paper"))]
     return Table("CHILD-TUNING_F and CHILD-TUNING_D, 10 % of the eligible weights", head, body)

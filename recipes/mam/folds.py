@@ -9,11 +9,11 @@ folds in which it was scored on test: give the recipe --test-all to have every r
 from __future__ import annotations
 
 import argparse
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
 from s3prl_ext.errors import DataError, as_command
+from s3prl_ext.evaluation.tables import NOTHING, Table, markdown, mean_and_deviation
 from s3prl_ext.papers.figures import mam_figure
 from s3prl_ext.sweeps.grid import BASELINE
 from s3prl_ext.sweeps.selection import point
@@ -38,18 +38,17 @@ def check_folds(sweeps: Sequence[StoredSweep]) -> None:
         folds.append(section["fold"])
     twice = sorted({fold for fold in folds if folds.count(fold) > 1})
     if twice:
-        raise DataError(f"fold {twice[0]} is there {folds.count(twice[0])} times: give each fold once.")
+        raise DataError(f"fold {twice[0]} occurs {folds.count(twice[0])} times: give each fold once.")
 
 
 def mean(values: Sequence[float]) -> str:
     """Return mean and sample standard deviation over folds, with their number."""
-    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.2f}{spread} ({len(values)})" if values else "-"
+    return f"{mean_and_deviation(values)} ({len(values)})" if values else NOTHING
 
 
-def table(sweeps: Sequence[StoredSweep]) -> list[str]:
-    """Return the lines of the table in Markdown: the unmerged target, what dev chooses, then every lambda."""
-    rows = [["-", "-", "0", mean(scores(sweeps, [BASELINE])), mam_figure("esc50", "all", None, 0.0) or "-"]]
+def table(sweeps: Sequence[StoredSweep]) -> Table:
+    """Return the table: the unmerged target, what dev chooses, then every lambda."""
+    rows = [["-", "-", "0", mean(scores(sweeps, [BASELINE])), mam_figure("esc50", "all", None, 0.0) or NOTHING]]
     groups = list(dict.fromkeys((group.name, group.noise) for sweep in sweeps for group in sweep.groups))
     for name, noise in groups:
         chosen = [
@@ -60,10 +59,10 @@ def table(sweeps: Sequence[StoredSweep]) -> list[str]:
         rows.append([name, noise, "dev: " + ", ".join(f"{value:g}" for value in lambdas), mean(found), "-"])
         members = [group for sweep in sweeps for group in sweep.groups if (group.name, group.noise) == (name, noise)]
         for value in sorted({value for group in members for value in group.lambdas}):
-            figure = mam_figure("esc50", name, noise, value) or "-"
+            figure = mam_figure("esc50", name, noise, value) or NOTHING
             rows.append([name, noise, f"{value:g}", mean(scores(sweeps, members[0].arms(value))), figure])
     head = ["layers", "noise", "λ", "test error (%), mean ± deviation over folds (folds)", "paper"]
-    return ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] * 5, *rows)]
+    return Table("ESC-50, mean over folds", head, rows, of_texts=True)
 
 
 def scores(sweeps: Sequence[StoredSweep], arms: Sequence) -> list[float]:
@@ -78,7 +77,7 @@ def main() -> None:
     parser.add_argument("sweeps", type=Path, nargs="+", help="sweep.json of finished sweeps, one per fold")
     sweeps = [read_sweep(path) for path in parser.parse_args().sweeps]
     check_folds(sweeps)
-    print("\n".join(table(sweeps)))
+    print(markdown(table(sweeps)))
 
 
 if __name__ == "__main__":

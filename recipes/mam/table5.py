@@ -13,6 +13,7 @@ from typing import Any
 
 from s3prl_ext.errors import as_command
 from s3prl_ext.evaluation.predictions import read_json
+from s3prl_ext.evaluation.tables import NOTHING, Table, markdown, mean_and_deviation
 from s3prl_ext.papers.figures import mam_tables
 
 METRICS = {"ljspeech": "wer", "vctk": "wer", "esc50": "error"}
@@ -40,12 +41,6 @@ def units_of(found: list[tuple[Path, dict[str, Any]]], out: Path, metric: str) -
     return [statistics.fmean(values) for values in folds.values()] if len(folds) > 1 else next(iter(folds.values()))
 
 
-def shown(values: list[float]) -> str:
-    """Return the mean and the sample standard deviation over runs, or over folds."""
-    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.2f}{spread}"
-
-
 def moved(folders: list[Path]) -> str:
     """Return the first values of the learnt lambdas and the range of the last ones over layers and runs."""
     courses = [read_json(file)["lambda"] for folder in folders if (file := folder / "lambda.json").is_file()]
@@ -55,20 +50,18 @@ def moved(folders: list[Path]) -> str:
 
 
 def rate_of_lambda(out: Path, unit: str) -> list[str]:
-    """Return a line that says with which learning rate lambda was learnt, where it was."""
+    """Return a sentence on the learning rate of lambda, where it was learnt."""
     files = out.glob(f"{ARMS['L-MAM + FT'].format(unit=unit)}/result.json")
     tunings = [read_json(file).get("config", {}).get("tuning") or {} for file in files]
     rates = sorted({float(tuning["lambda_lr"]) for tuning in tunings if tuning.get("lambda_lr") is not None})
     shown = ", ".join(f"{rate:g}" for rate in rates)
     return (
-        ["", f"Lambda was learnt at a rate of its own, {shown}; the paper names one rate for everything."]
-        if rates
-        else []
+        [f"Lambda was learnt at a rate of its own, {shown}; the paper names one rate for everything."] if rates else []
     )
 
 
-def table(out: Path, unit: str) -> list[str]:
-    """Return the lines of the table in Markdown; an arm without a scored run has a dash.
+def table(out: Path, unit: str) -> Table:
+    """Return the table; an arm without a scored run has a dash.
 
     Args:
         out: folder of the recipes.
@@ -79,13 +72,13 @@ def table(out: Path, unit: str) -> list[str]:
     metric, paper = METRICS[corpus], mam_tables()["table5"]
     column = paper["columns"].index(corpus)
     name = unit.replace("esc50-*", "esc50, mean ± deviation over folds")
-    lines = [f"| {name} | test {metric} (%) | runs | learnt lambda | paper |", "|---|---|---|---|---|"]
+    rows = []
     for arm, pattern in ARMS.items():
         found = runs(out, unit, pattern)
-        score = shown(units_of(found, out, metric)) if found else "-"
-        course = moved([folder for folder, _ in found])
-        lines.append(f"| {arm} | {score} | {len(found)} | {course} | {paper[arm][column]} |")
-    return lines + rate_of_lambda(out, unit)
+        score = mean_and_deviation(units_of(found, out, metric)) if found else NOTHING
+        rows.append([arm, score, str(len(found)), moved([folder for folder, _ in found]), paper[arm][column]])
+    head = ["", f"test {metric} (%)", "runs", "learnt lambda", "paper"]
+    return Table(f"Table 5: {name}", head, rows, rate_of_lambda(out, unit))
 
 
 def main() -> None:
@@ -98,7 +91,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.unit.partition("-")[0] not in METRICS:
         parser.error(f"{args.unit} is neither ljspeech, vctk nor a fold such as esc50-4")
-    print("\n".join(table(args.out, args.unit)))
+    print(markdown(table(args.out, args.unit)))
 
 
 if __name__ == "__main__":

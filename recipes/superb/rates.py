@@ -11,11 +11,11 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean, stdev
 
 from s3prl_ext.errors import DataError, as_command
 from s3prl_ext.evaluation.predictions import read_json as read
-from s3prl_ext.metrics import METRICS, metric
+from s3prl_ext.evaluation.tables import Table, markdown, mean_and_deviation
+from s3prl_ext.metrics import factor, metric
 from s3prl_ext.writing import write_json
 
 CHOSEN = "chosen.json"
@@ -63,19 +63,16 @@ def choose(folder: Path, name: str, split: str, seed: int) -> str:
 def table(folder: Path, name: str, dev: str, test: str, seed: int) -> str:
     """Return the search and the tested runs as Markdown."""
     chosen = read(folder / CHOSEN)["rate"]
-    scale = 100.0 if METRICS[name].unit == "ratio" else 1.0
-    lines = [f"| learning rate | best {name} on {dev} (%) |", "| ---: | ---: |"]
-    for rate, value in sorted(searched(folder, name, dev, seed).items(), key=lambda item: float(item[0])):
-        lines.append(f"| {rate}{' (chosen)' if rate == chosen else ''} | {scale * value:.2f} |")
+    scores = sorted(searched(folder, name, dev, seed).items(), key=lambda item: float(item[0]))
+    rows = [[f"{rate} (chosen)" * (rate == chosen) or rate, f"{factor(name) * value:.2f}"] for rate, value in scores]
     values = [
-        scale * read(path)["metrics"][test][name]["value"]
+        factor(name) * read(path)["metrics"][test][name]["value"]
         for path in sorted(folder.glob(f"lr-{chosen}-s*/result-{test}.json"))
     ]
-    spread = f" ± {stdev(values):.2f}" if len(values) > 1 else ""
-    lines += (
-        ["", f"{name} on {test} at {chosen}: {fmean(values):.2f}{spread} % (seeds: {len(values)})"] if values else []
+    tested = f"{name} on {test} at {chosen}: {mean_and_deviation(values)} % (seeds: {len(values)})"
+    return markdown(
+        Table("Learning rate", ["learning rate", f"best {name} on {dev} (%)"], rows, [tested] if values else [])
     )
-    return "\n".join(lines) + "\n"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -15,12 +15,13 @@ from typing import Any
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1] / place) for place in ("ad_tuning", "superb")]
 import rates
-from runs import TASKS, TaskRun, heading, percent, read, spread
+from runs import TASKS, TaskRun, heading, read
 from tables import PAPER_ROWS
 
 from s3prl_ext.errors import DataError, as_command
 from s3prl_ext.evaluation.plots import save_figure
-from s3prl_ext.evaluation.tables import NOTHING, Table, markdown
+from s3prl_ext.evaluation.tables import NOTHING, Table, markdown, mean_and_deviation
+from s3prl_ext.metrics import factor
 from s3prl_ext.papers.figures import ad_tuning_tables
 from s3prl_ext.writing import write_json
 
@@ -54,7 +55,7 @@ def summary(folder: Path, task: str, row: str) -> dict[str, Any] | None:
         "name": name_of(row),
         "rate": rate,
         "trained": runs[0].record["trainable"]["Upstream"],
-        "dev by rate": {k: percent(metric) * v for k, v in rates.searched(place, metric, dev, first).items()},
+        "dev by rate": {k: factor(metric) * v for k, v in rates.searched(place, metric, dev, first).items()},
         "dev": {seed: scores["dev"] for seed, scores in scored.items()},
         "test": {seed: scores["test"] for seed, scores in scored.items()},
         "items": runs[0].record["items"].get(test),
@@ -67,7 +68,7 @@ def _interval(run: TaskRun, metric: str, test: str) -> list[float] | None:
     tested = run.folder / f"result-{test}.json"
     record = read(tested) if tested.is_file() else run.record
     found = record["intervals"].get(test, {}).get(metric)
-    return [percent(metric) * bound for bound in found] if found else None
+    return [factor(metric) * bound for bound in found] if found else None
 
 
 def table(task: str, rows: Mapping[str, dict[str, Any] | None]) -> Table:
@@ -84,10 +85,20 @@ def table(task: str, rows: Mapping[str, dict[str, Any] | None]) -> Table:
         if known["rate"] in (grid[0], grid[-1]):
             edges.append(f"{known['name']} ({known['rate']})")
         interval = known["interval"]
-        body.append([
-            known["name"], f"{known['trained']:,}", known["rate"], str(len(known["test"])), spread(list(known["dev"].values())),
-            spread(list(known["test"].values())), "[{:.1f}, {:.1f}]".format(*interval) if interval else NOTHING, paper,
-        ])  # fmt: skip
+        dev, test = (mean_and_deviation(list(known[split].values())) for split in ("dev", "test"))
+        over_items = "[{:.1f}, {:.1f}]".format(*interval) if interval else NOTHING
+        body.append(
+            [
+                known["name"],
+                f"{known['trained']:,}",
+                known["rate"],
+                str(len(known["test"])),
+                dev,
+                test,
+                over_items,
+                paper,
+            ]
+        )
     head = ["method", "weights trained in the upstream", "learning rate", "seeds", heading(task, "dev"),
             heading(task, "test"), "95 % interval of the first seed over items", "paper, test"]  # fmt: skip
     notes = (f"The chosen rate is at the end of the grid for {', '.join(edges)}.",) if edges else ()

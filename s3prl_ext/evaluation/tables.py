@@ -7,6 +7,7 @@ import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean, stdev
 from typing import Any
 
 NOTHING = "-"
@@ -50,6 +51,13 @@ def markdown(table: Table) -> str:
 def plain(text: str) -> str:
     """Return a text in which Markdown sees no HTML: names in results are others' words."""
     return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text)
+
+
+def mean_and_deviation(values: Sequence[float]) -> str:
+    """Return mean and sample standard deviation as text, such as ``9.25 ± 0.12``; a single value alone."""
+    if not values:
+        return NOTHING
+    return f"{fmean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
 
 
 def _line(cells: Iterable[str]) -> str:
