@@ -21,6 +21,7 @@ from s3prl_ext import __version__, _autoload, extensions, plugin
 from s3prl_ext.compat.shim import STATES
 from s3prl_ext.configs import shipped_dir
 from s3prl_ext.errors import DataError, sentence
+from s3prl_ext.tasks import TASKS, corpus_variables
 from s3prl_ext.transformers_models import CHECKED_VERSIONS
 
 # distribution -> module that it provides
@@ -51,29 +52,8 @@ S3PRL_DISTRIBUTIONS = ("s3prl", "espnet-s3prl")
 S3PRL_MODULES = (
     "s3prl.hub",
     "s3prl.downstream.runner",
-    "s3prl.downstream.speech_commands.expert",
-    "s3prl.downstream.fluent_commands.expert",
-    "s3prl.downstream.voxceleb1.expert",
-    "s3prl.downstream.asr.expert",
-    "s3prl.downstream.ctc.expert",
-    "s3prl.downstream.ctc.corpus.libriphone",
-    "s3prl.downstream.ctc.corpus.snips",
-    "s3prl.downstream.diarization.expert",
+    *dict.fromkeys(module for task in TASKS for module in task.modules),
 )
-
-# environment variable -> the corpus whose folder it names
-CORPUS_VARIABLES = {
-    "SPEECH_COMMANDS": "Speech Commands (ks)",
-    "FLUENT_SPEECH_COMMANDS": "Fluent Speech Commands (ic)",
-    "VOXCELEB1": "VoxCeleb1 (sid)",
-    "LIBRISPEECH": "LibriSpeech (asr, pr, librispeech_zeroshot)",
-    "LIBRISPEECH_LEXICON": "pronunciations for LibriSpeech (pr)",
-    "AUDIO_SNIPS": "Audio SNIPS (sf)",
-    "LIBRI2MIX_DIARIZATION": "Libri2Mix, prepared for diarization (sd)",
-    "LJSPEECH": "LJ Speech",
-    "VCTK": "VCTK",
-    "ESC50": "ESC-50",
-}
 
 
 class Report:
@@ -247,7 +227,7 @@ def devices(report: Report) -> None:
 def corpora(report: Report) -> None:
     """Show which corpus variables are set, and whether their folders exist."""
     rows = []
-    for variable, corpus in CORPUS_VARIABLES.items():
+    for variable, corpus in corpus_variables().items():
         folder = os.environ.get(variable)
         state = "unset" if not folder else folder if Path(folder).is_dir() else f"missing folder: {folder}"
         rows.append((variable, f"{corpus}: {state}"))

@@ -12,20 +12,7 @@ from typing import Any, NoReturn
 
 from s3prl_ext.configs import package_dir, shipped_dir
 from s3prl_ext.errors import UsageError, unknown_name
-
-# Preset that stands in for s3prl's ./downstream/<task>/config.yaml, which is not in its wheel.
-DEFAULT_PRESETS = {
-    "speech_commands": "ks/superb",
-    "fluent_commands": "ic/superb",
-    "voxceleb1": "sid/superb",
-    "asr": "asr/superb",
-    "diarization": "sd/superb",
-    "ljspeech": "ljspeech/mam",
-    "vctk": "vctk/mam",
-    "librispeech_zeroshot": "librispeech_zeroshot/zero_shot",
-    "esc50": "esc50/mam",
-}
-
+from s3prl_ext.tasks import of_downstream
 
 MODES = ("train", "evaluate", "inference")
 
@@ -113,8 +100,10 @@ def named_task_file(flags: argparse.Namespace) -> str | None:
         return str(preset_path(flags.config)) if not Path(flags.config).is_file() else flags.config
     if flags.downstream is None or Path(f"./downstream/{flags.downstream}/config.yaml").is_file():
         return None
-    if flags.downstream == "ctc":
-        raise UsageError("-d ctc is two tasks: choose one with -c pr/superb (phonemes) or -c sf/superb (slot filling).")
+    shipped = [task for task in of_downstream(flags.downstream) if task.preset]
+    if len(shipped) > 1:
+        choice = " or ".join(f"-c {task.preset} ({task.variables[task.variable]})" for task in shipped)
+        raise UsageError(f"-d {flags.downstream} is {len(shipped)} tasks: choose one with {choice}.")
     default = default_task_file(flags.downstream)
     if default is None:
         raise UsageError(
@@ -127,12 +116,14 @@ def named_task_file(flags: argparse.Namespace) -> str | None:
 def default_task_file(downstream: str) -> Path | None:
     """Return the task file of a task where ``-c`` is not given.
 
-    A shipped preset, or the ``config.yaml`` in the task's folder: in an extension, or in an editable clone of s3prl.
+    The shipped preset of its record, or the ``config.yaml`` in the task's folder: in an extension, or in an editable
+    clone of s3prl.
     """
     from s3prl_ext import plugin
 
-    if downstream in DEFAULT_PRESETS:
-        return preset_path(DEFAULT_PRESETS[downstream])
+    shipped = [task.preset for task in of_downstream(downstream) if task.preset]
+    if len(shipped) == 1:
+        return preset_path(shipped[0])
     folders = [*plugin.added_task_folders, package_dir("s3prl") / "downstream"]
     return next((path for folder in folders if (path := folder / downstream / "config.yaml").is_file()), None)
 

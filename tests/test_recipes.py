@@ -24,8 +24,8 @@ import pytest
 
 from s3prl_ext import run_downstream
 from s3prl_ext.commands import prepare
-from s3prl_ext.doctor import CORPUS_VARIABLES
 from s3prl_ext.errors import DataError
+from s3prl_ext.tasks import corpus_variables
 from tests import factories
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
@@ -63,7 +63,7 @@ def run(folder: Path, recipe: str, *flags: str) -> subprocess.CompletedProcess[s
 def shell(folder: Path, text: str) -> subprocess.CompletedProcess[str]:
     """Run a shell text in `folder`."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    environment = {key: value for key, value in os.environ.items() if key not in CORPUS_VARIABLES}
+    environment = {key: value for key, value in os.environ.items() if key not in corpus_variables()}
     return subprocess.run(
         ["bash", "-c", text], cwd=folder, env={**environment, "PATH": path, "OMP_NUM_THREADS": "1"},
         capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False,
@@ -101,7 +101,7 @@ def test_shellcheck_finds_nothing():
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     """An empty folder, and every corpus variable set for the commands that are checked here."""
-    for variable in CORPUS_VARIABLES:
+    for variable in corpus_variables():
         monkeypatch.setenv(variable, str(tmp_path))
     monkeypatch.chdir(tmp_path)
     return tmp_path

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from s3prl_ext.configs import expand_variables, load_yaml, shipped_dir
-from s3prl_ext.doctor import CORPUS_VARIABLES
 from s3prl_ext.errors import UsageError
 from s3prl_ext.mini_superb import LAYOUTS
+from s3prl_ext.tasks import corpus_variables
 from s3prl_ext.training.early_stop import budget, judged_by
 from s3prl_ext.training.task_file import TaskFile
 from s3prl_ext.training.tuning_config import FisherConfig
@@ -145,7 +145,7 @@ COMPARED_AT = {"asr": 40000, "sf": 40000, "pr": 10000, "sd": 3000, "sid": 20000,
 
 @pytest.mark.parametrize("task", TASKS)
 def test_released_settings_race_three_densities(task, monkeypatch):
-    for name in CORPUS_VARIABLES:
+    for name in corpus_variables():
         monkeypatch.setenv(name, "/somewhere")
     file = TaskFile.read(expand_variables(load_yaml(task_file(task, "ad_tuning"))))
     assert [tuning.density for tuning in file.tunings] == [0.1, 0.01, 0.001]
@@ -157,7 +157,7 @@ def test_released_settings_race_three_densities(task, monkeypatch):
     total, k = file.runner.total_steps, COMPARED_AT[task]
     assert file.early_stop.keep == 1 and file.early_stop.steps_before_cut(total) == k
     assert budget(file.early_stop, 3, total) == 3 * k + total - k
-    assert judged_by(None, LAYOUTS[task].downstream, ["loss", file.early_stop.metric]) == file.early_stop.metric
+    assert judged_by(None, LAYOUTS[task].task.downstream, ["loss", file.early_stop.metric]) == file.early_stop.metric
 
 
 def test_every_variable_is_explained_and_no_path_is_someones_own(shipped):

@@ -12,8 +12,8 @@ from types import ModuleType
 from typing import Any
 
 from s3prl_ext.compat.shim import Shim
-
-KEY = "labels"
+from s3prl_ext.tasks.ic import SLOTS
+from s3prl_ext.tasks.record import LABELS
 
 
 def _keeping(labels: Callable[[Any], dict[str, list[str]] | None]) -> Callable[[ModuleType], None]:
@@ -27,7 +27,7 @@ def _keeping(labels: Callable[[Any], dict[str, list[str]] | None]) -> Callable[[
             initialise(self, *args, **kwargs)
             found = labels(self)
             if found is not None and "downstream_expert" in kwargs:
-                kwargs["downstream_expert"][KEY] = found
+                kwargs["downstream_expert"][LABELS] = found
 
         module.DownstreamExpert.__init__ = initialise_and_keep
 
@@ -35,7 +35,7 @@ def _keeping(labels: Callable[[Any], dict[str, list[str]] | None]) -> Callable[[
 
 
 def _intents(expert: Any) -> dict[str, list[str]]:
-    sizes = zip(("action", "object", "location"), expert.values_per_slot, strict=True)
+    sizes = zip(SLOTS, expert.values_per_slot, strict=True)
     return {slot: [str(expert.Sy_intent[slot][index]) for index in range(size)] for slot, size in sizes}
 
 

@@ -11,7 +11,8 @@ import yaml
 
 from s3prl_ext.attention.layouts import PROJECTIONS
 from s3prl_ext.metrics import METRICS
-from s3prl_ext.training.corpus_hash import PATHS, value_at
+from s3prl_ext.tasks import task_of
+from s3prl_ext.training.corpus_hash import value_at
 
 HEAD_FILE, TASK_FILE, TRAINING_FILE = "head.ckpt", "task.yaml", "training.yaml"
 
@@ -142,7 +143,8 @@ def _model(info: Mapping[str, Any], facts: Facts) -> str:
 def _data(info: Mapping[str, Any]) -> str:
     """Return what the task was trained on: the paths of its task file, and the hashes of what was there."""
     expert = (info.get("config") or {}).get("downstream_expert") or {}
-    named = {f"`{key}`": value_at(expert, key) for key in PATHS.get(str(info.get("downstream")), ())}
+    reads = task_of(str(info.get("downstream")), expert).reads
+    named = {f"`{row.key}`": value_at(expert, row.key) for row in reads}
     found = info.get("data") or {}
     rows = {key: f"`{value}`" for key, value in named.items() if value} | {
         "files": f"{found['files']:,}" if found else "not recorded",

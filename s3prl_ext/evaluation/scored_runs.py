@@ -9,7 +9,7 @@ from typing import Any
 
 from s3prl_ext.evaluation.clusters import UTTERANCE
 from s3prl_ext.evaluation.result_records import ResultRecord, numbers
-from s3prl_ext.tasks import main_metric, named, task_of
+from s3prl_ext.tasks import named, task_of
 
 UNNAMED_MERGE = "merged_attention"  # -u of a merge that -g names
 # Settings that do not change what a model learns or how it is scored.
@@ -56,7 +56,7 @@ class ScoredRun:
     @property
     def main_metric(self) -> str | None:
         """The metric that the task is judged by."""
-        return main_metric(named(self.task), self.values)
+        return named(self.task).main_metric(self.values)
 
     def key(self, names: Sequence[str] | None = None) -> tuple[tuple[str, str], ...]:
         """Return the facts that runs of one row share, as something that can be compared.

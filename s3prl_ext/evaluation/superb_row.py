@@ -12,14 +12,8 @@ from s3prl_ext.evaluation.result_tables import number
 from s3prl_ext.evaluation.scored_runs import ScoredRun
 from s3prl_ext.evaluation.tables import NOTHING, Table
 from s3prl_ext.metrics import heading, metric
-from s3prl_ext.tasks import choosing_splits, reported_splits
+from s3prl_ext.tasks import TASKS, choosing_splits, known, named, reported_splits
 
-# Columns in SUPERB's order: task and metric. Of diarization SUPERB's scoring counts, not the metric of training.
-COLUMNS = (
-    ("pr", "per"), ("asr", "wer"), ("ks", "acc"), ("ic", "acc"), ("sid", "acc"), ("sf", "slot_type_f1"),
-    ("sf", "slot_value_cer"), ("sd", "der"),
-)  # fmt: skip
-SUPERB_TASKS = tuple(dict.fromkeys(task for task, _ in COLUMNS))
 # What makes a line: the model and how it is tuned, not what a task file sets.
 MODEL = ("upstream", "upstream_ckpt", "upstream_sha256", "method", "race", "lambda", "layers", "noise", "learnable",
          "source", "tuning.mask", "tuning.density")  # fmt: skip
@@ -36,7 +30,9 @@ def superb_table(runs: Sequence[ScoredRun], diarization: Mapping[str, SuperbScor
         runs: of all tasks and splits.
         diarization: SUPERB's scores of diarization runs by the file that a run comes from.
     """
-    test = [run for run in runs if run.task in SUPERB_TASKS and run.split in reported_splits()]
+    shown = [task for task in known() if task in TASKS or any(run.task == task.name for run in runs)]
+    columns = [(task.name, name) for task in shown for name in task.superb]
+    test = [run for run in runs if named(run.task).superb and run.split in reported_splits()]
     models: dict[Any, list[ScoredRun]] = {}
     for run in test:
         models.setdefault(run.key(MODEL), []).append(run)
@@ -51,20 +47,18 @@ def superb_table(runs: Sequence[ScoredRun], diarization: Mapping[str, SuperbScor
     body, values = [], []
     for name, found in zip(names, lines, strict=True):
         cells = [name]
-        for task, metric_name in COLUMNS:
+        for task, metric_name in columns:
             row = _row(task, metric_name, found, runs, notes, name)
-            shown = [number(row.mean, metric_name) if row else NOTHING]
+            figures = [number(row.mean, metric_name) if row else NOTHING]
             if task == "sd":
-                shown = _diarization(row, diarization, notes, name)
-            cells += shown
+                figures = _diarization(row, diarization, notes, name)
+            cells += figures
             if row is not None:
-                values.append(_value(name, row, shown))
+                values.append(_value(name, row, figures))
         body.append(cells)
-    head = [
-        "upstream",
-        *(f"{task.upper()} {heading(name)}" for task, name in COLUMNS),
-        "SD DER (%) ↓, threshold of dev",
-    ]
+    head = ["upstream"]
+    for task, name in columns:
+        head += [f"{task.upper()} {heading(name)}"] + (["SD DER (%) ↓, threshold of dev"] if task == "sd" else [])
     notes.append(
         "SD: thresholds 0.3 to 0.7, medians 1 and 11, no collar, overlapped speech scored, the lowest on test as SUPERB "
         "reports it; next to it the rate at the setting that is best on dev."

@@ -13,6 +13,7 @@ from s3prl_ext.evaluation.scored_runs import ScoredRun
 from s3prl_ext.evaluation.significance import bootstrap_difference, bootstrap_ratio, mcnemar_exact
 from s3prl_ext.evaluation.utterance_counts import Counts, utterance_counts
 from s3prl_ext.metrics import metric
+from s3prl_ext.tasks import named
 
 
 @dataclass(frozen=True)
@@ -127,4 +128,8 @@ def _counts_of(row: Row) -> Counts | None:
 
 def _counts(run: ScoredRun) -> Counts | None:
     """Return the counts of a run; they must give the error rate that the run reports."""
-    return None if run.utterances is None else utterance_counts(run.utterances, run.split, run.values, run.source)
+    return (
+        None
+        if run.utterances is None
+        else utterance_counts(run.utterances, run.split, run.values, run.source, named(run.task))
+    )

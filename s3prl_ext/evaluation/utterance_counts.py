@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from math import isclose
 from pathlib import Path
-from typing import NamedTuple
 
 import editdistance
 
 from s3prl_ext.errors import DataError
 from s3prl_ext.evaluation.predictions import read_predictions
 from s3prl_ext.evaluation.transcripts import read_transcripts
+from s3prl_ext.metrics import factor, metric
+from s3prl_ext.tasks import OTHER, Task, Utterances, utterances_of
 
 # Errors and length of each utterance, by its name and reference.
 Counts = dict[tuple[str, str], tuple[float, float]]
@@ -23,25 +24,6 @@ Counts = dict[tuple[str, str], tuple[float, float]]
 
 class OtherEvaluation(DataError):
     """The file of utterances is sound, but of another evaluation than the result next to it."""
-
-
-class _Kind(NamedTuple):
-    """One way in which a task writes what it said of each utterance.
-
-    Attributes:
-        hypotheses, references: names of the files of a split; one file where both are the same.
-        errors: error rate in per cent by the metrics that a run may report.
-        read: returns the counts of the two files.
-    """
-
-    hypotheses: str
-    references: str
-    errors: Mapping[str, Callable[[float], float]]
-    read: Callable[[Path, Path], Counts | None]
-
-
-def _as_reported(value: float) -> float:
-    return value
 
 
 def _lines(path: Path, between: str) -> Iterator[tuple[str, str]]:
@@ -55,17 +37,15 @@ def _lines(path: Path, between: str) -> Iterator[tuple[str, str]]:
         yield name, text
 
 
-def _paired(between: str, count: Callable[[str, str], tuple[float, float]]) -> Callable[[Path, Path], Counts | None]:
-    """Return a reader of two files with a line per utterance; None where an utterance is there twice (KS draws its dev)."""
-
-    def read(hypotheses: Path, references: Path) -> Counts | None:
-        found, truth = list(_lines(hypotheses, between)), list(_lines(references, between))
-        if [name for name, _ in found] != [name for name, _ in truth]:
-            raise DataError(f"{hypotheses} and {references.name} name different clips: evaluate the split again.")
-        counts = {(name, r): count(r, h) for (name, h), (_, r) in zip(found, truth, strict=True)}
-        return counts if len(counts) == len(found) else None
-
-    return read
+def _paired(
+    hypotheses: Path, references: Path, between: str, count: Callable[[str, str], tuple[float, float]]
+) -> Counts | None:
+    """Read two files with a line per utterance; None where an utterance is there twice (KS draws its dev)."""
+    found, truth = list(_lines(hypotheses, between)), list(_lines(references, between))
+    if [name for name, _ in found] != [name for name, _ in truth]:
+        raise DataError(f"{hypotheses} and {references.name} name different clips: evaluate the split again.")
+    counts = {(name, r): count(r, h) for (name, h), (_, r) in zip(found, truth, strict=True)}
+    return counts if len(counts) == len(found) else None
 
 
 def _label(reference: str, hypothesis: str) -> tuple[float, float]:
@@ -77,26 +57,9 @@ def _tokens(reference: str, hypothesis: str) -> tuple[float, float]:
     return float(editdistance.eval(h, r)), float(len(r))
 
 
-def _transcripts(path: Path, _: Path) -> Counts:
-    return {(t.id, t.reference): (float(t.errors), float(t.words)) for t in read_transcripts(path)}
-
-
-def _predictions(path: Path, _: Path) -> Counts:
-    return {(p.clip, p.label): (float(not p.right), 1.0) for p in read_predictions(path)}
-
-
-_WRONG_OF_RIGHT = {"acc": lambda value: 100 * (1 - value)}
-_KINDS = (
-    _Kind("transcripts-{}.jsonl", "transcripts-{}.jsonl", {"wer": _as_reported}, _transcripts),
-    _Kind("predictions-{}.jsonl", "predictions-{}.jsonl", {"error": _as_reported}, _predictions),
-    _Kind("{}_predict.txt", "{}_truth.txt", _WRONG_OF_RIGHT, _paired(" ", _label)),
-    _Kind("{}_predict.csv", "{}_truth.csv", _WRONG_OF_RIGHT, _paired(",", _label)),
-    _Kind("{}-noLM-hyp.ark", "{}-noLM-ref.ark", {"wer": _as_reported}, _paired(" ", _tokens)),
-    _Kind("{}-hyp.ark", "{}-ref.ark", {"per": lambda value: 100 * value}, _paired(" ", _tokens)),
-)
-
-
-def utterance_counts(folder: Path, split: str, values: Mapping[str, float], source: Path) -> Counts | None:
+def utterance_counts(
+    folder: Path, split: str, values: Mapping[str, float], source: Path, task: Task = OTHER
+) -> Counts | None:
     """Return errors and length of each utterance of a split, or None where the folder has no such file.
 
     Args:
@@ -104,24 +67,38 @@ def utterance_counts(folder: Path, split: str, values: Mapping[str, float], sour
         split: its name.
         values: the metrics that the run reports; the counts must give one of them.
         source: the file that reports them, for messages.
+        task: says which files there may be.
 
     Raises:
         OtherEvaluation: a file is of another evaluation.
         DataError: a file is damaged.
     """
-    for kind in _KINDS:
-        files = folder / kind.hypotheses.format(split), folder / kind.references.format(split)
-        reported = next((error(values[name]) for name, error in kind.errors.items() if name in values), None)
-        if reported is None or not all(path.is_file() for path in files):
+    for files in utterances_of(task):
+        paths = folder / files.hypotheses.format(split), folder / files.references.format(split)
+        if files.metric not in values or not all(path.is_file() for path in paths):
             continue
-        counts = kind.read(*files)
+        counts, reported = _read(files, *paths), _error_rate(files.metric, values[files.metric])
         if counts is not None and not isclose(_rate(counts), reported, abs_tol=1e-4):
             raise OtherEvaluation(
-                f"{files[0]} gives an error of {_rate(counts):.4g} %, but {source} reports {reported:.4g} %: it is of "
+                f"{paths[0]} gives an error of {_rate(counts):.4g} %, but {source} reports {reported:.4g} %: it is of "
                 "another evaluation."
             )
         return counts
     return None
+
+
+def _read(files: Utterances, hypotheses: Path, references: Path) -> Counts | None:
+    if files.kind == "transcripts":
+        return {(t.id, t.reference): (float(t.errors), float(t.words)) for t in read_transcripts(hypotheses)}
+    if files.kind == "predictions":
+        return {(p.clip, p.label): (float(not p.right), 1.0) for p in read_predictions(hypotheses)}
+    return _paired(hypotheses, references, files.between, _label if files.kind == "labels" else _tokens)
+
+
+def _error_rate(name: str, value: float) -> float:
+    """Return an error rate in per cent for a metric, whichever its direction and unit are."""
+    shown = factor(name) * value
+    return 100.0 - shown if metric(name).higher_is_better else shown
 
 
 def _rate(counts: Counts) -> float:

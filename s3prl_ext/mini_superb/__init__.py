@@ -91,7 +91,7 @@ def commands(tasks: Iterable[str], out: Path) -> list[str]:
     place = shlex.quote(str(out))
     return [
         f". {place}/env.sh; s3prl-ext run -m train -u {LAYOUTS[task].upstream} "
-        f"-d {LAYOUTS[task].downstream} -c {task}/mini "
+        f"-d {LAYOUTS[task].task.downstream} -c {task}/mini "
         f"-p {place}/exp/{task} --device cpu"
         for task in tasks
     ]
@@ -152,7 +152,7 @@ def _move_back(out: Path) -> None:
 
 def variables(tasks: Iterable[str], out: Path) -> dict[str, str]:
     """Return the environment variables with which the shipped task files find the corpora of `tasks` at `out`."""
-    return {LAYOUTS[task].variable: str(out / LAYOUTS[task].folder) for task in tasks}
+    return {LAYOUTS[task].task.variable: str(out / LAYOUTS[task].folder) for task in tasks}
 
 
 def _environment(tasks: Iterable[str], out: Path) -> str:
@@ -170,7 +170,7 @@ def _readme(tasks: Iterable[str], source: Source) -> str:
     for task in tasks:
         layout = LAYOUTS[task]
         lines += [
-            f"## {task} (`-d {layout.downstream} -c {task}/mini`, folder `{layout.folder}`)",
+            f"## {task} (`-d {layout.task.downstream} -c {task}/mini`, folder `{layout.folder}`)",
             "",
             layout.mapping,
             "",

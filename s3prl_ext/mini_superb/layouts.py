@@ -1,4 +1,4 @@
-"""The seven tasks of SUPERB: under which names s3prl and the task files know them, and what writes their corpus."""
+"""The tasks that have a miniature corpus: its folder, and what writes it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 from s3prl_ext.mini_superb import esc50, ic, ks, librispeech, ljspeech, sd, sf, sid, vctk
 from s3prl_ext.mini_superb.source import Source
+from s3prl_ext.tasks import Task, named
 
 
 @dataclass(frozen=True)
@@ -15,17 +16,15 @@ class Layout:
     """One task.
 
     Args:
-        downstream: s3prl's name of it (``-d``).
+        task: its record.
         folder: folder of its corpus; asr and pr share one.
-        variable: environment variable with which the task files find that folder.
         write: writes the corpus into a folder.
         mapping: what replaces what, for the README.
         upstream: features to try it with (``-u``).
     """
 
-    downstream: str
+    task: Task
     folder: str
-    variable: str
     write: Callable[[Path, Source], None]
     mapping: str
     upstream: str = "fbank"
@@ -35,14 +34,14 @@ class Layout:
 _POOLED = "fbank_no_cmvn"
 
 LAYOUTS: dict[str, Layout] = {
-    "ks": Layout("speech_commands", "speech_commands", "SPEECH_COMMANDS", ks.write, ks.MAPPING, _POOLED),
-    "ic": Layout("fluent_commands", "fluent_speech_commands", "FLUENT_SPEECH_COMMANDS", ic.write, ic.MAPPING, _POOLED),
-    "sid": Layout("voxceleb1", "voxceleb1", "VOXCELEB1", sid.write, sid.MAPPING, _POOLED),
-    "asr": Layout("asr", "librispeech", "LIBRISPEECH", librispeech.write_asr, librispeech.MAPPING_ASR),
-    "pr": Layout("ctc", "librispeech", "LIBRISPEECH", librispeech.write_pr, librispeech.MAPPING_PR),
-    "sf": Layout("ctc", "audio_snips", "AUDIO_SNIPS", sf.write, sf.MAPPING),
-    "sd": Layout("diarization", "libri2mix_diarization", "LIBRI2MIX_DIARIZATION", sd.write, sd.MAPPING),
-    "ljspeech": Layout("ljspeech", "LJSpeech-1.1", "LJSPEECH", ljspeech.write, ljspeech.MAPPING),
-    "vctk": Layout("vctk", "VCTK-Corpus-0.92", "VCTK", vctk.write, vctk.MAPPING),
-    "esc50": Layout("esc50", "ESC-50-master", "ESC50", esc50.write, esc50.MAPPING, _POOLED),
+    "ks": Layout(named("ks"), "speech_commands", ks.write, ks.MAPPING, _POOLED),
+    "ic": Layout(named("ic"), "fluent_speech_commands", ic.write, ic.MAPPING, _POOLED),
+    "sid": Layout(named("sid"), "voxceleb1", sid.write, sid.MAPPING, _POOLED),
+    "asr": Layout(named("asr"), "librispeech", librispeech.write_asr, librispeech.MAPPING_ASR),
+    "pr": Layout(named("pr"), "librispeech", librispeech.write_pr, librispeech.MAPPING_PR),
+    "sf": Layout(named("sf"), "audio_snips", sf.write, sf.MAPPING),
+    "sd": Layout(named("sd"), "libri2mix_diarization", sd.write, sd.MAPPING),
+    "ljspeech": Layout(named("ljspeech"), "LJSpeech-1.1", ljspeech.write, ljspeech.MAPPING),
+    "vctk": Layout(named("vctk"), "VCTK-Corpus-0.92", vctk.write, vctk.MAPPING),
+    "esc50": Layout(named("esc50"), "ESC-50-master", esc50.write, esc50.MAPPING, _POOLED),
 }

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from s3prl_ext.errors import UsageError, unknown_name
 from s3prl_ext.papers.figures import CORPORA, ad_tuning_tables, mam_tables
+from s3prl_ext.tasks import named
 
 SOURCES = {"none": "Source", "source": "N(Source)", "target": "N(Target)", "standard": "N(0,1)"}
 MAM = "MAM"
@@ -36,7 +37,6 @@ class PaperTable:
         name: as for ``--paper``, such as ``mam.table1``.
         title: paper, table, what it shows.
         figures: per cent as printed, by cell in the printed order; None where the paper prints none.
-        metrics: the metric of each task that the paper prints.
         baselines: cell that a task's other cells are compared with.
         match: returns the cell of a run with these facts on a task, or None where it has no place. In the tables on merging
             without training a lambda or a set of layers that the paper has not gets a cell of its own.
@@ -47,7 +47,6 @@ class PaperTable:
     name: str
     title: str
     figures: Mapping[Cell, str | None]
-    metrics: Mapping[str, str]
     baselines: Mapping[str, Cell]
     match: Callable[[str, Mapping[str, Any]], Cell | None]
     takes: str
@@ -58,11 +57,12 @@ class PaperTable:
         """Short names of its tasks."""
         return list(dict.fromkeys(cell.task for cell in self.figures))
 
+    @property
+    def metrics(self) -> dict[str, str]:
+        """The metric of each task, which the papers print as well."""
+        return {task: named(task).metrics[0] for task in self.tasks}
 
-MAM_METRICS = {"ljspeech": "wer", "vctk": "wer", "esc50": "error"}
-SUPERB_METRICS = {
-    "asr": "wer", "pr": "per", "sd": "der", "sid": "acc", "sf": "slot_type_f1", "ic": "acc", "ks": "acc"
-}  # fmt: skip
+
 METHODS = {
     "full": "FT", "frozen": "Baseline", "houlsby": "Houlsby", "adapter_bias": "AdapterBias", "lora": "LoRA",
     "prefix": "Prefix", "cnn_adapter": "CNN adapter", "chapter": "CHAPTER", "weighted_sum": "Weighted-sum",
@@ -115,7 +115,6 @@ def _mam1() -> PaperTable:
         "mam.table1",
         "MAM, Table 1: interpolation of all layers, by λ",
         figures,
-        MAM_METRICS,
         baselines,
         match,
         "merges of all layers at one λ, with or without noise, and the unmerged model; upstreams that were not tuned",
@@ -138,7 +137,7 @@ def _mam2() -> PaperTable:
     at = ", ".join(f"{corpus} {value:g}" for corpus, value in printed.items())
     title = f"MAM, Table 2: merging a block of layers (the paper's λ: {at})"
     return PaperTable(
-        "mam.table2", title, figures, MAM_METRICS, {c: Cell(c, "None") for c in blocks}, match,
+        "mam.table2", title, figures, {c: Cell(c, "None") for c in blocks}, match,
         "merges of a block of layers, and the unmerged model; upstreams that were not tuned, no noise", printed
     )  # fmt: skip
 
@@ -166,7 +165,6 @@ def _mam3() -> PaperTable:
         "mam.table3",
         title,
         figures,
-        MAM_METRICS,
         baselines,
         match,
         "merges of layers chosen by similarity (by, top_k), and the unmerged model; upstreams that were not tuned, no noise",
@@ -192,7 +190,6 @@ def _mam5() -> PaperTable:
         "mam.table5",
         title,
         figures,
-        MAM_METRICS,
         {c: Cell(c, "baseline") for c in corpora},
         match,
         "upstreams that were fully tuned or not at all, merged or not, no noise",
@@ -221,9 +218,7 @@ def _ad_tuning(name: str) -> PaperTable:
     }[name]  # fmt: skip
     used = list(dict.fromkeys(cell.task for cell in figures))
     baselines = {task: Cell(task, baseline) for task in used}
-    return PaperTable(
-        f"ad_tuning.{name}", title, figures, SUPERB_METRICS, baselines, match, f"{tuned}; upstreams that are not merged"
-    )
+    return PaperTable(f"ad_tuning.{name}", title, figures, baselines, match, f"{tuned}; upstreams that are not merged")
 
 
 def _ad_tuning_row(name: str, facts: Mapping[str, Any]) -> str | None:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 import numpy as np
 from torch import Tensor, nn
 
 from s3prl_ext.corpora.audio import SAMPLE_RATE
-from s3prl_ext.errors import UsageError
+from s3prl_ext.errors import DataError, UsageError, unknown_name
+from s3prl_ext.prediction.labels import with_known_variables
 from s3prl_ext.prediction.recordings import Recording
 from s3prl_ext.prediction.results import Result
 from s3prl_ext.prediction.windows import Window
+from s3prl_ext.tasks import known, task_of
 
 DEFAULT_WINDOW = 40.0  # seconds; the longest utterance of LibriSpeech's test sets has 35
 SHORTEST_WINDOW = 2.0  # seconds
@@ -109,3 +114,46 @@ class Decoder(ABC):
     @abstractmethod
     def join(self, recording: Recording, windows: Sequence[Window], pieces: Sequence[Any]) -> Result:
         """Return the result of a recording from what the head said of its windows."""
+
+
+def build_decoder(info: Mapping[str, Any], width: int, rate: int, options: Options, name: str) -> Decoder:
+    """Build the decoder of a task, with an untrained head.
+
+    Args:
+        info: what was trained: arguments and, under ``config``, the task file.
+        width: of the features.
+        rate: samples per frame.
+        options: what was chosen.
+        name: file that says what was trained.
+
+    Raises:
+        UsageError: there is no decoder for the task, or an option that it has no use for.
+        DataError: the head needs a file that is not there, or does not come of its section of the task file.
+    """
+    task = str(info.get("downstream"))
+    config = info.get("config")
+    record = task_of(task, config.get("downstream_expert") if isinstance(config, Mapping) else None)
+    if record.decoder is None:
+        raise unknown_name("task of predict", task, [row.downstream for row in known() if row.decoder])
+    if not isinstance(config, Mapping) or "downstream_expert" not in config:
+        raise DataError(
+            f"{name} does not say how its head is made (section downstream_expert of the task file): it was edited."
+        )
+    module, _, function = record.decoder.partition(":")
+    try:
+        section = with_known_variables(config["downstream_expert"])
+        with contextlib.redirect_stdout(sys.stderr):  # s3prl's experts print
+            build = getattr(importlib.import_module(module), function)
+            decoder: Decoder = build(Inputs(info, section, width, rate, options))
+    except OSError as error:
+        raise DataError(f"the head of -d {task} needs {error.filename}, which cannot be read: put it back.") from error
+    except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+        raise DataError(
+            f"the head of -d {task} cannot be built as section downstream_expert of the task file with {name} says ({reason}): "
+            "it was edited or damaged, use it as it was trained."
+        ) from error
+    for field in fields(options):
+        if getattr(options, field.name) is not None and field.name not in decoder.OPTIONS:
+            raise UsageError(f"--{field.name} means nothing for -d {task}: drop it.")
+    return decoder

@@ -9,9 +9,8 @@ from typing import Any
 
 from s3prl_ext.configs import expand_variables
 from s3prl_ext.errors import DataError, UsageError
-
-KEY = "labels"  # of the section downstream_expert; training keeps the labels there
-INTENT_SLOTS = ("action", "object", "location")
+from s3prl_ext.tasks.ic import SLOTS
+from s3prl_ext.tasks.record import LABELS
 
 
 def with_known_variables(value: Any) -> Any:
@@ -35,8 +34,8 @@ def intents(section: Mapping[str, Any]) -> dict[str, list[str]]:
     Raises:
         DataError: neither the run nor the corpus has them.
     """
-    if KEY in section:
-        return {slot: [str(value) for value in section[KEY][slot]] for slot in INTENT_SLOTS}
+    if LABELS in section:
+        return {slot: [str(value) for value in section[LABELS][slot]] for slot in SLOTS}
     path = Path(str(section["datarc"]["file_path"])) / "data" / "train_data.csv"
     if not path.is_file():
         raise _missing("intents", path)
@@ -44,9 +43,9 @@ def intents(section: Mapping[str, Any]) -> dict[str, list[str]]:
 
     try:
         table = pandas.read_csv(path)
-        return {slot: [str(value) for value in dict.fromkeys(table[slot])] for slot in INTENT_SLOTS}
+        return {slot: [str(value) for value in dict.fromkeys(table[slot])] for slot in SLOTS}
     except (ValueError, KeyError) as error:  # pandas' own are ValueErrors
-        raise DataError(f"{path} is not a table of intents with {', '.join(INTENT_SLOTS)} ({error}).") from error
+        raise DataError(f"{path} is not a table of intents with {', '.join(SLOTS)} ({error}).") from error
 
 
 def slots(section: Mapping[str, Any]) -> list[str]:
@@ -58,8 +57,8 @@ def slots(section: Mapping[str, Any]) -> list[str]:
     Raises:
         DataError: neither the run nor the corpus has them.
     """
-    if KEY in section:
-        return [str(slot) for slot in section[KEY]["slots"]]
+    if LABELS in section:
+        return [str(slot) for slot in section[LABELS]["slots"]]
     path = Path(str(section["text"]["slots_file"]))
     if not path.is_file():
         raise _missing("slots", path)

@@ -18,10 +18,9 @@ import s3prl_ext
 from s3prl_ext.corpora.audio import SAMPLE_RATE
 from s3prl_ext.errors import DataError, is_out_of_memory
 from s3prl_ext.prediction import recordings, trained
-from s3prl_ext.prediction.decoder import Decoder, Options
+from s3prl_ext.prediction.decoder import Decoder, Options, build_decoder
 from s3prl_ext.prediction.recordings import Recording
 from s3prl_ext.prediction.results import Failure, Result
-from s3prl_ext.prediction.tasks import build_decoder
 from s3prl_ext.prediction.trained import Trained
 from s3prl_ext.prediction.windows import Window
 from s3prl_ext.training import checkpoint

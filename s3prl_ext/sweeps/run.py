@@ -19,7 +19,7 @@ from s3prl_ext.sweeps.grid import BASELINE, Arm, Group, arm_folder, arm_name, ar
 from s3prl_ext.sweeps.selection import choose_lambda, summarize
 from s3prl_ext.sweeps.store import Store
 from s3prl_ext.sweeps.weights import ArmWeights
-from s3prl_ext.tasks import Task, main_metric
+from s3prl_ext.tasks import Task
 from s3prl_ext.training import randomness
 from s3prl_ext.training.evaluation import Scores, check_splits, evaluate, open_split
 from s3prl_ext.training.forward import TaskModels
@@ -116,7 +116,10 @@ class Sweep:
         """Refuse a metric that the task does not report; one batch is enough to know."""
         if self.metric_name is None or self.store.get(BASELINE, self.dev) is not None:
             return
-        with tempfile.TemporaryDirectory() as elsewhere, quietly_into(self.models.downstream, Path(elsewhere)):
+        with (
+            tempfile.TemporaryDirectory() as elsewhere,
+            quietly_into(self.models.downstream, self.task, Path(elsewhere)),
+        ):
             try:
                 reported = evaluate(self.models, self.dev, self.seed, ratio=1e-9).metrics
             except DataError:  # nothing to count in this batch (SF: no slot)
@@ -127,7 +130,7 @@ class Sweep:
         """Take the task's main metric unless one was asked for, which must be among those that it reports."""
         reported = [name for name in names if name in METRICS]
         if self.metric_name is None:
-            self.metric_name = main_metric(self.task, reported)
+            self.metric_name = self.task.main_metric(reported)
         if self.metric_name not in reported:
             asked = f"the metric '{self.metric_name}'" if self.metric_name else "a metric of known direction"
             raise UsageError(f"the task does not report {asked}: choose with --metric among {', '.join(reported)}.")
@@ -149,7 +152,7 @@ class Sweep:
             progress.set_description(f"{split}: {self.name(arm)}")
             self.weights.apply(arm)
             started = time.monotonic()
-            with quietly_into(self.models.downstream, self.folder / arm_folder(arm, self.groups)):
+            with quietly_into(self.models.downstream, self.task, self.folder / arm_folder(arm, self.groups)):
                 scores = evaluate(self.models, split, self.seed, self.ratio, check_stop=stop.check)
             self.store.add(arm, split, _result(scores) | {"seconds": round(time.monotonic() - started, 3)})
 

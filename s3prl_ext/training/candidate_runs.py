@@ -18,6 +18,7 @@ from s3prl_ext.evaluation.plots import STYLES, Curve, plot_curves
 from s3prl_ext.evaluation.result_records import numbers
 from s3prl_ext.metrics import factor, heading
 from s3prl_ext.reading import parse_json
+from s3prl_ext.tasks import result_files
 from s3prl_ext.training import checkpoint, randomness, ranks, tuned_upstream
 from s3prl_ext.training.early_stop import Candidate, EarlyStopConfig, judged_by
 from s3prl_ext.training.evaluation import evaluate
@@ -35,11 +36,8 @@ from s3prl_ext.writing import written
 logger = logging.getLogger(__name__)
 
 PICTURE = "race.png"
-# what of a candidate's folder the experiment takes over when it has won, beside its checkpoints
-OTHER_FILES = (
-    "events.out.tfevents.*", DELTA_FILE, "lambda.*", "log.log", "*_predict.*", "*_truth.*", "*.ark",
-    "predictions-*.jsonl", "transcripts-*.jsonl", "splits.json", "head.json",
-)  # fmt: skip
+# what of a candidate's folder the experiment takes over when it has won, with its checkpoints and the task's files
+OTHER_FILES = ("events.out.tfevents.*", DELTA_FILE, "lambda.*", "log.log")
 
 
 class CandidateRuns:
@@ -96,7 +94,10 @@ class CandidateRuns:
     def _metrics_of_the_task(self, wanted: str | None) -> list[str]:
         """Return the names of the metrics that the task reports, `wanted` among them; one batch is enough to know."""
         experiment = self.experiment
-        with tempfile.TemporaryDirectory() as elsewhere, quietly_into(self._expert, Path(elsewhere)):
+        with (
+            tempfile.TemporaryDirectory() as elsewhere,
+            quietly_into(self._expert, experiment.models.task, Path(elsewhere)),
+        ):
             reported = evaluate(experiment.models, self._split, experiment.args.seed, ratio=1e-9).metrics
         judged_by(wanted, experiment.args.downstream, list(reported))
         return list(reported)
@@ -145,7 +146,7 @@ class CandidateRuns:
         Of one whose gradient is no longer finite every metric is NaN.
         """
         self._reset()
-        write_into(self._expert, folder)
+        write_into(self._expert, self.experiment.models.task, folder)
         tuning = self._section(candidate)
         alike = [other for other in self._entrants if shares_masks(other.tuning, candidate.tuning)]
         self.experiment.densities = tuple(sorted({c.density for c in alike}, reverse=True))
@@ -200,13 +201,13 @@ class CandidateRuns:
         folder = expdir / FOLDER / winner.name
         latest = checkpoint.numbered(folder)[-1]
         if ranks.is_leader():
-            extra = [path for pattern in OTHER_FILES for path in folder.glob(pattern)]
-            for path in extra + checkpoint.best(folder):
+            extra = [path for pattern in (*OTHER_FILES, *result_files()) for path in folder.glob(pattern)]
+            for path in dict.fromkeys(extra + checkpoint.best(folder)):
                 _copy(path, expdir / path.name)
             _copy(latest, expdir / latest.name)
             checkpoint.remove_older(expdir / latest.name, self.experiment.runner_config.max_keep)
         ranks.barrier()
-        write_into(self._expert, expdir)
+        write_into(self._expert, self.experiment.models.task, expdir)
         self._reset()
         self._prepare(self._section(winner))
         states = checkpoint.load(expdir / latest.name)

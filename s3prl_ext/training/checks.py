@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from s3prl_ext import locks
+from s3prl_ext import locks, tasks
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.training import checkpoint, tuned_upstream
 from s3prl_ext.training.early_stop import candidates
@@ -26,12 +26,11 @@ from s3prl_ext.training.tuning_config import TuningConfig
 logger = logging.getLogger(__name__)
 
 # what is written before anything is trained: s3prl's copies of the settings and of the file of -g, by time
-SETTINGS_FILES = r".+_\d{4}(-\d\d){5}\.\w+|frame_shift|events\.out\.tfevents\..*"
+SETTINGS_FILES = r".+_\d{4}(-\d\d){5}\.\w+|events\.out\.tfevents\..*"
 RESULT_FILES = (
     "*.ckpt", "result*.json", "log.log", "events.out.tfevents.*", "masks.safetensors", "fisher.partial", "race",
-    "race.png", "delta.safetensors", "lambda.json", "lambda.png", "predictions-*.jsonl", "transcripts-*.jsonl",
-    "splits.json", "head.json", "*_predict.*", "*_truth.*", "*.ark",
-)  # fmt: skip  # what a run leaves in its folder
+    "race.png", "delta.safetensors", "lambda.json", "lambda.png",
+)  # fmt: skip  # what a run leaves in its folder, with the files of its task
 FEATURE_FLAGS = ("-s", "--upstream_feature_selection", "-l", "--upstream_layer_selection")
 
 
@@ -45,7 +44,7 @@ def clear_folder(args: Namespace) -> None:
     """Remove checkpoints and results of the experiment that ``args.overwrite`` replaces; call it once all is built."""
     if args.past_exp or not getattr(args, "overwrite", False):
         return
-    for pattern in RESULT_FILES:
+    for pattern in (*RESULT_FILES, *tasks.result_files()):
         for old in Path(args.expdir).glob(pattern):
             shutil.rmtree(old) if old.is_dir() else old.unlink()
 
@@ -70,7 +69,8 @@ def remove_empty_folder(expdir: str | Path) -> None:
     """Remove the folder of an experiment that did not come to be: it holds only s3prl's copies of its settings."""
     written = list(Path(expdir).iterdir())
     folders = [path for path in written if path.is_dir() and not any(part.is_file() for part in path.rglob("*"))]
-    files = [path for path in written if re.fullmatch(SETTINGS_FILES, path.name) or path.name in locks.FILES]
+    kept = {*locks.FILES, *tasks.built_files()}
+    files = [path for path in written if re.fullmatch(SETTINGS_FILES, path.name) or path.name in kept]
     if files and len(files) + len(folders) == len(written):
         for path in files:
             path.unlink()

@@ -9,35 +9,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-# Keys of section downstream_expert that name what a task reads, by the name for -d. A folder counts with all files
-# below it. Vocabularies and the like are files.
-PATHS: dict[str, tuple[str, ...]] = {
-    "asr": ("datarc.libri_root", "datarc.bucket_file", "datarc.dict_path"),
-    "ctc": ("corpus.path", "corpus.lexicon", "text.vocab_file", "text.slots_file"),
-    "diarization": ("loaderrc.train_dir", "loaderrc.dev_dir", "loaderrc.test_dir"),
-    "speech_commands": ("datarc.speech_commands_root", "datarc.speech_commands_test_root"),
-    "fluent_commands": ("datarc.file_path",),
-    "voxceleb1": ("datarc.file_path", "datarc.meta_data"),
-    "ljspeech": ("datarc.path",),
-    "vctk": ("datarc.path",),
-    "librispeech_zeroshot": ("datarc.path",),
-    "esc50": ("datarc.esc50_root",),
-}
+from s3prl_ext.tasks import task_of
+
 WITH_PATHS = ("wav.scp",)  # Kaldi's tables of absolute paths
-# Where s3prl's tasks find out which utterance belongs to which split: patterns of lists below a path; none: the names of
-# all files decide (KS by a hash of the speaker, PR and SF by folders).
-SPLIT_LISTS: dict[str, dict[str, tuple[str, ...]]] = {
-    "asr": {"datarc.bucket_file": ("*.csv",)},
-    "ctc": {"corpus.path": ()},
-    "diarization": {
-        f"loaderrc.{split}_dir": ("segments", "utt2spk", "reco2dur", "spk2utt") for split in ("train", "dev", "test")
-    },
-    "speech_commands": {"datarc.speech_commands_root": (), "datarc.speech_commands_test_root": ()},
-    "fluent_commands": {"datarc.file_path": ("data/*.csv",)},
-    "voxceleb1": {"datarc.meta_data": ("",)},
-}
-# Sections whose lists name folders below the corpus root: of these corpora only those folders are read.
-SPLITS_BELOW = {"datarc.libri_root": "datarc", "corpus.path": "corpus", "datarc.path": "datarc.split"}
 
 
 def corpus_hash(task: str, config: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -56,12 +30,12 @@ def corpus_hash(task: str, config: Mapping[str, Any]) -> dict[str, Any] | None:
     expert = config.get("downstream_expert") or {}
     rows: list[tuple[str, int]] = []
     covered = []
-    for key in PATHS.get(task, ()):
+    for key, _, parts in task_of(task, expert).reads:
         value = value_at(expert, key)
         before = len(rows)
         for number, path in enumerate(value if isinstance(value, (list, tuple)) else [value]):
             if isinstance(path, str) and Path(path).exists():
-                rows += [(f"{key}/{number}/{name}", size) for name, size in _files(Path(path), _splits(expert, key))]
+                rows += [(f"{key}/{number}/{name}", size) for name, size in _files(Path(path), _parts(expert, parts))]
         if len(rows) > before:
             covered.append(key)
     if not rows:
@@ -76,7 +50,7 @@ def corpus_hash(task: str, config: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def splits_hash(task: str, config: Mapping[str, Any]) -> str | None:
-    """Return the SHA-256 of what divides the corpus of one of s3prl's tasks: its lists, or else the names of its files.
+    """Return the SHA-256 of what divides the corpus of a task, as its record says: lists, or else the names of its files.
 
     Lists in the task file count, such as the speakers of SF and the folders of LibriSpeech; the place of the corpus does
     not.
@@ -89,18 +63,19 @@ def splits_hash(task: str, config: Mapping[str, Any]) -> str | None:
         None for other tasks, or where nothing is there.
     """
     expert = config.get("downstream_expert") or {}
+    known = task_of(task, expert)
     rows: list[tuple[str, str]] = []
-    for key, patterns in SPLIT_LISTS.get(task, {}).items():
+    for key, patterns, parts in known.reads:
         value = value_at(expert, key)
-        if not isinstance(value, str) or not Path(value).exists():
+        if patterns is None or not isinstance(value, str) or not Path(value).exists():
             continue
-        root, splits = Path(value), _splits(expert, key)
+        root = Path(value)
         lists = [path for pattern in patterns for path in (root.glob(pattern) if pattern else [root])]
         rows += [(f"{key}/{path.name}", hashlib.sha256(path.read_bytes()).hexdigest()) for path in lists]
-        rows += [] if patterns else [(f"{key}/{name}", "") for name, _ in _files(root, splits)]
+        rows += [] if patterns else [(f"{key}/{name}", "") for name, _ in _files(root, _parts(expert, parts))]
     if not rows:
         return None
-    section = expert.get("corpus" if task == "ctc" else "datarc") or {}
+    section = expert.get(known.settings) or {}
     named = {name: value for name, value in section.items() if isinstance(value, list) and name != "lexicon"}
     return hashlib.sha256(json.dumps([sorted(rows), named], sort_keys=True, default=str).encode()).hexdigest()
 
@@ -113,20 +88,20 @@ def value_at(section: Mapping[str, Any], key: str) -> Any:
     return value
 
 
-def _splits(expert: Mapping[str, Any], key: str) -> list[str]:
+def _parts(expert: Mapping[str, Any], key: str | None) -> list[str]:
     """Return the names in the lists of the section that divides the corpus, or none where all of it is read."""
-    section = value_at(expert, SPLITS_BELOW[key]) if key in SPLITS_BELOW else None
+    section = value_at(expert, key) if key else None
     values = section.values() if isinstance(section, Mapping) else ()
     lists = [value for value in values if isinstance(value, (list, tuple))]
     return sorted({name for names in lists for name in names if isinstance(name, str) and not Path(name).is_absolute()})
 
 
-def _files(root: Path, splits: list[str]) -> Iterator[tuple[str, int]]:
-    """Yield name below `root` and size of each file; with `splits` only of those folders and of `root` itself."""
+def _files(root: Path, parts: list[str]) -> Iterator[tuple[str, int]]:
+    """Yield name below `root` and size of each file; with `parts` only of those folders and of `root` itself."""
     if root.is_file():
         yield root.name, root.stat().st_size
         return
-    chosen = [name for name in splits if (root / name).is_dir()]
+    chosen = [name for name in parts if (root / name).is_dir()]
     seen: set[str] = set()
     for folder, folders, files in os.walk(root, followlinks=True):
         real = os.path.realpath(folder)

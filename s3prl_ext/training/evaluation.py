@@ -6,7 +6,7 @@ import itertools
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -23,25 +23,25 @@ from s3prl_ext.training.workers import end_with_parent
 logger = logging.getLogger(__name__)
 
 
-# What s3prl's ctc tasks report as ratios and its asr in per cent: one name has one unit in what is recorded.
-RATIOS_OF_CTC = ("wer", "cer")
-
-
 class MetricLogger:
     """Pass scalars on to a TensorBoard writer and remember them by metric name.
 
     s3prl's tasks return only checkpoint names from ``log_records``; their metrics are seen nowhere else but here.
+
+    Args:
+        writer: TensorBoard writer, or None.
+        ratios: metrics that the task logs as ratios and that are remembered in per cent: one name has one unit.
     """
 
-    def __init__(self, writer: Any = None) -> None:
+    def __init__(self, writer: Any = None, ratios: Collection[str] = ()) -> None:
         self.values: dict[str, float] = {}
         self._writer = writer
+        self._ratios = ratios
 
     def add_scalar(self, tag: str, value: Any, *args: Any, **kwargs: Any) -> None:
         """Record scalar `value` of a tag such as ``asr/dev-clean-wer`` under ``wer`` and pass it on."""
         name = tag.rsplit("-", 1)[-1]
-        as_ratio = tag.startswith("ctc-") and name in RATIOS_OF_CTC
-        self.values[name] = float(value) * (100.0 if as_ratio else 1.0)
+        self.values[name] = float(value) * (100.0 if name in self._ratios else 1.0)
         if self._writer is not None:
             self._writer.add_scalar(tag, value, *args, **kwargs)
 
@@ -91,7 +91,7 @@ def evaluate(
         DataError: the split is empty.
     """
     models = models.unwrapped()  # a wrapped forward would wait for ranks that are not evaluating
-    metric_logger = MetricLogger(writer)
+    metric_logger = MetricLogger(writer, models.task.ratios)
     with _evaluation_mode(models), randomness.preserved(seed), torch.no_grad():
         loader = _loader(models, split)
         if len(loader) == 0:
@@ -124,7 +124,8 @@ def evaluate(
             "missing, and this model is not kept as the best.", split, len(bad), batches, bad[0],
         )  # fmt: skip
         return Scores(dict.fromkeys(metric_logger.values, math.nan), [], {}, items)
-    return Scores(metric_logger.values, names, intervals(metric_logger.values, {**records, "recording": wholes}), items)
+    values = metric_logger.values
+    return Scores(values, names, intervals(values, {**records, "recording": wholes}, models.task), items)
 
 
 def open_split(downstream: Any, split: str, **options: Any) -> Any:

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from s3prl_ext.errors import DataError, ExtError, is_out_of_memory
+from s3prl_ext.tasks import OTHER, Task
 
 SAMPLE_RATE = 16000
 
@@ -29,6 +30,7 @@ class TaskModels:
         upstream, featurizer, downstream: as called, so possibly wrapped for several devices.
         specaug: s3prl's SpecAugment on features, or None; used in training only.
         device: where the models are.
+        task: record of the task.
         finite: whether features and loss of the last batch were numbers.
     """
 
@@ -36,6 +38,7 @@ class TaskModels:
     featurizer: Any
     downstream: Any
     device: str | torch.device
+    task: Task = OTHER
     specaug: Any = None
     finite: bool = True
 

@@ -18,6 +18,7 @@ from s3prl_ext.child_tuning.child_network import ChildNetwork
 from s3prl_ext.child_tuning.eligible import eligible_parameters
 from s3prl_ext.configs import Variables
 from s3prl_ext.merging.learnable import LearnableLambda
+from s3prl_ext.tasks import task_of
 from s3prl_ext.training import checkpoint, last_hidden_state, ranks, spent, tuned_upstream
 from s3prl_ext.training.child_selection import choose_masks
 from s3prl_ext.training.config import RunnerConfig
@@ -79,10 +80,10 @@ class Experiment:
     @property
     def models(self) -> TaskModels:
         """Upstream, featurizer and downstream as they are called."""
-        return self.task_models(self.entries, self.config, self.args.device)
+        return self.task_models(self.entries, self.config, self.args)
 
     @staticmethod
-    def task_models(entries: Sequence[ModelEntry], config: Mapping[str, Any], device: str) -> TaskModels:
+    def task_models(entries: Sequence[ModelEntry], config: Mapping[str, Any], args: Namespace) -> TaskModels:
         """Return the models of `entries` with the SpecAugment of a task file."""
         specaug = None
         if config.get("specaug"):
@@ -90,7 +91,8 @@ class Experiment:
 
             specaug = SpecAug(**config["specaug"])
         upstream, featurizer, downstream = (entry.model for entry in entries)
-        return TaskModels(upstream, featurizer, downstream, device, specaug)
+        task = task_of(args.downstream, config.get("downstream_expert"))
+        return TaskModels(upstream, featurizer, downstream, args.device, task, specaug)
 
 
 class Run:

@@ -260,7 +260,7 @@ class Runner(StockRunner):
     @property
     def models(self) -> TaskModels:
         """Upstream, featurizer and downstream as :class:`TaskModels`."""
-        return Experiment.task_models(self.all_entries, self.config, self.args.device)
+        return Experiment.task_models(self.all_entries, self.config, self.args)
 
     # -- training --------------------------------------------------------------------------------------------------
 

@@ -10,13 +10,12 @@ from pathlib import Path
 
 from torch import nn
 
-# Attributes of the tasks that hold a place, and that place below the folder of the run; the latter two: SD.
-PLACES = {"expdir": "", "score_dir": "scoring", "logging": "log.log"}
+from s3prl_ext.tasks import Task
 
 
-def write_into(expert: nn.Module, folder: Path) -> None:
+def write_into(expert: nn.Module, task: Task, folder: Path) -> None:
     """Set where a task writes from now on; the folders that it expects are made."""
-    for name, inside in PLACES.items():
+    for name, inside in task.places.items():
         present = getattr(expert, name, None)
         if isinstance(present, (str, Path)):
             setattr(expert, name, type(present)(folder / inside))
@@ -27,17 +26,17 @@ def write_into(expert: nn.Module, folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def quietly_into(expert: nn.Module, folder: Path) -> Iterator[None]:
+def quietly_into(expert: nn.Module, task: Task, folder: Path) -> Iterator[None]:
     """Let a task write into another folder for a while, and print nothing: progress bars stay readable.
 
-    What it wrote when it was built, and scoring needs (the ``frame_shift`` of SD), is copied there.
+    What it wrote when it was built, and reads when it is scored, is copied there.
     """
-    before = {name: getattr(expert, name) for name in PLACES if hasattr(expert, name)}
+    before = {name: getattr(expert, name) for name in task.places if hasattr(expert, name)}
     try:
-        write_into(expert, folder)
-        shift = Path(str(before.get("expdir", "")), "frame_shift")
-        if "score_dir" in before and shift.is_file():
-            shutil.copy(shift, folder)
+        write_into(expert, task, folder)
+        for built in (Path(str(before.get("expdir", "")), name) for name in task.built):
+            if built.is_file():
+                shutil.copy(built, folder)
         with contextlib.redirect_stdout(io.StringIO()):
             yield
     finally:

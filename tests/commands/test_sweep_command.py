@@ -159,7 +159,7 @@ HEADS_THAT_MUST_TRAIN = [name for name in LAYOUTS if not named(name).own_head]
 
 @pytest.mark.parametrize("task", HEADS_THAT_MUST_TRAIN)
 def test_a_head_that_was_never_trained_is_refused_for_every_task(task, sweep, tmp_path, capsys):
-    flags = ("-d", LAYOUTS[task].downstream, "-c", f"{task}/mini")
+    flags = ("-d", LAYOUTS[task].task.downstream, "-c", f"{task}/mini")
     with pytest.raises(SystemExit) as ended:
         sweep("--lambda", "0.1", task=flags)
     shown = capsys.readouterr().err.strip().splitlines()[-1]
@@ -193,7 +193,10 @@ def test_a_larger_grid_is_added_to_a_finished_sweep(task, sweep, pair, mini_supe
     for name, value in {**variables(ALL, mini_superb), "XDG_CACHE_HOME": str(tmp_path / "cache")}.items():
         monkeypatch.setenv(name, value)
     args = make_args(
-        tmp_path / "head", downstream=LAYOUTS[task].downstream, upstream="hf_hubert_custom", upstream_ckpt=str(pair[0])
+        tmp_path / "head",
+        downstream=LAYOUTS[task].task.downstream,
+        upstream="hf_hubert_custom",
+        upstream_ckpt=str(pair[0]),
     )
     config = task_config(task, total_steps=1, log_step=1)
     config["runner"]["eval_dataloaders"] = []

@@ -9,7 +9,7 @@ import pytest
 from s3prl_ext.configs import expand_variables, load_yaml, shipped_dir
 from s3prl_ext.downstreams.recognition.config import DataConfig, HeadConfig, parse
 from s3prl_ext.errors import UsageError
-from s3prl_ext.run_flags import DEFAULT_PRESETS
+from s3prl_ext.tasks import named
 from s3prl_ext.training.config import RunnerConfig, check_top_level
 from s3prl_ext.training.methods import METHODS
 from s3prl_ext.training.tuning_config import TuningConfig
@@ -45,4 +45,4 @@ def test_mam_has_the_fine_tuning_of_the_paper(task, epochs, split, monkeypatch):
     assert TuningConfig.from_config(config, METHODS).method == "full"
     assert data == DataConfig("/corpus", split, "mam", "error", 4, data.train_batch_size, 1)
     assert head == HeadConfig("target")
-    assert DEFAULT_PRESETS[task] == f"{task}/mam"
+    assert named(task).preset == f"{task}/mam"

@@ -36,7 +36,7 @@ CONVERTED = ("ks", "esc50", "ljspeech", "vctk")  # tasks that bring audio to 16 
 
 def train_flags(task: str, exp: Path, override: str = "", upstream: tuple[object, ...] = ("-u", "fbank")) -> list:
     """Return the flags that train two steps on a miniature corpus."""
-    flags = ["-m", "train", *upstream, "-d", LAYOUTS[task].downstream, "-c", f"{task}/mini", "-p", exp]
+    flags = ["-m", "train", *upstream, "-d", LAYOUTS[task].task.downstream, "-c", f"{task}/mini", "-p", exp]
     return [*flags, "-o", f"config.runner.total_steps=2{override}"]
 
 
@@ -69,7 +69,7 @@ def own_corpus(corpora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         shutil.copytree(corpora / layout.folder, folder, copy_function=os.link)
         for table in folder.glob("*/wav.scp"):
             replace_text(table, lambda text: text.replace(str(corpora), str(tmp_path)))
-        monkeypatch.setenv(layout.variable, str(folder))
+        monkeypatch.setenv(layout.task.variable, str(folder))
         return folder
 
     return copy
@@ -139,7 +139,7 @@ def test_wrong_task_file(corpora, refused, tmp_path, text, parts):
 
 @pytest.mark.parametrize("task", LAYOUTS)
 def test_missing_corpus_variable(corpora, refused, tmp_path, monkeypatch, task):
-    variable, exp = LAYOUTS[task].variable, tmp_path / "exp"
+    variable, exp = LAYOUTS[task].task.variable, tmp_path / "exp"
     monkeypatch.delenv(variable)
     sentence = refused(USAGE, exp, *train_flags(task, exp))
     assert f"environment variable {variable}, which is not set" in sentence and f"export {variable}=" in sentence
@@ -176,7 +176,7 @@ def test_merge_of_different_widths(corpora, refused, tmp_path):
 @pytest.mark.parametrize("task", LAYOUTS)
 def test_missing_corpus_root(corpora, refused, tmp_path, monkeypatch, task):
     root, exp = tmp_path / "nowhere", tmp_path / "exp"
-    monkeypatch.setenv(LAYOUTS[task].variable, str(root))
+    monkeypatch.setenv(LAYOUTS[task].task.variable, str(root))
     sentence = refused(DATA, exp, *train_flags(task, exp))
     assert str(root) in sentence, sentence
 

@@ -271,7 +271,7 @@ def test_bad_kaldi_tables(shell, corpora, tmp_path, monkeypatch, table, change, 
     layout = LAYOUTS["sd"]
     folder = tmp_path / layout.folder
     shutil.copytree(corpora / layout.folder, folder, copy_function=os.link)
-    monkeypatch.setenv(layout.variable, str(folder))
+    monkeypatch.setenv(layout.task.variable, str(folder))
     path = folder / "train" / table
     text = path.read_text()
     path.unlink()

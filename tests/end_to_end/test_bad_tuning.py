@@ -117,7 +117,7 @@ def test_adapters(train, tmp_path, upstreams, upstream, tuning, parts):
 def test_empty_split(corpora, train, tmp_path, monkeypatch, split):
     folder = Path(shutil.copytree(corpora / LAYOUTS["ic"].folder, tmp_path / "ic"))
     replace_text(folder / "data" / f"{split}_data.csv", lambda text: text.splitlines()[0] + "\n")
-    monkeypatch.setenv(LAYOUTS["ic"].variable, str(folder))
+    monkeypatch.setenv(LAYOUTS["ic"].task.variable, str(folder))
     outcome = train(settings(RACE, {"ratio": 0.5}), task=("-d", "fluent_commands", "-c", "ic/mini"))
     name = "dev" if split == "valid" else split
     assert outcome.code == DATA and f"the split '{name}' holds no batch" in outcome.sentence
@@ -242,10 +242,10 @@ def test_the_first_command_goes_on(train, trained, tmp_path, upstreams, monkeypa
 def test_other_data_is_refused(corpora, train, tmp_path, monkeypatch, change):
     folder = tmp_path / "speech_commands"
     shutil.copytree(corpora / LAYOUTS["ks"].folder, folder, copy_function=os.link)
-    monkeypatch.setenv(LAYOUTS["ks"].variable, str(folder))
+    monkeypatch.setenv(LAYOUTS["ks"].task.variable, str(folder))
     assert train(settings(RANDOM)).code == 0
     moved = folder.rename(tmp_path / "moved")
-    monkeypatch.setenv(LAYOUTS["ks"].variable, str(moved))
+    monkeypatch.setenv(LAYOUTS["ks"].task.variable, str(moved))
     assert train(settings(RANDOM, total_steps=3), "-a").code == 0, "the place does not matter"
     clip = min(moved.glob("speech_commands_v0.01/yes/*.wav"))
     content = clip.read_bytes()

@@ -29,7 +29,17 @@ def test_train_resume_evaluate(method, task, corpora, upstreams, succeed, tmp_pa
     dev, test, metric = SCORES[task]
     tuning = {"method": method} | OPTIONS.get(method, {})
     override = f"config.runner.evaluate_ratio=0.3,,config.tuning={tuning},,config.runner.eval_step=2"
-    flags = ["-m", "train", *upstreams["hubert_local"], "-d", LAYOUTS[task].downstream, "-c", f"{task}/mini", "-p", exp]
+    flags = [
+        "-m",
+        "train",
+        *upstreams["hubert_local"],
+        "-d",
+        LAYOUTS[task].task.downstream,
+        "-c",
+        f"{task}/mini",
+        "-p",
+        exp,
+    ]
     succeed(*flags, "-o", f"{override},,config.runner.total_steps=2")
     succeed("-m", "train", "-e", exp, "-o", "config.runner.total_steps=3")
     states = torch.load(exp / "states-3.ckpt", weights_only=True)

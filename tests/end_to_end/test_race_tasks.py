@@ -26,7 +26,7 @@ RACE = (
 @pytest.mark.parametrize("task", LAYOUTS)
 def test_a_race_on_every_task(corpora, upstreams, succeed, tmp_path, task, monkeypatch):
     monkeypatch.setattr("s3prl_ext.progress.LOG_SECONDS", 0.0)  # every frame of a bar is a line
-    flags = ["-d", LAYOUTS[task].downstream, "-c", f"{task}/mini", "-p", tmp_path / "exp", "-o", RACE]
+    flags = ["-d", LAYOUTS[task].task.downstream, "-c", f"{task}/mini", "-p", tmp_path / "exp", "-o", RACE]
     outcome = succeed("-m", "train", *upstreams["hubert_local"], *flags)
     assert "race density=0.05 (1/2)" in outcome.err and "race density=0.01 (2/2)" in outcome.err
 

@@ -37,7 +37,7 @@ def train(real_superb, cache_home, succeed, monkeypatch, tmp_path):
     def run(task: str, steps: int) -> Path:
         layout, exp = LAYOUTS[task], tmp_path / "exp"
         override = f"config.runner.total_steps={steps},,config.runner.eval_step={steps}"
-        preset = ("-d", layout.downstream, "-c", f"{task}/mini")
+        preset = ("-d", layout.task.downstream, "-c", f"{task}/mini")
         succeed("-m", "train", "-u", layout.upstream, *preset, "-p", exp, "-o", override)
         return exp
 

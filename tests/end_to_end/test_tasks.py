@@ -84,7 +84,7 @@ def test_train_resume_evaluate(run, corpora, upstreams, base_weights, succeed, t
     override = "config.runner.evaluate_ratio=0.3" + (f",,{CHILD}" if run.tuning == "child" else "")
     if run.tuning == "-f" and run.task in OWN_TUNING:
         override += ",,config.tuning={'method':'full'}"
-    start = ["-m", "train", *upstreams[run.upstream], "-d", LAYOUTS[run.task].downstream, "-c", f"{run.task}/mini"]
+    start = ["-m", "train", *upstreams[run.upstream], "-d", LAYOUTS[run.task].task.downstream, "-c", f"{run.task}/mini"]
     start += ["-p", exp, *tuning, "-o"]
 
     succeed(*start, f"{override},,config.runner.total_steps=2")

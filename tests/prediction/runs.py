@@ -28,7 +28,7 @@ def train(build: Callable, task: str, expdir: Path, tuning: dict | None = None, 
     config = task_config(task, tuning, total_steps=steps)
     if task in ("ljspeech", "vctk") and tuning is None and given["upstream"] == "fbank_no_cmvn":
         del config["tuning"]  # log-mel features have one state only
-    runner = build(make_args(expdir, downstream=LAYOUTS[task].downstream, **given), config)
+    runner = build(make_args(expdir, downstream=LAYOUTS[task].task.downstream, **given), config)
     if task in DRAWN_HEAD:
         generator = torch.Generator().manual_seed(0)
         for parameter in runner.downstream.model.parameters():

@@ -11,11 +11,11 @@ import h5py
 import numpy as np
 import pytest
 
-from s3prl_ext.doctor import CORPUS_VARIABLES
 from s3prl_ext.evaluation.predictions import read_predictions
 from s3prl_ext.evaluation.transcripts import read_transcripts
 from s3prl_ext.mini_superb import LAYOUTS
 from s3prl_ext.prediction import load
+from s3prl_ext.tasks import corpus_variables
 from tests.prediction import runs
 
 
@@ -27,7 +27,7 @@ def scored(build, tmp_path, monkeypatch) -> Callable:
         ckpt = runs.train(build, task, tmp_path / "exp", **options)
         metrics, runner = runs.evaluate(build, ckpt, task)
         dataset = runner.downstream.model.get_dataloader(runs.TEST_SPLIT.get(task, "test")).dataset
-        for variable in CORPUS_VARIABLES:
+        for variable in corpus_variables():
             monkeypatch.delenv(variable, raising=False)
         return SimpleNamespace(exp=tmp_path / "exp", metrics=metrics, dataset=dataset, model=load(ckpt, device="cpu"))
 

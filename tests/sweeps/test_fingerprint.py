@@ -60,7 +60,7 @@ def sha256_of_tasks(folder: Path) -> dict[str, str]:
     for name, row in LAYOUTS.items():
         config = task_config(name)
         config.pop("tuning", None)
-        runner = Runner(make_args(folder / name, downstream=row.downstream), config)
+        runner = Runner(make_args(folder / name, downstream=row.task.downstream), config)
         with randomness.preserved(1337):
             found[name] = data_sha256(runner.downstream.model.get_dataloader(named(name).dev))
     return found

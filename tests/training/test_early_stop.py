@@ -164,10 +164,10 @@ JUDGED_BY = {
 
 
 def test_every_task_has_a_metric_with_a_direction():
-    trained = {row.downstream for row in LAYOUTS.values()}
+    trained = {row.task.downstream for row in LAYOUTS.values()}
     assert set(JUDGED_BY) == set(LAYOUTS) and trained | {"librispeech_zeroshot"} == {row.downstream for row in TASKS}
     for task, (name, higher) in JUDGED_BY.items():
-        assert named(task).metrics == (name,) and name in task_of(LAYOUTS[task].downstream).metrics
+        assert named(task).metrics == (name,) and name in task_of(LAYOUTS[task].task.downstream).metrics
         assert METRICS[name].higher_is_better is higher
         assert select([0.9, 0.1], entrants(0.1, 0.01), name, 1) == [0 if higher else 1]
 
@@ -177,10 +177,10 @@ def test_every_task_has_a_metric_with_a_direction():
 def test_every_task_reports_that_metric(build, tmp_path, task):
     config = task_config(task)
     config.pop("tuning", None)
-    runner = build(make_args(tmp_path / "exp", downstream=LAYOUTS[task].downstream), config)
+    runner = build(make_args(tmp_path / "exp", downstream=LAYOUTS[task].task.downstream), config)
     split = config["runner"]["eval_dataloaders"][0]
     reported = evaluate(runner.models, split, 1337, ratio=1e-9).metrics
-    assert judged_by(None, LAYOUTS[task].downstream, list(reported)) == JUDGED_BY[task][0]
+    assert judged_by(None, LAYOUTS[task].task.downstream, list(reported)) == JUDGED_BY[task][0]
 
 
 @pytest.mark.parametrize(

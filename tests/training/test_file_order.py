@@ -33,7 +33,7 @@ def runner(places, build, hubert_ckpt, tmp_path, monkeypatch, request):
     def make(order: str, task: str, upstream: str = "fbank", **config: Any) -> Any:
         for name, value in variables(ALL, places[order]).items():
             monkeypatch.setenv(name, str(value))
-        args = make_args(tmp_path / order, upstream=upstream, downstream=LAYOUTS[task].downstream)
+        args = make_args(tmp_path / order, upstream=upstream, downstream=LAYOUTS[task].task.downstream)
         args.upstream_ckpt = hubert_ckpt if upstream == "hubert_local" else None
         return build(args, task_config(task, **config))
 
@@ -70,7 +70,7 @@ def test_hashes_do_not_know_the_disk(places, runner, task, monkeypatch):
             monkeypatch.setenv(name, str(value))
         config = expand_variables(task_config(task))
         with listings.by_name(order == "backwards"):
-            found.append([h(LAYOUTS[task].downstream, config) for h in (corpus_hash, splits_hash)])
+            found.append([h(LAYOUTS[task].task.downstream, config) for h in (corpus_hash, splits_hash)])
     assert found[0] == found[1] and found[0][0] is not None
 
 

@@ -51,7 +51,9 @@ def entries(mask: masks.Mask) -> set[tuple[str, int]]:
 @pytest.mark.parametrize("task", LAYOUTS)
 def test_a_limited_pass_reads_utterances_of_the_whole_split(build, tmp_path, mini_superb, task):
     """Of every task: as many as asked for, each once, in the order of the split, the same with the same seed."""
-    expert = build(make_args(tmp_path / "exp", downstream=LAYOUTS[task].downstream), task_config(task)).downstream.model
+    expert = build(
+        make_args(tmp_path / "exp", downstream=LAYOUTS[task].task.downstream), task_config(task)
+    ).downstream.model
     for granularity in ("batch", "sample"):
         whole = UtteranceBatches(expert, "train", FisherConfig(granularity))
         assert whole.items == list(range(len(whole.dataset))) and len(whole) > 3

@@ -40,7 +40,7 @@ def test_a_released_file_runs_as_it_is_written(mini_superb, hubert_ckpt, tmp_pat
         "-k",
         hubert_ckpt,
         "-d",
-        LAYOUTS[task].downstream,
+        LAYOUTS[task].task.downstream,
         "-c",
         path,
         "-p",

@@ -1,0 +1,95 @@
+"""What is known of each task: one module with one record (:class:`Task`) per task, and the table that all else asks.
+
+Direction and unit of a metric are in :data:`s3prl_ext.metrics.METRICS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from s3prl_ext.tasks import asr, ctc, esc50, ic, ks, librispeech_zeroshot, ljspeech, pr, sd, sf, sid, vctk
+from s3prl_ext.tasks.counts import Count
+from s3prl_ext.tasks.record import Reads, Task, Utterances
+
+__all__ = ["OTHER", "TASKS", "Reads", "Task", "Utterances", "named", "task_of"]
+
+TASKS: tuple[Task, ...] = (
+    pr.TASK, asr.TASK, ks.TASK, ic.TASK, sid.TASK, sf.TASK, ctc.TASK, sd.TASK,
+    ljspeech.TASK, vctk.TASK, librispeech_zeroshot.TASK, esc50.TASK,
+)  # fmt: skip  # SUPERB's come in the order of its row; ctc, on any other corpus, after pr and sf
+added: list[Task] = []  # of extensions
+
+OTHER = Task("", "")  # what holds for a task without a record
+
+
+def known() -> tuple[Task, ...]:
+    """Return the records of all tasks, those of extensions last."""
+    return (*TASKS, *added)
+
+
+def of_downstream(downstream: str) -> list[Task]:
+    """Return the records of a name for ``-d``, of which ``ctc`` has several."""
+    return [task for task in known() if task.downstream == downstream]
+
+
+def task_of(downstream: str, expert: Mapping[str, Any] | None = None) -> Task:
+    """Return the record of a task; one without a record is judged by the first of ``MAIN_METRICS`` that it reports.
+
+    Args:
+        downstream: name for ``-d``.
+        expert: section ``downstream_expert``, which names the corpus where tasks share a name for ``-d``.
+    """
+    corpus = expert.get("corpus") if isinstance(expert, Mapping) else None
+    name = corpus.get("name") if isinstance(corpus, Mapping) else None
+    fits = (task for task in of_downstream(downstream) if task.corpus in (None, name))
+    return next(fits, Task(downstream, downstream))
+
+
+def named(name: str) -> Task:
+    """Return the record of a short name, such as ``ks``; see :func:`task_of` for one without a record."""
+    return next((task for task in known() if task.name == name), task_of(name))
+
+
+def reported_splits() -> set[str]:
+    """Return the names of the splits that are reported."""
+    return {task.test for task in known()}
+
+
+def choosing_splits() -> set[str]:
+    """Return the names of the splits that choose."""
+    return {task.dev for task in known()}
+
+
+def best_checkpoints() -> tuple[str, ...]:
+    """Return the file names under which tasks keep their best checkpoint."""
+    return tuple(dict.fromkeys(task.best for task in known()))
+
+
+def result_files() -> tuple[str, ...]:
+    """Return patterns of the files that evaluations of any task leave in a run's folder."""
+    return tuple(dict.fromkeys(pattern for task in known() for pattern in task.result_files()))
+
+
+def built_files() -> set[str]:
+    """Return the names of the files that tasks write when they are built."""
+    return {name for task in known() for name in task.built}
+
+
+def corpus_variables() -> dict[str, str]:
+    """Return the environment variables of task files, with the corpus that each names and its tasks."""
+    corpora = {variable: corpus for task in known() for variable, corpus in task.variables.items()}
+    users = {variable: ", ".join(task.name for task in known() if variable in task.variables) for variable in corpora}
+    return {variable: f"{corpus} ({users[variable]})" for variable, corpus in corpora.items()}
+
+
+def counts_of(task: Task, metric: str) -> list[Count]:
+    """Return what may give the counts of a metric: the task's own, or for one without counts those of all tasks."""
+    tables = [task.counts] if task.counts else [other.counts for other in TASKS]
+    return list(dict.fromkeys(table[metric] for table in tables if metric in table))
+
+
+def utterances_of(task: Task) -> list[Utterances]:
+    """Return the files of single utterances: the task's own, or for one that names none those of all tasks."""
+    files = [task.utterances] if task.utterances else [other.utterances for other in TASKS]
+    return list(dict.fromkeys(one for one in files if one is not None))

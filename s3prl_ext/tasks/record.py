@@ -1,0 +1,117 @@
+"""The record of a task: what every part of this package asks about it. Data only, without torch and without s3prl."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+from s3prl_ext.metrics import MAIN_METRICS, Metric
+from s3prl_ext.tasks.counts import Count
+
+LABELS = "labels"  # key of section downstream_expert under which a checkpoint holds the names of a head's outputs
+
+
+class Reads(NamedTuple):
+    """A file or folder that a task reads, which the hash of its corpus covers; a folder with all files below it.
+
+    Attributes:
+        key: of section ``downstream_expert``, dotted; its value is a path or a list of paths.
+        divides: how it divides the corpus into splits: patterns of lists below the path (``""``: the path itself);
+            ``()``: the names of its files decide; None: not at all.
+        parts: key of the section whose lists name folders below the path: only these are read.
+    """
+
+    key: str
+    divides: tuple[str, ...] | None = None
+    parts: str | None = None
+
+
+class Utterances(NamedTuple):
+    """The files in which a task writes its output for each utterance of a split.
+
+    Attributes:
+        hypotheses, references: file names with ``{}`` for the split; the same where one file has both.
+        metric: what they give, by the name that the task reports.
+        kind: ``labels`` or ``words`` (a line per utterance: its name, and a label or words to be aligned), or a file
+            of ours: ``transcripts`` or ``predictions``.
+        between: what separates the name from the rest of a line.
+    """
+
+    hypotheses: str
+    references: str
+    metric: str
+    kind: Literal["labels", "words", "transcripts", "predictions"] = "labels"
+    between: str = " "
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task.
+
+    Attributes:
+        name: short name, as in tables and presets.
+        downstream: name for ``-d``.
+        metrics: it is judged by the first of these that it reports.
+        dev: split that chooses (lambda, a candidate, a learning rate).
+        test: split that is reported.
+        best: file name of the checkpoint that it keeps as the best on dev.
+        corpus: ``downstream_expert.corpus.name``, where several tasks share a name for ``-d``.
+        own_head: its head may come without training (a model's own, a fitted one), and it refuses one that is untrained
+            when it is evaluated.
+        preset: shipped task file where ``-c`` is not given.
+        variables: environment variables that its task files read, with the corpus in words; its main one comes first.
+        reads: what it reads, for the hash of its corpus.
+        settings: section of ``downstream_expert`` whose lists take part in the division of the corpus.
+        counts: for the interval of each metric: what gives its counts from the records of an evaluation. Without any,
+            those of all tasks are tried; only counts that give the value that the task reports are used.
+        ratios: metrics that it logs as ratios although they are recorded in per cent.
+        utterances: the files with its output for each utterance, which comparisons of two runs read; without any,
+            those of all tasks are looked for.
+        writes: patterns of further files that an evaluation leaves in the run's folder.
+        built: names of files that the task writes when it is built, and reads when it is scored.
+        places: attributes of the expert that say where it writes, and that place below the folder of a run.
+        decoder: ``"module:function"`` that builds what ``s3prl-ext predict`` asks, from
+            :class:`s3prl_ext.prediction.decoder.Inputs`; None where there is none.
+        superb: metrics that are its columns in SUPERB's row.
+        modules: modules of s3prl that it imports, for ``s3prl-ext doctor``.
+        new_metrics: direction and unit of metrics that no other task has.
+    """
+
+    name: str
+    downstream: str
+    metrics: tuple[str, ...] = MAIN_METRICS
+    dev: str = "dev"
+    test: str = "test"
+    best: str = "dev-best.ckpt"
+    corpus: str | None = None
+    own_head: bool = False
+    preset: str | None = None
+    variables: Mapping[str, str] = field(default_factory=dict)
+    reads: tuple[Reads, ...] = ()
+    settings: str = "datarc"
+    counts: Mapping[str, Count] = field(default_factory=dict)
+    ratios: tuple[str, ...] = ()
+    utterances: Utterances | None = None
+    writes: tuple[str, ...] = ()
+    built: tuple[str, ...] = ()
+    places: Mapping[str, str] = field(default_factory=lambda: {"expdir": "", "logging": "log.log"})
+    decoder: str | None = None
+    superb: tuple[str, ...] = ()
+    modules: tuple[str, ...] = ()
+    new_metrics: Mapping[str, Metric] = field(default_factory=dict)
+
+    @property
+    def variable(self) -> str:
+        """The environment variable that names the folder of its corpus."""
+        return next(iter(self.variables))
+
+    def main_metric(self, reported: Container[str]) -> str | None:
+        """Return the metric that it is judged by, or None where it reports none of :attr:`metrics`."""
+        return next((name for name in self.metrics if name in reported), None)
+
+    def result_files(self) -> tuple[str, ...]:
+        """Return patterns of the files that an evaluation leaves in the run's folder."""
+        files = self.utterances
+        own = (files.hypotheses.format("*"), files.references.format("*")) if files else ()
+        return tuple(dict.fromkeys((*own, *self.writes)))
