@@ -9,13 +9,13 @@ if TYPE_CHECKING:
     from s3prl_ext.extensions import (
         register_layout,
         register_method,
-        register_task_row,
+        register_task,
         register_tasks,
         register_upstream,
     )
 
 __all__ = [
-    "install", "register_layout", "register_method", "register_task_row", "register_tasks", "register_upstream", "uninstall"
+    "install", "register_layout", "register_method", "register_task", "register_tasks", "register_upstream", "uninstall"
 ]  # fmt: skip
 
 __version__ = "0.1.0"

@@ -13,8 +13,9 @@ see what it registers. A script may call them as well. A name that is taken is r
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
@@ -27,13 +28,13 @@ from s3prl_ext.errors import UsageError, sentence, unknown_name
 
 if TYPE_CHECKING:
     from s3prl_ext.attention.layouts import Layout
-    from s3prl_ext.metrics import Metric
     from s3prl_ext.tasks import Task
 
 logger = logging.getLogger(__name__)
 
 GROUP = "s3prl_ext.extensions"
 OURS = "s3prl_ext"
+RECORD_FILE = "task.py"
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Registered:
     """Something that was registered.
 
     Attributes:
-        kind: ``upstream``, ``task``, ``task row``, ``layout`` or ``method``.
+        kind: ``upstream``, ``task``, ``task record``, ``layout`` or ``method``.
         name: its name.
         owner: the extension, or ``a call in this process``.
         undo: takes it back, where :func:`s3prl_ext.plugin.uninstall` does not.
@@ -109,10 +110,11 @@ def register_upstream(name: str, factory: str | Callable[..., Any]) -> None:
 def register_tasks(folder: str | Path) -> None:
     """Make each folder in `folder` that has an ``expert.py`` a task: ``-d`` is the folder's name.
 
-    A ``config.yaml`` beside the ``expert.py`` is the task file where ``-c`` is not given.
+    Next to ``expert.py`` there may be ``task.py`` with ``TASK``, what is known of the task (:class:`s3prl_ext.tasks.Task`),
+    and ``config.yaml``, the task file where ``-c`` is not given.
 
     Raises:
-        UsageError: there is no task in `folder`, or a name is taken.
+        UsageError: there is no task in `folder`, a name is taken, or a ``task.py`` does not fit.
     """
     folder = Path(folder).resolve()
     names = sorted(path.parent.name for path in folder.glob("*/expert.py"))
@@ -120,46 +122,71 @@ def register_tasks(folder: str | Path) -> None:
         raise UsageError(f"{folder} holds no task: a task is a folder in it, named as for -d, with an expert.py.")
     for name in names:
         _claim("task", name, _owner_of_task(name))
+    records = [_record_in(folder / name) for name in names if (folder / name / RECORD_FILE).is_file()]
+    for record in records:
+        _check_task(record)
     plugin.add_task_folder(folder)
     for name in names:
         _remember("task", name)
+    for record in records:
+        register_task(record)
 
 
-def register_task_row(row: Task, metrics: Mapping[str, Metric] | None = None) -> None:
-    """Say how a task is judged by races, reports and sweeps: its metric and its splits.
+def register_task(task: Task) -> None:
+    """Say what is known of a task that s3prl has already; :func:`register_tasks` does so for those of an extension.
 
     Args:
-        row: of the task; without one a task is judged by the first that it reports of slot_type_f1, per, wer, error, der
+        task: the record; a task without one is judged by the first that it reports of slot_type_f1, per, wer, error, der
             and acc, on ``dev`` and ``test``.
-        metrics: direction and unit of metrics that are new.
 
     Raises:
-        UsageError: there is a row of that name or a metric of that name, or a metric of the row is unknown.
+        UsageError: there is a record of that name, a new metric has the name of another, or a metric is unknown.
     """
     from s3prl_ext import tasks
     from s3prl_ext.metrics import METRICS
 
-    new = dict(metrics or {})
-    rows = (*tasks.TASKS, *tasks.added)
-    _claim("task row", row.name, OURS if row.name in {name for r in rows for name in (r.name, r.downstream)} else None)
-    for name in new:
-        _claim("metric", name, OURS if name in METRICS else None)
-    unknown = [name for name in row.metrics if name not in {*METRICS, *new}]
-    if unknown or not row.metrics:
-        raise (
-            unknown_name("metric", unknown[0], [*METRICS, *new])
-            if unknown
-            else UsageError(f"the row of the task '{row.name}' names no metric: give those that it is judged by.")
-        )
-    METRICS.update(new)
-    tasks.added.append(row)
+    _check_task(task)
+    METRICS.update(task.new_metrics)
+    tasks.added.append(task)
 
     def undo() -> None:
-        tasks.added.remove(row)
-        for name in new:
+        tasks.added.remove(task)
+        for name in task.new_metrics:
             del METRICS[name]
 
-    _remember("task row", row.name, undo)
+    _remember("task record", task.name, undo)
+
+
+def _check_task(task: Task) -> None:
+    from s3prl_ext import tasks
+    from s3prl_ext.metrics import METRICS
+
+    taken = {name for known in tasks.known() for name in (known.name, known.downstream)}
+    _claim("task record", task.name, OURS if task.name in taken else None)
+    for name in task.new_metrics:
+        _claim("metric", name, OURS if name in METRICS else None)
+    metrics = [*METRICS, *task.new_metrics]
+    for name in (*task.metrics, *task.superb, *task.ratios):
+        if name not in metrics:
+            raise unknown_name("metric", name, metrics)
+    if not task.metrics:
+        raise UsageError(f"the record of the task '{task.name}' names no metric: give those that it is judged by.")
+
+
+def _record_in(folder: Path) -> Task:
+    """Return ``TASK`` of the ``task.py`` in a task's folder."""
+    from s3prl_ext.tasks import Task
+
+    path = folder / RECORD_FILE
+    spec = importlib.util.spec_from_file_location(f"{folder.name}_task", path)
+    module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
+    spec.loader.exec_module(module)  # type: ignore[union-attr]
+    record = getattr(module, "TASK", None)
+    if not isinstance(record, Task):
+        raise UsageError(f"{path} defines no TASK: write TASK = Task(...) with Task of s3prl_ext.tasks.")
+    if record.downstream != folder.name:
+        raise UsageError(f"{path}: downstream is '{record.downstream}', but -d is the folder's name, '{folder.name}'.")
+    return record
 
 
 def register_layout(row: Layout) -> None:

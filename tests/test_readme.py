@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import re
 import shlex
 import subprocess
@@ -15,8 +16,8 @@ import s3prl_ext
 from s3prl_ext import cli, run_downstream, run_flags
 from s3prl_ext.commands import prepare
 from s3prl_ext.configs import load_yaml, shipped_dir
-from s3prl_ext.doctor import CORPUS_VARIABLES
 from s3prl_ext.merging.config import parse_config
+from s3prl_ext.tasks import corpus_variables
 from tests import documentation, stories
 from tests.documentation import PAGES, ROOT, name_of
 from tests.stories import Place, Story
@@ -113,7 +114,7 @@ def stock_parser() -> argparse.ArgumentParser:
 def parse(stock_parser, tmp_path, monkeypatch):
     """Parse a command as it would be parsed if it ran, without running it."""
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
-    for variable in CORPUS_VARIABLES:
+    for variable in corpus_variables():
         monkeypatch.setenv(variable, str(tmp_path))
     monkeypatch.chdir(tmp_path)
 
@@ -263,13 +264,26 @@ def test_extensions_of_the_page_are_seen(story):
         "upstream my_merge",
         "layout distilbert",
         "method ffn_gain",
-        "task clip_labels, task row clip_labels",
+        "task clip_labels, task record clip_labels",
     ):
         assert re.search(rf"of my_extension 0\.1 +{shown}$", doctor, re.MULTILINE), shown
     methods = story(page).reach(lines.index("s3prl-ext methods"))
     assert re.search(r"^\| ffn_gain +\| 36,864 +\|.*Liu et al\. 2022", methods, re.MULTILINE)
     (merge,) = [number for number, line in enumerate(lines) if "source.model=distilbert" in line]
     assert "transformer.layer.1.attention.v_lin.weight" in story(page).reach(merge)
+
+
+def test_the_task_of_the_page_races_sweeps_reports_and_predicts_by_its_record(story):
+    page = ROOT / "docs" / "extending.md"
+    lines = documentation.commands(page)
+    shown = {words[1]: story(page).reach(lines.index(line)) for line in lines if len(words := line.split()) > 1}
+    exp = story(page).place.folder / "exp"
+    trained, tested = (json.loads((exp / "clips" / name).read_text()) for name in ("result.json", "result-test.json"))
+    assert trained["data"]["covers"].endswith(" table") and trained["splits_sha256"] and tested["intervals"]["test"]["acc"]
+    assert json.loads((exp / "clips_race" / "result.json").read_text())["race"]["metric"] == "acc"
+    assert json.loads((exp / "clips_sweep" / "sweep.json").read_text())["metric"]["name"] == "acc"
+    assert re.search(r"clip_labels.*accuracy", shown["report"]) and "yes" in shown["predict"]
+    assert "CLIPS" in shown["doctor"]
 
 
 def anchors(page) -> set[str]:

@@ -13,7 +13,7 @@ from s3prl_ext.errors import UsageError
 from s3prl_ext.evaluation.scored_runs import ScoredRun
 from s3prl_ext.metrics import METRICS, Metric
 from s3prl_ext.mini_superb import LAYOUTS
-from s3prl_ext.tasks import Task, main_metric, named, task_of
+from s3prl_ext.tasks import Task, named, task_of
 from s3prl_ext.training.early_stop import judged_by
 
 CORPORA = {"pr": "libriphone", "sf": "snips"}
@@ -28,35 +28,37 @@ REPORTED = {
 
 @pytest.mark.parametrize("name", REPORTED)
 def test_race_report_and_sweep_judge_by_one_metric(name):
-    reported, downstream = REPORTED[name], LAYOUTS[name].downstream if name in LAYOUTS else name
+    reported, downstream = REPORTED[name], LAYOUTS[name].task.downstream if name in LAYOUTS else name
     row = task_of(downstream, {"corpus": {"name": CORPORA.get(name)}})
     run = ScoredRun(row.name, "dev", dict.fromkeys(reported, 0.5), {}, "1", {}, "train", 1, Path("result.json"), None)
-    in_sweep = main_metric(row, reported)
+    in_sweep = row.main_metric(reported)
     assert in_sweep is not None and run.main_metric == in_sweep == judged_by(None, downstream, reported)
 
 
 def test_a_task_with_no_known_metric_is_judged_by_none():
-    assert main_metric(named("somebodys"), ["loss", "beauty"]) is None
+    assert named("somebodys").main_metric(["loss", "beauty"]) is None
     with pytest.raises(UsageError, match="set early_stop.metric to one of: loss"):
         judged_by(None, "somebodys", ["loss", "beauty"])
 
 
 def test_names_of_tasks():
     assert {
-        name: task_of(row.downstream, {"corpus": {"name": CORPORA.get(name)}}).name for name, row in LAYOUTS.items()
+        name: task_of(row.task.downstream, {"corpus": {"name": CORPORA.get(name)}}).name
+        for name, row in LAYOUTS.items()
     } == {name: name for name in LAYOUTS}
     assert task_of("ctc", {"corpus": {"name": "librispeech"}}).name == task_of("ctc").name == "ctc"
     assert task_of("emotion").name == named("emotion").name == "emotion"
 
 
-def test_an_extension_brings_its_row():
-    row = Task("wh", "whistling", ("pitch",), dev="valid", test="eval")
-    s3prl_ext.register_task_row(row, {"pitch": Metric(higher_is_better=False, unit="ratio")})
+def test_an_extension_brings_its_record():
+    pitch = {"pitch": Metric(higher_is_better=False, unit="ratio")}
+    row = Task("wh", "whistling", ("pitch",), dev="valid", test="eval", new_metrics=pitch)
+    s3prl_ext.register_task(row)
     try:
         assert task_of("whistling") is named("wh") is row and "eval" in tasks.reported_splits()
         assert judged_by(None, "whistling", ["acc", "pitch"]) == "pitch"
         with pytest.raises(UsageError, match="'wh' is taken"):
-            s3prl_ext.register_task_row(row)
+            s3prl_ext.register_task(row)
     finally:
         s3prl_ext.uninstall()
         s3prl_ext.install()
@@ -64,17 +66,18 @@ def test_an_extension_brings_its_row():
 
 
 @pytest.mark.parametrize(
-    ("row", "metrics", "sentence"),
+    ("row", "sentence"),
     [
-        (Task("ks", "whistling", ("acc",)), {}, "'ks' is taken by s3prl_ext"),
-        (Task("wh", "whistling", ("bla",)), {}, "unknown metric 'bla'"),
-        (Task("wh", "whistling", ()), {}, "names no metric"),
-        (Task("wh", "whistling", ("acc",)), {"acc": Metric(False, "%")}, "metric name 'acc' is taken by s3prl_ext"),
+        (Task("ks", "whistling", ("acc",)), "'ks' is taken by s3prl_ext"),
+        (Task("wh", "whistling", ("bla",)), "unknown metric 'bla'"),
+        (Task("wh", "whistling", ("acc",), superb=("bla",)), "unknown metric 'bla'"),
+        (Task("wh", "whistling", ()), "names no metric"),
+        (Task("wh", "whistling", new_metrics={"acc": Metric(False, "%")}), "metric name 'acc' is taken by s3prl_ext"),
     ],
 )
-def test_a_row_that_does_not_fit_is_refused(row, metrics, sentence):
+def test_a_record_that_does_not_fit_is_refused(row, sentence):
     with pytest.raises(UsageError, match=sentence):
-        s3prl_ext.register_task_row(row, metrics)
+        s3prl_ext.register_task(row)
     assert tasks.added == [] and METRICS["acc"].higher_is_better
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from s3prl_ext import extensions
 from s3prl_ext.commands import report_figures
 from s3prl_ext.commands.report_evidence import Evidence, mixed_origins, read_evidence, sources_table
 from s3prl_ext.errors import DataError, UsageError
@@ -24,7 +25,7 @@ from s3prl_ext.metrics import heading, metric
 from s3prl_ext.papers.pivot import pivot, with_ours
 from s3prl_ext.papers.tables import NAMES, Cell, PaperTable, paper_table
 from s3prl_ext.papers.transcript_tables import transcript_tables
-from s3prl_ext.tasks import main_metric, named, reported_splits
+from s3prl_ext.tasks import named, reported_splits
 from s3prl_ext.writing import write_text
 
 logger = logging.getLogger(__name__)
@@ -48,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         DataError: no usable result, or two results that contradict each other.
     """
     flags = _parser().parse_args(argv)
+    extensions.load()  # their tasks and metrics
     papers = [paper_table(name) for name in flags.paper]
     if flags.metric is not None:
         metric(flags.metric)
@@ -152,7 +154,7 @@ def _plain_tables(runs: Sequence[ScoredRun], flags: argparse.Namespace, left_out
     ):
         those = [run for run in runs if (run.task, run.split) == (task, split)]
         reported = dict.fromkeys(name for run in those for name in run.values)
-        name = flags.metric or main_metric(named(task), reported)
+        name = flags.metric or named(task).main_metric(reported)
         if name not in reported:
             left_out.append(f"{task}, {split}: has no {name or 'metric of a known task'}, only {', '.join(reported)}.")
             continue
