@@ -11,6 +11,7 @@ import s3prl_ext
 from s3prl_ext import tasks
 from s3prl_ext.errors import UsageError
 from s3prl_ext.evaluation.scored_runs import ScoredRun
+from s3prl_ext.evaluation.superb_row import superb_table
 from s3prl_ext.metrics import METRICS, Metric
 from s3prl_ext.mini_superb import LAYOUTS
 from s3prl_ext.tasks import Task, named, task_of
@@ -63,6 +64,24 @@ def test_an_extension_brings_its_record():
         s3prl_ext.uninstall()
         s3prl_ext.install()
     assert tasks.added == [] and "pitch" not in METRICS
+
+
+def test_a_task_of_an_extension_stands_in_superbs_row_where_it_was_scored():
+    def run(task, metric, value):
+        return ScoredRun(task, "test", {metric: value}, {}, "1", {"upstream": "x"}, "evaluate", 1, Path(task), None)
+
+    runs = [run("ks", "acc", 0.9), run("sd", "der", 0.1), run("wh", "acc", 0.5)]
+    head = superb_table(runs[:2], {}).head
+    s3prl_ext.register_task(Task("wh", "whistling", ("acc",), superb=("acc",)))
+    try:
+        assert superb_table(runs[:2], {}).head == head
+        table = superb_table(runs, {})
+    finally:
+        s3prl_ext.uninstall()
+        s3prl_ext.install()
+    assert table.head == [*head, "WH accuracy (%) ↑"]
+    assert dict(zip(table.head, table.rows[0]))["WH accuracy (%) ↑"] == "50.00"
+    assert head[-2:] == ["SD DER (%) ↓", "SD DER (%) ↓, threshold of dev"]
 
 
 @pytest.mark.parametrize(
