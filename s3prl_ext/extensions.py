@@ -140,18 +140,19 @@ def register_task(task: Task) -> None:
             and acc, on ``dev`` and ``test``.
 
     Raises:
-        UsageError: there is a record of that name, a new metric has the name of another, or a metric is unknown.
+        UsageError: there is a record of that name, a metric is unknown, or known with another direction or unit.
     """
     from s3prl_ext import tasks
     from s3prl_ext.metrics import METRICS
 
     _check_task(task)
-    METRICS.update(task.new_metrics)
+    new = {name: metric for name, metric in task.new_metrics.items() if name not in METRICS}
+    METRICS.update(new)
     tasks.added.append(task)
 
     def undo() -> None:
         tasks.added.remove(task)
-        for name in task.new_metrics:
+        for name in new:
             del METRICS[name]
 
     _remember("task record", task.name, undo)
@@ -163,8 +164,8 @@ def _check_task(task: Task) -> None:
 
     taken = {name for known in tasks.known() for name in (known.name, known.downstream)}
     _claim("task record", task.name, OURS if task.name in taken else None)
-    for name in task.new_metrics:
-        _claim("metric", name, OURS if name in METRICS else None)
+    for name, metric in task.new_metrics.items():
+        _claim("metric", name, OURS if METRICS.get(name, metric) != metric else None)  # tasks may share a metric
     metrics = [*METRICS, *task.new_metrics]
     for name in (*task.metrics, *task.superb, *task.ratios):
         if name not in metrics:

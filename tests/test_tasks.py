@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
+import importlib.util
 import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 import s3prl_ext
-from s3prl_ext import tasks
+from s3prl_ext import plugin, run_flags, tasks
+from s3prl_ext.configs import load_yaml, shipped_dir
 from s3prl_ext.errors import UsageError
 from s3prl_ext.evaluation.scored_runs import ScoredRun
 from s3prl_ext.evaluation.superb_row import superb_table
@@ -16,6 +21,7 @@ from s3prl_ext.metrics import METRICS, Metric
 from s3prl_ext.mini_superb import LAYOUTS
 from s3prl_ext.tasks import Task, named, task_of
 from s3prl_ext.training.early_stop import judged_by
+from tests import python_process
 
 CORPORA = {"pr": "libriphone", "sf": "snips"}
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -107,3 +113,68 @@ def test_the_recipes_in_shell_agree(name):
     shown = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True).stdout.split()
     row = named(name)
     assert shown == [row.metrics[0], row.dev, row.test, row.best, row.downstream]
+
+
+@pytest.mark.parametrize("task", tasks.TASKS, ids=lambda task: task.name)
+def test_what_a_record_names_is_there(task):
+    presets = [load_yaml(path) for path in shipped_dir("downstream_configs").glob(f"{task.name}/*.yaml")]
+    keys = {key for preset in presets for key in (read.key for read in task.reads) if at(preset, key)}
+    assert task.name == "ctc" or {read.key for read in task.reads} - keys <= {"corpus.lexicon", "text.slots_file"}
+    assert all(f"${{{name}" in yaml.safe_dump(presets) for name in task.variables if name != "LIBRISPEECH_LEXICON")
+    assert task.preset is None or run_flags.preset_path(task.preset).is_file()
+    assert {*task.metrics, *task.counts, *task.ratios, *task.superb} <= set(METRICS)
+    module, _, function = task.decoder.partition(":")
+    assert callable(getattr(importlib.import_module(module), function))
+    assert all(importlib.util.find_spec(module) for module in task.modules)
+
+
+def at(preset: dict, key: str):
+    """Return the value at a dotted key of the section ``downstream_expert``."""
+    return functools.reduce(
+        lambda section, part: (section or {}).get(part), key.split("."), preset["downstream_expert"]
+    )
+
+
+def test_records_need_neither_torch_nor_s3prl(tmp_path):
+    code = "import sys, s3prl_ext.tasks; assert not {'torch', 's3prl', 'numpy'} & set(sys.modules)"
+    python_process.run(tmp_path, "-c", code)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("TASKS = 1", "task.py defines no TASK"),
+        (
+            "from s3prl_ext.tasks import Task; TASK = Task('wh', 'singing')",
+            "'singing', but -d is the folder's name, 'wh'",
+        ),
+        (
+            "from s3prl_ext.tasks import Task; TASK = Task('ks', 'wh')",
+            "the task record name 'ks' is taken by s3prl_ext",
+        ),
+    ],
+)
+def test_a_task_file_that_does_not_fit_registers_nothing(tmp_path, text, sentence):
+    (tmp_path / "wh").mkdir()
+    (tmp_path / "wh" / "expert.py").touch()
+    (tmp_path / "wh" / "task.py").write_text(text)
+    with pytest.raises(UsageError, match=sentence):
+        s3prl_ext.register_tasks(tmp_path)
+    assert tasks.added == [] and tmp_path not in plugin.added_task_folders
+
+
+def test_two_tasks_of_an_extension_share_a_new_metric(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "expert.py").touch()
+        (tmp_path / name / "task.py").write_text(
+            "from s3prl_ext.metrics import Metric\nfrom s3prl_ext.tasks import Task\n"
+            f"TASK = Task({name!r}, {name!r}, ('eer',), new_metrics={{'eer': Metric(False, '%')}})\n"
+        )
+    s3prl_ext.register_tasks(tmp_path)
+    try:
+        assert named("one").main_metric(["eer"]) == named("two").main_metric(["eer"]) == "eer" in METRICS
+    finally:
+        s3prl_ext.uninstall()
+        s3prl_ext.install()
+    assert tasks.added == [] and "eer" not in METRICS

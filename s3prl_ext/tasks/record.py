@@ -75,7 +75,7 @@ class Task:
             :class:`s3prl_ext.prediction.decoder.Inputs`; None where there is none.
         superb: metrics that are its columns in SUPERB's row.
         modules: modules of s3prl that it imports, for ``s3prl-ext doctor``.
-        new_metrics: direction and unit of metrics that no other task has.
+        new_metrics: direction and unit of metrics that no shipped task has.
     """
 
     name: str

@@ -172,8 +172,8 @@ def _loader(models: TaskModels, split: str) -> Any:
         if not isinstance(error, NotImplementedError) and split not in str(error):
             raise
         raise UsageError(
-            f"the task has no split '{split}' (-t, runner.eval_dataloaders); usual names are train, dev and test, for "
-            "asr dev-clean and test-clean."
+            f"the task has no split '{split}' (-t, runner.eval_dataloaders); its splits are usually train, "
+            f"{models.task.dev} and {models.task.test}."
         ) from error
 
 
