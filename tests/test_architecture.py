@@ -21,7 +21,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "reading": {"errors"},
     "model_settings": {"errors"},
     "metrics": {"errors"},
-    "tasks": {"metrics"},
+    "tasks": {"metrics", "errors"},
     "configs": {"errors"},
     "attention": {"configs", "metrics", "errors"},
     "merging": {"attention", "configs", "metrics", "errors"},

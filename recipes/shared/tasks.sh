@@ -12,21 +12,11 @@ SUPERB_TASKS="asr pr sd sid sf ic ks"   # in the order of AD-TUNING's Table 2
 # empty: those of the preset), and settings: overrides for -o that --mini and --steps ask for. With --mini the checkpoint
 # is that of the last step: nothing is chosen on dev.
 task() {
-  settings=""
-  metric=acc checkpoint=dev-best.ckpt dev_split=dev test_split=test
-  local downstream steps_of_mini=60
-  case "$1" in
-    asr) downstream=asr metric=wer checkpoint=dev-clean-best.ckpt dev_split=dev-clean test_split=test-clean
-      variable=LIBRISPEECH corpus="LibriSpeech with train-clean-100" ;;
-    pr) downstream=ctc metric=per variable=LIBRISPEECH corpus="LibriSpeech with train-clean-100" ;;
-    sd) downstream=diarization metric=der checkpoint=best-states-dev.ckpt
-      variable=LIBRI2MIX_DIARIZATION corpus="Libri2Mix as s3prl's diarization recipe prepares it" ;;
-    sid) downstream=voxceleb1 variable=VOXCELEB1 corpus="VoxCeleb1" ;;
-    sf) downstream=ctc metric=slot_type_f1 variable=AUDIO_SNIPS corpus="Audio SNIPS" ;;
-    ic) downstream=fluent_commands variable=FLUENT_SPEECH_COMMANDS corpus="Fluent Speech Commands" ;;
-    ks) downstream=speech_commands variable=SPEECH_COMMANDS corpus="Speech Commands v0.01" ;;
-    *) stop "unknown task '$1'; known: $SUPERB_TASKS." ;;
-  esac
+  settings="" variable="" corpus="" checkpoint="" dev_split="" test_split="" metric=""
+  local downstream="" facts steps_of_mini=60
+  [[ " $SUPERB_TASKS " == *" $1 "* ]] || stop "unknown task '$1'; known: $SUPERB_TASKS."
+  facts="$(python -m s3prl_ext.tasks "$1")" || exit
+  eval "$facts"
   task_flags=(-d "$downstream" -c "$1/$2")
   if [[ -n "$mini" ]]; then
     task_flags=(-d "$downstream" -c "$1/mini" --device cpu)

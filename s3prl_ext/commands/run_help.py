@@ -2,7 +2,21 @@
 
 from __future__ import annotations
 
-PAGE = """usage: s3prl-ext run -m train    -u UPSTREAM -d TASK [-c TASK/PRESET] -p EXP [FLAGS]
+import textwrap
+
+from s3prl_ext.tasks import TASKS
+
+
+def _tasks() -> str:
+    """Return the names for ``-d`` with the short names of their tasks, wrapped for the page."""
+    names = []
+    for downstream in sorted({task.downstream for task in TASKS}):
+        short = [task.name.upper() for task in TASKS if task.downstream == downstream != task.name]
+        names.append(f"{downstream} ({', '.join(short)})" if short else downstream)
+    return textwrap.fill(", ".join([*names, "..."]), 100).replace("\n", "\n" + 22 * " ")
+
+
+PAGE = f"""usage: s3prl-ext run -m train    -u UPSTREAM -d TASK [-c TASK/PRESET] -p EXP [FLAGS]
        s3prl-ext run -m train    -u UPSTREAM -d TASK ... -p EXP -a         (begin, or go on where it stopped)
        s3prl-ext run -m evaluate -e EXP [-t SPLIT]
 
@@ -11,8 +25,7 @@ s3prl's run_downstream with merged upstreams, child-tuning and task files.
 experiment
   -m MODE             train, evaluate, or inference (-t names an audio file)
   -p EXP              folder of the experiment (-n NAME: result/downstream/NAME)
-  -d TASK             asr, ctc (PR, SF), diarization, esc50, fluent_commands, librispeech_zeroshot, ljspeech, speech_commands,
-                      vctk, voxceleb1, ...
+  -d TASK             {_tasks()}
   -c TASK/PRESET      a shipped task file, such as ks/superb, ks/ad_tuning, ks/mini; or a FILE of your own
   -o CHANGES          changes to the task file: "config.runner.total_steps=1000,,config.optimizer.lr=1e-4"
   -a                  go on with the experiment in EXP, or begin it
