@@ -91,8 +91,8 @@ class Candidates:
         """Put the pre-trained weights back, then a candidate on."""
         self.tuned.revert()
         kept = self.kept[density]
-        self.tuned.load_state(kept["upstream"], "benchmark")
-        self.put_on(kept["upstream"]["indices"])
+        self.tuned.load(kept["upstream"], "benchmark")
+        self.put_on(kept["upstream"].indices)
         self.optimizer.load_state_dict(kept["optimizer"])
 
 

@@ -9,16 +9,20 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from s3prl_ext.configs import expand_variables, load_yaml
 from s3prl_ext.errors import UsageError, unknown_name
-from s3prl_ext.reading import is_archive
 from s3prl_ext.run_flags import (
     expdir,
     is_new,
     named_task_file,
     overridden,
 )
+from s3prl_ext.run_folder import RunFolder, missing
+
+if TYPE_CHECKING:
+    from s3prl_ext.training.checkpoint import Checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -42,40 +46,44 @@ def refuse_dead_flags(flags: argparse.Namespace) -> None:
         )
 
 
-def check_files(flags: argparse.Namespace, overwrite: bool) -> Path | None:
+def check_files(flags: argparse.Namespace, overwrite: bool) -> Checkpoint | None:
     """Check checkpoints and folders; return the checkpoint that -e or -a resumes, or None for a new experiment."""
-    from s3prl_ext.deltas import folders  # imports torch: not before it is needed
-    from s3prl_ext.training import checkpoint
-
-    auto = flags.auto_resume and checkpoint.numbered(expdir(flags))
+    folder = RunFolder(expdir(flags))
+    auto = flags.auto_resume and folder.numbered()
     if flags.auto_resume and overwrite:
         raise UsageError("-a resumes an experiment, args.overwrite=True replaces it: give one of the two.")
     resumed = None
     for flag, value in (("-a", expdir(flags) if auto else None), ("-e", flags.past_exp), ("-i", flags.init_ckpt)):
         if value is None:
             continue
-        path = Path(value)
-        if not path.exists():
-            raise UsageError(f"{flag} {value}: {folders.missing(path)}")
-        if path.is_dir():
-            kind = folders.other_kind(path)
-            if flag == "-i" or kind or not checkpoint.numbered(path):
-                why = "-i takes a file" if flag == "-i" else "this folder holds no states-N.ckpt to choose"
-                raise UsageError(f"{flag} {value}: {f'this {kind}' if kind else f'name a checkpoint; {why}'}.")
-            path = checkpoint.numbered(path)[-1]
-        checkpoint.check_readable(path)
-        resumed = resumed or (path if flag != "-i" else None)
+        ckpt = _readable(flag, value)
+        resumed = resumed or (ckpt if flag != "-i" else None)
     if is_new(flags) and flags.mode is not None:
         for flag, value, meaning in (("-u", flags.upstream, "upstream"), ("-d", flags.downstream, "task")):
             if value is None:
                 raise UsageError(f"{flag} is missing: name the {meaning}, or resume an experiment with -e.")
         if flags.expdir is None and flags.expname is None:
             raise UsageError("-p is missing: name the folder of the experiment (or -n for result/downstream/NAME).")
-        if Path(expdir(flags)).exists() and not Path(expdir(flags)).is_dir():
-            raise UsageError(f"-p {expdir(flags)} is a file: name the folder of the experiment.")
+        if folder.path.exists() and not folder.path.is_dir():
+            raise UsageError(f"-p {folder.path} is a file: name the folder of the experiment.")
         if flags.mode == "train" and not overwrite:
-            checkpoint.refuse_overwriting(expdir(flags))
+            folder.refuse_overwriting()
     return resumed
+
+
+def _readable(flag: str, value: str) -> Checkpoint:
+    """Read the checkpoint or delta that a flag names: a file, or a folder whose latest checkpoint -e and -a resume."""
+    from s3prl_ext.training.checkpoint import Checkpoint  # imports torch: not before it is needed
+
+    path = Path(value)
+    if not path.exists():
+        raise UsageError(f"{flag} {value}: {missing(path)}")
+    latest = path if path.is_file() else RunFolder(path).latest()
+    kind = RunFolder(path).other_kind()
+    if latest is None or (path.is_dir() and (flag == "-i" or kind)):
+        why = "-i takes a file" if flag == "-i" else "this folder holds no states-N.ckpt to choose"
+        raise UsageError(f"{flag} {value}: {f'this {kind}' if kind else f'name a checkpoint; {why}'}.")
+    return Checkpoint.read(latest, mmap=True)
 
 
 def only_best(flags: argparse.Namespace) -> Path | None:
@@ -83,51 +91,51 @@ def only_best(flags: argparse.Namespace) -> Path | None:
 
     s3prl looks for ``states-N.ckpt`` alone, but a run may have been killed before its first one.
     """
-    from s3prl_ext.training import checkpoint
+    from s3prl_ext.training.checkpoint import Checkpoint
 
-    if not flags.auto_resume or flags.past_exp is not None or flags.mode != "train":
+    folder = RunFolder(expdir(flags))
+    if not flags.auto_resume or flags.past_exp is not None or flags.mode != "train" or folder.numbered():
         return None
-    found = [] if checkpoint.numbered(expdir(flags)) else sorted(Path(expdir(flags)).glob("*.ckpt"))
-    for path in found:
-        checkpoint.check_readable(path)
-    return max(found, key=lambda path: checkpoint.load(path, mmap=is_archive(path)).get("Step", 0), default=None)
+    return max(folder.best(), key=lambda path: Checkpoint.read(path, mmap=True).step, default=None)
 
 
-def check_processes(ckpt: Path, flags: argparse.Namespace) -> None:
+def check_processes(ckpt: Checkpoint, flags: argparse.Namespace) -> None:
     """Refuse to go on with another number of processes; s3prl stops at an assertion there."""
-    from s3prl_ext.training import checkpoint
-    from s3prl_ext.training.checks import check_processes
+    from s3prl_ext.training import resume
 
     started = flags.local_rank is not None or "LOCAL_RANK" in os.environ
-    states = checkpoint.load(ckpt, mmap=is_archive(ckpt))
-    check_processes(states, ckpt, int(os.environ.get("WORLD_SIZE", "1")) if started else 0)
+    resume.check_processes(ckpt, int(os.environ.get("WORLD_SIZE", "1")) if started else 0)
 
 
-def check_same_command(ckpt: Path, flags: argparse.Namespace, overrides: dict[str, str], begins_too: bool) -> None:
+def check_same_command(
+    ckpt: Checkpoint, flags: argparse.Namespace, overrides: dict[str, str], begins_too: bool
+) -> None:
     """Refuse flags or a task file that say something else than the checkpoint, which s3prl would ignore."""
-    from s3prl_ext.training import checkpoint
-    from s3prl_ext.training.resumed_command import check_command
+    from s3prl_ext.training.resume import check_command
 
-    states = checkpoint.load(ckpt, mmap=is_archive(ckpt))
-    asked, stored = None, states.get("Config")
-    ours = checkpoint.EXTENSION_KEY in states  # s3prl's own tasks take keys out of what its checkpoints hold
-    if ours and stored is not None and (flags.config is not None or (begins_too and flags.downstream is not None)):
+    asked, stored = None, ckpt.config
+    # s3prl's own tasks take keys out of what its checkpoints hold
+    if (
+        ckpt.is_ours
+        and stored is not None
+        and (flags.config is not None or (begins_too and flags.downstream is not None))
+    ):
         path = named_task_file(flags) or f"./downstream/{flags.downstream}/config.yaml"
         asked, stored = overridden(load_yaml(path), flags), overridden(stored, flags)
-    check_command(states, ckpt, flags, asked, stored, overrides)
+    check_command(ckpt, flags, asked, stored, overrides)
 
 
-def stay_with(ckpt: Path) -> None:
-    """Let a run write beside its checkpoint: s3prl goes on where the checkpoint was made.
+def stay_with(ckpt: Checkpoint) -> None:
+    """Let a run write next to its checkpoint: s3prl goes on where the checkpoint was made.
 
     A copied or moved experiment would otherwise write into the one that it came from.
     """
-    from s3prl_ext.training import checkpoint
-    from s3prl_ext.training.relocated import stay_beside
+    from s3prl_ext.training.resume import stay_beside
 
-    made_in = getattr(checkpoint.load(ckpt, mmap=is_archive(ckpt)).get("Args"), "expdir", None)
-    if made_in is not None and Path(made_in).resolve() != ckpt.parent.resolve():
-        stay_beside(ckpt)
+    made_in = ckpt.arguments.get("expdir")
+    assert ckpt.path is not None
+    if made_in is not None and Path(made_in).resolve() != ckpt.path.parent.resolve():
+        stay_beside(ckpt.path)
 
 
 def check_names(flags: argparse.Namespace, overrides: Mapping[str, str]) -> None:
@@ -136,7 +144,7 @@ def check_names(flags: argparse.Namespace, overrides: Mapping[str, str]) -> None
         return
     from s3prl import hub
 
-    from s3prl_ext.training.checks import known_tasks
+    from s3prl_ext.training.known_settings import known_tasks
     from s3prl_ext.training.upstream_flags import check_upstream_flags
 
     if not callable(getattr(hub, flags.upstream, None)):
@@ -152,17 +160,15 @@ def check_names(flags: argparse.Namespace, overrides: Mapping[str, str]) -> None
 
 
 def check_overrides(
-    overrides: Mapping[str, str], flags: argparse.Namespace, ckpt: Path | None, task_file: str | None
+    overrides: Mapping[str, str], flags: argparse.Namespace, ckpt: Checkpoint | None, task_file: str | None
 ) -> None:
     """Refuse keys of -o that are misspelt, and mention those that nothing reads."""
     if not overrides:
         return
-    from s3prl_ext.training import checkpoint
     from s3prl_ext.training.known_settings import check_overrides
 
     if ckpt is not None:
-        states = checkpoint.load(ckpt, mmap=is_archive(ckpt))
-        config, task = states.get("Config"), getattr(states.get("Args"), "downstream", None)
+        config, task = ckpt.config, ckpt.arguments.get("downstream")
     else:
         path = task_file or f"./downstream/{flags.downstream}/config.yaml"
         config, task = (load_yaml(path) if flags.downstream else None), flags.downstream
@@ -172,11 +178,11 @@ def check_overrides(
         logger.warning("%s", remark)
 
 
-def mention_unused(overrides: Mapping[str, str], flags: argparse.Namespace, ckpt: Path | None) -> None:
+def mention_unused(overrides: Mapping[str, str], flags: argparse.Namespace, ckpt: Checkpoint | None) -> None:
     """Log what of a command, and of a task file of one's own, has no effect."""
     from s3prl_ext.training.known_settings import misspelt_settings, unused_flags
 
-    for remark in unused_flags(flags, ckpt, overrides):
+    for remark in unused_flags(flags, ckpt.path if ckpt else None, overrides):
         logger.warning("%s", remark)
     if ckpt is None and flags.downstream and flags.config is not None and Path(flags.config).is_file():
         for remark in misspelt_settings(load_yaml(flags.config), flags.downstream):

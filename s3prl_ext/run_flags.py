@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from s3prl_ext.configs import package_dir, shipped_dir
 from s3prl_ext.errors import UsageError, unknown_name
+from s3prl_ext.run_folder import RunFolder
 from s3prl_ext.tasks import of_downstream
 
 MODES = ("train", "evaluate", "inference")
@@ -73,9 +74,7 @@ def expdir(flags: argparse.Namespace) -> str:
 
 def is_new(flags: argparse.Namespace) -> bool:
     """Return whether the command starts an experiment, rather than resuming one with -e or -a."""
-    from s3prl_ext.training import checkpoint
-
-    return flags.past_exp is None and not (flags.auto_resume and checkpoint.numbered(expdir(flags)))
+    return flags.past_exp is None and not (flags.auto_resume and RunFolder(expdir(flags)).numbered())
 
 
 def overridden(config: Mapping[str, Any], flags: argparse.Namespace) -> dict[str, Any]:

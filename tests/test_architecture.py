@@ -22,6 +22,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "model_settings": {"errors"},
     "metrics": {"errors"},
     "tasks": {"metrics", "errors"},
+    "run_folder": {"tasks", "errors"},
     "configs": {"errors"},
     "attention": {"configs", "metrics", "errors"},
     "merging": {"attention", "configs", "metrics", "errors"},
@@ -99,6 +100,7 @@ EVERYWHERE = {
     "downloads",
     "layer_sets",
     "settings",
+    "run_folder",
 }  # every part may import them; they import errors at most
 SEES_S3PRL = {
     "compat",

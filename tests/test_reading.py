@@ -16,6 +16,7 @@ from s3prl_ext.attention.files import load_torch
 from s3prl_ext.errors import DataError
 from s3prl_ext.reading import EXPORT_FILE, check_archive, check_model, file_sha256
 from s3prl_ext.training import checkpoint
+from s3prl_ext.training.checkpoint import Checkpoint
 from s3prl_ext.upstreams.beats.model import load_checkpoint as load_beats
 from tests import factories
 from tests.training.test_race_runs import same
@@ -59,7 +60,7 @@ def test_no_flipped_bit_gives_other_weights(file, tmp_path):
     assert refused > 100, "most of the file is weights"
 
 
-@pytest.mark.parametrize("read", [checkpoint.load, checkpoint.check_readable, load_torch, load_beats, check_model])
+@pytest.mark.parametrize("read", [checkpoint.load, Checkpoint.read, load_torch, load_beats, check_model])
 def test_every_reader_names_the_file_and_what_to_do(tmp_path, read):
     path = tmp_path / "model.ckpt"
     if read is load_beats:
@@ -132,4 +133,4 @@ def test_an_archive_that_reads_as_one_of_several_disks_is_damaged(file):
     with pytest.raises(DataError):
         load_torch(file)
     with pytest.raises(DataError):
-        checkpoint.check_readable(file)
+        Checkpoint.read(file, mmap=True)

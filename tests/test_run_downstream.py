@@ -173,12 +173,14 @@ def test_a_resumed_command_is_compared_with_its_checkpoint(tmp_path):
     resume = command(tmp_path, "-d", "asr", "-a")
     torch.save(states | {"S3prlExt": {}}, path)
     run_downstream.complete(resume)
-    with pytest.raises(UsageError, match="--seed 1337 there, 5 here"):
+    with pytest.raises(UsageError, match="--seed: 1337 in the checkpoint, 5 here"):
         run_downstream.complete([*resume, "--seed", "5"])
     run_downstream.complete([*resume, "--seed", "5", "-o", "args.seed=5"])
     lacking = config | {"downstream_expert": {"datarc": config["downstream_expert"]["datarc"]}}
     torch.save(states | {"S3prlExt": {}, "Config": lacking}, path)
-    with pytest.raises(UsageError, match=r"downstream_expert.modelrc \(nothing\) there, .* here\): repeat"):
+    with pytest.raises(
+        UsageError, match=r"downstream_expert.modelrc: \(nothing\) in the checkpoint, .* here\): repeat"
+    ):
         run_downstream.complete(resume)
     torch.save(states | {"Config": lacking}, path)
     run_downstream.complete(resume)

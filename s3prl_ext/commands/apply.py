@@ -11,9 +11,9 @@ from pathlib import Path
 from torch import nn
 
 from s3prl_ext import plugin
-from s3prl_ext.child_tuning.delta import state_sha256
+from s3prl_ext.child_tuning.delta import Delta, state_sha256
 from s3prl_ext.deltas.plain_upstream import PlainUpstream, is_merged, upstream_of_file
-from s3prl_ext.deltas.tuned_task import TunedTask, check_foldable
+from s3prl_ext.deltas.trained_task import TrainedTask, check_foldable
 from s3prl_ext.deltas.writing import check_new, write_copy
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.locks import one_writer
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _apply(args: argparse.Namespace) -> None:
     task, plain, model = _opened(args)
     check_foldable(task)
-    if "Upstream" in task.checkpoint:
+    if task.upstream:
         raise UsageError(f"{task.path} holds a whole upstream, no delta: write it as a model with s3prl-ext export.")
     _check_base(task, model, args.model)
     task.tune(model)
@@ -71,12 +71,12 @@ def revert_main(argv: Sequence[str] | None = None) -> int:
 
 def _revert(args: argparse.Namespace) -> None:
     task, plain, model = _opened(args)
-    delta = task.delta
-    if "Upstream" in task.checkpoint:
+    delta = task.changes
+    if task.upstream:
         raise UsageError(
             f"{task.path} holds a whole upstream, which cannot be taken out of a tuned model: keep the base."
         )
-    if delta is None:
+    if not isinstance(delta, Delta):
         raise UsageError(
             f"{task.path} is a checkpoint, which holds tuned weights only: give the run's delta.safetensors."
         )
@@ -114,23 +114,23 @@ def _parser(command: str = "apply") -> argparse.ArgumentParser:
     return parser
 
 
-def _opened(args: argparse.Namespace) -> tuple[TunedTask, PlainUpstream, nn.Module]:
+def _opened(args: argparse.Namespace) -> tuple[TrainedTask, PlainUpstream, nn.Module]:
     """Read the delta and load the model."""
     check_new(args.out, "--out")
-    task = TunedTask.read(args.delta)
+    task = TrainedTask.read(args.delta)
     plugin.install()
     named = task.tuned_from(args.upstream, str(args.model) if args.upstream else None, args.upstream_model_config)
-    plain = upstream_of_file(named.info, args.model)
+    plain = upstream_of_file(named.spec, args.model)
     return task, plain, plain.build()
 
 
-def _check_base(task: TunedTask, model: nn.Module, path: Path) -> None:
+def _check_base(task: TrainedTask, model: nn.Module, path: Path) -> None:
     """Raise DataError where `model` is not the base, with the reason where it can be told."""
     state = model.state_dict()
     try:
         delta = task.over(state)
     except DataError as error:
-        if task.delta is not None and _is_tuned(task, model):
+        if isinstance(task.changes, Delta) and _is_tuned(task.changes, model):
             raise DataError(f"{path} holds {task.path} already: there is nothing to apply.") from None
         if is_merged(task.info["upstream"]):
             raise DataError(
@@ -141,11 +141,10 @@ def _check_base(task: TunedTask, model: nn.Module, path: Path) -> None:
     logger.info("%s changes %d weights of %s", task.path, len(delta), path)
 
 
-def _is_tuned(task: TunedTask, model: nn.Module) -> bool:
-    assert task.delta is not None
+def _is_tuned(delta: Delta, model: nn.Module) -> bool:
     state = model.state_dict()
     try:
-        task.delta.toggle(state)
+        delta.toggle(state)
     except DataError:
         return False
-    return state_sha256(state) == task.delta.base_sha256
+    return state_sha256(state) == delta.base_sha256

@@ -20,8 +20,8 @@ from torch import nn
 from s3prl_ext import plugin
 from s3prl_ext.child_tuning.delta import state_sha256
 from s3prl_ext.deltas.model_card import HEAD_FILE, TASK_FILE, TRAINING_FILE, Facts, Score, model_card
-from s3prl_ext.deltas.plain_upstream import PlainUpstream, build_tuned_from, plain_upstream
-from s3prl_ext.deltas.tuned_task import TunedTask, check_foldable
+from s3prl_ext.deltas.plain_upstream import PlainUpstream, build_untuned, plain_upstream
+from s3prl_ext.deltas.trained_task import TrainedTask, check_foldable
 from s3prl_ext.deltas.writing import changed_tensors, check_new, write_upstream
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.evaluation.result_records import read_record
@@ -29,7 +29,10 @@ from s3prl_ext.locks import one_writer
 from s3prl_ext.merging.learnable import PARAMETER_NAME
 from s3prl_ext.model_settings import model_config
 from s3prl_ext.reading import EXPORT_FILE, file_sha256, weight_files
-from s3prl_ext.training import checkpoint, last_hidden_state
+from s3prl_ext.run_folder import RunFolder
+from s3prl_ext.training import last_hidden_state
+from s3prl_ext.training.checkpoint import FEATURES_KEY
+from s3prl_ext.training.run_spec import FEATURES, RunSpec
 from s3prl_ext.transformers_models import SPEECH_UPSTREAMS
 from s3prl_ext.writing import written_folder
 
@@ -53,7 +56,7 @@ class Tuned:
         learnt: learnt lambdas by name.
     """
 
-    task: TunedTask
+    task: TrainedTask
     plain: PlainUpstream
     model: nn.Module
     base_sha256: str
@@ -73,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with one_writer(args.out):
         if args.out is not None:
             check_new(args.out, "--out")
-        task = TunedTask.read(args.delta).tuned_from(args.upstream, args.upstream_ckpt, args.upstream_model_config)
+        task = TrainedTask.read(args.delta).tuned_from(args.upstream, args.upstream_ckpt, args.upstream_model_config)
         check_foldable(task)
         _refuse_learnt_decoder(task)
         plugin.install()
@@ -105,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _refuse_learnt_decoder(task: TunedTask) -> None:
+def _refuse_learnt_decoder(task: TrainedTask) -> None:
     """Refuse a head that holds a learnable lambda, which no plain head has."""
     if any(PARAMETER_NAME in name for name in task.task.get("Downstream", {})):
         raise UsageError(
@@ -114,15 +117,15 @@ def _refuse_learnt_decoder(task: TunedTask) -> None:
         )
 
 
-def tune(task: TunedTask) -> Tuned:
+def tune(task: TrainedTask) -> Tuned:
     """Build the upstream of a task and tune it.
 
     Raises:
         UsageError: the upstream is unknown, has no file, or the method cannot be folded.
         DataError: another upstream than the tuned one, or its model is missing.
     """
-    plain = plain_upstream(task.info)
-    model = build_tuned_from(task.info)
+    plain = plain_upstream(task.spec)
+    model = build_untuned(task.spec)
     task.check_features(model)
     merge = getattr(model, "merge_record", None)
     base_sha256 = state_sha256(model.state_dict())
@@ -171,10 +174,10 @@ def write(tuned: Tuned, out: Path) -> None:
     logger.info("the task %s is written to %s", tuned.task.info.get("downstream"), out)
 
 
-def _write_task(task: TunedTask, folder: Path) -> None:
+def _write_task(task: TrainedTask, folder: Path) -> None:
     """Write the head as a checkpoint that s3prl takes with -i, and the task file with and without what tuned."""
-    features = {last_hidden_state.KEY: task.info.get(last_hidden_state.KEY)}
-    features[checkpoint.FEATURES_KEY] = {name: task.info.get(name) for name in checkpoint.FEATURES}
+    features: dict[str, Any] = {last_hidden_state.KEY: task.info.get(last_hidden_state.KEY)}
+    features[FEATURES_KEY] = {name: task.info.get(name) for name in FEATURES}
     torch.save({part: dict(state) for part, state in task.task.items()} | features, folder / HEAD_FILE)
     config = json.loads(json.dumps(task.info.get("config") or {}, default=str))
     _write_text(folder / TRAINING_FILE, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
@@ -207,16 +210,16 @@ def _facts(tuned: Tuned, written: Path, title: str) -> Facts:
         total=sum(parameter.numel() for parameter in tuned.model.parameters()),
         merge=tuned.merge,
         learnt=tuned.learnt,
-        hub_ids=_hub_ids(task.info, tuned.merge),
+        hub_ids=_hub_ids(task.spec, tuned.merge),
         evaluations=_evaluations(task),
     )
 
 
-def _evaluations(task: TunedTask) -> dict[str, dict[str, Score]]:
+def _evaluations(task: TrainedTask) -> dict[str, dict[str, Score]]:
     """Return what evaluations of the same checkpoint, which lie next to it, say of splits that training did not score."""
     found: dict[str, dict[str, Score]] = {}
     checkpoint = str(task.info.get("checkpoint") or task.path.name)
-    for path in sorted(task.path.parent.glob("result-*.json")):
+    for path in RunFolder(task.path.parent).evaluations():
         try:
             record = read_record(path)
         except DataError as error:
@@ -243,9 +246,9 @@ def _usage(plain: PlainUpstream, written: Path) -> tuple[str | None, str]:
     return plain.name, f'{ours}from s3prl import hub\n\nupstream = hub.{plain.name}(ckpt="{written.name}"{options})'
 
 
-def _hub_ids(info: Mapping[str, Any], merge: Mapping[str, Any] | None) -> list[str]:
+def _hub_ids(spec: RunSpec, merge: Mapping[str, Any] | None) -> list[str]:
     """Return the names of models that are neither local files nor upstreams of s3prl."""
-    named = [info.get("upstream_ckpt")]
+    named = [spec.upstream_ckpt]
     if merge is not None:
         config = merge["config"]
         named = [config["target"].get("model"), *(source.get("model") for source in config["sources"])]

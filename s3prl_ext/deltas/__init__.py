@@ -7,6 +7,6 @@
 """
 
 from s3prl_ext.deltas.switch import TaskSwitch
-from s3prl_ext.deltas.tuned_task import TunedTask
+from s3prl_ext.deltas.trained_task import TrainedTask
 
-__all__ = ["TaskSwitch", "TunedTask"]
+__all__ = ["TaskSwitch", "TrainedTask"]

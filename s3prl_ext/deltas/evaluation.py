@@ -15,21 +15,19 @@ from typing import Any
 
 import yaml
 
-from s3prl_ext.deltas.folders import DELTA_FILE
-from s3prl_ext.deltas.model_card import task_flags
-from s3prl_ext.deltas.tuned_task import TunedTask
+from s3prl_ext.deltas.trained_task import TrainedTask
 from s3prl_ext.errors import UsageError
-from s3prl_ext.reading import is_archive
-from s3prl_ext.training import checkpoint
-from s3prl_ext.training.resumed_command import LAST_LAYER
+from s3prl_ext.run_folder import CHECKPOINT_SUFFIX, DELTA_SUFFIX, RunFolder
+from s3prl_ext.training.checkpoint import Checkpoint
+from s3prl_ext.training.run_spec import TASK, RunSpec
 
 
 def find_delta(past_exp: str) -> Path | None:
-    """Return the delta that ``-e`` names: the file, or that of a folder without ``states-N.ckpt``; None for others."""
+    """Return the delta that ``-e`` names: the file, or that of a folder without ``states-N.ckpt``; None otherwise."""
     path = Path(past_exp)
-    if path.is_dir() and not checkpoint.numbered(path):
-        path = path / DELTA_FILE
-    return path if path.suffix == checkpoint.DELTA_SUFFIX and path.is_file() else None
+    if path.is_dir() and not RunFolder(path).numbered():
+        path = RunFolder(path).delta
+    return path if path.suffix == DELTA_SUFFIX and path.is_file() else None
 
 
 def find_moved(flags: argparse.Namespace) -> Path | None:
@@ -41,14 +39,14 @@ def find_moved(flags: argparse.Namespace) -> Path | None:
     if flags.mode != "evaluate" or not any(given.values()):
         return None
     path = Path(flags.past_exp)
-    path = next(reversed(checkpoint.numbered(path)), path) if path.is_dir() else path
-    if path.suffix != ".ckpt" or not path.is_file():
+    path = RunFolder(path).latest() or path
+    if path.suffix != CHECKPOINT_SUFFIX or not path.is_file():
         return None
-    states = checkpoint.load(path, mmap=is_archive(path))
-    stored = states.get("Args")
-    if stored is None or not states.get(checkpoint.EXTENSION_KEY, {}).get("upstream_sha256"):
+    ckpt = Checkpoint.read(path, mmap=True)
+    stored = RunSpec.of(ckpt.args)
+    if ckpt.args is None or not ckpt.extension.upstream_sha256:
         return None
-    moved = any(value is not None and value != getattr(stored, name, None) for name, value in given.items())
+    moved = any(value is not None and value != getattr(stored, name) for name, value in given.items())
     return path if moved and flags.upstream in (None, stored.upstream) else None
 
 
@@ -56,7 +54,7 @@ def evaluation_flags(argv: Sequence[str], flags: argparse.Namespace, delta: Path
     """Return flags of a new experiment that evaluates what a delta was trained for, in place of ``-e DELTA``.
 
     Task, features, task file and seed are the delta's; its upstream, unless ``-u``, ``-k`` or ``-g`` say where the base
-    is now. Results go beside the delta, unless ``-p`` says otherwise.
+    is now. Results go next to the delta, unless ``-p`` says otherwise.
 
     Args:
         argv: the flags as given.
@@ -65,40 +63,29 @@ def evaluation_flags(argv: Sequence[str], flags: argparse.Namespace, delta: Path
 
     Raises:
         UsageError: a training cannot go on from a delta.
-        DataError: it is damaged, or no delta.
+        DataError: it is corrupt, or not a delta.
     """
     if flags.mode == "train":
         raise UsageError(
-            f"-e {delta}: a delta holds no state of the optimizer, so a training cannot go on from it: name a checkpoint "
+            f"-e {delta}: a delta holds no optimizer state, so training cannot be resumed from it: name a checkpoint "
             "(states-N.ckpt), or evaluate the delta with -m evaluate."
         )
-    task = TunedTask.read(delta)
+    task = TrainedTask.read(delta)
     _refuse_others(flags, task)
-    info = task.tuned_from(flags.upstream, flags.upstream_ckpt, flags.upstream_model_config).info
+    spec = task.tuned_from(flags.upstream, flags.upstream_ckpt, flags.upstream_model_config).spec
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("-e", "--past_exp")
     _, others = parser.parse_known_args(list(argv))
-    added = ["-u", info["upstream"], *task_flags(info), "-s", info["upstream_feature_selection"]]
-    for flag, key in (("-k", "upstream_ckpt"), ("-g", "upstream_model_config"), ("--seed", "seed")):
-        added += [flag, str(info[key])] if info.get(key) is not None else []
+    added = spec.flags("upstream", *TASK, "upstream_ckpt", "upstream_model_config", "seed")
     added += ["-p", str(delta.parent)] if flags.expdir is None and flags.expname is None else []
-    return [*others, *added, "-i", str(delta), "-c", _task_file(info["config"])]
+    return [*others, *added, "-i", str(delta), "-c", _task_file(task.info["config"])]
 
 
-def _refuse_others(flags: argparse.Namespace, task: TunedTask) -> None:
+def _refuse_others(flags: argparse.Namespace, task: TrainedTask) -> None:
     """Raise UsageError where a flag says something else than the task, which decides what is scored."""
-    for flag, name in (("-d", "downstream"), ("-v", "downstream_variant"), ("-s", "upstream_feature_selection"),
-                       ("-l", "upstream_layer_selection")):  # fmt: skip
-        value = getattr(flags, name)
-        if (
-            name == "upstream_feature_selection"
-            and (task.info.get(name), task.info.get("upstream_layer_selection")) == LAST_LAYER
-        ):
-            continue
-        if value is not None and value != str(task.info.get(name)):
-            raise UsageError(
-                f"{task.path} was made with {flag} {task.info.get(name)}, not {flag} {value}: leave {flag} out."
-            )
+    given = RunSpec.of({name: getattr(flags, name) for name in TASK[:-1]})
+    for flag, before, now in task.spec.differences(given):
+        raise UsageError(f"{task.path} was made with {flag} {before}, not {flag} {now}: leave {flag} out.")
     if flags.config is not None:
         raise UsageError(
             f"-c {flags.config} is not read: {task.path} holds its task file; change a setting of it with -o config.KEY=VALUE."

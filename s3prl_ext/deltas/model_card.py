@@ -13,6 +13,7 @@ from s3prl_ext.attention.layouts import PROJECTIONS
 from s3prl_ext.metrics import METRICS
 from s3prl_ext.tasks import task_of
 from s3prl_ext.training.corpus_hash import value_at
+from s3prl_ext.training.run_spec import UPSTREAM, RunSpec
 
 HEAD_FILE, TASK_FILE, TRAINING_FILE = "head.ckpt", "task.yaml", "training.yaml"
 
@@ -104,7 +105,7 @@ def model_card(info: Mapping[str, Any], facts: Facts) -> str:
 ## Make it again
 
 ```sh
-{training_command(info)}
+{training_command(RunSpec.of(info))}
 s3prl-ext export --delta exp/again --out NEW_FOLDER
 ```
 
@@ -201,7 +202,7 @@ def _use(info: Mapping[str, Any], facts: Facts) -> str:
     if facts.upstream:
         splits = list(info.get("metrics") or {})
         split = next((name for name in splits if "test" in name), splits[0] if splits else "test")
-        flags = " ".join([facts.upstream, *task_flags(info), "-c", TASK_FILE, "-i", HEAD_FILE, "-t", split])
+        flags = " ".join([facts.upstream, *RunSpec.of(info).task_flags, "-c", TASK_FILE, "-i", HEAD_FILE, "-t", split])
         parts.append(
             "In this folder, with s3prl (the head is read from its checkpoint, corpus roots are in the task file):\n\n"
             f"```sh\ns3prl-ext run -m evaluate {flags} -p exp/check\n```"
@@ -210,23 +211,7 @@ def _use(info: Mapping[str, Any], facts: Facts) -> str:
     return "\n\n".join(parts)
 
 
-def task_flags(info: Mapping[str, Any]) -> list[str]:
-    """Return the flags of s3prl for the task and the features it reads."""
-    flags = ["-d", str(info.get("downstream"))]
-    if info.get("downstream_variant"):
-        flags += ["-v", str(info["downstream_variant"])]
-    if info.get("upstream_feature_selection") not in (None, "hidden_states"):
-        flags += ["-s", str(info["upstream_feature_selection"])]
-    if info.get("upstream_layer_selection") is not None:
-        flags += ["-l", str(info["upstream_layer_selection"])]
-    return flags + (["--upstream_feature_normalize"] if info.get("upstream_feature_normalize") else [])
-
-
-def training_command(info: Mapping[str, Any]) -> str:
+def training_command(spec: RunSpec) -> str:
     """Return the command that trains the task again."""
-    flags = ["-u", str(info["upstream"])]
-    for flag, key in (("-k", "upstream_ckpt"), ("-g", "upstream_model_config")):
-        if info.get(key):
-            flags += [flag, shlex.quote(str(info[key]))]
-    seed = ["--seed", str(info["seed"])] if info.get("seed") is not None else []
-    return " ".join(["s3prl-ext run -m train", *flags, *task_flags(info), "-c", TRAINING_FILE, *seed, "-p exp/again"])
+    upstream, seed = (map(shlex.quote, spec.flags(*names)) for names in (UPSTREAM, ["seed"]))
+    return " ".join(["s3prl-ext run -m train", *upstream, *spec.task_flags, "-c", TRAINING_FILE, *seed, "-p exp/again"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from torch import nn
 from s3prl_ext import hub
 from s3prl_ext.attention.files import find_model
 from s3prl_ext.errors import DataError, ExtError, UsageError, unknown_name
+from s3prl_ext.training.run_spec import RunSpec
 from s3prl_ext.upstreams.merged_attention.config import OWN_UPSTREAM, is_merged, read_config, with_remedy
 from s3prl_ext.upstreams.merged_attention.expert import TRANSFORMERS_UPSTREAMS
 from s3prl_ext.upstreams.merged_attention.files import checkpoint_of
@@ -49,43 +49,43 @@ class PlainUpstream:
         return replace(self, path=path)
 
 
-def build_tuned_from(info: Mapping[str, Any]) -> nn.Module:
+def build_untuned(spec: RunSpec) -> nn.Module:
     """Build the untuned upstream that a task was tuned from, on the CPU; a merge is part of it.
 
     Args:
-        info: with ``upstream``, ``upstream_ckpt``, ``upstream_model_config`` and ``seed``.
+        spec: of its run.
 
     Raises:
         UsageError: there is no such upstream.
         DataError: its model is missing or cannot be loaded.
     """
-    _check_ckpt(info)
+    _check_ckpt(spec)
     try:
-        return _built(info["upstream"], info.get("upstream_ckpt"), info.get("upstream_model_config"), _seed(info))
+        return _built(spec.upstream, spec.upstream_ckpt, spec.upstream_model_config, spec.seed or 0)
     except ExtError as error:
-        raise with_remedy(error, info["upstream"], "this task") from error
+        raise with_remedy(error, str(spec.upstream), "this task") from error
 
 
-def plain_upstream(info: Mapping[str, Any]) -> PlainUpstream:
+def plain_upstream(spec: RunSpec) -> PlainUpstream:
     """Find the file or folder behind the upstream of a task; of a merged one the target's.
 
     Raises:
         UsageError: the upstream has no file.
         DataError: the file is missing.
     """
-    name, ckpt, model_config = info["upstream"], info.get("upstream_ckpt"), info.get("upstream_model_config")
-    _check_ckpt(info)
+    name, ckpt, model_config = str(spec.upstream), spec.upstream_ckpt, spec.upstream_model_config
+    _check_ckpt(spec)
     if is_merged(name):
         try:
             target = read_config(model_config, ckpt, None if name == OWN_UPSTREAM else name).target
         except ExtError as error:
             raise with_remedy(error, name, "this task") from error
         if target.model or (target.upstream in TRANSFORMERS_UPSTREAMS and target.ckpt):
-            return PlainUpstream(find_model(str(target.model or target.ckpt)), None, None, _seed(info))
+            return PlainUpstream(find_model(str(target.model or target.ckpt)), None, None, spec.seed or 0)
         path, loader = checkpoint_of(str(target.upstream), target.ckpt)
-        return PlainUpstream(path, loader, None, _seed(info))
+        return PlainUpstream(path, loader, None, spec.seed or 0)
     if name in TRANSFORMERS_UPSTREAMS and ckpt:
-        return PlainUpstream(find_model(ckpt), name, model_config, _seed(info))
+        return PlainUpstream(find_model(ckpt), name, model_config, spec.seed or 0)
     try:
         path, loader = checkpoint_of(name, ckpt)
     except UsageError as error:
@@ -93,10 +93,10 @@ def plain_upstream(info: Mapping[str, Any]) -> PlainUpstream:
             f"the upstream {name} has no checkpoint file that could hold tuned weights: name one with -k, and with -u the "
             "upstream that loads it."
         ) from error
-    return PlainUpstream(path, loader, model_config, _seed(info))
+    return PlainUpstream(path, loader, model_config, spec.seed or 0)
 
 
-def upstream_of_file(info: Mapping[str, Any], path: Path) -> PlainUpstream:
+def upstream_of_file(spec: RunSpec, path: Path) -> PlainUpstream:
     """Return how to load `path`, a copy of the model that a task was tuned from or of the tuned one.
 
     Raises:
@@ -105,14 +105,14 @@ def upstream_of_file(info: Mapping[str, Any], path: Path) -> PlainUpstream:
     """
     if not path.exists():
         raise DataError(f"no such model folder or checkpoint file: {path}.")
-    name, model_config = info["upstream"], info.get("upstream_model_config")
+    name, model_config = str(spec.upstream), spec.upstream_model_config
     if is_merged(name):
         if path.is_dir():
-            return PlainUpstream(path, None, None, _seed(info))
+            return PlainUpstream(path, None, None, spec.seed or 0)
         preset = None if name == OWN_UPSTREAM else name
-        target = read_config(model_config, info.get("upstream_ckpt"), preset).target
-        return PlainUpstream(path, loader_of(str(target.upstream), target.ckpt), None, _seed(info))
-    return PlainUpstream(path, loader_of(name, info.get("upstream_ckpt")), model_config, _seed(info))
+        target = read_config(model_config, spec.upstream_ckpt, preset).target
+        return PlainUpstream(path, loader_of(str(target.upstream), target.ckpt), None, spec.seed or 0)
+    return PlainUpstream(path, loader_of(name, spec.upstream_ckpt), model_config, spec.seed or 0)
 
 
 def loader_of(name: str, ckpt: str | None) -> str:
@@ -165,16 +165,12 @@ def _built(name: str | None, ckpt: str | None, model_config: str | None, seed: i
             ) from error
 
 
-def _check_ckpt(info: Mapping[str, Any]) -> None:
-    ckpt = info.get("upstream_ckpt")
-    if info["upstream"] in TRANSFORMERS_UPSTREAMS and ckpt:
+def _check_ckpt(spec: RunSpec) -> None:
+    ckpt, name = spec.upstream_ckpt, str(spec.upstream)
+    if name in TRANSFORMERS_UPSTREAMS and ckpt:
         find_model(ckpt)  # a hub id is downloaded
     elif hub.is_file_reference(ckpt):
         find_model(str(ckpt))
-    elif ckpt and "://" not in ckpt and not is_merged(info["upstream"]) and not Path(ckpt).exists():
-        raise DataError(f"the model {ckpt} that the task was tuned from is not there: name it with -k.")
-    _hub(info["upstream"])
-
-
-def _seed(info: Mapping[str, Any]) -> int:
-    return int(info.get("seed") or 0)
+    elif ckpt and "://" not in ckpt and not is_merged(name) and not Path(ckpt).exists():
+        raise DataError(f"the model {ckpt} that the task was tuned from does not exist: name it with -k.")
+    _hub(name)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from s3prl_ext import adapters
 from s3prl_ext.child_tuning.delta import Delta
-from s3prl_ext.deltas.tuned_task import TunedTask, insert_added
+from s3prl_ext.deltas.trained_task import TrainedTask, insert_added
 from s3prl_ext.errors import DataError, UsageError, unknown_name
 
 
@@ -36,7 +36,9 @@ class TaskSwitch:
         switch.switch("ks")
     """
 
-    def __init__(self, upstream: nn.Module, tasks: Mapping[str, Delta | TunedTask | str | Path] | None = None) -> None:
+    def __init__(
+        self, upstream: nn.Module, tasks: Mapping[str, Delta | TrainedTask | str | Path] | None = None
+    ) -> None:
         if adapters.inserted(upstream):
             raise UsageError("the upstream holds an adapter already: give the untuned one.")
         self.upstream = upstream
@@ -51,7 +53,7 @@ class TaskSwitch:
         """The names of the tasks."""
         return tuple(self._deltas)
 
-    def add(self, name: str, task: Delta | TunedTask | str | Path) -> None:
+    def add(self, name: str, task: Delta | TrainedTask | str | Path) -> None:
         """Add a task under a new name; the task that is on stays on.
 
         Raises:
@@ -60,13 +62,13 @@ class TaskSwitch:
         """
         if name in self._deltas:
             raise UsageError(f"there is a task '{name}' already: choose another name.")
-        if not isinstance(task, (Delta, TunedTask)):
-            task = TunedTask.read(task)
+        if not isinstance(task, (Delta, TrainedTask)):
+            task = TrainedTask.read(task)
             task.check_features(self.upstream)
         active = self.active
         self.switch(None)
         try:
-            if isinstance(task, TunedTask):
+            if isinstance(task, TrainedTask):
                 self._deltas[name] = task.over(self.upstream.state_dict())
             else:
                 task.check_base(self.upstream.state_dict(), f"the delta '{name}'")

@@ -16,13 +16,14 @@ import torch
 
 import s3prl_ext
 from s3prl_ext.corpora.audio import SAMPLE_RATE
+from s3prl_ext.deltas.trained_task import TrainedTask
 from s3prl_ext.errors import DataError, is_out_of_memory
-from s3prl_ext.prediction import recordings, trained
+from s3prl_ext.prediction import recordings
 from s3prl_ext.prediction.decoder import Decoder, Options, build_decoder
 from s3prl_ext.prediction.recordings import Recording
 from s3prl_ext.prediction.results import Failure, Result
-from s3prl_ext.prediction.trained import Trained
 from s3prl_ext.prediction.windows import Window
+from s3prl_ext.reading import EXPORT_FILE
 from s3prl_ext.training import checkpoint
 from s3prl_ext.training.devices import check_device
 from s3prl_ext.training.forward import TaskModels
@@ -30,7 +31,7 @@ from s3prl_ext.training.task_file import check_names
 
 
 def load(
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     *,
     device: str | None = None,
     upstream: str | None = None,
@@ -55,13 +56,12 @@ def load(
     s3prl_ext.install()
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     check_device(device)
-    found = trained.read(Path(path))
-    check_names((found.info.get("config") or {}).get("downstream_expert"), "downstream_expert")
-    found = Trained(
-        found.task.tuned_from(upstream, upstream_ckpt, upstream_model_config), found.upstream_sha256, found.merge
-    )
+    exported = (Path(path) / EXPORT_FILE).is_file()
+    task = TrainedTask.read_export(Path(path)) if exported else TrainedTask.read(path, prefer_delta=False)
+    check_names(task.expert, "downstream_expert")
+    task = task.tuned_from(upstream, upstream_ckpt, upstream_model_config)
     with contextlib.redirect_stdout(sys.stderr), torch.random.fork_rng(devices=[]):  # s3prl prints
-        return Model(found, device, options or Options())
+        return Model(task, device, options or Options())
 
 
 @dataclass
@@ -82,22 +82,22 @@ class Model:
         decoder: turns features into results.
     """
 
-    def __init__(self, found: Trained, device: str, options: Options) -> None:
+    def __init__(self, trained: TrainedTask, device: str, options: Options) -> None:
         from s3prl.upstream.interfaces import Featurizer
 
-        info = found.info
-        upstream = found.upstream().to(device).eval()
+        spec, name = trained.spec, str(trained.path)
+        upstream = trained.build().to(device).eval()
         featurizer = Featurizer(
             upstream=upstream,
-            feature_selection=info.get("upstream_feature_selection") or "hidden_states",
-            layer_selection=info.get("upstream_layer_selection"),
+            feature_selection=spec.upstream_feature_selection or "hidden_states",
+            layer_selection=spec.upstream_layer_selection,
             upstream_device=device,
-            normalize=bool(info.get("upstream_feature_normalize")),
+            normalize=bool(spec.upstream_feature_normalize),
         )
-        checkpoint.load_into(featurizer, found.weights("Featurizer"), "featurizer", found.name)
-        decoder = build_decoder(info, featurizer.output_dim, featurizer.downsample_rate, options, found.name)
-        checkpoint.load_into(decoder.head, found.weights("Downstream"), "head", found.name)
-        self.task = str(info["downstream"])
+        checkpoint.load_into(featurizer, trained.task.get("Featurizer", {}), "featurizer", name)
+        decoder = build_decoder(trained.info, featurizer.output_dim, featurizer.downsample_rate, options, name)
+        checkpoint.load_into(decoder.head, trained.task.get("Downstream", {}), "head", name)
+        self.task = str(spec.downstream)
         self.decoder: Decoder = decoder
         self._models = TaskModels(upstream, featurizer.to(device).eval(), decoder.head.to(device).eval(), device)
 
@@ -181,7 +181,7 @@ class Model:
         except (DataError, RuntimeError, ValueError, IndexError, AssertionError) as error:
             if is_out_of_memory(error):
                 raise DataError(
-                    f"{job.recording.name}: memory does not suffice for {len(wavs)} windows of up to "
+                    f"{job.recording.name}: out of memory with {len(wavs)} windows of up to "
                     f"{max(map(len, wavs)) / SAMPLE_RATE:.0f} s: lower --window or --batch-size."
                 ) from error
             if isinstance(error, DataError) or seconds < 1:

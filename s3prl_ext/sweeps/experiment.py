@@ -6,7 +6,7 @@ import argparse
 import logging
 from argparse import Namespace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from s3prl.downstream.runner import ModelEntry
@@ -18,12 +18,15 @@ from s3prl_ext.downstreams.recognition.merged_decoder import UNMERGED
 from s3prl_ext.errors import DataError, UsageError, unknown_name
 from s3prl_ext.merging.config import MergeConfig
 from s3prl_ext.run_flags import default_task_file, preset_path
+from s3prl_ext.run_folder import RunFolder
 from s3prl_ext.tasks import task_of
-from s3prl_ext.training import checkpoint, checks, randomness, tuned_upstream
+from s3prl_ext.training import randomness
+from s3prl_ext.training.checkpoint import Checkpoint
 from s3prl_ext.training.devices import check_device
+from s3prl_ext.training.known_settings import known_tasks
+from s3prl_ext.training.run_spec import UPSTREAM
 from s3prl_ext.training.runner import Runner
 from s3prl_ext.upstreams.merged_attention.decoder import decoder_attention
-from s3prl_ext.upstreams.merged_attention.record import UNKNOWN
 from s3prl_ext.upstreams.merged_attention.targets import build_target, read_decoder, target_name
 
 logger = logging.getLogger(__name__)
@@ -88,16 +91,16 @@ class SweepRunner(Runner):
 
     def _check_head(self, upstream: nn.Module) -> None:
         """Refuse a head that was trained on another target or on a merged one."""
-        if not self.init_ckpt:  # the task has a head of its own, see experiment_args
+        if not self.resumed:  # the task has a head of its own, see experiment_args
             return
-        if {"Upstream", tuned_upstream.KEY, checkpoint.DELTA_KEY} & set(self.init_ckpt):
+        if self.resumed.upstream or self.resumed.changes is not None:
             raise DataError(
                 f"{self.args.init_ckpt} holds a tuned upstream, and a sweep needs a head that was trained on the target as it is "
                 "(method frozen or weighted_sum); or write the tuned one with s3prl-ext export, and give it as target and its "
                 "head.ckpt with -i."
             )
-        stored = self.init_ckpt.get(checkpoint.EXTENSION_KEY, {}).get("merge")
-        if not stored or stored == UNKNOWN:
+        stored = self.resumed.extension.merge
+        if not isinstance(stored, dict) or not stored:
             logger.info("%s does not say what its head was trained on; it must be this target", self.args.init_ckpt)
             return
         merged = any(value for source in stored["sources"] for row in source["lambda"].values() for value in row)
@@ -115,7 +118,7 @@ class SweepRunner(Runner):
                 f"the head in {self.args.init_ckpt} was trained on another target, '{stored['target']['name']}' "
                 f"(attention {was[:12]}), but now it is '{name}' (attention {now[:12]})."
             )
-        upstream.merge_record = stored  # lambda 0 of this target is this target
+        upstream.merge_record = cast(Any, stored)  # lambda 0 of this target is this target
 
 
 def experiment_args(flags: argparse.Namespace) -> tuple[Namespace, dict[str, Any]]:
@@ -132,15 +135,14 @@ def experiment_args(flags: argparse.Namespace) -> tuple[Namespace, dict[str, Any
     config: dict[str, Any] | None = None
     ckpt = flags.past_exp or flags.init_ckpt
     if ckpt:
-        states = checkpoint.load(_checkpoint(Path(ckpt), "-e" if flags.past_exp else "-i"))
-        stored = vars(states.get("Args", Namespace()))
-        kept = {key: value for key, value in stored.items() if key not in DECIDED_NOW}
+        resumed = Checkpoint.read(_checkpoint(Path(ckpt), "-e" if flags.past_exp else "-i"))
+        kept = {key: value for key, value in resumed.arguments.items() if key not in DECIDED_NOW}
         if flags.past_exp:
             values |= kept
-            config = states["Config"]
+            config = resumed.config
         else:  # the checks of a checkpoint compare its upstream, the target is built from the merge
-            values |= {key: kept[key] for key in ("upstream", "upstream_ckpt", "upstream_model_config") if key in kept}
-        values["init_ckpt"] = str(_checkpoint(Path(ckpt), "-e"))
+            values |= {key: kept[key] for key in UPSTREAM if key in kept}
+        values["init_ckpt"] = str(resumed.path)
         values["upstream_trainable"] = False
     if config is None:
         config = load_yaml(_task_file(flags))
@@ -156,8 +158,8 @@ def experiment_args(flags: argparse.Namespace) -> tuple[Namespace, dict[str, Any
 
 def _refuse_untrained_head(downstream: str, config: dict[str, Any]) -> None:
     """Refuse a task whose head must be trained first; those with a head of their own look at it when they are built."""
-    if downstream not in checks.known_tasks():
-        raise unknown_name("task (-d)", downstream, checks.known_tasks())
+    if downstream not in known_tasks():
+        raise unknown_name("task (-d)", downstream, known_tasks())
     if not task_of(downstream, config.get("downstream_expert")).own_head:
         raise UsageError(
             f"the head of -d {downstream} is untrained, so a sweep would score chance: train it on the unmerged target "
@@ -166,11 +168,10 @@ def _refuse_untrained_head(downstream: str, config: dict[str, Any]) -> None:
 
 
 def _checkpoint(path: Path, flag: str) -> Path:
-    if path.is_dir() and checkpoint.numbered(path):
-        return checkpoint.numbered(path)[-1]
-    if not path.is_file():
+    found = path if path.is_file() else RunFolder(path).latest()
+    if found is None:
         raise UsageError(f"{flag} {path}: no such checkpoint.")
-    return path
+    return found
 
 
 def _task_file(flags: argparse.Namespace) -> Path:

@@ -28,6 +28,7 @@ from s3prl_ext.sweeps.store import Store
 from s3prl_ext.sweeps.weights import ArmWeights
 from s3prl_ext.tasks import task_of
 from s3prl_ext.training import last_hidden_state, provenance
+from s3prl_ext.training.run_spec import RunSpec
 from s3prl_ext.upstreams.layer_similarity.selection import choose_layers
 from s3prl_ext.upstreams.merged_attention.expert import find_source, prepare_sources, source_name, target_name
 from s3prl_ext.upstreams.merged_attention.record import describe_model
@@ -200,7 +201,7 @@ def _settings(runner: SweepRunner, pair: Pair) -> dict[str, Any]:
             args.upstream_layer_selection,
             args.upstream_feature_normalize,
         ],
-        last_hidden_state.KEY: last_hidden_state.result_of(runner.upstream.model, vars(args)),
+        last_hidden_state.KEY: last_hidden_state.result_of(runner.upstream.model, RunSpec.of(args)),
         "target": model_sha256(runner.upstream.model),
         "featurizer": model_sha256(runner.featurizer.model),
         "head": model_sha256(runner.downstream.model),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from s3prl_ext.errors import DataError
@@ -23,7 +23,7 @@ class TrainingBatches:
     """
 
     def __init__(
-        self, make_loader: Callable[[int], Any], position: dict[str, Any] | None = None, epoch: int = 0
+        self, make_loader: Callable[[int], Any], position: Mapping[str, Any] | None = None, epoch: int = 0
     ) -> None:
         self._make_loader = make_loader
         self._resume = position
@@ -59,7 +59,7 @@ class TrainingBatches:
                 )
             self.epoch += 1
 
-    def _replay(self, iterator: Iterator[Any], position: dict[str, Any]) -> None:
+    def _replay(self, iterator: Iterator[Any], position: Mapping[str, Any]) -> None:
         for _ in range(position["taken"]):
             if next(iterator, None) is None:
                 raise DataError(
@@ -69,7 +69,7 @@ class TrainingBatches:
             self.taken += 1
         randomness.set_state(position["random"])
 
-    def position(self) -> dict[str, Any] | None:
+    def position(self) -> Mapping[str, Any] | None:
         """Return where the iteration stands, with the random states of now, as plain values; None before its start."""
         if self._epoch_start is None or self._resume is not None:
             return self._resume

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,26 +18,22 @@ from s3prl_ext.evaluation.plots import STYLES, Curve, plot_curves
 from s3prl_ext.evaluation.result_records import numbers
 from s3prl_ext.metrics import factor, heading
 from s3prl_ext.reading import parse_json
-from s3prl_ext.tasks import result_files
-from s3prl_ext.training import checkpoint, randomness, ranks, tuned_upstream
+from s3prl_ext.run_folder import RunFolder, states_name
+from s3prl_ext.training import checkpoint, randomness, ranks
+from s3prl_ext.training.checkpoint import Checkpoint
 from s3prl_ext.training.early_stop import Candidate, EarlyStopConfig, judged_by
 from s3prl_ext.training.evaluation import evaluate
 from s3prl_ext.training.fisher_batches import open_batches
 from s3prl_ext.training.forward import unwrapped
 from s3prl_ext.training.learnable_upstream import loadable_state
 from s3prl_ext.training.methods import METHODS
-from s3prl_ext.training.race import FOLDER, Race
-from s3prl_ext.training.run import DELTA_FILE, Experiment, Run
+from s3prl_ext.training.race import Race
+from s3prl_ext.training.run import Experiment, Run
 from s3prl_ext.training.task_output import quietly_into, write_into
 from s3prl_ext.training.trial import Diverged
 from s3prl_ext.training.tuning_config import TuningConfig
-from s3prl_ext.writing import written
 
 logger = logging.getLogger(__name__)
-
-PICTURE = "race.png"
-# what of a candidate's folder the experiment takes over when it has won, with its checkpoints and the task's files
-OTHER_FILES = ("events.out.tfevents.*", DELTA_FILE, "lambda.*", "log.log")
 
 
 class CandidateRuns:
@@ -82,10 +78,8 @@ class CandidateRuns:
         self._reported = ranks.from_leader(lambda: self._metrics_of_the_task(config.metric))
         passes = self._passes()
         if ranks.is_leader():
-            self._save_start(Path(experiment.args.expdir))
-        race = Race(
-            config, entrants, experiment.total_steps, experiment.args.expdir, task, self._advance, self._split, passes
-        )
+            self._save_start(self._folder)
+        race = Race(config, entrants, experiment.total_steps, self._folder, task, self._advance, self._split, passes)
         ranks.barrier()  # before a score of this race is written, every rank has read those of an earlier session
         winner = race.choose()
         ranks.barrier()
@@ -125,38 +119,44 @@ class CandidateRuns:
         """The task, whose files go to the folder of the candidate that trains."""
         return unwrapped(self.experiment.entries[2].model)
 
-    def _save_start(self, expdir: Path) -> None:
+    @property
+    def _folder(self) -> RunFolder:
+        """The folder of the experiment."""
+        return RunFolder(self.experiment.args.expdir)
+
+    def _save_start(self, folder: RunFolder) -> None:
         """Write ``states-0.ckpt``, from which an interrupted race is resumed."""
-        if checkpoint.numbered(expdir):
+        if folder.numbered():
             return
         experiment = self.experiment
-        states = {
-            "Step": 0, "Epoch": 0, "Args": experiment.args, "Config": experiment.variables.restored(experiment.config),
-        }  # fmt: skip
         entries = zip(experiment.entries[1:], self._heads)
-        states |= {entry.name: head for entry, head in entries if entry.trainable}
-        states[checkpoint.EXTENSION_KEY] = {"race_start": self.start} | experiment.shared_facts
-        if ranks.active():
-            states["WorldSize"] = ranks.world_size()
-        checkpoint.save(states, [expdir / "states-0.ckpt"])
+        start = Checkpoint(
+            args=experiment.args,
+            config=experiment.variables.restored(experiment.config),
+            weights={entry.name: head for entry, head in entries if entry.trainable},
+            processes=ranks.world_size() if ranks.active() else 0,
+            extension=replace(experiment.shared_facts, race_start=self.start),
+        )
+        checkpoint.save(start.stored(), folder.path / states_name(0))
 
-    def _advance(self, candidate: Candidate, folder: Path, step: int, label: str) -> dict[str, float]:
+    def _advance(self, candidate: Candidate, folder: RunFolder, step: int, label: str) -> dict[str, float]:
         """Train a candidate from where its folder says it stands up to a step; return its metrics there.
 
         Of one whose gradient is no longer finite every metric is NaN.
         """
         self._reset()
-        write_into(self._expert, self.experiment.models.task, folder)
+        write_into(self._expert, self.experiment.models.task, folder.path)
         tuning = self._section(candidate)
         alike = [other for other in self._entrants if shares_masks(other.tuning, candidate.tuning)]
         self.experiment.densities = tuple(sorted({c.density for c in alike}, reverse=True))
         self._prepare(tuning)
-        resumed = self._latest(folder)
+        latest = folder.latest()
+        resumed = Checkpoint() if latest is None else Checkpoint.read(latest)
         if not METHODS[tuning.method].has_mask or tuning.redraw or tuning.density == 1:
             self.experiment.tuned.remember_trainable()  # a child network remembers its own entries
         if resumed:
-            self._load(resumed, folder)
-        writer = SummaryWriter(str(folder)) if ranks.is_leader() else None
+            self._load(resumed)
+        writer = SummaryWriter(str(folder.path)) if ranks.is_leader() else None
         try:
             run = Run(self.experiment, tuning, folder, resumed, writer, candidate.name, label)
             run.loop.run(until=step)
@@ -175,44 +175,34 @@ class CandidateRuns:
             unwrapped(entry.model).load_state_dict(head)
         randomness.set_state(self.start)
 
-    def _latest(self, folder: Path) -> dict[str, Any]:
-        found = checkpoint.numbered(folder)
-        return checkpoint.load(found[-1]) if found else {}
-
-    def _load(self, states: dict[str, Any], folder: Path) -> None:
+    def _load(self, ckpt: Checkpoint) -> None:
         experiment = self.experiment
-        if tuned_upstream.KEY in states:
-            experiment.tuned.load_state(states[tuned_upstream.KEY], str(folder))
-        elif "Upstream" in states:
+        if ckpt.changes is not None:
+            experiment.tuned.load(ckpt.changes, str(ckpt.path))
+        elif ckpt.upstream:
             module = unwrapped(experiment.entries[0].model)
-            checkpoint.load_into(module, loadable_state(module, states["Upstream"]), "upstream", folder)
+            checkpoint.load_into(module, loadable_state(module, ckpt.upstream), "upstream", ckpt.path)
         for entry in experiment.entries[1:]:
-            if entry.name in states:
-                checkpoint.load_into(unwrapped(entry.model), states[entry.name], entry.name.lower(), folder)
+            if entry.name in ckpt.weights:
+                checkpoint.load_into(unwrapped(entry.model), ckpt.weights[entry.name], entry.name.lower(), ckpt.path)
 
     # -- the winner ------------------------------------------------------------------------------------------------
 
-    def promote(self, winner: Candidate) -> dict[str, Any]:
+    def promote(self, winner: Candidate) -> Checkpoint:
         """Make the winner's run the experiment's: copy its files, reset the models, and return its checkpoint.
 
         The last thing written is its ``states-N.ckpt``, so an interruption before that repeats the copying alone.
         """
-        expdir = Path(self.experiment.args.expdir)
-        folder = expdir / FOLDER / winner.name
-        latest = checkpoint.numbered(folder)[-1]
+        folder, latest = self._folder, self._folder.candidate(winner.name).numbered()[-1].name
         if ranks.is_leader():
-            extra = [path for pattern in (*OTHER_FILES, *result_files()) for path in folder.glob(pattern)]
-            for path in dict.fromkeys(extra + checkpoint.best(folder)):
-                _copy(path, expdir / path.name)
-            _copy(latest, expdir / latest.name)
-            checkpoint.remove_older(expdir / latest.name, self.experiment.runner_config.max_keep)
+            folder.adopt(folder.candidate(winner.name), self.experiment.runner_config.max_keep)
         ranks.barrier()
-        write_into(self._expert, self.experiment.models.task, expdir)
+        write_into(self._expert, self.experiment.models.task, folder.path)
         self._reset()
         self._prepare(self._section(winner))
-        states = checkpoint.load(expdir / latest.name)
-        self._load(states, expdir)
-        return states
+        ckpt = Checkpoint.read(folder.path / latest)
+        self._load(ckpt)
+        return ckpt
 
 
 def shares_masks(section: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
@@ -238,13 +228,13 @@ def check_alike(entrants: Sequence[Candidate], tunings: Sequence[TuningConfig], 
         )
 
 
-def read_record(expdir: str | Path) -> dict[str, Any] | None:
+def read_record(folder: RunFolder) -> dict[str, Any] | None:
     """Return what ``race/race.json`` holds, or None where there was no race.
 
     Raises:
         DataError: it is damaged.
     """
-    path = Path(expdir) / FOLDER / "race.json"
+    path = folder.race_record
     if not path.is_file():
         return None
     try:
@@ -261,21 +251,21 @@ def read_record(expdir: str | Path) -> dict[str, Any] | None:
     return record
 
 
-def curves_of(expdir: str | Path, record: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> list[Curve]:
+def curves_of(folder: RunFolder, record: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> list[Curve]:
     """Return one curve per candidate: its scores in the race and all its other evaluations on the same split.
 
     Args:
-        expdir: folder of the experiment.
+        folder: of the experiment.
         record: see :meth:`s3prl_ext.training.race.Race.record`.
         history: evaluations of the winner, see :class:`s3prl_ext.training.loop.TrainingLoop`.
     """
     curves, metric = [], record["metric"]
     for name, scores in record["scores"].items():
         values = {int(step): numbers(row)[metric] for step, row in scores.items()}
-        rows = list(history) if name == record["chosen"] else []
-        found = checkpoint.numbered(Path(expdir) / FOLDER / name)
-        if found:
-            rows += checkpoint.load(found[-1], mmap=True)[checkpoint.EXTENSION_KEY].get("history", [])
+        rows: list[Mapping[str, Any]] = list(history) if name == record["chosen"] else []
+        latest = folder.candidate(name).latest()
+        if latest is not None:
+            rows += Checkpoint.read(latest, mmap=True).extension.history
         values |= {row["step"]: row[metric] for row in rows if row["split"] == record["split"] and metric in row}
         steps = sorted(values)
         label = name + (" (chosen)" if name == record["chosen"] else "")
@@ -283,7 +273,7 @@ def curves_of(expdir: str | Path, record: Mapping[str, Any], history: Sequence[M
     return curves
 
 
-def draw(expdir: str | Path, record: Mapping[str, Any], history: Sequence[Mapping[str, Any]], task: str) -> None:
+def draw(folder: RunFolder, record: Mapping[str, Any], history: Sequence[Mapping[str, Any]], task: str) -> None:
     """Draw the candidates' curves with the step of the comparison into ``race.png`` (AD-TUNING, Fig. 3)."""
     if len(record["entrants"]) > len(STYLES):
         logger.warning("%d candidates are too many for one picture; see race.json", len(record["entrants"]))
@@ -291,18 +281,12 @@ def draw(expdir: str | Path, record: Mapping[str, Any], history: Sequence[Mappin
     times = factor(record["metric"])
     curves = [
         Curve(one.label, one.steps, [times * value for value in one.values])
-        for one in curves_of(expdir, record, history)
+        for one in curves_of(folder, record, history)
     ]
     plot_curves(
         curves,
-        Path(expdir) / PICTURE,
+        folder.race_picture,
         f"{task}: race of {len(curves)} candidates (AD-TUNING), one seed",
         f"{record['split']} {heading(record['metric'])}",
         cut=(f"comparison at step {record['cut']}", record["cut"]),
     )
-
-
-def _copy(source: Path, target: Path) -> None:
-    """Copy a file; it appears under its name only when it is complete."""
-    with written(target) as temporary:
-        shutil.copyfile(source, temporary)

@@ -2,78 +2,283 @@
 
 from __future__ import annotations
 
-import argparse
-import logging
 import os
-from collections.abc import Iterable
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from s3prl_ext.child_tuning import delta as delta_files
-from s3prl_ext.child_tuning.delta import Delta
-from s3prl_ext.errors import DataError, UsageError, is_disk_full
+from s3prl_ext.child_tuning.delta import Delta, difference
+from s3prl_ext.errors import DataError, is_disk_full
 from s3prl_ext.reading import check_archive, is_archive
-from s3prl_ext.upstreams.merged_attention.record import UNKNOWN
+from s3prl_ext.run_folder import DELTA_SUFFIX
+from s3prl_ext.training import last_hidden_state
+from s3prl_ext.training.run_spec import FEATURES
+from s3prl_ext.upstreams.merged_attention.record import UNKNOWN, MergeRecord
 from s3prl_ext.writing import written
 
-logger = logging.getLogger(__name__)
-
 EXTENSION_KEY = "S3prlExt"  # holds what s3prl's own checkpoints lack; s3prl ignores it
-LAST_HIDDEN_STATE_KEY = "last_hidden_state"  # under it, which one was trained on, see training/last_hidden_state.py
-DELTA_KEY = "Delta"  # the changes of the upstream, where a delta is read like a checkpoint
-DELTA_SUFFIX = ".safetensors"
-FEATURES_KEY = "Features"  # in the head of an export, which has no arguments: the values of FEATURES
-FEATURES = ("upstream_feature_selection", "upstream_layer_selection", "upstream_feature_normalize")  # what a task reads
+CHANGES_KEY = "UpstreamDelta"  # in place of s3prl's Upstream, where few of its weights changed
+FEATURES_KEY = "Features"  # in the head of an export, which has no arguments: those of run_spec.FEATURES
+PARTS = ("Featurizer", "Downstream")
+
+StateDict = Mapping[str, Any]
+Position = Mapping[
+    str, Any
+]  # of a rank in its training batches, see :class:`s3prl_ext.training.batches.TrainingBatches`
+
+
+@dataclass(frozen=True)
+class Extension:
+    """What a checkpoint of this package holds beyond s3prl's keys; None where it says nothing.
+
+    Attributes:
+        upstream_sha256: hash of the untouched upstream.
+        data: hash of the corpus, see :func:`s3prl_ext.training.corpus_hash.corpus_hash`.
+        merge: record of a merged upstream, or :data:`s3prl_ext.upstreams.merged_attention.record.UNKNOWN`.
+        last_hidden_state: see :mod:`s3prl_ext.training.last_hidden_state`.
+        candidate: name of the candidate of a race.
+        history: one row per evaluation, see :class:`s3prl_ext.training.loop.TrainingLoop`.
+        evaluation_due: the evaluation of this step was interrupted.
+        positions: of each rank in its training batches.
+        scaler: state of the gradient scaler (fp16).
+        bad_steps: steps without a finite gradient right before this one.
+        usage: what the run has cost, see :class:`s3prl_ext.training.spent.Spent`.
+        lambda_curve: course of a learnable lambda: steps [n], values [n, lambdas].
+        race_start: random states at the start of a race.
+    """
+
+    upstream_sha256: str | None = None
+    data: Mapping[str, Any] | None = None
+    merge: MergeRecord | str | None = None
+    last_hidden_state: str | None = None
+    candidate: str | None = None
+    history: Sequence[Mapping[str, Any]] = ()
+    evaluation_due: bool = False
+    positions: Sequence[Position | None] = ()
+    scaler: StateDict | None = None
+    bad_steps: int = 0
+    usage: Mapping[str, Any] | None = None
+    lambda_curve: Mapping[str, Tensor] | None = None
+    race_start: dict[str, Any] | None = None
+
+    @classmethod
+    def from_stored(cls, stored: Mapping[str, Any]) -> Extension:
+        """Read the values under :data:`EXTENSION_KEY`; names of later versions are left out."""
+        names = {field.name for field in fields(cls)}
+        values = {_FIELDS.get(key, key): value for key, value in stored.items()}
+        values.setdefault("positions", [values["position"]] if values.get("position") is not None else ())
+        return cls(**{name: value for name, value in values.items() if name in names})
+
+    def stored(self) -> dict[str, Any]:
+        """Return the values as a file holds them."""
+        names = {field: key for key, field in _FIELDS.items()}
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        positions = values.pop("positions")
+        values |= {"position": positions[0] if positions else None}
+        values |= {"positions": list(positions)} if len(positions) > 1 else {}
+        return {names.get(name, name): value for name, value in values.items() if value is not None}
+
+
+_FIELDS = {"spent": "usage", "lambda": "lambda_curve"}  # key in files -> attribute
+
+
+@dataclass(frozen=True)
+class UpstreamChanges:
+    """The few weights of an upstream that a run changed, as its checkpoints hold them.
+
+    Attributes:
+        base_sha256: hash of the untouched upstream.
+        indices: flat indices (int32) of the entries of a child network by tensor name.
+        values: their tuned values (float32).
+        added: whole tensors of an adapter.
+    """
+
+    base_sha256: str
+    indices: Mapping[str, Tensor]
+    values: Mapping[str, Tensor]
+    added: Mapping[str, Tensor]
+
+    def check_entries(self, base: Mapping[str, Tensor], where: str) -> None:
+        """Raise DataError where the upstream `base` lacks an entry."""
+        for name, indices in self.indices.items():
+            if name not in base or (len(indices) and int(indices.max()) >= base[name].numel()):
+                raise DataError(f"{where} changes '{name}', which this upstream lacks or has in another size.")
+
+    def over(self, base: Mapping[str, Tensor], where: str) -> Delta:
+        """Return the changes as a delta over `base`, the state of the untouched upstream.
+
+        Raises:
+            DataError: it lacks an entry.
+        """
+        self.check_entries(base, where)
+        indices = {name: value.long() for name, value in self.indices.items()}
+        bits = difference({name: base[name].take(value) for name, value in indices.items()}, self.values)
+        sizes = {name: base[name].numel() for name in indices}
+        return Delta(self.base_sha256, indices, bits, sizes).with_tensors(base, self.added)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint of s3prl or of this package, or a delta, read once; without a file there is nothing to resume.
+
+    Attributes:
+        path: the file.
+        step: optimizer steps done; 0 for a delta, from which no training is resumed.
+        epoch: epochs done.
+        args: the arguments of ``run_downstream.py``; of a delta those of the task and its features.
+        config: the task file.
+        optimizer: state of the optimizer.
+        scheduler: state of the learning rate schedule.
+        weights: state dicts of ``Upstream`` (as a whole, or lambda alone), ``Featurizer`` and ``Downstream``.
+        changes: what changed in the upstream, where that is a small part.
+        features: values of :data:`s3prl_ext.training.run_spec.FEATURES` in the head of an export.
+        processes: how many trained it; 0 without torchrun.
+        extension: what only this package stores; empty in other checkpoints.
+        is_ours: whether this package wrote it.
+        weights_step: optimizer steps behind the weights.
+    """
+
+    path: Path | None = None
+    step: int = 0
+    epoch: int = 0
+    args: Namespace | None = None
+    config: dict[str, Any] | None = None
+    optimizer: StateDict | None = None
+    scheduler: StateDict | None = None
+    weights: Mapping[str, StateDict] = field(default_factory=dict)
+    changes: UpstreamChanges | Delta | None = None
+    features: Mapping[str, Any] | None = None
+    processes: int = 0
+    extension: Extension = field(default_factory=Extension)
+    is_ours: bool = False
+    weights_step: int = 0
+
+    def __bool__(self) -> bool:
+        """Return whether there is a file."""
+        return self.path is not None
+
+    @classmethod
+    def read(cls, path: str | os.PathLike, mmap: bool = False) -> Checkpoint:
+        """Read a checkpoint or delta; see :func:`load`."""
+        path = Path(path)
+        return (
+            cls.from_delta(path, delta_files.load(path))
+            if path.suffix == DELTA_SUFFIX
+            else cls.of(path, load(path, mmap))
+        )
+
+    @classmethod
+    def of(cls, path: Path, states: Mapping[str, Any]) -> Checkpoint:
+        """Return what the keys of a checkpoint say."""
+        ours = states.get(EXTENSION_KEY)
+        alone = {last_hidden_state.KEY: states.get(last_hidden_state.KEY)}  # the head of an export
+        return cls(
+            path,
+            step=states.get("Step") or 0,
+            epoch=states.get("Epoch") or 0,
+            args=states.get("Args"),
+            config=states.get("Config"),
+            optimizer=states.get("Optimizer") or None,
+            scheduler=states.get("Scheduler") or None,
+            weights={part: states[part] for part in ("Upstream", *PARTS) if states.get(part)},
+            changes=UpstreamChanges(**states[CHANGES_KEY]) if CHANGES_KEY in states else None,
+            features=states.get(FEATURES_KEY),
+            processes=states.get("WorldSize", 0),
+            extension=Extension.from_stored(alone if ours is None else ours),
+            is_ours=ours is not None,
+            weights_step=states.get("Step") or 0,
+        )
+
+    @classmethod
+    def from_delta(cls, path: Path, delta: Delta) -> Checkpoint:
+        """Return a delta as the checkpoint of its step, without how far it was trained."""
+        info = delta.info
+        return cls(
+            path,
+            args=Namespace(**{name: info.get(name) for name in ("downstream", *FEATURES)}),
+            config=info.get("config") or {},
+            weights=delta.task,
+            changes=delta if delta.indices or delta.added else None,
+            extension=Extension(
+                upstream_sha256=delta.base_sha256,
+                candidate=info.get("candidate"),
+                merge=info.get("merge", UNKNOWN),
+                last_hidden_state=info.get(last_hidden_state.KEY),
+            ),
+            is_ours=True,
+            weights_step=info.get("step") or 0,
+        )
+
+    def stored(self) -> dict[str, Any]:
+        """Return the keys of s3prl and ours as a file holds them."""
+        states = {
+            "Step": self.step, "Epoch": self.epoch, "Args": self.args, "Config": self.config, "Optimizer": self.optimizer,
+            "Scheduler": self.scheduler, CHANGES_KEY: None if self.changes is None else vars(self.changes),
+            "WorldSize": self.processes or None, EXTENSION_KEY: self.extension.stored(),
+        }  # fmt: skip
+        return {key: value for key, value in states.items() if value is not None} | dict(self.weights)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments by name; empty where there are none."""
+        return {} if self.args is None else vars(self.args)
+
+    @property
+    def upstream(self) -> StateDict | None:
+        """State dict of the upstream, where it is stored as a whole (or lambda alone)."""
+        return self.weights.get("Upstream")
+
+    @property
+    def task(self) -> dict[str, StateDict]:
+        """State dicts of ``Featurizer`` and ``Downstream``, as far as they trained."""
+        return {part: self.weights[part] for part in PARTS if part in self.weights}
 
 
 def load(path: str | os.PathLike, mmap: bool = False) -> dict[str, Any]:
-    """Read a checkpoint of s3prl or of this package, or a delta, onto the CPU, without executing pickled code.
+    """Read a checkpoint of s3prl or of this package onto the CPU as it is, without executing pickled code.
 
     Args:
-        path: the file; of a delta come the weights that a checkpoint of its step would hold, and nothing of how far
-            it was trained.
+        path: the file.
         mmap: read a tensor only when it is used; the file must not change meanwhile.
 
     Raises:
-        DataError: the file is missing, truncated, damaged, no checkpoint, or holds unknown classes.
+        DataError: the file is missing, truncated, corrupt, not a checkpoint, or holds unknown classes.
     """
     path = Path(path)
     if not path.is_file():
         raise DataError(f"no such checkpoint: {path}.")
-    if path.suffix == DELTA_SUFFIX:
-        return _of_delta(delta_files.load(path))
+    archive = is_archive(path)
+    if not archive and not _is_legacy(path):
+        raise DataError(
+            f"{path} is truncated or not a checkpoint ({path.stat().st_size:,} bytes); choose an earlier one with -e."
+        )
     check_archive(path)
     try:
-        torch.serialization.add_safe_globals([argparse.Namespace, *_schedules()])  # s3prl stores such objects
-        states = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        torch.serialization.add_safe_globals([Namespace, *_schedules()])  # s3prl stores such objects
+        states = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and archive)
     except Exception as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DataError(
-            f"{path} cannot be read as a checkpoint (truncated, damaged or of another kind): {first_line[:200]}"
+            f"{path} is not a readable checkpoint (truncated, corrupt or another format): {first_line[:200]}"
         ) from error
     if not isinstance(states, dict) or not ({"Downstream", "Featurizer", "Step"} & set(states)):
-        raise DataError(f"{path} is no s3prl downstream checkpoint: it has neither Downstream, Featurizer nor Step.")
+        raise DataError(
+            f"{path} is not an s3prl downstream checkpoint: it has neither Downstream, Featurizer nor Step."
+        )
     return states
 
 
-def _of_delta(delta: Delta) -> dict[str, Any]:
-    info = delta.info
-    states = {
-        "Args": argparse.Namespace(**{name: info.get(name) for name in ("downstream", *FEATURES)}),
-        "Config": info.get("config") or {},
-        EXTENSION_KEY: {
-            "upstream_sha256": delta.base_sha256,
-            "candidate": info.get("candidate"),
-            "step": info.get("step"),
-            "merge": info.get("merge", UNKNOWN),
-            LAST_HIDDEN_STATE_KEY: info.get(LAST_HIDDEN_STATE_KEY),
-        },
-        **delta.task,
-    }
-    states |= {DELTA_KEY: delta} if delta.indices or delta.added else {}
-    return states
+def _is_legacy(path: Path) -> bool:
+    """Return whether a file is a plain pickle, as torch before 1.6 wrote."""
+    with path.open("rb") as file:
+        return file.read(2) == b"\x80\x02"
 
 
 def _schedules() -> list[type]:
@@ -84,14 +289,14 @@ def _schedules() -> list[type]:
     return [kind for kind in kinds if issubclass(kind, optimizers._LRSchedule)]
 
 
-def load_into(module: Any, state: Any, what: str, path: str | os.PathLike | None) -> None:
+def load_into(module: nn.Module | Optimizer, state: StateDict, what: str, path: str | os.PathLike | None) -> None:
     """Load a state dict of a checkpoint into a model or optimizer.
 
     Raises:
         DataError: it does not fit; the message names the file and `what`.
     """
     try:
-        module.load_state_dict(state)
+        module.load_state_dict(state)  # type: ignore[arg-type]
     except (RuntimeError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:300]
         other = (
@@ -100,78 +305,22 @@ def load_into(module: Any, state: Any, what: str, path: str | os.PathLike | None
         raise DataError(f"{path} does not fit this {what} ({other}?): {reason}") from error
 
 
-def check_readable(path: str | os.PathLike) -> None:
-    """Raise DataError where a file is no checkpoint, truncated (such files have no directory) or damaged."""
-    path = Path(path)
-    if path.suffix == DELTA_SUFFIX:
-        delta_files.load(path)
-        return
-    with path.open("rb") as file:
-        legacy = file.read(2) == b"\x80\x02"  # torch < 1.6 wrote a plain pickle
-    if not legacy and not is_archive(path):
-        raise DataError(
-            f"{path} is truncated or no checkpoint ({path.stat().st_size:,} bytes); choose an earlier one with -e."
-        )
-    load(path, mmap=not legacy)
-
-
-def save(states: dict[str, Any], paths: Iterable[str | os.PathLike]) -> None:
-    """Write `states` once for each path, flushed to disk before the file takes its name.
+def save(states: Mapping[str, Any], path: str | os.PathLike) -> None:
+    """Write `states`, flushed to disk before the file takes its name.
 
     Raises:
         DataError: the folder cannot be written or the disk is full; no partial file is left, older files stay.
     """
-    for path in paths:
-        try:
-            with written(path) as temporary, temporary.open("wb") as file:
-                torch.save(states, file)
-                file.flush()
-                os.fsync(file.fileno())
-        except (OSError, RuntimeError) as error:
-            code = getattr(error, "errno", None)
-            full = is_disk_full(error) or (code is None and "write" in str(error))
-            cause = "the disk is full" if full else os.strerror(code) if code else str(error).splitlines()[0]
-            raise DataError(
-                f"cannot write the checkpoint {path}: {cause}; earlier checkpoints are untouched, "
-                "free some space and resume with -a."
-            ) from error
-
-
-def step_of(path: str | os.PathLike) -> int:
-    """Return N of a file named ``states-N.ckpt``."""
-    return int(Path(path).stem.split("-")[-1])
-
-
-def numbered(expdir: str | os.PathLike) -> list[Path]:
-    """Return the ``states-N.ckpt`` files of a folder, lowest N first."""
-    files = [p for p in Path(expdir).glob("states-*.ckpt") if p.stem.split("-")[-1].isdigit()]
-    return sorted(files, key=step_of)
-
-
-def best(expdir: str | os.PathLike) -> list[Path]:
-    """Return the checkpoints of a folder that its task has named, such as ``dev-best.ckpt``."""
-    return sorted(path for path in Path(expdir).glob("*.ckpt") if not path.name.startswith("states-"))
-
-
-def remove_older(newest: str | os.PathLike, keep: int, spared: Path | None = None) -> None:
-    """Delete all but `keep` of the ``states-N.ckpt`` beside `newest`, which stays in any case, as does `spared`.
-
-    Files of a later step than `newest` go first: they belong to a run that was left for an earlier checkpoint.
-    """
-    newest = Path(newest)
-    others = [path for path in numbered(newest.parent) if path not in (newest, spared)]
-    others.sort(key=lambda path: (step_of(path) <= step_of(newest), step_of(path)))
-    for path in others[: max(0, len(others) - (keep - 1))]:
-        if step_of(path) > step_of(newest):
-            logger.warning("removing %s: the run went on from an earlier checkpoint and is at %s", path, newest.name)
-        path.unlink(missing_ok=True)
-
-
-def refuse_overwriting(expdir: str | os.PathLike) -> None:
-    """Raise UsageError where a folder holds an experiment already: a checkpoint under any name."""
-    found = sorted(Path(expdir).glob("*.ckpt"))
-    if found:
-        raise UsageError(
-            f"{expdir} already holds an experiment ({found[0].name}): resume it with -a, choose another folder with "
-            "-p, or replace it with -o args.overwrite=True."
-        )
+    try:
+        with written(path) as temporary, temporary.open("wb") as file:
+            torch.save(dict(states), file)
+            file.flush()
+            os.fsync(file.fileno())
+    except (OSError, RuntimeError) as error:
+        code = getattr(error, "errno", None)
+        full = is_disk_full(error) or (code is None and "write" in str(error))
+        cause = "the disk is full" if full else os.strerror(code) if code else str(error).splitlines()[0]
+        raise DataError(
+            f"cannot write the checkpoint {path}: {cause}; earlier checkpoints are untouched, "
+            "free some space and resume with -a."
+        ) from error

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
@@ -14,15 +13,15 @@ from torch import nn
 from s3prl_ext.child_tuning import mask_files, masks
 from s3prl_ext.child_tuning.delta import state_sha256
 from s3prl_ext.errors import DataError, UsageError
+from s3prl_ext.run_folder import RunFolder
 from s3prl_ext.training import randomness, ranks
 from s3prl_ext.training.fisher_batches import ORDER
-from s3prl_ext.training.fisher_pass import PARTIAL_FILE, FisherPass
+from s3prl_ext.training.fisher_pass import FisherPass
 from s3prl_ext.training.forward import TaskModels
 from s3prl_ext.training.tuning_config import TuningConfig
 
 logger = logging.getLogger(__name__)
 
-MASK_FILE = "masks.safetensors"  # in the experiment's folder
 CHOSEN_BY = {"fisher": "Fisher information", "random": "chance", "magnitude": "magnitude"}
 
 
@@ -32,10 +31,10 @@ def choose_mask(
     tuning: TuningConfig,
     train_split: str,
     seed: int,
-    expdir: str | Path | None = None,
+    folder: RunFolder | None = None,
 ) -> masks.Mask:
     """Return the mask of ``tuning.density``; :func:`choose_masks` for a single density."""
-    return choose_masks(models, parameters, tuning, train_split, seed, [tuning.density], expdir).at(tuning.density)
+    return choose_masks(models, parameters, tuning, train_split, seed, [tuning.density], folder).at(tuning.density)
 
 
 def choose_masks(
@@ -45,7 +44,7 @@ def choose_masks(
     train_split: str,
     seed: int,
     densities: Sequence[float],
-    expdir: str | Path | None = None,
+    folder: RunFolder | None = None,
     data: str | None = None,
 ) -> masks.NestedMask:
     """Return the nested masks of several densities from one pass; models and all random states are left as found.
@@ -57,7 +56,7 @@ def choose_masks(
         train_split: name of the training split.
         seed: seed of a random mask and of everything random in a Fisher pass.
         densities: fractions of the eligible weights, in (0, 1].
-        expdir: folder for ``masks.safetensors`` and, during a Fisher pass, ``fisher.partial``; None writes nothing.
+        folder: for ``masks.safetensors`` and, during a Fisher pass, ``fisher.partial``; None writes nothing.
         data: hash of the corpus; masks and passes of another one are not taken over.
 
     Raises:
@@ -65,12 +64,12 @@ def choose_masks(
         StoppedByUser: Ctrl-C or SIGTERM in a Fisher pass; the same call goes on.
     """
     sizes = {name: p.numel() for name, p in parameters.items()}
-    origin = _origin(parameters, tuning, train_split, seed, densities, data) if expdir is not None else {}
-    found = _load(expdir, origin)
+    origin = _origin(parameters, tuning, train_split, seed, densities, data) if folder is not None else {}
+    found = _load(folder, origin)
     told = [tuning.density] if found is not None else None  # what one candidate has said is not repeated by the next
     if ranks.any_of(found is None):  # a rank that does not see the file needs the others in the pass
         with randomness.preserved(seed):
-            found = _choose(models, parameters, tuning, train_split, seed, densities, expdir, origin)
+            found = _choose(models, parameters, tuning, train_split, seed, densities, folder, origin)
     assert found is not None
     for density in told or found.densities:
         k = masks.count(found.at(density))
@@ -86,7 +85,7 @@ def _choose(
     train_split: str,
     seed: int,
     densities: Sequence[float],
-    expdir: str | Path | None,
+    folder: RunFolder | None,
     origin: dict[str, Any],
 ) -> masks.NestedMask:
     sizes = {name: p.numel() for name, p in parameters.items()}
@@ -99,7 +98,7 @@ def _choose(
     if tuning.mask == "magnitude":
         scores, fisher = {name: p.detach().abs() for name, p in parameters.items()}, None
     else:
-        fisher = FisherPass(models, parameters, tuning.fisher, train_split, seed, expdir, origin.get("data"))
+        fisher = FisherPass(models, parameters, tuning.fisher, train_split, seed, folder, origin.get("data"))
         scores = fisher.scores()
     try:
         chosen = masks.nested_top_k(scores, densities)
@@ -107,8 +106,8 @@ def _choose(
         if fisher is not None:
             fisher.finish()  # what it has saved would be refused for ever
         raise
-    if expdir is not None and (not dist.is_initialized() or dist.get_rank() == 0):
-        mask_files.save(chosen, Path(expdir) / MASK_FILE, origin, masks.score_histogram(scores))
+    if folder is not None and (not dist.is_initialized() or dist.get_rank() == 0):
+        mask_files.save(chosen, folder.masks, origin, masks.score_histogram(scores))
     if fisher is not None:
         fisher.finish()
     return chosen
@@ -135,35 +134,33 @@ def _origin(
     }
 
 
-def _load(expdir: str | Path | None, origin: dict[str, Any]) -> masks.NestedMask | None:
+def _load(folder: RunFolder | None, origin: dict[str, Any]) -> masks.NestedMask | None:
     """Return the masks that the same run chose before it was stopped short of its first checkpoint."""
-    path = Path(expdir or "") / MASK_FILE
-    if expdir is None or not path.is_file():
+    if folder is None or not folder.masks.is_file():
         return None
+    path = folder.masks
     try:
         found, before, _ = mask_files.load(path)
     except DataError as error:
         logger.warning("%s; the masks are chosen again", error)
         return None
     if before != origin:
-        _refuse_older_order(path, before, origin)
+        _refuse_older_order(folder, before, origin)
         changed = ", ".join(key for key in origin if before.get(key) != origin[key])
         logger.warning("%s was chosen with another %s; the masks are chosen again", path, changed)
         return None
     logger.info("taking the masks from %s", path)
-    path.with_name(PARTIAL_FILE).unlink(missing_ok=True)  # of a pass that was killed right after its end
+    folder.fisher.unlink(missing_ok=True)  # of a pass that was killed right after its end
     return found
 
 
-def _refuse_older_order(path: Path, before: Mapping[str, Any], origin: Mapping[str, Any]) -> None:
+def _refuse_older_order(folder: RunFolder, before: Mapping[str, Any], origin: Mapping[str, Any]) -> None:
     """Refuse to choose masks anew where candidates of a race train already on those of an earlier version."""
-    orders = [from_file["fisher"].get("order") for from_file in (before, origin) if from_file.get("fisher")]
-    race = path.with_name("race")
-    if len(orders) == 2 and orders[0] != orders[1] and next(race.glob("*/states-*.ckpt"), None) is not None:
+    orders = [one["fisher"].get("order") for one in (before, origin) if one.get("fisher")]
+    race = folder.race_record.parent
+    trained = any(candidate.numbered() for candidate in folder.candidates())
+    if len(orders) == 2 and orders[0] != orders[1] and trained:
         raise UsageError(
-            f"{path} was chosen by an earlier version, which read the utterances in another order, and candidates in {race} "
-            "have trained on it; remove both to start the race over, or finish it with that version."
+            f"{folder.masks} was chosen by an earlier version, which read the utterances in another order, and candidates "
+            f"in {race} have trained on it; remove both to start the race over, or finish it with that version."
         )
-
-
-__all__ = ["MASK_FILE", "PARTIAL_FILE", "choose_mask", "choose_masks"]

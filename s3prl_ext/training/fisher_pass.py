@@ -10,7 +10,6 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +21,7 @@ from s3prl_ext.child_tuning.fisher import FisherEstimate
 from s3prl_ext.errors import DataError, StoppedByUser, UsageError
 from s3prl_ext.progress import bar
 from s3prl_ext.reading import check_archive
+from s3prl_ext.run_folder import RunFolder
 from s3prl_ext.training import checkpoint, randomness
 from s3prl_ext.training.fisher_batches import ORDER, UtteranceBatches, open_batches
 from s3prl_ext.training.forward import TaskModels
@@ -31,7 +31,6 @@ from s3prl_ext.training.tuning_config import FisherConfig
 
 logger = logging.getLogger(__name__)
 
-PARTIAL_FILE = "fisher.partial"  # in the experiment's folder, from an interrupt or the clock until the pass is done
 SAVE_SECONDS = 600.0
 OPAQUE = {
     "order": "the utterances in another order, as an earlier version read them",
@@ -49,7 +48,7 @@ class FisherPass:
         config: section ``tuning.fisher``.
         split: name of the training split.
         seed: seed of the run: draws the utterances of a limited pass; the caller seeds all else.
-        expdir: folder for ``fisher.partial``, or None: then an interrupted pass starts over.
+        folder: for ``fisher.partial``, or None: then an interrupted pass starts over.
         data: hash of the corpus, which identifies the pass on resume.
     """
 
@@ -60,7 +59,7 @@ class FisherPass:
         config: FisherConfig,
         split: str,
         seed: int,
-        expdir: str | Path | None = None,
+        folder: RunFolder | None = None,
         data: str | None = None,
     ) -> None:
         self.models = models
@@ -73,7 +72,7 @@ class FisherPass:
             raise DataError("the Fisher pass got no batch: the training split is empty.")
         self.estimate = FisherEstimate(parameters, config.clip, config.max_norm)
         # Ranks cannot agree on a graceful stop, so with several of them a stopped pass starts over.
-        self.partial = Path(expdir) / PARTIAL_FILE if expdir is not None and self.ranks == 1 else None
+        self.partial = folder.fisher if folder is not None and self.ranks == 1 else None
         self.key = {"order": ORDER, "fisher": asdict(config), "training split": split, "batches": self.total, "seed": seed,
                     "data": data, "weights": state_sha256(parameters) if self.partial else ""}  # fmt: skip
 
@@ -167,7 +166,7 @@ class FisherPass:
         heads = [m.state_dict() for m in self.models.modules()[1:]] if self.config.warm_head else []
         content = {"key": self.key, "start": self._start, "random": self._random, "heads": heads}
         content |= self.estimate.state_dict()
-        checkpoint.save(content, [self.partial])
+        checkpoint.save(content, self.partial)
         return True
 
     def _load(self) -> dict[str, Any] | None:

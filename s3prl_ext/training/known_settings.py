@@ -151,3 +151,10 @@ def _names(path: Path) -> Iterator[str]:
             yield node.name
         elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             yield node.target.id
+
+
+def known_tasks() -> list[str]:
+    """Return the names for ``-d``: every folder of s3prl's downstream package that has an expert."""
+    import s3prl.downstream
+
+    return sorted(path.parent.name for folder in s3prl.downstream.__path__ for path in Path(folder).glob("*/expert.py"))

@@ -12,6 +12,7 @@ import torch
 
 from s3prl_ext.evaluation.plots import save_figure
 from s3prl_ext.merging.learnable import LearnableLambda
+from s3prl_ext.run_folder import RunFolder
 from s3prl_ext.training.config import RunnerConfig
 from s3prl_ext.writing import write_json
 
@@ -27,7 +28,7 @@ class LambdaCurve:
         shared: the lambdas of the upstream in training.
         config: section ``runner``.
         total_steps: optimizer step at which the run ends.
-        expdir: folder for the files.
+        folder: for the files.
         writer: TensorBoard writer.
         step: optimizer steps done so far.
         resumed: what :meth:`state` returned when the checkpoint was saved, or an empty mapping.
@@ -38,7 +39,7 @@ class LambdaCurve:
         shared: LearnableLambda,
         config: RunnerConfig,
         total_steps: int,
-        expdir: str | Path,
+        folder: RunFolder,
         writer: Any,
         step: int = 0,
         resumed: Mapping[str, torch.Tensor] | None = None,
@@ -46,7 +47,7 @@ class LambdaCurve:
         self.shared = shared
         self.config = config
         self.total_steps = total_steps
-        self.expdir = Path(expdir)
+        self.folder = folder
         self.writer = writer
         self.steps: list[int] = resumed["steps"].tolist() if resumed else []
         self.values: list[torch.Tensor] = list(resumed["values"]) if resumed else []
@@ -87,8 +88,8 @@ class LambdaCurve:
         rows = [[round(value, 7) for value in values.tolist()] for values in self.values]
         content = {"schema": SCHEMA, "granularity": config.granularity, "constraint": config.constraint}
         content |= {"names": names, "steps": self.steps, "lambda": rows}
-        write_json(self.expdir / "lambda.json", content, indent=None)
-        draw(names, self.steps, rows, self.expdir / "lambda.png")
+        write_json(self.folder.lambda_curve, content, indent=None)
+        draw(names, self.steps, rows, self.folder.lambda_picture)
 
 
 def draw(names: Sequence[str], steps: Sequence[int], values: Sequence[Sequence[float]], path: Path) -> None:

@@ -12,9 +12,10 @@ from torch.utils.data import DistributedSampler
 
 from s3prl_ext.errors import StoppedByUser
 from s3prl_ext.progress import bar, printing
-from s3prl_ext.reading import is_archive
+from s3prl_ext.run_folder import RunFolder, states_name, step_of
 from s3prl_ext.training import checkpoint, ranks
 from s3prl_ext.training.batches import TrainingBatches
+from s3prl_ext.training.checkpoint import Checkpoint, Extension
 from s3prl_ext.training.evaluation import Scores, evaluate, open_split
 from s3prl_ext.training.forward import unwrapped
 from s3prl_ext.training.interrupts import Interrupted, StopRequest
@@ -32,13 +33,13 @@ class TrainingLoop:
     Args:
         trial: what is trained; its step may be above 0.
         total_steps: optimizer steps at which the run ends.
-        expdir: folder for checkpoints.
+        folder: for checkpoints.
         seed: seed of every evaluation.
-        states: returns a checkpoint's content for an epoch and what the loop adds of its own.
+        states: makes the checkpoint of an epoch, with what the loop adds of its own.
         writer: TensorBoard writer of the first rank, None on the others.
-        resumed: the checkpoint that the run continues, or an empty mapping.
+        resumed: the checkpoint that the run continues; empty for a new one.
         on_best: called with the name of a best checkpoint that was just saved, and the metrics by split.
-        resume_from: folder to name in the hint how to resume; None = `expdir`.
+        resume_from: folder to name in the hint how to resume; None = `folder`.
         label: what the progress bar is called.
 
     Attributes:
@@ -50,11 +51,11 @@ class TrainingLoop:
         self,
         trial: Trial,
         total_steps: int,
-        expdir: str | Path,
+        folder: RunFolder,
         seed: int,
-        states: Callable[[int, dict[str, Any]], dict[str, Any]],
+        states: Callable[[int, Extension], Checkpoint],
         writer: Any,
-        resumed: Mapping[str, Any],
+        resumed: Checkpoint,
         on_best: Callable[[str, Mapping[str, Mapping[str, float]]], None] | None = None,
         resume_from: str | Path | None = None,
         label: str = "train",
@@ -62,22 +63,21 @@ class TrainingLoop:
         self.trial = trial
         self.config = trial.config
         self.total_steps = total_steps
-        self.expdir = Path(expdir)
+        self.folder = folder
         self.seed = seed
         self.states = states
         self.writer = writer
         self.label = label
         self._on_best = on_best
-        self._resume_from = resume_from or expdir
+        self._resume_from = resume_from or folder.path
         self._end = total_steps
         self._saved: int | None = None  # step of the newest states-N.ckpt of this session
         self._stop = StopRequest(enabled=False)
-        extension = resumed.get(checkpoint.EXTENSION_KEY, {})
-        self.history: list[dict[str, Any]] = list(extension.get("history", []))
-        self._evaluation_due = extension.get("evaluation_due", False)
-        positions = extension.get("positions") or [extension.get("position")]
+        self.history: list[dict[str, Any]] = [dict(row) for row in resumed.extension.history]
+        self._evaluation_due = resumed.extension.evaluation_due
+        positions = resumed.extension.positions or [None]
         position = positions[ranks.rank() if len(positions) == ranks.world_size() else ranks.LEADER]
-        self.batches = TrainingBatches(self._make_loader, position, epoch=resumed.get("Epoch", 0))
+        self.batches = TrainingBatches(self._make_loader, position, epoch=resumed.epoch)
 
     @property
     def last_rows(self) -> dict[str, dict[str, Any]]:
@@ -109,16 +109,13 @@ class TrainingLoop:
                 raise Diverged(f"{str(error).removesuffix('.')}; {kept}.") from error
             if self._end < self.total_steps:
                 if self._saved != self.trial.step:
-                    self._save([f"states-{self.trial.step}.ckpt"])
+                    self._save([states_name(self.trial.step)])
                 self._stop_if_requested()
 
     def _last_sound(self) -> Path | None:
         """Return the newest ``states-N.ckpt`` that was saved after a step with a finite gradient."""
-        for path in reversed(checkpoint.numbered(self.expdir)):
-            states = checkpoint.load(path, mmap=is_archive(path))
-            if not states.get(checkpoint.EXTENSION_KEY, {}).get("bad_steps"):  # s3prl's own has no such count
-                return path
-        return None
+        found = reversed(self.folder.numbered())
+        return next((path for path in found if not Checkpoint.read(path, mmap=True).extension.bad_steps), None)
 
     def score(self, split: str) -> dict[str, float]:
         """Return the metrics of a split at the present step, without a trace in what is saved as best.
@@ -209,7 +206,7 @@ class TrainingLoop:
             names += ranks.from_leader(self._evaluate_splits)
             self._evaluation_due = False
         if self._due(self.config.save_step):
-            names.append(f"states-{self.trial.step}.ckpt")
+            names.append(states_name(self.trial.step))
         self._save(names)
 
     def _evaluate_splits(self) -> list[str]:
@@ -246,30 +243,25 @@ class TrainingLoop:
         if not names:
             return
         positions = ranks.gather(self.batches.position())
-        if f"states-{self.trial.step}.ckpt" in names:
+        if states_name(self.trial.step) in names:
             self._saved = self.trial.step
         if not ranks.is_leader():
             return
-        extension = {
-            "position": positions[ranks.LEADER],
-            "evaluation_due": self._evaluation_due,
-            "history": self.history,
-        } | ({"positions": positions} if len(positions) > 1 else {})
-        states = self.states(self.batches.epoch, extension)
-        for name in sorted(names, key=lambda name: name.startswith("states-")):
-            path = self.expdir / name
-            checkpoint.save(states, [path])
-            if name.startswith("states-"):
-                checkpoint.remove_older(
-                    path, self.config.max_keep, self._last_sound() if self.trial.bad_steps else None
-                )
+        extension = Extension(positions=positions, evaluation_due=self._evaluation_due, history=self.history)
+        states = self.states(self.batches.epoch, extension).stored()
+        for name in sorted(names, key=lambda name: step_of(Path(name)) is not None):
+            path = self.folder.path / name
+            checkpoint.save(states, path)
+            if step_of(path) is not None:
+                sound = self._last_sound() if self.trial.bad_steps else None
+                self.folder.remove_older(path, self.config.max_keep, sound)
             elif self._on_best is not None:
                 self._on_best(name, self.last_metrics)
-        logger.info("step %d: saved %s", self.trial.step, ", ".join(str(self.expdir / name) for name in names))
+        logger.info("step %d: saved %s", self.trial.step, ", ".join(str(self.folder.path / name) for name in names))
 
     def _save_interrupted(self) -> NoReturn:
         if self.trial.step > 0:
-            self._save([f"states-{self.trial.step}.ckpt"])
+            self._save([states_name(self.trial.step)])
             hint = f"step {self.trial.step} is saved; resume with -a, or with -m train -e {self._resume_from}"
         else:
             hint = "no step was done yet; the same command with -a goes on"

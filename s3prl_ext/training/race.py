@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -17,17 +16,16 @@ from s3prl_ext.errors import DataError
 from s3prl_ext.evaluation.result_records import numbers
 from s3prl_ext.metrics import METRICS
 from s3prl_ext.reading import parse_json
+from s3prl_ext.run_folder import RunFolder
 from s3prl_ext.training import ranks
 from s3prl_ext.training.early_stop import Candidate, EarlyStopConfig, budget, judged_by, select
 from s3prl_ext.writing import write_json
 
 logger = logging.getLogger(__name__)
 
-FOLDER = "race"
-
 # trains a candidate in its folder from where it stands up to a step, with a label for the progress bar; returns the
 # metrics of the split there
-Advance = Callable[[Candidate, Path, int, str], dict[str, float]]
+Advance = Callable[[Candidate, RunFolder, int, str], dict[str, float]]
 
 
 class Race:
@@ -37,7 +35,7 @@ class Race:
         config: section ``early_stop``.
         entrants: at least two.
         total_steps: T, optimizer steps of a whole run.
-        expdir: folder of the experiment.
+        folder: of the experiment.
         task: name for ``-d``, which says what candidates are judged by.
         advance: trains one candidate up to a step and scores it.
         split: where it is scored.
@@ -49,7 +47,7 @@ class Race:
         config: EarlyStopConfig,
         entrants: Sequence[Candidate],
         total_steps: int,
-        expdir: str | Path,
+        folder: RunFolder,
         task: str,
         advance: Advance,
         split: str = "dev",
@@ -62,12 +60,12 @@ class Race:
         self.split = split
         self.passes = passes
         self._advance = advance
-        self.folder = Path(expdir) / FOLDER
+        self.folder = folder
         self.metrics: dict[str, dict[int, dict[str, float]]] = {c.name: {} for c in self.entrants}
         self._read()
 
     def choose(self) -> Candidate:
-        """Run the race; return the winner, whose checkpoint is in :meth:`folder_of`.
+        """Run the race; return the winner, whose checkpoint is in its own folder.
 
         With ``keep: 1`` the winner stands at the comparison; otherwise all that were kept have run to T.
         """
@@ -93,10 +91,6 @@ class Race:
         most = len(self.entrants) * self.total_steps  # the leaders change to the end
         return f"{least}" if self.config.patience == 1 or least == most else f"{least} to {most}"
 
-    def folder_of(self, candidate: Candidate) -> Path:
-        """Return the folder with a candidate's checkpoints and TensorBoard files."""
-        return self.folder / candidate.name
-
     def _leaders(self, k: int) -> tuple[list[int], int]:
         """Advance all candidates until the same ones have led often enough; return them and the step."""
         led, previous, cut, everyone = 0, None, 0, list(range(len(self.entrants)))
@@ -117,8 +111,8 @@ class Race:
         candidate = self.entrants[number]
         if step in self.metrics[candidate.name]:
             return
-        folder = self.folder_of(candidate)
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = self.folder.candidate(candidate.name)
+        folder.path.mkdir(parents=True, exist_ok=True)
         logger.info(
             "%s: candidate %d of %d, %s, to step %d", phase, number + 1, len(self.entrants), candidate.name, step
         )
@@ -175,10 +169,10 @@ class Race:
 
     def _write(self, chosen: str | None = None, cut: int | None = None) -> None:
         if ranks.is_leader():
-            write_json(self.folder / "race.json", self.record(chosen, cut))
+            write_json(self.folder.race_record, self.record(chosen, cut))
 
     def _read(self) -> None:
-        path = self.folder / "race.json"
+        path = self.folder.race_record
         if not path.is_file():
             return
         try:

@@ -16,6 +16,7 @@ from s3prl_ext.errors import DataError, StoppedByUser, UsageError, sentence
 from s3prl_ext.evaluation.result_records import SCHEMA, problems
 from s3prl_ext.metrics import METRICS
 from s3prl_ext.reading import parse_json
+from s3prl_ext.run_folder import RunFolder
 from s3prl_ext.training import provenance
 from s3prl_ext.training.corpus_hash import corpus_hash, splits_hash
 from s3prl_ext.training.provenance import PACKAGES  # noqa: F401  the packages that result files name
@@ -52,7 +53,7 @@ def write(
         items: how many utterances were scored, by split.
         **facts: further plain values, such as the evaluations on the way.
     """
-    path = Path(args.expdir) / _name(args, "-".join(metrics))
+    path = RunFolder(args.expdir).result(None if args.mode == "train" else "-".join(metrics))
     rows = {split: {key: _row(key, value) for key, value in row.items()} for split, row in metrics.items()}
     content = _frame(args, config, seconds) | {
         "step": step,
@@ -74,10 +75,10 @@ def write(
     return path
 
 
-def step_of(expdir: str | Path) -> int | None:
+def step_of(folder: RunFolder) -> int | None:
     """Return the step that the ``result.json`` of a folder reports; None where there is none to read."""
     try:
-        return parse_json((Path(expdir) / "result.json").read_text(encoding="utf-8"))["step"]
+        return parse_json(folder.result().read_text(encoding="utf-8"))["step"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -100,15 +101,15 @@ def failures_recorded(args: Namespace, config: dict[str, Any], split: str = "", 
     except (UsageError, StoppedByUser):
         raise
     except Exception as error:
-        folder = Path(args.expdir)
-        begun = any(folder.glob("*.ckpt")) or not isinstance(error, (DataError, FileNotFoundError))
-        if active and folder.is_dir() and begun:
+        folder = RunFolder(args.expdir)
+        begun = folder.is_started or not isinstance(error, (DataError, FileNotFoundError))
+        if active and folder.path.is_dir() and begun:
             content = _frame(args, config, time.monotonic() - started) | {"step": None, "metrics": {}, "trainable": {}}
             try:
-                path = _failed(folder / _name(args, split))
+                path = _failed(folder.result(None if args.mode == "train" else split))
                 write_json(path, content | {"error": sentence(error)}, default=str)
             except OSError as second:  # such as a full disk, which may be the first error too
-                logger.warning("the failure could not be recorded in %s: %s", folder, second)
+                logger.warning("the failure could not be recorded in %s: %s", folder.path, second)
         raise
 
 
@@ -134,10 +135,6 @@ def _frame(args: Namespace, config: dict[str, Any], seconds: float) -> dict[str,
     }
 
 
-def _name(args: Namespace, splits: str) -> str:
-    return "result.json" if args.mode == "train" else f"result-{splits}.json"
-
-
 def _failed(path: Path) -> Path:
     return path.with_name(f"{path.stem}-failed.json")
 
@@ -159,7 +156,7 @@ def _lists(intervals: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
 def splits_sha256(args: Namespace, config: Mapping[str, Any]) -> str | None:
     """Return the hash of the split lists that a task wrote into the run's folder, or of what divides s3prl's corpora."""
     try:
-        return parse_json((Path(args.expdir) / "splits.json").read_text(encoding="utf-8")).get("sha256")
+        return parse_json(RunFolder(args.expdir).splits.read_text(encoding="utf-8")).get("sha256")
     except (OSError, ValueError, AttributeError):
         return splits_hash(args.downstream, config)
 

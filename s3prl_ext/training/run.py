@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from s3prl.schedulers import get_scheduler
@@ -18,8 +17,10 @@ from s3prl_ext.child_tuning.child_network import ChildNetwork
 from s3prl_ext.child_tuning.eligible import eligible_parameters
 from s3prl_ext.configs import Variables
 from s3prl_ext.merging.learnable import LearnableLambda
+from s3prl_ext.run_folder import RunFolder
 from s3prl_ext.tasks import task_of
-from s3prl_ext.training import checkpoint, last_hidden_state, ranks, spent, tuned_upstream
+from s3prl_ext.training import checkpoint, last_hidden_state, ranks
+from s3prl_ext.training.checkpoint import Checkpoint, Extension
 from s3prl_ext.training.child_selection import choose_masks
 from s3prl_ext.training.config import RunnerConfig
 from s3prl_ext.training.forward import TaskModels, unwrapped
@@ -29,6 +30,7 @@ from s3prl_ext.training.loop import TrainingLoop
 from s3prl_ext.training.methods import METHODS
 from s3prl_ext.training.optimizers import build_optimizer
 from s3prl_ext.training.parameter_groups import RatesConfig, lambda_rates, parameter_groups, upstream_rates
+from s3prl_ext.training.run_spec import RunSpec
 from s3prl_ext.training.spent import Spent
 from s3prl_ext.training.statistics import hold_statistics
 from s3prl_ext.training.trial import Trial
@@ -37,8 +39,6 @@ from s3prl_ext.training.tuning_config import TuningConfig
 
 if TYPE_CHECKING:  # importing it makes the plug-in import the Runner, which imports this file
     from s3prl.downstream.runner import ModelEntry
-
-DELTA_FILE = "delta.safetensors"
 
 
 @dataclass
@@ -70,12 +70,14 @@ class Experiment:
     data: Mapping[str, Any] | None = None
 
     @property
-    def shared_facts(self) -> dict[str, Any]:
+    def shared_facts(self) -> Extension:
         """What every checkpoint says of the circumstances: hash of the untouched upstream, features, merge, corpus."""
-        merge = getattr(self.tuned.model, "merge_record", None)
-        facts = {"upstream_sha256": self.tuned.base_sha256, "data": dict(self.data) if self.data else None}
-        facts[last_hidden_state.KEY] = last_hidden_state.PRESENT
-        return facts | ({"merge": merge} if merge is not None else {})
+        return Extension(
+            upstream_sha256=self.tuned.base_sha256,
+            data=dict(self.data) if self.data else None,
+            merge=getattr(self.tuned.model, "merge_record", None),
+            last_hidden_state=last_hidden_state.PRESENT,
+        )
 
     @property
     def models(self) -> TaskModels:
@@ -102,7 +104,7 @@ class Run:
         experiment: models and settings.
         tuning: section ``tuning``, or None.
         folder: where checkpoints and pictures go.
-        resumed: the checkpoint to go on from, loaded into the models already, or an empty mapping.
+        resumed: the checkpoint to go on from, loaded into the models already; empty for none.
         writer: TensorBoard writer of the first rank, None on the others.
         candidate: name of the candidate in a race, or None.
         label: what the progress bar is called; by default ``train`` and the candidate.
@@ -117,15 +119,15 @@ class Run:
         self,
         experiment: Experiment,
         tuning: TuningConfig | None,
-        folder: str | Path,
-        resumed: Mapping[str, Any],
+        folder: RunFolder,
+        resumed: Checkpoint,
         writer: Any,
         candidate: str | None = None,
         label: str | None = None,
     ) -> None:
         self.experiment = experiment
         self.tuning = tuning
-        self.folder = Path(folder)
+        self.folder = folder
         self.resumed = resumed
         self.writer = writer
         self.candidate = candidate
@@ -138,10 +140,6 @@ class Run:
             on_best=self._write_delta, resume_from=experiment.args.expdir,
             label=label or f"train {candidate or ''}".strip(),
         )  # fmt: skip
-
-    @property
-    def _extension(self) -> Mapping[str, Any]:
-        return self.resumed.get(checkpoint.EXTENSION_KEY, {})
 
     @property
     def _head(self) -> nn.Module:
@@ -163,7 +161,7 @@ class Run:
             shared = tuning.density in experiment.densities
             masks = choose_masks(
                 experiment.models.unwrapped(), parameters, tuning, experiment.runner_config.train_dataloader,
-                experiment.args.seed, experiment.densities if shared else (tuning.density,), experiment.args.expdir,
+                experiment.args.seed, experiment.densities if shared else (tuning.density,), RunFolder(experiment.args.expdir),
                 experiment.data["sha256"] if experiment.data else None,
             )  # fmt: skip
             mask = masks.at(tuning.density)
@@ -193,16 +191,15 @@ class Run:
         scheduler = None
         if experiment.config.get("scheduler"):
             scheduler = get_scheduler(optimizer, experiment.total_steps, experiment.config["scheduler"])
-            if self.resumed.get("Scheduler"):
-                scheduler.load_state_dict(self.resumed["Scheduler"])
-        if self.resumed.get("Optimizer"):  # after the scheduler, which sets the rates of step 0 when it is made
-            checkpoint.load_into(optimizer, self.resumed["Optimizer"], "optimizer", experiment.args.init_ckpt)
+            if self.resumed.scheduler:
+                scheduler.load_state_dict(self.resumed.scheduler)
+        if self.resumed.optimizer:  # after the scheduler, which sets the rates of step 0 when it is made
+            checkpoint.load_into(optimizer, self.resumed.optimizer, "optimizer", self.resumed.path)
         trial = Trial(
             experiment.models, self.upstream.trainable, [p for module in modules for p in module.parameters()],
             optimizer, scheduler, experiment.runner_config, self.child,
         )  # fmt: skip
-        trial.step = self.resumed.get("Step") or 0
-        trial.load_extension(dict(self._extension))
+        trial.resume(self.resumed)
         return trial
 
     def _optimizer(self, modules: list[Any]) -> Optimizer:
@@ -226,55 +223,46 @@ class Run:
         if self.writer is None or shared is None:
             return None
         config, total = self.experiment.runner_config, self.experiment.total_steps
-        resumed = self._extension.get("lambda")
+        resumed = self.resumed.extension.lambda_curve
         curve = LambdaCurve(shared, config, total, self.folder, self.writer, self.trial.step, resumed)
         self.trial.after_step.append(curve.after_step)
         return curve
 
     # -- what is stored --------------------------------------------------------------------------------------------
 
-    def _states(self, epoch: int, extension: dict[str, Any]) -> dict[str, Any]:
-        """Return a checkpoint's content: s3prl's keys, the upstream's delta, and the rest of ours under one key."""
-        experiment = self.experiment
-        states = self.trial.state_dict() | {
-            "Epoch": epoch,
-            "Args": experiment.args,
-            "Config": experiment.variables.restored(experiment.config),
-        }
-        states |= {entry.name: get_model_state(entry.model) for entry in experiment.entries[1:] if entry.trainable}
-        if self.upstream.trainable:
-            if experiment.tuned.is_small:
-                if self.trial.step >= experiment.total_steps:
-                    experiment.tuned.check_untouched()
-                states[tuned_upstream.KEY] = experiment.tuned.state()
-            else:
-                states["Upstream"] = stored_state(experiment.tuned.model, get_model_state(self.upstream.model))
-        if ranks.active():
-            states["WorldSize"] = ranks.world_size()
-        extension = extension | self.trial.extension() | experiment.shared_facts
-        extension[spent.KEY] = experiment.spent.state()
-        if self.candidate is not None:
-            extension["candidate"] = self.candidate
-        if self.curve is not None:
-            extension["lambda"] = self.curve.state()
-        states[checkpoint.EXTENSION_KEY] = extension
-        return states
+    def _states(self, epoch: int, extension: Extension) -> Checkpoint:
+        """Return the checkpoint of the present step: s3prl's keys, the upstream's changes, and what only we store."""
+        experiment, weights, changes = self.experiment, self._task(), None
+        if self.upstream.trainable and experiment.tuned.is_small:
+            if self.trial.step >= experiment.total_steps:
+                experiment.tuned.check_untouched()
+            changes = experiment.tuned.state()
+        elif self.upstream.trainable:
+            weights["Upstream"] = stored_state(experiment.tuned.model, get_model_state(self.upstream.model))
+        shared = experiment.shared_facts
+        extension = replace(
+            shared, positions=extension.positions, evaluation_due=extension.evaluation_due, history=extension.history,
+            usage=experiment.spent.state(), candidate=self.candidate,
+            lambda_curve=self.curve.state() if self.curve is not None else None,
+        )  # fmt: skip
+        return replace(
+            self.trial.checkpoint(extension), epoch=epoch, args=experiment.args,
+            config=experiment.variables.restored(experiment.config), weights=weights, changes=changes,
+            processes=ranks.world_size() if ranks.active() else 0,
+        )  # fmt: skip
+
+    def _task(self) -> dict[str, dict[str, Any]]:
+        """Return the state dicts of featurizer and downstream, as far as they train."""
+        entries = self.experiment.entries[1:]
+        return {entry.name: get_model_state(entry.model) for entry in entries if entry.trainable}
 
     def _write_delta(self, name: str, metrics: Mapping[str, Mapping[str, float]]) -> None:
-        """Write the task as a small file beside a best checkpoint, unless the whole upstream was tuned."""
+        """Write the task as a small file next to a best checkpoint, unless the whole upstream was tuned."""
         experiment = self.experiment
         if self.upstream.trainable and not experiment.tuned.is_small:
             return
-        args = experiment.args
-        info = {
-            key: getattr(args, key, None)
-            for key in (
-                "upstream", "upstream_ckpt", "upstream_model_config", "downstream", "downstream_variant",
-                "upstream_feature_selection", "upstream_layer_selection", "upstream_feature_normalize", "seed",
-            )
-        }  # fmt: skip
         stored = experiment.variables.restored(experiment.config)
-        info |= {
+        info = RunSpec.of(experiment.args).stored() | {
             "tuning": stored.get("tuning"),
             "candidate": self.candidate,
             "density": self.tuning.density if self.child is not None and self.tuning is not None else None,
@@ -286,5 +274,4 @@ class Run:
             last_hidden_state.KEY: last_hidden_state.PRESENT,
             "merge": getattr(experiment.tuned.model, "merge_record", None),
         }
-        task = {entry.name: get_model_state(entry.model) for entry in experiment.entries[1:] if entry.trainable}
-        delta.save(experiment.tuned.delta(task, info), self.folder / DELTA_FILE)
+        delta.save(experiment.tuned.delta(self._task(), info), self.folder.delta)

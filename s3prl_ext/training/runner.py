@@ -25,22 +25,26 @@ from s3prl_ext.child_tuning.child_network import ChildNetwork
 from s3prl_ext.configs import Variables
 from s3prl_ext.errors import DataError, ExtError, UsageError, is_out_of_memory, one_sentence_errors, unknown_name
 from s3prl_ext.reading import check_model
+from s3prl_ext.run_folder import RunFolder
 from s3prl_ext.tasks import task_of
-from s3prl_ext.training import checkpoint, checks, last_hidden_state, ranks, results, tuned_upstream
+from s3prl_ext.training import checkpoint, last_hidden_state, ranks, results, resume
 from s3prl_ext.training.candidate_runs import CandidateRuns, check_alike, draw, read_record
+from s3prl_ext.training.checkpoint import Checkpoint
 from s3prl_ext.training.corpus_hash import corpus_hash
 from s3prl_ext.training.evaluation import check_splits, evaluate, open_split
 from s3prl_ext.training.forward import TaskModels, unwrapped
+from s3prl_ext.training.known_settings import known_tasks
 from s3prl_ext.training.learnable_upstream import loadable_state, prepare_head_lambda, prepare_lambda
 from s3prl_ext.training.methods import METHODS, prepare_upstream, resolve_tuning
 from s3prl_ext.training.parameter_groups import train_only
 from s3prl_ext.training.run import Experiment, Run
+from s3prl_ext.training.run_spec import RunSpec
 from s3prl_ext.training.spent import Spent
 from s3prl_ext.training.task_file import TaskFile
 from s3prl_ext.training.tuned_upstream import TunedUpstream
 from s3prl_ext.training.tuning_config import TuningConfig
 from s3prl_ext.training.upstream_errors import first_features, upstream_problem
-from s3prl_ext.training.upstream_flags import check_features
+from s3prl_ext.training.upstream_flags import check_features, features_given
 from s3prl_ext.upstreams.merged_attention.config import with_remedy
 from s3prl_ext.upstreams.merged_attention.decoder import check_task
 from s3prl_ext.upstreams.merged_attention.record import check_merge_record
@@ -59,7 +63,7 @@ class Runner(StockRunner):
     def __init__(self, args: Namespace, config: dict[str, Any]) -> None:
         with (
             one_sentence_errors(),
-            checks.no_empty_folder(args.expdir, active=ranks.is_leader()),
+            RunFolder(args.expdir).removed_if_nothing_trained(active=ranks.is_leader()),
             ranks.lost_ranks_named(),
         ):
             self.args = args
@@ -82,20 +86,21 @@ class Runner(StockRunner):
         self.config = self.task_file.config
         self.runner_config = self.task_file.runner
         self.early_stop = self.task_file.early_stop
-        checks.check_folder(self.args)
-        self.init_ckpt = checkpoint.load(self.args.init_ckpt) if self.args.init_ckpt else {}
-        checks.check_origin(self.init_ckpt, self.args)
         training = self.args.mode == "train"
+        if training and not self.args.past_exp and not getattr(self.args, "overwrite", False):
+            RunFolder(self.args.expdir).refuse_overwriting()
+        self.resumed = Checkpoint.read(self.args.init_ckpt) if self.args.init_ckpt else Checkpoint()
+        resume.check_origin(self.resumed, self.args)
         self.data = ranks.from_leader(lambda: corpus_hash(self.args.downstream, self.config)) if training else None
-        checks.check_data(self.init_ckpt, self.data, self.args)
-        checks.check_optimizer(self.init_ckpt, self.config, self.args)
+        resume.check_data(self.resumed, self.data, self.args)
+        resume.check_optimizer(self.resumed, self.config, self.args)
         self._resolve_candidates()
         self._resolve_features()
 
     def _resolve_candidates(self) -> None:
         """Choose what runs: the only candidate, a race, or the winner of one that the checkpoint names."""
         entrants, tunings = self.task_file.candidates, self.task_file.tunings
-        name = self.init_ckpt.get(checkpoint.EXTENSION_KEY, {}).get("candidate")
+        name = self.resumed.extension.candidate
         self.candidate = next((c for c in entrants if c.name == name), None) if name else None
         if name and self.candidate is None:
             raise UsageError(
@@ -106,9 +111,9 @@ class Runner(StockRunner):
         chosen = entrants.index(self.candidate) if self.candidate else 0
         self.tuning = tunings[chosen] if tunings else None
         section = self.candidate.tuning if self.candidate else self.config.get("tuning")
-        checks.check_tuning(self.init_ckpt, section, tunings if self.racing else [self.tuning], self.args)
+        resume.check_tuning(self.resumed, section, tunings if self.racing else [self.tuning], self.args)
         if self.racing:
-            check_alike(entrants, tunings, checks.features_given(self.args))
+            check_alike(entrants, tunings, features_given(self.args))
 
     def _resolve_features(self) -> None:
         """Let ``tuning.method`` decide what the task reads and whether the upstream trains, unless the user did."""
@@ -121,7 +126,7 @@ class Runner(StockRunner):
                 f"-f trains the upstream, but tuning.method '{self.tuning.method}' freezes it; drop one of the two."
             )
         self.args.upstream_trainable = method.trains_upstream
-        if not resumed and not checks.features_given(self.args) and not method.weighted_sum:
+        if not resumed and not features_given(self.args) and not method.weighted_sum:
             self.args.upstream_feature_selection = "last_hidden_state"
         self.args.tuning_method = self.tuning.method
 
@@ -140,7 +145,7 @@ class Runner(StockRunner):
             entry = super()._get_upstream()
         except Exception as error:  # whatever s3prl's and transformers' constructors raise
             lost_rank = isinstance(error, RuntimeError) and dist.is_initialized()
-            if isinstance(error, ExtError) and self.init_ckpt and not lost_rank:
+            if isinstance(error, ExtError) and self.resumed and not lost_rank:
                 raise with_remedy(error, self.args.upstream, self.args.init_ckpt) from error
             problem = None if lost_rank or isinstance(error, ExtError) else upstream_problem(self.args, error)
             if problem is None:
@@ -165,7 +170,7 @@ class Runner(StockRunner):
                 self.args.upstream_feature_selection, self.args.upstream_layer_selection = "hidden_states", -1
             elif not self.args.past_exp:  # s3prl has a default for what an old checkpoint may name wrongly
                 check_features(offered, self.args)
-        checks.check_head_features(self.init_ckpt, self.args)
+        resume.check_head_features(self.resumed, self.args)
         return super()._get_featurizer()
 
     def _get_downstream(self) -> ModelEntry:
@@ -174,7 +179,7 @@ class Runner(StockRunner):
             module = importlib.import_module(name)
         except ModuleNotFoundError as error:
             if error.name and name.startswith(error.name):
-                raise unknown_name("task (-d)", self.args.downstream, checks.known_tasks()) from error
+                raise unknown_name("task (-d)", self.args.downstream, known_tasks()) from error
             raise
         check_task(module.DownstreamExpert, self.args.downstream, vars(self.args))
         try:
@@ -222,12 +227,12 @@ class Runner(StockRunner):
 
     def _prepare_upstream(self, model: nn.Module, trainable: bool) -> bool:
         """Check merge and features, freeze what does not train, and return whether anything of the upstream trains."""
-        if checkpoint.EXTENSION_KEY in self.init_ckpt:
-            stored = self.init_ckpt[checkpoint.EXTENSION_KEY].get("merge")
-            check_merge_record(stored, getattr(model, "merge_record", None))
-        if self.init_ckpt:
-            record = last_hidden_state.record_of(self.init_ckpt)
-            last_hidden_state.warn_where_unknown(record, model, vars(self.args), self.args.init_ckpt)
+        stored = self.resumed.extension
+        if self.resumed.is_ours:
+            check_merge_record(stored.merge, getattr(model, "merge_record", None))
+        if self.resumed:
+            spec = RunSpec.of(self.args)
+            last_hidden_state.warn_where_unknown(stored.last_hidden_state, model, spec, self.resumed.path)
         if self.racing:
             for tuning in self.task_file.tunings:  # one that does not fit is refused before any has trained
                 self._ready(model, tuning)
@@ -244,14 +249,12 @@ class Runner(StockRunner):
         return prepare_lambda(model, tuning, trains, training=self.args.mode == "train")
 
     def _load_weight(self, model: nn.Module, name: str) -> None:
-        where = str(self.args.init_ckpt)
-        if name == "Upstream" and not self.init_ckpt.get("Upstream"):
-            self.tuned.check_base(self.init_ckpt.get(checkpoint.EXTENSION_KEY, {}).get("upstream_sha256"), where)
-        if name == "Upstream" and tuned_upstream.KEY in self.init_ckpt:
-            self.tuned.load_state(self.init_ckpt[tuned_upstream.KEY], where)
-        if name == "Upstream" and checkpoint.DELTA_KEY in self.init_ckpt:
-            self.tuned.load_delta(self.init_ckpt[checkpoint.DELTA_KEY], where)
-        state = self.init_ckpt.get(name)
+        where = str(self.resumed.path)
+        if name == "Upstream" and not self.resumed.upstream:
+            self.tuned.check_base(self.resumed.extension.upstream_sha256, where)
+        if name == "Upstream" and self.resumed.changes is not None:
+            self.tuned.load(self.resumed.changes, where)
+        state = self.resumed.weights.get(name)
         if state:
             logger.info("loading %s weights from %s", name, where)
             state = loadable_state(model, state) if name == "Upstream" else state
@@ -266,31 +269,32 @@ class Runner(StockRunner):
 
     def train(self) -> None:
         """Train to ``runner.total_steps``, evaluating and saving on the way and at the end."""
-        leader = ranks.is_leader()
+        leader, folder = ranks.is_leader(), RunFolder(self.args.expdir)
         with (
             one_sentence_errors(),
-            locks.one_run(self.args.expdir, active=leader),
-            checks.no_empty_folder(self.args.expdir, active=leader),
+            locks.one_run(folder.path, active=leader),
+            folder.removed_if_nothing_trained(active=leader),
             results.failures_recorded(self.args, self.config, active=leader),
             ranks.lost_ranks_named(),
         ):
-            spent = Spent(self.args.expdir, self.init_ckpt)
+            spent = Spent(folder, self.resumed)
             writer = None
             try:
                 if leader:
-                    checks.clear_folder(self.args)
-                    checks.remove_parts(self.args.expdir)
+                    if getattr(self.args, "overwrite", False) and not self.args.past_exp:
+                        folder.clear()
+                    folder.remove_parts()
                 ranks.barrier()  # nobody takes masks from a folder that is being cleared
                 check_splits(self.models.unwrapped(), self._splits())
                 if self.candidate is not None:
-                    read_record(self.args.expdir)  # damaged, it is said before anything has trained
+                    read_record(folder)  # corrupt, it is said before anything has trained
                 self.total_steps = self.runner_config.total_steps or self._steps_of_epochs()
                 experiment = self._experiment(spent)
                 if self.racing:
                     self._race(experiment)
                 writer = SummaryWriter(self.args.expdir) if leader else None
                 name = self.candidate.name if self.candidate else None
-                run = Run(experiment, self.tuning, self.args.expdir, self.init_ckpt, writer, name)
+                run = Run(experiment, self.tuning, folder, self.resumed, writer, name)
                 self.child = run.child
                 first_step, loop_started = run.trial.step, time.monotonic()
                 run.loop.run()
@@ -313,17 +317,18 @@ class Runner(StockRunner):
 
     def _finish(self, run: Run, first_step: int, spent: Spent, seconds_per_step: float) -> None:
         """Write what the run measured; nothing where that was done already."""
-        if run.loop.history and not checkpoint.best(self.args.expdir):
+        folder = RunFolder(self.args.expdir)
+        if run.loop.history and not folder.best():
             logger.warning(
                 "there is no best checkpoint%s: the task keeps one when a dev score beats what it begins with (accuracy 0, "
                 "word error rate 100 %%), and none of %d did; %s/states-%d.ckpt has the last step and serves in its place",
                 "" if self.upstream.trainable and not self.tuned.is_small else " and no delta.safetensors",
                 len(run.loop.history), self.args.expdir, run.trial.step,
             )  # fmt: skip
-        record = read_record(self.args.expdir) if self.candidate else None
+        record = read_record(folder) if self.candidate else None
         if record is not None:
-            draw(self.args.expdir, record, run.loop.history, self.args.downstream)
-        if run.trial.step > first_step or results.step_of(self.args.expdir) != run.trial.step:
+            draw(folder, record, run.loop.history, self.args.downstream)
+        if run.trial.step > first_step or results.step_of(folder) != run.trial.step:
             per_step = round(seconds_per_step, 4) if run.trial.step > first_step else None
             rows = run.loop.last_rows
             self._write_result(
@@ -338,18 +343,21 @@ class Runner(StockRunner):
         lists = {"splits_sha256": results.splits_sha256(self.args, self.config)}
         return Experiment(
             self.args, self.config, self._variables, self.runner_config, self.total_steps, self.all_entries, self.tuned,
-            spent or Spent(self.args.expdir, self.init_ckpt), data=self.data and self.data | lists,
+            spent or Spent(RunFolder(self.args.expdir), self.resumed), data=self.data and self.data | lists,
         )  # fmt: skip
 
     def _race(self, experiment: Experiment) -> None:
-        """Race the candidates; the models and ``init_ckpt`` are then those of the winner."""
+        """Race the candidates; the models and the checkpoint are then those of the winner."""
         assert self.early_stop is not None
-        start = self.init_ckpt.get(checkpoint.EXTENSION_KEY, {}).get("race_start")
+        start = self.resumed.extension.race_start
         runs = CandidateRuns(
-            experiment, start, lambda c: resolve_tuning(self.config, c.tuning), self._prepare_candidate
+            experiment,
+            start,
+            lambda c: resolve_tuning(self.config, c.tuning),
+            self._prepare_candidate,
         )
         winner = runs.race(self.early_stop, self.task_file.candidates)
-        self.init_ckpt = runs.promote(winner)
+        self.resumed = runs.promote(winner)
         self.candidate = winner
         self.tuning = resolve_tuning(self.config, winner.tuning)
 
@@ -381,10 +389,8 @@ class Runner(StockRunner):
                     self.models, split, self.args.seed, self.runner_config.evaluate_ratio, logger, global_step
                 )
             if from_command_line:
-                extension = self.init_ckpt.get(checkpoint.EXTENSION_KEY, {})  # where a delta says its step
-                step = self.init_ckpt.get("Step") or extension.get("step") or 0
                 self._write_result(
-                    {split: scores.metrics}, step, time.monotonic() - started,
+                    {split: scores.metrics}, self.resumed.weights_step, time.monotonic() - started,
                     intervals={split: scores.intervals}, items={split: scores.items},
                 )  # fmt: skip
             return scores.save_names
@@ -395,7 +401,7 @@ class Runner(StockRunner):
             "candidate": self.candidate.name if self.candidate else None,
             "upstream_sha256": self.tuned.base_sha256,
             "task": getattr(unwrapped(self.downstream.model), "facts", None),
-            last_hidden_state.KEY: last_hidden_state.result_of(unwrapped(self.upstream.model), vars(self.args)),
+            last_hidden_state.KEY: last_hidden_state.result_of(unwrapped(self.upstream.model), RunSpec.of(self.args)),
         }
         results.write(self.args, self.config, metrics, step, seconds, counts, self.merge_record, **facts, **more)
 

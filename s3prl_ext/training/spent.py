@@ -4,30 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 from s3prl_ext.errors import DataError
-from s3prl_ext.training import checkpoint, provenance
-from s3prl_ext.training.race import FOLDER
-
-KEY = "spent"
+from s3prl_ext.run_folder import RunFolder
+from s3prl_ext.training import provenance
+from s3prl_ext.training.checkpoint import Checkpoint
 
 
 class Spent:
     """Count the cost of this session on top of what earlier ones have left in the experiment's folder.
 
     Args:
-        expdir: folder of the experiment.
-        resumed: the checkpoint that it goes on from, or an empty mapping.
+        folder: of the experiment.
+        resumed: the checkpoint that it goes on from; empty for a new one.
     """
 
-    def __init__(self, expdir: str | Path, resumed: Mapping[str, Any]) -> None:
+    def __init__(self, folder: RunFolder, resumed: Checkpoint) -> None:
         self._started = time.monotonic()
-        states = [resumed, *(_candidates(Path(expdir)) if resumed else [])]
+        found = [resumed, *(_candidates(folder) if resumed else [])]
         # each checkpoint counts everything before it, so the largest is the whole
-        before = [found for one in states if (found := one.get(checkpoint.EXTENSION_KEY, {}).get(KEY))]
+        before = [one.extension.usage for one in found if one.extension.usage]
         self._before = {key: max(row[key] or 0 for row in before) for key in before[0]} if before else {}
 
     @property
@@ -46,8 +44,10 @@ class Spent:
         return {"seconds": self.seconds, **self.peak_memory}
 
 
-def _candidates(expdir: Path) -> Iterator[Mapping[str, Any]]:
-    """Yield the newest checkpoint of each candidate of a race; one that cannot be read has no say here."""
-    for folder in sorted((expdir / FOLDER).glob("*/")):
+def _candidates(folder: RunFolder) -> Iterator[Checkpoint]:
+    """Yield the latest checkpoint of each candidate of a race; unreadable ones are skipped."""
+    for candidate in folder.candidates():
         with contextlib.suppress(DataError):
-            yield from (checkpoint.load(path, mmap=True) for path in checkpoint.numbered(folder)[-1:])
+            latest = candidate.latest()
+            if latest is not None:
+                yield Checkpoint.read(latest, mmap=True)

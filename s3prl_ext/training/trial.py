@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch.optim import Optimizer
 
 from s3prl_ext.child_tuning.child_network import ChildNetwork
 from s3prl_ext.errors import DataError
+from s3prl_ext.training.checkpoint import Checkpoint, Extension
 from s3prl_ext.training.config import RunnerConfig
 from s3prl_ext.training.forward import TaskModels
 
@@ -157,22 +159,23 @@ class Trial:
         self.records = defaultdict(list)
         self.batch_ids = []
 
-    def extension(self) -> dict[str, Any]:
-        """Return what a checkpoint holds of mixed precision, beside s3prl's keys."""
-        return {"scaler": self.scaler.state_dict(), "bad_steps": self.bad_steps}
+    def checkpoint(self, extension: Extension) -> Checkpoint:
+        """Return what a checkpoint holds of the optimization.
 
-    def load_extension(self, states: dict[str, Any]) -> None:
-        """Take over what :meth:`extension` returned."""
-        if states.get("scaler") and self.scaler.is_enabled():
-            self.scaler.load_state_dict(states["scaler"])
-        self.bad_steps = states.get("bad_steps", 0)
+        Args:
+            extension: to which the state of mixed precision is added.
+        """
+        extension = replace(extension, scaler=self.scaler.state_dict(), bad_steps=self.bad_steps)
+        scheduler = None if self.scheduler is None else self.scheduler.state_dict()
+        return Checkpoint(
+            step=self.step, optimizer=self.optimizer.state_dict(), scheduler=scheduler, extension=extension
+        )
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint holds of the optimization, under s3prl's keys."""
-        states = {"Optimizer": self.optimizer.state_dict(), "Step": self.step}
-        if self.scheduler is not None:
-            states["Scheduler"] = self.scheduler.state_dict()
-        return states
+    def resume(self, ckpt: Checkpoint) -> None:
+        """Continue the steps of a checkpoint; optimizer and scheduler have their states already."""
+        self.step, self.bad_steps = ckpt.step, ckpt.extension.bad_steps
+        if ckpt.extension.scaler and self.scaler.is_enabled():
+            self.scaler.load_state_dict(dict(ckpt.extension.scaler))
 
 
 def _average_over_ranks(gradient: torch.Tensor | None) -> None:

@@ -17,9 +17,8 @@ from s3prl_ext.child_tuning.child_network import release
 from s3prl_ext.child_tuning.delta import Delta, difference, state_sha256
 from s3prl_ext.child_tuning.masks import Mask
 from s3prl_ext.errors import DataError
+from s3prl_ext.training.checkpoint import UpstreamChanges
 from s3prl_ext.training.statistics import StateChanged, check_buffers, copy_buffers, restore_buffers
-
-KEY = "UpstreamDelta"
 
 
 class TunedUpstream:
@@ -83,19 +82,15 @@ class TunedUpstream:
                 f"{self.base_sha256[:12]}): give the -u, -k and -g that it was trained with."
             )
 
-    def state(self) -> dict[str, Any]:
-        """Return the changes as a checkpoint holds them: indices int32, tuned values float32, added weights.
+    def state(self) -> UpstreamChanges:
+        """Return the changes as a checkpoint holds them.
 
         Raises:
             StateChanged: something else of the upstream has changed too.
         """
         check_buffers(self.model, self._buffers)
-        return {
-            "base_sha256": self.base_sha256,
-            "indices": {name: indices.to(torch.int32) for name, indices in self.indices.items()},
-            "values": self._values(),
-            "added": self._added(),
-        }
+        indices = {name: indices.to(torch.int32) for name, indices in self.indices.items()}
+        return UpstreamChanges(self.base_sha256, indices, self._values(), self._added())
 
     def check_untouched(self) -> None:
         """Compare everything outside the child network or adapter with the untouched upstream: 0.3 s per 100 M weights.
@@ -121,34 +116,23 @@ class TunedUpstream:
                 "the task or upstream that writes to them, or use tuning.method: full, which stores the whole upstream."
             )
 
-    def load_state(self, state: Mapping[str, Any], where: str) -> None:
+    def load(self, changes: UpstreamChanges | Delta, where: str) -> None:
         """Make the untouched upstream the tuned one; an adapter must be inserted already.
 
         Raises:
             DataError: the changes do not fit this upstream.
         """
-        self.check_base(state["base_sha256"], where)
-        weights = dict(self.model.named_parameters())
-        for name, indices in state["indices"].items():
-            if name not in weights or int(indices.max()) >= weights[name].numel():
-                raise DataError(f"{where} changes '{name}', which this upstream lacks or has in another size.")
-        self.track(state["indices"])
-        self._put(state["values"])
-        if state["added"]:
-            adapters.load_adapter_state(self.model, state["added"])
-
-    def load_delta(self, delta: Delta, where: str) -> None:
-        """Make the untouched upstream the tuned one, as :meth:`load_state` does.
-
-        Raises:
-            DataError: the delta does not fit this upstream.
-        """
-        self.check_base(delta.base_sha256, where)
-        own = set().union(*(row.names for row in adapters.inserted(self.model).values()))
-        self.track({name: indices for name, indices in delta.indices.items() if name not in own})
-        delta.toggle(self.model.state_dict())
-        if delta.added:
-            adapters.load_adapter_state(self.model, delta.added)
+        self.check_base(changes.base_sha256, where)
+        if isinstance(changes, Delta):
+            own = set().union(*(row.names for row in adapters.inserted(self.model).values()))
+            self.track({name: indices for name, indices in changes.indices.items() if name not in own})
+            changes.toggle(self.model.state_dict())
+        else:
+            changes.check_entries(dict(self.model.named_parameters()), where)
+            self.track(changes.indices)
+            self._put(changes.values)
+        if changes.added:
+            adapters.load_adapter_state(self.model, changes.added)
 
     def _added(self) -> dict[str, Tensor]:
         if not adapters.inserted(self.model):

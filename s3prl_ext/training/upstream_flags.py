@@ -16,6 +16,7 @@ from s3prl_ext.errors import UsageError, unknown_name
 
 WITH_CHECKPOINT = ("_local", "_custom", "_url", "_gdriveid")  # how s3prl ends the names of entries that read -k
 READS_ALL = ("customized_upstream",)  # s3prl's example for models of one's own
+FEATURE_FLAGS = ("-s", "--upstream_feature_selection", "-l", "--upstream_layer_selection")
 WITHOUT_OPTIONS = ("hf_speech_custom",)  # of ours
 
 
@@ -114,3 +115,13 @@ def _other_entry(name: str) -> str:
         return "it has no checkpoint of yours to load, leave -k out."
     best = max(family, key=lambda key: (len(os.path.commonprefix([key, name])), key.endswith("_local")))  # noqa: RUF071
     return f"it loads a model of its own. For a file of yours: -u {best} -k FILE; else leave -k out."
+
+
+def features_given(args: Namespace) -> bool:
+    """Return whether the user chose the features with ``-s`` or ``-l``."""
+    on_command_line = any(a == f or a.startswith(f + "=") for a in sys.argv[1:] for f in FEATURE_FLAGS)
+    return (
+        on_command_line
+        or args.upstream_feature_selection != "hidden_states"
+        or args.upstream_layer_selection is not None
+    )

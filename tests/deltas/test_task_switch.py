@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from s3prl_ext.child_tuning.delta import state_sha256
-from s3prl_ext.deltas import TaskSwitch, TunedTask
+from s3prl_ext.deltas import TaskSwitch, TrainedTask
 from s3prl_ext.errors import DataError, UsageError
 from tests import tuned as made
 
@@ -62,7 +62,7 @@ def test_a_task_is_added_while_another_is_on(ckpt, tasks):
     upstream = made.build("hubert_local", ckpt)
     switch = TaskSwitch(upstream, {"ks": tasks["ks"][0]})
     switch.switch("ks")
-    switch.add("asr", TunedTask.read(tasks["asr"][0]))
+    switch.add("asr", TrainedTask.read(tasks["asr"][0]))
     assert switch.active == "ks" and made.same(made.features(upstream), tasks["ks"][1])
     with pytest.raises(DataError, match="no such checkpoint, delta or folder"):
         switch.add("third", "missing.safetensors")
@@ -88,14 +88,14 @@ def test_a_task_that_won_a_race(tmp_path, ckpt):
     race = {"method": "lora", "rank": [2, 4]}
     info = made.about("hubert_local", ckpt, race, candidate="rank=4")
     path = made.save_delta(tuned, info, tmp_path / "d.safetensors")
-    assert TunedTask.read(path).info["tuning"] == {"method": "lora", "rank": 4}
+    assert TrainedTask.read(path).info["tuning"] == {"method": "lora", "rank": 4}
     upstream = made.build("hubert_local", ckpt)
     switch = TaskSwitch(upstream, {"x": path})
     switch.switch("x")
     assert made.same(made.features(upstream), made.features(model))
     lost = made.save_delta(tuned, info | {"candidate": "rank=8"}, tmp_path / "lost.safetensors")
     with pytest.raises(DataError, match="candidate rank=8, which tuning does not make"):
-        TunedTask.read(lost)
+        TrainedTask.read(lost)
 
 
 def test_another_base_is_refused(tmp_path, tasks):

@@ -171,7 +171,7 @@ PLACES: list[Row] = [
     ("run -m evaluate -e {text}", DATA, ("text.txt",)),
     ("run -m inference -e {trained} -t {tmp}/none.wav", USAGE, ("no such audio file",)),
     (EVALUATE + " -t tset", USAGE, ("no split 'tset'", "dev and test")),
-    (EVALUATE + " -u hubert_base", USAGE, ("-u fbank there, hubert_base here",)),
+    (EVALUATE + " -u hubert_base", USAGE, ("-u: fbank in the checkpoint, hubert_base here",)),
     (EVALUATE + " -o config.runner.evaluate_ratio", USAGE, ("must read config.KEY=VALUE",)),
     (EVALUATE + " --device cuda", USAGE, ("torch finds no CUDA device here",)),
     ("predict {tmp}/none {text}", DATA, ("no such checkpoint, delta or folder of a run",)),

@@ -196,13 +196,13 @@ def trained(train, tmp_path) -> Path:
 @pytest.mark.parametrize(
     ("flags", "parts"),
     [
-        ([], ["runner.total_steps 2 there, 4 here"]),
-        (["-k", "OTHER"], ["-k ", "hubert.pt there, ", "other.pt here"]),
-        (["-u", "wav2vec2_local"], ["-u hubert_local there, wav2vec2_local here"]),
-        (["-d", "fluent_commands"], ["-d speech_commands there, fluent_commands here"]),
-        (["--seed", "7"], ["--seed 1337 there, 7 here"]),
-        (["-c", "FILE"], ["downstream_expert.datarc.batch_size 8 there, 4 here"]),
-        (["-c", "ks/superb"], ["runner.log_step 20 there, 100 here", "and 3 more"]),
+        ([], ["runner.total_steps: 2 in the checkpoint, 4 here"]),
+        (["-k", "OTHER"], ["-k: ", "hubert.pt in the checkpoint, ", "other.pt here"]),
+        (["-u", "wav2vec2_local"], ["-u: hubert_local in the checkpoint, wav2vec2_local here"]),
+        (["-d", "fluent_commands"], ["-d: speech_commands in the checkpoint, fluent_commands here"]),
+        (["--seed", "7"], ["--seed: 1337 in the checkpoint, 7 here"]),
+        (["-c", "FILE"], ["downstream_expert.datarc.batch_size: 8 in the checkpoint, 4 here"]),
+        (["-c", "ks/superb"], ["runner.log_step: 20 in the checkpoint, 100 here", "and 3 more"]),
     ],
     ids=lambda value: " ".join(value) if not value or value[0].startswith("-") else None,
 )
@@ -216,7 +216,7 @@ def test_a_resumed_command_says_what_the_first_one_said(train, trained, tmp_path
     short.write_text(text.replace("total_steps: 200", "total_steps: 4"))
     override = settings(RANDOM) if flags else "config.tuning=" + str(RANDOM) + ",,config.runner.evaluate_ratio=0.3"
     outcome = train(override, "-a", *(flags or ["-c", short]))
-    assert outcome.code == USAGE and "was made with other settings" in outcome.sentence, outcome.err[-2000:]
+    assert outcome.code == USAGE and "was trained with different settings" in outcome.sentence, outcome.err[-2000:]
     assert all(part in outcome.sentence for part in parts), outcome.sentence
     assert {path.name: path.read_bytes() for path in trained.glob("*")} == before
 
@@ -224,7 +224,7 @@ def test_a_resumed_command_says_what_the_first_one_said(train, trained, tmp_path
 def test_what_a_checkpoint_does_not_do_is_refused_with_e_too(command, trained):
     for mode in ("train", "evaluate"):
         outcome = command("-m", mode, "-e", trained, "-u", "wav2vec2_local")
-        assert outcome.code == USAGE and "-u hubert_local there, wav2vec2_local here" in outcome.sentence
+        assert outcome.code == USAGE and "-u: hubert_local in the checkpoint, wav2vec2_local here" in outcome.sentence
     outcome = command("-m", "evaluate", "-e", trained, "-c", "ks/superb")
     assert outcome.code == USAGE and "runner.total_steps 2 there" in outcome.sentence
 

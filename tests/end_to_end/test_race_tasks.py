@@ -8,6 +8,7 @@ import math
 import pytest
 
 from s3prl_ext.mini_superb import LAYOUTS
+from s3prl_ext.run_folder import RunFolder
 from s3prl_ext.training import checkpoint
 
 pytestmark = pytest.mark.slow
@@ -43,4 +44,4 @@ def test_a_race_on_every_task(corpora, upstreams, succeed, tmp_path, task, monke
     assert states["S3prlExt"]["candidate"] == record["chosen"] and states["UpstreamDelta"]["indices"]
     result = json.loads((tmp_path / "exp" / "result.json").read_text())
     assert result["step"] == 4 and result["candidate"] == record["chosen"]
-    assert (tmp_path / "exp" / "delta.safetensors").is_file() == bool(checkpoint.best(tmp_path / "exp"))
+    assert (tmp_path / "exp" / "delta.safetensors").is_file() == bool(RunFolder(tmp_path / "exp").best())

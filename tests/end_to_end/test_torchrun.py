@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from s3prl_ext.run_folder import RunFolder, step_of
 from s3prl_ext.training import checkpoint
 from tests.forked import free_port
 
@@ -41,9 +42,9 @@ def torchrun(corpora, tmp_path):
 
 def wait_for_checkpoint(exp: Path, process: subprocess.Popen[str]) -> None:
     deadline = time.monotonic() + 150
-    while not checkpoint.numbered(exp) and process.poll() is None and time.monotonic() < deadline:
+    while not RunFolder(exp).numbered() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert checkpoint.numbered(exp)
+    assert RunFolder(exp).numbered()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
@@ -54,8 +55,8 @@ def test_a_signal_saves_and_resumes(torchrun, tmp_path, number):
     process.send_signal(number)
     process.wait(60)
     output = (tmp_path / "torchrun.log").read_text()
-    (saved,) = checkpoint.numbered(exp)
-    step = checkpoint.step_of(saved)
+    (saved,) = RunFolder(exp).numbered()
+    step = step_of(saved)
     assert process.returncode != 0 and f"stopped on request: step {step} is saved" in output, output[-3000:]
     assert not list(exp.glob(".*"))
     again = torchrun(exp, LONG.replace("1000000", str(step + 2), 1), "-a")

@@ -12,10 +12,11 @@ import torch
 from s3prl_ext.child_tuning import mask_files, masks
 from s3prl_ext.child_tuning.eligible import eligible_parameters
 from s3prl_ext.errors import DataError, StoppedByUser, UsageError
+from s3prl_ext.run_folder import FISHER_FILE, MASK_FILE, RunFolder
 from s3prl_ext.training import fisher_pass, randomness
-from s3prl_ext.training.child_selection import MASK_FILE, choose_mask, choose_masks
+from s3prl_ext.training.child_selection import choose_mask, choose_masks
 from s3prl_ext.training.fisher_batches import UtteranceBatches
-from s3prl_ext.training.fisher_pass import PARTIAL_FILE, FisherPass
+from s3prl_ext.training.fisher_pass import FisherPass
 from s3prl_ext.training.tuning_config import FisherConfig
 from tests.experiments import interrupt_at_loss, make_args, task_config
 
@@ -40,7 +41,8 @@ def runner(build, tmp_path, hubert_ckpt):
 def scores_of(runner, expdir=None, split="train", data=None):
     parameters = eligible_parameters(runner.upstream.model)
     with randomness.preserved(1337):
-        found = FisherPass(runner.models, parameters, runner.tuning.fisher, split, 1337, expdir, data).scores()
+        folder = RunFolder(expdir) if expdir else None
+        found = FisherPass(runner.models, parameters, runner.tuning.fisher, split, 1337, folder, data).scores()
     return {name: score.clone() for name, score in found.items()}
 
 
@@ -127,7 +129,7 @@ def test_an_interrupted_pass_goes_on_bitwise(runner, tmp_path, options):
     interrupt_at_loss(parts, 3 + options.get("warm_head", 0))
     with pytest.raises(StoppedByUser, match="3 of 5 batches are saved.*the same command with -a goes on"):
         scores_of(parts, tmp_path / "parts")
-    assert (tmp_path / "parts" / PARTIAL_FILE).is_file()
+    assert (tmp_path / "parts" / FISHER_FILE).is_file()
     again = runner("parts", fisher=fisher)
     losses = count_losses(again)
     assert same(expected, scores_of(again, tmp_path / "parts"))
@@ -158,14 +160,14 @@ def test_a_run_interrupted_in_the_pass_ends_as_if_it_were_not(runner, tmp_path):
     again.train()
     a, b = (r.upstream.model.state_dict() for r in (whole, again))
     assert all(torch.equal(a[n], b[n]) for n in a)
-    assert not (tmp_path / "parts" / PARTIAL_FILE).exists(), "removed once the mask is chosen"
+    assert not (tmp_path / "parts" / FISHER_FILE).exists(), "removed once the mask is chosen"
 
 
 def test_the_clock_saves_the_pass_too(runner, tmp_path, monkeypatch):
     monkeypatch.setattr(fisher_pass, "SAVE_SECONDS", -1.0)
     going = runner(fisher={"max_batches": 3})
     scores_of(going, tmp_path / "exp")
-    saved = torch.load(tmp_path / "exp" / PARTIAL_FILE, weights_only=True)
+    saved = torch.load(tmp_path / "exp" / FISHER_FILE, weights_only=True)
     assert saved["batches"] == 2
 
 
@@ -190,12 +192,12 @@ def test_a_partial_pass_of_other_settings_is_refused(runner, tmp_path, changes, 
             next(iter(eligible_parameters(other.upstream.model).values())).add_(1)
     with pytest.raises(UsageError, match=message):
         scores_of(other, tmp_path / "parts", data=changes.get("data"))
-    assert (tmp_path / "parts" / PARTIAL_FILE).is_file(), "nothing is lost"
+    assert (tmp_path / "parts" / FISHER_FILE).is_file(), "nothing is lost"
 
 
 def test_a_damaged_partial_pass_is_refused(runner, tmp_path):
     (tmp_path / "exp").mkdir(exist_ok=True)
-    (tmp_path / "exp" / PARTIAL_FILE).write_bytes(b"nonsense")
+    (tmp_path / "exp" / FISHER_FILE).write_bytes(b"nonsense")
     with pytest.raises(DataError, match="truncated or damaged"):
         scores_of(runner(fisher={"max_batches": 1}), tmp_path / "exp")
 
@@ -217,20 +219,29 @@ def test_an_interrupt_before_the_first_batch_saves_nothing(runner, tmp_path):
     handler = signal.getsignal(signal.SIGINT)
     with pytest.raises(StoppedByUser, match="nothing is saved, -a begins it again"):
         scores_of(warm, tmp_path / "exp")
-    assert not (tmp_path / "exp" / PARTIAL_FILE).exists()
+    assert not (tmp_path / "exp" / FISHER_FILE).exists()
     assert signal.getsignal(signal.SIGINT) is handler
 
 
 def test_masks_are_written_once_and_taken_again(runner, tmp_path):
     first = runner(fisher={"max_batches": 2})
-    arguments = (eligible_parameters(first.upstream.model), first.tuning, "train", 1337, [0.1, 0.01], tmp_path / "exp")
+    arguments = (
+        eligible_parameters(first.upstream.model),
+        first.tuning,
+        "train",
+        1337,
+        [0.1, 0.01],
+        RunFolder(tmp_path / "exp"),
+    )
     chosen = choose_masks(first.models, *arguments)
     stored, origin, histogram = mask_files.load(tmp_path / "exp" / MASK_FILE)
     assert same(stored.indices, chosen.indices) and origin["seed"] == 1337
     assert int(histogram[1].sum()) == sum(p.numel() for p in arguments[0].values())
     losses = count_losses(first)
     assert same(choose_masks(first.models, *arguments).indices, chosen.indices) and not losses
-    other = choose_masks(first.models, *arguments[:4], [0.1], tmp_path / "exp")  # another density: chosen again
+    other = choose_masks(
+        first.models, *arguments[:4], [0.1], RunFolder(tmp_path / "exp")
+    )  # another density: chosen again
     assert len(losses) == 2 and same(other.at(0.1), chosen.at(0.1))
     for corpus in ("some files", "some files", "others"):
         choose_masks(first.models, *arguments, data=corpus)

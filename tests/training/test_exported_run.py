@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from s3prl_ext.commands.export import main as export
 from s3prl_ext.configs import load_yaml
-from s3prl_ext.deltas import TaskSwitch
+from s3prl_ext.deltas import TaskSwitch, TrainedTask
 from tests import experiments, factories
 from tests import tuned as made
 
@@ -121,8 +121,6 @@ def test_the_exported_head_scores_the_same_on_the_exported_model(build, hubert_c
 @pytest.mark.parametrize("name, option", [("beats_local", "tokens=all"), ("whisper_local", "window=30")])
 def test_the_options_of_the_upstream_go_with_the_export(build, tmp_path, name, option):
     """Other features of the same width would give other predictions, and nothing would say so."""
-    from s3prl_ext.prediction.trained import read
-
     make = {"beats_local": factories.beats_ckpt, "whisper_local": factories.whisper_folder}[name]
     model = make(tmp_path / ("model.pt" if name == "beats_local" else "model"))
     config = experiments.task_config("ks", CHILD, total_steps=2, eval_step=2, save_step=2)
@@ -133,8 +131,8 @@ def test_the_options_of_the_upstream_go_with_the_export(build, tmp_path, name, o
     assert export(["--delta", str(tmp_path / "exp"), "--out", str(tmp_path / "out")]) == 0
     wavs = [torch.randn(6000, generator=torch.Generator().manual_seed(0))]
     features = []
-    for trained in (read(tmp_path / "exp"), read(tmp_path / "out")):
-        upstream = trained.upstream().eval()
+    for trained in (TrainedTask.read(tmp_path / "exp"), TrainedTask.read_export(tmp_path / "out")):
+        upstream = trained.build().eval()
         with torch.no_grad():
             features.append(upstream(wavs)["hidden_states"])
     assert all(torch.equal(a, b) for a, b in zip(*features, strict=True))

@@ -14,10 +14,11 @@ from s3prl_ext.child_tuning import mask_files, masks
 from s3prl_ext.child_tuning.eligible import eligible_parameters
 from s3prl_ext.errors import DataError, StoppedByUser, UsageError
 from s3prl_ext.mini_superb import LAYOUTS
+from s3prl_ext.run_folder import FISHER_FILE, MASK_FILE, RunFolder
 from s3prl_ext.training import randomness
-from s3prl_ext.training.child_selection import MASK_FILE, choose_mask
+from s3prl_ext.training.child_selection import choose_mask
 from s3prl_ext.training.fisher_batches import TaskBatches, UtteranceBatches
-from s3prl_ext.training.fisher_pass import PARTIAL_FILE, FisherPass
+from s3prl_ext.training.fisher_pass import FisherPass
 from s3prl_ext.training.tuning_config import FisherConfig
 from tests.experiments import interrupt_at_loss, make_args, task_config
 from tests.training.test_file_order import utterances
@@ -38,7 +39,7 @@ def runner(build, tmp_path, hubert_ckpt):
 
 def mask_of(runner: Any, expdir: Path | None = None) -> masks.Mask:
     parameters = eligible_parameters(runner.upstream.model)
-    return choose_mask(runner.models, parameters, runner.tuning, "train", 1337, expdir)
+    return choose_mask(runner.models, parameters, runner.tuning, "train", 1337, RunFolder(expdir) if expdir else None)
 
 
 def entries(mask: masks.Mask) -> set[tuple[str, int]]:
@@ -86,7 +87,7 @@ def test_a_pass_in_another_order_is_not_continued(runner, tmp_path):
     interrupt_at_loss(parts, 2)
     with pytest.raises(StoppedByUser):
         mask_of(parts, tmp_path / "exp")
-    path = tmp_path / "exp" / PARTIAL_FILE
+    path = tmp_path / "exp" / FISHER_FILE
     saved = torch.load(path, weights_only=True)
     del saved["key"]["order"]
     torch.save(saved, path)

@@ -50,4 +50,4 @@ def test_a_training_may_begin_with_it_and_says_so(build, tmp_path, trained, capl
     plain = {key: value for key, value in config.items() if key != "tuning"}
     with caplog.at_level(logging.WARNING):
         build(_args(tmp_path, upstream, FILES[0], mode="train"), plain)
-    assert "was trained on last_hidden_state, but would read hidden_states; the training goes on" in caplog.text
+    assert "was trained on last_hidden_state, but would read hidden_states; training continues" in caplog.text

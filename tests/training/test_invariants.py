@@ -11,6 +11,7 @@ import torch
 from s3prl_ext.child_tuning import delta
 from s3prl_ext.child_tuning.eligible import eligible_parameters
 from s3prl_ext.errors import StoppedByUser, UsageError
+from s3prl_ext.run_folder import RunFolder
 from s3prl_ext.training.candidate_runs import CandidateRuns
 from s3prl_ext.training.methods import resolve_tuning
 from tests.experiments import interrupt_at_loss, make_args, task_config
@@ -108,8 +109,8 @@ def test_in_lock_step_is_one_after_another(build, tmp_path, upstream, changes):
     }.items():
         runs, entrants = candidate_runs(build, tmp_path / name, upstream, config)
         for number, step in order:
-            folder = tmp_path / name / entrants[number].name
-            folder.mkdir(exist_ok=True)
+            folder = RunFolder(tmp_path / name / entrants[number].name)
+            folder.path.mkdir(exist_ok=True)
             runs._advance(entrants[number], folder, step, "")
     for entrant in entrants:
         expected = newest(tmp_path / "sequence" / entrant.name)

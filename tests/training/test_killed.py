@@ -16,7 +16,8 @@ from safetensors.torch import save_file
 
 from s3prl_ext.child_tuning import delta
 from s3prl_ext.mini_superb import ALL, variables
-from s3prl_ext.training import checkpoint, checks
+from s3prl_ext.run_folder import RunFolder
+from s3prl_ext.training import checkpoint
 from s3prl_ext.writing import written
 from tests import forked
 from tests.training.test_race_runs import assert_same_run, newest, same
@@ -173,7 +174,7 @@ def test_while_weights_are_written(tmp_path):
         assert process.exitcode == -signal.SIGXFSZ
         assert len(list(folder.glob(".*"))) == 2, "our part and one that safetensors writes before it renames"
     (tmp_path / ".notes").touch()
-    checks.remove_parts(tmp_path)
+    RunFolder(tmp_path).remove_parts()
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == [".notes"]
 
 

@@ -11,12 +11,12 @@ import torch
 
 from s3prl_ext.child_tuning import delta as delta_files
 from s3prl_ext.commands.export import main as export
-from s3prl_ext.deltas import TaskSwitch, TunedTask
+from s3prl_ext.deltas import TaskSwitch, TrainedTask
 from s3prl_ext.evaluation.result_records import read_record
 from s3prl_ext.evaluation.scored_runs import runs_of
-from s3prl_ext.prediction import trained
 from s3prl_ext.training import checkpoint
 from s3prl_ext.training.last_hidden_state import KEY, PRESENT, warn_where_unknown
+from s3prl_ext.training.run_spec import RunSpec
 from s3prl_ext.upstreams.merged_attention.model import TransformersSpeechModel
 from tests import experiments, factories
 from tests import tuned as made
@@ -64,7 +64,7 @@ def test_checkpoints_deltas_and_exports(build, tmp_path, caplog):
             evaluate(file)
             TaskSwitch(made.build(upstream=flags["upstream"], ckpt=folder), {"ks": file})
             export(["--delta", str(file), "--dry-run"])
-        trained.read(file).upstream()
+        (TrainedTask.read_export if file.is_dir() else TrainedTask.read)(file).build()
 
     for file, count in ((states, 4), (delta, 4), (exported, 2)):
         caplog.clear()
@@ -91,7 +91,7 @@ def test_checkpoints_deltas_and_exports(build, tmp_path, caplog):
 def test_only_what_reads_that_state_is_warned_of(options, ours, selection, layer, warns, tmp_path, caplog):
     folder = factories.hubert_folder(tmp_path, **options)
     upstream = TransformersSpeechModel(folder) if ours else made.build("hf_hubert_custom", folder)
-    args = {"upstream_feature_selection": selection, "upstream_layer_selection": layer}
+    args = RunSpec(upstream_feature_selection=selection, upstream_layer_selection=layer)
     warn_where_unknown(PRESENT, upstream, args, "x.ckpt")
     assert not caplog.records
     warn_where_unknown(None, upstream, args, "x.ckpt")
@@ -102,7 +102,7 @@ def test_upstreams_that_are_not_of_transformers(tmp_path, caplog):
     path = made.write_model("hubert_local", tmp_path)
     info = made.about("hubert_local", path, CHILD)
     delta = made.save_delta(made.tune(made.build("hubert_local", path)), info, tmp_path / "delta.safetensors")
-    TunedTask.read(delta).check_features(made.build("hubert_local", path))
+    TrainedTask.read(delta).check_features(made.build("hubert_local", path))
     assert WARNING not in caplog.text
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from s3prl_ext.evaluation.result_records import read_record
-from s3prl_ext.training import checkpoint
+from s3prl_ext.run_folder import RunFolder
 from s3prl_ext.training.evaluation import evaluate
 from s3prl_ext.writing import write_json
 from tests.experiments import make_args, task_config
@@ -83,6 +83,6 @@ def test_a_race_of_candidates_that_diverged_is_read_again(build, tmp_path, upstr
     assert record["chosen"] == "lr=0.001"
     assert record["scores"]["lr=1e+30"]["2"]["acc"] is None
     args = make_args(tmp_path, **upstream)
-    args.init_ckpt, args.past_exp = str(checkpoint.numbered(tmp_path)[-1]), str(tmp_path)
+    args.init_ckpt, args.past_exp = str(RunFolder(tmp_path).numbered()[-1]), str(tmp_path)
     longer = config | {"runner": config["runner"] | {"total_steps": 4}}
     build(args, longer).train()

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from s3prl_ext.errors import DataError
+from s3prl_ext.run_folder import RunFolder
 from s3prl_ext.training.early_stop import EarlyStopConfig, budget, candidates
 from s3prl_ext.training.race import Race
 
@@ -28,14 +29,14 @@ class Track:
         if self.stop_after <= 0:
             raise KeyboardInterrupt
         self.stop_after -= 1
-        assert folder.is_dir() and folder.name == candidate.name and candidate.name in label
+        assert folder.path.is_dir() and folder.path.name == candidate.name and candidate.name in label
         self.steps += step - self.at.get(candidate.name, 0)
         self.at[candidate.name] = step
         return {"acc": self.accuracy(candidate.density, step), "loss": 1.0}
 
 
 def race(config: EarlyStopConfig, track: Track, folder: Path, total: int = 100) -> Race:
-    return Race(config, ENTRANTS, total, folder, "speech_commands", track.advance)
+    return Race(config, ENTRANTS, total, RunFolder(folder), "speech_commands", track.advance)
 
 
 def test_the_best_goes_on_and_steps_add_up(tmp_path):
@@ -118,7 +119,7 @@ def test_a_damaged_record_is_one_sentence(tmp_path, text):
     from s3prl_ext.training.candidate_runs import read_record
 
     (tmp_path / "race").mkdir()
-    assert read_record(tmp_path) is None
+    assert read_record(RunFolder(tmp_path)) is None
     (tmp_path / "race" / "race.json").write_text(text)
     with pytest.raises(DataError, match=r"race\.json is damaged \(.*\): bring it back from a copy, or delete it"):
-        read_record(tmp_path)
+        read_record(RunFolder(tmp_path))

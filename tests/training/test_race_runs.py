@@ -10,6 +10,7 @@ import torch
 
 from s3prl_ext.child_tuning import delta
 from s3prl_ext.errors import DataError, StoppedByUser, UsageError
+from s3prl_ext.run_folder import RunFolder
 from s3prl_ext.training import checkpoint
 from s3prl_ext.training.early_stop import candidates
 from s3prl_ext.training.trial import Trial
@@ -30,7 +31,7 @@ def config_of(density, race=RACE, method="child", **more):
 
 
 def newest(folder: Path) -> dict:
-    return checkpoint.load(checkpoint.numbered(folder)[-1])
+    return checkpoint.load(RunFolder(folder).numbered()[-1])
 
 
 def same(a, b) -> bool:
@@ -58,7 +59,7 @@ def upstream(hubert_ckpt):
 
 def resumed(folder: Path, upstream: dict):
     args = make_args(folder, **upstream)
-    args.init_ckpt = str(checkpoint.numbered(folder)[-1])
+    args.init_ckpt = str(RunFolder(folder).numbered()[-1])
     args.past_exp = str(folder)
     return args
 
@@ -101,7 +102,7 @@ def test_resumed_anywhere_it_ends_the_same(build, tmp_path, upstream, raced, at)
     try:
         runner.train()
     except (StoppedByUser, KeyboardInterrupt):  # the latter before the first step
-        if checkpoint.numbered(folder):
+        if RunFolder(folder).numbered():
             runner = build(resumed(folder, upstream), config_of([0.05, 0.01]))
         else:
             runner = build(make_args(folder, **upstream), config_of([0.05, 0.01]))

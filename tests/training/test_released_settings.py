@@ -11,7 +11,7 @@ import yaml
 from s3prl_ext import progress
 from s3prl_ext.configs import load_yaml, shipped_dir
 from s3prl_ext.mini_superb import ALL, LAYOUTS, variables
-from s3prl_ext.training.race import FOLDER
+from s3prl_ext.run_folder import RACE as FOLDER
 from tests import forked
 from tests.training.test_race_runs import newest
 

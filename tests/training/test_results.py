@@ -13,6 +13,7 @@ import torch
 from s3prl_ext.configs import expand_variables
 from s3prl_ext.errors import DataError, ExtError, StoppedByUser, UsageError
 from s3prl_ext.evaluation.result_records import OUTCOME, SCHEMA, problems, read_record
+from s3prl_ext.run_folder import RunFolder
 from s3prl_ext.training import checkpoint, provenance, results
 from s3prl_ext.training.corpus_hash import corpus_hash, splits_hash
 from s3prl_ext.training.forward import TaskFailed
@@ -105,12 +106,12 @@ def test_wall_time_and_memory_count_all_sessions(tmp_path, build):
     interrupt_at_loss(first, 2)
     with pytest.raises(StoppedByUser):
         first.train()
-    newest = checkpoint.numbered(tmp_path / "exp")[-1]
+    newest = RunFolder(tmp_path / "exp").numbered()[-1]
     states = checkpoint.load(newest)
     cost = states[checkpoint.EXTENSION_KEY]["spent"]
     assert 0 < cost["seconds"] < 60 and cost["process"] > 50e6
     cost |= {"seconds": 1000.0, "process": 2**50}  # as if the first session had been long and large
-    checkpoint.save(states, [newest])
+    checkpoint.save(states, newest)
     args = make_args(tmp_path / "exp")
     args.init_ckpt, args.past_exp = str(newest), str(newest)
     build(args, config).train()

@@ -105,7 +105,7 @@ def test_truncated_checkpoint_is_refused(build, tmp_path):
     build(make_args(tmp_path / "exp"), task_config(total_steps=1)).train()
     path = tmp_path / "exp" / "states-1.ckpt"
     path.write_bytes(path.read_bytes()[:5000])
-    with pytest.raises(DataError, match="states-1.ckpt cannot be read"):
+    with pytest.raises(DataError, match="states-1.ckpt is truncated"):
         build(resumed_args(tmp_path / "exp", "states-1.ckpt"), task_config())
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from s3prl_ext.errors import DataError, StoppedByUser, UsageError
+from s3prl_ext.run_folder import RunFolder
 from s3prl_ext.training import checkpoint, trial
 from tests.experiments import interrupt_at_loss, make_args, task_config
 
@@ -35,22 +36,22 @@ def test_an_earlier_checkpoint_supersedes_later_ones(build, tmp_path):
     config = task_config(total_steps=6, eval_step=2, save_step=6)
     build(make_args(tmp_path / "exp"), config).train()
     states = torch.load(tmp_path / "exp" / "states-6.ckpt", weights_only=True)
-    checkpoint.save(states | {"Step": 2}, [tmp_path / "exp" / "dev-best.ckpt"])
+    checkpoint.save(states | {"Step": 2}, tmp_path / "exp" / "dev-best.ckpt")
     build(resumed(tmp_path / "exp", "dev-best.ckpt"), task_config(total_steps=4, save_step=4)).train()
-    assert [p.name for p in checkpoint.numbered(tmp_path / "exp")] == ["states-4.ckpt"]
+    assert [p.name for p in RunFolder(tmp_path / "exp").numbered()] == ["states-4.ckpt"]
 
 
 def test_older_checkpoints_are_removed_but_never_the_newest(tmp_path):
     for step in (2, 4, 6, 8):
         (tmp_path / f"states-{step}.ckpt").write_bytes(b"")
-    checkpoint.remove_older(tmp_path / "states-6.ckpt", keep=2)
-    assert [p.name for p in checkpoint.numbered(tmp_path)] == ["states-4.ckpt", "states-6.ckpt"]
+    RunFolder(tmp_path).remove_older(tmp_path / "states-6.ckpt", keep=2)
+    assert [p.name for p in RunFolder(tmp_path).numbered()] == ["states-4.ckpt", "states-6.ckpt"]
 
 
 def test_epochs_survive_the_checkpoint(build, tmp_path):
     config = task_config(total_steps=None, epochs=1)
     build(make_args(tmp_path / "exp"), config).train()
-    (ckpt,) = checkpoint.numbered(tmp_path / "exp")
+    (ckpt,) = RunFolder(tmp_path / "exp").numbered()
     stored = checkpoint.load(ckpt)["Config"]
     assert stored["runner"].get("total_steps") is None and stored["runner"]["epochs"] == 1
     build(resumed(tmp_path / "exp", ckpt.name, mode="evaluate"), stored).evaluate("dev")
@@ -118,9 +119,9 @@ def test_a_checkpoint_from_before_a_row_of_bad_gradients_is_kept(build, tmp_path
     sound = tmp_path / "exp" / "states-4.ckpt"
     with pytest.raises(DataError, match=f"5 steps in a row, up to step 10; .*{sound} is from before them and kept"):
         runner.train()
-    assert [path.name for path in checkpoint.numbered(tmp_path / "exp")] == ["states-4.ckpt", "states-8.ckpt"]
+    assert [path.name for path in RunFolder(tmp_path / "exp").numbered()] == ["states-4.ckpt", "states-8.ckpt"]
     build(resumed(tmp_path / "exp", "states-4.ckpt"), config).train()  # without the fault
-    assert [path.name for path in checkpoint.numbered(tmp_path / "exp")] == ["states-20.ckpt"]
+    assert [path.name for path in RunFolder(tmp_path / "exp").numbered()] == ["states-20.ckpt"]
 
 
 def test_memory_that_never_suffices_ends_the_run(build, tmp_path, monkeypatch):
@@ -202,7 +203,7 @@ def test_unknown_split_is_named_before_training(build, tmp_path, task, downstrea
     runner = build(make_args(tmp_path / "exp", downstream=downstream), config)
     with pytest.raises(UsageError, match="no split 'devv'"):
         runner.train()
-    assert not checkpoint.numbered(tmp_path / "exp")
+    assert not RunFolder(tmp_path / "exp").numbered()
 
 
 def test_no_evaluation_split_still_gives_a_result(build, tmp_path):
@@ -212,4 +213,4 @@ def test_no_evaluation_split_still_gives_a_result(build, tmp_path):
 
 def test_a_folder_that_cannot_be_written_is_named_with_its_cause(tmp_path):
     with pytest.raises(DataError, match=r"writer/states-1\.ckpt: No such file or directory; earlier checkpoints"):
-        checkpoint.save({"Step": 1}, [tmp_path / "writer" / "states-1.ckpt"])  # its name is no sign of a full disk
+        checkpoint.save({"Step": 1}, tmp_path / "writer" / "states-1.ckpt")  # its name is no sign of a full disk

@@ -14,11 +14,12 @@ from torch.nn import functional as F
 
 from s3prl_ext.corpora.esc50 import CLASSES
 from s3prl_ext.errors import DataError, UsageError
-from s3prl_ext.training import checkpoint
+from s3prl_ext.run_folder import DELTA_SUFFIX
+from s3prl_ext.training.checkpoint import Checkpoint
+from s3prl_ext.training.run_spec import RunSpec
 from s3prl_ext.upstreams.beats.model import load_checkpoint
 
 FIT_ITERATIONS = 1000
-FEATURES = ("upstream_feature_selection", "upstream_layer_selection")
 
 
 def fit_linear(features: Tensor, targets: Tensor, l2: float, classes: int = len(CLASSES)) -> tuple[Tensor, Tensor]:
@@ -176,23 +177,20 @@ def take_head(path: Path, head: nn.Linear, digest: Tensor, now: Namespace) -> di
     Raises:
         DataError: no such checkpoint, another task, other splits, features or width.
     """
-    if path.suffix == checkpoint.DELTA_SUFFIX:
+    if path.suffix == DELTA_SUFFIX:
         raise DataError(f"{path} is a delta: give the checkpoint of its run, which says what its head was trained on.")
-    states = checkpoint.load(path)
-    made = states.get("Args", Namespace())
-    downstream = states.get("Downstream")
-    if (
-        getattr(made, "downstream", None) != "esc50"
-        or not isinstance(downstream, Mapping)
-        or "head.weight" not in downstream
-    ):
+    ckpt = Checkpoint.read(path)
+    made, downstream = RunSpec.of(ckpt.args), ckpt.weights.get("Downstream", {})
+    if made.downstream != "esc50" or "head.weight" not in downstream:
         raise DataError(f"{path} contains no linear head of -d esc50: train one with -c esc50/mam.")
     if not torch.equal(downstream["split_digest"], digest):
         raise DataError(
-            f"the head in {path} was trained on another split (fold {states['Config']['downstream_expert'].get('fold')}"
+            f"the head in {path} was trained on another split (fold {(ckpt.config or {})['downstream_expert'].get('fold')}"
             " or other clips): its training clips may be among the present test clips; use one head per fold."
         )
-    before, present = (tuple(getattr(args, name, None) for name in FEATURES) for args in (made, now))
+    before, present = (
+        (spec.upstream_feature_selection, spec.upstream_layer_selection) for spec in (made, RunSpec.of(now))
+    )
     if before != present:
         raise DataError(
             f"the head in {path} reads the features -s {before[0]} -l {before[1]}, now they are -s {present[0]} -l "
@@ -210,15 +208,15 @@ def take_head(path: Path, head: nn.Linear, digest: Tensor, now: Namespace) -> di
     return {
         "ckpt": str(path),
         "upstream": made.upstream,
-        "upstream_ckpt": getattr(made, "upstream_ckpt", None),
-        "upstream_trained": bool(getattr(made, "upstream_trainable", False)),
-        "upstream_merged": _is_merged(states.get(checkpoint.EXTENSION_KEY, {}).get("merge")),
+        "upstream_ckpt": made.upstream_ckpt,
+        "upstream_trained": bool(made.upstream_trainable),
+        "upstream_merged": _is_merged(ckpt.extension.merge),
     }
 
 
-def _is_merged(record: Mapping[str, Any] | None) -> bool:
+def _is_merged(record: Mapping[str, Any] | str | None) -> bool:
     """Return whether the record of a merge says that a source has a share in any matrix."""
-    if record is None:
+    if record is None or isinstance(record, str):
         return False
     shares = (value for source in record["sources"] for row in source["lambda"].values() for value in row)
     return bool(record.get("learnable")) or any(shares)

@@ -1,0 +1,304 @@
+"""A trained task: where it was read from, what it is, and its weights; to build, to tune or to switch on an upstream."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from s3prl_ext import adapters
+from s3prl_ext.child_tuning import delta as delta_files
+from s3prl_ext.child_tuning.delta import Delta, state_sha256
+from s3prl_ext.configs import load_yaml
+from s3prl_ext.deltas.model_card import HEAD_FILE, TASK_FILE
+from s3prl_ext.deltas.plain_upstream import build_untuned, is_merged, loader_of
+from s3prl_ext.errors import DataError, UsageError
+from s3prl_ext.merging.learnable import PARAMETER_NAME, find_lambda
+from s3prl_ext.merging.learnable import fold as fold_lambda
+from s3prl_ext.reading import EXPORT_FILE, check_model, parse_json
+from s3prl_ext.run_folder import CHECKPOINT_SUFFIX, RunFolder, missing
+from s3prl_ext.training import last_hidden_state
+from s3prl_ext.training.checkpoint import PARTS, Checkpoint, StateDict, UpstreamChanges, load
+from s3prl_ext.training.early_stop import candidates
+from s3prl_ext.training.run_spec import RunSpec
+from s3prl_ext.upstreams.merged_attention.record import UNKNOWN, MergeRecord, check_merge_record
+from s3prl_ext.upstreams.speech_models import upstream_name
+
+
+@dataclass(frozen=True)
+class TrainedTask:
+    """What a run trained.
+
+    Attributes:
+        path: the file it was read from.
+        info: what it is: the values of its :class:`RunSpec`, tuning, configuration, step, metrics.
+        task: state dicts of ``Featurizer`` and ``Downstream``.
+        changes: what changed in the upstream, where that is a small part.
+        upstream: state dict of the upstream, where it was tuned as a whole (or its lambda alone).
+        base_sha256: hash of the untuned upstream; None where the file does not say it, such as s3prl's own.
+        merge: record of a merged upstream, None of one that is not merged; see :func:`check_merge_record`.
+    """
+
+    path: Path
+    info: Mapping[str, Any]
+    task: Mapping[str, StateDict]
+    changes: Delta | UpstreamChanges | None = None
+    upstream: StateDict | None = None
+    base_sha256: str | None = None
+    merge: MergeRecord | str | None = field(default=None, repr=False)
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str], prefer_delta: bool = True) -> TrainedTask:
+        """Read what was trained from a delta, a checkpoint, or the folder of a run.
+
+        Args:
+            path: the file or folder.
+            prefer_delta: of a folder read the delta rather than the best checkpoint.
+
+        Raises:
+            DataError: it is missing, corrupt, or something else.
+        """
+        path = Path(path)
+        if path.is_dir():
+            path = RunFolder(path).representative(prefer_delta)
+        if not path.exists():
+            raise DataError(missing(path))
+        if path.suffix == CHECKPOINT_SUFFIX:
+            return cls._of_checkpoint(path, Checkpoint.read(path))
+        found = delta_files.load(path)
+        if not found.info.get("upstream"):
+            raise DataError(f"{path} does not say which upstream it belongs to: write it again with its info.")
+        info = {**found.info, "tuning": tuning_of(found.info)}
+        return cls(path, info, found.task, found, base_sha256=found.base_sha256, merge=info.get("merge", UNKNOWN))
+
+    @classmethod
+    def _of_checkpoint(cls, path: Path, ckpt: Checkpoint) -> TrainedTask:
+        spec = RunSpec.of(ckpt.args)
+        if ckpt.config is None or not spec.upstream:
+            raise DataError(f"{path} does not say which upstream and task it belongs to: it lacks Args or Config.")
+        stored = ckpt.extension
+        about = spec.stored() | {
+            "tuning": ckpt.config.get("tuning"), "config": ckpt.config, "step": ckpt.step, "candidate": stored.candidate,
+            "data": stored.data, last_hidden_state.KEY: stored.last_hidden_state, "checkpoint": path.name, "metrics": {},
+        }  # fmt: skip
+        about["tuning"] = tuning_of(about)
+        return cls(path, about, ckpt.task, ckpt.changes, ckpt.upstream, stored.upstream_sha256, stored.merge)
+
+    @classmethod
+    def read_export(cls, folder: Path) -> TrainedTask:
+        """Read a folder of ``s3prl-ext export``, whose upstream is a plain model with the tuned weights.
+
+        Raises:
+            DataError: it is corrupt, or s3prl cannot load its model.
+        """
+        try:
+            record = parse_json((folder / EXPORT_FILE).read_text(encoding="utf-8"))
+            words = shlex.split(record["model"]["upstream"])
+            flags = dict(zip(words[::2], words[1::2], strict=True))
+            record["info"] | {}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(
+                f"{folder / EXPORT_FILE} is corrupt ({type(error).__name__}: {error}): export again."
+            ) from error
+        if "-u" not in flags:
+            raise DataError(
+                f"s3prl has no upstream that loads the model in {folder}: give the run it was exported from."
+            )
+        ckpt = folder if flags["-k"] == "." else folder / flags["-k"]
+        merged = ckpt.is_dir() and record["model"].get("merge") is not None  # its features were the target's
+        info = record["info"] | {
+            "upstream": upstream_name(ckpt) if merged else flags["-u"],
+            "upstream_ckpt": str(ckpt),
+            "upstream_model_config": None if merged else flags.get("-g"),
+            "config": load_yaml(folder / TASK_FILE),
+            "tuning": None,
+        }
+        check_model(ckpt)
+        states = load(folder / HEAD_FILE)
+        task = {part: states[part] for part in PARTS if part in states}
+        return cls(folder / HEAD_FILE, info, task, base_sha256=record["model"].get("tuned_sha256"))
+
+    @property
+    def spec(self) -> RunSpec:
+        """The arguments that identify its run."""
+        return RunSpec.of(self.info)
+
+    @property
+    def expert(self) -> Mapping[str, Any]:
+        """Section ``downstream_expert`` of its task file."""
+        return (self.info.get("config") or {}).get("downstream_expert") or {}
+
+    @property
+    def method(self) -> str | None:
+        """The tuning method, or None where the task file had no section ``tuning``."""
+        return (self.info.get("tuning") or {}).get("method")
+
+    def check_features(self, model: nn.Module) -> None:
+        """Warn where the task may have been trained on another last hidden state than `model` gives."""
+        record = self.info.get(last_hidden_state.KEY)
+        last_hidden_state.warn_where_unknown(record, model, self.spec, self.path)
+
+    def tuned_from(self, upstream: str | None, ckpt: str | None, model_config: str | None) -> TrainedTask:
+        """Return the task with another ``-u``, ``-k`` or ``-g`` of its upstream; None leaves what the file says.
+
+        Another ``-u`` takes no ``-g`` of the one before; a released model such as ``hubert_base`` with a ``-k`` becomes
+        the upstream that loads files of its kind.
+        """
+        given = {"upstream": upstream, "upstream_ckpt": ckpt, "upstream_model_config": model_config}
+        changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+        if upstream is not None:
+            changes["upstream_model_config"] = model_config
+        elif ckpt is not None and not is_merged(self.info["upstream"]):
+            changes["upstream"] = loader_of(self.info["upstream"], self.info.get("upstream_ckpt"))
+        return replace(self, info={**self.info, **changes})
+
+    def counts(self) -> tuple[int | None, int]:
+        """Return how many weights of the upstream trained (None: not a chosen few), and how many were added."""
+        if self.upstream:
+            return None, 0
+        if self.changes is None:
+            return 0, 0
+        trained, added = (
+            sum(tensor.numel() for tensor in tensors.values()) for tensors in (self.changes.indices, self.changes.added)
+        )
+        return trained, added
+
+    # -- the upstream ----------------------------------------------------------------------------------------------
+
+    def build(self) -> nn.Module:
+        """Build the tuned upstream on the CPU, with its adapter.
+
+        Raises:
+            DataError: its model is missing, or another one than the task was trained on.
+        """
+        model = build_untuned(self.spec)
+        check_merge_record(self.merge, getattr(model, "merge_record", None))
+        self.check_features(model)
+        if self.upstream:
+            load_whole(model, self.upstream, self.path)
+            return model
+        delta = self.over(model.state_dict())
+        delta.toggle(model.state_dict())
+        if delta.added:
+            insert_added(model, delta, str(self.path))
+        return model
+
+    def over(self, base: Mapping[str, Tensor]) -> Delta:
+        """Return the changes as a delta over `base`, the state of the untuned upstream; an empty one where it was frozen.
+
+        Raises:
+            DataError: `base` is another upstream, or the checkpoint holds a whole one.
+        """
+        if self.upstream:
+            raise DataError(f"{self.path} holds a whole upstream, no delta: write it as a model with s3prl-ext export.")
+        self._check_base(base)
+        if isinstance(self.changes, Delta):
+            return self.changes
+        if self.changes is None:
+            return Delta(self.base_sha256 or state_sha256(base), task=self.task, info=self.info)
+        return replace(self.changes.over(base, str(self.path)), task=self.task, info=self.info)
+
+    def _check_base(self, base: Mapping[str, Tensor]) -> None:
+        expected = self.base_sha256 if self.changes is None else self.changes.base_sha256
+        if expected is not None:
+            Delta(expected).check_base(base, str(self.path))
+
+    def tune(self, model: nn.Module) -> dict[str, float]:
+        """Make the untuned upstream the tuned one with plain weights only; an adapter or learnt lambda is folded.
+
+        Returns:
+            The learnt lambdas by name, empty where none are.
+
+        Raises:
+            DataError: `model` is another upstream than the one that was tuned.
+            UsageError: the adapter cannot be folded.
+        """
+        if self.upstream:
+            self._check_base(model.state_dict())
+            load_whole(model, self.upstream, self.path)
+        else:
+            check_foldable(self)
+            delta = self.over(model.state_dict())
+            delta.toggle(model.state_dict())
+            if delta.added:
+                insert_added(model, delta, str(self.path))
+                adapters.fold(model)
+        shared = find_lambda(model)
+        if shared is None:
+            return {}
+        fold_lambda(model)
+        return dict(zip(shared.names(), shared.current().tolist(), strict=True))
+
+
+def tuning_of(info: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the section ``tuning`` that the weights come from; of a race, that of the candidate.
+
+    Raises:
+        DataError: the section makes no candidate of that name.
+    """
+    section = info.get("tuning")
+    if not section:
+        return None
+    found = candidates(section)
+    named = [candidate for candidate in found if candidate.name == (info.get("candidate") or "")]
+    if len(found) > 1 and not named:
+        raise DataError(
+            f"the tuned weights are those of candidate {info.get('candidate')}, which tuning does not make."
+        )
+    return (named or found)[0].tuning
+
+
+def check_foldable(task: TrainedTask) -> None:
+    """Raise UsageError where the task's method puts modules into the upstream that no plain model has."""
+    method = task.method
+    if method in adapters.METHODS and not adapters.can_fold(method):
+        raise UsageError(
+            f"{task.path}: {method} puts modules of its own into the upstream, which no plain model has: evaluate it "
+            "with s3prl-ext run -m evaluate -e, or use the delta with s3prl_ext.deltas.TaskSwitch."
+        )
+
+
+def insert_added(model: nn.Module, delta: Delta, where: str) -> None:
+    """Insert the adapter of a delta with its trained weights; where they do not fit, the model stays as it was.
+
+    Raises:
+        DataError: the delta does not say which adapter, or the weights do not fit it.
+    """
+    tuning = tuning_of(delta.info) or {}
+    method = tuning.get("method")
+    if method not in adapters.METHODS:
+        raise DataError(f"{where} holds added weights, but its tuning method is {method}: it was edited or is damaged.")
+    options = {key: tuning[key] for key in adapters.options(method) if key in tuning}
+    flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    adapters.insert(model, method, adapters.parse_options(method, options, where))
+    try:
+        adapters.load_adapter_state(model, delta.added)
+    except DataError:
+        adapters.remove(model, method)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(flags[name])
+        raise
+
+
+@torch.no_grad()
+def load_whole(model: nn.Module, state: StateDict, where: Path) -> None:
+    """Load all weights of a tuned upstream.
+
+    Raises:
+        DataError: they do not fit.
+    """
+    if set(state) == {PARAMETER_NAME}:  # all that trained
+        state = model.state_dict() | dict(state)
+    wrong = [
+        name for name, tensor in model.state_dict().items() if getattr(state.get(name), "shape", ()) != tensor.shape
+    ]
+    if wrong or len(state) != len(model.state_dict()):
+        named = ", ".join(wrong[:3]) or "more tensors than the upstream has"
+        raise DataError(f"{where} does not fit this upstream ({named}): give the -u, -k and -g it was trained with.")
+    model.load_state_dict(state)

@@ -1,0 +1,251 @@
+"""Checks that a checkpoint and the command or task file that resumes it agree, made before anything is built.
+
+s3prl takes arguments and task file from the checkpoint and ignores what the command line says apart from ``-o``: another
+upstream, corpus, seed or task file would be dropped without a word. It also goes on in the folder where a checkpoint was
+made, see :func:`stay_beside`.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from argparse import Namespace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from s3prl_ext.configs import expand_variables, with_numbers
+from s3prl_ext.errors import DataError, UsageError
+from s3prl_ext.training.checkpoint import Checkpoint
+from s3prl_ext.training.early_stop import candidates
+from s3prl_ext.training.methods import resolve_tuning
+from s3prl_ext.training.parameter_groups import RatesConfig
+from s3prl_ext.training.released_keys import translate
+from s3prl_ext.training.run_spec import RunSpec
+from s3prl_ext.training.tuning_config import TuningConfig
+
+logger = logging.getLogger(__name__)
+
+COMPLETED = "downstream_expert."  # the section to which a task may add what its file leaves open
+_SHOWN = 4  # differences that a message names
+_MISSING = "(nothing)"
+_folders: dict[Path, str] = {}  # checkpoint -> the folder that its experiment is in now
+
+
+# -- the command -----------------------------------------------------------------------------------------------------
+
+
+def check_command(
+    ckpt: Checkpoint,
+    flags: Namespace,
+    asked: Mapping[str, Any] | None,
+    stored: Mapping[str, Any] | None,
+    overridden: Collection[str],
+) -> None:
+    """Raise UsageError where a command contradicts the checkpoint that it resumes.
+
+    Args:
+        ckpt: the checkpoint.
+        flags: the command line; what is None or False was not given.
+        asked: the task file that the command names, with its ``-o``; None where it names none.
+        stored: the task file of the checkpoint with the same ``-o``.
+        overridden: keys of ``-o``, such as ``args.upstream``: these are changed on purpose.
+    """
+    known = {name: value for name, value in vars(flags).items()
+             if name in ckpt.arguments and f"args.{name}" not in overridden}  # fmt: skip
+    differences = list(RunSpec.of(ckpt.args).differences(RunSpec.of(known)))
+    if asked is not None and stored is not None:
+        found = _between(_plain(stored), _plain(asked))
+        differences += [row for row in found if not (row[0].startswith(COMPLETED) and row[2] in (_MISSING, None))]
+    if not differences:
+        return
+    named = "; ".join(f"{what}: {before} in the checkpoint, {now} here" for what, before, now in differences[:_SHOWN])
+    more = f"; and {len(differences) - _SHOWN} more" if len(differences) > _SHOWN else ""
+    raise UsageError(
+        f"{ckpt.path} was trained with different settings ({named}{more}): repeat the first command, change a setting on "
+        "purpose with -o (config.KEY=VALUE, args.NAME=VALUE), or start a new experiment with another -p."
+    )
+
+
+def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    return translate(with_numbers(expand_variables(dict(config)), ("optimizer", "scheduler")))
+
+
+def _between(before: Any, now: Any, where: str = "") -> list[tuple[str, Any, Any]]:
+    """Return place and both values of everything that differs between two nested task files."""
+    if not (isinstance(before, Mapping) and isinstance(now, Mapping)):
+        return [] if before == now else [(where, before, now)]
+    found = []
+    for key in [*before, *(key for key in now if key not in before)]:
+        place = f"{where}.{key}" if where else str(key)
+        found += _between(before.get(key, _MISSING), now.get(key, _MISSING), place)
+    return found
+
+
+def check_processes(ckpt: Checkpoint, processes: int) -> None:
+    """Raise UsageError where a checkpoint is resumed with another number of processes than it was trained with.
+
+    Args:
+        ckpt: the checkpoint.
+        processes: how many there are now; 0 where torchrun did not start this one.
+    """
+    before = ckpt.processes
+    if before == processes:
+        return
+    command = f"torchrun --nproc_per_node {before} -m s3prl_ext.run_downstream" if before else "s3prl-ext run"
+    counts = [f"{number or 1} process{'es' if number > 1 else ''}{'' if number else ' without torchrun'}"
+              for number in (before, processes)]  # fmt: skip
+    raise UsageError(
+        f"{ckpt.path} was trained by {counts[0]}, and now there {'are' if processes > 1 else 'is'} {counts[1]}: resume it "
+        f"with {command}, or start a new experiment."
+    )
+
+
+def stay_beside(path: Path) -> None:
+    """From now on let ``torch.load`` return a checkpoint as if it had been made in the folder where it is.
+
+    s3prl makes the folder that a checkpoint was made in before it looks at anything else, which fails where it cannot be
+    made, such as ``/scratch/alice/exp`` of another machine, and otherwise leaves an empty folder there.
+    """
+    _folders[path.resolve()] = str(path.parent)
+    if not hasattr(torch.load, "relocates"):
+        torch.load = _relocating(torch.load)
+
+
+def _relocating(load: Any) -> Any:
+    @functools.wraps(load)
+    def load_here(file: Any, *args: Any, **options: Any) -> Any:
+        states = load(file, *args, **options)
+        folder = _folders.get(Path(file).resolve()) if isinstance(file, (str, os.PathLike)) else None
+        if folder is not None and isinstance(states, dict) and hasattr(states.get("Args"), "expdir"):
+            states["Args"].expdir = folder
+        return states
+
+    load_here.relocates = True  # type: ignore[attr-defined]
+    return load_here
+
+
+# -- the experiment --------------------------------------------------------------------------------------------------
+
+
+def check_origin(ckpt: Checkpoint, args: Namespace) -> None:
+    """Raise DataError where a checkpoint (``-i``) was made with another upstream or task than `args` name."""
+    stored = RunSpec.of(ckpt.args)
+    for name, flag in (("upstream", "-u"), ("downstream", "-d")):
+        before, now = getattr(stored, name), getattr(args, name)
+        if before is not None and before != now:
+            raise DataError(
+                f"{ckpt.path} was trained with {flag} {before}, not with {flag} {now}; "
+                f"repeat {flag} {before} or choose another checkpoint."
+            )
+
+
+def check_tuning(
+    ckpt: Checkpoint,
+    section: Mapping[str, Any] | None,
+    tunings: Sequence[TuningConfig | None],
+    args: Namespace,
+) -> None:
+    """Raise UsageError where a checkpoint was trained under another section ``tuning`` than the present.
+
+    Learning rates may change: they are the optimizer's, and a resumed run takes them from the checkpoint. A checkpoint
+    given with ``-i`` alone is compared where it holds a small part of the upstream.
+
+    Args:
+        ckpt: the checkpoint; empty for none.
+        section: the present section as it is written, or None.
+        tunings: what it says: one configuration, or those of the candidates of a race.
+        args: the arguments of ``run_downstream.py``.
+    """
+    if ckpt.changes is None and not (args.past_exp and ckpt.is_ours):
+        return
+    config = ckpt.config or {}
+    before = config.get("tuning")
+    name = ckpt.extension.candidate
+    made = candidates(before) if before else []
+    stored: list[TuningConfig | None] = [None] if not made else []
+    stored += [resolve_tuning(config, c.tuning) for c in made if name is None or c.name == name]
+    if list(map(_without_rates, stored)) != list(map(_without_rates, tunings)):
+        chosen = next((c.tuning for c in made if c.name == name), before) if name else before
+        raise UsageError(
+            f"{ckpt.path} holds an upstream tuned with {_shown(chosen)}, but now it is {_shown(section)}; go on with "
+            "the same section, or start a new experiment."
+        )
+    if stored != list(tunings):
+        logger.warning(
+            "a resumed run keeps the learning rates of its checkpoint, not those of the present section tuning"
+        )
+
+
+def check_data(ckpt: Checkpoint, data: Mapping[str, Any] | None, args: Namespace) -> None:
+    """Raise DataError where a run would go on with another corpus than that of its checkpoint.
+
+    Args:
+        ckpt: the checkpoint; empty for none.
+        data: :func:`s3prl_ext.training.corpus_hash.corpus_hash` of the present corpus.
+        args: the arguments of ``run_downstream.py``.
+    """
+    before = ckpt.extension.data
+    if args.mode != "train" or not args.past_exp or not before or (data and before["sha256"] == data["sha256"]):
+        return
+    now = f"{data['files']} files of {data['bytes']:,} bytes" if data else "none"
+    raise DataError(
+        f"{ckpt.path} was trained on other data: {before['files']} files of {before['bytes']:,} bytes, and now {now} "
+        f"({before['covers']}); put the corpus back, or start a new experiment, with -i to begin at these weights."
+    )
+
+
+def check_head_features(ckpt: Checkpoint, args: Namespace) -> None:
+    """Compare the features that a head given with ``-i`` was trained on with those that it would read now.
+
+    Features of another layer may have the same width, so nothing else would notice.
+
+    Args:
+        ckpt: the checkpoint or delta; empty for none.
+        args: the arguments of ``run_downstream.py``, their features resolved.
+
+    Raises:
+        UsageError: they differ and the head would be scored; in a training, which goes on from it, they are logged.
+    """
+    stored = ckpt.features or ckpt.arguments
+    if args.past_exp or "Downstream" not in ckpt.weights or "upstream_feature_selection" not in stored:
+        return
+    before, now = RunSpec.of(stored).features, RunSpec.of(args).features
+    if before == now:
+        return
+    sentence = f"the head in {ckpt.path} was trained on {before}, but would read {now}"
+    if args.mode != "train":
+        raise UsageError(f"{sentence}: give the -s and -l that it was trained with.")
+    logger.warning("%s; training continues from it anyway", sentence)
+
+
+def check_optimizer(ckpt: Checkpoint, config: Mapping[str, Any], args: Namespace) -> None:
+    """Raise UsageError where a run would go on with the state of another optimizer than that of its task file."""
+    if args.mode != "train" or not args.past_exp or not ckpt.optimizer:
+        return
+    keys = ("name", "torch_optim_name")
+    before, now = (tuple(c["optimizer"].get(key) for key in keys) for c in (ckpt.config or {}, config))
+    if before != now:
+        names = [" ".join(filter(None, pair)) for pair in (before, now)]
+        raise UsageError(
+            f"{ckpt.path} holds the state of the optimizer {names[0]}, but now it is {names[1]}; go on with the same "
+            "one, or start a new experiment."
+        )
+
+
+def _without_rates(tuning: TuningConfig | None) -> TuningConfig | None:
+    if tuning is None:
+        return None
+    return replace(tuning, rates=RatesConfig(train_layers=tuning.rates.train_layers))
+
+
+def _shown(section: Mapping[str, Any] | None) -> str:
+    """Return a section ``tuning`` as it stands in a task file, on one line."""
+    if section is None:
+        return "(no section tuning)"
+    return yaml.safe_dump(dict(section), default_flow_style=True, sort_keys=False, width=10**6).strip()
