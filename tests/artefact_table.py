@@ -83,7 +83,7 @@ MODULES = _usage(
     "No plain model has its modules: evaluate it, or use it with `TaskSwitch`.",
 )
 NO_STATE = _usage(
-    "holds no state of the optimizer", "It holds no state of the optimizer: take `states-N.ckpt`, or begin with `-i`."
+    "holds no optimizer state", "It holds no optimizer state: take `states-N.ckpt`, or begin with `-i`."
 )
 WEIGHTS = _data("holds weights, not results", "It holds weights, not results: give the run's folder.")
 FILE = _usage("-i takes a file", "Name one of its checkpoints or its delta.")

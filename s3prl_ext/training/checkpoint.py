@@ -257,7 +257,7 @@ def load(path: str | os.PathLike, mmap: bool = False) -> dict[str, Any]:
     archive = is_archive(path)
     if not archive and not _is_legacy(path):
         raise DataError(
-            f"{path} is truncated or not a checkpoint ({path.stat().st_size:,} bytes); choose an earlier one with -e."
+            f"{path} is truncated or not a checkpoint ({path.stat().st_size:,} bytes): take an earlier one."
         )
     check_archive(path)
     try:

@@ -277,7 +277,7 @@ def test_dry_run_writes_nothing(tmp_path, capsys):
 def test_a_model_that_moved_is_named(tmp_path):
     ckpt, delta, expected = child_task(tmp_path, "hubert_local")
     moved = ckpt.rename(tmp_path / "moved.pt")
-    with pytest.raises(DataError, match="is not there: name it with -k"):
+    with pytest.raises(DataError, match="does not exist: name it with -k"):
         run(export.main, "--delta", delta, "--out", tmp_path / "out")
     run(export.main, "--delta", delta, "-k", moved, "--out", tmp_path / "out")
     assert made.same(made.features(made.build("hubert_local", tmp_path / "out" / "moved.pt")), expected)

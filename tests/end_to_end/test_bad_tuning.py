@@ -226,7 +226,7 @@ def test_what_a_checkpoint_does_not_do_is_refused_with_e_too(command, trained):
         outcome = command("-m", mode, "-e", trained, "-u", "wav2vec2_local")
         assert outcome.code == USAGE and "-u: hubert_local in the checkpoint, wav2vec2_local here" in outcome.sentence
     outcome = command("-m", "evaluate", "-e", trained, "-c", "ks/superb")
-    assert outcome.code == USAGE and "runner.total_steps 2 there" in outcome.sentence
+    assert outcome.code == USAGE and "runner.total_steps: 2 in the checkpoint" in outcome.sentence
 
 
 def test_the_first_command_goes_on(train, trained, tmp_path, upstreams, monkeypatch):

@@ -169,7 +169,7 @@ def test_what_is_no_run(build, tmp_path):
     with pytest.raises(DataError, match="no such checkpoint, delta or folder of a run"):
         load(tmp_path / "nothing")
     (tmp_path / "text.ckpt").write_text("no checkpoint")
-    with pytest.raises(DataError, match="is not a readable checkpoint"):
+    with pytest.raises(DataError, match="is truncated or not a checkpoint"):
         load(tmp_path / "text.ckpt")
 
 
