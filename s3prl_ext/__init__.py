@@ -1,12 +1,13 @@
 """s3prl_ext: merged upstreams, child-tuning and SUPERB task files as a plug-in for s3prl.
 
 Importing this package changes nothing; :func:`install` puts the plug-in into s3prl, :func:`uninstall` takes it out.
-The functions ``register_...`` add upstreams, tasks, attention layouts and tuning methods.
+The functions ``register_...`` add upstreams, tasks, model families and tuning methods.
 """
 
 TYPE_CHECKING = False  # the start-up hook imports this package: not even typing is imported here
 if TYPE_CHECKING:
     from s3prl_ext.extensions import (
+        register_architecture,
         register_layout,
         register_method,
         register_task,
@@ -15,7 +16,8 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
-    "install", "register_layout", "register_method", "register_task", "register_tasks", "register_upstream", "uninstall"
+    "install", "register_architecture", "register_layout", "register_method", "register_task", "register_tasks",
+    "register_upstream", "uninstall",
 ]  # fmt: skip
 
 __version__ = "0.1.0"

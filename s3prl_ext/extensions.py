@@ -1,4 +1,4 @@
-"""Extensions: upstreams, tasks, attention layouts and tuning methods that other packages add to the plug-in.
+"""Extensions: upstreams, tasks, model families and tuning methods that other packages add to the plug-in.
 
 A package names a function without arguments in its entry points, in the group :data:`GROUP`::
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import logging
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -27,7 +28,7 @@ from s3prl_ext.configs import package_dir
 from s3prl_ext.errors import UsageError, sentence, unknown_name
 
 if TYPE_CHECKING:
-    from s3prl_ext.attention.layouts import Layout
+    from s3prl_ext.models.architectures import Architecture
     from s3prl_ext.tasks import Task
 
 logger = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ class Registered:
     """Something that was registered.
 
     Attributes:
-        kind: ``upstream``, ``task``, ``task record``, ``layout`` or ``method``.
+        kind: ``upstream``, ``task``, ``task record``, ``architecture`` or ``method``.
         name: its name.
         owner: the extension, or ``a call in this process``.
         undo: takes it back, where :func:`s3prl_ext.plugin.uninstall` does not.
@@ -190,20 +191,26 @@ def _record_in(folder: Path) -> Task:
     return record
 
 
-def register_layout(row: Layout) -> None:
-    """Let merges find the query, key and value matrices of another model family.
+def register_architecture(row: Architecture) -> None:
+    """Make a model family known: to merges, child networks, adapters, layer decay and plots, as far as its row says.
 
     Args:
-        row: tried after the rows of :data:`s3prl_ext.attention.layouts.LAYOUTS`.
+        row: tried after the rows of :data:`s3prl_ext.models.architectures.ARCHITECTURES`.
 
     Raises:
         UsageError: the name is taken, or the row is incomplete.
     """
-    from s3prl_ext.attention import layouts
+    from s3prl_ext.models import architectures
 
-    _claim("layout", row.name, OURS if row.name in {known.name for known in layouts.LAYOUTS} else None)
-    layouts.add_layout(row)
-    _remember("layout", row.name, partial(layouts.added_layouts.remove, row))
+    _claim("architecture", row.name, OURS if row.name in {ours.name for ours in architectures.ARCHITECTURES} else None)
+    architectures.add(row)
+    _remember("architecture", row.name, partial(architectures.added.remove, row))
+
+
+def register_layout(row: Architecture) -> None:
+    """Make a model family known to merges; deprecated: :func:`register_architecture`. It goes with version 0.3."""
+    warnings.warn("register_layout is now s3prl_ext.register_architecture.", DeprecationWarning, stacklevel=2)
+    register_architecture(row)
 
 
 def register_method(name: str, file: Any) -> None:

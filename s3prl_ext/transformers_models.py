@@ -8,12 +8,12 @@ before it, unless ``config.tie_last_hidden_states`` is set, which :func:`use_as_
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.model_settings import check_extractor, model_config
+from s3prl_ext.models.architectures import without_unused
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -32,9 +32,6 @@ SPEECH_UPSTREAMS = {
 }
 MODEL_TYPES = tuple(kind for kind in SPEECH_UPSTREAMS if kind != "whisper")  # what hf_speech_custom takes
 
-# Weights that no block output depends on: BERT's and ViT's pooler, and the mask embedding of pre-training.
-_UNUSED = re.compile(r"(^|\.)(masked_spec_embed|mask_token|pooler\..+)$")
-
 
 def load_model(model_class: Any, name: str | os.PathLike) -> PreTrainedModel:
     """Return a transformers model in float32, whatever its files hold, in evaluation mode.
@@ -51,7 +48,7 @@ def load_model(model_class: Any, name: str | os.PathLike) -> PreTrainedModel:
 
     model_config(Path(name))
     model, report = model_class.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
-    missing = sorted(key for key in report["missing_keys"] if not _UNUSED.search(key))
+    missing = sorted(without_unused(report["missing_keys"]))
     if missing:
         raise DataError(
             f"{name} lacks {len(missing)} weights of {type(model).__name__}, which would be drawn at random "

@@ -14,12 +14,13 @@ import torch
 
 import s3prl_ext
 from s3prl_ext import adapters, doctor, extensions, plugin, run_flags
-from s3prl_ext.attention import layouts
-from s3prl_ext.attention.layouts import Layout
+from s3prl_ext.attention.layouts import Layout, find_attention
 from s3prl_ext.errors import DataError, UsageError
+from s3prl_ext.models import architectures
+from s3prl_ext.models.architectures import Architecture
 from s3prl_ext.training.methods import METHODS, resolve_tuning
 
-ROW = Layout("swallow", "an invented family", "nest.{layer}.attention.{projection}", ("ask", "key", "value"))
+ROW = Architecture("swallow", "an invented family", "nest.{layer}.attention.{projection}", ("ask", "key", "value"))
 
 
 @dataclass(frozen=True)
@@ -150,37 +151,54 @@ def test_folder_without_a_task_is_refused(s3prl_hub, tmp_path):
         s3prl_ext.register_tasks(tmp_path)
 
 
-def test_layout_is_found_until_uninstall(s3prl_hub):
+def test_architecture_is_found_until_uninstall(s3prl_hub):
     keys = [f"nest.{layer}.attention.{name}.weight" for layer in (0, 1) for name in ("ask", "key", "value")]
     with pytest.raises(DataError, match="no attention matrices with a known name"):
-        layouts.find_attention(keys, "a model")
-    s3prl_ext.register_layout(ROW)
-    found = layouts.find_attention([f"bird.{key}" for key in keys], "a model")
-    assert found.layout is ROW and found.prefix == "bird." and found.layers == 2
+        find_attention(keys, "a model")
+    s3prl_ext.register_architecture(ROW)
+    found = find_attention([f"bird.{key}" for key in keys], "a model")
+    assert found.architecture is ROW and found.prefix == "bird." and found.layers == 2
     s3prl_ext.uninstall()
     with pytest.raises(DataError, match="no attention matrices"):
-        layouts.find_attention(keys, "a model")
+        find_attention(keys, "a model")
 
 
-def test_layout_does_not_come_before_the_table(s3prl_hub):
-    s3prl_ext.register_layout(Layout("greedy", "everything", "layers.{layer}.attention.{projection}"))
-    keys = [f"encoder.layers.0.attention.{name}.weight" for name in layouts.PROJECTIONS]
-    assert layouts.find_attention(keys, "HuBERT").layout.name == "transformers-speech"
+def test_layout_of_an_older_extension_is_an_architecture(s3prl_hub):
+    with pytest.warns(DeprecationWarning, match="Architecture"):
+        row = Layout(name="swallow", models="some", template="nest.{layer}.{projection}", projections=("a", "b", "c"))
+    with pytest.warns(DeprecationWarning, match="register_architecture"):
+        s3prl_ext.register_layout(row)
+    found = find_attention([f"nest.0.{name}.weight" for name in "abc"], "a model")
+    assert found.architecture == Architecture("swallow", "some", "nest.{layer}.{projection}", ("a", "b", "c"))
+
+
+def test_added_architecture_does_not_come_before_the_table(s3prl_hub):
+    s3prl_ext.register_architecture(Architecture("greedy", "everything", "layers.{layer}.attention.{projection}"))
+    keys = [f"encoder.layers.0.attention.{name}.weight" for name in architectures.PROJECTIONS]
+    assert find_attention(keys, "HuBERT").architecture.name == "transformers-speech"
 
 
 @pytest.mark.parametrize(
     ("row", "sentence"),
     [
-        (Layout("bert", "another", "x.{layer}.{projection}"), "the layout name 'bert' is taken by s3prl_ext"),
-        (Layout("short", "one", "nest.{projection}"), r"lacks \{layer\}"),
-        (Layout("short", "one", "nest.{layer}.qkv"), r"lacks \{projection\}"),
-        (Layout("twice", "one", "n.{layer}.{projection}", ("q", "q", "v")), "must name query, key and value"),
+        (
+            Architecture("bert", "another", "x.{layer}.{projection}"),
+            "the architecture name 'bert' is taken by s3prl_ext",
+        ),
+        (Architecture("short", "one", "nest.{projection}"), r"lacks \{layer\}"),
+        (Architecture("short", "one", "nest.{layer}.qkv"), r"lacks \{projection\}"),
+        (Architecture("twice", "one", "n.{layer}.{projection}", ("q", "q", "v")), "must name query, key and value"),
+        (Architecture("half", "one", "n.{layer}.{projection}", linears={"fc1": "up"}), "must name out_proj, fc1, fc2"),
+        (
+            Architecture("fused", "one", "n.{layer}.qkv", None, linears=dict.fromkeys(architectures.LINEARS, "x")),
+            "no linears",
+        ),
     ],
 )
-def test_unsuitable_layout_is_refused(s3prl_hub, row, sentence):
+def test_unsuitable_architecture_is_refused(s3prl_hub, row, sentence):
     with pytest.raises(UsageError, match=sentence):
-        s3prl_ext.register_layout(row)
-    assert layouts.known_layouts() == layouts.LAYOUTS
+        s3prl_ext.register_architecture(row)
+    assert architectures.known() == architectures.ARCHITECTURES
 
 
 def test_method_is_a_value_of_tuning_until_uninstall(s3prl_hub):

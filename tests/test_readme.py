@@ -48,7 +48,7 @@ SLOW = (
     "s3prl-ext layers --target facebook",
 )
 # Experiments like another one on the pages, with a change.
-VARIANTS = ("exp/merged_more", "exp/my_merge_10", "exp/child_small", "exp/race", "exp/my_race", "exp/gain_race")
+VARIANTS = ("exp/merged_more", "exp/my_merge_10", "exp/child_small", "exp/race", "exp/my_race", "exp/gain_race", "exp/family_race")
 OTHER_PROGRAMS = {".", "pip", "python3"}
 
 
@@ -262,7 +262,7 @@ def test_extensions_of_the_page_are_seen(story):
     for shown in (
         "upstream my_transformer",
         "upstream my_merge",
-        "layout distilbert",
+        "architecture distilbert, architecture my_transformer",
         "method ffn_gain",
         "task clip_labels, task record clip_labels",
     ):
@@ -271,6 +271,25 @@ def test_extensions_of_the_page_are_seen(story):
     assert re.search(r"^\| ffn_gain +\| 36,864 +\|.*Liu et al\. 2022", methods, re.MULTILINE)
     (merge,) = [number for number, line in enumerate(lines) if "source.model=distilbert" in line]
     assert "transformer.layer.1.attention.v_lin.weight" in story(page).reach(merge)
+
+
+@pytest.mark.slow
+def test_the_family_of_the_page_is_tuned_raced_merged_and_predicts(story):
+    """One row in one file of an extension: child network without ``eligible``, LoRA, merge."""
+    page = ROOT / "docs" / "extending.md"
+    lines = documentation.commands(page)
+    first = next(number for number, line in enumerate(lines) if line == "s3prl-ext methods -u my_transformer")
+    shown = {line.split()[1]: story(page).reach(number) for number, line in enumerate(lines[first : first + 6], first)}
+    counts = dict(re.findall(r"^\| ([\w, .]+?) +\| +([\d,]+) \|", shown["methods"], re.MULTILINE))
+    assert {"child, density 0.1", "lora", "houlsby", "bitfit"} <= set(counts), "prefix and cnn_adapter do not fit"
+    exp = story(page).place.folder / "exp"
+    layer = 4 * (32 * 32 + 32) + 2 * (2 * 32 * 32) + 64 + 32 + 4 * 32
+    assert counts["child, density 0.1"] == f"{round(0.1 * 2 * layer):,}"
+    trained, raced = (json.loads((exp / name / "result.json").read_text()) for name in ("family", "family_race"))
+    assert trained["trainable"]["upstream"] == round(0.1 * 2 * layer)
+    assert raced["race"]["entrants"] == ["method=child", "method=lora"]
+    assert len(json.loads((exp / "family_sweep" / "sweep.json").read_text())["results"]) == 5, "dev of three merges, test"
+    assert "speech_commands" in shown["report"] and shown["predict"].startswith("clip.wav\t")
 
 
 def test_the_task_of_the_page_races_sweeps_reports_and_predicts_by_its_record(story):

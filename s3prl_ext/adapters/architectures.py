@@ -1,8 +1,4 @@
-"""The table of architectures: where the layers, projections and convolution blocks of a speech encoder are.
-
-A row is found by matching module names, never by a class name. Any prefix may stand before a name (``model.``,
-``hubert.``).
-"""
+"""Where the layers, linear maps and convolution blocks of a speech encoder are, by the table of architectures."""
 
 from __future__ import annotations
 
@@ -14,81 +10,7 @@ from typing import Any, cast
 from torch import nn
 
 from s3prl_ext.errors import DataError, UsageError
-
-FAIRSEQ = {name: f"self_attn.{name}" for name in ("q_proj", "k_proj", "v_proj", "out_proj")}
-FAIRSEQ |= {"fc1": "fc1", "fc2": "fc2"}
-TRANSFORMERS = {name: f"attention.{name}" for name in ("q_proj", "k_proj", "v_proj", "out_proj")}
-TRANSFORMERS |= {"fc1": "feed_forward.intermediate_dense", "fc2": "feed_forward.output_dense"}
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """One row of the table.
-
-    Attributes:
-        name: short name of the row.
-        models: who uses it.
-        projections: name of a linear map, the same for all rows -> its module within a layer. ``fc1`` and ``fc2`` are
-            the two of the feed-forward; the output of ``fc2`` is the feed-forward's, before dropout and residual sum.
-        front: module before the encoder that tells rows with equal layer names apart.
-        blocks: list of convolution blocks on the waveform; None where there are none.
-        gate: linear map within a layer that gates the relative positions, if the model has them; None: it never has.
-        time: dimension of a layer's input that counts positions; the batch is the other one of 0 and 1.
-        mask: keyword under which the encoder takes its mask of positions.
-        valid: what that mask holds at a position that is no padding.
-        convolutions: modules within the encoder that come before the first layer and belong to the front end.
-    """
-
-    name: str
-    models: str
-    projections: Mapping[str, str]
-    front: str
-    blocks: str | None
-    gate: str | None
-    time: int
-    mask: str
-    valid: bool
-    convolutions: tuple[str, ...] = ()
-
-
-CONVOLUTIONS = "feature_extractor.conv_layers"
-ARCHITECTURES = (
-    Architecture(
-        "fairseq",
-        "s3prl's and fairseq's wav2vec 2.0, HuBERT, WavLM, data2vec",
-        FAIRSEQ,
-        CONVOLUTIONS,
-        CONVOLUTIONS,
-        "self_attn.grep_linear",
-        0,
-        "padding_mask",
-        False,
-    ),
-    Architecture(
-        "transformers",
-        "transformers' wav2vec 2.0, HuBERT, WavLM, data2vec-audio",
-        TRANSFORMERS,
-        CONVOLUTIONS,
-        CONVOLUTIONS,
-        "attention.gru_rel_pos_linear",
-        1,
-        "attention_mask",
-        True,
-    ),
-    Architecture(
-        "whisper",
-        "Whisper",
-        FAIRSEQ,
-        "encoder.conv1",
-        None,
-        None,
-        1,
-        "attention_mask",
-        True,
-        ("conv1", "conv2"),
-    ),
-    Architecture("beats", "BEATs", FAIRSEQ, "patch_embedding", None, "self_attn.grep_linear", 1, "padding_mask", False),
-)
+from s3prl_ext.models.architectures import Architecture, known
 
 
 @dataclass(frozen=True)
@@ -97,7 +19,7 @@ class SpeechEncoder:
 
     Attributes:
         architecture: the matching row.
-        prefix: what stands before the row's names, with its final dot, or empty.
+        prefix: what comes before the row's names, with its final dot, or empty.
         root: the module that holds the encoder and the feature extractor.
         encoder: positions, layers and final norm.
         layers: the transformer layers.
@@ -111,16 +33,21 @@ class SpeechEncoder:
     layers: list[nn.Module]
     blocks: list[nn.Module]
 
+    @property
+    def encoder_prefix(self) -> str:
+        """What the names of the encoder's parameters begin with, with its final dot, or empty."""
+        return f"{self.prefix}{self.architecture.encoder}.".lstrip(".")
+
     def linear(self, layer: int, projection: str) -> nn.Module:
-        """Return a projection of a layer, by its name in :attr:`Architecture.projections`."""
-        return self.layers[layer].get_submodule(self.architecture.projections[projection])
+        """Return a projection of a layer, by its name in :attr:`Architecture.parts`."""
+        return self.layers[layer].get_submodule(self.architecture.parts[projection])
 
     def projections(self) -> tuple[str, ...]:
         """Return the names of the projections that are one matrix in this model."""
         return tuple(
             name
-            for name in self.architecture.projections
-            if isinstance(_child(self.layers[0], self.architecture.projections[name]), nn.Linear)
+            for name in self.architecture.parts
+            if isinstance(_child(self.layers[0], self.architecture.parts[name]), nn.Linear)
         )
 
     def chosen_layers(self, layers: tuple[int, ...] | None, where: str) -> list[int]:
@@ -144,26 +71,28 @@ def find_encoder(model: nn.Module) -> SpeechEncoder:
         UsageError: no row of the table matches (the names seen are listed), or several encoders match.
     """
     modules = dict(model.named_modules())
-    for row in ARCHITECTURES:
-        query = re.escape(row.projections["q_proj"])
-        matches = [re.fullmatch(rf"((?:.*\.)?)encoder\.layers\.0\.{query}", name) for name in modules]
-        prefixes = [match[1] for match in matches if match and f"{match[1]}{row.front}" in modules]
+    rows = [row for row in known() if row.linears]
+    for row in rows:
+        query = re.escape(f"{row.layers}.0.{row.parts['q_proj']}")
+        matches = [re.fullmatch(rf"((?:.*\.)?){query}", name) for name in modules]
+        prefixes = [match[1] for match in matches if match and f"{match[1]}{row.front or row.layers}" in modules]
         if len(prefixes) > 1:
             raise UsageError(f"the upstream holds several encoders, after {', '.join(prefixes)}: choose one of them.")
         if prefixes:
             return _locate(modules, row, prefixes[0])
     seen = ", ".join(name for name in list(modules) if name)[:200] or "none"
-    known = ", and ".join(row.models for row in ARCHITECTURES)
+    listed = "; ".join(row.models for row in rows)
     raise UsageError(
-        f"the upstream has no encoder that adapters know; its modules are {seen}; known are {known}: use frozen, "
+        f"the upstream has no encoder that adapters know; its modules are {seen}; known are {listed}: use frozen, "
         "weighted_sum or full, or another upstream."
     )
 
 
 def _locate(modules: Mapping[str, nn.Module], row: Architecture, prefix: str) -> SpeechEncoder:
-    layers = list(cast("Iterable[nn.Module]", modules[f"{prefix}encoder.layers"]))
+    layers = list(cast("Iterable[nn.Module]", modules[f"{prefix}{row.layers}"]))
     blocks = list(cast("Iterable[nn.Module]", modules[f"{prefix}{row.blocks}"])) if row.blocks else []
-    return SpeechEncoder(row, prefix, modules[prefix.rstrip(".")], modules[f"{prefix}encoder"], layers, blocks)
+    root, encoder = modules[prefix.rstrip(".")], modules[f"{prefix}{row.encoder}".rstrip(".")]
+    return SpeechEncoder(row, prefix, root, encoder, layers, blocks)
 
 
 def _child(module: nn.Module, path: str) -> Any:

@@ -31,11 +31,11 @@ def insert(model: nn.Module, config: Config) -> dict[str, nn.Parameter]:
         The biases by name.
     """
     found = find_encoder(model)
-    front = tuple(f"{found.prefix}encoder.{name}." for name in found.architecture.convolutions)
+    front = tuple(f"{found.encoder_prefix}{name}." for name in found.architecture.convolutions)
     biases = {
         name: parameter
         for name, parameter in model.named_parameters()
-        if name.startswith(f"{found.prefix}encoder.")
+        if name.startswith(found.encoder_prefix)
         and name.endswith(".bias")
         and not name.startswith(front)
         and not _is_of_an_adapter(name)

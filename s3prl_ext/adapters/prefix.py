@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from s3prl_ext import settings
-from s3prl_ext.adapters.architectures import Architecture, Dimensions, find_encoder
+from s3prl_ext.adapters.architectures import Dimensions, find_encoder
 from s3prl_ext.adapters.insertion import parameters_of
+from s3prl_ext.errors import UsageError
+from s3prl_ext.models.architectures import Architecture
 
 PAPER = "Li and Liang 2021, Prefix-Tuning; Jia et al. 2022, Visual Prompt Tuning; AD-TUNING, Table 2, Prefix"
 EQUATION = "layer_i([p + P_i; x]), [p; x] the output of layer i - 1, p = P at the input of the encoder"
@@ -77,8 +79,16 @@ def insert(model: nn.Module, config: Config) -> dict[str, nn.Parameter]:
 
     Returns:
         The new parameters by name.
+
+    Raises:
+        UsageError: how the model masks padding is not known.
     """
     found = find_encoder(model)
+    if found.architecture.mask is None:
+        raise UsageError(
+            f"prefix needs an encoder whose mask of positions is known, and for {found.architecture.models} it is not; "
+            "choose houlsby, adapter_bias, lora or bitfit."
+        )
     running = Running()
     like = cast(Tensor, found.linear(0, "q_proj").weight)
     for layer in found.layers:
@@ -119,7 +129,7 @@ def _prepend(encoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tup
     prefix.running.state = None
     x, *rest = args
     x = torch.cat([prefix.vectors.to(x.dtype).expand(len(x), -1, -1), x], dim=1)
-    name = prefix.architecture.mask
+    name = cast(str, prefix.architecture.mask)
     if kwargs.get(name) is not None:
         kwargs = kwargs | {name: _longer(kwargs[name], prefix)}
     elif rest and rest[0] is not None:

@@ -1,20 +1,16 @@
-"""The table of attention layouts: how model families name the query, key and value parameters of layer i.
-
-A layout is found by matching the keys of a state dict. All weights are [out, in]; a fused weight stacks q, k, v
-along its first dimension. Any prefix may stand before a name (``hubert.``, ``model.``, ``roberta.``).
-"""
+"""Find the query, key and value parameters of layer i among the keys of a state dict, by the table of architectures."""
 
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import NamedTuple
 
-from s3prl_ext.errors import DataError, UsageError, nearest
+from s3prl_ext.errors import DataError, nearest
+from s3prl_ext.models.architectures import PROJECTIONS, Architecture, known
 
-PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 KINDS = ("weight", "bias")
 
 
@@ -35,116 +31,17 @@ class Slot(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Layout:
-    """One row of the table.
-
-    Attributes:
-        name: short name of the row.
-        models: who uses it.
-        template: module name with ``{layer}`` and, unless fused, ``{projection}``.
-        projections: the row's own names of query, key and value, in this order; None for a fused module.
-    """
-
-    name: str
-    models: str
-    template: str
-    projections: tuple[str, str, str] | None = PROJECTIONS
-
-    @property
-    def fused(self) -> bool:
-        """Whether one tensor of shape [3 * width, ...] holds q, k and v, in this order."""
-        return self.projections is None
-
-    @cached_property
-    def pattern(self) -> re.Pattern[str]:
-        """Regular expression of the full key, with the groups prefix, layer, projection (unless fused), kind."""
-        body = re.escape(self.template).replace(r"\{layer\}", r"(?P<layer>\d+)")
-        if self.projections:
-            body = body.replace(r"\{projection\}", f"(?P<projection>{'|'.join(self.projections)})")
-        return re.compile(rf"(?P<prefix>(?:.*\.)?){body}\.(?P<kind>weight|bias)")
-
-    def is_after(self, match: re.Match[str], prefix: str) -> bool:
-        """Return whether a matching key belongs to the encoder after `prefix`.
-
-        Args:
-            prefix: all that stands before the row's names, or the last modules before the layers: ``decoder``.
-        """
-        before = (match["prefix"] + self.template.partition("{layer}")[0]).split(".")[:-2]
-        wanted = prefix.strip(".").split(".")
-        return match["prefix"] == prefix or before[-len(wanted) :] == wanted
-
-    def slots(self, match: re.Match[str]) -> list[Slot]:
-        """Return the slots that the tensor behind a matching key holds: one, or q, k, v of a fused tensor."""
-        layer, kind = int(match["layer"]), match["kind"]
-        if self.projections is None:
-            return [Slot(layer, projection, kind) for projection in PROJECTIONS]
-        return [Slot(layer, PROJECTIONS[self.projections.index(match["projection"])], kind)]
-
-
-# Tried from top to bottom, the first row with a match wins: a row stands above those that match the end of its names.
-LAYOUTS = (
-    Layout(
-        "transformers-speech",
-        "transformers HuBERT, wav2vec 2.0, WavLM, data2vec-audio",
-        "encoder.layers.{layer}.attention.{projection}",
-    ),
-    Layout(
-        "fairseq",
-        "s3prl and fairseq HuBERT, wav2vec 2.0, WavLM; BEATs; Whisper's encoder",
-        "encoder.layers.{layer}.self_attn.{projection}",
-    ),
-    Layout(
-        "bert",
-        "transformers BERT, RoBERTa",
-        "encoder.layer.{layer}.attention.self.{projection}",
-        ("query", "key", "value"),
-    ),
-    Layout(
-        "vit",
-        "transformers ViT, DeiT, AST: files on disk (and in memory before version 5)",
-        "encoder.layer.{layer}.attention.attention.{projection}",
-        ("query", "key", "value"),
-    ),
-    Layout("timm", "timm ViT and its relatives", "blocks.{layer}.attn.qkv", None),
-    Layout("decoder", "Whisper's decoder, with prefix: decoder", "decoder.layers.{layer}.self_attn.{projection}"),
-    Layout("vit-memory", "transformers 5 ViT, DeiT, AST in memory", "layers.{layer}.attention.{projection}"),
-)
-
-added_layouts: list[Layout] = []  # rows of extensions, tried after the table
-
-
-def known_layouts() -> tuple[Layout, ...]:
-    """Return the table and the rows that were added, in the order in which they are tried."""
-    return (*LAYOUTS, *added_layouts)
-
-
-def add_layout(row: Layout) -> None:
-    """Add a row behind the table, so that models which the table knows are read as before.
-
-    Raises:
-        UsageError: the template lacks a placeholder, or does not name three projections.
-    """
-    wanted = ("{layer}",) if row.fused else ("{layer}", "{projection}")
-    missing = [placeholder for placeholder in wanted if placeholder not in row.template]
-    if missing:
-        raise UsageError(f"the template '{row.template}' of the layout '{row.name}' lacks {' and '.join(missing)}.")
-    if row.projections is not None and len(set(row.projections)) != len(PROJECTIONS):
-        raise UsageError(f"the layout '{row.name}' must name query, key and value, but names {row.projections}.")
-    added_layouts.append(row)
-
-
-@dataclass(frozen=True)
 class AttentionKeys:
     """Where the attention parameters of one model are.
 
     Attributes:
-        layout: the matching row.
-        prefix: what stands before the row's names, with its final dot, or empty.
+        architecture: the matching row.
+        prefix: what comes before the row's names, with its final dot, or empty.
         layers: number of layers.
         names: slot -> state-dict key (of a fused tensor: the same key for q, k and v).
     """
 
-    layout: Layout
+    architecture: Architecture
     prefix: str
     layers: int
     names: dict[Slot, str]
@@ -156,43 +53,59 @@ def find_attention(keys: Iterable[str], where: str, prefix: str | None = None) -
     Args:
         keys: all keys of the state dict.
         where: name of the model or file, for the error.
-        prefix: take only names after this prefix, see :meth:`Layout.is_after`; needed where a model holds several
-            encoders, and for the decoder of a model that has both.
+        prefix: take only names after this prefix, all that comes before the row's names, or the last modules before
+            the layers: ``decoder``; needed where a model
+            holds several encoders, and for the decoder of a model that has both.
 
     Raises:
         DataError: no row matches (the keys seen are listed), several prefixes match, or layers are incomplete.
     """
     keys = list(keys)
-    for layout in known_layouts():
-        matches = {key: match for key in keys if (match := layout.pattern.fullmatch(key))}
+    for row in known():
+        matches = {key: match for key in keys if (match := row.pattern.fullmatch(key))}
         if prefix is not None:
-            matches = {key: match for key, match in matches.items() if layout.is_after(match, prefix)}
+            matches = {key: match for key, match in matches.items() if _is_after(row, match, prefix)}
         if matches:
-            return _collect(layout, matches, where)
+            return _collect(row, matches, where)
     raise DataError(_unmatched(keys, where) if prefix is None else _no_prefix(keys, where, prefix))
 
 
-def _collect(layout: Layout, matches: dict[str, re.Match[str]], where: str) -> AttentionKeys:
+def _collect(row: Architecture, matches: dict[str, re.Match[str]], where: str) -> AttentionKeys:
     prefixes = sorted({match["prefix"] for match in matches.values()})
     if len(prefixes) > 1:
         listed = ", ".join(f"'{prefix}'" for prefix in prefixes)
-        raise DataError(f"{where} holds several encoders with attention ({layout.name}), after {listed}: choose one.")
-    names = {slot: key for key, match in matches.items() for slot in layout.slots(match)}
+        raise DataError(f"{where} holds several encoders with attention ({row.name}), after {listed}: choose one.")
+    names = {slot: key for key, match in matches.items() for slot in _slots(row, match)}
     layers = 1 + max(slot.layer for slot in names)
     missing = [str(slot) for i in range(layers) for p in PROJECTIONS if (slot := Slot(i, p)) not in names]
     if missing:
         raise DataError(f"{where} is incomplete: of {layers} attention layers it lacks {', '.join(missing[:6])}.")
     ordered = {slot: names[slot] for slot in sorted(names, key=lambda slot: slot.order)}
-    return AttentionKeys(layout, prefixes[0], layers, ordered)
+    return AttentionKeys(row, prefixes[0], layers, ordered)
+
+
+def _is_after(row: Architecture, match: re.Match[str], prefix: str) -> bool:
+    """Return whether a matching key belongs to the encoder after `prefix`, see :func:`find_attention`."""
+    before = f"{match['prefix']}{row.layers}".split(".")[:-1]
+    wanted = prefix.strip(".").split(".")
+    return match["prefix"] == prefix or before[-len(wanted) :] == wanted
+
+
+def _slots(row: Architecture, match: re.Match[str]) -> list[Slot]:
+    """Return the slots of the tensor behind a matching key: one, or query, key and value of a fused tensor."""
+    layer, kind = int(match["layer"]), match["kind"]
+    if row.projections is None:
+        return [Slot(layer, projection, kind) for projection in PROJECTIONS]
+    return [Slot(layer, PROJECTIONS[row.projections.index(match["projection"])], kind)]
 
 
 def _no_prefix(keys: list[str], where: str, prefix: str) -> str:
     """Return the complaint that nothing is after a prefix, with the parts of the model that have attention."""
     parts = {
-        match["prefix"] + layout.template.partition(".")[0]
-        for layout in known_layouts()
+        match["prefix"] + row.attention.partition(".")[0]
+        for row in known()
         for key in keys
-        if (match := layout.pattern.fullmatch(key))
+        if (match := row.pattern.fullmatch(key))
     }
     if not parts:
         return _unmatched(keys, where)
@@ -205,5 +118,16 @@ def _no_prefix(keys: list[str], where: str, prefix: str) -> str:
 
 def _unmatched(keys: list[str], where: str) -> str:
     shown = ", ".join(sorted(keys)[:12]) + (f", ... ({len(keys)} in all)" if len(keys) > 12 else "")
-    known = "; ".join(f"{layout.template} ({layout.models})" for layout in known_layouts())
-    return f"{where} has no attention matrices with a known name. Keys seen: {shown or 'none'}. Known: {known}."
+    users: dict[str, list[str]] = {}
+    for row in known():
+        users.setdefault(row.attention, []).append(row.models)
+    listed = "; ".join(f"{template} ({'; '.join(models)})" for template, models in users.items())
+    return f"{where} has no attention matrices with a known name. Keys seen: {shown or 'none'}. Known: {listed}."
+
+
+def Layout(
+    name: str, models: str, template: str, projections: tuple[str, str, str] | None = PROJECTIONS
+) -> Architecture:
+    """Return a row of the table of architectures; deprecated: write an ``Architecture``. It goes with version 0.3."""
+    warnings.warn("Layout is now s3prl_ext.models.architectures.Architecture.", DeprecationWarning, stacklevel=2)
+    return Architecture(name, models, template, projections)

@@ -31,7 +31,7 @@ def read_slots(keys: AttentionKeys, load: Callable[[str], Tensor]) -> AttentionW
         load: returns the tensor behind a state-dict key.
     """
     tensors = {name: load(name) for name in dict.fromkeys(keys.names.values())}
-    if not keys.layout.fused:
+    if not keys.architecture.fused:
         return {slot: tensors[name] for slot, name in keys.names.items()}
     parts = {name: _split_fused(name, tensor) for name, tensor in tensors.items()}
     return {slot: parts[name][PROJECTIONS.index(slot.projection)] for slot, name in keys.names.items()}
@@ -40,13 +40,13 @@ def read_slots(keys: AttentionKeys, load: Callable[[str], Tensor]) -> AttentionW
 def _split_fused(name: str, tensor: Tensor) -> tuple[Tensor, ...]:
     if tensor.shape[0] % 3:
         raise DataError(
-            f"{name} of shape {tuple(tensor.shape)} is no fused query-key-value tensor of (3 * width, ...)."
+            f"{name} of shape {tuple(tensor.shape)} is not a fused query-key-value tensor of (3 * width, ...)."
         )
     return tensor.chunk(3)
 
 
 def insert(state: Mapping[str, Tensor], weights: AttentionWeights, where: str = "the state dict") -> dict[str, Tensor]:
-    """Return a copy of `state` in which the attention parameters of `weights` stand in place of the old ones.
+    """Return a copy of `state` with the attention parameters of `weights` in place of the old ones.
 
     All other tensors are the same objects as in `state`. Dtypes are those of `weights`; a fused tensor keeps its own.
 
@@ -60,9 +60,9 @@ def insert(state: Mapping[str, Tensor], weights: AttentionWeights, where: str = 
     result = dict(state)
     for slot, tensor in weights.items():
         if slot not in keys.names:
-            raise DataError(f"{where} has no {slot}: it has {keys.layers} attention layers ({keys.layout.name}).")
+            raise DataError(f"{where} has no {slot}: it has {keys.layers} attention layers ({keys.architecture.name}).")
         name = keys.names[slot]
-        if not keys.layout.fused:
+        if not keys.architecture.fused:
             result[name] = tensor
             continue
         if result[name] is state[name]:

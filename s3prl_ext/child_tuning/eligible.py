@@ -6,33 +6,13 @@ By default the encoder layers, the encoder's layer norm and the layer norm befor
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 import torch
 
 from s3prl_ext.errors import UsageError
-
-# One row per naming: a pattern that identifies it, and the patterns of its eligible weights (searched in full names).
-ARCHITECTURES: dict[str, tuple[str, tuple[str, ...]]] = {
-    "s3prl / fairseq": (
-        r"encoder\.layers\.\d+\.self_attn\.",
-        (
-            r"(^|\.)encoder\.layers\.\d+\.",
-            r"(^|\.)encoder\.layer_norm\.",
-            r"(^|\.)model\.layer_norm\.",
-        ),
-    ),
-    "transformers": (
-        r"encoder\.layers\.\d+\.attention\.",
-        (
-            r"(^|\.)encoder\.layers\.\d+\.",
-            r"(^|\.)encoder\.layer_norm\.",
-            r"(^|\.)feature_projection\.layer_norm\.",
-        ),
-    ),
-}
+from s3prl_ext.models.architectures import find_architecture, has_module
 
 
 def eligible_names(names: Sequence[str], patterns: Iterable[str] | None = None) -> list[str]:
@@ -40,10 +20,10 @@ def eligible_names(names: Sequence[str], patterns: Iterable[str] | None = None) 
 
     Args:
         names: parameter names of an upstream.
-        patterns: shell wildcards over full names; None selects by :data:`ARCHITECTURES`.
+        patterns: shell wildcards over full names; None selects by the table of architectures.
 
     Raises:
-        UsageError: a pattern matches nothing, or no architecture of the table fits.
+        UsageError: a pattern matches nothing, or no architecture with eligible weights fits.
     """
     if patterns is not None:
         chosen: set[str] = set()
@@ -56,9 +36,10 @@ def eligible_names(names: Sequence[str], patterns: Iterable[str] | None = None) 
                 )
             chosen.update(hits)
         return [name for name in names if name in chosen]
-    for signature, rows in ARCHITECTURES.values():
-        if any(re.search(signature, name) for name in names):
-            return [name for name in names if any(re.search(row, name) for row in rows)]
+    row = find_architecture(names)
+    if row is not None and row.eligible is not None:
+        modules = (row.layers, *row.eligible)
+        return [name for name in names if any(has_module([name], module) for module in modules)]
     raise UsageError(
         "the upstream has no encoder layers that a child network could be chosen from "
         f"(its weights: {', '.join(list(names)[:5]) or 'none'}); use a transformer upstream or give tuning.eligible."

@@ -15,16 +15,13 @@ from torch import nn
 from s3prl_ext import adapters, extensions, plugin
 from s3prl_ext.child_tuning.eligible import eligible_parameters
 from s3prl_ext.errors import DataError, ExtError, UsageError, unknown_name
+from s3prl_ext.models.architectures import without_unused
 from s3prl_ext.training.learnable_upstream import prepare_lambda
 from s3prl_ext.training.methods import METHODS, resolve_tuning
 from s3prl_ext.training.upstream_errors import upstream_problem
 from s3prl_ext.training.upstream_flags import check_upstream_flags
 
 DENSITIES = (0.1, 0.01, 0.001)
-# Weights of pre-training that no hidden state depends on: they are part of the file, but get no gradient.
-ONLY_FOR_PRETRAINING = (
-    "mask_emb", "masked_spec_embed", "final_proj", "label_embs_concat", "quantizer", "project_q", "target_glu",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -172,8 +169,8 @@ def _row(method: str, count: Callable[[], int], folds: str, source: str) -> Row:
 
 
 def _behind_the_convolutions(model: nn.Module) -> dict[str, nn.Parameter]:
-    skipped = ("feature_extractor", *ONLY_FOR_PRETRAINING)
-    return {n: p for n, p in model.named_parameters() if not any(part in skipped for part in n.split("."))}
+    parameters = dict(model.named_parameters())
+    return {n: parameters[n] for n in without_unused(parameters) if "feature_extractor" not in n.split(".")}
 
 
 def _size(parameters: Any) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,20 +12,9 @@ import numpy as np
 
 from s3prl_ext.errors import DataError
 from s3prl_ext.evaluation.plots import STYLES, save_figure
+from s3prl_ext.models.architectures import PARTS, encoder_layers, part_of
 
-LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.(.+)")
-# name in the picture -> pattern of a tensor's name behind its layer; the first that fits counts
-MODULES: dict[str, str] = {
-    "biases": r"\.bias$",
-    "norms": r"layer_?norm",
-    "query": r"q_proj",
-    "key": r"k_proj",
-    "value": r"v_proj",
-    "output": r"out_proj",
-    "feed-forward in": r"fc1|intermediate",
-    "feed-forward out": r"fc2|output_dense",
-    "other": r"",
-}
+MODULES = ("biases", "norms", *PARTS.values(), "other")  # names in the picture
 
 
 @dataclass(frozen=True)
@@ -66,12 +54,10 @@ class LayerShares:
     def _table(self, group: Any) -> list[dict[str, float]]:
         changed: dict[tuple[int, str], int] = {}
         sizes: dict[tuple[int, str], int] = {}
-        for name, size in self.sizes.items():
-            found = LAYER.search(name)
-            if found:
-                key = int(found[1]), group(found[2])
-                sizes[key] = sizes.get(key, 0) + size
-                changed[key] = changed.get(key, 0) + self.changed.get(name, 0)
+        for name, (layer, rest) in encoder_layers(self.sizes).items():
+            key = layer, group(rest)
+            sizes[key] = sizes.get(key, 0) + self.sizes[name]
+            changed[key] = changed.get(key, 0) + self.changed.get(name, 0)
         if not sizes:
             raise DataError(f"{self.title}: no tensor is named like layers.0...., so there are no layers to draw.")
         table: list[dict[str, float]] = [{} for _ in range(1 + max(layer for layer, _ in sizes))]
@@ -81,8 +67,13 @@ class LayerShares:
 
 
 def module_of(rest: str) -> str:
-    """Return the module of :data:`MODULES` that a tensor belongs to, by its name behind ``layers.N.``."""
-    return next(name for name, pattern in MODULES.items() if re.search(pattern, rest))
+    """Return the module of :data:`MODULES` that a tensor belongs to, by its name within its layer."""
+    if rest.endswith(".bias"):
+        return "biases"
+    if "norm" in rest:
+        return "norms"
+    part = part_of(rest)
+    return PARTS[part] if part else "other"
 
 
 def plot_layer_shares(tasks: Sequence[LayerShares], path: str | os.PathLike[str], title: str) -> None:

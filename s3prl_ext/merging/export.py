@@ -119,7 +119,7 @@ def _copy_companions(folder: Path, out: Path) -> None:
 
 def _replaced(name: str, old: Tensor, slots: list[Slot], keys: AttentionKeys, replace: Replace) -> Tensor:
     """Return the new tensor behind a state-dict key; of a fused one the parts of `slots` are replaced."""
-    if not keys.layout.fused:
+    if not keys.architecture.fused:
         return replace(slots[0], old)
     parts = dict(zip((slot for slot, key in keys.names.items() if key == name), old.chunk(3), strict=True))
     return torch.cat([replace(slot, part) if slot in slots else part for slot, part in parts.items()])

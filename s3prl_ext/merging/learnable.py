@@ -242,9 +242,9 @@ def make_learnable(
     if not slots:
         raise UsageError("learnable: no layer is chosen, so there is no lambda to learn: set layers, such as all.")
     keys = find_attention(model.state_dict(), where)
-    if keys.layout.fused:
+    if keys.architecture.fused:
         raise UsageError(
-            f"{where} holds q, k and v in one tensor ({keys.layout.template}), for which lambda cannot be learnt: "
+            f"{where} holds q, k and v in one tensor ({keys.architecture.attention}), for which lambda cannot be learnt: "
             "use a fixed lambda (learnable: false)."
         )
     modules: dict[Slot, Any] = {slot: model.get_submodule(keys.names[slot].rpartition(".")[0]) for slot in slots}

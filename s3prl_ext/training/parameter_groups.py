@@ -6,7 +6,6 @@ then divided. Without one of the keys here, and without a learnable lambda, it s
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -16,13 +15,13 @@ from torch import nn
 from s3prl_ext.errors import UsageError
 from s3prl_ext.layer_sets import parse_layers
 from s3prl_ext.merging.learnable import find_lambda
+from s3prl_ext.models.architectures import encoder_layers
 from s3prl_ext.settings import load, number
 
 UPSTREAM_KEYS = ("lr", "upstream_lr")  # of methods that train the upstream
 FULL_KEYS = ("layer_decay", "train_layers")  # of method full
 KEYS = (*UPSTREAM_KEYS, "lambda_lr", *FULL_KEYS)
 DEFAULT_LAMBDA_LR = 1.0e-3  # the 1e-5 of MAM's fine-tuning would move lambda by about 0.01 in a whole run
-_BLOCK = re.compile(r"(?:^|\.)(?:encoder\.layers?|blocks)\.(\d+)\.")
 
 
 def _trained_layers(value: Any, where: str) -> Any:
@@ -97,11 +96,9 @@ def upstream_rates(
     rates: dict[nn.Parameter, Rate] = {}
     weights = dict(upstream.named_parameters() if child is None else child.named_parameters())
     if config.layer_decay != 1.0:
-        blocks = {name: _block(name) for name in weights}
-        depth = _depth(weights, "layer_decay")
+        blocks, depth = _blocks(weights, "layer_decay")
         for name, parameter in weights.items():
-            block = blocks[name]
-            rates[parameter] = Rate(config.lr, config.layer_decay ** (depth if block is None else depth - 1 - block))
+            rates[parameter] = Rate(config.lr, config.layer_decay ** (depth - 1 - blocks.get(name, -1)))
     elif config.lr is not None:
         rates = {parameter: Rate(config.lr) for parameter in weights.values()}
     return rates | lambda_rates(upstream, config)
@@ -160,21 +157,17 @@ def train_only(upstream: nn.Module, layers: Any) -> None:
         return
     weights = dict(upstream.named_parameters())
     value = list(layers) if isinstance(layers, tuple) else layers
-    chosen = parse_layers(value, _depth(weights, "train_layers"), "tuning.train_layers")
+    blocks, depth = _blocks(weights, "train_layers")
+    chosen = parse_layers(value, depth, "tuning.train_layers")
     shared = find_lambda(upstream)
     for name, parameter in weights.items():
-        if _block(name) not in chosen and (shared is None or parameter is not shared.values):
+        if blocks.get(name) not in chosen and (shared is None or parameter is not shared.values):
             parameter.requires_grad_(False)
 
 
-def _block(name: str) -> int | None:
-    """Return the 0-based encoder block that a parameter belongs to, None for the rest of the upstream."""
-    match = _BLOCK.search(name)
-    return int(match[1]) if match else None
-
-
-def _depth(names: Iterable[str], key: str) -> int:
-    blocks = [block for name in names if (block := _block(name)) is not None]
+def _blocks(names: Iterable[str], key: str) -> tuple[dict[str, int], int]:
+    """Return the 0-based encoder block of each parameter that belongs to one, and the number of blocks."""
+    blocks = {name: layer for name, (layer, _) in encoder_layers(names).items()}
     if not blocks:
         raise UsageError(f"tuning.{key} needs an upstream with encoder blocks, but this one has none; remove it.")
-    return 1 + max(blocks)
+    return blocks, 1 + max(blocks.values())

@@ -1,4 +1,4 @@
-"""Every row of the layout table against the real classes, on disk and in memory."""
+"""Every row of the table of architectures against the real classes, on disk and in memory."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import transformers
 from safetensors.torch import load_file
 
 from s3prl_ext.attention.files import read_attention, read_torch_state
-from s3prl_ext.attention.layouts import LAYOUTS, PROJECTIONS, Slot, find_attention
+from s3prl_ext.attention.layouts import PROJECTIONS, Slot, find_attention
 from s3prl_ext.attention.weights import depth, extract, insert, width
 from s3prl_ext.errors import DataError
+from s3prl_ext.models.architectures import ARCHITECTURES
 from tests import factories
 
 # factory, its options -> row on disk, row in memory
@@ -58,7 +59,7 @@ def test_row_matches_real_transformers_class(name, tmp_path):
     disk, memory = load_file(folder / "model.safetensors"), load_model(folder).state_dict()
     for state, row in ((disk, on_disk), (memory, in_memory)):
         keys = find_attention(state, name)
-        assert (keys.layout.name, keys.layers, len(keys.names)) == (row, 3, 18)
+        assert (keys.architecture.name, keys.layers, len(keys.names)) == (row, 3, 18)
         weights = extract(state)
         assert (depth(weights), width(weights)) == (3, 24)
         assert all(t.shape == ((24, 24) if slot.kind == "weight" else (24,)) for slot, t in weights.items())
@@ -73,7 +74,7 @@ def test_fairseq_row_matches_s3prl_checkpoints(name, tmp_path):
     path = CHECKPOINTS[name](tmp_path / "model.pt", layers=3, width=24, heads=2)
     state = read_torch_state(path)
     keys = find_attention(state, name)
-    assert (keys.layout.name, keys.prefix, keys.layers) == ("fairseq", "", 3)
+    assert (keys.architecture.name, keys.prefix, keys.layers) == ("fairseq", "", 3)
     assert find_attention([f"model.{key}" for key in state], name).prefix == "model."
     weights = read_attention(path)
     assert torch.equal(weights[Slot(2, "k_proj")], state["encoder.layers.2.self_attn.k_proj.weight"])
@@ -155,4 +156,4 @@ def test_cross_attention_of_a_decoder_is_not_taken():
 
 
 def test_row_names_are_unique():
-    assert len({layout.name for layout in LAYOUTS}) == len(LAYOUTS)
+    assert len({row.name for row in ARCHITECTURES}) == len(ARCHITECTURES)

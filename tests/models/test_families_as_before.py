@@ -54,9 +54,13 @@ def described(model: nn.Module) -> dict[str, Any]:
     decay = RatesConfig(lr=1.0, layer_decay=0.5)
     rates = attempt(lambda: upstream_rates(model, decay))
     eligible = attempt(lambda: eligible_names(names))
-    return {
+    known = {
         "attention": attempt(lambda: _attention(model)),
         "eligible": eligible if isinstance(eligible, str) else digest(eligible),
+    }
+    if isinstance(eligible, str):  # what only a merge reads
+        return known
+    return known | {
         "dimensions": attempt(lambda: json.loads(json.dumps(dataclasses.asdict(dimensions(model))))),
         "projections": attempt(lambda: list(find_encoder(model).projections())),
         "layer_decay": rates if isinstance(rates, str) else digest([rates[p].factor for p in model.parameters()]),
@@ -67,7 +71,12 @@ def described(model: nn.Module) -> dict[str, Any]:
 
 def _attention(model: nn.Module) -> list[Any]:
     keys = find_attention(model.state_dict(), "the model")
-    return [keys.layout.name, keys.prefix, keys.layers, digest([[*slot, key] for slot, key in keys.names.items()])]
+    return [
+        keys.architecture.name,
+        keys.prefix,
+        keys.layers,
+        digest([[*slot, key] for slot, key in keys.names.items()]),
+    ]
 
 
 def _modules(model: nn.Module, eligible: Any) -> list[Any]:

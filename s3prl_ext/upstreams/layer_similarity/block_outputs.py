@@ -35,7 +35,7 @@ def load_encoder(folder: Path, name: str) -> Any:
 
 
 def find_blocks(model: nn.Module, where: str, prefix: str | None = None) -> list[nn.Module]:
-    """Return the transformer blocks of a model in order: the modules that the table of attention layouts numbers.
+    """Return the transformer blocks of a model in order: the modules that the table of architectures numbers.
 
     Args:
         where: name of the model, for the error.
@@ -45,7 +45,7 @@ def find_blocks(model: nn.Module, where: str, prefix: str | None = None) -> list
         DataError: as :func:`s3prl_ext.attention.layouts.find_attention`.
     """
     keys = find_attention(model.state_dict(), where, prefix)
-    numbered = keys.prefix + keys.layout.template.partition("{layer}")[0]
+    numbered = f"{keys.prefix}{keys.architecture.layers}."
     assert all(keys.names[Slot(layer, "q_proj")].startswith(f"{numbered}{layer}.") for layer in range(keys.layers))
     return [model.get_submodule(f"{numbered}{layer}") for layer in range(keys.layers)]
 
