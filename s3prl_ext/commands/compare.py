@@ -20,10 +20,11 @@ from s3prl_ext.evaluation.transcripts import (
     pair,
     read_transcripts,
 )
+from s3prl_ext.tasks import writers_of
 from s3prl_ext.writing import write_json
 
 SCHEMA = 1
-EPILOG = """An evaluation of ljspeech, vctk or librispeech_zeroshot writes these files. Words that differ stand between stars. The
+EPILOG = f"""An evaluation of {writers_of("transcripts")} writes these files. Words that differ stand between stars. The
 categories count character edits from the first to the second transcript that bring it closer to the reference, over the
 utterances with fewer word errors.
 

@@ -13,6 +13,7 @@ import editdistance
 from s3prl_ext.errors import DataError
 from s3prl_ext.evaluation.error_rates import Edit, ErrorCounts, align, count_errors, total, units
 from s3prl_ext.reading import parse_json
+from s3prl_ext.tasks import writers_of
 from s3prl_ext.writing import written
 
 MARK = "*"  # on both sides of a word that differs
@@ -97,9 +98,7 @@ def read_transcripts(path: Path) -> list[Transcript]:
     """
     path = Path(path)
     if not path.is_file():
-        raise DataError(
-            f"no such file of transcripts: {path}; an evaluation of ljspeech, vctk or librispeech_zeroshot writes it."
-        )
+        raise DataError(f"no such file of transcripts: {path}; an evaluation of {writers_of('transcripts')} writes it.")
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeError) as error:

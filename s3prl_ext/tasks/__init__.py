@@ -89,6 +89,12 @@ def counts_of(task: Task, metric: str) -> list[Count]:
     return list(dict.fromkeys(table[metric] for table in tables if metric in table))
 
 
+def writers_of(kind: str) -> str:
+    """Return the short names of the tasks whose files of utterances are of a kind, in words."""
+    *names, last = [task.name for task in known() if task.utterances and task.utterances.kind == kind]
+    return f"{', '.join(names)} or {last}" if names else last
+
+
 def utterances_of(task: Task) -> list[Utterances]:
     """Return the files of single utterances: the task's own, or for one that names none those of all tasks."""
     files = [task.utterances] if task.utterances else [other.utterances for other in TASKS]

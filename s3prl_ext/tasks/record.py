@@ -31,7 +31,8 @@ class Utterances(NamedTuple):
     """The files in which a task writes its output for each utterance of a split.
 
     Attributes:
-        hypotheses, references: file names with ``{}`` for the split; the same where one file has both.
+        hypotheses: file name with ``{}`` for the split.
+        references: the same for the references; equal to it where one file has both.
         metric: what they give, by the name that the task reports.
         kind: ``labels`` or ``words`` (a line per utterance: its name, and a label or words to be aligned), or a file
             of ours: ``transcripts`` or ``predictions``.
