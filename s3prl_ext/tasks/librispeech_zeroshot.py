@@ -2,19 +2,6 @@
 
 from __future__ import annotations
 
-from s3prl_ext.tasks import recognition
-from s3prl_ext.tasks.record import Task
+from s3prl_ext.tasks.recognition import recognition
 
-TASK = Task(
-    name="librispeech_zeroshot",
-    downstream="librispeech_zeroshot",
-    metrics=recognition.METRICS,
-    own_head=True,
-    preset="librispeech_zeroshot/zero_shot",
-    variables={"LIBRISPEECH": "LibriSpeech"},
-    reads=recognition.READS,
-    counts=recognition.COUNTS,
-    utterances=recognition.UTTERANCES,
-    writes=recognition.WRITES,
-    decoder=recognition.DECODER,
-)
+TASK = recognition("librispeech_zeroshot", "librispeech_zeroshot/zero_shot", "LIBRISPEECH", "LibriSpeech")

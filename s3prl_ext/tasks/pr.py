@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from s3prl_ext.tasks import ctc
 from s3prl_ext.tasks.counts import edits, words
-from s3prl_ext.tasks.record import Task, Utterances
+from s3prl_ext.tasks.record import Utterances
 
-TASK = Task(
+TASK = replace(
+    ctc.TASK,
     name="pr",
-    downstream=ctc.DOWNSTREAM,
     corpus="libriphone",
     metrics=("per",),
     preset="pr/superb",
     variables={"LIBRISPEECH": "LibriSpeech", "LIBRISPEECH_LEXICON": "pronunciations for LibriSpeech"},
-    reads=ctc.READS,
-    settings=ctc.SETTINGS,
     counts={"per": edits("groundtruth", "hypothesis", words)},
-    ratios=ctc.RATIOS,
     utterances=Utterances("{}-hyp.ark", "{}-ref.ark", "per", "words"),
-    writes=ctc.WRITES,
-    decoder=ctc.DECODER,
     superb=("per",),
-    modules=(ctc.EXPERT, "s3prl.downstream.ctc.corpus.libriphone"),
+    modules=(*ctc.TASK.modules, "s3prl.downstream.ctc.corpus.libriphone"),
 )

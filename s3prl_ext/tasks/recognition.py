@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
-from s3prl_ext.tasks.counts import characters, edits, words
-from s3prl_ext.tasks.record import Reads, Utterances
+from dataclasses import replace
 
-METRICS = ("wer",)
-READS = (Reads("datarc.path", parts="datarc.split"),)
-COUNTS = {
-    "wer": edits("references", "hypotheses", words),
-    "cer": edits("references", "hypotheses", characters),
-}
-UTTERANCES = Utterances("transcripts-{}.jsonl", "transcripts-{}.jsonl", "wer", "transcripts")
-WRITES = ("splits.json", "head.json")
-DECODER = "s3prl_ext.prediction.transcription:recognition"
+from s3prl_ext.tasks.counts import characters, edits, words
+from s3prl_ext.tasks.record import Reads, Task, Utterances
+
+SHARED = Task(
+    name="",
+    downstream="",
+    metrics=("wer",),
+    own_head=True,
+    reads=(Reads("datarc.path", parts="datarc.split"),),
+    counts={
+        "wer": edits("references", "hypotheses", words),
+        "cer": edits("references", "hypotheses", characters),
+    },
+    utterances=Utterances("transcripts-{}.jsonl", "transcripts-{}.jsonl", "wer", "transcripts"),
+    writes=("splits.json", "head.json"),
+    decoder="s3prl_ext.prediction.transcription:recognition",
+)
+
+
+def recognition(name: str, preset: str, variable: str, corpus: str) -> Task:
+    """Return the record of the task `name` on a corpus, whose folder an environment variable names."""
+    return replace(SHARED, name=name, downstream=name, preset=preset, variables={variable: corpus})

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from s3prl_ext.tasks import ctc
 from s3prl_ext.tasks.counts import Records, Sums
-from s3prl_ext.tasks.record import Task
 
 
 def slot_types(records: Records) -> Sums | None:
@@ -31,19 +32,14 @@ def _pairs(records: Records) -> list[tuple[str, str]]:
     return list(zip(records.get("groundtruth") or (), records.get("hypothesis") or (), strict=True))
 
 
-TASK = Task(
+TASK = replace(
+    ctc.TASK,
     name="sf",
-    downstream=ctc.DOWNSTREAM,
     corpus="snips",
     metrics=("slot_type_f1",),
     preset="sf/superb",
     variables={"AUDIO_SNIPS": "Audio SNIPS"},
-    reads=ctc.READS,
-    settings=ctc.SETTINGS,
     counts={"slot_type_f1": slot_types, "slot_value_cer": slot_values},
-    ratios=ctc.RATIOS,
-    writes=ctc.WRITES,
-    decoder=ctc.DECODER,
     superb=("slot_type_f1", "slot_value_cer"),
-    modules=(ctc.EXPERT, "s3prl.downstream.ctc.corpus.snips"),
+    modules=(*ctc.TASK.modules, "s3prl.downstream.ctc.corpus.snips"),
 )

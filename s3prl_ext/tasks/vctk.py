@@ -2,19 +2,6 @@
 
 from __future__ import annotations
 
-from s3prl_ext.tasks import recognition
-from s3prl_ext.tasks.record import Task
+from s3prl_ext.tasks.recognition import recognition
 
-TASK = Task(
-    name="vctk",
-    downstream="vctk",
-    metrics=recognition.METRICS,
-    own_head=True,
-    preset="vctk/mam",
-    variables={"VCTK": "VCTK"},
-    reads=recognition.READS,
-    counts=recognition.COUNTS,
-    utterances=recognition.UTTERANCES,
-    writes=recognition.WRITES,
-    decoder=recognition.DECODER,
-)
+TASK = recognition("vctk", "vctk/mam", "VCTK", "VCTK")
