@@ -33,9 +33,9 @@ from benchmarks.optimizer_step import DenseMaskedAdamW
 from benchmarks.training_step import build
 from s3prl_ext.child_tuning import masks
 from s3prl_ext.child_tuning.child_network import ChildNetwork
-from s3prl_ext.child_tuning.delta import state_sha256
 from s3prl_ext.child_tuning.eligible import eligible_parameters
 from s3prl_ext.child_tuning.sparse_adamw import ChildnetAdamW
+from s3prl_ext.models.hashing import state_sha256
 
 WAYS = ("released", "ours")
 

@@ -22,9 +22,10 @@ from benchmarks import measure
 from benchmarks.mask_selection import DENSITIES
 from s3prl_ext.child_tuning import delta as delta_files
 from s3prl_ext.child_tuning import masks
-from s3prl_ext.child_tuning.delta import Delta, difference, state_sha256
+from s3prl_ext.child_tuning.delta import Delta, difference
 from s3prl_ext.child_tuning.eligible import eligible_parameters
 from s3prl_ext.deltas import TaskSwitch
+from s3prl_ext.models.hashing import state_sha256
 
 UPDATE = 3e-3  # standard deviation of what training adds to an entry; the weights have 0.02
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Mapping
 
-import torch
 from torch import Tensor
 
 from s3prl_ext.attention.layouts import PROJECTIONS, AttentionKeys, Slot, find_attention
 from s3prl_ext.errors import DataError
+from s3prl_ext.models.hashing import tensors_sha256
 
 # Attention parameters by slot: weights [width, width], biases [width].
 AttentionWeights = dict[Slot, Tensor]
@@ -83,8 +82,4 @@ def width(weights: AttentionWeights) -> int:
 
 def sha256(weights: AttentionWeights) -> str:
     """Return the SHA-256 of attention parameters: slots in order with dtype, shape and bytes, whatever the layout."""
-    digest = hashlib.sha256()
-    for slot, tensor in sorted(weights.items()):
-        digest.update(f"{slot}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    return tensors_sha256(sorted(weights.items()))

@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from s3prl_ext.errors import DataError
+from s3prl_ext.models.hashing import state_sha256
 from s3prl_ext.reading import parse_json
 from s3prl_ext.writing import written
 
@@ -116,16 +117,6 @@ def difference(base: Mapping[str, Tensor], tuned: Mapping[str, Tensor]) -> dict[
         name: values.detach().cpu().view(torch.int32) ^ tuned[name].detach().cpu().view(torch.int32)
         for name, values in base.items()
     }
-
-
-def state_sha256(state: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 of tensors: names in order with dtype, shape and bytes."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(state.items()):
-        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(flat.view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def save(delta: Delta, path: str | os.PathLike[str]) -> None:

@@ -11,12 +11,13 @@ from pathlib import Path
 from torch import nn
 
 from s3prl_ext import plugin
-from s3prl_ext.child_tuning.delta import Delta, state_sha256
+from s3prl_ext.child_tuning.delta import Delta
 from s3prl_ext.deltas.plain_upstream import PlainUpstream, is_merged, upstream_of_file
 from s3prl_ext.deltas.trained_task import TrainedTask, check_foldable
 from s3prl_ext.deltas.writing import check_new, write_copy
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.locks import one_writer
+from s3prl_ext.models.hashing import state_sha256
 
 logger = logging.getLogger(__name__)
 

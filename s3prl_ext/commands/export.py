@@ -18,7 +18,6 @@ import yaml
 from torch import nn
 
 from s3prl_ext import plugin
-from s3prl_ext.child_tuning.delta import state_sha256
 from s3prl_ext.deltas.model_card import HEAD_FILE, TASK_FILE, TRAINING_FILE, Facts, Score, model_card
 from s3prl_ext.deltas.plain_upstream import PlainUpstream, build_untuned, plain_upstream
 from s3prl_ext.deltas.trained_task import TrainedTask, check_foldable
@@ -28,6 +27,7 @@ from s3prl_ext.evaluation.result_records import read_record
 from s3prl_ext.locks import one_writer
 from s3prl_ext.merging.learnable import PARAMETER_NAME
 from s3prl_ext.model_settings import model_config
+from s3prl_ext.models.hashing import state_sha256
 from s3prl_ext.reading import EXPORT_FILE, file_sha256, weight_files
 from s3prl_ext.run_folder import RunFolder
 from s3prl_ext.training import last_hidden_state

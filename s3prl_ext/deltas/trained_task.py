@@ -14,13 +14,14 @@ from torch import Tensor, nn
 
 from s3prl_ext import adapters
 from s3prl_ext.child_tuning import delta as delta_files
-from s3prl_ext.child_tuning.delta import Delta, state_sha256
+from s3prl_ext.child_tuning.delta import Delta
 from s3prl_ext.configs import load_yaml
 from s3prl_ext.deltas.model_card import HEAD_FILE, TASK_FILE
 from s3prl_ext.deltas.plain_upstream import build_untuned, is_merged, loader_of
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.merging.learnable import PARAMETER_NAME, find_lambda
 from s3prl_ext.merging.learnable import fold as fold_lambda
+from s3prl_ext.models.hashing import state_sha256
 from s3prl_ext.reading import EXPORT_FILE, check_model, parse_json
 from s3prl_ext.run_folder import CHECKPOINT_SUFFIX, RunFolder, missing
 from s3prl_ext.training import last_hidden_state

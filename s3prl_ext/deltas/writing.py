@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from s3prl_ext.attention.files import open_weights, weight_files
-from s3prl_ext.child_tuning.delta import state_sha256
 from s3prl_ext.deltas.plain_upstream import PlainUpstream
 from s3prl_ext.deltas.tensor_names import match_names
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.merging.export import write_weights
+from s3prl_ext.models.hashing import state_sha256
 from s3prl_ext.writing import folder_beside
 
 

@@ -12,6 +12,7 @@ import torch
 from s3prl.downstream.runner import ModelEntry
 from torch import nn
 
+from s3prl_ext import randomness
 from s3prl_ext.attention.weights import AttentionWeights, extract, sha256
 from s3prl_ext.configs import load_yaml
 from s3prl_ext.downstreams.recognition.merged_decoder import UNMERGED
@@ -20,7 +21,6 @@ from s3prl_ext.merging.config import MergeConfig
 from s3prl_ext.run_flags import default_task_file, preset_path
 from s3prl_ext.run_folder import RunFolder
 from s3prl_ext.tasks import task_of
-from s3prl_ext.training import randomness
 from s3prl_ext.training.checkpoint import Checkpoint
 from s3prl_ext.training.devices import check_device
 from s3prl_ext.training.known_settings import known_tasks

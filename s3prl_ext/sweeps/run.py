@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from s3prl_ext import randomness
 from s3prl_ext.errors import DataError, StoppedByUser, UsageError
 from s3prl_ext.evaluation.result_records import numbers
 from s3prl_ext.metrics import METRICS, Metric, metric
@@ -20,7 +21,6 @@ from s3prl_ext.sweeps.selection import choose_lambda, summarize
 from s3prl_ext.sweeps.store import Store
 from s3prl_ext.sweeps.weights import ArmWeights
 from s3prl_ext.tasks import Task
-from s3prl_ext.training import randomness
 from s3prl_ext.training.evaluation import Scores, check_splits, evaluate, open_split
 from s3prl_ext.training.forward import TaskModels
 from s3prl_ext.training.interrupts import Interrupted, StopRequest

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from s3prl_ext import randomness
 from s3prl_ext.errors import DataError
-from s3prl_ext.training import randomness
 
 
 class TrainingBatches:

@@ -13,13 +13,14 @@ from typing import Any
 from tensorboardX import SummaryWriter
 from torch import nn
 
+from s3prl_ext import randomness
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.evaluation.plots import STYLES, Curve, plot_curves
 from s3prl_ext.evaluation.result_records import numbers
 from s3prl_ext.metrics import factor, heading
 from s3prl_ext.reading import parse_json
 from s3prl_ext.run_folder import RunFolder, states_name
-from s3prl_ext.training import checkpoint, randomness, ranks
+from s3prl_ext.training import checkpoint, ranks
 from s3prl_ext.training.checkpoint import Checkpoint
 from s3prl_ext.training.early_stop import Candidate, EarlyStopConfig, judged_by
 from s3prl_ext.training.evaluation import evaluate

@@ -10,11 +10,12 @@ from typing import Any
 import torch.distributed as dist
 from torch import nn
 
+from s3prl_ext import randomness
 from s3prl_ext.child_tuning import mask_files, masks
-from s3prl_ext.child_tuning.delta import state_sha256
 from s3prl_ext.errors import DataError, UsageError
+from s3prl_ext.models.hashing import state_sha256
 from s3prl_ext.run_folder import RunFolder
-from s3prl_ext.training import randomness, ranks
+from s3prl_ext.training import ranks
 from s3prl_ext.training.fisher_batches import ORDER
 from s3prl_ext.training.fisher_pass import FisherPass
 from s3prl_ext.training.forward import TaskModels

@@ -6,16 +6,16 @@ import itertools
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, NamedTuple
 
 import torch
 
+from s3prl_ext import randomness
 from s3prl_ext.errors import DataError, UsageError, is_out_of_memory
 from s3prl_ext.evaluation.significance import Interval
+from s3prl_ext.models.modes import modes_kept
 from s3prl_ext.progress import bar, printing
-from s3prl_ext.training import randomness
 from s3prl_ext.training.forward import SAMPLE_RATE, TaskModels, clip_names
 from s3prl_ext.training.intervals import intervals
 from s3prl_ext.training.workers import end_with_parent
@@ -92,7 +92,9 @@ def evaluate(
     """
     models = models.unwrapped()  # a wrapped forward would wait for ranks that are not evaluating
     metric_logger = MetricLogger(writer, models.task.ratios)
-    with _evaluation_mode(models), randomness.preserved(seed), torch.no_grad():
+    with modes_kept(models.modules()), randomness.preserved(seed), torch.no_grad():
+        for module in models.modules():
+            module.eval()
         loader = _loader(models, split)
         if len(loader) == 0:
             raise _empty(split)
@@ -209,16 +211,3 @@ def _score(
             wholes.append(others[-1])
         items += len(wavs)
     return records, wholes, len(wholes) or items, bad
-
-
-@contextmanager
-def _evaluation_mode(models: TaskModels) -> Iterator[None]:
-    """Put the models into evaluation mode; every module gets its own mode back."""
-    modes = [(m, m.training) for top in models.modules() for m in top.modules()]
-    try:
-        for module in models.modules():
-            module.eval()
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

@@ -16,13 +16,15 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from s3prl_ext.child_tuning.delta import state_sha256
+from s3prl_ext import randomness
 from s3prl_ext.child_tuning.fisher import FisherEstimate
 from s3prl_ext.errors import DataError, StoppedByUser, UsageError
+from s3prl_ext.models.hashing import state_sha256
+from s3prl_ext.models.modes import modes_kept
 from s3prl_ext.progress import bar
 from s3prl_ext.reading import check_archive
 from s3prl_ext.run_folder import RunFolder
-from s3prl_ext.training import checkpoint, randomness
+from s3prl_ext.training import checkpoint
 from s3prl_ext.training.fisher_batches import ORDER, UtteranceBatches, open_batches
 from s3prl_ext.training.forward import TaskModels
 from s3prl_ext.training.interrupts import StopRequest
@@ -231,21 +233,19 @@ def _difference(name: str, before: Any, now: Any) -> str:
 def _left_as_found(models: TaskModels, warmed: bool) -> Iterator[None]:
     """Put back train flags, buffers, and where the head is `warmed` the head's weights; drop all gradients."""
     heads = models.modules()[1:]
-    flags = [(m, m.training) for top in models.modules() for m in top.modules()]
     buffers = [(b, b.clone()) for top in models.modules() for b in top.buffers()]
     weights = [copy.deepcopy(head.state_dict()) for head in heads] if warmed else []
-    try:
-        yield
-    finally:
-        for head, state in zip(heads, weights):
-            head.load_state_dict(state)
-        with torch.no_grad():
-            for buffer, value in buffers:
-                buffer.copy_(value)
-        for module, training in flags:
-            module.training = training
-        for top in models.modules():
-            top.zero_grad(set_to_none=True)
+    with modes_kept(models.modules()):
+        try:
+            yield
+        finally:
+            for head, state in zip(heads, weights):
+                head.load_state_dict(state)
+            with torch.no_grad():
+                for buffer, value in buffers:
+                    buffer.copy_(value)
+            for top in models.modules():
+                top.zero_grad(set_to_none=True)
 
 
 @contextmanager

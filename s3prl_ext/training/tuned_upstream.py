@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from s3prl_ext import adapters
 from s3prl_ext.child_tuning.child_network import release
-from s3prl_ext.child_tuning.delta import Delta, difference, state_sha256
+from s3prl_ext.child_tuning.delta import Delta, difference
 from s3prl_ext.child_tuning.masks import Mask
 from s3prl_ext.errors import DataError
+from s3prl_ext.models.hashing import state_sha256
 from s3prl_ext.training.checkpoint import UpstreamChanges
 from s3prl_ext.training.statistics import StateChanged, check_buffers, copy_buffers, restore_buffers
 

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 
 from s3prl_ext.child_tuning import delta
 from s3prl_ext.errors import DataError
+from s3prl_ext.models.hashing import state_sha256
 
 
 def tuned_model(density: float = 0.1, seed: int = 0) -> tuple[dict, dict, delta.Delta]:
@@ -39,7 +40,7 @@ def tuned_model(density: float = 0.1, seed: int = 0) -> tuple[dict, dict, delta.
     sizes = {name: value.numel() for name, value in base.items()}
     added = {"adapter.up": torch.randn(3, 4, generator=generator)}
     task = {"Downstream": {"linear.weight": torch.randn(5, 2, generator=generator), "best_score": torch.ones(1)}}
-    made = delta.Delta(delta.state_sha256(base), indices, bits, sizes, added, task, {"upstream": "hubert", "step": 3})
+    made = delta.Delta(state_sha256(base), indices, bits, sizes, added, task, {"upstream": "hubert", "step": 3})
     return base, tuned, made
 
 
@@ -157,7 +158,7 @@ def test_a_file_of_version_1_is_read(tmp_path: Path):
     with safe_open(path, framework="pt") as file:
         header = file.metadata()
     tensors = load_file(path)
-    older = header | {"version": "1", "content_sha256": delta.state_sha256(tensors)}
+    older = header | {"version": "1", "content_sha256": state_sha256(tensors)}
     save_file(tensors, path, older)
     assert all(torch.equal(delta.load(path).bits[name], bits) for name, bits in made.bits.items())
     for spoilt in ({"tensors": "[[1]]"}, {"tensors": "{"}, {"info": "["}):
@@ -189,11 +190,11 @@ def test_only_float32_is_held():
 def test_the_hash_sees_name_dtype_shape_and_bits():
     state = {"w": torch.arange(6, dtype=torch.float32)}
     seen = {
-        delta.state_sha256(state),
-        delta.state_sha256({"v": state["w"]}),
-        delta.state_sha256({"w": state["w"].view(2, 3)}),
-        delta.state_sha256({"w": state["w"].double()}),
-        delta.state_sha256({"w": torch.from_numpy(np.array([-0.0, 1, 2, 3, 4, 5], np.float32))}),
+        state_sha256(state),
+        state_sha256({"v": state["w"]}),
+        state_sha256({"w": state["w"].view(2, 3)}),
+        state_sha256({"w": state["w"].double()}),
+        state_sha256({"w": torch.from_numpy(np.array([-0.0, 1, 2, 3, 4, 5], np.float32))}),
     }
     assert len(seen) == 5
 

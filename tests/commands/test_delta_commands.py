@@ -11,11 +11,11 @@ import yaml
 from safetensors.torch import load_file
 
 from s3prl_ext.attention.files import open_weights, weight_files
-from s3prl_ext.child_tuning.delta import state_sha256
 from s3prl_ext.cli import main as cli
 from s3prl_ext.commands import apply as commands
 from s3prl_ext.commands import export
 from s3prl_ext.errors import DataError, UsageError
+from s3prl_ext.models.hashing import state_sha256
 from tests import factories
 from tests import tuned as made
 from tests.result_files import content, write

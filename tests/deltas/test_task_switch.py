@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from s3prl_ext.child_tuning.delta import state_sha256
 from s3prl_ext.deltas import TaskSwitch, TrainedTask
 from s3prl_ext.errors import DataError, UsageError
+from s3prl_ext.models.hashing import state_sha256
 from tests import tuned as made
 
 LORA = {"method": "lora", "rank": 2}

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from s3prl_ext import plugin
-from s3prl_ext.child_tuning.delta import state_sha256
+from s3prl_ext.models.hashing import state_sha256
 from tests import factories, python_process
 
 ADAMW = "config.optimizer={'name':'TorchOptim','torch_optim_name':'AdamW','lr':0.01,'weight_decay':0.1}"

@@ -53,7 +53,7 @@ pathlib.Path("hashes.json").write_text(json.dumps(sha256_of_tasks(pathlib.Path("
 
 def sha256_of_tasks(folder: Path) -> dict[str, str]:
     """Return the hash of what each task is compared on by a sweep, from its miniature corpus."""
-    from s3prl_ext.training import randomness
+    from s3prl_ext import randomness
     from s3prl_ext.training.runner import Runner
 
     found = {}

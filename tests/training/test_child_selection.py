@@ -9,11 +9,12 @@ from collections import defaultdict
 import pytest
 import torch
 
+from s3prl_ext import randomness
 from s3prl_ext.child_tuning import mask_files, masks
 from s3prl_ext.child_tuning.eligible import eligible_parameters
 from s3prl_ext.errors import DataError, StoppedByUser, UsageError
 from s3prl_ext.run_folder import FISHER_FILE, MASK_FILE, RunFolder
-from s3prl_ext.training import fisher_pass, randomness
+from s3prl_ext.training import fisher_pass
 from s3prl_ext.training.child_selection import choose_mask, choose_masks
 from s3prl_ext.training.fisher_batches import UtteranceBatches
 from s3prl_ext.training.fisher_pass import FisherPass

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 
+from s3prl_ext import randomness
 from s3prl_ext.child_tuning import mask_files, masks
 from s3prl_ext.child_tuning.eligible import eligible_parameters
 from s3prl_ext.errors import DataError, StoppedByUser, UsageError
 from s3prl_ext.mini_superb import LAYOUTS
 from s3prl_ext.run_folder import FISHER_FILE, MASK_FILE, RunFolder
-from s3prl_ext.training import randomness
 from s3prl_ext.training.child_selection import choose_mask
 from s3prl_ext.training.fisher_batches import TaskBatches, UtteranceBatches
 from s3prl_ext.training.fisher_pass import FisherPass

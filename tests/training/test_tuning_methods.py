@@ -93,8 +93,8 @@ def test_whole_density_equals_dense_adamw_over_the_eligible_weights(build, tmp_p
 @pytest.mark.parametrize("upstream", ["hubert_local"], indirect=True)
 def test_fisher_pass_leaves_models_and_training_as_found(build, tmp_path, upstream):
     """Choosing a mask draws no random number that training would have drawn, and changes no weight."""
+    from s3prl_ext import randomness
     from s3prl_ext.child_tuning.eligible import eligible_parameters
-    from s3prl_ext.training import randomness
     from s3prl_ext.training.child_selection import choose_mask
 
     runner = build(make_args(tmp_path / "exp", **upstream), task_config(tuning={"method": "child", "density": 0.1}))

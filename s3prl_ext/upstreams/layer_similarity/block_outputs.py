@@ -11,12 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from s3prl_ext.attention.layouts import Slot, find_attention
 from s3prl_ext.errors import DataError
+from s3prl_ext.models.modes import modes_kept
+from s3prl_ext.randomness import preserved
 from s3prl_ext.transformers_models import load_model
 
 
@@ -92,23 +93,9 @@ def as_found(model: nn.Module, device: str | torch.device) -> Iterator[None]:
     A merged upstream that chooses its layers must leave a training run with the numbers it would otherwise draw.
     """
     home = next(model.parameters()).device
-    training = {module: module.training for module in model.modules()}
-    with generators_as_found():
+    with preserved(), modes_kept([model]):
         try:
             model.eval().to(device)
             yield
         finally:
-            for module, was in training.items():
-                module.training = was
             model.to(home)
-
-
-@contextmanager
-def generators_as_found() -> Iterator[None]:
-    """Leave the random generators of torch and NumPy as they were."""
-    numpy_state = np.random.get_state()
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        try:
-            yield
-        finally:
-            np.random.set_state(numpy_state)

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from s3prl_ext.attention.files import weight_file
 from s3prl_ext.errors import DataError
+from s3prl_ext.models.hashing import add_tensors
 from s3prl_ext.upstreams.layer_similarity.encoders import Encoder
 from s3prl_ext.writing import written
 
@@ -44,9 +45,7 @@ def hash_of(*parts: Any) -> str:
 def module_hash(module: nn.Module) -> str:
     """Return the SHA-256 of a model: its tensors, and the plain numbers that its submodules keep, such as heads."""
     digest = hashlib.sha256()
-    for name, tensor in module.state_dict().items():
-        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    add_tensors(digest, module.state_dict().items())
     for name, part in module.named_modules():
         numbers = {
             key: value

@@ -22,8 +22,9 @@ from s3prl_ext.merging.layer_selection import LayerTable, check_top_k, ranking, 
 from s3prl_ext.merging.layers import LayerMap, resolve_layer_map
 from s3prl_ext.merging.selection_config import ComparisonSettings, LayerSelection
 from s3prl_ext.merging.similarity import METRICS
+from s3prl_ext.randomness import preserved
 from s3prl_ext.reading import parse_json
-from s3prl_ext.upstreams.layer_similarity.block_outputs import as_found, generators_as_found
+from s3prl_ext.upstreams.layer_similarity.block_outputs import as_found
 from s3prl_ext.upstreams.layer_similarity.comparison import (
     Side,
     compare,
@@ -123,7 +124,7 @@ def opened_target(
         DataError: no attention found, or a decoder lacks its tokenizer.
     """
     if target.prefix:
-        with generators_as_found():
+        with preserved():
             yield source_side(decoder_folder(target), name, target.prefix, special_tokens, device)
         return
     assert upstream is not None
