@@ -28,9 +28,27 @@ from s3prl_ext.errors import UsageError, nearest, unknown_name
 from s3prl_ext.layer_sets import parse_layers
 
 T = TypeVar("T")
+P = TypeVar("P")
 
 Check = Callable[[Any, str], Any]
 """Takes a value and its place, such as ``tuning.density``; returns the value in its type or raises a UsageError."""
+
+
+class Problems(list[str]):
+    """Sentences about what is wrong, collected so that one error reports all of them."""
+
+    def attempt(self, parse: Callable[..., P], *arguments: Any) -> P | None:
+        """Return what `parse` returns, or None where it complains."""
+        try:
+            return parse(*arguments)
+        except UsageError as error:
+            self.append(str(error))
+            return None
+
+    def raise_lines(self) -> None:
+        """Raise all of them, one per line and each once, if there are any."""
+        if self:
+            raise UsageError("\n".join(dict.fromkeys("\n".join(self).splitlines())))
 
 
 def number(*, above: float | None = None, least: float | None = None, most: float | None = None) -> Check:
@@ -177,7 +195,7 @@ def load(
     Raises:
         UsageError: with all problems, unless `problems` is given.
     """
-    found: list[str] = []
+    found = Problems()
     if not isinstance(mapping, Mapping):
         such = f" such as {example}" if example else ""
         found.append(f"{where} must be a mapping{such}, got {mapping!r}.")

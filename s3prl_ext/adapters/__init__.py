@@ -62,7 +62,7 @@ def check_file(name: str, file: Any) -> None:
     """Check that the file of a method is complete, see :data:`PARTS`.
 
     Raises:
-        UsageError: something is missing, or ``Config`` is no dataclass.
+        UsageError: something is missing, or ``Config`` is not a dataclass.
     """
     parts = [*PARTS, *(["fold"] if getattr(file, "CAN_FOLD", False) else [])]
     parts += ["base_state"] if getattr(file, "TRAINS_BASE", False) else []
@@ -140,7 +140,7 @@ def adapter_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def trains_base(name: str) -> bool:
-    """Return whether the method trains the model's own weights (BitFit's biases) and not new ones beside them."""
+    """Return whether the method trains the model's own weights (BitFit's biases) rather than new ones."""
     return bool(getattr(method(name), "TRAINS_BASE", False))
 
 

@@ -1,4 +1,4 @@
-"""AdapterBias: one shift per layer, weighted anew for each position."""
+"""AdapterBias: one shift per layer, with a weight of its own for each position."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ TRAINS_BASE = True
 
 @dataclass(frozen=True)
 class Config:
-    """There are no options."""
+    """BitFit has no options."""
 
 
 def insert(model: nn.Module, config: Config) -> dict[str, nn.Parameter]:

@@ -58,7 +58,7 @@ class AddCopy:
 
 
 def insert(model: nn.Module, config: Config) -> dict[str, nn.Parameter]:
-    """Put a copy beside each convolution block and let gradients through the feature extractor.
+    """Add a parallel copy to each convolution block and let gradients through the feature extractor.
 
     s3prl's models run their extractor under ``torch.no_grad`` where ``feature_grad_mult`` is 0; it is set to 1, and
     the blocks themselves are kept from training by ``requires_grad``.

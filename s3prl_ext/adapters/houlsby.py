@@ -1,4 +1,4 @@
-"""Houlsby adapters: a bottleneck with its own skip connection behind the feed-forward of each layer."""
+"""Houlsby adapters: a bottleneck with its own skip connection after the feed-forward of each layer."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Houlsby(nn.Module):
 
 
 def insert(model: nn.Module, config: Config) -> dict[str, nn.Parameter]:
-    """Add an adapter behind the feed-forward of each layer, before dropout, residual sum and norm.
+    """Add an adapter after the feed-forward of each layer, before dropout, residual sum and norm.
 
     Returns:
         The new parameters by name.

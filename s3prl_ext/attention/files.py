@@ -69,12 +69,12 @@ def weight_file(folder: Path) -> Path:
     """Return the file of :data:`WEIGHT_FILES` that `folder` holds.
 
     Raises:
-        DataError: it holds none of them.
+        DataError: it has none of them.
     """
     for name in WEIGHT_FILES:
         if (folder / name).is_file():
             return folder / name
-    raise DataError(f"{folder} holds no model weights: none of {', '.join(WEIGHT_FILES)} is there.")
+    raise DataError(f"{folder} contains no model weights: it has none of {', '.join(WEIGHT_FILES)}.")
 
 
 class _Safetensors:
@@ -108,7 +108,7 @@ def read_torch_state(path: Path) -> dict[str, Tensor]:
     """Read the state dict of a torch file, memory-mapped; checkpoints of s3prl, fairseq and BEATs are unpacked.
 
     Raises:
-        DataError: the file is unreadable, needs arbitrary code to be read, or holds no state dict.
+        DataError: the file is unreadable, needs arbitrary code to be read, or has no state dict.
     """
     return {key: value for key, value in state_dict_of(load_torch(path), path).items() if isinstance(value, Tensor)}
 
@@ -134,7 +134,7 @@ def load_torch(path: Path) -> Any:
         DataError: the file is unreadable or damaged, or needs arbitrary code to be read.
     """
     check_archive(path)
-    mmap = is_archive(path)  # files of torch < 1.6 are no zip archives and cannot be mapped
+    mmap = is_archive(path)  # files of torch < 1.6 are not zip archives and cannot be mapped
     try:
         allowed = torch.serialization.get_safe_globals()  # safe_globals() would take out what it found
         with torch.serialization.safe_globals([one for one in (argparse.Namespace,) if one not in allowed]):
@@ -149,7 +149,7 @@ def _shards(index: Path) -> list[Path]:
         names = sorted(set(parse_json(index.read_text(encoding="utf-8"))["weight_map"].values()))
         outside = [name for name in names if Path(name).name != name]
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{index} is no index of weight shards: {error!r}.") from error
+        raise DataError(f"{index} is not an index of weight shards: {error!r}.") from error
     if outside:
         raise DataError(
             f"{index} names the shard {outside[0]!r}, which is not a file of its folder: get the model again."

@@ -42,7 +42,7 @@ class Delta:
         indices: sorted flat indices (int64) of the changed entries by name of the upstream's tensor.
         bits: bits of base XOR tuned value (int32), same order.
         sizes: number of entries of each tensor of `indices`.
-        added: tensors that the method puts beside the upstream's own, such as an adapter's, by name.
+        added: tensors that the method adds to the upstream's own, such as an adapter's, by name.
         task: state dict of ``Featurizer`` and ``Downstream``.
         info: plain values: upstream, task, method, configuration, step.
     """
@@ -159,7 +159,7 @@ def load(path: str | os.PathLike[str]) -> Delta:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
     except (SafetensorError, OSError) as error:
-        raise DataError(f"{path} is no delta, or truncated: {str(error).splitlines()[0][:120]}.") from error
+        raise DataError(f"{path} is not a delta, or is truncated: {str(error).splitlines()[0][:120]}.") from error
     if metadata.get("format") != FORMAT:
         raise DataError(f"{path} is a safetensors file, but no delta of s3prl_ext.")
     if metadata.get("version") not in (str(VERSION), _TENSORS_ALONE):

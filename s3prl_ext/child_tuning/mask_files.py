@@ -64,7 +64,7 @@ def load(path: str | os.PathLike[str]) -> tuple[NestedMask, dict[str, Any], Hist
     except (OSError, SafetensorError) as error:
         raise DataError(f"{path} cannot be read as masks (missing, truncated or damaged): {error}.") from error
     if metadata.get("format") != FORMAT:
-        raise DataError(f"{path} holds no masks of child networks.")
+        raise DataError(f"{path} does not contain masks of child networks.")
     expected = content_sha256(tensors, metadata)
     if metadata.get("content_sha256", expected) != expected:  # earlier files have no checksum
         raise DataError(f"{path} was damaged or edited: its content does not match its checksum.")

@@ -94,7 +94,7 @@ def score_histogram(scores: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, t
 
 
 # A non-negative float32 orders like its bits read as an integer. The search goes by the high and then the low 16 bits,
-# in pieces that stay in the processor's cache, so that it needs a few MB beside the scores, whatever the model's size.
+# in pieces that stay in the processor's cache, so that it needs a few MB on top of the scores, whatever the model's size.
 _PIECE = 1 << 18
 _LOW_BITS = 16
 _BINS = 1 << 15

@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any, TypeVar
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, TypeVar
 
 from s3prl_ext.attention.layouts import PROJECTIONS
-from s3prl_ext.errors import UsageError, unknown_name
+from s3prl_ext.errors import UsageError
 from s3prl_ext.merging.interpolation import SUM_TOLERANCE
 from s3prl_ext.merging.lambdas import LambdaSchedule, over_depth, parse_lambda, parse_projections
 from s3prl_ext.merging.layers import LayerMap, chosen_layers, parse_layer_choice, parse_layer_map
 from s3prl_ext.merging.learnable import DEFAULT_LAMBDA, LearnableConfig, parse_learnable
 from s3prl_ext.merging.noise import NoiseConfig, parse_noise
-from s3prl_ext.settings import unknown_keys
+from s3prl_ext.settings import Problems, choice, load, name, switch, unknown_keys
 
 _Parsed = TypeVar("_Parsed")
+DECODER = "decoder"
+TARGET_PREFIXES = ("encoder", DECODER)
 
 
 @dataclass(frozen=True)
@@ -35,10 +37,19 @@ class TargetConfig:
             the encoder.
     """
 
-    upstream: str | None = None
-    ckpt: str | None = None
-    model: str | None = None
-    prefix: str | None = None
+    upstream: Annotated[str | None, name()] = None
+    ckpt: Annotated[str | None, name()] = None
+    model: Annotated[str | None, name()] = None
+    prefix: Annotated[str | None, choice(*TARGET_PREFIXES)] = None
+
+
+@dataclass(frozen=True)
+class _SourceModel:
+    """The keys of section ``source`` that say where a model is."""
+
+    model: Annotated[str | None, name()] = None
+    package: Annotated[str | None, name()] = None
+    prefix: Annotated[str | None, name()] = None
 
 
 @dataclass(frozen=True)
@@ -90,29 +101,9 @@ class MergeConfig:
     learnable: LearnableConfig | None = None
 
 
-MODEL_KEYS = ("model", "package", "prefix")
-DECODER = "decoder"
-TARGET_PREFIXES = ("encoder", DECODER)
-# Beside `source`, or in an item of `sources`; what an item does not say holds from the top level.
+# Next to `source`, or in an item of `sources`; what an item does not say holds from the top level.
 SOURCE_KEYS = ("lambda", "layers", "projections", "layer_map", "noise")
 KEYS = ("target", "source", "sources", *SOURCE_KEYS, "biases", "allow_extrapolation", "learnable")
-
-
-class _Problems(list[str]):
-    """Complaints, collected in place of being raised one by one."""
-
-    def attempt(self, parse: Callable[..., _Parsed], *arguments: Any) -> _Parsed | None:
-        """Return what `parse` returns, or None where it complains."""
-        try:
-            return parse(*arguments)
-        except UsageError as error:
-            self.append(str(error))
-            return None
-
-    def raise_all(self) -> None:
-        """Raise everything collected, each sentence once."""
-        if self:
-            raise UsageError("\n".join(dict.fromkeys("\n".join(self).splitlines())))
 
 
 def parse_config(raw: Mapping[str, Any], where: str) -> MergeConfig:
@@ -126,12 +117,20 @@ def parse_config(raw: Mapping[str, Any], where: str) -> MergeConfig:
     Raises:
         UsageError: with one line for every problem found.
     """
-    problems = _Problems(unknown_keys(raw, KEYS, where))
+    problems = Problems(unknown_keys(raw, KEYS, where))
     if "target" not in raw:
         problems.append(f"{where}: the key 'target' is missing.")
-    target = problems.attempt(_parse_target, raw["target"], f"{where}: target") if "target" in raw else None
+        target = None
+    else:
+        place = f"{where}: target"
+        target = _load_one_of(TargetConfig, raw["target"], place, ("upstream", "model"), problems)
+        if target.model and target.ckpt:
+            problems.append(
+                f"{place}.ckpt belongs to {place}.upstream; with {place}.model the model is the checkpoint."
+            )
+        target = replace(target, prefix=DECODER if target.prefix == DECODER else None)
     flags = {
-        key: problems.attempt(_parse_flag, raw.get(key, False), f"{where}: {key}") or False
+        key: problems.attempt(switch(), raw.get(key, False), f"{where}: {key}") or False
         for key in ("biases", "allow_extrapolation")
     }
     learnable = problems.attempt(parse_learnable, raw.get("learnable", False), f"{where}: learnable")
@@ -146,8 +145,17 @@ def parse_config(raw: Mapping[str, Any], where: str) -> MergeConfig:
     ]
     if learnable:
         problems += _unlearnable(len(items), flags["biases"], where)
-    problems.raise_all()
+    problems.raise_lines()
     return MergeConfig(target, tuple(sources), **flags, learnable=learnable)  # type: ignore[arg-type]  # nothing is None without problems
+
+
+def _load_one_of(
+    cls: type[_Parsed], section: Any, where: str, choices: tuple[str, str], problems: list[str]
+) -> _Parsed:
+    """Return a section that has exactly one of two keys; complaints are appended to `problems`."""
+    if isinstance(section, Mapping) and sum(section.get(key) is not None for key in choices) != 1:
+        problems.append(f"{where} must name exactly one of {choices[0]} and {choices[1]}.")
+    return load(cls, section, where, example=f"{{{choices[0]}: ...}}", problems=problems)
 
 
 def _unlearnable(sources: int, biases: bool, where: str) -> list[str]:
@@ -176,8 +184,8 @@ def _parse_source(
     item: Any, place: str, shared: Mapping[str, tuple[Any, str]], where: str, extrapolate: bool
 ) -> SourceConfig:
     """Return one source; `shared` holds value and place of each key that the item may leave out."""
-    problems = _Problems()
-    own = place.endswith("]")  # an item of `sources` may hold what otherwise stands beside `source`
+    problems = Problems()
+    own = place.endswith("]")  # an item of `sources` may have the keys that otherwise come next to `source`
     settings = dict(shared)
     if own and isinstance(item, Mapping):
         settings |= {key: (item[key], f"{place}.{key}") for key in SOURCE_KEYS if key in item}
@@ -187,9 +195,9 @@ def _parse_source(
         return problems.attempt(parse, *settings[key], *more) if key in settings else None
 
     noise = setting("noise", parse_noise)
-    model: dict[str, Any] | None = {}
+    model: dict[str, Any] = {}
     if item is not None:
-        model = problems.attempt(_parse_section, item, place, MODEL_KEYS, MODEL_KEYS[:2])
+        model = vars(_load_one_of(_SourceModel, item, place, ("model", "package"), problems))
     elif not noise or noise.needs_source:
         problems.append(f"{place} must name a model." if own else f"{where}: the key 'source' is missing.")
     projections = setting("projections", parse_projections) or list(PROJECTIONS)
@@ -198,9 +206,9 @@ def _parse_source(
         problems.append(f"{place} needs a lambda." if own else f"{where}: the key 'lambda' is missing.")
     layers = setting("layers", parse_layer_choice)
     layer_map = setting("layer_map", parse_layer_map)
-    problems.raise_all()
+    problems.raise_lines()
     layers = "all" if "layers" not in settings else layers
-    return SourceConfig(lambdas or {}, **(model or {}), layers=layers, layer_map=layer_map, noise=noise)
+    return SourceConfig(lambdas or {}, **model, layers=layers, layer_map=layer_map, noise=noise)
 
 
 def resolve_lambdas(config: MergeConfig, depth: int, where: str = "config") -> list[dict[str, list[float]]]:
@@ -212,21 +220,21 @@ def resolve_lambdas(config: MergeConfig, depth: int, where: str = "config") -> l
     Raises:
         UsageError: with one line for every value that does not fit the depth, and for sums over 1.
     """
-    problems = _Problems()
+    problems = Problems()
     several = len(config.sources) > 1
     places = [f"{where}: sources[{i}]." if several else f"{where}: " for i in range(len(config.sources))]
     resolved = [
         problems.attempt(_resolve_source, source, depth, place) or {}
         for source, place in zip(config.sources, places, strict=True)
     ]
-    problems.raise_all()
+    problems.raise_lines()
     if not config.allow_extrapolation:
         _check_sums(resolved, depth, where)
     return resolved
 
 
 def _resolve_source(source: SourceConfig, depth: int, place: str) -> dict[str, list[float]]:
-    problems = _Problems()
+    problems = Problems()
     chosen = problems.attempt(chosen_layers, source.layers, source.layer_map, depth, f"{place}layers") or ()
     resolved = {projection: [0.0] * depth for projection in PROJECTIONS}
     for projection, schedule in source.lambda_.items():
@@ -238,7 +246,7 @@ def _resolve_source(source: SourceConfig, depth: int, place: str) -> dict[str, l
             continue
         values = over_depth(schedule, depth)
         resolved[projection] = [values[layer] if layer in chosen else 0.0 for layer in range(depth)]
-    problems.raise_all()
+    problems.raise_lines()
     return resolved
 
 
@@ -255,34 +263,3 @@ def _check_sums(resolved: Sequence[Mapping[str, Sequence[float]]], depth: int, w
             f"{where}: lambda adds up to {total:g} over the sources in layer {layer} {projection}, but must not exceed "
             "1: lower it, or set allow_extrapolation: true."
         )
-
-
-def _parse_section(value: Any, where: str, known: Sequence[str], choices: Sequence[str]) -> dict[str, Any]:
-    """Return a mapping of optional strings of which exactly one of the two `choices` is set."""
-    if not isinstance(value, Mapping):
-        raise UsageError(f"{where} must be a mapping such as {{{choices[0]}: ...}}, got {value!r}.")
-    problems = unknown_keys(value, known, where)
-    given = {key: item for key, item in value.items() if key in known and item is not None}
-    wrong = {key: item for key, item in given.items() if not isinstance(item, str) or not item}
-    problems += [f"{where}.{key} must be a name or path, got {item!r}." for key, item in wrong.items()]
-    if sum(choice in given for choice in choices) != 1:
-        problems.append(f"{where} must name exactly one of {choices[0]} and {choices[1]}.")
-    if problems:
-        raise UsageError("\n".join(problems))
-    return dict(value)
-
-
-def _parse_target(value: Any, where: str) -> TargetConfig:
-    known = [field.name for field in fields(TargetConfig)]
-    target = TargetConfig(**_parse_section(value, where, known, ("upstream", "model")))
-    if target.model and target.ckpt:
-        raise UsageError(f"{where}.ckpt belongs to {where}.upstream; with {where}.model the model is the checkpoint.")
-    if target.prefix not in (None, *TARGET_PREFIXES):
-        raise unknown_name("prefix", target.prefix, TARGET_PREFIXES, where)
-    return replace(target, prefix=DECODER if target.prefix == DECODER else None)
-
-
-def _parse_flag(value: Any, where: str) -> bool:
-    if not isinstance(value, bool):
-        raise UsageError(f"{where} must be true or false, got {value!r}.")
-    return value

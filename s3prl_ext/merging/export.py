@@ -30,7 +30,7 @@ from s3prl_ext.writing import written
 
 # What else of a transformers folder belongs to the model: configuration, vocabulary, preprocessor, licence.
 COMPANIONS = ("*.json", "*.txt", "*.model", "LICENSE*", "NOTICE*")
-# What this package writes beside a model: it describes that model and no copy of it.
+# What this package writes next to a model: it describes that model, not a copy of it.
 RECORDS = ("merge.json", "export.json")
 
 # Return the new tensor of a slot, given the old one as it is in the file.

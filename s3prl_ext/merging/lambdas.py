@@ -87,8 +87,6 @@ def _parse_schedule(value: Any, where: str, extrapolate: bool) -> LambdaSchedule
 
 def _parse_value(value: Any, where: str, extrapolate: bool) -> float:
     number = as_number(value, where)
-    if number - number != 0.0:
-        raise UsageError(f"{where} must be finite, got {value!r}.")
     if not extrapolate and not 0.0 <= number <= 1.0:
         raise UsageError(
             f"{where} must be between 0 (target) and 1 (source), got {number:g}: "

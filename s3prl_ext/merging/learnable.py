@@ -181,11 +181,11 @@ def _check_initial(values: Tensor, config: LearnableConfig) -> None:
         )
     low, high = values.min().item(), values.max().item()
     if config.constraint == "clamp" and not (low >= 0.0 and high <= 1.0):
-        raise UsageError(f"constraint clamp keeps lambda in [0, 1], but its first values lie in [{low:g}, {high:g}].")
+        raise UsageError(f"constraint clamp keeps lambda in [0, 1], but its first values are in [{low:g}, {high:g}].")
     if config.constraint == "sigmoid" and not (low > 0.0 and high < 1.0):
         raise UsageError(
-            f"constraint sigmoid needs a first lambda above 0 and below 1, but it lies in [{low:g}, {high:g}]: choose "
-            "another value, or constraint raw; for a set of layers also learnable: {constraint: sigmoid, layers: merged}."
+            f"constraint sigmoid needs a first lambda above 0 and below 1, but its first values are in [{low:g}, {high:g}]: "
+            "choose another value, or constraint raw; for a set of layers also learnable: {constraint: sigmoid, layers: merged}."
         )
 
 
@@ -205,7 +205,7 @@ class Interpolated(nn.Module):
     def __init__(self, source: Tensor, shared: LearnableLambda, layer: int, projection: str) -> None:
         super().__init__()
         self.register_buffer("source", source, persistent=False)
-        self._shared = (shared,)  # in a tuple, so that it is no submodule and lambda has one name
+        self._shared = (shared,)  # in a tuple, so that it is not a submodule and lambda has one name
         self.layer, self.projection = layer, projection
 
     def forward(self, weight: Tensor) -> Tensor:
@@ -307,7 +307,7 @@ def _fold_weight(module: nn.Module) -> None:
     shared = type(module)
     module.__class__ = type(shared.__name__, shared.__bases__, dict(shared.__dict__))
     parametrize.remove_parametrizations(module, "weight")
-    if isinstance(getattr(module, "bias", None), nn.Parameter):  # weight was registered anew, behind the bias
+    if isinstance(getattr(module, "bias", None), nn.Parameter):  # weight was registered again, after the bias
         bias = module.bias
         del module.bias
         module.bias = bias

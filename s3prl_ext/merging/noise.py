@@ -124,7 +124,7 @@ def sample(
         shapes: the target's slots to draw for, with their shapes.
         statistics: mean and standard deviation by the target's slots; None for N(0, 1).
         config: gives kind, seed and draw, which together choose the stream.
-        source: position of the source that the noise stands for, so that two of them differ.
+        source: position of the source that the noise replaces, so that two of them differ.
     """
     samples: AttentionWeights = {}
     for slot, shape in shapes.items():

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
-from s3prl_ext.errors import UsageError, unknown_name
+from s3prl_ext.errors import unknown_name
 from s3prl_ext.merging.similarity import METRICS, PROJECTIONS
-from s3prl_ext.settings import choice, count, load, name, number, raise_all, switch, unknown_keys
+from s3prl_ext.settings import Problems, choice, count, load, name, number, raise_all, switch, unknown_keys
 
 LEVELS = ("utterance", "frame")
 SHARE = 0.1  # of the training pairs, as in the paper
@@ -69,7 +69,7 @@ def parse_selection(value: Mapping[str, Any], where: str = "layers") -> LayerSel
     Raises:
         UsageError: with one line for every problem found.
     """
-    problems = unknown_keys(value, KEYS, where)
+    problems = Problems(unknown_keys(value, KEYS, where))
     if ("from" in value) == ("pairs" in value):
         problems.append(f"{where} needs either pairs (a table or corpus folder) or from (a layers.json).")
     surplus = [key for key in value if key in (*SETTINGS, "root", "split")] if "from" in value else []
@@ -77,13 +77,10 @@ def parse_selection(value: Mapping[str, Any], where: str = "layers") -> LayerSel
         problems.append(f"{where}: {', '.join(surplus)} cannot be set with from: that file says how it was made.")
     own = {key: value[key] for key in ("by", "top_k", "pairs", "root", "split") if key in value}
     selection = load(LayerSelection, {**own, "file": value.get("from")}, where, problems=problems)
-    try:
-        given = {key: value[key] for key in SETTINGS if key in value}
-        selection = replace(selection, settings=parse_settings(given, [selection.by] if selection.by else [], where))
-    except UsageError as error:
-        problems.append(str(error))
+    given = {key: value[key] for key in SETTINGS if key in value}
+    settings = problems.attempt(parse_settings, given, [selection.by] if selection.by else [], where)
     raise_all(problems)
-    return selection
+    return replace(selection, settings=cast(ComparisonSettings, settings))
 
 
 def parse_settings(value: Mapping[str, Any], metrics: Sequence[str], where: str) -> ComparisonSettings:

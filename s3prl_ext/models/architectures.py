@@ -189,7 +189,7 @@ def known() -> tuple[Architecture, ...]:
 
 
 def add(row: Architecture) -> None:
-    """Add a row behind the table, so that models which the table knows are read as before.
+    """Add a row after the table, so that models which the table knows are read as before.
 
     Raises:
         UsageError: the template lacks a placeholder, the row does not name three projections, or a linear map is unknown.

@@ -77,7 +77,7 @@ class SweepRunner(Runner):
 
     @property
     def stored_config(self) -> dict[str, Any]:
-        """The task file with variables in place of the paths that they stand for."""
+        """The task file with variables in place of paths."""
         return self._variables.restored(self.config)
 
     def _get_upstream(self) -> ModelEntry:

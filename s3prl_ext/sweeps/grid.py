@@ -7,7 +7,6 @@ the weights: a layer set, a noise kind with the number of its draw, and lambda.
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from s3prl_ext.layer_sets import parse_layers
 from s3prl_ext.merging.noise import KINDS
 from s3prl_ext.merging.similarity import METRICS
 from s3prl_ext.papers.figures import mam_figure
-from s3prl_ext.settings import as_number, unknown_keys
+from s3prl_ext.settings import Problems, as_number, count, unknown_keys
 
 NOISES = ("none", *KINDS)  # none: the source itself
 DRAWS = 5  # of each noise control: the least that MAM's averages suggest
@@ -114,7 +113,7 @@ def read_grid(file: Mapping[str, Any], flags: Mapping[str, Any], extrapolate: bo
         UsageError: with one line for every problem found.
     """
     grid = {**file, **flags}
-    problems = unknown_keys(grid, KEYS, where)
+    problems = Problems(unknown_keys(grid, KEYS, where))
     arms = grid.get("arms") or {}
     if not isinstance(arms, Mapping):
         problems.append(
@@ -138,12 +137,11 @@ def read_grid(file: Mapping[str, Any], flags: Mapping[str, Any], extrapolate: bo
         )
     if bool(checked["by"]) != bool(checked["top_k"]):
         problems.append(f"{where}: by and top_k belong together: by names the metrics, top_k the numbers of layers.")
-    if problems:
-        raise UsageError("\n".join(dict.fromkeys(problems)))
+    problems.raise_lines()
     return checked
 
 
-def _check_axes(grid: Mapping[str, Any], extrapolate: bool, where: str, problems: list[str]) -> dict[str, Any]:
+def _check_axes(grid: Mapping[str, Any], extrapolate: bool, where: str, problems: Problems) -> dict[str, Any]:
     """Return the axes of a grid as lists, and add what is wrong with them to `problems`."""
     by_similarity = "by" in grid or "top_k" in grid
     default = [] if by_similarity else ["all"]
@@ -156,30 +154,23 @@ def _check_axes(grid: Mapping[str, Any], extrapolate: bool, where: str, problems
         "top_k": as_list(grid.get("top_k", [])),
     }
     for value in as_list(grid.get("lambda", [])):
-        try:
-            number = as_number(value, f"{where}: lambda")
-            if not math.isfinite(number) or not (extrapolate or 0.0 <= number <= 1.0):
-                raise UsageError(
-                    f"{where}: lambda must be between 0 (target) and 1 (source), got {number:g}: set "
-                    "allow_extrapolation: true in the configuration of the merge to go beyond."
-                )
+        number = problems.attempt(as_number, value, f"{where}: lambda")
+        if number is not None and not extrapolate and not 0.0 <= number <= 1.0:
+            problems.append(
+                f"{where}: lambda must be between 0 (target) and 1 (source), got {number:g}: set "
+                "allow_extrapolation: true in the configuration of the merge to go beyond."
+            )
+        elif number is not None:
             axes["lambda"].append(number)
-        except UsageError as error:
-            problems.append(str(error))
     if "lambda" in grid and not as_list(grid["lambda"]):
         problems.append(f"{where} is an empty grid: lambda names no value.")
     for layers in axes["layers"]:
-        try:
-            if not parse_layers(layers, None, f"{where}: layers") and layers != "all":
-                problems.append(f"{where}: layers {layers!r} names no layer: the unmerged target is scored anyway.")
-        except UsageError as error:
-            problems.append(str(error))
+        if problems.attempt(parse_layers, layers, None, f"{where}: layers") == () and layers != "all":
+            problems.append(f"{where}: layers {layers!r} names no layer: the unmerged target is scored anyway.")
     problems += [str(unknown_name("noise", name, NOISES, where)) for name in axes["noise"] if name not in NOISES]
     problems += [str(unknown_name("metric (by)", name, METRICS, where)) for name in axes["by"] if name not in METRICS]
-    for key, values in (("draws", [axes["draws"]]), ("top_k", axes["top_k"])):
-        for number in values:
-            if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-                problems.append(f"{where}: {key} must be a whole number, 1 or more, got {number!r}.")
+    axes["draws"] = problems.attempt(count(), axes["draws"], f"{where}: draws")
+    axes["top_k"] = [problems.attempt(count(), value, f"{where}: top_k") for value in axes["top_k"]]
     return axes
 
 
@@ -219,7 +210,7 @@ def groups_of(
             label = name if len(parts) == 1 else f"{name} {_label(layers)}"
             found.append(_group(label, layers_of(layers), noise, arm["lambda"], arm["draws"]))
     if not any(group.lambdas for group in found):
-        raise UsageError("the grid holds no lambda but 0, which is the unmerged target: add values such as 0.05,0.1.")
+        raise UsageError("the only lambda of the grid is 0, which is the unmerged target: add values such as 0.05,0.1.")
     return list(dict.fromkeys(group for group in found if group.lambdas))
 
 

@@ -95,7 +95,7 @@ def _run(flags: argparse.Namespace, config: MergeConfig, grid: dict[str, Any]) -
 
 
 def _paper(flags: argparse.Namespace, downstream: str | None) -> str | None:
-    """Return the corpus whose figures of the MAM paper stand next to ours; None for none."""
+    """Return the corpus whose figures of the MAM paper are shown next to ours; None for none."""
     paper = flags.paper or (downstream if flags.grid in PRESETS else None)
     return paper if paper in CORPORA else None
 
@@ -106,7 +106,7 @@ def _without_folders(name: str) -> str:
 
 
 def _read_source(config: MergeConfig, grid: dict[str, Any]) -> tuple[Path | None, AttentionWeights | None]:
-    """Return path and attention of the source; None for both where the grid holds noise that needs no source."""
+    """Return path and attention of the source; None for both where the grid has only noise that needs no source."""
     source = config.sources[0]
     kinds = {*grid["noise"], *(noise for arm in grid["arms"].values() for noise in arm["noise"])}
     if source.model or source.package:
@@ -188,7 +188,7 @@ def _similar(by: str, k: int, file: str, upstream: Any, pair: Pair) -> tuple[int
 
 
 def _settings(runner: SweepRunner, pair: Pair) -> dict[str, Any]:
-    """Return everything besides arms and data that decides a result, as plain values."""
+    """Return everything except arms and data that decides a result, as plain values."""
     args = runner.args
     return {
         "task": args.downstream,
@@ -214,7 +214,7 @@ def _settings(runner: SweepRunner, pair: Pair) -> dict[str, Any]:
 
 
 def _facts(pair: Pair, grid: dict[str, Any]) -> dict[str, Any]:
-    """Return what a reader of ``sweep.json`` wants to know besides: models by name and hash, grid."""
+    """Return what a reader of ``sweep.json`` wants to know in addition: models by name and hash, grid."""
     source = dataclasses.replace(pair.config.sources[0], noise=None)
     return {
         "target": describe_model(target_name(pair.config.target), pair.target),
@@ -234,7 +234,7 @@ def _origin(device: str) -> dict[str, Any]:
 
 
 def _write(sweep: Sweep, summary: list[dict[str, Any]], title: str, paper: str | None) -> Path:
-    """Write table and picture beside ``sweep.json``, and return the table's file."""
+    """Write table and picture next to ``sweep.json``, and return the table's file."""
     folder, name = sweep.store.path.parent, str(sweep.metric_name)
     report.write_table(
         folder / TABLE, sweep.groups, summary, sweep.dev, sweep.test, name, sweep.metric, sweep.lookup, title, paper

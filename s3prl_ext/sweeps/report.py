@@ -1,4 +1,4 @@
-"""``sweep.md`` and ``sweep.png``: what a sweep measured, beside the figures of the MAM paper where it is its grid."""
+"""``sweep.md`` and ``sweep.png``: what a sweep measured, next to the figures of the MAM paper where it is its grid."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def write_table(
     """Write the Markdown table of a sweep.
 
     Args:
-        paper: corpus of the MAM paper whose figures stand beside ours: ``ljspeech``, ``vctk``, ``esc50``; None for none.
+        paper: corpus of the MAM paper whose figures are shown next to ours: ``ljspeech``, ``vctk``, ``esc50``; None for none.
     """
     lookup, summary = _in_shown_unit(lookup, summary, factor(metric_name))
     unit = f" ({'%' if metric.unit == 'ratio' else metric.unit})" if metric.unit in ("%", "ratio") else ""

@@ -21,12 +21,12 @@ class Store:
 
     Args:
         folder: existing folder of the sweep.
-        settings: everything besides the arms that decides the results, as plain values.
-        overwrite: begin anew where the folder holds results already.
+        settings: everything except the arms that decides the results, as plain values.
+        overwrite: start again where the folder has results already.
 
     Raises:
         DataError: the folder's file is unreadable.
-        UsageError: it was made with other settings.
+        UsageError: it was made with different settings.
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any], overwrite: bool = False) -> None:
@@ -42,7 +42,7 @@ class Store:
             if was != _plain(now):
                 raise UsageError(
                     f"{self.path} was made with another {key} ({_short(was)}, now {_short(_plain(now))}): choose another "
-                    "folder with -p, or begin anew with --overwrite."
+                    "folder with -p, or start again with --overwrite."
                 )
         self.content = stored
 
@@ -62,7 +62,7 @@ class Store:
         if was != sha256:
             raise UsageError(
                 f"the data of split '{split}' differ from those that {self.path} was made with: choose another folder "
-                "with -p, or begin anew with --overwrite."
+                "with -p, or start again with --overwrite."
             )
 
     def write(self, **more: Any) -> None:
@@ -84,7 +84,7 @@ def _read(path: Path) -> dict[str, Any]:
             return content
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
         pass
-    raise DataError(f"{path} is no result of a sweep: move it away, or begin anew with --overwrite.")
+    raise DataError(f"{path} is not a result of a sweep: move it away, or start again with --overwrite.")
 
 
 def _plain(value: Any) -> Any:

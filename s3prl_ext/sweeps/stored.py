@@ -106,7 +106,7 @@ class StoredSweep:
         )  # fmt: skip
 
     def _sha256(self) -> str:
-        """Return a hash of everything besides the arms that decides the scores: models, data, settings."""
+        """Return a hash of everything except the arms that decides the scores: models, data, settings."""
         decisive = {key: self.content[key] for key in ("settings", "data")}
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
@@ -133,7 +133,7 @@ def read_sweep(path: Path) -> StoredSweep:
                    *(end for run in runs for ends in run.intervals.values() for end in ends)]  # fmt: skip
         hashes, versions = content["data"].values(), content.get("versions", {})
         if not all(isinstance(number, (int, float)) for number in numbers) or not all(run.values for run in runs):
-            raise TypeError("a score that is no number")
+            raise TypeError("a score that is not a number")
         names = content["target"]["name"], content.get("upstream", ""), content.get("upstream_ckpt") or ""
         if not all(isinstance(name, str) for name in names):
             raise TypeError("names of models")
@@ -143,7 +143,7 @@ def read_sweep(path: Path) -> StoredSweep:
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}): give the sweep.json of a sweep.") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path} is no result of a sweep ({error!r}): run s3prl-ext sweep again.") from error
+        raise DataError(f"{path} is not a result of a sweep ({error!r}): run s3prl-ext sweep again.") from error
 
 
 def _groups(content: Mapping[str, Any]) -> list[Group]:

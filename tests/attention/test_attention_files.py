@@ -138,13 +138,13 @@ def index_of_other_folders(tmp_path):
     ("make", "message"),
     [
         (index_of_other_folders, "names the shard '../outside.safetensors', which is not a file of its folder"),
-        (bad_folder, "holds no model weights: none of model.safetensors"),
+        (bad_folder, "contains no model weights: it has none of model.safetensors"),
         (bad_safetensors, "not readable as safetensors"),
         (bad_pickle, "not readable as a checkpoint of plain tensors"),
         (code_in_pickle, "not readable as a checkpoint of plain tensors"),
         (list_in_file, "holds list in place of a state dict"),
         (missing_shard, "lacks the shards model-00001"),
-        (broken_index, "no index of weight shards"),
+        (broken_index, "is not an index of weight shards"),
         (lambda tmp_path: tmp_path / "nothing.pt", "no such model folder or checkpoint file"),
     ],
 )

@@ -148,7 +148,7 @@ def test_what_does_not_belong_together_is_refused(tmp_path):
         ((str(path), "text", None, "hash"), "split belongs to a corpus folder"),
         ((str(folder), "text", "/x"), "root belongs to a table of pairs"),
         ((str(folder), "image"), "has no images"),
-        ((str(tmp_path), "text"), "is no folder of LJSpeech-1.1 or VCTK-Corpus-0.92"),
+        ((str(tmp_path), "text"), "is not a folder of LJSpeech-1.1 or VCTK-Corpus-0.92"),
     ):
         with pytest.raises(UsageError, match=message):
             read_corpus(*arguments)

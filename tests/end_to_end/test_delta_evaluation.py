@@ -76,7 +76,7 @@ def test_what_a_delta_cannot_do(trained, command, upstreams, tmp_path):
     damaged = tmp_path / "damaged.safetensors"
     damaged.write_bytes(delta.read_bytes()[:-7])
     outcome = command("-m", "evaluate", "-e", damaged)
-    assert outcome.code == 1 and "is no delta, or truncated" in outcome.sentence
+    assert outcome.code == 1 and "is not a delta, or is truncated" in outcome.sentence
     assert not (tmp_path / "check").exists() and not (tmp_path / "new").exists()
 
 

@@ -315,7 +315,7 @@ def test_heads_that_are_not_said_and_fused_attention_are_refused():
         ({"q_proj": 0.1, "k_proj": 0.2}, {}, "differs between projections.*granularity layer"),
         ({"q_proj": 0.1, "k_proj": 0.2}, {"granularity": "head"}, "differs between projections"),
         ({"q_proj": [0.1, 0.2, 0.3]}, {"granularity": "global"}, "differs between layers"),
-        ({"q_proj": 1.2}, {"constraint": "clamp"}, r"its first values lie in \[1.2, 1.2\]"),
+        ({"q_proj": 1.2}, {"constraint": "clamp"}, r"its first values are in \[1.2, 1.2\]"),
         ({"q_proj": 0.0}, {"constraint": "sigmoid"}, "above 0 and below 1"),
         ({"q_proj": 1.0}, {"constraint": "sigmoid"}, "above 0 and below 1"),
     ],

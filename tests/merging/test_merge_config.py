@@ -105,7 +105,7 @@ def test_numeric_strings_are_numbers():
         ({"target": {}}, "exactly one of upstream and model"),
         ({"target": {"model": "a", "ckpt": "b"}}, "the model is the checkpoint"),
         ({"target": "hubert_base"}, "must be a mapping"),
-        ({"target": {"upstream": 3}}, "must be a name or path, got 3"),
+        ({"target": {"upstream": 3}}, "must be a name, got 3"),
         ({"source": {"modle": "x"}}, "unknown key 'modle'; did you mean 'model'"),
         ({"lamda": 0.1}, "unknown key 'lamda'; did you mean 'lambda'"),
     ],

@@ -79,7 +79,7 @@ def test_keys_tell_arms_apart_and_stay():
     [
         ({}, "empty grid"),
         ({"lambda": []}, "empty grid"),
-        ({"lambda": [0]}, "no lambda but 0"),
+        ({"lambda": [0]}, "the only lambda of the grid is 0"),
         ({"lambda": [1.5]}, "must be between 0"),
         ({"lambda": [float("nan")]}, "must be a finite number"),
         ({"lambda": ["ten"]}, "must be a number"),

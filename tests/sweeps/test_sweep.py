@@ -265,7 +265,7 @@ def test_main_metric_is_taken_without_asking(pair, upstream, tmp_path):
 
 def test_a_damaged_file_is_named(tmp_path):
     (tmp_path / "sweep.json").write_text("{")
-    with pytest.raises(DataError, match="no result of a sweep"):
+    with pytest.raises(DataError, match="is not a result of a sweep"):
         Store(tmp_path, {})
 
 

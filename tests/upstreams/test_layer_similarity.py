@@ -427,7 +427,7 @@ def test_a_file_of_the_command_is_read_and_its_models_are_checked(tmp_path, tabl
     with pytest.raises(DataError, match="made with another source: .* run s3prl-ext layers with this source"):
         merged_attention(model_config=f"{choice},,source.model={other}")
     (out / "layers.json").write_text('{"kind": "something"}')
-    with pytest.raises(DataError, match="is no layers.json"):
+    with pytest.raises(DataError, match="is not a layers.json"):
         merged_attention(model_config=choice)
 
 

@@ -61,9 +61,9 @@ def test_a_file_name_may_hold_an_equals_sign(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (",,lambda", "-g: 'lambda' is no override: write key=value"),
+        (",,lambda", "-g: 'lambda' is not an override: write key=value"),
         (",,lambda=[0.1", "the value of lambda is not readable as YAML"),
-        (",,lambda.q_proj=0.1", "'lambda' is no section"),
+        (",,lambda.q_proj=0.1", "'lambda' is not a section"),
         (",,lambd=0.1", "unknown key 'lambd'; did you mean 'lambda'"),
         (",,target.chkpt=x", "unknown key 'chkpt'; did you mean 'ckpt'"),
         (",,layers=12-,,lambda=7", "layers: '12-'.*"),
@@ -184,5 +184,5 @@ def test_items_of_sources_are_overridden_by_index(tmp_path, monkeypatch):
     assert (first.lambda_["q_proj"], second.lambda_["q_proj"], second.model) == (0.3, 0.2, "/vit")
     assert first.noise.kind == "source" and second.noise is None
     for key in ("sources.2.lambda", "sources.x.lambda", "sources.2"):
-        with pytest.raises(UsageError, match=f"-g: {key} cannot be set: '[2x]' is no item of a list of 2"):
+        with pytest.raises(UsageError, match=f"-g: {key} cannot be set: '[2x]' is not an item of a list of 2"):
             read_config(f"{file},,{key}=0.3")

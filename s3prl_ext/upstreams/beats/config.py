@@ -61,7 +61,7 @@ def parse_config(content: Any, where: str) -> BeatsConfig:
         DataError: it belongs to another family of models, or to a variant that was never released.
     """
     if not isinstance(content, Mapping) or (missing := [key for key in REQUIRED if key not in content]):
-        lack = f"lacks {', '.join(missing)}" if isinstance(content, Mapping) else "is no mapping"
+        lack = f"lacks {', '.join(missing)}" if isinstance(content, Mapping) else "is not a mapping"
         raise DataError(f"{where} is no BEATs checkpoint: its cfg {lack}; use the upstream that the file belongs to.")
     known = {field.name for field in dataclasses.fields(BeatsConfig)}
     unknown = sorted(str(key) for key in content if key not in known)

@@ -92,7 +92,7 @@ def reduce_mask(mask: Tensor, length: int) -> Tensor:
     """Shorten a padding mask as the published implementation does, from samples to frames and from frames to tokens.
 
     Equal runs of `mask` become one entry, True where the whole run is; a remainder at the end is left out. The runs
-    do not line up with frames and patches exactly, so a few tokens beside the end of a clip may be judged wrongly.
+    do not line up with frames and patches exactly, so a few tokens next to the end of a clip may be judged wrongly.
 
     Args:
         mask: [batch, longer], True at padding.

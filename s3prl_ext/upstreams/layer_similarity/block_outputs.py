@@ -60,7 +60,7 @@ def block_outputs(blocks: Sequence[nn.Module], run: Callable[[], Any], where: st
         where: name of the model, for the error.
 
     Raises:
-        DataError: a block did not run exactly once, or gives no tensor of three dimensions.
+        DataError: a block did not run exactly once, or does not return a tensor of three dimensions.
     """
     seen: dict[int, list[Tensor]] = {index: [] for index in range(len(blocks))}
 

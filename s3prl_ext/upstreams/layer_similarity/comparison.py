@@ -113,7 +113,7 @@ def meeting_layers(target: Side, source: Side, layer_map: LayerMap) -> list[int 
 
 
 def pair_kind(target: Side, source: Side) -> str:
-    """Return what stands next to the clip in a pair: ``text``, ``image`` or ``speech``.
+    """Return what a clip is paired with: ``text``, ``image`` or ``speech``.
 
     Raises:
         UsageError: the target is a decoder, which reads the transcript, and the source reads images.

@@ -38,7 +38,7 @@ def read_corpus(path: str, kind: str, root: str | None = None, split: str | None
     corpus = next((c for c in CORPORA if any(_holds(place, c.card.contents[:2]) for place in _places(folder, c))), None)
     if corpus is None:
         known = " or ".join(c.card.name for c in CORPORA)
-        raise UsageError(f"{path} is no folder of {known}: give one, or a table with the columns path and text.")
+        raise UsageError(f"{path} is not a folder of {known}: give one, or a table with the columns path and text.")
     utterances = corpus.read(folder, "error")
     train = set(corpus.splits(utterances, split or corpus.group, needed=["train"])["train"])
     return [Pair(u.audio, u.audio if kind == "speech" else u.text) for u in utterances if u.id in train]

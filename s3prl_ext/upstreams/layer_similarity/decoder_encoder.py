@@ -73,7 +73,7 @@ class DecoderEncoder(TextEncoder):
         rows = [self._tokens(text) for text in items]
         tokens = pad_sequence(rows, batch_first=True, padding_value=self.model.config.pad_token_id)
 
-        def run() -> None:  # padding stands behind the text, where no token of it looks
+        def run() -> None:  # padding comes after the text, to which no token attends
             audio = self.silence.expand(len(rows), -1, -1)
             self.model.decoder(input_ids=tokens.to(audio.device), encoder_hidden_states=audio, use_cache=False)
 

@@ -33,7 +33,7 @@ PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
 
 class Encoder(Protocol):
-    """What a comparison needs of an encoder; one's own may stand in its place.
+    """What a comparison needs of an encoder; your own class may take its place.
 
     Attributes:
         name: what to call it in messages.
@@ -55,7 +55,7 @@ def source_kind(folder: Path, name: str, prefix: str | None = None) -> str:
         prefix: of a model with several parts; the decoder of a Whisper reads text.
 
     Raises:
-        DataError: it is no transformers folder, or has neither a tokenizer nor a description of its images.
+        DataError: it is not a transformers folder, or has neither a tokenizer nor a description of its images.
     """
     if not (folder / "config.json").is_file():
         raise DataError(

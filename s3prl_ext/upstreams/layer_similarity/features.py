@@ -116,7 +116,7 @@ def in_parts(compute: Callable[[Sequence[int]], Tensor], keys: Sequence[str], ba
     Args:
         compute: indices of samples -> their rows, [indices, ...].
         keys: one hash per sample.
-        title: shown beside the progress bar.
+        title: shown next to the progress bar.
     """
     parts = []
     with tqdm(total=len(keys), desc=title, unit="sample", disable=None) as bar:

@@ -218,7 +218,7 @@ def read_result(path: str | Path) -> dict[str, Any]:
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError):
         metrics, fits, hashes = {}, False, []
     if not (metrics and fits and hashes):
-        raise DataError(f"{file} is no layers.json of `s3prl-ext layers`: make it again.")
+        raise DataError(f"{file} is not a layers.json of `s3prl-ext layers`: make it again.")
     return content
 
 

@@ -71,7 +71,7 @@ def read_config(model_config: str | None, ckpt: str | None = None, preset: str |
     Args:
         model_config: the text given to ``-g``, or None.
         ckpt: the text given to ``-k``; it replaces the target's checkpoint or model.
-        preset: name of a shipped configuration; None for one's own file, which `model_config` then must name.
+        preset: name of a shipped configuration; None for your own file, which `model_config` then must name.
 
     Raises:
         UsageError: with every problem of the configuration, one per line.
@@ -88,7 +88,7 @@ def read_raw(
         model_config, ckpt, preset: as for :func:`read_config`.
 
     Raises:
-        UsageError: no file is named, an override does not fit it, or a path counts from another folder than was meant.
+        UsageError: no file is named, an override does not fit it, or a path is relative to another folder than was meant.
     """
     file, overrides = split_options(model_config)
     if preset is not None and file is not None:
@@ -117,11 +117,11 @@ def _check_folder(raw: dict[str, Any], path: Path) -> None:
     """Raise UsageError where a path of a file is meant from the file's folder, but not there from the working folder."""
     problems = []
     for place, value in _paths(raw):
-        beside = path.parent / value
-        if not Path(value).expanduser().exists() and beside.exists():
+        neighbour = path.parent / value
+        if not Path(value).expanduser().exists() and neighbour.exists():
             problems.append(
                 f"{path}: {place} {value} is not in the working folder, from which paths count; the one next to the file "
-                f"is {beside}: write that, or run from {path.parent.resolve()}."
+                f"is {neighbour}: write that, or run from {path.parent.resolve()}."
             )
     if problems:
         raise UsageError("\n".join(problems))
@@ -181,7 +181,7 @@ def split_options(text: str | os.PathLike[str] | None) -> tuple[str | None, dict
     """Split the text of ``-g`` into a file name (or None) and overrides ``dotted.key -> value``.
 
     Raises:
-        UsageError: a part after the first is no ``key=value``, or its value is no YAML.
+        UsageError: a part after the first is not ``key=value``, or its value is not YAML.
     """
     if text is None:
         return None, {}
@@ -195,7 +195,7 @@ def split_options(text: str | os.PathLike[str] | None) -> tuple[str | None, dict
 def _parse_override(part: str) -> tuple[str, Any]:
     key, equals, value = part.partition("=")
     if not equals or not key.strip():
-        raise UsageError(f"-g: '{part}' is no override: write key=value, such as lambda=0.10 or target.ckpt=/path.")
+        raise UsageError(f"-g: '{part}' is not an override: write key=value, such as lambda=0.10 or target.ckpt=/path.")
     try:
         return key.strip(), parse_yaml(value)
     except yaml.YAMLError as error:
@@ -206,7 +206,7 @@ def apply_overrides(raw: dict[str, Any], overrides: dict[str, Any], where: str) 
     """Return a copy of `raw` with each dotted key set; sections that are missing are made.
 
     Raises:
-        UsageError: a dotted key reaches into something that is no section.
+        UsageError: a dotted key reaches into something that is not a section.
     """
     result = copy.deepcopy(raw)
     for dotted, value in overrides.items():
@@ -218,15 +218,15 @@ def apply_overrides(raw: dict[str, Any], overrides: dict[str, Any], where: str) 
                 place[key] = {}
             place = place[key]
             if not isinstance(place, (dict, list)):
-                raise UsageError(f"-g: {dotted} cannot be set: '{section}' is no section in {where}.")
+                raise UsageError(f"-g: {dotted} cannot be set: '{section}' is not a section of {where}.")
         place[_key(place, last, dotted, where)] = value
     return result
 
 
 def _key(place: dict[str, Any] | list[Any], name: str, dotted: str, where: str) -> Any:
-    """Return the key of a mapping, or the index of a list, that a part of a dotted key stands for."""
+    """Return the key of a mapping, or the index of a list, that a part of a dotted key names."""
     if isinstance(place, dict):
         return name
     if name.isdecimal() and int(name) < len(place):
         return int(name)
-    raise UsageError(f"-g: {dotted} cannot be set: '{name}' is no item of a list of {len(place)} in {where}.")
+    raise UsageError(f"-g: {dotted} cannot be set: '{name}' is not an item of a list of {len(place)} in {where}.")

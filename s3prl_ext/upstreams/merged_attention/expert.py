@@ -91,7 +91,7 @@ def read_sources(config: MergeConfig) -> tuple[list[Path | None], list[Attention
 
 
 def _decoder_record(config: MergeConfig, sources: Sequence[AttentionWeights | None]) -> MergeRecord:
-    """Return the record of a merge into a decoder, which is no part of the upstream."""
+    """Return the record of a merge into a decoder, which is not part of the upstream."""
     decoder = read_decoder(config.target)
     logger.info(
         "%s is merged by the task that transcribes with it; the features are those of the unmerged encoder",
@@ -194,7 +194,7 @@ def _prepare(
     slots: Sequence[Slot],
     index: int,
 ) -> Source:
-    """Return a source under the target's slots, or noise for `slots` that stands for it."""
+    """Return a source under the target's slots, or noise for `slots` in its place."""
     name = source_name(config)
     if config.noise is not None:
         shapes = {slot: target[slot].shape for slot in slots}

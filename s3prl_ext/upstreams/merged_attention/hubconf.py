@@ -14,7 +14,7 @@ from s3prl_ext.upstreams.merged_attention.config import preset_file, read_config
 def merged_attention(
     ckpt: str | None = None, model_config: str | None = None, refresh: bool = False, **kwargs: Any
 ) -> torch.nn.Module:
-    """Build a merged upstream from one's own configuration file.
+    """Build a merged upstream from your own configuration file.
 
     Args:
         ckpt: ``-k``: replaces the target's checkpoint or model.

@@ -1,4 +1,4 @@
-"""Run a transformers speech model as an s3prl upstream, with ``last_hidden_state`` beside ``hidden_states``."""
+"""Run a transformers speech model as an s3prl upstream, with ``last_hidden_state`` in addition to ``hidden_states``."""
 
 from __future__ import annotations
 

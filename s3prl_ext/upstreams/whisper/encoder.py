@@ -20,7 +20,7 @@ from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.model_settings import model_config
 
 MODEL_TYPE = "whisper"  # "model_type" in config.json
-STEM = "encoder.conv1.weight"  # what stands before this name in a file stands before every name of the encoder
+STEM = "encoder.conv1.weight"  # its prefix in a file is the prefix of all names of the encoder
 
 
 class Model(nn.Module):
@@ -139,7 +139,7 @@ def _read_state(folder: Path) -> dict[str, Tensor]:
         if name == STEM or name.endswith(f".{STEM}"):
             prefix = name.removesuffix(STEM)
     if prefix is None:
-        raise DataError(f"{folder} holds no weights of a Whisper encoder (no name ends in {STEM}).")
+        raise DataError(f"{folder} does not contain the weights of a Whisper encoder (no name ends in {STEM}).")
     for reader in readers:
         for name in list(reader.keys()):
             if name.startswith(f"{prefix}encoder."):

@@ -82,7 +82,7 @@ def number_of_states(samples: int) -> int:
 
 
 def _joined(state: Tensor, counts: Iterable[int], owners: Sequence[int]) -> Tensor:
-    """Return [clips, states, width]: the windows of each clip one after the other, zeros behind the clip."""
+    """Return [clips, states, width]: the windows of each clip one after the other, zeros after the clip."""
     clips: list[list[Tensor]] = [[] for _ in range(owners[-1] + 1)]
     for window, count, owner in zip(state, counts, owners, strict=True):
         clips[owner].append(window[:count])
