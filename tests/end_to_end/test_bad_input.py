@@ -281,7 +281,7 @@ def test_file_of_another_kind_as_checkpoint(trained, command, tmp_path):
     torch.save({"weight": torch.zeros(2)}, tmp_path / "other.ckpt")
     outcome = command("-m", "evaluate", "-e", tmp_path / "other.ckpt")
     assert outcome.code == DATA, outcome.err[-2000:]
-    assert "other.ckpt" in outcome.sentence and "no s3prl downstream checkpoint" in outcome.sentence
+    assert "other.ckpt" in outcome.sentence and "not an s3prl downstream checkpoint" in outcome.sentence
 
 
 def test_checkpoint_of_another_upstream(trained, refused, upstreams, tmp_path):
