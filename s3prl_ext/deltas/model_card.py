@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import yaml
-
 from s3prl_ext.attention.layouts import PROJECTIONS
 from s3prl_ext.metrics import METRICS
+from s3prl_ext.models.card import CardScore, table, write_card
 from s3prl_ext.tasks import task_of
 from s3prl_ext.training.corpus_hash import value_at
 from s3prl_ext.training.run_spec import UPSTREAM, RunSpec
@@ -32,7 +31,7 @@ Score = tuple[float, Sequence[float] | None]  # value, ends of its 95 % interval
 
 @dataclass(frozen=True)
 class Facts:
-    """What a card says beside the task's own info.
+    """What a card says in addition to the task's own info.
 
     Attributes:
         title: name of the exported model.
@@ -76,45 +75,26 @@ def model_card(info: Mapping[str, Any], facts: Facts) -> str:
     """
     tags = ["speech", "s3prl", str(info.get("downstream") or "")]
     tags += ["multimodal-attention-merging"] if facts.merge else []
-    header = {"tags": [tag for tag in tags if tag]} | ({"base_model": list(facts.hub_ids)} if facts.hub_ids else {})
-    merge = f"\n## Merged upstream\n\n{_merge(facts.merge, facts.learnt or {})}\n" if facts.merge else ""
-    return f"""---
-{yaml.safe_dump(header, sort_keys=False).strip()}
----
-
-# {facts.title}
-
-{ABOUT}
-
-## Model
-
-{_model(info, facts)}
-{merge}
-## Data
-
-{_data(info)}
-
-## Scores
-
-{_scores(info, facts.evaluations)}
-
-## Use
-
-{_use(info, facts)}
-
-## Make it again
-
-```sh
-{training_command(RunSpec.of(info))}
-s3prl-ext export --delta exp/again --out NEW_FOLDER
-```
-
-`{TRAINING_FILE}` is the whole task file. Paths are relative to where the command was given.
-
-## Licence
-
-{LICENCE}
-"""
+    again = (
+        f"```sh\n{training_command(RunSpec.of(info))}\ns3prl-ext export --delta exp/again --out NEW_FOLDER\n```\n\n"
+        f"`{TRAINING_FILE}` is the whole task file. Paths are relative to where the command was given."
+    )
+    scores = _scores(info, facts.evaluations)
+    sections = {
+        "Model": _model(info, facts),
+        "Merged upstream": _merge(facts.merge, facts.learnt or {}) if facts.merge else "",
+        "Data": _data(info),
+        "Scores": _score_table(scores),
+        "Use": _use(info, facts),
+        "Make it again": again,
+        "Licence": LICENCE,
+    }
+    shown = [
+        CardScore(str(info.get("downstream")), split, name, METRICS[name].unit, value)
+        for split, name, value, _ in scores
+        if name in METRICS
+    ]
+    return write_card(facts.title, ABOUT, sections, [tag for tag in tags if tag], facts.hub_ids, shown)
 
 
 def _model(info: Mapping[str, Any], facts: Facts) -> str:
@@ -138,7 +118,7 @@ def _model(info: Mapping[str, Any], facts: Facts) -> str:
         "seed": info.get("seed"),
         "written from": f"`{facts.source}`",
     }
-    return "\n".join(["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows.items())])
+    return table(["", ""], rows.items())
 
 
 def _data(info: Mapping[str, Any]) -> str:
@@ -152,33 +132,41 @@ def _data(info: Mapping[str, Any]) -> str:
         "SHA-256 of names and sizes": f"`{found['sha256']}`" if found else "not recorded",
         "SHA-256 of the split lists": f"`{found['splits_sha256']}`" if found.get("splits_sha256") else "not recorded",
     }
-    return "\n".join(["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows.items())])
+    return table(["", ""], rows.items())
 
 
-def _scores(info: Mapping[str, Any], evaluations: Mapping[str, Mapping[str, Score]]) -> str:
-    rows = []
+def _scores(
+    info: Mapping[str, Any], evaluations: Mapping[str, Mapping[str, Score]]
+) -> list[tuple[str, str, float, Sequence[float] | None]]:
+    """Return split, metric, value and interval of each score: those stored with the weights, then later evaluations."""
     stored = {split: {name: (value, None) for name, value in row.items()}
               for split, row in (info.get("metrics") or {}).items()}  # fmt: skip
-    for split, metrics in (stored | dict(evaluations)).items():
-        for name, (value, interval) in metrics.items():
-            known = METRICS.get(name)
-            unit = "" if known is None else known.unit.replace("ratio", RATIO)
-            better = "" if known is None else ("higher" if known.higher_is_better else "lower")
-            ends = f" [{interval[0]:.4g}, {interval[1]:.4g}]" if interval else ""
-            rows.append(f"| {split} | {name} | {value:.6g}{ends} | {unit} | {better} |")
+    found: dict[str, Mapping[str, Score]] = stored | dict(evaluations)
+    return [(split, name, *score) for split, metrics in found.items() for name, score in metrics.items()]
+
+
+def _score_table(scores: Sequence[tuple[str, str, float, Sequence[float] | None]]) -> str:
+    rows = []
+    for split, name, value, interval in scores:
+        known = METRICS.get(name)
+        unit = "" if known is None else known.unit.replace("ratio", RATIO)
+        better = "" if known is None else ("higher" if known.higher_is_better else "lower")
+        ends = f" [{interval[0]:.4g}, {interval[1]:.4g}]" if interval else ""
+        rows.append((split, name, f"{value:.6g}{ends}", unit, better))
     if not rows:
         return "None were stored with the weights: evaluate it as below."
-    table = ["| split | metric | value [95 % interval] | unit | better is |", "|---|---|---|---|---|", *rows]
-    return "\n".join(table)
+    return table(["split", "metric", "value [95 % interval]", "unit", "better is"], rows)
 
 
 def _merge(record: Mapping[str, Any], learnt: Mapping[str, float]) -> str:
-    lines = ["| role | model | λ | SHA-256 of query, key and value |", "|---|---|---|---|"]
     target = record["target"]
-    lines.append(f"| target | {target['name']} | | `{target['attention_sha256']}` |")
+    rows = [("target", target["name"], "", f"`{target['attention_sha256']}`")]
     for source in record["sources"]:
-        lines.append(f"| source | {source['name']} | {_lambdas(source['lambda'])} | `{source['attention_sha256']}` |")
-    text = "\n".join(lines) + "\n\nW = λ · W_source + (1 - λ) · W_target, layers counted from 0."
+        rows.append(("source", source["name"], _lambdas(source["lambda"]), f"`{source['attention_sha256']}`"))
+    text = (
+        table(["role", "model", "λ", "SHA-256 of query, key and value"], rows)
+        + "\n\nW = λ · W_source + (1 - λ) · W_target, layers counted from 0."
+    )
     if learnt:
         values = ", ".join(f"{name} {value:.4f}" for name, value in learnt.items())
         text += f" λ was learnt; the table shows where it began, it ended at: {values}."

@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
 from s3prl_ext.attention.layouts import PROJECTIONS
 from s3prl_ext.merging.report import MergeRow
+from s3prl_ext.models.card import table, write_card
 
 ABOUT = (
     "The query, key and value matrices of a target model, interpolated with those of other models: "
@@ -55,58 +54,28 @@ def model_card(
         usage: how to load it.
         hub_ids: those of the models that are on the Hugging Face hub.
     """
-    header = {"tags": ["merge", "multimodal-attention-merging"]} | ({"base_model": list(hub_ids)} if hub_ids else {})
     python = f"\n\n```python\n{usage.python}\n```" if usage.python else ""
-    return f"""---
-{yaml.safe_dump(header, sort_keys=False).strip()}
----
-
-# {title}
-
-{ABOUT}
-
-## Models
-
-{_models(record, merged_sha256)}
-
-## λ
-
-{_lambdas(record, rows)}
-
-## Use
-
-```sh
-{usage.upstream}
-```{python}
-
-## Make it again
-
-```sh
-s3prl-ext merge -g merge.yaml --out NEW_FOLDER
-```
-
-`merge.yaml` (paths are relative to where the command was given):
-
-```yaml
-{config_yaml.strip()}
-```
-
-## Licence
-
-{LICENCE}
-"""
+    sections = {
+        "Models": _models(record, merged_sha256),
+        "λ": _lambdas(record, rows),
+        "Use": f"```sh\n{usage.upstream}\n```{python}",
+        "Make it again": (
+            "```sh\ns3prl-ext merge -g merge.yaml --out NEW_FOLDER\n```\n\n`merge.yaml` (paths are relative to where the "
+            f"command was given):\n\n```yaml\n{config_yaml.strip()}\n```"
+        ),
+        "Licence": LICENCE,
+    }
+    return write_card(title, ABOUT, sections, ["merge", "multimodal-attention-merging"], hub_ids)
 
 
 def _models(record: Mapping[str, Any], merged_sha256: str) -> str:
-    lines = ["| role | model | layers | width | SHA-256 of query, key and value |", "|---|---|---|---|---|"]
-    roles = [("target", record["target"]), *(("source", source) for source in record["sources"])]
-    for role, model in roles:
+    rows: list[list[object]] = []
+    for role, model in [("target", record["target"]), *(("source", source) for source in record["sources"])]:
         cells = (model["layers"], model["width"], f"`{model['attention_sha256']}`")
-        shown = cells if model["layers"] is not None else ("-", "-", "-")
-        lines.append(f"| {role} | {model['name']} | {' | '.join(map(str, shown))} |")
+        rows.append([role, model["name"], *(cells if model["layers"] is not None else ("-", "-", "-"))])
     target = record["target"]
-    lines.append(f"| merged | this one | {target['layers']} | {target['width']} | `{merged_sha256}` |")
-    return "\n".join(lines)
+    rows.append(["merged", "this one", target["layers"], target["width"], f"`{merged_sha256}`"])
+    return table(["role", "model", "layers", "width", "SHA-256 of query, key and value"], rows)
 
 
 def _lambdas(record: Mapping[str, Any], rows: Sequence[MergeRow]) -> str:
@@ -115,7 +84,7 @@ def _lambdas(record: Mapping[str, Any], rows: Sequence[MergeRow]) -> str:
         return "λ is 0 everywhere: this is the target."
     several = len(record["sources"]) > 1
     head = ["layer", *(["source"] if several else []), "source layer", *PROJECTIONS, "largest relative change"]
-    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    lines: list[list[str]] = []
     groups: dict[tuple[int, str, int], list[MergeRow]] = {}
     for row in rows:
         groups.setdefault((row.layer, row.source, row.source_layer), []).append(row)
@@ -124,6 +93,6 @@ def _lambdas(record: Mapping[str, Any], rows: Sequence[MergeRow]) -> str:
         change = max(row.relative_change for row in members)
         cells = [str(layer), *([source] if several else []), str(source_layer)]
         cells += [values.get(projection, "0") for projection in PROJECTIONS]
-        lines.append(f"| {' | '.join([*cells, f'{change:.4f}'])} |")
+        lines.append([*cells, f"{change:.4f}"])
     biases = "\n\nThe biases are merged with the same λ." if record["biases"] else ""
-    return "\n".join(lines) + biases
+    return table(head, lines) + biases

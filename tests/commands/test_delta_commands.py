@@ -230,6 +230,9 @@ def test_card_head_and_record(tmp_path):
     out = tmp_path / "out"
     card = (out / "README.md").read_text()
     header = yaml.safe_load(card.split("---")[1])
+    (shown,) = header.pop("model-index")
+    scores = {row["metrics"][0]["type"]: (row["dataset"]["split"], row["metrics"][0]["value"]) for row in shown["results"]}
+    assert scores["acc"] == ("dev", 0.75) and shown["name"] == "out"
     assert header == {"tags": ["speech", "s3prl", "speech_commands"]}
     record = json.loads((out / "export.json").read_text())
     trained = record["model"]["changed"]
