@@ -231,7 +231,9 @@ def test_card_head_and_record(tmp_path):
     card = (out / "README.md").read_text()
     header = yaml.safe_load(card.split("---")[1])
     (shown,) = header.pop("model-index")
-    scores = {row["metrics"][0]["type"]: (row["dataset"]["split"], row["metrics"][0]["value"]) for row in shown["results"]}
+    scores = {
+        row["metrics"][0]["type"]: (row["dataset"]["split"], row["metrics"][0]["value"]) for row in shown["results"]
+    }
     assert scores["acc"] == ("dev", 0.75) and shown["name"] == "out"
     assert header == {"tags": ["speech", "s3prl", "speech_commands"]}
     record = json.loads((out / "export.json").read_text())
@@ -345,7 +347,7 @@ def test_a_damaged_delta_is_refused(tmp_path):
     cases = {
         "truncated": (content[:-10], "truncated"),
         "edited": (content[:-5] + b"\xff" + content[-4:], "damaged or edited"),
-        "text": (b"hello", "no delta"),
+        "text": (b"hello", "not a delta"),
     }
     for name, (damaged, message) in cases.items():
         path = tmp_path / f"{name}.safetensors"
