@@ -55,7 +55,7 @@ def test_a_wrapped_layer_is_bypassed_where_attention_takes_the_weight(tmp_path, 
 
     def wrap():
         for layer in found.layers:
-            attention = layer.get_submodule(found.architecture.projections["q_proj"].rpartition(".")[0])
+            attention = layer.get_submodule(found.architecture.parts["q_proj"].rpartition(".")[0])
             attention.q_proj = WrappedLinear(attention.q_proj)
             wrappers.append(attention.q_proj)
 
