@@ -145,7 +145,7 @@ def check_names(flags: argparse.Namespace, overrides: Mapping[str, str]) -> None
     from s3prl import hub
 
     from s3prl_ext.training.known_settings import known_tasks
-    from s3prl_ext.training.upstream_flags import check_upstream_flags
+    from s3prl_ext.training.upstream_checks import check_upstream_flags
 
     if not callable(getattr(hub, flags.upstream, None)):
         raise unknown_name("upstream (-u)", flags.upstream, hub.options())

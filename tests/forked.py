@@ -36,7 +36,7 @@ import torch
 from transformers import BertConfig, BertModel, HubertModel, Wav2Vec2FeatureExtractor  # noqa: F401
 
 from s3prl_ext import doctor, run_downstream
-from s3prl_ext.training import ranks, runner
+from s3prl_ext.training import distributed, runner
 from s3prl_ext.training.forward import unwrapped
 
 for module in doctor.S3PRL_MODULES:  # what runs import, once for all of them
@@ -336,12 +336,12 @@ class NoEvaluation:
     """Fail where this process evaluates anything."""
 
     def __call__(self) -> None:
-        from s3prl_ext.training import candidate_runs, loop
+        from s3prl_ext.training import candidate_runs, trainer
 
         def refusing(*args: Any, **kwargs: Any) -> Any:
             raise AssertionError("this rank must not evaluate")
 
-        loop.evaluate = candidate_runs.evaluate = refusing  # type: ignore[assignment]
+        trainer.evaluate = candidate_runs.evaluate = refusing  # type: ignore[assignment]
 
 
 class SharedBatches:
@@ -355,21 +355,21 @@ class SharedBatches:
         self.clips = clips
 
     def __call__(self) -> None:
-        from s3prl_ext.training.loop import TrainingLoop
+        from s3prl_ext.training.trainer import Trainer
 
-        def loader(loop: TrainingLoop, epoch: int) -> Any:
-            for module in loop.trial.models.modules():
+        def loader(loop: Trainer, epoch: int) -> Any:
+            for module in loop.state.models.modules():
                 for part in module.modules():
                     for name in ("p", "dropout"):
                         if isinstance(getattr(part, name, None), float):
                             setattr(part, name, 0.0)
-            dataset = unwrapped(loop.trial.models.downstream).train_dataset
+            dataset = unwrapped(loop.state.models.downstream).train_dataset
             lengths = [soundfile.info(path).frames for _, path in dataset.data]
             usual = statistics.mode(lengths)  # without padding a clip's features do not depend on its batch
             alike = [i for i, length in enumerate(lengths) if length == usual]
-            rank, size = ranks.rank(), ranks.world_size()
+            rank, size = distributed.rank(), distributed.world_size()
             starts = range(0, len(alike) - self.clips + 1, self.clips)
             batches = [alike[start : start + self.clips][rank::size] for start in starts]
             return torch.utils.data.DataLoader(dataset, batch_sampler=batches, collate_fn=dataset.collate_fn)
 
-        TrainingLoop._make_loader = loader  # type: ignore[method-assign]
+        Trainer._make_loader = loader  # type: ignore[method-assign]

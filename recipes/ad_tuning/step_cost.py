@@ -24,21 +24,21 @@ s3prl_ext.install()
 
 from s3prl_ext import run_downstream
 from s3prl_ext.errors import UsageError
-from s3prl_ext.training.trial import Trial
+from s3prl_ext.training.train_state import TrainState
 from s3prl_ext.writing import write_json
 
 STEPS, WARM_UP = 12, 2  # measured are those after the warm-up
 
 
 class MeasuredSteps:
-    """Time the steps of a :class:`Trial`, and end the process' peak of memory before the first measured one."""
+    """Time the steps of a :class:`TrainState`, and end the process' peak of memory before the first measured one."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
         self.before = self.peak = 0
-        self._step = Trial.train_step
+        self._step = TrainState.train_step
 
-    def __call__(self, trial: Trial, batches: Iterable[tuple[int, Any]]) -> bool:
+    def __call__(self, trial: TrainState, batches: Iterable[tuple[int, Any]]) -> bool:
         """Do one step of `trial` as it would be done without measuring."""
         gpu = torch.device(trial.models.device).type == "cuda"
         if len(self.seconds) == WARM_UP:
@@ -102,7 +102,7 @@ def main(argv: list[str]) -> None:
     place = flags.index("-o") + 1
     flags[place] = ",,".join([flags[place], *(f"config.runner.{key}={value}" for key, value in short.items())])
     measured = MeasuredSteps()
-    Trial.train_step = lambda trial, batches: measured(trial, batches)  # type: ignore[method-assign]  # noqa: PLW0108  a function, to be bound
+    TrainState.train_step = lambda trial, batches: measured(trial, batches)  # type: ignore[method-assign]  # noqa: PLW0108  a function, to be bound
     with tempfile.TemporaryDirectory() as folder:
         run_downstream.main(["-m", "train", "-p", folder, *flags])
     result.parent.mkdir(parents=True, exist_ok=True)

@@ -16,10 +16,9 @@ from s3prl_ext import adapters, extensions, plugin
 from s3prl_ext.child_tuning.eligible import eligible_parameters
 from s3prl_ext.errors import DataError, ExtError, UsageError, unknown_name
 from s3prl_ext.models.architectures import without_unused
-from s3prl_ext.training.learnable_upstream import prepare_lambda
+from s3prl_ext.training.learnable_lambda import prepare_lambda
 from s3prl_ext.training.methods import METHODS, resolve_tuning
-from s3prl_ext.training.upstream_errors import upstream_problem
-from s3prl_ext.training.upstream_flags import check_upstream_flags
+from s3prl_ext.training.upstream_checks import check_upstream_flags, upstream_problem
 
 DENSITIES = (0.1, 0.01, 0.001)
 

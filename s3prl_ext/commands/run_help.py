@@ -67,7 +67,7 @@ def upstreams_page() -> str:
     s3prl_ext.install()
     from s3prl import hub
 
-    from s3prl_ext.training.upstream_flags import is_stock, is_upstream, reads_checkpoint, reads_options
+    from s3prl_ext.training.upstream_checks import is_stock, is_upstream, reads_checkpoint, reads_options
 
     names = sorted(name for name in hub.options() if is_upstream(name))
     ours = [name for name in names if not is_stock(name)]

@@ -25,8 +25,8 @@ from s3prl_ext.models.hashing import state_sha256
 from s3prl_ext.reading import EXPORT_FILE, check_model, parse_json
 from s3prl_ext.run_folder import CHECKPOINT_SUFFIX, RunFolder, missing
 from s3prl_ext.training import last_hidden_state
+from s3prl_ext.training.candidates import candidates_of
 from s3prl_ext.training.checkpoint import PARTS, Checkpoint, StateDict, UpstreamChanges, load
-from s3prl_ext.training.early_stop import candidates
 from s3prl_ext.training.run_spec import RunSpec
 from s3prl_ext.upstreams.merged_attention.record import UNKNOWN, MergeRecord, check_merge_record
 from s3prl_ext.upstreams.speech_models import upstream_name
@@ -246,7 +246,7 @@ def tuning_of(info: Mapping[str, Any]) -> dict[str, Any] | None:
     section = info.get("tuning")
     if not section:
         return None
-    found = candidates(section)
+    found = candidates_of(section)
     named = [candidate for candidate in found if candidate.name == (info.get("candidate") or "")]
     if len(found) > 1 and not named:
         raise DataError(

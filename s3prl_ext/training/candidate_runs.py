@@ -14,24 +14,24 @@ from tensorboardX import SummaryWriter
 from torch import nn
 
 from s3prl_ext import randomness
-from s3prl_ext.errors import DataError, UsageError
+from s3prl_ext.errors import DataError
 from s3prl_ext.evaluation.plots import STYLES, Curve, plot_curves
 from s3prl_ext.evaluation.result_records import numbers
 from s3prl_ext.metrics import factor, heading
 from s3prl_ext.reading import parse_json
 from s3prl_ext.run_folder import RunFolder, states_name
-from s3prl_ext.training import checkpoint, ranks
+from s3prl_ext.training import checkpoint, distributed
+from s3prl_ext.training.candidates import Candidate, shares_masks
 from s3prl_ext.training.checkpoint import Checkpoint
-from s3prl_ext.training.early_stop import Candidate, EarlyStopConfig, judged_by
 from s3prl_ext.training.evaluation import evaluate
 from s3prl_ext.training.fisher_batches import open_batches
 from s3prl_ext.training.forward import unwrapped
-from s3prl_ext.training.learnable_upstream import loadable_state
+from s3prl_ext.training.learnable_lambda import loadable_state
 from s3prl_ext.training.methods import METHODS
-from s3prl_ext.training.race import Race
+from s3prl_ext.training.racing import EarlyStopConfig, Race, judged_by
 from s3prl_ext.training.run import Experiment, Run
 from s3prl_ext.training.task_output import quietly_into, write_into
-from s3prl_ext.training.trial import Diverged
+from s3prl_ext.training.train_state import Diverged
 from s3prl_ext.training.tuning_config import TuningConfig
 
 logger = logging.getLogger(__name__)
@@ -66,24 +66,24 @@ class CandidateRuns:
             for entry in experiment.entries[1:]
         ]
 
-    def race(self, config: EarlyStopConfig, entrants: Sequence[Candidate]) -> Candidate:
+    def race(self, config: EarlyStopConfig, candidates: Sequence[Candidate]) -> Candidate:
         """Run the race; return its winner, whose files are still in its own folder.
 
         Raises:
             UsageError: the task does not report the metric of the comparison.
         """
         experiment = self.experiment
-        self._entrants = list(entrants)
+        self._candidates = list(candidates)
         task = experiment.args.downstream
         self._split = config.split or experiment.runner_config.eval_dataloaders[0]
-        self._reported = ranks.from_leader(lambda: self._metrics_of_the_task(config.metric))
+        self._reported = distributed.from_leader(lambda: self._metrics_of_the_task(config.metric))
         passes = self._passes()
-        if ranks.is_leader():
+        if distributed.is_leader():
             self._save_start(self._folder)
-        race = Race(config, entrants, experiment.total_steps, self._folder, task, self._advance, self._split, passes)
-        ranks.barrier()  # before a score of this race is written, every rank has read those of an earlier session
+        race = Race(config, candidates, experiment.total_steps, self._folder, task, self._advance, self._split, passes)
+        distributed.barrier()  # before a score of this race is written, every rank has read those of an earlier session
         winner = race.choose()
-        ranks.barrier()
+        distributed.barrier()
         return winner
 
     def _metrics_of_the_task(self, wanted: str | None) -> list[str]:
@@ -101,11 +101,11 @@ class CandidateRuns:
         """Say how many batches the Fisher passes of a race take; nothing where there are none."""
         experiment, batches = self.experiment, []
         split = experiment.runner_config.train_dataloader
-        for place, candidate in enumerate(self._entrants):
+        for place, candidate in enumerate(self._candidates):
             tuning = self._section(candidate)
             if not METHODS[tuning.method].has_mask or tuning.mask != "fisher" or tuning.density == 1:
                 continue
-            if any(shares_masks(candidate.tuning, other.tuning) for other in self._entrants[:place]):
+            if any(shares_masks(candidate.tuning, other.tuning) for other in self._candidates[:place]):
                 continue
             with randomness.preserved():
                 downstream, seed = unwrapped(experiment.models.downstream), experiment.args.seed
@@ -135,7 +135,7 @@ class CandidateRuns:
             args=experiment.args,
             config=experiment.variables.restored(experiment.config),
             weights={entry.name: head for entry, head in entries if entry.trainable},
-            processes=ranks.world_size() if ranks.active() else 0,
+            processes=distributed.world_size() if distributed.active() else 0,
             extension=replace(experiment.shared_facts, race_start=self.start),
         )
         checkpoint.save(start.stored(), folder.path / states_name(0))
@@ -148,7 +148,7 @@ class CandidateRuns:
         self._reset()
         write_into(self._expert, self.experiment.models.task, folder.path)
         tuning = self._section(candidate)
-        alike = [other for other in self._entrants if shares_masks(other.tuning, candidate.tuning)]
+        alike = [other for other in self._candidates if shares_masks(other.tuning, candidate.tuning)]
         self.experiment.densities = tuple(sorted({c.density for c in alike}, reverse=True))
         self._prepare(tuning)
         latest = folder.latest()
@@ -157,11 +157,11 @@ class CandidateRuns:
             self.experiment.tuned.remember_trainable()  # a child network remembers its own entries
         if resumed:
             self._load(resumed)
-        writer = SummaryWriter(str(folder.path)) if ranks.is_leader() else None
+        writer = SummaryWriter(str(folder.path)) if distributed.is_leader() else None
         try:
             run = Run(self.experiment, tuning, folder, resumed, writer, candidate.name, label)
-            run.loop.run(until=step)
-            return run.loop.score(self._split)
+            run.trainer.run(until=step)
+            return run.trainer.score(self._split)
         except Diverged as error:
             logger.warning("%s is out of the race: %s", candidate.name, error)
             return dict.fromkeys(self._reported, math.nan)
@@ -195,38 +195,15 @@ class CandidateRuns:
         The last thing written is its ``states-N.ckpt``, so an interruption before that repeats the copying alone.
         """
         folder, latest = self._folder, self._folder.candidate(winner.name).numbered()[-1].name
-        if ranks.is_leader():
+        if distributed.is_leader():
             folder.adopt(folder.candidate(winner.name), self.experiment.runner_config.max_keep)
-        ranks.barrier()
+        distributed.barrier()
         write_into(self._expert, self.experiment.models.task, folder.path)
         self._reset()
         self._prepare(self._section(winner))
         ckpt = Checkpoint.read(folder.path / latest)
         self._load(ckpt)
         return ckpt
-
-
-def shares_masks(section: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Return whether the masks of two sections ``tuning`` come from one choice, and differ in density at most."""
-    keys = ("method", "mask", "eligible", "fisher", "redraw")
-    return all(section.get(key) == other.get(key) for key in keys)
-
-
-def check_alike(entrants: Sequence[Candidate], tunings: Sequence[TuningConfig], features_given: bool) -> None:
-    """Raise UsageError where candidates would read different features, so that they cannot share a head.
-
-    Args:
-        entrants: the candidates.
-        tunings: their sections ``tuning``.
-        features_given: the user chose the features with ``-s`` or ``-l``.
-    """
-    weighted = {METHODS[tuning.method].weighted_sum for tuning in tunings}
-    if len(weighted) > 1 and not features_given:
-        names = ", ".join(candidate.name for candidate in entrants)
-        raise UsageError(
-            f"the candidates {names} read different features (last hidden state, weighted sum): choose one for all with "
-            "-s hidden_states or -s last_hidden_state."
-        )
 
 
 def read_record(folder: RunFolder) -> dict[str, Any] | None:
@@ -257,8 +234,8 @@ def curves_of(folder: RunFolder, record: Mapping[str, Any], history: Sequence[Ma
 
     Args:
         folder: of the experiment.
-        record: see :meth:`s3prl_ext.training.race.Race.record`.
-        history: evaluations of the winner, see :class:`s3prl_ext.training.loop.TrainingLoop`.
+        record: see :meth:`s3prl_ext.training.racing.Race.record`.
+        history: evaluations of the winner, see :class:`s3prl_ext.training.trainer.Trainer`.
     """
     curves, metric = [], record["metric"]
     for name, scores in record["scores"].items():

@@ -44,12 +44,12 @@ class Extension:
         merge: record of a merged upstream, or :data:`s3prl_ext.upstreams.merged_attention.record.UNKNOWN`.
         last_hidden_state: see :mod:`s3prl_ext.training.last_hidden_state`.
         candidate: name of the candidate of a race.
-        history: one row per evaluation, see :class:`s3prl_ext.training.loop.TrainingLoop`.
+        history: one row per evaluation, see :class:`s3prl_ext.training.trainer.Trainer`.
         evaluation_due: the evaluation of this step was interrupted.
         positions: of each rank in its training batches.
         scaler: state of the gradient scaler (fp16).
         bad_steps: steps without a finite gradient right before this one.
-        usage: what the run has cost, see :class:`s3prl_ext.training.spent.Spent`.
+        usage: what the run has cost, see :class:`s3prl_ext.training.provenance.ResourceUsage`.
         lambda_curve: course of a learnable lambda: steps [n], values [n, lambdas].
         race_start: random states at the start of a race.
     """

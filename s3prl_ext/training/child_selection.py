@@ -15,7 +15,7 @@ from s3prl_ext.child_tuning import mask_files, masks
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.models.hashing import state_sha256
 from s3prl_ext.run_folder import RunFolder
-from s3prl_ext.training import ranks
+from s3prl_ext.training import distributed
 from s3prl_ext.training.fisher_batches import ORDER
 from s3prl_ext.training.fisher_pass import FisherPass
 from s3prl_ext.training.forward import TaskModels
@@ -68,7 +68,7 @@ def choose_masks(
     origin = _origin(parameters, tuning, train_split, seed, densities, data) if folder is not None else {}
     found = _load(folder, origin)
     told = [tuning.density] if found is not None else None  # what one candidate has said is not repeated by the next
-    if ranks.any_of(found is None):  # a rank that does not see the file needs the others in the pass
+    if distributed.any_of(found is None):  # a rank that does not see the file needs the others in the pass
         with randomness.preserved(seed):
             found = _choose(models, parameters, tuning, train_split, seed, densities, folder, origin)
     assert found is not None

@@ -13,9 +13,9 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader
 
+from s3prl_ext.training.batches import end_with_parent
 from s3prl_ext.training.evaluation import open_split
 from s3prl_ext.training.tuning_config import FisherConfig
-from s3prl_ext.training.workers import end_with_parent
 
 ORDER = "sorted; a limited pass takes utterances drawn from the whole split"
 """Which utterances a pass reads; stored with what a pass has computed, which is not mixed with that of another order."""

@@ -1,12 +1,15 @@
-"""Where a number comes from: commit, package versions, machine and memory, without names of hosts or people."""
+"""Where a number comes from: commit, package versions, machine, memory and time; no names of hosts or people."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import resource
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,10 @@ from typing import Any
 import torch
 
 from s3prl_ext.configs import PACKAGE_DIR
-from s3prl_ext.training import ranks
+from s3prl_ext.errors import DataError
+from s3prl_ext.run_folder import RunFolder
+from s3prl_ext.training import distributed
+from s3prl_ext.training.checkpoint import Checkpoint
 
 PACKAGES = ("s3prl_ext", "s3prl", "torch", "torchaudio", "transformers", "numpy")
 
@@ -52,7 +58,7 @@ def machine(device: str | torch.device) -> dict[str, Any]:
         "platform": f"{platform.system()} {platform.machine()}",
         "device": str(device),
         "gpu": torch.cuda.get_device_name() if on_gpu else None,
-        "processes": ranks.world_size(),
+        "processes": distributed.world_size(),
     }
 
 
@@ -73,3 +79,43 @@ def peak_memory() -> dict[str, int | None]:
         "process": resident if sys.platform == "darwin" else resident * 1024,
         "gpu": torch.cuda.max_memory_allocated() if gpu else None,
     }
+
+
+class ResourceUsage:
+    """Count the cost of this session on top of what earlier ones have left in the experiment's folder.
+
+    Args:
+        folder: of the experiment.
+        resumed: the checkpoint that it goes on from; empty for a new one.
+    """
+
+    def __init__(self, folder: RunFolder, resumed: Checkpoint) -> None:
+        self._started = time.monotonic()
+        found = [resumed, *(_candidates(folder) if resumed else [])]
+        # each checkpoint counts everything before it, so the largest is the whole
+        before = [one.extension.usage for one in found if one.extension.usage]
+        self._before = {key: max(row[key] or 0 for row in before) for key in before[0]} if before else {}
+
+    @property
+    def seconds(self) -> float:
+        """Wall time so far, in seconds."""
+        return self._before.get("seconds", 0.0) + time.monotonic() - self._started
+
+    @property
+    def peak_memory(self) -> dict[str, int | None]:
+        """Largest memory so far, in bytes, as :func:`s3prl_ext.training.peak_memory` gives it."""
+        now = peak_memory()
+        return {key: max(value or 0, self._before.get(key, 0)) or None for key, value in now.items()}
+
+    def state(self) -> dict[str, Any]:
+        """Return plain values for a checkpoint."""
+        return {"seconds": self.seconds, **self.peak_memory}
+
+
+def _candidates(folder: RunFolder) -> Iterator[Checkpoint]:
+    """Yield the latest checkpoint of each candidate of a race; unreadable ones are skipped."""
+    for candidate in folder.candidates():
+        with contextlib.suppress(DataError):
+            latest = candidate.latest()
+            if latest is not None:
+                yield Checkpoint.read(latest, mmap=True)

@@ -21,12 +21,12 @@ import yaml
 
 from s3prl_ext.configs import expand_variables, with_numbers
 from s3prl_ext.errors import DataError, UsageError
+from s3prl_ext.training.candidates import candidates_of
 from s3prl_ext.training.checkpoint import Checkpoint
-from s3prl_ext.training.early_stop import candidates
 from s3prl_ext.training.methods import resolve_tuning
 from s3prl_ext.training.parameter_groups import RatesConfig
-from s3prl_ext.training.released_keys import translate
 from s3prl_ext.training.run_spec import RunSpec
+from s3prl_ext.training.task_file import translate
 from s3prl_ext.training.tuning_config import TuningConfig
 
 logger = logging.getLogger(__name__)
@@ -167,7 +167,7 @@ def check_tuning(
     config = ckpt.config or {}
     before = config.get("tuning")
     name = ckpt.extension.candidate
-    made = candidates(before) if before else []
+    made = candidates_of(before) if before else []
     stored: list[TuningConfig | None] = [None] if not made else []
     stored += [resolve_tuning(config, c.tuning) for c in made if name is None or c.name == name]
     if list(map(_without_rates, stored)) != list(map(_without_rates, tunings)):

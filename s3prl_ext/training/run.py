@@ -19,21 +19,20 @@ from s3prl_ext.configs import Variables
 from s3prl_ext.merging.learnable import LearnableLambda
 from s3prl_ext.run_folder import RunFolder
 from s3prl_ext.tasks import task_of
-from s3prl_ext.training import checkpoint, last_hidden_state, ranks
+from s3prl_ext.training import checkpoint, distributed, last_hidden_state
 from s3prl_ext.training.checkpoint import Checkpoint, Extension
 from s3prl_ext.training.child_selection import choose_masks
-from s3prl_ext.training.config import RunnerConfig
 from s3prl_ext.training.forward import TaskModels, unwrapped
-from s3prl_ext.training.lambda_curve import LambdaCurve
-from s3prl_ext.training.learnable_upstream import learnt_lambda, only_lambda_trains, stored_state
-from s3prl_ext.training.loop import TrainingLoop
+from s3prl_ext.training.learnable_lambda import LambdaCurve, learnt_lambda, only_lambda_trains, stored_state
 from s3prl_ext.training.methods import METHODS
 from s3prl_ext.training.optimizers import build_optimizer
 from s3prl_ext.training.parameter_groups import RatesConfig, lambda_rates, parameter_groups, upstream_rates
+from s3prl_ext.training.provenance import ResourceUsage
 from s3prl_ext.training.run_spec import RunSpec
-from s3prl_ext.training.spent import Spent
 from s3prl_ext.training.statistics import hold_statistics
-from s3prl_ext.training.trial import Trial
+from s3prl_ext.training.task_file import RunnerConfig
+from s3prl_ext.training.train_state import TrainState
+from s3prl_ext.training.trainer import Trainer
 from s3prl_ext.training.tuned_upstream import TunedUpstream
 from s3prl_ext.training.tuning_config import TuningConfig
 
@@ -65,7 +64,7 @@ class Experiment:
     total_steps: int
     entries: list[ModelEntry]
     tuned: TunedUpstream
-    spent: Spent
+    spent: ResourceUsage
     densities: tuple[float, ...] = ()
     data: Mapping[str, Any] | None = None
 
@@ -111,8 +110,8 @@ class Run:
 
     Attributes:
         child: the child network that trains, or None.
-        trial: optimizer, scheduler, step counter.
-        loop: the training loop.
+        state: optimizer, scheduler, step counter.
+        trainer: the training loop.
     """
 
     def __init__(
@@ -133,10 +132,10 @@ class Run:
         self.candidate = candidate
         self.upstream = experiment.entries[0]
         self.child = self._child_network()
-        self.trial = self._trial()
+        self.state = self._train_state()
         self.curve = self._lambda_curve()
-        self.loop = TrainingLoop(
-            self.trial, experiment.total_steps, folder, experiment.args.seed, self._states, writer, resumed,
+        self.trainer = Trainer(
+            self.state, experiment.total_steps, folder, experiment.args.seed, self._states, writer, resumed,
             on_best=self._write_delta, resume_from=experiment.args.expdir,
             label=label or f"train {candidate or ''}".strip(),
         )  # fmt: skip
@@ -177,7 +176,7 @@ class Run:
             experiment.tuned.track(child.mask)
         return child
 
-    def _trial(self) -> Trial:
+    def _train_state(self) -> TrainState:
         experiment, modules = self.experiment, []
         for entry in experiment.entries:
             if not entry.trainable:
@@ -195,7 +194,7 @@ class Run:
                 scheduler.load_state_dict(self.resumed.scheduler)
         if self.resumed.optimizer:  # after the scheduler, which sets the rates of step 0 when it is made
             checkpoint.load_into(optimizer, self.resumed.optimizer, "optimizer", self.resumed.path)
-        trial = Trial(
+        trial = TrainState(
             experiment.models, self.upstream.trainable, [p for module in modules for p in module.parameters()],
             optimizer, scheduler, experiment.runner_config, self.child,
         )  # fmt: skip
@@ -224,8 +223,8 @@ class Run:
             return None
         config, total = self.experiment.runner_config, self.experiment.total_steps
         resumed = self.resumed.extension.lambda_curve
-        curve = LambdaCurve(shared, config, total, self.folder, self.writer, self.trial.step, resumed)
-        self.trial.after_step.append(curve.after_step)
+        curve = LambdaCurve(shared, config, total, self.folder, self.writer, self.state.step, resumed)
+        self.state.after_step.append(curve.after_step)
         return curve
 
     # -- what is stored --------------------------------------------------------------------------------------------
@@ -234,7 +233,7 @@ class Run:
         """Return the checkpoint of the present step: s3prl's keys, the upstream's changes, and what only we store."""
         experiment, weights, changes = self.experiment, self._task(), None
         if self.upstream.trainable and experiment.tuned.is_small:
-            if self.trial.step >= experiment.total_steps:
+            if self.state.step >= experiment.total_steps:
                 experiment.tuned.check_untouched()
             changes = experiment.tuned.state()
         elif self.upstream.trainable:
@@ -246,9 +245,9 @@ class Run:
             lambda_curve=self.curve.state() if self.curve is not None else None,
         )  # fmt: skip
         return replace(
-            self.trial.checkpoint(extension), epoch=epoch, args=experiment.args,
+            self.state.checkpoint(extension), epoch=epoch, args=experiment.args,
             config=experiment.variables.restored(experiment.config), weights=weights, changes=changes,
-            processes=ranks.world_size() if ranks.active() else 0,
+            processes=distributed.world_size() if distributed.active() else 0,
         )  # fmt: skip
 
     def _task(self) -> dict[str, dict[str, Any]]:
@@ -267,7 +266,7 @@ class Run:
             "candidate": self.candidate,
             "density": self.tuning.density if self.child is not None and self.tuning is not None else None,
             "config": stored,
-            "step": self.trial.step,
+            "step": self.state.step,
             "checkpoint": name,
             "metrics": {split: dict(row) for split, row in metrics.items()},
             "data": experiment.data,

@@ -27,24 +27,24 @@ from s3prl_ext.errors import DataError, ExtError, UsageError, is_out_of_memory, 
 from s3prl_ext.reading import check_model
 from s3prl_ext.run_folder import RunFolder
 from s3prl_ext.tasks import task_of
-from s3prl_ext.training import checkpoint, last_hidden_state, ranks, results, resume
-from s3prl_ext.training.candidate_runs import CandidateRuns, check_alike, draw, read_record
+from s3prl_ext.training import checkpoint, distributed, last_hidden_state, results, resume
+from s3prl_ext.training.candidate_runs import CandidateRuns, draw, read_record
+from s3prl_ext.training.candidates import check_alike
 from s3prl_ext.training.checkpoint import Checkpoint
 from s3prl_ext.training.corpus_hash import corpus_hash
 from s3prl_ext.training.evaluation import check_splits, evaluate, open_split
 from s3prl_ext.training.forward import TaskModels, unwrapped
 from s3prl_ext.training.known_settings import known_tasks
-from s3prl_ext.training.learnable_upstream import loadable_state, prepare_head_lambda, prepare_lambda
+from s3prl_ext.training.learnable_lambda import loadable_state, prepare_head_lambda, prepare_lambda
 from s3prl_ext.training.methods import METHODS, prepare_upstream, resolve_tuning
 from s3prl_ext.training.parameter_groups import train_only
+from s3prl_ext.training.provenance import ResourceUsage
 from s3prl_ext.training.run import Experiment, Run
 from s3prl_ext.training.run_spec import RunSpec
-from s3prl_ext.training.spent import Spent
 from s3prl_ext.training.task_file import TaskFile
 from s3prl_ext.training.tuned_upstream import TunedUpstream
 from s3prl_ext.training.tuning_config import TuningConfig
-from s3prl_ext.training.upstream_errors import first_features, upstream_problem
-from s3prl_ext.training.upstream_flags import check_features, features_given
+from s3prl_ext.training.upstream_checks import check_features, features_given, first_features, upstream_problem
 from s3prl_ext.upstreams.merged_attention.config import with_remedy
 from s3prl_ext.upstreams.merged_attention.decoder import check_task
 from s3prl_ext.upstreams.merged_attention.record import check_merge_record
@@ -63,8 +63,8 @@ class Runner(StockRunner):
     def __init__(self, args: Namespace, config: dict[str, Any]) -> None:
         with (
             one_sentence_errors(),
-            RunFolder(args.expdir).removed_if_nothing_trained(active=ranks.is_leader()),
-            ranks.lost_ranks_named(),
+            RunFolder(args.expdir).removed_if_nothing_trained(active=distributed.is_leader()),
+            distributed.lost_ranks_named(),
         ):
             self.args = args
             self.child: ChildNetwork | None = None
@@ -80,7 +80,7 @@ class Runner(StockRunner):
         self._variables = Variables(config)
         only_scored = self.args.mode != "train" and bool(self.args.past_exp)
         self.task_file = TaskFile.read(self._variables.expanded, stored=only_scored)
-        if ranks.is_leader() and not only_scored:
+        if distributed.is_leader() and not only_scored:
             for remark in self.task_file.remarks:
                 logger.warning("%s", remark)
         self.config = self.task_file.config
@@ -91,7 +91,9 @@ class Runner(StockRunner):
             RunFolder(self.args.expdir).refuse_overwriting()
         self.resumed = Checkpoint.read(self.args.init_ckpt) if self.args.init_ckpt else Checkpoint()
         resume.check_origin(self.resumed, self.args)
-        self.data = ranks.from_leader(lambda: corpus_hash(self.args.downstream, self.config)) if training else None
+        self.data = (
+            distributed.from_leader(lambda: corpus_hash(self.args.downstream, self.config)) if training else None
+        )
         resume.check_data(self.resumed, self.data, self.args)
         resume.check_optimizer(self.resumed, self.config, self.args)
         self._resolve_candidates()
@@ -99,21 +101,21 @@ class Runner(StockRunner):
 
     def _resolve_candidates(self) -> None:
         """Choose what runs: the only candidate, a race, or the winner of one that the checkpoint names."""
-        entrants, tunings = self.task_file.candidates, self.task_file.tunings
+        candidates, tunings = self.task_file.candidates, self.task_file.tunings
         name = self.resumed.extension.candidate
-        self.candidate = next((c for c in entrants if c.name == name), None) if name else None
+        self.candidate = next((c for c in candidates if c.name == name), None) if name else None
         if name and self.candidate is None:
             raise UsageError(
                 f"{self.args.init_ckpt} belongs to the candidate {name}, which the section tuning does not make now; go "
                 "on with the same section, or start a new experiment."
             )
-        self.racing = len(entrants) > 1 and self.candidate is None
-        chosen = entrants.index(self.candidate) if self.candidate else 0
+        self.racing = len(candidates) > 1 and self.candidate is None
+        chosen = candidates.index(self.candidate) if self.candidate else 0
         self.tuning = tunings[chosen] if tunings else None
         section = self.candidate.tuning if self.candidate else self.config.get("tuning")
         resume.check_tuning(self.resumed, section, tunings if self.racing else [self.tuning], self.args)
         if self.racing:
-            check_alike(entrants, tunings, features_given(self.args))
+            check_alike(candidates, tunings, features_given(self.args))
 
     def _resolve_features(self) -> None:
         """Let ``tuning.method`` decide what the task reads and whether the upstream trains, unless the user did."""
@@ -216,7 +218,7 @@ class Runner(StockRunner):
         self, model: nn.Module, name: str, trainable: bool, interfaces: list[str] | None, tuning: TuningConfig | None
     ) -> ModelEntry:
         """Return a model as s3prl's Runner keeps it, wrapped where several processes train it."""
-        # The ranks of a child network share the gradient of its k entries alone (Trial), not the dense one.
+        # The ranks of a child network share the gradient of its k entries alone (TrainState), not the dense one.
         dense = name != "Upstream" or tuning is None or not METHODS[tuning.method].has_mask
         if dist.is_initialized() and trainable and dense and any(p.requires_grad for p in model.parameters()):
             # No device_ids: inputs are on their device already, and moving them would copy the shared `records`.
@@ -269,22 +271,22 @@ class Runner(StockRunner):
 
     def train(self) -> None:
         """Train to ``runner.total_steps``, evaluating and saving on the way and at the end."""
-        leader, folder = ranks.is_leader(), RunFolder(self.args.expdir)
+        leader, folder = distributed.is_leader(), RunFolder(self.args.expdir)
         with (
             one_sentence_errors(),
             locks.one_run(folder.path, active=leader),
             folder.removed_if_nothing_trained(active=leader),
             results.failures_recorded(self.args, self.config, active=leader),
-            ranks.lost_ranks_named(),
+            distributed.lost_ranks_named(),
         ):
-            spent = Spent(folder, self.resumed)
+            spent = ResourceUsage(folder, self.resumed)
             writer = None
             try:
                 if leader:
                     if getattr(self.args, "overwrite", False) and not self.args.past_exp:
                         folder.clear()
                     folder.remove_parts()
-                ranks.barrier()  # nobody takes masks from a folder that is being cleared
+                distributed.barrier()  # nobody takes masks from a folder that is being cleared
                 check_splits(self.models.unwrapped(), self._splits())
                 if self.candidate is not None:
                     read_record(folder)  # corrupt, it is said before anything has trained
@@ -296,10 +298,10 @@ class Runner(StockRunner):
                 name = self.candidate.name if self.candidate else None
                 run = Run(experiment, self.tuning, folder, self.resumed, writer, name)
                 self.child = run.child
-                first_step, loop_started = run.trial.step, time.monotonic()
-                run.loop.run()
+                first_step, loop_started = run.state.step, time.monotonic()
+                run.trainer.run()
                 if leader:
-                    per_step = (time.monotonic() - loop_started) / max(1, run.trial.step - first_step)
+                    per_step = (time.monotonic() - loop_started) / max(1, run.state.step - first_step)
                     self._finish(run, first_step, spent, per_step)
             finally:
                 if writer is not None:
@@ -315,35 +317,35 @@ class Runner(StockRunner):
             splits.append(str(self.early_stop.split))
         return splits
 
-    def _finish(self, run: Run, first_step: int, spent: Spent, seconds_per_step: float) -> None:
+    def _finish(self, run: Run, first_step: int, spent: ResourceUsage, seconds_per_step: float) -> None:
         """Write what the run measured; nothing where that was done already."""
         folder = RunFolder(self.args.expdir)
-        if run.loop.history and not folder.best():
+        if run.trainer.history and not folder.best():
             logger.warning(
                 "there is no best checkpoint%s: the task keeps one when a dev score beats what it begins with (accuracy 0, "
                 "word error rate 100 %%), and none of %d did; %s/states-%d.ckpt has the last step and serves in its place",
                 "" if self.upstream.trainable and not self.tuned.is_small else " and no delta.safetensors",
-                len(run.loop.history), self.args.expdir, run.trial.step,
+                len(run.trainer.history), self.args.expdir, run.state.step,
             )  # fmt: skip
         record = read_record(folder) if self.candidate else None
         if record is not None:
-            draw(folder, record, run.loop.history, self.args.downstream)
-        if run.trial.step > first_step or results.step_of(folder) != run.trial.step:
-            per_step = round(seconds_per_step, 4) if run.trial.step > first_step else None
-            rows = run.loop.last_rows
+            draw(folder, record, run.trainer.history, self.args.downstream)
+        if run.state.step > first_step or results.step_of(folder) != run.state.step:
+            per_step = round(seconds_per_step, 4) if run.state.step > first_step else None
+            rows = run.trainer.last_rows
             self._write_result(
-                run.loop.last_metrics, run.trial.step, spent.seconds, peak_memory=spent.peak_memory,
+                run.trainer.last_metrics, run.state.step, spent.seconds, peak_memory=spent.peak_memory,
                 intervals={split: row.get("intervals") or {} for split, row in rows.items()},
                 items={split: row.get("items") for split, row in rows.items()},
-                history=run.loop.history, race=record, seconds_per_step=per_step,
+                history=run.trainer.history, race=record, seconds_per_step=per_step,
             )  # fmt: skip
 
-    def _experiment(self, spent: Spent | None = None) -> Experiment:
+    def _experiment(self, spent: ResourceUsage | None = None) -> Experiment:
         """Return what the runs of this experiment share."""
         lists = {"splits_sha256": results.splits_sha256(self.args, self.config)}
         return Experiment(
             self.args, self.config, self._variables, self.runner_config, self.total_steps, self.all_entries, self.tuned,
-            spent or Spent(RunFolder(self.args.expdir), self.resumed), data=self.data and self.data | lists,
+            spent or ResourceUsage(RunFolder(self.args.expdir), self.resumed), data=self.data and self.data | lists,
         )  # fmt: skip
 
     def _race(self, experiment: Experiment) -> None:
@@ -382,7 +384,7 @@ class Runner(StockRunner):
             from_command_line = split is None
             split = split or self._evaluate_split()
             started = time.monotonic()
-            writes = from_command_line and ranks.is_leader()
+            writes = from_command_line and distributed.is_leader()
             stack.enter_context(locks.evaluation(self.args.expdir, active=writes))
             with results.failures_recorded(self.args, self.config, split, active=writes):
                 scores = evaluate(

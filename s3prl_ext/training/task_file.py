@@ -1,19 +1,150 @@
-"""A task file as a whole: every section of it that says how to train, checked before anything is built."""
+"""A task file: its sections checked before anything is built, and the keys of the released AD-TUNING code.
+
+========================================  =====================================================
+released                                  ours
+========================================  =====================================================
+``optimizer.name: ChildnetAdamW``         the same name
+``optimizer.reserve_p: [0.1, 0.01]``      ``tuning: {method: child, mask: fisher, density: [...],``
+                                          ``fisher: {preset: official}}``
+``runner.strive_ratio: 0.2``              ``early_stop.ratio``
+``runner.observation: [dev, per]``        ``early_stop.split`` and ``early_stop.metric``
+========================================  =====================================================
+
+The preset ``official`` is the released Fisher pass: the task's own training loader, in train mode, the loss of a batch
+divided by ``runner.gradient_accumulate_steps``, each tensor's gradient clipped before it is squared.
+"""
 
 from __future__ import annotations
 
+import copy
+import inspect
+import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from typing import Annotated, Any
 
 from s3prl_ext.configs import with_numbers
-from s3prl_ext.errors import UsageError
-from s3prl_ext.training.config import RunnerConfig, check_top_level
-from s3prl_ext.training.early_stop import Candidate, EarlyStopConfig, candidates
+from s3prl_ext.errors import UsageError, nearest
+from s3prl_ext.settings import choice, count, load, name, names, number, raise_all, switch, unknown_keys
+from s3prl_ext.training.candidates import Candidate, candidates_of
 from s3prl_ext.training.methods import METHODS, resolve_tuning
 from s3prl_ext.training.optimizers import check_optimization
-from s3prl_ext.training.released_keys import translate
+from s3prl_ext.training.racing import EarlyStopConfig
 from s3prl_ext.training.tuning_config import TuningConfig
+
+logger = logging.getLogger(__name__)
+
+MOST_BATCHES = 100_000  # of an optimizer step: with more of them it would never end, nor could it be interrupted
+MOST_WORKERS = 1024
+TOP_LEVEL = ("runner", "optimizer", "scheduler", "specaug", "downstream_expert", "tuning", "early_stop")
+
+
+@dataclass(frozen=True)
+class RunnerConfig:
+    """Section ``runner``: s3prl's keys, and ours where marked.
+
+    Attributes:
+        total_steps: optimizer steps; None where `epochs` is given.
+        epochs: ours: passes over the training loader in place of `total_steps`.
+        gradient_clipping: largest norm of the gradient of everything that trains.
+        gradient_accumulate_steps: batches per optimizer step.
+        log_step, eval_step, save_step: every how many optimizer steps; the end of the run counts as well.
+        max_keep: how many ``states-N.ckpt`` files stay.
+        eval_dataloaders: splits that are scored during training.
+        train_dataloader: name of the training split.
+        evaluate_ratio: share of each evaluation split that is scored.
+        fp16: s3prl's switch for mixed precision, the same as ``amp: fp16``.
+        amp: ours: ``bf16`` or ``fp16`` mixed precision.
+    """
+
+    total_steps: Annotated[int | None, count()] = None
+    epochs: Annotated[float | None, number(above=0)] = None
+    gradient_clipping: Annotated[float, number(above=0)] = 1.0
+    gradient_accumulate_steps: Annotated[int, count(most=MOST_BATCHES)] = 1
+    log_step: Annotated[int, count()] = 100
+    eval_step: Annotated[int, count()] = 5000
+    save_step: Annotated[int, count()] = 1000
+    max_keep: Annotated[int, count()] = 1
+    eval_dataloaders: Annotated[tuple[str, ...], names(least=0)] = ("dev",)
+    train_dataloader: Annotated[str, name()] = "train"
+    evaluate_ratio: Annotated[float, number(above=0, most=1)] = 1.0
+    fp16: Annotated[bool, switch()] = False
+    amp: Annotated[str | None, choice("bf16", "fp16")] = None
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], stored: bool = False) -> RunnerConfig:
+        """Check section ``runner`` of a task file; all problems are reported in one UsageError.
+
+        Args:
+            config: the whole task file.
+            stored: it comes from a checkpoint that is only evaluated: unknown keys are warned about, not refused.
+        """
+        section = dict(config.get("runner") or {})
+        if stored:
+            known = [field.name for field in fields(cls)]
+            _warn_of_stored(unknown_keys(section, known, "runner"))
+            section = {key: value for key, value in section.items() if key in known}
+        if "eval_dataloaders" in section:
+            section["eval_dataloaders"] = section["eval_dataloaders"] or []  # an empty key: no split is scored
+        runner = load(cls, section, "runner")
+        return replace(runner, amp=runner.amp or "fp16") if runner.fp16 else runner
+
+    def conflicts(self, where: str) -> Iterator[str]:
+        """Yield what does not go together."""
+        if (self.total_steps is None) == (self.epochs is None):
+            yield f"{where} needs either total_steps or epochs (one of the two)."
+
+
+def _warn_of_stored(problems: list[str]) -> None:
+    for problem in problems:
+        logger.warning("the checkpoint's task file has a setting of another program, which is not used: %s", problem)
+
+
+def check_top_level(config: Mapping[str, Any], stored: bool = False) -> None:
+    """Refuse top-level keys of a task file that look like a misspelt known one.
+
+    Other keys are left alone: s3prl hands them to the downstream expert.
+
+    Args:
+        config: the whole task file.
+        stored: it comes from a checkpoint that is only evaluated: such keys are warned about, not refused.
+    """
+    problems: list[str] = []
+    for key in config:
+        if key not in TOP_LEVEL and nearest(key, TOP_LEVEL) != ".":
+            problems.append(f"unknown section '{key}'{nearest(key, TOP_LEVEL)}")
+    if stored:
+        _warn_of_stored(problems)
+        problems = []
+    if isinstance(config.get("specaug"), Mapping):
+        from s3prl.downstream.specaug import SpecAug
+
+        known = list(inspect.signature(SpecAug).parameters)
+        problems += unknown_keys(config["specaug"], known, "specaug")
+    problems += _count_problems(config.get("downstream_expert"), "downstream_expert")
+    for key in ("runner", "optimizer", "downstream_expert"):
+        if not isinstance(config.get(key), Mapping):
+            problems.append(f"section '{key}' is missing; see the presets in downstream_configs for a complete file.")
+    raise_all(problems)
+
+
+def _count_problems(section: Any, where: str) -> list[str]:
+    """Return what is wrong with the batch sizes and numbers of workers below a section."""
+    problems: list[str] = []
+    for key, value in section.items() if isinstance(section, Mapping) else ():
+        place = f"{where}.{key}"
+        if isinstance(value, Mapping):
+            problems += _count_problems(value, place)
+            continue
+        batch = str(key).endswith(("batch_size", "batchsize"))
+        check = count() if batch else count(0, MOST_WORKERS) if key == "num_workers" else None
+        if check is not None:  # no default: a null reaches s3prl's loaders as it is
+            try:
+                check(value, place)
+            except UsageError as error:
+                problems.append(str(error))
+    return problems
+
 
 # keys of section downstream_expert whose values s3prl looks up as names of Python
 NAMES = ("select", "pooling", "module", "agg_module", "utter_module", "ObjectiveLoss", "metric", "activation")
@@ -60,7 +191,7 @@ class TaskFile:
         section = config.get("tuning")
         if not isinstance(section, Mapping):
             TuningConfig.from_config(config, METHODS)  # there is none, or it is no mapping
-        made = candidates(section) if isinstance(section, Mapping) else []
+        made = candidates_of(section) if isinstance(section, Mapping) else []
         early_stop = EarlyStopConfig.from_config(config, max(1, len(made)))
         tunings = [resolve_tuning(config, c.tuning) for c in made]
         return cls(config, runner, made, tunings, early_stop, tuple(_without_effect(config, early_stop)))
@@ -99,3 +230,60 @@ def check_names(section: Any, where: str) -> None:
     elif isinstance(section, (list, tuple)):
         for item in section:
             check_names(item, where)
+
+
+OPTIMIZER = "ChildnetAdamW"
+
+
+def translate(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a task file in which the released keys are replaced by sections ``tuning`` and ``early_stop``.
+
+    A file without such a key is returned unchanged.
+
+    Raises:
+        UsageError: released and our own keys for the same thing stand side by side, or a value has no counterpart.
+    """
+    optimizer, runner = config.get("optimizer"), config.get("runner")
+    released = [f"optimizer.{key}" for key in ("reserve_p",) if isinstance(optimizer, Mapping) and key in optimizer]
+    race = [f"runner.{key}" for key in ("strive_ratio", "observation") if isinstance(runner, Mapping) and key in runner]
+    if not released and not race:
+        return dict(config)
+    result = copy.deepcopy(dict(config))
+    for keys, section in ((released, "tuning"), (race, "early_stop")):
+        if keys and section in result:
+            raise UsageError(
+                f"{' and '.join(keys)} of the released AD-TUNING code and the section {section} say the same thing: "
+                "keep one of the two."
+            )
+    if released:
+        density = result["optimizer"].pop("reserve_p")
+        result["tuning"] = {"method": "child", "mask": "fisher", "density": density, "fisher": {"preset": "official"}}
+    if race:
+        result["early_stop"] = _early_stop(result["runner"])
+    if isinstance(result.get("tuning", {}).get("density"), list) and len(result["tuning"]["density"]) == 1:
+        result["tuning"]["density"] = result["tuning"]["density"][0]
+    if isinstance(result.get("tuning", {}).get("density"), list):
+        result.setdefault("early_stop", {})
+    logger.info("read %s as in the released AD-TUNING code", ", ".join(released + race))
+    return result
+
+
+def _early_stop(runner: dict[str, Any]) -> dict[str, Any]:
+    """Take the keys of the race out of section ``runner`` and return them as a section ``early_stop``."""
+    section = {}
+    if (ratio := runner.pop("strive_ratio", None)) is not None:
+        section["ratio"] = ratio
+    observation = runner.pop("observation", None)
+    if observation is None:
+        return section
+    parts = [observation] if isinstance(observation, str) else list(observation)
+    if parts[0] == "train":
+        raise UsageError(
+            "runner.observation: train compares candidates by their training loss, which the released code could not "
+            "run; write [dev, METRIC], such as [dev, per]."
+        )
+    splits = runner.get("eval_dataloaders") or ["dev"]
+    section["split"] = parts[0] if parts[0] in splits else splits[0]
+    if len(parts) > 1:
+        section["metric"] = {"f1": "slot_type_f1"}.get(parts[1], parts[1])
+    return section

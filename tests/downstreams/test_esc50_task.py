@@ -243,8 +243,8 @@ def test_head_needs_a_frozen_upstream_and_the_same_features(run, base, tmp_path)
 @pytest.mark.parametrize("preset", ["mam", "mam_ft", "audioset", "mini"])
 def test_shipped_task_files_are_valid(preset):
     from s3prl_ext.downstreams.esc50.config import parse_config
-    from s3prl_ext.training.config import RunnerConfig
     from s3prl_ext.training.methods import METHODS
+    from s3prl_ext.training.task_file import RunnerConfig
     from s3prl_ext.training.tuning_config import TuningConfig
 
     config = load_yaml(shipped_dir("downstream_configs") / "esc50" / f"{preset}.yaml")

@@ -10,8 +10,8 @@ from s3prl_ext.configs import expand_variables, load_yaml, shipped_dir
 from s3prl_ext.downstreams.recognition.config import DataConfig, HeadConfig, parse
 from s3prl_ext.errors import UsageError
 from s3prl_ext.tasks import named
-from s3prl_ext.training.config import RunnerConfig, check_top_level
 from s3prl_ext.training.methods import METHODS
+from s3prl_ext.training.task_file import RunnerConfig, check_top_level
 from s3prl_ext.training.tuning_config import TuningConfig
 
 FILES = [(task, preset) for task in ("ljspeech", "vctk") for preset in ("mam", "mini")]

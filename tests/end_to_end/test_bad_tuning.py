@@ -13,7 +13,7 @@ import torch
 
 from s3prl_ext.configs import shipped_dir
 from s3prl_ext.mini_superb import LAYOUTS
-from s3prl_ext.training import fisher_pass, trial
+from s3prl_ext.training import fisher_pass, train_state
 from tests import factories
 from tests.end_to_end.test_bad_input import replace_text
 
@@ -139,7 +139,7 @@ def test_loss_is_not_a_number_in_the_fisher_pass(train, spoilt, tmp_path):
 
 
 def test_gradient_is_not_a_number(train, spoilt, tmp_path, monkeypatch):
-    monkeypatch.setattr(trial, "MAX_BAD_STEPS", 5)
+    monkeypatch.setattr(train_state, "MAX_BAD_STEPS", 5)
     outcome = train(settings(RANDOM, total_steps=50, save_step=2), upstream=spoilt)
     assert outcome.code == DATA and "not finite for 5 steps in a row, up to step 5" in outcome.sentence
     assert "no checkpoint is from before them" in outcome.sentence
@@ -147,7 +147,7 @@ def test_gradient_is_not_a_number(train, spoilt, tmp_path, monkeypatch):
 
 
 def test_a_candidate_that_diverges_loses(train, tmp_path, monkeypatch):
-    monkeypatch.setattr(trial, "MAX_BAD_STEPS", 3)
+    monkeypatch.setattr(train_state, "MAX_BAD_STEPS", 3)
     override = settings({"method": "full", "lr": ["1e-4", "1e30"]}, {"ratio": 0.5}, total_steps=12)
     outcome = train(override)
     assert outcome.code == 0, outcome.err[-2000:]

@@ -6,14 +6,14 @@ from types import SimpleNamespace
 
 import torch
 
-from s3prl_ext.training.loop import TrainingLoop
+from s3prl_ext.training.trainer import Trainer
 
 
 def test_best_score_stays_on_its_device():
     expert = torch.nn.Module()
     expert.register_buffer("best_score", torch.zeros(1, device="meta"))
     loop = SimpleNamespace(trial=SimpleNamespace(models=SimpleNamespace(downstream=expert)))
-    with TrainingLoop._best_scores_kept(loop):
+    with Trainer._best_scores_kept(loop):
         expert.best_score = torch.ones(1) * 0.5
     assert expert.best_score.device.type == "meta"
     assert dict(expert.named_buffers())["best_score"] is expert.best_score

@@ -13,17 +13,11 @@ from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.metrics import METRICS
 from s3prl_ext.mini_superb import LAYOUTS
 from s3prl_ext.tasks import TASKS, named, task_of
-from s3prl_ext.training.early_stop import (
-    Candidate,
-    EarlyStopConfig,
-    budget,
-    candidates,
-    judged_by,
-    select,
-)
+from s3prl_ext.training.candidates import Candidate, candidates_of, select
 from s3prl_ext.training.evaluation import evaluate
 from s3prl_ext.training.methods import METHODS, resolve_tuning
-from s3prl_ext.training.released_keys import translate
+from s3prl_ext.training.racing import EarlyStopConfig, budget, judged_by
+from s3prl_ext.training.task_file import translate
 from s3prl_ext.training.tuning_config import keys_of
 from tests.experiments import make_args, task_config
 
@@ -34,20 +28,20 @@ def entrants(*densities: float) -> list[Candidate]:
 
 def test_lists_make_candidates_in_their_order():
     section = {"method": "child", "density": [0.1, 0.01], "lr": ["1e-3", 0.0001], "eligible": ["*a*", "*b*"]}
-    made = candidates(section)
+    made = candidates_of(section)
     assert [c.name for c in made] == [
         "density=0.1,lr=0.001", "density=0.1,lr=0.0001", "density=0.01,lr=0.001", "density=0.01,lr=0.0001",
     ]  # fmt: skip
     assert made[0].tuning == {"method": "child", "density": 0.1, "lr": "1e-3", "eligible": ["*a*", "*b*"]}
-    assert len(candidates({"method": ["lora", "houlsby"]})) == 2
-    assert [c.name for c in candidates({"method": "lora", "projections": [["q_proj"], ["q_proj", "v_proj"]]})] == [
+    assert len(candidates_of({"method": ["lora", "houlsby"]})) == 2
+    assert [c.name for c in candidates_of({"method": "lora", "projections": [["q_proj"], ["q_proj", "v_proj"]]})] == [
         "projections=q_proj", "projections=q_proj+v_proj",
     ]  # fmt: skip
-    assert len(candidates({"method": "lora", "projections": ["q_proj", "v_proj"]})) == 1
+    assert len(candidates_of({"method": "lora", "projections": ["q_proj", "v_proj"]})) == 1
 
 
 def test_a_method_gets_only_the_keys_that_it_takes():
-    made = candidates({"method": ["child", "lora"], "density": 0.01, "rank": [4, 8], "lr": "1e-3", "mask": "random"})
+    made = candidates_of({"method": ["child", "lora"], "density": 0.01, "rank": [4, 8], "lr": "1e-3", "mask": "random"})
     child = {"method": "child", "density": 0.01, "lr": "1e-3", "mask": "random"}
     lora = {"method": "lora", "lr": "1e-3"}
     assert made == [
@@ -55,14 +49,14 @@ def test_a_method_gets_only_the_keys_that_it_takes():
         Candidate("method=lora,rank=4", lora | {"rank": 4}),
         Candidate("method=lora,rank=8", lora | {"rank": 8}),
     ]
-    first = candidates({"rank": [4, 8], "method": ["lora", "houlsby"], "layers": "0-1"})
+    first = candidates_of({"rank": [4, 8], "method": ["lora", "houlsby"], "layers": "0-1"})
     assert [c.name for c in first] == ["rank=4,method=lora", "method=houlsby", "rank=8,method=lora"]
     assert all(c.tuning["layers"] == "0-1" for c in first)
 
 
 @pytest.mark.parametrize("key", ["rnak", "bottleneck"])
 def test_a_key_of_no_candidate_stays_to_be_refused(key):
-    assert all(key in c.tuning for c in candidates({"method": ["lora", "prefix"], key: 3}))
+    assert all(key in c.tuning for c in candidates_of({"method": ["lora", "prefix"], key: 3}))
 
 
 def test_a_raced_method_has_the_keys_that_it_reads():
@@ -73,7 +67,7 @@ def test_a_raced_method_has_the_keys_that_it_reads():
         "lr": [1e-3, 1e-4],
         "mask": "random",
     }
-    made = {c.name: c.tuning for c in candidates(section)}
+    made = {c.name: c.tuning for c in candidates_of(section)}
     child = {"method": "child", "mask": "random"}
     assert made == {
         "density=0.1,method=child,lr=0.001": child | {"density": 0.1, "lr": 1e-3},
@@ -84,11 +78,13 @@ def test_a_raced_method_has_the_keys_that_it_reads():
         "density=0.01,method=child,lr=0.001": child | {"density": 0.01, "lr": 1e-3},
         "density=0.01,method=child,lr=0.0001": child | {"density": 0.01, "lr": 1e-4},
     }
-    masks = candidates({"method": "child", "mask": ["fisher", "random"], "fisher": {"max_batches": 2}, "redraw": True})
+    masks = candidates_of(
+        {"method": "child", "mask": ["fisher", "random"], "fisher": {"max_batches": 2}, "redraw": True}
+    )
     assert [(c.name, set(c.tuning)) for c in masks] == [
         ("mask=fisher", {"method", "mask", "fisher"}), ("mask=random", {"method", "mask", "redraw"}),
     ]  # fmt: skip
-    (odd,) = candidates({"method": ["child"], "rank": 4})
+    (odd,) = candidates_of({"method": ["child"], "rank": 4})
     assert odd.tuning["rank"] == 4, "a key that no raced method reads stays, and is refused"
 
 
@@ -112,7 +108,7 @@ def test_every_method_takes_the_keys_that_it_reads_and_no_other(method):
 @pytest.mark.parametrize("section", [{"density": []}, {"density": [0.1, "1.0e-1"]}])
 def test_odd_lists_are_refused(section):
     with pytest.raises(UsageError, match="tuning.density"):
-        candidates(section)
+        candidates_of(section)
 
 
 def test_steps_of_the_released_settings():

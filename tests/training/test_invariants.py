@@ -92,7 +92,7 @@ def candidate_runs(build, folder, upstream, config):
     runs = CandidateRuns(
         runner._experiment(), None, lambda c: resolve_tuning(runner.config, c.tuning), runner._prepare_candidate
     )
-    runs._split, runs._entrants, runs._reported = "dev", runner.task_file.candidates, ["acc"]
+    runs._split, runs._candidates, runs._reported = "dev", runner.task_file.candidates, ["acc"]
     return runs, runner.task_file.candidates
 
 

@@ -10,10 +10,10 @@ import pytest
 
 from s3prl_ext.errors import DataError
 from s3prl_ext.run_folder import RunFolder
-from s3prl_ext.training.early_stop import EarlyStopConfig, budget, candidates
-from s3prl_ext.training.race import Race
+from s3prl_ext.training.candidates import candidates_of
+from s3prl_ext.training.racing import EarlyStopConfig, Race, budget
 
-ENTRANTS = candidates({"method": "child", "density": [0.1, 0.01, 0.001]})
+ENTRANTS = candidates_of({"method": "child", "density": [0.1, 0.01, 0.001]})
 
 
 class Track:

@@ -12,8 +12,8 @@ from s3prl_ext.child_tuning import delta
 from s3prl_ext.errors import DataError, StoppedByUser, UsageError
 from s3prl_ext.run_folder import RunFolder
 from s3prl_ext.training import checkpoint
-from s3prl_ext.training.early_stop import candidates
-from s3prl_ext.training.trial import Trial
+from s3prl_ext.training.candidates import candidates_of
+from s3prl_ext.training.train_state import TrainState
 from tests.experiments import interrupt_at_loss, make_args, task_config
 
 TOTAL, CUT = 6, 2
@@ -150,8 +150,8 @@ def test_the_base_comes_back_bitwise(build, tmp_path, upstream):
 @pytest.fixture
 def steps(monkeypatch):
     """A list that grows with every optimizer step of the process."""
-    done, train_step = [], Trial.train_step
-    monkeypatch.setattr(Trial, "train_step", lambda *arguments: done.append(1) or train_step(*arguments))
+    done, train_step = [], TrainState.train_step
+    monkeypatch.setattr(TrainState, "train_step", lambda *arguments: done.append(1) or train_step(*arguments))
     return done
 
 
@@ -174,7 +174,7 @@ def test_methods_and_rates_race_too(build, tmp_path, upstream):
     assert newest(tmp_path / "methods")["UpstreamDelta"]["added"]
     record = json.loads((tmp_path / "methods" / "race" / "race.json").read_text())
     assert record["entrants"] == ["method=lora,rank=2", "method=lora,rank=4", "method=houlsby"]
-    (winner,) = (c.tuning for c in candidates(config["tuning"]) if c.name == record["chosen"])
+    (winner,) = (c.tuning for c in candidates_of(config["tuning"]) if c.name == record["chosen"])
     alone = config_of(None, **winner, race=None)
     build(make_args(tmp_path / "alone", **upstream), alone).train()
     assert_same_run(newest(tmp_path / "methods"), newest(tmp_path / "alone"))

@@ -9,7 +9,7 @@ import torch
 
 from s3prl_ext.errors import DataError, StoppedByUser, UsageError
 from s3prl_ext.run_folder import RunFolder
-from s3prl_ext.training import checkpoint, trial
+from s3prl_ext.training import checkpoint, train_state
 from tests.experiments import interrupt_at_loss, make_args, task_config
 
 
@@ -106,7 +106,7 @@ def test_infinite_gradient_skips_the_step(build, tmp_path):
 
 
 def test_a_checkpoint_from_before_a_row_of_bad_gradients_is_kept(build, tmp_path, monkeypatch):
-    monkeypatch.setattr(trial, "MAX_BAD_STEPS", 5)
+    monkeypatch.setattr(train_state, "MAX_BAD_STEPS", 5)
     config = task_config(total_steps=20, save_step=2, max_keep=1)
     runner = build(make_args(tmp_path / "exp"), config)
     steps = []
@@ -169,7 +169,7 @@ def test_wrong_sections_are_refused_before_training(build, tmp_path, change, mes
 
 @pytest.mark.parametrize("value", [None, []])
 def test_an_empty_list_of_splits_scores_none(value):
-    from s3prl_ext.training.config import RunnerConfig
+    from s3prl_ext.training.task_file import RunnerConfig
 
     assert RunnerConfig.from_config({"runner": {"total_steps": 1, "eval_dataloaders": value}}).eval_dataloaders == ()
     assert RunnerConfig.from_config({"runner": {"total_steps": 1}}).eval_dataloaders == ("dev",)

@@ -1,24 +1,31 @@
-"""The race of AD-TUNING: train every candidate a while, compare, and let the best go on.
+"""The race of AD-TUNING, successive halving with one rung: train every candidate a while, compare, and let the best go on.
+
+Train n candidates for k = max(1, round(r T)) steps, score each on dev with the task's own metric, continue the c best
+to T (AD-TUNING, section 2.3 and Algorithm 1): n k + c (T - k) steps in all.
 
 Candidates run one after another on the same model. Each is an ordinary resumable run in a folder of its own below
 ``race/``; what a candidate needs while another one runs is its checkpoint there, so only one model, one optimizer and
-one head are in memory. ``race/race.json`` holds every score, so that an interrupted race goes on where it stopped.
+one head are in memory. ``race/race.json`` holds every score, so that an interrupted race is resumed where it stopped.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
+from typing import Annotated, Any
 
-from s3prl_ext.errors import DataError
+from s3prl_ext import settings
+from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.evaluation.result_records import numbers
 from s3prl_ext.metrics import METRICS
 from s3prl_ext.reading import parse_json
 from s3prl_ext.run_folder import RunFolder
-from s3prl_ext.training import ranks
-from s3prl_ext.training.early_stop import Candidate, EarlyStopConfig, budget, judged_by, select
+from s3prl_ext.settings import choice, count, load, raise_all
+from s3prl_ext.tasks import task_of
+from s3prl_ext.training import distributed
+from s3prl_ext.training.candidates import Candidate, select
 from s3prl_ext.writing import write_json
 
 logger = logging.getLogger(__name__)
@@ -28,12 +35,99 @@ logger = logging.getLogger(__name__)
 Advance = Callable[[Candidate, RunFolder, int, str], dict[str, float]]
 
 
+@dataclass(frozen=True)
+class EarlyStopConfig:
+    """Section ``early_stop`` of a task file.
+
+    Attributes:
+        ratio: r, share of the run's steps after which candidates are compared, in (0, 1].
+        keep: c, how many candidates go on.
+        metric: what they are compared by; None = the task's own, see :mod:`s3prl_ext.tasks`.
+        split: where it is measured; None = the first of ``runner.eval_dataloaders``.
+        evaluations: a candidate's score is the mean of this many evaluations, evenly spaced up to the comparison.
+        patience: compare again every k steps until the same candidates have led this many times in a row.
+    """
+
+    ratio: Annotated[float, settings.number(above=0, most=1)] = 0.1
+    keep: Annotated[int, count()] = 1
+    metric: Annotated[str | None, choice(METRICS)] = None
+    split: Annotated[str | None, settings.name()] = None
+    evaluations: Annotated[int, count()] = 1
+    patience: Annotated[int, count()] = 1
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], candidates: int) -> EarlyStopConfig | None:
+        """Check section ``early_stop``; None where there is nothing to race.
+
+        Args:
+            config: the whole task file.
+            candidates: number of candidates that its section ``tuning`` makes.
+
+        Raises:
+            UsageError: with all problems; also where there are candidates but no section, and the reverse.
+        """
+        if "early_stop" not in config:
+            if candidates > 1:
+                raise UsageError(
+                    f"tuning makes {candidates} candidates, but there is no section early_stop to race them by: add "
+                    "early_stop: {ratio: 0.1, keep: 1}, or give one value instead of a list."
+                )
+            return None
+        problems: list[str] = []
+        example = "{ratio: 0.1, keep: 1}"
+        race = load(cls, config["early_stop"] or {}, "early_stop", example=example, problems=problems)
+        if race.keep > candidates > 1:
+            problems.append(f"early_stop.keep is {race.keep}, but there are only {candidates} candidates.")
+        raise_all(problems)
+        if candidates == 1:
+            return None  # plain child-tuning
+        if race.split is None and not (config.get("runner") or {}).get("eval_dataloaders", ["dev"]):
+            raise UsageError(
+                "a race compares candidates on a split: name it in early_stop.split or runner.eval_dataloaders."
+            )
+        return race
+
+    def steps_before_cut(self, total_steps: int) -> int:
+        """Return k = max(1, round(r T)), at most T."""
+        return min(total_steps, max(1, round(self.ratio * total_steps)))
+
+
+def budget(config: EarlyStopConfig, count: int, total_steps: int) -> int:
+    """Return the optimizer steps of all candidates together: n k + c (T - k).
+
+    With `patience` p the comparison is the p-th at the earliest, so that k stands for p k and this is the least number.
+    """
+    k = min(total_steps, config.patience * config.steps_before_cut(total_steps))
+    return count * k + min(config.keep, count) * (total_steps - k)
+
+
+def judged_by(wanted: str | None, task: str, reported: Sequence[str]) -> str:
+    """Return the metric to compare candidates by.
+
+    Args:
+        wanted: ``early_stop.metric``, or None for the task's own.
+        task: name for ``-d``.
+        reported: metrics that the task has reported for the split.
+
+    Raises:
+        UsageError: the task does not report it; the message names those it does.
+    """
+    options = (wanted,) if wanted else task_of(task).metrics
+    name = next((name for name in options if name in reported), None)
+    if name is not None:
+        return name
+    known = ", ".join(name for name in reported if name in METRICS) or "none that is known"
+    raise UsageError(
+        f"the task {task} does not report {' or '.join(options)} on this split; set early_stop.metric to one of: {known}."
+    )
+
+
 class Race:
     """Compare candidates and choose those that go on (AD-TUNING, Algorithm 1).
 
     Args:
         config: section ``early_stop``.
-        entrants: at least two.
+        candidates: at least two.
         total_steps: T, optimizer steps of a whole run.
         folder: of the experiment.
         task: name for ``-d``, which says what candidates are judged by.
@@ -45,7 +139,7 @@ class Race:
     def __init__(
         self,
         config: EarlyStopConfig,
-        entrants: Sequence[Candidate],
+        candidates: Sequence[Candidate],
         total_steps: int,
         folder: RunFolder,
         task: str,
@@ -54,14 +148,14 @@ class Race:
         passes: str = "",
     ) -> None:
         self.config = config
-        self.entrants = list(entrants)
+        self.candidates = list(candidates)
         self.total_steps = total_steps
         self.task = task
         self.split = split
         self.passes = passes
         self._advance = advance
         self.folder = folder
-        self.metrics: dict[str, dict[int, dict[str, float]]] = {c.name: {} for c in self.entrants}
+        self.metrics: dict[str, dict[int, dict[str, float]]] = {c.name: {} for c in self.candidates}
         self._read()
 
     def choose(self) -> Candidate:
@@ -72,7 +166,7 @@ class Race:
         k = self.config.steps_before_cut(self.total_steps)
         logger.info(
             "race of %d candidates (%s): %d steps each, then the best %d to step %d; %s optimizer steps in all%s",
-            len(self.entrants), "; ".join(c.name for c in self.entrants), k, self.config.keep, self.total_steps,
+            len(self.candidates), "; ".join(c.name for c in self.candidates), k, self.config.keep, self.total_steps,
             self._budget(), self.passes and f", and {self.passes}",
         )  # fmt: skip
         leaders, cut = self._leaders(k)
@@ -82,18 +176,18 @@ class Race:
                 self._run(number, self.total_steps, phase="kept")
             leaders = self._best(self.total_steps, leaders, 1, [self.total_steps])
             cut = self.total_steps
-        winner = self.entrants[leaders[0]]
+        winner = self.candidates[leaders[0]]
         self._write(chosen=winner.name, cut=cut)
         return winner
 
     def _budget(self) -> str:
-        least = budget(self.config, len(self.entrants), self.total_steps)
-        most = len(self.entrants) * self.total_steps  # the leaders change to the end
+        least = budget(self.config, len(self.candidates), self.total_steps)
+        most = len(self.candidates) * self.total_steps  # the leaders change to the end
         return f"{least}" if self.config.patience == 1 or least == most else f"{least} to {most}"
 
     def _leaders(self, k: int) -> tuple[list[int], int]:
         """Advance all candidates until the same ones have led often enough; return them and the step."""
-        led, previous, cut, everyone = 0, None, 0, list(range(len(self.entrants)))
+        led, previous, cut, everyone = 0, None, 0, list(range(len(self.candidates)))
         while True:
             start, cut = cut, min(self.total_steps, cut + k)
             points = sorted({start + max(1, (cut - start) * (j + 1) // self.config.evaluations)
@@ -108,15 +202,15 @@ class Race:
                 return leaders, cut
 
     def _run(self, number: int, step: int, phase: str) -> None:
-        candidate = self.entrants[number]
+        candidate = self.candidates[number]
         if step in self.metrics[candidate.name]:
             return
         folder = self.folder.candidate(candidate.name)
         folder.path.mkdir(parents=True, exist_ok=True)
         logger.info(
-            "%s: candidate %d of %d, %s, to step %d", phase, number + 1, len(self.entrants), candidate.name, step
+            "%s: candidate %d of %d, %s, to step %d", phase, number + 1, len(self.candidates), candidate.name, step
         )
-        label = f"{phase} {candidate.name} ({number + 1}/{len(self.entrants)})"
+        label = f"{phase} {candidate.name} ({number + 1}/{len(self.candidates)})"
         self.metrics[candidate.name][step] = self._advance(candidate, folder, step, label)
         self._write()
 
@@ -125,27 +219,27 @@ class Race:
         return judged_by(self.config.metric, self.task, reported)
 
     def _score(self, number: int, points: Sequence[int]) -> float:
-        row = self.metrics[self.entrants[number].name]
+        row = self.metrics[self.candidates[number].name]
         return fmean(row[step][self._metric()] for step in points)
 
     def _best(self, cut: int, numbers: Sequence[int], keep: int, points: Sequence[int]) -> list[int]:
         scores = [self._score(number, points) for number in numbers]
-        chosen = select(scores, [self.entrants[n] for n in numbers], self._metric(), keep)
+        chosen = select(scores, [self.candidates[n] for n in numbers], self._metric(), keep)
         return [numbers[i] for i in chosen]
 
     def _names(self, numbers: Sequence[int]) -> list[str]:
-        return [self.entrants[number].name for number in numbers]
+        return [self.candidates[number].name for number in numbers]
 
     def _standing(self, step: int) -> str:
         name = self._metric()
         unit = {"%": " %"}.get(METRICS[name].unit, "")
-        return ", ".join(f"{c.name} {name} {self.metrics[c.name][step][name]:.4g}{unit}" for c in self.entrants)
+        return ", ".join(f"{c.name} {name} {self.metrics[c.name][step][name]:.4g}{unit}" for c in self.candidates)
 
     # -- race.json -------------------------------------------------------------------------------------------------
 
     def _settings(self) -> dict[str, Any]:
         return {
-            "entrants": [c.name for c in self.entrants],
+            "entrants": [c.name for c in self.candidates],
             "total_steps": self.total_steps,
             "steps_before_cut": self.config.steps_before_cut(self.total_steps),
             "split": self.split,
@@ -168,7 +262,7 @@ class Race:
         }
 
     def _write(self, chosen: str | None = None, cut: int | None = None) -> None:
-        if ranks.is_leader():
+        if distributed.is_leader():
             write_json(self.folder.race_record, self.record(chosen, cut))
 
     def _read(self) -> None:

@@ -13,18 +13,18 @@ from torch.utils.data import DistributedSampler
 from s3prl_ext.errors import StoppedByUser
 from s3prl_ext.progress import bar, printing
 from s3prl_ext.run_folder import RunFolder, states_name, step_of
-from s3prl_ext.training import checkpoint, ranks
+from s3prl_ext.training import checkpoint, distributed
 from s3prl_ext.training.batches import TrainingBatches
 from s3prl_ext.training.checkpoint import Checkpoint, Extension
+from s3prl_ext.training.distributed import Interrupted, StopRequest
 from s3prl_ext.training.evaluation import Scores, evaluate, open_split
 from s3prl_ext.training.forward import unwrapped
-from s3prl_ext.training.interrupts import Interrupted, StopRequest
-from s3prl_ext.training.trial import Diverged, Trial
+from s3prl_ext.training.train_state import Diverged, TrainState
 
 logger = logging.getLogger(__name__)
 
 
-class TrainingLoop:
+class Trainer:
     """Run a trial to its last step.
 
     Every rank counts the same steps and leaves the loop together; log, evaluation and checkpoints are the first
@@ -49,7 +49,7 @@ class TrainingLoop:
 
     def __init__(
         self,
-        trial: Trial,
+        trial: TrainState,
         total_steps: int,
         folder: RunFolder,
         seed: int,
@@ -60,7 +60,7 @@ class TrainingLoop:
         resume_from: str | Path | None = None,
         label: str = "train",
     ) -> None:
-        self.trial = trial
+        self.state = trial
         self.config = trial.config
         self.total_steps = total_steps
         self.folder = folder
@@ -76,7 +76,7 @@ class TrainingLoop:
         self.history: list[dict[str, Any]] = [dict(row) for row in resumed.extension.history]
         self._evaluation_due = resumed.extension.evaluation_due
         positions = resumed.extension.positions or [None]
-        position = positions[ranks.rank() if len(positions) == ranks.world_size() else ranks.LEADER]
+        position = positions[distributed.rank() if len(positions) == distributed.world_size() else distributed.LEADER]
         self.batches = TrainingBatches(self._make_loader, position, epoch=resumed.epoch)
 
     @property
@@ -96,8 +96,8 @@ class TrainingLoop:
             until: stop at this step before the end and save ``states-N.ckpt``; nothing else is different.
         """
         self._end = self.total_steps if until is None else min(until, self.total_steps)
-        if self.trial.step >= self.total_steps:
-            logger.info("nothing to train: the checkpoint is at step %d of %d", self.trial.step, self.total_steps)
+        if self.state.step >= self.total_steps:
+            logger.info("nothing to train: the checkpoint is at step %d of %d", self.state.step, self.total_steps)
         with StopRequest() as self._stop:
             try:
                 self._train_to_the_end()
@@ -108,8 +108,8 @@ class TrainingLoop:
                 kept = f"{sound} is from before them and kept" if sound else "no checkpoint is from before them"
                 raise Diverged(f"{str(error).removesuffix('.')}; {kept}.") from error
             if self._end < self.total_steps:
-                if self._saved != self.trial.step:
-                    self._save([states_name(self.trial.step)])
+                if self._saved != self.state.step:
+                    self._save([states_name(self.state.step)])
                 self._stop_if_requested()
 
     def _last_sound(self) -> Path | None:
@@ -122,10 +122,10 @@ class TrainingLoop:
 
         Every rank gets the first rank's.
         """
-        done = [row for row in self.history if row["step"] == self.trial.step and row["split"] == split]
+        done = [row for row in self.history if row["step"] == self.state.step and row["split"] == split]
         with StopRequest() as self._stop:
             try:
-                found = ranks.from_leader(lambda: _metrics(done[-1]) if done else self._score(split))
+                found = distributed.from_leader(lambda: _metrics(done[-1]) if done else self._score(split))
             except Interrupted:
                 self._save_interrupted()
             self._stop_if_requested()
@@ -133,7 +133,7 @@ class TrainingLoop:
 
     def _stop_if_requested(self) -> None:
         """Heed a request that came too late for the step or batch that it was meant for."""
-        if ranks.any_of(self._stop.requested):
+        if distributed.any_of(self._stop.requested):
             self._save_interrupted()
 
     def _score(self, split: str) -> dict[str, float]:
@@ -141,23 +141,23 @@ class TrainingLoop:
             return self._evaluate(split).metrics
 
     def _train_to_the_end(self) -> None:
-        leader = ranks.is_leader()
-        progress = bar(total=self._end, initial=self.trial.step, desc=self.label, disable=not leader)
+        leader = distributed.is_leader()
+        progress = bar(total=self._end, initial=self.state.step, desc=self.label, disable=not leader)
         batches = iter(self.batches)
         with progress:
             if self._evaluation_due:
                 self._evaluate_and_save()
                 self._evaluation_due = False  # not due any more either where a new total_steps moved the end
-            while self.trial.step < self._end:
-                if ranks.any_of(self._stop.requested):
+            while self.state.step < self._end:
+                if distributed.any_of(self._stop.requested):
                     raise Interrupted
-                if not self.trial.train_step(self._one_step_of(batches)):
+                if not self.state.train_step(self._one_step_of(batches)):
                     continue
                 progress.update(1)
                 if leader:
                     self._log_if_due()
                 else:
-                    self.trial.clear_records()
+                    self.state.clear_records()
                 self._evaluate_and_save()
 
     def _one_step_of(self, batches: Iterator[Any]) -> Iterator[tuple[int, Any]]:
@@ -167,7 +167,7 @@ class TrainingLoop:
 
     def _make_loader(self, epoch: int) -> Any:
         """Return the training DataLoader of an epoch, as s3prl's Runner asks for it."""
-        downstream, split = self.trial.models.downstream, self.config.train_dataloader
+        downstream, split = self.state.models.downstream, self.config.train_dataloader
         try:
             return open_split(downstream, split, epoch=epoch)
         except TypeError as error:
@@ -179,34 +179,34 @@ class TrainingLoop:
         return loader
 
     def _due(self, every: int) -> bool:
-        return self.trial.step % every == 0 or self.trial.step == self.total_steps
+        return self.state.step % every == 0 or self.state.step == self.total_steps
 
     def _log_if_due(self) -> None:
-        if not self._due(self.config.log_step) or not self.trial.batch_ids:
+        if not self._due(self.config.log_step) or not self.state.batch_ids:
             return
         try:
             with printing():
-                self.trial.models.downstream.log_records(
+                self.state.models.downstream.log_records(
                     self.config.train_dataloader,
-                    records=self.trial.records,
+                    records=self.state.records,
                     logger=self.writer,
-                    global_step=self.trial.step,
-                    batch_ids=self.trial.batch_ids,
+                    global_step=self.state.step,
+                    batch_ids=self.state.batch_ids,
                     total_batch_num=self.batches.batches_per_epoch,
                 )
         except ZeroDivisionError:  # SF divides by the number of slots in the window
-            logger.warning("step %d: no training metrics, the logged batches hold nothing to count", self.trial.step)
-        self.trial.clear_records()
+            logger.warning("step %d: no training metrics, the logged batches hold nothing to count", self.state.step)
+        self.state.clear_records()
 
     def _evaluate_and_save(self) -> None:
         """Do what is due at this step; an evaluation that is interrupted leaves no trace and is due again on resume."""
         names: list[str] = []
         if self._due(self.config.eval_step):
             self._evaluation_due = True
-            names += ranks.from_leader(self._evaluate_splits)
+            names += distributed.from_leader(self._evaluate_splits)
             self._evaluation_due = False
         if self._due(self.config.save_step):
-            names.append(states_name(self.trial.step))
+            names.append(states_name(self.state.step))
         self._save(names)
 
     def _evaluate_splits(self) -> list[str]:
@@ -214,7 +214,7 @@ class TrainingLoop:
         with self._best_scores_kept():
             found = {split: self._evaluate(split) for split in self.config.eval_dataloaders}
         for split, scores in found.items():
-            row = {"step": self.trial.step, "split": split, "items": scores.items, "intervals": scores.intervals}
+            row = {"step": self.state.step, "split": split, "items": scores.items, "intervals": scores.intervals}
             self.history.append(row | scores.metrics)
         return [name for scores in found.values() for name in scores.save_names]
 
@@ -224,7 +224,7 @@ class TrainingLoop:
 
         A new one goes to the device of the old one: s3prl's tasks make it on the CPU, from where NCCL cannot share it.
         """
-        expert = unwrapped(self.trial.models.downstream)
+        expert = unwrapped(self.state.models.downstream)
         best_scores = dict(expert.named_buffers(recurse=False))
         put_back = True
         try:
@@ -235,17 +235,17 @@ class TrainingLoop:
                 setattr(expert, name, value if put_back else getattr(expert, name).to(value.device))
 
     def _evaluate(self, split: str) -> Scores:
-        step, ratio = self.trial.step, self.config.evaluate_ratio
-        return evaluate(self.trial.models, split, self.seed, ratio, self.writer, step, self._stop.check)
+        step, ratio = self.state.step, self.config.evaluate_ratio
+        return evaluate(self.state.models, split, self.seed, ratio, self.writer, step, self._stop.check)
 
     def _save(self, names: list[str]) -> None:
         """Write the present state under each name, ``states-N.ckpt`` last: with it everything of its step is there."""
         if not names:
             return
-        positions = ranks.gather(self.batches.position())
-        if states_name(self.trial.step) in names:
-            self._saved = self.trial.step
-        if not ranks.is_leader():
+        positions = distributed.gather(self.batches.position())
+        if states_name(self.state.step) in names:
+            self._saved = self.state.step
+        if not distributed.is_leader():
             return
         extension = Extension(positions=positions, evaluation_due=self._evaluation_due, history=self.history)
         states = self.states(self.batches.epoch, extension).stored()
@@ -253,19 +253,19 @@ class TrainingLoop:
             path = self.folder.path / name
             checkpoint.save(states, path)
             if step_of(path) is not None:
-                sound = self._last_sound() if self.trial.bad_steps else None
+                sound = self._last_sound() if self.state.bad_steps else None
                 self.folder.remove_older(path, self.config.max_keep, sound)
             elif self._on_best is not None:
                 self._on_best(name, self.last_metrics)
-        logger.info("step %d: saved %s", self.trial.step, ", ".join(str(self.folder.path / name) for name in names))
+        logger.info("step %d: saved %s", self.state.step, ", ".join(str(self.folder.path / name) for name in names))
 
     def _save_interrupted(self) -> NoReturn:
-        if self.trial.step > 0:
-            self._save([states_name(self.trial.step)])
-            hint = f"step {self.trial.step} is saved; resume with -a, or with -m train -e {self._resume_from}"
+        if self.state.step > 0:
+            self._save([states_name(self.state.step)])
+            hint = f"step {self.state.step} is saved; resume with -a, or with -m train -e {self._resume_from}"
         else:
             hint = "no step was done yet; the same command with -a goes on"
-        if not ranks.is_leader():
+        if not distributed.is_leader():
             raise StoppedByUser("stopped on request, with the first process.")
         raise StoppedByUser(f"stopped on request: {hint}.")
 

@@ -16,8 +16,8 @@ from torch.optim import Optimizer
 from s3prl_ext.child_tuning.child_network import ChildNetwork
 from s3prl_ext.errors import DataError
 from s3prl_ext.training.checkpoint import Checkpoint, Extension
-from s3prl_ext.training.config import RunnerConfig
 from s3prl_ext.training.forward import TaskModels
+from s3prl_ext.training.task_file import RunnerConfig
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ class Diverged(DataError):
     """A run has gone :data:`MAX_BAD_STEPS` steps without a finite gradient."""
 
 
-class Trial:
+class TrainState:
     """Train the trainable parameters of a task's models, one optimizer step at a time.
 
     The order of operations is s3prl's: batch losses divided by the accumulation, clipping to

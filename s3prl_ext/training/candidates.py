@@ -1,0 +1,129 @@
+"""The candidates of a race: what the lists in a section ``tuning`` make."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from s3prl_ext.errors import DataError, UsageError
+from s3prl_ext.metrics import metric
+from s3prl_ext.training.methods import METHODS
+from s3prl_ext.training.tuning_config import MASK_OPTIONS, TuningConfig, keys_of
+
+# Keys of `tuning` whose own value is a list: one list inside a list makes candidates of them.
+LIST_KEYS = ("eligible", "projections", "train_layers", "layers")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One of the runs that are raced.
+
+    Attributes:
+        name: what sets it apart, such as ``density=0.01``; also the name of its folder.
+        tuning: its section ``tuning``, without lists.
+    """
+
+    name: str
+    tuning: dict[str, Any]
+
+    @property
+    def density(self) -> float:
+        """Its density; 1 where the method has none."""
+        return float(self.tuning.get("density", 1.0))
+
+
+def candidates_of(section: Mapping[str, Any]) -> list[Candidate]:
+    """Return one candidate for each combination of the lists in a section ``tuning``, in the order given.
+
+    Where methods or masks race, a candidate has the keys that its own reads: ``{method: [child, lora], density: [0.1,
+    0.01]}`` makes three.
+
+    Raises:
+        UsageError: a list is empty or names a value twice.
+    """
+    lists: dict[str, list[Any]] = {}
+    for key, value in section.items():
+        native = key in LIST_KEYS and not (isinstance(value, list) and any(isinstance(v, list) for v in value))
+        if isinstance(value, (list, tuple)) and not native:
+            if not value:
+                raise UsageError(f"tuning.{key} is an empty list: give one value, or several to race.")
+            named = [_shown(item) for item in value]
+            if len(set(named)) < len(named):
+                raise UsageError(f"tuning.{key} names a candidate twice: {', '.join(named)}.")
+            lists[key] = list(value)
+    if not lists:
+        return [Candidate("", dict(section))]
+    made: dict[str, Candidate] = {}
+    for values in itertools.product(*lists.values()):
+        chosen = dict(zip(lists, values))
+        tuning = _without_keys_of_others({**section, **chosen}, lists)
+        name = ",".join(f"{key}={_shown(value)}" for key, value in chosen.items() if key in tuning)
+        made.setdefault(name, Candidate(name, tuning))
+    return list(made.values())
+
+
+def _without_keys_of_others(tuning: dict[str, Any], lists: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
+    """Return a candidate's section without the keys that only others of the raced methods or masks read."""
+    methods = [method for method in lists.get("method", []) if method in METHODS]
+    elsewhere = {key for method in methods for key in keys_of(method, METHODS)}
+    known = tuning.get("method") in METHODS  # else it is refused later
+    elsewhere -= set(keys_of(tuning["method"], METHODS)) if known else elsewhere
+    masks = [mask for mask in lists.get("mask", []) if mask != tuning.get("mask")]
+    elsewhere |= {MASK_OPTIONS[mask] for mask in masks if mask in MASK_OPTIONS}
+    return {key: value for key, value in tuning.items() if key not in elsewhere}
+
+
+def _shown(value: Any) -> str:
+    """Return a value as it stands in a candidate's name: 1.0e-3 and 0.001 are the same."""
+    if isinstance(value, (list, tuple)):
+        return "+".join(map(_shown, value))
+    try:
+        return f"{float(value):g}"
+    except (TypeError, ValueError):
+        return "".join(c if c.isalnum() or c in "._-" else "_" for c in str(value))
+
+
+def shares_masks(section: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Return whether the masks of two sections ``tuning`` come from one choice, and differ in density at most."""
+    keys = ("method", "mask", "eligible", "fisher", "redraw")
+    return all(section.get(key) == other.get(key) for key in keys)
+
+
+def check_alike(candidates: Sequence[Candidate], tunings: Sequence[TuningConfig], features_given: bool) -> None:
+    """Raise UsageError where candidates would read different features, so that they cannot share a head.
+
+    Args:
+        candidates: the candidates.
+        tunings: their sections ``tuning``.
+        features_given: the user chose the features with ``-s`` or ``-l``.
+    """
+    weighted = {METHODS[tuning.method].weighted_sum for tuning in tunings}
+    if len(weighted) > 1 and not features_given:
+        names = ", ".join(candidate.name for candidate in candidates)
+        raise UsageError(
+            f"the candidates {names} read different features (last hidden state, weighted sum): choose one for all with "
+            "-s hidden_states or -s last_hidden_state."
+        )
+
+
+def select(scores: Sequence[float], candidates: Sequence[Candidate], metric_name: str, keep: int) -> list[int]:
+    """Return the numbers of the `keep` best candidates, best first.
+
+    NaN never wins; of equal scores the smaller density wins, then the earlier candidate.
+
+    Raises:
+        DataError: every score is NaN.
+    """
+    if all(math.isnan(score) for score in scores):
+        raise DataError(f"every candidate's {metric_name} is NaN at the comparison; lower the learning rate.")
+    sign = -1.0 if metric(metric_name).higher_is_better else 1.0
+
+    def rank(number: int) -> tuple[bool, float, float, int]:
+        score = scores[number]
+        return math.isnan(score), sign * score if not math.isnan(score) else 0.0, candidates[number].density, number
+
+    ranked = sorted(range(len(scores)), key=rank)
+    return [number for number in ranked[:keep] if not math.isnan(scores[number])]
