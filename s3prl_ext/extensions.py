@@ -99,7 +99,7 @@ def register_upstream(name: str, factory: str | Callable[..., Any]) -> None:
             or ``"module:function"``, which is imported when the upstream is first built.
 
     Raises:
-        UsageError: the name is no identifier or is taken.
+        UsageError: the name is not an identifier or is taken.
     """
     if not name.isidentifier():
         raise UsageError(f"the upstream name '{name}' is no Python identifier: use letters, digits and underscores.")
@@ -229,7 +229,7 @@ def register_method(name: str, file: Any) -> None:
 
     _claim("method", name, OURS if name in methods.METHODS else None)
     adapters.check_file(name, file)
-    keys = {"method", *tuning_config.MASK_KEYS, *parameter_groups.KEYS}
+    keys = {"method", *tuning_config.MASK_KEYS, *parameter_groups.RATE_KEYS}
     taken = sorted(keys & {field.name for field in dataclasses.fields(file.Config)})
     if taken:
         raise UsageError(

@@ -2,7 +2,7 @@
 
 A lock is ``flock`` on a file that names its holder. It ends with its process, SIGKILL included, and the file goes when it
 ends in an orderly way. Over NFS, Linux passes such locks to the server, so they hold between machines where its lock service
-runs; a file system without locks is warned about, and the run goes on unprotected.
+runs; a file system without locks is warned about, and the run continues unprotected.
 """
 
 from __future__ import annotations

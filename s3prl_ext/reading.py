@@ -1,4 +1,4 @@
-"""Reading files that others may have written, or that a disk or a network may have damaged."""
+"""Reading files that others may have written, or that a disk or a network may have corrupted."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def is_archive(path: str | os.PathLike) -> bool:
     """Return whether a file is a zip archive, as those of torch 1.6 and later are, whose list of parts is readable."""
     try:
         return zipfile.is_zipfile(path)
-    except zipfile.BadZipFile:  # damaged bytes may read as an archive of several disks
+    except zipfile.BadZipFile:  # corrupt bytes may read as an archive of several disks
         return False
 
 
@@ -62,7 +62,7 @@ def check_archive(path: str | os.PathLike) -> None:
     and safetensors have no checksums, nor has one that was written with ``torch.serialization.set_crc32_options(False)``.
 
     Raises:
-        DataError: a part of it was damaged.
+        DataError: a part of it is corrupt.
     """
     path = Path(path)
     if path.is_file() and is_archive(path):
@@ -70,7 +70,7 @@ def check_archive(path: str | os.PathLike) -> None:
         damaged = _damaged_record(path.resolve(), state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
         if damaged is not None:
             raise DataError(
-                f"{path} is damaged: {damaged} does not match its checksum; copy or download it again, or take an earlier one."
+                f"{path} is corrupt: {damaged} does not match its checksum; copy or download it again, or take an earlier one."
             )
 
 
@@ -99,7 +99,7 @@ def check_model(name: str | os.PathLike) -> None:
         name: a folder or checkpoint file; anything else, such as a hub id, has no files here.
 
     Raises:
-        DataError: a file was damaged or changed.
+        DataError: a file is corrupt or was changed.
     """
     path = Path(name).expanduser()
     if not path.exists():
@@ -109,7 +109,7 @@ def check_model(name: str | os.PathLike) -> None:
         check_archive(file)
         if file.name in stored and file_sha256(file) != stored[file.name]:
             raise DataError(
-                f"{file} was damaged or changed: it does not match the SHA-256 in {EXPORT_FILE}; export again, or delete "
+                f"{file} is corrupt or was changed: it does not match the SHA-256 in {EXPORT_FILE}; export again, or delete "
                 f"{EXPORT_FILE} if the change was meant."
             )
 

@@ -35,7 +35,7 @@ def refuse_dead_flags(flags: argparse.Namespace) -> None:
             "load such a model with -u hf_hubert_custom -k OWNER/NAME or -u hf_wav2vec2_custom -k OWNER/NAME."
         )
     if flags.past_exp is not None and flags.init_ckpt is not None:
-        raise UsageError("-e goes on with an experiment and -i begins a new one with its weights: give one of the two.")
+        raise UsageError("-e resumes an experiment and -i starts a new one with its weights: give one of the two.")
     for name, advice in (("upstream_revision", "-k OWNER/NAME@REVISION"), ("upstream_model_name", "-k FILE")):
         if getattr(flags, name) is not None:
             raise UsageError(f"--{name} belongs to --hub huggingface, which cannot log in any more: use {advice}.")
@@ -100,7 +100,7 @@ def only_best(flags: argparse.Namespace) -> Path | None:
 
 
 def check_processes(ckpt: Checkpoint, flags: argparse.Namespace) -> None:
-    """Refuse to go on with another number of processes; s3prl stops at an assertion there."""
+    """Refuse to resume with another number of processes; s3prl stops at an assertion there."""
     from s3prl_ext.training import resume
 
     started = flags.local_rank is not None or "LOCAL_RANK" in os.environ
@@ -126,7 +126,7 @@ def check_same_command(
 
 
 def stay_with(ckpt: Checkpoint) -> None:
-    """Let a run write next to its checkpoint: s3prl goes on where the checkpoint was made.
+    """Let a run write next to its checkpoint: s3prl writes where the checkpoint was made.
 
     A copied or moved experiment would otherwise write into the one that it came from.
     """

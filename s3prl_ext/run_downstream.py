@@ -87,7 +87,7 @@ def _locks_given_back() -> Iterator[None]:
 
 
 def _hold_folder(argv: Sequence[str]) -> None:
-    """Let the first process of a training hold its folder, before anything of it is read.
+    """Let rank 0 of a training hold its folder, before anything of it is read.
 
     Raises:
         UsageError: another run, sweep or race writes there.

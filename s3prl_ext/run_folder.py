@@ -25,12 +25,12 @@ RESULTS, EVENTS = "result*.json", "events.out.tfevents.*"
 MERGE_FILE, SWEEP_FILE = "merge.json", "sweep.json"  # of other folders
 
 # What a run leaves, apart from the files of its task -> whether an experiment adopts it from the winner of its race.
-FILES = {
+RUN_FILES = {
     f"*{CHECKPOINT_SUFFIX}": False, RESULTS: False, MASK_FILE: False, FISHER_FILE: False, RACE: False, RACE_PICTURE: False,
     DELTA_FILE: True, "lambda.*": True, LOG_FILE: True, EVENTS: True,
 }  # fmt: skip
 # What s3prl writes before anything is trained: copies of the task file and of the file of -g, named by time.
-SETTINGS = re.compile(r".+_\d{4}(-\d\d){5}\.\w+|events\.out\.tfevents\..*")
+SETTINGS_NAMES = re.compile(r".+_\d{4}(-\d\d){5}\.\w+|events\.out\.tfevents\..*")
 # Folders that are not runs, by a file in them, and what to do with them.
 OTHERS = {
     EXPORT_FILE: "is a folder of s3prl-ext export, a plain model with the head of its task: s3prl-ext predict takes it, and its "
@@ -184,7 +184,7 @@ class RunFolder:
             winner: its folder.
             keep: how many ``states-N.ckpt`` stay.
         """
-        patterns = [*(pattern for pattern, adopted in FILES.items() if adopted), *tasks.result_files()]
+        patterns = [*(pattern for pattern, adopted in RUN_FILES.items() if adopted), *tasks.result_files()]
         extra = [path for pattern in patterns for path in winner.path.glob(pattern)]
         latest = winner.numbered()[-1]
         for path in dict.fromkeys([*extra, *winner.best(), latest]):
@@ -205,7 +205,7 @@ class RunFolder:
 
     def clear(self) -> None:
         """Remove the checkpoints and results of an experiment that is replaced."""
-        for pattern in (*FILES, *tasks.result_files()):
+        for pattern in (*RUN_FILES, *tasks.result_files()):
             for old in self.path.glob(pattern):
                 shutil.rmtree(old) if old.is_dir() else old.unlink()
 
@@ -243,7 +243,7 @@ class RunFolder:
         present = list(self.path.iterdir())
         folders = [path for path in present if path.is_dir() and not any(part.is_file() for part in path.rglob("*"))]
         kept = {*locks.FILES, *tasks.built_files()}
-        files = [path for path in present if SETTINGS.fullmatch(path.name) or path.name in kept]
+        files = [path for path in present if SETTINGS_NAMES.fullmatch(path.name) or path.name in kept]
         if files and len(files) + len(folders) == len(present):
             for path in files:
                 path.unlink()

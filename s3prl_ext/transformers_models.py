@@ -41,7 +41,7 @@ def load_model(model_class: Any, name: str | os.PathLike) -> PreTrainedModel:
         name: folder or hub id.
 
     Raises:
-        DataError: its configuration is damaged, or weights that its outputs depend on are not in the files.
+        DataError: its configuration is corrupt, or weights that its outputs depend on are not in the files.
         OSError, ValueError, KeyError, RuntimeError: transformers' own.
     """
     import torch
@@ -85,7 +85,7 @@ def check_upstream(name: str | os.PathLike, upstream: str) -> None:
         upstream: ``hf_hubert_custom`` or ``hf_wav2vec2_custom``.
 
     Raises:
-        DataError: its configuration is damaged.
+        DataError: its configuration is corrupt.
     """
     from transformers import PretrainedConfig
 

@@ -70,7 +70,7 @@ def test_every_reader_names_the_file_and_what_to_do(tmp_path, read):
     read(path)
     flip_weights(path)
     with pytest.raises(
-        DataError, match=r"model\.ckpt is damaged: its part .*data/\d+ does not match its checksum; copy or"
+        DataError, match=r"model\.ckpt is corrupt: its part .*data/\d+ does not match its checksum; copy or"
     ):
         read(path)
 
@@ -113,7 +113,7 @@ def test_an_export_is_compared_with_its_hashes(tmp_path):
     flip(weights, weights.stat().st_size - 5)
     for name in (folder, weights):
         with pytest.raises(
-            DataError, match=r"model\.safetensors was damaged or changed: .* SHA-256 in export\.json; export"
+            DataError, match=r"model\.safetensors is corrupt or was changed: .* SHA-256 in export\.json; export"
         ):
             check_model(name)
     (folder / EXPORT_FILE).write_text("{}")

@@ -91,7 +91,7 @@ class Delta:
         """
         for name in self.indices:
             if name not in state or state[name].numel() != self.sizes[name]:
-                raise DataError(f"the delta changes '{name}', which this upstream lacks or has in another size.")
+                raise DataError(f"the delta modifies '{name}', which is missing here or has a different size.")
         for name, indices in self.indices.items():
             entries = state[name].view(-1).view(torch.int32)
             at = indices.to(entries.device)
@@ -149,7 +149,7 @@ def load(path: str | os.PathLike[str]) -> Delta:
     """Read a delta.
 
     Raises:
-        DataError: the file is missing, truncated, edited, or no delta.
+        DataError: the file is missing, truncated, edited, or not a delta.
     """
     path = Path(path)
     if not path.is_file():
@@ -161,7 +161,7 @@ def load(path: str | os.PathLike[str]) -> Delta:
     except (SafetensorError, OSError) as error:
         raise DataError(f"{path} is not a delta, or is truncated: {str(error).splitlines()[0][:120]}.") from error
     if metadata.get("format") != FORMAT:
-        raise DataError(f"{path} is a safetensors file, but no delta of s3prl_ext.")
+        raise DataError(f"{path} is a safetensors file, but not a delta of s3prl_ext.")
     if metadata.get("version") not in (str(VERSION), _TENSORS_ALONE):
         raise DataError(
             f"{path} is a delta of version {metadata.get('version')}; this package reads {VERSION}: update."
@@ -173,7 +173,7 @@ def load(path: str | os.PathLike[str]) -> Delta:
             return _delta(metadata, tensors)
     except (LookupError, TypeError, ValueError, RuntimeError):  # of a header that says something else than the tensors
         pass
-    raise DataError(f"{path} was damaged or edited: its content does not match its checksum; get it again.")
+    raise DataError(f"{path} is corrupt or was edited: its content does not match its checksum; get it again.")
 
 
 def content_sha256(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:

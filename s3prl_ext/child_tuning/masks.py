@@ -127,8 +127,8 @@ def _histogram(scores: Mapping[str, torch.Tensor]) -> np.ndarray:
             high += torch.bincount(upper, minlength=_BINS).numpy()
     if high[0] == high.sum() and not any(bool(score.any()) for score in scores.values()):
         raise DataError(
-            "all scores are zero, so no child network can be chosen: no gradient has reached the eligible weights; let the "
-            "task read a layer above them, or make others eligible."
+            "all scores are zero: the eligible weights got no gradient. Use features of a later layer (-s, -l) or change "
+            "tuning.eligible."
         )
     return high
 

@@ -17,7 +17,7 @@ from s3prl_ext.evaluation.layer_panels import LayerPanel, plot_layer_panels
 from s3prl_ext.merging.config import DECODER, TARGET_PREFIXES, SourceConfig, TargetConfig
 from s3prl_ext.merging.layers import LayerMap, parse_layer_map
 from s3prl_ext.merging.selection_config import LEVELS, SHARE, parse_settings
-from s3prl_ext.merging.similarity import METRICS, PROJECTIONS
+from s3prl_ext.merging.similarity import SIMILARITIES, SWD_DIRECTIONS
 from s3prl_ext.writing import write_json, write_text
 
 EXAMPLE = """pairs.tsv is tab-separated with the columns path and text (for an image model path and image; for a speech
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags = _parser().parse_args(argv)
     metrics = [name.strip() for name in flags.metric.split(",") if name.strip()]
     if not metrics:
-        raise UsageError(f"--metric names no metric: give some of {', '.join(METRICS)}.")
+        raise UsageError(f"--metric names no metric: give some of {', '.join(SIMILARITIES)}.")
     settings = parse_settings(
         {
             "level": flags.level,
@@ -85,11 +85,15 @@ def _parser() -> argparse.ArgumentParser:
     add("--pairs", required=True, help="table of pairs, or folder of LJ Speech or VCTK (their training split)")
     add("--split", help="of a corpus folder: its own rule (default), hash, or a splits.json; the train list is used")
     add("--root", help="folder that the paths of the table are relative to (default: its own)")
-    add("--metric", default="euclidean,inner_product,swd", help=f"some of {','.join(METRICS)} (default: %(default)s)")
+    add(
+        "--metric",
+        default="euclidean,inner_product,swd",
+        help=f"some of {','.join(SIMILARITIES)} (default: %(default)s)",
+    )
     add("--top-k", type=int, default=6, help="number of layers to choose (default %(default)s)")
     add("--share", type=float, default=SHARE, help="part of the pairs to use (default %(default)s)")
     add("--seed", type=int, default=0, help="of the draw of pairs (default %(default)s)")
-    add("--projections", type=int, default=PROJECTIONS, help="directions of swd (default %(default)s)")
+    add("--projections", type=int, default=SWD_DIRECTIONS, help="directions of swd (default %(default)s)")
     add("--normalize", action="store_true", help="scale every vector to length 1")
     add("--level", choices=LEVELS, default=LEVELS[0], help="frame: frames against tokens of each sample, swd only")
     add("--no-special-tokens", action="store_true", help="leave out [CLS], [SEP] or class tokens of the source")

@@ -11,10 +11,11 @@ from s3prl_ext.evaluation.result_records import ResultRecord, read_record
 from s3prl_ext.evaluation.scored_runs import ScoredRun, runs_of
 from s3prl_ext.evaluation.tables import NOTHING, Table
 from s3prl_ext.reading import parse_json
+from s3prl_ext.run_folder import RACE, RESULTS, SWEEP_FILE
 from s3prl_ext.sweeps.stored import StoredSweep, read_sweep
 
 LAYERS = "layers.json"  # of s3prl-ext layers; its picture is next to it
-PARTS_OF_A_RUN = {"race", "on_dev"}  # folders in that of a run whose results are not its own
+PARTS_OF_A_RUN = {RACE, "on_dev"}  # folders in that of a run whose results are not its own
 
 
 @dataclass
@@ -49,7 +50,7 @@ def read_evidence(paths: Sequence[Path]) -> Evidence:
         if path.name == LAYERS:
             continue
         try:
-            if path.name == "sweep.json" or _is_sweep(path):
+            if path.name == SWEEP_FILE or _is_sweep(path):
                 evidence.sweeps.append(read_sweep(path))
                 evidence.runs += evidence.sweeps[-1].runs()
                 continue
@@ -78,7 +79,7 @@ def _files(path: Path) -> list[Path]:
     if not path.is_dir():
         raise UsageError(f"no such file or folder: {path}.")
     for pattern in ("{}", "**/{}"):
-        found = [file for name in ("result*.json", "sweep.json", LAYERS) for file in path.glob(pattern.format(name))]
+        found = [file for name in (RESULTS, SWEEP_FILE, LAYERS) for file in path.glob(pattern.format(name))]
         if found:
             return sorted(file for file in found if not _is_part_of_a_run(file, path))
     raise UsageError(f"{path} contains no result.json, result-SPLIT.json or sweep.json: give folders of finished runs.")
@@ -87,7 +88,7 @@ def _files(path: Path) -> list[Path]:
 def _is_part_of_a_run(file: Path, root: Path) -> bool:
     """Return whether a file below `root` is of a candidate or a threshold of a run; an experiment may have such a name."""
     folders = file.parents[: len(file.relative_to(root).parts) - 1]
-    return any(folder.name in PARTS_OF_A_RUN and any(folder.parent.glob("result*.json")) for folder in folders)
+    return any(folder.name in PARTS_OF_A_RUN and any(folder.parent.glob(RESULTS)) for folder in folders)
 
 
 def _is_sweep(path: Path) -> bool:

@@ -17,6 +17,7 @@ from s3prl_ext.evaluation.result_records import ResultRecord
 from s3prl_ext.evaluation.scored_runs import ScoredRun
 from s3prl_ext.metrics import factor, heading
 from s3prl_ext.reading import parse_json
+from s3prl_ext.run_folder import LAMBDA_PICTURE, RACE_PICTURE
 from s3prl_ext.sweeps.grid import BASELINE
 from s3prl_ext.sweeps.report import plot
 from s3prl_ext.sweeps.selection import point
@@ -27,8 +28,8 @@ logger = logging.getLogger(__name__)
 
 # Pictures that runs and commands write into their folder, and what they show.
 OF_A_RUN = {
-    "race.png": "candidates' curves with the step of the comparison (AD-TUNING, Fig. 3)",
-    "lambda.png": "λ of each layer over training",
+    RACE_PICTURE: "candidates' curves with the step of the comparison (AD-TUNING, Fig. 3)",
+    LAMBDA_PICTURE: "λ of each layer over training",
     "layers.png": "similarity of the layers of two models (MAM, Table 3)",
     "fig2.png": "Fisher information and the densities of child networks (AD-TUNING, Fig. 2)",
     "fig3.png": "training curves of candidates (AD-TUNING, Fig. 3)",

@@ -17,7 +17,7 @@ def _tasks() -> str:
 
 
 PAGE = f"""usage: s3prl-ext run -m train    -u UPSTREAM -d TASK [-c TASK/PRESET] -p EXP [FLAGS]
-       s3prl-ext run -m train    -u UPSTREAM -d TASK ... -p EXP -a         (begin, or go on where it stopped)
+       s3prl-ext run -m train    -u UPSTREAM -d TASK ... -p EXP -a         (start, or resume)
        s3prl-ext run -m evaluate -e EXP [-t SPLIT]
 
 s3prl's run_downstream with merged upstreams, child-tuning and task files.

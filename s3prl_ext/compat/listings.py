@@ -1,7 +1,7 @@
 """Corpora that s3prl finds by listing folders: in the order of names, which is the same on every disk.
 
 A folder's own order is the file system's. It decides about the clips that a sampler draws, also on the dev split of
-keyword spotting, and so about losses, scores and Fisher information. Hidden files, such as macOS leaves beside audio
+keyword spotting, and so about losses, scores and Fisher information. Hidden files, such as macOS leaves next to audio
 (``._1.wav``), are not of the corpus.
 """
 

@@ -44,7 +44,7 @@ SHIMS = (
         module="s3prl.utility.helper",
         needed=lambda module: getattr(module, "hack_isinstance", keep_isinstance) is not keep_isinstance,
         apply=_neutralise_hack,
-        reason="s3prl replaces the built-in isinstance, so that a defaultdict is no dict any more, in every library of "
+        reason="s3prl replaces the built-in isinstance, so that a defaultdict no longer counts as a dict, in every library of "
         "the process; torch has not needed it since 1.8",
         remove_when="s3prl no longer calls hack_isinstance",
     ),

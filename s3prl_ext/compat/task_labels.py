@@ -1,7 +1,7 @@
 """Intents and slots: their names go into the task file that checkpoints hold.
 
 s3prl reads them from the corpus at every start, so a checkpoint alone does not say what its outputs mean. They stand
-under ``downstream_expert.labels``, beside the frame shift that s3prl's diarization stores in the same way.
+under ``downstream_expert.labels``, with the frame shift that s3prl's diarization stores in the same way.
 """
 
 from __future__ import annotations

@@ -70,9 +70,9 @@ SHIMS = (
         needed=_lacks_extension,
         apply=_do_without_extension,
         tolerates=(OSError, ImportError, RuntimeError),
-        reason="torchaudio's PyPI wheel is a CUDA build whose library does not load beside a CPU build of torch or one "
+        reason="torchaudio's PyPI wheel is a CUDA build whose library does not load with a CPU build of torch or one "
         "for another CUDA version; only forced alignment and an optional filter speed-up use it",
-        remove_when="PyPI serves one torchaudio that loads beside every build of torch",
+        remove_when="PyPI serves one torchaudio that loads with every build of torch",
     ),
     Shim(
         name="torchaudio-backend",

@@ -19,7 +19,7 @@ from s3prl_ext.deltas.trained_task import TrainedTask
 from s3prl_ext.errors import UsageError
 from s3prl_ext.run_folder import CHECKPOINT_SUFFIX, DELTA_SUFFIX, RunFolder
 from s3prl_ext.training.checkpoint import Checkpoint
-from s3prl_ext.training.run_spec import TASK, RunSpec
+from s3prl_ext.training.run_spec import TASK_ARGUMENTS, RunSpec
 
 
 def find_delta(past_exp: str) -> Path | None:
@@ -76,14 +76,14 @@ def evaluation_flags(argv: Sequence[str], flags: argparse.Namespace, delta: Path
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("-e", "--past_exp")
     _, others = parser.parse_known_args(list(argv))
-    added = spec.flags("upstream", *TASK, "upstream_ckpt", "upstream_model_config", "seed")
+    added = spec.flags("upstream", *TASK_ARGUMENTS, "upstream_ckpt", "upstream_model_config", "seed")
     added += ["-p", str(delta.parent)] if flags.expdir is None and flags.expname is None else []
     return [*others, *added, "-i", str(delta), "-c", _task_file(task.info["config"])]
 
 
 def _refuse_others(flags: argparse.Namespace, task: TrainedTask) -> None:
     """Raise UsageError where a flag says something else than the task, which decides what is scored."""
-    given = RunSpec.of({name: getattr(flags, name) for name in TASK[:-1]})
+    given = RunSpec.of({name: getattr(flags, name) for name in TASK_ARGUMENTS[:-1]})
     for flag, before, now in task.spec.differences(given):
         raise UsageError(f"{task.path} was made with {flag} {before}, not {flag} {now}: leave {flag} out.")
     if flags.config is not None:

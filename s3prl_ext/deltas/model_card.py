@@ -12,7 +12,7 @@ from s3prl_ext.metrics import METRICS
 from s3prl_ext.models.card import CardScore, table, write_card
 from s3prl_ext.tasks import task_of
 from s3prl_ext.training.corpus_hash import value_at
-from s3prl_ext.training.run_spec import UPSTREAM, RunSpec
+from s3prl_ext.training.run_spec import UPSTREAM_ARGUMENTS, RunSpec
 
 HEAD_FILE, TASK_FILE, TRAINING_FILE = "head.ckpt", "task.yaml", "training.yaml"
 
@@ -201,5 +201,5 @@ def _use(info: Mapping[str, Any], facts: Facts) -> str:
 
 def training_command(spec: RunSpec) -> str:
     """Return the command that trains the task again."""
-    upstream, seed = (map(shlex.quote, spec.flags(*names)) for names in (UPSTREAM, ["seed"]))
+    upstream, seed = (map(shlex.quote, spec.flags(*names)) for names in (UPSTREAM_ARGUMENTS, ["seed"]))
     return " ".join(["s3prl-ext run -m train", *upstream, *spec.task_flags, "-c", TRAINING_FILE, *seed, "-p exp/again"])

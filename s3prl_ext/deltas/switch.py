@@ -17,7 +17,7 @@ from s3prl_ext.errors import DataError, UsageError, unknown_name
 class TaskSwitch:
     """Turn one loaded upstream into that of any of several tuned tasks, and back, bitwise.
 
-    Only the entries that a task changed are touched, so a switch takes milliseconds. While a task is on, the weights of
+    Only the entries that a task changed are touched, so a switch takes milliseconds. While a task is active, the weights of
     the upstream must not be changed by anything else.
 
     Args:
@@ -25,10 +25,10 @@ class TaskSwitch:
         tasks: name -> delta, delta file, run folder or checkpoint.
 
     Attributes:
-        active: name of the task that is on, or None.
+        active: name of the active task, or None.
 
     Raises:
-        DataError: a file is missing, damaged, or belongs to another upstream.
+        DataError: a file is missing, corrupt, or belongs to another upstream.
 
     Example::
 
@@ -54,7 +54,7 @@ class TaskSwitch:
         return tuple(self._deltas)
 
     def add(self, name: str, task: Delta | TrainedTask | str | Path) -> None:
-        """Add a task under a new name; the task that is on stays on.
+        """Add a task under a new name; the active task stays active.
 
         Raises:
             UsageError: the name is taken.
@@ -77,7 +77,7 @@ class TaskSwitch:
             self.switch(active)
 
     def switch(self, name: str | None) -> None:
-        """Turn on a task in place of the one that is on; None turns the upstream into the untuned one.
+        """Activate a task in place of the present one; None turns the upstream into the untuned one.
 
         Raises:
             UsageError: there is no task of that name; the present one stays on.
@@ -108,13 +108,13 @@ class TaskSwitch:
                 raise
 
     def weights(self, part: str) -> Mapping[str, Tensor]:
-        """Return the state dict of ``Featurizer`` or ``Downstream`` of the task that is on.
+        """Return the state dict of ``Featurizer`` or ``Downstream`` of the active task.
 
         Raises:
-            UsageError: no task is on, or it has no such part.
+            UsageError: no task is active, or it has no such part.
         """
         if self.active is None:
-            raise UsageError("no task is on: switch(NAME) first.")
+            raise UsageError("no task is active; call switch(NAME) first.")
         task = self._deltas[self.active].task
         if part not in task:
             raise unknown_name("part", part, task)
@@ -122,5 +122,5 @@ class TaskSwitch:
 
     @property
     def info(self) -> Mapping[str, Any]:
-        """What the task that is on says of itself; empty where none is."""
+        """What the active task says of itself; empty where none is."""
         return {} if self.active is None else self._deltas[self.active].info

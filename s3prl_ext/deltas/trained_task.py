@@ -26,8 +26,9 @@ from s3prl_ext.reading import EXPORT_FILE, check_model, parse_json
 from s3prl_ext.run_folder import CHECKPOINT_SUFFIX, RunFolder, missing
 from s3prl_ext.training import last_hidden_state
 from s3prl_ext.training.candidates import candidates_of
-from s3prl_ext.training.checkpoint import PARTS, Checkpoint, StateDict, UpstreamChanges, load
+from s3prl_ext.training.checkpoint import TASK_PARTS, Checkpoint, StateDict, load
 from s3prl_ext.training.run_spec import RunSpec
+from s3prl_ext.training.tuned_upstream import UpstreamChanges
 from s3prl_ext.upstreams.merged_attention.record import UNKNOWN, MergeRecord, check_merge_record
 from s3prl_ext.upstreams.speech_models import upstream_name
 
@@ -122,7 +123,7 @@ class TrainedTask:
         }
         check_model(ckpt)
         states = load(folder / HEAD_FILE)
-        task = {part: states[part] for part in PARTS if part in states}
+        task = {part: states[part] for part in TASK_PARTS if part in states}
         return cls(folder / HEAD_FILE, info, task, base_sha256=record["model"].get("tuned_sha256"))
 
     @property
@@ -274,7 +275,7 @@ def insert_added(model: nn.Module, delta: Delta, where: str) -> None:
     tuning = tuning_of(delta.info) or {}
     method = tuning.get("method")
     if method not in adapters.METHODS:
-        raise DataError(f"{where} holds added weights, but its tuning method is {method}: it was edited or is damaged.")
+        raise DataError(f"{where} holds added weights, but its tuning method is {method}: it was edited or is corrupt.")
     options = {key: tuning[key] for key in adapters.options(method) if key in tuning}
     flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     adapters.insert(model, method, adapters.parse_options(method, options, where))

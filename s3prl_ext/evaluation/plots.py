@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from s3prl_ext.errors import DataError, UsageError
+from s3prl_ext.run_folder import EVENTS
 from s3prl_ext.writing import written
 
 # One row per curve, in this order: colour (Okabe and Ito), line, marker.
@@ -48,7 +49,7 @@ def read_scalar(expdir: str | os.PathLike[str], tag: str) -> tuple[list[int], li
     Raises:
         DataError: the folder contains no event file, or none with that tag.
     """
-    files = sorted(Path(expdir).glob("events.out.tfevents.*"))
+    files = sorted(Path(expdir).glob(EVENTS))
     if not files:
         raise DataError(f"{expdir} contains no TensorBoard file: train the experiment first.")
     values: dict[int, float] = {}

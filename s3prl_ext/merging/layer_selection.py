@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from s3prl_ext.errors import DataError, UsageError, unknown_name
-from s3prl_ext.merging.similarity import METRICS, PROJECTIONS, draw_projections, swd
+from s3prl_ext.merging.similarity import SIMILARITIES, SWD_DIRECTIONS, draw_projections, swd
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class LayerTable:
     """How similar each layer of the target is to the source's.
 
     Attributes:
-        metric: a name of :data:`s3prl_ext.merging.similarity.METRICS`, which says whether large values are similar.
+        metric: a name of :data:`s3prl_ext.merging.similarity.SIMILARITIES`, which says whether large values are similar.
         values: one per layer.
         layers: which layers of the target these are; None for all of them.
     """
@@ -33,14 +33,14 @@ def layer_table(
     y_layers: Sequence[Tensor],
     metric: str,
     normalise: bool = False,
-    projections: int = PROJECTIONS,
+    projections: int = SWD_DIRECTIONS,
 ) -> LayerTable:
     """Compare equal layers of two encoders.
 
     Args:
         x_layers, y_layers: for each layer one vector per sample, [N, d], of target and source; for models of unequal
             depth the source's layers in the order of the layer map.
-        metric: a name of :data:`s3prl_ext.merging.similarity.METRICS`.
+        metric: a name of :data:`s3prl_ext.merging.similarity.SIMILARITIES`.
         normalise: scale every vector to length 1 first; zero vectors stay.
         projections: directions of the sliced Wasserstein distance, shared by all layers.
 
@@ -48,12 +48,12 @@ def layer_table(
         UsageError: unknown metric, or the numbers of layers, samples or coordinates do not fit.
         DataError: a vector holds NaN or infinity.
     """
-    if metric not in METRICS:
-        raise unknown_name("metric", metric, METRICS)
-    _check(x_layers, y_layers, METRICS[metric].paired)
+    if metric not in SIMILARITIES:
+        raise unknown_name("metric", metric, SIMILARITIES)
+    _check(x_layers, y_layers, SIMILARITIES[metric].paired)
     if normalise:
         x_layers, y_layers = ([_unit_rows(vectors) for vectors in layers] for layers in (x_layers, y_layers))
-    function = METRICS[metric].function
+    function = SIMILARITIES[metric].function
     if function is swd:
         first = x_layers[0]
         function = partial(swd, projections=draw_projections(first.shape[1], projections, 0, first.dtype, first.device))
@@ -82,7 +82,7 @@ def check_top_k(k: int, depth: int) -> None:
 
 def ranking(table: LayerTable) -> tuple[int, ...]:
     """Return all layers of a table, the most similar one first; equal ones by index."""
-    sign = -1.0 if METRICS[table.metric].largest else 1.0
+    sign = -1.0 if SIMILARITIES[table.metric].largest else 1.0
     layers = table.layers or tuple(range(len(table.values)))
     ranked = sorted(zip(layers, table.values, strict=True), key=lambda row: (sign * row[1], row[0]))
     return tuple(layer for layer, _ in ranked)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, cast
 
 from s3prl_ext.errors import unknown_name
-from s3prl_ext.merging.similarity import METRICS, PROJECTIONS
+from s3prl_ext.merging.similarity import SIMILARITIES, SWD_DIRECTIONS
 from s3prl_ext.settings import Problems, choice, count, load, name, number, raise_all, switch, unknown_keys
 
 LEVELS = ("utterance", "frame")
@@ -30,7 +30,7 @@ class ComparisonSettings:
 
     level: Annotated[str, choice(*LEVELS)] = "utterance"
     normalize: Annotated[bool, switch()] = False
-    projections: Annotated[int, count()] = PROJECTIONS
+    projections: Annotated[int, count()] = SWD_DIRECTIONS
     special_tokens: Annotated[bool, switch()] = True
     share: Annotated[float, number(above=0, most=1)] = SHARE
     seed: Annotated[int, count(0)] = 0
@@ -41,7 +41,7 @@ class LayerSelection:
     """``layers: {by: swd, top_k: 6, ...}``: the layers are found by similarity when the models are opened.
 
     Attributes:
-        by: a name of :data:`s3prl_ext.merging.similarity.METRICS`.
+        by: a name of :data:`s3prl_ext.merging.similarity.SIMILARITIES`.
         top_k: number of layers.
         file: ``from``: a ``layers.json`` with the values; None where they are computed from `pairs`.
         pairs: table or corpus folder of paired inputs; None where `file` is given.
@@ -88,14 +88,14 @@ def parse_settings(value: Mapping[str, Any], metrics: Sequence[str], where: str)
 
     Args:
         value: any of :data:`SETTINGS`.
-        metrics: names of :data:`s3prl_ext.merging.similarity.METRICS`.
+        metrics: names of :data:`s3prl_ext.merging.similarity.SIMILARITIES`.
 
     Raises:
         UsageError: with one line for every problem found.
     """
-    problems = [str(unknown_name("metric", one, METRICS, where)) for one in metrics if one not in METRICS]
+    problems = [str(unknown_name("metric", one, SIMILARITIES, where)) for one in metrics if one not in SIMILARITIES]
     settings = load(ComparisonSettings, value, where, problems=problems)
-    paired = [one for one in metrics if one in METRICS and METRICS[one].paired]
+    paired = [one for one in metrics if one in SIMILARITIES and SIMILARITIES[one].paired]
     if settings.level == "frame" and paired:
         problems.append(
             f"{where}: level frame compares sets of frames and tokens, which {', '.join(paired)} cannot: use swd."

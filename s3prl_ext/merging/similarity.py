@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-PROJECTIONS = 200  # directions of the sliced Wasserstein distance
+SWD_DIRECTIONS = 200  # directions of the sliced Wasserstein distance
 
 
 @dataclass(frozen=True)
-class Metric:
+class Similarity:
     """A row of the table of metrics.
 
     Attributes:
@@ -51,7 +51,7 @@ def swd(x: Tensor, y: Tensor, projections: Tensor | None = None) -> float:
 
     Args:
         x, y: [N, d] and [M, d].
-        projections: directions of length 1 in columns, [d, P]; None draws :data:`PROJECTIONS` with seed 0.
+        projections: directions of length 1 in columns, [d, P]; None draws :data:`SWD_DIRECTIONS` with seed 0.
     """
     if projections is None:
         projections = draw_projections(x.shape[1], dtype=x.dtype, device=x.device)
@@ -65,17 +65,17 @@ def swd_coordinates(x: Tensor, y: Tensor) -> float:
     return difference.square_().mean(dim=1).sqrt_().mean(dtype=torch.float64).item()
 
 
-METRICS = {
-    "euclidean": Metric(euclidean, largest=False, paired=True),
-    "inner_product": Metric(inner_product, largest=True, paired=True),
-    "swd": Metric(swd, largest=False, paired=False),
-    "swd_coordinates": Metric(swd_coordinates, largest=False, paired=True),
+SIMILARITIES = {
+    "euclidean": Similarity(euclidean, largest=False, paired=True),
+    "inner_product": Similarity(inner_product, largest=True, paired=True),
+    "swd": Similarity(swd, largest=False, paired=False),
+    "swd_coordinates": Similarity(swd_coordinates, largest=False, paired=True),
 }
 
 
 def draw_projections(
     width: int,
-    count: int = PROJECTIONS,
+    count: int = SWD_DIRECTIONS,
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",

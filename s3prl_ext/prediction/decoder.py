@@ -151,9 +151,9 @@ def build_decoder(info: Mapping[str, Any], width: int, rate: int, options: Optio
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
         raise DataError(
             f"the head of -d {task} cannot be built as section downstream_expert of the task file with {name} says ({reason}): "
-            "it was edited or damaged, use it as it was trained."
+            "it was edited or is corrupt, use it as it was trained."
         ) from error
     for field in fields(options):
         if getattr(options, field.name) is not None and field.name not in decoder.OPTIONS:
-            raise UsageError(f"--{field.name} means nothing for -d {task}: drop it.")
+            raise UsageError(f"--{field.name} is not supported for -d {task}: drop it.")
     return decoder

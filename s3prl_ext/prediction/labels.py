@@ -63,7 +63,7 @@ def slots(section: Mapping[str, Any]) -> list[str]:
     if not path.is_file():
         raise _missing("slots", path)
     try:
-        return path.read_text(encoding="utf-8").split("\n")[1:]  # the first line is no slot
+        return path.read_text(encoding="utf-8").split("\n")[1:]  # the first line is not a slot
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text ({error}): unpack the corpus again.") from error
 
@@ -71,10 +71,8 @@ def slots(section: Mapping[str, Any]) -> list[str]:
 def _missing(what: str, path: Path) -> DataError:
     variable = re.search(r"\$\{(\w+)", str(path))
     if variable is None:
-        return DataError(
-            f"this run does not hold its {what}, and {path} is not there: put the corpus back in its place."
-        )
+        return DataError(f"{what} are not stored in this run and {path} was not found; restore the corpus.")
     return DataError(
-        f"this run does not hold its {what}: set {variable[1]} to the folder of the corpus, of which only {path.name} "
+        f"{what} are not stored in this run: set {variable[1]} to the folder of the corpus, of which only {path.name} "
         "is read."
     )

@@ -51,7 +51,7 @@ def load(
 
     Raises:
         UsageError: unknown upstream, task or device, or an option that the task has no use for.
-        DataError: a file is missing or damaged, or the upstream is another one.
+        DataError: a file is missing or corrupt, or the upstream is another one.
     """
     s3prl_ext.install()
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")

@@ -68,11 +68,11 @@ def read(path: str | os.PathLike) -> Recording:
     """Read an audio file of any format, sample rate and channel count that soundfile knows.
 
     Raises:
-        DataError: it is missing, no audio, empty, or holds samples that are no numbers.
+        DataError: it is missing, not audio, empty, or holds samples that are not numbers.
     """
     path = Path(path)
     if path.is_dir() or not path.exists():
-        kind = "is a folder: name the files in it" if path.is_dir() else "does not exist: mend the path"
+        kind = "is a folder: name the files in it" if path.is_dir() else "does not exist: check the path"
         raise DataError(f"{path} {kind}.")
     try:
         samples, rate = soundfile.read(str(path), dtype="float32", always_2d=True)
@@ -99,7 +99,7 @@ def from_samples(samples: np.ndarray, rate: int, name: str = "samples") -> Recor
         name: for errors and results.
 
     Raises:
-        DataError: there are none, or some are no numbers.
+        DataError: there are none, or some are not numbers.
     """
     samples = np.asarray(samples, dtype=np.float32)
     if samples.ndim not in (1, 2) or not samples.size:
@@ -107,7 +107,7 @@ def from_samples(samples: np.ndarray, rate: int, name: str = "samples") -> Recor
     if samples.ndim == 2 and samples.shape[1] > samples.shape[0]:
         raise DataError(f"{name} has the shape {samples.shape}, more channels than samples: give [samples, channels].")
     if not np.isfinite(samples).all():
-        raise DataError(f"{name} holds samples that are no finite numbers: write it again.")
+        raise DataError(f"{name} holds samples that are not finite: write it again.")
     notes = []
     if samples.ndim == 2:
         if samples.shape[1] > 1:

@@ -24,7 +24,7 @@ from s3prl_ext.tasks import task_of
 from s3prl_ext.training.checkpoint import Checkpoint
 from s3prl_ext.training.devices import check_device
 from s3prl_ext.training.known_settings import known_tasks
-from s3prl_ext.training.run_spec import UPSTREAM
+from s3prl_ext.training.run_spec import UPSTREAM_ARGUMENTS
 from s3prl_ext.training.runner import Runner
 from s3prl_ext.upstreams.merged_attention.decoder import decoder_attention
 from s3prl_ext.upstreams.merged_attention.targets import build_target, read_decoder, target_name
@@ -141,7 +141,7 @@ def experiment_args(flags: argparse.Namespace) -> tuple[Namespace, dict[str, Any
             values |= kept
             config = resumed.config
         else:  # the checks of a checkpoint compare its upstream, the target is built from the merge
-            values |= {key: kept[key] for key in UPSTREAM if key in kept}
+            values |= {key: kept[key] for key in UPSTREAM_ARGUMENTS if key in kept}
         values["init_ckpt"] = str(resumed.path)
         values["upstream_trainable"] = False
     if config is None:

@@ -15,7 +15,7 @@ from typing import Any
 from s3prl_ext.errors import UsageError, unknown_name
 from s3prl_ext.layer_sets import parse_layers
 from s3prl_ext.merging.noise import KINDS
-from s3prl_ext.merging.similarity import METRICS
+from s3prl_ext.merging.similarity import SIMILARITIES
 from s3prl_ext.papers.figures import mam_figure
 from s3prl_ext.settings import Problems, as_number, count, unknown_keys
 
@@ -168,7 +168,9 @@ def _check_axes(grid: Mapping[str, Any], extrapolate: bool, where: str, problems
         if problems.attempt(parse_layers, layers, None, f"{where}: layers") == () and layers != "all":
             problems.append(f"{where}: layers {layers!r} names no layer: the unmerged target is scored anyway.")
     problems += [str(unknown_name("noise", name, NOISES, where)) for name in axes["noise"] if name not in NOISES]
-    problems += [str(unknown_name("metric (by)", name, METRICS, where)) for name in axes["by"] if name not in METRICS]
+    problems += [
+        str(unknown_name("metric (by)", name, SIMILARITIES, where)) for name in axes["by"] if name not in SIMILARITIES
+    ]
     axes["draws"] = problems.attempt(count(), axes["draws"], f"{where}: draws")
     axes["top_k"] = [problems.attempt(count(), value, f"{where}: top_k") for value in axes["top_k"]]
     return axes

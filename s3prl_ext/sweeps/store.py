@@ -9,11 +9,12 @@ from typing import Any
 
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.reading import parse_json
+from s3prl_ext.run_folder import SWEEP_FILE
 from s3prl_ext.sweeps.grid import Arm
 from s3prl_ext.writing import numbers_or_none, write_json
 
 SCHEMA = 1
-NAME = "sweep.json"
+NAME = SWEEP_FILE
 
 
 class Store:

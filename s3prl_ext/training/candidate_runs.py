@@ -210,7 +210,7 @@ def read_record(folder: RunFolder) -> dict[str, Any] | None:
     """Return what ``race/race.json`` holds, or None where there was no race.
 
     Raises:
-        DataError: it is damaged.
+        DataError: it is corrupt.
     """
     path = folder.race_record
     if not path.is_file():
@@ -223,8 +223,8 @@ def read_record(folder: RunFolder) -> dict[str, Any] | None:
         [int(record["cut"]), len(record["entrants"])]
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise DataError(
-            f"{path} is damaged ({type(error).__name__}: {str(error)[:80]}): bring it back from a copy, or delete it; the "
-            "run then goes on without the record of its race."
+            f"{path} is corrupt ({type(error).__name__}: {str(error)[:80]}): restore it from a copy, or delete it; the "
+            "run then continues without the record of its race."
         ) from error
     return record
 

@@ -14,19 +14,20 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from s3prl_ext.child_tuning import delta as delta_files
-from s3prl_ext.child_tuning.delta import Delta, difference
+from s3prl_ext.child_tuning.delta import Delta
 from s3prl_ext.errors import DataError, is_disk_full
 from s3prl_ext.reading import check_archive, is_archive
 from s3prl_ext.run_folder import DELTA_SUFFIX
 from s3prl_ext.training import last_hidden_state
 from s3prl_ext.training.run_spec import FEATURES
+from s3prl_ext.training.tuned_upstream import UpstreamChanges
 from s3prl_ext.upstreams.merged_attention.record import UNKNOWN, MergeRecord
 from s3prl_ext.writing import written
 
 EXTENSION_KEY = "S3prlExt"  # holds what s3prl's own checkpoints lack; s3prl ignores it
 CHANGES_KEY = "UpstreamDelta"  # in place of s3prl's Upstream, where few of its weights changed
 FEATURES_KEY = "Features"  # in the head of an export, which has no arguments: those of run_spec.FEATURES
-PARTS = ("Featurizer", "Downstream")
+TASK_PARTS = ("Featurizer", "Downstream")
 
 StateDict = Mapping[str, Any]
 Position = Mapping[
@@ -87,41 +88,6 @@ class Extension:
 
 
 _FIELDS = {"spent": "usage", "lambda": "lambda_curve"}  # key in files -> attribute
-
-
-@dataclass(frozen=True)
-class UpstreamChanges:
-    """The few weights of an upstream that a run changed, as its checkpoints hold them.
-
-    Attributes:
-        base_sha256: hash of the untouched upstream.
-        indices: flat indices (int32) of the entries of a child network by tensor name.
-        values: their tuned values (float32).
-        added: whole tensors of an adapter.
-    """
-
-    base_sha256: str
-    indices: Mapping[str, Tensor]
-    values: Mapping[str, Tensor]
-    added: Mapping[str, Tensor]
-
-    def check_entries(self, base: Mapping[str, Tensor], where: str) -> None:
-        """Raise DataError where the upstream `base` lacks an entry."""
-        for name, indices in self.indices.items():
-            if name not in base or (len(indices) and int(indices.max()) >= base[name].numel()):
-                raise DataError(f"{where} changes '{name}', which this upstream lacks or has in another size.")
-
-    def over(self, base: Mapping[str, Tensor], where: str) -> Delta:
-        """Return the changes as a delta over `base`, the state of the untouched upstream.
-
-        Raises:
-            DataError: it lacks an entry.
-        """
-        self.check_entries(base, where)
-        indices = {name: value.long() for name, value in self.indices.items()}
-        bits = difference({name: base[name].take(value) for name, value in indices.items()}, self.values)
-        sizes = {name: base[name].numel() for name in indices}
-        return Delta(self.base_sha256, indices, bits, sizes).with_tensors(base, self.added)
 
 
 @dataclass(frozen=True)
@@ -187,7 +153,7 @@ class Checkpoint:
             config=states.get("Config"),
             optimizer=states.get("Optimizer") or None,
             scheduler=states.get("Scheduler") or None,
-            weights={part: states[part] for part in ("Upstream", *PARTS) if states.get(part)},
+            weights={part: states[part] for part in ("Upstream", *TASK_PARTS) if states.get(part)},
             changes=UpstreamChanges(**states[CHANGES_KEY]) if CHANGES_KEY in states else None,
             features=states.get(FEATURES_KEY),
             processes=states.get("WorldSize", 0),
@@ -238,7 +204,7 @@ class Checkpoint:
     @property
     def task(self) -> dict[str, StateDict]:
         """State dicts of ``Featurizer`` and ``Downstream``, as far as they trained."""
-        return {part: self.weights[part] for part in PARTS if part in self.weights}
+        return {part: self.weights[part] for part in TASK_PARTS if part in self.weights}
 
 
 def load(path: str | os.PathLike, mmap: bool = False) -> dict[str, Any]:

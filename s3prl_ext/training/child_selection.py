@@ -62,7 +62,7 @@ def choose_masks(
 
     Raises:
         DataError: the training split is empty, a loss is not finite, or all scores are zero.
-        StoppedByUser: Ctrl-C or SIGTERM in a Fisher pass; the same call goes on.
+        StoppedByUser: Ctrl-C or SIGTERM in a Fisher pass; the same call resumes it.
     """
     sizes = {name: p.numel() for name, p in parameters.items()}
     origin = _origin(parameters, tuning, train_split, seed, densities, data) if folder is not None else {}

@@ -6,7 +6,7 @@ import torch
 
 from s3prl_ext.errors import UsageError, nearest
 
-KINDS = ("cpu", "cuda", "mps", "xpu")
+DEVICE_KINDS = ("cpu", "cuda", "mps", "xpu")
 
 
 def check_device(name: str) -> None:
@@ -21,7 +21,7 @@ def check_device(name: str) -> None:
     except RuntimeError:
         device = torch.device("meta")
     if device.type == "meta":
-        hint = "; did you mean 'cuda'?" if kind == "gpu" else nearest(kind, KINDS)
+        hint = "; did you mean 'cuda'?" if kind == "gpu" else nearest(kind, DEVICE_KINDS)
         raise UsageError(f"--device {name} is not a device of torch{hint} Write cpu, cuda or cuda:N.")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UsageError(

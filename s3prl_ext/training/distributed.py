@@ -63,7 +63,7 @@ class StopRequest:
 T = TypeVar("T")
 
 LEADER = 0
-LONGEST_EVALUATION = timedelta(hours=6)  # how long the other ranks wait for the first one
+LONGEST_EVALUATION = timedelta(hours=6)  # how long the other ranks wait for rank 0
 _LOST = re.compile(
     r"connection (closed|reset|refused)|broken pipe|socket closed|timed out|timeout|read error|pair closure|heartbeat",
     re.IGNORECASE,
@@ -108,7 +108,7 @@ def any_of(flag: bool) -> bool:
 
 
 def from_leader(make: Callable[[], T]) -> T:
-    """Return, on every rank, what `make` returns on the first one, where alone it is called.
+    """Call `make` on rank 0 alone; return its result on every rank.
 
     Raises:
         Interrupted: on every rank, where `make` raised it.
@@ -121,7 +121,7 @@ def from_leader(make: Callable[[], T]) -> T:
     if is_leader():
         try:
             answer = ["value", make()]
-        except Exception as error:  # noqa: BLE001  it goes on below, after the others were told
+        except Exception as error:  # noqa: BLE001  raised below, after the others were told
             answer, failed = ["interrupted" if isinstance(error, Interrupted) else "failed", None], error
     dist.broadcast_object_list(answer, src=LEADER, group=_agreement())
     if failed is not None:
@@ -129,12 +129,12 @@ def from_leader(make: Callable[[], T]) -> T:
     if answer[0] == "interrupted":
         raise Interrupted
     if answer[0] == "failed":
-        raise DataError("stopped, because the first process of this run did; its own message says why.")
+        raise DataError("aborted because rank 0 failed; see its log.")
     return answer[1]
 
 
 def gather(value: Any) -> list[Any]:
-    """Return the plain `value` of every rank, in their order, on the first one; on the others only their own."""
+    """Return the plain `value` of every rank, in their order, on rank 0; on the others only their own."""
     if not dist.is_initialized():
         return [value]
     found = [None] * dist.get_world_size() if is_leader() else None
@@ -147,7 +147,7 @@ def lost_ranks_named() -> Iterator[None]:
     """Turn the error of a collective whose other side is gone into one sentence.
 
     Raises:
-        DataError: another process of the run has ended or does not answer.
+        DataError: another rank exited or timed out.
     """
     number, count, several = rank(), world_size(), active()
     try:
@@ -156,8 +156,8 @@ def lost_ranks_named() -> Iterator[None]:
         if not several or not (isinstance(error, dist.DistError) or _LOST.search(str(error))):
             raise
         raise DataError(
-            f"another process of this run has ended or does not answer (noticed by rank {number} of {count}); "
-            "see its own message; the checkpoints are kept, resume with -a and as many processes."
+            f"another rank exited or timed out (seen by rank {number} of {count}); see its log; the checkpoints are kept, "
+            "resume with -a and as many processes."
         ) from error
 
 

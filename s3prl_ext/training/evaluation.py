@@ -150,7 +150,7 @@ def open_split(downstream: Any, split: str, **options: Any) -> Any:
 
 
 def _empty(split: str) -> DataError:
-    return DataError(f"the split '{split}' holds no batch; check the corpus of this task.")
+    return DataError(f"split '{split}' is empty; check the corpus.")
 
 
 def check_splits(models: TaskModels, splits: Iterable[str]) -> None:

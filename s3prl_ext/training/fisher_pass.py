@@ -38,7 +38,7 @@ OPAQUE = {
     "order": "the utterances in another order, as an earlier version read them",
     "weights": "other weights of the upstream",
     "data": "other files in the corpus",
-}  # what is no number or name, in words
+}  # what is neither a number nor a name, in words
 
 
 class FisherPass:
@@ -136,11 +136,9 @@ class FisherPass:
         done = f"{self.estimate.batches} of {self.total} batches"
         if self._save():
             raise StoppedByUser(
-                f"stopped on request in the Fisher pass: {done} are saved in {self.partial}; the same command with -a goes on."
+                f"interrupted in the Fisher pass: {done} are saved in {self.partial}; rerun with -a to resume."
             )
-        raise StoppedByUser(
-            f"stopped on request in the Fisher pass after {done}; nothing is saved, -a begins it again."
-        )
+        raise StoppedByUser(f"interrupted in the Fisher pass after {done}; nothing was saved, -a restarts the pass.")
 
     @contextmanager
     def _enough_memory(self) -> Iterator[None]:
@@ -153,7 +151,7 @@ class FisherPass:
             )
             if self.config.granularity == "sample":
                 advice = "it is a single utterance: leave out the longest ones, or take a device with more memory"
-            kept = f" The batches before it are kept in {self.partial}: -a goes on from there." if self._save() else ""
+            kept = f" The batches before it are kept in {self.partial}: resume with -a." if self._save() else ""
             raise DataError(
                 f"batch {self.estimate.batches + 1} of {self.total} of the Fisher pass did not fit into the device's "
                 f"memory; {advice}.{kept}"
@@ -180,7 +178,7 @@ class FisherPass:
             key = dict(saved["key"])
         except Exception as error:
             raise DataError(
-                f"{self.partial} cannot be read (truncated or damaged); delete it to start over."
+                f"{self.partial} is not readable (truncated or corrupt); delete it to start over."
             ) from error
         for name, value in self.key.items():
             if key.get(name) != value:

@@ -40,7 +40,7 @@ def check_overrides(overrides: Iterable[str], config: Mapping[str, Any], task: s
         task: name for ``-d``.
 
     Raises:
-        UsageError: a key is not known and close to one beside it, or it reaches into a value that is no section.
+        UsageError: a key is unknown and close to one next to it, or it reaches into a value that is not a section.
     """
     remarks = []
     for dotted in overrides:
@@ -62,7 +62,7 @@ def unused_flags(flags: Namespace, checkpoint: Path | None, overrides: Container
 
     Args:
         flags: the command line; what is None or False was not given.
-        checkpoint: the one that ``-e`` or ``-a`` goes on from, or None for a new experiment.
+        checkpoint: the one that ``-e`` or ``-a`` resumes, or None for a new experiment.
         overrides: keys of ``-o``.
     """
     if flags.mode == "train" and flags.evaluate_split is not None:
@@ -94,7 +94,7 @@ def _deepest(dotted: str, config: Any, path: list[str]) -> list[str]:
     for depth, key in enumerate(path):
         if not isinstance(config, Mapping):
             raise UsageError(
-                f"-o: {dotted} cannot be set: {'.'.join(path[:depth])} is a value, {config!r}, no section."
+                f"-o: {dotted} cannot be set: {'.'.join(path[:depth])} is a value, {config!r}, not a section."
             )
         if key not in config:
             return path[:depth]

@@ -179,7 +179,7 @@ class LambdaCurve:
 
 
 def draw(names: Sequence[str], steps: Sequence[int], values: Sequence[Sequence[float]], path: Path) -> None:
-    """Draw lambda over training in shades of grey, and its first and last value beside it, as PNG.
+    """Draw lambda over training in shades of grey, with its first and last value, as PNG.
 
     Args:
         names: one for each lambda.

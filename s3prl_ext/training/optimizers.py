@@ -18,7 +18,7 @@ from s3prl_ext.errors import UsageError, unknown_name
 from s3prl_ext.settings import as_number, raise_all, unknown_keys
 
 OWN = {"ChildnetAdamW": ChildnetAdamW}  # the optimizer of AD-TUNING's released task files
-_READ_ELSEWHERE = ("name", "reserve_p")  # the released files state the densities beside the optimizer's name
+_READ_ELSEWHERE = ("name", "reserve_p")  # the released files state the densities with the optimizer's name
 _NOT_BUILT_BY_NAME = ("optimizer", "scheduler", "grouped_parameters")  # get_...: helpers of s3prl's two modules
 _GIVEN = ("model_params", "total_steps", "kwargs")  # what the run itself says
 # Optimizers of s3prl that accept any key: what reads the keys behind their own parameters; None: nothing does.
@@ -101,7 +101,7 @@ def _try_out(config: Mapping[str, Any]) -> None:
     except Exception as error:  # whatever s3prl's and torch's constructors raise
         reason = " ".join(str(error).split())[:200]
         raise UsageError(
-            f"section {section}: {config[section]['name']} does not take what stands there ({reason}); correct its keys "
+            f"section {section}: {config[section]['name']} rejected these options ({reason}); correct its keys "
             "and values, or take a preset's."
         ) from error
 

@@ -20,7 +20,7 @@ from s3prl_ext.settings import load, number
 
 UPSTREAM_KEYS = ("lr", "upstream_lr")  # of methods that train the upstream
 FULL_KEYS = ("layer_decay", "train_layers")  # of method full
-KEYS = (*UPSTREAM_KEYS, "lambda_lr", *FULL_KEYS)
+RATE_KEYS = (*UPSTREAM_KEYS, "lambda_lr", *FULL_KEYS)
 DEFAULT_LAMBDA_LR = 1.0e-3  # the 1e-5 of MAM's fine-tuning would move lambda by about 0.01 in a whole run
 
 
@@ -57,7 +57,7 @@ class RatesConfig:
             section: the whole section ``tuning``.
             problems: sentences that the caller reports together.
         """
-        given = {key: section[key] for key in KEYS if section.get(key) is not None}
+        given = {key: section[key] for key in RATE_KEYS if section.get(key) is not None}
         if "lr" in given and "upstream_lr" in given:
             problems.append("tuning.lr and tuning.upstream_lr are the same; keep one of them.")
         if "upstream_lr" in given:

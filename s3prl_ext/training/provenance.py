@@ -86,7 +86,7 @@ class ResourceUsage:
 
     Args:
         folder: of the experiment.
-        resumed: the checkpoint that it goes on from; empty for a new one.
+        resumed: the checkpoint that it resumes; empty for a new one.
     """
 
     def __init__(self, folder: RunFolder, resumed: Checkpoint) -> None:

@@ -45,7 +45,7 @@ class EarlyStopConfig:
         metric: what they are compared by; None = the task's own, see :mod:`s3prl_ext.tasks`.
         split: where it is measured; None = the first of ``runner.eval_dataloaders``.
         evaluations: a candidate's score is the mean of this many evaluations, evenly spaced up to the comparison.
-        patience: compare again every k steps until the same candidates have led this many times in a row.
+        patience: compare again every k steps until the same candidates have led for this many consecutive comparisons.
     """
 
     ratio: Annotated[float, settings.number(above=0, most=1)] = 0.1
@@ -272,11 +272,11 @@ class Race:
         try:
             stored = parse_json(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise DataError(f"{path} cannot be read ({error}); start the experiment anew in another folder.") from error
+            raise DataError(f"{path} is not readable ({error}): start a new experiment in another folder.") from error
         for key, value in self._settings().items():
             if stored.get(key) != value:
                 raise DataError(
-                    f"{path} belongs to a race with {key}: {stored.get(key)}, but now it is {value}; go on with the "
+                    f"{path} belongs to a race with {key}: {stored.get(key)}, but now it is {value}: resume with the "
                     "same settings, or start a new experiment."
                 )
         for name, rows in stored["scores"].items():

@@ -85,9 +85,9 @@ def step_of(folder: RunFolder) -> int | None:
 
 @contextmanager
 def failures_recorded(args: Namespace, config: dict[str, Any], split: str = "", active: bool = True) -> Iterator[None]:
-    """Write ``result-failed.json`` (``result-SPLIT-failed.json``) where the body ends with an error, which goes on.
+    """Write ``result-failed.json`` (``result-SPLIT-failed.json``) where the body ends with an error, which is raised again.
 
-    A wrong flag and a stop on request are no failures, nor is a file that is missing or refused before there is a
+    A wrong flag and an interrupt do not count as failures, nor does a file that is missing or refused before there is a
     checkpoint: such an experiment leaves nothing behind.
 
     Args:

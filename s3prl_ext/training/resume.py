@@ -1,7 +1,7 @@
 """Checks that a checkpoint and the command or task file that resumes it agree, made before anything is built.
 
 s3prl takes arguments and task file from the checkpoint and ignores what the command line says apart from ``-o``: another
-upstream, corpus, seed or task file would be dropped without a word. It also goes on in the folder where a checkpoint was
+upstream, corpus, seed or task file would be dropped without a word. It also writes into the folder where a checkpoint was
 made, see :func:`stay_beside`.
 """
 
@@ -173,8 +173,8 @@ def check_tuning(
     if list(map(_without_rates, stored)) != list(map(_without_rates, tunings)):
         chosen = next((c.tuning for c in made if c.name == name), before) if name else before
         raise UsageError(
-            f"{ckpt.path} holds an upstream tuned with {_shown(chosen)}, but now it is {_shown(section)}; go on with "
-            "the same section, or start a new experiment."
+            f"{ckpt.path} was trained with tuning {_shown(chosen)}, the task file says {_shown(section)}: resume with the "
+            "same section, or start a new experiment."
         )
     if stored != list(tunings):
         logger.warning(
@@ -183,7 +183,7 @@ def check_tuning(
 
 
 def check_data(ckpt: Checkpoint, data: Mapping[str, Any] | None, args: Namespace) -> None:
-    """Raise DataError where a run would go on with another corpus than that of its checkpoint.
+    """Raise DataError where a run would be resumed with another corpus than that of its checkpoint.
 
     Args:
         ckpt: the checkpoint; empty for none.
@@ -196,7 +196,7 @@ def check_data(ckpt: Checkpoint, data: Mapping[str, Any] | None, args: Namespace
     now = f"{data['files']} files of {data['bytes']:,} bytes" if data else "none"
     raise DataError(
         f"{ckpt.path} was trained on other data: {before['files']} files of {before['bytes']:,} bytes, and now {now} "
-        f"({before['covers']}); put the corpus back, or start a new experiment, with -i to begin at these weights."
+        f"({before['covers']}); restore the corpus, or start a new experiment, with -i to begin at these weights."
     )
 
 
@@ -210,7 +210,7 @@ def check_head_features(ckpt: Checkpoint, args: Namespace) -> None:
         args: the arguments of ``run_downstream.py``, their features resolved.
 
     Raises:
-        UsageError: they differ and the head would be scored; in a training, which goes on from it, they are logged.
+        UsageError: they differ and the head would be scored; in a training, which starts from it, they are logged.
     """
     stored = ckpt.features or ckpt.arguments
     if args.past_exp or "Downstream" not in ckpt.weights or "upstream_feature_selection" not in stored:
@@ -225,7 +225,7 @@ def check_head_features(ckpt: Checkpoint, args: Namespace) -> None:
 
 
 def check_optimizer(ckpt: Checkpoint, config: Mapping[str, Any], args: Namespace) -> None:
-    """Raise UsageError where a run would go on with the state of another optimizer than that of its task file."""
+    """Raise UsageError where a run would resume the state of another optimizer than that of its task file."""
     if args.mode != "train" or not args.past_exp or not ckpt.optimizer:
         return
     keys = ("name", "torch_optim_name")
@@ -233,7 +233,7 @@ def check_optimizer(ckpt: Checkpoint, config: Mapping[str, Any], args: Namespace
     if before != now:
         names = [" ".join(filter(None, pair)) for pair in (before, now)]
         raise UsageError(
-            f"{ckpt.path} holds the state of the optimizer {names[0]}, but now it is {names[1]}; go on with the same "
+            f"{ckpt.path} holds the state of the optimizer {names[0]}, the task file says {names[1]}: resume with the same "
             "one, or start a new experiment."
         )
 
@@ -245,7 +245,7 @@ def _without_rates(tuning: TuningConfig | None) -> TuningConfig | None:
 
 
 def _shown(section: Mapping[str, Any] | None) -> str:
-    """Return a section ``tuning`` as it stands in a task file, on one line."""
+    """Return a section ``tuning`` as in a task file, on one line."""
     if section is None:
         return "(no section tuning)"
     return yaml.safe_dump(dict(section), default_flow_style=True, sort_keys=False, width=10**6).strip()

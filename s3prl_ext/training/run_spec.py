@@ -13,10 +13,10 @@ FLAGS = {
     "upstream_feature_selection": "-s", "upstream_layer_selection": "-l",
     "upstream_feature_normalize": "--upstream_feature_normalize", "seed": "--seed", "upstream_trainable": "-f",
 }  # fmt: skip
-UPSTREAM = ("upstream", "upstream_ckpt", "upstream_model_config")
-TASK = ("downstream", "downstream_variant", "upstream_feature_selection", "upstream_layer_selection",
+UPSTREAM_ARGUMENTS = ("upstream", "upstream_ckpt", "upstream_model_config")
+TASK_ARGUMENTS = ("downstream", "downstream_variant", "upstream_feature_selection", "upstream_layer_selection",
         "upstream_feature_normalize")  # fmt: skip
-FEATURES = TASK[2:]  # what a task reads
+FEATURES = TASK_ARGUMENTS[2:]  # what a task reads
 _DECIDED_BY_METHOD = "upstream_trainable"  # stored as the section tuning
 
 
@@ -71,7 +71,7 @@ class RunSpec:
     def task_flags(self) -> list[str]:
         """The flags for the task and the features that it reads; the default of ``-s`` is left out."""
         default = self.upstream_feature_selection == "hidden_states"
-        return self.flags(*(name for name in TASK if not (default and name == "upstream_feature_selection")))
+        return self.flags(*(name for name in TASK_ARGUMENTS if not (default and name == "upstream_feature_selection")))
 
     @property
     def reads_last_layer(self) -> bool:

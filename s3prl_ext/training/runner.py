@@ -322,8 +322,8 @@ class Runner(StockRunner):
         folder = RunFolder(self.args.expdir)
         if run.trainer.history and not folder.best():
             logger.warning(
-                "there is no best checkpoint%s: the task keeps one when a dev score beats what it begins with (accuracy 0, "
-                "word error rate 100 %%), and none of %d did; %s/states-%d.ckpt has the last step and serves in its place",
+                "no best checkpoint%s: none of the %d evaluations beat the initial score (accuracy 0, word error rate "
+                "100 %%); use %s/states-%d.ckpt, which has the last step",
                 "" if self.upstream.trainable and not self.tuned.is_small else " and no delta.safetensors",
                 len(run.trainer.history), self.args.expdir, run.state.step,
             )  # fmt: skip

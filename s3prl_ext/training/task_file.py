@@ -147,7 +147,7 @@ def _count_problems(section: Any, where: str) -> list[str]:
 
 
 # keys of section downstream_expert whose values s3prl looks up as names of Python
-NAMES = ("select", "pooling", "module", "agg_module", "utter_module", "ObjectiveLoss", "metric", "activation")
+PYTHON_NAMES = ("select", "pooling", "module", "agg_module", "utter_module", "ObjectiveLoss", "metric", "activation")
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,7 @@ class TaskFile:
             check_optimization(config)
         section = config.get("tuning")
         if not isinstance(section, Mapping):
-            TuningConfig.from_config(config, METHODS)  # there is none, or it is no mapping
+            TuningConfig.from_config(config, METHODS)  # it is missing, or not a mapping
         made = candidates_of(section) if isinstance(section, Mapping) else []
         early_stop = EarlyStopConfig.from_config(config, max(1, len(made)))
         tunings = [resolve_tuning(config, c.tuning) for c in made]
@@ -209,7 +209,7 @@ def _without_effect(config: Mapping[str, Any], early_stop: EarlyStopConfig | Non
 
 
 def check_names(section: Any, where: str) -> None:
-    """Raise UsageError where a section says something else than a name under a key of :data:`NAMES`.
+    """Raise UsageError where a section says something else than a name under a key of :data:`PYTHON_NAMES`.
 
     s3prl passes such text to ``eval``, and a task file may come with a checkpoint or a delta of somebody else.
 
@@ -219,7 +219,7 @@ def check_names(section: Any, where: str) -> None:
     """
     if isinstance(section, Mapping):
         for key, value in section.items():
-            if key in NAMES:
+            if key in PYTHON_NAMES:
                 for name in value if isinstance(value, (list, tuple)) else [value]:
                     if isinstance(name, str) and not name.isidentifier():
                         raise UsageError(
@@ -241,7 +241,7 @@ def translate(config: Mapping[str, Any]) -> dict[str, Any]:
     A file without such a key is returned unchanged.
 
     Raises:
-        UsageError: released and our own keys for the same thing stand side by side, or a value has no counterpart.
+        UsageError: released and our own keys say the same thing, or a value has no counterpart.
     """
     optimizer, runner = config.get("optimizer"), config.get("runner")
     released = [f"optimizer.{key}" for key in ("reserve_p",) if isinstance(optimizer, Mapping) and key in optimizer]

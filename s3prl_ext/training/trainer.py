@@ -27,8 +27,8 @@ logger = logging.getLogger(__name__)
 class Trainer:
     """Run a trial to its last step.
 
-    Every rank counts the same steps and leaves the loop together; log, evaluation and checkpoints are the first
-    rank's work. Evaluation and saving happen at their steps and at the last step as well.
+    Every rank counts the same steps and leaves the loop together; rank 0 logs, evaluates and saves. Evaluation and saving
+    happen at their steps and at the last step as well.
 
     Args:
         trial: what is trained; its step may be above 0.
@@ -36,7 +36,7 @@ class Trainer:
         folder: for checkpoints.
         seed: seed of every evaluation.
         states: makes the checkpoint of an epoch, with what the loop adds of its own.
-        writer: TensorBoard writer of the first rank, None on the others.
+        writer: TensorBoard writer on rank 0, None on the others.
         resumed: the checkpoint that the run continues; empty for a new one.
         on_best: called with the name of a best checkpoint that was just saved, and the metrics by split.
         resume_from: folder to name in the hint how to resume; None = `folder`.
@@ -118,9 +118,9 @@ class Trainer:
         return next((path for path in found if not Checkpoint.read(path, mmap=True).extension.bad_steps), None)
 
     def score(self, split: str) -> dict[str, float]:
-        """Return the metrics of a split at the present step, without a trace in what is saved as best.
+        """Return the metrics of a split at the present step, without an effect on what is saved as best.
 
-        Every rank gets the first rank's.
+        Every rank gets those of rank 0.
         """
         done = [row for row in self.history if row["step"] == self.state.step and row["split"] == split]
         with StopRequest() as self._stop:
@@ -132,7 +132,7 @@ class Trainer:
         return found
 
     def _stop_if_requested(self) -> None:
-        """Heed a request that came too late for the step or batch that it was meant for."""
+        """Handle a stop request that came after the last check."""
         if distributed.any_of(self._stop.requested):
             self._save_interrupted()
 
@@ -199,7 +199,7 @@ class Trainer:
         self.state.clear_records()
 
     def _evaluate_and_save(self) -> None:
-        """Do what is due at this step; an evaluation that is interrupted leaves no trace and is due again on resume."""
+        """Do what is due at this step; an interrupted evaluation has no effect and is due again on resume."""
         names: list[str] = []
         if self._due(self.config.eval_step):
             self._evaluation_due = True
@@ -264,10 +264,10 @@ class Trainer:
             self._save([states_name(self.state.step)])
             hint = f"step {self.state.step} is saved; resume with -a, or with -m train -e {self._resume_from}"
         else:
-            hint = "no step was done yet; the same command with -a goes on"
+            hint = "no step completed yet; rerun with -a"
         if not distributed.is_leader():
-            raise StoppedByUser("stopped on request, with the first process.")
-        raise StoppedByUser(f"stopped on request: {hint}.")
+            raise StoppedByUser("interrupted together with rank 0.")
+        raise StoppedByUser(f"interrupted: {hint}.")
 
 
 def _metrics(row: Mapping[str, Any]) -> dict[str, float]:

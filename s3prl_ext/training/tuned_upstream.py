@@ -7,6 +7,7 @@ untouched upstream, the changed entries, and the weights that the method added.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,8 +19,42 @@ from s3prl_ext.child_tuning.delta import Delta, difference
 from s3prl_ext.child_tuning.masks import Mask
 from s3prl_ext.errors import DataError
 from s3prl_ext.models.hashing import state_sha256
-from s3prl_ext.training.checkpoint import UpstreamChanges
 from s3prl_ext.training.statistics import StateChanged, check_buffers, copy_buffers, restore_buffers
+
+
+@dataclass(frozen=True)
+class UpstreamChanges:
+    """The few weights of an upstream that a run changed, as its checkpoints hold them.
+
+    Attributes:
+        base_sha256: hash of the untouched upstream.
+        indices: flat indices (int32) of the entries of a child network by tensor name.
+        values: their tuned values (float32).
+        added: whole tensors of an adapter.
+    """
+
+    base_sha256: str
+    indices: Mapping[str, Tensor]
+    values: Mapping[str, Tensor]
+    added: Mapping[str, Tensor]
+
+    def check_entries(self, base: Mapping[str, Tensor], where: str) -> None:
+        """Raise DataError where the upstream `base` lacks an entry."""
+        for name, indices in self.indices.items():
+            if name not in base or (len(indices) and int(indices.max()) >= base[name].numel()):
+                raise DataError(f"{where} modifies '{name}', which is missing here or has a different size.")
+
+    def over(self, base: Mapping[str, Tensor], where: str) -> Delta:
+        """Return the changes as a delta over `base`, the state of the untouched upstream.
+
+        Raises:
+            DataError: it lacks an entry.
+        """
+        self.check_entries(base, where)
+        indices = {name: value.long() for name, value in self.indices.items()}
+        bits = difference({name: base[name].take(value) for name, value in indices.items()}, self.values)
+        sizes = {name: base[name].numel() for name in indices}
+        return Delta(self.base_sha256, indices, bits, sizes).with_tensors(base, self.added)
 
 
 class TunedUpstream:
@@ -47,7 +82,7 @@ class TunedUpstream:
     # -- child networks --------------------------------------------------------------------------------------------
 
     def track(self, mask: Mapping[str, Tensor]) -> None:
-        """Remember the entries of a child network as they are in the untouched upstream; again is no change."""
+        """Remember the entries of a child network as they are in the untouched upstream; a second call changes nothing."""
         if self.indices:
             return
         self.indices = {name: indices.cpu() for name, indices in mask.items() if indices.numel()}

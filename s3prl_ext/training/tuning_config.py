@@ -177,7 +177,7 @@ def keys_of(method: str, methods: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _key_problems(section: Mapping[str, Any], method: str, methods: Mapping[str, Any]) -> list[str]:
-    """Return what is wrong with the method's name and with the keys beside it."""
+    """Return what is wrong with the method's name and with its other keys."""
     owners: dict[str, list[str]] = {}
     for name in methods:
         for key in keys_of(name, methods):

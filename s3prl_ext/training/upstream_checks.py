@@ -156,7 +156,7 @@ def _does_not_load(name: str, ckpt: str | None, error: Exception) -> DataError |
         return None
     reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160] or 'no message'}"
     return DataError(
-        f"-u {name} cannot load -k {ckpt} ({reason}): it may be of another kind, or its config.json damaged."
+        f"-u {name} cannot load -k {ckpt} ({reason}): it may be of another kind, or its config.json corrupt."
     )
 
 
@@ -183,7 +183,7 @@ def _not_converted(name: str, ckpt: str | None, error: Exception) -> DataError |
         return None
     family = re.sub(r"_(local|custom|url)$", "", name)
     return DataError(
-        f"-k {ckpt} is no converted checkpoint for -u {name}, it "
+        f"-k {ckpt} is not a converted checkpoint for -u {name}: it "
         f"{f'lacks {lacks[1]}' if lacks else 'holds objects of another program'}: convert one of fairseq with "
         f"`python -m s3prl.upstream.{family}.convert` (needs fairseq), or load the model's transformers folder with "
         "-u hf_hubert_custom or -u hf_wav2vec2_custom."

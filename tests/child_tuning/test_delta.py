@@ -229,7 +229,7 @@ def test_a_crafted_file_takes_no_more_memory_than_its_header_says(tmp_path: Path
     assert torch.equal(delta.load(path).indices["a"], indices["a"])
     rewritten(path, **changes)
     tracemalloc.start()
-    with pytest.raises(DataError, match="was damaged or edited"):
+    with pytest.raises(DataError, match="is corrupt or was edited"):
         delta.load(path)
     assert tracemalloc.get_traced_memory()[1] < 5_000_000
     tracemalloc.stop()

@@ -88,7 +88,7 @@ def test_unsuitable_flags(capsys, tmp_path):
         command(["-u", "hf_hubert_custom", "-k", "./nothing"])
     other = factories.wavlm_local_ckpt(tmp_path / "wavlm.pt")
     with pytest.raises(
-        DataError, match=r"wavlm.pt is no converted checkpoint for -u hubert_local, it lacks task_cfg: convert"
+        DataError, match=r"wavlm.pt is not a converted checkpoint for -u hubert_local: it lacks task_cfg: convert"
     ):
         command(["-u", "hubert_local", "-k", str(other)])
     with pytest.raises(SystemExit) as stop:

@@ -75,7 +75,7 @@ def test_a_task_is_added_while_another_is_on(ckpt, tasks):
 
 def test_the_head_of_the_task_that_is_on(ckpt, tasks):
     switch = TaskSwitch(made.build("hubert_local", ckpt), {"ks": tasks["ks"][0]})
-    with pytest.raises(UsageError, match="no task is on"):
+    with pytest.raises(UsageError, match="no task is active"):
         switch.weights("Downstream")
     switch.switch("ks")
     assert torch.equal(switch.weights("Downstream")["model.weight"], made.HEAD["Downstream"]["model.weight"])

@@ -122,7 +122,7 @@ GIVEN_AND_NOT_USED: list[Row] = [
     (KS + ",,config.specaug={{'freq_mask_widht_range':[0,20]}}", USAGE, ("specaug: unknown key", "did you mean 'freq_mask_width_range'")),
     (KS + " --upstream_revision abc", USAGE, ("--upstream_revision belongs to --hub huggingface", "OWNER/NAME@REVISION")),
     (KS + " --upstream_model_name m.pt", USAGE, ("--upstream_model_name belongs to --hub huggingface",)),
-    ("run -m train -e {trained} -i {trained}/states-2.ckpt", USAGE, ("-e goes on with an experiment and -i begins a new one",)),
+    ("run -m train -e {trained} -i {trained}/states-2.ckpt", USAGE, ("-e resumes an experiment and -i starts a new one",)),
     (KS + " -s hidden_stat", USAGE, ("unknown features (-s) 'hidden_stat'", "did you mean 'hidden_states'")),
     (HUBERT + " -s last_hiden_state", USAGE, ("'last_hiden_state'", "hidden_states")),
     (HUBERT + " -l 99", USAGE, ("-l 99 is out of range", "3 hidden states, 0 (the input of the first block) to 2")),

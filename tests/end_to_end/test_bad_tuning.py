@@ -120,7 +120,7 @@ def test_empty_split(corpora, train, tmp_path, monkeypatch, split):
     monkeypatch.setenv(LAYOUTS["ic"].task.variable, str(folder))
     outcome = train(settings(RACE, {"ratio": 0.5}), task=("-d", "fluent_commands", "-c", "ic/mini"))
     name = "dev" if split == "valid" else split
-    assert outcome.code == DATA and f"the split '{name}' holds no batch" in outcome.sentence
+    assert outcome.code == DATA and f"split '{name}' is empty" in outcome.sentence
     assert not (tmp_path / "exp").exists()
 
 
@@ -254,7 +254,7 @@ def test_other_data_is_refused(corpora, train, tmp_path, monkeypatch, change):
         clip.write_bytes(content + b"\0\0")
     outcome = train(settings(RANDOM, total_steps=4), "-a")
     assert outcome.code == DATA and "states-3.ckpt was trained on other data: " in outcome.sentence
-    assert "speech_commands_root" in outcome.sentence and "put the corpus back" in outcome.sentence
+    assert "speech_commands_root" in outcome.sentence and "restore the corpus" in outcome.sentence
     assert sorted(path.name for path in (tmp_path / "exp").glob("*.ckpt")) == ["dev-best.ckpt", "states-3.ckpt"]
     clip.unlink(missing_ok=True)
     clip.write_bytes(content)

@@ -245,7 +245,7 @@ def test_interrupt_saves_and_resumes(module, corpora, succeed, tmp_path):
     finally:
         process.kill()
     assert process.returncode == 130, err[-2000:]
-    assert "Traceback" not in err and "stopped on request: step " in err and "resume with -a" in err
+    assert "Traceback" not in err and "interrupted: step " in err and "resume with -a" in err
     (saved,) = exp.glob("states-*.ckpt")
     step = torch.load(saved, weights_only=True)["Step"]
     assert step >= 5 and f"step {step} is saved" in err

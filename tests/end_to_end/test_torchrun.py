@@ -57,7 +57,7 @@ def test_a_signal_saves_and_resumes(torchrun, tmp_path, number):
     output = (tmp_path / "torchrun.log").read_text()
     (saved,) = RunFolder(exp).numbered()
     step = step_of(saved)
-    assert process.returncode != 0 and f"stopped on request: step {step} is saved" in output, output[-3000:]
+    assert process.returncode != 0 and f"interrupted: step {step} is saved" in output, output[-3000:]
     assert not list(exp.glob(".*"))
     again = torchrun(exp, LONG.replace("1000000", str(step + 2), 1), "-a")
     assert again.wait(150) == 0

@@ -39,7 +39,7 @@ def test_labels(build, tmp_path, monkeypatch, task, variable, file):
     with pytest.raises(DataError, match=rf"set {variable} to the folder of the corpus, of which only {file} is read"):
         load(ckpt)
     monkeypatch.setenv(variable, str(tmp_path / "nowhere"))
-    with pytest.raises(DataError, match="does not hold its .* is not there"):
+    with pytest.raises(DataError, match="are not stored in this run and .* was not found"):
         load(ckpt)
 
 

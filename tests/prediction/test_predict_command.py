@@ -116,7 +116,7 @@ def test_tables(build, keywords, words, tmp_path):
     assert list(rows[0]) == ["file", "label", "probability", "error"]
     assert len(rows) == len(list(words.iterdir())) + 1
     assert [bool(row["label"]) for row in rows] == [True] * (len(rows) - 1) + [False]
-    assert rows[-1]["error"].endswith("missing.wav does not exist: mend the path.")
+    assert rows[-1]["error"].endswith("missing.wav does not exist: check the path.")
     runs.train(build, "ic", tmp_path / "ic")
     assert main([str(tmp_path / "ic"), str(words), "--out", str(out)]) == 0
     with open(out, newline="", encoding="utf-8") as file:
@@ -195,7 +195,7 @@ def test_nothing_half_written_is_left(keywords, words, tmp_path, monkeypatch):
         (["--batch-size", "0"], "--batch-size must be at least 1"),
         (["--device", "nonsense"], "--device nonsense is not a device of torch"),
         (["--format", "rttm"], "rttm is for speaker diarization"),
-        (["--median", "3"], "--median means nothing for -d speech_commands"),
+        (["--median", "3"], "--median is not supported for -d speech_commands"),
     ],
 )
 def test_wrong_flags(keywords, words, flags, sentence):

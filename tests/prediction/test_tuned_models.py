@@ -184,7 +184,7 @@ def test_another_task_is_refused(build, tmp_path):
 
 def test_options_of_another_task_are_refused(build, tmp_path):
     trained(build, tmp_path, None, upstream="fbank_no_cmvn")
-    with pytest.raises(UsageError, match="--threshold means nothing for -d speech_commands"):
+    with pytest.raises(UsageError, match="--threshold is not supported for -d speech_commands"):
         load(tmp_path, options=Options(threshold=0.4))
     for wrong in ({"window": 0.5}, {"top": 0}, {"threshold": 1.5}, {"median": 4}):
         with pytest.raises(UsageError, match=f"--{next(iter(wrong))}"):

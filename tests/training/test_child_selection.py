@@ -128,7 +128,7 @@ def test_an_interrupted_pass_goes_on_bitwise(runner, tmp_path, options):
     expected = scores_of(whole)
     parts = runner("parts", fisher=fisher)
     interrupt_at_loss(parts, 3 + options.get("warm_head", 0))
-    with pytest.raises(StoppedByUser, match="3 of 5 batches are saved.*the same command with -a goes on"):
+    with pytest.raises(StoppedByUser, match="3 of 5 batches are saved.*rerun with -a to resume"):
         scores_of(parts, tmp_path / "parts")
     assert (tmp_path / "parts" / FISHER_FILE).is_file()
     again = runner("parts", fisher=fisher)

@@ -197,7 +197,7 @@ def test_a_batch_that_does_not_fit_is_one_sentence_and_loses_nothing(runner, tmp
     advice = (
         r"batch 3 of 4 of the Fisher pass did not fit.*lower the batch size, or set tuning\.fisher to {granularity: "
     )
-    with pytest.raises(DataError, match=advice + r"sample}.*kept in .*fisher\.partial: -a goes on") as caught:
+    with pytest.raises(DataError, match=advice + r"sample}.*kept in .*fisher\.partial: resume with -a") as caught:
         mask_of(small, tmp_path / "exp")
     assert isinstance(caught.value.__cause__, torch.OutOfMemoryError)
     assert all(p.grad is None for p in small.upstream.model.parameters())

@@ -119,8 +119,8 @@ def test_stopped_early_the_same_command_goes_on(start, whole, tmp_path, at, flag
     command = start(tmp_path / "exp", "child", before=forked.AtLoss(at, signal.SIGINT))
     assert command.wait() == 130, command.output[-3000:]
     if at < 4:
-        assert "stopped on request in the Fisher pass: " in command.sentence
-        assert "the same command with -a goes on" in command.sentence
+        assert "interrupted in the Fisher pass: " in command.sentence
+        assert "rerun with -a to resume" in command.sentence
     else:
         assert "step 1 is saved; resume with -a" in command.sentence
     again = start(tmp_path / "exp", "child", *flags)

@@ -1,4 +1,4 @@
-"""An experiment that was copied, also from a machine whose folders cannot be made here, goes on beside its checkpoint."""
+"""An experiment that was copied, also from a machine whose folders cannot be made here, continues next to its checkpoint."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who trains how far in a race, and that it goes on where it was interrupted."""
+"""Who trains how far in a race, and that it is resumed where it was interrupted."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_another_race_in_the_folder_is_refused(tmp_path):
     with pytest.raises(DataError, match="total_steps: 100, but now it is 200"):
         race(EarlyStopConfig(), Track(lambda d, s: 0.5), tmp_path, total=200)
     (tmp_path / "race" / "race.json").write_text("{")
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match="is not readable"):
         race(EarlyStopConfig(), Track(lambda d, s: 0.5), tmp_path)
 
 
@@ -121,5 +121,5 @@ def test_a_damaged_record_is_one_sentence(tmp_path, text):
     (tmp_path / "race").mkdir()
     assert read_record(RunFolder(tmp_path)) is None
     (tmp_path / "race" / "race.json").write_text(text)
-    with pytest.raises(DataError, match=r"race\.json is damaged \(.*\): bring it back from a copy, or delete it"):
+    with pytest.raises(DataError, match=r"race\.json is corrupt \(.*\): restore it from a copy, or delete it"):
         read_record(RunFolder(tmp_path))

@@ -27,7 +27,7 @@ RACE = {
     "tuning": CHILD | {"density": [0.05, 0.01]}, "early_stop": {"ratio": 0.34}, "runner.total_steps": 6,
     "runner.eval_step": 3, "runner.evaluate_ratio": 0.3,
 }  # fmt: skip
-ENDED = "another process of this run has ended or does not answer"
+ENDED = "another rank exited or timed out"
 
 
 @pytest.fixture
@@ -175,7 +175,7 @@ def test_stopped_by_a_signal_all_ranks_save_and_go_on_bitwise(run, tmp_path, at)
     parts = run("parts", before={1: forked.AtLoss(at, signal.SIGTERM)}, **RACE)
     assert parts.wait() == [130, 130], parts.commands[0].output[-2000:]
     assert "is saved; resume with -a" in parts.commands[0].sentence
-    assert parts.commands[1].sentence == "stopped on request, with the first process."
+    assert parts.commands[1].sentence == "interrupted together with rank 0."
     run("parts", "-a", **RACE).succeed()
     assert_same_run(newest(tmp_path / "parts"), newest(tmp_path / "whole"))
     assert same(*(newest(tmp_path / name)["S3prlExt"]["positions"] for name in ("whole", "parts")))
@@ -210,4 +210,4 @@ def test_an_error_of_the_first_rank_ends_the_others_with_a_word(run, tmp_path):
     parts = run("parts", **RACE | {"early_stop": {"ratio": 0.34, "metric": "per"}})
     assert parts.wait() == [2, 1]
     assert "does not report per" in parts.commands[0].sentence
-    assert parts.commands[1].sentence.startswith("stopped, because the first process")
+    assert parts.commands[1].sentence.startswith("aborted because rank 0 failed")

@@ -49,8 +49,12 @@ def test_a_run_without_a_best_checkpoint_says_so(build, tmp_path, caplog):
     caplog.set_level("WARNING")
     for task, downstream in (("asr", "asr"), ("sd", "diarization")):
         build(make_args(tmp_path / task, downstream=downstream), task_config(task, total_steps=2)).train()
-    (said,) = [line for line in caplog.messages if "there is no best checkpoint" in line]
-    assert "no delta.safetensors" in said and "none of 1 did" in said and f"{tmp_path}/asr/states-2.ckpt" in said
+    (said,) = [line for line in caplog.messages if "no best checkpoint" in line]
+    assert (
+        "no delta.safetensors" in said
+        and "none of the 1 evaluations" in said
+        and f"{tmp_path}/asr/states-2.ckpt" in said
+    )
     assert (tmp_path / "asr" / "states-2.ckpt").is_file() and (tmp_path / "sd" / "best-states-dev.ckpt").is_file()
 
 

@@ -75,7 +75,7 @@ def test_another_tuning_section_is_refused(build, tmp_path, hubert_ckpt):
     tuning = {"method": "child", "mask": "random", "density": 0.05}
     build(make_args(tmp_path / "exp", **upstream), task_config(tuning=tuning, total_steps=1)).train()
     for other in ({**tuning, "density": 0.5}, {"method": "full"}, None):
-        with pytest.raises(UsageError, match=r"holds an upstream tuned with \{method: child.*density: 0.05\}"):
+        with pytest.raises(UsageError, match=r"was trained with tuning \{method: child.*density: 0.05\}"):
             build(resumed(tmp_path / "exp", "states-1.ckpt", **upstream), task_config(tuning=other))
 
 

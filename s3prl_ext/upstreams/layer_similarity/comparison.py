@@ -148,7 +148,7 @@ def compare(
     Args:
         pairs: those to use, drawn already.
         layers: source layer for each target layer, as :func:`meeting_layers` gives them.
-        metrics: names of :data:`s3prl_ext.merging.similarity.METRICS` that fit the settings.
+        metrics: names of :data:`s3prl_ext.merging.similarity.SIMILARITIES` that fit the settings.
 
     Raises:
         DataError: an input cannot be read, or an output holds NaN.

@@ -21,7 +21,7 @@ from s3prl_ext.merging.config import MergeConfig, TargetConfig
 from s3prl_ext.merging.layer_selection import LayerTable, check_top_k, ranking, top_k
 from s3prl_ext.merging.layers import LayerMap, resolve_layer_map
 from s3prl_ext.merging.selection_config import ComparisonSettings, LayerSelection
-from s3prl_ext.merging.similarity import METRICS
+from s3prl_ext.merging.similarity import SIMILARITIES
 from s3prl_ext.randomness import preserved
 from s3prl_ext.reading import parse_json
 from s3prl_ext.upstreams.layer_similarity.block_outputs import as_found
@@ -192,7 +192,7 @@ def measure(
 
 def _describe_table(table: LayerTable, k: int) -> dict[str, Any]:
     return {
-        "most_similar": "largest" if METRICS[table.metric].largest else "smallest",
+        "most_similar": "largest" if SIMILARITIES[table.metric].largest else "smallest",
         "compared": list(table.layers or range(len(table.values))),
         "values": list(table.values),
         "ranking": list(ranking(table)),

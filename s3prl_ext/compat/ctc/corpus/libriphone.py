@@ -75,7 +75,7 @@ def read_lexica(lexica: Sequence[str], tokenizer) -> dict[str, list[str]]:
 def _audio_files(folder: Path) -> list[Path]:
     files = sorted(folder.rglob("*.flac"))
     if not files:
-        raise DataError(f"no .flac file below {folder}: mend downstream_expert.corpus.path or its splits.")
+        raise DataError(f"no .flac files under {folder}; check downstream_expert.corpus.path or its splits.")
     return files
 
 

@@ -52,7 +52,7 @@ class SnipsDataset(BucketingDataset):
         if not files:
             raise DataError(
                 f"no clip of the speakers {', '.join(self.speaker_list)} in {folder}: "
-                "mend downstream_expert.corpus.path or its lists of speakers."
+                "check downstream_expert.corpus.path or its lists of speakers."
             )
         logger.info("%d clips of %d speakers in %s", len(files), len(self.speaker_list), folder)
         return files
@@ -61,6 +61,6 @@ class SnipsDataset(BucketingDataset):
 def _read_transcripts(file: Path) -> dict[str, str]:
     """Return utterance id -> the rest of its line."""
     if not file.is_file():
-        raise DataError(f"the transcripts {file} do not exist: mend downstream_expert.corpus.path.")
+        raise DataError(f"the transcripts {file} do not exist: check downstream_expert.corpus.path.")
     lines = read_lines(file)
     return dict(line.strip().split(" ", 1) for line in lines if " " in line.strip())
