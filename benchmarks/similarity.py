@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import measure
-from s3prl_ext.merging.similarity import PROJECTIONS, draw_projections, swd, swd_matrix
+from s3prl_ext.merging.similarity import SWD_DIRECTIONS, draw_projections, swd, swd_matrix
 
 
 def random_layers(layers: int, samples: int, width: int, seed: int) -> list[Tensor]:
@@ -65,7 +65,7 @@ def main() -> None:
             flags.layers, 1000, flags.width, max(1, flags.runs // 3)
         ),
     }
-    facts = {"width": flags.width, "directions": PROJECTIONS, "threads": torch.get_num_threads()}
+    facts = {"width": flags.width, "directions": SWD_DIRECTIONS, "threads": torch.get_num_threads()}
     measure.report("similarity", rows, **facts)
 
 

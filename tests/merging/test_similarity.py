@@ -10,7 +10,7 @@ import torch
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.merging.layer_selection import LayerTable, layer_table, top_k
 from s3prl_ext.merging.similarity import (
-    METRICS,
+    SIMILARITIES,
     draw_projections,
     euclidean,
     inner_product,
@@ -95,7 +95,7 @@ def test_a_model_compared_with_itself_has_distance_0_in_every_layer(metric, norm
     assert all(value > 0.01 for value in layer_table(mine, layers(seed=1, dtype=dtype), metric, normalise).values)
 
 
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", SIMILARITIES)
 def test_permuting_samples_jointly_changes_nothing(metric):
     x, y = layers(), layers(seed=1)
     order = torch.randperm(20, generator=torch.Generator().manual_seed(5))
@@ -104,7 +104,7 @@ def test_permuting_samples_jointly_changes_nothing(metric):
     assert after.values == pytest.approx(before.values, rel=1e-12)
     alone = layer_table(x, [layer[order] for layer in y], metric)
     changed = alone.values != pytest.approx(before.values, rel=1e-6)
-    assert changed == METRICS[metric].paired
+    assert changed == SIMILARITIES[metric].paired
 
 
 def test_sets_and_single_points_rank_layers_differently():
@@ -119,7 +119,7 @@ def test_sets_and_single_points_rank_layers_differently():
 def test_normalised_vectors_have_length_1():
     x, y = layers(), layers(seed=1)
     scaled = [3.0 * layer for layer in y]
-    for metric in METRICS:
+    for metric in SIMILARITIES:
         plain, again = (layer_table(x, other, metric, normalise=True).values for other in (y, scaled))
         assert again == pytest.approx(plain, rel=1e-12)
     cosine = [torch.cosine_similarity(a, b).mean().item() for a, b in zip(x, y, strict=True)]
@@ -142,7 +142,7 @@ def test_matrix_holds_all_pairs_of_layers(sizes):
 def test_inputs_stay_unchanged():
     x, y = layers(), layers(seed=1)
     before = [layer.clone() for layer in (*x, *y)]
-    for metric in METRICS:
+    for metric in SIMILARITIES:
         layer_table(x, y, metric)
     swd_matrix(x, y)
     assert all(torch.equal(a, b) for a, b in zip(before, (*x, *y), strict=True))
@@ -163,7 +163,7 @@ def test_top_k_has_the_direction_of_its_metric(metric, k, expected):
     assert top_k(LayerTable(metric, (5.0, 1.0, 4.0, 2.0, 3.0)), k) == expected
 
 
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", SIMILARITIES)
 def test_ties_go_to_the_lower_layer(metric):
     assert top_k(LayerTable(metric, (2.0, 2.0, 2.0, 2.0)), 2) == (0, 1)
 
