@@ -25,7 +25,7 @@ from s3prl_ext.models.hashing import state_sha256
 from s3prl_ext.reading import EXPORT_FILE, check_model, parse_json
 from s3prl_ext.run_folder import CHECKPOINT_SUFFIX, RunFolder, missing
 from s3prl_ext.training import last_hidden_state
-from s3prl_ext.training.candidates import candidates_of
+from s3prl_ext.training.candidates import chosen_tuning
 from s3prl_ext.training.checkpoint import TASK_PARTS, Checkpoint, StateDict, load
 from s3prl_ext.training.run_spec import RunSpec
 from s3prl_ext.training.tuned_upstream import UpstreamChanges
@@ -76,7 +76,7 @@ class TrainedTask:
         found = delta_files.load(path)
         if not found.info.get("upstream"):
             raise DataError(f"{path} does not say which upstream it belongs to: write it again with its info.")
-        info = {**found.info, "tuning": tuning_of(found.info)}
+        info = {**found.info, "tuning": chosen_tuning(found.info.get("tuning"), found.info.get("candidate"))}
         return cls(path, info, found.task, found, base_sha256=found.base_sha256, merge=info.get("merge", UNKNOWN))
 
     @classmethod
@@ -86,10 +86,15 @@ class TrainedTask:
             raise DataError(f"{path} does not say which upstream and task it belongs to: it lacks Args or Config.")
         stored = ckpt.extension
         about = spec.stored() | {
-            "tuning": ckpt.config.get("tuning"), "config": ckpt.config, "step": ckpt.step, "candidate": stored.candidate,
-            "data": stored.data, last_hidden_state.KEY: stored.last_hidden_state, "checkpoint": path.name, "metrics": {},
-        }  # fmt: skip
-        about["tuning"] = tuning_of(about)
+            "tuning": chosen_tuning(ckpt.config.get("tuning"), stored.candidate),
+            "config": ckpt.config,
+            "step": ckpt.step,
+            "candidate": stored.candidate,
+            "data": stored.data,
+            last_hidden_state.KEY: stored.last_hidden_state,
+            "checkpoint": path.name,
+            "metrics": {},
+        }
         return cls(path, about, ckpt.task, ckpt.changes, ckpt.upstream, stored.upstream_sha256, stored.merge)
 
     @classmethod
@@ -238,24 +243,6 @@ class TrainedTask:
         return dict(zip(shared.names(), shared.current().tolist(), strict=True))
 
 
-def tuning_of(info: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the section ``tuning`` that the weights come from; of a race, that of the candidate.
-
-    Raises:
-        DataError: the section makes no candidate of that name.
-    """
-    section = info.get("tuning")
-    if not section:
-        return None
-    found = candidates_of(section)
-    named = [candidate for candidate in found if candidate.name == (info.get("candidate") or "")]
-    if len(found) > 1 and not named:
-        raise DataError(
-            f"the tuned weights are those of candidate {info.get('candidate')}, which tuning does not make."
-        )
-    return (named or found)[0].tuning
-
-
 def check_foldable(task: TrainedTask) -> None:
     """Raise UsageError where the task's method puts modules into the upstream that no plain model has."""
     method = task.method
@@ -272,7 +259,7 @@ def insert_added(model: nn.Module, delta: Delta, where: str) -> None:
     Raises:
         DataError: the delta does not say which adapter, or the weights do not fit it.
     """
-    tuning = tuning_of(delta.info) or {}
+    tuning = chosen_tuning(delta.info.get("tuning"), delta.info.get("candidate")) or {}
     method = tuning.get("method")
     if method not in adapters.METHODS:
         raise DataError(f"{where} holds added weights, but its tuning method is {method}: it was edited or is corrupt.")

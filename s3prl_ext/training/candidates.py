@@ -127,3 +127,18 @@ def select(scores: Sequence[float], candidates: Sequence[Candidate], metric_name
 
     ranked = sorted(range(len(scores)), key=rank)
     return [number for number in ranked[:keep] if not math.isnan(scores[number])]
+
+
+def chosen_tuning(section: Mapping[str, Any] | None, name: str | None) -> dict[str, Any] | None:
+    """Return the section ``tuning`` that trained weights come from: of a race, that of the candidate `name`.
+
+    Raises:
+        DataError: the section makes no candidate of that name.
+    """
+    if not section:
+        return None
+    found = candidates_of(section)
+    named = [candidate for candidate in found if candidate.name == (name or "")]
+    if len(found) > 1 and not named:
+        raise DataError(f"the tuned weights are those of candidate {name}, which tuning does not make.")
+    return (named or found)[0].tuning

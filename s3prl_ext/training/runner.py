@@ -1,271 +1,39 @@
-"""The Runner that s3prl's ``run_downstream.py`` gets: builds the models, trains, evaluates, runs inference."""
+"""The Runner that s3prl's ``run_downstream.py`` gets: trains, evaluates, runs inference."""
 
 from __future__ import annotations
 
-import importlib
 import logging
 import time
-from argparse import Namespace
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
-from s3prl import hub
 from s3prl.downstream.runner import ModelEntry
-from s3prl.downstream.runner import Runner as StockRunner
 from tensorboardX import SummaryWriter
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from s3prl_ext import locks
 from s3prl_ext.child_tuning import masks
-from s3prl_ext.child_tuning.child_network import ChildNetwork
-from s3prl_ext.configs import Variables
-from s3prl_ext.errors import DataError, ExtError, UsageError, is_out_of_memory, one_sentence_errors, unknown_name
-from s3prl_ext.reading import check_model
+from s3prl_ext.errors import UsageError, one_sentence_errors
 from s3prl_ext.run_folder import RunFolder
 from s3prl_ext.tasks import task_of
-from s3prl_ext.training import checkpoint, distributed, last_hidden_state, results, resume
+from s3prl_ext.training import distributed, last_hidden_state, results
+from s3prl_ext.training.builder import RunBuilder
 from s3prl_ext.training.candidate_runs import CandidateRuns, draw, read_record
-from s3prl_ext.training.candidates import check_alike
-from s3prl_ext.training.checkpoint import Checkpoint
-from s3prl_ext.training.corpus_hash import corpus_hash
 from s3prl_ext.training.evaluation import check_splits, evaluate, open_split
-from s3prl_ext.training.forward import TaskModels, unwrapped
-from s3prl_ext.training.known_settings import known_tasks
-from s3prl_ext.training.learnable_lambda import loadable_state, prepare_head_lambda, prepare_lambda
-from s3prl_ext.training.methods import METHODS, prepare_upstream, resolve_tuning
-from s3prl_ext.training.parameter_groups import train_only
+from s3prl_ext.training.forward import unwrapped
+from s3prl_ext.training.learnable_lambda import prepare_head_lambda
+from s3prl_ext.training.methods import resolve_tuning
 from s3prl_ext.training.provenance import ResourceUsage
 from s3prl_ext.training.run import Experiment, Run
 from s3prl_ext.training.run_spec import RunSpec
-from s3prl_ext.training.task_file import TaskFile
-from s3prl_ext.training.tuned_upstream import TunedUpstream
 from s3prl_ext.training.tuning_config import TuningConfig
-from s3prl_ext.training.upstream_checks import check_features, features_given, first_features, upstream_problem
-from s3prl_ext.upstreams.merged_attention.config import with_remedy
-from s3prl_ext.upstreams.merged_attention.decoder import check_task
-from s3prl_ext.upstreams.merged_attention.record import check_merge_record
 
 logger = logging.getLogger(__name__)
 
 
-class Runner(StockRunner):
-    """s3prl's Runner with our training loop; same constructor, modes, files and checkpoint keys.
-
-    Args:
-        args: the parsed arguments of ``run_downstream.py``.
-        config: the task file after overrides; ``${VARIABLE}`` paths are expanded here and stored unexpanded.
-    """
-
-    def __init__(self, args: Namespace, config: dict[str, Any]) -> None:
-        with (
-            one_sentence_errors(),
-            RunFolder(args.expdir).removed_if_nothing_trained(active=distributed.is_leader()),
-            distributed.lost_ranks_named(),
-        ):
-            self.args = args
-            self.child: ChildNetwork | None = None
-            self._check(config)
-            self.upstream = self._get_upstream()
-            with first_features(self.args):
-                self.featurizer = self._get_featurizer()
-            self.downstream = self._get_downstream()
-            self.all_entries = [self.upstream, self.featurizer, self.downstream]
-
-    def _check(self, config: dict[str, Any]) -> None:
-        """Read the task file and the checkpoint, and refuse what cannot work, before anything is built."""
-        self._variables = Variables(config)
-        only_scored = self.args.mode != "train" and bool(self.args.past_exp)
-        self.task_file = TaskFile.read(self._variables.expanded, stored=only_scored)
-        if distributed.is_leader() and not only_scored:
-            for remark in self.task_file.remarks:
-                logger.warning("%s", remark)
-        self.config = self.task_file.config
-        self.runner_config = self.task_file.runner
-        self.early_stop = self.task_file.early_stop
-        training = self.args.mode == "train"
-        if training and not self.args.past_exp and not getattr(self.args, "overwrite", False):
-            RunFolder(self.args.expdir).refuse_overwriting()
-        self.resumed = Checkpoint.read(self.args.init_ckpt) if self.args.init_ckpt else Checkpoint()
-        resume.check_origin(self.resumed, self.args)
-        self.data = (
-            distributed.from_leader(lambda: corpus_hash(self.args.downstream, self.config)) if training else None
-        )
-        resume.check_data(self.resumed, self.data, self.args)
-        resume.check_optimizer(self.resumed, self.config, self.args)
-        self._resolve_candidates()
-        self._resolve_features()
-
-    def _resolve_candidates(self) -> None:
-        """Choose what runs: the only candidate, a race, or the winner of one that the checkpoint names."""
-        candidates, tunings = self.task_file.candidates, self.task_file.tunings
-        name = self.resumed.extension.candidate
-        self.candidate = next((c for c in candidates if c.name == name), None) if name else None
-        if name and self.candidate is None:
-            raise UsageError(
-                f"{self.args.init_ckpt} belongs to the candidate {name}, which the section tuning does not make now; go "
-                "on with the same section, or start a new experiment."
-            )
-        self.racing = len(candidates) > 1 and self.candidate is None
-        chosen = candidates.index(self.candidate) if self.candidate else 0
-        self.tuning = tunings[chosen] if tunings else None
-        section = self.candidate.tuning if self.candidate else self.config.get("tuning")
-        resume.check_tuning(self.resumed, section, tunings if self.racing else [self.tuning], self.args)
-        if self.racing:
-            check_alike(candidates, tunings, features_given(self.args))
-
-    def _resolve_features(self) -> None:
-        """Let ``tuning.method`` decide what the task reads and whether the upstream trains, unless the user did."""
-        if self.tuning is None:
-            return
-        method = METHODS[self.tuning.method]
-        resumed = getattr(self.args, "tuning_method", None) == self.tuning.method
-        if self.args.upstream_trainable and not method.trains_upstream:
-            raise UsageError(
-                f"-f trains the upstream, but tuning.method '{self.tuning.method}' freezes it; drop one of the two."
-            )
-        self.args.upstream_trainable = method.trains_upstream
-        if not resumed and not features_given(self.args) and not method.weighted_sum:
-            self.args.upstream_feature_selection = "last_hidden_state"
-        self.args.tuning_method = self.tuning.method
-
-    # -- models ----------------------------------------------------------------------------------------------------
-
-    def _get_upstream(self) -> ModelEntry:
-        if getattr(self.args, "from_hf_hub", False):  # s3prl imports code from such a repository
-            raise UsageError(
-                f"{self.args.init_ckpt} asks for an upstream whose code comes from the hub, which is not run: load the model "
-                "with -u hf_hubert_custom -k OWNER/NAME or the like in a new experiment."
-            )
-        if not hasattr(hub, self.args.upstream or ""):
-            raise unknown_name("upstream", self.args.upstream, hub.options())
-        check_model(self.args.upstream_ckpt or "")
-        try:
-            entry = super()._get_upstream()
-        except Exception as error:  # whatever s3prl's and transformers' constructors raise
-            lost_rank = isinstance(error, RuntimeError) and dist.is_initialized()
-            if isinstance(error, ExtError) and self.resumed and not lost_rank:
-                raise with_remedy(error, self.args.upstream, self.args.init_ckpt) from error
-            problem = None if lost_rank or isinstance(error, ExtError) else upstream_problem(self.args, error)
-            if problem is None:
-                raise
-            raise problem from error
-        return entry
-
-    @property
-    def merge_record(self) -> dict[str, Any] | None:
-        """The resolved merge and the hashes of its models, or None where the upstream is not merged."""
-        return getattr(unwrapped(self.upstream.model), "merge_record", None)
-
-    def _get_featurizer(self) -> ModelEntry:
-        selection, layer = self.args.upstream_feature_selection, self.args.upstream_layer_selection
-        if selection != "hidden_states" or layer is not None:
-            probe = torch.zeros(16000, device=self.args.device)
-            with torch.no_grad():
-                self.upstream.model.eval()
-                offered = self.upstream.model([probe])
-            if selection == "last_hidden_state" and layer is None and selection not in offered:
-                # transformers upstreams return the list of hidden states only
-                self.args.upstream_feature_selection, self.args.upstream_layer_selection = "hidden_states", -1
-            elif not self.args.past_exp:  # s3prl has a default for what an old checkpoint may name wrongly
-                check_features(offered, self.args)
-        resume.check_head_features(self.resumed, self.args)
-        return super()._get_featurizer()
-
-    def _get_downstream(self) -> ModelEntry:
-        name = f"s3prl.downstream.{self.args.downstream}.expert"
-        try:
-            module = importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            if error.name and name.startswith(error.name):
-                raise unknown_name("task (-d)", self.args.downstream, known_tasks()) from error
-            raise
-        check_task(module.DownstreamExpert, self.args.downstream, vars(self.args))
-        try:
-            return super()._get_downstream()
-        except KeyError as error:
-            raise DataError(
-                f"the task {self.args.downstream} looks up {error} and does not find it: if that is a key of its section "
-                "downstream_expert, add it as in the task's preset in downstream_configs; else check its corpus."
-            ) from error
-        except (TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
-            if dist.is_initialized() or is_out_of_memory(error) or "CUDA" in str(error):
-                raise
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200] or 'no message'}"
-            raise DataError(
-                f"the task {self.args.downstream} cannot be built ({reason}): compare section downstream_expert of the task "
-                "file with the task's preset in downstream_configs, and check the corpus."
-            ) from error
-
-    def _init_model(
-        self, model: nn.Module, name: str, trainable: bool, interfaces: list[str] | None = None
-    ) -> ModelEntry:
-        for interface in interfaces or []:
-            if not hasattr(model, interface):
-                raise DataError(f"the {name.lower()} '{type(model).__name__}' lacks the interface {interface}.")
-        if name == "Upstream":
-            self.tuned = TunedUpstream(model)
-            trainable = self._prepare_upstream(model, trainable)
-        if name == "Downstream":
-            prepare_head_lambda(model, self.tuning)
-        self._load_weight(model, name)
-        return self._entry(model, name, trainable, interfaces, self.tuning)
-
-    def _entry(
-        self, model: nn.Module, name: str, trainable: bool, interfaces: list[str] | None, tuning: TuningConfig | None
-    ) -> ModelEntry:
-        """Return a model as s3prl's Runner keeps it, wrapped where several processes train it."""
-        # The ranks of a child network share the gradient of its k entries alone (TrainState), not the dense one.
-        dense = name != "Upstream" or tuning is None or not METHODS[tuning.method].has_mask
-        if dist.is_initialized() and trainable and dense and any(p.requires_grad for p in model.parameters()):
-            # No device_ids: inputs are on their device already, and moving them would copy the shared `records`.
-            model = DistributedDataParallel(model, find_unused_parameters=True)
-            for interface in interfaces or []:
-                setattr(model, interface, getattr(model.module, interface))
-        return ModelEntry(model, name, trainable, interfaces)
-
-    def _prepare_upstream(self, model: nn.Module, trainable: bool) -> bool:
-        """Check merge and features, freeze what does not train, and return whether anything of the upstream trains."""
-        stored = self.resumed.extension
-        if self.resumed.is_ours:
-            check_merge_record(stored.merge, getattr(model, "merge_record", None))
-        if self.resumed:
-            spec = RunSpec.of(self.args)
-            last_hidden_state.warn_where_unknown(stored.last_hidden_state, model, spec, self.resumed.path)
-        if self.racing:
-            for tuning in self.task_file.tunings:  # one that does not fit is refused before any has trained
-                self._ready(model, tuning)
-                self.tuned.revert()
-        if self.tuning is not None:
-            return self._ready(model, self.tuning)
-        return prepare_lambda(model, None, trainable, training=self.args.mode == "train")
-
-    def _ready(self, model: nn.Module, tuning: TuningConfig) -> bool:
-        """Make an upstream ready for a section ``tuning``; return whether anything of it trains."""
-        prepare_upstream(model, tuning)
-        train_only(model, tuning.rates.train_layers)
-        trains = METHODS[tuning.method].trains_upstream
-        return prepare_lambda(model, tuning, trains, training=self.args.mode == "train")
-
-    def _load_weight(self, model: nn.Module, name: str) -> None:
-        where = str(self.resumed.path)
-        if name == "Upstream" and not self.resumed.upstream:
-            self.tuned.check_base(self.resumed.extension.upstream_sha256, where)
-        if name == "Upstream" and self.resumed.changes is not None:
-            self.tuned.load(self.resumed.changes, where)
-        state = self.resumed.weights.get(name)
-        if state:
-            logger.info("loading %s weights from %s", name, where)
-            state = loadable_state(model, state) if name == "Upstream" else state
-            checkpoint.load_into(model, state, name.lower(), where)
-
-    @property
-    def models(self) -> TaskModels:
-        """Upstream, featurizer and downstream as :class:`TaskModels`."""
-        return Experiment.task_models(self.all_entries, self.config, self.args)
+class Runner(RunBuilder):
+    """s3prl's Runner with our training loop; same constructor, modes, files and checkpoint keys."""
 
     # -- training --------------------------------------------------------------------------------------------------
 
