@@ -12,7 +12,7 @@ from s3prl_ext.training.trainer import Trainer
 def test_best_score_stays_on_its_device():
     expert = torch.nn.Module()
     expert.register_buffer("best_score", torch.zeros(1, device="meta"))
-    loop = SimpleNamespace(trial=SimpleNamespace(models=SimpleNamespace(downstream=expert)))
+    loop = SimpleNamespace(state=SimpleNamespace(models=SimpleNamespace(downstream=expert)))
     with Trainer._best_scores_kept(loop):
         expert.best_score = torch.ones(1) * 0.5
     assert expert.best_score.device.type == "meta"
