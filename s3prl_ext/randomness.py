@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
+RandomState = dict[str, Any]  # plain values and uint8 tensors
 
-def get_state() -> dict[str, Any]:
+
+def get_state() -> RandomState:
     """Return the random states of Python, numpy, torch and every CUDA device (plain types and uint8 tensors)."""
     state = np.random.get_state(legacy=False)
     inner = state["state"]
@@ -29,7 +31,7 @@ def get_state() -> dict[str, Any]:
     }
 
 
-def set_state(state: dict[str, Any]) -> None:
+def set_state(state: RandomState) -> None:
     """Put back what :func:`get_state` returned; CUDA states are skipped where the devices differ in number."""
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))

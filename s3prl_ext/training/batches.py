@@ -7,11 +7,21 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypedDict
 
 from s3prl_ext import randomness
 from s3prl_ext.errors import DataError
+from s3prl_ext.randomness import RandomState
+
+
+class Position(TypedDict):
+    """A position in the training batches: the epoch, its random state at the start, batches taken, the state then."""
+
+    epoch: int
+    taken: int
+    epoch_start: RandomState
+    random: RandomState
 
 
 class TrainingBatches:
@@ -27,15 +37,13 @@ class TrainingBatches:
         epoch: first epoch where there is no position.
     """
 
-    def __init__(
-        self, make_loader: Callable[[int], Any], position: Mapping[str, Any] | None = None, epoch: int = 0
-    ) -> None:
+    def __init__(self, make_loader: Callable[[int], Any], position: Position | None = None, epoch: int = 0) -> None:
         self._make_loader = make_loader
         self._resume = position
         self.epoch = position["epoch"] if position else epoch
         self.taken = 0
         self.batches_per_epoch = 0
-        self._epoch_start: dict[str, Any] | None = None
+        self._epoch_start: RandomState | None = None
 
     def __iter__(self) -> Iterator[Any]:
         """Yield one batch after the other.
@@ -64,7 +72,7 @@ class TrainingBatches:
                 )
             self.epoch += 1
 
-    def _replay(self, iterator: Iterator[Any], position: Mapping[str, Any]) -> None:
+    def _replay(self, iterator: Iterator[Any], position: Position) -> None:
         for _ in range(position["taken"]):
             if next(iterator, None) is None:
                 raise DataError(
@@ -74,7 +82,7 @@ class TrainingBatches:
             self.taken += 1
         randomness.set_state(position["random"])
 
-    def position(self) -> Mapping[str, Any] | None:
+    def position(self) -> Position | None:
         """Return where the iteration stands, with the random states of now, as plain values; None before its start."""
         if self._epoch_start is None or self._resume is not None:
             return self._resume

@@ -18,6 +18,7 @@ from s3prl_ext.errors import DataError
 from s3prl_ext.evaluation.plots import STYLES, Curve, plot_curves
 from s3prl_ext.evaluation.result_records import numbers
 from s3prl_ext.metrics import factor, heading
+from s3prl_ext.randomness import RandomState
 from s3prl_ext.reading import parse_json
 from s3prl_ext.run_folder import RunFolder, states_name
 from s3prl_ext.training import checkpoint, distributed
@@ -53,7 +54,7 @@ class CandidateRuns:
     def __init__(
         self,
         experiment: Experiment,
-        start: dict[str, Any] | None,
+        start: RandomState | None,
         section: Callable[[Candidate], TuningConfig],
         prepare: Callable[[TuningConfig], None],
     ) -> None:

@@ -16,9 +16,12 @@ from torch.optim import Optimizer
 from s3prl_ext.child_tuning import delta as delta_files
 from s3prl_ext.child_tuning.delta import Delta
 from s3prl_ext.errors import DataError, is_disk_full
+from s3prl_ext.randomness import RandomState
 from s3prl_ext.reading import check_archive, is_archive
 from s3prl_ext.run_folder import DELTA_SUFFIX
 from s3prl_ext.training import last_hidden_state
+from s3prl_ext.training.batches import Position
+from s3prl_ext.training.corpus_hash import CorpusHash
 from s3prl_ext.training.run_spec import FEATURES
 from s3prl_ext.training.tuned_upstream import UpstreamChanges
 from s3prl_ext.upstreams.merged_attention.record import UNKNOWN, MergeRecord
@@ -30,9 +33,6 @@ FEATURES_KEY = "Features"  # in the head of an export, which has no arguments: t
 TASK_PARTS = ("Featurizer", "Downstream")
 
 StateDict = Mapping[str, Any]
-Position = Mapping[
-    str, Any
-]  # of a rank in its training batches, see :class:`s3prl_ext.training.batches.TrainingBatches`
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Extension:
 
     Attributes:
         upstream_sha256: hash of the untouched upstream.
-        data: hash of the corpus, see :func:`s3prl_ext.training.corpus_hash.corpus_hash`.
+        data: hash of the corpus.
         merge: record of a merged upstream, or :data:`s3prl_ext.upstreams.merged_attention.record.UNKNOWN`.
         last_hidden_state: see :mod:`s3prl_ext.training.last_hidden_state`.
         candidate: name of the candidate of a race.
@@ -56,7 +56,7 @@ class Extension:
     """
 
     upstream_sha256: str | None = None
-    data: Mapping[str, Any] | None = None
+    data: CorpusHash | None = None
     merge: MergeRecord | str | None = None
     last_hidden_state: str | None = None
     candidate: str | None = None
@@ -67,7 +67,7 @@ class Extension:
     bad_steps: int = 0
     usage: Mapping[str, Any] | None = None
     lambda_curve: Mapping[str, Tensor] | None = None
-    race_start: dict[str, Any] | None = None
+    race_start: RandomState | None = None
 
     @classmethod
     def from_stored(cls, stored: Mapping[str, Any]) -> Extension:

@@ -7,14 +7,24 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from s3prl_ext.tasks import task_of
 
 WITH_PATHS = ("wav.scp",)  # Kaldi's tables of absolute paths
 
 
-def corpus_hash(task: str, config: Mapping[str, Any]) -> dict[str, Any] | None:
+class CorpusHash(TypedDict):
+    """What the corpus of a run was; ``splits_sha256`` is added where its division is known."""
+
+    sha256: str
+    files: int
+    bytes: int
+    covers: str
+    splits_sha256: NotRequired[str | None]
+
+
+def corpus_hash(task: str, config: Mapping[str, Any]) -> CorpusHash | None:
     """Return the SHA-256 over the sorted relative names and sizes of the files that a task reads, or None.
 
     The bytes of the files do not count, so that a corpus of 100,000 files takes a second or two. Hidden files and tables
@@ -25,7 +35,7 @@ def corpus_hash(task: str, config: Mapping[str, Any]) -> dict[str, Any] | None:
         config: the task file with its variables expanded.
 
     Returns:
-        ``{"sha256", "files", "bytes", "covers"}``; None for an unknown task, or where nothing is there.
+        None for an unknown task, or where nothing is there.
     """
     expert = config.get("downstream_expert") or {}
     rows: list[tuple[str, int]] = []

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterable
 from typing import Any, NamedTuple
 
 import torch
+from tensorboardX import SummaryWriter
 
 from s3prl_ext import randomness
 from s3prl_ext.errors import DataError, UsageError, is_out_of_memory
@@ -33,7 +34,7 @@ class MetricLogger:
         ratios: metrics that the task logs as ratios and that are remembered in per cent: one name has one unit.
     """
 
-    def __init__(self, writer: Any = None, ratios: Collection[str] = ()) -> None:
+    def __init__(self, writer: SummaryWriter | None = None, ratios: Collection[str] = ()) -> None:
         self.values: dict[str, float] = {}
         self._writer = writer
         self._ratios = ratios
@@ -72,7 +73,7 @@ def evaluate(
     split: str,
     seed: int,
     ratio: float = 1.0,
-    writer: Any = None,
+    writer: SummaryWriter | None = None,
     step: int = 0,
     check_stop: Callable[[], None] = lambda: None,
 ) -> Scores:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tensorboardX import SummaryWriter
 from torch import nn
 
 from s3prl_ext.errors import UsageError
@@ -126,7 +127,7 @@ class LambdaCurve:
         config: RunnerConfig,
         total_steps: int,
         folder: RunFolder,
-        writer: Any,
+        writer: SummaryWriter,
         step: int = 0,
         resumed: Mapping[str, torch.Tensor] | None = None,
     ) -> None:

@@ -23,6 +23,7 @@ from s3prl_ext.configs import expand_variables, with_numbers
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.training.candidates import candidates_of
 from s3prl_ext.training.checkpoint import Checkpoint
+from s3prl_ext.training.corpus_hash import CorpusHash
 from s3prl_ext.training.methods import resolve_tuning
 from s3prl_ext.training.parameter_groups import RatesConfig
 from s3prl_ext.training.run_spec import RunSpec
@@ -182,12 +183,12 @@ def check_tuning(
         )
 
 
-def check_data(ckpt: Checkpoint, data: Mapping[str, Any] | None, args: Namespace) -> None:
+def check_data(ckpt: Checkpoint, data: CorpusHash | None, args: Namespace) -> None:
     """Raise DataError where a run would be resumed with another corpus than that of its checkpoint.
 
     Args:
         ckpt: the checkpoint; empty for none.
-        data: :func:`s3prl_ext.training.corpus_hash.corpus_hash` of the present corpus.
+        data: of the present corpus.
         args: the arguments of ``run_downstream.py``.
     """
     before = ckpt.extension.data

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from s3prl.schedulers import get_scheduler
 from s3prl.utility.helper import get_model_state
+from tensorboardX import SummaryWriter
 from torch import nn
 from torch.optim import Optimizer
 
@@ -22,6 +23,7 @@ from s3prl_ext.tasks import task_of
 from s3prl_ext.training import checkpoint, distributed, last_hidden_state
 from s3prl_ext.training.checkpoint import Checkpoint, Extension
 from s3prl_ext.training.child_selection import choose_masks
+from s3prl_ext.training.corpus_hash import CorpusHash
 from s3prl_ext.training.forward import TaskModels, unwrapped
 from s3prl_ext.training.learnable_lambda import LambdaCurve, learnt_lambda, only_lambda_trains, stored_state
 from s3prl_ext.training.methods import METHODS
@@ -54,7 +56,7 @@ class Experiment:
         tuned: what runs change in the upstream.
         spent: wall time and memory over all sessions.
         densities: of all child networks that share one choice of masks.
-        data: hash of the corpus, see :func:`s3prl_ext.training.corpus_hash.corpus_hash`, and of its split lists.
+        data: hash of the corpus and of its split lists.
     """
 
     args: Namespace
@@ -66,14 +68,14 @@ class Experiment:
     tuned: TunedUpstream
     spent: ResourceUsage
     densities: tuple[float, ...] = ()
-    data: Mapping[str, Any] | None = None
+    data: CorpusHash | None = None
 
     @property
     def shared_facts(self) -> Extension:
         """What every checkpoint says of the circumstances: hash of the untouched upstream, features, merge, corpus."""
         return Extension(
             upstream_sha256=self.tuned.base_sha256,
-            data=dict(self.data) if self.data else None,
+            data=self.data,
             merge=getattr(self.tuned.model, "merge_record", None),
             last_hidden_state=last_hidden_state.PRESENT,
         )
@@ -120,7 +122,7 @@ class Run:
         tuning: TuningConfig | None,
         folder: RunFolder,
         resumed: Checkpoint,
-        writer: Any,
+        writer: SummaryWriter | None,
         candidate: str | None = None,
         label: str | None = None,
     ) -> None:
@@ -201,7 +203,7 @@ class Run:
         trial.resume(self.resumed)
         return trial
 
-    def _optimizer(self, modules: list[Any]) -> Optimizer:
+    def _optimizer(self, modules: list[nn.Module | ChildNetwork]) -> Optimizer:
         experiment = self.experiment
         section = experiment.config["optimizer"]
         optimizer = build_optimizer(modules, experiment.total_steps, section, fused=self.child is not None)

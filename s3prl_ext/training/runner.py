@@ -20,6 +20,7 @@ from s3prl_ext.tasks import task_of
 from s3prl_ext.training import distributed, last_hidden_state, results
 from s3prl_ext.training.builder import RunBuilder
 from s3prl_ext.training.candidate_runs import CandidateRuns, draw, read_record
+from s3prl_ext.training.corpus_hash import CorpusHash
 from s3prl_ext.training.evaluation import check_splits, evaluate, open_split
 from s3prl_ext.training.forward import unwrapped
 from s3prl_ext.training.learnable_lambda import prepare_head_lambda
@@ -110,10 +111,12 @@ class Runner(RunBuilder):
 
     def _experiment(self, spent: ResourceUsage | None = None) -> Experiment:
         """Return what the runs of this experiment share."""
-        lists = {"splits_sha256": results.splits_sha256(self.args, self.config)}
+        data = self.data
+        if data is not None:
+            data = CorpusHash(**data, splits_sha256=results.splits_sha256(self.args, self.config))
         return Experiment(
             self.args, self.config, self._variables, self.runner_config, self.total_steps, self.all_entries, self.tuned,
-            spent or ResourceUsage(RunFolder(self.args.expdir), self.resumed), data=self.data and self.data | lists,
+            spent or ResourceUsage(RunFolder(self.args.expdir), self.resumed), data=data,
         )  # fmt: skip
 
     def _race(self, experiment: Experiment) -> None:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
+from tensorboardX import SummaryWriter
 from torch.utils.data import DistributedSampler
 
 from s3prl_ext.errors import StoppedByUser
@@ -54,7 +55,7 @@ class Trainer:
         folder: RunFolder,
         seed: int,
         states: Callable[[int, Extension], Checkpoint],
-        writer: Any,
+        writer: SummaryWriter | None,
         resumed: Checkpoint,
         on_best: Callable[[str, Mapping[str, Mapping[str, float]]], None] | None = None,
         resume_from: str | Path | None = None,
