@@ -12,6 +12,7 @@ import torch
 from s3prl_ext import run_downstream
 from s3prl_ext.configs import load_yaml, shipped_dir
 from s3prl_ext.errors import DataError, UsageError, one_sentence_errors, sentence, show_errors_as_sentences
+from s3prl_ext.training import checkpoint
 
 
 @pytest.fixture(autouse=True)
@@ -161,6 +162,14 @@ def test_a_copied_experiment_stays_in_its_folder(tmp_path):
     own = trained(tmp_path / "own", made_in=os.path.relpath(tmp_path / "own"))
     run_downstream.complete(["-m", "evaluate", "-e", str(own)])
     assert torch.load(own / "states-2.ckpt")["Args"].expdir == os.path.relpath(own)
+
+
+@pytest.mark.parametrize("flags", [["-e", "{exp}"], ["-a", "-p", "{exp}"], ["-e", "{exp}", "-o", "args.seed=5"]])
+def test_a_checkpoint_is_read_once(tmp_path, monkeypatch, flags):
+    exp, read = str(trained(tmp_path / "exp")), []
+    monkeypatch.setattr(checkpoint, "load", lambda *given, load=checkpoint.load: read.append(1) or load(*given))
+    run_downstream.complete(["-m", "train", *(flag.format(exp=exp) for flag in flags)])
+    assert len(read) == 1
 
 
 def test_a_resumed_command_is_compared_with_its_checkpoint(tmp_path):
