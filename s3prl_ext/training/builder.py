@@ -1,20 +1,15 @@
-"""What a run is made of: the checked task file and checkpoint, and the models that s3prl's Runner builds from them.
-
-Import it through ``runner``: s3prl's Runner, which it extends, is replaced by ours as soon as both are imported.
-"""
+"""What a run is made of: the checked task file and checkpoint, and the models that s3prl's Runner builds from them."""
 
 from __future__ import annotations
 
 import importlib
 import logging
 from argparse import Namespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from s3prl import hub
-from s3prl.downstream.runner import ModelEntry
-from s3prl.downstream.runner import Runner as StockRunner
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -42,10 +37,16 @@ from s3prl_ext.upstreams.merged_attention.config import with_remedy
 from s3prl_ext.upstreams.merged_attention.decoder import check_task
 from s3prl_ext.upstreams.merged_attention.record import check_merge_record
 
+if TYPE_CHECKING:  # importing it makes the plug-in import our Runner, which imports this file
+    from s3prl.downstream.runner import ModelEntry
+    from s3prl.downstream.runner import Runner as _StockRunner
+else:
+    _StockRunner = object  # our Runner puts s3prl's in its place
+
 logger = logging.getLogger(__name__)
 
 
-class RunBuilder(StockRunner):
+class RunBuilder(_StockRunner):
     """Check task file and checkpoint, then build upstream, featurizer and task as s3prl's Runner does.
 
     Args:
@@ -218,6 +219,8 @@ class RunBuilder(StockRunner):
             model = DistributedDataParallel(model, find_unused_parameters=True)
             for interface in interfaces or []:
                 setattr(model, interface, getattr(model.module, interface))
+        from s3prl.downstream.runner import ModelEntry
+
         return ModelEntry(model, name, trainable, interfaces)
 
     def _prepare_upstream(self, model: nn.Module, trainable: bool) -> bool:

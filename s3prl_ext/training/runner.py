@@ -10,6 +10,7 @@ from typing import Any
 
 import torch.distributed as dist
 from s3prl.downstream.runner import ModelEntry
+from s3prl.downstream.runner import Runner as StockRunner
 from tensorboardX import SummaryWriter
 
 from s3prl_ext import locks
@@ -33,7 +34,7 @@ from s3prl_ext.training.tuning_config import TuningConfig
 logger = logging.getLogger(__name__)
 
 
-class Runner(RunBuilder):
+class Runner(RunBuilder, StockRunner):
     """s3prl's Runner with our training loop; same constructor, modes, files and checkpoint keys."""
 
     # -- training --------------------------------------------------------------------------------------------------

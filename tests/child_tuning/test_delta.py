@@ -163,7 +163,7 @@ def test_a_file_of_version_1_is_read(tmp_path: Path):
     assert all(torch.equal(delta.load(path).bits[name], bits) for name, bits in made.bits.items())
     for spoilt in ({"tensors": "[[1]]"}, {"tensors": "{"}, {"info": "["}):
         save_file(tensors, path, older | spoilt)
-        with pytest.raises(DataError, match="damaged or edited"):
+        with pytest.raises(DataError, match="corrupt or was edited"):
             delta.load(path)
 
 

@@ -129,7 +129,7 @@ def test_all_scores_are_zero(train, tmp_path, monkeypatch):
     monkeypatch.setattr(fisher_pass, "SAVE_SECONDS", -1.0)
     outcome = train(settings(FISHER | {"eligible": ["*encoder.layers.*"]}), "-l", "0")
     assert outcome.code == DATA and "all scores are zero" in outcome.sentence
-    assert "let the task read a layer above them" in outcome.sentence
+    assert "Use features of a later layer" in outcome.sentence
     assert not (tmp_path / "exp").exists()
 
 
@@ -164,11 +164,11 @@ def test_a_candidate_that_diverges_loses(train, tmp_path, monkeypatch):
     [
         ("config.tuning.mask=fisher", ["{method: child, density: 0.05, mask: random}", "mask: fisher}"]),
         ("config.tuning.density=0.1", ["density: 0.05", "density: 0.1"]),
-        ("config.tuning={'method':'lora'}", ["now it is {method: lora}"]),
+        ("config.tuning={'method':'lora'}", ["the task file says {method: lora}"]),
         ("args.downstream=asr", ["was trained with -d speech_commands, not with -d asr"]),
         ("args.upstream=wav2vec2_local", ["was trained with -u hubert_local, not with -u wav2vec2_local"]),
         ("args.upstream_ckpt=OTHER", ["was made from another upstream"]),
-        ("config.optimizer.torch_optim_name=SGD", ["TorchOptim Adam", "now it is TorchOptim SGD"]),
+        ("config.optimizer.torch_optim_name=SGD", ["TorchOptim Adam", "the task file says TorchOptim SGD"]),
     ],
     ids=["mask", "density", "method", "task", "upstream", "base", "optimizer"],
 )
