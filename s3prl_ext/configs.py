@@ -194,7 +194,7 @@ def _expand_text(text: str, where: str, inside: tuple[str, ...]) -> str:
 class Variables:
     """A task file with its ``${VARIABLE}`` paths expanded, which can be stored unexpanded again.
 
-    Checkpoints hold the variables, not their values, so they can be used where the corpora lie elsewhere.
+    Checkpoints hold the variables, not their values, so they can be used where the corpora are elsewhere.
 
     Attributes:
         expanded: a copy of the config with every variable replaced; it may be changed afterwards.

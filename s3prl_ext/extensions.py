@@ -73,7 +73,7 @@ def load() -> None:
         _loading = extension
         try:
             entry.load()()
-        except Exception as error:  # noqa: BLE001  whatever an extension does wrong, s3prl must go on
+        except Exception as error:  # noqa: BLE001  whatever an extension does wrong, s3prl must still work
             failures[extension] = sentence(error)
             logger.warning("the extension %s is left out: %s", extension, failures[extension])
         finally:
@@ -214,7 +214,7 @@ def register_layout(row: Architecture) -> None:
 
 
 def register_method(name: str, file: Any) -> None:
-    """Make ``tuning: {method: NAME}`` insert weights of one's own into the frozen upstream, and train them.
+    """Make ``tuning: {method: NAME}`` insert its own weights into the frozen upstream, and train them.
 
     Args:
         name: value of ``tuning.method``.

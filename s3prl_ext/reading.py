@@ -67,15 +67,15 @@ def check_archive(path: str | os.PathLike) -> None:
     path = Path(path)
     if path.is_file() and is_archive(path):
         state = path.stat()
-        damaged = _damaged_record(path.resolve(), state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
-        if damaged is not None:
+        record = _corrupt_record(path.resolve(), state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
+        if record is not None:
             raise DataError(
-                f"{path} is corrupt: {damaged} does not match its checksum; copy or download it again, or take an earlier one."
+                f"{path} is corrupt: {record} does not match its checksum; copy or download it again, or take an earlier one."
             )
 
 
 @lru_cache(maxsize=256)
-def _damaged_record(path: Path, *state: int) -> str | None:
+def _corrupt_record(path: Path, *state: int) -> str | None:
     """Return what of a zip archive does not match its checksum, or None; `state` tells a file from a later one."""
     name = "the list of its parts"
     try:

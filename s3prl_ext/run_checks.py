@@ -1,4 +1,4 @@
-"""What is wrong with a ``run_downstream`` command, said before s3prl makes a folder or loads a model."""
+"""Checks of a ``run_downstream`` command before s3prl makes a folder or loads a model."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ def check_overrides(
 
 
 def mention_unused(overrides: Mapping[str, str], flags: argparse.Namespace, ckpt: Checkpoint | None) -> None:
-    """Log what of a command, and of a task file of one's own, has no effect."""
+    """Log which parts of a command, and of the user's own task file, have no effect."""
     from s3prl_ext.training.known_settings import misspelt_settings, unused_flags
 
     for remark in unused_flags(flags, ckpt.path if ckpt else None, overrides):

@@ -119,7 +119,7 @@ class RunFolder:
         )
 
     def other_kind(self) -> str | None:
-        """Return what a folder that is not a run's is, and what to do with it; None where that is not known."""
+        """Return what a folder that is not a run's is, and what to do with it; None where it is unknown."""
         return next((text for name, text in OTHERS.items() if (self.path / name).is_file()), None)
 
     # -- other files -----------------------------------------------------------------------------------------------

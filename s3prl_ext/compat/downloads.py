@@ -78,7 +78,7 @@ def download(filepath: Path, url: str, refresh: bool, new_enough_secs: float = N
 
 
 def _link(source: Path, target: Path) -> None:
-    """Make `target` another name of `source`, or a copy where the two lie on different disks."""
+    """Make `target` another name of `source`, or a copy where the two are on different disks."""
     target.unlink(missing_ok=True)
     try:
         os.link(source, target)

@@ -1,6 +1,6 @@
 """``-m evaluate -e delta.safetensors``: the flags of ``run_downstream`` that score a delta on the base it belongs to.
 
-The same way goes a checkpoint whose upstream lies elsewhere now, as ``-k`` or ``-g`` say: s3prl would ignore them.
+A checkpoint whose upstream has moved, as ``-k`` or ``-g`` say, is treated in the same way: s3prl would ignore them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def find_delta(past_exp: str) -> Path | None:
 
 
 def find_moved(flags: argparse.Namespace) -> Path | None:
-    """Return the checkpoint that ``-m evaluate -e`` names where ``-k`` or ``-g`` say that its upstream lies elsewhere now.
+    """Return the checkpoint that ``-m evaluate -e`` names where ``-k`` or ``-g`` say that its upstream has moved.
 
     None for one that does not hold the hash of its upstream, such as s3prl's own: nothing would tell another model.
     """
@@ -62,7 +62,7 @@ def evaluation_flags(argv: Sequence[str], flags: argparse.Namespace, delta: Path
         delta: the file, or a checkpoint.
 
     Raises:
-        UsageError: a training cannot go on from a delta.
+        UsageError: training cannot be resumed from a delta.
         DataError: it is corrupt, or not a delta.
     """
     if flags.mode == "train":

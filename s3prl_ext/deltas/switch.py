@@ -80,7 +80,7 @@ class TaskSwitch:
         """Activate a task in place of the present one; None turns the upstream into the untuned one.
 
         Raises:
-            UsageError: there is no task of that name; the present one stays on.
+            UsageError: there is no task of that name; the present one stays active.
         """
         if name is not None and name not in self._deltas:
             raise unknown_name("task", name, self._deltas)

@@ -113,7 +113,7 @@ class Decoder(ABC):
 
     @abstractmethod
     def join(self, recording: Recording, windows: Sequence[Window], pieces: Sequence[Any]) -> Result:
-        """Return the result of a recording from what the head said of its windows."""
+        """Return the result of a recording from the head's output for its windows."""
 
 
 def build_decoder(info: Mapping[str, Any], width: int, rate: int, options: Options, name: str) -> Decoder:
@@ -127,7 +127,7 @@ def build_decoder(info: Mapping[str, Any], width: int, rate: int, options: Optio
         name: file that says what was trained.
 
     Raises:
-        UsageError: there is no decoder for the task, or an option that it has no use for.
+        UsageError: there is no decoder for the task, or an option that it does not support.
         DataError: the head needs a file that is not there, or does not come of its section of the task file.
     """
     task = str(info.get("downstream"))

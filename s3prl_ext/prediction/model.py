@@ -50,7 +50,7 @@ def load(
         options: see :class:`Options`.
 
     Raises:
-        UsageError: unknown upstream, task or device, or an option that the task has no use for.
+        UsageError: unknown upstream, task or device, or an option that the task does not support.
         DataError: a file is missing or corrupt, or the upstream is another one.
     """
     s3prl_ext.install()
@@ -66,7 +66,7 @@ def load(
 
 @dataclass
 class _Job:
-    """A recording on its way: its windows, and what the head said of each."""
+    """A recording in progress: its windows, and the head's output for each."""
 
     recording: Recording
     windows: list[Window] = field(default_factory=list)
@@ -147,13 +147,13 @@ class Model:
             return _Job(recording, error=f"{_length(recording.name, recording.seconds)}: {error}.")
 
     def _decode(self, jobs: list[_Job], batch_size: int) -> None:
-        """Fill in what the head says of the windows of all jobs."""
+        """Fill in the head's output for the windows of all jobs."""
         windows = [(job, window) for job in jobs if job.error is None for window in job.windows]
         for start in range(0, len(windows), batch_size):
             batch = windows[start : start + batch_size]
             try:
                 pieces = self._pieces(batch)
-            except DataError:  # find out whose fault it is
+            except DataError:  # find the recording that fails
                 pieces = [self._piece(*one) for one in batch]
             for (job, _), piece in zip(batch, pieces, strict=True):
                 job.pieces.append(piece)
@@ -166,7 +166,7 @@ class Model:
             return None
 
     def _pieces(self, batch: list[tuple[_Job, Window]]) -> list[Any]:
-        """Return what the head says of each window.
+        """Return the head's output for each window.
 
         Raises:
             DataError: a window is too short for the model, or memory is.

@@ -83,7 +83,7 @@ class LabelResult(Result):
 
 @dataclass(frozen=True)
 class Transcript(Result):
-    """What was said.
+    """A transcript.
 
     Attributes:
         text: words, or phones, with spaces between.
@@ -107,7 +107,7 @@ class Transcript(Result):
 
 @dataclass(frozen=True)
 class SlotTranscript(Transcript):
-    """What was said, with the slots in it.
+    """A transcript with its slots.
 
     Attributes:
         slots: name and value of each slot, in order.

@@ -67,7 +67,9 @@ def choose_masks(
     sizes = {name: p.numel() for name, p in parameters.items()}
     origin = _origin(parameters, tuning, train_split, seed, densities, data) if folder is not None else {}
     found = _load(folder, origin)
-    told = [tuning.density] if found is not None else None  # what one candidate has said is not repeated by the next
+    told = (
+        [tuning.density] if found is not None else None
+    )  # what was logged for one candidate is not repeated for the next
     if distributed.any_of(found is None):  # a rank that does not see the file needs the others in the pass
         with randomness.preserved(seed):
             found = _choose(models, parameters, tuning, train_split, seed, densities, folder, origin)

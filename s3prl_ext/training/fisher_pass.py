@@ -160,7 +160,7 @@ class FisherPass:
     # -- fisher.partial --------------------------------------------------------------------------------------------
 
     def _save(self) -> bool:
-        """Write what is needed to go on, if there is a place for it and anything to go on from."""
+        """Save the state of the pass, if there is a folder for it and at least one batch was done."""
         if self.partial is None or self.estimate.batches == 0:
             return False
         heads = [m.state_dict() for m in self.models.modules()[1:]] if self.config.warm_head else []

@@ -37,7 +37,7 @@ def is_read(upstream: nn.Module, spec: RunSpec) -> bool:
 
 
 def result_of(upstream: nn.Module, spec: RunSpec) -> str | None:
-    """Return what a result must say of it, so that results of both are not compared; None where it is not read."""
+    """Return what a result stores about it, so that results of both are not compared; None where it is not read."""
     return PRESENT if is_read(upstream, spec) else None
 
 

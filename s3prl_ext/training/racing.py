@@ -1,4 +1,4 @@
-"""The race of AD-TUNING, successive halving with one rung: train every candidate a while, compare, and let the best go on.
+"""The race of AD-TUNING, successive halving with one rung: train every candidate a while, compare, continue the best.
 
 Train n candidates for k = max(1, round(r T)) steps, score each on dev with the task's own metric, continue the c best
 to T (AD-TUNING, section 2.3 and Algorithm 1): n k + c (T - k) steps in all.
@@ -41,7 +41,7 @@ class EarlyStopConfig:
 
     Attributes:
         ratio: r, share of the run's steps after which candidates are compared, in (0, 1].
-        keep: c, how many candidates go on.
+        keep: c, how many candidates continue.
         metric: what they are compared by; None = the task's own, see :mod:`s3prl_ext.tasks`.
         split: where it is measured; None = the first of ``runner.eval_dataloaders``.
         evaluations: a candidate's score is the mean of this many evaluations, evenly spaced up to the comparison.
@@ -123,7 +123,7 @@ def judged_by(wanted: str | None, task: str, reported: Sequence[str]) -> str:
 
 
 class Race:
-    """Compare candidates and choose those that go on (AD-TUNING, Algorithm 1).
+    """Compare candidates and choose those that continue (AD-TUNING, Algorithm 1).
 
     Args:
         config: section ``early_stop``.

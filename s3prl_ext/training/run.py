@@ -105,7 +105,7 @@ class Run:
         experiment: models and settings.
         tuning: section ``tuning``, or None.
         folder: where checkpoints and pictures go.
-        resumed: the checkpoint to go on from, loaded into the models already; empty for none.
+        resumed: the checkpoint to resume, loaded into the models already; empty for none.
         writer: TensorBoard writer on rank 0, None on the others.
         candidate: name of the candidate in a race, or None.
         label: what the progress bar is called; by default ``train`` and the candidate.

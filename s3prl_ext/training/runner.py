@@ -59,7 +59,7 @@ class Runner(RunBuilder, StockRunner):
                 distributed.barrier()  # nobody takes masks from a folder that is being cleared
                 check_splits(self.models.unwrapped(), self._splits())
                 if self.candidate is not None:
-                    read_record(folder)  # corrupt, it is said before anything has trained
+                    read_record(folder)  # a corrupt one is reported before anything is trained
                 self.total_steps = self.runner_config.total_steps or self._steps_of_epochs()
                 experiment = self._experiment(spent)
                 if self.racing:
