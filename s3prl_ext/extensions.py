@@ -235,11 +235,11 @@ def register_method(name: str, file: Any) -> None:
         raise UsageError(
             f"the tuning method '{name}' cannot name an option '{taken[0]}': tuning has a key of that name."
         )
-    adapters.METHODS[name] = file
+    adapters.ADAPTERS[name] = file
     methods.METHODS[name] = methods.adapter_method(file)
 
     def undo() -> None:
-        del adapters.METHODS[name], methods.METHODS[name]
+        del adapters.ADAPTERS[name], methods.METHODS[name]
 
     _remember("method", name, undo)
 

@@ -210,7 +210,7 @@ def test_method_is_a_value_of_tuning_until_uninstall(s3prl_hub):
     s3prl_ext.uninstall()
     with pytest.raises(UsageError, match="unknown method 'swallow'"):
         resolve_tuning({}, {"method": "swallow"})
-    assert "swallow" not in adapters.METHODS
+    assert "swallow" not in adapters.ADAPTERS
 
 
 @pytest.mark.parametrize(

@@ -20,12 +20,12 @@ from s3prl_ext.errors import DataError, UsageError, unknown_name
 from s3prl_ext.settings import load
 
 __all__ = [
-    "DIMENSIONS", "METHODS", "Dimensions", "adapter_state", "base_state", "can_fold", "check_file", "count",
+    "DIMENSIONS", "ADAPTERS", "Dimensions", "adapter_state", "base_state", "can_fold", "check_file", "count",
     "dimensions", "fold", "insert", "inserted", "load_adapter_state", "options", "parse_options", "remove",
     "trains_base",
 ]  # fmt: skip
 
-METHODS: dict[str, ModuleType] = {
+ADAPTERS: dict[str, ModuleType] = {
     "houlsby": houlsby,
     "adapter_bias": adapter_bias,
     "lora": lora,
@@ -53,9 +53,9 @@ def method(name: str) -> ModuleType:
     Raises:
         UsageError: there is no such method.
     """
-    if name not in METHODS:
-        raise unknown_name("method", name, METHODS)
-    return METHODS[name]
+    if name not in ADAPTERS:
+        raise unknown_name("method", name, ADAPTERS)
+    return ADAPTERS[name]
 
 
 def check_file(name: str, file: Any) -> None:
@@ -96,7 +96,7 @@ def insert(model: nn.Module, name: str, config: Any = None, seed: int | None = N
 
     Args:
         model: a speech encoder, or an upstream that holds one.
-        name: a method of :data:`METHODS`.
+        name: a method of :data:`ADAPTERS`.
         config: its options; None = the defaults.
         seed: seed of the new weights; None = the seed that torch was last given.
 
@@ -108,7 +108,7 @@ def insert(model: nn.Module, name: str, config: Any = None, seed: int | None = N
     """
     file, present = method(name), inserted(model)
     for other in present:
-        shared = [part for part in METHODS[other].ACTS_ON if part in file.ACTS_ON]
+        shared = [part for part in ADAPTERS[other].ACTS_ON if part in file.ACTS_ON]
         if shared:
             raise UsageError(
                 f"{name} cannot be stacked on {other}: both act on {shared[0]}; remove {other} or choose one of the two."
@@ -149,7 +149,7 @@ def base_state(model: nn.Module) -> dict[str, Tensor]:
     added = {name for each, row in inserted(model).items() if not trains_base(each) for name in row.names}
     state = {name: tensor for name, tensor in model.state_dict().items() if name not in added}
     for each in inserted(model):
-        restore = getattr(METHODS[each], "base_state", None)
+        restore = getattr(ADAPTERS[each], "base_state", None)
         state = restore(model, state) if restore is not None else state
     return state
 
@@ -183,7 +183,7 @@ def remove(model: nn.Module, name: str | None = None) -> None:
     """
     _own(model)
     for each in reversed(list(inserted(model))) if name is None else [name]:
-        METHODS[each].remove(model, _row(model, each).config)
+        ADAPTERS[each].remove(model, _row(model, each).config)
         _forget(model, each)
 
 
@@ -197,10 +197,10 @@ def fold(model: nn.Module, name: str | None = None) -> None:
     chosen = list(inserted(model)) if name is None else [name]
     for each in chosen:
         if not can_fold(each):
-            foldable = ", ".join(other for other in METHODS if can_fold(other))
+            foldable = ", ".join(other for other in ADAPTERS if can_fold(other))
             raise UsageError(f"{each} cannot be folded into plain weights: keep its own weights (only {foldable} can).")
     for each in chosen:
-        METHODS[each].fold(model, _row(model, each).config)
+        ADAPTERS[each].fold(model, _row(model, each).config)
         _forget(model, each)
 
 
@@ -222,7 +222,7 @@ def count(name: str, sizes: Dimensions, config: Any = None) -> int:
 def _own(model: nn.Module) -> dict[str, nn.Parameter]:
     names = {name for row in inserted(model).values() for name in row.names}
     if not names:
-        raise UsageError(f"no adapter method was inserted into this model; known methods: {', '.join(METHODS)}.")
+        raise UsageError(f"no adapter method was inserted into this model; known methods: {', '.join(ADAPTERS)}.")
     return {name: parameter for name, parameter in model.named_parameters() if name in names}
 
 

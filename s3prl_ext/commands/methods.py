@@ -121,7 +121,7 @@ def rows(model: nn.Module) -> list[Row]:
     """Return one row for each method, child networks at three densities."""
     table = []
     for name, method in METHODS.items():
-        if name in adapters.METHODS:
+        if name in adapters.ADAPTERS:
             folds = "yes" if adapters.can_fold(name) else "no"
             table.append(_row(name, partial(_adapter_weights, model, name), folds, method.source))
         elif method.has_mask:

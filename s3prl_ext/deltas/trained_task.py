@@ -246,7 +246,7 @@ class TrainedTask:
 def check_foldable(task: TrainedTask) -> None:
     """Raise UsageError where the task's method puts modules into the upstream that no plain model has."""
     method = task.method
-    if method in adapters.METHODS and not adapters.can_fold(method):
+    if method in adapters.ADAPTERS and not adapters.can_fold(method):
         raise UsageError(
             f"{task.path}: {method} puts modules of its own into the upstream, which no plain model has: evaluate it "
             "with s3prl-ext run -m evaluate -e, or use the delta with s3prl_ext.deltas.TaskSwitch."
@@ -261,7 +261,7 @@ def insert_added(model: nn.Module, delta: Delta, where: str) -> None:
     """
     tuning = chosen_tuning(delta.info.get("tuning"), delta.info.get("candidate")) or {}
     method = tuning.get("method")
-    if method not in adapters.METHODS:
+    if method not in adapters.ADAPTERS:
         raise DataError(f"{where} holds added weights, but its tuning method is {method}: it was edited or is corrupt.")
     options = {key: tuning[key] for key in adapters.options(method) if key in tuning}
     flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}

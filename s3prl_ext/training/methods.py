@@ -48,7 +48,7 @@ METHODS: dict[str, Method] = {
     "weighted_sum": Method(False, True, False, "SUPERB; AD-TUNING, Table 2, Weighted-sum"),
     "full": Method(True, False, False, "AD-TUNING, Table 2, FT"),
     "child": Method(True, True, True, "AD-TUNING, sections 2.2 and 2.3"),
-    **{name: adapter_method(file) for name, file in adapters.METHODS.items()},
+    **{name: adapter_method(file) for name, file in adapters.ADAPTERS.items()},
 }
 
 
@@ -75,7 +75,7 @@ def prepare_upstream(upstream: nn.Module, tuning: TuningConfig) -> None:
             module.layerdrop = 0.0
         if hasattr(getattr(module, "config", None), "layerdrop"):
             module.config.layerdrop = 0.0
-    if tuning.method in adapters.METHODS:
+    if tuning.method in adapters.ADAPTERS:
         _insert_adapters(upstream, tuning)
     elif not method.trains_upstream:
         upstream.requires_grad_(False)

@@ -131,12 +131,12 @@ class TuningConfig:
         if not isinstance(section, Mapping):
             raise UsageError(f"tuning must be a mapping such as {{method: child}}, got {section!r}.")
         method = str(section.get("method", ""))
-        options = adapters.options(method) if method in adapters.METHODS else ()
+        options = adapters.options(method) if method in adapters.ADAPTERS else ()
         problems = _key_problems(section, method, methods)
         tuning = cls(method)
         if method in methods and methods[method].has_mask:
             tuning = cls._with_mask(method, section, config, problems)
-        if method in adapters.METHODS:
+        if method in adapters.ADAPTERS:
             given = {key: section[key] for key in options if key in section}
             tuning = replace(tuning, adapter=_adapter_options(method, given, problems))
         if method in methods:
@@ -172,7 +172,7 @@ def keys_of(method: str, methods: Mapping[str, Any]) -> tuple[str, ...]:
     keys += parameter_groups.UPSTREAM_KEYS if methods[method].trains_upstream else ()
     keys += parameter_groups.FULL_KEYS if method == "full" else ()
     keys += MASK_KEYS if methods[method].has_mask else ()
-    keys += adapters.options(method) if method in adapters.METHODS else ()
+    keys += adapters.options(method) if method in adapters.ADAPTERS else ()
     return tuple(keys)
 
 

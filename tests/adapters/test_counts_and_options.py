@@ -31,7 +31,7 @@ def test_counts_of_the_base_model(method):
 
 
 def test_every_method_has_the_same_parts():
-    for name, file in adapters.METHODS.items():
+    for name, file in adapters.ADAPTERS.items():
         assert all(isinstance(getattr(file, part), str) for part in ("PAPER", "EQUATION")), name
         assert all(callable(getattr(file, part)) for part in ("Config", "insert", "remove", "count")), name
         assert hasattr(file, "fold") == file.CAN_FOLD and file.ACTS_ON, name

@@ -11,7 +11,7 @@ from s3prl_ext import adapters
 from s3prl_ext.errors import DataError, UsageError
 from tests.adapters.models import MAIN, MODELS, build, clips, states, train
 
-METHODS = list(adapters.METHODS)
+METHODS = list(adapters.ADAPTERS)
 WITHOUT_BLOCKS = ("cnn_adapter", "chapter")
 CASES = [
     pytest.param(method, model, id=f"{method}-{model}")

@@ -31,7 +31,7 @@ def weights(expdir, step):
 
 
 @pytest.mark.parametrize("upstream", UPSTREAMS, indirect=True)
-@pytest.mark.parametrize("method", adapters.METHODS)
+@pytest.mark.parametrize("method", adapters.ADAPTERS)
 def test_train_resume_evaluate(build, tmp_path, upstream, method):
     def config(steps):
         return task_config(tuning={"method": method, "lr": 1e-2}, total_steps=steps, eval_step=2, save_step=2)
@@ -78,7 +78,7 @@ def test_heads_start_equal_whatever_the_method(build, tmp_path, hubert_ckpt):
 
 
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])
-@pytest.mark.parametrize("method", adapters.METHODS)
+@pytest.mark.parametrize("method", adapters.ADAPTERS)
 def test_mixed_precision(build, tmp_path, hubert_ckpt, method, amp):
     args = make_args(tmp_path / "exp", upstream="hubert_local", upstream_ckpt=hubert_ckpt)
     runner = build(args, task_config(tuning={"method": method}, amp=amp, total_steps=2))

@@ -47,11 +47,11 @@ def test_counts_of_a_model_of_the_user(capsys, tmp_path, upstream):
     counts, out = figures(capsys, "-u", upstream, "-k", ckpt)
     model = build(upstream, ckpt)
     sizes = adapters.dimensions(model)
-    assert all(counts[name] == f"{adapters.count(name, sizes):,}" for name in adapters.METHODS)
+    assert all(counts[name] == f"{adapters.count(name, sizes):,}" for name in adapters.ADAPTERS)
     assert f"{upstream}: {sum(p.numel() for p in model.parameters()):,} weights" in out
     folds = dict(re.findall(r"^\| (\w+) .*\| (yes|no) +\|", out, re.MULTILINE))
-    assert {name: folds[name] for name in adapters.METHODS} == {
-        name: "yes" if name in ("lora", "bitfit") else "no" for name in adapters.METHODS
+    assert {name: folds[name] for name in adapters.ADAPTERS} == {
+        name: "yes" if name in ("lora", "bitfit") else "no" for name in adapters.ADAPTERS
     }
 
 
@@ -67,7 +67,7 @@ def test_figures_of_the_large_model(capsys):
 def test_an_upstream_that_takes_no_method(capsys, tmp_path):
     counts, out = figures(capsys, "-u", "fbank")
     assert {name for name, count in counts.items() if count != "-"} == {"frozen", "weighted_sum"}
-    assert out.count("does not fit: the upstream has no encoder that adapters know") == len(adapters.METHODS)
+    assert out.count("does not fit: the upstream has no encoder that adapters know") == len(adapters.ADAPTERS)
     merge = tmp_path / "merge.yaml"
     target, source = factories.hubert_folder(tmp_path / "target"), factories.bert_folder(tmp_path / "source")
     merge.write_text(f"target: {{model: {target}}}\nsources: [{{model: {source}, lambda: 0.2}}]\nlearnable: true\n")

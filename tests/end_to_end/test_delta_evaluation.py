@@ -18,7 +18,7 @@ from tests import factories
 from tests.training.test_race_runs import same
 
 CHILD = {"method": "child", "mask": "magnitude", "density": 0.05}
-TUNINGS = {name: {"method": name} for name in adapters.METHODS} | {"weighted_sum": {"method": "weighted_sum"}}
+TUNINGS = {name: {"method": name} for name in adapters.ADAPTERS} | {"weighted_sum": {"method": "weighted_sum"}}
 TUNINGS |= {"child": CHILD, "race": {"method": ["lora", "prefix"], "rank": [2, 4]}}
 QUICK = ("prefix", "bitfit", "child", "race")
 

@@ -16,7 +16,7 @@ from tests.end_to_end.test_tasks import SCORES
 TASKS = ("ks", "asr", "sd")
 PRODUCT = [(method, task) for method in METHODS for task in TASKS]
 # one task for each adapter in the default suite, each task at least twice
-DEFAULT = [(method, TASKS[number % len(TASKS)]) for number, method in enumerate(adapters.METHODS)]
+DEFAULT = [(method, TASKS[number % len(TASKS)]) for number, method in enumerate(adapters.ADAPTERS)]
 OPTIONS = {"child": {"mask": "random", "density": 0.05}}
 
 

@@ -129,7 +129,7 @@ def change_of(part: str, states: dict) -> torch.Tensor:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", adapters.METHODS)
+@pytest.mark.parametrize("method", adapters.ADAPTERS)
 def test_an_adapter_on_two_ranks_resumes_bitwise(run, tmp_path, method):
     settings = {"tuning": {"method": method}, "runner.amp": "bf16", "runner.gradient_accumulate_steps": 2}
     settings |= {"runner.eval_step": 2, "runner.evaluate_ratio": 0.3}

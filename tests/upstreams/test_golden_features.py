@@ -110,7 +110,7 @@ def adapted(method: str | None, run_before: bool) -> TransformersSpeechModel:
     return upstream
 
 
-@pytest.mark.parametrize("method", [None, *adapters.METHODS])
+@pytest.mark.parametrize("method", [None, *adapters.ADAPTERS])
 def test_the_last_state_is_the_models_own_in_training_and_with_adapters(method):
     new, run_before = (adapted(method, before) for before in (False, True))
     torch.testing.assert_close(features(new), features(run_before), rtol=0, atol=0)
