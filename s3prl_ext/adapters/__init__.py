@@ -20,8 +20,22 @@ from s3prl_ext.errors import DataError, UsageError, unknown_name
 from s3prl_ext.settings import load
 
 __all__ = [
-    "DIMENSIONS", "ADAPTERS", "Dimensions", "adapter_state", "base_state", "can_fold", "check_file", "count",
-    "dimensions", "fold", "insert", "inserted", "load_adapter_state", "options", "parse_options", "remove",
+    "ADAPTERS",
+    "DIMENSIONS",
+    "Dimensions",
+    "adapter_state",
+    "base_state",
+    "can_fold",
+    "check_file",
+    "count",
+    "dimensions",
+    "fold",
+    "insert",
+    "inserted",
+    "load_adapter_state",
+    "options",
+    "parse_options",
+    "remove",
     "trains_base",
 ]  # fmt: skip
 
