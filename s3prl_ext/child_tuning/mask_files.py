@@ -62,12 +62,12 @@ def load(path: str | os.PathLike[str]) -> tuple[NestedMask, dict[str, Any], Hist
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
     except (OSError, SafetensorError) as error:
-        raise DataError(f"{path} cannot be read as masks (missing, truncated or damaged): {error}.") from error
+        raise DataError(f"{path} is not readable as masks (missing, truncated or corrupt): {error}.") from error
     if metadata.get("format") != FORMAT:
         raise DataError(f"{path} does not contain masks of child networks.")
     expected = content_sha256(tensors, metadata)
     if metadata.get("content_sha256", expected) != expected:  # earlier files have no checksum
-        raise DataError(f"{path} was damaged or edited: its content does not match its checksum.")
+        raise DataError(f"{path} is corrupt or was edited: its content does not match its checksum.")
     parts: dict[str, dict[str, torch.Tensor]] = {"indices": {}, "levels": {}, "histogram": {}}
     for name, tensor in tensors.items():
         part, _, rest = name.partition(".")

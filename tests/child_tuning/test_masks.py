@@ -93,7 +93,7 @@ def test_mask_files(tmp_path):
     content = path.read_bytes()
     for position in (content.index(b'"seed') + 2, len(content) - 40):
         path.write_bytes(content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :])
-        with pytest.raises(DataError, match="damaged or edited"):
+        with pytest.raises(DataError, match="corrupt or was edited"):
             mask_files.load(path)
     path.write_bytes(content)
     with safe_open(path, "pt") as file:
@@ -101,7 +101,7 @@ def test_mask_files(tmp_path):
     save_file(tensors, path, {key: value for key, value in metadata.items() if key != "content_sha256"})
     assert mask_files.load(path)[0].densities == nested.densities, "a file from before there was a checksum"
     path.write_bytes(content[:-40])
-    with pytest.raises(DataError, match="truncated or damaged"):
+    with pytest.raises(DataError, match="truncated or corrupt"):
         mask_files.load(path)
     with pytest.raises(DataError, match="cannot write the masks"):
         mask_files.save(nested, tmp_path / "none" / "masks.safetensors", {}, None)

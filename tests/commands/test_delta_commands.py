@@ -346,7 +346,7 @@ def test_a_damaged_delta_is_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     cases = {
         "truncated": (content[:-10], "truncated"),
-        "edited": (content[:-5] + b"\xff" + content[-4:], "damaged or edited"),
+        "edited": (content[:-5] + b"\xff" + content[-4:], "corrupt or was edited"),
         "text": (b"hello", "not a delta"),
     }
     for name, (damaged, message) in cases.items():
