@@ -199,7 +199,7 @@ def test_a_partial_pass_of_other_settings_is_refused(runner, tmp_path, changes, 
 def test_a_damaged_partial_pass_is_refused(runner, tmp_path):
     (tmp_path / "exp").mkdir(exist_ok=True)
     (tmp_path / "exp" / FISHER_FILE).write_bytes(b"nonsense")
-    with pytest.raises(DataError, match="truncated or damaged"):
+    with pytest.raises(DataError, match="truncated or corrupt"):
         scores_of(runner(fisher={"max_batches": 1}), tmp_path / "exp")
 
 
@@ -218,7 +218,7 @@ def test_an_interrupt_before_the_first_batch_saves_nothing(runner, tmp_path):
     warm = runner(fisher={"max_batches": 2, "warm_head": 3})
     interrupt_at_loss(warm, 1)
     handler = signal.getsignal(signal.SIGINT)
-    with pytest.raises(StoppedByUser, match="nothing is saved, -a begins it again"):
+    with pytest.raises(StoppedByUser, match="nothing was saved, -a restarts the pass"):
         scores_of(warm, tmp_path / "exp")
     assert not (tmp_path / "exp" / FISHER_FILE).exists()
     assert signal.getsignal(signal.SIGINT) is handler
