@@ -226,7 +226,7 @@ YAML = {
     "no optimizer": ("runner: {{total_steps: 2}}\ndownstream_expert: {{}}\n", ("section 'optimizer' is missing",)),
     "steps and epochs": ("runner: {{total_steps: 2, epochs: 1}}\noptimizer: {{name: Adam}}\ndownstream_expert: {{}}\n", ("either total_steps or epochs",)),
     "no section of the task": ("runner: {{total_steps: 2}}\noptimizer: {{name: Adam}}\n", ("section 'downstream_expert' is missing",)),
-    "a list": ("runner: [1]\noptimizer: {{name: Adam}}\ndownstream_expert: {{}}\n", ("runner is a value, [1], no section",)),
+    "a list": ("runner: [1]\noptimizer: {{name: Adam}}\ndownstream_expert: {{}}\n", ("runner is a value, [1], not a section",)),
 }  # fmt: skip
 
 
