@@ -12,6 +12,8 @@
 #   --blocks LIST      blocks of layers (default: 0-1,2-3,4-5)
 #   --window SECONDS   clips are padded with silence to so many (default: 30, as the model was trained); must leave some
 #                      silence behind every clip
+#   --max-tokens N     most tokens in a transcript (default: the model's own limit): strong merges repeat themselves without
+#                      end, which takes most of the time; must be more than any text of the corpus needs
 #   --out DIR          folder for everything (default: exp/whisper/mam)
 #   --stage N --stop-stage N   1 model, 2 corpora, 3 all layers and noise, 4 blocks of layers
 #   --dry-run          print the commands
@@ -23,10 +25,10 @@ set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/../shared/stages.sh"
 
 out=exp/whisper/mam tasks=vctk,ljspeech,librispeech_zeroshot lambdas=0,0.05,0.1,0.15,0.2,0.25 draws=5
-blocks=0-1,2-3,4-5 window=30
-options="tasks lambdas draws blocks window"
+blocks=0-1,2-3,4-5 window=30 max_tokens=
+options="tasks lambdas draws blocks window max_tokens"
 parse_options "$@"
-keep_settings "lambdas=$lambdas draws=$draws blocks=$blocks window=$window"
+keep_settings "lambdas=$lambdas draws=$draws blocks=$blocks window=$window max_tokens=$max_tokens"
 model="${ckpt:-$out/whisper_base}"
 
 # zero_shot_task NAME: set name_of (of the corpus for prepare), folder (of the corpus), preset and flags_of (-g, -d, -c, -o).
@@ -38,7 +40,8 @@ zero_shot_task() {
     *) stop "unknown task '$1'; known: vctk ljspeech librispeech_zeroshot." ;;
   esac
   flags_of=(-g "$out/pair.yaml" -d "$1" -c "$1/$preset" --device cpu -o "$(printf ',,config.downstream_expert.%s' \
-    "datarc.split='$out/$1.json'" datarc.eval_batch_size=4 datarc.num_workers=0 "head.window=$window" | cut -c3-)")
+    "datarc.split='$out/$1.json'" datarc.eval_batch_size=16 datarc.num_workers=0 "head.window=$window" \
+    ${max_tokens:+"head.max_tokens=$max_tokens"} | cut -c3-)")
 }
 
 for task in $(listed "$tasks"); do zero_shot_task "$task"; done   # a wrong name ends here
