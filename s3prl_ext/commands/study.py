@@ -1,0 +1,112 @@
+"""``s3prl-ext study``: run all combinations of a file, here or on a cluster, and choose the best of each cell on dev."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from s3prl_ext.errors import DataError, UsageError
+from s3prl_ext.evaluation.tables import markdown
+from s3prl_ext.locks import one_run
+from s3prl_ext.reading import parse_json
+from s3prl_ext.studies.config import Study, content_of, read_study
+from s3prl_ext.studies.driver import Driver
+from s3prl_ext.studies.engines import ENGINES, open_engine
+from s3prl_ext.studies.estimate import dry_run
+from s3prl_ext.studies.outcome import write_outcome
+from s3prl_ext.studies.plan import cells_of
+from s3prl_ext.studies.view import View
+from s3prl_ext.writing import write_json
+
+FILE = "study.json"
+EPILOG = """Each run is an ordinary `s3prl-ext run` with a folder of its own; --dry-run prints the commands. Ctrl-C saves and ends all jobs,
+and the same command goes on. --engine ray joins the cluster at RAY_ADDRESS, or starts one here; slurm submits job arrays.
+
+example:
+  s3prl-ext study recipes/studies/mini.yaml -p exp/study --jobs 2
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a study; returns 1 where a job failed.
+
+    Raises:
+        UsageError: something is wrong with the file, the engine or the folder.
+    """
+    flags = _parser().parse_args(argv)
+    study = read_study(flags.study)
+    cells = cells_of(study, flags.expdir)
+    if not cells:
+        raise UsageError(f"{flags.study}: every combination is excluded.")
+    if flags.dry_run:
+        sys.stdout.write("\n".join(dry_run(study, cells)) + "\n")
+        return 0
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    engine = open_engine(flags.engine, flags.jobs, study.resources, study.retries, flags.expdir)
+    with one_run(flags.expdir):
+        _keep(study, flags.expdir)
+        progress = Driver(study, flags.expdir, engine, View(), flags.retry_failed).run()
+        tables = write_outcome(progress.cells, flags.expdir)
+    sys.stdout.write("\n".join(map(markdown, tables)))
+    for name, sentence in progress.failed.items():
+        sys.stderr.write(f"failed: {name}: {sentence}\n")
+    if progress.failed:
+        sys.stderr.write(f"{len(progress.failed)} failed; the same command with --retry-failed runs them again.\n")
+    return 1 if progress.failed else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="s3prl-ext study",
+        description="Run all combinations of upstreams, tasks, methods and settings; choose on dev, report on test.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("study", type=Path, help="YAML file of the study")
+    add("-p", "--expdir", type=Path, required=True, help="folder of the study")
+    add("--engine", choices=ENGINES, default="local", help="where jobs run (default: local)")
+    add("--jobs", type=_count, help="jobs at a time (default: one for each GPU, else one; of ray and slurm no limit)")
+    add("--retry-failed", action="store_true", help="run jobs again that failed")
+    add("--dry-run", action="store_true", help="print commands, number of runs and steps, and hours where runs have ended")
+    return parser
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
+def _keep(study: Study, folder: Path) -> None:
+    """Write what the study is into its folder; axes may grow and shrink, but what a run has may not change.
+
+    Raises:
+        UsageError: the folder holds another study, or something else.
+    """
+    path, now = folder / FILE, content_of(study)
+    if path.is_file():
+        try:
+            before = parse_json(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise DataError(f"{path} is corrupt: not JSON; remove it if the runs in {folder} are of this study.") from error
+        for key in ("settings", "flags", "checkpoint", "choose"):
+            if before[key] != now[key]:
+                raise UsageError(f"{folder} holds a study with other {key} ({before[key]}, now {now[key]}): give another -p.")
+        for axis, points in now["axes"].items():
+            old = before["axes"].get(axis, {})
+            for label in points:
+                if label in old and old[label] != _as_json(points[label]):
+                    raise UsageError(f"{folder} holds a study in which the {axis} '{label}' is {old[label]}: rename it, or give another -p.")
+        if list(before["axes"]) != list(now["axes"]):
+            raise UsageError(f"{folder} holds a study with the axes {', '.join(before['axes'])}: give another -p.")
+    write_json(path, now, indent=1)
+
+
+def _as_json(value: object) -> object:
+    import json
+
+    return json.loads(json.dumps(value))

@@ -1,0 +1,296 @@
+"""The study file: what is varied, what is fixed, how the best is chosen, what a job needs.
+
+::
+
+    upstreams: [fbank, hubert_base]
+    tasks: [ks, sid]
+    methods: [weighted_sum, {label: child, method: child, density: 0.01}]
+    axes: {lr: [1e-2, 1e-3, 1e-4]}
+    seeds: [0, 1, 2]
+    choose: lr
+    preset: superb
+    set: {runner.total_steps: 10000}
+    resources: {cpus: 2, gpus: 1, hours: 12}
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+from s3prl_ext.configs import expand_variables, load_yaml
+from s3prl_ext.errors import UsageError, unknown_name
+from s3prl_ext.settings import Check, choice, count, load, name, number, raise_all, unknown_keys
+
+# Axis -> key of the task file that it sets; another axis has its key as its name. Of ``lambda`` see Point.
+KEYS = {"lr": "optimizer.lr", "density": "tuning.density", "rank": "tuning.rank"}
+LAMBDA = "lambda"
+FIXED_AXES = ("task", "upstream", "method")
+STOCK = "stock"  # method of a run without a section ``tuning``
+
+
+@dataclass(frozen=True)
+class Point:
+    """A place on an axis: its label in tables and folders, and what it adds to a command.
+
+    Attributes:
+        label: as the file writes it; numbers in their shortest form.
+        settings: task-file keys with their values.
+        flags: flags of ``s3prl-ext run`` with their values.
+    """
+
+    label: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    flags: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one job needs.
+
+    Attributes:
+        cpus: processor cores.
+        gpus: devices; a fraction shares one (Ray only).
+        memory: GiB.
+        hours: time limit, for schedulers that want one.
+    """
+
+    cpus: Annotated[int, count()] = 1
+    gpus: Annotated[float, number(least=0)] = 0.0
+    memory: Annotated[float | None, number(above=0)] = None
+    hours: Annotated[float | None, number(above=0)] = None
+
+
+@dataclass(frozen=True)
+class _Upstream:
+    upstream: Annotated[str, name()]
+    label: Annotated[str | None, name()] = None
+    ckpt: Annotated[str | None, name()] = None
+    config: Annotated[str | None, name()] = None
+
+
+@dataclass(frozen=True)
+class _Task:
+    task: Annotated[str, name()]
+    preset: Annotated[str | None, name()] = None
+    set: Any = None
+
+
+@dataclass(frozen=True)
+class Study:
+    """A checked study file.
+
+    Attributes:
+        axes: points by axis, in the order of the file: ``task``, ``upstream``, ``method``, then those of section ``axes``.
+        seeds: the first one searches, where something is chosen.
+        choose: axes along which the best point of each cell is chosen on dev.
+        checkpoint: ``best`` (on dev, as the task keeps it) or ``last``: the one that is tested.
+        settings: task-file keys that every run gets.
+        flags: flags that every run gets.
+        exclude: combinations that are left out, each by the labels of some axes.
+        resources: of one job.
+        retries: how often a job whose process was lost is started again.
+    """
+
+    axes: Mapping[str, tuple[Point, ...]]
+    seeds: tuple[int, ...] = (0,)
+    choose: tuple[str, ...] = ()
+    checkpoint: str = "best"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    flags: Mapping[str, str] = field(default_factory=dict)
+    exclude: tuple[Mapping[str, str], ...] = ()
+    resources: Resources = Resources()
+    retries: int = 2
+
+    def without(self, labels: Mapping[str, str]) -> bool:
+        """Return whether a combination of labels is excluded."""
+        return any(all(labels[axis] == label for axis, label in one.items()) for one in self.exclude)
+
+
+@dataclass(frozen=True)
+class _File:
+    """The keys of a study file, before what they mean together."""
+
+    upstreams: Any
+    tasks: Any
+    methods: Any = ("weighted_sum",)
+    axes: Any = None
+    seeds: Any = (0,)
+    choose: Any = None
+    preset: Annotated[str, name()] = "superb"
+    checkpoint: Annotated[str, choice("best", "last")] = "best"
+    set: Any = None
+    flags: Any = None
+    exclude: Any = None
+    resources: Resources = Resources()
+    retries: Annotated[int, count(0)] = 2
+
+
+def read_study(path: Path) -> Study:
+    """Read and check a study file; ``${VARIABLE}`` is replaced as in task files.
+
+    Raises:
+        UsageError: with everything that is wrong in it.
+    """
+    where = path.name
+    file = load(_File, expand_variables(load_yaml(path), where), where)
+    problems: list[str] = []
+    axes = {
+        "task": _points(file.tasks, f"{where}.tasks", lambda v, w: _task(v, w, file.preset), problems),
+        "upstream": _points(file.upstreams, f"{where}.upstreams", _upstream, problems),
+        "method": _points(file.methods, f"{where}.methods", _method, problems),
+    }
+    for axis, values in _mapping(file.axes, f"{where}.axes", problems).items():
+        if axis in FIXED_AXES or axis == "seed":
+            problems.append(f"{where}.axes: {axis} has a key of its own, {axis}s.")
+        else:
+            axes[axis] = _points(values, f"{where}.axes.{axis}", lambda v, w, axis=axis: _value(axis, v, w), problems)
+    choose = file.choose if isinstance(file.choose, (list, tuple)) else [file.choose] if file.choose else []
+    problems += [str(unknown_name("axis", str(axis), axes, where=f"{where}.choose")) for axis in choose if axis not in axes]
+    problems += [f"{where}.choose: a cell is a task; choose among its other axes." for axis in choose if axis == "task"]
+    study = Study(
+        axes=axes,
+        seeds=tuple(int(point.label) for point in _points(file.seeds, f"{where}.seeds", _seed, problems)),
+        choose=tuple(choose),
+        checkpoint=file.checkpoint,
+        settings=_settings(file.set, f"{where}.set", problems),
+        flags={key: str(value) for key, value in _mapping(file.flags, f"{where}.flags", problems).items()},
+        exclude=_exclude(file.exclude, f"{where}.exclude", axes, problems),
+        resources=file.resources,
+        retries=file.retries,
+    )
+    raise_all(problems)
+    return study
+
+
+def _points(values: Any, where: str, read: Any, problems: list[str]) -> tuple[Point, ...]:
+    """Return the points of an axis; a single value is an axis of one, and labels must differ."""
+    found: list[Point] = []
+    for number_, value in enumerate(values if isinstance(values, (list, tuple)) else [values]):
+        try:
+            found.append(read(value, f"{where}[{number_}]"))
+        except UsageError as error:
+            problems.append(str(error))
+    labels = [point.label for point in found]
+    twice = sorted({label for label in labels if labels.count(label) > 1})
+    problems += [f"{where} has '{label}' twice: give a label to each (label: NAME)." for label in twice]
+    if not isinstance(values, (list, tuple)) or values:
+        return tuple(found)
+    problems.append(f"{where} is empty: name at least one.")
+    return ()
+
+
+def _upstream(value: Any, where: str) -> Point:
+    given = load(_Upstream, {"upstream": value} if isinstance(value, str) else value, where, example="{upstream: hubert_base}")
+    flags = {"-u": given.upstream, "-k": given.ckpt, "-g": given.config}
+    return Point(_label(given.label or given.upstream, where), flags={key: text for key, text in flags.items() if text})
+
+
+def _task(value: Any, where: str, preset: str) -> Point:
+    from s3prl_ext.run_flags import preset_path
+    from s3prl_ext.tasks import TASKS, added, named
+
+    given = load(_Task, {"task": value} if isinstance(value, str) else value, where, example="{task: ks}")
+    known = [row.name for row in (*TASKS, *added)]
+    if given.task not in known:
+        raise unknown_name("task", given.task, known, where=where)
+    file = f"{given.task}/{given.preset or preset}"
+    preset_path(file)
+    problems: list[str] = []
+    settings = _settings(given.set, f"{where}.set", problems)
+    raise_all(problems)
+    return Point(given.task, settings, {"-d": named(given.task).downstream, "-c": file})
+
+
+def _method(value: Any, where: str) -> Point:
+    if isinstance(value, str):
+        value = {"method": value}
+    if not isinstance(value, Mapping) or not isinstance(value.get("method"), str):
+        raise UsageError(f"{where} must be a method or a section such as {{method: child, density: 0.01}}, got {value!r}.")
+    section = {key: entry for key, entry in value.items() if key != "label"}
+    label = _label(str(value.get("label", value["method"])), where)
+    if section["method"] == STOCK:
+        if len(section) > 1:
+            raise UsageError(f"{where}: method {STOCK} is s3prl's own training and has no options.")
+        return Point(label)
+    return Point(label, {"tuning": section})
+
+
+def _value(axis: str, value: Any, where: str) -> Point:
+    label = _label(_text(value), where)
+    if axis == LAMBDA:
+        return Point(label, flags={"-g": f"lambda={label}"})
+    return Point(label, {KEYS.get(axis, axis): _plain(value)})
+
+
+def _seed(value: Any, where: str) -> Point:
+    return Point(str(count(0)(value, where)))
+
+
+def _settings(value: Any, where: str, problems: list[str]) -> dict[str, Any]:
+    given = _mapping(value, where, problems)
+    problems += [f"{where}.{key}: '=' and ',,' cannot be passed on." for key, v in given.items() if {"=", ",,"} & {str(v)}]
+    return {key: _plain(entry) for key, entry in given.items()}
+
+
+def _mapping(value: Any, where: str, problems: list[str]) -> Mapping[str, Any]:
+    if value is None or isinstance(value, Mapping):
+        return value or {}
+    problems.append(f"{where} must be a mapping, got {value!r}.")
+    return {}
+
+
+def _exclude(
+    value: Any, where: str, axes: Mapping[str, tuple[Point, ...]], problems: list[str]
+) -> tuple[Mapping[str, str], ...]:
+    found = []
+    for number_, one in enumerate(value or []):
+        labels = {axis: _text(label) for axis, label in _mapping(one, f"{where}[{number_}]", problems).items()}
+        problems += unknown_keys(labels, axes, f"{where}[{number_}]")
+        for axis, label in labels.items():
+            if axis in axes and label not in [point.label for point in axes[axis]]:
+                known = [point.label for point in axes[axis]]
+                problems.append(str(unknown_name(axis, label, known, where=f"{where}[{number_}]")))
+        found.append(labels)
+    return tuple(found)
+
+
+def _label(text: str, where: str) -> str:
+    """Return a label that is fit for a folder's name."""
+    if not text or set(text) & set("/\\,= ") or text.startswith("."):
+        raise UsageError(f"{where}: '{text}' cannot name a folder: give it a label of letters, digits, '.', '-' and '_'.")
+    return text
+
+
+def _text(value: Any) -> str:
+    """Return a value as a label; ``1.0e-3``, ``"1e-3"`` and 0.001 are one."""
+    plain = _plain(value)
+    return f"{plain:g}" if isinstance(plain, (int, float)) and not isinstance(plain, bool) else str(plain)
+
+
+def _plain(value: Any) -> Any:
+    """Return a number that YAML has read as a string as a number."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return float(value)
+    except ValueError:
+        return value
+
+
+def content_of(study: Study) -> dict[str, Any]:
+    """Return a study as it is kept in its folder and compared with the file that goes on."""
+    return {
+        "axes": {axis: {point.label: [dict(point.settings), dict(point.flags)] for point in points}
+                 for axis, points in study.axes.items()},
+        "choose": list(study.choose), "checkpoint": study.checkpoint,
+        "settings": dict(study.settings), "flags": dict(study.flags),
+        "seeds": list(study.seeds), "exclude": [dict(one) for one in study.exclude],
+        "resources": dataclasses.asdict(study.resources),
+    }  # fmt: skip
+
+
+__all__ = ["FIXED_AXES", "Check", "Point", "Resources", "Study", "content_of", "read_study"]

@@ -1,0 +1,188 @@
+"""The driver of a study: starts the jobs that are due, notes how they ended, and goes on from what the folder holds."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from s3prl_ext.errors import DataError
+from s3prl_ext.studies.plan import Cell, Job, cells_of
+from s3prl_ext.studies.config import Study
+
+logger = logging.getLogger(__name__)
+
+LOGS = "logs"
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How the process of a job ended.
+
+    Attributes:
+        job: its job.
+        code: exit status; None where the process was lost with its machine.
+        log: the file with what it printed.
+    """
+
+    job: Job
+    code: int | None
+    log: Path
+
+
+class Engine(Protocol):
+    """Where and when jobs run; it decides nothing else."""
+
+    def free(self) -> int:
+        """Return how many more jobs can be started now."""
+
+    def start(self, job: Job, log: Path) -> None:
+        """Start a job; it may wait in the engine's own queue."""
+
+    def ended(self, seconds: float) -> list[Ended]:
+        """Return the jobs that have ended; wait up to `seconds` for the first."""
+
+    def stop(self) -> None:
+        """Ask all jobs to end and wait for them: a training saves its step."""
+
+
+@dataclass
+class Progress:
+    """What a view shows.
+
+    Attributes:
+        cells: all of them.
+        done: jobs that have their result.
+        running: jobs by the time they were started.
+        failed: sentence by job.
+        total: jobs in all, chosen ones included.
+        seconds: wall time of each job that ended in this session.
+    """
+
+    cells: list[Cell]
+    total: int
+    done: dict[str, Job] = field(default_factory=dict)
+    running: dict[str, float] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    seconds: list[float] = field(default_factory=list)
+
+
+class Driver:
+    """Runs a study in a folder.
+
+    Args:
+        study: what to run.
+        folder: of the study.
+        engine: where jobs run.
+        show: is given the progress whenever it has changed.
+        retry_failed: run jobs again that failed in an earlier session.
+    """
+
+    def __init__(
+        self, study: Study, folder: Path, engine: Engine, show: Callable[[Progress], None], retry_failed: bool = False
+    ) -> None:
+        self.study, self.folder, self.engine, self.show = study, folder, engine, show
+        self.retry_failed = retry_failed
+        cells = cells_of(study, folder)
+        self.progress = Progress(cells, total_jobs(study, cells))
+        self.waiting: deque[Job] = deque()
+        self.cell_of: dict[str, Cell] = {}
+        self.lost: dict[str, int] = {}
+
+    def run(self) -> Progress:
+        """Run all jobs; returns when none is left. A stop request ends the jobs first, and goes on."""
+        for cell in self.progress.cells:
+            for run in cell.search:
+                self._meet(cell, Job(run, "train"))
+            self._go_on(cell)
+        try:
+            while self.waiting or self.progress.running:
+                for _ in range(min(self.engine.free(), len(self.waiting))):
+                    self._start(self.waiting.popleft())
+                self.show(self.progress)
+                for end in self.engine.ended(1.0):
+                    self._note(end)
+        except BaseException:
+            self.engine.stop()
+            raise
+        self.show(self.progress)
+        return self.progress
+
+    def _meet(self, cell: Cell, job: Job) -> None:
+        """Take a job into account once: it is done, has failed before, or waits."""
+        if job.name in self.cell_of:
+            return
+        self.cell_of[job.name] = cell
+        record, failure = job.result(), job.failure()
+        if record is not None:
+            self._done(job)
+        elif failure is not None and not self.retry_failed:
+            self._failed(job, failure)
+        else:
+            self.waiting.append(job)
+
+    def _start(self, job: Job) -> None:
+        log = self.folder / LOGS / f"{job.name.replace('/', '__')}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        self.engine.start(job, log)
+        self.progress.running[job.name] = time.monotonic()
+
+    def _note(self, end: Ended) -> None:
+        """Note how a job ended; one whose process was lost waits again, up to the study's number of retries."""
+        job = end.job
+        self.progress.seconds.append(time.monotonic() - self.progress.running.pop(job.name))
+        if end.code == 0 and job.result() is not None:
+            self._done(job)
+        elif (end.code is None or end.code < 0) and self.lost.get(job.name, 0) < self.study.retries:
+            self.lost[job.name] = self.lost.get(job.name, 0) + 1
+            logger.warning("%s was lost and is started again (%d of %d).", job.name, self.lost[job.name], self.study.retries)
+            self.waiting.append(job)
+        else:
+            self._failed(job, job.failure() or last_sentence(end))
+        self._go_on(self.cell_of[job.name])
+
+    def _done(self, job: Job) -> None:
+        self.progress.done[job.name] = job
+        self.progress.failed.pop(job.name, None)
+        if job.kind == "train":
+            self.cell_of[job.name].note(job.run, job.result(), None)
+
+    def _failed(self, job: Job, sentence: str) -> None:
+        self.progress.failed[job.name] = sentence
+        if job.kind == "train":
+            self.cell_of[job.name].note(job.run, None, sentence)
+
+    def _go_on(self, cell: Cell) -> None:
+        """Take the jobs of a cell that are due now: other seeds of what dev has chosen, then their tests."""
+        try:
+            final = cell.final_runs()
+        except DataError as error:
+            self.progress.failed[cell.name] = str(error)
+            return
+        for run in final:
+            train = Job(run, "train")
+            self._meet(cell, train)
+            if train.name in self.progress.done:
+                self._meet(cell, Job(run, "test"))
+
+
+def total_jobs(study: Study, cells: list[Cell]) -> int:
+    """Return how many processes a study takes: search, other seeds, tests."""
+    return sum(len(cell.search) + len(study.seeds) - 1 + len(study.seeds) for cell in cells)
+
+
+def last_sentence(end: Ended) -> str:
+    """Return what a job that left no result said last."""
+    try:
+        lines = end.log.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    said = next((line for line in reversed(lines) if line.startswith("s3prl-ext: ")), None)
+    if said is not None:
+        return said.removeprefix("s3prl-ext: ")
+    how = "its process was lost" if end.code is None else f"ended with code {end.code}"
+    return f"{how} without a result; see {end.log}."

@@ -1,0 +1,118 @@
+"""Jobs as processes of this machine: one for each GPU, or a number of them."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from s3prl_ext.errors import UsageError
+from s3prl_ext.studies.config import Resources
+from s3prl_ext.studies.driver import Ended
+from s3prl_ext.studies.engines import command
+from s3prl_ext.studies.plan import Job
+
+PATIENCE = 120.0  # seconds that jobs have for saving their step when they are asked to end
+
+
+@dataclass
+class _Process:
+    job: Job
+    log: Path
+    process: subprocess.Popen[bytes]
+    devices: tuple[int, ...]
+
+
+class LocalEngine:
+    """Runs up to `jobs` processes at a time; each has its own GPUs, and all end when the driver does.
+
+    Args:
+        jobs: None for one per GPU of the job's, or one where jobs take no GPU.
+        resources: of a job; memory and hours are not enforced.
+
+    Raises:
+        UsageError: a job asks for a part of a GPU, or for more GPUs or cores than there are.
+    """
+
+    def __init__(self, jobs: int | None, resources: Resources) -> None:
+        wanted = int(resources.gpus)
+        if wanted != resources.gpus:
+            raise UsageError(f"resources.gpus is {resources.gpus:g}: only --engine ray shares a GPU; ask for whole ones.")
+        devices = _devices() if wanted else []
+        if wanted > len(devices):
+            raise UsageError(f"resources.gpus asks for {wanted}, but this machine has {len(devices)}.")
+        cores = os.cpu_count() or 1
+        if resources.cpus > cores:
+            raise UsageError(f"resources.cpus asks for {resources.cpus}, but this machine has {cores}.")
+        places = len(devices) // wanted if wanted else 1
+        if jobs is not None and wanted and jobs > places:
+            raise UsageError(f"--jobs {jobs} with {wanted} GPUs each needs {jobs * wanted}, but this machine has {len(devices)}.")
+        self.jobs = places if jobs is None else jobs
+        self.cpus, self.gpus = resources.cpus, wanted
+        self.devices = devices
+        self.running: list[_Process] = []
+
+    def free(self) -> int:
+        """Return how many more jobs can be started now."""
+        return self.jobs - len(self.running)
+
+    def start(self, job: Job, log: Path) -> None:
+        """Start the process of a job."""
+        devices, self.devices = tuple(self.devices[: self.gpus]), self.devices[self.gpus :]
+        env = os.environ | {"OMP_NUM_THREADS": str(self.cpus)}
+        if devices:
+            env["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, devices))
+        with log.open("ab") as out:
+            process = subprocess.Popen(
+                command(job), stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=env, start_new_session=True,
+                preexec_fn=_end_with_parent,  # noqa: PLW1509  one call of prctl, before any thread
+            )  # fmt: skip
+        self.running.append(_Process(job, log, process, devices))
+
+    def ended(self, seconds: float) -> list[Ended]:
+        """Return the jobs that have ended; wait up to `seconds` for the first."""
+        until = time.monotonic() + seconds
+        while not (found := [one for one in self.running if one.process.poll() is not None]):
+            if time.monotonic() >= until:
+                return []
+            time.sleep(0.05)
+        for one in found:
+            self.running.remove(one)
+            self.devices += one.devices
+        return [Ended(one.job, one.process.returncode, one.log) for one in found]
+
+    def stop(self) -> None:
+        """Ask all jobs to end and wait for them; what does not end in time is killed."""
+        for one in self.running:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(one.process.pid, signal.SIGTERM)
+        until = time.monotonic() + PATIENCE
+        for one in self.running:
+            try:
+                one.process.wait(max(0.0, until - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                os.killpg(one.process.pid, signal.SIGKILL)
+                one.process.wait()
+        self.running.clear()
+
+
+def _devices() -> list[int]:
+    """Return the GPUs that this process may use, by their number for ``CUDA_VISIBLE_DEVICES``."""
+    import torch
+
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if given:
+        return [int(number) for number in given.split(",") if number.strip().isdecimal()][: torch.cuda.device_count()]
+    return list(range(torch.cuda.device_count()))
+
+
+def _end_with_parent() -> None:
+    """Let the kernel send SIGTERM to this process when the driver ends, however it ends (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG

@@ -1,0 +1,140 @@
+"""What a study has found: chosen settings with their scores, every run as CSV, curves over what was chosen among."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from s3prl_ext.evaluation.series_panels import Series, SeriesPanel, plot_series_panels
+from s3prl_ext.evaluation.tables import NOTHING, Table, csv_text, markdown, mean_and_deviation
+from s3prl_ext.metrics import factor, heading
+from s3prl_ext.studies.config import FIXED_AXES
+from s3prl_ext.studies.plan import Cell, Run
+from s3prl_ext.studies.view import clock
+from s3prl_ext.tasks import named
+from s3prl_ext.writing import write_text
+
+MOST_LINES = 8  # of a panel
+
+
+def write_outcome(cells: Sequence[Cell], folder: Path) -> list[Table]:
+    """Write ``study.md``, ``runs.csv`` and, where numbers were searched, ``study.png``; return the tables."""
+    tables = [table for task in _tasks(cells) for table in _tables(task, [c for c in cells if c.labels["task"] == task])]
+    write_text(folder / "study.md", "\n".join(map(markdown, tables)))
+    write_text(folder / "runs.csv", csv_text([_runs(cells)]))
+    draw_search(cells, folder / "study.png")
+    return tables
+
+
+def _tasks(cells: Sequence[Cell]) -> list[str]:
+    return list(dict.fromkeys(cell.labels["task"] for cell in cells))
+
+
+def _tables(task: str, cells: Sequence[Cell]) -> list[Table]:
+    """Return the table of a task's cells, and of what dev gave at each point that was searched."""
+    row = named(task)
+    name = row.metrics[0]
+    axes = [axis for axis in cells[0].labels if axis != "task"]
+    choose = cells[0].study.choose
+    body = []
+    for cell in cells:
+        final = cell.final_runs() if _all_scored(cell) else []
+        records = [run.tested() for run in final]
+        tested = [record["metrics"][row.test][name]["value"] for record in records if record is not None]
+        chosen = [final[0].labels[axis] if final else NOTHING for axis in choose]
+        dev = _shown(name, cell.scores[final[0].name]) if final and final[0].name in cell.scores else NOTHING
+        test = mean_and_deviation([factor(name) * value for value in tested])
+        body.append([*(cell.labels[axis] for axis in axes), *chosen, dev, str(len(tested)), test, _hours(cell)])
+    head = [*axes, *(f"{axis}, chosen" for axis in choose), heading(name, "dev"), "seeds", heading(name, "test"), "time"]
+    notes = [f"{name}: {said}" for cell in cells for name, said in cell.failures.items()]
+    tables = [Table(f"{task}: chosen on {row.dev}, scored on {row.test}", head, body, notes, of_texts=True)]
+    if choose:
+        points = list(dict.fromkeys(_point(run, choose) for cell in cells for run in cell.search))
+        searched = [
+            [*(cell.labels[axis] for axis in axes), *(_searched(cell, point, choose, name) for point in points)] for cell in cells
+        ]
+        title = f"{task}: {heading(name, row.dev)} by {', '.join(choose)}, seed {cells[0].study.seeds[0]}"
+        tables.append(Table(title, [*axes, *points], searched, of_texts=True))
+    return tables
+
+
+def _all_scored(cell: Cell) -> bool:
+    scores = [cell.scores.get(run.name) for run in cell.search]
+    return None not in scores and not all(math.isnan(score) for score in scores if score is not None)
+
+
+def _point(run: Run, choose: Sequence[str]) -> str:
+    return ", ".join(run.labels[axis] for axis in choose)
+
+
+def _searched(cell: Cell, point: str, choose: Sequence[str], name: str) -> str:
+    score = next((cell.scores.get(run.name) for run in cell.search if _point(run, choose) == point), None)
+    return NOTHING if score is None else _shown(name, score)
+
+
+def _shown(name: str, score: float) -> str:
+    return "diverged" if math.isnan(score) else f"{factor(name) * score:.2f}"
+
+
+def _hours(cell: Cell) -> str:
+    """Return the wall time of a cell's trainings."""
+    runs = {run.name: run for run in (*cell.search, *(cell.final_runs() if _all_scored(cell) else []))}
+    return clock(sum(record["seconds"] for run in runs.values() if (record := run.record()) is not None))
+
+
+def _runs(cells: Sequence[Cell]) -> Table:
+    """Return every run as the values of a table for CSV."""
+    values = []
+    for cell in cells:
+        for run in {r.name: r for r in (*cell.search, *(cell.final_runs() if _all_scored(cell) else []))}.values():
+            record, tested, row = run.record(), run.tested(), run.task
+            name = row.metrics[0]
+            values.append({
+                **run.labels, "seed": run.seed, "metric": name,
+                "dev": run.on_dev(record) if record else None,
+                "test": tested["metrics"][row.test][name]["value"] if tested else None,
+                "steps": record["step"] if record else None, "seconds": record["seconds"] if record else None,
+                "seconds_per_step": record["seconds_per_step"] if record else None,
+                "failed": cell.failures.get(run.name), "folder": str(run.folder),
+            })  # fmt: skip
+    return Table("runs", [], [], values=values)
+
+
+def draw_search(cells: Sequence[Cell], path: Path) -> None:
+    """Draw the scores on dev over the one axis of numbers that was searched, a panel for each task; else draw nothing."""
+    choose = cells[0].study.choose
+    if len(choose) != 1 or not all(_number(run.labels[choose[0]]) for cell in cells for run in cell.search):
+        return
+    panels = []
+    for task in _tasks(cells):
+        series = [
+            Series("/".join(label for axis, label in cell.labels.items() if axis != "task"), [curve])
+            for cell in cells
+            if cell.labels["task"] == task and (curve := _curve(cell, choose[0]))
+        ]
+        for first in range(0, len(series), MOST_LINES):
+            title = f"{task}, {named(task).dev}, seed {cells[0].study.seeds[0]}"
+            metric = named(task).metrics[0]
+            shown = series[first : first + MOST_LINES]
+            panels.append(SeriesPanel(title, shown, choose[0], heading(metric, "dev"), log_x=True))
+    if panels:
+        plot_series_panels(panels, path, f"Search of {choose[0]} on dev")
+
+
+def _curve(cell: Cell, axis: str) -> dict[float, float]:
+    scale = factor(cell.search[0].task.metrics[0])
+    known = {float(run.labels[axis]): cell.scores.get(run.name, math.nan) for run in cell.search}
+    return {place: scale * score for place, score in known.items() if not math.isnan(score)}
+
+
+def _number(text: str) -> bool:
+    try:
+        return float(text) > 0
+    except ValueError:
+        return False
+
+
+def headline(cells: Sequence[Cell]) -> list[str]:
+    """Return the axes of the cells that vary, for titles."""
+    return [axis for axis in FIXED_AXES if len({cell.labels[axis] for cell in cells}) > 1]

@@ -1,0 +1,237 @@
+"""The runs of a study: cells, the jobs of each, and what is chosen in a cell on dev."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from s3prl_ext.errors import DataError
+from s3prl_ext.evaluation.result_records import ResultRecord, read_record
+from s3prl_ext.metrics import factor, metric
+from s3prl_ext.studies.config import FIXED_AXES, Study
+from s3prl_ext.tasks import Task, main_metric, named
+
+DIVERGED = "without a finite gradient"  # of the sentence of a run that learns at too high a rate
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training, with the test of its checkpoint.
+
+    Attributes:
+        study: it belongs to.
+        labels: its point on each axis.
+        seed: of the run.
+        folder: its experiment.
+    """
+
+    study: Study
+    labels: Mapping[str, str]
+    seed: int
+    folder: Path
+
+    @cached_property
+    def task(self) -> Task:
+        """The record of its task."""
+        return named(self.labels["task"])
+
+    @property
+    def name(self) -> str:
+        """Its name in tables and logs: the folder within that of the study."""
+        parts = [self.labels[axis] for axis in FIXED_AXES]
+        varied = ",".join(f"{axis}={label}" for axis, label in self.labels.items() if axis not in FIXED_AXES)
+        return "/".join([*parts, *([varied] if varied else []), f"seed={self.seed}"])
+
+    def flags(self) -> list[str]:
+        """Return the flags of ``s3prl-ext run`` that train it, or go on with it."""
+        points = [next(p for p in self.study.axes[axis] if p.label == label) for axis, label in self.labels.items()]
+        flags = {key: value for point in points for key, value in point.flags.items() if key != "-g"}
+        merge = [point.flags["-g"] for point in points if "-g" in point.flags]
+        flags |= {"-g": ",,".join(merge)} if merge else {}
+        flags |= self.study.flags
+        settings = dict(self.study.settings)
+        for point in points:
+            settings |= point.settings
+        given = ",,".join(f"config.{key}={value!r}".replace(" ", "") for key, value in _joined(settings).items())
+        listed = [text for pair in flags.items() for text in pair]
+        return ["-m", "train", "-a", *listed, "--seed", str(self.seed), "-p", str(self.folder), *(["-o", given] if given else [])]
+
+    def test_flags(self) -> list[str]:
+        """Return the flags that score its checkpoint on test."""
+        return ["-m", "evaluate", "-e", str(self.checkpoint()), "-t", self.task.test]
+
+    def checkpoint(self) -> Path:
+        """Return the checkpoint that is tested: the best on dev, or the last where there is none or it is asked for."""
+        best = self.folder / self.task.best
+        last = max(self.folder.glob("states-*.ckpt"), key=lambda path: int(path.stem.split("-")[1]), default=best)
+        return last if self.study.checkpoint == "last" or not best.is_file() else best
+
+    def record(self) -> ResultRecord | None:
+        """Return the result of its training, or None where it has not ended."""
+        return _record(self.folder / "result.json")
+
+    def tested(self) -> ResultRecord | None:
+        """Return its result on test, or None where it was not tested."""
+        return _record(self.folder / f"result-{self.task.test}.json")
+
+    def on_dev(self, record: ResultRecord) -> float:
+        """Return its score on dev: the best of its evaluations, or the last one where the last checkpoint is tested.
+
+        Raises:
+            DataError: dev was not scored.
+        """
+        history = [row for row in record["history"] or [] if row["split"] == self.task.dev]
+        name = self.metric(history)
+        values = [math.nan if row[name] is None else row[name] for row in history if name in row]
+        if not values:
+            raise DataError(f"{self.folder} was not scored on {self.task.dev}: add it to runner.eval_dataloaders.")
+        if self.study.checkpoint == "last":
+            return values[-1]
+        best = max if metric(name).higher_is_better else min
+        return best((value for value in values if not math.isnan(value)), default=math.nan)
+
+    def metric(self, history: Sequence[Mapping[str, Any]]) -> str:
+        """Return the metric that its task is judged by."""
+        return main_metric(self.task, {name for row in history for name in row}) or self.task.metrics[0]
+
+
+def _joined(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings with single keys of ``tuning`` put into the section that a method gives."""
+    if "tuning" not in settings:
+        return dict(settings)
+    single = {key.removeprefix("tuning."): value for key, value in settings.items() if key.startswith("tuning.")}
+    kept = {key: value for key, value in settings.items() if not key.startswith("tuning.")}
+    return kept | {"tuning": {**settings["tuning"], **single}}
+
+
+def _record(path: Path) -> ResultRecord | None:
+    return read_record(path) if path.is_file() else None
+
+
+@dataclass(frozen=True)
+class Job:
+    """A process of a study.
+
+    Attributes:
+        run: what it works on.
+        kind: ``train`` or ``test``.
+    """
+
+    run: Run
+    kind: str
+
+    @property
+    def name(self) -> str:
+        """Its name in logs."""
+        return f"{self.run.name}/{self.kind}"
+
+    def flags(self) -> list[str]:
+        """Return the flags of ``s3prl-ext run``; of a test they are known once its training has ended."""
+        return self.run.flags() if self.kind == "train" else self.run.test_flags()
+
+    def result(self) -> ResultRecord | None:
+        """Return what it has left, or None."""
+        return self.run.record() if self.kind == "train" else self.run.tested()
+
+    def failure(self) -> str | None:
+        """Return the sentence that it ended with, where it failed."""
+        name = "result-failed.json" if self.kind == "train" else f"result-{self.run.task.test}-failed.json"
+        try:
+            return str(json.loads((self.run.folder / name).read_text(encoding="utf-8"))["error"])
+        except (OSError, ValueError, KeyError):
+            return None
+
+
+@dataclass
+class Cell:
+    """Runs of which one is chosen on dev: everything equal but the axes of ``choose`` and the seed.
+
+    Attributes:
+        labels: its point on the other axes.
+        search: one run for each point on the axes of ``choose``, with the first seed.
+        scores: on dev, by run; NaN of one that diverged.
+        failures: sentence by run that has no score.
+    """
+
+    study: Study
+    labels: Mapping[str, str]
+    search: list[Run]
+    scores: dict[str, float] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Its name in tables."""
+        return "/".join(self.labels.values())
+
+    def chosen(self) -> Run | None:
+        """Return the run that dev chooses, once every search run has a score; of equal ones the first wins.
+
+        Raises:
+            DataError: all runs diverged.
+        """
+        if any(run.name not in self.scores for run in self.search):
+            return None
+        sound = [run for run in self.search if not math.isnan(self.scores[run.name])]
+        if not sound:
+            raise DataError(f"{self.name}: every run diverged; search other values of {', '.join(self.study.choose)}.")
+        sign = 1 if metric(sound[0].task.metrics[0]).higher_is_better else -1
+        return max(sound, key=lambda run: sign * self.scores[run.name])
+
+    def final_runs(self) -> list[Run]:
+        """Return the chosen run with every seed; empty before one is chosen."""
+        chosen = self.chosen()
+        if chosen is None:
+            return []
+        return [_run(self.study, chosen.labels, seed, _root(chosen)) for seed in self.study.seeds]
+
+    def note(self, run: Run, record: ResultRecord | None, failure: str | None) -> None:
+        """Take the outcome of a search run."""
+        if record is not None:
+            self.scores[run.name] = run.on_dev(record)
+            self.failures.pop(run.name, None)
+        elif failure is not None and DIVERGED in failure:
+            self.scores[run.name] = math.nan
+        elif failure is not None:
+            self.failures[run.name] = failure
+
+    def best(self) -> str:
+        """Return the best score on dev so far, as text."""
+        known = [self.scores[run.name] for run in self.search if not math.isnan(self.scores.get(run.name, math.nan))]
+        if not known:
+            return "-"
+        name = self.search[0].task.metrics[0]
+        return f"{factor(name) * (max if metric(name).higher_is_better else min)(known):.2f}"
+
+
+def cells_of(study: Study, folder: Path) -> list[Cell]:
+    """Return the cells of a study, in the order of its axes."""
+    cells: dict[tuple[str, ...], Cell] = {}
+    for labels in combinations(study):
+        kept = {axis: label for axis, label in labels.items() if axis not in study.choose}
+        cell = cells.setdefault(tuple(kept.values()), Cell(study, kept, []))
+        cell.search.append(_run(study, labels, study.seeds[0], folder))
+    return list(cells.values())
+
+
+def combinations(study: Study) -> Iterator[dict[str, str]]:
+    """Yield the labels of each combination of points that is not excluded."""
+    for points in itertools.product(*study.axes.values()):
+        labels = {axis: point.label for axis, point in zip(study.axes, points, strict=True)}
+        if not study.without(labels):
+            yield labels
+
+
+def _run(study: Study, labels: Mapping[str, str], seed: int, folder: Path) -> Run:
+    run = Run(study, labels, seed, folder)
+    return Run(study, labels, seed, folder / run.name)
+
+
+def _root(run: Run) -> Path:
+    return run.folder.parents[len(Path(run.name).parts) - 1]
