@@ -20,7 +20,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     ),
     "methods": ("s3prl_ext.commands.methods", "main", "list tuning methods: trainable parameters and paper"),
     "layers": ("s3prl_ext.commands.layers", "main", "compare the layers of two models and choose the ones to merge"),
-    "study": ("s3prl_ext.commands.study", "main", "run many settings, here or on a cluster; choose on dev, report on test"),
+    "study": (
+        "s3prl_ext.commands.study",
+        "main",
+        "run many settings, here or on a cluster; choose on dev, report on test",
+    ),
     "sweep": ("s3prl_ext.commands.sweep", "main", "score many merges in one process: lambda grids, layers, noise"),
     "predict": ("s3prl_ext.commands.predict", "main", "label, transcribe or diarize your own recordings"),
     "report": (

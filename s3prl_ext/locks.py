@@ -77,6 +77,15 @@ def one_run(folder: str | os.PathLike, active: bool = True) -> Iterator[None]:
         release(folder)
 
 
+def is_in_use(folder: str | os.PathLike) -> bool:
+    """Return whether another process holds a folder as its only writer."""
+    try:
+        with one_run(folder):
+            return False
+    except InUse:
+        return True
+
+
 def hold(folder: str | os.PathLike) -> None:
     """Take the lock of :func:`one_run` until :func:`release`, or the end of the process.
 

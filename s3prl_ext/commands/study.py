@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.evaluation.tables import markdown
 from s3prl_ext.locks import one_run
 from s3prl_ext.reading import parse_json
+from s3prl_ext.studies.check import check_runs
 from s3prl_ext.studies.config import Study, content_of, read_study
 from s3prl_ext.studies.driver import Driver
 from s3prl_ext.studies.engines import ENGINES, open_engine
@@ -22,8 +26,9 @@ from s3prl_ext.studies.view import View
 from s3prl_ext.writing import write_json
 
 FILE = "study.json"
-EPILOG = """Each run is an ordinary `s3prl-ext run` with a folder of its own; --dry-run prints the commands. Ctrl-C saves and ends all jobs,
-and the same command goes on. --engine ray joins the cluster at RAY_ADDRESS, or starts one here; slurm submits job arrays.
+EPILOG = """Each run is an ordinary `s3prl-ext run` with a folder of its own; --dry-run prints the commands. Ctrl-C saves and ends
+all jobs, and the same command goes on. --engine ray joins the cluster at RAY_ADDRESS, or starts one here; slurm submits
+job arrays.
 
 example:
   s3prl-ext study recipes/studies/mini.yaml -p exp/study --jobs 2
@@ -41,10 +46,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     cells = cells_of(study, flags.expdir)
     if not cells:
         raise UsageError(f"{flags.study}: every combination is excluded.")
+    check_runs(cells)
     if flags.dry_run:
         sys.stdout.write("\n".join(dry_run(study, cells)) + "\n")
         return 0
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the jobs first, as Ctrl-C does
     engine = open_engine(flags.engine, flags.jobs, study.resources, study.retries, flags.expdir)
     with one_run(flags.expdir):
         _keep(study, flags.expdir)
@@ -71,7 +78,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--engine", choices=ENGINES, default="local", help="where jobs run (default: local)")
     add("--jobs", type=_count, help="jobs at a time (default: one for each GPU, else one; of ray and slurm no limit)")
     add("--retry-failed", action="store_true", help="run jobs again that failed")
-    add("--dry-run", action="store_true", help="print commands, number of runs and steps, and hours where runs have ended")
+    add(
+        "--dry-run",
+        action="store_true",
+        help="print commands, number of runs and steps, and hours where runs have ended",
+    )
     return parser
 
 
@@ -87,26 +98,31 @@ def _keep(study: Study, folder: Path) -> None:
     Raises:
         UsageError: the folder holds another study, or something else.
     """
-    path, now = folder / FILE, content_of(study)
+    path, now = folder / FILE, _as_json(content_of(study))
     if path.is_file():
         try:
             before = parse_json(path.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise DataError(f"{path} is corrupt: not JSON; remove it if the runs in {folder} are of this study.") from error
-        for key in ("settings", "flags", "checkpoint", "choose"):
-            if before[key] != now[key]:
-                raise UsageError(f"{folder} holds a study with other {key} ({before[key]}, now {now[key]}): give another -p.")
-        for axis, points in now["axes"].items():
-            old = before["axes"].get(axis, {})
-            for label in points:
-                if label in old and old[label] != _as_json(points[label]):
-                    raise UsageError(f"{folder} holds a study in which the {axis} '{label}' is {old[label]}: rename it, or give another -p.")
-        if list(before["axes"]) != list(now["axes"]):
-            raise UsageError(f"{folder} holds a study with the axes {', '.join(before['axes'])}: give another -p.")
+            raise DataError(
+                f"{path} is corrupt: not JSON; remove it if the runs in {folder} are of this study."
+            ) from error
+        _check_same(before, now, folder)
     write_json(path, now, indent=1)
 
 
-def _as_json(value: object) -> object:
-    import json
+def _check_same(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
+    """Refuse a study that gives runs of the same name other settings."""
+    said = [f"{key} {before[key]}" for key in ("settings", "flags", "checkpoint", "choose") if before[key] != now[key]]
+    if list(before["axes"]) != list(now["axes"]):
+        said.append(f"the axes {', '.join(before['axes'])}")
+    for axis, points in now["axes"].items():
+        old = before["axes"].get(axis, {})
+        said += [
+            f"{axis} '{label}' as {old[label]}" for label in points if old.get(label, points[label]) != points[label]
+        ]
+    if said:
+        raise UsageError(f"{folder} is of a study with {'; '.join(said)}: give another -p.")
 
+
+def _as_json(value: Any) -> Any:
     return json.loads(json.dumps(value))

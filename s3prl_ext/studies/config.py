@@ -23,7 +23,7 @@ from typing import Annotated, Any
 
 from s3prl_ext.configs import expand_variables, load_yaml
 from s3prl_ext.errors import UsageError, unknown_name
-from s3prl_ext.settings import Check, choice, count, load, name, number, raise_all, unknown_keys
+from s3prl_ext.settings import choice, count, load, name, number, raise_all, unknown_keys
 
 # Axis -> key of the task file that it sets; another axis has its key as its name. Of ``lambda`` see Point.
 KEYS = {"lr": "optimizer.lr", "density": "tuning.density", "rank": "tuning.rank"}
@@ -149,7 +149,9 @@ def read_study(path: Path) -> Study:
         else:
             axes[axis] = _points(values, f"{where}.axes.{axis}", lambda v, w, axis=axis: _value(axis, v, w), problems)
     choose = file.choose if isinstance(file.choose, (list, tuple)) else [file.choose] if file.choose else []
-    problems += [str(unknown_name("axis", str(axis), axes, where=f"{where}.choose")) for axis in choose if axis not in axes]
+    problems += [
+        str(unknown_name("axis", str(axis), axes, where=f"{where}.choose")) for axis in choose if axis not in axes
+    ]
     problems += [f"{where}.choose: a cell is a task; choose among its other axes." for axis in choose if axis == "task"]
     study = Study(
         axes=axes,
@@ -184,19 +186,21 @@ def _points(values: Any, where: str, read: Any, problems: list[str]) -> tuple[Po
 
 
 def _upstream(value: Any, where: str) -> Point:
-    given = load(_Upstream, {"upstream": value} if isinstance(value, str) else value, where, example="{upstream: hubert_base}")
+    given = load(
+        _Upstream, {"upstream": value} if isinstance(value, str) else value, where, example="{upstream: hubert_base}"
+    )
     flags = {"-u": given.upstream, "-k": given.ckpt, "-g": given.config}
     return Point(_label(given.label or given.upstream, where), flags={key: text for key, text in flags.items() if text})
 
 
 def _task(value: Any, where: str, preset: str) -> Point:
     from s3prl_ext.run_flags import preset_path
-    from s3prl_ext.tasks import TASKS, added, named
+    from s3prl_ext.tasks import known, named
 
     given = load(_Task, {"task": value} if isinstance(value, str) else value, where, example="{task: ks}")
-    known = [row.name for row in (*TASKS, *added)]
-    if given.task not in known:
-        raise unknown_name("task", given.task, known, where=where)
+    names = [row.name for row in known()]
+    if given.task not in names:
+        raise unknown_name("task", given.task, names, where=where)
     file = f"{given.task}/{given.preset or preset}"
     preset_path(file)
     problems: list[str] = []
@@ -209,7 +213,9 @@ def _method(value: Any, where: str) -> Point:
     if isinstance(value, str):
         value = {"method": value}
     if not isinstance(value, Mapping) or not isinstance(value.get("method"), str):
-        raise UsageError(f"{where} must be a method or a section such as {{method: child, density: 0.01}}, got {value!r}.")
+        raise UsageError(
+            f"{where} must be a method or a section such as {{method: child, density: 0.01}}, got {value!r}."
+        )
     section = {key: entry for key, entry in value.items() if key != "label"}
     label = _label(str(value.get("label", value["method"])), where)
     if section["method"] == STOCK:
@@ -232,7 +238,10 @@ def _seed(value: Any, where: str) -> Point:
 
 def _settings(value: Any, where: str, problems: list[str]) -> dict[str, Any]:
     given = _mapping(value, where, problems)
-    problems += [f"{where}.{key}: '=' and ',,' cannot be passed on." for key, v in given.items() if {"=", ",,"} & {str(v)}]
+    unfit = [key for key, entry in given.items() if "=" in str(entry) or ",," in str(entry)]
+    problems += [
+        f"{where}.{key}: a value with '=' or ',,' cannot be passed on; put it into a task file." for key in unfit
+    ]
     return {key: _plain(entry) for key, entry in given.items()}
 
 
@@ -261,7 +270,9 @@ def _exclude(
 def _label(text: str, where: str) -> str:
     """Return a label that is fit for a folder's name."""
     if not text or set(text) & set("/\\,= ") or text.startswith("."):
-        raise UsageError(f"{where}: '{text}' cannot name a folder: give it a label of letters, digits, '.', '-' and '_'.")
+        raise UsageError(
+            f"{where}: '{text}' cannot name a folder: give it a label of letters, digits, '.', '-' and '_'."
+        )
     return text
 
 
@@ -291,6 +302,3 @@ def content_of(study: Study) -> dict[str, Any]:
         "seeds": list(study.seeds), "exclude": [dict(one) for one in study.exclude],
         "resources": dataclasses.asdict(study.resources),
     }  # fmt: skip
-
-
-__all__ = ["FIXED_AXES", "Check", "Point", "Resources", "Study", "content_of", "read_study"]

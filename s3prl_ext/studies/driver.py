@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from s3prl_ext.errors import DataError
-from s3prl_ext.studies.plan import Cell, Job, cells_of
+from s3prl_ext.errors import DataError, StoppedByUser
+from s3prl_ext.locks import is_in_use
 from s3prl_ext.studies.config import Study
+from s3prl_ext.studies.plan import Cell, Job, cells_of
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +95,11 @@ class Driver:
         self.lost: dict[str, int] = {}
 
     def run(self) -> Progress:
-        """Run all jobs; returns when none is left. A stop request ends the jobs first, and goes on."""
+        """Run all jobs; return when none is left.
+
+        Raises:
+            StoppedByUser: Ctrl-C; the jobs have ended first.
+        """
         for cell in self.progress.cells:
             for run in cell.search:
                 self._meet(cell, Job(run, "train"))
@@ -106,6 +111,12 @@ class Driver:
                 self.show(self.progress)
                 for end in self.engine.ended(1.0):
                     self._note(end)
+        except KeyboardInterrupt:
+            self.engine.stop()
+            left = self.progress.total - len(self.progress.done) - len(self.progress.failed)
+            raise StoppedByUser(
+                f"interrupted: trainings have saved their step, {left} jobs are left; the same command goes on."
+            ) from None
         except BaseException:
             self.engine.stop()
             raise
@@ -126,6 +137,10 @@ class Driver:
             self.waiting.append(job)
 
     def _start(self, job: Job) -> None:
+        """Start a job; it waits longer where a process of an earlier session still ends in its folder."""
+        if job.run.folder.is_dir() and is_in_use(job.run.folder):
+            self.waiting.append(job)
+            return
         log = self.folder / LOGS / f"{job.name.replace('/', '__')}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         self.engine.start(job, log)
@@ -139,7 +154,9 @@ class Driver:
             self._done(job)
         elif (end.code is None or end.code < 0) and self.lost.get(job.name, 0) < self.study.retries:
             self.lost[job.name] = self.lost.get(job.name, 0) + 1
-            logger.warning("%s was lost and is started again (%d of %d).", job.name, self.lost[job.name], self.study.retries)
+            logger.warning(
+                "%s was lost and is started again (%d of %d).", job.name, self.lost[job.name], self.study.retries
+            )
             self.waiting.append(job)
         else:
             self._failed(job, job.failure() or last_sentence(end))

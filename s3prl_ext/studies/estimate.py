@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import fmean
 
-from s3prl_ext.configs import load_yaml
-from s3prl_ext.run_flags import preset_path
 from s3prl_ext.studies.config import Study
 from s3prl_ext.studies.driver import total_jobs
 from s3prl_ext.studies.engines import shown
@@ -41,7 +39,9 @@ def _hours(study: Study, cells: Sequence[Cell]) -> str:
     if not guessed:
         return "No run has ended yet, so hours are not known: run one cell first (exclude the others)."
     seconds = sum(
-        fmean(known.get(cell.name) or known[cell.labels["task"]]) * _steps(run) * (1 + (len(study.seeds) - 1) / len(cell.search))
+        fmean(known.get(cell.name) or known[cell.labels["task"]])
+        * _steps(run)
+        * (1 + (len(study.seeds) - 1) / len(cell.search))
         for cell in guessed
         for run in cell.search
     )
@@ -50,9 +50,5 @@ def _hours(study: Study, cells: Sequence[Cell]) -> str:
 
 
 def _steps(run: Run) -> int:
-    """Return the optimizer steps of a run, by its task file and settings."""
-    settings = dict(run.study.settings)
-    for axis, label in run.labels.items():
-        settings |= next(point for point in run.study.axes[axis] if point.label == label).settings
-    file = next(point for point in run.study.axes["task"] if point.label == run.labels["task"]).flags["-c"]
-    return int(settings.get("runner.total_steps", load_yaml(preset_path(file))["runner"]["total_steps"]))
+    """Return the optimizer steps of a run; 0 where its task file counts epochs."""
+    return int(run.config()["runner"].get("total_steps") or 0)

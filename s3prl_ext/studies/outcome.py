@@ -9,7 +9,6 @@ from pathlib import Path
 from s3prl_ext.evaluation.series_panels import Series, SeriesPanel, plot_series_panels
 from s3prl_ext.evaluation.tables import NOTHING, Table, csv_text, markdown, mean_and_deviation
 from s3prl_ext.metrics import factor, heading
-from s3prl_ext.studies.config import FIXED_AXES
 from s3prl_ext.studies.plan import Cell, Run
 from s3prl_ext.studies.view import clock
 from s3prl_ext.tasks import named
@@ -20,7 +19,9 @@ MOST_LINES = 8  # of a panel
 
 def write_outcome(cells: Sequence[Cell], folder: Path) -> list[Table]:
     """Write ``study.md``, ``runs.csv`` and, where numbers were searched, ``study.png``; return the tables."""
-    tables = [table for task in _tasks(cells) for table in _tables(task, [c for c in cells if c.labels["task"] == task])]
+    tables = [
+        table for task in _tasks(cells) for table in _tables(task, [c for c in cells if c.labels["task"] == task])
+    ]
     write_text(folder / "study.md", "\n".join(map(markdown, tables)))
     write_text(folder / "runs.csv", csv_text([_runs(cells)]))
     draw_search(cells, folder / "study.png")
@@ -46,13 +47,21 @@ def _tables(task: str, cells: Sequence[Cell]) -> list[Table]:
         dev = _shown(name, cell.scores[final[0].name]) if final and final[0].name in cell.scores else NOTHING
         test = mean_and_deviation([factor(name) * value for value in tested])
         body.append([*(cell.labels[axis] for axis in axes), *chosen, dev, str(len(tested)), test, _hours(cell)])
-    head = [*axes, *(f"{axis}, chosen" for axis in choose), heading(name, "dev"), "seeds", heading(name, "test"), "time"]
+    head = [
+        *axes,
+        *(f"{axis}, chosen" for axis in choose),
+        heading(name, "dev"),
+        "seeds",
+        heading(name, "test"),
+        "time",
+    ]
     notes = [f"{name}: {said}" for cell in cells for name, said in cell.failures.items()]
     tables = [Table(f"{task}: chosen on {row.dev}, scored on {row.test}", head, body, notes, of_texts=True)]
     if choose:
         points = list(dict.fromkeys(_point(run, choose) for cell in cells for run in cell.search))
         searched = [
-            [*(cell.labels[axis] for axis in axes), *(_searched(cell, point, choose, name) for point in points)] for cell in cells
+            [*(cell.labels[axis] for axis in axes), *(_searched(cell, point, choose, name) for point in points)]
+            for cell in cells
         ]
         title = f"{task}: {heading(name, row.dev)} by {', '.join(choose)}, seed {cells[0].study.seeds[0]}"
         tables.append(Table(title, [*axes, *points], searched, of_texts=True))
@@ -133,8 +142,3 @@ def _number(text: str) -> bool:
         return float(text) > 0
     except ValueError:
         return False
-
-
-def headline(cells: Sequence[Cell]) -> list[str]:
-    """Return the axes of the cells that vary, for titles."""
-    return [axis for axis in FIXED_AXES if len({cell.labels[axis] for cell in cells}) > 1]

@@ -11,11 +11,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from s3prl_ext.configs import load_yaml
 from s3prl_ext.errors import DataError
 from s3prl_ext.evaluation.result_records import ResultRecord, read_record
 from s3prl_ext.metrics import factor, metric
-from s3prl_ext.studies.config import FIXED_AXES, Study
-from s3prl_ext.tasks import Task, main_metric, named
+from s3prl_ext.run_flags import preset_path
+from s3prl_ext.studies.config import FIXED_AXES, Point, Study
+from s3prl_ext.tasks import Task, named
 
 DIVERGED = "without a finite gradient"  # of the sentence of a run that learns at too high a rate
 
@@ -50,17 +52,40 @@ class Run:
 
     def flags(self) -> list[str]:
         """Return the flags of ``s3prl-ext run`` that train it, or go on with it."""
-        points = [next(p for p in self.study.axes[axis] if p.label == label) for axis, label in self.labels.items()]
-        flags = {key: value for point in points for key, value in point.flags.items() if key != "-g"}
-        merge = [point.flags["-g"] for point in points if "-g" in point.flags]
+        flags = {key: value for point in self._points() for key, value in point.flags.items() if key != "-g"}
+        merge = [point.flags["-g"] for point in self._points() if "-g" in point.flags]
         flags |= {"-g": ",,".join(merge)} if merge else {}
         flags |= self.study.flags
-        settings = dict(self.study.settings)
-        for point in points:
-            settings |= point.settings
-        given = ",,".join(f"config.{key}={value!r}".replace(" ", "") for key, value in _joined(settings).items())
         listed = [text for pair in flags.items() for text in pair]
-        return ["-m", "train", "-a", *listed, "--seed", str(self.seed), "-p", str(self.folder), *(["-o", given] if given else [])]
+        given = ",,".join(f"config.{key}={value!r}".replace(" ", "") for key, value in self.settings().items())
+        own = ["--seed", str(self.seed), "-p", str(self.folder), *(["-o", given] if given else [])]
+        return ["-m", "train", "-a", *listed, *own]
+
+    def _points(self) -> list[Point]:
+        return [next(p for p in self.study.axes[axis] if p.label == label) for axis, label in self.labels.items()]
+
+    def settings(self) -> dict[str, Any]:
+        """Return what it changes in its task file, by dotted key; single keys of ``tuning`` are in the method's section."""
+        settings = dict(self.study.settings)
+        for point in self._points():
+            settings |= point.settings
+        if "tuning" not in settings:
+            return settings
+        single = {key.removeprefix("tuning."): value for key, value in settings.items() if key.startswith("tuning.")}
+        kept = {key: value for key, value in settings.items() if not key.startswith("tuning.")}
+        return kept | {"tuning": {**settings["tuning"], **single}}
+
+    def config(self) -> dict[str, Any]:
+        """Return its task file with these changes; variables are not replaced."""
+        file = next(point.flags["-c"] for point in self._points() if "-c" in point.flags)
+        config = load_yaml(preset_path(file))
+        for key, value in self.settings().items():
+            *sections, last = key.split(".")
+            place = config
+            for section in sections:
+                place = place.setdefault(section, {})
+            place[last] = value
+        return config
 
     def test_flags(self) -> list[str]:
         """Return the flags that score its checkpoint on test."""
@@ -98,16 +123,7 @@ class Run:
 
     def metric(self, history: Sequence[Mapping[str, Any]]) -> str:
         """Return the metric that its task is judged by."""
-        return main_metric(self.task, {name for row in history for name in row}) or self.task.metrics[0]
-
-
-def _joined(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings with single keys of ``tuning`` put into the section that a method gives."""
-    if "tuning" not in settings:
-        return dict(settings)
-    single = {key.removeprefix("tuning."): value for key, value in settings.items() if key.startswith("tuning.")}
-    kept = {key: value for key, value in settings.items() if not key.startswith("tuning.")}
-    return kept | {"tuning": {**settings["tuning"], **single}}
+        return self.task.main_metric({name for row in history for name in row}) or self.task.metrics[0]
 
 
 def _record(path: Path) -> ResultRecord | None:

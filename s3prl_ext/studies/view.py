@@ -46,8 +46,12 @@ def lines(progress: Progress) -> list[str]:
     width = max(len(cell.name) for cell in progress.cells)
     rows = [f"{'':{width}}  waiting  running  done  failed  best on dev (%)"]
     for cell in progress.cells:
-        names = {name for name in (*progress.running, *progress.done, *progress.failed) if name.startswith(f"{cell.name}/")}
-        running, done, failed = (len(names & set(group)) for group in (progress.running, progress.done, progress.failed))
+        names = {
+            name for name in (*progress.running, *progress.done, *progress.failed) if name.startswith(f"{cell.name}/")
+        }
+        running, done, failed = (
+            len(names & set(group)) for group in (progress.running, progress.done, progress.failed)
+        )
         waiting = max(0, progress.total // len(progress.cells) - len(names))
         rows.append(f"{cell.name:{width}}  {waiting:7d}  {running:7d}  {done:4d}  {failed:6d}  {cell.best()}")
     rows += [f"{name}: {sentence}" for name, sentence in list(progress.failed.items())[-3:]]

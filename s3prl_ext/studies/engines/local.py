@@ -43,7 +43,9 @@ class LocalEngine:
     def __init__(self, jobs: int | None, resources: Resources) -> None:
         wanted = int(resources.gpus)
         if wanted != resources.gpus:
-            raise UsageError(f"resources.gpus is {resources.gpus:g}: only --engine ray shares a GPU; ask for whole ones.")
+            raise UsageError(
+                f"resources.gpus is {resources.gpus:g}: only --engine ray shares a GPU; ask for whole ones."
+            )
         devices = _devices() if wanted else []
         if wanted > len(devices):
             raise UsageError(f"resources.gpus asks for {wanted}, but this machine has {len(devices)}.")
@@ -52,7 +54,9 @@ class LocalEngine:
             raise UsageError(f"resources.cpus asks for {resources.cpus}, but this machine has {cores}.")
         places = len(devices) // wanted if wanted else 1
         if jobs is not None and wanted and jobs > places:
-            raise UsageError(f"--jobs {jobs} with {wanted} GPUs each needs {jobs * wanted}, but this machine has {len(devices)}.")
+            raise UsageError(
+                f"--jobs {jobs} with {wanted} GPUs each needs {jobs * wanted}, but this machine has {len(devices)}."
+            )
         self.jobs = places if jobs is None else jobs
         self.cpus, self.gpus = resources.cpus, wanted
         self.devices = devices

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +56,12 @@ class RayEngine:
 
     def start(self, job: Job, log: Path) -> None:
         """Give a job to Ray."""
-        self.running[self.submit.remote(command(job), str(log.absolute()), os.getcwd(), self.cpus)] = (job, log)
+        self.running[self.submit.remote(command(job), str(log.absolute()), str(Path.cwd()), self.cpus)] = (job, log)
 
     def ended(self, seconds: float) -> list[Ended]:
         """Return the jobs that have ended; wait up to `seconds` for the first."""
         if not self.running:
+            time.sleep(seconds)
             return []
         ready, _ = self.ray.wait(list(self.running), num_returns=1, timeout=seconds)
         return [Ended(job, self._code(handle), log) for handle in ready for job, log in [self.running.pop(handle)]]
@@ -83,9 +86,13 @@ class RayEngine:
 def _connect(ray: Any) -> None:
     """Join the cluster at ``RAY_ADDRESS``, or start one on this machine."""
     address = os.environ.get("RAY_ADDRESS")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # of a cluster that is started here; Ray's own is 15
+    host, _, port = (address or "").rpartition(":")
     try:
+        if host and port.isdecimal() and "://" not in host:  # Ray itself logs for 20 seconds where nobody answers
+            socket.create_connection((host, int(port)), timeout=5).close()
         ray.init(address=address or "local", logging_level="warning", log_to_driver=False, include_dashboard=False)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise UsageError(
             f"no Ray cluster answers at RAY_ADDRESS={address} ({' '.join(str(error).split())[:120]}): start one with "
             "'ray start --head', or unset the variable to start one on this machine."

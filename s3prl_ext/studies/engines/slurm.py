@@ -33,7 +33,9 @@ class Command:
         """Run the command; returns its exit status. A signal of the scheduler is handed on, so that its step is saved."""
         env = os.environ | {"OMP_NUM_THREADS": str(self.cpus)}
         with open(self.log, "ab") as out:
-            process = subprocess.Popen(self.argv, stdin=subprocess.DEVNULL, stdout=out, stderr=out, cwd=self.folder, env=env)
+            process = subprocess.Popen(
+                self.argv, stdin=subprocess.DEVNULL, stdout=out, stderr=out, cwd=self.folder, env=env
+            )
         signal.signal(signal.SIGTERM, lambda *_: process.terminate())
         return process.wait()
 
@@ -113,7 +115,7 @@ class SlurmEngine:
         given, self.waiting = self.waiting, []
         with self.executor.batch():
             handles = [
-                self.executor.submit(Command(command(job), str(log.absolute()), os.getcwd(), self.cpus))
+                self.executor.submit(Command(command(job), str(log.absolute()), str(Path.cwd()), self.cpus))
                 for job, log in given
             ]
         self.running += [(handle, job, log) for handle, (job, log) in zip(handles, given, strict=True)]

@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from s3prl_ext.errors import StoppedByUser
+from s3prl_ext.studies.config import Point, Study
+from s3prl_ext.studies.driver import Driver, Progress
+from s3prl_ext.studies.outcome import write_outcome
+from s3prl_ext.studies.plan import Job
+from s3prl_ext.studies.view import lines
+from tests.studies.instant import Instant, Outcome
+
+
+def make_study(seeds=(0, 1), **changes) -> Study:
+    axes = {
+        "task": (Point("ks", flags={"-d": "speech_commands", "-c": "ks/mini"}), Point("sid", flags={"-d": "voxceleb1", "-c": "sid/mini"})),
+        "upstream": (Point("fbank", flags={"-u": "fbank"}),),
+        "method": (Point("frozen", {"tuning": {"method": "frozen"}}),),
+        "lr": tuple(Point(f"{lr:g}", {"optimizer.lr": lr}) for lr in (0.1, 0.01, 0.001)),
+    }  # fmt: skip
+    return Study(**({"axes": axes, "seeds": seeds, "choose": ("lr",)} | changes))
+
+
+def score(job: Job) -> float:
+    return {"0.1": 0.5, "0.01": 0.7, "0.001": 0.6}[job.run.labels["lr"]] + 0.01 * job.run.seed
+
+
+def drive(folder: Path, outcome=score, study: Study | None = None, **options) -> tuple[Instant, Progress]:
+    engine = Instant(outcome)
+    return engine, Driver(study or make_study(), folder, engine, lambda _: None, **options).run()
+
+
+def test_dev_chooses_the_other_seeds_follow_and_only_the_chosen_one_is_tested(tmp_path):
+    engine, progress = drive(tmp_path)
+    of_ks = sorted(name.removeprefix("ks/fbank/frozen/") for name in engine.started if name.startswith("ks"))
+    assert of_ks == [
+        "lr=0.001/seed=0/train", "lr=0.01/seed=0/test", "lr=0.01/seed=0/train", "lr=0.01/seed=1/test",
+        "lr=0.01/seed=1/train", "lr=0.1/seed=0/train",
+    ]  # fmt: skip
+    assert len(progress.done) == progress.total == 12 and not progress.failed
+    again, progress = drive(tmp_path)
+    assert again.started == [] and len(progress.done) == 12, "the same command runs nothing twice"
+
+
+def test_an_error_rate_is_chosen_from_below(tmp_path):
+    axes = make_study().axes | {"task": (Point("asr", flags={"-d": "asr", "-c": "asr/mini"}),)}
+    engine, _ = drive(tmp_path, study=make_study(axes=axes))
+    assert next(name for name in engine.started if name.endswith("test")) == "asr/fbank/frozen/lr=0.1/seed=0/test"
+
+
+def test_one_failed_run_does_not_end_the_study_and_can_be_repeated(tmp_path):
+    def outcome(job: Job) -> Outcome:
+        return "the disk is full" if job.name == "ks/fbank/frozen/lr=0.1/seed=0/train" else score(job)
+
+    engine, progress = drive(tmp_path, outcome)
+    assert progress.failed == {"ks/fbank/frozen/lr=0.1/seed=0/train": "the disk is full"}
+    assert not any(name.startswith("ks") and name.endswith("test") for name in engine.started), (
+        "nothing is chosen among two of three"
+    )
+    assert sum(name.startswith("sid") for name in engine.started) == 6
+    assert "the disk is full" in "\n".join(lines(progress))
+    again, progress = drive(tmp_path)
+    assert again.started == [] and len(progress.failed) == 1
+    again, progress = drive(tmp_path, retry_failed=True)
+    assert (
+        again.started[0] == "ks/fbank/frozen/lr=0.1/seed=0/train" and len(progress.done) == 12 and not progress.failed
+    )
+
+
+def test_a_run_that_diverged_counts_as_the_worst(tmp_path):
+    def outcome(job: Job) -> Outcome:
+        return "100 steps in a row without a finite gradient: ..." if job.run.labels["lr"] == "0.01" else score(job)
+
+    engine, progress = drive(tmp_path, outcome)
+    assert sum(name.startswith("ks/fbank/frozen/lr=0.001") for name in engine.started) == 4
+    tables = write_outcome(progress.cells, tmp_path)
+    assert tables[1].rows == [["fbank", "frozen", "50.00", "diverged", "60.00"]]
+
+
+def test_a_lost_process_is_started_again_so_often_and_then_named(tmp_path):
+    engine, progress = drive(tmp_path, lambda job: None if job.run.labels["lr"] == "0.1" else score(job))
+    assert engine.started.count("ks/fbank/frozen/lr=0.1/seed=0/train") == 3
+    assert "without a result" in progress.failed["ks/fbank/frozen/lr=0.1/seed=0/train"]
+
+
+def test_more_seeds_and_points_go_on_from_what_is_there(tmp_path):
+    drive(tmp_path)
+    engine, progress = drive(tmp_path, study=make_study(seeds=(0, 1, 2)))
+    assert sorted(set(engine.started)) == [
+        f"{task}/fbank/frozen/lr=0.01/seed=2/{kind}" for task in ("ks", "sid") for kind in ("test", "train")
+    ]
+    assert len(progress.done) == 16
+
+
+def test_ctrl_c_ends_the_jobs_and_says_how_to_go_on(tmp_path):
+    engine = Instant(score)
+
+    def interrupt(progress: Progress) -> None:
+        if len(progress.done) == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(StoppedByUser, match="8 jobs are left; the same command goes on"):
+        Driver(make_study(), tmp_path, engine, interrupt).run()
+    assert engine.stopped
+    again, progress = drive(tmp_path)
+    assert len(again.started) == 12 - len(engine.started) and len(progress.done) == 12
+
+
+def test_a_folder_that_another_process_still_writes_into_waits(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("s3prl_ext.studies.driver.is_in_use", lambda folder: asked.append(folder) or len(asked) < 3)
+    (tmp_path / "ks/fbank/frozen/lr=0.1/seed=0").mkdir(parents=True)
+    _, progress = drive(tmp_path)
+    assert len(asked) >= 3 and len(progress.done) == 12
+
+
+def test_tables_csv_and_picture_show_what_was_found(tmp_path):
+    _, progress = drive(tmp_path)
+    tables = write_outcome(progress.cells, tmp_path)
+    assert [table.title for table in tables][:2] == [
+        "ks: chosen on dev, scored on test",
+        "ks: dev accuracy (%) ↑ by lr, seed 0",
+    ]
+    assert tables[0].rows == [["fbank", "frozen", "0.01", "70.00", "2", "70.50 ± 0.71", "0:01:20"]]
+    assert tables[1].rows == [["fbank", "frozen", "50.00", "70.00", "60.00"]]
+    rows = list(csv.DictReader((tmp_path / "runs.csv").open()))
+    assert len(rows) == 8 and {row["lr"] for row in rows if row["seed"] == "1"} == {"0.01"}
+    assert (tmp_path / "study.png").stat().st_size > 1000
+
+
+def test_the_last_checkpoint_is_chosen_by_its_own_score(tmp_path):
+    def outcome(job: Job) -> float:
+        return score(job)
+
+    engine = Instant(outcome)
+    study = make_study(checkpoint="last")
+    Driver(study, tmp_path, engine, lambda _: None).run()
+    run = next(iter(Driver(study, tmp_path, engine, lambda _: None).progress.cells)).search[0]
+    path = run.folder / "result.json"
+    record = json.loads(path.read_text())
+    record["history"] = [{"step": 5, "split": "dev", "acc": 0.9}, {"step": 10, "split": "dev", "acc": 0.2}]
+    path.write_text(json.dumps(record))
+    assert run.on_dev(run.record()) == 0.2

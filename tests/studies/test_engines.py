@@ -1,0 +1,154 @@
+"""Engines run the processes of jobs; here these are small scripts that leave the result of a run."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from s3prl_ext.errors import UsageError
+from s3prl_ext.studies.config import Resources
+from s3prl_ext.studies.driver import Driver, Engine
+from s3prl_ext.studies.engines import local, ray, shown, slurm
+from s3prl_ext.studies.plan import Job, cells_of
+from tests.studies.instant import result_of
+from tests.studies.test_driver import make_study, score
+
+WRITE = """
+import json, pathlib, sys
+path = pathlib.Path(sys.argv[1])
+path.parent.mkdir(parents=True, exist_ok=True)
+path.write_text(sys.argv[2])
+"""
+SLEEP = "import pathlib, sys, time; pathlib.Path(sys.argv[1]).touch(); time.sleep(600)"
+
+
+def writes(job: Job) -> list[str]:
+    """Return a command that leaves the result of a job, with the score that it should have."""
+    path, text = result_of(job, score(job))
+    return [sys.executable, "-c", WRITE, str(path), text]
+
+
+@pytest.fixture
+def scripts(monkeypatch):
+    for module in (local, ray, slurm):
+        monkeypatch.setattr(module, "command", writes)
+
+
+def check_study(tmp_path: Path, engine: Engine) -> None:
+    progress = Driver(make_study(), tmp_path, engine, lambda _: None).run()
+    assert not progress.failed and len(progress.done) == progress.total == 12
+    assert [cell.chosen().labels["lr"] for cell in progress.cells] == ["0.01", "0.01"]
+
+
+def test_a_study_on_this_machine(scripts, tmp_path):
+    check_study(tmp_path, local.LocalEngine(2, Resources()))
+
+
+def test_a_study_on_ray(scripts, tmp_path, monkeypatch):
+    package = pytest.importorskip("ray")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    try:
+        check_study(tmp_path, ray.RayEngine(None, Resources(), retries=2))
+        package.shutdown()
+        with pytest.raises(UsageError, match="a job asks for 7 GPU"):
+            ray.RayEngine(None, Resources(gpus=7), retries=2)
+    finally:
+        package.shutdown()
+
+
+def test_a_study_through_submitit(scripts, tmp_path, monkeypatch):
+    pytest.importorskip("submitit")
+    monkeypatch.setenv(slurm.CLUSTER, "local")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    check_study(tmp_path, slurm.SlurmEngine(2, Resources(), tmp_path / "slurm"))
+
+
+def test_without_slurm_or_a_package_one_sentence_says_so(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UsageError, match=r"needs the package 'ray': pip install 's3prl_ext\[ray\]'"):
+        ray.RayEngine(None, Resources(), 2)
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    with pytest.raises(UsageError, match=r"needs the package 'submitit': pip install 's3prl_ext\[slurm\]'"):
+        slurm.SlurmEngine(None, Resources(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("jobs", "resources", "sentence"),
+    [
+        (None, Resources(gpus=0.5), "only --engine ray shares a GPU"),
+        (None, Resources(gpus=999), r"asks for 999, but this machine has \d+"),
+        (None, Resources(cpus=9999), r"asks for 9999, but this machine has \d+"),
+    ],
+)
+def test_more_than_there_is_is_refused(jobs, resources, sentence):
+    with pytest.raises(UsageError, match=sentence):
+        local.LocalEngine(jobs, resources)
+
+
+def a_job(tmp_path: Path) -> Job:
+    return Job(cells_of(make_study(), tmp_path)[0].search[0], "train")
+
+
+def test_stopping_ends_the_processes(tmp_path, monkeypatch):
+    begun = tmp_path / "begun"
+    monkeypatch.setattr(local, "command", lambda job: [sys.executable, "-c", SLEEP, str(begun)])
+    engine = local.LocalEngine(1, Resources())
+    engine.start(a_job(tmp_path), tmp_path / "log")
+    process = engine.running[0].process
+    until(begun.is_file)
+    assert engine.free() == 0 and engine.ended(0.0) == []
+    engine.stop()
+    assert process.returncode == -signal.SIGTERM
+
+
+def test_a_killed_process_is_lost_not_failed(tmp_path, monkeypatch):
+    begun = tmp_path / "begun"
+    monkeypatch.setattr(local, "command", lambda job: [sys.executable, "-c", SLEEP, str(begun)])
+    engine = local.LocalEngine(1, Resources())
+    engine.start(a_job(tmp_path), tmp_path / "log")
+    until(begun.is_file)
+    os.kill(engine.running[0].process.pid, signal.SIGKILL)
+    [end] = engine.ended(10.0)
+    assert end.code == -signal.SIGKILL and engine.free() == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG is Linux's")
+def test_jobs_end_with_a_killed_driver(tmp_path):
+    """Else the same command, given again, would meet them in their folders."""
+    begun = tmp_path / "begun"
+    driver = f"""
+import pathlib, sys, time
+from s3prl_ext.studies.config import Resources
+from s3prl_ext.studies.engines import local
+from tests.studies.test_engines import a_job
+local.command = lambda job: [sys.executable, "-c", "import os, pathlib, time; pathlib.Path({str(begun)!r}).write_text(str(os.getpid())); time.sleep(600)"]
+local.LocalEngine(1, Resources()).start(a_job(pathlib.Path({str(tmp_path)!r})), pathlib.Path({str(tmp_path / "log")!r}))
+time.sleep(600)
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", driver], env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    )
+    until(lambda: begun.is_file() and begun.read_text())
+    child = int(begun.read_text())
+    process.kill()
+    process.wait()
+    until(lambda: not Path(f"/proc/{child}").exists() or "zombie" in Path(f"/proc/{child}/status").read_text())
+
+
+def test_the_printed_command_is_the_one_that_runs(tmp_path):
+    job = a_job(tmp_path)
+    assert shown(job).startswith("s3prl-ext run -m train -a -d speech_commands -c ks/mini -u fbank --seed 0 -p")
+
+
+def until(holds, seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.02)

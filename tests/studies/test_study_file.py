@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from s3prl_ext.errors import UsageError
+from s3prl_ext.studies.config import Study, read_study
+from s3prl_ext.studies.plan import cells_of, combinations
+
+GOOD = """
+upstreams: [fbank, {label: merged, upstream: merged_attention, config: my.yaml}]
+tasks: [ks, {task: sid, set: {runner.total_steps: 40}}]
+methods: [weighted_sum, {label: child, method: child, density: 0.1}]
+axes: {lr: [1e-2, 1.0e-3], lambda: [0.1]}
+seeds: [3, 4]
+choose: lr
+preset: mini
+set: {runner.total_steps: 20}
+exclude: [{task: sid, method: child}]
+"""
+
+
+def study(tmp_path: Path, text: str) -> Study:
+    path = tmp_path / "my_study.yaml"
+    path.write_text(text)
+    return read_study(path)
+
+
+def test_every_combination_is_a_run_with_a_folder_of_its_own(tmp_path):
+    cells = cells_of(study(tmp_path, GOOD), tmp_path)
+    runs = [run for cell in cells for run in cell.search]
+    assert len(cells) == 6 and len(runs) == 12 and len({run.folder for run in runs}) == 12
+    assert not any(run.labels["task"] == "sid" and run.labels["method"] == "child" for run in runs)
+    assert runs[0].folder == tmp_path / "ks/fbank/weighted_sum/lr=0.01,lambda=0.1/seed=3"
+    assert {run.seed for run in runs} == {3}, "only the first seed searches"
+
+
+def test_a_run_is_an_ordinary_command(tmp_path):
+    merged = study(tmp_path, GOOD + "flags: {--device: cpu}\n")
+    run = next(
+        r for c in cells_of(merged, Path("exp")) for r in c.search if r.name.startswith("ks/merged/child/lr=0.001")
+    )
+    assert run.flags() == [
+        "-m", "train", "-a", "-d", "speech_commands", "-c", "ks/mini", "-u", "merged_attention", "-g", "my.yaml,,lambda=0.1",
+        "--device", "cpu", "--seed", "3", "-p", "exp/ks/merged/child/lr=0.001,lambda=0.1/seed=3", "-o",
+        "config.runner.total_steps=20,,config.tuning={'method':'child','density':0.1},,config.optimizer.lr=0.001",
+    ]  # fmt: skip
+
+
+def test_settings_of_a_task_win_over_those_of_all_and_an_axis_over_both(tmp_path):
+    text = "upstreams: fbank\ntasks: [{task: ks, set: {optimizer.lr: 1, runner.total_steps: 7}}]\naxes: {lr: [0.5], density: [0.1]}\n"
+    text += "methods: [{method: child, density: 0.5, lr: 1e-4}]\npreset: mini\nset: {runner.total_steps: 20}\n"
+    [cell] = cells_of(study(tmp_path, text), tmp_path)
+    given = cell.search[0].flags()[-1].split(",,")
+    assert set(given) == {
+        "config.runner.total_steps=7", "config.optimizer.lr=0.5",
+        "config.tuning={'method':'child','density':0.1,'lr':'1e-4'}",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (("tasks: [ks", "tasks: [kss"), "my_study.yaml.tasks[0]: unknown task 'kss'"),
+        (("preset: mini", "preset: minni"), "ks/minni"),
+        (("choose: lr", "choose: rate"), "my_study.yaml.choose: unknown axis 'rate'"),
+        (("choose: lr", "choose: task"), "a cell is a task"),
+        (("seeds: [3, 4]", "seeds: [3, 3]"), "my_study.yaml.seeds has '3' twice"),
+        (("seeds: [3, 4]", "seeds: [-1]"), "must be a whole number of at least 0"),
+        (("seeds: [3, 4]", "seeds: []"), "my_study.yaml.seeds is empty"),
+        (("lr: [1e-2, 1.0e-3]", "lr: [1e-3, 0.001]"), "has '0.001' twice"),
+        (("method: child}]", "method: chilt}]"), "unknown method 'chilt'"),
+        (("axes: {lr", "axes: {seed: [1], lr"), "seed has a key of its own"),
+        (("preset: mini", "presets: mini"), "unknown key 'presets'; did you mean 'preset'?"),
+        (("{label: child, method: child", "{label: a/b, method: child"), "'a/b' cannot name a folder"),
+        (("density: 0.1}", "density: 0.1, label: weighted_sum}"), "is not readable as YAML|twice"),
+        (("{runner.total_steps: 20}", "{runner.total_steps: 'a=b'}"), "cannot be passed on"),
+        (("[fbank, ", "[fbank, {label: x}, "), "upstream is missing"),
+        (("choose: lr", "choose: lr\nresources: {gpus: -1}"), "resources.gpus must be at least 0"),
+        (("choose: lr", "choose: lr\nresources: 1"), "resources must be a mapping"),
+    ],
+)
+def test_what_is_wrong_is_named(change, sentence, tmp_path):
+    text = GOOD.replace(*change)
+    assert text != GOOD
+    with pytest.raises(UsageError) as caught:
+        study(tmp_path, text)
+    assert any(part in str(caught.value) for part in sentence.split("|")), str(caught.value)
+
+
+def test_all_problems_are_named_at_once(tmp_path):
+    with pytest.raises(UsageError) as caught:
+        study(tmp_path, GOOD.replace("tasks: [ks", "tasks: [kss").replace("choose: lr", "choose: rate"))
+    assert "kss" in str(caught.value) and "rate" in str(caught.value)
+
+
+def test_variables_are_replaced(tmp_path, monkeypatch):
+    monkeypatch.setenv("MY_HUBERT", "/models/hubert")
+    found = study(tmp_path, "upstreams: [{upstream: hubert_local, ckpt: '${MY_HUBERT}'}]\ntasks: ks\npreset: mini\n")
+    assert found.axes["upstream"][0].flags["-k"] == "/models/hubert"
+
+
+def test_the_shipped_studies_can_be_read():
+    from s3prl_ext.configs import shipped_dir
+
+    files = sorted((shipped_dir("recipes") / "studies").glob("*.yaml"))
+    assert files
+    for path in files:
+        assert list(combinations(read_study(path)))
