@@ -14,11 +14,11 @@ from torch import nn
 
 from s3prl_ext import adapters, extensions, plugin
 from s3prl_ext.child_tuning.eligible import eligible_parameters
-from s3prl_ext.errors import DataError, ExtError, UsageError, unknown_name
+from s3prl_ext.errors import ExtError, UsageError
 from s3prl_ext.models.architectures import without_unused
 from s3prl_ext.training.learnable_lambda import prepare_lambda
 from s3prl_ext.training.methods import METHODS, resolve_tuning
-from s3prl_ext.training.upstream_checks import check_upstream_flags, upstream_problem
+from s3prl_ext.training.upstream_checks import build_upstream
 
 DENSITIES = (0.1, 0.01, 0.001)
 
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if flags.upstream:
         if flags.dims:
             raise UsageError("-u measures an upstream and --dims a published size: give one of the two.")
-        model, name = _build(flags), flags.upstream
+        model, name = build_upstream(flags), flags.upstream
     else:
         model, name = published(flags.dims or "base"), f"HuBERT {flags.dims or 'base'}"
     total = sum(parameter.numel() for parameter in model.parameters())
@@ -78,25 +78,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("-g", "--upstream_model_config", help="its configuration")
     parser.add_argument("--dims", choices=sorted(adapters.DIMENSIONS), help="a published size (default: base)")
     return parser
-
-
-def _build(flags: argparse.Namespace) -> nn.Module:
-    from s3prl import hub
-
-    if not hasattr(hub, flags.upstream):
-        raise unknown_name("upstream", flags.upstream, hub.options())
-    check_upstream_flags(flags)
-    try:
-        return getattr(hub, flags.upstream)(
-            ckpt=flags.upstream_ckpt, model_config=flags.upstream_model_config, refresh=False
-        )
-    except ExtError:
-        raise
-    except Exception as error:  # s3prl's own: KeyError, ValueError, AssertionError, RuntimeError, OSError
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise upstream_problem(flags, error) or DataError(
-            f"-u {flags.upstream} cannot load -k {flags.upstream_ckpt} ({reason}): give a model of its kind."
-        ) from error
 
 
 def published(size: str) -> nn.Module:

@@ -100,17 +100,14 @@ class Driver:
         Raises:
             StoppedByUser: Ctrl-C; the jobs have ended first.
         """
-        for cell in self.progress.cells:
-            for run in cell.search:
-                self._meet(cell, Job(run, "train"))
-            self._go_on(cell)
         try:
-            while self.waiting or self.progress.running:
-                for _ in range(min(self.engine.free(), len(self.waiting))):
-                    self._start(self.waiting.popleft())
-                self.show(self.progress)
-                for end in self.engine.ended(1.0):
-                    self._note(end)
+            self._fetch()
+            for cell in self.progress.cells:
+                if self._upstream_of(cell) not in self.progress.failed:
+                    for run in cell.search:
+                        self._meet(cell, Job(run, "train"))
+                    self._go_on(cell)
+            self._work()
         except KeyboardInterrupt:
             self.engine.stop()
             left = self.progress.total - len(self.progress.done) - len(self.progress.failed)
@@ -122,6 +119,29 @@ class Driver:
             raise
         self.show(self.progress)
         return self.progress
+
+    def _fetch(self) -> None:
+        """Build every upstream once; the cells of one that cannot be built are left out, with its sentence."""
+        for cell in self.progress.cells:
+            for run in cell.search:
+                job = Job(run, "fetch")
+                if job.name not in self.cell_of and not job.is_done():
+                    self.cell_of[job.name] = cell
+                    self.waiting.append(job)
+        self._work()
+
+    @staticmethod
+    def _upstream_of(cell: Cell) -> str:
+        return Job(cell.search[0], "fetch").name
+
+    def _work(self) -> None:
+        """Start what waits and note what ends, until nothing is left."""
+        while self.waiting or self.progress.running:
+            for _ in range(min(self.engine.free(), len(self.waiting))):
+                self._start(self.waiting.popleft())
+            self.show(self.progress)
+            for end in self.engine.ended(1.0):
+                self._note(end)
 
     def _meet(self, cell: Cell, job: Job) -> None:
         """Take a job into account once: it is done, has failed before, or waits."""
@@ -150,7 +170,7 @@ class Driver:
         """Note how a job ended; one whose process was lost waits again, up to the study's number of retries."""
         job = end.job
         self.progress.seconds.append(time.monotonic() - self.progress.running.pop(job.name))
-        if end.code == 0 and job.result() is not None:
+        if end.code == 0 and job.is_done():
             self._done(job)
         elif (end.code is None or end.code < 0) and self.lost.get(job.name, 0) < self.study.retries:
             self.lost[job.name] = self.lost.get(job.name, 0) + 1
@@ -160,9 +180,12 @@ class Driver:
             self.waiting.append(job)
         else:
             self._failed(job, job.failure() or last_sentence(end))
-        self._go_on(self.cell_of[job.name])
+        if job.kind != "fetch":
+            self._go_on(self.cell_of[job.name])
 
     def _done(self, job: Job) -> None:
+        if job.kind == "fetch":
+            return
         self.progress.done[job.name] = job
         self.progress.failed.pop(job.name, None)
         if job.kind == "train":

@@ -53,13 +53,23 @@ class Run:
     def flags(self) -> list[str]:
         """Return the flags of ``s3prl-ext run`` that train it, or go on with it."""
         flags = {key: value for point in self._points() for key, value in point.flags.items() if key != "-g"}
-        merge = [point.flags["-g"] for point in self._points() if "-g" in point.flags]
-        flags |= {"-g": ",,".join(merge)} if merge else {}
+        flags |= {"-g": merge} if (merge := self._merge()) else {}
         flags |= self.study.flags
         listed = [text for pair in flags.items() for text in pair]
         given = ",,".join(f"config.{key}={value!r}".replace(" ", "") for key, value in self.settings().items())
         own = ["--seed", str(self.seed), "-p", str(self.folder), *(["-o", given] if given else [])]
         return ["-m", "train", "-a", *listed, *own]
+
+    def upstream_flags(self) -> list[str]:
+        """Return the flags that name its upstream."""
+        flags = next(point.flags for point in self._points() if "-u" in point.flags)
+        flags = {key: flags[key] for key in ("-u", "-k") if key in flags} | (
+            {"-g": merge} if (merge := self._merge()) else {}
+        )
+        return [text for pair in flags.items() for text in pair]
+
+    def _merge(self) -> str:
+        return ",,".join(point.flags["-g"] for point in self._points() if "-g" in point.flags)
 
     def _points(self) -> list[Point]:
         return [next(p for p in self.study.axes[axis] if p.label == label) for axis, label in self.labels.items()]
@@ -136,7 +146,7 @@ class Job:
 
     Attributes:
         run: what it works on.
-        kind: ``train`` or ``test``.
+        kind: ``train``, ``test``, or ``fetch``: build the run's upstream once, so that runs do not download it side by side.
     """
 
     run: Run
@@ -145,11 +155,26 @@ class Job:
     @property
     def name(self) -> str:
         """Its name in logs."""
-        return f"{self.run.name}/{self.kind}"
+        return f"fetch/{self.run.labels['upstream']}" if self.kind == "fetch" else f"{self.run.name}/{self.kind}"
+
+    @property
+    def marker(self) -> Path:
+        """The file that a fetch leaves."""
+        return _root(self.run) / self.name
+
+    def module(self) -> str:
+        """Return the module whose command it is."""
+        return "s3prl_ext.studies.fetch" if self.kind == "fetch" else "s3prl_ext.run_downstream"
 
     def flags(self) -> list[str]:
-        """Return the flags of ``s3prl-ext run``; of a test they are known once its training has ended."""
+        """Return the flags of its command; of a test they are known once its training has ended."""
+        if self.kind == "fetch":
+            return [str(self.marker), *self.run.upstream_flags()]
         return self.run.flags() if self.kind == "train" else self.run.test_flags()
+
+    def is_done(self) -> bool:
+        """Return whether it has left what it is for."""
+        return self.marker.is_file() if self.kind == "fetch" else self.result() is not None
 
     def result(self) -> ResultRecord | None:
         """Return what it has left, or None."""
@@ -157,6 +182,8 @@ class Job:
 
     def failure(self) -> str | None:
         """Return the sentence that it ended with, where it failed."""
+        if self.kind == "fetch":
+            return None
         name = "result-failed.json" if self.kind == "train" else f"result-{self.run.task.test}-failed.json"
         try:
             return str(json.loads((self.run.folder / name).read_text(encoding="utf-8"))["error"])

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
+from torch import nn
 
 from s3prl_ext.errors import DataError, ExtError, UsageError, is_out_of_memory, unknown_name
 
@@ -131,6 +132,34 @@ def features_given(args: Namespace) -> bool:
         or args.upstream_feature_selection != "hidden_states"
         or args.upstream_layer_selection is not None
     )
+
+
+def build_upstream(flags: Namespace) -> nn.Module:
+    """Return the upstream that ``-u``, ``-k`` and ``-g`` name.
+
+    Args:
+        flags: with `upstream`, `upstream_ckpt` and `upstream_model_config`.
+
+    Raises:
+        UsageError: it is unknown, or a flag does not fit it.
+        DataError: its model cannot be loaded.
+    """
+    from s3prl import hub
+
+    if not hasattr(hub, flags.upstream):
+        raise unknown_name("upstream", flags.upstream, hub.options())
+    check_upstream_flags(flags)
+    try:
+        return getattr(hub, flags.upstream)(
+            ckpt=flags.upstream_ckpt, model_config=flags.upstream_model_config, refresh=False
+        )
+    except ExtError:
+        raise
+    except Exception as error:  # s3prl's own: KeyError, ValueError, AssertionError, RuntimeError, OSError
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise upstream_problem(flags, error) or DataError(
+            f"-u {flags.upstream} cannot load -k {flags.upstream_ckpt} ({reason}): give a model of its kind."
+        ) from error
 
 
 def upstream_problem(args: Namespace, error: Exception) -> ExtError | None:

@@ -14,6 +14,8 @@ Outcome = float | str | None  # score on dev and test; the sentence of a failure
 
 def result_of(job: Job, score: float) -> tuple[Path, str]:
     """Return the file that a training or a test leaves, and its content."""
+    if job.kind == "fetch":
+        return job.marker, ""
     task, run = job.run.task, job.run
     split = task.dev if job.kind == "train" else task.test
     name = task.metrics[0]
@@ -35,6 +37,7 @@ class Instant:
     def __init__(self, outcome: Callable[[Job], Outcome], jobs: int = 4) -> None:
         self.outcome, self.jobs = outcome, jobs
         self.started: list[str] = []
+        self.fetched: list[str] = []
         self.running: list[Ended] = []
         self.stopped = False
 
@@ -42,7 +45,7 @@ class Instant:
         return self.jobs - len(self.running)
 
     def start(self, job: Job, log: Path) -> None:
-        self.started.append(job.name)
+        (self.fetched if job.kind == "fetch" else self.started).append(job.name)
         found = self.outcome(job)
         if isinstance(found, float):
             path, text = result_of(job, found)

@@ -26,6 +26,7 @@ def make_study(seeds=(0, 1), **changes) -> Study:
 
 
 def score(job: Job) -> float:
+    """Return what a run scores; a fetch has no use for it."""
     return {"0.1": 0.5, "0.01": 0.7, "0.001": 0.6}[job.run.labels["lr"]] + 0.01 * job.run.seed
 
 
@@ -44,6 +45,23 @@ def test_dev_chooses_the_other_seeds_follow_and_only_the_chosen_one_is_tested(tm
     assert len(progress.done) == progress.total == 12 and not progress.failed
     again, progress = drive(tmp_path)
     assert again.started == [] and len(progress.done) == 12, "the same command runs nothing twice"
+
+
+def test_each_upstream_is_built_once_before_the_runs(tmp_path):
+    axes = make_study().axes | {
+        "upstream": (Point("a", flags={"-u": "a"}), Point("b", flags={"-u": "b", "-k": "b.pt"}))
+    }
+    engine, _ = drive(tmp_path, study=make_study(axes=axes))
+    assert engine.fetched == ["fetch/a", "fetch/b"]
+    again, _ = drive(tmp_path, study=make_study(axes=axes))
+    assert again.fetched == []
+
+    def outcome(job: Job) -> Outcome:
+        return "no such file: b.pt" if job.name == "fetch/b" else score(job)
+
+    engine, progress = drive(tmp_path / "other", outcome, make_study(axes=axes))
+    assert list(progress.failed) == ["fetch/b"] and not any("/b/" in name for name in engine.started)
+    assert len(progress.done) == 12
 
 
 def test_an_error_rate_is_chosen_from_below(tmp_path):
@@ -73,7 +91,8 @@ def test_one_failed_run_does_not_end_the_study_and_can_be_repeated(tmp_path):
 
 def test_a_run_that_diverged_counts_as_the_worst(tmp_path):
     def outcome(job: Job) -> Outcome:
-        return "100 steps in a row without a finite gradient: ..." if job.run.labels["lr"] == "0.01" else score(job)
+        diverges = job.kind != "fetch" and job.run.labels["lr"] == "0.01"
+        return "100 steps in a row without a finite gradient: ..." if diverges else score(job)
 
     engine, progress = drive(tmp_path, outcome)
     assert sum(name.startswith("ks/fbank/frozen/lr=0.001") for name in engine.started) == 4
@@ -82,7 +101,9 @@ def test_a_run_that_diverged_counts_as_the_worst(tmp_path):
 
 
 def test_a_lost_process_is_started_again_so_often_and_then_named(tmp_path):
-    engine, progress = drive(tmp_path, lambda job: None if job.run.labels["lr"] == "0.1" else score(job))
+    engine, progress = drive(
+        tmp_path, lambda job: None if job.run.labels["lr"] == "0.1" and job.kind != "fetch" else score(job)
+    )
     assert engine.started.count("ks/fbank/frozen/lr=0.1/seed=0/train") == 3
     assert "without a result" in progress.failed["ks/fbank/frozen/lr=0.1/seed=0/train"]
 

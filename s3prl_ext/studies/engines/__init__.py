@@ -16,7 +16,7 @@ ENGINES = ("local", "ray", "slurm")
 
 def command(job: Job) -> list[str]:
     """Return the command of a job for a process on any machine with the same folders and environment."""
-    return [sys.executable, "-m", "s3prl_ext.run_downstream", *job.flags()]
+    return [sys.executable, "-m", job.module(), *job.flags()]
 
 
 def shown(job: Job) -> str:
