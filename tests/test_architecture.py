@@ -32,6 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evaluation": {"models", "attention", "configs", "tasks", "metrics", "errors"},
     "papers": {"evaluation", "configs", "tasks", "metrics", "errors"},
     "corpora": {"attention", "configs", "metrics", "errors"},
+    "studies": {"training", "evaluation", "configs", "tasks", "metrics", "errors", "run_flags", "plugin"},
     "mini_superb": {"corpora", "configs", "tasks", "errors"},
     "transformers_models": {"models", "errors"},
     "compat": {"transformers_models", "tasks", "attention", "configs", "errors"},

@@ -25,6 +25,7 @@ from s3prl_ext.metrics import heading, metric
 from s3prl_ext.papers.pivot import pivot, with_ours
 from s3prl_ext.papers.tables import NAMES, Cell, PaperTable, paper_table
 from s3prl_ext.papers.transcript_tables import transcript_tables
+from s3prl_ext.studies.outcome import tables_of
 from s3prl_ext.tasks import named, reported_splits
 from s3prl_ext.writing import write_text
 
@@ -60,7 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         evidence.runs = [_over(flags.intervals_over, run, evidence.left_out) for run in evidence.runs]
     if flags.group_by is not None:
         check_facts(flags.group_by, evidence.runs)
-    tables = _tables(evidence, papers, flags)
+    tables = [table for place in flags.results if place.is_dir() for table in tables_of(place)]
+    tables += _tables(evidence, papers, flags)
     out = flags.out
     out.mkdir(parents=True, exist_ok=True)
     pictures = report_figures.draw(evidence.sweeps, evidence.folders, out)

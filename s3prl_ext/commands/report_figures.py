@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 # Pictures that runs and commands write into their folder, and what they show.
 OF_A_RUN = {
+    "study.png": "scores on dev by what a study searched",
     RACE_PICTURE: "candidates' curves with the step of the comparison (AD-TUNING, Fig. 3)",
     LAMBDA_PICTURE: "λ of each layer over training",
     "layers.png": "similarity of the layers of two models (MAM, Table 3)",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import signal
 import sys
@@ -11,12 +10,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from s3prl_ext.errors import DataError, UsageError
+from s3prl_ext.errors import UsageError
 from s3prl_ext.evaluation.tables import markdown
 from s3prl_ext.locks import one_run
-from s3prl_ext.reading import parse_json
 from s3prl_ext.studies.check import check_runs
-from s3prl_ext.studies.config import Study, content_of, read_study
+from s3prl_ext.studies.config import FILE, Study, content_of, kept_study, read_study
 from s3prl_ext.studies.driver import Driver
 from s3prl_ext.studies.engines import ENGINES, open_engine
 from s3prl_ext.studies.estimate import dry_run
@@ -25,7 +23,6 @@ from s3prl_ext.studies.plan import cells_of
 from s3prl_ext.studies.view import View
 from s3prl_ext.writing import write_json
 
-FILE = "study.json"
 EPILOG = """Each run is an ordinary `s3prl-ext run` with a folder of its own; --dry-run prints the commands. Ctrl-C saves and ends
 all jobs, and the same command goes on. --engine ray joins the cluster at RAY_ADDRESS, or starts one here; slurm submits
 job arrays.
@@ -96,18 +93,12 @@ def _keep(study: Study, folder: Path) -> None:
     """Write what the study is into its folder; axes may grow and shrink, but what a run has may not change.
 
     Raises:
-        UsageError: the folder holds another study, or something else.
+        UsageError: the folder holds a study with other settings.
     """
-    path, now = folder / FILE, _as_json(content_of(study))
-    if path.is_file():
-        try:
-            before = parse_json(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise DataError(
-                f"{path} is corrupt: not JSON; remove it if the runs in {folder} are of this study."
-            ) from error
-        _check_same(before, now, folder)
-    write_json(path, now, indent=1)
+    before = kept_study(folder)
+    if before is not None:
+        _check_same(content_of(before), content_of(study), folder)
+    write_json(folder / FILE, content_of(study), indent=1)
 
 
 def _check_same(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
@@ -122,7 +113,3 @@ def _check_same(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path)
         ]
     if said:
         raise UsageError(f"{folder} is of a study with {'; '.join(said)}: give another -p.")
-
-
-def _as_json(value: Any) -> Any:
-    return json.loads(json.dumps(value))

@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from s3prl_ext.configs import expand_variables, load_yaml
-from s3prl_ext.errors import UsageError, unknown_name
+from s3prl_ext.errors import DataError, UsageError, unknown_name
+from s3prl_ext.reading import parse_json
 from s3prl_ext.settings import choice, count, load, name, number, raise_all, unknown_keys
 
 # Axis -> key of the task file that it sets; another axis has its key as its name. Of ``lambda`` see Point.
@@ -290,6 +291,35 @@ def _plain(value: Any) -> Any:
         return float(value)
     except ValueError:
         return value
+
+
+FILE = "study.json"  # in the folder of a study: what was run there
+
+
+def kept_study(folder: Path) -> Study | None:
+    """Return the study that a folder holds, or None where it holds none.
+
+    Raises:
+        DataError: its file is corrupt.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        return None
+    try:
+        content = parse_json(path.read_text(encoding="utf-8"))
+        axes = {
+            axis: tuple(Point(label, *parts) for label, parts in points.items())
+            for axis, points in content["axes"].items()
+        }
+        return Study(
+            axes=axes, seeds=tuple(content["seeds"]), choose=tuple(content["choose"]), checkpoint=content["checkpoint"],
+            settings=content["settings"], flags=content["flags"], exclude=tuple(content["exclude"]),
+            resources=Resources(**content["resources"]),
+        )  # fmt: skip
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{path} is corrupt ({error!r}): run the study again, which keeps the finished runs."
+        ) from error
 
 
 def content_of(study: Study) -> dict[str, Any]:

@@ -25,6 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags = parser.parse_args(argv)
     plugin.install()
     build_upstream(flags)
+    flags.marker.parent.mkdir(parents=True, exist_ok=True)
     write_text(flags.marker, "")
     return 0
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from s3prl_ext.evaluation.series_panels import Series, SeriesPanel, plot_series_panels
 from s3prl_ext.evaluation.tables import NOTHING, Table, csv_text, markdown, mean_and_deviation
 from s3prl_ext.metrics import factor, heading
-from s3prl_ext.studies.plan import Cell, Run
+from s3prl_ext.studies.config import kept_study
+from s3prl_ext.studies.plan import Cell, Job, Run, cells_of
 from s3prl_ext.studies.view import clock
 from s3prl_ext.tasks import named
 from s3prl_ext.writing import write_text
@@ -19,13 +20,21 @@ MOST_LINES = 8  # of a panel
 
 def write_outcome(cells: Sequence[Cell], folder: Path) -> list[Table]:
     """Write ``study.md``, ``runs.csv`` and, where numbers were searched, ``study.png``; return the tables."""
-    tables = [
-        table for task in _tasks(cells) for table in _tables(task, [c for c in cells if c.labels["task"] == task])
-    ]
+    tables = tables_of(folder)
     write_text(folder / "study.md", "\n".join(map(markdown, tables)))
     write_text(folder / "runs.csv", csv_text([_runs(cells)]))
     draw_search(cells, folder / "study.png")
     return tables
+
+
+def tables_of(folder: Path) -> list[Table]:
+    """Return the tables of the study in a folder, as far as it has run; none where there is no study."""
+    study = kept_study(folder)
+    cells = cells_of(study, folder) if study else []
+    for cell in cells:
+        for run in cell.search:
+            cell.note(run, run.record(), Job(run, "train").failure())
+    return [table for task in _tasks(cells) for table in _tables(task, [c for c in cells if c.labels["task"] == task])]
 
 
 def _tasks(cells: Sequence[Cell]) -> list[str]:

@@ -21,7 +21,7 @@ def result_of(job: Job, score: float) -> tuple[Path, str]:
     name = task.metrics[0]
     record = {
         "schema": 3, "mode": job.kind, "upstream": "u", "downstream": task.downstream, "seed": run.seed, "step": 10,
-        "seconds": 20.0, "seconds_per_step": 2.0, "trainable": {}, "args": {}, "config": {}, "versions": {},
+        "seconds": 20.0, "seconds_per_step": 2.0, "trainable": {}, "args": {}, "config": run.config(), "versions": {},
         "date": "2026-01-02", "data": None, "machine": {}, "peak_memory": {}, "commit": None, "error": None, "merge": None,
         "intervals": {}, "items": {}, "splits_sha256": None,
         "metrics": {split: {name: {"value": score, "unit": "ratio", "higher_is_better": True}}},

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from s3prl_ext.errors import StoppedByUser
-from s3prl_ext.studies.config import Point, Study
+from s3prl_ext.studies.config import FILE, Point, Study, content_of
 from s3prl_ext.studies.driver import Driver, Progress
 from s3prl_ext.studies.outcome import write_outcome
 from s3prl_ext.studies.plan import Job
@@ -28,6 +28,10 @@ def make_study(seeds=(0, 1), **changes) -> Study:
 def score(job: Job) -> float:
     """Return what a run scores; a fetch has no use for it."""
     return {"0.1": 0.5, "0.01": 0.7, "0.001": 0.6}[job.run.labels["lr"]] + 0.01 * job.run.seed
+
+
+def keep(study: Study, folder: Path) -> None:
+    (folder / FILE).write_text(json.dumps(content_of(study)))
 
 
 def drive(folder: Path, outcome=score, study: Study | None = None, **options) -> tuple[Instant, Progress]:
@@ -96,6 +100,7 @@ def test_a_run_that_diverged_counts_as_the_worst(tmp_path):
 
     engine, progress = drive(tmp_path, outcome)
     assert sum(name.startswith("ks/fbank/frozen/lr=0.001") for name in engine.started) == 4
+    keep(make_study(), tmp_path)
     tables = write_outcome(progress.cells, tmp_path)
     assert tables[1].rows == [["fbank", "frozen", "50.00", "diverged", "60.00"]]
 
@@ -141,6 +146,7 @@ def test_a_folder_that_another_process_still_writes_into_waits(tmp_path, monkeyp
 
 def test_tables_csv_and_picture_show_what_was_found(tmp_path):
     _, progress = drive(tmp_path)
+    keep(make_study(), tmp_path)
     tables = write_outcome(progress.cells, tmp_path)
     assert [table.title for table in tables][:2] == [
         "ks: chosen on dev, scored on test",

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from s3prl_ext.commands import study as command
+from s3prl_ext.commands.report import main as report
+from s3prl_ext.errors import UsageError
+from tests.studies.instant import Instant
+
+TEXT = """
+upstreams: fbank
+tasks: ks
+axes: {lr: [1e-2, 1e-3]}
+seeds: [0, 1]
+choose: lr
+preset: mini
+"""
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Give the command a study; its jobs end at once."""
+    scores = {"0.01": 0.6, "0.001": 0.7}
+    outcome = lambda job: scores[job.run.labels["lr"]] if job.kind != "fetch" else 0.0  # noqa: E731
+    monkeypatch.setattr(command, "open_engine", lambda *given: Instant(outcome))
+
+    def give(text: str = TEXT, *flags: str) -> int:
+        path = tmp_path / "study.yaml"
+        path.write_text(text)
+        return command.main([str(path), "-p", str(tmp_path / "exp"), *flags])
+
+    return give
+
+
+def test_a_study_prints_what_dev_has_chosen(run, tmp_path, capsys):
+    assert run() == 0
+    out = capsys.readouterr().out
+    assert "| fbank | weighted_sum | 0.001 | 70.00 | 2 | 70.00 ± 0.00 |" in out
+    assert {path.name for path in (tmp_path / "exp").iterdir()} >= {
+        "study.json",
+        "study.md",
+        "study.png",
+        "runs.csv",
+        "ks",
+    }
+    assert report([str(tmp_path / "exp"), "--out", str(tmp_path / "report")]) == 0
+    page = (tmp_path / "report" / "report.md").read_text()
+    assert "ks: chosen on dev, scored on test" in page and "scores on dev by what a study searched" in page
+
+
+def test_dry_run_says_how_much_it_is_and_runs_nothing(run, tmp_path, capsys):
+    assert run(TEXT, "--dry-run") == 0
+    out = capsys.readouterr().out
+    assert "1 cells, 2 trainings that search, 1 with other seeds" in out and "5 jobs" in out
+    assert out.count("s3prl-ext run -m train") == 2 and "hours are not known" in out
+    assert not (tmp_path / "exp").exists()
+    run()
+    capsys.readouterr()
+    run(TEXT, "--dry-run")
+    assert "hours of one job after another, from runs that have ended" in capsys.readouterr().out
+
+
+def test_a_folder_of_another_study_is_refused(run, tmp_path):
+    run()
+    with pytest.raises(UsageError, match=r"exp is of a study with settings \{\}"):
+        run(TEXT + "set: {runner.total_steps: 5}\n")
+    with pytest.raises(UsageError, match="is of a study with task 'ks' as"):
+        run(TEXT.replace("tasks: ks", "tasks: [{task: ks, set: {runner.total_steps: 5}}]"))
+    with pytest.raises(UsageError, match="the axes task, upstream, method, lr"):
+        run(TEXT.replace("lr: [1e-2, 1e-3]", "lr: [1e-2], rank: [4]").replace("fbank", "fbank\nmethods: lora"))
+    assert run(TEXT.replace("seeds: [0, 1]", "seeds: [0, 1, 2]")) == 0, "more seeds are the same study"
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (TEXT + "methods: [child]\n", "ks/fbank/child/lr=0.01/seed=0: tuning.density is missing"),
+        (TEXT + "set: {runner.eval_dataloaders: [test]}\n", "runner.eval_dataloaders lacks dev"),
+        (TEXT + "set: {runner.total_stepps: 5}\n", "did you mean 'total_steps'"),
+        (TEXT + "exclude: [{task: ks}]\n", "every combination is excluded"),
+    ],
+)
+def test_what_no_run_could_do_is_refused_before_any_starts(text, sentence, run, tmp_path):
+    with pytest.raises(UsageError) as caught:
+        run(text)
+    assert sentence in str(caught.value) and not (tmp_path / "exp").exists()
+
+
+def test_a_failed_job_makes_the_exit_status_one(run, monkeypatch, capsys):
+    monkeypatch.setattr(
+        command, "open_engine", lambda *given: Instant(lambda job: "the disk is full" if job.kind != "fetch" else 0.0)
+    )
+    assert run() == 1
+    assert "--retry-failed" in capsys.readouterr().err
+
+
+def test_a_damaged_study_file_is_named(run, tmp_path):
+    run()
+    (tmp_path / "exp" / "study.json").write_text(json.dumps({"axes": 1}))
+    with pytest.raises(Exception, match=r"study\.json is corrupt"):
+        run()
+    assert Path(tmp_path / "exp" / "ks").is_dir()
