@@ -33,6 +33,7 @@ PARSED_ONLY = {
     "pip install -c constraints.txt torch": "needs a network",
     "pip install -c constraints.txt '.[demo]'": "needs a network",
     "pip install -c constraints.txt -e '.[demo,dev]'": "needs a network",
+    "s3prl-ext study recipes/studies/mini.yaml -p exp/study --jobs 2": "72 processes; tests/studies",
     "s3prl-ext prepare mini_superb --out mini": "runs once for all tests, in the fixture mini_superb",
     "s3prl-ext prepare whisper --out whisper_base": "downloads 133 MB; tests/commands/test_prepare_whisper.py",
     "s3prl-ext prepare ljspeech --out corpora --download": "downloads gigabytes; tests/corpora/test_archives.py",

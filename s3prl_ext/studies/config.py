@@ -18,6 +18,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -105,6 +106,11 @@ class Study:
     exclude: tuple[Mapping[str, str], ...] = ()
     resources: Resources = Resources()
     retries: int = 2
+
+    @cached_property
+    def points(self) -> dict[str, dict[str, Point]]:
+        """The points of each axis by their label."""
+        return {axis: {point.label: point for point in points} for axis, points in self.axes.items()}
 
     def without(self, labels: Mapping[str, str]) -> bool:
         """Return whether a combination of labels is excluded."""

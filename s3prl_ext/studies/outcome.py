@@ -16,6 +16,7 @@ from s3prl_ext.tasks import named
 from s3prl_ext.writing import write_text
 
 MOST_LINES = 8  # of a panel
+AXIS_NAMES = {"lr": "learning rate", "lambda": "λ"}
 
 
 def write_outcome(cells: Sequence[Cell], folder: Path) -> list[Table]:
@@ -135,9 +136,11 @@ def draw_search(cells: Sequence[Cell], path: Path) -> None:
             title = f"{task}, {named(task).dev}, seed {cells[0].study.seeds[0]}"
             metric = named(task).metrics[0]
             shown = series[first : first + MOST_LINES]
-            panels.append(SeriesPanel(title, shown, choose[0], heading(metric, "dev"), log_x=True))
+            panels.append(
+                SeriesPanel(title, shown, AXIS_NAMES.get(choose[0], choose[0]), heading(metric, "dev"), log_x=True)
+            )
     if panels:
-        plot_series_panels(panels, path, f"Search of {choose[0]} on dev")
+        plot_series_panels(panels, path, f"{AXIS_NAMES.get(choose[0], choose[0])}: scores on dev")
 
 
 def _curve(cell: Cell, axis: str) -> dict[float, float]:

@@ -72,7 +72,7 @@ class Run:
         return ",,".join(point.flags["-g"] for point in self._points() if "-g" in point.flags)
 
     def _points(self) -> list[Point]:
-        return [next(p for p in self.study.axes[axis] if p.label == label) for axis, label in self.labels.items()]
+        return [self.study.points[axis][label] for axis, label in self.labels.items()]
 
     def settings(self) -> dict[str, Any]:
         """Return what it changes in its task file, by dotted key; single keys of ``tuning`` are in the method's section."""
