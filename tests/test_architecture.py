@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "s3prl_ext"
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "layer_sets": {"errors"},
+    "tables": set(),
     "settings": {"errors", "layer_sets"},
     "locks": {"errors"},
     "writing": {"locks"},
@@ -117,6 +118,7 @@ EVERYWHERE = {
     "downloads",
     "layer_sets",
     "settings",
+    "tables",
     "run_folder",
 }  # every part may import them; they import errors at most
 SEES_S3PRL = {

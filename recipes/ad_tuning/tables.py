@@ -15,9 +15,9 @@ from statistics import fmean
 from runs import TASKS, TaskRun, heading, read, runs_of
 
 from s3prl_ext.errors import as_command, unknown_name
-from s3prl_ext.evaluation.tables import NOTHING, Table, markdown, mean_and_deviation
 from s3prl_ext.metrics import metric
 from s3prl_ext.papers.figures import ad_tuning_tables
+from s3prl_ext.tables import NOTHING, Table, markdown, mean_and_deviation
 
 PAPER_ROWS = {
     "full": "FT", "frozen": "Baseline", "houlsby": "Houlsby", "adapter_bias": "AdapterBias", "lora": "LoRA",

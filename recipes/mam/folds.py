@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from s3prl_ext.errors import DataError, as_command
-from s3prl_ext.evaluation.tables import NOTHING, Table, markdown, mean_and_deviation
 from s3prl_ext.papers.figures import mam_figure
 from s3prl_ext.sweeps.grid import BASELINE
 from s3prl_ext.sweeps.selection import point
 from s3prl_ext.sweeps.stored import StoredSweep, read_sweep
+from s3prl_ext.tables import NOTHING, Table, markdown, mean_and_deviation
 
 TEST = "test"
 

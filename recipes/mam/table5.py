@@ -13,8 +13,8 @@ from typing import Any
 
 from s3prl_ext.errors import as_command
 from s3prl_ext.evaluation.predictions import read_json
-from s3prl_ext.evaluation.tables import NOTHING, Table, markdown, mean_and_deviation
 from s3prl_ext.papers.figures import mam_tables
+from s3prl_ext.tables import NOTHING, Table, markdown, mean_and_deviation
 
 METRICS = {"ljspeech": "wer", "vctk": "wer", "esc50": "error"}
 # Row, as the paper's figures name it: folder of its runs.

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from s3prl_ext.errors import DataError, as_command
 from s3prl_ext.evaluation.predictions import read_json as read
-from s3prl_ext.evaluation.tables import Table, markdown, mean_and_deviation
 from s3prl_ext.metrics import factor, metric
+from s3prl_ext.tables import Table, markdown, mean_and_deviation
 from s3prl_ext.writing import write_json
 
 CHOSEN = "chosen.json"

@@ -20,9 +20,9 @@ from tables import PAPER_ROWS
 
 from s3prl_ext.errors import DataError, as_command
 from s3prl_ext.evaluation.plots import save_figure
-from s3prl_ext.evaluation.tables import NOTHING, Table, markdown, mean_and_deviation
 from s3prl_ext.metrics import factor
 from s3prl_ext.papers.figures import ad_tuning_tables
+from s3prl_ext.tables import NOTHING, Table, markdown, mean_and_deviation
 from s3prl_ext.writing import write_json
 
 NAMES = {

@@ -18,6 +18,7 @@ from s3prl_ext.merging.config import DECODER, TARGET_PREFIXES, SourceConfig, Tar
 from s3prl_ext.merging.layers import LayerMap, parse_layer_map
 from s3prl_ext.merging.selection_config import LEVELS, SHARE, parse_settings
 from s3prl_ext.merging.similarity import SIMILARITIES, SWD_DIRECTIONS
+from s3prl_ext.tables import grid
 from s3prl_ext.writing import write_json, write_text
 
 EXAMPLE = """pairs.tsv is tab-separated with the columns path and text (for an image model path and image; for a speech
@@ -212,15 +213,12 @@ def format_table(result: dict[str, Any]) -> str:
     """Return the content of a ``layers.json`` as a Markdown table; a star marks a chosen layer."""
     metrics = result["metrics"]
     heads = [f"{metric} ({row['most_similar']} first)" for metric, row in metrics.items()]
-    rows = [["layer", "source layer", *heads], ["---"] * (2 + len(heads))]
+    rows = []
     compared = next(iter(metrics.values()))["compared"]
     for position, layer in enumerate(compared):
         cells = [f"{row['values'][position]:.6g}{' *' if layer in row['layers'] else '  '}" for row in metrics.values()]
         rows.append([str(layer), str(result["layer_map"][layer]), *cells])
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join(
-        "| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in rows
-    )
+    return grid(["layer", "source layer", *heads], rows, padded=True)
 
 
 def _write(result: dict[str, Any], out: Path) -> None:

@@ -28,6 +28,7 @@ from s3prl_ext.merging.report import MergeRow
 from s3prl_ext.merging.selection_config import LayerSelection
 from s3prl_ext.model_settings import model_config
 from s3prl_ext.progress import bar
+from s3prl_ext.tables import columns
 from s3prl_ext.transformers_models import SPEECH_UPSTREAMS
 from s3prl_ext.upstreams.layer_similarity.selection import choose_layers
 from s3prl_ext.upstreams.merged_attention.config import OWN_UPSTREAM, check_config, read_raw
@@ -174,9 +175,7 @@ def matched_table(models: Models, config: MergeConfig) -> str:
             label = slot.projection if slot.kind == "weight" else f"{slot.projection}.bias"
             shape = "x".join(map(str, models.weights[slot].shape))
             lines.append((str(slot.layer), label, f"{weight:g}", names[slot], other, shape))
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    table = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-    return "\n".join([*table, f"{len(lines) - 1} of {len(names)} attention tensors; nothing was written."])
+    return "\n".join([*columns(lines), f"{len(lines) - 1} of {len(names)} attention tensors; nothing was written."])
 
 
 def write(models: Models, config: MergeConfig, raw: dict[str, Any], out: Path) -> None:

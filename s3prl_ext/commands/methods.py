@@ -16,6 +16,7 @@ from s3prl_ext import adapters, extensions, plugin
 from s3prl_ext.child_tuning.eligible import eligible_parameters
 from s3prl_ext.errors import ExtError, UsageError
 from s3prl_ext.models.architectures import without_unused
+from s3prl_ext.tables import grid
 from s3prl_ext.training.learnable_lambda import prepare_lambda
 from s3prl_ext.training.methods import METHODS, resolve_tuning
 from s3prl_ext.training.upstream_checks import build_upstream
@@ -159,9 +160,9 @@ def _size(parameters: Any) -> int:
 
 def format_table(table: Sequence[Row], total: int) -> str:
     """Return the rows as a Markdown table; percent of all weights of the upstream."""
-    cells = [["method", "trained in the upstream", "percent", "folds", "source"], ["---", "---:", "---:", "---", "---"]]
+    cells = []
     for row in table:
         share = "-" if row.trained is None else f"{100 * row.trained / max(1, total):.3f}"
         cells.append([row.method, "-" if row.trained is None else f"{row.trained:,}", share, row.folds, row.source])
-    widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
-    return "\n".join("| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |" for line in cells)
+    head = ["method", "trained in the upstream", "percent", "folds", "source"]
+    return grid(head, cells, right=(1, 2), padded=True)

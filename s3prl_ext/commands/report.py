@@ -18,7 +18,6 @@ from s3prl_ext.evaluation.result_rows import Row, check_facts, described, rows_o
 from s3prl_ext.evaluation.result_tables import Line, table_of_lines
 from s3prl_ext.evaluation.scored_runs import ScoredRun
 from s3prl_ext.evaluation.superb_row import superb_table
-from s3prl_ext.evaluation.tables import Table, csv_text, latex, markdown, plain
 from s3prl_ext.evaluation.utterance_comparison import check_utterances, with_intervals_over
 from s3prl_ext.evaluation.utterance_counts import OtherEvaluation
 from s3prl_ext.metrics import heading, metric
@@ -26,6 +25,7 @@ from s3prl_ext.papers.pivot import pivot, with_ours
 from s3prl_ext.papers.tables import NAMES, Cell, PaperTable, paper_table
 from s3prl_ext.papers.transcript_tables import transcript_tables
 from s3prl_ext.studies.outcome import tables_of
+from s3prl_ext.tables import Table, csv_text, latex, markdown, plain
 from s3prl_ext.tasks import named, reported_splits
 from s3prl_ext.writing import write_text
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.evaluation.result_records import ResultRecord, read_record
 from s3prl_ext.evaluation.scored_runs import ScoredRun, runs_of
-from s3prl_ext.evaluation.tables import NOTHING, Table
 from s3prl_ext.reading import parse_json
 from s3prl_ext.run_folder import RACE, RESULTS, SWEEP_FILE
 from s3prl_ext.sweeps.stored import StoredSweep, read_sweep
+from s3prl_ext.tables import NOTHING, Table
 
 LAYERS = "layers.json"  # of s3prl-ext layers; its picture is next to it
 PARTS_OF_A_RUN = {RACE, "on_dev"}  # folders in that of a run whose results are not its own

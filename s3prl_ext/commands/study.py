@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from s3prl_ext.errors import UsageError
-from s3prl_ext.evaluation.tables import markdown
 from s3prl_ext.locks import one_run
 from s3prl_ext.studies.check import check_runs
 from s3prl_ext.studies.config import FILE, Study, content_of, kept_study, read_study
@@ -21,6 +20,7 @@ from s3prl_ext.studies.estimate import dry_run
 from s3prl_ext.studies.outcome import write_outcome
 from s3prl_ext.studies.plan import cells_of
 from s3prl_ext.studies.view import View
+from s3prl_ext.tables import markdown
 from s3prl_ext.writing import write_json
 
 EPILOG = """Each run is an ordinary `s3prl-ext run` with a folder of its own; --dry-run prints the commands. Ctrl-C saves and ends

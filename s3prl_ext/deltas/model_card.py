@@ -9,7 +9,8 @@ from typing import Any
 
 from s3prl_ext.attention.layouts import PROJECTIONS
 from s3prl_ext.metrics import METRICS
-from s3prl_ext.models.card import CardScore, table, write_card
+from s3prl_ext.models.card import CardScore, write_card
+from s3prl_ext.tables import grid
 from s3prl_ext.tasks import task_of
 from s3prl_ext.training.corpus_hash import value_at
 from s3prl_ext.training.run_spec import UPSTREAM_ARGUMENTS, RunSpec
@@ -118,7 +119,7 @@ def _model(info: Mapping[str, Any], facts: Facts) -> str:
         "seed": info.get("seed"),
         "written from": f"`{facts.source}`",
     }
-    return table(["", ""], rows.items())
+    return grid(["", ""], rows.items())
 
 
 def _data(info: Mapping[str, Any]) -> str:
@@ -132,7 +133,7 @@ def _data(info: Mapping[str, Any]) -> str:
         "SHA-256 of names and sizes": f"`{found['sha256']}`" if found else "not recorded",
         "SHA-256 of the split lists": f"`{found['splits_sha256']}`" if found.get("splits_sha256") else "not recorded",
     }
-    return table(["", ""], rows.items())
+    return grid(["", ""], rows.items())
 
 
 def _scores(
@@ -155,7 +156,7 @@ def _score_table(scores: Sequence[tuple[str, str, float, Sequence[float] | None]
         rows.append((split, name, f"{value:.6g}{ends}", unit, better))
     if not rows:
         return "None were stored with the weights: evaluate it as below."
-    return table(["split", "metric", "value [95 % interval]", "unit", "better is"], rows)
+    return grid(["split", "metric", "value [95 % interval]", "unit", "better is"], rows)
 
 
 def _merge(record: Mapping[str, Any], learnt: Mapping[str, float]) -> str:
@@ -164,7 +165,7 @@ def _merge(record: Mapping[str, Any], learnt: Mapping[str, float]) -> str:
     for source in record["sources"]:
         rows.append(("source", source["name"], _lambdas(source["lambda"]), f"`{source['attention_sha256']}`"))
     text = (
-        table(["role", "model", "λ", "SHA-256 of query, key and value"], rows)
+        grid(["role", "model", "λ", "SHA-256 of query, key and value"], rows)
         + "\n\nW = λ · W_source + (1 - λ) · W_target, layers counted from 0."
     )
     if learnt:

@@ -10,9 +10,9 @@ from math import isfinite, isnan
 from s3prl_ext.errors import DataError
 from s3prl_ext.evaluation.clusters import UTTERANCE, described
 from s3prl_ext.evaluation.result_rows import Row, averaged_over
-from s3prl_ext.evaluation.tables import NOTHING, Table
 from s3prl_ext.evaluation.utterance_comparison import Difference, compare_rows
 from s3prl_ext.metrics import NAMES, factor, heading, metric
+from s3prl_ext.tables import NOTHING, Table
 
 logger = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ from s3prl_ext.evaluation.diarization_scoring import SuperbScore
 from s3prl_ext.evaluation.result_rows import Row, name_rows, rows_of
 from s3prl_ext.evaluation.result_tables import number
 from s3prl_ext.evaluation.scored_runs import ScoredRun
-from s3prl_ext.evaluation.tables import NOTHING, Table
 from s3prl_ext.metrics import heading, metric
+from s3prl_ext.tables import NOTHING, Table
 from s3prl_ext.tasks import TASKS, choosing_splits, known, named, reported_splits
 
 # What makes a line: the model and how it is tuned, not what a task file sets.

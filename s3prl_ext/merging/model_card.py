@@ -8,7 +8,8 @@ from typing import Any
 
 from s3prl_ext.attention.layouts import PROJECTIONS
 from s3prl_ext.merging.report import MergeRow
-from s3prl_ext.models.card import table, write_card
+from s3prl_ext.models.card import write_card
+from s3prl_ext.tables import grid
 
 ABOUT = (
     "The query, key and value matrices of a target model, interpolated with those of other models: "
@@ -75,7 +76,7 @@ def _models(record: Mapping[str, Any], merged_sha256: str) -> str:
         rows.append([role, model["name"], *(cells if model["layers"] is not None else ("-", "-", "-"))])
     target = record["target"]
     rows.append(["merged", "this one", target["layers"], target["width"], f"`{merged_sha256}`"])
-    return table(["role", "model", "layers", "width", "SHA-256 of query, key and value"], rows)
+    return grid(["role", "model", "layers", "width", "SHA-256 of query, key and value"], rows)
 
 
 def _lambdas(record: Mapping[str, Any], rows: Sequence[MergeRow]) -> str:
@@ -95,4 +96,4 @@ def _lambdas(record: Mapping[str, Any], rows: Sequence[MergeRow]) -> str:
         cells += [values.get(projection, "0") for projection in PROJECTIONS]
         lines.append([*cells, f"{change:.4f}"])
     biases = "\n\nThe biases are merged with the same λ." if record["biases"] else ""
-    return table(head, lines) + biases
+    return grid(head, lines) + biases

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from s3prl_ext.tables import columns
+
 
 @dataclass(frozen=True)
 class MergeRow:
@@ -34,13 +36,11 @@ def format_table(rows: Sequence[MergeRow]) -> str:
     """
     if not rows:
         return "nothing merged: lambda is 0 everywhere, or no layer is chosen"
-    columns = {"layer": [str(row.layer) for row in rows], "projection": [row.projection for row in rows]}
+    shown = {"layer": [str(row.layer) for row in rows], "projection": [row.projection for row in rows]}
     if len({row.source for row in rows}) > 1:
-        columns["source"] = [row.source for row in rows]
+        shown["source"] = [row.source for row in rows]
     if any(row.source_layer != row.layer for row in rows):
-        columns["source layer"] = [str(row.source_layer) for row in rows]
-    columns["lambda"] = [f"{row.lambda_:g}" for row in rows]
-    columns["relative change"] = [f"{row.relative_change:.4f}" for row in rows]
-    widths = [max(map(len, (name, *cells))) for name, cells in columns.items()]
-    lines = [tuple(columns), *zip(*columns.values(), strict=True)]
-    return "\n".join("  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)) for line in lines)
+        shown["source layer"] = [str(row.source_layer) for row in rows]
+    shown["lambda"] = [f"{row.lambda_:g}" for row in rows]
+    shown["relative change"] = [f"{row.relative_change:.4f}" for row in rows]
+    return "\n".join(columns([tuple(shown), *zip(*shown.values(), strict=True)], right=True))

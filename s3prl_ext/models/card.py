@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 
@@ -61,9 +61,3 @@ def write_card(
     header = ModelCardData(tags=list(tags), base_model=list(base_models) or None, **named)  # type: ignore[arg-type]
     body = [f"## {heading}\n\n{text}" for heading, text in sections.items() if text]
     return "\n\n".join([f"---\n{header.to_yaml().strip()}\n---", f"# {title}", about, *body]) + "\n"
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Return a Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from s3prl_ext.evaluation.result_rows import Row
 from s3prl_ext.evaluation.result_tables import number
-from s3prl_ext.evaluation.tables import NOTHING, Table
 from s3prl_ext.metrics import heading
 from s3prl_ext.papers.tables import Cell, PaperTable
+from s3prl_ext.tables import NOTHING, Table
 
 
 def pivot(table: PaperTable, task: str | None, cells: Mapping[Cell, Sequence[Row]]) -> Table:

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from s3prl_ext.errors import DataError
 from s3prl_ext.evaluation.result_rows import name_rows
 from s3prl_ext.evaluation.scored_runs import ScoredRun
-from s3prl_ext.evaluation.tables import Table
 from s3prl_ext.evaluation.transcripts import Transcript, compare, improvements, read_transcripts
 from s3prl_ext.evaluation.utterance_comparison import check_utterances, utterance_file
 from s3prl_ext.papers.figures import mam_tables
+from s3prl_ext.tables import Table
 
 SHOWN = 8  # utterances of a comparison
 

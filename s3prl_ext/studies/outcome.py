@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from s3prl_ext.evaluation.series_panels import Series, SeriesPanel, plot_series_panels
-from s3prl_ext.evaluation.tables import NOTHING, Table, csv_text, markdown, mean_and_deviation
 from s3prl_ext.metrics import factor, heading
 from s3prl_ext.studies.config import kept_study
 from s3prl_ext.studies.plan import Cell, Job, Run, cells_of
 from s3prl_ext.studies.view import clock
+from s3prl_ext.tables import NOTHING, Table, csv_text, markdown, mean_and_deviation
 from s3prl_ext.tasks import named
 from s3prl_ext.writing import write_text
 

@@ -10,6 +10,7 @@ from s3prl_ext.metrics import Metric, factor, heading
 from s3prl_ext.papers.figures import mam_figure
 from s3prl_ext.sweeps.grid import BASELINE, Arm, Group, printed_by
 from s3prl_ext.sweeps.selection import Lookup, Point, point
+from s3prl_ext.tables import grid
 from s3prl_ext.writing import write_text
 
 SOURCES = {"none": "source", "source": "N(source)", "target": "N(target)", "standard": "N(0,1)"}
@@ -73,7 +74,7 @@ def _in_shown_unit(
 
 def _chosen(summary: Sequence[dict[str, Any]], dev: str, test: str | None, paper: str | None) -> list[str]:
     head = ["layers", "merged in", "λ", dev, *([test] if test else []), *(["paper (test)"] if paper else [])]
-    rows = [head, ["---"] * len(head)]
+    rows = []
     doubtful = False
     for row in summary:
         mark = "" if row["better_than_target_on_dev"] else " †"
@@ -83,22 +84,22 @@ def _chosen(summary: Sequence[dict[str, Any]], dev: str, test: str | None, paper
         cells += [mam_figure(paper, row["group"], row["noise"], row["lambda"]) or "-"] if paper else []
         rows.append(cells)
     note = ["", f"† no λ above 0 beats the unmerged target on {dev}: there λ = 0 would be chosen."] if doubtful else []
-    return [_line(row) for row in rows] + note
+    return [grid(head, rows), *note]
 
 
 def _at_the_papers_lambda(
     blocks: Sequence[tuple[Group, float]], dev: str, test: str, lookup: Lookup, paper: str
 ) -> list[str]:
-    rows = [["layers", "λ", dev, test, "paper (test)"], ["---"] * 5]
+    rows = []
     for group, lambda_ in blocks:
         ours = [shown(point(group.arms(lambda_), split, lookup)) for split in (dev, test)]
         rows.append([group.name, f"{lambda_:g}", *ours, mam_figure(paper, group.name, group.noise, lambda_) or "-"])
-    return [_line(row) for row in rows]
+    return [grid(["layers", "λ", dev, test, "paper (test)"], rows)]
 
 
 def _all_arms(groups: Sequence[Group], dev: str, test: str | None, lookup: Lookup, paper: str | None) -> list[str]:
     head = ["layers", "merged in", "λ", "draws", dev, *([test] if test else []), *(["paper (test)"] if paper else [])]
-    rows = [head, ["---"] * len(head)]
+    rows = []
     for name, noise, lambda_, arms, draws in [
         ("-", None, 0.0, [BASELINE], 1),
         *((g.name, g.noise, value, g.arms(value), g.draws) for g in groups for value in g.lambdas),
@@ -107,11 +108,7 @@ def _all_arms(groups: Sequence[Group], dev: str, test: str | None, lookup: Looku
         cells += [shown(point(arms, test, lookup))] if test else []
         cells += [mam_figure(paper, name, noise, lambda_) or "-"] if paper else []
         rows.append(cells)
-    return [_line(row) for row in rows]
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |" if cells[0] != "---" else "|" + "---|" * len(cells)
+    return [grid(head, rows)]
 
 
 def shown(item: Point | None) -> str:

@@ -12,8 +12,8 @@ import pytest
 from s3prl_ext.errors import UsageError
 from s3prl_ext.evaluation.heat_map import plot_heat_map
 from s3prl_ext.evaluation.result_tables import number, relative_change
-from s3prl_ext.evaluation.tables import Table, csv_text, escape, latex, markdown
 from s3prl_ext.metrics import METRICS, heading
+from s3prl_ext.tables import Table, csv_text, escape, latex, markdown
 
 
 @pytest.mark.parametrize(

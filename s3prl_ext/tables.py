@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, stdev
 from typing import Any
@@ -42,10 +42,38 @@ class Table:
 
 def markdown(table: Table) -> str:
     """Return the table as Markdown, with its title as a heading; numbers stand to the right."""
-    aligned = ["---", *["---" if table.of_texts else "---:"] * (len(table.head) - 1)]
-    lines = [f"## {plain(table.title)}", "", _line(table.head), _line(aligned)]
-    lines += [_line([plain(cell).replace("|", r"\|") for cell in row]) for row in table.rows]
+    rows = [[plain(cell).replace("|", r"\|") for cell in row] for row in table.rows]
+    right = () if table.of_texts else range(1, len(table.head))
+    lines = [f"## {plain(table.title)}", "", grid(table.head, rows, right)]
     return "\n".join([*lines, "", *(f"- {plain(note)}" for note in table.notes)]).rstrip() + "\n"
+
+
+def grid(
+    head: Sequence[str], rows: Iterable[Sequence[object]], right: Collection[int] = (), padded: bool = False
+) -> str:
+    """Return a Markdown table without title and notes.
+
+    Args:
+        head: one text per column.
+        rows: as many cells each.
+        right: columns that stand to the right.
+        padded: fill cells with spaces, so that the columns are even on a terminal too.
+    """
+    marks = ["---:" if column in right else "---" for column in range(len(head))]
+    lines = [list(head), marks, *([str(cell) for cell in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)] if padded else [0] * len(head)
+    return "\n".join(
+        f"| {' | '.join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))} |" for line in lines
+    )
+
+
+def columns(lines: Sequence[Sequence[str]], right: bool = False) -> list[str]:
+    """Return lines of cells as texts with even columns, two spaces apart."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    padded = [
+        [f"{cell:{'>' if right else '<'}{width}}" for cell, width in zip(line, widths, strict=True)] for line in lines
+    ]
+    return ["  ".join(cells).rstrip() for cells in padded]
 
 
 def plain(text: str) -> str:
@@ -58,10 +86,6 @@ def mean_and_deviation(values: Sequence[float]) -> str:
     if not values:
         return NOTHING
     return f"{fmean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
-
-
-def _line(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def latex(table: Table, label: str = "") -> str:
