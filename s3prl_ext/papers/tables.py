@@ -63,7 +63,7 @@ class PaperTable:
         return {task: named(task).metrics[0] for task in self.tasks}
 
 
-METHODS = {
+METHOD_ROWS = {
     "full": "FT", "frozen": "Baseline", "houlsby": "Houlsby", "adapter_bias": "AdapterBias", "lora": "LoRA",
     "prefix": "Prefix", "cnn_adapter": "CNN adapter", "chapter": "CHAPTER", "weighted_sum": "Weighted-sum",
 }  # fmt: skip
@@ -231,7 +231,7 @@ def _ad_tuning_row(name: str, facts: Mapping[str, Any]) -> str | None:
         return AD_TUNING
     if method == "child":
         return f"CHILD-TUNING (P={density})" if mask == "fisher" else None
-    return METHODS.get(str(method))
+    return METHOD_ROWS.get(str(method))
 
 
 def _unmerged(corpus: str) -> str | None:

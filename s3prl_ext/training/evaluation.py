@@ -117,7 +117,6 @@ def evaluate(
                 f"the metrics of split '{split}' divide by zero: its references hold nothing to count (SF: no slot; "
                 "ASR, PR: no word); check the corpus of this task."
             ) from error
-    names = save_names if isinstance(save_names, list) else []
     if bad:
         for name, value in best_scores.items():
             setattr(models.downstream, name, value)
@@ -127,7 +126,7 @@ def evaluate(
             "missing, and this model is not kept as the best.", split, len(bad), batches, bad[0],
         )  # fmt: skip
         return Scores(dict.fromkeys(metric_logger.values, math.nan), [], {}, items)
-    values = metric_logger.values
+    values, names = metric_logger.values, save_names if isinstance(save_names, list) else []
     return Scores(values, names, intervals(values, {**records, "recording": wholes}, models.task), items)
 
 
