@@ -15,7 +15,7 @@ from pathlib import Path
 
 from s3prl_ext.studies.config import Point, Study
 from s3prl_ext.studies.driver import Driver
-from tests.studies.instant import Instant
+from tests.support.instant_engine import Instant
 
 SIZES = (100, 1000, 10000)
 

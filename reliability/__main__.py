@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(SHARES)}")
     s3prl_ext.install()
     from reliability import shared
-    from tests.forked import start_server
+    from tests.support.forked import start_server
 
     start_server()
     bad = 0

@@ -17,7 +17,7 @@ from typing import Any
 
 from reliability.commands import KINDS, whole
 from reliability.shared import Figure, Place, finish, hidden
-from tests.forked import Command
+from tests.support.forked import Command
 
 TRIALS = 150
 EVENTS = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "shutil.copyfile", "shutil.rmtree", "os.link"}

@@ -18,8 +18,8 @@ import torch
 from s3prl_ext import cli
 from s3prl_ext.child_tuning import delta
 from s3prl_ext.training import checkpoint
-from tests import factories
-from tests.forked import Command
+from tests.support import factories
+from tests.support.forked import Command
 
 KS = ["-d", "speech_commands", "-c", "ks/mini"]
 STEPS = (

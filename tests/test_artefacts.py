@@ -16,8 +16,8 @@ import pytest
 from s3prl_ext import cli
 from s3prl_ext.errors import show_errors_as_sentences
 from s3prl_ext.mini_superb import ALL, variables
-from tests import artefact_table, factories
-from tests.artefact_table import Refusal
+from tests.support import artefact_table, factories
+from tests.support.artefact_table import Refusal
 
 CHILD = {"method": "child", "mask": "magnitude", "density": 0.05}
 SECTIONS: dict[str, dict] = {
@@ -293,7 +293,7 @@ CHECKS = {
 
 def test_the_page_is_what_the_table_says():
     assert artefact_table.PAGE.read_text(encoding="utf-8") == artefact_table.page(), (
-        "run python -m tests.artefact_table"
+        "run python -m tests.support.artefact_table"
     )
 
 

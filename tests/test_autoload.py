@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from s3prl_ext import _autoload
-from tests import python_process
+from tests.support import python_process
 
 WORKERS = """
 import sys

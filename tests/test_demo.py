@@ -18,7 +18,7 @@ import torch
 from scipy.stats import binomtest
 from tensorboardX import SummaryWriter
 
-from tests import factories
+from tests.support import factories
 
 RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "demo"
 

@@ -14,8 +14,8 @@ from s3prl_ext import hub
 from s3prl_ext.attention.files import find_model
 from s3prl_ext.errors import DataError
 from s3prl_ext.upstreams.merged_attention.hubconf import merged_attention
-from tests import factories
-from tests.hub_server import StandInHub
+from tests.support import factories
+from tests.support.hub_server import StandInHub
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def test_a_revision_is_asked_for_and_recorded(server, tmp_path):
 
 def test_a_result_file_names_the_commits(server, tmp_path):
     from s3prl_ext.training import results
-    from tests.experiments import make_args
+    from tests.support.experiments import make_args
 
     find_model("facebook/hubert@v1")
     args = make_args(tmp_path, mode="evaluate", upstream="hf_speech_custom", upstream_ckpt="facebook/hubert@v1")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.python_process import REPOSITORY
+from tests.support.python_process import REPOSITORY
 
 SHIPPED = [name for name in ("upstream_configs", "downstream_configs", "recipes") if (REPOSITORY / name).is_dir()]
 

@@ -12,7 +12,7 @@ import pytest
 import s3prl_ext
 from s3prl_ext import plugin
 from s3prl_ext.errors import UsageError
-from tests import python_process
+from tests.support import python_process
 
 
 @pytest.fixture

@@ -7,11 +7,11 @@ import re
 import pytest
 import torch
 
-from tests import notebook, stories
+from tests.support import notebook, stories
 
 
 def test_the_notebook_is_the_page():
-    assert notebook.NOTEBOOK.read_text(encoding="utf-8") == notebook.notebook(), "run python -m tests.notebook"
+    assert notebook.NOTEBOOK.read_text(encoding="utf-8") == notebook.notebook(), "run python -m tests.support.notebook"
 
 
 def test_its_cells_run(mini_superb, tmp_path, monkeypatch, capsys):

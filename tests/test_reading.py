@@ -18,7 +18,7 @@ from s3prl_ext.reading import EXPORT_FILE, check_archive, check_model, file_sha2
 from s3prl_ext.training import checkpoint
 from s3prl_ext.training.checkpoint import Checkpoint
 from s3prl_ext.upstreams.beats.model import load_checkpoint as load_beats
-from tests import factories
+from tests.support import factories
 from tests.training.test_race_runs import same
 
 CONTENT = {"Downstream": {"weight": torch.arange(3000.0)}, "Step": 3, "Args": Namespace(seed=1)}

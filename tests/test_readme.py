@@ -18,9 +18,9 @@ from s3prl_ext.commands import prepare
 from s3prl_ext.configs import load_yaml, shipped_dir
 from s3prl_ext.merging.config import parse_config
 from s3prl_ext.tasks import corpus_variables
-from tests import documentation, stories
-from tests.documentation import PAGES, ROOT, name_of
-from tests.stories import Place, Story
+from tests.support import documentation, stories
+from tests.support.documentation import PAGES, ROOT, name_of
+from tests.support.stories import Place, Story
 
 # Commands that are only parsed, and why. Every other one runs.
 PARSED_ONLY = {

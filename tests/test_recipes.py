@@ -26,7 +26,7 @@ from s3prl_ext import run_downstream
 from s3prl_ext.commands import prepare
 from s3prl_ext.errors import DataError
 from s3prl_ext.tasks import corpus_variables
-from tests import factories
+from tests.support import factories
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 AD_TUNING = [f"ad_tuning/{name}.sh" for name in ("table1", "table2", "fig2", "fig3", "fig5", "fig6", "fig7")]

@@ -13,7 +13,7 @@ import pytest
 from s3prl_ext import cli, run_downstream
 from s3prl_ext.commands import run_help
 from s3prl_ext.errors import show_errors_as_sentences
-from tests import python_process
+from tests.support import python_process
 
 
 def test_the_page_fits_a_screen_and_needs_no_torch(tmp_path):

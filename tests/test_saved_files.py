@@ -1,4 +1,4 @@
-"""Files that released versions wrote still load, and give the values that they gave then (``tests/saved_files.py``)."""
+"""Files that released versions wrote still load, and give the values that they gave then (``tests/support/saved_files.py``)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from s3prl_ext.attention.files import open_weights
 from s3prl_ext.child_tuning import delta, mask_files
 from s3prl_ext.errors import show_errors_as_sentences
 from s3prl_ext.training import checkpoint
-from tests import saved_files
+from tests.support import saved_files
 
 SAVED = Path(__file__).parent / "fixtures" / "saved"
 VALUES = json.loads((SAVED / "saved.json").read_text(encoding="utf-8"))

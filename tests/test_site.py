@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.documentation import ROOT
+from tests.support.documentation import ROOT
 
 
 def test_the_site_builds_without_a_warning(tmp_path):

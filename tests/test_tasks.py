@@ -21,7 +21,7 @@ from s3prl_ext.metrics import METRICS, Metric
 from s3prl_ext.mini_superb import LAYOUTS
 from s3prl_ext.tasks import Task, named, task_of
 from s3prl_ext.training.racing import judged_by
-from tests import python_process
+from tests.support import python_process
 
 CORPORA = {"pr": "libriphone", "sf": "snips"}
 RECIPES = Path(__file__).parents[1] / "recipes"

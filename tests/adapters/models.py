@@ -14,7 +14,7 @@ from s3prl_ext.upstreams.beats.expert import UpstreamExpert as BeatsExpert
 from s3prl_ext.upstreams.merged_attention.hubconf import merged_attention
 from s3prl_ext.upstreams.merged_attention.model import TransformersSpeechModel
 from s3prl_ext.upstreams.whisper.expert import UpstreamExpert as WhisperExpert
-from tests import factories
+from tests.support import factories
 
 LARGE = {"layer_norm_first": True, "extractor_mode": "layer_norm", "conv_bias": True}
 

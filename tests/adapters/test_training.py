@@ -13,7 +13,7 @@ from s3prl_ext.errors import UsageError
 from s3prl_ext.training.methods import METHODS, prepare_upstream
 from s3prl_ext.training.tuning_config import TuningConfig
 from tests.adapters.models import build as build_upstream
-from tests.experiments import make_args, task_config
+from tests.support.experiments import make_args, task_config
 
 UPSTREAMS = ["hubert_local", "hf_hubert_custom"]
 

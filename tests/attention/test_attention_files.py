@@ -14,7 +14,7 @@ from s3prl_ext.attention import files
 from s3prl_ext.attention.files import find_model, find_package_model, read_attention
 from s3prl_ext.attention.weights import depth, sha256, width
 from s3prl_ext.errors import DataError
-from tests import factories
+from tests.support import factories
 
 
 def same(a, b) -> bool:

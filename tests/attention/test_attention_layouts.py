@@ -14,7 +14,7 @@ from s3prl_ext.attention.layouts import PROJECTIONS, Slot, find_attention
 from s3prl_ext.attention.weights import depth, extract, insert, width
 from s3prl_ext.errors import DataError
 from s3prl_ext.models.architectures import ARCHITECTURES
-from tests import factories
+from tests.support import factories
 
 # factory, its options -> row on disk, row in memory
 TRANSFORMERS_MODELS = {

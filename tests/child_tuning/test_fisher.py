@@ -7,7 +7,7 @@ import torch
 
 from s3prl_ext.child_tuning import fisher, masks
 from s3prl_ext.errors import DataError
-from tests.reference import slow_fisher
+from tests.support.reference import slow_fisher
 
 
 class Classifier(torch.nn.Module):

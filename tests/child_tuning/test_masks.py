@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from s3prl_ext.child_tuning import mask_files, masks
 from s3prl_ext.child_tuning.eligible import eligible_names, eligible_parameters
 from s3prl_ext.errors import DataError, UsageError
-from tests.reference import slow_top_k
+from tests.support.reference import slow_top_k
 
 
 def scores(seed: int, zeros: float = 0.0, levels: int | None = None) -> dict[str, torch.Tensor]:

@@ -12,7 +12,7 @@ from s3prl_ext.child_tuning import masks, sparse_linear
 from s3prl_ext.child_tuning.child_network import ChildNetwork
 from s3prl_ext.child_tuning.eligible import eligible_parameters
 from s3prl_ext.child_tuning.sparse_linear import SampledWeight
-from tests import factories
+from tests.support import factories
 
 FAMILIES = ["hubert_local", "wav2vec2_local", "wavlm_local", "hf_hubert_custom", "hf_wav2vec2_custom"]
 WRITERS = {

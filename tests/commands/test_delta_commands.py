@@ -16,9 +16,9 @@ from s3prl_ext.commands import apply as commands
 from s3prl_ext.commands import export
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.models.hashing import state_sha256
-from tests import factories
-from tests import tuned as made
-from tests.result_files import content, write
+from tests.support import factories
+from tests.support import tuned as made
+from tests.support.result_files import content, write
 
 CHILD = {"method": "child", "mask": "fisher", "density": 0.05}
 

@@ -12,7 +12,7 @@ from matplotlib import image
 from s3prl_ext import cli
 from s3prl_ext.commands.layers import main
 from s3prl_ext.errors import DataError, UsageError
-from tests import factories
+from tests.support import factories
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from s3prl_ext.attention.layouts import Slot
 from s3prl_ext.cli import main
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.upstreams.merged_attention.hubconf import merged_attention
-from tests import factories
+from tests.support import factories
 
 LAMBDA = 0.25
 

@@ -11,7 +11,7 @@ from s3prl_ext.cli import main
 from s3prl_ext.commands.methods import main as command
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.training.methods import METHODS
-from tests import factories
+from tests.support import factories
 
 
 def figures(capsys, *flags):
@@ -41,7 +41,7 @@ def test_an_upstream_is_measured_and_unfit_methods_say_why(capsys, tmp_path):
 
 @pytest.mark.parametrize("upstream", ["hubert_local", "hf_hubert_custom"])
 def test_counts_of_a_model_of_the_user(capsys, tmp_path, upstream):
-    from tests.tuned import build, write_model
+    from tests.support.tuned import build, write_model
 
     ckpt = write_model(upstream, tmp_path)
     counts, out = figures(capsys, "-u", upstream, "-k", ckpt)

@@ -13,7 +13,7 @@ import s3prl_ext
 from s3prl_ext.commands import prepare_whisper as prepare
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.upstreams.whisper.ctranslate2 import generation_settings, read_variables
-from tests import factories
+from tests.support import factories
 
 s3prl_ext.install()
 

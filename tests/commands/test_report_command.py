@@ -17,8 +17,8 @@ from s3prl_ext.commands.report import main
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.evaluation.transcripts import transcript, write_transcripts
 from s3prl_ext.sweeps.grid import Group
-from tests.result_files import content, merge, write, write_hypotheses
-from tests.sweep_files import write_sweep
+from tests.support.result_files import content, merge, write, write_hypotheses
+from tests.support.sweep_files import write_sweep
 
 
 def report(out: Path, *flags: str | Path) -> tuple[str, list[dict[str, str]], str]:

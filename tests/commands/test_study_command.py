@@ -8,7 +8,7 @@ import pytest
 from s3prl_ext.commands import study as command
 from s3prl_ext.commands.report import main as report
 from s3prl_ext.errors import UsageError
-from tests.studies.instant import Instant
+from tests.support.instant_engine import Instant
 
 TEXT = """
 upstreams: fbank

@@ -14,8 +14,8 @@ from s3prl_ext.cli import main
 from s3prl_ext.configs import load_yaml
 from s3prl_ext.mini_superb import ALL, LAYOUTS, variables
 from s3prl_ext.tasks import named
-from tests import factories
-from tests.experiments import make_args, task_config
+from tests.support import factories
+from tests.support.experiments import make_args, task_config
 
 HEAD = "config.downstream_expert.head.init='target'"
 

@@ -18,7 +18,7 @@ from s3prl_ext import plugin
 from s3prl_ext.compat import huggingface_hub, s3prl, torchaudio, transformers, undeclared
 from s3prl_ext.compat import torch as torch_compat
 from s3prl_ext.errors import DataError, UsageError
-from tests import listings
+from tests.support import listings
 
 s3prl_ext.install()
 

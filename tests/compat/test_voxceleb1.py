@@ -12,7 +12,7 @@ import torch
 
 import s3prl_ext
 from s3prl_ext.errors import DataError
-from tests import listings
+from tests.support import listings
 
 s3prl_ext.install()
 

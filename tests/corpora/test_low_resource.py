@@ -16,7 +16,7 @@ from s3prl_ext.compat.ctc.corpus.libriphone import LibriPhoneDataset
 from s3prl_ext.corpora import low_resource
 from s3prl_ext.corpora.low_resource import Recording, build, draw, official
 from s3prl_ext.errors import DataError, UsageError
-from tests import listings
+from tests.support import listings
 
 
 def recordings(speakers: int, each: int, seconds: float = 36.0, first: int = 100) -> list[Recording]:

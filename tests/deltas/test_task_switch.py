@@ -8,7 +8,7 @@ import torch
 from s3prl_ext.deltas import TaskSwitch, TrainedTask
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.models.hashing import state_sha256
-from tests import tuned as made
+from tests.support import tuned as made
 
 LORA = {"method": "lora", "rank": 2}
 HOULSBY = {"method": "houlsby", "bottleneck": 3}

@@ -20,7 +20,7 @@ from s3prl_ext.downstreams.esc50.heads import (
 )
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.upstreams.beats.expert import steps_of
-from tests import factories
+from tests.support import factories
 
 
 @pytest.fixture

@@ -21,8 +21,8 @@ from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.evaluation.predictions import compare, read_predictions
 from s3prl_ext.mini_superb.esc50 import write_corpus
 from s3prl_ext.mini_superb.source import Source
-from tests import factories
-from tests.experiments import make_args
+from tests.support import factories
+from tests.support.experiments import make_args
 
 CLASSES, CLIPS = 3, 2
 

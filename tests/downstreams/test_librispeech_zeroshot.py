@@ -16,10 +16,10 @@ from s3prl_ext.configs import load_yaml, shipped_dir
 from s3prl_ext.corpora.audio import read_audio
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.evaluation.transcripts import read_transcripts
-from tests import factories
 from tests.downstreams.test_recognition import runner, transformers_transcripts
 from tests.downstreams.test_whisper_recognition import _of_transformers
-from tests.experiments import make_args
+from tests.support import factories
+from tests.support.experiments import make_args
 
 s3prl_ext.install()
 

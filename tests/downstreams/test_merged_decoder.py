@@ -21,10 +21,10 @@ from s3prl_ext.errors import DataError, ExtError, UsageError
 from s3prl_ext.evaluation.transcripts import read_transcripts
 from s3prl_ext.upstreams.merged_attention.hubconf import merged_attention
 from s3prl_ext.upstreams.whisper.expert import UpstreamExpert
-from tests import factories
 from tests.downstreams.test_recognition import runner, task_file
 from tests.downstreams.test_whisper_recognition import _args, _of_transformers, corpus, folder  # noqa: F401
-from tests.experiments import task_config
+from tests.support import factories
+from tests.support.experiments import task_config
 
 
 @pytest.fixture

@@ -19,8 +19,8 @@ from s3prl_ext.corpora.audio import read_audio
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.evaluation.error_rates import corpus_errors
 from s3prl_ext.evaluation.transcripts import read_transcripts
-from tests import factories
-from tests.experiments import make_args, record_losses
+from tests.support import factories
+from tests.support.experiments import make_args, record_losses
 
 TEXTS = ("Don't stop.", "The pre-war road", "Six spoons", "of snow", "a thick slab", "Ask her to bring these things")
 

@@ -14,10 +14,10 @@ from s3prl_ext.corpora.audio import read_audio
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.upstreams.merged_attention.hubconf import merged_attention
 from s3prl_ext.upstreams.whisper.hubconf import whisper_custom
-from tests import factories
 from tests.adapters.models import clips
 from tests.downstreams.test_librispeech_zeroshot import _config, _evaluate
 from tests.downstreams.test_whisper_recognition import WINDOW, _of_transformers
+from tests.support import factories
 
 
 @pytest.fixture(scope="module")

@@ -16,10 +16,10 @@ from s3prl_ext.downstreams.recognition.whisper_head import read_whisper
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.evaluation.transcripts import read_transcripts
 from s3prl_ext.upstreams.whisper.expert import UpstreamExpert
-from tests import factories
 from tests.adapters.models import clips
 from tests.downstreams.test_recognition import runner, task_file
-from tests.experiments import make_args
+from tests.support import factories
+from tests.support.experiments import make_args
 
 s3prl_ext.install()
 

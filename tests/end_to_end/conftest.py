@@ -13,7 +13,7 @@ import torch
 from s3prl_ext import run_downstream
 from s3prl_ext.errors import show_errors_as_sentences
 from s3prl_ext.mini_superb import ALL, variables
-from tests import factories
+from tests.support import factories
 
 
 @dataclass(frozen=True)

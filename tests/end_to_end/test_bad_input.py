@@ -13,7 +13,7 @@ import soundfile
 import torch
 
 from s3prl_ext.mini_superb import LAYOUTS
-from tests import factories
+from tests.support import factories
 
 USAGE, DATA = 2, 1
 # task -> pattern of its training clips below the corpus folder

@@ -18,8 +18,8 @@ from s3prl_ext import cli
 from s3prl_ext.configs import shipped_dir
 from s3prl_ext.errors import show_errors_as_sentences
 from s3prl_ext.mini_superb import ALL, LAYOUTS, variables
-from tests import factories
 from tests.end_to_end.conftest import Outcome
+from tests.support import factories
 
 USAGE, DATA = 2, 1
 KS = "run -m train -u fbank -d speech_commands -c ks/mini -p {exp} -o config.runner.total_steps=2"

@@ -14,8 +14,8 @@ import torch
 from s3prl_ext.configs import shipped_dir
 from s3prl_ext.mini_superb import LAYOUTS
 from s3prl_ext.training import fisher_pass, train_state
-from tests import factories
 from tests.end_to_end.test_bad_input import replace_text
+from tests.support import factories
 
 USAGE, DATA = 2, 1
 KS = ("-d", "speech_commands", "-c", "ks/mini")

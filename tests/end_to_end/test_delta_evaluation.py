@@ -14,7 +14,7 @@ import torch
 from s3prl_ext import adapters
 from s3prl_ext.child_tuning import delta as delta_files
 from s3prl_ext.prediction import load as predict
-from tests import factories
+from tests.support import factories
 from tests.training.test_race_runs import same
 
 CHILD = {"method": "child", "mask": "magnitude", "density": 0.05}

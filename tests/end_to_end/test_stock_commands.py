@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from s3prl_ext import plugin
 from s3prl_ext.models.hashing import state_sha256
-from tests import factories, python_process
+from tests.support import factories, python_process
 
 ADAMW = "config.optimizer={'name':'TorchOptim','torch_optim_name':'AdamW','lr':0.01,'weight_decay':0.1}"
 CHILD = "config.tuning={'method':'child','mask':'fisher','density':0.05,'fisher':{'max_batches':2}}"

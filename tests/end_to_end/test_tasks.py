@@ -17,7 +17,7 @@ import torch
 
 from s3prl_ext.child_tuning.eligible import eligible_names
 from s3prl_ext.mini_superb import LAYOUTS
-from tests.experiments import tuned_upstream
+from tests.support.experiments import tuned_upstream
 
 DENSITY = 0.01
 CHILD = f"config.tuning={{'method':'child','mask':'fisher','density':{DENSITY},'fisher':{{'max_batches':2}}}}"

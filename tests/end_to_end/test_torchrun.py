@@ -13,7 +13,7 @@ import pytest
 
 from s3prl_ext.run_folder import RunFolder, step_of
 from s3prl_ext.training import checkpoint
-from tests.forked import free_port
+from tests.support.forked import free_port
 
 pytestmark = pytest.mark.slow
 LONG = "config.runner.total_steps=1000000,,config.runner.save_step=5,,config.runner.eval_step=1000000"

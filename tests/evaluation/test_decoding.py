@@ -12,7 +12,7 @@ import torch
 
 from s3prl_ext.errors import DataError
 from s3prl_ext.evaluation.decoding import Vocabulary, character_vocabulary, greedy, read_vocabulary
-from tests import factories
+from tests.support import factories
 
 TOKENS = factories.CTC_VOCABULARY
 

@@ -9,7 +9,7 @@ import pytest
 from s3prl_ext.errors import DataError
 from s3prl_ext.evaluation.result_records import KEYS, problems, read_record
 from s3prl_ext.evaluation.scored_runs import name_layers, runs_of
-from tests.result_files import content, damaged, merge, write
+from tests.support.result_files import content, damaged, merge, write
 
 
 def test_a_complete_record_has_no_problem():

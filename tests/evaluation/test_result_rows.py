@@ -13,7 +13,7 @@ from s3prl_ext.evaluation.result_records import ResultRecord
 from s3prl_ext.evaluation.result_rows import averaged_over, rows_of, without_duplicates
 from s3prl_ext.evaluation.scored_runs import ScoredRun, runs_of
 from s3prl_ext.papers.tables import Cell, paper_table
-from tests.result_files import content, merge
+from tests.support.result_files import content, merge
 
 
 def run(value: float, path: str = "a/result-test.json", metric: str = "wer", **changes) -> ScoredRun:

@@ -55,7 +55,7 @@ def test_it_is_what_the_tokenizer_of_a_released_model_does(table, tmp_path):
     """With ``normalizer.json`` among the model's files, transformers' tokenizer normalises texts for evaluations."""
     from transformers import WhisperTokenizer
 
-    from tests import factories
+    from tests.support import factories
 
     folder = factories.whisper_folder(tmp_path / "whisper")
     (folder / "normalizer.json").write_bytes(table)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from s3prl_ext.merging.interpolation import interpolate, relative_change, spread
-from tests import reference
+from tests.support import reference
 
 
 def pair(dtype=torch.float32, source_dtype=None, seed=0):

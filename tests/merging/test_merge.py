@@ -12,7 +12,7 @@ from s3prl_ext.attention.weights import extract, insert
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.merging.merge import check_compatible, merge_attention
 from s3prl_ext.merging.report import format_table
-from tests import factories, reference
+from tests.support import factories, reference
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import torch
 from s3prl_ext.attention.layouts import KINDS, PROJECTIONS, Slot
 from s3prl_ext.errors import DataError
 from s3prl_ext.merging.noise import Moments, NoiseConfig, moments, noise_moments, sample
-from tests import reference
+from tests.support import reference
 
 
 def model(layers=3, width=16, seed=0):

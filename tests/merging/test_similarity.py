@@ -18,7 +18,7 @@ from s3prl_ext.merging.similarity import (
     swd_coordinates,
     swd_matrix,
 )
-from tests import reference
+from tests.support import reference
 
 DISTANCES = ("euclidean", "swd", "swd_coordinates")
 

@@ -11,7 +11,7 @@ from s3prl_ext.merging.interpolation import combine, interpolate
 from s3prl_ext.merging.layers import align, resolve_layer_map
 from s3prl_ext.merging.merge import Source, check_compatible, merge_attention, merge_sources
 from s3prl_ext.merging.report import format_table
-from tests import reference
+from tests.support import reference
 
 
 def tensors(count, dtype=torch.float32):

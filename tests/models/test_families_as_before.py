@@ -24,8 +24,8 @@ from s3prl_ext.commands.methods import rows
 from s3prl_ext.errors import ExtError
 from s3prl_ext.evaluation.layer_share_plot import LayerShares
 from s3prl_ext.training.parameter_groups import RatesConfig, upstream_rates
-from tests import factories
 from tests.adapters.models import MODELS
+from tests.support import factories
 
 FIXTURE = Path(__file__).parent.parent / "fixtures" / "families.json"
 SOURCES = ("bert", "roberta", "vit", "deit", "ast", "mgp_str")  # what only a merge reads

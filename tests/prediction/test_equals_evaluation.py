@@ -16,7 +16,7 @@ from s3prl_ext.evaluation.transcripts import read_transcripts
 from s3prl_ext.mini_superb import LAYOUTS
 from s3prl_ext.prediction import load
 from s3prl_ext.tasks import corpus_variables
-from tests.prediction import runs
+from tests.support import prediction_runs as runs
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from s3prl_ext.errors import DataError
 from s3prl_ext.prediction import load
 from s3prl_ext.prediction.labels import with_known_variables
 from s3prl_ext.training import checkpoint
-from tests.prediction import runs
+from tests.support import prediction_runs as runs
 
 
 def forget_labels(ckpt) -> dict:

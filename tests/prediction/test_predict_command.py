@@ -16,7 +16,7 @@ from s3prl_ext.commands.predict import main
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.mini_superb import LAYOUTS
 from s3prl_ext.prediction import load
-from tests.prediction import runs
+from tests.support import prediction_runs as runs
 
 RATE = 16000
 

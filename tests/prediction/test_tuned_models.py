@@ -13,8 +13,8 @@ from s3prl_ext.compat.sox import apply_effects_tensor
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.prediction import load
 from s3prl_ext.prediction.decoder import Options
-from tests import factories
-from tests.experiments import make_args, task_config
+from tests.support import factories
+from tests.support.experiments import make_args, task_config
 
 NOISE = np.random.default_rng(0).normal(0, 0.1, (3, 12000)).astype(np.float32)
 EVERYTHING = Options(top=12)

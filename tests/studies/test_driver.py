@@ -12,7 +12,7 @@ from s3prl_ext.studies.driver import Driver, Progress
 from s3prl_ext.studies.outcome import write_outcome
 from s3prl_ext.studies.plan import Job
 from s3prl_ext.studies.view import lines
-from tests.studies.instant import Instant, Outcome
+from tests.support.instant_engine import Instant, Outcome
 
 
 def make_study(seeds=(0, 1), **changes) -> Study:

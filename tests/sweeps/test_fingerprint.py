@@ -12,8 +12,8 @@ import torch
 from s3prl_ext.mini_superb import ALL, LAYOUTS, variables
 from s3prl_ext.sweeps.fingerprint import data_sha256
 from s3prl_ext.tasks import named
-from tests import python_process
-from tests.experiments import make_args, task_config
+from tests.support import python_process
+from tests.support.experiments import make_args, task_config
 
 BATCH = ([np.arange(3.0), torch.ones(2)], ["a", "b"], [1, np.int64(2)], {"x": None, "y": (True, b"c", 0.5)})
 

@@ -6,8 +6,8 @@ import json
 
 from s3prl_ext.errors import DataError
 from s3prl_ext.sweeps.stored import read_sweep
-from tests.result_files import damaged
-from tests.sweep_files import GROUPS, write_sweep
+from tests.support.result_files import damaged
+from tests.support.sweep_files import GROUPS, write_sweep
 
 
 def test_whatever_is_damaged_is_named_or_does_no_harm(tmp_path):

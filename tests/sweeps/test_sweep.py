@@ -23,7 +23,7 @@ from s3prl_ext.sweeps.store import Store
 from s3prl_ext.sweeps.weights import ArmWeights
 from s3prl_ext.tasks import named
 from s3prl_ext.upstreams.merged_attention.hubconf import merged_attention
-from tests import factories
+from tests.support import factories
 from tests.sweeps.toy import toy_models
 
 GROUPS = [Group("all", (0, 1), "none", (0.25, 0.5), 1), Group("1", (1,), "target", (0.5,), 2)]

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import s3prl_ext
-from tests import factories
+from tests.support import factories
 
 
 @pytest.fixture(scope="session")

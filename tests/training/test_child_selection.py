@@ -19,7 +19,7 @@ from s3prl_ext.training.child_selection import choose_mask, choose_masks
 from s3prl_ext.training.fisher_batches import UtteranceBatches
 from s3prl_ext.training.fisher_pass import FisherPass
 from s3prl_ext.training.tuning_config import FisherConfig
-from tests.experiments import interrupt_at_loss, make_args, task_config
+from tests.support.experiments import interrupt_at_loss, make_args, task_config
 
 CHILD = {"method": "child", "density": 0.1}
 

@@ -19,7 +19,7 @@ from s3prl_ext.training.methods import METHODS, resolve_tuning
 from s3prl_ext.training.racing import EarlyStopConfig, budget, judged_by
 from s3prl_ext.training.task_file import translate
 from s3prl_ext.training.tuning_config import keys_of
-from tests.experiments import make_args, task_config
+from tests.support.experiments import make_args, task_config
 
 
 def entrants(*densities: float) -> list[Candidate]:

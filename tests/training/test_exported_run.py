@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from s3prl_ext.commands.export import main as export
 from s3prl_ext.configs import load_yaml
 from s3prl_ext.deltas import TaskSwitch, TrainedTask
-from tests import experiments, factories
-from tests import tuned as made
+from tests.support import experiments, factories
+from tests.support import tuned as made
 
 CHILD = {"method": "child", "mask": "magnitude", "density": 0.05}
 LORA = {"method": "lora", "rank": 2}

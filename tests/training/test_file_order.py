@@ -12,8 +12,8 @@ import pytest
 from s3prl_ext.configs import expand_variables
 from s3prl_ext.mini_superb import ALL, LAYOUTS, variables
 from s3prl_ext.training.corpus_hash import corpus_hash, splits_hash
-from tests import listings
-from tests.experiments import make_args, record_losses, task_config
+from tests.support import listings
+from tests.support.experiments import make_args, record_losses, task_config
 
 SPLITS = {"asr": ("train", "dev-clean", "test-clean"), "pr": ("train", "dev", "test")}
 

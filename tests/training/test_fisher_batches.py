@@ -20,7 +20,7 @@ from s3prl_ext.training.child_selection import choose_mask
 from s3prl_ext.training.fisher_batches import TaskBatches, UtteranceBatches
 from s3prl_ext.training.fisher_pass import FisherPass
 from s3prl_ext.training.tuning_config import FisherConfig
-from tests.experiments import interrupt_at_loss, make_args, task_config
+from tests.support.experiments import interrupt_at_loss, make_args, task_config
 from tests.training.test_file_order import utterances
 
 CHILD = {"method": "child", "density": 0.1}

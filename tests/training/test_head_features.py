@@ -8,7 +8,7 @@ import pytest
 
 from s3prl_ext.commands.export import main as export
 from s3prl_ext.errors import UsageError
-from tests.experiments import make_args, task_config
+from tests.support.experiments import make_args, task_config
 
 
 @pytest.fixture

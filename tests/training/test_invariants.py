@@ -14,7 +14,7 @@ from s3prl_ext.errors import StoppedByUser, UsageError
 from s3prl_ext.run_folder import RunFolder
 from s3prl_ext.training.candidate_runs import CandidateRuns
 from s3prl_ext.training.methods import resolve_tuning
-from tests.experiments import interrupt_at_loss, make_args, task_config
+from tests.support.experiments import interrupt_at_loss, make_args, task_config
 from tests.training.test_race_runs import CUT, assert_same_run, config_of, newest, resumed, same
 
 OPTIMIZERS = {

@@ -19,7 +19,7 @@ from s3prl_ext.mini_superb import ALL, variables
 from s3prl_ext.run_folder import RunFolder
 from s3prl_ext.training import checkpoint
 from s3prl_ext.writing import written
-from tests import forked
+from tests.support import forked
 from tests.training.test_race_runs import assert_same_run, newest, same
 
 KILLED = -9

@@ -18,8 +18,8 @@ from s3prl_ext.training import checkpoint
 from s3prl_ext.training.last_hidden_state import KEY, PRESENT, warn_where_unknown
 from s3prl_ext.training.run_spec import RunSpec
 from s3prl_ext.upstreams.merged_attention.model import TransformersSpeechModel
-from tests import experiments, factories
-from tests import tuned as made
+from tests.support import experiments, factories
+from tests.support import tuned as made
 
 WARNING = "does not say which last hidden state of this model it was trained on"
 CHILD = {"method": "child", "mask": "magnitude", "density": 0.05}

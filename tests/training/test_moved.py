@@ -10,7 +10,7 @@ import torch
 
 from s3prl_ext.mini_superb import ALL, variables
 from s3prl_ext.training import checkpoint
-from tests import forked
+from tests.support import forked
 
 SHORT = "config.runner.total_steps=2,,config.runner.eval_step=2,,config.runner.save_step=2,,config.runner.evaluate_ratio=0.2"
 

@@ -13,7 +13,7 @@ from s3prl_ext.evaluation.result_records import read_record
 from s3prl_ext.run_folder import RunFolder
 from s3prl_ext.training.evaluation import evaluate
 from s3prl_ext.writing import write_json
-from tests.experiments import make_args, task_config
+from tests.support.experiments import make_args, task_config
 
 
 def _strict(path):

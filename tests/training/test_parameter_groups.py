@@ -22,8 +22,8 @@ from s3prl_ext.training.parameter_groups import (
     upstream_rates,
 )
 from s3prl_ext.training.tuning_config import TuningConfig
-from tests import factories
-from tests.experiments import interrupt_at_loss, make_args, record_losses, task_config
+from tests.support import factories
+from tests.support.experiments import interrupt_at_loss, make_args, record_losses, task_config
 from tests.training.test_resume import assert_same, model_states
 
 ADAMW = {"name": "TorchOptim", "torch_optim_name": "AdamW", "lr": 1.0e-3, "weight_decay": 0.1}

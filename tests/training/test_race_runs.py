@@ -14,7 +14,7 @@ from s3prl_ext.run_folder import RunFolder
 from s3prl_ext.training import checkpoint
 from s3prl_ext.training.candidates import candidates_of
 from s3prl_ext.training.train_state import TrainState
-from tests.experiments import interrupt_at_loss, make_args, task_config
+from tests.support.experiments import interrupt_at_loss, make_args, task_config
 
 TOTAL, CUT = 6, 2
 RACE = {"ratio": CUT / TOTAL, "keep": 1}
@@ -129,7 +129,7 @@ def test_checkpoints_and_deltas_are_small_and_evaluate(build, raced, upstream):
 
 
 def test_another_base_is_refused(build, raced, tmp_path):
-    from tests import factories
+    from tests.support import factories
 
     other = factories.hubert_local_ckpt(tmp_path / "other.pt", seed=7) or tmp_path / "other.pt"
     args = make_args(raced, mode="evaluate", upstream="hubert_local", upstream_ckpt=str(other))

@@ -15,7 +15,7 @@ from s3prl_ext import adapters
 from s3prl_ext.child_tuning import mask_files
 from s3prl_ext.mini_superb import ALL, variables
 from s3prl_ext.training.methods import METHODS
-from tests import forked
+from tests.support import forked
 from tests.training.test_race_runs import assert_same_run, newest, same
 
 UPSTREAMS = ("hubert_local", "hf_hubert_custom")

@@ -12,7 +12,7 @@ from s3prl_ext import progress
 from s3prl_ext.configs import load_yaml, shipped_dir
 from s3prl_ext.mini_superb import ALL, LAYOUTS, variables
 from s3prl_ext.run_folder import RACE as FOLDER
-from tests import forked
+from tests.support import forked
 from tests.training.test_race_runs import newest
 
 METRICS = {"pr": ["dev", "per"], "ks": ["dev", "acc"]}

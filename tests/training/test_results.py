@@ -17,7 +17,7 @@ from s3prl_ext.run_folder import RunFolder
 from s3prl_ext.training import checkpoint, provenance, results
 from s3prl_ext.training.corpus_hash import corpus_hash, splits_hash
 from s3prl_ext.training.forward import TaskFailed
-from tests.experiments import interrupt_at_loss, make_args, task_config
+from tests.support.experiments import interrupt_at_loss, make_args, task_config
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from s3prl_ext.errors import DataError, StoppedByUser, UsageError
-from tests.experiments import interrupt_at_loss, make_args, record_losses, task_config
+from tests.support.experiments import interrupt_at_loss, make_args, record_losses, task_config
 
 CHILD = {"method": "child", "mask": "fisher", "density": 0.05, "fisher": {"max_batches": 2}}
 

@@ -10,7 +10,7 @@ import torch
 from s3prl_ext.errors import DataError, StoppedByUser, UsageError
 from s3prl_ext.run_folder import RunFolder
 from s3prl_ext.training import checkpoint, train_state
-from tests.experiments import interrupt_at_loss, make_args, task_config
+from tests.support.experiments import interrupt_at_loss, make_args, task_config
 
 
 def resumed(expdir: Path, ckpt: str, **changes):

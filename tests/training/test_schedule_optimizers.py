@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from s3prl_ext.training import checkpoint
-from tests.experiments import make_args, task_config
+from tests.support.experiments import make_args, task_config
 
 
 @pytest.mark.parametrize("name", ["BertAdam_with_schedule", "AdamW_with_schedule"])

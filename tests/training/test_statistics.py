@@ -11,10 +11,10 @@ from s3prl_ext.child_tuning import delta
 from s3prl_ext.errors import StoppedByUser
 from s3prl_ext.training import checkpoint
 from s3prl_ext.training.statistics import StateChanged, check_buffers, copy_buffers, restore_buffers
-from tests import factories
 from tests.adapters.models import clips
-from tests.experiments import interrupt_at_loss, make_args, task_config
 from tests.merging.test_learnable import learnable
+from tests.support import factories
+from tests.support.experiments import interrupt_at_loss, make_args, task_config
 from tests.training.test_race_runs import assert_same_run, newest, resumed, same
 
 SMALL = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.experiments import make_args, record_losses, task_config
+from tests.support.experiments import make_args, record_losses, task_config
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import torch
 
 from s3prl_ext.child_tuning.eligible import eligible_names
 from s3prl_ext.errors import DataError, UsageError
-from tests.experiments import make_args, record_losses, task_config
+from tests.support.experiments import make_args, record_losses, task_config
 
 ADAMW = {"name": "TorchOptim", "torch_optim_name": "AdamW", "lr": 1.0e-2, "weight_decay": 0.1}
 UPSTREAMS = ["hubert_local", "hf_hubert_custom"]

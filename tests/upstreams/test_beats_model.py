@@ -16,7 +16,7 @@ from s3prl_ext.upstreams.beats.config import BeatsConfig
 from s3prl_ext.upstreams.beats.encoder import Encoder, PositionalConv, buckets
 from s3prl_ext.upstreams.beats.frontend import fbank, frame_count
 from s3prl_ext.upstreams.beats.model import Beats, load_checkpoint
-from tests import factories
+from tests.support import factories
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 MODELS = ["beats_tiny", "beats_tiny_finetuned"]

@@ -18,7 +18,7 @@ from s3prl_ext.child_tuning.eligible import eligible_names
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.upstreams.beats.frontend import frame_count
 from s3prl_ext.upstreams.merged_attention.hubconf import merged_attention
-from tests import factories
+from tests.support import factories
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 # Around the bounds of frames, patches and rounding; 80000 = 5 s, the length of an ESC-50 clip.

@@ -18,7 +18,7 @@ from s3prl_ext.model_settings import model_config
 from s3prl_ext.transformers_models import MODEL_TYPES, SPEECH_UPSTREAMS
 from s3prl_ext.upstreams.layer_similarity.speech_encoder import SpeechEncoder
 from s3prl_ext.upstreams.merged_attention.model import TransformersSpeechModel
-from tests import factories
+from tests.support import factories
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "transformers4"
 FOLDERS = sorted(path.parent for path in GOLDEN.glob("*/config.json"))

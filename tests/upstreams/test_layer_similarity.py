@@ -22,7 +22,7 @@ from s3prl_ext.upstreams.layer_similarity.speech_encoder import SpeechEncoder
 from s3prl_ext.upstreams.layer_similarity.text_encoder import TextEncoder
 from s3prl_ext.upstreams.merged_attention.hubconf import merged_attention
 from s3prl_ext.upstreams.merged_attention.model import TransformersSpeechModel
-from tests import factories
+from tests.support import factories
 
 TEXTS = ["a bee", "see the deep blue sea", "ef", "gee h", "i jay kay", "el em en", "o pea", "queue are es"]
 CHANNELS = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": {"height": 16, "width": 16}}

@@ -18,7 +18,7 @@ from s3prl_ext.merging.learnable import find_lambda, fold
 from s3prl_ext.upstreams.merged_attention.config import preset_names, read_config
 from s3prl_ext.upstreams.merged_attention.hubconf import merged_attention
 from s3prl_ext.upstreams.merged_attention.record import check_merge_record
-from tests import factories
+from tests.support import factories
 
 TARGETS = {
     "hubert folder": (factories.hubert_folder, "model: {path}"),

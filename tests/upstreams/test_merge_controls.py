@@ -16,7 +16,7 @@ from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.merging.noise import NoiseConfig, sample
 from s3prl_ext.upstreams.merged_attention.hubconf import merged_attention
 from s3prl_ext.upstreams.merged_attention.record import check_merge_record
-from tests import factories, reference
+from tests.support import factories, reference
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from s3prl_ext.attention.weights import extract
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.upstreams.merged_attention.hubconf import merged_attention, preset
 from s3prl_ext.upstreams.merged_attention.record import check_merge_record
-from tests import factories
+from tests.support import factories
 
 # name -> (factory, target section with {path}, s3prl's own entry for the unmerged model)
 TARGETS = {

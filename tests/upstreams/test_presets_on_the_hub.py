@@ -12,9 +12,9 @@ from s3prl_ext import hub
 from s3prl_ext.errors import DataError
 from s3prl_ext.merging.learnable import find_lambda
 from s3prl_ext.upstreams.merged_attention.config import preset_names, read_config
-from tests import factories
-from tests.hub_models import write_hub
-from tests.hub_server import StandInHub
+from tests.support import factories
+from tests.support.hub_models import write_hub
+from tests.support.hub_server import StandInHub
 
 NEEDED = (".json", ".txt", ".safetensors", ".bin", ".pt")
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.upstreams.layer_similarity.block_outputs import load_encoder
 from s3prl_ext.upstreams.merged_attention.hubconf import hf_speech_custom, merged_attention
-from tests import factories
+from tests.support import factories
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 

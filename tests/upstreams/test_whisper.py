@@ -14,8 +14,8 @@ from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.upstreams.whisper.expert import UpstreamExpert, number_of_states
 from s3prl_ext.upstreams.whisper.frontend import LogMel
 from s3prl_ext.upstreams.whisper.hubconf import whisper_custom, whisper_local
-from tests import factories
 from tests.adapters.models import clips
+from tests.support import factories
 
 s3prl_ext.install()
 

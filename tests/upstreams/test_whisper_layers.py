@@ -19,8 +19,8 @@ from s3prl_ext.upstreams.layer_similarity.speech_encoder import SpeechEncoder
 from s3prl_ext.upstreams.merged_attention.decoder import decoder_attention
 from s3prl_ext.upstreams.merged_attention.hubconf import merged_attention
 from s3prl_ext.upstreams.whisper.expert import UpstreamExpert
-from tests import factories
 from tests.downstreams.test_merged_decoder import _head
+from tests.support import factories
 
 TEXTS = ("a bee", "see the deep blue sea", "ef", "gee h", "i jay kay", "queue are es")
 PROMPT = [41, 42, 45, 49]  # start, <|en|>, <|transcribe|>, <|notimestamps|> of the tiny model

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from tests import factories
+from tests.support import factories
 
 LARGE, BASE = 24, 12  # layers of the released models; width is 32 here
 NOT_READ = ("tf_model.h5", "flax_model.msgpack", "rust_model.ot", "README.md", ".gitattributes")

@@ -1,6 +1,6 @@
 """What can be done with what: the data of the page docs/artefacts.md and of the test that runs every cell of it.
 
-``python -m tests.artefact_table`` writes the page.
+``python -m tests.support.artefact_table`` writes the page.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "artefacts.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "artefacts.md"
 
 # what was tuned: name -> heading of its column
 TUNED = {

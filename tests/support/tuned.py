@@ -14,7 +14,7 @@ from s3prl_ext.child_tuning import delta as delta_files
 from s3prl_ext.child_tuning.eligible import eligible_parameters
 from s3prl_ext.training.checkpoint import CHANGES_KEY
 from s3prl_ext.training.tuned_upstream import TunedUpstream
-from tests import factories
+from tests.support import factories
 
 CONFIG = {
     "runner": {"total_steps": 7},

@@ -1,6 +1,6 @@
 """Files of every kind that a version writes, tiny, with the values that it reads from them: ``tests/fixtures/saved``.
 
-``python -m tests.saved_files FOLDER`` trains, merges, sweeps and exports with the version at hand, on a corpus of tones,
+``python -m tests.support.saved_files FOLDER`` trains, merges, sweeps and exports with the version at hand, on a corpus of tones,
 and writes what it made and ``saved.json``: versions, commit, and the scores of every artefact. Later versions must read
 the same from it.
 """
@@ -22,7 +22,7 @@ import numpy as np
 from s3prl_ext import cli
 from s3prl_ext.corpora.audio import SAMPLE_RATE, write_audio
 from s3prl_ext.mini_superb.ks import KEYWORDS, TEST_FOLDER, TRAIN_FOLDER, speaker_id
-from tests import factories
+from tests.support import factories
 
 STEPS = 12
 TASK = ["-d", "speech_commands", "-c", "ks/mini"]

@@ -13,7 +13,7 @@ import torch
 
 from s3prl_ext.mini_superb import LAYOUTS
 from s3prl_ext.training import checkpoint
-from tests.experiments import make_args, task_config
+from tests.support.experiments import make_args, task_config
 
 TEST_SPLIT = {"asr": "test-clean"}  # others: test
 # Heads with a blank need long to say anything but that: theirs start from weights that say something.

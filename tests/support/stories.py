@@ -20,10 +20,10 @@ import pytest
 import torch
 
 from s3prl_ext import cli
-from tests import forked
-from tests.documentation import ROOT, experiments, files
-from tests.shortened import Shortened
-from tests.stand_ins import STAND_INS
+from tests.support import forked
+from tests.support.documentation import ROOT, experiments, files
+from tests.support.shortened import Shortened
+from tests.support.stand_ins import STAND_INS
 
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 

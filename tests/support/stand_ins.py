@@ -14,7 +14,7 @@ import torch
 from s3prl_ext.downstreams.esc50.config import default_class_map
 from s3prl_ext.downstreams.esc50.heads import read_class_map
 from s3prl_ext.mini_superb.layouts import LAYOUTS
-from tests import factories
+from tests.support import factories
 
 
 def _clips(mini: Path, count: int) -> list[Path]:

@@ -1,4 +1,4 @@
-"""The page docs/python.md as a notebook: ``python -m tests.notebook`` writes docs/python.ipynb."""
+"""The page docs/python.md as a notebook: ``python -m tests.support.notebook`` writes docs/python.ipynb."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import re
 from typing import Any
 
-from tests.documentation import ROOT
+from tests.support.documentation import ROOT
 
 PAGE = ROOT / "docs" / "python.md"
 NOTEBOOK = PAGE.with_suffix(".ipynb")

@@ -55,13 +55,13 @@ with tempfile.TemporaryDirectory() as folder:  # transformers builds its table o
 SECONDS = 120.0  # longest run of a test
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["tests.forked"])
+_context.set_forkserver_preload(["tests.support.forked"])
 
 
 def start_server() -> None:
     """Start the process that the others are forked from; again is no change."""
     before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[1]), *([before] if before else [])])
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[2]), *([before] if before else [])])
     try:
         forkserver.ensure_running()
     finally:
