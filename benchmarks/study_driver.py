@@ -13,7 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from s3prl_ext.studies.config import Point, Study
+from s3prl_ext.studies.config import AxisPoint, Study
 from s3prl_ext.studies.driver import Driver
 from tests.support.instant_engine import Instant
 
@@ -22,10 +22,10 @@ SIZES = (100, 1000, 10000)
 
 def study_of(jobs: int) -> Study:
     """Return a study of so many jobs: two seeds and ten learning rates in each cell make 13."""
-    upstreams = tuple(Point(f"u{number}", flags={"-u": "fbank"}) for number in range(round(jobs / 13)))
-    rates = tuple(Point(f"1e-{number}", {"optimizer.lr": 10.0**-number}) for number in range(10))
-    task = (Point("ks", flags={"-d": "speech_commands", "-c": "ks/mini"}),)
-    axes = {"task": task, "upstream": upstreams, "method": (Point("stock"),), "lr": rates}
+    upstreams = tuple(AxisPoint(f"u{number}", flags={"-u": "fbank"}) for number in range(round(jobs / 13)))
+    rates = tuple(AxisPoint(f"1e-{number}", {"optimizer.lr": 10.0**-number}) for number in range(10))
+    task = (AxisPoint("ks", flags={"-d": "speech_commands", "-c": "ks/mini"}),)
+    axes = {"task": task, "upstream": upstreams, "method": (AxisPoint("stock"),), "lr": rates}
     return Study(axes=axes, seeds=(0, 1), choose=("lr",))
 
 

@@ -19,7 +19,7 @@ from s3prl_ext.models.architectures import without_unused
 from s3prl_ext.tables import grid
 from s3prl_ext.training.learnable_lambda import prepare_lambda
 from s3prl_ext.training.methods import METHODS, resolve_tuning
-from s3prl_ext.training.upstream_checks import build_upstream
+from s3prl_ext.training.upstream_checks import upstream_of_flags
 
 DENSITIES = (0.1, 0.01, 0.001)
 
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if flags.upstream:
         if flags.dims:
             raise UsageError("-u measures an upstream and --dims a published size: give one of the two.")
-        model, name = build_upstream(flags), flags.upstream
+        model, name = upstream_of_flags(flags), flags.upstream
     else:
         model, name = published(flags.dims or "base"), f"HuBERT {flags.dims or 'base'}"
     total = sum(parameter.numel() for parameter in model.parameters())

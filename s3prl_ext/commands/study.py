@@ -43,6 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     cells = cells_of(study, flags.expdir)
     if not cells:
         raise UsageError(f"{flags.study}: every combination is excluded.")
+    if flags.expdir.exists() and not flags.expdir.is_dir():
+        raise UsageError(f"-p {flags.expdir} is not a folder: name one for the study.")
     check_runs(cells)
     if flags.dry_run:
         sys.stdout.write("\n".join(dry_run(study, cells)) + "\n")

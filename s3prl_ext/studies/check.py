@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from s3prl_ext.errors import UsageError
-from s3prl_ext.studies.plan import Cell
+from s3prl_ext.studies.plan import StudyCell
 
 
-def check_runs(cells: Sequence[Cell]) -> None:
+def check_runs(cells: Sequence[StudyCell]) -> None:
     """Read the task file of each run as its training will.
 
     Raises:

@@ -27,7 +27,7 @@ from s3prl_ext.errors import DataError, UsageError, unknown_name
 from s3prl_ext.reading import parse_json
 from s3prl_ext.settings import choice, count, load, name, number, raise_all, unknown_keys
 
-# Axis -> key of the task file that it sets; another axis has its key as its name. Of ``lambda`` see Point.
+# Axis -> key of the task file that it sets; another axis has its key as its name. Of ``lambda`` see AxisPoint.
 KEYS = {"lr": "optimizer.lr", "density": "tuning.density", "rank": "tuning.rank"}
 LAMBDA = "lambda"
 FIXED_AXES = ("task", "upstream", "method")
@@ -35,7 +35,7 @@ STOCK = "stock"  # method of a run without a section ``tuning``
 
 
 @dataclass(frozen=True)
-class Point:
+class AxisPoint:
     """A place on an axis: its label in tables and folders, and what it adds to a command.
 
     Attributes:
@@ -97,7 +97,7 @@ class Study:
         retries: how often a job whose process was lost is started again.
     """
 
-    axes: Mapping[str, tuple[Point, ...]]
+    axes: Mapping[str, tuple[AxisPoint, ...]]
     seeds: tuple[int, ...] = (0,)
     choose: tuple[str, ...] = ()
     checkpoint: str = "best"
@@ -108,7 +108,7 @@ class Study:
     retries: int = 2
 
     @cached_property
-    def points(self) -> dict[str, dict[str, Point]]:
+    def points(self) -> dict[str, dict[str, AxisPoint]]:
         """The points of each axis by their label."""
         return {axis: {point.label: point for point in points} for axis, points in self.axes.items()}
 
@@ -175,9 +175,9 @@ def read_study(path: Path) -> Study:
     return study
 
 
-def _points(values: Any, where: str, read: Any, problems: list[str]) -> tuple[Point, ...]:
+def _points(values: Any, where: str, read: Any, problems: list[str]) -> tuple[AxisPoint, ...]:
     """Return the points of an axis; a single value is an axis of one, and labels must differ."""
-    found: list[Point] = []
+    found: list[AxisPoint] = []
     for number_, value in enumerate(values if isinstance(values, (list, tuple)) else [values]):
         try:
             found.append(read(value, f"{where}[{number_}]"))
@@ -192,15 +192,17 @@ def _points(values: Any, where: str, read: Any, problems: list[str]) -> tuple[Po
     return ()
 
 
-def _upstream(value: Any, where: str) -> Point:
+def _upstream(value: Any, where: str) -> AxisPoint:
     given = load(
         _Upstream, {"upstream": value} if isinstance(value, str) else value, where, example="{upstream: hubert_base}"
     )
     flags = {"-u": given.upstream, "-k": given.ckpt, "-g": given.config}
-    return Point(_label(given.label or given.upstream, where), flags={key: text for key, text in flags.items() if text})
+    return AxisPoint(
+        _label(given.label or given.upstream, where), flags={key: text for key, text in flags.items() if text}
+    )
 
 
-def _task(value: Any, where: str, preset: str) -> Point:
+def _task(value: Any, where: str, preset: str) -> AxisPoint:
     from s3prl_ext.run_flags import preset_path
     from s3prl_ext.tasks import known, named
 
@@ -213,10 +215,10 @@ def _task(value: Any, where: str, preset: str) -> Point:
     problems: list[str] = []
     settings = _settings(given.set, f"{where}.set", problems)
     raise_all(problems)
-    return Point(given.task, settings, {"-d": named(given.task).downstream, "-c": file})
+    return AxisPoint(given.task, settings, {"-d": named(given.task).downstream, "-c": file})
 
 
-def _method(value: Any, where: str) -> Point:
+def _method(value: Any, where: str) -> AxisPoint:
     if isinstance(value, str):
         value = {"method": value}
     if not isinstance(value, Mapping) or not isinstance(value.get("method"), str):
@@ -228,19 +230,19 @@ def _method(value: Any, where: str) -> Point:
     if section["method"] == STOCK:
         if len(section) > 1:
             raise UsageError(f"{where}: method {STOCK} is s3prl's own training and has no options.")
-        return Point(label)
-    return Point(label, {"tuning": section})
+        return AxisPoint(label)
+    return AxisPoint(label, {"tuning": section})
 
 
-def _value(axis: str, value: Any, where: str) -> Point:
+def _value(axis: str, value: Any, where: str) -> AxisPoint:
     label = _label(_text(value), where)
     if axis == LAMBDA:
-        return Point(label, flags={"-g": f"lambda={label}"})
-    return Point(label, {KEYS.get(axis, axis): _plain(value)})
+        return AxisPoint(label, flags={"-g": f"lambda={label}"})
+    return AxisPoint(label, {KEYS.get(axis, axis): _plain(value)})
 
 
-def _seed(value: Any, where: str) -> Point:
-    return Point(str(count(0)(value, where)))
+def _seed(value: Any, where: str) -> AxisPoint:
+    return AxisPoint(str(count(0)(value, where)))
 
 
 def _settings(value: Any, where: str, problems: list[str]) -> dict[str, Any]:
@@ -260,7 +262,7 @@ def _mapping(value: Any, where: str, problems: list[str]) -> Mapping[str, Any]:
 
 
 def _exclude(
-    value: Any, where: str, axes: Mapping[str, tuple[Point, ...]], problems: list[str]
+    value: Any, where: str, axes: Mapping[str, tuple[AxisPoint, ...]], problems: list[str]
 ) -> tuple[Mapping[str, str], ...]:
     found = []
     for number_, one in enumerate(value or []):
@@ -314,7 +316,7 @@ def kept_study(folder: Path) -> Study | None:
     try:
         content = parse_json(path.read_text(encoding="utf-8"))
         axes = {
-            axis: tuple(Point(label, *parts) for label, parts in points.items())
+            axis: tuple(AxisPoint(label, *parts) for label, parts in points.items())
             for axis, points in content["axes"].items()
         }
         return Study(

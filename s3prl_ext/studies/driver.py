@@ -13,7 +13,7 @@ from typing import Protocol
 from s3prl_ext.errors import DataError, StoppedByUser
 from s3prl_ext.locks import is_in_use
 from s3prl_ext.studies.config import Study
-from s3prl_ext.studies.plan import Cell, Job, cells_of
+from s3prl_ext.studies.plan import Job, StudyCell, cells_of
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ class Progress:
         seconds: wall time of each job that ended in this session.
     """
 
-    cells: list[Cell]
+    cells: list[StudyCell]
     total: int
     done: dict[str, Job] = field(default_factory=dict)
     running: dict[str, float] = field(default_factory=dict)
@@ -91,7 +91,7 @@ class Driver:
         cells = cells_of(study, folder)
         self.progress = Progress(cells, total_jobs(study, cells))
         self.waiting: deque[Job] = deque()
-        self.cell_of: dict[str, Cell] = {}
+        self.cell_of: dict[str, StudyCell] = {}
         self.lost: dict[str, int] = {}
 
     def run(self) -> Progress:
@@ -131,7 +131,7 @@ class Driver:
         self._work()
 
     @staticmethod
-    def _upstream_of(cell: Cell) -> str:
+    def _upstream_of(cell: StudyCell) -> str:
         return Job(cell.search[0], "fetch").name
 
     def _work(self) -> None:
@@ -143,7 +143,7 @@ class Driver:
             for end in self.engine.ended(1.0):
                 self._note(end)
 
-    def _meet(self, cell: Cell, job: Job) -> None:
+    def _meet(self, cell: StudyCell, job: Job) -> None:
         """Take a job into account once: it is done, has failed before, or waits."""
         if job.name in self.cell_of:
             return
@@ -196,7 +196,7 @@ class Driver:
         if job.kind == "train":
             self.cell_of[job.name].note(job.run, None, sentence)
 
-    def _go_on(self, cell: Cell) -> None:
+    def _go_on(self, cell: StudyCell) -> None:
         """Take the jobs of a cell that are due now: other seeds of what dev has chosen, then their tests."""
         try:
             final = cell.final_runs()
@@ -210,7 +210,7 @@ class Driver:
                 self._meet(cell, Job(run, "test"))
 
 
-def total_jobs(study: Study, cells: list[Cell]) -> int:
+def total_jobs(study: Study, cells: list[StudyCell]) -> int:
     """Return how many processes a study takes: search, other seeds, tests."""
     return sum(len(cell.search) + len(study.seeds) - 1 + len(study.seeds) for cell in cells)
 

@@ -8,10 +8,10 @@ from statistics import fmean
 from s3prl_ext.studies.config import Study
 from s3prl_ext.studies.driver import total_jobs
 from s3prl_ext.studies.engines import shown
-from s3prl_ext.studies.plan import Cell, Job, Run
+from s3prl_ext.studies.plan import Job, StudyCell, StudyRun
 
 
-def dry_run(study: Study, cells: Sequence[Cell]) -> list[str]:
+def dry_run(study: Study, cells: Sequence[StudyCell]) -> list[str]:
     """Return every command that can be known now, and how much all of it is."""
     lines = [shown(Job(run, "train")) for cell in cells for run in cell.search]
     searched = len(lines)
@@ -27,7 +27,7 @@ def dry_run(study: Study, cells: Sequence[Cell]) -> list[str]:
     return lines
 
 
-def _hours(study: Study, cells: Sequence[Cell]) -> str:
+def _hours(study: Study, cells: Sequence[StudyCell]) -> str:
     """Return an estimate of hours from the finished runs of each cell, or of its task."""
     known: dict[str, list[float]] = {}
     for cell in cells:
@@ -49,6 +49,6 @@ def _hours(study: Study, cells: Sequence[Cell]) -> str:
     return f"About {seconds / 3600:.1f} hours of one job after another, from runs that have ended{rest}."
 
 
-def _steps(run: Run) -> int:
+def _steps(run: StudyRun) -> int:
     """Return the optimizer steps of a run; 0 where its task file counts epochs."""
     return int(run.config()["runner"].get("total_steps") or 0)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from s3prl_ext import plugin
 from s3prl_ext.errors import as_command
-from s3prl_ext.training.upstream_checks import build_upstream
+from s3prl_ext.training.upstream_checks import upstream_of_flags
 from s3prl_ext.writing import write_text
 
 
@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.add_argument(flag, dest=name)
     flags = parser.parse_args(argv)
     plugin.install()
-    build_upstream(flags)
+    upstream_of_flags(flags)
     flags.marker.parent.mkdir(parents=True, exist_ok=True)
     write_text(flags.marker, "")
     return 0

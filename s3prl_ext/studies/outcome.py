@@ -9,7 +9,7 @@ from pathlib import Path
 from s3prl_ext.evaluation.series_panels import Series, SeriesPanel, plot_series_panels
 from s3prl_ext.metrics import factor, heading
 from s3prl_ext.studies.config import kept_study
-from s3prl_ext.studies.plan import Cell, Job, Run, cells_of
+from s3prl_ext.studies.plan import Job, StudyCell, StudyRun, cells_of
 from s3prl_ext.studies.view import clock
 from s3prl_ext.tables import NOTHING, Table, csv_text, markdown, mean_and_deviation
 from s3prl_ext.tasks import named
@@ -19,7 +19,7 @@ MOST_LINES = 8  # of a panel
 AXIS_NAMES = {"lr": "learning rate", "lambda": "λ"}
 
 
-def write_outcome(cells: Sequence[Cell], folder: Path) -> list[Table]:
+def write_outcome(cells: Sequence[StudyCell], folder: Path) -> list[Table]:
     """Write ``study.md``, ``runs.csv`` and, where numbers were searched, ``study.png``; return the tables."""
     tables = tables_of(folder)
     write_text(folder / "study.md", "\n".join(map(markdown, tables)))
@@ -38,11 +38,11 @@ def tables_of(folder: Path) -> list[Table]:
     return [table for task in _tasks(cells) for table in _tables(task, [c for c in cells if c.labels["task"] == task])]
 
 
-def _tasks(cells: Sequence[Cell]) -> list[str]:
+def _tasks(cells: Sequence[StudyCell]) -> list[str]:
     return list(dict.fromkeys(cell.labels["task"] for cell in cells))
 
 
-def _tables(task: str, cells: Sequence[Cell]) -> list[Table]:
+def _tables(task: str, cells: Sequence[StudyCell]) -> list[Table]:
     """Return the table of a task's cells, and of what dev gave at each point that was searched."""
     row = named(task)
     name = row.metrics[0]
@@ -78,16 +78,16 @@ def _tables(task: str, cells: Sequence[Cell]) -> list[Table]:
     return tables
 
 
-def _all_scored(cell: Cell) -> bool:
+def _all_scored(cell: StudyCell) -> bool:
     scores = [cell.scores.get(run.name) for run in cell.search]
     return None not in scores and not all(math.isnan(score) for score in scores if score is not None)
 
 
-def _point(run: Run, choose: Sequence[str]) -> str:
+def _point(run: StudyRun, choose: Sequence[str]) -> str:
     return ", ".join(run.labels[axis] for axis in choose)
 
 
-def _searched(cell: Cell, point: str, choose: Sequence[str], name: str) -> str:
+def _searched(cell: StudyCell, point: str, choose: Sequence[str], name: str) -> str:
     score = next((cell.scores.get(run.name) for run in cell.search if _point(run, choose) == point), None)
     return NOTHING if score is None else _shown(name, score)
 
@@ -96,13 +96,13 @@ def _shown(name: str, score: float) -> str:
     return "diverged" if math.isnan(score) else f"{factor(name) * score:.2f}"
 
 
-def _hours(cell: Cell) -> str:
+def _hours(cell: StudyCell) -> str:
     """Return the wall time of a cell's trainings."""
     runs = {run.name: run for run in (*cell.search, *(cell.final_runs() if _all_scored(cell) else []))}
     return clock(sum(record["seconds"] for run in runs.values() if (record := run.record()) is not None))
 
 
-def _runs(cells: Sequence[Cell]) -> Table:
+def _runs(cells: Sequence[StudyCell]) -> Table:
     """Return every run as the values of a table for CSV."""
     values = []
     for cell in cells:
@@ -120,7 +120,7 @@ def _runs(cells: Sequence[Cell]) -> Table:
     return Table("runs", [], [], values=values)
 
 
-def draw_search(cells: Sequence[Cell], path: Path) -> None:
+def draw_search(cells: Sequence[StudyCell], path: Path) -> None:
     """Draw the scores on dev over the one axis of numbers that was searched, a panel for each task; else draw nothing."""
     choose = cells[0].study.choose
     if len(choose) != 1 or not all(_number(run.labels[choose[0]]) for cell in cells for run in cell.search):
@@ -143,7 +143,7 @@ def draw_search(cells: Sequence[Cell], path: Path) -> None:
         plot_series_panels(panels, path, f"{AXIS_NAMES.get(choose[0], choose[0])}: scores on dev")
 
 
-def _curve(cell: Cell, axis: str) -> dict[float, float]:
+def _curve(cell: StudyCell, axis: str) -> dict[float, float]:
     scale = factor(cell.search[0].task.metrics[0])
     known = {float(run.labels[axis]): cell.scores.get(run.name, math.nan) for run in cell.search}
     return {place: scale * score for place, score in known.items() if not math.isnan(score)}

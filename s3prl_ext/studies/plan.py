@@ -16,14 +16,14 @@ from s3prl_ext.errors import DataError
 from s3prl_ext.evaluation.result_records import ResultRecord, read_record
 from s3prl_ext.metrics import factor, metric
 from s3prl_ext.run_flags import preset_path
-from s3prl_ext.studies.config import FIXED_AXES, Point, Study
+from s3prl_ext.studies.config import FIXED_AXES, AxisPoint, Study
 from s3prl_ext.tasks import Task, named
 
 DIVERGED = "without a finite gradient"  # of the sentence of a run that learns at too high a rate
 
 
 @dataclass(frozen=True)
-class Run:
+class StudyRun:
     """One training, with the test of its checkpoint.
 
     Attributes:
@@ -71,7 +71,7 @@ class Run:
     def _merge(self) -> str:
         return ",,".join(point.flags["-g"] for point in self._points() if "-g" in point.flags)
 
-    def _points(self) -> list[Point]:
+    def _points(self) -> list[AxisPoint]:
         return [self.study.points[axis][label] for axis, label in self.labels.items()]
 
     def settings(self) -> dict[str, Any]:
@@ -149,7 +149,7 @@ class Job:
         kind: ``train``, ``test``, or ``fetch``: build the run's upstream once, so that runs do not download it side by side.
     """
 
-    run: Run
+    run: StudyRun
     kind: str
 
     @property
@@ -192,7 +192,7 @@ class Job:
 
 
 @dataclass
-class Cell:
+class StudyCell:
     """Runs of which one is chosen on dev: everything equal but the axes of ``choose`` and the seed.
 
     Attributes:
@@ -204,7 +204,7 @@ class Cell:
 
     study: Study
     labels: Mapping[str, str]
-    search: list[Run]
+    search: list[StudyRun]
     scores: dict[str, float] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
 
@@ -213,7 +213,7 @@ class Cell:
         """Its name in tables."""
         return "/".join(self.labels.values())
 
-    def chosen(self) -> Run | None:
+    def chosen(self) -> StudyRun | None:
         """Return the run that dev chooses, once every search run has a score; of equal ones the first wins.
 
         Raises:
@@ -227,14 +227,14 @@ class Cell:
         sign = 1 if metric(sound[0].task.metrics[0]).higher_is_better else -1
         return max(sound, key=lambda run: sign * self.scores[run.name])
 
-    def final_runs(self) -> list[Run]:
+    def final_runs(self) -> list[StudyRun]:
         """Return the chosen run with every seed; empty before one is chosen."""
         chosen = self.chosen()
         if chosen is None:
             return []
         return [_run(self.study, chosen.labels, seed, _root(chosen)) for seed in self.study.seeds]
 
-    def note(self, run: Run, record: ResultRecord | None, failure: str | None) -> None:
+    def note(self, run: StudyRun, record: ResultRecord | None, failure: str | None) -> None:
         """Take the outcome of a search run."""
         if record is not None:
             self.scores[run.name] = run.on_dev(record)
@@ -253,12 +253,12 @@ class Cell:
         return f"{factor(name) * (max if metric(name).higher_is_better else min)(known):.2f}"
 
 
-def cells_of(study: Study, folder: Path) -> list[Cell]:
+def cells_of(study: Study, folder: Path) -> list[StudyCell]:
     """Return the cells of a study, in the order of its axes."""
-    cells: dict[tuple[str, ...], Cell] = {}
+    cells: dict[tuple[str, ...], StudyCell] = {}
     for labels in combinations(study):
         kept = {axis: label for axis, label in labels.items() if axis not in study.choose}
-        cell = cells.setdefault(tuple(kept.values()), Cell(study, kept, []))
+        cell = cells.setdefault(tuple(kept.values()), StudyCell(study, kept, []))
         cell.search.append(_run(study, labels, study.seeds[0], folder))
     return list(cells.values())
 
@@ -271,10 +271,10 @@ def combinations(study: Study) -> Iterator[dict[str, str]]:
             yield labels
 
 
-def _run(study: Study, labels: Mapping[str, str], seed: int, folder: Path) -> Run:
-    run = Run(study, labels, seed, folder)
-    return Run(study, labels, seed, folder / run.name)
+def _run(study: Study, labels: Mapping[str, str], seed: int, folder: Path) -> StudyRun:
+    run = StudyRun(study, labels, seed, folder)
+    return StudyRun(study, labels, seed, folder / run.name)
 
 
-def _root(run: Run) -> Path:
+def _root(run: StudyRun) -> Path:
     return run.folder.parents[len(Path(run.name).parts) - 1]

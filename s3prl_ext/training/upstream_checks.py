@@ -134,7 +134,7 @@ def features_given(args: Namespace) -> bool:
     )
 
 
-def build_upstream(flags: Namespace) -> nn.Module:
+def upstream_of_flags(flags: Namespace) -> nn.Module:
     """Return the upstream that ``-u``, ``-k`` and ``-g`` name.
 
     Args:

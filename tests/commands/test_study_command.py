@@ -89,6 +89,12 @@ def test_what_no_run_could_do_is_refused_before_any_starts(text, sentence, run, 
     assert sentence in str(caught.value) and not (tmp_path / "exp").exists()
 
 
+def test_a_file_is_no_folder_for_a_study(run, tmp_path):
+    (tmp_path / "exp").write_text("")
+    with pytest.raises(UsageError, match="exp is not a folder"):
+        run()
+
+
 def test_a_failed_job_makes_the_exit_status_one(run, monkeypatch, capsys):
     monkeypatch.setattr(
         command, "open_engine", lambda *given: Instant(lambda job: "the disk is full" if job.kind != "fetch" else 0.0)

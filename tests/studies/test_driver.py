@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from s3prl_ext.errors import StoppedByUser
-from s3prl_ext.studies.config import FILE, Point, Study, content_of
+from s3prl_ext.studies.config import FILE, AxisPoint, Study, content_of
 from s3prl_ext.studies.driver import Driver, Progress
 from s3prl_ext.studies.outcome import write_outcome
 from s3prl_ext.studies.plan import Job
@@ -17,10 +17,10 @@ from tests.support.instant_engine import Instant, Outcome
 
 def make_study(seeds=(0, 1), **changes) -> Study:
     axes = {
-        "task": (Point("ks", flags={"-d": "speech_commands", "-c": "ks/mini"}), Point("sid", flags={"-d": "voxceleb1", "-c": "sid/mini"})),
-        "upstream": (Point("fbank", flags={"-u": "fbank"}),),
-        "method": (Point("frozen", {"tuning": {"method": "frozen"}}),),
-        "lr": tuple(Point(f"{lr:g}", {"optimizer.lr": lr}) for lr in (0.1, 0.01, 0.001)),
+        "task": (AxisPoint("ks", flags={"-d": "speech_commands", "-c": "ks/mini"}), AxisPoint("sid", flags={"-d": "voxceleb1", "-c": "sid/mini"})),
+        "upstream": (AxisPoint("fbank", flags={"-u": "fbank"}),),
+        "method": (AxisPoint("frozen", {"tuning": {"method": "frozen"}}),),
+        "lr": tuple(AxisPoint(f"{lr:g}", {"optimizer.lr": lr}) for lr in (0.1, 0.01, 0.001)),
     }  # fmt: skip
     return Study(**({"axes": axes, "seeds": seeds, "choose": ("lr",)} | changes))
 
@@ -53,7 +53,7 @@ def test_dev_chooses_the_other_seeds_follow_and_only_the_chosen_one_is_tested(tm
 
 def test_each_upstream_is_built_once_before_the_runs(tmp_path):
     axes = make_study().axes | {
-        "upstream": (Point("a", flags={"-u": "a"}), Point("b", flags={"-u": "b", "-k": "b.pt"}))
+        "upstream": (AxisPoint("a", flags={"-u": "a"}), AxisPoint("b", flags={"-u": "b", "-k": "b.pt"}))
     }
     engine, _ = drive(tmp_path, study=make_study(axes=axes))
     assert engine.fetched == ["fetch/a", "fetch/b"]
@@ -69,7 +69,7 @@ def test_each_upstream_is_built_once_before_the_runs(tmp_path):
 
 
 def test_an_error_rate_is_chosen_from_below(tmp_path):
-    axes = make_study().axes | {"task": (Point("asr", flags={"-d": "asr", "-c": "asr/mini"}),)}
+    axes = make_study().axes | {"task": (AxisPoint("asr", flags={"-d": "asr", "-c": "asr/mini"}),)}
     engine, _ = drive(tmp_path, study=make_study(axes=axes))
     assert next(name for name in engine.started if name.endswith("test")) == "asr/fbank/frozen/lr=0.1/seed=0/test"
 
