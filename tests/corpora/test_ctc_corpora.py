@@ -103,7 +103,7 @@ def test_incomplete_libriphone_is_named(libri, phones, spoil, message):
 def test_a_bucket_larger_than_the_corpus_is_refused(libri, phones):
     with pytest.raises(DataError, match="only 5 were found: lower downstream_expert.corpus.batch_size"):
         dataset(libri, phones, 6)
-    with pytest.raises(DataError, match="no .flac file below"):
+    with pytest.raises(DataError, match="no .flac files under"):
         LibriPhoneDataset(["dev"], phones, 1, path=libri, lexicon=[libri / "lexicon.txt"])
 
 
