@@ -215,7 +215,9 @@ def test_upstream_without_its_model(build, tmp_path, upstream, ckpt, error, mess
 def test_checkpoint_as_fairseq_writes_it(build, tmp_path, content, reason):
     torch.save(content, tmp_path / "fairseq.pt")
     flags = {"upstream": "wav2vec2_local", "upstream_ckpt": str(tmp_path / "fairseq.pt")}
-    with pytest.raises(DataError, match=rf"fairseq\.pt is not a converted.*{reason}.*s3prl\.upstream\.wav2vec2\.convert"):
+    with pytest.raises(
+        DataError, match=rf"fairseq\.pt is not a converted.*{reason}.*s3prl\.upstream\.wav2vec2\.convert"
+    ):
         build(make_args(tmp_path / "exp", **flags), task_config())
 
 
