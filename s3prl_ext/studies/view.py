@@ -62,7 +62,8 @@ def summary(progress: Progress) -> str:
     """Return one line: jobs in all states and the time that is left."""
     done, running, failed = len(progress.done), len(progress.running), len(progress.failed)
     left = max(0, progress.total - done - failed)
-    text = f"{done} of {progress.total} jobs done, {running} running, {failed} failed, {left - running} waiting"
+    state = "blocked by the failed ones" if failed and not running else "waiting"
+    text = f"{done} of {progress.total} jobs done, {running} running, {failed} failed, {left - running} {state}"
     if progress.seconds and running:
         text += f"; about {clock(left * fmean(progress.seconds) / running)} left"
     return text

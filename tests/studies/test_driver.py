@@ -11,7 +11,7 @@ from s3prl_ext.studies.config import FILE, AxisPoint, Study, content_of
 from s3prl_ext.studies.driver import Driver, Progress
 from s3prl_ext.studies.outcome import write_outcome
 from s3prl_ext.studies.plan import Job
-from s3prl_ext.studies.view import lines
+from s3prl_ext.studies.view import lines, summary
 from tests.support.instant_engine import Instant, Outcome
 
 
@@ -85,6 +85,7 @@ def test_one_failed_run_does_not_end_the_study_and_can_be_repeated(tmp_path):
     )
     assert sum(name.startswith("sid") for name in engine.started) == 6
     assert "the disk is full" in "\n".join(lines(progress))
+    assert summary(progress) == "8 of 12 jobs done, 0 running, 1 failed, 3 blocked by the failed ones"
     again, progress = drive(tmp_path)
     assert again.started == [] and len(progress.failed) == 1
     again, progress = drive(tmp_path, retry_failed=True)
