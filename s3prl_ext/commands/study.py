@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         UsageError: something is wrong with the file, the engine or the folder.
     """
     flags = _parser().parse_args(argv)
-    study = read_study(flags.study)
+    study = read_study(flags.study, flags.override)
     cells = cells_of(study, flags.expdir)
     if not cells:
         raise UsageError(f"{flags.study}: every combination is excluded.")
@@ -74,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("study", type=Path, help="YAML file of the study")
     add("-p", "--expdir", type=Path, required=True, help="folder of the study")
+    add("-o", "--override", help='changes to the file: "tasks=[ks],,axes.lr=[1e-2,1e-3],,set.runner.total_steps=100"')
     add("--engine", choices=ENGINES, default="local", help="where jobs run (default: local)")
     add("--jobs", type=_count, help="jobs at a time (default: one for each GPU, else one; of ray and slurm no limit)")
     add("--retry-failed", action="store_true", help="run jobs again that failed")

@@ -22,7 +22,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
-from s3prl_ext.configs import expand_variables, load_yaml
+import yaml
+
+from s3prl_ext.configs import expand_variables, load_yaml, parse_yaml
 from s3prl_ext.errors import DataError, UsageError, unknown_name
 from s3prl_ext.reading import parse_json
 from s3prl_ext.settings import choice, count, load, name, number, raise_all, unknown_keys
@@ -136,14 +138,21 @@ class _File:
     retries: Annotated[int, count(0)] = 2
 
 
-def read_study(path: Path) -> Study:
+def read_study(path: Path, override: str | None = None) -> Study:
     """Read and check a study file; ``${VARIABLE}`` is replaced as in task files.
+
+    Args:
+        path: of the file.
+        override: changes to it, such as ``tasks=[ks],,axes.lr=[1e-2,1e-3]``.
 
     Raises:
         UsageError: with everything that is wrong in it.
     """
     where = path.name
-    file = load(_File, expand_variables(load_yaml(path), where), where)
+    content = load_yaml(path)
+    for option in override.split(",,") if override else ():
+        _change(content, option)
+    file = load(_File, expand_variables(content, where), where)
     problems: list[str] = []
     axes = {
         "task": _points(file.tasks, f"{where}.tasks", lambda v, w: _task(v, w, file.preset), problems),
@@ -173,6 +182,25 @@ def read_study(path: Path) -> Study:
     )
     raise_all(problems)
     return study
+
+
+def _change(content: dict[str, Any], option: str) -> None:
+    """Replace one key of a study file, with ``KEY=VALUE`` as on the command line; the value is YAML."""
+    key, equals, text = option.strip().partition("=")
+    if not equals or not key.strip():
+        raise UsageError(
+            f"-o: '{option.strip()}' must be KEY=VALUE, such as tasks=[ks]; several are separated by ',,'."
+        )
+    *sections, last = key.strip().split(".", 1)  # of set, keys have dots of their own
+    place = content
+    for section in sections:
+        place = place.setdefault(section, {})
+        if not isinstance(place, dict):
+            raise UsageError(f"-o: '{section}' of the study is not a mapping, so {key.strip()} cannot be set.")
+    try:
+        place[last] = parse_yaml(text)
+    except yaml.YAMLError as error:
+        raise UsageError(f"-o: the value of {key.strip()} is not readable as YAML: {text.strip()}.") from error
 
 
 def _points(values: Any, where: str, read: Any, problems: list[str]) -> tuple[AxisPoint, ...]:

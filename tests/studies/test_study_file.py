@@ -95,6 +95,23 @@ def test_all_problems_are_named_at_once(tmp_path):
     assert "kss" in str(caught.value) and "rate" in str(caught.value)
 
 
+def test_the_command_line_changes_keys_of_the_file(tmp_path):
+    path = tmp_path / "my_study.yaml"
+    path.write_text(GOOD)
+    found = read_study(path, "tasks=[ks],,axes.lr=[1e-4],,set.runner.total_steps=7,,seeds=5,,exclude=[]")
+    assert [point.label for point in found.axes["task"]] == ["ks"] and found.seeds == (5,)
+    assert [point.label for point in found.axes["lr"]] == ["0.0001"] and found.settings == {"runner.total_steps": 7}
+    for option, sentence in (
+        ("tasks", "must be KEY=VALUE"),
+        ("tasks=[ks", "the value of tasks is not readable as YAML"),
+        ("tasks.x=1", "'tasks' of the study is not a mapping"),
+        ("taks=[ks]", "unknown key 'taks'; did you mean 'tasks'"),
+    ):
+        with pytest.raises(UsageError) as caught:
+            read_study(path, option)
+        assert sentence in str(caught.value)
+
+
 def test_variables_are_replaced(tmp_path, monkeypatch):
     monkeypatch.setenv("MY_HUBERT", "/models/hubert")
     found = study(tmp_path, "upstreams: [{upstream: hubert_local, ckpt: '${MY_HUBERT}'}]\ntasks: ks\npreset: mini\n")
