@@ -53,6 +53,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sweeps": {
         "randomness",
         "papers",
+        "studies",
         "training",
         "downstreams",
         "upstreams",

@@ -15,7 +15,7 @@ from s3prl_ext.locks import one_run
 from s3prl_ext.studies.check import check_runs
 from s3prl_ext.studies.config import FILE, Study, content_of, kept_study, read_study
 from s3prl_ext.studies.driver import Driver
-from s3prl_ext.studies.engines import ENGINES, open_engine
+from s3prl_ext.studies.engines import ENGINES, count_of_jobs, open_engine
 from s3prl_ext.studies.estimate import dry_run
 from s3prl_ext.studies.outcome import write_outcome
 from s3prl_ext.studies.plan import cells_of
@@ -76,7 +76,11 @@ def _parser() -> argparse.ArgumentParser:
     add("-p", "--expdir", type=Path, required=True, help="folder of the study")
     add("-o", "--override", help='changes to the file: "tasks=[ks],,axes.lr=[1e-2,1e-3],,set.runner.total_steps=100"')
     add("--engine", choices=ENGINES, default="local", help="where jobs run (default: local)")
-    add("--jobs", type=_count, help="jobs at a time (default: one for each GPU, else one; of ray and slurm no limit)")
+    add(
+        "--jobs",
+        type=count_of_jobs,
+        help="jobs at a time (default: one for each GPU, else one; of ray and slurm no limit)",
+    )
     add("--retry-failed", action="store_true", help="run jobs again that failed")
     add(
         "--dry-run",
@@ -84,12 +88,6 @@ def _parser() -> argparse.ArgumentParser:
         help="print commands, number of runs and steps, and hours where runs have ended",
     )
     return parser
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
-    return int(text)
 
 
 def _keep(study: Study, folder: Path) -> None:

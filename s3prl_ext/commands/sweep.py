@@ -14,7 +14,9 @@ from s3prl_ext.errors import UsageError
 from s3prl_ext.merging.config import MergeConfig
 from s3prl_ext.metrics import metric
 from s3prl_ext.papers.figures import CORPORA
+from s3prl_ext.studies.engines import ENGINES, count_of_jobs
 from s3prl_ext.sweeps.grid import KEYS, PRESETS, as_list, read_grid
+from s3prl_ext.sweeps.parts import parse_part
 from s3prl_ext.upstreams.merged_attention.config import read_config
 
 OWN_UPSTREAM = "merged_attention"
@@ -35,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: flags; None takes them from the command line.
     """
     flags = _parser().parse_args(argv)
+    flags.argv = list(sys.argv[2:] if argv is None else argv)
     plugin.install()
     preset = None if flags.upstream == OWN_UPSTREAM else flags.upstream
     config = _one_source(read_config(flags.upstream_model_config, flags.upstream_ckpt, preset))
@@ -43,7 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         metric(flags.metric)
     from s3prl_ext.sweeps.pipeline import run  # s3prl is importable once the plug-in is installed
 
-    sys.stdout.write(run(flags, config, grid).read_text(encoding="utf-8"))
+    found = run(flags, config, grid)
+    if flags.part is None:
+        sys.stdout.write(found.read_text(encoding="utf-8"))
     return 0
 
 
@@ -93,6 +98,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--metric", help="metric to compare (default: the task's main one)")
     add("--paper", choices=CORPORA, help="print MAM's numbers next to yours (default: of -d, with a preset of --grid)")
+    add("--jobs", type=count_of_jobs, default=1, help="processes that divide the arms (default: 1, this one)")
+    add("--engine", choices=ENGINES, default="local", help="where they run, as for s3prl-ext study (default: local)")
+    add("--part", type=parse_part, help=argparse.SUPPRESS)  # what such a process is given
     add("--overwrite", action="store_true", help="begin anew where the folder holds a sweep")
     return parser
 

@@ -20,6 +20,20 @@ logger = logging.getLogger(__name__)
 LOGS = "logs"
 
 
+class Process(Protocol):
+    """What an engine runs: a command of this package, ``python -m MODULE FLAGS``."""
+
+    @property
+    def name(self) -> str:
+        """Its name in messages."""
+
+    def module(self) -> str:
+        """Return the module."""
+
+    def flags(self) -> list[str]:
+        """Return the flags."""
+
+
 @dataclass(frozen=True)
 class Ended:
     """How the process of a job ended.
@@ -30,7 +44,7 @@ class Ended:
         log: the file with what it printed.
     """
 
-    job: Job
+    job: Process
     code: int | None
     log: Path
 
@@ -41,7 +55,7 @@ class Engine(Protocol):
     def free(self) -> int:
         """Return how many more jobs can be started now."""
 
-    def start(self, job: Job, log: Path) -> None:
+    def start(self, job: Process, log: Path) -> None:
         """Start a job; it may wait in the engine's own queue."""
 
     def ended(self, seconds: float) -> list[Ended]:
@@ -169,6 +183,7 @@ class Driver:
     def _note(self, end: Ended) -> None:
         """Note how a job ended; one whose process was lost waits again, up to the study's number of retries."""
         job = end.job
+        assert isinstance(job, Job)
         self.progress.seconds.append(time.monotonic() - self.progress.running.pop(job.name))
         if end.code == 0 and job.is_done():
             self._done(job)

@@ -19,7 +19,9 @@ from s3prl_ext.merging.layers import chosen_layers
 from s3prl_ext.merging.noise import STREAMS, NoiseConfig
 from s3prl_ext.merging.selection_config import LayerSelection, parse_selection
 from s3prl_ext.papers.figures import CORPORA
-from s3prl_ext.sweeps import report
+from s3prl_ext.studies.config import Resources
+from s3prl_ext.studies.engines import open_engine
+from s3prl_ext.sweeps import parts, report
 from s3prl_ext.sweeps.experiment import SweepRunner, build, experiment_args, remove_if_empty
 from s3prl_ext.sweeps.fingerprint import model_sha256
 from s3prl_ext.sweeps.grid import BASELINE, PRESETS, Group, groups_of, printed_by
@@ -85,10 +87,15 @@ def _run(flags: argparse.Namespace, config: MergeConfig, grid: dict[str, Any]) -
         runner = build(args, task, config)
         pair = _open_pair(runner, config, path, source)
         sweep = _sweep(flags, runner, pair, grid)
+        if flags.jobs > 1:
+            engine = open_engine(flags.engine, flags.jobs, Resources(), 0, flags.expdir)
+            sweep.others = lambda: parts.score(sweep.store, engine, flags.jobs, flags.argv)
         summary = sweep.run()
     except BaseException:  # the Runner of a command ends with SystemExit
         remove_if_empty(flags.expdir)
         raise
+    if sweep.part is not None:
+        return sweep.store.path
     merged = source_name(dataclasses.replace(config.sources[0], noise=None)) if path else "noise"
     title = f"{_without_folders(merged)} into {_without_folders(target_name(config.target))}: {args.downstream}"
     return _write(sweep, summary, title, _paper(flags, args.downstream))
@@ -160,6 +167,7 @@ def _sweep(flags: argparse.Namespace, runner: SweepRunner, pair: Pair, grid: dic
         ratio=runner.runner_config.evaluate_ratio,
         metric_name=flags.metric,
         test_all=flags.test_all,
+        part=flags.part,
         paper=_tested_paper(flags, runner.args.downstream, groups),
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,8 @@ class Sweep:
         ratio: share of a split's batches that is scored.
         metric_name: metric that is compared; None takes the task's main one.
         test_all: score every arm on test.
+        part: this process scores only every N-th arm on dev, of (number, N); None for all.
+        others: lets other processes score the arms on dev, and takes their results into the store; None for none.
         paper: corpus of the MAM paper: arms for which it prints a figure are scored on test too; None for none.
     """
 
@@ -62,6 +64,8 @@ class Sweep:
     metric_name: str | None = None
     test_all: bool = False
     paper: str | None = None
+    part: tuple[int, int] | None = None
+    others: Callable[[], None] | None = None
 
     def run(self) -> list[dict[str, Any]]:
         """Score what is missing and return the summary, one row per group; the model gets its own weights back.
@@ -82,8 +86,11 @@ class Sweep:
             with StopRequest() as stop:
                 self._score([BASELINE], self.dev, stop)
                 self._choose_metric(list((self.store.get(BASELINE, self.dev) or {"metrics": ()})["metrics"]))
-                self._score(arms_in_order(self.groups), self.dev, stop)
-                if self.test:
+                if self.others is not None:
+                    self.others()
+                number, of = self.part or (0, 1)
+                self._score(arms_in_order(self.groups)[number::of], self.dev, stop)
+                if self.test and self.part is None:
                     self._score(self._arms_for_test(), self.test, stop)
         except Interrupted:
             raise StoppedByUser(
@@ -92,6 +99,8 @@ class Sweep:
             ) from None
         finally:
             self.weights.restore()
+        if self.part is not None:
+            return []
         rows = summarize(self.groups, self.dev, self.test, self.metric, self.lookup)
         name = str(self.metric_name)
         facts = {"name": name, "unit": self.metric.unit, "higher_is_better": self.metric.higher_is_better}

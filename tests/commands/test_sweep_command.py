@@ -12,7 +12,10 @@ import torch
 
 from s3prl_ext.cli import main
 from s3prl_ext.configs import load_yaml
+from s3prl_ext.errors import DataError
 from s3prl_ext.mini_superb import ALL, LAYOUTS, variables
+from s3prl_ext.studies.driver import Ended
+from s3prl_ext.sweeps import pipeline
 from s3prl_ext.tasks import named
 from tests.support import factories
 from tests.support.experiments import make_args, task_config
@@ -271,3 +274,64 @@ def test_target_without_attention_is_named(sweep, tmp_path, capsys):
     with pytest.raises(SystemExit):
         sweep("--lambda", "0.1", "-k", str(tmp_path))
     assert "holds" in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+class InThisProcess:
+    """An engine that runs each part at once, in this process; `fails` names one that ends with an error instead."""
+
+    def __init__(self, fails: str = "") -> None:
+        self.fails, self.parts, self.running = fails, [], []
+
+    def start(self, part, log: Path) -> None:
+        self.parts.append(part.name)
+        if part.name == self.fails:
+            log.write_text("\ns3prl-ext: the disk is full.\n")
+            self.running.append(Ended(part, 1, log))
+        else:
+            self.running.append(Ended(part, main(part.flags()), log))
+
+    def ended(self, seconds: float) -> list[Ended]:
+        ended, self.running = self.running, []
+        return ended
+
+    def stop(self) -> None:
+        raise AssertionError("nothing to stop")
+
+
+def scores(folder: Path) -> dict:
+    """Return all results by arm and split, without their times."""
+    return {key: {k: v for k, v in row.items() if k != "seconds"} for key, row in results(folder)["results"].items()}
+
+
+DIVIDED = ("--lambda", "0,0.2,0.4", "--noise", "none,target", "--draws", "2")
+
+
+def test_a_divided_sweep_gives_what_one_process_gives(sweep, monkeypatch, capsys):
+    whole = sweep(*DIVIDED, expdir="whole")
+    shown = capsys.readouterr().out
+    monkeypatch.setattr(pipeline, "open_engine", lambda *given: InThisProcess())
+    divided = sweep(*DIVIDED, "--jobs", "3", expdir="divided")
+    assert capsys.readouterr().out.endswith(shown), "the same table"
+    ours, theirs = results(divided), results(whole)
+    assert scores(divided) == scores(whole) and ours["summary"] == theirs["summary"] and ours["data"] == theirs["data"]
+    arms = {folder: sorted(path.name for path in (folder / "arms").iterdir()) for folder in (whole, divided)}
+    assert arms[divided] == arms[whole] and not (divided / "parts").exists()
+
+
+def test_a_part_that_fails_is_named_and_the_others_are_kept(sweep, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(pipeline, "open_engine", lambda *given: InThisProcess(fails="part 2 of 2"))
+    with pytest.raises((SystemExit, DataError)):
+        sweep(*DIVIDED, "--jobs", "2")
+    assert "part 2 of 2: the disk is full. Give the same command again" in capsys.readouterr().err
+    kept = json.loads((tmp_path / "sweep" / "parts" / "0-of-2" / "sweep.json").read_text())["results"]
+    assert len(kept) == 4, "the unmerged target and every second of six arms"
+    monkeypatch.setattr(pipeline, "open_engine", lambda *given: InThisProcess())
+    folder = sweep(*DIVIDED, "--jobs", "2")
+    assert not (folder / "parts").exists()
+    assert all(results(folder)["results"][key] == row for key, row in kept.items()), "not scored again"
+
+
+@pytest.mark.slow
+def test_a_sweep_in_two_processes(sweep):
+    whole, divided = sweep(*DIVIDED, expdir="whole"), sweep(*DIVIDED, "--jobs", "2", expdir="divided")
+    assert scores(divided) == scores(whole)

@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from s3prl_ext.errors import UsageError
 from s3prl_ext.studies.config import Resources
-from s3prl_ext.studies.driver import Engine
-from s3prl_ext.studies.plan import Job
+from s3prl_ext.studies.driver import Engine, Process
 
 ENGINES = ("local", "ray", "slurm")
 
 
-def command(job: Job) -> list[str]:
+def command(job: Process) -> list[str]:
     """Return the command of a job for a process on any machine with the same folders and environment."""
     return [sys.executable, "-m", job.module(), *job.flags()]
 
 
-def shown(job: Job) -> str:
+def shown(job: Process) -> str:
     """Return the command of a job as one types it."""
     import shlex
 
     return shlex.join(["s3prl-ext", "run", *job.flags()])
+
+
+def count_of_jobs(text: str) -> int:
+    """Return the value of ``--jobs``; of another text than a number above 0 argparse makes a sentence."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
+    return int(text)
 
 
 def open_engine(name: str, jobs: int | None, resources: Resources, retries: int, folder: Path) -> Engine:

@@ -14,16 +14,15 @@ from pathlib import Path
 
 from s3prl_ext.errors import UsageError
 from s3prl_ext.studies.config import Resources
-from s3prl_ext.studies.driver import Ended
+from s3prl_ext.studies.driver import Ended, Process
 from s3prl_ext.studies.engines import command
-from s3prl_ext.studies.plan import Job
 
 PATIENCE = 120.0  # seconds that jobs have for saving their step when they are asked to end
 
 
 @dataclass
 class _Process:
-    job: Job
+    job: Process
     log: Path
     process: subprocess.Popen[bytes]
     devices: tuple[int, ...]
@@ -66,7 +65,7 @@ class LocalEngine:
         """Return how many more jobs can be started now."""
         return self.jobs - len(self.running)
 
-    def start(self, job: Job, log: Path) -> None:
+    def start(self, job: Process, log: Path) -> None:
         """Start the process of a job."""
         devices, self.devices = tuple(self.devices[: self.gpus]), self.devices[self.gpus :]
         env = os.environ | {"OMP_NUM_THREADS": str(self.cpus)}

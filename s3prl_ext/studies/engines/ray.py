@@ -11,9 +11,8 @@ from typing import Any
 
 from s3prl_ext.errors import UsageError
 from s3prl_ext.studies.config import Resources
-from s3prl_ext.studies.driver import Ended
+from s3prl_ext.studies.driver import Ended, Process
 from s3prl_ext.studies.engines import command, missing
-from s3prl_ext.studies.plan import Job
 
 GIB = 2**30
 
@@ -48,13 +47,13 @@ class RayEngine:
             options["memory"] = int(resources.memory * GIB)
         self.submit = ray.remote(**options)(_run)
         self.jobs, self.cpus = jobs, resources.cpus
-        self.running: dict[Any, tuple[Job, Path]] = {}
+        self.running: dict[Any, tuple[Process, Path]] = {}
 
     def free(self) -> int:
         """Return how many more jobs can be given to Ray; without a limit all."""
         return 2**31 if self.jobs is None else self.jobs - len(self.running)
 
-    def start(self, job: Job, log: Path) -> None:
+    def start(self, job: Process, log: Path) -> None:
         """Give a job to Ray."""
         self.running[self.submit.remote(command(job), str(log.absolute()), str(Path.cwd()), self.cpus)] = (job, log)
 

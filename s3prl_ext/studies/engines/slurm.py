@@ -12,9 +12,8 @@ from typing import Any
 
 from s3prl_ext.errors import UsageError
 from s3prl_ext.studies.config import Resources
-from s3prl_ext.studies.driver import Ended
+from s3prl_ext.studies.driver import Ended, Process
 from s3prl_ext.studies.engines import command, missing
-from s3prl_ext.studies.plan import Job
 
 LARGEST_ARRAY = 1000  # Slurm's default MaxArraySize is 1001
 CLUSTER = "S3PRL_EXT_SLURM"  # submitit's executor: slurm, or local to try it without a cluster
@@ -79,14 +78,14 @@ class SlurmEngine:
         self.executor.update_parameters(**options)
         self.cpus = resources.cpus
         self.places = jobs if cluster != "slurm" and jobs is not None else LARGEST_ARRAY
-        self.waiting: list[tuple[Job, Path]] = []
-        self.running: list[tuple[Any, Job, Path]] = []
+        self.waiting: list[tuple[Process, Path]] = []
+        self.running: list[tuple[Any, Process, Path]] = []
 
     def free(self) -> int:
         """Return how many more jobs fit into the next array."""
         return self.places - len(self.waiting) - (len(self.running) if self.places < LARGEST_ARRAY else 0)
 
-    def start(self, job: Job, log: Path) -> None:
+    def start(self, job: Process, log: Path) -> None:
         """Put a job into the next array."""
         self.waiting.append((job, log))
 

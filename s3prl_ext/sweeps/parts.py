@@ -1,0 +1,115 @@
+"""A sweep divided over processes: each loads the models once and scores every N-th arm on dev; their results are merged."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from s3prl_ext.errors import DataError, StoppedByUser, UsageError
+from s3prl_ext.studies.driver import Engine, last_sentence
+from s3prl_ext.sweeps.store import NAME, Store
+
+logger = logging.getLogger(__name__)
+
+FOLDER = "parts"  # in that of the sweep, until their results are merged
+
+
+@dataclass(frozen=True)
+class Part:
+    """One process of a divided sweep, as an engine runs it.
+
+    Attributes:
+        number: of `of`, from 0.
+        of: number of parts.
+        folder: its results so far, so that it goes on from them.
+        argv: flags of the whole sweep.
+    """
+
+    number: int
+    of: int
+    folder: Path
+    argv: Sequence[str]
+
+    @property
+    def name(self) -> str:
+        """Its name in messages."""
+        return f"part {self.number + 1} of {self.of}"
+
+    def module(self) -> str:
+        """Return the module whose command it is."""
+        return "s3prl_ext.cli"
+
+    def flags(self) -> list[str]:
+        """Return its command: that of the whole sweep, in a folder of its own."""
+        kept = [word for word in self.argv if word != "--overwrite"]
+        return ["sweep", *kept, "-p", str(self.folder), "--jobs", "1", "--part", f"{self.number}/{self.of}"]
+
+
+def parse_part(text: str) -> tuple[int, int]:
+    """Return number and count of ``1/4``.
+
+    Raises:
+        ValueError: it is something else; argparse turns this into a sentence.
+    """
+    number, _, of = text.partition("/")
+    if not int(number) < int(of):
+        raise ValueError(text)
+    return int(number), int(of)
+
+
+def score(store: Store, engine: Engine, jobs: int, argv: Sequence[str]) -> None:
+    """Let `jobs` processes score the arms on dev, and take their results into the store.
+
+    Raises:
+        DataError: a process failed; the sentence is its own. What the others have scored is kept.
+        StoppedByUser: Ctrl-C; every part is kept and goes on with the same command.
+    """
+    folder = store.path.parent / FOLDER
+    parts = [Part(number, jobs, folder / f"{number}-of-{jobs}", argv) for number in range(jobs)]
+    for part in parts:
+        part.folder.mkdir(parents=True, exist_ok=True)
+        if not (part.folder / NAME).is_file():
+            shutil.copyfile(store.path, part.folder / NAME)  # what is there is not scored again
+        engine.start(part, part.folder.with_suffix(".log"))
+    failed = []
+    try:
+        left = len(parts)
+        while left:
+            for end in engine.ended(1.0):
+                left -= 1
+                if end.code != 0:
+                    failed.append(f"{end.job.name}: {last_sentence(end)}")
+    except KeyboardInterrupt:
+        engine.stop()
+        raise StoppedByUser(
+            "stopped: all parts keep what they have scored; give the same command again to go on."
+        ) from None
+    if failed:
+        raise DataError(f"{failed[0]} Give the same command again to go on.")
+    for part in parts:
+        merge(store, part.folder)
+    shutil.rmtree(folder)
+
+
+def merge(store: Store, part: Path) -> None:
+    """Take the results of a part into the store, and what its arms have written into the folder of the sweep.
+
+    Raises:
+        DataError: they are of other models, settings or data.
+    """
+    try:
+        found = Store(part, store.content["settings"])
+    except UsageError as error:
+        raise DataError(f"{error} It is a part of a sweep with other settings: remove {part.parent}.") from error
+    for split, sha256 in found.content["data"].items():
+        store.check_data(split, sha256)
+    for source in (part / "arms").glob("*"):
+        place = store.path.parent / "arms" / source.name
+        if not place.exists():
+            place.parent.mkdir(exist_ok=True)
+            source.rename(place)
+    store.content["results"] |= found.content["results"]
+    store.write()
