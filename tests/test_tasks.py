@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -110,7 +112,8 @@ def test_a_record_that_does_not_fit_is_refused(row, sentence):
 def test_the_recipes_in_shell_agree(name):
     script = f"mini= steps=; . {RECIPES}/shared/tasks.sh; task {name} superb; "
     script += 'echo "$metric $dev_split $test_split $checkpoint ${task_flags[1]}"'
-    shown = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True).stdout.split()
+    env = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}  # recipes call python
+    shown = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True, env=env).stdout.split()
     row = named(name)
     assert shown == [row.metrics[0], row.dev, row.test, row.best, row.downstream]
 
