@@ -102,7 +102,7 @@ def register_upstream(name: str, factory: str | Callable[..., Any]) -> None:
         UsageError: the name is not an identifier or is taken.
     """
     if not name.isidentifier():
-        raise UsageError(f"the upstream name '{name}' is no Python identifier: use letters, digits and underscores.")
+        raise UsageError(f"the upstream name '{name}' is not a Python identifier: use letters, digits and underscores.")
     _claim("upstream", name, OURS if name in plugin.upstream_names() else None)
     plugin.add_upstream(name, factory)
     _remember("upstream", name)
@@ -120,7 +120,7 @@ def register_tasks(folder: str | Path) -> None:
     folder = Path(folder).resolve()
     names = sorted(path.parent.name for path in folder.glob("*/expert.py"))
     if not names:
-        raise UsageError(f"{folder} holds no task: a task is a folder in it, named as for -d, with an expert.py.")
+        raise UsageError(f"{folder} contains no task: a task is a folder in it, named as for -d, with an expert.py.")
     for name in names:
         _claim("task", name, _owner_of_task(name))
     records = [_record_in(folder / name) for name in names if (folder / name / RECORD_FILE).is_file()]

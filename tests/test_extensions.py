@@ -107,7 +107,7 @@ def test_upstream_registered_before_install_is_there_after_it(s3prl_hub):
         ("fbank", r"'fbank' is taken by s3prl\.upstream\.baseline\.hubconf"),
         ("beats_local", "'beats_local' is taken by s3prl_ext: choose another name"),
         ("mam_hubert_base_bert_base", "is taken by s3prl_ext"),
-        ("two words", "'two words' is no Python identifier"),
+        ("two words", "'two words' is not a Python identifier"),
     ],
 )
 def test_taken_upstream_name_is_refused_with_its_owner(s3prl_hub, name, sentence):
@@ -147,7 +147,7 @@ def test_taken_task_name_is_refused_with_its_owner(s3prl_hub, tasks, name, owner
 
 
 def test_folder_without_a_task_is_refused(s3prl_hub, tmp_path):
-    with pytest.raises(UsageError, match="holds no task: a task is a folder in it"):
+    with pytest.raises(UsageError, match="contains no task: a task is a folder in it"):
         s3prl_ext.register_tasks(tmp_path)
 
 

@@ -113,4 +113,4 @@ def _check_same(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path)
             f"{axis} '{label}' as {old[label]}" for label in points if old.get(label, points[label]) != points[label]
         ]
     if said:
-        raise UsageError(f"{folder} is of a study with {'; '.join(said)}: give another -p.")
+        raise UsageError(f"{folder} belongs to a study with {'; '.join(said)}: give another -p.")

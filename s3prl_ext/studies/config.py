@@ -16,6 +16,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -33,6 +34,11 @@ from s3prl_ext.settings import choice, count, load, name, number, raise_all, unk
 KEYS = {"lr": "optimizer.lr", "density": "tuning.density", "rank": "tuning.rank"}
 LAMBDA = "lambda"
 FIXED_AXES = ("task", "upstream", "method")
+OWN_FLAGS = (  # of s3prl-ext run, which a study gives itself
+    "-m", "--mode", "-a", "--auto_resume", "-p", "--expdir", "-n", "--expname", "-e", "--past_exp", "-t", "-u", "--upstream",
+    "-k", "--upstream_ckpt", "-g", "--upstream_model_config", "-d", "--downstream", "-c", "--config", "-o", "--override",
+    "--seed",
+)  # fmt: skip
 STOCK = "stock"  # method of a run without a section ``tuning``
 
 
@@ -180,6 +186,9 @@ def read_study(path: Path, override: str | None = None) -> Study:
         resources=file.resources,
         retries=file.retries,
     )
+    problems += [
+        f"{where}.flags: {flag} is set by the study itself; remove it." for flag in study.flags if flag in OWN_FLAGS
+    ]
     raise_all(problems)
     return study
 
@@ -213,7 +222,9 @@ def _points(values: Any, where: str, read: Any, problems: list[str]) -> tuple[Ax
             problems.append(str(error))
     labels = [point.label for point in found]
     twice = sorted({label for label in labels if labels.count(label) > 1})
-    problems += [f"{where} has '{label}' twice: give a label to each (label: NAME)." for label in twice]
+    problems += [
+        f"{where} has '{label}' twice: remove one, or label upstreams and methods (label: NAME)." for label in twice
+    ]
     if not isinstance(values, (list, tuple)) or values:
         return tuple(found)
     problems.append(f"{where} is empty: name at least one.")
@@ -316,17 +327,14 @@ def _label(text: str, where: str) -> str:
 def _text(value: Any) -> str:
     """Return a value as a label; ``1.0e-3``, ``"1e-3"`` and 0.001 are one."""
     plain = _plain(value)
-    return f"{plain:g}" if isinstance(plain, (int, float)) and not isinstance(plain, bool) else str(plain)
+    if isinstance(plain, float):
+        return short if float(short := f"{plain:g}") == plain else repr(plain)
+    return str(plain)
 
 
 def _plain(value: Any) -> Any:
-    """Return a number that YAML has read as a string as a number."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return float(value)
-    except ValueError:
-        return value
+    """Return a number that YAML has read as a string, such as 1e-3, as a number."""
+    return float(value) if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value) else value
 
 
 FILE = "study.json"  # in the folder of a study: what was run there

@@ -13,7 +13,7 @@ from typing import Protocol
 from s3prl_ext.errors import DataError, StoppedByUser
 from s3prl_ext.locks import is_in_use
 from s3prl_ext.studies.config import Study
-from s3prl_ext.studies.plan import Job, StudyCell, cells_of
+from s3prl_ext.studies.plan import Failure, Job, StudyCell, cells_of
 
 logger = logging.getLogger(__name__)
 
@@ -194,7 +194,7 @@ class Driver:
             )
             self.waiting.append(job)
         else:
-            self._failed(job, job.failure() or last_sentence(end))
+            self._failed(job, job.failure() or Failure(last_sentence(end)))
         if job.kind != "fetch":
             self._go_on(self.cell_of[job.name])
 
@@ -206,10 +206,10 @@ class Driver:
         if job.kind == "train":
             self.cell_of[job.name].note(job.run, job.result(), None)
 
-    def _failed(self, job: Job, sentence: str) -> None:
-        self.progress.failed[job.name] = sentence
+    def _failed(self, job: Job, failure: Failure) -> None:
+        self.progress.failed[job.name] = failure.sentence
         if job.kind == "train":
-            self.cell_of[job.name].note(job.run, None, sentence)
+            self.cell_of[job.name].note(job.run, None, failure)
 
     def _go_on(self, cell: StudyCell) -> None:
         """Take the jobs of a cell that are due now: other seeds of what dev has chosen, then their tests."""

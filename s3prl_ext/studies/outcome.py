@@ -45,7 +45,7 @@ def _tasks(cells: Sequence[StudyCell]) -> list[str]:
 def _tables(task: str, cells: Sequence[StudyCell]) -> list[Table]:
     """Return the table of a task's cells, and of what dev gave at each point that was searched."""
     row = named(task)
-    name = row.metrics[0]
+    name = cells[0].metric
     axes = [axis for axis in cells[0].labels if axis != "task"]
     choose = cells[0].study.choose
     body = []
@@ -108,10 +108,10 @@ def _runs(cells: Sequence[StudyCell]) -> Table:
     for cell in cells:
         for run in {r.name: r for r in (*cell.search, *(cell.final_runs() if _all_scored(cell) else []))}.values():
             record, tested, row = run.record(), run.tested(), run.task
-            name = row.metrics[0]
+            name, dev = run.on_dev(record) if record else (cell.metric, None)
             values.append({
                 **run.labels, "seed": run.seed, "metric": name,
-                "dev": run.on_dev(record) if record else None,
+                "dev": dev,
                 "test": tested["metrics"][row.test][name]["value"] if tested else None,
                 "steps": record["step"] if record else None, "seconds": record["seconds"] if record else None,
                 "seconds_per_step": record["seconds_per_step"] if record else None,
@@ -134,7 +134,7 @@ def draw_search(cells: Sequence[StudyCell], path: Path) -> None:
         ]
         for first in range(0, len(series), MOST_LINES):
             title = f"{task}, {named(task).dev}, seed {cells[0].study.seeds[0]}"
-            metric = named(task).metrics[0]
+            metric = next(cell.metric for cell in cells if cell.labels["task"] == task)
             shown = series[first : first + MOST_LINES]
             panels.append(
                 SeriesPanel(title, shown, AXIS_NAMES.get(choose[0], choose[0]), heading(metric, "dev"), log_x=True)
@@ -144,7 +144,7 @@ def draw_search(cells: Sequence[StudyCell], path: Path) -> None:
 
 
 def _curve(cell: StudyCell, axis: str) -> dict[float, float]:
-    scale = factor(cell.search[0].task.metrics[0])
+    scale = factor(cell.metric)
     known = {float(run.labels[axis]): cell.scores.get(run.name, math.nan) for run in cell.search}
     return {place: scale * score for place, score in known.items() if not math.isnan(score)}
 

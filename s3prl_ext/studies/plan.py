@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +19,13 @@ from s3prl_ext.run_flags import preset_path
 from s3prl_ext.studies.config import FIXED_AXES, AxisPoint, Study
 from s3prl_ext.tasks import Task, named
 
-DIVERGED = "without a finite gradient"  # of the sentence of a run that learns at too high a rate
+
+@dataclass(frozen=True)
+class Failure:
+    """How a job failed: its sentence, and whether its gradients were not finite."""
+
+    sentence: str
+    diverged: bool = False
 
 
 @dataclass(frozen=True)
@@ -115,25 +121,21 @@ class StudyRun:
         """Return its result on test, or None where it was not tested."""
         return _record(self.folder / f"result-{self.task.test}.json")
 
-    def on_dev(self, record: ResultRecord) -> float:
-        """Return its score on dev: the best of its evaluations, or the last one where the last checkpoint is tested.
+    def on_dev(self, record: ResultRecord) -> tuple[str, float]:
+        """Return metric and score on dev: the best of its evaluations, or the last one where the last checkpoint is tested.
 
         Raises:
             DataError: dev was not scored.
         """
         history = [row for row in record["history"] or [] if row["split"] == self.task.dev]
-        name = self.metric(history)
+        name = self.task.main_metric({name for row in history for name in row}) or self.task.metrics[0]
         values = [math.nan if row[name] is None else row[name] for row in history if name in row]
         if not values:
             raise DataError(f"{self.folder} was not scored on {self.task.dev}: add it to runner.eval_dataloaders.")
         if self.study.checkpoint == "last":
-            return values[-1]
+            return name, values[-1]
         best = max if metric(name).higher_is_better else min
-        return best((value for value in values if not math.isnan(value)), default=math.nan)
-
-    def metric(self, history: Sequence[Mapping[str, Any]]) -> str:
-        """Return the metric that its task is judged by."""
-        return self.task.main_metric({name for row in history for name in row}) or self.task.metrics[0]
+        return name, best((value for value in values if not math.isnan(value)), default=math.nan)
 
 
 def _record(path: Path) -> ResultRecord | None:
@@ -180,14 +182,15 @@ class Job:
         """Return what it has left, or None."""
         return self.run.record() if self.kind == "train" else self.run.tested()
 
-    def failure(self) -> str | None:
-        """Return the sentence that it ended with, where it failed."""
+    def failure(self) -> Failure | None:
+        """Return how it failed, as its run has recorded it; None where it has not."""
         if self.kind == "fetch":
             return None
         name = "result-failed.json" if self.kind == "train" else f"result-{self.run.task.test}-failed.json"
         try:
-            return str(json.loads((self.run.folder / name).read_text(encoding="utf-8"))["error"])
-        except (OSError, ValueError, KeyError):
+            record = json.loads((self.run.folder / name).read_text(encoding="utf-8"))
+            return Failure(str(record["error"]), bool(record.get("diverged")))
+        except (OSError, ValueError, KeyError, AttributeError):
             return None
 
 
@@ -200,6 +203,7 @@ class StudyCell:
         search: one run for each point on the axes of ``choose``, with the first seed.
         scores: on dev, by run; NaN of one that diverged.
         failures: sentence by run that has no score.
+        reported: metric that its runs were judged by, once one has ended.
     """
 
     study: Study
@@ -207,6 +211,7 @@ class StudyCell:
     search: list[StudyRun]
     scores: dict[str, float] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
+    reported: str | None = None
 
     @property
     def name(self) -> str:
@@ -224,7 +229,7 @@ class StudyCell:
         sound = [run for run in self.search if not math.isnan(self.scores[run.name])]
         if not sound:
             raise DataError(f"{self.name}: every run diverged; search other values of {', '.join(self.study.choose)}.")
-        sign = 1 if metric(sound[0].task.metrics[0]).higher_is_better else -1
+        sign = 1 if metric(self.metric).higher_is_better else -1
         return max(sound, key=lambda run: sign * self.scores[run.name])
 
     def final_runs(self) -> list[StudyRun]:
@@ -234,22 +239,27 @@ class StudyCell:
             return []
         return [_run(self.study, chosen.labels, seed, _root(chosen)) for seed in self.study.seeds]
 
-    def note(self, run: StudyRun, record: ResultRecord | None, failure: str | None) -> None:
+    @property
+    def metric(self) -> str:
+        """The metric that its task is judged by: the first that its runs have reported."""
+        return self.reported or self.search[0].task.metrics[0]
+
+    def note(self, run: StudyRun, record: ResultRecord | None, failure: Failure | None) -> None:
         """Take the outcome of a search run."""
         if record is not None:
-            self.scores[run.name] = run.on_dev(record)
+            self.reported, self.scores[run.name] = run.on_dev(record)
             self.failures.pop(run.name, None)
-        elif failure is not None and DIVERGED in failure:
+        elif failure is not None and failure.diverged:
             self.scores[run.name] = math.nan
         elif failure is not None:
-            self.failures[run.name] = failure
+            self.failures[run.name] = failure.sentence
 
     def best(self) -> str:
         """Return the best score on dev so far, as text."""
         known = [self.scores[run.name] for run in self.search if not math.isnan(self.scores.get(run.name, math.nan))]
         if not known:
             return "-"
-        name = self.search[0].task.metrics[0]
+        name = self.metric
         return f"{factor(name) * (max if metric(name).higher_is_better else min)(known):.2f}"
 
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from s3prl_ext.errors import DataError, StoppedByUser, UsageError
+from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.studies.driver import Engine, last_sentence
 from s3prl_ext.sweeps.store import NAME, Store
-
-logger = logging.getLogger(__name__)
 
 FOLDER = "parts"  # in that of the sweep, until their results are merged
 
@@ -60,38 +57,49 @@ def parse_part(text: str) -> tuple[int, int]:
     return int(number), int(of)
 
 
-def score(store: Store, engine: Engine, jobs: int, argv: Sequence[str]) -> None:
+def score(store: Store, engine: Engine, jobs: int, argv: Sequence[str], check: Callable[[], None]) -> None:
     """Let `jobs` processes score the arms on dev, and take their results into the store.
+
+    Args:
+        store: of the sweep; what it and parts of an earlier session hold is not scored again.
+        engine: where the processes run.
+        jobs: their number.
+        argv: flags of the sweep.
+        check: called once a second; what it raises ends the processes, which keep their results.
 
     Raises:
         DataError: a process failed; the sentence is its own. What the others have scored is kept.
-        StoppedByUser: Ctrl-C; every part is kept and goes on with the same command.
     """
     folder = store.path.parent / FOLDER
+    for earlier in sorted(folder.glob(f"*/{NAME}")):
+        merge(store, earlier.parent)
+    remove(store)
     parts = [Part(number, jobs, folder / f"{number}-of-{jobs}", argv) for number in range(jobs)]
-    for part in parts:
-        part.folder.mkdir(parents=True, exist_ok=True)
-        if not (part.folder / NAME).is_file():
-            shutil.copyfile(store.path, part.folder / NAME)  # what is there is not scored again
-        engine.start(part, part.folder.with_suffix(".log"))
     failed = []
     try:
+        for part in parts:
+            part.folder.mkdir(parents=True)
+            shutil.copyfile(store.path, part.folder / NAME)
+            engine.start(part, part.folder.with_suffix(".log"))
         left = len(parts)
         while left:
+            check()
             for end in engine.ended(1.0):
                 left -= 1
-                if end.code != 0:
-                    failed.append(f"{end.job.name}: {last_sentence(end)}")
-    except KeyboardInterrupt:
+                failed += [f"{end.job.name}: {last_sentence(end)}"] if end.code != 0 else []
+    except BaseException:
         engine.stop()
-        raise StoppedByUser(
-            "stopped: all parts keep what they have scored; give the same command again to go on."
-        ) from None
+        raise
     if failed:
         raise DataError(f"{failed[0]} Give the same command again to go on.")
     for part in parts:
         merge(store, part.folder)
-    shutil.rmtree(folder)
+    remove(store)
+
+
+def remove(store: Store) -> None:
+    """Remove the folders of all parts."""
+    shutil.rmtree(store.path.parent / FOLDER, ignore_errors=True)
 
 
 def merge(store: Store, part: Path) -> None:

@@ -88,8 +88,11 @@ def _run(flags: argparse.Namespace, config: MergeConfig, grid: dict[str, Any]) -
         pair = _open_pair(runner, config, path, source)
         sweep = _sweep(flags, runner, pair, grid)
         if flags.jobs > 1:
-            engine = open_engine(flags.engine, flags.jobs, Resources(), 0, flags.expdir)
-            sweep.others = lambda: parts.score(sweep.store, engine, flags.jobs, flags.argv)
+            one = Resources(gpus=1 if str(args.device).startswith("cuda") else 0)
+            engine = open_engine(flags.engine, flags.jobs, one, 0, flags.expdir)
+            if flags.overwrite:
+                parts.remove(sweep.store)
+            sweep.others = lambda check: parts.score(sweep.store, engine, flags.jobs, flags.argv, check)
         summary = sweep.run()
     except BaseException:  # the Runner of a command ends with SystemExit
         remove_if_empty(flags.expdir)

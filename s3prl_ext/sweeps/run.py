@@ -47,7 +47,8 @@ class Sweep:
         metric_name: metric that is compared; None takes the task's main one.
         test_all: score every arm on test.
         part: this process scores only every N-th arm on dev, of (number, N); None for all.
-        others: lets other processes score the arms on dev, and takes their results into the store; None for none.
+        others: lets other processes score the arms on dev, and takes their results into the store; it calls its argument
+            now and then, which ends it after Ctrl-C. None for none.
         paper: corpus of the MAM paper: arms for which it prints a figure are scored on test too; None for none.
     """
 
@@ -65,7 +66,7 @@ class Sweep:
     test_all: bool = False
     paper: str | None = None
     part: tuple[int, int] | None = None
-    others: Callable[[], None] | None = None
+    others: Callable[[Callable[[], None]], None] | None = None
 
     def run(self) -> list[dict[str, Any]]:
         """Score what is missing and return the summary, one row per group; the model gets its own weights back.
@@ -87,7 +88,7 @@ class Sweep:
                 self._score([BASELINE], self.dev, stop)
                 self._choose_metric(list((self.store.get(BASELINE, self.dev) or {"metrics": ()})["metrics"]))
                 if self.others is not None:
-                    self.others()
+                    self.others(stop.check)
                 number, of = self.part or (0, 1)
                 self._score(arms_in_order(self.groups)[number::of], self.dev, stop)
                 if self.test and self.part is None:

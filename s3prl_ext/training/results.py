@@ -20,6 +20,7 @@ from s3prl_ext.run_folder import RunFolder
 from s3prl_ext.training import provenance
 from s3prl_ext.training.corpus_hash import corpus_hash, splits_hash
 from s3prl_ext.training.provenance import PACKAGES  # noqa: F401  the packages that result files name
+from s3prl_ext.training.train_state import Diverged
 from s3prl_ext.writing import write_json
 
 logger = logging.getLogger(__name__)
@@ -88,7 +89,7 @@ def failures_recorded(args: Namespace, config: dict[str, Any], split: str = "", 
     """Write ``result-failed.json`` (``result-SPLIT-failed.json``) where the body ends with an error, which is raised again.
 
     A wrong flag and an interrupt do not count as failures, nor does a file that is missing or refused before there is a
-    checkpoint: such an experiment leaves nothing behind.
+    checkpoint: such an experiment leaves nothing behind. Of a run whose gradients were not finite, ``diverged`` is true.
 
     Args:
         args, config: as for :func:`write`.
@@ -102,12 +103,13 @@ def failures_recorded(args: Namespace, config: dict[str, Any], split: str = "", 
         raise
     except Exception as error:
         folder = RunFolder(args.expdir)
-        begun = folder.is_started or not isinstance(error, (DataError, FileNotFoundError))
+        diverged = isinstance(error, Diverged)
+        begun = folder.is_started or diverged or not isinstance(error, (DataError, FileNotFoundError))
         if active and folder.path.is_dir() and begun:
             content = _frame(args, config, time.monotonic() - started) | {"step": None, "metrics": {}, "trainable": {}}
             try:
                 path = _failed(folder.result(None if args.mode == "train" else split))
-                write_json(path, content | {"error": sentence(error)}, default=str)
+                write_json(path, content | {"error": sentence(error), "diverged": diverged}, default=str)
             except OSError as second:  # such as a full disk, which may be the first error too
                 logger.warning("the failure could not be recorded in %s: %s", folder.path, second)
         raise

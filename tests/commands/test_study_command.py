@@ -65,9 +65,9 @@ def test_dry_run_says_how_much_it_is_and_runs_nothing(run, tmp_path, capsys):
 
 def test_a_folder_of_another_study_is_refused(run, tmp_path):
     run()
-    with pytest.raises(UsageError, match=r"exp is of a study with settings \{\}"):
+    with pytest.raises(UsageError, match=r"exp belongs to a study with settings \{\}"):
         run(TEXT + "set: {runner.total_steps: 5}\n")
-    with pytest.raises(UsageError, match="is of a study with task 'ks' as"):
+    with pytest.raises(UsageError, match="belongs to a study with task 'ks' as"):
         run(TEXT.replace("tasks: ks", "tasks: [{task: ks, set: {runner.total_steps: 5}}]"))
     with pytest.raises(UsageError, match="the axes task, upstream, method, lr"):
         run(TEXT.replace("lr: [1e-2, 1e-3]", "lr: [1e-2], rank: [4]").replace("fbank", "fbank\nmethods: lora"))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ import torch
 
 from s3prl_ext.cli import main
 from s3prl_ext.configs import load_yaml
-from s3prl_ext.errors import DataError
+from s3prl_ext.errors import DataError, StoppedByUser
 from s3prl_ext.mini_superb import ALL, LAYOUTS, variables
 from s3prl_ext.studies.driver import Ended
 from s3prl_ext.sweeps import pipeline
@@ -279,6 +281,8 @@ def test_target_without_attention_is_named(sweep, tmp_path, capsys):
 class InThisProcess:
     """An engine that runs each part at once, in this process; `fails` names one that ends with an error instead."""
 
+    stopped = False
+
     def __init__(self, fails: str = "") -> None:
         self.fails, self.parts, self.running = fails, [], []
 
@@ -295,7 +299,7 @@ class InThisProcess:
         return ended
 
     def stop(self) -> None:
-        raise AssertionError("nothing to stop")
+        self.stopped = True
 
 
 def scores(folder: Path) -> dict:
@@ -329,6 +333,26 @@ def test_a_part_that_fails_is_named_and_the_others_are_kept(sweep, tmp_path, mon
     folder = sweep(*DIVIDED, "--jobs", "2")
     assert not (folder / "parts").exists()
     assert all(results(folder)["results"][key] == row for key, row in kept.items()), "not scored again"
+
+
+def test_ctrl_c_ends_the_parts_and_their_results_are_merged_by_any_number_of_parts(
+    sweep, tmp_path, monkeypatch, capsys
+):
+    class Waits(InThisProcess):
+        def ended(self, seconds: float) -> list[Ended]:
+            os.kill(os.getpid(), signal.SIGINT)
+            return []
+
+    engine = Waits()
+    monkeypatch.setattr(pipeline, "open_engine", lambda *given: engine)
+    with pytest.raises((SystemExit, StoppedByUser)):
+        sweep(*DIVIDED, "--jobs", "2")
+    assert engine.stopped and "give the same command again to go on" in capsys.readouterr().err
+    kept = [json.loads(path.read_text())["results"] for path in tmp_path.glob("sweep/parts/*/sweep.json")]
+    assert len(kept) == 2 and len(kept[0] | kept[1]) == 7
+    monkeypatch.setattr(pipeline, "open_engine", lambda *given: InThisProcess())
+    found = results(sweep(*DIVIDED, "--jobs", "3"))["results"]
+    assert all(found[key] == row for key, row in (kept[0] | kept[1]).items()), "not scored again"
 
 
 @pytest.mark.slow

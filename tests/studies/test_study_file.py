@@ -79,6 +79,7 @@ def test_settings_of_a_task_win_over_those_of_all_and_an_axis_over_both(tmp_path
         (("[fbank, ", "[fbank, {label: x}, "), "upstream is missing"),
         (("choose: lr", "choose: lr\nresources: {gpus: -1}"), "resources.gpus must be at least 0"),
         (("choose: lr", "choose: lr\nresources: 1"), "resources must be a mapping"),
+        (("choose: lr", "choose: lr\nflags: {--seed: 3}"), "--seed is set by the study itself"),
     ],
 )
 def test_what_is_wrong_is_named(change, sentence, tmp_path):
@@ -110,6 +111,13 @@ def test_the_command_line_changes_keys_of_the_file(tmp_path):
         with pytest.raises(UsageError) as caught:
             read_study(path, option)
         assert sentence in str(caught.value)
+
+
+def test_a_value_keeps_every_digit_and_a_name_stays_a_name(tmp_path):
+    text = "upstreams: fbank\ntasks: ks\npreset: mini\naxes: {lambda: [0.123456789, 0.12345678], lr: [1e-3]}\nset: {a.b: inf, a.c: '007'}\n"
+    found = study(tmp_path, text)
+    assert [point.flags["-g"] for point in found.axes["lambda"]] == ["lambda=0.123456789", "lambda=0.12345678"]
+    assert found.axes["lr"][0].settings == {"optimizer.lr": 0.001} and found.settings == {"a.b": "inf", "a.c": "007"}
 
 
 def test_variables_are_replaced(tmp_path, monkeypatch):

@@ -17,6 +17,7 @@ from s3prl_ext.run_folder import RunFolder
 from s3prl_ext.training import checkpoint, provenance, results
 from s3prl_ext.training.corpus_hash import corpus_hash, splits_hash
 from s3prl_ext.training.forward import TaskFailed
+from s3prl_ext.training.train_state import Diverged
 from tests.support.experiments import interrupt_at_loss, make_args, task_config
 
 
@@ -84,6 +85,7 @@ def test_a_failed_run_is_recorded_and_a_later_success_takes_the_record_away(runn
         (FileNotFoundError("a file"), True, False, False),
         (DataError("a file"), True, True, True),
         (RuntimeError("a crash"), True, False, True),
+        (Diverged("not finite"), True, False, True),
         (RuntimeError("a crash"), False, True, False),  # another rank
     ],
 )
@@ -93,7 +95,9 @@ def test_what_counts_as_a_failed_run(tmp_path, error, active, begun, recorded):
         (tmp_path / "exp" / "states-1.ckpt").touch()
     with pytest.raises(type(error)), results.failures_recorded(args, {}, "test", active=active):
         raise error
-    assert (tmp_path / "exp" / "result-test-failed.json").is_file() == recorded
+    failed = tmp_path / "exp" / "result-test-failed.json"
+    assert failed.is_file() == recorded
+    assert not recorded or json.loads(failed.read_text())["diverged"] == isinstance(error, Diverged)
 
 
 def test_intervals_and_items_are_kept_as_plain_values(tmp_path):

@@ -261,7 +261,7 @@ def test_entries_of_the_cfg_without_a_meaning_are_reported(tmp_path, caplog):
 @pytest.mark.parametrize("family", ["hubert_local_ckpt", "wav2vec2_local_ckpt", "wavlm_local_ckpt"])
 def test_checkpoint_of_another_family_is_one_sentence(family, tmp_path):
     path = getattr(factories, family)(tmp_path / "other.pt")
-    with pytest.raises(DataError, match="is no BEATs checkpoint") as caught:
+    with pytest.raises(DataError, match="is not a BEATs checkpoint") as caught:
         load_checkpoint(path)
     assert "\n" not in str(caught.value)
 

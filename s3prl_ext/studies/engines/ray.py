@@ -74,12 +74,12 @@ class RayEngine:
         self.running.clear()
         self.ray.shutdown()
 
-    def _code(self, handle: Any) -> int | None:
-        """Return the exit status of a job; None where its worker was lost more often than Ray tries."""
+    def _code(self, handle: Any) -> int:
+        """Return the exit status of a job; 1 where its worker was lost more often than Ray tries, so that nobody tries again."""
         try:
             return int(self.ray.get(handle))
         except self.ray.exceptions.RayError:
-            return None
+            return 1
 
 
 def _connect(ray: Any) -> None:

@@ -62,7 +62,9 @@ def parse_config(content: Any, where: str) -> BeatsConfig:
     """
     if not isinstance(content, Mapping) or (missing := [key for key in REQUIRED if key not in content]):
         lack = f"lacks {', '.join(missing)}" if isinstance(content, Mapping) else "is not a mapping"
-        raise DataError(f"{where} is no BEATs checkpoint: its cfg {lack}; use the upstream that the file belongs to.")
+        raise DataError(
+            f"{where} is not a BEATs checkpoint: its cfg {lack}; use the upstream that the file belongs to."
+        )
     known = {field.name for field in dataclasses.fields(BeatsConfig)}
     unknown = sorted(str(key) for key in content if key not in known)
     if unknown:
@@ -80,7 +82,7 @@ def parse_config(content: Any, where: str) -> BeatsConfig:
     if config.encoder_embed_dim % config.encoder_attention_heads:
         unsupported.append(f"{config.encoder_attention_heads} heads at a width of {config.encoder_embed_dim}")
     if unsupported:
-        raise DataError(f"{where} is no BEATs model of a released kind: its cfg has {', '.join(unsupported)}.")
+        raise DataError(f"{where} is not a BEATs model of a released kind: its cfg has {', '.join(unsupported)}.")
     return config
 
 

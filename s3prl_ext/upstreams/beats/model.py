@@ -115,7 +115,7 @@ def load_checkpoint(path: str | Path) -> tuple[Beats, dict[Any, str]]:
     content = _read(path)
     if not (isinstance(content, dict) and isinstance(content.get("model"), dict) and "cfg" in content):
         held = ", ".join(sorted(map(str, content))[:8]) if isinstance(content, dict) else type(content).__name__
-        raise DataError(f"{path} is no BEATs checkpoint: it holds {held} in place of 'cfg' and 'model'.")
+        raise DataError(f"{path} is not a BEATs checkpoint: it holds {held} in place of 'cfg' and 'model'.")
     config = parse_config(content["cfg"], str(path))
     with torch.device("meta"):  # no weights are drawn only to be replaced
         model = Beats(config)
