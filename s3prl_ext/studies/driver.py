@@ -165,7 +165,7 @@ class Driver:
         record, failure = job.result(), job.failure()
         if record is not None:
             self._done(job)
-        elif failure is not None and not self.retry_failed:
+        elif failure is not None and (failure.diverged or not self.retry_failed):
             self._failed(job, failure)
         else:
             self.waiting.append(job)
@@ -207,7 +207,12 @@ class Driver:
             self.cell_of[job.name].note(job.run, job.result(), None)
 
     def _failed(self, job: Job, failure: Failure) -> None:
-        self.progress.failed[job.name] = failure.sentence
+        """Note a failure; that a search run diverged is a result, the worst of its cell."""
+        searched = job.kind == "train" and job.run.name in {run.name for run in self.cell_of[job.name].search}
+        if failure.diverged and searched:
+            self.progress.done[job.name] = job
+        else:
+            self.progress.failed[job.name] = failure.sentence
         if job.kind == "train":
             self.cell_of[job.name].note(job.run, None, failure)
 

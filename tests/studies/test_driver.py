@@ -101,6 +101,8 @@ def test_a_run_that_diverged_counts_as_the_worst(tmp_path):
 
     engine, progress = drive(tmp_path, outcome)
     assert sum(name.startswith("ks/fbank/frozen/lr=0.001") for name in engine.started) == 4
+    assert len(progress.done) == progress.total and not progress.failed, "it is a result, not a failure"
+    assert drive(tmp_path, outcome, retry_failed=True)[0].started == []
     keep(make_study(), tmp_path)
     tables = write_outcome(progress.cells, tmp_path)
     assert tables[1].rows == [["fbank", "frozen", "50.00", "diverged", "60.00"]]
