@@ -165,7 +165,7 @@ class Driver:
         record, failure = job.result(), job.failure()
         if record is not None:
             self._done(job)
-        elif failure is not None and (failure.diverged or not self.retry_failed):
+        elif failure is not None and (self._is_result(job, failure) or not self.retry_failed):
             self._failed(job, failure)
         else:
             self.waiting.append(job)
@@ -206,10 +206,13 @@ class Driver:
         if job.kind == "train":
             self.cell_of[job.name].note(job.run, job.result(), None)
 
+    def _is_result(self, job: Job, failure: Failure) -> bool:
+        search = self.cell_of[job.name].search
+        return failure.diverged and job.kind == "train" and job.run.name in {run.name for run in search}
+
     def _failed(self, job: Job, failure: Failure) -> None:
         """Note a failure; that a search run diverged is a result, the worst of its cell."""
-        searched = job.kind == "train" and job.run.name in {run.name for run in self.cell_of[job.name].search}
-        if failure.diverged and searched:
+        if self._is_result(job, failure):
             self.progress.done[job.name] = job
         else:
             self.progress.failed[job.name] = failure.sentence
