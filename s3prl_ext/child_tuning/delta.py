@@ -1,8 +1,9 @@
 """A tuned task as a small file: what differs from the pre-trained upstream, and the task's own weights.
 
-A delta holds the entries of the child network as *base XOR tuned* bits, so that the same operation applies and reverts
-it, exactly. In the file the indices are gaps of one byte each, the bits are split into byte planes, and both are
-deflated: about 39 MB at a density of 0.1 of 85 million weights, 0.4 MB at 0.001.
+A delta holds the entries of the child network as *base XOR tuned* bits, so that the same operation applies and
+reverts it, exactly; a checkpoint holds their tuned values, which :meth:`Delta.over` turns into bits. In the file the
+indices are gaps of one byte each, the bits are split into byte planes, and both are deflated: about 39 MB at a
+density of 0.1 of 85 million weights, 0.4 MB at 0.001.
 """
 
 from __future__ import annotations
@@ -38,13 +39,14 @@ class Delta:
     """What one task changes in an upstream, and what the task adds.
 
     Attributes:
-        base_sha256: :func:`state_sha256` of the untouched upstream.
-        indices: sorted flat indices (int64) of the changed entries by name of the upstream's tensor.
+        base_sha256: :func:`state_sha256` of the untouched upstream; empty where it is not known.
+        indices: sorted flat indices (int64; int32 in checkpoints) of the changed entries by name of the upstream's tensor.
         bits: bits of base XOR tuned value (int32), same order.
         sizes: number of entries of each tensor of `indices`.
         added: tensors that the method adds to the upstream's own, such as an adapter's, by name.
         task: state dict of ``Featurizer`` and ``Downstream``.
         info: plain values: upstream, task, method, configuration, step.
+        values: tuned values (float32) in place of `bits` and `sizes`, as checkpoints hold them.
     """
 
     base_sha256: str
@@ -54,10 +56,32 @@ class Delta:
     added: Mapping[str, Tensor] = field(default_factory=dict)
     task: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
     info: Mapping[str, Any] = field(default_factory=dict)
+    values: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """Return k, the number of changed entries of the upstream."""
         return sum(i.numel() for i in self.indices.values())
+
+    def over(self, base: Mapping[str, Tensor], where: str = "the delta") -> Delta:
+        """Return the delta with bits in place of values.
+
+        Args:
+            base: state dict of the untouched upstream.
+            where: what the delta is called in messages.
+
+        Raises:
+            DataError: `base` lacks an entry.
+        """
+        for name, chosen in self.indices.items():
+            if name not in base or (len(chosen) and int(chosen.max()) >= base[name].numel()):
+                raise DataError(f"{where} modifies '{name}', which is missing here or has a different size.")
+        indices = {name: chosen.long() for name, chosen in self.indices.items()}
+        before = {name: base[name].take(indices[name].to(base[name].device)) for name in self.values}
+        bits = {**self.bits, **difference(before, self.values)}
+        sizes = {**self.sizes, **{name: base[name].numel() for name in self.values}}
+        return replace(self, indices=indices, bits=bits, sizes=sizes, values={}, added={}).with_tensors(
+            base, self.added
+        )
 
     def with_tensors(self, base: Mapping[str, Tensor], tuned: Mapping[str, Tensor]) -> Delta:
         """Return the delta with more tensors: as entries that changed where `base` has them, else as added ones.
@@ -100,7 +124,7 @@ class Delta:
 
     def check_base(self, state: Mapping[str, Tensor], where: str = "the delta") -> None:
         """Raise DataError where `state` is not the upstream that the delta was made from."""
-        found = state_sha256(state)
+        found = state_sha256(state) if self.base_sha256 else ""
         if found != self.base_sha256:
             raise DataError(
                 f"{where} belongs to another upstream (hash {self.base_sha256[:12]}, but this one has {found[:12]}): "

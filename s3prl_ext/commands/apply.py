@@ -12,12 +12,14 @@ from torch import nn
 
 from s3prl_ext import plugin
 from s3prl_ext.child_tuning.delta import Delta
-from s3prl_ext.deltas.plain_upstream import PlainUpstream, is_merged, upstream_of_file
+from s3prl_ext.deltas.plain_upstream import build, is_merged, upstream_of_file
 from s3prl_ext.deltas.trained_task import TrainedTask, check_foldable
 from s3prl_ext.deltas.writing import check_new, write_copy
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.locks import one_writer
 from s3prl_ext.models.hashing import state_sha256
+from s3prl_ext.run_folder import CHECKPOINT_SUFFIX
+from s3prl_ext.training.run_spec import RunSpec
 
 logger = logging.getLogger(__name__)
 
@@ -72,12 +74,12 @@ def revert_main(argv: Sequence[str] | None = None) -> int:
 
 def _revert(args: argparse.Namespace) -> None:
     task, plain, model = _opened(args)
-    delta = task.changes
+    delta = task.delta
     if task.upstream:
         raise UsageError(
             f"{task.path} holds a whole upstream, which cannot be taken out of a tuned model: keep the base."
         )
-    if not isinstance(delta, Delta):
+    if task.path.suffix == CHECKPOINT_SUFFIX:
         raise UsageError(
             f"{task.path} is a checkpoint, which holds tuned weights only: give the run's delta.safetensors."
         )
@@ -115,14 +117,14 @@ def _parser(command: str = "apply") -> argparse.ArgumentParser:
     return parser
 
 
-def _opened(args: argparse.Namespace) -> tuple[TrainedTask, PlainUpstream, nn.Module]:
+def _opened(args: argparse.Namespace) -> tuple[TrainedTask, RunSpec, nn.Module]:
     """Read the delta and load the model."""
     check_new(args.out, "--out")
     task = TrainedTask.read(args.delta)
     plugin.install()
     named = task.tuned_from(args.upstream, str(args.model) if args.upstream else None, args.upstream_model_config)
     plain = upstream_of_file(named.spec, args.model)
-    return task, plain, plain.build()
+    return task, plain, build(plain)
 
 
 def _check_base(task: TrainedTask, model: nn.Module, path: Path) -> None:
@@ -131,7 +133,7 @@ def _check_base(task: TrainedTask, model: nn.Module, path: Path) -> None:
     try:
         delta = task.over(state)
     except DataError as error:
-        if isinstance(task.changes, Delta) and _is_tuned(task.changes, model):
+        if task.path.suffix != CHECKPOINT_SUFFIX and _is_tuned(task.delta, model):
             raise DataError(f"{path} holds {task.path} already: there is nothing to apply.") from None
         if is_merged(task.info["upstream"]):
             raise DataError(

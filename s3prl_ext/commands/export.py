@@ -7,8 +7,8 @@ import json
 import logging
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,8 @@ import yaml
 from torch import nn
 
 from s3prl_ext import plugin
-from s3prl_ext.deltas.model_card import HEAD_FILE, TASK_FILE, TRAINING_FILE, Facts, Score, model_card
-from s3prl_ext.deltas.plain_upstream import PlainUpstream, build_untuned, plain_upstream
+from s3prl_ext.deltas.model_card import HEAD_FILE, TASK_FILE, TRAINING_FILE, ExportRecord, Score, model_card
+from s3prl_ext.deltas.plain_upstream import build_untuned, plain_upstream
 from s3prl_ext.deltas.trained_task import TrainedTask, check_foldable
 from s3prl_ext.deltas.writing import changed_tensors, check_new, write_upstream
 from s3prl_ext.errors import DataError, UsageError
@@ -34,6 +34,7 @@ from s3prl_ext.training import last_hidden_state
 from s3prl_ext.training.checkpoint import FEATURES_KEY
 from s3prl_ext.training.run_spec import FEATURES, RunSpec
 from s3prl_ext.transformers_models import SPEECH_UPSTREAMS
+from s3prl_ext.upstreams.merged_attention.record import MergeRecord
 from s3prl_ext.writing import written_folder
 
 logger = logging.getLogger(__name__)
@@ -41,27 +42,6 @@ logger = logging.getLogger(__name__)
 SCHEMA = 1
 PACKAGES = ("s3prl_ext", "s3prl", "torch", "transformers")
 OURS = ("beats_local", "beats_custom")
-
-
-@dataclass(frozen=True)
-class Tuned:
-    """A tuned upstream in memory and what is known of it.
-
-    Attributes:
-        task: what was tuned.
-        plain: the model on disk that its weights go into.
-        model: the upstream with plain tuned weights.
-        base_sha256: its hash before.
-        merge: record of a merged upstream, or None.
-        learnt: learnt lambdas by name.
-    """
-
-    task: TrainedTask
-    plain: PlainUpstream
-    model: nn.Module
-    base_sha256: str
-    merge: Mapping[str, Any] | None
-    learnt: Mapping[str, float]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -80,11 +60,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_foldable(task)
         _refuse_learnt_decoder(task)
         plugin.install()
-        tuned = tune(task)
+        plain = plain_upstream(task.spec)
+        model, record = tune(task)
         if args.dry_run:
-            sys.stdout.write(summary(tuned) + "\nNothing was written.\n")
+            sys.stdout.write(summary(task, plain, model, record) + "\nNothing was written.\n")
             return 0
-        write(tuned, args.out)
+        write(task, plain, model, record, args.out)
     sys.stdout.write(f"{args.out}\n")
     return 0
 
@@ -110,75 +91,95 @@ def _parser() -> argparse.ArgumentParser:
 
 def _refuse_learnt_decoder(task: TrainedTask) -> None:
     """Refuse a head that holds a learnable lambda, which no plain head has."""
-    if any(PARAMETER_NAME in name for name in task.task.get("Downstream", {})):
+    if any(PARAMETER_NAME in name for name in task.delta.task.get("Downstream", {})):
         raise UsageError(
             f"{task.path} holds a learnable lambda in the decoder that transcribes, which no plain head has: evaluate it "
             "with s3prl-ext run -m evaluate -e, or merge with a fixed lambda (learnable: false) before training."
         )
 
 
-def tune(task: TrainedTask) -> Tuned:
-    """Build the upstream of a task and tune it.
+def tune(task: TrainedTask) -> tuple[nn.Module, ExportRecord]:
+    """Build the upstream of a task with plain tuned weights; also return what is known before it is written.
 
     Raises:
-        UsageError: the upstream is unknown, has no file, or the method cannot be folded.
+        UsageError: the upstream is unknown, or the method cannot be folded.
         DataError: another upstream than the tuned one, or its model is missing.
     """
-    plain = plain_upstream(task.spec)
     model = build_untuned(task.spec)
     task.check_features(model)
     merge = getattr(model, "merge_record", None)
     base_sha256 = state_sha256(model.state_dict())
     learnt = task.tune(model)
-    return Tuned(task, plain, model, base_sha256, merge, learnt)
+    changed, added = task.counts()
+    record = ExportRecord(
+        title="",
+        upstream="",
+        python="",
+        source=task.path.name,
+        base_sha256=base_sha256,
+        tuned_sha256=state_sha256(model.state_dict()),
+        changed=changed,
+        added=added,
+        head=sum(tensor.numel() for part in task.delta.task.values() for tensor in part.values()),
+        total=sum(parameter.numel() for parameter in model.parameters()),
+        merge=merge,
+        learnt=learnt,
+        hub_ids=_hub_ids(task.spec, merge),
+        evaluations=_evaluations(task),
+    )
+    return model, record
 
 
-def summary(tuned: Tuned) -> str:
+def summary(task: TrainedTask, plain: RunSpec, model: nn.Module, record: ExportRecord) -> str:
     """Return in a few lines what would be written."""
-    facts = _facts(tuned, tuned.plain.path, tuned.plain.path.name)
-    state = tuned.model.state_dict()
-    changed = changed_tensors(tuned.plain, state)
-    trained = "all" if facts.changed is None else f"{facts.changed + facts.added:,}"
+    state = model.state_dict()
+    changed = changed_tensors(plain, state)
+    trained = "all" if record.trained is None else f"{record.trained:,}"
     return "\n".join(
         [
-            f"task       {tuned.task.info.get('downstream')}, method {tuned.task.method or 'none'}, from {facts.source}",
-            f"base       {tuned.plain.path}, hash {tuned.base_sha256[:12]}",
-            f"trained    {trained} of {facts.total:,} weights of the upstream, {facts.head:,} of featurizer and head",
+            f"task       {task.info.get('downstream')}, method {task.method or 'none'}, from {record.source}",
+            f"base       {plain.model}, hash {record.base_sha256[:12]}",
+            f"trained    {trained} of {record.total:,} weights of the upstream, {record.head:,} of featurizer and head",
             f"changes    {len(changed)} of {len(state)} tensors of the base's files",
         ]
     )
 
 
-def write(tuned: Tuned, out: Path) -> None:
+def write(task: TrainedTask, plain: RunSpec, model: nn.Module, record: ExportRecord, out: Path) -> None:
     """Write model, head, task files, card and record into a new folder, which appears only when it is complete.
 
     Args:
+        task: what was tuned.
+        plain: how to load the model on disk that the weights go into.
+        model: the upstream with plain tuned weights.
+        record: what is known of it.
         out: missing.
 
     Raises:
         DataError: the base's file cannot hold the tuned weights.
     """
     with written_folder(out) as partial:
-        written = write_upstream(tuned.plain, tuned.model.state_dict(), partial)
-        facts = _facts(tuned, written, out.name)
-        _write_task(tuned.task, partial)
-        record = {
+        written = write_upstream(plain, model.state_dict(), partial)
+        flags, python = _usage(plain, written)
+        record = replace(record, title=out.name, upstream=flags, python=python)
+        _write_task(task, partial)
+        content = {
             "schema": SCHEMA,
-            "info": {key: value for key, value in tuned.task.info.items() if key not in ("config", "merge")},
-            "model": asdict(facts),
+            "info": {key: value for key, value in task.info.items() if key not in ("config", "merge")},
+            "model": asdict(record),
             "files": {file.name: file_sha256(file) for file in weight_files(partial)},
             "versions": {package: metadata.version(package) for package in PACKAGES},
         }
-        _write_text(partial / EXPORT_FILE, json.dumps(record, indent=2, default=str) + "\n")
-        _write_text(partial / "README.md", model_card(tuned.task.info, facts))
-    logger.info("the task %s is written to %s", tuned.task.info.get("downstream"), out)
+        _write_text(partial / EXPORT_FILE, json.dumps(content, indent=2, default=str) + "\n")
+        _write_text(partial / "README.md", model_card(task.info, record))
+    logger.info("the task %s is written to %s", task.info.get("downstream"), out)
 
 
 def _write_task(task: TrainedTask, folder: Path) -> None:
     """Write the head as a checkpoint that s3prl takes with -i, and the task file with and without what tuned."""
     features: dict[str, Any] = {last_hidden_state.KEY: task.info.get(last_hidden_state.KEY)}
     features[FEATURES_KEY] = {name: task.info.get(name) for name in FEATURES}
-    torch.save({part: dict(state) for part, state in task.task.items()} | features, folder / HEAD_FILE)
+    torch.save({part: dict(state) for part, state in task.delta.task.items()} | features, folder / HEAD_FILE)
     config = json.loads(json.dumps(task.info.get("config") or {}, default=str))
     _write_text(folder / TRAINING_FILE, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
     plain = {key: value for key, value in config.items() if key not in ("tuning", "early_stop")}
@@ -187,32 +188,6 @@ def _write_task(task: TrainedTask, folder: Path) -> None:
 
 def _write_text(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
-
-
-def _facts(tuned: Tuned, written: Path, title: str) -> Facts:
-    name, python = _usage(tuned.plain, written)
-    upstream = f"-u {name} -k {shlex.quote('.' if written.is_dir() else written.name)}" if name else ""
-    if name and tuned.plain.model_config:
-        upstream += f" -g {shlex.quote(tuned.plain.model_config)}"
-    task = tuned.task
-    counts = task.counts()
-    state = tuned.model.state_dict()
-    return Facts(
-        title=title,
-        upstream=upstream,
-        python=python,
-        source=task.path.name,
-        base_sha256=tuned.base_sha256,
-        tuned_sha256=state_sha256(state),
-        changed=counts[0],
-        added=counts[1],
-        head=sum(tensor.numel() for part in task.task.values() for tensor in part.values()),
-        total=sum(parameter.numel() for parameter in tuned.model.parameters()),
-        merge=tuned.merge,
-        learnt=tuned.learnt,
-        hub_ids=_hub_ids(task.spec, tuned.merge),
-        evaluations=_evaluations(task),
-    )
 
 
 def _evaluations(task: TrainedTask) -> dict[str, dict[str, Score]]:
@@ -234,19 +209,24 @@ def _evaluations(task: TrainedTask) -> dict[str, dict[str, Score]]:
     return found
 
 
-def _usage(plain: PlainUpstream, written: Path) -> tuple[str | None, str]:
-    """Return the upstream of s3prl that loads the exported model, or None, and the Python that does."""
+def _usage(plain: RunSpec, written: Path) -> tuple[str, str]:
+    """Return the flags that load the exported model, empty where s3prl has no upstream for it, and the Python that does."""
+    name, options = plain.upstream, plain.upstream_model_config
     if written.is_dir():
         config = model_config(written)
         architecture = (config.get("architectures") or ["AutoModel"])[0]
-        name = plain.name or SPEECH_UPSTREAMS.get(str(config.get("model_type")))
-        return name, f'from transformers import {architecture}\n\nmodel = {architecture}.from_pretrained(".")'
-    ours = "import s3prl_ext\n\ns3prl_ext.install()\n" if plain.name in OURS else ""
-    options = f', model_config="{plain.model_config}"' if plain.model_config else ""
-    return plain.name, f'{ours}from s3prl import hub\n\nupstream = hub.{plain.name}(ckpt="{written.name}"{options})'
+        name = name or SPEECH_UPSTREAMS.get(str(config.get("model_type")))
+        python = f'from transformers import {architecture}\n\nmodel = {architecture}.from_pretrained(".")'
+    else:
+        ours = "import s3prl_ext\n\ns3prl_ext.install()\n" if name in OURS else ""
+        given = f', model_config="{options}"' if options else ""
+        python = f'{ours}from s3prl import hub\n\nupstream = hub.{name}(ckpt="{written.name}"{given})'
+    ckpt = "." if written.is_dir() else written.name
+    flags = ["-u", name, "-k", shlex.quote(ckpt), *(["-g", shlex.quote(options)] if options else [])] if name else []
+    return " ".join(flags), python
 
 
-def _hub_ids(spec: RunSpec, merge: Mapping[str, Any] | None) -> list[str]:
+def _hub_ids(spec: RunSpec, merge: MergeRecord | None) -> list[str]:
     """Return the names of models that are neither local files nor upstreams of s3prl."""
     named = [spec.upstream_ckpt]
     if merge is not None:

@@ -14,6 +14,7 @@ from s3prl_ext.tables import grid
 from s3prl_ext.tasks import task_of
 from s3prl_ext.training.corpus_hash import value_at
 from s3prl_ext.training.run_spec import UPSTREAM_ARGUMENTS, RunSpec
+from s3prl_ext.upstreams.merged_attention.record import MergeRecord
 
 HEAD_FILE, TASK_FILE, TRAINING_FILE = "head.ckpt", "task.yaml", "training.yaml"
 
@@ -31,8 +32,8 @@ Score = tuple[float, Sequence[float] | None]  # value, ends of its 95 % interval
 
 
 @dataclass(frozen=True)
-class Facts:
-    """What a card says in addition to the task's own info.
+class ExportRecord:
+    """What is known of an exported model: section ``model`` of its record, and what its card says beyond the task's info.
 
     Attributes:
         title: name of the exported model.
@@ -61,32 +62,37 @@ class Facts:
     added: int
     head: int
     total: int
-    merge: Mapping[str, Any] | None = None
+    merge: MergeRecord | None = None
     learnt: Mapping[str, float] | None = None
     hub_ids: Sequence[str] = ()
     evaluations: Mapping[str, Mapping[str, Score]] = field(default_factory=dict)
 
+    @property
+    def trained(self) -> int | None:
+        """Number of weights that trained in the upstream, an adapter's included; None for all."""
+        return None if self.changed is None else self.changed + self.added
 
-def model_card(info: Mapping[str, Any], facts: Facts) -> str:
+
+def model_card(info: Mapping[str, Any], record: ExportRecord) -> str:
     """Return the card as Markdown with the header that the Hugging Face hub reads.
 
     Args:
         info: what a delta says of itself.
-        facts: what is known of the exported model.
+        record: what is known of the exported model.
     """
     tags = ["speech", "s3prl", str(info.get("downstream") or "")]
-    tags += ["multimodal-attention-merging"] if facts.merge else []
+    tags += ["multimodal-attention-merging"] if record.merge else []
     again = (
         f"```sh\n{training_command(RunSpec.of(info))}\ns3prl-ext export --delta exp/again --out NEW_FOLDER\n```\n\n"
         f"`{TRAINING_FILE}` is the whole task file. Paths are relative to where the command was given."
     )
-    scores = _scores(info, facts.evaluations)
+    scores = _scores(info, record.evaluations)
     sections = {
-        "Model": _model(info, facts),
-        "Merged upstream": _merge(facts.merge, facts.learnt or {}) if facts.merge else "",
+        "Model": _model(info, record),
+        "Merged upstream": _merge(record.merge, record.learnt or {}) if record.merge else "",
         "Data": _data(info),
         "Scores": _score_table(scores),
-        "Use": _use(info, facts),
+        "Use": _use(info, record),
         "Make it again": again,
         "Licence": LICENCE,
     }
@@ -95,29 +101,30 @@ def model_card(info: Mapping[str, Any], facts: Facts) -> str:
         for split, name, value, _ in scores
         if name in METRICS
     ]
-    return write_card(facts.title, ABOUT, sections, [tag for tag in tags if tag], facts.hub_ids, shown)
+    return write_card(record.title, ABOUT, sections, [tag for tag in tags if tag], record.hub_ids, shown)
 
 
-def _model(info: Mapping[str, Any], facts: Facts) -> str:
+def _model(info: Mapping[str, Any], record: ExportRecord) -> str:
     tuning = info.get("tuning") or {}
     options = ", ".join(f"{key}: {value}" for key, value in tuning.items() if key != "method")
-    share = "" if facts.changed is None else f" of {facts.total:,} ({(facts.changed + facts.added) / facts.total:.3%})"
-    trained = "all but frozen parts" if facts.changed is None else f"{facts.changed + facts.added:,}{share}"
+    trained = "all but frozen parts"
+    if record.trained is not None:
+        trained = f"{record.trained:,} of {record.total:,} ({record.trained / record.total:.3%})"
     rows = {
         "base upstream": f"`{info['upstream']}`",
         "its model (-k)": f"`{info['upstream_ckpt']}`" if info.get("upstream_ckpt") else "the upstream's own",
         "its configuration (-g)": f"`{info['upstream_model_config']}`" if info.get("upstream_model_config") else "none",
-        "SHA-256 of the base": f"`{facts.base_sha256}`",
-        "SHA-256 of this model": f"`{facts.tuned_sha256}`",
+        "SHA-256 of the base": f"`{record.base_sha256}`",
+        "SHA-256 of this model": f"`{record.tuned_sha256}`",
         "task": " ".join(str(info[key]) for key in ("downstream", "downstream_variant") if info.get(key)),
         "method": tuning.get("method") or "as s3prl does it, without a section `tuning`",
         "density": tuning.get("density") or "-",
         "all settings of the method": options or "none",
         "upstream weights that trained": trained,
-        "weights of featurizer and head": f"{facts.head:,}",
+        "weights of featurizer and head": f"{record.head:,}",
         "steps": f"{info['step']:,}" if info.get("step") is not None else "unknown",
         "seed": info.get("seed"),
-        "written from": f"`{facts.source}`",
+        "written from": f"`{record.source}`",
     }
     return grid(["", ""], rows.items())
 
@@ -159,7 +166,7 @@ def _score_table(scores: Sequence[tuple[str, str, float, Sequence[float] | None]
     return grid(["split", "metric", "value [95 % interval]", "unit", "better is"], rows)
 
 
-def _merge(record: Mapping[str, Any], learnt: Mapping[str, float]) -> str:
+def _merge(record: MergeRecord, learnt: Mapping[str, float]) -> str:
     target = record["target"]
     rows = [("target", target["name"], "", f"`{target['attention_sha256']}`")]
     for source in record["sources"]:
@@ -186,17 +193,17 @@ def _lambdas(lambdas: Mapping[str, Sequence[float]]) -> str:
     return "; ".join(named) or "0 everywhere"
 
 
-def _use(info: Mapping[str, Any], facts: Facts) -> str:
+def _use(info: Mapping[str, Any], record: ExportRecord) -> str:
     parts = []
-    if facts.upstream:
+    if record.upstream:
         splits = list(info.get("metrics") or {})
         split = next((name for name in splits if "test" in name), splits[0] if splits else "test")
-        flags = " ".join([facts.upstream, *RunSpec.of(info).task_flags, "-c", TASK_FILE, "-i", HEAD_FILE, "-t", split])
+        flags = " ".join([record.upstream, *RunSpec.of(info).task_flags, "-c", TASK_FILE, "-i", HEAD_FILE, "-t", split])
         parts.append(
             "In this folder, with s3prl (the head is read from its checkpoint, corpus roots are in the task file):\n\n"
             f"```sh\ns3prl-ext run -m evaluate {flags} -p exp/check\n```"
         )
-    parts.append(f"```python\n{facts.python}\n```")
+    parts.append(f"```python\n{record.python}\n```")
     return "\n\n".join(parts)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,33 +20,34 @@ from s3prl_ext.upstreams.merged_attention.files import checkpoint_of
 from s3prl_ext.upstreams.speech_models import speech_model
 
 
-@dataclass(frozen=True)
-class PlainUpstream:
-    """A model on disk and the upstream that loads it.
+def build(spec: RunSpec) -> nn.Module:
+    """Load the upstream of a run on the CPU; the global random state is left as it was.
 
-    Attributes:
-        path: transformers folder or checkpoint file.
-        name: upstream of s3prl's hub that takes the path with ``-k``; None: a transformers folder behind a merge.
-        model_config: its ``-g``.
-        seed: seed of weights that the file lacks, such as the mask embedding of some fine-tuned models.
+    Args:
+        spec: of the run; without ``upstream``, a transformers folder behind a merge.
+
+    Raises:
+        UsageError: there is no such upstream.
+        DataError: it cannot be loaded.
     """
-
-    path: Path
-    name: str | None
-    model_config: str | None = None
-    seed: int = 0
-
-    def build(self) -> nn.Module:
-        """Load the model on the CPU; the global random state is left as it was.
-
-        Raises:
-            DataError: it cannot be loaded.
-        """
-        return _built(self.name, str(self.path), self.model_config, self.seed)
-
-    def at(self, path: Path) -> PlainUpstream:
-        """Return the same kind of upstream for another file or folder."""
-        return replace(self, path=path)
+    name, ckpt = spec.upstream, spec.upstream_ckpt
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(
+            spec.seed or 0
+        )  # of weights that the file lacks: the mask embedding of some fine-tuned models
+        if name is None:
+            return speech_model(Path(str(ckpt)))
+        hub = _hub(name)
+        try:
+            return getattr(hub, name)(ckpt=ckpt, model_config=spec.upstream_model_config, refresh=False)
+        except ExtError:
+            raise
+        except Exception as error:  # s3prl's own: KeyError, ValueError, AssertionError, RuntimeError, OSError
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise DataError(
+                f"the upstream {name} cannot load {ckpt or 'its model'} ({reason}): name the upstream with -u and its "
+                "model with -k."
+            ) from error
 
 
 def build_untuned(spec: RunSpec) -> nn.Module:
@@ -61,31 +62,30 @@ def build_untuned(spec: RunSpec) -> nn.Module:
     """
     _check_ckpt(spec)
     try:
-        return _built(spec.upstream, spec.upstream_ckpt, spec.upstream_model_config, spec.seed or 0)
+        return build(spec)
     except ExtError as error:
         raise with_remedy(error, str(spec.upstream), "this task") from error
 
 
-def plain_upstream(spec: RunSpec) -> PlainUpstream:
-    """Find the file or folder behind the upstream of a task; of a merged one the target's.
+def plain_upstream(spec: RunSpec) -> RunSpec:
+    """Return how to load the file or folder behind the upstream of a task; of a merged one the target's.
 
     Raises:
         UsageError: the upstream has no file.
         DataError: the file is missing.
     """
-    name, ckpt, model_config = str(spec.upstream), spec.upstream_ckpt, spec.upstream_model_config
+    name, ckpt = str(spec.upstream), spec.upstream_ckpt
     _check_ckpt(spec)
     if is_merged(name):
         try:
-            target = read_config(model_config, ckpt, None if name == OWN_UPSTREAM else name).target
+            target = read_config(spec.upstream_model_config, ckpt, None if name == OWN_UPSTREAM else name).target
         except ExtError as error:
             raise with_remedy(error, name, "this task") from error
         if target.model or (target.upstream in TRANSFORMERS_UPSTREAMS and target.ckpt):
-            return PlainUpstream(find_model(str(target.model or target.ckpt)), None, None, spec.seed or 0)
-        path, loader = checkpoint_of(str(target.upstream), target.ckpt)
-        return PlainUpstream(path, loader, None, spec.seed or 0)
+            return _loading(spec, find_model(str(target.model or target.ckpt)), None, None)
+        return _loading(spec, *checkpoint_of(str(target.upstream), target.ckpt), None)
     if name in TRANSFORMERS_UPSTREAMS and ckpt:
-        return PlainUpstream(find_model(ckpt), name, model_config, spec.seed or 0)
+        return _loading(spec, find_model(ckpt), name, spec.upstream_model_config)
     try:
         path, loader = checkpoint_of(name, ckpt)
     except UsageError as error:
@@ -93,10 +93,10 @@ def plain_upstream(spec: RunSpec) -> PlainUpstream:
             f"the upstream {name} has no checkpoint file that could hold tuned weights: name one with -k, and with -u the "
             "upstream that loads it."
         ) from error
-    return PlainUpstream(path, loader, model_config, spec.seed or 0)
+    return _loading(spec, path, loader, spec.upstream_model_config)
 
 
-def upstream_of_file(spec: RunSpec, path: Path) -> PlainUpstream:
+def upstream_of_file(spec: RunSpec, path: Path) -> RunSpec:
     """Return how to load `path`, a copy of the model that a task was tuned from or of the tuned one.
 
     Raises:
@@ -105,14 +105,18 @@ def upstream_of_file(spec: RunSpec, path: Path) -> PlainUpstream:
     """
     if not path.exists():
         raise DataError(f"no such model folder or checkpoint file: {path}.")
-    name, model_config = str(spec.upstream), spec.upstream_model_config
-    if is_merged(name):
-        if path.is_dir():
-            return PlainUpstream(path, None, None, spec.seed or 0)
-        preset = None if name == OWN_UPSTREAM else name
-        target = read_config(model_config, spec.upstream_ckpt, preset).target
-        return PlainUpstream(path, loader_of(str(target.upstream), target.ckpt), None, spec.seed or 0)
-    return PlainUpstream(path, loader_of(name, spec.upstream_ckpt), model_config, spec.seed or 0)
+    name = str(spec.upstream)
+    if not is_merged(name):
+        return _loading(spec, path, loader_of(name, spec.upstream_ckpt), spec.upstream_model_config)
+    if path.is_dir():
+        return _loading(spec, path, None, None)
+    preset = None if name == OWN_UPSTREAM else name
+    target = read_config(spec.upstream_model_config, spec.upstream_ckpt, preset).target
+    return _loading(spec, path, loader_of(str(target.upstream), target.ckpt), None)
+
+
+def _loading(spec: RunSpec, path: Path, name: str | None, model_config: str | None) -> RunSpec:
+    return replace(spec, upstream=name, upstream_ckpt=str(path), upstream_model_config=model_config)
 
 
 def loader_of(name: str, ckpt: str | None) -> str:
@@ -145,24 +149,6 @@ def _hub(name: str) -> Any:
     if name not in s3prl.hub.options():
         raise unknown_name("upstream (-u)", name, s3prl.hub.options())
     return s3prl.hub
-
-
-def _built(name: str | None, ckpt: str | None, model_config: str | None, seed: int) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        if name is None:
-            return speech_model(Path(str(ckpt)))
-        hub = _hub(name)
-        try:
-            return getattr(hub, name)(ckpt=ckpt, model_config=model_config, refresh=False)
-        except ExtError:
-            raise
-        except Exception as error:  # s3prl's own: KeyError, ValueError, AssertionError, RuntimeError, OSError
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
-            raise DataError(
-                f"the upstream {name} cannot load {ckpt or 'its model'} ({reason}): name the upstream with -u and its "
-                "model with -k."
-            ) from error
 
 
 def _check_ckpt(spec: RunSpec) -> None:

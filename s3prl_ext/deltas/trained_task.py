@@ -19,16 +19,14 @@ from s3prl_ext.configs import load_yaml
 from s3prl_ext.deltas.model_card import HEAD_FILE, TASK_FILE
 from s3prl_ext.deltas.plain_upstream import build_untuned, is_merged, loader_of
 from s3prl_ext.errors import DataError, UsageError
-from s3prl_ext.merging.learnable import PARAMETER_NAME, find_lambda
+from s3prl_ext.merging.learnable import find_lambda, loadable_state
 from s3prl_ext.merging.learnable import fold as fold_lambda
-from s3prl_ext.models.hashing import state_sha256
 from s3prl_ext.reading import EXPORT_FILE, check_model, parse_json
 from s3prl_ext.run_folder import CHECKPOINT_SUFFIX, RunFolder, missing
 from s3prl_ext.training import last_hidden_state
 from s3prl_ext.training.candidates import chosen_tuning
 from s3prl_ext.training.checkpoint import TASK_PARTS, Checkpoint, StateDict, load
 from s3prl_ext.training.run_spec import RunSpec
-from s3prl_ext.training.tuned_upstream import UpstreamChanges
 from s3prl_ext.upstreams.merged_attention.record import UNKNOWN, MergeRecord, check_merge_record
 from s3prl_ext.upstreams.speech_models import upstream_name
 
@@ -40,19 +38,15 @@ class TrainedTask:
     Attributes:
         path: the file it was read from.
         info: what it is: the values of its :class:`RunSpec`, tuning, configuration, step, metrics.
-        task: state dicts of ``Featurizer`` and ``Downstream``.
-        changes: what changed in the upstream, where that is a small part.
+        delta: what changed in the upstream, as far as that is a small part of it, and the weights of featurizer and head.
         upstream: state dict of the upstream, where it was tuned as a whole (or its lambda alone).
-        base_sha256: hash of the untuned upstream; None where the file does not say it, such as s3prl's own.
         merge: record of a merged upstream, None of one that is not merged; see :func:`check_merge_record`.
     """
 
     path: Path
     info: Mapping[str, Any]
-    task: Mapping[str, StateDict]
-    changes: Delta | UpstreamChanges | None = None
+    delta: Delta
     upstream: StateDict | None = None
-    base_sha256: str | None = None
     merge: MergeRecord | str | None = field(default=None, repr=False)
 
     @classmethod
@@ -77,7 +71,7 @@ class TrainedTask:
         if not found.info.get("upstream"):
             raise DataError(f"{path} does not say which upstream it belongs to: write it again with its info.")
         info = {**found.info, "tuning": chosen_tuning(found.info.get("tuning"), found.info.get("candidate"))}
-        return cls(path, info, found.task, found, base_sha256=found.base_sha256, merge=info.get("merge", UNKNOWN))
+        return cls(path, info, found, merge=info.get("merge", UNKNOWN))
 
     @classmethod
     def _of_checkpoint(cls, path: Path, ckpt: Checkpoint) -> TrainedTask:
@@ -95,7 +89,8 @@ class TrainedTask:
             "checkpoint": path.name,
             "metrics": {},
         }
-        return cls(path, about, ckpt.task, ckpt.changes, ckpt.upstream, stored.upstream_sha256, stored.merge)
+        changes = Delta(stored.upstream_sha256 or "") if ckpt.changes is None else ckpt.changes
+        return cls(path, about, replace(changes, task=ckpt.task, info=about), ckpt.upstream, stored.merge)
 
     @classmethod
     def read_export(cls, folder: Path) -> TrainedTask:
@@ -129,7 +124,7 @@ class TrainedTask:
         check_model(ckpt)
         states = load(folder / HEAD_FILE)
         task = {part: states[part] for part in TASK_PARTS if part in states}
-        return cls(folder / HEAD_FILE, info, task, base_sha256=record["model"].get("tuned_sha256"))
+        return cls(folder / HEAD_FILE, info, Delta(record["model"].get("tuned_sha256") or "", task=task, info=info))
 
     @property
     def spec(self) -> RunSpec:
@@ -169,12 +164,7 @@ class TrainedTask:
         """Return how many weights of the upstream trained (None: not a chosen few), and how many were added."""
         if self.upstream:
             return None, 0
-        if self.changes is None:
-            return 0, 0
-        trained, added = (
-            sum(tensor.numel() for tensor in tensors.values()) for tensors in (self.changes.indices, self.changes.added)
-        )
-        return trained, added
+        return len(self.delta), sum(tensor.numel() for tensor in self.delta.added.values())
 
     # -- the upstream ----------------------------------------------------------------------------------------------
 
@@ -197,24 +187,15 @@ class TrainedTask:
         return model
 
     def over(self, base: Mapping[str, Tensor]) -> Delta:
-        """Return the changes as a delta over `base`, the state of the untuned upstream; an empty one where it was frozen.
+        """Return the delta over `base`, the state of the untuned upstream; an empty one where it was frozen.
 
         Raises:
             DataError: `base` is another upstream, or the checkpoint holds a whole one.
         """
         if self.upstream:
             raise DataError(f"{self.path} holds a whole upstream, no delta: write it as a model with s3prl-ext export.")
-        self._check_base(base)
-        if isinstance(self.changes, Delta):
-            return self.changes
-        if self.changes is None:
-            return Delta(self.base_sha256 or state_sha256(base), task=self.task, info=self.info)
-        return replace(self.changes.over(base, str(self.path)), task=self.task, info=self.info)
-
-    def _check_base(self, base: Mapping[str, Tensor]) -> None:
-        expected = self.base_sha256 if self.changes is None else self.changes.base_sha256
-        if expected is not None:
-            Delta(expected).check_base(base, str(self.path))
+        self.delta.check_base(base, str(self.path))
+        return self.delta.over(base, str(self.path))
 
     def tune(self, model: nn.Module) -> dict[str, float]:
         """Make the untuned upstream the tuned one with plain weights only; an adapter or learnt lambda is folded.
@@ -227,7 +208,7 @@ class TrainedTask:
             UsageError: the adapter cannot be folded.
         """
         if self.upstream:
-            self._check_base(model.state_dict())
+            self.delta.check_base(model.state_dict(), str(self.path))
             load_whole(model, self.upstream, self.path)
         else:
             check_foldable(self)
@@ -282,8 +263,7 @@ def load_whole(model: nn.Module, state: StateDict, where: Path) -> None:
     Raises:
         DataError: they do not fit.
     """
-    if set(state) == {PARAMETER_NAME}:  # all that trained
-        state = model.state_dict() | dict(state)
+    state = loadable_state(model, state)
     wrong = [
         name for name, tensor in model.state_dict().items() if getattr(state.get(name), "shape", ()) != tensor.shape
     ]

@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from s3prl_ext.attention.files import open_weights, weight_files
-from s3prl_ext.deltas.plain_upstream import PlainUpstream
+from s3prl_ext.deltas.plain_upstream import build
 from s3prl_ext.deltas.tensor_names import match_names
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.merging.export import write_weights
 from s3prl_ext.models.hashing import state_sha256
+from s3prl_ext.training.run_spec import RunSpec
 from s3prl_ext.writing import folder_beside
 
 
-def write_upstream(plain: PlainUpstream, state: Mapping[str, Tensor], out: Path) -> Path:
+def write_upstream(plain: RunSpec, state: Mapping[str, Tensor], out: Path) -> Path:
     """Write the model of `plain` with the weights `state` into the folder `out`, and load it again as a check.
 
     All else of the file or folder, such as the head of a speech recogniser, keeps its bits.
 
     Args:
-        plain: the model on disk.
+        plain: how to load the model on disk, see :func:`~s3prl_ext.deltas.plain_upstream.plain_upstream`.
         state: state dict of the upstream.
         out: existing folder.
 
@@ -35,24 +37,24 @@ def write_upstream(plain: PlainUpstream, state: Mapping[str, Tensor], out: Path)
         DataError: the file cannot hold these weights exactly.
     """
     stored = changed_tensors(plain, state)
-    write_weights(plain.path, out, list(stored), lambda name, _: stored[name])
-    written = out if plain.path.is_dir() else out / plain.path.name
-    if state_sha256(plain.at(written).build().state_dict()) != state_sha256(state):
+    write_weights(plain.model, out, list(stored), lambda name, _: stored[name])
+    written = out if plain.model.is_dir() else out / plain.model.name
+    if state_sha256(build(replace(plain, upstream_ckpt=str(written))).state_dict()) != state_sha256(state):
         raise DataError(
-            f"{plain.path} cannot hold the tuned weights: loaded again they differ; was the upstream changed in memory?"
+            f"{plain.model} cannot hold the tuned weights: loaded again they differ; was the upstream changed in memory?"
         )
     return written
 
 
-def changed_tensors(plain: PlainUpstream, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def changed_tensors(plain: RunSpec, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors of `state` that differ from those on disk, under their names on disk.
 
     Raises:
         DataError: the model on disk is another one, or is stored in half precision where a weight changed.
     """
-    files = {name: reader for reader in map(open_weights, weight_files(plain.path)) for name in reader.keys()}  # noqa: SIM118
+    files = {name: reader for reader in map(open_weights, weight_files(plain.model)) for name in reader.keys()}  # noqa: SIM118
     shapes = {name: tuple(reader[name].shape) for name, reader in files.items()}
-    names = match_names({name: tuple(tensor.shape) for name, tensor in state.items()}, shapes, str(plain.path))
+    names = match_names({name: tuple(tensor.shape) for name, tensor in state.items()}, shapes, str(plain.model))
     changed = {}
     for name, stored in names.items():
         old, new = files[stored][stored], state[name].detach().cpu()
@@ -61,7 +63,7 @@ def changed_tensors(plain: PlainUpstream, state: Mapping[str, Tensor]) -> dict[s
         if old.dtype != new.dtype:
             kind = str(old.dtype).removeprefix("torch.")
             raise DataError(
-                f"{plain.path} stores {stored} as {kind}, which cannot hold the tuned weights exactly: write "
+                f"{plain.model} stores {stored} as {kind}, which cannot hold the tuned weights exactly: write "
                 "the model as float32 first (transformers: AutoModel.from_pretrained(..., dtype=torch.float32).save_pretrained"
                 "(DIR)) and name that."
             )
@@ -69,11 +71,11 @@ def changed_tensors(plain: PlainUpstream, state: Mapping[str, Tensor]) -> dict[s
     return changed
 
 
-def write_copy(plain: PlainUpstream, state: Mapping[str, Tensor], out: Path) -> None:
+def write_copy(plain: RunSpec, state: Mapping[str, Tensor], out: Path) -> None:
     """Write the model of `plain` with the weights `state` to `out`, which appears only when it is complete.
 
     Args:
-        plain: the model on disk.
+        plain: how to load the model on disk.
         state: state dict of the upstream.
         out: missing; it becomes a folder where `plain` is one, else a file.
 

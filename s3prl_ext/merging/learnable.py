@@ -285,6 +285,11 @@ def find_lambda(model: nn.Module) -> LearnableLambda | None:
     return next((module for module in model.modules() if isinstance(module, LearnableLambda)), None)
 
 
+def loadable_state(model: nn.Module, state: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a whole state dict from what is stored of a model, which may be lambda alone."""
+    return model.state_dict() | dict(state) if set(state) == {PARAMETER_NAME} else state
+
+
 def fold(model: nn.Module) -> None:
     """Replace the learnable merge by plain weights with lambda folded in, in place.
 

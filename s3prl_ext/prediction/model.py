@@ -94,9 +94,9 @@ class Model:
             upstream_device=device,
             normalize=bool(spec.upstream_feature_normalize),
         )
-        checkpoint.load_into(featurizer, trained.task.get("Featurizer", {}), "featurizer", name)
+        checkpoint.load_into(featurizer, trained.delta.task.get("Featurizer", {}), "featurizer", name)
         decoder = build_decoder(trained.info, featurizer.output_dim, featurizer.downsample_rate, options, name)
-        checkpoint.load_into(decoder.head, trained.task.get("Downstream", {}), "head", name)
+        checkpoint.load_into(decoder.head, trained.delta.task.get("Downstream", {}), "head", name)
         self.task = str(spec.downstream)
         self.decoder: Decoder = decoder
         self._models = TaskModels(upstream, featurizer.to(device).eval(), decoder.head.to(device).eval(), device)

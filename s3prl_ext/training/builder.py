@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from s3prl_ext.child_tuning.child_network import ChildNetwork
 from s3prl_ext.configs import Variables
 from s3prl_ext.errors import DataError, ExtError, UsageError, is_out_of_memory, one_sentence_errors, unknown_name
+from s3prl_ext.merging.learnable import loadable_state
 from s3prl_ext.reading import check_model
 from s3prl_ext.run_folder import RunFolder
 from s3prl_ext.training import checkpoint, distributed, last_hidden_state, resume
@@ -24,7 +25,7 @@ from s3prl_ext.training.checkpoint import Checkpoint
 from s3prl_ext.training.corpus_hash import corpus_hash
 from s3prl_ext.training.forward import TaskModels, unwrapped
 from s3prl_ext.training.known_settings import known_tasks
-from s3prl_ext.training.learnable_lambda import loadable_state, prepare_head_lambda, prepare_lambda
+from s3prl_ext.training.learnable_lambda import prepare_head_lambda, prepare_lambda
 from s3prl_ext.training.methods import METHODS, prepare_upstream
 from s3prl_ext.training.parameter_groups import train_only
 from s3prl_ext.training.run import Experiment

@@ -17,6 +17,7 @@ from s3prl_ext import randomness
 from s3prl_ext.errors import DataError
 from s3prl_ext.evaluation.plots import STYLES, Curve, plot_curves
 from s3prl_ext.evaluation.result_records import numbers
+from s3prl_ext.merging.learnable import loadable_state
 from s3prl_ext.metrics import factor, heading
 from s3prl_ext.randomness import RandomState
 from s3prl_ext.reading import parse_json
@@ -27,7 +28,6 @@ from s3prl_ext.training.checkpoint import Checkpoint
 from s3prl_ext.training.evaluation import evaluate
 from s3prl_ext.training.fisher_batches import open_batches
 from s3prl_ext.training.forward import unwrapped
-from s3prl_ext.training.learnable_lambda import loadable_state
 from s3prl_ext.training.methods import METHODS
 from s3prl_ext.training.racing import EarlyStopConfig, Race, judged_by
 from s3prl_ext.training.run import Experiment, Run

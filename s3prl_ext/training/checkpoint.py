@@ -23,12 +23,12 @@ from s3prl_ext.training import last_hidden_state
 from s3prl_ext.training.batches import Position
 from s3prl_ext.training.corpus_hash import CorpusHash
 from s3prl_ext.training.run_spec import FEATURES
-from s3prl_ext.training.tuned_upstream import UpstreamChanges
 from s3prl_ext.upstreams.merged_attention.record import UNKNOWN, MergeRecord
 from s3prl_ext.writing import written
 
 EXTENSION_KEY = "S3prlExt"  # holds what s3prl's own checkpoints lack; s3prl ignores it
 CHANGES_KEY = "UpstreamDelta"  # in place of s3prl's Upstream, where few of its weights changed
+CHANGES = ("base_sha256", "indices", "values", "added")  # what is stored under CHANGES_KEY
 FEATURES_KEY = "Features"  # in the head of an export, which has no arguments: those of run_spec.FEATURES
 TASK_PARTS = ("Featurizer", "Downstream")
 
@@ -119,7 +119,7 @@ class Checkpoint:
     optimizer: StateDict | None = None
     scheduler: StateDict | None = None
     weights: Mapping[str, StateDict] = field(default_factory=dict)
-    changes: UpstreamChanges | Delta | None = None
+    changes: Delta | None = None
     features: Mapping[str, Any] | None = None
     processes: int = 0
     extension: Extension = field(default_factory=Extension)
@@ -154,7 +154,7 @@ class Checkpoint:
             optimizer=states.get("Optimizer") or None,
             scheduler=states.get("Scheduler") or None,
             weights={part: states[part] for part in ("Upstream", *TASK_PARTS) if states.get(part)},
-            changes=UpstreamChanges(**states[CHANGES_KEY]) if CHANGES_KEY in states else None,
+            changes=Delta(**states[CHANGES_KEY]) if CHANGES_KEY in states else None,
             features=states.get(FEATURES_KEY),
             processes=states.get("WorldSize", 0),
             extension=Extension.from_stored(alone if ours is None else ours),
@@ -184,9 +184,10 @@ class Checkpoint:
 
     def stored(self) -> dict[str, Any]:
         """Return the keys of s3prl and ours as a file holds them."""
+        changes = None if self.changes is None else {name: getattr(self.changes, name) for name in CHANGES}
         states = {
             "Step": self.step, "Epoch": self.epoch, "Args": self.args, "Config": self.config, "Optimizer": self.optimizer,
-            "Scheduler": self.scheduler, CHANGES_KEY: None if self.changes is None else vars(self.changes),
+            "Scheduler": self.scheduler, CHANGES_KEY: changes,
             "WorldSize": self.processes or None, EXTENSION_KEY: self.extension.stored(),
         }  # fmt: skip
         return {key: value for key, value in states.items() if value is not None} | dict(self.weights)

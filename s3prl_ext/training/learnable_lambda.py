@@ -100,11 +100,6 @@ def stored_state(upstream: nn.Module, state: Mapping[str, Any]) -> dict[str, Any
     return {PARAMETER_NAME: state[PARAMETER_NAME]} if only_lambda_trains(upstream) else dict(state)
 
 
-def loadable_state(upstream: nn.Module, state: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a whole state dict from what a checkpoint holds, see :func:`stored_state`."""
-    return upstream.state_dict() | dict(state) if set(state) == {PARAMETER_NAME} else state
-
-
 SCHEMA = 1
 
 

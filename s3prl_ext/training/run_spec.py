@@ -54,6 +54,11 @@ class RunSpec:
         values = vars(arguments) if isinstance(arguments, Namespace) else arguments or {}
         return cls(**{field.name: values.get(field.name) for field in fields(cls)})
 
+    @property
+    def model(self) -> Path:
+        """Path of the model that ``-k`` names."""
+        return Path(str(self.upstream_ckpt))
+
     def stored(self) -> dict[str, Any]:
         """Return plain values for a delta or an export."""
         return {name: value for name, value in asdict(self).items() if name != _DECIDED_BY_METHOD}

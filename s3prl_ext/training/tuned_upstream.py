@@ -1,13 +1,13 @@
 """What a run changes in its upstream: remembered, stored in checkpoints as a small delta, taken back.
 
 A checkpoint of a child network or an adapter holds ``UpstreamDelta`` in place of s3prl's ``Upstream``: the hash of the
-untouched upstream, the changed entries, and the weights that the method added.
+untouched upstream, the changed entries, and the weights that the method added (:class:`Delta` with values).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,41 +20,6 @@ from s3prl_ext.child_tuning.masks import Mask
 from s3prl_ext.errors import DataError
 from s3prl_ext.models.hashing import state_sha256
 from s3prl_ext.training.statistics import StateChanged, check_buffers, copy_buffers, restore_buffers
-
-
-@dataclass(frozen=True)
-class UpstreamChanges:
-    """The few weights of an upstream that a run changed, as its checkpoints hold them.
-
-    Attributes:
-        base_sha256: hash of the untouched upstream.
-        indices: flat indices (int32) of the entries of a child network by tensor name.
-        values: their tuned values (float32).
-        added: whole tensors of an adapter.
-    """
-
-    base_sha256: str
-    indices: Mapping[str, Tensor]
-    values: Mapping[str, Tensor]
-    added: Mapping[str, Tensor]
-
-    def check_entries(self, base: Mapping[str, Tensor], where: str) -> None:
-        """Raise DataError where the upstream `base` lacks an entry."""
-        for name, indices in self.indices.items():
-            if name not in base or (len(indices) and int(indices.max()) >= base[name].numel()):
-                raise DataError(f"{where} modifies '{name}', which is missing here or has a different size.")
-
-    def over(self, base: Mapping[str, Tensor], where: str) -> Delta:
-        """Return the changes as a delta over `base`, the state of the untouched upstream.
-
-        Raises:
-            DataError: it lacks an entry.
-        """
-        self.check_entries(base, where)
-        indices = {name: value.long() for name, value in self.indices.items()}
-        bits = difference({name: base[name].take(value) for name, value in indices.items()}, self.values)
-        sizes = {name: base[name].numel() for name in indices}
-        return Delta(self.base_sha256, indices, bits, sizes).with_tensors(base, self.added)
 
 
 class TunedUpstream:
@@ -118,15 +83,15 @@ class TunedUpstream:
                 f"{self.base_sha256[:12]}): give the -u, -k and -g that it was trained with."
             )
 
-    def state(self) -> UpstreamChanges:
-        """Return the changes as a checkpoint holds them.
+    def state(self) -> Delta:
+        """Return the changes as a checkpoint holds them: with values.
 
         Raises:
             StateChanged: something else of the upstream has changed too.
         """
         check_buffers(self.model, self._buffers)
         indices = {name: indices.to(torch.int32) for name, indices in self.indices.items()}
-        return UpstreamChanges(self.base_sha256, indices, self._values(), self._added())
+        return Delta(self.base_sha256, indices, added=self._added(), values=self._values())
 
     def check_untouched(self) -> None:
         """Compare everything outside the child network or adapter with the untouched upstream: 0.3 s per 100 M weights.
@@ -152,23 +117,19 @@ class TunedUpstream:
                 "the task or upstream that writes to them, or use tuning.method: full, which stores the whole upstream."
             )
 
-    def load(self, changes: UpstreamChanges | Delta, where: str) -> None:
+    def load(self, delta: Delta, where: str) -> None:
         """Make the untouched upstream the tuned one; an adapter must be inserted already.
 
         Raises:
-            DataError: the changes do not fit this upstream.
+            DataError: the delta does not fit this upstream.
         """
-        self.check_base(changes.base_sha256, where)
-        if isinstance(changes, Delta):
-            own = set().union(*(row.names for row in adapters.inserted(self.model).values()))
-            self.track({name: indices for name, indices in changes.indices.items() if name not in own})
-            changes.toggle(self.model.state_dict())
-        else:
-            changes.check_entries(dict(self.model.named_parameters()), where)
-            self.track(changes.indices)
-            self._put(changes.values)
-        if changes.added:
-            adapters.load_adapter_state(self.model, changes.added)
+        self.check_base(delta.base_sha256, where)
+        if delta.added:
+            adapters.load_adapter_state(self.model, delta.added)
+        own = set().union(*(row.names for row in adapters.inserted(self.model).values()))
+        delta = replace(delta, added={}).over(self.model.state_dict(), where)
+        self.track({name: indices.to(torch.int32) for name, indices in delta.indices.items() if name not in own})
+        delta.toggle(self.model.state_dict())
 
     def _added(self) -> dict[str, Tensor]:
         if not adapters.inserted(self.model):
@@ -185,13 +146,11 @@ class TunedUpstream:
         Raises:
             StateChanged: something else of the upstream has changed too.
         """
-        check_buffers(self.model, self._buffers)
-        weights = dict(self.model.named_parameters())
-        sizes = {name: weights[name].numel() for name in self.indices}
-        indices = {name: chosen.long() for name, chosen in self.indices.items()}
-        child = Delta(self.base_sha256, indices, difference(self._base, self._values()), sizes, {}, task, info)
-        added = self._added()
-        return child.with_tensors(adapters.base_state(self.model), added) if added else child
+        changes, weights = self.state(), dict(self.model.named_parameters())
+        indices = {name: chosen.long() for name, chosen in changes.indices.items()}
+        sizes = {name: weights[name].numel() for name in indices}
+        child = Delta(self.base_sha256, indices, difference(self._base, changes.values), sizes, {}, task, info)
+        return child.with_tensors(adapters.base_state(self.model), changes.added) if changes.added else child
 
     # -- back to the untouched upstream ----------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from torch import nn
 from s3prl_ext import adapters
 from s3prl_ext.child_tuning import delta as delta_files
 from s3prl_ext.child_tuning.eligible import eligible_parameters
-from s3prl_ext.training.checkpoint import CHANGES_KEY
+from s3prl_ext.training.checkpoint import CHANGES_KEY, Checkpoint
 from s3prl_ext.training.tuned_upstream import TunedUpstream
 from tests.support import factories
 
@@ -105,7 +105,10 @@ def save_checkpoint(changes: dict[str, Any], info: dict[str, Any], path: Path) -
 
 def delta_state(tuned: TunedUpstream) -> dict[str, Any]:
     """Return what a small checkpoint holds of the upstream."""
-    return {CHANGES_KEY: vars(tuned.state()), "S3prlExt": {"upstream_sha256": tuned.base_sha256}}
+    return {
+        CHANGES_KEY: Checkpoint(changes=tuned.state()).stored()[CHANGES_KEY],
+        "S3prlExt": {"upstream_sha256": tuned.base_sha256},
+    }
 
 
 def features(model: nn.Module) -> list[torch.Tensor]:

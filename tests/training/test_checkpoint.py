@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import torch
 
+from s3prl_ext.child_tuning.delta import Delta
 from s3prl_ext.training import checkpoint
 from s3prl_ext.training.checkpoint import Checkpoint, Extension
 from s3prl_ext.training.run_spec import RunSpec
-from s3prl_ext.training.tuned_upstream import UpstreamChanges
 
 WHOLE = Checkpoint(
     step=3,
@@ -20,7 +20,7 @@ WHOLE = Checkpoint(
     optimizer={"state": {}},
     scheduler={"last_epoch": 3},
     weights={"Featurizer": {"weights": torch.zeros(3)}, "Downstream": {"weight": torch.ones(2)}},
-    changes=UpstreamChanges("hash", {"w": torch.tensor([1], dtype=torch.int32)}, {"w": torch.ones(1)}, {}),
+    changes=Delta("hash", {"w": torch.tensor([1], dtype=torch.int32)}, values={"w": torch.ones(1)}),
     processes=2,
     extension=Extension(
         upstream_sha256="hash", candidate="density=0.1", history=[{"step": 2, "split": "dev", "acc": 0.5}],
