@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 import typing
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -142,6 +143,20 @@ def numbers(*, above: float | None = None) -> Check:
         if not listed:
             raise UsageError(f"{where} is empty: give at least one number.")
         return tuple(each(one, where) for one in listed)
+
+    return read
+
+
+def rising(example: str = "[1000, 3000]") -> Check:
+    """Return the check for a list of whole numbers of at least 1, each above the one before; a single one is a list of one."""
+    each = count()
+
+    def read(value: Any, where: str) -> tuple[int, ...]:
+        listed = value if isinstance(value, (list, tuple)) else [value]
+        found = tuple(each(one, where) for one in listed)
+        if not found or any(after <= before for before, after in itertools.pairwise(found)):
+            raise UsageError(f"{where} must be rising whole numbers such as {example}, got {value!r}.")
+        return found
 
     return read
 

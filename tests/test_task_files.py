@@ -11,7 +11,7 @@ from s3prl_ext.configs import expand_variables, load_yaml, shipped_dir
 from s3prl_ext.errors import UsageError
 from s3prl_ext.mini_superb import LAYOUTS
 from s3prl_ext.tasks import corpus_variables
-from s3prl_ext.training.racing import budget, judged_by
+from s3prl_ext.training.racing import judged_by
 from s3prl_ext.training.task_file import TaskFile
 from s3prl_ext.training.tuning_config import FisherConfig
 
@@ -156,7 +156,7 @@ def test_released_settings_race_three_densities(task, monkeypatch):
     }
     total, k = file.runner.total_steps, COMPARED_AT[task]
     assert file.early_stop.keep == 1 and file.early_stop.steps_before_cut(total) == k
-    assert budget(file.early_stop, 3, total) == 3 * k + total - k
+    assert file.early_stop.budget(3, total) == 3 * k + total - k
     assert judged_by(None, LAYOUTS[task].task.downstream, ["loss", file.early_stop.metric]) == file.early_stop.metric
 
 

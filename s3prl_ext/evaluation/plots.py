@@ -90,7 +90,7 @@ def plot_curves(
     x_label: str = "optimizer step",
     baseline: tuple[str, float] | None = None,
     y_range: tuple[float, float] | None = None,
-    cut: tuple[str, float] | None = None,
+    cut: tuple[str, *tuple[float, ...]] | None = None,
 ) -> None:
     """Draw curves over training steps into a PNG file, which appears only when it is complete.
 
@@ -102,7 +102,7 @@ def plot_curves(
         x_label: quantity and unit.
         baseline: name and value of a horizontal line, such as chance level.
         y_range: lowest and highest value of the vertical axis; None fits it to the data.
-        cut: name and step of a vertical line, such as the comparison of a race.
+        cut: name and steps of vertical lines, such as the comparisons of a race.
 
     Raises:
         UsageError: more curves than can be told apart.
@@ -121,7 +121,8 @@ def plot_curves(
         name, value = baseline
         axes.axhline(value, color="black", linestyle=":", linewidth=1, label=name)
     if cut is not None:
-        axes.axvline(cut[1], color="black", linestyle="--", linewidth=1, label=cut[0])
+        for place, step in enumerate(cut[1:]):
+            axes.axvline(step, color="black", linestyle="--", linewidth=1, label=cut[0] if place == 0 else None)
     axes.set(title=title, xlabel=x_label, ylabel=y_label, ylim=y_range)
     axes.set_xlim(left=0)
     axes.grid(alpha=0.3)

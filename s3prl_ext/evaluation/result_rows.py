@@ -199,7 +199,8 @@ def _merge(facts: Any) -> str:
 
 def _method(facts: Any) -> str:
     if facts.get("race"):
-        return "race"
+        rungs = facts.get("early_stop.rungs")
+        return f"race over rungs {', '.join(map(str, rungs))}" if isinstance(rungs, list) else "race"
     if facts.get("method") in (None, "weighted_sum") and "tuning.method" not in facts:
         return ""
     child = f" {facts.get('tuning.mask', 'fisher')} P {facts.get('tuning.density')}"

@@ -25,11 +25,12 @@ from s3prl_ext.run_folder import RunFolder, states_name
 from s3prl_ext.training import checkpoint, distributed
 from s3prl_ext.training.candidates import Candidate, shares_masks
 from s3prl_ext.training.checkpoint import Checkpoint
+from s3prl_ext.training.early_stop import EarlyStopConfig
 from s3prl_ext.training.evaluation import evaluate
 from s3prl_ext.training.fisher_batches import open_batches
 from s3prl_ext.training.forward import unwrapped
 from s3prl_ext.training.methods import METHODS
-from s3prl_ext.training.racing import EarlyStopConfig, Race, judged_by
+from s3prl_ext.training.racing import Race, judged_by
 from s3prl_ext.training.run import Experiment, Run
 from s3prl_ext.training.task_output import quietly_into, write_into
 from s3prl_ext.training.train_state import Diverged
@@ -253,7 +254,7 @@ def curves_of(folder: RunFolder, record: Mapping[str, Any], history: Sequence[Ma
 
 
 def draw(folder: RunFolder, record: Mapping[str, Any], history: Sequence[Mapping[str, Any]], task: str) -> None:
-    """Draw the candidates' curves with the step of the comparison into ``race.png`` (AD-TUNING, Fig. 3)."""
+    """Draw the candidates' curves with the steps of the comparisons into ``race.png`` (as in AD-TUNING, Fig. 3)."""
     if len(record["entrants"]) > len(STYLES):
         logger.warning("%d candidates are too many for one picture; see race.json", len(record["entrants"]))
         return
@@ -262,10 +263,12 @@ def draw(folder: RunFolder, record: Mapping[str, Any], history: Sequence[Mapping
         Curve(one.label, one.steps, [times * value for value in one.values])
         for one in curves_of(folder, record, history)
     ]
+    steps = [one["step"] for one in record.get("comparisons", [])] or [record["cut"]]
+    rule = f"successive halving, η {record['eta']:g}" if "rungs" in record else "AD-TUNING"
     plot_curves(
         curves,
         folder.race_picture,
-        f"{task}: race of {len(curves)} candidates (AD-TUNING), one seed",
+        f"{task}: race of {len(curves)} candidates ({rule}), one seed",
         f"{record['split']} {heading(record['metric'])}",
-        cut=(f"comparison at step {record['cut']}", record["cut"]),
+        cut=(f"comparison at step {', '.join(map(str, steps))}", *steps),
     )

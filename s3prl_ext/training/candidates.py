@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from s3prl_ext.errors import DataError, UsageError
-from s3prl_ext.metrics import metric
 from s3prl_ext.training.methods import METHODS
 from s3prl_ext.training.tuning_config import MASK_OPTIONS, TuningConfig, keys_of
 
@@ -107,26 +105,6 @@ def check_alike(candidates: Sequence[Candidate], tunings: Sequence[TuningConfig]
             f"the candidates {names} read different features (last hidden state, weighted sum): choose one for all with "
             "-s hidden_states or -s last_hidden_state."
         )
-
-
-def select(scores: Sequence[float], candidates: Sequence[Candidate], metric_name: str, keep: int) -> list[int]:
-    """Return the numbers of the `keep` best candidates, best first.
-
-    NaN never wins; of equal scores the smaller density wins, then the earlier candidate.
-
-    Raises:
-        DataError: every score is NaN.
-    """
-    if all(math.isnan(score) for score in scores):
-        raise DataError(f"every candidate's {metric_name} is NaN at the comparison; lower the learning rate.")
-    sign = -1.0 if metric(metric_name).higher_is_better else 1.0
-
-    def rank(number: int) -> tuple[bool, float, float, int]:
-        score = scores[number]
-        return math.isnan(score), sign * score if not math.isnan(score) else 0.0, candidates[number].density, number
-
-    ranked = sorted(range(len(scores)), key=rank)
-    return [number for number in ranked[:keep] if not math.isnan(scores[number])]
 
 
 def chosen_tuning(section: Mapping[str, Any] | None, name: str | None) -> dict[str, Any] | None:

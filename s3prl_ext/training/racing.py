@@ -1,7 +1,4 @@
-"""The race of AD-TUNING, successive halving with one rung: train every candidate a while, compare, continue the best.
-
-Train n candidates for k = max(1, round(r T)) steps, score each on dev with the task's own metric, continue the c best
-to T (AD-TUNING, section 2.3 and Algorithm 1): n k + c (T - k) steps in all.
+"""A race: train every candidate a while, compare, continue the best; :mod:`s3prl_ext.training.early_stop` says how far.
 
 Candidates run one after another on the same model. Each is an ordinary resumable run in a folder of its own below
 ``race/``; what a candidate needs while another one runs is its checkpoint there, so only one model, one optimizer and
@@ -11,21 +8,19 @@ one head are in memory. ``race/race.json`` holds every score, so that an interru
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from statistics import fmean
-from typing import Annotated, Any
+from typing import Any
 
-from s3prl_ext import settings
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.evaluation.result_records import numbers
 from s3prl_ext.metrics import METRICS
 from s3prl_ext.reading import parse_json
 from s3prl_ext.run_folder import RunFolder
-from s3prl_ext.settings import choice, count, load, raise_all
 from s3prl_ext.tasks import task_of
 from s3prl_ext.training import distributed
-from s3prl_ext.training.candidates import Candidate, select
+from s3prl_ext.training.candidates import Candidate
+from s3prl_ext.training.early_stop import Comparison, EarlyStopConfig, best_of, winner_of
 from s3prl_ext.writing import write_json
 
 logger = logging.getLogger(__name__)
@@ -33,72 +28,6 @@ logger = logging.getLogger(__name__)
 # trains a candidate in its folder from where it stands up to a step, with a label for the progress bar; returns the
 # metrics of the split there
 Advance = Callable[[Candidate, RunFolder, int, str], dict[str, float]]
-
-
-@dataclass(frozen=True)
-class EarlyStopConfig:
-    """Section ``early_stop`` of a task file.
-
-    Attributes:
-        ratio: r, share of the run's steps after which candidates are compared, in (0, 1].
-        keep: c, how many candidates continue.
-        metric: what they are compared by; None = the task's own, see :mod:`s3prl_ext.tasks`.
-        split: where it is measured; None = the first of ``runner.eval_dataloaders``.
-        evaluations: a candidate's score is the mean of this many evaluations, evenly spaced up to the comparison.
-        patience: compare again every k steps until the same candidates have led for this many consecutive comparisons.
-    """
-
-    ratio: Annotated[float, settings.number(above=0, most=1)] = 0.1
-    keep: Annotated[int, count()] = 1
-    metric: Annotated[str | None, choice(METRICS)] = None
-    split: Annotated[str | None, settings.name()] = None
-    evaluations: Annotated[int, count()] = 1
-    patience: Annotated[int, count()] = 1
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any], candidates: int) -> EarlyStopConfig | None:
-        """Check section ``early_stop``; None where there is nothing to race.
-
-        Args:
-            config: the whole task file.
-            candidates: number of candidates that its section ``tuning`` makes.
-
-        Raises:
-            UsageError: with all problems; also where there are candidates but no section, and the reverse.
-        """
-        if "early_stop" not in config:
-            if candidates > 1:
-                raise UsageError(
-                    f"tuning makes {candidates} candidates, but there is no section early_stop to race them by: add "
-                    "early_stop: {ratio: 0.1, keep: 1}, or give one value instead of a list."
-                )
-            return None
-        problems: list[str] = []
-        example = "{ratio: 0.1, keep: 1}"
-        race = load(cls, config["early_stop"] or {}, "early_stop", example=example, problems=problems)
-        if race.keep > candidates > 1:
-            problems.append(f"early_stop.keep is {race.keep}, but there are only {candidates} candidates.")
-        raise_all(problems)
-        if candidates == 1:
-            return None  # plain child-tuning
-        if race.split is None and not (config.get("runner") or {}).get("eval_dataloaders", ["dev"]):
-            raise UsageError(
-                "a race compares candidates on a split: name it in early_stop.split or runner.eval_dataloaders."
-            )
-        return race
-
-    def steps_before_cut(self, total_steps: int) -> int:
-        """Return k = max(1, round(r T)), at most T."""
-        return min(total_steps, max(1, round(self.ratio * total_steps)))
-
-
-def budget(config: EarlyStopConfig, count: int, total_steps: int) -> int:
-    """Return the optimizer steps of all candidates together: n k + c (T - k).
-
-    With `patience` p the comparison is the p-th at the earliest, so that k stands for p k and this is the least number.
-    """
-    k = min(total_steps, config.patience * config.steps_before_cut(total_steps))
-    return count * k + min(config.keep, count) * (total_steps - k)
 
 
 def judged_by(wanted: str | None, task: str, reported: Sequence[str]) -> str:
@@ -123,7 +52,7 @@ def judged_by(wanted: str | None, task: str, reported: Sequence[str]) -> str:
 
 
 class Race:
-    """Compare candidates and choose those that continue (AD-TUNING, Algorithm 1).
+    """Compare candidates and choose those that continue.
 
     Args:
         config: section ``early_stop``.
@@ -154,52 +83,40 @@ class Race:
         self.split = split
         self.passes = passes
         self._advance = advance
+        self._compared: list[tuple[Comparison, list[int]]] = []
         self.folder = folder
         self.metrics: dict[str, dict[int, dict[str, float]]] = {c.name: {} for c in self.candidates}
+        config.check_length(total_steps)
         self._read()
 
     def choose(self) -> Candidate:
         """Run the race; return the winner, whose checkpoint is in its own folder.
 
-        With ``keep: 1`` the winner stands at the comparison; otherwise all that were kept have run to T.
+        It stands at the last comparison: at T where several were kept to the end.
         """
-        k = self.config.steps_before_cut(self.total_steps)
+        count = len(self.candidates)
         logger.info(
-            "race of %d candidates (%s): %d steps each, then the best %d to step %d; %s optimizer steps in all%s",
-            len(self.candidates), "; ".join(c.name for c in self.candidates), k, self.config.keep, self.total_steps,
-            self._budget(), self.passes and f", and {self.passes}",
+            "race of %d candidates (%s): %s%s", count, "; ".join(c.name for c in self.candidates),
+            self.config.announcement(count, self.total_steps), self.passes and f", and {self.passes}",
         )  # fmt: skip
-        leaders, cut = self._leaders(k)
-        logger.info("step %d: %s; going on with %s", cut, self._standing(cut), "; ".join(self._names(leaders)))
-        if self.config.keep > 1:
-            for number in leaders:
-                self._run(number, self.total_steps, phase="kept")
-            leaders = self._best(self.total_steps, leaders, 1, [self.total_steps])
-            cut = self.total_steps
-        winner = self.candidates[leaders[0]]
-        self._write(chosen=winner.name, cut=cut)
-        return winner
+        self._compared = []
+        winner = winner_of(self.config.comparisons(count, self.total_steps), self._compare)
+        assert winner is not None
+        self._write(chosen=self.candidates[winner].name, cut=self._compared[-1][0].step)
+        return self.candidates[winner]
 
-    def _budget(self) -> str:
-        least = budget(self.config, len(self.candidates), self.total_steps)
-        most = len(self.candidates) * self.total_steps  # the leaders change to the end
-        return f"{least}" if self.config.patience == 1 or least == most else f"{least} to {most}"
-
-    def _leaders(self, k: int) -> tuple[list[int], int]:
-        """Advance all candidates until the same ones have led often enough; return them and the step."""
-        led, previous, cut, everyone = 0, None, 0, list(range(len(self.candidates)))
-        while True:
-            start, cut = cut, min(self.total_steps, cut + k)
-            points = sorted({start + max(1, (cut - start) * (j + 1) // self.config.evaluations)
-                             for j in range(self.config.evaluations)})  # fmt: skip
-            for number in everyone:
-                for step in points:
-                    self._run(number, step, phase="race")
-            leaders = self._best(cut, everyone, self.config.keep, points)
-            led = led + 1 if leaders == previous else 1
-            previous = leaders
-            if led >= self.config.patience or cut >= self.total_steps:
-                return leaders, cut
+    def _compare(self, comparison: Comparison) -> list[int]:
+        """Advance the candidates of a comparison; return the best of them."""
+        for number in comparison.who:
+            for step in comparison.points:
+                self._run(number, step, comparison.name)
+        leaders = self._best(comparison)
+        self._compared.append((comparison, leaders))
+        logger.info(
+            "%s, step %d: %s; %s leads" if len(leaders) == 1 else "%s, step %d: %s; %s lead",
+            comparison.name, comparison.step, self._standing(comparison), "; ".join(self._names(leaders)),
+        )  # fmt: skip
+        return leaders
 
     def _run(self, number: int, step: int, phase: str) -> None:
         candidate = self.candidates[number]
@@ -218,48 +135,48 @@ class Race:
         reported = list(next(iter(next(iter(self.metrics.values())).values())))
         return judged_by(self.config.metric, self.task, reported)
 
-    def _score(self, number: int, points: Sequence[int]) -> float:
-        row = self.metrics[self.candidates[number].name]
-        return fmean(row[step][self._metric()] for step in points)
-
-    def _best(self, cut: int, numbers: Sequence[int], keep: int, points: Sequence[int]) -> list[int]:
-        scores = [self._score(number, points) for number in numbers]
-        chosen = select(scores, [self.candidates[n] for n in numbers], self._metric(), keep)
-        return [numbers[i] for i in chosen]
+    def _best(self, comparison: Comparison) -> list[int]:
+        name, rows = self._metric(), [self.metrics[self.candidates[n].name] for n in comparison.who]
+        scores = [fmean(row[step][name] for step in comparison.points) for row in rows]
+        densities = [self.candidates[n].density for n in comparison.who] if comparison.by_density else None
+        return [comparison.who[place] for place in best_of(scores, name, comparison.keep, densities)]
 
     def _names(self, numbers: Sequence[int]) -> list[str]:
         return [self.candidates[number].name for number in numbers]
 
-    def _standing(self, step: int) -> str:
+    def _standing(self, comparison: Comparison) -> str:
         name = self._metric()
         unit = {"%": " %"}.get(METRICS[name].unit, "")
-        return ", ".join(f"{c.name} {name} {self.metrics[c.name][step][name]:.4g}{unit}" for c in self.candidates)
+        return ", ".join(
+            f"{one} {name} {self.metrics[one][comparison.step][name]:.4g}{unit}" for one in self._names(comparison.who)
+        )
 
     # -- race.json -------------------------------------------------------------------------------------------------
 
     def _settings(self) -> dict[str, Any]:
-        return {
-            "entrants": [c.name for c in self.candidates],
-            "total_steps": self.total_steps,
-            "steps_before_cut": self.config.steps_before_cut(self.total_steps),
-            "split": self.split,
-            "keep": self.config.keep,
-            "evaluations": self.config.evaluations,
-            "patience": self.config.patience,
-        }
+        first = {"entrants": [c.name for c in self.candidates], "total_steps": self.total_steps}
+        return first | self.config.stored(self.total_steps, self.split)
 
     def record(self, chosen: str | None = None, cut: int | None = None) -> dict[str, Any]:
         """Return settings, scores and outcome as plain values."""
         scores = {name: {str(step): row for step, row in rows.items()} for name, rows in self.metrics.items()}
         known = any(rows for rows in self.metrics.values())
         spent = sum(max(rows, default=0) for rows in self.metrics.values())
-        return self._settings() | {
-            "metric": self._metric() if known else None,
-            "scores": scores,
-            "chosen": chosen,
-            "cut": cut,
-            "steps_of_all_candidates": spent + (self.total_steps - cut if chosen and cut is not None else 0),
-        }
+        compared = [
+            {"step": one.step, "compared": self._names(one.who), "best": self._names(leaders)}
+            for one, leaders in self._compared
+        ]
+        return (
+            self._settings()
+            | ({"comparisons": compared} if self.config.rungs else {})
+            | {
+                "metric": self._metric() if known else None,
+                "scores": scores,
+                "chosen": chosen,
+                "cut": cut,
+                "steps_of_all_candidates": spent + (self.total_steps - cut if chosen and cut is not None else 0),
+            }
+        )
 
     def _write(self, chosen: str | None = None, cut: int | None = None) -> None:
         if distributed.is_leader():

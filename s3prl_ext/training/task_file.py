@@ -27,9 +27,9 @@ from s3prl_ext.configs import with_numbers
 from s3prl_ext.errors import UsageError, nearest
 from s3prl_ext.settings import choice, count, load, name, names, number, raise_all, switch, unknown_keys
 from s3prl_ext.training.candidates import Candidate, candidates_of
+from s3prl_ext.training.early_stop import EarlyStopConfig
 from s3prl_ext.training.methods import METHODS, resolve_tuning
 from s3prl_ext.training.optimizers import check_optimization
-from s3prl_ext.training.racing import EarlyStopConfig
 from s3prl_ext.training.tuning_config import TuningConfig
 
 logger = logging.getLogger(__name__)
@@ -193,16 +193,23 @@ class TaskFile:
             TuningConfig.from_config(config, METHODS)  # it is missing, or not a mapping
         made = candidates_of(section) if isinstance(section, Mapping) else []
         early_stop = EarlyStopConfig.from_config(config, max(1, len(made)))
+        if early_stop is not None and runner.total_steps:
+            early_stop.check_length(runner.total_steps)
         tunings = [resolve_tuning(config, c.tuning) for c in made]
-        return cls(config, runner, made, tunings, early_stop, tuple(_without_effect(config, early_stop)))
+        return cls(config, runner, made, tunings, early_stop, tuple(_without_effect(config, early_stop, len(made))))
 
 
-def _without_effect(config: Mapping[str, Any], early_stop: EarlyStopConfig | None) -> Iterator[str]:
+def _without_effect(config: Mapping[str, Any], early_stop: EarlyStopConfig | None, candidates: int) -> Iterator[str]:
     """Yield a sentence for each setting that a run would silently leave out."""
     if "early_stop" in config and early_stop is None:
         yield (
             "section early_stop has no effect: it races the candidates that a list in section tuning makes, such as "
             "density: [0.1, 0.01], and there is only one setting to train"
+        )
+    if early_stop is not None and (idle := early_stop.without_effect(candidates)):
+        yield (
+            f"early_stop.rungs {', '.join(map(str, idle))} of {candidates} candidates have no effect: with eta "
+            f"{early_stop.eta:g} as many are left after as before"
         )
     if config["optimizer"].get("lr") == 0:
         yield "optimizer.lr is 0: whatever has no learning rate of its own in section tuning keeps its first weights"

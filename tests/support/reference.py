@@ -109,3 +109,35 @@ def swd(x: torch.Tensor, y: torch.Tensor, projections: torch.Tensor) -> float:
         on_y = [sum(a * b for a, b in zip(row, direction.tolist(), strict=True)) for row in y.tolist()]
         costs.append(wasserstein(on_x, on_y))
     return (sum(costs) / len(costs)) ** 0.5
+
+
+def successive_halving(
+    curves: dict[str, list[float]], rungs: tuple[int, ...], eta: float, total: int
+) -> tuple[list[str], list[tuple[int, set[str]]]]:
+    """Halve on recorded accuracies by striking out the worst one at a time (Jamieson & Talwalkar 2016).
+
+    Args:
+        curves: accuracy after each step, by candidate in the order of the file; NaN once it has diverged.
+        rungs: steps of the comparisons.
+        eta: of n candidates the fewest with fewest * eta >= n go on.
+        total: step at which those that are left after the last rung are compared.
+
+    Returns:
+        The winner alone in a list, nobody where all diverged, and who was compared at which step.
+    """
+    left, rounds = list(curves), []
+    for step in (*rungs, total):
+        if len(left) < 2:
+            break
+        rounds.append((step, set(left)))
+        wanted = 1
+        while step != total and round(wanted * eta, 9) < len(left):
+            wanted += 1
+        left = [name for name in left if curves[name][step - 1] == curves[name][step - 1]]  # without NaN
+        while len(left) > wanted:
+            worst = left[0]
+            for name in left:
+                if curves[name][step - 1] <= curves[worst][step - 1]:  # of equals the last one goes
+                    worst = name
+            left.remove(worst)
+    return left, rounds

@@ -13,11 +13,12 @@ from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.metrics import METRICS
 from s3prl_ext.mini_superb import LAYOUTS
 from s3prl_ext.tasks import TASKS, named, task_of
-from s3prl_ext.training.candidates import Candidate, candidates_of, select
+from s3prl_ext.training.candidates import Candidate, candidates_of
+from s3prl_ext.training.early_stop import EarlyStopConfig, best_of
 from s3prl_ext.training.evaluation import evaluate
 from s3prl_ext.training.methods import METHODS, resolve_tuning
-from s3prl_ext.training.racing import EarlyStopConfig, budget, judged_by
-from s3prl_ext.training.task_file import translate
+from s3prl_ext.training.racing import judged_by
+from s3prl_ext.training.task_file import TaskFile, translate
 from s3prl_ext.training.tuning_config import keys_of
 from tests.support.experiments import make_args, task_config
 
@@ -119,8 +120,8 @@ def test_steps_of_the_released_settings():
         assert EarlyStopConfig(ratio=ratio).steps_before_cut(total) == k
     assert EarlyStopConfig(ratio=0.001).steps_before_cut(10) == 1
     assert EarlyStopConfig(ratio=0.15).steps_before_cut(7) == 1  # 1.05: no equality of floats decides
-    assert budget(EarlyStopConfig(ratio=0.1), 3, 1000) == 3 * 100 + 900
-    assert budget(EarlyStopConfig(ratio=0.2, keep=2), 5, 100) == 5 * 20 + 2 * 80
+    assert EarlyStopConfig(ratio=0.1).budget(3, 1000) == 3 * 100 + 900
+    assert EarlyStopConfig(ratio=0.2, keep=2).budget(5, 100) == 5 * 20 + 2 * 80
 
 
 def test_selection_against_all_orders():
@@ -132,7 +133,7 @@ def test_selection_against_all_orders():
         keep = rng.randint(1, count)
         if all(map(math.isnan, scores)):
             with pytest.raises(DataError, match="NaN"):
-                select(scores, entrants(*densities), "wer", keep)
+                best_of(scores, "wer", keep, densities)
             continue
         for name, sign in (("wer", 1), ("acc", -1)):
             finite = [i for i in range(count) if not math.isnan(scores[i])]
@@ -140,7 +141,7 @@ def test_selection_against_all_orders():
                 itertools.permutations(finite),
                 key=lambda order: [(sign * scores[i], densities[i], i) for i in order],
             )
-            assert select(scores, entrants(*densities), name, keep) == list(best)[:keep]
+            assert best_of(scores, name, keep, densities) == list(best)[:keep]
 
 
 def test_the_metric_of_a_task():
@@ -165,7 +166,7 @@ def test_every_task_has_a_metric_with_a_direction():
     for task, (name, higher) in JUDGED_BY.items():
         assert named(task).metrics == (name,) and name in task_of(LAYOUTS[task].task.downstream).metrics
         assert METRICS[name].higher_is_better is higher
-        assert select([0.9, 0.1], entrants(0.1, 0.01), name, 1) == [0 if higher else 1]
+        assert best_of([0.9, 0.1], name, 1, [0.1, 0.01]) == [0 if higher else 1]
 
 
 @pytest.mark.slow
@@ -194,11 +195,34 @@ def test_every_task_reports_that_metric(build, tmp_path, task):
         ({"metric": 1, "split": {}}, "early_stop.metric must be one of .*, got 1. early_stop.split must be a name"),
         ({"ration": 0.1}, "did you mean 'ratio'"),
         ([1], "must be a mapping"),
+        ({"rungs": [100, 100]}, r"early_stop.rungs must be rising whole numbers such as .*, got \[100, 100\]"),
+        ({"rungs": []}, "early_stop.rungs must be rising"),
+        ({"rungs": [0, 5]}, "early_stop.rungs must be a whole number of at least 1, got 0"),
+        ({"rungs": [1.5]}, "early_stop.rungs must be a whole number"),
+        ({"rungs": [10], "eta": 1}, "early_stop.eta must be above 1, got 1"),
+        (
+            {"rungs": [10], "ratio": 0.1, "keep": 1},
+            "has ratio and keep, of one comparison, next to rungs, .* keep one of the two",
+        ),
+        ({"keep": 1, "eta": 3}, "has keep, of one comparison, next to eta, of successive halving"),
+        ({"eta": 3}, "early_stop.eta belongs to successive halving: add early_stop.rungs"),
+        ({"rung": [10]}, "did you mean 'rungs'"),
     ],
 )
 def test_bad_sections_are_refused(section, said):
     with pytest.raises(UsageError, match=said):
         EarlyStopConfig.from_config({"early_stop": section}, 3)
+
+
+def test_rungs_lie_below_the_end_and_those_without_effect_are_named():
+    section = {"method": "full", "lr": [1e-3, 1e-4, 1e-5]}
+    config = task_config(tuning=section, total_steps=10) | {"early_stop": {"rungs": ["2", 5, 9], "eta": 3}}
+    assert TaskFile.read(config).remarks == (
+        "early_stop.rungs 5, 9 of 3 candidates have no effect: with eta 3 as many are left after as before",
+    )
+    config["early_stop"]["rungs"] = [2, 10]
+    with pytest.raises(UsageError, match="early_stop.rungs ends with 10, but a run has 10 steps: rungs must lie below"):
+        TaskFile.read(config)
 
 
 def test_candidates_need_a_race():

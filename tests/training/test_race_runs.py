@@ -112,6 +112,46 @@ def test_resumed_anywhere_it_ends_the_same(build, tmp_path, upstream, raced, at)
     assert ours == theirs
 
 
+RUNGS = {"rungs": [2, 4], "eta": 2}  # 3 candidates to step 2, 2 to step 4, 1 to the end
+
+
+def test_over_rungs_too_everyone_trains_as_alone(build, tmp_path, upstream, steps):
+    densities = [0.05, 0.01, 0.2]
+    build(make_args(tmp_path / "rungs", **upstream), config_of(densities, race=RUNGS)).train()
+    record = json.loads((tmp_path / "rungs" / "race" / "race.json").read_text())
+    first, second = record["comparisons"]
+    assert (first["step"], second["step"]) == (2, 4) == tuple(record["rungs"])
+    assert first["best"] != second["best"] == [record["chosen"]] and set(first["best"]) == set(second["compared"])
+    assert record["steps_of_all_candidates"] == len(steps) == 3 * 2 + 2 * 2 + 2
+    assert (tmp_path / "rungs" / "race.png").stat().st_size > 5000
+    result = json.loads((tmp_path / "rungs" / "result.json").read_text())
+    assert result["race"] == record and result["candidate"] == record["chosen"]
+    for density in densities:
+        name, folder = f"density={density:g}", tmp_path / f"alone-{density}"
+        alone = config_of(density, race=None)
+        alone["runner"] |= {"save_step": 2, "max_keep": 9}
+        build(make_args(folder, **upstream), alone).train()
+        reached = 2 if name not in first["best"] else 4
+        assert_same_run(checkpoint.load(folder / f"states-{reached}.ckpt"), newest(tmp_path / "rungs" / "race" / name))
+        if name == record["chosen"]:
+            assert_same_run(newest(folder), newest(tmp_path / "rungs"))
+
+
+def test_stopped_in_any_rung_it_ends_the_same(build, tmp_path, upstream):
+    config = config_of([0.05, 0.01, 0.2], race=RUNGS)
+    build(make_args(tmp_path / "whole", **upstream), config).train()
+    for at in (3, 8, 12):  # losses: in the first rung, in the second, after it
+        folder = tmp_path / f"stopped-{at}"
+        runner = build(make_args(folder, **upstream), config)
+        interrupt_at_loss(runner, at + 2)  # two batches of the Fisher pass come first
+        with pytest.raises(StoppedByUser):
+            runner.train()
+        build(resumed(folder, upstream), config).train()
+        assert_same_run(newest(folder), newest(tmp_path / "whole"))
+        ours, theirs = (json.loads((f / "race" / "race.json").read_text()) for f in (folder, tmp_path / "whole"))
+        assert ours == theirs
+
+
 def test_checkpoints_and_deltas_are_small_and_evaluate(build, raced, upstream):
     state = newest(raced)
     assert "Upstream" not in state and state["UpstreamDelta"]["indices"]
