@@ -22,7 +22,7 @@ from s3prl_ext.run_folder import RunFolder
 from s3prl_ext.training import checkpoint, distributed, last_hidden_state, resume
 from s3prl_ext.training.candidates import check_alike
 from s3prl_ext.training.checkpoint import Checkpoint
-from s3prl_ext.training.corpus_hash import corpus_hash
+from s3prl_ext.training.corpus_hash import Corpus
 from s3prl_ext.training.forward import TaskModels, unwrapped
 from s3prl_ext.training.known_settings import known_tasks
 from s3prl_ext.training.learnable_lambda import prepare_head_lambda, prepare_lambda
@@ -86,9 +86,8 @@ class RunBuilder(_StockRunner):
             RunFolder(self.args.expdir).refuse_overwriting()
         self.resumed = Checkpoint.read(self.args.init_ckpt) if self.args.init_ckpt else Checkpoint()
         resume.check_origin(self.resumed, self.args)
-        self.data = (
-            distributed.from_leader(lambda: corpus_hash(self.args.downstream, self.config)) if training else None
-        )
+        self.corpus = Corpus(self.args.downstream, self.config)
+        self.data = distributed.from_leader(lambda: self.corpus.hash) if training else None
         resume.check_data(self.resumed, self.data, self.args)
         resume.check_optimizer(self.resumed, self.config, self.args)
         self._resolve_candidates()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
@@ -24,30 +25,69 @@ class CorpusHash(TypedDict):
     splits_sha256: NotRequired[str | None]
 
 
-def corpus_hash(task: str, config: Mapping[str, Any]) -> CorpusHash | None:
-    """Return the SHA-256 over the sorted relative names and sizes of the files that a task reads, or None.
-
-    The bytes of the files do not count, so that a corpus of 100,000 files takes a second or two. Hidden files and tables
-    of absolute paths are left out: the place of the corpus has no influence.
+class Corpus:
+    """The corpus of a run: its folders are listed once, when the first of its hashes is asked for.
 
     Args:
         task: name for ``-d``.
         config: the task file with its variables expanded.
-
-    Returns:
-        None for an unknown task, or where nothing is there.
     """
-    expert = config.get("downstream_expert") or {}
-    rows: list[tuple[str, int]] = []
-    covered = []
-    for key, _, parts in task_of(task, expert).reads:
-        value = value_at(expert, key)
-        before = len(rows)
-        for number, path in enumerate(value if isinstance(value, (list, tuple)) else [value]):
-            if isinstance(path, str) and Path(path).exists():
-                rows += [(f"{key}/{number}/{name}", size) for name, size in _files(Path(path), _parts(expert, parts))]
-        if len(rows) > before:
-            covered.append(key)
+
+    def __init__(self, task: str, config: Mapping[str, Any]) -> None:
+        self._expert = config.get("downstream_expert") or {}
+        self._task = task_of(task, self._expert)
+
+    @property
+    def hash(self) -> CorpusHash | None:
+        """The SHA-256 over the sorted relative names and sizes of the files that the task reads.
+
+        The bytes of the files do not count, so that a corpus of 100,000 files takes less than a second. Hidden files and
+        tables of absolute paths are left out: the place of the corpus has no influence. None for an unknown task, or where
+        nothing is there.
+        """
+        return self._hashes[0]
+
+    @property
+    def splits_sha256(self) -> str | None:
+        """The SHA-256 of what divides the corpus, as the task's record says: lists, or else the names of its files.
+
+        Lists in the task file count, such as the speakers of SF and the folders of LibriSpeech; the place of the corpus does
+        not. None for other tasks, or where nothing is there.
+        """
+        return self._hashes[1]
+
+    @cached_property
+    def _hashes(self) -> tuple[CorpusHash | None, str | None]:
+        """List the files and hash them; the names are not kept."""
+        rows: list[tuple[str, int]] = []
+        lists: list[tuple[str, str]] = []
+        covered = []
+        for key, divides, parts in self._task.reads:
+            value = value_at(self._expert, key)
+            before = len(rows)
+            for number, path in enumerate(value if isinstance(value, (list, tuple)) else [value]):
+                if isinstance(path, str) and Path(path).exists():
+                    files = list(_files(Path(path), _parts(self._expert, parts)))
+                    rows += [(f"{key}/{number}/{name}", size) for name, size in files]
+                    if divides is not None and isinstance(value, str):
+                        lists += (
+                            _lists(key, Path(path), divides)
+                            if divides
+                            else [(f"{key}/{name}", "") for name, _ in files]
+                        )
+            if len(rows) > before:
+                covered.append(key)
+        return _names_and_sizes(rows, covered), self._division(lists)
+
+    def _division(self, lists: list[tuple[str, str]]) -> str | None:
+        if not lists:
+            return None
+        section = self._expert.get(self._task.settings) or {}
+        named = {name: value for name, value in section.items() if isinstance(value, list) and name != "lexicon"}
+        return hashlib.sha256(json.dumps([sorted(lists), named], sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _names_and_sizes(rows: list[tuple[str, int]], covered: list[str]) -> CorpusHash | None:
     if not rows:
         return None
     digest = hashlib.sha256()
@@ -59,35 +99,10 @@ def corpus_hash(task: str, config: Mapping[str, Any]) -> CorpusHash | None:
     }  # fmt: skip
 
 
-def splits_hash(task: str, config: Mapping[str, Any]) -> str | None:
-    """Return the SHA-256 of what divides the corpus of a task, as its record says: lists, or else the names of its files.
-
-    Lists in the task file count, such as the speakers of SF and the folders of LibriSpeech; the place of the corpus does
-    not.
-
-    Args:
-        task: name for ``-d``.
-        config: the task file with its variables expanded.
-
-    Returns:
-        None for other tasks, or where nothing is there.
-    """
-    expert = config.get("downstream_expert") or {}
-    known = task_of(task, expert)
-    rows: list[tuple[str, str]] = []
-    for key, patterns, parts in known.reads:
-        value = value_at(expert, key)
-        if patterns is None or not isinstance(value, str) or not Path(value).exists():
-            continue
-        root = Path(value)
-        lists = [path for pattern in patterns for path in (root.glob(pattern) if pattern else [root])]
-        rows += [(f"{key}/{path.name}", hashlib.sha256(path.read_bytes()).hexdigest()) for path in lists]
-        rows += [] if patterns else [(f"{key}/{name}", "") for name, _ in _files(root, _parts(expert, parts))]
-    if not rows:
-        return None
-    section = expert.get(known.settings) or {}
-    named = {name: value for name, value in section.items() if isinstance(value, list) and name != "lexicon"}
-    return hashlib.sha256(json.dumps([sorted(rows), named], sort_keys=True, default=str).encode()).hexdigest()
+def _lists(key: str, root: Path, patterns: Iterable[str]) -> list[tuple[str, str]]:
+    """Return name and SHA-256 of the lists below `root`, or of `root` itself for an empty pattern."""
+    paths = [path for pattern in patterns for path in (root.glob(pattern) if pattern else [root])]
+    return [(f"{key}/{path.name}", hashlib.sha256(path.read_bytes()).hexdigest()) for path in paths]
 
 
 def value_at(section: Mapping[str, Any], key: str) -> Any:
@@ -107,22 +122,37 @@ def _parts(expert: Mapping[str, Any], key: str | None) -> list[str]:
 
 
 def _files(root: Path, parts: list[str]) -> Iterator[tuple[str, int]]:
-    """Yield name below `root` and size of each file; with `parts` only of those folders and of `root` itself."""
+    """Yield name below `root` and size of each file; with `parts` only of those folders and of `root` itself.
+
+    Each file costs one call of the system: a corpus may lie on a network disk.
+    """
     if root.is_file():
         yield root.name, root.stat().st_size
         return
-    chosen = [name for name in parts if (root / name).is_dir()]
+    chosen = {name for name in parts if (root / name).is_dir()}
     seen: set[str] = set()
-    for folder, folders, files in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
-        # sorted: of two links to one folder, the same one counts on every disk
-        folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
-        if chosen and folder == str(root):
-            folders[:] = [name for name in folders if name in chosen]
+    waiting = [("", os.path.realpath(root))]  # name below the root with a slash, place without links
+    while waiting:
+        prefix, real = waiting.pop()
         if real in seen:  # a link that leads back
             continue
         seen.add(real)
-        for name in files:
-            path = Path(folder, name)
-            if not name.startswith(".") and name not in WITH_PATHS and path.is_file():
-                yield path.relative_to(root).as_posix(), path.stat().st_size
+        folders = []
+        for entry in _entries(real):
+            if entry.is_dir():
+                if prefix or not chosen or entry.name in chosen:
+                    place = os.path.realpath(entry.path) if entry.is_symlink() else entry.path
+                    folders.append((entry.name, place))
+            elif entry.name not in WITH_PATHS and entry.is_file():
+                yield prefix + entry.name, entry.stat().st_size
+        # sorted: of two links to one folder, the same one counts on every disk
+        waiting += [(f"{prefix}{name}/", place) for name, place in sorted(folders, reverse=True)]
+
+
+def _entries(folder: str) -> list[os.DirEntry[str]]:
+    """Return what a folder holds but for hidden files; nothing of one that cannot be read."""
+    try:
+        with os.scandir(folder) as entries:
+            return [entry for entry in entries if not entry.name.startswith(".")]
+    except OSError:
+        return []

@@ -18,7 +18,7 @@ from s3prl_ext.metrics import METRICS
 from s3prl_ext.reading import parse_json
 from s3prl_ext.run_folder import RunFolder
 from s3prl_ext.training import provenance
-from s3prl_ext.training.corpus_hash import corpus_hash, splits_hash
+from s3prl_ext.training.corpus_hash import Corpus
 from s3prl_ext.training.provenance import PACKAGES  # noqa: F401  the packages that result files name
 from s3prl_ext.training.train_state import Diverged
 from s3prl_ext.writing import write_json
@@ -37,6 +37,7 @@ def write(
     seconds_per_step: float | None = None,
     intervals: Mapping[str, Mapping[str, Sequence[float]]] | None = None,
     items: Mapping[str, int | None] | None = None,
+    corpus: Corpus | None = None,
     **facts: Any,
 ) -> Path:
     """Write the metrics of a run's splits to ``result.json`` (train) or ``result-SPLIT.json`` (evaluate).
@@ -52,11 +53,13 @@ def write(
         seconds_per_step: wall time of an optimizer step, with what is scored and saved on the way; None without training.
         intervals: 95 % interval by split and metric; None where nobody computed them.
         items: how many utterances were scored, by split.
+        corpus: of the run, whose files may have been listed already.
         **facts: further plain values, such as the evaluations on the way.
     """
     path = RunFolder(args.expdir).result(None if args.mode == "train" else "-".join(metrics))
     rows = {split: {key: _row(key, value) for key, value in row.items()} for split, row in metrics.items()}
-    content = _frame(args, config, seconds) | {
+    corpus = corpus or Corpus(args.downstream, config)
+    content = _frame(args, config, seconds, corpus) | {
         "step": step,
         "seconds_per_step": seconds_per_step,
         "metrics": rows,
@@ -65,7 +68,7 @@ def write(
         "trainable": trainable,
         "merge": merge,
         **facts,
-        "splits_sha256": splits_sha256(args, config),
+        "splits_sha256": splits_sha256(args, corpus),
     }
     found = problems(content)
     if found:
@@ -85,14 +88,16 @@ def step_of(folder: RunFolder) -> int | None:
 
 
 @contextmanager
-def failures_recorded(args: Namespace, config: dict[str, Any], split: str = "", active: bool = True) -> Iterator[None]:
+def failures_recorded(
+    args: Namespace, config: dict[str, Any], split: str = "", active: bool = True, corpus: Corpus | None = None
+) -> Iterator[None]:
     """Write ``result-failed.json`` (``result-SPLIT-failed.json``) where the body ends with an error, which is raised again.
 
     A wrong flag and an interrupt do not count as failures, nor does a file that is missing or refused before there is a
     checkpoint: such an experiment leaves nothing behind. Of a run whose gradients were not finite, ``diverged`` is true.
 
     Args:
-        args, config: as for :func:`write`.
+        args, config, corpus: as for :func:`write`.
         split: what is evaluated; empty for a training.
         active: False on all ranks but the first.
     """
@@ -106,7 +111,9 @@ def failures_recorded(args: Namespace, config: dict[str, Any], split: str = "", 
         diverged = isinstance(error, Diverged)
         begun = folder.is_started or diverged or not isinstance(error, (DataError, FileNotFoundError))
         if active and folder.path.is_dir() and begun:
-            content = _frame(args, config, time.monotonic() - started) | {"step": None, "metrics": {}, "trainable": {}}
+            corpus = corpus or Corpus(args.downstream, config)
+            content = _frame(args, config, time.monotonic() - started, corpus)
+            content |= {"step": None, "metrics": {}, "trainable": {}}
             try:
                 path = _failed(folder.result(None if args.mode == "train" else split))
                 write_json(path, content | {"error": sentence(error), "diverged": diverged}, default=str)
@@ -115,7 +122,7 @@ def failures_recorded(args: Namespace, config: dict[str, Any], split: str = "", 
         raise
 
 
-def _frame(args: Namespace, config: dict[str, Any], seconds: float) -> dict[str, Any]:
+def _frame(args: Namespace, config: dict[str, Any], seconds: float, corpus: Corpus) -> dict[str, Any]:
     """Return what every record holds: what was run, where, and with which versions and data."""
     return {
         "schema": SCHEMA,
@@ -127,7 +134,7 @@ def _frame(args: Namespace, config: dict[str, Any], seconds: float) -> dict[str,
         "seconds": round(seconds, 3),
         "args": {key: _plain(value) for key, value in vars(args).items()},
         "config": config,
-        "data": corpus_hash(args.downstream, config),
+        "data": corpus.hash,
         "machine": provenance.machine(args.device),
         "peak_memory": provenance.peak_memory(),
         "commit": provenance.commit(),
@@ -155,12 +162,12 @@ def _lists(intervals: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
     return {name: [float(end) for end in ends] for name, ends in intervals.items()}
 
 
-def splits_sha256(args: Namespace, config: Mapping[str, Any]) -> str | None:
+def splits_sha256(args: Namespace, corpus: Corpus) -> str | None:
     """Return the hash of the split lists that a task wrote into the run's folder, or of what divides s3prl's corpora."""
     try:
         return parse_json(RunFolder(args.expdir).splits.read_text(encoding="utf-8")).get("sha256")
     except (OSError, ValueError, AttributeError):
-        return splits_hash(args.downstream, config)
+        return corpus.splits_sha256
 
 
 def _plain(value: Any) -> Any:

@@ -46,7 +46,7 @@ class Runner(RunBuilder, StockRunner):
             one_sentence_errors(),
             locks.one_run(folder.path, active=leader),
             folder.removed_if_nothing_trained(active=leader),
-            results.failures_recorded(self.args, self.config, active=leader),
+            results.failures_recorded(self.args, self.config, active=leader, corpus=self.corpus),
             distributed.lost_ranks_named(),
         ):
             spent = ResourceUsage(folder, self.resumed)
@@ -114,7 +114,7 @@ class Runner(RunBuilder, StockRunner):
         """Return what the runs of this experiment share."""
         data = self.data
         if data is not None:
-            data = CorpusHash(**data, splits_sha256=results.splits_sha256(self.args, self.config))
+            data = CorpusHash(**data, splits_sha256=results.splits_sha256(self.args, self.corpus))
         return Experiment(
             self.args, self.config, self._variables, self.runner_config, self.total_steps, self.all_entries, self.tuned,
             spent or ResourceUsage(RunFolder(self.args.expdir), self.resumed), data=data,
@@ -158,7 +158,7 @@ class Runner(RunBuilder, StockRunner):
             started = time.monotonic()
             writes = from_command_line and distributed.is_leader()
             stack.enter_context(locks.evaluation(self.args.expdir, active=writes))
-            with results.failures_recorded(self.args, self.config, split, active=writes):
+            with results.failures_recorded(self.args, self.config, split, writes, self.corpus):
                 scores = evaluate(
                     self.models, split, self.args.seed, self.runner_config.evaluate_ratio, logger, global_step
                 )
@@ -177,7 +177,9 @@ class Runner(RunBuilder, StockRunner):
             "task": getattr(unwrapped(self.downstream.model), "facts", None),
             last_hidden_state.KEY: last_hidden_state.result_of(unwrapped(self.upstream.model), RunSpec.of(self.args)),
         }
-        results.write(self.args, self.config, metrics, step, seconds, counts, self.merge_record, **facts, **more)
+        results.write(
+            self.args, self.config, metrics, step, seconds, counts, self.merge_record, corpus=self.corpus, **facts, **more
+        )  # fmt: skip
 
     def _trainable(self, entry: ModelEntry) -> int:
         if entry.name == "Upstream" and self.tuned.indices:

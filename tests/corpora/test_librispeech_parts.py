@@ -11,7 +11,7 @@ import soundfile
 from s3prl_ext.corpora import librispeech
 from s3prl_ext.corpora.librispeech import CORPUS, read
 from s3prl_ext.errors import DataError, UsageError
-from s3prl_ext.training.corpus_hash import corpus_hash
+from s3prl_ext.training.corpus_hash import Corpus
 
 PARTS = {"train-clean-100": "19-198", "dev-clean": "84-121123", "test-clean": "61-70968", "test-other": "1688-142285"}
 
@@ -107,9 +107,9 @@ def test_a_folder_of_something_else(tmp_path):
 def test_the_corpus_hash_covers_the_parts_of_the_splits(root):
     def of(**split):
         datarc = {"path": str(root), "split": {"train": [], "dev": [], **split}}
-        return corpus_hash("librispeech_zeroshot", {"downstream_expert": {"datarc": datarc}})
+        return Corpus("librispeech_zeroshot", {"downstream_expert": {"datarc": datarc}}).hash
 
     assert of(test=["test-clean"])["files"] == 3 and of(test=["test-clean", "test-other"])["files"] == 6
     assert of(test=["test-clean"])["sha256"] != of(test=["test-other"])["sha256"]
     whole = {"downstream_expert": {"datarc": {"path": str(root), "split": "hash"}}}
-    assert corpus_hash("librispeech_zeroshot", whole)["files"] == 12
+    assert Corpus("librispeech_zeroshot", whole).hash["files"] == 12

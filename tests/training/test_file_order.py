@@ -11,7 +11,7 @@ import pytest
 
 from s3prl_ext.configs import expand_variables
 from s3prl_ext.mini_superb import ALL, LAYOUTS, variables
-from s3prl_ext.training.corpus_hash import corpus_hash, splits_hash
+from s3prl_ext.training.corpus_hash import Corpus
 from tests.support import listings
 from tests.support.experiments import make_args, record_losses, task_config
 
@@ -70,7 +70,8 @@ def test_hashes_do_not_know_the_disk(places, runner, task, monkeypatch):
             monkeypatch.setenv(name, str(value))
         config = expand_variables(task_config(task))
         with listings.by_name(order == "backwards"):
-            found.append([h(LAYOUTS[task].task.downstream, config) for h in (corpus_hash, splits_hash)])
+            corpus = Corpus(LAYOUTS[task].task.downstream, config)
+            found.append([corpus.hash, corpus.splits_sha256])
     assert found[0] == found[1] and found[0][0] is not None
 
 
@@ -84,7 +85,7 @@ def test_the_hash_does_not_know_which_of_two_links_is_listed_first(tmp_path):
     found = []
     for backwards in (False, True):
         with listings.by_name(backwards):
-            found.append(corpus_hash("ljspeech", {"downstream_expert": {"datarc": {"path": str(tmp_path / "corpus")}}}))
+            found.append(Corpus("ljspeech", {"downstream_expert": {"datarc": {"path": str(tmp_path / "corpus")}}}).hash)
     assert found[0] == found[1]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import hashlib
 import json
 import platform
 import subprocess
@@ -14,8 +15,8 @@ from s3prl_ext.configs import expand_variables
 from s3prl_ext.errors import DataError, ExtError, StoppedByUser, UsageError
 from s3prl_ext.evaluation.result_records import OUTCOME, SCHEMA, problems, read_record
 from s3prl_ext.run_folder import RunFolder
-from s3prl_ext.training import checkpoint, provenance, results
-from s3prl_ext.training.corpus_hash import corpus_hash, splits_hash
+from s3prl_ext.training import checkpoint, corpus_hash, provenance, results
+from s3prl_ext.training.corpus_hash import Corpus
 from s3prl_ext.training.forward import TaskFailed
 from s3prl_ext.training.train_state import Diverged
 from tests.support.experiments import interrupt_at_loss, make_args, task_config
@@ -155,19 +156,19 @@ def libri(folder, **splits):
 
 def test_the_hash_depends_on_names_and_sizes_not_on_the_place(tmp_path):
     files = {"1/a.flac": "xx", "1/b.flac": "y"}
-    first = corpus_hash("asr", libri(tmp_path / "first", train_clean_100=files))
-    assert first == corpus_hash("asr", libri(tmp_path / "second", train_clean_100=files))
+    first = Corpus("asr", libri(tmp_path / "first", train_clean_100=files)).hash
+    assert first == Corpus("asr", libri(tmp_path / "second", train_clean_100=files)).hash
     assert first["files"] == 2 and first["bytes"] == 3
-    longer = corpus_hash("asr", libri(tmp_path / "third", train_clean_100=files | {"1/b.flac": "yy"}))
-    renamed = corpus_hash("asr", libri(tmp_path / "fourth", train_clean_100={"1/a.flac": "xx", "1/c.flac": "y"}))
+    longer = Corpus("asr", libri(tmp_path / "third", train_clean_100=files | {"1/b.flac": "yy"})).hash
+    renamed = Corpus("asr", libri(tmp_path / "fourth", train_clean_100={"1/a.flac": "xx", "1/c.flac": "y"})).hash
     assert len({first["sha256"], longer["sha256"], renamed["sha256"]}) == 3
 
 
 def test_only_the_folders_that_are_read_count(tmp_path):
     config = libri(tmp_path / "a", train_clean_100={"a.flac": "x"}, test_other={"b.flac": "x"})
-    assert corpus_hash("asr", config)["files"] == 1
+    assert Corpus("asr", config).hash["files"] == 1
     del config["downstream_expert"]["datarc"]["train"]
-    assert corpus_hash("asr", config)["files"] == 2
+    assert Corpus("asr", config).hash["files"] == 2
 
 
 def test_hidden_files_links_in_a_circle_and_tables_of_paths(tmp_path):
@@ -176,12 +177,41 @@ def test_hidden_files_links_in_a_circle_and_tables_of_paths(tmp_path):
     for name in ("segments", "wav.scp", ".hidden"):
         (root / name).write_text("x")
     (root / "loop").symlink_to(root)
-    assert corpus_hash("diarization", {"downstream_expert": {"loaderrc": {"train_dir": str(root)}}})["files"] == 1
+    assert Corpus("diarization", {"downstream_expert": {"loaderrc": {"train_dir": str(root)}}}).hash["files"] == 1
+
+
+def test_the_hash_is_that_of_names_and_sizes_in_order(tmp_path):
+    """Links count with what they lead to, a folder once (under the first of its names), broken ones and hidden ones never."""
+    root = tmp_path / "corpus"
+    for name in ("b/c/x.wav", "b/y.wav", "top.csv", ".git/z.wav", "b/._x.wav", "b/wav.scp"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(name)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "w.wav").write_text("w")
+    for name in ("a", "a-b"):
+        (root / name).symlink_to(tmp_path / "elsewhere")
+    (root / "b" / "back").symlink_to(root)
+    (root / "b" / "broken.wav").symlink_to(tmp_path / "nowhere")
+    (root / "b" / "link.wav").symlink_to(root / "b" / "y.wav")
+    rows = [("a/w.wav", 1), ("b/c/x.wav", 9), ("b/link.wav", 7), ("b/y.wav", 7), ("top.csv", 7)]
+    text = "".join(f"datarc.esc50_root/0/{name}\t{size}\n" for name, size in rows)
+    found = Corpus("esc50", {"downstream_expert": {"datarc": {"esc50_root": str(root)}}}).hash
+    assert found["sha256"] == hashlib.sha256(text.encode()).hexdigest() and found["files"] == len(rows)
+
+
+def test_a_run_lists_its_corpus_once(build, tmp_path, monkeypatch):
+    listed: list[str] = []
+    entries = corpus_hash._entries
+    monkeypatch.setattr(corpus_hash, "_entries", lambda folder: listed.append(folder) or entries(folder))
+    runner = build(make_args(tmp_path / "exp"), task_config("ks", total_steps=2))
+    runner.train()
+    assert (tmp_path / "exp" / "result.json").is_file()
+    assert len(listed) == len(set(listed)) > 12
 
 
 def test_nothing_to_hash():
-    assert corpus_hash("unknown", {}) is None
-    assert corpus_hash("esc50", {"downstream_expert": {"datarc": {"esc50_root": "/nowhere"}}}) is None
+    assert Corpus("unknown", {}).hash is None
+    assert Corpus("esc50", {"downstream_expert": {"datarc": {"esc50_root": "/nowhere"}}}).hash is None
 
 
 def test_the_lists_that_divide_a_corpus_count_with_their_content(tmp_path):
@@ -191,10 +221,10 @@ def test_the_lists_that_divide_a_corpus_count_with_their_content(tmp_path):
         (folder / "train-clean-100.csv").write_text(rows)
         return {"downstream_expert": {"datarc": {"bucket_file": str(folder), "train": [split]}}}
 
-    first = splits_hash("asr", asr("a", ",file_path,length,label\n0,x.flac,5,A\n"))
-    assert first == splits_hash("asr", asr("b", ",file_path,length,label\n0,x.flac,5,A\n"))
-    other = splits_hash("asr", asr("c", ",file_path,length,label\n0,y.flac,5,A\n"))  # as long as the first
-    renamed = splits_hash("asr", asr("d", ",file_path,length,label\n0,x.flac,5,A\n", split="train-10h"))
+    first = Corpus("asr", asr("a", ",file_path,length,label\n0,x.flac,5,A\n")).splits_sha256
+    assert first == Corpus("asr", asr("b", ",file_path,length,label\n0,x.flac,5,A\n")).splits_sha256
+    other = Corpus("asr", asr("c", ",file_path,length,label\n0,y.flac,5,A\n")).splits_sha256  # as long as the first
+    renamed = Corpus("asr", asr("d", ",file_path,length,label\n0,x.flac,5,A\n", split="train-10h")).splits_sha256
     assert len({first, other, renamed}) == 3
 
 
@@ -202,7 +232,7 @@ def test_the_lists_that_divide_a_corpus_count_with_their_content(tmp_path):
 def test_every_task_of_superb_has_hashes_of_corpus_and_division(task, corpus_variables):
     config = expand_variables(task_config(task))
     name = {"ks": "speech_commands", "ic": "fluent_commands", "sid": "voxceleb1", "asr": "asr", "sd": "diarization"}
-    found = corpus_hash(name.get(task, "ctc"), config)["sha256"], splits_hash(name.get(task, "ctc"), config)
+    found = Corpus(name.get(task, "ctc"), config).hash["sha256"], Corpus(name.get(task, "ctc"), config).splits_sha256
     assert all(len(digest) == 64 for digest in found) and found[0] != found[1]
 
 
