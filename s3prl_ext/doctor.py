@@ -16,12 +16,14 @@ import textwrap
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from s3prl_ext import __version__, _autoload, extensions, plugin
 from s3prl_ext.compat.shim import STATES
-from s3prl_ext.configs import shipped_dir
+from s3prl_ext.configs import UnsetVariable, expand_variables, load_yaml, shipped_dir
 from s3prl_ext.errors import DataError, sentence
-from s3prl_ext.tasks import TASKS, corpus_variables
+from s3prl_ext.run_flags import preset_path
+from s3prl_ext.tasks import TASKS, Task, corpus_variables, known
 from s3prl_ext.transformers_models import CHECKED_VERSIONS
 
 # distribution -> module that it provides
@@ -52,7 +54,7 @@ S3PRL_DISTRIBUTIONS = ("s3prl", "espnet-s3prl")
 S3PRL_MODULES = (
     "s3prl.hub",
     "s3prl.downstream.runner",
-    *dict.fromkeys(module for task in TASKS for module in task.modules),
+    *dict.fromkeys(module for task in TASKS if not task.lacks() for module in task.modules),
 )
 
 
@@ -185,16 +187,43 @@ def upstreams(report: Report) -> None:
 
 
 def tasks(report: Report) -> None:
-    """Show the task files for ``-c`` and the downstream packages of this package."""
-    rows = [(name, f"-d {name}") for name in plugin.downstream_names()]
+    """Show every task with its task files for ``-c``, and what it needs here to run."""
+    rows = []
     try:
         root = shipped_dir("downstream_configs")
-        for folder in sorted(path for path in root.iterdir() if path.is_dir()):
-            presets = sorted(path.stem for path in folder.glob("*.yaml"))
-            rows.append((folder.name, "  ".join(f"-c {folder.name}/{preset}" for preset in presets)))
+        for task in (task for task in known() if task.preset):
+            presets = sorted(path.stem for path in (root / task.name).glob("*.yaml"))
+            flags = "  ".join([f"-d {task.downstream}", *(f"-c {task.name}/{preset}" for preset in presets)])
+            rows.append((task.name, f"{flags}: {state_of(task)}"))
     except DataError as error:
         report.problems.append(str(error))
+    shown = {task.downstream for task in known() if task.preset}
+    rows += [(name, f"-d {name}") for name in plugin.downstream_names() if name not in shown]
     report.table("Tasks", rows)
+
+
+def state_of(task: Task) -> str:
+    """Return ``runs``, or what a task lacks to run with its preset: an extra, a variable, a file."""
+    lacking = task.lacks()
+    if lacking:
+        return f"needs the extra superb ({', '.join(lacking)}): pip install 's3prl_ext[superb]'"
+    unset = [name for name in task.variables if name == task.variable and not os.environ.get(name)]
+    if unset:
+        return f"needs {unset[0]}, the folder of {task.variables[unset[0]]}"
+    try:
+        section = expand_variables(load_yaml(preset_path(str(task.preset)))["downstream_expert"])
+    except UnsetVariable as error:
+        return f"needs {error.name}, the {task.variables.get(error.name, 'path in its task file')}"
+    paths = [path for read in task.reads for path in _paths(section, read.key)]
+    missing = next((path for path in paths if not Path(path).exists()), None)
+    return f"needs the file or folder {missing}" if missing else "runs"
+
+
+def _paths(section: Any, key: str) -> list[str]:
+    """Return the paths at a dotted key of a section."""
+    for part in key.split("."):
+        section = section.get(part) if isinstance(section, dict) else None
+    return [path for path in (section if isinstance(section, list) else [section]) if isinstance(path, str)]
 
 
 def added(report: Report) -> None:

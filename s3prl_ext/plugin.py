@@ -28,6 +28,7 @@ from s3prl_ext import _autoload
 from s3prl_ext.compat import (
     corpus_checks,
     downloads,
+    emotion,
     huggingface_hub,
     kaldi_tables,
     large_corpora,
@@ -84,6 +85,7 @@ SHIMS: tuple[Shim, ...] = (
     *downloads.SHIMS,
     *corpus_checks.SHIMS,
     *kaldi_tables.SHIMS,
+    *emotion.SHIMS,
     *task_labels.SHIMS,
     *tensorboard.SHIMS,
 )

@@ -36,7 +36,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "studies": {"training", "evaluation", "configs", "tasks", "metrics", "errors", "run_flags", "plugin"},
     "mini_superb": {"corpora", "configs", "tasks", "errors"},
     "transformers_models": {"models", "errors"},
-    "compat": {"transformers_models", "tasks", "attention", "configs", "errors"},
+    "compat": {"transformers_models", "randomness", "corpora", "tasks", "attention", "configs", "errors"},
     "upstreams": {
         "randomness",
         "models",

@@ -10,6 +10,7 @@ import pytest
 
 import s3prl_ext
 from s3prl_ext import doctor, plugin
+from s3prl_ext.tasks import TASKS, Task
 from s3prl_ext.transformers_models import CHECKED_VERSIONS
 
 
@@ -104,3 +105,28 @@ def test_help_has_an_example(capsys):
         doctor.main(["--help"])
     assert stopped.value.code == 0
     assert "example:\n  s3prl-ext doctor\n" in capsys.readouterr().out
+
+
+def rows_of_tasks(monkeypatch) -> dict[str, str]:
+    """Return what doctor says of each task."""
+    rows: dict[str, str] = {}
+    report = doctor.Report(lambda text: None)
+    monkeypatch.setattr(report, "table", lambda title, table: rows.update(table))
+    doctor.tasks(report)
+    assert not report.problems
+    return {name: text.partition(": ")[2] for name, text in rows.items()}
+
+
+def test_every_task_says_what_it_needs(monkeypatch, tmp_path):
+    for task in TASKS:
+        for variable in task.variables:
+            monkeypatch.delenv(variable, raising=False)
+    rows = rows_of_tasks(monkeypatch)
+    assert set(rows) == {task.name for task in TASKS if task.preset}
+    assert rows["er"] == "needs IEMOCAP, the folder of IEMOCAP"
+    monkeypatch.setenv("IEMOCAP", str(tmp_path))
+    assert rows_of_tasks(monkeypatch)["er"] == f"needs the file or folder {tmp_path}/meta_data"
+    (tmp_path / "meta_data").mkdir()
+    assert rows_of_tasks(monkeypatch)["er"] == "runs"
+    monkeypatch.setattr(Task, "lacks", lambda task: ["kitchen-sink"] if task.name == "er" else [])
+    assert rows_of_tasks(monkeypatch)["er"] == "needs the extra superb (kitchen-sink): pip install 's3prl_ext[superb]'"

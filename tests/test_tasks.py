@@ -56,7 +56,7 @@ def test_names_of_tasks():
         for name, row in LAYOUTS.items()
     } == {name: name for name in LAYOUTS}
     assert task_of("ctc", {"corpus": {"name": "librispeech"}}).name == task_of("ctc").name == "ctc"
-    assert task_of("emotion").name == named("emotion").name == "emotion"
+    assert task_of("mosei").name == named("mosei").name == "mosei"
 
 
 def test_an_extension_brings_its_record():

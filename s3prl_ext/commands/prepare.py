@@ -13,6 +13,7 @@ CORPORA: dict[str, str] = {
     "ljspeech": "s3prl_ext.corpora.ljspeech",
     "vctk": "s3prl_ext.corpora.vctk",
     "esc50": "s3prl_ext.commands.prepare_esc50",
+    "iemocap": "s3prl_ext.corpora.iemocap",
     "low_resource": "s3prl_ext.corpora.low_resource",
     "whisper": "s3prl_ext.commands.prepare_whisper",
 }

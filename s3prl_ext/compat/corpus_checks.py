@@ -159,6 +159,7 @@ SHIMS = (
             ("ctc", "s3prl.downstream.ctc.data"),
             ("ic", "s3prl.downstream.fluent_commands.dataset"),
             ("sid", "s3prl.downstream.voxceleb1.dataset"),
+            ("er", "s3prl.downstream.emotion.dataset"),
         )
     ),
     Shim(

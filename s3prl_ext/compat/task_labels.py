@@ -1,4 +1,4 @@
-"""Intents and slots: their names go into the task file that checkpoints hold.
+"""Intents, slots and emotions: their names go into the task file that checkpoints hold.
 
 s3prl reads them from the corpus at every start, so a checkpoint alone does not say what its outputs mean. They stand
 under ``downstream_expert.labels``, with the frame shift that s3prl's diarization stores in the same way.
@@ -29,6 +29,7 @@ def _keeping(labels: Callable[[Any], dict[str, list[str]] | None]) -> Callable[[
             if found is not None and "downstream_expert" in kwargs:
                 kwargs["downstream_expert"][LABELS] = found
 
+        setattr(initialise_and_keep, MARK, True)
         module.DownstreamExpert.__init__ = initialise_and_keep
 
     return apply
@@ -44,8 +45,16 @@ def _slots(expert: Any) -> dict[str, list[str]] | None:
     return None if marks is None else {"slots": [mark.removeprefix("B-") for mark in marks[::2]]}
 
 
+def _emotions(expert: Any) -> dict[str, list[str]]:
+    names = expert.test_dataset.idx2emotion
+    return {"emotions": [names[index] for index in sorted(names)]}
+
+
+MARK = "keeps_labels"
+
+
 def _unwrapped(module: ModuleType) -> bool:
-    return not hasattr(module.DownstreamExpert.__init__, "__wrapped__")
+    return not hasattr(module.DownstreamExpert.__init__, MARK)
 
 
 REASON = "a checkpoint of {} does not say what its outputs mean, and s3prl reads that from the corpus at every start"
@@ -65,6 +74,14 @@ SHIMS = (
         needed=_unwrapped,
         apply=_keeping(_slots),
         reason=REASON.format("slot filling"),
+        remove_when="s3prl stores the labels in its checkpoints",
+    ),
+    Shim(
+        name="s3prl-emotion-labels",
+        module="s3prl.downstream.emotion.expert",
+        needed=_unwrapped,
+        apply=_keeping(_emotions),
+        reason=REASON.format("emotion recognition"),
         remove_when="s3prl stores the labels in its checkpoints",
     ),
 )

@@ -12,6 +12,7 @@ from typing import Any
 from s3prl_ext.errors import DataError, unknown_name
 from s3prl_ext.evaluation.scored_runs import ScoredRun
 from s3prl_ext.evaluation.significance import Interval
+from s3prl_ext.tasks import named
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +66,12 @@ class Row:
         if len(self.runs) < 2 or not all(map(isfinite, self.values)):
             return None
         return statistics.stdev(self.values)
+
+    @property
+    def missing_folds(self) -> list[str]:
+        """The folds of the task's cross-validation without a run; empty for a task that has none."""
+        folds = named(self.task).folds
+        return [name for name in folds.names if all(run.fold != name for run in self.runs)] if folds else []
 
     @property
     def interval(self) -> Interval | None:

@@ -177,7 +177,7 @@ def _explained(bases: Sequence[Line | None], compared: bool, rows: Sequence[Row]
     """Return the sentences that a reader of the table needs."""
     found = []
     if any(row.std is not None for row in rows):
-        found.append("± is the standard deviation over runs (seeds, draws of noise).")
+        found.append("± is the standard deviation over runs (seeds, draws of noise, folds).")
     if any(row.interval is not None for row in rows):
         drawn = {(run.intervals_over, run.drawn) for row in rows for run in row.runs if row.interval is not None}
         what = "; ".join(sorted("over utterances" if n is None else described(kind, n) for kind, n in drawn))
@@ -194,6 +194,8 @@ def _explained(bases: Sequence[Line | None], compared: bool, rows: Sequence[Row]
             f"{SIGNIFICANT} where it excludes 0; p of McNemar's exact test."
         )
     for row in rows:
+        if row.missing_folds:
+            found.append(f"{row.label} is not the mean over all folds: {', '.join(row.missing_folds)} has no run.")
         averaged = averaged_over(row)
         if averaged:
             shown = "; ".join(f"{key}: {', '.join(str(v)[:24] for v in values)}" for key, values in averaged.items())

@@ -28,7 +28,7 @@ class ScoredRun:
         split: where it was scored.
         values: by metric, as the task reports them.
         intervals: 95 % interval by metric, where the task gives one.
-        seed: of the training, with the number of a noise control's draw.
+        seed: of the training, with the number of a noise control's draw and the fold of a cross-validation.
         facts: everything that decides the result besides the seed, by flat names such as ``tuning.density``; the names
             without a dot (``upstream``, ``method``, ``lambda``, ``layers``, ``noise``) are made here. ``chosen`` is there
             for arms of a sweep: whether dev chose their lambda.
@@ -38,6 +38,7 @@ class ScoredRun:
         utterances: folder with the transcripts or predictions of single utterances; None where there is none.
         intervals_over: what intervals are over: a kind of :mod:`s3prl_ext.evaluation.clusters`.
         drawn: how many of these there are; None where the interval is the task's own.
+        fold: of a cross-validation; runs of several folds make one row.
     """
 
     task: str
@@ -52,6 +53,7 @@ class ScoredRun:
     utterances: Path | None
     intervals_over: str = UTTERANCE
     drawn: int | None = None
+    fold: str | None = None
 
     @property
     def main_metric(self) -> str | None:
@@ -74,13 +76,16 @@ class ScoredRun:
 
 def runs_of(record: ResultRecord) -> list[ScoredRun]:
     """Return one run for each split that a result file has metrics of."""
-    task = task_of(record["downstream"], record.at("config.downstream_expert")).name
+    task = task_of(record["downstream"], record.at("config.downstream_expert"))
     facts, draw = facts_of(record), _draw(record["merge"])
-    seed = f"{record['seed']}" if draw is None else f"{record['seed']}, draw {draw}"
+    fold = facts.pop(task.folds.key, None) if task.folds else None
+    seed = ", ".join(
+        [f"{record['seed']}"] + ([f"draw {draw}"] if draw is not None else []) + ([str(fold)] if fold else [])
+    )
     return [
         ScoredRun(
-            task, split, numbers({name: row["value"] for name, row in rows.items()}), record["intervals"].get(split, {}),
-            seed, facts, record["mode"], record["step"], record.path, record.path.parent,
+            task.name, split, numbers({name: row["value"] for name, row in rows.items()}), record["intervals"].get(split, {}),
+            seed, facts, record["mode"], record["step"], record.path, record.path.parent, fold=fold,
         )
         for split, rows in record["metrics"].items()
         if rows

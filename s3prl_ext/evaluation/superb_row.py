@@ -48,7 +48,7 @@ def superb_table(runs: Sequence[ScoredRun], diarization: Mapping[str, SuperbScor
     for name, found in zip(names, lines, strict=True):
         cells = [name]
         for task, metric_name in columns:
-            row = _row(task, metric_name, found, runs, notes, name)
+            row = _all_folds(_row(task, metric_name, found, runs, notes, name), notes, name)
             figures = [number(row.mean, metric_name) if row else NOTHING]
             if task == "sd":
                 figures = _diarization(row, diarization, notes, name)
@@ -66,6 +66,16 @@ def superb_table(runs: Sequence[ScoredRun], diarization: Mapping[str, SuperbScor
     return Table(
         "SUPERB: all tasks of one upstream, test splits", head, body, tuple(dict.fromkeys(notes)), tuple(values)
     )
+
+
+def _all_folds(row: Row | None, notes: list[str], model: str) -> Row | None:
+    """Return a row, or None where folds of its task's cross-validation are missing: SUPERB's figure is the mean over all."""
+    if row is None or not row.missing_folds:
+        return row
+    notes.append(
+        f"{model}: {row.task} has no run of {', '.join(row.missing_folds)}, and SUPERB's figure is the mean over all."
+    )
+    return None
 
 
 def _diarization(row: Row | None, found: Mapping[str, SuperbScore], notes: list[str], model: str) -> list[str]:

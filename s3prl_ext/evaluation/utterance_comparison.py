@@ -121,6 +121,10 @@ def _counts_of(row: Row) -> Counts | None:
     if any(one is None for one in counts):
         return None
     found = [one for one in counts if one is not None]
+    if any(run.fold for run in row.runs):  # each fold scores utterances of its own
+        names = dict.fromkeys(name for one in found for name in one)
+        of = {name: [one[name] for one in found if name in one] for name in names}
+        return {name: (fmean(errors for errors, _ in rows), rows[0][1]) for name, rows in of.items()}
     if any(one.keys() != found[0].keys() for one in found):
         raise DataError(f"the runs of {row.label} were scored on different utterances: not compared.")
     return {name: (fmean(one[name][0] for one in found), total) for name, (_, total) in found[0].items()}

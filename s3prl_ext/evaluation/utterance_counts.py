@@ -74,8 +74,8 @@ def utterance_counts(
         DataError: a file is damaged.
     """
     for files in utterances_of(task):
-        paths = folder / files.hypotheses.format(split), folder / files.references.format(split)
-        if files.metric not in values or not all(path.is_file() for path in paths):
+        paths = [path for name in files[:2] if (path := _only(folder, name.format(split)))]
+        if files.metric not in values or len(paths) < 2:
             continue
         counts, reported = _read(files, *paths), _error_rate(files.metric, values[files.metric])
         if counts is not None and not isclose(_rate(counts), reported, abs_tol=1e-4):
@@ -85,6 +85,12 @@ def utterance_counts(
             )
         return counts
     return None
+
+
+def _only(folder: Path, pattern: str) -> Path | None:
+    """Return the only file of a folder that fits a pattern, or None."""
+    found = [path for path in folder.glob(pattern) if path.is_file()]
+    return found[0] if len(found) == 1 else None
 
 
 def _read(files: Utterances, hypotheses: Path, references: Path) -> Counts | None:

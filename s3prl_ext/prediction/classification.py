@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import ModuleType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,7 +17,7 @@ from s3prl_ext.corpora.esc50 import CLASSES as SOUNDS
 from s3prl_ext.errors import unknown_name
 from s3prl_ext.prediction import windows as cuts
 from s3prl_ext.prediction.decoder import Decoder, Inputs
-from s3prl_ext.prediction.labels import intents
+from s3prl_ext.prediction.labels import emotions, intents
 from s3prl_ext.prediction.recordings import Recording
 from s3prl_ext.prediction.results import LabelResult
 from s3prl_ext.prediction.windows import Window
@@ -31,16 +32,23 @@ class PooledHead(nn.Module):
         width: features of a frame.
         section: ``modelrc`` of the task file.
         outputs: number of scores.
+        more: module of s3prl with further models that ``select`` may name.
 
     Raises:
         UsageError: s3prl has no model of the name in ``select``.
     """
 
-    def __init__(self, width: int, section: Mapping[str, Any], outputs: int) -> None:
+    def __init__(self, width: int, section: Mapping[str, Any], outputs: int, more: ModuleType | None = None) -> None:
         from s3prl.downstream import model
 
         super().__init__()
-        known = {name: kind for name, kind in vars(model).items() if getattr(kind, "__module__", "") == model.__name__}
+        places = [place for place in (model, more) if place is not None]
+        known = {
+            name: kind
+            for place in places
+            for name, kind in vars(place).items()
+            if getattr(kind, "__module__", "") == place.__name__
+        }
         if section["select"] not in known:
             raise unknown_name("model of the head (modelrc.select)", section["select"], known)
         self.projector = nn.Linear(width, section["projector_dim"])
@@ -177,6 +185,14 @@ def speaker(inputs: Inputs) -> Decoder:
     """Return the decoder of ``-d voxceleb1``."""
     labels = [f"id{number}" for number in SPEAKERS]
     return SpeakerDecoder(inputs, PooledHead(inputs.width, inputs.section["modelrc"], len(labels)), labels)
+
+
+def emotion(inputs: Inputs) -> Decoder:
+    """Return the decoder of ``-d emotion``."""
+    from s3prl.downstream.emotion import model
+
+    labels = emotions(inputs.section)
+    return LabelDecoder(inputs, PooledHead(inputs.width, inputs.section["modelrc"], len(labels), model), labels)
 
 
 def sound(inputs: Inputs) -> Decoder:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from s3prl_ext.configs import expand_variables
+from s3prl_ext.corpora.iemocap import EMOTIONS
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.tasks.ic import SLOTS
 from s3prl_ext.tasks.record import LABELS
@@ -46,6 +47,15 @@ def intents(section: Mapping[str, Any]) -> dict[str, list[str]]:
         return {slot: [str(value) for value in dict.fromkeys(table[slot])] for slot in SLOTS}
     except (ValueError, KeyError) as error:  # pandas' own are ValueErrors
         raise DataError(f"{path} is not a table of intents with {', '.join(SLOTS)} ({error}).") from error
+
+
+def emotions(section: Mapping[str, Any]) -> list[str]:
+    """Return the emotions in the order of the head's outputs: those of the run, or of s3prl's lists of IEMOCAP.
+
+    Args:
+        section: ``downstream_expert`` of a run on IEMOCAP.
+    """
+    return [str(name) for name in section[LABELS]["emotions"]] if LABELS in section else list(EMOTIONS)
 
 
 def slots(section: Mapping[str, Any]) -> list[str]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Literal, NamedTuple
 
 from s3prl_ext.metrics import MAIN_METRICS, Metric
@@ -27,11 +29,23 @@ class Reads(NamedTuple):
     parts: str | None = None
 
 
+class Folds(NamedTuple):
+    """The folds of a cross-validation: what is reported is the mean over one run of each.
+
+    Attributes:
+        key: of the task file, dotted, that names the fold of a run.
+        names: of all folds.
+    """
+
+    key: str
+    names: tuple[str, ...]
+
+
 class Utterances(NamedTuple):
     """The files in which a task writes its output for each utterance of a split.
 
     Attributes:
-        hypotheses: file name with ``{}`` for the split.
+        hypotheses: pattern of the file name, with ``{}`` for the split; one file of the folder fits it.
         references: the same for the references; equal to it where one file has both.
         metric: what they give, by the name that the task reports.
         kind: ``labels`` or ``words`` (a line per utterance: its name, and a label or words to be aligned), or a file
@@ -44,6 +58,10 @@ class Utterances(NamedTuple):
     metric: str
     kind: Literal["labels", "words", "transcripts", "predictions"] = "labels"
     between: str = " "
+
+
+def _installed(module: str) -> bool:
+    return module in sys.modules or find_spec(module) is not None
 
 
 @dataclass(frozen=True)
@@ -63,6 +81,7 @@ class Task:
         preset: shipped task file where ``-c`` is not given.
         variables: environment variables that its task files read, with the corpus in words; its main one comes first.
         reads: what it reads, for the hash of its corpus.
+        folds: of its cross-validation; None where there is none.
         settings: section of ``downstream_expert`` whose lists take part in the division of the corpus.
         counts: for the interval of each metric: what gives its counts from the records of an evaluation. Without any,
             those of all tasks are tried; only counts that give the value that the task reports are used.
@@ -76,6 +95,7 @@ class Task:
             :class:`s3prl_ext.prediction.decoder.Inputs`; None where there is none.
         superb: metrics that are its columns in SUPERB's row.
         modules: modules of s3prl that it imports, for ``s3prl-ext doctor``.
+        needs: modules of the extra ``superb`` that it imports, with the package on PyPI that each comes from.
         new_metrics: direction and unit of metrics that no shipped task has.
     """
 
@@ -90,6 +110,7 @@ class Task:
     preset: str | None = None
     variables: Mapping[str, str] = field(default_factory=dict)
     reads: tuple[Reads, ...] = ()
+    folds: Folds | None = None
     settings: str = "datarc"
     counts: Mapping[str, Count] = field(default_factory=dict)
     ratios: tuple[str, ...] = ()
@@ -100,6 +121,7 @@ class Task:
     decoder: str | None = None
     superb: tuple[str, ...] = ()
     modules: tuple[str, ...] = ()
+    needs: Mapping[str, str] = field(default_factory=dict)
     new_metrics: Mapping[str, Metric] = field(default_factory=dict)
 
     @property
@@ -110,6 +132,10 @@ class Task:
     def main_metric(self, reported: Container[str]) -> str | None:
         """Return the metric that it is judged by, or None where it reports none of :attr:`metrics`."""
         return next((name for name in self.metrics if name in reported), None)
+
+    def lacks(self) -> list[str]:
+        """Return the packages that it needs and that are not installed."""
+        return sorted({package for module, package in self.needs.items() if not _installed(module)})
 
     def result_files(self) -> tuple[str, ...]:
         """Return patterns of the files that an evaluation leaves in the run's folder."""

@@ -19,6 +19,7 @@ from s3prl_ext.errors import DataError, ExtError, UsageError, is_out_of_memory, 
 from s3prl_ext.merging.learnable import loadable_state
 from s3prl_ext.reading import check_model
 from s3prl_ext.run_folder import RunFolder
+from s3prl_ext.tasks import task_of
 from s3prl_ext.training import checkpoint, distributed, last_hidden_state, resume
 from s3prl_ext.training.candidates import check_alike
 from s3prl_ext.training.checkpoint import Checkpoint
@@ -171,6 +172,11 @@ class RunBuilder(_StockRunner):
 
     def _get_downstream(self) -> ModelEntry:
         name = f"s3prl.downstream.{self.args.downstream}.expert"
+        lacking = task_of(self.args.downstream, self.config.get("downstream_expert")).lacks()
+        if lacking:
+            raise UsageError(
+                f"-d {self.args.downstream} needs {' and '.join(lacking)}, not installed here: pip install 's3prl_ext[superb]'."
+            )
         try:
             module = importlib.import_module(name)
         except ModuleNotFoundError as error:

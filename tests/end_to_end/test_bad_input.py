@@ -25,6 +25,7 @@ CLIPS = {
     "pr": "train-clean-100/*/*/*.flac",
     "sf": "train/*.wav",
     "sd": "train/wav/*.wav",
+    "er": "Session*/sentences/wav/*/*.wav",
     "esc50": "audio/*.wav",
     "ljspeech": "wavs/*.wav",
     "vctk": "wav48_silence_trimmed/*/*.flac",

@@ -30,6 +30,7 @@ SCORES = {
     "pr": ("dev", "test", "per"),
     "sf": ("dev", "test", "slot_type_f1"),
     "sd": ("dev", "test", "der"),
+    "er": ("dev", "test", "acc"),
     "esc50": ("dev", "test", "error"),
     "ljspeech": ("dev", "test", "wer"),
     "vctk": ("dev", "test", "wer"),

@@ -84,6 +84,15 @@ def test_speakers(scored):
     assert mean(results[name] == truth[name] for name in truth) == pytest.approx(run.metrics["acc"], abs=1e-6)
 
 
+def test_emotions(scored):
+    run = scored("er")
+    files = [Path(run.dataset.data_dir, row["path"]) for row in run.dataset.meta_data]
+    mine = {Path(r.file).stem: r.label for r in run.model.predict_files(files)}
+    assert mine == runs.lines(run.exp / "test_fold1_predict.txt") and set(mine.values()) <= {"neu", "hap", "ang", "sad"}
+    truth = runs.lines(run.exp / "test_fold1_truth.txt")
+    assert mean(mine[name] == truth[name] for name in truth) == pytest.approx(run.metrics["acc"], abs=1e-6)
+
+
 def test_sounds(scored):
     run = scored("esc50")
     rows = {row.clip: row for row in read_predictions(run.exp / "predictions-test.jsonl")}

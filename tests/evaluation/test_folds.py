@@ -1,0 +1,49 @@
+"""Cross-validation: one row for all folds, and SUPERB's figure only where none is missing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from s3prl_ext.evaluation.result_rows import rows_of, without_duplicates
+from s3prl_ext.evaluation.scored_runs import ScoredRun
+from s3prl_ext.evaluation.superb_row import superb_table
+from s3prl_ext.tasks.er import FOLDS
+
+
+def run(task: str, value: float, fold: str | None = None, split: str = "test", **facts) -> ScoredRun:
+    seed = f"1, {fold}" if fold else "1"
+    source = Path(f"{task}-{fold}")
+    metric = "der" if task == "sd" else "acc"
+    return ScoredRun(
+        task, split, {metric: value}, {}, seed, {"upstream": "x"} | facts, "evaluate", 1, source, None, fold=fold
+    )
+
+
+FIVE = [run("er", value, fold) for value, fold in zip((0.5, 0.6, 0.7, 0.6, 0.65), FOLDS, strict=True)]
+
+
+def cell(runs: list[ScoredRun], column: str) -> str:
+    table = superb_table(runs, {})
+    assert table is not None
+    return dict(zip(table.head, table.rows[0], strict=True))[column], " ".join(table.notes)
+
+
+def test_five_folds_are_one_row_and_their_mean():
+    kept, notes = without_duplicates(FIVE)
+    (row,) = rows_of(kept, "acc")
+    assert len(row.runs) == 5 and not notes and not row.missing_folds and row.mean == pytest.approx(0.61)
+    assert row.std == pytest.approx(0.0742, abs=1e-4)
+    assert cell([run("ks", 0.9), *FIVE], "ER accuracy (%) ↑")[0] == "61.00"
+
+
+def test_superb_has_no_figure_while_a_fold_is_missing():
+    shown, notes = cell([run("ks", 0.9), *FIVE[:3]], "ER accuracy (%) ↑")
+    assert shown == "-" and "er has no run of fold4, fold5" in notes
+
+
+def test_two_evaluations_of_one_fold_are_duplicates():
+    kept, notes = without_duplicates([*FIVE, replace(FIVE[0], source=Path("again"))])
+    assert len(kept) == 5 and "it repeats er-fold1" in notes[0]
