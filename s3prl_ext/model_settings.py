@@ -50,6 +50,17 @@ def model_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+def head_count(folder: Path, prefix: str | None = None) -> int | None:
+    """Return the number of attention heads of a transformers folder's model, None where no ``config.json`` says it.
+
+    Args:
+        prefix: ``decoder`` for the decoder of a model that has both, otherwise the encoder is meant.
+    """
+    config = model_config(folder)
+    part = "decoder" if prefix == "decoder" else "encoder"
+    return next((config[key] for key in (f"{part}_attention_heads", "num_attention_heads") if key in config), None)
+
+
 def check_extractor(extractor: Any, name: object) -> None:
     """Refuse preprocessing that cannot be a speech model's.
 

@@ -32,15 +32,10 @@ from s3prl_ext.tables import columns
 from s3prl_ext.transformers_models import SPEECH_UPSTREAMS
 from s3prl_ext.upstreams.layer_similarity.selection import choose_layers
 from s3prl_ext.upstreams.merged_attention.config import OWN_UPSTREAM, check_config, read_raw
-from s3prl_ext.upstreams.merged_attention.expert import (
-    merge_record,
-    prepare_sources,
-    read_sources,
-    resolve_sources,
-    source_name,
-)
+from s3prl_ext.upstreams.merged_attention.expert import merge_record
 from s3prl_ext.upstreams.merged_attention.files import checkpoint_of
 from s3prl_ext.upstreams.merged_attention.model import check_type
+from s3prl_ext.upstreams.merged_attention.sources import prepare_sources, read_sources, resolve_sources, source_name
 from s3prl_ext.upstreams.merged_attention.targets import build_target, decoder_folder, model_of, target_name
 from s3prl_ext.upstreams.speech_models import is_speech_model
 from s3prl_ext.writing import written_folder
@@ -199,7 +194,7 @@ def write(models: Models, config: MergeConfig, raw: dict[str, Any], out: Path) -
         with bar(total=len(slots), desc="merging", unit="tensor") as progress:
 
             def replace(slot: Slot, old: torch.Tensor) -> torch.Tensor:
-                merged, row = merge_sources({slot: old}, sources, config.biases)
+                merged, row = merge_sources({slot: old}, sources, config.biases, config.combination)
                 rows.extend(row)
                 progress.update()
                 return merged[slot]

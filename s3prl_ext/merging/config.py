@@ -13,10 +13,12 @@ from typing import Annotated, Any, TypeVar
 
 from s3prl_ext.attention.layouts import PROJECTIONS
 from s3prl_ext.errors import UsageError
+from s3prl_ext.merging.alignment import AlignConfig, parse_align
 from s3prl_ext.merging.interpolation import SUM_TOLERANCE
 from s3prl_ext.merging.lambdas import LambdaSchedule, over_depth, parse_lambda, parse_projections
 from s3prl_ext.merging.layers import LayerMap, chosen_layers, parse_layer_choice, parse_layer_map
 from s3prl_ext.merging.learnable import DEFAULT_LAMBDA, LearnableConfig, parse_learnable
+from s3prl_ext.merging.methods import LINEAR, METHODS, MethodConfig, parse_method
 from s3prl_ext.merging.noise import NoiseConfig, parse_noise
 from s3prl_ext.settings import Problems, choice, load, name, switch, unknown_keys
 
@@ -44,8 +46,8 @@ class TargetConfig:
 
 
 @dataclass(frozen=True)
-class _SourceModel:
-    """The keys of section ``source`` that say where a model is."""
+class SourceModel:
+    """Where the model of section ``source`` or ``base`` is; the keys are those of :class:`SourceConfig`."""
 
     model: Annotated[str | None, name()] = None
     package: Annotated[str | None, name()] = None
@@ -65,6 +67,8 @@ class SourceConfig:
             :class:`LayerSelection`, which gives way to a list when the models are opened.
         layer_map: target layer -> source layer, or ``linear``; None where equal layers meet.
         noise: merge random matrices in place of the source's; None for the source itself.
+        base: the model that the source was trained from, for methods that merge what training changed.
+        align: pair heads that are alike before the merge; None pairs head i with head i.
     """
 
     lambda_: dict[str, LambdaSchedule]
@@ -74,6 +78,8 @@ class SourceConfig:
     layers: Any = "all"
     layer_map: LayerMap = None
     noise: NoiseConfig | None = None
+    base: SourceModel | None = None
+    align: AlignConfig | None = None
 
     @property
     def is_read(self) -> bool:
@@ -83,7 +89,7 @@ class SourceConfig:
 
 @dataclass(frozen=True)
 class MergeConfig:
-    """A merge after MAM, Eq. 1 and 2: W = (1 - sum of lambda_j) * W_target + sum of lambda_j * W_j over the sources.
+    """A merge, by default after MAM, Eq. 1 and 2: W = (1 - sum of lambda_j) * W_target + sum of lambda_j * W_j.
 
     Attributes:
         target: the model that is merged into.
@@ -92,6 +98,7 @@ class MergeConfig:
         allow_extrapolation: accept lambda outside [0, 1], and sums over the sources above 1.
         learnable: train lambda together with the target (L-MAM, Eq. 3), beginning with the given values; None for a
             fixed lambda.
+        method: how matrices are combined; None for the interpolation of Eq. 1 and 2.
     """
 
     target: TargetConfig
@@ -99,11 +106,17 @@ class MergeConfig:
     biases: bool = False
     allow_extrapolation: bool = False
     learnable: LearnableConfig | None = None
+    method: MethodConfig | None = None
+
+    @property
+    def combination(self) -> MethodConfig:
+        """How matrices are combined."""
+        return self.method or LINEAR
 
 
 # Next to `source`, or in an item of `sources`; what an item does not say holds from the top level.
-SOURCE_KEYS = ("lambda", "layers", "projections", "layer_map", "noise")
-KEYS = ("target", "source", "sources", *SOURCE_KEYS, "biases", "allow_extrapolation", "learnable")
+SOURCE_KEYS = ("lambda", "layers", "projections", "layer_map", "noise", "base", "align")
+KEYS = ("target", "source", "sources", *SOURCE_KEYS, "method", "biases", "allow_extrapolation", "learnable")
 
 
 def parse_config(raw: Mapping[str, Any], where: str) -> MergeConfig:
@@ -143,10 +156,13 @@ def parse_config(raw: Mapping[str, Any], where: str) -> MergeConfig:
         problems.attempt(_parse_source, item, place, shared, where, flags["allow_extrapolation"])
         for item, place in items
     ]
+    method = problems.attempt(parse_method, raw["method"], f"{where}: method") if "method" in raw else LINEAR
     if learnable:
-        problems += _unlearnable(len(items), flags["biases"], where)
+        problems += _unlearnable(len(items), flags["biases"], method or LINEAR, where)
+    problems += _unfit_method(method or LINEAR, sources, where)
     problems.raise_lines()
-    return MergeConfig(target, tuple(sources), **flags, learnable=learnable)  # type: ignore[arg-type]  # nothing is None without problems
+    fitting = None if method == LINEAR else method
+    return MergeConfig(target, tuple(sources), **flags, learnable=learnable, method=fitting)  # type: ignore[arg-type]  # nothing is None without problems
 
 
 def _load_one_of(
@@ -158,13 +174,41 @@ def _load_one_of(
     return load(cls, section, where, example=f"{{{choices[0]}: ...}}", problems=problems)
 
 
-def _unlearnable(sources: int, biases: bool, where: str) -> list[str]:
+def _unlearnable(sources: int, biases: bool, method: MethodConfig, where: str) -> list[str]:
     """Return a complaint for each setting that a learnable lambda cannot be combined with."""
     problems = []
     if sources > 1:
         problems.append(f"{where}: learnable takes one source, but there are {sources}: keep one, or fix lambda.")
     if biases:
         problems.append(f"{where}: learnable merges matrices only: set biases: false, or fix lambda.")
+    if method != LINEAR:
+        problems.append(
+            f"{where}: learnable interpolates, but method is {method.name}: leave method out, or fix lambda."
+        )
+    return problems
+
+
+def _unfit_method(method: MethodConfig, sources: Sequence[SourceConfig | None], where: str) -> list[str]:
+    """Return a complaint for each source that a method cannot take; None stands for a source with complaints of its own."""
+    problems = []
+    if len(sources) > 1 and not method.method.several:
+        problems.append(f"{where}: method {method.name} takes one source, but there are {len(sources)}: keep one.")
+    needing = [name for name, row in METHODS.items() if row.needs_base]
+    for index, source in enumerate(sources):
+        place = f"{where}: sources[{index}]" if len(sources) > 1 else where
+        if source is None:
+            continue
+        if source.base is None and method.method.needs_base:
+            problems.append(
+                f"{place} needs a base for method {method.name}: name the model that the source was trained from, such as "
+                "base: {model: FOLDER}."
+            )
+        if source.base is not None and not method.method.needs_base:
+            problems.append(f"{place}: base is for the methods {', '.join(needing)}, but method is {method.name}.")
+        if source.base is not None and source.noise is not None:
+            problems.append(
+                f"{place}: noise replaces a source's matrices, but {method.name} merges what training changed."
+            )
     return problems
 
 
@@ -197,7 +241,7 @@ def _parse_source(
     noise = setting("noise", parse_noise)
     model: dict[str, Any] = {}
     if item is not None:
-        model = vars(_load_one_of(_SourceModel, item, place, ("model", "package"), problems))
+        model = vars(_load_one_of(SourceModel, item, place, ("model", "package"), problems))
     elif not noise or noise.needs_source:
         problems.append(f"{place} must name a model." if own else f"{where}: the key 'source' is missing.")
     projections = setting("projections", parse_projections) or list(PROJECTIONS)
@@ -206,9 +250,20 @@ def _parse_source(
         problems.append(f"{place} needs a lambda." if own else f"{where}: the key 'lambda' is missing.")
     layers = setting("layers", parse_layer_choice)
     layer_map = setting("layer_map", parse_layer_map)
+    base = setting("base", _parse_base)
+    align = setting("align", parse_align)
     problems.raise_lines()
     layers = "all" if "layers" not in settings else layers
-    return SourceConfig(lambdas or {}, **model, layers=layers, layer_map=layer_map, noise=noise)
+    return SourceConfig(lambdas or {}, **model, layers=layers, layer_map=layer_map, noise=noise, base=base, align=align)
+
+
+def _parse_base(value: Any, where: str) -> SourceModel | None:
+    if value is None:
+        return None
+    problems = Problems()
+    base = _load_one_of(SourceModel, value, where, ("model", "package"), problems)
+    problems.raise_lines()
+    return base
 
 
 def resolve_lambdas(config: MergeConfig, depth: int, where: str = "config") -> list[dict[str, list[float]]]:
@@ -228,7 +283,7 @@ def resolve_lambdas(config: MergeConfig, depth: int, where: str = "config") -> l
         for source, place in zip(config.sources, places, strict=True)
     ]
     problems.raise_lines()
-    if not config.allow_extrapolation:
+    if not config.allow_extrapolation and config.combination.method.sums_to_one:
         _check_sums(resolved, depth, where)
     return resolved
 

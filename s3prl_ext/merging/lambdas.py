@@ -16,16 +16,21 @@ PROJECTION_NAMES = {
     for projection, names in zip(PROJECTIONS, (("q", "query"), ("k", "key"), ("v", "value")), strict=True)
     for name in (projection, *names)
 }
-LAMBDA_KEYS = ("default", "gradient", *PROJECTION_NAMES)
+LAMBDA_KEYS = ("default", "gradient", "first", "decay", *PROJECTION_NAMES)
+DECAY = {"first", "decay"}
 
-# Values of lambda over depth: a number, one value per layer, or the points of a gradient over depth.
-LambdaSchedule = float | list[float] | dict[str, list[float]]
+# Values of lambda over depth: a number, one value per layer, the points of a gradient over depth, or first value and factor
+# from layer to layer.
+LambdaSchedule = float | list[float] | dict[str, list[float]] | dict[str, float]
 
 
 def over_depth(schedule: LambdaSchedule, depth: int) -> list[float]:
     """Return one lambda per layer; a list is taken as it is."""
     if isinstance(schedule, dict):
-        return spread(schedule["gradient"], depth)
+        points = schedule.get("gradient")
+        if isinstance(points, list):
+            return spread(points, depth)
+        return [schedule["first"] * schedule["decay"] ** layer for layer in range(depth)]  # type: ignore[operator]  # numbers
     return schedule if isinstance(schedule, list) else [schedule] * depth
 
 
@@ -50,14 +55,15 @@ def parse_lambda(value: Any, where: str, projections: list[str], extrapolate: bo
     """Return projection -> schedule for the projections to be merged.
 
     Args:
-        value: a number, a list, ``{gradient: [...]}``, or one of these for each projection and ``default``.
+        value: a number, a list, ``{gradient: [...]}``, ``{first: ..., decay: ...}``, or one of these for each projection and
+            ``default``.
         projections: those that may be merged.
         extrapolate: accept values outside [0, 1].
 
     Raises:
         UsageError: malformed or out of range; of several filters, all problems are in one message.
     """
-    if not isinstance(value, Mapping) or "gradient" in value:
+    if not isinstance(value, Mapping) or "gradient" in value or DECAY & value.keys():
         schedule = _parse_schedule(value, where, extrapolate)
         return dict.fromkeys(projections, schedule)
     problems = unknown_keys(value, LAMBDA_KEYS, where)
@@ -76,9 +82,18 @@ def parse_lambda(value: Any, where: str, projections: list[str], extrapolate: bo
 
 
 def _parse_schedule(value: Any, where: str, extrapolate: bool) -> LambdaSchedule:
+    if isinstance(value, Mapping) and set(value) == DECAY:
+        first = _parse_value(value["first"], f"{where}.first", extrapolate)
+        decay = as_number(value["decay"], f"{where}.decay")
+        if not 0.0 < decay <= 1.0:
+            raise UsageError(f"{where}.decay must be above 0 and at most 1, got {decay:g}.")
+        return {"first": first, "decay": decay}
     if isinstance(value, Mapping):
         if set(value) != {"gradient"} or not isinstance(value["gradient"], list) or not value["gradient"]:
-            raise UsageError(f"{where} must be a number, a list, or {{gradient: [first, ..., last]}}, got {value!r}.")
+            raise UsageError(
+                f"{where} must be a number, a list, {{gradient: [first, ..., last]}} or {{first: 0.2, decay: 0.9}}, got "
+                f"{value!r}."
+            )
         return {"gradient": [_parse_value(item, f"{where}.gradient", extrapolate) for item in value["gradient"]]}
     if isinstance(value, (list, tuple)):
         return [_parse_value(item, where, extrapolate) for item in value]

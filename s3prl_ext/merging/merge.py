@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +12,8 @@ from torch import Tensor
 from s3prl_ext.attention.layouts import Slot
 from s3prl_ext.attention.weights import AttentionWeights, depth, width
 from s3prl_ext.errors import DataError, UsageError
-from s3prl_ext.merging.interpolation import combine, relative_change
+from s3prl_ext.merging.interpolation import relative_change
+from s3prl_ext.merging.methods import LINEAR, MethodConfig, Part
 from s3prl_ext.merging.report import MergeRow
 
 # projection -> one lambda per layer; 0 = target, 1 = source.
@@ -27,12 +29,16 @@ class Source:
         lambdas: projection -> one value per layer of the target; a projection that is not in it is left alone.
         name: what to call it in the report and in messages.
         layers: its layer behind each of the target's; None where they are equal.
+        base: parameters of the model that it was trained from, under the target's slots; None where no method asks for them.
+        facts: what its record says in addition: the base, the alignment.
     """
 
     weights: AttentionWeights
     lambdas: Lambdas
     name: str = ""
     layers: Sequence[int | None] | None = None
+    base: AttentionWeights | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
     def layer(self, slot: Slot) -> int:
         """Return the source's layer that meets the target's `slot`."""
@@ -48,43 +54,46 @@ def merge_attention(
 
 
 def merge_sources(
-    target: AttentionWeights, sources: Sequence[Source], biases: bool = False
+    target: AttentionWeights, sources: Sequence[Source], biases: bool = False, method: MethodConfig = LINEAR
 ) -> tuple[AttentionWeights, list[MergeRow]]:
     """Return the merged parameters and a report; slots with lambda 0 are not in either, inputs stay unchanged.
 
-    W = (1 - sum of lambda_j) * W_target + sum of lambda_j * W_j for each slot.
+    By default W = (1 - sum of lambda_j) * W_target + sum of lambda_j * W_j for each slot.
 
     Args:
         target: a model that :func:`check_compatible` accepts together with each source.
         sources: at least one.
         biases: merge the biases too.
+        method: how matrices are combined.
 
     Raises:
         DataError: a tensor to be merged holds NaN or infinity.
     """
     merged: AttentionWeights = {}
     rows: list[MergeRow] = []
-    for slot, tensor, slot_rows in _merged_slots(target, sources, biases):
+    for slot, tensor, slot_rows in _merged_slots(target, sources, biases, method):
         merged[slot] = tensor
         rows += slot_rows
     return merged, rows
 
 
-def merge_in_place(target: AttentionWeights, sources: Sequence[Source], biases: bool = False) -> list[MergeRow]:
+def merge_in_place(
+    target: AttentionWeights, sources: Sequence[Source], biases: bool = False, method: MethodConfig = LINEAR
+) -> list[MergeRow]:
     """Write what :func:`merge_sources` returns into the target's parameters, and return the report.
 
     One matrix is merged at a time, so that little memory is taken besides the models.
     """
     rows: list[MergeRow] = []
     with torch.no_grad():
-        for slot, tensor, slot_rows in _merged_slots(target, sources, biases):
+        for slot, tensor, slot_rows in _merged_slots(target, sources, biases, method):
             target[slot].copy_(tensor)
             rows += slot_rows
     return rows
 
 
 def _merged_slots(
-    target: AttentionWeights, sources: Sequence[Source], biases: bool
+    target: AttentionWeights, sources: Sequence[Source], biases: bool, method: MethodConfig
 ) -> Iterator[tuple[Slot, Tensor, list[MergeRow]]]:
     """Yield each slot that changes, its merged tensor and rows; before the first all tensors are checked."""
     chosen = [chosen_slots(target, source.lambdas, biases) for source in sources]
@@ -92,9 +101,16 @@ def _merged_slots(
     check_finite(target, changed, "the target")
     for source, slots in zip(sources, chosen, strict=True):
         check_finite(source.weights, slots, f"the source {source.name}".rstrip(), source.layer)
+        if source.base is not None:
+            check_finite(source.base, slots, f"the base of the source {source.name}".rstrip(), source.layer)
     for slot in changed:
         used = [(source, slots[slot]) for source, slots in zip(sources, chosen, strict=True) if slot in slots]
-        merged = combine(target[slot], [source.weights[slot] for source, _ in used], [w for _, w in used])
+        parts = [
+            Part(source.weights[slot], slots[slot], None if source.base is None else source.base[slot], number)
+            for number, (source, slots) in enumerate(zip(sources, chosen, strict=True))
+            if slot in slots
+        ]
+        merged = method.combine(target[slot], parts, slot)
         change = relative_change(target[slot], merged)
         label = slot.projection if slot.kind == "weight" else f"{slot.projection}.bias"
         yield slot, merged, [MergeRow(slot.layer, label, w, change, s.name, s.layer(slot)) for s, w in used]

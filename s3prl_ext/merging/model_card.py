@@ -12,10 +12,16 @@ from s3prl_ext.models.card import write_card
 from s3prl_ext.tables import grid
 
 ABOUT = (
-    "The query, key and value matrices of a target model, interpolated with those of other models: "
-    "W = λ · W_source + (1 - λ) · W_target. Everything else is the target's, bit for bit. Method: "
+    "The query, key and value matrices of a target model, {how}. Everything else is the target's, bit for bit. Method: "
     "Multimodal Attention Merging for Improved Speech Recognition and Audio Event Classification (MAM)."
 )
+FORMULAS = {
+    "linear": "interpolated with those of other models: W = λ · W_source + (1 - λ) · W_target",
+    "slerp": "turned towards those of another model on the arc between them (slerp, λ of the way)",
+    "task_arithmetic": "plus what training changed in other models: W = W_target + λ · (W_source - W_base)",
+    "ties": "plus what training changed in other models, trimmed to the largest entries of the elected sign (TIES)",
+    "dare": "plus what training changed in other models, dropped at random and rescaled (DARE)",
+}
 LICENCE = (
     "A merged model is made from all of the models above: the licences of each of them apply together. "
     "Read their cards before you pass it on."
@@ -66,7 +72,8 @@ def model_card(
         ),
         "Licence": LICENCE,
     }
-    return write_card(title, ABOUT, sections, ["merge", "multimodal-attention-merging"], hub_ids)
+    how = FORMULAS[(record.get("method") or {"name": "linear"})["name"]]
+    return write_card(title, ABOUT.format(how=how), sections, ["merge", "multimodal-attention-merging"], hub_ids)
 
 
 def _models(record: Mapping[str, Any], merged_sha256: str) -> str:

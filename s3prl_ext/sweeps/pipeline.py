@@ -16,6 +16,7 @@ from s3prl_ext.attention.weights import AttentionWeights, depth, sha256
 from s3prl_ext.errors import UsageError
 from s3prl_ext.merging.config import MergeConfig
 from s3prl_ext.merging.layers import chosen_layers
+from s3prl_ext.merging.merge import Source
 from s3prl_ext.merging.noise import STREAMS, NoiseConfig
 from s3prl_ext.merging.selection_config import LayerSelection, parse_selection
 from s3prl_ext.papers.figures import CORPORA
@@ -32,8 +33,9 @@ from s3prl_ext.tasks import task_of
 from s3prl_ext.training import last_hidden_state, provenance
 from s3prl_ext.training.run_spec import RunSpec
 from s3prl_ext.upstreams.layer_similarity.selection import choose_layers
-from s3prl_ext.upstreams.merged_attention.expert import find_source, prepare_sources, source_name, target_name
 from s3prl_ext.upstreams.merged_attention.record import describe_model
+from s3prl_ext.upstreams.merged_attention.sources import find_source, prepare_sources, source_name
+from s3prl_ext.upstreams.merged_attention.targets import target_name
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +52,7 @@ class Pair:
         path: folder or file of the source; None where only noise is merged that needs none.
         source: the source's attention parameters as read.
         layer_map: source layer for each target layer.
+        prepared: the source under the target's slots; its base and the order of its heads.
     """
 
     config: MergeConfig
@@ -57,6 +60,7 @@ class Pair:
     path: Path | None
     source: AttentionWeights | None
     layer_map: list[int | None]
+    prepared: Source
 
     @property
     def noise(self) -> NoiseConfig:
@@ -139,7 +143,7 @@ def _open_pair(runner: SweepRunner, config: MergeConfig, path: Path | None, sour
     )
     (prepared,) = prepare_sources(target, [source], dataclasses.replace(config, sources=(unmerged,)))
     layers = prepared.layers if prepared.layers is not None else range(depth(target))
-    return Pair(config, target, path, source, list(layers))
+    return Pair(config, target, path, source, list(layers), prepared)
 
 
 def _sweep(flags: argparse.Namespace, runner: SweepRunner, pair: Pair, grid: dict[str, Any]) -> Sweep:
@@ -150,7 +154,17 @@ def _sweep(flags: argparse.Namespace, runner: SweepRunner, pair: Pair, grid: dic
         lambda layers: chosen_layers(layers, source.layer_map, depth(pair.target)),
         lambda by, k: _similar(by, k, flags.similarity, runner.upstream.model, pair),
     )
-    weights = ArmWeights(pair.target, pair.source, pair.layer_map, list(source.lambda_), pair.config.biases, pair.noise)
+    weights = ArmWeights(
+        pair.target,
+        pair.source,
+        pair.layer_map,
+        list(source.lambda_),
+        pair.config.biases,
+        pair.noise,
+        method=pair.config.combination,
+        base=pair.prepared.base,
+        heads=pair.prepared.facts["align"]["heads"] if source.align else None,
+    )
     store = Store(flags.expdir, _settings(runner, pair), flags.overwrite)
     origin = {} if store.content["results"] else _origin(runner.args.device)
     ckpt = Path(flags.upstream_ckpt).name if flags.upstream_ckpt else None
@@ -221,7 +235,19 @@ def _settings(runner: SweepRunner, pair: Pair) -> dict[str, Any]:
         "projections": list(pair.config.sources[0].lambda_),
         "biases": pair.config.biases,
         "noise": {"seed": pair.noise.seed, "statistics": pair.noise.statistics, "streams": STREAMS},
-    } | ({"merged part": pair.config.target.prefix} if pair.config.target.prefix else {})
+    } | _options(pair)
+
+
+def _options(pair: Pair) -> dict[str, Any]:
+    """Return the settings that a sweep names only where they are not the usual ones."""
+    config, facts = pair.config, pair.prepared.facts
+    options = {
+        "merged part": config.target.prefix,
+        "method": dataclasses.asdict(config.method) if config.method else None,
+        "base": facts["base"]["attention_sha256"] if "base" in facts else None,
+        "align": dataclasses.asdict(config.sources[0].align) if config.sources[0].align else None,
+    }
+    return {key: value for key, value in options.items() if value}
 
 
 def _facts(pair: Pair, grid: dict[str, Any]) -> dict[str, Any]:

@@ -10,8 +10,10 @@ from torch import Tensor
 
 from s3prl_ext.attention.layouts import Slot
 from s3prl_ext.attention.weights import AttentionWeights
+from s3prl_ext.merging.alignment import align_heads
 from s3prl_ext.merging.layers import align
 from s3prl_ext.merging.merge import check_finite
+from s3prl_ext.merging.methods import LINEAR, MethodConfig, Part
 from s3prl_ext.merging.noise import Moments, NoiseConfig, noise_moments, sample
 from s3prl_ext.sweeps.grid import Arm
 
@@ -19,7 +21,7 @@ from s3prl_ext.sweeps.grid import Arm
 class ArmWeights:
     """The query, key and value parameters of a target, which take the values of an arm and get their own back.
 
-    Merged values are those of :func:`s3prl_ext.merging.interpolation.interpolate`, bit for bit.
+    Merged values are those of :meth:`s3prl_ext.merging.methods.MethodConfig.combine`, bit for bit.
 
     Args:
         target: views of the model's parameters, which are written to.
@@ -28,6 +30,9 @@ class ArmWeights:
         projections: those that are merged.
         biases: merge the biases too.
         noise: seed and statistics of the noise controls; its kind and draw are the arm's.
+        method: how matrices are combined.
+        base: of the source, under the target's slots and in its own order of heads; for methods that need one.
+        heads: number of heads to align, of the source and of each draw of noise; None to leave them as they are.
 
     Raises:
         DataError: a matrix holds NaN or infinity.
@@ -41,6 +46,9 @@ class ArmWeights:
         projections: Sequence[str],
         biases: bool = False,
         noise: NoiseConfig | None = None,
+        method: MethodConfig = LINEAR,
+        base: AttentionWeights | None = None,
+        heads: int | None = None,
     ) -> None:
         self._target = {
             slot: tensor.detach()
@@ -51,11 +59,13 @@ class ArmWeights:
         self._source_as_read, self._layer_map = source, layer_map
         check_finite(target, self._target, "the target")
         self._original = {slot: tensor.clone() for slot, tensor in self._target.items()}
+        self._method, self._base, self._heads = method, base, heads
+        self._projections = list(projections)
         self._source: dict[Slot, Tensor] | None = None
         if source is not None:
             aligned = {slot: tensor for slot, tensor in align(source, layer_map).items() if slot in self._target}
             check_finite(aligned, aligned, "the source", lambda slot: layer_map[slot.layer] or 0)
-            self._source = {slot: self._ready(slot, tensor) for slot, tensor in aligned.items()}
+            self._source = self._aligned({slot: self._ready(slot, tensor) for slot, tensor in aligned.items()})
         self._noise = noise or NoiseConfig("standard")
         self._drawn: tuple[tuple[str, int], dict[Slot, Tensor]] | None = None
         self._statistics: dict[str, dict[Slot, Moments] | None] = {}
@@ -69,7 +79,10 @@ class ArmWeights:
         self._changed |= slots
         other = self._matrices(arm) if slots else {}
         for slot in slots & other.keys():
-            if arm.lambda_ == 1.0:
+            if self._method != LINEAR:
+                part = Part(other[slot], arm.lambda_, self._base[slot] if self._base else None)
+                self._target[slot].copy_(self._method.combine(self._original[slot], [part], slot))
+            elif arm.lambda_ == 1.0:
                 self._target[slot].copy_(other[slot])
             elif self._target[slot].dtype == other[slot].dtype:
                 torch.lerp(self._original[slot], other[slot], arm.lambda_, out=self._target[slot])
@@ -88,6 +101,12 @@ class ArmWeights:
         dtype = torch.promote_types(torch.promote_types(target.dtype, tensor.dtype), torch.float32)
         return tensor.to(target.device, dtype)
 
+    def _aligned(self, matrices: dict[Slot, Tensor]) -> dict[Slot, Tensor]:
+        """Return matrices with their heads in the order of the target's, where that is asked for."""
+        if self._heads is None:
+            return matrices
+        return align_heads(self._original, matrices, self._heads, self._projections)[0]
+
     def _matrices(self, arm: Arm) -> dict[Slot, Tensor]:
         """Return what is merged in: the source's matrices, or the arm's draw of noise."""
         if arm.noise == "none":
@@ -101,5 +120,6 @@ class ArmWeights:
                 self._statistics[arm.noise] = noise_moments(config, own, self._source_as_read, self._layer_map)
             shapes = {slot: tensor.shape for slot, tensor in self._target.items()}
             drawn = sample(shapes, self._statistics[arm.noise], config)
-            self._drawn = (arm.noise, arm.draw), {slot: self._ready(slot, tensor) for slot, tensor in drawn.items()}
+            ready = {slot: self._ready(slot, tensor) for slot, tensor in drawn.items()}
+            self._drawn = (arm.noise, arm.draw), self._aligned(ready)
         return self._drawn[1]

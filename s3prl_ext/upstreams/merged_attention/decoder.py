@@ -15,7 +15,8 @@ from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.merging.config import DECODER, MergeConfig
 from s3prl_ext.upstreams.layer_similarity.selection import choose_layers
 from s3prl_ext.upstreams.merged_attention.config import OWN_UPSTREAM, is_merged, read_config
-from s3prl_ext.upstreams.merged_attention.expert import merge_into, read_sources
+from s3prl_ext.upstreams.merged_attention.expert import merge_into
+from s3prl_ext.upstreams.merged_attention.sources import read_sources
 from s3prl_ext.upstreams.merged_attention.targets import read_decoder, target_name
 
 

@@ -4,32 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from s3prl_ext import hub
-from s3prl_ext.attention.files import find_model, find_package_model, read_attention
-from s3prl_ext.attention.layouts import Slot
 from s3prl_ext.attention.weights import AttentionWeights, depth, extract
-from s3prl_ext.errors import UsageError
-from s3prl_ext.merging.config import MergeConfig, SourceConfig, TargetConfig, resolve_lambdas
-from s3prl_ext.merging.layers import align, resolve_layer_map
-from s3prl_ext.merging.merge import Lambdas, Source, check_compatible, chosen_slots, merge_in_place
-from s3prl_ext.merging.noise import noise_moments, sample
+from s3prl_ext.merging.config import MergeConfig, TargetConfig
+from s3prl_ext.merging.merge import Source, merge_in_place
 from s3prl_ext.merging.report import format_table
-from s3prl_ext.model_settings import model_config
+from s3prl_ext.model_settings import head_count
 from s3prl_ext.upstreams.layer_similarity.selection import choose_layers
-from s3prl_ext.upstreams.merged_attention.learnable import describe_learnable, install_learnable, learnable_slots
+from s3prl_ext.upstreams.merged_attention.learnable import describe_learnable, install_learnable
 from s3prl_ext.upstreams.merged_attention.record import MergeRecord, check_merge_record, describe_model, describe_source
+from s3prl_ext.upstreams.merged_attention.sources import prepare_sources, read_sources
 from s3prl_ext.upstreams.merged_attention.targets import (
     TRANSFORMERS_UPSTREAMS,
     build_target,
     read_decoder,
     target_name,
-    with_prefix,
 )
 
 __all__ = [
@@ -38,7 +33,6 @@ __all__ = [
     "build_upstream",
     "check_merge_record",
     "merge_into",
-    "read_sources",
     "target_name",
 ]
 
@@ -76,20 +70,6 @@ def build_upstream(config: MergeConfig, refresh: bool = False) -> torch.nn.Modul
     return upstream
 
 
-def read_sources(config: MergeConfig) -> tuple[list[Path | None], list[AttentionWeights | None]]:
-    """Return path and attention parameters of each source, None for noise that needs no source.
-
-    Raises:
-        DataError: a model is missing, unreadable, or without attention.
-    """
-    paths = [find_source(source) if source.is_read else None for source in config.sources]
-    weights = [
-        read_attention(path, source.prefix) if path else None
-        for path, source in zip(paths, config.sources, strict=True)
-    ]
-    return paths, weights
-
-
 def _decoder_record(config: MergeConfig, sources: Sequence[AttentionWeights | None]) -> MergeRecord:
     """Return the record of a merge into a decoder, which is not part of the upstream."""
     decoder = read_decoder(config.target)
@@ -98,11 +78,6 @@ def _decoder_record(config: MergeConfig, sources: Sequence[AttentionWeights | No
         target_name(config.target),
     )
     return merge_record(decoder, sources, prepare_sources(decoder, sources, config), config)
-
-
-def find_source(source: SourceConfig) -> Path:
-    """Return the folder or file of the source model."""
-    return find_package_model(source.package) if source.package else find_model(str(source.model))
 
 
 def merge_into(
@@ -125,7 +100,7 @@ def merge_into(
     if config.learnable is not None:
         rows = install_learnable(upstream, target, prepared[0], config, name)
     else:
-        rows = merge_in_place(target, prepared, config.biases)
+        rows = merge_in_place(target, prepared, config.biases, config.combination)
     names = ", ".join(source.name for source in prepared)
     first = " with a learnable lambda, at first" if config.learnable else ""
     if not rows and any(source.layers in NO_LAYERS for source in config.sources):
@@ -157,7 +132,7 @@ def merge_record(
         "biases": config.biases,
         "learnable": describe_learnable(config, depth(target)),
         "config": _plain(config),
-    }
+    } | ({"method": dataclasses.asdict(config.method)} if config.method else {})
 
 
 def _revision(target: TargetConfig) -> str | None:
@@ -165,85 +140,16 @@ def _revision(target: TargetConfig) -> str | None:
     return hub.resolved().get(str(target.model or target.ckpt))
 
 
-def prepare_sources(
-    target: AttentionWeights, sources: Sequence[AttentionWeights | None], config: MergeConfig
-) -> list[Source]:
-    """Return the sources under the target's slots with their resolved lambdas; noise is drawn.
-
-    Raises:
-        UsageError: depth, width, layers or lambda do not fit, one line for each problem.
-        DataError: NaN in a matrix whose statistics the noise needs.
-    """
-    lambdas, maps = resolve_sources(target, sources, config)
-    prepared = []
-    for index, (weights, source) in enumerate(zip(sources, config.sources, strict=True)):
-        if config.learnable is not None:
-            slots = learnable_slots(config, depth(target))
-        else:
-            slots = list(chosen_slots(target, lambdas[index], config.biases))
-        prepared.append(_prepare(target, weights, source, lambdas[index], maps[index], slots, index))
-    return prepared
-
-
-def _prepare(
-    target: AttentionWeights,
-    weights: AttentionWeights | None,
-    config: SourceConfig,
-    lambdas: Lambdas,
-    layer_map: list[int | None],
-    slots: Sequence[Slot],
-    index: int,
-) -> Source:
-    """Return a source under the target's slots, or noise for `slots` in its place."""
-    name = source_name(config)
-    if config.noise is not None:
-        shapes = {slot: target[slot].shape for slot in slots}
-        noise = sample(shapes, noise_moments(config.noise, target, weights, layer_map), config.noise, index)
-        return Source(noise, lambdas, name, None if weights is None else layer_map)
-    assert weights is not None
-    return Source(align(weights, layer_map), lambdas, name, layer_map)
-
-
-def source_name(source: SourceConfig) -> str:
-    """Return what to call the source in messages and records."""
-    model = with_prefix(source.model or f"package {source.package}", source.prefix)
-    if source.noise is None:
-        return model
-    owner = {"source": model, "target": "the target", "standard": "N(0, 1)"}[source.noise.kind]
-    return f"noise of {owner} (draw {source.noise.draw}, seed {source.noise.seed})"
-
-
-def resolve_sources(
-    target: AttentionWeights, sources: Sequence[AttentionWeights | None], config: MergeConfig
-) -> tuple[list[dict[str, list[float]]], list[list[int | None]]]:
-    """Return lambdas and layer map of each source; report everything that does not fit at once."""
-    problems: list[str] = []
-
-    def attempt(check: Callable[..., Any], *arguments: Any) -> Any:
-        try:
-            return check(*arguments)
-        except UsageError as error:
-            problems.append(str(error))
-
-    maps = []
-    for source, weights in zip(config.sources, sources, strict=True):
-        names = f"target {target_name(config.target)}", f"source {source_name(source)}"
-        source_depth = None if weights is None else depth(weights)
-        maps.append(attempt(resolve_layer_map, source.layer_map, depth(target), source_depth, names))
-        if weights is not None and maps[-1] is not None:
-            known = maps[-1] if source.layer_map is not None else None
-            attempt(check_compatible, target, weights, names, config.biases, known)
-    lambdas = attempt(resolve_lambdas, config, depth(target))
-    if problems:
-        raise UsageError("\n".join(problems))
-    return lambdas, maps
-
-
 def _plain(config: MergeConfig) -> dict[str, Any]:
     """Return the configuration under the keys of its YAML file, in plain values."""
     content = dataclasses.asdict(config)
+    if config.method is None:
+        content.pop("method")
     for source in content["sources"]:
         source["lambda"] = source.pop("lambda_")
+        for key in ("base", "align"):
+            if source[key] is None:
+                source.pop(key)
         if isinstance(source["layer_map"], dict):
             source["layer_map"] = {str(layer): other for layer, other in source["layer_map"].items()}
     return content | {"sources": list(content["sources"])}
@@ -251,7 +157,7 @@ def _plain(config: MergeConfig) -> dict[str, Any]:
 
 def _warn_heads(upstream: torch.nn.Module, source_path: Path) -> None:
     """Warn where source and target split the same width into different numbers of heads."""
-    source_heads = model_config(source_path).get("num_attention_heads")
+    source_heads = head_count(source_path)
     target_heads = next(
         (m.num_heads for m in upstream.modules() if isinstance(getattr(m, "num_heads", None), int)), None
     )

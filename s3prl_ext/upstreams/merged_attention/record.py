@@ -47,14 +47,14 @@ def describe_source(
         statistics = None if noise.kind == "standard" else noise.statistics
         facts = {"statistics": statistics, "streams": STREAMS, "sha256": sha256(source.weights)}
         record["noise"] = dataclasses.asdict(noise) | facts
-    return record
+    return record | dict(source.facts)
 
 
 def check_merge_record(stored: MergeRecord | str | None, current: MergeRecord | None) -> None:
     """Check that a model was merged in the same way as the one a checkpoint was made with.
 
-    Names and paths may differ; what counts are the hashes of target and sources, noise, layer maps, lambdas (of
-    learnable ones the first values), and whether biases are merged.
+    Names and paths may differ; what counts are the hashes of target, sources and bases, noise, layer maps, the order of heads,
+    lambdas (of learnable ones the first values), the method, and whether biases are merged.
 
     Args:
         stored: ``merge_record`` of the checkpoint; None or empty where its upstream was not merged; :data:`UNKNOWN` of a delta
@@ -75,6 +75,10 @@ def check_merge_record(stored: MergeRecord | str | None, current: MergeRecord | 
     if counts[0] != counts[1]:
         raise DataError(
             f"the checkpoint was made with {counts[0]} sources, but now there are {counts[1]}: give the same."
+        )
+    if stored.get("method") != current.get("method"):
+        raise DataError(
+            f"the checkpoint was made with method: {_method(stored)}, but now it is method: {_method(current)}: give the same."
         )
     learnt = (stored.get("learnable") or {}).get("layers", [])
     for index, (was, now) in enumerate(zip(stored["sources"], current["sources"], strict=True)):
@@ -118,6 +122,19 @@ def _check_source(role: str, stored: MergeRecord, current: MergeRecord, learnt: 
     if was != now:
         raise DataError(f"the checkpoint was made with {role} noise: {was}, but now it is {now}: give the same.")
     _check_model(role, stored, current)
+    for key in ("base", "align"):
+        if bool(stored.get(key)) != bool(current.get(key)):
+            raise DataError(
+                f"the checkpoint was made {_with(key, stored)} of the {role}, but now it is {_with(key, current)}: give "
+                "the same configuration."
+            )
+    if stored.get("base"):
+        _check_model(f"base of the {role}", stored["base"], current["base"])
+    if stored.get("align") != current.get("align"):
+        raise DataError(
+            f"the checkpoint was made with other heads of the {role} aligned: {stored['align']['heads']} heads, but now "
+            f"{current['align']['heads']}, or in another order: give the same align and models."
+        )
     lambdas, maps = _difference(stored, current, learnt)
     of = "" if role == "source" else f" of {role}"
     if lambdas:
@@ -126,6 +143,15 @@ def _check_source(role: str, stored: MergeRecord, current: MergeRecord, learnt: 
         )
     if maps:
         raise DataError(f"the checkpoint was made with another layer_map{of}: {maps}: give the same.")
+
+
+def _with(key: str, source: MergeRecord) -> str:
+    return f"with {key}" if source.get(key) else f"without {key}"
+
+
+def _method(record: MergeRecord) -> str:
+    method = record.get("method") or {"name": "linear"}
+    return _section({key: value for key, value in method.items() if value is not None})
 
 
 def _named(model: MergeRecord) -> str:

@@ -1,0 +1,104 @@
+"""Which head of the source meets which of the target: permute its q, k and v rows by head before a merge.
+
+The heads of a layer have no order: a model whose heads are permuted, together with the columns of its output projection,
+is the same function. Interpolation pairs head i with head i all the same (MAM, Eq. 1); an assignment pairs those that are
+alike (after the alignment of permuted units of Ainsworth et al., 2023, arXiv:2209.04836; by layer, heads only).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import torch
+from torch import Tensor
+
+from s3prl_ext.attention.layouts import Slot
+from s3prl_ext.attention.weights import AttentionWeights
+from s3prl_ext.errors import UsageError
+from s3prl_ext.settings import choice, count, load
+
+
+@dataclass(frozen=True)
+class AlignConfig:
+    """Section ``align`` of a source.
+
+    Attributes:
+        kind: what is permuted: ``heads``.
+        heads: number of heads of a layer; None to read it from the models' ``config.json``.
+    """
+
+    kind: Annotated[str, choice("heads")] = "heads"
+    heads: Annotated[int | None, count()] = None
+
+
+def parse_align(value: Any, where: str = "align") -> AlignConfig | None:
+    """Check a section ``align``: ``heads``, or ``{kind: heads, heads: 12}``; None stays None.
+
+    Raises:
+        UsageError: with one line for every problem found.
+    """
+    if value is None:
+        return None
+    content = {"kind": value} if isinstance(value, str) else value
+    if not isinstance(content, Mapping):
+        raise UsageError(f"{where} must be heads, or a mapping such as {{kind: heads, heads: 12}}, got {value!r}.")
+    return load(AlignConfig, content, where)
+
+
+def align_heads(
+    target: AttentionWeights, source: AttentionWeights, heads: int, projections: Sequence[str]
+) -> tuple[AttentionWeights, dict[int, list[int]]]:
+    """Return the source with the heads of each layer in the order of the target's, and that order.
+
+    Head i of the target meets the source's head ``order[layer][i]``: the assignment that maximizes the sum over heads of
+    <W_target[i], W_source[j]>, summed over the matrices of `projections`, which is the one with the least squared
+    distance. Of a source that is the target with permuted heads it gives the target back, bit for bit.
+
+    Args:
+        source: under the target's slots; slots of either model that the other lacks are left as they are.
+        heads: number of heads of both models.
+        projections: matrices that are compared; those, their biases and no others are permuted.
+
+    Raises:
+        UsageError: the width of a matrix is not a multiple of `heads`.
+    """
+    orders = {}
+    for layer in sorted({slot.layer for slot in source}):
+        slots = [Slot(layer, projection) for projection in projections]
+        compared = [slot for slot in slots if slot in source and slot in target]
+        if compared:
+            orders[layer] = _order([target[slot] for slot in compared], [source[slot] for slot in compared], heads)
+    permuted = {
+        slot: permute_heads(tensor, orders[slot.layer])
+        if slot.layer in orders and slot.projection in projections
+        else tensor
+        for slot, tensor in source.items()
+    }
+    return permuted, orders
+
+
+def permute_heads(tensor: Tensor, order: Sequence[int]) -> Tensor:
+    """Return the rows of a matrix [out, in], or the entries of a bias [out], with head ``order[i]`` at place i."""
+    blocks = tensor.reshape(len(order), -1, *tensor.shape[1:])
+    return blocks[list(order)].reshape(tensor.shape)
+
+
+def _order(target: Sequence[Tensor], source: Sequence[Tensor], heads: int) -> list[int]:
+    """Return the source's head for each head of the target in one layer."""
+    from scipy.optimize import linear_sum_assignment
+
+    total = torch.zeros(heads, heads, dtype=torch.float64)
+    for ours, theirs in zip(target, source, strict=True):
+        if ours.shape[0] % heads:
+            raise UsageError(
+                f"a matrix of {ours.shape[0]} rows cannot be divided into {heads} heads: correct align.heads."
+            )
+        total += (_by_head(ours, heads) @ _by_head(theirs, heads).T).cpu()
+    _, order = linear_sum_assignment(total.numpy(), maximize=True)
+    return [int(head) for head in order]
+
+
+def _by_head(matrix: Tensor, heads: int) -> Tensor:
+    return matrix.detach().double().reshape(heads, -1)

@@ -1,0 +1,237 @@
+"""How matrices are combined: interpolation (MAM), on a sphere (slerp), or by task vectors (arithmetic, TIES, DARE).
+
+A task vector is what training changed: delta_j = W_j - B_j, the source minus the model that it was trained from
+(``base``). Each method takes lambda by source, layer and projection; with lambda 0 everywhere the target stays as it is,
+bit for bit. All sums are taken in float32, or float64 if a tensor is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import torch
+from torch import Tensor
+
+from s3prl_ext.attention.layouts import Slot
+from s3prl_ext.errors import UsageError
+from s3prl_ext.merging.interpolation import combine, interpolate
+from s3prl_ext.settings import choice, count, load, number
+
+COLLINEAR = 0.9995  # |cosine| above which slerp is the straight line, as in mergekit
+SMALLEST_NORM = 1e-8
+
+
+@dataclass(frozen=True)
+class Part:
+    """One source's matrix in the merge of one slot.
+
+    Attributes:
+        matrix: of the target's shape.
+        weight: lambda, not 0.
+        base: the same matrix of the model that the source was trained from; None for methods that need none.
+        source: number of the source, which chooses its random numbers.
+    """
+
+    matrix: Tensor
+    weight: float
+    base: Tensor | None = None
+    source: int = 0
+
+
+@dataclass(frozen=True)
+class MethodConfig:
+    """Section ``method`` of a merge.
+
+    Attributes:
+        name: a name of :data:`METHODS`.
+        density: share of each task vector that is kept, in (0, 1]: the largest entries (ties) or random ones (dare).
+        seed: of the random choice (dare).
+    """
+
+    name: Annotated[str, choice("linear", "slerp", "task_arithmetic", "ties", "dare")] = "linear"
+    density: Annotated[float | None, number(above=0, most=1)] = None
+    seed: Annotated[int | None, count(0)] = None
+
+    @property
+    def method(self) -> Method:
+        """The row of :data:`METHODS`."""
+        return METHODS[self.name]
+
+    def combine(self, target: Tensor, parts: Sequence[Part], slot: Slot) -> Tensor:
+        """Return the merged matrix of one slot in the target's dtype and on its device.
+
+        Args:
+            target: [out, in], or a bias [out].
+            parts: the sources with a lambda other than 0, in the order of the configuration.
+            slot: chooses the random numbers, so that no slot depends on another.
+        """
+        return self.method.function(target, parts, self, slot)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of the table of methods.
+
+    Attributes:
+        function: target, parts, configuration, slot -> merged matrix.
+        needs_base: whether each source has a base.
+        options: keys of the section that it takes, and the value of each that is not given.
+        sums_to_one: whether lambda of all sources together must not exceed 1.
+        several: whether it takes more than one source.
+    """
+
+    function: Callable[[Tensor, Sequence[Part], MethodConfig, Slot], Tensor]
+    needs_base: bool = False
+    options: Mapping[str, Any] | None = None
+    sums_to_one: bool = False
+    several: bool = True
+
+
+def parse_method(value: Any, where: str = "method") -> MethodConfig:
+    """Check a section ``method``: a name, or a mapping such as ``{name: ties, density: 0.2}``.
+
+    Raises:
+        UsageError: with one line for every problem found.
+    """
+    content = {"name": value} if isinstance(value, str) else value
+    if not isinstance(content, Mapping) or "name" not in content:
+        raise UsageError(f"{where} must be one of {', '.join(METHODS)}, or a mapping with name, got {value!r}.")
+    config = load(MethodConfig, content, where)
+    options = config.method.options or {}
+    surplus = [key for key in content if key != "name" and key not in options]
+    if surplus:
+        takes = f"takes {', '.join(options)} only" if options else "takes no option"
+        raise UsageError(f"{where}: {config.name} {takes}, but {', '.join(surplus)} is given.")
+    return MethodConfig(config.name, **{**options, **{key: getattr(config, key) for key in options if key in content}})
+
+
+def slerp(target: Tensor, source: Tensor, weight: float) -> Tensor:
+    """Return the matrix `weight` of the way from `target` to `source` on the arc between their directions.
+
+    With the angle a between the two, each as one vector: (sin((1 - t) a) * W_target + sin(t a) * W_source) / sin(a)
+    (Shoemake, 1985; as mergekit). Where they are collinear, opposite, or one is zero: :func:`interpolate`. Both ends are exact.
+    """
+    if weight in (0.0, 1.0):
+        return interpolate(target, source, weight)
+    dtype = _common(target, source)
+    start, end = target.to(dtype), source.to(target.device, dtype)
+    norms = torch.linalg.vector_norm(start), torch.linalg.vector_norm(end)
+    if min(norms) < SMALLEST_NORM:
+        return interpolate(target, source, weight)
+    cosine = torch.sum(start / norms[0] * (end / norms[1]), dtype=torch.float64).clamp(-1, 1).item()
+    if abs(cosine) > COLLINEAR:
+        return interpolate(target, source, weight)
+    angle = math.acos(cosine)
+    first, second = (math.sin(share * angle) / math.sin(angle) for share in (1 - weight, weight))
+    return (start * first).add_(end, alpha=second).to(target.dtype)
+
+
+def task_arithmetic(target: Tensor, deltas: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """Return target + sum of lambda_j * delta_j (Ilharco et al., 2023, arXiv:2212.04089).
+
+    Args:
+        deltas: task vectors of the target's shape.
+    """
+    total = target.to(_common(target, *deltas), copy=True)
+    for delta, weight in zip(deltas, weights, strict=True):
+        total.add_(delta, alpha=weight)
+    return total.to(target.dtype)
+
+
+def ties(target: Tensor, deltas: Sequence[Tensor], weights: Sequence[float], density: float) -> Tensor:
+    """Return target + the mean of lambda_j * delta_j over the sources that agree with the elected sign, entry by entry.
+
+    Each task vector is trimmed to its `density` largest entries; the sign with the larger sum of lambda_j * delta_j is
+    elected; others are left out of sum and count (Yadav et al., 2023, arXiv:2306.01708).
+    """
+    trimmed = torch.stack([weight * trim(delta, density) for delta, weight in zip(deltas, weights, strict=True)])
+    elected = torch.where(trimmed.sum(dim=0) >= 0, 1.0, -1.0).to(trimmed.dtype)
+    agree = trimmed.sign() == elected
+    mean = (trimmed * agree).sum(dim=0) / agree.sum(dim=0).clamp(min=1)
+    return (target.to(mean.dtype) + mean).to(target.dtype)
+
+
+def trim(delta: Tensor, density: float) -> Tensor:
+    """Return a copy that keeps the `density` largest magnitudes, at least one, and is 0 elsewhere.
+
+    Of equal magnitudes the earlier ones are kept.
+    """
+    kept = max(1, int(density * delta.numel()))
+    if kept >= delta.numel():
+        return delta
+    flat = delta.flatten()
+    order = torch.sort(flat.abs(), descending=True, stable=True).indices[:kept]
+    result = torch.zeros_like(flat)
+    result[order] = flat[order]
+    return result.view_as(delta)
+
+
+def drop_and_rescale(delta: Tensor, density: float, generator: torch.Generator) -> Tensor:
+    """Return a copy that keeps each entry with probability `density`, divided by it; the mean stays.
+
+    Yu et al., 2024, arXiv:2311.03099 (DARE); the numbers are drawn on the CPU, so that every device has the same ones.
+    """
+    kept = torch.rand(delta.shape, generator=generator) < density
+    return (delta / density).masked_fill_(~kept.to(delta.device), 0.0)
+
+
+def _linear(target: Tensor, parts: Sequence[Part], config: MethodConfig, slot: Slot) -> Tensor:
+    return combine(target, [part.matrix for part in parts], [part.weight for part in parts])
+
+
+def _slerp(target: Tensor, parts: Sequence[Part], config: MethodConfig, slot: Slot) -> Tensor:
+    (part,) = parts
+    return slerp(target, part.matrix, part.weight)
+
+
+def _task_arithmetic(target: Tensor, parts: Sequence[Part], config: MethodConfig, slot: Slot) -> Tensor:
+    return task_arithmetic(target, _task_vectors(target, parts), [part.weight for part in parts])
+
+
+def _ties(target: Tensor, parts: Sequence[Part], config: MethodConfig, slot: Slot) -> Tensor:
+    assert config.density is not None
+    return ties(target, _task_vectors(target, parts), [part.weight for part in parts], config.density)
+
+
+def _dare(target: Tensor, parts: Sequence[Part], config: MethodConfig, slot: Slot) -> Tensor:
+    assert config.density is not None
+    deltas = [
+        drop_and_rescale(delta, config.density, _generator("dare", config.seed, part.source, *slot))
+        for delta, part in zip(_task_vectors(target, parts), parts, strict=True)
+    ]
+    return task_arithmetic(target, deltas, [part.weight for part in parts])
+
+
+def _task_vectors(target: Tensor, parts: Sequence[Part]) -> list[Tensor]:
+    deltas = []
+    for part in parts:
+        assert part.base is not None
+        dtype = _common(target, part.matrix, part.base)
+        deltas.append(part.matrix.to(target.device, dtype) - part.base.to(target.device, dtype))
+    return deltas
+
+
+def _common(*tensors: Tensor) -> torch.dtype:
+    dtype = torch.float32
+    for tensor in tensors:
+        dtype = torch.promote_types(dtype, tensor.dtype)
+    return dtype
+
+
+def _generator(*key: int | str | None) -> torch.Generator:
+    digest = hashlib.sha256("|".join(map(str, key)).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:4], "big"))  # torch seeds its CPU generator by 32 bits
+
+
+METHODS: dict[str, Method] = {
+    "linear": Method(_linear, sums_to_one=True),
+    "slerp": Method(_slerp, several=False, sums_to_one=True),
+    "task_arithmetic": Method(_task_arithmetic, needs_base=True),
+    "ties": Method(_ties, needs_base=True, options={"density": 0.2}),
+    "dare": Method(_dare, needs_base=True, options={"density": 0.1, "seed": 0}),
+}
+LINEAR = MethodConfig()

@@ -1,0 +1,191 @@
+"""Read the sources of a merge and bring them under the target's slots: layer maps, noise, bases, order of heads."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from s3prl_ext.attention.files import find_model, find_package_model, read_attention
+from s3prl_ext.attention.layouts import Slot
+from s3prl_ext.attention.weights import AttentionWeights, depth
+from s3prl_ext.errors import UsageError
+from s3prl_ext.merging.alignment import align_heads, permute_heads
+from s3prl_ext.merging.config import MergeConfig, SourceConfig, SourceModel, TargetConfig, resolve_lambdas
+from s3prl_ext.merging.layers import align, resolve_layer_map
+from s3prl_ext.merging.merge import Lambdas, Source, check_compatible, chosen_slots
+from s3prl_ext.merging.noise import noise_moments, sample
+from s3prl_ext.model_settings import head_count
+from s3prl_ext.upstreams.merged_attention.learnable import learnable_slots
+from s3prl_ext.upstreams.merged_attention.record import describe_model
+from s3prl_ext.upstreams.merged_attention.targets import model_of, target_name, with_prefix
+
+logger = logging.getLogger(__name__)
+
+
+def read_sources(config: MergeConfig) -> tuple[list[Path | None], list[AttentionWeights | None]]:
+    """Return path and attention parameters of each source, None for noise that needs no source.
+
+    Raises:
+        DataError: a model is missing, unreadable, or without attention.
+    """
+    paths = [find_source(source) if source.is_read else None for source in config.sources]
+    weights = [
+        read_attention(path, source.prefix) if path else None
+        for path, source in zip(paths, config.sources, strict=True)
+    ]
+    return paths, weights
+
+
+def find_source(source: SourceConfig | SourceModel) -> Path:
+    """Return the folder or file of a source, or of its base."""
+    return find_package_model(source.package) if source.package else find_model(str(source.model))
+
+
+def prepare_sources(
+    target: AttentionWeights, sources: Sequence[AttentionWeights | None], config: MergeConfig
+) -> list[Source]:
+    """Return the sources under the target's slots with their resolved lambdas; noise is drawn.
+
+    Raises:
+        UsageError: depth, width, layers or lambda do not fit, one line for each problem.
+        DataError: NaN in a matrix whose statistics the noise needs.
+    """
+    lambdas, maps = resolve_sources(target, sources, config)
+    prepared = []
+    for index, (weights, source) in enumerate(zip(sources, config.sources, strict=True)):
+        if config.learnable is not None:
+            slots = learnable_slots(config, depth(target))
+        else:
+            slots = list(chosen_slots(target, lambdas[index], config.biases))
+        base = _read_base(target, source, maps[index], config)
+        ready = _prepare(target, weights, source, lambdas[index], maps[index], slots, index)
+        ready = dataclasses.replace(ready, base=base and align(base, maps[index]), facts=_base_facts(source, base))
+        prepared.append(_aligned(ready, target, source, config.target))
+    return prepared
+
+
+def _read_base(
+    target: AttentionWeights, source: SourceConfig, layer_map: list[int | None], config: MergeConfig
+) -> AttentionWeights | None:
+    """Return the attention of a source's base, None where it has none.
+
+    Raises:
+        UsageError: it does not fit the target.
+        DataError: the model is missing, unreadable, or without attention.
+    """
+    if source.base is None:
+        return None
+    base = read_attention(find_source(source.base), source.base.prefix)
+    names = f"target {target_name(config.target)}", f"base {_model_name(source.base)}"
+    check_compatible(target, base, names, config.biases, layer_map if source.layer_map is not None else None)
+    return base
+
+
+def _base_facts(source: SourceConfig, base: AttentionWeights | None) -> dict[str, Any]:
+    return {} if source.base is None or base is None else {"base": describe_model(_model_name(source.base), base)}
+
+
+def _aligned(source: Source, target: AttentionWeights, config: SourceConfig, models: TargetConfig) -> Source:
+    """Return a source with its heads in the order of the target's, where the configuration asks for it; noise likewise.
+
+    A base is permuted as its source is, so that their difference stays a task vector.
+    """
+    if config.align is None:
+        return source
+    heads = config.align.heads or _heads(config, models)
+    projections = list(config.lambda_)
+    weights, orders = align_heads(target, source.weights, heads, projections)
+    base = source.base
+    if base is not None:
+        base = {
+            slot: permute_heads(tensor, orders[slot.layer]) if slot.projection in projections else tensor
+            for slot, tensor in base.items()
+        }
+    moved = sum(head != place for order in orders.values() for place, head in enumerate(order))
+    logger.info("heads of %s: %d of %d in another place", source.name, moved, sum(map(len, orders.values())))
+    facts = {**source.facts, "align": {"kind": config.align.kind, "heads": heads, "orders": list(orders.values())}}
+    return dataclasses.replace(source, weights=weights, base=base, facts=facts)
+
+
+def _heads(source: SourceConfig, target: TargetConfig) -> int:
+    """Return the number of heads that both models have, by their ``config.json``.
+
+    Raises:
+        UsageError: they differ, or no model says it.
+    """
+    found = {}
+    model = model_of(target)
+    if model:
+        found["target"] = head_count(find_model(model), target.prefix)
+    if source.is_read:
+        found["source"] = head_count(find_source(source), source.prefix)
+    counts = {count for count in found.values() if count}
+    if len(counts) > 1:
+        raise UsageError(
+            f"align: the target has {found['target']} heads and the source {found['source']}: heads are paired one to one, so "
+            "leave align out."
+        )
+    if not counts:
+        raise UsageError("align: neither model says how many heads it has: give align: {kind: heads, heads: N}.")
+    return counts.pop()
+
+
+def _prepare(
+    target: AttentionWeights,
+    weights: AttentionWeights | None,
+    config: SourceConfig,
+    lambdas: Lambdas,
+    layer_map: list[int | None],
+    slots: Sequence[Slot],
+    index: int,
+) -> Source:
+    """Return a source under the target's slots, or noise for `slots` in its place."""
+    name = source_name(config)
+    if config.noise is not None:
+        shapes = {slot: target[slot].shape for slot in slots}
+        noise = sample(shapes, noise_moments(config.noise, target, weights, layer_map), config.noise, index)
+        return Source(noise, lambdas, name, None if weights is None else layer_map)
+    assert weights is not None
+    return Source(align(weights, layer_map), lambdas, name, layer_map)
+
+
+def source_name(source: SourceConfig) -> str:
+    """Return what to call the source in messages and records."""
+    model = _model_name(source)
+    if source.noise is None:
+        return model
+    owner = {"source": model, "target": "the target", "standard": "N(0, 1)"}[source.noise.kind]
+    return f"noise of {owner} (draw {source.noise.draw}, seed {source.noise.seed})"
+
+
+def _model_name(source: SourceConfig | SourceModel) -> str:
+    return with_prefix(source.model or f"package {source.package}", source.prefix)
+
+
+def resolve_sources(
+    target: AttentionWeights, sources: Sequence[AttentionWeights | None], config: MergeConfig
+) -> tuple[list[dict[str, list[float]]], list[list[int | None]]]:
+    """Return lambdas and layer map of each source; report everything that does not fit at once."""
+    problems: list[str] = []
+
+    def attempt(check: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            return check(*arguments)
+        except UsageError as error:
+            problems.append(str(error))
+
+    maps = []
+    for source, weights in zip(config.sources, sources, strict=True):
+        names = f"target {target_name(config.target)}", f"source {source_name(source)}"
+        source_depth = None if weights is None else depth(weights)
+        maps.append(attempt(resolve_layer_map, source.layer_map, depth(target), source_depth, names))
+        if weights is not None and maps[-1] is not None:
+            known = maps[-1] if source.layer_map is not None else None
+            attempt(check_compatible, target, weights, names, config.biases, known)
+    lambdas = attempt(resolve_lambdas, config, depth(target))
+    if problems:
+        raise UsageError("\n".join(problems))
+    return lambdas, maps
