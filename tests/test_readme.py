@@ -207,7 +207,7 @@ def test_section_of_a_task_file_or_a_merge_is_used(text, tmp_path, mini_superb):
         assert parse_config(content, "page").sources
         (tmp_path / "merge.yaml").write_text(text, encoding="utf-8")
         stand_in = "target.upstream=hubert_local,,target.ckpt=hubert.pt"
-        place.supply("hubert.pt bert-base-uncased LJSpeech-1.1")
+        place.supply(f"hubert.pt bert-base-uncased LJSpeech-1.1 {text}")
         command = f'-u merged_attention -g "merge.yaml,,{stand_in}"'
     else:
         place.supply("hubert")
