@@ -16,9 +16,10 @@ from types import ModuleType
 import pytest
 import torch
 from scipy.stats import binomtest
-from tensorboardX import SummaryWriter
 
-from tests.support import factories
+from s3prl_ext.evaluation.transcripts import Transcript
+from s3prl_ext.evaluation.transcripts import write_transcripts as write_lines
+from tests.support import factories, result_files
 
 RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "demo"
 
@@ -52,28 +53,24 @@ def run(
 
 def write_result(folder: Path, right: int, upstream: int = 0, **more: object) -> None:
     """Write what an experiment of keyword spotting leaves behind, `right` of 144 test clips right."""
-    folder.mkdir()
     interval = binomtest(right, 144).proportion_ci(method="wilson")
-    result = {
-        "metrics": {"test": {"acc": {"value": right / 144}}},
+    facts = {
+        "downstream": "speech_commands",
         "intervals": {"test": {"acc": [interval.low, interval.high]}},
         "items": {"test": 144, "dev": 70},
         "trainable": {"Upstream": upstream, "Featurizer": 7, "Downstream": 1000},
+        "history": [{"step": 50, "split": "dev", "acc": right / 144}],
         **more,
     }
-    for file in ("result.json", "result-test.json"):
-        (folder / file).write_text(json.dumps(result))
-    with SummaryWriter(str(folder)) as writer:
-        writer.add_scalar("speech_commands/dev-acc", right / 144, 50)
+    for mode in ("train", "evaluate"):
+        result_files.write(folder, result_files.content({"acc": right / 144}, mode=mode, **facts))
 
 
 def write_transcripts(folder: Path, wer: float, rows: list[tuple[str, str, int]]) -> None:
     """Write what an evaluation of sentences leaves behind: (reference, hypothesis, errors) of each."""
-    folder.mkdir()
-    result = {"metrics": {"test": {"wer": {"value": wer}}}, "intervals": {"test": {"wer": [wer / 2, 2 * wer]}}}
-    (folder / "result-test.json").write_text(json.dumps(result))
-    lines = [json.dumps(dict(zip(("reference", "hypothesis", "errors"), row, strict=True))) + "\n" for row in rows]
-    (folder / "transcripts-test.jsonl").write_text("".join(lines))
+    result_files.write(folder, result_files.content({"wer": wer}, intervals={"test": {"wer": [wer / 2, 2 * wer]}}))
+    lines = [Transcript(f"u{n}", *row, 1, 1, 1) for n, row in enumerate(rows)]
+    write_lines(lines, folder / "transcripts-test.jsonl")
 
 
 @pytest.fixture
@@ -91,7 +88,7 @@ def results(tmp_path):
     (tmp_path / "settings").write_text("mini= recordings=/digits upstream= target=\n")
     write_result(tmp_path / "frozen", 72)
     write_result(tmp_path / "child", 144, upstream=500)
-    write_result(tmp_path / "merged", 108, merge={"sources": [{"lambda": {"q_proj": [0.1, 0.1], "k_proj": [0.1]}}]})
+    write_result(tmp_path / "merged", 108, merge=result_files.merge(0.1))
     write_transcripts(tmp_path / "transcripts", 5.0, [("a b", "a c", 1), ("d e", "d e", 0), ("f", "f", 0)])
     write_transcripts(tmp_path / "transcripts_merged", 30.0, [("a b", "b", 2), ("d e", "", 2), ("f", "f", 0)])
     return tmp_path
@@ -142,7 +139,7 @@ def test_recorded_digits_are_named(results):
 
 
 def test_pictures_are_written(results):
-    assert load("report").picture(results).read_bytes().startswith(b"\x89PNG")
+    assert load("report").draw(results).read_bytes().startswith(b"\x89PNG")
 
 
 def test_picture_without_whisper_is_written(hubert_results):

@@ -17,6 +17,9 @@ from s3prl_ext.cli import COMMANDS
 from s3prl_ext.corpora.audio import write_audio
 from s3prl_ext.errors import DataError
 from s3prl_ext.evaluation.decoding import read_vocabulary
+from s3prl_ext.sweeps.grid import BASELINE, Arm
+from s3prl_ext.sweeps.stored import StoredSweep, read_sweep
+from tests.support import result_files
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes" / "mam"
 TABLES = [f"table{number}.sh" for number in range(1, 7)]
@@ -127,21 +130,41 @@ def test_tables_without_esc50_say_so(tmp_path: Path) -> None:
         assert done.returncode == 2 and "ESC-50" in done.stderr
 
 
-def sweep(*rows: tuple[str, list[int], float, float], higher: bool = False) -> dict:
-    """Return what best_merge reads of a sweep: rows of noise, layers, lambda, score on dev."""
+def sweep(*rows: tuple[str, list[int], float, float], metric: str = "wer") -> dict:
+    """Return a finished sweep: rows of noise, layers, lambda, score on dev."""
+    arms = [(BASELINE, 10.0), *((Arm(tuple(layers), noise, 0, value), mean) for noise, layers, value, mean in rows)]
+    results = {
+        f"{arm.key}:dev": {
+            "arm": {"layers": list(arm.layers), "noise": arm.noise, "draw": arm.draw, "lambda": arm.lambda_},
+            "split": "dev", "metrics": {metric: mean}, "intervals": {}, "seconds": 1.0,
+        }
+        for arm, mean in arms
+    }  # fmt: skip
     summary = [
-        {"noise": noise, "layers": layers, "lambda": value, "dev": {"mean": mean}}
+        {"group": f"{noise} {layers}", "noise": noise, "layers": layers, "lambda": value, "draws": 1,
+         "dev": {"mean": mean, "std": None, "interval": None, "draws": 1}, "test": None}
         for noise, layers, value, mean in rows
-    ]
-    return {"metric": {"name": "x", "higher_is_better": higher}, "summary": summary}
+    ]  # fmt: skip
+    return {
+        "schema": 1, "settings": {"task": "ljspeech", "task file": {}, "seed": 0, "noise": {}}, "data": {"dev": "x"},
+        "results": results, "target": {"name": "a"}, "source": {"name": "b"}, "dev": "dev", "test": None,
+        "metric": {"name": metric, "unit": "%", "higher_is_better": metric == "acc"}, "summary": summary,
+    }  # fmt: skip
 
 
-def test_best_merge_is_chosen_on_dev_and_never_noise() -> None:
+def stored(path: Path, content: dict) -> StoredSweep:
+    """Write a sweep and read it again."""
+    path.write_text(json.dumps(content))
+    return read_sweep(path)
+
+
+def test_best_merge_is_chosen_on_dev_and_never_noise(tmp_path: Path) -> None:
     best = load("best_merge").best
-    first = sweep(("none", [0, 1, 2], 0.1, 9.0), ("target", [0, 1, 2], 0.05, 1.0))
-    second = sweep(("none", [2], 0.25, 8.5), ("none", [0], 0.3, 8.5))
+    first = stored(tmp_path / "1", sweep(("none", [0, 1, 2], 0.1, 9.0), ("target", [0, 1, 2], 0.05, 1.0)))
+    second = stored(tmp_path / "2", sweep(("none", [2], 0.25, 8.5), ("none", [0], 0.3, 8.5)))
     assert best([first, second])["layers"] == [2]
-    assert best([sweep(("none", [0], 0.1, 0.4), ("none", [1], 0.1, 0.6), higher=True)])["layers"] == [1]
+    third = stored(tmp_path / "3", sweep(("none", [0], 0.1, 0.4), ("none", [1], 0.1, 0.6), metric="acc"))
+    assert best([third])["layers"] == [1]
 
 
 def test_a_recipe_takes_the_merge_that_dev_prefers(tmp_path: Path) -> None:
@@ -157,8 +180,7 @@ def test_a_recipe_takes_the_merge_that_dev_prefers(tmp_path: Path) -> None:
 
 def test_table5_shows_mean_deviation_and_the_course_of_lambda(tmp_path: Path) -> None:
     for name, wer in (("zero_shot/vctk/target", 12.0), ("table5/vctk/lmam_ft-0", 9.0), ("table5/vctk/lmam_ft-1", 11.0)):
-        (tmp_path / name).mkdir(parents=True)
-        (tmp_path / name / "result-test.json").write_text(json.dumps({"metrics": {"test": {"wer": {"value": wer}}}}))
+        result_files.write(tmp_path / name, result_files.content({"wer": wer}, downstream="vctk"))
     for seed, last in ((0, [0.11, 0.09]), (1, [0.1, 0.12])):
         content = {"lambda": [[0.1, 0.1], last]}
         (tmp_path / f"table5/vctk/lmam_ft-{seed}/lambda.json").write_text(json.dumps(content))
@@ -166,16 +188,14 @@ def test_table5_shows_mean_deviation_and_the_course_of_lambda(tmp_path: Path) ->
     assert table.rows[0] == ["baseline", "12.00", "1", "", "5.58"] and table.rows[1] == ["MAM", "-", "0", "", "5.48"]
     assert table.rows[4] == ["L-MAM + FT", "10.00 ± 1.41", "2", "0.1 -> 0.0900 to 0.1200", "5.36"]
     assert len(table.rows) == 5 and not table.notes
-    result = {"config": {"tuning": {"method": "full", "lambda_lr": "1e-3"}}}
-    (tmp_path / "table5/vctk/lmam_ft-0/result.json").write_text(json.dumps(result))
+    tuning = {"method": "full", "lambda_lr": "1e-3"}
+    result_files.write(tmp_path / "table5/vctk/lmam_ft-0", result_files.content({}, mode="train", tuning=tuning))
     assert "at a rate of its own, 0.001;" in load("table5").table(tmp_path, "vctk").notes[0]
 
 
 def test_table5_averages_the_folds_of_esc50_each_fold_once(tmp_path: Path) -> None:
     for name, error in (("esc50-1/ft-0", 10.0), ("esc50-1/ft-1", 20.0), ("esc50-2/ft-0", 9.0)):
-        (tmp_path / "table5" / name).mkdir(parents=True)
-        content = {"metrics": {"test": {"error": {"value": error}}}}
-        (tmp_path / "table5" / name / "result-test.json").write_text(json.dumps(content))
+        result_files.write(tmp_path / "table5" / name, result_files.content({"error": error}, downstream="esc50"))
     table = load("table5").table(tmp_path, "esc50")
     assert table.title == "Table 5: esc50, mean ± deviation over folds"
     assert table.rows[2] == ["FT", "12.00 ± 4.24", "3", "", "9.50"]  # (10 + 20) / 2 = 15 and 9
@@ -184,8 +204,6 @@ def test_table5_averages_the_folds_of_esc50_each_fold_once(tmp_path: Path) -> No
 
 def fold_sweep(path: Path, fold: int, scores: dict[float, float], chosen: float, task: str = "esc50") -> Path:
     """Write the finished sweep of a fold: test errors by lambda, of all layers."""
-    from s3prl_ext.sweeps.grid import BASELINE, Arm
-
     arms = {value: Arm((0, 1), "none", 0, value) if value else BASELINE for value in scores}
     results = {
         f"{arm.key}:test": {
@@ -231,11 +249,11 @@ def test_damaged_results_are_named(tmp_path: Path) -> None:
     damaged = tmp_path / "zero_shot" / "vctk" / "target" / "result-test.json"
     damaged.parent.mkdir(parents=True)
     damaged.write_text("{")
-    with pytest.raises(DataError, match=r"target/result-test.json is damaged"):
+    with pytest.raises(DataError, match=r"target/result-test.json is corrupt"):
         load("table5").table(tmp_path, "vctk")
     script = [sys.executable, str(RECIPES / "best_merge.py"), str(damaged)]
     done = subprocess.run(script, capture_output=True, text=True, check=False)
-    assert done.returncode == 1 and "is damaged" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 1 and "is not a result of a sweep" in done.stderr and "Traceback" not in done.stderr
 
 
 @pytest.fixture

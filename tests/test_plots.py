@@ -1,44 +1,13 @@
-"""Curves: what TensorBoard files hold comes back, also after a resume or a cut, and the picture has what it needs."""
+"""Pictures have what they need, and appear whole or not at all."""
 
 from __future__ import annotations
 
 import pytest
 from matplotlib import image
-from tensorboardX import SummaryWriter
 
-from s3prl_ext.errors import DataError, UsageError
+from s3prl_ext.errors import UsageError
 from s3prl_ext.evaluation.layer_panels import LayerPanel, plot_layer_panels
-from s3prl_ext.evaluation.plots import Curve, plot_curves, read_scalar
-
-TAG = "speech_commands/dev-acc"
-
-
-def write_events(folder, values, suffix):
-    with SummaryWriter(str(folder), filename_suffix=suffix) as writer:
-        for step, value in values.items():
-            writer.add_scalar("speech_commands/dev-loss", 9.0, step)
-            writer.add_scalar(TAG, value, step)
-
-
-def test_scalars_come_back_and_a_step_done_twice_counts_once(tmp_path):
-    write_events(tmp_path, {50: 0.25, 100: 0.5}, ".1")
-    write_events(tmp_path, {100: 0.75, 150: 1.0}, ".2")
-    assert read_scalar(tmp_path, TAG) == ([50, 100, 150], [0.25, 0.75, 1.0])
-
-
-def test_record_that_was_cut_short_is_left_out(tmp_path):
-    write_events(tmp_path, {50: 0.25, 100: 0.5}, "")
-    (file,) = tmp_path.glob("events*")
-    file.write_bytes(file.read_bytes()[:-10])
-    assert read_scalar(tmp_path, TAG) == ([50], [0.25])
-
-
-def test_missing_scalar_is_an_error_that_names_the_known_ones(tmp_path):
-    with pytest.raises(DataError, match="no TensorBoard file"):
-        read_scalar(tmp_path, TAG)
-    write_events(tmp_path, {50: 0.25}, "")
-    with pytest.raises(DataError, match="has no scalar 'asr/dev-wer'; it has: speech_commands/dev-acc"):
-        read_scalar(tmp_path, "asr/dev-wer")
+from s3prl_ext.evaluation.plots import Curve, plot_curves
 
 
 def test_picture_shows_each_curve(tmp_path):

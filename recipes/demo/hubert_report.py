@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from results import CLASSES, read, speech, table
+from results import CLASSES, speech, table, trained
 
-from s3prl_ext.evaluation.plots import Curve, plot_curves, read_scalar
+from s3prl_ext.evaluation.plots import Curve, plot_curves
 
 ROWS = {
     "untrained": "before training",
@@ -20,13 +20,13 @@ def picture(out: Path) -> Path:
     """Draw the dev accuracies of the trained experiments over the steps; return the file."""
     curves = []
     for name in ("frozen", "child"):
-        steps, values = read_scalar(out / name, "speech_commands/dev-acc")
-        curves.append(Curve(ROWS[name], steps, [100 * value for value in values]))
+        curve = trained(out, name).curve("dev", "acc")
+        curves.append(Curve(ROWS[name], list(curve), list(curve.values())))
     plot_curves(
         curves,
         out / "demo.png",
         title=f"Miniature keyword spotting, HuBERT with MiniLM's attention merged in\n"
-        f"{speech(out)}, {read(out / 'child' / 'result.json')['items']['dev']} dev clips, {CLASSES} classes, one seed",
+        f"{speech(out)}, {trained(out, 'child')['items']['dev']} dev clips, {CLASSES} classes, one seed",
         y_label="dev accuracy (%)",
         baseline=(f"chance ({100 / CLASSES:.1f} %)", 100 / CLASSES),
         y_range=(0, 100),

@@ -6,18 +6,18 @@ python recipes/mam/best_merge.py exp/table1/ljspeech/sweep.json exp/table2/ljspe
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from s3prl_ext.errors import as_command
-from s3prl_ext.evaluation.predictions import read_json
+from s3prl_ext.sweeps.stored import StoredSweep, read_sweep
 
 
-def best(sweeps: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def best(sweeps: Sequence[StoredSweep]) -> Mapping[str, Any]:
     """Return the row of the summaries with the best score on dev; noise does not count, of equal rows the first wins."""
-    rows = [row for sweep in sweeps for row in sweep["summary"] if row["noise"] == "none"]
-    sign = -1 if sweeps[0]["metric"]["higher_is_better"] else 1
+    rows = [row for sweep in sweeps for row in sweep.content["summary"] if row["noise"] == "none"]
+    sign = -1 if sweeps[0].metric.higher_is_better else 1
     return min(rows, key=lambda row: sign * row["dev"]["mean"])
 
 
@@ -25,11 +25,7 @@ def main() -> None:
     """Read the files and print one line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sweeps", type=Path, nargs="+", help="sweep.json of finished sweeps")
-    sweeps = [read_json(path) for path in parser.parse_args().sweeps]
-    unfinished = [sweep for sweep in sweeps if "summary" not in sweep]
-    if unfinished:
-        parser.error("a sweep is not finished: run its recipe again")
-    row = best(sweeps)
+    row = best([read_sweep(path) for path in parser.parse_args().sweeps])
     layers = "[" + ",".join(map(str, row["layers"])) + "]"
     print(f"lambda={row['lambda']:g},,layers={layers}")
 

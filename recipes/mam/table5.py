@@ -9,14 +9,16 @@ from __future__ import annotations
 import argparse
 import statistics
 from pathlib import Path
-from typing import Any
 
 from s3prl_ext.errors import as_command
 from s3prl_ext.evaluation.predictions import read_json
+from s3prl_ext.evaluation.result_records import ResultRecord, read_record
 from s3prl_ext.papers.figures import mam_tables
+from s3prl_ext.run_folder import RunFolder
 from s3prl_ext.tables import NOTHING, Table, markdown, mean_and_deviation
+from s3prl_ext.tasks import named
 
-METRICS = {"ljspeech": "wer", "vctk": "wer", "esc50": "error"}
+CORPORA = ("ljspeech", "vctk", "esc50")
 # Row, as the paper's figures name it: folder of its runs.
 ARMS = {
     "baseline": "zero_shot/{unit}/target",
@@ -27,23 +29,23 @@ ARMS = {
 }
 
 
-def runs(out: Path, unit: str, pattern: str) -> list[tuple[Path, dict[str, Any]]]:
-    """Return folder and result on test of every scored run, sorted by folder."""
-    files = sorted(out.glob(f"{pattern.format(unit=unit)}/result-test.json"))
-    return [(file.parent, read_json(file)) for file in files]
+def results(out: Path, unit: str, pattern: str, file: str = "result-test.json") -> list[ResultRecord]:
+    """Return the results on test of every scored run, or those of its training, sorted by folder."""
+    return [read_record(path) for path in sorted(out.glob(f"{pattern.format(unit=unit)}/{file}"))]
 
 
-def units_of(found: list[tuple[Path, dict[str, Any]]], out: Path, metric: str) -> list[float]:
+def units_of(found: list[ResultRecord], out: Path, metric: str) -> list[float]:
     """Return the scores to average: of each run, or where there are several folds the mean over the runs of each."""
     folds: dict[str, list[float]] = {}
-    for folder, result in found:
-        folds.setdefault(folder.relative_to(out).parts[1], []).append(result["metrics"]["test"][metric]["value"])
+    for result in found:
+        folds.setdefault(result.path.relative_to(out).parts[1], []).append(result.score("test", metric))
     return [statistics.fmean(values) for values in folds.values()] if len(folds) > 1 else next(iter(folds.values()))
 
 
-def moved(folders: list[Path]) -> str:
+def moved(found: list[ResultRecord]) -> str:
     """Return the first values of the learnt lambdas and the range of the last ones over layers and runs."""
-    courses = [read_json(file)["lambda"] for folder in folders if (file := folder / "lambda.json").is_file()]
+    files = [RunFolder(result.path.parent).lambda_curve for result in found]
+    courses = [read_json(file)["lambda"] for file in files if file.is_file()]
     last = [value for course in courses for value in course[-1]]
     first = ", ".join(f"{value:.4g}" for value in sorted({value for course in courses for value in course[0]}))
     return f"{first} -> {min(last):.4f} to {max(last):.4f}" if last else ""
@@ -51,9 +53,8 @@ def moved(folders: list[Path]) -> str:
 
 def rate_of_lambda(out: Path, unit: str) -> list[str]:
     """Return a sentence on the learning rate of lambda, where it was learnt."""
-    files = out.glob(f"{ARMS['L-MAM + FT'].format(unit=unit)}/result.json")
-    tunings = [read_json(file).get("config", {}).get("tuning") or {} for file in files]
-    rates = sorted({float(tuning["lambda_lr"]) for tuning in tunings if tuning.get("lambda_lr") is not None})
+    found = [result.at("config.tuning.lambda_lr") for result in results(out, unit, ARMS["L-MAM + FT"], "result.json")]
+    rates = sorted({float(rate) for rate in found if rate is not None})
     shown = ", ".join(f"{rate:g}" for rate in rates)
     return (
         [f"Lambda was learnt at a rate of its own, {shown}; the paper names one rate for everything."] if rates else []
@@ -69,14 +70,14 @@ def table(out: Path, unit: str) -> Table:
     """
     corpus = unit.partition("-")[0]
     unit = "esc50-*" if unit == "esc50" else unit
-    metric, paper = METRICS[corpus], mam_tables()["table5"]
+    metric, paper = named(corpus).metrics[0], mam_tables()["table5"]
     column = paper["columns"].index(corpus)
     name = unit.replace("esc50-*", "esc50, mean ± deviation over folds")
     rows = []
     for arm, pattern in ARMS.items():
-        found = runs(out, unit, pattern)
+        found = results(out, unit, pattern)
         score = mean_and_deviation(units_of(found, out, metric)) if found else NOTHING
-        rows.append([arm, score, str(len(found)), moved([folder for folder, _ in found]), paper[arm][column]])
+        rows.append([arm, score, str(len(found)), moved(found), paper[arm][column]])
     head = ["", f"test {metric} (%)", "runs", "learnt lambda", "paper"]
     return Table(f"Table 5: {name}", head, rows, rate_of_lambda(out, unit))
 
@@ -89,7 +90,7 @@ def main() -> None:
         "unit", help="ljspeech, vctk, a fold of ESC-50 such as esc50-4, or esc50 for the mean over folds"
     )
     args = parser.parse_args()
-    if args.unit.partition("-")[0] not in METRICS:
+    if args.unit.partition("-")[0] not in CORPORA:
         parser.error(f"{args.unit} is neither ljspeech, vctk nor a fold such as esc50-4")
     print(markdown(table(args.out, args.unit)))
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from s3prl_ext.errors import DataError
-from s3prl_ext.evaluation.plots import save_figure
+from s3prl_ext.evaluation.plots import picture
 
 LINES = ("-", "--", ":")  # of the densities, largest first
 TAIL = 1e-3  # share of the weights, those of the lowest scores, that nobody could see in the picture
@@ -69,31 +68,25 @@ def plot_fisher(
         path: the PNG file.
         title: which upstream, how the scores were made.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(max(5.5, 4.4 * len(panels)), 3.8), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
-    figure.suptitle(title, fontsize=10, wrap=True)
-    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        centres, shares = _coarse(panel)
-        axes.fill_between(centres, shares, step="mid", color="0.75", linewidth=0)
-        axes.step(centres, shares, where="mid", color="0.25", linewidth=0.8)
-        for density, line in zip(sorted(densities, reverse=True), LINES, strict=False):
-            try:
-                place = np.log10(panel.threshold(density))
-            except DataError:
-                continue
-            axes.axvline(place, color="#D55E00", linestyle=line, linewidth=1.6, label=f"P = {density:g}")
-        zeros = f", {100 * panel.zeros:.2g} % of them zero (not shown)" if panel.zeros else ""
-        axes.set(title=f"{panel.title}\nn = {panel.total:,} weights{zeros}", ylabel="weights per octave (%)")
-        axes.set_xlabel("Fisher information (log10); right of a line: the child network")
-        axes.title.set_fontsize(9)
-        axes.xaxis.label.set_fontsize(8)
-        axes.set_ylim(bottom=0)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize=8, loc="upper left")
-    save_figure(figure, Path(path))
+    with picture(path, (max(5.5, 4.4 * len(panels)), 3.8), len(panels), title) as (_, frame):
+        for axes, panel in zip(frame, panels, strict=True):
+            centres, shares = _coarse(panel)
+            axes.fill_between(centres, shares, step="mid", color="0.75", linewidth=0)
+            axes.step(centres, shares, where="mid", color="0.25", linewidth=0.8)
+            for density, line in zip(sorted(densities, reverse=True), LINES, strict=False):
+                try:
+                    place = np.log10(panel.threshold(density))
+                except DataError:
+                    continue
+                axes.axvline(place, color="#D55E00", linestyle=line, linewidth=1.6, label=f"P = {density:g}")
+            zeros = f", {100 * panel.zeros:.2g} % of them zero (not shown)" if panel.zeros else ""
+            axes.set(title=f"{panel.title}\nn = {panel.total:,} weights{zeros}", ylabel="weights per octave (%)")
+            axes.set_xlabel("Fisher information (log10); right of a line: the child network")
+            axes.title.set_fontsize(9)
+            axes.xaxis.label.set_fontsize(8)
+            axes.set_ylim(bottom=0)
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.legend(frameon=False, fontsize=8, loc="upper left")
 
 
 def _coarse(panel: ScoreHistogram) -> tuple[np.ndarray, np.ndarray]:

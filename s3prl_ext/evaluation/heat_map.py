@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from math import isfinite
-from pathlib import Path
 
 import numpy as np
 
-from s3prl_ext.evaluation.plots import save_figure
+from s3prl_ext.evaluation.plots import picture
 
 
 def plot_heat_map(
@@ -37,31 +36,26 @@ def plot_heat_map(
         higher_is_better: its direction.
         axes_labels: what columns and rows are.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
     grid = np.array([[np.nan if value is None else value for value in row] for row in values], dtype=float)
     size = (max(5.0, 1.6 + 0.85 * len(columns)), max(2.4, 1.5 + 0.42 * len(rows)))
-    figure = Figure(figsize=size, dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
     loss = -grid if higher_is_better else grid
     best = np.nanmin(loss)
     furthest = float(np.nanmax(loss - best))
     limit = min(3 * float(np.nanmedian(loss - best)) or furthest, furthest) or 1.0
-    axes.imshow(np.clip(loss - best, 0, limit), cmap="Greys", vmin=0, vmax=1.6 * limit, aspect="auto")
-    for y, row in enumerate(loss):
-        for x, value in enumerate(row):
-            if isfinite(value):
-                dark = value - best > 0.8 * limit
-                axes.text(
-                    x, y, f"{grid[y, x]:.2f}", ha="center", va="center", color="white" if dark else "black", size=9
-                )
-        if np.isfinite(row).any():
-            axes.add_patch(Rectangle((int(np.nanargmin(row)) - 0.5, y - 0.5), 1, 1, fill=False, lw=2))
-    axes.set_xticks(range(len(columns)), columns)
-    axes.set_yticks(range(len(rows)), rows)
-    axes.set(xlabel=axes_labels[0], ylabel=axes_labels[1])
-    axes.set_title(f"{title}\n{quantity}; frame: best of its row", fontsize=10, wrap=True)
-    save_figure(figure, Path(path))
+    with picture(path, size) as (_, (axes,)):
+        axes.imshow(np.clip(loss - best, 0, limit), cmap="Greys", vmin=0, vmax=1.6 * limit, aspect="auto")
+        for y, row in enumerate(loss):
+            for x, value in enumerate(row):
+                if isfinite(value):
+                    dark = value - best > 0.8 * limit
+                    axes.text(
+                        x, y, f"{grid[y, x]:.2f}", ha="center", va="center", color="white" if dark else "black", size=9
+                    )
+            if np.isfinite(row).any():
+                axes.add_patch(Rectangle((int(np.nanargmin(row)) - 0.5, y - 0.5), 1, 1, fill=False, lw=2))
+        axes.set_xticks(range(len(columns)), columns)
+        axes.set_yticks(range(len(rows)), rows)
+        axes.set(xlabel=axes_labels[0], ylabel=axes_labels[1])
+        axes.set_title(f"{title}\n{quantity}; frame: best of its row", fontsize=10, wrap=True)

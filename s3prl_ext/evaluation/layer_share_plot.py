@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from s3prl_ext.errors import DataError
-from s3prl_ext.evaluation.plots import STYLES, save_figure
+from s3prl_ext.evaluation.plots import STYLES, light_frame, picture
 from s3prl_ext.models.architectures import PARTS, encoder_layers, part_of
 
 MODULES = ("biases", "norms", *PARTS.values(), "other")  # names in the picture
@@ -84,33 +83,27 @@ def plot_layer_shares(tasks: Sequence[LayerShares], path: str | os.PathLike[str]
         path: the PNG file, which appears only when it is complete.
         title: which upstream, which density.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.colors import LogNorm
-    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(4.6 + 3.6 * len(tasks), 4.0), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
-    figure.suptitle(title, fontsize=10, wrap=True)
-    parts = figure.subplots(1, 1 + len(tasks), squeeze=False, width_ratios=[1.15] + [1.0] * len(tasks))[0]
-    for task, (colour, line, marker) in zip(tasks, STYLES, strict=False):
-        shares = 100 * np.array(task.by_layer())
-        parts[0].plot(range(len(shares)), shares, color=colour, linestyle=line, marker=marker, label=task.title)
-    parts[0].axhline(100 * tasks[0].density, color="black", linestyle=":", linewidth=1, label="mean")
-    parts[0].set(title="by layer", xlabel="encoder layer (from 0)", ylabel="weights that trained (%)")
-    parts[0].set_ylim(bottom=0)
-    parts[0].xaxis.set_major_locator(MaxNLocator(integer=True))
-    parts[0].grid(alpha=0.3)
-    parts[0].spines[["top", "right"]].set_visible(False)
-    parts[0].legend(frameon=False, fontsize=8)
-    tables = [task.by_module() for task in tasks]
-    positive = np.concatenate([100 * table[table > 0] for _, table in tables])
-    scale = LogNorm(positive.min(), positive.max()) if positive.size else None
-    for axes, task, (names, table) in zip(parts[1:], tasks, tables, strict=True):
-        shades = axes.imshow(np.where(table > 0, 100 * table, np.nan), cmap="gray_r", norm=scale, aspect="auto")
-        axes.set(title=f"{task.title}, by module", xlabel="encoder layer (from 0)")
-        axes.set_yticks(range(len(names)), names, fontsize=8)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    if positive.size:
-        figure.colorbar(shades, ax=list(parts[1:]), label="weights that trained (%), white: none")
-    save_figure(figure, Path(path))
+    widths = [1.15] + [1.0] * len(tasks)
+    with picture(path, (4.6 + 3.6 * len(tasks), 4.0), len(widths), title, width_ratios=widths) as (figure, parts):
+        for task, (colour, line, marker) in zip(tasks, STYLES, strict=False):
+            shares = 100 * np.array(task.by_layer())
+            parts[0].plot(range(len(shares)), shares, color=colour, linestyle=line, marker=marker, label=task.title)
+        parts[0].axhline(100 * tasks[0].density, color="black", linestyle=":", linewidth=1, label="mean")
+        parts[0].set(title="by layer", xlabel="encoder layer (from 0)", ylabel="weights that trained (%)")
+        parts[0].set_ylim(bottom=0)
+        parts[0].xaxis.set_major_locator(MaxNLocator(integer=True))
+        light_frame(parts[0])
+        parts[0].legend(frameon=False, fontsize=8)
+        tables = [task.by_module() for task in tasks]
+        positive = np.concatenate([100 * table[table > 0] for _, table in tables])
+        scale = LogNorm(positive.min(), positive.max()) if positive.size else None
+        for axes, task, (names, table) in zip(parts[1:], tasks, tables, strict=True):
+            shades = axes.imshow(np.where(table > 0, 100 * table, np.nan), cmap="gray_r", norm=scale, aspect="auto")
+            axes.set(title=f"{task.title}, by module", xlabel="encoder layer (from 0)")
+            axes.set_yticks(range(len(names)), names, fontsize=8)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if positive.size:
+            figure.colorbar(shades, ax=parts[1:], label="weights that trained (%), white: none")

@@ -1,17 +1,19 @@
-"""Curves of experiments, read from their TensorBoard files and drawn as PNG; readable in black and white."""
+"""The frame that all pictures share, and curves over training steps; readable in black and white."""
 
 from __future__ import annotations
 
 import os
-import struct
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from s3prl_ext.errors import DataError, UsageError
-from s3prl_ext.run_folder import EVENTS
+from s3prl_ext.errors import UsageError
 from s3prl_ext.writing import written
+
+if TYPE_CHECKING:  # matplotlib is imported where something is drawn
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # One row per curve, in this order: colour (Okabe and Ito), line, marker.
 STYLES = (
@@ -41,45 +43,46 @@ class Curve:
     values: Sequence[float]
 
 
-def read_scalar(expdir: str | os.PathLike[str], tag: str) -> tuple[list[int], list[float]]:
-    """Return the steps and values of one scalar of an experiment, such as ``speech_commands/dev-acc``.
+@contextmanager
+def picture(
+    path: str | os.PathLike[str],
+    size: tuple[float, float],
+    columns: int = 1,
+    title: str = "",
+    rows: int = 1,
+    dpi: int = 110,
+    mosaic: str = "",
+    **options: Any,
+) -> Iterator[tuple[Figure, list[Axes]]]:
+    """Open a picture, yield it and its panels row by row, then write it as PNG, which appears only when it is complete.
 
-    A resumed experiment has several event files: of a step that was done twice the later value counts.
-
-    Raises:
-        DataError: the folder contains no event file, or none with that tag.
+    Args:
+        path: the PNG file.
+        size: width and height in inches.
+        columns: panels side by side.
+        title: above all panels.
+        rows: of panels.
+        dpi: pixels per inch.
+        mosaic: such as ``AB;CC`` in place of `columns` and `rows`: a letter for each panel, which may cover several places.
+        options: further ones of ``Figure.subplots`` or ``Figure.subplot_mosaic``.
     """
-    files = sorted(Path(expdir).glob(EVENTS))
-    if not files:
-        raise DataError(f"{expdir} contains no TensorBoard file: train the experiment first.")
-    values: dict[int, float] = {}
-    tags: set[str] = set()
-    for path in files:
-        for step, name, value in _scalars(path):
-            tags.add(name)
-            if name == tag:
-                values[step] = value
-    if not values:
-        raise DataError(f"{expdir} has no scalar '{tag}'; it has: {', '.join(sorted(tags)) or 'none'}.")
-    steps = sorted(values)
-    return steps, [values[step] for step in steps]
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, dpi=dpi, layout="constrained")
+    FigureCanvasAgg(figure)
+    if title:
+        figure.suptitle(title, fontsize=10, wrap=True)
+    grid = figure.subplot_mosaic(mosaic, **options).values() if mosaic else None
+    yield figure, list(figure.subplots(rows, columns, squeeze=False, **options).flat if grid is None else grid)
+    with written(path) as temporary:
+        figure.savefig(temporary, format="png")
 
 
-def _scalars(path: Path) -> Iterator[tuple[int, str, float]]:
-    """Yield (step, tag, value) of a TensorBoard file; a last record that was cut short is left out."""
-    from tensorboardX.proto.event_pb2 import Event
-
-    content = path.read_bytes()
-    start = 0
-    while start + 12 <= len(content):  # length (8 bytes), its checksum (4), record, its checksum (4)
-        (length,) = struct.unpack_from("<Q", content, start)
-        record = content[start + 12 : start + 12 + length]
-        if len(record) < length:
-            return
-        event = Event.FromString(record)
-        for value in event.summary.value:
-            yield event.step, value.tag, value.simple_value
-        start += 12 + length + 4
+def light_frame(axes: Axes) -> None:
+    """Give a panel a light grid and no line at its top and right."""
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def plot_curves(
@@ -109,29 +112,16 @@ def plot_curves(
     """
     if len(curves) > len(STYLES):
         raise UsageError(f"{len(curves)} curves cannot be told apart in one picture: draw at most {len(STYLES)}.")
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4.2), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    for curve, (colour, line, marker) in zip(curves, STYLES, strict=False):
-        axes.plot(curve.steps, curve.values, color=colour, linestyle=line, marker=marker, label=curve.label)
-    if baseline is not None:
-        name, value = baseline
-        axes.axhline(value, color="black", linestyle=":", linewidth=1, label=name)
-    if cut is not None:
-        for place, step in enumerate(cut[1:]):
-            axes.axvline(step, color="black", linestyle="--", linewidth=1, label=cut[0] if place == 0 else None)
-    axes.set(title=title, xlabel=x_label, ylabel=y_label, ylim=y_range)
-    axes.set_xlim(left=0)
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
-    save_figure(figure, Path(path))
-
-
-def save_figure(figure: Any, path: Path) -> None:
-    """Write a figure of matplotlib as PNG, which appears only when it is complete."""
-    with written(path) as temporary:
-        figure.savefig(temporary, format="png")
+    with picture(path, (7, 4.2)) as (_, (axes,)):
+        for curve, (colour, line, marker) in zip(curves, STYLES, strict=False):
+            axes.plot(curve.steps, curve.values, color=colour, linestyle=line, marker=marker, label=curve.label)
+        if baseline is not None:
+            name, value = baseline
+            axes.axhline(value, color="black", linestyle=":", linewidth=1, label=name)
+        if cut is not None:
+            for place, step in enumerate(cut[1:]):
+                axes.axvline(step, color="black", linestyle="--", linewidth=1, label=cut[0] if place == 0 else None)
+        axes.set(title=title, xlabel=x_label, ylabel=y_label, ylim=y_range)
+        axes.set_xlim(left=0)
+        light_frame(axes)
+        axes.legend(frameon=False)

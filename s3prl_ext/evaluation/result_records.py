@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from s3prl_ext.errors import DataError
+from s3prl_ext.metrics import factor
 from s3prl_ext.reading import parse_json
 
 logger = logging.getLogger(__name__)
@@ -81,6 +82,21 @@ class ResultRecord:
         for part in dotted.split("."):
             value = value.get(part) if isinstance(value, Mapping) else None
         return value
+
+    def score(self, split: str, name: str) -> float | None:
+        """Return a metric on a split as it is shown: ratios in per cent; None where there is no number."""
+        value = self["metrics"].get(split, {}).get(name, {}).get("value")
+        return None if value is None else factor(name) * value
+
+    def interval(self, split: str, name: str) -> tuple[float, float] | None:
+        """Return the 95 % interval of :meth:`score`; None where the task gives none."""
+        ends = self["intervals"].get(split, {}).get(name)
+        return None if ends is None else (factor(name) * ends[0], factor(name) * ends[1])
+
+    def curve(self, split: str, name: str) -> dict[int, float]:
+        """Return the scores of the evaluations during training, by step."""
+        rows = [row for row in self["history"] or () if row["split"] == split and row.get(name) is not None]
+        return {row["step"]: factor(name) * row[name] for row in rows}
 
 
 def problems(content: Any) -> list[str]:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from s3prl_ext.errors import DataError, UsageError
-from s3prl_ext.evaluation.plots import STYLES, save_figure
+from s3prl_ext.evaluation.plots import STYLES, light_frame, picture
 
 
 @dataclass(frozen=True)
@@ -74,17 +73,11 @@ def plot_series_panels(panels: Sequence[SeriesPanel], path: str | os.PathLike[st
     Raises:
         UsageError: more series than can be told apart.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(max(6.0, 4.9 * len(panels)), 4.1), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
-    figure.suptitle(title, fontsize=10, wrap=True)
-    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        if len(panel.series) > len(STYLES):
-            raise UsageError(f"{len(panel.series)} lines cannot be told apart: draw at most {len(STYLES)}.")
-        _draw(axes, panel)
-    save_figure(figure, Path(path))
+    with picture(path, (max(6.0, 4.9 * len(panels)), 4.1), len(panels), title) as (_, frame):
+        for axes, panel in zip(frame, panels, strict=True):
+            if len(panel.series) > len(STYLES):
+                raise UsageError(f"{len(panel.series)} lines cannot be told apart: draw at most {len(STYLES)}.")
+            _draw(axes, panel)
 
 
 def _draw(axes: Any, panel: SeriesPanel) -> None:
@@ -107,6 +100,5 @@ def _draw(axes: Any, panel: SeriesPanel) -> None:
         ticks = sorted({place for places, _, _ in drawn for place in places})
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.minorticks_off()
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
+    light_frame(axes)
     axes.legend(frameon=False, fontsize=8)

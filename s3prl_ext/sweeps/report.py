@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from s3prl_ext.evaluation.plots import STYLES, light_frame, picture
 from s3prl_ext.metrics import Metric, factor, heading
 from s3prl_ext.papers.figures import mam_figure
 from s3prl_ext.sweeps.grid import BASELINE, Arm, Group, printed_by
@@ -142,41 +143,33 @@ def plot(
     Args:
         items: how many utterances the split has; None where that is not known.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    from s3prl_ext.evaluation.plots import STYLES, save_figure
-
     panels: dict[str, list[Group]] = {}
     for group in groups:
         panels.setdefault(group.name, []).append(group)
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
     width = 7.0 if columns == 1 else 4.2 * columns
-    figure = Figure(figsize=(width, 4.2 if rows == 1 else 3.2 * rows), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(rows, columns, squeeze=False, sharey=True).flat
     lookup = _in_per_cent(metric_name, lookup)
     baseline = point([BASELINE], split, lookup)
     styles = dict(zip(SOURCES, STYLES, strict=False))
-    for axis, (name, members) in zip(axes, panels.items(), strict=False):
-        for group in members:
-            _curve(axis, group, split, baseline, lookup, styles[group.noise])
-        if baseline is not None:
-            axis.axhline(baseline.mean, color="black", linestyle=":", linewidth=1, label="unmerged target")
-            below, above = _bars(baseline)
-            axis.axhspan(baseline.mean - below, baseline.mean + above, color="black", alpha=0.07, linewidth=0)
-        axis.set(title=f"layers {name}", xlabel="λ")
-        axis.grid(alpha=0.3)
-        axis.spines[["top", "right"]].set_visible(False)
-    for axis in list(axes)[len(panels) :]:
-        axis.set_visible(False)
-    for axis in figure.axes[::columns]:
-        axis.set_ylabel(f"{heading(metric_name)} on {split}")
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3 if columns == 1 else 5,
-                  frameon=False)  # fmt: skip
-    figure.suptitle(f"{title}, n = {items} utterances" if items else title, fontsize="medium")
-    save_figure(figure, path)
+    size = width, 4.2 if rows == 1 else 3.2 * rows
+    with picture(path, size, columns, rows=rows, sharey=True) as (figure, axes):
+        for axis, (name, members) in zip(axes, panels.items(), strict=False):
+            for group in members:
+                _curve(axis, group, split, baseline, lookup, styles[group.noise])
+            if baseline is not None:
+                axis.axhline(baseline.mean, color="black", linestyle=":", linewidth=1, label="unmerged target")
+                below, above = _bars(baseline)
+                axis.axhspan(baseline.mean - below, baseline.mean + above, color="black", alpha=0.07, linewidth=0)
+            axis.set(title=f"layers {name}", xlabel="λ")
+            light_frame(axis)
+        for axis in axes[len(panels) :]:
+            axis.set_visible(False)
+        for axis in axes[::columns]:
+            axis.set_ylabel(f"{heading(metric_name)} on {split}")
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3 if columns == 1 else 5,
+                      frameon=False)  # fmt: skip
+        figure.suptitle(f"{title}, n = {items} utterances" if items else title, fontsize="medium")
 
 
 def _in_per_cent(metric_name: str, lookup: Lookup) -> Lookup:

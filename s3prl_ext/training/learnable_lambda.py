@@ -17,7 +17,7 @@ from tensorboardX import SummaryWriter
 from torch import nn
 
 from s3prl_ext.errors import UsageError
-from s3prl_ext.evaluation.plots import save_figure
+from s3prl_ext.evaluation.plots import picture
 from s3prl_ext.merging.learnable import PARAMETER_NAME, LearnableLambda, find_lambda
 from s3prl_ext.run_folder import RunFolder
 from s3prl_ext.training.task_file import RunnerConfig
@@ -183,23 +183,18 @@ def draw(names: Sequence[str], steps: Sequence[int], values: Sequence[Sequence[f
         values: [steps, lambdas].
         path: the PNG file.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, min(12.0, 2.5 + 0.18 * len(names))), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
-    course, ends = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
-    rows = range(len(names))
-    middles = [(a + b) / 2 for a, b in itertools.pairwise(steps)]
-    edges = [steps[0], *middles, steps[-1]], [row - 0.5 for row in range(len(names) + 1)]
-    shades = course.pcolormesh(*edges, list(zip(*values)), cmap="gray_r")
-    course.set(title=f"lambda over training, n = {len(names)}", xlabel="optimizer step")
-    shown = rows[:: -(-len(names) // 32)]  # at most 32 labels
-    course.set_yticks(shown, [names[row] for row in shown])
-    figure.colorbar(shades, ax=course, label="lambda")
-    ends.plot(values[0], rows, "o", mfc="white", mec="black", label=f"step {steps[0]}")
-    ends.plot(values[-1], rows, "s", mfc="black", mec="black", ms=4, label=f"step {steps[-1]}")
-    ends.set(title="first and last", xlabel="lambda (0 = target, 1 = source)")
-    ends.grid(alpha=0.3)
-    figure.legend(frameon=False, loc="outside lower right", ncols=2)
-    save_figure(figure, path)
+    size = 9, min(12.0, 2.5 + 0.18 * len(names))
+    with picture(path, size, 2, sharey=True, width_ratios=(3, 2)) as (figure, (course, ends)):
+        rows = range(len(names))
+        middles = [(a + b) / 2 for a, b in itertools.pairwise(steps)]
+        edges = [steps[0], *middles, steps[-1]], [row - 0.5 for row in range(len(names) + 1)]
+        shades = course.pcolormesh(*edges, list(zip(*values)), cmap="gray_r")
+        course.set(title=f"lambda over training, n = {len(names)}", xlabel="optimizer step")
+        shown = rows[:: -(-len(names) // 32)]  # at most 32 labels
+        course.set_yticks(shown, [names[row] for row in shown])
+        figure.colorbar(shades, ax=course, label="lambda")
+        ends.plot(values[0], rows, "o", mfc="white", mec="black", label=f"step {steps[0]}")
+        ends.plot(values[-1], rows, "s", mfc="black", mec="black", ms=4, label=f"step {steps[-1]}")
+        ends.set(title="first and last", xlabel="lambda (0 = target, 1 = source)")
+        ends.grid(alpha=0.3)
+        figure.legend(frameon=False, loc="outside lower right", ncols=2)

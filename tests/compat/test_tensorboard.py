@@ -12,7 +12,7 @@ from tensorboardX.record_writer import RecordWriter
 
 import s3prl_ext
 from s3prl_ext.compat import tensorboard
-from s3prl_ext.evaluation.plots import read_scalar
+from tests.support.event_files import read_scalar
 
 s3prl_ext.install()
 

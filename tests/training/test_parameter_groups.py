@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from s3prl_ext.errors import DataError, StoppedByUser, UsageError
-from s3prl_ext.evaluation.plots import read_scalar
 from s3prl_ext.merging.learnable import find_lambda, fold
 from s3prl_ext.training.methods import METHODS
 from s3prl_ext.training.parameter_groups import (
@@ -23,6 +22,7 @@ from s3prl_ext.training.parameter_groups import (
 )
 from s3prl_ext.training.tuning_config import TuningConfig
 from tests.support import factories
+from tests.support.event_files import read_scalar
 from tests.support.experiments import interrupt_at_loss, make_args, record_losses, task_config
 from tests.training.test_resume import assert_same, model_states
 
