@@ -19,7 +19,7 @@ from runs import TASKS, TaskRun, heading, read
 from tables import PAPER_ROWS
 
 from s3prl_ext.errors import DataError, as_command
-from s3prl_ext.evaluation.plots import save_figure
+from s3prl_ext.evaluation.plots import picture
 from s3prl_ext.metrics import factor
 from s3prl_ext.papers.figures import ad_tuning_tables
 from s3prl_ext.tables import NOTHING, Table, markdown, mean_and_deviation
@@ -107,22 +107,18 @@ def table(task: str, rows: Mapping[str, dict[str, Any] | None]) -> Table:
 
 def draw(task: str, rows: Mapping[str, dict[str, Any] | None], path: Path) -> None:
     """Draw mean, standard deviation and single seeds of each row on test."""
-    from matplotlib.figure import Figure
-
     known = [row for row in rows.values() if row]
-    figure = Figure(figsize=(7.0, 0.9 + 0.32 * len(known)), layout="constrained")
-    axes = figure.subplots()
-    for place, row in enumerate(known):
-        values = list(row["test"].values())
-        axes.plot(values, [place] * len(values), "o", markersize=4, color="tab:blue", alpha=0.45)
-        error = stdev(values) if len(values) > 1 else 0.0
-        axes.errorbar(fmean(values), place, xerr=error, fmt="|", markersize=12, color="black", capsize=3)
-    axes.set_yticks(range(len(known)), [row["name"] for row in known])
-    axes.invert_yaxis()
-    axes.grid(axis="x", alpha=0.3)
-    axes.set_xlabel(f"{heading(task, 'test')}: single seeds, mean, standard deviation")
-    figure.suptitle(f"{task}: encoder of Whisper base")
-    save_figure(figure, path)
+    with picture(path, (7.0, 0.9 + 0.32 * len(known)), dpi=100) as (figure, (axes,)):
+        for place, row in enumerate(known):
+            values = list(row["test"].values())
+            axes.plot(values, [place] * len(values), "o", markersize=4, color="tab:blue", alpha=0.45)
+            error = stdev(values) if len(values) > 1 else 0.0
+            axes.errorbar(fmean(values), place, xerr=error, fmt="|", markersize=12, color="black", capsize=3)
+        axes.set_yticks(range(len(known)), [row["name"] for row in known])
+        axes.invert_yaxis()
+        axes.grid(axis="x", alpha=0.3)
+        axes.set_xlabel(f"{heading(task, 'test')}: single seeds, mean, standard deviation")
+        figure.suptitle(f"{task}: encoder of Whisper base")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
