@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from s3prl_ext import __version__
+from s3prl_ext.commands import flags
 from s3prl_ext.errors import as_command, unknown_name
 
 # command -> (module, function, what it does)
@@ -56,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with as_command():
         if argv[0] not in COMMANDS:
             raise unknown_name("command", argv[0], COMMANDS)
+        flags.check(argv[0], argv[1:])
         module, function, _ = COMMANDS[argv[0]]
         return getattr(importlib.import_module(module), function)(argv[1:]) or 0
 

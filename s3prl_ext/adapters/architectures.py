@@ -11,6 +11,7 @@ from torch import nn
 
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.models.architectures import Architecture, known
+from s3prl_ext.models.sizes import SIZES
 
 
 @dataclass(frozen=True)
@@ -146,10 +147,11 @@ class Dimensions:
 
 
 # wav2vec 2.0 and HuBERT as published: base, and large with a norm and a bias in every convolution block.
-DIMENSIONS = {
-    "base": Dimensions(12, 768, 3072, _published_blocks(bias=False, norms=1)),
-    "large": Dimensions(24, 1024, 4096, _published_blocks(bias=True, norms=7)),
-}
+_PUBLISHED = (
+    Dimensions(12, 768, 3072, _published_blocks(bias=False, norms=1)),
+    Dimensions(24, 1024, 4096, _published_blocks(bias=True, norms=7)),
+)
+DIMENSIONS = dict(zip(SIZES, _PUBLISHED, strict=True))
 
 
 def dimensions(model: nn.Module) -> Dimensions:

@@ -12,6 +12,7 @@ from torch import nn
 
 from s3prl_ext import plugin
 from s3prl_ext.child_tuning.delta import Delta
+from s3prl_ext.commands.flags import apply as flags_of
 from s3prl_ext.deltas.plain_upstream import build, is_merged, upstream_of_file
 from s3prl_ext.deltas.trained_task import TrainedTask, check_foldable
 from s3prl_ext.deltas.writing import check_new, write_copy
@@ -23,18 +24,6 @@ from s3prl_ext.training.run_spec import RunSpec
 
 logger = logging.getLogger(__name__)
 
-# command -> description, --model and --out of the example
-COMMANDS = {
-    "apply": (
-        "Write a copy of a base model with the weights that a delta changes. Another base is refused.",
-        "--model hubert.pt --out hubert_ks.pt",
-    ),
-    "revert": (
-        "Write a copy of a tuned model with the weights of its base; the result is the base, or nothing is written.",
-        "--model hubert_ks.pt --out hubert.pt",
-    ),
-}
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Apply a delta to a copy of a base model; returns the exit status.
@@ -42,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: flags; None takes them from the command line.
     """
-    args = _parser("apply").parse_args(argv)
+    args = flags_of.parser("apply").parse_args(argv)
     with one_writer(args.out):
         _apply(args)
     sys.stdout.write(f"{args.out}\n")
@@ -65,7 +54,7 @@ def revert_main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: flags; None takes them from the command line.
     """
-    args = _parser("revert").parse_args(argv)
+    args = flags_of.parser("revert").parse_args(argv)
     with one_writer(args.out):
         _revert(args)
     sys.stdout.write(f"{args.out}\n")
@@ -99,22 +88,6 @@ def _revert(args: argparse.Namespace) -> None:
             "out): give the model that the delta was applied to."
         )
     write_copy(plain, state, args.out)
-
-
-def _parser(command: str = "apply") -> argparse.ArgumentParser:
-    description, example = COMMANDS[command]
-    parser = argparse.ArgumentParser(
-        prog=f"s3prl-ext {command}",
-        description=description,
-        epilog=f"example:\n  s3prl-ext {command} --delta exp/ks/delta.safetensors {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--delta", required=True, help="delta.safetensors, a run's folder, or its checkpoint")
-    parser.add_argument("--model", required=True, type=Path, help="transformers folder, or checkpoint file")
-    parser.add_argument("--out", required=True, type=Path, help="new folder or file of the same kind")
-    parser.add_argument("-u", "--upstream", help="upstream that loads --model, where the delta's own name does not fit")
-    parser.add_argument("-g", "--upstream_model_config", help="its configuration")
-    return parser
 
 
 def _opened(args: argparse.Namespace) -> tuple[TrainedTask, RunSpec, nn.Module]:

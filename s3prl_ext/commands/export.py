@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import shlex
@@ -18,6 +17,7 @@ import yaml
 from torch import nn
 
 from s3prl_ext import plugin
+from s3prl_ext.commands.flags import export as flags_of
 from s3prl_ext.deltas.model_card import HEAD_FILE, TASK_FILE, TRAINING_FILE, ExportRecord, Score, model_card
 from s3prl_ext.deltas.plain_upstream import build_untuned, plain_upstream
 from s3prl_ext.deltas.trained_task import TrainedTask, check_foldable
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: flags; None takes them from the command line.
     """
-    args = _parser().parse_args(argv)
+    args = flags_of.parser().parse_args(argv)
     if args.out is None and not args.dry_run:
         raise UsageError("--out is missing: name a new folder for the model, or look first with --dry-run.")
     with one_writer(args.out):
@@ -68,25 +68,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         write(task, plain, model, record, args.out)
     sys.stdout.write(f"{args.out}\n")
     return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="s3prl-ext export",
-        description="Write a tuned task as a plain model of s3prl or transformers with the task's head and a\n"
-        "model card. It loads without this package, and its weights are the tuned ones bit by bit.",
-        epilog="example:\n  s3prl-ext export --delta exp/ks/delta.safetensors --out ks_hubert",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--delta", required=True, help="delta.safetensors, a run's folder (also of a full run), or a checkpoint"
-    )
-    parser.add_argument("-u", "--upstream", help="upstream that was tuned, where the delta's own name does not fit")
-    parser.add_argument("-k", "--upstream_ckpt", help="its checkpoint or model, where it has moved")
-    parser.add_argument("-g", "--upstream_model_config", help="its configuration")
-    parser.add_argument("--out", type=Path, help="new folder for the model")
-    parser.add_argument("--dry-run", action="store_true", help="check everything, show it, and write nothing")
-    return parser
 
 
 def _refuse_learnt_decoder(task: TrainedTask) -> None:

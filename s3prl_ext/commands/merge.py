@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import sys
@@ -18,12 +17,14 @@ from s3prl_ext import plugin
 from s3prl_ext.attention.files import find_model, read_attention
 from s3prl_ext.attention.layouts import Slot
 from s3prl_ext.attention.weights import AttentionWeights, sha256
+from s3prl_ext.commands.flags import merge as flags_of
 from s3prl_ext.errors import UsageError
 from s3prl_ext.locks import one_writer
 from s3prl_ext.merging.config import MergeConfig, TargetConfig
 from s3prl_ext.merging.export import attention_keys, write_model
 from s3prl_ext.merging.merge import chosen_slots, merge_sources
 from s3prl_ext.merging.model_card import Usage, model_card
+from s3prl_ext.merging.names import OWN_UPSTREAM
 from s3prl_ext.merging.report import MergeRow
 from s3prl_ext.merging.selection_config import LayerSelection
 from s3prl_ext.model_settings import model_config
@@ -31,7 +32,7 @@ from s3prl_ext.progress import bar
 from s3prl_ext.tables import columns
 from s3prl_ext.transformers_models import SPEECH_UPSTREAMS
 from s3prl_ext.upstreams.layer_similarity.selection import choose_layers
-from s3prl_ext.upstreams.merged_attention.config import OWN_UPSTREAM, check_config, read_raw
+from s3prl_ext.upstreams.merged_attention.config import check_config, read_raw
 from s3prl_ext.upstreams.merged_attention.expert import merge_record
 from s3prl_ext.upstreams.merged_attention.files import checkpoint_of
 from s3prl_ext.upstreams.merged_attention.model import check_type
@@ -72,8 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: flags; None takes them from the command line.
     """
-    parser = _parser()
-    args = parser.parse_args(argv)
+    args = flags_of.parser().parse_args(argv)
     if args.out is None and not args.dry_run:
         raise UsageError("--out is missing: name a new folder for the merged model, or look first with --dry-run.")
     plugin.install()
@@ -94,22 +94,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         write(models, config, raw, args.out)
     sys.stdout.write(f"{args.out}\n")
     return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="s3prl-ext merge",
-        description="Write a merged model as a plain checkpoint: a transformers folder, or a file for s3prl's\n"
-        "own upstreams. It needs neither the source nor this package.",
-        epilog='example:\n  s3prl-ext merge -u mam_hubert_base_bert_base -g "lambda=0.1,,layers=4-11" --out merged',
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("-u", "--upstream", default=OWN_UPSTREAM, help="a shipped configuration, such as mam_...")
-    parser.add_argument("-g", "--upstream_model_config", help='"my.yaml,,lambda=0.1", with -u overrides only')
-    parser.add_argument("-k", "--upstream_ckpt", help="replaces the target's checkpoint or model")
-    parser.add_argument("--out", type=Path, help="new folder for the model")
-    parser.add_argument("--dry-run", action="store_true", help="show the matched tensors and write nothing")
-    return parser
 
 
 def check_out(out: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from torch import nn
 
 from s3prl_ext import adapters, extensions, plugin
 from s3prl_ext.child_tuning.eligible import eligible_parameters
+from s3prl_ext.commands.flags import methods as flags_of
 from s3prl_ext.errors import ExtError, UsageError
 from s3prl_ext.models.architectures import without_unused
 from s3prl_ext.tables import grid
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: flags; None takes them from the command line.
     """
-    flags = _parser().parse_args(argv)
+    flags = flags_of.parser().parse_args(argv)
     for flag, value in (("-k", flags.upstream_ckpt), ("-g", flags.upstream_model_config)):
         if value and not flags.upstream:
             raise UsageError(f"{flag} belongs to an upstream: name it with -u.")
@@ -65,20 +65,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         "\nFeaturizer and downstream train in every method; weighted sums have one weight per hidden state there.\n"
     )
     return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="s3prl-ext methods",
-        description="Show how many weights of an upstream each tuning method trains, with its default options.",
-        epilog="example:\n  s3prl-ext methods --dims base\n  s3prl-ext methods -u hubert_local -k hubert.pt",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("-u", "--upstream", help="measure this upstream, as in s3prl-ext run")
-    parser.add_argument("-k", "--upstream_ckpt", help="its checkpoint or model")
-    parser.add_argument("-g", "--upstream_model_config", help="its configuration")
-    parser.add_argument("--dims", choices=sorted(adapters.DIMENSIONS), help="a published size (default: base)")
-    return parser
 
 
 def published(size: str) -> nn.Module:

@@ -6,10 +6,10 @@ import argparse
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from s3prl_ext import extensions
 from s3prl_ext.commands import report_figures
+from s3prl_ext.commands.flags import report as flags_of
 from s3prl_ext.commands.report_evidence import Evidence, mixed_origins, read_evidence, sources_table
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.evaluation import clusters
@@ -22,7 +22,7 @@ from s3prl_ext.evaluation.utterance_comparison import check_utterances, with_int
 from s3prl_ext.evaluation.utterance_counts import OtherEvaluation
 from s3prl_ext.metrics import heading, metric
 from s3prl_ext.papers.pivot import pivot, with_ours
-from s3prl_ext.papers.tables import NAMES, Cell, PaperTable, paper_table
+from s3prl_ext.papers.tables import Cell, PaperTable, paper_table
 from s3prl_ext.papers.transcript_tables import transcript_tables
 from s3prl_ext.studies.outcome import tables_of
 from s3prl_ext.tables import Table, csv_text, latex, markdown, plain
@@ -30,14 +30,6 @@ from s3prl_ext.tasks import named, reported_splits
 from s3prl_ext.writing import write_text
 
 logger = logging.getLogger(__name__)
-
-EPILOG = """A row holds the runs that differ in nothing but the seed. Ratios are shown in per cent. --paper is one or more of
-{tables}; tables 4 and 6 of MAM come by themselves where two rows of ljspeech or vctk have their transcripts.
-
-example:
-  s3prl-ext report exp/base exp/mam exp/sweep/sweep.json --out report --paper mam.table1
-  s3prl-ext report exp --out report --split test --group-by upstream,method
-"""
 
 NO_BASELINE = "No change is shown: none of the rows, or more than one, could be the baseline; name it with --baseline."
 
@@ -49,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         UsageError: an unknown metric, table or split, or nothing to read at a path.
         DataError: no usable result, or two results that contradict each other.
     """
-    flags = _parser().parse_args(argv)
+    flags = flags_of.parser().parse_args(argv)
     extensions.load()  # their tasks and metrics
     papers = [paper_table(name) for name in flags.paper]
     if flags.metric is not None:
@@ -102,31 +94,6 @@ def _with_sound_utterances(run: ScoredRun, left_out: list[str]) -> ScoredRun:
         left_out.append(f"{error} Until then the run is not compared utterance by utterance.")
         return replace(run, utterances=None)
     return run
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="s3prl-ext report",
-        description="Write tables (Markdown, CSV, LaTeX), pictures and one HTML page from results.",
-        epilog=EPILOG.replace("{tables}", ", ".join(NAMES)),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
-    add("results", nargs="+", type=Path, metavar="RESULT", help="result files, sweep.json, or folders that hold them")
-    add("--out", type=Path, required=True, help="folder for the report")
-    add("--metric", help="metric to report (default: the one that each task is judged by)")
-    add("--split", help="split to report (default: all that were scored)")
-    add("--group-by", type=_names, help="what makes a row, such as upstream,tuning.density (default: all but the seed)")
-    add("--paper", type=_names, default=[], help="tables of the papers to print next to yours, such as mam.table1")
-    add("--intervals-over", choices=clusters.KINDS, default=clusters.UTTERANCE, metavar="KIND",
-        help=f"what intervals are over: {', '.join(clusters.KINDS)} (default: utterance)")  # fmt: skip
-    add("--baseline", help="the row that others are compared with: a part of its name")
-    add("--title", help="heading of the page")
-    return parser
-
-
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def _tables(evidence: Evidence, papers: Sequence[PaperTable], flags: argparse.Namespace) -> list[Table]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import os
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from s3prl_ext.compat.shim import Shim
+from s3prl_ext.compat.shim import Shim, stub_module
 from s3prl_ext.errors import DataError
 from s3prl_ext.transformers_models import check_upstream, load_extractor, load_model, use_as_upstream
 
@@ -72,7 +75,16 @@ def _wrap_expert(module: ModuleType) -> None:
     module.UpstreamExpert.__init__ = initialise_whole
 
 
-SHIMS = tuple(
+def _late(expert: str) -> Mapping[str, ModuleType]:
+    """Return a stand-in for the module of an expert, whose expert imports that module when it is built."""
+
+    def build(*args: Any, **kwargs: Any) -> Any:
+        return importlib.import_module(expert).UpstreamExpert(*args, **kwargs)
+
+    return {expert: stub_module(expert, UpstreamExpert=build)}
+
+
+_EXPERTS = tuple(
     Shim(
         name=f"transformers-{module.split('.')[2]}",
         module=module,
@@ -86,3 +98,17 @@ SHIMS = tuple(
     )
     for module in EXPERTS
 )
+
+_ENTRIES = tuple(
+    Shim(
+        name=f"transformers-late-{module.split('.')[2]}",
+        module=f"{module.rpartition('.')[0]}.hubconf",
+        needed=functools.partial(lambda expert, module: expert not in sys.modules, module),
+        stubs=functools.partial(_late, module),
+        reason="s3prl's hub imports transformers, 3 s of CPU time and 100 MB, also where another upstream is used",
+        remove_when="s3prl's hub imports an expert when it is built",
+    )
+    for module in EXPERTS
+)
+
+SHIMS = (*_EXPERTS, *_ENTRIES)

@@ -19,12 +19,11 @@ from s3prl_ext.merging.lambdas import LambdaSchedule, over_depth, parse_lambda, 
 from s3prl_ext.merging.layers import LayerMap, chosen_layers, parse_layer_choice, parse_layer_map
 from s3prl_ext.merging.learnable import DEFAULT_LAMBDA, LearnableConfig, parse_learnable
 from s3prl_ext.merging.methods import LINEAR, METHODS, MethodConfig, parse_method
+from s3prl_ext.merging.names import DECODER, TARGET_PREFIXES
 from s3prl_ext.merging.noise import NoiseConfig, parse_noise
 from s3prl_ext.settings import Problems, choice, load, name, switch, unknown_keys
 
 _Parsed = TypeVar("_Parsed")
-DECODER = "decoder"
-TARGET_PREFIXES = ("encoder", DECODER)
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,9 @@ from s3prl_ext.attention.weights import AttentionWeights
 from s3prl_ext.errors import UsageError
 from s3prl_ext.merging.layers import align
 from s3prl_ext.merging.merge import check_finite
+from s3prl_ext.merging.names import NOISE_KINDS
 from s3prl_ext.settings import choice, count, load
 
-KINDS = ("source", "target", "standard")
 STREAMS = "by kind"  # kept in records and sweeps, so that numbers of earlier versions are not taken for these
 STATISTICS = ("tensor", "projection", "global")
 
@@ -41,7 +41,7 @@ class NoiseConfig:
             ``global``, all matrices (with biases merged: all biases apart from them).
     """
 
-    kind: Annotated[str, choice(*KINDS)]
+    kind: Annotated[str, choice(*NOISE_KINDS)]
     draw: Annotated[int, count(0)] = 0
     seed: Annotated[int, count(0)] = 0
     statistics: Annotated[str, choice(*STATISTICS)] = "tensor"
@@ -71,9 +71,11 @@ def parse_noise(value: Any, where: str = "noise") -> NoiseConfig | None:
         return None
     content = {"kind": value} if isinstance(value, str) else value
     if not isinstance(content, Mapping):
-        raise UsageError(f"{where} must be one of {', '.join(KINDS)}, or a mapping with kind and draw, got {value!r}.")
+        raise UsageError(
+            f"{where} must be one of {', '.join(NOISE_KINDS)}, or a mapping with kind and draw, got {value!r}."
+        )
     if "kind" not in content:
-        raise UsageError(f"{where}.kind is missing: give one of {', '.join(KINDS)}.")
+        raise UsageError(f"{where}.kind is missing: give one of {', '.join(NOISE_KINDS)}.")
     return load(NoiseConfig, content, where)
 
 

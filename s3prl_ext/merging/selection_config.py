@@ -7,11 +7,9 @@ from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, cast
 
 from s3prl_ext.errors import unknown_name
-from s3prl_ext.merging.similarity import SIMILARITIES, SWD_DIRECTIONS
+from s3prl_ext.merging.names import LEVELS, SHARE, SWD_DIRECTIONS
+from s3prl_ext.merging.similarity import SIMILARITIES
 from s3prl_ext.settings import Problems, choice, count, load, name, number, raise_all, switch, unknown_keys
-
-LEVELS = ("utterance", "frame")
-SHARE = 0.1  # of the training pairs, as in the paper
 
 
 @dataclass(frozen=True)

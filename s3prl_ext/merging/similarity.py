@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-SWD_DIRECTIONS = 200  # directions of the sliced Wasserstein distance
+from s3prl_ext.merging.names import SWD_DIRECTIONS
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def swd_coordinates(x: Tensor, y: Tensor) -> float:
     return difference.square_().mean(dim=1).sqrt_().mean(dtype=torch.float64).item()
 
 
-SIMILARITIES = {
+SIMILARITIES = {  # by the names of SIMILARITY_NAMES
     "euclidean": Similarity(euclidean, largest=False, paired=True),
     "inner_product": Similarity(inner_product, largest=True, paired=True),
     "swd": Similarity(swd, largest=False, paired=False),

@@ -15,20 +15,12 @@ from s3prl_ext.prediction.decoder import Decoder
 from s3prl_ext.prediction.results import Failure, Result, SpeakerTurns
 from s3prl_ext.writing import written
 
-FORMATS = ("text", "jsonl", "csv", "rttm")
-SUFFIXES = {".jsonl": "jsonl", ".json": "jsonl", ".csv": "csv", ".rttm": "rttm"}  # of --out; others are text
-
-
-def format_of(out: Path | None) -> str:
-    """Return the format that the suffix of a file stands for."""
-    return SUFFIXES.get(out.suffix.lower(), "text") if out is not None else "text"
-
 
 class Formatter:
     """Turn results into the lines of one format.
 
     Args:
-        kind: one of :data:`FORMATS`.
+        kind: one of :data:`s3prl_ext.prediction.formats.FORMATS`.
         decoder: of the task.
         names: all recordings; those of one file name in several folders get their folders into RTTM.
 

@@ -14,12 +14,11 @@ from typing import Any
 
 from s3prl_ext.errors import UsageError, unknown_name
 from s3prl_ext.layer_sets import parse_layers
-from s3prl_ext.merging.noise import KINDS
-from s3prl_ext.merging.similarity import SIMILARITIES
+from s3prl_ext.merging.names import NOISE_KINDS, SIMILARITY_NAMES
 from s3prl_ext.papers.figures import mam_figure
 from s3prl_ext.settings import Problems, as_number, count, unknown_keys
 
-NOISES = ("none", *KINDS)  # none: the source itself
+NOISES = ("none", *NOISE_KINDS)  # none: the source itself
 DRAWS = 5  # of each noise control: the least that MAM's averages suggest
 
 _ASR_LAMBDAS = [0, 0.05, 0.10, 0.15, 0.20, 0.25]
@@ -169,7 +168,9 @@ def _check_axes(grid: Mapping[str, Any], extrapolate: bool, where: str, problems
             problems.append(f"{where}: layers {layers!r} names no layer: the unmerged target is scored anyway.")
     problems += [str(unknown_name("noise", name, NOISES, where)) for name in axes["noise"] if name not in NOISES]
     problems += [
-        str(unknown_name("metric (by)", name, SIMILARITIES, where)) for name in axes["by"] if name not in SIMILARITIES
+        str(unknown_name("metric (by)", name, SIMILARITY_NAMES, where))
+        for name in axes["by"]
+        if name not in SIMILARITY_NAMES
     ]
     axes["draws"] = problems.attempt(count(), axes["draws"], f"{where}: draws")
     axes["top_k"] = [problems.attempt(count(), value, f"{where}: top_k") for value in axes["top_k"]]

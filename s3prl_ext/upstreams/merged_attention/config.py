@@ -21,8 +21,8 @@ import yaml
 from s3prl_ext.configs import UnsetVariable, expand_variables, load_yaml, parse_yaml, shipped_dir
 from s3prl_ext.errors import ExtError, UsageError, unknown_name
 from s3prl_ext.merging.config import MergeConfig, parse_config
+from s3prl_ext.merging.names import OWN_UPSTREAM
 
-OWN_UPSTREAM = "merged_attention"
 SEPARATOR = ",,"
 PATHS = ("model", "ckpt", "from", "pairs", "root")  # keys of sections that hold a path
 

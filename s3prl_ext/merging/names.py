@@ -1,0 +1,15 @@
+"""What merges and comparisons of layers call things: names and defaults that flags and settings share; without torch."""
+
+from __future__ import annotations
+
+OWN_UPSTREAM = "merged_attention"  # the upstream whose merge a file describes
+
+DECODER = "decoder"
+TARGET_PREFIXES = ("encoder", DECODER)  # parts of a Whisper
+
+NOISE_KINDS = ("source", "target", "standard")
+
+SIMILARITY_NAMES = ("euclidean", "inner_product", "swd", "swd_coordinates")
+SWD_DIRECTIONS = 200  # directions of the sliced Wasserstein distance
+LEVELS = ("utterance", "frame")  # at which layers are compared
+SHARE = 0.1  # of the training pairs, as in the paper
