@@ -92,7 +92,7 @@ class _KeyTwice(yaml.YAMLError):
     pass
 
 
-class _Loader(yaml.SafeLoader):
+class _UniqueKeys(yaml.SafeLoader):
     """YAML's safe loader, which refuses a mapping that has a key twice: YAML itself would take the last one."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
@@ -114,7 +114,7 @@ def parse_yaml(text: str) -> Any:
         yaml.YAMLError: it is not YAML, has a key twice in a mapping, or is nested too deeply.
     """
     try:
-        return yaml.load(text, Loader=_Loader)
+        return yaml.load(text, Loader=_UniqueKeys)
     except RecursionError:
         raise yaml.YAMLError("it is nested too deeply") from None
 

@@ -23,12 +23,12 @@ SIZES = (
     "encoder_ffn_dim", "decoder_attention_heads", "decoder_ffn_dim", "num_mel_bins", "max_source_positions",
     "max_target_positions", "image_size", "patch_size", "conv_dim", "conv_kernel", "conv_stride",
 )  # fmt: skip
-LISTS = ("conv_dim", "conv_kernel", "conv_stride")  # a number for each convolution
+CONVOLUTIONS = ("conv_dim", "conv_kernel", "conv_stride")  # a number for each convolution
 NUMBER_OR_PAIR = ("image_size", "patch_size")
 SWITCHES = ("do_stable_layer_norm", "conv_bias", "feat_proj_layer_norm", "conv_pos_batch_norm", "add_adapter")
 FRACTION = re.compile(r"(dropout|layerdrop|_prob|_eps)$")  # null: none
 MOST_LAYERS, LARGEST = 1_000, 10_000_000
-SAMPLE_RATE = 16_000
+SAMPLE_RATE = 16_000  # Hz, of all audio that models take
 
 
 def model_config(folder: Path) -> dict[str, Any]:
@@ -106,14 +106,14 @@ def _wanted(key: str, value: Any) -> str:
     """Return what the value of a setting must be, or an empty text where it is that, or where the key is another's."""
     if key in LAYERS or key in SIZES:
         most = MOST_LAYERS if key in LAYERS else LARGEST
-        listed = value if isinstance(value, list) and (key in LISTS or key in NUMBER_OR_PAIR) else [value]
+        listed = value if isinstance(value, list) and (key in CONVOLUTIONS or key in NUMBER_OR_PAIR) else [value]
         if (
             listed
             and all(_is_whole(item) and 1 <= item <= most for item in listed)
-            and (key not in LISTS or isinstance(value, list))
+            and (key not in CONVOLUTIONS or isinstance(value, list))
         ):
             return ""
-        return f"{'a list of whole numbers' if key in LISTS else 'a whole number'} from 1 to {most:,}"
+        return f"{'a list of whole numbers' if key in CONVOLUTIONS else 'a whole number'} from 1 to {most:,}"
     if key in SWITCHES and not isinstance(value, bool):
         return "true or false"
     if FRACTION.search(key) and value is not None and not (_is_number(value) and 0 <= value <= 1):

@@ -17,7 +17,7 @@ import pytest
 import torch
 from scipy.stats import binomtest
 
-from s3prl_ext.evaluation.transcripts import Transcript
+from s3prl_ext.evaluation.transcripts import ScoredTranscript
 from s3prl_ext.evaluation.transcripts import write_transcripts as write_lines
 from tests.support import factories, result_files
 
@@ -69,7 +69,7 @@ def write_result(folder: Path, right: int, upstream: int = 0, **more: object) ->
 def write_transcripts(folder: Path, wer: float, rows: list[tuple[str, str, int]]) -> None:
     """Write what an evaluation of sentences leaves behind: (reference, hypothesis, errors) of each."""
     result_files.write(folder, result_files.content({"wer": wer}, intervals={"test": {"wer": [wer / 2, 2 * wer]}}))
-    lines = [Transcript(f"u{n}", *row, 1, 1, 1) for n, row in enumerate(rows)]
+    lines = [ScoredTranscript(f"u{n}", *row, 1, 1, 1) for n, row in enumerate(rows)]
     write_lines(lines, folder / "transcripts-test.jsonl")
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from results import CLASSES, speech, table, tested, trained
 
 from s3prl_ext.evaluation.plots import STYLES, light_frame, picture
-from s3prl_ext.evaluation.transcripts import Transcript, read_transcripts
+from s3prl_ext.evaluation.transcripts import ScoredTranscript, read_transcripts
 
 ROWS = {
     "frozen": "Whisper frozen",
@@ -21,7 +21,7 @@ ROWS = {
 CHANCE = 100 / CLASSES
 
 
-def transcripts(out: Path, name: str) -> list[Transcript]:
+def transcripts(out: Path, name: str) -> list[ScoredTranscript]:
     """Return what a model made of the test sentences."""
     return read_transcripts(out / name / "transcripts-test.jsonl")
 
@@ -32,7 +32,7 @@ def merged_lambda(out: Path) -> str:
     return f"λ = {max(value for of_layers in values.values() for value in of_layers):g}"
 
 
-def most_changed(before: Sequence[Transcript], after: Sequence[Transcript]) -> int:
+def most_changed(before: Sequence[ScoredTranscript], after: Sequence[ScoredTranscript]) -> int:
     """Return the number of the sentence to which the merge has added most errors; the first where it added none."""
     added = [b.errors - a.errors for a, b in zip(before, after, strict=True)]
     return added.index(max(added))

@@ -25,7 +25,7 @@ import s3prl_ext
 s3prl_ext.install()  # before torchaudio, which the filter banks need
 
 from s3prl_ext.corpora.audio import read_audio
-from s3prl_ext.corpora.esc50 import CLASSES, Clip, read_clips, split_clips
+from s3prl_ext.corpora.esc50 import CLASSES, Esc50Clip, read_clips, split_clips
 from s3prl_ext.upstreams.beats.config import PATCH, BeatsConfig
 from s3prl_ext.upstreams.beats.frontend import FRAME_LENGTH, FRAME_SHIFT, fbank
 from s3prl_ext.upstreams.beats.model import BANDS, Beats
@@ -58,7 +58,7 @@ def config(layers: int, width: int) -> BeatsConfig:
     )
 
 
-def filter_banks(clips: list[Clip], name: str) -> tuple[Tensor, Tensor]:
+def filter_banks(clips: list[Esc50Clip], name: str) -> tuple[Tensor, Tensor]:
     """Return the filter banks of whole patches, [clips, 496, 128], and the classes [clips]."""
     samples = STEPS * PATCH * FRAME_SHIFT + FRAME_LENGTH - FRAME_SHIFT
     rows = []

@@ -49,7 +49,15 @@ ADAPTERS: dict[str, ModuleType] = {
     "bitfit": bitfit,
 }
 
-PARTS = ("Config", "PAPER", "ACTS_ON", "CAN_FOLD", "insert", "remove", "count")  # what every file of a method has
+METHOD_PARTS = (
+    "Config",
+    "PAPER",
+    "ACTS_ON",
+    "CAN_FOLD",
+    "insert",
+    "remove",
+    "count",
+)  # what every file of a method has
 
 _RECORD = "inserted_adapters"  # plain attribute of the model: method -> Inserted
 
@@ -73,12 +81,12 @@ def method(name: str) -> ModuleType:
 
 
 def check_file(name: str, file: Any) -> None:
-    """Check that the file of a method is complete, see :data:`PARTS`.
+    """Check that the file of a method is complete, see :data:`METHOD_PARTS`.
 
     Raises:
         UsageError: something is missing, or ``Config`` is not a dataclass.
     """
-    parts = [*PARTS, *(["fold"] if getattr(file, "CAN_FOLD", False) else [])]
+    parts = [*METHOD_PARTS, *(["fold"] if getattr(file, "CAN_FOLD", False) else [])]
     parts += ["base_state"] if getattr(file, "TRAINS_BASE", False) else []
     missing = [part for part in parts if not hasattr(file, part)]
     if missing:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from s3prl_ext.errors import DataError, nearest
 from s3prl_ext.models.architectures import PROJECTIONS, Architecture, known
 
-KINDS = ("weight", "bias")
+PARAMETER_KINDS = ("weight", "bias")
 
 
 class Slot(NamedTuple):
@@ -27,7 +27,7 @@ class Slot(NamedTuple):
     @property
     def order(self) -> tuple[int, int, int]:
         """Sort key: by layer, then q, k, v, then weight before bias."""
-        return self.layer, PROJECTIONS.index(self.projection), KINDS.index(self.kind)
+        return self.layer, PROJECTIONS.index(self.projection), PARAMETER_KINDS.index(self.kind)
 
 
 @dataclass(frozen=True)

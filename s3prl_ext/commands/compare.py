@@ -12,9 +12,9 @@ from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.evaluation import clusters
 from s3prl_ext.evaluation.significance import bootstrap_difference
 from s3prl_ext.evaluation.transcripts import (
-    Comparison,
     Improvements,
-    Transcript,
+    ScoredTranscript,
+    TranscriptPair,
     compare,
     improvements,
     pair,
@@ -48,8 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("baseline", type=Path, help="transcripts-SPLIT.jsonl of the first model")
     parser.add_argument("merged", type=Path, help="transcripts-SPLIT.jsonl of the second model")
     parser.add_argument("--top", type=int, default=10, help="utterances to show, largest drop first (default: 10)")
-    parser.add_argument("--intervals-over", choices=clusters.KINDS, default=clusters.UTTERANCE, metavar="KIND",
-                        help=f"what the bootstrap draws: {', '.join(clusters.KINDS[:-1])} (default: utterance)")  # fmt: skip
+    parser.add_argument("--intervals-over", choices=clusters.CLUSTERS, default=clusters.UTTERANCE, metavar="KIND",
+                        help=f"what the bootstrap draws: {', '.join(clusters.CLUSTERS[:-1])} (default: utterance)")  # fmt: skip
     parser.add_argument("--out", type=Path, help="write everything to this JSON file as well")
     flags = parser.parse_args(argv)
     if flags.top < 0:
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _totals(baseline: Sequence[Transcript], merged: Sequence[Transcript], kind: str) -> dict[str, Any]:
+def _totals(baseline: Sequence[ScoredTranscript], merged: Sequence[ScoredTranscript], kind: str) -> dict[str, Any]:
     """Return WER of both in per cent, their difference, and its paired 95 % bootstrap interval over a kind of cluster."""
     pairs = pair(baseline, merged)
     first, second = [a.errors for a, _ in pairs], [b.errors for _, b in pairs]
@@ -85,7 +85,7 @@ def _totals(baseline: Sequence[Transcript], merged: Sequence[Transcript], kind: 
             "intervals_over": {"kind": kind, "count": len(of)}}  # fmt: skip
 
 
-def _shown(rows: Sequence[Comparison], improved: Improvements, totals: dict[str, Any], count: int) -> str:
+def _shown(rows: Sequence[TranscriptPair], improved: Improvements, totals: dict[str, Any], count: int) -> str:
     (first, second), (low, high) = totals["wer"], totals["interval"]
     lines = [
         f"WER {first:.2f} % -> {second:.2f} %: {totals['difference']:+.2f} [{low:+.2f}, {high:+.2f}], {count} utterances"

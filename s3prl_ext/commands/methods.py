@@ -25,7 +25,7 @@ DENSITIES = (0.1, 0.01, 0.001)
 
 
 @dataclass(frozen=True)
-class Row:
+class MethodRow:
     """One line of the table.
 
     Attributes:
@@ -85,7 +85,7 @@ def published(size: str) -> nn.Module:
         return HubertModel(config)
 
 
-def rows(model: nn.Module) -> list[Row]:
+def rows(model: nn.Module) -> list[MethodRow]:
     """Return one row for each method, child networks at three densities."""
     table = []
     for name, method in METHODS.items():
@@ -99,7 +99,7 @@ def rows(model: nn.Module) -> list[Row]:
         elif method.trains_upstream:
             table.append(_row(name, partial(_full_weights, model), "yes", method.source))
         else:
-            table.append(Row(name, 0, "-", method.source))
+            table.append(MethodRow(name, 0, "-", method.source))
     return table
 
 
@@ -128,11 +128,13 @@ def _refuse_lambda(model: nn.Module, section: dict[str, Any]) -> None:
     prepare_lambda(model, resolve_tuning({}, section), trainable=True, training=True)
 
 
-def _row(method: str, count: Callable[[], int], folds: str, source: str) -> Row:
+def _row(method: str, count: Callable[[], int], folds: str, source: str) -> MethodRow:
     try:
-        return Row(method, count(), folds, source)
+        return MethodRow(method, count(), folds, source)
     except ExtError as error:
-        return Row(method, None, "-", f"does not fit: {str(error).partition('. ')[0].partition(';')[0].rstrip('.')}")
+        return MethodRow(
+            method, None, "-", f"does not fit: {str(error).partition('. ')[0].partition(';')[0].rstrip('.')}"
+        )
 
 
 def _behind_the_convolutions(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -144,7 +146,7 @@ def _size(parameters: Any) -> int:
     return sum(parameter.numel() for parameter in parameters.values())
 
 
-def format_table(table: Sequence[Row], total: int) -> str:
+def format_table(table: Sequence[MethodRow], total: int) -> str:
     """Return the rows as a Markdown table; percent of all weights of the upstream."""
     cells = []
     for row in table:

@@ -14,7 +14,7 @@ from s3prl_ext.run_folder import RACE, RESULTS, SWEEP_FILE
 from s3prl_ext.sweeps.stored import StoredSweep, read_sweep
 from s3prl_ext.tables import NOTHING, Table
 
-LAYERS = "layers.json"  # of s3prl-ext layers; its picture is next to it
+LAYERS_FILE = "layers.json"  # of s3prl-ext layers; its picture is next to it
 PARTS_OF_A_RUN = {RACE, "on_dev"}  # folders in that of a run whose results are not its own
 
 
@@ -47,7 +47,7 @@ def read_evidence(paths: Sequence[Path]) -> Evidence:
     evidence = Evidence(folders=[path for path in paths if path.is_dir()])
     for path in dict.fromkeys(file for given in paths for file in _files(given)):
         evidence.folders.append(path.parent)
-        if path.name == LAYERS:
+        if path.name == LAYERS_FILE:
             continue
         try:
             if path.name == SWEEP_FILE or _is_sweep(path):
@@ -79,7 +79,7 @@ def _files(path: Path) -> list[Path]:
     if not path.is_dir():
         raise UsageError(f"no such file or folder: {path}.")
     for pattern in ("{}", "**/{}"):
-        found = [file for name in (RESULTS, SWEEP_FILE, LAYERS) for file in path.glob(pattern.format(name))]
+        found = [file for name in (RESULTS, SWEEP_FILE, LAYERS_FILE) for file in path.glob(pattern.format(name))]
         if found:
             return sorted(file for file in found if not _is_part_of_a_run(file, path))
     raise UsageError(f"{path} contains no result.json, result-SPLIT.json or sweep.json: give folders of finished runs.")

@@ -17,9 +17,9 @@ from typing import Any
 from s3prl_ext.compat import audio
 from s3prl_ext.compat.shim import Shim
 from s3prl_ext.errors import DataError
+from s3prl_ext.model_settings import SAMPLE_RATE
 from s3prl_ext.reading import read_text
 
-SAMPLE_RATE = 16000
 LONGEST = 24 * 3600 * SAMPLE_RATE  # of a clip, in samples
 
 

@@ -59,7 +59,7 @@ CLASSES: tuple[str, ...] = (
 
 
 @dataclass(frozen=True)
-class Clip:
+class Esc50Clip:
     """One line of ``meta/esc50.csv``.
 
     Attributes:
@@ -83,7 +83,7 @@ class Clip:
         return CLASSES[self.target]
 
 
-def read_clips(root: Path) -> list[Clip]:
+def read_clips(root: Path) -> list[Esc50Clip]:
     """Return all clips of the corpus, sorted by name.
 
     Args:
@@ -126,7 +126,7 @@ def dev_fold(test_fold: int) -> int:
     return test_fold % len(FOLDS) + 1
 
 
-def split_clips(clips: Sequence[Clip], rule: str, fold: int) -> dict[str, list[Clip]]:
+def split_clips(clips: Sequence[Esc50Clip], rule: str, fold: int) -> dict[str, list[Esc50Clip]]:
     """Divide clips into train, dev and test.
 
     Args:
@@ -183,7 +183,7 @@ def validate(root: Path) -> list[str]:
     return remarks
 
 
-def _clip(row: dict[str, str], root: Path, line: int) -> Clip:
+def _clip(row: dict[str, str], root: Path, line: int) -> Esc50Clip:
     name, fold, target, category = (row.get(column) or "" for column in COLUMNS)
     known = fold.isdecimal() and int(fold) in FOLDS and target.isdecimal() and int(target) < len(CLASSES)
     if not name or not known or CLASSES[int(target)] != category:
@@ -191,7 +191,7 @@ def _clip(row: dict[str, str], root: Path, line: int) -> Clip:
             f"line {line} of {root / META} is not a clip of ESC-50 (file '{name}', fold '{fold}', target '{target}', "
             f"category '{category}'): restore the official table."
         )
-    return Clip(root / "audio" / name, int(fold), int(target))
+    return Esc50Clip(root / "audio" / name, int(fold), int(target))
 
 
 def _check_audio(listed: set[str], lines: int, root: Path) -> None:

@@ -38,7 +38,7 @@ OFFICIAL, DRAWN = "Libri-Light", f"seeded draw from {SOURCE_SPLIT}"
 
 
 @dataclass(frozen=True)
-class Recording:
+class LibriClip:
     """One utterance of LibriSpeech: ``SPEAKER/CHAPTER/SPEAKER-CHAPTER-NUMBER.flac``, and its length in seconds."""
 
     path: Path
@@ -51,12 +51,12 @@ class Recording:
 
 
 def draw(
-    recordings: Iterable[Recording],
+    recordings: Iterable[LibriClip],
     genders: dict[str, str],
     hours: Sequence[float],
     seed: int,
     speakers: int = SPEAKERS,
-) -> dict[float, list[Recording]]:
+) -> dict[float, list[LibriClip]]:
     """Return for each of `hours` a subset that holds the smaller ones.
 
     Genders take turns, and the speakers of each. An exhausted speaker is followed by another one of the same gender.
@@ -72,7 +72,7 @@ def draw(
         DataError: there is less speech than asked for.
     """
     rng = np.random.default_rng(seed)
-    groups: dict[str, dict[str, list[Recording]]] = {}
+    groups: dict[str, dict[str, list[LibriClip]]] = {}
     for recording in sorted(recordings, key=lambda r: r.path.name):
         group = groups.setdefault(genders.get(recording.speaker, ""), {})
         group.setdefault(recording.speaker, []).append(recording)
@@ -82,8 +82,11 @@ def draw(
 
 
 def official(
-    folds: dict[str, list[Recording]], nine: Sequence[Recording], hours: Sequence[float], seed: int
-) -> dict[float, list[Recording]]:
+    folds: dict[str, list[LibriClip]],
+    nine: Sequence[LibriClip],
+    hours: Sequence[float],
+    seed: int,
+) -> dict[float, list[LibriClip]]:
     """Return Libri-Light's subsets, nested; see the head of this module for 0.5 and 5 hours.
 
     Args:
@@ -106,7 +109,7 @@ def official(
     return {size: made[size] for size in hours}
 
 
-def _fill_halves(hour: Sequence[Recording], nine: Sequence[Recording], rng: np.random.Generator) -> list[Recording]:
+def _fill_halves(hour: Sequence[LibriClip], nine: Sequence[LibriClip], rng: np.random.Generator) -> list[LibriClip]:
     """Return recordings of `nine` that bring every speaker as near as possible to half of its seconds."""
     chosen = []
     speakers = sorted({one.speaker for one in (*hour, *nine)})
@@ -121,7 +124,7 @@ def _fill_halves(hour: Sequence[Recording], nine: Sequence[Recording], rng: np.r
     return chosen
 
 
-def _turns(group: dict[str, list[Recording]], active: int, rng: np.random.Generator) -> list[Recording]:
+def _turns(group: dict[str, list[LibriClip]], active: int, rng: np.random.Generator) -> list[LibriClip]:
     """Return all recordings of a group, `active` speakers in turn."""
     names = sorted(group)
     waiting = [[group[names[i]][j] for j in rng.permutation(len(group[names[i]]))] for i in rng.permutation(len(names))]
@@ -136,12 +139,12 @@ def _turns(group: dict[str, list[Recording]], active: int, rng: np.random.Genera
     return order
 
 
-def _zip_longest(lists: Sequence[Sequence[Recording]]) -> Iterable[list[Recording]]:
+def _zip_longest(lists: Sequence[Sequence[LibriClip]]) -> Iterable[list[LibriClip]]:
     for index in range(max(map(len, lists), default=0)):
         yield [one[index] for one in lists if index < len(one)]
 
 
-def _prefixes(order: Sequence[Recording], seconds: dict[float, float]) -> dict[float, list[Recording]]:
+def _prefixes(order: Sequence[LibriClip], seconds: dict[float, float]) -> dict[float, list[LibriClip]]:
     """Return for each size the shortest beginning of `order` that has so many seconds."""
     ends = np.cumsum([one.seconds for one in order])
     total = float(ends[-1]) if len(order) else 0.0
@@ -157,7 +160,7 @@ def _prefixes(order: Sequence[Recording], seconds: dict[float, float]) -> dict[f
 # -- files -------------------------------------------------------------------------------------------------------------
 
 
-def read_folder(folder: Path) -> list[Recording]:
+def read_folder(folder: Path) -> list[LibriClip]:
     """Return all recordings below a folder, with their lengths.
 
     Raises:
@@ -168,7 +171,7 @@ def read_folder(folder: Path) -> list[Recording]:
         raise DataError(f"{folder} contains no .flac file: give the folder that LibriSpeech or Libri-Light unpacks to.")
     try:
         return [
-            Recording(path, soundfile.info(str(path)).duration)
+            LibriClip(path, soundfile.info(str(path)).duration)
             for path in tqdm(paths, desc=f"lengths of {folder.name}", leave=False)
         ]
     except soundfile.LibsndfileError as error:
@@ -235,7 +238,7 @@ def name_of(hours: float) -> str:
     return f"train-{hours:g}h"
 
 
-def _write_split(folder: Path, members: Sequence[Recording]) -> None:
+def _write_split(folder: Path, members: Sequence[LibriClip]) -> None:
     texts: dict[Path, dict[str, str]] = {}
     for one in members:
         chapter = one.path.parent
@@ -252,7 +255,7 @@ def _write_split(folder: Path, members: Sequence[Recording]) -> None:
             file.write(f"{one.path.stem} {texts[chapter][one.path.stem]}\n")
 
 
-def _record(subsets: dict[float, list[Recording]], source: str, seed: int) -> dict[str, Any]:
+def _record(subsets: dict[float, list[LibriClip]], source: str, seed: int) -> dict[str, Any]:
     rows = {
         name_of(size): {
             "hours": sum(one.seconds for one in members) / 3600,

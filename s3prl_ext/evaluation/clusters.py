@@ -14,7 +14,7 @@ from pathlib import PurePosixPath
 from s3prl_ext.errors import DataError
 
 UTTERANCE = "utterance"
-FEW = 20  # clusters; the percentile interval of fewer is too narrow
+FEW_CLUSTERS = 20  # clusters; the percentile interval of fewer is too narrow
 # What an utterance's name says about its cluster, in the corpora whose names say it.
 _NAMES: dict[str, tuple[str, ...]] = {
     "speaker": (
@@ -28,7 +28,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
 _CORPORA = {
     "speaker": "VCTK, LibriSpeech and Speech Commands", "chapter": "LJ Speech and LibriSpeech", "source": "ESC-50"
 }  # fmt: skip
-KINDS = (UTTERANCE, *_NAMES)
+CLUSTERS = (UTTERANCE, *_NAMES)
 
 
 def cluster_of(name: str, kind: str) -> str:
@@ -36,7 +36,7 @@ def cluster_of(name: str, kind: str) -> str:
 
     Args:
         name: of the utterance or its file, with or without folder and suffix.
-        kind: one of :data:`KINDS`.
+        kind: one of :data:`CLUSTERS`.
 
     Raises:
         DataError: the name does not say it.
@@ -58,7 +58,7 @@ def sums(names: Sequence[str], columns: Sequence[Sequence[float]], kind: str) ->
     Args:
         names: of the utterances.
         columns: numbers for each utterance, such as errors and words.
-        kind: one of :data:`KINDS`.
+        kind: one of :data:`CLUSTERS`.
 
     Raises:
         DataError: a name does not say its cluster, or all utterances are in one.
@@ -78,5 +78,9 @@ def sums(names: Sequence[str], columns: Sequence[Sequence[float]], kind: str) ->
 
 def described(kind: str, count: int) -> str:
     """Return what an interval is over, such as ``over 10 speakers``, with a warning where these are few."""
-    few = f" (with fewer than {FEW} it comes out too narrow)" if kind != UTTERANCE and count < FEW else ""
+    few = (
+        f" (with fewer than {FEW_CLUSTERS} it comes out too narrow)"
+        if kind != UTTERANCE and count < FEW_CLUSTERS
+        else ""
+    )
     return f"over {count} {kind}s{few}"

@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from s3prl_ext.errors import DataError, UsageError
+from s3prl_ext.model_settings import SAMPLE_RATE
 from s3prl_ext.progress import bar
 from s3prl_ext.reading import read_lines
 
 THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7)
 MEDIANS = (1, 11)  # frames
-SAMPLE_RATE = 16000
 DIGITS = 2  # of seconds in the RTTM files that SUPERB scores
 
 

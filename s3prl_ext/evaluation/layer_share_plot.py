@@ -13,7 +13,7 @@ from s3prl_ext.errors import DataError
 from s3prl_ext.evaluation.plots import STYLES, light_frame, picture
 from s3prl_ext.models.architectures import PARTS, encoder_layers, part_of
 
-MODULES = ("biases", "norms", *PARTS.values(), "other")  # names in the picture
+MODULE_NAMES = ("biases", "norms", *PARTS.values(), "other")  # names in the picture
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class LayerShares:
     def by_module(self) -> tuple[list[str], np.ndarray]:
         """Return the modules that there are, and shares [modules, layers]; NaN where a layer lacks one."""
         table = self._table(module_of)
-        names = [name for name in MODULES if any(name in row for row in table)]
+        names = [name for name in MODULE_NAMES if any(name in row for row in table)]
         return names, np.array([[row.get(name, np.nan) for row in table] for name in names])
 
     def _table(self, group: Any) -> list[dict[str, float]]:
@@ -66,7 +66,7 @@ class LayerShares:
 
 
 def module_of(rest: str) -> str:
-    """Return the module of :data:`MODULES` that a tensor belongs to, by its name within its layer."""
+    """Return the module of :data:`MODULE_NAMES` that a tensor belongs to, by its name within its layer."""
     if rest.endswith(".bias"):
         return "biases"
     if "norm" in rest:

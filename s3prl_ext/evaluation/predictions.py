@@ -36,7 +36,7 @@ class Prediction:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ClassifierComparison:
     """Two systems on the same clips; differences are the second's error minus the first's, so below 0 is better.
 
     Attributes:
@@ -97,7 +97,7 @@ def read_predictions(path: Path) -> list[Prediction]:
     return predictions
 
 
-def compare(first: Path, second: Path, draws: int = 1000, seed: int = 0, over: str = UTTERANCE) -> Comparison:
+def compare(first: Path, second: Path, draws: int = 1000, seed: int = 0, over: str = UTTERANCE) -> ClassifierComparison:
     """Compare two files of predictions of the same clips.
 
     Args:
@@ -121,7 +121,7 @@ def compare(first: Path, second: Path, draws: int = 1000, seed: int = 0, over: s
     wrong_of, others_of, clips_of = sums(clips, (wrong, others, [1.0] * len(clips)), over)
     interval = bootstrap_difference(wrong_of, others_of, clips_of, draws, seed)
     p = mcnemar_exact(only_first, only_second)
-    return Comparison(len(clips), sum(wrong), sum(others), only_first, only_second, p, interval)
+    return ClassifierComparison(len(clips), sum(wrong), sum(others), only_first, only_second, p, interval)
 
 
 def read_json(path: Path) -> Any:

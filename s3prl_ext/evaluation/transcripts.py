@@ -21,7 +21,7 @@ CATEGORIES = {"insert": "insertion", "substitute": "substitution", "delete": "de
 
 
 @dataclass(frozen=True)
-class Transcript:
+class ScoredTranscript:
     """One utterance, after the text rule.
 
     Attributes:
@@ -41,7 +41,7 @@ class Transcript:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class TranscriptPair:
     """One utterance recognised by two models.
 
     Attributes:
@@ -77,20 +77,20 @@ class Improvements:
         return {name: 100.0 * count / every if every else 0.0 for name, count in self.confirmed.items()}
 
 
-def transcript(id: str, reference: str, hypothesis: str) -> Transcript:
+def transcript(id: str, reference: str, hypothesis: str) -> ScoredTranscript:
     """Count the errors of one utterance; both texts have gone through the text rule."""
     words, characters = count_errors(reference, hypothesis), count_errors(reference, hypothesis, "characters")
-    return Transcript(id, reference, hypothesis, words.errors, words.length, characters.errors, characters.length)
+    return ScoredTranscript(id, reference, hypothesis, words.errors, words.length, characters.errors, characters.length)
 
 
-def write_transcripts(transcripts: Iterable[Transcript], path: Path) -> None:
+def write_transcripts(transcripts: Iterable[ScoredTranscript], path: Path) -> None:
     """Write one JSON object per line; the file appears when it is complete."""
     with written(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         for one in transcripts:
             file.write(json.dumps(asdict(one), ensure_ascii=False) + "\n")
 
 
-def read_transcripts(path: Path) -> list[Transcript]:
+def read_transcripts(path: Path) -> list[ScoredTranscript]:
     """Read what :func:`write_transcripts` wrote.
 
     Raises:
@@ -109,21 +109,21 @@ def read_transcripts(path: Path) -> list[Transcript]:
     return transcripts
 
 
-def compare(baseline: Sequence[Transcript], merged: Sequence[Transcript]) -> list[Comparison]:
+def compare(baseline: Sequence[ScoredTranscript], merged: Sequence[ScoredTranscript]) -> list[TranscriptPair]:
     """Return every utterance on which two models differ, the largest drop in word errors first (MAM, Table 4).
 
     Raises:
         DataError: the two hold other utterances or references.
     """
     changed = [
-        Comparison(a.id, a.errors - b.errors, a.reference, *mark_differences(a.hypothesis, b.hypothesis))
+        TranscriptPair(a.id, a.errors - b.errors, a.reference, *mark_differences(a.hypothesis, b.hypothesis))
         for a, b in pair(baseline, merged)
         if a.hypothesis != b.hypothesis
     ]
     return sorted(changed, key=lambda row: (-row.drop, row.id))
 
 
-def improvements(baseline: Sequence[Transcript], merged: Sequence[Transcript]) -> Improvements:
+def improvements(baseline: Sequence[ScoredTranscript], merged: Sequence[ScoredTranscript]) -> Improvements:
     """Categorise what a model put right, over the utterances whose word errors fell (MAM, Table 6).
 
     The baseline's hypothesis is aligned with the merged model's in characters. An edit counts where the reference
@@ -165,7 +165,9 @@ def mark_differences(first: str, second: str) -> tuple[str, str]:
     return " ".join(words), " ".join(others)
 
 
-def pair(first: Sequence[Transcript], second: Sequence[Transcript]) -> list[tuple[Transcript, Transcript]]:
+def pair(
+    first: Sequence[ScoredTranscript], second: Sequence[ScoredTranscript]
+) -> list[tuple[ScoredTranscript, ScoredTranscript]]:
     """Return the transcripts of the same utterances side by side, in the order of `first`.
 
     Raises:
@@ -203,12 +205,12 @@ def _change(before: ErrorCounts, after: ErrorCounts) -> dict[str, int]:
     }
 
 
-def _parse(line: str, path: Path, number: int) -> Transcript:
+def _parse(line: str, path: Path, number: int) -> ScoredTranscript:
     try:
         content: dict[str, Any] = parse_json(line)
-        for field in fields(Transcript):
+        for field in fields(ScoredTranscript):
             if not isinstance(content[field.name], str if field.type == "str" else int):
                 raise TypeError(f"{field.name}: {content[field.name]!r}")
-        return Transcript(**{field.name: content[field.name] for field in fields(Transcript)})
+        return ScoredTranscript(**{field.name: content[field.name] for field in fields(ScoredTranscript)})
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise DataError(f"line {number} of {path} is not a transcript ({error!r}): evaluate again.") from error

@@ -77,7 +77,7 @@ def with_intervals_over(kind: str, run: ScoredRun) -> ScoredRun:
     """Return a run whose error rate has its interval over clusters: from the file of its utterances.
 
     Args:
-        kind: of :data:`s3prl_ext.evaluation.clusters.KINDS`.
+        kind: of :data:`s3prl_ext.evaluation.clusters.CLUSTERS`.
 
     Raises:
         DataError: there is no such file, or the names in it do not say the cluster.

@@ -18,7 +18,7 @@ from s3prl_ext.merging.interpolation import SUM_TOLERANCE
 from s3prl_ext.merging.lambdas import LambdaSchedule, over_depth, parse_lambda, parse_projections
 from s3prl_ext.merging.layers import LayerMap, chosen_layers, parse_layer_choice, parse_layer_map
 from s3prl_ext.merging.learnable import DEFAULT_LAMBDA, LearnableConfig, parse_learnable
-from s3prl_ext.merging.methods import LINEAR, METHODS, MethodConfig, parse_method
+from s3prl_ext.merging.methods import LINEAR, MERGE_METHODS, MethodConfig, parse_method
 from s3prl_ext.merging.names import DECODER, TARGET_PREFIXES
 from s3prl_ext.merging.noise import NoiseConfig, parse_noise
 from s3prl_ext.settings import Problems, choice, load, name, switch, unknown_keys
@@ -192,7 +192,7 @@ def _unfit_method(method: MethodConfig, sources: Sequence[SourceConfig | None], 
     problems = []
     if len(sources) > 1 and not method.method.several:
         problems.append(f"{where}: method {method.name} takes one source, but there are {len(sources)}: keep one.")
-    needing = [name for name, row in METHODS.items() if row.needs_base]
+    needing = [name for name, row in MERGE_METHODS.items() if row.needs_base]
     for index, source in enumerate(sources):
         place = f"{where}: sources[{index}]" if len(sources) > 1 else where
         if source is None:

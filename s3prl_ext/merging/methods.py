@@ -47,7 +47,7 @@ class MethodConfig:
     """Section ``method`` of a merge.
 
     Attributes:
-        name: a name of :data:`METHODS`.
+        name: a name of :data:`MERGE_METHODS`.
         density: share of each task vector that is kept, in (0, 1]: the largest entries (ties) or random ones (dare).
         seed: of the random choice (dare).
     """
@@ -57,9 +57,9 @@ class MethodConfig:
     seed: Annotated[int | None, count(0)] = None
 
     @property
-    def method(self) -> Method:
-        """The row of :data:`METHODS`."""
-        return METHODS[self.name]
+    def method(self) -> MergeMethod:
+        """The row of :data:`MERGE_METHODS`."""
+        return MERGE_METHODS[self.name]
 
     def combine(self, target: Tensor, parts: Sequence[Part], slot: Slot) -> Tensor:
         """Return the merged matrix of one slot in the target's dtype and on its device.
@@ -73,7 +73,7 @@ class MethodConfig:
 
 
 @dataclass(frozen=True)
-class Method:
+class MergeMethod:
     """A row of the table of methods.
 
     Attributes:
@@ -99,7 +99,7 @@ def parse_method(value: Any, where: str = "method") -> MethodConfig:
     """
     content = {"name": value} if isinstance(value, str) else value
     if not isinstance(content, Mapping) or "name" not in content:
-        raise UsageError(f"{where} must be one of {', '.join(METHODS)}, or a mapping with name, got {value!r}.")
+        raise UsageError(f"{where} must be one of {', '.join(MERGE_METHODS)}, or a mapping with name, got {value!r}.")
     config = load(MethodConfig, content, where)
     options = config.method.options or {}
     surplus = [key for key in content if key != "name" and key not in options]
@@ -227,11 +227,11 @@ def _generator(*key: int | str | None) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:4], "big"))  # torch seeds its CPU generator by 32 bits
 
 
-METHODS: dict[str, Method] = {
-    "linear": Method(_linear, sums_to_one=True),
-    "slerp": Method(_slerp, several=False, sums_to_one=True),
-    "task_arithmetic": Method(_task_arithmetic, needs_base=True),
-    "ties": Method(_ties, needs_base=True, options={"density": 0.2}),
-    "dare": Method(_dare, needs_base=True, options={"density": 0.1, "seed": 0}),
+MERGE_METHODS: dict[str, MergeMethod] = {
+    "linear": MergeMethod(_linear, sums_to_one=True),
+    "slerp": MergeMethod(_slerp, several=False, sums_to_one=True),
+    "task_arithmetic": MergeMethod(_task_arithmetic, needs_base=True),
+    "ties": MergeMethod(_ties, needs_base=True, options={"density": 0.2}),
+    "dare": MergeMethod(_dare, needs_base=True, options={"density": 0.1, "seed": 0}),
 }
 LINEAR = MethodConfig()

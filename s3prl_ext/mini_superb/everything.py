@@ -33,7 +33,7 @@ _VCTK_ID = re.compile(r"[^_]+_\d+")
 
 
 @dataclass(frozen=True)
-class Utterance:
+class RecordedUtterance:
     """One recorded utterance of a corpus to be written: its id there, its split, its transcript, its recording."""
 
     id: str
@@ -52,7 +52,7 @@ class Gathered:
         left_out: why -> the clips of the tables that are in none of the splits.
     """
 
-    utterances: list[Utterance] = field(default_factory=list)
+    utterances: list[RecordedUtterance] = field(default_factory=list)
     rule: str = ""
     left_out: dict[str, list[str]] = field(default_factory=dict)
 
@@ -86,7 +86,7 @@ class Gathered:
 
     def add(self, id: str, split: str, text: str, clip: Clip) -> None:
         """Take one utterance in; spaces of its text are made single."""
-        self.utterances.append(Utterance(id, split, " ".join(text.split()), clip))
+        self.utterances.append(RecordedUtterance(id, split, " ".join(text.split()), clip))
 
 
 def for_librispeech(source: Source) -> Gathered:

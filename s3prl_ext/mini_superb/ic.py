@@ -16,8 +16,8 @@ from s3prl_ext.corpora.recordings import Clip
 from s3prl_ext.errors import DataError
 from s3prl_ext.mini_superb.source import Source, require
 from s3prl_ext.mini_superb.synthesis import VOICES, Speech, synthesise
+from s3prl_ext.tasks.ic import SLOTS
 
-SLOTS = ("action", "object", "location")
 BARISTA_SLOTS = ("numberOfShots", "roast", "size")  # stand for action, object, location
 LONGEST_S = 8.5  # longer recordings are left out
 NO_VALUE = "none"

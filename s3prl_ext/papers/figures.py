@@ -8,20 +8,20 @@ from typing import Any
 
 from s3prl_ext.configs import load_yaml
 
-FILE = Path(__file__).parent / "figures.yaml"
+FIGURES_FILE = Path(__file__).parent / "figures.yaml"
 CORPORA = ("ljspeech", "vctk", "esc50")
 
 
 @functools.cache
 def mam_tables() -> dict[str, Any]:
     """Return Tables 1, 2, 3, 5 and 6 of MAM; numbers are strings with the digits that are printed."""
-    return {name: table for name, table in load_yaml(FILE).items() if name != "ad_tuning"}
+    return {name: table for name, table in load_yaml(FIGURES_FILE).items() if name != "ad_tuning"}
 
 
 @functools.cache
 def ad_tuning_tables() -> dict[str, Any]:
     """Return Tables 1 and 2 of AD-TUNING; numbers are strings with the digits that are printed."""
-    return load_yaml(FILE)["ad_tuning"]
+    return load_yaml(FIGURES_FILE)["ad_tuning"]
 
 
 def mam_figure(corpus: str, layers: str, noise: str | None, lambda_: float) -> str | None:

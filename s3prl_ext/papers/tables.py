@@ -251,4 +251,4 @@ _TABLES: dict[str, Callable[[], PaperTable]] = {
     "ad_tuning.table1": lambda: _ad_tuning("table1"),
     "ad_tuning.table2": lambda: _ad_tuning("table2"),
 }
-NAMES = tuple(_TABLES)
+TABLE_NAMES = tuple(_TABLES)

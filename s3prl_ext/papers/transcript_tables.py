@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from s3prl_ext.errors import DataError
 from s3prl_ext.evaluation.result_rows import name_rows
 from s3prl_ext.evaluation.scored_runs import ScoredRun
-from s3prl_ext.evaluation.transcripts import Transcript, compare, improvements, read_transcripts
+from s3prl_ext.evaluation.transcripts import ScoredTranscript, compare, improvements, read_transcripts
 from s3prl_ext.evaluation.utterance_comparison import check_utterances, utterance_file
 from s3prl_ext.papers.figures import mam_tables
 from s3prl_ext.tables import Table
 
-SHOWN = 8  # utterances of a comparison
+SHOWN_UTTERANCES = 8  # utterances of a comparison
 
 
 def transcript_tables(runs: Sequence[ScoredRun], left_out: list[str]) -> list[Table]:
@@ -42,7 +42,7 @@ def transcript_tables(runs: Sequence[ScoredRun], left_out: list[str]) -> list[Ta
     return tables
 
 
-def _transcripts(run: ScoredRun) -> list[Transcript]:
+def _transcripts(run: ScoredRun) -> list[ScoredTranscript]:
     """Return the transcripts of a run; damaged ones, or those of another evaluation than its result's, are a DataError."""
     check_utterances(run)
     return read_transcripts(utterance_file(run))  # type: ignore[arg-type]
@@ -63,9 +63,11 @@ def _has_transcripts(run: ScoredRun) -> bool:
     return path is not None and path.name.startswith("transcripts") and "wer" in run.values
 
 
-def _changes(named: str, before: Sequence[Transcript], after: Sequence[Transcript]) -> Table:
+def _changes(named: str, before: Sequence[ScoredTranscript], after: Sequence[ScoredTranscript]) -> Table:
     changed = compare(before, after)
-    rows = [[f"{row.id} ({-row.drop:+d})", row.reference, row.baseline, row.merged] for row in changed[:SHOWN]]
+    rows = [
+        [f"{row.id} ({-row.drop:+d})", row.reference, row.baseline, row.merged] for row in changed[:SHOWN_UTTERANCES]
+    ]
     notes = [
         f"{len(changed)} of {len(before)} transcripts differ; largest drop first. Words that differ: between stars."
     ]
@@ -73,7 +75,7 @@ def _changes(named: str, before: Sequence[Transcript], after: Sequence[Transcrip
     return Table(f"MAM, Table 4: transcripts, {named}", head, rows, notes, of_texts=True)
 
 
-def _categories(named: str, task: str, before: Sequence[Transcript], after: Sequence[Transcript]) -> Table:
+def _categories(named: str, task: str, before: Sequence[ScoredTranscript], after: Sequence[ScoredTranscript]) -> Table:
     found = improvements(before, after)
     paper = mam_tables()["table6"]
     printed = dict(zip(paper["columns"], paper[task], strict=True))

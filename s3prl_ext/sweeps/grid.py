@@ -19,7 +19,7 @@ from s3prl_ext.papers.figures import mam_figure
 from s3prl_ext.settings import Problems, as_number, count, unknown_keys
 
 NOISES = ("none", *NOISE_KINDS)  # none: the source itself
-DRAWS = 5  # of each noise control: the least that MAM's averages suggest
+NOISE_DRAWS = 5  # of each noise control: the least that MAM's averages suggest
 
 _ASR_LAMBDAS = [0, 0.05, 0.10, 0.15, 0.20, 0.25]
 _ESC50_LAMBDAS = [0, 0.10, 0.15, 0.20, 0.25, 0.30]
@@ -132,7 +132,7 @@ def read_grid(file: Mapping[str, Any], flags: Mapping[str, Any], extrapolate: bo
             continue
         problems += unknown_keys(arm, ARM_KEYS, place)
         checked["arms"][str(name)] = _check_axes(
-            {"draws": grid.get("draws", DRAWS), **arm}, extrapolate, place, problems
+            {"draws": grid.get("draws", NOISE_DRAWS), **arm}, extrapolate, place, problems
         )
     if bool(checked["by"]) != bool(checked["top_k"]):
         problems.append(f"{where}: by and top_k belong together: by names the metrics, top_k the numbers of layers.")
@@ -148,7 +148,7 @@ def _check_axes(grid: Mapping[str, Any], extrapolate: bool, where: str, problems
         "lambda": [],
         "layers": as_list(grid.get("layers", default)),
         "noise": as_list(grid.get("noise", "none")),
-        "draws": grid.get("draws", DRAWS),
+        "draws": grid.get("draws", NOISE_DRAWS),
         "by": as_list(grid.get("by", [])),
         "top_k": as_list(grid.get("top_k", [])),
     }

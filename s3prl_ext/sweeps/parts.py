@@ -15,7 +15,7 @@ FOLDER = "parts"  # in that of the sweep, until their results are merged
 
 
 @dataclass(frozen=True)
-class Part:
+class SweepPart:
     """One process of a divided sweep, as an engine runs it.
 
     Attributes:
@@ -74,7 +74,7 @@ def score(store: Store, engine: Engine, jobs: int, argv: Sequence[str], check: C
     for earlier in sorted(folder.glob(f"*/{NAME}")):
         merge(store, earlier.parent)
     remove(store)
-    parts = [Part(number, jobs, folder / f"{number}-of-{jobs}", argv) for number in range(jobs)]
+    parts = [SweepPart(number, jobs, folder / f"{number}-of-{jobs}", argv) for number in range(jobs)]
     failed = []
     try:
         for part in parts:

@@ -43,7 +43,7 @@ TABLE, PLOT = "sweep.md", "sweep.png"
 
 
 @dataclasses.dataclass(frozen=True)
-class Pair:
+class ModelPair:
     """The two models of a sweep.
 
     Attributes:
@@ -132,7 +132,9 @@ def _read_source(config: MergeConfig, grid: dict[str, Any]) -> tuple[Path | None
     return None, None
 
 
-def _open_pair(runner: SweepRunner, config: MergeConfig, path: Path | None, source: AttentionWeights | None) -> Pair:
+def _open_pair(
+    runner: SweepRunner, config: MergeConfig, path: Path | None, source: AttentionWeights | None
+) -> ModelPair:
     """Check that the models fit each other, and return them."""
     target = runner.target_attention
     unmerged = dataclasses.replace(
@@ -143,10 +145,10 @@ def _open_pair(runner: SweepRunner, config: MergeConfig, path: Path | None, sour
     )
     (prepared,) = prepare_sources(target, [source], dataclasses.replace(config, sources=(unmerged,)))
     layers = prepared.layers if prepared.layers is not None else range(depth(target))
-    return Pair(config, target, path, source, list(layers), prepared)
+    return ModelPair(config, target, path, source, list(layers), prepared)
 
 
-def _sweep(flags: argparse.Namespace, runner: SweepRunner, pair: Pair, grid: dict[str, Any]) -> Sweep:
+def _sweep(flags: argparse.Namespace, runner: SweepRunner, pair: ModelPair, grid: dict[str, Any]) -> Sweep:
     """Return the sweep, ready to run."""
     source = pair.config.sources[0]
     groups = groups_of(
@@ -202,7 +204,7 @@ def _tested_paper(flags: argparse.Namespace, downstream: str, groups: Sequence[G
     return paper
 
 
-def _similar(by: str, k: int, file: str, upstream: Any, pair: Pair) -> tuple[int, ...]:
+def _similar(by: str, k: int, file: str, upstream: Any, pair: ModelPair) -> tuple[int, ...]:
     """Return the k layers that are most similar by a metric, from a ``layers.json`` or a table of pairs."""
     kind = "from" if str(file).endswith(".json") else "pairs"
     selection: LayerSelection = parse_selection({"by": by, "top_k": k, kind: str(file)}, "--similarity")
@@ -212,7 +214,7 @@ def _similar(by: str, k: int, file: str, upstream: Any, pair: Pair) -> tuple[int
     return tuple(chosen.sources[0].layers)
 
 
-def _settings(runner: SweepRunner, pair: Pair) -> dict[str, Any]:
+def _settings(runner: SweepRunner, pair: ModelPair) -> dict[str, Any]:
     """Return everything except arms and data that decides a result, as plain values."""
     args = runner.args
     return {
@@ -238,7 +240,7 @@ def _settings(runner: SweepRunner, pair: Pair) -> dict[str, Any]:
     } | _options(pair)
 
 
-def _options(pair: Pair) -> dict[str, Any]:
+def _options(pair: ModelPair) -> dict[str, Any]:
     """Return the settings that a sweep names only where they are not the usual ones."""
     config, facts = pair.config, pair.prepared.facts
     options = {
@@ -250,7 +252,7 @@ def _options(pair: Pair) -> dict[str, Any]:
     return {key: value for key, value in options.items() if value}
 
 
-def _facts(pair: Pair, grid: dict[str, Any]) -> dict[str, Any]:
+def _facts(pair: ModelPair, grid: dict[str, Any]) -> dict[str, Any]:
     """Return what a reader of ``sweep.json`` wants to know in addition: models by name and hash, grid."""
     source = dataclasses.replace(pair.config.sources[0], noise=None)
     return {

@@ -13,9 +13,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from s3prl_ext.errors import DataError, ExtError, is_out_of_memory
+from s3prl_ext.model_settings import SAMPLE_RATE
 from s3prl_ext.tasks import OTHER, Task
-
-SAMPLE_RATE = 16000
 
 
 class TaskFailed(ExtError):

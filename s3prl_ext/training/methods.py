@@ -22,7 +22,7 @@ from s3prl_ext.training.tuning_config import TuningConfig
 
 
 @dataclass(frozen=True)
-class Method:
+class TuningMethod:
     """What a tuning method does to the upstream.
 
     Attributes:
@@ -38,16 +38,16 @@ class Method:
     source: str
 
 
-def adapter_method(file: Any) -> Method:
+def adapter_method(file: Any) -> TuningMethod:
     """Return the row of a method of :mod:`s3prl_ext.adapters`, given its file."""
-    return Method(True, True, False, file.PAPER)
+    return TuningMethod(True, True, False, file.PAPER)
 
 
-METHODS: dict[str, Method] = {
-    "frozen": Method(False, False, False, "AD-TUNING, Table 2, Baseline"),
-    "weighted_sum": Method(False, True, False, "SUPERB; AD-TUNING, Table 2, Weighted-sum"),
-    "full": Method(True, False, False, "AD-TUNING, Table 2, FT"),
-    "child": Method(True, True, True, "AD-TUNING, sections 2.2 and 2.3"),
+METHODS: dict[str, TuningMethod] = {
+    "frozen": TuningMethod(False, False, False, "AD-TUNING, Table 2, Baseline"),
+    "weighted_sum": TuningMethod(False, True, False, "SUPERB; AD-TUNING, Table 2, Weighted-sum"),
+    "full": TuningMethod(True, False, False, "AD-TUNING, Table 2, FT"),
+    "child": TuningMethod(True, True, True, "AD-TUNING, sections 2.2 and 2.3"),
     **{name: adapter_method(file) for name, file in adapters.ADAPTERS.items()},
 }
 

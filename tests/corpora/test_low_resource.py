@@ -14,24 +14,24 @@ from s3prl_ext import mini_superb
 from s3prl_ext.commands import prepare
 from s3prl_ext.compat.ctc.corpus.libriphone import LibriPhoneDataset
 from s3prl_ext.corpora import low_resource
-from s3prl_ext.corpora.low_resource import Recording, build, draw, official
+from s3prl_ext.corpora.low_resource import LibriClip, build, draw, official
 from s3prl_ext.errors import DataError, UsageError
 from tests.support import listings
 
 
-def recordings(speakers: int, each: int, seconds: float = 36.0, first: int = 100) -> list[Recording]:
+def recordings(speakers: int, each: int, seconds: float = 36.0, first: int = 100) -> list[LibriClip]:
     return [
-        Recording(Path(f"{speaker}-1-{number:04d}.flac"), seconds)
+        LibriClip(Path(f"{speaker}-1-{number:04d}.flac"), seconds)
         for speaker in range(first, first + speakers)
         for number in range(each)
     ]
 
 
-def genders(found: list[Recording]) -> dict[str, str]:
+def genders(found: list[LibriClip]) -> dict[str, str]:
     return {one.speaker: "FM"[int(one.speaker) % 2] for one in found}
 
 
-def seconds(members: list[Recording]) -> float:
+def seconds(members: list[LibriClip]) -> float:
     return sum(one.seconds for one in members)
 
 
@@ -61,10 +61,10 @@ def test_too_little_speech_is_refused():
         draw(recordings(speakers=3, each=4), {}, [0.1, 1], seed=0)
 
 
-def light() -> tuple[dict[str, list[Recording]], list[Recording]]:
+def light() -> tuple[dict[str, list[LibriClip]], list[LibriClip]]:
     folds = {str(n): recordings(speakers=4, each=1, first=100 + 4 * n) for n in range(6)}
     nine = [
-        Recording(Path(f"{speaker}-2-{number:04d}.flac"), 20.0 + number)
+        LibriClip(Path(f"{speaker}-2-{number:04d}.flac"), 20.0 + number)
         for speaker in range(100, 124)
         for number in range(9)
     ]

@@ -13,7 +13,16 @@ from s3prl_ext.attention.layouts import Slot
 from s3prl_ext.errors import UsageError
 from s3prl_ext.merging.config import parse_config, resolve_lambdas
 from s3prl_ext.merging.interpolation import interpolate
-from s3prl_ext.merging.methods import METHODS, MethodConfig, Part, parse_method, slerp, task_arithmetic, ties, trim
+from s3prl_ext.merging.methods import (
+    MERGE_METHODS,
+    MethodConfig,
+    Part,
+    parse_method,
+    slerp,
+    task_arithmetic,
+    ties,
+    trim,
+)
 
 SLOT = Slot(0, "q_proj")
 
@@ -98,7 +107,7 @@ def test_sums_are_taken_in_float32_or_wider_and_inputs_stay(dtype, golden):
     target, source, base = (golden[key].to(dtype) for key in ("target", "near", "base"))
     copies = [tensor.clone() for tensor in (target, source, base)]
     wide = torch.promote_types(dtype, torch.float32)
-    for name in METHODS:
+    for name in MERGE_METHODS:
         method = parse_method(name)
         result = method.combine(target, [Part(source, 0.4, base)], SLOT)
         exact = method.combine(target.to(wide), [Part(source.to(wide), 0.4, base.to(wide))], SLOT)

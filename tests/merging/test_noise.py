@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from s3prl_ext.attention.layouts import KINDS, PROJECTIONS, Slot
+from s3prl_ext.attention.layouts import PARAMETER_KINDS, PROJECTIONS, Slot
 from s3prl_ext.errors import DataError
 from s3prl_ext.merging.noise import Moments, NoiseConfig, moments, noise_moments, sample
 from tests.support import reference
@@ -19,7 +19,7 @@ def model(layers=3, width=16, seed=0):
     weights = {}
     for layer in range(layers):
         for projection in PROJECTIONS:
-            for kind in KINDS:
+            for kind in PARAMETER_KINDS:
                 shape = (width, width) if kind == "weight" else (width,)
                 spread, shift = torch.rand(2, generator=generator).tolist()
                 weights[Slot(layer, projection, kind)] = spread * torch.randn(shape, generator=generator) + shift

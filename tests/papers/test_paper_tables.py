@@ -6,7 +6,7 @@ import pytest
 
 from s3prl_ext.errors import UsageError
 from s3prl_ext.papers.figures import ad_tuning_tables
-from s3prl_ext.papers.tables import NAMES, Cell, paper_table
+from s3prl_ext.papers.tables import TABLE_NAMES, Cell, paper_table
 
 MERGED = {"lambda": 0.1, "layers": "all", "noise": "none", "learnable": False, "method": "frozen"}
 PLAIN = {"method": "frozen"}
@@ -47,7 +47,7 @@ def test_cells(table, task, facts, cell, figure):
     assert (paper.figures.get(cell) if cell else None) == figure
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", TABLE_NAMES)
 def test_every_table_is_whole(name):
     paper = paper_table(name)
     assert set(paper.tasks) <= set(paper.metrics)

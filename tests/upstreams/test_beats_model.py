@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from s3prl_ext.child_tuning.eligible import eligible_names
 from s3prl_ext.errors import DataError
 from s3prl_ext.upstreams.beats.config import BeatsConfig
-from s3prl_ext.upstreams.beats.encoder import Encoder, PositionalConv, buckets
+from s3prl_ext.upstreams.beats.encoder import BeatsEncoder, PositionalConv, buckets
 from s3prl_ext.upstreams.beats.frontend import fbank, frame_count
 from s3prl_ext.upstreams.beats.model import Beats, load_checkpoint
 from tests.support import factories
@@ -145,7 +145,7 @@ def test_positional_conv_equals_weight_norm_of_torch(kernel):
 
 def test_initial_weights_are_scaled_for_deep_norm():
     torch.manual_seed(0)
-    encoder = Encoder(BeatsConfig(**RELEASED, encoder_layers=2, encoder_embed_dim=256, encoder_ffn_embed_dim=512))
+    encoder = BeatsEncoder(BeatsConfig(**RELEASED, encoder_layers=2, encoder_embed_dim=256, encoder_ffn_embed_dim=512))
     attention = encoder.layers[1].self_attn
     xavier = math.sqrt(2 / (256 + 256))
     assert attention.q_proj.weight.std().item() == pytest.approx(xavier, rel=0.02)

@@ -12,13 +12,13 @@ from s3prl_ext.corpora.esc50 import FOLDS, SPLIT_RULES
 from s3prl_ext.errors import UsageError
 from s3prl_ext.settings import choice, count, load, numbers, path
 
-KINDS = ("linear", "audioset")
+HEADS = ("linear", "audioset")
 FITS = ("sgd", "convex")
 L2_GRID = (0.1, 1.0, 10.0, 100.0, 1000.0)
 
 
 @dataclass(frozen=True)
-class HeadConfig:
+class Esc50HeadConfig:
     """The classifier on top of the features, averaged over time.
 
     Attributes:
@@ -31,7 +31,7 @@ class HeadConfig:
         class_map: audioset: table of the labels that stand for each class (default: the shipped one).
     """
 
-    kind: Annotated[str, choice(*KINDS)] = "linear"
+    kind: Annotated[str, choice(*HEADS)] = "linear"
     fit: Annotated[str, choice(*FITS)] = "sgd"
     l2: Annotated[tuple[float, ...], numbers(above=0)] = L2_GRID
     ckpt: Annotated[Path | None, path()] = None
@@ -39,7 +39,7 @@ class HeadConfig:
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class Esc50DataConfig:
     """Section ``datarc``.
 
     Attributes:
@@ -60,13 +60,13 @@ def _fold(value: Any, where: str) -> int:
     return int(value)
 
 
-def _head(value: Any, where: str) -> HeadConfig:
+def _head(value: Any, where: str) -> Esc50HeadConfig:
     """Read ``head: linear`` or a mapping."""
-    return load(HeadConfig, {"kind": value} if isinstance(value, str) else value, where, example="{kind: linear}")
+    return load(Esc50HeadConfig, {"kind": value} if isinstance(value, str) else value, where, example="{kind: linear}")
 
 
 @dataclass(frozen=True)
-class TaskConfig:
+class Esc50TaskConfig:
     """What the task reads from ``downstream_expert``.
 
     Attributes:
@@ -76,13 +76,13 @@ class TaskConfig:
         fold: official fold that is test.
     """
 
-    datarc: DataConfig
-    head: Annotated[HeadConfig, _head] = HeadConfig()
+    datarc: Esc50DataConfig
+    head: Annotated[Esc50HeadConfig, _head] = Esc50HeadConfig()
     split: Annotated[str, choice(*SPLIT_RULES)] = "folds"
     fold: Annotated[int, _fold] = 1
 
 
-def parse_config(section: Mapping[str, Any]) -> TaskConfig:
+def parse_config(section: Mapping[str, Any]) -> Esc50TaskConfig:
     """Check the section and return it.
 
     Raises:
@@ -92,7 +92,7 @@ def parse_config(section: Mapping[str, Any]) -> TaskConfig:
     datarc = section.get("datarc")
     if not isinstance(datarc, Mapping) or not datarc.get("esc50_root"):
         raise UsageError(f"{where}.datarc.esc50_root is missing: the folder ESC-50-master.")
-    return load(TaskConfig, section, where)
+    return load(Esc50TaskConfig, section, where)
 
 
 def default_class_map() -> Path:

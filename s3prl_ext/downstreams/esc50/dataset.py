@@ -8,13 +8,13 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from s3prl_ext.corpora.audio import read_audio
-from s3prl_ext.corpora.esc50 import Clip
+from s3prl_ext.corpora.esc50 import Esc50Clip
 
 
 class ClipDataset(Dataset):
     """Clips of one split; audio is read and resampled when a clip is asked for."""
 
-    def __init__(self, clips: Sequence[Clip]):
+    def __init__(self, clips: Sequence[Esc50Clip]):
         self.clips = list(clips)
 
     def __len__(self) -> int:

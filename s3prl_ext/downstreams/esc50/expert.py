@@ -24,7 +24,7 @@ from s3prl_ext import hub
 from s3prl_ext.attention.files import find_model
 from s3prl_ext.corpora.esc50 import CLASSES, dev_fold, read_clips, split_clips
 from s3prl_ext.corpora.splits import split_hash
-from s3prl_ext.downstreams.esc50.config import HeadConfig, default_class_map, parse_config
+from s3prl_ext.downstreams.esc50.config import Esc50HeadConfig, default_class_map, parse_config
 from s3prl_ext.downstreams.esc50.dataset import ClipDataset
 from s3prl_ext.downstreams.esc50.heads import AudioSetHead, TrainingFeatures, choose_linear, take_head
 from s3prl_ext.errors import DataError, UsageError
@@ -71,7 +71,7 @@ class DownstreamExpert(nn.Module):
 
     # -- heads -----------------------------------------------------------------------------------------------------
 
-    def _refuse_unsuitable(self, head: HeadConfig) -> None:
+    def _refuse_unsuitable(self, head: Esc50HeadConfig) -> None:
         """Refuse combinations of head and mode that cannot mean anything."""
         training = self.args.mode == "train"
         if training and head.kind == "audioset":
@@ -93,7 +93,7 @@ class DownstreamExpert(nn.Module):
     def _resumed(self) -> bool:
         return bool(getattr(self.args, "init_ckpt", None))
 
-    def _make_head(self, width: int, config: HeadConfig) -> nn.Linear | AudioSetHead:
+    def _make_head(self, width: int, config: Esc50HeadConfig) -> nn.Linear | AudioSetHead:
         """Return the head; write down what is known about it."""
         evaluating = self.args.mode != "train"
         if config.kind == "audioset":

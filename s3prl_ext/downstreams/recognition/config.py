@@ -15,7 +15,7 @@ from s3prl_ext.settings import choice, count, load, name
 HEADS = ("target", "fresh")
 LONGEST_WINDOW = 30  # seconds: what a Whisper reads at once
 CLIP = "clip"
-TASKS = ("transcribe", "translate")
+WHISPER_TASKS = ("transcribe", "translate")
 
 
 def _split(value: Any, where: str) -> str | Mapping[str, list[str]]:
@@ -92,7 +92,7 @@ class HeadConfig:
     recurrent: Annotated[int, count(0)] = 0
     window: Annotated[int | str, _window] = LONGEST_WINDOW
     language: Annotated[str, name()] = "en"
-    task: Annotated[str, choice(*TASKS)] = "transcribe"
+    task: Annotated[str, choice(*WHISPER_TASKS)] = "transcribe"
     beams: Annotated[int, count()] = 1
     max_tokens: Annotated[int | None, count()] = None
 

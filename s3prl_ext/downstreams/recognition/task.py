@@ -31,7 +31,7 @@ from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.evaluation.decoding import character_vocabulary
 from s3prl_ext.evaluation.significance import bootstrap_ratio
 from s3prl_ext.evaluation.text_rules import text_rule
-from s3prl_ext.evaluation.transcripts import Transcript, transcript, write_transcripts
+from s3prl_ext.evaluation.transcripts import ScoredTranscript, transcript, write_transcripts
 from s3prl_ext.model_settings import model_config
 from s3prl_ext.reading import parse_json
 from s3prl_ext.upstreams.whisper.encoder import MODEL_TYPE
@@ -204,7 +204,7 @@ class RecognitionTask(nn.Module):
 
     # -- parts -----------------------------------------------------------------------------------------------------
 
-    def _of_new_texts(self, rows: Sequence[Transcript]) -> dict[str, float]:
+    def _of_new_texts(self, rows: Sequence[ScoredTranscript]) -> dict[str, float]:
         """Return ``wer_new_texts``: the WER over utterances whose text nobody reads in train, where only some are so.
 
         Every speaker of VCTK reads the same first 24 sentences, so a split by speaker shares them.
@@ -233,7 +233,7 @@ class RecognitionTask(nn.Module):
             logger.warning("the head has no token for %s: left out of the training texts", " ".join(sorted(unknown)))
 
 
-def error_rates(rows: Sequence[Transcript]) -> dict[str, float]:
+def error_rates(rows: Sequence[ScoredTranscript]) -> dict[str, float]:
     """Return ``wer`` and ``cer`` of a corpus in per cent; 100 where there is nothing to count (as s3prl's asr)."""
     words, characters = sum(row.words for row in rows), sum(row.characters for row in rows)
     return {

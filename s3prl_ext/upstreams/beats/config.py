@@ -87,7 +87,7 @@ def parse_config(content: Any, where: str) -> BeatsConfig:
 
 
 @dataclass(frozen=True)
-class UpstreamOptions:
+class BeatsOptions:
     """What ``-g`` may set.
 
     Attributes:
@@ -101,7 +101,7 @@ class UpstreamOptions:
     gradient_decay: Annotated[str, choice("none", "checkpoint")] = "none"
 
 
-def read_options(model_config: str | None) -> UpstreamOptions:
+def read_options(model_config: str | None) -> BeatsOptions:
     """Read the text given to ``-g``: a YAML file, overrides as in ``tokens=all``, or both with ``,,`` between them.
 
     Raises:
@@ -110,4 +110,4 @@ def read_options(model_config: str | None) -> UpstreamOptions:
     file, overrides = split_options(model_config)
     where = file or "-g"
     content = apply_overrides(load_yaml(file) if file else {}, overrides, where)
-    return load(UpstreamOptions, content, where)
+    return load(BeatsOptions, content, where)

@@ -174,7 +174,7 @@ class Layer(nn.Module):
         return self.final_layer_norm(x * self.residual_scale + self.dropout(self.fc2(inner)))
 
 
-class Encoder(nn.Module):
+class BeatsEncoder(nn.Module):
     """Convolutional positions, a norm, and the layers; all layers share the buckets of the first."""
 
     def __init__(self, config: BeatsConfig):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from s3prl_ext.errors import DataError
-from s3prl_ext.upstreams.beats.config import PATCH, UpstreamOptions
+from s3prl_ext.upstreams.beats.config import PATCH, BeatsOptions
 from s3prl_ext.upstreams.beats.frontend import FRAME_LENGTH, FRAME_SHIFT, SAMPLE_RATE, fbank, frame_count
 from s3prl_ext.upstreams.beats.model import BANDS, load_checkpoint
 
@@ -27,15 +27,15 @@ class UpstreamExpert(nn.Module):
 
     Args:
         ckpt: checkpoint in the released format.
-        options: see :class:`UpstreamOptions`.
+        options: see :class:`BeatsOptions`.
 
     Raises:
         DataError: as :func:`s3prl_ext.upstreams.beats.model.load_checkpoint`.
     """
 
-    def __init__(self, ckpt: str | Path, options: UpstreamOptions | None = None):
+    def __init__(self, ckpt: str | Path, options: BeatsOptions | None = None):
         super().__init__()
-        self.options = options or UpstreamOptions()
+        self.options = options or BeatsOptions()
         self.model, self.labels = load_checkpoint(ckpt)
         if self.options.gradient_decay == "none":
             self.model.encoder.gradient_decay = 1.0

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from s3prl_ext.errors import DataError
 from s3prl_ext.reading import check_archive
 from s3prl_ext.upstreams.beats.config import PATCH, BeatsConfig, parse_config
-from s3prl_ext.upstreams.beats.encoder import Encoder
+from s3prl_ext.upstreams.beats.encoder import BeatsEncoder
 from s3prl_ext.upstreams.beats.frontend import MEL_BANDS, fbank
 
 BANDS = MEL_BANDS // PATCH  # frequency patches, hence tokens, of a time step
@@ -34,7 +34,7 @@ class Beats(nn.Module):
         width = config.encoder_embed_dim
         self.post_extract_proj = nn.Linear(config.embed_dim, width) if config.embed_dim != width else nn.Identity()
         self.patch_embedding = nn.Conv2d(1, config.embed_dim, PATCH, PATCH, bias=config.conv_bias)
-        self.encoder = Encoder(config)
+        self.encoder = BeatsEncoder(config)
         self.layer_norm = nn.LayerNorm(config.embed_dim)
         self.dropout_input = nn.Dropout(config.dropout_input)
         self.predictor_dropout = nn.Dropout(config.predictor_dropout)

@@ -22,7 +22,7 @@ from s3prl_ext.merging.similarity import draw_projections, swd
 from s3prl_ext.reading import parse_json
 from s3prl_ext.upstreams.layer_similarity.encoders import Encoder, load_source, source_kind
 from s3prl_ext.upstreams.layer_similarity.features import (
-    FORMAT,
+    CACHE_FORMAT,
     cache_dir,
     check_finite,
     folder_hash,
@@ -157,7 +157,7 @@ def compare(
     hashes = tuple([content_hash(item) for item in side] for side in items)
     pairs_key = hash_of(*hashes)
     how = (settings.level, settings.normalize, settings.projections)
-    key = hash_of(FORMAT, "table", target.key, source.key, pairs_key, list(layers), *how)
+    key = hash_of(CACHE_FORMAT, "table", target.key, source.key, pairs_key, list(layers), *how)
     compared = tuple(layer for layer, other in enumerate(layers) if other is not None)
     known = _read_tables(key)
     missing = [metric for metric in metrics if metric not in known]

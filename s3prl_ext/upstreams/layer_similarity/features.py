@@ -27,7 +27,7 @@ from s3prl_ext.writing import written
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 2  # of the stored numbers: to be raised when they come to mean something else
+CACHE_FORMAT = 2  # of the stored numbers: to be raised when they come to mean something else
 PART = 64  # samples in one file
 
 
@@ -93,7 +93,7 @@ def layer_vectors(encoder: Encoder, key: str, items: Sequence[Any], hashes: Sequ
             check_finite(vector, encoder.name, items[index])
         return vectors
 
-    keys = [hash_of(FORMAT, "vectors", key, value) for value in hashes]
+    keys = [hash_of(CACHE_FORMAT, "vectors", key, value) for value in hashes]
     return in_parts(compute, keys, encoder.batch_size, f"encoding with {encoder.name}")
 
 

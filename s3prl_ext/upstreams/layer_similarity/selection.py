@@ -39,7 +39,7 @@ from s3prl_ext.upstreams.merged_attention.targets import decoder_folder, with_pr
 logger = logging.getLogger(__name__)
 
 KIND = "layer similarity"  # marks a layers.json
-FEW = 50  # pairs: below, a warning
+FEW_PAIRS = 50  # pairs: below, a warning
 
 
 def choose_layers(
@@ -174,7 +174,7 @@ def measure(
     pairs = read_corpus(pairs_path, pair_kind(target, source), root, split)
     drawn = draw_pairs(pairs, settings.share, settings.seed, pairs_path)
     check_audio(drawn)
-    if len(drawn) < FEW:
+    if len(drawn) < FEW_PAIRS:
         logger.warning("Only %d pairs: with so few another draw may choose other layers.", len(drawn))
     tables, pairs_key = compare(target, source, drawn, layers, metrics, settings)
     return {

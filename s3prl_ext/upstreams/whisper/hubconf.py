@@ -56,7 +56,7 @@ def _window(value: Any, where: str) -> str | int:
 
 
 @dataclass(frozen=True)
-class UpstreamOptions:
+class WhisperOptions:
     """What ``-g`` may set.
 
     Attributes:
@@ -77,4 +77,4 @@ def read_window(model_config: str | None) -> str | int:
     file, overrides = split_options(model_config)
     where = file or "-g"
     content = apply_overrides(load_yaml(file) if file else {}, overrides, where)
-    return load(UpstreamOptions, content, where).window
+    return load(WhisperOptions, content, where).window
