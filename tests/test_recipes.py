@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 
 from s3prl_ext import run_downstream
-from s3prl_ext.commands import prepare
+from s3prl_ext.commands import prepare, study
 from s3prl_ext.errors import DataError
 from s3prl_ext.tasks import corpus_variables
 from tests.support import factories
@@ -39,7 +39,8 @@ SOURCED = [
     "ad_tuning/methods.sh",
     "ad_tuning/low_resource.sh",
     "mam/pairs.sh",
-    "superb/search.sh",
+    "superb/study.sh",
+    "shared/study.sh",
 ]
 # recipe -> flags that make it small, beside --mini --steps 2; those with few processes run in the quick suite in turn
 SMALL = {
@@ -50,19 +51,19 @@ SMALL = {
     "ad_tuning/fig6.sh": ["--seeds", "0", "--hours", "0.01", "--rows", "frozen,lora"],
 }
 QUICK = "superb/ks.sh"  # the others take minutes
-TASKS_METRICS = {"ks": "acc", "ic": "acc", "sid": "acc", "asr": "wer", "pr": "per", "sf": "slot_type_f1", "sd": "der"}
 WRITES = {"fig2": "fig2.png", "fig3": "fig3.png", "fig5": "fig5.png", "fig6": "fig6.png", "fig7": "fig7.png"}
 SHELLCHECK = shutil.which("shellcheck") or shutil.which("shellcheck", path=str(Path(sys.executable).parent))
 
 
-def run(folder: Path, recipe: str, *flags: str) -> subprocess.CompletedProcess[str]:
-    """Run a recipe in `folder` with this Python's commands first in the path, no corpus variable set."""
-    return shell(folder, f"{shlex.quote(str(RECIPES / recipe))} {shlex.join(flags)}")
+def run(folder: Path, recipe: str, *flags: str, commands: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a recipe in `folder` with `commands` and this Python's first in the path, no corpus variable set."""
+    return shell(folder, f"{shlex.quote(str(RECIPES / recipe))} {shlex.join(flags)}", commands)
 
 
-def shell(folder: Path, text: str) -> subprocess.CompletedProcess[str]:
+def shell(folder: Path, text: str, commands: Path | None = None) -> subprocess.CompletedProcess[str]:
     """Run a shell text in `folder`."""
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    first = [str(commands)] if commands else []
+    path = os.pathsep.join([*first, str(Path(sys.executable).parent), os.environ["PATH"]])
     environment = {key: value for key, value in os.environ.items() if key not in corpus_variables()}
     return subprocess.run(
         ["bash", "-c", text], cwd=folder, env={**environment, "PATH": path, "OMP_NUM_THREADS": "1"},
@@ -107,13 +108,38 @@ def place(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.fixture(scope="module")
+def printing(tmp_path_factory):
+    """A folder with a command s3prl-ext that prints itself."""
+    folder = tmp_path_factory.mktemp("commands")
+    (folder / "s3prl-ext").write_text("#!/usr/bin/env bash\nprintf '%q ' s3prl-ext \"$@\"\necho\n")
+    (folder / "s3prl-ext").chmod(0o755)
+    return folder
+
+
+@pytest.fixture
+def dry(place, printing, capsys):
+    """The commands that a recipe's dry run prints, those of its studies among them, which are planned in this process."""
+
+    def commands(recipe: str, *flags: str) -> list[list[str]]:
+        done = run(place, recipe, "--dry-run", *flags, commands=printing)
+        assert done.returncode == 0, done.stderr
+        lines = [shlex.split(line) for line in done.stdout.splitlines() if line and not line.startswith("#")]
+        for words in [words for words in lines if words[:2] == ["s3prl-ext", "study"]]:
+            capsys.readouterr()
+            assert study.main(words[2:]) == 0
+            shown = [shlex.split(line) for line in capsys.readouterr().out.splitlines() if line and line[0] != "#"]
+            lines[lines.index(words) : lines.index(words) + 1] = shown
+        return lines
+
+    return commands
+
+
 @pytest.mark.parametrize("mini", [[], ["--mini"]], ids=["full", "mini"])
 @pytest.mark.parametrize("recipe", AD_TUNING + SUPERB + WHISPER)
-def test_dry_run_prints_commands_that_are_accepted(recipe, mini, place, monkeypatch):
-    done = run(place, recipe, "--dry-run", *mini, *(["--ckpt", "whisper_base"] if recipe in WHISPER else []))
-    assert done.returncode == 0, done.stderr
+def test_dry_run_prints_commands_that_are_accepted(recipe, mini, dry, place, monkeypatch):
+    lines = dry(recipe, *mini, *(["--ckpt", "whisper_base"] if recipe in WHISPER else []))
     assert list(place.iterdir()) == [], "a dry run writes nothing"
-    lines = [shlex.split(line) for line in done.stdout.splitlines() if line and not line.startswith("#")]
     kinds = {words[0] for words in lines}
     assert kinds <= {"s3prl-ext", "python", "."} and "s3prl-ext" in kinds
     checked: set[str] = set()
@@ -157,7 +183,7 @@ def test_help_is_the_head_of_the_recipe(recipe, tmp_path):
         ("ad_tuning/table2.sh", ["--seeds"], "--seeds needs a value"),
         ("ad_tuning/table2.sh", ["ks"], "'ks' is not an option"),
         ("ad_tuning/table2.sh", ["--dry-run", "--tasks", "kws"], "unknown task 'kws'; known: asr pr"),
-        ("ad_tuning/table2.sh", ["--dry-run", "--rows", "lola"], "unknown row 'lola'"),
+        ("ad_tuning/table2.sh", ["--dry-run", "--tasks", "ks", "--rows", "lola"], "--only: unknown method 'lola'"),
         ("ad_tuning/table2.sh", ["--tasks", "ks"], "SPEECH_COMMANDS is not set"),
         (
             "ad_tuning/table1.sh",
@@ -166,6 +192,7 @@ def test_help_is_the_head_of_the_recipe(recipe, tmp_path):
         ),
         ("ad_tuning/table1.sh", ["--dry-run", "--rates", "child-0.1"], "not 'child-0.1'"),
         ("ad_tuning/fig5.sh", ["--steps", "many"], "--steps takes a whole number"),
+        ("superb/ks.sh", ["--search-steps", "5"], "unknown option '--search-steps'"),
         ("superb/ks.sh", ["--grid", "fine"], "--grid is superb or ad_tuning, not 'fine'"),
         ("superb/ks.sh", ["--recordings", "nowhere"], "--recordings nowhere is not a folder"),
     ],
@@ -176,11 +203,11 @@ def test_wrong_flags_are_one_sentence(recipe, flags, sentence, tmp_path):
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-def test_rows_may_have_rates_of_their_own(place):
-    done = run(place, "ad_tuning/table1.sh", "--dry-run", "--mini", "--tasks", "ks", "--rates", "child-0.1=3e-4")
-    trained = [line for line in done.stdout.splitlines() if line.startswith("s3prl-ext run -m train")]
-    assert len(trained) == 2 and "'mask':'random','density':0.1,'lr':1e-3" in trained[0]
-    assert "'density':0.1,'lr':3e-4,'fisher':{'granularity':'sample','max_batches':96}" in trained[1]
+def test_rows_may_have_rates_of_their_own(dry):
+    lines = dry("ad_tuning/table1.sh", "--mini", "--tasks", "ks", "--rates", "child-0.1=3e-4")
+    trained = [words[-1] for words in lines if words[:4] == ["s3prl-ext", "run", "-m", "train"]]
+    assert len(trained) == 2 and "'mask':'random','density':0.1,'lr':'1e-3'" in trained[1]
+    assert "'density':0.1,'lr':0.0003,'fisher':{'granularity':'sample','max_batches':96}" in trained[0]
 
 
 STAGES = f'. "{RECIPES}/shared/stages.sh"; out=exp; '
@@ -240,13 +267,13 @@ def write_run(
 def test_table2_gives_mean_spread_paper_and_the_best_density(tmp_path, monkeypatch):
     tables = load("ad_tuning", "tables", monkeypatch)
     for seed, test in ((0, 0.80), (1, 0.90)):
-        write_run(tmp_path / f"ks/child-0.1-s{seed}", {5: 0.5, 10: 0.7}, test)
-        write_run(tmp_path / f"ks/child-0.01-s{seed}", {5: 0.5, 10: 0.9 if seed else 0.6}, 0.95)
-        write_run(tmp_path / f"ks/child-0.001-s{seed}", {5: 0.5, 10: 0.7}, 0.60)
+        write_run(tmp_path / f"ks/u/child-0.1/seed={seed}", {5: 0.5, 10: 0.7}, test)
+        write_run(tmp_path / f"ks/u/child-0.01/seed={seed}", {5: 0.5, 10: 0.9 if seed else 0.6}, 0.95)
+        write_run(tmp_path / f"ks/u/child-0.001/seed={seed}", {5: 0.5, 10: 0.7}, 0.60)
     scores = {"density=0.1": {"2": {"acc": 0.4}}, "density=0.01": {"2": {"acc": 0.3}}}
     race = {"cut": 2, "total_steps": 10, "metric": "acc", "split": "dev", "scores": scores, "chosen": "density=0.1",
             "steps_of_all_candidates": 12}  # fmt: skip
-    write_run(tmp_path / "ks/ad_tuning-s0", {2: 0.4, 10: 0.7}, 0.8, race=race)
+    write_run(tmp_path / "ks/u/ad_tuning/seed=0", {2: 0.4, 10: 0.7}, 0.8, race=race)
     text = tables.markdown(tables.table2(tmp_path, "ks", ["child-0.1", "ad_tuning", "full"]))
     rows = {line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:]] for line in text.splitlines()
             if line.startswith("| ")}  # fmt: skip
@@ -259,19 +286,22 @@ def test_table2_gives_mean_spread_paper_and_the_best_density(tmp_path, monkeypat
 
 def test_table1_stands_beside_the_paper(tmp_path, monkeypatch):
     tables = load("ad_tuning", "tables", monkeypatch)
-    write_run(tmp_path / "pr/random-0.1-s0", {3: 0.5}, 0.25, name="per")
+    write_run(tmp_path / "pr/u/random-0.1/seed=0", {3: 0.5}, 0.25, name="per")
     text = tables.markdown(tables.table1(tmp_path, ["pr"]))
     assert "| CHILD-TUNING_F | 1 | 25.00 | 2.65 |" in text and "| CHILD-TUNING_D | 0 | - | 2.45 |" in text
-    write_run(tmp_path / "ks/random-0.1-s0", {3: 0.5}, 0.75)
+    write_run(tmp_path / "ks/u/random-0.1/seed=0", {3: 0.5}, 0.75)
     text = tables.markdown(tables.table1(tmp_path, ["ks"]))
     assert "| CHILD-TUNING_F | 1 | 75.00 | - |" in text, "the paper's table has no keyword spotting"
 
 
 def test_a_damaged_result_is_named(tmp_path, monkeypatch):
     runs = load("ad_tuning", "runs", monkeypatch)
-    (tmp_path / "ks/full-s0").mkdir(parents=True)
-    (tmp_path / "ks/full-s0/result.json").write_text("{")
-    with pytest.raises(DataError, match="full-s0/result.json is damaged"):
+    (tmp_path / "ks/u/full/seed=0").mkdir(parents=True)
+    (tmp_path / "ks/u/full/seed=0/result.json").write_text("{")
+    with pytest.raises(DataError, match="full/seed=0/result.json is damaged"):
+        runs.runs_of(tmp_path, "ks", "full")
+    write_run(tmp_path / "ks/v/full/seed=0", {3: 0.5}, 0.5)
+    with pytest.raises(DataError, match="runs full of u, v: give each a folder of its own"):
         runs.runs_of(tmp_path, "ks", "full")
 
 
@@ -280,15 +310,15 @@ def test_fig3_draws_the_curves_of_three_densities(tmp_path, monkeypatch, capsys)
     args = {"args": {"upstream": "hubert_base", "upstream_ckpt": None}}
     for density in ("0.1", "0.01", "0.001"):
         for seed in (0, 1):
-            write_run(tmp_path / f"ks/child-{density}-s{seed}", {5: 0.5, 10: 0.7 + 0.1 * seed}, 0.8, **args)
+            write_run(tmp_path / f"ks/u/child-{density}/seed={seed}", {5: 0.5, 10: 0.7 + 0.1 * seed}, 0.8, **args)
     assert figures.main(["fig3", "--runs", str(tmp_path), "--tasks", "ks"]) == 0
     assert (tmp_path / "fig3.png").read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(DataError, match=r"sid contains no finished run child-0\.1-sSEED"):
+    with pytest.raises(DataError, match=r"sid contains no finished run child-0\.1"):
         figures.main(["fig3", "--runs", str(tmp_path), "--tasks", "sid"])
 
 
 def test_the_rate_that_is_best_on_dev_is_chosen(tmp_path, monkeypatch, capsys):
-    rates = load("superb", "rates", monkeypatch)
+    rates = load("whisper", "rates", monkeypatch)
     for rate, dev, test in (
         ("1e-2", {5: float("nan")}, 0.1),
         ("1e-3", {5: 0.8, 10: 0.6}, 0.5),
@@ -298,10 +328,8 @@ def test_the_rate_that_is_best_on_dev_is_chosen(tmp_path, monkeypatch, capsys):
     write_run(tmp_path / "lr-1e-4-s4", {10: 0.1}, 0.7)
     flags = [str(tmp_path), "--metric", "acc", "--seed", "3"]
     assert rates.main(["choose", *flags]) == 0 and capsys.readouterr().out == "1e-4\n", "of equal ones the smaller"
-    assert rates.main(["table", *flags]) == 0
-    assert "acc on test at 1e-4: 80.00 ± 14.14 % (seeds: 2)" in capsys.readouterr().out
-    write_run(tmp_path / "per/search-lr-1e-3", {5: 0.3}, 0.1, name="per")
-    write_run(tmp_path / "per/search-lr-1e-5", {5: 0.2}, 0.1, name="per")
+    write_run(tmp_path / "per/lr-1e-3-s0", {5: 0.3}, 0.1, name="per")
+    write_run(tmp_path / "per/lr-1e-5-s0", {5: 0.2}, 0.1, name="per")
     assert rates.choose(tmp_path / "per", "per", "dev", 0) == "1e-5", "an error rate: lower is better"
     with pytest.raises(DataError, match="contains no finished search run"):
         rates.choose(tmp_path / "nothing", "acc", "dev", 0)
@@ -320,7 +348,7 @@ def runs_in_small(recipe: str, folder: Path, *flags: str) -> subprocess.Complete
     if name in WRITES:
         assert (folder / "exp" / WRITES[name]).read_bytes().startswith(b"\x89PNG")
     else:
-        assert f"{TASKS_METRICS[name]} on test" in done.stdout if recipe in SUPERB else "| method |" in done.stdout
+        assert f"{name}: chosen on dev" in done.stdout if recipe in SUPERB else "| method |" in done.stdout
     return done
 
 
@@ -407,16 +435,18 @@ def test_an_interrupted_recipe_goes_on(tmp_path):
             env={**os.environ, "PATH": path}, stdin=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
         deadline = time.time() + 300
-        while not re.search(r"train:.* [1-9]\d*/40", (tmp_path / "log").read_text()) and time.time() < deadline:
+        jobs = tmp_path / "exp/logs"
+        while not any(re.search(r"train:.* [1-9]\d*/40", path.read_text()) for path in jobs.glob("*train.log")):
+            assert time.time() < deadline
             time.sleep(0.1)
         os.killpg(process.pid, signal.SIGINT)
         assert process.wait(120) == 130
-    said = (tmp_path / "log").read_text()
-    assert "interrupted: step" in said and "Traceback" not in said, said[-2000:]
+    said = "".join(path.read_text() for path in (tmp_path / "log", *jobs.iterdir()))
+    assert "interrupted: trainings have saved their step" in said and "Traceback" not in said, said[-2000:]
     assert not list(tmp_path.rglob("result.json"))
     again = run(tmp_path, "superb/ks.sh", *flags)
-    assert again.returncode == 0 and "acc on test at 1e-3" in again.stdout, again.stderr[-2000:]
-    assert "Resume from" in again.stdout + again.stderr
+    assert again.returncode == 0 and "ks: chosen on dev" in again.stdout, again.stderr[-2000:]
+    assert "Resume from" in "".join(path.read_text() for path in jobs.iterdir())
 
 
 @pytest.mark.slow
@@ -425,7 +455,7 @@ def test_table2_runs_in_small_and_again_for_nothing(tmp_path):
     first = run(tmp_path, "ad_tuning/table2.sh", *flags)
     assert first.returncode == 0, first.stderr[-2000:]
     assert "chosen: density=" in first.stdout and "| CHILD-TUNING (P=0.01) | 1 | " in first.stdout
-    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "exp").rglob("*") if path.name != "settings"}
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "exp").rglob("*") if path.name.startswith("result")}
     again = run(tmp_path, "ad_tuning/table2.sh", *flags)
     assert again.returncode == 0 and again.stdout.splitlines()[-8:] == first.stdout.splitlines()[-8:]
     assert {path: path.stat().st_mtime_ns for path in files} == files

@@ -10,28 +10,21 @@
 #   --stage N --stop-stage N   1 Fisher pass (one optimizer step follows; not done where table2.sh has run, whose scores
 #                      at full size are the released code's), 2 picture
 #   --out DIR          default exp/ad_tuning; the picture is fig2.png in it
-#   --upstream, --ckpt, --mini, --recordings, --dry-run   as for table2.sh
+#   --upstream, --ckpt, --mini, --recordings, --jobs, --engine, --dry-run   as for
+#                      table2.sh
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/../shared/stages.sh"
-. "$RECIPES/shared/tasks.sh"
 . "$RECIPES/ad_tuning/methods.sh"
 
-out=exp/ad_tuning tasks="sd pr" upstream_lr="" official=""
-options="tasks upstream_lr" flags="official"
+out=exp/ad_tuning tasks="sd pr" upstream_lr="" official="" seeds=0
+options="tasks upstream_lr $STUDY_OPTIONS" flags="official"
 parse_options "$@"
 [[ -z "$official" || "$out" != exp/ad_tuning ]] || out=exp/ad_tuning_official
 choose_upstream wav2vec2
 keep_settings "upstream_lr=$upstream_lr"
 
 if due 1 "Fisher pass"; then
-  for name in $(listed "$tasks"); do
-    [[ ! -e "$out/$name/child-0.1-s0/masks.safetensors" ]] || continue
-    task "$name" ad_tuning
-    corpus_of "$name"
-    fisher="config.tuning={'method':'child','density':0.1${official:+,'fisher':{'preset':'official'\}}}"
-    train "$out/$name/fisher-s0" "${upstream_flags[@]}" "${task_flags[@]}" --seed 0 \
-      -o "$(joined "$fisher" "$settings" "config.runner.total_steps=1,,config.runner.evaluate_ratio=0.01")"
-  done
+  fisher_pass "$tasks" child-0.1 "${official:+adjust+=[{set: {tuning.fisher: {preset: official\}\}\}]}"
 fi
 if due 2 "picture"; then
   execute python "$RECIPES/ad_tuning/figures.py" fig2 --runs "$out" --tasks "$(comma "$tasks")"

@@ -13,18 +13,18 @@
 #   --steps N          of every run, whatever the subset (default: 100000, those released for the whole corpus)
 #   --stage N --stop-stage N   1 subsets, 2 train and score, 3 picture
 #   --out DIR          default exp/ad_tuning; the picture is fig6.png in it
-#   --upstream, --ckpt, --upstream-lr, --mini, --recordings, --dry-run   as for table2.sh
+#   --upstream, --ckpt, --upstream-lr, --mini, --recordings, --jobs, --engine, --dry-run   as for
+#                      table2.sh
 #
 # LIBRISPEECH names the corpus, LIBRISPEECH_LEXICON the folder with s3prl's lexica.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/../shared/stages.sh"
-. "$RECIPES/shared/tasks.sh"
 . "$RECIPES/ad_tuning/methods.sh"
 . "$RECIPES/ad_tuning/low_resource.sh"
 
 out=exp/ad_tuning seeds=0,1,2 hours="" librilight="" upstream_lr=""
 rows="full frozen houlsby adapter_bias prefix weighted_sum ad_tuning"
-options="hours rows librilight upstream_lr"
+options="hours rows librilight upstream_lr $STUDY_OPTIONS"
 parse_options "$@"
 hours="${hours:-$([[ -n "$mini" ]] && echo 0.01,0.02,0.04 || echo 0.5,1,5,10)}"
 choose_upstream wav2vec2

@@ -38,15 +38,16 @@ def finished(folder: Path, task: str, row: str) -> list[TaskRun]:
     """Return the finished runs of a row; none is a DataError."""
     runs = runs_of(folder, task, row)
     if not runs:
-        raise DataError(f"{folder}/{task} contains no finished run {row}-sSEED: do the stages before this one.")
+        raise DataError(f"{folder}/{task} contains no finished run {row}: do the stages before this one.")
     return runs
 
 
 def scored_runs(folder: Path, task: str, row: str) -> list[TaskRun]:
     """Return the runs of a row that have chosen masks, the first seed first; none is a DataError."""
-    runs = [run for name in (row, "fisher") for run in runs_of(folder, task, name) if (run.folder / MASKS).is_file()]
+    places = (folder, folder / "fisher")
+    runs = [run for place in places for run in runs_of(place, task, row) if (run.folder / MASKS).is_file()]
     if not runs:
-        raise DataError(f"{folder}/{task} contains no {row}-sSEED with {MASKS}: do the stages before this one.")
+        raise DataError(f"{folder}/{task} contains no run {row} with {MASKS}: do the stages before this one.")
     return runs
 
 
@@ -108,7 +109,7 @@ def low_resource(flags: argparse.Namespace) -> None:
             series.append(Series(NAMES.get(row, row), list(by_seed.values())))
     if not series:
         raise DataError(f"{flags.runs}/low_resource contains no finished run: do the stages before this one.")
-    steps = sorted({read(path)["step"] for folder in folders.values() for path in folder.glob("pr/*/result.json")})
+    steps = sorted({read(path)["step"] for folder in folders.values() for path in folder.glob("pr/*/*/*/result.json")})
     title = f"{record['source']}, {', '.join(map(str, steps))} steps"
     panel = SeriesPanel(title, series, "hours of training speech", heading("pr", "test"), log_x=True)
     plot_series_panels([panel], flags.out, "Low-resource phoneme recognition; bars: one standard deviation over seeds")

@@ -5,7 +5,7 @@
 
 # low_resource FIGURE ROWS: the three stages of a recipe.
 low_resource() {
-  local seed size row
+  local size
   task pr ad_tuning
   if due 1 "nested training subsets"; then
     corpus_of pr
@@ -16,13 +16,8 @@ low_resource() {
   if due 2 "train and score"; then
     [[ -n "$mini" ]] || need_variable LIBRISPEECH_LEXICON "s3prl's two lexica"
     execute . "$out/corpora/low_resource/env.sh"
-    for seed in $(listed "$seeds"); do
-      for size in $(listed "$hours"); do
-        for row in $(listed "$2"); do
-          run_row pr "$row" "$seed" "$out/low_resource/${size}h" \
-            "config.downstream_expert.corpus.train=['train-${size}h']"
-        done
-      done
+    for size in $(listed "$hours"); do
+      train_rows pr "$2" "$out/low_resource/${size}h" "set.downstream_expert.corpus.train=[train-${size}h]"
     done
   fi
   if due 3 "picture"; then

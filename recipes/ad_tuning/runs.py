@@ -1,4 +1,4 @@
-"""The runs of AD-TUNING's recipes as they lie in a folder: ``TASK/ROW-sSEED``, with their scores, races and costs."""
+"""The runs of AD-TUNING's recipes as they lie in a folder: ``TASK/UPSTREAM/ROW/seed=N``, with their scores, races and costs."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from s3prl_ext import metrics
+from s3prl_ext.errors import DataError
 from s3prl_ext.evaluation.predictions import read_json as read
 from s3prl_ext.metrics import factor
 from s3prl_ext.tasks import named
@@ -68,12 +69,18 @@ class TaskRun:
 
 
 def runs_of(folder: Path, task: str, row: str) -> list[TaskRun]:
-    """Return the finished runs of a row of a table, by seed."""
-    found = []
-    for path in folder.glob(f"{task}/{row}-s*/result.json"):
-        seed = path.parent.name.rpartition("-s")[2]
-        if seed.isdecimal():
-            found.append(TaskRun(path.parent, task, int(seed), read(path)))
+    """Return the finished runs of a row of a table, by seed.
+
+    Raises:
+        DataError: they are of several upstreams.
+    """
+    paths = list(folder.glob(f"{task}/*/{row}/seed=*/result.json"))
+    upstreams = sorted({path.parents[2].name for path in paths})
+    if len(upstreams) > 1:
+        raise DataError(
+            f"{folder}/{task} contains runs {row} of {', '.join(upstreams)}: give each a folder of its own."
+        )
+    found = [TaskRun(path.parent, task, int(path.parent.name.removeprefix("seed=")), read(path)) for path in paths]
     return sorted(found, key=lambda run: run.seed)
 
 

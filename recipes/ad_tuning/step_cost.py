@@ -1,4 +1,4 @@
-"""Measure a training step: ``step_cost.py RESULT.json FLAGS`` with the flags of ``s3prl-ext run -m train``.
+"""Measure a training step: ``step_cost.py RESULT.json STUDY.yaml -o CHANGES --only task=ks --only method=full``.
 
 Trains some steps in a scratch folder and writes the median cost of one: CPU seconds of the process (on a GPU wall seconds, after
 waiting for the device) and the peak memory while stepping, without start, Fisher pass and scoring.
@@ -6,11 +6,12 @@ waiting for the device) and the peak memory while stepping, without start, Fishe
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import platform
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from time import perf_counter, process_time
@@ -23,7 +24,9 @@ import s3prl_ext
 s3prl_ext.install()
 
 from s3prl_ext import run_downstream
-from s3prl_ext.errors import UsageError
+from s3prl_ext.errors import as_command
+from s3prl_ext.studies.plan import cells_of
+from s3prl_ext.studies.study_file import read_study
 from s3prl_ext.training.train_state import TrainState
 from s3prl_ext.writing import write_json
 
@@ -93,21 +96,25 @@ def peak(gpu: bool) -> int:
     return 1024 * int(line.split()[1])
 
 
-def main(argv: list[str]) -> None:
-    """Measure the training that `argv` (result file, then flags) asks for, and write the figures."""
-    if len(argv) < 2 or "-o" not in argv:
-        raise SystemExit(UsageError("usage: step_cost.py RESULT.json FLAGS -o OVERRIDES").exit_code)
-    result, flags = Path(argv[0]), argv[1:]
+def main(argv: Sequence[str]) -> None:
+    """Measure the first run of a part of a study, and write the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("result", type=Path)
+    parser.add_argument("study", type=Path)
+    parser.add_argument("-o", "--override")
+    parser.add_argument("--only", action="append", default=[])
+    flags = parser.parse_args(argv)
     short = {"total_steps": STEPS, "eval_step": STEPS, "save_step": STEPS, "evaluate_ratio": 0.01}
-    place = flags.index("-o") + 1
-    flags[place] = ",,".join([flags[place], *(f"config.runner.{key}={value}" for key, value in short.items())])
+    changes = [flags.override or "", *(f"set.runner.{key}={value}" for key, value in short.items())]
+    study = read_study(flags.study, ",,".join(filter(None, changes)), flags.only)
     measured = MeasuredSteps()
     TrainState.train_step = lambda trial, batches: measured(trial, batches)  # type: ignore[method-assign]  # noqa: PLW0108  a function, to be bound
     with tempfile.TemporaryDirectory() as folder:
-        run_downstream.main(["-m", "train", "-p", folder, *flags])
-    result.parent.mkdir(parents=True, exist_ok=True)
-    write_json(result, measured.row())
+        run_downstream.main(cells_of(study, Path(folder))[0].search[0].flags())
+    flags.result.parent.mkdir(parents=True, exist_ok=True)
+    write_json(flags.result, measured.row())
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    with as_command():
+        main(sys.argv[1:])

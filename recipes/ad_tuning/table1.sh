@@ -11,20 +11,20 @@
 #                      choose each on dev
 #   --stage N --stop-stage N   1 train and score, 2 table
 #   --out DIR          default exp/ad_tuning; CHILD-TUNING_D is also a row of table2.sh, which is not trained twice
-#   --upstream, --ckpt, --upstream-lr, --steps, --mini, --recordings, --dry-run   as for table2.sh
+#   --upstream, --ckpt, --upstream-lr, --steps, --mini, --recordings, --jobs, --engine, --dry-run   as for
+#                      table2.sh
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/../shared/stages.sh"
-. "$RECIPES/shared/tasks.sh"
 . "$RECIPES/ad_tuning/methods.sh"
 
 out=exp/ad_tuning seeds=0 tasks="asr pr sd sid ic" upstream_lr="" rates=""
-options="tasks upstream_lr rates"
+options="tasks upstream_lr rates $STUDY_OPTIONS"
 parse_options "$@"
 choose_upstream wav2vec2
 keep_settings "upstream_lr=$upstream_lr${rates:+ rates=$rates}"
 
 if due 1 "train and score"; then
-  run_rows "$tasks" "random-0.1 child-0.1" "$seeds"
+  run_rows "$tasks" "random-0.1 child-0.1"
 fi
 if due 2 "table"; then
   execute python "$RECIPES/ad_tuning/tables.py" table1 --runs "$out" --tasks "$(comma "$tasks")"

@@ -16,6 +16,7 @@
 #   --out DIR          folder for everything (default: exp/ad_tuning); the other recipes here share its runs
 #   --mini             miniature corpora on a CPU, 60 steps (pr 120, asr 150); --recordings DIR makes them of recordings,
 #                      --ckpt DIR names a small transformers HuBERT (default: an untrained one)
+#   --jobs N --engine E   of s3prl-ext study: runs at a time; ray or slurm
 #   --stage N --stop-stage N   1 train and score, 2 cost of a step, 3 table
 #   --dry-run          print the commands
 #
@@ -23,27 +24,24 @@
 # AUDIO_SNIPS, LIBRI2MIX_DIARIZATION. Safe to run again: what is done is kept.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/../shared/stages.sh"
-. "$RECIPES/shared/tasks.sh"
 . "$RECIPES/ad_tuning/methods.sh"
 
 out=exp/ad_tuning seeds=0 tasks="$SUPERB_TASKS" rows="$TABLE2_ROWS" upstream_lr="" rates=""
-options="tasks rows upstream_lr rates"
+options="tasks rows upstream_lr rates $STUDY_OPTIONS"
 parse_options "$@"
 choose_upstream wav2vec2
 keep_settings "upstream_lr=$upstream_lr${rates:+ rates=$rates}"
 
 if due 1 "train and score"; then
-  run_rows "$tasks" "$rows" "$seeds"
+  run_rows "$tasks" "$rows"
 fi
 if due 2 "cost of an optimizer step, each method in a process of its own"; then
+  corpora_of "$tasks"
+  study_file ad_tuning "$(rates_given)"
   for name in $(listed "$tasks"); do
-    task "$name" ad_tuning
-    corpus_of "$name"
     for row in $(listed "$rows"); do
-      [[ "$row" != ad_tuning ]] || continue
-      tuning_of "$row" "$name"
-      unless "$out/$name/cost/$row.json" python "$RECIPES/ad_tuning/step_cost.py" "$out/$name/cost/$row.json" \
-        "${upstream_flags[@]}" "${task_flags[@]}" -o "$(joined "$tuning" "$settings")"
+      [[ "$row" == ad_tuning ]] || unless "$out/$name/cost/$row.json" python "$RECIPES/ad_tuning/step_cost.py" \
+        "$out/$name/cost/$row.json" "${study[@]}" --only "task=$name" --only "method=$row"
     done
   done
 fi

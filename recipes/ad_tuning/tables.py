@@ -87,11 +87,9 @@ def best_density(folder: Path, task: str) -> list[TaskRun]:
 
 
 def _notes(folder: Path, task: str) -> list[str]:
-    notes = [f"{run.folder.name}: {_race(run)}" for run in runs_of(folder, task, "ad_tuning") if run.race]
+    notes = [f"seed {run.seed}: {_race(run)}" for run in runs_of(folder, task, "ad_tuning") if run.race]
     if all(runs_of(folder, task, row) for row in CHILDREN):
-        chosen = ", ".join(
-            f"seed {run.seed}: {run.folder.name.rpartition('-s')[0]}" for run in best_density(folder, task)
-        )
+        chosen = ", ".join(f"seed {run.seed}: {run.folder.parent.name}" for run in best_density(folder, task))
         notes.append(f"{BEST_P}: {chosen}.")
     return notes
 

@@ -3,7 +3,7 @@
 #
 #   choose_upstream wav2vec2                  # the default of a full-size recipe
 #   task ks ad_tuning                         # or superb; --mini replaces the preset by mini
-#   train "$out/ks/x" "${upstream_flags[@]}" "${task_flags[@]}" -o "$(joined "$tuning" "$settings")"
+#   train "$out/ks/x" -u "$upstream" "${task_flags[@]}" -o "$(joined "$tuning" "$settings")"
 #   evaluate "$out/ks/x" "$checkpoint" "$test_split"
 
 SUPERB_TASKS="asr pr sd sid sf ic ks"   # in the order of AD-TUNING's Table 2
@@ -13,7 +13,7 @@ SUPERB_TASKS="asr pr sd sid sf ic ks"   # in the order of AD-TUNING's Table 2
 # is that of the last step: nothing is chosen on dev.
 task() {
   settings="" variable="" corpus="" checkpoint="" dev_split="" test_split="" metric=""
-  local downstream="" facts steps_of_mini=60
+  local downstream="" facts
   [[ " $SUPERB_TASKS " == *" $1 "* ]] || stop "unknown task '$1'; known: $SUPERB_TASKS."
   facts="$(python -m s3prl_ext.tasks "$1")" || exit
   eval "$facts"
@@ -23,20 +23,17 @@ task() {
     settings="config.optimizer.lr=1e-3"
     if [[ "$1" == asr ]]; then   # a linear head: s3prl's LSTM needs more steps than a miniature run has
       settings="config.optimizer.lr=2e-3,,config.downstream_expert.modelrc.RNNs.dim=[]"
-      steps_of_mini=150
-    elif [[ "$1" == pr ]]; then   # the last hidden state in every row: a weighted sum needs more steps as well
-      task_flags+=(-s last_hidden_state)
+    elif [[ "$1" == pr ]]; then
       settings="config.optimizer.lr=2e-3"
-      steps_of_mini=120
     fi
   fi
-  total="${steps:-${mini:+$steps_of_mini}}"
+  total="$steps"
   if [[ -n "$total" ]]; then
     # five evaluations, whatever the number of steps
     settings+="${settings:+,,}config.runner.total_steps=$total,,config.runner.eval_step=$(((total + 4) / 5))"
     settings+=",,config.runner.save_step=$total"
   fi
-  [[ -z "$mini" ]] || checkpoint="states-$total.ckpt"
+  [[ -z "$mini" || -z "$total" ]] || checkpoint="states-$total.ckpt"
 }
 
 # joined PART...: one -o from several, empty ones left out.
@@ -48,7 +45,7 @@ joined() {
   printf '%s' "$line"
 }
 
-# choose_upstream DEFAULT: set upstream_flags from --upstream and --ckpt. With --mini the default is a transformers folder
+# choose_upstream DEFAULT: set upstream and ckpt where the options did not. With --mini the default is a transformers folder
 # in --ckpt, or else an untrained small HuBERT that the demo's script writes into $out/hubert.
 choose_upstream() {
   if [[ -n "$mini" && -z "$upstream" ]]; then
@@ -59,7 +56,6 @@ choose_upstream() {
     fi
   fi
   upstream="${upstream:-$1}"
-  upstream_flags=(-u "$upstream" ${ckpt:+-k "$ckpt"})
 }
 
 # corpus_of TASK: have its corpus, miniature or real; call task first.

@@ -10,19 +10,17 @@
 #   --grid NAME        superb: 1e-1 to 1e-7 by factors of ten (default); ad_tuning: 1e-5 to 1e-3
 #   --lrs LIST         a list of your own
 #   --preset NAME      task file: superb (default) or ad_tuning
-#   --search-steps N   optimizer steps of each search run (default: as many as the final run has)
 #   --steps N          optimizer steps (default: those of the task file)
 #   --seeds LIST       of the final runs; the first one searches (default: 0)
 #   --out DIR          default exp/superb
-#   --mini             miniature corpus on a CPU, two rates, few steps; --recordings DIR makes it of recordings,
-#                      --ckpt DIR names a small transformers HuBERT (default: an untrained one)
-#   --stage N --stop-stage N   1 search, 2 choice, 3 training, 4 test, 5 table
-#   --dry-run          print the commands; RATE means the rate that is not chosen yet
+#   --mini             recipes/studies/superb_mini.yaml: miniature corpus, CPU, few steps; --recordings DIR makes the
+#                      corpus of recordings, --ckpt DIR names a small transformers HuBERT (default: an untrained one)
+#   --jobs N --engine E   of s3prl-ext study: runs at a time; ray or slurm
+#   --dry-run          print the commands
 #
 # FLUENT_SPEECH_COMMANDS: folder with data/ and wavs/.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/../shared/stages.sh"
-. "$RECIPES/shared/tasks.sh"
-. "$RECIPES/superb/search.sh"
+. "$RECIPES/superb/study.sh"
 
 superb ic "$@"

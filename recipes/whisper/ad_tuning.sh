@@ -27,7 +27,6 @@
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/../shared/stages.sh"
 . "$RECIPES/shared/tasks.sh"
-. "$RECIPES/ad_tuning/methods.sh"
 
 out=exp/whisper/ad_tuning seeds=0,1,2 tasks="ks sid ic sf pr asr" takes=3
 lrs=1e-5,3e-5,1e-4,3e-4,1e-3,3e-3 head_lrs=1e-4,3e-4,1e-3,3e-3,1e-2,3e-2   # six for every row
@@ -45,7 +44,7 @@ whisper_task() {
   case "$1" in ks | sf | pr | asr) steps="${steps:-100}" ;; sid) steps="${steps:-60}" ;; ic) steps="${steps:-40}" ;; esac
   task "$1" superb
   steps="$asked"
-  task_flags=("${task_flags[@]:0:6}" -s hidden_states)   # of pr without the last hidden state of miniature runs
+  task_flags+=(-s hidden_states)
   settings+=",,config.runner.eval_step=$total,,config.runner.eval_dataloaders=['$dev_split','$test_split']"
 }
 
@@ -55,16 +54,28 @@ chosen_rate() {
   [[ -f "$file" ]] && sed -n 's/.*"rate": "\([^"]*\)".*/\1/p' "$file" || echo RATE
 }
 
+# tuning_of ROW RATE: set tuning to the overrides for -o that make a row.
+tuning_of() {
+  local rate=",'lr':$2" pass=",'fisher':{'granularity':'sample','max_batches':96}"   # Eq. 6 over 96 drawn clips
+  case "$1" in
+    frozen | weighted_sum) tuning="config.tuning={'method':'$1'}" ;;
+    full | houlsby | lora) tuning="config.tuning={'method':'$1'$rate}" ;;
+    child-*) tuning="config.tuning={'method':'child','density':${1#child-}$rate$pass}" ;;
+    random-*) tuning="config.tuning={'method':'child','mask':'random','density':${1#random-}$rate}" ;;
+    ad_tuning) tuning="config.tuning={'method':'child','density':[0.1,0.01,0.001]$rate$pass},,config.early_stop={'ratio':0.2}" ;;
+    *) stop "unknown row '$1'; known: frozen weighted_sum full houlsby lora child-P random-P ad_tuning." ;;
+  esac
+}
+
 # run_at TASK ROW RATE SEED: train one row and score it on dev and test at the last step.
 run_at() {
-  local features=() rates="$2=$3" head
+  local features=() head
   case "$2" in
     frozen | weighted_sum) head="$3" ;;
     *) head="$(chosen_rate "$1" weighted_sum)" ;;
   esac
-  tuning_of "$2" "$1"
+  tuning_of "$2" "$3"
   case "$2" in
-    houlsby | lora) tuning="config.tuning={'method':'$2','lr':$3}" ;;
     frozen) features=(-s last_hidden_state) ;;
     ad_tuning)   # the comparison is made on dev, test is scored once
       tuning+=",,config.runner.eval_step=$((total / 5)),,config.runner.eval_dataloaders=['$dev_split']" ;;
@@ -92,7 +103,7 @@ for name in $(listed "$tasks"); do
       for rate in $(listed "$grid"); do
         run_at "$name" "$row" "$rate" "$first"
       done
-      execute python "$RECIPES/superb/rates.py" choose "$out/$name/$row" --metric "$metric" --dev "$dev_split" --seed "$first"
+      execute python "$RECIPES/whisper/rates.py" choose "$out/$name/$row" --metric "$metric" --dev "$dev_split" --seed "$first"
     done
   fi
   if due 4 "$name: the other seeds"; then

@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[1] / place) for place in ("ad_tuning", "superb")]
+sys.path[:0] = [str(Path(__file__).resolve().parents[1] / "ad_tuning")]
 import rates
 from runs import TASKS, TaskRun, heading, read
 from tables import PAPER_ROWS

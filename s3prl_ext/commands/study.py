@@ -13,12 +13,13 @@ from typing import Any
 from s3prl_ext.errors import UsageError
 from s3prl_ext.locks import one_run
 from s3prl_ext.studies.check import check_runs
-from s3prl_ext.studies.config import FILE, Study, content_of, kept_study, read_study
+from s3prl_ext.studies.config import FILE, Study, content_of, kept_study, united
 from s3prl_ext.studies.driver import Driver
 from s3prl_ext.studies.engines import ENGINES, count_of_jobs, open_engine
 from s3prl_ext.studies.estimate import dry_run
 from s3prl_ext.studies.outcome import write_outcome
 from s3prl_ext.studies.plan import cells_of
+from s3prl_ext.studies.study_file import read_study
 from s3prl_ext.studies.view import View
 from s3prl_ext.tables import markdown
 from s3prl_ext.writing import write_json
@@ -39,13 +40,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         UsageError: something is wrong with the file, the engine or the folder.
     """
     flags = _parser().parse_args(argv)
-    study = read_study(flags.study, flags.override)
+    study = read_study(flags.study, flags.override, flags.only)
     cells = cells_of(study, flags.expdir)
     if not cells:
         raise UsageError(f"{flags.study}: every combination is excluded.")
     if flags.expdir.exists() and not flags.expdir.is_dir():
         raise UsageError(f"-p {flags.expdir} is not a folder: name one for the study.")
-    check_runs(cells)
+    check_runs(cells, variables=not flags.dry_run)
     if flags.dry_run:
         sys.stdout.write("\n".join(dry_run(study, cells)) + "\n")
         return 0
@@ -55,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with one_run(flags.expdir):
         _keep(study, flags.expdir)
         progress = Driver(study, flags.expdir, engine, View(), flags.retry_failed).run()
-        tables = write_outcome(progress.cells, flags.expdir)
+        tables = write_outcome(flags.expdir)
     sys.stdout.write("\n".join(map(markdown, tables)))
     for name, sentence in progress.failed.items():
         sys.stderr.write(f"failed: {name}: {sentence}\n")
@@ -75,6 +76,8 @@ def _parser() -> argparse.ArgumentParser:
     add("study", type=Path, help="YAML file of the study")
     add("-p", "--expdir", type=Path, required=True, help="folder of the study")
     add("-o", "--override", help='changes to the file: "tasks=[ks],,axes.lr=[1e-2,1e-3],,set.runner.total_steps=100"')
+    add("--only", action="append", default=[], metavar="AXIS=LABEL,...",
+        help="run a part, such as --only task=ks,sid --only method=lora; the tables show all that has run")  # fmt: skip
     add("--engine", choices=ENGINES, default="local", help="where jobs run (default: local)")
     add(
         "--jobs",
@@ -91,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _keep(study: Study, folder: Path) -> None:
-    """Write what the study is into its folder; axes may grow and shrink, but what a run has may not change.
+    """Write what the study is into its folder; axes may grow, and shrink, but what a run has may not change.
 
     Raises:
         UsageError: the folder holds a study with other settings.
@@ -99,12 +102,15 @@ def _keep(study: Study, folder: Path) -> None:
     before = kept_study(folder)
     if before is not None:
         _check_same(content_of(before), content_of(study), folder)
+        study = united(before, study)
     write_json(folder / FILE, content_of(study), indent=1)
 
 
 def _check_same(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
     """Refuse a study that gives runs of the same name other settings."""
     said = [f"{key} {before[key]}" for key in ("settings", "flags", "checkpoint", "choose") if before[key] != now[key]]
+    if before["adjust"] != now["adjust"]:
+        said.append("other entries of adjust")
     if list(before["axes"]) != list(now["axes"]):
         said.append(f"the axes {', '.join(before['axes'])}")
     for axis, points in now["axes"].items():

@@ -20,9 +20,9 @@ def dry_run(study: Study, cells: Sequence[StudyCell]) -> list[str]:
     steps = sum(_steps(run) * (1 + (seeds - 1) / len(cell.search)) for cell in cells for run in cell.search)
     lines += [
         "",
-        f"{len(cells)} cells, {searched} trainings that search, {trained - searched} with other seeds of what dev chooses, "
+        f"# {len(cells)} cells, {searched} trainings that search, {trained - searched} with other seeds of what dev chooses, "
         f"{len(cells) * seeds} tests: {total_jobs(study, list(cells))} jobs, about {steps:,.0f} optimizer steps.",
-        _hours(study, cells),
+        f"# {_hours(study, cells)}",
     ]
     return lines
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from s3prl_ext.evaluation.series_panels import Series, SeriesPanel, plot_series_panels
 from s3prl_ext.metrics import factor, heading
 from s3prl_ext.studies.config import kept_study
-from s3prl_ext.studies.plan import Job, StudyCell, StudyRun, cells_of
+from s3prl_ext.studies.plan import Job, StudyCell, StudyRun, cells_of, number_of
 from s3prl_ext.studies.view import clock
 from s3prl_ext.tables import NOTHING, Table, csv_text, markdown, mean_and_deviation
 from s3prl_ext.tasks import named
@@ -19,22 +19,32 @@ MOST_LINES = 8  # of a panel
 AXIS_NAMES = {"lr": "learning rate", "lambda": "λ"}
 
 
-def write_outcome(cells: Sequence[StudyCell], folder: Path) -> list[Table]:
+def write_outcome(folder: Path) -> list[Table]:
     """Write ``study.md``, ``runs.csv`` and, where numbers were searched, ``study.png``; return the tables."""
-    tables = tables_of(folder)
+    cells = cells_in(folder)
+    tables = _all_tables(cells)
     write_text(folder / "study.md", "\n".join(map(markdown, tables)))
     write_text(folder / "runs.csv", csv_text([_runs(cells)]))
     draw_search(cells, folder / "study.png")
     return tables
 
 
-def tables_of(folder: Path) -> list[Table]:
-    """Return the tables of the study in a folder, as far as it has run; none where there is no study."""
+def cells_in(folder: Path) -> list[StudyCell]:
+    """Return the cells of the study in a folder of which a search run has ended; none where there is no study."""
     study = kept_study(folder)
     cells = cells_of(study, folder) if study else []
     for cell in cells:
         for run in cell.search:
             cell.note(run, run.record(), Job(run, "train").failure())
+    return [cell for cell in cells if cell.scores or cell.failures]
+
+
+def tables_of(folder: Path) -> list[Table]:
+    """Return the tables of the study in a folder, as far as it has run."""
+    return _all_tables(cells_in(folder))
+
+
+def _all_tables(cells: Sequence[StudyCell]) -> list[Table]:
     return [table for task in _tasks(cells) for table in _tables(task, [c for c in cells if c.labels["task"] == task])]
 
 
@@ -122,8 +132,8 @@ def _runs(cells: Sequence[StudyCell]) -> Table:
 
 def draw_search(cells: Sequence[StudyCell], path: Path) -> None:
     """Draw the scores on dev over the one axis of numbers that was searched, a panel for each task; else draw nothing."""
-    choose = cells[0].study.choose
-    if len(choose) != 1 or not all(_number(run.labels[choose[0]]) for cell in cells for run in cell.search):
+    choose = cells[0].study.choose if cells else ()
+    if len(choose) != 1 or not all((number_of(run.labels[choose[0]]) or 0) > 0 for c in cells for run in c.search):
         return
     panels = []
     for task in _tasks(cells):
@@ -147,10 +157,3 @@ def _curve(cell: StudyCell, axis: str) -> dict[float, float]:
     scale = factor(cell.metric)
     known = {float(run.labels[axis]): cell.scores.get(run.name, math.nan) for run in cell.search}
     return {place: scale * score for place, score in known.items() if not math.isnan(score)}
-
-
-def _number(text: str) -> bool:
-    try:
-        return float(text) > 0
-    except ValueError:
-        return False

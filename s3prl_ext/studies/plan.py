@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import math
@@ -61,6 +62,8 @@ class StudyRun:
         flags = {key: value for point in self._points() for key, value in point.flags.items() if key != "-g"}
         flags |= {"-g": merge} if (merge := self._merge()) else {}
         flags |= self.study.flags
+        for one in self.study.adjustments(self.labels):
+            flags |= one.flags
         listed = [text for pair in flags.items() for text in pair]
         given = ",,".join(f"config.{key}={value!r}".replace(" ", "") for key, value in self.settings().items())
         own = ["--seed", str(self.seed), "-p", str(self.folder), *(["-o", given] if given else [])]
@@ -77,30 +80,32 @@ class StudyRun:
     def _merge(self) -> str:
         return ",,".join(point.flags["-g"] for point in self._points() if "-g" in point.flags)
 
+    def _at(self) -> dict[str, AxisPoint]:
+        return {axis: self.study.points[axis][label] for axis, label in self.labels.items()}
+
     def _points(self) -> list[AxisPoint]:
-        return [self.study.points[axis][label] for axis, label in self.labels.items()]
+        return list(self._at().values())
 
     def settings(self) -> dict[str, Any]:
         """Return what it changes in its task file, by dotted key; single keys of ``tuning`` are in the method's section."""
+        fixed = [point.settings for axis, point in self._at().items() if axis in FIXED_AXES]
+        varied = [point.settings for axis, point in self._at().items() if axis not in FIXED_AXES]
         settings = dict(self.study.settings)
-        for point in self._points():
-            settings |= point.settings
+        for part in (*fixed, *(one.settings for one in self.study.adjustments(self.labels)), *varied):
+            settings |= part
         if "tuning" not in settings:
             return settings
-        single = {key.removeprefix("tuning."): value for key, value in settings.items() if key.startswith("tuning.")}
-        kept = {key: value for key, value in settings.items() if not key.startswith("tuning.")}
-        return kept | {"tuning": {**settings["tuning"], **single}}
+        tuning = copy.deepcopy(dict(settings["tuning"]))
+        for key in [key for key in settings if key.startswith("tuning.")]:
+            _place(tuning, key.removeprefix("tuning."), settings.pop(key))
+        return settings | {"tuning": tuning}
 
     def config(self) -> dict[str, Any]:
         """Return its task file with these changes; variables are not replaced."""
         file = next(point.flags["-c"] for point in self._points() if "-c" in point.flags)
         config = load_yaml(preset_path(file))
         for key, value in self.settings().items():
-            *sections, last = key.split(".")
-            place = config
-            for section in sections:
-                place = place.setdefault(section, {})
-            place[last] = value
+            _place(config, key, value)
         return config
 
     def test_flags(self) -> list[str]:
@@ -136,6 +141,14 @@ class StudyRun:
             return name, values[-1]
         best = max if metric(name).higher_is_better else min
         return name, best((value for value in values if not math.isnan(value)), default=math.nan)
+
+
+def _place(mapping: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key."""
+    *sections, last = key.split(".")
+    for section in sections:
+        mapping = mapping.setdefault(section, {})
+    mapping[last] = value
 
 
 def _record(path: Path) -> ResultRecord | None:
@@ -219,7 +232,7 @@ class StudyCell:
         return "/".join(self.labels.values())
 
     def chosen(self) -> StudyRun | None:
-        """Return the run that dev chooses, once every search run has a score; of equal ones the first wins.
+        """Return the run that dev chooses, once every search run has a score; of equal ones the smaller value wins.
 
         Raises:
             DataError: all runs diverged.
@@ -230,7 +243,11 @@ class StudyCell:
         if not sound:
             raise DataError(f"{self.name}: every run diverged; search other values of {', '.join(self.study.choose)}.")
         sign = 1 if metric(self.metric).higher_is_better else -1
-        return max(sound, key=lambda run: sign * self.scores[run.name])
+        return max(sorted(sound, key=self._values), key=lambda run: sign * self.scores[run.name])
+
+    def _values(self, run: StudyRun) -> tuple[float, ...]:
+        """Return the numbers that were chosen among; names keep their order."""
+        return tuple(number_of(run.labels[axis]) or 0.0 for axis in self.study.choose)
 
     def final_runs(self) -> list[StudyRun]:
         """Return the chosen run with every seed; empty before one is chosen."""
@@ -277,8 +294,16 @@ def combinations(study: Study) -> Iterator[dict[str, str]]:
     """Yield the labels of each combination of points that is not excluded."""
     for points in itertools.product(*study.axes.values()):
         labels = {axis: point.label for axis, point in zip(study.axes, points, strict=True)}
-        if not study.without(labels):
+        if study.has(labels):
             yield labels
+
+
+def number_of(label: str) -> float | None:
+    """Return a label as a number, or None where it is a name."""
+    try:
+        return float(label)
+    except ValueError:
+        return None
 
 
 def _run(study: Study, labels: Mapping[str, str], seed: int, folder: Path) -> StudyRun:

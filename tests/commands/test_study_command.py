@@ -26,6 +26,8 @@ def run(tmp_path, monkeypatch):
     scores = {"0.01": 0.6, "0.001": 0.7}
     outcome = lambda job: scores[job.run.labels["lr"]] if job.kind != "fetch" else 0.0  # noqa: E731
     monkeypatch.setattr(command, "open_engine", lambda *given: Instant(outcome))
+    monkeypatch.setenv("SPEECH_COMMANDS", str(tmp_path))
+    monkeypatch.setenv("VOXCELEB1", str(tmp_path))
 
     def give(text: str = TEXT, *flags: str) -> int:
         path = tmp_path / "study.yaml"
@@ -72,6 +74,26 @@ def test_a_folder_of_another_study_is_refused(run, tmp_path):
     with pytest.raises(UsageError, match="the axes task, upstream, method, lr"):
         run(TEXT.replace("lr: [1e-2, 1e-3]", "lr: [1e-2], rank: [4]").replace("fbank", "fbank\nmethods: lora"))
     assert run(TEXT.replace("seeds: [0, 1]", "seeds: [0, 1, 2]")) == 0, "more seeds are the same study"
+
+
+def test_parts_of_a_study_share_its_folder_and_its_tables(run, tmp_path, capsys):
+    both = TEXT.replace("tasks: ks", "tasks: [ks, sid]")
+    assert run(both, "--only", "task=ks") == 0
+    assert "ks: chosen on dev" in (out := capsys.readouterr().out) and "sid" not in out
+    assert run(both, "--only", "task=sid") == 0 and run(both, "-o", "upstreams=[mfcc]", "--only", "task=ks") == 0
+    out = capsys.readouterr().out
+    assert "| mfcc | weighted_sum | 0.001 |" in out and out.count("| fbank | weighted_sum | 0.001 |") == 4
+    with pytest.raises(UsageError, match="belongs to a study with other entries of adjust"):
+        run(both + "adjust: [{task: ks, set: {runner.log_step: 2}}]\n")
+
+
+def test_a_variable_that_is_not_set_is_named_before_anything_runs(run, tmp_path, monkeypatch):
+    monkeypatch.delenv("SPEECH_COMMANDS")
+    with pytest.raises(
+        UsageError, match=r"ks/fbank/.*needs the environment variable SPEECH_COMMANDS, which is not set"
+    ):
+        run()
+    assert not (tmp_path / "exp").exists() and run(TEXT, "--dry-run") == 0
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,11 @@ def test_each_upstream_is_built_once_before_the_runs(tmp_path):
     assert len(progress.done) == 12
 
 
+def test_of_equal_ones_the_smaller_value_is_chosen(tmp_path):
+    engine, _ = drive(tmp_path, lambda job: 0.5)
+    assert {name.split("/")[3] for name in engine.started if name.endswith("test")} == {"lr=0.001"}
+
+
 def test_an_error_rate_is_chosen_from_below(tmp_path):
     axes = make_study().axes | {"task": (AxisPoint("asr", flags={"-d": "asr", "-c": "asr/mini"}),)}
     engine, _ = drive(tmp_path, study=make_study(axes=axes))
@@ -104,7 +109,7 @@ def test_a_run_that_diverged_counts_as_the_worst(tmp_path):
     assert len(progress.done) == progress.total and not progress.failed, "it is a result, not a failure"
     assert drive(tmp_path, outcome, retry_failed=True)[0].started == []
     keep(make_study(), tmp_path)
-    tables = write_outcome(progress.cells, tmp_path)
+    tables = write_outcome(tmp_path)
     assert tables[1].rows == [["fbank", "frozen", "50.00", "diverged", "60.00"]]
 
 
@@ -148,9 +153,9 @@ def test_a_folder_that_another_process_still_writes_into_waits(tmp_path, monkeyp
 
 
 def test_tables_csv_and_picture_show_what_was_found(tmp_path):
-    _, progress = drive(tmp_path)
+    drive(tmp_path)
     keep(make_study(), tmp_path)
-    tables = write_outcome(progress.cells, tmp_path)
+    tables = write_outcome(tmp_path)
     assert [table.title for table in tables][:2] == [
         "ks: chosen on dev, scored on test",
         "ks: dev accuracy (%) ↑ by lr, seed 0",

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from s3prl_ext.errors import UsageError
-from s3prl_ext.studies.config import Study, read_study
+from s3prl_ext.studies.config import Study
 from s3prl_ext.studies.plan import cells_of, combinations
+from s3prl_ext.studies.study_file import read_study
 
 GOOD = """
 upstreams: [fbank, {label: merged, upstream: merged_attention, config: my.yaml}]
@@ -21,10 +22,10 @@ exclude: [{task: sid, method: child}]
 """
 
 
-def study(tmp_path: Path, text: str) -> Study:
+def study(tmp_path: Path, text: str, *given, **more) -> Study:
     path = tmp_path / "my_study.yaml"
     path.write_text(text)
-    return read_study(path)
+    return read_study(path, *given, **more)
 
 
 def test_every_combination_is_a_run_with_a_folder_of_its_own(tmp_path):
@@ -80,6 +81,13 @@ def test_settings_of_a_task_win_over_those_of_all_and_an_axis_over_both(tmp_path
         (("choose: lr", "choose: lr\nresources: {gpus: -1}"), "resources.gpus must be at least 0"),
         (("choose: lr", "choose: lr\nresources: 1"), "resources must be a mapping"),
         (("choose: lr", "choose: lr\nflags: {--seed: 3}"), "--seed is set by the study itself"),
+        (
+            ("choose: lr", "choose: lr\nadjust: [{taks: ks, set: {a: 1}}]"),
+            "my_study.yaml.adjust[0]: unknown key 'taks'",
+        ),
+        (("choose: lr", "choose: lr\nadjust: [{task: [ks, ki], set: {a: 1}}]"), "unknown task 'ki'"),
+        (("choose: lr", "choose: lr\nadjust: [{flags: {-p: x}}]"), "adjust[0].flags: -p is set by the study itself"),
+        (("density: 0.1}", "density: 0.1, set: 3}"), "my_study.yaml.methods[1].set must be a mapping"),
     ],
 )
 def test_what_is_wrong_is_named(change, sentence, tmp_path):
@@ -88,6 +96,35 @@ def test_what_is_wrong_is_named(change, sentence, tmp_path):
     with pytest.raises(UsageError) as caught:
         study(tmp_path, text)
     assert any(part in str(caught.value) for part in sentence.split("|")), str(caught.value)
+
+
+def test_some_combinations_have_settings_of_their_own(tmp_path):
+    text = GOOD.replace("density: 0.1}", "density: 0.1, set: {early_stop: {ratio: 0.5}}}")
+    text += "adjust:\n  - {task: [ks], method: child, set: {tuning.lr: 1e-4, runner.total_steps: 5, optimizer.lr: 9}, flags: {-s: x}}\n"
+    runs = {run.name: run for cell in cells_of(study(tmp_path, text), tmp_path) for run in cell.search}
+    child = runs["ks/fbank/child/lr=0.01,lambda=0.1/seed=3"]
+    assert child.settings() == {
+        "runner.total_steps": 5, "early_stop": {"ratio": 0.5}, "optimizer.lr": 0.01,
+        "tuning": {"method": "child", "density": 0.1, "lr": 1e-4},
+    }  # fmt: skip  # the axis counts, whose value is in the run's name
+    assert child.flags()[child.flags().index("-s") + 1] == "x"
+    assert runs["ks/fbank/weighted_sum/lr=0.01,lambda=0.1/seed=3"].settings()["runner.total_steps"] == 20
+    over = study(tmp_path, text, "set.runner.total_steps=7,,adjust+=[{task: sid, set: {runner.log_step: 2}}],,seeds+=9")
+    steps = {run.name: run.settings() for cell in cells_of(over, tmp_path) for run in cell.search}
+    assert {row["runner.total_steps"] for row in steps.values()} == {7}, "the command line counts"
+    assert steps["sid/fbank/weighted_sum/lr=0.01,lambda=0.1/seed=3"]["runner.log_step"] == 2 and over.seeds == (3, 4, 9)
+
+
+def test_a_part_of_a_study(tmp_path):
+    cells = cells_of(study(tmp_path, GOOD, only=["task=ks", "method=child,weighted_sum", "upstream=fbank"]), tmp_path)
+    assert [cell.name for cell in cells] == ["ks/fbank/weighted_sum/0.1", "ks/fbank/child/0.1"]
+    for only, sentence in (
+        ("task=kss", "--only: unknown task 'kss'"), ("tasks=ks", "--only: unknown key 'tasks'"),
+        ("ks", "--only must be AXIS=LABEL"), ("lr=0.01", "--only: among lr one is chosen"),
+    ):  # fmt: skip
+        with pytest.raises(UsageError) as caught:
+            study(tmp_path, GOOD, only=[only])
+        assert sentence in str(caught.value)
 
 
 def test_all_problems_are_named_at_once(tmp_path):
@@ -126,7 +163,8 @@ def test_variables_are_replaced(tmp_path, monkeypatch):
     assert found.axes["upstream"][0].flags["-k"] == "/models/hubert"
 
 
-def test_the_shipped_studies_can_be_read():
+def test_the_shipped_studies_can_be_read(monkeypatch):
+    monkeypatch.setenv("HUBERT", "hubert")
     from s3prl_ext.configs import shipped_dir
 
     files = sorted((shipped_dir("recipes") / "studies").glob("*.yaml"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -21,9 +22,12 @@ def command(job: Process) -> list[str]:
 
 def shown(job: Process) -> str:
     """Return the command of a job as one types it."""
-    import shlex
+    return " ".join(map(_quoted, ["s3prl-ext", "run", *job.flags()]))
 
-    return shlex.join(["s3prl-ext", "run", *job.flags()])
+
+def _quoted(word: str) -> str:
+    """Return a word quoted for a shell; in double quotes where it has single ones and nothing that the shell replaces."""
+    return f'"{word}"' if "'" in word and not set(word) & set('"$`\\!') else shlex.quote(word)
 
 
 def count_of_jobs(text: str) -> int:

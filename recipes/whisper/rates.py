@@ -1,7 +1,7 @@
-"""Choose a learning rate on dev, and show what each gave: ``rates.py choose|table FOLDER --metric acc --dev dev --test test``.
+"""Choose a learning rate on dev: ``rates.py choose FOLDER --metric acc --dev dev --seed 0``.
 
-FOLDER holds runs ``lr-RATE-sSEED`` (and ``search-lr-RATE`` where the search was shorter). A rate's score is the best that its
-search run reached on dev; of equal ones the smaller rate wins. ``choose`` writes it to ``chosen.json``.
+FOLDER holds runs ``lr-RATE-sSEED``. A rate's score is the best that its search run reached on dev; of equal ones the smaller
+rate wins. The choice is written to ``chosen.json``.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from pathlib import Path
 
 from s3prl_ext.errors import DataError, as_command
 from s3prl_ext.evaluation.predictions import read_json as read
-from s3prl_ext.metrics import factor, metric
-from s3prl_ext.tables import Table, markdown, mean_and_deviation
+from s3prl_ext.metrics import metric
 from s3prl_ext.writing import write_json
 
 CHOSEN = "chosen.json"
@@ -27,16 +26,13 @@ def searched(folder: Path, name: str, split: str, seed: int) -> dict[str, float]
     Raises:
         DataError: there is no finished search run, or the task does not report the metric there.
     """
-    short = {
-        path.parent.name.removeprefix("search-lr-"): path for path in sorted(folder.glob("search-lr-*/result.json"))
-    }
     ending = f"-s{seed}"
     whole = {
         path.parent.name.removeprefix("lr-").removesuffix(ending): path
         for path in sorted(folder.glob(f"lr-*{ending}/result.json"))
     }
     found = {}
-    for rate, path in (short or whole).items():
+    for rate, path in whole.items():
         values = [row[name] for row in read(path)["history"] if row["split"] == split and row.get(name) is not None]
         if not values:
             raise DataError(f"{path} has no {name} on {split}.")
@@ -55,39 +51,20 @@ def choose(folder: Path, name: str, split: str, seed: int) -> str:
     """
     scores = {rate: value for rate, value in searched(folder, name, split, seed).items() if not math.isnan(value)}
     if not scores:
-        raise DataError(f"every learning rate in {folder} gave NaN on {split}; search smaller ones with --lrs.")
+        raise DataError(f"every learning rate in {folder} gave NaN on {split}; search smaller ones.")
     sign = -1 if metric(name).higher_is_better else 1
     return min(scores, key=lambda rate: (sign * scores[rate], float(rate)))
 
 
-def table(folder: Path, name: str, dev: str, test: str, seed: int) -> str:
-    """Return the search and the tested runs as Markdown."""
-    chosen = read(folder / CHOSEN)["rate"]
-    scores = sorted(searched(folder, name, dev, seed).items(), key=lambda item: float(item[0]))
-    rows = [[f"{rate} (chosen)" * (rate == chosen) or rate, f"{factor(name) * value:.2f}"] for rate, value in scores]
-    values = [
-        factor(name) * read(path)["metrics"][test][name]["value"]
-        for path in sorted(folder.glob(f"lr-{chosen}-s*/result-{test}.json"))
-    ]
-    tested = f"{name} on {test} at {chosen}: {mean_and_deviation(values)} % (seeds: {len(values)})"
-    return markdown(
-        Table("Learning rate", ["learning rate", f"best {name} on {dev} (%)"], rows, [tested] if values else [])
-    )
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    """Choose, or print the table; returns the exit status."""
+    """Choose; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=("choose", "table"))
+    parser.add_argument("command", choices=("choose",))
     parser.add_argument("folder", type=Path)
     parser.add_argument("--metric", required=True)
     parser.add_argument("--dev", default="dev")
-    parser.add_argument("--test", default="test")
-    parser.add_argument("--seed", type=int, default=0, help="of the runs that searched, where they are whole ones")
+    parser.add_argument("--seed", type=int, default=0, help="of the runs that searched")
     flags = parser.parse_args(argv)
-    if flags.command == "table":
-        sys.stdout.write(table(flags.folder, flags.metric, flags.dev, flags.test, flags.seed))
-        return 0
     rate = choose(flags.folder, flags.metric, flags.dev, flags.seed)
     chosen = {"rate": rate, "metric": flags.metric, "split": flags.dev}
     write_json(flags.folder / CHOSEN, chosen, indent=None)
