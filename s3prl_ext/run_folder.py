@@ -22,12 +22,13 @@ DELTA_FILE, MASK_FILE, FISHER_FILE = "delta.safetensors", "masks.safetensors", "
 RACE, RACE_PICTURE, LAMBDA_PICTURE = "race", "race.png", "lambda.png"
 SPLIT_FILE, LOG_FILE = "splits.json", "log.log"  # written by tasks
 RESULTS, EVENTS = "result*.json", "events.out.tfevents.*"
+TRACKER_FILE = "tracker.json"  # the id of the run in a tracker, which a resumed training continues
 MERGE_FILE, SWEEP_FILE = "merge.json", "sweep.json"  # of other folders
 
 # What a run leaves, apart from the files of its task -> whether an experiment adopts it from the winner of its race.
 RUN_FILES = {
     f"*{CHECKPOINT_SUFFIX}": False, RESULTS: False, MASK_FILE: False, FISHER_FILE: False, RACE: False, RACE_PICTURE: False,
-    DELTA_FILE: True, "lambda.*": True, LOG_FILE: True, EVENTS: True,
+    DELTA_FILE: True, "lambda.*": True, LOG_FILE: True, EVENTS: True, TRACKER_FILE: True,
 }  # fmt: skip
 # What s3prl writes before anything is trained: copies of the task file and of the file of -g, named by time.
 SETTINGS_NAMES = re.compile(r".+_\d{4}(-\d\d){5}\.\w+|events\.out\.tfevents\..*")

@@ -24,6 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "metrics": {"errors"},
     "tasks": {"metrics", "errors"},
     "run_folder": {"tasks", "errors"},
+    "tracking": {"randomness", "errors"},
     "configs": {"errors"},
     "models": {"errors"},
     "randomness": set(),
@@ -121,6 +122,7 @@ EVERYWHERE = {
     "settings",
     "tables",
     "run_folder",
+    "tracking",
 }  # every part may import them; they import errors at most
 SEES_S3PRL = {
     "compat",

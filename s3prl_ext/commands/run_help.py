@@ -31,6 +31,7 @@ experiment
   -a                  go on with the experiment in EXP, or begin it
   -e EXP|CKPT|DELTA   go on with (train) or score (evaluate) an experiment, a checkpoint or a delta.safetensors
   -i CKPT             begin with the weights of a checkpoint, in a new experiment
+  --track KIND        tensorboard (default), or also wandb or mlflow, with KIND:PROJECT in a project of that name
   -t SPLIT            split of an evaluation (default: test; asr: test-clean)
 
 upstream

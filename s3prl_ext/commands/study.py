@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import logging
 import signal
 import sys
@@ -10,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from s3prl_ext import tracking
 from s3prl_ext.errors import UsageError
 from s3prl_ext.locks import one_run
 from s3prl_ext.studies.check import check_runs
@@ -41,6 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     flags = _parser().parse_args(argv)
     study = read_study(flags.study, flags.override, flags.only)
+    if flags.track:
+        tracking.check(flags.track)
+        project = flags.track if ":" in flags.track else f"{flags.track}:{flags.expdir.absolute().name}"
+        study = dataclasses.replace(study, track=project)
     cells = cells_of(study, flags.expdir)
     if not cells:
         raise UsageError(f"{flags.study}: every combination is excluded.")
@@ -84,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
         type=count_of_jobs,
         help="jobs at a time (default: one for each GPU, else one; of ray and slurm no limit)",
     )
+    add("--track", metavar="KIND", help="tracker of the trainings: wandb or mlflow, in a project of the folder's name")
     add("--retry-failed", action="store_true", help="run jobs again that failed")
     add(
         "--dry-run",

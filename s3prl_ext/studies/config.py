@@ -84,6 +84,7 @@ class Study:
         exclude: combinations that are left out.
         adjust: what some combinations have in addition; of two that set the same key the later one counts.
         only: the part that is run now; the study in its folder is the whole one.
+        track: tracker of all trainings, see :mod:`s3prl_ext.tracking`; it changes no result, and the folder does not hold it.
         resources: of one job.
         retries: how often a job whose process was lost is started again.
     """
@@ -97,6 +98,7 @@ class Study:
     exclude: tuple[Labels, ...] = ()
     adjust: tuple[Adjustment, ...] = ()
     only: Labels = field(default_factory=dict)
+    track: str | None = None
     resources: Resources = Resources()
     retries: int = 2
 

@@ -66,7 +66,8 @@ class StudyRun:
             flags |= one.flags
         listed = [text for pair in flags.items() for text in pair]
         given = ",,".join(f"config.{key}={value!r}".replace(" ", "") for key, value in self.settings().items())
-        own = ["--seed", str(self.seed), "-p", str(self.folder), *(["-o", given] if given else [])]
+        track = ["--track", self.study.track] if self.study.track else []
+        own = [*track, "--seed", str(self.seed), "-p", str(self.folder), *(["-o", given] if given else [])]
         return ["-m", "train", "-a", *listed, *own]
 
     def upstream_flags(self) -> list[str]:

@@ -10,10 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tensorboardX import SummaryWriter
 from torch import nn
 
-from s3prl_ext import randomness
+from s3prl_ext import randomness, tracking
 from s3prl_ext.errors import DataError
 from s3prl_ext.evaluation.plots import STYLES, Curve, plot_curves
 from s3prl_ext.evaluation.result_records import numbers
@@ -159,7 +158,9 @@ class CandidateRuns:
             self.experiment.tuned.remember_trainable()  # a child network remembers its own entries
         if resumed:
             self._load(resumed)
-        writer = SummaryWriter(str(folder.path)) if distributed.is_leader() else None
+        experiment = self.experiment
+        leader = distributed.is_leader()
+        writer = tracking.open_writer(folder.path, experiment.args, experiment.config) if leader else None
         try:
             run = Run(self.experiment, tuning, folder, resumed, writer, candidate.name, label)
             run.trainer.run(until=step)

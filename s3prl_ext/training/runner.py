@@ -11,9 +11,8 @@ from typing import Any
 import torch.distributed as dist
 from s3prl.downstream.runner import ModelEntry
 from s3prl.downstream.runner import Runner as StockRunner
-from tensorboardX import SummaryWriter
 
-from s3prl_ext import locks
+from s3prl_ext import locks, tracking
 from s3prl_ext.child_tuning import masks
 from s3prl_ext.errors import UsageError, one_sentence_errors
 from s3prl_ext.run_folder import RunFolder
@@ -64,7 +63,7 @@ class Runner(RunBuilder, StockRunner):
                 experiment = self._experiment(spent)
                 if self.racing:
                     self._race(experiment)
-                writer = SummaryWriter(self.args.expdir) if leader else None
+                writer = tracking.open_writer(folder.path, self.args, self.config) if leader else None
                 name = self.candidate.name if self.candidate else None
                 run = Run(experiment, self.tuning, folder, self.resumed, writer, name)
                 self.child = run.child
@@ -167,6 +166,9 @@ class Runner(RunBuilder, StockRunner):
                     {split: scores.metrics}, self.resumed.weights_step, time.monotonic() - started,
                     intervals={split: scores.intervals}, items={split: scores.items},
                 )  # fmt: skip
+                if writes:
+                    named = {f"{split}/{metric}": value for metric, value in scores.metrics.items()}
+                    tracking.log_scores(Path(self.args.expdir), self.args, named, self.resumed.weights_step)
             return scores.save_names
 
     def _write_result(self, metrics: dict[str, dict[str, float]], step: int, seconds: float, **more: Any) -> None:
