@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,17 @@ from s3prl_ext.errors import DataError
 from s3prl_ext.reading import parse_json
 
 CONFIG_FILE = "config.json"
-LAYERS = ("num_hidden_layers", "encoder_layers", "decoder_layers", "num_feat_extract_layers")
+LAYERS = (
+    "num_hidden_layers", "encoder_layers", "decoder_layers", "num_feat_extract_layers", "encoder_num_hidden_layers",
+    "decoder_num_hidden_layers",
+)  # fmt: skip
 SIZES = (
     "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size", "num_conv_pos_embeddings",
     "num_conv_pos_embedding_groups", "max_position_embeddings", "num_channels", "d_model", "encoder_attention_heads",
     "encoder_ffn_dim", "decoder_attention_heads", "decoder_ffn_dim", "num_mel_bins", "max_source_positions",
     "max_target_positions", "image_size", "patch_size", "conv_dim", "conv_kernel", "conv_stride",
+    "squeeze_factor", "feature_projection_input_dim", "conv_depthwise_kernel_size", "max_length", "time_stride",
+    "frequency_stride", "encoder_num_attention_heads",
 )  # fmt: skip
 CONVOLUTIONS = ("conv_dim", "conv_kernel", "conv_stride")  # a number for each convolution
 NUMBER_OR_PAIR = ("image_size", "patch_size")
@@ -65,24 +70,20 @@ def check_extractor(extractor: Any, name: object) -> None:
     """Refuse preprocessing that cannot be a speech model's.
 
     Args:
-        extractor: transformers' ``Wav2Vec2FeatureExtractor``.
+        extractor: one of transformers' feature extractors.
         name: its folder or hub id.
 
     Raises:
         DataError: a setting is of another kind, or the model reads other audio than 16 kHz mono.
     """
-    wanted = {
-        "feature_size": (lambda v: _is_whole(v) and v == 1, "1: one channel"),
-        "sampling_rate": (
-            lambda v: _is_whole(v) and v == SAMPLE_RATE,
-            f"{SAMPLE_RATE}: s3prl reads audio at this rate",
-        ),
-        "padding_value": (_is_number, "a number"),
-        "padding_side": (lambda v: v in ("left", "right"), "right or left"),
-        "do_normalize": (lambda v: isinstance(v, bool), "true or false"),
-        "return_attention_mask": (lambda v: isinstance(v, bool), "true or false"),
-    }
-    for key, (fits, what) in wanted.items():
+    own = type(extractor).__name__
+    found = getattr(extractor, "feature_extractor_type", own)
+    if found != own and found in OWN_SETTINGS:
+        raise DataError(
+            f"the preprocessor_config.json of {name} is that of a {found}, but its model reads what {own} makes: take both "
+            "files from the same model."
+        )
+    for key, (fits, what) in (COMMON_SETTINGS | OWN_SETTINGS.get(own, {})).items():
         value = getattr(extractor, key, None)
         if not fits(value):
             raise DataError(
@@ -131,3 +132,36 @@ def _is_number(value: Any) -> bool:
 
 def _shown(value: Any) -> str:
     return json.dumps(value, default=str)[:60]
+
+
+def _is_count(value: Any) -> bool:
+    return _is_whole(value) and 1 <= value <= LARGEST
+
+
+# Settings of preprocessing: what a value must be, as a test and in words.
+_Setting = tuple[Callable[[Any], bool], str]
+_SWITCH: _Setting = (lambda value: isinstance(value, bool), "true or false")
+_COUNT: _Setting = (_is_count, "a whole number above 0")
+COMMON_SETTINGS: dict[str, _Setting] = {
+    "sampling_rate": (
+        lambda value: _is_whole(value) and value == SAMPLE_RATE,
+        f"{SAMPLE_RATE}: s3prl reads audio at this rate",
+    ),
+    "padding_value": (_is_number, "a number"),
+    "padding_side": (lambda value: value in ("left", "right"), "right or left"),
+    "return_attention_mask": _SWITCH,
+}
+OWN_SETTINGS: dict[str, dict[str, _Setting]] = {
+    "Wav2Vec2FeatureExtractor": {
+        "feature_size": (lambda value: _is_whole(value) and value == 1, "1: one channel"),
+        "do_normalize": _SWITCH,
+    },
+    "SeamlessM4TFeatureExtractor": {"num_mel_bins": _COUNT, "stride": _COUNT},
+    "ASTFeatureExtractor": {
+        "num_mel_bins": _COUNT,
+        "max_length": _COUNT,
+        "do_normalize": _SWITCH,
+        "mean": (_is_number, "a number"),
+        "std": (lambda value: _is_number(value) and value > 0, "a number above 0"),
+    },
+}

@@ -51,7 +51,7 @@ logger = logging.getLogger(__name__)
 # name on s3prl.hub -> "module:function", imported when the upstream is first built
 UPSTREAMS: dict[str, str] = {
     "merged_attention": "s3prl_ext.upstreams.merged_attention.hubconf:merged_attention",
-    "hf_speech_custom": "s3prl_ext.upstreams.merged_attention.hubconf:hf_speech_custom",
+    "hf_speech_custom": "s3prl_ext.upstreams.hf_speech.hubconf:hf_speech_custom",
     "beats_local": "s3prl_ext.upstreams.beats.hubconf:beats_local",
     "beats_custom": "s3prl_ext.upstreams.beats.hubconf:beats_custom",
     "whisper_local": "s3prl_ext.upstreams.whisper.hubconf:whisper_local",

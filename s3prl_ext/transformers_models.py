@@ -27,7 +27,14 @@ SPEECH_UPSTREAMS = {
     "wav2vec2": "hf_wav2vec2_custom",
     "wavlm": "hf_speech_custom",
     "data2vec-audio": "hf_speech_custom",
+    "unispeech": "hf_speech_custom",
     "unispeech-sat": "hf_speech_custom",
+    "wav2vec2-conformer": "hf_speech_custom",
+    "wav2vec2-bert": "hf_speech_custom",
+    "sew": "hf_speech_custom",
+    "sew-d": "hf_speech_custom",
+    "audio-spectrogram-transformer": "hf_speech_custom",
+    "moonshine": "hf_speech_custom",
     "whisper": "whisper_local",
 }
 MODEL_TYPES = tuple(kind for kind in SPEECH_UPSTREAMS if kind != "whisper")  # what hf_speech_custom takes
@@ -57,21 +64,25 @@ def load_model(model_class: Any, name: str | os.PathLike) -> PreTrainedModel:
     return model.eval()
 
 
-def load_extractor(name: str | os.PathLike) -> Any:
+def load_extractor(name: str | os.PathLike, class_name: str = "Wav2Vec2FeatureExtractor") -> Any:
     """Return the preprocessing of a speech model, from ``preprocessor_config.json`` or ``processor_config.json``.
+
+    Args:
+        name: folder or hub id.
+        class_name: transformers' class of the family's preprocessing.
 
     Raises:
         DataError: the folder has neither, or what is in them is unreadable or another model's.
     """
-    from transformers import Wav2Vec2FeatureExtractor
+    import transformers
 
     try:
-        extractor = Wav2Vec2FeatureExtractor.from_pretrained(name)
+        extractor = getattr(transformers, class_name).from_pretrained(name)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"the model folder {name} has no readable preprocessor_config.json or processor_config.json, which say "
             "whether audio is normalised: copy one from where the model came from, or write one with "
-            f"transformers.Wav2Vec2FeatureExtractor(...).save_pretrained({str(name)!r})."
+            f"transformers.{class_name}(...).save_pretrained({str(name)!r})."
         ) from error
     check_extractor(extractor, name)
     return extractor
@@ -98,10 +109,11 @@ def check_upstream(name: str | os.PathLike, upstream: str) -> None:
     raise UsageError(f"{name} holds a model of type {kind!r}, but -u {upstream} takes {taken}: {advice}.")
 
 
-def use_as_upstream(model: PreTrainedModel) -> None:
-    """Let a speech model give a hidden state for each layer, the last one after the final norm, and mask no input.
+def use_as_upstream(model: PreTrainedModel, ties_last: bool = True) -> None:
+    """Let a speech model give a hidden state for each layer, and mask no input; all of it is read in each forward pass.
 
-    All of it is read in each forward pass.
+    Args:
+        ties_last: let the last of the hidden states be the model's own output, after its final norm.
 
     Raises:
         DataError: the model changes the frame rate after its encoder.
@@ -113,7 +125,7 @@ def use_as_upstream(model: PreTrainedModel) -> None:
         )
     model.config.layerdrop = 0.0
     model.config.apply_spec_augment = False
-    model.config.tie_last_hidden_states = True
+    model.config.tie_last_hidden_states = ties_last
 
 
 def is_prenorm(upstream: Any) -> bool:

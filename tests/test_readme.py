@@ -272,15 +272,15 @@ def test_extensions_of_the_page_are_seen(story):
     for shown in (
         "upstream my_transformer",
         "upstream my_merge",
-        "architecture distilbert, architecture my_transformer",
+        "architecture t5, architecture my_transformer",
         "method ffn_gain",
         "task clip_labels, task record clip_labels",
     ):
         assert re.search(rf"of my_extension 0\.1 +{shown}$", doctor, re.MULTILINE), shown
     methods = story(page).reach(lines.index("s3prl-ext methods"))
     assert re.search(r"^\| ffn_gain +\| 36,864 +\|.*Liu et al\. 2022", methods, re.MULTILINE)
-    (merge,) = [number for number, line in enumerate(lines) if "source.model=distilbert" in line]
-    assert "transformer.layer.1.attention.v_lin.weight" in story(page).reach(merge)
+    (merge,) = [number for number, line in enumerate(lines) if "source.model=t5" in line]
+    assert "encoder.block.1.layer.0.SelfAttention.v.weight" in story(page).reach(merge)
 
 
 @pytest.mark.slow

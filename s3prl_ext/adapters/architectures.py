@@ -37,7 +37,7 @@ class SpeechEncoder:
     @property
     def encoder_prefix(self) -> str:
         """What the names of the encoder's parameters begin with, with its final dot, or empty."""
-        return f"{self.prefix}{self.architecture.encoder}.".lstrip(".")
+        return f"{self.prefix}{self.architecture.encoder}.".lstrip(".") if self.architecture.encoder else self.prefix
 
     def linear(self, layer: int, projection: str) -> nn.Module:
         """Return a projection of a layer, by its name in :attr:`Architecture.parts`."""
@@ -125,18 +125,14 @@ class Dimensions:
         width: features of a position.
         inner: width of the feed-forward.
         blocks: the convolution blocks.
-        gate: outputs of the map that gates relative positions in each layer; 0 without.
-        position_layers: convolutions that encode positions.
-        key_bias: whether the key projection has a bias.
+        biases: entries of the encoder's biases.
     """
 
     layers: int
     width: int
     inner: int
     blocks: tuple[ConvBlock, ...]
-    gate: int = 0
-    position_layers: int = 1
-    key_bias: bool = True
+    biases: int
 
     def shape(self, projection: str) -> tuple[int, int]:
         """Return outputs and inputs of a projection."""
@@ -146,10 +142,14 @@ class Dimensions:
         return outputs, inputs
 
 
+def _published(layers: int, width: int, inner: int, blocks: tuple[ConvBlock, ...]) -> Dimensions:
+    return Dimensions(layers, width, inner, blocks, layers * (7 * width + inner) + 2 * width)
+
+
 # wav2vec 2.0 and HuBERT as published: base, and large with a norm and a bias in every convolution block.
 _PUBLISHED = (
-    Dimensions(12, 768, 3072, _published_blocks(bias=False, norms=1)),
-    Dimensions(24, 1024, 4096, _published_blocks(bias=True, norms=7)),
+    _published(12, 768, 3072, _published_blocks(bias=False, norms=1)),
+    _published(24, 1024, 4096, _published_blocks(bias=True, norms=7)),
 )
 DIMENSIONS = dict(zip(SIZES, _PUBLISHED, strict=True))
 
@@ -162,17 +162,27 @@ def dimensions(model: nn.Module) -> Dimensions:
     """
     found = find_encoder(model)
     query, inner = (cast(nn.Linear, found.linear(0, name)) for name in ("q_proj", "fc2"))
-    gate = _child(found.layers[0], found.architecture.gate) if found.architecture.gate else None
-    positions = [name for name, _ in found.encoder.named_parameters() if re.match(r"pos_conv.*bias$", name)]
     return Dimensions(
         len(found.layers),
         query.in_features,
         inner.in_features,
         tuple(measure_block(block) for block in found.blocks),
-        gate.out_features if gate is not None else 0,
-        len(positions),
-        cast(nn.Linear, found.linear(0, "k_proj")).bias is not None,
+        sum(bias.numel() for bias in encoder_biases(model, found).values()),
     )
+
+
+def encoder_biases(model: nn.Module, found: SpeechEncoder) -> dict[str, nn.Parameter]:
+    """Return the biases of the encoder by name, without those of its front end and of adapters."""
+    front = tuple(f"{found.encoder_prefix}{name}." for name in found.architecture.convolutions)
+    added = {"houlsby", "adapter_bias", "parametrizations"}
+    return {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if name.startswith(found.encoder_prefix)
+        and name.endswith(".bias")
+        and not name.startswith(front)
+        and added.isdisjoint(name.split("."))
+    }
 
 
 def measure_block(block: nn.Module) -> ConvBlock:

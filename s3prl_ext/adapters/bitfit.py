@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from s3prl_ext.adapters.architectures import Dimensions, find_encoder
+from s3prl_ext.adapters.architectures import Dimensions, encoder_biases, find_encoder
 
 PAPER = "Ben Zaken et al. 2022, BitFit"
 EQUATION = "W x + b, b trains"
@@ -31,24 +31,12 @@ def insert(model: nn.Module, config: Config) -> dict[str, nn.Parameter]:
         The biases by name.
     """
     found = find_encoder(model)
-    front = tuple(f"{found.encoder_prefix}{name}." for name in found.architecture.convolutions)
-    biases = {
-        name: parameter
-        for name, parameter in model.named_parameters()
-        if name.startswith(found.encoder_prefix)
-        and name.endswith(".bias")
-        and not name.startswith(front)
-        and not _is_of_an_adapter(name)
-    }
+    biases = encoder_biases(model, found)
     for parameter in biases.values():
         parameter.requires_grad_(True)
     # A plain attribute: it must not appear in the state dict.
     cast(Any, found.encoder).bitfit_base = {name: bias.detach().clone() for name, bias in biases.items()}
     return biases
-
-
-def _is_of_an_adapter(name: str) -> bool:
-    return any(part in ("houlsby", "adapter_bias", "parametrizations") for part in name.split("."))
 
 
 @torch.no_grad()
@@ -77,10 +65,5 @@ def base_state(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def count(dimensions: Dimensions, config: Config) -> int:
-    """Return the number of trainable weights: per layer 7·d + inner (+ gate), and the encoder's norm and positions.
-
-    Without a bias of the key projection, as in Whisper, it is 6·d.
-    """
-    width = dimensions.width
-    per_layer = (7 if dimensions.key_bias else 6) * width + dimensions.inner + dimensions.gate
-    return dimensions.layers * per_layer + (1 + dimensions.position_layers) * width
+    """Return the number of trainable weights: in a HuBERT per layer 7·d + inner, and the encoder's norm and positions."""
+    return dimensions.biases

@@ -53,9 +53,9 @@ def find_attention(keys: Iterable[str], where: str, prefix: str | None = None) -
     Args:
         keys: all keys of the state dict.
         where: name of the model or file, for the error.
-        prefix: take only names after this prefix, all that comes before the row's names, or the last modules before
-            the layers: ``decoder``; needed where a model
-            holds several encoders, and for the decoder of a model that has both.
+        prefix: take only names after this prefix, what comes right before the row's names (``text_model``) or before
+            the layers (``decoder``); needed where a model holds several encoders, and for the decoder of a model that
+            has both.
 
     Raises:
         DataError: no row matches (the keys seen are listed), several prefixes match, or layers are incomplete.
@@ -74,7 +74,10 @@ def _collect(row: Architecture, matches: dict[str, re.Match[str]], where: str) -
     prefixes = sorted({match["prefix"] for match in matches.values()})
     if len(prefixes) > 1:
         listed = ", ".join(f"'{prefix}'" for prefix in prefixes)
-        raise DataError(f"{where} holds several encoders with attention ({row.name}), after {listed}: choose one.")
+        raise DataError(
+            f"{where} holds several encoders with attention ({row.name}), after {listed}: choose one with the key prefix next "
+            f"to its model, such as prefix: {prefixes[-1].strip('.')}."
+        )
     names = {slot: key for key, match in matches.items() for slot in _slots(row, match)}
     layers = 1 + max(slot.layer for slot in names)
     missing = [str(slot) for i in range(layers) for p in PROJECTIONS if (slot := Slot(i, p)) not in names]
@@ -86,9 +89,10 @@ def _collect(row: Architecture, matches: dict[str, re.Match[str]], where: str) -
 
 def _is_after(row: Architecture, match: re.Match[str], prefix: str) -> bool:
     """Return whether a matching key belongs to the encoder after `prefix`, see :func:`find_attention`."""
-    before = f"{match['prefix']}{row.layers}".split(".")[:-1]
+    owner = match["prefix"].strip(".").split(".")
+    layers = f"{match['prefix']}{row.layers}".split(".")[:-1]
     wanted = prefix.strip(".").split(".")
-    return match["prefix"] == prefix or before[-len(wanted) :] == wanted
+    return wanted in (owner[-len(wanted) :], layers[-len(wanted) :])
 
 
 def _slots(row: Architecture, match: re.Match[str]) -> list[Slot]:

@@ -31,11 +31,11 @@ from s3prl_ext.model_settings import model_config
 from s3prl_ext.progress import bar
 from s3prl_ext.tables import columns
 from s3prl_ext.transformers_models import SPEECH_UPSTREAMS
+from s3prl_ext.upstreams.hf_speech.expert import check_type
 from s3prl_ext.upstreams.layer_similarity.selection import choose_layers
 from s3prl_ext.upstreams.merged_attention.config import check_config, read_raw
 from s3prl_ext.upstreams.merged_attention.expert import merge_record
 from s3prl_ext.upstreams.merged_attention.files import checkpoint_of
-from s3prl_ext.upstreams.merged_attention.model import check_type
 from s3prl_ext.upstreams.merged_attention.sources import prepare_sources, read_sources, resolve_sources, source_name
 from s3prl_ext.upstreams.merged_attention.targets import build_target, decoder_folder, model_of, target_name
 from s3prl_ext.upstreams.speech_models import is_speech_model

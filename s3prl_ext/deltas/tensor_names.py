@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from s3prl_ext.errors import DataError
+from s3prl_ext.models.architectures import names_on_disk
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -25,7 +26,7 @@ def match_names(upstream: Shapes, file: Shapes, where: str) -> dict[str, str]:
     Raises:
         DataError: no name matches, or two ways of matching are equally good.
     """
-    ours = {_plain(name): name for name in upstream}
+    ours = {_plain(on_disk): name for name, on_disk in names_on_disk(upstream).items()}
     theirs = {_plain(name): name for name in file}
     best: list[dict[str, str]] = [{}]
     for own_prefix in _prefixes(ours):

@@ -44,12 +44,12 @@ class Architecture:
             residual sum. Empty: adapters do not fit.
         front: module before the encoder that tells rows with equal layer names apart.
         blocks: adapters: list of convolution blocks on the waveform; None where there are none.
-        gate: adapters: linear map within a layer that gates the relative positions, if the model has them.
         convolutions: modules within the encoder that come before the first layer and belong to the front end.
         mask: prefix: keyword under which the encoder takes its mask of positions; None: prefix does not fit.
         valid: prefix: what that mask holds at a position that is not padding.
         time: prefix: dimension of a layer's input that counts positions; the batch is the other one of 0 and 1.
         unused: modules and parameters that no hidden state depends on: targets and heads of pre-training, poolers.
+        on_disk: name of the row that the model's files follow, where transformers renames modules when it reads them.
     """
 
     name: str
@@ -60,12 +60,12 @@ class Architecture:
     linears: Mapping[str, str] = field(default_factory=dict)
     front: str | None = None
     blocks: str | None = None
-    gate: str | None = None
     convolutions: tuple[str, ...] = ()
     mask: str | None = None
     valid: bool = True
     time: int = 1
     unused: tuple[str, ...] = ()
+    on_disk: str | None = None
 
     @property
     def fused(self) -> bool:
@@ -106,23 +106,68 @@ class Architecture:
 
 
 CONVOLUTIONS = "feature_extractor.conv_layers"
+TRANSFORMERS = {
+    "out_proj": "attention.out_proj",
+    "fc1": "feed_forward.intermediate_dense",
+    "fc2": "feed_forward.output_dense",
+}
+CONFORMER = {"out_proj": "self_attn.linear_out", "fc1": "ffn2.intermediate_dense", "fc2": "ffn2.output_dense"}
 FAIRSEQ = {"out_proj": "self_attn.out_proj", "fc1": "fc1", "fc2": "fc2"}
 
 # Tried from top to bottom, the first row that fits wins: a row comes before those that match the end of its names.
 ARCHITECTURES = (
     Architecture(
         "transformers-speech",
-        "transformers HuBERT, wav2vec 2.0, WavLM, data2vec-audio",
+        "transformers HuBERT, wav2vec 2.0 (XLS-R, MMS), WavLM, data2vec-audio, UniSpeech, UniSpeech-SAT",
         "encoder.layers.{layer}.attention.{projection}",
         eligible=("encoder.layer_norm", "feature_projection.layer_norm"),
-        linears={
-            "out_proj": "attention.out_proj",
-            "fc1": "feed_forward.intermediate_dense",
-            "fc2": "feed_forward.output_dense",
-        },
+        linears=TRANSFORMERS,
+        front="feature_projection.projection",
+        blocks=CONVOLUTIONS,
+        mask="attention_mask",
+        unused=("masked_spec_embed",),
+    ),
+    Architecture(
+        "sew",
+        "transformers SEW",
+        "encoder.layers.{layer}.attention.{projection}",
+        eligible=("encoder.layer_norm", "model.layer_norm"),
+        linears=TRANSFORMERS,
+        front="encoder.upsample",
+        blocks=CONVOLUTIONS,
+        unused=("masked_spec_embed",),
+    ),
+    Architecture(
+        "sew-d",
+        "transformers SEW-D",
+        "encoder.encoder.layer.{layer}.attention.self.{projection}",
+        ("query_proj", "key_proj", "value_proj"),
+        eligible=("model.layer_norm",),
+        linears={"out_proj": "attention.output.dense", "fc1": "intermediate.dense", "fc2": "output.dense"},
+        front="encoder.upsample",
+        blocks=CONVOLUTIONS,
+        unused=("masked_spec_embed",),
+    ),
+    Architecture(
+        "conformer",
+        "transformers wav2vec2-conformer",
+        "encoder.layers.{layer}.self_attn.{projection}",
+        ("linear_q", "linear_k", "linear_v"),
+        eligible=("encoder.layer_norm", "feature_projection.layer_norm"),
+        linears=CONFORMER,
         front=CONVOLUTIONS,
         blocks=CONVOLUTIONS,
-        gate="attention.gru_rel_pos_linear",
+        mask="attention_mask",
+        unused=("masked_spec_embed",),
+    ),
+    Architecture(
+        "w2v-bert",
+        "transformers w2v-BERT 2.0",
+        "encoder.layers.{layer}.self_attn.{projection}",
+        ("linear_q", "linear_k", "linear_v"),
+        eligible=("feature_projection.layer_norm",),
+        linears=CONFORMER,
+        front="feature_projection",
         mask="attention_mask",
         unused=("masked_spec_embed",),
     ),
@@ -134,7 +179,6 @@ ARCHITECTURES = (
         linears=FAIRSEQ,
         front=CONVOLUTIONS,
         blocks=CONVOLUTIONS,
-        gate="self_attn.grep_linear",
         mask="padding_mask",
         valid=False,
         time=0,
@@ -146,9 +190,18 @@ ARCHITECTURES = (
         "encoder.layers.{layer}.self_attn.{projection}",
         eligible=("encoder.layer_norm",),
         linears=FAIRSEQ,
-        front="encoder.conv1",
+        front="encoder.embed_positions",
         convolutions=("conv1", "conv2"),
         mask="attention_mask",
+    ),
+    Architecture(
+        "moonshine",
+        "Moonshine's encoder",
+        "encoder.layers.{layer}.self_attn.{projection}",
+        eligible=("encoder.layer_norm",),
+        linears={"out_proj": "self_attn.o_proj", "fc1": "mlp.fc1", "fc2": "mlp.fc2"},
+        front="encoder.groupnorm",
+        convolutions=("conv1", "groupnorm", "conv2", "conv3"),
     ),
     Architecture(
         "beats",
@@ -157,7 +210,6 @@ ARCHITECTURES = (
         eligible=("encoder.layer_norm", "model.layer_norm"),
         linears=FAIRSEQ,
         front="patch_embedding",
-        gate="self_attn.grep_linear",
         mask="padding_mask",
         valid=False,
     ),
@@ -170,14 +222,32 @@ ARCHITECTURES = (
     ),
     Architecture(
         "vit",
-        "transformers ViT, DeiT, AST: files on disk (and in memory before version 5)",
+        "transformers ViT, DeiT, DINOv2, AST: files on disk (and in memory before version 5)",
         "encoder.layer.{layer}.attention.attention.{projection}",
         ("query", "key", "value"),
+        eligible=("layernorm",),
+        linears={"out_proj": "attention.output.dense", "fc1": "intermediate.dense", "fc2": "output.dense"},
         unused=("mask_token", "pooler"),
     ),
     Architecture("timm", "timm ViT and its relatives", "blocks.{layer}.attn.qkv", None),
+    Architecture(
+        "distilbert",
+        "transformers DistilBERT",
+        "transformer.layer.{layer}.attention.{projection}",
+        ("q_lin", "k_lin", "v_lin"),
+    ),
+    Architecture("modernbert", "transformers ModernBERT", "layers.{layer}.attn.Wqkv", None),
     Architecture("decoder", "Whisper's decoder, with prefix: decoder", "decoder.layers.{layer}.self_attn.{projection}"),
-    Architecture("vit-memory", "transformers 5 ViT, DeiT, AST in memory", "layers.{layer}.attention.{projection}"),
+    Architecture("dinov2-memory", "transformers 5 DINOv2 in memory", "encoder.layer.{layer}.attention.{projection}"),
+    Architecture(
+        "vit-memory",
+        "transformers 5 ViT, DeiT, AST in memory",
+        "layers.{layer}.attention.{projection}",
+        eligible=("layernorm",),
+        linears={"out_proj": "attention.o_proj", "fc1": "mlp.fc1", "fc2": "mlp.fc2"},
+        convolutions=("embeddings",),
+        on_disk="vit",
+    ),
 )
 
 added: list[Architecture] = []  # rows of extensions, tried after the table
@@ -219,6 +289,25 @@ def find_architecture(names: Iterable[str]) -> Architecture | None:
     rows = [row for row in known() if row.fits(names)]
     first = [row for row in rows if row.attention == rows[0].attention]
     return next((row for row in first if row.front is None or has_module(names, row.front)), rows[0] if rows else None)
+
+
+def names_on_disk(names: Iterable[str]) -> dict[str, str]:
+    """Return for each parameter in memory the name that it has in the model's files, see :attr:`Architecture.on_disk`."""
+    names = list(names)
+    row = find_architecture(names)
+    disk = next((other for other in known() if row is not None and other.name == row.on_disk), None)
+    if row is None or disk is None:
+        return {name: name for name in names}
+    theirs = {module: disk.parts[part] for part, module in row.parts.items()}
+    layer = re.compile(rf"(?P<prefix>(?:.*\.)?){re.escape(row.layers)}\.(?P<layer>\d+)\.(?P<module>.+)\.(?P<kind>\w+)")
+
+    def renamed(name: str) -> str:
+        match = layer.fullmatch(name)
+        if match is None:
+            return name
+        return f"{match['prefix']}{disk.layers}.{match['layer']}.{theirs.get(match['module'], match['module'])}.{match['kind']}"
+
+    return {name: renamed(name) for name in names}
 
 
 def has_module(names: Iterable[str], module: str) -> bool:

@@ -13,7 +13,7 @@ from torch import nn
 
 from s3prl_ext.training.run_spec import RunSpec
 from s3prl_ext.transformers_models import is_prenorm
-from s3prl_ext.upstreams.merged_attention.model import TransformersSpeechModel
+from s3prl_ext.upstreams.hf_speech.expert import TransformersSpeechModel
 
 logger = logging.getLogger(__name__)
 

@@ -8,9 +8,22 @@ import torch
 
 from s3prl_ext.model_settings import model_config
 from s3prl_ext.transformers_models import SPEECH_UPSTREAMS
-from s3prl_ext.upstreams.merged_attention.model import TransformersSpeechModel
+from s3prl_ext.upstreams.hf_speech.ast import AstModel
+from s3prl_ext.upstreams.hf_speech.expert import TransformersSpeechModel
+from s3prl_ext.upstreams.hf_speech.moonshine import MoonshineModel
+from s3prl_ext.upstreams.hf_speech.sew import SqueezedSpeechModel
+from s3prl_ext.upstreams.hf_speech.w2v_bert import W2vBertModel
 from s3prl_ext.upstreams.whisper.encoder import MODEL_TYPE as WHISPER
 from s3prl_ext.upstreams.whisper.expert import UpstreamExpert as WhisperUpstream
+
+# "model_type" of config.json -> upstream, for the families that read audio in their own way
+EXPERTS: dict[str, type[TransformersSpeechModel]] = {
+    "audio-spectrogram-transformer": AstModel,
+    "moonshine": MoonshineModel,
+    "sew": SqueezedSpeechModel,
+    "sew-d": SqueezedSpeechModel,
+    "wav2vec2-bert": W2vBertModel,
+}
 
 
 def is_speech_model(folder: Path) -> bool:
@@ -37,4 +50,4 @@ def speech_model(folder: Path) -> torch.nn.Module:
     """
     if is_whisper(folder):
         return WhisperUpstream(folder)
-    return TransformersSpeechModel(folder)
+    return EXPERTS.get(str(model_config(folder).get("model_type")), TransformersSpeechModel)(folder)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from s3prl_ext.upstreams.beats.expert import UpstreamExpert as BeatsExpert
 from s3prl_ext.upstreams.merged_attention.hubconf import merged_attention
-from s3prl_ext.upstreams.merged_attention.model import TransformersSpeechModel
+from s3prl_ext.upstreams.speech_models import speech_model
 from s3prl_ext.upstreams.whisper.expert import UpstreamExpert as WhisperExpert
 from tests.support import factories
 
@@ -29,8 +29,12 @@ def _s3prl(family: str, **options: Any) -> Callable[[Path], nn.Module]:
     return build
 
 
-def _transformers(family: str, **options: Any) -> Callable[[Path], nn.Module]:
-    return lambda folder: TransformersSpeechModel(getattr(factories, f"{family}_folder")(folder / family, **options))
+def _transformers(writer: str, **options: Any) -> Callable[[Path], nn.Module]:
+    return lambda folder: speech_model(getattr(factories, f"{writer}_folder")(folder / writer, **options))
+
+
+def _of_family(family: str) -> Callable[[Path], nn.Module]:
+    return lambda folder: speech_model(factories.SPEECH_FAMILIES[family](folder / family))
 
 
 def _merged(folder: Path) -> nn.Module:
@@ -60,8 +64,17 @@ MODELS: dict[str, Callable[[Path], nn.Module]] = {
     "transformers-wav2vec2-large": _transformers("wav2vec2", stable_norm=True),
     "merged": _merged,
     "whisper": lambda folder: WhisperExpert(factories.whisper_folder(folder / "whisper")),
+    **{f"transformers-{family}": _of_family(family) for family in factories.SPEECH_FAMILIES},
     "beats": lambda folder: BeatsExpert(factories.beats_ckpt(folder / "beats.pt")),
 }
+WITHOUT_BLOCKS = (
+    "beats",
+    "whisper",
+    "transformers-w2v-bert",
+    "transformers-ast",
+    "transformers-moonshine",
+)  # cnn_adapter and chapter do not fit
+WITHOUT_PREFIX = ("transformers-sew", "transformers-sew-d", "transformers-ast", "transformers-moonshine")
 MAIN = ("s3prl-hubert", "transformers-hubert", "s3prl-wavlm", "transformers-wavlm")
 
 
@@ -86,12 +99,15 @@ def train(model: nn.Module, parameters: dict[str, nn.Parameter], steps: int = 2)
     """Train with AdamW on all hidden states; return for each step the names that got a gradient other than zero."""
     optimizer = torch.optim.AdamW(parameters.values(), lr=1e-2, weight_decay=0.1)
     reached = []
-    target = None
+    targets: list[Tensor] = []
     for _ in range(steps):
         optimizer.zero_grad()
-        stacked = torch.stack(states(model, clips()))
-        target = torch.randn(stacked.shape, generator=torch.Generator().manual_seed(1)) if target is None else target
-        (stacked - target).square().mean().backward()
+        found = states(model, clips())
+        if not targets:
+            generator = torch.Generator().manual_seed(1)
+            targets = [torch.randn(state.shape, generator=generator) for state in found]
+        errors = [(state - target).square().mean() for state, target in zip(found, targets, strict=True)]
+        torch.stack(errors).mean().backward()
         reached.append({n for n, p in parameters.items() if p.grad is not None and bool(p.grad.abs().sum() > 0)})
         optimizer.step()
     return reached

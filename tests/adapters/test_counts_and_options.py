@@ -43,7 +43,12 @@ def test_formulas_hold_on_wavlm_of_published_size(monkeypatch, library, size):
     monkeypatch.setattr("s3prl.upstream.wavlm.WavLM.init_bert_params", lambda module: None)  # it copies to the CPU
     model = _published_wavlm(library, size)
     sizes = adapters.dimensions(model)
-    assert (sizes.layers, sizes.width, sizes.gate) == (DIMENSIONS[size].layers, DIMENSIONS[size].width, 8)
+    layers = DIMENSIONS[size].layers
+    assert (sizes.layers, sizes.width, sizes.biases) == (
+        layers,
+        DIMENSIONS[size].width,
+        DIMENSIONS[size].biases + layers * 8,
+    )
     for method in BASE:
         parameters = adapters.insert(model, method)
         assert sum(p.numel() for p in parameters.values()) == adapters.count(method, sizes)

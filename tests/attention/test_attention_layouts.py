@@ -23,6 +23,21 @@ TRANSFORMERS_MODELS = {
     "wav2vec2-ctc": (factories.wav2vec2_folder, {"ctc": True}, *["transformers-speech"] * 2),
     "wavlm-ctc": (factories.wavlm_folder, {"ctc": True}, *["transformers-speech"] * 2),
     "data2vec-audio-ctc": (factories.data2vec_audio_folder, {"ctc": True}, *["transformers-speech"] * 2),
+    **{
+        name: (factories.SPEECH_FAMILIES[name], {}, row, row)
+        for name, row in (
+            ("unispeech", "transformers-speech"),
+            ("unispeech-sat", "transformers-speech"),
+            ("mms", "transformers-speech"),
+            ("sew", "transformers-speech"),
+            ("sew-d", "sew-d"),
+            ("conformer", "conformer"),
+            ("w2v-bert", "conformer"),
+        )
+    },
+    "distilbert": (factories.distilbert_folder, {}, "distilbert", "distilbert"),
+    "modernbert": (factories.modernbert_folder, {}, "modernbert", "modernbert"),
+    "dinov2": (factories.dinov2_folder, {}, "vit", "dinov2-memory"),
     "bert": (factories.bert_folder, {}, "bert", "bert"),
     "roberta": (factories.roberta_folder, {}, "bert", "bert"),
     "vit": (factories.vit_folder, {}, "vit", "vit-memory"),
@@ -36,6 +51,8 @@ PREFIXES = {
     "wavlm-ctc": "wavlm.",
     "data2vec-audio-ctc": "data2vec_audio.",
     "roberta": "roberta.",
+    "distilbert": "distilbert.",
+    "modernbert": "model.",
     "deit": "deit.",
     "ast": "audio_spectrogram_transformer.",
     "mgp-str": "mgp_str.encoder.",
@@ -59,7 +76,8 @@ def test_row_matches_real_transformers_class(name, tmp_path):
     disk, memory = load_file(folder / "model.safetensors"), load_model(folder).state_dict()
     for state, row in ((disk, on_disk), (memory, in_memory)):
         keys = find_attention(state, name)
-        assert (keys.architecture.name, keys.layers, len(keys.names)) == (row, 3, 18)
+        assert (keys.architecture.name, keys.layers) == (row, 3)
+        assert len(keys.names) == (9 if name == "modernbert" else 18)  # which has no biases
         weights = extract(state)
         assert (depth(weights), width(weights)) == (3, 24)
         assert all(t.shape == ((24, 24) if slot.kind == "weight" else (24,)) for slot, t in weights.items())
@@ -120,6 +138,27 @@ def test_fused_rows_are_query_key_value_in_this_order(tmp_path):
         torch.testing.assert_close(ours.reshape(1, 4, 2, 16).transpose(1, 2), theirs)
 
 
+def test_the_fused_row_of_modernbert_is_query_key_value_in_this_order(tmp_path, monkeypatch):
+    """The module rotates what it takes for query and key; the third part is the value."""
+    from transformers.models.modernbert import modeling_modernbert
+
+    model = load_model(factories.modernbert_folder(tmp_path / "m")).eval()
+    inputs, rotated = [], []
+    rotate = modeling_modernbert.apply_rotary_pos_emb
+    monkeypatch.setattr(
+        modeling_modernbert,
+        "apply_rotary_pos_emb",
+        lambda q, k, *more, **named: rotated.append((q, k)) or rotate(q, k, *more, **named),
+    )
+    model.model.layers[0].attn.Wqkv.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
+    with torch.no_grad():
+        model(torch.arange(3, 9)[None])
+    weights = extract(model.state_dict())
+    for projection, theirs in zip(PROJECTIONS, rotated[0], strict=False):
+        ours = inputs[0] @ weights[Slot(0, projection)].T
+        torch.testing.assert_close(ours.unflatten(2, (2, 16)).transpose(1, 2), theirs)
+
+
 def test_extracted_tensors_are_views_of_the_model(tmp_path):
     model = load_model(factories.mgp_str_folder(tmp_path / "m"))
     extract(model.state_dict())[Slot(0, "v_proj")].zero_()
@@ -142,11 +181,26 @@ def test_incomplete_layers_are_named():
 
 def test_several_encoders_need_a_prefix():
     keys = [f"{m}.encoder.layers.0.self_attn.{p}.weight" for m in ("text_model", "vision_model") for p in PROJECTIONS]
-    with pytest.raises(DataError, match="'text_model.', 'vision_model.'"):
+    with pytest.raises(
+        DataError, match="'text_model.', 'vision_model.': choose one with the key prefix .*: vision_model"
+    ):
         find_attention(keys, "clip")
     assert find_attention(keys, "clip", "vision_model.").names[Slot(0, "q_proj")].startswith("vision_model.")
     with pytest.raises(DataError, match="after the prefix 'audio_model.'"):
         find_attention(keys, "clip", "audio_model.")
+
+
+@pytest.mark.parametrize("tower", ["text_model", "vision_model"])
+def test_each_tower_of_a_clip_is_a_source(tower, tmp_path):
+    folder = factories.clip_folder(tmp_path / "clip")
+    with pytest.raises(
+        DataError, match="choose one with the key prefix next to its model, such as prefix: vision_model"
+    ):
+        read_attention(folder)
+    state = load_file(folder / "model.safetensors")
+    weights = read_attention(folder, tower)
+    assert len(weights) == 12
+    assert torch.equal(weights[Slot(1, "v_proj")], state[f"{tower}.encoder.layers.1.self_attn.v_proj.weight"])
 
 
 def test_cross_attention_of_a_decoder_is_not_taken():

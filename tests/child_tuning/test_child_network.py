@@ -10,8 +10,11 @@ import torch
 
 from s3prl_ext.child_tuning import masks
 from s3prl_ext.child_tuning.child_network import ChildNetwork
+from s3prl_ext.child_tuning.eligible import eligible_parameters
 from s3prl_ext.child_tuning.sparse_adamw import ChildnetAdamW
 from s3prl_ext.errors import DataError
+from tests.adapters.models import build, clips, states
+from tests.support.factories import SPEECH_FAMILIES
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "childnet_adamw.npz"
 
@@ -53,6 +56,28 @@ def test_entries_outside_stay_bitwise(optimizer, options, accumulate):
     for name in before:
         moved = torch.nonzero((before[name] != after[name]).reshape(-1)).squeeze(1).tolist()
         assert set(moved) == set(mask.get(name, torch.zeros(0)).tolist()), name
+
+
+@pytest.mark.parametrize("name", [f"transformers-{family}" for family in SPEECH_FAMILIES])
+def test_entries_outside_stay_bitwise_in_every_family(name, tmp_path):
+    model = build(name, tmp_path)
+    parameters = eligible_parameters(model)
+    before = {n: t.clone() for n, t in model.state_dict().items()}
+    generator = torch.Generator().manual_seed(0)
+    mask = {
+        n: torch.nonzero(torch.rand(p.numel(), generator=generator) < 0.02).squeeze(1) for n, p in parameters.items()
+    }
+    child = ChildNetwork(parameters, mask)
+    optimizer = torch.optim.AdamW(child.parameters(), lr=1.0e-2, weight_decay=0.1)
+    for _ in range(2):
+        states(model, clips())[-2].square().mean().backward()
+        child.gather_gradients()
+        optimizer.step()
+        optimizer.zero_grad()
+        child.write_back()
+    moved = {n: torch.nonzero((t != before[n]).reshape(-1)).squeeze(1).tolist() for n, t in model.state_dict().items()}
+    assert all(set(found) <= set(mask[n].tolist()) if n in mask else not found for n, found in moved.items())
+    assert sum(map(len, moved.values())) > 0.8 * sum(map(len, mask.values()))
 
 
 def test_reference_trajectory():

@@ -20,6 +20,7 @@ from tests.support import factories
 from tests.support import tuned as made
 from tests.support.result_files import content, write
 
+FOLDED = [f"hf_speech_custom:{family}" for family in ("conformer", "sew-d", "ast", "moonshine")]
 CHILD = {"method": "child", "mask": "fisher", "density": 0.05}
 
 
@@ -84,6 +85,17 @@ def test_export_is_a_plain_model(upstream, tmp_path):
     written = out if ckpt.is_dir() else out / "model.pt"
     assert made.same(made.features(made.build(upstream, written)), expected)
     assert not list(tmp_path.glob(".*"))
+    if ckpt.is_dir():
+        assert_opens_in_transformers(out)
+
+
+def assert_opens_in_transformers(folder: Path) -> None:
+    """Load a folder with the class that its config.json names; every weight must be there and none be left over."""
+    import transformers
+
+    name = json.loads((folder / "config.json").read_text())["architectures"][0]
+    _, report = getattr(transformers, name).from_pretrained(folder, output_loading_info=True)
+    assert not any(report.values()), report
 
 
 def test_a_ctc_model_keeps_its_head_and_files(tmp_path):
@@ -111,7 +123,7 @@ def test_bin_folder(tmp_path):
 
 
 @pytest.mark.parametrize("tuning", [{"method": "lora", "rank": 2}, {"method": "bitfit"}], ids=lambda t: t["method"])
-@pytest.mark.parametrize("upstream", ["hubert_local", "hf_wav2vec2_custom"])
+@pytest.mark.parametrize("upstream", ["hubert_local", "hf_wav2vec2_custom", *FOLDED])
 def test_an_adapter_is_folded(upstream, tuning, tmp_path):
     ckpt = made.write_model(upstream, tmp_path)
     model = made.build(upstream, ckpt)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,11 @@ import yaml
 from safetensors.torch import load_file
 
 from s3prl_ext.attention.files import read_attention, read_torch_state
-from s3prl_ext.attention.layouts import Slot
+from s3prl_ext.attention.layouts import Slot, find_attention
 from s3prl_ext.cli import main
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.upstreams.merged_attention.hubconf import merged_attention
+from tests.commands.test_delta_commands import assert_opens_in_transformers
 from tests.support import factories
 
 LAMBDA = 0.25
@@ -78,10 +80,18 @@ def test_transformers_folder_with_ctc_head(options, tmp_path, bert, capsys):
     assert not torch.allclose(logits(out), logits(target), atol=1e-4)
 
 
-def test_features_equal_those_of_the_merged_upstream(tmp_path, bert, capsys):
-    target = factories.hubert_folder(tmp_path / "hubert", ctc=True)
+@pytest.mark.parametrize("family", ["hubert", *factories.SPEECH_FAMILIES])
+def test_features_equal_those_of_the_merged_upstream(family, tmp_path, bert, capsys):
+    writer = factories.SPEECH_FAMILIES.get(family) or partial(factories.hubert_folder, ctc=True)
+    target = writer(tmp_path / family)
     file = write_config(tmp_path, f"model: {target}", bert)
     merge(capsys, "-g", file, "--out", tmp_path / "merged")
+    before, after = (load_file(folder / "model.safetensors") for folder in (target, tmp_path / "merged"))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert before.keys() == after.keys() and changed == {
+        name for slot, name in find_attention(before, family).names.items() if slot.kind == "weight"
+    }
+    assert_opens_in_transformers(tmp_path / "merged")
     folded = merged_attention(model_config=str(file)).eval()
     exported = merged_attention(model_config=f"{file},,lambda=0", ckpt=str(tmp_path / "merged")).eval()
     wavs = [torch.randn(9000, generator=torch.Generator().manual_seed(1))]

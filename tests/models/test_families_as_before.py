@@ -28,7 +28,17 @@ from tests.adapters.models import MODELS
 from tests.support import factories
 
 FIXTURE = Path(__file__).parent.parent / "fixtures" / "families.json"
-SOURCES = ("bert", "roberta", "vit", "deit", "ast", "mgp_str")  # what only a merge reads
+SOURCES = (
+    "bert",
+    "roberta",
+    "vit",
+    "deit",
+    "ast",
+    "mgp_str",
+    "distilbert",
+    "modernbert",
+    "dinov2",
+)  # what only a merge reads
 
 
 def load_source(name: str, folder: Path) -> nn.Module:

@@ -91,6 +91,23 @@ def test_every_tuning_method(build, hubert_ckpt, tmp_path, method):
     check(tmp_path, rows)
 
 
+QUICK = ("ast", "w2v-bert")
+
+
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in factories.SPEECH_FAMILIES],
+)
+def test_every_family(build, tmp_path, family):
+    folder = factories.SPEECH_FAMILIES[family](tmp_path / family)
+    run = tmp_path / "run"
+    runner = trained(build, run, METHODS["child"], upstream="hf_speech_custom", upstream_ckpt=str(folder))
+    rows = expected(runner)
+    check(run, rows)
+    assert export(["--delta", str(run), "--out", str(tmp_path / "out")]) == 0
+    check(tmp_path / "out", rows)
+
+
 def test_trained_as_s3prl_does_it(build, hubert_ckpt, tmp_path):
     args = {"upstream": "hubert_local", "upstream_ckpt": hubert_ckpt, "upstream_feature_normalize": True}
     runner = trained(build, tmp_path, None, upstream_trainable=True, **args)

@@ -19,7 +19,8 @@ from s3prl_ext.downstreams.recognition.config import HeadConfig
 from s3prl_ext.downstreams.recognition.whisper_head import read_whisper
 from s3prl_ext.evaluation.transcripts import read_transcripts
 from s3prl_ext.mini_superb import variables
-from s3prl_ext.upstreams.whisper.expert import UpstreamExpert, number_of_states
+from s3prl_ext.upstreams.whisper.expert import DOWNSAMPLE_RATE, UpstreamExpert
+from s3prl_ext.upstreams.windows import number_of_states
 from tests.downstreams.test_recognition import runner
 from tests.downstreams.test_whisper_recognition import _args, _of_transformers
 
@@ -95,7 +96,7 @@ def test_padded_to_30_s_its_states_are_those_of_transformers(whisper, corpus):
     assert len(found) == len(expected) == 7
     for ours, theirs in zip(found, expected, strict=True):
         for clip, wav in enumerate(wavs):
-            count = number_of_states(len(wav))
+            count = number_of_states(len(wav), DOWNSAMPLE_RATE)
             assert torch.allclose(ours[clip, :count], theirs[clip, :count], rtol=0, atol=1e-5)
 
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,8 @@ def _seeded(seed: int) -> Iterator[None]:
 
 def randomize_attention(model: torch.nn.Module, std: float = 0.2) -> None:
     """Draw the query, key and value weights and biases of `model` from N(0, std), in place."""
-    names = ("q_proj", "k_proj", "v_proj", "query", "key", "value", "qkv")
+    names = ("q_proj", "k_proj", "v_proj", "query", "key", "value", "qkv", "linear_q", "linear_k", "linear_v", "Wqkv")
+    names += ("query_proj", "key_proj", "value_proj", "q_lin", "k_lin", "v_lin")
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if any(part in names for part in name.split(".")):
@@ -178,6 +180,61 @@ def data2vec_audio_folder(
     return _save_speech(model, Path(path), ctc)
 
 
+MEL_BANDS = 8  # of w2v-BERT here, 80 in the released model
+
+
+def speech_family_folder(
+    path: str | Path,
+    *,
+    family: str,
+    layers: int = 2,
+    width: int = 32,
+    heads: int = 2,
+    stable_norm: bool = False,
+    seed: int = 0,
+    **config: Any,
+) -> Path:
+    """Write a folder of another family of transformers' speech models, by the name of its class.
+
+    Args:
+        family: ``UniSpeech``, ``UniSpeechSat``, ``Wav2Vec2``, ``Wav2Vec2Conformer``, ``SEW`` or ``SEWD``.
+        stable_norm: convolutions with layer norm, and where the family has them pre-norm layers.
+        config: further settings.
+    """
+    return _speech_folder(family, path, layers, width, heads, False, stable_norm, seed, torch.float32, {}, **config)
+
+
+def w2v_bert_folder(
+    path: str | Path, layers: int = 2, width: int = 32, heads: int = 2, seed: int = 0, **config: Any
+) -> Path:
+    """Write a transformers w2v-BERT 2.0 folder with its mel front end, positions as in the released model."""
+    from transformers import SeamlessM4TFeatureExtractor, Wav2Vec2BertConfig, Wav2Vec2BertModel
+
+    sizes = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads}
+    settings = Wav2Vec2BertConfig(
+        **sizes, intermediate_size=2 * width, feature_projection_input_dim=2 * MEL_BANDS, conv_depthwise_kernel_size=5,
+        left_max_position_embeddings=8, right_max_position_embeddings=4, output_hidden_size=width, vocab_size=32,
+        apply_spec_augment=False, mask_time_length=2, **config,
+    )  # fmt: skip
+    _save_plain(Wav2Vec2BertModel, settings, path, seed)
+    SeamlessM4TFeatureExtractor(feature_size=MEL_BANDS, num_mel_bins=MEL_BANDS, padding_value=1).save_pretrained(path)
+    return Path(path)
+
+
+def moonshine_folder(
+    path: str | Path, layers: int = 2, width: int = 32, heads: int = 2, seed: int = 0, **config: Any
+) -> Path:
+    """Write a transformers Moonshine folder, encoder and decoder of equal size, with its feature extractor."""
+    from transformers import MoonshineConfig, MoonshineForConditionalGeneration, Wav2Vec2FeatureExtractor
+
+    sides = {f"{side}_{key}": value for side in ("encoder", "decoder")
+             for key, value in {"num_hidden_layers": layers, "num_attention_heads": heads}.items()}  # fmt: skip
+    settings = MoonshineConfig(hidden_size=width, intermediate_size=2 * width, vocab_size=40, **sides, **config)
+    _save_plain(MoonshineForConditionalGeneration, settings, path, seed)
+    Wav2Vec2FeatureExtractor(do_normalize=False, return_attention_mask=True).save_pretrained(path)
+    return Path(path)
+
+
 def bert_folder(
     path: str | Path, layers: int = 2, width: int = 32, heads: int = 2, seed: int = 1, **save_options: Any
 ) -> Path:
@@ -224,12 +281,51 @@ def deit_folder(path: str | Path, layers: int = 2, width: int = 32, heads: int =
 
 
 def ast_folder(path: str | Path, layers: int = 2, width: int = 32, heads: int = 2, seed: int = 1) -> Path:
-    """Write a transformers Audio Spectrogram Transformer folder (16 mel bands, 32 frames)."""
-    from transformers import ASTConfig, ASTForAudioClassification
+    """Write a transformers Audio Spectrogram Transformer folder (window of 0.58 s: 6 steps of 100 ms, 3 patches each)."""
+    from transformers import ASTConfig, ASTFeatureExtractor, ASTForAudioClassification
 
     sizes = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads}
-    config = ASTConfig(**sizes, intermediate_size=2 * width, patch_size=8, num_mel_bins=16, max_length=32)
-    return _save_plain(ASTForAudioClassification, config, path, seed)
+    config = ASTConfig(**sizes, intermediate_size=2 * width, patch_size=8, num_mel_bins=28, max_length=58)
+    _save_plain(ASTForAudioClassification, config, path, seed)
+    ASTFeatureExtractor(num_mel_bins=28, max_length=58).save_pretrained(path)
+    return Path(path)
+
+
+def distilbert_folder(path: str | Path, layers: int = 2, width: int = 32, heads: int = 2, seed: int = 1) -> Path:
+    """Write a transformers DistilBERT folder with a language-model head."""
+    from transformers import DistilBertConfig, DistilBertForMaskedLM
+
+    sizes = {"dim": width, "n_layers": layers, "n_heads": heads, "hidden_dim": 2 * width}
+    config = DistilBertConfig(**sizes, vocab_size=40, max_position_embeddings=64)
+    return _save_plain(DistilBertForMaskedLM, config, path, seed)
+
+
+def modernbert_folder(path: str | Path, layers: int = 2, width: int = 32, heads: int = 2, seed: int = 1) -> Path:
+    """Write a transformers ModernBERT folder with a language-model head; it has no biases in its attention."""
+    from transformers import ModernBertConfig, ModernBertForMaskedLM
+
+    sizes = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads}
+    ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2}
+    config = ModernBertConfig(**sizes, **ids, intermediate_size=2 * width, vocab_size=40)
+    return _save_plain(ModernBertForMaskedLM, config, path, seed)
+
+
+def dinov2_folder(path: str | Path, layers: int = 2, width: int = 32, heads: int = 2, seed: int = 1) -> Path:
+    """Write a transformers DINOv2 folder (16 x 16 pixels, patches of 8)."""
+    from transformers import Dinov2Config, Dinov2Model
+
+    sizes = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads}
+    return _save_plain(Dinov2Model, Dinov2Config(**sizes, image_size=16, patch_size=8), path, seed)
+
+
+def clip_folder(path: str | Path, layers: int = 2, width: int = 32, heads: int = 2, seed: int = 1) -> Path:
+    """Write a transformers CLIP folder: a tower for text and one for images (16 x 16 pixels, patches of 8)."""
+    from transformers import CLIPConfig, CLIPModel
+
+    sizes = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads, "intermediate_size": 64}
+    text = sizes | {"vocab_size": 40, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    images = sizes | {"image_size": 16, "patch_size": 8}
+    return _save_plain(CLIPModel, CLIPConfig(text_config=text, vision_config=images, projection_dim=16), path, seed)
 
 
 def mgp_str_folder(path: str | Path, layers: int = 2, width: int = 32, heads: int = 2, seed: int = 1) -> Path:
@@ -421,3 +517,17 @@ def _write_character_tokenizer(path: Path) -> None:
         ("bos_token", "eos_token", "unk_token", "pad_token"), end
     )
     (path / "tokenizer_config.json").write_text(json.dumps(described))
+
+
+# family of hf_speech_custom that has no factory of its own name -> what writes a folder, given its path
+SPEECH_FAMILIES: dict[str, Callable[..., Path]] = {
+    "unispeech": functools.partial(speech_family_folder, family="UniSpeech"),
+    "unispeech-sat": functools.partial(speech_family_folder, family="UniSpeechSat"),
+    "mms": functools.partial(speech_family_folder, family="Wav2Vec2", stable_norm=True, adapter_attn_dim=4),
+    "conformer": functools.partial(speech_family_folder, family="Wav2Vec2Conformer"),
+    "sew": functools.partial(speech_family_folder, family="SEW"),
+    "sew-d": functools.partial(speech_family_folder, family="SEWD"),
+    "w2v-bert": w2v_bert_folder,
+    "ast": ast_folder,
+    "moonshine": moonshine_folder,
+}

@@ -66,11 +66,11 @@ def _write_table(path: Path, mini: Path) -> None:
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _write_distilbert(path: Path, mini: Path) -> None:
-    from transformers import DistilBertConfig, DistilBertModel
+def _write_t5(path: Path, mini: Path) -> None:
+    from transformers import T5Config, T5EncoderModel
 
-    sizes = {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64}
-    DistilBertModel(DistilBertConfig(**sizes, vocab_size=40, max_position_embeddings=64)).save_pretrained(path)
+    sizes = {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 2}
+    T5EncoderModel(T5Config(**sizes, vocab_size=40)).save_pretrained(path)
 
 
 def _write_audioset_beats(path: Path, mini: Path) -> None:
@@ -102,7 +102,7 @@ STAND_INS: dict[str, Callable[[Path, Path], None]] = {
     "hubert.pt": _model(factories.hubert_local_ckpt, layers=6),
     "hubert": _model(factories.hubert_folder),
     "bert": _model(factories.bert_folder),
-    "distilbert": _write_distilbert,
+    "t5": _write_t5,
     "recordings": _write_recordings,
     "clip.wav": _write_clip,
     "meeting.flac": _write_meeting,

@@ -23,7 +23,7 @@ CONFIG = {
 }
 HEAD = {"Featurizer": {"weights": torch.tensor([0.5, -0.5])}, "Downstream": {"model.weight": torch.ones(3, 2)}}
 
-# upstream -> what writes a tiny model for its -k
+# upstream, or upstream:family -> what writes a tiny model for its -k
 MODELS: dict[str, Any] = {
     "hubert_local": factories.hubert_local_ckpt,
     "wav2vec2_local": factories.wav2vec2_local_ckpt,
@@ -31,6 +31,7 @@ MODELS: dict[str, Any] = {
     "beats_local": factories.beats_ckpt,
     "hf_hubert_custom": factories.hubert_folder,
     "hf_wav2vec2_custom": factories.wav2vec2_folder,
+    **{f"hf_speech_custom:{family}": writer for family, writer in factories.SPEECH_FAMILIES.items()},
 }
 
 
@@ -44,13 +45,15 @@ def build(upstream: str, ckpt: Path | None, model_config: str | None = None) -> 
     """Build an upstream as s3prl's runner does."""
     from s3prl import hub
 
-    return getattr(hub, upstream)(ckpt=str(ckpt) if ckpt else None, model_config=model_config, refresh=False).eval()
+    return getattr(hub, upstream.partition(":")[0])(
+        ckpt=str(ckpt) if ckpt else None, model_config=model_config, refresh=False
+    ).eval()
 
 
 def about(upstream: str, ckpt: Path | None, tuning: dict[str, Any], **changes: Any) -> dict[str, Any]:
     """Return the info of a delta."""
     info = {
-        "upstream": upstream, "upstream_ckpt": str(ckpt) if ckpt else None, "upstream_model_config": None,
+        "upstream": upstream.partition(":")[0], "upstream_ckpt": str(ckpt) if ckpt else None, "upstream_model_config": None,
         "downstream": "speech_commands", "downstream_variant": None, "upstream_feature_selection": "hidden_states",
         "upstream_layer_selection": None, "tuning": tuning, "config": CONFIG | {"tuning": tuning}, "step": 7,
         "checkpoint": "dev-best.ckpt", "metrics": {"dev": {"acc": 0.75, "loss": 0.5}}, "seed": 1337,

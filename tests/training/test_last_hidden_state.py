@@ -17,7 +17,7 @@ from s3prl_ext.evaluation.scored_runs import runs_of
 from s3prl_ext.training import checkpoint
 from s3prl_ext.training.last_hidden_state import KEY, PRESENT, warn_where_unknown
 from s3prl_ext.training.run_spec import RunSpec
-from s3prl_ext.upstreams.merged_attention.model import TransformersSpeechModel
+from s3prl_ext.upstreams.hf_speech.expert import TransformersSpeechModel
 from tests.support import experiments, factories
 from tests.support import tuned as made
 

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from torch.nn.utils.rnn import pad_sequence
 
 from s3prl_ext import adapters
 from s3prl_ext.errors import DataError
 from s3prl_ext.model_settings import model_config
 from s3prl_ext.transformers_models import MODEL_TYPES, SPEECH_UPSTREAMS
+from s3prl_ext.upstreams.hf_speech.expert import TransformersSpeechModel
 from s3prl_ext.upstreams.layer_similarity.speech_encoder import SpeechEncoder
-from s3prl_ext.upstreams.merged_attention.model import TransformersSpeechModel
 from tests.support import factories
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "transformers4"
@@ -31,9 +32,48 @@ def clips() -> list[torch.Tensor]:
 
 
 def golden(folder: Path) -> torch.Tensor:
-    """Return what transformers 4 gave, [layers + 1, clips, frames, width]."""
+    """Return what transformers 4 gave, [layers + 1, clips, frames, width]; of some families padded from single clips."""
+    layers = [stored(folder, "a", name) for name in ("0", "1", "2")] if is_single(folder) else []
+    if not layers:
+        states = np.load(folder / "hidden_states.npz")
+        return torch.stack([torch.from_numpy(states[name]) for name in sorted(set(states.files) - {"last"})])
+    return torch.stack(
+        [
+            pad_sequence([first, stored(folder, "b", name)], batch_first=True)
+            for first, name in zip(layers, ("0", "1", "2"), strict=True)
+        ]
+    )
+
+
+def is_single(folder: Path) -> bool:
+    """Return whether the clips were run one by one: Moonshine's group norm reads padding, and AST pads by itself."""
+    return folder.name in ("AST", "Moonshine")
+
+
+def stored(folder: Path, clip: str, name: str) -> torch.Tensor:
+    """Return one state of one clip, [frames, width]; AST's patches, band by band behind two tokens, as means over bands."""
+    state = torch.from_numpy(np.load(folder / "hidden_states.npz")[clip + name])[0]
+    if folder.name != "AST":
+        return state
+    steps, frames = 6, {"a": 6, "b": 3}[clip]
+    bands = [state[2 + band * steps : 2 + (band + 1) * steps] for band in range(3)]
+    return (sum(bands) / 3)[:frames]
+
+
+def of_the_clips(states: torch.Tensor, folder: Path) -> torch.Tensor:
+    """Return states; SEW-D's behind the second clip as zeros, since transformers 4 and 5 mask queries of padding otherwise."""
+    if folder.name == "SEWD":
+        states = states.clone()
+        states[..., 1, {24: 13, 48: 26}[states.shape[-2]] :, :] = 0.0
+    return states
+
+
+def last(folder: Path) -> torch.Tensor:
+    """Return the model's own last hidden state under transformers 4, [clips, frames, width]."""
+    if is_single(folder):
+        return pad_sequence([stored(folder, clip, "last") for clip in ("a", "b")], batch_first=True)
     states = np.load(folder / "hidden_states.npz")
-    return torch.stack([torch.from_numpy(states[str(layer)]) for layer in range(len(states.files))])
+    return torch.from_numpy(states["last" if "last" in states.files else sorted(states.files)[-1]])
 
 
 def build(name: str, **options: str) -> torch.nn.Module:
@@ -42,13 +82,23 @@ def build(name: str, **options: str) -> torch.nn.Module:
     return getattr(s3prl.hub, name)(**options)
 
 
-def features(upstream: torch.nn.Module) -> torch.Tensor:
+def clips_of(folder: Path) -> list[torch.Tensor]:
+    """Return the clips that a golden model was run on: of AST not more than its window of 9280 samples."""
+    return [
+        clip[:length]
+        for clip, length in zip(clips(), (9280, 4700) if folder.name == "AST" else (None, None), strict=True)
+    ]
+
+
+def features(upstream: torch.nn.Module, wavs: list[torch.Tensor] | None = None) -> torch.Tensor:
     with torch.no_grad():
-        return torch.stack(upstream.eval()(clips())["hidden_states"])
+        return torch.stack(upstream.eval()(wavs or clips())["hidden_states"])
 
 
 def merge_file(path: Path, **target: str) -> str:
-    source = factories.bert_folder(path.parent / "bert", layers=3, width=32, heads=4)
+    config = model_config(Path(target.get("model") or target["ckpt"]))
+    sizes = {"layers": config.get("num_hidden_layers") or config["encoder_num_hidden_layers"]}
+    source = factories.bert_folder(path.parent / "bert", **sizes, width=config["hidden_size"], heads=2)
     path.write_text(yaml.safe_dump({"target": target, "source": {"model": str(source)}, "lambda": 0.0}))
     return str(path)
 
@@ -62,16 +112,89 @@ def test_upstreams_of_s3prl_and_ours(folder):
     own = SPEECH_UPSTREAMS[model_config(folder)["model_type"]]
     for name in {own, "hf_speech_custom"}:
         upstream = build(name, ckpt=str(folder))
-        torch.testing.assert_close(features(upstream), golden(folder), **CLOSE)
+        found = features(upstream, clips_of(folder))
+        torch.testing.assert_close(of_the_clips(found, folder), of_the_clips(golden(folder), folder), **CLOSE)
     with torch.no_grad():
-        last = upstream.eval()(clips()).get("last_hidden_state", golden(folder)[-1])
-    torch.testing.assert_close(last, golden(folder)[-1], **CLOSE)
+        found = upstream.eval()(clips_of(folder)).get("last_hidden_state", golden(folder)[-1])
+    torch.testing.assert_close(of_the_clips(found, folder), of_the_clips(last(folder), folder), **CLOSE)
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda f: f.name)
 def test_a_merge_that_changes_nothing(folder, tmp_path):
     upstream = build("merged_attention", model_config=merge_file(tmp_path / "merge.yaml", model=str(folder)))
-    torch.testing.assert_close(features(upstream), golden(folder), **CLOSE)
+    found = features(upstream, clips_of(folder))
+    torch.testing.assert_close(of_the_clips(found, folder), of_the_clips(golden(folder), folder), **CLOSE)
+
+
+# These mask padding in every layer and norm: a clip's features do not depend on its batch.
+INDEPENDENT = ("Wav2Vec2_mms", "UniSpeech_prenorm", "Wav2Vec2Bert", "AST", "Moonshine")
+
+
+@pytest.mark.parametrize("name", INDEPENDENT)
+def test_a_clip_has_the_same_features_alone_and_in_a_batch(name):
+    upstream, wavs = build("hf_speech_custom", ckpt=str(GOLDEN / name)), clips_of(GOLDEN / name)
+    together = features(upstream, wavs)
+    for index, wav in enumerate(wavs):
+        alone = features(upstream, [wav])[:, 0]
+        torch.testing.assert_close(together[:, index, : alone.shape[1]], alone, **CLOSE)
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda f: f.name)
+@pytest.mark.parametrize("samples", [1600, 8000, 16000, 63999, 160000])
+def test_lengths_are_within_what_s3prl_tolerates(folder, samples):
+    """s3prl's featurizer refuses features of which the number differs from samples / rate by five or more."""
+    upstream = build("hf_speech_custom", ckpt=str(folder))
+    with torch.no_grad():
+        output = upstream.eval()([torch.randn(samples)])
+    for key, states in (
+        ("hidden_states", output["hidden_states"][0]),
+        ("last_hidden_state", output["last_hidden_state"]),
+    ):
+        assert abs(states.shape[1] - round(samples / upstream.get_downsample_rates(key))) < 5
+
+
+@pytest.mark.parametrize("name", ["Wav2Vec2Bert", "AST", "Moonshine"])
+@pytest.mark.parametrize("samples", [1, 399, 560, 894])
+def test_a_clip_below_one_frame_is_followed_by_silence(name, samples):
+    upstream = build("hf_speech_custom", ckpt=str(GOLDEN / name))
+    wav = clips()[0][:samples]
+    states = features(upstream, [wav])
+    assert states.shape[2] >= 1 and torch.isfinite(states).all()
+    least = {"Wav2Vec2Bert": 560, "AST": 400, "Moonshine": 895}[name]
+    padded = torch.nn.functional.pad(wav, (0, max(0, least - samples)))
+    torch.testing.assert_close(states, features(upstream, [padded]), rtol=0, atol=0)
+
+
+def test_ast_reads_a_long_clip_in_pieces():
+    upstream = build("hf_speech_custom", ckpt=str(GOLDEN / "AST"))
+    wav = clips()[0]
+    pieces = [features(upstream, [piece])[:, 0] for piece in wav.split(9600)]
+    torch.testing.assert_close(features(upstream, [wav])[:, 0], torch.cat(pieces, 1), **CLOSE)
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value", "message"),
+    [
+        ("Wav2Vec2Bert", "num_mel_bins", 4, "makes 8 values per frame .* but its model reads 16: take both"),
+        ("Wav2Vec2Bert", "stride", 0, "says stride: 0, which must be a whole number above 0"),
+        ("AST", "max_length", 60, "says max_length: 60, but its config.json 58: take both"),
+        ("AST", "std", 0.0, "says std: 0.0, which must be a number above 0"),
+        ("Moonshine", "sampling_rate", 8000, "sampling_rate: 8000, which must be 16000"),
+    ],
+)
+def test_preprocessing_that_does_not_fit_the_model_is_refused(name, key, value, message, tmp_path):
+    folder = shutil.copytree(GOLDEN / name, tmp_path / "model")
+    settings = json.loads((folder / "preprocessor_config.json").read_text()) | {key: value}
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    with pytest.raises(DataError, match=message):
+        build("hf_speech_custom", ckpt=str(folder))
+
+
+def test_preprocessing_of_another_family_is_refused(tmp_path):
+    folder = shutil.copytree(GOLDEN / "Wav2Vec2Bert", tmp_path / "model")
+    shutil.copy(GOLDEN / "Hubert_prenorm" / "preprocessor_config.json", folder)
+    with pytest.raises(DataError, match="is that of a Wav2Vec2FeatureExtractor, but its model reads what SeamlessM4T"):
+        build("hf_speech_custom", ckpt=str(folder))
 
 
 def test_a_merge_named_by_the_upstream_of_s3prl(tmp_path):

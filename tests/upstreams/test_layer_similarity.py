@@ -13,6 +13,7 @@ from s3prl_ext.corpora.pairs import Pair
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.merging.selection_config import ComparisonSettings
 from s3prl_ext.merging.similarity import draw_projections, swd
+from s3prl_ext.upstreams.hf_speech.expert import TransformersSpeechModel
 from s3prl_ext.upstreams.layer_similarity import features
 from s3prl_ext.upstreams.layer_similarity.block_outputs import as_found, block_outputs, find_blocks
 from s3prl_ext.upstreams.layer_similarity.comparison import compare, meeting_layers, source_side, target_side
@@ -21,7 +22,6 @@ from s3prl_ext.upstreams.layer_similarity.image_encoder import ImageEncoder
 from s3prl_ext.upstreams.layer_similarity.speech_encoder import SpeechEncoder
 from s3prl_ext.upstreams.layer_similarity.text_encoder import TextEncoder
 from s3prl_ext.upstreams.merged_attention.hubconf import merged_attention
-from s3prl_ext.upstreams.merged_attention.model import TransformersSpeechModel
 from tests.support import factories
 
 TEXTS = ["a bee", "see the deep blue sea", "ef", "gee h", "i jay kay", "el em en", "o pea", "queue are es"]

@@ -28,10 +28,13 @@ TARGETS = {
     "wav2vec2 folder": (factories.wav2vec2_folder, "model: {path}", "hf_wav2vec2_custom"),
     "wavlm folder": (factories.wavlm_folder, "model: {path}", None),
     "data2vec folder": (factories.data2vec_audio_folder, "model: {path}", None),
+    **{name: (writer, "model: {path}", None) for name, writer in factories.SPEECH_FAMILIES.items()},
     "hubert_local": (factories.hubert_local_ckpt, "upstream: hubert_local\n  ckpt: {path}", "hubert_local"),
     "wav2vec2_local": (factories.wav2vec2_local_ckpt, "upstream: wav2vec2_local\n  ckpt: {path}", "wav2vec2_local"),
     "wavlm_local": (factories.wavlm_local_ckpt, "upstream: wavlm_local\n  ckpt: {path}", "wavlm_local"),
 }
+# name -> frames of the hidden states and of the last hidden state for 16000 samples
+FRAMES = {"sew": (24, 48), "sew-d": (24, 48), "w2v-bert": (49, 49), "ast": (10, 10), "moonshine": (40, 40)}
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +80,12 @@ def test_every_target_merges_and_gives_features(name, tmp_path, bert):
 
     merged = run(upstream)
     assert len(merged["hidden_states"]) == 3
-    assert merged["last_hidden_state"].shape == merged["hidden_states"][-1].shape == (2, 48, 32)
+    frames = FRAMES.get(name, (48, 48))
+    assert merged["hidden_states"][-1].shape == (2, frames[0], 32) and merged["last_hidden_state"].shape == (
+        2,
+        frames[1],
+        32,
+    )
     plain = merged_attention(model_config=f"{file},,lambda=0")
     unmerged = run(plain)
     assert not torch.allclose(merged["last_hidden_state"], unmerged["last_hidden_state"], atol=1e-4)

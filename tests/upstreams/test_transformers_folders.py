@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from s3prl_ext.errors import DataError, UsageError
+from s3prl_ext.upstreams.hf_speech.hubconf import hf_speech_custom
 from s3prl_ext.upstreams.layer_similarity.block_outputs import load_encoder
-from s3prl_ext.upstreams.merged_attention.hubconf import hf_speech_custom, merged_attention
+from s3prl_ext.upstreams.merged_attention.hubconf import merged_attention
 from tests.support import factories
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
@@ -63,12 +64,13 @@ def with_processor_of_transformers_5(folder: Path) -> Path:
         ("hf_hubert_custom", "WavLM", "'wavlm', but -u hf_hubert_custom takes hubert: use -u hf_speech_custom"),
         ("hf_hubert_custom", "Wav2Vec2", "'wav2vec2', .* takes hubert: use -u hf_wav2vec2_custom"),
         ("hf_wav2vec2_custom", "Hubert", "'hubert', .* takes wav2vec2: use -u hf_hubert_custom"),
-        ("hf_wav2vec2_custom", "Wav2Vec2Conformer", "takes wav2vec2: no upstream takes it; hf_speech_custom takes hubert"),
-        ("hf_speech_custom", "Wav2Vec2Conformer", "'wav2vec2-conformer', but must be one of hubert"),
+        ("hf_wav2vec2_custom", "Wav2Vec2Conformer", "takes wav2vec2: use -u hf_speech_custom"),
+        ("hf_hubert_custom", "Bert", "takes hubert: no upstream takes it; hf_speech_custom takes hubert"),
+        ("hf_speech_custom", "Bert", "'bert', but must be one of hubert"),
     ],
 )  # fmt: skip
 def test_another_family_is_refused(upstream, family, advice, tmp_path):
-    save_speech(tmp_path, family)
+    factories.bert_folder(tmp_path) if family == "Bert" else save_speech(tmp_path, family)
     with pytest.raises(UsageError, match=advice):
         build(upstream, tmp_path)
 
@@ -215,15 +217,10 @@ def test_the_processor_that_the_installed_version_saves_is_read(tmp_path):
 
 
 def test_merge_refuses_what_no_upstream_reads(tmp_path):
-    import transformers
-
     from s3prl_ext.commands.merge import main
 
-    strides = {"conv_dim": (16,) * 4, "conv_kernel": (10, 3, 3, 2), "conv_stride": (5, 4, 4, 2)}
-    positions = {"num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4}
-    sew = transformers.SEWModel(transformers.SEWConfig(**SIZES, **strides, **positions, num_feat_extract_layers=4))
-    folder = factories._save_speech(sew, tmp_path / "sew", ctc=False)
-    with pytest.raises(UsageError, match="holds a model of type 'sew', but must be one of"):
+    folder = factories.bert_folder(tmp_path / "text")
+    with pytest.raises(UsageError, match="holds a model of type 'bert', but must be one of"):
         main(["-g", merge_file(tmp_path, folder, 0.1), "--out", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
 

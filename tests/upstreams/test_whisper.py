@@ -11,9 +11,10 @@ import s3prl_ext
 from s3prl_ext import adapters
 from s3prl_ext.child_tuning.eligible import eligible_parameters
 from s3prl_ext.errors import DataError, UsageError
-from s3prl_ext.upstreams.whisper.expert import UpstreamExpert, number_of_states
+from s3prl_ext.upstreams.whisper.expert import DOWNSAMPLE_RATE, UpstreamExpert
 from s3prl_ext.upstreams.whisper.frontend import LogMel
 from s3prl_ext.upstreams.whisper.hubconf import whisper_custom, whisper_local
+from s3prl_ext.upstreams.windows import number_of_states
 from tests.adapters.models import clips
 from tests.support import factories
 
@@ -53,7 +54,7 @@ def test_the_padded_form_equals_transformers_encoder(tmp_path, bare):
     assert len(found) == len(expected) == 3
     for ours, theirs in zip(found, expected, strict=True):
         for clip, wav in enumerate(wavs):
-            count = number_of_states(len(wav))
+            count = number_of_states(len(wav), DOWNSAMPLE_RATE)
             assert torch.allclose(ours[clip, :count], theirs[clip, :count], rtol=0, atol=1e-5)
             assert not ours[clip, count:].any()
 

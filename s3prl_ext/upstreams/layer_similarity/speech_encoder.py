@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from s3prl_ext.corpora.audio import SAMPLE_RATE, read_audio
 from s3prl_ext.upstreams.beats.expert import BANDS, steps_of
 from s3prl_ext.upstreams.beats.expert import UpstreamExpert as BeatsExpert
+from s3prl_ext.upstreams.hf_speech.ast import AstModel
 from s3prl_ext.upstreams.layer_similarity.block_outputs import block_outputs, find_blocks
 from s3prl_ext.upstreams.whisper.expert import DOWNSAMPLE_RATE
 from s3prl_ext.upstreams.whisper.expert import UpstreamExpert as WhisperExpert
@@ -44,6 +45,9 @@ class SpeechEncoder:
         if isinstance(self.upstream, WhisperExpert):
             longest = self.upstream.positions * DOWNSAMPLE_RATE
             return [self._in_windows(wav.split(longest)) for wav in wavs]
+        if isinstance(self.upstream, AstModel):  # of its tokens most may be padding
+            over_time = self.upstream.over_time
+            return [torch.cat([over_time(block, [wav]) for block in self._run([wav])]) for wav in wavs]
         outputs = torch.stack(self._run(wavs))  # [layers, batch, frames, width] or [layers, frames, batch, width]
         if self.batch_axis == 1:
             outputs = outputs.transpose(1, 2)

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from s3prl_ext.errors import UsageError
 from s3prl_ext.upstreams.merged_attention.config import preset_file, read_config
 
 
@@ -22,27 +21,6 @@ def merged_attention(
         refresh: download s3prl's checkpoint of the target again.
     """
     return _build(read_config(model_config, ckpt), refresh)
-
-
-def hf_speech_custom(ckpt: str | None = None, **kwargs: Any) -> torch.nn.Module:
-    """Build an unmerged HuBERT, wav2vec 2.0, WavLM, data2vec-audio or UniSpeech-SAT from its folder or hub id.
-
-    Other than s3prl's ``hf_hubert_custom`` it returns ``last_hidden_state``, after the model's final norm, which a CTC
-    head of the same folder reads.
-
-    Args:
-        ckpt: ``-k``: the folder or hub id.
-
-    Raises:
-        UsageError: no `ckpt`.
-        DataError: the model is missing or unreadable.
-    """
-    from s3prl_ext.attention.files import find_model
-    from s3prl_ext.upstreams.merged_attention.model import TransformersSpeechModel
-
-    if not ckpt:
-        raise UsageError("-u hf_speech_custom needs a transformers folder or hub id: -k FOLDER.")
-    return TransformersSpeechModel(find_model(str(ckpt)))
 
 
 def preset(name: str) -> Callable[..., torch.nn.Module]:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
 from s3prl_ext.upstreams.whisper.encoder import load_encoder
 from s3prl_ext.upstreams.whisper.frontend import HOP, LogMel
+from s3prl_ext.upstreams.windows import join, number_of_states
 
 DOWNSAMPLE_RATE = 2 * HOP  # samples per state = 20 ms: the second convolution has stride 2
 
@@ -62,10 +62,10 @@ class UpstreamExpert(nn.Module):
             [batch, states, width], zero behind a clip; ``last_hidden_state``: the last of them.
         """
         parts = [window for wav in wavs for window in wav.split(self.positions * DOWNSAMPLE_RATE)]
-        counts = [number_of_states(wav.shape[0]) for wav in parts]
+        counts = [number_of_states(wav.shape[0], DOWNSAMPLE_RATE) for wav in parts]
         owners = [index for index, wav in enumerate(wavs) for _ in wav.split(self.positions * DOWNSAMPLE_RATE)]
         states = self._encode(parts, [self.positions] * len(parts) if self.padded else counts)
-        clips = [_joined(state, counts, owners) for state in states]
+        clips = [join(state, counts, owners) for state in states]
         return {"hidden_states": tuple(clips), "last_hidden_state": clips[-1]}
 
     def _encode(self, windows: Sequence[Tensor], counts: Sequence[int]) -> list[Tensor]:
@@ -74,16 +74,3 @@ class UpstreamExpert(nn.Module):
         mel = self.frontend(windows, [2 * count for count in counts], self.positions * DOWNSAMPLE_RATE)
         mask = torch.arange(max(counts), device=mel.device) < torch.tensor(counts, device=mel.device)[:, None]
         return encoder(encoder.embed(mel, counts), mask)
-
-
-def number_of_states(samples: int) -> int:
-    """Return the states of a window, by the rule with which s3prl's featurizer cuts the features of a batch."""
-    return max(1, round(samples / DOWNSAMPLE_RATE))
-
-
-def _joined(state: Tensor, counts: Iterable[int], owners: Sequence[int]) -> Tensor:
-    """Return [clips, states, width]: the windows of each clip one after the other, zeros after the clip."""
-    clips: list[list[Tensor]] = [[] for _ in range(owners[-1] + 1)]
-    for window, count, owner in zip(state, counts, owners, strict=True):
-        clips[owner].append(window[:count])
-    return pad_sequence([torch.cat(parts) for parts in clips], batch_first=True)

@@ -1,0 +1,51 @@
+"""w2v-BERT 2.0, which reads log-mel spectrograms, two frames of 10 ms stacked.
+
+Source: Seamless Communication et al. 2023, Seamless, section 3.2.1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from s3prl_ext.errors import DataError
+from s3prl_ext.model_settings import SAMPLE_RATE
+from s3prl_ext.upstreams.hf_speech.expert import TransformersSpeechModel, as_array
+
+FRAME, HOP = 400, 160  # samples: 25 and 10 ms
+
+
+class W2vBertModel(TransformersSpeechModel):
+    """A w2v-BERT 2.0; a clip gives the same features alone and in a batch.
+
+    Args:
+        folder: as for :class:`TransformersSpeechModel`.
+
+    Raises:
+        DataError: also where the spectrogram has another size than the model's input.
+    """
+
+    extractor_class = "SeamlessM4TFeatureExtractor"
+    ties_last = False  # there is no norm after the last block
+
+    def __init__(self, folder: Path):
+        super().__init__(folder)
+        made, read = self.extracter.num_mel_bins * self.extracter.stride, self.model.config.feature_projection_input_dim
+        if made != read:
+            raise DataError(
+                f"the preprocessor_config.json of {folder} makes {made} values per frame (num_mel_bins x stride), but its "
+                f"model reads {read}: take both files from the same model."
+            )
+
+    def get_downsample_rates(self, key: str | None = None) -> int:
+        """Return the number of samples per frame: 320, which is 20 ms."""
+        return HOP * int(self.extracter.stride)
+
+    def prepare(self, wavs: Sequence[Tensor]) -> Any:
+        """Return the normalised spectrograms and the mask of padding; a clip below two frames is followed by silence."""
+        least = FRAME + HOP  # the variance of a mel band needs two frames
+        arrays = [as_array(wav, least) for wav in wavs]
+        return self.extracter(arrays, return_tensors="pt", padding=True, sampling_rate=SAMPLE_RATE).to(wavs[0].device)
