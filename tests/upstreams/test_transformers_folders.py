@@ -70,7 +70,11 @@ def with_processor_of_transformers_5(folder: Path) -> Path:
     ],
 )  # fmt: skip
 def test_another_family_is_refused(upstream, family, advice, tmp_path):
-    factories.bert_folder(tmp_path) if family == "Bert" else save_speech(tmp_path, family)
+    if family == "Bert":
+        factories.hubert_folder(tmp_path)  # for its preprocessing
+        (tmp_path / "config.json").write_text((factories.bert_folder(tmp_path / "text") / "config.json").read_text())
+    else:
+        save_speech(tmp_path, family)
     with pytest.raises(UsageError, match=advice):
         build(upstream, tmp_path)
 
