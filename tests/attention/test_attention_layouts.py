@@ -14,6 +14,7 @@ from s3prl_ext.attention.layouts import PROJECTIONS, Slot, find_attention
 from s3prl_ext.attention.weights import depth, extract, insert, width
 from s3prl_ext.errors import DataError
 from s3prl_ext.models.architectures import ARCHITECTURES
+from s3prl_ext.upstreams.layer_similarity.encoders import source_kind
 from tests.support import factories
 
 # factory, its options -> row on disk, row in memory
@@ -201,6 +202,8 @@ def test_each_tower_of_a_clip_is_a_source(tower, tmp_path):
     weights = read_attention(folder, tower)
     assert len(weights) == 12
     assert torch.equal(weights[Slot(1, "v_proj")], state[f"{tower}.encoder.layers.1.self_attn.v_proj.weight"])
+    with pytest.raises(DataError, match="a tower for text and one for images"):
+        source_kind(folder, "clip", tower)
 
 
 def test_cross_attention_of_a_decoder_is_not_taken():

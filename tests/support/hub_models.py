@@ -21,6 +21,9 @@ def write_hub(root: Path) -> Path:
     _bert(root / "google-bert" / "bert-base-uncased", BASE)
     _vit(root / "google" / "vit-base-patch16-224-in21k")
     factories.whisper_folder(root / "openai" / "whisper-base", layers=6)
+    factories.whisper_folder(root / "openai" / "whisper-small", layers=BASE)
+    factories.w2v_bert_folder(root / "facebook" / "w2v-bert-2.0", layers=LARGE)
+    _ast(root / "MIT" / "ast-finetuned-audioset-10-10-0.4593")
     converted = root / "s3prl" / "converted_ckpts"
     converted.mkdir(parents=True)
     factories.hubert_local_ckpt(converted / "hubert_base_ls960.pt", layers=BASE)
@@ -83,3 +86,12 @@ def _vit(folder: Path) -> None:
     )
     (folder / "config.json").write_text(json.dumps(config | {"architectures": ["ViTModel"]}))
     shutil.copyfile(folder / "model.safetensors", folder / "pytorch_model.bin.not_fetched")
+
+
+def _ast(folder: Path) -> None:
+    """A classifier, whose keys have the prefix of its encoder and ViT's names behind it."""
+    factories.ast_folder(folder, layers=BASE)
+    from safetensors.torch import load_file
+
+    name = "audio_spectrogram_transformer.encoder.layer.0.attention.attention.query.weight"
+    assert name in load_file(folder / "model.safetensors")

@@ -54,6 +54,7 @@ def server(models, cache, monkeypatch):
 def presets() -> list:
     """Return all presets; one of each family of targets runs in the quick suite."""
     quick = ("mam_hubert_large_ls960_bert_large", "mam_wavlm_base_plus_bert_base", "lmam_beats_iter3_vit_base")
+    quick += ("mam_whisper_small_bert_base", "mam_ast_vit_base", "mam_w2v_bert_2_bert_large")
     return [pytest.param(name, marks=[] if name in quick else [pytest.mark.slow]) for name in preset_names()]
 
 
@@ -68,7 +69,7 @@ def test_every_preset_runs(name, server, tmp_path, monkeypatch):
     upstream = getattr(s3prl.hub, name)().eval()
     with torch.no_grad():
         features = upstream([torch.randn(8000), torch.randn(5000)])["hidden_states"]
-    depth = 24 if "large" in name else 6 if "tiny" in name or "whisper" in name else 12
+    depth = 24 if "large" in name else 6 if "tiny" in name or "whisper_base" in name else 12
     assert len(features) == depth + 1 and all(torch.isfinite(state).all() for state in features)
     assert (find_lambda(upstream) is not None) == name.startswith("lmam_")
     config = read_config(None, preset=name)

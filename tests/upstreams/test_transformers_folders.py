@@ -11,11 +11,12 @@ from safetensors.torch import load_file, save_file
 
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.upstreams.hf_speech.hubconf import hf_speech_custom
-from s3prl_ext.upstreams.layer_similarity.block_outputs import load_encoder
+from s3prl_ext.upstreams.layer_similarity.block_outputs import find_blocks, load_encoder
 from s3prl_ext.upstreams.merged_attention.hubconf import merged_attention
 from tests.support import factories
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+MODERN = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2}
 
 
 def build(name: str, folder: Path) -> torch.nn.Module:
@@ -143,15 +144,20 @@ def test_released_files_without_what_an_upstream_does_not_use(upstream, tmp_path
         ("ViT", "ForImageClassification", {"image_size": 16, "patch_size": 8}),
         ("ViT", "ForMaskedImageModeling", {"image_size": 16, "patch_size": 8}),
         ("Dinov2", "ForImageClassification", {"image_size": 16, "patch_size": 8}),
+        ("DistilBert", "ForMaskedLM", {"vocab_size": 31, "dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64}),
+        ("ModernBert", "ForMaskedLM", {"vocab_size": 31, **MODERN}),
         ("Beit", "ForImageClassification", {"image_size": 16, "patch_size": 8, "vocab_size": 31}),
     ],
 )
 def test_sources_of_every_head_load_without_their_pooler(family, head, options, tmp_path):
     import transformers
 
-    config = getattr(transformers, f"{family}Config")(**SIZES, **options)
+    config = getattr(transformers, f"{family}Config")(**(SIZES if family != "DistilBert" else {}), **options)
     getattr(transformers, family + head)(config).save_pretrained(tmp_path)
-    assert not load_encoder(tmp_path, "source").training
+    encoder = load_encoder(tmp_path, "source")
+    assert not encoder.training
+    if family != "Beit":  # which no row of the table knows
+        assert len(find_blocks(encoder, "source")) == 2
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
