@@ -77,3 +77,19 @@ def test_the_number_of_comparisons_grows_with_the_corpus(dataset, tmp_path, monk
 def test_a_searched_list_is_a_list():
     names = SearchedList("abca")
     assert names == list("abca") and "b" in names and "z" not in names and " ".join(names) == "a b c a"
+
+
+@pytest.mark.parametrize("add", [True, False])
+@pytest.mark.parametrize("eos", [True, False])
+@pytest.mark.parametrize("backwards", [True, False])
+def test_a_transcript_is_encoded_as_by_s3prl(dataset, add, eos, backwards):
+    module = importlib.import_module("s3prl.downstream.asr.fairseq_dictionary")
+    found = []
+    for encode in (module.Dictionary.encode_line, module.Dictionary.encode_line.__wrapped__):
+        dictionary, seen = module.Dictionary(), []
+        dictionary.add_symbol("A")
+        options = {"add_if_not_exist": add, "append_eos": eos, "reverse_order": backwards}
+        ids = encode(dictionary, "A B | A  C", consumer=lambda *pair, seen=seen: seen.append(pair), **options)
+        empty = encode(dictionary, "", **options)
+        found.append([ids.tolist(), ids.dtype, empty.tolist(), empty.dtype, seen, dictionary.indices, dictionary.count])
+    assert found[0] == found[1] and found[0][1] == torch.int32
