@@ -74,11 +74,36 @@ def measured(model: nn.Module, density: float, base_sha256: str, whole_mb: float
     }  # fmt: skip
 
 
+def large() -> Delta:
+    """Return the delta of a random child network of density 0.1 in 24 layers, 1024 wide (302 M weights)."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = {str(n): size for n, size in enumerate(24 * (4 * [1024 * 1024] + 2 * [4096 * 1024]))}
+    indices, bits = {}, {}
+    for name, size in sizes.items():
+        indices[name] = (torch.rand(size, generator=generator) < 0.1).nonzero().squeeze(1).int()
+        base = {name: 0.02 * torch.randn(len(indices[name]), generator=generator)}
+        moved = {name: base[name] + UPDATE * torch.randn(len(indices[name]), generator=generator)}
+        bits |= difference(base, moved)
+    return Delta("", indices, bits, sizes)
+
+
+def saved(delta: Delta) -> dict[str, float]:
+    """Return what writing a delta takes, in a process of its own, and the size of the file."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "delta.safetensors"
+        row = measure.apart(lambda: delta_files.save(delta, path))
+        return {"entries": len(delta), **row, "file_mb": path.stat().st_size / 1e6}
+
+
 def main() -> None:
     """Measure the three densities and print them; the model must end bitwise as it began."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=10, help="how often each switch is timed (default 10)")
+    parser.add_argument("--large", action="store_true", help="only write the delta of a large model")
     flags = parser.parse_args()
+    if flags.large:
+        measure.report("delta_size --large", {"save, density 0.1 of 302 M": saved(large())})
+        return
     model = base_model()
     before = state_sha256(model.state_dict())
     with tempfile.TemporaryDirectory() as folder:

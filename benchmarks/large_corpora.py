@@ -9,14 +9,12 @@ the 100 hours of LibriSpeech. A tenth of the time, or a little more, is linear g
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import tempfile
 from collections.abc import Callable
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from time import process_time
 from types import SimpleNamespace
 from typing import Any
 
@@ -178,29 +176,6 @@ def own_table(name: str) -> Callable[[Path], None]:
     return build
 
 
-def measured(work: Callable[[], Any]) -> dict[str, float]:
-    """Return CPU seconds of `work`, and how far it raises the peak memory, in a process of its own."""
-    reader, writer = os.pipe()
-    child = os.fork()
-    if not child:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts at what is held now
-        before, start = _peak_mb(), process_time()
-        work()
-        row = {"cpu_s": process_time() - start, "extra_mb": _peak_mb() - before}
-        os.write(writer, json.dumps(row).encode())
-        os._exit(0)
-    os.close(writer)
-    with os.fdopen(reader) as answer:
-        text = answer.read()
-    os.waitpid(child, 0)
-    return json.loads(text)
-
-
-def _peak_mb() -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(float(line.split()[1]) / 1e3 for line in lines if line.startswith("VmHWM"))
-
-
 def hashed(downstream: str, keys: dict[str, str]) -> Callable[[Path], None]:
     """Return what hashes a corpus whose folders are at dotted keys of section ``downstream_expert``."""
 
@@ -261,11 +236,11 @@ def main() -> None:
                 folder.mkdir()
                 clips = lay_out(folder, Links(Path(parent)), share)
                 for label, work in works.items():
-                    rows[f"{name}, {label}, {clips} clips"] = measured(partial(work, folder))
+                    rows[f"{name}, {label}, {clips} clips"] = measure.apart(partial(work, folder))
                 if flags.stock and lay_out is librispeech:
                     hundred = partial(asr_table, folder, ("train-clean-100",))
-                    rows[f"100 h, asr, share {share:g}"] = measured(hundred)
-                    rows[f"100 h, s3prl's list, share {share:g}"] = measured(partial(hundred, stock=True))
+                    rows[f"100 h, asr, share {share:g}"] = measure.apart(hundred)
+                    rows[f"100 h, s3prl's list, share {share:g}"] = measure.apart(partial(hundred, stock=True))
     measure.report("large_corpora", rows)
 
 

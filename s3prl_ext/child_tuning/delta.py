@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ class Delta:
 
     Attributes:
         base_sha256: :func:`state_sha256` of the untouched upstream; empty where it is not known.
-        indices: sorted flat indices (int64; int32 in checkpoints) of the changed entries by name of the upstream's tensor.
+        indices: sorted flat indices (int64 or int32) of the changed entries by name of the upstream's tensor.
         bits: bits of base XOR tuned value (int32), same order.
         sizes: number of entries of each tensor of `indices`.
         added: tensors that the method adds to the upstream's own, such as an adapter's, by name.
@@ -132,13 +132,19 @@ class Delta:
             )
 
 
-def difference(base: Mapping[str, Tensor], tuned: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the bits (int32) in which two sets of float32 vectors differ: base XOR tuned."""
+def difference(base: Mapping[str, Tensor], tuned: Mapping[str, Tensor], in_place: bool = False) -> dict[str, Tensor]:
+    """Return the bits (int32) in which two sets of float32 vectors differ: base XOR tuned.
+
+    Args:
+        base, tuned: vectors of the same names.
+        in_place: write the bits into the memory of `tuned`, whose values are lost.
+    """
     for name, values in (*base.items(), *tuned.items()):
         if values.dtype != torch.float32:
             raise DataError(f"'{name}' is {values.dtype}; a delta holds float32 weights.")
+    combine = torch.Tensor.bitwise_xor_ if in_place else torch.Tensor.bitwise_xor
     return {
-        name: values.detach().cpu().view(torch.int32) ^ tuned[name].detach().cpu().view(torch.int32)
+        name: combine(tuned[name].detach().cpu().view(torch.int32), values.detach().cpu().view(torch.int32))
         for name, values in base.items()
     }
 
@@ -238,18 +244,23 @@ def _plain(tensor: Tensor) -> Tensor:
 
 
 def _pack_indices(delta: Delta) -> Tensor:
-    """Return the gaps between the changed entries of all tensors, laid end to end, one byte each, deflated."""
-    parts, start = [], 0
+    return _deflated(_gaps(delta))
+
+
+def _gaps(delta: Delta) -> Iterator[bytes]:
+    """Yield, for each tensor, the gaps between the changed entries of all tensors, laid end to end, one byte each."""
+    start, last = 0, -1
     for name, indices in delta.indices.items():
-        parts.append(indices.cpu().numpy().astype(np.int64) + start)
+        if indices.numel():
+            positions = indices.cpu().numpy().astype(np.int64) + start
+            gaps = np.diff(positions, prepend=last) - 1
+            long = gaps // _NO_GAP
+            ends = np.cumsum(long + 1) - 1
+            stream = np.full(int(ends[-1]) + 1, _NO_GAP, np.uint8)
+            stream[ends] = gaps - long * _NO_GAP
+            yield stream.tobytes()
+            last = int(positions[-1])
         start += delta.sizes[name]
-    positions = np.concatenate(parts) if parts else np.zeros(0, np.int64)
-    gaps = np.diff(positions, prepend=-1) - 1
-    long = gaps // _NO_GAP
-    ends = np.cumsum(long + 1) - 1
-    stream = np.full(int(ends[-1]) + 1 if len(ends) else 0, _NO_GAP, np.uint8)
-    stream[ends] = gaps - long * _NO_GAP
-    return _deflated(stream.tobytes())
 
 
 def _unpack_indices(packed: Tensor, sizes: Mapping[str, int], counts: Mapping[str, int]) -> dict[str, Tensor]:
@@ -268,11 +279,19 @@ def _unpack_indices(packed: Tensor, sizes: Mapping[str, int], counts: Mapping[st
 
 
 def _pack_bits(delta: Delta) -> Tensor:
-    """Return the bits by byte plane: the high bytes of small updates are zero and shrink to nothing."""
-    values = [delta.bits[name].cpu().numpy() for name in delta.indices]
-    flat = np.concatenate(values) if values else np.zeros(0, np.int32)
-    planes = flat.astype("<i4").view(np.uint8).reshape(-1, 4).T
-    return _deflated(np.ascontiguousarray(planes).tobytes())
+    """Return the bits by byte plane: the high bytes of small updates are zero and shrink to nothing.
+
+    The low bytes are noise, where looking for repeated strings costs most of the time and finds none: runs are enough.
+    """
+    return _deflated(_planes(delta), zlib.Z_RLE)
+
+
+def _planes(delta: Delta) -> Iterator[bytes]:
+    """Yield the lowest byte of each entry, tensor by tensor, then the second one, and so on."""
+    for plane in range(4):
+        for name in delta.indices:
+            entries = delta.bits[name].cpu().numpy().astype("<i4", copy=False)
+            yield entries.view(np.uint8).reshape(-1, 4)[:, plane].tobytes()
 
 
 def _unpack_bits(packed: Tensor, counts: Mapping[str, int]) -> dict[str, Tensor]:
@@ -281,8 +300,14 @@ def _unpack_bits(packed: Tensor, counts: Mapping[str, int]) -> dict[str, Tensor]
     return dict(zip(counts, flat.split(list(counts.values())))) if counts else {}
 
 
-def _deflated(content: bytes) -> Tensor:
-    return torch.frombuffer(bytearray(zlib.compress(content, 6)), dtype=torch.uint8)
+def _deflated(parts: Iterable[bytes], strategy: int = zlib.Z_DEFAULT_STRATEGY) -> Tensor:
+    """Return the deflated content of all parts together; a part is asked for when the one before it is done."""
+    deflate = zlib.compressobj(6, strategy=strategy)
+    content = bytearray()
+    for part in parts:
+        content += deflate.compress(part)
+    content += deflate.flush()
+    return torch.frombuffer(content, dtype=torch.uint8)
 
 
 def _inflated(packed: Tensor, longest: int) -> bytes:

@@ -147,9 +147,9 @@ class TunedUpstream:
             StateChanged: something else of the upstream has changed too.
         """
         changes, weights = self.state(), dict(self.model.named_parameters())
-        indices = {name: chosen.long() for name, chosen in changes.indices.items()}
-        sizes = {name: weights[name].numel() for name in indices}
-        child = Delta(self.base_sha256, indices, difference(self._base, changes.values), sizes, {}, task, info)
+        sizes = {name: weights[name].numel() for name in changes.indices}
+        bits = difference(self._base, changes.values, in_place=True)  # of the copy that state() has made
+        child = Delta(self.base_sha256, changes.indices, bits, sizes, {}, task, info)
         return child.with_tensors(adapters.base_state(self.model), changes.added) if changes.added else child
 
     # -- back to the untouched upstream ----------------------------------------------------------------------------
