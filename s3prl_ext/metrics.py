@@ -47,6 +47,7 @@ METRICS: dict[str, Metric] = {
     "error": Metric(higher_is_better=False, unit="%"),
     "error_low": Metric(higher_is_better=False, unit="%"),
     "error_high": Metric(higher_is_better=False, unit="%"),
+    "EER": Metric(higher_is_better=False, unit="ratio"),
     "der": Metric(higher_is_better=False, unit="ratio"),
     "loss": Metric(higher_is_better=False, unit="nats"),
     "intent_loss": Metric(higher_is_better=False, unit="nats"),
@@ -55,7 +56,7 @@ METRICS: dict[str, Metric] = {
 
 
 NAMES = {
-    "wer": "WER", "per": "PER", "cer": "CER", "uer": "UER", "der": "DER", "acc": "accuracy",
+    "wer": "WER", "per": "PER", "cer": "CER", "uer": "UER", "der": "DER", "EER": "EER", "acc": "accuracy",
     "slot_type_f1": "slot type F1", "slot_value_cer": "slot value CER",
 }  # fmt: skip
 
@@ -68,7 +69,7 @@ def metric(name: str) -> Metric:
 
 
 # What a task without a row in s3prl_ext.tasks is judged by: the first of these that it reports.
-MAIN_METRICS = ("slot_type_f1", "per", "wer", "error", "der", "acc")
+MAIN_METRICS = ("slot_type_f1", "per", "wer", "error", "EER", "der", "acc")
 
 
 def heading(name: str, what: str = "") -> str:

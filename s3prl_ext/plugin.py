@@ -34,6 +34,7 @@ from s3prl_ext.compat import (
     large_corpora,
     listings,
     s3prl,
+    sv_voxceleb1,
     task_labels,
     tensorboard,
     torch,
@@ -86,6 +87,7 @@ SHIMS: tuple[Shim, ...] = (
     *corpus_checks.SHIMS,
     *kaldi_tables.SHIMS,
     *emotion.SHIMS,
+    *sv_voxceleb1.SHIMS,
     *task_labels.SHIMS,
     *tensorboard.SHIMS,
 )

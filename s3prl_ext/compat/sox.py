@@ -1,4 +1,4 @@
-"""The part of ``torchaudio.sox_effects`` that s3prl's tasks use: effect chains of channels, rate and gain."""
+"""The part of ``torchaudio.sox_effects`` that s3prl's tasks use: effect chains of channels, rate, gain and silence."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from s3prl_ext.errors import UsageError
 if TYPE_CHECKING:
     import torch
 
-EFFECTS = ("channels", "rate", "gain")
+EFFECTS = ("channels", "rate", "gain", "silence")
+SILENCE = "silence 1 SECONDS PERCENT% -1 SECONDS PERCENT%"  # the form of that effect that is known
+WINDOWS = 50  # in a second, of the level that silence is judged by
 
 
 def apply_effects_tensor(
@@ -28,10 +30,13 @@ def apply_effects_tensor(
         The new samples, clipped to [-1, 1], and their sample rate in Hz.
 
     Raises:
-        UsageError: an effect other than channels, rate and gain, or one with other arguments than a number.
+        UsageError: an effect other than these, or one with other arguments.
     """
     samples = tensor if channels_first else tensor.t()
     for effect in effects:
+        if effect[0] == "silence":
+            samples = _without_silence(samples, sample_rate, effect)
+            continue
         name, value = _parse(effect)
         if name == "channels":
             samples = _mix(samples, int(value))
@@ -73,9 +78,72 @@ def _parse(effect: Sequence[str]) -> tuple[str, float]:
     if name not in EFFECTS or value is None:
         raise UsageError(
             f"the sox effect {' '.join(map(str, effect))!r} is not available without torchaudio.sox_effects: "
-            f"known are {', '.join(EFFECTS)}, each with one number."
+            f"known are {', '.join(EFFECTS[:-1])}, each with one number, and {SILENCE}."
         )
     return name, value
+
+
+def _without_silence(samples: torch.Tensor, rate: int, effect: Sequence[str]) -> torch.Tensor:
+    """Cut silence out as sox does: before the first sound, and every stretch of it that is as long as given.
+
+    A sound begins where the level, the root mean square of the last 20 ms, stays above its threshold for the first
+    duration; it is kept from there. It ends where the level stays below the second one for the second duration, which
+    is cut out together with what follows up to the next sound. Levels count from silence after each end.
+
+    Args:
+        samples: [1, time].
+        rate: in Hz.
+        effect: of the form :data:`SILENCE`.
+    """
+    import torch
+
+    try:
+        _, above, begins, louder, below, ends, softer = effect
+        (start, stop), (on, off) = [[float(text) for text in (begins, ends)], [_percent(louder), _percent(softer)]]
+        known = (above, below) == ("1", "-1") and min(start, stop) > 0 and samples.shape[0] == 1
+    except ValueError:
+        known = False
+    if not known:
+        raise UsageError(
+            f"the sox effect {' '.join(map(str, effect))!r} is not available: known is {SILENCE}, of mono."
+        )
+    window = rate // WINDOWS
+    squares = samples[0].double() ** 2
+    kept, position = [], 0
+    while position < len(squares):
+        level = _levels(squares[position:], window)
+        begun = _first_run(level > on, round(start * rate))
+        if begun is None:
+            break
+        ended = _first_run(level[begun + 1 :] <= off, round(stop * rate))
+        last = len(level) if ended is None else begun + 1 + ended - round(stop * rate) + 1
+        kept.append(samples[:, position + begun - round(start * rate) + 1 : position + last])
+        position += len(level) if ended is None else begun + 1 + ended + 1
+    return torch.cat(kept, dim=1) if kept else samples[:, :0]
+
+
+def _percent(text: str) -> float:
+    if not text.endswith("%"):
+        raise ValueError(text)
+    return float(text[:-1]) / 100
+
+
+def _levels(squares: torch.Tensor, window: int) -> torch.Tensor:
+    """Return the root mean square of the last `window` samples at each one, with zeros before the first."""
+    import torch
+
+    sums = torch.nn.functional.pad(squares.cumsum(0), (window, 0))
+    return ((sums[window:] - sums[:-window]).clamp(min=0) / window).sqrt()
+
+
+def _first_run(holds: torch.Tensor, length: int) -> int | None:
+    """Return where the first `length` successive true values end, or None."""
+    import torch
+
+    places = torch.arange(len(holds))
+    since = places - torch.where(holds, -1, places).cummax(0).values if len(holds) else places
+    found = torch.nonzero(since >= length)
+    return int(found[0]) if len(found) else None
 
 
 def _mix(samples: torch.Tensor, channels: int) -> torch.Tensor:

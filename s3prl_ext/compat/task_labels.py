@@ -1,4 +1,4 @@
-"""Intents, slots and emotions: their names go into the task file that checkpoints hold.
+"""Intents, slots, emotions and speakers: their names go into the task file that checkpoints hold.
 
 s3prl reads them from the corpus at every start, so a checkpoint alone does not say what its outputs mean. They stand
 under ``downstream_expert.labels``, with the frame shift that s3prl's diarization stores in the same way.
@@ -50,6 +50,10 @@ def _emotions(expert: Any) -> dict[str, list[str]]:
     return {"emotions": [names[index] for index in sorted(names)]}
 
 
+def _speakers(expert: Any) -> dict[str, list[str]]:
+    return {"speakers": list(expert.train_dataset.all_speakers)}
+
+
 MARK = "keeps_labels"
 
 
@@ -83,5 +87,13 @@ SHIMS = (
         apply=_keeping(_emotions),
         reason=REASON.format("emotion recognition"),
         remove_when="s3prl stores the labels in its checkpoints",
+    ),
+    Shim(
+        name="s3prl-verification-speakers",
+        module="s3prl.downstream.sv_voxceleb1.expert",
+        needed=_unwrapped,
+        apply=_keeping(_speakers),
+        reason="a checkpoint of speaker verification does not say how many speakers it was trained on",
+        remove_when="s3prl stores the speakers in its checkpoints",
     ),
 )

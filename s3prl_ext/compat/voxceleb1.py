@@ -18,11 +18,15 @@ SPLITS = {"1": "train", "2": "dev", "3": "test"}
 """First field of a line in the list ``iden_split.txt`` -> split."""
 
 
+def cache_base() -> Path:
+    """Return the folder of this package's caches: per user."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "s3prl_ext"
+
+
 def cache_dir(root: Path, meta_data: Path) -> Path:
     """Return the folder for the file lists of one corpus: per user, keyed by its root and the content of its list."""
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     key = hashlib.sha256(str(root.resolve()).encode() + b"\0" + meta_data.read_bytes()).hexdigest()[:16]
-    return base / "s3prl_ext" / "voxceleb1" / key
+    return cache_base() / "voxceleb1" / key
 
 
 def check_list(root: Path, meta_data: Path) -> None:

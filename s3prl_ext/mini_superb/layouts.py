@@ -37,6 +37,7 @@ LAYOUTS: dict[str, Layout] = {
     "ks": Layout(named("ks"), "speech_commands", ks.write, ks.MAPPING, _POOLED),
     "ic": Layout(named("ic"), "fluent_speech_commands", ic.write, ic.MAPPING, _POOLED),
     "sid": Layout(named("sid"), "voxceleb1", sid.write, sid.MAPPING, _POOLED),
+    "asv": Layout(named("asv"), "voxceleb1", sid.write_asv, sid.MAPPING_ASV),
     "asr": Layout(named("asr"), "librispeech", librispeech.write_asr, librispeech.MAPPING_ASR),
     "pr": Layout(named("pr"), "librispeech", librispeech.write_pr, librispeech.MAPPING_PR),
     "sf": Layout(named("sf"), "audio_snips", sf.write, sf.MAPPING),

@@ -1,7 +1,9 @@
-"""Speaker identification: a folder of the form of VoxCeleb1.
+"""Speaker identification and verification: a folder of the form of VoxCeleb1.
 
 ``{dev,test}/wav/idNNNNN/<video>/<n>.wav`` and ``veri_test_class.txt`` with lines ``1|2|3 idNNNNN/<video>/<n>.wav``
-(training, dev, test). Ids count from id10001: s3prl's label is the number minus 10001.
+(training, dev, test). Ids count from id10001: s3prl's label is the number minus 10001. Verification has trials
+(``1|0 CLIP CLIP``) of clips of ``dev/wav`` in ``dev_trials.txt``, and in ``veri_test2.txt`` of speakers who are in
+``test/wav`` alone.
 """
 
 from __future__ import annotations
@@ -24,6 +26,16 @@ SPLIT_CODES = {"train": 1, "dev": 2, "test": 3}
 META_DATA = "veri_test_class.txt"
 DIGITS = "0123456789"
 
+TRIALS = {"dev": "dev_trials.txt", "test": "veri_test2.txt"}
+FIRST_UNSEEN = 10270  # VoxCeleb1's first speaker of verification's test
+UNSEEN, UNSEEN_CLIPS = 5, 4  # speakers of verification's test, clips of each
+TRIALS_OF_A_SPEAKER = 6  # of each kind
+
+MAPPING_ASV = (
+    f"The training and dev clips of sid are trained on, trials of two of them are dev; test has trials of {UNSEEN} other "
+    f"speakers with {UNSEEN_CLIPS} clips each, id{FIRST_UNSEEN} and following. As many trials are of one speaker as of two."
+)
+
 Video = tuple[str, list[np.ndarray]]  # split of a recording, the utterances cut from it
 
 MAPPING = (
@@ -35,7 +47,9 @@ MAPPING = (
 
 
 def write(out: Path, source: Source) -> None:
-    """Write clips and split below `out`."""
+    """Write clips and split below `out`, unless an earlier task of the same build did."""
+    if (out / META_DATA).is_file():
+        return
     lines = []
     for number, videos in enumerate(_single_digits(source) if source.takes else _last_held_out(_speakers(source))):
         for index, (split, pieces) in enumerate(videos):
@@ -44,6 +58,57 @@ def write(out: Path, source: Source) -> None:
                 write_audio(out / ("test" if split == "test" else "dev") / "wav" / name, samples)
                 lines.append(f"{SPLIT_CODES[split]} {name}\n")
     (out / META_DATA).write_text("".join(lines), encoding="utf-8")
+
+
+def write_asv(out: Path, source: Source) -> None:
+    """Write the clips of identification, those of unseen speakers, and the trials below `out`."""
+    write(out, source)
+    for number, pieces in enumerate(_unseen(source)):
+        for piece, samples in enumerate(pieces, 1):
+            write_audio(
+                out / "test" / "wav" / f"id{FIRST_UNSEEN + number}" / f"video{piece:02d}" / "00001.wav", samples
+            )
+    rng = source.rng("asv")
+    for split, first in (("dev", 10001), ("test", FIRST_UNSEEN)):
+        root = out / split / "wav"
+        clips: dict[str, list[str]] = {}
+        for path in sorted(root.glob("*/*/*.wav")):
+            if int(path.parts[-3][2:]) >= first:
+                clips.setdefault(path.parts[-3], []).append(path.relative_to(root).as_posix())
+        (out / TRIALS[split]).write_text("".join(_trials(clips, rng)), encoding="utf-8")
+
+
+def _trials(clips: dict[str, list[str]], rng: np.random.Generator) -> list[str]:
+    """Return lines of trials: for each speaker as many with itself as with others."""
+    lines = []
+    for speaker, own in clips.items():
+        others = [clip for other, found in clips.items() if other != speaker for clip in found]
+        for _ in range(TRIALS_OF_A_SPEAKER):
+            first, second = rng.choice(len(own), 2, replace=False)
+            lines.append(f"1 {own[first]} {own[second]}\n")
+            lines.append(f"0 {own[first]} {others[rng.integers(len(others))]}\n")
+    return list(dict.fromkeys(lines))
+
+
+def _unseen(source: Source) -> list[list[np.ndarray]]:
+    """Return speakers -> clips of verification's test: read sentences where identification has digits, or voices of its own."""
+    recorded = source.recordings
+    by_speaker: dict[str, list[Clip]] = {}
+    if recorded is not None and recorded.has("fsdd") and recorded.has("vctk"):
+        for clip in without_repeats(source.clips("asv", "vctk")):
+            if clip.speaker and clip.duration >= PIECE_S:
+                by_speaker.setdefault(clip.speaker, []).append(clip)
+    able = [name for name in sorted(by_speaker) if len(by_speaker[name]) >= UNSEEN_CLIPS][:UNSEEN]
+    if len(able) >= 2:
+        return [[cut_seconds(clip, 0.0, PIECE_S) for clip in by_speaker[name][:UNSEEN_CLIPS]] for name in able]
+    source.note("asv", "the speakers of test are synthetic voices")
+    voices = VOICES[SYNTHETIC_SPEAKERS : SYNTHETIC_SPEAKERS + UNSEEN]
+    texts = sentences(source.rng("asv sentences"), UNSEEN * UNSEEN_CLIPS)
+    spoken = [
+        s[: int(PIECE_S * SAMPLE_RATE)]
+        for s in synthesise([Speech(t, voices[i % UNSEEN]) for i, t in enumerate(texts)])
+    ]
+    return [spoken[number::UNSEEN] for number in range(UNSEEN)]
 
 
 def _last_held_out(speakers: list[list[list[np.ndarray]]]) -> list[list[Video]]:

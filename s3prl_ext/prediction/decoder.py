@@ -115,6 +115,10 @@ class Decoder(ABC):
     def join(self, recording: Recording, windows: Sequence[Window], pieces: Sequence[Any]) -> Result:
         """Return the result of a recording from the head's output for its windows."""
 
+    def follow(self, result: Result, first: Result) -> Result:
+        """Return a result as it is given in a call whose first result is `first`."""
+        return result
+
 
 def build_decoder(info: Mapping[str, Any], width: int, rate: int, options: Options, name: str) -> Decoder:
     """Build the decoder of a task, with an untrained head.

@@ -128,11 +128,16 @@ class Model:
             paths: audio files.
             batch_size: windows that pass the model together. With 1 no result depends on the other files.
         """
-        paths = iter(paths)
+        paths, first = iter(paths), None
         while group := list(islice(paths, batch_size)):
             jobs = [self._opened(path) for path in group]
             self._decode([job for job in jobs if job.error is None], batch_size)
-            yield from self._results(jobs)
+            for result in self._results(jobs):
+                if isinstance(result, Failure):
+                    yield result
+                    continue
+                first = first or result
+                yield self.decoder.follow(result, first)
 
     def _opened(self, path: str | os.PathLike) -> _Job:
         try:

@@ -82,6 +82,34 @@ class LabelResult(Result):
 
 
 @dataclass(frozen=True)
+class VoiceResult(Result):
+    """The embedding of a voice.
+
+    Attributes:
+        embedding: [size], of length 1.
+        score: its cosine with that of the first recording of the call, which verification thresholds; -1 to 1.
+        against: that recording.
+    """
+
+    COLUMNS: ClassVar[tuple[str, ...]] = ("score", "against")
+
+    embedding: np.ndarray = field(repr=False, compare=False)
+    score: float = 1.0
+    against: str = ""
+
+    def likeness(self, other: VoiceResult) -> float:
+        """Return the cosine of two embeddings."""
+        return float(self.embedding @ other.embedding)
+
+    def __str__(self) -> str:
+        return f"{self.file}\t{self.score:.4f}\t{self.against}"
+
+    def _content(self) -> dict[str, Any]:
+        embedding = [round(float(value), 6) for value in self.embedding]
+        return {"score": round(self.score, 6), "against": self.against, "embedding": embedding}
+
+
+@dataclass(frozen=True)
 class Transcript(Result):
     """A transcript.
 

@@ -33,7 +33,15 @@ class Share(NamedTuple):
     clips: float
 
 
-Count = Callable[[Records], Sums | Share | None]
+class Ends(NamedTuple):
+    """A metric of all utterances together, with the ends of its interval, in the unit of a ratio."""
+
+    value: float
+    low: float
+    high: float
+
+
+Count = Callable[[Records], Sums | Share | Ends | None]
 
 
 def words(text: str) -> list[str]:

@@ -14,7 +14,7 @@ from s3prl_ext.errors import DataError
 from s3prl_ext.evaluation.significance import Interval, bootstrap_ratio, wilson
 from s3prl_ext.metrics import METRICS
 from s3prl_ext.tasks import OTHER, Task, counts_of
-from s3prl_ext.tasks.counts import Share
+from s3prl_ext.tasks.counts import Ends, Share
 
 FEWEST = 2  # utterances; the bootstrap of a single one has no width
 
@@ -42,6 +42,8 @@ def _interval(metric: str, values: Mapping[str, float], records: Mapping[str, An
             continue
         if isinstance(found, Share):
             return wilson(values[metric], found.clips)
+        if isinstance(found, Ends):
+            return scale * found.low, scale * found.high
         if len(found.errors) < FEWEST:
             continue
         try:

@@ -25,6 +25,7 @@ CLIPS = {
     "pr": "train-clean-100/*/*/*.flac",
     "sf": "train/*.wav",
     "sd": "train/wav/*.wav",
+    "asv": "dev/wav/*/*/*.wav",
     "er": "Session*/sentences/wav/*/*.wav",
     "esc50": "audio/*.wav",
     "ljspeech": "wavs/*.wav",
@@ -32,7 +33,7 @@ CLIPS = {
 }
 
 
-CONVERTED = ("ks", "esc50", "ljspeech", "vctk")  # tasks that bring audio to 16 kHz mono themselves
+CONVERTED = ("ks", "asv", "esc50", "ljspeech", "vctk")  # tasks that bring audio to 16 kHz mono themselves
 
 
 def train_flags(task: str, exp: Path, override: str = "", upstream: tuple[object, ...] = ("-u", "fbank")) -> list:
@@ -213,6 +214,9 @@ def test_clips_shorter_than_a_frame(own_corpus, refused, upstreams, tmp_path, ta
     for table in folder.glob("len_for_bucket/train*.csv"):  # ASR batches by the lengths written there
         replace_text(table, lambda text: "".join(f"{x.rpartition(',')[0]},\n" for x in text.splitlines()))
     sentence = refused(DATA, exp, *train_flags(task, exp, upstream=tuple(upstreams[upstream])))
+    if task == "asv":  # which cuts silence out first
+        assert "longer than 8000 samples" in sentence and "min_sec" in sentence, sentence
+        return
     assert "100 samples" in sentence and "less than one frame" in sentence, sentence
 
 

@@ -31,10 +31,12 @@ SCORES = {
     "sf": ("dev", "test", "slot_type_f1"),
     "sd": ("dev", "test", "der"),
     "er": ("dev", "test", "acc"),
+    "asv": ("dev", "test", "EER"),
     "esc50": ("dev", "test", "error"),
     "ljspeech": ("dev", "test", "wer"),
     "vctk": ("dev", "test", "wer"),
 }
+WHOLE = ("asv",)  # tasks that cannot score a part of a split
 OWN_TUNING = ("ljspeech", "vctk")  # tasks whose task file has a section `tuning`, which -f would contradict
 
 
@@ -82,7 +84,9 @@ def test_default_set_covers_every_pair():
 def test_train_resume_evaluate(run, corpora, upstreams, base_weights, succeed, tmp_path):
     exp = tmp_path / "exp"
     tuning = ["-f"] if run.tuning == "-f" and run.task not in OWN_TUNING else []
-    override = "config.runner.evaluate_ratio=0.3" + (f",,{CHILD}" if run.tuning == "child" else "")
+    override = f"config.runner.evaluate_ratio={1 if run.task in WHOLE else 0.3}" + (
+        f",,{CHILD}" if run.tuning == "child" else ""
+    )
     if run.tuning == "-f" and run.task in OWN_TUNING:
         override += ",,config.tuning={'method':'full'}"
     start = ["-m", "train", *upstreams[run.upstream], "-d", LAYOUTS[run.task].task.downstream, "-c", f"{run.task}/mini"]

@@ -93,6 +93,17 @@ def test_emotions(scored):
     assert mean(mine[name] == truth[name] for name in truth) == pytest.approx(run.metrics["acc"], abs=1e-6)
 
 
+def test_voices(scored):
+    run = scored("asv")
+    results = {r.file: r for r in run.model.predict_files(run.dataset.dataset)}
+    found = runs.lines(run.exp / "test_predict.txt")
+    name = lambda path: "-".join(path.split("/")[-3:]).split(".")[0]  # noqa: E731
+    mine = {f"{name(a)}_{name(b)}": results[a].likeness(results[b]) for _, a, b in run.dataset.pair_table}
+    assert mine == pytest.approx({pair: float(score) for pair, score in found.items()}, abs=1e-5)
+    first, *others = results.values()
+    assert first.score == pytest.approx(1) and all(r.score == r.likeness(first) for r in others)
+
+
 def test_sounds(scored):
     run = scored("esc50")
     rows = {row.clip: row for row in read_predictions(run.exp / "predictions-test.jsonl")}

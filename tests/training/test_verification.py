@@ -1,0 +1,169 @@
+"""Speaker verification: the equal error rate against a count and scikit-learn's ROC, trials, lengths of clips."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from s3prl_ext.compat import sv_voxceleb1
+from s3prl_ext.errors import DataError
+from s3prl_ext.tasks.asv import equal_error_rate, over_trials
+from s3prl_ext.training.evaluation import evaluate
+from tests.support.experiments import make_args, task_config
+
+
+def counted(labels: np.ndarray, scores: np.ndarray) -> tuple[float, float]:
+    """Return the ends of the step of the ROC within which the errors are equal, by trying every threshold."""
+    rates = [
+        (float(np.mean(scores[labels == 1] < threshold)), float(np.mean(scores[labels == 0] >= threshold)))
+        for threshold in [*sorted(set(scores)), np.inf]
+    ]
+    below = max((one for one in rates if one[0] <= one[1]), key=lambda one: one[0])
+    above = min((one for one in rates if one[0] >= one[1]), key=lambda one: one[0])
+    return max(below[0], above[1]), min(above[0], below[1])
+
+
+def trials(seed: int, count: int = 60, ties: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    labels = rng.permutation(np.arange(count) % 3 == 0).astype(int)
+    scores = rng.normal(labels * 1.5, 1.0)
+    return labels, np.round(scores) if ties else scores
+
+
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("seed", range(8))
+def test_the_equal_error_rate_lies_where_a_count_finds_it(seed, ties):
+    labels, scores = trials(seed, ties=ties)
+    low, high = counted(labels, scores)
+    assert low - 1e-12 <= equal_error_rate(labels, scores) <= high + 1e-12
+
+
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("seed", range(8))
+def test_the_equal_error_rate_is_that_of_the_roc(seed, ties):
+    metrics = pytest.importorskip("sklearn.metrics")
+    from scipy.interpolate import interp1d
+    from scipy.optimize import brentq
+
+    labels, scores = trials(seed, ties=ties)
+    false, true, _ = metrics.roc_curve(labels, scores)
+    expected = brentq(lambda x: 1.0 - x - interp1d(false, true)(x), 0.0, 1.0)
+    assert equal_error_rate(labels, scores) == pytest.approx(expected, abs=1e-9)
+
+
+def test_known_rates():
+    labels = np.array([1, 1, 0, 0])
+    assert equal_error_rate(labels, np.array([4.0, 3.0, 2.0, 1.0])) == 0
+    assert equal_error_rate(labels, np.array([1.0, 2.0, 3.0, 4.0])) == 1
+    assert equal_error_rate(labels, np.zeros(4)) == 0.5
+    assert equal_error_rate(labels, np.array([4.0, 1.0, 3.0, 0.0])) == 0.5
+    weights = np.array([3, 1, 1, 3])  # as if the trials were there that often
+    many = equal_error_rate(np.repeat(labels, weights), np.repeat([4.0, 1.0, 3.0, 0.0], weights))
+    assert equal_error_rate(labels, np.array([4.0, 1.0, 3.0, 0.0]), weights) == many == 0.25
+
+
+def test_the_interval_holds_the_rate_and_narrows_with_more_trials():
+    widths = []
+    for count in (60, 600):
+        labels, scores = trials(1, count)
+        found = over_trials({"labels": [str(one) for one in labels], "scores": list(scores)})
+        assert found is not None and found.low < found.value < found.high
+        assert found.value == equal_error_rate(labels, scores)
+        widths.append(found.high - found.low)
+    assert 2 < widths[0] / widths[1] < 5, "about the square root of ten"
+    assert over_trials({"labels": ["1", "1"], "scores": [0.0, 1.0]}) is None
+
+
+@pytest.fixture
+def own(build, tmp_path, corpus_variables, monkeypatch):
+    """A copy of the miniature corpus, with a cache of its own; builds the expert on it."""
+    root = Path(shutil.copytree(corpus_variables / "voxceleb1", tmp_path / "voxceleb1"))
+    monkeypatch.setenv("VOXCELEB1", str(root))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def make(**datarc):
+        config = task_config("asv", total_steps=2)
+        config["downstream_expert"]["datarc"] |= datarc
+        return build(make_args(tmp_path / "exp", downstream="sv_voxceleb1"), config)
+
+    return root, make
+
+
+def test_dev_is_scored_with_its_own_trials_and_the_labels_are_written(own, tmp_path):
+    root, make = own
+    make().train()
+    result = json.loads((tmp_path / "exp" / "result.json").read_text())["metrics"]["dev"]["EER"]["value"]
+    lines = [line.split() for line in (root / "dev_trials.txt").read_text().splitlines()]
+    truth = [line.split() for line in (tmp_path / "exp" / "dev_truth.txt").read_text().splitlines()]
+    scores = [line.split() for line in (tmp_path / "exp" / "dev_predict.txt").read_text().splitlines()]
+    assert [label for _, label in truth] == [label for label, *_ in lines] and len(scores) == len(lines)
+    assert [name for name, _ in truth] == [name for name, _ in scores]
+    labels, given = np.array([int(label) for _, label in truth]), np.array([float(score) for _, score in scores])
+    assert equal_error_rate(labels, given) == pytest.approx(result, abs=1e-6)
+
+
+def test_lengths_are_kept_per_corpus_and_measured_anew_where_a_clip_changed(own, monkeypatch):
+    root, _ = own
+    first = sv_voxceleb1.clip_lengths(root / "dev" / "wav")
+    clip = sorted(first)[3]
+    samples, rate = soundfile.read(root / "dev" / "wav" / clip, dtype="float32")
+    assert 0 < first[clip] <= len(samples)
+    soundfile.write(root / "dev" / "wav" / clip, np.concatenate([samples, np.zeros(8000, np.float32), samples]), rate)
+    measured, length = [], sv_voxceleb1._length
+    monkeypatch.setattr(sv_voxceleb1, "_length", lambda path: measured.append(path) or length(path))
+    again = sv_voxceleb1.clip_lengths(root / "dev" / "wav")
+    assert [path.relative_to(root / "dev" / "wav").as_posix() for path in measured] == [clip]
+    assert again[clip] > 1.5 * first[clip] and {n: again[n] for n in first if n != clip} == {
+        n: first[n] for n in first if n != clip
+    }
+    assert set(sv_voxceleb1.clip_lengths(root / "test" / "wav")).isdisjoint(first) or len(measured) > 1
+
+
+def test_short_clips_are_not_trained_on(own):
+    _, make = own
+    whole = make().downstream.model.train_dataset
+    lengths = sorted(sv_voxceleb1.clip_lengths(Path(whole.roots[0])).values())
+    middle = lengths[len(lengths) // 2]
+    part = make(vad_config={"min_sec": middle}).downstream.model.train_dataset
+    assert len(part) == sum(length > middle for length in lengths) < len(whole)
+    assert part.speaker_num == whole.speaker_num == 10, "all speakers of the folder have an output"
+
+
+def test_without_a_dev_list_there_is_no_dev(own):
+    _, make = own
+    runner = make(dev_meta_data=None)
+    with pytest.raises(DataError, match="split 'dev' is empty"):
+        runner.train()
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("1 a.wav\n", "line 1 must be '<0|1> CLIP CLIP', got '1 a.wav'"),
+        ("2 a.wav b.wav\n", "line 1 must be"),
+        ("1 nobody/video/00001.wav nobody/video/00001.wav\n", "lists nobody/video/00001.wav, which is not below"),
+        (None, "no such list of trials: .*veri_test2.txt.*VOXCELEB1_TRIALS"),
+        ("same", r"needs trials of one speaker \(1\) and of two \(0\)"),
+    ],
+)
+def test_a_list_of_trials_that_does_not_fit_is_refused(own, lines, message):
+    root, make = own
+    path = root / "veri_test2.txt"
+    kept = [line for line in path.read_text().splitlines(keepends=True) if line.startswith("1")]
+    path.unlink()
+    if lines is not None:
+        path.write_text("".join(kept) if lines == "same" else lines)
+    with pytest.raises(DataError, match=message):
+        make()
+
+
+def test_a_part_of_a_split_is_not_scored(own):
+    _, make = own
+    runner = make()
+    with pytest.raises(DataError, match="split 'dev' was not scored whole.*evaluate_ratio: 1"):
+        evaluate(runner.models, "dev", 1337, ratio=0.1)
