@@ -107,18 +107,12 @@ def _without_silence(samples: torch.Tensor, rate: int, effect: Sequence[str]) ->
         raise UsageError(
             f"the sox effect {' '.join(map(str, effect))!r} is not available: known is {SILENCE}, of mono."
         )
-    window = rate // WINDOWS
-    squares = samples[0].double() ** 2
-    kept, position = [], 0
-    while position < len(squares):
-        level = _levels(squares[position:], window)
-        begun = _first_run(level > on, round(start * rate))
-        if begun is None:
-            break
-        ended = _first_run(level[begun + 1 :] <= off, round(stop * rate))
-        last = len(level) if ended is None else begun + 1 + ended - round(stop * rate) + 1
-        kept.append(samples[:, position + begun - round(start * rate) + 1 : position + last])
-        position += len(level) if ended is None else begun + 1 + ended + 1
+    level, kept, position = _Level(samples[0], rate), [], 0
+    while (begun := level.first_run(position, position, on, round(start * rate), louder=True)) is not None:
+        ended = level.first_run(begun + 1, position, off, round(stop * rate), louder=False)
+        last = samples.shape[1] if ended is None else ended - round(stop * rate) + 1
+        kept.append(samples[:, begun - round(start * rate) + 1 : last])
+        position = samples.shape[1] if ended is None else ended + 1
     return torch.cat(kept, dim=1) if kept else samples[:, :0]
 
 
@@ -128,12 +122,38 @@ def _percent(text: str) -> float:
     return float(text[:-1]) / 100
 
 
-def _levels(squares: torch.Tensor, window: int) -> torch.Tensor:
-    """Return the root mean square of the last `window` samples at each one, with zeros before the first."""
-    import torch
+class _Level:
+    """The root mean square of the last 20 ms at each sample of a signal, in parts as they are asked for.
 
-    sums = torch.nn.functional.pad(squares.cumsum(0), (window, 0))
-    return ((sums[window:] - sums[:-window]).clamp(min=0) / window).sqrt()
+    Args:
+        samples: [time].
+        rate: in Hz.
+    """
+
+    def __init__(self, samples: torch.Tensor, rate: int) -> None:
+        import torch
+
+        self.window, self.part = rate // WINDOWS, 4 * rate
+        self.sums = torch.nn.functional.pad((samples.double() ** 2).cumsum(0), (1, 0))
+
+    def between(self, first: int, last: int, silent_before: int) -> torch.Tensor:
+        """Return the level at the samples from `first` to before `last`, as if there was silence before a sample."""
+        import torch
+
+        ends = torch.arange(first + 1, last + 1)
+        energy = self.sums[ends] - self.sums[(ends - self.window).clamp(min=silent_before)]
+        return (energy.clamp(min=0) / self.window).sqrt()
+
+    def first_run(self, first: int, silent_before: int, threshold: float, length: int, louder: bool) -> int | None:
+        """Return the sample from `first` on at which the level has been louder, or not, for `length` samples, or None."""
+        size, end = self.part, len(self.sums) - 1
+        while first < end:
+            last = min(end, first + size)
+            found = _first_run((self.between(first, last, silent_before) > threshold) == louder, length)
+            if found is not None or last == end:
+                return None if found is None else first + found
+            size *= 2
+        return None
 
 
 def _first_run(holds: torch.Tensor, length: int) -> int | None:
@@ -141,7 +161,7 @@ def _first_run(holds: torch.Tensor, length: int) -> int | None:
     import torch
 
     places = torch.arange(len(holds))
-    since = places - torch.where(holds, -1, places).cummax(0).values if len(holds) else places
+    since = places - torch.where(holds, -1, places).cummax(0).values
     found = torch.nonzero(since >= length)
     return int(found[0]) if len(found) else None
 
