@@ -22,7 +22,7 @@ RACE = (
     "config.tuning={'method':'child','density':[0.05,0.01],'fisher':{'max_batches':2}},,config.early_stop={'ratio':0.5},,"
     "config.runner.total_steps=4,,config.optimizer.lr=0.01"
 )
-WHOLE = ("asv",)  # tasks that cannot score a part of a split
+WHOLE = ("asv",)  # tasks that need a whole split for their metric
 
 
 @pytest.mark.parametrize("task", LAYOUTS)

@@ -36,7 +36,7 @@ SCORES = {
     "ljspeech": ("dev", "test", "wer"),
     "vctk": ("dev", "test", "wer"),
 }
-WHOLE = ("asv",)  # tasks that cannot score a part of a split
+WHOLE = ("asv",)  # tasks that need a whole split for their metric
 OWN_TUNING = ("ljspeech", "vctk")  # tasks whose task file has a section `tuning`, which -f would contradict
 
 
