@@ -17,6 +17,7 @@ from s3prl_ext import plugin
 from s3prl_ext.attention.files import find_model, read_attention
 from s3prl_ext.attention.layouts import Slot
 from s3prl_ext.attention.weights import AttentionWeights, sha256
+from s3prl_ext.commands import merge_deltas
 from s3prl_ext.commands.flags import merge as flags_of
 from s3prl_ext.errors import UsageError
 from s3prl_ext.locks import one_writer
@@ -74,10 +75,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: flags; None takes them from the command line.
     """
     args = flags_of.parser().parse_args(argv)
+    if args.deltas:
+        return merge_deltas.main(args)
+    merge_deltas.check_flags(args)
     if args.out is None and not args.dry_run:
         raise UsageError("--out is missing: name a new folder for the merged model, or look first with --dry-run.")
     plugin.install()
-    preset = None if args.upstream == OWN_UPSTREAM else args.upstream
+    preset = None if args.upstream in (None, OWN_UPSTREAM) else args.upstream
     raw, name = read_raw(args.upstream_model_config, args.upstream_ckpt, preset)
     config = check_config(raw, name)
     if config.learnable is not None:

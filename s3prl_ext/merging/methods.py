@@ -16,13 +16,14 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from s3prl_ext.attention.layouts import Slot
 from s3prl_ext.errors import UsageError
 from s3prl_ext.merging.interpolation import combine, interpolate
 from s3prl_ext.settings import choice, count, load, number
 
 COLLINEAR = 0.9995  # |cosine| above which slerp is the straight line, as in mergekit
 SMALLEST_NORM = 1e-8
+
+Key = tuple[int | str, ...]  # a slot, or the name of a tensor
 
 
 @dataclass(frozen=True)
@@ -61,15 +62,15 @@ class MethodConfig:
         """The row of :data:`MERGE_METHODS`."""
         return MERGE_METHODS[self.name]
 
-    def combine(self, target: Tensor, parts: Sequence[Part], slot: Slot) -> Tensor:
-        """Return the merged matrix of one slot in the target's dtype and on its device.
+    def combine(self, target: Tensor, parts: Sequence[Part], key: Key) -> Tensor:
+        """Return the merged matrix in the target's dtype and on its device.
 
         Args:
             target: [out, in], or a bias [out].
             parts: the sources with a lambda other than 0, in the order of the configuration.
-            slot: chooses the random numbers, so that no slot depends on another.
+            key: slot or name of the tensor; it chooses the random numbers, so that no tensor depends on another.
         """
-        return self.method.function(target, parts, self, slot)
+        return self.method.function(target, parts, self, key)
 
 
 @dataclass(frozen=True)
@@ -77,14 +78,14 @@ class MergeMethod:
     """A row of the table of methods.
 
     Attributes:
-        function: target, parts, configuration, slot -> merged matrix.
+        function: target, parts, configuration, key -> merged matrix.
         needs_base: whether each source has a base.
         options: keys of the section that it takes, and the value of each that is not given.
         sums_to_one: whether lambda of all sources together must not exceed 1.
         several: whether it takes more than one source.
     """
 
-    function: Callable[[Tensor, Sequence[Part], MethodConfig, Slot], Tensor]
+    function: Callable[[Tensor, Sequence[Part], MethodConfig, Key], Tensor]
     needs_base: bool = False
     options: Mapping[str, Any] | None = None
     sums_to_one: bool = False
@@ -179,28 +180,28 @@ def drop_and_rescale(delta: Tensor, density: float, generator: torch.Generator) 
     return (delta / density).masked_fill_(~kept.to(delta.device), 0.0)
 
 
-def _linear(target: Tensor, parts: Sequence[Part], config: MethodConfig, slot: Slot) -> Tensor:
+def _linear(target: Tensor, parts: Sequence[Part], config: MethodConfig, key: Key) -> Tensor:
     return combine(target, [part.matrix for part in parts], [part.weight for part in parts])
 
 
-def _slerp(target: Tensor, parts: Sequence[Part], config: MethodConfig, slot: Slot) -> Tensor:
+def _slerp(target: Tensor, parts: Sequence[Part], config: MethodConfig, key: Key) -> Tensor:
     (part,) = parts
     return slerp(target, part.matrix, part.weight)
 
 
-def _task_arithmetic(target: Tensor, parts: Sequence[Part], config: MethodConfig, slot: Slot) -> Tensor:
+def _task_arithmetic(target: Tensor, parts: Sequence[Part], config: MethodConfig, key: Key) -> Tensor:
     return task_arithmetic(target, _task_vectors(target, parts), [part.weight for part in parts])
 
 
-def _ties(target: Tensor, parts: Sequence[Part], config: MethodConfig, slot: Slot) -> Tensor:
+def _ties(target: Tensor, parts: Sequence[Part], config: MethodConfig, key: Key) -> Tensor:
     assert config.density is not None
     return ties(target, _task_vectors(target, parts), [part.weight for part in parts], config.density)
 
 
-def _dare(target: Tensor, parts: Sequence[Part], config: MethodConfig, slot: Slot) -> Tensor:
+def _dare(target: Tensor, parts: Sequence[Part], config: MethodConfig, key: Key) -> Tensor:
     assert config.density is not None
     deltas = [
-        drop_and_rescale(delta, config.density, _generator("dare", config.seed, part.source, *slot))
+        drop_and_rescale(delta, config.density, _generator("dare", config.seed, part.source, *key))
         for delta, part in zip(_task_vectors(target, parts), parts, strict=True)
     ]
     return task_arithmetic(target, deltas, [part.weight for part in parts])

@@ -13,3 +13,5 @@ SIMILARITY_NAMES = ("euclidean", "inner_product", "swd", "swd_coordinates")
 SWD_DIRECTIONS = 200  # directions of the sliced Wasserstein distance
 LEVELS = ("utterance", "frame")  # at which layers are compared
 SHARE = 0.1  # of the training pairs, as in the paper
+
+DELTA_METHODS = ("linear", "ties", "dare")  # how the changes of tuned tasks are combined

@@ -13,6 +13,7 @@ import torch
 
 from s3prl_ext import adapters
 from s3prl_ext.child_tuning import delta as delta_files
+from s3prl_ext.commands import merge
 from s3prl_ext.prediction import load as predict
 from tests.support import factories
 from tests.training.test_race_runs import same
@@ -61,6 +62,15 @@ def test_a_delta_scores_as_its_checkpoint(trained, succeed, tmp_path, name, upst
         assert results[0][key] == results[1][key], key
     assert (exp / "test_predict.txt").read_text() == (alone / "test_predict.txt").read_text()
     assert results[1]["args"]["init_ckpt"] == str(alone / "delta.safetensors")
+
+
+def test_a_merged_task_with_lambda_one_scores_as_the_run_it_came_from(trained, succeed, tmp_path):
+    exp, out = trained(CHILD), tmp_path / "merged"
+    succeed("-m", "evaluate", "-e", exp / "delta.safetensors", "-t", "test", "-p", tmp_path / "alone")
+    assert merge.main(["--deltas", str(exp), "--lambda", "1", "--out", str(out)]) == 0
+    succeed("-m", "evaluate", "-e", out / exp.name / "delta.safetensors", "-t", "test")
+    results = [json.loads((f / "result-test.json").read_text()) for f in (tmp_path / "alone", out / exp.name)]
+    assert results[0]["metrics"] == results[1]["metrics"]
 
 
 def test_what_a_delta_cannot_do(trained, command, upstreams, tmp_path):

@@ -1,0 +1,147 @@
+"""``s3prl-ext merge --deltas``: merge what several tasks changed in one upstream into one set of weights."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from s3prl_ext import plugin
+from s3prl_ext.child_tuning import delta as delta_files
+from s3prl_ext.deltas.merging import MergedTasks, merge_tasks
+from s3prl_ext.deltas.trained_task import TrainedTask
+from s3prl_ext.deltas.writing import check_new
+from s3prl_ext.errors import UsageError
+from s3prl_ext.locks import one_writer
+from s3prl_ext.merging.methods import MethodConfig, parse_method
+from s3prl_ext.models.hashing import state_sha256
+from s3prl_ext.run_folder import DELTA_FILE
+from s3prl_ext.settings import as_number
+from s3prl_ext.tables import columns
+from s3prl_ext.writing import write_json, written_folder
+
+logger = logging.getLogger(__name__)
+
+RECORD = "merge.json"
+SCHEMA = 1
+
+
+def main(args: argparse.Namespace) -> int:
+    """Write one delta for each task, all with the merged upstream and each with its own head; returns the exit status.
+
+    Args:
+        args: flags of ``s3prl-ext merge`` with ``--deltas``.
+    """
+    if args.out is None and not args.dry_run:
+        raise UsageError("--out is missing: name a new folder for the merged tasks, or look first with --dry-run.")
+    if args.out is not None:
+        check_new(args.out, "--out")
+    method = _method(args)
+    weights = _weights(args.lambdas, len(args.deltas))
+    plugin.install()
+    tasks = [TrainedTask.read(path) for path in args.deltas]
+    moved = [task.tuned_from(args.upstream, args.upstream_ckpt, args.upstream_model_config) for task in tasks]
+    names = _names(args.deltas, moved)
+    merged = merge_tasks(moved, weights, method)
+    sys.stdout.write("\n".join(_table(names, merged)) + "\n")
+    if args.dry_run:
+        sys.stdout.write("nothing was written\n")
+        return 0
+    with one_writer(args.out), written_folder(args.out) as folder:
+        _write(folder, names, args.deltas, merged, method)
+    sys.stdout.write(f"{args.out}\n")
+    return 0
+
+
+def check_flags(args: argparse.Namespace) -> None:
+    """Refuse a flag that belongs to ``--deltas`` where there are none."""
+    given = {"--lambda": args.lambdas, "--method": args.method, "--density": args.density, "--seed": args.seed}
+    surplus = [flag for flag, value in given.items() if value is not None]
+    if surplus:
+        raise UsageError(
+            f'{", ".join(surplus)} belong to --deltas: of a merge of models -g says them, such as -g "my.yaml,,lambda=0.1".'
+        )
+
+
+def _method(args: argparse.Namespace) -> MethodConfig:
+    content: dict[str, Any] = {"name": args.method or "linear"}
+    if args.density is not None:
+        content["density"] = args.density
+    if args.seed is not None:
+        content["seed"] = args.seed
+    return parse_method(content, "--method")
+
+
+def _weights(text: str | None, tasks: int) -> list[float]:
+    """Return lambda of each task.
+
+    Raises:
+        UsageError: not given, not numbers, or not as many as tasks.
+    """
+    if text is None:
+        raise UsageError("--lambda is missing: give one for all tasks such as 0.5, or one for each such as 0.5,0.3.")
+    values = [as_number(part.strip(), "--lambda") for part in text.split(",")]
+    if len(values) not in (1, tasks):
+        raise UsageError(f"--lambda has {len(values)} values for {tasks} deltas: give one for all, or one for each.")
+    return values if len(values) == tasks else values * tasks
+
+
+def _names(paths: Sequence[str], tasks: Sequence[TrainedTask]) -> list[str]:
+    """Return a folder name for each task: that of its run.
+
+    Raises:
+        UsageError: two runs have folders of one name.
+    """
+    folders = [Path(path) if Path(path).is_dir() else task.path.parent for path, task in zip(paths, tasks, strict=True)]
+    names = [folder.resolve().name for folder in folders]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UsageError(
+            f"--deltas has two runs in folders named '{twice}', by which their results are told apart: rename one."
+        )
+    return names
+
+
+def _table(names: Sequence[str], merged: MergedTasks) -> list[str]:
+    """Return what each task changed, and how often two of them pull an entry in opposite directions."""
+    rows = [("task", "lambda", "changed weights", "norm of the change", "against another task")]
+    for name, weight, one in zip(names, merged.weights, merged.tasks, strict=True):
+        changes = {key: tensor - merged.base[key] for key, tensor in one.changed.items()}
+        count = sum(int(change.count_nonzero()) for change in changes.values())
+        norm = (
+            torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(c) for c in changes.values()]))
+            if changes
+            else 0.0
+        )
+        opposed = sum(int(_opposed(key, change, one, merged).sum()) for key, change in changes.items())
+        rows.append((name, f"{weight:g}", f"{count:,}", f"{float(norm):.4g}", f"{opposed / max(1, count):.1%}"))
+    return columns(rows, right=True)
+
+
+def _opposed(key: str, change: torch.Tensor, own: Any, merged: MergedTasks) -> torch.Tensor:
+    """Return where another task changes an entry in the opposite direction."""
+    others = [one.changed[key] - merged.base[key] for one in merged.tasks if one is not own and key in one.changed]
+    return torch.stack([change * other < 0 for other in others]).any(dim=0) if others else torch.zeros(1)
+
+
+def _write(folder: Path, names: Sequence[str], paths: Sequence[str], merged: MergedTasks, method: MethodConfig) -> None:
+    sources = [
+        {"name": name, "path": str(one.task.path), "lambda": weight, "task": one.task.spec.downstream}
+        for name, one, weight in zip(names, merged.tasks, merged.weights, strict=True)
+    ]
+    options = {key: getattr(method, key) for key in method.method.options or {}}
+    facts = {"method": {"name": method.name, **options}, "merged": sources}
+    for number, name in enumerate(names):
+        (folder / name).mkdir()
+        delta_files.save(merged.delta(number, {"merged_tasks": facts}), folder / name / DELTA_FILE)
+    hashes = {
+        "base_sha256": state_sha256(merged.base),
+        "upstream_sha256": state_sha256({**merged.base, **merged.merged}),
+    }
+    write_json(folder / RECORD, {"schema": SCHEMA, **facts, **hashes}, indent=2)
+    logger.info("one upstream for %s written to %s", ", ".join(names), folder)

@@ -1,0 +1,132 @@
+"""Merge what several tasks changed in one upstream, so that one set of weights serves all of them.
+
+Each task's change is a task vector, tuned minus untuned weights, whatever its method: child network, whole upstream, LoRA,
+BitFit. A single task with lambda below 1 is the average of a tuned model with its pre-trained self (Speech-FT,
+arXiv:2502.12672; WiSE-FT, arXiv:2109.01903).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from s3prl_ext.child_tuning.delta import Delta, difference
+from s3prl_ext.deltas.plain_upstream import build_untuned
+from s3prl_ext.deltas.trained_task import TrainedTask, check_foldable
+from s3prl_ext.errors import DataError, UsageError
+from s3prl_ext.merging.learnable import find_lambda
+from s3prl_ext.merging.methods import MethodConfig, Part
+from s3prl_ext.models.hashing import state_sha256
+from s3prl_ext.training.checkpoint import TASK_PARTS
+
+
+@dataclass(frozen=True)
+class TunedWeights:
+    """One task and the tensors of the upstream that it changed.
+
+    Attributes:
+        task: as read.
+        changed: tuned tensors by name, those that differ from the untuned upstream's.
+    """
+
+    task: TrainedTask
+    changed: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class MergedTasks:
+    """One upstream for several tasks.
+
+    Attributes:
+        base: state dict of the untuned upstream.
+        tasks: what was merged.
+        weights: lambda of each.
+        merged: tensors of the merged upstream by name, those that any task changed.
+    """
+
+    base: Mapping[str, Tensor]
+    tasks: Sequence[TunedWeights]
+    weights: Sequence[float]
+    merged: Mapping[str, Tensor]
+
+    def delta(self, number: int, info: Mapping[str, Any]) -> Delta:
+        """Return a delta that holds the merged upstream with the head of one task.
+
+        Args:
+            number: of the task.
+            info: what it says of the merge, next to what the task says of itself.
+        """
+        task = self.tasks[number].task
+        config = {key: value for key, value in task.info["config"].items() if key not in ("tuning", "early_stop")}
+        untuned = {"tuning": None, "candidate": None, "density": None, "metrics": {}, "config": config}
+        about = {**task.info, **untuned, **info}
+        heads = {part: state for part, state in task.delta.task.items() if part in TASK_PARTS}
+        indices, bits = {}, {}
+        for name, tensor in self.merged.items():
+            xor = difference({name: self.base[name].reshape(-1)}, {name: tensor.reshape(-1)})[name]
+            indices[name] = xor.nonzero().flatten()
+            bits[name] = xor[indices[name]]
+        sizes = {name: self.base[name].numel() for name in self.merged}
+        return Delta(state_sha256(self.base), indices, bits, sizes, task=heads, info=about)
+
+
+def merge_tasks(tasks: Sequence[TrainedTask], weights: Sequence[float], method: MethodConfig) -> MergedTasks:
+    """Merge the changes of several tasks; entries that no task changed keep their bits.
+
+    With delta_j = W_j - B: W = B + sum of lambda_j * delta_j (linear), or its TIES or DARE form, see
+    :mod:`s3prl_ext.merging.methods`.
+
+    Args:
+        tasks: at least one, all tuned from one upstream.
+        weights: lambda of each.
+        method: one of :data:`s3prl_ext.merging.names.DELTA_METHODS`.
+
+    Raises:
+        UsageError: a task has modules of its own in the upstream, or a learnable lambda.
+        DataError: the tasks were tuned from different upstreams, or a model is missing.
+    """
+    base: dict[str, Tensor] = {}
+    tuned = []
+    for task in tasks:
+        state, one = _tuned_weights(task)
+        if base and state_sha256(state) != state_sha256(base):
+            raise DataError(
+                f"{task.path} was tuned from another upstream than {tasks[0].path}: merge tasks of one upstream, or name where "
+                "it is now with -k."
+            )
+        base = base or state
+        tuned.append(one)
+    names = [name for name in base if any(name in one.changed for one in tuned)]
+    merged = {name: _merge_tensor(name, base[name], tuned, weights, method) for name in names}
+    return MergedTasks(base, tuned, weights, merged)
+
+
+def _tuned_weights(task: TrainedTask) -> tuple[dict[str, Tensor], TunedWeights]:
+    """Return the state of a task's untuned upstream, and what the task changed in it."""
+    check_foldable(task)
+    model = build_untuned(task.spec)
+    if find_lambda(model) is not None:
+        raise UsageError(f"{task.path} has a learnable lambda, which is part of its upstream: export it first.")
+    base = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    task.tune(model)
+    state = model.state_dict()
+    return base, TunedWeights(task, {n: state[n].clone() for n in base if not torch.equal(state[n], base[n])})
+
+
+def _merge_tensor(
+    name: str, base: Tensor, tuned: Sequence[TunedWeights], weights: Sequence[float], method: MethodConfig
+) -> Tensor:
+    parts = [
+        Part(one.changed[name], weight, base, number)
+        for number, (one, weight) in enumerate(zip(tuned, weights, strict=True))
+        if name in one.changed and weight != 0.0
+    ]
+    if not parts:
+        return base
+    if method.name == "linear" and len(parts) > 1:  # a sum of task vectors: what no task changed stays, bit for bit
+        method = MethodConfig("task_arithmetic")
+    return method.combine(base, parts, (name,))

@@ -1,0 +1,135 @@
+"""``s3prl-ext merge --deltas``: several tuned tasks in one upstream, by hand-computed entries, and what is refused."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from s3prl_ext.child_tuning import delta as delta_files
+from s3prl_ext.commands import merge
+from s3prl_ext.deltas.trained_task import TrainedTask
+from s3prl_ext.errors import DataError, UsageError
+from s3prl_ext.merging.methods import ties
+from s3prl_ext.models.hashing import state_sha256
+from tests.support import tuned as made
+
+CHILD = {"method": "child", "mask": "fisher", "density": 0.3}
+LORA = {"method": "lora", "rank": 2}
+
+
+@pytest.fixture
+def model(tmp_path):
+    return made.write_model("hubert_local", tmp_path)
+
+
+@pytest.fixture
+def task(model, tmp_path):
+    """Write the delta of a task tuned by hand; return its folder and the tuned state."""
+
+    def task(name, seed=0, tuning=CHILD, ckpt=model):
+        upstream = made.build("hubert_local", ckpt)
+        tuned = made.tune(upstream, 0.3, seed) if tuning is CHILD else made.tune_adapter(upstream, tuning, seed)
+        info = made.about("hubert_local", ckpt, tuning)
+        path = made.save_delta(tuned, info, tmp_path / "exp" / name / "delta.safetensors")
+        return path.parent, TrainedTask.read(path).build().state_dict()
+
+    return task
+
+
+def run(*flags):
+    return merge.main([str(flag) for flag in flags])
+
+
+def merged_states(out, names):
+    return [TrainedTask.read(out / name).build().state_dict() for name in names]
+
+
+@pytest.mark.parametrize("method", ["linear", "ties"])
+def test_two_tasks_become_one_upstream_with_two_heads(method, task, model, tmp_path, capsys):
+    (ks, first), (sid, second) = task("ks", 1), task("sid", 2)
+    out = tmp_path / "merged"
+    assert run("--deltas", ks, sid, "--lambda", "0.5,0.25", "--method", method, "--out", out) == 0
+    base = made.build("hubert_local", model).state_dict()
+    by_ks, by_sid = merged_states(out, ("ks", "sid"))
+    changed = 0
+    for name, tensor in base.items():
+        deltas = [first[name] - tensor, second[name] - tensor]
+        if method == "linear":
+            expected = tensor + 0.5 * deltas[0] + 0.25 * deltas[1]
+        else:
+            expected = ties(tensor, deltas, [0.5, 0.25], 0.2)
+        torch.testing.assert_close(by_ks[name], expected, rtol=1e-5, atol=1e-7)
+        assert torch.equal(by_ks[name], by_sid[name])
+        untouched = (deltas[0] == 0) & (deltas[1] == 0)
+        assert torch.equal(by_ks[name][untouched], tensor[untouched])
+        changed += int((by_ks[name] != tensor).sum())
+    record = json.loads((out / "merge.json").read_text())
+    assert record["upstream_sha256"] == state_sha256(by_ks) and record["base_sha256"] == state_sha256(base)
+    assert [row["lambda"] for row in record["merged"]] == [0.5, 0.25]
+    delta = delta_files.load(out / "ks" / "delta.safetensors")
+    assert len(delta) == changed and delta.info["tuning"] is None and "tuning" not in delta.info["config"]
+    assert torch.equal(delta.task["Downstream"]["model.weight"], made.HEAD["Downstream"]["model.weight"])
+    table = capsys.readouterr().out.splitlines()
+    assert table[0].split()[:2] == ["task", "lambda"] and [line.split()[0] for line in table[1:3]] == ["ks", "sid"]
+
+
+def test_one_task_is_the_average_with_its_pre_trained_self_and_its_ends_are_exact(task, model, tmp_path):
+    ks, _ = task("ks", 3, LORA)  # an adapter is folded first
+    base, folded = made.build("hubert_local", model).state_dict(), made.build("hubert_local", model)
+    TrainedTask.read(ks).tune(folded)
+    states = {}
+    for weight in ("0", "0.5", "1"):
+        run("--deltas", ks, "--lambda", weight, "--out", tmp_path / f"merged_{weight}")
+        (states[weight],) = merged_states(tmp_path / f"merged_{weight}", ["ks"])
+    for name, tensor in base.items():
+        assert torch.equal(states["0"][name], tensor) and torch.equal(states["1"][name], folded.state_dict()[name])
+        assert torch.equal(states["0.5"][name], torch.lerp(tensor, folded.state_dict()[name], 0.5))
+    assert any(not torch.equal(states["1"][name], tensor) for name, tensor in base.items())
+
+
+def test_a_dry_run_writes_nothing(task, tmp_path, capsys):
+    ks, _ = task("ks")
+    assert run("--deltas", ks, "--lambda", "0.5", "--dry-run") == 0
+    assert "nothing was written" in capsys.readouterr().out
+    assert not (tmp_path / "merged").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--lambda", "0.5"], "--out is missing"),
+        (["--out", "{out}"], "--lambda is missing: give one for all tasks"),
+        (["--out", "{out}", "--lambda", "0.5,0.1"], "--lambda has 2 values for 1 deltas"),
+        (["--out", "{out}", "--lambda", "half"], "--lambda"),
+        (["--out", "{out}", "--lambda", "1", "--density", "0.1"], "--method: linear takes no option, but density"),
+        (["--out", "{out}", "--lambda", "1", "--method", "ties", "--seed", "1"], "ties takes density only"),
+        (["--out", "{here}", "--lambda", "1"], "exists already: name a new one"),
+    ],
+)
+def test_wrong_flags_are_one_sentence_before_anything_is_read(flags, message, tmp_path):
+    flags = [flag.format(out=tmp_path / "merged", here=tmp_path) for flag in flags]
+    with pytest.raises(UsageError, match=message):
+        run("--deltas", tmp_path / "missing", *flags)
+    assert not (tmp_path / "merged").exists()
+
+
+def test_what_cannot_be_merged_is_one_sentence(task, tmp_path):
+    ks, _ = task("ks")
+    (tmp_path / "elsewhere").mkdir()
+    foreign, _ = task("foreign", ckpt=made.write_model("hubert_local", tmp_path / "elsewhere", seed=9))
+    again, _ = task("again/ks")
+    houlsby, _ = task("houlsby", tuning={"method": "houlsby"})
+    common = ["--lambda", "0.5", "--out", tmp_path / "merged"]
+    with pytest.raises(DataError, match="was tuned from another upstream than"):
+        run("--deltas", ks, foreign, *common)
+    with pytest.raises(UsageError, match="houlsby puts modules of its own into the upstream"):
+        run("--deltas", ks, houlsby, *common)
+    with pytest.raises(UsageError, match="two runs in folders named 'ks'"):
+        run("--deltas", ks, again, *common)
+    with pytest.raises(DataError, match="missing"):
+        run("--deltas", tmp_path / "missing", *common)
+    with pytest.raises(UsageError, match="--lambda, --method belong to --deltas: of a merge of models -g says them"):
+        run("-u", "mam_hubert_base_bert_base", "--lambda", "0.1", "--method", "ties")
+    assert not (tmp_path / "merged").exists()
