@@ -18,6 +18,7 @@ from s3prl_ext.commands import prepare
 from s3prl_ext.configs import load_yaml, shipped_dir
 from s3prl_ext.merging.config import parse_config
 from s3prl_ext.tasks import corpus_variables
+from s3prl_ext.training.early_stop import EarlyStopConfig
 from tests.support import documentation, stories
 from tests.support.documentation import PAGES, ROOT, name_of
 from tests.support.stories import Place, Story
@@ -214,6 +215,9 @@ def test_section_of_a_task_file_or_a_merge_is_used(text, tmp_path, mini_superb):
         command = "-u hf_hubert_custom -k hubert"
     config = load_yaml(shipped_dir("downstream_configs") / "ks" / "mini.yaml")
     config |= content if "target" not in content else {}
+    if "rungs" in (config.get("early_stop") or {}):
+        assert EarlyStopConfig.from_config(config, candidates=9)
+        config["early_stop"]["rungs"] = [1]  # below the two steps of a shortened run
     (tmp_path / "task.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     place.source(f". {mini_superb}/env.sh")
     place.run(f"s3prl-ext run -m train {command} -d speech_commands -c task.yaml -p exp/section")
