@@ -29,6 +29,7 @@ MERGE_FILE, SWEEP_FILE = "merge.json", "sweep.json"  # of other folders
 RUN_FILES = {
     f"*{CHECKPOINT_SUFFIX}": False, RESULTS: False, MASK_FILE: False, FISHER_FILE: False, RACE: False, RACE_PICTURE: False,
     DELTA_FILE: True, "lambda.*": True, LOG_FILE: True, EVENTS: True, TRACKER_FILE: True,
+    "at-*.json": False,
 }  # fmt: skip
 # What s3prl writes before anything is trained: copies of the task file and of the file of -g, named by time.
 SETTINGS_NAMES = re.compile(r".+_\d{4}(-\d\d){5}\.\w+|events\.out\.tfevents\..*")
@@ -157,6 +158,10 @@ class RunFolder:
     def evaluations(self) -> list[Path]:
         """Return the files with the metrics of evaluations."""
         return sorted(self.path.glob("result-*.json"))
+
+    def stop(self, step: int) -> Path:
+        """Return the file with the scores of a run that was asked to stop at a step (``args.until``)."""
+        return self.path / f"at-{step}.json"
 
     # -- the race --------------------------------------------------------------------------------------------------
 

@@ -28,6 +28,7 @@ experiment
   -d TASK             {_tasks()}
   -c TASK/PRESET      a shipped task file, such as ks/superb, ks/ad_tuning, ks/mini; or a FILE of your own
   -o CHANGES          changes to the task file: "config.runner.total_steps=1000,,config.optimizer.lr=1e-4"
+                      "args.until=500": stop at that step and score dev there; -a goes on as if it had not stopped
   -a                  go on with the experiment in EXP, or begin it
   -e EXP|CKPT|DELTA   go on with (train) or score (evaluate) an experiment, a checkpoint or a delta.safetensors
   -i CKPT             begin with the weights of a checkpoint, in a new experiment

@@ -19,6 +19,7 @@ from s3prl_ext.errors import DataError, ExtError, UsageError, is_out_of_memory, 
 from s3prl_ext.merging.learnable import loadable_state
 from s3prl_ext.reading import check_model
 from s3prl_ext.run_folder import RunFolder
+from s3prl_ext.settings import count
 from s3prl_ext.tasks import task_of
 from s3prl_ext.training import checkpoint, distributed, last_hidden_state, resume
 from s3prl_ext.training.candidates import check_alike
@@ -63,6 +64,7 @@ class RunBuilder(_StockRunner):
             distributed.lost_ranks_named(),
         ):
             self.args = args
+            self.until = _until(args)
             self.child: ChildNetwork | None = None
             self._check(config)
             self.upstream = self._get_upstream()
@@ -109,6 +111,10 @@ class RunBuilder(_StockRunner):
         self.tuning = tunings[chosen] if tunings else None
         section = self.candidate.tuning if self.candidate else self.config.get("tuning")
         resume.check_tuning(self.resumed, section, tunings if self.racing else [self.tuning], self.args)
+        if self.racing and self.until is not None:
+            raise UsageError(
+                "args.until stops a single run, but section tuning makes candidates, which early_stop stops."
+            )
         if self.racing:
             check_alike(candidates, tunings, features_given(self.args))
 
@@ -268,3 +274,13 @@ class RunBuilder(_StockRunner):
     def models(self) -> TaskModels:
         """Upstream, featurizer and downstream as :class:`TaskModels`."""
         return Experiment.task_models(self.all_entries, self.config, self.args)
+
+
+def _until(args: Namespace) -> int | None:
+    """Take ``args.until`` out of the arguments, which are stored: the step at which this session of the run stops."""
+    value = vars(args).pop("until", None)
+    if value is None:
+        return None
+    if args.mode != "train":
+        raise UsageError("args.until says where a training stops: leave it out of other modes.")
+    return int(count()(value, "args.until"))

@@ -79,6 +79,13 @@ def write(
     return path
 
 
+def write_stop(folder: RunFolder, step: int, scores: Mapping[str, Mapping[str, float]]) -> None:
+    """Write the metrics by split of a run that stops on the way (``args.until``) to ``at-STEP.json``."""
+    write_json(folder.stop(step), {"step": step, "metrics": {split: dict(row) for split, row in scores.items()}})
+    _failed(folder.result()).unlink(missing_ok=True)  # of an earlier attempt
+    logger.info("stopped at step %d; its scores are in %s", step, folder.stop(step))
+
+
 def step_of(folder: RunFolder) -> int | None:
     """Return the step that the ``result.json`` of a folder reports; None where there is none to read."""
     try:

@@ -68,8 +68,14 @@ class Runner(RunBuilder, StockRunner):
                 run = Run(experiment, self.tuning, folder, self.resumed, writer, name)
                 self.child = run.child
                 first_step, loop_started = run.state.step, time.monotonic()
-                run.trainer.run()
-                if leader:
+                if self.until is not None and run.state.step > self.until:
+                    raise UsageError(
+                        f"{folder.path} stands at step {run.state.step} already, past args.until={self.until}."
+                    )
+                run.trainer.run(self.until)
+                if run.state.step < self.total_steps:
+                    self._stop(run)
+                elif leader:
                     per_step = (time.monotonic() - loop_started) / max(1, run.state.step - first_step)
                     self._finish(run, first_step, spent, per_step)
             finally:
@@ -85,6 +91,12 @@ class Runner(RunBuilder, StockRunner):
         if self.early_stop is not None and self.early_stop.split not in (None, *splits):
             splits.append(str(self.early_stop.split))
         return splits
+
+    def _stop(self, run: Run) -> None:
+        """Score a run where it stops on the way (``args.until``), without an effect on how it goes on."""
+        scores = {split: run.trainer.score(split) for split in self.runner_config.eval_dataloaders}
+        if distributed.is_leader():
+            results.write_stop(RunFolder(self.args.expdir), run.state.step, scores)
 
     def _finish(self, run: Run, first_step: int, spent: ResourceUsage, seconds_per_step: float) -> None:
         """Write what the run measured; nothing where that was done already."""
