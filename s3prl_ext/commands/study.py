@@ -115,7 +115,11 @@ def _keep(study: Study, folder: Path) -> None:
 
 def _check_same(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
     """Refuse a study that gives runs of the same name other settings."""
-    said = [f"{key} {before[key]}" for key in ("settings", "flags", "checkpoint", "choose") if before[key] != now[key]]
+    said = [
+        f"{key} {before[key]}"
+        for key in ("settings", "flags", "checkpoint", "choose", "race")
+        if before[key] != now[key]
+    ]
     if before["adjust"] != now["adjust"]:
         said.append("other entries of adjust")
     if list(before["axes"]) != list(now["axes"]):

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from s3prl_ext.configs import UnsetVariable, expand_variables
 from s3prl_ext.errors import UsageError
-from s3prl_ext.studies.plan import StudyCell
+from s3prl_ext.studies.plan import StudyCell, StudyRun
+
+if TYPE_CHECKING:
+    from s3prl_ext.training.task_file import TaskFile
 
 
 def check_runs(cells: Sequence[StudyCell], variables: bool = True) -> None:
@@ -23,7 +27,7 @@ def check_runs(cells: Sequence[StudyCell], variables: bool = True) -> None:
     from s3prl_ext.training.task_file import TaskFile
 
     seen = set()
-    for run in (run for cell in cells for run in cell.search):
+    for cell, run in [(one, run) for one in cells for run in one.search]:
         key = (run.labels["task"], repr(run.settings()))
         if key in seen:
             continue
@@ -38,3 +42,22 @@ def check_runs(cells: Sequence[StudyCell], variables: bool = True) -> None:
             raise UsageError(
                 f"{run.name}: runner.eval_dataloaders lacks {run.task.dev}, on which the study chooses; add it (set)."
             )
+        if cell.race is not None:
+            _check_race(cell, run, file)
+
+
+def _check_race(cell: StudyCell, run: StudyRun, file: TaskFile) -> None:
+    """Refuse a run that cannot take part in the race of its cell."""
+    assert cell.race is not None
+    if file.early_stop is not None:
+        raise UsageError(
+            f"{run.name} races candidates of its own (a list in its method): move the list to axes, or remove race."
+        )
+    if run.total_steps == 0 or run.total_steps != cell.total_steps:
+        raise UsageError(
+            f"{run.name}: runs that race need the same runner.total_steps; it has {run.total_steps or 'epochs'}, "
+            f"{cell.search[0].name} has {cell.total_steps or 'epochs'}."
+        )
+    cell.race.check_length(cell.total_steps, "race")
+    if cell.race.keep > len(cell.search):
+        raise UsageError(f"race.keep is {cell.race.keep}, but {cell.name} has only {len(cell.search)} runs.")

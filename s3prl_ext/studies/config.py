@@ -12,6 +12,7 @@ from typing import Annotated, Any
 from s3prl_ext.errors import DataError
 from s3prl_ext.reading import parse_json
 from s3prl_ext.settings import count, number
+from s3prl_ext.training.early_stop import EarlyStopConfig
 
 FIXED_AXES = ("task", "upstream", "method")
 Labels = Mapping[str, tuple[str, ...]]
@@ -78,6 +79,7 @@ class Study:
         axes: points by axis, in the order of the file: ``task``, ``upstream``, ``method``, then those of section ``axes``.
         seeds: the first one searches, where something is chosen.
         choose: axes along which the best point of each cell is chosen on dev.
+        race: when the runs of a cell are compared on the way, and how many go on; None trains all of them to the end.
         checkpoint: ``best`` (on dev, as the task keeps it) or ``last``: the one that is tested.
         settings: task-file keys that every run gets.
         flags: flags that every run gets.
@@ -92,6 +94,7 @@ class Study:
     axes: Mapping[str, tuple[AxisPoint, ...]]
     seeds: tuple[int, ...] = (0,)
     choose: tuple[str, ...] = ()
+    race: EarlyStopConfig | None = None
     checkpoint: str = "best"
     settings: Mapping[str, Any] = field(default_factory=dict)
     flags: Mapping[str, str] = field(default_factory=dict)
@@ -135,7 +138,9 @@ def kept_study(folder: Path) -> Study | None:
             for axis, points in content["axes"].items()
         }
         return Study(
-            axes=axes, seeds=tuple(content["seeds"]), choose=tuple(content["choose"]), checkpoint=content["checkpoint"],
+            axes=axes, seeds=tuple(content["seeds"]), choose=tuple(content["choose"]),
+            race=EarlyStopConfig.read(content["race"], f"{path}: race") if content.get("race") is not None else None,
+            checkpoint=content["checkpoint"],
             settings=content["settings"], flags=content["flags"], exclude=tuple(content["exclude"]),
             adjust=tuple(Adjustment(*parts) for parts in content["adjust"]), resources=Resources(**content["resources"]),
         )  # fmt: skip
@@ -150,12 +155,21 @@ def content_of(study: Study) -> dict[str, Any]:
     return {
         "axes": {axis: {point.label: [dict(point.settings), dict(point.flags)] for point in points}
                  for axis, points in study.axes.items()},
-        "choose": list(study.choose), "checkpoint": study.checkpoint,
+        "choose": list(study.choose), "race": race_content(study.race), "checkpoint": study.checkpoint,
         "settings": dict(study.settings), "flags": dict(study.flags),
         "seeds": list(study.seeds), "exclude": [_listed(one) for one in study.exclude],
         "adjust": [[_listed(one.of), dict(one.settings), dict(one.flags)] for one in study.adjust],
         "resources": dataclasses.asdict(study.resources),
     }  # fmt: skip
+
+
+def race_content(race: EarlyStopConfig | None) -> dict[str, Any] | None:
+    """Return a section ``race`` as plain values, without what it leaves at its default."""
+    if race is None:
+        return None
+    values = {f.name: (getattr(race, f.name), f.default) for f in dataclasses.fields(race)}
+    return {name: list(value) if isinstance(value, tuple) else value for name, (value, default) in values.items()
+            if value != default}  # fmt: skip
 
 
 def _listed(some: Labels) -> dict[str, list[str]]:

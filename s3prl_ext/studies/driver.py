@@ -118,8 +118,6 @@ class Driver:
             self._fetch()
             for cell in self.progress.cells:
                 if self._upstream_of(cell) not in self.progress.failed:
-                    for run in cell.search:
-                        self._meet(cell, Job(run, "train"))
                     self._go_on(cell)
             self._work()
         except KeyboardInterrupt:
@@ -162,10 +160,11 @@ class Driver:
         if job.name in self.cell_of:
             return
         self.cell_of[job.name] = cell
-        record, failure = job.result(), job.failure()
-        if record is not None:
+        if job.is_done():
             self._done(job)
-        elif failure is not None and (self._is_result(job, failure) or not self.retry_failed):
+            return
+        failure = job.failure()
+        if failure is not None and (self._is_result(job, failure) or not self.retry_failed):
             self._failed(job, failure)
         else:
             self.waiting.append(job)
@@ -203,12 +202,13 @@ class Driver:
             return
         self.progress.done[job.name] = job
         self.progress.failed.pop(job.name, None)
-        if job.kind == "train":
+        if job.until:
+            self.cell_of[job.name].note_stop(job.run, job.until)
+        elif job.kind == "train":
             self.cell_of[job.name].note(job.run, job.result(), None)
 
     def _is_result(self, job: Job, failure: Failure) -> bool:
-        search = self.cell_of[job.name].search
-        return failure.diverged and job.kind == "train" and job.run.name in {run.name for run in search}
+        return failure.diverged and self.cell_of[job.name].decides(job)
 
     def _failed(self, job: Job, failure: Failure) -> None:
         """Note a failure; that a search run diverged is a result, the worst of its cell."""
@@ -216,12 +216,15 @@ class Driver:
             self.progress.done[job.name] = job
         else:
             self.progress.failed[job.name] = failure.sentence
-        if job.kind == "train":
+        if job.kind != "test":
             self.cell_of[job.name].note(job.run, None, failure)
 
     def _go_on(self, cell: StudyCell) -> None:
-        """Take the jobs of a cell that are due now: other seeds of what dev has chosen, then their tests."""
+        """Take the jobs of a cell that are due now: those that choose, then other seeds of what dev has chosen, then tests."""
         try:
+            while fresh := [job for job in cell.due() if job.name not in self.cell_of]:
+                for job in fresh:
+                    self._meet(cell, job)
             final = cell.final_runs()
         except DataError as error:
             self.progress.failed[cell.name] = str(error)
@@ -235,7 +238,7 @@ class Driver:
 
 def total_jobs(study: Study, cells: list[StudyCell]) -> int:
     """Return how many processes a study takes: search, other seeds, tests."""
-    return sum(len(cell.search) + len(study.seeds) - 1 + len(study.seeds) for cell in cells)
+    return sum(cell.search_jobs() + len(study.seeds) - 1 + len(study.seeds) for cell in cells)
 
 
 def last_sentence(end: Ended) -> str:

@@ -8,23 +8,36 @@ from statistics import fmean
 from s3prl_ext.studies.config import Study
 from s3prl_ext.studies.driver import total_jobs
 from s3prl_ext.studies.engines import shown
-from s3prl_ext.studies.plan import Job, StudyCell, StudyRun
+from s3prl_ext.studies.plan import StudyCell
+from s3prl_ext.training.early_stop import EarlyStopConfig
 
 
 def dry_run(study: Study, cells: Sequence[StudyCell]) -> list[str]:
     """Return every command that can be known now, and how much all of it is."""
-    lines = [shown(Job(run, "train")) for cell in cells for run in cell.search]
-    searched = len(lines)
+    lines = [shown(job) for cell in cells for job in StudyCell(study, cell.labels, cell.search).due()]
     seeds = len(study.seeds)
-    trained = searched + len(cells) * (seeds - 1)
-    steps = sum(_steps(run) * (1 + (seeds - 1) / len(cell.search)) for cell in cells for run in cell.search)
+    steps = sum(_cell_steps(cell, seeds) for cell in cells)
+    searched = sum(cell.search_jobs() for cell in cells)
+    what = f"{searched} trainings that search" if study.race is None else _race(study.race, cells)
     lines += [
         "",
-        f"# {len(cells)} cells, {searched} trainings that search, {trained - searched} with other seeds of what dev chooses, "
+        f"# {len(cells)} cells, {what}, {len(cells) * (seeds - 1)} with other seeds of what dev chooses, "
         f"{len(cells) * seeds} tests: {total_jobs(study, list(cells))} jobs, about {steps:,.0f} optimizer steps.",
         f"# {_hours(study, cells)}",
     ]
     return lines
+
+
+def _race(race: EarlyStopConfig, cells: Sequence[StudyCell]) -> str:
+    """Return how the runs of the cells race; of those whose number or length differs each once."""
+    kinds = dict.fromkeys((len(cell.search), cell.total_steps) for cell in cells)
+    plans = ["; ".join([f"{n} runs race: {race.announcement(n, total)}"]) for n, total in kinds]
+    return f"in each {' or '.join(plans)} ({sum(cell.search_jobs() for cell in cells)} jobs)"
+
+
+def _cell_steps(cell: StudyCell, seeds: int) -> float:
+    """Return the optimizer steps of a cell: those that choose, and other seeds of an average run."""
+    return cell.search_steps() + (seeds - 1) * fmean(run.total_steps for run in cell.search)
 
 
 def _hours(study: Study, cells: Sequence[StudyCell]) -> str:
@@ -39,16 +52,8 @@ def _hours(study: Study, cells: Sequence[StudyCell]) -> str:
     if not guessed:
         return "No run has ended yet, so hours are not known: run one cell first (exclude the others)."
     seconds = sum(
-        fmean(known.get(cell.name) or known[cell.labels["task"]])
-        * _steps(run)
-        * (1 + (len(study.seeds) - 1) / len(cell.search))
+        fmean(known.get(cell.name) or known[cell.labels["task"]]) * _cell_steps(cell, len(study.seeds))
         for cell in guessed
-        for run in cell.search
     )
     rest = f"; nothing is known of {len(cells) - len(guessed)} cells" if len(guessed) < len(cells) else ""
     return f"About {seconds / 3600:.1f} hours of one job after another, from runs that have ended{rest}."
-
-
-def _steps(run: StudyRun) -> int:
-    """Return the optimizer steps of a run; 0 where its task file counts epochs."""
-    return int(run.config()["runner"].get("total_steps") or 0)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from s3prl_ext.errors import DataError
 from s3prl_ext.evaluation.series_panels import Series, SeriesPanel, plot_series_panels
 from s3prl_ext.metrics import factor, heading
 from s3prl_ext.studies.config import kept_study
@@ -35,6 +36,8 @@ def cells_in(folder: Path) -> list[StudyCell]:
     cells = cells_of(study, folder) if study else []
     for cell in cells:
         for run in cell.search:
+            for step in run.stops() if cell.race else ():
+                cell.note_stop(run, step)
             cell.note(run, run.record(), Job(run, "train").failure())
     return [cell for cell in cells if cell.scores or cell.failures]
 
@@ -60,7 +63,7 @@ def _tables(task: str, cells: Sequence[StudyCell]) -> list[Table]:
     choose = cells[0].study.choose
     body = []
     for cell in cells:
-        final = cell.final_runs() if _all_scored(cell) else []
+        final = _final(cell)
         records = [run.tested() for run in final]
         tested = [record["metrics"][row.test][name]["value"] for record in records if record is not None]
         chosen = [final[0].labels[axis] if final else NOTHING for axis in choose]
@@ -77,8 +80,10 @@ def _tables(task: str, cells: Sequence[StudyCell]) -> list[Table]:
     ]
     notes = [f"{name}: {said}" for cell in cells for name, said in cell.failures.items()]
     tables = [Table(f"{task}: chosen on {row.dev}, scored on {row.test}", head, body, notes, of_texts=True)]
-    if choose:
-        points = list(dict.fromkeys(_point(run, choose) for cell in cells for run in cell.search))
+    if choose and cells[0].study.race is not None:
+        tables.append(_races(task, cells, name))
+    elif choose:
+        points = list(dict.fromkeys(run.point(choose) for cell in cells for run in cell.search))
         searched = [
             [*(cell.labels[axis] for axis in axes), *(_searched(cell, point, choose, name) for point in points)]
             for cell in cells
@@ -88,17 +93,40 @@ def _tables(task: str, cells: Sequence[StudyCell]) -> list[Table]:
     return tables
 
 
-def _all_scored(cell: StudyCell) -> bool:
-    scores = [cell.scores.get(run.name) for run in cell.search]
-    return None not in scores and not all(math.isnan(score) for score in scores if score is not None)
+def _races(task: str, cells: Sequence[StudyCell], name: str) -> Table:
+    """Return the scores of each comparison of a task's races; who is not in the next one has dropped out."""
+    study = cells[0].study
+    axes = [axis for axis in cells[0].labels if axis != "task"]
+    points = list(dict.fromkeys(run.point(study.choose) for cell in cells for run in cell.search))
+    body = []
+    for cell in cells:
+        for step, numbers in _compared(cell).items():
+            scores = {cell.search[n].point(study.choose): cell.stop_of(n, step) for n in numbers}
+            shown = [_shown(name, score) if (score := scores.get(point)) is not None else NOTHING for point in points]
+            body.append([*(cell.labels[axis] for axis in axes), str(step), *shown])
+    title = f"{task}: race, {heading(name, named(task).dev)} by {', '.join(study.choose)}, seed {study.seeds[0]}"
+    return Table(title, [*axes, "step", *points], body, of_texts=True)
 
 
-def _point(run: StudyRun, choose: Sequence[str]) -> str:
-    return ", ".join(run.labels[axis] for axis in choose)
+def _compared(cell: StudyCell) -> dict[int, tuple[int, ...]]:
+    """Return who was or is compared at each step of a race."""
+    if cell.race is None:
+        return {}
+    standing = cell.standing()
+    found = [one for one, _ in standing.compared] + ([standing.now] if standing.now else [])
+    return {one.step: one.who for one in found}
+
+
+def _final(cell: StudyCell) -> list[StudyRun]:
+    """Return the chosen run with every seed; empty where none is chosen."""
+    try:
+        return cell.final_runs()
+    except DataError:
+        return []  # all diverged
 
 
 def _searched(cell: StudyCell, point: str, choose: Sequence[str], name: str) -> str:
-    score = next((cell.scores.get(run.name) for run in cell.search if _point(run, choose) == point), None)
+    score = next((cell.scores.get(run.name) for run in cell.search if run.point(choose) == point), None)
     return NOTHING if score is None else _shown(name, score)
 
 
@@ -108,22 +136,29 @@ def _shown(name: str, score: float) -> str:
 
 def _hours(cell: StudyCell) -> str:
     """Return the wall time of a cell's trainings."""
-    runs = {run.name: run for run in (*cell.search, *(cell.final_runs() if _all_scored(cell) else []))}
-    return clock(sum(record["seconds"] for run in runs.values() if (record := run.record()) is not None))
+    runs = {run.name: run for run in (*cell.search, *_final(cell))}
+    return clock(sum(run.seconds() or 0.0 for run in runs.values()))
+
+
+def _stopped(cell: StudyCell, run: StudyRun) -> float | None:
+    """Return the score of a run where a race has left it."""
+    score = cell.scores.get(run.name)
+    return None if score is None or math.isnan(score) else score
 
 
 def _runs(cells: Sequence[StudyCell]) -> Table:
     """Return every run as the values of a table for CSV."""
     values = []
     for cell in cells:
-        for run in {r.name: r for r in (*cell.search, *(cell.final_runs() if _all_scored(cell) else []))}.values():
+        for run in {r.name: r for r in (*cell.search, *_final(cell))}.values():
             record, tested, row = run.record(), run.tested(), run.task
-            name, dev = run.on_dev(record) if record else (cell.metric, None)
+            name, dev = run.on_dev(record) if record else (cell.metric, _stopped(cell, run))
+            steps = record["step"] if record else max(cell.stops.get(run.name, {}), default=None)
             values.append({
                 **run.labels, "seed": run.seed, "metric": name,
                 "dev": dev,
                 "test": tested["metrics"][row.test][name]["value"] if tested else None,
-                "steps": record["step"] if record else None, "seconds": record["seconds"] if record else None,
+                "steps": steps, "seconds": run.seconds(),
                 "seconds_per_step": record["seconds_per_step"] if record else None,
                 "failed": cell.failures.get(run.name), "folder": str(run.folder),
             })  # fmt: skip
@@ -132,7 +167,7 @@ def _runs(cells: Sequence[StudyCell]) -> Table:
 
 def draw_search(cells: Sequence[StudyCell], path: Path) -> None:
     """Draw the scores on dev over the one axis of numbers that was searched, a panel for each task; else draw nothing."""
-    choose = cells[0].study.choose if cells else ()
+    choose = cells[0].study.choose if cells and cells[0].study.race is None else ()  # of a race, steps differ
     if len(choose) != 1 or not all((number_of(run.labels[choose[0]]) or 0) > 0 for c in cells for run in c.search):
         return
     panels = []

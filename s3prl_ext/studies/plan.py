@@ -6,19 +6,22 @@ import copy
 import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from s3prl_ext.configs import load_yaml
 from s3prl_ext.errors import DataError
-from s3prl_ext.evaluation.result_records import ResultRecord, read_record
+from s3prl_ext.evaluation.result_records import ResultRecord, numbers, read_record
 from s3prl_ext.metrics import factor, metric
+from s3prl_ext.reading import parse_json
 from s3prl_ext.run_flags import preset_path
 from s3prl_ext.studies.config import FIXED_AXES, AxisPoint, Study
+from s3prl_ext.studies.race import Standing, jobs_of, standing
 from s3prl_ext.tasks import Task, named
+from s3prl_ext.training.early_stop import EarlyStopConfig
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,14 @@ class Failure:
 
     sentence: str
     diverged: bool = False
+
+
+class Stop(NamedTuple):
+    """What a run had reached where it was stopped: its score on dev, and the wall time until then."""
+
+    metric: str
+    score: float
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -57,15 +68,20 @@ class StudyRun:
         varied = ",".join(f"{axis}={label}" for axis, label in self.labels.items() if axis not in FIXED_AXES)
         return "/".join([*parts, *([varied] if varied else []), f"seed={self.seed}"])
 
-    def flags(self) -> list[str]:
-        """Return the flags of ``s3prl-ext run`` that train it, or go on with it."""
+    def point(self, axes: Sequence[str]) -> str:
+        """Return its labels on some axes."""
+        return ", ".join(self.labels[axis] for axis in axes)
+
+    def flags(self, until: int | None = None) -> list[str]:
+        """Return the flags of ``s3prl-ext run`` that train it, or go on with it, to its end or to a step."""
         flags = {key: value for point in self._points() for key, value in point.flags.items() if key != "-g"}
         flags |= {"-g": merge} if (merge := self._merge()) else {}
         flags |= self.study.flags
         for one in self.study.adjustments(self.labels):
             flags |= one.flags
         listed = [text for pair in flags.items() for text in pair]
-        given = ",,".join(f"config.{key}={value!r}".replace(" ", "") for key, value in self.settings().items())
+        changes = [f"config.{key}={value!r}".replace(" ", "") for key, value in self.settings().items()]
+        given = ",,".join([*changes, *([f"args.until={until}"] if until else [])])
         track = ["--track", self.study.track] if self.study.track else []
         own = [*track, "--seed", str(self.seed), "-p", str(self.folder), *(["-o", given] if given else [])]
         return ["-m", "train", "-a", *listed, *own]
@@ -109,6 +125,11 @@ class StudyRun:
             _place(config, key, value)
         return config
 
+    @cached_property
+    def total_steps(self) -> int:
+        """Its optimizer steps; 0 where its task file counts epochs."""
+        return int(float(self.config()["runner"].get("total_steps") or 0))
+
     def test_flags(self) -> list[str]:
         """Return the flags that score its checkpoint on test."""
         return ["-m", "evaluate", "-e", str(self.checkpoint()), "-t", self.task.test]
@@ -122,6 +143,34 @@ class StudyRun:
     def record(self) -> ResultRecord | None:
         """Return the result of its training, or None where it has not ended."""
         return _record(self.folder / "result.json")
+
+    def stop(self, step: int) -> Path:
+        """Return the file with its scores where it was stopped at a step."""
+        return self.folder / f"at-{step}.json"
+
+    def stopped(self, step: int) -> Stop:
+        """Return what it had reached where it was stopped at a step.
+
+        Raises:
+            DataError: the file is missing or corrupt.
+        """
+        path = self.stop(step)
+        try:
+            record = parse_json(path.read_text(encoding="utf-8"))
+            row = numbers(record["metrics"][self.task.dev])
+            name = self.task.main_metric(set(row)) or self.task.metrics[0]
+            return Stop(name, row[name], float(record["seconds"]))
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise DataError(f"{path} is corrupt ({error!r}): delete it, and run the study again.") from error
+
+    def stops(self) -> list[int]:
+        """Return the steps at which it was stopped, the first one first."""
+        return sorted(int(path.stem.removeprefix("at-")) for path in self.folder.glob("at-[0-9]*.json"))
+
+    def seconds(self) -> float | None:
+        """Return the wall time of its training as far as it has got; None where it has got nowhere."""
+        record, stops = self.record(), self.stops()
+        return record["seconds"] if record is not None else self.stopped(stops[-1]).seconds if stops else None
 
     def tested(self) -> ResultRecord | None:
         """Return its result on test, or None where it was not tested."""
@@ -143,6 +192,12 @@ class StudyRun:
         best = max if metric(name).higher_is_better else min
         return name, best((value for value in values if not math.isnan(value)), default=math.nan)
 
+    def at_end(self, record: ResultRecord) -> float:
+        """Return the score on dev at its last step."""
+        name, _ = self.on_dev(record)
+        rows = [row[name] for row in record["history"] or [] if row["split"] == self.task.dev and name in row]
+        return math.nan if rows[-1] is None else float(rows[-1])
+
 
 def _place(mapping: dict[str, Any], key: str, value: Any) -> None:
     """Set a dotted key."""
@@ -162,16 +217,21 @@ class Job:
 
     Attributes:
         run: what it works on.
-        kind: ``train``, ``test``, or ``fetch``: build the run's upstream once, so that runs do not download it side by side.
+        kind: ``train``, ``rung``: train to a step of a race, ``test``, or ``fetch``: build the run's upstream once, so that
+            runs do not download it side by side.
+        until: step of a ``rung``.
     """
 
     run: StudyRun
     kind: str
+    until: int | None = None
 
     @property
     def name(self) -> str:
         """Its name in logs."""
-        return f"fetch/{self.run.labels['upstream']}" if self.kind == "fetch" else f"{self.run.name}/{self.kind}"
+        if self.kind == "fetch":
+            return f"fetch/{self.run.labels['upstream']}"
+        return f"{self.run.name}/{self.kind}" + (f"={self.until}" if self.until else "")
 
     @property
     def marker(self) -> Path:
@@ -186,21 +246,27 @@ class Job:
         """Return the flags of its command; of a test they are known once its training has ended."""
         if self.kind == "fetch":
             return [str(self.marker), *self.run.upstream_flags()]
-        return self.run.flags() if self.kind == "train" else self.run.test_flags()
+        return self.run.test_flags() if self.kind == "test" else self.run.flags(self.until)
 
     def is_done(self) -> bool:
         """Return whether it has left what it is for."""
-        return self.marker.is_file() if self.kind == "fetch" else self.result() is not None
+        if self.kind == "fetch":
+            return self.marker.is_file()
+        if self.until:
+            return self.run.stop(self.until).is_file()
+        return self.result() is not None
 
     def result(self) -> ResultRecord | None:
-        """Return what it has left, or None."""
+        """Return the result file that it has left, or None; a rung leaves none."""
+        if self.until:
+            return None
         return self.run.record() if self.kind == "train" else self.run.tested()
 
     def failure(self) -> Failure | None:
         """Return how it failed, as its run has recorded it; None where it has not."""
         if self.kind == "fetch":
             return None
-        name = "result-failed.json" if self.kind == "train" else f"result-{self.run.task.test}-failed.json"
+        name = f"result-{self.run.task.test}-failed.json" if self.kind == "test" else "result-failed.json"
         try:
             record = json.loads((self.run.folder / name).read_text(encoding="utf-8"))
             return Failure(str(record["error"]), bool(record.get("diverged")))
@@ -215,7 +281,9 @@ class StudyCell:
     Attributes:
         labels: its point on the other axes.
         search: one run for each point on the axes of ``choose``, with the first seed.
-        scores: on dev, by run; NaN of one that diverged.
+        scores: on dev, by run; NaN of one that diverged. In a race the latest score of each.
+        stops: of a race, the score on dev by run and step.
+        diverged: runs whose gradients were not finite.
         failures: sentence by run that has no score.
         reported: metric that its runs were judged by, once one has ended.
     """
@@ -224,6 +292,8 @@ class StudyCell:
     labels: Mapping[str, str]
     search: list[StudyRun]
     scores: dict[str, float] = field(default_factory=dict)
+    stops: dict[str, dict[int, float]] = field(default_factory=dict)
+    diverged: set[str] = field(default_factory=set)
     failures: dict[str, str] = field(default_factory=dict)
     reported: str | None = None
 
@@ -232,12 +302,75 @@ class StudyCell:
         """Its name in tables."""
         return "/".join(self.labels.values())
 
+    # -- the race ----------------------------------------------------------------------------------------------------
+
+    @property
+    def race(self) -> EarlyStopConfig | None:
+        """When its runs are compared on the way; None where all of them, or its only one, are trained to the end."""
+        return self.study.race if len(self.search) > 1 else None
+
+    @cached_property
+    def total_steps(self) -> int:
+        """Optimizer steps of its first run; 0 where the task file counts epochs."""
+        return self.search[0].total_steps
+
+    @cached_property
+    def _densities(self) -> list[float]:
+        return [float((run.config().get("tuning") or {}).get("density", 1.0)) for run in self.search]
+
+    def standing(self) -> Standing:
+        """Return how its race stands."""
+        assert self.race is not None
+        return standing(self.race, self.total_steps, self._densities, self.metric, self.stop_of)
+
+    def stop_of(self, number: int, step: int) -> float | None:
+        """Return the score on dev of a search run at a step of its race, NaN where it diverged before."""
+        name = self.search[number].name
+        found = self.stops.get(name, {}).get(step)
+        return math.nan if found is None and name in self.diverged else found
+
+    def due(self) -> list[Job]:
+        """Return the jobs that have to end before a run can be chosen, as far as they are known."""
+        if self.race is None:
+            return [Job(run, "train") for run in self.search]
+        return [
+            Job(self.search[number], "train") if step >= self.total_steps else Job(self.search[number], "rung", step)
+            for number, step in self.standing().due
+        ]
+
+    def search_jobs(self) -> int:
+        """Return how many jobs choose a run and train it, at the least."""
+        race = self.race
+        return jobs_of(race, len(self.search), self.total_steps) if race else len(self.search)
+
+    def search_steps(self) -> int:
+        """Return how many optimizer steps they take, at the least."""
+        race = self.race
+        if race is not None:
+            return race.budget(len(self.search), self.total_steps)
+        return sum(run.total_steps for run in self.search)
+
+    def decides(self, job: Job) -> bool:
+        """Return whether a job's outcome decides which run is chosen: that such a run diverged is a result."""
+        if self.race is None:
+            return job.kind == "train" and job.run.name in {run.name for run in self.search}
+        return job.kind == "rung" or (job.kind == "train" and self.standing().winner is None)
+
+    # -- what is chosen ----------------------------------------------------------------------------------------------
+
     def chosen(self) -> StudyRun | None:
-        """Return the run that dev chooses, once every search run has a score; of equal ones the smaller value wins.
+        """Return the run that dev chooses: the winner of the race, or the best once every search run has a score.
+
+        Without a race, of equal ones the smaller value wins.
 
         Raises:
             DataError: all runs diverged.
         """
+        if self.race is not None:
+            standing = self.standing()
+            if standing.failure is not None:
+                raise DataError(f"{self.name}: {standing.failure}")
+            return None if standing.winner is None else self.search[standing.winner]
         if any(run.name not in self.scores for run in self.search):
             return None
         sound = [run for run in self.search if not math.isnan(self.scores[run.name])]
@@ -262,13 +395,20 @@ class StudyCell:
         """The metric that its task is judged by: the first that its runs have reported."""
         return self.reported or self.search[0].task.metrics[0]
 
+    def note_stop(self, run: StudyRun, step: int) -> None:
+        """Take the score of a search run where its race stopped it."""
+        self.reported, score, _ = run.stopped(step)
+        self.scores[run.name] = self.stops.setdefault(run.name, {})[step] = score
+        self.failures.pop(run.name, None)
+
     def note(self, run: StudyRun, record: ResultRecord | None, failure: Failure | None) -> None:
         """Take the outcome of a search run."""
         if record is not None:
             self.reported, self.scores[run.name] = run.on_dev(record)
-            self.failures.pop(run.name, None)
+            self.stops.setdefault(run.name, {})[self.total_steps] = run.at_end(record)
         elif failure is not None and failure.diverged:
             self.scores[run.name] = math.nan
+            self.diverged.add(run.name)
         elif failure is not None:
             self.failures[run.name] = failure.sentence
 

@@ -28,6 +28,7 @@ from s3prl_ext.configs import expand_variables, load_yaml, parse_yaml
 from s3prl_ext.errors import UsageError, unknown_name
 from s3prl_ext.settings import choice, count, load, name, raise_all, unknown_keys
 from s3prl_ext.studies.config import FIXED_AXES, Adjustment, AxisPoint, Labels, Resources, Study
+from s3prl_ext.training.early_stop import EarlyStopConfig
 
 # Axis -> key of the task file that it sets; another axis has its key as its name. Of ``lambda`` see AxisPoint.
 KEYS = {"lr": "optimizer.lr", "density": "tuning.density", "rank": "tuning.rank"}
@@ -65,6 +66,7 @@ class _File:
     axes: Any = None
     seeds: Any = (0,)
     choose: Any = None
+    race: Any = None
     preset: Annotated[str, name()] = "superb"
     checkpoint: Annotated[str, choice("best", "last")] = "best"
     set: Any = None
@@ -111,6 +113,7 @@ def read_study(path: Path, override: str | None = None, only: Sequence[str] = ()
         axes=axes,
         seeds=tuple(int(point.label) for point in _points(file.seeds, f"{where}.seeds", _seed, problems)),
         choose=tuple(choose),
+        race=_race(file.race, f"{where}.race", bool(choose), problems),
         checkpoint=file.checkpoint,
         settings=settings,
         flags=_flags(file.flags, f"{where}.flags", problems),
@@ -179,6 +182,25 @@ def _points(values: Any, where: str, read: Any, problems: list[str]) -> tuple[Ax
         return tuple(found)
     problems.append(f"{where} is empty: name at least one.")
     return ()
+
+
+def _race(value: Any, where: str, chooses: bool, problems: list[str]) -> EarlyStopConfig | None:
+    """Return when the runs of a cell are compared on the way."""
+    if value is None:
+        return None
+    try:
+        race = EarlyStopConfig.read(value, where)
+    except UsageError as error:
+        problems.append(str(error))
+        return None
+    problems += [
+        f"{where}.{key}: a study compares its runs on dev, by the metric of the task; remove it."
+        for key in ("metric", "split")
+        if getattr(race, key) is not None
+    ]
+    if not chooses:
+        problems.append(f"{where}: say what races, such as choose: lr.")
+    return race
 
 
 def _upstream(value: Any, where: str) -> AxisPoint:

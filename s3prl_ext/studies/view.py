@@ -9,6 +9,7 @@ import time
 from statistics import fmean
 
 from s3prl_ext.studies.driver import Progress
+from s3prl_ext.studies.plan import StudyCell
 
 logger = logging.getLogger(__name__)
 
@@ -53,9 +54,21 @@ def lines(progress: Progress) -> list[str]:
             len(names & set(group)) for group in (progress.running, progress.done, progress.failed)
         )
         waiting = max(0, progress.total // len(progress.cells) - len(names))
-        rows.append(f"{cell.name:{width}}  {waiting:7d}  {running:7d}  {done:4d}  {failed:6d}  {cell.best()}")
+        rows.append(
+            f"{cell.name:{width}}  {waiting:7d}  {running:7d}  {done:4d}  {failed:6d}  {cell.best()}{_race(cell)}"
+        )
     rows += [f"{name}: {sentence}" for name, sentence in list(progress.failed.items())[-3:]]
     return [*rows, summary(progress)]
+
+
+def _race(cell: StudyCell) -> str:
+    """Return where the race of a cell stands."""
+    if cell.race is None:
+        return ""
+    standing = cell.standing()
+    if standing.winner is not None:
+        return f"  {cell.search[standing.winner].point(cell.study.choose)} won"
+    return f"  {standing.now.name}, {len(standing.now.who)} to step {standing.now.step}" if standing.now else ""
 
 
 def summary(progress: Progress) -> str:

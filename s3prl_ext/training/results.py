@@ -79,9 +79,10 @@ def write(
     return path
 
 
-def write_stop(folder: RunFolder, step: int, scores: Mapping[str, Mapping[str, float]]) -> None:
-    """Write the metrics by split of a run that stops on the way (``args.until``) to ``at-STEP.json``."""
-    write_json(folder.stop(step), {"step": step, "metrics": {split: dict(row) for split, row in scores.items()}})
+def write_stop(folder: RunFolder, step: int, scores: Mapping[str, Mapping[str, float]], seconds: float) -> None:
+    """Write the metrics by split of a run that stops on the way (``args.until``), and its wall time, to ``at-STEP.json``."""
+    metrics = {split: dict(row) for split, row in scores.items()}
+    write_json(folder.stop(step), {"step": step, "seconds": round(seconds, 3), "metrics": metrics})
     _failed(folder.result()).unlink(missing_ok=True)  # of an earlier attempt
     logger.info("stopped at step %d; its scores are in %s", step, folder.stop(step))
 

@@ -74,7 +74,7 @@ class Runner(RunBuilder, StockRunner):
                     )
                 run.trainer.run(self.until)
                 if run.state.step < self.total_steps:
-                    self._stop(run)
+                    self._stop(run, spent)
                 elif leader:
                     per_step = (time.monotonic() - loop_started) / max(1, run.state.step - first_step)
                     self._finish(run, first_step, spent, per_step)
@@ -92,11 +92,11 @@ class Runner(RunBuilder, StockRunner):
             splits.append(str(self.early_stop.split))
         return splits
 
-    def _stop(self, run: Run) -> None:
+    def _stop(self, run: Run, spent: ResourceUsage) -> None:
         """Score a run where it stops on the way (``args.until``), without an effect on how it goes on."""
         scores = {split: run.trainer.score(split) for split in self.runner_config.eval_dataloaders}
         if distributed.is_leader():
-            results.write_stop(RunFolder(self.args.expdir), run.state.step, scores)
+            results.write_stop(RunFolder(self.args.expdir), run.state.step, scores, spent.seconds)
 
     def _finish(self, run: Run, first_step: int, spent: ResourceUsage, seconds_per_step: float) -> None:
         """Write what the run measured; nothing where that was done already."""

@@ -17,8 +17,12 @@ def result_of(job: Job, score: float) -> tuple[Path, str]:
     if job.kind == "fetch":
         return job.marker, ""
     task, run = job.run.task, job.run
-    split = task.dev if job.kind == "train" else task.test
     name = task.metrics[0]
+    if job.until:
+        return run.stop(job.until), json.dumps(
+            {"step": job.until, "seconds": 1.0, "metrics": {task.dev: {name: score}}}
+        )
+    split = task.dev if job.kind == "train" else task.test
     record = {
         "schema": 3, "mode": job.kind, "upstream": "u", "downstream": task.downstream, "seed": run.seed, "step": 10,
         "seconds": 20.0, "seconds_per_step": 2.0, "trainable": {}, "args": {}, "config": run.config(), "versions": {},

@@ -36,7 +36,7 @@ def test_a_run_in_parts_equals_the_whole_and_is_scored_where_it_stops(build, tmp
         assert [path.name for path in folder.numbered()] == [f"states-{until}.ckpt"]
         assert not folder.result().exists() and not (folder.path / "result-failed.json").exists()
         found = json.loads(folder.stop(until).read_text())
-        assert found["step"] == until and 0 <= found["metrics"]["dev"]["acc"] <= 1
+        assert found["step"] == until and found["seconds"] > 0 and 0 <= found["metrics"]["dev"]["acc"] <= 1
         assert "until" not in vars(checkpoint.load(folder.path / f"states-{until}.ckpt")["Args"])
     history = checkpoint.load(folder.path / "states-5.ckpt")["S3prlExt"]["history"]
     assert [row["step"] for row in history] == [3], "stopping adds no evaluation"
