@@ -36,7 +36,7 @@ def test_whole_installation_passes(capsys, monkeypatch, tmp_path):
     assert metadata.version("torch") in output and "(from s3prl)" in output
     assert all(shim.name in output for shim in plugin.SHIMS)
     assert "-u merged_attention" in output and "-c ks/superb" in output
-    assert f"VoxCeleb1 (sid): {tmp_path}" in output
+    assert f"VoxCeleb1 (sid, asv): {tmp_path}" in output
     assert "VCTK (vctk): missing folder" in output and "ESC-50 (esc50): unset" in output
     assert output.rstrip().endswith("No problems found.")
 
