@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from s3prl_ext import locks, tracking
+from s3prl_ext import locks
 from s3prl_ext.errors import as_command, one_sentence_errors, show_errors_as_sentences
 from s3prl_ext.run_checks import (
     check_files,
@@ -35,6 +35,7 @@ from s3prl_ext.run_flags import (
     MODES,
     Unparsable,
     overrides_of,
+    own_flags_as_overrides,
     parser,
     task_file,
 )
@@ -114,14 +115,14 @@ def complete(argv: Sequence[str]) -> list[str]:
     - ``--local-rank`` (torch.distributed.launch) is spelt ``--local_rank``; under torchrun it is added.
     - ``-c asr/ad_tuning`` becomes the path of the shipped task file; a missing ``-c`` the task's ``superb`` preset.
     - ``-e delta.safetensors`` becomes the upstream, task and task file of that delta, with ``-i``.
-    - ``--track wandb`` becomes ``-o args.track='wandb'``.
+    - ``--track wandb`` and ``--fisher_scores FOLDER`` become ``-o args.track='wandb'`` and so on.
     - without CUDA the device is the CPU and the backend gloo, unless they are given.
 
     Raises:
         UsageError: a flag cannot work: unknown preset, missing checkpoint or file, malformed ``-o``.
     """
     argv = [arg.replace("--local-rank", "--local_rank", 1) if arg.startswith("--local-rank") else arg for arg in argv]
-    argv = tracking.as_override(argv)
+    argv = own_flags_as_overrides(argv)
     try:
         flags, _ = parser().parse_known_args(argv)
     except Unparsable:

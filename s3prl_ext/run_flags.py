@@ -6,10 +6,11 @@ import argparse
 import contextlib
 import copy
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from s3prl_ext import tracking
 from s3prl_ext.configs import package_dir, shipped_dir
 from s3prl_ext.errors import UsageError, unknown_name
 from s3prl_ext.run_folder import RunFolder
@@ -47,6 +48,47 @@ def parser() -> argparse.ArgumentParser:
         parser.add_argument(short, long, action="store_true")
     parser.add_argument("--upstream_feature_normalize", action="store_true")
     return parser
+
+
+def _one_folder(path: str) -> None:
+    if not path or Path(path).is_file():
+        raise UsageError(f"--fisher_scores {path} is not a folder: name one, which is made where it is missing.")
+
+
+OWN_FLAGS: dict[str, Callable[[str], None]] = {"--track": tracking.check, "--fisher_scores": _one_folder}
+"""Flags that s3prl does not have, with the checks of their values; they are arguments of the run, ``args.track``."""
+
+
+def own_flags_as_overrides(argv: Sequence[str]) -> list[str]:
+    """Return the flags with those of :data:`OWN_FLAGS` as s3prl can read them, such as ``-o args.track='wandb'``.
+
+    Raises:
+        UsageError: the value of one cannot be.
+    """
+    kept: list[str] = []
+    found: dict[str, str] = {}
+    place = None
+    words = iter(argv)
+    for word in words:
+        name, equals, value = word.partition("=")
+        if name in OWN_FLAGS:
+            found[name] = value if equals else next(words, "")
+            continue
+        kept.append(word)
+        if word in ("-o", "--override"):
+            place = len(kept)
+    for name, value in found.items():
+        if set(value) & set("'\"=\\") or ",," in value:
+            raise UsageError(f"{name} {value}: quotes, '=', ',,' and backslashes cannot be passed on.")
+        OWN_FLAGS[name](value)
+    options = [f"args.{name.removeprefix('--')}='{value}'" for name, value in found.items()]
+    if not options:
+        return kept
+    if place is None or place >= len(kept):
+        return [*kept, "-o", ",,".join(options)]
+    before = [] if kept[place].lower() in ("none", "") else [kept[place]]
+    kept[place] = ",,".join([*before, *options])
+    return kept
 
 
 def overrides_of(override: str | None) -> dict[str, str]:

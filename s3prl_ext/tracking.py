@@ -15,7 +15,7 @@ import re
 import time
 import uuid
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -131,40 +131,11 @@ def _plain(key: str) -> str:
 
 def check(track: str) -> None:
     """Raise UsageError where a value of ``--track`` names no tracker, or one whose package is not installed."""
-    kind, _, project = track.partition(":")
+    kind = track.partition(":")[0]
     if kind not in (TENSORBOARD, *TRACKERS):
         raise unknown_name("tracker", kind, (TENSORBOARD, *TRACKERS), where="--track")
-    if set(project) & set("'\"=,\\"):
-        raise UsageError(f"--track {track}: a project's name has no quotes, commas, '=' or backslash.")
     if kind != TENSORBOARD and importlib.util.find_spec(kind) is None:
         raise UsageError(f"--track {kind} needs the package '{kind}': pip install 's3prl_ext[{kind}]'.")
-
-
-def as_override(argv: Sequence[str]) -> list[str]:
-    """Return the flags of a run with ``--track`` as s3prl can read it, ``-o args.track=...``.
-
-    Raises:
-        UsageError: see :func:`check`.
-    """
-    kept, track, place = [], None, None
-    words = iter(argv)
-    for word in words:
-        name, equals, value = word.partition("=")
-        if name == "--track":
-            track = value if equals else next(words, "")
-        else:
-            kept.append(word)
-            if word in ("-o", "--override"):
-                place = len(kept)
-    if track is None:
-        return kept
-    check(track)
-    option = f"args.track='{track}'"
-    if place is None or place >= len(kept):
-        return [*kept, "-o", option]
-    before = kept[place]
-    kept[place] = option if before.lower() in ("none", "") else f"{before},,{option}"
-    return kept
 
 
 class TrackedWriter:

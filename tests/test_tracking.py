@@ -14,6 +14,7 @@ import pytest
 
 from s3prl_ext import tracking
 from s3prl_ext.errors import UsageError
+from s3prl_ext.run_flags import own_flags_as_overrides
 
 
 class Writer:
@@ -115,7 +116,7 @@ def test_scores_of_an_evaluation_join_the_run_that_is_known(service, tmp_path):
 
 def test_the_flag_becomes_an_option_that_s3prl_can_read(monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(__spec__="found"))
-    assert tracking.as_override(["-m", "train", "--track", "wandb", "-a"]) == [
+    assert own_flags_as_overrides(["-m", "train", "--track", "wandb", "-a"]) == [
         "-m",
         "train",
         "-a",
@@ -123,8 +124,8 @@ def test_the_flag_becomes_an_option_that_s3prl_can_read(monkeypatch):
         "args.track='wandb'",
     ]
     for flags in (["--track=wandb:x", "-o", "config.a=1"], ["-o", "config.a=1", "--track", "wandb:x"]):
-        assert tracking.as_override(flags) == ["-o", "config.a=1,,args.track='wandb:x'"]
-    assert tracking.as_override(["-o", "config.a=1"]) == ["-o", "config.a=1"]
+        assert own_flags_as_overrides(flags) == ["-o", "config.a=1,,args.track='wandb:x'"]
+    assert own_flags_as_overrides(["-o", "config.a=1"]) == ["-o", "config.a=1"]
 
 
 @pytest.mark.parametrize(
@@ -132,14 +133,14 @@ def test_the_flag_becomes_an_option_that_s3prl_can_read(monkeypatch):
     [
         ("wandbb", "--track: unknown tracker 'wandbb'; did you mean 'wandb'"),
         ("", "--track: unknown tracker ''"),
-        ("tensorboard:a,b", "a project's name has no quotes, commas"),
+        ("tensorboard:a=b", "quotes, '=', ',,' and backslashes cannot be passed on"),
         ("mlflow", r"--track mlflow needs the package 'mlflow': pip install 's3prl_ext\[mlflow\]'"),
     ],
 )
 def test_what_cannot_be_tracked_is_one_sentence(track, sentence, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UsageError, match=sentence):
-        tracking.as_override(["--track", track])
+        own_flags_as_overrides(["--track", track])
 
 
 def test_wandb_offline(tmp_path, monkeypatch):

@@ -33,6 +33,7 @@ experiment
   -e EXP|CKPT|DELTA   go on with (train) or score (evaluate) an experiment, a checkpoint or a delta.safetensors
   -i CKPT             begin with the weights of a checkpoint, in a new experiment
   --track KIND        tensorboard (default), or also wandb or mlflow, with KIND:PROJECT in a project of that name
+  --fisher_scores DIR where runs of one upstream, task and seed share the Fisher scores of their child networks
   -t SPLIT            split of an evaluation (default: test; asr: test-clean)
 
 upstream

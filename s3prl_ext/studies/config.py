@@ -89,6 +89,7 @@ class Study:
         track: tracker of all trainings, see :mod:`s3prl_ext.tracking`; it changes no result, and the folder does not hold it.
         resources: of one job.
         retries: how often a job whose process was lost is started again.
+        share_fisher: runs of one upstream, task and seed share their Fisher scores, in ``fisher/`` of the study.
     """
 
     axes: Mapping[str, tuple[AxisPoint, ...]]
@@ -104,6 +105,7 @@ class Study:
     track: str | None = None
     resources: Resources = Resources()
     retries: int = 2
+    share_fisher: bool = True
 
     @cached_property
     def points(self) -> dict[str, dict[str, AxisPoint]]:

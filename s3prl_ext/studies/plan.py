@@ -23,6 +23,8 @@ from s3prl_ext.studies.race import Standing, jobs_of, standing
 from s3prl_ext.tasks import Task, named
 from s3prl_ext.training.early_stop import EarlyStopConfig
 
+FISHER = "fisher"  # in a study: Fisher scores that its runs share
+
 
 @dataclass(frozen=True)
 class Failure:
@@ -83,6 +85,8 @@ class StudyRun:
         changes = [f"config.{key}={value!r}".replace(" ", "") for key, value in self.settings().items()]
         given = ",,".join([*changes, *([f"args.until={until}"] if until else [])])
         track = ["--track", self.study.track] if self.study.track else []
+        if self.study.share_fisher and self._shares_fisher():
+            track += ["--fisher_scores", str(_root(self) / FISHER)]
         own = [*track, "--seed", str(self.seed), "-p", str(self.folder), *(["-o", given] if given else [])]
         return ["-m", "train", "-a", *listed, *own]
 
@@ -116,6 +120,14 @@ class StudyRun:
         for key in [key for key in settings if key.startswith("tuning.")]:
             _place(tuning, key.removeprefix("tuning."), settings.pop(key))
         return settings | {"tuning": tuning}
+
+    def _shares_fisher(self) -> bool:
+        """Return whether it needs Fisher scores, and other runs of its upstream, task and seed do as well."""
+        study, searches = self.study, self.seed == self.study.seeds[0]
+        axes = [axis for axis in study.axes if axis not in FIXED_AXES and (searches or axis not in study.choose)]
+        methods = sum(_reads_fisher(point.settings.get("tuning", {})) for point in study.axes["method"])
+        runs = methods * math.prod(len(study.axes[axis]) for axis in axes)
+        return runs > 1 and _reads_fisher(self.settings().get("tuning", {}))
 
     def config(self) -> dict[str, Any]:
         """Return its task file with these changes; variables are not replaced."""
@@ -197,6 +209,10 @@ class StudyRun:
         name, _ = self.on_dev(record)
         rows = [row[name] for row in record["history"] or [] if row["split"] == self.task.dev and name in row]
         return math.nan if rows[-1] is None else float(rows[-1])
+
+
+def _reads_fisher(tuning: Mapping[str, Any]) -> bool:
+    return tuning.get("method") == "child" and tuning.get("mask", "fisher") == "fisher"
 
 
 def _place(mapping: dict[str, Any], key: str, value: Any) -> None:

@@ -26,7 +26,7 @@ import yaml
 
 from s3prl_ext.configs import expand_variables, load_yaml, parse_yaml
 from s3prl_ext.errors import UsageError, unknown_name
-from s3prl_ext.settings import choice, count, load, name, raise_all, unknown_keys
+from s3prl_ext.settings import choice, count, load, name, raise_all, switch, unknown_keys
 from s3prl_ext.studies.config import FIXED_AXES, Adjustment, AxisPoint, Labels, Resources, Study
 from s3prl_ext.training.early_stop import EarlyStopConfig
 
@@ -75,6 +75,7 @@ class _File:
     adjust: Any = None
     resources: Resources = field(default_factory=Resources)
     retries: Annotated[int, count(0)] = 2
+    share_fisher: Annotated[bool, switch()] = True
 
 
 def read_study(path: Path, override: str | None = None, only: Sequence[str] = ()) -> Study:
@@ -127,6 +128,7 @@ def read_study(path: Path, override: str | None = None, only: Sequence[str] = ()
         only=_only(only, axes, choose, problems),
         resources=file.resources,
         retries=file.retries,
+        share_fisher=file.share_fisher,
     )
     raise_all(problems)
     return study

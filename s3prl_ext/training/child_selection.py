@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import nn
 
@@ -23,6 +24,8 @@ from s3prl_ext.training.tuning_config import TuningConfig
 
 logger = logging.getLogger(__name__)
 
+Scores = Mapping[str, torch.Tensor]
+Share = Callable[[Callable[[], Scores]], Scores]
 CHOSEN_BY = {"fisher": "Fisher information", "random": "chance", "magnitude": "magnitude"}
 
 
@@ -47,6 +50,7 @@ def choose_masks(
     densities: Sequence[float],
     folder: RunFolder | None = None,
     data: str | None = None,
+    share: Share | None = None,
 ) -> masks.NestedMask:
     """Return the nested masks of several densities from one pass; models and all random states are left as found.
 
@@ -59,6 +63,7 @@ def choose_masks(
         densities: fractions of the eligible weights, in (0, 1].
         folder: for ``masks.safetensors`` and, during a Fisher pass, ``fisher.partial``; None writes nothing.
         data: hash of the corpus; masks and passes of another one are not taken over.
+        share: takes the Fisher scores of an equal pass from where runs share them, or does the pass that it is given.
 
     Raises:
         DataError: the training split is empty, a loss is not finite, or all scores are zero.
@@ -72,7 +77,7 @@ def choose_masks(
     )  # what was logged for one candidate is not repeated for the next
     if distributed.any_of(found is None):  # a rank that does not see the file needs the others in the pass
         with randomness.preserved(seed):
-            found = _choose(models, parameters, tuning, train_split, seed, densities, folder, origin)
+            found = _choose(models, parameters, tuning, train_split, seed, densities, folder, origin, share)
     assert found is not None
     for density in told or found.densities:
         k = masks.count(found.at(density))
@@ -90,6 +95,7 @@ def _choose(
     densities: Sequence[float],
     folder: RunFolder | None,
     origin: dict[str, Any],
+    share: Share | None,
 ) -> masks.NestedMask:
     sizes = {name: p.numel() for name, p in parameters.items()}
     if set(densities) == {1.0}:
@@ -98,11 +104,12 @@ def _choose(
         if tuning.redraw:  # every weight may be drawn at some step
             return masks.nested_full(sizes, densities)
         return masks.nested_bernoulli(sizes, densities, seed)
+    scores: Scores
     if tuning.mask == "magnitude":
         scores, fisher = {name: p.detach().abs() for name, p in parameters.items()}, None
     else:
         fisher = FisherPass(models, parameters, tuning.fisher, train_split, seed, folder, origin.get("data"))
-        scores = fisher.scores()
+        scores = share(fisher.scores) if share is not None and fisher.ranks == 1 else fisher.scores()
     try:
         chosen = masks.nested_top_k(scores, densities)
     except DataError:

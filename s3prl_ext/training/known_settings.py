@@ -27,7 +27,7 @@ ARGUMENTS = (
     "downstream_variant", "hub", "upstream", "upstream_ckpt", "upstream_model_config", "upstream_refresh",
     "upstream_trainable", "upstream_feature_selection", "upstream_layer_selection", "upstream_feature_normalize",
     "upstream_model_name", "upstream_revision", "expname", "expdir", "auto_resume", "push_to_hf_hub", "hf_hub_org",
-    "seed", "device", "cache_dir", "verbose", "disable_cudnn", "overwrite", "track", "until",
+    "seed", "device", "cache_dir", "verbose", "disable_cudnn", "overwrite", "track", "until", "fisher_scores",
 )  # fmt: skip
 
 

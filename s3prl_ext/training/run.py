@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from s3prl.schedulers import get_scheduler
@@ -22,7 +23,7 @@ from s3prl_ext.run_folder import RunFolder
 from s3prl_ext.tasks import task_of
 from s3prl_ext.training import checkpoint, distributed, last_hidden_state
 from s3prl_ext.training.checkpoint import Checkpoint, Extension
-from s3prl_ext.training.child_selection import choose_masks
+from s3prl_ext.training.child_selection import Scores, Share, choose_masks
 from s3prl_ext.training.corpus_hash import CorpusHash
 from s3prl_ext.training.forward import TaskModels, unwrapped
 from s3prl_ext.training.learnable_lambda import LambdaCurve, learnt_lambda, only_lambda_trains, stored_state
@@ -31,6 +32,7 @@ from s3prl_ext.training.optimizers import build_optimizer
 from s3prl_ext.training.parameter_groups import RatesConfig, lambda_rates, parameter_groups, upstream_rates
 from s3prl_ext.training.provenance import ResourceUsage
 from s3prl_ext.training.run_spec import RunSpec
+from s3prl_ext.training.shared_scores import SharedScores, facts_of
 from s3prl_ext.training.statistics import hold_statistics
 from s3prl_ext.training.task_file import RunnerConfig
 from s3prl_ext.training.train_state import TrainState
@@ -163,7 +165,7 @@ class Run:
             masks = choose_masks(
                 experiment.models.unwrapped(), parameters, tuning, experiment.runner_config.train_dataloader,
                 experiment.args.seed, experiment.densities if shared else (tuning.density,), RunFolder(experiment.args.expdir),
-                experiment.data["sha256"] if experiment.data else None,
+                experiment.data["sha256"] if experiment.data else None, self._share(parameters, tuning),
             )  # fmt: skip
             mask = masks.at(tuning.density)
         child = ChildNetwork(
@@ -177,6 +179,20 @@ class Run:
         if not child.whole:
             experiment.tuned.track(child.mask)
         return child
+
+    def _share(self, parameters: Mapping[str, nn.Parameter], tuning: TuningConfig) -> Share | None:
+        """Return what takes Fisher scores from the folder of ``--fisher_scores``; None where the corpus is not known."""
+        experiment = self.experiment
+        folder, data = getattr(experiment.args, "fisher_scores", None), experiment.data
+        if not folder or data is None:
+            return None
+
+        def share(compute: Callable[[], Scores]) -> Scores:
+            models = experiment.models.unwrapped()
+            facts = facts_of(models, parameters, tuning.fisher, experiment.args, experiment.config, data)
+            return SharedScores(Path(folder), facts).get(parameters, compute)
+
+        return share
 
     def _train_state(self) -> TrainState:
         experiment, modules = self.experiment, []

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -44,7 +45,7 @@ def test_a_run_is_an_ordinary_command(tmp_path):
     )
     assert run.flags() == [
         "-m", "train", "-a", "-d", "speech_commands", "-c", "ks/mini", "-u", "merged_attention", "-g", "my.yaml,,lambda=0.1",
-        "--device", "cpu", "--seed", "3", "-p", "exp/ks/merged/child/lr=0.001,lambda=0.1/seed=3", "-o",
+        "--device", "cpu", "--fisher_scores", "exp/fisher", "--seed", "3", "-p", "exp/ks/merged/child/lr=0.001,lambda=0.1/seed=3", "-o",
         "config.runner.total_steps=20,,config.tuning={'method':'child','density':0.1},,config.optimizer.lr=0.001",
     ]  # fmt: skip
 
@@ -113,6 +114,23 @@ def test_some_combinations_have_settings_of_their_own(tmp_path):
     steps = {run.name: run.settings() for cell in cells_of(over, tmp_path) for run in cell.search}
     assert {row["runner.total_steps"] for row in steps.values()} == {7}, "the command line counts"
     assert steps["sid/fbank/weighted_sum/lr=0.01,lambda=0.1/seed=3"]["runner.log_step"] == 2 and over.seeds == (3, 4, 9)
+
+
+@pytest.mark.parametrize(
+    ("change", "first", "others"),
+    [
+        (("seeds: [3, 4]", "seeds: [3, 4]"), True, False),  # the searched rates share; of other seeds there is one run
+        (("density: 0.1}", "density: 0.1}, {label: c2, method: child, density: 0.2}"), True, True),
+        (("density: 0.1}", "density: 0.1, mask: random}"), False, False),
+        (("choose: lr", "choose: lr\nshare_fisher: false"), False, False),
+    ],
+)
+def test_runs_of_a_pair_share_their_fisher_scores(change, first, others, tmp_path):
+    run = next(
+        r for c in cells_of(study(tmp_path, GOOD.replace(*change)), tmp_path) for r in c.search if "/child/" in r.name
+    )
+    assert ("--fisher_scores" in run.flags()) == first
+    assert ("--fisher_scores" in dataclasses.replace(run, seed=4).flags()) == others
 
 
 def test_a_part_of_a_study(tmp_path):

@@ -1,0 +1,155 @@
+"""Fisher scores that several runs share: one pass for all that would compute the same, ``--fisher_scores FOLDER``.
+
+A file is called by the hash of everything that the scores depend on, and holds all of it: weights and structure of upstream,
+featurizer and head before training, the task file's sections that a pass reads, the corpus, the seed, the settings of the pass,
+versions and device. A run that finds the file takes the scores from it, bitwise those of its own pass; one that meets another
+run making it waits. What is damaged, or was made of anything else, is not taken.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import platform
+import time
+from argparse import Namespace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+import s3prl_ext
+from s3prl_ext.child_tuning.delta import content_sha256
+from s3prl_ext.errors import DataError
+from s3prl_ext.locks import InUse, one_writer
+from s3prl_ext.models.hashing import state_sha256
+from s3prl_ext.training.fisher_batches import ORDER
+from s3prl_ext.training.forward import TaskModels
+from s3prl_ext.training.provenance import versions
+from s3prl_ext.training.run_spec import RunSpec
+from s3prl_ext.training.tuning_config import FisherConfig
+from s3prl_ext.writing import written
+
+logger = logging.getLogger(__name__)
+
+Scores = Mapping[str, torch.Tensor]
+FORMAT = "s3prl_ext.fisher_scores"
+NOT_READ = ("runner", "optimizer", "scheduler", "tuning", "early_stop")  # sections that a Fisher pass does not read
+WAIT_S = 1.0  # between two looks at what another run is making
+
+
+class SharedScores:
+    """The scores of one pass in a folder.
+
+    Args:
+        folder: of all shared scores; made where it is missing.
+        facts: everything that the scores depend on, as plain values; see :func:`facts_of`.
+    """
+
+    def __init__(self, folder: Path, facts: Mapping[str, Any]) -> None:
+        self.facts = json.dumps(facts, sort_keys=True, default=str)
+        self.path = folder / f"{hashlib.sha256(self.facts.encode()).hexdigest()[:32]}.safetensors"
+
+    def get(self, parameters: Mapping[str, torch.Tensor], compute: Callable[[], Scores]) -> Scores:
+        """Return the scores of the parameters, from the file where it is there; else compute them and write it.
+
+        Args:
+            parameters: eligible parameters by name; scores are on their devices.
+            compute: the pass itself.
+        """
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            logger.warning("Fisher scores are not shared: %s", error)
+            return compute()
+        waited = False
+        while True:
+            try:
+                with one_writer(self.path):
+                    found = self._load(parameters)
+                    if found is None:
+                        found = compute()
+                        self._save(found)
+                    return found
+            except InUse:
+                if not waited:
+                    logger.info("waiting for the Fisher scores that another run computes for %s", self.path)
+                waited = True
+                time.sleep(WAIT_S)
+
+    def _load(self, parameters: Mapping[str, torch.Tensor]) -> Scores | None:
+        if not self.path.is_file():
+            return None
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                scores = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        except (OSError, SafetensorError) as error:
+            logger.warning("%s is not readable (%s): the Fisher scores are computed again", self.path, error)
+            return None
+        sound = metadata.get("format") == FORMAT and metadata.get("facts") == self.facts
+        fits = {name: tuple(score.shape) for name, score in scores.items()} == {
+            name: tuple(parameter.shape) for name, parameter in parameters.items()
+        }
+        if not sound or not fits or metadata.get("content_sha256") != content_sha256(scores, metadata):
+            logger.warning("%s is damaged: the Fisher scores are computed again", self.path)
+            return None
+        logger.info("taking the Fisher scores from %s", self.path)
+        return {name: scores[name].to(parameter.device) for name, parameter in parameters.items()}
+
+    def _save(self, scores: Scores) -> None:
+        tensors = {name: score.detach().cpu().contiguous() for name, score in scores.items()}
+        metadata = {"format": FORMAT, "facts": self.facts}
+        metadata["content_sha256"] = content_sha256(tensors, metadata)
+        try:
+            with written(self.path) as temporary:
+                save_file(tensors, temporary, metadata)
+        except (OSError, SafetensorError, DataError) as error:
+            logger.warning("the Fisher scores are not shared, %s cannot be written: %s", self.path, error)
+
+
+def facts_of(
+    models: TaskModels,
+    parameters: Mapping[str, torch.Tensor],
+    fisher: FisherConfig,
+    args: Namespace,
+    config: Mapping[str, Any],
+    data: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """Return everything that the scores of a pass depend on.
+
+    Args:
+        models: upstream, featurizer and head before training, without wrappers.
+        parameters: eligible parameters by name.
+        fisher: settings of the pass.
+        args: of the run.
+        config: its task file, variables expanded.
+        data: hashes of the corpus and of its division.
+    """
+    modules = models.modules()
+    settings = asdict(fisher)
+    if not fisher.warm_head:
+        del settings["warm_lr"]  # by default optimizer.lr, which nothing else of a pass depends on
+    configs = {str(c) for top in modules for m in top.modules() if (c := getattr(m, "config", None)) is not None}
+    return {
+        "pass": {"order": ORDER, **settings},
+        "run": RunSpec.of(args).stored(),
+        "task file": {key: value for key, value in config.items() if key not in NOT_READ},
+        "training split": (config.get("runner") or {}).get("train_dataloader"),
+        "corpus": data,
+        "weights": [state_sha256(module.state_dict()) for module in modules],
+        "structure": [hashlib.sha256(text.encode()).hexdigest() for text in (*map(repr, modules), *sorted(configs))],
+        "eligible": sorted(parameters),
+        "versions": {"s3prl_ext": s3prl_ext.__version__, **versions()},
+        "device": [str(next(iter(parameters.values())).device.type), _device_name(args), torch.get_num_threads()],
+    }
+
+
+def _device_name(args: Namespace) -> str:
+    gpu = str(args.device).startswith("cuda") and torch.cuda.is_available()
+    return torch.cuda.get_device_name() if gpu else platform.machine()

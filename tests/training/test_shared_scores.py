@@ -1,0 +1,138 @@
+"""Fisher scores that runs share: one pass, bitwise the masks of a run's own pass, and never those of another."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from s3prl_ext.child_tuning.eligible import eligible_parameters
+from s3prl_ext.locks import one_writer
+from s3prl_ext.run_folder import MASK_FILE
+from s3prl_ext.training import shared_scores
+from s3prl_ext.training.fisher_pass import FisherPass
+from s3prl_ext.training.shared_scores import SharedScores, facts_of
+from tests.support.experiments import make_args, task_config
+
+
+@pytest.fixture
+def train(build, tmp_path, hubert_ckpt, monkeypatch):
+    """Train a step of a child network; returns its masks and the number of Fisher passes so far."""
+    passes = []
+    scores = FisherPass.scores
+    monkeypatch.setattr(FisherPass, "scores", lambda self: passes.append(self) or scores(self))
+
+    def run(name, shared="shared", seed=1337, lr=None, config=None, **tuning):
+        args = make_args(tmp_path / name, upstream="hubert_local", upstream_ckpt=hubert_ckpt, seed=seed)
+        args.fisher_scores = str(tmp_path / shared) if shared else None
+        given = task_config(
+            "ks", {"method": "child", "density": 0.1, "fisher": {"max_batches": 2}} | tuning, total_steps=1
+        )
+        given["optimizer"] |= {"lr": lr} if lr else {}
+        given["downstream_expert"] |= config or {}
+        build(args, given).train()
+        return load_file(tmp_path / name / MASK_FILE), len(passes)
+
+    return run
+
+
+def equal(a, b) -> bool:
+    """Return whether two sets of tensors are the same, byte for byte: an edge of the histogram may be NaN."""
+    return a.keys() == b.keys() and all(torch.equal(a[name].view(torch.uint8), b[name].view(torch.uint8)) for name in a)
+
+
+def test_one_pass_serves_all_runs_that_would_repeat_it(train, tmp_path):
+    own, count = train("own", shared=None)
+    first, count = train("first")
+    assert count == 2 and equal(own, first)
+    same, count = train("same", lr=0.5)
+    assert count == 2 and equal(own, same), "another learning rate does not change a pass"
+    sparser, count = train("sparser", density=0.01)
+    assert count == 2 and equal(sparser, train("sparser_own", shared=None, density=0.01)[0])
+    weights = [
+        torch.load(tmp_path / name / "states-1.ckpt", weights_only=False)["UpstreamDelta"]["values"]
+        for name in ("own", "first")
+    ]
+    assert equal(*weights), "the random states after it are those of a run's own pass"
+
+
+def test_what_changes_a_pass_has_scores_of_its_own(train, tmp_path):
+    train("first")
+    for number, change in enumerate(
+        ({"seed": 5}, {"fisher": {"max_batches": 3}}, {"fisher": {"max_batches": 2, "clip": "tensor"}},
+         {"config": {"modelrc": {"projector_dim": 8, "select": "UtteranceLevel", "UtteranceLevel": {"pooling": "MeanPooling"}}}}),
+    ):  # fmt: skip
+        assert train(f"other{number}", **change)[1] == number + 2
+    assert len(list((tmp_path / "shared").glob("*.safetensors"))) == 5
+
+
+@pytest.fixture
+def facts(build, tmp_path, hubert_ckpt):
+    runner = build(
+        make_args(tmp_path / "exp", upstream="hubert_local", upstream_ckpt=hubert_ckpt),
+        task_config("ks", {"method": "child", "density": 0.1}),
+    )
+    parameters = eligible_parameters(runner.upstream.model)
+
+    def make(data="a"):
+        return facts_of(runner.models, parameters, runner.tuning.fisher, runner.args, runner.config, {"sha256": data})
+
+    return runner, parameters, make
+
+
+def test_other_weights_files_or_settings_are_another_name(facts, tmp_path, monkeypatch):
+    runner, _, make = facts
+    names = [SharedScores(tmp_path, make()).path]
+    assert names == [SharedScores(tmp_path, make()).path]
+    names.append(SharedScores(tmp_path, make("b")).path)
+    with torch.no_grad():
+        next(iter(runner.models.upstream.parameters()))[0] += 1e-3  # of the feature encoder, which is not eligible
+    names.append(SharedScores(tmp_path, make()).path)
+    next(m for m in runner.models.upstream.modules() if isinstance(m, torch.nn.Dropout)).p = 0.7
+    names.append(SharedScores(tmp_path, make()).path)
+    monkeypatch.setattr(shared_scores, "versions", lambda: {"torch": "0"})
+    names.append(SharedScores(tmp_path, make()).path)
+    assert len(set(names)) == 5
+
+
+def test_a_damaged_or_exchanged_file_is_not_taken(tmp_path, caplog):
+    parameters = {"w": torch.zeros(3)}
+    a, b = SharedScores(tmp_path, {"data": "a"}), SharedScores(tmp_path, {"data": "b"})
+    compute = lambda: {"w": torch.ones(3)}  # noqa: E731
+    refuse = lambda: pytest.fail("it has them")  # noqa: E731
+    a.get(parameters, compute)
+    assert torch.equal(a.get(parameters, refuse)["w"], torch.ones(3))
+    shutil.copy(a.path, b.path)
+    assert torch.equal(b.get(parameters, lambda: {"w": torch.full((3,), 2.0)})["w"], torch.full((3,), 2.0))
+    content = bytearray(a.path.read_bytes())
+    content[-1] ^= 1
+    for damaged in (bytes(content), content[:20], b""):
+        a.path.write_bytes(damaged)
+        assert torch.equal(a.get(parameters, compute)["w"], torch.ones(3))
+        assert torch.equal(a.get(parameters, refuse)["w"], torch.ones(3)), "it is written again"
+    save_file({"w": torch.ones(4)}, a.path, {"format": shared_scores.FORMAT})
+    assert a.get(parameters, compute)["w"].shape == (3,) and "is damaged" in caplog.text
+
+
+def test_a_run_waits_for_the_one_that_computes_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(shared_scores, "WAIT_S", 0.01)
+    shared = SharedScores(tmp_path, {})
+    held = iter((True, True, False))
+
+    def writer(path):
+        if next(held):
+            raise shared_scores.InUse("another process computes them")
+        SharedScores(tmp_path, {})._save({"w": torch.ones(2)})
+        return one_writer(path)
+
+    monkeypatch.setattr(shared_scores, "one_writer", writer)
+    found = shared.get({"w": torch.zeros(2)}, lambda: pytest.fail("the other one has"))
+    assert torch.equal(found["w"], torch.ones(2))
+
+
+def test_where_they_cannot_be_written_a_run_goes_on(tmp_path, caplog):
+    (tmp_path / "file").write_text("")
+    found = SharedScores(tmp_path / "file", {}).get({"w": torch.zeros(2)}, lambda: {"w": torch.ones(2)})
+    assert torch.equal(found["w"], torch.ones(2)) and "are not shared" in caplog.text
