@@ -107,6 +107,7 @@ class Driver:
         self.waiting: deque[Job] = deque()
         self.cell_of: dict[str, StudyCell] = {}
         self.lost: dict[str, int] = {}
+        self.begun: dict[str, int] = {}  # size of a job's log where its present attempt begins
 
     def run(self) -> Progress:
         """Run all jobs; return when none is left.
@@ -176,6 +177,8 @@ class Driver:
             return
         log = self.folder / LOGS / f"{job.name.replace('/', '__')}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
+        job.forget_failure()
+        self.begun[job.name] = log.stat().st_size if log.is_file() else 0
         self.engine.start(job, log)
         self.progress.running[job.name] = time.monotonic()
 
@@ -193,7 +196,7 @@ class Driver:
             )
             self.waiting.append(job)
         else:
-            self._failed(job, job.failure() or Failure(last_sentence(end)))
+            self._failed(job, job.failure() or Failure(last_sentence(end, self.begun.get(job.name, 0))))
         if job.kind != "fetch":
             self._go_on(self.cell_of[job.name])
 
@@ -241,10 +244,10 @@ def total_jobs(study: Study, cells: list[StudyCell]) -> int:
     return sum(cell.search_jobs() + len(study.seeds) - 1 + len(study.seeds) for cell in cells)
 
 
-def last_sentence(end: Ended) -> str:
-    """Return what a job that left no result said last."""
+def last_sentence(end: Ended, since: int = 0) -> str:
+    """Return what a job that left no result said last, in its log from byte `since` on."""
     try:
-        lines = end.log.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = end.log.read_bytes()[since:].decode(errors="replace").splitlines()
     except OSError:
         lines = []
     said = next((line for line in reversed(lines) if line.startswith("s3prl-ext: ")), None)

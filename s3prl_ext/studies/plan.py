@@ -282,12 +282,21 @@ class Job:
         """Return how it failed, as its run has recorded it; None where it has not."""
         if self.kind == "fetch":
             return None
-        name = f"result-{self.run.task.test}-failed.json" if self.kind == "test" else "result-failed.json"
         try:
-            record = json.loads((self.run.folder / name).read_text(encoding="utf-8"))
+            record = json.loads(self._failed.read_text(encoding="utf-8"))
             return Failure(str(record["error"]), bool(record.get("diverged")))
         except (OSError, ValueError, KeyError, AttributeError):
             return None
+
+    def forget_failure(self) -> None:
+        """Remove what an earlier attempt has recorded: one that dies without a record would show it as its own."""
+        if self.kind != "fetch":
+            self._failed.unlink(missing_ok=True)
+
+    @property
+    def _failed(self) -> Path:
+        name = f"result-{self.run.task.test}-failed.json" if self.kind == "test" else "result-failed.json"
+        return self.run.folder / name
 
 
 @dataclass

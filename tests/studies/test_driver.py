@@ -99,6 +99,19 @@ def test_one_failed_run_does_not_end_the_study_and_can_be_repeated(tmp_path):
     )
 
 
+@pytest.mark.parametrize("kind", ["train", "test"])
+def test_a_repeated_job_that_dies_without_a_sentence_does_not_show_that_of_its_earlier_attempt(kind, tmp_path):
+    name = f"ks/fbank/frozen/lr=0.01/seed=0/{kind}"
+    _, progress = drive(tmp_path, lambda job: "the disk is full" if job.name == name else score(job))
+    assert progress.failed == {name: "the disk is full"}
+    log = tmp_path / "logs" / f"{name.replace('/', '__')}.log"
+    log.write_text("s3prl-ext: the disk is full\n")
+    study = make_study(retries=1)
+    _, progress = drive(tmp_path, lambda job: None if job.name == name else score(job), study, retry_failed=True)
+    assert progress.failed == {name: f"ended with code -9 without a result; see {log}."}
+    assert drive(tmp_path)[1].done.keys() > {name}, "it has no sentence of its own, so it is due"
+
+
 def test_a_run_that_diverged_counts_as_the_worst(tmp_path):
     def outcome(job: Job) -> Outcome:
         diverges = job.kind != "fetch" and job.run.labels["lr"] == "0.01"

@@ -57,9 +57,8 @@ class Instant:
             path.write_text(text)
         elif isinstance(found, str):
             job.run.folder.mkdir(parents=True, exist_ok=True)
-            (job.run.folder / "result-failed.json").write_text(
-                json.dumps({"error": found, "diverged": "not finite" in found})
-            )
+            name = f"result-{job.run.task.test}-failed.json" if job.kind == "test" else "result-failed.json"
+            (job.run.folder / name).write_text(json.dumps({"error": found, "diverged": "not finite" in found}))
         self.running.append(Ended(job, 0 if isinstance(found, float) else 1 if isinstance(found, str) else -9, log))
 
     def ended(self, seconds: float) -> list[Ended]:
