@@ -18,6 +18,7 @@ from torch import nn
 
 from s3prl_ext import plugin
 from s3prl_ext.commands.flags import export as flags_of
+from s3prl_ext.deltas import formats
 from s3prl_ext.deltas.model_card import HEAD_FILE, TASK_FILE, TRAINING_FILE, ExportRecord, Score, model_card
 from s3prl_ext.deltas.plain_upstream import build_untuned, plain_upstream
 from s3prl_ext.deltas.trained_task import TrainedTask, check_foldable
@@ -57,6 +58,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.out is not None:
             check_new(args.out, "--out")
         task = TrainedTask.read(args.delta).tuned_from(args.upstream, args.upstream_ckpt, args.upstream_model_config)
+        task.check_head()
+        if args.format != "model":
+            _write_change(task, args.format, args.out)
+            return 0
         check_foldable(task)
         _refuse_learnt_decoder(task)
         plugin.install()
@@ -68,6 +73,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         write(task, plain, model, record, args.out)
     sys.stdout.write(f"{args.out}\n")
     return 0
+
+
+def _write_change(task: TrainedTask, kind: str, out: Path | None) -> None:
+    if out is None:
+        raise UsageError(f"--dry-run shows what a model would hold: leave it out with --format {kind}, and name --out.")
+    plugin.install()
+    with written_folder(out) as partial:
+        formats.write(task, kind, partial, out.name)
+        _write_task(task, partial)
+    sys.stdout.write(f"{out}\n")
 
 
 def _refuse_learnt_decoder(task: TrainedTask) -> None:

@@ -16,6 +16,7 @@ from s3prl_ext import adapters
 from s3prl_ext.child_tuning import delta as delta_files
 from s3prl_ext.child_tuning.delta import Delta
 from s3prl_ext.configs import load_yaml
+from s3prl_ext.deltas import peft_format
 from s3prl_ext.deltas.model_card import HEAD_FILE, TASK_FILE
 from s3prl_ext.deltas.plain_upstream import build_untuned, is_merged, loader_of
 from s3prl_ext.errors import DataError, UsageError
@@ -51,7 +52,7 @@ class TrainedTask:
 
     @classmethod
     def read(cls, path: str | os.PathLike[str], prefer_delta: bool = True) -> TrainedTask:
-        """Read what was trained from a delta, a checkpoint, or the folder of a run.
+        """Read what was trained from a delta, a checkpoint, the folder of a run, or a LoRA in peft's format.
 
         Args:
             path: the file or folder.
@@ -61,6 +62,9 @@ class TrainedTask:
             DataError: it is missing, corrupt, or something else.
         """
         path = Path(path)
+        if peft_format.is_adapter(path):
+            adapter = peft_format.read_adapter(path)
+            return cls(path, adapter.info, adapter, merge=UNKNOWN)
         if path.is_dir():
             path = RunFolder(path).representative(prefer_delta)
         if not path.exists():
@@ -140,6 +144,14 @@ class TrainedTask:
     def method(self) -> str | None:
         """The tuning method, or None where the task file had no section ``tuning``."""
         return (self.info.get("tuning") or {}).get("method")
+
+    def check_head(self) -> None:
+        """Raise DataError where there is no head of a task, as in an adapter of peft."""
+        if "Downstream" not in self.delta.task:
+            raise DataError(
+                f"{self.path} holds an adapter without the head of a task: write its model with s3prl-ext apply, or switch to it "
+                "with s3prl_ext.deltas.TaskSwitch."
+            )
 
     def check_features(self, model: nn.Module) -> None:
         """Warn where the task may have been trained on another last hidden state than `model` gives."""

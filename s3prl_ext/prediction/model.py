@@ -58,6 +58,7 @@ def load(
     check_device(device)
     exported = (Path(path) / EXPORT_FILE).is_file()
     task = TrainedTask.read_export(Path(path)) if exported else TrainedTask.read(path, prefer_delta=False)
+    task.check_head()
     check_names(task.expert, "downstream_expert")
     task = task.tuned_from(upstream, upstream_ckpt, upstream_model_config)
     with contextlib.redirect_stdout(sys.stderr), torch.random.fork_rng(devices=[]):  # s3prl prints

@@ -22,5 +22,12 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("-k", "--upstream_ckpt", help="its checkpoint or model, where it has moved")
     parser.add_argument("-g", "--upstream_model_config", help="its configuration")
     parser.add_argument("--out", type=Path, help="new folder for the model")
+    parser.add_argument(
+        "--format",
+        choices=("model", "peft", "task_vector"),
+        default="model",
+        help="model: the whole tuned model (default); peft: the LoRA as peft reads it; task_vector: the changes of a child "
+        "network",
+    )
     parser.add_argument("--dry-run", action="store_true", help="check everything, show it, and write nothing")
     return parser
