@@ -163,7 +163,8 @@ def adapter_files(delta: Delta, base: str, where: str) -> tuple[dict[str, Any], 
             f"{where} holds {tuning.get('method') or 'no tuning method'}; peft's format takes a lora on the model of a "
             "transformers folder: leave --format out, or for a child network use --format task_vector."
         )
-    tensors, modules = {}, {}
+    tensors: dict[str, Tensor] = {}
+    modules: dict[str, None] = {}
     for name, match in matches.items():
         assert match is not None
         modules[match["module"]] = None
