@@ -81,13 +81,13 @@ def _readable(flag: str, value: str) -> Checkpoint:
     latest = path if path.is_file() else RunFolder(path).latest()
     kind = RunFolder(path).other_kind()
     if latest is None or (path.is_dir() and (flag == "-i" or kind)):
-        why = "-i takes a file" if flag == "-i" else "this folder holds no states-N.ckpt to choose"
+        why = "-i takes a file" if flag == "-i" else "this folder has no states-N.ckpt"
         raise UsageError(f"{flag} {value}: {f'this {kind}' if kind else f'name a checkpoint; {why}'}.")
     return Checkpoint.read(latest, mmap=True)
 
 
 def only_best(flags: argparse.Namespace) -> Path | None:
-    """Return the newest best checkpoint of a folder that -a resumes and that holds no ``states-N.ckpt``.
+    """Return the newest best checkpoint of a folder that -a resumes and that has no ``states-N.ckpt``.
 
     s3prl looks for ``states-N.ckpt`` alone, but a run may have been killed before its first one.
     """
@@ -130,12 +130,12 @@ def stay_with(ckpt: Checkpoint) -> None:
 
     A copied or moved experiment would otherwise write into the one that it came from.
     """
-    from s3prl_ext.training.resume import stay_beside
+    from s3prl_ext.training.resume import keep_in_its_folder
 
     made_in = ckpt.arguments.get("expdir")
     assert ckpt.path is not None
     if made_in is not None and Path(made_in).resolve() != ckpt.path.parent.resolve():
-        stay_beside(ckpt.path)
+        keep_in_its_folder(ckpt.path)
 
 
 def check_names(flags: argparse.Namespace, overrides: Mapping[str, str]) -> None:

@@ -106,7 +106,7 @@ class RunFolder:
             prefer_delta: return the delta, which has the weights of the best checkpoint, where there is one.
 
         Raises:
-            DataError: the folder holds none.
+            DataError: the folder contains none.
         """
         delta = [self.delta] if self.delta.is_file() else []
         found = [*delta, *self.by_preference()] if prefer_delta else [*self.by_preference(), *delta]
@@ -116,7 +116,7 @@ class RunFolder:
         raise DataError(
             f"{self.path} {kind}."
             if kind
-            else f"{self.path} holds no checkpoint and no {DELTA_FILE}: name the folder of a run (its -p), a checkpoint or a "
+            else f"{self.path} contains no checkpoint and no {DELTA_FILE}: name the folder of a run (its -p), a checkpoint or a "
             "delta."
         )
 

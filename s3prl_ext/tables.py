@@ -29,7 +29,7 @@ class Table:
         rows: as many texts each.
         notes: sentences below it.
         values: one mapping per number, for CSV.
-        of_texts: all columns hold texts, so that they stand to the left.
+        of_texts: all columns hold texts, aligned to the left.
     """
 
     title: str
@@ -41,7 +41,7 @@ class Table:
 
 
 def markdown(table: Table) -> str:
-    """Return the table as Markdown, with its title as a heading; numbers stand to the right."""
+    """Return the table as Markdown, with its title as a heading; numbers are aligned to the right."""
     rows = [[plain(cell).replace("|", r"\|") for cell in row] for row in table.rows]
     right = () if table.of_texts else range(1, len(table.head))
     lines = [f"## {plain(table.title)}", "", grid(table.head, rows, right)]
@@ -56,7 +56,7 @@ def grid(
     Args:
         head: one text per column.
         rows: as many cells each.
-        right: columns that stand to the right.
+        right: columns that are aligned to the right.
         padded: fill cells with spaces, so that the columns are even on a terminal too.
     """
     marks = ["---:" if column in right else "---" for column in range(len(head))]

@@ -38,7 +38,7 @@ def written(path: str | os.PathLike) -> Iterator[Path]:
 
 
 @contextmanager
-def folder_beside(path: str | os.PathLike) -> Iterator[Path]:
+def unfinished_folder(path: str | os.PathLike) -> Iterator[Path]:
     """Give the body a new folder ``.NAME.partial-RANDOM`` next to `path`; what is still in it at the end is removed.
 
     Those of killed processes are removed as well.
@@ -65,7 +65,7 @@ def written_folder(path: str | os.PathLike) -> Iterator[Path]:
     Raises:
         OSError: the folder cannot be made, or `path` is a file or a folder that is not empty.
     """
-    with folder_beside(path) as folder:
+    with unfinished_folder(path) as folder:
         yield folder
         os.replace(folder, path)
 

@@ -15,7 +15,7 @@ import pytest
 
 from s3prl_ext import locks
 from s3prl_ext.errors import UsageError
-from s3prl_ext.writing import folder_beside
+from s3prl_ext.writing import unfinished_folder
 
 FORK = multiprocessing.get_context("fork")
 PART = ".result.json.0123456789abcdef"
@@ -110,10 +110,13 @@ def test_the_file_is_removed_without_letting_two_in(tmp_path):
 
 
 def test_parts_of_killed_commands_go_with_the_next(tmp_path):
-    with other_process(folder_beside, tmp_path / "model") as first:
+    with other_process(unfinished_folder, tmp_path / "model") as first:
         (part,) = tmp_path.glob(".model.partial-*")
         (part / "weights").write_bytes(b"0" * 1000)
-        with pytest.raises(UsageError, match="model is being written by process"), folder_beside(tmp_path / "model"):
+        with (
+            pytest.raises(UsageError, match="model is being written by process"),
+            unfinished_folder(tmp_path / "model"),
+        ):
             pass
         assert (part / "weights").is_file(), "it still belongs to a living process"
         os.kill(first.pid, signal.SIGKILL)
@@ -121,7 +124,7 @@ def test_parts_of_killed_commands_go_with_the_next(tmp_path):
     others = [tmp_path / ".model2.partial-1", tmp_path / ".model.partial-12-old"]
     for other in others:
         other.mkdir()
-    with folder_beside(tmp_path / "model"):
+    with unfinished_folder(tmp_path / "model"):
         assert not part.exists()
     assert sorted(tmp_path.iterdir()) == sorted(others)
 

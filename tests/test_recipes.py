@@ -298,7 +298,7 @@ def test_a_damaged_result_is_named(tmp_path, monkeypatch):
     runs = load("ad_tuning", "runs", monkeypatch)
     (tmp_path / "ks/u/full/seed=0").mkdir(parents=True)
     (tmp_path / "ks/u/full/seed=0/result.json").write_text("{")
-    with pytest.raises(DataError, match="full/seed=0/result.json is damaged"):
+    with pytest.raises(DataError, match="full/seed=0/result.json is corrupt"):
         runs.runs_of(tmp_path, "ks", "full")
     write_run(tmp_path / "ks/v/full/seed=0", {3: 0.5}, 0.5)
     with pytest.raises(DataError, match="runs full of u, v: give each a folder of its own"):

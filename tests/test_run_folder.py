@@ -38,7 +38,7 @@ def test_what_stands_for_a_run(tmp_path):
     assert run.representative(prefer_delta=True).name == "delta.safetensors"
     run.delta.unlink()
     assert missing(run.delta).endswith("dev-best.ckpt.")
-    with pytest.raises(DataError, match="holds no checkpoint and no delta.safetensors"):
+    with pytest.raises(DataError, match="contains no checkpoint and no delta.safetensors"):
         folder(tmp_path / "empty").representative()
     with pytest.raises(DataError, match="is the folder of a sweep"):
         folder(tmp_path / "sweep", "sweep.json").representative()

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from s3prl_ext.writing import folder_beside, write_json, write_text, written, written_folder
+from s3prl_ext.writing import unfinished_folder, write_json, write_text, written, written_folder
 
 FAILURES = (ValueError, KeyboardInterrupt, SystemExit)
 
@@ -113,8 +113,8 @@ def test_a_folder_replaces_an_empty_one_and_no_other(tmp_path):
     assert names(tmp_path) == ["empty", "full"]
 
 
-def test_a_folder_beside_a_place_is_gone_at_the_end(tmp_path):
-    with folder_beside(tmp_path / "out") as first, folder_beside(tmp_path / "out") as second:
+def test_a_unfinished_folder_a_place_is_gone_at_the_end(tmp_path):
+    with unfinished_folder(tmp_path / "out") as first, unfinished_folder(tmp_path / "out") as second:
         assert first != second and {first.parent, second.parent} == {tmp_path}
         (first / "file").touch()
         os.replace(second, tmp_path / "out")

@@ -131,7 +131,7 @@ def load_torch(path: Path) -> Any:
     """Return the content of a torch file, memory-mapped, without executing pickled code.
 
     Raises:
-        DataError: the file is unreadable or damaged, or needs arbitrary code to be read.
+        DataError: the file is unreadable or corrupt, or needs arbitrary code to be read.
     """
     check_archive(path)
     mmap = is_archive(path)  # files of torch < 1.6 are not zip archives and cannot be mapped

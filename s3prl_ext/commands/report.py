@@ -85,7 +85,7 @@ def _over(kind: str, run: ScoredRun, left_out: list[str]) -> ScoredRun:
 
 
 def _with_sound_utterances(run: ScoredRun, left_out: list[str]) -> ScoredRun:
-    """Return a run without its file of utterances where that is damaged, and say so; other tables need none."""
+    """Return a run without its file of utterances where that is corrupt, and say so; other tables need none."""
     try:
         check_utterances(run)
     except OtherEvaluation:

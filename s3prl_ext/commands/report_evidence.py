@@ -38,7 +38,7 @@ class Evidence:
 
 
 def read_evidence(paths: Sequence[Path]) -> Evidence:
-    """Read result files and sweeps; what is damaged, failed or of another kind is named and left out.
+    """Read result files and sweeps; what is corrupt, failed or of another kind is named and left out.
 
     Raises:
         UsageError: a path is missing or contains no result.

@@ -29,8 +29,8 @@ experiment
   -c TASK/PRESET      a shipped task file, such as ks/superb, ks/ad_tuning, ks/mini; or a FILE of your own
   -o CHANGES          changes to the task file: "config.runner.total_steps=1000,,config.optimizer.lr=1e-4"
                       "args.until=500": stop at that step and score dev there; -a goes on as if it had not stopped
-  -a                  go on with the experiment in EXP, or begin it
-  -e EXP|CKPT|DELTA   go on with (train) or score (evaluate) an experiment, a checkpoint or a delta.safetensors
+  -a                  resume the experiment in EXP, or start it
+  -e EXP|CKPT|DELTA   resume (train) or score (evaluate) an experiment, a checkpoint or a delta.safetensors
   -i CKPT             begin with the weights of a checkpoint, in a new experiment
   --track KIND        tensorboard (default), or also wandb or mlflow, with KIND:PROJECT in a project of that name
   --fisher_scores DIR where runs of one upstream, task and seed share the Fisher scores of their child networks
@@ -80,4 +80,4 @@ def upstreams_page() -> str:
         for name in group:
             flags = [flag for flag, reads in (("-k", reads_checkpoint), ("-g", reads_options)) if reads(name)]
             lines.append(f"  {name}  {' '.join(flags)}".rstrip())
-    return "upstreams for -u; -k and -g stand where they are read\n" + "\n".join(lines)
+    return "upstreams for -u; -k and -g are shown where they are read\n" + "\n".join(lines)

@@ -27,7 +27,7 @@ from s3prl_ext.tables import markdown
 from s3prl_ext.writing import write_json
 
 EPILOG = """Each run is an ordinary `s3prl-ext run` with a folder of its own; --dry-run prints the commands. Ctrl-C saves and ends
-all jobs, and the same command goes on. --engine ray joins the cluster at RAY_ADDRESS, or starts one here; slurm submits
+all jobs, and the same command resumes. --engine ray joins the cluster at RAY_ADDRESS, or starts one here; slurm submits
 job arrays.
 
 example:

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from s3prl_ext.downloads import CHUNK, fetch
 from s3prl_ext.errors import DataError
 from s3prl_ext.reading import is_archive
-from s3prl_ext.writing import folder_beside
+from s3prl_ext.writing import unfinished_folder
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +110,7 @@ def unpack(card: CorpusCard, folder: Path) -> Path:
     """Verify and unpack the archive of `card` that lies in `folder`; return the corpus folder.
 
     Raises:
-        DataError: the archive is missing, damaged, unsafe or lacks a file of the corpus.
+        DataError: the archive is missing, corrupt, unsafe or lacks a file of the corpus.
     """
     folder = Path(folder)
     if (folder / card.folder).is_dir():
@@ -138,7 +138,7 @@ def _archive_in(card: CorpusCard, folder: Path) -> Path | None:
 def _unpacked(card: CorpusCard, folder: Path, archive: Path) -> Path:
     """Unpack a verified archive; return the corpus folder."""
     final = folder / card.folder
-    with folder_beside(final) as partial:
+    with unfinished_folder(final) as partial:
         extract(archive, partial / "archive", card.unread)
         os.replace(_corpus_in(card, partial / "archive", archive), final)
     return final
@@ -200,7 +200,7 @@ def extract(archive: Path, target: Path, unread: str = "") -> None:
         unread: files whose names end so are left in the archive; empty for none.
 
     Raises:
-        DataError: damaged archive, link, device or unsafe path.
+        DataError: corrupt archive, link, device or unsafe path.
     """
     target.mkdir(parents=True)
     try:
@@ -214,7 +214,7 @@ def extract(archive: Path, target: Path, unread: str = "") -> None:
             if path.stat().st_size != size:
                 raise DataError(f"{archive} is cut short at {name}: remove it, and give --download.")
     except (tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
-        raise DataError(f"{archive} is damaged ({error}): remove it, and give --download.") from error
+        raise DataError(f"{archive} is corrupt ({error}): remove it, and give --download.") from error
 
 
 def _digest(path: Path, kind: str) -> str:

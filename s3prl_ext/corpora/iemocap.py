@@ -56,7 +56,7 @@ def utterances_of(root: Path, session: str) -> list[dict[str, str]]:
                 found.append({"path": clip.relative_to(root).as_posix(), "label": emotion, "speaker": speaker})
     if not found:
         raise DataError(
-            f"{root / session} holds no turn that is {', '.join(EMOTIONS)} or excited: unpack IEMOCAP again."
+            f"{root / session} contains no turn that is {', '.join(EMOTIONS)} or excited: unpack IEMOCAP again."
         )
     return found
 

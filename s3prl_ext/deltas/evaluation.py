@@ -67,7 +67,7 @@ def evaluation_flags(argv: Sequence[str], flags: argparse.Namespace, delta: Path
     """
     if flags.mode == "train":
         raise UsageError(
-            f"-e {delta}: a delta holds no optimizer state, so training cannot be resumed from it: name a checkpoint "
+            f"-e {delta}: a delta has no optimizer state, so training cannot be resumed from it: name a checkpoint "
             "(states-N.ckpt), or evaluate the delta with -m evaluate."
         )
     task = TrainedTask.read(delta)

@@ -16,7 +16,7 @@ WEIGHT_NORM = {"parametrizations.weight.original0": "weight_g", "parametrization
 def match_names(upstream: Shapes, file: Shapes, where: str) -> dict[str, str]:
     """Return the name in a file for each tensor of an upstream that the file holds in the same shape.
 
-    The two namings differ by what stands before each name; the pair of prefixes with the most matches counts.
+    The two namings differ by a prefix; the pair of prefixes with the most matches counts.
 
     Args:
         upstream: shape of each tensor of the upstream's state dict.
@@ -42,7 +42,7 @@ def match_names(upstream: Shapes, file: Shapes, where: str) -> dict[str, str]:
             elif len(matches) == len(best[0]) and matches and matches not in best:
                 best.append(matches)
     if not best[0]:
-        raise DataError(f"{where} holds no tensor of this upstream: give the model that it is built from.")
+        raise DataError(f"{where} has no tensor of this upstream: give the model that it is built from.")
     if len(best) > 1:
         examples = " or ".join(next(iter(matches.values())) for matches in best[:2])
         raise DataError(f"{where} holds several models of this kind ({examples}): give a file with one of them.")
@@ -57,7 +57,7 @@ def _plain(name: str) -> str:
 
 
 def _prefixes(names: Iterable[str]) -> list[str]:
-    """Return what may stand before the names of a model: nothing, or up to two parts, such as ``hubert.``."""
+    """Return the possible prefixes of a model's names: none, or up to two parts, such as ``hubert.``."""
     found = {""}
     for name in names:
         parts = name.split(".")

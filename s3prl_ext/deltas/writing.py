@@ -17,7 +17,7 @@ from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.merging.export import write_weights
 from s3prl_ext.models.hashing import state_sha256
 from s3prl_ext.training.run_spec import RunSpec
-from s3prl_ext.writing import folder_beside
+from s3prl_ext.writing import unfinished_folder
 
 
 def write_upstream(plain: RunSpec, state: Mapping[str, Tensor], out: Path) -> Path:
@@ -82,7 +82,7 @@ def write_copy(plain: RunSpec, state: Mapping[str, Tensor], out: Path) -> None:
     Raises:
         DataError: the file cannot hold these weights exactly.
     """
-    with folder_beside(out) as folder:
+    with unfinished_folder(out) as folder:
         os.replace(write_upstream(plain, state, folder), out)
 
 

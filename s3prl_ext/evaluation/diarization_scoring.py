@@ -137,7 +137,7 @@ def smoothed(active: np.ndarray, frames: int) -> np.ndarray:
 
     Args:
         active: who speaks before it.
-        frames: length of the filter, odd; beyond the ends nobody speaks.
+        frames: length of the filter, odd; beyond the ends there is no speech.
     """
     from scipy.ndimage import median_filter
 
@@ -172,7 +172,7 @@ def error_rate(pairs: Mapping[str, tuple[Sequence[Turn], Sequence[Turn]]]) -> Er
 
     Raises:
         UsageError: the extra ``sd`` is not installed.
-        DataError: the references hold no speech.
+        DataError: the references contain no speech.
     """
     try:
         from pyannote.core import Segment, Timeline
@@ -190,7 +190,7 @@ def error_rate(pairs: Mapping[str, tuple[Sequence[Turn], Sequence[Turn]]]) -> Er
         sums = {key: value + parts[key] for key, value in sums.items()}
     total = sums["total"]
     if total <= 0:
-        raise DataError("the reference turns hold no speech: check the rttm file.")
+        raise DataError("the reference turns contain no speech: check the rttm file.")
     return ErrorRate(sums["missed detection"] / total, sums["false alarm"] / total, sums["confusion"] / total)
 
 
@@ -208,7 +208,7 @@ def read_predictions(expdir: Path) -> dict[str, np.ndarray]:
     """Return the probabilities [frames, speakers] that an evaluation wrote, by recording.
 
     Raises:
-        DataError: there are none, or a file is damaged.
+        DataError: there are none, or a file is corrupt.
     """
     import h5py
 

@@ -12,7 +12,7 @@ from s3prl_ext.errors import DataError
 from s3prl_ext.evaluation.plots import picture
 
 LINES = ("-", "--", ":")  # of the densities, largest first
-TAIL = 1e-3  # share of the weights, those of the lowest scores, that nobody could see in the picture
+TAIL = 1e-3  # share of the weights, those of the lowest scores, too few to be seen in the picture
 
 
 @dataclass(frozen=True)

@@ -128,14 +128,14 @@ def read_json(path: Path) -> Any:
     """Return the content of a JSON file.
 
     Raises:
-        DataError: it is missing or damaged.
+        DataError: it is missing or corrupt.
     """
     try:
         return parse_json(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}): do the stages before this one.") from error
     except ValueError as error:
-        raise DataError(f"{path} is damaged ({error}): remove it and run the recipe again.") from error
+        raise DataError(f"{path} is corrupt ({error}): remove it and run the recipe again.") from error
 
 
 def _parse(line: str, path: Path, number: int) -> Prediction:

@@ -103,7 +103,7 @@ def check_utterances(run: ScoredRun) -> None:
 
     Raises:
         OtherEvaluation: it gives another error rate than the result.
-        DataError: it is damaged.
+        DataError: it is corrupt.
     """
     _counts(run)
 

@@ -71,7 +71,7 @@ def utterance_counts(
 
     Raises:
         OtherEvaluation: a file is of another evaluation.
-        DataError: a file is damaged.
+        DataError: a file is corrupt.
     """
     for files in utterances_of(task):
         paths = [path for name in files[:2] if (path := _only(folder, name.format(split)))]

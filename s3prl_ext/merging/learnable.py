@@ -114,7 +114,7 @@ class LearnableLambda(nn.Module):
         config: granularity and constraint.
 
     Raises:
-        UsageError: the initial values differ where they share one lambda, or lie outside what the constraint allows.
+        UsageError: the initial values differ where they share one lambda, or are outside what the constraint allows.
     """
 
     def __init__(

@@ -181,7 +181,7 @@ def check_finite(
         # NaN and infinity survive a sum, which is much faster; large finite values may overflow it
         if not weights[slot].sum(dtype=torch.float32).isfinite() and not weights[slot].isfinite().all():
             shown = Slot(layer(slot), slot.projection, slot.kind)
-            raise DataError(f"{shown} of {name} holds NaN or infinity: the checkpoint is damaged, get it again.")
+            raise DataError(f"{shown} of {name} holds NaN or infinity: the checkpoint is corrupt, get it again.")
 
 
 def _describe(weights: AttentionWeights) -> str:

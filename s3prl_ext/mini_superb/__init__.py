@@ -23,7 +23,7 @@ from s3prl_ext.errors import UsageError, unknown_name
 from s3prl_ext.locks import one_writer
 from s3prl_ext.mini_superb.layouts import LAYOUTS
 from s3prl_ext.mini_superb.source import Source
-from s3prl_ext.writing import folder_beside
+from s3prl_ext.writing import unfinished_folder
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ def build(
     source = Source(out, Recordings(recordings) if recordings else None, seed, digit_strings, everything, takes)
     with ExitStack() as stack:
         try:
-            partial = stack.enter_context(folder_beside(out))
+            partial = stack.enter_context(unfinished_folder(out))
         except OSError as error:
             raise UsageError(f"cannot write into {out.parent} ({error.strerror}): give another --out.") from error
         for task in (progress := tqdm(tasks, desc="mini_superb", unit="task")):

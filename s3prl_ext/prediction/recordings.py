@@ -59,7 +59,7 @@ def find(inputs: Iterable[str | os.PathLike]) -> tuple[list[Path], list[tuple[Pa
         if not audio:
             held = f"only {len(inside)} other files" if inside else "no file"
             problems.append(
-                (path, f"the folder {path} holds no audio file ({held}): name a folder of WAV, FLAC or MP3.")
+                (path, f"the folder {path} contains no audio file ({held}): name a folder of WAV, FLAC or MP3.")
             )
     return list(dict.fromkeys(files)), problems, others
 
@@ -103,7 +103,7 @@ def from_samples(samples: np.ndarray, rate: int, name: str = "samples") -> Recor
     """
     samples = np.asarray(samples, dtype=np.float32)
     if samples.ndim not in (1, 2) or not samples.size:
-        raise DataError(f"{name} holds no samples (shape {samples.shape}): give [samples] or [samples, channels].")
+        raise DataError(f"{name} contains no samples (shape {samples.shape}): give [samples] or [samples, channels].")
     if samples.ndim == 2 and samples.shape[1] > samples.shape[0]:
         raise DataError(f"{name} has the shape {samples.shape}, more channels than samples: give [samples, channels].")
     if not np.isfinite(samples).all():

@@ -37,7 +37,7 @@ class Formatter:
         self._twice = {stem for stem in stems if stems.count(stem) > 1}
 
     def header(self) -> str:
-        """Return what stands before the first result."""
+        """Return the text before the first result."""
         return self._row({name: name for name in self._columns}) if self.kind == "csv" else ""
 
     def __call__(self, result: Result | Failure) -> str:

@@ -125,7 +125,7 @@ class Driver:
             self.engine.stop()
             left = self.progress.total - len(self.progress.done) - len(self.progress.failed)
             raise StoppedByUser(
-                f"interrupted: trainings have saved their step, {left} jobs are left; the same command goes on."
+                f"interrupted: trainings have saved their step, {left} jobs are left; rerun the same command to resume."
             ) from None
         except BaseException:
             self.engine.stop()

@@ -75,7 +75,7 @@ class StudyRun:
         return ", ".join(self.labels[axis] for axis in axes)
 
     def flags(self, until: int | None = None) -> list[str]:
-        """Return the flags of ``s3prl-ext run`` that train it, or go on with it, to its end or to a step."""
+        """Return the flags of ``s3prl-ext run`` that train it, or resume it, to its end or to a step."""
         flags = {key: value for point in self._points() for key, value in point.flags.items() if key != "-g"}
         flags |= {"-g": merge} if (merge := self._merge()) else {}
         flags |= self.study.flags

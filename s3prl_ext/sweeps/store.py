@@ -1,4 +1,4 @@
-"""``sweep.json``: what has been scored so far, so that a sweep can be stopped and goes on where it was."""
+"""``sweep.json``: what has been scored so far, so that a sweep can be stopped and resumed."""
 
 from __future__ import annotations
 

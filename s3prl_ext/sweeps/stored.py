@@ -115,7 +115,7 @@ def read_sweep(path: Path) -> StoredSweep:
     """Read a ``sweep.json``.
 
     Raises:
-        DataError: it is missing, damaged, of another schema, or of a sweep that has not come to its end.
+        DataError: it is missing, corrupt, of another schema, or of an unfinished sweep.
     """
     try:
         content = parse_json(Path(path).read_text(encoding="utf-8"))

@@ -142,7 +142,7 @@ class CandidateRuns:
         checkpoint.save(start.stored(), folder.path / states_name(0))
 
     def _advance(self, candidate: Candidate, folder: RunFolder, step: int, label: str) -> dict[str, float]:
-        """Train a candidate from where its folder says it stands up to a step; return its metrics there.
+        """Train a candidate from its latest checkpoint up to a step; return its metrics there.
 
         Of one whose gradient is no longer finite every metric is NaN.
         """

@@ -75,7 +75,7 @@ def _without_keys_of_others(tuning: dict[str, Any], lists: Mapping[str, Sequence
 
 
 def _shown(value: Any) -> str:
-    """Return a value as it stands in a candidate's name: 1.0e-3 and 0.001 are the same."""
+    """Return a value as it is written in a candidate's name: 1.0e-3 and 0.001 are the same."""
     if isinstance(value, (list, tuple)):
         return "+".join(map(_shown, value))
     try:

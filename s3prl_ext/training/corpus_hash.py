@@ -41,7 +41,7 @@ class Corpus:
     def hash(self) -> CorpusHash | None:
         """The SHA-256 over the sorted relative names and sizes of the files that the task reads.
 
-        The bytes of the files do not count, so that a corpus of 100,000 files takes less than a second. Hidden files and
+        The bytes of the files are not read, so that a corpus of 100,000 files takes less than a second. Hidden files and
         tables of absolute paths are left out: the place of the corpus has no influence. None for an unknown task, or where
         nothing is there.
         """

@@ -137,11 +137,11 @@ class EarlyStopConfig:
         """Raise UsageError where a rung is not below the end of the run."""
         if self.rungs and self.rungs[-1] >= total_steps:
             raise UsageError(
-                f"{where}.rungs ends with {self.rungs[-1]}, but a run has {total_steps} steps: rungs must lie below its end."
+                f"{where}.rungs ends with {self.rungs[-1]}, but a run has {total_steps} steps: rungs must be below its end."
             )
 
     def without_effect(self, candidates: int) -> list[int]:
-        """Return the rungs at which nobody would drop out."""
+        """Return the rungs at which no candidate would drop out."""
         sizes = self._sizes(candidates)
         return [step for step, before, after in zip(self.rungs or (), sizes, sizes[1:]) if before == after]
 

@@ -115,7 +115,7 @@ def evaluate(
                 )
         except ZeroDivisionError as error:
             raise DataError(
-                f"the metrics of split '{split}' divide by zero: its references hold nothing to count (SF: no slot; "
+                f"the metrics of split '{split}' divide by zero: its references contain nothing to count (SF: no slot; "
                 "ASR, PR: no word); check the corpus of this task."
             ) from error
     if bad:

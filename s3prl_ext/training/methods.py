@@ -107,7 +107,7 @@ def _insert_adapters(upstream: nn.Module, tuning: TuningConfig) -> None:
 
 
 def resolve_tuning(config: Mapping[str, Any], section: Mapping[str, Any]) -> TuningConfig:
-    """Return the checked form of a section ``tuning`` that stands in a task file in place of its own."""
+    """Return the checked form of a section ``tuning`` that a task file has in place of its own."""
     tuning = TuningConfig.from_config({**config, "tuning": section}, METHODS)
     assert tuning is not None
     return tuning

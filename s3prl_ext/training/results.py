@@ -51,7 +51,7 @@ def write(
         trainable: number of trainable weights of upstream, featurizer and downstream.
         merge: record of a merged upstream.
         seconds_per_step: wall time of an optimizer step, with what is scored and saved on the way; None without training.
-        intervals: 95 % interval by split and metric; None where nobody computed them.
+        intervals: 95 % interval by split and metric; None where they were not computed.
         items: how many utterances were scored, by split.
         corpus: of the run, whose files may have been listed already.
         **facts: further plain values, such as the evaluations on the way.

@@ -2,7 +2,7 @@
 
 s3prl takes arguments and task file from the checkpoint and ignores what the command line says apart from ``-o``: another
 upstream, corpus, seed or task file would be dropped without a word. It also writes into the folder where a checkpoint was
-made, see :func:`stay_beside`.
+made, see :func:`keep_in_its_folder`.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def check_processes(ckpt: Checkpoint, processes: int) -> None:
     )
 
 
-def stay_beside(path: Path) -> None:
+def keep_in_its_folder(path: Path) -> None:
     """From now on let ``torch.load`` return a checkpoint as if it had been made in the folder where it is.
 
     s3prl makes the folder that a checkpoint was made in before it looks at anything else, which fails where it cannot be

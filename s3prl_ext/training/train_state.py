@@ -84,7 +84,7 @@ class TrainState:
             False where the step was given up because a batch did not fit into the device's memory.
 
         Raises:
-            Diverged: 100 steps in a row without a finite gradient.
+            Diverged: 100 consecutive steps without a finite gradient.
         """
         try:
             for batch_id, (wavs, *others) in batches:
@@ -99,7 +99,7 @@ class TrainState:
             self._without_memory += 1
             if self._without_memory >= MAX_BAD_STEPS:
                 raise DataError(
-                    f"{MAX_BAD_STEPS} batches in a row did not fit into the device's memory at step {self.step + 1}; "
+                    f"{MAX_BAD_STEPS} consecutive batches did not fit into the device's memory at step {self.step + 1}; "
                     "lower the batch size, or raise runner.gradient_accumulate_steps with it."
                 ) from None
             return False
@@ -150,7 +150,7 @@ class TrainState:
             logger.warning("the gradient norm is not finite at step %d", self.step + 1)
         if self.bad_steps >= MAX_BAD_STEPS:
             raise Diverged(
-                f"the gradient was not finite for {MAX_BAD_STEPS} steps in a row, up to step {self.step + 1}; lower the "
+                f"the gradient was not finite for {MAX_BAD_STEPS} consecutive steps, up to step {self.step + 1}; lower the "
                 "learning rate, or switch mixed precision off."
             )
 

@@ -196,7 +196,7 @@ class Trainer:
                     total_batch_num=self.batches.batches_per_epoch,
                 )
         except ZeroDivisionError:  # SF divides by the number of slots in the window
-            logger.warning("step %d: no training metrics, the logged batches hold nothing to count", self.state.step)
+            logger.warning("step %d: no training metrics, the logged batches contain nothing to count", self.state.step)
         self.state.clear_records()
 
     def _evaluate_and_save(self) -> None:

@@ -48,7 +48,7 @@ class FisherConfig:
         """Check the section; problems are appended to `problems`.
 
         Args:
-            section: what stands under ``tuning.fisher``.
+            section: value of ``tuning.fisher``.
             config: the whole task file, for the defaults of `max_norm` and `warm_lr`.
             problems: sentences that the caller reports together.
         """

@@ -22,7 +22,7 @@ from torch import nn
 from s3prl_ext.errors import DataError, ExtError, UsageError, is_out_of_memory, unknown_name
 
 WITH_CHECKPOINT = ("_local", "_custom", "_url", "_gdriveid")  # how s3prl ends the names of entries that read -k
-READS_ALL = ("customized_upstream",)  # s3prl's example for models of one's own
+READS_ALL = ("customized_upstream",)  # s3prl's example for your own models
 FEATURE_FLAGS = ("-s", "--upstream_feature_selection", "-l", "--upstream_layer_selection")
 WITHOUT_OPTIONS = ("hf_speech_custom",)  # of ours
 
@@ -213,7 +213,7 @@ def _not_converted(name: str, ckpt: str | None, error: Exception) -> DataError |
     family = re.sub(r"_(local|custom|url)$", "", name)
     return DataError(
         f"-k {ckpt} is not a converted checkpoint for -u {name}: it "
-        f"{f'lacks {lacks[1]}' if lacks else 'holds objects of another program'}: convert one of fairseq with "
+        f"{f'lacks {lacks[1]}' if lacks else 'contains pickled objects of another library'}: convert one of fairseq with "
         f"`python -m s3prl.upstream.{family}.convert` (needs fairseq), or load the model's transformers folder with "
         "-u hf_hubert_custom or -u hf_wav2vec2_custom."
     )

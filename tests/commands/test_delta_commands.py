@@ -367,7 +367,7 @@ def test_a_damaged_delta_is_refused(tmp_path):
         for command, extra in ((commands.main, ["--model", ckpt]), (export.main, [])):
             with pytest.raises(DataError, match=message):
                 run(command, "--delta", path, *extra, "--out", tmp_path / "out")
-    with pytest.raises(DataError, match=r"holds no checkpoint and no delta\.safetensors"):
+    with pytest.raises(DataError, match=r"contains no checkpoint and no delta\.safetensors"):
         run(export.main, "--delta", tmp_path / "empty", "--out", tmp_path / "out")
     with pytest.raises(DataError, match="no such checkpoint, delta or folder"):
         run(export.main, "--delta", tmp_path / "missing.safetensors", "--out", tmp_path / "out")

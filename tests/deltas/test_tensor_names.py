@@ -38,5 +38,5 @@ def test_two_models_in_a_file_are_refused():
 
 
 def test_a_foreign_file_is_refused():
-    with pytest.raises(DataError, match=r"file\.pt holds no tensor of this upstream"):
+    with pytest.raises(DataError, match=r"file\.pt has no tensor of this upstream"):
         match_names(UPSTREAM, {"x": (4,)}, "file.pt")

@@ -167,7 +167,7 @@ PLACES: list[Row] = [
     ("report {trained} --out {tmp}/report --metric accc", USAGE, ("did you mean 'acc'",)),
     ("report {trained} --out {tmp}/report --paper mam.table9", USAGE, ("mam.table9",)),
     ("compare {tmp}/a.jsonl {tmp}/b.jsonl", DATA, ("a.jsonl",)),
-    ("run -m evaluate -e {folder}", USAGE, ("holds no states-N.ckpt",)),
+    ("run -m evaluate -e {folder}", USAGE, ("has no states-N.ckpt",)),
     ("run -m evaluate -e {text}", DATA, ("text.txt",)),
     ("run -m inference -e {trained} -t {tmp}/none.wav", USAGE, ("no such audio file",)),
     (EVALUATE + " -t tset", USAGE, ("no split 'tset'", "dev and test")),
@@ -318,7 +318,7 @@ def test_a_flag_without_effect_is_mentioned_once(shell, caplog, tmp_path, flags,
     assert (outcome.err + caplog.text).count(remark) == 1, outcome.err + caplog.text
 
 
-def test_another_folder_beside_e_is_mentioned(shell, caplog, tmp_path):
+def test_another_unfinished_folder_e_is_mentioned(shell, caplog, tmp_path):
     assert shell(EVALUATE + " -t dev -p {tmp}/elsewhere").code == 0
     assert "elsewhere has no effect with -e" in caplog.text and not (tmp_path / "elsewhere").exists()
 

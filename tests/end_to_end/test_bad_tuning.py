@@ -141,7 +141,7 @@ def test_loss_is_not_a_number_in_the_fisher_pass(train, spoilt, tmp_path):
 def test_gradient_is_not_a_number(train, spoilt, tmp_path, monkeypatch):
     monkeypatch.setattr(train_state, "MAX_BAD_STEPS", 5)
     outcome = train(settings(RANDOM, total_steps=50, save_step=2), upstream=spoilt)
-    assert outcome.code == DATA and "not finite for 5 steps in a row, up to step 5" in outcome.sentence
+    assert outcome.code == DATA and "not finite for 5 consecutive steps, up to step 5" in outcome.sentence
     assert "no checkpoint is from before them" in outcome.sentence
     assert [path.name for path in (tmp_path / "exp").glob("*.ckpt")] == ["states-4.ckpt"]
 

@@ -79,7 +79,7 @@ def test_what_a_delta_cannot_do(trained, command, upstreams, tmp_path):
     outcome = command("-m", "evaluate", "-e", delta, "-k", other, "-p", tmp_path / "check")
     assert outcome.code == 1 and "was made from another upstream" in outcome.sentence
     outcome = command("-m", "train", "-e", delta)
-    assert outcome.code == 2 and "holds no optimizer state" in outcome.sentence
+    assert outcome.code == 2 and "has no optimizer state" in outcome.sentence
     flags = [*upstreams["hubert_local"], "-d", "speech_commands", "-c", "ks/mini", "-p", tmp_path / "new", "-i", delta]
     outcome = command("-m", "train", *flags, "-o", "config.tuning={'method':'houlsby'}")
     assert (

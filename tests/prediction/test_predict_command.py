@@ -168,17 +168,17 @@ def test_from_python(keywords, words):
 def test_empty_and_missing_inputs(keywords, words, tmp_path, capsys):
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(DataError, match=r"empty holds no audio file \(no file\)"):
+    with pytest.raises(DataError, match=r"empty contains no audio file \(no file\)"):
         main([str(keywords), str(empty)])
     (empty / "notes.txt").write_text("x")
-    with pytest.raises(DataError, match=r"holds no audio file \(only 1 other files\)"):
+    with pytest.raises(DataError, match=r"contains no audio file \(only 1 other files\)"):
         main([str(keywords), str(empty)])
     capsys.readouterr()
     assert main([str(keywords), str(empty), str(words)]) == 1
     shown = capsys.readouterr()
     assert len(shown.out.splitlines()) == len(list(words.iterdir()))
     assert (
-        "holds no audio file" in shown.err
+        "contains no audio file" in shown.err
         and f"{len(list(words.iterdir()))} of {len(list(words.iterdir())) + 1} inputs gave a result" in shown.err
     )
 

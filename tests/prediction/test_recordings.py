@@ -71,7 +71,7 @@ def test_what_is_no_audio(tmp_path):
     soundfile.write(tmp_path / "cut.flac", tone(16000), 16000)
     (tmp_path / "cut.flac").write_bytes((tmp_path / "cut.flac").read_bytes()[:40])
     for name in ("text.txt", "text.wav", "samples.raw", "nothing.wav", "empty.wav", "cut.flac"):
-        with pytest.raises(DataError, match=rf"{name} (cannot be read as audio|holds no samples)"):
+        with pytest.raises(DataError, match=rf"{name} (cannot be read as audio|contains no samples)"):
             read(tmp_path / name)
     with pytest.raises(DataError, match="does not exist"):
         read(tmp_path / "missing.wav")
@@ -99,7 +99,7 @@ def test_folders(tmp_path):
     names = [path.relative_to(tmp_path).as_posix() for path in files]
     assert names == ["a.mp3", "b/1.flac", "b/2.WAV", "c/x.m4a", "notes.txt"], "each once, named ones whatever they are"
     assert [path.name for path in others] == ["list.csv", "notes.txt"]
-    assert len(problems) == 1 and "holds no audio file (no file)" in problems[0][1]
+    assert len(problems) == 1 and "contains no audio file (no file)" in problems[0][1]
 
 
 def contiguous(cut: list, samples: int) -> bool:

@@ -181,7 +181,7 @@ def test_a_model_that_has_moved(build, tmp_path):
 
 def test_what_is_no_run(build, tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="holds no checkpoint"):
+    with pytest.raises(DataError, match="contains no checkpoint"):
         load(tmp_path / "empty")
     with pytest.raises(DataError, match="no such checkpoint, delta or folder of a run"):
         load(tmp_path / "nothing")

@@ -115,7 +115,7 @@ def test_a_repeated_job_that_dies_without_a_sentence_does_not_show_that_of_its_e
 def test_a_run_that_diverged_counts_as_the_worst(tmp_path):
     def outcome(job: Job) -> Outcome:
         diverges = job.kind != "fetch" and job.run.labels["lr"] == "0.01"
-        return "the gradient was not finite for 100 steps in a row" if diverges else score(job)
+        return "the gradient was not finite for 100 consecutive steps" if diverges else score(job)
 
     engine, progress = drive(tmp_path, outcome)
     assert sum(name.startswith("ks/fbank/frozen/lr=0.001") for name in engine.started) == 4
@@ -150,7 +150,7 @@ def test_ctrl_c_ends_the_jobs_and_says_how_to_go_on(tmp_path):
         if len(progress.done) == 4:
             raise KeyboardInterrupt
 
-    with pytest.raises(StoppedByUser, match="8 jobs are left; the same command goes on"):
+    with pytest.raises(StoppedByUser, match="8 jobs are left; rerun the same command to resume"):
         Driver(make_study(), tmp_path, engine, interrupt).run()
     assert engine.stopped
     again, progress = drive(tmp_path)

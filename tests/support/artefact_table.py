@@ -82,7 +82,7 @@ MODULES = _usage(
     "puts modules of its own into the upstream",
     "No plain model has its modules: evaluate it, or use it with `TaskSwitch`.",
 )
-NO_STATE = _usage("holds no optimizer state", "It holds no optimizer state: take `states-N.ckpt`, or begin with `-i`.")
+NO_STATE = _usage("has no optimizer state", "It has no optimizer state: take `states-N.ckpt`, or begin with `-i`.")
 WEIGHTS = _data("holds weights, not results", "It holds weights, not results: give the run's folder.")
 FILE = _usage("-i takes a file", "Name one of its checkpoints or its delta.")
 UNCHANGED = _data("is the base of .* already", "The upstream was not changed: nothing to take out.")

@@ -117,7 +117,7 @@ def test_a_checkpoint_from_before_a_row_of_bad_gradients_is_kept(build, tmp_path
 
     runner.downstream.model.projector.weight.register_hook(spoil)
     sound = tmp_path / "exp" / "states-4.ckpt"
-    with pytest.raises(DataError, match=f"5 steps in a row, up to step 10; .*{sound} is from before them and kept"):
+    with pytest.raises(DataError, match=f"5 consecutive steps, up to step 10; .*{sound} is from before them and kept"):
         runner.train()
     assert [path.name for path in RunFolder(tmp_path / "exp").numbered()] == ["states-4.ckpt", "states-8.ckpt"]
     build(resumed(tmp_path / "exp", "states-4.ckpt"), config).train()  # without the fault
@@ -132,7 +132,7 @@ def test_memory_that_never_suffices_ends_the_run(build, tmp_path, monkeypatch):
 
     monkeypatch.setattr(runner.downstream.model, "forward", too_large)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
-    with pytest.raises(DataError, match="100 batches in a row did not fit"):
+    with pytest.raises(DataError, match="100 consecutive batches did not fit"):
         runner.train()
 
 

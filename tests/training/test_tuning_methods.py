@@ -210,7 +210,10 @@ def test_upstream_without_its_model(build, tmp_path, upstream, ckpt, error, mess
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [({"model": {}, "cfg": {}}, "lacks task_cfg"), ({"task_state": Path("x")}, "holds objects of another program")],
+    [
+        ({"model": {}, "cfg": {}}, "lacks task_cfg"),
+        ({"task_state": Path("x")}, "contains pickled objects of another library"),
+    ],
 )
 def test_checkpoint_as_fairseq_writes_it(build, tmp_path, content, reason):
     torch.save(content, tmp_path / "fairseq.pt")

@@ -12,7 +12,7 @@ from s3prl_ext.sweeps.grid import PRESETS
 from s3prl_ext.sweeps.parts import parse_part
 
 EXAMPLE = """--grid takes a YAML file with the keys lambda, layers, noise, draws, by, top_k and arms (named settings), or one of
-{presets}. Flags win over it. Ctrl-C keeps what is done; the same command goes on.
+{presets}. Flags win over it. Ctrl-C keeps what is done; rerun the same command to resume.
 
 example (a model's own head transcribes; nothing is trained):
   s3prl-ext sweep -u mam_hubert_large_ls960_bert_large -d ljspeech --lambda 0,0.05,0.1,0.15,0.2,0.25 \\
@@ -34,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
     add(
         "-g",
         "--upstream_model_config",
-        help='merge: "my.yaml,,projections=[q_proj]"; its lambda and layers do not count',
+        help='merge: "my.yaml,,projections=[q_proj]"; its lambda and layers are ignored',
     )
     add("-k", "--upstream_ckpt", help="replaces the target's checkpoint or model")
     add("-d", "--downstream", help="task")

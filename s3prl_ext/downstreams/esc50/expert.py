@@ -237,7 +237,7 @@ class DownstreamExpert(nn.Module):
 
 
 def _check_splits(expert: DownstreamExpert, state: dict[str, Tensor], *_: Any) -> None:
-    """Refuse to go on from a checkpoint that was trained on another split."""
+    """Refuse to resume from a checkpoint that was trained on another split."""
     stored = state.get("split_digest")
     if stored is not None and not torch.equal(stored.cpu(), expert.split_digest.cpu()):
         raise DataError(

@@ -1,4 +1,4 @@
-"""One vector per layer and sample, kept on disk by the hash of model and inputs, so an interrupted run goes on.
+"""One vector per layer and sample, kept on disk by the hash of model and inputs, so that an interrupted run resumes.
 
 The folder is ``S3PRL_EXT_CACHE``, else ``~/.cache/s3prl_ext``; it may be deleted at any time.
 """
@@ -138,5 +138,5 @@ def _read(path: Path) -> Tensor | None:
     try:
         return load_file(path)["rows"] if path.is_file() else None
     except (SafetensorError, OSError, KeyError) as error:
-        logger.warning("%s is damaged (%s) and is computed again.", path, error)
+        logger.warning("%s is corrupt (%s) and is computed again.", path, error)
         return None

@@ -221,7 +221,7 @@ def write_transformers(data: bytes, files: Mapping[str, bytes], out: Path, where
         The number of weights.
 
     Raises:
-        DataError: it is damaged, quantized, incomplete or not a Whisper.
+        DataError: it is corrupt, quantized, incomplete or not a Whisper.
     """
     from transformers import GenerationConfig, WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration
 

@@ -41,7 +41,7 @@ class LibriPhoneDataset(BucketingDataset):
         utterances = []
         for file in tqdm(files, desc="word -> phonemes", leave=False):
             if not transcripts.get(file.stem, "").strip():
-                raise DataError(f"{file.parent} holds no transcript of {file.name}: complete its .trans.txt.")
+                raise DataError(f"{file.parent} has no transcript of {file.name}: complete its .trans.txt.")
             phones = _phonemize(transcripts[file.stem], pronunciations, file)
             utterances.append((file, tokenizer.encode(" ".join(phones))))
         super().__init__(utterances, bucket_size, ascending)
