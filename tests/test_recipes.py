@@ -26,7 +26,7 @@ from s3prl_ext import run_downstream
 from s3prl_ext.commands import prepare, study
 from s3prl_ext.errors import DataError
 from s3prl_ext.tasks import corpus_variables
-from tests.support import factories
+from tests.support import factories, result_files
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 AD_TUNING = [f"ad_tuning/{name}.sh" for name in ("table1", "table2", "fig2", "fig3", "fig5", "fig6", "fig7")]
@@ -254,14 +254,15 @@ def write_run(
     folder: Path, dev: dict[int, float], test: float, name: str = "acc", race: Any = None, **more: Any
 ) -> None:
     """Write a run's result files: its metric on dev by step, and on test at the last of them."""
-    folder.mkdir(parents=True)
-    step = max(dev)
-    rows = [{"step": at, "split": "dev", name: value} for at, value in dev.items()]
-    record = {"step": step, "metrics": {"dev": {name: {"value": dev[step]}}}, "history": rows, "race": race,
-              "trainable": {"Upstream": 1000, "Featurizer": 7, "Downstream": 10}}  # fmt: skip
-    (folder / "result.json").write_text(json.dumps(record | more))
-    tested = {"step": step, "metrics": {"test": {name: {"value": test}}}}
-    (folder / "result-test.json").write_text(json.dumps(tested))
+    step, rows = max(dev), [{"step": at, "split": "dev", name: value} for at, value in dev.items()]
+    facts = {
+        "step": step,
+        "history": rows,
+        "race": race,
+        "trainable": {"Upstream": 1000, "Featurizer": 7, "Downstream": 10},
+    }
+    result_files.write(folder, result_files.content({name: dev[step]}, "dev", mode="train", **facts | more))
+    result_files.write(folder, result_files.content({name: test}, step=step))
 
 
 def test_table2_gives_mean_spread_paper_and_the_best_density(tmp_path, monkeypatch):

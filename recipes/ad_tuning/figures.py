@@ -16,13 +16,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from runs import TASKS, TaskRun, heading, read, runs_of
+from runs import TASKS, TaskRun, heading, runs_of
 
 from s3prl_ext.child_tuning import mask_files
 from s3prl_ext.child_tuning.eligible import eligible_parameters
 from s3prl_ext.errors import DataError, as_command
 from s3prl_ext.evaluation.fisher_plot import ScoreHistogram, plot_fisher
 from s3prl_ext.evaluation.layer_share_plot import LayerShares, plot_layer_shares
+from s3prl_ext.evaluation.predictions import read_json
+from s3prl_ext.evaluation.result_records import read_record
 from s3prl_ext.evaluation.series_panels import Series, SeriesPanel, plot_series_panels
 
 MASKS = "masks.safetensors"
@@ -97,7 +99,7 @@ def low_resource(flags: argparse.Namespace) -> None:
         for path in (flags.runs / "low_resource").glob("*h")
         if re.fullmatch(r"[\d.]+h", path.name)
     }
-    record = read(flags.runs / "corpora" / "low_resource" / "subsets.json")
+    record = read_json(flags.runs / "corpora" / "low_resource" / "subsets.json")
     series = []
     for row in flags.rows:
         by_seed: dict[int, dict[float, float]] = {}
@@ -109,7 +111,9 @@ def low_resource(flags: argparse.Namespace) -> None:
             series.append(Series(NAMES.get(row, row), list(by_seed.values())))
     if not series:
         raise DataError(f"{flags.runs}/low_resource contains no finished run: do the stages before this one.")
-    steps = sorted({read(path)["step"] for folder in folders.values() for path in folder.glob("pr/*/*/*/result.json")})
+    steps = sorted(
+        {read_record(path)["step"] for folder in folders.values() for path in folder.glob("pr/*/*/*/result.json")}
+    )
     title = f"{record['source']}, {', '.join(map(str, steps))} steps"
     panel = SeriesPanel(title, series, "hours of training speech", heading("pr", "test"), log_x=True)
     plot_series_panels([panel], flags.out, "Low-resource phoneme recognition; bars: one standard deviation over seeds")
@@ -137,7 +141,7 @@ def eligible_sizes(run: TaskRun) -> Mapping[str, int]:
     args = run.record["args"]
     given = {"ckpt": args.get("upstream_ckpt"), "model_config": args.get("upstream_model_config")}
     model = getattr(hub, args["upstream"])(**{key: value for key, value in given.items() if value})
-    patterns = run.record["config"]["tuning"].get("eligible")
+    patterns = run.record.at("config.tuning.eligible")
     return {name: parameter.numel() for name, parameter in eligible_parameters(model, patterns).items()}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +10,8 @@ from typing import Any
 
 from s3prl_ext import metrics
 from s3prl_ext.errors import DataError
-from s3prl_ext.evaluation.predictions import read_json as read
-from s3prl_ext.metrics import factor
+from s3prl_ext.evaluation.result_records import ResultRecord, read_record
+from s3prl_ext.run_folder import RunFolder
 from s3prl_ext.tasks import named
 
 # task -> (metric, dev split, test split), in the order of AD-TUNING's Table 2
@@ -24,48 +25,44 @@ class TaskRun:
     """One run.
 
     Attributes:
-        folder: its folder.
         task: short name of the task.
         seed: its seed.
-        record: content of ``result.json``.
+        record: result of its training.
     """
 
-    folder: Path
     task: str
     seed: int
-    record: Mapping[str, Any]
+    record: ResultRecord
+
+    @property
+    def folder(self) -> Path:
+        """Its folder."""
+        return self.record.path.parent
+
+    @property
+    def tested(self) -> ResultRecord:
+        """The result on test: of an evaluation of its own, or of the training."""
+        path = RunFolder(self.folder).result(TASKS[self.task][2])
+        return read_record(path) if path.is_file() else self.record
 
     @property
     def scores(self) -> dict[str, float] | None:
         """Dev and test of the checkpoint that was tested, in per cent; None where it was not tested."""
-        metric, dev, test = TASKS[self.task]
-        file = self.folder / f"result-{test}.json"
-        tested = read(file) if file.is_file() else self.record
-        if test not in tested["metrics"]:
-            return None
-        on_dev = {
-            row["step"]: row[metric]
-            for row in self.record["history"]
-            if row["split"] == dev and row[metric] is not None
-        }
-        scale = factor(metric)
-        return {"dev": scale * on_dev.get(tested["step"], float("nan")),
-                "test": scale * tested["metrics"][test][metric]["value"]}  # fmt: skip
+        metric, _, test = TASKS[self.task]
+        tested = self.tested
+        score = tested.score(test, metric)
+        return None if score is None else {"dev": self.curve.get(tested["step"], math.nan), "test": score}
 
     @property
-    def curve(self) -> dict[float, float]:
+    def curve(self) -> dict[int, float]:
         """The task's metric on dev by step, in per cent, with the comparison of a race."""
         metric, dev, _ = TASKS[self.task]
-        return {
-            row["step"]: factor(metric) * row[metric]
-            for row in self.record["history"]
-            if row["split"] == dev and row[metric] is not None
-        }
+        return self.record.curve(dev, metric)
 
     @property
     def race(self) -> Mapping[str, Any] | None:
         """What the race of candidates decided, or None where there was none."""
-        return self.record.get("race")
+        return self.record["race"]
 
 
 def runs_of(folder: Path, task: str, row: str) -> list[TaskRun]:
@@ -80,7 +77,7 @@ def runs_of(folder: Path, task: str, row: str) -> list[TaskRun]:
         raise DataError(
             f"{folder}/{task} contains runs {row} of {', '.join(upstreams)}: give each a folder of its own."
         )
-    found = [TaskRun(path.parent, task, int(path.parent.name.removeprefix("seed=")), read(path)) for path in paths]
+    found = [TaskRun(task, int(path.parent.name.removeprefix("seed=")), read_record(path)) for path in paths]
     return sorted(found, key=lambda run: run.seed)
 
 

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
-from runs import TASKS, TaskRun, heading, read, runs_of
+from runs import TASKS, TaskRun, heading, runs_of
 
 from s3prl_ext.errors import as_command, unknown_name
+from s3prl_ext.evaluation.predictions import read_json
 from s3prl_ext.metrics import metric
 from s3prl_ext.papers.figures import ad_tuning_tables
 from s3prl_ext.tables import NOTHING, Table, markdown, mean_and_deviation
@@ -54,7 +55,7 @@ def _cells(runs: Sequence[TaskRun], cost: Path) -> list[str]:
     scores = [run.scores for run in runs]
     known = [score for score in scores if score is not None]
     trained = sorted({run.record["trainable"]["Upstream"] for run in runs})
-    measured = read(cost) if cost.is_file() else {}
+    measured = read_json(cost) if cost.is_file() else {}
     return [
         str(len(known)),
         f"{trained[0]:,}" if len(trained) == 1 else f"{trained[0]:,} - {trained[-1]:,}",

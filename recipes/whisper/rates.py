@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from s3prl_ext.errors import DataError, as_command
-from s3prl_ext.evaluation.predictions import read_json as read
+from s3prl_ext.evaluation.result_records import read_record
 from s3prl_ext.metrics import metric
 from s3prl_ext.writing import write_json
 
@@ -21,7 +21,7 @@ CHOSEN = "chosen.json"
 
 
 def searched(folder: Path, name: str, split: str, seed: int) -> dict[str, float]:
-    """Return the best value of a metric on a split by learning rate, as the folders name it.
+    """Return the best score on a split by learning rate, as the folders name it.
 
     Raises:
         DataError: there is no finished search run, or the task does not report the metric there.
@@ -33,7 +33,7 @@ def searched(folder: Path, name: str, split: str, seed: int) -> dict[str, float]
     }
     found = {}
     for rate, path in whole.items():
-        values = [row[name] for row in read(path)["history"] if row["split"] == split and row.get(name) is not None]
+        values = read_record(path).curve(split, name).values()
         if not values:
             raise DataError(f"{path} has no {name} on {split}.")
         finite = [value for value in values if not math.isnan(value)]

@@ -15,12 +15,13 @@ from typing import Any
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1] / "ad_tuning")]
 import rates
-from runs import TASKS, TaskRun, heading, read
+from runs import TASKS, TaskRun, heading
 from tables import PAPER_ROWS
 
 from s3prl_ext.errors import DataError, as_command
 from s3prl_ext.evaluation.plots import picture
-from s3prl_ext.metrics import factor
+from s3prl_ext.evaluation.predictions import read_json
+from s3prl_ext.evaluation.result_records import read_record
 from s3prl_ext.papers.figures import ad_tuning_tables
 from s3prl_ext.tables import NOTHING, Table, markdown, mean_and_deviation
 from s3prl_ext.writing import write_json
@@ -42,9 +43,9 @@ def summary(folder: Path, task: str, row: str) -> dict[str, Any] | None:
     place = folder / task / row
     if not (place / rates.CHOSEN).is_file():
         return None
-    rate, (metric, dev, test) = read(place / rates.CHOSEN)["rate"], TASKS[task]
+    rate, (metric, dev, test) = read_json(place / rates.CHOSEN)["rate"], TASKS[task]
     runs = [
-        TaskRun(path.parent, task, int(path.parent.name.rpartition("-s")[2]), read(path))
+        TaskRun(task, int(path.parent.name.rpartition("-s")[2]), read_record(path))
         for path in sorted(place.glob(f"lr-{rate}-s*/result.json"))
     ]
     first = min(int(path.name.rpartition("-s")[2]) for path in place.glob("lr-*-s*"))
@@ -55,20 +56,12 @@ def summary(folder: Path, task: str, row: str) -> dict[str, Any] | None:
         "name": name_of(row),
         "rate": rate,
         "trained": runs[0].record["trainable"]["Upstream"],
-        "dev by rate": {k: factor(metric) * v for k, v in rates.searched(place, metric, dev, first).items()},
+        "dev by rate": rates.searched(place, metric, dev, first),
         "dev": {seed: scores["dev"] for seed, scores in scored.items()},
         "test": {seed: scores["test"] for seed, scores in scored.items()},
         "items": runs[0].record["items"].get(test),
-        "interval": _interval(runs[0], metric, test),
+        "interval": runs[0].tested.interval(test, metric),
     }
-
-
-def _interval(run: TaskRun, metric: str, test: str) -> list[float] | None:
-    """Return the 95 % confidence interval over the items of test of one run, in per cent."""
-    tested = run.folder / f"result-{test}.json"
-    record = read(tested) if tested.is_file() else run.record
-    found = record["intervals"].get(test, {}).get(metric)
-    return [factor(metric) * bound for bound in found] if found else None
 
 
 def table(task: str, rows: Mapping[str, dict[str, Any] | None]) -> Table:
