@@ -37,6 +37,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "apply": ("s3prl_ext.commands.apply", "main", "apply a delta to its base model"),
     "revert": ("s3prl_ext.commands.apply", "revert_main", "turn a tuned model into its base with the delta"),
     "export": ("s3prl_ext.commands.export", "main", "write a tuned task as a plain model with its head and a card"),
+    "push": ("s3prl_ext.commands.push", "main", "upload what export or merge wrote to the Hugging Face hub"),
     "merge": ("s3prl_ext.commands.merge", "main", "write a merged model as a plain checkpoint with a model card"),
 }
 

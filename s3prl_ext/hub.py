@@ -183,9 +183,14 @@ def _remember(reference: Reference, path: Path, folder: Path) -> Path:
     return path
 
 
+def endpoint() -> str | None:
+    """Return the address that ``HF_ENDPOINT`` names now, which the client reads only when it is imported."""
+    return os.environ.get("HF_ENDPOINT") or None
+
+
 def _where() -> dict[str, Any]:
     """Return endpoint and cache as the environment names them now, which the client reads only when it is imported."""
-    named = {"endpoint": os.environ.get("HF_ENDPOINT"), "cache_dir": os.environ.get("HF_HUB_CACHE")}
+    named = {"endpoint": endpoint(), "cache_dir": os.environ.get("HF_HUB_CACHE")}
     return {key: value for key, value in named.items() if value} | {"local_files_only": offline()}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import hashlib
 import json
@@ -9,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 LARGE = (".bin", ".safetensors", ".pt")  # files that the hub keeps elsewhere and answers with a redirect
@@ -23,6 +25,8 @@ class StandInHub:
         cuts: file name -> number of bytes after which the connection ends; each is used once, or always where negative.
         commits: id -> commit, where it matters which.
         requests: method and path of every request.
+        token: what must be given to write; None lets nobody write.
+        made: id -> whether the repository that was made is private.
     """
 
     def __init__(self, root: Path):
@@ -32,6 +36,8 @@ class StandInHub:
         self.gated: set[str] = set()
         self.cuts: dict[str, int] = {}
         self.requests: list[str] = []
+        self.token: str | None = None
+        self.made: dict[str, bool] = {}
         hub = self
 
         class Handler(_Handler):
@@ -83,6 +89,68 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self._answer()
+
+    def do_PUT(self) -> None:
+        """Take the content of a large file, under the hash that names it."""
+        self.owner.requests.append(f"PUT {self.path}")
+        store = self.owner.root / ".large"
+        store.mkdir(exist_ok=True)
+        (store / self.path.rpartition("/")[2]).write_bytes(self._body())
+        self._send(200)
+
+    def do_POST(self) -> None:
+        """Take an upload: repository, kinds of files, large files, commit."""
+        path = unquote(urlsplit(self.path).path)
+        self.owner.requests.append(f"POST {path}")
+        body = self._body()
+        if path == "/api/validate-yaml":
+            return self._json({"warnings": [], "errors": []})
+        if self.owner.token is None or self.headers.get("Authorization") != f"Bearer {self.owner.token}":
+            return self._send(401, **{"X-Error-Message": "Invalid username or password."})
+        if path == "/api/repos/create":
+            return self._make(json.loads(body))
+        if path.endswith("/info/lfs/objects/batch"):
+            place = f"{self.owner.address}/large/"
+            objects = [
+                one | {"actions": {"upload": {"href": place + one["oid"]}}} for one in json.loads(body)["objects"]
+            ]
+            return self._json({"transfer": "basic", "objects": objects})
+        repo, action, branch = path.removeprefix("/api/models/").rsplit("/", 2)
+        if branch != "main":
+            return self._send(404, **{"X-Error-Code": "RevisionNotFound"})
+        if action == "preupload":
+            files = [file["path"] for file in json.loads(body)["files"]]
+            modes = {name: "lfs" if Path(name).suffix in (*LARGE, ".ckpt") else "regular" for name in files}
+            return self._json(
+                {"files": [{"path": name, "uploadMode": mode, "shouldIgnore": False} for name, mode in modes.items()]}
+            )
+        return self._commit(repo, [json.loads(line) for line in body.splitlines()])
+
+    def _make(self, asked: dict[str, Any]) -> None:
+        repo = f"{asked['organization']}/{asked['name']}"
+        if (self.owner.root / repo).is_dir():
+            return self._json({"error": "exists", "url": f"{self.owner.address}/{repo}"}, 409)
+        (self.owner.root / repo).mkdir(parents=True)
+        self.owner.made[repo] = asked.get("visibility") == "private" or asked.get("private") is True
+        self._json({"url": f"{self.owner.address}/{repo}"})
+
+    def _commit(self, repo: str, lines: list[dict[str, Any]]) -> None:
+        for line in lines:
+            value = line["value"]
+            if line["key"] == "file":
+                (self.owner.root / repo / value["path"]).write_bytes(base64.b64decode(value["content"]))
+            elif line["key"] == "lfsFile":
+                (self.owner.root / repo / value["path"]).write_bytes(
+                    (self.owner.root / ".large" / value["oid"]).read_bytes()
+                )
+        commit = self.owner.commit(repo)
+        self._json({"commitUrl": f"{self.owner.address}/{repo}/commit/{commit}", "commitOid": commit})
+
+    def _body(self) -> bytes:
+        return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+
+    def _json(self, content: object, status: int = 200) -> None:
+        self._send(status, json.dumps(content).encode(), **{"Content-Type": "application/json"})
 
     def _answer(self) -> None:
         path = unquote(urlsplit(self.path).path)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 PARSERS = {  # command -> file here, arguments of its function ``parser``
     "apply": ("apply", ("apply",)),
     "revert": ("apply", ("revert",)),
-    **{name: (name, ()) for name in ("export", "layers", "merge", "methods", "predict", "report", "sweep")},
+    **{name: (name, ()) for name in ("export", "layers", "merge", "methods", "predict", "push", "report", "sweep")},
 }
 
 
