@@ -48,6 +48,7 @@ METRICS: dict[str, Metric] = {
     "error_low": Metric(higher_is_better=False, unit="%"),
     "error_high": Metric(higher_is_better=False, unit="%"),
     "EER": Metric(higher_is_better=False, unit="ratio"),
+    "mtwv": Metric(higher_is_better=True, unit="ratio"),
     "der": Metric(higher_is_better=False, unit="ratio"),
     "loss": Metric(higher_is_better=False, unit="nats"),
     "intent_loss": Metric(higher_is_better=False, unit="nats"),
@@ -56,7 +57,7 @@ METRICS: dict[str, Metric] = {
 
 
 NAMES = {
-    "wer": "WER", "per": "PER", "cer": "CER", "uer": "UER", "der": "DER", "EER": "EER", "acc": "accuracy",
+    "wer": "WER", "per": "PER", "cer": "CER", "uer": "UER", "der": "DER", "EER": "EER", "mtwv": "MTWV", "acc": "accuracy",
     "slot_type_f1": "slot type F1", "slot_value_cer": "slot value CER",
 }  # fmt: skip
 

@@ -99,7 +99,8 @@ def facts_of(record: ResultRecord) -> dict[str, Any]:
     config = {name: value for name, value in record["config"].items() if name != "early_stop" or raced}
     args = record["args"]
     method = record.at("config.tuning.method") or ("full" if args.get("upstream_trainable") else "weighted_sum")
-    if record["mode"] == "evaluate" and not record["step"] and not args.get("init_ckpt"):
+    trains = task_of(record["downstream"], record.at("config.downstream_expert")).trains
+    if trains and record["mode"] == "evaluate" and not record["step"] and not args.get("init_ckpt"):
         method = "frozen"  # nothing was trained, whatever the task file says about training
         config = {name: value for name, value in config.items() if name != "tuning"}
     facts = dict(_flat(config)) | {

@@ -21,9 +21,11 @@ from tqdm import tqdm
 from s3prl_ext.corpora.recordings import Recordings
 from s3prl_ext.errors import UsageError, unknown_name
 from s3prl_ext.locks import one_writer
-from s3prl_ext.mini_superb.layouts import LAYOUTS
+from s3prl_ext.mini_superb.layouts import LAYOUTS, TRAINED
 from s3prl_ext.mini_superb.source import Source
 from s3prl_ext.writing import unfinished_folder
+
+__all__ = ["ALL", "LAYOUTS", "TRAINED", "build", "commands", "main", "variables"]
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +92,7 @@ def commands(tasks: Iterable[str], out: Path) -> list[str]:
     """Return one shell line per task that trains on log-mel features of the corpora at `out`."""
     place = shlex.quote(str(out))
     return [
-        f". {place}/env.sh; s3prl-ext run -m train -u {LAYOUTS[task].upstream} "
+        f". {place}/env.sh; s3prl-ext run -m {'train' if LAYOUTS[task].task.trains else 'evaluate'} -u {LAYOUTS[task].upstream} "
         f"-d {LAYOUTS[task].task.downstream} -c {task}/mini "
         f"-p {place}/exp/{task} --device cpu"
         for task in tasks

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from s3prl_ext.mini_superb import er, esc50, ic, ks, librispeech, ljspeech, sd, sf, sid, vctk
+from s3prl_ext.mini_superb import er, esc50, ic, ks, librispeech, ljspeech, qbe, sd, sf, sid, vctk
 from s3prl_ext.mini_superb.source import Source
 from s3prl_ext.tasks import Task, named
 
@@ -42,8 +42,11 @@ LAYOUTS: dict[str, Layout] = {
     "pr": Layout(named("pr"), "librispeech", librispeech.write_pr, librispeech.MAPPING_PR),
     "sf": Layout(named("sf"), "audio_snips", sf.write, sf.MAPPING),
     "sd": Layout(named("sd"), "libri2mix_diarization", sd.write, sd.MAPPING),
+    "qbe": Layout(named("qbe"), "quesst14Database", qbe.write, qbe.MAPPING),
     "er": Layout(named("er"), "IEMOCAP", er.write, er.MAPPING, _POOLED),
     "ljspeech": Layout(named("ljspeech"), "LJSpeech-1.1", ljspeech.write, ljspeech.MAPPING),
     "vctk": Layout(named("vctk"), "VCTK-Corpus-0.92", vctk.write, vctk.MAPPING),
     "esc50": Layout(named("esc50"), "ESC-50-master", esc50.write, esc50.MAPPING, _POOLED),
 }
+
+TRAINED: dict[str, Layout] = {name: layout for name, layout in LAYOUTS.items() if layout.task.trains}

@@ -15,3 +15,8 @@ def sentences(rng: np.random.Generator, count: int) -> list[str]:
     parts = (_SUBJECTS, _VERBS, _OBJECTS, _ENDINGS)
     numbers = rng.choice(6 ** len(parts), count, replace=False)
     return [" ".join(part[number // 6**place % 6] for place, part in enumerate(parts)) for number in numbers]
+
+
+def phrases() -> list[str]:
+    """Return the phrases that sentences are made of, verbs left out."""
+    return [*_SUBJECTS, *_OBJECTS, *_ENDINGS]

@@ -78,6 +78,7 @@ class Task:
         corpus: ``downstream_expert.corpus.name``, where several tasks share a name for ``-d``.
         own_head: its head may come without training (a model's own, a fitted one), and it refuses one that is untrained
             when it is evaluated.
+        trains: it has something to train; without that it is only evaluated.
         preset: shipped task file where ``-c`` is not given.
         variables: environment variables that its task files read, with the corpus in words; its main one comes first.
         reads: what it reads, for the hash of its corpus.
@@ -107,6 +108,7 @@ class Task:
     best: str = "dev-best.ckpt"
     corpus: str | None = None
     own_head: bool = False
+    trains: bool = True
     preset: str | None = None
     variables: Mapping[str, str] = field(default_factory=dict)
     reads: tuple[Reads, ...] = ()

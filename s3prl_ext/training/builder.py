@@ -178,7 +178,13 @@ class RunBuilder(_StockRunner):
 
     def _get_downstream(self) -> ModelEntry:
         name = f"s3prl.downstream.{self.args.downstream}.expert"
-        lacking = task_of(self.args.downstream, self.config.get("downstream_expert")).lacks()
+        task = task_of(self.args.downstream, self.config.get("downstream_expert"))
+        if self.args.mode == "train" and not task.trains:
+            raise UsageError(
+                f"-d {self.args.downstream} has nothing to train: evaluate it, -m evaluate -t {task.dev}, with a layer of the "
+                "upstream (-l) or the mean of all."
+            )
+        lacking = task.lacks()
         if lacking:
             raise UsageError(
                 f"-d {self.args.downstream} needs {' and '.join(lacking)}, not installed here: pip install 's3prl_ext[superb]'."

@@ -12,7 +12,7 @@ import pytest
 import soundfile
 import torch
 
-from s3prl_ext.mini_superb import LAYOUTS
+from s3prl_ext.mini_superb import TRAINED
 from tests.support import factories
 
 USAGE, DATA = 2, 1
@@ -38,7 +38,7 @@ CONVERTED = ("ks", "asv", "esc50", "ljspeech", "vctk")  # tasks that bring audio
 
 def train_flags(task: str, exp: Path, override: str = "", upstream: tuple[object, ...] = ("-u", "fbank")) -> list:
     """Return the flags that train two steps on a miniature corpus."""
-    flags = ["-m", "train", *upstream, "-d", LAYOUTS[task].task.downstream, "-c", f"{task}/mini", "-p", exp]
+    flags = ["-m", "train", *upstream, "-d", TRAINED[task].task.downstream, "-c", f"{task}/mini", "-p", exp]
     return [*flags, "-o", f"config.runner.total_steps=2{override}"]
 
 
@@ -66,7 +66,7 @@ def own_corpus(corpora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     """Give a task a corpus of its own to spoil: a copy whose files are links, to be replaced and never written into."""
 
     def copy(task: str) -> Path:
-        layout = LAYOUTS[task]
+        layout = TRAINED[task]
         folder = tmp_path / layout.folder
         shutil.copytree(corpora / layout.folder, folder, copy_function=os.link)
         for table in folder.glob("*/wav.scp"):
@@ -139,9 +139,9 @@ def test_wrong_task_file(corpora, refused, tmp_path, text, parts):
     assert all(part in sentence for part in parts), sentence
 
 
-@pytest.mark.parametrize("task", LAYOUTS)
+@pytest.mark.parametrize("task", TRAINED)
 def test_missing_corpus_variable(corpora, refused, tmp_path, monkeypatch, task):
-    variable, exp = LAYOUTS[task].task.variable, tmp_path / "exp"
+    variable, exp = TRAINED[task].task.variable, tmp_path / "exp"
     monkeypatch.delenv(variable)
     sentence = refused(USAGE, exp, *train_flags(task, exp))
     assert f"environment variable {variable}, which is not set" in sentence and f"export {variable}=" in sentence
@@ -175,15 +175,15 @@ def test_merge_of_different_widths(corpora, refused, tmp_path):
 # -- corpora -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("task", LAYOUTS)
+@pytest.mark.parametrize("task", TRAINED)
 def test_missing_corpus_root(corpora, refused, tmp_path, monkeypatch, task):
     root, exp = tmp_path / "nowhere", tmp_path / "exp"
-    monkeypatch.setenv(LAYOUTS[task].task.variable, str(root))
+    monkeypatch.setenv(TRAINED[task].task.variable, str(root))
     sentence = refused(DATA, exp, *train_flags(task, exp))
     assert str(root) in sentence, sentence
 
 
-@pytest.mark.parametrize("task", LAYOUTS)
+@pytest.mark.parametrize("task", TRAINED)
 def test_missing_clips(own_corpus, refused, tmp_path, task):
     folder, exp = own_corpus(task), tmp_path / "exp"
     missing = sorted(folder.glob(CLIPS[task]))
@@ -196,7 +196,7 @@ def test_missing_clips(own_corpus, refused, tmp_path, task):
         assert str(folder) in sentence or any(clip.stem in sentence for clip in missing), sentence
 
 
-@pytest.mark.parametrize("task", LAYOUTS)
+@pytest.mark.parametrize("task", TRAINED)
 def test_unreadable_clips(own_corpus, refused, tmp_path, task):
     folder, exp = own_corpus(task), tmp_path / "exp"
     for clip in folder.glob(CLIPS[task]):
@@ -207,7 +207,7 @@ def test_unreadable_clips(own_corpus, refused, tmp_path, task):
 
 
 @pytest.mark.parametrize("upstream", ["fbank", "hubert_local", "hf_hubert_custom"])
-@pytest.mark.parametrize("task", LAYOUTS)
+@pytest.mark.parametrize("task", TRAINED)
 def test_clips_shorter_than_a_frame(own_corpus, refused, upstreams, tmp_path, task, upstream):
     folder, exp = own_corpus(task), tmp_path / "exp"
     replace_clips(folder, task, np.zeros(100))
@@ -221,7 +221,7 @@ def test_clips_shorter_than_a_frame(own_corpus, refused, upstreams, tmp_path, ta
 
 
 @pytest.mark.parametrize(("channels", "rate"), [(2, 16000), (1, 44100)], ids=["stereo", "44.1kHz"])
-@pytest.mark.parametrize("task", [task for task in LAYOUTS if task not in CONVERTED])
+@pytest.mark.parametrize("task", [task for task in TRAINED if task not in CONVERTED])
 def test_wrong_audio_format(own_corpus, refused, tmp_path, task, channels, rate):
     folder, exp = own_corpus(task), tmp_path / "exp"
     noise = np.random.default_rng(0).uniform(-0.1, 0.1, (4 * rate, channels)).squeeze()

@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from s3prl_ext.mini_superb import LAYOUTS
+from s3prl_ext.mini_superb import TRAINED
 from s3prl_ext.run_folder import RunFolder
 from s3prl_ext.training import checkpoint
 
@@ -25,10 +25,10 @@ RACE = (
 WHOLE = ("asv",)  # tasks that need a whole split for their metric
 
 
-@pytest.mark.parametrize("task", LAYOUTS)
+@pytest.mark.parametrize("task", TRAINED)
 def test_a_race_on_every_task(corpora, upstreams, succeed, tmp_path, task, monkeypatch):
     monkeypatch.setattr("s3prl_ext.progress.LOG_SECONDS", 0.0)  # every frame of a bar is a line
-    flags = ["-d", LAYOUTS[task].task.downstream, "-c", f"{task}/mini", "-p", tmp_path / "exp", "-o"]
+    flags = ["-d", TRAINED[task].task.downstream, "-c", f"{task}/mini", "-p", tmp_path / "exp", "-o"]
     flags += [RACE if task in WHOLE else f"{RACE},,config.runner.evaluate_ratio=0.3"]
     outcome = succeed("-m", "train", *upstreams["hubert_local"], *flags)
     assert "race density=0.05 (1/2)" in outcome.err and "race density=0.01 (2/2)" in outcome.err

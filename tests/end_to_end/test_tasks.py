@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from s3prl_ext.child_tuning.eligible import eligible_names
-from s3prl_ext.mini_superb import LAYOUTS
+from s3prl_ext.mini_superb import TRAINED
 from tests.support.experiments import tuned_upstream
 
 DENSITY = 0.01
@@ -52,7 +52,7 @@ class Run(NamedTuple):
 def full_product() -> list[Run]:
     """Return every combination that exists: log-mel features have no weights to tune."""
     upstreams, tunings = ("fbank", "hubert_local", "hf_hubert_custom"), ("frozen", "-f", "child")
-    runs = itertools.starmap(Run, itertools.product(upstreams, tunings, ("-e", "-a"), LAYOUTS))
+    runs = itertools.starmap(Run, itertools.product(upstreams, tunings, ("-e", "-a"), TRAINED))
     return [run for run in runs if run.upstream != "fbank" or run.tuning == "frozen"]
 
 
@@ -77,7 +77,7 @@ REST = [run for run in full_product() if run not in PAIRWISE]
 
 def test_default_set_covers_every_pair():
     assert set().union(*map(pairs, PAIRWISE)) == set().union(*map(pairs, full_product()))
-    assert len(full_product()) == 7 * 2 * len(LAYOUTS) and len(PAIRWISE) < 4 * len(LAYOUTS)
+    assert len(full_product()) == 7 * 2 * len(TRAINED) and len(PAIRWISE) < 4 * len(TRAINED)
 
 
 @pytest.mark.parametrize("run", [*PAIRWISE, *(pytest.param(run, marks=pytest.mark.slow) for run in REST)], ids="-".join)
@@ -89,7 +89,7 @@ def test_train_resume_evaluate(run, corpora, upstreams, base_weights, succeed, t
     )
     if run.tuning == "-f" and run.task in OWN_TUNING:
         override += ",,config.tuning={'method':'full'}"
-    start = ["-m", "train", *upstreams[run.upstream], "-d", LAYOUTS[run.task].task.downstream, "-c", f"{run.task}/mini"]
+    start = ["-m", "train", *upstreams[run.upstream], "-d", TRAINED[run.task].task.downstream, "-c", f"{run.task}/mini"]
     start += ["-p", exp, *tuning, "-o"]
 
     succeed(*start, f"{override},,config.runner.total_steps=2")

@@ -16,7 +16,7 @@ from s3prl_ext.tasks.er import FOLDS
 def run(task: str, value: float, fold: str | None = None, split: str = "test", **facts) -> ScoredRun:
     seed = f"1, {fold}" if fold else "1"
     source = Path(f"{task}-{fold}")
-    metric = "der" if task == "sd" else "acc"
+    metric = {"sd": "der", "qbe": "mtwv"}.get(task, "acc")
     return ScoredRun(
         task, split, {metric: value}, {}, seed, {"upstream": "x"} | facts, "evaluate", 1, source, None, fold=fold
     )
@@ -47,3 +47,10 @@ def test_superb_has_no_figure_while_a_fold_is_missing():
 def test_two_evaluations_of_one_fold_are_duplicates():
     kept, notes = without_duplicates([*FIVE, replace(FIVE[0], source=Path("again"))])
     assert len(kept) == 5 and "it repeats er-fold1" in notes[0]
+
+
+def test_of_several_layers_the_best_on_dev_is_superbs_figure():
+    layers = [run("qbe", value, split=split, features=f"hidden_states/{layer}") for layer, split, value in (
+        (3, "dev", 0.2), (3, "test", 0.9), (6, "dev", 0.4), (6, "test", 0.3))]  # fmt: skip
+    shown, notes = cell([run("ks", 0.9), *layers], "QBE MTWV (%) ↑")
+    assert shown == "30.00" and "the best on dev of 2 configurations" in notes

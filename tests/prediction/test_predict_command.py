@@ -14,7 +14,7 @@ import torch
 from s3prl_ext.cli import main as cli
 from s3prl_ext.commands.predict import main
 from s3prl_ext.errors import DataError, UsageError
-from s3prl_ext.mini_superb import LAYOUTS
+from s3prl_ext.mini_superb import TRAINED
 from s3prl_ext.prediction import load
 from tests.support import prediction_runs as runs
 
@@ -25,7 +25,7 @@ LABELLED = ("ks", "ic", "sid", "er", "esc50")  # tasks that give a label per rec
 @pytest.fixture
 def clips(mini_superb, tmp_path) -> Path:
     """The five files: 44.1 kHz stereo, 8 kHz, 0.1 s, ten minutes, text."""
-    speech = [soundfile.read(path)[0] for path in sorted((mini_superb / LAYOUTS["asr"].folder).rglob("*.flac"))]
+    speech = [soundfile.read(path)[0] for path in sorted((mini_superb / TRAINED["asr"].folder).rglob("*.flac"))]
     folder = tmp_path / "clips"
     folder.mkdir()
     rng = np.random.default_rng(0)
@@ -43,7 +43,7 @@ def jsonl(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-@pytest.mark.parametrize("task", LAYOUTS)
+@pytest.mark.parametrize("task", TRAINED)
 def test_the_five_files(build, clips, tmp_path, task, capsys, hubert_folder):
     upstream = {"upstream": "hf_hubert_custom", "upstream_ckpt": hubert_folder} if task in ("asr", "sd", "vctk") else {}
     tuning = {"method": "frozen"} if task == "vctk" else None
@@ -93,7 +93,7 @@ def keywords(build, tmp_path) -> Path:
 @pytest.fixture
 def words(mini_superb) -> Path:
     """A folder with six spoken keywords and nothing else."""
-    return mini_superb / LAYOUTS["ks"].folder / "speech_commands_test_set_v0.01" / "stop"
+    return mini_superb / TRAINED["ks"].folder / "speech_commands_test_set_v0.01" / "stop"
 
 
 def test_text_goes_to_standard_output_alone(keywords, words, capsys):
@@ -247,7 +247,7 @@ def test_rttm(build, mini_superb, tmp_path, capsys):
     from scipy.signal import medfilt
 
     runs.train(build, "sd", tmp_path / "sd")
-    (first, *_) = sorted((mini_superb / LAYOUTS["sd"].folder / "test").rglob("*.wav"))
+    (first, *_) = sorted((mini_superb / TRAINED["sd"].folder / "test").rglob("*.wav"))
     for name in ("one two.wav", "x/same.wav", "y/same.wav"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(first.read_bytes())

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from s3prl_ext.mini_superb import ALL, LAYOUTS, variables
+from s3prl_ext.mini_superb import ALL, TRAINED, variables
 from s3prl_ext.sweeps.fingerprint import data_sha256
 from s3prl_ext.tasks import named
 from tests.support import python_process
@@ -57,7 +57,7 @@ def sha256_of_tasks(folder: Path) -> dict[str, str]:
     from s3prl_ext.training.runner import Runner
 
     found = {}
-    for name, row in LAYOUTS.items():
+    for name, row in TRAINED.items():
         config = task_config(name)
         config.pop("tuning", None)
         runner = Runner(make_args(folder / name, downstream=row.task.downstream), config)
@@ -71,4 +71,4 @@ def test_two_processes_find_the_same_hash_of_every_task(mini_superb, tmp_path, m
         monkeypatch.setenv(name, value)
     here = sha256_of_tasks(tmp_path / "here")
     python_process.run(tmp_path, "-c", SCRIPT)
-    assert here == json.loads((tmp_path / "hashes.json").read_text()) and set(here) == set(LAYOUTS)
+    assert here == json.loads((tmp_path / "hashes.json").read_text()) and set(here) == set(TRAINED)

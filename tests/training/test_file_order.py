@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from s3prl_ext.configs import expand_variables
-from s3prl_ext.mini_superb import ALL, LAYOUTS, variables
+from s3prl_ext.mini_superb import ALL, TRAINED, variables
 from s3prl_ext.training.corpus_hash import Corpus
 from tests.support import listings
 from tests.support.experiments import make_args, record_losses, task_config
@@ -33,7 +33,7 @@ def runner(places, build, hubert_ckpt, tmp_path, monkeypatch, request):
     def make(order: str, task: str, upstream: str = "fbank", **config: Any) -> Any:
         for name, value in variables(ALL, places[order]).items():
             monkeypatch.setenv(name, str(value))
-        args = make_args(tmp_path / order, upstream=upstream, downstream=LAYOUTS[task].task.downstream)
+        args = make_args(tmp_path / order, upstream=upstream, downstream=TRAINED[task].task.downstream)
         args.upstream_ckpt = hubert_ckpt if upstream == "hubert_local" else None
         return build(args, task_config(task, **config))
 
@@ -51,7 +51,7 @@ def utterances(dataset: Any, root: Path) -> list[Any]:
     return list(dataset.df.path)  # IC
 
 
-@pytest.mark.parametrize("task", LAYOUTS)
+@pytest.mark.parametrize("task", TRAINED)
 def test_every_task_lists_its_utterances_alike(places, runner, task):
     found = {}
     for order, root in places.items():
@@ -64,7 +64,7 @@ def test_every_task_lists_its_utterances_alike(places, runner, task):
     assert found["forwards"] == found["backwards"] and all(found["forwards"].values())
 
 
-@pytest.mark.parametrize("task", LAYOUTS)
+@pytest.mark.parametrize("task", TRAINED)
 def test_hashes_do_not_know_the_disk(places, runner, task, monkeypatch):
     found = []
     for order, root in places.items():
@@ -72,7 +72,7 @@ def test_hashes_do_not_know_the_disk(places, runner, task, monkeypatch):
             monkeypatch.setenv(name, str(value))
         config = expand_variables(task_config(task))
         with listings.by_name(order == "backwards"):
-            corpus = Corpus(LAYOUTS[task].task.downstream, config)
+            corpus = Corpus(TRAINED[task].task.downstream, config)
             found.append([corpus.hash, corpus.splits_sha256])
     assert found[0] == found[1] and found[0][0] is not None
 

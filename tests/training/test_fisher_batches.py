@@ -14,7 +14,7 @@ from s3prl_ext import randomness
 from s3prl_ext.child_tuning import mask_files, masks
 from s3prl_ext.child_tuning.eligible import eligible_parameters
 from s3prl_ext.errors import DataError, StoppedByUser, UsageError
-from s3prl_ext.mini_superb import LAYOUTS
+from s3prl_ext.mini_superb import TRAINED
 from s3prl_ext.run_folder import FISHER_FILE, MASK_FILE, RunFolder
 from s3prl_ext.training.child_selection import choose_mask
 from s3prl_ext.training.fisher_batches import TaskBatches, UtteranceBatches
@@ -49,11 +49,11 @@ def entries(mask: masks.Mask) -> set[tuple[str, int]]:
 # -- the sample --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("task", LAYOUTS)
+@pytest.mark.parametrize("task", TRAINED)
 def test_a_limited_pass_reads_utterances_of_the_whole_split(build, tmp_path, mini_superb, task):
     """Of every task: as many as asked for, each once, in the order of the split, the same with the same seed."""
     expert = build(
-        make_args(tmp_path / "exp", downstream=LAYOUTS[task].task.downstream), task_config(task)
+        make_args(tmp_path / "exp", downstream=TRAINED[task].task.downstream), task_config(task)
     ).downstream.model
     for granularity in ("batch", "sample"):
         whole = UtteranceBatches(expert, "train", FisherConfig(granularity))

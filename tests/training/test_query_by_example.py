@@ -1,0 +1,166 @@
+"""Query by example: the maximum term weighted value by its definition, and the search of s3prl that it is taken from."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.spatial import distance
+
+from s3prl_ext.compat import quesst14
+from s3prl_ext.errors import DataError, UsageError
+from s3prl_ext.tasks.qbe import BETA, maximum_twv, over_queries
+from tests.support.experiments import make_args, task_config
+
+
+def by_definition(scores, targets) -> float:
+    """Return the largest TWV over all thresholds, each query's misses and false alarms counted one by one."""
+    best = 0.0
+    for threshold in sorted({score for row in scores for score in row}):
+        values = []
+        for row, holds in zip(scores, targets, strict=True):
+            missed = sum(1 for score, target in zip(row, holds) if target and score < threshold)
+            false = sum(1 for score, target in zip(row, holds) if not target and score >= threshold)
+            values.append(1 - missed / sum(holds) - 12.49 * false / (len(holds) - sum(holds)))
+        best = max(best, sum(values) / len(values))
+    return best
+
+
+def searches(seed: int, ties: bool = False, queries: int = 6, documents: int = 40):
+    rng = np.random.default_rng(seed)
+    targets = [rng.permutation(documents) < rng.integers(1, 5) for _ in range(queries)]
+    scores = [rng.normal(3.0 * holds, 1.0) for holds in targets]
+    return [np.round(row) if ties else row for row in scores], targets
+
+
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("seed", range(8))
+def test_the_maximum_over_thresholds(seed, ties):
+    scores, targets = searches(seed, ties)
+    assert maximum_twv(scores, targets) == pytest.approx(by_definition(scores, targets), abs=1e-9)
+
+
+def test_prior_and_costs_are_those_of_quesst_2014():
+    assert pytest.approx(12.49) == BETA
+    holds = np.array([True, False, False, False])
+    assert maximum_twv([np.array([4.0, 3.0, 2.0, 1.0])], [holds]) == 1
+    assert maximum_twv([np.array([1.0, 2.0, 3.0, 4.0])], [holds]) == 0, "accepting nothing is never worse than 0"
+    many = [holds] + [np.arange(100) == 0] * 2
+    found = [np.array([1.0, 2.0, 0.0, 0.0]), *[np.where(np.arange(100) == 0, 1.0, 0.0)] * 2]
+    assert maximum_twv(found, many) == pytest.approx(0.0 + max(0, (3 - 12.49 / 3) / 3)), "one of three is a false alarm"
+
+
+def test_weights_count_queries_as_often():
+    scores, targets = searches(3)
+    weights = np.array([2, 0, 1, 1, 3, 1])
+    often = [i for i, times in enumerate(weights) for _ in range(times)]
+    repeated = maximum_twv([scores[i] for i in often], [targets[i] for i in often])
+    assert maximum_twv(scores, targets, weights) == pytest.approx(repeated)
+    found = over_queries({"twv_scores": scores, "twv_targets": targets})
+    assert found is not None and found.low < found.value == maximum_twv(scores, targets) < found.high
+
+
+@pytest.fixture
+def corpus(corpus_variables, tmp_path, monkeypatch) -> Path:
+    root = Path(shutil.copytree(corpus_variables / "quesst14Database", tmp_path / "quesst14Database"))
+    monkeypatch.setenv("QUESST14", str(root))
+    return root
+
+
+@pytest.fixture
+def evaluate(corpus, build, tmp_path):
+    pytest.importorskip("dtw")
+
+    def run(split: str, **args):
+        flags = {"mode": "evaluate", "evaluate_split": split, "downstream": "quesst14_dtw", "upstream": "fbank"} | args
+        runner = build(make_args(tmp_path / "exp", **flags), task_config("qbe"))
+        (tmp_path / "exp").mkdir(exist_ok=True)
+        runner.evaluate()
+        return runner, json.loads((tmp_path / "exp" / f"result-{split}.json").read_text())
+
+    return run
+
+
+@pytest.mark.parametrize("split", ["dev", "test"])
+def test_the_search_is_scored_with_the_truth_of_its_split(evaluate, corpus, tmp_path, split):
+    _, result = evaluate(split)
+    part = {"dev": "dev", "test": "eval"}[split]
+    lines = (corpus / f"scoring/groundtruth_quesst14_{part}/quesst14_{part}.rttm").read_text().splitlines()
+    truth = {(line.split()[5], line.split()[1]) for line in lines}
+    scores, targets = [], []
+    for query in ET.parse(tmp_path / "exp" / "benchmark.stdlist.xml").getroot():
+        scores.append([float(term.get("score")) for term in query])
+        targets.append([(query.get("termid"), term.get("file")) in truth for term in query])
+    assert {query.get("termid")[:13] for query in ET.parse(tmp_path / "exp" / "benchmark.stdlist.xml").getroot()} == {
+        f"quesst14_{part}_"[:13]
+    }
+    value = result["metrics"][split]["mtwv"]["value"]
+    assert len(scores) >= 6 and value == pytest.approx(by_definition(scores, targets), abs=1e-9) and value > 0.3
+    low, high = result["intervals"][split]["mtwv"]
+    assert low <= value <= high and result["items"][split] == len(scores) + 24
+
+
+def test_a_document_costs_what_the_best_path_through_it_costs(evaluate):
+    """The search by dtw-python against a table filled by hand: any beginning and end, each query frame once."""
+    runner, _ = evaluate("dev")
+    from s3prl.downstream.quesst14_dtw.expert import cosine_exp, match
+
+    rng = np.random.default_rng(0)
+    query, document = rng.normal(size=(7, 5)), rng.normal(size=(20, 5))
+    settings = {"step_pattern": "asymmetric", "keep_internals": False, "distance_only": False,
+                "open_begin": True, "open_end": True}  # fmt: skip
+    score = match(query, document, "q", "d", cosine_exp, True, settings)[2]
+    cost = np.exp(distance.cdist(query, document, "cosine")) - 1
+    cost = (cost - cost.min(1, keepdims=True)) / (cost.max(1, keepdims=True) - cost.min(1, keepdims=True))
+    table = cost.copy()
+    for i in range(1, len(query)):
+        for j in range(len(document)):
+            table[i, j] += min(table[i - 1, max(0, j - step)] for step in (0, 1, 2) if j - step >= 0)
+    assert score == pytest.approx(-table[-1].min() / len(query))
+    assert runner.downstream.model.dtwrc["step_pattern"] == "asymmetric"
+
+
+def test_there_is_nothing_to_train(build, tmp_path):
+    with pytest.raises(UsageError, match="-d quesst14_dtw has nothing to train: evaluate it, -m evaluate -t dev"):
+        build(make_args(tmp_path / "exp", downstream="quesst14_dtw", upstream="fbank"), task_config("qbe"))
+
+
+def test_without_dtw_the_extra_is_named(build, tmp_path, monkeypatch):
+    from s3prl_ext.tasks.record import Task
+
+    monkeypatch.setattr(Task, "lacks", lambda task: ["dtw-python"])
+    args = make_args(tmp_path / "exp", mode="evaluate", downstream="quesst14_dtw", upstream="fbank")
+    with pytest.raises(
+        UsageError, match=r"-d quesst14_dtw needs dtw-python, not installed here: pip install 's3prl_ext\[superb\]'"
+    ):
+        build(args, task_config("qbe"))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (shutil.rmtree, "no such QUESST14 folder: .*set QUESST14"),
+        (lambda root: shutil.rmtree(root / "scoring"), "no such list: .*language_key_utterances.lst"),
+        (lambda root: next(root.glob("Audio/*.wav")).unlink(), "lists .*Audio/quesst14_.*wav, not in"),
+        (lambda root: next(root.glob("dev_queries/*.wav")).unlink(), "lists .*dev_queries/quesst14_dev_.*, not in"),
+        (lambda root: (root / "scoring/language_key_dev.lst").write_text("a.wav\n"), "line 1 must be 'FOLDER"),
+        (
+            lambda root: (root / "scoring/language_key_dev.lst").write_text("d/q/a.wav albanian\n"),
+            r"no English recording \(nnenglish\)",
+        ),
+        (lambda root: shutil.rmtree(root / "scoring/groundtruth_quesst14_dev"), "no such list: .*quesst14_dev.rttm"),
+        (
+            lambda root: (root / "scoring/groundtruth_quesst14_dev/quesst14_dev.rttm").write_text("SPEAKER\n"),
+            "holds no line 'LEXEME DOCUMENT",
+        ),
+    ],
+)
+def test_a_corpus_that_does_not_fit_is_refused(corpus, spoil, message):
+    quesst14.check_corpus(corpus, "dev")
+    spoil(corpus)
+    with pytest.raises(DataError, match=message):
+        quesst14.check_corpus(corpus, "dev")
