@@ -27,15 +27,15 @@ from s3prl_ext.merging.merge import chosen_slots, merge_sources
 from s3prl_ext.merging.model_card import Usage, model_card
 from s3prl_ext.merging.names import OWN_UPSTREAM
 from s3prl_ext.merging.report import MergeRow
-from s3prl_ext.merging.selection_config import LayerSelection
+from s3prl_ext.merging.selection_config import LayerMatch, LayerSelection
 from s3prl_ext.model_settings import model_config
 from s3prl_ext.progress import bar
 from s3prl_ext.tables import columns
 from s3prl_ext.transformers_models import SPEECH_UPSTREAMS
 from s3prl_ext.upstreams.hf_speech.expert import check_type
-from s3prl_ext.upstreams.layer_similarity.selection import choose_layers
+from s3prl_ext.upstreams.layer_similarity.selection import choose_layers, match_layers
 from s3prl_ext.upstreams.merged_attention.config import check_config, read_raw
-from s3prl_ext.upstreams.merged_attention.expert import merge_record
+from s3prl_ext.upstreams.merged_attention.expert import describe_choices, merge_record
 from s3prl_ext.upstreams.merged_attention.files import checkpoint_of
 from s3prl_ext.upstreams.merged_attention.sources import prepare_sources, read_sources, resolve_sources, source_name
 from s3prl_ext.upstreams.merged_attention.targets import build_target, decoder_folder, model_of, target_name
@@ -58,6 +58,7 @@ class Models:
         weights: attention of the target.
         source_weights: attention of each source, None where there is no path.
         selections: how the layers of each source were chosen, where by similarity.
+        matches: how it was found which layers meet, where by similarity.
     """
 
     target: Path
@@ -66,6 +67,7 @@ class Models:
     weights: AttentionWeights
     source_weights: list[AttentionWeights | None]
     selections: list[dict[str, Any] | None]
+    matches: list[dict[str, Any] | None]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -119,10 +121,14 @@ def find_models(config: MergeConfig) -> tuple[Models, MergeConfig]:
     target, upstream = _target_file(config.target)
     paths, weights = read_sources(config)
     selections: list[dict[str, Any] | None] = [None] * len(paths)
-    if any(isinstance(source.layers, LayerSelection) for source in config.sources):
+    matches = selections
+    if any(isinstance(s.layers, LayerSelection) or isinstance(s.layer_map, LayerMatch) for s in config.sources):
         model = None if config.target.prefix else build_target(config.target)
+        config, matches = match_layers(config, model, target_name(config.target), paths)
         config, selections = choose_layers(config, model, target_name(config.target), paths, weights)
-    return Models(target, upstream, paths, read_attention(target, config.target.prefix), weights, selections), config
+    return Models(
+        target, upstream, paths, read_attention(target, config.target.prefix), weights, selections, matches
+    ), config
 
 
 def _target_file(target: TargetConfig) -> tuple[Path, str | None]:
@@ -174,8 +180,7 @@ def write(models: Models, config: MergeConfig, raw: dict[str, Any], out: Path) -
     """
     sources = prepare_sources(models.weights, models.source_weights, config)
     record = merge_record(models.weights, models.source_weights, sources, config)
-    for described, selection in zip(record["sources"], models.selections, strict=True):
-        described["layer_selection"] = selection
+    describe_choices(record, models.selections, models.matches)
     slots = {slot for source in sources for slot in chosen_slots(models.weights, source.lambdas, config.biases)}
     rows: list[MergeRow] = []
     with written_folder(out) as partial:

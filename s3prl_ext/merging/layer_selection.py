@@ -1,4 +1,4 @@
-"""Choose the layers to merge: the k most similar ones of two encoders (MAM, section 4.1 and Table 3)."""
+"""Choose by similarity which layers to merge (MAM, section 4.1 and Table 3), and which layer of the source meets which."""
 
 from __future__ import annotations
 
@@ -58,6 +58,55 @@ def layer_table(
         first = x_layers[0]
         function = partial(swd, projections=draw_projections(first.shape[1], projections, 0, first.dtype, first.device))
     return LayerTable(metric, tuple(function(x, y) for x, y in zip(x_layers, y_layers, strict=True)))
+
+
+def similarity_matrix(
+    x_layers: Sequence[Tensor],
+    y_layers: Sequence[Tensor],
+    metric: str,
+    normalise: bool = False,
+    projections: int = SWD_DIRECTIONS,
+) -> Tensor:
+    """Compare every layer of one encoder with every layer of another: [layers of X, layers of Y].
+
+    Args:
+        x_layers, y_layers, metric, normalise, projections: as for :func:`layer_table`; the numbers of layers may differ.
+
+    Raises:
+        UsageError, DataError: as :func:`layer_table`.
+    """
+    rows = [layer_table([x] * len(y_layers), y_layers, metric, normalise, projections).values for x in x_layers]
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+def match_layers(matrix: Tensor, metric: str, monotone: bool = True) -> list[int]:
+    """Return for each layer of the target the source's layer that it meets.
+
+    With `monotone` the map of least total distance (largest total similarity) among those that never go back, by dynamic
+    programming: cost(i, j) = d(i, j) + min over j' <= j of cost(i - 1, j'). Otherwise the most similar layer of each. Of
+    equally good layers the lower ones are taken.
+
+    Args:
+        matrix: as :func:`similarity_matrix` gives it.
+        metric: a name of :data:`s3prl_ext.merging.similarity.SIMILARITIES`.
+    """
+    distance = (-matrix if SIMILARITIES[metric].largest else matrix).tolist()
+    if not monotone:
+        return [row.index(min(row)) for row in distance]
+    costs, before = [distance[0]], []
+    for row in distance[1:]:
+        best, least = [], 0
+        for layer, cost in enumerate(costs[-1]):
+            least = layer if cost < costs[-1][least] else least
+            best.append(least)
+        before.append(best)
+        costs.append([own + costs[-1][came] for own, came in zip(row, best, strict=True)])
+    layer = costs[-1].index(min(costs[-1]))
+    path = [layer]
+    for best in reversed(before):
+        layer = best[layer]
+        path.append(layer)
+    return path[::-1]
 
 
 def top_k(table: LayerTable, k: int) -> tuple[int, ...]:

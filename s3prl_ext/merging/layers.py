@@ -9,12 +9,12 @@ from s3prl_ext.attention.layouts import Slot
 from s3prl_ext.errors import UsageError
 from s3prl_ext.layer_sets import parse_layers
 from s3prl_ext.merging.selection_config import KEYS as SELECTION_KEYS
-from s3prl_ext.merging.selection_config import LayerSelection, parse_selection
+from s3prl_ext.merging.selection_config import LayerMatch, LayerSelection, parse_match, parse_selection
 
 _Value = TypeVar("_Value")
 
-# As configured: target layer -> source layer, ``linear``, or None where equal layers meet.
-LayerMap = dict[int, int] | str | None
+# As configured: target layer -> source layer, ``linear``, by similarity, or None where equal layers meet.
+LayerMap = dict[int, int] | LayerMatch | str | None
 
 
 def parse_layer_choice(value: Any, where: str = "layers") -> Any:
@@ -33,19 +33,22 @@ def parse_layer_choice(value: Any, where: str = "layers") -> Any:
 
 
 def parse_layer_map(value: Any, where: str = "layer_map") -> LayerMap:
-    """Check the form of a layer map: ``linear``, a mapping such as ``{0: 0, 1: 2}``, or None.
+    """Check the form of a layer map: ``linear``, ``{0: 0, 1: 2}``, ``{match: swd, pairs: ...}``, or None.
 
     Raises:
         UsageError: anything else.
     """
     if value is None or value == "linear":
         return value
+    if isinstance(value, Mapping) and "match" in value:
+        return parse_match(value, where)
     if isinstance(value, Mapping) and value:
         indices = [*value, *value.values()]
         if all(isinstance(index, int) and not isinstance(index, bool) and index >= 0 for index in indices):
             return dict(value)
     raise UsageError(
-        f"{where} must be linear, or map target layers to source layers such as {{0: 0, 1: 2}}, got {value!r}."
+        f"{where} must be linear, map target layers to source layers such as {{0: 0, 1: 2}}, or say how to match them such as "
+        f"{{match: swd, pairs: FILE}}, got {value!r}."
     )
 
 
@@ -84,6 +87,10 @@ def resolve_layer_map(
     Raises:
         UsageError: the map names a layer that is not there.
     """
+    if isinstance(layer_map, LayerMatch):
+        raise UsageError(
+            f"layer_map: which layers meet by {layer_map.match} is only known when both models are opened."
+        )
     if layer_map is None or (layer_map == "linear" and source_depth is None):
         return list(range(depth))
     if not isinstance(layer_map, dict):

@@ -1,4 +1,4 @@
-"""How a selection of layers by similarity is written: ``layers: {by: swd, top_k: 6, pairs: pairs.tsv}``."""
+"""How layers by similarity are written: ``layers: {by: swd, top_k: 6, pairs: pairs.tsv}``, ``layer_map: {match: swd, ...}``."""
 
 from __future__ import annotations
 
@@ -57,8 +57,28 @@ class LayerSelection:
     settings: ComparisonSettings = ComparisonSettings()
 
 
+@dataclass(frozen=True)
+class LayerMatch:
+    """``layer_map: {match: swd, pairs: ...}``: which layers meet is found by similarity when the models are opened.
+
+    Attributes:
+        match: a name of :data:`s3prl_ext.merging.similarity.SIMILARITIES`.
+        pairs, root, split: as in :class:`LayerSelection`.
+        monotone: a later target layer meets no earlier source layer; otherwise each meets the one that is most similar to it.
+        settings: how the layers are compared, by mean vectors.
+    """
+
+    match: Annotated[str, name()]
+    pairs: Annotated[str, name()]
+    root: Annotated[str | None, name()] = None
+    split: Annotated[str | None, name()] = None
+    monotone: Annotated[bool, switch()] = True
+    settings: ComparisonSettings = ComparisonSettings()
+
+
 SETTINGS = tuple(field.name for field in fields(ComparisonSettings))
 KEYS = ("by", "top_k", "from", "pairs", "root", "split", *SETTINGS)
+MATCH_KEYS = ("match", "pairs", "root", "split", "monotone", *SETTINGS)
 
 
 def parse_selection(value: Mapping[str, Any], where: str = "layers") -> LayerSelection:
@@ -79,6 +99,23 @@ def parse_selection(value: Mapping[str, Any], where: str = "layers") -> LayerSel
     settings = problems.attempt(parse_settings, given, [selection.by] if selection.by else [], where)
     raise_all(problems)
     return replace(selection, settings=cast(ComparisonSettings, settings))
+
+
+def parse_match(value: Mapping[str, Any], where: str = "layer_map") -> LayerMatch:
+    """Check ``{match: swd, pairs: pairs.tsv, monotone: true}``.
+
+    Raises:
+        UsageError: with one line for every problem found.
+    """
+    problems = Problems(unknown_keys(value, MATCH_KEYS, where))
+    own = {key: value[key] for key in ("match", "pairs", "root", "split", "monotone") if key in value}
+    match = load(LayerMatch, own, where, problems=problems)
+    given = {key: value[key] for key in SETTINGS if key in value}
+    settings = problems.attempt(parse_settings, given, [match.match] if match.match else [], where)
+    if settings is not None and settings.level != "utterance":
+        problems.append(f"{where}: layers are matched by mean vectors: leave level: {settings.level} out.")
+    raise_all(problems)
+    return replace(match, settings=cast(ComparisonSettings, settings))
 
 
 def parse_settings(value: Mapping[str, Any], metrics: Sequence[str], where: str) -> ComparisonSettings:

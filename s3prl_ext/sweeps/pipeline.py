@@ -32,7 +32,7 @@ from s3prl_ext.sweeps.weights import ArmWeights
 from s3prl_ext.tasks import task_of
 from s3prl_ext.training import last_hidden_state, provenance
 from s3prl_ext.training.run_spec import RunSpec
-from s3prl_ext.upstreams.layer_similarity.selection import choose_layers
+from s3prl_ext.upstreams.layer_similarity.selection import choose_layers, match_layers
 from s3prl_ext.upstreams.merged_attention.record import describe_model
 from s3prl_ext.upstreams.merged_attention.sources import find_source, prepare_sources, source_name
 from s3prl_ext.upstreams.merged_attention.targets import target_name
@@ -89,6 +89,7 @@ def _run(flags: argparse.Namespace, config: MergeConfig, grid: dict[str, Any]) -
     args, task = experiment_args(flags)
     try:
         runner = build(args, task, config)
+        config, _ = match_layers(config, runner.upstream.model, target_name(config.target), [path])
         pair = _open_pair(runner, config, path, source)
         sweep = _sweep(flags, runner, pair, grid)
         if flags.jobs > 1:

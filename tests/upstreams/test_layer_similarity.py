@@ -9,6 +9,9 @@ import pytest
 import soundfile
 import torch
 
+from s3prl_ext.attention.files import read_attention
+from s3prl_ext.attention.weights import extract
+from s3prl_ext.commands import merge as merge_command
 from s3prl_ext.corpora.pairs import Pair
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.merging.selection_config import ComparisonSettings
@@ -22,6 +25,7 @@ from s3prl_ext.upstreams.layer_similarity.image_encoder import ImageEncoder
 from s3prl_ext.upstreams.layer_similarity.speech_encoder import SpeechEncoder
 from s3prl_ext.upstreams.layer_similarity.text_encoder import TextEncoder
 from s3prl_ext.upstreams.merged_attention.hubconf import merged_attention
+from s3prl_ext.upstreams.merged_attention.record import check_merge_record
 from tests.support import factories
 
 TEXTS = ["a bee", "see the deep blue sea", "ef", "gee h", "i jay kay", "el em en", "o pea", "queue are es"]
@@ -388,6 +392,35 @@ def test_a_merge_finds_its_layers_and_records_how(tmp_path, table):
     json.dumps(upstream.merge_record)
     everything = merged_attention(model_config=f"{file},,layers.top_k=4").merge_record["sources"][0]
     assert everything["layer_selection"]["layers"] == [0, 1, 2, 3]
+
+
+def test_a_merge_finds_which_layers_meet_and_records_how(tmp_path, table):
+    target = factories.hubert_folder(tmp_path / "target", layers=3)
+    source = factories.bert_folder(tmp_path / "source", layers=5)
+    match = f"{{match: swd, pairs: {table}, share: 1, monotone: false}}"
+    file = tmp_path / "merge.yaml"
+    file.write_text(f"target: {{model: {target}}}\nsource: {{model: {source}}}\nlambda: 1\nlayer_map: {match}\n")
+    upstream = merged_attention(model_config=str(file))
+    (record,) = upstream.merge_record["sources"]
+    found = record["layer_match"]
+    assert found["layer_map"] == record["layer_map"] and found["pairs"]["used"] == 8
+    assert found["layer_map"] == [row.index(min(row)) for row in found["values"]]
+    assert [len(row) for row in found["values"]] == [5] * 3
+    theirs = read_attention(source)
+    for slot, tensor in extract(upstream.state_dict()).items():
+        if slot.kind == "weight":
+            assert torch.equal(tensor, theirs[slot._replace(layer=found["layer_map"][slot.layer])])
+    by_hand = str(dict(enumerate(found["layer_map"])))
+    check_merge_record(
+        upstream.merge_record, merged_attention(model_config=f"{file},,layer_map={by_hand}").merge_record
+    )
+    monotone = merged_attention(model_config=f"{file},,layer_map.monotone=true").merge_record["sources"][0]["layer_map"]
+    assert monotone == sorted(monotone)
+    out = tmp_path / "merged"
+    assert merge_command.main(["-g", str(file), "--out", str(out)]) == 0
+    written = json.loads((out / "merge.json").read_text())["merge"]
+    assert written["sources"][0]["layer_match"]["layer_map"] == found["layer_map"]
+    check_merge_record(written, upstream.merge_record)
 
 
 def test_a_cached_choice_draws_no_random_numbers_and_runs_no_model(tmp_path, table, monkeypatch):

@@ -15,7 +15,7 @@ from s3prl_ext.attention.files import read_attention
 from s3prl_ext.attention.weights import AttentionWeights, depth, extract, sha256, width
 from s3prl_ext.corpora.pairs import Pair, content_hash
 from s3prl_ext.errors import UsageError
-from s3prl_ext.merging.layer_selection import LayerTable, layer_table
+from s3prl_ext.merging.layer_selection import LayerTable, layer_table, similarity_matrix
 from s3prl_ext.merging.layers import LayerMap, resolve_layer_map
 from s3prl_ext.merging.selection_config import ComparisonSettings
 from s3prl_ext.merging.similarity import draw_projections, swd
@@ -176,6 +176,26 @@ def compare(
         _table_file(key).parent.mkdir(parents=True, exist_ok=True)
         write_json(_table_file(key), known, ensure_ascii=False)
     return [LayerTable(metric, tuple(known[metric]), compared) for metric in metrics], pairs_key
+
+
+def compare_all(
+    target: Side, source: Side, pairs: Sequence[Pair], metric: str, settings: ComparisonSettings
+) -> tuple[Tensor, str]:
+    """Return how similar every layer of the target is to every layer of the source, and the hash of the pairs.
+
+    Args:
+        pairs: those to use, drawn already.
+        metric: a name of :data:`s3prl_ext.merging.similarity.SIMILARITIES`.
+        settings: of level ``utterance``.
+
+    Raises:
+        DataError: an input cannot be read, or an output holds NaN.
+    """
+    items = inputs(target, source, pairs)
+    hashes = tuple([content_hash(item) for item in side] for side in items)
+    x = layer_vectors(target.load(), target.key, items[0], hashes[0]).unbind(1)
+    y = layer_vectors(source.load(), source.key, items[1], hashes[1]).unbind(1)
+    return similarity_matrix(x, y, metric, settings.normalize, settings.projections), hash_of(*hashes)
 
 
 def _frame_distances(

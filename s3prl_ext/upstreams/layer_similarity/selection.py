@@ -15,12 +15,13 @@ import torch
 
 from s3prl_ext.attention.files import read_attention
 from s3prl_ext.attention.weights import AttentionWeights, extract, sha256
-from s3prl_ext.corpora.pairs import check_audio, draw_pairs
+from s3prl_ext.corpora.pairs import Pair, check_audio, draw_pairs
 from s3prl_ext.errors import DataError, UsageError, unknown_name
 from s3prl_ext.merging.config import MergeConfig, TargetConfig
 from s3prl_ext.merging.layer_selection import LayerTable, check_top_k, ranking, top_k
+from s3prl_ext.merging.layer_selection import match_layers as best_map
 from s3prl_ext.merging.layers import LayerMap, resolve_layer_map
-from s3prl_ext.merging.selection_config import ComparisonSettings, LayerSelection
+from s3prl_ext.merging.selection_config import ComparisonSettings, LayerMatch, LayerSelection
 from s3prl_ext.merging.similarity import SIMILARITIES
 from s3prl_ext.randomness import preserved
 from s3prl_ext.reading import parse_json
@@ -28,6 +29,7 @@ from s3prl_ext.upstreams.layer_similarity.block_outputs import as_found
 from s3prl_ext.upstreams.layer_similarity.comparison import (
     Side,
     compare,
+    compare_all,
     meeting_layers,
     pair_kind,
     source_side,
@@ -90,6 +92,59 @@ def choose_layers(
         sources.append(source)
         records.append(record)
     return dataclasses.replace(config, sources=tuple(sources)), records
+
+
+def match_layers(
+    config: MergeConfig,
+    upstream: torch.nn.Module | None,
+    target_name: str,
+    paths: Sequence[Path | None],
+) -> tuple[MergeConfig, list[dict[str, Any] | None]]:
+    """Replace every ``layer_map: {match: ...}`` in `config` by the map that it finds; comes before :func:`choose_layers`.
+
+    Args:
+        upstream, target_name, paths: as for :func:`choose_layers`.
+
+    Returns:
+        The configuration with maps of layers, and for each source how its map was found as plain values, or None.
+
+    Raises:
+        UsageError: models or settings do not fit each other.
+        DataError: pairs or models are unsuitable.
+    """
+    sources, records = [], []
+    for source, path in zip(config.sources, paths, strict=True):
+        match, record = source.layer_map, None
+        if isinstance(match, LayerMatch):
+            if path is None:
+                raise UsageError("layers are matched with those of a source model: name it, or give another layer_map.")
+            name = with_prefix(source.model or f"package {source.package}", source.prefix)
+            opened = opened_target(config.target, upstream, target_name, match.settings.special_tokens, _device())
+            with opened as target:
+                record = _matched(
+                    match, target, source_side(path, name, source.prefix, match.settings.special_tokens, _device())
+                )
+            source = dataclasses.replace(source, layer_map=dict(enumerate(record["layer_map"])))
+            logger.info("Layers of %s that meet layers 0 to %d by %s: %s", name, len(record["layer_map"]) - 1, match.match,
+                        record["layer_map"])  # fmt: skip
+        sources.append(source)
+        records.append(record)
+    return dataclasses.replace(config, sources=tuple(sources)), records
+
+
+def _matched(match: LayerMatch, target: Side, source: Side) -> dict[str, Any]:
+    """Return which layers meet, and the similarities behind it."""
+    meeting_layers(target, source, "linear")  # equal width
+    drawn, of = _drawn(match.pairs, match.root, match.split, target, source, match.settings)
+    matrix, pairs_key = compare_all(target, source, drawn, match.match, match.settings)
+    return {
+        "match": match.match,
+        "monotone": match.monotone,
+        "layer_map": best_map(matrix, match.match, match.monotone),
+        "values": matrix.tolist(),
+        "pairs": {"file": match.pairs, "split": match.split, "of": of, "used": len(drawn), "sha256": pairs_key},
+        "settings": dataclasses.asdict(match.settings),
+    }
 
 
 def _device() -> str:
@@ -171,23 +226,31 @@ def measure(
     """
     layers = meeting_layers(target, source, layer_map)
     check_top_k(k, sum(layer is not None for layer in layers))
-    pairs = read_corpus(pairs_path, pair_kind(target, source), root, split)
-    drawn = draw_pairs(pairs, settings.share, settings.seed, pairs_path)
-    check_audio(drawn)
-    if len(drawn) < FEW_PAIRS:
-        logger.warning("Only %d pairs: with so few another draw may choose other layers.", len(drawn))
+    drawn, of = _drawn(pairs_path, root, split, target, source, settings)
     tables, pairs_key = compare(target, source, drawn, layers, metrics, settings)
     return {
         "kind": KIND,
         "target": target.describe(),
         "source": source.describe(),
         "layer_map": layers,
-        "pairs": {"file": pairs_path, "split": split, "of": len(pairs), "used": len(drawn), "sha256": pairs_key},
+        "pairs": {"file": pairs_path, "split": split, "of": of, "used": len(drawn), "sha256": pairs_key},
         "settings": dataclasses.asdict(settings),
         "top_k": k,
         "metrics": {table.metric: _describe_table(table, k) for table in tables},
         "versions": {name: metadata.version(name) for name in ("s3prl_ext", "torch", "transformers", "numpy")},
     }
+
+
+def _drawn(
+    path: str, root: str | None, split: str | None, target: Side, source: Side, settings: ComparisonSettings
+) -> tuple[list[Pair], int]:
+    """Return the pairs to compare on, and how many there are in all."""
+    pairs = read_corpus(path, pair_kind(target, source), root, split)
+    drawn = draw_pairs(pairs, settings.share, settings.seed, path)
+    check_audio(drawn)
+    if len(drawn) < FEW_PAIRS:
+        logger.warning("Only %d pairs: with so few another draw may choose other layers.", len(drawn))
+    return drawn, len(pairs)
 
 
 def _describe_table(table: LayerTable, k: int) -> dict[str, Any]:

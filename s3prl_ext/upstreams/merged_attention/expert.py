@@ -16,7 +16,7 @@ from s3prl_ext.merging.config import MergeConfig, TargetConfig
 from s3prl_ext.merging.merge import Source, merge_in_place
 from s3prl_ext.merging.report import format_table
 from s3prl_ext.model_settings import head_count
-from s3prl_ext.upstreams.layer_similarity.selection import choose_layers
+from s3prl_ext.upstreams.layer_similarity.selection import choose_layers, match_layers
 from s3prl_ext.upstreams.merged_attention.learnable import describe_learnable, install_learnable
 from s3prl_ext.upstreams.merged_attention.record import MergeRecord, check_merge_record, describe_model, describe_source
 from s3prl_ext.upstreams.merged_attention.sources import prepare_sources, read_sources
@@ -59,15 +59,25 @@ def build_upstream(config: MergeConfig, refresh: bool = False) -> torch.nn.Modul
     """
     paths, sources = read_sources(config)
     upstream = build_target(config.target, refresh)
+    config, matches = match_layers(config, upstream, target_name(config.target), paths)
     config, selections = choose_layers(config, upstream, target_name(config.target), paths, sources)
     record = merge_into(upstream, sources, config) if config.target.prefix is None else _decoder_record(config, sources)
-    for described, selection in zip(record["sources"], selections, strict=True):
-        described["layer_selection"] = selection
+    describe_choices(record, selections, matches)
     upstream.merge_record = record  # type: ignore[assignment]  # a plain attribute, not a submodule
     for path, source in zip(paths, config.sources, strict=True):
         if path and source.noise is None:
             _warn_heads(upstream, path)
     return upstream
+
+
+def describe_choices(
+    record: MergeRecord, selections: Sequence[dict[str, Any] | None], matches: Sequence[dict[str, Any] | None]
+) -> None:
+    """Add to a record how the layers of each source were chosen, and how it was found which ones meet."""
+    for described, selection, match in zip(record["sources"], selections, matches, strict=True):
+        described["layer_selection"] = selection
+        if match is not None:
+            described["layer_match"] = match
 
 
 def _decoder_record(config: MergeConfig, sources: Sequence[AttentionWeights | None]) -> MergeRecord:
