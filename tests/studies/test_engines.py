@@ -16,6 +16,7 @@ from s3prl_ext.studies.config import Resources
 from s3prl_ext.studies.driver import Driver, Engine
 from s3prl_ext.studies.engines import local, ray, shown, slurm
 from s3prl_ext.studies.plan import Job, cells_of
+from tests.studies import test_race
 from tests.studies.test_driver import make_study, score
 from tests.support.instant_engine import result_of
 
@@ -30,7 +31,7 @@ SLEEP = "import pathlib, sys, time; pathlib.Path(sys.argv[1]).touch(); time.slee
 
 def writes(job: Job) -> list[str]:
     """Return a command that leaves the result of a job, with the score that it should have."""
-    path, text = result_of(job, score(job))
+    path, text = result_of(job, (test_race.score if job.run.study.race else score)(job))
     return [sys.executable, "-c", WRITE, str(path), text]
 
 
@@ -44,6 +45,9 @@ def check_study(tmp_path: Path, engine: Engine) -> None:
     progress = Driver(make_study(), tmp_path, engine, lambda _: None).run()
     assert not progress.failed and len(progress.done) == progress.total == 12
     assert [cell.chosen().labels["lr"] for cell in progress.cells] == ["0.01", "0.01"]
+    progress = Driver(test_race.make_study(), tmp_path / "race", engine, lambda _: None).run()
+    assert not progress.failed and len(progress.done) == progress.total == 10
+    assert [cell.chosen().labels["lr"] for cell in progress.cells] == ["0.001"]
 
 
 def test_a_study_on_this_machine(scripts, tmp_path):
