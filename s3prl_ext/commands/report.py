@@ -13,6 +13,7 @@ from s3prl_ext.commands.flags import report as flags_of
 from s3prl_ext.commands.report_evidence import Evidence, mixed_origins, read_evidence, sources_table
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.evaluation import clusters
+from s3prl_ext.evaluation.race_table import race_tables
 from s3prl_ext.evaluation.report_page import page
 from s3prl_ext.evaluation.result_rows import Row, check_facts, described, rows_of, without_duplicates
 from s3prl_ext.evaluation.result_tables import Line, table_of_lines
@@ -54,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if flags.group_by is not None:
         check_facts(flags.group_by, evidence.runs)
     tables = [table for place in flags.results if place.is_dir() for table in tables_of(place)]
+    tables += race_tables(evidence.records) if not papers else []
     tables += _tables(evidence, papers, flags)
     out = flags.out
     out.mkdir(parents=True, exist_ok=True)
