@@ -50,7 +50,13 @@ class Ended:
 
 
 class Engine(Protocol):
-    """Where and when jobs run; it decides nothing else."""
+    """Where and when jobs run; it decides nothing else.
+
+    Attributes:
+        queues: whether a started job may wait in a queue of the engine's own.
+    """
+
+    queues: bool
 
     def free(self) -> int:
         """Return how many more jobs can be started now."""
@@ -75,7 +81,9 @@ class Progress:
         running: jobs by the time they were started.
         failed: sentence by job.
         total: jobs in all, chosen ones included.
-        seconds: wall time of each job that ended in this session.
+        began: when the first job of this session was started.
+        ended: jobs that ended since then.
+        queues: whether jobs of `running` may still wait in a queue of the engine's.
     """
 
     cells: list[StudyCell]
@@ -83,7 +91,9 @@ class Progress:
     done: dict[str, Job] = field(default_factory=dict)
     running: dict[str, float] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
-    seconds: list[float] = field(default_factory=list)
+    began: float | None = None
+    ended: int = 0
+    queues: bool = False
 
 
 class Driver:
@@ -103,7 +113,7 @@ class Driver:
         self.study, self.folder, self.engine, self.show = study, folder, engine, show
         self.retry_failed = retry_failed
         cells = cells_of(study, folder)
-        self.progress = Progress(cells, total_jobs(study, cells))
+        self.progress = Progress(cells, total_jobs(study, cells), queues=engine.queues)
         self.waiting: deque[Job] = deque()
         self.cell_of: dict[str, StudyCell] = {}
         self.lost: dict[str, int] = {}
@@ -180,13 +190,15 @@ class Driver:
         job.forget_failure()
         self.begun[job.name] = log.stat().st_size if log.is_file() else 0
         self.engine.start(job, log)
-        self.progress.running[job.name] = time.monotonic()
+        self.progress.running[job.name] = now = time.monotonic()
+        self.progress.began = self.progress.began or now
 
     def _note(self, end: Ended) -> None:
         """Note how a job ended; one whose process was lost waits again, up to the study's number of retries."""
         job = end.job
         assert isinstance(job, Job)
-        self.progress.seconds.append(time.monotonic() - self.progress.running.pop(job.name))
+        self.progress.running.pop(job.name)
+        self.progress.ended += 1
         if end.code == 0 and job.is_done():
             self._done(job)
         elif (end.code is None or end.code < 0) and self.lost.get(job.name, 0) < self.study.retries:

@@ -6,7 +6,6 @@ import logging
 import shutil
 import sys
 import time
-from statistics import fmean
 
 from s3prl_ext.studies.driver import Progress
 from s3prl_ext.studies.plan import StudyCell
@@ -76,9 +75,10 @@ def summary(progress: Progress) -> str:
     done, running, failed = len(progress.done), len(progress.running), len(progress.failed)
     left = max(0, progress.total - done - failed)
     state = "blocked by the failed ones" if failed and not running else "waiting"
-    text = f"{done} of {progress.total} jobs done, {running} running, {failed} failed, {left - running} {state}"
-    if progress.seconds and running:
-        text += f"; about {clock(left * fmean(progress.seconds) / running)} left"
+    at_work = "running or queued" if progress.queues else "running"
+    text = f"{done} of {progress.total} jobs done, {running} {at_work}, {failed} failed, {left - running} {state}"
+    if progress.began is not None and progress.ended and running:
+        text += f"; about {clock(left * (time.monotonic() - progress.began) / progress.ended)} left"
     return text
 
 

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from s3prl_ext.errors import StoppedByUser
+from s3prl_ext.studies import view
 from s3prl_ext.studies.config import FILE, AxisPoint, Study, content_of
 from s3prl_ext.studies.driver import Driver, Progress
 from s3prl_ext.studies.outcome import write_outcome
@@ -77,6 +79,15 @@ def test_an_error_rate_is_chosen_from_below(tmp_path):
     axes = make_study().axes | {"task": (AxisPoint("asr", flags={"-d": "asr", "-c": "asr/mini"}),)}
     engine, _ = drive(tmp_path, study=make_study(axes=axes))
     assert next(name for name in engine.started if name.endswith("test")) == "asr/fbank/frozen/lr=0.1/seed=0/test"
+
+
+def test_the_time_left_is_that_of_the_jobs_that_have_ended_however_many_wait_in_a_queue(monkeypatch):
+    progress = Progress([], total=70, running=dict.fromkeys("abcdefgh", 0.0), began=100.0, ended=10, queues=True)
+    progress.done |= dict.fromkeys(map(str, range(10)))
+    monkeypatch.setattr(view.time, "monotonic", lambda: 160.0)
+    left = "10 of 70 jobs done, 8 running or queued, 0 failed, 52 waiting; about 0:06:00 left"
+    assert summary(progress) == left
+    assert "8 running, 0" in summary(replace(progress, queues=False))
 
 
 def test_one_failed_run_does_not_end_the_study_and_can_be_repeated(tmp_path):

@@ -20,6 +20,8 @@ class Forked:
         variables: of their environment.
     """
 
+    queues = False
+
     def __init__(self, jobs: int, variables: Mapping[str, str]) -> None:
         self.jobs, self.variables = jobs, variables
         self.running: list[tuple[Job, Command, Path]] = []

@@ -38,6 +38,8 @@ def result_of(job: Job, score: float) -> tuple[Path, str]:
 class Instant:
     """Ends each job as `outcome` says; keeps the names of all that were started."""
 
+    queues = False
+
     def __init__(self, outcome: Callable[[Job], Outcome], jobs: int = 4) -> None:
         self.outcome, self.jobs = outcome, jobs
         self.started: list[str] = []

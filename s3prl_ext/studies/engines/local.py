@@ -39,6 +39,8 @@ class LocalEngine:
         UsageError: a job asks for a part of a GPU, or for more GPUs or cores than there are.
     """
 
+    queues = False
+
     def __init__(self, jobs: int | None, resources: Resources) -> None:
         wanted = int(resources.gpus)
         if wanted != resources.gpus:

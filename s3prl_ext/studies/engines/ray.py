@@ -31,6 +31,8 @@ class RayEngine:
         UsageError: Ray is not installed, no cluster answers at the address, or a job asks for more than the cluster has.
     """
 
+    queues = True
+
     def __init__(self, jobs: int | None, resources: Resources, retries: int) -> None:
         try:
             import ray

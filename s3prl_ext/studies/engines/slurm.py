@@ -57,6 +57,8 @@ class SlurmEngine:
         UsageError: submitit is not installed, or there is no Slurm on this machine.
     """
 
+    queues = True
+
     def __init__(self, jobs: int | None, resources: Resources, folder: Path) -> None:
         try:
             import submitit
