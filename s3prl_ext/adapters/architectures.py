@@ -15,7 +15,7 @@ from s3prl_ext.models.sizes import SIZES
 
 
 @dataclass(frozen=True)
-class SpeechEncoder:
+class EncoderPlaces:
     """A model with the places of its architecture.
 
     Attributes:
@@ -65,7 +65,7 @@ class SpeechEncoder:
         return list(range(len(self.layers)) if layers is None else layers)
 
 
-def find_encoder(model: nn.Module) -> SpeechEncoder:
+def find_encoder(model: nn.Module) -> EncoderPlaces:
     """Find the speech encoder in `model`.
 
     Raises:
@@ -89,11 +89,11 @@ def find_encoder(model: nn.Module) -> SpeechEncoder:
     )
 
 
-def _locate(modules: Mapping[str, nn.Module], row: Architecture, prefix: str) -> SpeechEncoder:
+def _locate(modules: Mapping[str, nn.Module], row: Architecture, prefix: str) -> EncoderPlaces:
     layers = list(cast("Iterable[nn.Module]", modules[f"{prefix}{row.layers}"]))
     blocks = list(cast("Iterable[nn.Module]", modules[f"{prefix}{row.blocks}"])) if row.blocks else []
     root, encoder = modules[prefix.rstrip(".")], modules[f"{prefix}{row.encoder}".rstrip(".")]
-    return SpeechEncoder(row, prefix, root, encoder, layers, blocks)
+    return EncoderPlaces(row, prefix, root, encoder, layers, blocks)
 
 
 def _child(module: nn.Module, path: str) -> Any:
@@ -171,7 +171,7 @@ def dimensions(model: nn.Module) -> Dimensions:
     )
 
 
-def encoder_biases(model: nn.Module, found: SpeechEncoder) -> dict[str, nn.Parameter]:
+def encoder_biases(model: nn.Module, found: EncoderPlaces) -> dict[str, nn.Parameter]:
     """Return the biases of the encoder by name, without those of its front end and of adapters."""
     front = tuple(f"{found.encoder_prefix}{name}." for name in found.architecture.convolutions)
     added = {"houlsby", "adapter_bias", "parametrizations"}

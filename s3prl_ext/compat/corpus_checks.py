@@ -20,7 +20,7 @@ from s3prl_ext.errors import DataError
 from s3prl_ext.model_settings import SAMPLE_RATE
 from s3prl_ext.reading import read_text
 
-LONGEST = 24 * 3600 * SAMPLE_RATE  # of a clip, in samples
+LONGEST_CLIP = 24 * 3600 * SAMPLE_RATE  # of a clip, in samples
 
 
 def check_format(path: object, channels: int, rate: int) -> None:
@@ -112,7 +112,7 @@ def check_lengths(table: Path) -> None:
 
 def _is_length(text: str | None) -> bool:
     try:
-        return 0 < float(text or "") < LONGEST
+        return 0 < float(text or "") < LONGEST_CLIP
     except ValueError:
         return False
 

@@ -29,7 +29,7 @@ def _keeping(labels: Callable[[Any], dict[str, list[str]] | None]) -> Callable[[
             if found is not None and "downstream_expert" in kwargs:
                 kwargs["downstream_expert"][LABELS] = found
 
-        setattr(initialise_and_keep, MARK, True)
+        setattr(initialise_and_keep, KEEPS_LABELS, True)
         module.DownstreamExpert.__init__ = initialise_and_keep
 
     return apply
@@ -54,11 +54,11 @@ def _speakers(expert: Any) -> dict[str, list[str]]:
     return {"speakers": list(expert.train_dataset.all_speakers)}
 
 
-MARK = "keeps_labels"
+KEEPS_LABELS = "keeps_labels"
 
 
 def _unwrapped(module: ModuleType) -> bool:
-    return not hasattr(module.DownstreamExpert.__init__, MARK)
+    return not hasattr(module.DownstreamExpert.__init__, KEEPS_LABELS)
 
 
 REASON = "a checkpoint of {} does not say what its outputs mean, and s3prl reads that from the corpus at every start"

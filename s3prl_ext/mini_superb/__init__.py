@@ -22,7 +22,7 @@ from s3prl_ext.corpora.recordings import Recordings
 from s3prl_ext.errors import UsageError, unknown_name
 from s3prl_ext.locks import one_writer
 from s3prl_ext.mini_superb.layouts import LAYOUTS, TRAINED
-from s3prl_ext.mini_superb.source import Source
+from s3prl_ext.mini_superb.source import MiniBuild
 from s3prl_ext.writing import unfinished_folder
 
 __all__ = ["ALL", "LAYOUTS", "TRAINED", "build", "commands", "main", "variables"]
@@ -73,7 +73,7 @@ def build(
     with one_writer(out):
         _move_back(out)
     _check_place(out, overwrite)
-    source = Source(out, Recordings(recordings) if recordings else None, seed, digit_strings, everything, takes)
+    source = MiniBuild(out, Recordings(recordings) if recordings else None, seed, digit_strings, everything, takes)
     with ExitStack() as stack:
         try:
             partial = stack.enter_context(unfinished_folder(out))
@@ -162,7 +162,7 @@ def _environment(tasks: Iterable[str], out: Path) -> str:
     return "# Points the shipped task files at these miniature corpora: `. env.sh`\n" + "\n".join(lines) + "\n"
 
 
-def _readme(tasks: Iterable[str], source: Source) -> str:
+def _readme(tasks: Iterable[str], source: MiniBuild) -> str:
     purpose = (
         f"Made by `s3prl-ext prepare mini_superb` with seed {source.seed}. For tests and first runs only: scores on "
         "them say nothing about a model. Paths in `env.sh` and `wav.scp` are absolute: after moving this folder make "

@@ -11,7 +11,7 @@ from pathlib import Path
 from s3prl_ext.corpora.audio import SAMPLE_RATE, write_audio
 from s3prl_ext.corpora.iemocap import SESSIONS, write_lists
 from s3prl_ext.mini_superb.sentences import sentences
-from s3prl_ext.mini_superb.source import Source
+from s3prl_ext.mini_superb.source import MiniBuild
 from s3prl_ext.mini_superb.synthesis import VOICES, Speech, synthesise
 
 TURNS = 3  # of each emotion of each speaker
@@ -25,7 +25,7 @@ MAPPING = (
 )
 
 
-def write(out: Path, source: Source) -> None:
+def write(out: Path, source: MiniBuild) -> None:
     """Write clips, emotions and lists below `out`."""
     source.note("er", "synthesised speech in four manners")
     texts = iter(sentences(source.rng("er"), len(SESSIONS) * 2 * len(MANNERS) * TURNS))

@@ -11,7 +11,7 @@ import numpy as np
 from s3prl_ext.corpora.audio import SAMPLE_RATE, read_audio, write_audio
 from s3prl_ext.corpora.esc50 import CLASSES, COLUMNS, DURATION_S, FOLDS, META
 from s3prl_ext.corpora.recordings import Clip
-from s3prl_ext.mini_superb.source import Source, require
+from s3prl_ext.mini_superb.source import MiniBuild, require
 
 # The subset ESC-10 comes first: its licence, CC BY, allows more than that of the other classes.
 ESC10 = (0, 1, 10, 11, 12, 20, 21, 38, 40, 41)
@@ -28,12 +28,12 @@ MAPPING = (
 Row = tuple[str, int, int, np.ndarray]  # file name, fold, target, samples
 
 
-def write(out: Path, source: Source) -> None:
+def write(out: Path, source: MiniBuild) -> None:
     """Write ``audio/`` and ``meta/esc50.csv`` of a miniature corpus below `out`."""
     write_corpus(out, source, MINI_CLASSES, MINI_CLIPS)
 
 
-def write_corpus(out: Path, source: Source, classes: int, clips: int) -> None:
+def write_corpus(out: Path, source: MiniBuild, classes: int, clips: int) -> None:
     """Write the first `classes` classes of :data:`ORDER` with up to `clips` clips in each fold.
 
     Raises:
@@ -73,7 +73,7 @@ def _recorded(recorded: list[Clip], targets: Iterable[int], clips: int) -> Itera
                 yield clip.fields["filename"], fold, target, read_audio(clip.path)
 
 
-def _tones(source: Source, targets: Iterable[int], clips: int) -> Iterator[Row]:
+def _tones(source: MiniBuild, targets: Iterable[int], clips: int) -> Iterator[Row]:
     """Yield for each class a tone with its overtones, beating at a rate of its own, in noise."""
     rng = source.rng("esc50")
     seconds = np.arange(int(DURATION_S * SAMPLE_RATE)) / SAMPLE_RATE

@@ -13,7 +13,7 @@ from s3prl_ext.corpora.audio import SAMPLE_RATE, read_audio
 from s3prl_ext.corpora.recordings import Clip, without_repeats
 from s3prl_ext.corpora.splits import SPLITS, group_split, hash_split
 from s3prl_ext.errors import UsageError
-from s3prl_ext.mini_superb.source import Source
+from s3prl_ext.mini_superb.source import MiniBuild
 from s3prl_ext.mini_superb.transcribed import Spoken
 
 CONTENTS_FILE = "contents.json"
@@ -89,7 +89,7 @@ class Gathered:
         self.utterances.append(RecordedUtterance(id, split, " ".join(text.split()), clip))
 
 
-def for_librispeech(source: Source) -> Gathered:
+def for_librispeech(source: MiniBuild) -> Gathered:
     """Return the utterances of librispeech and misc_read.
 
     Speakers of LibriSpeech's own dev and test parts are dev or test, all others train; where the table names no such
@@ -120,7 +120,7 @@ def for_librispeech(source: Source) -> Gathered:
     return gathered
 
 
-def for_ljspeech(source: Source) -> Gathered:
+def for_ljspeech(source: MiniBuild) -> Gathered:
     """Return the utterances of ljspeech and asterisk_en, divided by the hash of the id: too few chapters are there."""
     gathered = Gathered(rule="hash of the id, 80/10/10: almost all is of one chapter and of one other voice")
     clips = {clip.name: clip for clip in gathered.usable(_clips(source, "ljspeech", "ljspeech"), {})}
@@ -133,7 +133,7 @@ def for_ljspeech(source: Source) -> Gathered:
     return gathered
 
 
-def for_vctk(source: Source) -> Gathered:
+def for_vctk(source: MiniBuild) -> Gathered:
     """Return the utterances of vctk, divided by speaker."""
     gathered = Gathered()
     named: Checks = {"its name is not SPEAKER_NUMBER": lambda clip: _named(clip, _VCTK_ID, "_")}
@@ -145,7 +145,7 @@ def for_vctk(source: Source) -> Gathered:
 
 
 def write_contents(
-    folder: Path, task: str, gathered: Gathered, rows: Sequence[tuple[str, Spoken]], source: Source
+    folder: Path, task: str, gathered: Gathered, rows: Sequence[tuple[str, Spoken]], source: MiniBuild
 ) -> None:
     """Write :data:`CONTENTS_FILE` into the folder of a corpus; log its counts and note them for the README.
 
@@ -179,7 +179,7 @@ def write_contents(
     (folder / CONTENTS_FILE).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _clips(source: Source, task: str, name: str) -> list[Clip]:
+def _clips(source: MiniBuild, task: str, name: str) -> list[Clip]:
     if source.recordings is None or not source.recordings.has(name):
         raise UsageError(
             f"--all takes recordings only, and there are none of {name} for {task}: give --recordings with a folder that "

@@ -14,7 +14,7 @@ import numpy as np
 from s3prl_ext.corpora.audio import read_audio, write_audio
 from s3prl_ext.corpora.recordings import Clip
 from s3prl_ext.errors import DataError
-from s3prl_ext.mini_superb.source import Source, require
+from s3prl_ext.mini_superb.source import MiniBuild, require
 from s3prl_ext.mini_superb.synthesis import VOICES, Speech, synthesise
 from s3prl_ext.tasks.ic import SLOTS
 
@@ -49,7 +49,7 @@ MAPPING = (
 Row = tuple[str, str, tuple[str, ...], np.ndarray]  # speaker, transcript, slot values, samples
 
 
-def write(out: Path, source: Source) -> None:
+def write(out: Path, source: MiniBuild) -> None:
     """Write tables and clips below `out`."""
     for split, rows in (_recorded(source) or _spoken()).items():
         lines = []
@@ -64,7 +64,7 @@ def write(out: Path, source: Source) -> None:
             writer.writerows([("", "path", "speakerId", "transcription", *SLOTS), *lines])
 
 
-def _recorded(source: Source) -> dict[str, list[Row]]:
+def _recorded(source: MiniBuild) -> dict[str, list[Row]]:
     """Return per split the recorded drink orders; a clip with a slot value unseen in training goes to training."""
     clips = source.clips("ic", "picovoice_barista")
     if not clips:

@@ -15,11 +15,11 @@ import numpy as np
 from s3prl_ext.corpora.audio import SAMPLE_RATE, pad_to, read_audio, write_audio
 from s3prl_ext.corpora.recordings import Clip
 from s3prl_ext.errors import UsageError
-from s3prl_ext.mini_superb.source import Source, cut_seconds, require
+from s3prl_ext.mini_superb.source import MiniBuild, cut_seconds, require
 from s3prl_ext.mini_superb.synthesis import VOICES, Speech, synthesise
 
 KEYWORDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
-DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+DIGIT_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 OTHER_WORDS = ("bed", "bird", "cat", "dog", "happy", "house", "marvin", "sheila", "tree", "wow")
 READ_SPEECH = ("librispeech", "vctk", "ljspeech", "asterisk_en")
 
@@ -28,12 +28,12 @@ RECORDED_TAKES: dict[str, tuple[int, ...]] = {"test": (0, 1, 2, 3, 4), "dev": (5
 HARD_SPEAKERS = {"test": 2, "dev": 1}  # speakers of their own with --takes; all others are train
 SPOKEN_TAKES: dict[str, tuple[int, ...]] = {"test": (0, 1), "dev": (5,), "train": (6, 7, 8, 9)}
 SHORTEST = 8000  # samples; shorter words are set into half a second of faint noise
-UNKNOWN = {"test": 12, "dev": 6, "train": 24}
-NOISES = ("white", "pink", "brown", "hum")
+UNKNOWN_CLIPS = {"test": 12, "dev": 6, "train": 24}
+NOISE_COLOURS = ("white", "pink", "brown", "hum")
 
 MAPPING = (
     "Ten keywords, `_unknown_`, `_silence_`; words are at least half a second long. From recorded digits: "
-    + ", ".join(f"{digit} is labelled {keyword}" for digit, keyword in zip(DIGITS, KEYWORDS))
+    + ", ".join(f"{digit} is labelled {keyword}" for digit, keyword in zip(DIGIT_WORDS, KEYWORDS))
     + ". Each take of a speaker has a speaker id of its own whose sha1 puts it into train or dev: takes 0-4 are test, "
     "5-6 dev, 7-14 train, so the same people are in all splits. With `--takes N` test has two speakers and dev one who are in "
     "no other split, with all their takes, and train N takes of each digit of the others. `_silence_` is computed noise."
@@ -59,7 +59,7 @@ def speaker_id(name: str, split: str) -> str:
     return candidate
 
 
-def write(out: Path, source: Source) -> None:
+def write(out: Path, source: MiniBuild) -> None:
     """Write training and test folder below `out`."""
     clips = source.clips("ks", "fsdd")
     spoken: Iterable[Spoken]
@@ -88,8 +88,8 @@ def _recorded_digits(clips: list[Clip]) -> list[Spoken]:
     spoken = []
     for clip in clips:
         take = clip.name.rsplit("_", 1)[-1]
-        if take in split_of and clip.text in DIGITS:
-            keyword = KEYWORDS[DIGITS.index(clip.text)]
+        if take in split_of and clip.text in DIGIT_WORDS:
+            keyword = KEYWORDS[DIGIT_WORDS.index(clip.text)]
             spoken.append((split_of[take], keyword, f"{clip.speaker}/{take}", read_audio(clip.path)))
     for split in RECORDED_TAKES:
         require(sum(one[0] == split for one in spoken), len(KEYWORDS), "fsdd", f"digits for {split}")
@@ -123,9 +123,9 @@ def training_takes(clips: list[Clip], takes: int) -> list[Clip]:
     return [clip for found in of.values() for clip in found[:takes]]
 
 
-def _unseen_speakers(clips: list[Clip], source: Source) -> list[Spoken]:
+def _unseen_speakers(clips: list[Clip], source: MiniBuild) -> list[Spoken]:
     """Return spoken digits of which dev and test have speakers of their own, and train few takes."""
-    clips = [clip for clip in clips if clip.text in DIGITS]
+    clips = [clip for clip in clips if clip.text in DIGIT_WORDS]
     speakers = sorted({clip.speaker for clip in clips})
     require(len(speakers), sum(HARD_SPEAKERS.values()) + 1, "fsdd", "speakers")
     order = [speakers[index] for index in source.rng("ks speakers").permutation(len(speakers))]
@@ -139,7 +139,7 @@ def _unseen_speakers(clips: list[Clip], source: Source) -> list[Spoken]:
         said_by = ", ".join(sorted({clip.speaker for clip in members}))
         source.note("ks", f"{split} is {len(members)} digits said by {said_by}")
     return [
-        (split, KEYWORDS[DIGITS.index(clip.text)], f"{clip.speaker}/{take_of(clip)}", read_audio(clip.path))
+        (split, KEYWORDS[DIGIT_WORDS.index(clip.text)], f"{clip.speaker}/{take_of(clip)}", read_audio(clip.path))
         for split, members in by_split.items()
         for clip in members
     ]
@@ -158,9 +158,9 @@ def _spoken_keywords() -> Iterator[Spoken]:
         yield split, word, name, samples
 
 
-def _unknown(source: Source, rng: np.random.Generator) -> Iterator[tuple[str, str, np.ndarray]]:
+def _unknown(source: MiniBuild, rng: np.random.Generator) -> Iterator[tuple[str, str, np.ndarray]]:
     """Yield (split, name, samples) of speech that is not a keyword."""
-    splits = [split for split, count in UNKNOWN.items() for _ in range(count)]
+    splits = [split for split, count in UNKNOWN_CLIPS.items() for _ in range(count)]
     available = [name for name in READ_SPEECH if source.recordings and source.recordings.has(name)]
     if source.recordings and available:
         source.note("ks", f"_unknown_ is one second cut from sentences of {available[0]}")
@@ -177,7 +177,7 @@ def _unknown(source: Source, rng: np.random.Generator) -> Iterator[tuple[str, st
 
 def _write_noises(out: Path, rng: np.random.Generator) -> None:
     """Write six-second background noises (the class ``_silence_``) and twelve test clips of one second."""
-    for kind in NOISES:
+    for kind in NOISE_COLOURS:
         write_audio(out / TRAIN_FOLDER / "_background_noise_" / f"{kind}.wav", noise(kind, 6 * SAMPLE_RATE, rng))
         for n in range(3):
             write_audio(out / TEST_FOLDER / "_silence_" / f"{kind}_{n}.wav", noise(kind, SAMPLE_RATE, rng))

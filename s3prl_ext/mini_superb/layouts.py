@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from s3prl_ext.mini_superb import er, esc50, ic, ks, librispeech, ljspeech, qbe, sd, sf, sid, vctk
-from s3prl_ext.mini_superb.source import Source
+from s3prl_ext.mini_superb.source import MiniBuild
 from s3prl_ext.tasks import Task, named
 
 
@@ -25,7 +25,7 @@ class Layout:
 
     task: Task
     folder: str
-    write: Callable[[Path, Source], None]
+    write: Callable[[Path, MiniBuild], None]
     mapping: str
     upstream: str = "fbank"
 

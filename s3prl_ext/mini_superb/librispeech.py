@@ -17,7 +17,7 @@ from s3prl_ext.corpora.splits import SPLITS as PARTS
 from s3prl_ext.errors import UsageError
 from s3prl_ext.mini_superb import everything
 from s3prl_ext.mini_superb.sentences import sentences
-from s3prl_ext.mini_superb.source import Source, require
+from s3prl_ext.mini_superb.source import MiniBuild, require
 from s3prl_ext.mini_superb.synthesis import VOICES, Speech, synthesise
 from s3prl_ext.mini_superb.transcribed import DIGIT_MAPPING, digit_strings
 from s3prl_ext.reading import read_lines
@@ -46,7 +46,7 @@ LETTERS = {
 }  # fmt: skip
 
 
-def write_asr(out: Path, source: Source) -> None:
+def write_asr(out: Path, source: MiniBuild) -> None:
     """Write the tree and the tables of lengths below `out`."""
     _write_tree(out, source)
     for split in SPLITS:
@@ -58,7 +58,7 @@ def write_asr(out: Path, source: Source) -> None:
         table.write_text("\n".join(rows) + "\n", encoding="utf-8")
 
 
-def write_pr(out: Path, source: Source) -> None:
+def write_pr(out: Path, source: MiniBuild) -> None:
     """Write the tree (unless it is there) and ``lexicon.txt`` with every word of every transcript below `out`."""
     _write_tree(out, source)
     words = set()
@@ -91,7 +91,7 @@ def _cmudict() -> dict[str, str]:
     return pronunciations
 
 
-def _write_tree(out: Path, source: Source) -> None:
+def _write_tree(out: Path, source: MiniBuild) -> None:
     """Write audio and transcripts unless an earlier task of the same build did."""
     if (out / SPLITS[0]).is_dir():
         return
@@ -111,7 +111,7 @@ def _write_tree(out: Path, source: Source) -> None:
         everything.write_contents(out, "asr, pr", gathered, rows, source)
 
 
-def _split_at_random(source: Source) -> list[tuple[str, Utterance]]:
+def _split_at_random(source: MiniBuild) -> list[tuple[str, Utterance]]:
     """Return (split, utterance) of the recordings, or of synthesised sentences."""
     utterances = _recorded(source) or _spoken(source)
     order = source.rng("librispeech").permutation(len(utterances))
@@ -119,7 +119,7 @@ def _split_at_random(source: Source) -> list[tuple[str, Utterance]]:
     return [(split, utterances[index]) for split, index in zip(splits, order, strict=True)]
 
 
-def _digits(source: Source) -> list[tuple[str, Utterance]]:
+def _digits(source: MiniBuild) -> list[tuple[str, Utterance]]:
     """Return (split, utterance) of strings of spoken digits, or an empty list where none are asked for."""
     strings = digit_strings(source, "asr, pr")
     speakers = sorted({one.speaker for one in strings})
@@ -133,7 +133,7 @@ def _digits(source: Source) -> list[tuple[str, Utterance]]:
     ]
 
 
-def _recorded(source: Source) -> list[Utterance]:
+def _recorded(source: MiniBuild) -> list[Utterance]:
     """Return (name, text, samples) of the shortest recorded utterances."""
     clips = source.clips("asr, pr", "librispeech")
     if not clips:
@@ -144,7 +144,7 @@ def _recorded(source: Source) -> list[Utterance]:
     return [(clip.name, clip.text.upper(), read_audio(clip.path)) for clip in shortest]
 
 
-def _spoken(source: Source) -> list[Utterance]:
+def _spoken(source: MiniBuild) -> list[Utterance]:
     """Return (name, text, samples) of synthesised sentences by eight voices."""
     texts = sentences(source.rng("sentences"), UTTERANCES)
     speech = [Speech(text, VOICES[i % 8]) for i, text in enumerate(texts)]

@@ -8,7 +8,7 @@ from s3prl_ext.corpora.audio import read_audio, write_audio
 from s3prl_ext.corpora.ljspeech import DEV_CHAPTERS, TEST_CHAPTERS
 from s3prl_ext.corpora.recordings import Clip
 from s3prl_ext.mini_superb import everything
-from s3prl_ext.mini_superb.source import Source
+from s3prl_ext.mini_superb.source import MiniBuild
 from s3prl_ext.mini_superb.synthesis import VOICES
 from s3prl_ext.mini_superb.transcribed import (
     DIGIT_MAPPING,
@@ -29,7 +29,7 @@ MAPPING = (
 )
 
 
-def write(out: Path, source: Source) -> None:
+def write(out: Path, source: MiniBuild) -> None:
     """Write table, audio and split lists below `out`."""
     gathered = everything.for_ljspeech(source) if source.everything else None
     rows = gathered.spoken() if gathered else _few(source)
@@ -43,7 +43,7 @@ def write(out: Path, source: Source) -> None:
         everything.write_contents(out, "ljspeech", gathered, rows, source)
 
 
-def _few(source: Source) -> list[tuple[str, Spoken]]:
+def _few(source: MiniBuild) -> list[tuple[str, Spoken]]:
     spoken = digit_strings(source, "ljspeech")
     rows = [] if spoken else [_recorded(clip) for clip in recorded(source, "ljspeech", LONGEST_S)]
     return rows or _numbered(spoken or list(synthesised(source, "ljspeech", [("", VOICES[1])], SENTENCES)))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from s3prl_ext.corpora.audio import write_audio
 from s3prl_ext.mini_superb.sentences import phrases, sentences
-from s3prl_ext.mini_superb.source import Source
+from s3prl_ext.mini_superb.source import MiniBuild
 from s3prl_ext.mini_superb.synthesis import VOICES, Speech, synthesise
 
 DOCUMENTS = 24
@@ -22,7 +22,7 @@ MAPPING = (
 )
 
 
-def write(out: Path, source: Source) -> None:
+def write(out: Path, source: MiniBuild) -> None:
     """Write documents, queries and lists below `out`."""
     source.note("qbe", "synthesised speech")
     texts = sentences(source.rng("qbe"), DOCUMENTS)

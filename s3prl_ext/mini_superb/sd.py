@@ -13,7 +13,7 @@ import numpy as np
 from s3prl_ext.corpora.audio import SAMPLE_RATE, read_audio, write_audio
 from s3prl_ext.corpora.recordings import Clip
 from s3prl_ext.mini_superb.sentences import sentences
-from s3prl_ext.mini_superb.source import Source, require
+from s3prl_ext.mini_superb.source import MiniBuild, require
 from s3prl_ext.mini_superb.synthesis import VOICES, Speech, synthesise
 
 FRAME = 320  # samples, 20 ms: resolution of the activity detector
@@ -44,7 +44,7 @@ def activity(samples: np.ndarray) -> list[tuple[float, float]]:
     return [(start, end) for start, end in segments if end - start >= SHORTEST_S]
 
 
-def write(out: Path, source: Source) -> None:
+def write(out: Path, source: MiniBuild) -> None:
     """Write the folders ``train``, ``dev`` and ``test`` below `out`."""
     groups = _recorded_pairs(source) or _spoken_pairs(source)
     for split, (first, second) in groups.items():
@@ -62,7 +62,7 @@ def write(out: Path, source: Source) -> None:
         tables.write(out / split)
 
 
-def _recorded_pairs(source: Source) -> dict[str, tuple[list[Voiced], list[Voiced]]]:
+def _recorded_pairs(source: MiniBuild) -> dict[str, tuple[list[Voiced], list[Voiced]]]:
     """Return per split the sources of recorded mixtures; every first source is mixed with every second one."""
     clips = source.clips("sd", "libri2mix_svoice_debug")
     if not clips:
@@ -80,7 +80,7 @@ def _sources(clips: list[Clip]) -> list[tuple[str, np.ndarray]]:
     return [(clip.speaker, read_audio(clip.path)) for clip in clips]
 
 
-def _spoken_pairs(source: Source) -> dict[str, tuple[list[Voiced], list[Voiced]]]:
+def _spoken_pairs(source: MiniBuild) -> dict[str, tuple[list[Voiced], list[Voiced]]]:
     """Return per split synthesised voices of which every first one meets every second one."""
     rng = source.rng("sd")
     voices = {"train": VOICES[:8], "dev": VOICES[8:12], "test": VOICES[12:16]}

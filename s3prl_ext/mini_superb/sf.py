@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from s3prl_ext.corpora.audio import write_audio
-from s3prl_ext.mini_superb.source import Source
+from s3prl_ext.mini_superb.source import MiniBuild
 from s3prl_ext.mini_superb.synthesis import VOICES, Speech, synthesise
 
 # The speakers of SUPERB's split, and how many utterances each one says.
@@ -49,7 +49,7 @@ MAPPING = (
 )
 
 
-def write(out: Path, source: Source) -> None:
+def write(out: Path, source: MiniBuild) -> None:
     """Write clips, transcripts and the list of slots below `out`."""
     source.clips("sf")
     rng = source.rng("sf")

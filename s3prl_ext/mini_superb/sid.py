@@ -16,7 +16,7 @@ from s3prl_ext.corpora.audio import SAMPLE_RATE, read_audio, write_audio
 from s3prl_ext.corpora.recordings import Clip, without_repeats
 from s3prl_ext.mini_superb import ks
 from s3prl_ext.mini_superb.sentences import sentences
-from s3prl_ext.mini_superb.source import Source, cut_seconds, require
+from s3prl_ext.mini_superb.source import MiniBuild, cut_seconds, require
 from s3prl_ext.mini_superb.synthesis import VOICES, Speech, synthesise
 
 PIECE_S = 2.0  # seconds of one utterance
@@ -46,7 +46,7 @@ MAPPING = (
 )
 
 
-def write(out: Path, source: Source) -> None:
+def write(out: Path, source: MiniBuild) -> None:
     """Write clips and split below `out`, unless an earlier task of the same build did."""
     if (out / META_DATA).is_file():
         return
@@ -60,7 +60,7 @@ def write(out: Path, source: Source) -> None:
     (out / META_DATA).write_text("".join(lines), encoding="utf-8")
 
 
-def write_asv(out: Path, source: Source) -> None:
+def write_asv(out: Path, source: MiniBuild) -> None:
     """Write the clips of identification, those of unseen speakers, and the trials below `out`."""
     write(out, source)
     for number, pieces in enumerate(_unseen(source)):
@@ -90,7 +90,7 @@ def _trials(clips: dict[str, list[str]], rng: np.random.Generator) -> list[str]:
     return list(dict.fromkeys(lines))
 
 
-def _unseen(source: Source) -> list[list[np.ndarray]]:
+def _unseen(source: MiniBuild) -> list[list[np.ndarray]]:
     """Return speakers -> clips of verification's test: read sentences where identification has digits, or voices of its own."""
     recorded = source.recordings
     by_speaker: dict[str, list[Clip]] = {}
@@ -119,7 +119,7 @@ def _last_held_out(speakers: list[list[list[np.ndarray]]]) -> list[list[Video]]:
     ]
 
 
-def _single_digits(source: Source) -> list[list[Video]]:
+def _single_digits(source: MiniBuild) -> list[list[Video]]:
     """Return speakers -> takes, an utterance is one digit: the official test takes, two of dev, few of train."""
     clips = ks.hard_form(source.clips("sid", "fsdd"), "sid")
     training = {clip.path for clip in ks.training_takes(_later(clips), source.takes)}
@@ -144,7 +144,7 @@ def _later(clips: list[Clip]) -> list[Clip]:
     return [clip for clip in clips if ks.take_of(clip) not in ks.RECORDED_TAKES["dev"]]
 
 
-def _speakers(source: Source) -> list[list[list[np.ndarray]]]:
+def _speakers(source: MiniBuild) -> list[list[list[np.ndarray]]]:
     """Return speakers -> recordings -> pieces: from spoken digits, else from read sentences, else synthesised."""
     if source.recordings is not None and source.recordings.has("fsdd"):
         return _digits(source.clips("sid", "fsdd"), source)
@@ -152,7 +152,7 @@ def _speakers(source: Source) -> list[list[list[np.ndarray]]]:
     return _read(read, source) if read else _spoken(source)
 
 
-def _digits(clips: list[Clip], source: Source) -> list[list[list[np.ndarray]]]:
+def _digits(clips: list[Clip], source: MiniBuild) -> list[list[list[np.ndarray]]]:
     """Return speakers -> takes -> strings of digits; files are named ``<digit>_<speaker>_<take>``."""
     takes: dict[str, dict[int, dict[str, Clip]]] = {}
     for clip in clips:
@@ -174,7 +174,7 @@ def _string(take: dict[str, Clip], digits: str) -> np.ndarray:
     return samples[: int(PIECE_S * SAMPLE_RATE)]
 
 
-def _read(read: list[Clip], source: Source) -> list[list[list[np.ndarray]]]:
+def _read(read: list[Clip], source: MiniBuild) -> list[list[list[np.ndarray]]]:
     """Return speakers -> recordings -> pieces, from read sentences long enough for one piece."""
     by_speaker: dict[str, list[Clip]] = {}
     for clip in without_repeats(read):
@@ -199,7 +199,7 @@ def _pieces(clip: Clip) -> list[np.ndarray]:
     return [cut_seconds(clip, number * PIECE_S, PIECE_S) for number in range(count)]
 
 
-def _spoken(source: Source) -> list[list[list[np.ndarray]]]:
+def _spoken(source: MiniBuild) -> list[list[list[np.ndarray]]]:
     """Return speakers -> recordings -> pieces, synthesised."""
     rng = source.rng("sid")
     plan = [(voice, text) for voice in VOICES[:SYNTHETIC_SPEAKERS] for text in sentences(rng, VIDEOS * PIECES)]

@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass
-class Source:
+class MiniBuild:
     """Recordings, seed and final place of one build.
 
     Args:

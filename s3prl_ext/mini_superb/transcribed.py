@@ -15,7 +15,7 @@ from s3prl_ext.corpora.splits import SPLITS, hash_split
 from s3prl_ext.corpora.transcribed import SPLIT_FILE
 from s3prl_ext.errors import UsageError
 from s3prl_ext.mini_superb.sentences import sentences
-from s3prl_ext.mini_superb.source import Source, require
+from s3prl_ext.mini_superb.source import MiniBuild, require
 from s3prl_ext.mini_superb.synthesis import Speech, Voice, synthesise
 
 # Takes of spoken digits by split: 0-4 are the official test set, of which dev takes two.
@@ -42,7 +42,7 @@ class Spoken:
     samples: np.ndarray
 
 
-def digit_strings(source: Source, task: str) -> list[Spoken]:
+def digit_strings(source: MiniBuild, task: str) -> list[Spoken]:
     """Return ``source.digit_strings`` strings of spoken digits, or an empty list where none are asked for.
 
     Raises:
@@ -65,7 +65,7 @@ def digit_strings(source: Source, task: str) -> list[Spoken]:
     ]
 
 
-def recorded(source: Source, task: str, longest_s: float) -> list[Clip]:
+def recorded(source: MiniBuild, task: str, longest_s: float) -> list[Clip]:
     """Return the recorded utterances of the corpus `task` that have a transcript and are at most `longest_s` long."""
     clips = source.clips(task, task)
     if not clips:
@@ -75,7 +75,7 @@ def recorded(source: Source, task: str, longest_s: float) -> list[Clip]:
     return usable
 
 
-def synthesised(source: Source, task: str, voices: Sequence[tuple[str, Voice]], each: int) -> Iterator[Spoken]:
+def synthesised(source: MiniBuild, task: str, voices: Sequence[tuple[str, Voice]], each: int) -> Iterator[Spoken]:
     """Yield `each` different sentences by each of `voices` (name, voice); their split is left open."""
     texts = sentences(source.rng(f"{task} sentences"), each * len(voices))
     plan = [(voices[index % len(voices)], f"{text.capitalize()}.") for index, text in enumerate(texts)]

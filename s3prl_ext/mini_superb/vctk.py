@@ -8,7 +8,7 @@ from s3prl_ext.corpora.audio import read_audio, write_audio
 from s3prl_ext.corpora.recordings import Clip
 from s3prl_ext.corpora.vctk import MICROPHONE
 from s3prl_ext.mini_superb import everything
-from s3prl_ext.mini_superb.source import Source
+from s3prl_ext.mini_superb.source import MiniBuild
 from s3prl_ext.mini_superb.synthesis import VOICES
 from s3prl_ext.mini_superb.transcribed import (
     DIGIT_MAPPING,
@@ -28,7 +28,7 @@ MAPPING = (
 )
 
 
-def write(out: Path, source: Source) -> None:
+def write(out: Path, source: MiniBuild) -> None:
     """Write texts, audio, speakers and split lists below `out`."""
     gathered = everything.for_vctk(source) if source.everything else None
     rows = gathered.spoken() if gathered else _few(source)
@@ -45,7 +45,7 @@ def write(out: Path, source: Source) -> None:
         everything.write_contents(out, "vctk", gathered, rows, source)
 
 
-def _few(source: Source) -> list[tuple[str, Spoken]]:
+def _few(source: MiniBuild) -> list[tuple[str, Spoken]]:
     spoken = digit_strings(source, "vctk")
     rows = [] if spoken else [_recorded(clip) for clip in recorded(source, "vctk", LONGEST_S)]
     if rows:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from s3prl_ext.errors import UsageError, unknown_name
-from s3prl_ext.papers.figures import CORPORA, ad_tuning_tables, mam_tables
+from s3prl_ext.papers.figures import MAM_CORPORA, ad_tuning_tables, mam_tables
 from s3prl_ext.tasks import named
 
 SOURCES = {"none": "Source", "source": "N(Source)", "target": "N(Target)", "standard": "N(0,1)"}
@@ -98,7 +98,7 @@ def _mam1() -> PaperTable:
     table = mam_tables()["table1"]
     figures = {
         Cell(corpus, f"{lambda_:.2f}", SOURCES[column]): figure
-        for corpus in CORPORA
+        for corpus in MAM_CORPORA
         for lambda_, printed in table[corpus].items()
         for column, figure in zip(table["columns"], printed, strict=True)
     }
@@ -110,7 +110,7 @@ def _mam1() -> PaperTable:
         row = f"{value:.2f}" if abs(round(value, 2) - value) < 1e-9 else f"{value:g}"
         return Cell(task, row, SOURCES[facts.get("noise", "none") if value else "none"])
 
-    baselines = {corpus: Cell(corpus, "0.00", SOURCES["none"]) for corpus in CORPORA}
+    baselines = {corpus: Cell(corpus, "0.00", SOURCES["none"]) for corpus in MAM_CORPORA}
     return PaperTable(
         "mam.table1",
         "MAM, Table 1: interpolation of all layers, by λ",

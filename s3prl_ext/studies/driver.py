@@ -13,7 +13,7 @@ from typing import Protocol
 from s3prl_ext.errors import DataError, StoppedByUser
 from s3prl_ext.locks import is_in_use
 from s3prl_ext.studies.config import Study
-from s3prl_ext.studies.plan import Failure, Job, StudyCell, cells_of
+from s3prl_ext.studies.plan import Job, JobFailure, StudyCell, cells_of
 
 logger = logging.getLogger(__name__)
 
@@ -208,7 +208,7 @@ class Driver:
             )
             self.waiting.append(job)
         else:
-            self._failed(job, job.failure() or Failure(last_sentence(end, self.begun.get(job.name, 0))))
+            self._failed(job, job.failure() or JobFailure(last_sentence(end, self.begun.get(job.name, 0))))
         if job.kind != "fetch":
             self._go_on(self.cell_of[job.name])
 
@@ -222,10 +222,10 @@ class Driver:
         elif job.kind == "train":
             self.cell_of[job.name].note(job.run, job.result(), None)
 
-    def _is_result(self, job: Job, failure: Failure) -> bool:
+    def _is_result(self, job: Job, failure: JobFailure) -> bool:
         return failure.diverged and self.cell_of[job.name].decides(job)
 
-    def _failed(self, job: Job, failure: Failure) -> None:
+    def _failed(self, job: Job, failure: JobFailure) -> None:
         """Note a failure; that a search run diverged is a result, the worst of its cell."""
         if self._is_result(job, failure):
             self.progress.done[job.name] = job

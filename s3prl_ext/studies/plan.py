@@ -27,7 +27,7 @@ FISHER = "fisher"  # in a study: Fisher scores that its runs share
 
 
 @dataclass(frozen=True)
-class Failure:
+class JobFailure:
     """How a job failed: its sentence, and whether its gradients were not finite."""
 
     sentence: str
@@ -278,13 +278,13 @@ class Job:
             return None
         return self.run.record() if self.kind == "train" else self.run.tested()
 
-    def failure(self) -> Failure | None:
+    def failure(self) -> JobFailure | None:
         """Return how it failed, as its run has recorded it; None where it has not."""
         if self.kind == "fetch":
             return None
         try:
             record = json.loads(self._failed.read_text(encoding="utf-8"))
-            return Failure(str(record["error"]), bool(record.get("diverged")))
+            return JobFailure(str(record["error"]), bool(record.get("diverged")))
         except (OSError, ValueError, KeyError, AttributeError):
             return None
 
@@ -426,7 +426,7 @@ class StudyCell:
         self.scores[run.name] = self.stops.setdefault(run.name, {})[step] = score
         self.failures.pop(run.name, None)
 
-    def note(self, run: StudyRun, record: ResultRecord | None, failure: Failure | None) -> None:
+    def note(self, run: StudyRun, record: ResultRecord | None, failure: JobFailure | None) -> None:
         """Take the outcome of a search run."""
         if record is not None:
             self.reported, self.scores[run.name] = run.on_dev(record)

@@ -12,7 +12,7 @@ from s3prl_ext.studies.plan import StudyCell
 
 logger = logging.getLogger(__name__)
 
-EVERY = 30.0  # seconds between lines where there is no terminal
+LINE_EVERY = 30.0  # seconds between lines where there is no terminal
 
 
 class View:
@@ -28,7 +28,7 @@ class View:
         state = (len(progress.done), len(progress.failed))
         if sys.stderr.isatty():
             self._draw(lines(progress))
-        elif state != self.last or time.monotonic() - self.time > EVERY:
+        elif state != self.last or time.monotonic() - self.time > LINE_EVERY:
             self.last, self.time = state, time.monotonic()
             logger.info("%s", summary(progress))
 

@@ -19,7 +19,7 @@ from s3prl_ext.merging.layers import chosen_layers
 from s3prl_ext.merging.merge import Source
 from s3prl_ext.merging.noise import STREAMS, NoiseConfig
 from s3prl_ext.merging.selection_config import LayerSelection, parse_selection
-from s3prl_ext.papers.figures import CORPORA
+from s3prl_ext.papers.figures import MAM_CORPORA
 from s3prl_ext.studies.config import Resources
 from s3prl_ext.studies.engines import open_engine
 from s3prl_ext.sweeps import parts, report
@@ -112,7 +112,7 @@ def _run(flags: argparse.Namespace, config: MergeConfig, grid: dict[str, Any]) -
 def _paper(flags: argparse.Namespace, downstream: str | None) -> str | None:
     """Return the corpus whose figures of the MAM paper are shown next to ours; None for none."""
     paper = flags.paper or (downstream if flags.grid in PRESETS else None)
-    return paper if paper in CORPORA else None
+    return paper if paper in MAM_CORPORA else None
 
 
 def _without_folders(name: str) -> str:

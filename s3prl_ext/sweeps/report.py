@@ -14,7 +14,7 @@ from s3prl_ext.sweeps.selection import Lookup, Point, point
 from s3prl_ext.tables import grid
 from s3prl_ext.writing import write_text
 
-SOURCES = {"none": "source", "source": "N(source)", "target": "N(target)", "standard": "N(0,1)"}
+LEGEND = {"none": "source", "source": "N(source)", "target": "N(target)", "standard": "N(0,1)"}
 
 
 def write_table(
@@ -80,7 +80,7 @@ def _chosen(summary: Sequence[dict[str, Any]], dev: str, test: str | None, paper
     for row in summary:
         mark = "" if row["better_than_target_on_dev"] else " †"
         doubtful |= bool(mark)
-        cells = [row["group"], SOURCES[row["noise"]], f"{row['lambda']:g}{mark}", shown(Point(**row["dev"]))]
+        cells = [row["group"], LEGEND[row["noise"]], f"{row['lambda']:g}{mark}", shown(Point(**row["dev"]))]
         cells += [shown(Point(**row["test"]) if row["test"] else None)] if test else []
         cells += [mam_figure(paper, row["group"], row["noise"], row["lambda"]) or "-"] if paper else []
         rows.append(cells)
@@ -105,7 +105,7 @@ def _all_arms(groups: Sequence[Group], dev: str, test: str | None, lookup: Looku
         ("-", None, 0.0, [BASELINE], 1),
         *((g.name, g.noise, value, g.arms(value), g.draws) for g in groups for value in g.lambdas),
     ]:
-        cells = [name, SOURCES[noise] if noise else "-", f"{lambda_:g}", str(draws), shown(point(arms, dev, lookup))]
+        cells = [name, LEGEND[noise] if noise else "-", f"{lambda_:g}", str(draws), shown(point(arms, dev, lookup))]
         cells += [shown(point(arms, test, lookup))] if test else []
         cells += [mam_figure(paper, name, noise, lambda_) or "-"] if paper else []
         rows.append(cells)
@@ -151,7 +151,7 @@ def plot(
     width = 7.0 if columns == 1 else 4.2 * columns
     lookup = _in_per_cent(metric_name, lookup)
     baseline = point([BASELINE], split, lookup)
-    styles = dict(zip(SOURCES, STYLES, strict=False))
+    styles = dict(zip(LEGEND, STYLES, strict=False))
     size = width, 4.2 if rows == 1 else 3.2 * rows
     with picture(path, size, columns, rows=rows, sharey=True) as (figure, axes):
         for axis, (name, members) in zip(axes, panels.items(), strict=False):
@@ -202,7 +202,7 @@ def _curve(
         linestyle=line,
         marker=marker,
         capsize=3,
-        label=SOURCES[group.noise] + (f" (n = {group.draws} draws)" if group.draws > 1 else ""),
+        label=LEGEND[group.noise] + (f" (n = {group.draws} draws)" if group.draws > 1 else ""),
     )
 
 

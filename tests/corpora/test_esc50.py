@@ -16,14 +16,14 @@ from s3prl_ext.corpora.esc50 import CLASSES, META, corpus_folder, dev_fold, read
 from s3prl_ext.corpora.recordings import Recordings
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.mini_superb.esc50 import ESC10, MINI_CLASSES, MINI_CLIPS, write, write_corpus
-from s3prl_ext.mini_superb.source import Source
+from s3prl_ext.mini_superb.source import MiniBuild
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory) -> Path:
     """Return a computed miniature corpus; it is not written into."""
     folder = tmp_path_factory.mktemp("esc50") / "ESC-50-master"
-    write(folder, Source(folder))
+    write(folder, MiniBuild(folder))
     return folder
 
 
@@ -53,7 +53,7 @@ def test_miniature_corpus_has_every_class_in_every_fold(corpus):
 
 
 def test_same_seed_gives_the_same_bytes(corpus, tmp_path):
-    write(tmp_path / "again", Source(tmp_path))
+    write(tmp_path / "again", MiniBuild(tmp_path))
     files = sorted(path.relative_to(corpus) for path in corpus.rglob("*") if path.is_file())
     assert all((corpus / name).read_bytes() == (tmp_path / "again" / name).read_bytes() for name in files)
 
@@ -167,7 +167,7 @@ def test_prepare_builds_the_layout_from_recordings(tmp_path, capsys):
 def test_recordings_that_lack_a_fold_are_refused(tmp_path):
     recordings = Recordings(recordings_folder(tmp_path / "recordings", folds=(1, 2, 3, 4)))
     with pytest.raises(DataError, match="0 clips of dog in fold 5"):
-        write_corpus(tmp_path / "out", Source(tmp_path, recordings), classes=1, clips=1)
+        write_corpus(tmp_path / "out", MiniBuild(tmp_path, recordings), classes=1, clips=1)
     with pytest.raises(DataError):
         main(["--out", str(tmp_path), "--recordings", str(tmp_path / "recordings"), "--classes", "1"])
     assert not [path for path in tmp_path.iterdir() if "ESC-50" in path.name], "nothing half-written stays"
@@ -180,7 +180,7 @@ def test_prepare_without_archive_says_where_it_is(tmp_path):
 
 @pytest.mark.data
 def test_recorded_miniature_corpus(recordings, tmp_path):
-    write(tmp_path, Source(tmp_path, Recordings(recordings)))
+    write(tmp_path, MiniBuild(tmp_path, Recordings(recordings)))
     clips = read_clips(tmp_path)
     assert len(clips) == MINI_CLASSES * MINI_CLIPS * 5
     assert all(len(read_audio(clip.path)) == 80000 for clip in clips[::10])

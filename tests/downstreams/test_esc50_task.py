@@ -20,7 +20,7 @@ from s3prl_ext.downstreams.esc50.heads import fit_linear, read_class_map
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.evaluation.predictions import compare, read_predictions
 from s3prl_ext.mini_superb.esc50 import write_corpus
-from s3prl_ext.mini_superb.source import Source
+from s3prl_ext.mini_superb.source import MiniBuild
 from tests.support import factories
 from tests.support.experiments import make_args
 
@@ -36,7 +36,7 @@ def models(tmp_path_factory) -> dict[str, str]:
     merge = folder / "merge.yaml"
     merge.write_text(f"target: {{upstream: beats_local, ckpt: {beats}}}\nsource: {{model: {vit}}}\nlambda: 0.3\n")
     corpus = folder / "ESC-50-master"
-    write_corpus(corpus, Source(corpus), CLASSES, CLIPS)
+    write_corpus(corpus, MiniBuild(corpus), CLASSES, CLIPS)
     return {"beats": str(beats), "merge": str(merge), "corpus": str(corpus)}
 
 

@@ -11,7 +11,7 @@ import soundfile
 
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.mini_superb import build
-from s3prl_ext.mini_superb.ks import DIGITS, KEYWORDS
+from s3prl_ext.mini_superb.ks import DIGIT_WORDS, KEYWORDS
 
 pytest.importorskip("espeakng_loader")
 
@@ -31,7 +31,7 @@ def fsdd(tmp_path_factory) -> Path:
     lines = ["path\tspeaker\ttext"]
     for number, name in enumerate(SPEAKERS):
         for take in range(TAKES):
-            for digit, word in enumerate(DIGITS):
+            for digit, word in enumerate(DIGIT_WORDS):
                 path = f"fsdd/audio/{digit}_{name}_{take}.wav"
                 samples = np.full(8000, level(number, take), dtype=np.int16)
                 soundfile.write(str(folder / path), samples, 16000, subtype="PCM_16")

@@ -34,7 +34,7 @@ def digests(folder: Path) -> dict[str, str]:
 
 def fsdd_like(folder: Path, digits: int = 10) -> Path:
     """Write a folder of recordings with fsdd alone: two speakers, ten takes of each digit."""
-    from s3prl_ext.mini_superb.ks import DIGITS
+    from s3prl_ext.mini_superb.ks import DIGIT_WORDS
 
     rng = np.random.default_rng(0)
     lines = ["path\tspeaker\ttext"]
@@ -44,7 +44,7 @@ def fsdd_like(folder: Path, digits: int = 10) -> Path:
                 path = f"fsdd/audio/{digit}_{speaker}_{take}.flac"
                 (folder / "fsdd/audio").mkdir(parents=True, exist_ok=True)
                 soundfile.write(str(folder / path), rng.normal(0, 0.1, 4000), 16000, subtype="PCM_16")
-                lines.append(f"{path}\t{speaker}\t{DIGITS[digit]}")
+                lines.append(f"{path}\t{speaker}\t{DIGIT_WORDS[digit]}")
     (folder / "fsdd" / "fsdd.tsv").write_text("\n".join(lines) + "\n")
     return folder
 

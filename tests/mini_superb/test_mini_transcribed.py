@@ -14,7 +14,7 @@ from s3prl_ext.corpora.audio import read_audio
 from s3prl_ext.corpora.splits import hash_split
 from s3prl_ext.errors import UsageError
 from s3prl_ext.mini_superb import build
-from s3prl_ext.mini_superb.ks import DIGITS
+from s3prl_ext.mini_superb.ks import DIGIT_WORDS
 
 CORPORA = {"LJSpeech-1.1": ljspeech.CORPUS, "VCTK-Corpus-0.92": vctk.CORPUS}
 
@@ -27,7 +27,7 @@ def fsdd(tmp_path_factory) -> Path:
     lines = ["path\tspeaker\ttext"]
     for speaker in ("ann", "bob"):
         for take in range(10):
-            for number, digit in enumerate(DIGITS):
+            for number, digit in enumerate(DIGIT_WORDS):
                 path = f"fsdd/audio/{number}_{speaker}_{take}.flac"
                 soundfile.write(str(folder / path), np.full(1600, (take + 1) / 20), 16000, subtype="PCM_16")
                 lines.append(f"{path}\t{speaker}\t{digit}")
@@ -63,7 +63,7 @@ def test_strings_of_digits(digits, folder):
     for name, ids in splits.items():
         for id in ids:
             words = utterances[id].text.split()
-            assert 2 <= len(words) <= 5 and set(words) <= set(DIGITS)
+            assert 2 <= len(words) <= 5 and set(words) <= set(DIGIT_WORDS)
             samples = read_audio(utterances[id].audio)
             assert len(samples) > 1600 * len(words)
             levels = np.round(samples * 20).astype(int)

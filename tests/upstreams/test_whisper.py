@@ -126,10 +126,12 @@ def test_eligible_weights_are_those_of_the_blocks_and_the_last_norm(folder):
 def test_weights_of_the_released_base_size():
     from transformers import WhisperConfig
 
-    from s3prl_ext.upstreams.whisper.encoder import Model
+    from s3prl_ext.upstreams.whisper.encoder import WhisperModel
 
     with torch.device("meta"):
-        model = Model(WhisperConfig(d_model=512, encoder_layers=6, encoder_attention_heads=8, encoder_ffn_dim=2048))
+        model = WhisperModel(
+            WhisperConfig(d_model=512, encoder_layers=6, encoder_attention_heads=8, encoder_ffn_dim=2048)
+        )
     assert sum(p.numel() for p in eligible_parameters(model).values()) == 18_912_256
     assert adapters.count("houlsby", adapters.dimensions(model)) == 6 * (2 * 512 * 32 + 32 + 512)
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from s3prl_ext.merging.names import OWN_UPSTREAM
-from s3prl_ext.papers.figures import CORPORA
+from s3prl_ext.papers.figures import MAM_CORPORA
 from s3prl_ext.studies.engines import ENGINES, count_of_jobs
 from s3prl_ext.sweeps.grid import PRESETS
 from s3prl_ext.sweeps.parts import parse_part
@@ -67,7 +67,11 @@ def parser() -> argparse.ArgumentParser:
         help="score on test also what MAM prints for this grid, at the paper's lambda",
     )
     add("--metric", help="metric to compare (default: the task's main one)")
-    add("--paper", choices=CORPORA, help="print MAM's numbers next to yours (default: of -d, with a preset of --grid)")
+    add(
+        "--paper",
+        choices=MAM_CORPORA,
+        help="print MAM's numbers next to yours (default: of -d, with a preset of --grid)",
+    )
     add("--jobs", type=count_of_jobs, default=1, help="processes that divide the arms (default: 1, this one)")
     add("--engine", choices=ENGINES, default="local", help="where they run, as for s3prl-ext study (default: local)")
     add("--part", type=parse_part, help=argparse.SUPPRESS)  # what such a process is given

@@ -22,7 +22,7 @@ from s3prl_ext.model_settings import model_config
 
 OLDEST, NEWEST = 4, 6  # versions of the format that are read
 TYPES = {0: np.float32, 1: np.int8, 2: np.int16, 3: np.int32, 4: np.float16}  # bfloat16 (5) has no numpy type
-FILES = ("tokenizer.json", "config.json")
+OTHER_FILES = ("tokenizer.json", "config.json")
 MULTILINGUAL = 51865  # least vocabulary of a multilingual Whisper
 Variables = Mapping[str, np.ndarray]
 
@@ -227,7 +227,7 @@ def write_transformers(data: bytes, files: Mapping[str, bytes], out: Path, where
 
     variables = read_variables(data, where)
     state = state_dict(variables, where)
-    tokenizer, config = (json.loads(files[name]) for name in FILES)
+    tokenizer, config = (json.loads(files[name]) for name in OTHER_FILES)
     tokens = {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
     settings = generation_settings(tokens, config)
     ids: dict[str, Any] = {
@@ -260,9 +260,9 @@ def read_folder(folder: Path) -> tuple[bytes, dict[str, bytes]]:
     Raises:
         DataError: it is not a folder, or a file is missing.
     """
-    for name in ("model.bin", *FILES):
+    for name in ("model.bin", *OTHER_FILES):
         if not (folder / name).is_file():
             raise DataError(f"{folder} lacks {name}: give the folder of a CTranslate2 conversion of Whisper.")
     if "model_type" in model_config(folder):
         raise DataError(f"{folder} is in transformers' format already: give it to -k as it is.")
-    return (folder / "model.bin").read_bytes(), {name: (folder / name).read_bytes() for name in FILES}
+    return (folder / "model.bin").read_bytes(), {name: (folder / name).read_bytes() for name in OTHER_FILES}

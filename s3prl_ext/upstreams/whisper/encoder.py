@@ -23,7 +23,7 @@ MODEL_TYPE = "whisper"  # "model_type" in config.json
 STEM = "encoder.conv1.weight"  # its prefix in a file is the prefix of all names of the encoder
 
 
-class Model(nn.Module):
+class WhisperModel(nn.Module):
     """Holds the encoder under the name that it has in Whisper's files: ``encoder.layers.0.self_attn.q_proj.weight``.
 
     Args:
@@ -98,7 +98,7 @@ def _absent_arguments(layer: type[torch.nn.Module]) -> dict[str, None]:
     return {"layer_head_mask": None} if "layer_head_mask" in parameters else {}
 
 
-def load_encoder(folder: Path) -> Model:
+def load_encoder(folder: Path) -> WhisperModel:
     """Return the encoder of a Whisper folder in float32; the decoder is not read.
 
     Args:
@@ -113,7 +113,7 @@ def load_encoder(folder: Path) -> Model:
 
     try:
         config = WhisperConfig.from_pretrained(folder)
-        model = Model(config)
+        model = WhisperModel(config)
     except Exception as error:  # what checks the values of a configuration raises kinds of its own
         raise DataError(f"transformers cannot read {folder / 'config.json'}: {_line(error)}.") from error
     state = _read_state(folder)
@@ -131,7 +131,7 @@ def load_encoder(folder: Path) -> Model:
 
 
 def _read_state(folder: Path) -> dict[str, Tensor]:
-    """Return the encoder's weights under the names of :class:`Model`, in float32."""
+    """Return the encoder's weights under the names of :class:`WhisperModel`, in float32."""
     found: dict[str, Tensor] = {}
     prefix = None
     readers = [open_weights(file) for file in weight_files(folder)]
