@@ -341,6 +341,9 @@ class StudyCell:
 
     @cached_property
     def _densities(self) -> list[float]:
+        """Density of each run, where equal scores are told apart by it."""
+        if self.study.race is None or self.study.race.rungs:
+            return [1.0] * len(self.search)
         return [float((run.config().get("tuning") or {}).get("density", 1.0)) for run in self.search]
 
     def standing(self) -> Standing:

@@ -70,7 +70,8 @@ class Runner(RunBuilder, StockRunner):
                 first_step, loop_started = run.state.step, time.monotonic()
                 if self.until is not None and run.state.step > self.until:
                     raise UsageError(
-                        f"{folder.path} stands at step {run.state.step} already, past args.until={self.until}."
+                        f"{folder.path} is at step {run.state.step} already, past args.until={self.until}, and cannot be scored "
+                        "there any more: train it again in another folder, or delete this one first."
                     )
                 run.trainer.run(self.until)
                 if run.state.step < self.total_steps:

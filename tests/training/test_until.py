@@ -41,7 +41,7 @@ def test_a_run_in_parts_equals_the_whole_and_is_scored_where_it_stops(build, tmp
     history = checkpoint.load(folder.path / "states-5.ckpt")["S3prlExt"]["history"]
     assert [row["step"] for row in history] == [3], "stopping adds no evaluation"
     assert json.loads(folder.stop(3).read_text())["metrics"]["dev"]["acc"] == history[0]["acc"]
-    with pytest.raises(UsageError, match=r"stands at step 5 already, past args.until=4"):
+    with pytest.raises(UsageError, match=r"is at step 5 already, past args.until=4, and cannot be scored"):
         build(session(folder.path, 4), CONFIG).train()
     build(session(folder.path), CONFIG).train()
     ours, theirs = (checkpoint.load(f / "states-6.ckpt") for f in (folder.path, tmp_path / "whole"))
