@@ -26,6 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "run_folder": {"tasks", "errors"},
     "tracking": {"randomness", "errors"},
     "configs": {"errors"},
+    "overrides": {"configs", "errors"},
     "models": {"errors"},
     "randomness": set(),
     "attention": {"models", "configs", "metrics", "errors"},
@@ -39,6 +40,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "transformers_models": {"models", "errors"},
     "compat": {"transformers_models", "randomness", "corpora", "tasks", "attention", "configs", "errors"},
     "upstreams": {
+        "overrides",
         "randomness",
         "models",
         "transformers_models",

@@ -8,7 +8,7 @@ from typing import Any
 from s3prl_ext.attention.layouts import PROJECTIONS
 from s3prl_ext.errors import UsageError, nearest
 from s3prl_ext.merging.interpolation import spread
-from s3prl_ext.settings import as_number, unknown_keys
+from s3prl_ext.settings import as_number, number, unknown_keys
 
 # Names of a projection that users of s3prl, transformers and the paper write.
 PROJECTION_NAMES = {
@@ -84,10 +84,7 @@ def parse_lambda(value: Any, where: str, projections: list[str], extrapolate: bo
 def _parse_schedule(value: Any, where: str, extrapolate: bool) -> LambdaSchedule:
     if isinstance(value, Mapping) and set(value) == DECAY:
         first = _parse_value(value["first"], f"{where}.first", extrapolate)
-        decay = as_number(value["decay"], f"{where}.decay")
-        if not 0.0 < decay <= 1.0:
-            raise UsageError(f"{where}.decay must be above 0 and at most 1, got {decay:g}.")
-        return {"first": first, "decay": decay}
+        return {"first": first, "decay": number(above=0, most=1)(value["decay"], f"{where}.decay")}
     if isinstance(value, Mapping):
         if set(value) != {"gradient"} or not isinstance(value["gradient"], list) or not value["gradient"]:
             raise UsageError(
@@ -101,10 +98,10 @@ def _parse_schedule(value: Any, where: str, extrapolate: bool) -> LambdaSchedule
 
 
 def _parse_value(value: Any, where: str, extrapolate: bool) -> float:
-    number = as_number(value, where)
-    if not extrapolate and not 0.0 <= number <= 1.0:
+    found = as_number(value, where)
+    if not extrapolate and not 0.0 <= found <= 1.0:
         raise UsageError(
-            f"{where} must be between 0 (target) and 1 (source), got {number:g}: "
+            f"{where} must be between 0 (target) and 1 (source), got {found:g}: "
             "set allow_extrapolation: true to go beyond."
         )
-    return number
+    return found

@@ -10,8 +10,8 @@ from typing import Annotated, Any
 
 from s3prl_ext.configs import load_yaml
 from s3prl_ext.errors import DataError
+from s3prl_ext.overrides import apply_overrides, split_options
 from s3prl_ext.settings import choice, load
-from s3prl_ext.upstreams.merged_attention.config import apply_overrides, split_options
 
 logger = logging.getLogger(__name__)
 

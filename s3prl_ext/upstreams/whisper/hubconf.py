@@ -72,7 +72,7 @@ def read_window(model_config: str | None) -> str | int:
     Raises:
         UsageError: an unknown key or value.
     """
-    from s3prl_ext.upstreams.merged_attention.config import apply_overrides, split_options
+    from s3prl_ext.overrides import apply_overrides, split_options
 
     file, overrides = split_options(model_config)
     where = file or "-g"
