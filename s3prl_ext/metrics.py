@@ -14,8 +14,8 @@ class Metric:
 
     Attributes:
         higher_is_better: direction.
-        unit: ``"ratio"`` (0 to 1), ``"%"``, ``"nats"`` or ``"tokens"``, as s3prl reports it (of SF's ``wer`` and ``cer``,
-            which it gives as ratios, 100 times that is recorded).
+        unit: ``"ratio"`` (0 to 1), ``"%"``, ``"nats"``, ``"dB"``, ``"MOS"`` or ``"tokens"``, as s3prl reports it (of SF's ``wer``
+            and ``cer``, which it gives as ratios, 100 times that is recorded).
     """
 
     higher_is_better: bool
@@ -50,6 +50,9 @@ METRICS: dict[str, Metric] = {
     "EER": Metric(higher_is_better=False, unit="ratio"),
     "mtwv": Metric(higher_is_better=True, unit="ratio"),
     "der": Metric(higher_is_better=False, unit="ratio"),
+    "pesq": Metric(higher_is_better=True, unit="MOS"),
+    "stoi": Metric(higher_is_better=True, unit="ratio"),
+    "si_sdr": Metric(higher_is_better=True, unit="dB"),  # s3prl reports the improvement over the mixture
     "loss": Metric(higher_is_better=False, unit="nats"),
     "intent_loss": Metric(higher_is_better=False, unit="nats"),
     "special_tokens": Metric(higher_is_better=False, unit="tokens"),  # of a CTC head, dropped from its transcripts
@@ -58,7 +61,7 @@ METRICS: dict[str, Metric] = {
 
 NAMES = {
     "wer": "WER", "per": "PER", "cer": "CER", "uer": "UER", "der": "DER", "EER": "EER", "mtwv": "MTWV", "acc": "accuracy",
-    "slot_type_f1": "slot type F1", "slot_value_cer": "slot value CER",
+    "slot_type_f1": "slot type F1", "slot_value_cer": "slot value CER", "pesq": "PESQ", "stoi": "STOI", "si_sdr": "SI-SDRi",
 }  # fmt: skip
 
 

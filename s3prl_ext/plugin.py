@@ -29,6 +29,7 @@ from s3prl_ext.compat import (
     corpus_checks,
     downloads,
     emotion,
+    enhancement,
     huggingface_hub,
     kaldi_tables,
     large_corpora,
@@ -90,6 +91,7 @@ SHIMS: tuple[Shim, ...] = (
     *emotion.SHIMS,
     *quesst14.SHIMS,
     *sv_voxceleb1.SHIMS,
+    *enhancement.SHIMS,
     *task_labels.SHIMS,
     *tensorboard.SHIMS,
 )

@@ -16,7 +16,9 @@ NEEDED = {  # marker -> the variable that names what its tests need, and what th
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests marked ``data`` or ``real`` where what they need is not given."""
+    """Skip tests marked ``data`` or ``real`` where what they need is not given, and those of a task that lacks packages."""
+    for item in items:
+        _skip_without_packages(item)
     for marker, (variable, what) in NEEDED.items():
         if os.environ.get(variable):
             continue
@@ -24,6 +26,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker(marker):
                 item.add_marker(skip)
+
+
+def _skip_without_packages(item: pytest.Item) -> None:
+    """Skip a test with a parameter `task`, or a run of one, that needs packages of the extra ``superb``."""
+    from s3prl_ext.tasks import named
+
+    for value in getattr(getattr(item, "callspec", None), "params", {}).values():
+        name = getattr(value, "task", value)
+        lacking = named(name).lacks() if isinstance(name, str) else []
+        if lacking:
+            item.add_marker(pytest.mark.skip(reason=f"{name} needs {', '.join(lacking)}"))
 
 
 @pytest.fixture(scope="session")

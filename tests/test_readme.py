@@ -39,6 +39,8 @@ PARSED_ONLY = {
     "s3prl-ext prepare whisper --out whisper_base": "downloads 133 MB; tests/commands/test_prepare_whisper.py",
     "s3prl-ext run -m evaluate -u hubert_base -l 6 -d quesst14_dtw -t dev -p exp/qbe_6": "needs the extra superb",
     "s3prl-ext run -m evaluate -u hubert_base -l 6 -d quesst14_dtw -t test -p exp/qbe_6": "needs the extra superb",
+    "s3prl-ext run -m train -u hubert_base -d enhancement_stft -c se/superb -p exp/se": "needs the extra superb",
+    "s3prl-ext run -m evaluate -e exp/se/best-states-dev.ckpt": "needs the extra superb",
     "s3prl-ext prepare iemocap --root IEMOCAP_full_release": "needs the corpus; tests/corpora/test_iemocap.py",
     "s3prl-ext prepare ljspeech --out corpora --download": "downloads gigabytes; tests/corpora/test_archives.py",
     "s3prl-ext prepare vctk --out corpora --download": "downloads gigabytes; tests/corpora/test_archives.py",
@@ -351,7 +353,9 @@ def test_every_page_is_in_the_index_and_in_the_readme():
 
 def test_presets_and_variables_of_the_pages_exist():
     text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
-    for preset in set(re.findall(r"`(?:-c )?((?:ks|ic|sid|asv|qbe|er|asr|pr|sf|sd|ljspeech|vctk|esc50)/\w+)`", text)):
+    for preset in set(
+        re.findall(r"`(?:-c )?((?:ks|ic|sid|asv|qbe|se|ss|er|asr|pr|sf|sd|ljspeech|vctk|esc50)/\w+)`", text)
+    ):
         assert run_flags.preset_path(preset).is_file()
     shipped = "".join(p.read_text(encoding="utf-8") for p in ROOT.glob("*_configs/**/*.yaml"))
     for variable in re.findall(r"^\| `([A-Z0-9_]+)` \|", text, re.MULTILINE):

@@ -8,16 +8,34 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from s3prl_ext.tasks import asr, asv, ctc, er, esc50, ic, ks, librispeech_zeroshot, ljspeech, pr, qbe, sd, sf, sid, vctk
+from s3prl_ext.tasks import (
+    asr,
+    asv,
+    ctc,
+    er,
+    esc50,
+    ic,
+    ks,
+    librispeech_zeroshot,
+    ljspeech,
+    pr,
+    qbe,
+    sd,
+    se,
+    sf,
+    sid,
+    ss,
+    vctk,
+)
 from s3prl_ext.tasks.counts import Count
 from s3prl_ext.tasks.record import Reads, Task, Utterances
 
 __all__ = ["OTHER", "TASKS", "Reads", "Task", "Utterances", "named", "task_of"]
 
 TASKS: tuple[Task, ...] = (
-    pr.TASK, ks.TASK, ic.TASK, sid.TASK, er.TASK, asr.TASK, qbe.TASK, sf.TASK, ctc.TASK, asv.TASK, sd.TASK,
+    pr.TASK, ks.TASK, ic.TASK, sid.TASK, er.TASK, asr.TASK, qbe.TASK, sf.TASK, ctc.TASK, asv.TASK, sd.TASK, ss.TASK, se.TASK,
     ljspeech.TASK, vctk.TASK, librispeech_zeroshot.TASK, esc50.TASK,
-)  # fmt: skip  # SUPERB's come in the order of its paper's Table 2; ctc, on any other corpus, after pr and sf
+)  # fmt: skip  # SUPERB's come in the order of its paper's Table 2, then SUPERB-SG's; ctc, on any other corpus, after pr and sf
 added: list[Task] = []  # of extensions
 
 OTHER = Task("", "")  # what holds for a task without a record

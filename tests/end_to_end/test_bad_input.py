@@ -26,6 +26,8 @@ CLIPS = {
     "sf": "train/*.wav",
     "sd": "train/wav/*.wav",
     "asv": "dev/wav/*/*/*.wav",
+    "se": "train/noisy/wav/*.wav",
+    "ss": "train-100/mix_clean/wav/*.wav",
     "er": "Session*/sentences/wav/*/*.wav",
     "esc50": "audio/*.wav",
     "ljspeech": "wavs/*.wav",
@@ -69,7 +71,7 @@ def own_corpus(corpora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         layout = TRAINED[task]
         folder = tmp_path / layout.folder
         shutil.copytree(corpora / layout.folder, folder, copy_function=os.link)
-        for table in folder.glob("*/wav.scp"):
+        for table in folder.rglob("wav.scp"):
             replace_text(table, lambda text: text.replace(str(corpora), str(tmp_path)))
         monkeypatch.setenv(layout.task.variable, str(folder))
         return folder

@@ -31,6 +31,8 @@ SCORES = {
     "sf": ("dev", "test", "slot_type_f1"),
     "sd": ("dev", "test", "der"),
     "er": ("dev", "test", "acc"),
+    "se": ("dev", "test", "pesq"),
+    "ss": ("dev", "test", "si_sdr"),
     "asv": ("dev", "test", "EER"),
     "esc50": ("dev", "test", "error"),
     "ljspeech": ("dev", "test", "wer"),

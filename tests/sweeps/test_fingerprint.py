@@ -58,6 +58,8 @@ def sha256_of_tasks(folder: Path) -> dict[str, str]:
 
     found = {}
     for name, row in TRAINED.items():
+        if row.task.lacks():
+            continue
         config = task_config(name)
         config.pop("tuning", None)
         runner = Runner(make_args(folder / name, downstream=row.task.downstream), config)
@@ -71,4 +73,6 @@ def test_two_processes_find_the_same_hash_of_every_task(mini_superb, tmp_path, m
         monkeypatch.setenv(name, value)
     here = sha256_of_tasks(tmp_path / "here")
     python_process.run(tmp_path, "-c", SCRIPT)
-    assert here == json.loads((tmp_path / "hashes.json").read_text()) and set(here) == set(TRAINED)
+    assert here == json.loads((tmp_path / "hashes.json").read_text()) and set(here) == {
+        name for name, row in TRAINED.items() if not row.task.lacks()
+    }

@@ -156,7 +156,8 @@ def test_the_metric_of_a_task():
 JUDGED_BY = {
     "ks": ("acc", True), "ic": ("acc", True), "sid": ("acc", True), "asr": ("wer", False), "pr": ("per", False),
     "sf": ("slot_type_f1", True), "sd": ("der", False), "ljspeech": ("wer", False), "vctk": ("wer", False),
-    "esc50": ("error", False), "er": ("acc", True), "asv": ("EER", False),
+    "esc50": ("error", False), "er": ("acc", True), "asv": ("EER", False), "se": ("pesq", True),
+    "ss": ("si_sdr", True),
 }  # fmt: skip
 
 

@@ -44,7 +44,18 @@ def utterances(dataset: Any, root: Path) -> list[Any]:
     """Return what a dataset holds in its order, without the place of the corpus."""
     if hasattr(dataset, "indices"):  # ER's dev is drawn
         return [utterances(dataset.dataset, root)[index] for index in dataset.indices]
-    lists = ("meta_data", "data", "X", "file_list", "dataset", "rec_list", "chunk_indices", "utterances", "clips")
+    lists = (
+        "meta_data",
+        "data",
+        "X",
+        "file_list",
+        "dataset",
+        "rec_list",
+        "recolist",
+        "chunk_indices",
+        "utterances",
+        "clips",
+    )
     for found in (getattr(dataset, name, None) for name in lists):
         if isinstance(found, (list, tuple)):
             return [str(item).replace(str(root), "") for item in found]

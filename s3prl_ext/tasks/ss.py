@@ -1,0 +1,23 @@
+"""Source separation on Libri2Mix (SUPERB-SG's SS)."""
+
+from __future__ import annotations
+
+from s3prl_ext.tasks.counts import means
+from s3prl_ext.tasks.record import Task
+from s3prl_ext.tasks.se import NEEDS, folders
+
+TASK = Task(
+    name="ss",
+    downstream="separation_stft",
+    metrics=("si_sdr",),  # the improvement over the mixture
+    best="best-states-dev.ckpt",
+    preset="ss/superb",
+    variables={"LIBRI2MIX_SEPARATION": "Libri2Mix, prepared for separation"},
+    reads=folders("train", "dev", "test"),
+    settings="loaderrc",
+    counts={name: means(name, name) for name in ("si_sdr", "stoi", "pesq")},
+    writes=("*_metrics.txt",),
+    superb=("si_sdr",),
+    modules=("s3prl.downstream.separation_stft.expert",),
+    needs=NEEDS,
+)

@@ -1,0 +1,40 @@
+"""Enhancement and separation on the device of the run, and a loss that they cannot have."""
+
+from __future__ import annotations
+
+import importlib
+import json
+
+import pytest
+
+from s3prl_ext.errors import UsageError
+from s3prl_ext.mini_superb import TRAINED
+from tests.support.experiments import make_args, task_config
+
+
+@pytest.mark.parametrize("task", ["se", "ss"])
+def test_masks_are_on_the_device_of_the_features(build, tmp_path, task):
+    downstream = TRAINED[task].task.downstream
+    runner = build(
+        make_args(tmp_path / "exp", downstream=downstream, upstream="fbank"), task_config(task, total_steps=1)
+    )
+
+    for part in ("expert", "loss"):  # as where there is a GPU and --device cpu
+        importlib.import_module(f"s3prl.downstream.{downstream}.{part}").device = "cuda:7"
+    runner.train()
+    result = json.loads((tmp_path / "exp" / "result.json").read_text())
+    name = TRAINED[task].task.metrics[0]
+    low, high = result["intervals"]["dev"][name]
+    assert low <= result["metrics"]["dev"][name]["value"] <= high and result["metrics"]["dev"][name]["unit"] in (
+        "MOS",
+        "dB",
+    )
+
+
+@pytest.mark.parametrize("task", ["se", "ss"])
+def test_a_loss_of_asteroid_is_refused(build, tmp_path, task):
+    config = task_config(task)
+    config["downstream_expert"]["modelrc"]["loss_type"] = "SISDR"
+    args = make_args(tmp_path / "exp", downstream=TRAINED[task].task.downstream, upstream="fbank")
+    with pytest.raises(UsageError, match="loss_type SISDR .* needs asteroid.*: take MSE"):
+        build(args, config)
