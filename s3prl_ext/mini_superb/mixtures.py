@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from s3prl_ext.corpora.audio import SAMPLE_RATE, write_audio
-from s3prl_ext.mini_superb.ks import NOISES, noise
+from s3prl_ext.mini_superb.ks import NOISE_COLOURS, noise
 from s3prl_ext.mini_superb.sentences import sentences
 from s3prl_ext.mini_superb.source import MiniBuild
 from s3prl_ext.mini_superb.synthesis import VOICES, Speech, synthesise
@@ -61,7 +61,7 @@ def _spoken(source: MiniBuild, task: str, talkers: int) -> Iterator[tuple[str, l
 
 
 def _noisy(clean: np.ndarray, index: int, rng: np.random.Generator) -> Signals:
-    added = noise(NOISES[index % len(NOISES)], len(clean), rng)
+    added = noise(NOISE_COLOURS[index % len(NOISE_COLOURS)], len(clean), rng)
     level = np.sqrt(np.mean(clean**2) / np.mean(added**2)) * 10 ** (-LOUDNESS_DB[index % len(LOUDNESS_DB)] / 20)
     return _fitting({"noisy": clean + level * added, "clean": clean})
 
