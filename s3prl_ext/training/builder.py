@@ -25,6 +25,7 @@ from s3prl_ext.training import checkpoint, distributed, last_hidden_state, resum
 from s3prl_ext.training.candidates import check_alike
 from s3prl_ext.training.checkpoint import Checkpoint
 from s3prl_ext.training.corpus_hash import Corpus
+from s3prl_ext.training.devices import slow_precision
 from s3prl_ext.training.forward import TaskModels, unwrapped
 from s3prl_ext.training.known_settings import known_tasks
 from s3prl_ext.training.learnable_lambda import prepare_head_lambda, prepare_lambda
@@ -79,8 +80,9 @@ class RunBuilder(_StockRunner):
         only_scored = self.args.mode != "train" and bool(self.args.past_exp)
         self.task_file = TaskFile.read(self._variables.expanded, stored=only_scored)
         if distributed.is_leader() and not only_scored:
-            for remark in self.task_file.remarks:
-                logger.warning("%s", remark)
+            for remark in (*self.task_file.remarks, slow_precision(self.args.device, self.task_file.runner.amp)):
+                if remark is not None:
+                    logger.warning("%s", remark)
         self.config = self.task_file.config
         self.runner_config = self.task_file.runner
         self.early_stop = self.task_file.early_stop

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
 from s3prl_ext.errors import UsageError, nearest
 
 DEVICE_KINDS = ("cpu", "cuda", "mps", "xpu")
+CPU_INFO = Path("/proc/cpuinfo")
+UNITS = {"bf16": {"avx512_bf16", "amx_bf16"}, "fp16": {"avx512_fp16", "amx_fp16"}}  # of x86 processors
 
 
 def check_device(name: str) -> None:
@@ -35,3 +39,29 @@ def check_device(name: str) -> None:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0][:100]
         raise UsageError(f"--device {name} cannot be used here ({reason}): try cpu.") from error
+
+
+def slow_precision(device: str, amp: str | None) -> str | None:
+    """Return a sentence where mixed precision makes a run many times slower: on a processor that has to emulate it.
+
+    Args:
+        device: of the run.
+        amp: ``runner.amp``.
+
+    Returns:
+        None elsewhere, and where the system does not say what its processor can.
+    """
+    if amp is None or torch.device(device).type != "cpu":
+        return None
+    try:
+        lines = CPU_INFO.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return None
+    flags = next((set(line.partition(":")[2].split()) for line in lines if line.startswith("flags")), None)
+    if flags is None or flags & UNITS[amp]:
+        return None
+    slower = "15 to 26" if amp == "bf16" else "30 to 80"
+    return (
+        f"runner.amp: {amp} on this processor, which has no {amp} units ({' or '.join(sorted(UNITS[amp]))}), makes a step "
+        f"about {slower} times slower than without it: leave amp out, or train on a GPU"
+    )
