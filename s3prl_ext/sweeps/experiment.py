@@ -68,6 +68,9 @@ class SweepRunner(Runner):
         self._merge = merge
         super().__init__(args, config)
 
+    def _open_cache(self) -> None:
+        """Keep no features: each arm has an upstream of its own."""
+
     @property
     def target_attention(self) -> AttentionWeights:
         """The parameters that arms are written to, as views: of the upstream, or of the decoder in the task's head."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 from argparse import Namespace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,6 +27,7 @@ from s3prl_ext.training.candidates import check_alike
 from s3prl_ext.training.checkpoint import Checkpoint
 from s3prl_ext.training.corpus_hash import Corpus
 from s3prl_ext.training.devices import slow_precision
+from s3prl_ext.training.feature_cache import FeatureCache, default_folder
 from s3prl_ext.training.forward import TaskModels, unwrapped
 from s3prl_ext.training.known_settings import known_tasks
 from s3prl_ext.training.learnable_lambda import prepare_head_lambda, prepare_lambda
@@ -73,6 +75,7 @@ class RunBuilder(_StockRunner):
                 self.featurizer = self._get_featurizer()
             self.downstream = self._get_downstream()
             self.all_entries = [self.upstream, self.featurizer, self.downstream]
+            self.cache = self._open_cache()
 
     def _check(self, config: dict[str, Any]) -> None:
         """Read the task file and the checkpoint, and refuse what cannot work, before anything is built."""
@@ -95,6 +98,7 @@ class RunBuilder(_StockRunner):
         self.data = distributed.from_leader(lambda: self.corpus.hash) if training else None
         resume.check_data(self.resumed, self.data, self.args)
         resume.check_optimizer(self.resumed, self.config, self.args)
+        resume.check_cache(self.resumed, self.config, self.args)
         self._resolve_candidates()
         self._resolve_features()
 
@@ -278,10 +282,33 @@ class RunBuilder(_StockRunner):
             state = loadable_state(model, state) if name == "Upstream" else state
             checkpoint.load_into(model, state, name.lower(), where)
 
+    def _open_cache(self) -> FeatureCache | None:
+        """Return the cache of features that section ``runner`` asks for.
+
+        Raises:
+            UsageError: the upstream trains.
+        """
+        settings = self.runner_config
+        if settings.cache is None:
+            return None
+        methods = [METHODS[tuning.method] for tuning in self.task_file.tunings] if self.racing else []
+        if self.upstream.trainable or any(method.trains_upstream for method in methods):
+            raise UsageError(
+                "runner.cache: features is for upstreams that do not train (tuning.method frozen or weighted_sum, no -f, no "
+                "learnable lambda): leave runner.cache out."
+            )
+        upstream, featurizer = unwrapped(self.upstream.model), unwrapped(self.featurizer.model)
+        facts = {
+            "expert": f"{type(upstream).__module__}.{type(upstream).__name__}",
+            "-g": self.args.upstream_model_config,
+        }
+        folder = Path(settings.cache_folder).expanduser() if settings.cache_folder else default_folder()
+        return FeatureCache(upstream, featurizer, facts, folder, settings.cache_dtype, self.args.device)
+
     @property
     def models(self) -> TaskModels:
         """Upstream, featurizer and downstream as :class:`TaskModels`."""
-        return Experiment.task_models(self.all_entries, self.config, self.args)
+        return Experiment.task_models(self.all_entries, self.config, self.args, self.cache)
 
 
 def _until(args: Namespace) -> int | None:

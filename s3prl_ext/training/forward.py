@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from s3prl_ext.errors import DataError, ExtError, is_out_of_memory
 from s3prl_ext.model_settings import SAMPLE_RATE
 from s3prl_ext.tasks import OTHER, Task
+from s3prl_ext.training.feature_cache import FeatureCache
 
 
 class TaskFailed(ExtError):
@@ -31,6 +32,7 @@ class TaskModels:
         device: where the models are.
         task: record of the task.
         finite: whether features and loss of the last batch were numbers.
+        cache: features of the upstream, which does not train; None to compute them.
     """
 
     upstream: Any
@@ -40,6 +42,7 @@ class TaskModels:
     task: Task = OTHER
     specaug: Any = None
     finite: bool = True
+    cache: FeatureCache | None = None
 
     def unwrapped(self) -> TaskModels:
         """Return the models without their wrappers for several devices, for work that one rank does alone."""
@@ -74,9 +77,13 @@ class TaskModels:
                     f"{_clip(names, index)} has shape {tuple(wav.shape)} instead of one channel; convert it to 16 kHz mono."
                 )
         try:
-            with torch.set_grad_enabled(with_upstream_grad and torch.is_grad_enabled()):
-                hidden = self.upstream(wavs)
-            features = self.featurizer(wavs, hidden)
+            if self.cache is not None and not with_upstream_grad:
+                hidden, frames = self.cache.hidden(wavs)
+                features = [clip[:count] for clip, count in zip(self.featurizer(wavs, hidden), frames, strict=True)]
+            else:
+                with torch.set_grad_enabled(with_upstream_grad and torch.is_grad_enabled()):
+                    hidden = self.upstream(wavs)
+                features = self.featurizer(wavs, hidden)
         except (RuntimeError, AssertionError) as error:  # AssertionError: torchaudio's Kaldi features
             shortest = min(range(len(wavs)), key=lambda i: len(wavs[i]))
             if len(wavs[shortest]) < SAMPLE_RATE // 10 and "out of memory" not in str(error):

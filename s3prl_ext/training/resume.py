@@ -239,6 +239,20 @@ def check_optimizer(ckpt: Checkpoint, config: Mapping[str, Any], args: Namespace
         )
 
 
+def check_cache(ckpt: Checkpoint, config: Mapping[str, Any], args: Namespace) -> None:
+    """Raise UsageError where a run would go on with other features: clip by clip, or as their batch makes them."""
+    if args.mode != "train" or not args.past_exp or not ckpt.config:
+        return
+    runners = [c.get("runner") or {} for c in (ckpt.config, config)]
+    before, now = ((runner.get("cache"), runner.get("cache_dtype", "float32")) for runner in runners)
+    if before != now:
+        said = [f"cache: {cache}, cache_dtype: {dtype}" if cache else "no cache" for cache, dtype in (before, now)]
+        raise UsageError(
+            f"{ckpt.path} was trained with {said[0]}, the task file says {said[1]} (section runner): resume with the same, or "
+            "start a new experiment."
+        )
+
+
 def _without_rates(tuning: TuningConfig | None) -> TuningConfig | None:
     if tuning is None:
         return None

@@ -25,6 +25,7 @@ from s3prl_ext.training import checkpoint, distributed, last_hidden_state
 from s3prl_ext.training.checkpoint import Checkpoint, Extension
 from s3prl_ext.training.child_selection import Scores, Share, choose_masks
 from s3prl_ext.training.corpus_hash import CorpusHash
+from s3prl_ext.training.feature_cache import FeatureCache
 from s3prl_ext.training.forward import TaskModels, unwrapped
 from s3prl_ext.training.learnable_lambda import LambdaCurve, learnt_lambda, only_lambda_trains, stored_state
 from s3prl_ext.training.methods import METHODS
@@ -59,6 +60,7 @@ class Experiment:
         spent: wall time and memory over all sessions.
         densities: of all child networks that share one choice of masks.
         data: hash of the corpus and of its split lists.
+        cache: features of the upstream, or None.
     """
 
     args: Namespace
@@ -71,6 +73,7 @@ class Experiment:
     spent: ResourceUsage
     densities: tuple[float, ...] = ()
     data: CorpusHash | None = None
+    cache: FeatureCache | None = None
 
     @property
     def shared_facts(self) -> Extension:
@@ -85,10 +88,12 @@ class Experiment:
     @property
     def models(self) -> TaskModels:
         """Upstream, featurizer and downstream as they are called."""
-        return self.task_models(self.entries, self.config, self.args)
+        return self.task_models(self.entries, self.config, self.args, self.cache)
 
     @staticmethod
-    def task_models(entries: Sequence[ModelEntry], config: Mapping[str, Any], args: Namespace) -> TaskModels:
+    def task_models(
+        entries: Sequence[ModelEntry], config: Mapping[str, Any], args: Namespace, cache: FeatureCache | None = None
+    ) -> TaskModels:
         """Return the models of `entries` with the SpecAugment of a task file."""
         specaug = None
         if config.get("specaug"):
@@ -97,7 +102,7 @@ class Experiment:
             specaug = SpecAug(**config["specaug"])
         upstream, featurizer, downstream = (entry.model for entry in entries)
         task = task_of(args.downstream, config.get("downstream_expert"))
-        return TaskModels(upstream, featurizer, downstream, args.device, task, specaug)
+        return TaskModels(upstream, featurizer, downstream, args.device, task, specaug, cache=cache)
 
 
 class Run:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch.distributed as dist
 from s3prl.downstream.runner import ModelEntry
 from s3prl.downstream.runner import Runner as StockRunner
 
-from s3prl_ext import locks, tracking
+from s3prl_ext import locks, randomness, tracking
 from s3prl_ext.child_tuning import masks
 from s3prl_ext.errors import UsageError, one_sentence_errors
 from s3prl_ext.run_folder import RunFolder
@@ -22,6 +23,7 @@ from s3prl_ext.training.builder import RunBuilder
 from s3prl_ext.training.candidate_runs import CandidateRuns, draw, read_record
 from s3prl_ext.training.corpus_hash import CorpusHash
 from s3prl_ext.training.evaluation import check_splits, evaluate, open_split
+from s3prl_ext.training.feature_cache import announce
 from s3prl_ext.training.forward import unwrapped
 from s3prl_ext.training.learnable_lambda import prepare_head_lambda
 from s3prl_ext.training.methods import resolve_tuning
@@ -59,6 +61,7 @@ class Runner(RunBuilder, StockRunner):
                 check_splits(self.models.unwrapped(), self._splits())
                 if self.candidate is not None:
                     read_record(folder)  # a corrupt one is reported before anything is trained
+                self._announce_cache([self.runner_config.train_dataloader, *self._splits()])
                 self.total_steps = self.runner_config.total_steps or self._steps_of_epochs()
                 experiment = self._experiment(spent)
                 if self.racing:
@@ -99,6 +102,14 @@ class Runner(RunBuilder, StockRunner):
         if distributed.is_leader():
             results.write_stop(RunFolder(self.args.expdir), run.state.step, scores, spent.seconds)
 
+    def _announce_cache(self, splits: Sequence[str]) -> None:
+        """Say before the start how much room the features of some splits take."""
+        if self.cache is None or not distributed.is_leader():
+            return
+        with randomness.preserved():
+            downstream = unwrapped(self.downstream.model)
+            announce(self.cache, [open_split(downstream, split) for split in dict.fromkeys(splits)])
+
     def _finish(self, run: Run, first_step: int, spent: ResourceUsage, seconds_per_step: float) -> None:
         """Write what the run measured; nothing where that was done already."""
         folder = RunFolder(self.args.expdir)
@@ -129,7 +140,7 @@ class Runner(RunBuilder, StockRunner):
             data = CorpusHash(**data, splits_sha256=results.splits_sha256(self.args, self.corpus))
         return Experiment(
             self.args, self.config, self._variables, self.runner_config, self.total_steps, self.all_entries, self.tuned,
-            spent or ResourceUsage(RunFolder(self.args.expdir), self.resumed), data=data,
+            spent or ResourceUsage(RunFolder(self.args.expdir), self.resumed), data=data, cache=self.cache,
         )  # fmt: skip
 
     def _race(self, experiment: Experiment) -> None:
@@ -169,6 +180,9 @@ class Runner(RunBuilder, StockRunner):
             split = split or self._evaluate_split()
             started = time.monotonic()
             writes = from_command_line and distributed.is_leader()
+            if from_command_line:
+                check_splits(self.models.unwrapped(), [split] if self.cache else [])
+                self._announce_cache([split])
             stack.enter_context(locks.evaluation(self.args.expdir, active=writes))
             with results.failures_recorded(self.args, self.config, split, writes, self.corpus):
                 scores = evaluate(

@@ -55,6 +55,9 @@ class RunnerConfig:
         evaluate_ratio: share of each evaluation split that is scored.
         fp16: s3prl's switch for mixed precision, the same as ``amp: fp16``.
         amp: ours: ``bf16`` or ``fp16`` mixed precision.
+        cache: ours: ``features`` keeps those of an upstream that does not train on disk.
+        cache_folder: where; None for ``~/.cache/s3prl_ext/features``.
+        cache_dtype: ``float32``, or ``float16`` in half the room.
     """
 
     total_steps: Annotated[int | None, count()] = None
@@ -70,6 +73,9 @@ class RunnerConfig:
     evaluate_ratio: Annotated[float, number(above=0, most=1)] = 1.0
     fp16: Annotated[bool, switch()] = False
     amp: Annotated[str | None, choice("bf16", "fp16")] = None
+    cache: Annotated[str | None, choice("features")] = None
+    cache_folder: Annotated[str | None, name()] = None
+    cache_dtype: Annotated[str, choice("float32", "float16")] = "float32"
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], stored: bool = False) -> RunnerConfig:
@@ -93,6 +99,10 @@ class RunnerConfig:
         """Yield what does not go together."""
         if (self.total_steps is None) == (self.epochs is None):
             yield f"{where} needs either total_steps or epochs (one of the two)."
+        if self.cache and (self.amp or self.fp16):
+            yield f"{where}.cache and {where}.amp do not go together: features are computed once, in float32."
+        if not self.cache and (self.cache_folder or self.cache_dtype != "float32"):
+            yield f"{where}.cache_folder and {where}.cache_dtype are options of {where}.cache: features."
 
 
 def _warn_of_stored(problems: list[str]) -> None:
