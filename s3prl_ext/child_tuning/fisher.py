@@ -1,4 +1,7 @@
-"""Diagonal empirical Fisher information (AD-TUNING, Eq. 6, after CHILD-TUNING_D)."""
+"""Diagonal empirical Fisher information (AD-TUNING, Eq. 6, after CHILD-TUNING_D), and sums of gradients.
+
+The sums are for connection sensitivities (SNIP, Lee et al., 2019, arXiv:1810.02340).
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ CLIPS = ("none", "tensor", "global")
 
 
 class FisherEstimate:
-    """Running sums of the squared gradients of a loss, one entry per weight.
+    """Running sums of the gradients of a loss, squared or as they are, one entry per weight.
 
     Each batch contributes the square of the gradient of its mean loss; with batches of one this is Eq. 6 times the
     number of samples. The mean over ranks and batches is left to the caller, who knows all counts.
@@ -24,18 +27,26 @@ class FisherEstimate:
         clip: ``none``; ``tensor``: each tensor's gradient is scaled to at most `max_norm` before it is squared (as
             the released code does); ``global``: the gradient of all eligible tensors together is.
         max_norm: largest L2 norm where `clip` is not ``none``.
+        squared: sum the squares; False sums the gradients themselves.
 
     Attributes:
         scores: the sums by name (float32, shapes of the parameters).
         batches: number of batches in the sums.
     """
 
-    def __init__(self, parameters: Mapping[str, torch.Tensor], clip: str = "none", max_norm: float = 1.0) -> None:
+    def __init__(
+        self,
+        parameters: Mapping[str, torch.Tensor],
+        clip: str = "none",
+        max_norm: float = 1.0,
+        squared: bool = True,
+    ) -> None:
         if clip not in CLIPS:
             raise ValueError(f"clip must be one of {CLIPS}, not {clip!r}")
         self.parameters = parameters
         self.clip = clip
         self.max_norm = max_norm
+        self.squared = squared
         self.batches = 0
         self.scores = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in parameters.items()}
 
@@ -61,11 +72,14 @@ class FisherEstimate:
         loss.backward()
 
     def accumulate(self) -> None:
-        """Add the squares of the gradients that the parameters hold, in place, and leave the gradients empty."""
+        """Add the gradients that the parameters hold, squared if asked for, and leave the gradients empty."""
         gradients = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
         for (name, gradient), factor in zip(gradients.items(), self._factors(list(gradients.values()))):
             gradient = gradient.float()  # no copy where it is float32 already
-            self.scores[name].addcmul_(gradient, gradient, value=factor * factor)
+            if self.squared:
+                self.scores[name].addcmul_(gradient, gradient, value=factor * factor)
+            else:
+                self.scores[name].add_(gradient, alpha=factor)
             self.parameters[name].grad = None
         self.batches += 1
 

@@ -99,12 +99,12 @@ class CandidateRuns:
         return list(reported)
 
     def _passes(self) -> str:
-        """Say how many batches the Fisher passes of a race take; nothing where there are none."""
+        """Say how many batches the passes that choose masks take; nothing where there are none."""
         experiment, batches = self.experiment, []
         split = experiment.runner_config.train_dataloader
         for place, candidate in enumerate(self._candidates):
             tuning = self._section(candidate)
-            if not METHODS[tuning.method].has_mask or tuning.mask != "fisher" or tuning.density == 1:
+            if not METHODS[tuning.method].has_mask or not tuning.has_pass or tuning.density == 1:
                 continue
             if any(shares_masks(candidate.tuning, other.tuning) for other in self._candidates[:place]):
                 continue

@@ -69,8 +69,8 @@ def _without_keys_of_others(tuning: dict[str, Any], lists: Mapping[str, Sequence
     elsewhere = {key for method in methods for key in keys_of(method, METHODS)}
     known = tuning.get("method") in METHODS  # else it is refused later
     elsewhere -= set(keys_of(tuning["method"], METHODS)) if known else elsewhere
-    masks = [mask for mask in lists.get("mask", []) if mask != tuning.get("mask")]
-    elsewhere |= {MASK_OPTIONS[mask] for mask in masks if mask in MASK_OPTIONS}
+    masks = {mask for mask in lists.get("mask", []) if mask != tuning.get("mask")}
+    elsewhere |= {key for key, owners in MASK_OPTIONS.items() if masks & {*owners} and tuning.get("mask") not in owners}
     return {key: value for key, value in tuning.items() if key not in elsewhere}
 
 

@@ -26,7 +26,12 @@ logger = logging.getLogger(__name__)
 
 Scores = Mapping[str, torch.Tensor]
 Share = Callable[[Callable[[], Scores]], Scores]
-CHOSEN_BY = {"fisher": "Fisher information", "random": "chance", "magnitude": "magnitude"}
+CHOSEN_BY = {
+    "fisher": "Fisher information",
+    "random": "chance",
+    "magnitude": "magnitude",
+    "snip": "connection sensitivity (SNIP)",
+}
 
 
 def choose_mask(
@@ -108,8 +113,11 @@ def _choose(
     if tuning.mask == "magnitude":
         scores, fisher = {name: p.detach().abs() for name, p in parameters.items()}, None
     else:
-        fisher = FisherPass(models, parameters, tuning.fisher, train_split, seed, folder, origin.get("data"))
-        scores = share(fisher.scores) if share is not None and fisher.ranks == 1 else fisher.scores()
+        fisher = FisherPass(
+            models, parameters, tuning.fisher, train_split, seed, folder, origin.get("data"), tuning.mask
+        )
+        shared = share is not None and fisher.ranks == 1 and tuning.mask == "fisher"
+        scores = share(fisher.scores) if share is not None and shared else fisher.scores()
     try:
         chosen = masks.nested_top_k(scores, densities)
     except DataError:
@@ -135,7 +143,7 @@ def _origin(
     return {
         "mask": tuning.mask,
         "densities": sorted(set(densities), reverse=True),
-        "fisher": {"order": ORDER, **asdict(tuning.fisher)} if tuning.mask == "fisher" else {},
+        "fisher": {"order": ORDER, **asdict(tuning.fisher)} if tuning.has_pass else {},
         "training split": split,
         "seed": seed,
         "data": data,

@@ -42,7 +42,7 @@ OPAQUE = {
 
 
 class FisherPass:
-    """Estimate the Fisher information of the upstream's eligible weights for a task.
+    """Estimate how much the upstream's eligible weights matter for a task: Fisher information or connection sensitivity.
 
     Args:
         models: upstream, featurizer and downstream, not yet trained, without wrappers for several devices.
@@ -52,6 +52,7 @@ class FisherPass:
         seed: seed of the run: draws the utterances of a limited pass; the caller seeds all else.
         folder: for ``fisher.partial``, or None: then an interrupted pass starts over.
         data: hash of the corpus, which identifies the pass on resume.
+        mask: ``fisher`` or ``snip``, what the scores are for.
     """
 
     def __init__(
@@ -63,8 +64,10 @@ class FisherPass:
         seed: int,
         folder: RunFolder | None = None,
         data: str | None = None,
+        mask: str = "fisher",
     ) -> None:
         self.models = models
+        self.parameters, self.mask = parameters, mask
         self.config = config
         self.split = split
         self.rank, self.ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
@@ -72,14 +75,25 @@ class FisherPass:
         self.total = len(self.batches)
         if self.total == 0:
             raise DataError("the Fisher pass got no batch: the training split is empty.")
-        self.estimate = FisherEstimate(parameters, config.clip, config.max_norm)
+        self.estimate = FisherEstimate(parameters, config.clip, config.max_norm, squared=mask == "fisher")
         # Ranks cannot agree on a graceful stop, so with several of them a stopped pass starts over.
         self.partial = folder.fisher if folder is not None and self.ranks == 1 else None
-        self.key = {"order": ORDER, "fisher": asdict(config), "training split": split, "batches": self.total, "seed": seed,
-                    "data": data, "weights": state_sha256(parameters) if self.partial else ""}  # fmt: skip
+        self.key = {
+            "order": ORDER,
+            "fisher": asdict(config),
+            "training split": split,
+            "batches": self.total,
+            "seed": seed,
+            "mask": mask,
+            "data": data,
+            "weights": state_sha256(parameters) if self.partial else "",
+        }
 
     def scores(self) -> dict[str, torch.Tensor]:
-        """Return the mean over batches by name (float32, shapes of the parameters), equal on all ranks.
+        """Return the scores by name (float32, shapes of the parameters), equal on all ranks.
+
+        With g the gradient of a batch's loss and means over batches: mean(g^2) (``fisher``), or |w * mean(g)| (``snip``), by
+        how much the loss changes to first order where weight w is taken away.
 
         Raises:
             DataError: a loss is not finite, a batch does not fit into the device's memory, or ``fisher.partial`` cannot be
@@ -98,6 +112,9 @@ class FisherPass:
             if self.ranks > 1:
                 dist.all_reduce(score)
             score.div_(self.total)
+        if self.mask == "snip":
+            for name, score in self.estimate.scores.items():
+                score.mul_(self.parameters[name].detach().float()).abs_()
         return self.estimate.scores
 
     def finish(self) -> None:
@@ -175,7 +192,7 @@ class FisherPass:
         try:
             check_archive(self.partial)
             saved = torch.load(self.partial, map_location="cpu", weights_only=True)
-            key = dict(saved["key"])
+            key = {"mask": "fisher", **saved["key"]}  # an earlier version had no other pass
         except Exception as error:
             raise DataError(
                 f"{self.partial} is not readable (truncated or corrupt); delete it to start over."

@@ -12,8 +12,8 @@ from s3prl_ext.settings import choice, count, load, names, number, raise_all, sw
 from s3prl_ext.training import parameter_groups
 from s3prl_ext.training.parameter_groups import RatesConfig
 
-MASKS = ("fisher", "random", "magnitude")
-MASK_OPTIONS = {"fisher": "fisher", "random": "redraw"}  # mask -> the key that no other one reads
+MASKS = ("fisher", "random", "magnitude", "snip")
+MASK_OPTIONS = {"fisher": ("fisher", "snip"), "redraw": ("random",)}  # key -> the masks that read it
 MASK_KEYS = ("mask", "density", "eligible", "fisher", "redraw", "sparse_gradients", "clip_scope")
 
 
@@ -94,7 +94,7 @@ class TuningConfig:
     Attributes:
         method: a name of :data:`s3prl_ext.training.methods.METHODS`.
         mask: child networks: ``fisher`` (CHILD-TUNING_D), ``random`` (CHILD-TUNING_F), or as a control ``magnitude``,
-            the weights of largest absolute value.
+            the weights of largest absolute value; ``snip``, those without which the loss changes most to first order.
         density: child networks: fraction of the eligible weights that trains, in (0, 1]; 1 for other methods.
         eligible: name patterns (shell wildcards) of weights that may join a child network; None = by architecture.
         fisher: how the Fisher information is estimated.
@@ -116,6 +116,11 @@ class TuningConfig:
     clip_scope: Annotated[str, choice("active", "all")] = "active"
     rates: RatesConfig = field(default_factory=RatesConfig)
     adapter: Any = None
+
+    @property
+    def has_pass(self) -> bool:
+        """Whether a pass over the training split chooses the mask."""
+        return self.mask in MASK_OPTIONS["fisher"]
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], methods: Mapping[str, Any]) -> TuningConfig | None:
@@ -154,9 +159,9 @@ class TuningConfig:
         given = {key: section[key] for key in MASK_KEYS if key in section and key != "fisher"}
         tuning = load(cls, {"method": method, **given}, "tuning", problems=problems)
         problems += [
-            f"tuning.{key} belongs to mask {owner}, not to {tuning.mask}; remove it."
-            for owner, key in MASK_OPTIONS.items()
-            if section.get(key) and tuning.mask != owner
+            f"tuning.{key} belongs to mask {_either(list(owners))}, not to {tuning.mask}; remove it."
+            for key, owners in MASK_OPTIONS.items()
+            if section.get(key) and tuning.mask not in owners
         ]
         return replace(tuning, fisher=FisherConfig.from_section(section.get("fisher") or {}, config, problems))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import signal
 from collections import defaultdict
+from dataclasses import replace
 
 import pytest
 import torch
@@ -247,6 +248,52 @@ def test_masks_are_written_once_and_taken_again(runner, tmp_path):
     for corpus in ("some files", "some files", "others"):
         choose_masks(first.models, *arguments, data=corpus)
     assert len(losses) == 6, "chosen again where the corpus is another"
+
+
+def test_snip_scores_are_the_derivative_by_a_factor_on_each_weight(runner):
+    """SNIP's own definition: |dL/dc| at c = 1 where the layer uses c * w, by autograd on the factors."""
+    sensitive = runner(mask="snip", fisher={"max_batches": 3})
+    parameters = eligible_parameters(sensitive.upstream.model)
+    with randomness.preserved(1337):
+        found = FisherPass(sensitive.models, parameters, sensitive.tuning.fisher, "train", 1337, mask="snip").scores()
+    found = {name: score.clone() for name, score in found.items()}
+    factors = {name: torch.ones_like(p, requires_grad=True) for name, p in parameters.items()}
+    sums = {name: torch.zeros_like(p) for name, p in parameters.items()}
+    scaled = {name: factors[name] * p.detach() for name, p in parameters.items()}
+
+    class Scaled(torch.nn.Module):
+        def forward(self, wavs):
+            return torch.func.functional_call(sensitive.models.upstream, scaled, (wavs,))
+
+    models = replace(sensitive.models, upstream=Scaled())
+    for module in sensitive.models.modules():
+        module.eval()
+    batches = UtteranceBatches(sensitive.models.downstream, "train", sensitive.tuning.fisher, 1337)
+    for wavs, *others in batches.batches(0, 1, 0):
+        loss = models.loss("train", wavs, others, defaultdict(list), with_upstream_grad=True)
+        gradients = torch.autograd.grad(loss, list(factors.values()), retain_graph=True, allow_unused=True)
+        for name, gradient in zip(factors, gradients, strict=True):
+            sums[name] += 0 if gradient is None else gradient
+    for name, total in sums.items():
+        torch.testing.assert_close(found[name], (total / 3).abs(), rtol=1e-3, atol=1e-7)
+
+
+def test_snip_chooses_the_largest_and_a_pass_for_another_mask_is_not_resumed(runner, tmp_path):
+    sensitive, fisher = runner(mask="snip", fisher={"max_batches": 3}), runner("other", fisher={"max_batches": 3})
+    chosen = {}
+    for name, made in (("snip", sensitive), ("fisher", fisher)):
+        parameters = eligible_parameters(made.upstream.model)
+        chosen[name] = choose_mask(made.models, parameters, made.tuning, "train", 1337)
+    assert masks.count(chosen["snip"]) == masks.count(chosen["fisher"])
+    assert any(not torch.equal(chosen["snip"][n], chosen["fisher"][n]) for n in chosen["snip"])
+    with pytest.raises(StoppedByUser):
+        interrupt_at_loss(fisher, 2)
+        scores_of(fisher, tmp_path)
+    with pytest.raises(UsageError, match="Fisher pass with mask fisher instead of snip"):
+        FisherPass(
+            sensitive.models, eligible_parameters(sensitive.upstream.model), sensitive.tuning.fisher, "train", 1337,
+            RunFolder(tmp_path), mask="snip",
+        ).scores()  # fmt: skip
 
 
 def test_magnitude_is_a_control(runner):
