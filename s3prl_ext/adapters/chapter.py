@@ -15,6 +15,7 @@ PAPER = "Chen et al. 2022, CHAPTER; AD-TUNING, Table 2, CHAPTER"
 EQUATION = f"{cnn_adapter.EQUATION}; {houlsby.EQUATION}"
 ACTS_ON = (*cnn_adapter.ACTS_ON, *houlsby.ACTS_ON)
 CAN_FOLD = False
+NEEDS = ("linears", "blocks")  # of the row of a family
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ PAPER = "Chen et al. 2022, CHAPTER; AD-TUNING, Table 2, CNN adapter"
 EQUATION = "block_i(x) + scale copy_i(x)"
 ACTS_ON = ("the convolution blocks",)
 CAN_FOLD = False
+NEEDS = ("linears", "blocks")  # of the row of a family
 NO_BLOCKS = "cnn_adapter and chapter need convolution blocks on the waveform, which the upstream does not have"
 
 

@@ -23,6 +23,7 @@ PAPER = "Li and Liang 2021, Prefix-Tuning; Jia et al. 2022, Visual Prompt Tuning
 EQUATION = "layer_i([p + P_i; x]), [p; x] the output of layer i - 1, p = P at the input of the encoder"
 ACTS_ON = ("the positions of the encoder",)
 CAN_FOLD = False
+NEEDS = ("linears", "mask")  # of the row of a family
 
 
 @dataclass(frozen=True)

@@ -99,6 +99,10 @@ class Architecture:
         body = re.escape(self.attention).replace(r"\{layer\}", r"(?P<layer>\d+)")
         return body.replace(r"\{projection\}", f"(?P<projection>{'|'.join(self.projections or ())})")
 
+    def lacks(self, fields: Iterable[str]) -> list[str]:
+        """Return those of the row's fields that are empty, so that what needs them does not fit the family."""
+        return [field for field in fields if getattr(self, field) is None or getattr(self, field) == {}]
+
     def fits(self, names: Iterable[str]) -> bool:
         """Return whether parameters have the names of this row's attention, also where those are parametrised."""
         attention = re.compile(rf"(?:^|\.){self._module}\.")

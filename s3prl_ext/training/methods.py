@@ -30,24 +30,26 @@ class TuningMethod:
         weighted_sum: the task reads the learnt weighted sum of all hidden states; else the last hidden state.
         has_mask: only a chosen subset of the weights trains.
         source: where the method is described.
+        needs: fields of a row of :mod:`s3prl_ext.models.architectures` without which it does not fit a family.
     """
 
     trains_upstream: bool
     weighted_sum: bool
     has_mask: bool
     source: str
+    needs: tuple[str, ...] = ()
 
 
 def adapter_method(file: Any) -> TuningMethod:
     """Return the row of a method of :mod:`s3prl_ext.adapters`, given its file."""
-    return TuningMethod(True, True, False, file.PAPER)
+    return TuningMethod(True, True, False, file.PAPER, getattr(file, "NEEDS", ("linears",)))
 
 
 METHODS: dict[str, TuningMethod] = {
     "frozen": TuningMethod(False, False, False, "AD-TUNING, Table 2, Baseline"),
     "weighted_sum": TuningMethod(False, True, False, "SUPERB; AD-TUNING, Table 2, Weighted-sum"),
     "full": TuningMethod(True, False, False, "AD-TUNING, Table 2, FT"),
-    "child": TuningMethod(True, True, True, "AD-TUNING, sections 2.2 and 2.3"),
+    "child": TuningMethod(True, True, True, "AD-TUNING, sections 2.2 and 2.3", ("eligible",)),
     **{name: adapter_method(file) for name, file in adapters.ADAPTERS.items()},
 }
 
