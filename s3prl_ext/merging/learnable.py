@@ -264,7 +264,7 @@ def make_learnable(
 
 
 def _heads(attention: nn.Module, where: str) -> int:
-    heads = getattr(attention, "num_heads", None)
+    heads = getattr(attention, "num_heads", getattr(attention, "num_attention_heads", None))
     if not isinstance(heads, int):
         raise UsageError(f"{where} does not say how many attention heads it has: use another granularity than head.")
     return heads

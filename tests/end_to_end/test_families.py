@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from s3prl_ext.mini_superb import LAYOUTS
+from s3prl_ext.mini_superb import TRAINED
 from s3prl_ext.models.architectures import ARCHITECTURES
 from s3prl_ext.training.methods import METHODS
 from tests.end_to_end.test_tasks import SCORES, WHOLE
@@ -39,6 +39,10 @@ QUICK = {("ks", "w2v-bert"), ("sd", "sew"), ("er", "ast")}
 OPTIONS = {"child": {"mask": "random", "density": 0.05}, "lora": {"rank": 2}}
 
 
+# Pairs of which the miniature clips are too short: XVector needs 16 frames, which are 2.6 s of BEATs.
+TOO_SHORT = {("asv", "beats"): "is too short for XVector: 12 frames, at least 16 are needed"}
+
+
 def fitting(family: str) -> list[str]:
     """Return the methods that fit a family."""
     return [method for method in METHODS if refusal(method, ROWS[FAMILIES[family][0]]) is None]
@@ -47,18 +51,18 @@ def fitting(family: str) -> list[str]:
 def runs() -> list[tuple[str, str, str]]:
     """Return task, family and method of each run: every task on every family, the methods in turn."""
     found = []
-    for shift, task in enumerate(LAYOUTS):
+    for shift, task in enumerate(TRAINED):
         for step, family in enumerate(FAMILIES):
             methods = fitting(family)
             found.append((task, family, methods[(shift + step) % len(methods)]))
-    missing = {(task, method) for task in LAYOUTS for method in METHODS} - {(task, method) for task, _, method in found}
+    missing = {(task, method) for task in TRAINED for method in METHODS} - {(task, method) for task, _, method in found}
     return found + [(task, "wavlm", method) for task, method in sorted(missing)]
 
 
 def test_every_pair_is_in_a_run():
     all_runs = runs()
-    assert {(t, f) for t, f, _ in all_runs} == {(t, f) for t in LAYOUTS for f in FAMILIES}
-    assert {(t, m) for t, _, m in all_runs} == {(t, m) for t in LAYOUTS for m in METHODS}
+    assert {(t, f) for t, f, _ in all_runs} == {(t, f) for t in TRAINED for f in FAMILIES}
+    assert {(t, m) for t, _, m in all_runs} == {(t, m) for t in TRAINED for m in METHODS}
     assert {(f, m) for _, f, m in all_runs} == {(f, m) for f in FAMILIES for m in fitting(f)}
 
 
@@ -82,7 +86,7 @@ def models(tmp_path_factory) -> Callable[[str], Path]:
         for run in dict.fromkeys(runs())
     ],
 )
-def test_train_and_evaluate(task, family, method, models, corpora, succeed, tmp_path):
+def test_train_and_evaluate(task, family, method, models, corpora, command, succeed, tmp_path):
     exp = tmp_path / "exp"
     dev, test, metric = SCORES[task]
     tuning = {"method": method} | OPTIONS.get(method, {})
@@ -90,7 +94,10 @@ def test_train_and_evaluate(task, family, method, models, corpora, succeed, tmp_
     if task not in WHOLE:
         override += ",,config.runner.evaluate_ratio=0.3"
     upstream = ["-u", FAMILIES[family][1], "-k", models(family)]
-    flags = ["-d", LAYOUTS[task].task.downstream, "-c", f"{task}/mini", "-p", exp, "-o", override]
+    flags = ["-d", TRAINED[task].task.downstream, "-c", f"{task}/mini", "-p", exp, "-o", override]
+    if (task, family) in TOO_SHORT:
+        assert TOO_SHORT[task, family] in command("-m", "train", *upstream, *flags).sentence
+        return
     succeed("-m", "train", *upstream, *flags)
     result = json.loads((exp / "result.json").read_text())
     assert metric in result["metrics"][dev]

@@ -26,8 +26,8 @@ REASONS = {
 INTRODUCTION = """# Tasks, methods, families
 
 What goes together, from the records of [tasks](tasks.md), [tuning methods](tuning.md#methods) and model families. A task reads frames of features and
-nothing else of an upstream, so a method that fits a family works with it on every task. Tests try every method on every family, and train, evaluate and count
-the changes of runs in which every task meets every method and every family. What does not fit is refused with one sentence before anything is trained.
+nothing else of an upstream, so a method that fits a family works with it on every task. Tests try every method on every family, and train and evaluate
+runs in which every task that trains meets every method and every family. What does not fit is refused with one sentence before anything is trained.
 
 """
 NOTES = """A family is told by the names of its modules, one row in
@@ -39,6 +39,7 @@ TASK_NOTES = """
 - Two more have no miniature corpus: `ctc` on any other corpus is the code of `pr` and `sf`, `librispeech_zeroshot` that of `ljspeech`.
 - Recognition, phonemes and slots train with CTC, which needs at least as many frames as labels: a state of AST (100 ms) or BEATs (160 ms without
   `tokens: all`) stands for more than one sound, and of SEW's hidden states (40 ms) `-s last_hidden_state` gives twice as many.
+- XVector, the head of `asv`, needs 16 frames of a clip: 2.6 s of BEATs, 1.6 s of AST; shorter clips are refused by name.
 - `head.init: target` (LJ Speech, VCTK, LibriSpeech) needs a model with a CTC head, or a Whisper.
 """
 
@@ -80,8 +81,8 @@ def _tasks() -> str:
                 task.name,
                 f"`{task.downstream}`",
                 ", ".join(metrics),
-                "all",
-                "all",
+                "all" if task.trains else "none: it has nothing to train",
+                "all" if task.trains else "all; not run on each by a test",
                 "yes" if task.decoder else "no",
                 "yes" if task.superb else "no",
             )

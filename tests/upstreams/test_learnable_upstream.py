@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from s3prl_ext.adapters.architectures import find_encoder
 from s3prl_ext.attention.files import read_attention
 from s3prl_ext.attention.weights import extract
 from s3prl_ext.errors import DataError, UsageError
@@ -26,6 +27,10 @@ TARGETS = {
     "hubert_local": (factories.hubert_local_ckpt, "upstream: hubert_local\n  ckpt: {path}"),
     "wavlm_local": (factories.wavlm_local_ckpt, "upstream: wavlm_local\n  ckpt: {path}"),
     "beats_local": (factories.beats_ckpt, "upstream: beats_local\n  ckpt: {path}"),
+    **{
+        name: (factories.SPEECH_FAMILIES[name], "model: {path}")
+        for name in ("conformer", "sew-d", "w2v-bert", "ast", "moonshine")
+    },
 }
 
 
@@ -74,11 +79,8 @@ def test_every_target_starts_as_the_fixed_merge_learns_and_folds(name, files, be
     formula = torch.zeros(2)
     for slot in source:
         if slot.kind == "weight":
-            kept = f"{slot.layer}.self_attn.", f"{slot.layer}.attention."
-            (target,) = [
-                p for n, p in upstream.named_parameters()
-                if n.endswith(f"{slot.projection}.parametrizations.weight.original") and any(k in n for k in kept)
-            ]  # fmt: skip
+            linear = find_encoder(upstream).linear(slot.layer, slot.projection)
+            target = linear.parametrizations.weight.original
             gradient = target.grad / (1 - 0.25)  # dL/dW
             formula[slot.layer] += (gradient * (source[slot] - target.detach())).sum()
     torch.testing.assert_close(shared.values.grad.flatten(), formula, rtol=1e-3, atol=1e-4 * formula.abs().max().item())
