@@ -117,7 +117,7 @@ def _check_same(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path)
     """Refuse a study that gives runs of the same name other settings."""
     said = [
         f"{key} {before[key]}"
-        for key in ("settings", "flags", "checkpoint", "choose", "race")
+        for key in ("settings", "flags", "checkpoint", "choose", "race", "scheduler")
         if before[key] != now[key]
     ]
     if before["adjust"] != now["adjust"]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from s3prl_ext.configs import UnsetVariable, expand_variables
 from s3prl_ext.errors import UsageError
+from s3prl_ext.studies.asha import check_ray_tune
 from s3prl_ext.studies.plan import StudyCell, StudyRun
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ def check_runs(cells: Sequence[StudyCell], variables: bool = True) -> None:
     """
     from s3prl_ext.training.task_file import TaskFile
 
+    if any(cell.study.scheduler == "asha" for cell in cells):
+        check_ray_tune()
     seen = set()
     for cell, run in [(one, run) for one in cells for run in one.search]:
         key = (run.labels["task"], repr(run.settings()))

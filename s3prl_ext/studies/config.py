@@ -79,6 +79,7 @@ class Study:
         axes: points by axis, in the order of the file: ``task``, ``upstream``, ``method``, then those of section ``axes``.
         seeds: the first one searches, where something is chosen.
         choose: axes along which the best point of each cell is chosen on dev.
+        scheduler: of a race: ``halving`` waits at each rung for all runs, ``asha`` for none (see studies.asha).
         race: when the runs of a cell are compared on the way, and how many go on; None trains all of them to the end.
         checkpoint: ``best`` (on dev, as the task keeps it) or ``last``: the one that is tested.
         settings: task-file keys that every run gets.
@@ -96,6 +97,7 @@ class Study:
     seeds: tuple[int, ...] = (0,)
     choose: tuple[str, ...] = ()
     race: EarlyStopConfig | None = None
+    scheduler: str = "halving"
     checkpoint: str = "best"
     settings: Mapping[str, Any] = field(default_factory=dict)
     flags: Mapping[str, str] = field(default_factory=dict)
@@ -142,7 +144,7 @@ def kept_study(folder: Path) -> Study | None:
         return Study(
             axes=axes, seeds=tuple(content["seeds"]), choose=tuple(content["choose"]),
             race=EarlyStopConfig.read(content["race"], f"{path}: race") if content.get("race") is not None else None,
-            checkpoint=content["checkpoint"],
+            scheduler=content.get("scheduler", "halving"), checkpoint=content["checkpoint"],
             settings=content["settings"], flags=content["flags"], exclude=tuple(content["exclude"]),
             adjust=tuple(Adjustment(*parts) for parts in content["adjust"]), resources=Resources(**content["resources"]),
         )  # fmt: skip
@@ -157,7 +159,8 @@ def content_of(study: Study) -> dict[str, Any]:
     return {
         "axes": {axis: {point.label: [dict(point.settings), dict(point.flags)] for point in points}
                  for axis, points in study.axes.items()},
-        "choose": list(study.choose), "race": race_content(study.race), "checkpoint": study.checkpoint,
+        "choose": list(study.choose), "race": race_content(study.race), "scheduler": study.scheduler,
+        "checkpoint": study.checkpoint,
         "settings": dict(study.settings), "flags": dict(study.flags),
         "seeds": list(study.seeds), "exclude": [_listed(one) for one in study.exclude],
         "adjust": [[_listed(one.of), dict(one.settings), dict(one.flags)] for one in study.adjust],

@@ -117,6 +117,7 @@ class Driver:
         self.waiting: deque[Job] = deque()
         self.cell_of: dict[str, StudyCell] = {}
         self.lost: dict[str, int] = {}
+        self.met = 0
         self.begun: dict[str, int] = {}  # size of a job's log where its present attempt begins
 
     def run(self) -> Progress:
@@ -140,6 +141,8 @@ class Driver:
         except BaseException:
             self.engine.stop()
             raise
+        if not self.progress.failed:
+            self.progress.total = self.met  # a race in which runs diverge takes fewer jobs
         self.show(self.progress)
         return self.progress
 
@@ -171,6 +174,8 @@ class Driver:
         if job.name in self.cell_of:
             return
         self.cell_of[job.name] = cell
+        self.met += 1
+        self.progress.total = max(self.progress.total, self.met)  # how many a race takes may be known only at its end
         if job.is_done():
             self._done(job)
             return

@@ -18,6 +18,7 @@ from s3prl_ext.evaluation.result_records import ResultRecord, numbers, read_reco
 from s3prl_ext.metrics import factor, metric
 from s3prl_ext.reading import parse_json
 from s3prl_ext.run_flags import preset_path
+from s3prl_ext.studies.asha import Arrival, asha_standing
 from s3prl_ext.studies.config import FIXED_AXES, AxisPoint, Study
 from s3prl_ext.studies.race import Standing, jobs_of, standing
 from s3prl_ext.tasks import Task, named
@@ -309,6 +310,7 @@ class StudyCell:
         scores: on dev, by run; NaN of one that diverged. In a race the latest score of each.
         stops: of a race, the score on dev by run and step.
         diverged: runs whose gradients were not finite.
+        arrived: of a race, when which run was scored at which step, by the time of its file.
         failures: sentence by run that has no score.
         reported: metric that its runs were judged by, once one has ended.
     """
@@ -319,6 +321,7 @@ class StudyCell:
     scores: dict[str, float] = field(default_factory=dict)
     stops: dict[str, dict[int, float]] = field(default_factory=dict)
     diverged: set[str] = field(default_factory=set)
+    arrived: set[tuple[int, str, int]] = field(default_factory=set)
     failures: dict[str, str] = field(default_factory=dict)
     reported: str | None = None
 
@@ -349,6 +352,11 @@ class StudyCell:
     def standing(self) -> Standing:
         """Return how its race stands."""
         assert self.race is not None
+        if self.study.scheduler == "asha":
+            number = {run.name: place for place, run in enumerate(self.search)}
+            arrivals = [Arrival(number[name], step, self.stops[name][step]) for _, name, step in sorted(self.arrived)]
+            gone = {number[name] for name in self.diverged}
+            return asha_standing(self.race, self.total_steps, self.metric, len(number), arrivals, gone)
         return standing(self.race, self.total_steps, self._densities, self.metric, self.stop_of)
 
     def stop_of(self, number: int, step: int) -> float | None:
@@ -427,6 +435,7 @@ class StudyCell:
         """Take the score of a search run where its race stopped it."""
         self.reported, score, _ = run.stopped(step)
         self.scores[run.name] = self.stops.setdefault(run.name, {})[step] = score
+        self.arrived.add((run.stop(step).stat().st_mtime_ns, run.name, step))
         self.failures.pop(run.name, None)
 
     def note(self, run: StudyRun, record: ResultRecord | None, failure: JobFailure | None) -> None:
@@ -434,6 +443,8 @@ class StudyCell:
         if record is not None:
             self.reported, self.scores[run.name] = run.on_dev(record)
             self.stops.setdefault(run.name, {})[self.total_steps] = run.at_end(record)
+            if any(run.name == one.name for one in self.search):
+                self.arrived.add((record.path.stat().st_mtime_ns, run.name, self.total_steps))
         elif failure is not None and failure.diverged:
             self.scores[run.name] = math.nan
             self.diverged.add(run.name)

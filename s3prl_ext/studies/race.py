@@ -19,7 +19,8 @@ class Standing:
         now: the comparison that waits for scores, or None.
         due: number and step of each run that has to train on for it.
         winner: number of the run that has won, or None.
-        failure: why there will be none: all runs of the comparison `now` diverged.
+        failure: why there will be none: all runs of a comparison diverged.
+        said: what it waits for, in words.
     """
 
     compared: list[tuple[Comparison, list[int]]] = field(default_factory=list)
@@ -27,6 +28,7 @@ class Standing:
     due: list[tuple[int, int]] = field(default_factory=list)
     winner: int | None = None
     failure: str | None = None
+    said: str = ""
 
 
 def standing(
@@ -52,6 +54,7 @@ def standing(
         waiting = [(n, row.index(None)) for n, row in zip(comparison.who, rows, strict=True) if None in row]
         if waiting:
             found.now, found.due = comparison, [(number, comparison.points[place]) for number, place in waiting]
+            found.said = f"{comparison.name}, {len(comparison.who)} to step {comparison.step}"
             return None
         means = [fmean(value for value in row if value is not None) for row in rows]
         ties = [densities[number] for number in comparison.who] if comparison.by_density else None

@@ -38,6 +38,7 @@ OWN_FLAGS = (  # of s3prl-ext run, which a study gives itself
     "-k", "--upstream_ckpt", "-g", "--upstream_model_config", "-d", "--downstream", "-c", "--config", "-o", "--override",
     "--seed",
 )  # fmt: skip
+SCHEDULERS = ("halving", "asha")  # of a race
 STOCK = "stock"  # method of a run without a section ``tuning``
 
 
@@ -110,11 +111,13 @@ def read_study(path: Path, override: str | None = None, only: Sequence[str] = ()
     ]
     problems += [f"{where}.choose: a cell is a task; choose among its other axes." for axis in choose if axis == "task"]
     settings = _settings(file.set, f"{where}.set", problems)
+    race, scheduler = _race(file.race, f"{where}.race", bool(choose), problems)
     study = Study(
         axes=axes,
         seeds=tuple(int(point.label) for point in _points(file.seeds, f"{where}.seeds", _seed, problems)),
         choose=tuple(choose),
-        race=_race(file.race, f"{where}.race", bool(choose), problems),
+        race=race,
+        scheduler=scheduler,
         checkpoint=file.checkpoint,
         settings=settings,
         flags=_flags(file.flags, f"{where}.flags", problems),
@@ -186,15 +189,20 @@ def _points(values: Any, where: str, read: Any, problems: list[str]) -> tuple[Ax
     return ()
 
 
-def _race(value: Any, where: str, chooses: bool, problems: list[str]) -> EarlyStopConfig | None:
-    """Return when the runs of a cell are compared on the way."""
+def _race(value: Any, where: str, chooses: bool, problems: list[str]) -> tuple[EarlyStopConfig | None, str]:
+    """Return when the runs of a cell are compared on the way, and the scheduler."""
     if value is None:
-        return None
+        return None, SCHEDULERS[0]
+    given = dict(value) if isinstance(value, Mapping) else value
+    scheduler = given.pop("scheduler", SCHEDULERS[0]) if isinstance(given, dict) else SCHEDULERS[0]
     try:
-        race = EarlyStopConfig.read(value, where)
+        scheduler = choice(*SCHEDULERS)(scheduler, f"{where}.scheduler")
+        race = EarlyStopConfig.read(given, where)
     except UsageError as error:
         problems.append(str(error))
-        return None
+        return None, SCHEDULERS[0]
+    if scheduler == "asha" and not race.rungs:
+        problems.append(f"{where}.scheduler asha compares at rungs: add {where}.rungs, such as [1000, 3000].")
     problems += [
         f"{where}.{key}: a study compares its runs on dev, by the metric of the task; remove it."
         for key in ("metric", "split")
@@ -202,7 +210,7 @@ def _race(value: Any, where: str, chooses: bool, problems: list[str]) -> EarlySt
     ]
     if not chooses:
         problems.append(f"{where}: say what races, such as choose: lr.")
-    return race
+    return race, scheduler
 
 
 def _upstream(value: Any, where: str) -> AxisPoint:

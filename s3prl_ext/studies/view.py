@@ -67,7 +67,7 @@ def _race(cell: StudyCell) -> str:
     standing = cell.standing()
     if standing.winner is not None:
         return f"  {cell.search[standing.winner].point(cell.study.choose)} won"
-    return f"  {standing.now.name}, {len(standing.now.who)} to step {standing.now.step}" if standing.now else ""
+    return f"  {standing.said}" if standing.said else ""
 
 
 def summary(progress: Progress) -> str:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import random
+import sys
 from pathlib import Path
 
 import pytest
 
 from s3prl_ext.errors import StoppedByUser, UsageError
 from s3prl_ext.run_folder import RunFolder
+from s3prl_ext.studies.asha import Arrival, asha_standing
 from s3prl_ext.studies.check import check_runs
 from s3prl_ext.studies.config import AxisPoint, Study, content_of, kept_study
 from s3prl_ext.studies.driver import Driver, Progress
@@ -99,7 +102,7 @@ def diverging(*rates: str, kind: str = "rung"):
 def test_a_run_that_diverges_ranks_last_and_is_a_result(tmp_path):
     engine, progress = drive(tmp_path, diverging("0.01", "0.001", "0.1"))
     assert names(engine)[4:6] == ["0.0001/seed=0/train", "0.0001/seed=1/train"], "alone it need not race on"
-    assert not progress.failed
+    assert not progress.failed and len(progress.done) == progress.total == 8
     keep(make_study(), tmp_path)
     race = write_outcome(tmp_path)[1]
     assert race.rows == [["fbank", "frozen", "2", "diverged", "diverged", "diverged", "40.00"]]
@@ -182,6 +185,79 @@ def test_every_rule_decides_as_in_one_process(tmp_path, rule):
         for lr, step in at.items():
             assert step == (TOTAL if lr in finished and step == TOTAL else trained[lr])
         assert len(finished) == (1 if record["cut"] < TOTAL else sum(step == TOTAL for step in at.values()))
+
+
+# -- asynchronous ----------------------------------------------------------------------------------------------------
+
+
+def asha(*arrivals: tuple[int, int, float], runs: int = 4, diverged=(), rungs=(2, 4), eta: float = 2):
+    pytest.importorskip("ray.tune.schedulers")
+    config = EarlyStopConfig(rungs=rungs, eta=eta)
+    return asha_standing(config, TOTAL, "acc", runs, [Arrival(*one) for one in arrivals], diverged)
+
+
+def test_asha_decides_by_who_has_arrived_and_waits_for_nobody():
+    assert asha().due == [(0, 2), (1, 2), (2, 2), (3, 2)]
+    first = asha((0, 2, 0.1))
+    assert first.due == [(0, 4), (1, 2), (2, 2), (3, 2)], "the first to arrive goes on, whatever its score"
+    found = asha((0, 2, 0.1), (1, 2, 0.3), (2, 2, 0.0), (3, 2, 0.2))
+    assert found.due == [(0, 4), (1, 4), (3, 4)] and found.said == "3 train on, 1 stopped, 0 at the end"
+    later = asha((2, 2, 0.0), (3, 2, 0.2), (1, 2, 0.3), (0, 2, 0.1))
+    assert later.due == [(1, 4), (2, 4), (3, 4)], "in another order others go on"
+    assert [(one.step, one.who, leaders) for one, leaders in later.compared] == [(2, (0, 1, 2, 3), [2, 3, 1])]
+    ended = [*((n, 2, 0.1 * n) for n in (2, 3, 1)), (3, 4, 0.5), (2, 4, 0.6), (2, 10, 0.6), (3, 10, 0.7)]
+    assert asha(*ended, diverged=(0,)).winner == 3 and asha(*ended).due == [(0, 2)]
+
+
+@pytest.mark.parametrize("rungs", [(1,), (1, 2), (3, 4, 7, 9)])
+@pytest.mark.parametrize("eta", [1.3, 2, 3, 10])
+def test_every_rung_is_a_milestone_of_its_own_at_which_the_worst_stops(rungs, eta):
+    for place in range(len(rungs)):
+        before = [(n, step, 0.5) for step in rungs[:place] for n in range(2)]
+        found = asha(*before, (0, rungs[place], 0.9), (1, rungs[place], 0.1), runs=2, rungs=rungs, eta=eta)
+        following = (*rungs, TOTAL)[place + 1]
+        assert found.due == [(0, following)]
+
+
+def test_asha_without_a_run_that_is_sound_has_no_winner():
+    assert "every candidate's acc is NaN" in str(asha(diverged=(0, 1, 2, 3)).failure)
+    assert asha((0, 2, math.nan), runs=1).failure is not None
+
+
+def test_a_study_with_asha_goes_on_as_it_had_decided(tmp_path):
+    pytest.importorskip("ray.tune.schedulers")
+    study = make_study(scheduler="asha", seeds=(0,))
+
+    def interrupt(progress: Progress) -> None:
+        if len(progress.done) >= 5:
+            raise KeyboardInterrupt
+
+    engine = Instant(score, jobs=1)
+    with pytest.raises(StoppedByUser):
+        Driver(study, tmp_path / "a", engine, interrupt).run()
+    again, progress = drive(tmp_path / "a", study=study)
+    assert not progress.failed and len(progress.done) == progress.total == len(engine.started) + len(again.started)
+    assert len(set(engine.started) & set(again.started)) == 0, "nothing runs twice"
+    chosen = progress.cells[0].chosen()
+    finished = [run for run in progress.cells[0].search if run.record()]
+    assert chosen.labels["lr"] == max(finished, key=lambda run: run.at_end(run.record())).labels["lr"]
+    keep(study, tmp_path / "a")
+    assert [row[2] for row in write_outcome(tmp_path / "a")[1].rows] == ["2", "4", "10"]
+    assert kept_study(tmp_path / "a").scheduler == "asha"
+
+
+def test_asha_needs_rungs_and_ray_tune(tmp_path, monkeypatch):
+    study = read(tmp_path, FILE.replace("eta: 2", "scheduler: asha"))
+    assert study.scheduler == "asha" and study.race == EarlyStopConfig(rungs=(2, 4))
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UsageError, match=r"race.scheduler asha needs Ray Tune: pip install 's3prl_ext\[ray\]'"):
+        check_runs(cells_of(study, tmp_path), variables=False)
+    for text, said in (
+        ("{ratio: 0.5, scheduler: asha}", "race.scheduler asha compares at rungs: add my_study.yaml.race.rungs"),
+        ("{rungs: [2], scheduler: ash}", "race: unknown scheduler 'ash'; did you mean 'asha'"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            read(tmp_path, FILE.replace("{rungs: [2, 4], eta: 2}", text))
 
 
 FILE = """
