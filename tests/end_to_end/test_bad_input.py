@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 from collections.abc import Callable
@@ -208,8 +209,9 @@ def test_unreadable_clips(own_corpus, refused, tmp_path, task):
     assert ("cannot be read" in sentence or "cannot read" in sentence) and str(folder) in sentence, sentence
 
 
-@pytest.mark.parametrize("upstream", ["fbank", "hubert_local", "hf_hubert_custom"])
-@pytest.mark.parametrize("task", TRAINED)
+@pytest.mark.parametrize(
+    ("task", "upstream"), zip(TRAINED, itertools.cycle(["fbank", "hubert_local", "hf_hubert_custom"]), strict=False)
+)
 def test_clips_shorter_than_a_frame(own_corpus, refused, upstreams, tmp_path, task, upstream):
     folder, exp = own_corpus(task), tmp_path / "exp"
     replace_clips(folder, task, np.zeros(100))
@@ -222,9 +224,12 @@ def test_clips_shorter_than_a_frame(own_corpus, refused, upstreams, tmp_path, ta
     assert "100 samples" in sentence and "less than one frame" in sentence, sentence
 
 
-@pytest.mark.parametrize(("channels", "rate"), [(2, 16000), (1, 44100)], ids=["stereo", "44.1kHz"])
-@pytest.mark.parametrize("task", [task for task in TRAINED if task not in CONVERTED])
-def test_wrong_audio_format(own_corpus, refused, tmp_path, task, channels, rate):
+@pytest.mark.parametrize(
+    ("task", "audio"),
+    zip([task for task in TRAINED if task not in CONVERTED], itertools.cycle([(2, 16000), (1, 44100)]), strict=False),
+)
+def test_wrong_audio_format(own_corpus, refused, tmp_path, task, audio):
+    channels, rate = audio
     folder, exp = own_corpus(task), tmp_path / "exp"
     noise = np.random.default_rng(0).uniform(-0.1, 0.1, (4 * rate, channels)).squeeze()
     replace_clips(folder, task, noise, rate)

@@ -34,12 +34,16 @@ def upstream(hubert_ckpt):
 # -- 9: entries outside the child network are bitwise constant ---------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "extra",
-    [{}, {"gradient_accumulate_steps": 2}, {"amp": "bf16"}, {"amp": "fp16"}],
-    ids=["plain", "two", "bf16", "fp16"],
+@pytest.mark.parametrize(  # every optimizer, and every way of making a gradient with another one
+    ("optimizer", "extra"),
+    [
+        *((optimizer, {}) for optimizer in OPTIMIZERS),
+        ("adam", {"gradient_accumulate_steps": 2}),
+        ("sgd", {"amp": "bf16"}),
+        ("released", {"amp": "fp16"}),
+    ],
+    ids=[*OPTIMIZERS, "two-adam", "bf16-sgd", "fp16-released"],
 )
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_at_most_k_entries_ever_differ_from_the_base_also_after_a_resume(build, tmp_path, upstream, optimizer, extra):
     config = task_config(tuning={"method": "child", "mask": "magnitude", "density": DENSITY}, total_steps=6, **extra)
     config["optimizer"] = OPTIMIZERS[optimizer]

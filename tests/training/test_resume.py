@@ -43,9 +43,16 @@ def resumed_args(expdir: Path, ckpt: str, **changes) -> Namespace:
     return make_args(expdir, past_exp=str(expdir), init_ckpt=str(expdir / ckpt), **changes)
 
 
-@pytest.mark.parametrize("tuning", [None, CHILD], ids=["fine_tuning", "child"])
-@pytest.mark.parametrize("stop_at", [3, 5])
-@pytest.mark.parametrize("scheduler", [None, "linear_schedule_with_warmup"])
+@pytest.mark.parametrize(  # every pair of the three
+    ("tuning", "stop_at", "scheduler"),
+    [
+        (None, 3, None),
+        (None, 5, "linear_schedule_with_warmup"),
+        (CHILD, 3, "linear_schedule_with_warmup"),
+        (CHILD, 5, None),
+    ],
+    ids=["fine_tuning-3", "fine_tuning-5-scheduler", "child-3-scheduler", "child-5"],
+)
 def test_resumed_run_equals_uninterrupted(build, tmp_path, hubert_ckpt, tuning, stop_at, scheduler):
     upstream = {
         "upstream": "hubert_local", "upstream_ckpt": hubert_ckpt, "upstream_trainable": tuning is None
