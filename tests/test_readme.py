@@ -218,7 +218,8 @@ def test_section_of_a_task_file_or_a_merge_is_used(text, tmp_path, mini_superb):
         place.supply("hubert")
         command = "-u hf_hubert_custom -k hubert"
     config = load_yaml(shipped_dir("downstream_configs") / "ks" / "mini.yaml")
-    config |= content if "target" not in content else {}
+    if "target" not in content:
+        config |= content | {"runner": config["runner"] | content.get("runner", {})}
     if "rungs" in (config.get("early_stop") or {}):
         assert EarlyStopConfig.from_config(config, candidates=9)
         config["early_stop"]["rungs"] = [1]  # below the two steps of a shortened run
