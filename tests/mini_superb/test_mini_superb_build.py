@@ -190,8 +190,8 @@ def test_too_few_recordings_are_refused(tmp_path):
 
 
 def test_wrong_arguments_are_named(tmp_path):
-    with pytest.raises(UsageError, match="unknown task 'kss'; did you mean 'ks'"):
-        mini_superb.build(tmp_path / "mini", tasks=["kss"])
+    with pytest.raises(UsageError, match="unknown task 'esc5'; did you mean 'esc50'"):
+        mini_superb.build(tmp_path / "mini", tasks=["esc5"])
     with pytest.raises(UsageError, match="no task given"):
         mini_superb.build(tmp_path / "mini", tasks=[])
     with pytest.raises(UsageError, match="contains no known corpus"):
