@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -142,7 +142,7 @@ def _behind_the_convolutions(model: nn.Module) -> dict[str, nn.Parameter]:
     return {n: parameters[n] for n in without_unused(parameters) if "feature_extractor" not in n.split(".")}
 
 
-def _size(parameters: Any) -> int:
+def _size(parameters: Mapping[str, nn.Parameter]) -> int:
     return sum(parameter.numel() for parameter in parameters.values())
 
 

@@ -6,12 +6,15 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from s3prl_ext import hub
 from s3prl_ext.commands.flags import push as flags_of
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.reading import EXPORT_FILE
+
+if TYPE_CHECKING:  # imported where it is used
+    from huggingface_hub import ModelCard
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +57,7 @@ def files_of(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
 
 
-def filled_card(folder: Path, repo: str) -> Any:
+def filled_card(folder: Path, repo: str) -> ModelCard:
     """Return the folder's ``ModelCard``, whose scores are shown under the repository's name, with the library that loads it.
 
     Args:
@@ -79,14 +82,16 @@ def filled_card(folder: Path, repo: str) -> Any:
     return card
 
 
-def summary(folder: Path, files: Sequence[Path], card: Any) -> str:
+def summary(folder: Path, files: Sequence[Path], card: ModelCard) -> str:
     """Return the files with their sizes and the card's header."""
     width = max(len(str(path.relative_to(folder))) for path in files)
     rows = [f"{path.relative_to(folder)!s:{width}}  {path.stat().st_size:>13,} bytes" for path in files]
     return "\n".join([*rows, "", card.data.to_yaml().strip()])
 
 
-def upload(files: Sequence[Path], card: Any, folder: Path, reference: hub.Reference, message: str, public: bool) -> str:
+def upload(
+    files: Sequence[Path], card: ModelCard, folder: Path, reference: hub.Reference, message: str, public: bool
+) -> str:
     """Send the files in one commit, in a repository that is made where it is missing; return the commit's address.
 
     Raises:

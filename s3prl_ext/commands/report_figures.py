@@ -18,7 +18,7 @@ from s3prl_ext.evaluation.scored_runs import ScoredRun
 from s3prl_ext.metrics import factor, heading
 from s3prl_ext.reading import parse_json
 from s3prl_ext.run_folder import LAMBDA_PICTURE, RACE_PICTURE
-from s3prl_ext.sweeps.grid import BASELINE
+from s3prl_ext.sweeps.grid import BASELINE, Arm
 from s3prl_ext.sweeps.report import plot
 from s3prl_ext.sweeps.selection import point
 from s3prl_ext.sweeps.stored import StoredSweep
@@ -87,7 +87,7 @@ def _of_sweep(sweep: StoredSweep, split: str, out: Path, name: str) -> list[Pict
     return pictures
 
 
-def _mean(sweep: StoredSweep, arms: Sequence[Any], split: str, times: float) -> float | None:
+def _mean(sweep: StoredSweep, arms: Sequence[Arm], split: str, times: float) -> float | None:
     found = point(arms, split, sweep.lookup)
     return None if found is None else times * found.mean
 

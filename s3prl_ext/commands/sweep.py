@@ -14,7 +14,7 @@ from s3prl_ext.errors import UsageError
 from s3prl_ext.merging.config import MergeConfig
 from s3prl_ext.merging.names import OWN_UPSTREAM
 from s3prl_ext.metrics import metric
-from s3prl_ext.sweeps.grid import KEYS, PRESETS, as_list, read_grid
+from s3prl_ext.sweeps.grid import KEYS, PRESETS, Grid, as_list, read_grid
 from s3prl_ext.upstreams.merged_attention.config import read_config
 
 
@@ -48,7 +48,7 @@ def _one_source(config: MergeConfig) -> MergeConfig:
     return config
 
 
-def _grid(flags: argparse.Namespace, extrapolate: bool) -> dict[str, Any]:
+def _grid(flags: argparse.Namespace, extrapolate: bool) -> Grid:
     """Return the checked grid of ``--grid`` and the flags that win over it."""
     file, where = {}, "the grid"
     if flags.grid is not None:

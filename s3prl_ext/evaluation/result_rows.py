@@ -10,7 +10,7 @@ from math import fsum, isfinite
 from typing import Any
 
 from s3prl_ext.errors import DataError, unknown_name
-from s3prl_ext.evaluation.scored_runs import ScoredRun
+from s3prl_ext.evaluation.scored_runs import Facts, RowKey, ScoredRun
 from s3prl_ext.evaluation.significance import Interval
 from s3prl_ext.tasks import named
 
@@ -46,7 +46,7 @@ class Row:
         return self.runs[0].split
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> Facts:
         """What the runs share."""
         return _shared(self.runs)
 
@@ -89,7 +89,7 @@ def without_duplicates(runs: Sequence[ScoredRun]) -> tuple[list[ScoredRun], list
     Raises:
         DataError: two evaluations of one configuration, seed and split differ.
     """
-    kept: dict[Any, ScoredRun] = {}
+    kept: dict[tuple[str, RowKey, str, str], ScoredRun] = {}
     notes = []
     for run in sorted(runs, key=lambda run: (run.mode == "train", not run.facts.get("chosen", True))):  # stable
         first = kept.setdefault((run.task, run.key(), run.seed, run.split), run)
@@ -118,7 +118,7 @@ def rows_of(runs: Sequence[ScoredRun], metric: str, group_by: Sequence[str] | No
         metric: what is reported; runs without it are left out.
         group_by: facts (or sections) that make a row; None = all, so that rows hold runs of several seeds.
     """
-    groups: dict[Any, list[ScoredRun]] = {}
+    groups: dict[RowKey, list[ScoredRun]] = {}
     for run in runs:
         if metric in run.values:
             groups.setdefault(run.key(group_by), []).append(run)
@@ -184,17 +184,17 @@ def _count_or(number: int, what: str, text: str) -> str:
     return f"{number} {what}" if number > 1 else text
 
 
-def _shared(runs: Sequence[ScoredRun]) -> dict[str, Any]:
+def _shared(runs: Sequence[ScoredRun]) -> Facts:
     first, *others = (run.facts for run in runs)
     return {k: v for k, v in first.items() if all(k in other and other[k] == v for other in others)}
 
 
-def _model(facts: Any) -> str:
+def _model(facts: Facts) -> str:
     name, ckpt = str(facts.get("upstream")), facts.get("upstream_ckpt")
     return f"{name} {ckpt}" if ckpt and ckpt != name else name
 
 
-def _merge(facts: Any) -> str:
+def _merge(facts: Facts) -> str:
     lambda_ = facts.get("lambda")
     if facts.get("learnable"):
         return f"learnable λ from {lambda_}" + _layers(facts)
@@ -204,7 +204,7 @@ def _merge(facts: Any) -> str:
     return "λ 0" if lambda_ is not None else ""
 
 
-def _method(facts: Any) -> str:
+def _method(facts: Facts) -> str:
     if facts.get("race"):
         rungs = facts.get("early_stop.rungs")
         return f"race over rungs {', '.join(map(str, rungs))}" if isinstance(rungs, list) else "race"
@@ -214,7 +214,7 @@ def _method(facts: Any) -> str:
     return str(facts.get("method")) + (child if facts.get("method") == "child" else "")
 
 
-def _layers(facts: Any) -> str:
+def _layers(facts: Facts) -> str:
     return "" if facts.get("layers") == "all" else f" layers {facts.get('layers')}"
 
 

@@ -18,6 +18,9 @@ WITHOUT_EFFECT = (
     "save_predictions", "save_best_on",
 )  # fmt: skip
 
+Facts = Mapping[str, Any]  # what decides a run's result, by flat names; values are numbers, texts and lists
+RowKey = tuple[tuple[str, str], ...]  # names and values of the facts that runs of one row share
+
 
 @dataclass(frozen=True)
 class ScoredRun:
@@ -46,7 +49,7 @@ class ScoredRun:
     values: Mapping[str, float]
     intervals: Mapping[str, Sequence[float]]
     seed: str
-    facts: Mapping[str, Any]
+    facts: Facts
     mode: str
     step: int
     source: Path
@@ -60,7 +63,7 @@ class ScoredRun:
         """The metric that the task is judged by."""
         return named(self.task).main_metric(self.values)
 
-    def key(self, names: Sequence[str] | None = None) -> tuple[tuple[str, str], ...]:
+    def key(self, names: Sequence[str] | None = None) -> RowKey:
         """Return the facts that runs of one row share, as something that can be compared.
 
         Args:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.evaluation.plots import STYLES, light_frame, picture
+
+if TYPE_CHECKING:  # imported where it is used
+    from matplotlib.axes import Axes
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ def plot_series_panels(panels: Sequence[SeriesPanel], path: str | os.PathLike[st
             _draw(axes, panel)
 
 
-def _draw(axes: Any, panel: SeriesPanel) -> None:
+def _draw(axes: Axes, panel: SeriesPanel) -> None:
     drawn = [series.points() for series in panel.series]
     width = max((max(places) - min(places) for places, _, _ in drawn), default=0.0)
     for number, (series, (places, means, spread)) in enumerate(zip(panel.series, drawn, strict=True)):

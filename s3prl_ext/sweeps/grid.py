@@ -10,7 +10,7 @@ import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 from s3prl_ext.errors import UsageError, unknown_name
 from s3prl_ext.layer_sets import parse_layers
@@ -34,6 +34,25 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 KEYS = ("lambda", "layers", "noise", "draws", "by", "top_k", "arms")
 ARM_KEYS = ("lambda", "layers", "noise", "draws")
+
+# Axes of a grid as lists: names of layers such as "all", "12-19" or ["0", "3"].
+ArmGrid = TypedDict(
+    "ArmGrid",
+    {
+        "lambda": list[float],
+        "layers": list[str | list[str]],
+        "noise": list[str],
+        "draws": int,
+        "by": list[str],
+        "top_k": list[int],
+    },
+)
+
+
+class Grid(ArmGrid):
+    """A checked grid, as ``sweep.json`` keeps it."""
+
+    arms: dict[str, ArmGrid]
 
 
 @dataclass(frozen=True)
@@ -99,7 +118,7 @@ def arm_folder(arm: Arm, groups: Sequence[Group]) -> str:
     return re.sub(r"[^\w.,+-]+", "_", arm_name(arm, groups))
 
 
-def read_grid(file: Mapping[str, Any], flags: Mapping[str, Any], extrapolate: bool, where: str) -> dict[str, Any]:
+def read_grid(file: Mapping[str, Any], flags: Mapping[str, Any], extrapolate: bool, where: str) -> Grid:
     """Check a grid file together with the flags, which win, and return it with all keys of :data:`KEYS`.
 
     Args:
@@ -123,8 +142,7 @@ def read_grid(file: Mapping[str, Any], flags: Mapping[str, Any], extrapolate: bo
         problems.append(
             f"{where} is an empty grid: give --lambda 0,0.05,0.1, or --grid with one of {', '.join(PRESETS)}."
         )
-    checked = _check_axes(grid, extrapolate, where, problems)
-    checked["arms"] = {}
+    checked: Grid = {**_check_axes(grid, extrapolate, where, problems), "arms": {}}
     for name, arm in arms.items():
         place = f"{where}: arms.{name}"
         if not isinstance(arm, Mapping) or "lambda" not in arm:
@@ -140,17 +158,21 @@ def read_grid(file: Mapping[str, Any], flags: Mapping[str, Any], extrapolate: bo
     return checked
 
 
-def _check_axes(grid: Mapping[str, Any], extrapolate: bool, where: str, problems: Problems) -> dict[str, Any]:
+def _check_axes(grid: Mapping[str, Any], extrapolate: bool, where: str, problems: Problems) -> ArmGrid:
     """Return the axes of a grid as lists, and add what is wrong with them to `problems`."""
     by_similarity = "by" in grid or "top_k" in grid
     default = [] if by_similarity else ["all"]
-    axes: dict[str, Any] = {
+    axes: ArmGrid = {
         "lambda": [],
         "layers": as_list(grid.get("layers", default)),
         "noise": as_list(grid.get("noise", "none")),
-        "draws": grid.get("draws", NOISE_DRAWS),
+        "draws": problems.attempt(count(), grid.get("draws", NOISE_DRAWS), f"{where}: draws") or NOISE_DRAWS,
         "by": as_list(grid.get("by", [])),
-        "top_k": as_list(grid.get("top_k", [])),
+        "top_k": [
+            found
+            for value in as_list(grid.get("top_k", []))
+            if (found := problems.attempt(count(), value, f"{where}: top_k")) is not None
+        ],
     }
     for value in as_list(grid.get("lambda", [])):
         number = problems.attempt(as_number, value, f"{where}: lambda")
@@ -172,8 +194,6 @@ def _check_axes(grid: Mapping[str, Any], extrapolate: bool, where: str, problems
         for name in axes["by"]
         if name not in SIMILARITY_NAMES
     ]
-    axes["draws"] = problems.attempt(count(), axes["draws"], f"{where}: draws")
-    axes["top_k"] = [problems.attempt(count(), value, f"{where}: top_k") for value in axes["top_k"]]
     return axes
 
 
@@ -185,8 +205,8 @@ def as_list(value: Any) -> list[Any]:
 
 
 def groups_of(
-    grid: Mapping[str, Any],
-    layers_of: Callable[[Any], tuple[int, ...]],
+    grid: Grid,
+    layers_of: Callable[[str | list[str]], tuple[int, ...]],
     similar: Callable[[str, int], Sequence[int]],
 ) -> list[Group]:
     """Return the groups of a checked grid, each once.
@@ -217,7 +237,7 @@ def groups_of(
     return list(dict.fromkeys(group for group in found if group.lambdas))
 
 
-def _label(layers: Any) -> str:
+def _label(layers: str | list[str]) -> str:
     return ",".join(map(str, layers)) if isinstance(layers, (list, tuple)) else str(layers)
 
 

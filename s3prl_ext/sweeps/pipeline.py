@@ -25,7 +25,7 @@ from s3prl_ext.studies.engines import open_engine
 from s3prl_ext.sweeps import parts, report
 from s3prl_ext.sweeps.experiment import SweepRunner, build, experiment_args, remove_if_empty
 from s3prl_ext.sweeps.fingerprint import model_sha256
-from s3prl_ext.sweeps.grid import BASELINE, PRESETS, Group, groups_of, printed_by
+from s3prl_ext.sweeps.grid import BASELINE, PRESETS, Grid, Group, groups_of, printed_by
 from s3prl_ext.sweeps.run import Sweep
 from s3prl_ext.sweeps.store import Store
 from s3prl_ext.sweeps.weights import ArmWeights
@@ -68,7 +68,7 @@ class ModelPair:
         return self.config.sources[0].noise or NoiseConfig("standard")
 
 
-def run(flags: argparse.Namespace, config: MergeConfig, grid: dict[str, Any]) -> Path:
+def run(flags: argparse.Namespace, config: MergeConfig, grid: Grid) -> Path:
     """Build the models, score the grid, and write the results into the folder of ``-p``; return the table's file.
 
     Args:
@@ -84,7 +84,7 @@ def run(flags: argparse.Namespace, config: MergeConfig, grid: dict[str, Any]) ->
         return _run(flags, config, grid)
 
 
-def _run(flags: argparse.Namespace, config: MergeConfig, grid: dict[str, Any]) -> Path:
+def _run(flags: argparse.Namespace, config: MergeConfig, grid: Grid) -> Path:
     path, source = _read_source(config, grid)
     args, task = experiment_args(flags)
     try:
@@ -120,7 +120,7 @@ def _without_folders(name: str) -> str:
     return " ".join(Path(part).name if Path(part).is_absolute() else part for part in name.split(" "))
 
 
-def _read_source(config: MergeConfig, grid: dict[str, Any]) -> tuple[Path | None, AttentionWeights | None]:
+def _read_source(config: MergeConfig, grid: Grid) -> tuple[Path | None, AttentionWeights | None]:
     """Return path and attention of the source; None for both where the grid has only noise that needs no source."""
     source = config.sources[0]
     kinds = {*grid["noise"], *(noise for arm in grid["arms"].values() for noise in arm["noise"])}
@@ -149,7 +149,7 @@ def _open_pair(
     return ModelPair(config, target, path, source, list(layers), prepared)
 
 
-def _sweep(flags: argparse.Namespace, runner: SweepRunner, pair: ModelPair, grid: dict[str, Any]) -> Sweep:
+def _sweep(flags: argparse.Namespace, runner: SweepRunner, pair: ModelPair, grid: Grid) -> Sweep:
     """Return the sweep, ready to run."""
     source = pair.config.sources[0]
     groups = groups_of(
@@ -253,7 +253,7 @@ def _options(pair: ModelPair) -> dict[str, Any]:
     return {key: value for key, value in options.items() if value}
 
 
-def _facts(pair: ModelPair, grid: dict[str, Any]) -> dict[str, Any]:
+def _facts(pair: ModelPair, grid: Grid) -> dict[str, Any]:
     """Return what a reader of ``sweep.json`` wants to know in addition: models by name and hash, grid."""
     source = dataclasses.replace(pair.config.sources[0], noise=None)
     return {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from s3prl_ext.evaluation.plots import STYLES, light_frame, picture
 from s3prl_ext.metrics import Metric, factor, heading
@@ -13,6 +13,9 @@ from s3prl_ext.sweeps.grid import BASELINE, Arm, Group, printed_by
 from s3prl_ext.sweeps.selection import Lookup, Point, point
 from s3prl_ext.tables import grid
 from s3prl_ext.writing import write_text
+
+if TYPE_CHECKING:  # imported where it is used
+    from matplotlib.axes import Axes
 
 LEGEND = {"none": "source", "source": "N(source)", "target": "N(target)", "standard": "N(0,1)"}
 
@@ -187,7 +190,7 @@ def _in_per_cent(metric_name: str, lookup: Lookup) -> Lookup:
 
 
 def _curve(
-    axis: Any, group: Group, split: str, baseline: Point | None, lookup: Lookup, style: tuple[str, Any, str]
+    axis: Axes, group: Group, split: str, baseline: Point | None, lookup: Lookup, style: tuple[str, Any, str]
 ) -> None:
     colour, line, marker = style
     points = [(0.0, baseline), *((value, point(group.arms(value), split, lookup)) for value in group.lambdas)]

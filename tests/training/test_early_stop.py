@@ -224,7 +224,9 @@ def test_rungs_lie_below_the_end_and_those_without_effect_are_named():
         "early_stop.rungs 5, 9 of 3 candidates have no effect: with eta 3 as many are left after as before",
     )
     config["early_stop"]["rungs"] = [2, 10]
-    with pytest.raises(UsageError, match="early_stop.rungs ends with 10, but a run has 10 steps: rungs must be below its end"):
+    with pytest.raises(
+        UsageError, match="early_stop.rungs ends with 10, but a run has 10 steps: rungs must be below its end"
+    ):
         TaskFile.read(config)
 
 
