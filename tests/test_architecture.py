@@ -35,7 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evaluation": {"models", "attention", "configs", "tasks", "metrics", "errors"},
     "papers": {"evaluation", "configs", "tasks", "metrics", "errors"},
     "corpora": {"attention", "configs", "metrics", "errors"},
-    "studies": {"training", "evaluation", "configs", "tasks", "metrics", "errors", "run_flags", "plugin"},
+    "studies": {"training", "evaluation", "configs", "tasks", "metrics", "errors", "run_flags", "run_checks", "plugin"},
     "mini_superb": {"corpora", "configs", "tasks", "errors"},
     "transformers_models": {"models", "errors"},
     "compat": {"transformers_models", "randomness", "corpora", "tasks", "attention", "configs", "errors"},

@@ -1,4 +1,4 @@
-"""Check the task file of every run of a study before anything is started."""
+"""Check every run of a study as its training will check itself, before anything is started."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from s3prl_ext.configs import UnsetVariable, expand_variables
-from s3prl_ext.errors import UsageError
+from s3prl_ext.errors import UsageError, unknown_name
 from s3prl_ext.studies.asha import check_ray_tune
+from s3prl_ext.studies.config import FIXED_AXES
 from s3prl_ext.studies.plan import StudyCell, StudyRun
 
 if TYPE_CHECKING:
@@ -15,26 +16,28 @@ if TYPE_CHECKING:
 
 
 def check_runs(cells: Sequence[StudyCell], variables: bool = True) -> None:
-    """Read the task file of each run as its training will.
+    """Check upstream, axes and task file of each run.
 
     Args:
         cells: of the study.
         variables: whether those of the corpora must be set.
 
     Raises:
-        UsageError: a setting is wrong, does not fit the method, dev is not scored, or a variable is not set; the message
-            names the first such run.
+        UsageError: an upstream, flag or setting is wrong or does not fit, dev is not scored, or a variable is not set; the
+            message names the first such run.
     """
     from s3prl_ext.training.task_file import TaskFile
 
     if any(cell.study.scheduler == "asha" for cell in cells):
         check_ray_tune()
+    _check_upstreams([cell.search[0] for cell in cells])
     seen = set()
     for cell, run in [(one, run) for one in cells for run in one.search]:
         key = (run.labels["task"], repr(run.settings()))
         if key in seen:
             continue
         seen.add(key)
+        _check_keys(run)
         try:
             file = TaskFile.read(expand_variables(run.config()) if variables else run.config())
         except UnsetVariable as error:
@@ -47,6 +50,53 @@ def check_runs(cells: Sequence[StudyCell], variables: bool = True) -> None:
             )
         if cell.race is not None:
             _check_race(cell, run, file)
+
+
+def _check_upstreams(runs: Sequence[StudyRun]) -> None:
+    """Refuse an upstream that there is not, flags that it does not read, and flags that no run has."""
+    from s3prl_ext import plugin
+    from s3prl_ext.run_checks import check_names
+    from s3prl_ext.run_flags import parser
+    from s3prl_ext.training.known_settings import ARGUMENTS
+
+    plugin.install()
+    seen = set()
+    for run in runs:
+        words = [word for word in run.flags() if word != "-a"]
+        words[words.index("-p") + 1] = str(run.folder / "new")  # whatever is in its folder by now
+        flags, rest = parser().parse_known_args(words)
+        key = (*run.upstream_flags(), run.labels["task"], *rest)
+        if key in seen:
+            continue
+        seen.add(key)
+        known = [f"--{name}" for name in ARGUMENTS]
+        unknown = next((word for word in rest if word.startswith("-") and word not in known), None)
+        if unknown is not None:
+            raise unknown_name("flag", unknown, known, where="flags of the study")
+        try:
+            check_names(flags, {})
+        except UsageError as error:
+            raise UsageError(f"{run.name}: {error}") from error
+
+
+def _check_keys(run: StudyRun) -> None:
+    """Refuse a key that looks misspelt, and an axis that the task does not know: all of its points would be the same run."""
+    from s3prl_ext.training.known_settings import check_overrides
+    from s3prl_ext.training.task_file import TOP_LEVEL
+
+    preset, task = run.preset(), run.task.downstream
+    try:
+        check_overrides([f"config.{key}" for key in run.settings()], preset, task)
+    except UsageError as error:
+        raise UsageError(f"{run.name}: {error}") from error
+    for axis, point in run.points().items():
+        for key in point.settings if axis not in FIXED_AXES else ():
+            if key.split(".")[0] not in TOP_LEVEL:
+                raise unknown_name("section of a task file", key.split(".")[0], TOP_LEVEL, where=f"axis {axis}")
+            if remarks := check_overrides([f"config.{key}"], preset, task):
+                raise UsageError(
+                    f"axis {axis}: {remarks[0].removeprefix('-o ')}; name another key, or exclude this task."
+                )
 
 
 def _check_race(cell: StudyCell, run: StudyRun, file: TaskFile) -> None:

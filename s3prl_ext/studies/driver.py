@@ -42,11 +42,13 @@ class Ended:
         job: its job.
         code: exit status; None where the process was lost with its machine.
         log: the file with what it printed.
+        said: what the engine says of its end, where it knows more than the log.
     """
 
     job: Process
     code: int | None
     log: Path
+    said: str = ""
 
 
 class Engine(Protocol):
@@ -262,7 +264,7 @@ def total_jobs(study: Study, cells: list[StudyCell]) -> int:
 
 
 def last_sentence(end: Ended, since: int = 0) -> str:
-    """Return what a job that left no result said last, in its log from byte `since` on."""
+    """Return what a job that left no result said last, in its log from byte `since` on, or what its engine says."""
     try:
         lines = end.log.read_bytes()[since:].decode(errors="replace").splitlines()
     except OSError:
@@ -270,5 +272,7 @@ def last_sentence(end: Ended, since: int = 0) -> str:
     said = next((line for line in reversed(lines) if line.startswith("s3prl-ext: ")), None)
     if said is not None:
         return said.removeprefix("s3prl-ext: ")
+    if end.said:
+        return end.said
     how = "its process was lost" if end.code is None else f"ended with code {end.code}"
     return f"{how} without a result; see {end.log}."

@@ -102,16 +102,17 @@ class StudyRun:
     def _merge(self) -> str:
         return ",,".join(point.flags["-g"] for point in self._points() if "-g" in point.flags)
 
-    def _at(self) -> dict[str, AxisPoint]:
+    def points(self) -> dict[str, AxisPoint]:
+        """Return its point on each axis."""
         return {axis: self.study.points[axis][label] for axis, label in self.labels.items()}
 
     def _points(self) -> list[AxisPoint]:
-        return list(self._at().values())
+        return list(self.points().values())
 
     def settings(self) -> dict[str, Any]:
         """Return what it changes in its task file, by dotted key; single keys of ``tuning`` are in the method's section."""
-        fixed = [point.settings for axis, point in self._at().items() if axis in FIXED_AXES]
-        varied = [point.settings for axis, point in self._at().items() if axis not in FIXED_AXES]
+        fixed = [point.settings for axis, point in self.points().items() if axis in FIXED_AXES]
+        varied = [point.settings for axis, point in self.points().items() if axis not in FIXED_AXES]
         settings = dict(self.study.settings)
         for part in (*fixed, *(one.settings for one in self.study.adjustments(self.labels)), *varied):
             settings |= part
@@ -130,10 +131,13 @@ class StudyRun:
         runs = methods * math.prod(len(study.axes[axis]) for axis in axes)
         return runs > 1 and _reads_fisher(self.settings().get("tuning", {}))
 
+    def preset(self) -> dict[str, Any]:
+        """Return the task file that it begins with."""
+        return load_yaml(preset_path(next(point.flags["-c"] for point in self._points() if "-c" in point.flags)))
+
     def config(self) -> dict[str, Any]:
         """Return its task file with these changes; variables are not replaced."""
-        file = next(point.flags["-c"] for point in self._points() if "-c" in point.flags)
-        config = load_yaml(preset_path(file))
+        config = self.preset()
         for key, value in self.settings().items():
             _place(config, key, value)
         return config

@@ -63,6 +63,9 @@ def test_a_study_on_ray(scripts, tmp_path, monkeypatch):
         package.shutdown()
         with pytest.raises(UsageError, match="a job asks for 7 GPU"):
             ray.RayEngine(None, Resources(gpus=7), retries=2)
+        package.shutdown()
+        with pytest.raises(UsageError, match=r"a job asks for 1e\+06 memory \(GiB\), but the largest node"):
+            ray.RayEngine(None, Resources(memory=1e6), retries=2)
     finally:
         package.shutdown()
 

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
+import os
 import shlex
+import signal
+import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import IO
 
 from s3prl_ext.errors import UsageError
 from s3prl_ext.studies.config import Resources
@@ -18,6 +23,31 @@ ENGINES = ("local", "ray", "slurm")
 def command(job: Process) -> list[str]:
     """Return the command of a job for a process on any machine with the same folders and environment."""
     return [sys.executable, "-m", job.module(), *job.flags()]
+
+
+def begin(
+    argv: Sequence[str], out: IO[bytes], cpus: int, folder: str | None = None, **env: str
+) -> subprocess.Popen[bytes]:
+    """Start the process of a job; it gets SIGTERM, and so saves its step, when the one that starts it ends (Linux).
+
+    Args:
+        argv: its command.
+        out: takes what it prints.
+        cpus: its threads.
+        folder: where it runs; None for here.
+        **env: further variables of its environment.
+    """
+    return subprocess.Popen(
+        argv, stdin=subprocess.DEVNULL, stdout=out, stderr=out, cwd=folder, start_new_session=True,
+        env=os.environ | {"OMP_NUM_THREADS": str(cpus)} | env,
+        preexec_fn=_end_with_parent,  # noqa: PLW1509  one call of prctl, before any thread
+    )  # fmt: skip
+
+
+def _end_with_parent() -> None:
+    """Let the kernel send SIGTERM to this process when its parent ends, however it ends (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 def shown(job: Process) -> str:

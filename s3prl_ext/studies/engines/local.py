@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import signal
 import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +13,7 @@ from pathlib import Path
 from s3prl_ext.errors import UsageError
 from s3prl_ext.studies.config import Resources
 from s3prl_ext.studies.driver import Ended, Process
-from s3prl_ext.studies.engines import command
+from s3prl_ext.studies.engines import begin, command
 
 PATIENCE = 120.0  # seconds that jobs have for saving their step when they are asked to end
 
@@ -70,14 +68,9 @@ class LocalEngine:
     def start(self, job: Process, log: Path) -> None:
         """Start the process of a job."""
         devices, self.devices = tuple(self.devices[: self.gpus]), self.devices[self.gpus :]
-        env = os.environ | {"OMP_NUM_THREADS": str(self.cpus)}
-        if devices:
-            env["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, devices))
+        env = {"CUDA_VISIBLE_DEVICES": ",".join(map(str, devices))} if devices else {}
         with log.open("ab") as out:
-            process = subprocess.Popen(
-                command(job), stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=env, start_new_session=True,
-                preexec_fn=_end_with_parent,  # noqa: PLW1509  one call of prctl, before any thread
-            )  # fmt: skip
+            process = begin(command(job), out, self.cpus, **env)
         self.running.append(_Process(job, log, process, devices))
 
     def ended(self, seconds: float) -> list[Ended]:
@@ -115,9 +108,3 @@ def _devices() -> list[int]:
     if given:
         return [int(number) for number in given.split(",") if number.strip().isdecimal()][: torch.cuda.device_count()]
     return list(range(torch.cuda.device_count()))
-
-
-def _end_with_parent() -> None:
-    """Let the kernel send SIGTERM to this process when the driver ends, however it ends (Linux)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG

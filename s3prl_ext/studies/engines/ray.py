@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import socket
-import subprocess
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from s3prl_ext.errors import UsageError
+from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.studies.config import Resources
 from s3prl_ext.studies.driver import Ended, Process
-from s3prl_ext.studies.engines import command, missing
+from s3prl_ext.studies.engines import begin, command, missing
 
 GIB = 2**30
 
@@ -40,10 +40,7 @@ class RayEngine:
             raise missing("ray", "ray") from error
         self.ray = ray
         _connect(ray)
-        has = ray.cluster_resources()
-        for key, wanted in (("CPU", resources.cpus), ("GPU", resources.gpus)):
-            if wanted > has.get(key, 0):
-                raise UsageError(f"a job asks for {wanted:g} {key}, but the Ray cluster has {has.get(key, 0):g}.")
+        _check_nodes([node["Resources"] for node in ray.nodes() if node["Alive"]], resources)
         options: dict[str, Any] = {"num_cpus": resources.cpus, "num_gpus": resources.gpus, "max_retries": retries}
         if resources.memory:
             options["memory"] = int(resources.memory * GIB)
@@ -65,7 +62,7 @@ class RayEngine:
             time.sleep(seconds)
             return []
         ready, _ = self.ray.wait(list(self.running), num_returns=1, timeout=seconds)
-        return [Ended(job, self._code(handle), log) for handle in ready for job, log in [self.running.pop(handle)]]
+        return [self._end(handle, *self.running.pop(handle)) for handle in ready]
 
     def stop(self) -> None:
         """Interrupt all jobs and wait for them: a training saves its step."""
@@ -76,12 +73,38 @@ class RayEngine:
         self.running.clear()
         self.ray.shutdown()
 
-    def _code(self, handle: Any) -> int:
-        """Return the exit status of a job; 1 where its worker was lost more often than Ray tries, so that nobody tries again."""
+    def _end(self, handle: Any, job: Process, log: Path) -> Ended:
+        """Return how a job ended.
+
+        Raises:
+            DataError: the node of this process is gone, and with it the connection to the cluster.
+        """
         try:
-            return int(self.ray.get(handle))
-        except self.ray.exceptions.RayError:
-            return 1
+            return Ended(job, int(self.ray.get(handle)), log)
+        except self.ray.exceptions.LocalRayletDiedError as error:
+            self.running.clear()
+            raise DataError(
+                "the Ray node of this machine has ended (killed, or out of memory), and its jobs with it: give the same command "
+                "again to go on."
+            ) from error
+        except self.ray.exceptions.RayError as error:  # Ray has tried it again already
+            why = " ".join(str(error).split())[:160]
+            return Ended(
+                job,
+                1,
+                log,
+                f"Ray lost its process and has tried it as often as it may ({type(error).__name__}: {why}).",
+            )
+
+
+def _check_nodes(nodes: Sequence[Mapping[str, float]], resources: Resources) -> None:
+    """Refuse a job that no node has room for: Ray would let it wait for ever."""
+    wanted = {"CPU": (resources.cpus, 1), "GPU": (resources.gpus, 1), "memory": (resources.memory or 0, GIB)}
+    for key, (number, unit) in wanted.items():
+        most = max((node.get(key, 0) for node in nodes), default=0) / unit
+        if number > most:
+            name = f"{key} (GiB)" if unit > 1 else key
+            raise UsageError(f"a job asks for {number:g} {name}, but the largest node of the Ray cluster has {most:g}.")
 
 
 def _connect(ray: Any) -> None:
@@ -103,8 +126,7 @@ def _connect(ray: Any) -> None:
 def _run(argv: list[str], log: str, folder: str, cpus: int) -> int:
     """Run a command on the node that Ray chose; an interrupt is handed to it."""
     with open(log, "ab") as out:
-        env = os.environ | {"OMP_NUM_THREADS": str(cpus)}
-        process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=out, stderr=out, cwd=folder, env=env)
+        process = begin(argv, out, cpus, folder)
     try:
         return process.wait()
     except BaseException:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 from s3prl_ext.errors import UsageError
 from s3prl_ext.studies.config import Resources
 from s3prl_ext.studies.driver import Ended, Process
-from s3prl_ext.studies.engines import command, missing
+from s3prl_ext.studies.engines import begin, command, missing
 
 LARGEST_ARRAY = 1000  # Slurm's default MaxArraySize is 1001
 CLUSTER = "S3PRL_EXT_SLURM"  # submitit's executor: slurm, or local to try it without a cluster
@@ -30,11 +29,8 @@ class Command:
 
     def __call__(self) -> int:
         """Run the command; returns its exit status. A signal of the scheduler is handed on, so that its step is saved."""
-        env = os.environ | {"OMP_NUM_THREADS": str(self.cpus)}
         with open(self.log, "ab") as out:
-            process = subprocess.Popen(
-                self.argv, stdin=subprocess.DEVNULL, stdout=out, stderr=out, cwd=self.folder, env=env
-            )
+            process = begin(self.argv, out, self.cpus, self.folder)
         signal.signal(signal.SIGTERM, lambda *_: process.terminate())
         return process.wait()
 
