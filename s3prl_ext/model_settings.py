@@ -25,7 +25,7 @@ SIZES = (
     "num_conv_pos_embedding_groups", "max_position_embeddings", "num_channels", "d_model", "encoder_attention_heads",
     "encoder_ffn_dim", "decoder_attention_heads", "decoder_ffn_dim", "num_mel_bins", "max_source_positions",
     "max_target_positions", "image_size", "patch_size", "conv_dim", "conv_kernel", "conv_stride",
-    "squeeze_factor", "feature_projection_input_dim", "conv_depthwise_kernel_size", "max_length", "time_stride",
+    "squeeze_factor", "feature_projection_input_dim", "conv_depthwise_kernel_size", "time_stride",
     "frequency_stride", "encoder_num_attention_heads",
 )  # fmt: skip
 CONVOLUTIONS = ("conv_dim", "conv_kernel", "conv_stride")  # a number for each convolution
