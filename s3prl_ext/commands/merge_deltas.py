@@ -45,6 +45,8 @@ def main(args: argparse.Namespace) -> int:
     weights = _weights(args.lambdas, len(args.deltas))
     plugin.install()
     tasks = [TrainedTask.read(path) for path in args.deltas]
+    for task in tasks:
+        task.check_head()
     moved = [task.tuned_from(args.upstream, args.upstream_ckpt, args.upstream_model_config) for task in tasks]
     names = _names(args.deltas, moved)
     merged = merge_tasks(moved, weights, method)

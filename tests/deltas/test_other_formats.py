@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from s3prl_ext.commands import apply, export
+from s3prl_ext.commands import apply, export, merge
 from s3prl_ext.deltas import TaskSwitch
 from s3prl_ext.deltas.trained_task import TrainedTask
 from s3prl_ext.errors import DataError, UsageError
@@ -185,7 +185,20 @@ def test_an_adapter_of_another_model_is_refused(tmp_path):
 
 def test_an_adapter_has_no_head(tmp_path):
     adapter = peft_folder(tmp_path / "adapter", projections(), base_model_name_or_path="x")
-    for command in (lambda: load_for_prediction(adapter), lambda: export.main(["--delta", str(adapter), "--out", "y"])):
+    twice = [
+        "--deltas",
+        str(adapter),
+        str(peft_folder(tmp_path / "other", projections())),
+        "--lambda",
+        "0.5",
+        "--out",
+        "y",
+    ]
+    for command in (
+        lambda: load_for_prediction(adapter),
+        lambda: export.main(["--delta", str(adapter), "--out", "y"]),
+        lambda: merge.main(twice),
+    ):
         with pytest.raises(
             DataError, match="an adapter without the head of a task: write its model with s3prl-ext apply"
         ):
