@@ -33,6 +33,7 @@ from s3prl_ext.training.known_settings import known_tasks
 from s3prl_ext.training.learnable_lambda import prepare_head_lambda, prepare_lambda
 from s3prl_ext.training.methods import METHODS, prepare_upstream
 from s3prl_ext.training.parameter_groups import train_only
+from s3prl_ext.training.recomputation import recompute_layers
 from s3prl_ext.training.run import Experiment
 from s3prl_ext.training.run_spec import RunSpec
 from s3prl_ext.training.task_file import TaskFile
@@ -227,6 +228,7 @@ class RunBuilder(_StockRunner):
         if name == "Upstream":
             self.tuned = TunedUpstream(model)
             trainable = self._prepare_upstream(model, trainable)
+            self._recompute(model, trainable)
         if name == "Downstream":
             prepare_head_lambda(model, self.tuning)
         self._load_weight(model, name)
@@ -262,6 +264,17 @@ class RunBuilder(_StockRunner):
         if self.tuning is not None:
             return self._ready(model, self.tuning)
         return prepare_lambda(model, None, trainable, training=self.args.mode == "train")
+
+    def _recompute(self, model: nn.Module, trainable: bool) -> None:
+        """Let the layers of an upstream that trains keep no activations, where section ``runner`` says so."""
+        if not self.runner_config.checkpoint_upstream or self.args.mode != "train":
+            return
+        if any(tuning.method == "prefix" for tuning in self.task_file.tunings):
+            raise UsageError(
+                "runner.checkpoint_upstream does not go with tuning.method prefix, whose layers hand on a state: leave one out."
+            )
+        if trainable or self.racing:
+            recompute_layers(model)
 
     def _ready(self, model: nn.Module, tuning: TuningConfig) -> bool:
         """Make an upstream ready for a section ``tuning``; return whether anything of it trains."""

@@ -55,6 +55,7 @@ class RunnerConfig:
         evaluate_ratio: share of each evaluation split that is scored.
         fp16: s3prl's switch for mixed precision, the same as ``amp: fp16``.
         amp: ours: ``bf16`` or ``fp16`` mixed precision.
+        checkpoint_upstream: ours: compute the layers of an upstream that trains again in the backward pass, in less memory.
         cache: ours: ``features`` keeps those of an upstream that does not train on disk.
         cache_folder: where; None for ``~/.cache/s3prl_ext/features``.
         cache_dtype: ``float32``, or ``float16`` in half the room.
@@ -73,6 +74,7 @@ class RunnerConfig:
     evaluate_ratio: Annotated[float, number(above=0, most=1)] = 1.0
     fp16: Annotated[bool, switch()] = False
     amp: Annotated[str | None, choice("bf16", "fp16")] = None
+    checkpoint_upstream: Annotated[bool, switch()] = False
     cache: Annotated[str | None, choice("features")] = None
     cache_folder: Annotated[str | None, name()] = None
     cache_dtype: Annotated[str, choice("float32", "float16")] = "float32"
