@@ -9,7 +9,8 @@ from s3prl_ext.configs import UnsetVariable, expand_variables
 from s3prl_ext.errors import UsageError, unknown_name
 from s3prl_ext.studies.asha import check_ray_tune
 from s3prl_ext.studies.config import FIXED_AXES
-from s3prl_ext.studies.plan import StudyCell, StudyRun
+from s3prl_ext.studies.plan import StudyCell
+from s3prl_ext.studies.study_run import StudyRun
 
 if TYPE_CHECKING:
     from s3prl_ext.training.task_file import TaskFile

@@ -13,7 +13,8 @@ from typing import Protocol
 from s3prl_ext.errors import DataError, StoppedByUser
 from s3prl_ext.locks import is_in_use
 from s3prl_ext.studies.config import Study
-from s3prl_ext.studies.plan import Job, JobFailure, StudyCell, cells_of
+from s3prl_ext.studies.jobs import Job, JobFailure
+from s3prl_ext.studies.plan import StudyCell, cells_of
 
 logger = logging.getLogger(__name__)
 

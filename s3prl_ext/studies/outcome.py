@@ -10,7 +10,9 @@ from s3prl_ext.errors import DataError
 from s3prl_ext.evaluation.series_panels import Series, SeriesPanel, plot_series_panels
 from s3prl_ext.metrics import factor, heading
 from s3prl_ext.studies.config import kept_study
-from s3prl_ext.studies.plan import Job, StudyCell, StudyRun, cells_of, number_of
+from s3prl_ext.studies.jobs import Job
+from s3prl_ext.studies.plan import StudyCell, cells_of, number_of
+from s3prl_ext.studies.study_run import StudyRun
 from s3prl_ext.studies.view import clock
 from s3prl_ext.tables import NOTHING, Table, csv_text, markdown, mean_and_deviation
 from s3prl_ext.tasks import named

@@ -1,307 +1,23 @@
-"""The runs of a study: cells, the jobs of each, and what is chosen in a cell on dev."""
+"""The cells of a study: the jobs of each, and what is chosen in it on dev."""
 
 from __future__ import annotations
 
-import copy
 import itertools
-import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
 
-from s3prl_ext.configs import load_yaml
 from s3prl_ext.errors import DataError
-from s3prl_ext.evaluation.result_records import ResultRecord, numbers, read_record
+from s3prl_ext.evaluation.result_records import ResultRecord
 from s3prl_ext.metrics import factor, metric
-from s3prl_ext.reading import parse_json
-from s3prl_ext.run_flags import preset_path
 from s3prl_ext.studies.asha import Arrival, asha_standing
-from s3prl_ext.studies.config import FIXED_AXES, AxisPoint, Study
+from s3prl_ext.studies.config import Study
+from s3prl_ext.studies.jobs import Job, JobFailure
 from s3prl_ext.studies.race import Standing, jobs_of, standing
-from s3prl_ext.tasks import Task, named
+from s3prl_ext.studies.study_run import StudyRun
 from s3prl_ext.training.early_stop import EarlyStopConfig
-
-FISHER = "fisher"  # in a study: Fisher scores that its runs share
-
-
-@dataclass(frozen=True)
-class JobFailure:
-    """How a job failed: its sentence, and whether its gradients were not finite."""
-
-    sentence: str
-    diverged: bool = False
-
-
-class Stop(NamedTuple):
-    """What a run had reached where it was stopped: its score on dev, and the wall time until then."""
-
-    metric: str
-    score: float
-    seconds: float
-
-
-@dataclass(frozen=True)
-class StudyRun:
-    """One training, with the test of its checkpoint.
-
-    Attributes:
-        study: it belongs to.
-        labels: its point on each axis.
-        seed: of the run.
-        folder: its experiment.
-    """
-
-    study: Study
-    labels: Mapping[str, str]
-    seed: int
-    folder: Path
-
-    @cached_property
-    def task(self) -> Task:
-        """The record of its task."""
-        return named(self.labels["task"])
-
-    @property
-    def name(self) -> str:
-        """Its name in tables and logs: the folder within that of the study."""
-        parts = [self.labels[axis] for axis in FIXED_AXES]
-        varied = ",".join(f"{axis}={label}" for axis, label in self.labels.items() if axis not in FIXED_AXES)
-        return "/".join([*parts, *([varied] if varied else []), f"seed={self.seed}"])
-
-    def point(self, axes: Sequence[str]) -> str:
-        """Return its labels on some axes."""
-        return ", ".join(self.labels[axis] for axis in axes)
-
-    def flags(self, until: int | None = None) -> list[str]:
-        """Return the flags of ``s3prl-ext run`` that train it, or resume it, to its end or to a step."""
-        flags = {key: value for point in self._points() for key, value in point.flags.items() if key != "-g"}
-        flags |= {"-g": merge} if (merge := self._merge()) else {}
-        flags |= self.study.flags
-        for one in self.study.adjustments(self.labels):
-            flags |= one.flags
-        listed = [text for pair in flags.items() for text in pair]
-        changes = [f"config.{key}={value!r}".replace(" ", "") for key, value in self.settings().items()]
-        given = ",,".join([*changes, *([f"args.until={until}"] if until else [])])
-        track = ["--track", self.study.track] if self.study.track else []
-        if self.study.share_fisher and self._shares_fisher():
-            track += ["--fisher_scores", str(_root(self) / FISHER)]
-        own = [*track, "--seed", str(self.seed), "-p", str(self.folder), *(["-o", given] if given else [])]
-        return ["-m", "train", "-a", *listed, *own]
-
-    def upstream_flags(self) -> list[str]:
-        """Return the flags that name its upstream."""
-        flags = next(point.flags for point in self._points() if "-u" in point.flags)
-        flags = {key: flags[key] for key in ("-u", "-k") if key in flags} | (
-            {"-g": merge} if (merge := self._merge()) else {}
-        )
-        return [text for pair in flags.items() for text in pair]
-
-    def _merge(self) -> str:
-        return ",,".join(point.flags["-g"] for point in self._points() if "-g" in point.flags)
-
-    def points(self) -> dict[str, AxisPoint]:
-        """Return its point on each axis."""
-        return {axis: self.study.points[axis][label] for axis, label in self.labels.items()}
-
-    def _points(self) -> list[AxisPoint]:
-        return list(self.points().values())
-
-    def settings(self) -> dict[str, Any]:
-        """Return what it changes in its task file, by dotted key; single keys of ``tuning`` are in the method's section."""
-        fixed = [point.settings for axis, point in self.points().items() if axis in FIXED_AXES]
-        varied = [point.settings for axis, point in self.points().items() if axis not in FIXED_AXES]
-        settings = dict(self.study.settings)
-        for part in (*fixed, *(one.settings for one in self.study.adjustments(self.labels)), *varied):
-            settings |= part
-        if "tuning" not in settings:
-            return settings
-        tuning = copy.deepcopy(dict(settings["tuning"]))
-        for key in [key for key in settings if key.startswith("tuning.")]:
-            _place(tuning, key.removeprefix("tuning."), settings.pop(key))
-        return settings | {"tuning": tuning}
-
-    def _shares_fisher(self) -> bool:
-        """Return whether it needs Fisher scores, and other runs of its upstream, task and seed do as well."""
-        study, searches = self.study, self.seed == self.study.seeds[0]
-        axes = [axis for axis in study.axes if axis not in FIXED_AXES and (searches or axis not in study.choose)]
-        methods = sum(_reads_fisher(point.settings.get("tuning", {})) for point in study.axes["method"])
-        runs = methods * math.prod(len(study.axes[axis]) for axis in axes)
-        return runs > 1 and _reads_fisher(self.settings().get("tuning", {}))
-
-    def preset(self) -> dict[str, Any]:
-        """Return the task file that it begins with."""
-        return load_yaml(preset_path(next(point.flags["-c"] for point in self._points() if "-c" in point.flags)))
-
-    def config(self) -> dict[str, Any]:
-        """Return its task file with these changes; variables are not replaced."""
-        config = self.preset()
-        for key, value in self.settings().items():
-            _place(config, key, value)
-        return config
-
-    @cached_property
-    def total_steps(self) -> int:
-        """Its optimizer steps; 0 where its task file counts epochs."""
-        return int(float(self.config()["runner"].get("total_steps") or 0))
-
-    def test_flags(self) -> list[str]:
-        """Return the flags that score its checkpoint on test."""
-        return ["-m", "evaluate", "-e", str(self.checkpoint()), "-t", self.task.test]
-
-    def checkpoint(self) -> Path:
-        """Return the checkpoint that is tested: the best on dev, or the last where there is none or it is asked for."""
-        best = self.folder / self.task.best
-        last = max(self.folder.glob("states-*.ckpt"), key=lambda path: int(path.stem.split("-")[1]), default=best)
-        return last if self.study.checkpoint == "last" or not best.is_file() else best
-
-    def record(self) -> ResultRecord | None:
-        """Return the result of its training, or None where it has not ended."""
-        return _record(self.folder / "result.json")
-
-    def stop(self, step: int) -> Path:
-        """Return the file with its scores where it was stopped at a step."""
-        return self.folder / f"at-{step}.json"
-
-    def stopped(self, step: int) -> Stop:
-        """Return what it had reached where it was stopped at a step.
-
-        Raises:
-            DataError: the file is missing or corrupt.
-        """
-        path = self.stop(step)
-        try:
-            record = parse_json(path.read_text(encoding="utf-8"))
-            row = numbers(record["metrics"][self.task.dev])
-            name = self.task.main_metric(set(row)) or self.task.metrics[0]
-            return Stop(name, row[name], float(record["seconds"]))
-        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-            raise DataError(f"{path} is corrupt ({error!r}): delete it, and run the study again.") from error
-
-    def stops(self) -> list[int]:
-        """Return the steps at which it was stopped, the first one first."""
-        return sorted(int(path.stem.removeprefix("at-")) for path in self.folder.glob("at-[0-9]*.json"))
-
-    def seconds(self) -> float | None:
-        """Return the wall time of its training as far as it has got; None where it has got nowhere."""
-        record, stops = self.record(), self.stops()
-        return record["seconds"] if record is not None else self.stopped(stops[-1]).seconds if stops else None
-
-    def tested(self) -> ResultRecord | None:
-        """Return its result on test, or None where it was not tested."""
-        return _record(self.folder / f"result-{self.task.test}.json")
-
-    def on_dev(self, record: ResultRecord) -> tuple[str, float]:
-        """Return metric and score on dev: the best of its evaluations, or the last one where the last checkpoint is tested.
-
-        Raises:
-            DataError: dev was not scored.
-        """
-        history = [row for row in record["history"] or [] if row["split"] == self.task.dev]
-        name = self.task.main_metric({name for row in history for name in row}) or self.task.metrics[0]
-        values = [math.nan if row[name] is None else row[name] for row in history if name in row]
-        if not values:
-            raise DataError(f"{self.folder} was not scored on {self.task.dev}: add it to runner.eval_dataloaders.")
-        if self.study.checkpoint == "last":
-            return name, values[-1]
-        best = max if metric(name).higher_is_better else min
-        return name, best((value for value in values if not math.isnan(value)), default=math.nan)
-
-    def at_end(self, record: ResultRecord) -> float:
-        """Return the score on dev at its last step."""
-        name, _ = self.on_dev(record)
-        rows = [row[name] for row in record["history"] or [] if row["split"] == self.task.dev and name in row]
-        return math.nan if rows[-1] is None else float(rows[-1])
-
-
-def _reads_fisher(tuning: Mapping[str, Any]) -> bool:
-    return tuning.get("method") == "child" and tuning.get("mask", "fisher") == "fisher"
-
-
-def _place(mapping: dict[str, Any], key: str, value: Any) -> None:
-    """Set a dotted key."""
-    *sections, last = key.split(".")
-    for section in sections:
-        mapping = mapping.setdefault(section, {})
-    mapping[last] = value
-
-
-def _record(path: Path) -> ResultRecord | None:
-    return read_record(path) if path.is_file() else None
-
-
-@dataclass(frozen=True)
-class Job:
-    """A process of a study.
-
-    Attributes:
-        run: what it works on.
-        kind: ``train``, ``rung``: train to a step of a race, ``test``, or ``fetch``: build the run's upstream once, so that
-            runs do not download it side by side.
-        until: step of a ``rung``.
-    """
-
-    run: StudyRun
-    kind: str
-    until: int | None = None
-
-    @property
-    def name(self) -> str:
-        """Its name in logs."""
-        if self.kind == "fetch":
-            return f"fetch/{self.run.labels['upstream']}"
-        return f"{self.run.name}/{self.kind}" + (f"={self.until}" if self.until else "")
-
-    @property
-    def marker(self) -> Path:
-        """The file that a fetch leaves."""
-        return _root(self.run) / self.name
-
-    def module(self) -> str:
-        """Return the module whose command it is."""
-        return "s3prl_ext.studies.fetch" if self.kind == "fetch" else "s3prl_ext.run_downstream"
-
-    def flags(self) -> list[str]:
-        """Return the flags of its command; of a test they are known once its training has ended."""
-        if self.kind == "fetch":
-            return [str(self.marker), *self.run.upstream_flags()]
-        return self.run.test_flags() if self.kind == "test" else self.run.flags(self.until)
-
-    def is_done(self) -> bool:
-        """Return whether it has left what it is for."""
-        if self.kind == "fetch":
-            return self.marker.is_file()
-        if self.until:
-            return self.run.stop(self.until).is_file()
-        return self.result() is not None
-
-    def result(self) -> ResultRecord | None:
-        """Return the result file that it has left, or None; a rung leaves none."""
-        if self.until:
-            return None
-        return self.run.record() if self.kind == "train" else self.run.tested()
-
-    def failure(self) -> JobFailure | None:
-        """Return how it failed, as its run has recorded it; None where it has not."""
-        if self.kind == "fetch":
-            return None
-        try:
-            record = json.loads(self._failed.read_text(encoding="utf-8"))
-            return JobFailure(str(record["error"]), bool(record.get("diverged")))
-        except (OSError, ValueError, KeyError, AttributeError):
-            return None
-
-    def forget_failure(self) -> None:
-        """Remove what an earlier attempt has recorded: one that dies without a record would show it as its own."""
-        if self.kind != "fetch":
-            self._failed.unlink(missing_ok=True)
-
-    @property
-    def _failed(self) -> Path:
-        name = f"result-{self.run.task.test}-failed.json" if self.kind == "test" else "result-failed.json"
-        return self.run.folder / name
 
 
 @dataclass
@@ -428,7 +144,7 @@ class StudyCell:
         chosen = self.chosen()
         if chosen is None:
             return []
-        return [_run(self.study, chosen.labels, seed, _root(chosen)) for seed in self.study.seeds]
+        return [_run(self.study, chosen.labels, seed, chosen.study_folder) for seed in self.study.seeds]
 
     @property
     def metric(self) -> str:
@@ -493,7 +209,3 @@ def number_of(label: str) -> float | None:
 def _run(study: Study, labels: Mapping[str, str], seed: int, folder: Path) -> StudyRun:
     run = StudyRun(study, labels, seed, folder)
     return StudyRun(study, labels, seed, folder / run.name)
-
-
-def _root(run: StudyRun) -> Path:
-    return run.folder.parents[len(Path(run.name).parts) - 1]

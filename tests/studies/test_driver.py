@@ -11,8 +11,8 @@ from s3prl_ext.errors import StoppedByUser
 from s3prl_ext.studies import view
 from s3prl_ext.studies.config import FILE, AxisPoint, Study, content_of
 from s3prl_ext.studies.driver import Driver, Progress
+from s3prl_ext.studies.jobs import Job
 from s3prl_ext.studies.outcome import write_outcome
-from s3prl_ext.studies.plan import Job
 from s3prl_ext.studies.view import lines, summary
 from tests.support.instant_engine import Instant, Outcome
 

@@ -15,7 +15,8 @@ from s3prl_ext.errors import UsageError
 from s3prl_ext.studies.config import Resources
 from s3prl_ext.studies.driver import Driver, Engine
 from s3prl_ext.studies.engines import local, ray, shown, slurm
-from s3prl_ext.studies.plan import Job, cells_of
+from s3prl_ext.studies.jobs import Job
+from s3prl_ext.studies.plan import cells_of
 from tests.studies import test_race
 from tests.studies.test_driver import make_study, score
 from tests.support.instant_engine import result_of

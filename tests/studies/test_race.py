@@ -18,8 +18,9 @@ from s3prl_ext.studies.check import check_runs
 from s3prl_ext.studies.config import AxisPoint, Study, content_of, kept_study
 from s3prl_ext.studies.driver import Driver, Progress
 from s3prl_ext.studies.estimate import dry_run
+from s3prl_ext.studies.jobs import Job
 from s3prl_ext.studies.outcome import write_outcome
-from s3prl_ext.studies.plan import Job, cells_of
+from s3prl_ext.studies.plan import cells_of
 from s3prl_ext.studies.study_file import read_study
 from s3prl_ext.studies.view import lines
 from s3prl_ext.training.candidates import candidates_of

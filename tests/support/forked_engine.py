@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from s3prl_ext.studies.driver import Ended
-from s3prl_ext.studies.plan import Job
+from s3prl_ext.studies.jobs import Job
 from tests.support.forked import Command
 
 

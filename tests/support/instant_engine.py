@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from s3prl_ext.studies.driver import Ended
-from s3prl_ext.studies.plan import Job
+from s3prl_ext.studies.jobs import Job
 
 Outcome = float | str | None  # score on dev and test; the sentence of a failure; a process that was lost
 
