@@ -355,7 +355,7 @@ def test_every_page_is_in_the_index_and_in_the_readme():
 def test_presets_and_variables_of_the_pages_exist():
     text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
     for preset in set(
-        re.findall(r"`(?:-c )?((?:ks|ic|sid|asv|qbe|se|ss|er|asr|pr|sf|sd|ljspeech|vctk|esc50)/\w+)`", text)
+        re.findall(r"`(?:-c )?((?:ks|ic|sid|asv|qbe|se|ss|ood|er|asr|pr|sf|sd|ljspeech|vctk|esc50)/\w+)`", text)
     ):
         assert run_flags.preset_path(preset).is_file()
     shipped = "".join(p.read_text(encoding="utf-8") for p in ROOT.glob("*_configs/**/*.yaml"))

@@ -25,7 +25,7 @@ from s3prl_ext.tasks import Task, named, task_of
 from s3prl_ext.training.racing import judged_by
 from tests.support import python_process
 
-CORPORA = {"pr": "libriphone", "sf": "snips"}
+CORPORA = {"pr": "libriphone", "sf": "snips", "ood": "common_voice"}
 RECIPES = Path(__file__).parents[1] / "recipes"
 # task -> what it reports on a split
 REPORTED = {

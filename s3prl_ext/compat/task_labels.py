@@ -40,7 +40,12 @@ def _intents(expert: Any) -> dict[str, list[str]]:
     return {slot: [str(expert.Sy_intent[slot][index]) for index in range(size)] for slot, size in sizes}
 
 
+FIRST = 3  # token of s3prl's encoders after padding, end and unknown
+
+
 def _slots(expert: Any) -> dict[str, list[str]] | None:
+    if expert.corpus["name"] == "common_voice":
+        return {"characters": [expert.tokenizer.decode([index]) for index in range(FIRST, expert.tokenizer.vocab_size)]}
     marks = getattr(expert.tokenizer, "slots", None)
     return None if marks is None else {"slots": [mark.removeprefix("B-") for mark in marks[::2]]}
 

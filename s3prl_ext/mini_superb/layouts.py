@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from s3prl_ext.mini_superb import er, esc50, ic, ks, librispeech, ljspeech, mixtures, qbe, sd, sf, sid, vctk
+from s3prl_ext.mini_superb import er, esc50, ic, ks, librispeech, ljspeech, mixtures, ood, qbe, sd, sf, sid, vctk
 from s3prl_ext.mini_superb.source import MiniBuild
 from s3prl_ext.tasks import Task, named
 
@@ -44,6 +44,7 @@ LAYOUTS: dict[str, Layout] = {
     "sd": Layout(named("sd"), "libri2mix_diarization", sd.write, sd.MAPPING),
     "qbe": Layout(named("qbe"), "quesst14Database", qbe.write, qbe.MAPPING),
     "er": Layout(named("er"), "IEMOCAP", er.write, er.MAPPING, _POOLED),
+    "ood": Layout(named("ood"), "common_voice", ood.write, ood.MAPPING),
     "ss": Layout(named("ss"), "libri2mix_separation", mixtures.write_ss, mixtures.MAPPING_SS),
     "se": Layout(named("se"), "voicebank", mixtures.write_se, mixtures.MAPPING_SE),
     "ljspeech": Layout(named("ljspeech"), "LJSpeech-1.1", ljspeech.write, ljspeech.MAPPING),

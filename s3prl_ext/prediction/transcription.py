@@ -24,6 +24,7 @@ from s3prl_ext.prediction.labels import slots
 from s3prl_ext.prediction.recordings import Recording
 from s3prl_ext.prediction.results import SlotTranscript, Transcript
 from s3prl_ext.prediction.windows import Window
+from s3prl_ext.tasks.record import LABELS
 
 MARKED_SLOT = re.compile(r"B-(\S+) (.+?) E-\1")
 
@@ -144,6 +145,22 @@ def ctc(inputs: Inputs) -> Decoder:
         path.write_text("\n".join(["O", *slots(inputs.section)]), encoding="utf-8")
         section = {**inputs.section, "text": {**text, "slots_file": str(path)}}
         return SlotDecoder(inputs, _expert("ctc", inputs, section))
+
+
+def characters(inputs: Inputs) -> Decoder:
+    """Return the decoder of recognition out of domain, whose characters a run stores.
+
+    Raises:
+        DataError: neither the run nor the corpus has them.
+    """
+    stored = inputs.section.get(LABELS)
+    if stored is None:
+        return ctc(inputs)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "characters.txt"
+        path.write_text("\n".join(stored["characters"]), encoding="utf-8")
+        text = {**inputs.section["text"], "vocab_file": str(path)}
+        return CtcDecoder(inputs, _expert("ctc", inputs, {**inputs.section, "text": text}))
 
 
 def _expert(task: str, inputs: Inputs, section: Mapping[str, Any], **more: Any) -> nn.Module:

@@ -18,6 +18,7 @@ from s3prl_ext.tasks import (
     ks,
     librispeech_zeroshot,
     ljspeech,
+    ood,
     pr,
     qbe,
     sd,
@@ -26,16 +27,17 @@ from s3prl_ext.tasks import (
     sid,
     ss,
     vctk,
-)
+)  # fmt: skip
 from s3prl_ext.tasks.counts import Count
 from s3prl_ext.tasks.record import Reads, Task, Utterances
 
 __all__ = ["OTHER", "TASKS", "Reads", "Task", "Utterances", "named", "task_of"]
 
+# SUPERB's come in the order of its paper's Table 2, then SUPERB-SG's; ctc, on any other corpus, after pr, sf and ood.
 TASKS: tuple[Task, ...] = (
-    pr.TASK, ks.TASK, ic.TASK, sid.TASK, er.TASK, asr.TASK, qbe.TASK, sf.TASK, ctc.TASK, asv.TASK, sd.TASK, ss.TASK, se.TASK,
-    ljspeech.TASK, vctk.TASK, librispeech_zeroshot.TASK, esc50.TASK,
-)  # fmt: skip  # SUPERB's come in the order of its paper's Table 2, then SUPERB-SG's; ctc, on any other corpus, after pr and sf
+    pr.TASK, ks.TASK, ic.TASK, sid.TASK, er.TASK, asr.TASK, qbe.TASK, sf.TASK, ood.TASK, ctc.TASK, asv.TASK, sd.TASK,
+    ss.TASK, se.TASK, ljspeech.TASK, vctk.TASK, librispeech_zeroshot.TASK, esc50.TASK,
+)  # fmt: skip
 added: list[Task] = []  # of extensions
 
 OTHER = Task("", "")  # what holds for a task without a record

@@ -69,7 +69,7 @@ class Corpus:
                 if isinstance(path, str) and Path(path).exists():
                     files = list(_files(Path(path), _parts(self._expert, parts)))
                     rows += [(f"{key}/{number}/{name}", size) for name, size in files]
-                    if divides is not None and isinstance(value, str):
+                    if divides is not None:
                         lists += (
                             _lists(key, Path(path), divides)
                             if divides

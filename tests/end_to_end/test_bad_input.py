@@ -29,6 +29,7 @@ CLIPS = {
     "asv": "dev/wav/*/*/*.wav",
     "se": "train/noisy/wav/*.wav",
     "ss": "train-100/mix_clean/wav/*.wav",
+    "ood": "es/clips/*.wav",
     "er": "Session*/sentences/wav/*/*.wav",
     "esc50": "audio/*.wav",
     "ljspeech": "wavs/*.wav",

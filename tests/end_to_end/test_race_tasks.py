@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 JUDGED_BY = {
     "ks": ("acc", True), "ic": ("acc", True), "sid": ("acc", True), "asr": ("wer", False), "pr": ("per", False),
     "sf": ("slot_type_f1", True), "sd": ("der", False), "ljspeech": ("wer", False), "vctk": ("wer", False),
-    "esc50": ("error", False), "er": ("acc", True), "asv": ("EER", False), "se": ("pesq", True),
+    "esc50": ("error", False), "er": ("acc", True), "asv": ("EER", False), "ood": ("wer", False), "se": ("pesq", True),
     "ss": ("si_sdr", True),
 }  # fmt: skip
 RACE = (

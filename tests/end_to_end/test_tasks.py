@@ -31,6 +31,7 @@ SCORES = {
     "sf": ("dev", "test", "slot_type_f1"),
     "sd": ("dev", "test", "der"),
     "er": ("dev", "test", "acc"),
+    "ood": ("dev", "test", "wer"),
     "se": ("dev", "test", "pesq"),
     "ss": ("dev", "test", "si_sdr"),
     "asv": ("dev", "test", "EER"),

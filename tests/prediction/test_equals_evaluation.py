@@ -127,6 +127,17 @@ def test_phones(scored, mini_superb):
     assert error_rate(mine, runs.lines(run.exp / "test-ref.ark")) == pytest.approx(run.metrics["per"])
 
 
+def test_words_of_another_language(scored, mini_superb):
+    run = scored("ood")
+    table = mini_superb / LAYOUTS["ood"].folder / "es" / "test.tsv"
+    rows = dict(line.split("\t") for line in table.read_text().splitlines()[1:])
+    results = run.model.predict_files([table.parent / "clips" / name for name in rows])
+    mine = {Path(result.file).stem: result.text for result in results}
+    found = {name: " ".join(text.split()) for name, text in runs.lines(run.exp / "test-hyp.ark").items()}
+    assert mine == found and any(mine.values())
+    assert runs.lines(run.exp / "test-ref.ark") == {Path(name).stem: text for name, text in rows.items()}
+
+
 def test_slots(scored, mini_superb):
     from s3prl.downstream.ctc.metric import parse, slot_type_f1
 

@@ -17,7 +17,7 @@ from tests.support.experiments import make_args, task_config
 
 TEST_SPLIT = {"asr": "test-clean"}  # others: test
 # Heads with a blank need long to say anything but that: theirs start from weights that say something.
-DRAWN_HEAD = ("asr", "pr", "sf", "ljspeech", "vctk", "sd")
+DRAWN_HEAD = ("asr", "pr", "sf", "ood", "ljspeech", "vctk", "sd")
 STEPS = {"ks": 20, "ic": 20, "sid": 10, "er": 20, "esc50": 20}  # others: 2
 
 

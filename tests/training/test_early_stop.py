@@ -156,7 +156,7 @@ def test_the_metric_of_a_task():
 JUDGED_BY = {
     "ks": ("acc", True), "ic": ("acc", True), "sid": ("acc", True), "asr": ("wer", False), "pr": ("per", False),
     "sf": ("slot_type_f1", True), "sd": ("der", False), "ljspeech": ("wer", False), "vctk": ("wer", False),
-    "esc50": ("error", False), "er": ("acc", True), "asv": ("EER", False), "se": ("pesq", True),
+    "esc50": ("error", False), "er": ("acc", True), "asv": ("EER", False), "ood": ("wer", False), "se": ("pesq", True),
     "ss": ("si_sdr", True),
 }  # fmt: skip
 
@@ -167,7 +167,7 @@ def test_every_task_has_a_metric_with_a_direction():
         row.downstream for row in TASKS if row.trains
     }
     for task, (name, higher) in JUDGED_BY.items():
-        assert named(task).metrics == (name,) and name in task_of(TRAINED[task].task.downstream).metrics
+        assert named(task).metrics[0] == name and name in task_of(TRAINED[task].task.downstream).metrics
         assert METRICS[name].higher_is_better is higher
         assert best_of([0.9, 0.1], name, 1, [0.1, 0.01]) == [0 if higher else 1]
 

@@ -15,7 +15,7 @@ from s3prl_ext.training.corpus_hash import Corpus
 from tests.support import listings
 from tests.support.experiments import make_args, record_losses, task_config
 
-SPLITS = {"asr": ("train", "dev-clean", "test-clean"), "pr": ("train", "dev", "test")}
+SPLITS = {"asr": ("train", "dev-clean", "test-clean"), "pr": ("train", "dev", "test"), "ood": ("train", "dev", "test")}
 
 
 @pytest.fixture(scope="module")

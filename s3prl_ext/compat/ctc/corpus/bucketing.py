@@ -27,13 +27,15 @@ class BucketingDataset(Dataset):
         DataError: fewer utterances than `bucket_size`.
     """
 
-    def __init__(self, utterances: Sequence[Utterance], bucket_size: int, ascending: bool):
+    def __init__(self, utterances: Sequence[Utterance], bucket_size: int, ascending: bool | None):
         if len(utterances) < max(1, bucket_size):
             raise DataError(
                 f"a bucket takes {bucket_size} utterances, but only {len(utterances)} were found: "
                 "lower downstream_expert.corpus.batch_size or add data."
             )
-        ordered = sorted(utterances, key=lambda utterance: len(utterance[1]), reverse=not ascending)
+        ordered = list(utterances)  # as they are given, for None
+        if ascending is not None:
+            ordered.sort(key=lambda utterance: len(utterance[1]), reverse=not ascending)
         self.file_list, self.text = zip(*ordered)
         self.bucket_size = bucket_size
 

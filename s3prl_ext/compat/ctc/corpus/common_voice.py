@@ -1,0 +1,65 @@
+"""Speech recognition on tables of clips and sentences: Common Voice, and SBCSAE (``corpus.name``)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from s3prl_ext.compat.ctc.corpus.bucketing import BucketingDataset
+from s3prl_ext.errors import DataError
+from s3prl_ext.reading import read_lines
+
+logger = logging.getLogger(__name__)
+
+HEAD = ("path", "sentence")
+
+
+class CommonVoiceDataset(BucketingDataset):
+    """Clips of tables with the token ids of their sentences, in the order of the tables.
+
+    Args:
+        split: tables, tab-separated with the columns ``path`` and ``sentence``, as s3prl's preprocessing writes them.
+        tokenizer: s3prl's text encoder.
+        bucket_size: utterances in one item: neighbours, which its preprocessing sorts by length.
+        path: folder of the clips.
+        kwargs: further keys of the task's ``corpus`` section, not used here.
+
+    Raises:
+        DataError: a table or clip is missing, a line has other columns, or a sentence is empty.
+    """
+
+    def __init__(self, split: Sequence[str], tokenizer, bucket_size, path, **kwargs):
+        if not Path(path).is_dir():
+            raise DataError(
+                f"no such folder of clips: {path}; set COMMON_VOICE, or downstream_expert.corpus.path with -o."
+            )
+        rows = [row for table in split for row in read_table(Path(table))]
+        missing = next((name for name, _ in rows if not (Path(path) / name).is_file()), None)
+        if missing is not None:
+            raise DataError(f"{split[0]} lists {missing}, which is not in {path}: complete the clips, as 16 kHz wav.")
+        utterances = [(Path(path) / name, tokenizer.encode(text)) for name, text in rows]
+        unknown = sum(ids.count(tokenizer.unk_idx) for _, ids in utterances)
+        if unknown:
+            logger.warning("%s: %d characters are not in text.vocab_file and count as one unknown", split[0], unknown)
+        super().__init__(utterances, bucket_size, ascending=None)
+
+
+def read_table(table: Path) -> list[tuple[str, str]]:
+    """Return path and sentence of each line of a table."""
+    if not table.is_file():
+        raise DataError(
+            f"no such table: {table}; s3prl's downstream/ctc/corpus/common_voice_preprocess.py writes it: set COMMON_VOICE."
+        )
+    first, *lines = read_lines(table) or [""]
+    if tuple(first.split("\t")[:2]) != HEAD:
+        raise DataError(
+            f"{table}: its first line must name path and sentence, with a tab between: preprocess it again."
+        )
+    rows = []
+    for number, line in enumerate(lines, start=2):
+        fields = line.split("\t")
+        if len(fields) < 2 or not fields[0] or not fields[1].strip():
+            raise DataError(f"{table}, line {number} must be 'CLIP<tab>SENTENCE', got {line!r:.80}: take it out.")
+        rows.append((fields[0], fields[1]))
+    return rows

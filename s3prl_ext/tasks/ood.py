@@ -1,0 +1,36 @@
+"""Speech recognition out of domain on Common Voice: Spanish, Arabic, Mandarin (SUPERB-SG's OOD-ASR)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from s3prl_ext.tasks import ctc
+from s3prl_ext.tasks.counts import edits
+from s3prl_ext.tasks.record import Reads
+
+
+def as_s3prl_splits(text: str) -> list[str]:
+    """Return the words of a text as s3prl counts them: what stands between single blanks."""
+    return text.split(" ")
+
+
+TASK = replace(
+    ctc.TASK,
+    name="ood",
+    corpus="common_voice",
+    metrics=("wer", "cer"),  # Mandarin is judged by characters
+    preset="ood/es",
+    variables={"COMMON_VOICE": "Common Voice 7.0", "COMMON_VOICE_VOCAB": "characters of each language"},
+    reads=(
+        Reads("corpus.path"),
+        *(Reads(f"corpus.{split}", divides=("",)) for split in ("train", "dev", "test")),
+        Reads("text.vocab_file"),
+    ),
+    settings="",  # its lists are files
+    counts={
+        "wer": edits("groundtruth", "hypothesis", as_s3prl_splits),
+        "cer": edits("groundtruth", "hypothesis"),
+    },
+    decoder="s3prl_ext.prediction.transcription:characters",
+    modules=(*ctc.TASK.modules, "s3prl.downstream.ctc.corpus.common_voice"),
+)

@@ -1,0 +1,64 @@
+"""Tables of Common Voice: their order, and what is refused."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+
+import s3prl_ext
+from s3prl_ext.errors import DataError
+
+HEAD = "path\tsentence\n"
+
+
+@pytest.fixture
+def tokenizer(tmp_path):
+    s3prl_ext.install()
+    from s3prl.downstream.ctc.text import load_text_encoder
+
+    (tmp_path / "char.txt").write_text(" \nA\nB\nÑ")
+    return load_text_encoder("character", str(tmp_path / "char.txt"))
+
+
+@pytest.fixture
+def dataset(tmp_path, tokenizer):
+    from s3prl.downstream.ctc.corpus.common_voice import CommonVoiceDataset
+
+    for name in ("1.wav", "2.wav", "3.wav"):
+        (tmp_path / name).touch()
+
+    def make(text: str, bucket: int = 1):
+        (tmp_path / "train.tsv").write_text(text)
+        return CommonVoiceDataset([str(tmp_path / "train.tsv")], tokenizer, bucket, path=str(tmp_path), ratio=1.0)
+
+    return make
+
+
+def test_the_order_of_the_table_stays(dataset, tokenizer):
+    found = dataset(HEAD + "2.wav\tA\n1.wav\tA Ñ\n3.wav\tBB\n", bucket=2)
+    assert [Path(path).name for path in found.file_list] == ["2.wav", "1.wav", "3.wav"]
+    assert [Path(path).name for path, _ in found[2]] == ["1.wav", "3.wav"], "the last bucket begins earlier"
+    assert tokenizer.decode(found[0][1][1]) == "A Ñ"
+
+
+def test_unknown_characters_are_counted(dataset, caplog):
+    with caplog.at_level(logging.WARNING):
+        dataset(HEAD + "1.wav\tA?!\n")
+    assert "2 characters are not in text.vocab_file" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("client_id\tpath\n", "its first line must name path and sentence"),
+        (HEAD + "1.wav\n", "line 2 must be 'CLIP<tab>SENTENCE', got '1.wav'"),
+        (HEAD + "1.wav\tA\n2.wav\t \n", "line 3 must be"),
+        (HEAD + "9.wav\tA\n", "lists 9.wav, which is not in"),
+        (HEAD, "only 0 were found"),
+    ],
+)
+def test_a_table_that_does_not_fit_is_refused(dataset, text, message):
+    with pytest.raises(DataError, match=message):
+        dataset(text)
