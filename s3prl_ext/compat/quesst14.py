@@ -42,7 +42,7 @@ def documents_of(path: Path) -> dict[str, set[str]]:
         if match is not None:
             found[match[2]].add(match[1])
     if not found:
-        raise DataError(f"{path} holds no line 'LEXEME DOCUMENT ... quesst14_..._QUERY': unpack the corpus again.")
+        raise DataError(f"{path} has no line 'LEXEME DOCUMENT ... quesst14_..._QUERY': unpack the corpus again.")
     return dict(found)
 
 

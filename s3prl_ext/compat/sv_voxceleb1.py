@@ -60,12 +60,12 @@ def clip_lengths(root: Path) -> dict[str, int]:
     """Return the samples of every clip below a folder without its silence, from the cache where it is complete.
 
     Raises:
-        DataError: the folder holds no clip, or one is unreadable, or the cache cannot be written.
+        DataError: the folder has no clip, or one is unreadable, or the cache cannot be written.
     """
     found = (path for path in root.rglob("*") if path.suffix in SUFFIXES and not path.name.startswith("."))
     clips = sorted(path.relative_to(root).as_posix() for path in found)
     if not clips:
-        raise DataError(f"{root} holds no clip SPEAKER/VIDEO/NUMBER.wav: complete VoxCeleb1, or set VOXCELEB1.")
+        raise DataError(f"{root} has no clip SPEAKER/VIDEO/NUMBER.wav: complete VoxCeleb1, or set VOXCELEB1.")
     cache = cache_base() / "sv_voxceleb1" / f"{'-'.join(root.resolve().parts[1:])[-150:]}.json"
     sizes = {name: (root / name).stat().st_size for name in clips}
     known = _known(cache, sizes)

@@ -30,7 +30,7 @@ def write(task: TrainedTask, kind: str, folder: Path, title: str) -> None:
     """
     if is_merged(str(task.spec.upstream)):
         raise UsageError(
-            f"{task.path} was tuned on a merged upstream, which is no model that others could load: write that with s3prl-ext "
+            f"{task.path} was tuned on a merged upstream, which others cannot load as a model: write that with s3prl-ext "
             "merge first, and train on it."
         )
     plain = plain_upstream(task.spec)

@@ -117,7 +117,7 @@ def _read_factors(folder: Path) -> dict[tuple[str, str], Tensor]:
         if a is None or b is None or a.dim() != 2 or b.dim() != 2 or a.shape[0] != b.shape[1]:
             raise DataError(f"{file} is incomplete: the two factors of {module} are not [r, inputs] and [outputs, r].")
     if not factors:
-        raise DataError(f"{file} holds no factors.")
+        raise DataError(f"{file} has no factors.")
     return factors
 
 

@@ -127,7 +127,7 @@ FILE = "study.json"  # in the folder of a study: what was run there
 
 
 def kept_study(folder: Path) -> Study | None:
-    """Return the study that a folder holds, or None where it holds none.
+    """Return the study that a folder holds, or None where there is none.
 
     Raises:
         DataError: its file is corrupt.

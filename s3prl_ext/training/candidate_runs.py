@@ -144,7 +144,7 @@ class CandidateRuns:
     def _advance(self, candidate: Candidate, folder: RunFolder, step: int, label: str) -> dict[str, float]:
         """Train a candidate from its latest checkpoint up to a step; return its metrics there.
 
-        Of one whose gradient is no longer finite every metric is NaN.
+        Every metric of a candidate that diverged is NaN.
         """
         self._reset()
         write_into(self._expert, self.experiment.models.task, folder.path)

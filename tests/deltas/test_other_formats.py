@@ -159,7 +159,7 @@ BROKEN = [
         "the two factors of encoder.layers.1.attention.k_proj are not",
     ),
     (lambda f: drop(f, "layers.1.attention.k_proj"), "3 modules, which are not the same projections in each layer"),
-    (lambda f: drop(f, ""), "holds no factors"),
+    (lambda f: drop(f, ""), "has no factors"),
 ]
 
 

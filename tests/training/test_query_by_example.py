@@ -155,7 +155,7 @@ def test_without_dtw_the_extra_is_named(build, tmp_path, monkeypatch):
         (lambda root: shutil.rmtree(root / "scoring/groundtruth_quesst14_dev"), "no such list: .*quesst14_dev.rttm"),
         (
             lambda root: (root / "scoring/groundtruth_quesst14_dev/quesst14_dev.rttm").write_text("SPEAKER\n"),
-            "holds no line 'LEXEME DOCUMENT",
+            "has no line 'LEXEME DOCUMENT",
         ),
     ],
 )
