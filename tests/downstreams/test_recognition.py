@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -94,21 +95,30 @@ def merged_args(expdir: Path, merge_file: str, **changes: Any) -> Namespace:
     return make_args(expdir, **changes)
 
 
-def transformers_transcripts(folder: Path, clips: list[np.ndarray], batch_size: int) -> list[str]:
-    """Transcribe clips with HubertForCTC and its processor; frames of the padding are not decoded.
+def transformers_transcripts(
+    folder: Path,
+    clips: list[np.ndarray],
+    batch_size: int,
+    family: str = "Hubert",
+    processor_class: str = "Wav2Vec2Processor",
+) -> list[str]:
+    """Transcribe clips with the family's CTC class and its processor; frames of the padding are not decoded.
 
     Repeats are collapsed first: transformers 5 drops the blank together with the special tokens.
     """
-    from transformers import HubertForCTC, Wav2Vec2Processor
+    import transformers
 
-    model, processor = HubertForCTC.from_pretrained(folder).eval(), Wav2Vec2Processor.from_pretrained(folder)
+    model = getattr(transformers, f"{family}ForCTC").from_pretrained(folder).eval()
+    processor = getattr(transformers, processor_class).from_pretrained(folder)
     texts = []
     for start in range(0, len(clips), batch_size):
         batch = clips[start : start + batch_size]
         inputs = processor(batch, sampling_rate=16000, padding=True, return_tensors="pt", return_attention_mask=True)
         with torch.no_grad():
             best = model(**inputs).logits.argmax(-1)
-        lengths = model._get_feat_extract_output_lengths(inputs.attention_mask.sum(-1))
+        lengths = inputs.attention_mask.sum(-1)
+        if family != "Wav2Vec2Bert":  # whose mask is that of its frames
+            lengths = model._get_feat_extract_output_lengths(lengths)
         collapsed = [ids[:length].unique_consecutive() for ids, length in zip(best, lengths)]
         texts += [processor.decode(ids, skip_special_tokens=True, group_tokens=False) for ids in collapsed]
     return texts
@@ -126,6 +136,42 @@ def test_zero_shot_transcripts_equal_transformers(corpus, hubert_ctc, merge_file
     assert [row.id for row in found] == ids
     assert [row.hypothesis for row in found] == expected
     assert all(len(text) > 10 for text in expected)
+
+
+def ctc_folder(path: Path, family: str) -> Path:
+    """Write a CTC model of a family with a head whose transcripts of noise are not empty."""
+    import transformers
+
+    if family == "Wav2Vec2Bert":
+        factories.w2v_bert_folder(path)
+        factories.hubert_folder(path.parent / "vocabulary", ctc=True)
+        for name in ("vocab.json", "tokenizer_config.json"):
+            shutil.copy(path.parent / "vocabulary" / name, path)
+    else:
+        factories.speech_family_folder(path, family=family, ctc=True)
+    model = getattr(transformers, f"{family}ForCTC").from_pretrained(path)
+    with torch.no_grad():
+        generator = torch.Generator().manual_seed(0)
+        for parameter in model.lm_head.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    model.save_pretrained(path)
+    return path
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+@pytest.mark.parametrize("family", ["UniSpeech", "Wav2Vec2Conformer", "SEW", "SEWD", "Wav2Vec2Bert"])
+def test_ctc_heads_of_other_families(family, corpus, tmp_path, batch_size):
+    folder = ctc_folder(tmp_path / "model", family)
+    args = make_args(
+        tmp_path / "exp", upstream="hf_speech_custom", upstream_ckpt=str(folder), downstream="ljspeech", mode="evaluate"
+    )
+    runner(args, task_file(corpus, eval_batch_size=batch_size, text_rule="identity")).evaluate()
+    clips = [read_audio(corpus / "wavs" / f"LJ001-{number:04d}.wav") for number in range(9, 13)]
+    processor = "Wav2Vec2BertProcessor" if family == "Wav2Vec2Bert" else "Wav2Vec2Processor"
+    expected = transformers_transcripts(folder, clips, batch_size, family, processor)
+    found = read_transcripts(tmp_path / "exp" / "transcripts-test.jsonl")
+    assert [row.hypothesis for row in found] == expected
+    assert all(len(text) > 5 for text in expected)
 
 
 def test_evaluation_writes_metrics_transcripts_and_splits(corpus, merge_file, tmp_path, caplog):

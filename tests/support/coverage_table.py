@@ -38,7 +38,7 @@ NOTES = """A family is told by the names of its modules, one row in
 TASK_NOTES = """
 - Two more have no miniature corpus: `ctc` on any other corpus is the code of `pr` and `sf`, `librispeech_zeroshot` that of `ljspeech`.
 - Recognition, phonemes and slots train with CTC, which needs at least as many frames as labels: a state of AST (100 ms) or BEATs (160 ms without
-  `tokens: all`) stands for more than one sound, and of SEW's hidden states (40 ms) `-s last_hidden_state` gives twice as many.
+  `tokens: all`) stands for more than one sound.
 - XVector, the head of `asv`, needs 16 frames of a clip: 2.6 s of BEATs, 1.6 s of AST; shorter clips are refused by name.
 - `head.init: target` (LJ Speech, VCTK, LibriSpeech) needs a model with a CTC head, or a Whisper.
 """

@@ -191,6 +191,7 @@ def speech_family_folder(
     width: int = 32,
     heads: int = 2,
     stable_norm: bool = False,
+    ctc: bool = False,
     seed: int = 0,
     **config: Any,
 ) -> Path:
@@ -201,7 +202,7 @@ def speech_family_folder(
         stable_norm: convolutions with layer norm, and where the family has them pre-norm layers.
         config: further settings.
     """
-    return _speech_folder(family, path, layers, width, heads, False, stable_norm, seed, torch.float32, {}, **config)
+    return _speech_folder(family, path, layers, width, heads, ctc, stable_norm, seed, torch.float32, {}, **config)
 
 
 def w2v_bert_folder(

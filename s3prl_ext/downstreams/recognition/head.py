@@ -15,6 +15,7 @@ from s3prl_ext.attention.files import find_model, open_weights, weight_files
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.evaluation.decoding import Vocabulary, read_vocabulary
 from s3prl_ext.model_settings import model_config
+from s3prl_ext.upstreams.hf_speech.w2v_bert import FRAME, HOP
 from s3prl_ext.upstreams.merged_attention.config import preset_names, read_config
 from s3prl_ext.upstreams.merged_attention.expert import TRANSFORMERS_UPSTREAMS
 
@@ -99,8 +100,13 @@ def read_target_head(folder: Path, width: int) -> tuple[CtcHead, Vocabulary, Fra
     with torch.no_grad():
         head.lm_head.weight.copy_(weight)
         head.lm_head.bias.copy_(bias)
-    counter = FrameCounter(tuple(config.get("conv_kernel", ())), tuple(config.get("conv_stride", ())))
-    return head, vocabulary, counter
+    return head, vocabulary, _frame_counter(config)
+
+
+def _frame_counter(config: Mapping[str, Any]) -> FrameCounter:
+    if config.get("model_type") == "wav2vec2-bert":  # frames of a spectrogram, two in one
+        return FrameCounter((FRAME, 2), (HOP, 2))
+    return FrameCounter(tuple(config.get("conv_kernel", ())), tuple(config.get("conv_stride", ())))
 
 
 def target_folder(ckpt: str | None, args: Mapping[str, Any]) -> Path:

@@ -5,15 +5,27 @@ Source: Wu et al. 2021, Performance-Efficiency Trade-offs in Unsupervised Pre-tr
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
 from s3prl_ext.upstreams.hf_speech.expert import TransformersSpeechModel
 
 
 class SqueezedSpeechModel(TransformersSpeechModel):
-    """A SEW or SEW-D: hidden states at the rate of the blocks (40 ms), the last hidden state upsampled to 20 ms."""
+    """A SEW or SEW-D, with all its states at the rate of the model's output, 20 ms.
+
+    The last hidden state is the model's own, which it upsamples; of the other blocks, which run at 40 ms, each frame is
+    repeated.
+    """
 
     ties_last = False
 
-    def get_downsample_rates(self, key: str | None = None) -> int:
-        """Return the number of samples per frame, which of ``last_hidden_state`` is that of the convolutions."""
-        rate = super().get_downsample_rates(key)
-        return rate if key == "last_hidden_state" else rate * int(self.model.config.squeeze_factor)
+    def forward(self, wavs: Sequence[Tensor]) -> dict[str, Tensor | tuple[Tensor, ...]]:
+        """Return the features of a batch, see :meth:`TransformersSpeechModel.forward`."""
+        output = self.model(**self.prepare(wavs), output_hidden_states=True)
+        last = output.last_hidden_state
+        frames = torch.arange(last.shape[1], device=last.device) // int(self.model.config.squeeze_factor)
+        hidden = [state[:, frames.clamp(max=state.shape[1] - 1)] for state in output.hidden_states[:-1]]
+        return {"hidden_states": (*hidden, last), "last_hidden_state": last}
