@@ -24,6 +24,7 @@ from s3prl_ext.configs import UnsetVariable, expand_variables, load_yaml, shippe
 from s3prl_ext.errors import DataError, sentence
 from s3prl_ext.run_flags import preset_path
 from s3prl_ext.tasks import TASKS, Task, corpus_variables, known
+from s3prl_ext.tasks.unavailable import UNAVAILABLE
 from s3prl_ext.transformers_models import CHECKED_VERSIONS
 
 # distribution -> module that it provides
@@ -199,6 +200,7 @@ def tasks(report: Report) -> None:
         report.problems.append(str(error))
     shown = {task.downstream for task in known() if task.preset}
     rows += [(name, f"-d {name}") for name in plugin.downstream_names() if name not in shown]
+    rows += [(name, f"-d {name}: cannot run: {reason}") for name, reason in UNAVAILABLE.items()]
     report.table("Tasks", rows)
 
 

@@ -22,6 +22,7 @@ from s3prl_ext.reading import check_model
 from s3prl_ext.run_folder import RunFolder
 from s3prl_ext.settings import count
 from s3prl_ext.tasks import task_of
+from s3prl_ext.tasks.unavailable import UNAVAILABLE
 from s3prl_ext.training import checkpoint, distributed, last_hidden_state, resume
 from s3prl_ext.training.candidates import check_alike
 from s3prl_ext.training.checkpoint import Checkpoint
@@ -184,6 +185,8 @@ class RunBuilder(_StockRunner):
         return super()._get_featurizer()
 
     def _get_downstream(self) -> ModelEntry:
+        if self.args.downstream in UNAVAILABLE:
+            raise UsageError(f"-d {self.args.downstream} cannot run: {UNAVAILABLE[self.args.downstream]}.")
         name = f"s3prl.downstream.{self.args.downstream}.expert"
         task = task_of(self.args.downstream, self.config.get("downstream_expert"))
         if self.args.mode == "train" and not task.trains:

@@ -14,6 +14,7 @@ from scipy.spatial import distance
 from s3prl_ext.compat import quesst14
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.tasks.qbe import BETA, maximum_twv, over_queries
+from s3prl_ext.tasks.unavailable import UNAVAILABLE
 from tests.support.experiments import make_args, task_config
 
 
@@ -127,6 +128,12 @@ def test_a_document_costs_what_the_best_path_through_it_costs(evaluate):
 def test_there_is_nothing_to_train(build, tmp_path):
     with pytest.raises(UsageError, match="-d quesst14_dtw has nothing to train: evaluate it, -m evaluate -t dev"):
         build(make_args(tmp_path / "exp", downstream="quesst14_dtw", upstream="fbank"), task_config("qbe"))
+
+
+@pytest.mark.parametrize("name", UNAVAILABLE)
+def test_a_task_that_cannot_run_says_what_is_missing(build, tmp_path, name):
+    with pytest.raises(UsageError, match=f"-d {name} cannot run: .*(fairseq|pyworld)"):
+        build(make_args(tmp_path / "exp", downstream=name, upstream="fbank"), task_config("ks"))
 
 
 def test_without_dtw_the_extra_is_named(build, tmp_path, monkeypatch):
