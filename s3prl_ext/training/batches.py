@@ -8,20 +8,25 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from s3prl_ext import randomness
 from s3prl_ext.errors import DataError
 from s3prl_ext.randomness import RandomState
+from s3prl_ext.training.like_length import LikeLength
 
 
 class Position(TypedDict):
-    """A position in the training batches: the epoch, its random state at the start, batches taken, the state then."""
+    """A position in the training batches: the epoch, its random state at the start, batches taken, the state then.
+
+    With ``runner.group_by_length`` also the state at the start of the group of batches.
+    """
 
     epoch: int
     taken: int
     epoch_start: RandomState
     random: RandomState
+    group_start: NotRequired[RandomState | None]
 
 
 class TrainingBatches:
@@ -35,10 +40,19 @@ class TrainingBatches:
         make_loader: builds the DataLoader of an epoch number.
         position: what :meth:`position` returned, or None to start at `epoch`.
         epoch: first epoch where there is no position.
+        group: ``runner.group_by_length``: how many batches exchange their clips; None for none.
     """
 
-    def __init__(self, make_loader: Callable[[int], Any], position: Position | None = None, epoch: int = 0) -> None:
+    def __init__(
+        self,
+        make_loader: Callable[[int], Any],
+        position: Position | None = None,
+        epoch: int = 0,
+        group: int | None = None,
+    ) -> None:
         self._make_loader = make_loader
+        self._group = group
+        self._grouped: LikeLength | None = None
         self._resume = position
         self.epoch = position["epoch"] if position else epoch
         self.taken = 0
@@ -58,7 +72,7 @@ class TrainingBatches:
             self.taken = 0
             loader = self._make_loader(self.epoch)
             self.batches_per_epoch = len(loader)
-            iterator = iter(loader)
+            iterator = iter(self._in_groups(loader))
             if self._resume:
                 self._replay(iterator, self._resume)
                 self._resume = None
@@ -71,6 +85,15 @@ class TrainingBatches:
                     "add data or lower the batch size in the task file."
                 )
             self.epoch += 1
+
+    def _in_groups(self, loader: Any) -> Any:
+        """Return the loader, or what groups its clips by length."""
+        if self._group is None:
+            return loader
+        resumed = self._resume
+        at = None if resumed is None else max(0, resumed["taken"] - 1) // self._group
+        self._grouped = LikeLength(loader, self._group, at, resumed.get("group_start") if resumed else None)
+        return self._grouped
 
     def _replay(self, iterator: Iterator[Any], position: Position) -> None:
         for _ in range(position["taken"]):
@@ -86,12 +109,13 @@ class TrainingBatches:
         """Return where the iteration stands, with the random states of now, as plain values; None before its start."""
         if self._epoch_start is None or self._resume is not None:
             return self._resume
-        return {
+        found: Position = {
             "epoch": self.epoch,
             "taken": self.taken,
             "epoch_start": self._epoch_start,
             "random": randomness.get_state(),
         }
+        return found if self._grouped is None else {**found, "group_start": self._grouped.group_start}
 
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)

@@ -100,7 +100,7 @@ class RunBuilder(_StockRunner):
         self.data = distributed.from_leader(lambda: self.corpus.hash) if training else None
         resume.check_data(self.resumed, self.data, self.args)
         resume.check_optimizer(self.resumed, self.config, self.args)
-        resume.check_cache(self.resumed, self.config, self.args)
+        resume.check_runner(self.resumed, self.config, self.args)
         self._resolve_candidates()
         self._resolve_features()
 

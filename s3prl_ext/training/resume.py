@@ -239,18 +239,26 @@ def check_optimizer(ckpt: Checkpoint, config: Mapping[str, Any], args: Namespace
         )
 
 
-def check_cache(ckpt: Checkpoint, config: Mapping[str, Any], args: Namespace) -> None:
-    """Raise UsageError where a run would go on with other features: clip by clip, or as their batch makes them."""
+SAME_RUNNER = {
+    "cache": None,
+    "cache_dtype": "float32",
+    "group_by_length": None,
+}  # keys that decide about numbers: defaults
+
+
+def check_runner(ckpt: Checkpoint, config: Mapping[str, Any], args: Namespace) -> None:
+    """Raise UsageError where a run would go on with other features or batches than it began with."""
     if args.mode != "train" or not args.past_exp or not ckpt.config:
         return
     runners = [c.get("runner") or {} for c in (ckpt.config, config)]
-    before, now = ((runner.get("cache"), runner.get("cache_dtype", "float32")) for runner in runners)
-    if before != now:
-        said = [f"cache: {cache}, cache_dtype: {dtype}" if cache else "no cache" for cache, dtype in (before, now)]
-        raise UsageError(
-            f"{ckpt.path} was trained with {said[0]}, the task file says {said[1]} (section runner): resume with the same, or "
-            "start a new experiment."
-        )
+    for key, default in SAME_RUNNER.items():
+        before, now = (runner.get(key, default) for runner in runners)
+        if before != now:
+            said = ["without it" if value is None else f"with {value}" for value in (before, now)]
+            raise UsageError(
+                f"runner.{key}: {ckpt.path} was trained {said[0]}, the task file goes on {said[1]}: resume with the same, or "
+                "start a new experiment."
+            )
 
 
 def _without_rates(tuning: TuningConfig | None) -> TuningConfig | None:

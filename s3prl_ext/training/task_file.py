@@ -55,6 +55,7 @@ class RunnerConfig:
         evaluate_ratio: share of each evaluation split that is scored.
         fp16: s3prl's switch for mixed precision, the same as ``amp: fp16``.
         amp: ours: ``bf16`` or ``fp16`` mixed precision.
+        group_by_length: ours: so many batches exchange their clips, for batches of like length.
         checkpoint_upstream: ours: compute the layers of an upstream that trains again in the backward pass, in less memory.
         cache: ours: ``features`` keeps those of an upstream that does not train on disk.
         cache_folder: where; None for ``~/.cache/s3prl_ext/features``.
@@ -74,6 +75,7 @@ class RunnerConfig:
     evaluate_ratio: Annotated[float, number(above=0, most=1)] = 1.0
     fp16: Annotated[bool, switch()] = False
     amp: Annotated[str | None, choice("bf16", "fp16")] = None
+    group_by_length: Annotated[int | None, count(2)] = None
     checkpoint_upstream: Annotated[bool, switch()] = False
     cache: Annotated[str | None, choice("features")] = None
     cache_folder: Annotated[str | None, name()] = None

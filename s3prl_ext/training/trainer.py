@@ -78,7 +78,9 @@ class Trainer:
         self._evaluation_due = resumed.extension.evaluation_due
         positions = resumed.extension.positions or [None]
         position = positions[distributed.rank() if len(positions) == distributed.world_size() else distributed.LEADER]
-        self.batches = TrainingBatches(self._make_loader, position, epoch=resumed.epoch)
+        self.batches = TrainingBatches(
+            self._make_loader, position, epoch=resumed.epoch, group=self.config.group_by_length
+        )
 
     @property
     def last_rows(self) -> dict[str, dict[str, Any]]:

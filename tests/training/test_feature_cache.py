@@ -19,7 +19,7 @@ from s3prl_ext.training import feature_cache
 from s3prl_ext.training.checkpoint import Checkpoint
 from s3prl_ext.training.feature_cache import FeatureCache, announce
 from s3prl_ext.training.forward import TaskModels
-from s3prl_ext.training.resume import check_cache
+from s3prl_ext.training.resume import check_runner
 from tests.support.experiments import make_args, record_losses, task_config
 
 
@@ -276,6 +276,6 @@ def test_what_does_not_fit_is_refused(build, tmp_path, hubert_ckpt, tuning, runn
 def test_a_run_is_resumed_with_the_same_features(now):
     ckpt = Checkpoint(config={"runner": {"cache": "features"}}, path=Path("states-4.ckpt"))
     args = make_args(".", past_exp="states-4.ckpt")
-    check_cache(ckpt, {"runner": {"cache": "features", "cache_dtype": "float32", "cache_folder": "elsewhere"}}, args)
-    with pytest.raises(UsageError, match="states-4.ckpt was trained with cache: features"):
-        check_cache(ckpt, {"runner": now}, args)
+    check_runner(ckpt, {"runner": {"cache": "features", "cache_dtype": "float32", "cache_folder": "elsewhere"}}, args)
+    with pytest.raises(UsageError, match="states-4.ckpt was trained with "):
+        check_runner(ckpt, {"runner": now}, args)
