@@ -45,11 +45,21 @@ def read_attention(path: str | os.PathLike[str], prefix: str | None = None) -> A
     Raises:
         DataError: no weights there, unreadable, or no attention in it.
     """
-    owners: dict[str, Any] = {}
-    for reader in map(open_weights, weight_files(path)):
-        owners |= dict.fromkeys(reader.keys(), reader)
+    owners = owners_of(path)
     keys = find_attention(owners, str(path), prefix)
     return read_slots(keys, lambda name: owners[name][name])
+
+
+def owners_of(path: str | os.PathLike[str]) -> dict[str, _Safetensors | dict[str, Tensor]]:
+    """Return for each tensor of a model folder or checkpoint file what reads it by name: ``owners[name][name]``.
+
+    Raises:
+        DataError: no weights there, or unreadable.
+    """
+    owners: dict[str, _Safetensors | dict[str, Tensor]] = {}
+    for reader in map(open_weights, weight_files(path)):
+        owners |= dict.fromkeys(reader.keys(), reader)
+    return owners
 
 
 def weight_files(path: str | os.PathLike[str]) -> list[Path]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from s3prl_ext.attention.files import open_weights, weight_files
+from s3prl_ext.attention.files import owners_of
 from s3prl_ext.deltas import peft_format, task_vector
 from s3prl_ext.deltas.plain_upstream import build_untuned, is_merged, plain_upstream
 from s3prl_ext.deltas.trained_task import TrainedTask
@@ -43,8 +43,7 @@ def write(task: TrainedTask, kind: str, folder: Path, title: str) -> None:
         (folder / peft_format.CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         save_file(tensors, folder / peft_format.WEIGHT_FILE, metadata={"format": "pt"})
     else:
-        files = {name: reader for reader in map(open_weights, weight_files(plain.model)) for name in reader.keys()}  # noqa: SIM118
-        shapes = {name: tuple(reader[name].shape) for name, reader in files.items()}
+        shapes = {name: tuple(reader[name].shape) for name, reader in owners_of(plain.model).items()}
         tensors, header = task_vector.task_vector(delta, base, shapes, str(task.path))
         save_file(tensors, folder / task_vector.WEIGHT_FILE, metadata=header)
     (folder / "README.md").write_text(_card(task, kind, title), encoding="utf-8")

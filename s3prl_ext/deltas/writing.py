@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from s3prl_ext.attention.files import open_weights, weight_files
+from s3prl_ext.attention.files import owners_of
 from s3prl_ext.deltas.plain_upstream import build
 from s3prl_ext.deltas.tensor_names import match_names
 from s3prl_ext.errors import DataError, UsageError
@@ -52,7 +52,7 @@ def changed_tensors(plain: RunSpec, state: Mapping[str, Tensor]) -> dict[str, Te
     Raises:
         DataError: the model on disk is another one, or is stored in half precision where a weight changed.
     """
-    files = {name: reader for reader in map(open_weights, weight_files(plain.model)) for name in reader.keys()}  # noqa: SIM118
+    files = owners_of(plain.model)
     shapes = {name: tuple(reader[name].shape) for name, reader in files.items()}
     names = match_names({name: tuple(tensor.shape) for name, tensor in state.items()}, shapes, str(plain.model))
     changed = {}

@@ -67,10 +67,10 @@ def _tables(task: str, cells: Sequence[StudyCell]) -> list[Table]:
     for cell in cells:
         final = _final(cell)
         records = [run.tested() for run in final]
-        tested = [record["metrics"][row.test][name]["value"] for record in records if record is not None]
+        tested = [score for record in records if record and (score := record.score(row.test, name)) is not None]
         chosen = [final[0].labels[axis] if final else NOTHING for axis in choose]
         dev = _shown(name, cell.scores[final[0].name]) if final and final[0].name in cell.scores else NOTHING
-        test = mean_and_deviation([factor(name) * value for value in tested])
+        test = mean_and_deviation(tested)
         body.append([*(cell.labels[axis] for axis in axes), *chosen, dev, str(len(tested)), test, _hours(cell)])
     head = [
         *axes,
