@@ -59,6 +59,11 @@ OWN_FLAGS: dict[str, Callable[[str], None]] = {"--track": tracking.check, "--fis
 """Flags that s3prl does not have, with the checks of their values; they are arguments of the run, ``args.track``."""
 
 
+def can_be_passed_on(value: str) -> bool:
+    """Return whether ``-o`` can hold a value."""
+    return not set(value) & set("'\"=\\") and ",," not in value
+
+
 def own_flags_as_overrides(argv: Sequence[str]) -> list[str]:
     """Return the flags with those of :data:`OWN_FLAGS` as s3prl can read them, such as ``-o args.track='wandb'``.
 
@@ -78,7 +83,7 @@ def own_flags_as_overrides(argv: Sequence[str]) -> list[str]:
         if word in ("-o", "--override"):
             place = len(kept)
     for name, value in found.items():
-        if set(value) & set("'\"=\\") or ",," in value:
+        if not can_be_passed_on(value):
             raise UsageError(f"{name} {value}: quotes, '=', ',,' and backslashes cannot be passed on.")
         OWN_FLAGS[name](value)
     options = [f"args.{name.removeprefix('--')}='{value}'" for name, value in found.items()]

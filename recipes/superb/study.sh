@@ -37,7 +37,9 @@ superb() {
 }
 
 # turns_of_dev FOLDER CHECKPOINT: what the model says of dev, in FOLDER/on_dev, so that the report can choose a threshold there.
+# FOLDER is called by a link: s3prl takes no '=' in a value of -o.
 turns_of_dev() {
+  ln -sfn "$(cd "$1" && pwd)" "$out/tested"
   unless "$1/on_dev/result-test.json" s3prl-ext run -m evaluate -e "$2" -t test \
-    -o "args.expdir='$1/on_dev',,config.downstream_expert.loaderrc.test_dir='$LIBRI2MIX_DIARIZATION/dev'"
+    -o "args.expdir='$out/tested/on_dev',,config.downstream_expert.loaderrc.test_dir='$LIBRI2MIX_DIARIZATION/dev'"
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
+import re
 import signal
 import sys
 from collections.abc import Mapping, Sequence
@@ -45,7 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     study = read_study(flags.study, flags.override, flags.only)
     if flags.track:
         tracking.check(flags.track)
-        project = flags.track if ":" in flags.track else f"{flags.track}:{flags.expdir.absolute().name}"
+        name = re.sub(r"[^\w.-]", "-", flags.expdir.absolute().name)
+        project = flags.track if ":" in flags.track else f"{flags.track}:{name}"
         study = dataclasses.replace(study, track=project)
     cells = cells_of(study, flags.expdir)
     if not cells:

@@ -15,7 +15,7 @@ from s3prl_ext.errors import DataError
 from s3prl_ext.evaluation.result_records import ResultRecord, numbers, read_record
 from s3prl_ext.metrics import metric
 from s3prl_ext.reading import parse_json
-from s3prl_ext.run_flags import preset_path
+from s3prl_ext.run_flags import can_be_passed_on, preset_path
 from s3prl_ext.studies.config import FIXED_AXES, AxisPoint, Study
 from s3prl_ext.tasks import Task, named
 
@@ -78,8 +78,9 @@ class StudyRun:
         changes = [f"config.{key}={value!r}".replace(" ", "") for key, value in self.settings().items()]
         given = ",,".join([*changes, *([f"args.until={until}"] if until else [])])
         track = ["--track", self.study.track] if self.study.track else []
-        if self.study.share_fisher and self._shares_fisher():
-            track += ["--fisher_scores", str(self.study_folder / FISHER)]
+        place = str(self.study_folder / FISHER)
+        if self.study.share_fisher and self._shares_fisher() and can_be_passed_on(place):
+            track += ["--fisher_scores", place]
         own = [*track, "--seed", str(self.seed), "-p", str(self.folder), *(["-o", given] if given else [])]
         return ["-m", "train", "-a", *listed, *own]
 

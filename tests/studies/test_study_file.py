@@ -131,6 +131,8 @@ def test_runs_of_a_pair_share_their_fisher_scores(change, first, others, tmp_pat
     )
     assert ("--fisher_scores" in run.flags()) == first
     assert ("--fisher_scores" in dataclasses.replace(run, seed=4).flags()) == others
+    elsewhere = dataclasses.replace(run, folder=tmp_path / "a=b" / run.name)
+    assert "--fisher_scores" not in elsewhere.flags(), "-o cannot hold the name of this folder"
 
 
 def test_a_part_of_a_study(tmp_path):
