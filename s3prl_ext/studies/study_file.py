@@ -95,16 +95,7 @@ def read_study(path: Path, override: str | None = None, only: Sequence[str] = ()
     set_here = [key for option in override.split(",,") if (key := _change(content, option))] if override else []
     file = load(_File, expand_variables(content, where), where)
     problems: list[str] = []
-    axes = {
-        "task": _points(file.tasks, f"{where}.tasks", lambda v, w: _task(v, w, file.preset), problems),
-        "upstream": _points(file.upstreams, f"{where}.upstreams", _upstream, problems),
-        "method": _points(file.methods, f"{where}.methods", _method, problems),
-    }
-    for axis, values in _mapping(file.axes, f"{where}.axes", problems).items():
-        if axis in FIXED_AXES or axis == "seed":
-            problems.append(f"{where}.axes: {axis} has a key of its own, {axis}s.")
-        else:
-            axes[axis] = _points(values, f"{where}.axes.{axis}", lambda v, w, axis=axis: _value(axis, v, w), problems)
+    axes = _axes(file, where, problems)
     choose = _several(file.choose) if file.choose else []
     problems += [
         str(unknown_name("axis", str(axis), axes, where=f"{where}.choose")) for axis in choose if axis not in axes
@@ -135,6 +126,20 @@ def read_study(path: Path, override: str | None = None, only: Sequence[str] = ()
     )
     raise_all(problems)
     return study
+
+
+def _axes(file: _File, where: str, problems: list[str]) -> dict[str, tuple[AxisPoint, ...]]:
+    axes = {
+        "task": _points(file.tasks, f"{where}.tasks", lambda v, w: _task(v, w, file.preset), problems),
+        "upstream": _points(file.upstreams, f"{where}.upstreams", _upstream, problems),
+        "method": _points(file.methods, f"{where}.methods", _method, problems),
+    }
+    for axis, values in _mapping(file.axes, f"{where}.axes", problems).items():
+        if axis in FIXED_AXES or axis == "seed":
+            problems.append(f"{where}.axes: {axis} has a key of its own, {axis}s.")
+        else:
+            axes[axis] = _points(values, f"{where}.axes.{axis}", lambda v, w, axis=axis: _value(axis, v, w), problems)
+    return axes
 
 
 def _several(value: Any) -> list[Any]:
