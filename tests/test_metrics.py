@@ -12,7 +12,7 @@ from s3prl_ext.metrics import METRICS, metric
 
 def test_directions():
     assert {name for name, row in METRICS.items() if row.higher_is_better} == {
-        "acc", "slot_type_f1", "slot_edit_f1_full", "slot_edit_f1_part"
+        "acc", "slot_type_f1", "slot_edit_f1_full", "slot_edit_f1_part", "mtwv", "pesq", "stoi", "si_sdr"
     }  # fmt: skip
     assert metric("acc").better(0.9, 0.8) and not metric("acc").better(0.8, 0.9)
     assert metric("wer").better(5.0, 6.0) and not metric("wer").better(6.0, 5.0)

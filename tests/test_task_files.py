@@ -198,3 +198,37 @@ def test_vocabularies_have_the_size_of_the_published_models():
     assert len(phones) == len(set(phones)) == 71 and phones[:3] == ["SIL", "SPN", "AA0"] and phones[-1] == "ZH"
     characters = (folder / "sf/character.txt").read_text().split("\n")[:-1]
     assert characters == [" ", *"ABCDEFGHIJKLMNOPQRSTUVWXYZ", "'"]
+
+
+# Of the tasks that came later: steps, key and size of a batch, accumulation, learning rate, evaluation interval, as in s3prl.
+LATER = {
+    "er/superb": (30000, "datarc.train_batch_size", 4, 8, 1e-4, 1000),
+    "asv/superb": (200000, "datarc.train_batch_size", 10, 5, 1e-4, 10000),
+    "se/superb": (150000, "loaderrc.train_batchsize", 8, 1, 1e-4, 1250),
+    "ss/superb": (150000, "loaderrc.train_batchsize", 8, 1, 1e-4, 2000),
+    "ood/es": (500000, "corpus.batch_size", 16, 1, 1e-4, 2000),
+    "ood/ar": (500000, "corpus.batch_size", 16, 1, 1e-4, 5000),
+    "ood/zh": (500000, "corpus.batch_size", 16, 1, 1e-4, 5000),
+}
+
+
+@pytest.mark.parametrize("preset", LATER)
+def test_values_of_the_later_tasks(preset):
+    task, name = preset.split("/")
+    config = load_yaml(task_file(task, name))
+    steps, key, batch, accumulated, rate, interval = LATER[preset]
+    section, _, last = key.partition(".")
+    runner = config["runner"]
+    assert (runner["total_steps"], runner["gradient_accumulate_steps"], runner["eval_step"]) == (
+        steps,
+        accumulated,
+        interval,
+    )
+    assert config["downstream_expert"][section][last] == batch and config["optimizer"]["lr"] == rate
+
+
+def test_query_by_example_searches_as_s3prl_does():
+    section = load_yaml(task_file("qbe", "superb"))["downstream_expert"]
+    assert section["feature_normalization"] is True and section["dtwrc"] == {
+        "dist_method": "cosine_exp", "minmax_norm": True, "step_pattern": "asymmetric", "subsequence": True,
+    }  # fmt: skip
