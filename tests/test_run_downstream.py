@@ -81,7 +81,7 @@ def test_ranks_of_launchers(tmp_path, monkeypatch):
         (["-d", "asr", "-u", "fbnk"], r"unknown upstream \(-u\) 'fbnk'; did you mean 'fbank'"),
         (["-d", "asr", "-c", "asr/superbb"], "did you mean 'asr/superb'"),
         (["-d", "ctc"], "pr/superb"),
-        (["-d", "emotion"], "-c is missing: name the task file of -d emotion"),
+        (["-d", "mosei"], "-c is missing: name the task file of -d mosei"),
         (["-d", "asr", "-e", "/nowhere"], "no such checkpoint"),
         (["-d", "asr", "-i", "/nowhere"], "no such checkpoint"),
         (["-d", "asr", "-o", "optimizer.lr=1"], "config.KEY=VALUE"),

@@ -107,7 +107,7 @@ def test_gain_clips_at_full_scale():
     assert samples.tolist()[0] == pytest.approx([1.0, -1.0, 0.1 * 10**0.3])
 
 
-@pytest.mark.parametrize("effect", [["silence", "1", "0.1"], ["gain"], ["rate", "fast"], ["tempo", "1.1"]])
+@pytest.mark.parametrize("effect", [["gain"], ["rate", "fast"], ["tempo", "1.1"]])
 def test_other_effects_are_refused(effect):
     with pytest.raises(UsageError, match="known are channels, rate, gain"):
         sox.apply_effects_tensor(torch.zeros(1, 10), RATE, [effect])
