@@ -9,6 +9,7 @@ import pytest
 import soundfile
 import torch
 
+import s3prl_ext
 from s3prl_ext.compat import audio, sox
 from s3prl_ext.errors import DataError, UsageError
 
@@ -87,6 +88,7 @@ def test_unwritable_file_is_named(tmp_path):
 
 
 def test_keyword_spotting_effects_scale_by_three_decibels(tmp_path):
+    s3prl_ext.install()  # torchaudio may need the compat layer
     path = tmp_path / "tone.wav"
     tone = 0.5 * torch.sin(2 * math.pi * 440 * torch.arange(RATE) / RATE)
     audio.save(path, tone[None], RATE, encoding="PCM_F")

@@ -57,7 +57,12 @@ def test_silence_throughout_leaves_nothing_and_speech_stays_whole():
 
 @pytest.mark.parametrize(
     "effect",
-    [["silence", "1", "0.1", "0.1%"], [*SILENCE[:4], "1", "0.1", "0.1%"], [*SILENCE[:3], "-60d", *SILENCE[4:]]],
+    [
+        ["silence", "1", "0.1"],
+        ["silence", "1", "0.1", "0.1%"],
+        [*SILENCE[:4], "1", "0.1", "0.1%"],
+        [*SILENCE[:3], "-60d", *SILENCE[4:]],
+    ],
 )
 def test_another_form_of_silence_is_refused(effect):
     with pytest.raises(UsageError, match="'silence .*' is not available: known is silence 1 SECONDS PERCENT%"):
