@@ -46,7 +46,7 @@ def finished(folder: Path, task: str, row: str) -> list[TaskRun]:
 
 def scored_runs(folder: Path, task: str, row: str) -> list[TaskRun]:
     """Return the runs of a row that have chosen masks, the first seed first; none is a DataError."""
-    places = (folder, folder / "fisher")
+    places = (folder, folder / "fisher_pass")
     runs = [run for place in places for run in runs_of(place, task, row) if (run.folder / MASKS).is_file()]
     if not runs:
         raise DataError(f"{folder}/{task} contains no run {row} with {MASKS}: do the stages before this one.")

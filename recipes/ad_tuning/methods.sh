@@ -54,13 +54,13 @@ train_rows() {
     --only "task=$(comma "$1")" --only "method=$(comma "$2")"
 }
 
-# fisher_pass TASKS ROW [OVERRIDES]: the masks of a row, from an optimizer step in $out/fisher where the row has not run.
+# fisher_pass TASKS ROW [OVERRIDES]: the masks of a row, from an optimizer step in $out/fisher_pass where the row has not run.
 fisher_pass() {
   local name missing="" found
   for name in $(listed "$1"); do
     found=("$out/$name"/*/"$2"/seed=0/masks.safetensors)
     [[ -e "${found[0]}" ]] || missing+="$name "
   done
-  [[ -z "$missing" ]] || seeds=0 steps="" run_rows "$missing" "$2" "$out/fisher" \
+  [[ -z "$missing" ]] || seeds=0 steps="" run_rows "$missing" "$2" "$out/fisher_pass" \
     "$(joined "set.runner.total_steps=1,,set.runner.eval_step=1,,set.runner.save_step=1,,set.runner.evaluate_ratio=0.01" "${3:-}")"
 }
