@@ -95,6 +95,8 @@ class Task:
         decoder: ``"module:function"`` that builds what ``s3prl-ext predict`` asks, from
             :class:`s3prl_ext.prediction.decoder.Inputs`; None where there is none.
         superb: metrics that are its columns in SUPERB's row.
+        frame_below: key of section ``downstream_expert``, dotted, of a number of samples that a frame of the upstream must
+            stay below; None where any frame will do.
         modules: modules of s3prl that it imports, for ``s3prl-ext doctor``.
         needs: modules of the extra ``superb`` that it imports, with the package on PyPI that each comes from.
         new_metrics: direction and unit of metrics that no shipped task has.
@@ -122,6 +124,7 @@ class Task:
     places: Mapping[str, str] = field(default_factory=lambda: {"expdir": "", "logging": "log.log"})
     decoder: str | None = None
     superb: tuple[str, ...] = ()
+    frame_below: str | None = None
     modules: tuple[str, ...] = ()
     needs: Mapping[str, str] = field(default_factory=dict)
     new_metrics: Mapping[str, Metric] = field(default_factory=dict)

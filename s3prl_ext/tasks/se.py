@@ -25,6 +25,7 @@ TASK = Task(
     counts={name: means(name, name) for name in ("pesq", "stoi", "si_sdr")},
     writes=("*_metrics.txt",),
     superb=("pesq", "stoi"),
+    frame_below="datarc.win_length",
     modules=("s3prl.downstream.enhancement_stft.expert",),
     needs=NEEDS,
 )

@@ -18,6 +18,7 @@ TASK = Task(
     counts={name: means(name, name) for name in ("si_sdr", "stoi", "pesq")},
     writes=("*_metrics.txt",),
     superb=("si_sdr",),
+    frame_below="datarc.win_length",
     modules=("s3prl.downstream.separation_stft.expert",),
     needs=NEEDS,
 )

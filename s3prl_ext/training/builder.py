@@ -6,7 +6,7 @@ import importlib
 import logging
 from argparse import Namespace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.distributed as dist
@@ -40,7 +40,13 @@ from s3prl_ext.training.run_spec import RunSpec
 from s3prl_ext.training.task_file import TaskFile
 from s3prl_ext.training.tuned_upstream import TunedUpstream
 from s3prl_ext.training.tuning_config import TuningConfig
-from s3prl_ext.training.upstream_checks import check_features, features_given, first_features, upstream_problem
+from s3prl_ext.training.upstream_checks import (
+    check_features,
+    check_frame,
+    features_given,
+    first_features,
+    upstream_problem,
+)
 from s3prl_ext.upstreams.merged_attention.config import with_remedy
 from s3prl_ext.upstreams.merged_attention.decoder import check_task
 from s3prl_ext.upstreams.merged_attention.record import check_merge_record
@@ -206,6 +212,7 @@ class RunBuilder(_StockRunner):
                 raise unknown_name("task (-d)", self.args.downstream, known_tasks()) from error
             raise
         check_task(module.DownstreamExpert, self.args.downstream, vars(self.args))
+        check_frame(task, self.config["downstream_expert"], cast(Any, unwrapped(self.featurizer.model)).downsample_rate)
         try:
             return super()._get_downstream()
         except KeyError as error:

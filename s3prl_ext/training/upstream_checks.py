@@ -20,6 +20,8 @@ import torch.distributed as dist
 from torch import nn
 
 from s3prl_ext.errors import DataError, ExtError, UsageError, is_out_of_memory, unknown_name
+from s3prl_ext.tasks import Task
+from s3prl_ext.training.corpus_hash import value_at
 
 WITH_CHECKPOINT = ("_local", "_custom", "_url", "_gdriveid")  # how s3prl ends the names of entries that read -k
 READS_ALL = ("customized_upstream",)  # s3prl's example for your own models
@@ -67,6 +69,23 @@ def check_features(offered: Mapping[str, Any], args: Namespace) -> None:
         raise UsageError(
             f"-l {layer} is out of range: -u {args.upstream} returns {len(features)} hidden states, 0 (the input of the "
             f"first block) to {len(features) - 1}."
+        )
+
+
+def check_frame(task: Task, expert: Mapping[str, Any], samples: int) -> None:
+    """Raise UsageError where a frame of the upstream stands for more samples than a task's spectra can cover.
+
+    Args:
+        task: its record.
+        expert: section ``downstream_expert``.
+        samples: per frame of the upstream.
+    """
+    window = value_at(expert, task.frame_below) if task.frame_below else None
+    if isinstance(window, int) and samples >= window:
+        raise UsageError(
+            f"-d {task.downstream} makes a spectrum for each frame of the upstream, one in {samples} samples, which its window "
+            f"of {window} (downstream_expert.{task.frame_below}) does not cover: use an upstream with shorter frames, such as 20 "
+            "ms."
         )
 
 

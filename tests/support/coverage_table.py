@@ -40,6 +40,7 @@ TASK_NOTES = """
 - Recognition, phonemes and slots train with CTC, which needs at least as many frames as labels: a state of AST (100 ms) or BEATs (160 ms without
   `tokens: all`) stands for more than one sound.
 - XVector, the head of `asv`, needs 16 frames of a clip: 2.6 s of BEATs, 1.6 s of AST; shorter clips are refused by name.
+- `se` and `ss` make a spectrum for each frame of the upstream, so a frame must be shorter than their window: AST and BEATs are refused.
 - `head.init: target` (LJ Speech, VCTK, LibriSpeech) needs a model with a CTC head, or a Whisper.
 """
 
@@ -82,7 +83,11 @@ def _tasks() -> str:
                 f"`{task.downstream}`",
                 ", ".join(metrics),
                 "all" if task.trains else "none: it has nothing to train",
-                "all" if task.trains else "all; not run on each by a test",
+                "frames below its window, 512 samples"
+                if task.frame_below
+                else "all"
+                if task.trains
+                else "all; not run on each by a test",
                 "yes" if task.decoder else "no",
                 "yes" if task.superb else "no",
             )
