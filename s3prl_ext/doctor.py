@@ -23,7 +23,7 @@ from s3prl_ext.compat.shim import STATES
 from s3prl_ext.configs import UnsetVariable, expand_variables, load_yaml, shipped_dir
 from s3prl_ext.errors import DataError, sentence
 from s3prl_ext.run_flags import preset_path
-from s3prl_ext.tasks import TASKS, Task, corpus_variables, known
+from s3prl_ext.tasks import TASKS, Task, corpus_variables, known, remedy
 from s3prl_ext.tasks.unavailable import UNAVAILABLE
 from s3prl_ext.transformers_models import CHECKED_VERSIONS
 
@@ -208,7 +208,8 @@ def state_of(task: Task) -> str:
     """Return ``runs``, or what a task lacks to run with its preset: an extra, a variable, a file."""
     lacking = task.lacks()
     if lacking:
-        return f"needs the extra superb ({', '.join(lacking)}): pip install 's3prl_ext[superb]'"
+        extra = "the extra superb " if task in TASKS else ""
+        return f"needs {extra}({', '.join(lacking)}): {remedy(task)}"
     unset = [name for name in task.variables if name == task.variable and not os.environ.get(name)]
     if unset:
         return f"needs {unset[0]}, the folder of {task.variables[unset[0]]}"

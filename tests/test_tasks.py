@@ -74,6 +74,12 @@ def test_an_extension_brings_its_record():
     assert tasks.added == [] and "pitch" not in METRICS
 
 
+def test_packages_of_a_task_are_installed_by_the_extra_or_by_name(monkeypatch):
+    monkeypatch.setattr(Task, "lacks", lambda task: sorted(task.needs.values()))
+    assert tasks.remedy(named("qbe")) == "pip install 's3prl_ext[superb]'"
+    assert tasks.remedy(Task("wh", "whistling", needs={"lips": "py-lips", "air": "air"})) == "pip install air py-lips"
+
+
 def test_a_task_of_an_extension_stands_in_superbs_row_where_it_was_scored():
     def run(task, metric, value):
         return ScoredRun(task, "test", {metric: value}, {}, "1", {"upstream": "x"}, "evaluate", 1, Path(task), None)

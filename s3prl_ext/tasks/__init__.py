@@ -71,6 +71,11 @@ def named(name: str) -> Task:
     return next((task for task in known() if task.name == name), task_of(name))
 
 
+def remedy(task: Task) -> str:
+    """Return the command that installs what a task lacks: an extra of this package, or the packages of an extension's."""
+    return "pip install " + ("'s3prl_ext[superb]'" if task in TASKS else " ".join(task.lacks()))
+
+
 def reported_splits() -> set[str]:
     """Return the names of the splits that are reported."""
     return {task.test for task in known()}

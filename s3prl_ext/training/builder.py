@@ -21,7 +21,7 @@ from s3prl_ext.merging.learnable import loadable_state
 from s3prl_ext.reading import check_model
 from s3prl_ext.run_folder import RunFolder
 from s3prl_ext.settings import count
-from s3prl_ext.tasks import task_of
+from s3prl_ext.tasks import remedy, task_of
 from s3prl_ext.tasks.unavailable import UNAVAILABLE
 from s3prl_ext.training import checkpoint, distributed, last_hidden_state, resume
 from s3prl_ext.training.candidates import check_alike
@@ -203,7 +203,7 @@ class RunBuilder(_StockRunner):
         lacking = task.lacks()
         if lacking:
             raise UsageError(
-                f"-d {self.args.downstream} needs {' and '.join(lacking)}, not installed here: pip install 's3prl_ext[superb]'."
+                f"-d {self.args.downstream} needs {' and '.join(lacking)}, not installed here: {remedy(task)}."
             )
         try:
             module = importlib.import_module(name)
