@@ -60,6 +60,7 @@ $(INSTALLED): pyproject.toml setup.py constraints.txt s3prl_ext.pth
 	$(PYTHON) -m venv "$(VENV)"
 	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt torch
 	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[demo,dev]'
+	@$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt pesq || echo 'pesq is not installed: it is built by a C compiler with the headers of Python (python3-dev). Tests of enhancement are skipped.'
 	@touch $@
 
 clean:
