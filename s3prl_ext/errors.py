@@ -46,12 +46,12 @@ def unknown_name(kind: str, name: str, known: Iterable[str], where: str = "") ->
     Args:
         kind: what it names, such as ``"task"``.
         name: the name that was given.
-        known: all valid names; of more than 40 only the closest are shown.
+        known: all valid names; of more than 40 only the closest, or where none is close the first, are shown.
         where: place of the name, such as a file, shown before the sentence.
     """
     names = sorted(str(k) for k in known)
     if len(names) > 40:
-        close = difflib.get_close_matches(str(name), names, n=8, cutoff=0.3)
+        close = difflib.get_close_matches(str(name), names, n=8, cutoff=0.5)
         listed = f"{len(names)} names, among them {', '.join(close or names[:8])}"
     else:
         listed = ", ".join(names)

@@ -182,6 +182,8 @@ def preset_path(name: str) -> Path:
     """
     folder = shipped_dir("downstream_configs")
     path = folder / f"{name.removesuffix('.yaml')}.yaml"
+    if not path.is_file() and (Path(name).is_absolute() or name.startswith(".")):
+        raise UsageError(f"no such task file (-c): {name}; give a file, or a shipped one such as ks/superb.")
     if not path.is_file():
         presets = [str(p.relative_to(folder).with_suffix("")) for p in folder.glob("*/*.yaml")]
         raise unknown_name("task file (-c)", name, presets)

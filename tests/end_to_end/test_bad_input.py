@@ -108,7 +108,7 @@ def replace_clips(folder: Path, task: str, samples: np.ndarray, rate: int = 1600
         ({"-u": "huberrt"}, ["upstream", "'huberrt'", "did you mean 'hubert'"]),
         ({"-d": "speech_comands"}, ["task", "'speech_comands'", "did you mean 'speech_commands'"]),
         ({"-c": "ks/supreb"}, ["task file", "'ks/supreb'", "did you mean 'ks/superb'"]),
-        ({"-c": "/nowhere/config.yaml"}, ["task file", "'/nowhere/config.yaml'", "ks/superb"]),
+        ({"-c": "/nowhere/config.yaml"}, ["no such task file (-c)", "/nowhere/config.yaml", "ks/superb"]),
         ({"-e": "/nowhere/states-2.ckpt"}, ["-e", "/nowhere/states-2.ckpt", "no such checkpoint"]),
         ({"-i": "/nowhere/states-2.ckpt"}, ["-i", "/nowhere/states-2.ckpt", "no such checkpoint"]),
         ({"-o": "config.runner.total_stps=2"}, ["'total_stps'", "did you mean 'total_steps'"]),
