@@ -41,7 +41,7 @@ class _Scheduler:
         from ray.tune.schedulers import AsyncHyperBandScheduler
 
         self.rungs, self.eta = config.rungs or (), config.eta
-        self.tune = AsyncHyperBandScheduler(
+        self.tune: Any = AsyncHyperBandScheduler(  # without the controller and trials of a Tuner
             time_attr="milestone", metric="score", mode="max" if metric(metric_name).higher_is_better else "min",
             grace_period=1, reduction_factor=self.eta, max_t=self.eta ** (len(self.rungs) - 0.5),
         )  # fmt: skip
