@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.metrics import metric
@@ -41,10 +41,11 @@ class _Scheduler:
         from ray.tune.schedulers import AsyncHyperBandScheduler
 
         self.rungs, self.eta = config.rungs or (), config.eta
-        self.tune: Any = AsyncHyperBandScheduler(  # without the controller and trials of a Tuner
+        scheduler = AsyncHyperBandScheduler(
             time_attr="milestone", metric="score", mode="max" if metric(metric_name).higher_is_better else "min",
             grace_period=1, reduction_factor=self.eta, max_t=self.eta ** (len(self.rungs) - 0.5),
         )  # fmt: skip
+        self.tune = cast(Any, scheduler)  # it is given neither the controller nor the trials of a Tuner
         self.trials = [SimpleNamespace(trial_id=str(number)) for number in range(runs)]
         for trial in self.trials:
             self.tune.on_trial_add(None, trial)
