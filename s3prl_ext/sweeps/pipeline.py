@@ -124,6 +124,12 @@ def _read_source(config: MergeConfig, grid: Grid) -> tuple[Path | None, Attentio
     """Return path and attention of the source; None for both where the grid has only noise that needs no source."""
     source = config.sources[0]
     kinds = {*grid["noise"], *(noise for arm in grid["arms"].values() for noise in arm["noise"])}
+    if source.base is not None and kinds - {"none"}:
+        noises = ", ".join(sorted(kinds - {"none"}))
+        raise UsageError(
+            f"noise {noises} replaces a source's matrices, but {config.combination.name} merges what training changed: take "
+            "noise none only."
+        )
     if source.model or source.package:
         path = find_source(source)
         return path, read_attention(path, source.prefix)

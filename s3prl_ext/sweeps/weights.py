@@ -31,7 +31,8 @@ class ArmWeights:
         biases: merge the biases too.
         noise: seed and statistics of the noise controls; its kind and draw are the arm's.
         method: how matrices are combined.
-        base: of the source, under the target's slots and in its own order of heads; for methods that need one.
+        base: of the source, under the target's slots, its heads in the order of the target's as the source's will be; for methods
+            that need one.
         heads: number of heads to align, of the source and of each draw of noise; None to leave them as they are.
 
     Raises:

@@ -94,6 +94,25 @@ def test_zero_shot_with_the_targets_own_head(sweep, pair, capsys):
     assert (folder / "arms" / "target" / "transcripts-dev.jsonl").is_file()
 
 
+def test_task_vectors_of_aligned_heads_are_swept_and_noise_for_them_is_refused(sweep, tmp_path, capsys):
+    base = factories.bert_folder(tmp_path / "base", seed=8)
+    config = tmp_path / "my.yaml"
+    config.write_text(config.read_text() + f"base:\n  model: {base}\nmethod: ties\nalign: heads\n")
+    folder = sweep("--lambda", "0.5", "--metric", "cer")
+    swept = metrics_by_arm(folder)["test", (0, 1), "none", 0.5]
+    alone = tmp_path / "alone"
+    flags = ["-u", "merged_attention", "-g", str(config), "-d", "ljspeech", "-c", "ljspeech/mini", "-o", HEAD]
+    assert main(["run", "-m", "evaluate", *flags, "-t", "test", "-p", str(alone), "--device", "cpu"]) == 0
+    scored = json.loads((alone / "result-test.json").read_text())["metrics"]["test"]
+    assert scored["loss"]["value"] == swept["loss"] and scored["cer"]["value"] == swept["cer"]
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        sweep("--lambda", "0.5", "--noise", "none,target", expdir="noisy")
+    assert ended.value.code == 2
+    assert "noise target replaces a source's matrices, but ties merges what training changed" in capsys.readouterr().err
+    assert not (tmp_path / "noisy").exists()
+
+
 def test_the_papers_lambda_is_scored_on_test_only_where_the_paper_prints_something(sweep, tmp_path, capsys):
     grid = tmp_path / "grid.yaml"
     grid.write_text('arms: {"12-19": {layers: 1, lambda: [0.25, 0.5]}}\n')
