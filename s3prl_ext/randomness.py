@@ -1,7 +1,8 @@
-"""The global random states of Python, numpy and torch, as plain values that a checkpoint can hold."""
+"""Random numbers: the global states as plain values that a checkpoint can hold, and generators of their own."""
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,12 @@ import numpy as np
 import torch
 
 RandomState = dict[str, Any]  # plain values and uint8 tensors
+
+
+def generator_of(*key: int | str | None) -> torch.Generator:
+    """Return a generator on the CPU that depends on nothing but `key`; the global states stay as they are."""
+    digest = hashlib.sha256("|".join(map(str, key)).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:4], "big"))  # torch seeds its CPU generator by 32 bits
 
 
 def get_state() -> RandomState:

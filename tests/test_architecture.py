@@ -30,7 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "models": {"errors"},
     "randomness": set(),
     "attention": {"models", "configs", "metrics", "errors"},
-    "merging": {"models", "attention", "configs", "metrics", "errors"},
+    "merging": {"randomness", "models", "attention", "configs", "metrics", "errors"},
     "child_tuning": {"models", "attention", "configs", "metrics", "errors"},
     "evaluation": {"models", "attention", "configs", "tasks", "metrics", "errors"},
     "papers": {"evaluation", "configs", "tasks", "metrics", "errors"},

@@ -12,6 +12,14 @@ from torch import Tensor
 SUM_TOLERANCE = 1e-9
 
 
+def dtype_of_sum(*tensors: Tensor) -> torch.dtype:
+    """Return the dtype in which tensors are summed: float32, or float64 if one of them is."""
+    dtype = torch.float32
+    for tensor in tensors:
+        dtype = torch.promote_types(dtype, tensor.dtype)
+    return dtype
+
+
 def interpolate(target: Tensor, source: Tensor, weight: float) -> Tensor:
     """Return the tensor `weight` of the way from `target` to `source`, in the target's dtype and on its device.
 
@@ -27,7 +35,7 @@ def interpolate(target: Tensor, source: Tensor, weight: float) -> Tensor:
     source = source.to(target.device)
     if weight == 1.0:
         return source.to(target.dtype, copy=True)
-    dtype = torch.promote_types(torch.promote_types(target.dtype, source.dtype), torch.float32)
+    dtype = dtype_of_sum(target, source)
     return torch.lerp(target.to(dtype), source.to(dtype), weight).to(target.dtype)
 
 
@@ -47,9 +55,7 @@ def combine(target: Tensor, sources: Sequence[Tensor], weights: Sequence[float])
         return target
     if len(used) == 1:
         return interpolate(target, *used[0])
-    dtype = torch.float32
-    for tensor in (target, *(source for source, _ in used)):
-        dtype = torch.promote_types(dtype, tensor.dtype)
+    dtype = dtype_of_sum(target, *(source for source, _ in used))
     rest = 1.0 - math.fsum(weights)
     total = target.to(dtype) * (0.0 if abs(rest) < SUM_TOLERANCE else rest)
     for source, weight in used:

@@ -7,7 +7,6 @@ bit for bit. All sums are taken in float32, or float64 if a tensor is.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,9 @@ import torch
 from torch import Tensor
 
 from s3prl_ext.errors import UsageError
-from s3prl_ext.merging.interpolation import combine, interpolate
+from s3prl_ext.merging.interpolation import combine, dtype_of_sum, interpolate
+from s3prl_ext.merging.names import DARE_DENSITY, METHOD_NAMES, TIES_DENSITY
+from s3prl_ext.randomness import generator_of
 from s3prl_ext.settings import choice, count, load, number
 
 COLLINEAR = 0.9995  # |cosine| above which slerp is the straight line, as in mergekit
@@ -53,7 +54,7 @@ class MethodConfig:
         seed: of the random choice (dare).
     """
 
-    name: Annotated[str, choice("linear", "slerp", "task_arithmetic", "ties", "dare")] = "linear"
+    name: Annotated[str, choice(METHOD_NAMES)] = "linear"
     density: Annotated[float | None, number(above=0, most=1)] = None
     seed: Annotated[int | None, count(0)] = None
 
@@ -79,6 +80,7 @@ class MergeMethod:
 
     Attributes:
         function: target, parts, configuration, key -> merged matrix.
+        about: what becomes of the target's matrices, for the card of a model.
         needs_base: whether each source has a base.
         options: keys of the section that it takes, and the value of each that is not given.
         sums_to_one: whether lambda of all sources together must not exceed 1.
@@ -86,6 +88,7 @@ class MergeMethod:
     """
 
     function: Callable[[Tensor, Sequence[Part], MethodConfig, Key], Tensor]
+    about: str
     needs_base: bool = False
     options: Mapping[str, Any] | None = None
     sums_to_one: bool = False
@@ -118,7 +121,7 @@ def slerp(target: Tensor, source: Tensor, weight: float) -> Tensor:
     """
     if weight in (0.0, 1.0):
         return interpolate(target, source, weight)
-    dtype = _common(target, source)
+    dtype = dtype_of_sum(target, source)
     start, end = target.to(dtype), source.to(target.device, dtype)
     norms = torch.linalg.vector_norm(start), torch.linalg.vector_norm(end)
     if min(norms) < SMALLEST_NORM:
@@ -137,7 +140,7 @@ def task_arithmetic(target: Tensor, deltas: Sequence[Tensor], weights: Sequence[
     Args:
         deltas: task vectors of the target's shape.
     """
-    total = target.to(_common(target, *deltas), copy=True)
+    total = target.to(dtype_of_sum(target, *deltas), copy=True)
     for delta, weight in zip(deltas, weights, strict=True):
         total.add_(delta, alpha=weight)
     return total.to(target.dtype)
@@ -201,7 +204,7 @@ def _ties(target: Tensor, parts: Sequence[Part], config: MethodConfig, key: Key)
 def _dare(target: Tensor, parts: Sequence[Part], config: MethodConfig, key: Key) -> Tensor:
     assert config.density is not None
     deltas = [
-        drop_and_rescale(delta, config.density, _generator("dare", config.seed, part.source, *key))
+        drop_and_rescale(delta, config.density, generator_of("dare", config.seed, part.source, *key))
         for delta, part in zip(_task_vectors(target, parts), parts, strict=True)
     ]
     return task_arithmetic(target, deltas, [part.weight for part in parts])
@@ -211,28 +214,37 @@ def _task_vectors(target: Tensor, parts: Sequence[Part]) -> list[Tensor]:
     deltas = []
     for part in parts:
         assert part.base is not None
-        dtype = _common(target, part.matrix, part.base)
+        dtype = dtype_of_sum(target, part.matrix, part.base)
         deltas.append(part.matrix.to(target.device, dtype) - part.base.to(target.device, dtype))
     return deltas
 
 
-def _common(*tensors: Tensor) -> torch.dtype:
-    dtype = torch.float32
-    for tensor in tensors:
-        dtype = torch.promote_types(dtype, tensor.dtype)
-    return dtype
-
-
-def _generator(*key: int | str | None) -> torch.Generator:
-    digest = hashlib.sha256("|".join(map(str, key)).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:4], "big"))  # torch seeds its CPU generator by 32 bits
-
-
 MERGE_METHODS: dict[str, MergeMethod] = {
-    "linear": MergeMethod(_linear, sums_to_one=True),
-    "slerp": MergeMethod(_slerp, several=False, sums_to_one=True),
-    "task_arithmetic": MergeMethod(_task_arithmetic, needs_base=True),
-    "ties": MergeMethod(_ties, needs_base=True, options={"density": 0.2}),
-    "dare": MergeMethod(_dare, needs_base=True, options={"density": 0.1, "seed": 0}),
+    "linear": MergeMethod(
+        _linear, "interpolated with those of other models: W = λ · W_source + (1 - λ) · W_target", sums_to_one=True
+    ),
+    "slerp": MergeMethod(
+        _slerp,
+        "turned towards those of another model on the arc between them (slerp, λ of the way)",
+        several=False,
+        sums_to_one=True,
+    ),
+    "task_arithmetic": MergeMethod(
+        _task_arithmetic,
+        "plus what training changed in other models: W = W_target + λ · (W_source - W_base)",
+        needs_base=True,
+    ),
+    "ties": MergeMethod(
+        _ties,
+        "plus what training changed in other models, trimmed to the largest entries of the elected sign (TIES)",
+        needs_base=True,
+        options={"density": TIES_DENSITY},
+    ),
+    "dare": MergeMethod(
+        _dare,
+        "plus what training changed in other models, dropped at random and rescaled (DARE)",
+        needs_base=True,
+        options={"density": DARE_DENSITY, "seed": 0},
+    ),
 }
 LINEAR = MethodConfig()

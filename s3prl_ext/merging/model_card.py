@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from s3prl_ext.attention.layouts import PROJECTIONS
+from s3prl_ext.merging.methods import MERGE_METHODS
 from s3prl_ext.merging.report import MergeRow
 from s3prl_ext.models.card import write_card
 from s3prl_ext.tables import grid
@@ -15,13 +16,6 @@ ABOUT = (
     "The query, key and value matrices of a target model, {how}. Everything else is the target's, bit for bit. Method: "
     "Multimodal Attention Merging for Improved Speech Recognition and Audio Event Classification (MAM)."
 )
-FORMULAS = {
-    "linear": "interpolated with those of other models: W = λ · W_source + (1 - λ) · W_target",
-    "slerp": "turned towards those of another model on the arc between them (slerp, λ of the way)",
-    "task_arithmetic": "plus what training changed in other models: W = W_target + λ · (W_source - W_base)",
-    "ties": "plus what training changed in other models, trimmed to the largest entries of the elected sign (TIES)",
-    "dare": "plus what training changed in other models, dropped at random and rescaled (DARE)",
-}
 LICENCE = (
     "A merged model is made from all of the models above: the licences of each of them apply together. "
     "Read their cards before you pass it on."
@@ -72,7 +66,7 @@ def model_card(
         ),
         "Licence": LICENCE,
     }
-    how = FORMULAS[(record.get("method") or {"name": "linear"})["name"]]
+    how = MERGE_METHODS[(record.get("method") or {"name": "linear"})["name"]].about
     return write_card(title, ABOUT.format(how=how), sections, ["merge", "multimodal-attention-merging"], hub_ids)
 
 

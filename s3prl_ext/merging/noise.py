@@ -8,7 +8,6 @@ of another. (Up to 0.1.0 they shared them, and were one matrix rescaled.)
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from s3prl_ext.errors import UsageError
 from s3prl_ext.merging.layers import align
 from s3prl_ext.merging.merge import check_finite
 from s3prl_ext.merging.names import NOISE_KINDS
+from s3prl_ext.randomness import generator_of
 from s3prl_ext.settings import choice, count, load
 
 STREAMS = "by kind"  # kept in records and sweeps, so that numbers of earlier versions are not taken for these
@@ -130,14 +130,9 @@ def sample(
     """
     samples: AttentionWeights = {}
     for slot, shape in shapes.items():
-        noise = torch.randn(shape, generator=_generator(config.kind, config.seed, config.draw, source, *slot))
+        noise = torch.randn(shape, generator=generator_of(config.kind, config.seed, config.draw, source, *slot))
         samples[slot] = noise if statistics is None else noise.mul_(statistics[slot].std).add_(statistics[slot].mean)
     return samples
-
-
-def _generator(*key: int | str) -> torch.Generator:
-    digest = hashlib.sha256("|".join(map(str, key)).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:4], "big"))  # torch seeds its CPU generator by 32 bits
 
 
 def _group(slot: Slot, statistics: str) -> Any:

@@ -11,6 +11,7 @@ from torch import Tensor
 from s3prl_ext.attention.layouts import Slot
 from s3prl_ext.attention.weights import AttentionWeights
 from s3prl_ext.merging.alignment import align_heads
+from s3prl_ext.merging.interpolation import dtype_of_sum
 from s3prl_ext.merging.layers import align
 from s3prl_ext.merging.merge import check_finite
 from s3prl_ext.merging.methods import LINEAR, MethodConfig, Part
@@ -99,8 +100,7 @@ class ArmWeights:
     def _ready(self, slot: Slot, tensor: Tensor) -> Tensor:
         """Return a matrix on the target's device in the dtype in which the sum is taken: float32, or wider."""
         target = self._target[slot]
-        dtype = torch.promote_types(torch.promote_types(target.dtype, tensor.dtype), torch.float32)
-        return tensor.to(target.device, dtype)
+        return tensor.to(target.device, dtype_of_sum(target, tensor))
 
     def _aligned(self, matrices: dict[Slot, Tensor]) -> dict[Slot, Tensor]:
         """Return matrices with their heads in the order of the target's, where that is asked for."""

@@ -23,6 +23,7 @@ from s3prl_ext.merging.methods import (
     ties,
     trim,
 )
+from s3prl_ext.merging.names import DELTA_METHODS, METHOD_NAMES
 
 SLOT = Slot(0, "q_proj")
 
@@ -113,6 +114,10 @@ def test_sums_are_taken_in_float32_or_wider_and_inputs_stay(dtype, golden):
         exact = method.combine(target.to(wide), [Part(source.to(wide), 0.4, base.to(wide))], SLOT)
         assert result.dtype == dtype and torch.equal(result, exact.to(dtype))
     assert all(torch.equal(*both) for both in zip(copies, (target, source, base), strict=True))
+
+
+def test_the_names_that_flags_know_are_those_of_the_table():
+    assert tuple(MERGE_METHODS) == METHOD_NAMES and set(DELTA_METHODS) <= set(MERGE_METHODS)
 
 
 def test_defaults_are_filled_in():

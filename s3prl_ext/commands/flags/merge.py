@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from s3prl_ext.merging.names import DELTA_METHODS
+from s3prl_ext.merging.names import DARE_DENSITY, DELTA_METHODS, TIES_DENSITY
 
 
 def parser() -> argparse.ArgumentParser:
@@ -28,6 +28,8 @@ def parser() -> argparse.ArgumentParser:
     group.add_argument("--deltas", nargs="+", metavar="RUN", help="deltas, checkpoints or folders of runs")
     group.add_argument("--lambda", dest="lambdas", metavar="L[,L...]", help="lambda of all tasks, or one for each")
     group.add_argument("--method", choices=DELTA_METHODS, help="how their changes are combined (default: linear)")
-    group.add_argument("--density", help="share of each change that ties (0.2) or dare (0.1) keeps")
+    group.add_argument(
+        "--density", help=f"share of each change that ties ({TIES_DENSITY}) or dare ({DARE_DENSITY}) keeps"
+    )
     group.add_argument("--seed", type=int, help="of dare's random choice (default: 0)")
     return parser
