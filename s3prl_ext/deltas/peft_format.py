@@ -34,8 +34,11 @@ _OURS = re.compile(r"model\.(?P<module>.+)\.parametrizations\.weight\.0\.lora_(?
 OFF: dict[str, Any] = {
     "use_dora": False, "bias": "none", "lora_bias": False, "fan_in_fan_out": False, "modules_to_save": None, "rank_pattern": {},
     "alpha_pattern": {}, "trainable_token_indices": None, "alora_invocation_tokens": None, "target_parameters": None,
-    "layer_replication": None,
+    "layer_replication": None, "use_qalora": False, "use_bdlora": None, "arrow_config": None, "kasa_config": None,
+    "monteclora_config": None,
 }  # fmt: skip
+# Ways to begin that leave the base as it was; PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA take a part out of it.
+STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 
 
 def is_adapter(path: Path) -> bool:
@@ -94,6 +97,11 @@ def _read_config(folder: Path) -> Mapping[str, Any]:
         raise DataError(
             f"{file} uses {', '.join(used)}, which our LoRA does not have: merge the adapter into its base with peft, and use "
             "the result as a model."
+        )
+    if config.get("init_lora_weights") not in STARTS:
+        raise DataError(
+            f"{file}: the adapter began with {config['init_lora_weights']}, which changed the base as well: convert it with peft "
+            "(path_initial_model_for_weight_conversion), or merge it into its base and use the result as a model."
         )
     for key, kinds in (("r", int), ("lora_alpha", (int, float))):
         if not isinstance(config.get(key), kinds) or isinstance(config[key], bool) or config[key] <= 0:
