@@ -168,7 +168,7 @@ def check_lists(folder: Path, conditions: Sequence[str]) -> None:
             raise DataError(f"{path}, line {wrong} must be 'UTTERANCE PATH', without spaces in the path.")
         missing = next((row[1] for row in rows if not Path(row[1]).is_file()), None)
         if missing is not None:
-            raise DataError(f"{path} lists {missing}, which is not there: prepare the corpus again where it lies now.")
+            raise DataError(f"{path} lists {missing}, which is not there: prepare the corpus again where it is now.")
         names[condition] = {row[0] for row in rows}
     first, *others = conditions
     for other in others:

@@ -24,7 +24,7 @@ class LikeLength:
     Args:
         loader: of the training split.
         batches: how many batches exchange their clips.
-        resume_at: number of the group that a resumed run stands in, which is read from the state `resume_from`: the
+        resume_at: number of the group that a resumed run is in, which is read from the state `resume_from`: the
             augmentation of its clips may depend on it.
         resume_from: the random state at the start of that group.
 
