@@ -55,7 +55,7 @@ def main(args: argparse.Namespace) -> int:
         sys.stdout.write("nothing was written\n")
         return 0
     with one_writer(args.out), written_folder(args.out) as folder:
-        _write(folder, names, args.deltas, merged, method)
+        _write(folder, names, merged, method)
     sys.stdout.write(f"{args.out}\n")
     return 0
 
@@ -131,7 +131,7 @@ def _opposed(key: str, change: torch.Tensor, own: Any, merged: MergedTasks) -> t
     return torch.stack([change * other < 0 for other in others]).any(dim=0) if others else torch.zeros(1)
 
 
-def _write(folder: Path, names: Sequence[str], paths: Sequence[str], merged: MergedTasks, method: MethodConfig) -> None:
+def _write(folder: Path, names: Sequence[str], merged: MergedTasks, method: MethodConfig) -> None:
     sources = [
         {"name": name, "path": str(one.task.path), "lambda": weight, "task": one.task.spec.downstream}
         for name, one, weight in zip(names, merged.tasks, merged.weights, strict=True)

@@ -254,7 +254,7 @@ def _options(pair: ModelPair) -> dict[str, Any]:
         "merged part": config.target.prefix,
         "method": dataclasses.asdict(config.method) if config.method else None,
         "base": facts["base"]["attention_sha256"] if "base" in facts else None,
-        "align": dataclasses.asdict(config.sources[0].align) if config.sources[0].align else None,
+        "align": {key: facts["align"][key] for key in ("kind", "heads")} if "align" in facts else None,
     }
     return {key: value for key, value in options.items() if value}
 
