@@ -75,7 +75,7 @@ class TrainedTask:
         if not found.info.get("upstream"):
             raise DataError(f"{path} does not say which upstream it belongs to: write it again with its info.")
         info = {**found.info, "tuning": chosen_tuning(found.info.get("tuning"), found.info.get("candidate"))}
-        return cls(path, info, found, merge=info.get("merge", UNKNOWN))
+        return cls(path, info, replace(found, info=info), merge=info.get("merge", UNKNOWN))
 
     @classmethod
     def _of_checkpoint(cls, path: Path, ckpt: Checkpoint) -> TrainedTask:
