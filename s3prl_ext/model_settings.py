@@ -59,11 +59,16 @@ def head_count(folder: Path, prefix: str | None = None) -> int | None:
     """Return the number of attention heads of a transformers folder's model, None where no ``config.json`` says it.
 
     Args:
-        prefix: ``decoder`` for the decoder of a model that has both, otherwise the encoder is meant.
+        prefix: ``decoder`` for the decoder of a model that has both, ``text_model`` or ``vision_model`` for a tower of CLIP;
+            otherwise the encoder is meant.
     """
     config = model_config(folder)
+    if prefix in ("text_model", "vision_model"):
+        tower = config.get(prefix.replace("model", "config"))
+        config = dict(tower) if isinstance(tower, Mapping) else {}
     part = "decoder" if prefix == "decoder" else "encoder"
-    return next((config[key] for key in (f"{part}_attention_heads", "num_attention_heads") if key in config), None)
+    keys = (f"{part}_attention_heads", f"{part}_num_attention_heads", "num_attention_heads", "n_heads")
+    return next((config[key] for key in keys if key in config), None)
 
 
 def check_extractor(extractor: Any, name: object) -> None:

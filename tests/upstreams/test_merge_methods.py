@@ -96,16 +96,29 @@ def test_heads_of_source_noise_and_base_are_brought_into_the_target_s_order(buil
 
 
 def test_the_number_of_heads_is_read_given_or_asked_for(build, folders, tmp_path):
-    with pytest.raises(UsageError, match="the target has 4 heads and the source 2: heads are paired one to one"):
+    with pytest.raises(UsageError, match="the target has 4 and the source has 2: heads are paired one to one"):
         build(align="heads", source={"model": folders["two_heads"]})
-    build(align={"kind": "heads", "heads": 2})
+    with pytest.raises(
+        UsageError, match="the target has 4 and the source has 4 and align.heads is 2: heads are paired"
+    ):
+        build(align={"kind": "heads", "heads": 2})
+    silent = {"upstream": "hubert_local", "ckpt": str(factories.hubert_local_ckpt(tmp_path / "hubert.pt"))}
+    for content in ({"source": None, "noise": "standard"}, {}):
+        with pytest.raises(
+            UsageError, match=r"the target does not say how many heads it has: give align: \{kind: heads"
+        ):
+            build(target=silent, align="heads", **content)
+    build(target=silent, align={"kind": "heads", "heads": 4})
     with pytest.raises(UsageError, match="32 rows cannot be divided into 5 heads"):
-        build(align={"kind": "heads", "heads": 5})
-    local = factories.hubert_local_ckpt(tmp_path / "hubert.pt")
-    silent = {"upstream": "hubert_local", "ckpt": str(local)}
-    with pytest.raises(UsageError, match=r"neither model says how many heads it has: give align: \{kind: heads"):
-        build(target=silent, source=None, noise="standard", align="heads")
-    build(target=silent, align="heads")
+        build(target=silent, source=None, noise="standard", align={"kind": "heads", "heads": 5})
+
+
+def test_a_base_has_the_depth_of_its_source(build, folders, tmp_path):
+    deep = factories.bert_folder(tmp_path / "deep", layers=4, heads=4)
+    with pytest.raises(
+        UsageError, match="has 4 layers and source .* 2: name the model that the source was trained from"
+    ):
+        build(method="ties", base={"model": str(deep)}, layer_map={0: 0, 1: 1})
 
 
 SOURCE, ONE, NOISE = Arm((0, 1), "none", 0, 0.25), Arm((0,), "none", 0, 1.0), Arm((1,), "target", 2, 0.5)
@@ -117,12 +130,16 @@ SOURCE, ONE, NOISE = Arm((0, 1), "none", 0, 0.25), Arm((0,), "none", 0, 1.0), Ar
         *(({"method": "slerp"}, arm) for arm in (SOURCE, ONE, NOISE)),
         *(({"align": "heads"}, arm) for arm in (SOURCE, ONE, NOISE)),
         *(({"method": method}, arm) for method in ("ties", "dare") for arm in (SOURCE, ONE)),
+        *(({"method": "ties", "align": "heads"}, arm) for arm in (SOURCE, ONE)),
     ],
 )
 def test_an_arm_of_a_sweep_equals_the_merged_upstream_bit_for_bit(content, arm, build, folders):
     if content.get("method") in ("ties", "dare"):
-        content = with_base(folders, content["method"])
+        content = content | with_base(folders, content["method"])
     source, base = read_attention(folders["source"]), read_attention(folders["base"])
+    if "base" in content and "align" in content:  # a sweep gets the base in the order of the source's aligned heads
+        _, orders = align_heads(read_attention(folders["target"]), source, 4, PROJECTIONS)
+        base = {slot: permute_heads(tensor, orders[slot.layer]) for slot, tensor in base.items()}
     heads = 4 if "align" in content else None
     upstream = build(**{"lambda": 0})
     method = parse_method(content.get("method", "linear"))
@@ -150,6 +167,13 @@ def test_a_written_model_equals_the_upstream_and_its_card_says_how(build, folder
     check_merge_record(record, upstream.merge_record)
 
 
+def changed(record, heads):
+    """Return a copy of a record with another number of heads."""
+    copy = json.loads(json.dumps(record))
+    copy["sources"][0]["align"]["heads"] = heads
+    return copy
+
+
 def test_records_tell_methods_bases_and_alignments_apart(build, folders):
     plain, sphere = build().merge_record, build(method="slerp").merge_record
     assert "method" not in plain and "align" not in plain["sources"][0]
@@ -161,7 +185,7 @@ def test_records_tell_methods_bases_and_alignments_apart(build, folders):
         (ties, dare, "method: {name: ties, density: 0.2}, but now it is method: {name: dare, density: 0.1, seed: 0}"),
         (ties, other, "another base of the source"),
         (plain, aligned, "without align of the source, but now it is with align"),
-        (aligned, build(align={"heads": 2}).merge_record, "other heads of the source aligned: 4 heads, but now 2"),
+        (aligned, changed(aligned, 2), "other heads of the source aligned: 4 heads, but now 2"),
     ):
         with pytest.raises(DataError, match=message) as caught:
             check_merge_record(stored, current)

@@ -60,7 +60,7 @@ def prepare_sources(
             slots = learnable_slots(config, depth(target))
         else:
             slots = list(chosen_slots(target, lambdas[index], config.biases))
-        base = _read_base(target, source, maps[index], config)
+        base = _read_base(target, weights, source, maps[index], config)
         ready = _prepare(target, weights, source, lambdas[index], maps[index], slots, index)
         ready = dataclasses.replace(ready, base=base and align(base, maps[index]), facts=_base_facts(source, base))
         prepared.append(_aligned(ready, target, source, config.target))
@@ -68,17 +68,26 @@ def prepare_sources(
 
 
 def _read_base(
-    target: AttentionWeights, source: SourceConfig, layer_map: list[int | None], config: MergeConfig
+    target: AttentionWeights,
+    weights: AttentionWeights | None,
+    source: SourceConfig,
+    layer_map: list[int | None],
+    config: MergeConfig,
 ) -> AttentionWeights | None:
     """Return the attention of a source's base, None where it has none.
 
     Raises:
-        UsageError: it does not fit the target.
+        UsageError: it does not fit the target, or has not the depth of the source.
         DataError: the model is missing, unreadable, or without attention.
     """
     if source.base is None:
         return None
     base = read_attention(find_source(source.base), source.base.prefix)
+    if weights is not None and depth(base) != depth(weights):
+        raise UsageError(
+            f"base {_model_name(source.base)} has {depth(base)} layers and source {source_name(source)} {depth(weights)}: name "
+            "the model that the source was trained from."
+        )
     names = f"target {target_name(config.target)}", f"base {_model_name(source.base)}"
     check_compatible(target, base, names, config.biases, layer_map if source.layer_map is not None else None)
     return base
@@ -95,7 +104,7 @@ def _aligned(source: Source, target: AttentionWeights, config: SourceConfig, mod
     """
     if config.align is None:
         return source
-    heads = config.align.heads or _heads(config, models)
+    heads = _heads(config, models)
     projections = list(config.lambda_)
     weights, orders = align_heads(target, source.weights, heads, projections)
     base = source.base
@@ -111,26 +120,29 @@ def _aligned(source: Source, target: AttentionWeights, config: SourceConfig, mod
 
 
 def _heads(source: SourceConfig, target: TargetConfig) -> int:
-    """Return the number of heads that both models have, by their ``config.json``.
+    """Return the number of heads that both models have: as given, and as each ``config.json`` says that says it.
 
     Raises:
-        UsageError: they differ, or no model says it.
+        UsageError: they differ, or none is given and a model does not say it.
     """
-    found = {}
+    assert source.align is not None
     model = model_of(target)
-    if model:
-        found["target"] = head_count(find_model(model), target.prefix)
+    found = {"target": head_count(find_model(model), target.prefix) if model else None}
     if source.is_read:
         found["source"] = head_count(find_source(source), source.prefix)
-    counts = {count for count in found.values() if count}
-    if len(counts) > 1:
+    said = {f"the {role} has {count}": count for role, count in found.items() if count}
+    if source.align.heads:
+        said[f"align.heads is {source.align.heads}"] = source.align.heads
+    if len(set(said.values())) > 1:
         raise UsageError(
-            f"align: the target has {found['target']} heads and the source {found['source']}: heads are paired one to one, so "
-            "leave align out."
+            f"align: {' and '.join(said)}: heads are paired one to one, so leave align out, or correct it."
         )
-    if not counts:
-        raise UsageError("align: neither model says how many heads it has: give align: {kind: heads, heads: N}.")
-    return counts.pop()
+    if not source.align.heads and None in found.values():
+        silent = next(role for role, count in found.items() if count is None)
+        raise UsageError(
+            f"align: the {silent} does not say how many heads it has: give align: {{kind: heads, heads: N}}."
+        )
+    return next(iter(said.values()))
 
 
 def _prepare(
