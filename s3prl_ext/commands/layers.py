@@ -18,7 +18,7 @@ from s3prl_ext.evaluation.layer_panels import LayerPanel, plot_layer_panels
 from s3prl_ext.merging.config import SourceConfig, TargetConfig
 from s3prl_ext.merging.layers import LayerMap, parse_layer_map
 from s3prl_ext.merging.names import DECODER, LEVELS, SIMILARITY_NAMES
-from s3prl_ext.merging.selection_config import parse_settings
+from s3prl_ext.merging.selection_config import LayerMatch, parse_settings
 from s3prl_ext.tables import grid
 from s3prl_ext.writing import write_json, write_text
 
@@ -96,6 +96,8 @@ def _from_merge(text: str) -> dict[str, Any]:
     if len(config.sources) != 1:
         raise UsageError(f"{text} names {len(config.sources)} sources: compare one at a time, with --source.")
     (source,) = config.sources
+    if isinstance(source.layer_map, LayerMatch):
+        raise UsageError(f"{text}: the merge finds its layer_map itself: give one with --layer-map, such as linear.")
     return {"target": config.target, "source": source, "layer_map": source.layer_map}
 
 

@@ -61,7 +61,7 @@ def score(store: Store, engine: Engine, jobs: int, argv: Sequence[str], check: C
     """Let `jobs` processes score the arms on dev, and take their results into the store.
 
     Args:
-        store: of the sweep; what it and parts of an earlier session hold is not scored again.
+        store: of the sweep; what it holds is not scored again.
         engine: where the processes run.
         jobs: their number.
         argv: flags of the sweep.
@@ -71,9 +71,6 @@ def score(store: Store, engine: Engine, jobs: int, argv: Sequence[str], check: C
         DataError: a process failed; the sentence is its own. What the others have scored is kept.
     """
     folder = store.path.parent / FOLDER
-    for earlier in sorted(folder.glob(f"*/{NAME}")):
-        merge(store, earlier.parent)
-    remove(store)
     parts = [SweepPart(number, jobs, folder / f"{number}-of-{jobs}", argv) for number in range(jobs)]
     failed = []
     try:
@@ -94,6 +91,17 @@ def score(store: Store, engine: Engine, jobs: int, argv: Sequence[str], check: C
         raise DataError(f"{failed[0]} Give the same command again to go on.")
     for part in parts:
         merge(store, part.folder)
+    remove(store)
+
+
+def settle(store: Store, overwrite: bool) -> None:
+    """Take the results of the parts of an interrupted sweep into the store, or with `overwrite` drop them.
+
+    Raises:
+        DataError: they are of other models, settings or data.
+    """
+    for earlier in [] if overwrite else sorted((store.path.parent / FOLDER).glob(f"*/{NAME}")):
+        merge(store, earlier.parent)
     remove(store)
 
 

@@ -85,18 +85,22 @@ def run(flags: argparse.Namespace, config: MergeConfig, grid: Grid) -> Path:
 
 
 def _run(flags: argparse.Namespace, config: MergeConfig, grid: Grid) -> Path:
+    if flags.engine != "local" and flags.jobs == 1 and flags.part is None:
+        raise UsageError(f"--engine {flags.engine} divides a sweep among processes: say how many with --jobs.")
     path, source = _read_source(config, grid)
     args, task = experiment_args(flags)
     try:
         runner = build(args, task, config)
-        config, _ = match_layers(config, runner.upstream.model, target_name(config.target), [path])
+        config, (match,) = match_layers(config, runner.upstream.model, target_name(config.target), [path])
         pair = _open_pair(runner, config, path, source)
         sweep = _sweep(flags, runner, pair, grid)
+        if match is not None:
+            sweep.store.content["layer_match"] = match
+        if flags.part is None:
+            parts.settle(sweep.store, flags.overwrite)
         if flags.jobs > 1:
             one = Resources(gpus=1 if str(args.device).startswith("cuda") else 0)
             engine = open_engine(flags.engine, flags.jobs, one, 0, flags.expdir)
-            if flags.overwrite:
-                parts.remove(sweep.store)
             sweep.others = lambda check: parts.score(sweep.store, engine, flags.jobs, flags.argv, check)
         summary = sweep.run()
     except BaseException:  # the Runner of a command ends with SystemExit

@@ -99,12 +99,9 @@ def test_task_vectors_of_aligned_heads_are_swept_and_noise_for_them_is_refused(s
     config = tmp_path / "my.yaml"
     config.write_text(config.read_text() + f"base:\n  model: {base}\nmethod: ties\nalign: heads\n")
     folder = sweep("--lambda", "0.5", "--metric", "cer")
-    swept = metrics_by_arm(folder)["test", (0, 1), "none", 0.5]
-    alone = tmp_path / "alone"
-    flags = ["-u", "merged_attention", "-g", str(config), "-d", "ljspeech", "-c", "ljspeech/mini", "-o", HEAD]
-    assert main(["run", "-m", "evaluate", *flags, "-t", "test", "-p", str(alone), "--device", "cpu"]) == 0
-    scored = json.loads((alone / "result-test.json").read_text())["metrics"]["test"]
-    assert scored["loss"]["value"] == swept["loss"] and scored["cer"]["value"] == swept["cer"]
+    settings = results(folder)["settings"]
+    assert settings["method"]["name"] == "ties" and settings["align"] == {"kind": "heads", "heads": 2}
+    assert len(settings["base"]) == 64
     capsys.readouterr()
     with pytest.raises(SystemExit) as ended:
         sweep("--lambda", "0.5", "--noise", "none,target", expdir="noisy")
