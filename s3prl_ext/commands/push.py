@@ -12,6 +12,7 @@ from s3prl_ext import hub
 from s3prl_ext.commands.flags import push as flags_of
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.reading import EXPORT_FILE
+from s3prl_ext.run_folder import MERGE_FILE
 
 if TYPE_CHECKING:  # imported where it is used
     from huggingface_hub import ModelCard
@@ -19,8 +20,8 @@ if TYPE_CHECKING:  # imported where it is used
 logger = logging.getLogger(__name__)
 
 CARD = "README.md"
-ADAPTER, VECTOR, MERGE = "adapter_config.json", "task_vector.safetensors", "merge.json"
-WRITTEN = (EXPORT_FILE, MERGE, ADAPTER, VECTOR)  # one of them is in every folder that export or merge writes
+ADAPTER, VECTOR = "adapter_config.json", "task_vector.safetensors"
+WRITTEN = (EXPORT_FILE, MERGE_FILE, ADAPTER, VECTOR)  # one of them is in every folder that export or merge writes
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,7 +55,8 @@ def files_of(folder: Path) -> list[Path]:
             f"{folder} was not written by s3prl-ext export or merge (it needs {CARD} and one of {', '.join(WRITTEN)}): export "
             "the run first."
         )
-    return sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+    found = [path for path in folder.rglob("*") if path.is_file()]
+    return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
 
 
 def filled_card(folder: Path, repo: str) -> ModelCard:
