@@ -24,6 +24,7 @@ SPLIT_FILE, LOG_FILE = "splits.json", "log.log"  # written by tasks
 RESULTS, EVENTS = "result*.json", "events.out.tfevents.*"
 TRACKER_FILE = "tracker.json"  # the id of the run in a tracker, which a resumed training continues
 MERGE_FILE, SWEEP_FILE = "merge.json", "sweep.json"  # of other folders
+MERGED_TASKS_FILE = "merged_tasks.json"  # of merge --deltas
 
 # What a run leaves, apart from the files of its task -> whether an experiment adopts it from the winner of its race.
 RUN_FILES = {

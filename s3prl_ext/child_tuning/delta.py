@@ -2,7 +2,7 @@
 
 A delta holds the entries of the child network as *base XOR tuned* bits, so that the same operation applies and
 reverts it, exactly; a checkpoint holds their tuned values, which :meth:`Delta.over` turns into bits. In the file the
-indices are gaps of one byte each, the bits are split into byte planes, and both are deflated: about 39 MB at a
+indices are gaps of one byte each, the bits are split into byte planes, and both are deflated: about 33 MB at a
 density of 0.1 of 85 million weights, 0.4 MB at 0.001.
 """
 

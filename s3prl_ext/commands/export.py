@@ -227,7 +227,8 @@ def _hub_ids(spec: RunSpec, merge: MergeRecord | None) -> list[str]:
     named = [spec.upstream_ckpt]
     if merge is not None:
         config = merge["config"]
-        named = [config["target"].get("model"), *(source.get("model") for source in config["sources"])]
+        bases = [source.get("base") or {} for source in config["sources"]]
+        named = [model.get("model") for model in (config["target"], *config["sources"], *bases)]
     return [
         str(name) for name in named if name and not Path(str(name)).expanduser().exists() and "://" not in str(name)
     ]

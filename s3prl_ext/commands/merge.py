@@ -30,6 +30,7 @@ from s3prl_ext.merging.report import MergeRow
 from s3prl_ext.merging.selection_config import LayerMatch, LayerSelection
 from s3prl_ext.model_settings import model_config
 from s3prl_ext.progress import bar
+from s3prl_ext.run_folder import MERGE_FILE
 from s3prl_ext.tables import columns
 from s3prl_ext.transformers_models import SPEECH_UPSTREAMS
 from s3prl_ext.upstreams.hf_speech.expert import check_type
@@ -219,8 +220,9 @@ def _describe(
         "merged_attention_sha256": merged,
         "rows": [vars(row) for row in rows],
     }
-    (folder / "merge.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    named = [config.target.model or config.target.ckpt, *(source.model for source in config.sources)]
+    (folder / MERGE_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    bases = [source.base.model for source in config.sources if source.base]
+    named = [config.target.model or config.target.ckpt, *(source.model for source in config.sources), *bases]
     hub_ids = [name for name in named if name and not Path(name).expanduser().exists() and "://" not in name]
     usage = _usage(models, out, file, transcribes=config.target.prefix is not None)
     card = model_card(out.name, record, rows, merged, text, usage, hub_ids)

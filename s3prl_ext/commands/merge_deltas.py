@@ -20,14 +20,13 @@ from s3prl_ext.errors import UsageError
 from s3prl_ext.locks import one_writer
 from s3prl_ext.merging.methods import MethodConfig, parse_method
 from s3prl_ext.models.hashing import state_sha256
-from s3prl_ext.run_folder import DELTA_FILE
+from s3prl_ext.run_folder import DELTA_FILE, MERGED_TASKS_FILE
 from s3prl_ext.settings import as_number
 from s3prl_ext.tables import columns
 from s3prl_ext.writing import write_json, written_folder
 
 logger = logging.getLogger(__name__)
 
-RECORD = "merge.json"
 SCHEMA = 1
 
 
@@ -145,5 +144,5 @@ def _write(folder: Path, names: Sequence[str], merged: MergedTasks, method: Meth
         "base_sha256": state_sha256(merged.base),
         "upstream_sha256": state_sha256({**merged.base, **merged.merged}),
     }
-    write_json(folder / RECORD, {"schema": SCHEMA, **facts, **hashes}, indent=2)
+    write_json(folder / MERGED_TASKS_FILE, {"schema": SCHEMA, **facts, **hashes}, indent=2)
     logger.info("one upstream for %s written to %s", ", ".join(names), folder)

@@ -56,7 +56,7 @@ def _card(task: TrainedTask, kind: str, title: str) -> str:
         PEFT: "The LoRA of a tuned speech model, in the format of peft.",
         VECTOR: "What tuning changed in a speech model: a sparse task vector.",
     }[kind]
-    facts = f"Base: `{base}`. Task: {downstream or 'unknown'}. Trained by s3prl_ext; the task's head is not part of it."
+    facts = f"Base: `{base}`. Task: {downstream or 'unknown'}. Trained by s3prl_ext; the task's head is in `head.ckpt`."
     ids = [] if Path(base).expanduser().exists() else [base]
     sections = {"Model": facts, "Use": f"```python\n{_python(kind, base)}\n```"}
     tags = ["speech", "s3prl", *(["peft", "lora"] if kind == PEFT else ["task-vector"])]

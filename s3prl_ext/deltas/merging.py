@@ -114,7 +114,8 @@ def _tuned_weights(task: TrainedTask) -> tuple[dict[str, Tensor], TunedWeights]:
     base = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     task.tune(model)
     state = model.state_dict()
-    return base, TunedWeights(task, {n: state[n].clone() for n in base if not torch.equal(state[n], base[n])})
+    weights = [name for name, tensor in base.items() if tensor.is_floating_point()]  # not the counter of a batch norm
+    return base, TunedWeights(task, {n: state[n].clone() for n in weights if not torch.equal(state[n], base[n])})
 
 
 def _merge_tensor(
@@ -129,4 +130,6 @@ def _merge_tensor(
         return base
     if method.name == "linear" and len(parts) > 1:  # a sum of task vectors: what no task changed stays, bit for bit
         method = MethodConfig("task_arithmetic")
-    return method.combine(base, parts, (name,))
+    merged = method.combine(base, parts, (name,))
+    untouched = torch.stack([part.matrix == base for part in parts]).all(dim=0)
+    return torch.where(untouched, base, merged)  # a sum turns -0 into 0

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from s3prl_ext.attention.layouts import PROJECTIONS
+from s3prl_ext.merging.methods import MERGE_METHODS
 from s3prl_ext.metrics import METRICS
 from s3prl_ext.models.card import CardScore, write_card
 from s3prl_ext.tables import grid
@@ -167,13 +168,15 @@ def _score_table(scores: Sequence[tuple[str, str, float, Sequence[float] | None]
 
 
 def _merge(record: MergeRecord, learnt: Mapping[str, float]) -> str:
-    target = record["target"]
+    target, method = record["target"], (record.get("method") or {"name": "linear"})["name"]
     rows = [("target", target["name"], "", f"`{target['attention_sha256']}`")]
     for source in record["sources"]:
         rows.append(("source", source["name"], _lambdas(source["lambda"]), f"`{source['attention_sha256']}`"))
+        if source.get("base"):
+            rows.append(("base", source["base"]["name"], "", f"`{source['base']['attention_sha256']}`"))
     text = (
         grid(["role", "model", "λ", "SHA-256 of query, key and value"], rows)
-        + "\n\nW = λ · W_source + (1 - λ) · W_target, layers counted from 0."
+        + f"\n\nThe target's matrices, {MERGE_METHODS[method].about}; layers counted from 0."
     )
     if learnt:
         values = ", ".join(f"{name} {value:.4f}" for name, value in learnt.items())

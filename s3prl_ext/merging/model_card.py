@@ -72,7 +72,10 @@ def model_card(
 
 def _models(record: Mapping[str, Any], merged_sha256: str) -> str:
     rows: list[list[object]] = []
-    for role, model in [("target", record["target"]), *(("source", source) for source in record["sources"])]:
+    models = [("target", record["target"])]
+    for source in record["sources"]:
+        models += [("source", source), *([("base", source["base"])] if source.get("base") else [])]
+    for role, model in models:
         cells = (model["layers"], model["width"], f"`{model['attention_sha256']}`")
         rows.append([role, model["name"], *(cells if model["layers"] is not None else ("-", "-", "-"))])
     target = record["target"]
