@@ -122,6 +122,8 @@ def _check_same(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path)
         for key in ("settings", "flags", "checkpoint", "choose", "race", "scheduler")
         if before[key] != now[key]
     ]
+    if before["seeds"][0] != now["seeds"][0]:
+        said.append(f"seed {before['seeds'][0]} for the search")
     if before["adjust"] != now["adjust"]:
         said.append("other entries of adjust")
     if list(before["axes"]) != list(now["axes"]):

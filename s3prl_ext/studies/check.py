@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from s3prl_ext.configs import UnsetVariable, expand_variables
 from s3prl_ext.errors import UsageError, unknown_name
@@ -11,9 +10,7 @@ from s3prl_ext.studies.asha import check_ray_tune
 from s3prl_ext.studies.config import FIXED_AXES
 from s3prl_ext.studies.plan import StudyCell
 from s3prl_ext.studies.study_run import StudyRun
-
-if TYPE_CHECKING:
-    from s3prl_ext.training.task_file import TaskFile
+from s3prl_ext.training.early_stop import EarlyStopConfig
 
 
 def check_runs(cells: Sequence[StudyCell], variables: bool = True) -> None:
@@ -31,9 +28,10 @@ def check_runs(cells: Sequence[StudyCell], variables: bool = True) -> None:
 
     if any(cell.study.scheduler == "asha" for cell in cells):
         check_ray_tune()
-    _check_upstreams([cell.search[0] for cell in cells])
+    runs = [run for cell in cells for run in cell.search]
+    _check_flags(runs)
     seen = set()
-    for cell, run in [(one, run) for one in cells for run in one.search]:
+    for run in runs:
         key = (run.labels["task"], repr(run.settings()))
         if key in seen:
             continue
@@ -49,15 +47,20 @@ def check_runs(cells: Sequence[StudyCell], variables: bool = True) -> None:
             raise UsageError(
                 f"{run.name}: runner.eval_dataloaders lacks {run.task.dev}, on which the study chooses; add it (set)."
             )
+        if file.early_stop is not None and run.study.race is not None:
+            raise UsageError(
+                f"{run.name} races candidates of its own (a list in its method): move the list to axes, or remove race."
+            )
+    for cell in cells:
         if cell.race is not None:
-            _check_race(cell, run, file)
+            _check_race(cell, cell.race)
 
 
-def _check_upstreams(runs: Sequence[StudyRun]) -> None:
+def _check_flags(runs: Sequence[StudyRun]) -> None:
     """Refuse an upstream that there is not, flags that it does not read, and flags that no run has."""
     from s3prl_ext import plugin
     from s3prl_ext.run_checks import check_names
-    from s3prl_ext.run_flags import parser
+    from s3prl_ext.run_flags import own_flags_as_overrides, parser
     from s3prl_ext.training.known_settings import ARGUMENTS
 
     plugin.install()
@@ -65,15 +68,19 @@ def _check_upstreams(runs: Sequence[StudyRun]) -> None:
     for run in runs:
         words = [word for word in run.flags() if word != "-a"]
         words[words.index("-p") + 1] = str(run.folder / "new")  # whatever is in its folder by now
-        flags, rest = parser().parse_known_args(words)
+        flags, rest = parser().parse_known_args(own_flags_as_overrides(words))
         key = (*run.upstream_flags(), run.labels["task"], *rest)
         if key in seen:
             continue
         seen.add(key)
         known = [f"--{name}" for name in ARGUMENTS]
-        unknown = next((word for word in rest if word.startswith("-") and word not in known), None)
+        unknown = next((word for word in rest if word.startswith("-")), None)
         if unknown is not None:
             raise unknown_name("flag", unknown, known, where="flags of the study")
+        if rest:
+            raise UsageError(
+                f"flags of the study: a flag before '{rest[0]}' takes no value; set it in the task file (set)."
+            )
         try:
             check_names(flags, {})
         except UsageError as error:
@@ -100,18 +107,14 @@ def _check_keys(run: StudyRun) -> None:
                 )
 
 
-def _check_race(cell: StudyCell, run: StudyRun, file: TaskFile) -> None:
-    """Refuse a run that cannot take part in the race of its cell."""
-    assert cell.race is not None
-    if file.early_stop is not None:
-        raise UsageError(
-            f"{run.name} races candidates of its own (a list in its method): move the list to axes, or remove race."
-        )
-    if run.total_steps == 0 or run.total_steps != cell.total_steps:
-        raise UsageError(
-            f"{run.name}: runs that race need the same runner.total_steps; it has {run.total_steps or 'epochs'}, "
-            f"{cell.search[0].name} has {cell.total_steps or 'epochs'}."
-        )
-    cell.race.check_length(cell.total_steps, "race")
-    if cell.race.keep > len(cell.search):
-        raise UsageError(f"race.keep is {cell.race.keep}, but {cell.name} has only {len(cell.search)} runs.")
+def _check_race(cell: StudyCell, race: EarlyStopConfig) -> None:
+    """Refuse a race whose runs are of different lengths, or too few."""
+    for run in cell.search:
+        if run.total_steps == 0 or run.total_steps != cell.total_steps:
+            raise UsageError(
+                f"{run.name}: runs that race need the same runner.total_steps; it has {run.total_steps or 'epochs'}, "
+                f"{cell.search[0].name} has {cell.total_steps or 'epochs'}."
+            )
+    race.check_length(cell.total_steps, "race")
+    if race.keep > len(cell.search):
+        raise UsageError(f"race.keep is {race.keep}, but {cell.name} has only {len(cell.search)} runs.")

@@ -86,6 +86,8 @@ class Progress:
         total: jobs in all, chosen ones included.
         began: when the first job of this session was started.
         ended: jobs that ended since then.
+        cell_of: name of the cell of each job that is known so far.
+        jobs_of: how many jobs each cell has, chosen ones included.
         queues: whether jobs of `running` may still wait in a queue of the engine's.
     """
 
@@ -96,6 +98,8 @@ class Progress:
     failed: dict[str, str] = field(default_factory=dict)
     began: float | None = None
     ended: int = 0
+    cell_of: dict[str, str] = field(default_factory=dict)
+    jobs_of: dict[str, int] = field(default_factory=dict)
     queues: bool = False
 
 
@@ -117,6 +121,7 @@ class Driver:
         self.retry_failed = retry_failed
         cells = cells_of(study, folder)
         self.progress = Progress(cells, total_jobs(study, cells), queues=engine.queues)
+        self.progress.jobs_of = {cell.name: total_jobs(study, [cell]) for cell in cells}
         self.waiting: deque[Job] = deque()
         self.cell_of: dict[str, StudyCell] = {}
         self.lost: dict[str, int] = {}
@@ -156,6 +161,7 @@ class Driver:
                 job = Job(run, "fetch")
                 if job.name not in self.cell_of and not job.is_done():
                     self.cell_of[job.name] = cell
+                    self.progress.cell_of[job.name] = cell.name
                     self.waiting.append(job)
         self._work()
 
@@ -177,6 +183,7 @@ class Driver:
         if job.name in self.cell_of:
             return
         self.cell_of[job.name] = cell
+        self.progress.cell_of[job.name] = cell.name
         self.met += 1
         self.progress.total = max(self.progress.total, self.met)  # how many a race takes may be known only at its end
         if job.is_done():

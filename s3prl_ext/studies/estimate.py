@@ -30,8 +30,8 @@ def dry_run(study: Study, cells: Sequence[StudyCell]) -> list[str]:
 
 def _race(race: EarlyStopConfig, cells: Sequence[StudyCell]) -> str:
     """Return how the runs of the cells race; of those whose number or length differs each once."""
-    kinds = dict.fromkeys((len(cell.search), cell.total_steps) for cell in cells)
-    plans = ["; ".join([f"{n} runs race: {race.announcement(n, total)}"]) for n, total in kinds]
+    kinds = dict.fromkeys((len(cell.search), cell.total_steps) for cell in cells if cell.race is not None)
+    plans = [f"{n} runs race: {race.announcement(n, total)}" for n, total in kinds]
     return f"in each {' or '.join(plans)} ({sum(cell.search_jobs() for cell in cells)} jobs)"
 
 

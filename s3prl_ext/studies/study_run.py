@@ -75,7 +75,7 @@ class StudyRun:
         for one in self.study.adjustments(self.labels):
             flags |= one.flags
         listed = [text for pair in flags.items() for text in pair]
-        changes = [f"config.{key}={value!r}".replace(" ", "") for key, value in self.settings().items()]
+        changes = [f"config.{key}={_written(value)}" for key, value in self.settings().items()]
         given = ",,".join([*changes, *([f"args.until={until}"] if until else [])])
         track = ["--track", self.study.track] if self.study.track else []
         place = str(self.study_folder / FISHER)
@@ -207,6 +207,15 @@ class StudyRun:
         name, _ = self.on_dev(record)
         rows = [row[name] for row in record["history"] or [] if row["split"] == self.task.dev and name in row]
         return math.nan if rows[-1] is None else float(rows[-1])
+
+
+def _written(value: Any) -> str:
+    """Return a value as ``-o`` reads it, without blanks but those of its texts."""
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{_written(key)}:{_written(one)}" for key, one in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ",".join(map(_written, value)) + "]"
+    return repr(value)
 
 
 def _reads_fisher(tuning: Mapping[str, Any]) -> bool:

@@ -46,13 +46,11 @@ def lines(progress: Progress) -> list[str]:
     width = max(len(cell.name) for cell in progress.cells)
     rows = [f"{'':{width}}  waiting  running  done  failed  best on dev (%)"]
     for cell in progress.cells:
-        names = {
-            name for name in (*progress.running, *progress.done, *progress.failed) if name.startswith(f"{cell.name}/")
-        }
+        names = {name for name, of in progress.cell_of.items() if of == cell.name}
         running, done, failed = (
             len(names & set(group)) for group in (progress.running, progress.done, progress.failed)
         )
-        waiting = max(0, progress.total // len(progress.cells) - len(names))
+        waiting = max(0, progress.jobs_of.get(cell.name, 0) - running - done - failed)
         rows.append(
             f"{cell.name:{width}}  {waiting:7d}  {running:7d}  {done:4d}  {failed:6d}  {cell.best()}{_race(cell)}"
         )

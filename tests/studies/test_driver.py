@@ -90,6 +90,14 @@ def test_the_time_left_is_that_of_the_jobs_that_have_ended_however_many_wait_in_
     assert "8 running, 0" in summary(replace(progress, queues=False))
 
 
+def test_the_table_counts_the_jobs_of_each_cell_whatever_its_axes(tmp_path):
+    density = tuple(AxisPoint(f"{one:g}", {"tuning.density": one}) for one in (0.1, 0.01))
+    axes = make_study().axes | {"density": density}
+    _, progress = drive(tmp_path, study=make_study(axes=axes))
+    rows = [line.split() for line in lines(progress)[1:-1]]
+    assert [row[1:5] for row in rows] == [["0", "0", str(3 + 1 + 2), "0"]] * 4
+
+
 def test_one_failed_run_does_not_end_the_study_and_can_be_repeated(tmp_path):
     def outcome(job: Job) -> Outcome:
         return "the disk is full" if job.name == "ks/fbank/frozen/lr=0.1/seed=0/train" else score(job)

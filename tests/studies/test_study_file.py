@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from s3prl_ext.errors import UsageError
+from s3prl_ext.studies.check import check_runs
 from s3prl_ext.studies.config import Study
 from s3prl_ext.studies.plan import cells_of, combinations
 from s3prl_ext.studies.study_file import read_study
@@ -191,3 +192,31 @@ def test_the_shipped_studies_can_be_read(monkeypatch):
     assert files
     for path in files:
         assert list(combinations(read_study(path)))
+
+
+def test_texts_keep_their_blanks_and_structures_lose_theirs(tmp_path):
+    text = GOOD.replace(
+        "{runner.total_steps: 20}", "{downstream_expert.datarc.root: '/data/my corpus', tuning.lr: [1e-3, 2]}"
+    )
+    flags = cells_of(study(tmp_path, text), tmp_path)[0].search[0].flags()
+    options = flags[flags.index("-o") + 1].split(",,")
+    assert "config.downstream_expert.datarc.root='/data/my corpus'" in options
+    assert "config.tuning.lr=[0.001,2]" in options or any("'lr':[" in option for option in options)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("flags: {--device: cpu, -f: true}", "a flag before 'True' takes no value"),
+        ("flags: {--track: wandbb}", "unknown tracker 'wandbb'"),
+        ("adjust: [{lr: 1e-3, flags: {--nonsense: 1}}]", "unknown flag '--nonsense'"),
+        ("adjust: [{upstream: mfcc, lr: 1e-3, set: {runner.total_steps: 40}}]", "need the same runner.total_steps"),
+    ],
+)
+def test_every_run_is_checked_not_only_the_first(tmp_path, change, message):
+    text = (
+        "upstreams: [fbank, mfcc]\ntasks: [ks]\nmethods: [frozen]\naxes: {lr: [1e-2, 1e-3]}\nseeds: [0]\nchoose: lr\n"
+        f"preset: mini\nset: {{runner.total_steps: 20}}\nrace: {{ratio: 0.5}}\n{change}\n"
+    )
+    with pytest.raises(UsageError, match=message):
+        check_runs(cells_of(study(tmp_path, text), tmp_path), variables=False)

@@ -72,7 +72,7 @@ def open_engine(name: str, jobs: int | None, resources: Resources, retries: int,
 
     Args:
         name: out of :data:`ENGINES`.
-        jobs: how many run at a time; None for what the engine has place for.
+        jobs: how many run at a time; None for what the engine has room for.
         resources: of a job.
         retries: how often a lost job is started again.
         folder: of the study.
