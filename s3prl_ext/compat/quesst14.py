@@ -97,7 +97,7 @@ class _AtOnce:
 
 
 def scored(path: Path, truth: Mapping[str, set[str]]) -> tuple[list[Any], list[Any]]:
-    """Return scores and targets of the queries of a search that occur in some of its documents, and not in all.
+    """Return scores and targets of the queries of a search that occur in some of its documents, and not in all, by name.
 
     Args:
         path: the search, as s3prl writes it for the scorer of QUESST.
@@ -106,7 +106,9 @@ def scored(path: Path, truth: Mapping[str, set[str]]) -> tuple[list[Any], list[A
     import numpy as np
 
     scores, targets = [], []
-    for query in ET.parse(path).getroot():
+    for query in sorted(
+        ET.parse(path).getroot(), key=lambda query: query.attrib["termid"]
+    ):  # s3prl's order is that of a set
         rows = [(term.attrib["file"], float(term.attrib["score"])) for term in query]
         holds = np.array([name in truth.get(query.attrib["termid"], ()) for name, _ in rows])
         if holds.any() and not holds.all():

@@ -6,6 +6,7 @@ The lengths of all clips with silence cut out decide what is trained on. They ta
 from __future__ import annotations
 
 import functools
+import hashlib
 import math
 import os
 from collections.abc import Iterable, Mapping
@@ -14,6 +15,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+from s3prl_ext.compat import sox
 from s3prl_ext.compat.shim import Shim, absent, stub_module
 from s3prl_ext.compat.voxceleb1 import cache_base
 from s3prl_ext.errors import DataError
@@ -25,6 +27,8 @@ from s3prl_ext.writing import write_json
 SUFFIXES = (".wav", ".flac")
 FEW = 2000  # clips whose lengths are found in this process
 CONTEXT = 14  # frames that s3prl's x-vector uses up
+
+LENGTHS = 1  # version of the stored lengths: another where what is cut changes
 
 
 def check_trials(root: Path, trials: Path) -> None:
@@ -66,26 +70,28 @@ def clip_lengths(root: Path) -> dict[str, int]:
     clips = sorted(path.relative_to(root).as_posix() for path in found)
     if not clips:
         raise DataError(f"{root} has no clip SPEAKER/VIDEO/NUMBER.wav: complete VoxCeleb1, or set VOXCELEB1.")
-    cache = cache_base() / "sv_voxceleb1" / f"{'-'.join(root.resolve().parts[1:])[-150:]}.json"
-    sizes = {name: (root / name).stat().st_size for name in clips}
-    known = _known(cache, sizes)
+    key = hashlib.sha256(f"{LENGTHS}|{root.resolve()}".encode()).hexdigest()[:24]
+    cache = cache_base() / "sv_voxceleb1" / f"{key}.json"
+    stats = {name: (root / name).stat() for name in clips}
+    marks = {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
+    known = _known(cache, marks)
     rest = [name for name in clips if name not in known]
     if not rest:
         return known
     lengths = known | dict(zip(rest, _measured([root / name for name in rest]), strict=True))
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
-        write_json(cache, {name: [sizes[name], lengths[name]] for name in clips})
+        write_json(cache, {name: [*marks[name], lengths[name]] for name in clips})
     except OSError as error:
         raise DataError(f"cannot write the lengths of VoxCeleb1's clips to {cache}: set XDG_CACHE_HOME.") from error
     return lengths
 
 
-def _known(cache: Path, sizes: Mapping[str, int]) -> dict[str, int]:
-    """Return the stored lengths of the clips that still have the size they had."""
+def _known(cache: Path, marks: Mapping[str, list[int]]) -> dict[str, int]:
+    """Return the stored lengths of the clips that still have the size and the time that they had."""
     try:
         stored = parse_json(cache.read_text(encoding="utf-8"))
-        return {name: int(row[1]) for name, row in stored.items() if row[0] == sizes.get(name)}
+        return {name: int(row[2]) for name, row in stored.items() if row[:2] == marks.get(name)}
     except (OSError, ValueError, TypeError, LookupError, AttributeError):
         return {}
 
@@ -101,9 +107,7 @@ def _measured(paths: list[Path]) -> Iterable[int]:
 def _length(path: Path) -> int:
     from s3prl.downstream.sv_voxceleb1.dataset import EFFECTS
 
-    from s3prl_ext.compat.sox import apply_effects_file
-
-    return int(apply_effects_file(path, EFFECTS)[0].shape[1])
+    return int(sox.apply_effects_file(path, EFFECTS)[0].shape[1])
 
 
 def _wrap_datasets(module: ModuleType) -> None:
@@ -138,6 +142,9 @@ def _wrap_datasets(module: ModuleType) -> None:
         initialise(self, vad_config, file_path, meta_data)
         self.dataset.sort()  # s3prl takes them out of a set
 
+    module.apply_effects_file = (
+        sox.apply_effects_file
+    )  # the same silence is cut from all clips, whatever torchaudio has
     module.SpeakerVerifi_train.__init__ = train
     module.SpeakerVerifi_test.__init__ = test
 

@@ -77,7 +77,10 @@ class VoiceDecoder(Decoder):
         return [(0, min(len(samples), self.longest))]
 
     def decode(self, features: Sequence[Tensor], samples: Sequence[int]) -> list[np.ndarray]:
-        return [self.head(one).double().cpu().numpy() for one in features]
+        embeddings = [self.head(one).double().cpu().numpy() for one in features]
+        if not all(np.isfinite(embedding).all() for embedding in embeddings):
+            raise DataError("too short for this head: statistics over time need two frames")
+        return embeddings
 
     def join(self, recording: Recording, windows: Sequence[Window], pieces: Sequence[np.ndarray]) -> VoiceResult:
         notes = recording.notes

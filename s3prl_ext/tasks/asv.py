@@ -16,6 +16,8 @@ DRAWS, SEED = 1000, 0  # of the bootstrap
 def equal_error_rate(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray | None = None) -> float:
     """Return the rate (0 to 1) at which as many same-speaker trials are rejected as others are accepted.
 
+    NaN where a score is not finite.
+
     It lies where the ROC, joined by straight lines between its thresholds, meets the line of equal errors.
 
     Args:
@@ -25,6 +27,8 @@ def equal_error_rate(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray
     """
     import numpy as np
 
+    if not np.isfinite(scores).all():
+        return float("nan")
     order = np.argsort(-scores, kind="stable")
     counted = np.ones(len(scores)) if weights is None else weights[order].astype(float)
     same, ends = labels[order] == 1, np.flatnonzero(np.diff(scores[order], append=-np.inf))

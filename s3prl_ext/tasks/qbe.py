@@ -26,6 +26,8 @@ def maximum_twv(
 ) -> float:
     """Return the largest term weighted value over all thresholds; 0, that of accepting nothing, is the least.
 
+    NaN where a score is not finite.
+
     Args:
         scores: of the documents for each query, [documents].
         targets: whether a document holds the query, [documents]; every query is in some document and not in all.
@@ -33,6 +35,8 @@ def maximum_twv(
     """
     import numpy as np
 
+    if not all(np.isfinite(of_query).all() for of_query in scores):
+        return float("nan")
     counted = np.ones(len(scores)) if weights is None else np.asarray(weights, dtype=float)
     gains = [
         weight * np.where(holds, 1 / holds.sum(), -BETA / (~holds).sum())

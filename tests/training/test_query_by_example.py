@@ -55,6 +55,23 @@ def test_prior_and_costs_are_those_of_quesst_2014():
     assert maximum_twv(found, many) == pytest.approx(0.0 + max(0, (3 - 12.49 / 3) / 3)), "one of three is a false alarm"
 
 
+def test_scores_that_are_not_numbers_have_no_value():
+    assert np.isnan(maximum_twv([np.array([np.nan, 1.0])], [np.array([True, False])]))
+
+
+def test_queries_come_by_name_whatever_the_order_of_the_search(tmp_path):
+    truth, found = {f"q{n}": {"d0"} for n in range(4)}, []
+    for order in ((0, 1, 2, 3), (2, 0, 3, 1)):
+        root = ET.Element("stdlist")
+        for n in order:
+            query = ET.SubElement(root, "detected_termlist", termid=f"q{n}")
+            for document, score in (("d0", n / 10), ("d1", 0.2)):
+                ET.SubElement(query, "term", file=document, score=str(score))
+        ET.ElementTree(root).write(tmp_path / "search.xml")
+        found.append(quesst14.scored(tmp_path / "search.xml", truth))
+    assert np.array_equal(found[0][0], found[1][0]) and np.array_equal(found[0][1], found[1][1])
+
+
 def test_weights_count_queries_as_often():
     scores, targets = searches(3)
     weights = np.array([2, 0, 1, 1, 3, 1])

@@ -122,6 +122,18 @@ def test_lengths_are_kept_per_corpus_and_measured_anew_where_a_clip_changed(own,
         n: first[n] for n in first if n != clip
     }
     assert set(sv_voxceleb1.clip_lengths(root / "test" / "wav")).isdisjoint(first) or len(measured) > 1
+    other = sorted(first)[4]  # another content of the same size
+    samples, rate = soundfile.read(root / "dev" / "wav" / other, dtype="float32")
+    soundfile.write(
+        root / "dev" / "wav" / other, np.where(np.arange(len(samples)) < len(samples) // 2, samples, 0), rate
+    )
+    assert sv_voxceleb1.clip_lengths(root / "dev" / "wav")[other] < first[other]
+
+
+def test_scores_that_are_not_numbers_have_no_rate():
+    labels = np.array([1, 1, 0, 0])
+    assert np.isnan(equal_error_rate(labels, np.full(4, np.nan)))
+    assert np.isnan(equal_error_rate(labels, np.array([0.9, np.nan, 0.1, 0.2])))
 
 
 def test_short_clips_are_not_trained_on(own):
