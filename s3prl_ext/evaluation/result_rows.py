@@ -57,15 +57,23 @@ class Row:
 
     @property
     def mean(self) -> float:
-        """Mean over the runs; NaN where one of them is NaN."""
-        return fsum(self.values) / len(self.runs)
+        """Mean over the runs, of cross-validation over the means of its folds; NaN where one of them is NaN."""
+        return fsum(map(_mean, self._of_folds())) / len(self._of_folds())
 
     @property
     def std(self) -> float | None:
-        """Sample standard deviation over the runs; None for a single one."""
-        if len(self.runs) < 2 or not all(map(isfinite, self.values)):
+        """Sample standard deviation over the runs, of cross-validation over its folds; None for a single one."""
+        values = [_mean(fold) for fold in self._of_folds()]
+        if len(values) < 2 or not all(map(isfinite, values)):
             return None
-        return statistics.stdev(self.values)
+        return statistics.stdev(values)
+
+    def _of_folds(self) -> list[list[float]]:
+        """Return the metric of the runs of each fold; without folds each run by itself."""
+        folds: dict[object, list[float]] = {}
+        for number, run in enumerate(self.runs):
+            folds.setdefault(run.fold if run.fold is not None else number, []).append(run.values[self.metric])
+        return list(folds.values())
 
     @property
     def missing_folds(self) -> list[str]:
@@ -78,6 +86,10 @@ class Row:
         """The interval that a single run's task gives; None for several runs."""
         found = self.runs[0].intervals.get(self.metric)
         return (found[0], found[1]) if found and len(self.runs) == 1 else None
+
+
+def _mean(values: Sequence[float]) -> float:
+    return fsum(values) / len(values)
 
 
 def without_duplicates(runs: Sequence[ScoredRun]) -> tuple[list[ScoredRun], list[str]]:

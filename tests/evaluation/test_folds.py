@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from s3prl_ext.evaluation.result_rows import rows_of, without_duplicates
@@ -37,6 +38,13 @@ def test_five_folds_are_one_row_and_their_mean():
     assert len(row.runs) == 5 and not notes and not row.missing_folds and row.mean == pytest.approx(0.61)
     assert row.std == pytest.approx(0.0742, abs=1e-4)
     assert cell([run("ks", 0.9), *FIVE], "ER accuracy (%) ↑")[0] == "61.00"
+
+
+def test_a_fold_with_more_runs_counts_no_more_than_the_others():
+    more = [*FIVE, *(replace(FIVE[0], seed=f"{n}, {FOLDS[0]}", values={"acc": v}) for n, v in ((2, 0.9), (3, 1.0)))]
+    (row,) = rows_of(more, "acc")
+    means = (0.8, 0.6, 0.7, 0.6, 0.65)
+    assert row.mean == pytest.approx(sum(means) / 5) and row.std == pytest.approx(np.std(means, ddof=1))
 
 
 def test_superb_has_no_figure_while_a_fold_is_missing():
