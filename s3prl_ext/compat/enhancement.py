@@ -103,12 +103,22 @@ def pesq(reference: np.ndarray, estimate: np.ndarray, rate: int) -> float:
     from pesq import PesqError
     from pesq import pesq as measured
 
+    if not estimate.any():
+        raise DataError(
+            "PESQ is not defined: the output of the model is silent; train it longer, or lower optimizer.lr."
+        )
     try:
         return float(measured(rate, reference, estimate, "wb" if rate == 16000 else "nb"))
     except PesqError as error:
         raise DataError(
-            f"PESQ is not defined for a clip of {len(reference) / rate:.2f} s ({' '.join(str(error).split())}): leave it out."
+            f"PESQ is not defined for a clip of {len(reference) / rate:.2f} s ({_words(error)}): leave it out."
         ) from error
+
+
+def _words(error: Exception) -> str:
+    """Return what an error of pesq says, which may be bytes."""
+    said = error.args[0] if error.args else ""
+    return " ".join((said.decode(errors="replace") if isinstance(said, bytes) else str(said)).split())
 
 
 def get_metrics(

@@ -104,7 +104,10 @@ class FeatureCache:
         path = self.folder / name[:2] / f"{name}.safetensors"
         stored = self._read(path, name)
         if stored is None:
-            stored = self._computed(wav).to(self.dtype)
+            computed = self._computed(wav)
+            stored = computed.to(self.dtype)
+            if computed.isfinite().all() and not stored.isfinite().all():
+                raise UsageError("runner.cache_dtype: float16 cannot hold these features (above 65504): take float32.")
             self._write(path, name, stored)
         return stored.float()
 

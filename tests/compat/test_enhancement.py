@@ -48,6 +48,14 @@ def test_si_sdr_is_that_of_the_angle():
         assert enhancement.si_sdr(reference, 3 * estimate) == pytest.approx(expected, abs=1e-6)
 
 
+def test_a_silent_output_is_named_as_the_models():
+    pytest.importorskip("pesq")
+    with pytest.raises(DataError, match="the output of the model is silent"):
+        enhancement.pesq(speech(1), np.zeros(RATE, np.float32), RATE)
+    with pytest.raises(DataError, match=r"\(No utterances detected\): leave it out"):
+        enhancement.pesq(np.zeros(RATE, np.float32), speech(1), RATE)
+
+
 def test_the_order_of_the_sources_is_found():
     clean = np.stack([speech(3), speech(4)])
     mix = clean.sum(0, keepdims=True)

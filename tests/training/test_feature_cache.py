@@ -123,6 +123,14 @@ def test_weights_that_are_written_in_place_are_another_upstream(tmp_path):
         assert torch.equal(made.features([wav])[0], alone(made, [wav])[0])
 
 
+def test_features_too_large_for_half_precision_are_refused(tmp_path):
+    made = models(tmp_path, dtype="float16")
+    made.upstream.weight.data *= 1e6
+    with pytest.raises(UsageError, match="float16 cannot hold these features .above 65504.: take float32"):
+        made.features(clips(0.5))
+    assert files(tmp_path) == []
+
+
 def test_half_precision_is_the_same_in_the_first_epoch_and_later(tmp_path):
     made, (wav,) = models(tmp_path, dtype="float16"), clips(1.0)
     first, second = made.features([wav])[0], made.features([wav])[0]
