@@ -4,7 +4,7 @@
 . "$RECIPES/shared/tasks.sh"
 . "$RECIPES/shared/study.sh"
 
-# Rows in the table's order; bitfit is a common control that the paper has not.
+# Rows in the table's order; bitfit is a common control that the paper does not have.
 TABLE2_ROWS="full frozen houlsby adapter_bias lora prefix cnn_adapter chapter weighted_sum bitfit"
 TABLE2_ROWS+=" child-0.1 child-0.01 child-0.001 ad_tuning"
 # Rows that train the upstream's own weights, for which --upstream-lr is; new weights take the head's rate.

@@ -16,9 +16,9 @@ from runs import TASKS, TaskRun, heading, runs_of
 
 from s3prl_ext.errors import as_command, unknown_name
 from s3prl_ext.evaluation.predictions import read_json
-from s3prl_ext.metrics import metric
 from s3prl_ext.papers.figures import ad_tuning_tables
 from s3prl_ext.tables import NOTHING, Table, markdown, mean_and_deviation
+from s3prl_ext.training.early_stop import best_of
 
 PAPER_ROWS = {
     "full": "FT", "frozen": "Baseline", "houlsby": "Houlsby", "adapter_bias": "AdapterBias", "lora": "LoRA",
@@ -82,8 +82,8 @@ def best_density(folder: Path, task: str) -> list[TaskRun]:
     chosen = []
     for seed in sorted(set.intersection(*(set(runs) for runs in by_row))):
         scored = [runs[seed] for runs in by_row]
-        sign = 1 if metric(TASKS[task][0]).higher_is_better else -1
-        chosen.append(max(scored, key=lambda run: sign * run.scores["dev"]))
+        (best,) = best_of([run.scores["dev"] for run in scored], TASKS[task][0], keep=1)
+        chosen.append(scored[best])
     return chosen
 
 

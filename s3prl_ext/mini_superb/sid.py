@@ -33,7 +33,8 @@ TRIALS_OF_A_SPEAKER = 6  # of each kind
 
 MAPPING_ASV = (
     f"The training and dev clips of sid are trained on, trials of two of them are dev; test has trials of {UNSEEN} other "
-    f"speakers with {UNSEEN_CLIPS} clips each, id{FIRST_UNSEEN} and following. As many trials are of one speaker as of two."
+    f"speakers with {UNSEEN_CLIPS} clips each, id{FIRST_UNSEEN} and following. About half of the trials are of one speaker, the "
+    "others of two."
 )
 
 Video = tuple[str, list[np.ndarray]]  # split of a recording, the utterances cut from it

@@ -281,7 +281,8 @@ class RunBuilder(_StockRunner):
             return
         if any(tuning.method == "prefix" for tuning in self.task_file.tunings):
             raise UsageError(
-                "runner.checkpoint_upstream does not go with tuning.method prefix, whose layers hand on a state: leave one out."
+                "runner.checkpoint_upstream cannot be combined with tuning.method prefix, whose layers pass on a state: leave "
+                "one out."
             )
         if trainable or self.racing:
             recompute_layers(model)

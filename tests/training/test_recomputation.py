@@ -55,7 +55,7 @@ def test_a_deep_copy_has_layers_of_its_own(build, tmp_path, hubert_folder):
             assert layer.forward.forward.__self__ is layer
 
 
-@pytest.mark.parametrize(("method", "sentence"), [("prefix", "does not go with tuning.method prefix")])
+@pytest.mark.parametrize(("method", "sentence"), [("prefix", "cannot be combined with tuning.method prefix")])
 def test_what_does_not_fit_is_refused(build, tmp_path, hubert_folder, method, sentence):
     args = make_args(tmp_path, upstream="hf_hubert_custom", upstream_ckpt=hubert_folder)
     with pytest.raises(UsageError, match=sentence):
