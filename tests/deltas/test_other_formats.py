@@ -259,3 +259,14 @@ def test_what_a_format_cannot_hold_is_refused(upstream, tuning, kind, message, t
     with pytest.raises(UsageError, match=message):
         export.main(["--delta", str(delta), "--format", kind, "--out", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
+
+
+def test_the_winner_of_a_race_is_written_with_its_own_settings(tmp_path):
+    ckpt = made.write_model("hf_hubert_custom", tmp_path)
+    tuned = made.tune_adapter(made.build("hf_hubert_custom", ckpt), LORA)
+    raced = {**LORA, "alpha": [6, 32]}
+    info = made.about("hf_hubert_custom", ckpt, raced, candidate="alpha=6")
+    delta = made.save_delta(tuned, info, tmp_path / "exp" / "delta.safetensors")
+    out = tmp_path / "adapter"
+    assert export.main(["--delta", str(delta), "--format", "peft", "--out", str(out)]) == 0
+    assert json.loads((out / "adapter_config.json").read_text())["lora_alpha"] == 6
