@@ -17,7 +17,7 @@ from torch import nn
 
 from benchmarks import measure
 from benchmarks.delta_size import base_model
-from s3prl_ext.training.feature_cache import DTYPES, FeatureCache
+from s3prl_ext.training.batching.feature_cache import DTYPES, FeatureCache
 from s3prl_ext.training.forward import TaskModels
 
 CLIPS = 4

@@ -22,7 +22,7 @@ import torch
 
 import s3prl_ext
 from benchmarks import measure
-from s3prl_ext.training.corpus_hash import Corpus
+from s3prl_ext.training.batching.corpus_hash import Corpus
 
 LINKS = 60_000  # a file of ext4 has at most 65,000 names
 TEXT = (

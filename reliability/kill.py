@@ -36,7 +36,7 @@ class AtChange:
         self.folder, self.number, self.count, self.seen = str(folder), number, count, 0
 
     def __call__(self) -> None:
-        from s3prl_ext.training import fisher_pass
+        from s3prl_ext.training.selection import fisher_pass
 
         fisher_pass.SAVE_SECONDS = -1.0  # after every batch
         counter = os.open(self.count, os.O_WRONLY | os.O_CREAT) if self.count else None

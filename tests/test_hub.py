@@ -88,12 +88,12 @@ def test_a_revision_is_asked_for_and_recorded(server, tmp_path):
 
 
 def test_a_result_file_names_the_commits(server, tmp_path):
-    from s3prl_ext.training import results
+    from s3prl_ext.training.results import result_file
     from tests.support.experiments import make_args
 
     find_model("facebook/hubert@v1")
     args = make_args(tmp_path, mode="evaluate", upstream="hf_speech_custom", upstream_ckpt="facebook/hubert@v1")
-    path = results.write(args, {"downstream_expert": {}}, {"test": {"acc": 0.5}}, 0, 1.0, {})
+    path = result_file.write(args, {"downstream_expert": {}}, {"test": {"acc": 0.5}}, 0, 1.0, {})
     assert json.loads(path.read_text())["hub"] == {"facebook/hubert@v1": server.commit("facebook/hubert")}
 
 

@@ -18,7 +18,7 @@ from s3prl_ext.commands import prepare
 from s3prl_ext.configs import load_yaml, shipped_dir
 from s3prl_ext.merging.config import parse_config
 from s3prl_ext.tasks import corpus_variables
-from s3prl_ext.training.early_stop import EarlyStopConfig
+from s3prl_ext.training.racing.early_stop import EarlyStopConfig
 from tests.support import documentation, stories
 from tests.support.documentation import PAGES, ROOT, name_of
 from tests.support.stories import Place, Story

@@ -11,7 +11,7 @@ from s3prl_ext.configs import expand_variables, load_yaml, shipped_dir
 from s3prl_ext.errors import UsageError
 from s3prl_ext.mini_superb import LAYOUTS
 from s3prl_ext.tasks import corpus_variables
-from s3prl_ext.training.racing import judged_by
+from s3prl_ext.training.racing.race import judged_by
 from s3prl_ext.training.task_file import TaskFile
 from s3prl_ext.training.tuning_config import FisherConfig
 

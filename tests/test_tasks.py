@@ -22,7 +22,7 @@ from s3prl_ext.evaluation.superb_row import superb_table
 from s3prl_ext.metrics import METRICS, Metric
 from s3prl_ext.mini_superb import LAYOUTS
 from s3prl_ext.tasks import Task, named, task_of
-from s3prl_ext.training.racing import judged_by
+from s3prl_ext.training.racing.race import judged_by
 from tests.support import python_process
 
 CORPORA = {"pr": "libriphone", "sf": "snips", "ood": "common_voice"}

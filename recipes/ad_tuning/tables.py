@@ -18,7 +18,7 @@ from s3prl_ext.errors import as_command, unknown_name
 from s3prl_ext.evaluation.predictions import read_json
 from s3prl_ext.papers.figures import ad_tuning_tables
 from s3prl_ext.tables import NOTHING, Table, markdown, mean_and_deviation
-from s3prl_ext.training.early_stop import best_of
+from s3prl_ext.training.racing.early_stop import best_of
 
 PAPER_ROWS = {
     "full": "FT", "frozen": "Baseline", "houlsby": "Houlsby", "adapter_bias": "AdapterBias", "lora": "LoRA",

@@ -13,7 +13,7 @@ from s3prl_ext.metrics import METRICS
 from s3prl_ext.models.card import CardScore, write_card
 from s3prl_ext.tables import grid
 from s3prl_ext.tasks import task_of
-from s3prl_ext.training.corpus_hash import value_at
+from s3prl_ext.training.batching.corpus_hash import value_at
 from s3prl_ext.training.run_spec import UPSTREAM_ARGUMENTS, RunSpec
 from s3prl_ext.upstreams.merged_attention.record import MergeRecord
 

@@ -25,8 +25,8 @@ from s3prl_ext.merging.learnable import fold as fold_lambda
 from s3prl_ext.reading import EXPORT_FILE, check_model, parse_json
 from s3prl_ext.run_folder import CHECKPOINT_SUFFIX, RunFolder, missing
 from s3prl_ext.training import last_hidden_state
-from s3prl_ext.training.candidates import chosen_tuning
 from s3prl_ext.training.checkpoint import TASK_PARTS, Checkpoint, StateDict, load
+from s3prl_ext.training.racing.candidates import chosen_tuning
 from s3prl_ext.training.run_spec import RunSpec
 from s3prl_ext.upstreams.merged_attention.record import UNKNOWN, MergeRecord, check_merge_record
 from s3prl_ext.upstreams.speech_models import upstream_name

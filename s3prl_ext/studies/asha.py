@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, cast
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.metrics import metric
 from s3prl_ext.studies.race import Standing
-from s3prl_ext.training.early_stop import Comparison, EarlyStopConfig, best_of
+from s3prl_ext.training.racing.early_stop import Comparison, EarlyStopConfig, best_of
 
 
 class Arrival(NamedTuple):

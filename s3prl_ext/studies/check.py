@@ -10,7 +10,7 @@ from s3prl_ext.studies.asha import check_ray_tune
 from s3prl_ext.studies.config import FIXED_AXES
 from s3prl_ext.studies.plan import StudyCell
 from s3prl_ext.studies.study_run import StudyRun
-from s3prl_ext.training.early_stop import EarlyStopConfig
+from s3prl_ext.training.racing.early_stop import EarlyStopConfig
 
 
 def check_runs(cells: Sequence[StudyCell], variables: bool = True) -> None:

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from s3prl_ext.errors import DataError
 from s3prl_ext.reading import parse_json
 from s3prl_ext.settings import count, number
-from s3prl_ext.training.early_stop import EarlyStopConfig
+from s3prl_ext.training.racing.early_stop import EarlyStopConfig
 
 FIXED_AXES = ("task", "upstream", "method")
 Labels = Mapping[str, tuple[str, ...]]

@@ -9,7 +9,7 @@ from s3prl_ext.studies.config import Study
 from s3prl_ext.studies.driver import total_jobs
 from s3prl_ext.studies.engines import shown
 from s3prl_ext.studies.plan import StudyCell
-from s3prl_ext.training.early_stop import EarlyStopConfig
+from s3prl_ext.training.racing.early_stop import EarlyStopConfig
 
 
 def dry_run(study: Study, cells: Sequence[StudyCell]) -> list[str]:

@@ -17,7 +17,7 @@ from s3prl_ext.studies.config import Study
 from s3prl_ext.studies.jobs import Job, JobFailure
 from s3prl_ext.studies.race import Standing, jobs_of, standing
 from s3prl_ext.studies.study_run import StudyRun
-from s3prl_ext.training.early_stop import EarlyStopConfig
+from s3prl_ext.training.racing.early_stop import EarlyStopConfig
 
 
 @dataclass

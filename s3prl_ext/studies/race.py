@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 
 from s3prl_ext.errors import DataError
-from s3prl_ext.training.early_stop import Comparison, EarlyStopConfig, best_of, winner_of
+from s3prl_ext.training.racing.early_stop import Comparison, EarlyStopConfig, best_of, winner_of
 
 
 @dataclass

@@ -28,7 +28,7 @@ from s3prl_ext.configs import expand_variables, load_yaml, parse_yaml
 from s3prl_ext.errors import UsageError, unknown_name
 from s3prl_ext.settings import choice, count, load, name, raise_all, switch, unknown_keys
 from s3prl_ext.studies.config import FIXED_AXES, Adjustment, AxisPoint, Labels, Resources, Study
-from s3prl_ext.training.early_stop import EarlyStopConfig
+from s3prl_ext.training.racing.early_stop import EarlyStopConfig
 
 # Axis -> key of the task file that it sets; another axis has its key as its name. Of ``lambda`` see AxisPoint.
 KEYS = {"lr": "optimizer.lr", "density": "tuning.density", "rank": "tuning.rank"}

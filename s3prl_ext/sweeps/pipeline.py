@@ -30,7 +30,8 @@ from s3prl_ext.sweeps.run import Sweep
 from s3prl_ext.sweeps.store import Store
 from s3prl_ext.sweeps.weights import ArmWeights
 from s3prl_ext.tasks import task_of
-from s3prl_ext.training import last_hidden_state, provenance
+from s3prl_ext.training import last_hidden_state
+from s3prl_ext.training.results import provenance
 from s3prl_ext.training.run_spec import RunSpec
 from s3prl_ext.upstreams.layer_similarity.selection import choose_layers, match_layers
 from s3prl_ext.upstreams.merged_attention.record import describe_model

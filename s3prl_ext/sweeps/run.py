@@ -22,9 +22,9 @@ from s3prl_ext.sweeps.store import Store
 from s3prl_ext.sweeps.weights import ArmWeights
 from s3prl_ext.tasks import Task
 from s3prl_ext.training.distributed import Interrupted, StopRequest
-from s3prl_ext.training.evaluation import Scores, check_splits, evaluate, open_split
 from s3prl_ext.training.forward import TaskModels
-from s3prl_ext.training.task_output import quietly_into
+from s3prl_ext.training.results.evaluation import Scores, check_splits, evaluate, open_split
+from s3prl_ext.training.results.task_output import quietly_into
 
 logger = logging.getLogger(__name__)
 

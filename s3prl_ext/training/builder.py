@@ -24,16 +24,16 @@ from s3prl_ext.settings import count
 from s3prl_ext.tasks import remedy, task_of
 from s3prl_ext.tasks.unavailable import UNAVAILABLE
 from s3prl_ext.training import checkpoint, distributed, last_hidden_state, resume
-from s3prl_ext.training.candidates import check_alike
+from s3prl_ext.training.batching.corpus_hash import Corpus
+from s3prl_ext.training.batching.feature_cache import FeatureCache, default_folder
 from s3prl_ext.training.checkpoint import Checkpoint
-from s3prl_ext.training.corpus_hash import Corpus
 from s3prl_ext.training.devices import slow_precision
-from s3prl_ext.training.feature_cache import FeatureCache, default_folder
 from s3prl_ext.training.forward import TaskModels, unwrapped
 from s3prl_ext.training.known_settings import known_tasks
 from s3prl_ext.training.learnable_lambda import prepare_head_lambda, prepare_lambda
 from s3prl_ext.training.methods import METHODS, prepare_upstream
 from s3prl_ext.training.parameter_groups import train_only
+from s3prl_ext.training.racing.candidates import check_alike
 from s3prl_ext.training.recomputation import recompute_layers
 from s3prl_ext.training.run import Experiment
 from s3prl_ext.training.run_spec import RunSpec

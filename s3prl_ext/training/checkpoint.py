@@ -20,8 +20,8 @@ from s3prl_ext.randomness import RandomState
 from s3prl_ext.reading import check_archive, is_archive
 from s3prl_ext.run_folder import DELTA_SUFFIX
 from s3prl_ext.training import last_hidden_state
-from s3prl_ext.training.batches import Position
-from s3prl_ext.training.corpus_hash import CorpusHash
+from s3prl_ext.training.batching.batches import Position
+from s3prl_ext.training.batching.corpus_hash import CorpusHash
 from s3prl_ext.training.run_spec import FEATURES
 from s3prl_ext.upstreams.merged_attention.record import UNKNOWN, MergeRecord
 from s3prl_ext.writing import written
@@ -50,7 +50,7 @@ class Extension:
         positions: of each rank in its training batches.
         scaler: state of the gradient scaler (fp16).
         bad_steps: steps without a finite gradient right before this one.
-        usage: what the run has cost, see :class:`s3prl_ext.training.provenance.ResourceUsage`.
+        usage: what the run has cost, see :class:`s3prl_ext.training.results.provenance.ResourceUsage`.
         lambda_curve: course of a learnable lambda: steps [n], values [n, lambdas].
         race_start: random states at the start of a race.
     """

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from s3prl_ext.errors import DataError, ExtError, is_out_of_memory
 from s3prl_ext.model_settings import SAMPLE_RATE
 from s3prl_ext.tasks import OTHER, Task
-from s3prl_ext.training.feature_cache import FeatureCache
+from s3prl_ext.training.batching.feature_cache import FeatureCache
 
 
 class TaskFailed(ExtError):

@@ -21,11 +21,11 @@ import yaml
 
 from s3prl_ext.configs import expand_variables, with_numbers
 from s3prl_ext.errors import DataError, UsageError
-from s3prl_ext.training.candidates import candidates_of
+from s3prl_ext.training.batching.corpus_hash import CorpusHash
 from s3prl_ext.training.checkpoint import Checkpoint
-from s3prl_ext.training.corpus_hash import CorpusHash
 from s3prl_ext.training.methods import resolve_tuning
 from s3prl_ext.training.parameter_groups import RatesConfig
+from s3prl_ext.training.racing.candidates import candidates_of
 from s3prl_ext.training.run_spec import RunSpec
 from s3prl_ext.training.task_file import translate
 from s3prl_ext.training.tuning_config import TuningConfig

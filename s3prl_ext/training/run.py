@@ -22,18 +22,18 @@ from s3prl_ext.merging.learnable import LearnableLambda
 from s3prl_ext.run_folder import RunFolder
 from s3prl_ext.tasks import task_of
 from s3prl_ext.training import checkpoint, distributed, last_hidden_state
+from s3prl_ext.training.batching.corpus_hash import CorpusHash
+from s3prl_ext.training.batching.feature_cache import FeatureCache
 from s3prl_ext.training.checkpoint import Checkpoint, Extension
-from s3prl_ext.training.child_selection import Scores, Share, choose_masks
-from s3prl_ext.training.corpus_hash import CorpusHash
-from s3prl_ext.training.feature_cache import FeatureCache
 from s3prl_ext.training.forward import TaskModels, unwrapped
 from s3prl_ext.training.learnable_lambda import LambdaCurve, learnt_lambda, only_lambda_trains, stored_state
 from s3prl_ext.training.methods import METHODS
 from s3prl_ext.training.optimizers import build_optimizer
 from s3prl_ext.training.parameter_groups import RatesConfig, lambda_rates, parameter_groups, upstream_rates
-from s3prl_ext.training.provenance import ResourceUsage
+from s3prl_ext.training.results.provenance import ResourceUsage
 from s3prl_ext.training.run_spec import RunSpec
-from s3prl_ext.training.shared_scores import SharedScores, facts_of
+from s3prl_ext.training.selection.child_selection import Scores, Share, choose_masks
+from s3prl_ext.training.selection.shared_scores import SharedScores, facts_of
 from s3prl_ext.training.statistics import hold_statistics
 from s3prl_ext.training.task_file import RunnerConfig
 from s3prl_ext.training.train_state import TrainState

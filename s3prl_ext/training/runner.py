@@ -18,16 +18,17 @@ from s3prl_ext.child_tuning import masks
 from s3prl_ext.errors import UsageError, one_sentence_errors
 from s3prl_ext.run_folder import RunFolder
 from s3prl_ext.tasks import task_of
-from s3prl_ext.training import distributed, last_hidden_state, results
+from s3prl_ext.training import distributed, last_hidden_state
+from s3prl_ext.training.batching.corpus_hash import CorpusHash
+from s3prl_ext.training.batching.feature_cache import announce
 from s3prl_ext.training.builder import RunBuilder
-from s3prl_ext.training.candidate_runs import CandidateRuns, draw, read_record
-from s3prl_ext.training.corpus_hash import CorpusHash
-from s3prl_ext.training.evaluation import check_splits, evaluate, open_split
-from s3prl_ext.training.feature_cache import announce
 from s3prl_ext.training.forward import unwrapped
 from s3prl_ext.training.learnable_lambda import prepare_head_lambda
 from s3prl_ext.training.methods import resolve_tuning
-from s3prl_ext.training.provenance import ResourceUsage
+from s3prl_ext.training.racing.candidate_runs import CandidateRuns, draw, read_record
+from s3prl_ext.training.results import result_file
+from s3prl_ext.training.results.evaluation import check_splits, evaluate, open_split
+from s3prl_ext.training.results.provenance import ResourceUsage
 from s3prl_ext.training.run import Experiment, Run
 from s3prl_ext.training.run_spec import RunSpec
 from s3prl_ext.training.tuning_config import TuningConfig
@@ -47,7 +48,7 @@ class Runner(RunBuilder, StockRunner):
             one_sentence_errors(),
             locks.one_run(folder.path, active=leader),
             folder.removed_if_nothing_trained(active=leader),
-            results.failures_recorded(self.args, self.config, active=leader, corpus=self.corpus),
+            result_file.failures_recorded(self.args, self.config, active=leader, corpus=self.corpus),
             distributed.lost_ranks_named(),
         ):
             spent = ResourceUsage(folder, self.resumed)
@@ -100,7 +101,7 @@ class Runner(RunBuilder, StockRunner):
         """Score a run where it stops on the way (``args.until``), without an effect on how it goes on."""
         scores = {split: run.trainer.score(split) for split in self.runner_config.eval_dataloaders}
         if distributed.is_leader():
-            results.write_stop(RunFolder(self.args.expdir), run.state.step, scores, spent.seconds)
+            result_file.write_stop(RunFolder(self.args.expdir), run.state.step, scores, spent.seconds)
 
     def _announce_cache(self, splits: Sequence[str]) -> None:
         """Say before the start how much room the features of some splits take."""
@@ -123,7 +124,7 @@ class Runner(RunBuilder, StockRunner):
         record = read_record(folder) if self.candidate else None
         if record is not None:
             draw(folder, record, run.trainer.history, self.args.downstream)
-        if run.state.step > first_step or results.step_of(folder) != run.state.step:
+        if run.state.step > first_step or result_file.step_of(folder) != run.state.step:
             per_step = round(seconds_per_step, 4) if run.state.step > first_step else None
             rows = run.trainer.last_rows
             self._write_result(
@@ -137,7 +138,7 @@ class Runner(RunBuilder, StockRunner):
         """Return what the runs of this experiment share."""
         data = self.data
         if data is not None:
-            data = CorpusHash(**data, splits_sha256=results.splits_sha256(self.args, self.corpus))
+            data = CorpusHash(**data, splits_sha256=result_file.splits_sha256(self.args, self.corpus))
         return Experiment(
             self.args, self.config, self._variables, self.runner_config, self.total_steps, self.all_entries, self.tuned,
             spent or ResourceUsage(RunFolder(self.args.expdir), self.resumed), data=data, cache=self.cache,
@@ -184,7 +185,7 @@ class Runner(RunBuilder, StockRunner):
                 check_splits(self.models.unwrapped(), [split] if self.cache else [])
                 self._announce_cache([split])
             stack.enter_context(locks.evaluation(self.args.expdir, active=writes))
-            with results.failures_recorded(self.args, self.config, split, writes, self.corpus):
+            with result_file.failures_recorded(self.args, self.config, split, writes, self.corpus):
                 scores = evaluate(
                     self.models, split, self.args.seed, self.runner_config.evaluate_ratio, logger, global_step
                 )
@@ -206,7 +207,7 @@ class Runner(RunBuilder, StockRunner):
             "task": getattr(unwrapped(self.downstream.model), "facts", None),
             last_hidden_state.KEY: last_hidden_state.result_of(unwrapped(self.upstream.model), RunSpec.of(self.args)),
         }
-        results.write(
+        result_file.write(
             self.args, self.config, metrics, step, seconds, counts, self.merge_record, corpus=self.corpus, **facts, **more
         )  # fmt: skip
 

@@ -26,10 +26,10 @@ from typing import Annotated, Any
 from s3prl_ext.configs import with_numbers
 from s3prl_ext.errors import UsageError, nearest
 from s3prl_ext.settings import choice, count, load, name, names, number, raise_all, switch, unknown_keys
-from s3prl_ext.training.candidates import Candidate, candidates_of
-from s3prl_ext.training.early_stop import EarlyStopConfig
 from s3prl_ext.training.methods import METHODS, resolve_tuning
 from s3prl_ext.training.optimizers import check_optimization
+from s3prl_ext.training.racing.candidates import Candidate, candidates_of
+from s3prl_ext.training.racing.early_stop import EarlyStopConfig
 from s3prl_ext.training.tuning_config import TuningConfig
 
 logger = logging.getLogger(__name__)

@@ -15,11 +15,11 @@ from s3prl_ext.errors import StoppedByUser
 from s3prl_ext.progress import bar, printing
 from s3prl_ext.run_folder import RunFolder, states_name, step_of
 from s3prl_ext.training import checkpoint, distributed
-from s3prl_ext.training.batches import TrainingBatches
+from s3prl_ext.training.batching.batches import TrainingBatches
 from s3prl_ext.training.checkpoint import Checkpoint, Extension
 from s3prl_ext.training.distributed import Interrupted, StopRequest
-from s3prl_ext.training.evaluation import Scores, evaluate, open_split
 from s3prl_ext.training.forward import unwrapped
+from s3prl_ext.training.results.evaluation import Scores, evaluate, open_split
 from s3prl_ext.training.train_state import Diverged, TrainState
 
 logger = logging.getLogger(__name__)

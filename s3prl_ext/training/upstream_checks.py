@@ -21,7 +21,7 @@ from torch import nn
 
 from s3prl_ext.errors import DataError, ExtError, UsageError, is_out_of_memory, unknown_name
 from s3prl_ext.tasks import Task
-from s3prl_ext.training.corpus_hash import value_at
+from s3prl_ext.training.batching.corpus_hash import value_at
 
 WITH_CHECKPOINT = ("_local", "_custom", "_url", "_gdriveid")  # how s3prl ends the names of entries that read -k
 READS_ALL = ("customized_upstream",)  # s3prl's example for your own models

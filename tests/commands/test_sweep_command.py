@@ -123,7 +123,7 @@ def test_the_papers_lambda_is_scored_on_test_only_where_the_paper_prints_somethi
 
 def test_an_arm_scores_as_the_merged_upstream_does(sweep, corpus, pair, tmp_path):
     """The same numbers as the Runner with ``-u merged_attention``, for the target and for a merge."""
-    from s3prl_ext.training.evaluation import evaluate
+    from s3prl_ext.training.results.evaluation import evaluate
     from s3prl_ext.training.runner import Runner
 
     scored = metrics_by_arm(sweep("--lambda", "0.5", "--layers", "1", "--test", "none"))

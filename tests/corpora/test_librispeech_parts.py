@@ -11,7 +11,7 @@ import soundfile
 from s3prl_ext.corpora import librispeech
 from s3prl_ext.corpora.librispeech import CORPUS, read
 from s3prl_ext.errors import DataError, UsageError
-from s3prl_ext.training.corpus_hash import Corpus
+from s3prl_ext.training.batching.corpus_hash import Corpus
 
 PARTS = {"train-clean-100": "19-198", "dev-clean": "84-121123", "test-clean": "61-70968", "test-other": "1688-142285"}
 

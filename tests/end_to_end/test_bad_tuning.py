@@ -13,7 +13,8 @@ import torch
 
 from s3prl_ext.configs import shipped_dir
 from s3prl_ext.mini_superb import LAYOUTS
-from s3prl_ext.training import fisher_pass, train_state
+from s3prl_ext.training import train_state
+from s3prl_ext.training.selection import fisher_pass
 from tests.end_to_end.test_bad_input import replace_text
 from tests.support import factories
 

@@ -23,9 +23,9 @@ from s3prl_ext.studies.outcome import write_outcome
 from s3prl_ext.studies.plan import cells_of
 from s3prl_ext.studies.study_file import read_study
 from s3prl_ext.studies.view import lines
-from s3prl_ext.training.candidates import candidates_of
-from s3prl_ext.training.early_stop import EarlyStopConfig
-from s3prl_ext.training.racing import Race
+from s3prl_ext.training.racing.candidates import candidates_of
+from s3prl_ext.training.racing.early_stop import EarlyStopConfig
+from s3prl_ext.training.racing.race import Race
 from tests.studies.test_driver import keep
 from tests.support.instant_engine import Instant, Outcome
 

@@ -15,10 +15,10 @@ from s3prl_ext.child_tuning import mask_files, masks
 from s3prl_ext.child_tuning.eligible import eligible_parameters
 from s3prl_ext.errors import DataError, StoppedByUser, UsageError
 from s3prl_ext.run_folder import FISHER_FILE, MASK_FILE, RunFolder
-from s3prl_ext.training import fisher_pass
-from s3prl_ext.training.child_selection import choose_mask, choose_masks
-from s3prl_ext.training.fisher_batches import UtteranceBatches
-from s3prl_ext.training.fisher_pass import FisherPass
+from s3prl_ext.training.selection import fisher_pass
+from s3prl_ext.training.selection.child_selection import choose_mask, choose_masks
+from s3prl_ext.training.selection.fisher_batches import UtteranceBatches
+from s3prl_ext.training.selection.fisher_pass import FisherPass
 from s3prl_ext.training.tuning_config import FisherConfig
 from tests.support.experiments import interrupt_at_loss, make_args, task_config
 

@@ -13,11 +13,11 @@ from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.metrics import METRICS
 from s3prl_ext.mini_superb import TRAINED
 from s3prl_ext.tasks import TASKS, named, task_of
-from s3prl_ext.training.candidates import Candidate, candidates_of
-from s3prl_ext.training.early_stop import EarlyStopConfig, best_of
-from s3prl_ext.training.evaluation import evaluate
 from s3prl_ext.training.methods import METHODS, resolve_tuning
-from s3prl_ext.training.racing import judged_by
+from s3prl_ext.training.racing.candidates import Candidate, candidates_of
+from s3prl_ext.training.racing.early_stop import EarlyStopConfig, best_of
+from s3prl_ext.training.racing.race import judged_by
+from s3prl_ext.training.results.evaluation import evaluate
 from s3prl_ext.training.task_file import TaskFile, translate
 from s3prl_ext.training.tuning_config import keys_of
 from tests.support.experiments import make_args, task_config

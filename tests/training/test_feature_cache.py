@@ -16,8 +16,8 @@ from torch import nn
 
 from s3prl_ext.errors import UsageError
 from s3prl_ext.training import feature_cache
+from s3prl_ext.training.batching.feature_cache import FeatureCache, announce
 from s3prl_ext.training.checkpoint import Checkpoint
-from s3prl_ext.training.feature_cache import FeatureCache, announce
 from s3prl_ext.training.forward import TaskModels
 from s3prl_ext.training.resume import check_runner
 from tests.support.experiments import make_args, record_losses, task_config

@@ -11,7 +11,7 @@ import pytest
 
 from s3prl_ext.configs import expand_variables
 from s3prl_ext.mini_superb import ALL, TRAINED, variables
-from s3prl_ext.training.corpus_hash import Corpus
+from s3prl_ext.training.batching.corpus_hash import Corpus
 from tests.support import listings
 from tests.support.experiments import make_args, record_losses, task_config
 

@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import binomtest
 
 import s3prl_ext
-from s3prl_ext.training.intervals import intervals
+from s3prl_ext.training.results.intervals import intervals
 
 
 def clips(right: int, wrong: int, **more) -> dict:

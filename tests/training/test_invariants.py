@@ -12,8 +12,8 @@ from s3prl_ext.child_tuning import delta
 from s3prl_ext.child_tuning.eligible import eligible_parameters
 from s3prl_ext.errors import StoppedByUser, UsageError
 from s3prl_ext.run_folder import RunFolder
-from s3prl_ext.training.candidate_runs import CandidateRuns
 from s3prl_ext.training.methods import resolve_tuning
+from s3prl_ext.training.racing.candidate_runs import CandidateRuns
 from tests.support.experiments import interrupt_at_loss, make_args, task_config
 from tests.training.test_race_runs import CUT, assert_same_run, config_of, newest, resumed, same
 

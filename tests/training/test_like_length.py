@@ -10,8 +10,8 @@ import torch
 from torch.utils.data import DataLoader, WeightedRandomSampler
 
 from s3prl_ext import randomness
-from s3prl_ext.training.batches import TrainingBatches
-from s3prl_ext.training.like_length import LikeLength, exchanged, padding
+from s3prl_ext.training.batching.batches import TrainingBatches
+from s3prl_ext.training.batching.like_length import LikeLength, exchanged, padding
 from tests.support.experiments import interrupt_at_loss, make_args, record_losses, task_config
 
 

@@ -11,7 +11,7 @@ import torch
 
 from s3prl_ext.evaluation.result_records import read_record
 from s3prl_ext.run_folder import RunFolder
-from s3prl_ext.training.evaluation import evaluate
+from s3prl_ext.training.results.evaluation import evaluate
 from s3prl_ext.writing import write_json
 from tests.support.experiments import make_args, task_config
 

@@ -11,9 +11,9 @@ import pytest
 
 from s3prl_ext.errors import DataError
 from s3prl_ext.run_folder import RunFolder
-from s3prl_ext.training.candidates import Candidate, candidates_of
-from s3prl_ext.training.early_stop import EarlyStopConfig
-from s3prl_ext.training.racing import Race
+from s3prl_ext.training.racing.candidates import Candidate, candidates_of
+from s3prl_ext.training.racing.early_stop import EarlyStopConfig
+from s3prl_ext.training.racing.race import Race
 from tests.support import reference
 
 ENTRANTS = candidates_of({"method": "child", "density": [0.1, 0.01, 0.001]})
@@ -119,7 +119,7 @@ def test_another_race_in_the_folder_is_refused(tmp_path):
     ["", "[1, 2]", '{"scores": 3}', '{"scores": {"a": {"2": {}}}, "metric": "acc"}', '{"scores": {}, "metric": "acc"}'],
 )
 def test_a_damaged_record_is_one_sentence(tmp_path, text):
-    from s3prl_ext.training.candidate_runs import read_record
+    from s3prl_ext.training.racing.candidate_runs import read_record
 
     (tmp_path / "race").mkdir()
     assert read_record(RunFolder(tmp_path)) is None

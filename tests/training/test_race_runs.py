@@ -12,7 +12,7 @@ from s3prl_ext.child_tuning import delta
 from s3prl_ext.errors import DataError, StoppedByUser, UsageError
 from s3prl_ext.run_folder import RunFolder
 from s3prl_ext.training import checkpoint
-from s3prl_ext.training.candidates import candidates_of
+from s3prl_ext.training.racing.candidates import candidates_of
 from s3prl_ext.training.train_state import TrainState
 from tests.support.experiments import interrupt_at_loss, make_args, task_config
 

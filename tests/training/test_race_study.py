@@ -12,7 +12,7 @@ import pytest
 from s3prl_ext.studies.config import AxisPoint, Resources, Study
 from s3prl_ext.studies.driver import Driver, Engine
 from s3prl_ext.studies.engines.local import LocalEngine
-from s3prl_ext.training.early_stop import EarlyStopConfig
+from s3prl_ext.training.racing.early_stop import EarlyStopConfig
 from tests.support.experiments import make_args, task_config
 from tests.support.forked_engine import Forked
 from tests.training.test_race_runs import assert_same_run, newest

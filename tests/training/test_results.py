@@ -15,9 +15,11 @@ from s3prl_ext.configs import expand_variables
 from s3prl_ext.errors import DataError, ExtError, StoppedByUser, UsageError
 from s3prl_ext.evaluation.result_records import OUTCOME, SCHEMA, problems, read_record
 from s3prl_ext.run_folder import RunFolder
-from s3prl_ext.training import checkpoint, corpus_hash, provenance, results
-from s3prl_ext.training.corpus_hash import Corpus
+from s3prl_ext.training import checkpoint
+from s3prl_ext.training.batching import corpus_hash
+from s3prl_ext.training.batching.corpus_hash import Corpus
 from s3prl_ext.training.forward import TaskFailed
+from s3prl_ext.training.results import provenance, result_file
 from s3prl_ext.training.train_state import Diverged
 from tests.support.experiments import interrupt_at_loss, make_args, task_config
 
@@ -94,7 +96,7 @@ def test_what_counts_as_a_failed_run(tmp_path, error, active, begun, recorded):
     args = make_args(tmp_path / "exp", mode="evaluate")
     if begun:
         (tmp_path / "exp" / "states-1.ckpt").touch()
-    with pytest.raises(type(error)), results.failures_recorded(args, {}, "test", active=active):
+    with pytest.raises(type(error)), result_file.failures_recorded(args, {}, "test", active=active):
         raise error
     failed = tmp_path / "exp" / "result-test-failed.json"
     assert failed.is_file() == recorded
@@ -104,7 +106,9 @@ def test_what_counts_as_a_failed_run(tmp_path, error, active, begun, recorded):
 def test_intervals_and_items_are_kept_as_plain_values(tmp_path):
     args = make_args(tmp_path / "exp", mode="evaluate", downstream="ljspeech")
     found = {"test": {"wer": (4.0, 6.5)}}
-    path = results.write(args, {}, {"test": {"wer": 5.0, "loss": 1.0}}, 0, 1.0, {}, intervals=found, items={"test": 9})
+    path = result_file.write(
+        args, {}, {"test": {"wer": 5.0, "loss": 1.0}}, 0, 1.0, {}, intervals=found, items={"test": 9}
+    )
     content = json.loads(path.read_text())
     assert content["intervals"] == {"test": {"wer": [4.0, 6.5]}} and content["items"] == {"test": 9}
 

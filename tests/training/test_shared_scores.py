@@ -12,8 +12,8 @@ from s3prl_ext.child_tuning.eligible import eligible_parameters
 from s3prl_ext.locks import one_writer
 from s3prl_ext.run_folder import MASK_FILE
 from s3prl_ext.training import shared_scores
-from s3prl_ext.training.fisher_pass import FisherPass
-from s3prl_ext.training.shared_scores import SharedScores, facts_of
+from s3prl_ext.training.selection.fisher_pass import FisherPass
+from s3prl_ext.training.selection.shared_scores import SharedScores, facts_of
 from tests.support.experiments import make_args, task_config
 
 

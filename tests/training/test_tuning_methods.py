@@ -95,7 +95,7 @@ def test_fisher_pass_leaves_models_and_training_as_found(build, tmp_path, upstre
     """Choosing a mask draws no random number that training would have drawn, and changes no weight."""
     from s3prl_ext import randomness
     from s3prl_ext.child_tuning.eligible import eligible_parameters
-    from s3prl_ext.training.child_selection import choose_mask
+    from s3prl_ext.training.selection.child_selection import choose_mask
 
     runner = build(make_args(tmp_path / "exp", **upstream), task_config(tuning={"method": "child", "density": 0.1}))
     model = runner.upstream.model

@@ -13,7 +13,7 @@ import soundfile
 from s3prl_ext.compat import sv_voxceleb1
 from s3prl_ext.errors import DataError
 from s3prl_ext.tasks.asv import equal_error_rate, over_trials
-from s3prl_ext.training.evaluation import evaluate
+from s3prl_ext.training.results.evaluation import evaluate
 from tests.support.experiments import make_args, task_config
 
 

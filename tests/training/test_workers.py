@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from torch.utils.data import DataLoader
 
-from s3prl_ext.training.batches import EndWithParent, end_with_parent
-from s3prl_ext.training.evaluation import open_split
-from s3prl_ext.training.fisher_batches import UtteranceBatches
+from s3prl_ext.training.batching.batches import EndWithParent, end_with_parent
+from s3prl_ext.training.results.evaluation import open_split
+from s3prl_ext.training.selection.fisher_batches import UtteranceBatches
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the kernel's signal at a parent's death is Linux's")
 

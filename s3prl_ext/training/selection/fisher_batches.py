@@ -13,8 +13,8 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader
 
-from s3prl_ext.training.batches import end_with_parent
-from s3prl_ext.training.evaluation import open_split
+from s3prl_ext.training.batching.batches import end_with_parent
+from s3prl_ext.training.results.evaluation import open_split
 from s3prl_ext.training.tuning_config import FisherConfig
 
 ORDER = "sorted; a limited pass takes utterances drawn from the whole split"

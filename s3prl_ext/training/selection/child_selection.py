@@ -17,9 +17,9 @@ from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.models.hashing import state_sha256
 from s3prl_ext.run_folder import RunFolder
 from s3prl_ext.training import distributed
-from s3prl_ext.training.fisher_batches import ORDER
-from s3prl_ext.training.fisher_pass import FisherPass
 from s3prl_ext.training.forward import TaskModels
+from s3prl_ext.training.selection.fisher_batches import ORDER
+from s3prl_ext.training.selection.fisher_pass import FisherPass
 from s3prl_ext.training.tuning_config import TuningConfig
 
 logger = logging.getLogger(__name__)

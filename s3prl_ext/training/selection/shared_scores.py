@@ -28,10 +28,10 @@ from s3prl_ext.child_tuning.delta import content_sha256
 from s3prl_ext.errors import DataError
 from s3prl_ext.locks import InUse, one_writer
 from s3prl_ext.models.hashing import state_sha256
-from s3prl_ext.training.fisher_batches import ORDER
 from s3prl_ext.training.forward import TaskModels
-from s3prl_ext.training.provenance import versions
+from s3prl_ext.training.results.provenance import versions
 from s3prl_ext.training.run_spec import RunSpec
+from s3prl_ext.training.selection.fisher_batches import ORDER
 from s3prl_ext.training.tuning_config import FisherConfig
 from s3prl_ext.writing import written
 

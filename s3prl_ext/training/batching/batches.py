@@ -13,7 +13,7 @@ from typing import Any, NotRequired, TypedDict
 from s3prl_ext import randomness
 from s3prl_ext.errors import DataError
 from s3prl_ext.randomness import RandomState
-from s3prl_ext.training.like_length import LikeLength
+from s3prl_ext.training.batching.like_length import LikeLength
 
 
 class Position(TypedDict):

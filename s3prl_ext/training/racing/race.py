@@ -1,4 +1,4 @@
-"""A race: train every candidate a while, compare, continue the best; :mod:`s3prl_ext.training.early_stop` says how far.
+"""A race: train every candidate a while, compare, continue the best; :mod:`s3prl_ext.training.racing.early_stop` says how far.
 
 Candidates run one after another on the same model. Each is an ordinary resumable run in a folder of its own below
 ``race/``; what a candidate needs while another one runs is its checkpoint there, so only one model, one optimizer and
@@ -19,8 +19,8 @@ from s3prl_ext.reading import parse_json
 from s3prl_ext.run_folder import RunFolder
 from s3prl_ext.tasks import task_of
 from s3prl_ext.training import distributed
-from s3prl_ext.training.candidates import Candidate
-from s3prl_ext.training.early_stop import Comparison, EarlyStopConfig, best_of, winner_of
+from s3prl_ext.training.racing.candidates import Candidate
+from s3prl_ext.training.racing.early_stop import Comparison, EarlyStopConfig, best_of, winner_of
 from s3prl_ext.writing import write_json
 
 logger = logging.getLogger(__name__)

@@ -22,16 +22,16 @@ from s3prl_ext.randomness import RandomState
 from s3prl_ext.reading import parse_json
 from s3prl_ext.run_folder import RunFolder, states_name
 from s3prl_ext.training import checkpoint, distributed
-from s3prl_ext.training.candidates import Candidate, shares_masks
 from s3prl_ext.training.checkpoint import Checkpoint
-from s3prl_ext.training.early_stop import EarlyStopConfig
-from s3prl_ext.training.evaluation import evaluate
-from s3prl_ext.training.fisher_batches import open_batches
 from s3prl_ext.training.forward import unwrapped
 from s3prl_ext.training.methods import METHODS
-from s3prl_ext.training.racing import Race, judged_by
+from s3prl_ext.training.racing.candidates import Candidate, shares_masks
+from s3prl_ext.training.racing.early_stop import EarlyStopConfig
+from s3prl_ext.training.racing.race import Race, judged_by
+from s3prl_ext.training.results.evaluation import evaluate
+from s3prl_ext.training.results.task_output import quietly_into, write_into
 from s3prl_ext.training.run import Experiment, Run
-from s3prl_ext.training.task_output import quietly_into, write_into
+from s3prl_ext.training.selection.fisher_batches import open_batches
 from s3prl_ext.training.train_state import Diverged
 from s3prl_ext.training.tuning_config import TuningConfig
 

@@ -18,9 +18,9 @@ from s3prl_ext.evaluation.significance import Interval
 from s3prl_ext.model_settings import SAMPLE_RATE
 from s3prl_ext.models.modes import modes_kept
 from s3prl_ext.progress import bar, printing
-from s3prl_ext.training.batches import end_with_parent
+from s3prl_ext.training.batching.batches import end_with_parent
 from s3prl_ext.training.forward import TaskModels, clip_names
-from s3prl_ext.training.intervals import intervals
+from s3prl_ext.training.results.intervals import intervals
 
 logger = logging.getLogger(__name__)
 

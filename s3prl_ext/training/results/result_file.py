@@ -17,9 +17,9 @@ from s3prl_ext.evaluation.result_records import SCHEMA, problems
 from s3prl_ext.metrics import METRICS
 from s3prl_ext.reading import parse_json
 from s3prl_ext.run_folder import RunFolder
-from s3prl_ext.training import provenance
-from s3prl_ext.training.corpus_hash import Corpus
-from s3prl_ext.training.provenance import PACKAGES  # noqa: F401  the packages that result files name
+from s3prl_ext.training.batching.corpus_hash import Corpus
+from s3prl_ext.training.results import provenance
+from s3prl_ext.training.results.provenance import PACKAGES  # noqa: F401  the packages that result files name
 from s3prl_ext.training.train_state import Diverged
 from s3prl_ext.writing import write_json
 

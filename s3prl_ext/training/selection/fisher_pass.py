@@ -26,8 +26,8 @@ from s3prl_ext.reading import check_archive
 from s3prl_ext.run_folder import RunFolder
 from s3prl_ext.training import checkpoint
 from s3prl_ext.training.distributed import StopRequest
-from s3prl_ext.training.fisher_batches import ORDER, UtteranceBatches, open_batches
 from s3prl_ext.training.forward import TaskModels
+from s3prl_ext.training.selection.fisher_batches import ORDER, UtteranceBatches, open_batches
 from s3prl_ext.training.statistics import hold_statistics
 from s3prl_ext.training.tuning_config import FisherConfig
 

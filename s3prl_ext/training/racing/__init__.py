@@ -1,0 +1,1 @@
+"""Racing candidates: AD-TUNING's early stop and successive halving."""
