@@ -35,7 +35,7 @@ from s3prl_ext.training.results import provenance
 from s3prl_ext.training.run_spec import RunSpec
 from s3prl_ext.upstreams.layer_similarity.selection import choose_layers, match_layers
 from s3prl_ext.upstreams.merged_attention.record import describe_model
-from s3prl_ext.upstreams.merged_attention.sources import find_source, prepare_sources, source_name
+from s3prl_ext.upstreams.merged_attention.sources import find_source, module_heads, prepare_sources, source_name
 from s3prl_ext.upstreams.merged_attention.targets import target_name
 
 logger = logging.getLogger(__name__)
@@ -155,7 +155,8 @@ def _open_pair(
         noise=None if path else NoiseConfig("standard"),
         lambda_=dict.fromkeys(config.sources[0].lambda_, 0.0),
     )
-    (prepared,) = prepare_sources(target, [source], dataclasses.replace(config, sources=(unmerged,)))
+    heads = None if config.target.prefix else module_heads(runner.upstream.model)
+    (prepared,) = prepare_sources(target, [source], dataclasses.replace(config, sources=(unmerged,)), heads)
     layers = prepared.layers if prepared.layers is not None else range(depth(target))
     return ModelPair(config, target, path, source, list(layers), prepared)
 

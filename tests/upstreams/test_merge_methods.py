@@ -102,15 +102,26 @@ def test_the_number_of_heads_is_read_given_or_asked_for(build, folders, tmp_path
         UsageError, match="the target has 4 and the source has 4 and align.heads is 2: heads are paired"
     ):
         build(align={"kind": "heads", "heads": 2})
-    silent = {"upstream": "hubert_local", "ckpt": str(factories.hubert_local_ckpt(tmp_path / "hubert.pt"))}
+    built = {"upstream": "hubert_local", "ckpt": str(factories.hubert_local_ckpt(tmp_path / "hubert.pt", heads=4))}
     for content in ({"source": None, "noise": "standard"}, {}):
-        with pytest.raises(
-            UsageError, match=r"the target does not say how many heads it has: give align: \{kind: heads"
-        ):
-            build(target=silent, align="heads", **content)
-    build(target=silent, align={"kind": "heads", "heads": 4})
-    with pytest.raises(UsageError, match="32 rows cannot be divided into 5 heads"):
-        build(target=silent, source=None, noise="standard", align={"kind": "heads", "heads": 5})
+        record = build(target=built, align="heads", **content).merge_record
+        assert record["sources"][0]["align"]["heads"] == 4
+    with pytest.raises(UsageError, match="the target has 4 and the source has 2: heads are paired one to one"):
+        build(target=built, align="heads", source={"model": folders["two_heads"]})
+    with pytest.raises(UsageError, match="the target has 4 and align.heads is 5: heads are paired"):
+        build(target=built, source=None, noise="standard", align={"kind": "heads", "heads": 5})
+
+
+def test_a_model_that_does_not_say_its_heads_is_asked_for_them(folders, tmp_path):
+    checkpoint = factories.hubert_local_ckpt(tmp_path / "hubert.pt", heads=4)
+    target = {"upstream": "hubert_local", "ckpt": str(checkpoint)}
+    content = {"target": target, "source": {"model": folders["source"]}, "lambda": 0.25, "align": "heads"}
+    file = tmp_path / "my.yaml"
+    file.write_text(yaml.safe_dump(content))
+    with pytest.raises(UsageError, match=r"the target does not say how many heads it has: give align: \{kind: heads"):
+        merge.main(["-g", str(file), "--out", str(tmp_path / "out")])
+    file.write_text(yaml.safe_dump(content | {"align": {"kind": "heads", "heads": 4}}))
+    merge.main(["-g", str(file), "--out", str(tmp_path / "out")])
 
 
 def test_a_base_has_the_depth_of_its_source(build, folders, tmp_path):

@@ -19,7 +19,7 @@ from s3prl_ext.model_settings import head_count
 from s3prl_ext.upstreams.layer_similarity.selection import choose_layers, match_layers
 from s3prl_ext.upstreams.merged_attention.learnable import describe_learnable, install_learnable
 from s3prl_ext.upstreams.merged_attention.record import MergeRecord, check_merge_record, describe_model, describe_source
-from s3prl_ext.upstreams.merged_attention.sources import prepare_sources, read_sources
+from s3prl_ext.upstreams.merged_attention.sources import module_heads, prepare_sources, read_sources
 from s3prl_ext.upstreams.merged_attention.targets import (
     TRANSFORMERS_UPSTREAMS,
     build_target,
@@ -105,7 +105,7 @@ def merge_into(
     """
     name = target_name(config.target)
     target = extract(upstream.state_dict(), f"target {name}", config.target.prefix)
-    prepared = prepare_sources(target, sources, config)
+    prepared = prepare_sources(target, sources, config, module_heads(upstream))
     record = merge_record(target, sources, prepared, config)
     if config.learnable is not None:
         rows = install_learnable(upstream, target, prepared[0], config, name)
@@ -168,9 +168,7 @@ def _plain(config: MergeConfig) -> dict[str, Any]:
 def _warn_heads(upstream: torch.nn.Module, source_path: Path) -> None:
     """Warn where source and target split the same width into different numbers of heads."""
     source_heads = head_count(source_path)
-    target_heads = next(
-        (m.num_heads for m in upstream.modules() if isinstance(getattr(m, "num_heads", None), int)), None
-    )
+    target_heads = module_heads(upstream)
     if source_heads and target_heads and source_heads != target_heads:
         logger.warning(
             "The target has %d attention heads, the source %d: heads will not line up.", target_heads, source_heads

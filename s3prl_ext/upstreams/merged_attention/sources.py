@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from s3prl_ext.attention.files import find_model, find_package_model, read_attention
 from s3prl_ext.attention.layouts import Slot
 from s3prl_ext.attention.weights import AttentionWeights, depth
@@ -45,9 +47,15 @@ def find_source(source: SourceConfig | SourceModel) -> Path:
 
 
 def prepare_sources(
-    target: AttentionWeights, sources: Sequence[AttentionWeights | None], config: MergeConfig
+    target: AttentionWeights,
+    sources: Sequence[AttentionWeights | None],
+    config: MergeConfig,
+    target_heads: int | None = None,
 ) -> list[Source]:
     """Return the sources under the target's slots with their resolved lambdas; noise is drawn.
+
+    Args:
+        target_heads: number of heads of the target as it was built, for one whose files do not say it.
 
     Raises:
         UsageError: depth, width, layers or lambda do not fit, one line for each problem.
@@ -63,7 +71,8 @@ def prepare_sources(
         base = _read_base(target, weights, source, maps[index], config)
         ready = _prepare(target, weights, source, lambdas[index], maps[index], slots, index)
         ready = dataclasses.replace(ready, base=base and align(base, maps[index]), facts=_base_facts(source, base))
-        prepared.append(_aligned(ready, target, source, config.target))
+        heads = _heads(source, config.target, target_heads) if source.align is not None else None
+        prepared.append(_aligned(ready, target, source, heads))
     return prepared
 
 
@@ -97,14 +106,13 @@ def _base_facts(source: SourceConfig, base: AttentionWeights | None) -> dict[str
     return {} if source.base is None or base is None else {"base": describe_model(_model_name(source.base), base)}
 
 
-def _aligned(source: Source, target: AttentionWeights, config: SourceConfig, models: TargetConfig) -> Source:
+def _aligned(source: Source, target: AttentionWeights, config: SourceConfig, heads: int | None) -> Source:
     """Return a source with its heads in the order of the target's, where the configuration asks for it; noise likewise.
 
     A base is permuted as its source is, so that their difference stays a task vector.
     """
-    if config.align is None:
+    if config.align is None or heads is None:
         return source
-    heads = _heads(config, models)
     projections = list(config.lambda_)
     weights, orders = align_heads(target, source.weights, heads, projections)
     base = source.base
@@ -119,15 +127,15 @@ def _aligned(source: Source, target: AttentionWeights, config: SourceConfig, mod
     return dataclasses.replace(source, weights=weights, base=base, facts=facts)
 
 
-def _heads(source: SourceConfig, target: TargetConfig) -> int:
-    """Return the number of heads that both models have: as given, and as each ``config.json`` says that says it.
+def _heads(source: SourceConfig, target: TargetConfig, built: int | None) -> int:
+    """Return the number of heads that both models have: as given, and as each ``config.json`` or the built target says.
 
     Raises:
         UsageError: they differ, or none is given and a model does not say it.
     """
     assert source.align is not None
     model = model_of(target)
-    found = {"target": head_count(find_model(model), target.prefix) if model else None}
+    found = {"target": (head_count(find_model(model), target.prefix) if model else None) or built}
     if source.is_read:
         found["source"] = head_count(find_source(source), source.prefix)
     said = {f"the {role} has {count}": count for role, count in found.items() if count}
@@ -143,6 +151,12 @@ def _heads(source: SourceConfig, target: TargetConfig) -> int:
             f"align: the {silent} does not say how many heads it has: give align: {{kind: heads, heads: N}}."
         )
     return next(iter(said.values()))
+
+
+def module_heads(upstream: torch.nn.Module) -> int | None:
+    """Return the number of attention heads of a built model, None where none of its modules says it."""
+    counts = (getattr(module, "num_heads", None) for module in upstream.modules())
+    return next((count for count in counts if isinstance(count, int)), None)
 
 
 def _prepare(
