@@ -184,15 +184,17 @@ class RunFolder:
         """Return the folders of the candidates that there are."""
         return [RunFolder(path) for path in sorted((self.path / RACE).glob("*/"))]
 
-    def adopt(self, winner: RunFolder, keep: int) -> None:
+    def adopt(self, winner: RunFolder, keep: int, masks: Path | None = None) -> None:
         """Copy the files of the winner of a race, its latest checkpoint last.
 
         Args:
             winner: its folder.
             keep: how many ``states-N.ckpt`` stay.
+            masks: of the choice that its child network comes from.
         """
         patterns = [*(pattern for pattern, adopted in RUN_FILES.items() if adopted), *tasks.result_files()]
         extra = [path for pattern in patterns for path in winner.path.glob(pattern)]
+        extra += [masks] if masks is not None and masks.is_file() and masks != self.masks else []
         latest = winner.numbered()[-1]
         for path in dict.fromkeys([*extra, *winner.best(), latest]):
             with written(self.path / path.name) as temporary:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from math import fsum, isfinite
 from typing import Any
 
+from s3prl_ext.child_tuning.names import PAPER
 from s3prl_ext.errors import DataError, unknown_name
 from s3prl_ext.evaluation.scored_runs import Facts, RowKey, ScoredRun
 from s3prl_ext.evaluation.significance import Interval
@@ -185,7 +186,7 @@ def described(runs: Sequence[ScoredRun]) -> str:
     parts = [_count_or(count("upstream", "upstream_ckpt"), "upstreams", _model(facts))]
     parts.append(_count_or(count(*MERGE), "merges", _merge(facts)))
     tuned = _count_or(count("method", "tuning.method", "race"), "methods", _method(facts))
-    children = count("tuning.mask", "tuning.density")
+    children = count("tuning.mask", "tuning.density", *(f"tuning.{key}" for key in PAPER))
     parts.append(
         f"{facts['method']} ({children} settings)" if facts.get("method") == "child" and children > 1 else tuned
     )
@@ -223,6 +224,8 @@ def _method(facts: Facts) -> str:
     if facts.get("method") in (None, "weighted_sum") and "tuning.method" not in facts:
         return ""
     child = f" {facts.get('tuning.mask', 'fisher')} P {facts.get('tuning.density')}"
+    given = {key: facts.get(f"tuning.{key}", value) for key, value in PAPER.items()}
+    child += "".join(f" {key} {given[key]}" for key, value in PAPER.items() if given[key] != value)
     return str(facts.get("method")) + (child if facts.get("method") == "child" else "")
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+from s3prl_ext.child_tuning.names import PAPER
 from s3prl_ext.evaluation.diarization_scoring import SuperbScore
 from s3prl_ext.evaluation.result_rows import Row, name_rows, rows_of
 from s3prl_ext.evaluation.result_tables import number
@@ -16,7 +17,7 @@ from s3prl_ext.tasks import TASKS, choosing_splits, known, named, reported_split
 
 # What makes a line: the model and how it is tuned, not what a task file sets.
 MODEL = ("upstream", "upstream_ckpt", "upstream_sha256", "method", "race", "lambda", "layers", "noise", "learnable",
-         "source", "tuning.mask", "tuning.density")  # fmt: skip
+         "source", "tuning.mask", "tuning.density", *(f"tuning.{key}" for key in PAPER))  # fmt: skip
 
 
 def superb_table(runs: Sequence[ScoredRun], diarization: Mapping[str, SuperbScore]) -> Table | None:

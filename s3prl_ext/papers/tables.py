@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from s3prl_ext.child_tuning.names import PAPER
 from s3prl_ext.errors import UsageError, unknown_name
 from s3prl_ext.papers.figures import MAM_CORPORA, ad_tuning_tables, mam_tables
 from s3prl_ext.tasks import named
@@ -224,6 +225,8 @@ def _ad_tuning(name: str) -> PaperTable:
 def _ad_tuning_row(name: str, facts: Mapping[str, Any]) -> str | None:
     method, density = facts.get("method"), facts.get("tuning.density")
     mask = facts.get("tuning.mask", "fisher")
+    if method == "child" and any(facts.get(f"tuning.{key}", value) != value for key, value in PAPER.items()):
+        return None
     if name == "table1":
         row = {"random": "CHILD-TUNING_F", "fisher": "CHILD-TUNING_D"}.get(mask)
         return row if method == "child" and density == 0.1 and not facts.get("race") else None

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from s3prl_ext.child_tuning.names import PASS_MASKS
 from s3prl_ext.configs import load_yaml
 from s3prl_ext.errors import DataError
 from s3prl_ext.evaluation.result_records import ResultRecord, numbers, read_record
@@ -120,9 +121,9 @@ class StudyRun:
         """Return whether it needs Fisher scores, and other runs of its upstream, task and seed do as well."""
         study, searches = self.study, self.seed == self.study.seeds[0]
         axes = [axis for axis in study.axes if axis not in FIXED_AXES and (searches or axis not in study.choose)]
-        methods = sum(_reads_fisher(point.settings.get("tuning", {})) for point in study.axes["method"])
+        methods = sum(_has_pass(point.settings.get("tuning", {})) for point in study.axes["method"])
         runs = methods * math.prod(len(study.axes[axis]) for axis in axes)
-        return runs > 1 and _reads_fisher(self.settings().get("tuning", {}))
+        return runs > 1 and _has_pass(self.settings().get("tuning", {}))
 
     def preset(self) -> dict[str, Any]:
         """Return the task file that it begins with."""
@@ -218,8 +219,8 @@ def _written(value: Any) -> str:
     return repr(value)
 
 
-def _reads_fisher(tuning: Mapping[str, Any]) -> bool:
-    return tuning.get("method") == "child" and tuning.get("mask", "fisher") == "fisher"
+def _has_pass(tuning: Mapping[str, Any]) -> bool:
+    return tuning.get("method") == "child" and tuning.get("mask", "fisher") in PASS_MASKS
 
 
 def _place(mapping: dict[str, Any], key: str, value: Any) -> None:

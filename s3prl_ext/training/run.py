@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from s3prl_ext.child_tuning import delta
 from s3prl_ext.child_tuning.child_network import ChildNetwork
 from s3prl_ext.child_tuning.eligible import eligible_parameters
+from s3prl_ext.child_tuning.masks import Mask
 from s3prl_ext.configs import Variables
 from s3prl_ext.merging.learnable import LearnableLambda
 from s3prl_ext.run_folder import RunFolder
@@ -32,8 +33,9 @@ from s3prl_ext.training.optimizers import build_optimizer
 from s3prl_ext.training.parameter_groups import RatesConfig, lambda_rates, parameter_groups, upstream_rates
 from s3prl_ext.training.results.provenance import ResourceUsage
 from s3prl_ext.training.run_spec import RunSpec
-from s3prl_ext.training.selection.child_selection import Scores, Share, choose_masks
-from s3prl_ext.training.selection.shared_scores import SharedScores, facts_of
+from s3prl_ext.training.selection.child_selection import Share, choose_masks
+from s3prl_ext.training.selection.pass_facts import facts_of
+from s3prl_ext.training.selection.shared_scores import SharedScores
 from s3prl_ext.training.statistics import hold_statistics
 from s3prl_ext.training.task_file import RunnerConfig
 from s3prl_ext.training.train_state import TrainState
@@ -59,6 +61,8 @@ class Experiment:
         tuned: what runs change in the upstream.
         spent: wall time and memory over all sessions.
         densities: of all child networks that share one choice of masks.
+        masks: folder of that choice; None: that of the experiment.
+        masks_in_use: whether candidates of a race have trained on it.
         data: hash of the corpus and of its split lists.
         cache: features of the upstream, or None.
     """
@@ -72,6 +76,8 @@ class Experiment:
     tuned: TunedUpstream
     spent: ResourceUsage
     densities: tuple[float, ...] = ()
+    masks: RunFolder | None = None
+    masks_in_use: bool = False
     data: CorpusHash | None = None
     cache: FeatureCache | None = None
 
@@ -166,13 +172,7 @@ class Run:
         parameters = eligible_parameters(experiment.tuned.model, tuning.eligible)
         mask = experiment.tuned.indices
         if not mask:
-            shared = tuning.density in experiment.densities
-            masks = choose_masks(
-                experiment.models.unwrapped(), parameters, tuning, experiment.runner_config.train_dataloader,
-                experiment.args.seed, experiment.densities if shared else (tuning.density,), RunFolder(experiment.args.expdir),
-                experiment.data["sha256"] if experiment.data else None, self._share(parameters, tuning),
-            )  # fmt: skip
-            mask = masks.at(tuning.density)
+            mask = self._chosen(parameters, tuning)
         child = ChildNetwork(
             parameters,
             mask,
@@ -185,19 +185,25 @@ class Run:
             experiment.tuned.track(child.mask)
         return child
 
-    def _share(self, parameters: Mapping[str, nn.Parameter], tuning: TuningConfig) -> Share | None:
-        """Return what takes Fisher scores from the folder of ``--fisher_scores``; None where the corpus is not known."""
-        experiment = self.experiment
-        folder, data = getattr(experiment.args, "fisher_scores", None), experiment.data
-        if not folder or data is None:
+    def _chosen(self, parameters: Mapping[str, nn.Parameter], tuning: TuningConfig) -> Mask:
+        """Choose the weights of the child network, with those of other densities that share the choice."""
+        experiment, models = self.experiment, self.experiment.models.unwrapped()
+        config = experiment.variables.restored(experiment.config)
+        facts = facts_of(models, parameters, tuning, experiment.args, config, experiment.data)
+        shared = tuning.density in experiment.densities
+        masks = choose_masks(
+            models, parameters, tuning, experiment.runner_config.train_dataloader, experiment.args.seed,
+            experiment.densities if shared else (tuning.density,), experiment.masks or RunFolder(experiment.args.expdir),
+            facts, self._share(parameters, facts), experiment.masks_in_use,
+        )  # fmt: skip
+        return masks.at(tuning.density)
+
+    def _share(self, parameters: Mapping[str, nn.Parameter], facts: Mapping[str, Any]) -> Share | None:
+        """Return what takes scores from the folder of ``--fisher_scores``; None where the corpus is not known."""
+        folder = getattr(self.experiment.args, "fisher_scores", None)
+        if not folder or self.experiment.data is None:
             return None
-
-        def share(compute: Callable[[], Scores]) -> Scores:
-            models = experiment.models.unwrapped()
-            facts = facts_of(models, parameters, tuning.fisher, experiment.args, experiment.config, data)
-            return SharedScores(Path(folder), facts).get(parameters, compute)
-
-        return share
+        return lambda compute: SharedScores(Path(folder), facts).get(parameters, compute)
 
     def _train_state(self) -> TrainState:
         experiment, modules = self.experiment, []

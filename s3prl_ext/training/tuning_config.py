@@ -7,14 +7,22 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
 from s3prl_ext import adapters
+from s3prl_ext.child_tuning.names import BUDGETS, MASKS, PASS_MASKS
 from s3prl_ext.errors import UsageError, unknown_name
 from s3prl_ext.settings import choice, count, load, names, number, raise_all, switch, unknown_keys
 from s3prl_ext.training import parameter_groups
 from s3prl_ext.training.parameter_groups import RatesConfig
 
-MASKS = ("fisher", "random", "magnitude", "snip")
-MASK_OPTIONS = {"fisher": ("fisher", "snip"), "redraw": ("random",)}  # key -> the masks that read it
-MASK_KEYS = ("mask", "density", "eligible", "fisher", "redraw", "sparse_gradients", "clip_scope")
+MASK_OPTIONS = {"fisher": PASS_MASKS, "redraw": ("random",)}  # key -> the masks that read it
+MASK_KEYS = ("mask", "density", "budget", "eligible", "fisher", "redraw", "sparse_gradients", "clip_scope")
+CHOICE_KEYS = (
+    "method",
+    "mask",
+    "budget",
+    "eligible",
+    "fisher",
+    "redraw",
+)  # what decides which weights are chosen, but density
 
 
 @dataclass(frozen=True)
@@ -96,6 +104,8 @@ class TuningConfig:
         mask: child networks: ``fisher`` (CHILD-TUNING_D), ``random`` (CHILD-TUNING_F), or as a control ``magnitude``,
             the weights of largest absolute value; ``snip``, those without which the loss changes most to first order.
         density: child networks: fraction of the eligible weights that trains, in (0, 1]; 1 for other methods.
+        budget: child networks: ``global``: the density is that of all eligible weights together; ``layer``: of each encoder
+            layer; ``tensor``: of each tensor.
         eligible: name patterns (shell wildcards) of weights that may join a child network; None = by architecture.
         fisher: how the Fisher information is estimated.
         redraw: random masks: draw anew at each step and divide by the density, as the original NLP code does.
@@ -107,8 +117,9 @@ class TuningConfig:
     """
 
     method: str
-    mask: Annotated[str, choice(*MASKS)] = "fisher"
+    mask: Annotated[str, choice(MASKS)] = "fisher"
     density: Annotated[float, number(above=0, most=1)] = 1.0
+    budget: Annotated[str, choice(*BUDGETS)] = "global"
     eligible: Annotated[tuple[str, ...] | None, names("[encoder.layers.*]")] = None
     fisher: FisherConfig = FisherConfig()
     redraw: Annotated[bool, switch()] = False
@@ -120,7 +131,12 @@ class TuningConfig:
     @property
     def has_pass(self) -> bool:
         """Whether a pass over the training split chooses the mask."""
-        return self.mask in MASK_OPTIONS["fisher"]
+        return self.mask in PASS_MASKS
+
+    @property
+    def trains_all(self) -> bool:
+        """Whether every eligible weight may train."""
+        return self.redraw or self.density == 1
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], methods: Mapping[str, Any]) -> TuningConfig | None:

@@ -15,7 +15,7 @@ from s3prl_ext.child_tuning import mask_files, masks
 from s3prl_ext.child_tuning.eligible import eligible_parameters
 from s3prl_ext.errors import DataError, StoppedByUser, UsageError
 from s3prl_ext.run_folder import FISHER_FILE, MASK_FILE, RunFolder
-from s3prl_ext.training.selection import fisher_pass
+from s3prl_ext.training.selection import fisher_pass, pass_facts
 from s3prl_ext.training.selection.child_selection import choose_mask, choose_masks
 from s3prl_ext.training.selection.fisher_batches import UtteranceBatches
 from s3prl_ext.training.selection.fisher_pass import FisherPass
@@ -40,11 +40,11 @@ def runner(build, tmp_path, hubert_ckpt):
     return make
 
 
-def scores_of(runner, expdir=None, split="train", data=None):
+def scores_of(runner, expdir=None, split="train", facts=None):
     parameters = eligible_parameters(runner.upstream.model)
     with randomness.preserved(1337):
         folder = RunFolder(expdir) if expdir else None
-        found = FisherPass(runner.models, parameters, runner.tuning.fisher, split, 1337, folder, data).scores()
+        found = FisherPass(runner.models, parameters, runner.tuning.fisher, split, 1337, folder, facts).scores()
     return {name: score.clone() for name, score in found.items()}
 
 
@@ -179,7 +179,7 @@ def test_the_clock_saves_the_pass_too(runner, tmp_path, monkeypatch):
         ({"fisher": {"max_batches": 3, "clip": "tensor"}}, r"fisher\.clip none instead of tensor"),
         ({"fisher": {"max_batches": 4}}, r"fisher\.max_batches 3 instead of 4"),
         ({"weights": True}, "other weights of the upstream"),
-        ({"data": "x"}, "other files in the corpus"),
+        ({"facts": {"corpus": "x"}}, "other files in the corpus"),
     ],
     ids=["clip", "batches", "weights", "data"],
 )
@@ -193,7 +193,7 @@ def test_a_partial_pass_of_other_settings_is_refused(runner, tmp_path, changes, 
         with torch.no_grad():
             next(iter(eligible_parameters(other.upstream.model).values())).add_(1)
     with pytest.raises(UsageError, match=message):
-        scores_of(other, tmp_path / "parts", data=changes.get("data"))
+        scores_of(other, tmp_path / "parts", facts=changes.get("facts"))
     assert (tmp_path / "parts" / FISHER_FILE).is_file(), "nothing is lost"
 
 
@@ -246,8 +246,45 @@ def test_masks_are_written_once_and_taken_again(runner, tmp_path):
     )  # another density: chosen again
     assert len(losses) == 2 and same(other.at(0.1), chosen.at(0.1))
     for corpus in ("some files", "some files", "others"):
-        choose_masks(first.models, *arguments, data=corpus)
+        choose_masks(first.models, *arguments, facts={"corpus": corpus})
     assert len(losses) == 6, "chosen again where the corpus is another"
+    with pytest.raises(UsageError, match="another corpus, and candidates of this race have trained on it"):
+        choose_masks(first.models, *arguments, facts={"corpus": "third"}, trained=True)
+    kept = choose_masks(first.models, *arguments, facts={"corpus": "others", "versions": "new"}, trained=True)
+    assert len(losses) == 6 and same(kept.indices, chosen.indices), "of other versions they are kept"
+
+
+CHANGES = {
+    "head": lambda config: config["downstream_expert"]["modelrc"].update(projector_dim=8),
+    "batch size": lambda config: config["downstream_expert"]["datarc"].update(batch_size=3),
+    "SpecAugment": lambda config: config.update(specaug={"apply_time_warp": False}),
+    "budget": lambda config: config["tuning"].update(budget="layer"),
+    "pass": lambda config: config["tuning"].update(fisher={"max_batches": 3}),
+}
+
+
+def test_masks_of_other_facts_are_not_taken(build, runner, tmp_path, hubert_ckpt, monkeypatch):
+    """What a mask depends on is in its file: of a changed head, batch size or version it is chosen again."""
+    passes = []
+    scores = FisherPass.scores
+    monkeypatch.setattr(FisherPass, "scores", lambda self: passes.append(self) or scores(self))
+
+    def train(folder="exp", change=None, **more):
+        args = make_args(tmp_path / folder, upstream="hubert_local", upstream_ckpt=hubert_ckpt, **more)
+        config = task_config(tuning=CHILD | {"fisher": {"max_batches": 2}}, total_steps=1)
+        if change:
+            CHANGES[change](config)
+        for ckpt in (tmp_path / folder).glob("*.ckpt"):
+            ckpt.unlink()  # stopped short of the first one
+        build(args, config).train()
+        return len(passes)
+
+    assert train() == 1 and train() == 1, "taken again"
+    for number, change in enumerate(CHANGES):
+        assert train(change=change) == 2 * number + 2, change
+        assert train() == 2 * number + 3, change
+    monkeypatch.setattr(pass_facts, "versions", lambda: {"torch": "0"})
+    assert train() == len(passes) == 2 * len(CHANGES) + 2
 
 
 def test_snip_scores_are_the_derivative_by_a_factor_on_each_weight(runner):

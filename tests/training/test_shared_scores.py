@@ -11,9 +11,10 @@ from safetensors.torch import load_file, save_file
 from s3prl_ext.child_tuning.eligible import eligible_parameters
 from s3prl_ext.locks import one_writer
 from s3prl_ext.run_folder import MASK_FILE
-from s3prl_ext.training import shared_scores
+from s3prl_ext.training.selection import pass_facts, shared_scores
 from s3prl_ext.training.selection.fisher_pass import FisherPass
-from s3prl_ext.training.selection.shared_scores import SharedScores, facts_of
+from s3prl_ext.training.selection.pass_facts import facts_of
+from s3prl_ext.training.selection.shared_scores import SharedScores
 from tests.support.experiments import make_args, task_config
 
 
@@ -77,7 +78,7 @@ def facts(build, tmp_path, hubert_ckpt):
     parameters = eligible_parameters(runner.upstream.model)
 
     def make(data="a"):
-        return facts_of(runner.models, parameters, runner.tuning.fisher, runner.args, runner.config, {"sha256": data})
+        return facts_of(runner.models, parameters, runner.tuning, runner.args, runner.config, {"sha256": data})
 
     return runner, parameters, make
 
@@ -92,7 +93,7 @@ def test_other_weights_files_or_settings_are_another_name(facts, tmp_path, monke
     names.append(SharedScores(tmp_path, make()).path)
     next(m for m in runner.models.upstream.modules() if isinstance(m, torch.nn.Dropout)).p = 0.7
     names.append(SharedScores(tmp_path, make()).path)
-    monkeypatch.setattr(shared_scores, "versions", lambda: {"torch": "0"})
+    monkeypatch.setattr(pass_facts, "versions", lambda: {"torch": "0"})
     names.append(SharedScores(tmp_path, make()).path)
     assert len(set(names)) == 5
 

@@ -102,19 +102,21 @@ class CandidateRuns:
         """Say how many batches the passes that choose masks take; nothing where there are none."""
         experiment, batches = self.experiment, []
         split = experiment.runner_config.train_dataloader
-        for place, candidate in enumerate(self._candidates):
-            tuning = self._section(candidate)
-            if not METHODS[tuning.method].has_mask or not tuning.has_pass or tuning.density == 1:
-                continue
-            if any(shares_masks(candidate.tuning, other.tuning) for other in self._candidates[:place]):
+        scored = [c for c in self._candidates if self._has_pass(self._section(c))]
+        for place, candidate in enumerate(scored):
+            if any(shares_masks(candidate.tuning, other.tuning) for other in scored[:place]):
                 continue
             with randomness.preserved():
                 downstream, seed = unwrapped(experiment.models.downstream), experiment.args.seed
-                batches.append(len(open_batches(downstream, split, tuning.fisher, seed)))
+                batches.append(len(open_batches(downstream, split, self._section(candidate).fisher, seed)))
         if not batches:
             return ""
         number = "a Fisher pass" if len(batches) == 1 else f"{len(batches)} Fisher passes"
         return f"{number} of {' + '.join(map(str, batches))} batches"
+
+    @staticmethod
+    def _has_pass(tuning: TuningConfig) -> bool:
+        return METHODS[tuning.method].has_mask and tuning.has_pass and not tuning.trains_all
 
     @property
     def _expert(self) -> nn.Module:
@@ -149,12 +151,11 @@ class CandidateRuns:
         self._reset()
         write_into(self._expert, self.experiment.models.task, folder.path)
         tuning = self._section(candidate)
-        alike = [other for other in self._candidates if shares_masks(other.tuning, candidate.tuning)]
-        self.experiment.densities = tuple(sorted({c.density for c in alike}, reverse=True))
+        self._share_masks(candidate)
         self._prepare(tuning)
         latest = folder.latest()
         resumed = Checkpoint() if latest is None else Checkpoint.read(latest)
-        if not METHODS[tuning.method].has_mask or tuning.redraw or tuning.density == 1:
+        if not METHODS[tuning.method].has_mask or tuning.trains_all:
             self.experiment.tuned.remember_trainable()  # a child network remembers its own entries
         if resumed:
             self._load(resumed)
@@ -171,6 +172,24 @@ class CandidateRuns:
         finally:
             if writer is not None:
                 writer.close()
+
+    def _alike(self, candidate: Candidate) -> list[Candidate]:
+        """Return the candidates whose masks come from the same choice as this one's."""
+        return [other for other in self._candidates if shares_masks(other.tuning, candidate.tuning)]
+
+    def _mask_folder(self, candidate: Candidate) -> RunFolder:
+        """Return the folder of a candidate's masks: the experiment's, or where there are several choices of their own."""
+        first = self._alike(candidate)[0]
+        child = [one for one in self._candidates if METHODS[self._section(one).method].has_mask]
+        alone = all(shares_masks(one.tuning, first.tuning) for one in child)
+        return self._folder if alone else self._folder.candidate(first.name)
+
+    def _share_masks(self, candidate: Candidate) -> None:
+        alike = self._alike(candidate)
+        self.experiment.densities = tuple(sorted({c.density for c in alike}, reverse=True))
+        self.experiment.masks = self._mask_folder(candidate)
+        self.experiment.masks.path.mkdir(parents=True, exist_ok=True)
+        self.experiment.masks_in_use = any(self._folder.candidate(c.name).numbered() for c in alike)
 
     def _reset(self) -> None:
         experiment = self.experiment
@@ -199,7 +218,9 @@ class CandidateRuns:
         """
         folder, latest = self._folder, self._folder.candidate(winner.name).numbered()[-1].name
         if distributed.is_leader():
-            folder.adopt(folder.candidate(winner.name), self.experiment.runner_config.max_keep)
+            folder.adopt(
+                folder.candidate(winner.name), self.experiment.runner_config.max_keep, self._mask_folder(winner).masks
+            )
         distributed.barrier()
         write_into(self._expert, self.experiment.models.task, folder.path)
         self._reset()

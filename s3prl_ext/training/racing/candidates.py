@@ -9,7 +9,7 @@ from typing import Any
 
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.training.methods import METHODS
-from s3prl_ext.training.tuning_config import MASK_OPTIONS, TuningConfig, keys_of
+from s3prl_ext.training.tuning_config import CHOICE_KEYS, MASK_OPTIONS, TuningConfig, keys_of
 
 # Keys of `tuning` whose own value is a list: one list inside a list makes candidates of them.
 LIST_KEYS = ("eligible", "projections", "train_layers", "layers")
@@ -86,8 +86,7 @@ def _shown(value: Any) -> str:
 
 def shares_masks(section: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Return whether the masks of two sections ``tuning`` come from one choice, and differ in density at most."""
-    keys = ("method", "mask", "eligible", "fisher", "redraw")
-    return all(section.get(key) == other.get(key) for key in keys)
+    return all(section.get(key) == other.get(key) for key in CHOICE_KEYS)
 
 
 def check_alike(candidates: Sequence[Candidate], tunings: Sequence[TuningConfig], features_given: bool) -> None:

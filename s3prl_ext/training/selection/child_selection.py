@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +15,8 @@ from torch import nn
 
 from s3prl_ext import randomness
 from s3prl_ext.child_tuning import mask_files, masks
+from s3prl_ext.child_tuning.budgets import nested_random, nested_top_k_in
+from s3prl_ext.child_tuning.names import MASKS
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.models.hashing import state_sha256
 from s3prl_ext.run_folder import RunFolder
@@ -20,18 +24,13 @@ from s3prl_ext.training import distributed
 from s3prl_ext.training.forward import TaskModels
 from s3prl_ext.training.selection.fisher_batches import ORDER
 from s3prl_ext.training.selection.fisher_pass import FisherPass
+from s3prl_ext.training.selection.pass_facts import ENVIRONMENT
 from s3prl_ext.training.tuning_config import TuningConfig
 
 logger = logging.getLogger(__name__)
 
 Scores = Mapping[str, torch.Tensor]
 Share = Callable[[Callable[[], Scores]], Scores]
-CHOSEN_BY = {
-    "fisher": "Fisher information",
-    "random": "chance",
-    "magnitude": "magnitude",
-    "snip": "connection sensitivity (SNIP)",
-}
 
 
 def choose_mask(
@@ -54,8 +53,9 @@ def choose_masks(
     seed: int,
     densities: Sequence[float],
     folder: RunFolder | None = None,
-    data: str | None = None,
+    facts: Mapping[str, Any] | None = None,
     share: Share | None = None,
+    trained: bool = False,
 ) -> masks.NestedMask:
     """Return the nested masks of several densities from one pass; models and all random states are left as found.
 
@@ -67,16 +67,21 @@ def choose_masks(
         seed: seed of a random mask and of everything random in a Fisher pass.
         densities: fractions of the eligible weights, in (0, 1].
         folder: for ``masks.safetensors`` and, during a Fisher pass, ``fisher.partial``; None writes nothing.
-        data: hash of the corpus; masks and passes of another one are not taken over.
-        share: takes the Fisher scores of an equal pass from where runs share them, or does the pass that it is given.
+        facts: what the scores depend on (:func:`s3prl_ext.training.selection.pass_facts.facts_of`): masks and passes of others
+            are not taken over; None: the eligible weights alone.
+        share: takes the scores of an equal pass from where runs share them, or does the pass that it is given.
+        trained: candidates of a race have trained on the masks in the folder.
 
     Raises:
         DataError: the training split is empty, a loss is not finite, or all scores are zero.
         StoppedByUser: Ctrl-C or SIGTERM in a Fisher pass; the same call resumes it.
+        UsageError: the masks that candidates have trained on were chosen otherwise.
     """
     sizes = {name: p.numel() for name, p in parameters.items()}
-    origin = _origin(parameters, tuning, train_split, seed, densities, data) if folder is not None else {}
-    found = _load(folder, origin)
+    found, origin = None, {}
+    if folder is not None and tuning.mask != "random" and set(densities) != {1.0}:
+        origin = _origin(parameters, tuning, train_split, seed, densities, facts)
+        found = _load(folder, origin, trained)
     told = (
         [tuning.density] if found is not None else None
     )  # what was logged for one candidate is not repeated for the next
@@ -87,7 +92,7 @@ def choose_masks(
     for density in told or found.densities:
         k = masks.count(found.at(density))
         logger.info("child network: %d of %d eligible weights train (%.3f %%), chosen by %s",
-                    k, sum(sizes.values()), 100 * k / sum(sizes.values()), CHOSEN_BY[tuning.mask])  # fmt: skip
+                    k, sum(sizes.values()), 100 * k / sum(sizes.values()), MASKS[tuning.mask])  # fmt: skip
     return found
 
 
@@ -103,23 +108,21 @@ def _choose(
     share: Share | None,
 ) -> masks.NestedMask:
     sizes = {name: p.numel() for name, p in parameters.items()}
-    if set(densities) == {1.0}:
+    if set(densities) == {1.0} or tuning.redraw:  # where masks are redrawn every weight may be drawn at some step
         return masks.nested_full(sizes, densities)
     if tuning.mask == "random":
-        if tuning.redraw:  # every weight may be drawn at some step
-            return masks.nested_full(sizes, densities)
-        return masks.nested_bernoulli(sizes, densities, seed)
+        return nested_random(sizes, densities, seed, tuning.budget)
     scores: Scores
     if tuning.mask == "magnitude":
         scores, fisher = {name: p.detach().abs() for name, p in parameters.items()}, None
     else:
         fisher = FisherPass(
-            models, parameters, tuning.fisher, train_split, seed, folder, origin.get("data"), tuning.mask
+            models, parameters, tuning.fisher, train_split, seed, folder, origin.get("facts"), tuning.mask
         )
-        shared = share is not None and fisher.ranks == 1 and tuning.mask == "fisher"
+        shared = share is not None and fisher.ranks == 1
         scores = share(fisher.scores) if share is not None and shared else fisher.scores()
     try:
-        chosen = masks.nested_top_k(scores, densities)
+        chosen = nested_top_k_in(scores, densities, tuning.budget)
     except DataError:
         if fisher is not None:
             fisher.finish()  # what it has saved would be refused for ever
@@ -137,24 +140,28 @@ def _origin(
     split: str,
     seed: int,
     densities: Sequence[float],
-    data: str | None,
+    facts: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """Return what the masks depend on, as plain values."""
-    return {
+    if facts is None:
+        facts = {"weights": state_sha256(parameters)}
+    origin = {
         "mask": tuning.mask,
         "densities": sorted(set(densities), reverse=True),
+        "budget": tuning.budget,
         "fisher": {"order": ORDER, **asdict(tuning.fisher)} if tuning.has_pass else {},
         "training split": split,
         "seed": seed,
-        "data": data,
         "ranks": dist.get_world_size() if dist.is_initialized() else 1,
-        "weights": state_sha256(parameters),
+        "facts": facts,
     }
+    stored: dict[str, Any] = json.loads(json.dumps(origin, default=str))  # as it comes back from a file
+    return stored
 
 
-def _load(folder: RunFolder | None, origin: dict[str, Any]) -> masks.NestedMask | None:
+def _load(folder: RunFolder, origin: dict[str, Any], trained: bool) -> masks.NestedMask | None:
     """Return the masks that the same run chose before it was stopped short of its first checkpoint."""
-    if folder is None or not folder.masks.is_file():
+    if not folder.masks.is_file():
         return None
     path = folder.masks
     try:
@@ -162,23 +169,41 @@ def _load(folder: RunFolder | None, origin: dict[str, Any]) -> masks.NestedMask 
     except DataError as error:
         logger.warning("%s; the masks are chosen again", error)
         return None
-    if before != origin:
-        _refuse_older_order(folder, before, origin)
-        changed = ", ".join(key for key in origin if before.get(key) != origin[key])
-        logger.warning("%s was chosen with another %s; the masks are chosen again", path, changed)
+    changed = _changed(before, origin)
+    if changed and trained:
+        _refuse_other_choice(path, before, origin, changed)
+        logger.warning("%s was chosen with other %s, and is kept: candidates of the race have trained on it", path,
+                       " and ".join(changed))  # fmt: skip
+    elif changed:
+        logger.warning("%s was chosen with another %s; the masks are chosen again", path, ", ".join(changed))
         return None
     logger.info("taking the masks from %s", path)
     folder.fisher.unlink(missing_ok=True)  # of a pass that was killed right after its end
     return found
 
 
-def _refuse_older_order(folder: RunFolder, before: Mapping[str, Any], origin: Mapping[str, Any]) -> None:
-    """Refuse to choose masks anew where candidates of a race train already on those of an earlier version."""
-    orders = [one["fisher"].get("order") for one in (before, origin) if one.get("fisher")]
-    race = folder.race_record.parent
-    trained = any(candidate.numbered() for candidate in folder.candidates())
-    if len(orders) == 2 and orders[0] != orders[1] and trained:
+def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return the names of what differs in two origins."""
+    pairs = [(name, before.get(name), value) for name, value in now.items() if name != "facts"]
+    facts = before.get("facts") or {}
+    pairs += [(name, facts.get(name), value) for name, value in now["facts"].items()]
+    return [name for name, then, value in pairs if then != value]
+
+
+def _refuse_other_choice(path: Path, before: Mapping[str, Any], now: Mapping[str, Any], changed: list[str]) -> None:
+    """Refuse to choose masks anew where candidates of a race train already on those in the file.
+
+    Other versions or another device would choose all but the same: these are let through.
+    """
+    orders = [one["fisher"].get("order") for one in (before, now) if one.get("fisher")]
+    if len(orders) == 2 and orders[0] != orders[1]:
         raise UsageError(
-            f"{folder.masks} was chosen by an earlier version, which read the utterances in another order, and candidates "
-            f"in {race} have trained on it; remove both to start the race over, or finish it with that version."
+            f"{path} was chosen by an earlier version, which read the utterances in another order, and candidates of this "
+            "race have trained on it; start the race in a new folder, or finish it with that version."
+        )
+    content = [name for name in changed if name not in ENVIRONMENT]
+    if content:
+        raise UsageError(
+            f"{path} was chosen with another {', '.join(content)}, and candidates of this race have trained on it: resume with "
+            "what it was started with, or start a new experiment."
         )

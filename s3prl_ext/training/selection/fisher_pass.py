@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import json
 import logging
 import time
 from collections import defaultdict
@@ -36,8 +37,10 @@ logger = logging.getLogger(__name__)
 SAVE_SECONDS = 600.0
 OPAQUE = {
     "order": "the utterances in another order, as an earlier version read them",
-    "weights": "other weights of the upstream",
-    "data": "other files in the corpus",
+    "weights": "other weights of the upstream or of the head",
+    "corpus": "other files in the corpus",
+    "structure": "another structure of the upstream or of the head",
+    "eligible": "other eligible weights",
 }  # what is neither a number nor a name, in words
 
 
@@ -51,7 +54,8 @@ class FisherPass:
         split: name of the training split.
         seed: seed of the run: draws the utterances of a limited pass; the caller seeds all else.
         folder: for ``fisher.partial``, or None: then an interrupted pass starts over.
-        data: hash of the corpus, which identifies the pass on resume.
+        facts: what the scores depend on, which identifies the pass on resume, see
+            :func:`s3prl_ext.training.selection.pass_facts.facts_of`; None: the eligible weights alone.
         mask: ``fisher`` or ``snip``, what the scores are for.
     """
 
@@ -63,7 +67,7 @@ class FisherPass:
         split: str,
         seed: int,
         folder: RunFolder | None = None,
-        data: str | None = None,
+        facts: Mapping[str, Any] | None = None,
         mask: str = "fisher",
     ) -> None:
         self.models = models
@@ -85,9 +89,10 @@ class FisherPass:
             "batches": self.total,
             "seed": seed,
             "mask": mask,
-            "data": data,
-            "weights": state_sha256(parameters) if self.partial else "",
         }
+        if facts is None and self.partial is not None:
+            facts = {"weights": state_sha256(parameters)}
+        self.key |= _as_stored(facts or {})
 
     def scores(self) -> dict[str, torch.Tensor]:
         """Return the scores by name (float32, shapes of the parameters), equal on all ranks.
@@ -235,7 +240,15 @@ class FisherPass:
             optimizer.zero_grad()
 
 
+def _as_stored(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return facts as they come back from a file."""
+    stored: dict[str, Any] = json.loads(json.dumps(facts, default=str))
+    return stored
+
+
 def _difference(name: str, before: Any, now: Any) -> str:
+    if before is None and name not in ("corpus", "training split"):
+        return f"no record of its {name}, made by an earlier version"
     if name in OPAQUE:
         return OPAQUE[name]
     if isinstance(before, Mapping) and isinstance(now, Mapping):

@@ -1,8 +1,7 @@
-"""Fisher scores that several runs share: one pass for all that would compute the same, ``--fisher_scores FOLDER``.
+"""Scores of weights that several runs share: one pass for all that would compute the same, ``--fisher_scores FOLDER``.
 
-A file is called by the hash of everything that the scores depend on, and holds all of it: weights and structure of upstream,
-featurizer and head before training, the task file's sections that a pass reads, the corpus, the seed, the settings of the pass,
-versions and device. A run that finds the file takes the scores from it, bitwise those of its own pass; one that meets another
+A file is called by the hash of everything that the scores depend on (:mod:`s3prl_ext.training.selection.pass_facts`), and holds
+all of it. A run that finds the file takes the scores from it, bitwise those of its own pass; one that meets another
 run making it waits. What is damaged, or was made of anything else, is not taken.
 """
 
@@ -11,11 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import platform
 import time
-from argparse import Namespace
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,23 +19,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-import s3prl_ext
 from s3prl_ext.child_tuning.delta import content_sha256
 from s3prl_ext.errors import DataError
 from s3prl_ext.locks import InUse, one_writer
-from s3prl_ext.models.hashing import state_sha256
-from s3prl_ext.training.forward import TaskModels
-from s3prl_ext.training.results.provenance import versions
-from s3prl_ext.training.run_spec import RunSpec
-from s3prl_ext.training.selection.fisher_batches import ORDER
-from s3prl_ext.training.tuning_config import FisherConfig
 from s3prl_ext.writing import written
 
 logger = logging.getLogger(__name__)
 
 Scores = Mapping[str, torch.Tensor]
 FORMAT = "s3prl_ext.fisher_scores"
-NOT_READ = ("runner", "optimizer", "scheduler", "tuning", "early_stop")  # sections that a Fisher pass does not read
 WAIT_S = 1.0  # between two looks at what another run is making
 
 
@@ -48,7 +36,7 @@ class SharedScores:
 
     Args:
         folder: of all shared scores; made where it is missing.
-        facts: everything that the scores depend on, as plain values; see :func:`facts_of`.
+        facts: everything that the scores depend on, see :func:`s3prl_ext.training.selection.pass_facts.facts_of`.
     """
 
     def __init__(self, folder: Path, facts: Mapping[str, Any]) -> None:
@@ -111,45 +99,3 @@ class SharedScores:
                 save_file(tensors, temporary, metadata)
         except (OSError, SafetensorError, DataError) as error:
             logger.warning("the Fisher scores are not shared, %s cannot be written: %s", self.path, error)
-
-
-def facts_of(
-    models: TaskModels,
-    parameters: Mapping[str, torch.Tensor],
-    fisher: FisherConfig,
-    args: Namespace,
-    config: Mapping[str, Any],
-    data: Mapping[str, Any] | None,
-) -> dict[str, Any]:
-    """Return everything that the scores of a pass depend on.
-
-    Args:
-        models: upstream, featurizer and head before training, without wrappers.
-        parameters: eligible parameters by name.
-        fisher: settings of the pass.
-        args: of the run.
-        config: its task file, variables expanded.
-        data: hashes of the corpus and of its division.
-    """
-    modules = models.modules()
-    settings = asdict(fisher)
-    if not fisher.warm_head:
-        del settings["warm_lr"]  # by default optimizer.lr, which nothing else of a pass depends on
-    configs = {str(c) for top in modules for m in top.modules() if (c := getattr(m, "config", None)) is not None}
-    return {
-        "pass": {"order": ORDER, **settings},
-        "run": RunSpec.of(args).stored(),
-        "task file": {key: value for key, value in config.items() if key not in NOT_READ},
-        "training split": (config.get("runner") or {}).get("train_dataloader"),
-        "corpus": data,
-        "weights": [state_sha256(module.state_dict()) for module in modules],
-        "structure": [hashlib.sha256(text.encode()).hexdigest() for text in (*map(repr, modules), *sorted(configs))],
-        "eligible": sorted(parameters),
-        "versions": {"s3prl_ext": s3prl_ext.__version__, **versions()},
-        "device": [str(next(iter(parameters.values())).device.type), _device_name(args), torch.get_num_threads()],
-    }
-
-
-def _device_name(args: Namespace) -> str:
-    gpu = str(args.device).startswith("cuda") and torch.cuda.is_available()
-    return torch.cuda.get_device_name() if gpu else platform.machine()

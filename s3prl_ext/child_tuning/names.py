@@ -1,0 +1,13 @@
+"""The ways of choosing child networks, as tables of names; nothing here imports torch."""
+
+from __future__ import annotations
+
+MASKS = {
+    "fisher": "Fisher information",
+    "random": "chance",
+    "magnitude": "magnitude",
+    "snip": "connection sensitivity (SNIP)",
+}  # value of tuning.mask -> what chooses, in words
+PASS_MASKS = ("fisher", "snip")  # those that a pass over the training split chooses
+BUDGETS = ("global", "layer", "tensor")  # what a density is a fraction of, see :mod:`s3prl_ext.child_tuning.budgets`
+PAPER = {"budget": "global"}  # keys of tuning that AD-TUNING does not have, and the values that are what it does

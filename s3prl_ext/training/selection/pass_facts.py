@@ -1,0 +1,75 @@
+"""Everything that the scores of a pass depend on, as plain values: the key under which passes and masks are kept.
+
+It holds weights and structure of upstream, featurizer and head before training, the task file's sections that a pass reads
+(so batch size and SpecAugment), the corpus, the seed, the settings of the pass, versions and device.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from argparse import Namespace
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+import s3prl_ext
+from s3prl_ext.models.hashing import state_sha256
+from s3prl_ext.training.forward import TaskModels
+from s3prl_ext.training.results.provenance import versions
+from s3prl_ext.training.run_spec import RunSpec
+from s3prl_ext.training.selection.fisher_batches import ORDER
+from s3prl_ext.training.tuning_config import TuningConfig
+
+NOT_READ = ("runner", "optimizer", "scheduler", "tuning", "early_stop")  # sections that a Fisher pass does not read
+ENVIRONMENT = ("versions", "device")  # facts that decide about the last bits of a score, not about its meaning
+
+
+def facts_of(
+    models: TaskModels,
+    parameters: Mapping[str, torch.Tensor],
+    tuning: TuningConfig,
+    args: Namespace,
+    config: Mapping[str, Any],
+    data: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """Return everything that the scores of a pass depend on.
+
+    Args:
+        models: upstream, featurizer and head before training, without wrappers.
+        parameters: eligible parameters by name.
+        tuning: method ``child`` with a mask that is chosen by scores.
+        args: of the run.
+        config: its task file, variables expanded.
+        data: hashes of the corpus and of its division.
+    """
+    modules = models.modules()
+    configs = {str(c) for top in modules for m in top.modules() if (c := getattr(m, "config", None)) is not None}
+    return {
+        "versions": {"s3prl_ext": s3prl_ext.__version__, **versions()},
+        "device": [str(next(iter(parameters.values())).device.type), _device_name(args), torch.get_num_threads()],
+        "pass": {"mask": tuning.mask, **_pass_settings(tuning)},
+        "run": RunSpec.of(args).stored(),
+        "task file": {key: value for key, value in config.items() if key not in NOT_READ},
+        "training split": (config.get("runner") or {}).get("train_dataloader"),
+        "corpus": data,
+        "weights": [state_sha256(module.state_dict()) for module in modules],
+        "structure": [hashlib.sha256(text.encode()).hexdigest() for text in (*map(repr, modules), *sorted(configs))],
+        "eligible": sorted(parameters),
+    }
+
+
+def _pass_settings(tuning: TuningConfig) -> dict[str, Any]:
+    if not tuning.has_pass:
+        return {}
+    settings = asdict(tuning.fisher)
+    if not tuning.fisher.warm_head:
+        del settings["warm_lr"]  # by default optimizer.lr, which nothing else of a pass depends on
+    return {"order": ORDER, **settings}
+
+
+def _device_name(args: Namespace) -> str:
+    gpu = str(args.device).startswith("cuda") and torch.cuda.is_available()
+    return torch.cuda.get_device_name() if gpu else platform.machine()
