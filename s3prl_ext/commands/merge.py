@@ -21,6 +21,7 @@ from s3prl_ext.commands import merge_deltas
 from s3prl_ext.commands.flags import merge as flags_of
 from s3prl_ext.errors import UsageError
 from s3prl_ext.locks import one_writer
+from s3prl_ext.merging.basis import Basis
 from s3prl_ext.merging.config import MergeConfig, TargetConfig
 from s3prl_ext.merging.export import attention_keys, write_model
 from s3prl_ext.merging.merge import chosen_slots, merge_sources
@@ -34,6 +35,7 @@ from s3prl_ext.run_folder import MERGE_FILE
 from s3prl_ext.tables import columns
 from s3prl_ext.transformers_models import SPEECH_UPSTREAMS
 from s3prl_ext.upstreams.hf_speech.expert import check_type
+from s3prl_ext.upstreams.layer_similarity.basis import find_bases
 from s3prl_ext.upstreams.layer_similarity.selection import choose_layers, match_layers
 from s3prl_ext.upstreams.merged_attention.config import check_config, read_raw
 from s3prl_ext.upstreams.merged_attention.expert import describe_choices, merge_record
@@ -60,6 +62,7 @@ class Models:
         source_weights: attention of each source, None where there is no path.
         selections: how the layers of each source were chosen, where by similarity.
         matches: how it was found which layers meet, where by similarity.
+        bases: of each source whose hidden space is turned onto the target's.
     """
 
     target: Path
@@ -69,6 +72,7 @@ class Models:
     source_weights: list[AttentionWeights | None]
     selections: list[dict[str, Any] | None]
     matches: list[dict[str, Any] | None]
+    bases: list[Basis | None]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -123,13 +127,16 @@ def find_models(config: MergeConfig) -> tuple[Models, MergeConfig]:
     paths, weights = read_sources(config)
     selections: list[dict[str, Any] | None] = [None] * len(paths)
     matches = selections
-    if any(isinstance(s.layers, LayerSelection) or isinstance(s.layer_map, LayerMatch) for s in config.sources):
+    bases: list[Basis | None] = [None] * len(paths)
+    if any(
+        isinstance(s.layers, LayerSelection) or isinstance(s.layer_map, LayerMatch) or s.turns for s in config.sources
+    ):
         model = None if config.target.prefix else build_target(config.target)
         config, matches = match_layers(config, model, target_name(config.target), paths)
         config, selections = choose_layers(config, model, target_name(config.target), paths, weights)
-    return Models(
-        target, upstream, paths, read_attention(target, config.target.prefix), weights, selections, matches
-    ), config
+        bases = find_bases(config, model, target_name(config.target), paths)
+    own = read_attention(target, config.target.prefix)
+    return Models(target, upstream, paths, own, weights, selections, matches, bases), config
 
 
 def _target_file(target: TargetConfig) -> tuple[Path, str | None]:
@@ -179,7 +186,7 @@ def write(models: Models, config: MergeConfig, raw: dict[str, Any], out: Path) -
         UsageError: the models do not fit each other or the configuration.
         DataError: NaN or infinity in a matrix.
     """
-    sources = prepare_sources(models.weights, models.source_weights, config)
+    sources = prepare_sources(models.weights, models.source_weights, config, bases=models.bases)
     record = merge_record(models.weights, models.source_weights, sources, config)
     describe_choices(record, models.selections, models.matches)
     slots = {slot for source in sources for slot in chosen_slots(models.weights, source.lambdas, config.biases)}

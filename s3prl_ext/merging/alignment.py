@@ -7,9 +7,7 @@ alike (after the alignment of permuted units of Ainsworth et al., 2023, arXiv:22
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -17,34 +15,6 @@ from torch import Tensor
 from s3prl_ext.attention.layouts import Slot
 from s3prl_ext.attention.weights import AttentionWeights
 from s3prl_ext.errors import UsageError
-from s3prl_ext.settings import choice, count, load
-
-
-@dataclass(frozen=True)
-class AlignConfig:
-    """Section ``align`` of a source.
-
-    Attributes:
-        kind: what is permuted: ``heads``.
-        heads: number of heads of a layer; None to read it from the models' ``config.json``.
-    """
-
-    kind: Annotated[str, choice("heads")] = "heads"
-    heads: Annotated[int | None, count()] = None
-
-
-def parse_align(value: Any, where: str = "align") -> AlignConfig | None:
-    """Check a section ``align``: ``heads``, or ``{kind: heads, heads: 12}``; None stays None.
-
-    Raises:
-        UsageError: with one line for every problem found.
-    """
-    if value is None:
-        return None
-    content = {"kind": value} if isinstance(value, str) else value
-    if not isinstance(content, Mapping):
-        raise UsageError(f"{where} must be heads, or a mapping such as {{kind: heads, heads: 12}}, got {value!r}.")
-    return load(AlignConfig, content, where)
 
 
 def align_heads(

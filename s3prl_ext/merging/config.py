@@ -13,7 +13,7 @@ from typing import Annotated, Any, TypeVar
 
 from s3prl_ext.attention.layouts import PROJECTIONS
 from s3prl_ext.errors import UsageError
-from s3prl_ext.merging.alignment import AlignConfig, parse_align
+from s3prl_ext.merging.alignment_config import Alignment, parse_align
 from s3prl_ext.merging.interpolation import SUM_TOLERANCE
 from s3prl_ext.merging.lambdas import LambdaSchedule, over_depth, parse_lambda, parse_projections
 from s3prl_ext.merging.layers import LayerMap, chosen_layers, parse_layer_choice, parse_layer_map
@@ -67,7 +67,7 @@ class SourceConfig:
         layer_map: target layer -> source layer, or ``linear``; None where equal layers meet.
         noise: merge random matrices in place of the source's; None for the source itself.
         base: the model that the source was trained from, for methods that merge what training changed.
-        align: pair heads that are alike before the merge; None pairs head i with head i.
+        align: pair heads that are alike, turn the hidden space onto the target's, before the merge; None for neither.
     """
 
     lambda_: dict[str, LambdaSchedule]
@@ -78,12 +78,17 @@ class SourceConfig:
     layer_map: LayerMap = None
     noise: NoiseConfig | None = None
     base: SourceModel | None = None
-    align: AlignConfig | None = None
+    align: Alignment | None = None
 
     @property
     def is_read(self) -> bool:
-        """Whether a model is read: noise of the target's statistics, or N(0, 1), needs none."""
-        return self.noise is None or self.noise.needs_source
+        """Whether a model is read: noise of the target's statistics, or N(0, 1), needs none unless it is turned as the source."""
+        return self.noise is None or self.noise.needs_source or self.turns
+
+    @property
+    def turns(self) -> bool:
+        """Whether the hidden space of the source is turned onto the target's."""
+        return self.align is not None and self.align.basis is not None
 
 
 @dataclass(frozen=True)
@@ -237,10 +242,12 @@ def _parse_source(
     def setting(key: str, parse: Callable[..., _Parsed], *more: Any) -> _Parsed | None:
         return problems.attempt(parse, *settings[key], *more) if key in settings else None
 
-    noise = setting("noise", parse_noise)
+    noise, align = setting("noise", parse_noise), setting("align", parse_align)
     model: dict[str, Any] = {}
     if item is not None:
         model = vars(_load_one_of(SourceModel, item, place, ("model", "package"), problems))
+    elif align is not None and align.basis is not None:
+        problems.append(f"{place if own else where}: align basis turns a model onto the target: name it with source.")
     elif not noise or noise.needs_source:
         problems.append(f"{place} must name a model." if own else f"{where}: the key 'source' is missing.")
     projections = setting("projections", parse_projections) or list(PROJECTIONS)
@@ -250,7 +257,6 @@ def _parse_source(
     layers = setting("layers", parse_layer_choice)
     layer_map = setting("layer_map", parse_layer_map)
     base = setting("base", _parse_base)
-    align = setting("align", parse_align)
     problems.raise_lines()
     layers = "all" if "layers" not in settings else layers
     return SourceConfig(lambdas or {}, **model, layers=layers, layer_map=layer_map, noise=noise, base=base, align=align)

@@ -11,6 +11,7 @@ from torch import Tensor
 from s3prl_ext.attention.layouts import Slot
 from s3prl_ext.attention.weights import AttentionWeights
 from s3prl_ext.merging.alignment import align_heads
+from s3prl_ext.merging.basis import Basis
 from s3prl_ext.merging.interpolation import dtype_of_sum
 from s3prl_ext.merging.layers import align
 from s3prl_ext.merging.merge import check_finite
@@ -32,8 +33,9 @@ class ArmWeights:
         biases: merge the biases too.
         noise: seed and statistics of the noise controls; its kind and draw are the arm's.
         method: how matrices are combined.
-        base: of the source, under the target's slots, its heads in the order of the target's as the source's will be; for methods
-            that need one.
+        base: of the source, under the target's slots, turned and its heads in the order of the target's as the source's will be;
+            for methods that need one.
+        basis: that of the source in the target's, in which the source and each draw of noise are turned; None to leave them.
         heads: number of heads to align, of the source and of each draw of noise; None to leave them as they are.
 
     Raises:
@@ -51,6 +53,7 @@ class ArmWeights:
         method: MethodConfig = LINEAR,
         base: AttentionWeights | None = None,
         heads: int | None = None,
+        basis: Basis | None = None,
     ) -> None:
         self._target = {
             slot: tensor.detach()
@@ -61,7 +64,7 @@ class ArmWeights:
         self._source_as_read, self._layer_map = source, layer_map
         check_finite(target, self._target, "the target")
         self._original = {slot: tensor.clone() for slot, tensor in self._target.items()}
-        self._method, self._base, self._heads = method, base, heads
+        self._method, self._base, self._heads, self._basis = method, base, heads, basis
         self._projections = list(projections)
         self._source: dict[Slot, Tensor] | None = None
         if source is not None:
@@ -103,7 +106,9 @@ class ArmWeights:
         return tensor.to(target.device, dtype_of_sum(target, tensor))
 
     def _aligned(self, matrices: dict[Slot, Tensor]) -> dict[Slot, Tensor]:
-        """Return matrices with their heads in the order of the target's, where that is asked for."""
+        """Return matrices turned and with their heads in the order of the target's, where that is asked for."""
+        if self._basis is not None:
+            matrices = self._basis.apply(matrices)
         if self._heads is None:
             return matrices
         return align_heads(self._original, matrices, self._heads, self._projections)[0]

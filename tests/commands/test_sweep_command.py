@@ -110,6 +110,27 @@ def test_task_vectors_of_aligned_heads_are_swept_and_noise_for_them_is_refused(s
     assert not (tmp_path / "noisy").exists()
 
 
+def test_a_turned_source_is_swept_with_noise_that_is_turned_as_it_is(sweep, corpus, tmp_path, monkeypatch):
+    monkeypatch.setenv("S3PRL_EXT_CACHE", str(tmp_path / "cache"))
+    config = tmp_path / "my.yaml"
+    plain = config.read_text()
+    config.write_text(
+        f"{plain}align:\n  kind: basis\n  pairs: {corpus}\n  split: {corpus / 'splits.json'}\n  share: 1\n"
+    )
+    folder = sweep("--lambda", "0,1", "--noise", "none,standard", "--draws", "1", "--metric", "cer")
+    settings = results(folder)["settings"]
+    assert settings["basis"]["pairs"]["used"] == 4 and len(settings["basis"]["pairs"]["sha256"]) == 64
+    turned = metrics_by_arm(folder)
+    config.write_text(plain)
+    as_it_is = metrics_by_arm(
+        sweep("--lambda", "0,1", "--noise", "none,standard", "--draws", "1", "--metric", "cer", expdir="b")
+    )
+    assert turned.keys() == as_it_is.keys()
+    unmerged = [key for key in turned if not key[1]]
+    assert unmerged and all(turned[key] == as_it_is[key] for key in unmerged)
+    assert any(turned[key] != as_it_is[key] for key in turned if key[2] == "none")
+
+
 def test_the_papers_lambda_is_scored_on_test_only_where_the_paper_prints_something(sweep, tmp_path, capsys):
     grid = tmp_path / "grid.yaml"
     grid.write_text('arms: {"12-19": {layers: 1, lambda: [0.25, 0.5]}}\n')

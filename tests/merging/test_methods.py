@@ -141,7 +141,7 @@ MERGE = {"target": {"model": "speech"}, "source": {"model": "text"}, "lambda": 0
         ({"base": {"model": "x", "package": "y"}, "method": "ties"}, "base must name exactly one of model and package"),
         ({"base": {"model": "x"}, "method": "dare", "noise": "target"}, "noise replaces .* but dare merges what training"),
         ({"method": "slerp", "learnable": True}, "learnable interpolates, but method is slerp"),
-        ({"align": "layers"}, "align: unknown kind 'layers'. Known: heads"),
+        ({"align": "layers"}, "align: unknown kind 'layers'. Known: basis, heads"),
         ({"align": {"kind": "heads", "heads": 0}}, "align.heads must be a whole number"),
         ({"lambda": {"first": 0.1, "decay": 1.2}}, r"lambda.decay must be in \(0, 1\], got 1.2"),
         ({"lambda": {"decay": 0.5}}, "lambda must be a number, a list, .*first: 0.2, decay: 0.9"),

@@ -1,7 +1,8 @@
-"""The output of every transformer block of a model, taken by a forward hook on the block itself.
+"""The output of every transformer block of a model, or what its attention reads, taken by hooks on the modules themselves.
 
 The hidden states that a model returns are something else in places: those of transformers end after the final norm
-in a pre-norm HuBERT, and those of s3prl begin with the input of the first block.
+in a pre-norm HuBERT, and those of s3prl begin with the input of the first block. What query, key and value are applied to
+comes after a norm in pre-norm models.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from s3prl_ext.attention.layouts import Slot, find_attention
 from s3prl_ext.errors import DataError
@@ -51,6 +53,49 @@ def find_blocks(model: nn.Module, where: str, prefix: str | None = None) -> list
     return [model.get_submodule(f"{numbered}{layer}") for layer in range(keys.layers)]
 
 
+def find_attention_modules(model: nn.Module, where: str, prefix: str | None = None) -> list[nn.Module]:
+    """Return the modules that apply query, key and value, one for each layer; the projections themselves may never be called.
+
+    Args:
+        where, prefix: as for :func:`find_blocks`.
+
+    Raises:
+        DataError: as :func:`s3prl_ext.attention.layouts.find_attention`.
+    """
+    keys = find_attention(model.state_dict(), where, prefix)
+    queries = [keys.names[Slot(layer, "q_proj")] for layer in range(keys.layers)]
+    return [model.get_submodule(name.rsplit(".", 2)[0]) for name in queries]
+
+
+class Tap:
+    """Where a model is listened to: at the outputs of its blocks, or at the inputs of its attention.
+
+    Args:
+        model: holds the blocks.
+        where: name of the model, for errors.
+        prefix: as for :func:`find_blocks`.
+        inputs: take what query, key and value are applied to in place of the outputs of blocks.
+
+    Raises:
+        DataError: as :func:`find_blocks`.
+    """
+
+    def __init__(self, model: nn.Module, where: str, prefix: str | None = None, inputs: bool = False):
+        self.where, self.inputs = where, inputs
+        self.modules = (find_attention_modules if inputs else find_blocks)(model, where, prefix)
+
+    def listen(self, run: Callable[[], Any]) -> list[Tensor]:
+        """Return one tensor for each layer while `run` is called, without gradients.
+
+        Args:
+            run: one forward pass of the model.
+
+        Raises:
+            DataError: as :func:`block_outputs` and :func:`attention_inputs`.
+        """
+        return (attention_inputs if self.inputs else block_outputs)(self.modules, run, self.where)
+
+
 def block_outputs(blocks: Sequence[nn.Module], run: Callable[[], Any], where: str) -> list[Tensor]:
     """Return what each block gives while `run` is called, without gradients.
 
@@ -62,28 +107,59 @@ def block_outputs(blocks: Sequence[nn.Module], run: Callable[[], Any], where: st
     Raises:
         DataError: a block did not run exactly once, or does not return a tensor of three dimensions.
     """
-    seen: dict[int, list[Tensor]] = {index: [] for index in range(len(blocks))}
 
-    def hook(index: int) -> Callable[..., None]:
-        def keep(module: nn.Module, inputs: Any, output: Any) -> None:
-            seen[index].append(output[0] if isinstance(output, (tuple, list)) else output)
+    def hook(block: nn.Module, keep: Callable[[Any], None]) -> RemovableHandle:
+        return block.register_forward_hook(
+            lambda module, inputs, output: keep(output[0] if isinstance(output, (tuple, list)) else output)
+        )
 
-        return keep
+    return _heard(blocks, hook, run, f"block {{}} of {where} gave", "outputs")
 
-    handles = [block.register_forward_hook(hook(index)) for index, block in enumerate(blocks)]
+
+def attention_inputs(modules: Sequence[nn.Module], run: Callable[[], Any], where: str) -> list[Tensor]:
+    """Return what query, key and value of each layer are applied to while `run` is called, without gradients.
+
+    Args:
+        modules: as :func:`find_attention_modules` returns them.
+        run: one forward pass of the model that holds them.
+        where: name of the model, for the error.
+
+    Raises:
+        DataError: a module did not run exactly once, or is not called with a tensor of three dimensions.
+    """
+
+    def hook(attention: nn.Module, keep: Callable[[Any], None]) -> RemovableHandle:
+        def first(module: nn.Module, inputs: Any, named: dict[str, Any]) -> None:
+            keep(next((item for item in (*inputs, *named.values()) if isinstance(item, Tensor)), None))
+
+        return attention.register_forward_pre_hook(first, with_kwargs=True)
+
+    return _heard(modules, hook, run, f"the attention of layer {{}} of {where} was given", "inputs")
+
+
+def _heard(
+    modules: Sequence[nn.Module],
+    hook: Callable[[nn.Module, Callable[[Any], None]], RemovableHandle],
+    run: Callable[[], Any],
+    said: str,
+    what: str,
+) -> list[Tensor]:
+    """Return what the hooks of the modules keep in one pass, one tensor for each."""
+    seen: list[list[Any]] = [[] for _ in modules]
+    handles = [hook(module, kept.append) for module, kept in zip(modules, seen, strict=True)]
     try:
         with torch.no_grad():
             run()
     finally:
         for handle in handles:
             handle.remove()
-    for index, outputs in seen.items():
-        if len(outputs) != 1 or not isinstance(outputs[0], Tensor) or outputs[0].dim() != 3:
+    for index, kept in enumerate(seen):
+        if len(kept) != 1 or not isinstance(kept[0], Tensor) or kept[0].dim() != 3:
             raise DataError(
-                f"block {index} of {where} gave {len(outputs)} outputs in one pass in place of one tensor "
+                f"{said.format(index)} {len(kept)} {what} in one pass in place of one tensor "
                 "[batch, time, width]: layers of this model cannot be compared."
             )
-    return [outputs[0] for outputs in seen.values()]
+    return [kept[0] for kept in seen]
 
 
 @contextmanager

@@ -64,32 +64,46 @@ class Side:
         return described
 
 
-def target_side(upstream: nn.Module, name: str, batch_size: int = 1) -> Side:
+def target_side(upstream: nn.Module, name: str, batch_size: int = 1, inputs: bool = False) -> Side:
     """Return an upstream as the target of a comparison; it must stay in evaluation mode until that is done.
 
     Args:
         batch_size: clips in one pass, see :class:`SpeechEncoder`.
+        inputs: compare what the attention of each layer reads in place of the outputs of blocks.
 
     Raises:
         DataError: no attention found.
     """
     weights = extract(upstream.state_dict(), f"target {name}")
-    key = hash_of("target", module_hash(upstream), batch_size)
-    return _side(name, "speech", weights, key, lambda: SpeechEncoder(upstream, name, batch_size))
+    key = hash_of("target", module_hash(upstream), batch_size, *_point(inputs))
+    return _side(name, "speech", weights, key, lambda: SpeechEncoder(upstream, name, batch_size, inputs))
 
 
 def source_side(
-    folder: Path, name: str, prefix: str | None = None, special_tokens: bool = True, device: str = "cpu"
+    folder: Path,
+    name: str,
+    prefix: str | None = None,
+    special_tokens: bool = True,
+    device: str = "cpu",
+    inputs: bool = False,
 ) -> Side:
     """Return a transformers folder as the source of a comparison.
+
+    Args:
+        inputs: compare what the attention of each layer reads in place of the outputs of blocks.
 
     Raises:
         DataError: it lacks a tokenizer or another file.
     """
     kind = source_kind(folder, name, prefix)
-    key = hash_of("source", folder_hash(folder), prefix, special_tokens)
+    key = hash_of("source", folder_hash(folder), prefix, special_tokens, *_point(inputs))
     weights = read_attention(folder, prefix)
-    return _side(name, kind, weights, key, lambda: load_source(folder, name, prefix, special_tokens, device))
+    return _side(name, kind, weights, key, lambda: load_source(folder, name, prefix, special_tokens, device, inputs))
+
+
+def _point(inputs: bool) -> tuple[str, ...]:
+    """Return what tells vectors of the inputs of attention apart on disk; those of blocks were stored without."""
+    return ("inputs",) if inputs else ()
 
 
 def _side(name: str, kind: str, weights: AttentionWeights, key: str, load: Callable[[], Encoder]) -> Side:
@@ -191,11 +205,25 @@ def compare_all(
     Raises:
         DataError: an input cannot be read, or an output holds NaN.
     """
+    x, y, pairs_key = paired_vectors(target, source, pairs)
+    matrix = similarity_matrix(x.unbind(1), y.unbind(1), metric, settings.normalize, settings.projections)
+    return matrix, pairs_key
+
+
+def paired_vectors(target: Side, source: Side, pairs: Sequence[Pair]) -> tuple[Tensor, Tensor, str]:
+    """Return the mean over time or tokens for each pair and layer, [pairs, layers, width], and the hash of the pairs.
+
+    Args:
+        pairs: those to use, drawn already.
+
+    Raises:
+        DataError: an input cannot be read, or an output holds NaN.
+    """
     items = inputs(target, source, pairs)
     hashes = tuple([content_hash(item) for item in side] for side in items)
-    x = layer_vectors(target.load(), target.key, items[0], hashes[0]).unbind(1)
-    y = layer_vectors(source.load(), source.key, items[1], hashes[1]).unbind(1)
-    return similarity_matrix(x, y, metric, settings.normalize, settings.projections), hash_of(*hashes)
+    x = layer_vectors(target.load(), target.key, items[0], hashes[0])
+    y = layer_vectors(source.load(), source.key, items[1], hashes[1])
+    return x, y, hash_of(*hashes)
 
 
 def _frame_distances(

@@ -17,7 +17,6 @@ from torch.nn.utils.rnn import pad_sequence
 
 from s3prl_ext.errors import DataError
 from s3prl_ext.merging.config import DECODER
-from s3prl_ext.upstreams.layer_similarity.block_outputs import block_outputs
 from s3prl_ext.upstreams.layer_similarity.text_encoder import TextEncoder
 from s3prl_ext.upstreams.whisper.expert import DOWNSAMPLE_RATE
 from s3prl_ext.upstreams.whisper.frontend import LogMel
@@ -34,15 +33,16 @@ class DecoderEncoder(TextEncoder):
     Args:
         folder: transformers folder of a Whisper.
         special_tokens: keep the states of the tokens before the text.
+        inputs: take what the self-attention of each layer reads in place of the outputs of blocks.
 
     Raises:
         DataError: a file is missing or unreadable.
     """
 
-    def __init__(self, folder: Path, name: str, special_tokens: bool = True):
+    def __init__(self, folder: Path, name: str, special_tokens: bool = True, inputs: bool = False):
         from transformers import GenerationConfig
 
-        super().__init__(folder, name, DECODER, special_tokens)
+        super().__init__(folder, name, DECODER, special_tokens, inputs)
         settings: Any = GenerationConfig()
         if (folder / "generation_config.json").is_file():
             settings = GenerationConfig.from_pretrained(folder)
@@ -77,7 +77,7 @@ class DecoderEncoder(TextEncoder):
             audio = self.silence.expand(len(rows), -1, -1)
             self.model.decoder(input_ids=tokens.to(audio.device), encoder_hidden_states=audio, use_cache=False)
 
-        outputs = torch.stack(block_outputs(self.blocks, run, self.name), 1)
+        outputs = torch.stack(self.tap.listen(run), 1)
         first = 0 if self.special_tokens else len(self.prompt)
         return [states[:, first : len(row)] for states, row in zip(outputs, rows, strict=True)]
 

@@ -1,6 +1,7 @@
 """Encoders whose blocks are compared: speech, text and images, each with the same interface.
 
-``states(items)`` returns for every item the outputs of all blocks, [layers, tokens, width], without padding.
+``states(items)`` returns for every item the outputs of all blocks (or what their attention reads), [layers, tokens, width],
+without padding.
 """
 
 from __future__ import annotations
@@ -80,19 +81,27 @@ def source_kind(folder: Path, name: str, prefix: str | None = None) -> str:
 
 
 def load_source(
-    folder: Path, name: str, prefix: str | None = None, special_tokens: bool = True, device: str = "cpu"
+    folder: Path,
+    name: str,
+    prefix: str | None = None,
+    special_tokens: bool = True,
+    device: str = "cpu",
+    inputs: bool = False,
 ) -> Encoder:
     """Return the encoder of a transformers folder on a device.
+
+    Args:
+        inputs: take what the attention of each layer reads in place of the outputs of blocks.
 
     Raises:
         DataError: as :func:`source_kind` and the encoders.
     """
     kind = source_kind(folder, name, prefix)
     if kind == "speech":
-        return SpeechEncoder(speech_model(folder).eval().to(device), name)
+        return SpeechEncoder(speech_model(folder).eval().to(device), name, inputs=inputs)
     if is_whisper(folder):
-        encoder: Any = DecoderEncoder(folder, name, special_tokens)
+        encoder: Any = DecoderEncoder(folder, name, special_tokens, inputs)
     else:
-        encoder = (TextEncoder if kind == "text" else ImageEncoder)(folder, name, prefix, special_tokens)
+        encoder = (TextEncoder if kind == "text" else ImageEncoder)(folder, name, prefix, special_tokens, inputs)
     encoder.model.to(device)
     return encoder

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from s3prl_ext.errors import DataError
-from s3prl_ext.upstreams.layer_similarity.block_outputs import block_outputs, find_blocks, load_encoder
+from s3prl_ext.upstreams.layer_similarity.block_outputs import Tap, load_encoder
 
 
 class ImageEncoder:
@@ -19,6 +19,7 @@ class ImageEncoder:
     Args:
         folder: with ``config.json``, weights and ``preprocessor_config.json``.
         special_tokens: keep the class token, and DeiT's distillation token.
+        inputs: take what the attention of each layer reads in place of the outputs of blocks.
 
     Raises:
         DataError: a file is missing or unreadable.
@@ -26,12 +27,14 @@ class ImageEncoder:
 
     batch_size = 8
 
-    def __init__(self, folder: Path, name: str, prefix: str | None = None, special_tokens: bool = True):
+    def __init__(
+        self, folder: Path, name: str, prefix: str | None = None, special_tokens: bool = True, inputs: bool = False
+    ):
         from transformers import AutoImageProcessor
 
         self.name, self.special_tokens = name, special_tokens
         self.model = load_encoder(folder, name)
-        self.blocks = find_blocks(self.model, name, prefix)
+        self.tap = Tap(self.model, name, prefix, inputs)
         try:
             self.processor = AutoImageProcessor.from_pretrained(folder)
         except Exception as error:  # transformers raises OSError, ValueError, KeyError and ImportError
@@ -44,7 +47,7 @@ class ImageEncoder:
         """Return the outputs of all blocks for each image, [layers, patches, width]."""
         pixels = self.processor(images=[_read_image(item) for item in items], return_tensors="pt")
         device = next(self.model.parameters()).device
-        outputs = block_outputs(self.blocks, lambda: self.model(**pixels.to(device)), self.name)
+        outputs = self.tap.listen(lambda: self.model(**pixels.to(device)))
         first = 0
         if not self.special_tokens:
             patch = self.model.config.patch_size

@@ -84,7 +84,7 @@ def choose_layers(
                 )
             else:
                 opened = opened_target(
-                    config.target, upstream, target_name, selection.settings.special_tokens, _device()
+                    config.target, upstream, target_name, selection.settings.special_tokens, comparison_device()
                 )
                 record = _from_pairs(selection, opened, path, names[1], source.prefix, source.layer_map)
             source = dataclasses.replace(source, layers=record["layers"])
@@ -119,10 +119,14 @@ def match_layers(
             if path is None:
                 raise UsageError("layers are matched with those of a source model: name it, or give another layer_map.")
             name = with_prefix(source.model or f"package {source.package}", source.prefix)
-            opened = opened_target(config.target, upstream, target_name, match.settings.special_tokens, _device())
+            opened = opened_target(
+                config.target, upstream, target_name, match.settings.special_tokens, comparison_device()
+            )
             with opened as target:
                 record = _matched(
-                    match, target, source_side(path, name, source.prefix, match.settings.special_tokens, _device())
+                    match,
+                    target,
+                    source_side(path, name, source.prefix, match.settings.special_tokens, comparison_device()),
                 )
             source = dataclasses.replace(source, layer_map=dict(enumerate(record["layer_map"])))
             logger.info("Layers of %s that meet layers 0 to %d by %s: %s", name, len(record["layer_map"]) - 1, match.match,
@@ -135,7 +139,7 @@ def match_layers(
 def _matched(match: LayerMatch, target: Side, source: Side) -> dict[str, Any]:
     """Return which layers meet, and the similarities behind it."""
     meeting_layers(target, source, "linear")  # equal width
-    drawn, of = _drawn(match.pairs, match.root, match.split, target, source, match.settings)
+    drawn, of = drawn_pairs(match.pairs, match.root, match.split, target, source, match.settings)
     matrix, pairs_key = compare_all(target, source, drawn, match.match, match.settings)
     return {
         "match": match.match,
@@ -147,7 +151,8 @@ def _matched(match: LayerMatch, target: Side, source: Side) -> dict[str, Any]:
     }
 
 
-def _device() -> str:
+def comparison_device() -> str:
+    """Return where models of a comparison run."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -167,6 +172,7 @@ def opened_target(
     special_tokens: bool,
     device: str,
     batch_size: int = 1,
+    inputs: bool = False,
 ) -> Iterator[Side]:
     """Inside, the target is a side of a comparison; afterwards it and the random generators are as they were.
 
@@ -174,17 +180,18 @@ def opened_target(
         upstream: the unmerged target; where the target is a decoder it is not looked at, and may be None.
         special_tokens: of a decoder: keep the tokens before the text.
         batch_size: of an upstream: clips in one pass.
+        inputs: compare what the attention of each layer reads in place of the outputs of blocks.
 
     Raises:
         DataError: no attention found, or a decoder lacks its tokenizer.
     """
     if target.prefix:
         with preserved():
-            yield source_side(decoder_folder(target), name, target.prefix, special_tokens, device)
+            yield source_side(decoder_folder(target), name, target.prefix, special_tokens, device, inputs)
         return
     assert upstream is not None
     with as_found(upstream, device):
-        yield target_side(upstream, name, batch_size)
+        yield target_side(upstream, name, batch_size, inputs)
 
 
 def _from_pairs(
@@ -196,7 +203,7 @@ def _from_pairs(
     layer_map: LayerMap,
 ) -> dict[str, Any]:
     with opened as target:
-        source = source_side(path, name, prefix, selection.settings.special_tokens, _device())
+        source = source_side(path, name, prefix, selection.settings.special_tokens, comparison_device())
         result = measure(
             target, source, str(selection.pairs), selection.root, selection.split, layer_map, [selection.by], selection.top_k,
             selection.settings,
@@ -226,7 +233,7 @@ def measure(
     """
     layers = meeting_layers(target, source, layer_map)
     check_top_k(k, sum(layer is not None for layer in layers))
-    drawn, of = _drawn(pairs_path, root, split, target, source, settings)
+    drawn, of = drawn_pairs(pairs_path, root, split, target, source, settings)
     tables, pairs_key = compare(target, source, drawn, layers, metrics, settings)
     return {
         "kind": KIND,
@@ -241,7 +248,7 @@ def measure(
     }
 
 
-def _drawn(
+def drawn_pairs(
     path: str, root: str | None, split: str | None, target: Side, source: Side, settings: ComparisonSettings
 ) -> tuple[list[Pair], int]:
     """Return the pairs to compare on, and how many there are in all."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from s3prl_ext.errors import DataError
-from s3prl_ext.upstreams.layer_similarity.block_outputs import block_outputs, find_blocks, load_encoder
+from s3prl_ext.upstreams.layer_similarity.block_outputs import Tap, load_encoder
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +25,7 @@ class TextEncoder:
     Args:
         folder: with ``config.json``, weights and tokenizer.
         special_tokens: keep what the tokenizer adds, such as [CLS] and [SEP].
+        inputs: take what the attention of each layer reads in place of the outputs of blocks.
 
     Raises:
         DataError: a file is missing or unreadable, or the tokenizer knows no words.
@@ -32,12 +33,14 @@ class TextEncoder:
 
     batch_size = 32
 
-    def __init__(self, folder: Path, name: str, prefix: str | None = None, special_tokens: bool = True):
+    def __init__(
+        self, folder: Path, name: str, prefix: str | None = None, special_tokens: bool = True, inputs: bool = False
+    ):
         from transformers import AutoTokenizer
 
         self.name, self.special_tokens = name, special_tokens
         self.model = load_encoder(folder, name)
-        self.blocks = find_blocks(self.model, name, prefix)
+        self.tap = Tap(self.model, name, prefix, inputs)
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(folder)
         except Exception as error:  # transformers raises OSError, ValueError, KeyError and ImportError
@@ -68,7 +71,7 @@ class TextEncoder:
         )
         special = batch.pop("special_tokens_mask").bool()
         device = next(self.model.parameters()).device
-        outputs = block_outputs(self.blocks, lambda: self.model(**batch.to(device)), self.name)
+        outputs = self.tap.listen(lambda: self.model(**batch.to(device)))
         keep = batch["attention_mask"].bool().cpu()
         if not self.special_tokens:
             keep &= ~special

@@ -124,16 +124,26 @@ def _check_folder(raw: dict[str, Any], path: Path) -> None:
 
 def _paths(raw: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield place and value of each path that a file names: of models, pairs and layers.json."""
-    places = {"target": raw.get("target"), "source": raw.get("source"), "layers": raw.get("layers")}
+    places = {"target": raw.get("target"), "source": raw.get("source"), **_with_pairs(raw)}
     listed = raw.get("sources")
     for number, source in enumerate(listed if isinstance(listed, list) else []):
         places |= {f"sources.{number}": source}
-        places |= {f"sources.{number}.layers": source.get("layers") if isinstance(source, dict) else None}
+        own = _with_pairs(source) if isinstance(source, dict) else {}
+        places |= {f"sources.{number}.{key}": section for key, section in own.items()}
     for place, section in places.items():
         for key in PATHS:
             value = section.get(key) if isinstance(section, dict) else None
             if isinstance(value, str) and value and "${" not in value:
                 yield f"{place}.{key}", value
+
+
+def _with_pairs(raw: dict[str, Any]) -> dict[str, Any]:
+    """Return by place the sections that may name a file of paired inputs."""
+    align = raw.get("align")
+    parts = (
+        {f"align.{number}": part for number, part in enumerate(align)} if isinstance(align, list) else {"align": align}
+    )
+    return {"layers": raw.get("layers"), "layer_map": raw.get("layer_map"), **parts}
 
 
 def check_config(raw: dict[str, Any], name: str) -> MergeConfig:

@@ -54,7 +54,7 @@ def check_merge_record(stored: MergeRecord | str | None, current: MergeRecord | 
     """Check that a model was merged in the same way as the one a checkpoint was made with.
 
     Names and paths may differ; what counts are the hashes of target, sources and bases, noise, layer maps, the order of heads,
-    lambdas (of learnable ones the first values), the method, and whether biases are merged.
+    pairs of an alignment, lambdas (of learnable ones the first values), the method, and whether biases are merged.
 
     Args:
         stored: ``merge_record`` of the checkpoint; None or empty where its upstream was not merged; :data:`UNKNOWN` of a delta
@@ -122,7 +122,7 @@ def _check_source(role: str, stored: MergeRecord, current: MergeRecord, learnt: 
     if was != now:
         raise DataError(f"the checkpoint was made with {role} noise: {was}, but now it is {now}: give the same.")
     _check_model(role, stored, current)
-    for key in ("base", "align"):
+    for key in ("base", "align", "basis"):
         if bool(stored.get(key)) != bool(current.get(key)):
             raise DataError(
                 f"the checkpoint was made {_with(key, stored)} of the {role}, but now it is {_with(key, current)}: give "
@@ -135,6 +135,11 @@ def _check_source(role: str, stored: MergeRecord, current: MergeRecord, learnt: 
             f"the checkpoint was made with other heads of the {role} aligned: {stored['align']['heads']} heads, but now "
             f"{current['align']['heads']}, or in another order: give the same align and models."
         )
+    if _of_basis(stored) != _of_basis(current):
+        raise DataError(
+            f"the checkpoint was made with another basis of the {role}: {stored['basis']['pairs']['used']} pairs, but now "
+            f"{current['basis']['pairs']['used']} or other ones: give the same align and pairs."
+        )
     lambdas, maps = _difference(stored, current, learnt)
     of = "" if role == "source" else f" of {role}"
     if lambdas:
@@ -146,7 +151,14 @@ def _check_source(role: str, stored: MergeRecord, current: MergeRecord, learnt: 
 
 
 def _with(key: str, source: MergeRecord) -> str:
-    return f"with {key}" if source.get(key) else f"without {key}"
+    name = "align basis" if key == "basis" else key
+    return f"with {name}" if source.get(key) else f"without {name}"
+
+
+def _of_basis(source: MergeRecord) -> tuple[str, bool] | None:
+    """Return what decides the basis of a source together with the models."""
+    basis = source.get("basis")
+    return (basis["pairs"]["sha256"], basis["special_tokens"]) if basis else None
 
 
 def _method(record: MergeRecord) -> str:

@@ -15,6 +15,7 @@ from s3prl_ext.attention.layouts import Slot
 from s3prl_ext.attention.weights import AttentionWeights, depth
 from s3prl_ext.errors import UsageError
 from s3prl_ext.merging.alignment import align_heads, permute_heads
+from s3prl_ext.merging.basis import Basis
 from s3prl_ext.merging.config import MergeConfig, SourceConfig, SourceModel, TargetConfig, resolve_lambdas
 from s3prl_ext.merging.layers import align, resolve_layer_map
 from s3prl_ext.merging.merge import Lambdas, Source, check_compatible, chosen_slots
@@ -51,11 +52,13 @@ def prepare_sources(
     sources: Sequence[AttentionWeights | None],
     config: MergeConfig,
     target_heads: int | None = None,
+    bases: Sequence[Basis | None] | None = None,
 ) -> list[Source]:
     """Return the sources under the target's slots with their resolved lambdas; noise is drawn.
 
     Args:
         target_heads: number of heads of the target as it was built, for one whose files do not say it.
+        bases: of each source whose hidden space is turned; None where none is.
 
     Raises:
         UsageError: depth, width, layers or lambda do not fit, one line for each problem.
@@ -71,7 +74,9 @@ def prepare_sources(
         base = _read_base(target, weights, source, maps[index], config)
         ready = _prepare(target, weights, source, lambdas[index], maps[index], slots, index)
         ready = dataclasses.replace(ready, base=base and align(base, maps[index]), facts=_base_facts(source, base))
-        heads = _heads(source, config.target, target_heads) if source.align is not None else None
+        ready = turned(ready, bases[index] if bases else None)
+        pairs_heads = source.align is not None and source.align.heads is not None
+        heads = _heads(source, config.target, target_heads) if pairs_heads else None
         prepared.append(_aligned(ready, target, source, heads))
     return prepared
 
@@ -106,12 +111,21 @@ def _base_facts(source: SourceConfig, base: AttentionWeights | None) -> dict[str
     return {} if source.base is None or base is None else {"base": describe_model(_model_name(source.base), base)}
 
 
+def turned(source: Source, basis: Basis | None) -> Source:
+    """Return a source, or the noise in its place, with its base, as they read the target's vectors."""
+    if basis is None:
+        return source
+    base = source.base and basis.apply(source.base)
+    facts = {**source.facts, "basis": basis.describe()}
+    return dataclasses.replace(source, weights=basis.apply(source.weights), base=base, facts=facts)
+
+
 def _aligned(source: Source, target: AttentionWeights, config: SourceConfig, heads: int | None) -> Source:
     """Return a source with its heads in the order of the target's, where the configuration asks for it; noise likewise.
 
     A base is permuted as its source is, so that their difference stays a task vector.
     """
-    if config.align is None or heads is None:
+    if heads is None:
         return source
     projections = list(config.lambda_)
     weights, orders = align_heads(target, source.weights, heads, projections)
@@ -123,7 +137,7 @@ def _aligned(source: Source, target: AttentionWeights, config: SourceConfig, hea
         }
     moved = sum(head != place for order in orders.values() for place, head in enumerate(order))
     logger.info("heads of %s: %d of %d in another place", source.name, moved, sum(map(len, orders.values())))
-    facts = {**source.facts, "align": {"kind": config.align.kind, "heads": heads, "orders": list(orders.values())}}
+    facts = {**source.facts, "align": {"kind": "heads", "heads": heads, "orders": list(orders.values())}}
     return dataclasses.replace(source, weights=weights, base=base, facts=facts)
 
 
@@ -133,19 +147,20 @@ def _heads(source: SourceConfig, target: TargetConfig, built: int | None) -> int
     Raises:
         UsageError: they differ, or none is given and a model does not say it.
     """
-    assert source.align is not None
+    assert source.align is not None and source.align.heads is not None
+    given = source.align.heads.heads
     model = model_of(target)
     found = {"target": (head_count(find_model(model), target.prefix) if model else None) or built}
     if source.is_read:
         found["source"] = head_count(find_source(source), source.prefix)
     said = {f"the {role} has {count}": count for role, count in found.items() if count}
-    if source.align.heads:
-        said[f"align.heads is {source.align.heads}"] = source.align.heads
+    if given:
+        said[f"align.heads is {given}"] = given
     if len(set(said.values())) > 1:
         raise UsageError(
             f"align: {' and '.join(said)}: heads are paired one to one, so leave align out, or correct it."
         )
-    if not source.align.heads and None in found.values():
+    if not given and None in found.values():
         silent = next(role for role, count in found.items() if count is None)
         raise UsageError(
             f"align: the {silent} does not say how many heads it has: give align: {{kind: heads, heads: N}}."

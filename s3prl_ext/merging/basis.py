@@ -1,0 +1,121 @@
+"""Turn the hidden space of a source onto that of the target: orthogonal Procrustes from paired inputs.
+
+Two models that were trained apart write the same thing in other coordinates. With x_n and y_n what the attention of target
+and source reads for pair n, R minimizes sum_n |y_n - R x_n|^2 over matrices with orthonormal rows or columns: with
+Y^T X = U S V^T it is R = U V^T (Schönemann, 1966). The source's matrices then read the target's vectors: W_s R.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from s3prl_ext.attention.weights import AttentionWeights
+from s3prl_ext.errors import UsageError
+from s3prl_ext.merging.interpolation import dtype_of_sum
+
+
+@dataclass(frozen=True)
+class Turn:
+    """How the vectors that one layer reads are turned.
+
+    Attributes:
+        matrix: R, [source width, target width], float64.
+        rank: directions that the pairs determine.
+        fit: trace of R^T Y^T X over |X| |Y|, in [0, 1]: 1 where the vectors are equal up to a turn and a factor.
+    """
+
+    matrix: Tensor
+    rank: int
+    fit: float
+
+
+@dataclass(frozen=True)
+class Basis:
+    """The source's hidden space in the target's coordinates.
+
+    Attributes:
+        turns: target layer -> how the vectors that its attention reads are turned into those of the source's layer.
+        facts: where it comes from, as plain values: pairs and settings.
+    """
+
+    turns: Mapping[int, Turn]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def apply(self, weights: AttentionWeights) -> AttentionWeights:
+        """Return W_s R for the matrices of a source, biases as they are.
+
+        Args:
+            weights: under the target's slots.
+
+        Raises:
+            UsageError: a matrix does not read vectors of the source's width.
+        """
+        return {
+            slot: self._turned(slot, tensor) if slot.kind == "weight" else tensor for slot, tensor in weights.items()
+        }
+
+    def describe(self) -> dict[str, Any]:
+        """Return the basis as plain values, for the record of a merge."""
+        layers = sorted(self.turns)
+        return {
+            **self.facts,
+            "layers": layers,
+            "fit": [self.turns[layer].fit for layer in layers],
+            "directions": [self.turns[layer].rank for layer in layers],
+        }
+
+    def _turned(self, slot: Any, tensor: Tensor) -> Tensor:
+        matrix = self.turns[slot.layer].matrix
+        if tensor.shape[1] != len(matrix):
+            raise UsageError(
+                f"{slot} reads {tensor.shape[1]} values, but the basis is that of vectors of {len(matrix)}."
+            )
+        dtype = dtype_of_sum(tensor)
+        return tensor.detach().to(dtype) @ matrix.to(tensor.device, dtype)
+
+
+def procrustes(x: Tensor, y: Tensor) -> Turn:
+    """Return R that minimizes sum_n |y_n - R x_n|^2 over matrices with orthonormal rows or columns.
+
+    Directions that the pairs do not determine (fewer pairs than coordinates) stay where they are, as nearly as R allows,
+    so that a model paired with itself is not turned.
+
+    Args:
+        x: vectors of the target, [pairs, width].
+        y: those of the source for the same pairs, of the same width.
+
+    Raises:
+        UsageError: the numbers of pairs or the widths differ.
+    """
+    if x.shape != y.shape:
+        raise UsageError(
+            f"a basis needs vectors of equal number and width, got {tuple(x.shape)} of the target and {tuple(y.shape)} of the "
+            "source."
+        )
+    x, y = x.double(), y.double()
+    left, values, right = torch.linalg.svd(y.T @ x)
+    rank = int((values > values[0] * max(x.shape) * torch.finfo(values.dtype).eps).sum())
+    matrix = left[:, :rank] @ right[:rank]
+    if rank < len(values):  # of all completions the one with the largest trace
+        rest, other = left[:, rank:], right[rank:]
+        first, _, second = torch.linalg.svd(rest.T @ other.T)
+        matrix = matrix + rest @ first @ second @ other
+    scale = torch.linalg.vector_norm(x) * torch.linalg.vector_norm(y)
+    return Turn(matrix, rank, float(values.sum() / scale) if scale > 0 else 0.0)
+
+
+def basis_of(x: Tensor, y: Tensor, layers: Sequence[int | None], facts: Mapping[str, Any]) -> Basis:
+    """Return the basis of a source by its paired vectors.
+
+    Args:
+        x, y: vectors of target and source, [pairs, layers, width].
+        layers: source layer for each target layer, None for one that meets none.
+        facts: where they come from.
+    """
+    meeting = [(layer, other) for layer, other in enumerate(layers) if other is not None]
+    return Basis({layer: procrustes(x[:, layer], y[:, other]) for layer, other in meeting}, facts)

@@ -1,0 +1,255 @@
+"""A hidden space turned onto the target's through `merged_attention`, a sweep's arms and ``s3prl-ext merge``."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+from s3prl_ext.attention.files import read_attention
+from s3prl_ext.attention.layouts import PROJECTIONS, Slot
+from s3prl_ext.attention.weights import extract
+from s3prl_ext.commands import merge
+from s3prl_ext.errors import DataError, UsageError
+from s3prl_ext.merging.alignment import align_heads
+from s3prl_ext.merging.methods import parse_method
+from s3prl_ext.sweeps.grid import Arm
+from s3prl_ext.sweeps.weights import ArmWeights
+from s3prl_ext.upstreams.layer_similarity import basis as bases
+from s3prl_ext.upstreams.layer_similarity.block_outputs import (
+    attention_inputs,
+    block_outputs,
+    find_attention_modules,
+    find_blocks,
+)
+from s3prl_ext.upstreams.layer_similarity.speech_encoder import SpeechEncoder
+from s3prl_ext.upstreams.layer_similarity.text_encoder import TextEncoder
+from s3prl_ext.upstreams.merged_attention.hubconf import merged_attention
+from s3prl_ext.upstreams.merged_attention.record import check_merge_record
+from tests.support import factories
+
+WIDTH, CLIPS = 32, 40
+WEIGHTS = [Slot(layer, projection) for layer in (0, 1) for projection in PROJECTIONS]
+WORDS = ("bee", "sea", "deep", "gee", "jay", "kay", "el", "em", "pea", "queue", "are", "ess", "tea")
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(cache, monkeypatch):
+    monkeypatch.setenv("S3PRL_EXT_CACHE", str(cache))
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    """Write clips of tones and noise, none like another, and their table."""
+    folder = tmp_path_factory.mktemp("pairs")
+    generator = np.random.default_rng(0)
+    rows = []
+    for index in range(CLIPS):
+        time = np.arange(3200 + 200 * index) / 16000
+        tone = np.sin(2 * np.pi * (150 + 90 * index) * time) * generator.uniform(0.05, 0.5)
+        wave = tone + generator.uniform(0.01, 0.2) * generator.standard_normal(len(time))
+        soundfile.write(folder / f"{index}.wav", wave, 16000)
+        rows.append(f"{index}.wav\t{' '.join(generator.choice(WORDS, 1 + index % 4))}")
+    (folder / "pairs.tsv").write_text("\n".join(["path\ttext", *rows]) + "\n")
+    return folder / "pairs.tsv"
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("models")
+    made = {
+        "target": factories.hubert_folder(root / "hubert", heads=4),
+        "source": factories.bert_folder(root / "bert", heads=4),
+        "base": factories.bert_folder(root / "base", heads=4, seed=6),
+    }
+    return {name: str(path) for name, path in made.items()}
+
+
+@pytest.fixture
+def build(folders, table, tmp_path):
+    def build(**content):
+        source = {"source": {"model": folders["source"]}, "align": basis(table)}
+        content = {"target": {"model": folders["target"]}, "lambda": 0.25} | source | content
+        (tmp_path / "my.yaml").write_text(yaml.safe_dump(content))
+        return merged_attention(model_config=str(tmp_path / "my.yaml"))
+
+    return build
+
+
+def basis(table, **more):
+    return {"kind": "basis", "pairs": str(table), "share": 1, **more}
+
+
+def with_hidden_space_permuted(folder, path, order):
+    """Write a Whisper whose encoder is the same function in another order of the hidden coordinates."""
+    path.mkdir()
+    for file in folder.iterdir():
+        if file.name != "model.safetensors":
+            (path / file.name).write_bytes(file.read_bytes())
+    state = load_file(folder / "model.safetensors")
+    for name, tensor in state.items():
+        inside = name.removeprefix("model.encoder.")
+        if inside == name or inside.startswith("conv1"):
+            continue
+        reads = any(part in inside for part in ("q_proj", "k_proj", "v_proj", "fc1"))
+        if inside == "embed_positions.weight" or (reads and inside.endswith("weight")):
+            state[name] = tensor[:, order].contiguous()
+        elif not reads:
+            state[name] = tensor[order].contiguous()
+    save_file(state, path / "model.safetensors", {"format": "pt"})
+    return path
+
+
+def test_a_model_in_another_hidden_space_becomes_the_target(table, tmp_path):
+    folder = factories.whisper_folder(tmp_path / "target", seed=3)
+    order = torch.randperm(WIDTH, generator=torch.Generator().manual_seed(0))
+    other = with_hidden_space_permuted(folder, tmp_path / "other", order)
+    target, source = read_attention(folder), read_attention(other)
+    file = tmp_path / "my.yaml"
+    content = {"target": {"model": str(folder)}, "source": {"model": str(other)}, "lambda": 1, "align": basis(table)}
+    file.write_text(yaml.safe_dump(content))
+    upstream = merged_attention(model_config=str(file))
+    after = extract(upstream.state_dict())
+    for slot in WEIGHTS:
+        assert (source[slot] - target[slot]).abs().max() > 0.1
+        torch.testing.assert_close(after[slot], target[slot], rtol=0, atol=2e-3)
+    (record,) = upstream.merge_record["sources"]
+    assert record["basis"]["fit"] == pytest.approx([1, 1], abs=1e-5)
+
+
+@pytest.mark.parametrize("stable_norm", [True, False])
+def test_inputs_of_attention_are_what_its_norm_or_the_block_before_gives(stable_norm, tmp_path, table):
+    from s3prl_ext.upstreams.hf_speech.expert import TransformersSpeechModel
+
+    speech = TransformersSpeechModel(factories.hubert_folder(tmp_path / "h", stable_norm=stable_norm)).eval()
+    clips = [table.parent / "0.wav"]
+    (inputs,), (outputs,) = (SpeechEncoder(speech, "h", inputs=which).states(clips) for which in (True, False))
+    assert inputs.shape == outputs.shape
+    norm = speech.model.encoder.layers[1].layer_norm if stable_norm else torch.nn.Identity()
+    with torch.no_grad():
+        torch.testing.assert_close(inputs[1], norm(outputs[0]))
+
+
+@pytest.mark.parametrize("factory", ["hubert_local_ckpt", "wav2vec2_local_ckpt", "wavlm_local_ckpt"])
+def test_inputs_of_attention_in_s3prls_models_are_those_of_the_block_before(factory, tmp_path, table):
+    import s3prl.hub
+
+    name = factory.removesuffix("_ckpt")
+    upstream = getattr(s3prl.hub, name)(ckpt=str(getattr(factories, factory)(tmp_path / "m.pt", layers=3))).eval()
+    clips = [table.parent / "3.wav"]
+    (inputs,), (outputs,) = (SpeechEncoder(upstream, name, inputs=which).states(clips) for which in (True, False))
+    torch.testing.assert_close(inputs[1:], outputs[:-1], rtol=0, atol=0)
+
+
+def test_inputs_of_attention_in_a_text_model(folders):
+    encoder = TextEncoder(folders["source"], "bert", inputs=True)
+    (inputs,) = encoder.states(["deep sea"])
+    tokens = encoder.tokenizer("deep sea", return_tensors="pt")
+    with torch.no_grad():
+        torch.testing.assert_close(inputs[0], encoder.model.embeddings(tokens["input_ids"])[0])
+        first = block_outputs(find_blocks(encoder.model, "bert")[:1], lambda: encoder.model(**tokens), "bert")
+    torch.testing.assert_close(inputs[1], first[0][0])
+    with pytest.raises(DataError, match="the attention of layer 0 of bert was given 0 inputs in one pass"):
+        attention_inputs(find_attention_modules(encoder.model, "bert"), lambda: None, "bert")
+
+
+def found(folders, table):
+    """Return the basis as the merge finds it, from the files alone."""
+    from s3prl_ext.merging.config import parse_config
+    from s3prl_ext.upstreams.merged_attention.sources import read_sources
+    from s3prl_ext.upstreams.merged_attention.targets import build_target
+
+    content = {"target": {"model": folders["target"]}, "source": {"model": folders["source"]}, "lambda": 0.25}
+    config = parse_config(content | {"align": basis(table)}, "my.yaml")
+    (one,) = bases.find_bases(config, build_target(config.target), "target", read_sources(config)[0])
+    return one
+
+
+def test_source_noise_and_base_are_turned_and_lambda_zero_is_the_target(build, folders, table):
+    target, source, base = (read_attention(folders[name]) for name in ("target", "source", "base"))
+    one = found(folders, table)
+    upstream = build()
+    after, turned = extract(upstream.state_dict()), one.apply(source)
+    for slot, tensor in after.items():
+        expected = torch.lerp(target[slot], turned[slot], 0.25) if slot in WEIGHTS else target[slot]
+        assert torch.equal(tensor, expected)
+    assert not torch.allclose(turned[WEIGHTS[0]], source[WEIGHTS[0]], atol=0.05)
+    record = upstream.merge_record["sources"][0]["basis"]
+    assert record["pairs"]["used"] == CLIPS and record == json.loads(json.dumps(one.describe()))
+
+    zero = extract(build(**{"lambda": 0}).state_dict())
+    assert all(torch.equal(zero[slot], target[slot]) for slot in target)
+
+    noise = extract(build(noise="target", align=None, **{"lambda": 1}).state_dict())
+    with_basis = extract(build(noise="target", **{"lambda": 1}).state_dict())
+    expected = one.apply({slot: noise[slot] for slot in WEIGHTS})
+    assert all(torch.equal(with_basis[slot], expected[slot]) for slot in WEIGHTS)
+
+    both = extract(build(align=["heads", basis(table)]).state_dict())
+    ordered, _ = align_heads(target, turned, 4, PROJECTIONS)
+    assert all(torch.equal(both[slot], torch.lerp(target[slot], ordered[slot], 0.25)) for slot in WEIGHTS)
+
+    vectors = extract(build(method="task_arithmetic", base={"model": folders["base"]}).state_dict())
+    for slot in WEIGHTS:
+        change = turned[slot] - one.apply(base)[slot]
+        torch.testing.assert_close(vectors[slot], target[slot] + 0.25 * change, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("arm", [Arm((0, 1), "none", 0, 0.25), Arm((1,), "target", 2, 0.5)])
+@pytest.mark.parametrize("heads", [None, 4])
+def test_an_arm_of_a_sweep_equals_the_merged_upstream_bit_for_bit(heads, arm, build, folders, table):
+    align = ["heads", basis(table)] if heads else basis(table)
+    upstream = build(align=align, **{"lambda": 0})
+    own, source = extract(upstream.state_dict()), read_attention(folders["source"])
+    method = parse_method("linear")
+    weights = ArmWeights(own, source, [0, 1], PROJECTIONS, method=method, heads=heads, basis=found(folders, table))
+    weights.apply(Arm((0, 1), "standard", 0, 0.9))
+    weights.apply(arm)
+    noise = {} if arm.noise == "none" else {"noise": {"kind": arm.noise, "draw": arm.draw}}
+    expected = build(align=align, **noise, layers=list(arm.layers), **{"lambda": arm.lambda_}).state_dict()
+    for name, tensor in upstream.state_dict().items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+def test_a_written_model_equals_the_upstream_and_nothing_is_drawn(build, tmp_path, capsys):
+    numbers = []
+    for align in (None, "as before"):
+        torch.manual_seed(3)
+        upstream = build(**({"align": None} if align is None else {}))
+        numbers.append(torch.rand(3))
+    assert torch.equal(*numbers) and upstream.training
+    out = tmp_path / "merged"
+    assert merge.main(["-g", str(tmp_path / "my.yaml"), "--out", str(out)]) == 0
+    written, built = read_attention(out), extract(upstream.state_dict())
+    assert all(torch.equal(written[slot], built[slot]) for slot in written)
+    check_merge_record(json.loads((out / "merge.json").read_text())["merge"], upstream.merge_record)
+
+
+def test_records_tell_bases_apart_and_what_does_not_fit_is_one_sentence(build, folders, table, tmp_path):
+    plain, turned = build(align=None).merge_record, build().merge_record
+    half = build(align=basis(table, share=0.5)).merge_record
+    for stored, current, message in (
+        (plain, turned, "without align basis of the source, but now it is with align basis"),
+        (
+            turned,
+            half,
+            "another basis of the source: 40 pairs, but now 20 or other ones: give the same align and pairs",
+        ),
+    ):
+        with pytest.raises(DataError, match=message) as caught:
+            check_merge_record(stored, current)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(UsageError, match="align basis turns a model onto the target: name it with source"):
+        build(source=None, noise="standard")
+    with pytest.raises(UsageError, match="no such table of pairs"):
+        build(align={"kind": "basis", "pairs": str(tmp_path / "none.tsv")})
