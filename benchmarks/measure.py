@@ -49,20 +49,36 @@ def _seconds(function: Callable[[], Any]) -> float:
 
 def apart(work: Callable[[], Any]) -> dict[str, float]:
     """Return the CPU seconds of `work`, and how far it raises the peak memory, in a process of its own."""
+
+    def measured() -> dict[str, float]:
+        start = process_time()
+        extra = raised_mb(work)
+        return {"cpu_s": process_time() - start, "extra_mb": extra}
+
+    return forked(measured)
+
+
+def raised_mb(work: Callable[[], Any]) -> float:
+    """Return how far `work` raises the peak memory of this process above what is held now, in MB (Linux)."""
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts at what is held now
+    before = _peak_mb()
+    work()
+    return _peak_mb() - before
+
+
+def forked(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return the plain values that `work` returns in a forked process."""
     reader, writer = os.pipe()
     child = os.fork()
     if not child:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts at what is held now
-        before, start = _peak_mb(), process_time()
-        work()
-        row = {"cpu_s": process_time() - start, "extra_mb": _peak_mb() - before}
-        os.write(writer, json.dumps(row).encode())
+        os.write(writer, json.dumps(work()).encode())
         os._exit(0)
     os.close(writer)
     with os.fdopen(reader) as answer:
         text = answer.read()
     os.waitpid(child, 0)
-    return json.loads(text)
+    found: dict[str, Any] = json.loads(text)
+    return found
 
 
 def _peak_mb() -> float:

@@ -4,6 +4,9 @@ The attention of s3prl's models and of transformers' WavLM hands ``q_proj.weight
 ``F.multi_head_attention_forward``: the projection module is never called there, so a layer wrapped around it (as peft
 and loralib do) neither changes the output nor gets a gradient. A parametrisation changes what ``.weight`` returns, and
 so reaches every model. peft's layers reach only models that call their projections, such as transformers' HuBERT.
+
+Where a projection is called, the output is that of the updated matrix too, bit by bit, but the backward pass is peft's:
+it goes through B and A and computes no gradient of the matrix.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from typing import Annotated, Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 from s3prl_ext import settings
@@ -66,7 +70,45 @@ class LowRankUpdate(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return the updated matrix, [outputs, inputs]."""
-        return weight + self.scale * (self.lora_b @ self.lora_a).to(weight.dtype)
+        return _updated(weight, self.lora_a, self.lora_b, self.scale)
+
+
+def _updated(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
+    return (b @ a).to(weight.dtype).mul_(scale).add_(weight)  # one new matrix, not three
+
+
+class _UpdatedLinear(torch.autograd.Function):
+    """The linear map of an updated matrix; of the matrix itself no gradient is computed."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Any, a: Tensor, b: Tensor, scale: float) -> Tensor:
+        ctx.save_for_backward(x, weight, a, b)
+        ctx.scale = scale
+        y = F.linear(x, _updated(weight, a, b, scale), bias)
+        # For more than two dimensions F.linear returns a view, which autograd lets nobody change in place.
+        return cast(Tensor, torch.ops.aten._unsafe_view(y, y.shape))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
+        x, weight, a, b = ctx.saved_tensors
+        gradient = gradients[0].reshape(-1, weight.shape[0])  # [positions, outputs]
+        inputs, weight, a, b = (t.to(gradient.dtype) for t in (x.reshape(-1, x.shape[-1]), weight, a, b))
+        through_b = ctx.scale * (b.t() @ gradient.t())  # [rank, positions]: several times faster than its transpose
+        to_x = (gradient @ weight).addmm_(through_b.t(), a).reshape(x.shape) if ctx.needs_input_grad[0] else None
+        to_bias = gradient.sum(0) if ctx.needs_input_grad[2] else None
+        to_b = ctx.scale * (a @ inputs.t() @ gradient).t()
+        return to_x, None, to_bias, through_b @ inputs, to_b, None
+
+
+def _called(linear: nn.Linear, x: Tensor) -> Tensor:
+    """Be the ``forward`` of a projection with an update; whatever else wants the matrix's gradient gets it."""
+    weight = cast(Any, linear).parametrizations.weight
+    update = weight[0]
+    alone = len(weight) == 1 and isinstance(update, LowRankUpdate) and not weight.original.requires_grad
+    if not alone or not torch.is_grad_enabled():
+        return F.linear(x, linear.weight, linear.bias)
+    inputs = (x, weight.original, linear.bias, update.lora_a, update.lora_b, update.scale)
+    return cast(Tensor, _UpdatedLinear.apply(*inputs))  # type: ignore[no-untyped-call]
 
 
 def insert(model: nn.Module, config: Config) -> dict[str, nn.Parameter]:
@@ -91,9 +133,16 @@ def insert(model: nn.Module, config: Config) -> dict[str, nn.Parameter]:
         update = LowRankUpdate(linear.out_features, linear.in_features, config.rank, config.alpha)
         weight = linear.weight
         update.to(device=weight.device, dtype=weight.dtype)
-        parametrize.register_parametrization(linear, "weight", update)
+        parametrise(linear, update)
         updates.append(update)
     return parameters_of(model, updates)
+
+
+def parametrise(linear: nn.Linear, update: LowRankUpdate) -> None:
+    """Let an update act on the matrix of a projection, whether the projection is called or its ``weight`` is read."""
+    parametrize.register_parametrization(linear, "weight", update)
+    if type(linear).forward is nn.Linear.forward:
+        cast(Any, type(linear)).forward = _called  # torch made this class for the projection; it goes with the update
 
 
 def remove(model: nn.Module, config: Config) -> None:

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from s3prl_ext import adapters
+from s3prl_ext.adapters import lora
 from s3prl_ext.adapters.architectures import find_encoder
 from s3prl_ext.errors import UsageError
 from tests.adapters.models import MODELS, build, clips, states, train
@@ -153,3 +154,83 @@ def test_lora_stacks_on_the_learnable_merge_of_this_package(tmp_path, name):
     find_lambda(model).requires_grad_(True)
     together = parameters | {"lambda": find_lambda(model).values}
     assert train(model, together)[1] == set(together)
+
+
+def tuned_linear(rank=3, **options):
+    """Return a projection 12 -> 20 with an update that is not zero, called in float64 by default."""
+    torch.manual_seed(0)
+    linear = nn.Linear(12, 20).to(options.pop("dtype", torch.float64)).requires_grad_(False)
+    update = lora.LowRankUpdate(20, 12, rank, alpha=4.0).to(linear.weight.dtype)
+    nn.init.normal_(update.lora_b)
+    lora.parametrise(linear, update)
+    return linear, update
+
+
+def dense(linear, x):
+    """Return what the map of the updated matrix gives, by autograd through the matrix."""
+    return nn.functional.linear(x, linear.weight, linear.bias)
+
+
+@pytest.mark.parametrize("shape", [(7, 12), (2, 5, 12), (2, 3, 4, 12), (12,)])
+@pytest.mark.parametrize("trains_bias", [False, True])
+def test_a_called_projection_gives_the_same_output_and_gradients_to_rounding(shape, trains_bias):
+    linear, update = tuned_linear()
+    linear.bias.requires_grad_(trains_bias)
+    x = torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+    weights = [x, update.lora_a, update.lora_b, *([linear.bias] if trains_bias else [])]
+    expected = dense(linear, x)
+    found = linear(x)
+    assert torch.equal(found, expected) and linear.parametrizations.weight.original.grad is None
+    upstream = torch.randn_like(expected)
+    for ours, theirs in zip(
+        torch.autograd.grad(found, weights, upstream), torch.autograd.grad(expected, weights, upstream)
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+def test_no_gradient_of_the_matrix_is_computed_where_the_projection_is_called():
+    linear, update = tuned_linear(dtype=torch.float32)
+    shapes = []
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            found = function(*args, **(kwargs or {}))
+            shapes.append(tuple(getattr(found, "shape", ())))
+            return found
+
+    loss = linear(torch.randn(7, 12, requires_grad=True)).square().sum()
+    with Watch():
+        loss.backward()
+    assert update.lora_a.grad.any() and update.lora_b.grad.any()
+    assert (20, 12) not in shapes and (12, 20) not in shapes
+
+
+def test_a_called_projection_checks_its_gradients_by_differences():
+    linear, update = tuned_linear(rank=2)
+    x = torch.randn(3, 12, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x, a, b: linear(x), (x, update.lora_a, update.lora_b))
+
+
+def test_a_matrix_that_trains_too_gets_its_gradient():
+    linear, update = tuned_linear()
+    linear.parametrizations.weight.original.requires_grad_(True)
+    linear(torch.randn(7, 12, dtype=torch.float64)).sum().backward()
+    assert linear.parametrizations.weight.original.grad.any() and update.lora_b.grad.any()
+
+
+def test_its_output_may_be_changed_in_place():
+    linear, _ = tuned_linear()
+    y = linear(torch.randn(2, 5, 12, dtype=torch.float64))
+    y[0] = 0.0
+    y.sum().backward()
+
+
+def test_half_precision_gradients_come_in_the_dtype_of_the_weights():
+    linear, update = tuned_linear(dtype=torch.float32)
+    x = torch.randn(2, 5, 12, requires_grad=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        expected, found = dense(linear, x), linear(x)
+    assert torch.equal(found, expected) and found.dtype is torch.bfloat16
+    (found.float().square().sum()).backward()
+    for tensor in (x, update.lora_a, update.lora_b):
+        assert tensor.grad.dtype is torch.float32
