@@ -1,4 +1,4 @@
-"""``s3prl-ext predict``: label, transcribe or diarize your own recordings."""
+"""``s3prl-ext predict``: what a trained task says of your own recordings."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from s3prl_ext.prediction.decoder import Options
 from s3prl_ext.prediction.formats import format_of
 from s3prl_ext.prediction.model import Model
 from s3prl_ext.prediction.recordings import find
-from s3prl_ext.prediction.results import Failure
-from s3prl_ext.prediction.writing import Formatter, whole_file
+from s3prl_ext.prediction.results import AudioResult, Failure
+from s3prl_ext.prediction.separation import SourceDecoder
+from s3prl_ext.prediction.writing import AudioFolder, Formatter, whole_file
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,7 +30,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         DataError: the model cannot be loaded, or there is no recording at all.
     """
     flags = flags_of.parser().parse_args(argv)
-    options = Options(flags.window, flags.top, flags.threshold, flags.median)
+    queries, missing, _ = find(flags.queries or ())
+    if missing:
+        raise DataError(" ".join(sentence for _, sentence in missing))
+    options = Options(flags.window, flags.top, flags.threshold, flags.median, queries or None)
     if flags.batch_size < 1:
         raise UsageError(f"--batch-size must be at least 1, got {flags.batch_size}.")
     files, problems, others = find(flags.audio)
@@ -40,12 +44,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             flags.model, device=flags.device, upstream=flags.upstream, upstream_ckpt=flags.upstream_ckpt,
             upstream_model_config=flags.upstream_model_config, options=options,
         )  # fmt: skip
+        audio = _audio_folder(flags.write_audio, model, files)
         formatter = Formatter(flags.format or format_of(flags.out), model.decoder, files)
         write(formatter.header())
         failures = [Failure(str(path), sentence) for path, sentence in problems]
         for failure in failures:
             write(formatter(failure))
-        failures += _predict(model, files, flags, formatter, write)
+        failures += _predict(model, files, flags, formatter, write, audio)
     if others:
         names = ", ".join(str(path) for path in others[:3]) + (", ..." if len(others) > 3 else "")
         _say(f"{len(others)} files in the folders have no audio suffix and were skipped: {names}")
@@ -63,6 +68,7 @@ def _predict(
     flags: argparse.Namespace,
     formatter: Formatter,
     write: Callable[[str], object],
+    audio: AudioFolder | None,
 ) -> list[Failure]:
     """Write the result of each file as it comes; return those that failed."""
     failures = []
@@ -70,12 +76,30 @@ def _predict(
         model.predict_files(files, flags.batch_size), total=len(files), desc=model.task, dynamic_ncols=True,
         disable=None if len(files) > 1 or flags.out else True,
     ):  # fmt: skip
+        if audio is not None and isinstance(result, AudioResult):
+            result = audio(result)
         write(formatter(result))
         if isinstance(result, Failure):
             failures.append(result)
         elif result.notes and formatter.kind != "jsonl":
             _say(f"{result.file}: {'; '.join(result.notes)}")
     return failures
+
+
+def _audio_folder(folder: Path | None, model: Model, files: Sequence[Path]) -> AudioFolder | None:
+    """Return where the audio of a task goes that gives audio; None for another task.
+
+    Raises:
+        UsageError: the task gives audio and there is no folder, or the reverse.
+    """
+    decoder = model.decoder
+    if not isinstance(decoder, SourceDecoder):
+        if folder is not None:
+            raise UsageError(f"--write-audio is not supported for -d {model.task}: drop it.")
+        return None
+    if folder is None:
+        raise UsageError(f"-d {model.task} gives audio: name a folder for it with --write-audio.")
+    return AudioFolder(folder, files, decoder.sources)
 
 
 @contextlib.contextmanager

@@ -106,15 +106,21 @@ def scored(path: Path, truth: Mapping[str, set[str]]) -> tuple[list[Any], list[A
     import numpy as np
 
     scores, targets = [], []
-    for query in sorted(
-        ET.parse(path).getroot(), key=lambda query: query.attrib["termid"]
-    ):  # s3prl's order is that of a set
-        rows = [(term.attrib["file"], float(term.attrib["score"])) for term in query]
-        holds = np.array([name in truth.get(query.attrib["termid"], ()) for name, _ in rows])
+    for query, rows in sorted(scores_of(path).items()):  # s3prl's order is that of a set
+        holds = np.array([name in truth.get(query, ()) for name in rows])
         if holds.any() and not holds.all():
-            scores.append(np.array([score for _, score in rows]))
+            scores.append(np.array(list(rows.values())))
             targets.append(holds)
     return scores, targets
+
+
+def scores_of(path: Path) -> dict[str, dict[str, float]]:
+    """Return the score of each document for each query of a search."""
+    queries = ET.parse(path).getroot()
+    return {
+        query.attrib["termid"]: {term.attrib["file"]: float(term.attrib["score"]) for term in query}
+        for query in queries
+    }
 
 
 def _wrap_expert(module: ModuleType) -> None:
@@ -134,13 +140,16 @@ def _wrap_expert(module: ModuleType) -> None:
         forward(self, mode, features, audio_names, records, **kwargs)
         return zeros(())
 
+    def search(self: Any, mode: str, records: Any) -> None:
+        module.ProcessPoolExecutor = _AtOnce if self.max_workers == 1 else pool
+        log_records(self, mode, records)
+
     @functools.wraps(log_records)
     def search_and_score(self: Any, mode: str, records: Any, logger: Any, global_step: int = 0, **kwargs: Any) -> None:
-        module.ProcessPoolExecutor = _AtOnce if self.max_workers == 1 else pool
         if (
             len(records["features"]) > self.test_dataset.n_queries
         ):  # else the split was scored in part, without a document
-            log_records(self, mode, records, logger=logger, global_step=global_step, **kwargs)
+            search(self, mode, records)
             truth = documents_of(truth_file(Path(self.datarc["dataset_root"]), PARTS[mode]))
             records["twv_scores"], records["twv_targets"] = scored(Path(self.expdir) / OUTPUT, truth)
         found = maximum_twv(records["twv_scores"], records["twv_targets"]) if records["twv_scores"] else float("nan")
@@ -148,6 +157,7 @@ def _wrap_expert(module: ModuleType) -> None:
         logging.getLogger(__name__).info("%s mtwv: %.4f", mode, found)
 
     expert.get_dataloader, expert.forward, expert.log_records = loader, collect, search_and_score
+    expert.search = search
 
 
 def _lxml() -> Mapping[str, ModuleType]:

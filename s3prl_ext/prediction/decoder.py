@@ -6,8 +6,9 @@ import contextlib
 import importlib
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from os import PathLike
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,7 +18,7 @@ from s3prl_ext.corpora.audio import SAMPLE_RATE
 from s3prl_ext.errors import DataError, UsageError, unknown_name
 from s3prl_ext.prediction.labels import with_known_variables
 from s3prl_ext.prediction.recordings import Recording
-from s3prl_ext.prediction.results import Result
+from s3prl_ext.prediction.results import Failure, Result
 from s3prl_ext.prediction.windows import Window
 from s3prl_ext.tasks import known, task_of
 
@@ -34,12 +35,14 @@ class Options:
         top: number of labels to show; tasks with labels.
         threshold: probability from which a speaker talks, 0.5; diarization.
         median: frames of the median filter over the decisions, 11 (1 for none); diarization.
+        queries: recordings that are searched for; query by example.
     """
 
     window: float | None = None
     top: int | None = None
     threshold: float | None = None
     median: int | None = None
+    queries: Sequence[str | PathLike[str]] | None = None
 
     def __post_init__(self) -> None:
         if self.window is not None and not self.window >= SHORTEST_WINDOW:
@@ -77,6 +80,7 @@ class Decoder(ABC):
     Attributes:
         head: the module that the checkpoint's ``Downstream`` fits.
         longest: samples of the longest window.
+        before: recordings that pass the model ahead of those that a call is about.
     """
 
     RESULT: ClassVar[type[Result]]
@@ -84,6 +88,7 @@ class Decoder(ABC):
     WINDOW: ClassVar[float] = DEFAULT_WINDOW
 
     head: nn.Module
+    before: Sequence[str | PathLike[str]] = ()
 
     def __init__(self, inputs: Inputs) -> None:
         self.options = inputs.options
@@ -115,9 +120,13 @@ class Decoder(ABC):
     def join(self, recording: Recording, windows: Sequence[Window], pieces: Sequence[Any]) -> Result:
         """Return the result of a recording from the head's output for its windows."""
 
-    def follow(self, result: Result, first: Result) -> Result:
-        """Return a result as it is given in a call whose first result is `first`."""
-        return result
+    def together(self, results: Iterator[Result | Failure]) -> Iterator[Result | Failure]:
+        """Yield the results of a call; a task that compares recordings with each other does it here.
+
+        Args:
+            results: of :attr:`before` and of the recordings of the call, in their order.
+        """
+        return results
 
 
 def build_decoder(info: Mapping[str, Any], width: int, rate: int, options: Options, name: str) -> Decoder:

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 
 import s3prl_ext
 from s3prl_ext.corpora.audio import SAMPLE_RATE
+from s3prl_ext.deltas.evaluated_task import read_evaluated
 from s3prl_ext.deltas.trained_task import TrainedTask
 from s3prl_ext.errors import DataError, is_out_of_memory
 from s3prl_ext.prediction import recordings
@@ -42,7 +43,8 @@ def load(
     """Load what was trained, without the corpus it was trained on.
 
     Args:
-        path: a run's folder, a checkpoint, a ``delta.safetensors``, or a folder of ``s3prl-ext export``.
+        path: a run's folder, a checkpoint, a ``delta.safetensors``, a folder of ``s3prl-ext export``, or of a task without
+            training the folder or ``result-SPLIT.json`` of an evaluation.
         device: such as ``cuda`` or ``cpu``; None takes a GPU where there is one.
         upstream: its ``-u`` where the stored one does not fit any more.
         upstream_ckpt: its ``-k`` where the model has moved.
@@ -56,13 +58,22 @@ def load(
     s3prl_ext.install()
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     check_device(device)
-    exported = (Path(path) / EXPORT_FILE).is_file()
-    task = TrainedTask.read_export(Path(path)) if exported else TrainedTask.read(path, prefer_delta=False)
-    task.check_head()
+    task = _read(Path(path))
     check_names(task.expert, "downstream_expert")
     task = task.tuned_from(upstream, upstream_ckpt, upstream_model_config)
     with contextlib.redirect_stdout(sys.stderr), torch.random.fork_rng(devices=[]):  # s3prl prints
         return Model(task, device, options or Options())
+
+
+def _read(path: Path) -> TrainedTask:
+    if (path / EXPORT_FILE).is_file():
+        task = TrainedTask.read_export(path)
+    elif (evaluated := read_evaluated(path)) is not None:
+        return evaluated
+    else:
+        task = TrainedTask.read(path, prefer_delta=False)
+    task.check_head()
+    return task
 
 
 @dataclass
@@ -112,37 +123,34 @@ class Model:
         Raises:
             DataError: it cannot be read, or is too short for the model.
         """
-        if isinstance(audio, np.ndarray):
-            job = self._prepared(recordings.from_samples(audio, rate))
-            self._decode([job], 1)
-            (result,) = self._results([job])
-        else:
-            (result,) = self.predict_files([audio])
-        if isinstance(result, Failure):
-            raise DataError(result.error)
+        given = recordings.from_samples(audio, rate) if isinstance(audio, np.ndarray) else audio
+        *others, result = self.predict_files([given])
+        for one in (*others, result):
+            if isinstance(one, Failure):
+                raise DataError(one.error)
+        assert isinstance(result, Result)
         return result
 
-    def predict_files(self, paths: Iterable[str | os.PathLike], batch_size: int = 1) -> Iterator[Result | Failure]:
+    def predict_files(
+        self, paths: Iterable[str | os.PathLike | Recording], batch_size: int = 1
+    ) -> Iterator[Result | Failure]:
         """Yield the prediction for each file, in their order; one that cannot be read or decoded is a failure.
 
         Args:
             paths: audio files.
             batch_size: windows that pass the model together. With 1 no result depends on the other files.
         """
-        paths, first = iter(paths), None
+        return self.decoder.together(self._each(chain(self.decoder.before, paths), batch_size))
+
+    def _each(self, paths: Iterator[str | os.PathLike | Recording], batch_size: int) -> Iterator[Result | Failure]:
         while group := list(islice(paths, batch_size)):
             jobs = [self._opened(path) for path in group]
             self._decode([job for job in jobs if job.error is None], batch_size)
-            for result in self._results(jobs):
-                if isinstance(result, Failure):
-                    yield result
-                    continue
-                first = first or result
-                yield self.decoder.follow(result, first)
+            yield from self._results(jobs)
 
-    def _opened(self, path: str | os.PathLike) -> _Job:
+    def _opened(self, path: str | os.PathLike | Recording) -> _Job:
         try:
-            return self._prepared(recordings.read(path))
+            return self._prepared(path if isinstance(path, Recording) else recordings.read(path))
         except DataError as error:
             return _Job(Recording(str(path), np.zeros(0, np.float32)), error=str(error))
 

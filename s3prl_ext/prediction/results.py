@@ -202,6 +202,60 @@ class SpeakerTurns(Result):
 
 
 @dataclass(frozen=True)
+class AudioResult(Result):
+    """The speech that was estimated from a recording.
+
+    Attributes:
+        sources: name of each estimate, as the task's lists call it: ``clean``; ``s1`` and ``s2``.
+        audio: float32 [sources, samples] at 16 kHz, as long as the recording.
+        written: the files of ``--write-audio`` that hold them.
+    """
+
+    COLUMNS: ClassVar[tuple[str, ...]] = ("source", "written")
+
+    sources: tuple[str, ...]
+    audio: np.ndarray = field(repr=False, compare=False)
+    written: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return "\t".join([self.file, *self.written])
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return one row per source."""
+        return [{"file": self.file, **row} for row in self._content()["sources"]]
+
+    def _content(self) -> dict[str, Any]:
+        files = self.written or (None,) * len(self.sources)
+        return {"sources": [{"source": name, "written": path} for name, path in zip(self.sources, files, strict=True)]}
+
+
+@dataclass(frozen=True)
+class SearchResult(Result):
+    """How well each query matches somewhere in a recording.
+
+    Attributes:
+        scores: query and score, in the order of the queries: the number of standard deviations that the match is better
+            than the mean over the recordings of the call.
+        features: what the recording is searched by, [frames, width]; None once it was.
+    """
+
+    COLUMNS: ClassVar[tuple[str, ...]] = ("query", "score")
+
+    scores: tuple[tuple[str, float], ...] = ()
+    features: Any = field(default=None, repr=False, compare=False)
+
+    def __str__(self) -> str:
+        return "\n".join(f"{self.file}\t{query}\t{score:.4f}" for query, score in self.scores)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return one row per query."""
+        return [{"file": self.file, **row} for row in self._content()["queries"]]
+
+    def _content(self) -> dict[str, Any]:
+        return {"queries": [{"query": query, "score": round(score, 4)} for query, score in self.scores]}
+
+
+@dataclass(frozen=True)
 class Failure:
     """A recording without a result.
 

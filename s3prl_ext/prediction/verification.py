@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -16,7 +16,7 @@ from s3prl_ext.corpora.audio import SAMPLE_RATE
 from s3prl_ext.errors import DataError
 from s3prl_ext.prediction.decoder import Decoder, Inputs
 from s3prl_ext.prediction.recordings import Recording
-from s3prl_ext.prediction.results import Result, VoiceResult
+from s3prl_ext.prediction.results import Failure, Result, VoiceResult
 from s3prl_ext.prediction.windows import Window
 from s3prl_ext.tasks.record import LABELS
 
@@ -88,10 +88,14 @@ class VoiceDecoder(Decoder):
             notes += (f"the first {self.longest / SAMPLE_RATE:g} s count: raise --window for more",)
         return VoiceResult(recording.name, recording.seconds, notes, pieces[0])
 
-    def follow(self, result: Result, first: Result) -> Result:
-        if not isinstance(result, VoiceResult) or not isinstance(first, VoiceResult):
-            return result
-        return replace(result, score=result.likeness(first), against=first.file)
+    def together(self, results: Iterator[Result | Failure]) -> Iterator[Result | Failure]:
+        first: VoiceResult | None = None
+        for result in results:
+            if not isinstance(result, VoiceResult):
+                yield result
+                continue
+            first = first or result
+            yield replace(result, score=result.likeness(first), against=first.file)
 
 
 def speakers(inputs: Inputs) -> Decoder:

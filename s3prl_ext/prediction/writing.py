@@ -1,4 +1,4 @@
-"""Results as text, JSON lines, a CSV table or RTTM."""
+"""Results as text, JSON lines, a CSV table or RTTM, and as audio."""
 
 from __future__ import annotations
 
@@ -6,13 +6,18 @@ import csv
 import io
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
+from scipy.io import wavfile
+
+from s3prl_ext.corpora.audio import SAMPLE_RATE
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.prediction.decoder import Decoder
-from s3prl_ext.prediction.results import Failure, Result, SpeakerTurns
+from s3prl_ext.prediction.results import AudioResult, Failure, Result, SpeakerTurns
 from s3prl_ext.writing import written
 
 
@@ -33,8 +38,7 @@ class Formatter:
             raise UsageError("--format rttm is for speaker diarization: use text, jsonl or csv.")
         self.kind = kind
         self._columns = ("file", *decoder.columns, "error")
-        stems = [path.stem for path in names]
-        self._twice = {stem for stem in stems if stems.count(stem) > 1}
+        self._names = distinct_names(names)
 
     def header(self) -> str:
         """Return the text before the first result."""
@@ -49,18 +53,73 @@ class Formatter:
             return "".join(map(self._row, rows))
         if isinstance(result, Failure):
             return ""
-        text = result.rttm(self._name(result)) if isinstance(result, SpeakerTurns) else str(result)
+        text = result.rttm(self._names.get(result.file)) if isinstance(result, SpeakerTurns) else str(result)
         return f"{text}\n" if text else ""
-
-    def _name(self, result: Result) -> str | None:
-        path = Path(result.file)
-        parts = [part for part in path.with_suffix("").parts if part not in ("/", "..")]
-        return "_".join(parts) if path.stem in self._twice else None
 
     def _row(self, row: dict[str, object]) -> str:
         line = io.StringIO()
         csv.writer(line, lineterminator="\n").writerow([row.get(name, "") for name in self._columns])
         return line.getvalue()
+
+
+class AudioFolder:
+    """Write what was estimated from recordings as WAV files: 16 kHz, mono, 32-bit float, so that nothing is clipped.
+
+    Args:
+        folder: is made where it is missing; ``NAME.wav``, or of several sources ``NAME_SOURCE.wav``, is replaced.
+        recordings: all that are read.
+        sources: name of each estimate of a recording.
+
+    Raises:
+        UsageError: `folder` is a file, or a file in it is one of the recordings.
+    """
+
+    def __init__(self, folder: Path, recordings: Sequence[Path], sources: Sequence[str]) -> None:
+        if folder.exists() and not folder.is_dir():
+            raise UsageError(f"--write-audio {folder}: this is a file, name a folder.")
+        ends = [f"_{source}.wav" for source in sources] if len(sources) > 1 else [".wav"]
+        self._folder = folder
+        self._files = {
+            file: [folder / f"{name}{end}" for end in ends] for file, name in distinct_names(recordings).items()
+        }
+        read = {path.resolve() for path in recordings}
+        replaced = next((path for paths in self._files.values() for path in paths if path.resolve() in read), None)
+        if replaced is not None:
+            raise UsageError(f"--write-audio {folder} would replace the recording {replaced}: name another folder.")
+
+    def __call__(self, result: AudioResult) -> AudioResult:
+        """Write the files of a result; return it with their paths.
+
+        Raises:
+            DataError: they cannot be written.
+        """
+        files = self._files[result.file]
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            for path, samples in zip(files, result.audio, strict=True):
+                with written(path) as temporary:
+                    wavfile.write(temporary, SAMPLE_RATE, samples)
+        except OSError as error:
+            raise DataError(f"cannot write into {self._folder}: {os.strerror(error.errno or 0)}.") from error
+        return replace(result, written=tuple(map(str, files)))
+
+
+def distinct_names(paths: Sequence[Path]) -> dict[str, str]:
+    """Return a name for each path: its stem; where several have it, with the folders, and then with the suffix."""
+
+    def with_folders(path: Path) -> str:
+        return "_".join(part for part in path.with_suffix("").parts if part not in ("/", ".."))
+
+    stems, places = (Counter(map(name, paths)) for name in (lambda path: path.stem, with_folders))
+    names: dict[str, str] = {}
+    for path in paths:
+        name = path.stem if stems[path.stem] == 1 else with_folders(path)
+        if stems[path.stem] > 1 and places[name] > 1:
+            name += path.suffix.replace(".", "_")
+        while name in names.values():
+            name += "_"
+        names[str(path)] = name
+    return names
 
 
 @contextmanager

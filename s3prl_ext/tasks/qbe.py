@@ -72,6 +72,7 @@ TASK = Task(
     reads=(Reads("datarc.dataset_root", divides=("scoring/*.lst",)),),
     counts={"mtwv": over_queries},
     writes=("benchmark.stdlist.xml",),
+    decoder="s3prl_ext.prediction.search:search",
     superb=("mtwv",),
     modules=("s3prl.downstream.quesst14_dtw.expert",),
     needs={"dtw": "dtw-python"},

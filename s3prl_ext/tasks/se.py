@@ -24,6 +24,7 @@ TASK = Task(
     settings="loaderrc",
     counts={name: means(name, name) for name in ("pesq", "stoi", "si_sdr")},
     writes=("*_metrics.txt",),
+    decoder="s3prl_ext.prediction.separation:sources",
     superb=("pesq", "stoi"),
     frame_below="datarc.win_length",
     modules=("s3prl.downstream.enhancement_stft.expert",),

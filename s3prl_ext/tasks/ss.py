@@ -17,6 +17,7 @@ TASK = Task(
     settings="loaderrc",
     counts={name: means(name, name) for name in ("si_sdr", "stoi", "pesq")},
     writes=("*_metrics.txt",),
+    decoder="s3prl_ext.prediction.separation:sources",
     superb=("si_sdr",),
     frame_below="datarc.win_length",
     modules=("s3prl.downstream.separation_stft.expert",),

@@ -11,10 +11,13 @@ import h5py
 import numpy as np
 import pytest
 
+from s3prl_ext.compat import enhancement
+from s3prl_ext.compat.quesst14 import OUTPUT, scores_of
 from s3prl_ext.evaluation.predictions import read_predictions
 from s3prl_ext.evaluation.transcripts import read_transcripts
 from s3prl_ext.mini_superb import LAYOUTS
 from s3prl_ext.prediction import load
+from s3prl_ext.prediction.decoder import Options
 from s3prl_ext.tasks import corpus_variables
 from tests.support import prediction_runs as runs
 
@@ -181,3 +184,33 @@ def test_speaker_turns(scored):
         from scipy.signal import medfilt
 
         assert np.array_equal(talks, medfilt((scores > 0.5).astype(float), (11, 1)) > 0.5)
+
+
+@pytest.mark.parametrize("task", ["se", "ss"])
+def test_audio(scored, task):
+    run = scored(task)
+    measured = []
+    for paths in run.dataset.reco2path.values():
+        (mix, *clean) = (enhancement.load(path)[0] for path in paths.values())
+        result = run.model.predict(next(iter(paths.values())))
+        assert result.audio.shape == (len(clean), len(mix)) and result.sources == tuple(run.dataset.tgt)
+        one = (mix[None], np.stack(clean), result.audio)
+        measured.append(enhancement.get_metrics(*one, 16000, ["si_sdr", "stoi", "pesq"], task == "ss"))
+    assert len(measured) == len(run.dataset) == 4
+    for name in ("pesq", "stoi"):
+        assert mean(row[name] for row in measured) == pytest.approx(run.metrics[name], rel=1e-6)
+    assert mean(r["si_sdr"] - r["input_si_sdr"] for r in measured) == pytest.approx(run.metrics["si_sdr"], abs=1e-4)
+
+
+@pytest.mark.parametrize("task", ["qbe"])
+def test_search(task, build, corpus_variables, tmp_path):
+    flags = {"mode": "evaluate", "evaluate_split": "test", "downstream": "quesst14_dtw", "upstream": "fbank"}
+    build(runs.make_args(tmp_path / "exp", **flags), runs.task_config(task)).evaluate()
+    found = scores_of(tmp_path / "exp" / OUTPUT)
+    root = corpus_variables / LAYOUTS[task].folder
+    model = load(tmp_path / "exp", options=Options(queries=sorted((root / "eval_queries").glob("*.wav"))))
+    mine: dict[str, dict[str, float]] = {query: {} for query in found}
+    for result in model.predict_files(sorted((root / "Audio").glob("*.wav"))):
+        for query, score in result.scores:
+            mine[Path(query).stem][Path(result.file).stem] = score
+    assert mine == found and len(found) > 5 and all(len(rows) == 24 for rows in mine.values())

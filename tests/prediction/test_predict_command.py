@@ -19,6 +19,7 @@ from s3prl_ext.prediction import load
 from tests.support import prediction_runs as runs
 
 RATE = 16000
+AUDIO = ("se", "ss")  # tasks that give audio
 LABELLED = ("ks", "ic", "sid", "er", "esc50")  # tasks that give a label per recording
 
 
@@ -49,7 +50,8 @@ def test_the_five_files(build, clips, tmp_path, task, capsys, hubert_folder):
     tuning = {"method": "frozen"} if task == "vctk" else None
     runs.train(build, task, tmp_path / "exp", tuning, **upstream)
     out = tmp_path / "out.jsonl"
-    assert main([str(tmp_path / "exp"), *map(str, sorted(clips.iterdir())), "--out", str(out)]) == 1
+    audio = ["--write-audio", str(tmp_path / "audio")] if task in AUDIO else []
+    assert main([str(tmp_path / "exp"), *map(str, sorted(clips.iterdir())), "--out", str(out), *audio]) == 1
     stereo, telephone, short, long, text = jsonl(out)
     assert set(text) == {"file", "error"} and "e_text.txt cannot be read as audio" in text["error"]
     assert text["error"] in capsys.readouterr().err
@@ -69,6 +71,10 @@ def test_the_five_files(build, clips, tmp_path, task, capsys, hubert_folder):
             assert len(row["embedding"]) == 64 and -1 <= row["score"] <= 1.001 and row["against"] == stereo["file"]
         elif task == "sd":
             assert all(0 <= turn["start"] < turn["end"] <= row["seconds"] + 0.02 for turn in row["turns"])
+        elif task in AUDIO:
+            for source in row["sources"]:
+                samples, rate = soundfile.read(source["written"], dtype="float32")
+                assert rate == RATE and samples.shape == (round(row["seconds"] * RATE),) and np.isfinite(samples).all()
         else:
             assert isinstance(row["text"], str)
     if task in LABELLED:
@@ -79,6 +85,10 @@ def test_the_five_files(build, clips, tmp_path, task, capsys, hubert_folder):
         assert stereo["score"] == pytest.approx(1) and "the first 150 s count" in long["notes"][0]
     elif task == "sd":
         assert long["turns"]
+    elif task in AUDIO:
+        names = {"se": {"clean": "a_stereo.wav"}, "ss": {"s1": "a_stereo_s1.wav", "s2": "a_stereo_s2.wav"}}[task]
+        assert {row["source"]: Path(row["written"]).name for row in stereo["sources"]} == names
+        assert len(list((tmp_path / "audio").iterdir())) == 4 * len(names)
     else:
         assert long["text"] == " ".join(row["text"] for row in long["segments"] if row["text"])
         assert all(row["end"] - row["start"] <= 40 for row in long["segments"])
@@ -206,6 +216,8 @@ def test_nothing_half_written_is_left(keywords, words, tmp_path, monkeypatch):
         (["--device", "nonsense"], "--device nonsense is not a device of torch"),
         (["--format", "rttm"], "rttm is for speaker diarization"),
         (["--median", "3"], "--median is not supported for -d speech_commands"),
+        (["--write-audio", "there"], "--write-audio is not supported for -d speech_commands: drop it"),
+        (["--queries", "a.wav"], "--queries is not supported for -d speech_commands: drop it"),
     ],
 )
 def test_wrong_flags(keywords, words, flags, sentence):

@@ -9,23 +9,27 @@ from s3prl_ext.prediction.formats import FORMATS
 
 EPILOG = """Recordings of any sample rate and channel count: they are resampled to 16 kHz and their channels averaged. A file that
 cannot be used is named, the others go on, and the exit status is 1. Long recordings are cut: at pauses for transcripts,
-into equal windows whose probabilities are averaged for labels, into overlapping windows for speaker turns.
+into equal windows whose probabilities are averaged for labels, into overlapping windows for speaker turns and audio.
 
-example:
-  s3prl-ext predict exp/ks clip.wav recordings/ --format csv --out keywords.csv"""
+examples:
+  s3prl-ext predict exp/ks clip.wav recordings/ --format csv --out keywords.csv
+  s3prl-ext predict exp/se noisy.wav --write-audio enhanced
+  s3prl-ext predict exp/qbe_6_test recordings/ --queries hello.wav --out scores.csv"""
 
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command's flags."""
     parser = argparse.ArgumentParser(
         prog="s3prl-ext predict",
-        description="Label, transcribe or diarize recordings with a trained task.",
+        description="Label, transcribe, diarize, enhance, separate, compare or search recordings with a trained task.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "model", type=Path, help="folder of a run, checkpoint, delta.safetensors, or folder of s3prl-ext export"
-    )
+        "model", type=Path,
+        help="folder of a run, checkpoint, delta.safetensors, or folder of s3prl-ext export; of query by example, which has "
+        "nothing to train, folder of an evaluation, or its result-SPLIT.json",
+    )  # fmt: skip
     parser.add_argument("audio", nargs="+", type=Path, help="audio files, and folders whose audio files are taken")
     parser.add_argument("--format", choices=FORMATS, help="default: by the suffix of --out, else text")
     parser.add_argument("--out", type=Path, help="file that is written when all is done (default: standard output)")
@@ -38,6 +42,14 @@ def parser() -> argparse.ArgumentParser:
         "--window", type=float, metavar="SECONDS",
         help="longest stretch that passes the model as a whole (default: 40, speaker identification 150, diarization "
         "the chunk_size of the task file)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--write-audio", type=Path, metavar="FOLDER",
+        help="enhancement and separation: folder for the audio, NAME.wav or NAME_SOURCE.wav (16 kHz, 32-bit float)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--queries", nargs="+", type=Path, metavar="AUDIO",
+        help="query by example: what is searched for, audio files and folders; --queries comes after the recordings",
     )  # fmt: skip
     parser.add_argument("--top", type=int, metavar="N", help="labels: show the N most probable ones")
     parser.add_argument("--threshold", type=float, help="diarization: probability from which a speaker talks (0.5)")
