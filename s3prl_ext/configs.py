@@ -14,6 +14,12 @@ import yaml
 
 from s3prl_ext.errors import DataError, UsageError
 
+Section = Mapping[str, Any]
+"""A section of a YAML file, or a whole one, as it was read: its keys are checked by who reads it."""
+
+Record = dict[str, Any]
+"""Plain values under names, as they are stored: in a checkpoint, a result file, the metadata of a delta."""
+
 PACKAGE_DIR = Path(__file__).resolve().parent
 
 # ${NAME} or ${NAME:-default}; the default may not contain braces, so the innermost variable is expanded first.

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from s3prl_ext.child_tuning.child_network import ChildNetwork
-from s3prl_ext.configs import Variables
+from s3prl_ext.configs import Record, Variables
 from s3prl_ext.errors import DataError, ExtError, UsageError, is_out_of_memory, one_sentence_errors, unknown_name
 from s3prl_ext.merging.learnable import loadable_state
 from s3prl_ext.reading import check_model
@@ -68,7 +68,7 @@ class RunBuilder(_StockRunner):
         config: the task file after overrides; ``${VARIABLE}`` paths are expanded here and stored unexpanded.
     """
 
-    def __init__(self, args: Namespace, config: dict[str, Any]) -> None:
+    def __init__(self, args: Namespace, config: Record) -> None:
         with (
             one_sentence_errors(),
             RunFolder(args.expdir).removed_if_nothing_trained(active=distributed.is_leader()),
@@ -85,7 +85,7 @@ class RunBuilder(_StockRunner):
             self.all_entries = [self.upstream, self.featurizer, self.downstream]
             self.cache = self._open_cache()
 
-    def _check(self, config: dict[str, Any]) -> None:
+    def _check(self, config: Record) -> None:
         """Read the task file and the checkpoint, and refuse what cannot work, before anything is built."""
         self._variables = Variables(config)
         only_scored = self.args.mode != "train" and bool(self.args.past_exp)
@@ -171,7 +171,7 @@ class RunBuilder(_StockRunner):
         return entry
 
     @property
-    def merge_record(self) -> dict[str, Any] | None:
+    def merge_record(self) -> Record | None:
         """The resolved merge and the hashes of its models, or None where the upstream is not merged."""
         return getattr(unwrapped(self.upstream.model), "merge_record", None)
 

@@ -7,7 +7,6 @@ from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +14,7 @@ from torch.optim import Optimizer
 
 from s3prl_ext.child_tuning import delta as delta_files
 from s3prl_ext.child_tuning.delta import Delta
+from s3prl_ext.configs import Record, Section
 from s3prl_ext.errors import DataError, is_disk_full
 from s3prl_ext.randomness import RandomState
 from s3prl_ext.reading import check_archive, is_archive
@@ -32,7 +32,7 @@ CHANGES = ("base_sha256", "indices", "values", "added")  # what is stored under 
 FEATURES_KEY = "Features"  # in the head of an export, which has no arguments: those of run_spec.FEATURES
 TASK_PARTS = ("Featurizer", "Downstream")
 
-StateDict = Mapping[str, Any]
+StateDict = Section
 
 
 @dataclass(frozen=True)
@@ -60,24 +60,24 @@ class Extension:
     merge: MergeRecord | str | None = None
     last_hidden_state: str | None = None
     candidate: str | None = None
-    history: Sequence[Mapping[str, Any]] = ()
+    history: Sequence[Section] = ()
     evaluation_due: bool = False
     positions: Sequence[Position | None] = ()
     scaler: StateDict | None = None
     bad_steps: int = 0
-    usage: Mapping[str, Any] | None = None
+    usage: Section | None = None
     lambda_curve: Mapping[str, Tensor] | None = None
     race_start: RandomState | None = None
 
     @classmethod
-    def from_stored(cls, stored: Mapping[str, Any]) -> Extension:
+    def from_stored(cls, stored: Section) -> Extension:
         """Read the values under :data:`EXTENSION_KEY`; names of later versions are left out."""
         names = {field.name for field in fields(cls)}
         values = {_FIELDS.get(key, key): value for key, value in stored.items()}
         values.setdefault("positions", [values["position"]] if values.get("position") is not None else ())
         return cls(**{name: value for name, value in values.items() if name in names})
 
-    def stored(self) -> dict[str, Any]:
+    def stored(self) -> Record:
         """Return the values as a file holds them."""
         names = {field: key for key, field in _FIELDS.items()}
         values = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -115,12 +115,12 @@ class Checkpoint:
     step: int = 0
     epoch: int = 0
     args: Namespace | None = None
-    config: dict[str, Any] | None = None
+    config: Record | None = None
     optimizer: StateDict | None = None
     scheduler: StateDict | None = None
     weights: Mapping[str, StateDict] = field(default_factory=dict)
     changes: Delta | None = None
-    features: Mapping[str, Any] | None = None
+    features: Section | None = None
     processes: int = 0
     extension: Extension = field(default_factory=Extension)
     is_ours: bool = False
@@ -141,7 +141,7 @@ class Checkpoint:
         )
 
     @classmethod
-    def of(cls, path: Path, states: Mapping[str, Any]) -> Checkpoint:
+    def of(cls, path: Path, states: Section) -> Checkpoint:
         """Return what the keys of a checkpoint say."""
         ours = states.get(EXTENSION_KEY)
         alone = {last_hidden_state.KEY: states.get(last_hidden_state.KEY)}  # the head of an export
@@ -182,7 +182,7 @@ class Checkpoint:
             weights_step=info.get("step") or 0,
         )
 
-    def stored(self) -> dict[str, Any]:
+    def stored(self) -> Record:
         """Return the keys of s3prl and ours as a file holds them."""
         changes = None if self.changes is None else {name: getattr(self.changes, name) for name in CHANGES}
         states = {
@@ -193,7 +193,7 @@ class Checkpoint:
         return {key: value for key, value in states.items() if value is not None} | dict(self.weights)
 
     @property
-    def arguments(self) -> dict[str, Any]:
+    def arguments(self) -> Record:
         """The arguments by name; empty where there are none."""
         return {} if self.args is None else vars(self.args)
 
@@ -208,7 +208,7 @@ class Checkpoint:
         return {part: self.weights[part] for part in TASK_PARTS if part in self.weights}
 
 
-def load(path: str | os.PathLike, mmap: bool = False) -> dict[str, Any]:
+def load(path: str | os.PathLike, mmap: bool = False) -> Record:
     """Read a checkpoint of s3prl or of this package onto the CPU as it is, without executing pickled code.
 
     Args:
@@ -272,7 +272,7 @@ def load_into(module: nn.Module | Optimizer, state: StateDict, what: str, path: 
         raise DataError(f"{path} does not fit this {what} ({other}?): {reason}") from error
 
 
-def save(states: Mapping[str, Any], path: str | os.PathLike) -> None:
+def save(states: Section, path: str | os.PathLike) -> None:
     """Write `states`, flushed to disk before the file takes its name.
 
     Raises:

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from s3prl_ext.configs import Record
 from s3prl_ext.errors import DataError
 
 
@@ -69,7 +70,7 @@ _LOST = re.compile(
     re.IGNORECASE,
 )
 
-_groups: dict[str, Any] = {}  # "default": the process group for which "agreement" was made
+_groups: Record = {}  # "default": the process group for which "agreement" was made
 
 
 def is_leader() -> bool:

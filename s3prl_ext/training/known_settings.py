@@ -14,7 +14,7 @@ from collections.abc import Container, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from s3prl_ext.configs import PACKAGE_DIR, load_yaml, package_dir, shipped_dir
+from s3prl_ext.configs import PACKAGE_DIR, Section, load_yaml, package_dir, shipped_dir
 from s3prl_ext.errors import UsageError, unknown_name
 
 SECTION = "downstream_expert"
@@ -31,7 +31,7 @@ ARGUMENTS = (
 )  # fmt: skip
 
 
-def check_overrides(overrides: Iterable[str], config: Mapping[str, Any], task: str) -> list[str]:
+def check_overrides(overrides: Iterable[str], config: Section, task: str) -> list[str]:
     """Check the keys of ``-o`` that are not in the task file; return a remark for each that has no effect there.
 
     Args:
@@ -76,7 +76,7 @@ def unused_flags(flags: Namespace, checkpoint: Path | None, overrides: Container
         yield f"-p {given} has no effect with -e: what is written goes to {checkpoint.parent}, or to -o args.expdir=..."
 
 
-def misspelt_settings(config: Mapping[str, Any], task: str) -> list[str]:
+def misspelt_settings(config: Section, task: str) -> list[str]:
     """Return a remark for each key below ``downstream_expert`` that nothing reads and that is close to one of a preset."""
     presets = shipped_dir("downstream_configs").glob("*/*.yaml")
     published = {place[-1] for path in presets for place in _paths(load_yaml(path).get(SECTION), ())}
@@ -102,7 +102,7 @@ def _deepest(dotted: str, config: Any, path: list[str]) -> list[str]:
     return path
 
 
-def _unknown(dotted: str, config: Mapping[str, Any], path: list[str], depth: int, task: str) -> Iterator[str]:
+def _unknown(dotted: str, config: Section, path: list[str], depth: int, task: str) -> Iterator[str]:
     """Judge a key that is not in the task file; `depth` is the number of parts of `path` that are."""
     section: Any = config
     for part in path[:depth]:

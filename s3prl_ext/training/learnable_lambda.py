@@ -10,12 +10,12 @@ import itertools
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from tensorboardX import SummaryWriter
 from torch import nn
 
+from s3prl_ext.configs import Record, Section
 from s3prl_ext.errors import UsageError
 from s3prl_ext.evaluation.plots import picture
 from s3prl_ext.merging.learnable import PARAMETER_NAME, LearnableLambda, find_lambda
@@ -95,7 +95,7 @@ def only_lambda_trains(upstream: nn.Module) -> bool:
     return [name for name, parameter in upstream.named_parameters() if parameter.requires_grad] == [PARAMETER_NAME]
 
 
-def stored_state(upstream: nn.Module, state: Mapping[str, Any]) -> dict[str, Any]:
+def stored_state(upstream: nn.Module, state: Section) -> Record:
     """Return what a checkpoint holds of the upstream's state dict: lambda alone where nothing else trains."""
     return {PARAMETER_NAME: state[PARAMETER_NAME]} if only_lambda_trains(upstream) else dict(state)
 

@@ -8,7 +8,6 @@ it uses its running statistics and leaves them as they are. Full tuning moves th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch import nn
 from s3prl_ext import adapters
 from s3prl_ext.child_tuning.eligible import eligible_parameters
 from s3prl_ext.child_tuning.masks import child_size
+from s3prl_ext.configs import Section
 from s3prl_ext.errors import UsageError
 from s3prl_ext.training.tuning_config import TuningConfig
 
@@ -108,7 +108,7 @@ def _insert_adapters(upstream: nn.Module, tuning: TuningConfig) -> None:
         parameter.requires_grad_(name in present[tuning.method].names)
 
 
-def resolve_tuning(config: Mapping[str, Any], section: Mapping[str, Any]) -> TuningConfig:
+def resolve_tuning(config: Section, section: Section) -> TuningConfig:
     """Return the checked form of a section ``tuning`` that a task file has in place of its own."""
     tuning = TuningConfig.from_config({**config, "tuning": section}, METHODS)
     assert tuning is not None

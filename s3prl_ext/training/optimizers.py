@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from s3prl import optimizers, schedulers
@@ -14,6 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from s3prl_ext.child_tuning.sparse_adamw import ChildnetAdamW
+from s3prl_ext.configs import Section
 from s3prl_ext.errors import UsageError, unknown_name
 from s3prl_ext.settings import as_number, raise_all, unknown_keys
 
@@ -29,7 +29,7 @@ _FUSED = ("Adam", "AdamW", "SGD")
 _UNFIT = ("Optimizer", "LBFGS", "SparseAdam")  # of torch.optim: they need a closure, or sparse gradients
 
 
-def check_optimization(config: Mapping[str, Any]) -> None:
+def check_optimization(config: Section) -> None:
     """Raise UsageError where the sections ``optimizer`` and ``scheduler`` of a task file cannot be built."""
     for section, module in (("optimizer", optimizers), ("scheduler", schedulers)):
         if not config.get(section):
@@ -50,7 +50,7 @@ def check_optimization(config: Mapping[str, Any]) -> None:
     _try_out(config)
 
 
-def accepted_keys(section: Mapping[str, Any]) -> list[str] | None:
+def accepted_keys(section: Section) -> list[str] | None:
     """Return the keys that the optimizer of a section ``optimizer`` reads; None where it says itself what it takes.
 
     Those of s3prl take any key, and leave out most: its ``AdamW`` reads nothing but ``lr``.
@@ -63,7 +63,7 @@ def accepted_keys(section: Mapping[str, Any]) -> list[str] | None:
     return [key for key in dict.fromkeys(keys) if key not in (*_GIVEN, *_SET_BY_THEM)]
 
 
-def _check_optimizer_keys(section: Mapping[str, Any]) -> None:
+def _check_optimizer_keys(section: Section) -> None:
     """Raise UsageError for keys of section ``optimizer`` that would be left out, or that belong to ``tuning``."""
     ours = [key for key in ("upstream_lr", "lambda_lr", "layer_decay") if key in section]
     problems = [
@@ -88,7 +88,7 @@ def _torch_name(name: str) -> str:
     return name if name in _FUSED else "AdamW"
 
 
-def _try_out(config: Mapping[str, Any]) -> None:
+def _try_out(config: Section) -> None:
     """Build both for a weight of nothing: what they say to a wrong key or value comes before the work, not after it."""
     nothing = nn.Module()
     nothing.weight = nn.Parameter(torch.zeros(1, 1))
@@ -106,9 +106,7 @@ def _try_out(config: Mapping[str, Any]) -> None:
         ) from error
 
 
-def build_optimizer(
-    modules: Sequence[nn.Module], total_steps: int, config: Mapping[str, Any], fused: bool = False
-) -> Optimizer:
+def build_optimizer(modules: Sequence[nn.Module], total_steps: int, config: Section, fused: bool = False) -> Optimizer:
     """Return the optimizer that a task file names, over the parameters of `modules`.
 
     Args:

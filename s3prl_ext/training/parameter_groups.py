@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 from torch import nn
 
+from s3prl_ext.configs import Record, Section
 from s3prl_ext.errors import UsageError
 from s3prl_ext.layer_sets import parse_layers
 from s3prl_ext.merging.learnable import find_lambda
@@ -50,7 +51,7 @@ class RatesConfig:
     train_layers: Annotated[Any, _trained_layers] = "all"
 
     @classmethod
-    def from_section(cls, section: Mapping[str, Any], problems: list[str]) -> RatesConfig:
+    def from_section(cls, section: Section, problems: list[str]) -> RatesConfig:
         """Check the values of the keys; problems are appended to `problems`.
 
         Args:
@@ -116,7 +117,7 @@ def lambda_rates(model: nn.Module, config: RatesConfig) -> dict[nn.Parameter, Ra
     return {} if shared is None else {shared.values: Rate(lr, decay=False)}
 
 
-def parameter_groups(groups: Iterable[dict[str, Any]], rates: Mapping[nn.Parameter, Rate]) -> list[dict[str, Any]]:
+def parameter_groups(groups: Iterable[Record], rates: Mapping[nn.Parameter, Rate]) -> list[Record]:
     """Return an optimizer's parameter groups, divided so that each parameter has its rate.
 
     Within a group the parameters without a rate come first; every part keeps the options of its group.
@@ -136,7 +137,7 @@ def parameter_groups(groups: Iterable[dict[str, Any]], rates: Mapping[nn.Paramet
     return divided
 
 
-def _options(group: Mapping[str, Any], rate: Rate | None) -> dict[str, Any]:
+def _options(group: Section, rate: Rate | None) -> Record:
     if rate is None:
         return {}
     options = {"lr": (group["lr"] if rate.lr is None else rate.lr) * rate.factor}

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import yaml
 
-from s3prl_ext.configs import expand_variables, with_numbers
+from s3prl_ext.configs import Record, Section, expand_variables, with_numbers
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.training.batching.corpus_hash import CorpusHash
 from s3prl_ext.training.checkpoint import Checkpoint
@@ -44,8 +44,8 @@ _folders: dict[Path, str] = {}  # checkpoint -> the folder that its experiment i
 def check_command(
     ckpt: Checkpoint,
     flags: Namespace,
-    asked: Mapping[str, Any] | None,
-    stored: Mapping[str, Any] | None,
+    asked: Section | None,
+    stored: Section | None,
     overridden: Collection[str],
 ) -> None:
     """Raise UsageError where a command contradicts the checkpoint that it resumes.
@@ -73,7 +73,7 @@ def check_command(
     )
 
 
-def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+def _plain(config: Section) -> Record:
     return translate(with_numbers(expand_variables(dict(config)), ("optimizer", "scheduler")))
 
 
@@ -148,7 +148,7 @@ def check_origin(ckpt: Checkpoint, args: Namespace) -> None:
 
 def check_tuning(
     ckpt: Checkpoint,
-    section: Mapping[str, Any] | None,
+    section: Section | None,
     tunings: Sequence[TuningConfig | None],
     args: Namespace,
 ) -> None:
@@ -225,7 +225,7 @@ def check_head_features(ckpt: Checkpoint, args: Namespace) -> None:
     logger.warning("%s; training continues from it anyway", sentence)
 
 
-def check_optimizer(ckpt: Checkpoint, config: Mapping[str, Any], args: Namespace) -> None:
+def check_optimizer(ckpt: Checkpoint, config: Section, args: Namespace) -> None:
     """Raise UsageError where a run would resume the state of another optimizer than that of its task file."""
     if args.mode != "train" or not args.past_exp or not ckpt.optimizer:
         return
@@ -246,7 +246,7 @@ SAME_RUNNER = {
 }  # keys that decide about numbers: defaults
 
 
-def check_runner(ckpt: Checkpoint, config: Mapping[str, Any], args: Namespace) -> None:
+def check_runner(ckpt: Checkpoint, config: Section, args: Namespace) -> None:
     """Raise UsageError where a run would go on with other features or batches than it began with."""
     if args.mode != "train" or not args.past_exp or not ckpt.config:
         return
@@ -267,7 +267,7 @@ def _without_rates(tuning: TuningConfig | None) -> TuningConfig | None:
     return replace(tuning, rates=RatesConfig(train_layers=tuning.rates.train_layers))
 
 
-def _shown(section: Mapping[str, Any] | None) -> str:
+def _shown(section: Section | None) -> str:
     """Return a section ``tuning`` as in a task file, on one line."""
     if section is None:
         return "(no section tuning)"

@@ -6,7 +6,7 @@ from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from s3prl.schedulers import get_scheduler
 from s3prl.utility.helper import get_model_state
@@ -18,7 +18,7 @@ from s3prl_ext.child_tuning import delta
 from s3prl_ext.child_tuning.child_network import ChildNetwork
 from s3prl_ext.child_tuning.eligible import eligible_parameters
 from s3prl_ext.child_tuning.masks import Mask
-from s3prl_ext.configs import Variables
+from s3prl_ext.configs import Record, Section, Variables
 from s3prl_ext.merging.learnable import LearnableLambda
 from s3prl_ext.run_folder import RunFolder
 from s3prl_ext.tasks import task_of
@@ -68,7 +68,7 @@ class Experiment:
     """
 
     args: Namespace
-    config: dict[str, Any]
+    config: Record
     variables: Variables
     runner_config: RunnerConfig
     total_steps: int
@@ -98,7 +98,7 @@ class Experiment:
 
     @staticmethod
     def task_models(
-        entries: Sequence[ModelEntry], config: Mapping[str, Any], args: Namespace, cache: FeatureCache | None = None
+        entries: Sequence[ModelEntry], config: Section, args: Namespace, cache: FeatureCache | None = None
     ) -> TaskModels:
         """Return the models of `entries` with the SpecAugment of a task file."""
         specaug = None
@@ -198,7 +198,7 @@ class Run:
         )  # fmt: skip
         return masks.at(tuning.density)
 
-    def _share(self, parameters: Mapping[str, nn.Parameter], facts: Mapping[str, Any]) -> Share | None:
+    def _share(self, parameters: Mapping[str, nn.Parameter], facts: Section) -> Share | None:
         """Return what takes scores from the folder of ``--fisher_scores``; None where the corpus is not known."""
         folder = getattr(self.experiment.args, "fisher_scores", None)
         if not folder or self.experiment.data is None:
@@ -279,7 +279,7 @@ class Run:
             processes=distributed.world_size() if distributed.active() else 0,
         )  # fmt: skip
 
-    def _task(self) -> dict[str, dict[str, Any]]:
+    def _task(self) -> dict[str, Record]:
         """Return the state dicts of featurizer and downstream, as far as they train."""
         entries = self.experiment.entries[1:]
         return {entry.name: get_model_state(entry.model) for entry in entries if entry.trainable}

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
+
+from s3prl_ext.configs import Record, Section
 
 FLAGS = {
     "upstream": "-u", "upstream_ckpt": "-k", "upstream_model_config": "-g", "downstream": "-d", "downstream_variant": "-v",
@@ -49,7 +51,7 @@ class RunSpec:
     upstream_trainable: bool | None = None
 
     @classmethod
-    def of(cls, arguments: Namespace | Mapping[str, Any] | None) -> RunSpec:
+    def of(cls, arguments: Namespace | Section | None) -> RunSpec:
         """Take what identifies a run from all arguments, or from what was stored; what is missing there is None."""
         values = vars(arguments) if isinstance(arguments, Namespace) else arguments or {}
         return cls(**{field.name: values.get(field.name) for field in fields(cls)})
@@ -59,7 +61,7 @@ class RunSpec:
         """Path of the model that ``-k`` names."""
         return Path(str(self.upstream_ckpt))
 
-    def stored(self) -> dict[str, Any]:
+    def stored(self) -> Record:
         """Return plain values for a delta or an export."""
         return {name: value for name, value in asdict(self).items() if name != _DECIDED_BY_METHOD}
 

@@ -15,6 +15,7 @@ from s3prl.downstream.runner import Runner as StockRunner
 
 from s3prl_ext import locks, randomness, tracking
 from s3prl_ext.child_tuning import masks
+from s3prl_ext.configs import Record
 from s3prl_ext.errors import UsageError, one_sentence_errors
 from s3prl_ext.run_folder import RunFolder
 from s3prl_ext.tasks import task_of
@@ -201,7 +202,7 @@ class Runner(RunBuilder, StockRunner):
 
     def _write_result(self, metrics: dict[str, dict[str, float]], step: int, seconds: float, **more: Any) -> None:
         counts = {entry.name: self._trainable(entry) for entry in self.all_entries}
-        facts: dict[str, Any] = {
+        facts: Record = {
             "candidate": self.candidate.name if self.candidate else None,
             "upstream_sha256": self.tuned.base_sha256,
             "task": getattr(unwrapped(self.downstream.model), "facts", None),

@@ -23,7 +23,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any
 
-from s3prl_ext.configs import with_numbers
+from s3prl_ext.configs import Record, Section, with_numbers
 from s3prl_ext.errors import UsageError, nearest
 from s3prl_ext.settings import choice, count, load, name, names, number, raise_all, switch, unknown_keys
 from s3prl_ext.training.methods import METHODS, resolve_tuning
@@ -82,7 +82,7 @@ class RunnerConfig:
     cache_dtype: Annotated[str, choice("float32", "float16")] = "float32"
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any], stored: bool = False) -> RunnerConfig:
+    def from_config(cls, config: Section, stored: bool = False) -> RunnerConfig:
         """Check section ``runner`` of a task file; all problems are reported in one UsageError.
 
         Args:
@@ -114,7 +114,7 @@ def _warn_of_stored(problems: list[str]) -> None:
         logger.warning("the checkpoint's task file has a setting of another program, which is not used: %s", problem)
 
 
-def check_top_level(config: Mapping[str, Any], stored: bool = False) -> None:
+def check_top_level(config: Section, stored: bool = False) -> None:
     """Refuse top-level keys of a task file that look like a misspelt known one.
 
     Other keys are left alone: s3prl hands them to the downstream expert.
@@ -177,7 +177,7 @@ class TaskFile:
         remarks: settings that are right but have no effect, one sentence each.
     """
 
-    config: dict[str, Any]
+    config: Record
     runner: RunnerConfig
     candidates: list[Candidate]
     tunings: list[TuningConfig]
@@ -185,7 +185,7 @@ class TaskFile:
     remarks: tuple[str, ...] = ()
 
     @classmethod
-    def read(cls, config: Mapping[str, Any], stored: bool = False) -> TaskFile:
+    def read(cls, config: Section, stored: bool = False) -> TaskFile:
         """Check a task file whose variables are expanded.
 
         Args:
@@ -213,7 +213,7 @@ class TaskFile:
         return cls(config, runner, made, tunings, early_stop, tuple(_without_effect(config, early_stop, len(made))))
 
 
-def _without_effect(config: Mapping[str, Any], early_stop: EarlyStopConfig | None, candidates: int) -> Iterator[str]:
+def _without_effect(config: Section, early_stop: EarlyStopConfig | None, candidates: int) -> Iterator[str]:
     """Yield a sentence for each setting that a run would silently leave out."""
     if "early_stop" in config and early_stop is None:
         yield (
@@ -256,7 +256,7 @@ def check_names(section: Any, where: str) -> None:
 OPTIMIZER = "ChildnetAdamW"
 
 
-def translate(config: Mapping[str, Any]) -> dict[str, Any]:
+def translate(config: Section) -> Record:
     """Return a task file in which the released keys are replaced by sections ``tuning`` and ``early_stop``.
 
     A file without such a key is returned unchanged.
@@ -289,7 +289,7 @@ def translate(config: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _early_stop(runner: dict[str, Any]) -> dict[str, Any]:
+def _early_stop(runner: Record) -> Record:
     """Take the keys of the race out of section ``runner`` and return them as a section ``early_stop``."""
     section = {}
     if (ratio := runner.pop("strive_ratio", None)) is not None:

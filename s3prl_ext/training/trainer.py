@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from tensorboardX import SummaryWriter
 from torch.utils.data import DistributedSampler
 
+from s3prl_ext.configs import Record, Section
 from s3prl_ext.errors import StoppedByUser
 from s3prl_ext.progress import bar, printing
 from s3prl_ext.run_folder import RunFolder, states_name, step_of
@@ -74,7 +75,7 @@ class Trainer:
         self._end = total_steps
         self._saved: int | None = None  # step of the newest states-N.ckpt of this session
         self._stop = StopRequest(enabled=False)
-        self.history: list[dict[str, Any]] = [dict(row) for row in resumed.extension.history]
+        self.history: list[Record] = [dict(row) for row in resumed.extension.history]
         self._evaluation_due = resumed.extension.evaluation_due
         positions = resumed.extension.positions or [None]
         position = positions[distributed.rank() if len(positions) == distributed.world_size() else distributed.LEADER]
@@ -83,7 +84,7 @@ class Trainer:
         )
 
     @property
-    def last_rows(self) -> dict[str, dict[str, Any]]:
+    def last_rows(self) -> dict[str, Record]:
         """The newest row of the history, by split."""
         return {row["split"]: row for row in self.history}
 
@@ -273,6 +274,6 @@ class Trainer:
         raise StoppedByUser(f"interrupted: {hint}.")
 
 
-def _metrics(row: Mapping[str, Any]) -> dict[str, float]:
+def _metrics(row: Section) -> dict[str, float]:
     """Return the metrics in a row of a history."""
     return {key: value for key, value in row.items() if key not in ("step", "split", "items", "intervals")}

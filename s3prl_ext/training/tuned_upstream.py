@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +16,7 @@ from s3prl_ext import adapters
 from s3prl_ext.child_tuning.child_network import release
 from s3prl_ext.child_tuning.delta import Delta, difference
 from s3prl_ext.child_tuning.masks import Mask
+from s3prl_ext.configs import Section
 from s3prl_ext.errors import DataError
 from s3prl_ext.models.hashing import state_sha256
 from s3prl_ext.training.statistics import StateChanged, check_buffers, copy_buffers, restore_buffers
@@ -136,7 +136,7 @@ class TunedUpstream:
             return {}
         return {name: tensor.cpu() for name, tensor in adapters.adapter_state(self.model).items()}
 
-    def delta(self, task: Mapping[str, Mapping[str, Tensor]], info: Mapping[str, Any]) -> Delta:
+    def delta(self, task: Mapping[str, Mapping[str, Tensor]], info: Section) -> Delta:
         """Return the changes as a file can hold them.
 
         Args:

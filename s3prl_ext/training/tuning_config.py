@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from s3prl_ext import adapters
 from s3prl_ext.child_tuning.names import BUDGETS, MASKS, PASS_MASKS
+from s3prl_ext.configs import Record, Section
 from s3prl_ext.errors import UsageError, unknown_name
 from s3prl_ext.settings import choice, count, load, names, number, raise_all, switch, unknown_keys
 from s3prl_ext.training import parameter_groups
@@ -52,7 +53,7 @@ class FisherConfig:
     warm_lr: Annotated[float, number(above=0)] = 0.0
 
     @classmethod
-    def from_section(cls, section: Any, config: Mapping[str, Any], problems: list[str]) -> FisherConfig:
+    def from_section(cls, section: Any, config: Section, problems: list[str]) -> FisherConfig:
         """Check the section; problems are appended to `problems`.
 
         Args:
@@ -66,7 +67,7 @@ class FisherConfig:
         return load(cls, section, where, example="{max_batches: 100}", problems=problems)
 
     @staticmethod
-    def _completed(section: Mapping[str, Any], config: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
+    def _completed(section: Section, config: Section, problems: list[str]) -> Record:
         """Return the section with what its preset and the rest of the task file say."""
         content = {key: value for key, value in section.items() if key != "preset"}
         preset = section.get("preset")
@@ -139,7 +140,7 @@ class TuningConfig:
         return self.redraw or self.density == 1
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any], methods: Mapping[str, Any]) -> TuningConfig | None:
+    def from_config(cls, config: Section, methods: Section) -> TuningConfig | None:
         """Check section ``tuning`` of a task file; None where there is no such section.
 
         Args:
@@ -166,9 +167,7 @@ class TuningConfig:
         return tuning
 
     @classmethod
-    def _with_mask(
-        cls, method: str, section: Mapping[str, Any], config: Mapping[str, Any], problems: list[str]
-    ) -> TuningConfig:
+    def _with_mask(cls, method: str, section: Section, config: Section, problems: list[str]) -> TuningConfig:
         """Check the keys of a method that chooses a child network."""
         if section.get("density") is None:
             problems.append("tuning.density is missing: the fraction of the upstream's weights to train, such as 0.01.")
@@ -182,7 +181,7 @@ class TuningConfig:
         return replace(tuning, fisher=FisherConfig.from_section(section.get("fisher") or {}, config, problems))
 
 
-def keys_of(method: str, methods: Mapping[str, Any]) -> tuple[str, ...]:
+def keys_of(method: str, methods: Section) -> tuple[str, ...]:
     """Return the keys of section ``tuning`` that a method takes.
 
     Args:
@@ -197,7 +196,7 @@ def keys_of(method: str, methods: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(keys)
 
 
-def _key_problems(section: Mapping[str, Any], method: str, methods: Mapping[str, Any]) -> list[str]:
+def _key_problems(section: Section, method: str, methods: Section) -> list[str]:
     """Return what is wrong with the method's name and with its other keys."""
     owners: dict[str, list[str]] = {}
     for name in methods:
@@ -218,7 +217,7 @@ def _either(names: list[str]) -> str:
     return " or ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
-def _adapter_options(method: str, given: Mapping[str, Any], problems: list[str]) -> Any:
+def _adapter_options(method: str, given: Section, problems: list[str]) -> Any:
     try:
         return adapters.parse_options(method, given)
     except UsageError as error:

@@ -11,7 +11,7 @@ import pickle
 import re
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from typing import Any
 import torch.distributed as dist
 from torch import nn
 
+from s3prl_ext.configs import Section
 from s3prl_ext.errors import DataError, ExtError, UsageError, is_out_of_memory, unknown_name
 from s3prl_ext.tasks import Task
 from s3prl_ext.training.batching.corpus_hash import value_at
@@ -49,7 +50,7 @@ def check_upstream_flags(args: Namespace) -> None:
         )
 
 
-def check_features(offered: Mapping[str, Any], args: Namespace) -> None:
+def check_features(offered: Section, args: Namespace) -> None:
     """Raise UsageError where an upstream does not return the features that ``-s`` and ``-l`` name.
 
     Args:
@@ -72,7 +73,7 @@ def check_features(offered: Mapping[str, Any], args: Namespace) -> None:
         )
 
 
-def check_frame(task: Task, expert: Mapping[str, Any], samples: int) -> None:
+def check_frame(task: Task, expert: Section, samples: int) -> None:
     """Raise UsageError where a frame of the upstream stands for more samples than a task's spectra can cover.
 
     Args:

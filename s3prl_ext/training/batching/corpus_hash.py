@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
+from s3prl_ext.configs import Section
 from s3prl_ext.tasks import task_of
 
 WITH_PATHS = ("wav.scp",)  # Kaldi's tables of absolute paths
@@ -33,7 +34,7 @@ class Corpus:
         config: the task file with its variables expanded.
     """
 
-    def __init__(self, task: str, config: Mapping[str, Any]) -> None:
+    def __init__(self, task: str, config: Section) -> None:
         self._expert = config.get("downstream_expert") or {}
         self._task = task_of(task, self._expert)
 
@@ -105,7 +106,7 @@ def _lists(key: str, root: Path, patterns: Iterable[str]) -> list[tuple[str, str
     return [(f"{key}/{path.name}", hashlib.sha256(path.read_bytes()).hexdigest()) for path in paths]
 
 
-def value_at(section: Mapping[str, Any], key: str) -> Any:
+def value_at(section: Section, key: str) -> Any:
     """Return the value at a dotted key of a section, or None."""
     value: Any = section
     for part in key.split("."):
@@ -113,7 +114,7 @@ def value_at(section: Mapping[str, Any], key: str) -> Any:
     return value
 
 
-def _parts(expert: Mapping[str, Any], key: str | None) -> list[str]:
+def _parts(expert: Section, key: str | None) -> list[str]:
     """Return the names in the lists of the section that divides the corpus, or none where all of it is read."""
     section = value_at(expert, key) if key else None
     values = section.values() if isinstance(section, Mapping) else ()

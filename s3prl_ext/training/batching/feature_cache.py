@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from s3prl_ext import randomness
+from s3prl_ext.configs import Record
 from s3prl_ext.errors import UsageError
 from s3prl_ext.model_settings import SAMPLE_RATE
 from s3prl_ext.models.hashing import state_sha256, tensors_sha256
@@ -63,7 +64,7 @@ class FeatureCache:
         self,
         upstream: nn.Module,
         featurizer: Any,
-        facts: dict[str, Any],
+        facts: Record,
         folder: Path,
         dtype: str = "float32",
         device: str | torch.device = "cpu",
@@ -80,7 +81,7 @@ class FeatureCache:
         """The folder of this upstream's features."""
         return self.root / self.key[:24]
 
-    def hidden(self, wavs: Sequence[Tensor]) -> tuple[dict[str, Any], list[int]]:
+    def hidden(self, wavs: Sequence[Tensor]) -> tuple[Record, list[int]]:
         """Return what the featurizer takes from an upstream, padded, and the frames of each clip.
 
         Args:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import math
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
 from s3prl_ext import randomness, tracking
+from s3prl_ext.configs import Record, Section
 from s3prl_ext.errors import DataError
 from s3prl_ext.evaluation.plots import STYLES, Curve, plot_curves
 from s3prl_ext.evaluation.result_records import numbers
@@ -230,7 +230,7 @@ class CandidateRuns:
         return ckpt
 
 
-def read_record(folder: RunFolder) -> dict[str, Any] | None:
+def read_record(folder: RunFolder) -> Record | None:
     """Return what ``race/race.json`` holds, or None where there was no race.
 
     Raises:
@@ -253,7 +253,7 @@ def read_record(folder: RunFolder) -> dict[str, Any] | None:
     return record
 
 
-def curves_of(folder: RunFolder, record: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> list[Curve]:
+def curves_of(folder: RunFolder, record: Section, history: Sequence[Section]) -> list[Curve]:
     """Return one curve per candidate: its scores in the race and all its other evaluations on the same split.
 
     Args:
@@ -264,7 +264,7 @@ def curves_of(folder: RunFolder, record: Mapping[str, Any], history: Sequence[Ma
     curves, metric = [], record["metric"]
     for name, scores in record["scores"].items():
         values = {int(step): numbers(row)[metric] for step, row in scores.items()}
-        rows: list[Mapping[str, Any]] = list(history) if name == record["chosen"] else []
+        rows: list[Section] = list(history) if name == record["chosen"] else []
         latest = folder.candidate(name).latest()
         if latest is not None:
             rows += Checkpoint.read(latest, mmap=True).extension.history
@@ -275,7 +275,7 @@ def curves_of(folder: RunFolder, record: Mapping[str, Any], history: Sequence[Ma
     return curves
 
 
-def draw(folder: RunFolder, record: Mapping[str, Any], history: Sequence[Mapping[str, Any]], task: str) -> None:
+def draw(folder: RunFolder, record: Section, history: Sequence[Section], task: str) -> None:
     """Draw the candidates' curves with the steps of the comparisons into ``race.png`` (as in AD-TUNING, Fig. 3)."""
     if len(record["entrants"]) > len(STYLES):
         logger.warning("%d candidates are too many for one picture; see race.json", len(record["entrants"]))

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from s3prl_ext.configs import Record, Section
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.training.methods import METHODS
 from s3prl_ext.training.tuning_config import CHOICE_KEYS, MASK_OPTIONS, TuningConfig, keys_of
@@ -25,7 +26,7 @@ class Candidate:
     """
 
     name: str
-    tuning: dict[str, Any]
+    tuning: Record
 
     @property
     def density(self) -> float:
@@ -33,7 +34,7 @@ class Candidate:
         return float(self.tuning.get("density", 1.0))
 
 
-def candidates_of(section: Mapping[str, Any]) -> list[Candidate]:
+def candidates_of(section: Section) -> list[Candidate]:
     """Return one candidate for each combination of the lists in a section ``tuning``, in the order given.
 
     Where methods or masks race, a candidate has the keys that its own reads: ``{method: [child, lora], density: [0.1,
@@ -63,7 +64,7 @@ def candidates_of(section: Mapping[str, Any]) -> list[Candidate]:
     return list(made.values())
 
 
-def _without_keys_of_others(tuning: dict[str, Any], lists: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
+def _without_keys_of_others(tuning: Record, lists: Mapping[str, Sequence[Any]]) -> Record:
     """Return a candidate's section without the keys that only others of the raced methods or masks read."""
     methods = [method for method in lists.get("method", []) if method in METHODS]
     elsewhere = {key for method in methods for key in keys_of(method, METHODS)}
@@ -84,7 +85,7 @@ def _shown(value: Any) -> str:
         return "".join(c if c.isalnum() or c in "._-" else "_" for c in str(value))
 
 
-def shares_masks(section: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+def shares_masks(section: Section, other: Section) -> bool:
     """Return whether the masks of two sections ``tuning`` come from one choice, and differ in density at most."""
     return all(section.get(key) == other.get(key) for key in CHOICE_KEYS)
 
@@ -106,7 +107,7 @@ def check_alike(candidates: Sequence[Candidate], tunings: Sequence[TuningConfig]
         )
 
 
-def chosen_tuning(section: Mapping[str, Any] | None, name: str | None) -> dict[str, Any] | None:
+def chosen_tuning(section: Section | None, name: str | None) -> Record | None:
     """Return the section ``tuning`` that trained weights come from: of a race, that of the candidate `name`.
 
     Raises:

@@ -18,6 +18,7 @@ from fractions import Fraction
 from typing import Annotated, Any
 
 from s3prl_ext import settings
+from s3prl_ext.configs import Record, Section
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.metrics import METRICS, metric
 from s3prl_ext.settings import choice, count, load, raise_all
@@ -107,7 +108,7 @@ class EarlyStopConfig:
         return config
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any], candidates: int) -> EarlyStopConfig | None:
+    def from_config(cls, config: Section, candidates: int) -> EarlyStopConfig | None:
         """Check section ``early_stop``; None where there is nothing to race.
 
         Args:
@@ -149,7 +150,7 @@ class EarlyStopConfig:
         """Return k = max(1, round(r T)), at most T."""
         return min(total_steps, max(1, round(self.ratio * total_steps)))
 
-    def stored(self, total_steps: int, split: str) -> dict[str, Any]:
+    def stored(self, total_steps: int, split: str) -> Record:
         """Return what a race may not change while it runs."""
         if self.rungs:
             return {"rungs": list(self.rungs), "eta": self.eta, "split": split}

@@ -10,8 +10,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from statistics import fmean
-from typing import Any
 
+from s3prl_ext.configs import Record
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.evaluation.result_records import numbers
 from s3prl_ext.metrics import METRICS
@@ -153,11 +153,11 @@ class Race:
 
     # -- race.json -------------------------------------------------------------------------------------------------
 
-    def _settings(self) -> dict[str, Any]:
+    def _settings(self) -> Record:
         first = {"entrants": [c.name for c in self.candidates], "total_steps": self.total_steps}
         return first | self.config.stored(self.total_steps, self.split)
 
-    def record(self, chosen: str | None = None, cut: int | None = None) -> dict[str, Any]:
+    def record(self, chosen: str | None = None, cut: int | None = None) -> Record:
         """Return settings, scores and outcome as plain values."""
         scores = {name: {str(step): row for step, row in rows.items()} for name, rows in self.metrics.items()}
         known = any(rows for rows in self.metrics.values())

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
+from s3prl_ext.configs import Section
 from s3prl_ext.errors import DataError
 from s3prl_ext.evaluation.significance import Interval, bootstrap_ratio, wilson
 from s3prl_ext.metrics import METRICS
@@ -19,7 +19,7 @@ from s3prl_ext.tasks.counts import Ends, Share
 FEWEST = 2  # utterances; the bootstrap of a single one has no width
 
 
-def intervals(values: Mapping[str, float], records: Mapping[str, Any], task: Task = OTHER) -> dict[str, Interval]:
+def intervals(values: Mapping[str, float], records: Section, task: Task = OTHER) -> dict[str, Interval]:
     """Return the 95 % interval of each metric whose utterances are known, in its own unit.
 
     Args:
@@ -32,7 +32,7 @@ def intervals(values: Mapping[str, float], records: Mapping[str, Any], task: Tas
     return {name: both for name, both in found.items() if both is not None}
 
 
-def _interval(metric: str, values: Mapping[str, float], records: Mapping[str, Any], task: Task) -> Interval | None:
+def _interval(metric: str, values: Mapping[str, float], records: Section, task: Task) -> Interval | None:
     if f"{metric}_low" in values and f"{metric}_high" in values:
         return values[f"{metric}_low"], values[f"{metric}_high"]
     scale = 100.0 if metric in METRICS and METRICS[metric].unit == "%" else 1.0

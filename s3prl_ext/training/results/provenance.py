@@ -12,11 +12,10 @@ import time
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from s3prl_ext.configs import PACKAGE_DIR
+from s3prl_ext.configs import PACKAGE_DIR, Record
 from s3prl_ext.errors import DataError
 from s3prl_ext.run_folder import RunFolder
 from s3prl_ext.training import distributed
@@ -49,7 +48,7 @@ def commit(folder: Path = PACKAGE_DIR.parent) -> str | None:
     return found.stdout.strip() or None
 
 
-def machine(device: str | torch.device) -> dict[str, Any]:
+def machine(device: str | torch.device) -> Record:
     """Return processor, cores, operating system, torch device, the name of its GPU, and how many processes train."""
     on_gpu = str(device).startswith("cuda") and torch.cuda.is_available()
     return {
@@ -107,7 +106,7 @@ class ResourceUsage:
         now = peak_memory()
         return {key: max(value or 0, self._before.get(key, 0)) or None for key, value in now.items()}
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> Record:
         """Return plain values for a checkpoint."""
         return {"seconds": self.seconds, **self.peak_memory}
 

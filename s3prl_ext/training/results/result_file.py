@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from s3prl_ext import hub
+from s3prl_ext.configs import Record
 from s3prl_ext.errors import DataError, StoppedByUser, UsageError, sentence
 from s3prl_ext.evaluation.result_records import SCHEMA, problems
 from s3prl_ext.metrics import METRICS
@@ -28,12 +29,12 @@ logger = logging.getLogger(__name__)
 
 def write(
     args: Namespace,
-    config: dict[str, Any],
+    config: Record,
     metrics: dict[str, dict[str, float]],
     step: int,
     seconds: float,
     trainable: dict[str, int],
-    merge: dict[str, Any] | None = None,
+    merge: Record | None = None,
     seconds_per_step: float | None = None,
     intervals: Mapping[str, Mapping[str, Sequence[float]]] | None = None,
     items: Mapping[str, int | None] | None = None,
@@ -97,7 +98,7 @@ def step_of(folder: RunFolder) -> int | None:
 
 @contextmanager
 def failures_recorded(
-    args: Namespace, config: dict[str, Any], split: str = "", active: bool = True, corpus: Corpus | None = None
+    args: Namespace, config: Record, split: str = "", active: bool = True, corpus: Corpus | None = None
 ) -> Iterator[None]:
     """Write ``result-failed.json`` (``result-SPLIT-failed.json``) where the body ends with an error, which is raised again.
 
@@ -130,7 +131,7 @@ def failures_recorded(
         raise
 
 
-def _frame(args: Namespace, config: dict[str, Any], seconds: float, corpus: Corpus) -> dict[str, Any]:
+def _frame(args: Namespace, config: Record, seconds: float, corpus: Corpus) -> Record:
     """Return what every record holds: what was run, where, and with which versions and data."""
     return {
         "schema": SCHEMA,
@@ -156,7 +157,7 @@ def _failed(path: Path) -> Path:
     return path.with_name(f"{path.stem}-failed.json")
 
 
-def _row(name: str, value: float) -> dict[str, Any]:
+def _row(name: str, value: float) -> Record:
     known = METRICS.get(name)
     return {
         "value": value,

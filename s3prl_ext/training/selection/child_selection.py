@@ -7,7 +7,6 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -17,6 +16,7 @@ from s3prl_ext import randomness
 from s3prl_ext.child_tuning import mask_files, masks
 from s3prl_ext.child_tuning.budgets import nested_random, nested_top_k_in
 from s3prl_ext.child_tuning.names import MASKS
+from s3prl_ext.configs import Record, Section
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.models.hashing import state_sha256
 from s3prl_ext.run_folder import RunFolder
@@ -53,7 +53,7 @@ def choose_masks(
     seed: int,
     densities: Sequence[float],
     folder: RunFolder | None = None,
-    facts: Mapping[str, Any] | None = None,
+    facts: Section | None = None,
     share: Share | None = None,
     trained: bool = False,
 ) -> masks.NestedMask:
@@ -104,7 +104,7 @@ def _choose(
     seed: int,
     densities: Sequence[float],
     folder: RunFolder | None,
-    origin: dict[str, Any],
+    origin: Record,
     share: Share | None,
 ) -> masks.NestedMask:
     sizes = {name: p.numel() for name, p in parameters.items()}
@@ -140,8 +140,8 @@ def _origin(
     split: str,
     seed: int,
     densities: Sequence[float],
-    facts: Mapping[str, Any] | None,
-) -> dict[str, Any]:
+    facts: Section | None,
+) -> Record:
     """Return what the masks depend on, as plain values."""
     if facts is None:
         facts = {"weights": state_sha256(parameters)}
@@ -155,11 +155,11 @@ def _origin(
         "ranks": dist.get_world_size() if dist.is_initialized() else 1,
         "facts": facts,
     }
-    stored: dict[str, Any] = json.loads(json.dumps(origin, default=str))  # as it comes back from a file
+    stored: Record = json.loads(json.dumps(origin, default=str))  # as it comes back from a file
     return stored
 
 
-def _load(folder: RunFolder, origin: dict[str, Any], trained: bool) -> masks.NestedMask | None:
+def _load(folder: RunFolder, origin: Record, trained: bool) -> masks.NestedMask | None:
     """Return the masks that the same run chose before it was stopped short of its first checkpoint."""
     if not folder.masks.is_file():
         return None
@@ -182,7 +182,7 @@ def _load(folder: RunFolder, origin: dict[str, Any], trained: bool) -> masks.Nes
     return found
 
 
-def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def _changed(before: Section, now: Section) -> list[str]:
     """Return the names of what differs in two origins."""
     pairs = [(name, before.get(name), value) for name, value in now.items() if name != "facts"]
     facts = before.get("facts") or {}
@@ -190,7 +190,7 @@ def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return [name for name, then, value in pairs if then != value]
 
 
-def _refuse_other_choice(path: Path, before: Mapping[str, Any], now: Mapping[str, Any], changed: list[str]) -> None:
+def _refuse_other_choice(path: Path, before: Section, now: Section, changed: list[str]) -> None:
     """Refuse to choose masks anew where candidates of a race train already on those in the file.
 
     Other versions or another device would choose all but the same: these are let through.

@@ -19,6 +19,7 @@ from torch import nn
 
 from s3prl_ext import randomness
 from s3prl_ext.child_tuning.fisher import FisherEstimate
+from s3prl_ext.configs import Record, Section
 from s3prl_ext.errors import DataError, StoppedByUser, UsageError
 from s3prl_ext.models.hashing import state_sha256
 from s3prl_ext.models.modes import modes_kept
@@ -67,7 +68,7 @@ class FisherPass:
         split: str,
         seed: int,
         folder: RunFolder | None = None,
-        facts: Mapping[str, Any] | None = None,
+        facts: Section | None = None,
         mask: str = "fisher",
     ) -> None:
         self.models = models
@@ -127,7 +128,7 @@ class FisherPass:
         if self.partial is not None:
             self.partial.unlink(missing_ok=True)
 
-    def _run(self, stop: StopRequest, saved: Mapping[str, Any] | None) -> None:
+    def _run(self, stop: StopRequest, saved: Section | None) -> None:
         mine, done = range(self.rank, self.total, self.ranks), self.estimate.batches
         if saved is not None:  # the order of the task's own loader follows from it
             randomness.set_state(saved["start"])
@@ -191,7 +192,7 @@ class FisherPass:
         checkpoint.save(content, self.partial)
         return True
 
-    def _load(self) -> dict[str, Any] | None:
+    def _load(self) -> Record | None:
         if self.partial is None or not self.partial.is_file():
             return None
         try:
@@ -240,9 +241,9 @@ class FisherPass:
             optimizer.zero_grad()
 
 
-def _as_stored(facts: Mapping[str, Any]) -> dict[str, Any]:
+def _as_stored(facts: Section) -> Record:
     """Return facts as they come back from a file."""
-    stored: dict[str, Any] = json.loads(json.dumps(facts, default=str))
+    stored: Record = json.loads(json.dumps(facts, default=str))
     return stored
 
 

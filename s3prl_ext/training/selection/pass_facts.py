@@ -11,11 +11,11 @@ import platform
 from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
 
 import torch
 
 import s3prl_ext
+from s3prl_ext.configs import Record, Section
 from s3prl_ext.models.hashing import state_sha256
 from s3prl_ext.training.forward import TaskModels
 from s3prl_ext.training.results.provenance import versions
@@ -32,9 +32,9 @@ def facts_of(
     parameters: Mapping[str, torch.Tensor],
     tuning: TuningConfig,
     args: Namespace,
-    config: Mapping[str, Any],
-    data: Mapping[str, Any] | None,
-) -> dict[str, Any]:
+    config: Section,
+    data: Section | None,
+) -> Record:
     """Return everything that the scores of a pass depend on.
 
     Args:
@@ -61,7 +61,7 @@ def facts_of(
     }
 
 
-def _pass_settings(tuning: TuningConfig) -> dict[str, Any]:
+def _pass_settings(tuning: TuningConfig) -> Record:
     if not tuning.has_pass:
         return {}
     settings = asdict(tuning.fisher)

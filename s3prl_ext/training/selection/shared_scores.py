@@ -13,13 +13,13 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from s3prl_ext.child_tuning.delta import content_sha256
+from s3prl_ext.configs import Section
 from s3prl_ext.errors import DataError
 from s3prl_ext.locks import InUse, one_writer
 from s3prl_ext.writing import written
@@ -39,7 +39,7 @@ class SharedScores:
         facts: everything that the scores depend on, see :func:`s3prl_ext.training.selection.pass_facts.facts_of`.
     """
 
-    def __init__(self, folder: Path, facts: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, facts: Section) -> None:
         self.facts = json.dumps(facts, sort_keys=True, default=str)
         self.path = folder / f"{hashlib.sha256(self.facts.encode()).hexdigest()[:32]}.safetensors"
 
