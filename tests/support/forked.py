@@ -336,7 +336,8 @@ class NoEvaluation:
     """Fail where this process evaluates anything."""
 
     def __call__(self) -> None:
-        from s3prl_ext.training import candidate_runs, trainer
+        from s3prl_ext.training import trainer
+        from s3prl_ext.training.racing import candidate_runs
 
         def refusing(*args: Any, **kwargs: Any) -> Any:
             raise AssertionError("this rank must not evaluate")

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from s3prl_ext.errors import UsageError
-from s3prl_ext.training import feature_cache
+from s3prl_ext.training.batching import feature_cache
 from s3prl_ext.training.batching.feature_cache import FeatureCache, announce
 from s3prl_ext.training.checkpoint import Checkpoint
 from s3prl_ext.training.forward import TaskModels
