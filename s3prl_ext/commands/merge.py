@@ -40,7 +40,13 @@ from s3prl_ext.upstreams.layer_similarity.selection import choose_layers, match_
 from s3prl_ext.upstreams.merged_attention.config import check_config, read_raw
 from s3prl_ext.upstreams.merged_attention.expert import describe_choices, merge_record
 from s3prl_ext.upstreams.merged_attention.files import checkpoint_of
-from s3prl_ext.upstreams.merged_attention.sources import prepare_sources, read_sources, resolve_sources, source_name
+from s3prl_ext.upstreams.merged_attention.sources import (
+    module_heads,
+    prepare_sources,
+    read_sources,
+    resolve_sources,
+    source_name,
+)
 from s3prl_ext.upstreams.merged_attention.targets import build_target, decoder_folder, model_of, target_name
 from s3prl_ext.upstreams.speech_models import is_speech_model
 from s3prl_ext.writing import written_folder
@@ -63,6 +69,7 @@ class Models:
         selections: how the layers of each source were chosen, where by similarity.
         matches: how it was found which layers meet, where by similarity.
         bases: of each source whose hidden space is turned onto the target's.
+        heads: number of heads of the target, where it was built and says it.
     """
 
     target: Path
@@ -73,6 +80,7 @@ class Models:
     selections: list[dict[str, Any] | None]
     matches: list[dict[str, Any] | None]
     bases: list[Basis | None]
+    heads: int | None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -128,6 +136,7 @@ def find_models(config: MergeConfig) -> tuple[Models, MergeConfig]:
     selections: list[dict[str, Any] | None] = [None] * len(paths)
     matches = selections
     bases: list[Basis | None] = [None] * len(paths)
+    heads = None
     if any(
         isinstance(s.layers, LayerSelection) or isinstance(s.layer_map, LayerMatch) or s.turns for s in config.sources
     ):
@@ -135,8 +144,9 @@ def find_models(config: MergeConfig) -> tuple[Models, MergeConfig]:
         config, matches = match_layers(config, model, target_name(config.target), paths)
         config, selections = choose_layers(config, model, target_name(config.target), paths, weights)
         bases = find_bases(config, model, target_name(config.target), paths)
+        heads = module_heads(model) if model is not None else None
     own = read_attention(target, config.target.prefix)
-    return Models(target, upstream, paths, own, weights, selections, matches, bases), config
+    return Models(target, upstream, paths, own, weights, selections, matches, bases, heads), config
 
 
 def _target_file(target: TargetConfig) -> tuple[Path, str | None]:
@@ -186,7 +196,7 @@ def write(models: Models, config: MergeConfig, raw: dict[str, Any], out: Path) -
         UsageError: the models do not fit each other or the configuration.
         DataError: NaN or infinity in a matrix.
     """
-    sources = prepare_sources(models.weights, models.source_weights, config, bases=models.bases)
+    sources = prepare_sources(models.weights, models.source_weights, config, models.heads, models.bases)
     record = merge_record(models.weights, models.source_weights, sources, config)
     describe_choices(record, models.selections, models.matches)
     slots = {slot for source in sources for slot in chosen_slots(models.weights, source.lambdas, config.biases)}
@@ -225,7 +235,7 @@ def _describe(
         "schema": SCHEMA,
         "merge": record,
         "merged_attention_sha256": merged,
-        "rows": [vars(row) for row in rows],
+        "rows": [{key: value for key, value in vars(row).items() if value is not None} for row in rows],
     }
     (folder / MERGE_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     bases = [source.base.model for source in config.sources if source.base]

@@ -80,28 +80,28 @@ class Basis:
 
 
 def procrustes(x: Tensor, y: Tensor) -> Turn:
-    """Return R that minimizes sum_n |y_n - R x_n|^2 over matrices with orthonormal rows or columns.
+    """Return R that maximizes sum_n <y_n, R x_n> over matrices with orthonormal rows or columns.
 
-    Directions that the pairs do not determine (fewer pairs than coordinates) stay where they are, as nearly as R allows,
-    so that a model paired with itself is not turned.
+    With equal widths it minimizes sum_n |y_n - R x_n|^2. Directions that the pairs do not determine (fewer pairs than
+    coordinates) then stay where they are, as nearly as R allows, so that a model paired with itself is not turned; of unequal
+    widths they are left out.
 
     Args:
         x: vectors of the target, [pairs, width].
-        y: those of the source for the same pairs, of the same width.
+        y: those of the source for the same pairs, [pairs, width of the source].
 
     Raises:
-        UsageError: the numbers of pairs or the widths differ.
+        UsageError: the numbers of pairs differ.
     """
-    if x.shape != y.shape:
+    if len(x) != len(y):
         raise UsageError(
-            f"a basis needs vectors of equal number and width, got {tuple(x.shape)} of the target and {tuple(y.shape)} of the "
-            "source."
+            f"a basis needs vectors of the same pairs, got {tuple(x.shape)} of the target and {tuple(y.shape)} of the source."
         )
     x, y = x.double(), y.double()
     left, values, right = torch.linalg.svd(y.T @ x)
-    rank = int((values > values[0] * max(x.shape) * torch.finfo(values.dtype).eps).sum())
+    rank = int((values > values[0] * max(left.shape[0], right.shape[0]) * torch.finfo(values.dtype).eps).sum())
     matrix = left[:, :rank] @ right[:rank]
-    if rank < len(values):  # of all completions the one with the largest trace
+    if rank < len(values) and left.shape == right.shape:  # of all completions the one with the largest trace
         rest, other = left[:, rank:], right[rank:]
         first, _, second = torch.linalg.svd(rest.T @ other.T)
         matrix = matrix + rest @ first @ second @ other

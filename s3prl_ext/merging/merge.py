@@ -31,6 +31,7 @@ class Source:
         layers: its layer behind each of the target's; None where they are equal.
         base: parameters of the model that it was trained from, under the target's slots; None where no method asks for them.
         facts: what its record says in addition: the base, the alignment.
+        kept: Frobenius norm of each tensor over the one that it had before it was projected into the target's shape.
     """
 
     weights: AttentionWeights
@@ -39,6 +40,7 @@ class Source:
     layers: Sequence[int | None] | None = None
     base: AttentionWeights | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
+    kept: Mapping[Slot, float] = field(default_factory=dict)
 
     def layer(self, slot: Slot) -> int:
         """Return the source's layer that meets the target's `slot`."""
@@ -113,7 +115,11 @@ def _merged_slots(
         merged = method.combine(target[slot], parts, slot)
         change = relative_change(target[slot], merged)
         label = slot.projection if slot.kind == "weight" else f"{slot.projection}.bias"
-        yield slot, merged, [MergeRow(slot.layer, label, w, change, s.name, s.layer(slot)) for s, w in used]
+        yield (
+            slot,
+            merged,
+            [MergeRow(slot.layer, label, w, change, s.name, s.layer(slot), s.kept.get(slot)) for s, w in used],
+        )
 
 
 def chosen_slots(target: AttentionWeights, lambdas: Lambdas, biases: bool) -> dict[Slot, float]:
@@ -129,20 +135,25 @@ def check_compatible(
     names: tuple[str, str] = ("the target", "the source"),
     biases: bool = False,
     layer_map: Sequence[int | None] | None = None,
+    projected: bool = False,
 ) -> None:
     """Check that two models have the same width, depth unless a map is given, and, for `biases`, bias vectors.
 
     Args:
         names: what target and source are called in the message.
         layer_map: source layer for each target layer, None for a layer that stays as it is.
+        projected: the source will be brought into the target's shapes, so that only depth and biases count.
 
     Raises:
         UsageError: they differ; the message gives both shapes.
     """
-    if width(target) != width(source) or (layer_map is None and depth(target) != depth(source)):
+    fits = projected or width(target) == width(source)
+    if not fits or (layer_map is None and depth(target) != depth(source)):
         advice = "choose a source of the target's size"
-        if width(target) == width(source):
+        if fits:
             advice += ", or set layer_map (such as linear) to say which layers meet"
+        else:
+            advice += ", or project it with align: {kind: basis, pairs: FILE}"
         raise UsageError(
             f"{names[0]} has {_describe(target)} and {names[1]} {_describe(source)}: "
             f"merging needs the same depth and width, so {advice}."
@@ -157,7 +168,7 @@ def check_compatible(
             raise UsageError(
                 f"{names[1]} has no {theirs}, which {names[0]} has: set biases: false to merge matrices only."
             )
-        if tensor.shape != source[theirs].shape:
+        if not projected and tensor.shape != source[theirs].shape:
             shapes = f"{tuple(tensor.shape)} in {names[0]} and {tuple(source[theirs].shape)} in {names[1]}"
             raise UsageError(f"{slot} has the shape {shapes}: merging needs equal shapes.")
 

@@ -100,4 +100,11 @@ def _lambdas(record: Mapping[str, Any], rows: Sequence[MergeRow]) -> str:
         cells += [values.get(projection, "0") for projection in PROJECTIONS]
         lines.append([*cells, f"{change:.4f}"])
     biases = "\n\nThe biases are merged with the same λ." if record["biases"] else ""
-    return grid(head, lines) + biases
+    kept = [row.kept for row in rows if row.kept is not None]
+    projected = ""
+    if kept:
+        projected = (
+            "\n\nSources of another size or other heads were projected into the target's shape: "
+            f"{min(kept):.2f} to {max(kept):.2f} of the norm of a matrix is kept."
+        )
+    return grid(head, lines) + biases + projected

@@ -14,7 +14,7 @@ from s3prl_ext import locks
 from s3prl_ext.attention.files import read_attention
 from s3prl_ext.attention.weights import AttentionWeights, depth, sha256
 from s3prl_ext.errors import UsageError
-from s3prl_ext.merging.basis import Basis
+from s3prl_ext.merging.aligner import Aligner
 from s3prl_ext.merging.config import MergeConfig
 from s3prl_ext.merging.layers import chosen_layers
 from s3prl_ext.merging.merge import Source
@@ -37,7 +37,13 @@ from s3prl_ext.training.run_spec import RunSpec
 from s3prl_ext.upstreams.layer_similarity.basis import find_bases
 from s3prl_ext.upstreams.layer_similarity.selection import choose_layers, match_layers
 from s3prl_ext.upstreams.merged_attention.record import describe_model
-from s3prl_ext.upstreams.merged_attention.sources import find_source, module_heads, prepare_sources, source_name
+from s3prl_ext.upstreams.merged_attention.sources import (
+    aligner_of,
+    find_source,
+    module_heads,
+    prepare_sources,
+    source_name,
+)
 from s3prl_ext.upstreams.merged_attention.targets import target_name
 
 logger = logging.getLogger(__name__)
@@ -56,7 +62,7 @@ class ModelPair:
         source: the source's attention parameters as read.
         layer_map: source layer for each target layer.
         prepared: the source under the target's slots; its base and the order of its heads.
-        basis: that of the source in the target's, where the merge asks for it.
+        aligner: how the source and noise are brought into the target's coordinates, where the merge asks for it.
     """
 
     config: MergeConfig
@@ -65,7 +71,7 @@ class ModelPair:
     source: AttentionWeights | None
     layer_map: list[int | None]
     prepared: Source
-    basis: Basis | None
+    aligner: Aligner | None
 
     @property
     def noise(self) -> NoiseConfig:
@@ -163,7 +169,8 @@ def _open_pair(
     bases = find_bases(config, runner.upstream.model, target_name(config.target), [path])
     (prepared,) = prepare_sources(target, [source], dataclasses.replace(config, sources=(unmerged,)), heads, bases)
     layers = prepared.layers if prepared.layers is not None else range(depth(target))
-    return ModelPair(config, target, path, source, list(layers), prepared, bases[0])
+    aligner = aligner_of(config.sources[0], config.target, heads, bases[0])
+    return ModelPair(config, target, path, source, list(layers), prepared, aligner)
 
 
 def _sweep(flags: argparse.Namespace, runner: SweepRunner, pair: ModelPair, grid: Grid) -> Sweep:
@@ -183,8 +190,7 @@ def _sweep(flags: argparse.Namespace, runner: SweepRunner, pair: ModelPair, grid
         pair.noise,
         method=pair.config.combination,
         base=pair.prepared.base,
-        heads=pair.prepared.facts["align"]["heads"] if "align" in pair.prepared.facts else None,
-        basis=pair.basis,
+        aligner=pair.aligner,
     )
     store = Store(flags.expdir, _settings(runner, pair), flags.overwrite)
     origin = {} if store.content["results"] else _origin(runner.args.device)
@@ -267,7 +273,8 @@ def _options(pair: ModelPair) -> dict[str, Any]:
         "method": dataclasses.asdict(config.method) if config.method else None,
         "base": facts["base"]["attention_sha256"] if "base" in facts else None,
         "align": {key: facts["align"][key] for key in ("kind", "heads")} if "align" in facts else None,
-        "basis": pair.basis.facts if pair.basis else None,
+        "basis": pair.aligner.basis.facts if pair.aligner and pair.aligner.basis else None,
+        "projection": facts.get("projection"),
     }
     return {key: value for key, value in options.items() if value}
 

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from s3prl_ext.attention.layouts import Slot
 from s3prl_ext.attention.weights import AttentionWeights
-from s3prl_ext.merging.alignment import align_heads
-from s3prl_ext.merging.basis import Basis
+from s3prl_ext.merging.aligner import Aligner
 from s3prl_ext.merging.interpolation import dtype_of_sum
 from s3prl_ext.merging.layers import align
 from s3prl_ext.merging.merge import check_finite
@@ -33,10 +32,8 @@ class ArmWeights:
         biases: merge the biases too.
         noise: seed and statistics of the noise controls; its kind and draw are the arm's.
         method: how matrices are combined.
-        base: of the source, under the target's slots, turned and its heads in the order of the target's as the source's will be;
-            for methods that need one.
-        basis: that of the source in the target's, in which the source and each draw of noise are turned; None to leave them.
-        heads: number of heads to align, of the source and of each draw of noise; None to leave them as they are.
+        base: of the source, under the target's slots, aligned as the source will be; for methods that need one.
+        aligner: how the source and each draw of noise are brought into the target's coordinates; None to leave them.
 
     Raises:
         DataError: a matrix holds NaN or infinity.
@@ -52,8 +49,7 @@ class ArmWeights:
         noise: NoiseConfig | None = None,
         method: MethodConfig = LINEAR,
         base: AttentionWeights | None = None,
-        heads: int | None = None,
-        basis: Basis | None = None,
+        aligner: Aligner | None = None,
     ) -> None:
         self._target = {
             slot: tensor.detach()
@@ -64,12 +60,14 @@ class ArmWeights:
         self._source_as_read, self._layer_map = source, layer_map
         check_finite(target, self._target, "the target")
         self._original = {slot: tensor.clone() for slot, tensor in self._target.items()}
-        self._method, self._base, self._heads, self._basis = method, base, heads, basis
-        self._projections = list(projections)
+        self._method, self._base, self._aligner = method, base, aligner
         self._source: dict[Slot, Tensor] | None = None
+        self._shapes: dict[Slot, torch.Size] = {}  # of noise that is turned as the source is
         if source is not None:
             aligned = {slot: tensor for slot, tensor in align(source, layer_map).items() if slot in self._target}
             check_finite(aligned, aligned, "the source", lambda slot: layer_map[slot.layer] or 0)
+            if aligner is not None and aligner.basis is not None:
+                self._shapes = {slot: tensor.shape for slot, tensor in aligned.items()}
             self._source = self._aligned({slot: self._ready(slot, tensor) for slot, tensor in aligned.items()})
         self._noise = noise or NoiseConfig("standard")
         self._drawn: tuple[tuple[str, int], dict[Slot, Tensor]] | None = None
@@ -106,12 +104,8 @@ class ArmWeights:
         return tensor.to(target.device, dtype_of_sum(target, tensor))
 
     def _aligned(self, matrices: dict[Slot, Tensor]) -> dict[Slot, Tensor]:
-        """Return matrices turned and with their heads in the order of the target's, where that is asked for."""
-        if self._basis is not None:
-            matrices = self._basis.apply(matrices)
-        if self._heads is None:
-            return matrices
-        return align_heads(self._original, matrices, self._heads, self._projections)[0]
+        """Return matrices in the target's coordinates, where that is asked for."""
+        return matrices if self._aligner is None else self._aligner.apply(self._original, matrices).weights
 
     def _matrices(self, arm: Arm) -> dict[Slot, Tensor]:
         """Return what is merged in: the source's matrices, or the arm's draw of noise."""
@@ -124,7 +118,7 @@ class ArmWeights:
             if arm.noise not in self._statistics:
                 own = self._untouched | self._original
                 self._statistics[arm.noise] = noise_moments(config, own, self._source_as_read, self._layer_map)
-            shapes = {slot: tensor.shape for slot, tensor in self._target.items()}
+            shapes = {slot: tensor.shape for slot, tensor in self._target.items()} | self._shapes
             drawn = sample(shapes, self._statistics[arm.noise], config)
             ready = {slot: self._ready(slot, tensor) for slot, tensor in drawn.items()}
             self._drawn = (arm.noise, arm.draw), self._aligned(ready)

@@ -71,7 +71,7 @@ def test_what_few_pairs_do_not_determine_stays_where_it_is():
 
 
 def test_vectors_and_matrices_that_do_not_fit_are_one_sentence():
-    with pytest.raises(UsageError, match=r"equal number and width, got \(5, 12\) of the target and \(4, 12\)"):
+    with pytest.raises(UsageError, match=r"of the same pairs, got \(5, 12\) of the target and \(4, 12\)"):
         procrustes(randn(5, WIDTH), randn(4, WIDTH))
     basis = basis_of(randn(20, 1, WIDTH), randn(20, 1, WIDTH), [0], {})
     with pytest.raises(

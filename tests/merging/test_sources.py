@@ -160,7 +160,10 @@ def test_one_source_layer_may_serve_several_target_layers():
 def test_unequal_depth_needs_a_map_and_unequal_width_stays_refused():
     with pytest.raises(UsageError, match="4 layers .* 2 layers .*same depth and width, so .*or set layer_map"):
         check_compatible(model(4, 0), model(2, 1))
-    with pytest.raises(UsageError, match="choose a source of the target's size.$"):
+    with pytest.raises(
+        UsageError,
+        match=r"so choose a source of the target's size, or project it with align: \{kind: basis, pairs: FILE\}.$",
+    ):
         check_compatible(model(4, 0), model(2, 1, width=6), layer_map=[0, 0, 1, 1])
 
 

@@ -16,6 +16,7 @@ from s3prl_ext.attention.layouts import PROJECTIONS, Slot
 from s3prl_ext.attention.weights import extract
 from s3prl_ext.commands import merge
 from s3prl_ext.errors import DataError, UsageError
+from s3prl_ext.merging.aligner import Aligner
 from s3prl_ext.merging.alignment import align_heads
 from s3prl_ext.merging.methods import parse_method
 from s3prl_ext.sweeps.grid import Arm
@@ -71,6 +72,8 @@ def folders(tmp_path_factory):
         "target": factories.hubert_folder(root / "hubert", heads=4),
         "source": factories.bert_folder(root / "bert", heads=4),
         "base": factories.bert_folder(root / "base", heads=4, seed=6),
+        "wide": factories.bert_folder(root / "wide", heads=3, width=48),
+        "wide_base": factories.bert_folder(root / "wide_base", heads=3, width=48, seed=7),
     }
     return {name: str(path) for name, path in made.items()}
 
@@ -163,13 +166,13 @@ def test_inputs_of_attention_in_a_text_model(folders):
         attention_inputs(find_attention_modules(encoder.model, "bert"), lambda: None, "bert")
 
 
-def found(folders, table):
+def found(folders, table, source="source"):
     """Return the basis as the merge finds it, from the files alone."""
     from s3prl_ext.merging.config import parse_config
     from s3prl_ext.upstreams.merged_attention.sources import read_sources
     from s3prl_ext.upstreams.merged_attention.targets import build_target
 
-    content = {"target": {"model": folders["target"]}, "source": {"model": folders["source"]}, "lambda": 0.25}
+    content = {"target": {"model": folders["target"]}, "source": {"model": folders[source]}, "lambda": 0.25}
     config = parse_config(content | {"align": basis(table)}, "my.yaml")
     (one,) = bases.find_bases(config, build_target(config.target), "target", read_sources(config)[0])
     return one
@@ -212,7 +215,8 @@ def test_an_arm_of_a_sweep_equals_the_merged_upstream_bit_for_bit(heads, arm, bu
     upstream = build(align=align, **{"lambda": 0})
     own, source = extract(upstream.state_dict()), read_attention(folders["source"])
     method = parse_method("linear")
-    weights = ArmWeights(own, source, [0, 1], PROJECTIONS, method=method, heads=heads, basis=found(folders, table))
+    aligner = Aligner(found(folders, table), (4, 4), pair=bool(heads))
+    weights = ArmWeights(own, source, [0, 1], PROJECTIONS, method=method, aligner=aligner)
     weights.apply(Arm((0, 1), "standard", 0, 0.9))
     weights.apply(arm)
     noise = {} if arm.noise == "none" else {"noise": {"kind": arm.noise, "draw": arm.draw}}
@@ -253,3 +257,80 @@ def test_records_tell_bases_apart_and_what_does_not_fit_is_one_sentence(build, f
         build(source=None, noise="standard")
     with pytest.raises(UsageError, match="no such table of pairs"):
         build(align={"kind": "basis", "pairs": str(tmp_path / "none.tsv")})
+
+
+@pytest.mark.parametrize("pair", [True, False])
+def test_a_source_of_another_width_and_other_heads_is_merged_with_its_noise_and_base(
+    pair, build, folders, table, caplog
+):
+    target, source, base = (read_attention(folders[name]) for name in ("target", "wide", "wide_base"))
+    aligner = Aligner(found(folders, table, "wide"), (4, 3), pair)
+    align = ["heads", basis(table)] if pair else basis(table)
+    wide = {"source": {"model": folders["wide"]}, "align": align}
+    caplog.set_level("INFO")
+    upstream = build(**wide, biases=True)
+    after, placed = extract(upstream.state_dict()), aligner.apply(target, source)
+    for slot in target:
+        torch.testing.assert_close(after[slot], torch.lerp(target[slot], placed.weights[slot], 0.25), rtol=0, atol=1e-6)
+    (record,) = upstream.merge_record["sources"]
+    assert record["projection"] == placed.facts["projection"] and record["width"] == 48
+    assert record["projection"]["heads"] == [3, 4] and record["projection"]["paired"] is pair
+    assert "norm kept" in caplog.text and f"{placed.kept[WEIGHTS[0]]:.4f}" in caplog.text
+    assert "heads will not line up" not in caplog.text
+
+    zero = extract(build(**wide, **{"lambda": 0}).state_dict())
+    assert all(torch.equal(zero[slot], target[slot]) for slot in target)
+
+    vectors = extract(build(**wide, method="task_arithmetic", base={"model": folders["wide_base"]}).state_dict())
+    moved = aligner.apply(target, source, base)
+    for slot in WEIGHTS:
+        change = moved.weights[slot] - moved.base[slot]
+        torch.testing.assert_close(vectors[slot], target[slot] + 0.25 * change, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("arm", [Arm((0, 1), "none", 0, 0.25), Arm((1,), "source", 1, 1.0)])
+def test_an_arm_with_another_width_equals_the_merged_upstream_bit_for_bit(arm, build, folders, table):
+    wide = {"source": {"model": folders["wide"]}, "align": ["heads", basis(table)]}
+    upstream = build(**wide, **{"lambda": 0})
+    aligner = Aligner(found(folders, table, "wide"), (4, 3), pair=True)
+    own, source = extract(upstream.state_dict()), read_attention(folders["wide"])
+    weights = ArmWeights(own, source, [0, 1], PROJECTIONS, aligner=aligner)
+    weights.apply(Arm((0, 1), "standard", 0, 0.9))
+    weights.apply(arm)
+    noise = {} if arm.noise == "none" else {"noise": {"kind": arm.noise, "draw": arm.draw}}
+    expected = build(**wide, **noise, layers=list(arm.layers), **{"lambda": arm.lambda_}).state_dict()
+    for name, tensor in upstream.state_dict().items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+def test_a_projected_merge_is_written_with_what_is_kept_and_learns_its_lambda(build, folders, table, tmp_path, capsys):
+    wide = {"source": {"model": folders["wide"]}, "align": basis(table)}
+    learnt = build(**wide, learnable=True)
+    upstream = build(**wide)
+    for slot, tensor in extract(upstream.state_dict()).items():
+        theirs = dict(learnt.named_modules())[f"model.encoder.layers.{slot.layer}.attention.{slot.projection}"]
+        torch.testing.assert_close(getattr(theirs, slot.kind), tensor)
+    out = tmp_path / "merged"
+    assert merge.main(["-g", str(tmp_path / "my.yaml"), "--dry-run"]) == 0
+    assert merge.main(["-g", str(tmp_path / "my.yaml"), "--out", str(out)]) == 0
+    written, built = read_attention(out), extract(upstream.state_dict())
+    assert all(torch.equal(written[slot], built[slot]) for slot in written)
+    content = json.loads((out / "merge.json").read_text())
+    check_merge_record(content["merge"], upstream.merge_record)
+    kept = [row["kept"] for row in content["rows"]]
+    assert len(kept) == 6 and all(0 < share < 1.5 for share in kept)
+    assert f"{min(kept):.2f} to {max(kept):.2f} of the norm" in (out / "README.md").read_text(encoding="utf-8")
+    paired = build(**wide | {"align": ["heads", basis(table)]}).merge_record
+    with pytest.raises(DataError, match="placed otherwise: 3 into 4 heads, in order, but now 3 into 4 heads, paired"):
+        check_merge_record(content["merge"], paired)
+
+
+def test_another_width_without_a_basis_is_refused_with_the_way_out(build, folders, table):
+    with pytest.raises(
+        UsageError, match=r"32\) and .* 2 layers of shape \(48, 48\).* or project it with align: \{kind: basis"
+    ):
+        build(source={"model": folders["wide"]}, align=None)
+    with pytest.raises(UsageError, match="the target has 4 and the source has 3 and align.heads is 4"):
+        build(source={"model": folders["wide"]}, align=[{"kind": "heads", "heads": 4}, basis(table)])
+    with pytest.raises(UsageError, match=r"source .* has 2 layers of shape \(48, 48\) and base .* \(32, 32\)"):
+        build(source={"model": folders["wide"]}, base={"model": folders["base"]}, method="task_arithmetic")

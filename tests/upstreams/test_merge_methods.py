@@ -13,6 +13,7 @@ from s3prl_ext.attention.layouts import PROJECTIONS, Slot
 from s3prl_ext.attention.weights import extract
 from s3prl_ext.commands import merge
 from s3prl_ext.errors import DataError, UsageError
+from s3prl_ext.merging.aligner import Aligner
 from s3prl_ext.merging.alignment import align_heads, permute_heads
 from s3prl_ext.merging.methods import parse_method, slerp
 from s3prl_ext.sweeps.grid import Arm
@@ -151,11 +152,11 @@ def test_an_arm_of_a_sweep_equals_the_merged_upstream_bit_for_bit(content, arm, 
     if "base" in content and "align" in content:  # a sweep gets the base in the order of the source's aligned heads
         _, orders = align_heads(read_attention(folders["target"]), source, 4, PROJECTIONS)
         base = {slot: permute_heads(tensor, orders[slot.layer]) for slot, tensor in base.items()}
-    heads = 4 if "align" in content else None
+    aligner = Aligner(heads=(4, 4), pair=True) if "align" in content else None
     upstream = build(**{"lambda": 0})
     method = parse_method(content.get("method", "linear"))
     weights = ArmWeights(
-        extract(upstream.state_dict()), source, [0, 1], PROJECTIONS, method=method, base=base, heads=heads
+        extract(upstream.state_dict()), source, [0, 1], PROJECTIONS, method=method, base=base, aligner=aligner
     )
     weights.apply(Arm((0, 1), "standard" if "base" not in content else "none", 0, 0.9))
     weights.apply(arm)

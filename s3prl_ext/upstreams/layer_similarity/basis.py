@@ -57,7 +57,7 @@ def _basis(
     special, where = settings.special_tokens, comparison_device()
     with opened_target(config.target, upstream, target_name, special, where, inputs=True) as target:
         side = source_side(path, name, source.prefix, special, where, inputs=True)
-        basis = _turned(settings, target, side, meeting_layers(target, side, source.layer_map))
+        basis = _turned(settings, target, side, meeting_layers(target, side, source.layer_map, any_width=True))
     rows = [("layer", "fit", "directions"), *((str(n), f"{t.fit:.4f}", f"{t.rank}") for n, t in basis.turns.items())]
     logger.info("basis of %s in that of %s:\n%s", name, target_name, "\n".join(columns(rows, right=True)))
     return basis
@@ -66,11 +66,11 @@ def _basis(
 def _turned(settings: BasisAlignment, target: Side, source: Side, layers: Sequence[int | None]) -> Basis:
     draw = ComparisonSettings(share=settings.share, seed=settings.seed)
     drawn, of = drawn_pairs(settings.pairs, settings.root, settings.split, target, source, draw)
-    if len(drawn) < target.width:
-        logger.warning(
-            "%d pairs determine %d of %d directions of the basis at most: the others stay as they are.",
-            len(drawn), len(drawn), target.width,
-        )  # fmt: skip
+    narrow = min(target.width, source.width)
+    if len(drawn) < narrow:
+        rest = "stay as they are" if target.width == source.width else "are left out"
+        logger.warning("%d pairs determine %d of %d directions of the basis at most: the others %s.",
+                       len(drawn), len(drawn), narrow, rest)  # fmt: skip
     x, y, pairs_key = paired_vectors(target, source, drawn)
     facts: dict[str, Any] = dataclasses.asdict(settings)
     facts = {key: facts[key] for key in ("split", "share", "seed", "special_tokens")}

@@ -110,18 +110,22 @@ def _side(name: str, kind: str, weights: AttentionWeights, key: str, load: Calla
     return Side(name, kind, depth(weights), width(weights), sha256(weights), key, load)
 
 
-def meeting_layers(target: Side, source: Side, layer_map: LayerMap) -> list[int | None]:
+def meeting_layers(target: Side, source: Side, layer_map: LayerMap, any_width: bool = False) -> list[int | None]:
     """Return the source layer that each target layer is compared with, None for one that is left out.
+
+    Args:
+        any_width: the widths may differ.
 
     Raises:
         UsageError: width, or depth without a map, differ.
     """
     names = f"target {target.name}", f"source {source.name}"
-    if target.width != source.width or (layer_map is None and target.layers != source.layers):
+    unequal = target.width != source.width and not any_width
+    if unequal or (layer_map is None and target.layers != source.layers):
         sizes = [
             f"{name} has {side.layers} layers of width {side.width}" for name, side in zip(names, (target, source))
         ]
-        advice = "choose models of equal width" if target.width != source.width else "set layer_map (such as linear)"
+        advice = "choose models of equal width" if unequal else "set layer_map (such as linear)"
         raise UsageError(f"{sizes[0]} and {sizes[1]}: equal layers cannot be compared, {advice}.")
     return resolve_layer_map(layer_map, target.layers, source.layers, names)
 

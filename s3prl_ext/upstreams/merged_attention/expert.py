@@ -69,7 +69,7 @@ def build_upstream(config: MergeConfig, refresh: bool = False) -> torch.nn.Modul
     describe_choices(record, selections, matches)
     upstream.merge_record = record  # type: ignore[assignment]  # a plain attribute, not a submodule
     for path, source in zip(paths, config.sources, strict=True):
-        if path and source.noise is None:
+        if path and source.noise is None and not source.turns:
             _warn_heads(upstream, path)
     return upstream
 

@@ -65,7 +65,8 @@ def install_learnable(
     for slot in slots:
         first = source.lambdas[slot.projection][slot.layer]
         change = relative_change(target[slot], interpolate(target[slot], source.weights[slot], first))
-        rows.append(MergeRow(slot.layer, slot.projection, first, change, source.name, source.layer(slot)))
+        kept = source.kept.get(slot)
+        rows.append(MergeRow(slot.layer, slot.projection, first, change, source.name, source.layer(slot), kept))
     layers = sorted({slot.layer for slot in slots})
     initial = {projection: source.lambdas[projection] for projection in config.sources[0].lambda_}
     make_learnable(upstream, source.weights, initial, layers, config.learnable, f"target {name}")

@@ -140,6 +140,12 @@ def _check_source(role: str, stored: MergeRecord, current: MergeRecord, learnt: 
             f"the checkpoint was made with another basis of the {role}: {stored['basis']['pairs']['used']} pairs, but now "
             f"{current['basis']['pairs']['used']} or other ones: give the same align and pairs."
         )
+    if stored.get("projection") != current.get("projection"):
+        was, now = (_heads(record.get("projection")) for record in (stored, current))
+        raise DataError(
+            f"the checkpoint was made with the heads of the {role} placed otherwise: {was}, but now {now}: give the same align "
+            "and models."
+        )
     lambdas, maps = _difference(stored, current, learnt)
     of = "" if role == "source" else f" of {role}"
     if lambdas:
@@ -153,6 +159,12 @@ def _check_source(role: str, stored: MergeRecord, current: MergeRecord, learnt: 
 def _with(key: str, source: MergeRecord) -> str:
     name = "align basis" if key == "basis" else key
     return f"with {name}" if source.get(key) else f"without {name}"
+
+
+def _heads(projection: dict[str, Any] | None) -> str:
+    if projection is None:
+        return "as they are"
+    return f"{projection['heads'][0]} into {projection['heads'][1]} heads, {'paired' if projection['paired'] else 'in order'}"
 
 
 def _of_basis(source: MergeRecord) -> tuple[str, bool] | None:

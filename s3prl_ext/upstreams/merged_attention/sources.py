@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from s3prl_ext.attention.files import find_model, find_package_model, read_atten
 from s3prl_ext.attention.layouts import Slot
 from s3prl_ext.attention.weights import AttentionWeights, depth
 from s3prl_ext.errors import UsageError
-from s3prl_ext.merging.alignment import align_heads, permute_heads
+from s3prl_ext.merging.aligner import Aligner
 from s3prl_ext.merging.basis import Basis
 from s3prl_ext.merging.config import MergeConfig, SourceConfig, SourceModel, TargetConfig, resolve_lambdas
 from s3prl_ext.merging.layers import align, resolve_layer_map
@@ -74,11 +74,27 @@ def prepare_sources(
         base = _read_base(target, weights, source, maps[index], config)
         ready = _prepare(target, weights, source, lambdas[index], maps[index], slots, index)
         ready = dataclasses.replace(ready, base=base and align(base, maps[index]), facts=_base_facts(source, base))
-        ready = turned(ready, bases[index] if bases else None)
-        pairs_heads = source.align is not None and source.align.heads is not None
-        heads = _heads(source, config.target, target_heads) if pairs_heads else None
-        prepared.append(_aligned(ready, target, source, heads))
+        aligner = aligner_of(source, config.target, target_heads, bases[index] if bases else None)
+        prepared.append(_aligned(ready, target, aligner))
     return prepared
+
+
+def aligner_of(
+    source: SourceConfig, target: TargetConfig, target_heads: int | None = None, basis: Basis | None = None
+) -> Aligner | None:
+    """Return how a source is brought into the target's coordinates, None where it is merged as it is.
+
+    Args:
+        target_heads: number of heads of the target as it was built, for one whose files do not say it.
+        basis: of a source whose hidden space is turned.
+
+    Raises:
+        UsageError: heads are to be paired, and their numbers differ or are not known.
+    """
+    if source.align is None:
+        return None
+    heads = _heads(source, target, target_heads)
+    return Aligner(basis, heads, source.align.heads is not None, list(source.lambda_))
 
 
 def _read_base(
@@ -103,7 +119,10 @@ def _read_base(
             "the model that the source was trained from."
         )
     names = f"target {target_name(config.target)}", f"base {_model_name(source.base)}"
-    check_compatible(target, base, names, config.biases, layer_map if source.layer_map is not None else None)
+    if source.turns and weights is not None:  # it is moved as the source is
+        check_compatible(weights, base, (f"source {source_name(source)}", names[1]), config.biases)
+    else:
+        check_compatible(target, base, names, config.biases, layer_map if source.layer_map is not None else None)
     return base
 
 
@@ -111,52 +130,46 @@ def _base_facts(source: SourceConfig, base: AttentionWeights | None) -> dict[str
     return {} if source.base is None or base is None else {"base": describe_model(_model_name(source.base), base)}
 
 
-def turned(source: Source, basis: Basis | None) -> Source:
-    """Return a source, or the noise in its place, with its base, as they read the target's vectors."""
-    if basis is None:
+def _aligned(source: Source, target: AttentionWeights, aligner: Aligner | None) -> Source:
+    """Return a source, or the noise in its place, with its base, as they are merged."""
+    if aligner is None:
         return source
-    base = source.base and basis.apply(source.base)
-    facts = {**source.facts, "basis": basis.describe()}
-    return dataclasses.replace(source, weights=basis.apply(source.weights), base=base, facts=facts)
+    aligned = aligner.apply(target, source.weights, source.base)
+    facts = {**source.facts, **aligned.facts}
+    if "align" in facts:
+        orders = facts["align"]["orders"]
+        moved = sum(head != place for order in orders for place, head in enumerate(order))
+        logger.info("heads of %s: %d of %d in another place", source.name, moved, sum(map(len, orders)))
+    if aligner.basis is not None:
+        facts["basis"] = aligner.basis.describe()
+    return dataclasses.replace(source, weights=aligned.weights, base=aligned.base, facts=facts, kept=aligned.kept)
 
 
-def _aligned(source: Source, target: AttentionWeights, config: SourceConfig, heads: int | None) -> Source:
-    """Return a source with its heads in the order of the target's, where the configuration asks for it; noise likewise.
-
-    A base is permuted as its source is, so that their difference stays a task vector.
-    """
-    if heads is None:
-        return source
-    projections = list(config.lambda_)
-    weights, orders = align_heads(target, source.weights, heads, projections)
-    base = source.base
-    if base is not None:
-        base = {
-            slot: permute_heads(tensor, orders[slot.layer]) if slot.projection in projections else tensor
-            for slot, tensor in base.items()
-        }
-    moved = sum(head != place for order in orders.values() for place, head in enumerate(order))
-    logger.info("heads of %s: %d of %d in another place", source.name, moved, sum(map(len, orders.values())))
-    facts = {**source.facts, "align": {"kind": "heads", "heads": heads, "orders": list(orders.values())}}
-    return dataclasses.replace(source, weights=weights, base=base, facts=facts)
-
-
-def _heads(source: SourceConfig, target: TargetConfig, built: int | None) -> int:
-    """Return the number of heads that both models have: as given, and as each ``config.json`` or the built target says.
+def _heads(source: SourceConfig, target: TargetConfig, built: int | None) -> tuple[int | None, int | None]:
+    """Return the numbers of heads of both models: as given, and as each ``config.json`` or the built target says.
 
     Raises:
-        UsageError: they differ, or none is given and a model does not say it.
+        UsageError: heads are to be paired one to one and the numbers differ, or one is not known.
     """
-    assert source.align is not None and source.align.heads is not None
-    given = source.align.heads.heads
+    assert source.align is not None
+    pair = source.align.heads
     model = model_of(target)
     found = {"target": (head_count(find_model(model), target.prefix) if model else None) or built}
     if source.is_read:
         found["source"] = head_count(find_source(source), source.prefix)
+    if pair is not None:
+        _check_heads(found, pair.heads, source.turns)
+    given = pair.heads if pair is not None else None
+    ours = found["target"] or given
+    return ours, found.get("source", ours) or given
+
+
+def _check_heads(found: Mapping[str, int | None], given: int | None, turns: bool) -> None:
+    """Refuse numbers of heads that are not known, or differ; with a basis they may."""
     said = {f"the {role} has {count}": count for role, count in found.items() if count}
     if given:
         said[f"align.heads is {given}"] = given
-    if len(set(said.values())) > 1:
+    if len(set(said.values())) > 1 and (given or not turns):
         raise UsageError(
             f"align: {' and '.join(said)}: heads are paired one to one, so leave align out, or correct it."
         )
@@ -165,7 +178,6 @@ def _heads(source: SourceConfig, target: TargetConfig, built: int | None) -> int
         raise UsageError(
             f"align: the {silent} does not say how many heads it has: give align: {{kind: heads, heads: N}}."
         )
-    return next(iter(said.values()))
 
 
 def module_heads(upstream: torch.nn.Module) -> int | None:
@@ -186,7 +198,8 @@ def _prepare(
     """Return a source under the target's slots, or noise for `slots` in its place."""
     name = source_name(config)
     if config.noise is not None:
-        shapes = {slot: target[slot].shape for slot in slots}
+        own = align(weights, layer_map) if weights is not None and config.turns else target
+        shapes = {slot: own[slot].shape for slot in slots}
         noise = sample(shapes, noise_moments(config.noise, target, weights, layer_map), config.noise, index)
         return Source(noise, lambdas, name, None if weights is None else layer_map)
     assert weights is not None
@@ -225,7 +238,7 @@ def resolve_sources(
         maps.append(attempt(resolve_layer_map, source.layer_map, depth(target), source_depth, names))
         if weights is not None and maps[-1] is not None:
             known = maps[-1] if source.layer_map is not None else None
-            attempt(check_compatible, target, weights, names, config.biases, known)
+            attempt(check_compatible, target, weights, names, config.biases, known, source.turns)
     lambdas = attempt(resolve_lambdas, config, depth(target))
     if problems:
         raise UsageError("\n".join(problems))

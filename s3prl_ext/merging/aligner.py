@@ -1,0 +1,133 @@
+"""All that is done to a source before it is merged: its hidden space is turned, its heads are paired or brought into shape."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from s3prl_ext.attention.layouts import PROJECTIONS, Slot
+from s3prl_ext.attention.weights import AttentionWeights
+from s3prl_ext.errors import UsageError
+from s3prl_ext.merging.alignment import align_heads, permute_heads
+from s3prl_ext.merging.basis import Basis
+from s3prl_ext.merging.head_projection import Placement, place_heads
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """A source that is ready to be merged.
+
+    Attributes:
+        weights: in the target's shapes.
+        base: of the model that it was trained from, moved in the same way; None where there is none.
+        facts: what the record of the merge says: the order of heads, the shapes before.
+        kept: Frobenius norm of each projected tensor over that of the source's.
+    """
+
+    weights: AttentionWeights
+    base: AttentionWeights | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    kept: Mapping[Slot, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Aligner:
+    """How a source, or the noise in its place, is brought into the target's coordinates.
+
+    Attributes:
+        basis: the source's hidden space in the target's; None to leave it.
+        heads: number of heads of target and source, None for one that does not say it.
+        pair: pair heads that are alike; otherwise head i meets head i.
+        projections: those that are merged.
+    """
+
+    basis: Basis | None = None
+    heads: tuple[int | None, int | None] = (None, None)
+    pair: bool = False
+    projections: Sequence[str] = PROJECTIONS
+
+    def apply(
+        self, target: AttentionWeights, source: AttentionWeights, base: AttentionWeights | None = None
+    ) -> Aligned:
+        """Return a source as it is merged.
+
+        Args:
+            target: before the merge.
+            source: under the target's slots, in its own shapes.
+            base: of the source, in the same shapes; it is moved as the source is.
+
+        Raises:
+            UsageError: widths or numbers of heads do not fit.
+        """
+        turned = source if self.basis is None else self.basis.apply(source)
+        moved_base = base if base is None or self.basis is None else self.basis.apply(base)
+        if self.basis is not None and self._differs(target, source):
+            return self._projected(target, source, turned, moved_base)
+        if not self.pair:
+            return Aligned(turned, moved_base)
+        heads = self.heads[0]
+        assert heads is not None
+        weights, orders = align_heads(target, turned, heads, self.projections)
+        if moved_base is not None:
+            moved_base = {
+                slot: permute_heads(tensor, orders[slot.layer]) if slot.projection in self.projections else tensor
+                for slot, tensor in moved_base.items()
+            }
+        return Aligned(
+            weights, moved_base, {"align": {"kind": "heads", "heads": heads, "orders": list(orders.values())}}
+        )
+
+    def _differs(self, target: AttentionWeights, source: AttentionWeights) -> bool:
+        """Return whether the shapes, or the numbers of heads, of two models differ."""
+        same = all(tensor.shape == target[slot].shape for slot, tensor in source.items() if slot in target)
+        return not same or (None not in self.heads and self.heads[0] != self.heads[1])
+
+    def _projected(
+        self,
+        target: AttentionWeights,
+        source: AttentionWeights,
+        turned: AttentionWeights,
+        base: AttentionWeights | None,
+    ) -> Aligned:
+        """Return a source of other shapes in the target's, and how much of its norm is kept."""
+        ours, theirs = self.heads
+        if ours is None or theirs is None:
+            silent = "target" if ours is None else "source"
+            raise UsageError(
+                f"align basis: the {silent} does not say how many heads it has, by which its rows are divided."
+            )
+        placements = place_heads(target, turned, (ours, theirs), self.projections, self.pair)
+        placed = _placed(turned, placements, self.projections)
+        kept = {slot: _norm(tensor) / max(_norm(source[slot]), 1e-30) for slot, tensor in placed.items()}
+        first = next(iter(placed))
+        facts = {
+            "from": list(source[first].shape),
+            "to": list(target[first].shape),
+            "heads": [theirs, ours],
+            "orders": [list(placement.order) for placement in placements.values()],
+            "paired": self.pair,
+        }
+        scaled = base and _scaled(_placed(base, placements, self.projections), placements)
+        return Aligned(_scaled(placed, placements), scaled, {"projection": facts}, kept)
+
+
+def _placed(
+    weights: AttentionWeights, placements: Mapping[int, Placement], projections: Sequence[str]
+) -> AttentionWeights:
+    """Return what is merged, with the target's heads; other slots of the source do not fit and are left out."""
+    return {
+        slot: placements[slot.layer].apply(tensor, slot.projection)
+        for slot, tensor in weights.items()
+        if slot.layer in placements and slot.projection in projections
+    }
+
+
+def _scaled(weights: AttentionWeights, placements: Mapping[int, Placement]) -> AttentionWeights:
+    return {slot: tensor * placements[slot.layer].scale(slot.projection) for slot, tensor in weights.items()}
+
+
+def _norm(tensor: torch.Tensor) -> float:
+    return torch.linalg.vector_norm(tensor.float()).item()
