@@ -83,9 +83,14 @@ def heading(name: str, what: str = "") -> str:
         name: of the metric.
         what: printed before it, such as ``test``.
     """
-    known = metric(name)
-    unit = {"ratio": "%", "%": "%"}.get(known.unit, known.unit)
-    return f"{what and what + ' '}{NAMES.get(name, name.replace('_', ' '))} ({unit}) {'↑' if known.higher_is_better else '↓'}"
+    arrow = "↑" if metric(name).higher_is_better else "↓"
+    return f"{what and what + ' '}{NAMES.get(name, name.replace('_', ' '))} ({shown_unit(name)}) {arrow}"
+
+
+def shown_unit(name: str) -> str:
+    """Return the unit in which values are shown: ratios in per cent."""
+    unit = metric(name).unit
+    return "%" if unit == "ratio" else unit
 
 
 def factor(name: str) -> float:

@@ -99,7 +99,7 @@ def _with_sound_utterances(run: ScoredRun, left_out: list[str]) -> ScoredRun:
 
 
 def _tables(evidence: Evidence, papers: Sequence[PaperTable], flags: argparse.Namespace) -> list[Table]:
-    """Return the papers' tables, SUPERB's line, and otherwise one table for each task and split: tasks never mix."""
+    """Return the papers' tables, SUPERB's line, and otherwise one table for each task, set and split: tasks never mix."""
     runs = [run for run in evidence.runs if flags.split in (None, run.split)]
     if not runs:
         splits = ", ".join(sorted({run.split for run in evidence.runs}))
@@ -120,20 +120,21 @@ def _tables(evidence: Evidence, papers: Sequence[PaperTable], flags: argparse.Na
 
 def _plain_tables(runs: Sequence[ScoredRun], flags: argparse.Namespace, left_out: list[str]) -> list[Table]:
     tables = []
-    for task, split in sorted(
-        {(run.task, run.split) for run in runs}, key=lambda key: (key[0], "test" not in key[1], key[1])
+    for task, part, split in sorted(
+        {(run.task, run.part, run.split) for run in runs}, key=lambda key: (*key[:2], "test" not in key[2], key[2])
     ):
-        those = [run for run in runs if (run.task, run.split) == (task, split)]
+        those = [run for run in runs if (run.task, run.part, run.split) == (task, part, split)]
         reported = dict.fromkeys(name for run in those for name in run.values)
         name = flags.metric or named(task).main_metric(reported)
+        what = f"{task} {part}".rstrip()
         if name not in reported:
-            left_out.append(f"{task}, {split}: has no {name or 'metric of a known task'}, only {', '.join(reported)}.")
+            left_out.append(f"{what}, {split}: has no {name or 'metric of a known task'}, only {', '.join(reported)}.")
             continue
         rows = rows_of(those, name, flags.group_by)
         base = _baseline(rows, flags.baseline)
         lines = [Line(row.label, row, baseline=row is base) for row in rows]
         alone = [] if base is not None or len(rows) < 2 else [NO_BASELINE]
-        tables.append(table_of_lines(f"{task}, {split}: {heading(name)}", name, lines, with_paper=False, notes=alone))
+        tables.append(table_of_lines(f"{what}, {split}: {heading(name)}", name, lines, with_paper=False, notes=alone))
     return tables
 
 

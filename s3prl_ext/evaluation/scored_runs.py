@@ -63,6 +63,11 @@ class ScoredRun:
         """The metric that the task is judged by."""
         return named(self.task).main_metric(self.values)
 
+    @property
+    def part(self) -> str:
+        """The set of its task that it is of, such as a language; empty where there is one alone."""
+        return str(self.facts.get("set", ""))
+
     def key(self, names: Sequence[str] | None = None) -> RowKey:
         """Return the facts that runs of one row share, as something that can be compared.
 
@@ -102,8 +107,8 @@ def facts_of(record: ResultRecord) -> dict[str, Any]:
     config = {name: value for name, value in record["config"].items() if name != "early_stop" or raced}
     args = record["args"]
     method = record.at("config.tuning.method") or ("full" if args.get("upstream_trainable") else "weighted_sum")
-    trains = task_of(record["downstream"], record.at("config.downstream_expert")).trains
-    if trains and record["mode"] == "evaluate" and not record["step"] and not args.get("init_ckpt"):
+    task = task_of(record["downstream"], record.at("config.downstream_expert"))
+    if task.trains and record["mode"] == "evaluate" and not record["step"] and not args.get("init_ckpt"):
         method = "frozen"  # nothing was trained, whatever the task file says about training
         config = {name: value for name, value in config.items() if name != "tuning"}
     facts = dict(_flat(config)) | {
@@ -111,6 +116,7 @@ def facts_of(record: ResultRecord) -> dict[str, Any]:
         "upstream_ckpt": _last(args.get("upstream_ckpt")),
         "upstream_sha256": record["upstream_sha256"],
         "variant": args.get("downstream_variant"),
+        "set": task.sets.named_in(record.at(f"config.{task.sets.key}")) if task.sets else None,
         "features": f"{args.get('upstream_feature_selection')}/{args.get('upstream_layer_selection')}"
         + ("/normalised" if args.get("upstream_feature_normalize") else ""),
         "last_hidden_state": record["last_hidden_state"],

@@ -1,23 +1,36 @@
-"""SUPERB's line: all tasks of one upstream, one number each (two for slot filling and diarization)."""
+"""SUPERB's line: all tasks of one upstream, one number each, of some two, and one for each set of a task."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 from s3prl_ext.child_tuning.names import PAPER
 from s3prl_ext.evaluation.diarization_scoring import SuperbScore
 from s3prl_ext.evaluation.result_rows import Row, name_rows, rows_of
 from s3prl_ext.evaluation.result_tables import number
 from s3prl_ext.evaluation.scored_runs import ScoredRun
-from s3prl_ext.metrics import heading, metric
+from s3prl_ext.metrics import heading, metric, shown_unit
 from s3prl_ext.tables import NOTHING, Table
 from s3prl_ext.tasks import TASKS, choosing_splits, known, named, reported_splits
 
 # What makes a line: the model and how it is tuned, not what a task file sets.
 MODEL = ("upstream", "upstream_ckpt", "upstream_sha256", "method", "race", "lambda", "layers", "noise", "learnable",
          "source", "tuning.mask", "tuning.density", *(f"tuning.{key}" for key in PAPER))  # fmt: skip
+
+
+class Column(NamedTuple):
+    """A figure of SUPERB's line: task, set of it (empty where it has one alone) and metric."""
+
+    task: str
+    part: str
+    metric: str
+
+    @property
+    def heading(self) -> str:
+        """Its head, such as ``ASR WER (%) ↓``."""
+        return " ".join(filter(None, (self.task.upper(), self.part, heading(self.metric))))
 
 
 def superb_table(runs: Sequence[ScoredRun], diarization: Mapping[str, SuperbScore]) -> Table | None:
@@ -32,14 +45,14 @@ def superb_table(runs: Sequence[ScoredRun], diarization: Mapping[str, SuperbScor
         diarization: SUPERB's scores of diarization runs by the file that a run comes from.
     """
     shown = [task for task in known() if task in TASKS or any(run.task == task.name for run in runs)]
-    columns = [(task.name, name) for task in shown for name in task.superb]
+    columns = [Column(task.name, *column) for task in shown for column in task.columns()]
     test = [run for run in runs if named(run.task).superb and run.split in reported_splits()]
     models: dict[Any, list[ScoredRun]] = {}
     for run in test:
         models.setdefault(run.key(MODEL), []).append(run)
     lines = [
         found for found in models.values()
-        if len({run.task for run in found}) > 1 or any(str(run.source) in diarization for run in found)
+        if len({(run.task, run.part) for run in found}) > 1 or any(str(run.source) in diarization for run in found)
     ]  # fmt: skip
     if not lines:
         return None
@@ -48,18 +61,18 @@ def superb_table(runs: Sequence[ScoredRun], diarization: Mapping[str, SuperbScor
     body, values = [], []
     for name, found in zip(names, lines, strict=True):
         cells = [name]
-        for task, metric_name in columns:
-            row = _all_folds(_row(task, metric_name, found, runs, notes, name), notes, name)
-            figures = [number(row.mean, metric_name) if row else NOTHING]
-            if task == "sd":
+        for column in columns:
+            row = _all_folds(_row(column, found, runs, notes, name), notes, name)
+            figures = [number(row.mean, column.metric) if row else NOTHING]
+            if column.task == "sd":
                 figures = _diarization(row, diarization, notes, name)
             cells += figures
             if row is not None:
-                values.append(_value(name, row, figures))
+                values.append(_value(name, row, figures) | {"set": column.part})
         body.append(cells)
     head = ["upstream"]
-    for task, name in columns:
-        head += [f"{task.upper()} {heading(name)}"] + (["SD DER (%) ↓, threshold of dev"] if task == "sd" else [])
+    for column in columns:
+        head += [column.heading] + (["SD DER (%) ↓, threshold of dev"] if column.task == "sd" else [])
     notes.append(
         "SD: thresholds 0.3 to 0.7, medians 1 and 11, no collar, overlapped speech scored, the lowest on test as SUPERB "
         "reports it; next to it the rate at the setting that is best on dev."
@@ -101,7 +114,8 @@ def _diarization(row: Row | None, found: Mapping[str, SuperbScore], notes: list[
 
 def _value(name: str, row: Row, shown: Sequence[str]) -> dict[str, object]:
     return {
-        "row": name, "label": row.label, "task": row.task, "split": row.split, "metric": row.metric, "unit": "%",
+        "row": name, "label": row.label, "task": row.task, "split": row.split, "metric": row.metric,
+        "unit": shown_unit(row.metric),
         "better": "higher" if metric(row.metric).higher_is_better else "lower", "runs": len(row.runs),
         "mean": float(shown[0]), "at_dev_threshold": shown[1] if len(shown) > 1 else None,
         "files": "; ".join(str(run.source) for run in row.runs),
@@ -109,10 +123,11 @@ def _value(name: str, row: Row, shown: Sequence[str]) -> dict[str, object]:
 
 
 def _row(
-    task: str, name: str, found: Sequence[ScoredRun], every: Sequence[ScoredRun], notes: list[str], model: str
+    column: Column, found: Sequence[ScoredRun], every: Sequence[ScoredRun], notes: list[str], model: str
 ) -> Row | None:
     """Return the row of a task; of several configurations the one that is best on dev, or None where dev is missing."""
-    rows = rows_of([run for run in found if run.task == task], name)
+    task, part, name = column
+    rows = rows_of([run for run in found if run.task == task and run.part == part], name)
     if len(rows) < 2:
         return rows[0] if rows else None
     on_dev = [_on_dev(row, every) for row in rows]

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from s3prl_ext.tasks import ctc
 from s3prl_ext.tasks.counts import edits
-from s3prl_ext.tasks.record import Reads
+from s3prl_ext.tasks.record import Reads, Sets
 
 
 def as_s3prl_splits(text: str) -> list[str]:
@@ -26,11 +26,13 @@ TASK = replace(
         *(Reads(f"corpus.{split}", divides=("",)) for split in ("train", "dev", "test")),
         Reads("text.vocab_file"),
     ),
+    sets=Sets("downstream_expert.corpus.path", {"es": "wer", "ar": "wer", "zh-CN": "cer"}),
     settings="",  # its lists are files
     counts={
         "wer": edits("groundtruth", "hypothesis", as_s3prl_splits),
         "cer": edits("groundtruth", "hypothesis"),
     },
     decoder="s3prl_ext.prediction.transcription:characters",
+    superb=("wer", "cer"),
     modules=(*ctc.TASK.modules, "s3prl.downstream.ctc.corpus.common_voice"),
 )

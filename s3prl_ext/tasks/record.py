@@ -41,6 +41,22 @@ class Folds(NamedTuple):
     names: tuple[str, ...]
 
 
+class Sets(NamedTuple):
+    """Corpora of one task that are trained and reported one by one, such as languages.
+
+    Attributes:
+        key: of the task file, dotted, whose value is a path with a folder of the set's name.
+        metrics: name of a set -> what it is judged by.
+    """
+
+    key: str
+    metrics: Mapping[str, str]
+
+    def named_in(self, path: object) -> str | None:
+        """Return the set that a path belongs to, by the last of its folders that has the name of one; None without any."""
+        return next((part for part in reversed(str(path).split("/")) if part in self.metrics), None)
+
+
 class Utterances(NamedTuple):
     """The files in which a task writes its output for each utterance of a split.
 
@@ -83,6 +99,7 @@ class Task:
         variables: environment variables that its task files read, with the corpus in words; its main one comes first.
         reads: what it reads, for the hash of its corpus.
         folds: of its cross-validation; None where there is none.
+        sets: corpora that are reported one by one; None where there is one.
         settings: section of ``downstream_expert`` whose lists take part in the division of the corpus.
         counts: for the interval of each metric: what gives its counts from the records of an evaluation. Without any,
             those of all tasks are tried; only counts that give the value that the task reports are used.
@@ -94,7 +111,7 @@ class Task:
         places: attributes of the expert that say where it writes, and that place below the folder of a run.
         decoder: ``"module:function"`` that builds what ``s3prl-ext predict`` asks, from
             :class:`s3prl_ext.prediction.decoder.Inputs`; None where there is none.
-        superb: metrics that are its columns in SUPERB's row.
+        superb: metrics that are its columns in SUPERB's row; with :attr:`sets` each set has a column, of its metric.
         frame_below: key of section ``downstream_expert``, dotted, of a number of samples that a frame of the upstream must
             stay below; None where any frame will do.
         modules: modules of s3prl that it imports, for ``s3prl-ext doctor``.
@@ -115,6 +132,7 @@ class Task:
     variables: Mapping[str, str] = field(default_factory=dict)
     reads: tuple[Reads, ...] = ()
     folds: Folds | None = None
+    sets: Sets | None = None
     settings: str = "datarc"
     counts: Mapping[str, Count] = field(default_factory=dict)
     ratios: tuple[str, ...] = ()
@@ -133,6 +151,12 @@ class Task:
     def variable(self) -> str:
         """The environment variable that names the folder of its corpus."""
         return next(iter(self.variables))
+
+    def columns(self) -> list[tuple[str, str]]:
+        """Return set and metric of each of its columns in SUPERB's row; without sets theirs is empty."""
+        if self.superb and self.sets is not None:
+            return list(self.sets.metrics.items())
+        return [("", metric) for metric in self.superb]
 
     def main_metric(self, reported: Container[str]) -> str | None:
         """Return the metric that it is judged by, or None where it reports none of :attr:`metrics`."""

@@ -1,0 +1,79 @@
+"""SUPERB's line and the tables of a task whose sets are reported one by one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from s3prl_ext.commands.report import main
+from s3prl_ext.evaluation.result_records import ResultRecord
+from s3prl_ext.evaluation.scored_runs import runs_of
+from s3prl_ext.evaluation.superb_row import superb_table
+from s3prl_ext.tasks import named
+from tests.support import result_files
+
+PATHS = {"es": "${COMMON_VOICE}/es/clips", "ar": "/data/es/voice/ar/clips/", "zh-CN": "${COMMON_VOICE}/zh-CN/clips"}
+
+
+def recognition(language: str, split: str = "test", **changes) -> dict:
+    values = {"cer" if language == "zh-CN" else "wer": changes.pop("value")}
+    found = result_files.content(values, split, downstream="ctc", **changes)
+    corpus = {"name": "common_voice", "path": PATHS[language], "test": [f"{language}/test.tsv"]}
+    found["config"]["downstream_expert"] = {"corpus": corpus}
+    return found
+
+
+def runs(*contents: dict) -> list:
+    return [run for number, one in enumerate(contents) for run in runs_of(ResultRecord(Path(f"{number}.json"), one))]
+
+
+LANGUAGES = [recognition(language, value=value) for language, value in (("es", 30.0), ("ar", 50.0), ("zh-CN", 20.0))]
+
+
+def test_each_language_has_a_column_of_its_metric():
+    table = superb_table(runs(*LANGUAGES, result_files.content({"pesq": 2.5}, downstream="enhancement_stft")), {})
+    shown = dict(zip(table.head, table.rows[0], strict=True))
+    columns = ["OOD es WER (%) ↓", "OOD ar WER (%) ↓", "OOD zh-CN CER (%) ↓"]
+    assert [shown[name] for name in columns] == ["30.00", "50.00", "20.00"]
+    rows = {(row["task"], row["set"]): (row["metric"], row["unit"], row["better"]) for row in table.values}
+    assert rows["ood", "zh-CN"] == ("cer", "%", "lower") and rows["ood", "es"] == ("wer", "%", "lower")
+    assert rows["se", ""] == ("pesq", "MOS", "higher")
+
+
+def test_two_languages_make_a_line_and_one_does_not():
+    assert superb_table(runs(*LANGUAGES[:2]), {}) and superb_table(runs(LANGUAGES[0]), {}) is None
+
+
+def test_the_best_on_dev_is_chosen_within_a_language():
+    slow, fast = {"lr": 1e-4}, {"lr": 1e-3}
+    contents = [LANGUAGES[1]]
+    for lr, test, dev in ((slow, 40.0, 10.0), (fast, 35.0, 12.0)):
+        for split, value in (("test", test), ("dev", dev)):
+            one = recognition("es", split, value=value)
+            one["config"]["optimizer"] = lr
+            contents.append(one)
+    table = superb_table(runs(*contents), {})
+    shown = dict(zip(table.head, table.rows[0], strict=True))
+    assert shown["OOD es WER (%) ↓"] == "40.00" and shown["OOD ar WER (%) ↓"] == "50.00"
+
+
+def test_tables_do_not_mix_languages(tmp_path, capsys):
+    merged = recognition("ar", value=45.0, merge=result_files.merge(0.1))
+    base = recognition("es", value=30.0, merge=result_files.merge(0.0))
+    for number, one in enumerate((base, merged, LANGUAGES[2])):
+        result_files.write(tmp_path / str(number), one)
+    assert main([*(str(tmp_path / str(n)) for n in range(3)), "--out", str(tmp_path / "report")]) == 0
+    text = (tmp_path / "report" / "report.md").read_text()
+    titles = [line for line in text.splitlines() if line.startswith("### ") or line.startswith("## ")]
+    shown = [title.lstrip("# ") for title in titles if "ood" in title]
+    assert shown == ["ood ar, test: WER (%) ↓", "ood es, test: WER (%) ↓", "ood zh-CN, test: CER (%) ↓"], titles
+    assert "+50.00" not in text, "the Arabic merge is not compared with the Spanish baseline"
+
+
+@pytest.mark.parametrize(
+    ("path", "language"),
+    [("${COMMON_VOICE}/es/clips", "es"), ("/ar/es/cv/zh-CN/clips", "zh-CN"), ("/x/fr/clips", None), (None, None)],
+)
+def test_the_set_of_a_path(path, language):
+    assert named("ood").sets.named_in(path) == language
