@@ -7,7 +7,9 @@ MASKS = {
     "random": "chance",
     "magnitude": "magnitude",
     "snip": "connection sensitivity (SNIP)",
+    "lottery": "change in a dense phase (lottery)",
 }  # value of tuning.mask -> what chooses, in words
-PASS_MASKS = ("fisher", "snip")  # those that a pass over the training split chooses
+FISHER_MASKS = ("fisher", "snip")  # those that a Fisher pass chooses
+PASS_MASKS = (*FISHER_MASKS, "lottery")  # those that work on the training split chooses, which runs can share
 BUDGETS = ("global", "layer", "tensor")  # what a density is a fraction of, see :mod:`s3prl_ext.child_tuning.budgets`
 PAPER = {"budget": "global"}  # keys of tuning that AD-TUNING does not have, and the values that are what it does

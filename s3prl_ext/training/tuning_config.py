@@ -7,15 +7,15 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
 from s3prl_ext import adapters
-from s3prl_ext.child_tuning.names import BUDGETS, MASKS, PASS_MASKS
+from s3prl_ext.child_tuning.names import BUDGETS, FISHER_MASKS, MASKS
 from s3prl_ext.configs import Record, Section
 from s3prl_ext.errors import UsageError, unknown_name
 from s3prl_ext.settings import choice, count, load, names, number, raise_all, switch, unknown_keys
 from s3prl_ext.training import parameter_groups
 from s3prl_ext.training.parameter_groups import RatesConfig
 
-MASK_OPTIONS = {"fisher": PASS_MASKS, "redraw": ("random",)}  # key -> the masks that read it
-MASK_KEYS = ("mask", "density", "budget", "eligible", "fisher", "redraw", "sparse_gradients", "clip_scope")
+MASK_OPTIONS = {"fisher": FISHER_MASKS, "lottery": ("lottery",), "redraw": ("random",)}  # key -> the masks that read it
+MASK_KEYS = ("mask", "density", "budget", "eligible", "fisher", "lottery", "redraw", "sparse_gradients", "clip_scope")
 CHOICE_KEYS = (
     "method",
     "mask",
@@ -92,6 +92,32 @@ class FisherConfig:
             )
 
 
+@dataclass(frozen=True)
+class LotteryConfig:
+    """Section ``tuning.lottery``: the dense phase whose largest changes are the child network.
+
+    Attributes:
+        steps: optimizer steps (Adam, one batch each) of the dense phase.
+        lr: learning rate of the eligible weights; by default ``optimizer.lr``.
+        head_lr: that of featurizer and head; by default ``optimizer.lr``.
+        max_norm: limit of the gradient's norm; by default ``runner.gradient_clipping``.
+    """
+
+    steps: Annotated[int, count()] = 100
+    lr: Annotated[float, number(above=0)] = 1.0e-3
+    head_lr: Annotated[float, number(above=0)] = 1.0e-3
+    max_norm: Annotated[float, number(above=0)] = 1.0
+
+    @classmethod
+    def from_section(cls, section: Any, config: Section, problems: list[str]) -> LotteryConfig:
+        """Check the section with what the rest of the task file says; problems are appended to `problems`."""
+        runner, optimizer = (config.get(name) or {} for name in ("runner", "optimizer"))
+        lr = optimizer.get("lr", cls.lr)
+        if isinstance(section, Mapping):
+            section = {"lr": lr, "head_lr": lr, "max_norm": runner.get("gradient_clipping", cls.max_norm), **section}
+        return load(cls, section, "tuning.lottery", example="{steps: 100}", problems=problems)
+
+
 # The released code; it also divides the loss by runner.gradient_accumulate_steps.
 FISHER_PRESETS = {"official": {"granularity": "batch", "clip": "tensor", "mode": "train", "loader": "task"}}
 
@@ -109,6 +135,7 @@ class TuningConfig:
             layer; ``tensor``: of each tensor.
         eligible: name patterns (shell wildcards) of weights that may join a child network; None = by architecture.
         fisher: how the Fisher information is estimated.
+        lottery: the dense phase of mask ``lottery``.
         redraw: random masks: draw anew at each step and divide by the density, as the original NLP code does.
         sparse_gradients: compute no dense gradient for weight matrices of which at most 3 % train.
         clip_scope: ``active``: ``runner.gradient_clipping`` limits the norm of what trains; ``all``: the norm counts
@@ -123,6 +150,7 @@ class TuningConfig:
     budget: Annotated[str, choice(*BUDGETS)] = "global"
     eligible: Annotated[tuple[str, ...] | None, names("[encoder.layers.*]")] = None
     fisher: FisherConfig = FisherConfig()
+    lottery: LotteryConfig = LotteryConfig()
     redraw: Annotated[bool, switch()] = False
     sparse_gradients: Annotated[bool, switch()] = True
     clip_scope: Annotated[str, choice("active", "all")] = "active"
@@ -131,8 +159,8 @@ class TuningConfig:
 
     @property
     def has_pass(self) -> bool:
-        """Whether a pass over the training split chooses the mask."""
-        return self.mask in PASS_MASKS
+        """Whether a Fisher pass over the training split chooses the mask."""
+        return self.mask in FISHER_MASKS
 
     @property
     def trains_all(self) -> bool:
@@ -171,14 +199,22 @@ class TuningConfig:
         """Check the keys of a method that chooses a child network."""
         if section.get("density") is None:
             problems.append("tuning.density is missing: the fraction of the upstream's weights to train, such as 0.01.")
-        given = {key: section[key] for key in MASK_KEYS if key in section and key != "fisher"}
+        given = {key: section[key] for key in MASK_KEYS if key in section and key not in ("fisher", "lottery")}
         tuning = load(cls, {"method": method, **given}, "tuning", problems=problems)
         problems += [
             f"tuning.{key} belongs to mask {_either(list(owners))}, not to {tuning.mask}; remove it."
             for key, owners in MASK_OPTIONS.items()
             if section.get(key) and tuning.mask not in owners
         ]
-        return replace(tuning, fisher=FisherConfig.from_section(section.get("fisher") or {}, config, problems))
+        return replace(
+            tuning,
+            fisher=FisherConfig.from_section(section.get("fisher") or {}, config, problems),
+            lottery=(
+                LotteryConfig.from_section(section.get("lottery") or {}, config, problems)
+                if tuning.mask == "lottery"
+                else LotteryConfig()
+            ),
+        )
 
 
 def keys_of(method: str, methods: Section) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ import torch
 from s3prl_ext.configs import shipped_dir
 from s3prl_ext.mini_superb import LAYOUTS
 from s3prl_ext.training import train_state
-from s3prl_ext.training.selection import fisher_pass
+from s3prl_ext.training.selection import scoring_pass
 from tests.end_to_end.test_bad_input import replace_text
 from tests.support import factories
 
@@ -127,7 +127,7 @@ def test_empty_split(corpora, train, tmp_path, monkeypatch, split):
 
 def test_all_scores_are_zero(train, tmp_path, monkeypatch):
     """The task reads the input of the first encoder block: no gradient reaches the blocks."""
-    monkeypatch.setattr(fisher_pass, "SAVE_SECONDS", -1.0)
+    monkeypatch.setattr(scoring_pass, "SAVE_SECONDS", -1.0)
     outcome = train(settings(FISHER | {"eligible": ["*encoder.layers.*"]}), "-l", "0")
     assert outcome.code == DATA and "all scores are zero" in outcome.sentence
     assert "Use features of a later layer" in outcome.sentence

@@ -290,9 +290,9 @@ class SaveFisherOften:
         self.following = following
 
     def __call__(self) -> None:
-        from s3prl_ext.training.selection import fisher_pass
+        from s3prl_ext.training.selection import scoring_pass
 
-        fisher_pass.SAVE_SECONDS = -1.0
+        scoring_pass.SAVE_SECONDS = -1.0
         self.following()
 
 

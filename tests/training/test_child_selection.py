@@ -15,7 +15,7 @@ from s3prl_ext.child_tuning import mask_files, masks
 from s3prl_ext.child_tuning.eligible import eligible_parameters
 from s3prl_ext.errors import DataError, StoppedByUser, UsageError
 from s3prl_ext.run_folder import FISHER_FILE, MASK_FILE, RunFolder
-from s3prl_ext.training.selection import fisher_pass, pass_facts
+from s3prl_ext.training.selection import pass_facts, scoring_pass
 from s3prl_ext.training.selection.child_selection import choose_mask, choose_masks
 from s3prl_ext.training.selection.fisher_batches import UtteranceBatches
 from s3prl_ext.training.selection.fisher_pass import FisherPass
@@ -166,7 +166,7 @@ def test_a_run_interrupted_in_the_pass_ends_as_if_it_were_not(runner, tmp_path):
 
 
 def test_the_clock_saves_the_pass_too(runner, tmp_path, monkeypatch):
-    monkeypatch.setattr(fisher_pass, "SAVE_SECONDS", -1.0)
+    monkeypatch.setattr(scoring_pass, "SAVE_SECONDS", -1.0)
     going = runner(fisher={"max_batches": 3})
     scores_of(going, tmp_path / "exp")
     saved = torch.load(tmp_path / "exp" / FISHER_FILE, weights_only=True)

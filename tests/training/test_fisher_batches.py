@@ -16,7 +16,7 @@ from s3prl_ext.child_tuning.eligible import eligible_parameters
 from s3prl_ext.errors import DataError, StoppedByUser, UsageError
 from s3prl_ext.mini_superb import TRAINED
 from s3prl_ext.run_folder import FISHER_FILE, MASK_FILE, RunFolder
-from s3prl_ext.training.selection.child_selection import choose_mask
+from s3prl_ext.training.selection.child_selection import choose_masks
 from s3prl_ext.training.selection.fisher_batches import TaskBatches, UtteranceBatches
 from s3prl_ext.training.selection.fisher_pass import FisherPass
 from s3prl_ext.training.tuning_config import FisherConfig
@@ -37,9 +37,11 @@ def runner(build, tmp_path, hubert_ckpt):
     return make
 
 
-def mask_of(runner: Any, expdir: Path | None = None) -> masks.Mask:
-    parameters = eligible_parameters(runner.upstream.model)
-    return choose_mask(runner.models, parameters, runner.tuning, "train", 1337, RunFolder(expdir) if expdir else None)
+def mask_of(runner: Any, expdir: Path | None = None, trained: bool = False) -> masks.Mask:
+    parameters, folder = eligible_parameters(runner.upstream.model), RunFolder(expdir) if expdir else None
+    density = runner.tuning.density
+    chosen = choose_masks(runner.models, parameters, runner.tuning, "train", 1337, [density], folder, trained=trained)
+    return chosen.at(density)
 
 
 def entries(mask: masks.Mask) -> set[tuple[str, int]]:
@@ -108,10 +110,8 @@ def test_masks_of_another_order_are_not_mixed(runner, tmp_path, caplog):
         again = mask_of(first, tmp_path / "exp")
     assert entries(again) == entries(expected) and "the masks are chosen again" in caplog.text
     mask_files.save(found, path, origin, histogram)
-    (tmp_path / "exp" / "race" / "density=0.1").mkdir(parents=True)
-    (tmp_path / "exp" / "race" / "density=0.1" / "states-2.ckpt").touch()
-    with pytest.raises(UsageError, match="chosen by an earlier version.*remove both to start the race over"):
-        mask_of(first, tmp_path / "exp")
+    with pytest.raises(UsageError, match="chosen by an earlier version.*remove it and the folder race to start over"):
+        mask_of(first, tmp_path / "exp", trained=True)
 
 
 # -- the released code -------------------------------------------------------------------------------------------------

@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from s3prl_ext.child_tuning import delta
+from s3prl_ext.child_tuning import delta, mask_files
 from s3prl_ext.errors import DataError, StoppedByUser, UsageError
-from s3prl_ext.run_folder import RunFolder
+from s3prl_ext.run_folder import MASK_FILE, RunFolder
 from s3prl_ext.training import checkpoint
 from s3prl_ext.training.racing.candidates import candidates_of
+from s3prl_ext.training.selection.fisher_pass import FisherPass
+from s3prl_ext.training.selection.lottery_pass import LotteryPass
 from s3prl_ext.training.train_state import TrainState
 from tests.support.experiments import interrupt_at_loss, make_args, task_config
 
@@ -237,6 +239,41 @@ def test_a_child_network_races_an_adapter(build, tmp_path, upstream, steps):
     assert_same_run(newest(tmp_path / "race"), newest(tmp_path / "alone"))
     states = newest(tmp_path / "race" / "race" / "method=lora")["UpstreamDelta"]
     assert states["added"] and not states["indices"]
+
+
+MASK_RACE = {
+    "method": "child",
+    "density": [0.05, 0.01],  # in the file before the masks: their candidates alternate
+    "mask": ["fisher", "lottery", "random"],
+    "fisher": {"max_batches": 2},
+    "lottery": {"steps": 2},
+}
+
+
+def test_masks_race_in_one_file_each_chosen_once(build, tmp_path, upstream, monkeypatch, caplog):
+    passes = []
+    for kind in (FisherPass, LotteryPass):
+        monkeypatch.setattr(kind, "scores", lambda self, scores=kind.scores: passes.append(type(self)) or scores(self))
+    config = config_of(None) | {"tuning": MASK_RACE}
+    with caplog.at_level("INFO"):
+        build(make_args(tmp_path / "race", **upstream), config).train()
+    assert passes == [FisherPass, LotteryPass], "one pass for both densities"
+    assert "and a Fisher pass of 2 batches and a dense phase of 2 steps" in caplog.text
+    record = json.loads((tmp_path / "race" / "race" / "race.json").read_text())
+    assert len(record["entrants"]) == 6
+    (winner,) = (c.tuning for c in candidates_of(config["tuning"]) if c.name == record["chosen"])
+    build(make_args(tmp_path / "alone", **upstream), config_of(None, race=None) | {"tuning": winner}).train()
+    assert_same_run(newest(tmp_path / "race"), newest(tmp_path / "alone"))
+    if winner["mask"] != "random":
+        ours, theirs = (mask_files.load(tmp_path / f / MASK_FILE)[0].at(winner["density"]) for f in ("race", "alone"))
+        assert same(ours, theirs), "the file of the winner's choice"
+    folder = tmp_path / "stopped"
+    runner = build(make_args(folder, **upstream), config)
+    interrupt_at_loss(runner, 2 + CUT + 5)  # in the third candidate at the latest, after the dense phase
+    with pytest.raises(StoppedByUser):
+        runner.train()
+    build(resumed(folder, upstream), config).train()
+    assert_same_run(newest(folder), newest(tmp_path / "race"))
 
 
 def test_what_cannot_race_is_refused(build, tmp_path, upstream):

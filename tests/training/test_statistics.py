@@ -153,11 +153,11 @@ def test_the_delta_is_the_model_that_was_scored(build, tmp_path, upstream):
 
 def test_a_fisher_pass_in_train_mode_leaves_them_to_a_resumed_one(upstream):
     from s3prl_ext.training.forward import TaskModels
-    from s3prl_ext.training.selection.fisher_pass import _train_mode
+    from s3prl_ext.training.selection.scoring_pass import train_mode
 
     norms = torch.nn.BatchNorm1d(2), torch.nn.BatchNorm1d(2)
     models = TaskModels(torch.nn.Sequential(norms[0], torch.nn.Dropout()), torch.nn.Identity(), norms[1], "cpu")
-    with _train_mode(models):
+    with train_mode(models):
         models.upstream(torch.randn(4, 2))
         assert models.upstream[1].training and norms[1].training
     assert norms[0].num_batches_tracked == 0

@@ -12,6 +12,7 @@ from pathlib import Path
 from torch import nn
 
 from s3prl_ext import randomness, tracking
+from s3prl_ext.child_tuning.names import PASS_MASKS
 from s3prl_ext.configs import Record, Section
 from s3prl_ext.errors import DataError
 from s3prl_ext.evaluation.plots import STYLES, Curve, plot_curves
@@ -99,24 +100,26 @@ class CandidateRuns:
         return list(reported)
 
     def _passes(self) -> str:
-        """Say how many batches the passes that choose masks take; nothing where there are none."""
-        experiment, batches = self.experiment, []
-        split = experiment.runner_config.train_dataloader
-        scored = [c for c in self._candidates if self._has_pass(self._section(c))]
-        for place, candidate in enumerate(scored):
-            if any(shares_masks(candidate.tuning, other.tuning) for other in scored[:place]):
-                continue
-            with randomness.preserved():
-                downstream, seed = unwrapped(experiment.models.downstream), experiment.args.seed
-                batches.append(len(open_batches(downstream, split, self._section(candidate).fisher, seed)))
-        if not batches:
-            return ""
-        number = "a Fisher pass" if len(batches) == 1 else f"{len(batches)} Fisher passes"
-        return f"{number} of {' + '.join(map(str, batches))} batches"
+        """Say what the passes that choose masks take; nothing where there are none."""
+        scored = [c for c in self._candidates if METHODS[self._section(c).method].has_mask]
+        scored = [c for c in scored if not self._section(c).trains_all and self._section(c).mask in PASS_MASKS]
+        choices = [self._section(c) for c in scored if self._alike(c, scored)[0] is c]
+        batches = [self._batches(tuning) for tuning in choices if tuning.has_pass]
+        steps = [tuning.lottery.steps for tuning in choices if tuning.mask == "lottery"]
+        said = []
+        if batches:
+            number = "a Fisher pass" if len(batches) == 1 else f"{len(batches)} Fisher passes"
+            said.append(f"{number} of {' + '.join(map(str, batches))} batches")
+        if steps:
+            said.append(f"a dense phase of {' + '.join(map(str, steps))} steps")
+        return " and ".join(said)
 
-    @staticmethod
-    def _has_pass(tuning: TuningConfig) -> bool:
-        return METHODS[tuning.method].has_mask and tuning.has_pass and not tuning.trains_all
+    def _batches(self, tuning: TuningConfig) -> int:
+        """Return how many batches a Fisher pass takes."""
+        experiment = self.experiment
+        with randomness.preserved():
+            downstream, seed = unwrapped(experiment.models.downstream), experiment.args.seed
+            return len(open_batches(downstream, experiment.runner_config.train_dataloader, tuning.fisher, seed))
 
     @property
     def _expert(self) -> nn.Module:
@@ -173,9 +176,9 @@ class CandidateRuns:
             if writer is not None:
                 writer.close()
 
-    def _alike(self, candidate: Candidate) -> list[Candidate]:
-        """Return the candidates whose masks come from the same choice as this one's."""
-        return [other for other in self._candidates if shares_masks(other.tuning, candidate.tuning)]
+    def _alike(self, candidate: Candidate, among: Sequence[Candidate] = ()) -> list[Candidate]:
+        """Return the candidates, all or some of them, whose masks come from the same choice as this one's."""
+        return [other for other in among or self._candidates if shares_masks(other.tuning, candidate.tuning)]
 
     def _mask_folder(self, candidate: Candidate) -> RunFolder:
         """Return the folder of a candidate's masks: the experiment's, or where there are several choices of their own."""

@@ -24,6 +24,7 @@ from s3prl_ext.training import distributed
 from s3prl_ext.training.forward import TaskModels
 from s3prl_ext.training.selection.fisher_batches import ORDER
 from s3prl_ext.training.selection.fisher_pass import FisherPass
+from s3prl_ext.training.selection.lottery_pass import LotteryPass
 from s3prl_ext.training.selection.pass_facts import ENVIRONMENT
 from s3prl_ext.training.tuning_config import TuningConfig
 
@@ -112,26 +113,40 @@ def _choose(
         return masks.nested_full(sizes, densities)
     if tuning.mask == "random":
         return nested_random(sizes, densities, seed, tuning.budget)
+    work = _pass_of(models, parameters, tuning, train_split, seed, folder, origin.get("facts"))
     scores: Scores
-    if tuning.mask == "magnitude":
-        scores, fisher = {name: p.detach().abs() for name, p in parameters.items()}, None
+    if work is None:
+        scores = {name: p.detach().abs() for name, p in parameters.items()}
     else:
-        fisher = FisherPass(
-            models, parameters, tuning.fisher, train_split, seed, folder, origin.get("facts"), tuning.mask
-        )
-        shared = share is not None and fisher.ranks == 1
-        scores = share(fisher.scores) if share is not None and shared else fisher.scores()
+        scores = share(work.scores) if share is not None and work.ranks == 1 else work.scores()
     try:
         chosen = nested_top_k_in(scores, densities, tuning.budget)
     except DataError:
-        if fisher is not None:
-            fisher.finish()  # what it has saved would be refused for ever
+        if work is not None:
+            work.finish()  # what it has saved would be refused for ever
         raise
     if folder is not None and (not dist.is_initialized() or dist.get_rank() == 0):
         mask_files.save(chosen, folder.masks, origin, masks.score_histogram(scores))
-    if fisher is not None:
-        fisher.finish()
+    if work is not None:
+        work.finish()
     return chosen
+
+
+def _pass_of(
+    models: TaskModels,
+    parameters: Mapping[str, nn.Parameter],
+    tuning: TuningConfig,
+    split: str,
+    seed: int,
+    folder: RunFolder | None,
+    facts: Section | None,
+) -> FisherPass | LotteryPass | None:
+    """Return the pass over the training split that scores weights for a mask; None for one that needs none."""
+    if tuning.mask == "lottery":
+        return LotteryPass(models, parameters, tuning.lottery, split, seed, folder, facts)
+    if not tuning.has_pass:
+        return None
+    return FisherPass(models, parameters, tuning.fisher, split, seed, folder, facts, tuning.mask)
 
 
 def _origin(
@@ -150,6 +165,7 @@ def _origin(
         "densities": sorted(set(densities), reverse=True),
         "budget": tuning.budget,
         "fisher": {"order": ORDER, **asdict(tuning.fisher)} if tuning.has_pass else {},
+        "lottery": asdict(tuning.lottery) if tuning.mask == "lottery" else {},
         "training split": split,
         "seed": seed,
         "ranks": dist.get_world_size() if dist.is_initialized() else 1,
@@ -199,7 +215,7 @@ def _refuse_other_choice(path: Path, before: Section, now: Section, changed: lis
     if len(orders) == 2 and orders[0] != orders[1]:
         raise UsageError(
             f"{path} was chosen by an earlier version, which read the utterances in another order, and candidates of this "
-            "race have trained on it; start the race in a new folder, or finish it with that version."
+            "race have trained on it; remove it and the folder race to start over, or finish it with that version."
         )
     content = [name for name in changed if name not in ENVIRONMENT]
     if content:

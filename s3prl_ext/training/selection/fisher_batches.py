@@ -79,8 +79,12 @@ class UtteranceBatches:
 
     def endless(self) -> Iterator[Any]:
         """Iterate over the whole split in random order, again and again; equal in every rank."""
-        loader = self._loader(batch_size=self.batch_size, shuffle=True)
+        loader = self.shuffled()
         return itertools.chain.from_iterable(iter(loader) for _ in itertools.count())
+
+    def shuffled(self) -> DataLoader:
+        """Return a loader of the whole split in random order, another one each time it is iterated over."""
+        return self._loader(batch_size=self.batch_size, shuffle=True)
 
     def _loader(self, **options: Any) -> DataLoader:
         loader = DataLoader(self.dataset, collate_fn=self._collate, num_workers=self._workers, **options)

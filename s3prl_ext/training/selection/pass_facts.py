@@ -62,6 +62,8 @@ def facts_of(
 
 
 def _pass_settings(tuning: TuningConfig) -> Record:
+    if tuning.mask == "lottery":
+        return {"order": ORDER, **asdict(tuning.lottery)}
     if not tuning.has_pass:
         return {}
     settings = asdict(tuning.fisher)
