@@ -13,6 +13,7 @@ import re
 import shlex
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -423,6 +424,51 @@ def test_whisper_merges_in_small(tmp_path):
     )
     assert [row["noise"] for row in noise["summary"]] == ["none", "source", "target", "standard"]
     assert [row["layers"] for row in blocks["summary"]] == [[0], [1]]
+    kept = json.loads((tmp_path / "exp/vctk_noise.json").read_text())
+    assert [column["noise"] for column in kept["columns"]] == ["none", "source", "target", "standard"]
+    for column, row in zip(kept["columns"], noise["summary"], strict=True):
+        assert float(column["chosen"]) == row["lambda"]
+        assert statistics.fmean(score[0] for score in column["test"]) == pytest.approx(row["test"]["mean"])
+    assert str(tmp_path) not in json.dumps(kept)
+    assert (tmp_path / "exp/vctk_blocks.png").stat().st_size > 5_000
+
+
+def test_printed_tables_are_those_of_the_result_files(tmp_path):
+    command = [sys.executable, str(RECIPES / "whisper/page.py"), "--check"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    text = (RECIPES / "whisper/RESULTS.md").read_text()
+    marked = set(re.findall(r"<!-- (\w+\.json)", text))
+    assert marked == {path.name for path in (RECIPES / "whisper").glob("*.json")}
+    copy = tmp_path / "whisper"
+    shutil.copytree(RECIPES / "whisper", copy)
+    shutil.copytree(RECIPES / "ad_tuning", tmp_path / "ad_tuning")
+    (copy / "RESULTS.md").write_text(text.replace("| 1e-2 | 3 |", "| 1e-2 | 4 |"))
+    done = subprocess.run([*command[:1], str(copy / "page.py"), "--check"], check=False, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "RESULTS.md differs from its result files: run python recipes/whisper/page.py." in done.stderr
+
+
+def test_tables_of_a_grid_of_lambda(monkeypatch):
+    lambdas = load("whisper", "lambdas", monkeypatch)
+    content = {
+        "task": "vctk", "metric": "wer", "head": {}, "items": {"dev": 32, "test": 30},
+        "unmerged": {"dev": [6.0, 4.0, 8.5], "test": [7.0, 5.0, 9.0]},
+        "columns": [
+            {"layers": "all", "noise": "none", "dev": {"0": [[6.0, 4.0, 8.5]], "0.1": [[5.5, 3.0, 8.0]]}, "chosen": "0.1",
+             "test": [[7.5, 5.5, 9.5]]},
+            {"layers": "all", "noise": "target", "dev": {"0.1": [[6.0, 4.0, 8.0], [8.0, 6.0, 10.0]]}, "chosen": "0",
+             "test": [[7.0, 5.0, 9.0]]},
+        ],
+    }  # fmt: skip
+    table = lambdas.grid_table(content)
+    assert table.head == ["λ", "source", "N(target)"]
+    assert table.rows == [["0", "6.00 [4.00, 8.50]", ""], ["0.1", "5.50 [3.00, 8.00]", "7.00 ± 1.41"]]
+    assert lambdas.chosen_table(content).rows == [
+        ["unmerged", "0", "6.00 [4.00, 8.50]", "7.00 [5.00, 9.00]"],
+        ["source", "0.1", "5.50 [3.00, 8.00]", "7.50 [5.50, 9.50]"],
+        ["N(target)", "0", "6.00 [4.00, 8.50]", "7.00 [5.00, 9.00]"],
+    ]
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@
 #   --max-tokens N     most tokens in a transcript (default: the model's own limit): strong merges repeat themselves without
 #                      end, which takes most of the time; must be more than any text of the corpus needs
 #   --out DIR          folder for everything (default: exp/whisper/mam)
-#   --stage N --stop-stage N   1 model, 2 corpora, 3 all layers and noise, 4 blocks of layers
+#   --stage N --stop-stage N   1 model, 2 corpora, 3 all layers and noise, 4 blocks of layers, 5 result files and pictures
 #   --dry-run          print the commands
 #
 # Nothing is trained, so each corpus is divided into dev, where lambda is chosen, and test, which scores the chosen merges and
@@ -69,5 +69,10 @@ for task in $(listed "$tasks"); do
   fi
   if due 4 "$task: blocks of layers"; then
     execute s3prl-ext sweep "${flags_of[@]}" --lambda "$lambdas" --layers "$blocks" -p "$out/blocks/$task"
+  fi
+  if due 5 "$task: result files and pictures"; then
+    for table in noise blocks; do
+      execute python "$RECIPES/whisper/lambdas.py" "$out/$table/$task/sweep.json" --out "$out/${task}_$table.json"
+    done
   fi
 done

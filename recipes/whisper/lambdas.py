@@ -1,0 +1,136 @@
+"""Keep what a finished sweep of ``mam.sh`` measured as a small file, and draw it; ``page.py`` makes tables of it.
+
+    python recipes/whisper/lambdas.py exp/noise/vctk/sweep.json --out vctk_noise.json
+
+writes ``vctk_noise.json`` and ``vctk_noise.png``: each arm's score on dev with its 95 % interval over utterances, and on test
+those of the unmerged target and of the lambda that dev chose in each column.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from s3prl_ext.errors import as_command
+from s3prl_ext.evaluation.plots import light_frame, picture
+from s3prl_ext.metrics import heading
+from s3prl_ext.sweeps.grid import BASELINE, Arm
+from s3prl_ext.sweeps.report import LEGEND
+from s3prl_ext.sweeps.stored import StoredSweep, read_sweep
+from s3prl_ext.tables import NOTHING, Table, mean_and_deviation
+from s3prl_ext.writing import write_json
+
+SPLITS = ("dev", "test")
+
+
+def kept(sweep: StoredSweep) -> dict[str, Any]:
+    """Return what tables and picture need of a sweep, without paths."""
+    settings = sweep.content["settings"]
+    head = settings["task file"]["head"]
+    return {
+        "task": settings["task"],
+        "metric": sweep.metric_name,
+        "head": {key: head.get(key) for key in ("window", "max_tokens")},
+        "items": {split: sweep.items(split) for split in SPLITS},
+        "unmerged": {split: _score(sweep, BASELINE, split) for split in SPLITS},
+        "columns": [
+            {
+                "layers": group.name,
+                "noise": group.noise,
+                "dev": {
+                    f"{value:g}": [_score(sweep, arm, "dev") for arm in group.arms(value)] for value in group.lambdas
+                },
+                "chosen": f"{_chosen(sweep, group.name, group.noise):g}",
+                "test": [_score(sweep, arm, "test") for arm in group.arms(_chosen(sweep, group.name, group.noise))],
+            }
+            for group in sweep.groups
+        ],
+    }
+
+
+def _chosen(sweep: StoredSweep, layers: str, noise: str) -> float:
+    return next(row["lambda"] for row in sweep.content["summary"] if (row["group"], row["noise"]) == (layers, noise))
+
+
+def _score(sweep: StoredSweep, arm: Arm, split: str) -> list[float] | None:
+    """Return value, lower and upper bound in the metric's unit."""
+    found = sweep.lookup(arm, split)
+    return None if found is None else [found[0], *(found[1] or ())]
+
+
+def name_of(column: Mapping[str, Any]) -> str:
+    """Return how a column is called: the noise, or the layers that are merged."""
+    kind = LEGEND[column["noise"]]
+    return kind if column["layers"] == "all" else f"{kind}, layers {column['layers']}"
+
+
+def _shown(scores: Sequence[list[float] | None]) -> str:
+    """Return mean ± deviation of several draws, or one score with its interval."""
+    known = [score for score in scores if score]
+    if len(known) == 1:
+        value, *bounds = known[0]
+        return f"{value:.2f}" + (" [{:.2f}, {:.2f}]".format(*bounds) if bounds else "")
+    return mean_and_deviation([score[0] for score in known]) if known else NOTHING
+
+
+def grid_table(content: Mapping[str, Any]) -> Table:
+    """Return the scores on dev: a row for each lambda, a column for what is merged."""
+    columns = content["columns"]
+    values = sorted({value for column in columns for value in column["dev"] if float(value)}, key=float)
+    rows = [["0", _shown([content["unmerged"]["dev"]])] + [""] * (len(columns) - 1)]
+    rows += [[value, *(_shown(column["dev"].get(value, ())) for column in columns)] for value in values]
+    title = f"{heading(content['metric'], 'dev')}, {content['items']['dev']} utterances"
+    return Table(title, ["λ", *map(name_of, columns)], rows)
+
+
+def chosen_table(content: Mapping[str, Any]) -> Table:
+    """Return what dev chose in each column, and its score on test."""
+    rows = [["unmerged", "0", *(_shown([content["unmerged"][split]]) for split in SPLITS)]]
+    for column in content["columns"]:
+        value = column["chosen"]
+        dev = column["dev"][value] if float(value) else [content["unmerged"]["dev"]]
+        rows.append([name_of(column), value, _shown(dev), _shown(column["test"])])
+    head = ["merged", "λ chosen on dev", *(heading(content["metric"], split) for split in SPLITS)]
+    return Table(f"chosen on dev; test has {content['items']['test']} utterances", head, rows)
+
+
+def draw(content: Mapping[str, Any], path: Path) -> None:
+    """Draw the scores on dev over lambda, one line for each column; draws as their mean with the whole range."""
+    with picture(path, (6.4, 4.0), dpi=100) as (figure, (axes,)):
+        light_frame(axes)
+        for column in content["columns"]:
+            points = {0.0: [content["unmerged"]["dev"][0]]} | {
+                float(value): [score[0] for score in scores if score]
+                for value, scores in column["dev"].items()
+                if float(value)
+            }
+            places = sorted(points)
+            means = [sum(points[place]) / len(points[place]) for place in places]
+            (line,) = axes.plot(places, means, "o-", markersize=4, label=name_of(column))
+            if any(len(values) > 1 for values in points.values()):
+                low, high = ([edge(points[place]) for place in places] for edge in (min, max))
+                axes.fill_between(places, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+        axes.set_xlabel("λ")
+        axes.set_ylabel(heading(content["metric"], "dev"))
+        axes.legend(frameon=False)
+        figure.suptitle(f"{content['task']}: the decoder's attention merged into the encoder's (Whisper base)")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write the small file and its picture."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sweep", type=Path, help="sweep.json of a finished sweep")
+    parser.add_argument("--out", type=Path, required=True, help="file to write, such as vctk_noise.json")
+    flags = parser.parse_args(argv)
+    content = kept(read_sweep(flags.sweep))
+    write_json(flags.out, content, indent=1)
+    draw(content, flags.out.with_suffix(".png"))
+    return 0
+
+
+if __name__ == "__main__":
+    with as_command():
+        sys.exit(main())

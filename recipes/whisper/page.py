@@ -1,0 +1,75 @@
+"""Write the tables of RESULTS.md anew from the result files next to it; with --check only say whether they differ.
+
+A table stands between ``<!-- ks.json -->`` and ``<!-- end -->``; of a file of ``lambdas.py`` the mark names one of its two
+tables, such as ``<!-- vctk_noise.json chosen -->``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).resolve().parent)]
+import lambdas
+import summary
+
+from s3prl_ext.errors import DataError, as_command
+from s3prl_ext.evaluation.predictions import read_json
+from s3prl_ext.tables import Table, grid
+from s3prl_ext.writing import write_text
+
+PAGE = Path(__file__).resolve().parent / "RESULTS.md"
+MARKED = re.compile(r"(<!-- (\w+)\.json( \w+)? -->\n).*?(<!-- end -->)", re.DOTALL)
+TABLES = {"grid": lambdas.grid_table, "chosen": lambdas.chosen_table}
+
+
+def table_of(folder: Path, name: str, which: str | None) -> Table:
+    """Return a table of a result file.
+
+    Args:
+        folder: of the page.
+        name: of the file, without ``.json``: for AD-TUNING's rows, a task.
+        which: table of a file of ``lambdas.py``.
+
+    Raises:
+        DataError: the file is missing or corrupt, or has no table of this name.
+    """
+    content = read_json(folder / f"{name}.json")
+    if which is None:
+        return summary.table(name, content)
+    if which not in TABLES:
+        raise DataError(f"{name}.json has no table '{which}'; it has {', '.join(TABLES)}.")
+    return TABLES[which](content)
+
+
+def written(text: str, folder: Path) -> str:
+    """Return the page with its tables made from the files in `folder`."""
+
+    def anew(match: re.Match[str]) -> str:
+        table = table_of(folder, match[2], match[3] and match[3].strip())
+        lines = [grid(table.head, table.rows, range(1, len(table.head))), *(f"\n- {note}" for note in table.notes)]
+        return match[1] + "\n" + "\n".join(lines) + "\n\n" + match[4]
+
+    return MARKED.sub(anew, text)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write or check the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit status 1 where a table differs")
+    flags = parser.parse_args(argv)
+    before = PAGE.read_text(encoding="utf-8")
+    after = written(before, PAGE.parent)
+    if flags.check and after != before:
+        raise DataError(f"{PAGE.name} differs from its result files: run python recipes/whisper/page.py.")
+    if after != before:
+        write_text(PAGE, after)
+    return 0
+
+
+if __name__ == "__main__":
+    with as_command():
+        sys.exit(main())
