@@ -108,7 +108,7 @@ def _called(linear: nn.Linear, x: Tensor) -> Tensor:
     if not alone or not torch.is_grad_enabled():
         return F.linear(x, linear.weight, linear.bias)
     inputs = (x, weight.original, linear.bias, update.lora_a, update.lora_b, update.scale)
-    return cast(Tensor, _UpdatedLinear.apply(*inputs))  # type: ignore[no-untyped-call]
+    return cast(Tensor, _UpdatedLinear.apply(*inputs))
 
 
 def insert(model: nn.Module, config: Config) -> dict[str, nn.Parameter]:
