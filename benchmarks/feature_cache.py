@@ -1,8 +1,10 @@
-"""A training step of a head on a frozen upstream, features from the cache against computed ones.
+"""A training step of a head on a frozen upstream, features from the cache against computed ones; and of a child network.
 
 ``python -m benchmarks.feature_cache``: HuBERT of base size with random weights, weighted sum of its 13 hidden states,
 4 clips of 1 s, mean pooling and a linear head, AdamW. CPU time of a step once the clips are in the cache, which is what
-epochs from the second one take. The files are in the system's cache of files, as they are on a machine with memory for them.
+epochs from the second one take. Then a step of a child network of density 0.01 of the same model, with the output of the
+extractor from the cache against a computed one. The files are in the system's cache of files, as they are on a machine
+with memory for them.
 """
 
 from __future__ import annotations
@@ -17,7 +19,13 @@ from torch import nn
 
 from benchmarks import measure
 from benchmarks.delta_size import base_model
-from s3prl_ext.training.batching.feature_cache import DTYPES, FeatureCache
+from s3prl_ext.child_tuning import masks
+from s3prl_ext.child_tuning.child_network import ChildNetwork
+from s3prl_ext.child_tuning.eligible import eligible_parameters
+from s3prl_ext.child_tuning.sparse_adamw import ChildnetAdamW
+from s3prl_ext.training.batching.clip_store import DTYPES
+from s3prl_ext.training.batching.extractor_cache import ExtractorCache, extractor_of
+from s3prl_ext.training.batching.feature_cache import FeatureCache
 from s3prl_ext.training.forward import TaskModels
 
 CLIPS = 4
@@ -53,6 +61,34 @@ def step_of(models: TaskModels, wavs: list[Any]) -> Any:
     return step
 
 
+def child_step() -> Any:
+    """Return a training step of a child network of density 0.01 on 4 clips of 1 s, and the model."""
+    model = base_model().train().requires_grad_(False)
+    model.feature_extractor._freeze_parameters()
+    weights = dict(eligible_parameters(model))
+    child = ChildNetwork(weights, masks.bernoulli({name: w.numel() for name, w in weights.items()}, 0.01, seed=0))
+    optimizer = ChildnetAdamW(child.parameters(), lr=1e-4)
+    wavs = torch.randn(CLIPS, 16000, generator=torch.Generator().manual_seed(0))
+
+    def step() -> None:
+        model(wavs).last_hidden_state.square().mean().backward()
+        child.gather_gradients()
+        optimizer.step()
+        child.write_back()
+
+    return step, model
+
+
+def extractor_row(runs: int) -> dict[str, Any]:
+    """Return the row of the extractor's cache."""
+    (cached, model), (plain, _) = child_step(), child_step()
+    with tempfile.TemporaryDirectory() as folder:
+        ExtractorCache(extractor_of(model), Path(folder)).attach()
+        row = measure.alternate(cached, plain, runs)
+        size = sum(path.stat().st_size for path in Path(folder).rglob("*.safetensors")) / CLIPS
+    return row | {"times": 1 / row["ratio"], "mb_per_clip": size / 1e6}
+
+
 def main() -> None:
     """Measure both precisions and print the ratios."""
     from s3prl.upstream.interfaces import Featurizer
@@ -72,6 +108,7 @@ def main() -> None:
             row = measure.alternate(step_of(cached, wavs), step_of(plain, wavs), flags.runs)
             size = sum(path.stat().st_size for path in Path(folder).rglob("*.safetensors")) / CLIPS
             rows[f"weighted sum, {dtype}"] = row | {"times": 1 / row["ratio"], "mb_per_clip": size / 1e6}
+    rows["child network, extractor"] = extractor_row(max(flags.runs, 5))
     measure.report("feature_cache", rows)
 
 

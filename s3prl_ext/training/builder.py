@@ -24,8 +24,10 @@ from s3prl_ext.settings import count
 from s3prl_ext.tasks import remedy, task_of
 from s3prl_ext.tasks.unavailable import UNAVAILABLE
 from s3prl_ext.training import checkpoint, distributed, last_hidden_state, resume
+from s3prl_ext.training.batching.clip_store import ClipStore, default_folder
 from s3prl_ext.training.batching.corpus_hash import Corpus
-from s3prl_ext.training.batching.feature_cache import FeatureCache, default_folder
+from s3prl_ext.training.batching.extractor_cache import ExtractorCache, check_frozen, extractor_of
+from s3prl_ext.training.batching.feature_cache import FeatureCache
 from s3prl_ext.training.checkpoint import Checkpoint
 from s3prl_ext.training.devices import slow_precision
 from s3prl_ext.training.forward import TaskModels, unwrapped
@@ -83,6 +85,7 @@ class RunBuilder(_StockRunner):
                 self.featurizer = self._get_featurizer()
             self.downstream = self._get_downstream()
             self.all_entries = [self.upstream, self.featurizer, self.downstream]
+            self.clip_store: ClipStore | None = None
             self.cache = self._open_cache()
 
     def _check(self, config: Record) -> None:
@@ -291,6 +294,8 @@ class RunBuilder(_StockRunner):
         """Make an upstream ready for a section ``tuning``; return whether anything of it trains."""
         prepare_upstream(model, tuning)
         train_only(model, tuning.rates.train_layers)
+        if self.runner_config.cache == "extractor" and METHODS[tuning.method].trains_upstream:
+            check_frozen(model)
         trains = METHODS[tuning.method].trains_upstream
         return prepare_lambda(model, tuning, trains, training=self.args.mode == "train")
 
@@ -307,27 +312,40 @@ class RunBuilder(_StockRunner):
             checkpoint.load_into(model, state, name.lower(), where)
 
     def _open_cache(self) -> FeatureCache | None:
-        """Return the cache of features that section ``runner`` asks for.
+        """Return the cache of features that section ``runner`` asks for, or let the extractor answer from its own.
 
         Raises:
-            UsageError: the upstream trains.
+            UsageError: the upstream trains, for an extractor: it does not.
         """
         settings = self.runner_config
         if settings.cache is None:
             return None
         methods = [METHODS[tuning.method] for tuning in self.task_file.tunings] if self.racing else []
-        if self.upstream.trainable or any(method.trains_upstream for method in methods):
+        trains = self.upstream.trainable or any(method.trains_upstream for method in methods)
+        folder = Path(settings.cache_folder).expanduser() if settings.cache_folder else default_folder()
+        upstream = unwrapped(self.upstream.model)
+        if settings.cache == "extractor":
+            if not trains:
+                raise UsageError("runner.cache: this upstream does not train; take features in place of extractor.")
+            if self.tuning is None:
+                check_frozen(upstream)
+            cache = ExtractorCache(extractor_of(upstream), folder, settings.cache_dtype, self.args.device)
+            cache.attach()
+            self.clip_store = cache.store
+            return None
+        if trains:
             raise UsageError(
                 "runner.cache: features is for upstreams that do not train (tuning.method frozen or weighted_sum, no -f, no "
-                "learnable lambda): leave runner.cache out."
+                "learnable lambda): take extractor, or leave runner.cache out."
             )
-        upstream, featurizer = unwrapped(self.upstream.model), unwrapped(self.featurizer.model)
         facts = {
             "expert": f"{type(upstream).__module__}.{type(upstream).__name__}",
             "-g": self.args.upstream_model_config,
         }
-        folder = Path(settings.cache_folder).expanduser() if settings.cache_folder else default_folder()
-        return FeatureCache(upstream, featurizer, facts, folder, settings.cache_dtype, self.args.device)
+        featurizer = unwrapped(self.featurizer.model)
+        features = FeatureCache(upstream, featurizer, facts, folder, settings.cache_dtype, self.args.device)
+        self.clip_store = features.store
+        return features
 
     @property
     def models(self) -> TaskModels:

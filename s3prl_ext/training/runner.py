@@ -20,8 +20,8 @@ from s3prl_ext.errors import UsageError, one_sentence_errors
 from s3prl_ext.run_folder import RunFolder
 from s3prl_ext.tasks import task_of
 from s3prl_ext.training import distributed, last_hidden_state
+from s3prl_ext.training.batching.clip_store import announce
 from s3prl_ext.training.batching.corpus_hash import CorpusHash
-from s3prl_ext.training.batching.feature_cache import announce
 from s3prl_ext.training.builder import RunBuilder
 from s3prl_ext.training.forward import unwrapped
 from s3prl_ext.training.learnable_lambda import prepare_head_lambda
@@ -105,12 +105,13 @@ class Runner(RunBuilder, StockRunner):
             result_file.write_stop(RunFolder(self.args.expdir), run.state.step, scores, spent.seconds)
 
     def _announce_cache(self, splits: Sequence[str]) -> None:
-        """Say before the start how much room the features of some splits take."""
-        if self.cache is None or not distributed.is_leader():
+        """Say before the start how much room the files of some splits take."""
+        if self.clip_store is None or not distributed.is_leader():
             return
         with randomness.preserved():
             downstream = unwrapped(self.downstream.model)
-            announce(self.cache, [open_split(downstream, split) for split in dict.fromkeys(splits)])
+            loaders = [open_split(downstream, split) for split in dict.fromkeys(splits)]
+            announce(self.clip_store, loaders, padded=self.runner_config.cache == "extractor")
 
     def _finish(self, run: Run, first_step: int, spent: ResourceUsage, seconds_per_step: float) -> None:
         """Write what the run measured; nothing where that was done already."""
@@ -183,7 +184,7 @@ class Runner(RunBuilder, StockRunner):
             started = time.monotonic()
             writes = from_command_line and distributed.is_leader()
             if from_command_line:
-                check_splits(self.models.unwrapped(), [split] if self.cache else [])
+                check_splits(self.models.unwrapped(), [split] if self.clip_store else [])
                 self._announce_cache([split])
             stack.enter_context(locks.evaluation(self.args.expdir, active=writes))
             with result_file.failures_recorded(self.args, self.config, split, writes, self.corpus):

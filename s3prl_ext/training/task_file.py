@@ -57,7 +57,8 @@ class RunnerConfig:
         amp: ours: ``bf16`` or ``fp16`` mixed precision.
         group_by_length: ours: so many batches exchange their clips, for batches of like length.
         checkpoint_upstream: ours: compute the layers of an upstream that trains again in the backward pass, in less memory.
-        cache: ours: ``features`` keeps those of an upstream that does not train on disk.
+        cache: ours: keep on disk the ``features`` of an upstream that does not train, or the output of the frozen
+            ``extractor`` of one that does.
         cache_folder: where; None for ``~/.cache/s3prl_ext/features``.
         cache_dtype: ``float32``, or ``float16`` in half the room.
     """
@@ -77,7 +78,7 @@ class RunnerConfig:
     amp: Annotated[str | None, choice("bf16", "fp16")] = None
     group_by_length: Annotated[int | None, count(2)] = None
     checkpoint_upstream: Annotated[bool, switch()] = False
-    cache: Annotated[str | None, choice("features")] = None
+    cache: Annotated[str | None, choice("features", "extractor")] = None
     cache_folder: Annotated[str | None, name()] = None
     cache_dtype: Annotated[str, choice("float32", "float16")] = "float32"
 
@@ -104,9 +105,9 @@ class RunnerConfig:
         if (self.total_steps is None) == (self.epochs is None):
             yield f"{where} needs either total_steps or epochs (one of the two)."
         if self.cache and (self.amp or self.fp16):
-            yield f"{where}.cache and {where}.amp do not go together: features are computed once, in float32."
+            yield f"{where}.cache and {where}.amp do not go together: what is kept is computed once, in float32."
         if not self.cache and (self.cache_folder or self.cache_dtype != "float32"):
-            yield f"{where}.cache_folder and {where}.cache_dtype are options of {where}.cache: features."
+            yield f"{where}.cache_folder and {where}.cache_dtype are options of {where}.cache."
 
 
 def _warn_of_stored(problems: list[str]) -> None:

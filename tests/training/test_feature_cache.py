@@ -15,8 +15,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from s3prl_ext.errors import UsageError
-from s3prl_ext.training.batching import feature_cache
-from s3prl_ext.training.batching.feature_cache import FeatureCache, announce
+from s3prl_ext.training.batching import clip_store
+from s3prl_ext.training.batching.clip_store import ClipStore, announce
+from s3prl_ext.training.batching.feature_cache import FeatureCache
 from s3prl_ext.training.checkpoint import Checkpoint
 from s3prl_ext.training.forward import TaskModels
 from s3prl_ext.training.resume import check_runner
@@ -110,7 +111,7 @@ def test_another_upstream_clip_or_dtype_has_files_of_its_own(tmp_path):
         expected = alone(other, [wav])[0]
         found = other.features([wav])[0]
         assert len(files(tmp_path)) == before + 1
-        assert torch.equal(found, expected) or other.cache.dtype is torch.float16
+        assert torch.equal(found, expected) or other.cache.store.dtype is torch.float16
     assert len(files(tmp_path)) == 5
 
 
@@ -172,7 +173,7 @@ def test_a_damaged_file_is_computed_again(tmp_path, damage, caplog):
 def test_a_full_disk_ends_the_writing_and_not_the_run(tmp_path, monkeypatch, caplog):
     made, wavs = models(tmp_path), clips(1.0, 0.5, 0.7)
     made.features(wavs[:1])
-    monkeypatch.setattr(feature_cache, "save_file", _no_space)
+    monkeypatch.setattr(clip_store, "save_file", _no_space)
     for _ in range(2):
         for found, expected in zip(made.features(wavs), alone(made, wavs), strict=True):
             assert torch.equal(found, expected)
@@ -188,14 +189,14 @@ def test_a_process_killed_while_it_writes_leaves_no_feature(tmp_path):
     made, (wav,) = models(tmp_path), clips(1.0)
     child = os.fork()
     if not child:
-        save = feature_cache.save_file
+        save = clip_store.save_file
 
         def save_half(tensors, path, metadata):
             save(tensors, path, metadata)
             _cut(Path(path))
             os.kill(os.getpid(), signal.SIGKILL)
 
-        feature_cache.save_file = save_half
+        clip_store.save_file = save_half
         made.features([wav])
         os._exit(1)
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
@@ -231,7 +232,7 @@ def test_the_room_is_said_and_bounds_what_random_crops_take(tmp_path, caplog):
     made, wavs = models(tmp_path), clips(*[0.5] * 7)
     loader = torch.utils.data.DataLoader(wavs[:2], batch_size=2, collate_fn=lambda batch: (batch, None))
     with caplog.at_level(logging.INFO):
-        announce(made.cache, [loader])
+        announce(made.cache.store, [loader])
     size = 2 * 3 * 25 * 8 * 4
     assert "about 2 clips" in caplog.text and f"about {size / 1e9:.3g} GB" in caplog.text
     for found, expected in zip(made.features(wavs), alone(made, wavs), strict=True):
@@ -258,7 +259,7 @@ def test_a_run_in_batches_of_one_is_the_run_without_a_cache(build, tmp_path, hub
     options = {"cache": "features", "cache_folder": str(tmp_path / "cache")}
     plain = trained(build, tmp_path / "plain", hubert_ckpt, tuning)
     first = trained(build, tmp_path / "first", hubert_ckpt, tuning, **options)
-    monkeypatch.setattr(FeatureCache, "_write", lambda *_: pytest.fail("all features are there"))
+    monkeypatch.setattr(ClipStore, "_write", lambda *_: pytest.fail("all features are there"))
     second = trained(build, tmp_path / "second", hubert_ckpt, tuning, **options)
     for losses, weights in (first, second):
         assert losses == plain[0] and all(map(torch.equal, weights, plain[1]))
