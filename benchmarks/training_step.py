@@ -24,6 +24,7 @@ from s3prl_ext.child_tuning import masks
 from s3prl_ext.child_tuning.child_network import ChildNetwork
 from s3prl_ext.child_tuning.eligible import eligible_parameters
 from s3prl_ext.child_tuning.sparse_adamw import ChildnetAdamW
+from s3prl_ext.child_tuning.units import places_of, random_units
 
 WAYS = ("released", "ours", "ours_dense_gradients", "full")
 
@@ -60,7 +61,11 @@ def one_way(way: str, flags: argparse.Namespace) -> dict[str, float]:
     model.requires_grad_(False)
     for parameter in parameters.values():
         parameter.requires_grad_(True)
-    mask = masks.bernoulli({name: p.numel() for name, p in parameters.items()}, flags.density, seed=0)
+    if flags.unit == "row":
+        places = places_of({name: tuple(p.shape) for name, p in parameters.items()}, "row")
+        mask = random_units([flags.density], places, 0, "global").at(flags.density)
+    else:
+        mask = masks.bernoulli({name: p.numel() for name, p in parameters.items()}, flags.density, seed=0)
     before = peak_mb()
     if way.startswith("ours"):
         child = ChildNetwork(parameters, mask, sparse_gradients=way == "ours")
@@ -101,6 +106,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=12, help="encoder layers (default 12)")
     parser.add_argument("--family", choices=("s3prl", "transformers"), default="s3prl", help="whose code the model is")
     parser.add_argument("--density", type=float, default=0.01, help="density of the child network (default 0.01)")
+    parser.add_argument("--unit", choices=("entry", "row"), default="entry", help="what trains: weights, or whole rows")
     parser.add_argument("--batch", type=int, default=4, help="clips per batch (default 4)")
     parser.add_argument("--seconds", type=float, default=1.0, help="length of a clip (default 1)")
     parser.add_argument("--runs", type=int, default=5, help="steps timed per process (default 5)")

@@ -27,7 +27,7 @@ class ChildNetwork(nn.Module):
         parameters: the model's eligible parameters by name; those without a chosen entry get
             ``requires_grad=False``.
         mask: sorted flat indices of the chosen entries per name.
-        sparse_gradients: compute no dense gradient for weight matrices of which at most 3 % train.
+        sparse_gradients: compute no dense gradient for weight matrices of which at most 3 %, or whole rows, train.
         dense_norm: keep the norm of the gradient of all eligible weights, for ``clip_scope: all``; no gradient is
             sparse then.
         redraw: keep each gradient entry with this probability at each step, divided by it (CHILD-TUNING_F of the
@@ -100,7 +100,7 @@ class ChildNetwork(nn.Module):
             return
         for weight, values, part in zip(self._weights, self._values, self._parts):
             indices = part.indices
-            if self._sparse and weight.dim() == 2 and indices.numel() <= SPARSE_GRADIENT_DENSITY * weight.numel():
+            if self._sparse and _has_sampled_gradient(weight, indices):
                 slot = values.detach().requires_grad_()
                 slot.grad = part.gradient  # autograd adds to it in place
                 sparse_linear.sample(weight, slot, indices)
@@ -170,6 +170,14 @@ class ChildNetwork(nn.Module):
         super().zero_grad(set_to_none)
         if not self.whole:
             self._gradient.zero_()
+
+
+def _has_sampled_gradient(weight: torch.Tensor, indices: torch.Tensor) -> bool:
+    """Return whether computing the gradient of the chosen entries alone is less work than the dense one."""
+    if weight.dim() != 2 or indices.numel() == weight.numel():
+        return False
+    few = indices.numel() <= SPARSE_GRADIENT_DENSITY * weight.numel()
+    return few or sparse_linear.whole_rows(indices, weight.shape[1]) is not None
 
 
 def release(parameters: Iterable[nn.Parameter]) -> None:

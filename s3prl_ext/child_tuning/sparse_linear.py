@@ -1,7 +1,8 @@
 """Weight gradients of linear layers at the chosen entries alone: no dense gradient is computed.
 
 Half of a backward pass is weight gradients. Where few entries of a weight matrix train, only theirs are computed,
-dW[i, j] = sum over t of gy[t, i] x[t, j], by a sampled product of two dense matrices.
+dW[i, j] = sum over t of gy[t, i] x[t, j], by a sampled product of two dense matrices. Where whole rows train, theirs are a
+dense product of these rows alone, at any density.
 
 s3prl's attention hands ``q_proj.weight`` and its like to ``F.multi_head_attention_forward`` and never calls the linear
 module, so the weight itself has to know: its class becomes :class:`SampledWeight`, which torch asks about every function
@@ -29,10 +30,12 @@ class SampledWeight(nn.Parameter):
     Attributes:
         slot: leaf tensor [k] whose ``.grad`` collects the gradient of the chosen entries.
         entries: their sorted flat indices (int32) [k].
+        rows: the rows that they are, where they are whole rows, else None.
     """
 
     slot: torch.Tensor
     entries: torch.Tensor
+    rows: torch.Tensor | None
 
     @classmethod
     def __torch_function__(
@@ -69,13 +72,29 @@ def sample(weight: nn.Parameter, slot: torch.Tensor, indices: torch.Tensor) -> N
     weight.requires_grad_(False)
     weight.__class__ = SampledWeight
     assert isinstance(weight, SampledWeight)
-    weight.slot, weight.entries = slot, indices
+    weight.slot, weight.entries, weight.rows = slot, indices, whole_rows(indices, weight.shape[1])
+
+
+def whole_rows(indices: torch.Tensor, columns: int) -> torch.Tensor | None:
+    """Return the rows of a matrix that its chosen entries are; None where they are not whole rows.
+
+    Args:
+        indices: sorted flat indices [k].
+        columns: of the matrix.
+    """
+    if indices.numel() == 0 or indices.numel() % columns:
+        return None
+    by_row = indices.view(-1, columns)
+    first, last = by_row[:, 0], by_row[:, -1]
+    if bool((first % columns).any()) or bool((last - first != columns - 1).any()):
+        return None
+    return first // columns
 
 
 def restore(weight: nn.Parameter) -> None:
     """Make `weight` an ordinary parameter again; harmless where it is one."""
     if isinstance(weight, SampledWeight):
-        del weight.slot, weight.entries
+        del weight.slot, weight.entries, weight.rows
         weight.__class__ = nn.Parameter  # type: ignore[assignment]
 
 
@@ -105,20 +124,31 @@ def sampled_product(left: torch.Tensor, right: torch.Tensor, indices: torch.Tens
 class _SampledLinear(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: Any, slot: torch.Tensor, indices: torch.Tensor
+        ctx: Any,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: Any,
+        slot: torch.Tensor,
+        indices: torch.Tensor,
+        rows: torch.Tensor | None,
     ) -> torch.Tensor:
-        ctx.save_for_backward(x, weight, indices)
+        ctx.save_for_backward(x, weight, indices, rows)
         # For more than two dimensions F.linear returns a view, which autograd lets nobody change in place.
         y = F.linear(x.reshape(-1, x.shape[-1]), weight, bias)
         return torch.ops.aten._unsafe_view(y, (*x.shape[:-1], weight.shape[0]))
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[Any, ...]:
-        x, weight, indices = ctx.saved_tensors
+        x, weight, indices, rows = ctx.saved_tensors
         flat = gradients[0].reshape(-1, gradients[0].shape[-1])
         to_input = (flat @ weight.to(flat.dtype)).reshape(x.shape) if ctx.needs_input_grad[0] else None
         to_bias = flat.sum(0) if ctx.needs_input_grad[2] else None
-        return to_input, None, to_bias, sampled_product(flat, x.reshape(-1, x.shape[-1]), indices), None
+        inputs = x.reshape(-1, x.shape[-1])
+        if rows is not None:
+            chosen = (flat.index_select(1, rows).t() @ inputs).reshape(-1).float()
+        else:
+            chosen = sampled_product(flat, inputs, indices)
+        return to_input, None, to_bias, chosen, None, None
 
 
 class _Gathered(torch.autograd.Function):
@@ -147,7 +177,7 @@ def _linear(input: torch.Tensor, weight: Any, bias: torch.Tensor | None = None) 
     device = input.device.type
     if torch.is_autocast_enabled(device):
         input = input.to(torch.get_autocast_dtype(device))
-    return _SampledLinear.apply(input, weight.detach(), bias, weight.slot, weight.entries)
+    return _SampledLinear.apply(input, weight.detach(), bias, weight.slot, weight.entries, weight.rows)
 
 
 @functools.cache

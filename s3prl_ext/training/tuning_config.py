@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
 from s3prl_ext import adapters
-from s3prl_ext.child_tuning.names import BUDGETS, FISHER_MASKS, MASKS
+from s3prl_ext.child_tuning.names import BUDGETS, FISHER_MASKS, MASKS, UNITS
 from s3prl_ext.configs import Record, Section
 from s3prl_ext.errors import UsageError, unknown_name
 from s3prl_ext.settings import choice, count, load, names, number, raise_all, switch, unknown_keys
@@ -15,7 +15,18 @@ from s3prl_ext.training import parameter_groups
 from s3prl_ext.training.parameter_groups import RatesConfig
 
 MASK_OPTIONS = {"fisher": FISHER_MASKS, "lottery": ("lottery",), "redraw": ("random",)}  # key -> the masks that read it
-MASK_KEYS = ("mask", "density", "budget", "eligible", "fisher", "lottery", "redraw", "sparse_gradients", "clip_scope")
+MASK_KEYS = (
+    "mask",
+    "density",
+    "budget",
+    "unit",
+    "eligible",
+    "fisher",
+    "lottery",
+    "redraw",
+    "sparse_gradients",
+    "clip_scope",
+)
 CHOICE_KEYS = (
     "method",
     "mask",
@@ -133,6 +144,8 @@ class TuningConfig:
         density: child networks: fraction of the eligible weights that trains, in (0, 1]; 1 for other methods.
         budget: child networks: ``global``: the density is that of all eligible weights together; ``layer``: of each encoder
             layer; ``tensor``: of each tensor.
+        unit: child networks: ``entry``: single weights are chosen; ``row``: output neurons, a row of a matrix and its bias;
+            ``head``: attention heads, and rows of everything else.
         eligible: name patterns (shell wildcards) of weights that may join a child network; None = by architecture.
         fisher: how the Fisher information is estimated.
         lottery: the dense phase of mask ``lottery``.
@@ -148,6 +161,7 @@ class TuningConfig:
     mask: Annotated[str, choice(MASKS)] = "fisher"
     density: Annotated[float, number(above=0, most=1)] = 1.0
     budget: Annotated[str, choice(*BUDGETS)] = "global"
+    unit: Annotated[str, choice(*UNITS)] = "entry"
     eligible: Annotated[tuple[str, ...] | None, names("[encoder.layers.*]")] = None
     fisher: FisherConfig = FisherConfig()
     lottery: LotteryConfig = LotteryConfig()
@@ -156,6 +170,13 @@ class TuningConfig:
     clip_scope: Annotated[str, choice("active", "all")] = "active"
     rates: RatesConfig = field(default_factory=RatesConfig)
     adapter: Any = None
+
+    def conflicts(self, where: str) -> Iterator[str]:
+        """Yield what does not go together."""
+        if self.unit != "entry" and self.budget == "tensor":
+            yield f"{where}.unit {self.unit} spans tensors (a row and its bias): use budget: layer, or leave it out."
+        if self.redraw and self.unit != "entry":
+            yield f"{where}.redraw draws single weights anew at each step: leave out {where}.unit."
 
     @property
     def has_pass(self) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from s3prl_ext.child_tuning.eligible import eligible_names
+from s3prl_ext.child_tuning.eligible import eligible_names, eligible_parameters
 from s3prl_ext.errors import DataError, UsageError
 from tests.support.experiments import make_args, record_losses, task_config
 
@@ -49,6 +49,25 @@ def test_only_the_child_network_changes(build, tmp_path, upstream, mask):
         assert set(different.tolist()) <= set(allowed.tolist()), name
         moved += len(different)
     assert moved > 0.9 * chosen, "nearly every chosen weight moves under AdamW"
+
+
+@pytest.mark.parametrize("upstream", UPSTREAMS, indirect=True)
+@pytest.mark.parametrize(("mask", "unit"), [("magnitude", "row"), ("fisher", "head"), ("random", "row")])
+def test_only_whole_units_change(build, tmp_path, upstream, mask, unit):
+    tuning = {"method": "child", "mask": mask, "density": 0.2, "unit": unit}
+    before, after, runner = tuned(build, tmp_path, upstream, tuning)
+    weights = dict(runner.upstream.model.named_parameters())
+    chosen, total = len(runner.child), sum(p.numel() for p in eligible_parameters(runner.upstream.model).values())
+    assert 0.1 * total < chosen <= round(0.2 * total)
+    for name, indices in runner.child.mask.items():
+        columns = weights[name][0].numel() if weights[name].dim() > 1 else 1
+        if not (unit == "head" and "out_proj" in name):  # whose columns belong to heads
+            assert torch.equal(
+                torch.unique(indices // columns, return_counts=True)[1].unique(), torch.tensor([columns])
+            )
+    moved = {n: torch.nonzero((before[n] != t).reshape(-1)).squeeze(1) for n, t in after.items()}
+    assert all(set(m.tolist()) <= set(runner.child.mask[n].tolist()) for n, m in moved.items() if len(m))
+    assert sum(map(len, moved.values())) > 0.9 * chosen
 
 
 @pytest.mark.parametrize("upstream", UPSTREAMS, indirect=True)

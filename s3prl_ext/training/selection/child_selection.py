@@ -16,6 +16,7 @@ from s3prl_ext import randomness
 from s3prl_ext.child_tuning import mask_files, masks
 from s3prl_ext.child_tuning.budgets import nested_random, nested_top_k_in
 from s3prl_ext.child_tuning.names import MASKS
+from s3prl_ext.child_tuning.units import head_counts, nested_units, places_of, random_units
 from s3prl_ext.configs import Record, Section
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.models.hashing import state_sha256
@@ -111,7 +112,13 @@ def _choose(
     sizes = {name: p.numel() for name, p in parameters.items()}
     if set(densities) == {1.0} or tuning.redraw:  # where masks are redrawn every weight may be drawn at some step
         return masks.nested_full(sizes, densities)
+    places = None
+    if tuning.unit != "entry":
+        shapes = {name: tuple(p.shape) for name, p in parameters.items()}
+        places = places_of(shapes, tuning.unit, head_counts(models.upstream))
     if tuning.mask == "random":
+        if places is not None:
+            return random_units(densities, places, seed, tuning.budget)
         return nested_random(sizes, densities, seed, tuning.budget)
     work = _pass_of(models, parameters, tuning, train_split, seed, folder, origin.get("facts"))
     scores: Scores
@@ -120,7 +127,10 @@ def _choose(
     else:
         scores = share(work.scores) if share is not None and work.ranks == 1 else work.scores()
     try:
-        chosen = nested_top_k_in(scores, densities, tuning.budget)
+        if places is not None:
+            chosen = nested_units(scores, densities, places, tuning.budget)
+        else:
+            chosen = nested_top_k_in(scores, densities, tuning.budget)
     except DataError:
         if work is not None:
             work.finish()  # what it has saved would be refused for ever
@@ -164,6 +174,7 @@ def _origin(
         "mask": tuning.mask,
         "densities": sorted(set(densities), reverse=True),
         "budget": tuning.budget,
+        "unit": tuning.unit,
         "fisher": {"order": ORDER, **asdict(tuning.fisher)} if tuning.has_pass else {},
         "lottery": asdict(tuning.lottery) if tuning.mask == "lottery" else {},
         "training split": split,
