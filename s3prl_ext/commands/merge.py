@@ -21,7 +21,7 @@ from s3prl_ext.commands import merge_deltas
 from s3prl_ext.commands.flags import merge as flags_of
 from s3prl_ext.errors import UsageError
 from s3prl_ext.locks import one_writer
-from s3prl_ext.merging.basis import Basis
+from s3prl_ext.merging.aligner import Paired
 from s3prl_ext.merging.config import MergeConfig, TargetConfig
 from s3prl_ext.merging.export import attention_keys, write_model
 from s3prl_ext.merging.merge import chosen_slots, merge_sources
@@ -35,7 +35,7 @@ from s3prl_ext.run_folder import MERGE_FILE
 from s3prl_ext.tables import columns
 from s3prl_ext.transformers_models import SPEECH_UPSTREAMS
 from s3prl_ext.upstreams.hf_speech.expert import check_type
-from s3prl_ext.upstreams.layer_similarity.basis import find_bases
+from s3prl_ext.upstreams.layer_similarity.paired_alignment import find_paired
 from s3prl_ext.upstreams.layer_similarity.selection import choose_layers, match_layers
 from s3prl_ext.upstreams.merged_attention.config import check_config, read_raw
 from s3prl_ext.upstreams.merged_attention.expert import describe_choices, merge_record
@@ -68,7 +68,7 @@ class Models:
         source_weights: attention of each source, None where there is no path.
         selections: how the layers of each source were chosen, where by similarity.
         matches: how it was found which layers meet, where by similarity.
-        bases: of each source whose hidden space is turned onto the target's.
+        paired: what paired inputs say about each source.
         heads: number of heads of the target, where it was built and says it.
     """
 
@@ -79,7 +79,7 @@ class Models:
     source_weights: list[AttentionWeights | None]
     selections: list[dict[str, Any] | None]
     matches: list[dict[str, Any] | None]
-    bases: list[Basis | None]
+    paired: list[Paired]
     heads: int | None
 
 
@@ -135,18 +135,18 @@ def find_models(config: MergeConfig) -> tuple[Models, MergeConfig]:
     paths, weights = read_sources(config)
     selections: list[dict[str, Any] | None] = [None] * len(paths)
     matches = selections
-    bases: list[Basis | None] = [None] * len(paths)
+    paired = [Paired()] * len(paths)
     heads = None
     if any(
-        isinstance(s.layers, LayerSelection) or isinstance(s.layer_map, LayerMatch) or s.turns for s in config.sources
+        isinstance(s.layers, LayerSelection) or isinstance(s.layer_map, LayerMatch) or s.runs for s in config.sources
     ):
         model = None if config.target.prefix else build_target(config.target)
         config, matches = match_layers(config, model, target_name(config.target), paths)
         config, selections = choose_layers(config, model, target_name(config.target), paths, weights)
-        bases = find_bases(config, model, target_name(config.target), paths)
         heads = module_heads(model) if model is not None else None
+        paired = find_paired(config, model, target_name(config.target), paths, heads)
     own = read_attention(target, config.target.prefix)
-    return Models(target, upstream, paths, own, weights, selections, matches, bases, heads), config
+    return Models(target, upstream, paths, own, weights, selections, matches, paired, heads), config
 
 
 def _target_file(target: TargetConfig) -> tuple[Path, str | None]:
@@ -196,7 +196,7 @@ def write(models: Models, config: MergeConfig, raw: dict[str, Any], out: Path) -
         UsageError: the models do not fit each other or the configuration.
         DataError: NaN or infinity in a matrix.
     """
-    sources = prepare_sources(models.weights, models.source_weights, config, models.heads, models.bases)
+    sources = prepare_sources(models.weights, models.source_weights, config, models.heads, models.paired)
     record = merge_record(models.weights, models.source_weights, sources, config)
     describe_choices(record, models.selections, models.matches)
     slots = {slot for source in sources for slot in chosen_slots(models.weights, source.lambdas, config.biases)}

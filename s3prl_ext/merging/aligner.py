@@ -13,6 +13,7 @@ from s3prl_ext.attention.weights import AttentionWeights
 from s3prl_ext.errors import UsageError
 from s3prl_ext.merging.alignment import align_heads, permute_heads
 from s3prl_ext.merging.basis import Basis
+from s3prl_ext.merging.head_likeness import HeadLikeness
 from s3prl_ext.merging.head_projection import Placement, place_heads
 
 
@@ -34,20 +35,38 @@ class Aligned:
 
 
 @dataclass(frozen=True)
+class Paired:
+    """What paired inputs say about a source.
+
+    Attributes:
+        basis: its hidden space in the target's; None where it is not turned.
+        alike: how alike heads are; None where their weights say it.
+    """
+
+    basis: Basis | None = None
+    alike: HeadLikeness | None = None
+
+
+@dataclass(frozen=True)
 class Aligner:
     """How a source, or the noise in its place, is brought into the target's coordinates.
 
     Attributes:
-        basis: the source's hidden space in the target's; None to leave it.
+        paired: what paired inputs say.
         heads: number of heads of target and source, None for one that does not say it.
         pair: pair heads that are alike; otherwise head i meets head i.
         projections: those that are merged.
     """
 
-    basis: Basis | None = None
+    paired: Paired = Paired()
     heads: tuple[int | None, int | None] = (None, None)
     pair: bool = False
     projections: Sequence[str] = PROJECTIONS
+
+    @property
+    def basis(self) -> Basis | None:
+        """The source's hidden space in the target's; None where it is left."""
+        return self.paired.basis
 
     def apply(
         self, target: AttentionWeights, source: AttentionWeights, base: AttentionWeights | None = None
@@ -70,15 +89,21 @@ class Aligner:
             return Aligned(turned, moved_base)
         heads = self.heads[0]
         assert heads is not None
-        weights, orders = align_heads(target, turned, heads, self.projections)
+        weights, orders = align_heads(target, turned, heads, self.projections, self._alike)
         if moved_base is not None:
             moved_base = {
                 slot: permute_heads(tensor, orders[slot.layer]) if slot.projection in self.projections else tensor
                 for slot, tensor in moved_base.items()
             }
-        return Aligned(
-            weights, moved_base, {"align": {"kind": "heads", "heads": heads, "orders": list(orders.values())}}
-        )
+        facts = {"kind": "heads", "heads": heads, **self._alike_facts(), "orders": list(orders.values())}
+        return Aligned(weights, moved_base, {"align": facts})
+
+    @property
+    def _alike(self) -> Mapping[int, torch.Tensor] | None:
+        return None if self.paired.alike is None else self.paired.alike.values
+
+    def _alike_facts(self) -> dict[str, Any]:
+        return {} if self.paired.alike is None else dict(self.paired.alike.facts)
 
     def _differs(self, target: AttentionWeights, source: AttentionWeights) -> bool:
         """Return whether the shapes, or the numbers of heads, of two models differ."""
@@ -99,7 +124,7 @@ class Aligner:
             raise UsageError(
                 f"align basis: the {silent} does not say how many heads it has, by which its rows are divided."
             )
-        placements = place_heads(target, turned, (ours, theirs), self.projections, self.pair)
+        placements = place_heads(target, turned, (ours, theirs), self.projections, self.pair, self._alike)
         placed = _placed(turned, placements, self.projections)
         kept = {slot: _norm(tensor) / max(_norm(source[slot]), 1e-30) for slot, tensor in placed.items()}
         first = next(iter(placed))
@@ -109,7 +134,7 @@ class Aligner:
             "heads": [theirs, ours],
             "orders": [list(placement.order) for placement in placements.values()],
             "paired": self.pair,
-        }
+        } | self._alike_facts()
         scaled = base and _scaled(_placed(base, placements, self.projections), placements)
         return Aligned(_scaled(placed, placements), scaled, {"projection": facts}, kept)
 

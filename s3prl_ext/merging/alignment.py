@@ -7,7 +7,8 @@ alike (after the alignment of permuted units of Ainsworth et al., 2023, arXiv:22
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -18,7 +19,11 @@ from s3prl_ext.errors import UsageError
 
 
 def align_heads(
-    target: AttentionWeights, source: AttentionWeights, heads: int, projections: Sequence[str]
+    target: AttentionWeights,
+    source: AttentionWeights,
+    heads: int,
+    projections: Sequence[str],
+    alike: Mapping[int, Tensor] | None = None,
 ) -> tuple[AttentionWeights, dict[int, list[int]]]:
     """Return the source with the heads of each layer in the order of the target's, and that order.
 
@@ -30,6 +35,8 @@ def align_heads(
         source: under the target's slots; slots of either model that the other lacks are left as they are.
         heads: number of heads of both models.
         projections: matrices that are compared; those, their biases and no others are permuted.
+        alike: target layer -> [heads of the target, heads of the source], what is maximized in place of the products; None for
+            these.
 
     Raises:
         UsageError: the width of a matrix is not a multiple of `heads`.
@@ -39,7 +46,8 @@ def align_heads(
         slots = [Slot(layer, projection) for projection in projections]
         compared = [slot for slot in slots if slot in source and slot in target]
         if compared:
-            orders[layer] = _order([target[slot] for slot in compared], [source[slot] for slot in compared], heads)
+            products = _products([target[slot] for slot in compared], [source[slot] for slot in compared], heads)
+            orders[layer] = assign(products if alike is None else alike[layer])
     permuted = {
         slot: permute_heads(tensor, orders[slot.layer])
         if slot.layer in orders and slot.projection in projections
@@ -55,10 +63,17 @@ def permute_heads(tensor: Tensor, order: Sequence[int]) -> Tensor:
     return blocks[list(order)].reshape(tensor.shape)
 
 
-def _order(target: Sequence[Tensor], source: Sequence[Tensor], heads: int) -> list[int]:
-    """Return the source's head for each head of the target in one layer."""
+def assign(alike: Tensor) -> list[int]:
+    """Return the column for each row with the largest sum; a column is taken at most ceil(rows / columns) times."""
     from scipy.optimize import linear_sum_assignment
 
+    rows, columns = alike.shape
+    _, chosen = linear_sum_assignment(alike.repeat(1, math.ceil(rows / columns)).cpu().numpy(), maximize=True)
+    return [int(place) % columns for place in chosen]
+
+
+def _products(target: Sequence[Tensor], source: Sequence[Tensor], heads: int) -> Tensor:
+    """Return the inner product of each head of the target with each of the source in one layer."""
     total = torch.zeros(heads, heads, dtype=torch.float64)
     for ours, theirs in zip(target, source, strict=True):
         if ours.shape[0] % heads:
@@ -66,8 +81,7 @@ def _order(target: Sequence[Tensor], source: Sequence[Tensor], heads: int) -> li
                 f"a matrix of {ours.shape[0]} rows cannot be divided into {heads} heads: correct align.heads."
             )
         total += (_by_head(ours, heads) @ _by_head(theirs, heads).T).cpu()
-    _, order = linear_sum_assignment(total.numpy(), maximize=True)
-    return [int(head) for head in order]
+    return total
 
 
 def _by_head(matrix: Tensor, heads: int) -> Tensor:

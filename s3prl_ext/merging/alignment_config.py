@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Annotated, Any, cast
 
 from s3prl_ext.errors import UsageError, unknown_name
-from s3prl_ext.merging.names import ALIGNMENTS, SHARE
+from s3prl_ext.merging.names import ALIGNMENTS, HEADS_BY, SHARE
 from s3prl_ext.settings import Problems, choice, count, load, name, number, switch
 
 
@@ -17,10 +17,18 @@ class HeadAlignment:
 
     Attributes:
         heads: number of heads of a layer; None to read it from the models.
+        by: what says which heads are alike: their weights, or their outputs or attention patterns on paired inputs.
+        pairs, root, split, share, seed: as in :class:`BasisAlignment`; no pairs where weights say it.
     """
 
     kind: Annotated[str, choice("heads")] = "heads"
     heads: Annotated[int | None, count()] = None
+    by: Annotated[str, choice(*HEADS_BY)] = "weights"
+    pairs: Annotated[str | None, name()] = None
+    root: Annotated[str | None, name()] = None
+    split: Annotated[str | None, name()] = None
+    share: Annotated[float, number(above=0, most=1)] = SHARE
+    seed: Annotated[int, count(0)] = 0
 
 
 @dataclass(frozen=True)
@@ -57,10 +65,23 @@ class Alignment:
     heads: HeadAlignment | None = None
     basis: BasisAlignment | None = None
 
+    @property
+    def runs(self) -> bool:
+        """Whether both models are run over paired inputs."""
+        return self.basis is not None or (self.heads is not None and self.heads.by != HEADS_BY[0])
+
     def plain(self) -> list[dict[str, Any]]:
         """Return the section as plain values, as one would write it in full."""
         parts = [asdict(part) for part in (self.basis, self.heads) if part is not None]
-        return [{key: value for key, value in part.items() if value is not None} for part in parts]
+        unused = ("by", "share", "seed") if self.heads is not None and self.heads.pairs is None else ()
+        return [
+            {
+                key: value
+                for key, value in part.items()
+                if value is not None and (part["kind"] == "basis" or key not in unused)
+            }
+            for part in parts
+        ]
 
 
 PARTS: dict[str, type] = {"heads": HeadAlignment, "basis": BasisAlignment}
@@ -101,4 +122,20 @@ def _parse_part(value: Any, where: str) -> HeadAlignment | BasisAlignment:
         raise UsageError(
             f"{where}: a basis is found from paired inputs: give {{kind: basis, pairs: FILE}}, a table or corpus folder."
         )
-    return cast("HeadAlignment | BasisAlignment", load(PARTS[content["kind"]], content, where))
+    part = cast("HeadAlignment | BasisAlignment", load(PARTS[content["kind"]], content, where))
+    if isinstance(part, HeadAlignment):
+        _check_pairs(part, content, where)
+    return part
+
+
+def _check_pairs(heads: HeadAlignment, content: Mapping[str, Any], where: str) -> None:
+    """Refuse pairs where weights say which heads are alike, and ask for them where something else does."""
+    if heads.by != HEADS_BY[0] and heads.pairs is None:
+        raise UsageError(
+            f"{where}: {heads.by} of heads are compared on paired inputs: give pairs, a table or corpus folder."
+        )
+    surplus = [key for key in content if key in ("pairs", "root", "split", "share", "seed")]
+    if heads.by == HEADS_BY[0] and surplus:
+        raise UsageError(
+            f"{where}: {', '.join(surplus)} belong to by: {' or '.join(HEADS_BY[1:])}, but heads are paired by weights."
+        )

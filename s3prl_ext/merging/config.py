@@ -82,8 +82,13 @@ class SourceConfig:
 
     @property
     def is_read(self) -> bool:
-        """Whether a model is read: noise of the target's statistics, or N(0, 1), needs none unless it is turned as the source."""
-        return self.noise is None or self.noise.needs_source or self.turns
+        """Whether a model is read: noise of the target's statistics, or N(0, 1), needs none unless it is aligned by pairs."""
+        return self.noise is None or self.noise.needs_source or self.runs
+
+    @property
+    def runs(self) -> bool:
+        """Whether source and target are run over paired inputs to align them."""
+        return self.align is not None and self.align.runs
 
     @property
     def turns(self) -> bool:
@@ -246,8 +251,8 @@ def _parse_source(
     model: dict[str, Any] = {}
     if item is not None:
         model = vars(_load_one_of(SourceModel, item, place, ("model", "package"), problems))
-    elif align is not None and align.basis is not None:
-        problems.append(f"{place if own else where}: align basis turns a model onto the target: name it with source.")
+    elif align is not None and align.runs:
+        problems.append(f"{place if own else where}: align runs a source over the pairs: name it with source.")
     elif not noise or noise.needs_source:
         problems.append(f"{place} must name a model." if own else f"{where}: the key 'source' is missing.")
     projections = setting("projections", parse_projections) or list(PROJECTIONS)

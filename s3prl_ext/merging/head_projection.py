@@ -19,6 +19,7 @@ from torch import Tensor
 from s3prl_ext.attention.layouts import Slot
 from s3prl_ext.attention.weights import AttentionWeights
 from s3prl_ext.errors import UsageError
+from s3prl_ext.merging.alignment import assign
 from s3prl_ext.merging.interpolation import dtype_of_sum
 
 TURNED_TOGETHER = (("q_proj", "k_proj"), ("v_proj",))
@@ -56,7 +57,12 @@ class Placement:
 
 
 def place_heads(
-    target: AttentionWeights, source: AttentionWeights, heads: tuple[int, int], projections: Sequence[str], pair: bool
+    target: AttentionWeights,
+    source: AttentionWeights,
+    heads: tuple[int, int],
+    projections: Sequence[str],
+    pair: bool,
+    alike: Mapping[int, Tensor] | None = None,
 ) -> dict[int, Placement]:
     """Return for each layer how the heads of a source are placed in those of the target.
 
@@ -66,6 +72,8 @@ def place_heads(
         projections: matrices that are compared.
         pair: take the assignment of heads of least squared distance, each source head at most ceil(target heads / source
             heads) times; otherwise target head i takes source head floor(i * source heads / target heads).
+        alike: layer -> [heads of the target, heads of the source], what an assignment maximizes in place of the likeness of
+            matrices; None for that.
 
     Raises:
         UsageError: the rows of a matrix cannot be divided into these heads.
@@ -76,11 +84,11 @@ def place_heads(
         if present:
             ours = {p: _by_head(target[Slot(layer, p)], heads[0], "the target") for p in present}
             theirs = {p: _by_head(source[Slot(layer, p)], heads[1], "the source") for p in present}
-            placements[layer] = _placement(ours, theirs, pair)
+            placements[layer] = _placement(ours, theirs, pair, None if alike is None else alike[layer])
     return placements
 
 
-def _placement(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], pair: bool) -> Placement:
+def _placement(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], pair: bool, alike: Tensor | None) -> Placement:
     """Return the placement of one layer; matrices by head, [heads, width of a head, in]."""
     first, other = next(iter(ours.values())), next(iter(theirs.values()))
     count, heads, turned = len(first), len(other), first.shape[1] != other.shape[1]
@@ -91,8 +99,7 @@ def _placement(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], pair: b
     }
     order = [place * heads // count for place in range(count)]
     if pair:
-        alike = [torch.linalg.svdvals(m).sum(-1) if turned else torch.einsum("ijaa->ij", m) for m in products.values()]
-        order = _assign(torch.stack(alike).sum(0))
+        order = assign(_likeness(list(products.values()), turned) if alike is None else alike)
     turns: dict[str, Tensor] = {}
     for group, product in products.items() if turned else ():
         left, _, right = torch.linalg.svd(product[range(count), order], full_matrices=False)
@@ -100,13 +107,11 @@ def _placement(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], pair: b
     return Placement(tuple(order), heads, turns)
 
 
-def _assign(alike: Tensor) -> list[int]:
-    """Return the column for each row with the largest sum; a column is taken at most ceil(rows / columns) times."""
-    from scipy.optimize import linear_sum_assignment
-
-    rows, columns = alike.shape
-    _, chosen = linear_sum_assignment(alike.repeat(1, math.ceil(rows / columns)).cpu().numpy(), maximize=True)
-    return [int(place) % columns for place in chosen]
+def _likeness(products: Sequence[Tensor], turned: bool) -> Tensor:
+    """Return the sum of <W_t, W_s>, or of its largest value over the turns of a head, for each two heads."""
+    return torch.stack([
+        torch.linalg.svdvals(product).sum(-1) if turned else torch.einsum("ijaa->ij", product) for product in products
+    ]).sum(0)  # fmt: skip
 
 
 def _by_head(matrix: Tensor, heads: int, name: str) -> Tensor:

@@ -19,3 +19,4 @@ TIES_DENSITY, DARE_DENSITY = 0.2, 0.1  # share of a task vector that is kept, if
 DELTA_METHODS = ("linear", "ties", "dare")  # how the changes of tuned tasks are combined
 
 ALIGNMENTS = ("heads", "basis")  # what of a source is brought into the order or basis of the target
+HEADS_BY = ("weights", "outputs", "patterns")  # what says which heads are alike

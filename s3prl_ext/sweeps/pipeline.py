@@ -34,7 +34,7 @@ from s3prl_ext.tasks import task_of
 from s3prl_ext.training import last_hidden_state
 from s3prl_ext.training.results import provenance
 from s3prl_ext.training.run_spec import RunSpec
-from s3prl_ext.upstreams.layer_similarity.basis import find_bases
+from s3prl_ext.upstreams.layer_similarity.paired_alignment import find_paired
 from s3prl_ext.upstreams.layer_similarity.selection import choose_layers, match_layers
 from s3prl_ext.upstreams.merged_attention.record import describe_model
 from s3prl_ext.upstreams.merged_attention.sources import (
@@ -166,10 +166,10 @@ def _open_pair(
         lambda_=dict.fromkeys(config.sources[0].lambda_, 0.0),
     )
     heads = None if config.target.prefix else module_heads(runner.upstream.model)
-    bases = find_bases(config, runner.upstream.model, target_name(config.target), [path])
-    (prepared,) = prepare_sources(target, [source], dataclasses.replace(config, sources=(unmerged,)), heads, bases)
+    paired = find_paired(config, runner.upstream.model, target_name(config.target), [path], heads)
+    (prepared,) = prepare_sources(target, [source], dataclasses.replace(config, sources=(unmerged,)), heads, paired)
     layers = prepared.layers if prepared.layers is not None else range(depth(target))
-    aligner = aligner_of(config.sources[0], config.target, heads, bases[0])
+    aligner = aligner_of(config.sources[0], config.target, heads, paired[0])
     return ModelPair(config, target, path, source, list(layers), prepared, aligner)
 
 
@@ -272,7 +272,7 @@ def _options(pair: ModelPair) -> dict[str, Any]:
         "merged part": config.target.prefix,
         "method": dataclasses.asdict(config.method) if config.method else None,
         "base": facts["base"]["attention_sha256"] if "base" in facts else None,
-        "align": {key: facts["align"][key] for key in ("kind", "heads")} if "align" in facts else None,
+        "align": {key: value for key, value in facts["align"].items() if key != "orders"} if "align" in facts else None,
         "basis": pair.aligner.basis.facts if pair.aligner and pair.aligner.basis else None,
         "projection": facts.get("projection"),
     }

@@ -88,6 +88,9 @@ def test_an_alignment_is_a_kind_a_mapping_or_a_list_of_both():
     both = parse_align([{"kind": "heads", "heads": 4}, written])
     assert both == parse_align([written, {"kind": "heads", "heads": 4}]) == Alignment(heads, basis)
     assert parse_align(both.plain()) == both and parse_align(None) is None
+    by_outputs = parse_align({"kind": "heads", "by": "outputs", "pairs": "pairs.tsv", "seed": 3})
+    assert by_outputs.runs and parse_align(by_outputs.plain()) == by_outputs
+    assert both.runs and not parse_align("heads").runs
 
 
 @pytest.mark.parametrize(
@@ -97,7 +100,9 @@ def test_an_alignment_is_a_kind_a_mapping_or_a_list_of_both():
         ("bases", "unknown kind 'bases'; did you mean 'basis'"),
         ({"kind": "basis", "pairs": "a", "sahre": 1}, "unknown key 'sahre'"),
         ({"kind": "basis", "pairs": "a", "share": 0}, "share must be"),
-        ({"kind": "heads", "pairs": "a"}, "unknown key 'pairs'"),
+        ({"kind": "heads", "pairs": "a"}, "pairs belong to by: outputs or patterns, but heads are paired by weights"),
+        ({"kind": "heads", "by": "outputs"}, "outputs of heads are compared on paired inputs: give pairs"),
+        ({"kind": "heads", "by": "pattern", "pairs": "a"}, "unknown by 'pattern'; did you mean 'patterns'"),
         ({"heads": 3}, "align.kind is missing"),
         (["heads", "heads"], "align says heads twice"),
         ([], "align is empty"),

@@ -10,7 +10,7 @@ import torch
 
 from s3prl_ext.attention.layouts import PROJECTIONS, Slot
 from s3prl_ext.errors import UsageError
-from s3prl_ext.merging.aligner import Aligner
+from s3prl_ext.merging.aligner import Aligner, Paired
 from s3prl_ext.merging.basis import Basis, Turn, basis_of, procrustes
 from s3prl_ext.merging.head_projection import place_heads
 
@@ -31,7 +31,7 @@ def model(seed, heads, head, width):
 
 
 def aligner(x, y, heads, pair=False):
-    return Aligner(basis_of(x[:, None], y[:, None], [0], {}), heads, pair)
+    return Aligner(Paired(basis_of(x[:, None], y[:, None], [0], {})), heads, pair)
 
 
 def test_a_target_in_a_wider_or_narrower_space_comes_back_as_far_as_the_space_holds_it():
@@ -62,7 +62,7 @@ def test_what_a_narrower_target_cannot_hold_is_reported():
     target, source = model(0, 2, 3, 6), model(1, 2, 3, 15)
     basis = procrustes(randn(40, 6, seed=2), randn(40, 15, seed=3))
     torch.testing.assert_close(basis.matrix.T @ basis.matrix, torch.eye(6, dtype=torch.float64))
-    result = Aligner(Basis({0: basis}), (2, 2)).apply(target, source)
+    result = Aligner(Paired(Basis({0: basis})), (2, 2)).apply(target, source)
     slot = Slot(0, "k_proj")
     inside = source[slot] @ basis.matrix
     torch.testing.assert_close(result.weights[slot], inside)
@@ -80,7 +80,7 @@ def test_attention_over_the_turned_inputs_is_that_of_the_source(heads, sizes):
     """Wider heads and a wider space hold all of the source, so that its scores and values are the same."""
     target, source = model(0, heads[0], sizes[0], 20), model(1, heads[1], sizes[1], 12)
     inside = orthonormal(12, 20, seed=4)
-    one = Aligner(Basis({0: Turn(inside, 12, 1.0)}), heads)
+    one = Aligner(Paired(Basis({0: Turn(inside, 12, 1.0)})), heads)
     placed = one.apply(target, source).weights
     tokens = randn(7, 12, seed=5)
 
@@ -160,7 +160,7 @@ def test_heads_in_order_are_spread_over_the_source_s():
 def test_a_base_moves_as_its_source_and_other_projections_are_left_out():
     target, source, base = model(0, 4, 3, 8), model(1, 3, 2, 10), model(2, 3, 2, 10)
     turn = procrustes(randn(30, 8), randn(30, 10, seed=1))
-    one = Aligner(Basis({0: turn}), (4, 3), True, ["q_proj", "v_proj"])
+    one = Aligner(Paired(Basis({0: turn})), (4, 3), True, ["q_proj", "v_proj"])
     with_base = one.apply(target, source, base)
     assert with_base.base is not None
     assert (

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 
-import numpy as np
 import pytest
-import soundfile
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
@@ -16,53 +14,36 @@ from s3prl_ext.attention.layouts import PROJECTIONS, Slot
 from s3prl_ext.attention.weights import extract
 from s3prl_ext.commands import merge
 from s3prl_ext.errors import DataError, UsageError
-from s3prl_ext.merging.aligner import Aligner
+from s3prl_ext.merging.aligner import Aligner, Paired
 from s3prl_ext.merging.alignment import align_heads
 from s3prl_ext.merging.methods import parse_method
 from s3prl_ext.sweeps.grid import Arm
 from s3prl_ext.sweeps.weights import ArmWeights
-from s3prl_ext.upstreams.layer_similarity import basis as bases
 from s3prl_ext.upstreams.layer_similarity.block_outputs import (
     attention_inputs,
     block_outputs,
     find_attention_modules,
     find_blocks,
 )
+from s3prl_ext.upstreams.layer_similarity.paired_alignment import find_paired
 from s3prl_ext.upstreams.layer_similarity.speech_encoder import SpeechEncoder
 from s3prl_ext.upstreams.layer_similarity.text_encoder import TextEncoder
 from s3prl_ext.upstreams.merged_attention.hubconf import merged_attention
 from s3prl_ext.upstreams.merged_attention.record import check_merge_record
 from tests.support import factories
 
-WIDTH, CLIPS = 32, 40
+WIDTH = 32
 WEIGHTS = [Slot(layer, projection) for layer in (0, 1) for projection in PROJECTIONS]
-WORDS = ("bee", "sea", "deep", "gee", "jay", "kay", "el", "em", "pea", "queue", "are", "ess", "tea")
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
+def table(varied_pairs):
+    return varied_pairs
 
 
 @pytest.fixture(autouse=True)
-def own_cache(cache, monkeypatch):
-    monkeypatch.setenv("S3PRL_EXT_CACHE", str(cache))
-
-
-@pytest.fixture(scope="module")
-def table(tmp_path_factory):
-    """Write clips of tones and noise, none like another, and their table."""
-    folder = tmp_path_factory.mktemp("pairs")
-    generator = np.random.default_rng(0)
-    rows = []
-    for index in range(CLIPS):
-        time = np.arange(3200 + 200 * index) / 16000
-        tone = np.sin(2 * np.pi * (150 + 90 * index) * time) * generator.uniform(0.05, 0.5)
-        wave = tone + generator.uniform(0.01, 0.2) * generator.standard_normal(len(time))
-        soundfile.write(folder / f"{index}.wav", wave, 16000)
-        rows.append(f"{index}.wav\t{' '.join(generator.choice(WORDS, 1 + index % 4))}")
-    (folder / "pairs.tsv").write_text("\n".join(["path\ttext", *rows]) + "\n")
-    return folder / "pairs.tsv"
+def own_cache(shared_cache, monkeypatch):
+    monkeypatch.setenv("S3PRL_EXT_CACHE", str(shared_cache))
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +117,7 @@ def test_inputs_of_attention_are_what_its_norm_or_the_block_before_gives(stable_
 
     speech = TransformersSpeechModel(factories.hubert_folder(tmp_path / "h", stable_norm=stable_norm)).eval()
     clips = [table.parent / "0.wav"]
-    (inputs,), (outputs,) = (SpeechEncoder(speech, "h", inputs=which).states(clips) for which in (True, False))
+    (inputs,), (outputs,) = (SpeechEncoder(speech, "h", point=point).states(clips) for point in ("inputs", "blocks"))
     assert inputs.shape == outputs.shape
     norm = speech.model.encoder.layers[1].layer_norm if stable_norm else torch.nn.Identity()
     with torch.no_grad():
@@ -150,12 +131,12 @@ def test_inputs_of_attention_in_s3prls_models_are_those_of_the_block_before(fact
     name = factory.removesuffix("_ckpt")
     upstream = getattr(s3prl.hub, name)(ckpt=str(getattr(factories, factory)(tmp_path / "m.pt", layers=3))).eval()
     clips = [table.parent / "3.wav"]
-    (inputs,), (outputs,) = (SpeechEncoder(upstream, name, inputs=which).states(clips) for which in (True, False))
+    (inputs,), (outputs,) = (SpeechEncoder(upstream, name, point=point).states(clips) for point in ("inputs", "blocks"))
     torch.testing.assert_close(inputs[1:], outputs[:-1], rtol=0, atol=0)
 
 
 def test_inputs_of_attention_in_a_text_model(folders):
-    encoder = TextEncoder(folders["source"], "bert", inputs=True)
+    encoder = TextEncoder(folders["source"], "bert", point="inputs")
     (inputs,) = encoder.states(["deep sea"])
     tokens = encoder.tokenizer("deep sea", return_tensors="pt")
     with torch.no_grad():
@@ -169,13 +150,15 @@ def test_inputs_of_attention_in_a_text_model(folders):
 def found(folders, table, source="source"):
     """Return the basis as the merge finds it, from the files alone."""
     from s3prl_ext.merging.config import parse_config
-    from s3prl_ext.upstreams.merged_attention.sources import read_sources
+    from s3prl_ext.upstreams.merged_attention.sources import module_heads, read_sources
     from s3prl_ext.upstreams.merged_attention.targets import build_target
 
     content = {"target": {"model": folders["target"]}, "source": {"model": folders[source]}, "lambda": 0.25}
     config = parse_config(content | {"align": basis(table)}, "my.yaml")
-    (one,) = bases.find_bases(config, build_target(config.target), "target", read_sources(config)[0])
-    return one
+    upstream = build_target(config.target)
+    (one,) = find_paired(config, upstream, "target", read_sources(config)[0], module_heads(upstream))
+    assert one.basis is not None and one.alike is None
+    return one.basis
 
 
 def test_source_noise_and_base_are_turned_and_lambda_zero_is_the_target(build, folders, table):
@@ -188,7 +171,7 @@ def test_source_noise_and_base_are_turned_and_lambda_zero_is_the_target(build, f
         assert torch.equal(tensor, expected)
     assert not torch.allclose(turned[WEIGHTS[0]], source[WEIGHTS[0]], atol=0.05)
     record = upstream.merge_record["sources"][0]["basis"]
-    assert record["pairs"]["used"] == CLIPS and record == json.loads(json.dumps(one.describe()))
+    assert record["pairs"]["used"] == 40 and record == json.loads(json.dumps(one.describe()))
 
     zero = extract(build(**{"lambda": 0}).state_dict())
     assert all(torch.equal(zero[slot], target[slot]) for slot in target)
@@ -215,7 +198,7 @@ def test_an_arm_of_a_sweep_equals_the_merged_upstream_bit_for_bit(heads, arm, bu
     upstream = build(align=align, **{"lambda": 0})
     own, source = extract(upstream.state_dict()), read_attention(folders["source"])
     method = parse_method("linear")
-    aligner = Aligner(found(folders, table), (4, 4), pair=bool(heads))
+    aligner = Aligner(Paired(found(folders, table)), (4, 4), pair=bool(heads))
     weights = ArmWeights(own, source, [0, 1], PROJECTIONS, method=method, aligner=aligner)
     weights.apply(Arm((0, 1), "standard", 0, 0.9))
     weights.apply(arm)
@@ -253,7 +236,7 @@ def test_records_tell_bases_apart_and_what_does_not_fit_is_one_sentence(build, f
         with pytest.raises(DataError, match=message) as caught:
             check_merge_record(stored, current)
         assert "\n" not in str(caught.value)
-    with pytest.raises(UsageError, match="align basis turns a model onto the target: name it with source"):
+    with pytest.raises(UsageError, match="align runs a source over the pairs: name it with source"):
         build(source=None, noise="standard")
     with pytest.raises(UsageError, match="no such table of pairs"):
         build(align={"kind": "basis", "pairs": str(tmp_path / "none.tsv")})
@@ -264,7 +247,7 @@ def test_a_source_of_another_width_and_other_heads_is_merged_with_its_noise_and_
     pair, build, folders, table, caplog
 ):
     target, source, base = (read_attention(folders[name]) for name in ("target", "wide", "wide_base"))
-    aligner = Aligner(found(folders, table, "wide"), (4, 3), pair)
+    aligner = Aligner(Paired(found(folders, table, "wide")), (4, 3), pair)
     align = ["heads", basis(table)] if pair else basis(table)
     wide = {"source": {"model": folders["wide"]}, "align": align}
     caplog.set_level("INFO")
@@ -292,7 +275,7 @@ def test_a_source_of_another_width_and_other_heads_is_merged_with_its_noise_and_
 def test_an_arm_with_another_width_equals_the_merged_upstream_bit_for_bit(arm, build, folders, table):
     wide = {"source": {"model": folders["wide"]}, "align": ["heads", basis(table)]}
     upstream = build(**wide, **{"lambda": 0})
-    aligner = Aligner(found(folders, table, "wide"), (4, 3), pair=True)
+    aligner = Aligner(Paired(found(folders, table, "wide")), (4, 3), pair=True)
     own, source = extract(upstream.state_dict()), read_attention(folders["wide"])
     weights = ArmWeights(own, source, [0, 1], PROJECTIONS, aligner=aligner)
     weights.apply(Arm((0, 1), "standard", 0, 0.9))

@@ -22,6 +22,8 @@ from s3prl_ext.models.modes import modes_kept
 from s3prl_ext.randomness import preserved
 from s3prl_ext.transformers_models import load_model
 
+POINTS = BLOCKS, INPUTS, ATTENTION = "blocks", "inputs", "attention"  # where a model can be listened to
+
 
 def load_encoder(folder: Path, name: str) -> Any:
     """Return the bare model of a transformers folder in float32 and in evaluation mode.
@@ -68,21 +70,22 @@ def find_attention_modules(model: nn.Module, where: str, prefix: str | None = No
 
 
 class Tap:
-    """Where a model is listened to: at the outputs of its blocks, or at the inputs of its attention.
+    """Where a model is listened to.
 
     Args:
         model: holds the blocks.
         where: name of the model, for errors.
         prefix: as for :func:`find_blocks`.
-        inputs: take what query, key and value are applied to in place of the outputs of blocks.
+        point: one of :data:`POINTS`: the outputs of blocks, the inputs of their attention (what query, key and value are
+            applied to), or its outputs.
 
     Raises:
         DataError: as :func:`find_blocks`.
     """
 
-    def __init__(self, model: nn.Module, where: str, prefix: str | None = None, inputs: bool = False):
-        self.where, self.inputs = where, inputs
-        self.modules = (find_attention_modules if inputs else find_blocks)(model, where, prefix)
+    def __init__(self, model: nn.Module, where: str, prefix: str | None = None, point: str = BLOCKS):
+        self.where, self.point = where, point
+        self.modules = (find_blocks if point == BLOCKS else find_attention_modules)(model, where, prefix)
 
     def listen(self, run: Callable[[], Any]) -> list[Tensor]:
         """Return one tensor for each layer while `run` is called, without gradients.
@@ -93,7 +96,7 @@ class Tap:
         Raises:
             DataError: as :func:`block_outputs` and :func:`attention_inputs`.
         """
-        return (attention_inputs if self.inputs else block_outputs)(self.modules, run, self.where)
+        return (attention_inputs if self.point == INPUTS else block_outputs)(self.modules, run, self.where)
 
 
 def block_outputs(blocks: Sequence[nn.Module], run: Callable[[], Any], where: str) -> list[Tensor]:

@@ -20,6 +20,7 @@ from s3prl_ext.merging.layers import LayerMap, resolve_layer_map
 from s3prl_ext.merging.selection_config import ComparisonSettings
 from s3prl_ext.merging.similarity import draw_projections, swd
 from s3prl_ext.reading import parse_json
+from s3prl_ext.upstreams.layer_similarity.block_outputs import BLOCKS
 from s3prl_ext.upstreams.layer_similarity.encoders import Encoder, load_source, source_kind
 from s3prl_ext.upstreams.layer_similarity.features import (
     CACHE_FORMAT,
@@ -64,19 +65,19 @@ class Side:
         return described
 
 
-def target_side(upstream: nn.Module, name: str, batch_size: int = 1, inputs: bool = False) -> Side:
+def target_side(upstream: nn.Module, name: str, batch_size: int = 1, point: str = BLOCKS) -> Side:
     """Return an upstream as the target of a comparison; it must stay in evaluation mode until that is done.
 
     Args:
         batch_size: clips in one pass, see :class:`SpeechEncoder`.
-        inputs: compare what the attention of each layer reads in place of the outputs of blocks.
+        point: where the model is listened to, one of :data:`s3prl_ext.upstreams.layer_similarity.block_outputs.POINTS`.
 
     Raises:
         DataError: no attention found.
     """
     weights = extract(upstream.state_dict(), f"target {name}")
-    key = hash_of("target", module_hash(upstream), batch_size, *_point(inputs))
-    return _side(name, "speech", weights, key, lambda: SpeechEncoder(upstream, name, batch_size, inputs))
+    key = hash_of("target", module_hash(upstream), batch_size, *_point(point))
+    return _side(name, "speech", weights, key, lambda: SpeechEncoder(upstream, name, batch_size, point))
 
 
 def source_side(
@@ -85,25 +86,25 @@ def source_side(
     prefix: str | None = None,
     special_tokens: bool = True,
     device: str = "cpu",
-    inputs: bool = False,
+    point: str = BLOCKS,
 ) -> Side:
     """Return a transformers folder as the source of a comparison.
 
     Args:
-        inputs: compare what the attention of each layer reads in place of the outputs of blocks.
+        point: where the model is listened to, one of :data:`s3prl_ext.upstreams.layer_similarity.block_outputs.POINTS`.
 
     Raises:
         DataError: it lacks a tokenizer or another file.
     """
     kind = source_kind(folder, name, prefix)
-    key = hash_of("source", folder_hash(folder), prefix, special_tokens, *_point(inputs))
+    key = hash_of("source", folder_hash(folder), prefix, special_tokens, *_point(point))
     weights = read_attention(folder, prefix)
-    return _side(name, kind, weights, key, lambda: load_source(folder, name, prefix, special_tokens, device, inputs))
+    return _side(name, kind, weights, key, lambda: load_source(folder, name, prefix, special_tokens, device, point))
 
 
-def _point(inputs: bool) -> tuple[str, ...]:
-    """Return what tells vectors of the inputs of attention apart on disk; those of blocks were stored without."""
-    return ("inputs",) if inputs else ()
+def _point(point: str) -> tuple[str, ...]:
+    """Return what tells vectors of other points apart on disk; those of blocks were stored without."""
+    return () if point == BLOCKS else (point,)
 
 
 def _side(name: str, kind: str, weights: AttentionWeights, key: str, load: Callable[[], Encoder]) -> Side:

@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from s3prl_ext.errors import DataError
 from s3prl_ext.merging.config import DECODER
+from s3prl_ext.upstreams.layer_similarity.block_outputs import BLOCKS
 from s3prl_ext.upstreams.layer_similarity.text_encoder import TextEncoder
 from s3prl_ext.upstreams.whisper.expert import DOWNSAMPLE_RATE
 from s3prl_ext.upstreams.whisper.frontend import LogMel
@@ -33,16 +34,16 @@ class DecoderEncoder(TextEncoder):
     Args:
         folder: transformers folder of a Whisper.
         special_tokens: keep the states of the tokens before the text.
-        inputs: take what the self-attention of each layer reads in place of the outputs of blocks.
+        point: where the model is listened to, one of :data:`s3prl_ext.upstreams.layer_similarity.block_outputs.POINTS`.
 
     Raises:
         DataError: a file is missing or unreadable.
     """
 
-    def __init__(self, folder: Path, name: str, special_tokens: bool = True, inputs: bool = False):
+    def __init__(self, folder: Path, name: str, special_tokens: bool = True, point: str = BLOCKS):
         from transformers import GenerationConfig
 
-        super().__init__(folder, name, DECODER, special_tokens, inputs)
+        super().__init__(folder, name, DECODER, special_tokens, point)
         settings: Any = GenerationConfig()
         if (folder / "generation_config.json").is_file():
             settings = GenerationConfig.from_pretrained(folder)

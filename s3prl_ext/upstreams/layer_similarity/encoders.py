@@ -1,7 +1,7 @@
 """Encoders whose blocks are compared: speech, text and images, each with the same interface.
 
-``states(items)`` returns for every item the outputs of all blocks (or what their attention reads), [layers, tokens, width],
-without padding.
+``states(items)`` returns for every item the outputs of all blocks (or what their attention reads or gives),
+[layers, tokens, width], without padding.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor
 from s3prl_ext.errors import DataError
 from s3prl_ext.merging.config import DECODER
 from s3prl_ext.model_settings import model_config
+from s3prl_ext.upstreams.layer_similarity.block_outputs import BLOCKS
 from s3prl_ext.upstreams.layer_similarity.decoder_encoder import DecoderEncoder
 from s3prl_ext.upstreams.layer_similarity.image_encoder import ImageEncoder
 from s3prl_ext.upstreams.layer_similarity.speech_encoder import SpeechEncoder
@@ -86,22 +87,22 @@ def load_source(
     prefix: str | None = None,
     special_tokens: bool = True,
     device: str = "cpu",
-    inputs: bool = False,
+    point: str = BLOCKS,
 ) -> Encoder:
     """Return the encoder of a transformers folder on a device.
 
     Args:
-        inputs: take what the attention of each layer reads in place of the outputs of blocks.
+        point: where the model is listened to, one of :data:`s3prl_ext.upstreams.layer_similarity.block_outputs.POINTS`.
 
     Raises:
         DataError: as :func:`source_kind` and the encoders.
     """
     kind = source_kind(folder, name, prefix)
     if kind == "speech":
-        return SpeechEncoder(speech_model(folder).eval().to(device), name, inputs=inputs)
+        return SpeechEncoder(speech_model(folder).eval().to(device), name, point=point)
     if is_whisper(folder):
-        encoder: Any = DecoderEncoder(folder, name, special_tokens, inputs)
+        encoder: Any = DecoderEncoder(folder, name, special_tokens, point)
     else:
-        encoder = (TextEncoder if kind == "text" else ImageEncoder)(folder, name, prefix, special_tokens, inputs)
+        encoder = (TextEncoder if kind == "text" else ImageEncoder)(folder, name, prefix, special_tokens, point)
     encoder.model.to(device)
     return encoder

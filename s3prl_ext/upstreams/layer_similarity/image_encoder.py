@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from s3prl_ext.errors import DataError
-from s3prl_ext.upstreams.layer_similarity.block_outputs import Tap, load_encoder
+from s3prl_ext.upstreams.layer_similarity.block_outputs import BLOCKS, Tap, load_encoder
 
 
 class ImageEncoder:
@@ -19,7 +19,7 @@ class ImageEncoder:
     Args:
         folder: with ``config.json``, weights and ``preprocessor_config.json``.
         special_tokens: keep the class token, and DeiT's distillation token.
-        inputs: take what the attention of each layer reads in place of the outputs of blocks.
+        point: where the model is listened to, one of :data:`s3prl_ext.upstreams.layer_similarity.block_outputs.POINTS`.
 
     Raises:
         DataError: a file is missing or unreadable.
@@ -28,13 +28,13 @@ class ImageEncoder:
     batch_size = 8
 
     def __init__(
-        self, folder: Path, name: str, prefix: str | None = None, special_tokens: bool = True, inputs: bool = False
+        self, folder: Path, name: str, prefix: str | None = None, special_tokens: bool = True, point: str = BLOCKS
     ):
         from transformers import AutoImageProcessor
 
         self.name, self.special_tokens = name, special_tokens
         self.model = load_encoder(folder, name)
-        self.tap = Tap(self.model, name, prefix, inputs)
+        self.tap = Tap(self.model, name, prefix, point)
         try:
             self.processor = AutoImageProcessor.from_pretrained(folder)
         except Exception as error:  # transformers raises OSError, ValueError, KeyError and ImportError

@@ -25,7 +25,7 @@ from s3prl_ext.merging.selection_config import ComparisonSettings, LayerMatch, L
 from s3prl_ext.merging.similarity import SIMILARITIES
 from s3prl_ext.randomness import preserved
 from s3prl_ext.reading import parse_json
-from s3prl_ext.upstreams.layer_similarity.block_outputs import as_found
+from s3prl_ext.upstreams.layer_similarity.block_outputs import BLOCKS, as_found
 from s3prl_ext.upstreams.layer_similarity.comparison import (
     Side,
     compare,
@@ -80,7 +80,7 @@ def choose_layers(
             names = target_name, with_prefix(name, source.prefix)
             if selection.file:
                 record = _from_file(
-                    selection, _attention(config, upstream, target_name), attention, names, source.layer_map
+                    selection, target_attention(config, upstream, target_name), attention, names, source.layer_map
                 )
             else:
                 opened = opened_target(
@@ -156,8 +156,8 @@ def comparison_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _attention(config: MergeConfig, upstream: torch.nn.Module | None, name: str) -> AttentionWeights:
-    """Return the attention of the target as a ``layers.json`` hashes it."""
+def target_attention(config: MergeConfig, upstream: torch.nn.Module | None, name: str) -> AttentionWeights:
+    """Return the attention of the target as a ``layers.json`` hashes it; `upstream` is the unmerged target."""
     if config.target.prefix:
         return read_attention(decoder_folder(config.target), config.target.prefix)
     assert upstream is not None
@@ -172,7 +172,7 @@ def opened_target(
     special_tokens: bool,
     device: str,
     batch_size: int = 1,
-    inputs: bool = False,
+    point: str = BLOCKS,
 ) -> Iterator[Side]:
     """Inside, the target is a side of a comparison; afterwards it and the random generators are as they were.
 
@@ -180,18 +180,18 @@ def opened_target(
         upstream: the unmerged target; where the target is a decoder it is not looked at, and may be None.
         special_tokens: of a decoder: keep the tokens before the text.
         batch_size: of an upstream: clips in one pass.
-        inputs: compare what the attention of each layer reads in place of the outputs of blocks.
+        point: where the model is listened to, one of :data:`s3prl_ext.upstreams.layer_similarity.block_outputs.POINTS`.
 
     Raises:
         DataError: no attention found, or a decoder lacks its tokenizer.
     """
     if target.prefix:
         with preserved():
-            yield source_side(decoder_folder(target), name, target.prefix, special_tokens, device, inputs)
+            yield source_side(decoder_folder(target), name, target.prefix, special_tokens, device, point)
         return
     assert upstream is not None
     with as_found(upstream, device):
-        yield target_side(upstream, name, batch_size, inputs)
+        yield target_side(upstream, name, batch_size, point)
 
 
 def _from_pairs(

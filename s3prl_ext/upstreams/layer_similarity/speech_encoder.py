@@ -12,7 +12,7 @@ from s3prl_ext.corpora.audio import SAMPLE_RATE, read_audio
 from s3prl_ext.upstreams.beats.expert import BANDS, steps_of
 from s3prl_ext.upstreams.beats.expert import UpstreamExpert as BeatsExpert
 from s3prl_ext.upstreams.hf_speech.ast import AstModel
-from s3prl_ext.upstreams.layer_similarity.block_outputs import Tap
+from s3prl_ext.upstreams.layer_similarity.block_outputs import BLOCKS, Tap
 from s3prl_ext.upstreams.whisper.expert import DOWNSAMPLE_RATE
 from s3prl_ext.upstreams.whisper.expert import UpstreamExpert as WhisperExpert
 
@@ -25,12 +25,12 @@ class SpeechEncoder:
         batch_size: clips in one pass. With more than one, shorter clips are padded and their padding is left out of
             the result, but the group norm of base-size models still sees it, and s3prl's own models attend to a
             frame of it more or less. A model whose number of frames is not known runs clip by clip.
-        inputs: take what the attention of each layer reads in place of the outputs of blocks.
+        point: where the model is listened to, one of :data:`s3prl_ext.upstreams.layer_similarity.block_outputs.POINTS`.
     """
 
-    def __init__(self, upstream: nn.Module, name: str, batch_size: int = 1, inputs: bool = False):
+    def __init__(self, upstream: nn.Module, name: str, batch_size: int = 1, point: str = BLOCKS):
         self.upstream, self.name = upstream, name
-        self.tap = Tap(upstream, name, inputs=inputs)
+        self.tap = Tap(upstream, name, point=point)
         probe = [torch.randn(SAMPLE_RATE, generator=torch.Generator().manual_seed(0))] * 2  # two clips of 1 s
         states = self._run(probe)
         self.batch_axis = 0 if states[0].shape[0] == len(probe) else 1

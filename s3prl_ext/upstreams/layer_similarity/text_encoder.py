@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from s3prl_ext.errors import DataError
-from s3prl_ext.upstreams.layer_similarity.block_outputs import Tap, load_encoder
+from s3prl_ext.upstreams.layer_similarity.block_outputs import BLOCKS, Tap, load_encoder
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ class TextEncoder:
     Args:
         folder: with ``config.json``, weights and tokenizer.
         special_tokens: keep what the tokenizer adds, such as [CLS] and [SEP].
-        inputs: take what the attention of each layer reads in place of the outputs of blocks.
+        point: where the model is listened to, one of :data:`s3prl_ext.upstreams.layer_similarity.block_outputs.POINTS`.
 
     Raises:
         DataError: a file is missing or unreadable, or the tokenizer knows no words.
@@ -34,13 +34,13 @@ class TextEncoder:
     batch_size = 32
 
     def __init__(
-        self, folder: Path, name: str, prefix: str | None = None, special_tokens: bool = True, inputs: bool = False
+        self, folder: Path, name: str, prefix: str | None = None, special_tokens: bool = True, point: str = BLOCKS
     ):
         from transformers import AutoTokenizer
 
         self.name, self.special_tokens = name, special_tokens
         self.model = load_encoder(folder, name)
-        self.tap = Tap(self.model, name, prefix, inputs)
+        self.tap = Tap(self.model, name, prefix, point)
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(folder)
         except Exception as error:  # transformers raises OSError, ValueError, KeyError and ImportError

@@ -13,7 +13,7 @@ from torch import nn
 from s3prl_ext.attention.weights import AttentionWeights, extract, sha256
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.merging.config import DECODER, MergeConfig
-from s3prl_ext.upstreams.layer_similarity.basis import find_bases
+from s3prl_ext.upstreams.layer_similarity.paired_alignment import find_paired
 from s3prl_ext.upstreams.layer_similarity.selection import choose_layers, match_layers
 from s3prl_ext.upstreams.merged_attention.config import OWN_UPSTREAM, is_merged, read_config
 from s3prl_ext.upstreams.merged_attention.expert import merge_into
@@ -88,4 +88,4 @@ def merge_decoder(holder: nn.Module, config: MergeConfig) -> None:
     paths, sources = read_sources(config)
     config, _ = match_layers(config, None, target_name(config.target), paths)
     config, _ = choose_layers(config, None, target_name(config.target), paths, sources)
-    merge_into(holder, sources, config, find_bases(config, None, target_name(config.target), paths))
+    merge_into(holder, sources, config, find_paired(config, None, target_name(config.target), paths))

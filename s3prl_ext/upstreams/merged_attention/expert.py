@@ -12,12 +12,12 @@ import torch
 
 from s3prl_ext import hub
 from s3prl_ext.attention.weights import AttentionWeights, depth, extract
-from s3prl_ext.merging.basis import Basis
+from s3prl_ext.merging.aligner import Paired
 from s3prl_ext.merging.config import MergeConfig, TargetConfig
 from s3prl_ext.merging.merge import Source, merge_in_place
 from s3prl_ext.merging.report import format_table
 from s3prl_ext.model_settings import head_count
-from s3prl_ext.upstreams.layer_similarity.basis import find_bases
+from s3prl_ext.upstreams.layer_similarity.paired_alignment import find_paired
 from s3prl_ext.upstreams.layer_similarity.selection import choose_layers, match_layers
 from s3prl_ext.upstreams.merged_attention.learnable import describe_learnable, install_learnable
 from s3prl_ext.upstreams.merged_attention.record import MergeRecord, check_merge_record, describe_model, describe_source
@@ -63,9 +63,10 @@ def build_upstream(config: MergeConfig, refresh: bool = False) -> torch.nn.Modul
     upstream = build_target(config.target, refresh)
     config, matches = match_layers(config, upstream, target_name(config.target), paths)
     config, selections = choose_layers(config, upstream, target_name(config.target), paths, sources)
-    bases = find_bases(config, upstream, target_name(config.target), paths)
+    heads = module_heads(upstream) if config.target.prefix is None else None
+    paired = find_paired(config, upstream, target_name(config.target), paths, heads)
     merge = merge_into if config.target.prefix is None else _decoder_record
-    record = merge(upstream, sources, config, bases)
+    record = merge(upstream, sources, config, paired)
     describe_choices(record, selections, matches)
     upstream.merge_record = record  # type: ignore[assignment]  # a plain attribute, not a submodule
     for path, source in zip(paths, config.sources, strict=True):
@@ -88,7 +89,7 @@ def _decoder_record(
     upstream: torch.nn.Module,
     sources: Sequence[AttentionWeights | None],
     config: MergeConfig,
-    bases: Sequence[Basis | None],
+    paired: Sequence[Paired],
 ) -> MergeRecord:
     """Return the record of a merge into a decoder, which is not part of the upstream."""
     decoder = read_decoder(config.target)
@@ -96,21 +97,21 @@ def _decoder_record(
         "%s is merged by the task that transcribes with it; the features are those of the unmerged encoder",
         target_name(config.target),
     )
-    return merge_record(decoder, sources, prepare_sources(decoder, sources, config, bases=bases), config)
+    return merge_record(decoder, sources, prepare_sources(decoder, sources, config, paired=paired), config)
 
 
 def merge_into(
     upstream: torch.nn.Module,
     sources: Sequence[AttentionWeights | None],
     config: MergeConfig,
-    bases: Sequence[Basis | None] | None = None,
+    paired: Sequence[Paired] | None = None,
 ) -> MergeRecord:
     """Merge `sources` into the parameters of `upstream`, in place, log what changed, and return the record.
 
     Args:
         upstream: the model that holds the target's parameters.
         sources: attention of each of the configuration's sources, None for noise that needs no source.
-        bases: of each source whose hidden space is turned; None where none is.
+        paired: what paired inputs say about each source; None where no alignment asks for it.
 
     Raises:
         UsageError: depth, width, layers or lambda do not fit.
@@ -118,7 +119,7 @@ def merge_into(
     """
     name = target_name(config.target)
     target = extract(upstream.state_dict(), f"target {name}", config.target.prefix)
-    prepared = prepare_sources(target, sources, config, module_heads(upstream), bases)
+    prepared = prepare_sources(target, sources, config, module_heads(upstream), paired)
     record = merge_record(target, sources, prepared, config)
     if config.learnable is not None:
         rows = install_learnable(upstream, target, prepared[0], config, name)

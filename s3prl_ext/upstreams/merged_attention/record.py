@@ -130,7 +130,7 @@ def _check_source(role: str, stored: MergeRecord, current: MergeRecord, learnt: 
             )
     if stored.get("base"):
         _check_model(f"base of the {role}", stored["base"], current["base"])
-    if stored.get("align") != current.get("align"):
+    if _without_pairs(stored.get("align")) != _without_pairs(current.get("align")):
         raise DataError(
             f"the checkpoint was made with other heads of the {role} aligned: {stored['align']['heads']} heads, but now "
             f"{current['align']['heads']}, or in another order: give the same align and models."
@@ -140,7 +140,7 @@ def _check_source(role: str, stored: MergeRecord, current: MergeRecord, learnt: 
             f"the checkpoint was made with another basis of the {role}: {stored['basis']['pairs']['used']} pairs, but now "
             f"{current['basis']['pairs']['used']} or other ones: give the same align and pairs."
         )
-    if stored.get("projection") != current.get("projection"):
+    if _without_pairs(stored.get("projection")) != _without_pairs(current.get("projection")):
         was, now = (_heads(record.get("projection")) for record in (stored, current))
         raise DataError(
             f"the checkpoint was made with the heads of the {role} placed otherwise: {was}, but now {now}: give the same align "
@@ -159,6 +159,11 @@ def _check_source(role: str, stored: MergeRecord, current: MergeRecord, learnt: 
 def _with(key: str, source: MergeRecord) -> str:
     name = "align basis" if key == "basis" else key
     return f"with {name}" if source.get(key) else f"without {name}"
+
+
+def _without_pairs(section: MergeRecord | None) -> MergeRecord:
+    """Return how heads were placed without the pairs that say which are alike: what counts is the order of heads."""
+    return {key: value for key, value in (section or {}).items() if key not in ("pairs", "split", "share", "seed")}
 
 
 def _heads(projection: dict[str, Any] | None) -> str:

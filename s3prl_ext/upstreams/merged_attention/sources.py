@@ -1,4 +1,4 @@
-"""Read the sources of a merge and bring them under the target's slots: layer maps, noise, bases, order of heads."""
+"""Read the sources of a merge and bring them under the target's slots: layer maps, noise, bases, alignment."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from s3prl_ext.attention.files import find_model, find_package_model, read_atten
 from s3prl_ext.attention.layouts import Slot
 from s3prl_ext.attention.weights import AttentionWeights, depth
 from s3prl_ext.errors import UsageError
-from s3prl_ext.merging.aligner import Aligner
-from s3prl_ext.merging.basis import Basis
+from s3prl_ext.merging.aligner import Aligner, Paired
 from s3prl_ext.merging.config import MergeConfig, SourceConfig, SourceModel, TargetConfig, resolve_lambdas
 from s3prl_ext.merging.layers import align, resolve_layer_map
 from s3prl_ext.merging.merge import Lambdas, Source, check_compatible, chosen_slots
@@ -26,6 +25,8 @@ from s3prl_ext.upstreams.merged_attention.record import describe_model
 from s3prl_ext.upstreams.merged_attention.targets import model_of, target_name, with_prefix
 
 logger = logging.getLogger(__name__)
+
+NOTHING_PAIRED = Paired()
 
 
 def read_sources(config: MergeConfig) -> tuple[list[Path | None], list[AttentionWeights | None]]:
@@ -52,13 +53,13 @@ def prepare_sources(
     sources: Sequence[AttentionWeights | None],
     config: MergeConfig,
     target_heads: int | None = None,
-    bases: Sequence[Basis | None] | None = None,
+    paired: Sequence[Paired] | None = None,
 ) -> list[Source]:
     """Return the sources under the target's slots with their resolved lambdas; noise is drawn.
 
     Args:
         target_heads: number of heads of the target as it was built, for one whose files do not say it.
-        bases: of each source whose hidden space is turned; None where none is.
+        paired: what paired inputs say about each source; None where no alignment asks for it.
 
     Raises:
         UsageError: depth, width, layers or lambda do not fit, one line for each problem.
@@ -74,27 +75,27 @@ def prepare_sources(
         base = _read_base(target, weights, source, maps[index], config)
         ready = _prepare(target, weights, source, lambdas[index], maps[index], slots, index)
         ready = dataclasses.replace(ready, base=base and align(base, maps[index]), facts=_base_facts(source, base))
-        aligner = aligner_of(source, config.target, target_heads, bases[index] if bases else None)
+        aligner = aligner_of(source, config.target, target_heads, paired[index] if paired else NOTHING_PAIRED)
         prepared.append(_aligned(ready, target, aligner))
     return prepared
 
 
 def aligner_of(
-    source: SourceConfig, target: TargetConfig, target_heads: int | None = None, basis: Basis | None = None
+    source: SourceConfig, target: TargetConfig, target_heads: int | None = None, paired: Paired = NOTHING_PAIRED
 ) -> Aligner | None:
     """Return how a source is brought into the target's coordinates, None where it is merged as it is.
 
     Args:
         target_heads: number of heads of the target as it was built, for one whose files do not say it.
-        basis: of a source whose hidden space is turned.
+        paired: what paired inputs say about the source.
 
     Raises:
         UsageError: heads are to be paired, and their numbers differ or are not known.
     """
     if source.align is None:
         return None
-    heads = _heads(source, target, target_heads)
-    return Aligner(basis, heads, source.align.heads is not None, list(source.lambda_))
+    heads = heads_of(source, target, target_heads)
+    return Aligner(paired, heads, source.align.heads is not None, list(source.lambda_))
 
 
 def _read_base(
@@ -145,7 +146,7 @@ def _aligned(source: Source, target: AttentionWeights, aligner: Aligner | None) 
     return dataclasses.replace(source, weights=aligned.weights, base=aligned.base, facts=facts, kept=aligned.kept)
 
 
-def _heads(source: SourceConfig, target: TargetConfig, built: int | None) -> tuple[int | None, int | None]:
+def heads_of(source: SourceConfig, target: TargetConfig, built: int | None) -> tuple[int | None, int | None]:
     """Return the numbers of heads of both models: as given, and as each ``config.json`` or the built target says.
 
     Raises:

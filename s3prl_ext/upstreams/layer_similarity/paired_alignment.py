@@ -1,0 +1,227 @@
+"""Run both models of a merge over paired inputs: the basis of ``align: basis``, heads by what they do."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from s3prl_ext.attention.files import read_attention
+from s3prl_ext.attention.weights import AttentionWeights
+from s3prl_ext.corpora.pairs import Pair, content_hash
+from s3prl_ext.errors import UsageError
+from s3prl_ext.merging.aligner import Paired
+from s3prl_ext.merging.alignment_config import BasisAlignment, HeadAlignment
+from s3prl_ext.merging.basis import Basis, basis_of
+from s3prl_ext.merging.config import MergeConfig, SourceConfig
+from s3prl_ext.merging.head_likeness import HeadLikeness, alike_by_outputs, alike_by_patterns
+from s3prl_ext.merging.selection_config import ComparisonSettings
+from s3prl_ext.tables import columns
+from s3prl_ext.upstreams.layer_similarity.block_outputs import ATTENTION, INPUTS
+from s3prl_ext.upstreams.layer_similarity.comparison import Side, inputs, meeting_layers, paired_vectors, source_side
+from s3prl_ext.upstreams.layer_similarity.features import CACHE_FORMAT, hash_of, in_parts, layer_vectors
+from s3prl_ext.upstreams.layer_similarity.head_outputs import HeadEncoder
+from s3prl_ext.upstreams.layer_similarity.selection import (
+    comparison_device,
+    drawn_pairs,
+    opened_target,
+    target_attention,
+)
+from s3prl_ext.upstreams.merged_attention.sources import heads_of
+from s3prl_ext.upstreams.merged_attention.targets import with_prefix
+
+logger = logging.getLogger(__name__)
+
+FRAMES_APART = 2  # by which the numbers of frames of a clip may differ in two models
+
+
+@dataclasses.dataclass(frozen=True)
+class _Models:
+    """Target and source of one alignment.
+
+    Attributes:
+        config: the merge.
+        source: the section of the source.
+        path: its folder.
+        upstream: the unmerged target; not looked at where that is a decoder.
+        names: of target and source.
+        heads: number of heads of both; None where it is not known.
+    """
+
+    config: MergeConfig
+    source: SourceConfig
+    path: Path
+    upstream: torch.nn.Module | None
+    names: tuple[str, str]
+    heads: tuple[int | None, int | None]
+
+    def opened(self, point: str, special_tokens: bool = True) -> Any:
+        """Return the context in which the target is a side of a comparison."""
+        return opened_target(
+            self.config.target, self.upstream, self.names[0], special_tokens, comparison_device(), point=point
+        )
+
+    def side(self, point: str, special_tokens: bool = True) -> Side:
+        """Return the source as a side of a comparison."""
+        return source_side(
+            self.path, self.names[1], self.source.prefix, special_tokens, comparison_device(), point=point
+        )
+
+    def weights(self) -> tuple[AttentionWeights, AttentionWeights]:
+        """Return the attention parameters of target and source."""
+        ours = target_attention(self.config, self.upstream, self.names[0])
+        return ours, read_attention(self.path, self.source.prefix)
+
+
+def find_paired(
+    config: MergeConfig,
+    upstream: torch.nn.Module | None,
+    target_name: str,
+    paths: Sequence[Path | None],
+    target_heads: int | None = None,
+) -> list[Paired]:
+    """Return what paired inputs say about each source whose alignment asks for it.
+
+    The model and all random generators are left as found.
+
+    Args:
+        config: with the maps of layers that :func:`s3prl_ext.upstreams.layer_similarity.selection.match_layers` found.
+        upstream: the unmerged target; where the target is a decoder it is not looked at, and may be None.
+        target_name: what to call it.
+        paths: folder of each source, None for noise that needs none.
+        target_heads: number of heads of the target as it was built, for one whose files do not say it.
+
+    Raises:
+        UsageError: models or settings do not fit each other.
+        DataError: pairs or models are unsuitable.
+    """
+    found = []
+    for source, path in zip(config.sources, paths, strict=True):
+        if source.align is None or not source.runs:
+            found.append(Paired())
+            continue
+        if path is None:
+            raise UsageError("align runs a source over the pairs: name it with source.")
+        name = with_prefix(source.model or f"package {source.package}", source.prefix)
+        heads = heads_of(source, config.target, target_heads)
+        models = _Models(config, source, path, upstream, (target_name, name), heads)
+        by_weights = source.align.heads is None or source.align.heads.pairs is None
+        basis = _basis(models, source.align.basis) if source.align.basis is not None else None
+        found.append(Paired(basis, None if by_weights else _alike(models, source.align.heads)))
+    return found
+
+
+def _basis(models: _Models, settings: BasisAlignment) -> Basis:
+    """Return the basis of a source, and log how well it fits."""
+    with models.opened(INPUTS, settings.special_tokens) as target:
+        source = models.side(INPUTS, settings.special_tokens)
+        layers = meeting_layers(target, source, models.source.layer_map, any_width=True)
+        drawn, of = _draw(settings, target, source)
+        narrow = min(target.width, source.width)
+        if len(drawn) < narrow:
+            rest = "stay as they are" if target.width == source.width else "are left out"
+            logger.warning("%d pairs determine %d of %d directions of the basis at most: the others %s.",
+                           len(drawn), len(drawn), narrow, rest)  # fmt: skip
+        x, y, pairs_key = paired_vectors(target, source, drawn)
+    basis = basis_of(x, y, layers, _facts(settings, of, drawn, pairs_key) | {"special_tokens": settings.special_tokens})
+    rows = [("layer", "fit", "directions"), *((str(n), f"{t.fit:.4f}", f"{t.rank}") for n, t in basis.turns.items())]
+    logger.info("basis of %s in that of %s:\n%s", *reversed(models.names), "\n".join(columns(rows, right=True)))
+    return basis
+
+
+def _alike(models: _Models, settings: HeadAlignment | None) -> HeadLikeness:
+    """Return how alike the heads of both models are by their outputs or patterns."""
+    assert settings is not None
+    with models.opened(INPUTS) as target, models.opened(ATTENTION) as given:
+        source, theirs = models.side(INPUTS), models.side(ATTENTION)
+        layers = meeting_layers(target, source, models.source.layer_map, any_width=True)
+        if settings.by == "patterns" and target.kind != source.kind:
+            raise UsageError(
+                f"align heads: {target.name} reads {target.kind} and {source.name} {source.kind}, and patterns are compared on "
+                "what both read: take by: outputs."
+            )
+        drawn, of = _draw(settings, target, source)
+        items = inputs(target, source, drawn)
+        hashes = tuple([content_hash(item) for item in side] for side in items)
+        encoders = [
+            HeadEncoder(side.load(), attention.load(), weights, _known(heads, side.name), read[0])
+            for side, attention, weights, heads, read in zip(
+                (target, source), (given, theirs), models.weights(), models.heads, items, strict=True
+            )
+        ]
+        keys = [hash_of(side.key, "heads", heads) for side, heads in zip((target, source), models.heads, strict=True)]
+        if settings.by == "patterns":
+            alike = _by_patterns(encoders, items, layers, hash_of(*keys, layers), hashes)
+        else:
+            x, y = (layer_vectors(*each) for each in zip(encoders, keys, items, hashes, strict=True))
+            alike = _by_outputs(x, y, layers, models.heads)
+    facts = {"by": settings.by, **_facts(settings, of, drawn, hash_of(*hashes))}
+    return HeadLikeness(alike, facts)
+
+
+def _known(heads: int | None, name: str) -> int:
+    if heads is None:
+        raise UsageError(
+            f"align heads: {name} does not say how many heads it has: give align: {{kind: heads, heads: N}}."
+        )
+    return heads
+
+
+def _by_outputs(
+    x: Tensor, y: Tensor, layers: Sequence[int | None], heads: tuple[int | None, int | None]
+) -> dict[int, Tensor]:
+    """Return how alike heads are by mean outputs, [pairs, layers, heads * width of a head]."""
+    ours, theirs = (vectors.unflatten(2, (count or 1, -1)) for vectors, count in zip((x, y), heads, strict=True))
+    return {
+        layer: alike_by_outputs(ours[:, layer], theirs[:, other])
+        for layer, other in enumerate(layers)
+        if other is not None
+    }
+
+
+def _by_patterns(
+    encoders: Sequence[HeadEncoder],
+    items: tuple[Sequence[Any], Sequence[Any]],
+    layers: Sequence[int | None],
+    key: str,
+    hashes: Sequence[Sequence[str]],
+) -> dict[int, Tensor]:
+    """Return the mean over clips of how alike the patterns of heads are."""
+    meeting = [(layer, other) for layer, other in enumerate(layers) if other is not None]
+
+    def compute(indices: Sequence[int]) -> Tensor:
+        rows = []
+        for index in indices:
+            ours, theirs = (encoder.patterns(side[index]) for encoder, side in zip(encoders, items, strict=True))
+            counts = [patterns[0].shape[-1] for patterns in (ours, theirs)]
+            if abs(counts[0] - counts[1]) > FRAMES_APART:
+                raise UsageError(
+                    f"align heads: {encoders[0].name} gives {counts[0]} frames for {items[0][index]} and {encoders[1].name} "
+                    f"{counts[1]}, and patterns are compared frame by frame: take by: outputs."
+                )
+            size = min(counts)
+            cut = [
+                (ours[layer][:, :size, :size].cpu(), theirs[other][:, :size, :size].cpu()) for layer, other in meeting
+            ]
+            rows.append(torch.stack([alike_by_patterns(*both) for both in cut]))
+        return torch.stack(rows)
+
+    keys = [hash_of(CACHE_FORMAT, "patterns", key, *both) for both in zip(*hashes, strict=True)]
+    values = in_parts(compute, keys, 1, "comparing attention patterns").mean(0)
+    return {layer: value for (layer, _), value in zip(meeting, values, strict=True)}
+
+
+def _draw(settings: BasisAlignment | HeadAlignment, target: Side, source: Side) -> tuple[list[Pair], int]:
+    draw = ComparisonSettings(share=settings.share, seed=settings.seed)
+    return drawn_pairs(str(settings.pairs), settings.root, settings.split, target, source, draw)
+
+
+def _facts(settings: BasisAlignment | HeadAlignment, of: int, drawn: Sequence[Pair], pairs_key: str) -> dict[str, Any]:
+    """Return which pairs were used, as plain values."""
+    pairs = {"file": settings.pairs, "of": of, "used": len(drawn), "sha256": pairs_key}
+    return {"split": settings.split, "share": settings.share, "seed": settings.seed, "pairs": pairs}
