@@ -1,11 +1,11 @@
 """Three candidates of a race at once: memory, and the time from one to the next, against three whole models.
 
-``python -m benchmarks.candidates`` builds a wav2vec 2.0 of base width in s3prl's code. Ours is one model and, for each of
-three densities, what a candidate needs while another one trains: its entries, their values, its optimizer state (a race
-keeps them in checkpoints on disk; here they are held in memory, so that both sides hold the same). The baseline is the
-released way: a model, dense moments and masks for each candidate. Each way runs in a process of its own. A switch takes
-one candidate off the model and puts another one on, optimizer included; next to it the time of a training step with a
-batch of keyword spotting. Linux with glibc.
+``python -m benchmarks.candidates`` builds a wav2vec 2.0 of base width in s3prl's code. Ours is one model and, for each
+of three densities, what a candidate needs while another one trains: its entries, their values, its optimizer state (a
+race keeps them in checkpoints on disk; here they are held in memory, so that both sides hold the same). The baseline is
+the released way: a model, dense moments and masks for each candidate. Each way runs in a process of its own. A switch
+takes one candidate off the model and puts another one on, optimizer included; next to it the time of a training step
+with a batch of keyword spotting. Linux with glibc.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Adding one batch to the Fisher information of a base model: CPU seconds against the released way.
 
-``python -m benchmarks.fisher``: gradients of 85,054,464 weights in the tensors of 12 encoder layers. The baseline is the
-released code's: clip each tensor's gradient, square it, divide by the number of batches, and add the result to the
+``python -m benchmarks.fisher``: gradients of 85,054,464 weights in the tensors of 12 encoder layers. The baseline is
+the released code's: clip each tensor's gradient, square it, divide by the number of batches, and add the result to the
 scores of each of the three candidates. Ours adds once, in place; with ``clip: tensor`` it clips as well.
 """
 

@@ -1,8 +1,9 @@
 """Setting the weights of the arms of a sweep in place, against building merged matrices anew for each arm.
 
-``python -m benchmarks.lambda_sweep``: attention of HuBERT-large's and BERT-large's size (24 layers, 1024 wide), one pair
-in memory. Ours is :class:`s3prl_ext.sweeps.weights.ArmWeights`. The others compute ``lambda * source + (1 - lambda) *
-target`` out of place and load the result into the model, or into a copy of the target that each arm begins with.
+``python -m benchmarks.lambda_sweep``: attention of HuBERT-large's and BERT-large's size (24 layers, 1024 wide), one
+pair in memory. Ours is :class:`s3prl_ext.sweeps.weights.ArmWeights`. The others compute ``lambda * source + (1 -
+lambda) * target`` out of place and load the result into the model, or into a copy of the target that each arm begins
+with.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Corpora of real size: CPU time and memory of what a run reads before its first step, and how both grow.
 
 ``python -m benchmarks.large_corpora``: folders laid out as LibriSpeech (960 h), VoxCeleb1, Speech Commands, VCTK and
-LJ Speech, whose audio files are links to one clip, first of a tenth of the size and then whole. Measured are the hash of
-the corpus and the task's own table of utterances, each in a process of its own. ``--stock`` adds s3prl's search of a list for
-the 100 hours of LibriSpeech. A tenth of the time, or a little more, is linear growth.
+LJ Speech, whose audio files are links to one clip, first of a tenth of the size and then whole. Measured are the hash
+of the corpus and the task's own table of utterances, each in a process of its own. ``--stock`` adds s3prl's search of a
+list for the 100 hours of LibriSpeech. A tenth of the time, or a little more, is linear growth.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """A whole training step of LoRA: CPU seconds and peak memory, against peft's on a model whose projections peft reaches.
 
-``python -m benchmarks.lora`` builds transformers' wav2vec 2.0 of base width with random weights (``--layers`` encoder layers,
-frozen conv extractor), puts rank 8 on the query and value projections, feeds random audio and trains towards a fixed
-loss with torch's fused AdamW. Each way and round runs in a process of its own, in turn. Needs peft.
+``python -m benchmarks.lora`` builds transformers' wav2vec 2.0 of base width with random weights (``--layers`` encoder
+layers, frozen conv extractor), puts rank 8 on the query and value projections, feeds random audio and trains towards a
+fixed loss with torch's fused AdamW. Each way and round runs in a process of its own, in turn. Needs peft.
 """
 
 from __future__ import annotations

@@ -3,10 +3,10 @@
 ``python -m benchmarks.similarity`` compares one pair of sets of N = 1000 and 4000 vectors, the goals being 5 and 7
 times faster than POT, and all pairs of 24 layers with POT on the 24 pairs of equal layers.
 
-Ours is two matrix products (which POT does as well) and two sorts in place by NumPy. On one core of an AMD EPYC at N = 4000
-the products take 27 ms of 45 and the sorts 18, POT 218: a factor of 7 would need sorts in 4 ms. float32 products of lower
-precision would miss the 1e-6 to POT, torch.sort takes five times as long as NumPy's, and blocks of 512 sorted and
-merged bitonically save a seventh of the sorts, a few per cent in all.
+Ours is two matrix products (which POT does as well) and two sorts in place by NumPy. On one core of an AMD EPYC at N =
+4000 the products take 27 ms of 45 and the sorts 18, POT 218: a factor of 7 would need sorts in 4 ms. float32 products
+of lower precision would miss the 1e-6 to POT, torch.sort takes five times as long as NumPy's, and blocks of 512 sorted
+and merged bitonically save a seventh of the sorts, a few per cent in all.
 """
 
 from __future__ import annotations

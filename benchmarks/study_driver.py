@@ -2,8 +2,8 @@
 
     python -m benchmarks.study_driver
 
-Prints for 100, 1,000 and 10,000 jobs the time of a session that runs all and of one that finds all done, per job, and the
-memory that the process has grown by.
+Prints for 100, 1,000 and 10,000 jobs the time of a session that runs all and of one that finds all done, per job, and
+the memory that the process has grown by.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ def main() -> None:
             jobs, run, found = measure(size, Path(folder))
         grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
         print(
-            f"{jobs:6d} jobs: {1e3 * run / jobs:.2f} ms each to run, {1e3 * found / jobs:.2f} ms to find done; +{grown:.0f} MB"
+            f"{jobs:6d} jobs: {1e3 * run / jobs:.2f} ms each to run, {1e3 * found / jobs:.2f} ms to find done; "
+            f"+{grown:.0f} MB"
         )
 
 

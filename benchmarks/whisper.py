@@ -1,9 +1,9 @@
 """Whisper base's encoder: clips at their own length against padded to 30 s, and child networks against full tuning.
 
-``python -m benchmarks.whisper`` trains the encoder, with random weights of the base size, on random audio towards a fixed
-loss. First all of its blocks with one clip of 1, 5, 15 and 30 s, cut and padded; then, on 8 clips of 1 s, child networks of
-three densities against all eligible weights with fused AdamW. Each way runs in a process of its own, in turn, so that its
-peak memory is its own; what it takes on top of libraries, model and audio is given separately.
+``python -m benchmarks.whisper`` trains the encoder, with random weights of the base size, on random audio towards a
+fixed loss. First all of its blocks with one clip of 1, 5, 15 and 30 s, cut and padded; then, on 8 clips of 1 s, child
+networks of three densities against all eligible weights with fused AdamW. Each way runs in a process of its own, in
+turn, so that its peak memory is its own; what it takes on top of libraries, model and audio is given separately.
 """
 
 from __future__ import annotations
@@ -95,7 +95,8 @@ def one_way(way: str, folder: Path, runs: int) -> dict[str, float]:
         step()
         found.append(process_time() - start)
     return {
-        "seconds": median(found[1:]), "least": min(found[1:]), "peak_mb": peak_mb(), "beside_model_mb": peak_mb() - before,
+        "seconds": median(found[1:]), "least": min(found[1:]), "peak_mb": peak_mb(),
+        "beside_model_mb": peak_mb() - before,
     }  # fmt: skip
 
 

@@ -1,1 +1,4 @@
-"""Measurements of what a user may suffer: kills, damage, hostile files, two runs at once, full disks; see the README there."""
+"""Measurements of what a user may suffer: kills, damage, hostile files, two runs at once, full disks.
+
+See the README there.
+"""

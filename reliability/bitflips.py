@@ -1,4 +1,7 @@
-"""One flipped bit at a random place of the files that hold weights: refused or harmless, never silently other numbers."""
+"""One flipped bit at a random place of the files that hold weights.
+
+Refused or harmless, never silently other numbers.
+"""
 
 from __future__ import annotations
 

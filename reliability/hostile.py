@@ -1,6 +1,9 @@
-"""Files, names and values that were made to do harm: nothing in them runs, nothing is written elsewhere, and all of them end.
+"""Files, names and values that were made to do harm.
 
-What s3prl does by design is left out: ``-o`` is Python, and a line of ``wav.scp`` that ends in ``|`` is a shell command.
+Nothing in them runs, nothing is written elsewhere, and all of them end.
+
+What s3prl does by design is left out: ``-o`` is Python, and a line of ``wav.scp`` that ends in ``|`` is a shell
+command.
 """
 
 from __future__ import annotations

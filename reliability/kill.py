@@ -1,7 +1,9 @@
-"""SIGKILL at a random time or at the n-th change of a file; the command is started again, and must end as if nothing happened.
+"""SIGKILL at a random time or at the n-th change of a file.
 
-Half of the trials are killed once, the others two or three times. Compared bit by bit with an undisturbed command; what is
-hidden afterwards, an unfinished file or a lock, counts too.
+The command is started again, and must end as if nothing happened.
+
+Half of the trials are killed once, the others two or three times. Compared bit by bit with an undisturbed command; what
+is hidden afterwards, an unfinished file or a lock, counts too.
 """
 
 from __future__ import annotations
@@ -119,7 +121,10 @@ def start_of(place: Place, kind: Any, folder: Path, killed: int) -> tuple[list[A
 
 
 def _killed(place: Place, attempt: tuple[list[Any], Path], seconds: float, changes: int) -> tuple[Command, int | None]:
-    """Start an attempt and kill it at a random change of a file, or at a random time; return it with its exit status."""
+    """Start an attempt and kill it at a random change of a file, or at a random time.
+
+    Return it with its exit status.
+    """
     flags, log = attempt
     at_change = place.draw.random() < 0.6
     number = place.draw.randint(1, changes) if at_change else 0

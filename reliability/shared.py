@@ -1,4 +1,4 @@
-"""What the measurements share: a place to work in, commands in processes of their own, and what counts as the same outcome."""
+"""What the measurements share: a place to work in, commands in their own processes, what counts as the same outcome."""
 
 from __future__ import annotations
 

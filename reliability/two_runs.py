@@ -1,4 +1,7 @@
-"""A second run in the folder of the first, on a slow disk: it must be refused, and the first must end as if it were alone."""
+"""A second run in the folder of the first, on a slow disk.
+
+It must be refused, and the first must end as if it were alone.
+"""
 
 from __future__ import annotations
 

@@ -126,7 +126,10 @@ def parse_yaml(text: str) -> Any:
 
 
 def check_size(content: Any, where: str) -> None:
-    """Raise UsageError where a configuration is far larger than any: few lines of aliases stand for billions of values."""
+    """Raise UsageError where a configuration is far larger than any.
+
+    Few lines of aliases stand for billions of values.
+    """
     try:
         count = _count(content, {})
     except RecursionError:
@@ -150,7 +153,8 @@ def _count(value: Any, known: dict[int, int]) -> int:
 def expand_variables(value: Any, where: str = "config") -> Any:
     """Replace ``${NAME}`` and ``${NAME:-default}`` in every string of a nested config by environment variables.
 
-    The variables of :data:`BUILT_IN` are always there; an empty variable counts as not set. The input is left unchanged.
+    The variables of :data:`BUILT_IN` are always there; an empty variable counts as not set. The input is left
+    unchanged.
 
     Args:
         value: nested dicts, lists and scalars.
@@ -179,8 +183,8 @@ def _expand_text(text: str, where: str, inside: tuple[str, ...]) -> str:
         name, default = match.groups()
         if name in inside:
             raise UsageError(
-                f"{where}: the environment variable {name} refers to itself ({' -> '.join((*inside, name))}); set it to "
-                "a path."
+                f"{where}: the environment variable {name} refers to itself ({' -> '.join((*inside, name))}); set it "
+                "to a path."
             )
         if os.environ.get(name):
             return _expand_text(os.environ[name], where, (*inside, name))

@@ -127,7 +127,7 @@ def versions(report: Report) -> None:
 
 
 def checked_features(version: str) -> str:
-    """Return under which versions of transformers its models' features were compared, and how `version` compares with them."""
+    """Return the versions of transformers whose features were compared, and how `version` compares with them."""
     numbers = [_numbers(known) for known in CHECKED_VERSIONS]
     listed = f"of transformers' speech models equal those of 4.57.6 under {', '.join(CHECKED_VERSIONS)}"
     if version in CHECKED_VERSIONS:

@@ -201,5 +201,8 @@ def sentence(error: BaseException) -> str:
     if isinstance(error, RecursionError):
         return "a file is nested too deeply to be read (S3PRL_EXT_DEBUG=1 shows which)."
     if "is killed by signal" in text or ("DataLoader worker" in text and "exited unexpectedly" in text):
-        return f"{text[:100]}: a process that loads data was ended from outside, often for lack of memory; lower num_workers."
+        return (
+            f"{text[:100]}: a process that loads data was ended from outside, often for lack of memory; lower "
+            "num_workers."
+        )
     return f"{type(error).__name__}: {text[:400]} (S3PRL_EXT_DEBUG=1 shows where)."

@@ -95,8 +95,8 @@ def register_upstream(name: str, factory: str | Callable[..., Any]) -> None:
 
     Args:
         name: an identifier.
-        factory: called with ``ckpt=`` (``-k``), ``model_config=`` (``-g``) and ``refresh=`` (``-r``), returns the upstream;
-            or ``"module:function"``, which is imported when the upstream is first built.
+        factory: called with ``ckpt=`` (``-k``), ``model_config=`` (``-g``) and ``refresh=`` (``-r``), returns the
+            upstream; or ``"module:function"``, which is imported when the upstream is first built.
 
     Raises:
         UsageError: the name is not an identifier or is taken.
@@ -111,8 +111,8 @@ def register_upstream(name: str, factory: str | Callable[..., Any]) -> None:
 def register_tasks(folder: str | Path) -> None:
     """Make each folder in `folder` that has an ``expert.py`` a task: ``-d`` is the folder's name.
 
-    Next to ``expert.py`` there may be ``task.py`` with ``TASK``, what is known of the task (:class:`s3prl_ext.tasks.Task`),
-    and ``config.yaml``, the task file where ``-c`` is not given.
+    Next to ``expert.py`` there may be ``task.py`` with ``TASK``, what is known of the task
+    (:class:`s3prl_ext.tasks.Task`), and ``config.yaml``, the task file where ``-c`` is not given.
 
     Raises:
         UsageError: there is no task in `folder`, a name is taken, or a ``task.py`` does not fit.
@@ -137,8 +137,8 @@ def register_task(task: Task) -> None:
     """Say what is known of a task that s3prl has already; :func:`register_tasks` does so for those of an extension.
 
     Args:
-        task: the record; a task without one is judged by the first that it reports of slot_type_f1, per, wer, error, der
-            and acc, on ``dev`` and ``test``.
+        task: the record; a task without one is judged by the first that it reports of slot_type_f1, per, wer, error,
+            der and acc, on ``dev`` and ``test``.
 
     Raises:
         UsageError: there is a record of that name, a metric is unknown, or known with another direction or unit.
@@ -218,8 +218,8 @@ def register_method(name: str, file: Any) -> None:
 
     Args:
         name: value of ``tuning.method``.
-        file: a module, or another object, with the parts of the files in ``s3prl_ext/adapters/``: ``Config``, ``PAPER``,
-            ``ACTS_ON``, ``CAN_FOLD``, ``insert``, ``remove``, ``count``, and where it folds ``fold``.
+        file: a module, or another object, with the parts of the files in ``s3prl_ext/adapters/``: ``Config``,
+            ``PAPER``, ``ACTS_ON``, ``CAN_FOLD``, ``insert``, ``remove``, ``count``, and where it folds ``fold``.
 
     Raises:
         UsageError: the name is taken, a part is missing, or an option has the name of another key of ``tuning``.

@@ -1,6 +1,7 @@
-"""Models on the Hugging Face hub: how one is named, fetched and recorded, and what to do where the hub does not give it.
+"""Models on the Hugging Face hub: how one is named, fetched and recorded, and what to do without the hub.
 
-``HF_ENDPOINT``, ``HF_HUB_CACHE`` (or ``HF_HOME``), ``HF_HUB_OFFLINE`` and ``HF_TOKEN`` act as they do in huggingface_hub.
+``HF_ENDPOINT``, ``HF_HUB_CACHE`` (or ``HF_HOME``), ``HF_HUB_OFFLINE`` and ``HF_TOKEN`` act as they do in
+huggingface_hub.
 """
 
 from __future__ import annotations
@@ -131,8 +132,8 @@ def snapshot(reference: Reference, patterns: Sequence[Sequence[str]], weights: S
     if offline():
         raise _in_part(reference, folder)
     raise DataError(
-        f"'{reference}' contains no model weights in a form that is read here ({', '.join(weights)}), or the hub could not be "
-        f"reached and the local cache has it only in part ({folder})."
+        f"'{reference}' contains no model weights in a form that is read here ({', '.join(weights)}), or the hub could "
+        f"not be reached and the local cache has it only in part ({folder})."
     )
 
 
@@ -172,8 +173,8 @@ def _verify(path: Path, known: Released, reference: Reference) -> None:
     size = path.stat().st_size
     path.resolve().unlink()
     raise DataError(
-        f"'{reference}' is not the released {reference.file}: it has {size} bytes and the SHA-256 {found}, not {known.size} "
-        f"and {known.sha256}. It was removed; get the file from another place and name it with -k."
+        f"'{reference}' is not the released {reference.file}: it has {size} bytes and the SHA-256 {found}, not "
+        f"{known.size} and {known.sha256}. It was removed; get the file from another place and name it with -k."
     )
 
 
@@ -210,15 +211,15 @@ def _not_given(reference: Reference, error: BaseException) -> DataError:
     name = f"'{reference}'"
     if any_is(errors.GatedRepoError):
         return DataError(
-            f"{name} is gated: accept its conditions on its page on the Hugging Face hub, then log in with `hf auth login`, "
-            "or set HF_TOKEN."
+            f"{name} is gated: accept its conditions on its page on the Hugging Face hub, then log in with `hf auth "
+            "login`, or set HF_TOKEN."
         )
     if any_is(errors.RevisionNotFoundError):
         return DataError(f"{reference.repo} has no revision '{reference.revision}' on the Hugging Face hub.")
     if any_is(errors.RepositoryNotFoundError, errors.HFValidationError):
         return DataError(
-            f"{name} is neither a folder here nor a public model on the Hugging Face hub: check the name; for a private one "
-            "log in with `hf auth login`, or set HF_TOKEN."
+            f"{name} is neither a folder here nor a public model on the Hugging Face hub: check the name; for a "
+            "private one log in with `hf auth login`, or set HF_TOKEN."
         )
     if any_is(errors.EntryNotFoundError) and not any_is(errors.LocalEntryNotFoundError):
         return DataError(f"{reference.repo} has no file '{reference.file}' on the Hugging Face hub{_at(reference)}.")
@@ -229,19 +230,20 @@ def _not_given(reference: Reference, error: BaseException) -> DataError:
         if isinstance(known, str):
             return _in_part(reference, Path(known).parent)
         return DataError(
-            f"{name} is neither a folder here nor in the local cache, and HF_HUB_OFFLINE is set: fetch it once without that, "
-            "or give a local folder."
+            f"{name} is neither a folder here nor in the local cache, and HF_HUB_OFFLINE is set: fetch it once without "
+            "that, or give a local folder."
         )
     reason = " ".join(str(error).split())[:160]
     return DataError(
-        f"{name} is not a folder here, and the Hugging Face hub could not be reached or stopped answering ({reason}): the same "
-        "command resumes; behind a firewall set HF_ENDPOINT to a mirror, or give a local folder."
+        f"{name} is not a folder here, and the Hugging Face hub could not be reached or stopped answering ({reason}): "
+        "the same command resumes; behind a firewall set HF_ENDPOINT to a mirror, or give a local folder."
     )
 
 
 def _in_part(reference: Reference, folder: Path) -> DataError:
     return DataError(
-        f"the local cache holds '{reference}' only in part ({folder}), and HF_HUB_OFFLINE is set: fetch it once without that."
+        f"the local cache holds '{reference}' only in part ({folder}), and HF_HUB_OFFLINE is set: "
+        "fetch it once without that."
     )
 
 

@@ -1,8 +1,8 @@
 """One run per folder: locks that the kernel frees, and unfinished files that are removed only under one.
 
-A lock is ``flock`` on a file that names its holder. It ends with its process, SIGKILL included, and the file goes when it
-ends in an orderly way. Over NFS, Linux passes such locks to the server, so they hold between machines where its lock service
-runs; a file system without locks is warned about, and the run continues unprotected.
+A lock is ``flock`` on a file that names its holder. It ends with its process, SIGKILL included, and the file goes when
+it ends in an orderly way. Over NFS, Linux passes such locks to the server, so they hold between machines where its lock
+service runs; a file system without locks is warned about, and the run continues unprotected.
 """
 
 from __future__ import annotations
@@ -143,7 +143,10 @@ def one_writer(path: str | os.PathLike | None) -> Iterator[None]:
 
 @contextmanager
 def evaluation(folder: str | os.PathLike, active: bool = True) -> Iterator[None]:
-    """Let evaluations run at the same time as each other and as a training; one that is alone clears what others left."""
+    """Let evaluations run at the same time as each other and as a training.
+
+    One that is alone clears what others left.
+    """
     lock = Path(folder) / EVALUATION_LOCK
     if not active or not lock.parent.is_dir():
         yield

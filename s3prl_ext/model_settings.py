@@ -1,4 +1,4 @@
-"""What ``config.json`` and ``preprocessor_config.json`` of a transformers folder say, checked before a model is built of it.
+"""``config.json`` and ``preprocessor_config.json`` of a transformers folder, checked before a model is built.
 
 A value of another kind would stop transformers with an error that names no file, or keep it building for ever.
 """
@@ -59,8 +59,8 @@ def head_count(folder: Path, prefix: str | None = None) -> int | None:
     """Return the number of attention heads of a transformers folder's model, None where no ``config.json`` says it.
 
     Args:
-        prefix: ``decoder`` for the decoder of a model that has both, ``text_model`` or ``vision_model`` for a tower of CLIP;
-            otherwise the encoder is meant.
+        prefix: ``decoder`` for the decoder of a model that has both, ``text_model`` or ``vision_model`` for a tower of
+            CLIP; otherwise the encoder is meant.
     """
     config = model_config(folder)
     if prefix in ("text_model", "vision_model"):
@@ -85,15 +85,15 @@ def check_extractor(extractor: Any, name: object) -> None:
     found = getattr(extractor, "feature_extractor_type", own)
     if found != own and found in OWN_SETTINGS:
         raise DataError(
-            f"the preprocessor_config.json of {name} is that of a {found}, but its model reads what {own} makes: take both "
-            "files from the same model."
+            f"the preprocessor_config.json of {name} is that of a {found}, but its model reads what {own} makes: take "
+            "both files from the same model."
         )
     for key, (fits, what) in (COMMON_SETTINGS | OWN_SETTINGS.get(own, {})).items():
         value = getattr(extractor, key, None)
         if not fits(value):
             raise DataError(
-                f"the preprocessor_config.json of {name} says {key}: {_shown(value)}, which must be {what}; get the file "
-                "again from where the model came from."
+                f"the preprocessor_config.json of {name} says {key}: {_shown(value)}, which must be {what}; get the "
+                "file again from where the model came from."
             )
 
 

@@ -1,6 +1,7 @@
 """The text of ``-g``: a file and changes to it, ``my.yaml,,lambda=0.10,,layers=12-19,,target.ckpt=/path``.
 
-Values are YAML scalars or flow lists; dots reach into sections and, by index from 0, into lists: ``sources.1.lambda=0.1``.
+Values are YAML scalars or flow lists; dots reach into sections and, by index from 0, into lists:
+``sources.1.lambda=0.1``.
 """
 
 from __future__ import annotations

@@ -96,8 +96,8 @@ SHIMS: tuple[Shim, ...] = (
     *tensorboard.SHIMS,
 )
 
-# loggers of s3prl that warn at each start that a package is missing which only their own upstream needs; the hub client's
-# HTTP library, which names every request
+# loggers of s3prl that warn at each start that a package is missing which only their own upstream needs; the hub
+# client's HTTP library, which names every request
 CHATTY = ("s3prl.upstream.espnet_hubert.expert", "httpx", "httpx2")
 
 added_upstreams: dict[str, str | Callable] = {}  # of extensions: name -> function or "module:function"
@@ -155,7 +155,7 @@ def is_registered(name: str) -> bool:
 
 
 def upstream_names() -> list[str]:
-    """List our upstreams: :data:`UPSTREAMS`, the stems of the files in ``upstream_configs/``, and those of extensions."""
+    """List our upstreams: :data:`UPSTREAMS`, the presets of ``upstream_configs/``, and those of extensions."""
     try:
         presets = sorted(path.stem for path in shipped_dir("upstream_configs").glob("*.yaml"))
     except DataError as error:

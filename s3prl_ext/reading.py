@@ -58,8 +58,9 @@ def is_archive(path: str | os.PathLike) -> bool:
 def check_archive(path: str | os.PathLike) -> None:
     """Compare what a torch file holds with the checksums in it, which torch itself does not read.
 
-    About 1 s per GB; a file that was checked is not read again in this process until it changes. Files of torch before 1.6
-    and safetensors have no checksums, nor has one that was written with ``torch.serialization.set_crc32_options(False)``.
+    About 1 s per GB; a file that was checked is not read again in this process until it changes. Files of torch before
+    1.6 and safetensors have no checksums, nor has one that was written with
+    ``torch.serialization.set_crc32_options(False)``.
 
     Raises:
         DataError: a part of it is corrupt.
@@ -70,7 +71,8 @@ def check_archive(path: str | os.PathLike) -> None:
         record = _corrupt_record(path.resolve(), state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
         if record is not None:
             raise DataError(
-                f"{path} is corrupt: {record} does not match its checksum; copy or download it again, or take an earlier one."
+                f"{path} is corrupt: {record} does not match its checksum; "
+                "copy or download it again, or take an earlier one."
             )
 
 
@@ -109,8 +111,8 @@ def check_model(name: str | os.PathLike) -> None:
         check_archive(file)
         if file.name in stored and file_sha256(file) != stored[file.name]:
             raise DataError(
-                f"{file} is corrupt or was changed: it does not match the SHA-256 in {EXPORT_FILE}; export again, or delete "
-                f"{EXPORT_FILE} if the change was meant."
+                f"{file} is corrupt or was changed: it does not match the SHA-256 in {EXPORT_FILE}; export again, or "
+                f"delete {EXPORT_FILE} if the change was meant."
             )
 
 

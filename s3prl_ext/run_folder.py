@@ -28,7 +28,8 @@ MERGED_TASKS_FILE = "merged_tasks.json"  # of merge --deltas
 
 # What a run leaves, apart from the files of its task -> whether an experiment adopts it from the winner of its race.
 RUN_FILES = {
-    f"*{CHECKPOINT_SUFFIX}": False, RESULTS: False, MASK_FILE: False, FISHER_FILE: False, RACE: False, RACE_PICTURE: False,
+    f"*{CHECKPOINT_SUFFIX}": False, RESULTS: False, MASK_FILE: False, FISHER_FILE: False, RACE: False,
+    RACE_PICTURE: False,
     DELTA_FILE: True, "lambda.*": True, LOG_FILE: True, EVENTS: True, TRACKER_FILE: True,
     "at-*.json": False,
 }  # fmt: skip
@@ -36,10 +37,11 @@ RUN_FILES = {
 SETTINGS_NAMES = re.compile(r".+_\d{4}(-\d\d){5}\.\w+|events\.out\.tfevents\..*")
 # Folders that are not runs, by a file in them, and what to do with them.
 OTHERS = {
-    EXPORT_FILE: "is a folder of s3prl-ext export, a plain model with the head of its task: s3prl-ext predict takes it, and its "
-    "README.md has the command that scores it",
+    EXPORT_FILE: "is a folder of s3prl-ext export, a plain model with the head of its task: s3prl-ext predict takes "
+    "it, and its README.md has the command that scores it",
     MERGE_FILE: "is a folder of s3prl-ext merge, a model without a task: train one on it as its README.md says",
-    SWEEP_FILE: "is the folder of a sweep, which keeps scores and not weights: read sweep.md, or give it to s3prl-ext report",
+    SWEEP_FILE: "is the folder of a sweep, which keeps scores and not weights: read sweep.md, or give it to s3prl-ext "
+    "report",
 }
 
 
@@ -117,8 +119,8 @@ class RunFolder:
         raise DataError(
             f"{self.path} {kind}."
             if kind
-            else f"{self.path} contains no checkpoint and no {DELTA_FILE}: name the folder of a run (its -p), a checkpoint or a "
-            "delta."
+            else f"{self.path} contains no checkpoint and no {DELTA_FILE}: name the folder of a run (its -p), a "
+            "checkpoint or a delta."
         )
 
     def other_kind(self) -> str | None:
@@ -208,8 +210,8 @@ class RunFolder:
         found = self._all()
         if found:
             raise UsageError(
-                f"{self.path} already holds an experiment ({found[0].name}): resume it with -a, choose another folder with "
-                "-p, or replace it with -o args.overwrite=True."
+                f"{self.path} already holds an experiment ({found[0].name}): resume it with -a, choose another folder "
+                "with -p, or replace it with -o args.overwrite=True."
             )
 
     def clear(self) -> None:
@@ -267,6 +269,6 @@ def missing(path: Path) -> str:
     if not others:
         return f"no such checkpoint, delta or folder of a run: {path}."
     return (
-        f"no such delta: {path}. A run that tunes the whole upstream or learns lambda writes none, nor does one without a "
-        f"best checkpoint: name {others[0]}."
+        f"no such delta: {path}. A run that tunes the whole upstream or learns lambda writes none, nor does one "
+        f"without a best checkpoint: name {others[0]}."
     )

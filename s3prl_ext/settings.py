@@ -148,7 +148,10 @@ def numbers(*, above: float | None = None) -> Check:
 
 
 def rising(example: str = "[1000, 3000]") -> Check:
-    """Return the check for a list of whole numbers of at least 1, each above the one before; a single one is a list of one."""
+    """Return the check for a list of whole numbers of at least 1, each above the one before.
+
+    A single one is a list of one.
+    """
     each = count()
 
     def read(value: Any, where: str) -> tuple[int, ...]:
@@ -196,8 +199,8 @@ def load(
 ) -> T:
     """Return an instance of a dataclass from a mapping.
 
-    A field without a check takes its value as it is; one that is a dataclass is read from a mapping of its own. A method
-    ``conflicts(where)`` of the class yields a sentence for everything that does not go together.
+    A field without a check takes its value as it is; one that is a dataclass is read from a mapping of its own. A
+    method ``conflicts(where)`` of the class yields a sentence for everything that does not go together.
 
     Args:
         cls: the dataclass.

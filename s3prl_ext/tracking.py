@@ -1,8 +1,9 @@
 """Trackers of experiments next to TensorBoard: ``--track wandb`` or ``--track mlflow`` of any training.
 
-What a task logs goes to TensorBoard as always, and to the tracker as well. ``--track KIND:PROJECT`` names the project and, where
-a folder of that name is on the way to the experiment's, the run by the rest of the way. The id of the tracker's run is kept in
-the experiment's folder, so that a training that goes on continues it. A tracker that fails is left out with one warning.
+What a task logs goes to TensorBoard as always, and to the tracker as well. ``--track KIND:PROJECT`` names the project
+and, where a folder of that name is on the way to the experiment's, the run by the rest of the way. The id of the
+tracker's run is kept in the experiment's folder, so that a training that goes on continues it. A tracker that fails is
+left out with one warning.
 """
 
 from __future__ import annotations
@@ -61,7 +62,8 @@ class Wandb:
 
         self.id = known or uuid.uuid4().hex[:12]
         self.run = wandb.init(
-            project=project or os.environ.get("WANDB_PROJECT") or DEFAULT_PROJECT, name=name, id=self.id, resume="allow",
+            project=project or os.environ.get("WANDB_PROJECT") or DEFAULT_PROJECT, name=name, id=self.id,
+            resume="allow",
             dir=str(folder), config={} if known else dict(settings), settings=wandb.Settings(console="off"),
         )  # fmt: skip
         self.run.define_metric("*", step_metric="step")  # a step that is repeated after an interruption is not refused

@@ -59,7 +59,8 @@ def load_model(model_class: Any, name: str | os.PathLike) -> PreTrainedModel:
     if missing:
         raise DataError(
             f"{name} lacks {len(missing)} weights of {type(model).__name__}, which would be drawn at random "
-            f"({', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}): get the complete model, or one of this kind."
+            f"({', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}): "
+            "get the complete model, or one of this kind."
         )
     return model.eval()
 

@@ -1,4 +1,7 @@
-"""The runs of AD-TUNING's recipes as they lie in a folder: ``TASK/UPSTREAM/ROW/seed=N``, with their scores, races and costs."""
+"""The runs of AD-TUNING's recipes as they lie in a folder.
+
+``TASK/UPSTREAM/ROW/seed=N``, with their scores, races and costs.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Measure a training step: ``step_cost.py RESULT.json STUDY.yaml -o CHANGES --only task=ks --only method=full``.
 
-Trains some steps in a scratch folder and writes the median cost of one: CPU seconds of the process (on a GPU wall seconds, after
-waiting for the device) and the peak memory while stepping, without start, Fisher pass and scoring.
+Trains some steps in a scratch folder and writes the median cost of one: CPU seconds of the process (on a GPU wall
+seconds, after waiting for the device) and the peak memory while stepping, without start, Fisher pass and scoring.
 """
 
 from __future__ import annotations

@@ -77,7 +77,10 @@ def _size(run: TaskRun) -> str:
 
 
 def best_density(folder: Path, task: str) -> list[TaskRun]:
-    """Return for each seed the run of the density whose last score on dev is best; of equal ones the smaller density."""
+    """Return for each seed the run of the density whose last score on dev is best.
+
+    Of equal ones the smaller density.
+    """
     by_row = [{run.seed: run for run in runs_of(folder, task, row) if run.scores} for row in reversed(CHILDREN)]
     chosen = []
     for seed in sorted(set.intersection(*(set(runs) for runs in by_row))):

@@ -1,6 +1,7 @@
 """Write the sentences that the demo transcribes, in LJ Speech's layout, all of them test: ``make_sentences.py FOLDER``.
 
-They are synthesised, more slowly than the keywords: at 130 words a minute a model of human speech understands the voices.
+They are synthesised, more slowly than the keywords: at 130 words a minute a model of human speech understands the
+voices.
 """
 
 from __future__ import annotations

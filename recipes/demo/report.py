@@ -107,7 +107,8 @@ def _draw_text(axes: Any, out: Path) -> None:
     axes.axis("off")
     axes.set_title(
         f"Transcripts of {len(transcripts(out, 'transcripts'))} sentences by Whisper's own decoder, nothing trained: "
-        f"{before:.1f} % word errors,\n{after:.1f} % with the decoder's attention merged into the encoder ({merged_lambda(out)})",
+        f"{before:.1f} % word errors,\n{after:.1f} % with the decoder's attention merged into the encoder "
+        f"({merged_lambda(out)})",
         loc="left",
         fontsize="medium",
     )

@@ -15,7 +15,10 @@ from s3prl_ext.sweeps.stored import StoredSweep, read_sweep
 
 
 def best(sweeps: Sequence[StoredSweep]) -> Mapping[str, Any]:
-    """Return the row of the summaries with the best score on dev; noise does not count, of equal rows the first wins."""
+    """Return the row of the summaries with the best score on dev.
+
+    Noise does not count, of equal rows the first wins.
+    """
     rows = [row for sweep in sweeps for row in sweep.content["summary"] if row["noise"] == "none"]
     sign = -1 if sweeps[0].metric.higher_is_better else 1
     return min(rows, key=lambda row: sign * row["dev"]["mean"])

@@ -2,8 +2,8 @@
 
     python recipes/mam/folds.py exp/mam/table1/esc50-*/sweep.json
 
-Each fold has its own head and its own dev fold; where dev chooses lambda, each fold may choose another. A row counts the
-folds in which it was scored on test: give the recipe --test-all to have every row in all of them.
+Each fold has its own head and its own dev fold; where dev chooses lambda, each fold may choose another. A row counts
+the folds in which it was scored on test: give the recipe --test-all to have every row in all of them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Choose a learning rate on dev: ``rates.py choose FOLDER --metric acc --dev dev --seed 0``.
 
-FOLDER holds runs ``lr-RATE-sSEED``. A rate's score is the best that its search run reached on dev; of equal ones the smaller
-rate wins. The choice is written to ``chosen.json``.
+FOLDER holds runs ``lr-RATE-sSEED``. A rate's score is the best that its search run reached on dev; of equal ones the
+smaller rate wins. The choice is written to ``chosen.json``.
 """
 
 from __future__ import annotations

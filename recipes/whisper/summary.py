@@ -1,7 +1,7 @@
 """Print a task's table of ``ad_tuning.sh`` as Markdown and draw it: ``summary.py --runs DIR --task ks --rows LIST``.
 
-Each row has the learning rate that was best on dev, and mean ± sample standard deviation over seeds at that rate, in per
-cent. ``TASK.json`` in DIR holds what the table and the picture show, and the dev score of every rate.
+Each row has the learning rate that was best on dev, and mean ± sample standard deviation over seeds at that rate, in
+per cent. ``TASK.json`` in DIR holds what the table and the picture show, and the dev score of every rate.
 """
 
 from __future__ import annotations
@@ -39,7 +39,10 @@ def name_of(row: str) -> str:
 
 
 def summary(folder: Path, task: str, row: str) -> dict[str, Any] | None:
-    """Return what is known of a row: chosen rate, dev by rate, and dev and test by seed; None before a rate was chosen."""
+    """Return what is known of a row: chosen rate, dev by rate, and dev and test by seed.
+
+    None before a rate was chosen.
+    """
     place = folder / task / row
     if not (place / rates.CHOSEN).is_file():
         return None

@@ -133,7 +133,8 @@ def insert(model: nn.Module, name: str, config: Any = None, seed: int | None = N
         shared = [part for part in ADAPTERS[other].ACTS_ON if part in file.ACTS_ON]
         if shared:
             raise UsageError(
-                f"{name} cannot be stacked on {other}: both act on {shared[0]}; remove {other} or choose one of the two."
+                f"{name} cannot be stacked on {other}: both act on {shared[0]}; "
+                f"remove {other} or choose one of the two."
             )
     config = file.Config() if config is None else config
     with torch.random.fork_rng(devices=[]):

@@ -65,5 +65,8 @@ def base_state(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def count(dimensions: Dimensions, config: Config) -> int:
-    """Return the number of trainable weights: in a HuBERT per layer 7·d + inner, and the encoder's norm and positions."""
+    """Return the number of trainable weights.
+
+    In a HuBERT per layer 7·d + inner, and the encoder's norm and positions.
+    """
     return dimensions.biases

@@ -71,7 +71,8 @@ def insert(model: nn.Module, config: Config) -> dict[str, nn.Parameter]:
     width = places[0].out_features
     if config.bottleneck > width:
         raise UsageError(
-            f"houlsby: bottleneck {config.bottleneck} is above the width {width} of the upstream; choose at most {width}."
+            f"houlsby: bottleneck {config.bottleneck} is above the width {width} of the upstream; "
+            f"choose at most {width}."
         )
     for place in places:
         attach(place, NAME, place_like(Houlsby(width, config.bottleneck), place))

@@ -177,7 +177,8 @@ def find_model(name: str) -> Path:
     ``HF_HUB_OFFLINE=1`` keeps to the local cache.
 
     Args:
-        name: path; or a hub id such as ``bert-large-uncased``, ``ID@REVISION``, or one file of it, ``ID:FILE@REVISION``.
+        name: path; or a hub id such as ``bert-large-uncased``, ``ID@REVISION``, or one file of it,
+            ``ID:FILE@REVISION``.
 
     Raises:
         DataError: there is no such path and it is no name on the hub, the hub cannot give it, or it is a conversion for
@@ -199,8 +200,8 @@ def refuse_ctranslate2(path: Path) -> None:
     """Raise DataError where a folder holds a model in CTranslate2's format, saying how to convert a Whisper."""
     if (path / "model.bin").is_file() and "model_type" not in model_config(path):
         raise DataError(
-            f"{path} is a CTranslate2 conversion (model.bin), as faster-whisper uses it: write it in transformers' format "
-            f"with `s3prl-ext prepare whisper --ctranslate2 {path} --out FOLDER`, then give that FOLDER."
+            f"{path} is a CTranslate2 conversion (model.bin), as faster-whisper uses it: write it in transformers' "
+            f"format with `s3prl-ext prepare whisper --ctranslate2 {path} --out FOLDER`, then give that FOLDER."
         )
 
 

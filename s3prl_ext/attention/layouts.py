@@ -75,8 +75,8 @@ def _collect(row: Architecture, matches: dict[str, re.Match[str]], where: str) -
     if len(prefixes) > 1:
         listed = ", ".join(f"'{prefix}'" for prefix in prefixes)
         raise DataError(
-            f"{where} holds several encoders with attention ({row.name}), after {listed}: choose one with the key prefix next "
-            f"to its model, such as prefix: {prefixes[-1].strip('.')}."
+            f"{where} holds several encoders with attention ({row.name}), after {listed}: choose one with the key "
+            f"prefix next to its model, such as prefix: {prefixes[-1].strip('.')}."
         )
     names = {slot: key for key, match in matches.items() for slot in _slots(row, match)}
     layers = 1 + max(slot.layer for slot in names)

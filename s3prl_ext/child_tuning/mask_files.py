@@ -1,4 +1,7 @@
-"""A task's chosen masks as a safetensors file: indices by tensor name, their levels, the scores' histogram, the origin."""
+"""A task's chosen masks as a safetensors file.
+
+Indices by tensor name, their levels, the scores' histogram, the origin.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Masks of child networks, as sorted flat indices per tensor: True = trainable (AD-TUNING, Eq. 2, 4 and section 2.3)."""
+"""Masks of child networks, as sorted flat indices per tensor.
+
+True = trainable (AD-TUNING, Eq. 2, 4 and section 2.3).
+"""
 
 from __future__ import annotations
 
@@ -94,7 +97,8 @@ def score_histogram(scores: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, t
 
 
 # A non-negative float32 orders like its bits read as an integer. The search goes by the high and then the low 16 bits,
-# in pieces that stay in the processor's cache, so that it needs a few MB on top of the scores, whatever the model's size.
+# in pieces that stay in the processor's cache, so that it needs a few MB on top of the scores, whatever the model's
+# size.
 _PIECE = 1 << 18
 _LOW_BITS = 16
 _BINS = 1 << 15
@@ -121,14 +125,14 @@ def _histogram(scores: Mapping[str, torch.Tensor]) -> np.ndarray:
             smallest, largest = (int(bound) for bound in upper.aminmax())
             if smallest < 0 or largest >= _FIRST_INFINITE:
                 raise DataError(
-                    f"the scores of '{name}' hold negative, NaN or infinite values, so a child network cannot be chosen; "
-                    "check the upstream's weights and the training data."
+                    f"the scores of '{name}' hold negative, NaN or infinite values, so a child network cannot be "
+                    "chosen; check the upstream's weights and the training data."
                 )
             high += torch.bincount(upper, minlength=_BINS).numpy()
     if high[0] == high.sum() and not any(bool(score.any()) for score in scores.values()):
         raise DataError(
-            "all scores are zero: the eligible weights got no gradient. Use features of a later layer (-s, -l) or change "
-            "tuning.eligible."
+            "all scores are zero: the eligible weights got no gradient. Use features of a later layer (-s, -l) or "
+            "change tuning.eligible."
         )
     return high
 

@@ -74,8 +74,8 @@ def _revert(args: argparse.Namespace) -> None:
         )
     if delta.added:
         raise UsageError(
-            f"{task.path} holds the weights of {task.method}, not the ones they replaced, so they cannot be taken out of "
-            "a tuned model: keep the base."
+            f"{task.path} holds the weights of {task.method}, not the ones they replaced, so they cannot be taken out "
+            "of a tuned model: keep the base."
         )
     state = model.state_dict()
     if state_sha256(state) == delta.base_sha256:
@@ -84,8 +84,8 @@ def _revert(args: argparse.Namespace) -> None:
     found = state_sha256(state)
     if found != delta.base_sha256:
         raise DataError(
-            f"{args.model} is not what {task.path} makes of its base (hash {delta.base_sha256[:12]}, but {found[:12]} comes "
-            "out): give the model that the delta was applied to."
+            f"{args.model} is not what {task.path} makes of its base (hash {delta.base_sha256[:12]}, but {found[:12]} "
+            "comes out): give the model that the delta was applied to."
         )
     write_copy(plain, state, args.out)
 

@@ -49,7 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("merged", type=Path, help="transcripts-SPLIT.jsonl of the second model")
     parser.add_argument("--top", type=int, default=10, help="utterances to show, largest drop first (default: 10)")
     parser.add_argument("--intervals-over", choices=clusters.CLUSTERS, default=clusters.UTTERANCE, metavar="KIND",
-                        help=f"what the bootstrap draws: {', '.join(clusters.CLUSTERS[:-1])} (default: utterance)")  # fmt: skip
+                        help=f"what the bootstrap draws: {', '.join(clusters.CLUSTERS[:-1])} (default: "
+                        "utterance)")  # fmt: skip
     parser.add_argument("--out", type=Path, help="write everything to this JSON file as well")
     flags = parser.parse_args(argv)
     if flags.top < 0:
@@ -72,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _totals(baseline: Sequence[ScoredTranscript], merged: Sequence[ScoredTranscript], kind: str) -> dict[str, Any]:
-    """Return WER of both in per cent, their difference, and its paired 95 % bootstrap interval over a kind of cluster."""
+    """Return WER of both in per cent, their difference, and its paired 95 % bootstrap interval."""
     pairs = pair(baseline, merged)
     first, second = [a.errors for a, _ in pairs], [b.errors for _, b in pairs]
     words = [a.words for a, _ in pairs]
@@ -88,7 +89,8 @@ def _totals(baseline: Sequence[ScoredTranscript], merged: Sequence[ScoredTranscr
 def _shown(rows: Sequence[TranscriptPair], improved: Improvements, totals: dict[str, Any], count: int) -> str:
     (first, second), (low, high) = totals["wer"], totals["interval"]
     lines = [
-        f"WER {first:.2f} % -> {second:.2f} %: {totals['difference']:+.2f} [{low:+.2f}, {high:+.2f}], {count} utterances"
+        f"WER {first:.2f} % -> {second:.2f} %: {totals['difference']:+.2f} [{low:+.2f}, {high:+.2f}], "
+        f"{count} utterances"
     ]
     if totals["intervals_over"]["kind"] != clusters.UTTERANCE:
         lines[0] += f"; the interval is {clusters.described(**totals['intervals_over'])}"

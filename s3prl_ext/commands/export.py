@@ -89,8 +89,8 @@ def _refuse_learnt_decoder(task: TrainedTask) -> None:
     """Refuse a head that holds a learnable lambda, which no plain head has."""
     if any(PARAMETER_NAME in name for name in task.delta.task.get("Downstream", {})):
         raise UsageError(
-            f"{task.path} holds a learnable lambda in the decoder that transcribes, which no plain head has: evaluate it "
-            "with s3prl-ext run -m evaluate -e, or merge with a fixed lambda (learnable: false) before training."
+            f"{task.path} holds a learnable lambda in the decoder that transcribes, which no plain head has: evaluate "
+            "it with s3prl-ext run -m evaluate -e, or merge with a fixed lambda (learnable: false) before training."
         )
 
 
@@ -187,7 +187,7 @@ def _write_text(path: Path, text: str) -> None:
 
 
 def _evaluations(task: TrainedTask) -> dict[str, dict[str, Score]]:
-    """Return what evaluations of the same checkpoint, which lie next to it, say of splits that training did not score."""
+    """Return the scores of evaluations of the same checkpoint on splits that training did not score."""
     found: dict[str, dict[str, Score]] = {}
     checkpoint = str(task.info.get("checkpoint") or task.path.name)
     for path in RunFolder(task.path.parent).evaluations():
@@ -206,7 +206,7 @@ def _evaluations(task: TrainedTask) -> dict[str, dict[str, Score]]:
 
 
 def _usage(plain: RunSpec, written: Path) -> tuple[str, str]:
-    """Return the flags that load the exported model, empty where s3prl has no upstream for it, and the Python that does."""
+    """Return the flags that load the exported model (empty where no upstream does), and the Python that does."""
     name, options = plain.upstream, plain.upstream_model_config
     if written.is_dir():
         config = model_config(written)

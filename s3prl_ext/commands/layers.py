@@ -175,7 +175,8 @@ def _write(result: dict[str, Any], out: Path) -> None:
     title = f"{target} and {source}: {pairs['used']} of {pairs['of']} pairs of {Path(pairs['file']).name}"
     level = "" if result["settings"]["level"] == LEVELS[0] else ", frames against tokens"
     chosen = "\n".join(f"- {metric}: `layers: {row['layers']}`" for metric, row in result["metrics"].items())
-    text = f"# {title}{level}\n\n{format_table(result)}\n\nA star marks the {result['top_k']} most similar layers.\n\n{chosen}\n"
+    star = f"A star marks the {result['top_k']} most similar layers."
+    text = f"# {title}{level}\n\n{format_table(result)}\n\n{star}\n\n{chosen}\n"
     panels = [
         LayerPanel(f"{metric} ({SIMILAR[row['most_similar']]})", row["compared"], row["values"], row["layers"])
         for metric, row in result["metrics"].items()

@@ -65,7 +65,8 @@ def check_flags(args: argparse.Namespace) -> None:
     surplus = [flag for flag, value in given.items() if value is not None]
     if surplus:
         raise UsageError(
-            f'{", ".join(surplus)} belong to --deltas: of a merge of models -g says them, such as -g "my.yaml,,lambda=0.1".'
+            f"{', '.join(surplus)} belong to --deltas: of a merge of models -g says them, such as "
+            '-g "my.yaml,,lambda=0.1".'
         )
 
 

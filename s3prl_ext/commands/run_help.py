@@ -41,7 +41,7 @@ upstream
   -k CKPT             checkpoint, transformers folder or hub id, for names that end in _local, _custom, _url
   -g FILE,,KEY=VALUE  merge of -u merged_attention, and changes to it; for -u mam_... the changes alone: -g lambda=0.2
   -f                  fine-tune the whole upstream (in a task file: section tuning, with methods such as child and lora)
-  -s NAME, -l N       features: hidden_states (default: their weighted sum) or last_hidden_state; or hidden state N alone
+  -s NAME, -l N       features: hidden_states (default: their weighted sum) last_hidden_state; or hidden state N
   --upstream_feature_normalize   normalise each hidden state before the weighted sum
   -r                  download the upstream's checkpoint again
 
@@ -53,7 +53,8 @@ machine
   --backend NAME      of torchrun: nccl, or gloo (default where there is no CUDA)
 
 several GPUs:  torchrun --nproc_per_node N -m s3prl_ext.run_downstream FLAGS
-also, as in s3prl: -v --hub --push_to_hf_hub --hf_hub_org --upstream_model_name --upstream_revision; torchrun sets --local_rank
+also, as in s3prl: -v --hub --push_to_hf_hub --hf_hub_org --upstream_model_name --upstream_revision; torchrun sets
+--local_rank
 --verbose is accepted and has no effect, in s3prl as here
 
 examples:

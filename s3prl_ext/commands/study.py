@@ -1,4 +1,4 @@
-"""``s3prl-ext study``: run all combinations of a file, here or on a cluster, and choose the best of each cell on dev."""
+"""``s3prl-ext study``: run all combinations of a file, here or on a cluster; the best of each cell is chosen on dev."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from s3prl_ext.studies.view import View
 from s3prl_ext.tables import markdown
 from s3prl_ext.writing import write_json
 
-EPILOG = """Each run is an ordinary `s3prl-ext run` with a folder of its own; --dry-run prints the commands. Ctrl-C saves and ends
-all jobs, and the same command resumes. --engine ray joins the cluster at RAY_ADDRESS, or starts one here; slurm submits
-job arrays.
+EPILOG = """Each run is an ordinary `s3prl-ext run` with a folder of its own; --dry-run prints the commands.
+Ctrl-C saves and ends all jobs, and the same command resumes. --engine ray joins the cluster at RAY_ADDRESS, or starts
+one here; slurm submits job arrays.
 
 example:
   s3prl-ext study recipes/studies/mini.yaml -p exp/study --jobs 2

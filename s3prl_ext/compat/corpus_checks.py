@@ -101,8 +101,9 @@ def check_lengths(table: Path) -> None:
         for row in reader:
             if not row["file_path"] or "\0" in row["file_path"] or not _is_length(row["length"]):
                 raise DataError(
-                    f"{table}, line {reader.line_num}: file_path is {row['file_path']!r:.80} and length {row['length']!r:.40}, "
-                    "which must be a file and a number of samples; make the lists of lengths again."
+                    f"{table}, line {reader.line_num}: file_path is {row['file_path']!r:.80} and length "
+                    f"{row['length']!r:.40}, which must be a file and a number of samples; "
+                    "make the lists of lengths again."
                 )
         if reader.line_num < 2:
             raise DataError(f"{table} lists no clip; make the lists of lengths again.")
@@ -126,8 +127,8 @@ def _check_transcripts(module: ModuleType) -> None:
             table = os.path.join(self.libri_root, folder, "-".join(folder.split("/")[-2:]) + ".trans.txt")
             if not os.path.isfile(table):
                 raise DataError(
-                    f"no such transcripts: {table}, but the lists of lengths name clips in that folder; complete the corpus, "
-                    "or set LIBRISPEECH to the folder with train-clean-100/."
+                    f"no such transcripts: {table}, but the lists of lengths name clips in that folder; complete the "
+                    "corpus, or set LIBRISPEECH to the folder with train-clean-100/."
                 )
         transcripts = load_transcript(self, x_list)
         for path in x_list:
@@ -175,7 +176,8 @@ SHIMS = (
         module="s3prl.downstream.asr.dataset",
         needed=lambda module: not hasattr(module.SequenceDataset.__init__, "__wrapped__"),
         apply=_check_folders,
-        reason="s3prl tells who misses the folder of lengths to run a script that its package lacks, and does not name it",
+        reason="s3prl tells who misses the folder of lengths to run a script that its package lacks, and does not name "
+        "it",
         remove_when="s3prl names the missing folder",
     ),
     Shim(
@@ -183,8 +185,8 @@ SHIMS = (
         module="s3prl.downstream.asr.dataset",
         needed=lambda module: not hasattr(module.SequenceDataset._load_transcript, "__wrapped__"),
         apply=_check_transcripts,
-        reason="s3prl trains on an empty transcript as if it were one word boundary, and stops without a word at a missing "
-        "file",
+        reason="s3prl trains on an empty transcript as if it were one word boundary, and stops without a word at a "
+        "missing file",
         remove_when="s3prl refuses an empty transcript and names the missing file",
     ),
 )

@@ -1,4 +1,4 @@
-"""s3prl's downloads: whole files only, and those of the Hugging Face hub by its own client, with its cache and mirrors."""
+"""s3prl's downloads: whole files only, and those of the Hugging Face hub by its client, with cache and mirrors."""
 
 from __future__ import annotations
 
@@ -97,8 +97,8 @@ SHIMS = (
         module="s3prl.util.download",
         needed=lambda module: not hasattr(module._download, "__wrapped__"),
         apply=_wrap,
-        reason="s3prl keeps a download that was cut as complete, so that every later run fails, and asks huggingface.co "
-        "whatever HF_ENDPOINT, HF_HUB_CACHE and HF_HUB_OFFLINE say",
+        reason="s3prl keeps a download that was cut as complete, so that every later run fails, and asks "
+        "huggingface.co whatever HF_ENDPOINT, HF_HUB_CACHE and HF_HUB_OFFLINE say",
         remove_when="s3prl compares sizes and uses huggingface_hub",
     ),
 )

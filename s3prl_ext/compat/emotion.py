@@ -66,8 +66,8 @@ SHIMS = (
         module="s3prl.downstream.emotion.expert",
         needed=lambda module: not hasattr(module.DownstreamExpert.__init__, "__wrapped__"),
         apply=_check_and_split,
-        reason="s3prl's emotion recognition takes any list for a fold, and sets the seed 0 for the whole process where it draws "
-        "its dev split, so that runs of different seeds start from one head and draw the same batches",
+        reason="s3prl's emotion recognition takes any list for a fold, and sets the seed 0 for the whole process where "
+        "it draws its dev split, so that runs of different seeds start from one head and draw the same batches",
         remove_when="s3prl checks that no session is in training and test, and splits with a generator of its own",
     ),
 )

@@ -267,8 +267,8 @@ SHIMS = tuple(
             module=f"s3prl.downstream.{task}.expert",
             needed=lambda module: not hasattr(module.DownstreamExpert.forward, "__wrapped__"),
             apply=_own_device,
-            reason="s3prl puts masks and spectra on cuda:0 wherever there is a GPU, whatever --device says, and stops at "
-            "an output of zeros",
+            reason="s3prl puts masks and spectra on cuda:0 wherever there is a GPU, whatever --device says, and stops "
+            "at an output of zeros",
             remove_when="s3prl takes the device of the features",
         ),
     )

@@ -1,7 +1,8 @@
 """What s3prl's own ``eval`` may do with text of a file: look up a name, read literals, calculate; never call anything.
 
-s3prl evaluates class names of task files (``select``, ``pooling``, ``module``, ...), which also come with checkpoints and
-deltas, and layer lists of models (``conv_feature_layers``). :func:`evaluate` takes the place of ``eval`` in its modules.
+s3prl evaluates class names of task files (``select``, ``pooling``, ``module``, ...), which also come with checkpoints
+and deltas, and layer lists of models (``conv_feature_layers``). :func:`evaluate` takes the place of ``eval`` in its
+modules.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ MODULES = tuple(
     f"s3prl.{name}"
     for name in (
         "downstream.asr.expert", "downstream.atis.expert", "downstream.atis.model", "downstream.audio_snips.expert",
-        "downstream.audio_snips.model", "downstream.ctc.expert", "downstream.emotion.expert", "downstream.emotion.model",
+        "downstream.audio_snips.model", "downstream.ctc.expert", "downstream.emotion.expert",
+        "downstream.emotion.model",
         "downstream.fluent_commands.expert", "downstream.fluent_commands.model", "downstream.model",
         "downstream.mosei.expert", "downstream.phone_linear.expert", "downstream.speaker_linear_utter_libri.expert",
         "downstream.speech_commands.expert", "downstream.sv_voxceleb1.expert", "downstream.sv_voxceleb1.model",
@@ -115,7 +117,8 @@ class _Expression:
         if name not in self.names:
             known = (other for other, value in self.names.items() if isinstance(value, type) and _is_ours(value))
             raise UsageError(
-                f"unknown name '{name[:80]}' in the task file, or in that of a checkpoint, delta or model{nearest(name, known)}"
+                f"unknown name '{name[:80]}' in the task file, or in that of a checkpoint, "
+                f"delta or model{nearest(name, known)}"
             )
         found = self.names[name]
         if isinstance(found, CALLED) and not _is_ours(found):

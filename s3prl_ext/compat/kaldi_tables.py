@@ -105,8 +105,8 @@ def check_speakers(data: Any, folder: str | Path, speakers: int | None) -> None:
         names = sorted({data.utt2spk[segment["utt"]] for segment in segments})
         if len(names) > speakers:
             raise DataError(
-                f"{Path(folder) / 'utt2spk'} gives {recording} {len(names)} speakers ({', '.join(names[:4])}), but the task "
-                f"has num_speakers: {speakers}; correct the table, or set datarc.num_speakers."
+                f"{Path(folder) / 'utt2spk'} gives {recording} {len(names)} speakers ({', '.join(names[:4])}), but the "
+                f"task has num_speakers: {speakers}; correct the table, or set datarc.num_speakers."
             )
 
 

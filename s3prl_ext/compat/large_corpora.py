@@ -1,4 +1,4 @@
-"""Corpora of real size: what s3prl does in a time that grows with the square of a corpus grows with the corpus itself."""
+"""Corpora of real size: what s3prl does in quadratic time is done in linear time."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ SHIMS = (
         module="s3prl.downstream.asr.dataset",
         needed=lambda module: "list" not in vars(module),
         apply=_search_by_hash,
-        reason="s3prl searches the list of all utterances for each of them: 15 s of CPU time for LibriSpeech's 100 hours, some "
-        "25 minutes for 960 hours, at every start",
+        reason="s3prl searches the list of all utterances for each of them: 15 s of CPU time for LibriSpeech's 100 "
+        "hours, some 25 minutes for 960 hours, at every start",
         remove_when="s3prl searches a set",
     ),
     Shim(
@@ -69,8 +69,12 @@ SHIMS = (
         module="s3prl.downstream.asr.fairseq_dictionary",
         needed=lambda module: not hasattr(module.Dictionary.encode_line, "__wrapped__"),
         apply=_encode_at_once,
-        reason="s3prl writes the tokens of a transcript into a tensor one by one, which is most of what is left of that time",
+        reason="s3prl writes the tokens of a transcript into a tensor one by one, which is most of what is left of "
+        "that time",
         remove_when="s3prl makes the tensor from a list",
     ),
 )
-"""The utterances of LibriSpeech with a transcript are a list; ``list`` is looked up in the module before the built-ins."""
+"""The utterances of LibriSpeech with a transcript are a list.
+
+``list`` is looked up in the module before the built-ins.
+"""

@@ -45,8 +45,8 @@ SHIMS = tuple(
         module=f"s3prl.downstream.{module}",
         needed=lambda module: getattr(module, "Path", SortedPath) is not SortedPath,
         apply=_sort_listings,
-        reason="s3prl takes the clips of a corpus in the order in which the file system lists them, so that another disk "
-        "gives other batches and scores; it takes hidden files for clips",
+        reason="s3prl takes the clips of a corpus in the order in which the file system lists them, so that another "
+        "disk gives other batches and scores; it takes hidden files for clips",
         remove_when="s3prl sorts the files that it finds and leaves hidden ones out",
     )
     for name, module in (

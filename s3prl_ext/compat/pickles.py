@@ -37,7 +37,8 @@ class CarefulTorch(ModuleType):
         except pickle.UnpicklingError as error:
             held = " ".join(str(error).split("Please file")[0].split())[:200]
             raise DataError(
-                f"{path} holds pickled Python code, which is not run ({held}); where you trust its author, set {SWITCH}=1."
+                f"{path} holds pickled Python code, which is not run ({held}); "
+                f"where you trust its author, set {SWITCH}=1."
             ) from error
 
 

@@ -97,7 +97,7 @@ class _AtOnce:
 
 
 def scored(path: Path, truth: Mapping[str, set[str]]) -> tuple[list[Any], list[Any]]:
-    """Return scores and targets of the queries of a search that occur in some of its documents, and not in all, by name.
+    """Return scores and targets of the queries that occur in some documents of a search, and not in all, by name.
 
     Args:
         path: the search, as s3prl writes it for the scorer of QUESST.

@@ -44,8 +44,8 @@ SHIMS = (
         module="s3prl.utility.helper",
         needed=lambda module: getattr(module, "hack_isinstance", keep_isinstance) is not keep_isinstance,
         apply=_neutralise_hack,
-        reason="s3prl replaces the built-in isinstance, so that a defaultdict no longer counts as a dict, in every library of "
-        "the process; torch has not needed it since 1.8",
+        reason="s3prl replaces the built-in isinstance, so that a defaultdict no longer counts as a dict, in every "
+        "library of the process; torch has not needed it since 1.8",
         remove_when="s3prl no longer calls hack_isinstance",
     ),
     Shim(
@@ -78,8 +78,8 @@ SHIMS = (
         module="s3prl",
         needed=lambda module: True,
         apply=evaluated.restrict_all,
-        reason="s3prl runs text of task files, checkpoints and models as Python where it expects the name of a class or a "
-        "list of layers",
+        reason="s3prl runs text of task files, checkpoints and models as Python where it expects the name of a class "
+        "or a list of layers",
         remove_when="s3prl looks names up instead of calling eval",
     ),
     *(

@@ -145,7 +145,7 @@ class _Level:
         return (energy.clamp(min=0) / self.window).sqrt()
 
     def first_run(self, first: int, silent_before: int, threshold: float, length: int, louder: bool) -> int | None:
-        """Return the sample from `first` on at which the level has been louder, or not, for `length` samples, or None."""
+        """Return the sample from `first` on where the level was louder, or not, for `length` samples, or None."""
         size, end = self.part, len(self.sums) - 1
         while first < end:
             last = min(end, first + size)

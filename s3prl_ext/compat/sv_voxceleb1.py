@@ -1,6 +1,7 @@
 """Speaker verification: on any device, with a dev list of its own, and without files in s3prl's package.
 
-The lengths of all clips with silence cut out decide what is trained on. They take hours for VoxCeleb1 and are kept per corpus.
+The lengths of all clips with silence cut out decide what is trained on. They take hours for VoxCeleb1 and are kept per
+corpus.
 """
 
 from __future__ import annotations
@@ -124,8 +125,8 @@ def _wrap_datasets(module: ModuleType) -> None:
                     self.dataset.append(str(root / name))
         if not self.dataset:
             raise DataError(
-                f"no clip below {', '.join(map(str, file_path))} is longer than {vad_config['min_sec']} samples once its silence "
-                "is cut out: check the corpus, or lower datarc.vad_config.min_sec."
+                f"no clip below {', '.join(map(str, file_path))} is longer than {vad_config['min_sec']} samples once "
+                "its silence is cut out: check the corpus, or lower datarc.vad_config.min_sec."
             )
         self.all_speakers = sorted(speakers)
         self.speaker_num = len(self.all_speakers)
@@ -164,8 +165,9 @@ def _repair_expert(module: ModuleType) -> None:
         frames = tensor([len(feature) - lost for feature in features], device=padded.device)
         if int(frames.min()) < 2:
             raise DataError(
-                f"{utter_idx[int(frames.argmin())]} is too short for {self.modelrc['module']}: {int(frames.min()) + lost} "
-                f"frames, at least {lost + 2} are needed; leave it out, or raise datarc.vad_config.min_sec."
+                f"{utter_idx[int(frames.argmin())]} is too short for {self.modelrc['module']}: "
+                f"{int(frames.min()) + lost} frames, at least {lost + 2} are needed; "
+                "leave it out, or raise datarc.vad_config.min_sec."
             )
         mask = -100000.0 * (arange(int(frames.max()), device=padded.device) >= frames[:, None]).to(padded.dtype)
         if mode == "train":
@@ -243,8 +245,8 @@ SHIMS = (
         module="s3prl.downstream.sv_voxceleb1.dataset",
         needed=_is_new,
         apply=_wrap_datasets,
-        reason="s3prl keeps the lengths of one corpus inside its package and uses them for every other, and takes the clips of "
-        "a trial list in an order that differs in every process",
+        reason="s3prl keeps the lengths of one corpus inside its package and uses them for every other, and takes the "
+        "clips of a trial list in an order that differs in every process",
         remove_when="s3prl keys its cache by corpus and sorts the clips",
     ),
     Shim(

@@ -1,4 +1,4 @@
-"""tensorboardX: a run ends where its event files cannot be written, on a full disk or without memory for one more thread."""
+"""tensorboardX: a run ends where its event files cannot be written, on a full disk or without memory for a thread."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ SHIMS = (
         module="tensorboardX.event_file_writer",
         needed=lambda module: not hasattr(module._EventLoggerThread.run, "__wrapped__"),
         apply=_hand_over_in_memory,
-        reason="tensorboardX hands events to its writing thread through a queue between processes, which needs a thread of "
-        "its own: where that cannot start for lack of memory, or the writing one has ended at a full disk, the run waits "
-        "for ever",
+        reason="tensorboardX hands events to its writing thread through a queue between processes, which needs a "
+        "thread of its own: where that cannot start for lack of memory, or the writing one has ended at a full "
+        "disk, the run waits for ever",
         remove_when="tensorboardX uses queue.Queue and ends its thread without being asked",
     ),
 )

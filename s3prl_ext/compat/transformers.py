@@ -90,10 +90,10 @@ _EXPERTS = tuple(
         module=module,
         needed=_is_stock,
         apply=_wrap_expert,
-        reason="transformers 5 ends the hidden states of large models before the final norm, keeps half precision, leaves "
-        "no hidden state for a layer skipped by layerdrop, and SpecAugment fails on clips below 10 frames; a folder of "
-        "another family, or one without preprocessor_config.json, would silently take random weights or another "
-        "model's preprocessing",
+        reason="transformers 5 ends the hidden states of large models before the final norm, keeps half precision, "
+        "leaves no hidden state for a layer skipped by layerdrop, and SpecAugment fails on clips below 10 frames; a "
+        "folder of another family, or one without preprocessor_config.json, would silently take random weights or "
+        "another model's preprocessing",
         remove_when="s3prl checks the folder and does the same with transformers 4 and 5",
     )
     for module in EXPERTS

@@ -99,8 +99,8 @@ def check_fold(root: Path, meta_data: Path, fold: str) -> None:
         for name in rows[part]:
             if _session(name) not in expected:
                 raise DataError(
-                    f"{path} lists {name}, but {fold} {'tests on' if part == 'test' else 'trains on all but'} {session}: "
-                    f"make the lists again, `s3prl-ext prepare iemocap --root {root}`."
+                    f"{path} lists {name}, but {fold} {'tests on' if part == 'test' else 'trains on all but'} "
+                    f"{session}: make the lists again, `s3prl-ext prepare iemocap --root {root}`."
                 )
         missing = next((name for name in rows[part] if not (root / name).is_file()), None)
         if missing is not None:
@@ -141,7 +141,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="s3prl-ext prepare iemocap",
         description="Write the lists of IEMOCAP's five folds, four emotions, into its folder meta_data/.\n"
         "The corpus itself is given out on request: https://sail.usc.edu/iemocap/",
-        epilog="example:\n  s3prl-ext prepare iemocap --root IEMOCAP_full_release\n  export IEMOCAP=IEMOCAP_full_release",
+        epilog="example:\n  s3prl-ext prepare iemocap --root IEMOCAP_full_release\n  export "
+        "IEMOCAP=IEMOCAP_full_release",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--root", type=Path, required=True, help="folder that holds Session1/ to Session5/")

@@ -1,7 +1,7 @@
-"""LibriSpeech: parts such as ``test-clean``, each with folders ``SPEAKER/CHAPTER`` of FLAC files and one table of texts.
+"""LibriSpeech: parts such as ``test-clean``, with folders ``SPEAKER/CHAPTER`` of FLAC files and one table of texts.
 
-A line of ``1089-134686.trans.txt`` is ``1089-134686-0000 HE HOPED THERE WOULD BE STEW FOR DINNER``. The archives of the parts
-unpack into one folder ``LibriSpeech``.
+A line of ``1089-134686.trans.txt`` is ``1089-134686-0000 HE HOPED THERE WOULD BE STEW FOR DINNER``. The archives of the
+parts unpack into one folder ``LibriSpeech``.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ CARD = CorpusCard(
     checksum="",
     checksum_from="one archive for each part",
     size=0,
-    citation='V. Panayotov, G. Chen, D. Povey and S. Khudanpur, "LibriSpeech: an ASR corpus based on public domain audio '
-    'books", ICASSP 2015',
+    citation='V. Panayotov, G. Chen, D. Povey and S. Khudanpur, "LibriSpeech: an ASR corpus based on public domain '
+    'audio books", ICASSP 2015',
     layout="PART/SPEAKER/CHAPTER/SPEAKER-CHAPTER-NNNN.flac at 16 kHz, with SPEAKER-CHAPTER.trans.txt",
     folder="LibriSpeech",
     contents=(),

@@ -1,9 +1,9 @@
-"""Nested training subsets of LibriSpeech for low-resource studies (``s3prl-ext prepare low_resource``; AD-TUNING, Figs. 5, 6).
+"""Nested training subsets of LibriSpeech (``s3prl-ext prepare low_resource``; AD-TUNING, Figs. 5 and 6).
 
-With Libri-Light's ``librispeech_finetuning``: 10 h and 1 h are its official lists, 0.5 h is the first three of the six official
-folds of ten minutes, 5 h is the 1 h and a seeded draw from the rest in which each speaker, hence each gender and each of
-clean and other, has half of its share of the 10 h. Without it: a seeded draw from train-clean-100 with as many
-speakers as Libri-Light's lists have, half of them women, in turn. ``subsets.json`` says which of the two it is.
+With Libri-Light's ``librispeech_finetuning``: 10 h and 1 h are its official lists, 0.5 h is the first three of the six
+official folds of ten minutes, 5 h is the 1 h and a seeded draw from the rest in which each speaker, hence each gender
+and each of clean and other, has half of its share of the 10 h. Without it: a seeded draw from train-clean-100 with as
+many speakers as Libri-Light's lists have, half of them women, in turn. ``subsets.json`` says which of the two it is.
 """
 
 from __future__ import annotations
@@ -151,8 +151,8 @@ def _prefixes(order: Sequence[LibriClip], seconds: dict[float, float]) -> dict[f
     for size, wanted in seconds.items():
         if wanted > total:
             raise DataError(
-                f"there are {total / 3600:.2f} h of speech, but {size:g} h are asked for: give all of {SOURCE_SPLIT}, or "
-                "fewer --hours."
+                f"there are {total / 3600:.2f} h of speech, but {size:g} h are asked for: give all of {SOURCE_SPLIT}, "
+                "or fewer --hours."
             )
     return {size: list(order[: int(np.searchsorted(ends, wanted)) + 1]) for size, wanted in seconds.items()}
 
@@ -179,7 +179,10 @@ def read_folder(folder: Path) -> list[LibriClip]:
 
 
 def read_genders(librispeech: Path) -> dict[str, str]:
-    """Return ``F`` or ``M`` by speaker from ``SPEAKERS.TXT``; empty, with a warning, where the corpus has no such file."""
+    """Return ``F`` or ``M`` by speaker from ``SPEAKERS.TXT``.
+
+    Empty, with a warning, where the corpus has no such file.
+    """
     table = librispeech / "SPEAKERS.TXT"
     if not table.is_file():
         logger.warning("%s is missing: the draw is not balanced by gender", table)
@@ -277,8 +280,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="s3prl-ext prepare low_resource",
         description="Make nested training subsets of LibriSpeech, as links, for low-resource studies.",
-        epilog="example:\n  s3prl-ext prepare low_resource --librispeech LibriSpeech --librilight librispeech_finetuning \\\n"
-        "      --out low_resource\n  . low_resource/env.sh",
+        epilog="example:\n  s3prl-ext prepare low_resource --librispeech LibriSpeech --librilight "
+        "librispeech_finetuning \\\n      --out low_resource\n  . low_resource/env.sh",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(

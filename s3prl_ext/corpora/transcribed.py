@@ -81,7 +81,8 @@ class TranscribedCorpus:
 
         Raises:
             UsageError: unknown rule.
-            DataError: an empty split of those that are needed, or a list that names other utterances than the corpus has.
+            DataError: an empty split of those that are needed, or a list that names other utterances than the corpus
+                has.
         """
         known = {u.id for u in utterances}
         if isinstance(rule, Mapping):
@@ -103,8 +104,8 @@ class TranscribedCorpus:
         for name, ids in parts.items():
             if not ids and name in needed:
                 raise DataError(
-                    f"the split '{name}' of {self.card.name} by {rule} is empty: the {len(known)} utterances there belong to "
-                    "other splits; complete the corpus, or use the split 'hash' on a part of it."
+                    f"the split '{name}' of {self.card.name} by {rule} is empty: the {len(known)} utterances there "
+                    "belong to other splits; complete the corpus, or use the split 'hash' on a part of it."
                 )
         return parts
 
@@ -150,7 +151,8 @@ def match_audio(
         sentence = f"{corpus}: {len(unexpected)} {what}: {', '.join(unexpected[:3])}{' ...' * (len(unexpected) > 3)}"
         if on_missing == "error":
             raise DataError(
-                f"{sentence}; complete the corpus, or leave them out with on_missing: skip (prepare: --on-missing skip)."
+                f"{sentence}; complete the corpus, or leave them out with on_missing: skip (prepare: "
+                "--on-missing skip)."
             )
         logger.warning("%s; left out", sentence)
     both = sorted(texts.keys() & audio.keys())
@@ -238,7 +240,8 @@ def prepare(corpus: TranscribedCorpus, name: str, argv: Sequence[str] | None = N
     place.add_argument("--validate", type=Path, metavar="DIR", help="only check the corpus in this folder")
     parser.add_argument("--download", action="store_true", help="fetch the archive where it is missing; resumes")
     parser.add_argument("--on-missing", choices=ON_MISSING, default="error",
-                        help="a transcript without audio, or the reverse: stop, or leave it out (default: error)")  # fmt: skip
+                        help="a transcript without audio, or the reverse: stop, or leave it out (default: "
+                        "error)")  # fmt: skip
     args = parser.parse_args(argv)
     if args.validate:
         folder = args.validate

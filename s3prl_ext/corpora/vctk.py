@@ -24,7 +24,8 @@ CARD = CorpusCard(
     "8a6ba2946b36fcbef0212cad601f4bfa",
     size=11_747_302_977,
     citation="J. Yamagishi, C. Veaux and K. MacDonald, CSTR VCTK Corpus (version 0.92), University of Edinburgh, 2019",
-    layout="txt/SPEAKER/SPEAKER_NNN.txt, wav48_silence_trimmed/SPEAKER/SPEAKER_NNN_mic1.flac at 48 kHz, speaker-info.txt",
+    layout="txt/SPEAKER/SPEAKER_NNN.txt, wav48_silence_trimmed/SPEAKER/SPEAKER_NNN_mic1.flac at 48 kHz, "
+    "speaker-info.txt",
     folder="VCTK-Corpus-0.92",
     contents=("txt", "wav48_silence_trimmed", "speaker-info.txt"),
     unread="_mic2.flac",  # about half of the archive
@@ -70,13 +71,13 @@ def _folder(root: Path) -> Path:
         if not older:
             raise
     raise DataError(
-        f"{older[0]} is an older version of VCTK (0.80: {OLDER}, one microphone, silences not trimmed), and the splits and "
-        f"recipes are those of 0.92: get {CARD.name} with s3prl-ext prepare vctk --download."
+        f"{older[0]} is an older version of VCTK (0.80: {OLDER}, one microphone, silences not trimmed), and the splits "
+        f"and recipes are those of 0.92: get {CARD.name} with s3prl-ext prepare vctk --download."
     )
 
 
 def held_out(speakers: Sequence[str]) -> dict[str, list[str]]:
-    """Return the dev speakers (index 8, 18, 28, ...) and test speakers (index 9, 19, 29, ...) of the sorted `speakers`."""
+    """Return the dev speakers (index 8, 18, ...) and test speakers (index 9, 19, ...) of the sorted `speakers`."""
     return {"dev": list(speakers[8::10]), "test": list(speakers[9::10])}
 
 

@@ -88,7 +88,8 @@ def _refuse_others(flags: argparse.Namespace, task: TrainedTask) -> None:
         raise UsageError(f"{task.path} was made with {flag} {before}, not {flag} {now}: leave {flag} out.")
     if flags.config is not None:
         raise UsageError(
-            f"-c {flags.config} is not read: {task.path} holds its task file; change a setting of it with -o config.KEY=VALUE."
+            f"-c {flags.config} is not read: {task.path} holds its task file; "
+            "change a setting of it with -o config.KEY=VALUE."
         )
 
 

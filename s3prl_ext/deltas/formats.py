@@ -30,8 +30,8 @@ def write(task: TrainedTask, kind: str, folder: Path, title: str) -> None:
     """
     if is_merged(str(task.spec.upstream)):
         raise UsageError(
-            f"{task.path} was tuned on a merged upstream, which others cannot load as a model: write that with s3prl-ext "
-            "merge first, and train on it."
+            f"{task.path} was tuned on a merged upstream, which others cannot load as a model: write that with "
+            "s3prl-ext merge first, and train on it."
         )
     plain = plain_upstream(task.spec)
     base = build_untuned(task.spec).state_dict()
@@ -73,6 +73,6 @@ def _python(kind: str, base: str) -> str:
     return (
         "from safetensors import safe_open\n\n"
         f'vector = safe_open("{task_vector.WEIGHT_FILE}", "pt")\n'
-        'for name in {key.rpartition(".")[0] for key in vector.keys()}:  # state: tensors of the base\'s files by name\n'
+        'for name in {key.rpartition(".")[0] for key in vector.keys()}:  # state: the base\'s tensors by name\n'
         '    state[name].view(-1)[vector.get_tensor(f"{name}.indices")] += vector.get_tensor(f"{name}.values")'
     )

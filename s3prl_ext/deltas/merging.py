@@ -1,7 +1,7 @@
 """Merge what several tasks changed in one upstream, so that one set of weights serves all of them.
 
-Each task's change is a task vector, tuned minus untuned weights, whatever its method: child network, whole upstream, LoRA,
-BitFit. A single task with lambda below 1 is the average of a tuned model with its pre-trained self (Speech-FT,
+Each task's change is a task vector, tuned minus untuned weights, whatever its method: child network, whole upstream,
+LoRA, BitFit. A single task with lambda below 1 is the average of a tuned model with its pre-trained self (Speech-FT,
 arXiv:2502.12672; WiSE-FT, arXiv:2109.01903).
 """
 
@@ -95,8 +95,8 @@ def merge_tasks(tasks: Sequence[TrainedTask], weights: Sequence[float], method: 
         state, one = _tuned_weights(task)
         if base and state_sha256(state) != state_sha256(base):
             raise DataError(
-                f"{task.path} was tuned from another upstream than {tasks[0].path}: merge tasks of one upstream, or name where "
-                "it is now with -k."
+                f"{task.path} was tuned from another upstream than {tasks[0].path}: merge tasks of one upstream, or "
+                "name where it is now with -k."
             )
         base = base or state
         tuned.append(one)

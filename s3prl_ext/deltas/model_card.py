@@ -34,7 +34,9 @@ Score = tuple[float, Sequence[float] | None]  # value, ends of its 95 % interval
 
 @dataclass(frozen=True)
 class ExportRecord:
-    """What is known of an exported model: section ``model`` of its record, and what its card says beyond the task's info.
+    """What is known of an exported model.
+
+    Section ``model`` of its record, and what its card says beyond the task's info.
 
     Attributes:
         title: name of the exported model.

@@ -1,8 +1,8 @@
 """LoRA adapters in the format of peft: read as a delta, and written for ``peft.PeftModel.from_pretrained``.
 
 A folder of peft holds ``adapter_config.json`` and ``adapter_model.safetensors`` with the factors of each module,
-``base_model.model.encoder.layers.0.attention.q_proj.lora_A.weight`` [rank, inputs] and ``lora_B`` [outputs, rank]; the module
-computes W + (lora_alpha / r) B A, as ours does.
+``base_model.model.encoder.layers.0.attention.q_proj.lora_A.weight`` [rank, inputs] and ``lora_B`` [outputs, rank]; the
+module computes W + (lora_alpha / r) B A, as ours does.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ _FACTOR = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<factor>[
 _OURS = re.compile(r"model\.(?P<module>.+)\.parametrizations\.weight\.0\.lora_(?P<factor>[ab])")
 # Settings of peft's LoRA that ours does not have -> the value that leaves them out.
 OFF: dict[str, Any] = {
-    "use_dora": False, "bias": "none", "lora_bias": False, "fan_in_fan_out": False, "modules_to_save": None, "rank_pattern": {},
+    "use_dora": False, "bias": "none", "lora_bias": False, "fan_in_fan_out": False, "modules_to_save": None,
+    "rank_pattern": {},
     "alpha_pattern": {}, "trainable_token_indices": None, "alora_invocation_tokens": None, "target_parameters": None,
     "layer_replication": None, "use_qalora": False, "use_bdlora": None, "arrow_config": None, "kasa_config": None,
     "monteclora_config": None,
@@ -53,8 +54,8 @@ def read_adapter(folder: Path) -> Delta:
         folder: as ``save_pretrained`` of a ``PeftModel`` writes it.
 
     Raises:
-        DataError: a file is missing or corrupt, the adapter is of another kind than our LoRA, or its modules are not the
-            same projections in each of some layers of a model that the table of architectures knows.
+        DataError: a file is missing or corrupt, the adapter is of another kind than our LoRA, or its modules are not
+            the same projections in each of some layers of a model that the table of architectures knows.
     """
     config = _read_config(folder)
     factors = _read_factors(folder)
@@ -63,8 +64,9 @@ def read_adapter(folder: Path) -> Delta:
     layers = sorted({layer for layer, _ in places.values()})
     if len(places) != len(projections) * len(layers):
         raise DataError(
-            f"{folder} has {len(places)} modules, which are not the same projections in each layer ({', '.join(projections)} "
-            f"in {len(layers)} layers): merge it into its base with peft, and use the result as a model."
+            f"{folder} has {len(places)} modules, which are not the same projections in each layer "
+            f"({', '.join(projections)} in {len(layers)} layers): "
+            "merge it into its base with peft, and use the result as a model."
         )
     ranks = {int(tensor.shape[0]) for (_, factor), tensor in factors.items() if factor == "A"}
     if ranks != {config["r"]}:
@@ -95,13 +97,14 @@ def _read_config(folder: Path) -> Mapping[str, Any]:
     used = [f"{key}: {json.dumps(config[key])}" for key, off in OFF.items() if config.get(key, off) not in (off, None)]
     if used:
         raise DataError(
-            f"{file} uses {', '.join(used)}, which our LoRA does not have: merge the adapter into its base with peft, and use "
-            "the result as a model."
+            f"{file} uses {', '.join(used)}, which our LoRA does not have: merge the adapter into its base with peft, "
+            "and use the result as a model."
         )
     if config.get("init_lora_weights") not in STARTS:
         raise DataError(
-            f"{file}: the adapter began with {config['init_lora_weights']}, which changed the base as well: convert it with peft "
-            "(path_initial_model_for_weight_conversion), or merge it into its base and use the result as a model."
+            f"{file}: the adapter began with {config['init_lora_weights']}, which changed the base as well: convert it "
+            "with peft (path_initial_model_for_weight_conversion), "
+            "or merge it into its base and use the result as a model."
         )
     for key, kinds in (("r", int), ("lora_alpha", (int, float))):
         if not isinstance(config.get(key), kinds) or isinstance(config[key], bool) or config[key] <= 0:
@@ -143,8 +146,8 @@ def _places(folder: Path, modules: set[str]) -> tuple[Architecture, dict[str, tu
         if len(found) == len(modules) and len({hit[1] for hit in matches.values() if hit}) == 1:
             return row, found
     raise DataError(
-        f"{folder} acts on modules that no known speech encoder has ({', '.join(sorted(modules)[:3])}, ...): its target_modules "
-        "must be linear maps of the encoder's attention and feed-forward."
+        f"{folder} acts on modules that no known speech encoder has ({', '.join(sorted(modules)[:3])}, ...): its "
+        "target_modules must be linear maps of the encoder's attention and feed-forward."
     )
 
 
@@ -179,10 +182,12 @@ def adapter_files(delta: Delta, base: str, where: str) -> tuple[dict[str, Any], 
         factor = match["factor"].upper()
         tensors[f"base_model.model.{match['module']}.lora_{factor}.weight"] = delta.added[name].contiguous()
     config = {
-        "peft_type": "LORA", "task_type": None, "base_model_name_or_path": base, "revision": None, "inference_mode": True,
+        "peft_type": "LORA", "task_type": None, "base_model_name_or_path": base, "revision": None,
+        "inference_mode": True,
         "r": next(t.shape[0] for n, t in tensors.items() if n.endswith("lora_A.weight")),
         "lora_alpha": tuning.get("alpha", Config().alpha), "lora_dropout": 0.0, "use_rslora": False,
         "target_modules": list(modules),
-        **{key: OFF[key] for key in ("use_dora", "bias", "fan_in_fan_out", "modules_to_save", "rank_pattern", "alpha_pattern")},
+        **{key: OFF[key] for key in ("use_dora", "bias", "fan_in_fan_out", "modules_to_save", "rank_pattern",
+        "alpha_pattern")},
     }  # fmt: skip
     return config, tensors

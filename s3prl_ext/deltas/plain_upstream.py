@@ -90,8 +90,8 @@ def plain_upstream(spec: RunSpec) -> RunSpec:
         path, loader = checkpoint_of(name, ckpt)
     except UsageError as error:
         raise UsageError(
-            f"the upstream {name} has no checkpoint file that could hold tuned weights: name one with -k, and with -u the "
-            "upstream that loads it."
+            f"the upstream {name} has no checkpoint file that could hold tuned weights: name one with -k, and with -u "
+            "the upstream that loads it."
         ) from error
     return _loading(spec, path, loader, spec.upstream_model_config)
 

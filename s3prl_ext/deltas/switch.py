@@ -17,8 +17,8 @@ from s3prl_ext.errors import DataError, UsageError, unknown_name
 class TaskSwitch:
     """Turn one loaded upstream into that of any of several tuned tasks, and back, bitwise.
 
-    Only the entries that a task changed are touched, so a switch takes milliseconds. While a task is active, the weights of
-    the upstream must not be changed by anything else.
+    Only the entries that a task changed are touched, so a switch takes milliseconds. While a task is active, the
+    weights of the upstream must not be changed by anything else.
 
     Args:
         upstream: the untuned upstream, on any device; it is changed in place.

@@ -1,7 +1,7 @@
 """A child network as a sparse task vector: the difference of each changed entry, under the names of the base's files.
 
-Task arithmetic (Ilharco et al. 2023) adds and scales such differences. In float32 base + (tuned - base) may differ from the
-tuned value in its last bit: what is exact is ``delta.safetensors``.
+Task arithmetic (Ilharco et al. 2023) adds and scales such differences. In float32 base + (tuned - base) may differ from
+the tuned value in its last bit: what is exact is ``delta.safetensors``.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def task_vector(
         where: what the delta is called in messages.
 
     Returns:
-        For each changed tensor NAME of the files ``NAME.indices`` (int64, flat, sorted) and ``NAME.values`` (float32, tuned -
-        base); and the header: format, hash of the base, and the shape of each tensor as JSON.
+        For each changed tensor NAME of the files ``NAME.indices`` (int64, flat, sorted) and ``NAME.values`` (float32,
+        tuned - base); and the header: format, hash of the base, and the shape of each tensor as JSON.
 
     Raises:
         UsageError: the delta changes no entry of the base.
@@ -42,7 +42,8 @@ def task_vector(
     if not delta.indices or delta.added:
         method = (delta.info.get("tuning") or {}).get("method") or "no tuning method"
         raise UsageError(
-            f"{where} holds {method}; a task vector is the change of a child network or of bitfit: for a lora use --format peft."
+            f"{where} holds {method}; a task vector is the change of a child network or of bitfit: "
+            "for a lora use --format peft."
         )
     names = match_names({name: tuple(tensor.shape) for name, tensor in base.items()}, shapes, where)
     tuned = {name: base[name].clone() for name in delta.indices}

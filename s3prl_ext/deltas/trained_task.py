@@ -1,4 +1,7 @@
-"""A trained task: where it was read from, what it is, and its weights; to build, to tune or to switch on an upstream."""
+"""A trained task: where it was read from, what it is, and its weights.
+
+To build, to tune or to switch on an upstream.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +42,8 @@ class TrainedTask:
     Attributes:
         path: the file it was read from.
         info: what it is: the values of its :class:`RunSpec`, tuning, configuration, step, metrics.
-        delta: what changed in the upstream, as far as that is a small part of it, and the weights of featurizer and head.
+        delta: what changed in the upstream, as far as that is a small part of it, and the weights of featurizer and
+            head.
         upstream: state dict of the upstream, where it was tuned as a whole (or its lambda alone).
         merge: record of a merged upstream, None of one that is not merged; see :func:`check_merge_record`.
     """
@@ -149,8 +153,8 @@ class TrainedTask:
         """Raise DataError where there is no head of a task, as in an adapter of peft."""
         if "Downstream" not in self.delta.task:
             raise DataError(
-                f"{self.path} holds an adapter without the head of a task: write its model with s3prl-ext apply, or switch to it "
-                "with s3prl_ext.deltas.TaskSwitch."
+                f"{self.path} holds an adapter without the head of a task: write its model with s3prl-ext apply, or "
+                "switch to it with s3prl_ext.deltas.TaskSwitch."
             )
 
     def check_features(self, model: nn.Module) -> None:

@@ -41,7 +41,8 @@ def write_upstream(plain: RunSpec, state: Mapping[str, Tensor], out: Path) -> Pa
     written = out if plain.model.is_dir() else out / plain.model.name
     if state_sha256(build(replace(plain, upstream_ckpt=str(written))).state_dict()) != state_sha256(state):
         raise DataError(
-            f"{plain.model} cannot hold the tuned weights: loaded again they differ; was the upstream changed in memory?"
+            f"{plain.model} cannot hold the tuned weights: loaded again they differ; "
+            "was the upstream changed in memory?"
         )
     return written
 
@@ -64,8 +65,8 @@ def changed_tensors(plain: RunSpec, state: Mapping[str, Tensor]) -> dict[str, Te
             kind = str(old.dtype).removeprefix("torch.")
             raise DataError(
                 f"{plain.model} stores {stored} as {kind}, which cannot hold the tuned weights exactly: write "
-                "the model as float32 first (transformers: AutoModel.from_pretrained(..., dtype=torch.float32).save_pretrained"
-                "(DIR)) and name that."
+                "the model as float32 first (transformers: AutoModel.from_pretrained(..., "
+                "dtype=torch.float32).save_pretrained(DIR)) and name that."
             )
         changed[stored] = new
     return changed

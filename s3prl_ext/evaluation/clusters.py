@@ -1,8 +1,8 @@
 """Utterances that belong together: of one speaker, chapter or source recording.
 
 Utterances of one speaker are not independent, so an interval over utterances is too narrow for what it says about other
-speakers. The cluster bootstrap draws whole clusters (Field and Welsh, "Bootstrapping clustered data", 2007): errors and words
-are summed over each cluster, and the sums take the place of utterances.
+speakers. The cluster bootstrap draws whole clusters (Field and Welsh, "Bootstrapping clustered data", 2007): errors and
+words are summed over each cluster, and the sums take the place of utterances.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Greedy CTC decoding: the best token of each frame, repeats collapsed, blank and special tokens dropped, ``|`` a space.
+"""Greedy CTC decoding: the best token of each frame, repeats collapsed, blank and special tokens dropped.
 
 The order is CTC's: repeats are collapsed while the blank is still there, special tokens are dropped from what is left.
 ``decode(skip_special_tokens=True)`` of transformers 5 drops the blank first, which turns "hello" into "helo".
@@ -92,7 +92,8 @@ def read_vocabulary(folder: Path, outputs: int | None = None) -> Vocabulary:
     """Read ``vocab.json`` and, where they are there, the other tokenizer files of a CTC model's folder.
 
     Args:
-        folder: with ``vocab.json``, possibly ``tokenizer_config.json``, ``special_tokens_map.json``, ``added_tokens.json``.
+        folder: with ``vocab.json``, possibly ``tokenizer_config.json``, ``special_tokens_map.json``,
+            ``added_tokens.json``.
         outputs: of the CTC head. Those beyond ``vocab.json`` stand for the tokens added later, the rest for none.
 
     Raises:

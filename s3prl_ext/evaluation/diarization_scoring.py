@@ -123,7 +123,8 @@ def error_rates(
     if missing or not predictions:
         raise DataError(
             f"predictions and reference turns differ in {len(missing)} recordings, such as "
-            f"{missing[0] if missing else 'none at all'}: evaluate the whole split, and give the rttm file of that split."
+            f"{missing[0] if missing else 'none at all'}: evaluate the whole split, "
+            "and give the rttm file of that split."
         )
     settings = [Setting(threshold, median) for median in MEDIANS for threshold in THRESHOLDS]
     return {

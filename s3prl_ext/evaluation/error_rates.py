@@ -81,7 +81,10 @@ def align(first: str, second: str, unit: str = "words") -> list[Edit]:
 
 
 def count_errors(reference: str, hypothesis: str, unit: str = "words") -> ErrorCounts:
-    """Count the errors of `hypothesis`; the texts are compared as they are (see :mod:`s3prl_ext.evaluation.text_rules`)."""
+    """Count the errors of `hypothesis`.
+
+    The texts are compared as they are (see :mod:`s3prl_ext.evaluation.text_rules`).
+    """
     counts = dict.fromkeys(("equal", "substitute", "delete", "insert"), 0)
     for edit in align(reference, hypothesis, unit):
         counts[edit.kind] += max(edit.first[1] - edit.first[0], edit.second[1] - edit.second[0])

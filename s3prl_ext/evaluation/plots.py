@@ -63,7 +63,8 @@ def picture(
         title: above all panels.
         rows: of panels.
         dpi: pixels per inch.
-        mosaic: such as ``AB;CC`` in place of `columns` and `rows`: a letter for each panel, which may cover several places.
+        mosaic: such as ``AB;CC`` in place of `columns` and `rows`: a letter for each panel, which may cover several
+            places.
         options: further ones of ``Figure.subplots`` or ``Figure.subplot_mosaic``.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg

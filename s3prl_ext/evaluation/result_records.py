@@ -1,7 +1,9 @@
-"""Result files as :mod:`s3prl_ext.training.results.result_file` writes them: their schema, its check, and how they are read.
+"""Result files as :mod:`s3prl_ext.training.results.result_file` writes them.
 
-The present schema has every key of :data:`KEYS` and :data:`OUTCOME`. Older ones lack those that came later: they are read
-as None.
+Their schema, its check, and how they are read.
+
+The present schema has every key of :data:`KEYS` and :data:`OUTCOME`. Older ones lack those that came later: they are
+read as None.
 """
 
 from __future__ import annotations

@@ -114,9 +114,9 @@ def without_duplicates(runs: Sequence[ScoredRun]) -> tuple[list[ScoredRun], list
         names = [n for n in run.values if run.values[n] != first.values.get(n) and run.values[n] == run.values[n]]
         if names:
             raise DataError(
-                f"{first.source} and {run.source} have the same configuration, seed {run.seed} and split '{run.split}', "
-                f"but {names[0]} {first.values.get(names[0])} (step {first.step}) and {run.values[names[0]]} (step "
-                f"{run.step}): give one of them."
+                f"{first.source} and {run.source} have the same configuration, seed {run.seed} and split "
+                f"'{run.split}', but {names[0]} {first.values.get(names[0])} (step {first.step}) and "
+                f"{run.values[names[0]]} (step {run.step}): give one of them."
             )
         arm = f"its {described([run])} is " if run.mode == "sweep" else ""
         notes.append(f"{run.source}: {arm}left out, it repeats {first.source} (same configuration, seed and split).")

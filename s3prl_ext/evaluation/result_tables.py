@@ -123,7 +123,10 @@ def _difference(base: Line | None, line: Line, notes: list[str]) -> Difference |
 
 
 def _compared_in(name: str, lines: Sequence[Line]) -> str:
-    """Return what utterances are compared in: the table's accuracy, or else the error rate that the task is judged by."""
+    """Return what utterances are compared in.
+
+    The table's accuracy, or else the error rate that the task is judged by.
+    """
     main = next((line.row.runs[0].main_metric for line in lines if line.row is not None), None)
     shown = name if name == "acc" or main in (None, "acc") else main
     return NAMES.get(str(shown), str(shown).replace("_", " "))

@@ -66,7 +66,8 @@ class SeriesPanel:
 def plot_series_panels(panels: Sequence[SeriesPanel], path: str | os.PathLike[str], title: str) -> None:
     """Draw panels side by side into a PNG file, which appears only when it is complete.
 
-    Lines join means; bars are one standard deviation over runs, slightly apart so that they can be told from each other.
+    Lines join means; bars are one standard deviation over runs, slightly apart so that they can be told from each
+    other.
 
     Args:
         panels: one or more.

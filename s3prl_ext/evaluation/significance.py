@@ -1,7 +1,7 @@
 """Is a difference more than chance? Wilson's and bootstrap intervals over utterances, and McNemar's exact test.
 
-Sources: Wilson, "Probable inference, the law of succession, and statistical inference" (1927); Bisani and Ney, "Bootstrap
-estimates for confidence intervals in ASR performance evaluation" (ICASSP 2004);
+Sources: Wilson, "Probable inference, the law of succession, and statistical inference" (1927); Bisani and Ney,
+"Bootstrap estimates for confidence intervals in ASR performance evaluation" (ICASSP 2004);
 McNemar, "Note on the sampling error of the difference between correlated proportions" (1947), in its exact form.
 """
 
@@ -64,7 +64,10 @@ def bootstrap_ratio(
 
 
 def bootstrap_mean(values: Sequence[float], draws: int = DRAWS, seed: int = 0, level: float = LEVEL) -> Interval:
-    """Return the percentile bootstrap interval of a mean, such as an accuracy; arguments as in :func:`bootstrap_ratio`."""
+    """Return the percentile bootstrap interval of a mean, such as an accuracy.
+
+    Arguments as in :func:`bootstrap_ratio`.
+    """
     return bootstrap_ratio(values, [1.0] * len(values), draws, seed, level)
 
 

@@ -1,4 +1,4 @@
-"""Text rules: what of a transcript counts. Reference and hypothesis go through the same rule before they are compared."""
+"""Text rules: what of a transcript counts. Reference and hypothesis go through the same rule."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ def identity(text: str) -> str:
 def whisper(text: str) -> str:
     """Return `text` as OpenAI's English normaliser writes it (Radford et al., "Robust speech recognition", appendix C).
 
-    Numbers in digits, American spelling, contractions written out, titles too; no fillers, punctuation, brackets. Applied
-    twice it may change more (``minus five`` is ``-5``, and that is ``5``), so each text goes through it once.
+    Numbers in digits, American spelling, contractions written out, titles too; no fillers, punctuation, brackets.
+    Applied twice it may change more (``minus five`` is ``-5``, and that is ``5``), so each text goes through it once.
 
     Raises:
         UsageError: its table of spellings is not installed.
@@ -66,7 +66,7 @@ def whisper(text: str) -> str:
 
 @cache
 def _english_normalizer() -> Callable[[str], str]:
-    """Return transformers' port of the normaliser with OpenAI's table of spellings, which only another package ships."""
+    """Return transformers' port of the normaliser with OpenAI's table of spellings, shipped by another package."""
     from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
 
     try:
@@ -74,8 +74,8 @@ def _english_normalizer() -> Callable[[str], str]:
         return EnglishTextNormalizer(json.loads(table.read_text(encoding="utf-8")))
     except (ModuleNotFoundError, FileNotFoundError):
         raise UsageError(
-            "the text rule 'whisper' needs the package whisper-normalizer, for its table of British and American spellings: "
-            "pip install 's3prl_ext[whisper]'."
+            "the text rule 'whisper' needs the package whisper-normalizer, for its table of British and American "
+            "spellings: pip install 's3prl_ext[whisper]'."
         ) from None
 
 
@@ -83,7 +83,8 @@ TEXT_RULES: dict[str, TextRule] = {
     "mam": TextRule(
         mam,
         string.ascii_lowercase + string.digits,
-        "lower case, accents folded, hyphens, dashes and slashes of fractions as spaces, no other punctuation, no apostrophes",
+        "lower case, accents folded, hyphens, dashes and slashes of fractions as spaces, no other punctuation, "
+        "no apostrophes",
     ),
     "keep_hyphen": TextRule(
         keep_hyphen, string.ascii_lowercase + string.digits + "-", "as mam, but hyphens inside words stay"
@@ -94,7 +95,8 @@ TEXT_RULES: dict[str, TextRule] = {
     "whisper": TextRule(
         whisper,
         string.ascii_lowercase + string.digits + ".%$¢€£+-",
-        "OpenAI's English normaliser: numbers in digits, American spelling, contractions and titles written out, no punctuation",
+        "OpenAI's English normaliser: numbers in digits, American spelling, contractions and titles written out, "
+        "no punctuation",
     ),
 }
 
@@ -143,7 +145,10 @@ def _category(c: str, end: int) -> str:
 
 
 def _form(c: str) -> str:
-    """Return how Unicode says that a character differs from its plain form, such as ``<super>``; "" where it does not."""
+    """Return how Unicode says that a character differs from its plain form, such as ``<super>``.
+
+    "" where it does not.
+    """
     return unicodedata.decomposition(c).partition(" ")[0]
 
 

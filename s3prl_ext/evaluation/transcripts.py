@@ -143,7 +143,7 @@ def improvements(baseline: Sequence[ScoredTranscript], merged: Sequence[ScoredTr
 
 
 def confirmed_edits(reference: str, baseline: str, merged: str) -> list[str]:
-    """Return the kind of each one-character edit from `baseline` to `merged` that alone brings it closer to `reference`."""
+    """Return the kind of each one-character edit from `baseline` to `merged` that brings it closer to `reference`."""
     source, target = units(baseline, "characters"), units(merged, "characters")
     distance = count_errors(reference, baseline, "characters").errors
     kinds = []

@@ -1,7 +1,7 @@
 """Errors and length of each utterance of a split, from the files that tasks leave in a run's folder.
 
-Ours write transcripts or predictions; s3prl's KS, SID and IC write labels, its ASR and PR texts. Each evaluation replaces
-them, so they may be of a later one than the result next to them.
+Ours write transcripts or predictions; s3prl's KS, SID and IC write labels, its ASR and PR texts. Each evaluation
+replaces them, so they may be of a later one than the result next to them.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Turn the hidden space of a source onto that of the target: orthogonal Procrustes from paired inputs.
 
-Two models that were trained apart write the same thing in other coordinates. With x_n and y_n what the attention of target
-and source reads for pair n, R minimizes sum_n |y_n - R x_n|^2 over matrices with orthonormal rows or columns: with
-Y^T X = U S V^T it is R = U V^T (Schönemann, 1966). The source's matrices then read the target's vectors: W_s R.
+Two models that were trained apart write the same thing in other coordinates. With x_n and y_n what the attention of
+target and source reads for pair n, R minimizes sum_n |y_n - R x_n|^2 over matrices with orthonormal rows or columns:
+with Y^T X = U S V^T it is R = U V^T (Schönemann, 1966). The source's matrices then read the target's vectors: W_s R.
 """
 
 from __future__ import annotations
@@ -83,8 +83,8 @@ def procrustes(x: Tensor, y: Tensor) -> Turn:
     """Return R that maximizes sum_n <y_n, R x_n> over matrices with orthonormal rows or columns.
 
     With equal widths it minimizes sum_n |y_n - R x_n|^2. Directions that the pairs do not determine (fewer pairs than
-    coordinates) then stay where they are, as nearly as R allows, so that a model paired with itself is not turned; of unequal
-    widths they are left out.
+    coordinates) then stay where they are, as nearly as R allows, so that a model paired with itself is not turned; of
+    unequal widths they are left out.
 
     Args:
         x: vectors of the target, [pairs, width].
@@ -95,7 +95,8 @@ def procrustes(x: Tensor, y: Tensor) -> Turn:
     """
     if len(x) != len(y):
         raise UsageError(
-            f"a basis needs vectors of the same pairs, got {tuple(x.shape)} of the target and {tuple(y.shape)} of the source."
+            f"a basis needs vectors of the same pairs, got {tuple(x.shape)} of the target and {tuple(y.shape)} of the "
+            "source."
         )
     x, y = x.double(), y.double()
     left, values, right = torch.linalg.svd(y.T @ x)

@@ -101,7 +101,10 @@ def write_weights(path: Path, out: Path, names: Collection[str], rewrite: Rewrit
 
 
 def _new_name(name: str) -> str:
-    """Return the safetensors name of a weight file: ``pytorch_model-00001-of-00002.bin`` -> ``model-...safetensors``."""
+    """Return the safetensors name of a weight file.
+
+    ``pytorch_model-00001-of-00002.bin`` -> ``model-...safetensors``.
+    """
     return name.replace("pytorch_model", "model", 1).removesuffix(".bin").removesuffix(".safetensors") + ".safetensors"
 
 

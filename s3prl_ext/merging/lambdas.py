@@ -19,8 +19,8 @@ PROJECTION_NAMES = {
 LAMBDA_KEYS = ("default", "gradient", "first", "decay", *PROJECTION_NAMES)
 DECAY = {"first", "decay"}
 
-# Values of lambda over depth: a number, one value per layer, the points of a gradient over depth, or first value and factor
-# from layer to layer.
+# Values of lambda over depth: a number, one value per layer, the points of a gradient over depth, or first value and
+# factor from layer to layer.
 LambdaSchedule = float | list[float] | dict[str, list[float]] | dict[str, float]
 
 
@@ -55,8 +55,8 @@ def parse_lambda(value: Any, where: str, projections: list[str], extrapolate: bo
     """Return projection -> schedule for the projections to be merged.
 
     Args:
-        value: a number, a list, ``{gradient: [...]}``, ``{first: ..., decay: ...}``, or one of these for each projection and
-            ``default``.
+        value: a number, a list, ``{gradient: [...]}``, ``{first: ..., decay: ...}``, or one of these for each
+            projection and ``default``.
         projections: those that may be merged.
         extrapolate: accept values outside [0, 1].
 
@@ -88,8 +88,8 @@ def _parse_schedule(value: Any, where: str, extrapolate: bool) -> LambdaSchedule
     if isinstance(value, Mapping):
         if set(value) != {"gradient"} or not isinstance(value["gradient"], list) or not value["gradient"]:
             raise UsageError(
-                f"{where} must be a number, a list, {{gradient: [first, ..., last]}} or {{first: 0.2, decay: 0.9}}, got "
-                f"{value!r}."
+                f"{where} must be a number, a list, {{gradient: [first, ..., last]}} or {{first: 0.2, decay: 0.9}}, "
+                f"got {value!r}."
             )
         return {"gradient": [_parse_value(item, f"{where}.gradient", extrapolate) for item in value["gradient"]]}
     if isinstance(value, (list, tuple)):

@@ -1,4 +1,4 @@
-"""Choose by similarity which layers to merge (MAM, section 4.1 and Table 3), and which layer of the source meets which."""
+"""Choose by similarity which layers to merge (MAM, section 4.1, Table 3), and which layers meet."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ class LayerTable:
     """How similar each layer of the target is to the source's.
 
     Attributes:
-        metric: a name of :data:`s3prl_ext.merging.similarity.SIMILARITIES`, which says whether large values are similar.
+        metric: a name of :data:`s3prl_ext.merging.similarity.SIMILARITIES`, which says whether large values are
+            similar.
         values: one per layer.
         layers: which layers of the target these are; None for all of them.
     """
@@ -70,7 +71,8 @@ def similarity_matrix(
     """Compare every layer of one encoder with every layer of another: [layers of X, layers of Y].
 
     Args:
-        x_layers, y_layers, metric, normalise, projections: as for :func:`layer_table`; the numbers of layers may differ.
+        x_layers, y_layers, metric, normalise, projections: as for :func:`layer_table`; the numbers of layers may
+            differ.
 
     Raises:
         UsageError, DataError: as :func:`layer_table`.
@@ -82,9 +84,10 @@ def similarity_matrix(
 def match_layers(matrix: Tensor, metric: str, monotone: bool = True) -> list[int]:
     """Return for each layer of the target the source's layer that it meets.
 
-    With `monotone` the map of least total distance (largest total similarity) among those that never go back, by dynamic
-    programming: cost(i, j) = d(i, j) + min over j' <= j of cost(i - 1, j'). Otherwise the most similar layer of each. Of
-    equally good layers the lower ones are taken.
+    With `monotone` the map of least total distance (largest total similarity) among those that never go back, by
+    dynamic
+    programming: cost(i, j) = d(i, j) + min over j' <= j of cost(i - 1, j'). Otherwise the most similar layer of each.
+    Of equally good layers the lower ones are taken.
 
     Args:
         matrix: as :func:`similarity_matrix` gives it.

@@ -21,7 +21,8 @@ def parse_layer_choice(value: Any, where: str = "layers") -> Any:
     """Check the form of a set of layers, or of a selection by similarity, and return it.
 
     Args:
-        value: as for :func:`parse_layers`, which is returned as it is; or a mapping such as ``{by: swd, top_k: 6, ...}``.
+        value: as for :func:`parse_layers`, which is returned as it is; or a mapping such as ``{by: swd, top_k: 6,
+            ...}``.
 
     Raises:
         UsageError: malformed.
@@ -47,8 +48,8 @@ def parse_layer_map(value: Any, where: str = "layer_map") -> LayerMap:
         if all(isinstance(index, int) and not isinstance(index, bool) and index >= 0 for index in indices):
             return dict(value)
     raise UsageError(
-        f"{where} must be linear, map target layers to source layers such as {{0: 0, 1: 2}}, or say how to match them such as "
-        f"{{match: swd, pairs: FILE}}, got {value!r}."
+        f"{where} must be linear, map target layers to source layers such as {{0: 0, 1: 2}}, or say how to match them "
+        f"such as {{match: swd, pairs: FILE}}, got {value!r}."
     )
 
 

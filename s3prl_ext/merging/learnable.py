@@ -39,8 +39,8 @@ class LearnableConfig:
             of a layer (its rows of q, k and v), or everything (``global``).
         constraint: ``raw`` may leave [0, 1] in training; ``clamp`` is put back into it after each optimizer step;
             ``sigmoid`` trains the logit.
-        layers: which layers have a lambda: ``all``, those outside the merge's ``layers`` beginning at 0 (Eq. 3 has one for
-            every layer), or only the ``merged`` ones.
+        layers: which layers have a lambda: ``all``, those outside the merge's ``layers`` beginning at 0 (Eq. 3 has one
+            for every layer), or only the ``merged`` ones.
     """
 
     granularity: Annotated[str, choice(*GRANULARITIES)] = "layer"
@@ -156,7 +156,7 @@ class LearnableLambda(nn.Module):
         return self._constrained(self.values.detach()).flatten().to("cpu", torch.float32, copy=True)
 
     def names(self) -> list[str]:
-        """Return a name for each lambda, such as ``layer_03``, ``layer_03/q_proj``, ``layer_03/head_11``, ``global``."""
+        """Return a name for each lambda: ``layer_03``, ``layer_03/q_proj``, ``layer_03/head_11`` or ``global``."""
         if self.config.granularity == "global":
             return ["global"]
         rows = [f"layer_{layer:02d}" for layer in self.layers]
@@ -171,21 +171,22 @@ def _check_initial(values: Tensor, config: LearnableConfig) -> None:
     """Check initial values of shape [layers, projections, 1]."""
     if config.granularity in ("layer", "head", "global") and bool((values != values[:, :1]).any()):
         raise UsageError(
-            f"lambda differs between projections, which share it with granularity {config.granularity}: give one value, "
-            "or set learnable: {granularity: projection}."
+            f"lambda differs between projections, which share it with granularity {config.granularity}: give one "
+            "value, or set learnable: {granularity: projection}."
         )
     if config.granularity == "global" and bool((values != values[:1]).any()):
         raise UsageError(
-            "lambda differs between layers, which share it with granularity global: give one value, and for a set of layers "
-            "learnable: {granularity: global, layers: merged}."
+            "lambda differs between layers, which share it with granularity global: give one value, and for a set of "
+            "layers learnable: {granularity: global, layers: merged}."
         )
     low, high = values.min().item(), values.max().item()
     if config.constraint == "clamp" and not (low >= 0.0 and high <= 1.0):
         raise UsageError(f"constraint clamp keeps lambda in [0, 1], but its first values are in [{low:g}, {high:g}].")
     if config.constraint == "sigmoid" and not (low > 0.0 and high < 1.0):
         raise UsageError(
-            f"constraint sigmoid needs a first lambda above 0 and below 1, but its first values are in [{low:g}, {high:g}]: "
-            "choose another value, or constraint raw; for a set of layers also learnable: {constraint: sigmoid, layers: merged}."
+            f"constraint sigmoid needs a first lambda above 0 and below 1, but its first values are in [{low:g}, "
+            f"{high:g}]: choose another value, or constraint raw; "
+            f"for a set of layers also learnable: {{constraint: sigmoid, layers: merged}}."
         )
 
 
@@ -244,8 +245,8 @@ def make_learnable(
     keys = find_attention(model.state_dict(), where)
     if keys.architecture.fused:
         raise UsageError(
-            f"{where} holds q, k and v in one tensor ({keys.architecture.attention}), for which lambda cannot be learnt: "
-            "use a fixed lambda (learnable: false)."
+            f"{where} holds q, k and v in one tensor ({keys.architecture.attention}), for which lambda cannot be "
+            "learnt: use a fixed lambda (learnable: false)."
         )
     modules: dict[Slot, Any] = {slot: model.get_submodule(keys.names[slot].rpartition(".")[0]) for slot in slots}
     attention = model.get_submodule(keys.names[slots[0]].rsplit(".", 2)[0])

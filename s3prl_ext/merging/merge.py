@@ -29,7 +29,8 @@ class Source:
         lambdas: projection -> one value per layer of the target; a projection that is not in it is left alone.
         name: what to call it in the report and in messages.
         layers: its layer behind each of the target's; None where they are equal.
-        base: parameters of the model that it was trained from, under the target's slots; None where no method asks for them.
+        base: parameters of the model that it was trained from, under the target's slots; None where no method asks for
+            them.
         facts: what its record says in addition: the base, the alignment.
         kept: Frobenius norm of each tensor over the one that it had before it was projected into the target's shape.
     """

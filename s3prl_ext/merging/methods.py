@@ -1,8 +1,8 @@
 """How matrices are combined: interpolation (MAM), on a sphere (slerp), or by task vectors (arithmetic, TIES, DARE).
 
 A task vector is what training changed: delta_j = W_j - B_j, the source minus the model that it was trained from
-(``base``). Each method takes lambda by source, layer and projection; with lambda 0 everywhere the target stays as it is,
-bit for bit. All sums are taken in float32, or float64 if a tensor is.
+(``base``). Each method takes lambda by source, layer and projection; with lambda 0 everywhere the target stays as it
+is, bit for bit. All sums are taken in float32, or float64 if a tensor is.
 """
 
 from __future__ import annotations
@@ -117,7 +117,8 @@ def slerp(target: Tensor, source: Tensor, weight: float) -> Tensor:
     """Return the matrix `weight` of the way from `target` to `source` on the arc between their directions.
 
     With the angle a between the two, each as one vector: (sin((1 - t) a) * W_target + sin(t a) * W_source) / sin(a)
-    (Shoemake, 1985; as mergekit). Where they are collinear, opposite, or one is zero: :func:`interpolate`. Both ends are exact.
+    (Shoemake, 1985; as mergekit). Where they are collinear, opposite, or one is zero: :func:`interpolate`. Both ends
+    are exact.
     """
     if weight in (0.0, 1.0):
         return interpolate(target, source, weight)

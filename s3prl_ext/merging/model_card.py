@@ -61,8 +61,8 @@ def model_card(
         "λ": _lambdas(record, rows),
         "Use": f"```sh\n{usage.upstream}\n```{python}",
         "Make it again": (
-            "```sh\ns3prl-ext merge -g merge.yaml --out NEW_FOLDER\n```\n\n`merge.yaml` (paths are relative to where the "
-            f"command was given):\n\n```yaml\n{config_yaml.strip()}\n```"
+            "```sh\ns3prl-ext merge -g merge.yaml --out NEW_FOLDER\n```\n\n`merge.yaml` (paths are relative to where "
+            f"the command was given):\n\n```yaml\n{config_yaml.strip()}\n```"
         ),
         "Licence": LICENCE,
     }

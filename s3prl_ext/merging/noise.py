@@ -2,8 +2,8 @@
 
 ``source`` has mean and standard deviation of the source's parameters, ``target`` those of the target's, ``standard``
 is N(0, 1). Each tensor has a generator of its own, so that its sample depends neither on the other layers nor on the
-global random state, which stays as it is. The kinds have streams of their own too: draw d of one says nothing about draw d
-of another. (Up to 0.1.0 they shared them, and were one matrix rescaled.)
+global random state, which stays as it is. The kinds have streams of their own too: draw d of one says nothing about
+draw d of another. (Up to 0.1.0 they shared them, and were one matrix rescaled.)
 """
 
 from __future__ import annotations

@@ -19,7 +19,8 @@ class MergeRow:
         relative_change: ||merged - target|| / ||target||, Frobenius norm, with all sources merged.
         source: name of the source.
         source_layer: its layer.
-        kept: Frobenius norm of the source's tensor after its projection over that before; None where it was not projected.
+        kept: Frobenius norm of the source's tensor after its projection over that before; None where it was not
+            projected.
     """
 
     layer: int
@@ -34,8 +35,8 @@ class MergeRow:
 def format_table(rows: Sequence[MergeRow]) -> str:
     """Return the rows as an aligned text table; one sentence where nothing was merged.
 
-    Sources are shown where there are several, their layers where they are not the target's, what is kept of their norm where
-    they were projected.
+    Sources are shown where there are several, their layers where they are not the target's, what is kept of their norm
+    where they were projected.
     """
     if not rows:
         return "nothing merged: lambda is 0 everywhere, or no layer is chosen"

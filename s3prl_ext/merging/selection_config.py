@@ -1,4 +1,7 @@
-"""How layers by similarity are written: ``layers: {by: swd, top_k: 6, pairs: pairs.tsv}``, ``layer_map: {match: swd, ...}``."""
+"""How layers by similarity are written: ``layers: {by: swd, top_k: 6, pairs: pairs.tsv}``, ``layer_map: {match.
+
+Swd, ...}``.
+"""
 
 from __future__ import annotations
 
@@ -64,7 +67,8 @@ class LayerMatch:
     Attributes:
         match: a name of :data:`s3prl_ext.merging.similarity.SIMILARITIES`.
         pairs, root, split: as in :class:`LayerSelection`.
-        monotone: a later target layer meets no earlier source layer; otherwise each meets the one that is most similar to it.
+        monotone: a later target layer meets no earlier source layer; otherwise each meets the one that is most similar
+            to it.
         settings: how the layers are compared, by mean vectors.
     """
 

@@ -80,7 +80,10 @@ def draw_projections(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """Return `count` directions, uniform on the unit sphere, in columns: [width, count]; the global RNG is untouched."""
+    """Return `count` directions, uniform on the unit sphere, in columns: [width, count].
+
+    The global RNG is untouched.
+    """
     generator = torch.Generator().manual_seed(seed)
     directions = torch.randn(width, count, generator=generator, dtype=torch.float64)
     return (directions / torch.linalg.vector_norm(directions, dim=0)).to(device, dtype)

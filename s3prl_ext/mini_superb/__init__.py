@@ -54,10 +54,11 @@ def build(
         seed: decides selection, splits, sentences and noise.
         tasks: short names out of :data:`ALL`.
         overwrite: replace an earlier build at `out`; its ``exp`` folder is kept.
-        digit_strings: make LibriSpeech, LJ Speech and VCTK of that many strings of spoken digits each; 0 = of sentences.
+        digit_strings: make LibriSpeech, LJ Speech and VCTK of that many strings of spoken digits each; 0 = of
+            sentences.
         everything: make these three of all recordings with a text, of any length, by speaker where there are enough.
-        takes: make KS and SID of recorded digits harder: that many takes of each digit in train, KS with speakers of their
-            own in dev and test, SID of single digits; 0 = the easy forms.
+        takes: make KS and SID of recorded digits harder: that many takes of each digit in train, KS with speakers of
+            their own in dev and test, SID of single digits; 0 = the easy forms.
 
     Raises:
         UsageError: unknown task, two of these choices, a corpus that is not among the recordings, `out` is not
@@ -92,8 +93,8 @@ def commands(tasks: Iterable[str], out: Path) -> list[str]:
     """Return one shell line per task that trains on log-mel features of the corpora at `out`."""
     place = shlex.quote(str(out))
     return [
-        f". {place}/env.sh; s3prl-ext run -m {'train' if LAYOUTS[task].task.trains else 'evaluate'} -u {LAYOUTS[task].upstream} "
-        f"-d {LAYOUTS[task].task.downstream} -c {task}/mini "
+        f". {place}/env.sh; s3prl-ext run -m {'train' if LAYOUTS[task].task.trains else 'evaluate'} -u "
+        f"{LAYOUTS[task].upstream} -d {LAYOUTS[task].task.downstream} -c {task}/mini "
         f"-p {place}/exp/{task} --device cpu"
         for task in tasks
     ]
@@ -141,7 +142,7 @@ def _move_into_place(partial: Path, out: Path) -> None:
 
 
 def _move_back(out: Path) -> None:
-    """Put right what a process left that was killed while it moved its build into place, so that no results are lost."""
+    """Put right what a process left that was killed while it moved its build into place."""
     for old in out.parent.glob(f"{glob.escape(f'.{out.name}.partial-')}*-old"):
         if not out.exists():
             os.replace(old, out)
@@ -215,8 +216,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         type=int,
         default=0,
         metavar="N",
-        help="harder ks and sid of recorded digits (fsdd): N takes of each digit in train, unseen speakers in ks's dev and "
-        "test, single digits in sid",
+        help="harder ks and sid of recorded digits (fsdd): N takes of each digit in train, unseen speakers in ks's dev "
+        "and test, single digits in sid",
     )
     parser.add_argument("--tasks", default=",".join(ALL), help=f"comma-separated (default: {','.join(ALL)})")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier build at --out; its exp/ stays")

@@ -20,8 +20,8 @@ LONGEST_S = 3.0
 MANNERS = {"neu": (0, 0), "exc": (45, 25), "ang": (30, -15), "sad": (-55, -5)}
 
 MAPPING = (
-    "Sentences by ten synthetic voices, two in each session, said in four manners of speed and pitch: neutral, excited, angry "
-    "and sad stand for the emotions. `meta_data/` has the lists of all five folds."
+    "Sentences by ten synthetic voices, two in each session, said in four manners of speed and pitch: neutral, "
+    "excited, angry and sad stand for the emotions. `meta_data/` has the lists of all five folds."
 )
 
 

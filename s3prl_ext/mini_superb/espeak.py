@@ -1,4 +1,6 @@
-"""Speak a batch of utterances with the eSpeak NG library: the process that :mod:`s3prl_ext.mini_superb.synthesis` starts.
+"""Speak a batch of utterances with the eSpeak NG library.
+
+The process that :mod:`s3prl_ext.mini_superb.synthesis` starts.
 
 It imports little, because it starts anew for each batch.
 """

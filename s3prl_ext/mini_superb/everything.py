@@ -182,8 +182,8 @@ def write_contents(
 def _clips(source: MiniBuild, task: str, name: str) -> list[Clip]:
     if source.recordings is None or not source.recordings.has(name):
         raise UsageError(
-            f"--all takes recordings only, and there are none of {name} for {task}: give --recordings with a folder that "
-            "holds them, or name the other tasks with --tasks."
+            f"--all takes recordings only, and there are none of {name} for {task}: give --recordings with a folder "
+            "that holds them, or name the other tasks with --tasks."
         )
     return source.clips(task, name)
 

@@ -35,8 +35,9 @@ MAPPING = (
     "Ten keywords, `_unknown_`, `_silence_`; words are at least half a second long. From recorded digits: "
     + ", ".join(f"{digit} is labelled {keyword}" for digit, keyword in zip(DIGIT_WORDS, KEYWORDS))
     + ". Each take of a speaker has a speaker id of its own whose sha1 puts it into train or dev: takes 0-4 are test, "
-    "5-6 dev, 7-14 train, so the same people are in all splits. With `--takes N` test has two speakers and dev one who are in "
-    "no other split, with all their takes, and train N takes of each digit of the others. `_silence_` is computed noise."
+    "5-6 dev, 7-14 train, so the same people are in all splits. With `--takes N` test has two speakers and dev one who "
+    "are in no other split, with all their takes, and train N takes of each digit of the others. `_silence_` is "
+    "computed noise."
 )
 
 Spoken = tuple[str, str, str, np.ndarray]  # split, keyword, name of speaker and take, samples

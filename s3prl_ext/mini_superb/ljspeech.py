@@ -1,4 +1,7 @@
-"""LJ Speech in its archive's layout: ``metadata.csv`` and ``wavs/``, here at 16 kHz, with ``splits.json`` next to them."""
+"""LJ Speech in its archive's layout.
+
+``metadata.csv`` and ``wavs/``, here at 16 kHz, with ``splits.json`` next to them.
+"""
 
 from __future__ import annotations
 

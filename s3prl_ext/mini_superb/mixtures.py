@@ -1,4 +1,4 @@
-"""Enhancement and separation: lists of audio of the form that s3prl's recipes prepare of VoiceBank-DEMAND and Libri2Mix.
+"""Enhancement and separation: lists of audio as s3prl's recipes make them of VoiceBank-DEMAND and Libri2Mix.
 
 Each split has a folder for each condition (``noisy``, ``clean``; ``mix_clean``, ``s1``, ``s2``) with ``wav.scp``.
 """
@@ -21,12 +21,12 @@ SPLITS = {"train": (range(8), 16), "dev": (range(8, 12), 4), "test": (range(12, 
 LOUDNESS_DB = (0.0, 5.0, 10.0)  # of the speech above the noise
 
 MAPPING_SE = (
-    f"Synthesised sentences of at most {LONGEST_S:g} s in computed noise, 0 to 10 dB below them; the voices of a split are "
-    "its own."
+    f"Synthesised sentences of at most {LONGEST_S:g} s in computed noise, 0 to 10 dB below them; the voices of a split "
+    "are its own."
 )
 MAPPING_SS = (
-    f"Sums of two synthesised sentences, cut to the shorter one (min) and to at most {LONGEST_S:g} s; the voices of a split "
-    "are its own."
+    f"Sums of two synthesised sentences, cut to the shorter one (min) and to at most {LONGEST_S:g} s; the voices of a "
+    "split are its own."
 )
 
 Signals = dict[str, np.ndarray]  # condition -> samples

@@ -17,8 +17,8 @@ DOCUMENTS = 24
 PARTS = ("dev", "eval")
 
 MAPPING = (
-    f"{DOCUMENTS} sentences by six synthetic voices are the documents; phrases of them, by other voices, are the queries, half "
-    "of them in dev and half in eval."
+    f"{DOCUMENTS} sentences by six synthetic voices are the documents; phrases of them, by other voices, are the "
+    "queries, half of them in dev and half in eval."
 )
 
 

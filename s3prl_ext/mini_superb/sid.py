@@ -32,18 +32,18 @@ UNSEEN, UNSEEN_CLIPS = 5, 4  # speakers of verification's test, clips of each
 TRIALS_OF_A_SPEAKER = 6  # of each kind
 
 MAPPING_ASV = (
-    f"The training and dev clips of sid are trained on, trials of two of them are dev; test has trials of {UNSEEN} other "
-    f"speakers with {UNSEEN_CLIPS} clips each, id{FIRST_UNSEEN} and following. About half of the trials are of one speaker, the "
-    "others of two."
+    f"The training and dev clips of sid are trained on, trials of two of them are dev; test has trials of {UNSEEN} "
+    f"other speakers with {UNSEEN_CLIPS} clips each, id{FIRST_UNSEEN} and following. About half of the trials are of "
+    "one speaker, the others of two."
 )
 
 Video = tuple[str, list[np.ndarray]]  # split of a recording, the utterances cut from it
 
 MAPPING = (
-    f"Utterances of up to {PIECE_S:g} s, {PIECES} from each of up to {VIDEOS} recordings of a speaker; one recording is "
-    "dev, one test. From spoken digits a recording is one take of a speaker, its utterances the digits 0-4 and 5-9 said "
-    "one after the other. With `--takes N` an utterance is one digit: takes 0-4 are test, 5-6 dev, N others train. "
-    "Speakers are numbered id10001, id10002, ... as listed below."
+    f"Utterances of up to {PIECE_S:g} s, {PIECES} from each of up to {VIDEOS} recordings of a speaker; one recording "
+    "is dev, one test. From spoken digits a recording is one take of a speaker, its utterances the digits 0-4 and 5-9 "
+    "said one after the other. With `--takes N` an utterance is one digit: takes 0-4 are test, 5-6 dev, N others "
+    "train. Speakers are numbered id10001, id10002, ... as listed below."
 )
 
 
@@ -92,7 +92,10 @@ def _trials(clips: dict[str, list[str]], rng: np.random.Generator) -> list[str]:
 
 
 def _unseen(source: MiniBuild) -> list[list[np.ndarray]]:
-    """Return speakers -> clips of verification's test: read sentences where identification has digits, or voices of its own."""
+    """Return speakers -> clips of verification's test.
+
+    Read sentences where identification has digits, or voices of its own.
+    """
     recorded = source.recordings
     by_speaker: dict[str, list[Clip]] = {}
     if recorded is not None and recorded.has("fsdd") and recorded.has("vctk"):

@@ -1,4 +1,7 @@
-"""Transcribed speech for miniature LJ Speech and VCTK: recordings, strings of spoken digits, or synthesised sentences."""
+"""Transcribed speech for miniature LJ Speech and VCTK.
+
+Recordings, strings of spoken digits, or synthesised sentences.
+"""
 
 from __future__ import annotations
 

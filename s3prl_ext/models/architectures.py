@@ -39,9 +39,9 @@ class Architecture:
         projections: the row's own names of query, key and value, in this order; None where one tensor of shape
             [3 * width, ...] stacks them in this order.
         eligible: child networks: modules that may join next to the encoder layers; None: ``tuning.eligible`` is needed.
-        linears: adapters: the other linear maps of a layer, ``out_proj`` (of the attention), ``fc1`` and ``fc2`` (of the
-            feed-forward) -> module within the layer. The output of ``fc2`` is the feed-forward's, before dropout and
-            residual sum. Empty: adapters do not fit.
+        linears: adapters: the other linear maps of a layer, ``out_proj`` (of the attention), ``fc1`` and ``fc2`` (of
+            the feed-forward) -> module within the layer. The output of ``fc2`` is the feed-forward's, before dropout
+            and residual sum. Empty: adapters do not fit.
         front: module before the encoder that tells rows with equal layer names apart.
         blocks: adapters: list of convolution blocks on the waveform; None where there are none.
         convolutions: modules within the encoder that come before the first layer and belong to the front end.
@@ -91,7 +91,7 @@ class Architecture:
 
     @cached_property
     def pattern(self) -> re.Pattern[str]:
-        """Regular expression of an attention parameter, with the groups prefix, layer, projection (unless fused), kind."""
+        """Regular expression of an attention parameter; groups prefix, layer, projection (unless fused), kind."""
         return re.compile(rf"(?P<prefix>(?:.*\.)?){self._module}\.(?P<kind>weight|bias)")
 
     @cached_property
@@ -266,7 +266,8 @@ def add(row: Architecture) -> None:
     """Add a row after the table, so that models which the table knows are read as before.
 
     Raises:
-        UsageError: the template lacks a placeholder, the row does not name three projections, or a linear map is unknown.
+        UsageError: the template lacks a placeholder, the row does not name three projections, or a linear map is
+            unknown.
     """
     wanted = ("{layer}",) if row.fused else ("{layer}", "{projection}")
     missing = [placeholder for placeholder in wanted if placeholder not in row.attention]
@@ -278,8 +279,8 @@ def add(row: Architecture) -> None:
         raise UsageError(f"the architecture '{row.name}' must name query, key and value, but names {row.projections}.")
     if row.linears and (row.fused or set(row.linears) != set(LINEARS)):
         raise UsageError(
-            f"the architecture '{row.name}' must name {', '.join(LINEARS)} as linears, with query, key and value of their "
-            "own, or no linears: then adapters do not fit."
+            f"the architecture '{row.name}' must name {', '.join(LINEARS)} as linears, with query, key and value of "
+            "their own, or no linears: then adapters do not fit."
         )
     added.append(row)
 
@@ -296,7 +297,7 @@ def find_architecture(names: Iterable[str]) -> Architecture | None:
 
 
 def names_on_disk(names: Iterable[str]) -> dict[str, str]:
-    """Return for each parameter in memory the name that it has in the model's files, see :attr:`Architecture.on_disk`."""
+    """Return for each parameter in memory its name in the model's files, see :attr:`Architecture.on_disk`."""
     names = list(names)
     row = find_architecture(names)
     disk = next((other for other in known() if row is not None and other.name == row.on_disk), None)
@@ -309,7 +310,8 @@ def names_on_disk(names: Iterable[str]) -> dict[str, str]:
         match = layer.fullmatch(name)
         if match is None:
             return name
-        return f"{match['prefix']}{disk.layers}.{match['layer']}.{theirs.get(match['module'], match['module'])}.{match['kind']}"
+        module = theirs.get(match["module"], match["module"])
+        return f"{match['prefix']}{disk.layers}.{match['layer']}.{module}.{match['kind']}"
 
     return {name: renamed(name) for name in names}
 

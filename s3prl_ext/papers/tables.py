@@ -39,8 +39,8 @@ class PaperTable:
         title: paper, table, what it shows.
         figures: per cent as printed, by cell in the printed order; None where the paper prints none.
         baselines: cell that a task's other cells are compared with.
-        match: returns the cell of a run with these facts on a task, or None where it has no place. In the tables on merging
-            without training a lambda or a set of layers that the paper has not gets a cell of its own.
+        match: returns the cell of a run with these facts on a task, or None where it has no place. In the tables on
+            merging without training a lambda or a set of layers that the paper has not gets a cell of its own.
         takes: the runs that have a place there.
         lambdas: the one lambda of the merges of a task, where the table has one.
     """
@@ -74,8 +74,8 @@ def paper_table(name: str) -> PaperTable:
     """Return a table by name; an unknown one is a UsageError that lists the known ones."""
     if name in ("mam.table4", "mam.table6"):
         raise UsageError(
-            f"--paper {name} compares transcripts: it is part of the report of ljspeech and vctk wherever two rows have "
-            "their transcripts, so leave it out here."
+            f"--paper {name} compares transcripts: it is part of the report of ljspeech and vctk wherever two rows "
+            "have their transcripts, so leave it out here."
         )
     if name not in _TABLES:
         raise unknown_name("table of a paper (--paper)", name, _TABLES)
@@ -168,7 +168,8 @@ def _mam3() -> PaperTable:
         figures,
         baselines,
         match,
-        "merges of layers chosen by similarity (by, top_k), and the unmerged model; upstreams that were not tuned, no noise",
+        "merges of layers chosen by similarity (by, top_k), and the unmerged model; "
+        "upstreams that were not tuned, no noise",
         printed,
     )
 

@@ -43,7 +43,10 @@ def transcript_tables(runs: Sequence[ScoredRun], left_out: list[str]) -> list[Ta
 
 
 def _transcripts(run: ScoredRun) -> list[ScoredTranscript]:
-    """Return the transcripts of a run; corrupt ones, or those of another evaluation than its result's, are a DataError."""
+    """Return the transcripts of a run.
+
+    Corrupt ones, or those of another evaluation than its result's, are a DataError.
+    """
     check_utterances(run)
     return read_transcripts(utterance_file(run))  # type: ignore[arg-type]
 

@@ -163,8 +163,8 @@ def build_decoder(info: Mapping[str, Any], width: int, rate: int, options: Optio
     except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
         raise DataError(
-            f"the head of -d {task} cannot be built as section downstream_expert of the task file with {name} says ({reason}): "
-            "it was edited or is corrupt, use it as it was trained."
+            f"the head of -d {task} cannot be built as section downstream_expert of the task file with {name} says "
+            f"({reason}): it was edited or is corrupt, use it as it was trained."
         ) from error
     for field in fields(options):
         if getattr(options, field.name) is not None and field.name not in decoder.OPTIONS:

@@ -43,8 +43,8 @@ def load(
     """Load what was trained, without the corpus it was trained on.
 
     Args:
-        path: a run's folder, a checkpoint, a ``delta.safetensors``, a folder of ``s3prl-ext export``, or of a task without
-            training the folder or ``result-SPLIT.json`` of an evaluation.
+        path: a run's folder, a checkpoint, a ``delta.safetensors``, a folder of ``s3prl-ext export``, or of a task
+            without training the folder or ``result-SPLIT.json`` of an evaluation.
         device: such as ``cuda`` or ``cpu``; None takes a GPU where there is one.
         upstream: its ``-u`` where the stored one does not fit any more.
         upstream_ckpt: its ``-k`` where the model has moved.

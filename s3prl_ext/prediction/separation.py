@@ -92,7 +92,9 @@ class SourceDecoder(Decoder):
 
 
 def _continued(before: np.ndarray, piece: np.ndarray, overlap: int) -> np.ndarray:
-    """Append a window's signals to those before, with its sources in their order; in the overlap one fades into the other.
+    """Append a window's signals to those before, with its sources in their order.
+
+    In the overlap one fades into the other.
 
     Args:
         before: [sources, samples].

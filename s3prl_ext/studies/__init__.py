@@ -1,1 +1,1 @@
-"""Studies: many runs from one file, on one machine or on a cluster, with the best setting of each cell chosen on dev."""
+"""Studies: many runs from one file, here or on a cluster, with the best setting of each cell chosen on dev."""

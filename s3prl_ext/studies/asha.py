@@ -1,4 +1,4 @@
-"""Asynchronous successive halving (ASHA, Li et al. 2020, https://arxiv.org/abs/1810.05934), with the scheduler of Ray Tune.
+"""Asynchronous successive halving (ASHA, Li et al. 2020, https://arxiv.org/abs/1810.05934), by Ray Tune's scheduler.
 
 No run waits for others: as soon as it is scored at a rung, it stops there or trains on, by the scores that are known by
 then. No place idles, but who goes on depends on who is first, so that the same study may end differently another time.

@@ -21,8 +21,8 @@ def check_runs(cells: Sequence[StudyCell], variables: bool = True) -> None:
         variables: whether those of the corpora must be set.
 
     Raises:
-        UsageError: an upstream, flag or setting is wrong or does not fit, dev is not scored, or a variable is not set; the
-            message names the first such run.
+        UsageError: an upstream, flag or setting is wrong or does not fit, dev is not scored, or a variable is not set;
+            the message names the first such run.
     """
     from s3prl_ext.training.task_file import TaskFile
 
@@ -88,7 +88,10 @@ def _check_flags(runs: Sequence[StudyRun]) -> None:
 
 
 def _check_keys(run: StudyRun) -> None:
-    """Refuse a key that looks misspelt, and an axis that the task does not know: all of its points would be the same run."""
+    """Refuse a key that looks misspelt, and an axis that the task does not know.
+
+    All of its points would be the same run.
+    """
     from s3prl_ext.training.known_settings import check_overrides
     from s3prl_ext.training.task_file import TOP_LEVEL
 

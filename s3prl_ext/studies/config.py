@@ -76,7 +76,8 @@ class Study:
     """A checked study file.
 
     Attributes:
-        axes: points by axis, in the order of the file: ``task``, ``upstream``, ``method``, then those of section ``axes``.
+        axes: points by axis, in the order of the file: ``task``, ``upstream``, ``method``, then those of section
+            ``axes``.
         seeds: the first one searches, where something is chosen.
         choose: axes along which the best point of each cell is chosen on dev.
         scheduler: of a race: ``halving`` waits at each rung for all runs, ``asha`` for none (see studies.asha).
@@ -87,7 +88,8 @@ class Study:
         exclude: combinations that are left out.
         adjust: what some combinations have in addition; of two that set the same key the later one counts.
         only: the part that is run now; the study in its folder is the whole one.
-        track: tracker of all trainings, see :mod:`s3prl_ext.tracking`; it changes no result, and the folder does not hold it.
+        track: tracker of all trainings, see :mod:`s3prl_ext.tracking`; it changes no result, and the folder does not
+            hold it.
         resources: of one job.
         retries: how often a job whose process was lost is started again.
         share_fisher: runs of one upstream, task and seed share their Fisher scores, in ``fisher/`` of the study.
@@ -146,7 +148,8 @@ def kept_study(folder: Path) -> Study | None:
             race=EarlyStopConfig.read(content["race"], f"{path}: race") if content.get("race") is not None else None,
             scheduler=content.get("scheduler", "halving"), checkpoint=content["checkpoint"],
             settings=content["settings"], flags=content["flags"], exclude=tuple(content["exclude"]),
-            adjust=tuple(Adjustment(*parts) for parts in content["adjust"]), resources=Resources(**content["resources"]),
+            adjust=tuple(Adjustment(*parts) for parts in content["adjust"]),
+            resources=Resources(**content["resources"]),
         )  # fmt: skip
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(

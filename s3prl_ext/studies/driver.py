@@ -250,7 +250,10 @@ class Driver:
             self.cell_of[job.name].note(job.run, None, failure)
 
     def _go_on(self, cell: StudyCell) -> None:
-        """Take the jobs of a cell that are due now: those that choose, then other seeds of what dev has chosen, then tests."""
+        """Take the jobs of a cell that are due now.
+
+        Those that choose, then other seeds of what dev has chosen, then tests.
+        """
         try:
             while fresh := [job for job in cell.due() if job.name not in self.cell_of]:
                 for job in fresh:

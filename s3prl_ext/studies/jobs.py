@@ -24,8 +24,8 @@ class Job:
 
     Attributes:
         run: what it works on.
-        kind: ``train``, ``rung``: train to a step of a race, ``test``, or ``fetch``: build the run's upstream once, so that
-            runs do not download it side by side.
+        kind: ``train``, ``rung``: train to a step of a race, ``test``, or ``fetch``: build the run's upstream once, so
+            that runs do not download it side by side.
         until: step of a ``rung``.
     """
 

@@ -168,7 +168,10 @@ def _runs(cells: Sequence[StudyCell]) -> Table:
 
 
 def draw_search(cells: Sequence[StudyCell], path: Path) -> None:
-    """Draw the scores on dev over the one axis of numbers that was searched, a panel for each task; else draw nothing."""
+    """Draw the scores on dev over the one axis of numbers that was searched, a panel for each task.
+
+    Else draw nothing.
+    """
     choose = cells[0].study.choose if cells and cells[0].study.race is None else ()  # of a race, steps differ
     if len(choose) != 1 or not all((number_of(run.labels[choose[0]]) or 0) > 0 for c in cells for run in c.search):
         return

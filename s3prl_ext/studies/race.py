@@ -1,4 +1,4 @@
-"""The race of a cell: its search runs train to a step as jobs of their own, and are compared where all have got there."""
+"""The race of a cell: its search runs train to a step as jobs of their own, and are compared when all are there."""
 
 from __future__ import annotations
 

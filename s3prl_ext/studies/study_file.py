@@ -34,8 +34,10 @@ from s3prl_ext.training.racing.early_stop import EarlyStopConfig
 KEYS = {"lr": "optimizer.lr", "density": "tuning.density", "rank": "tuning.rank"}
 LAMBDA = "lambda"
 OWN_FLAGS = (  # of s3prl-ext run, which a study gives itself
-    "-m", "--mode", "-a", "--auto_resume", "-p", "--expdir", "-n", "--expname", "-e", "--past_exp", "-t", "-u", "--upstream",
-    "-k", "--upstream_ckpt", "-g", "--upstream_model_config", "-d", "--downstream", "-c", "--config", "-o", "--override",
+    "-m", "--mode", "-a", "--auto_resume", "-p", "--expdir", "-n", "--expname", "-e", "--past_exp", "-t", "-u",
+    "--upstream",
+    "-k", "--upstream_ckpt", "-g", "--upstream_model_config", "-d", "--downstream", "-c", "--config", "-o",
+    "--override",
     "--seed",
 )  # fmt: skip
 SCHEDULERS = ("halving", "asha")  # of a race

@@ -104,7 +104,10 @@ class StudyRun:
         return list(self.points().values())
 
     def settings(self) -> dict[str, Any]:
-        """Return what it changes in its task file, by dotted key; single keys of ``tuning`` are in the method's section."""
+        """Return what it changes in its task file, by dotted key.
+
+        Single keys of ``tuning`` are in the method's section.
+        """
         fixed = [point.settings for axis, point in self.points().items() if axis in FIXED_AXES]
         varied = [point.settings for axis, point in self.points().items() if axis not in FIXED_AXES]
         settings = dict(self.study.settings)
@@ -188,7 +191,7 @@ class StudyRun:
         return _record(self.folder / f"result-{self.task.test}.json")
 
     def on_dev(self, record: ResultRecord) -> tuple[str, float]:
-        """Return metric and score on dev: the best of its evaluations, or the last one where the last checkpoint is tested.
+        """Return metric and score on dev: the best evaluation, or the last one where the last checkpoint is tested.
 
         Raises:
             DataError: dev was not scored.

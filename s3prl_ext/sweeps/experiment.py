@@ -98,9 +98,9 @@ class SweepRunner(Runner):
             return
         if self.resumed.upstream or self.resumed.changes is not None:
             raise DataError(
-                f"{self.args.init_ckpt} holds a tuned upstream, and a sweep needs a head that was trained on the target as it is "
-                "(method frozen or weighted_sum); or write the tuned one with s3prl-ext export, and give it as target and its "
-                "head.ckpt with -i."
+                f"{self.args.init_ckpt} holds a tuned upstream, and a sweep needs a head that was trained on the "
+                "target as it is (method frozen or weighted_sum); or write the tuned one with s3prl-ext export, and "
+                "give it as target and its head.ckpt with -i."
             )
         stored = self.resumed.extension.merge
         if not isinstance(stored, dict) or not stored:

@@ -60,6 +60,6 @@ def _add(digest: Any, value: Any) -> None:
     else:
         kind = f"{type(value).__module__}.{type(value).__qualname__}"
         raise TypeError(
-            f"a batch holds an object of type {kind}, whose content cannot be hashed: let the task's data loader return "
-            "tensors, arrays, numbers and texts, or lists and dicts of them."
+            f"a batch holds an object of type {kind}, whose content cannot be hashed: let the task's data loader "
+            "return tensors, arrays, numbers and texts, or lists and dicts of them."
         )

@@ -247,7 +247,10 @@ def _group(label: str, layers: tuple[int, ...], noise: str, lambdas: Sequence[fl
 
 
 def printed_by(paper: str | None, groups: Sequence[Group]) -> list[tuple[Group, float]]:
-    """Return the groups and lambdas for which the MAM paper prints a figure of a merge on this corpus; without noise."""
+    """Return the groups and lambdas for which the MAM paper prints a figure of a merge on this corpus.
+
+    Without noise.
+    """
     if paper is None:
         return []
     pairs = [(group, lambda_) for group in groups if group.noise == "none" for lambda_ in group.lambdas]

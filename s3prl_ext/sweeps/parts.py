@@ -1,4 +1,7 @@
-"""A sweep divided over processes: each loads the models once and scores every N-th arm on dev; their results are merged."""
+"""A sweep divided over processes: each loads the models once and scores every N-th arm on dev.
+
+Their results are merged.
+"""
 
 from __future__ import annotations
 

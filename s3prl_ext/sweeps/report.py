@@ -35,7 +35,8 @@ def write_table(
     """Write the Markdown table of a sweep.
 
     Args:
-        paper: corpus of the MAM paper whose figures are shown next to ours: ``ljspeech``, ``vctk``, ``esc50``; None for none.
+        paper: corpus of the MAM paper whose figures are shown next to ours: ``ljspeech``, ``vctk``, ``esc50``; None for
+            none.
     """
     lookup, summary = _in_shown_unit(lookup, summary, factor(metric_name))
     unit = f" ({'%' if metric.unit == 'ratio' else metric.unit})" if metric.unit in ("%", "ratio") else ""

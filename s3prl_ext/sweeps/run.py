@@ -47,8 +47,8 @@ class Sweep:
         metric_name: metric that is compared; None takes the task's main one.
         test_all: score every arm on test.
         part: this process scores only every N-th arm on dev, of (number, N); None for all.
-        others: lets other processes score the arms on dev, and takes their results into the store; it calls its argument
-            now and then, which ends it after Ctrl-C. None for none.
+        others: lets other processes score the arms on dev, and takes their results into the store; it calls its
+            argument now and then, which ends it after Ctrl-C. None for none.
         paper: corpus of the MAM paper: arms for which it prints a figure are scored on test too; None for none.
     """
 

@@ -42,8 +42,8 @@ class Store:
             was, now = stored["settings"].get(key), settings.get(key)
             if was != _plain(now):
                 raise UsageError(
-                    f"{self.path} was made with another {key} ({_short(was)}, now {_short(_plain(now))}): choose another "
-                    "folder with -p, or start again with --overwrite."
+                    f"{self.path} was made with another {key} ({_short(was)}, now {_short(_plain(now))}): choose "
+                    "another folder with -p, or start again with --overwrite."
                 )
         self.content = stored
 

@@ -101,7 +101,8 @@ class StoredSweep:
         folder = self.path.parent / "arms" / arm_folder(arm, self.groups)
         seed = str(settings["seed"]) + (f", draw {arm.draw}" if arm.noise != "none" else "")
         return ScoredRun(
-            task_of(settings["task"], settings["task file"]).name, split, numbers(result["metrics"]), result["intervals"], seed,
+            task_of(settings["task"], settings["task file"]).name, split, numbers(result["metrics"]),
+            result["intervals"], seed,
             facts, "sweep", 0, self.path, folder if folder.is_dir() else None,
         )  # fmt: skip
 

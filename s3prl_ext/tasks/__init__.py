@@ -72,7 +72,10 @@ def named(name: str) -> Task:
 
 
 def remedy(task: Task) -> str:
-    """Return the command that installs what a task lacks: an extra of this package, or the packages of an extension's."""
+    """Return the command that installs what a task lacks.
+
+    An extra of this package, or the packages of an extension's.
+    """
     return "pip install " + ("'s3prl_ext[superb]'" if task in TASKS else " ".join(task.lacks()))
 
 

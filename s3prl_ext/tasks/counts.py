@@ -1,7 +1,7 @@
 """What a metric's 95 % interval is made of: errors and lengths of each utterance, or which clips were right.
 
-Each function here returns a :data:`Count`: it takes the records of an evaluation, by the names that the task gives them, and
-returns None where they lack what it needs.
+Each function here returns a :data:`Count`: it takes the records of an evaluation, by the names that the task gives
+them, and returns None where they lack what it needs.
 """
 
 from __future__ import annotations

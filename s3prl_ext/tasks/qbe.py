@@ -1,8 +1,10 @@
-"""Query by example on QUESST14, English (SUPERB's QbE): documents ranked for each query, the maximum term weighted value.
+"""Query by example on QUESST14, English (SUPERB's QbE).
 
-A document is accepted for a query where its score exceeds a threshold, the same for all queries. With the misses and false
-alarms of each query that occurs in a document at all, ``TWV = 1 - mean(P_miss + BETA * P_fa)``; the metric is its maximum over
-thresholds (NIST's STD evaluation of 2006, with the prior and costs of QUESST 2014).
+Documents ranked for each query, the maximum term weighted value.
+
+A document is accepted for a query where its score exceeds a threshold, the same for all queries. With the misses and
+false alarms of each query that occurs in a document at all, ``TWV = 1 - mean(P_miss + BETA * P_fa)``; the metric is its
+maximum over thresholds (NIST's STD evaluation of 2006, with the prior and costs of QUESST 2014).
 """
 
 from __future__ import annotations

@@ -17,7 +17,10 @@ def slot_types(records: Records) -> Sums | None:
 
 
 def slot_values(records: Records) -> Sums | None:
-    """Return character errors and characters of the slot values of each utterance; one without a slot counts nothing."""
+    """Return character errors and characters of the slot values of each utterance.
+
+    One without a slot counts nothing.
+    """
     from s3prl.downstream.ctc.metric import parse, slot_value_cer
 
     errors, totals = [], []

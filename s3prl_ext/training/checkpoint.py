@@ -186,7 +186,8 @@ class Checkpoint:
         """Return the keys of s3prl and ours as a file holds them."""
         changes = None if self.changes is None else {name: getattr(self.changes, name) for name in CHANGES}
         states = {
-            "Step": self.step, "Epoch": self.epoch, "Args": self.args, "Config": self.config, "Optimizer": self.optimizer,
+            "Step": self.step, "Epoch": self.epoch, "Args": self.args, "Config": self.config,
+            "Optimizer": self.optimizer,
             "Scheduler": self.scheduler, CHANGES_KEY: changes,
             "WorldSize": self.processes or None, EXTENSION_KEY: self.extension.stored(),
         }  # fmt: skip

@@ -62,6 +62,6 @@ def slow_precision(device: str, amp: str | None) -> str | None:
         return None
     slower = "15 to 26" if amp == "bf16" else "30 to 80"
     return (
-        f"runner.amp: {amp} on this processor, which has no {amp} units ({' or '.join(sorted(UNITS[amp]))}), makes a step "
-        f"about {slower} times slower than without it: leave amp out, or train on a GPU"
+        f"runner.amp: {amp} on this processor, which has no {amp} units ({' or '.join(sorted(UNITS[amp]))}), makes a "
+        f"step about {slower} times slower than without it: leave amp out, or train on a GPU"
     )

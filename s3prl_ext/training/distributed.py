@@ -157,8 +157,8 @@ def lost_ranks_named() -> Iterator[None]:
         if not several or not (isinstance(error, dist.DistError) or _LOST.search(str(error))):
             raise
         raise DataError(
-            f"another rank exited or timed out (seen by rank {number} of {count}); see its log; the checkpoints are kept, "
-            "resume with -a and as many processes."
+            f"another rank exited or timed out (seen by rank {number} of {count}); see its log; the checkpoints are "
+            "kept, resume with -a and as many processes."
         ) from error
 
 

@@ -74,7 +74,8 @@ class TaskModels:
         for index, wav in enumerate(wavs):
             if wav.dim() != 1:
                 raise DataError(
-                    f"{_clip(names, index)} has shape {tuple(wav.shape)} instead of one channel; convert it to 16 kHz mono."
+                    f"{_clip(names, index)} has shape {tuple(wav.shape)} instead of one channel; "
+                    "convert it to 16 kHz mono."
                 )
         try:
             if self.cache is not None and not with_upstream_grad:
@@ -125,8 +126,8 @@ def _clips_named(split: str, names: Sequence[str], count: int) -> Iterator[None]
         shown = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200] or 'no message'}"
         raise TaskFailed(
-            f"the task failed on a batch of {count} clips of split '{split}'{f' ({shown})' if names else ''}: {reason}; "
-            "check these clips and their labels in the corpus."
+            f"the task failed on a batch of {count} clips of split '{split}'{f' ({shown})' if names else ''}: "
+            f"{reason}; check these clips and their labels in the corpus."
         ) from error
 
 

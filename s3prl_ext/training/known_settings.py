@@ -77,7 +77,7 @@ def unused_flags(flags: Namespace, checkpoint: Path | None, overrides: Container
 
 
 def misspelt_settings(config: Section, task: str) -> list[str]:
-    """Return a remark for each key below ``downstream_expert`` that nothing reads and that is close to one of a preset."""
+    """Return a remark for each key below ``downstream_expert`` that nothing reads and that is close to a preset's."""
     presets = shipped_dir("downstream_configs").glob("*/*.yaml")
     published = {place[-1] for path in presets for place in _paths(load_yaml(path).get(SECTION), ())}
     known = names_in_source(task) | published

@@ -53,8 +53,8 @@ def warn_where_unknown(record: str | None, upstream: nn.Module, spec: RunSpec, w
     if record == PRESENT or not is_read(upstream, spec):
         return
     logger.warning(
-        "%s does not say which last hidden state of this model it was trained on: s3prl_ext 0.1.0 with transformers 5 gave "
-        "the one before the final norm, now it is the one after it, so its scores may change; train it again, unless it "
-        "was trained with transformers 4.",
+        "%s does not say which last hidden state of this model it was trained on: s3prl_ext 0.1.0 with transformers 5 "
+        "gave the one before the final norm, now it is the one after it, so its scores may change; train it again, "
+        "unless it was trained with transformers 4.",
         where,
     )

@@ -1,4 +1,6 @@
-"""A learnable lambda (L-MAM) in a run: what trains, what a checkpoint holds of the upstream, and its course over the steps.
+"""A learnable lambda (L-MAM) in a run.
+
+What trains, what a checkpoint holds of the upstream, and its course over the steps.
 
 A merged decoder of a Whisper is the head of its task: its lambda is there, and trains and is stored with the head. The
 course goes to TensorBoard, ``lambda.json`` and ``lambda.png``.
@@ -156,7 +158,8 @@ class LambdaCurve:
         if outside and not self._warned:
             self._warned = True
             logger.warning(
-                "step %d: lambda has left [0, 1] in %s%s: lower tuning.lambda_lr, or set the constraint clamp or sigmoid",
+                "step %d: lambda has left [0, 1] in %s%s: lower tuning.lambda_lr, "
+                "or set the constraint clamp or sigmoid",
                 step, ", ".join(outside[:4]), f" and {len(outside) - 4} more" if len(outside) > 4 else "",
             )  # fmt: skip
 

@@ -1,4 +1,7 @@
-"""Building the optimizer of section ``optimizer``: s3prl's own names, ours, and the fused kernels for child networks."""
+"""Building the optimizer of section ``optimizer``.
+
+S3prl's own names, ours, and the fused kernels for child networks.
+"""
 
 from __future__ import annotations
 

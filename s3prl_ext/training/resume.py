@@ -1,8 +1,8 @@
 """Checks that a checkpoint and the command or task file that resumes it agree, made before anything is built.
 
-s3prl takes arguments and task file from the checkpoint and ignores what the command line says apart from ``-o``: another
-upstream, corpus, seed or task file would be dropped without a word. It also writes into the folder where a checkpoint was
-made, see :func:`keep_in_its_folder`.
+s3prl takes arguments and task file from the checkpoint and ignores what the command line says apart from ``-o``:
+another upstream, corpus, seed or task file would be dropped without a word. It also writes into the folder where a
+checkpoint was made, see :func:`keep_in_its_folder`.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ def check_command(
     named = "; ".join(f"{what}: {before} in the checkpoint, {now} here" for what, before, now in differences[:_SHOWN])
     more = f"; and {len(differences) - _SHOWN} more" if len(differences) > _SHOWN else ""
     raise UsageError(
-        f"{ckpt.path} was trained with different settings ({named}{more}): repeat the first command, change a setting on "
-        "purpose with -o (config.KEY=VALUE, args.NAME=VALUE), or start a new experiment with another -p."
+        f"{ckpt.path} was trained with different settings ({named}{more}): repeat the first command, change a setting "
+        "on purpose with -o (config.KEY=VALUE, args.NAME=VALUE), or start a new experiment with another -p."
     )
 
 
@@ -102,16 +102,16 @@ def check_processes(ckpt: Checkpoint, processes: int) -> None:
     counts = [f"{number or 1} process{'es' if number > 1 else ''}{'' if number else ' without torchrun'}"
               for number in (before, processes)]  # fmt: skip
     raise UsageError(
-        f"{ckpt.path} was trained by {counts[0]}, and now there {'are' if processes > 1 else 'is'} {counts[1]}: resume it "
-        f"with {command}, or start a new experiment."
+        f"{ckpt.path} was trained by {counts[0]}, and now there {'are' if processes > 1 else 'is'} {counts[1]}: resume "
+        f"it with {command}, or start a new experiment."
     )
 
 
 def keep_in_its_folder(path: Path) -> None:
     """From now on let ``torch.load`` return a checkpoint as if it had been made in the folder where it is.
 
-    s3prl makes the folder that a checkpoint was made in before it looks at anything else, which fails where it cannot be
-    made, such as ``/scratch/alice/exp`` of another machine, and otherwise leaves an empty folder there.
+    s3prl makes the folder that a checkpoint was made in before it looks at anything else, which fails where it cannot
+    be made, such as ``/scratch/alice/exp`` of another machine, and otherwise leaves an empty folder there.
     """
     _folders[path.resolve()] = str(path.parent)
     if not hasattr(torch.load, "relocates"):
@@ -174,8 +174,8 @@ def check_tuning(
     if list(map(_without_rates, stored)) != list(map(_without_rates, tunings)):
         chosen = next((c.tuning for c in made if c.name == name), before) if name else before
         raise UsageError(
-            f"{ckpt.path} was trained with tuning {_shown(chosen)}, the task file says {_shown(section)}: resume with the "
-            "same section, or start a new experiment."
+            f"{ckpt.path} was trained with tuning {_shown(chosen)}, the task file says {_shown(section)}: resume with "
+            "the same section, or start a new experiment."
         )
     if stored != list(tunings):
         logger.warning(
@@ -234,8 +234,8 @@ def check_optimizer(ckpt: Checkpoint, config: Section, args: Namespace) -> None:
     if before != now:
         names = [" ".join(filter(None, pair)) for pair in (before, now)]
         raise UsageError(
-            f"{ckpt.path} holds the state of the optimizer {names[0]}, the task file says {names[1]}: resume with the same "
-            "one, or start a new experiment."
+            f"{ckpt.path} holds the state of the optimizer {names[0]}, the task file says {names[1]}: resume with the "
+            "same one, or start a new experiment."
         )
 
 
@@ -256,8 +256,8 @@ def check_runner(ckpt: Checkpoint, config: Section, args: Namespace) -> None:
         if before != now:
             said = ["without it" if value is None else f"with {value}" for value in (before, now)]
             raise UsageError(
-                f"runner.{key}: {ckpt.path} was trained {said[0]}, the task file goes on {said[1]}: resume with the same, or "
-                "start a new experiment."
+                f"runner.{key}: {ckpt.path} was trained {said[0]}, the task file goes on {said[1]}: resume with the "
+                "same, or start a new experiment."
             )
 
 

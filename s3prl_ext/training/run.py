@@ -193,7 +193,8 @@ class Run:
         shared = tuning.density in experiment.densities
         masks = choose_masks(
             models, parameters, tuning, experiment.runner_config.train_dataloader, experiment.args.seed,
-            experiment.densities if shared else (tuning.density,), experiment.masks or RunFolder(experiment.args.expdir),
+            experiment.densities if shared else (tuning.density,),
+            experiment.masks or RunFolder(experiment.args.expdir),
             facts, self._share(parameters, facts), experiment.masks_in_use,
         )  # fmt: skip
         return masks.at(tuning.density)

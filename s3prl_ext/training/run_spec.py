@@ -1,4 +1,7 @@
-"""The arguments that identify a run: stored with it, compared on resume, printed as flags. They are listed here alone."""
+"""The arguments that identify a run.
+
+Stored with it, compared on resume, printed as flags. They are listed here alone.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,8 @@ from typing import Any
 from s3prl_ext.configs import Record, Section
 
 FLAGS = {
-    "upstream": "-u", "upstream_ckpt": "-k", "upstream_model_config": "-g", "downstream": "-d", "downstream_variant": "-v",
+    "upstream": "-u", "upstream_ckpt": "-k", "upstream_model_config": "-g", "downstream": "-d",
+    "downstream_variant": "-v",
     "upstream_feature_selection": "-s", "upstream_layer_selection": "-l",
     "upstream_feature_normalize": "--upstream_feature_normalize", "seed": "--seed", "upstream_trainable": "-f",
 }  # fmt: skip

@@ -1,4 +1,6 @@
-"""State of an upstream that a forward pass changes although no gradient reaches it: the running statistics of batch norm.
+"""State of an upstream that a forward pass changes although no gradient reaches it.
+
+The running statistics of batch norm.
 
 Some models have a batch norm, such as HuBERT with ``conv_pos_batch_norm``. A method that stores a small change of a
 frozen upstream must leave them as they are: a checkpoint, a delta, a resumed run and the other candidates of a race
@@ -30,7 +32,8 @@ def hold_statistics(model: nn.Module) -> None:
 def copy_buffers(model: nn.Module) -> dict[str, Tensor]:
     """Return copies of a model's buffers by name, on the CPU.
 
-    The sources' matrices of a learnable merge are left out: only the merge itself reads them, and nothing writes to them.
+    The sources' matrices of a learnable merge are left out: only the merge itself reads them, and nothing writes to
+    them.
     """
     sources = set(source_names(model))
     return {name: buffer.detach().cpu().clone() for name, buffer in model.named_buffers() if name not in sources}
@@ -54,9 +57,9 @@ def check_buffers(model: nn.Module, copies: Mapping[str, Tensor]) -> None:
         before = copies.get(name)
         if before is not None and before.shape == buffer.shape and not _same(before, buffer.detach().cpu()):
             raise StateChanged(
-                f"the buffer {name} of the upstream changed in training, although the tuning method freezes the upstream: "
-                "what would be stored is not the model that was scored. Use tuning.method: full, which stores the whole "
-                "upstream, or another upstream."
+                f"the buffer {name} of the upstream changed in training, although the tuning method freezes the "
+                "upstream: what would be stored is not the model that was scored. Use tuning.method: full, which "
+                "stores the whole upstream, or another upstream."
             )
 
 

@@ -99,8 +99,8 @@ class TrainState:
             self._without_memory += 1
             if self._without_memory >= MAX_BAD_STEPS:
                 raise DataError(
-                    f"{MAX_BAD_STEPS} consecutive batches did not fit into the device's memory at step {self.step + 1}; "
-                    "lower the batch size, or raise runner.gradient_accumulate_steps with it."
+                    f"{MAX_BAD_STEPS} consecutive batches did not fit into the device's memory at step "
+                    f"{self.step + 1}; lower the batch size, or raise runner.gradient_accumulate_steps with it."
                 ) from None
             return False
         self._without_memory = 0
@@ -150,8 +150,8 @@ class TrainState:
             logger.warning("the gradient norm is not finite at step %d", self.step + 1)
         if self.bad_steps >= MAX_BAD_STEPS:
             raise Diverged(
-                f"the gradient was not finite for {MAX_BAD_STEPS} consecutive steps, up to step {self.step + 1}; lower the "
-                "learning rate, or switch mixed precision off."
+                f"the gradient was not finite for {MAX_BAD_STEPS} consecutive steps, up to step {self.step + 1}; lower "
+                "the learning rate, or switch mixed precision off."
             )
 
     def clear_records(self) -> None:

@@ -29,8 +29,8 @@ logger = logging.getLogger(__name__)
 class Trainer:
     """Run a trial to its last step.
 
-    Every rank counts the same steps and leaves the loop together; rank 0 logs, evaluates and saves. Evaluation and saving
-    happen at their steps and at the last step as well.
+    Every rank counts the same steps and leaves the loop together; rank 0 logs, evaluates and saves. Evaluation and
+    saving happen at their steps and at the last step as well.
 
     Args:
         trial: what is trained; its step may be above 0.

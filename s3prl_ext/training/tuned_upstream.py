@@ -47,7 +47,10 @@ class TunedUpstream:
     # -- child networks --------------------------------------------------------------------------------------------
 
     def track(self, mask: Mapping[str, Tensor]) -> None:
-        """Remember the entries of a child network as they are in the untouched upstream; a second call changes nothing."""
+        """Remember the entries of a child network as they are in the untouched upstream.
+
+        A second call changes nothing.
+        """
         if self.indices:
             return
         self.indices = {name: indices.cpu() for name, indices in mask.items() if indices.numel()}
@@ -112,9 +115,10 @@ class TunedUpstream:
             self._put(tuned)
         if found != self.base_sha256:
             raise StateChanged(
-                f"weights of the upstream outside the child network or adapter changed in training (hash {found[:12]}, but "
-                f"{self.base_sha256[:12]} before): what would be stored is not the model that was scored. Look for code of "
-                "the task or upstream that writes to them, or use tuning.method: full, which stores the whole upstream."
+                f"weights of the upstream outside the child network or adapter changed in training (hash {found[:12]}, "
+                f"but {self.base_sha256[:12]} before): what would be stored is not the model that was scored. Look for "
+                "code of the task or upstream that writes to them, or use tuning.method: "
+                "full, which stores the whole upstream."
             )
 
     def load(self, delta: Delta, where: str) -> None:

@@ -1,4 +1,4 @@
-"""Flags about the upstream that s3prl would leave out or replace without a word (``-k``, ``-g``, ``-s``, ``-l``), and its errors.
+"""Flags about the upstream that s3prl would drop or replace without a word (``-k``, ``-g``, ``-s``, ``-l``).
 
 s3prl hands ``-k`` and ``-g`` to every upstream, and most of its own do not read them.
 """
@@ -31,7 +31,7 @@ WITHOUT_OPTIONS = ("hf_speech_custom",)  # of ours
 
 
 def check_upstream_flags(args: Namespace) -> None:
-    """Raise UsageError where ``-k`` or ``-g`` is given to an upstream that would not read it, or a needed ``-k`` is missing.
+    """Raise UsageError where an upstream would not read the ``-k`` or ``-g`` given, or a needed ``-k`` is missing.
 
     What the upstreams of extensions read is not known, so they may be given both.
 
@@ -68,8 +68,8 @@ def check_features(offered: Section, args: Namespace) -> None:
         raise UsageError(f"-l {layer} has no effect on -s {name}, which is not a list of layers: drop one of the two.")
     if not -len(features) <= layer < len(features):
         raise UsageError(
-            f"-l {layer} is out of range: -u {args.upstream} returns {len(features)} hidden states, 0 (the input of the "
-            f"first block) to {len(features) - 1}."
+            f"-l {layer} is out of range: -u {args.upstream} returns {len(features)} hidden states, 0 (the input of "
+            f"the first block) to {len(features) - 1}."
         )
 
 
@@ -84,9 +84,9 @@ def check_frame(task: Task, expert: Section, samples: int) -> None:
     window = value_at(expert, task.frame_below) if task.frame_below else None
     if isinstance(window, int) and samples >= window:
         raise UsageError(
-            f"-d {task.downstream} makes a spectrum for each frame of the upstream, one in {samples} samples, which its window "
-            f"of {window} (downstream_expert.{task.frame_below}) does not cover: use an upstream with shorter frames, such as 20 "
-            "ms."
+            f"-d {task.downstream} makes a spectrum for each frame of the upstream, one in {samples} samples, which "
+            f"its window of {window} (downstream_expert.{task.frame_below}) does not cover: use an upstream with "
+            "shorter frames, such as 20 ms."
         )
 
 
@@ -187,8 +187,8 @@ def upstream_problem(args: Namespace, error: Exception) -> ExtError | None:
     name, ckpt = args.upstream, args.upstream_ckpt
     if isinstance(error, OSError) and error.filename is None:
         return DataError(
-            f"the upstream '{name}' could not be downloaded or read ({' '.join(str(error).split())[:160]} ...); check the "
-            "network, or give a local model: -u hubert_local -k FILE, -u hf_hubert_custom -k FOLDER and the like."
+            f"the upstream '{name}' could not be downloaded or read ({' '.join(str(error).split())[:160]} ...); check "
+            "the network, or give a local model: -u hubert_local -k FILE, -u hf_hubert_custom -k FOLDER and the like."
         )
     if isinstance(error, (ValueError, pickle.UnpicklingError)):
         return _not_converted(name, ckpt, error) or _does_not_load(name, ckpt, error)
@@ -220,8 +220,8 @@ def first_features(args: Namespace) -> Iterator[None]:
             raise
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160] or 'no message'}"
         raise DataError(
-            f"-u {args.upstream} with -k {args.upstream_ckpt} fails at one second of audio ({reason}): the model's settings "
-            "do not fit each other, get its config.json again."
+            f"-u {args.upstream} with -k {args.upstream_ckpt} fails at one second of audio ({reason}): the model's "
+            "settings do not fit each other, get its config.json again."
         ) from error
 
 
@@ -233,7 +233,7 @@ def _not_converted(name: str, ckpt: str | None, error: Exception) -> DataError |
     family = re.sub(r"_(local|custom|url)$", "", name)
     return DataError(
         f"-k {ckpt} is not a converted checkpoint for -u {name}: it "
-        f"{f'lacks {lacks[1]}' if lacks else 'contains pickled objects of another library'}: convert one of fairseq with "
-        f"`python -m s3prl.upstream.{family}.convert` (needs fairseq), or load the model's transformers folder with "
-        "-u hf_hubert_custom or -u hf_wav2vec2_custom."
+        f"{f'lacks {lacks[1]}' if lacks else 'contains pickled objects of another library'}: convert one of fairseq "
+        f"with `python -m s3prl.upstream.{family}.convert` (needs fairseq), or load the model's transformers folder "
+        "with -u hf_hubert_custom or -u hf_wav2vec2_custom."
     )

@@ -26,8 +26,8 @@ def parser() -> argparse.ArgumentParser:
         "--format",
         choices=("model", "peft", "task_vector"),
         default="model",
-        help="model: the whole tuned model (default); peft: the LoRA as peft reads it; task_vector: the changes of a child "
-        "network",
+        help="model: the whole tuned model (default); peft: the LoRA as peft reads it; task_vector: the changes of a "
+        "child network",
     )
     parser.add_argument("--dry-run", action="store_true", help="check everything, show it, and write nothing")
     return parser

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from s3prl_ext.prediction.formats import FORMATS
 
-EPILOG = """Recordings of any sample rate and channel count: they are resampled to 16 kHz and their channels averaged. A file that
-cannot be used is named, the others go on, and the exit status is 1. Long recordings are cut: at pauses for transcripts,
-into equal windows whose probabilities are averaged for labels, into overlapping windows for speaker turns and audio.
+EPILOG = """Recordings of any sample rate and channel count: they are resampled to 16 kHz and their channels averaged.
+A file that cannot be used is named, the others go on, and the exit status is 1. Long recordings are cut:
+at pauses for transcripts, into equal windows whose probabilities are averaged for labels, into overlapping windows
+for speaker turns and audio.
 
 examples:
   s3prl-ext predict exp/ks clip.wav recordings/ --format csv --out keywords.csv
@@ -27,8 +28,8 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "model", type=Path,
-        help="folder of a run, checkpoint, delta.safetensors, or folder of s3prl-ext export; of query by example, which has "
-        "nothing to train, folder of an evaluation, or its result-SPLIT.json",
+        help="folder of a run, checkpoint, delta.safetensors, or folder of s3prl-ext export; of query by example, "
+        "which has nothing to train, folder of an evaluation, or its result-SPLIT.json",
     )  # fmt: skip
     parser.add_argument("audio", nargs="+", type=Path, help="audio files, and folders whose audio files are taken")
     parser.add_argument("--format", choices=FORMATS, help="default: by the suffix of --out, else text")

@@ -11,8 +11,8 @@ from s3prl_ext.studies.engines import ENGINES, count_of_jobs
 from s3prl_ext.sweeps.grid import PRESETS
 from s3prl_ext.sweeps.parts import parse_part
 
-EXAMPLE = """--grid takes a YAML file with the keys lambda, layers, noise, draws, by, top_k and arms (named settings), or one of
-{presets}. Flags win over it. Ctrl-C keeps what is done; rerun the same command to resume.
+EXAMPLE = """--grid takes a YAML file with the keys lambda, layers, noise, draws, by, top_k and arms (named
+settings), or one of {presets}. Flags win over it. Ctrl-C keeps what is done; rerun the same command to resume.
 
 example (a model's own head transcribes; nothing is trained):
   s3prl-ext sweep -u mam_hubert_large_ls960_bert_large -d ljspeech --lambda 0,0.05,0.1,0.15,0.2,0.25 \\
@@ -25,7 +25,8 @@ def parser() -> argparse.ArgumentParser:
     """Return the parser of the command's flags."""
     parser = argparse.ArgumentParser(
         prog="s3prl-ext sweep",
-        description="Score many merges of one pair of models in one process: lambda is chosen on dev, reported on test.",
+        description="Score many merges of one pair of models in one process: lambda is chosen on dev, reported on "
+        "test.",
         epilog=EXAMPLE.replace("{presets}", ", ".join(PRESETS)),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -191,7 +191,10 @@ class DownstreamExpert(nn.Module):
     def log_records(
         self, split: str, records: dict[str, list], logger: Any, global_step: int, **kwargs: Any
     ) -> list[str]:
-        """Log accuracy, error (%) with its 95 % interval, and loss; return ``dev-best.ckpt`` where dev is at its best."""
+        """Log accuracy, error (%) with its 95 % interval, and loss.
+
+        Return ``dev-best.ckpt`` where dev is at its best.
+        """
         if self.training_features is not None and split != "train":
             self._score_fitted(split, records)
         right = [float(a == b) for a, b in zip(records["prediction"], records["target"])]

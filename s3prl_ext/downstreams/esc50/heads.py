@@ -185,8 +185,9 @@ def take_head(path: Path, head: nn.Linear, digest: Tensor, now: Namespace) -> di
         raise DataError(f"{path} contains no linear head of -d esc50: train one with -c esc50/mam.")
     if not torch.equal(downstream["split_digest"], digest):
         raise DataError(
-            f"the head in {path} was trained on another split (fold {(ckpt.config or {})['downstream_expert'].get('fold')}"
-            " or other clips): its training clips may be among the present test clips; use one head per fold."
+            f"the head in {path} was trained on another split (fold "
+            f"{(ckpt.config or {})['downstream_expert'].get('fold')} or other clips): its training clips may be among "
+            "the present test clips; use one head per fold."
         )
     before, present = (
         (spec.upstream_feature_selection, spec.upstream_layer_selection) for spec in (made, RunSpec.of(now))

@@ -1,4 +1,7 @@
-"""Speech recognition on LibriSpeech with a model's own head: ``-d librispeech_zeroshot``; s3prl's ``asr`` trains one."""
+"""Speech recognition on LibriSpeech with a model's own head: ``-d librispeech_zeroshot``.
+
+The task ``asr`` of s3prl trains one.
+"""
 
 from __future__ import annotations
 

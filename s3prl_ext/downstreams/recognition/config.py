@@ -53,8 +53,8 @@ class DataConfig:
 
     Attributes:
         path: folder of the corpus.
-        split: the corpus's own rule (``chapter``, ``speaker``, ``part``), ``hash``, a JSON file with the lists, or for each
-            split the list of its chapters, speakers or parts.
+        split: the corpus's own rule (``chapter``, ``speaker``, ``part``), ``hash``, a JSON file with the lists, or for
+            each split the list of its chapters, speakers or parts.
         text_rule: what of a transcript counts, see :mod:`s3prl_ext.evaluation.text_rules`.
         on_missing: ``error`` or ``skip``, for a transcript without audio and the reverse.
         num_workers: processes that read audio.
@@ -79,8 +79,8 @@ class HeadConfig:
             new CTC head on the characters of the text rule.
         ckpt: ``target``: folder or hub id of that model; None takes the target of the upstream (``-u``).
         recurrent: of a ``fresh`` head: width of a bidirectional LSTM below the output layer, 0 for none.
-        window: of a Whisper: seconds to which clips are padded with silence, ``30`` as in its training; longer clips to a
-            multiple of 30 s; ``clip``: they stay as they are.
+        window: of a Whisper: seconds to which clips are padded with silence, ``30`` as in its training; longer clips to
+            a multiple of 30 s; ``clip``: they stay as they are.
         language: of a multilingual Whisper: code of the language that is spoken, such as ``en``.
         task: of a multilingual Whisper: ``transcribe``, or ``translate`` into English.
         beams: of a Whisper: hypotheses of the beam search, 1 for greedy decoding.

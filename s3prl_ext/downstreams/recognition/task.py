@@ -1,4 +1,7 @@
-"""The expert behind ``-d ljspeech``, ``vctk`` and ``librispeech_zeroshot``: transcripts, word and character error rates."""
+"""The expert behind ``-d ljspeech``, ``vctk`` and ``librispeech_zeroshot``.
+
+Transcripts, word and character error rates.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +47,8 @@ class RecognitionTask(nn.Module):
     """A speech recognition task with s3prl's expert interface.
 
     With ``head.init: target`` it transcribes without any training: the head and vocabulary are those of the upstream's
-    target, transcripts of the unmerged target are the ones of transformers' CTC classes. A checkpoint's head replaces it.
+    target, transcripts of the unmerged target are the ones of transformers' CTC classes. A checkpoint's head replaces
+    it.
 
     Args:
         upstream_dim: width of the features.
@@ -163,7 +167,9 @@ class RecognitionTask(nn.Module):
     def log_records(
         self, split: str, records: dict[str, list], logger: Any, global_step: int, **kwargs: Any
     ) -> list[str]:
-        """Log loss, ``wer`` and ``cer`` (per cent), special tokens dropped; write the transcripts of an evaluated split.
+        """Log loss, ``wer`` and ``cer`` (per cent), special tokens dropped.
+
+        Write the transcripts of an evaluated split.
 
         Returns:
             ``["dev-best.ckpt"]`` where this is the lowest WER on dev so far.

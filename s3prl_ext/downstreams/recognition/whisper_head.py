@@ -200,8 +200,8 @@ class WhisperRecognizer:
         most = self.head.whisper.config.max_target_positions - len(self.prefix)
         if self.config.max_tokens is not None and self.config.max_tokens > most:
             raise UsageError(
-                f"downstream_expert.head.max_tokens is {self.config.max_tokens}, but this model writes at most {most} tokens "
-                f"after the {len(self.prefix)} that start a text."
+                f"downstream_expert.head.max_tokens is {self.config.max_tokens}, but this model writes at most {most} "
+                f"tokens after the {len(self.prefix)} that start a text."
             )
 
     def _prefix(self) -> list[int]:
@@ -254,8 +254,8 @@ def read_whisper(folder: Path, width: int, config: HeadConfig) -> WhisperRecogni
     head = WhisperHead(folder)
     if head.whisper.config.d_model != width:
         raise DataError(
-            f"the decoder of {folder} reads states of width {head.whisper.config.d_model}, but the upstream gives {width}; "
-            "use the decoder of the upstream's own target."
+            f"the decoder of {folder} reads states of width {head.whisper.config.d_model}, but the upstream gives "
+            f"{width}; use the decoder of the upstream's own target."
         )
     return WhisperRecognizer(head, folder, config)
 
@@ -295,7 +295,8 @@ def _options(settings: Any, config: HeadConfig, folder: Path) -> dict[str, Any]:
     if not multilingual:
         if (config.language, config.task) != ("en", "transcribe"):
             raise UsageError(
-                f"{folder} is a Whisper for English alone: downstream_expert.head.language must be en and task transcribe."
+                f"{folder} is a Whisper for English alone: downstream_expert.head.language must be en and task "
+                "transcribe."
             )
         return options
     known = {name.strip("<|>"): name for name in settings.lang_to_id}

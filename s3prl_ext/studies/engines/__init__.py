@@ -56,7 +56,10 @@ def shown(job: Process) -> str:
 
 
 def _quoted(word: str) -> str:
-    """Return a word quoted for a shell; in double quotes where it has single ones and nothing that the shell replaces."""
+    """Return a word quoted for a shell.
+
+    In double quotes where it has single ones and nothing that the shell replaces.
+    """
     return f'"{word}"' if "'" in word and not set(word) & set('"$`\\!') else shlex.quote(word)
 
 

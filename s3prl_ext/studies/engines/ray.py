@@ -28,7 +28,8 @@ class RayEngine:
         retries: how often Ray starts a job again whose worker or node was lost.
 
     Raises:
-        UsageError: Ray is not installed, no cluster answers at the address, or a job asks for more than the cluster has.
+        UsageError: Ray is not installed, no cluster answers at the address, or a job asks for more than the cluster
+            has.
     """
 
     queues = True
@@ -84,8 +85,8 @@ class RayEngine:
         except self.ray.exceptions.LocalRayletDiedError as error:
             self.running.clear()
             raise DataError(
-                "the Ray node of this machine has ended (killed, or out of memory), and its jobs with it: give the same command "
-                "again to go on."
+                "the Ray node of this machine has ended (killed, or out of memory), and its jobs with it: give the "
+                "same command again to go on."
             ) from error
         except self.ray.exceptions.RayError as error:  # Ray has tried it again already
             why = " ".join(str(error).split())[:160]

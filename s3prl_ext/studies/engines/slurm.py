@@ -28,7 +28,7 @@ class Command:
     cpus: int
 
     def __call__(self) -> int:
-        """Run the command; returns its exit status. A signal of the scheduler is handed on, so that its step is saved."""
+        """Run the command and return its exit status; a signal of the scheduler is handed on, so that it saves."""
         with open(self.log, "ab") as out:
             process = begin(self.argv, out, self.cpus, self.folder)
         signal.signal(signal.SIGTERM, lambda *_: process.terminate())

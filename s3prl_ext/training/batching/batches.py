@@ -157,7 +157,10 @@ def _exists(process: int | None) -> bool:
 
 
 def end_with_parent(loader: Any) -> Any:
-    """Let the workers of a DataLoader end with this process; return the loader. Another kind of loader is left as it is."""
+    """Let the workers of a DataLoader end with this process.
+
+    Return the loader. Another kind of loader is left as it is.
+    """
     if getattr(loader, "num_workers", 0) and not isinstance(getattr(loader, "worker_init_fn", None), EndWithParent):
         loader.worker_init_fn = EndWithParent(getattr(loader, "worker_init_fn", None))
     return loader

@@ -1,4 +1,7 @@
-"""What a run's corpus and its division were, as hashes: names and sizes of the files that its task reads, and its lists."""
+"""What a run's corpus and its division were, as hashes.
+
+Names and sizes of the files that its task reads, and its lists.
+"""
 
 from __future__ import annotations
 
@@ -42,9 +45,9 @@ class Corpus:
     def hash(self) -> CorpusHash | None:
         """The SHA-256 over the sorted relative names and sizes of the files that the task reads.
 
-        The bytes of the files are not read, so that a corpus of 100,000 files takes less than a second. Hidden files and
-        tables of absolute paths are left out: the place of the corpus has no influence. None for an unknown task, or where
-        nothing is there.
+        The bytes of the files are not read, so that a corpus of 100,000 files takes less than a second. Hidden files
+        and tables of absolute paths are left out: the place of the corpus has no influence. None for an unknown task,
+        or where nothing is there.
         """
         return self._hashes[0]
 
@@ -52,8 +55,8 @@ class Corpus:
     def splits_sha256(self) -> str | None:
         """The SHA-256 of what divides the corpus, as the task's record says: lists, or else the names of its files.
 
-        Lists in the task file count, such as the speakers of SF and the folders of LibriSpeech; the place of the corpus does
-        not. None for other tasks, or where nothing is there.
+        Lists in the task file count, such as the speakers of SF and the folders of LibriSpeech; the place of the corpus
+        does not. None for other tasks, or where nothing is there.
         """
         return self._hashes[1]
 

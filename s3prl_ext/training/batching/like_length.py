@@ -18,8 +18,8 @@ logger = logging.getLogger(__name__)
 class LikeLength:
     """Iterate over a DataLoader once, with the clips of every few batches exchanged among them by length.
 
-    Which clips come, and how many a batch holds, is the loader's; the order of the new batches is drawn. A batch that is
-    not made of one entry per clip, as of ASR, PR and SF, whose batches are of like length already, is left as it is.
+    Which clips come, and how many a batch holds, is the loader's; the order of the new batches is drawn. A batch that
+    is not made of one entry per clip, as of ASR, PR and SF, whose batches are of like length already, is left as it is.
 
     Args:
         loader: of the training split.

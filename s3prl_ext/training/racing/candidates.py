@@ -102,8 +102,8 @@ def check_alike(candidates: Sequence[Candidate], tunings: Sequence[TuningConfig]
     if len(weighted) > 1 and not features_given:
         names = ", ".join(candidate.name for candidate in candidates)
         raise UsageError(
-            f"the candidates {names} read different features (last hidden state, weighted sum): choose one for all with "
-            "-s hidden_states or -s last_hidden_state."
+            f"the candidates {names} read different features (last hidden state, weighted sum): choose one for all "
+            "with -s hidden_states or -s last_hidden_state."
         )
 
 

@@ -4,9 +4,9 @@ Two rules, both without a clock or a scheduler, so that a race has the same outc
 
 - one comparison (AD-TUNING, section 2.3 and Algorithm 1): train n candidates for k = max(1, round(r T)) steps, continue
   the c best to T: n k + c (T - k) steps in all;
-- successive halving (Jamieson & Talwalkar 2016; with η the inner loop of Hyperband, Li et al. 2017, Algorithm 1, which rounds
-  down): at the rungs r_1 < ... < r_m < T compare the n_j candidates that are left, and continue the n_{j+1} = ceil(n_j / η) best:
-  Σ n_j (r_j - r_{j-1}) + n_{m+1} (T - r_m) steps in all, with r_0 = 0.
+- successive halving (Jamieson & Talwalkar 2016; with η the inner loop of Hyperband, Li et al. 2017, Algorithm 1, which
+  rounds down): at the rungs r_1 < ... < r_m < T compare the n_j candidates that are left, and continue the n_{j+1} =
+  ceil(n_j / η) best: Σ n_j (r_j - r_{j-1}) + n_{m+1} (T - r_m) steps in all, with r_0 = 0.
 """
 
 from __future__ import annotations
@@ -66,7 +66,8 @@ class EarlyStopConfig:
         split: where it is measured; None = the first of ``runner.eval_dataloaders``.
         evaluations: a candidate's score is the mean of this many evaluations, evenly spaced up to the comparison.
         patience: compare again every k steps until the same candidates have led for this many consecutive comparisons.
-        rungs: steps of the comparisons of successive halving, in place of `ratio`, `keep`, `evaluations` and `patience`.
+        rungs: steps of the comparisons of successive halving, in place of `ratio`, `keep`, `evaluations` and
+            `patience`.
         eta: η, of n candidates that are compared at a rung ceil(n / η) continue.
     """
 
@@ -97,8 +98,8 @@ class EarlyStopConfig:
         one, several = ([key for key in keys if given.get(key) is not None] for keys in (OF_ONE_COMPARISON, OF_RUNGS))
         if one and several:
             problems.append(
-                f"{where} has {' and '.join(one)}, of one comparison, next to {' and '.join(several)}, of successive halving: "
-                "keep one of the two."
+                f"{where} has {' and '.join(one)}, of one comparison, next to {' and '.join(several)}, of successive "
+                "halving: keep one of the two."
             )
         elif several == ["eta"]:
             problems.append(f"{where}.eta belongs to successive halving: add {where}.rungs, such as [1000, 3000].")
@@ -138,7 +139,8 @@ class EarlyStopConfig:
         """Raise UsageError where a rung is not below the end of the run."""
         if self.rungs and self.rungs[-1] >= total_steps:
             raise UsageError(
-                f"{where}.rungs ends with {self.rungs[-1]}, but a run has {total_steps} steps: rungs must be below its end."
+                f"{where}.rungs ends with {self.rungs[-1]}, but a run has {total_steps} steps: "
+                "rungs must be below its end."
             )
 
     def without_effect(self, candidates: int) -> list[int]:
@@ -207,7 +209,8 @@ class EarlyStopConfig:
     def budget(self, candidates: int, total_steps: int) -> int:
         """Return the optimizer steps of all candidates together.
 
-        With `patience` p the comparison is the p-th at the earliest, so that k stands for p k and this is the least number.
+        With `patience` p the comparison is the p-th at the earliest, so that k stands for p k and this is the least
+        number.
         """
         if self.rungs:
             spans = zip(self._sizes(candidates), (0, *self.rungs), (*self.rungs, total_steps), strict=True)
@@ -233,8 +236,8 @@ def winner_of(comparisons: Comparisons, judge: Callable[[Comparison], list[int] 
 
     Args:
         comparisons: of a race.
-        judge: returns the numbers of those that go on, the best first, or None where scores are still missing: the race is
-            then left there, and None returned.
+        judge: returns the numbers of those that go on, the best first, or None where scores are still missing: the race
+            is then left there, and None returned.
     """
     try:
         comparison = next(comparisons)
@@ -250,8 +253,8 @@ def best_of(
 ) -> list[int]:
     """Return the places of the `keep` best scores, best first.
 
-    NaN, of a candidate that diverged, never wins; of equal scores the smaller density wins where densities are given, then the
-    first.
+    NaN, of a candidate that diverged, never wins; of equal scores the smaller density wins where densities are given,
+    then the first.
 
     Raises:
         DataError: every score is NaN.

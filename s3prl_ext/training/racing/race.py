@@ -1,4 +1,6 @@
-"""A race: train every candidate a while, compare, continue the best; :mod:`s3prl_ext.training.racing.early_stop` says how far.
+"""A race: train every candidate a while, compare, continue the best.
+
+:mod:`s3prl_ext.training.racing.early_stop` says how far.
 
 Candidates run one after another on the same model. Each is an ordinary resumable run in a folder of its own below
 ``race/``; what a candidate needs while another one runs is its checkpoint there, so only one model, one optimizer and
@@ -47,7 +49,8 @@ def judged_by(wanted: str | None, task: str, reported: Sequence[str]) -> str:
         return name
     known = ", ".join(name for name in reported if name in METRICS) or "none that is known"
     raise UsageError(
-        f"the task {task} does not report {' or '.join(options)} on this split; set early_stop.metric to one of: {known}."
+        f"the task {task} does not report {' or '.join(options)} on this split; "
+        f"set early_stop.metric to one of: {known}."
     )
 
 

@@ -60,7 +60,8 @@ class Scores(NamedTuple):
         metrics: by name.
         save_names: checkpoint names under which the task wants this model saved.
         intervals: 95 % interval of each metric whose utterances are known.
-        items: how many utterances were scored; of diarization recordings, or chunks where these are not handed out whole.
+        items: how many utterances were scored; of diarization recordings, or chunks where these are not handed out
+            whole.
     """
 
     metrics: dict[str, float]
@@ -122,9 +123,9 @@ def evaluate(
         for name, value in best_scores.items():
             setattr(models.downstream, name, value)
         logger.warning(
-            "split '%s': the features or the loss of %d of %d batches are not numbers (NaN or infinity; the first holds "
-            "%s): the model has diverged, or the audio holds such samples. Its scores mean nothing: they are recorded as "
-            "missing, and this model is not kept as the best.", split, len(bad), batches, bad[0],
+            "split '%s': the features or the loss of %d of %d batches are not numbers (NaN or infinity; the first "
+            "holds %s): the model has diverged, or the audio holds such samples. Its scores mean nothing: they are "
+            "recorded as missing, and this model is not kept as the best.", split, len(bad), batches, bad[0],
         )  # fmt: skip
         return Scores(dict.fromkeys(metric_logger.values, math.nan), [], {}, items)
     values, names = metric_logger.values, save_names if isinstance(save_names, list) else []
@@ -202,9 +203,9 @@ def _score(
             if not is_out_of_memory(error):
                 raise
             raise DataError(
-                f"batch {batch_id} of split '{split}' ({len(wavs)} clips of up to {max(map(len, wavs)) / SAMPLE_RATE:.0f} "
-                "s) does not fit into the device's memory: lower the task's evaluation batch size in downstream_expert, "
-                "or use --device cpu."
+                f"batch {batch_id} of split '{split}' ({len(wavs)} clips of up to "
+                f"{max(map(len, wavs)) / SAMPLE_RATE:.0f} s) does not fit into the device's memory: lower the task's "
+                "evaluation batch size in downstream_expert, or use --device cpu."
             ) from error
         if not models.finite:
             bad.append(", ".join(clip_names(others)[:3]) or f"batch {batch_id}")

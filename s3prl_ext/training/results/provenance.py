@@ -37,7 +37,10 @@ def _version(package: str) -> str | None:
 
 
 def commit(folder: Path = PACKAGE_DIR.parent) -> str | None:
-    """Return the git commit of the plug-in, with ``-dirty`` after it where files were changed; None outside a checkout."""
+    """Return the git commit of the plug-in, with ``-dirty`` after it where files were changed.
+
+    None outside a checkout.
+    """
     if not (folder / ".git").exists():
         return None
     command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]

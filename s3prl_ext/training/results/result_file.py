@@ -51,7 +51,8 @@ def write(
         seconds: wall time of the training or evaluation.
         trainable: number of trainable weights of upstream, featurizer and downstream.
         merge: record of a merged upstream.
-        seconds_per_step: wall time of an optimizer step, with what is scored and saved on the way; None without training.
+        seconds_per_step: wall time of an optimizer step, with what is scored and saved on the way; None without
+            training.
         intervals: 95 % interval by split and metric; None where they were not computed.
         items: how many utterances were scored, by split.
         corpus: of the run, whose files may have been listed already.
@@ -81,7 +82,7 @@ def write(
 
 
 def write_stop(folder: RunFolder, step: int, scores: Mapping[str, Mapping[str, float]], seconds: float) -> None:
-    """Write the metrics by split of a run that stops on the way (``args.until``), and its wall time, to ``at-STEP.json``."""
+    """Write metrics by split and wall time of a run that stops on the way (``args.until``) to ``at-STEP.json``."""
     metrics = {split: dict(row) for split, row in scores.items()}
     write_json(folder.stop(step), {"step": step, "seconds": round(seconds, 3), "metrics": metrics})
     _failed(folder.result()).unlink(missing_ok=True)  # of an earlier attempt
@@ -100,10 +101,11 @@ def step_of(folder: RunFolder) -> int | None:
 def failures_recorded(
     args: Namespace, config: Record, split: str = "", active: bool = True, corpus: Corpus | None = None
 ) -> Iterator[None]:
-    """Write ``result-failed.json`` (``result-SPLIT-failed.json``) where the body ends with an error, which is raised again.
+    """Write ``result-failed.json`` (``result-SPLIT-failed.json``) where the body raises an error.
 
     A wrong flag and an interrupt do not count as failures, nor does a file that is missing or refused before there is a
-    checkpoint: such an experiment leaves nothing behind. Of a run whose gradients were not finite, ``diverged`` is true.
+    checkpoint: such an experiment leaves nothing behind. Of a run whose gradients were not finite, ``diverged`` is
+        true.
 
     Args:
         args, config, corpus: as for :func:`write`.
@@ -172,7 +174,7 @@ def _lists(intervals: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
 
 
 def splits_sha256(args: Namespace, corpus: Corpus) -> str | None:
-    """Return the hash of the split lists that a task wrote into the run's folder, or of what divides s3prl's corpora."""
+    """Return the hash of the split lists in the run's folder, or of what divides s3prl's corpora."""
     try:
         return parse_json(RunFolder(args.expdir).splits.read_text(encoding="utf-8")).get("sha256")
     except (OSError, ValueError, AttributeError):

@@ -1,8 +1,8 @@
 """Scores of weights that several runs share: one pass for all that would compute the same, ``--fisher_scores FOLDER``.
 
-A file is called by the hash of everything that the scores depend on (:mod:`s3prl_ext.training.selection.pass_facts`), and holds
-all of it. A run that finds the file takes the scores from it, bitwise those of its own pass; one that meets another
-run making it waits. What is damaged, or was made of anything else, is not taken.
+A file is called by the hash of everything that the scores depend on (:mod:`s3prl_ext.training.selection.pass_facts`),
+and holds all of it. A run that finds the file takes the scores from it, bitwise those of its own pass; one that meets
+another run making it waits. What is damaged, or was made of anything else, is not taken.
 """
 
 from __future__ import annotations

@@ -22,8 +22,8 @@ SPECIAL = 2  # tokens before the patches: class and distillation
 class AstModel(TransformersSpeechModel):
     """An AST: a state is the mean over the patches of one time step, 100 ms in the released models.
 
-    Every window is padded with silence to its full length, as in the model's training, and the states of the padding are
-    dropped, so a clip gives the same states alone and in a batch. A clip above the window is read in pieces.
+    Every window is padded with silence to its full length, as in the model's training, and the states of the padding
+    are dropped, so a clip gives the same states alone and in a batch. A clip above the window is read in pieces.
 
     Args:
         folder: as for :class:`TransformersSpeechModel`.
@@ -44,8 +44,8 @@ class AstModel(TransformersSpeechModel):
             made, read = getattr(self.extracter, key), getattr(config, key)
             if made != read:
                 raise DataError(
-                    f"the preprocessor_config.json of {folder} says {key}: {made}, but its config.json {read}: take both "
-                    "files from the same model."
+                    f"the preprocessor_config.json of {folder} says {key}: {made}, but its config.json {read}: take "
+                    "both files from the same model."
                 )
         self.steps = (config.max_length - config.patch_size) // config.time_stride + 1
 

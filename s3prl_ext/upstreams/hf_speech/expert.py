@@ -79,7 +79,10 @@ class TransformersSpeechModel(torch.nn.Module):
         return {"hidden_states": output.hidden_states, "last_hidden_state": output.last_hidden_state}
 
     def prepare(self, wavs: Sequence[Tensor]) -> Any:
-        """Return the model's input for a batch: the waveforms, normalised as the folder says, and the mask of padding."""
+        """Return the model's input for a batch.
+
+        The waveforms, normalised as the folder says, and the mask of padding.
+        """
         inputs = self.extracter(
             [as_array(wav) for wav in wavs],
             return_tensors="pt",

@@ -12,8 +12,8 @@ from s3prl_ext.errors import UsageError
 def hf_speech_custom(ckpt: str | None = None, **kwargs: Any) -> torch.nn.Module:
     """Build an unmerged speech model from its transformers folder or hub id.
 
-    It takes every family of :data:`s3prl_ext.transformers_models.MODEL_TYPES`. Other than s3prl's ``hf_hubert_custom`` it
-    returns ``last_hidden_state``, after the model's final norm, which a CTC head of the same folder reads.
+    It takes every family of :data:`s3prl_ext.transformers_models.MODEL_TYPES`. Other than s3prl's ``hf_hubert_custom``
+    it returns ``last_hidden_state``, after the model's final norm, which a CTC head of the same folder reads.
 
     Args:
         ckpt: ``-k``: the folder or hub id.

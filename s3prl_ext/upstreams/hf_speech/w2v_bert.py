@@ -36,8 +36,8 @@ class W2vBertModel(TransformersSpeechModel):
         made, read = self.extracter.num_mel_bins * self.extracter.stride, self.model.config.feature_projection_input_dim
         if made != read:
             raise DataError(
-                f"the preprocessor_config.json of {folder} makes {made} values per frame (num_mel_bins x stride), but its "
-                f"model reads {read}: take both files from the same model."
+                f"the preprocessor_config.json of {folder} makes {made} values per frame (num_mel_bins x stride), but "
+                f"its model reads {read}: take both files from the same model."
             )
 
     def get_downsample_rates(self, key: str | None = None) -> int:
@@ -45,7 +45,10 @@ class W2vBertModel(TransformersSpeechModel):
         return HOP * int(self.extracter.stride)
 
     def prepare(self, wavs: Sequence[Tensor]) -> Any:
-        """Return the normalised spectrograms and the mask of padding; a clip below two frames is followed by silence."""
+        """Return the normalised spectrograms and the mask of padding.
+
+        A clip below two frames is followed by silence.
+        """
         least = FRAME + HOP  # the variance of a mel band needs two frames
         arrays = [as_array(wav, least) for wav in wavs]
         return self.extracter(arrays, return_tensors="pt", padding=True, sampling_rate=SAMPLE_RATE).to(wavs[0].device)

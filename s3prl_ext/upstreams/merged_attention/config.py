@@ -3,8 +3,8 @@
 See :mod:`s3prl_ext.overrides` for the syntax. For a shipped configuration (``-u mam_...``) the file is left out:
 ``-g "lambda=0.2"`` or ``-g ",,lambda=0.2"``.
 
-Variables are those of task files: ``${NAME}``, ``${NAME:-default}``, ``${S3PRL_PACKAGE}``. Relative paths count from the
-working folder, as there.
+Variables are those of task files: ``${NAME}``, ``${NAME:-default}``, ``${S3PRL_PACKAGE}``. Relative paths count from
+the working folder, as there.
 """
 
 from __future__ import annotations
@@ -83,7 +83,8 @@ def read_raw(
         model_config, ckpt, preset: as for :func:`read_config`.
 
     Raises:
-        UsageError: no file is named, an override does not fit it, or a path is relative to another folder than was meant.
+        UsageError: no file is named, an override does not fit it, or a path is relative to another folder than was
+            meant.
     """
     file, overrides = split_options(model_config)
     if preset is not None and file is not None:
@@ -109,14 +110,14 @@ def read_raw(
 
 
 def _check_folder(raw: dict[str, Any], path: Path) -> None:
-    """Raise UsageError where a path of a file is meant from the file's folder, but not there from the working folder."""
+    """Raise UsageError where a path is meant from the file's folder, but is not there from the working folder."""
     problems = []
     for place, value in _paths(raw):
         neighbour = path.parent / value
         if not Path(value).expanduser().exists() and neighbour.exists():
             problems.append(
-                f"{path}: {place} {value} is not in the working folder, from which paths count; the one next to the file "
-                f"is {neighbour}: write that, or run from {path.parent.resolve()}."
+                f"{path}: {place} {value} is not in the working folder, from which paths count; the one next to the "
+                f"file is {neighbour}: write that, or run from {path.parent.resolve()}."
             )
     if problems:
         raise UsageError("\n".join(problems))

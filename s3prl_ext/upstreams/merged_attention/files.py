@@ -55,8 +55,8 @@ def _path_given_to(module: Any, builder: str, entry: Any, ckpt: str | None, upst
     except (OSError, AssertionError, TypeError) as error:
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise DataError(
-            f"the checkpoint of {upstream} could not be downloaded ({reason}): check the network, or give a local file, "
-            "as target: {upstream: hubert_local, ckpt: FILE} and the like."
+            f"the checkpoint of {upstream} could not be downloaded ({reason}): check the network, or give a local "
+            "file, as target: {upstream: hubert_local, ckpt: FILE} and the like."
         ) from error
     finally:
         setattr(module, builder, original)

@@ -33,7 +33,10 @@ def learnable_slots(config: MergeConfig, layers: int) -> list[Slot]:
 
 
 def describe_learnable(config: MergeConfig, layers: int) -> dict[str, Any] | None:
-    """Return what a checkpoint must share with the model it is loaded into, as plain values; None where lambda is fixed."""
+    """Return what a checkpoint must share with the model it is loaded into, as plain values.
+
+    None where lambda is fixed.
+    """
     if config.learnable is None:
         return None
     slots = learnable_slots(config, layers)

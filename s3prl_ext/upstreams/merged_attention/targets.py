@@ -80,8 +80,8 @@ def decoder_folder(target: TargetConfig) -> Path:
     kind = target.upstream if folder is None else model_config(folder).get("model_type")
     if folder is None or kind != WHISPER:
         raise UsageError(
-            f"target.prefix: decoder belongs to a Whisper, but the target {model or target.upstream} is of type {kind!r}: "
-            "leave target.prefix out."
+            f"target.prefix: decoder belongs to a Whisper, but the target {model or target.upstream} is of type "
+            f"{kind!r}: leave target.prefix out."
         )
     return folder
 

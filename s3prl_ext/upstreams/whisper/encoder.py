@@ -164,8 +164,8 @@ def check_folder(folder: Path) -> None:
     kind = model_config(folder).get("model_type")
     if kind != MODEL_TYPE:
         raise UsageError(
-            f"{folder} holds a model of type {kind!r}, not whisper: for HuBERT, wav2vec 2.0 and other speech models use "
-            "-u hf_speech_custom."
+            f"{folder} holds a model of type {kind!r}, not whisper: for HuBERT, wav2vec 2.0 and other speech models "
+            "use -u hf_speech_custom."
         )
 
 

@@ -20,8 +20,8 @@ def whisper_custom(
 
     Args:
         ckpt: ``-k``: the folder or hub id.
-        model_config: ``-g``: ``window=clip`` (default): each clip at its own length; ``window=30``: padded to the 30 s of
-            the model's training.
+        model_config: ``-g``: ``window=clip`` (default): each clip at its own length; ``window=30``: padded to the 30 s
+            of the model's training.
         refresh: without effect; the hub client looks for a newer version by itself.
 
     Raises:

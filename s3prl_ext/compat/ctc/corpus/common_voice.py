@@ -49,7 +49,8 @@ def read_table(table: Path) -> list[tuple[str, str]]:
     """Return path and sentence of each line of a table."""
     if not table.is_file():
         raise DataError(
-            f"no such table: {table}; s3prl's downstream/ctc/corpus/common_voice_preprocess.py writes it: set COMMON_VOICE."
+            f"no such table: {table}; s3prl's downstream/ctc/corpus/common_voice_preprocess.py writes it: "
+            "set COMMON_VOICE."
         )
     first, *lines = read_lines(table) or [""]
     if tuple(first.split("\t")[:2]) != HEAD:
