@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from s3prl_ext.models.hashing import state_sha256
 from s3prl_ext.run_folder import DELTA_FILE, MERGED_TASKS_FILE
 from s3prl_ext.settings import as_number
 from s3prl_ext.tables import columns
+from s3prl_ext.training.selection.shared_scores import Scores, scores_of_task
 from s3prl_ext.writing import write_json, written_folder
 
 logger = logging.getLogger(__name__)
@@ -41,14 +42,19 @@ def main(args: argparse.Namespace) -> int:
     if args.out is not None:
         check_new(args.out, "--out")
     method = _method(args)
+    _check_scores(args, method)
     weights = _weights(args.lambdas, len(args.deltas))
+    if method.name == "fisher" and min(weights) < 0:
+        raise UsageError(
+            f"--lambda of fisher is the weight of a task in a mean and must not be negative, got {args.lambdas}."
+        )
     plugin.install()
     tasks = [TrainedTask.read(path) for path in args.deltas]
     for task in tasks:
         task.check_head()
     moved = [task.tuned_from(args.upstream, args.upstream_ckpt, args.upstream_model_config) for task in tasks]
     names = _names(args.deltas, moved)
-    merged = merge_tasks(moved, weights, method)
+    merged = merge_tasks(moved, weights, method, _fishers(args.fisher_scores))
     sys.stdout.write("\n".join(_table(names, merged)) + "\n")
     if args.dry_run:
         sys.stdout.write("nothing was written\n")
@@ -61,7 +67,13 @@ def main(args: argparse.Namespace) -> int:
 
 def check_flags(args: argparse.Namespace) -> None:
     """Refuse a flag that belongs to ``--deltas`` where there are none."""
-    given = {"--lambda": args.lambdas, "--method": args.method, "--density": args.density, "--seed": args.seed}
+    given = {
+        "--lambda": args.lambdas,
+        "--method": args.method,
+        "--density": args.density,
+        "--seed": args.seed,
+        "--fisher_scores": args.fisher_scores,
+    }
     surplus = [flag for flag, value in given.items() if value is not None]
     if surplus:
         raise UsageError(
@@ -77,6 +89,24 @@ def _method(args: argparse.Namespace) -> MethodConfig:
     if args.seed is not None:
         content["seed"] = args.seed
     return parse_method(content, "--method")
+
+
+def _check_scores(args: argparse.Namespace, method: MethodConfig) -> None:
+    """Ask for a folder of Fisher information where the method needs one, and refuse it where not."""
+    if method.name == "fisher" and (args.fisher_scores is None or not args.fisher_scores.is_dir()):
+        raise UsageError(
+            "--method fisher weighs tasks by their Fisher information: give --fisher_scores FOLDER, as it was given when child "
+            "networks with mask: fisher were trained on them."
+        )
+    if method.name != "fisher" and args.fisher_scores is not None:
+        raise UsageError(f"--fisher_scores belongs to --method fisher, but the method is {method.name}.")
+
+
+def _fishers(folder: Path | None) -> Callable[[TrainedTask, str], Scores] | None:
+    """Return what finds the Fisher information of a task."""
+    if folder is None:
+        return None
+    return lambda task, origin: scores_of_task(folder, task.spec.stored(), origin)
 
 
 def _weights(text: str | None, tasks: int) -> list[float]:

@@ -7,7 +7,7 @@ arXiv:2502.12672; WiSE-FT, arXiv:2109.01903).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from s3prl_ext.merging.learnable import find_lambda
 from s3prl_ext.merging.methods import MethodConfig, Part
 from s3prl_ext.models.hashing import state_sha256
 from s3prl_ext.training.checkpoint import TASK_PARTS
+from s3prl_ext.training.selection.shared_scores import Scores
 
 
 @dataclass(frozen=True)
@@ -74,16 +75,23 @@ class MergedTasks:
         return Delta(state_sha256(self.base), indices, bits, sizes, task=heads, info=about)
 
 
-def merge_tasks(tasks: Sequence[TrainedTask], weights: Sequence[float], method: MethodConfig) -> MergedTasks:
+def merge_tasks(
+    tasks: Sequence[TrainedTask],
+    weights: Sequence[float],
+    method: MethodConfig,
+    fishers: Callable[[TrainedTask, str], Scores] | None = None,
+) -> MergedTasks:
     """Merge the changes of several tasks; entries that no task changed keep their bits.
 
-    With delta_j = W_j - B: W = B + sum of lambda_j * delta_j (linear), or its TIES or DARE form, see
+    With delta_j = W_j - B: W = B + sum of lambda_j * delta_j (linear), or its TIES, DARE or Fisher form, see
     :mod:`s3prl_ext.merging.methods`.
 
     Args:
         tasks: at least one, all tuned from one upstream.
         weights: lambda of each.
         method: one of :data:`s3prl_ext.merging.names.DELTA_METHODS`.
+        fishers: for the method ``fisher``: returns the Fisher information of a task by the name of the tensor, given the hash of
+            the untuned upstream.
 
     Raises:
         UsageError: a task has modules of its own in the upstream, or a learnable lambda.
@@ -101,7 +109,11 @@ def merge_tasks(tasks: Sequence[TrainedTask], weights: Sequence[float], method: 
         base = base or state
         tuned.append(one)
     names = [name for name in base if any(name in one.changed for one in tuned)]
-    merged = {name: _merge_tensor(name, base[name], tuned, weights, method) for name in names}
+    scores: Sequence[Scores] = [{}] * len(tasks)
+    if fishers is not None:
+        origin = state_sha256(base)
+        scores = [fishers(task, origin) for task in tasks]
+    merged = {name: _merge_tensor(name, base[name], tuned, weights, method, scores) for name in names}
     return MergedTasks(base, tuned, weights, merged)
 
 
@@ -119,12 +131,17 @@ def _tuned_weights(task: TrainedTask) -> tuple[dict[str, Tensor], TunedWeights]:
 
 
 def _merge_tensor(
-    name: str, base: Tensor, tuned: Sequence[TunedWeights], weights: Sequence[float], method: MethodConfig
+    name: str,
+    base: Tensor,
+    tuned: Sequence[TunedWeights],
+    weights: Sequence[float],
+    method: MethodConfig,
+    fishers: Sequence[Scores],
 ) -> Tensor:
-    parts = [
-        Part(one.changed[name], weight, base, number)
-        for number, (one, weight) in enumerate(zip(tuned, weights, strict=True))
-        if name in one.changed and weight != 0.0
+    parts = [  # in a mean, a task that left the tensor as it was counts too
+        Part(one.changed.get(name, base), weight, base, number, fisher.get(name))
+        for number, (one, weight, fisher) in enumerate(zip(tuned, weights, fishers, strict=True))
+        if weight != 0.0 and (name in one.changed or method.method.of_tasks)
     ]
     if not parts:
         return base

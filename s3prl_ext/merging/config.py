@@ -202,7 +202,13 @@ def _unfit_method(method: MethodConfig, sources: Sequence[SourceConfig | None], 
     problems = []
     if len(sources) > 1 and not method.method.several:
         problems.append(f"{where}: method {method.name} takes one source, but there are {len(sources)}: keep one.")
-    needing = [name for name, row in MERGE_METHODS.items() if row.needs_base]
+    if method.method.of_tasks:
+        return [
+            *problems,
+            f"{where}: method {method.name} weighs what tuned tasks changed by their own data, which a source has none of: it is "
+            "for s3prl-ext merge --deltas.",
+        ]
+    needing = [name for name, row in MERGE_METHODS.items() if row.needs_base and not row.of_tasks]
     for index, source in enumerate(sources):
         place = f"{where}: sources[{index}]" if len(sources) > 1 else where
         if source is None:

@@ -1,4 +1,4 @@
-"""How matrices are combined: interpolation (MAM), on a sphere (slerp), or by task vectors (arithmetic, TIES, DARE).
+"""How matrices are combined: interpolation (MAM), on a sphere (slerp), or by task vectors (arithmetic, TIES, DARE, Fisher).
 
 A task vector is what training changed: delta_j = W_j - B_j, the source minus the model that it was trained from
 (``base``). Each method takes lambda by source, layer and projection; with lambda 0 everywhere the target stays as it
@@ -36,12 +36,14 @@ class Part:
         weight: lambda, not 0.
         base: the same matrix of the model that the source was trained from; None for methods that need none.
         source: number of the source, which chooses its random numbers.
+        fisher: diagonal Fisher information of its entries; None where it was not estimated for this matrix.
     """
 
     matrix: Tensor
     weight: float
     base: Tensor | None = None
     source: int = 0
+    fisher: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,7 @@ class MergeMethod:
         options: keys of the section that it takes, and the value of each that is not given.
         sums_to_one: whether lambda of all sources together must not exceed 1.
         several: whether it takes more than one source.
+        of_tasks: whether it merges tuned tasks only, which have data to be weighed by.
     """
 
     function: Callable[[Tensor, Sequence[Part], MethodConfig, Key], Tensor]
@@ -93,6 +96,7 @@ class MergeMethod:
     options: Mapping[str, Any] | None = None
     sums_to_one: bool = False
     several: bool = True
+    of_tasks: bool = False
 
 
 def parse_method(value: Any, where: str = "method") -> MethodConfig:
@@ -184,6 +188,34 @@ def drop_and_rescale(delta: Tensor, density: float, generator: torch.Generator) 
     return (delta / density).masked_fill_(~kept.to(delta.device), 0.0)
 
 
+def fisher_mean(
+    target: Tensor, deltas: Sequence[Tensor], weights: Sequence[float], fishers: Sequence[Tensor | None]
+) -> Tensor:
+    """Return target + sum of lambda_j F_j delta_j / sum of lambda_j F_j, entry by entry.
+
+    It maximizes the sum of lambda_j times a Gaussian approximation of each task's posterior around its weights, with the
+    diagonal Fisher information F_j as precision (Matena and Raffel, 2022, arXiv:2111.09832). Where every F_j is 0, or one was
+    not estimated, it is the mean with weights lambda_j.
+
+    Args:
+        deltas: task vectors of the target's shape, 0 where a task changed nothing.
+        weights: lambda of each, above 0.
+        fishers: of each, of the target's shape; None where it was not estimated.
+    """
+    total = target.new_zeros(target.shape, dtype=torch.float64)
+    norm = torch.zeros_like(total)
+    plain = sum(weight * delta.double() for delta, weight in zip(deltas, weights, strict=True)) / math.fsum(weights)
+    if any(fisher is None for fisher in fishers):
+        return (target.double() + plain).to(target.dtype)
+    for delta, weight, fisher in zip(deltas, weights, fishers, strict=True):
+        assert fisher is not None
+        share = weight * fisher.to(target.device, torch.float64)
+        total += share * delta
+        norm += share
+    mean = torch.where(norm > 0, total / norm.clamp(min=torch.finfo(norm.dtype).tiny), plain)
+    return (target.double() + mean).to(target.dtype)
+
+
 def _linear(target: Tensor, parts: Sequence[Part], config: MethodConfig, key: Key) -> Tensor:
     return combine(target, [part.matrix for part in parts], [part.weight for part in parts])
 
@@ -209,6 +241,14 @@ def _dare(target: Tensor, parts: Sequence[Part], config: MethodConfig, key: Key)
         for delta, part in zip(_task_vectors(target, parts), parts, strict=True)
     ]
     return task_arithmetic(target, deltas, [part.weight for part in parts])
+
+
+def _fisher(target: Tensor, parts: Sequence[Part], config: MethodConfig, key: Key) -> Tensor:
+    deltas = []
+    for part in parts:
+        assert part.base is not None
+        deltas.append(part.matrix.to(target.device, torch.float64) - part.base.to(target.device, torch.float64))
+    return fisher_mean(target, deltas, [part.weight for part in parts], [part.fisher for part in parts])
 
 
 def _task_vectors(target: Tensor, parts: Sequence[Part]) -> list[Tensor]:
@@ -246,6 +286,12 @@ MERGE_METHODS: dict[str, MergeMethod] = {
         "plus what training changed in other models, dropped at random and rescaled (DARE)",
         needs_base=True,
         options={"density": DARE_DENSITY, "seed": 0},
+    ),
+    "fisher": MergeMethod(
+        _fisher,
+        "plus the mean of what several tasks changed, weighted by their Fisher information",
+        True,
+        of_tasks=True,
     ),
 }
 LINEAR = MethodConfig()

@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from s3prl_ext.child_tuning import delta as delta_files
+from s3prl_ext.child_tuning.eligible import eligible_parameters
 from s3prl_ext.commands import merge
 from s3prl_ext.deltas.trained_task import TrainedTask
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.merging.methods import ties
 from s3prl_ext.models.hashing import state_sha256
+from s3prl_ext.training.selection.shared_scores import SharedScores
 from tests.support import tuned as made
 
 CHILD = {"method": "child", "mask": "fisher", "density": 0.3}
@@ -28,10 +30,10 @@ def model(tmp_path):
 def task(model, tmp_path):
     """Write the delta of a task tuned by hand; return its folder and the tuned state."""
 
-    def task(name, seed=0, tuning=CHILD, ckpt=model):
+    def task(name, seed=0, tuning=CHILD, ckpt=model, **about):
         upstream = made.build("hubert_local", ckpt)
         tuned = made.tune(upstream, 0.3, seed) if tuning is CHILD else made.tune_adapter(upstream, tuning, seed)
-        info = made.about("hubert_local", ckpt, tuning)
+        info = made.about("hubert_local", ckpt, tuning, **about)
         path = made.save_delta(tuned, info, tmp_path / "exp" / name / "delta.safetensors")
         return path.parent, TrainedTask.read(path).build().state_dict()
 
@@ -76,6 +78,65 @@ def test_two_tasks_become_one_upstream_with_two_heads(method, task, model, tmp_p
     assert table[0].split()[:2] == ["task", "lambda"] and [line.split()[0] for line in table[1:3]] == ["ks", "sid"]
 
 
+def save_scores(folder, task, upstream, scores, mask="fisher"):
+    """Write what a run with --fisher_scores leaves."""
+    facts = {
+        "pass": {"mask": mask},
+        "run": {"downstream": task, "downstream_variant": None},
+        "weights": [state_sha256(upstream)],
+    }
+    SharedScores(folder, facts).get(scores, lambda: scores)
+
+
+def test_fisher_information_weighs_what_two_tasks_changed(task, model, tmp_path):
+    (ks, first), (sid, second) = task("ks", 1), task("sid", 2, downstream="voxceleb1")
+    upstream, folder = made.build("hubert_local", model), tmp_path / "scores"
+    base = {name: tensor.clone() for name, tensor in upstream.state_dict().items()}
+    eligible = {name: tensor for name, tensor in eligible_parameters(upstream).items() if "layers.1.fc1" not in name}
+    scores = [
+        {
+            name: torch.rand(tensor.shape, generator=torch.Generator().manual_seed(n))
+            for name, tensor in eligible.items()
+        }
+        for n in (3, 4)
+    ]
+    save_scores(folder, "speech_commands", base, scores[0])
+    save_scores(folder, "speech_commands", base, scores[1], mask="snip")
+    common = ["--deltas", ks, sid, "--method", "fisher", "--fisher_scores", folder, "--lambda", "0.5,0.25"]
+    with pytest.raises(
+        DataError, match="no Fisher information of voxceleb1 on this upstream: train a child network with mask"
+    ):
+        run(*common, "--dry-run")
+    save_scores(folder, "voxceleb1", base, scores[1])
+    run(*common, "--out", tmp_path / "merged")
+    (merged, _), differing = merged_states(tmp_path / "merged", ("ks", "sid")), 0
+    for name, tensor in base.items():
+        deltas = [first[name] - tensor, second[name] - tensor]
+        one, other = (0.5 * scores[0][name], 0.25 * scores[1][name]) if name in eligible else (2.0, 1.0)
+        expected = tensor + (one * deltas[0] + other * deltas[1]) / (one + other)
+        torch.testing.assert_close(merged[name], expected, rtol=1e-5, atol=1e-7)
+        untouched = (deltas[0] == 0) & (deltas[1] == 0)
+        assert torch.equal(merged[name][untouched], tensor[untouched])
+        differing += int((merged[name] != tensor).sum())
+    assert differing > 100 and any("layers.1.fc1" in name for name in base)
+    record = json.loads((tmp_path / "merged" / "merged_tasks.json").read_text())
+    assert record["method"] == {"name": "fisher"}
+
+    alone = ["--deltas", ks, "--method", "fisher", "--fisher_scores", folder, "--lambda", "0.3"]
+    run(*alone, "--out", tmp_path / "alone")
+    (one,) = merged_states(tmp_path / "alone", ["ks"])
+    assert all(torch.equal(one[name], first[name]) for name in base)
+    save_scores(folder, "speech_commands", base, scores[1])
+    other_pass = {
+        "pass": {"mask": "fisher", "clip": "tensor"},
+        "run": {"downstream": "speech_commands"},
+        "weights": [state_sha256(base)],
+    }
+    SharedScores(folder, other_pass).get(scores[1], lambda: scores[1])
+    with pytest.raises(DataError, match="Fisher information of 2 passes over speech_commands"):
+        run(*alone, "--dry-run")
+
+
 def test_one_task_is_the_average_with_its_pre_trained_self_and_its_ends_are_exact(task, model, tmp_path):
     ks, _ = task("ks", 3, LORA)  # an adapter is folded first
     base, folded = made.build("hubert_local", model).state_dict(), made.build("hubert_local", model)
@@ -106,6 +167,18 @@ def test_a_dry_run_writes_nothing(task, tmp_path, capsys):
         (["--out", "{out}", "--lambda", "half"], "--lambda"),
         (["--out", "{out}", "--lambda", "1", "--density", "0.1"], "--method: linear takes no option, but density"),
         (["--out", "{out}", "--lambda", "1", "--method", "ties", "--seed", "1"], "ties takes density only"),
+        (
+            ["--out", "{out}", "--lambda", "1", "--method", "fisher"],
+            "fisher weighs tasks by their Fisher information: give",
+        ),
+        (
+            ["--out", "{out}", "--lambda", "1", "--fisher_scores", "{here}"],
+            "belongs to --method fisher, but the method is linear",
+        ),
+        (
+            ["--out", "{out}", "--lambda=-1", "--method", "fisher", "--fisher_scores", "{here}"],
+            "must not be negative, got -1",
+        ),
         (["--out", "{here}", "--lambda", "1"], "exists already: name a new one"),
     ],
 )

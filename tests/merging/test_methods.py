@@ -17,6 +17,7 @@ from s3prl_ext.merging.methods import (
     MERGE_METHODS,
     MethodConfig,
     Part,
+    fisher_mean,
     parse_method,
     slerp,
     task_arithmetic,
@@ -57,6 +58,32 @@ def test_slerp_keeps_to_the_arc_and_its_ends_are_exact():
     assert slerp(target, source, 0.0) is target and torch.equal(slerp(target, source, 1.0), source)
     for other in (torch.zeros(1, 2), -target, 3 * target):  # no arc, or none that is the shortest
         assert torch.equal(slerp(target, other, 0.25), interpolate(target, other, 0.25))
+
+
+def test_the_fisher_mean_is_the_minimum_of_the_tasks_quadratic_losses():
+    generator = torch.Generator().manual_seed(0)
+    target = torch.randn(3, 4, generator=generator)
+    deltas = [torch.randn(3, 4, generator=generator) for _ in range(3)]
+    fishers = [torch.rand(3, 4, generator=generator) * 10.0 ** (3 * n - 20) for n in range(3)]
+    weights = [0.5, 0.2, 0.9]
+    merged = fisher_mean(target, deltas, weights, fishers)
+
+    def loss(w):  # of task j around its weights, with curvature F_j
+        terms = zip(weights, fishers, deltas, strict=True)
+        return sum(one * (f.double() * (w - target.double() - d.double()) ** 2).sum() for one, f, d in terms)
+
+    point = merged.double().requires_grad_()
+    (gradient,) = torch.autograd.grad(loss(point), point)
+    scale = sum(one * f.double() * d.double().abs() for one, f, d in zip(weights, fishers, deltas, strict=True))
+    assert (gradient.abs() / scale).max() < 1e-5
+    equal = fisher_mean(target, deltas, weights, [torch.full((3, 4), 7e-12)] * 3)
+    mean = target + sum(one * d for one, d in zip(weights, deltas, strict=True)) / 1.6
+    torch.testing.assert_close(equal, mean)
+    for unknown in ([torch.zeros(3, 4)] * 3, [None, *fishers[1:]]):
+        torch.testing.assert_close(fisher_mean(target, deltas, weights, unknown), mean)
+    torch.testing.assert_close(fisher_mean(target, deltas[:1], [0.3], fishers[:1]), target + deltas[0])
+    one_sided = fisher_mean(target, deltas[:2], [1.0, 1.0], [fishers[0], torch.zeros(3, 4)])
+    torch.testing.assert_close(one_sided, target + deltas[0])
 
 
 @pytest.mark.parametrize("name", ["task_arithmetic", "ties", "dare"])
@@ -137,6 +164,7 @@ MERGE = {"target": {"model": "speech"}, "source": {"model": "text"}, "lambda": 0
         ({"method": {"name": "ties", "seed": 1}}, "ties takes density only, but seed is given"),
         ({"method": {"name": "ties", "density": 0}}, r"method.density must be in \(0, 1\], got 0"),
         ({"method": "ties"}, r"needs a base for method ties: name the model .* base: \{model: FOLDER\}"),
+        ({"method": "fisher"}, "fisher weighs what tuned tasks changed by their own data.*for s3prl-ext merge --deltas"),
         ({"base": {"model": "x"}}, "base is for the methods task_arithmetic, ties, dare, but method is linear"),
         ({"base": {"model": "x", "package": "y"}, "method": "ties"}, "base must name exactly one of model and package"),
         ({"base": {"model": "x"}, "method": "dare", "noise": "target"}, "noise replaces .* but dare merges what training"),

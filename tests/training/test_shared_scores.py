@@ -9,12 +9,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from s3prl_ext.child_tuning.eligible import eligible_parameters
+from s3prl_ext.errors import DataError
 from s3prl_ext.locks import one_writer
+from s3prl_ext.models.hashing import state_sha256
 from s3prl_ext.run_folder import MASK_FILE
+from s3prl_ext.training.run_spec import RunSpec
 from s3prl_ext.training.selection import pass_facts, shared_scores
 from s3prl_ext.training.selection.fisher_pass import FisherPass
 from s3prl_ext.training.selection.pass_facts import facts_of
-from s3prl_ext.training.selection.shared_scores import SharedScores
+from s3prl_ext.training.selection.shared_scores import SharedScores, scores_of_task
 from tests.support.experiments import make_args, task_config
 
 
@@ -57,6 +60,22 @@ def test_one_pass_serves_all_runs_that_would_repeat_it(train, tmp_path):
         for name in ("own", "first")
     ]
     assert equal(*weights), "the random states after it are those of a run's own pass"
+
+
+def test_the_scores_of_a_task_are_found_again_by_what_was_trained_on_them(train, tmp_path, hubert_ckpt):
+    import s3prl.hub
+
+    train("first")
+    (path,) = (tmp_path / "shared").glob("*.safetensors")
+    run = make_args(tmp_path / "first", upstream="hubert_local", upstream_ckpt=hubert_ckpt)
+    upstream = s3prl.hub.hubert_local(ckpt=str(hubert_ckpt))
+    found = scores_of_task(tmp_path / "shared", RunSpec.of(run).stored(), state_sha256(upstream.state_dict()))
+    assert equal(found, load_file(path)) and found.keys() <= upstream.state_dict().keys()
+    with pytest.raises(DataError, match="no Fisher information of speech_commands on this upstream"):
+        scores_of_task(tmp_path / "shared", RunSpec.of(run).stored(), "another")
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(DataError, match="is damaged: remove it and run its task again"):
+        scores_of_task(tmp_path / "shared", RunSpec.of(run).stored(), state_sha256(upstream.state_dict()))
 
 
 def test_what_changes_a_pass_has_scores_of_its_own(train, tmp_path):

@@ -31,5 +31,8 @@ def parser() -> argparse.ArgumentParser:
     group.add_argument(
         "--density", help=f"share of each change that ties ({TIES_DENSITY}) or dare ({DARE_DENSITY}) keeps"
     )
+    group.add_argument(
+        "--fisher_scores", type=Path, metavar="DIR", help="where runs stored the Fisher scores that fisher takes"
+    )
     group.add_argument("--seed", type=int, help="of dare's random choice (default: 0)")
     return parser

@@ -22,13 +22,71 @@ from s3prl_ext.child_tuning.delta import content_sha256
 from s3prl_ext.configs import Section
 from s3prl_ext.errors import DataError
 from s3prl_ext.locks import InUse, one_writer
+from s3prl_ext.reading import parse_json
 from s3prl_ext.writing import written
 
 logger = logging.getLogger(__name__)
 
 Scores = Mapping[str, torch.Tensor]
 FORMAT = "s3prl_ext.fisher_scores"
+SUFFIX = ".safetensors"
 WAIT_S = 1.0  # between two looks at what another run is making
+
+
+def scores_of_task(folder: Path, run: Section, upstream_sha256: str) -> Scores:
+    """Return the Fisher information of a task from a folder that its runs shared.
+
+    Args:
+        folder: that was given as ``--fisher_scores`` when a child network with ``mask: fisher`` was chosen for the task.
+        run: the values of the task's :class:`RunSpec`; ``downstream`` and ``downstream_variant`` count.
+        upstream_sha256: hash of the untuned upstream, on which it was estimated.
+
+    Raises:
+        DataError: the folder has none for this task and upstream, or several.
+    """
+    task = ("downstream", "downstream_variant")
+    found = []
+    for path in sorted(folder.glob(f"*{SUFFIX}")):
+        facts, scores = _read(path)
+        wanted = (
+            (facts.get("pass") or {}).get("mask") == "fisher"
+            and all((facts.get("run") or {}).get(key) == run.get(key) for key in task)
+            and (facts.get("weights") or [None])[0] == upstream_sha256
+        )
+        if wanted:
+            found.append(scores)
+    name = " ".join(str(run.get(key)) for key in task if run.get(key))
+    if not found:
+        raise DataError(
+            f"{folder} has no Fisher information of {name} on this upstream: train a child network with mask: fisher on it with "
+            f"--fisher_scores {folder}."
+        )
+    if len(found) > 1:
+        raise DataError(
+            f"{folder} has the Fisher information of {len(found)} passes over {name}, of other settings or seeds: give a folder "
+            "with one for each task."
+        )
+    return found[0]
+
+
+def _read(path: Path) -> tuple[Section, Scores]:
+    """Return what scores depend on, and the scores; both empty where the file is something else.
+
+    Raises:
+        DataError: its content is damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                return {}, {}
+            scores = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{path} is not readable ({error}): remove it and run its task again.") from error
+    if metadata.get("content_sha256") != content_sha256(scores, metadata):
+        raise DataError(f"{path} is damaged: remove it and run its task again.")
+    facts: Section = parse_json(metadata["facts"])
+    return facts, scores
 
 
 class SharedScores:
@@ -41,7 +99,7 @@ class SharedScores:
 
     def __init__(self, folder: Path, facts: Section) -> None:
         self.facts = json.dumps(facts, sort_keys=True, default=str)
-        self.path = folder / f"{hashlib.sha256(self.facts.encode()).hexdigest()[:32]}.safetensors"
+        self.path = folder / f"{hashlib.sha256(self.facts.encode()).hexdigest()[:32]}{SUFFIX}"
 
     def get(self, parameters: Mapping[str, torch.Tensor], compute: Callable[[], Scores]) -> Scores:
         """Return the scores of the parameters, from the file where it is there; else compute them and write it.
