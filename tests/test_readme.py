@@ -61,6 +61,7 @@ VARIANTS = (
     "exp/merged_more",
     "exp/my_merge_10",
     "exp/child_small",
+    "exp/gradual",
     "exp/race",
     "exp/my_race",
     "exp/gain_race",

@@ -53,32 +53,35 @@ class ChildNetwork(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        mask = {name: mask[name] for name in parameters if name in mask and mask[name].numel()} | {
-            name: indices for name, indices in mask.items() if name not in parameters and indices.numel()
-        }
-        for name, indices in mask.items():
-            if name not in parameters or int(indices[-1]) >= parameters[name].numel():
-                raise DataError(f"the mask of the child network does not fit the upstream: '{name}' is not its weight.")
+        mask = fitting(mask, parameters)
         self._eligible = dict(parameters)
-        self._weights = [parameters[name] for name in mask]
-        self._indices = [i.to(w.device, torch.int32) for i, w in zip(mask.values(), self._weights)]
-        self._names = list(mask)
         self._sparse = sparse_gradients and not dense_norm
         self._redraw, self._seed = redraw, seed
+        self._choose(mask)
+        self.outside: nn.Parameter | None = None
+        if dense_norm and not self.whole:
+            self.outside = nn.Parameter(torch.zeros(1, device=self.values.device))
+        self.attach()
+
+    def _choose(self, mask: Mask) -> None:
+        """Make the chosen entries of a mask the parameters."""
+        self._names = list(mask)
+        self._weights = [self._eligible[name] for name in mask]
+        self._indices = [i.to(w.device, torch.int32) for i, w in zip(mask.values(), self._weights)]
         self.whole = bool(mask) and all(i.numel() == w.numel() for i, w in zip(self._indices, self._weights))
         if self.whole:
             self.weights = nn.ParameterList(self._weights)
             self.values = torch.zeros(0)
         else:
             self.values = nn.Parameter(self._gather())
-            self._gradient = torch.zeros_like(self.values, requires_grad=False)
-            sizes = [i.numel() for i in self._indices]
-            self._values = self.values.detach().split(sizes)
-            self._parts = [_Part(i, g) for i, g in zip(self._indices, self._gradient.split(sizes))]
-        self.outside: nn.Parameter | None = None
-        if dense_norm and not self.whole:
-            self.outside = nn.Parameter(torch.zeros(1, device=self.values.device))
-        self.attach()
+            self._collect_into(torch.zeros_like(self.values, requires_grad=False))
+
+    def _collect_into(self, gradient: torch.Tensor) -> None:
+        """Divide `values` and the flat gradient by weight."""
+        sizes = [i.numel() for i in self._indices]
+        self._gradient = gradient
+        self._values = self.values.detach().split(sizes)
+        self._parts = [_Part(i, g) for i, g in zip(self._indices, gradient.split(sizes))]
 
     @property
     def mask(self) -> Mask:
@@ -170,6 +173,19 @@ class ChildNetwork(nn.Module):
         super().zero_grad(set_to_none)
         if not self.whole:
             self._gradient.zero_()
+
+
+def fitting(mask: Mask, parameters: Mapping[str, nn.Parameter]) -> Mask:
+    """Return a mask in the order of the parameters, without tensors of which nothing is chosen.
+
+    Raises:
+        DataError: it names a tensor or an index that the model does not have.
+    """
+    chosen = {name: indices for name, indices in mask.items() if indices.numel()}
+    for name, indices in chosen.items():
+        if name not in parameters or int(indices[-1]) >= parameters[name].numel():
+            raise DataError(f"the mask of the child network does not fit the upstream: '{name}' is not its weight.")
+    return {name: chosen[name] for name in parameters if name in chosen}
 
 
 def _has_sampled_gradient(weight: torch.Tensor, indices: torch.Tensor) -> bool:

@@ -53,6 +53,8 @@ class Extension:
         usage: what the run has cost, see :class:`s3prl_ext.training.results.provenance.ResourceUsage`.
         lambda_curve: course of a learnable lambda: steps [n], values [n, lambdas].
         race_start: random states at the start of a race.
+        members: of a child network that is chosen again during training, which of the entries that have trained train now:
+            see :meth:`s3prl_ext.child_tuning.changing_network.ChangingChildNetwork.members_in`.
     """
 
     upstream_sha256: str | None = None
@@ -68,6 +70,7 @@ class Extension:
     usage: Section | None = None
     lambda_curve: Mapping[str, Tensor] | None = None
     race_start: RandomState | None = None
+    members: Mapping[str, Tensor] | None = None
 
     @classmethod
     def from_stored(cls, stored: Section) -> Extension:

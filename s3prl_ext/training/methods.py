@@ -83,7 +83,9 @@ def prepare_upstream(upstream: nn.Module, tuning: TuningConfig) -> None:
         upstream.requires_grad_(False)
     elif method.has_mask:
         chosen = eligible_parameters(upstream, tuning.eligible)
-        _refuse_empty_child(sum(parameter.numel() for parameter in chosen.values()), tuning.density)
+        _refuse_empty_child(
+            sum(parameter.numel() for parameter in chosen.values()), min(tuning.density, tuning.first_density)
+        )
         upstream.requires_grad_(False)
         for parameter in chosen.values():
             parameter.requires_grad_(True)

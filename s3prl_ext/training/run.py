@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 from s3prl.schedulers import get_scheduler
 from s3prl.utility.helper import get_model_state
 from tensorboardX import SummaryWriter
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from s3prl_ext.child_tuning import delta
+from s3prl_ext.child_tuning.changing_network import ChangingChildNetwork, chosen_of
 from s3prl_ext.child_tuning.child_network import ChildNetwork
 from s3prl_ext.child_tuning.eligible import eligible_parameters
 from s3prl_ext.child_tuning.masks import Mask
@@ -35,6 +36,7 @@ from s3prl_ext.training.results.provenance import ResourceUsage
 from s3prl_ext.training.run_spec import RunSpec
 from s3prl_ext.training.selection.child_selection import Share, choose_masks
 from s3prl_ext.training.selection.pass_facts import facts_of
+from s3prl_ext.training.selection.reselection import Reselection
 from s3prl_ext.training.selection.shared_scores import SharedScores
 from s3prl_ext.training.statistics import hold_statistics
 from s3prl_ext.training.task_file import RunnerConfig
@@ -170,14 +172,22 @@ class Run:
         if tuning is None or not METHODS[tuning.method].has_mask:
             return None
         parameters = eligible_parameters(experiment.tuned.model, tuning.eligible)
-        mask = experiment.tuned.indices
+        mask, members = experiment.tuned.indices, self.resumed.extension.members
+        if members is not None:
+            mask, members = chosen_of(mask, members)
         if not mask:
             mask = self._chosen(parameters, tuning)
+        child: ChildNetwork
+        dense_norm = tuning.clip_scope == "all"
+        if tuning.reselect_every is not None:
+            child = ChangingChildNetwork(parameters, mask, members, tuning.sparse_gradients, dense_norm)
+            experiment.tuned.extend(child.mask)
+            return child
         child = ChildNetwork(
             parameters,
             mask,
             sparse_gradients=tuning.sparse_gradients,
-            dense_norm=tuning.clip_scope == "all",
+            dense_norm=dense_norm,
             redraw=tuning.density if tuning.redraw else None,
             seed=experiment.args.seed,
         )
@@ -188,6 +198,7 @@ class Run:
     def _chosen(self, parameters: Mapping[str, nn.Parameter], tuning: TuningConfig) -> Mask:
         """Choose the weights of the child network, with those of other densities that share the choice."""
         experiment, models = self.experiment, self.experiment.models.unwrapped()
+        tuning = replace(tuning, density=tuning.first_density)
         config = experiment.variables.restored(experiment.config)
         facts = facts_of(models, parameters, tuning, experiment.args, config, experiment.data)
         shared = tuning.density in experiment.densities
@@ -229,7 +240,15 @@ class Run:
             optimizer, scheduler, experiment.runner_config, self.child,
         )  # fmt: skip
         trial.resume(self.resumed)
+        if self.child is not None and self.tuning is not None and self.tuning.reselect_every is not None:
+            trial.before_step.append(self._reselection(trial, self.tuning))
         return trial
+
+    def _reselection(self, state: TrainState, tuning: TuningConfig) -> Reselection:
+        experiment = self.experiment
+        parameters = eligible_parameters(experiment.tuned.model, tuning.eligible)
+        split, seed = experiment.runner_config.train_dataloader, experiment.args.seed
+        return Reselection(state, experiment.tuned, parameters, tuning, split, seed, experiment.total_steps)
 
     def _optimizer(self, modules: list[nn.Module | ChildNetwork]) -> Optimizer:
         experiment = self.experiment
@@ -272,13 +291,17 @@ class Run:
         extension = replace(
             shared, positions=extension.positions, evaluation_due=extension.evaluation_due, history=extension.history,
             usage=experiment.spent.state(), candidate=self.candidate,
-            lambda_curve=self.curve.state() if self.curve is not None else None,
+            lambda_curve=self.curve.state() if self.curve is not None else None, members=self._members(),
         )  # fmt: skip
         return replace(
             self.state.checkpoint(extension), epoch=epoch, args=experiment.args,
             config=experiment.variables.restored(experiment.config), weights=weights, changes=changes,
             processes=distributed.world_size() if distributed.active() else 0,
         )  # fmt: skip
+
+    def _members(self) -> dict[str, Tensor] | None:
+        child = self.child
+        return child.members_in(self.experiment.tuned.indices) if isinstance(child, ChangingChildNetwork) else None
 
     def _task(self) -> dict[str, Record]:
         """Return the state dicts of featurizer and downstream, as far as they train."""

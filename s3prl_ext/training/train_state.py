@@ -44,6 +44,7 @@ class TrainState:
         child: the child network whose `values` are among `parameters`, or None.
 
     Attributes:
+        before_step: called before each optimizer step with the number of those that are done.
         after_step: called with the number of each optimizer step when it is done.
     """
 
@@ -64,6 +65,7 @@ class TrainState:
         self.scheduler = scheduler
         self.config = config
         self.child = child
+        self.before_step: list[Callable[[int], None]] = []
         self.after_step: list[Callable[[int], None]] = []
         self.step = 0
         self.bad_steps = 0
@@ -86,6 +88,8 @@ class TrainState:
         Raises:
             Diverged: 100 consecutive steps without a finite gradient.
         """
+        for call in self.before_step:
+            call(self.step)
         try:
             for batch_id, (wavs, *others) in batches:
                 self._backward(wavs, others)
@@ -153,6 +157,13 @@ class TrainState:
                 f"the gradient was not finite for {MAX_BAD_STEPS} consecutive steps, up to step {self.step + 1}; lower "
                 "the learning rate, or switch mixed precision off."
             )
+
+    def replace_parameters(self, before: Sequence[nn.Parameter], after: Sequence[nn.Parameter]) -> None:
+        """Put other parameters in the place of some that stand together; the optimizer has them already."""
+        old = {id(parameter) for parameter in before}
+        place = next(i for i, parameter in enumerate(self.parameters) if id(parameter) in old)
+        rest = [parameter for parameter in self.parameters if id(parameter) not in old]
+        self.parameters = [*rest[:place], *after, *rest[place:]]
 
     def clear_records(self) -> None:
         """Forget the results and batch numbers collected since the last log."""

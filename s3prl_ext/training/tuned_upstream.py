@@ -57,6 +57,20 @@ class TunedUpstream:
         self._base = self._values()
 
     @torch.no_grad()
+    def extend(self, mask: Mapping[str, Tensor]) -> None:
+        """Remember more entries, which are as in the untouched upstream where they are not remembered already."""
+        weights = dict(self.model.named_parameters())
+        for name, chosen in mask.items():
+            known = self.indices.get(name, torch.zeros(0, dtype=torch.int32))
+            every = torch.unique(torch.cat([known.to(torch.int32), chosen.to(torch.int32).cpu()]))
+            if len(every) == len(known):
+                continue
+            values = weights[name].detach().reshape(-1).index_select(0, every.to(weights[name].device)).cpu()
+            if len(known):
+                values[torch.searchsorted(every, known.to(torch.int32))] = self._base[name]
+            self.indices[name], self._base[name] = every, values
+
+    @torch.no_grad()
     def _values(self) -> dict[str, Tensor]:
         weights = dict(self.model.named_parameters())
         return {

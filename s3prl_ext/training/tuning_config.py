@@ -7,34 +7,23 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
 from s3prl_ext import adapters
-from s3prl_ext.child_tuning.names import BUDGETS, FISHER_MASKS, MASKS, UNITS
+from s3prl_ext.child_tuning.names import BUDGETS, FISHER_MASKS, MASKS, RESELECTED, UNITS
 from s3prl_ext.configs import Record, Section
 from s3prl_ext.errors import UsageError, unknown_name
 from s3prl_ext.settings import choice, count, load, names, number, raise_all, switch, unknown_keys
 from s3prl_ext.training import parameter_groups
 from s3prl_ext.training.parameter_groups import RatesConfig
 
-MASK_OPTIONS = {"fisher": FISHER_MASKS, "lottery": ("lottery",), "redraw": ("random",)}  # key -> the masks that read it
-MASK_KEYS = (
-    "mask",
-    "density",
-    "budget",
-    "unit",
-    "eligible",
-    "fisher",
-    "lottery",
-    "redraw",
-    "sparse_gradients",
-    "clip_scope",
-)
-CHOICE_KEYS = (
-    "method",
-    "mask",
-    "budget",
-    "eligible",
-    "fisher",
-    "redraw",
-)  # what decides which weights are chosen, but density
+MASK_OPTIONS = {
+    "fisher": FISHER_MASKS,
+    "lottery": ("lottery",),
+    "redraw": ("random",),
+    "reselect_every": RESELECTED,
+    "gradual": RESELECTED,
+}  # key -> the masks that read it
+# What decides which weights are chosen before training, but density.
+CHOICE_KEYS = ("method", "mask", "budget", "unit", "eligible", "fisher", "lottery", "redraw", "gradual")
+MASK_KEYS = (*CHOICE_KEYS[1:], "density", "reselect_every", "sparse_gradients", "clip_scope")
 
 
 @dataclass(frozen=True)
@@ -129,6 +118,19 @@ class LotteryConfig:
         return load(cls, section, "tuning.lottery", example="{steps: 100}", problems=problems)
 
 
+@dataclass(frozen=True)
+class GradualConfig:
+    """Section ``tuning.gradual``: a density that grows or shrinks during training.
+
+    Attributes:
+        start: density before the first step.
+        until: share of the steps at whose end it is ``tuning.density``.
+    """
+
+    start: Annotated[float, number(above=0, most=1)]
+    until: Annotated[float, number(above=0, most=1)] = 0.5
+
+
 # The released code; it also divides the loss by runner.gradient_accumulate_steps.
 FISHER_PRESETS = {"official": {"granularity": "batch", "clip": "tensor", "mode": "train", "loader": "task"}}
 
@@ -150,7 +152,9 @@ class TuningConfig:
         fisher: how the Fisher information is estimated.
         lottery: the dense phase of mask ``lottery``.
         redraw: random masks: draw anew at each step and divide by the density, as the original NLP code does.
-        sparse_gradients: compute no dense gradient for weight matrices of which at most 3 % train.
+        reselect_every: choose the child network again every so many steps; None: once, before training.
+        gradual: course of the density to :attr:`density`, a step at each choice; None: always that.
+        sparse_gradients: compute no dense gradient for weight matrices of which at most 3 %, or whole rows, train.
         clip_scope: ``active``: ``runner.gradient_clipping`` limits the norm of what trains; ``all``: the norm counts
             the gradient of every eligible weight (as the released code does).
         rates: learning rates of the upstream's weights and of a learnable lambda, and which encoder blocks train.
@@ -166,6 +170,8 @@ class TuningConfig:
     fisher: FisherConfig = FisherConfig()
     lottery: LotteryConfig = LotteryConfig()
     redraw: Annotated[bool, switch()] = False
+    reselect_every: Annotated[int | None, count()] = None
+    gradual: GradualConfig | None = None
     sparse_gradients: Annotated[bool, switch()] = True
     clip_scope: Annotated[str, choice("active", "all")] = "active"
     rates: RatesConfig = field(default_factory=RatesConfig)
@@ -177,6 +183,8 @@ class TuningConfig:
             yield f"{where}.unit {self.unit} spans tensors (a row and its bias): use budget: layer, or leave it out."
         if self.redraw and self.unit != "entry":
             yield f"{where}.redraw draws single weights anew at each step: leave out {where}.unit."
+        if self.redraw and self.reselect_every is not None:
+            yield f"{where}.redraw draws anew at each step already: leave out {where}.reselect_every."
 
     @property
     def has_pass(self) -> bool:
@@ -185,8 +193,28 @@ class TuningConfig:
 
     @property
     def trains_all(self) -> bool:
-        """Whether every eligible weight may train."""
-        return self.redraw or self.density == 1
+        """Whether every eligible weight may train, from the first step on."""
+        return self.redraw or (self.density == 1 and self.reselect_every is None)
+
+    @property
+    def first_density(self) -> float:
+        """The density before the first step."""
+        return self.density if self.gradual is None else self.gradual.start
+
+    def density_at(self, step: int, total_steps: int) -> float:
+        """Return the density that a child network chosen at a step has.
+
+        With d_0 at the start, d at the end and u = ``gradual.until`` it is d + (d_0 - d)(1 - min(1, step / (u T)))^3, the
+        cubic schedule of Zhu & Gupta (2017, arXiv:1710.01878).
+
+        Args:
+            step: optimizer steps done.
+            total_steps: T, those of the whole run.
+        """
+        if self.gradual is None:
+            return self.density
+        rest = 1 - min(1.0, step / (self.gradual.until * total_steps))
+        return self.density + (self.gradual.start - self.density) * rest**3
 
     @classmethod
     def from_config(cls, config: Section, methods: Section) -> TuningConfig | None:
@@ -220,15 +248,28 @@ class TuningConfig:
         """Check the keys of a method that chooses a child network."""
         if section.get("density") is None:
             problems.append("tuning.density is missing: the fraction of the upstream's weights to train, such as 0.01.")
-        given = {key: section[key] for key in MASK_KEYS if key in section and key not in ("fisher", "lottery")}
+        sections = ("fisher", "lottery", "gradual")
+        given = {key: section[key] for key in MASK_KEYS if key in section and key not in sections}
         tuning = load(cls, {"method": method, **given}, "tuning", problems=problems)
         problems += [
             f"tuning.{key} belongs to mask {_either(list(owners))}, not to {tuning.mask}; remove it."
             for key, owners in MASK_OPTIONS.items()
             if section.get(key) and tuning.mask not in owners
         ]
+        gradual = None
+        if section.get("gradual") is not None:
+            gradual = load(
+                GradualConfig, section["gradual"], "tuning.gradual", example="{start: 0.1}", problems=problems
+            )
+        if gradual is not None and tuning.reselect_every is None:
+            problems.append(
+                "tuning.gradual changes the density where a child network is chosen again: add reselect_every."
+            )
+        elif tuning.reselect_every is not None and gradual is None and tuning.density == 1:
+            problems.append("tuning.density 1 leaves nothing to choose again: leave out reselect_every.")
         return replace(
             tuning,
+            gradual=gradual,
             fisher=FisherConfig.from_section(section.get("fisher") or {}, config, problems),
             lottery=(
                 LotteryConfig.from_section(section.get("lottery") or {}, config, problems)

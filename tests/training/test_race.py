@@ -11,7 +11,7 @@ import pytest
 
 from s3prl_ext.errors import DataError
 from s3prl_ext.run_folder import RunFolder
-from s3prl_ext.training.racing.candidates import Candidate, candidates_of
+from s3prl_ext.training.racing.candidates import Candidate, candidates_of, shares_masks
 from s3prl_ext.training.racing.early_stop import EarlyStopConfig
 from s3prl_ext.training.racing.race import Race
 from tests.support import reference
@@ -213,3 +213,17 @@ def test_a_race_interrupted_at_any_rung_repeats_nothing(tmp_path, done):
     assert track.steps == 3 * 3 + 2 * 3 + 2 * 3 == config.budget(3, 9)
     with pytest.raises(DataError, match=r"rungs: \[3, 6\], but now it is \[3, 7\]"):
         race(EarlyStopConfig(rungs=(3, 7), eta=1.5), track, tmp_path, total=9)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"mask": "snip"}, {"budget": "layer"}, {"unit": "row"}, {"eligible": ["*.fc1.weight"]}, {"fisher": {"max_batches": 2}},
+        {"lottery": {"steps": 5}}, {"redraw": True}, {"gradual": {"start": 0.5}},
+    ],
+    ids=lambda more: next(iter(more)),
+)  # fmt: skip
+def test_masks_are_shared_by_candidates_that_choose_alike_and_by_no_others(more):
+    section = {"method": "child", "mask": "fisher", "density": 0.1}
+    assert shares_masks(section, section | {"density": 0.2, "lr": 1.0, "reselect_every": 5, "clip_scope": "all"})
+    assert not shares_masks(section, section | more)

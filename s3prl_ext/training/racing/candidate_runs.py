@@ -189,7 +189,7 @@ class CandidateRuns:
 
     def _share_masks(self, candidate: Candidate) -> None:
         alike = self._alike(candidate)
-        self.experiment.densities = tuple(sorted({c.density for c in alike}, reverse=True))
+        self.experiment.densities = tuple(sorted({self._section(c).first_density for c in alike}, reverse=True))
         self.experiment.masks = self._mask_folder(candidate)
         self.experiment.masks.path.mkdir(parents=True, exist_ok=True)
         self.experiment.masks_in_use = any(self._folder.candidate(c.name).numbered() for c in alike)

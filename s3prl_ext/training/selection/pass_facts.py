@@ -45,7 +45,7 @@ def facts_of(
         config: its task file, variables expanded.
         data: hashes of the corpus and of its division.
     """
-    modules = models.modules()
+    modules, runner = models.modules(), config.get("runner") or {}
     configs = {str(c) for top in modules for m in top.modules() if (c := getattr(m, "config", None)) is not None}
     return {
         "versions": {"s3prl_ext": s3prl_ext.__version__, **versions()},
@@ -53,7 +53,8 @@ def facts_of(
         "pass": {"mask": tuning.mask, **_pass_settings(tuning)},
         "run": RunSpec.of(args).stored(),
         "task file": {key: value for key, value in config.items() if key not in NOT_READ},
-        "training split": (config.get("runner") or {}).get("train_dataloader"),
+        "training split": runner.get("train_dataloader"),
+        "cache": [runner.get("cache"), runner.get("cache_dtype")],
         "corpus": data,
         "weights": [state_sha256(module.state_dict()) for module in modules],
         "structure": [hashlib.sha256(text.encode()).hexdigest() for text in (*map(repr, modules), *sorted(configs))],
