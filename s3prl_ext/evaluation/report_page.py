@@ -18,7 +18,12 @@ table { border-collapse: collapse; border-top: 2px solid #111; border-bottom: 2p
 .wide { overflow-x: auto; }
 th, td { padding: .2rem .7rem; text-align: right; font-variant-numeric: tabular-nums; vertical-align: top; }
 th { border-bottom: 1px solid #111; font-weight: 600; } tr:nth-child(even) td { background: #f5f5f5; }
+td { white-space: nowrap; } td:first-child, .texts td { white-space: normal; } /* an interval stays in one line */
 th:first-child, td:first-child { text-align: left; } .texts td, .texts th { text-align: left; }
+/* names of rows stay in sight where a narrow window scrolls a wide table */
+th:first-child, td:first-child { position: sticky; left: 0; background: #fff; box-shadow: 1px 0 #ddd; }
+@media (max-width: 40rem) { body { margin: 1rem auto; } table { font-size: .8rem; } th, td { padding: .2rem .4rem; }
+  td:first-child { min-width: 7rem; } }
 .texts { font-size: .8rem; } .texts td, .texts th { padding: .2rem .45rem; }
 .texts td:first-child { overflow-wrap: anywhere; min-width: 14rem; } /* paths: else they push the others off the page */
 ul, figcaption { overflow-wrap: anywhere; }
