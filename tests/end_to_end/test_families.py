@@ -1,4 +1,4 @@
-"""Every task trains and evaluates on every family, with every method in turn, through the command line.
+"""Every task trains and evaluates on every family, with every method in turn, through the command line; qbe only evaluates.
 
 The runs hold every pair of (task, family), (task, method) and (method, family) that the page docs/coverage.md allows.
 """
@@ -112,3 +112,17 @@ def test_train_and_evaluate(task, family, method, models, corpora, command, succ
     succeed("-m", "evaluate", "-e", exp / "states-2.ckpt", "-t", test)
     value = json.loads((exp / f"result-{test}.json").read_text())["metrics"][test][metric]["value"]
     assert value is not None and math.isfinite(value)
+
+
+@pytest.mark.parametrize(
+    ("task", "family"),
+    [
+        pytest.param("qbe", family, marks=() if family == "whisper" else pytest.mark.slow, id=f"qbe-{family}")
+        for family in FAMILIES
+    ],
+)
+def test_search(task, family, models, corpora, succeed, tmp_path):
+    flags = ["-u", FAMILIES[family][1], "-k", models(family), "-d", "quesst14_dtw", "-c", f"{task}/mini"]
+    succeed("-m", "evaluate", *flags, "-l", "1", "-t", "dev", "-p", tmp_path / "exp")
+    result = json.loads((tmp_path / "exp" / "result-dev.json").read_text())
+    assert 0 <= result["metrics"]["dev"]["mtwv"]["value"] <= 1 and result["items"]["dev"] > 24

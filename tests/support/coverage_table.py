@@ -27,7 +27,7 @@ INTRODUCTION = """# Tasks, methods, families
 
 What goes together, from the records of [tasks](tasks.md), [tuning methods](tuning.md#methods) and model families. A task reads frames of features and
 nothing else of an upstream, so a method that fits a family works with it on every task. Tests try every method on every family, and train and evaluate
-runs in which every task that trains meets every method and every family. What does not fit is refused with one sentence before anything is trained.
+runs in which every task meets every family, and every task that trains every method. What does not fit is refused with one sentence before anything is trained.
 
 """
 NOTES = """A family is told by the names of its modules, one row in
@@ -83,11 +83,7 @@ def _tasks() -> str:
                 f"`{task.downstream}`",
                 ", ".join(metrics),
                 "all" if task.trains else "none: it has nothing to train",
-                "frames below its window, 512 samples"
-                if task.frame_below
-                else "all"
-                if task.trains
-                else "all; not run on each by a test",
+                "frames below its window, 512 samples" if task.frame_below else "all",
                 "yes" if task.decoder else "no",
                 "yes" if task.superb else "no",
             )
