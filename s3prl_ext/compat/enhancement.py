@@ -134,8 +134,14 @@ def get_metrics(
         sample_rate: in Hz.
         metrics_list: si_sdr, stoi, pesq.
         compute_permutation: take the order of the estimates with the best mean SI-SDR.
+
+    Raises:
+        DataError: a source is silent, or PESQ is not defined.
     """
     import numpy as np
+
+    if not all(source.any() for source in clean):
+        raise DataError("its clean speech is silent, against which nothing can be measured: leave it out.")
 
     functions: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
         "si_sdr": si_sdr,
@@ -197,7 +203,20 @@ def _checked_dataset(module: ModuleType) -> None:
         check_lists(Path(data_dir), [*kwargs["src"], *kwargs["tgt"]])
         initialise(self, data_dir, *args, **kwargs)
 
-    module.SeparationDataset.__init__ = initialise_checked
+    def item_checked(self: Any, index: int) -> Any:
+        item = read(self, index)
+        name, mixture, _, sources, _ = item
+        for condition, source in zip(self.tgt, sources, strict=True):
+            if len(source) != len(mixture):
+                files, given = self.reco2path[name], self.src[0]
+                raise DataError(
+                    f"{name}: {files[given]} has {len(mixture)} samples and {files[condition]} {len(source)}: make them "
+                    "equally long, or take the clip out of all lists."
+                )
+        return item
+
+    read = module.SeparationDataset.__getitem__
+    module.SeparationDataset.__init__, module.SeparationDataset.__getitem__ = initialise_checked, item_checked
 
 
 def _own_device(module: ModuleType) -> None:
@@ -207,9 +226,12 @@ def _own_device(module: ModuleType) -> None:
     forward, postprocess = module.DownstreamExpert.forward, module.postprocess
 
     @functools.wraps(forward)
-    def forward_there(self: Any, mode: str, features: Any, *args: Any, **kwargs: Any) -> Any:
+    def forward_there(self: Any, mode: str, features: Any, names: Sequence[str], *args: Any, **kwargs: Any) -> Any:
         module.device = loss.device = features[0].device
-        return forward(self, mode, features, *args, **kwargs)
+        try:
+            return forward(self, mode, features, names, *args, **kwargs)
+        except DataError as error:
+            raise DataError(f"clip {', '.join(names)} of split '{mode}': {error}") from error
 
     module.DownstreamExpert.forward = forward_there
     module.SISDRLoss = _NoPermutationLoss

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import io
 import logging
 import re
 import xml.etree.ElementTree as ET
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from types import ModuleType
+from tempfile import TemporaryDirectory
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 from s3prl_ext.compat.shim import Shim, absent, stub_module
-from s3prl_ext.errors import DataError
+from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.reading import read_lines
 from s3prl_ext.tasks.qbe import maximum_twv
 
 PARTS = {"dev": "dev", "test": "eval"}  # split -> as the corpus calls it
 OUTPUT = "benchmark.stdlist.xml"
+SHORTEST_QUERY = 5  # frames; s3prl gives a shorter one the same score everywhere
 _LEXEME = re.compile(r"LEXEME\s+(\S+).*?\s(quesst14_(?:dev|eval)_[0-9]+)\b")  # document, query
 
 
@@ -123,12 +127,37 @@ def scores_of(path: Path) -> dict[str, dict[str, float]]:
     }
 
 
+def _try_search(expert: Any) -> None:
+    """Search some random frames, so that a setting that does not work ends a run before the corpus is read."""
+    from torch import Generator, rand
+
+    generator = Generator().manual_seed(0)
+    frames = [rand(SHORTEST_QUERY + n, 4, generator=generator) for n in range(3)]
+    given = expert.expdir, expert.max_workers
+    with TemporaryDirectory() as folder:
+        expert.expdir, expert.max_workers, expert.test_dataset = Path(folder), 1, SimpleNamespace(n_queries=1)
+        with contextlib.redirect_stderr(io.StringIO()):  # its bar
+            expert.search("test", {"features": frames, "audio_names": ["query", "first", "second"]})
+    expert.expdir, expert.max_workers = given
+    expert.test_dataset = None
+
+
+def warn_of_short(queries: Sequence[Any], split: str) -> None:
+    """Warn of queries that s3prl does not search for: their score is the same for every document."""
+    short = sum(len(query) < SHORTEST_QUERY for query in queries)
+    if short:
+        logging.getLogger(__name__).warning(
+            "split '%s': %d of %d queries have fewer than %d frames of this upstream, and every document scores alike for them",
+            split, short, len(queries), SHORTEST_QUERY,
+        )  # fmt: skip
+
+
 def _wrap_expert(module: ModuleType) -> None:
     from torch import zeros
 
     expert = module.DownstreamExpert
     get_dataloader, forward, log_records = expert.get_dataloader, expert.forward, expert.log_records
-    pool = module.ProcessPoolExecutor
+    initialise, pool = expert.__init__, module.ProcessPoolExecutor
 
     def loader(self: Any, mode: str, epoch: int = 0) -> Any:
         if mode not in PARTS:
@@ -140,6 +169,18 @@ def _wrap_expert(module: ModuleType) -> None:
         forward(self, mode, features, audio_names, records, **kwargs)
         return zeros(())
 
+    @functools.wraps(expert.__init__)
+    def initialise_checked(self: Any, *args: Any, **kwargs: Any) -> None:
+        try:
+            initialise(self, *args, **kwargs)
+            _try_search(self)
+        except (AssertionError, ValueError, KeyError, NameError, TypeError) as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200].rstrip(".")
+            raise UsageError(
+                f"the search cannot run with this section downstream_expert ({reason}): correct dtwrc or "
+                "feature_normalization, see -c qbe/superb."
+            ) from error
+
     def search(self: Any, mode: str, records: Any) -> None:
         module.ProcessPoolExecutor = _AtOnce if self.max_workers == 1 else pool
         log_records(self, mode, records)
@@ -149,7 +190,14 @@ def _wrap_expert(module: ModuleType) -> None:
         if (
             len(records["features"]) > self.test_dataset.n_queries
         ):  # else the split was scored in part, without a document
-            search(self, mode, records)
+            warn_of_short(records["features"][: self.test_dataset.n_queries], mode)
+            try:
+                search(self, mode, records)
+            except ValueError as error:
+                raise DataError(
+                    f"the search failed ({error}): a distance may not be a number, as with dist_method cosine_neg_log and "
+                    "features that are not posteriors."
+                ) from error
             truth = documents_of(truth_file(Path(self.datarc["dataset_root"]), PARTS[mode]))
             records["twv_scores"], records["twv_targets"] = scored(Path(self.expdir) / OUTPUT, truth)
         found = maximum_twv(records["twv_scores"], records["twv_targets"]) if records["twv_scores"] else float("nan")
@@ -157,7 +205,7 @@ def _wrap_expert(module: ModuleType) -> None:
         logging.getLogger(__name__).info("%s mtwv: %.4f", mode, found)
 
     expert.get_dataloader, expert.forward, expert.log_records = loader, collect, search_and_score
-    expert.search = search
+    expert.__init__, expert.search = initialise_checked, search
 
 
 def _lxml() -> Mapping[str, ModuleType]:

@@ -6,9 +6,11 @@ import functools
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from s3prl_ext.compat import evaluated, pickles, voxceleb1
 from s3prl_ext.compat.shim import Shim, absent
+from s3prl_ext.errors import DataError
 
 CTC_DIR = Path(__file__).resolve().parent / "ctc"
 
@@ -38,7 +40,31 @@ def _wrap_load_dataset(module: ModuleType) -> None:
     module.load_dataset = load_dataset_from_copy
 
 
+def _check_vocabulary(module: ModuleType) -> None:
+    load_text_encoder = module.load_text_encoder
+
+    @functools.wraps(load_text_encoder)
+    def load_if_there(mode: str, vocab_file: str, slots_file: str | None = None) -> Any:
+        if not Path(vocab_file).is_file():
+            raise DataError(
+                f"no such vocabulary: {vocab_file}; those of Common Voice are in s3prl's git repository, "
+                "s3prl/downstream/ctc/cv_vocab: point COMMON_VOICE_VOCAB at that folder, or "
+                "config.downstream_expert.text.vocab_file at your own."
+            )
+        return load_text_encoder(mode, vocab_file, slots_file)
+
+    module.load_text_encoder = load_if_there
+
+
 SHIMS = (
+    Shim(
+        name="s3prl-ctc-vocabulary",
+        module="s3prl.downstream.ctc.expert",
+        needed=lambda module: not hasattr(module.load_text_encoder, "__wrapped__"),
+        apply=_check_vocabulary,
+        reason="s3prl's package on PyPI lacks the vocabularies of Common Voice, and its error does not say where they are",
+        remove_when="the folder cv_vocab is in s3prl's package",
+    ),
     Shim(
         name="s3prl-isinstance",
         module="s3prl.utility.helper",

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from s3prl_ext.compat.quesst14 import OUTPUT, scores_of
+from s3prl_ext.compat.quesst14 import OUTPUT, SHORTEST_QUERY, scores_of
 from s3prl_ext.compat.sox import apply_effects_tensor
 from s3prl_ext.corpora.audio import SAMPLE_RATE
 from s3prl_ext.errors import DataError, UsageError
@@ -28,7 +28,6 @@ from s3prl_ext.prediction.windows import Window
 from s3prl_ext.tasks import remedy, task_of
 
 EFFECTS = [["gain", "-3.0"]]  # of s3prl's dataset
-SHORTEST_QUERY = 5  # frames; s3prl gives a shorter one the same score everywhere
 
 
 class SearchDecoder(Decoder):

@@ -45,7 +45,7 @@ def test_the_order_of_the_table_stays(dataset, tokenizer):
 
 def test_unknown_characters_are_counted(dataset, caplog):
     with caplog.at_level(logging.WARNING):
-        dataset(HEAD + "1.wav\tA?!\n")
+        dataset(HEAD + f"1.wav\t{'AB ' * 10}?!\n")
     assert "2 characters are not in text.vocab_file" in caplog.text
 
 
@@ -57,8 +57,20 @@ def test_unknown_characters_are_counted(dataset, caplog):
         (HEAD + "1.wav\tA\n2.wav\t \n", "line 3 must be"),
         (HEAD + "9.wav\tA\n", "lists 9.wav, which is not in"),
         (HEAD, "only 0 were found"),
+        (
+            HEAD + "1.wav\tABC?\n",
+            "2 of 4 characters are not in text.vocab_file, .*give the vocabulary of this language",
+        ),
     ],
 )
 def test_a_table_that_does_not_fit_is_refused(dataset, text, message):
     with pytest.raises(DataError, match=message):
         dataset(text)
+
+
+def test_a_missing_vocabulary_says_where_there_is_one(tmp_path):
+    s3prl_ext.install()
+    from s3prl.downstream.ctc import expert
+
+    with pytest.raises(DataError, match=r"no such vocabulary: .*none.txt; .*point COMMON_VOICE_VOCAB at that folder"):
+        expert.load_text_encoder("character", str(tmp_path / "none.txt"))

@@ -7,9 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 
+import s3prl_ext
 from s3prl_ext.compat import enhancement
 from s3prl_ext.errors import DataError, UsageError
+from tests.support.experiments import make_args, task_config
+from tests.training.conftest import build, corpus_variables, hubert_ckpt, hubert_folder
+
+__all__ = ["build", "corpus_variables", "hubert_ckpt", "hubert_folder"]
 
 RATE = 16000
 
@@ -101,3 +107,37 @@ def test_lists_that_do_not_fit_are_refused(mini_superb, tmp_path, spoil, message
     spoil(split)
     with pytest.raises(DataError, match=message):
         enhancement.check_lists(split, ["noisy", "clean"])
+
+
+@pytest.fixture
+def dev(mini_superb, tmp_path) -> Path:
+    """A copy of dev, with lists of its own files."""
+    s3prl_ext.install()
+    split = Path(shutil.copytree(mini_superb / "voicebank" / "dev", tmp_path / "dev"))
+    for table in split.rglob("wav.scp"):
+        table.write_text(table.read_text().replace(str(mini_superb / "voicebank"), str(tmp_path)))
+    return split
+
+
+@pytest.mark.parametrize("condition", ["noisy", "clean"])
+def test_signals_of_a_clip_are_equally_long(dev, condition):
+    from s3prl.downstream.enhancement_stft.dataset import SeparationDataset
+
+    clips = SeparationDataset(str(dev), src=["noisy"], tgt=["clean"])
+    path = dev / condition / "wav" / "dev001.wav"
+    soundfile.write(path, soundfile.read(path)[0][:-100], RATE)
+    assert len(clips[0][1]) == len(clips[0][3][0])
+    with pytest.raises(DataError, match=r"dev001: .*noisy.* samples and .*clean.*: make them equally long"):
+        clips[1]
+
+
+@pytest.mark.parametrize("task", ["se"])
+def test_a_clip_that_cannot_be_measured_is_named(task, dev, build, corpus_variables, tmp_path):
+    path = dev / "clean" / "wav" / "dev002.wav"
+    soundfile.write(path, 0 * soundfile.read(path)[0], RATE)
+    config = task_config(task)
+    config["downstream_expert"]["loaderrc"]["test_dir"] = str(dev)
+    flags = {"mode": "evaluate", "downstream": "enhancement_stft", "upstream": "fbank"}
+    runner = build(make_args(tmp_path / "exp", **flags), config)
+    with pytest.raises(DataError, match="clip dev002 of split 'test': its clean speech is silent"):
+        runner.evaluate()

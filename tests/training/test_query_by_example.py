@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -188,3 +189,42 @@ def test_a_corpus_that_does_not_fit_is_refused(corpus, spoil, message):
     spoil(corpus)
     with pytest.raises(DataError, match=message):
         quesst14.check_corpus(corpus, "dev")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"dist_method": "cosin"}, "Unknown Distance Metric: cosin"),
+        ({"step_pattern": "symmetric2"}, "only works under asymmetric setting"),
+        ({"step_pattern": "symetric2", "subsequence": False}, "Step pattern undefined: symetric2"),
+        ({"dist_method": "cosine_neg_log"}, "normalization cannot be used with cosine_neg_log"),
+    ],
+)
+@pytest.mark.parametrize("task", ["qbe"])
+def test_a_search_that_cannot_run_ends_before_the_corpus_is_read(task, build, corpus, tmp_path, settings, message):
+    shutil.rmtree(corpus)
+    config = task_config(task)
+    config["downstream_expert"]["dtwrc"] |= settings
+    args = make_args(tmp_path / "exp", mode="evaluate", downstream="quesst14_dtw", upstream="fbank")
+    with pytest.raises(UsageError, match=rf"the search cannot run .*{message}.*: correct dtwrc"):
+        build(args, config)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"dist_method": "cosine_neg_log"}, {"step_pattern": "symmetric2", "subsequence": False}]
+)
+@pytest.mark.parametrize("task", ["qbe"])
+def test_other_searches_of_s3prl_are_taken(task, build, corpus, tmp_path, settings):
+    config = task_config(task)
+    config["downstream_expert"] |= {"feature_normalization": False}
+    config["downstream_expert"]["dtwrc"] |= settings
+    args = make_args(tmp_path / "exp", mode="evaluate", downstream="quesst14_dtw", upstream="fbank")
+    assert build(args, config).downstream.model.test_dataset is None
+
+
+def test_queries_that_are_too_short_are_counted(caplog):
+    with caplog.at_level(logging.WARNING):
+        quesst14.warn_of_short([np.zeros((5, 2))], "dev")
+        assert not caplog.text
+        quesst14.warn_of_short([np.zeros((5, 2)), np.zeros((4, 2)), np.zeros((1, 2))], "dev")
+    assert "split 'dev': 2 of 3 queries have fewer than 5 frames" in caplog.text
