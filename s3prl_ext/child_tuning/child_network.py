@@ -12,6 +12,7 @@ from s3prl_ext.child_tuning.masks import Mask
 from s3prl_ext.errors import DataError
 
 SPARSE_GRADIENT_DENSITY = 0.03  # weight matrices of which at most so much trains get no dense gradient
+MANY = 1 << 15  # entries of a tensor from which on scatter_ writes them sooner than put_
 
 
 class ChildNetwork(nn.Module):
@@ -103,7 +104,8 @@ class ChildNetwork(nn.Module):
             return
         for weight, values, part in zip(self._weights, self._values, self._parts):
             indices = part.indices
-            if self._sparse and _has_sampled_gradient(weight, indices):
+            part.sampled = self._sparse and _has_sampled_gradient(weight, indices)
+            if part.sampled:
                 slot = values.detach().requires_grad_()
                 slot.grad = part.gradient  # autograd adds to it in place
                 sparse_linear.sample(weight, slot, indices)
@@ -144,6 +146,8 @@ class ChildNetwork(nn.Module):
         for weight, part in zip(self._weights, self._parts):
             if weight.grad is not None:
                 part.collect(weight)
+            elif part.empty and not part.sampled:
+                part.gradient.zero_()
         self.values.grad = self._gradient
         if self.outside is not None:
             squares = torch.stack([torch.linalg.vector_norm(g, dtype=torch.float64) ** 2 for g in dense]).sum()
@@ -164,15 +168,21 @@ class ChildNetwork(nn.Module):
         """Write `values` into the model's weights, no other entry is touched; and forget the collected gradients."""
         if self.whole:
             return
-        self._gradient.zero_()
+        self._forget()
         for weight, indices, values in zip(self._weights, self._indices, self._values):
-            weight.put_(indices.long(), values if values.dtype == weight.dtype else values.to(weight.dtype))
+            _write(weight, indices, values)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the collected gradients of a step that is given up."""
         super().zero_grad(set_to_none)
         if not self.whole:
+            self._forget()
+
+    def _forget(self) -> None:
+        if any(part.sampled for part in self._parts):
             self._gradient.zero_()
+        for part in self._parts:
+            part.empty = True
 
 
 def fitting(mask: Mask, parameters: Mapping[str, nn.Parameter]) -> Mask:
@@ -204,16 +214,39 @@ def release(parameters: Iterable[nn.Parameter]) -> None:
             handle.remove()
 
 
+def _write(weight: torch.Tensor, indices: torch.Tensor, values: torch.Tensor) -> None:
+    """Write entries of a weight in place."""
+    values = values if values.dtype == weight.dtype else values.to(weight.dtype)
+    if indices.numel() >= MANY and weight.is_contiguous():
+        weight.detach().view(-1).scatter_(0, indices.long(), values)
+    else:
+        weight.put_(indices.long(), values)
+
+
 class _Part:
-    """The chosen entries of one weight and their place in the flat gradient."""
+    """The chosen entries of one weight and their place in the flat gradient.
+
+    Attributes:
+        sampled: autograd adds to `gradient` by itself, so that it has to begin at zero.
+        empty: nothing was collected since the last step; what `gradient` holds is of that one.
+    """
 
     def __init__(self, indices: torch.Tensor, gradient: torch.Tensor) -> None:
         self.indices = indices
         self.gradient = gradient
+        self.sampled = False
+        self.empty = True
 
     @torch.no_grad()
     def collect(self, weight: torch.Tensor) -> None:
         """Add the chosen entries of the weight's dense gradient, and drop the dense one."""
         assert weight.grad is not None
-        self.gradient += weight.grad.reshape(-1).index_select(0, self.indices)
+        dense = weight.grad.reshape(-1)
+        if not self.empty:
+            self.gradient += dense.index_select(0, self.indices)
+        elif dense.dtype == self.gradient.dtype:
+            torch.index_select(dense, 0, self.indices, out=self.gradient)
+        else:
+            self.gradient.copy_(dense.index_select(0, self.indices))
+        self.empty = False
         weight.grad = None

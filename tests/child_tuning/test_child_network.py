@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from s3prl_ext.child_tuning import masks
+from s3prl_ext.child_tuning import child_network, masks
 from s3prl_ext.child_tuning.child_network import ChildNetwork
 from s3prl_ext.child_tuning.eligible import eligible_parameters
 from s3prl_ext.child_tuning.sparse_adamw import ChildnetAdamW
@@ -199,3 +200,47 @@ def test_tensors_without_a_chosen_entry_need_no_gradient():
 def test_mask_of_another_model_is_refused(mask):
     with pytest.raises(DataError, match="does not fit the upstream"):
         ChildNetwork({"a": torch.nn.Parameter(torch.randn(4))}, mask)
+
+
+@pytest.mark.parametrize("many", [1, 1 << 15])
+@pytest.mark.parametrize("density", [0.02, 0.1])
+def test_a_step_is_the_dense_step_of_the_chosen_entries_bit_by_bit(many, density, monkeypatch):
+    """Twenty steps of several batches; one weight gets no gradient in some steps, another step is given up."""
+    monkeypatch.setattr(child_network, "MANY", many)
+    torch.manual_seed(0)
+    weights = {
+        "a": nn.Parameter(torch.randn(40, 30)),
+        "b": nn.Parameter(torch.randn(50)),
+        "c": nn.Parameter(torch.randn(9, 7).t()),
+    }
+    plain = {name: nn.Parameter(w.detach().clone()) for name, w in weights.items()}
+    mask = masks.bernoulli({name: w.numel() for name, w in weights.items()}, density, seed=1)
+    mask |= {"b": torch.tensor([3, 4, 49], dtype=torch.int32), "c": torch.tensor([0, 8, 62], dtype=torch.int32)}
+    child = ChildNetwork(weights, mask, sparse_gradients=False)
+    ours = torch.optim.AdamW(child.parameters(), lr=0.01)
+    theirs = torch.optim.AdamW(plain.values(), lr=0.01, weight_decay=0.0)
+    ours.param_groups[0]["weight_decay"] = 0.0
+    kept = {
+        name: torch.zeros(w.numel()).index_fill_(0, mask[name].long(), 1.0).view(w.shape) for name, w in weights.items()
+    }
+    for step in range(20):
+        theirs.zero_grad(set_to_none=False)
+        for _ in range(1 + step % 3):
+            x = torch.randn(5, 40)
+            for made in (weights, plain):
+                loss = (
+                    (x @ made["a"]).tanh().sum()
+                    + (made["b"].square().sum() if step % 4 else 0.0)
+                    + made["c"].sin().sum()
+                )
+                loss.backward()
+        for name, w in plain.items():
+            w.grad = torch.zeros_like(w) if w.grad is None else w.grad * kept[name]
+        if step == 7:
+            child.zero_grad()
+            continue
+        child.gather_gradients()
+        ours.step()
+        child.write_back()
+        theirs.step()
+    assert all(torch.equal(weights[name], plain[name]) for name in plain)
