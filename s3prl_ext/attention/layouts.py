@@ -70,6 +70,24 @@ def find_attention(keys: Iterable[str], where: str, prefix: str | None = None) -
     raise DataError(_unmatched(keys, where) if prefix is None else _no_prefix(keys, where, prefix))
 
 
+def slots_of(keys: Iterable[str], prefix: str | None = None) -> dict[str, list[Slot]]:
+    """Return the attention parameters among some keys of a state dict: one slot for each, or three of a fused tensor.
+
+    Args:
+        keys: any of a model's; those of other parameters are left out.
+        prefix: as for :func:`find_attention`.
+    """
+    keys = list(keys)
+    for row in known():
+        matches = {key: match for key in keys if (match := row.pattern.fullmatch(key))}
+        found = {
+            key: _slots(row, match) for key, match in matches.items() if prefix is None or _is_after(row, match, prefix)
+        }
+        if found:
+            return found
+    return {}
+
+
 def _collect(row: Architecture, matches: dict[str, re.Match[str]], where: str) -> AttentionKeys:
     prefixes = sorted({match["prefix"] for match in matches.values()})
     if len(prefixes) > 1:

@@ -7,44 +7,25 @@ module computes W + (lora_alpha / r) B A, as ours does.
 
 from __future__ import annotations
 
-import json
 import math
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from s3prl_ext.adapters.lora import Config
-from s3prl_ext.attention.files import open_weights
+from s3prl_ext.attention.peft_files import CONFIG_FILE, OFF, WEIGHT_FILE, is_adapter, read_lora
 from s3prl_ext.child_tuning.delta import Delta
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.model_settings import model_config
 from s3prl_ext.models.architectures import Architecture, known
-from s3prl_ext.reading import parse_json
 from s3prl_ext.upstreams.speech_models import upstream_name
 
-CONFIG_FILE, WEIGHT_FILE = "adapter_config.json", "adapter_model.safetensors"
-OLD_WEIGHT_FILE = "adapter_model.bin"
+__all__ = ["CONFIG_FILE", "WEIGHT_FILE", "adapter_files", "is_adapter", "read_adapter"]
+
 UPSTREAM_PREFIX = "model."  # under which every upstream of a transformers folder holds the model
-_FACTOR = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<factor>[AB])\.weight")
 _OURS = re.compile(r"model\.(?P<module>.+)\.parametrizations\.weight\.0\.lora_(?P<factor>[ab])")
-# Settings of peft's LoRA that ours does not have -> the value that leaves them out.
-OFF: dict[str, Any] = {
-    "use_dora": False, "bias": "none", "lora_bias": False, "fan_in_fan_out": False, "modules_to_save": None,
-    "rank_pattern": {},
-    "alpha_pattern": {}, "trainable_token_indices": None, "alora_invocation_tokens": None, "target_parameters": None,
-    "layer_replication": None, "use_qalora": False, "use_bdlora": None, "arrow_config": None, "kasa_config": None,
-    "monteclora_config": None,
-}  # fmt: skip
-# Ways to begin that leave the base as it was; PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA take a part out of it.
-STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
-
-
-def is_adapter(path: Path) -> bool:
-    """Return whether a path is a folder in peft's format."""
-    return (path / CONFIG_FILE).is_file()
 
 
 def read_adapter(folder: Path) -> Delta:
@@ -57,8 +38,7 @@ def read_adapter(folder: Path) -> Delta:
         DataError: a file is missing or corrupt, the adapter is of another kind than our LoRA, or its modules are not
             the same projections in each of some layers of a model that the table of architectures knows.
     """
-    config = _read_config(folder)
-    factors = _read_factors(folder)
+    config, factors = read_lora(folder)
     row, places = _places(folder, {module for module, _ in factors})
     projections = [part for part in row.parts if any(part == place[1] for place in places.values())]
     layers = sorted({layer for layer, _ in places.values()})
@@ -68,9 +48,6 @@ def read_adapter(folder: Path) -> Delta:
             f"({', '.join(projections)} in {len(layers)} layers): "
             "merge it into its base with peft, and use the result as a model."
         )
-    ranks = {int(tensor.shape[0]) for (_, factor), tensor in factors.items() if factor == "A"}
-    if ranks != {config["r"]}:
-        raise DataError(f"{folder}: the factors have rank {sorted(ranks)}, but {CONFIG_FILE} says r: {config['r']}.")
     rank = config["r"]
     alpha = float(config["lora_alpha"]) * (math.sqrt(rank) if config.get("use_rslora") else 1.0)
     tuning = {"method": "lora", "rank": rank, "alpha": alpha, "projections": projections, "layers": layers}
@@ -83,53 +60,6 @@ def read_adapter(folder: Path) -> Delta:
         added[name] = tensor.float()
     base = str(config.get("base_model_name_or_path") or "")
     return Delta("", added=added, info={"upstream": _upstream(base), "upstream_ckpt": base, "tuning": tuning})
-
-
-def _read_config(folder: Path) -> Mapping[str, Any]:
-    file = folder / CONFIG_FILE
-    try:
-        config = parse_json(file.read_text(encoding="utf-8"))
-    except (ValueError, UnicodeDecodeError) as error:
-        raise DataError(f"{file} is not readable as JSON: {error}.") from error
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        kind = config.get("peft_type") if isinstance(config, dict) else None
-        raise DataError(f"{file} describes an adapter of peft's type {kind}: only LORA is read.")
-    used = [f"{key}: {json.dumps(config[key])}" for key, off in OFF.items() if config.get(key, off) not in (off, None)]
-    if used:
-        raise DataError(
-            f"{file} uses {', '.join(used)}, which our LoRA does not have: merge the adapter into its base with peft, "
-            "and use the result as a model."
-        )
-    if config.get("init_lora_weights") not in STARTS:
-        raise DataError(
-            f"{file}: the adapter began with {config['init_lora_weights']}, which changed the base as well: convert it "
-            "with peft (path_initial_model_for_weight_conversion), "
-            "or merge it into its base and use the result as a model."
-        )
-    for key, kinds in (("r", int), ("lora_alpha", (int, float))):
-        if not isinstance(config.get(key), kinds) or isinstance(config[key], bool) or config[key] <= 0:
-            raise DataError(f"{file}: {key} must be a number above 0, but is {json.dumps(config.get(key))}.")
-    return config
-
-
-def _read_factors(folder: Path) -> dict[tuple[str, str], Tensor]:
-    """Return the factors by module and ``A`` or ``B``; both of each module are there and fit each other."""
-    file = next((folder / name for name in (WEIGHT_FILE, OLD_WEIGHT_FILE) if (folder / name).is_file()), None)
-    if file is None:
-        raise DataError(f"{folder} lacks {WEIGHT_FILE}: get the adapter again.")
-    reader, factors = open_weights(file), {}
-    for name in list(reader.keys()):
-        match = _FACTOR.fullmatch(name)
-        if match is None:
-            raise DataError(f"{file} holds {name}, which is not a factor of a LoRA of linear maps.")
-        factors[match["module"], match["factor"]] = reader[name]
-    for module in {module for module, _ in factors}:
-        a, b = (factors.get((module, factor)) for factor in "AB")
-        if a is None or b is None or a.dim() != 2 or b.dim() != 2 or a.shape[0] != b.shape[1]:
-            raise DataError(f"{file} is incomplete: the two factors of {module} are not [r, inputs] and [outputs, r].")
-    if not factors:
-        raise DataError(f"{file} has no factors.")
-    return factors
 
 
 def _places(folder: Path, modules: set[str]) -> tuple[Architecture, dict[str, tuple[int, str]]]:

@@ -54,6 +54,17 @@ class SourceModel:
 
 
 @dataclass(frozen=True)
+class SourceSection(SourceModel):
+    """Section ``source``.
+
+    Attributes:
+        adapter: folder of a LoRA in peft's format that was trained on the model, which is folded in.
+    """
+
+    adapter: Annotated[str | None, name()] = None
+
+
+@dataclass(frozen=True)
 class SourceConfig:
     """A model whose attention is merged in, and how.
 
@@ -62,6 +73,7 @@ class SourceConfig:
         model: transformers folder, checkpoint file or hub id; None where `package` is given.
         package: import name of a pip package with a model folder inside; None where `model` is given.
         prefix: take the encoder after this prefix, where the model holds several.
+        adapter: folder of a LoRA that is folded into the model; None for none.
         layers: layer indices of the target as given, 0-based and inclusive, or ``all``; others are left alone. Or a
             :class:`LayerSelection`, which gives way to a list when the models are opened.
         layer_map: target layer -> source layer, or ``linear``; None where equal layers meet.
@@ -74,6 +86,7 @@ class SourceConfig:
     model: str | None = None
     package: str | None = None
     prefix: str | None = None
+    adapter: str | None = None
     layers: Any = "all"
     layer_map: LayerMap = None
     noise: NoiseConfig | None = None
@@ -84,6 +97,12 @@ class SourceConfig:
     def is_read(self) -> bool:
         """Whether a model is read: noise of the target's statistics, or N(0, 1), needs none unless it is aligned by pairs."""
         return self.noise is None or self.noise.needs_source or self.runs
+
+    def base_for(self, method: MethodConfig) -> SourceModel | None:
+        """Return the model whose difference to the source is merged: the base, or of an adapter the model without it."""
+        if self.base is not None or self.adapter is None or not method.method.needs_base:
+            return self.base
+        return SourceModel(self.model, self.package, self.prefix)
 
     @property
     def runs(self) -> bool:
@@ -213,14 +232,14 @@ def _unfit_method(method: MethodConfig, sources: Sequence[SourceConfig | None], 
         place = f"{where}: sources[{index}]" if len(sources) > 1 else where
         if source is None:
             continue
-        if source.base is None and method.method.needs_base:
+        if source.base_for(method) is None and method.method.needs_base:
             problems.append(
                 f"{place} needs a base for method {method.name}: name the model that the source was trained from, such as "
                 "base: {model: FOLDER}."
             )
         if source.base is not None and not method.method.needs_base:
             problems.append(f"{place}: base is for the methods {', '.join(needing)}, but method is {method.name}.")
-        if source.base is not None and source.noise is not None:
+        if source.base_for(method) is not None and source.noise is not None:
             problems.append(
                 f"{place}: noise replaces a source's matrices, but {method.name} merges what training changed."
             )
@@ -256,7 +275,7 @@ def _parse_source(
     noise, align = setting("noise", parse_noise), setting("align", parse_align)
     model: dict[str, Any] = {}
     if item is not None:
-        model = vars(_load_one_of(SourceModel, item, place, ("model", "package"), problems))
+        model = vars(_load_one_of(SourceSection, item, place, ("model", "package"), problems))
     elif align is not None and align.runs:
         problems.append(f"{place if own else where}: align runs a source over the pairs: name it with source.")
     elif not noise or noise.needs_source:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from s3prl_ext import locks
-from s3prl_ext.attention.files import read_attention
 from s3prl_ext.attention.weights import AttentionWeights, depth, sha256
 from s3prl_ext.errors import UsageError
 from s3prl_ext.merging.aligner import Aligner
@@ -42,6 +41,7 @@ from s3prl_ext.upstreams.merged_attention.sources import (
     find_source,
     module_heads,
     prepare_sources,
+    read_source,
     source_name,
 )
 from s3prl_ext.upstreams.merged_attention.targets import target_name
@@ -139,7 +139,7 @@ def _read_source(config: MergeConfig, grid: Grid) -> tuple[Path | None, Attentio
     """Return path and attention of the source; None for both where the grid has only noise that needs no source."""
     source = config.sources[0]
     kinds = {*grid["noise"], *(noise for arm in grid["arms"].values() for noise in arm["noise"])}
-    if source.base is not None and kinds - {"none"}:
+    if source.base_for(config.combination) is not None and kinds - {"none"}:
         noises = ", ".join(sorted(kinds - {"none"}))
         raise UsageError(
             f"noise {noises} replaces a source's matrices, but {config.combination.name} merges what training changed: take "
@@ -147,7 +147,7 @@ def _read_source(config: MergeConfig, grid: Grid) -> tuple[Path | None, Attentio
         )
     if source.model or source.package:
         path = find_source(source)
-        return path, read_attention(path, source.prefix)
+        return path, read_source(source, path)
     if kinds & {"none", "source"}:
         needed = " and ".join(sorted(kinds & {"none", "source"}))
         raise UsageError(f"noise {needed} needs a source model: name it in the merge.")

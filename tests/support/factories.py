@@ -254,6 +254,39 @@ def bert_folder(
     return path
 
 
+def lora_folder(
+    path: str | Path,
+    modules: str = "bert.encoder.layer.{layer}.attention.self.{projection}",
+    projections: tuple[str, ...] = ("query", "value"),
+    layers: int = 2,
+    width: int = 32,
+    rank: int = 2,
+    alpha: float = 6,
+    seed: int = 0,
+    **settings: Any,
+) -> Path:
+    """Write a LoRA as peft does, with random factors.
+
+    Args:
+        modules: template of the names of its modules.
+        settings: further ones of ``adapter_config.json``.
+    """
+    from safetensors.torch import save_file
+
+    generator, tensors = torch.Generator().manual_seed(seed), {}
+    names = [modules.format(layer=layer, projection=p) for layer in range(layers) for p in projections]
+    for name in names:
+        shapes = {"A": (rank, width), "B": (width, rank)}
+        for factor, shape in shapes.items():
+            tensors[f"base_model.model.{name}.lora_{factor}.weight"] = torch.randn(shape, generator=generator)
+    folder = Path(path)
+    folder.mkdir(parents=True)
+    save_file(tensors, folder / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": rank, "lora_alpha": alpha, "target_modules": list(projections), **settings}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder
+
+
 def roberta_folder(path: str | Path, layers: int = 2, width: int = 32, heads: int = 2, seed: int = 1) -> Path:
     """Write a transformers RoBERTa folder with a language-model head, so that names carry the prefix ``roberta.``."""
     from transformers import RobertaConfig, RobertaForMaskedLM

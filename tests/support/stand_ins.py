@@ -94,6 +94,7 @@ STAND_INS: dict[str, Callable[[Path, Path], None]] = {
     "facebook/hubert-large-ls960-ft": _model(factories.hubert_folder, layers=6, ctc=True, stable_norm=True),
     "bert-large-uncased": _model(factories.bert_folder, layers=6),
     "bert-base-uncased": _model(factories.bert_folder, layers=6),
+    "my-bert-lora": _model(factories.lora_folder, layers=6),
     "my-tuned-bert": _model(factories.bert_folder, layers=6, seed=9),
     "google/vit-base-patch16-224-in21k": _model(factories.vit_folder),
     "BEATs_iter3.pt": _model(factories.beats_ckpt),

@@ -19,7 +19,7 @@ from s3prl_ext.merging.config import MergeConfig, parse_config
 from s3prl_ext.merging.names import OWN_UPSTREAM
 from s3prl_ext.overrides import apply_overrides, split_options
 
-PATHS = ("model", "ckpt", "from", "pairs", "root")  # keys of sections that hold a path
+PATHS = ("model", "ckpt", "from", "pairs", "root", "adapter")  # keys of sections that hold a path
 
 
 def preset_names() -> list[str]:

@@ -172,7 +172,7 @@ def _plain(config: MergeConfig) -> dict[str, Any]:
     for source, align in zip(content["sources"], [source.align for source in config.sources], strict=True):
         source["lambda"] = source.pop("lambda_")
         source["align"] = align and align.plain()
-        for key in ("base", "align"):
+        for key in ("base", "align", "adapter"):
             if source[key] is None:
                 source.pop(key)
         if isinstance(source["layer_map"], dict):

@@ -12,6 +12,7 @@ import torch
 
 from s3prl_ext.attention.files import find_model, find_package_model, read_attention
 from s3prl_ext.attention.layouts import Slot
+from s3prl_ext.attention.peft_files import with_adapter
 from s3prl_ext.attention.weights import AttentionWeights, depth
 from s3prl_ext.errors import UsageError
 from s3prl_ext.merging.aligner import Aligner, Paired
@@ -36,11 +37,23 @@ def read_sources(config: MergeConfig) -> tuple[list[Path | None], list[Attention
         DataError: a model is missing, unreadable, or without attention.
     """
     paths = [find_source(source) if source.is_read else None for source in config.sources]
-    weights = [
-        read_attention(path, source.prefix) if path else None
-        for path, source in zip(paths, config.sources, strict=True)
-    ]
+    weights = [read_source(source, path) if path else None for path, source in zip(paths, config.sources, strict=True)]
     return paths, weights
+
+
+def read_source(source: SourceConfig, path: Path) -> AttentionWeights:
+    """Return the attention of a source, its adapter folded in.
+
+    Args:
+        path: as :func:`find_source` returns it.
+
+    Raises:
+        DataError: model or adapter is missing, unreadable, or the two do not belong together.
+    """
+    weights = read_attention(path, source.prefix)
+    if source.adapter is None:
+        return weights
+    return with_adapter(weights, Path(source.adapter).expanduser(), _model_name(source), source.prefix)
 
 
 def find_source(source: SourceConfig | SourceModel) -> Path:
@@ -111,15 +124,16 @@ def _read_base(
         UsageError: it does not fit the target, or has not the depth of the source.
         DataError: the model is missing, unreadable, or without attention.
     """
-    if source.base is None:
+    model = source.base_for(config.combination)
+    if model is None:
         return None
-    base = read_attention(find_source(source.base), source.base.prefix)
+    base = read_attention(find_source(model), model.prefix)
     if weights is not None and depth(base) != depth(weights):
         raise UsageError(
-            f"base {_model_name(source.base)} has {depth(base)} layers and source {source_name(source)} {depth(weights)}: name "
+            f"base {_model_name(model)} has {depth(base)} layers and source {source_name(source)} {depth(weights)}: name "
             "the model that the source was trained from."
         )
-    names = f"target {target_name(config.target)}", f"base {_model_name(source.base)}"
+    names = f"target {target_name(config.target)}", f"base {_model_name(model)}"
     if source.turns and weights is not None:  # it is moved as the source is
         check_compatible(weights, base, (f"source {source_name(source)}", names[1]), config.biases)
     else:
@@ -128,7 +142,8 @@ def _read_base(
 
 
 def _base_facts(source: SourceConfig, base: AttentionWeights | None) -> dict[str, Any]:
-    return {} if source.base is None or base is None else {"base": describe_model(_model_name(source.base), base)}
+    model = source.base or SourceModel(source.model, source.package, source.prefix)
+    return {} if base is None else {"base": describe_model(_model_name(model), base)}
 
 
 def _aligned(source: Source, target: AttentionWeights, aligner: Aligner | None) -> Source:
@@ -217,7 +232,9 @@ def source_name(source: SourceConfig) -> str:
 
 
 def _model_name(source: SourceConfig | SourceModel) -> str:
-    return with_prefix(source.model or f"package {source.package}", source.prefix)
+    name = with_prefix(source.model or f"package {source.package}", source.prefix)
+    adapter = getattr(source, "adapter", None)
+    return f"{name} with adapter {adapter}" if adapter else name
 
 
 def resolve_sources(
