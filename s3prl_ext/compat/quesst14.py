@@ -7,10 +7,11 @@ import functools
 import io
 import logging
 import re
+import signal
 import xml.etree.ElementTree as ET
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import ModuleType, SimpleNamespace
@@ -100,6 +101,16 @@ class _AtOnce:
         return done
 
 
+class Pool(ProcessPoolExecutor):
+    """A pool that begins nothing more after an error or Ctrl-C; s3prl's would first finish all that was submitted."""
+
+    def __init__(self, max_workers: int | None = None) -> None:
+        super().__init__(max_workers, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN))
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.shutdown(wait=True, cancel_futures=kind is not None)
+
+
 def scored(path: Path, truth: Mapping[str, set[str]]) -> tuple[list[Any], list[Any]]:
     """Return scores and targets of the queries that occur in some documents of a search, and not in all, by name.
 
@@ -157,7 +168,7 @@ def _wrap_expert(module: ModuleType) -> None:
 
     expert = module.DownstreamExpert
     get_dataloader, forward, log_records = expert.get_dataloader, expert.forward, expert.log_records
-    initialise, pool = expert.__init__, module.ProcessPoolExecutor
+    initialise = expert.__init__
 
     def loader(self: Any, mode: str, epoch: int = 0) -> Any:
         if mode not in PARTS:
@@ -182,7 +193,7 @@ def _wrap_expert(module: ModuleType) -> None:
             ) from error
 
     def search(self: Any, mode: str, records: Any) -> None:
-        module.ProcessPoolExecutor = _AtOnce if self.max_workers == 1 else pool
+        module.ProcessPoolExecutor = _AtOnce if self.max_workers == 1 else Pool
         log_records(self, mode, records)
 
     @functools.wraps(log_records)

@@ -41,7 +41,7 @@ class SearchDecoder(Decoder):
         name = str(inputs.info["downstream"])
         task = task_of(name)
         if task.lacks():
-            raise UsageError(f"-d {name} needs {', '.join(task.lacks())}, not installed here: {remedy(task)}")
+            raise UsageError(f"-d {name} needs {', '.join(task.lacks())}, not installed here: {remedy(task)}.")
         if not inputs.options.queries:
             raise UsageError(f"-d {name} looks for spoken queries: name their recordings with --queries.")
         from s3prl.downstream.quesst14_dtw.expert import DownstreamExpert

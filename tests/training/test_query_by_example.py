@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import time
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -228,3 +229,14 @@ def test_queries_that_are_too_short_are_counted(caplog):
         assert not caplog.text
         quesst14.warn_of_short([np.zeros((5, 2)), np.zeros((4, 2)), np.zeros((1, 2))], "dev")
     assert "split 'dev': 2 of 3 queries have fewer than 5 frames" in caplog.text
+
+
+def test_an_interrupt_ends_the_search_with_what_is_running(tmp_path):
+    def stop(pool) -> None:
+        futures.extend(pool.submit(time.sleep, 0.1) for _ in range(400))
+        raise KeyboardInterrupt
+
+    futures: list = []
+    with pytest.raises(KeyboardInterrupt), quesst14.Pool(max_workers=2) as pool:
+        stop(pool)
+    assert sum(future.cancelled() for future in futures) > 300 and all(future.done() for future in futures)
