@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Any
 
 from s3prl_ext import adapters
@@ -40,6 +40,7 @@ class FisherConfig:
         loss_divisor: the loss is divided by so much before the gradient is clipped.
         warm_head: steps that copies of featurizer and downstream train on the frozen upstream before the pass.
         warm_lr: learning rate (Adam) of these steps; by default ``optimizer.lr``.
+        group_by_length: so many batches exchange their clips, for batches of like length; None = the list's own batches.
     """
 
     granularity: Annotated[str, choice("batch", "sample")] = "batch"
@@ -51,6 +52,7 @@ class FisherConfig:
     loss_divisor: Annotated[int, count()] = 1
     warm_head: Annotated[int, count(0)] = 0
     warm_lr: Annotated[float, number(above=0)] = 0.0
+    group_by_length: Annotated[int | None, count(2)] = None
 
     @classmethod
     def from_section(cls, section: Any, config: Section, problems: list[str]) -> FisherConfig:
@@ -90,6 +92,17 @@ class FisherConfig:
                 f"{where}.granularity: sample reads single utterances, loader: task the task's own batches: add loader: "
                 "split, or leave granularity out."
             )
+        if self.group_by_length and (self.loader == "task" or self.granularity == "sample"):
+            why = "reads batches of the task's own" if self.loader == "task" else "reads single utterances"
+            key = "loader: task" if self.loader == "task" else "granularity: sample"
+            yield f"{where}.group_by_length divides a split into batches, and {key} {why}: leave one of the two out."
+
+    def stored(self) -> Record:
+        """Return the section as passes, masks and shared scores are kept under it; an unset newer key is left out."""
+        settings = asdict(self)
+        if self.group_by_length is None:
+            del settings["group_by_length"]
+        return settings
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,14 @@ from s3prl_ext.child_tuning.eligible import eligible_parameters
 from s3prl_ext.errors import DataError, StoppedByUser, UsageError
 from s3prl_ext.mini_superb import TRAINED
 from s3prl_ext.run_folder import FISHER_FILE, MASK_FILE, RunFolder
+from s3prl_ext.training.batching.like_length import padding
 from s3prl_ext.training.selection.child_selection import choose_masks
 from s3prl_ext.training.selection.fisher_batches import TaskBatches, UtteranceBatches
 from s3prl_ext.training.selection.fisher_pass import FisherPass
 from s3prl_ext.training.tuning_config import FisherConfig
 from tests.support.experiments import interrupt_at_loss, make_args, task_config
 from tests.training.test_file_order import utterances
+from tests.training.test_like_length import Clips, collate, plain
 
 CHILD = {"method": "child", "density": 0.1}
 
@@ -216,3 +218,65 @@ def test_a_single_utterance_that_does_not_fit_gets_no_advice_that_it_follows(run
     parameters = eligible_parameters(single.upstream.model)
     with pytest.raises(DataError, match="memory; it is a single utterance: leave out the longest ones"):
         FisherPass(single.models, parameters, single.tuning.fisher, "train", 1337).scores()
+
+
+# -- batches of like length --------------------------------------------------------------------------------------------
+
+
+class Expert:
+    """Stands for a task whose clips have different lengths and are cut at random places when they are read."""
+
+    def get_dataloader(self, split: str) -> torch.utils.data.DataLoader:
+        return torch.utils.data.DataLoader(Clips(), batch_size=4, collate_fn=collate)
+
+
+def names(batches: Any) -> list[str]:
+    return [name for batch in batches for name in batch[2]]
+
+
+def grouped(done: int = 0, rank: int = 0, ranks: int = 1, **settings: Any) -> list[Any]:
+    batches = UtteranceBatches(Expert(), "train", FisherConfig(group_by_length=3, **settings), 7)
+    return [plain(batch) for batch in batches.batches(rank, ranks, done)]
+
+
+def test_a_pass_by_length_reads_the_same_clips_with_less_padding():
+    before = [tuple(batch) for batch in UtteranceBatches(Expert(), "train").batches()]
+    after = grouped()
+    assert sorted(map(len, (batch[2] for batch in after))) == sorted(map(len, (batch[2] for batch in before)))
+    assert sorted(names(after)) == sorted(names(before)) and sorted(names(after[:3])) == sorted(names(before[:3]))
+    assert padding(after) < 0.7 * padding(before)
+    assert sorted(names(grouped(max_batches=5))) == sorted(
+        names(map(tuple, UtteranceBatches(Expert(), "train", FisherConfig(max_batches=5), 7).batches()))
+    )
+
+
+def test_a_pass_by_length_goes_on_and_is_divided_among_ranks_as_it_was():
+    """Also the places where clips are cut, and without an effect on other random numbers."""
+    randomness.seed_all(1)
+    whole = grouped()
+    after = torch.rand(3)
+    randomness.seed_all(1)
+    assert torch.equal(torch.rand(3), after)
+    for done in (1, 3, 4, 8):
+        randomness.seed_all(done)
+        assert grouped(done) == whole[done:]
+    shares = [grouped(rank=rank, ranks=3) for rank in range(3)]
+    assert [shares[number % 3][number // 3] for number in range(len(whole))] == whole
+
+
+def test_a_mask_by_length_is_another_one_of_the_same_clips(runner):
+    plainly = mask_of(runner({"max_batches": 8}))
+    by_length = mask_of(runner({"max_batches": 8, "group_by_length": 4}, "grouped"))
+    assert masks.count(by_length) == masks.count(plainly)
+    assert 0.5 < len(entries(by_length) & entries(plainly)) / masks.count(plainly) < 1
+
+
+@pytest.mark.parametrize("other", [{"granularity": "sample"}, {"loader": "task"}])
+def test_what_has_no_batches_of_its_own_has_none_of_like_length(runner, other):
+    with pytest.raises(UsageError, match="group_by_length divides a split into batches, and"):
+        runner({"group_by_length": 4, **other})
+
+
+def test_an_unset_key_leaves_what_was_stored_before_as_it_was():
+    assert "group_by_length" not in FisherConfig().stored()
+    assert FisherConfig(group_by_length=4).stored()["group_by_length"] == 4

@@ -55,7 +55,7 @@ class LikeLength:
                 return
             made = exchanged(group, generator)
             if number == 0:
-                _say(group, made)
+                say_padding("group_by_length", group, made)
             yield from made
 
 
@@ -82,6 +82,7 @@ def padding(batches: Sequence[tuple[Any, ...]]) -> float:
     return 1 - sum(map(sum, lengths)) / whole if whole else 0.0
 
 
-def _say(group: Sequence[tuple[Any, ...]], made: Sequence[tuple[Any, ...]]) -> None:
+def say_padding(option: str, group: Sequence[tuple[Any, ...]], made: Sequence[tuple[Any, ...]]) -> None:
+    """Log how much of the first batches was padding, and how much is now."""
     before, after = 100 * padding(group), 100 * padding(made)
-    logger.info("group_by_length: %.0f %% of the samples of a batch were padding, and now %.0f %% are", before, after)
+    logger.info("%s: %.0f %% of the samples of a batch were padding, and now %.0f %% are", option, before, after)

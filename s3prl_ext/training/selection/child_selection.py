@@ -175,7 +175,7 @@ def _origin(
         "densities": sorted(set(densities), reverse=True),
         "budget": tuning.budget,
         "unit": tuning.unit,
-        "fisher": {"order": ORDER, **asdict(tuning.fisher)} if tuning.has_pass else {},
+        "fisher": {"order": ORDER, **tuning.fisher.stored()} if tuning.has_pass else {},
         "lottery": asdict(tuning.lottery) if tuning.mask == "lottery" else {},
         "training split": split,
         "seed": seed,

@@ -13,7 +13,9 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader
 
+from s3prl_ext import randomness
 from s3prl_ext.training.batching.batches import end_with_parent
+from s3prl_ext.training.batching.like_length import exchanged, say_padding
 from s3prl_ext.training.results.evaluation import open_split
 from s3prl_ext.training.tuning_config import FisherConfig
 
@@ -32,6 +34,9 @@ class UtteranceBatches:
     every disk (:mod:`s3prl_ext.compat.listings`), so one seed draws the same utterances anywhere and in every process.
     With ``max_batches`` as many utterances are drawn as fill these batches; ASR hands out whole buckets of clips of like
     length, and of these it draws.
+
+    With ``group_by_length`` every few batches exchange their clips, so that those of like length share one; each group is
+    read with random numbers of its own, whole by every rank, and so is the same after a resume and with any number of ranks.
 
     Args:
         downstream: s3prl's downstream expert.
@@ -57,6 +62,7 @@ class UtteranceBatches:
                 self.dataset.X = [[file] for bucket in buckets for file in bucket]
             self.batch_size = 1
         self._workers = found.num_workers
+        self._group, self._seed = config.group_by_length, seed
         self.items = self._drawn(config.max_batches, seed)
 
     def _drawn(self, max_batches: int | None, seed: int) -> list[int]:
@@ -73,9 +79,29 @@ class UtteranceBatches:
 
     def batches(self, rank: int = 0, ranks: int = 1, done: int = 0) -> Iterator[Any]:
         """Iterate over the batches of a rank without the first `done`, which are not read."""
-        size = self.batch_size
         numbers = range(rank, len(self), ranks)[done:]
-        return iter(self._loader(batch_sampler=[self.items[i * size : (i + 1) * size] for i in numbers]))
+        return (
+            iter(self._loader(batch_sampler=self._items_of(numbers))) if self._group is None else self._grouped(numbers)
+        )
+
+    def _items_of(self, numbers: range) -> list[list[int]]:
+        return [self.items[i * self.batch_size : (i + 1) * self.batch_size] for i in numbers]
+
+    def _grouped(self, numbers: range) -> Iterator[Any]:
+        """Yield the batches of some numbers, each of clips of like length."""
+        group, every = self._group or 1, range(len(self))
+        for start in range(0, len(self), group):
+            wanted = [number - start for number in every[start : start + group] if number in numbers]
+            if not wanted:
+                continue
+            with randomness.preserved(self._seed + start):
+                read = [
+                    tuple(batch) for batch in self._loader(batch_sampler=self._items_of(every[start : start + group]))
+                ]
+            made = exchanged(read, torch.Generator().manual_seed(self._seed + start))
+            if start == 0:
+                say_padding("tuning.fisher.group_by_length", read, made)
+            yield from (made[number] for number in wanted)
 
     def endless(self) -> Iterator[Any]:
         """Iterate over the whole split in random order, again and again; equal in every rank."""

@@ -6,7 +6,6 @@ import itertools
 import time
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import asdict
 
 import torch
 import torch.distributed as dist
@@ -66,7 +65,7 @@ class FisherPass(ScoringPass):
         key = {
             "mask": mask,
             "order": ORDER,
-            "fisher": asdict(config),
+            "fisher": config.stored(),
             "training split": split,
             "batches": self.total,
             "seed": seed,

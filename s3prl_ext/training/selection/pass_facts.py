@@ -67,7 +67,7 @@ def _pass_settings(tuning: TuningConfig) -> Record:
         return {"order": ORDER, **asdict(tuning.lottery)}
     if not tuning.has_pass:
         return {}
-    settings = asdict(tuning.fisher)
+    settings = tuning.fisher.stored()
     if not tuning.fisher.warm_head:
         del settings["warm_lr"]  # by default optimizer.lr, which nothing else of a pass depends on
     return {"order": ORDER, **settings}
