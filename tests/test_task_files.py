@@ -209,6 +209,7 @@ LATER = {
     "ood/es": (500000, "corpus.batch_size", 16, 1, 1e-4, 2000),
     "ood/ar": (500000, "corpus.batch_size", 16, 1, 1e-4, 5000),
     "ood/zh": (500000, "corpus.batch_size", 16, 1, 1e-4, 5000),
+    "ood/sbcsae": (500000, "corpus.batch_size", 16, 1, 1e-4, 2000),
 }
 
 

@@ -116,7 +116,7 @@ def facts_of(record: ResultRecord) -> dict[str, Any]:
         "upstream_ckpt": _last(args.get("upstream_ckpt")),
         "upstream_sha256": record["upstream_sha256"],
         "variant": args.get("downstream_variant"),
-        "set": task.sets.named_in(record.at(f"config.{task.sets.key}")) if task.sets else None,
+        "set": task.sets.named_in(record.at(f"config.{key}") for key in task.sets.keys) if task.sets else None,
         "features": f"{args.get('upstream_feature_selection')}/{args.get('upstream_layer_selection')}"
         + ("/normalised" if args.get("upstream_feature_normalize") else ""),
         "last_hidden_state": record["last_hidden_state"],

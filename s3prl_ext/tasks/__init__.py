@@ -62,7 +62,7 @@ def task_of(downstream: str, expert: Mapping[str, Any] | None = None) -> Task:
     """
     corpus = expert.get("corpus") if isinstance(expert, Mapping) else None
     name = corpus.get("name") if isinstance(corpus, Mapping) else None
-    fits = (task for task in of_downstream(downstream) if task.corpus in (None, name))
+    fits = (task for task in of_downstream(downstream) if task.reads_corpus(name))
     return next(fits, Task(downstream, downstream))
 
 

@@ -1,4 +1,4 @@
-"""Speech recognition out of domain on Common Voice: Spanish, Arabic, Mandarin (SUPERB-SG's OOD-ASR)."""
+"""Speech recognition out of domain (SUPERB-SG's OOD-ASR): Spanish, Arabic, Mandarin of Common Voice; talk of SBCSAE."""
 
 from __future__ import annotations
 
@@ -17,16 +17,23 @@ def as_s3prl_splits(text: str) -> list[str]:
 TASK = replace(
     ctc.TASK,
     name="ood",
-    corpus="common_voice",
+    corpus=("common_voice", "sbcsae"),
     metrics=("wer", "cer"),  # Mandarin is judged by characters
     preset="ood/es",
-    variables={"COMMON_VOICE": "Common Voice 7.0", "COMMON_VOICE_VOCAB": "characters of each language"},
+    variables={
+        "COMMON_VOICE": "Common Voice 7.0",
+        "COMMON_VOICE_VOCAB": "characters of each language",
+        "SBCSAE": "Santa Barbara Corpus of Spoken American English",
+    },
     reads=(
         Reads("corpus.path"),
         *(Reads(f"corpus.{split}", divides=("",)) for split in ("train", "dev", "test")),
         Reads("text.vocab_file"),
     ),
-    sets=Sets("downstream_expert.corpus.path", {"es": "wer", "ar": "wer", "zh-CN": "cer"}),
+    sets=Sets(
+        ("downstream_expert.corpus.name", "downstream_expert.corpus.path"),
+        {"es": "wer", "ar": "wer", "zh-CN": "cer", "sbcsae": "wer"},
+    ),
     settings="",  # its lists are files
     counts={
         "wer": edits("groundtruth", "hypothesis", as_s3prl_splits),

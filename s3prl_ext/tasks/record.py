@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Literal, NamedTuple
@@ -45,16 +45,21 @@ class Sets(NamedTuple):
     """Corpora of one task that are trained and reported one by one, such as languages.
 
     Attributes:
-        key: of the task file, dotted, whose value is a path with a folder of the set's name.
+        keys: of the task file, dotted, of which one has the name of the set as its value, or a path with a folder of it.
         metrics: name of a set -> what it is judged by.
     """
 
-    key: str
+    keys: tuple[str, ...]
     metrics: Mapping[str, str]
 
-    def named_in(self, path: object) -> str | None:
-        """Return the set that a path belongs to, by the last of its folders that has the name of one; None without any."""
-        return next((part for part in reversed(str(path).split("/")) if part in self.metrics), None)
+    def named_in(self, values: Iterable[object]) -> str | None:
+        """Return the set that some values name, the last folder that is one; None without any.
+
+        Args:
+            values: of the keys, in their order.
+        """
+        parts = (part for value in values for part in reversed(str(value).split("/")))
+        return next((part for part in parts if part in self.metrics), None)
 
 
 class Utterances(NamedTuple):
@@ -91,7 +96,7 @@ class Task:
         dev: split that chooses (lambda, a candidate, a learning rate).
         test: split that is reported.
         best: file name of the checkpoint that it keeps as the best on dev.
-        corpus: ``downstream_expert.corpus.name``, where several tasks share a name for ``-d``.
+        corpus: ``downstream_expert.corpus.name``, where several tasks share a name for ``-d``; of several corpora each.
         own_head: its head may come without training (a model's own, a fitted one), and it refuses one that is untrained
             when it is evaluated.
         trains: it has something to train; without that it is only evaluated.
@@ -125,7 +130,7 @@ class Task:
     dev: str = "dev"
     test: str = "test"
     best: str = "dev-best.ckpt"
-    corpus: str | None = None
+    corpus: str | tuple[str, ...] | None = None
     own_head: bool = False
     trains: bool = True
     preset: str | None = None
@@ -151,6 +156,10 @@ class Task:
     def variable(self) -> str:
         """The environment variable that names the folder of its corpus."""
         return next(iter(self.variables))
+
+    def reads_corpus(self, name: object) -> bool:
+        """Tell whether a task file with this ``downstream_expert.corpus.name`` is of it."""
+        return self.corpus is None or name in ((self.corpus,) if isinstance(self.corpus, str) else self.corpus)
 
     def columns(self) -> list[tuple[str, str]]:
         """Return set and metric of each of its columns in SUPERB's row; without sets theirs is empty."""

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from pathlib import Path
 
 import pytest
 
 import s3prl_ext
+from s3prl_ext.configs import load_yaml, shipped_dir
 from s3prl_ext.errors import DataError
+from s3prl_ext.evaluation.result_records import read_record
+from s3prl_ext.evaluation.scored_runs import runs_of
+from tests.support.experiments import make_args, task_config
+from tests.training.conftest import build, corpus_variables, hubert_ckpt, hubert_folder
+
+__all__ = ["build", "corpus_variables", "hubert_ckpt", "hubert_folder"]
 
 HEAD = "path\tsentence\n"
 
@@ -74,3 +82,25 @@ def test_a_missing_vocabulary_says_where_there_is_one(tmp_path):
 
     with pytest.raises(DataError, match=r"no such vocabulary: .*none.txt; .*point COMMON_VOICE_VOCAB at that folder"):
         expert.load_text_encoder("character", str(tmp_path / "none.txt"))
+
+
+def test_sbcsae_is_a_set_of_the_same_task(build, corpus_variables, tmp_path, monkeypatch):
+    source, root = corpus_variables / "common_voice" / "es", tmp_path / "conversations"
+    (root / "wav").parent.mkdir()
+    (root / "wav").symlink_to(source / "clips")
+    for split in ("train", "dev", "test"):
+        shutil.copy(source / f"{split}.tsv", root)
+    shutil.copy(source / "char.txt", root / "en_char.txt")
+    monkeypatch.setenv("SBCSAE", str(root))
+    monkeypatch.setenv("COMMON_VOICE_VOCAB", str(root))
+    config = task_config("ood")
+    shipped = load_yaml(shipped_dir("downstream_configs") / "ood" / "sbcsae.yaml")["downstream_expert"]
+    config["downstream_expert"] |= {
+        "corpus": shipped["corpus"] | {"batch_size": 4, "num_workers": 0},
+        "text": shipped["text"],
+    }
+    build(make_args(tmp_path / "exp", downstream="ctc", upstream="fbank"), config).train()
+    record = read_record(tmp_path / "exp" / "result.json")
+    (run,) = runs_of(record)
+    assert (run.task, run.part, run.main_metric) == ("ood", "sbcsae", "wer")
+    assert record.at("data.files") > 40 and record["splits_sha256"]

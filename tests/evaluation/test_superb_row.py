@@ -13,13 +13,18 @@ from s3prl_ext.evaluation.superb_row import superb_table
 from s3prl_ext.tasks import named
 from tests.support import result_files
 
-PATHS = {"es": "${COMMON_VOICE}/es/clips", "ar": "/data/es/voice/ar/clips/", "zh-CN": "${COMMON_VOICE}/zh-CN/clips"}
+PATHS = {"es": "${COMMON_VOICE}/es/clips", "ar": "/data/es/voice/ar/clips/", "zh-CN": "${COMMON_VOICE}/zh-CN/clips",
+         "sbcsae": "/data/ar/wav"}  # fmt: skip
 
 
 def recognition(language: str, split: str = "test", **changes) -> dict:
     values = {"cer" if language == "zh-CN" else "wer": changes.pop("value")}
     found = result_files.content(values, split, downstream="ctc", **changes)
-    corpus = {"name": "common_voice", "path": PATHS[language], "test": [f"{language}/test.tsv"]}
+    corpus = {
+        "name": "sbcsae" if language == "sbcsae" else "common_voice",
+        "path": PATHS[language],
+        "test": [f"{language}/test.tsv"],
+    }
     found["config"]["downstream_expert"] = {"corpus": corpus}
     return found
 
@@ -28,14 +33,17 @@ def runs(*contents: dict) -> list:
     return [run for number, one in enumerate(contents) for run in runs_of(ResultRecord(Path(f"{number}.json"), one))]
 
 
-LANGUAGES = [recognition(language, value=value) for language, value in (("es", 30.0), ("ar", 50.0), ("zh-CN", 20.0))]
+LANGUAGES = [
+    recognition(language, value=value)
+    for language, value in (("es", 30.0), ("ar", 50.0), ("zh-CN", 20.0), ("sbcsae", 60.0))
+]
 
 
 def test_each_language_has_a_column_of_its_metric():
     table = superb_table(runs(*LANGUAGES, result_files.content({"pesq": 2.5}, downstream="enhancement_stft")), {})
     shown = dict(zip(table.head, table.rows[0], strict=True))
-    columns = ["OOD es WER (%) ↓", "OOD ar WER (%) ↓", "OOD zh-CN CER (%) ↓"]
-    assert [shown[name] for name in columns] == ["30.00", "50.00", "20.00"]
+    columns = ["OOD es WER (%) ↓", "OOD ar WER (%) ↓", "OOD zh-CN CER (%) ↓", "OOD sbcsae WER (%) ↓"]
+    assert [shown[name] for name in columns] == ["30.00", "50.00", "20.00", "60.00"]
     rows = {(row["task"], row["set"]): (row["metric"], row["unit"], row["better"]) for row in table.values}
     assert rows["ood", "zh-CN"] == ("cer", "%", "lower") and rows["ood", "es"] == ("wer", "%", "lower")
     assert rows["se", ""] == ("pesq", "MOS", "higher")
@@ -76,4 +84,4 @@ def test_tables_do_not_mix_languages(tmp_path, capsys):
     [("${COMMON_VOICE}/es/clips", "es"), ("/ar/es/cv/zh-CN/clips", "zh-CN"), ("/x/fr/clips", None), (None, None)],
 )
 def test_the_set_of_a_path(path, language):
-    assert named("ood").sets.named_in(path) == language
+    assert named("ood").sets.named_in(["common_voice", path]) == language

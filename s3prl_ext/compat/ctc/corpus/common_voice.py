@@ -33,7 +33,7 @@ class CommonVoiceDataset(BucketingDataset):
     def __init__(self, split: Sequence[str], tokenizer, bucket_size, path, **kwargs):
         if not Path(path).is_dir():
             raise DataError(
-                f"no such folder of clips: {path}; set COMMON_VOICE, or downstream_expert.corpus.path with -o."
+                f"no such folder of clips: {path}; set COMMON_VOICE or SBCSAE, or downstream_expert.corpus.path with -o."
             )
         rows = [row for table in split for row in read_table(Path(table))]
         missing = next((name for name, _ in rows if not (Path(path) / name).is_file()), None)
@@ -57,7 +57,7 @@ def read_table(table: Path) -> list[tuple[str, str]]:
     if not table.is_file():
         raise DataError(
             f"no such table: {table}; s3prl's downstream/ctc/corpus/common_voice_preprocess.py writes it: "
-            "set COMMON_VOICE."
+            "set COMMON_VOICE. That of SBCSAE comes from github.com/vectominist/SBCSAE-preprocess: set SBCSAE."
         )
     first, *lines = read_lines(table) or [""]
     if tuple(first.split("\t")[:2]) != HEAD:
