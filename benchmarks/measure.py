@@ -61,9 +61,9 @@ def apart(work: Callable[[], Any]) -> dict[str, float]:
 def raised_mb(work: Callable[[], Any]) -> float:
     """Return how far `work` raises the peak memory of this process above what is held now, in MB (Linux)."""
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts at what is held now
-    before = _peak_mb()
+    before = peak_mb()
     work()
-    return _peak_mb() - before
+    return peak_mb() - before
 
 
 def forked(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -81,7 +81,8 @@ def forked(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _peak_mb() -> float:
+def peak_mb() -> float:
+    """Return the largest resident memory of this process so far, in MB (Linux)."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(float(line.split()[1]) / 1e3 for line in lines if line.startswith("VmHWM"))
 

@@ -5,6 +5,7 @@ The sums are for connection sensitivities (SNIP, Lee et al., 2019, arXiv:1810.02
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -20,7 +21,9 @@ class FisherEstimate:
     """Running sums of the gradients of a loss, squared or as they are, one entry per weight.
 
     Each batch contributes the square of the gradient of its mean loss; with batches of one this is Eq. 6 times the
-    number of samples. The mean over ranks and batches is left to the caller, who knows all counts.
+    number of samples. The mean over ranks and batches is left to the caller, who knows all counts. Each tensor's gradient
+    is added and dropped as soon as the backward pass has it, so that the gradients never exist all together, unless
+    their common norm is limited.
 
     Args:
         parameters: eligible parameters by name; they must require grad. Their ``.grad`` must be None.
@@ -32,6 +35,7 @@ class FisherEstimate:
     Attributes:
         scores: the sums by name (float32, shapes of the parameters).
         batches: number of batches in the sums.
+        torn: a backward pass has failed half way, so the sums hold a part of a batch.
     """
 
     def __init__(
@@ -48,6 +52,7 @@ class FisherEstimate:
         self.max_norm = max_norm
         self.squared = squared
         self.batches = 0
+        self.torn = False
         self.scores = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in parameters.items()}
 
     def add(self, loss: torch.Tensor) -> None:
@@ -69,19 +74,44 @@ class FisherEstimate:
             raise DataError(
                 f"the loss of batch {self.batches} of the Fisher pass is {loss.item()}; check the training data."
             )
-        loss.backward()
+        seen: set[str] = set()
+        handles = [] if self.clip == "global" else [
+            parameter.register_post_accumulate_grad_hook(functools.partial(self._add_one, name, seen))
+            for name, parameter in self.parameters.items()
+        ]  # fmt: skip
+        self.torn = bool(handles)
+        try:
+            loss.backward()
+        finally:
+            for handle in handles:
+                handle.remove()
+        self.torn = False
+
+    def _add_one(self, name: str, seen: set[str], parameter: torch.Tensor) -> None:
+        if name in seen:
+            raise DataError(
+                f"the gradient of '{name}' came in parts, so it cannot be squared: the upstream's code computes layers again "
+                "by reentrant checkpoints; switch its gradient checkpointing off."
+            )
+        seen.add(name)
+        assert parameter.grad is not None
+        self._add_gradient(name, parameter.grad, self._factors([parameter.grad])[0])
+        parameter.grad = None
 
     def accumulate(self) -> None:
         """Add the gradients that the parameters hold, squared if asked for, and leave the gradients empty."""
         gradients = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
         for (name, gradient), factor in zip(gradients.items(), self._factors(list(gradients.values()))):
-            gradient = gradient.float()  # no copy where it is float32 already
-            if self.squared:
-                self.scores[name].addcmul_(gradient, gradient, value=factor * factor)
-            else:
-                self.scores[name].add_(gradient, alpha=factor)
+            self._add_gradient(name, gradient, factor)
             self.parameters[name].grad = None
         self.batches += 1
+
+    def _add_gradient(self, name: str, gradient: torch.Tensor, factor: float) -> None:
+        gradient = gradient.float()  # no copy where it is float32 already
+        if self.squared:
+            self.scores[name].addcmul_(gradient, gradient, value=factor * factor)
+        else:
+            self.scores[name].add_(gradient, alpha=factor)
 
     def _factors(self, gradients: list[torch.Tensor]) -> list[float]:
         """Return what the norm's limit multiplies each gradient with, as torch's ``clip_grad_norm_`` does."""

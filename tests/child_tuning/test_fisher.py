@@ -113,3 +113,36 @@ def test_an_estimate_can_be_stored_and_continued():
     for a, b in batches[2:]:
         second.add(torch.nn.functional.cross_entropy(model(a), b))
     assert second.batches == count and all(torch.equal(whole[n], second.scores[n]) for n in whole)
+
+
+@pytest.mark.parametrize("clip", ["none", "tensor"])
+def test_gradients_are_added_one_by_one_as_if_all_together(clip):
+    """What is kept of a backward pass: never a second gradient; bitwise the sums of dense gradients."""
+    model, (x, y) = Classifier(), data()
+    parameters = dict(model.named_parameters())
+    dense = {n: torch.zeros_like(p) for n, p in parameters.items()}
+    held = []
+    running = fisher.FisherEstimate(parameters, clip, max_norm=0.1)
+    add = running._add_gradient
+    running._add_gradient = lambda *a: held.append(sum(p.grad is not None for p in parameters.values())) or add(*a)
+    for i in range(0, 12, 4):
+        loss = torch.nn.functional.cross_entropy(model(x[i : i + 4]), y[i : i + 4])
+        for n, g in zip(parameters, torch.autograd.grad(loss, parameters.values(), retain_graph=True)):
+            factor = min(1.0, 0.1 / (float(torch.linalg.vector_norm(g)) + 1e-6)) if clip == "tensor" else 1.0
+            dense[n].addcmul_(g, g, value=factor * factor)
+        running.add(loss)
+    assert set(held) == {1} and running.batches == 3
+    assert all(torch.equal(dense[n], score) for n, score in running.scores.items())
+
+
+def test_a_backward_pass_that_fails_half_way_is_not_taken_for_a_batch():
+    model, (x, y) = Classifier(), data()
+    running = fisher.FisherEstimate(dict(model.named_parameters()))
+    loss = torch.nn.functional.cross_entropy(model(x), y)
+    running.scores.pop("hidden.bias")
+    with pytest.raises(KeyError):
+        running.add(loss)
+    assert running.torn and running.batches == 0
+    assert not any(
+        p._post_accumulate_grad_hooks for p in model.parameters() if p._post_accumulate_grad_hooks is not None
+    )

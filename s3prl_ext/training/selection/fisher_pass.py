@@ -134,6 +134,10 @@ class FisherPass(ScoringPass):
         """How many batches are done."""
         return self.estimate.batches
 
+    def save(self) -> bool:
+        """Save the state of the pass, unless a batch has been added in part: then what was saved before it stays."""
+        return not self.estimate.torn and super().save()
+
     def state(self) -> Record:
         """Return sums, random states and the warmed head."""
         heads = [m.state_dict() for m in self.models.modules()[1:]] if self.config.warm_head else []
