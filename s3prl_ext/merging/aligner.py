@@ -15,6 +15,7 @@ from s3prl_ext.merging.alignment import align_heads, permute_heads
 from s3prl_ext.merging.basis import Basis
 from s3prl_ext.merging.head_likeness import HeadLikeness
 from s3prl_ext.merging.head_projection import Placement, place_heads
+from s3prl_ext.merging.regmean import InputMoments
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,16 @@ class Paired:
     Attributes:
         basis: its hidden space in the target's; None where it is not turned.
         alike: how alike heads are; None where their weights say it.
+        moments: of what both read, each in its own coordinates; None where no method asks for them.
     """
 
     basis: Basis | None = None
     alike: HeadLikeness | None = None
+    moments: InputMoments | None = None
+
+    def common_moments(self) -> InputMoments | None:
+        """Return the moments with the source's in the coordinates in which it is merged."""
+        return None if self.moments is None else self.moments.turned(self.basis)
 
 
 @dataclass(frozen=True)

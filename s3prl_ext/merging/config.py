@@ -79,6 +79,7 @@ class SourceConfig:
         layer_map: target layer -> source layer, or ``linear``; None where equal layers meet.
         noise: merge random matrices in place of the source's; None for the source itself.
         base: the model that the source was trained from, for methods that merge what training changed.
+        by_inputs: the method needs what the source reads on paired inputs.
         align: pair heads that are alike, turn the hidden space onto the target's, before the merge; None for neither.
     """
 
@@ -92,6 +93,7 @@ class SourceConfig:
     noise: NoiseConfig | None = None
     base: SourceModel | None = None
     align: Alignment | None = None
+    by_inputs: bool = False
 
     @property
     def is_read(self) -> bool:
@@ -106,8 +108,8 @@ class SourceConfig:
 
     @property
     def runs(self) -> bool:
-        """Whether source and target are run over paired inputs to align them."""
-        return self.align is not None and self.align.runs
+        """Whether source and target are run over paired inputs."""
+        return self.by_inputs or (self.align is not None and self.align.runs)
 
     @property
     def turns(self) -> bool:
@@ -189,6 +191,8 @@ def parse_config(raw: Mapping[str, Any], where: str) -> MergeConfig:
         problems += _unlearnable(len(items), flags["biases"], method or LINEAR, where)
     problems += _unfit_method(method or LINEAR, sources, where)
     problems.raise_lines()
+    if method is not None and method.method.by_inputs:
+        sources = [replace(source, by_inputs=True) for source in sources if source is not None]
     fitting = None if method == LINEAR else method
     return MergeConfig(target, tuple(sources), **flags, learnable=learnable, method=fitting)  # type: ignore[arg-type]  # nothing is None without problems
 
@@ -232,6 +236,8 @@ def _unfit_method(method: MethodConfig, sources: Sequence[SourceConfig | None], 
         place = f"{where}: sources[{index}]" if len(sources) > 1 else where
         if source is None:
             continue
+        if method.method.by_inputs and not (source.model or source.package):
+            problems.append(f"{place}: method {method.name} runs a source over the pairs: name it with source.")
         if source.base_for(method) is None and method.method.needs_base:
             problems.append(
                 f"{place} needs a base for method {method.name}: name the model that the source was trained from, such as "
@@ -277,7 +283,7 @@ def _parse_source(
     if item is not None:
         model = vars(_load_one_of(SourceSection, item, place, ("model", "package"), problems))
     elif align is not None and align.runs:
-        problems.append(f"{place if own else where}: align runs a source over the pairs: name it with source.")
+        problems.append(f"{place if own else where}: a source is run over the pairs: name it with source.")
     elif not noise or noise.needs_source:
         problems.append(f"{place} must name a model." if own else f"{where}: the key 'source' is missing.")
     projections = setting("projections", parse_projections) or list(PROJECTIONS)

@@ -14,6 +14,7 @@ from s3prl_ext.attention.weights import AttentionWeights, depth, width
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.merging.interpolation import relative_change
 from s3prl_ext.merging.methods import LINEAR, MethodConfig, Part
+from s3prl_ext.merging.regmean import InputMoments
 from s3prl_ext.merging.report import MergeRow
 
 # projection -> one lambda per layer; 0 = target, 1 = source.
@@ -32,6 +33,7 @@ class Source:
         base: parameters of the model that it was trained from, under the target's slots; None where no method asks for
             them.
         facts: what its record says in addition: the base, the alignment.
+        moments: second moments of what its layers and the target's read; None where no method asks for them.
         kept: Frobenius norm of each tensor over the one that it had before it was projected into the target's shape.
     """
 
@@ -42,6 +44,13 @@ class Source:
     base: AttentionWeights | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
     kept: Mapping[Slot, float] = field(default_factory=dict)
+    moments: InputMoments | None = None
+
+    def part(self, slot: Slot, weight: float, number: int) -> Part:
+        """Return what is merged in one slot with `weight`; `number` is that of the source."""
+        base = None if self.base is None else self.base[slot]
+        moments = self.moments.values[slot.layer] if self.moments and slot.kind == "weight" else None
+        return Part(self.weights[slot], weight, base, number, moments=moments)
 
     def layer(self, slot: Slot) -> int:
         """Return the source's layer that meets the target's `slot`."""
@@ -109,7 +118,7 @@ def _merged_slots(
     for slot in changed:
         used = [(source, slots[slot]) for source, slots in zip(sources, chosen, strict=True) if slot in slots]
         parts = [
-            Part(source.weights[slot], slots[slot], None if source.base is None else source.base[slot], number)
+            source.part(slot, slots[slot], number)
             for number, (source, slots) in enumerate(zip(sources, chosen, strict=True))
             if slot in slots
         ]

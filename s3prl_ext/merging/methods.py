@@ -1,4 +1,4 @@
-"""How matrices are combined: interpolation (MAM), on a sphere (slerp), or by task vectors (arithmetic, TIES, DARE, Fisher).
+"""How matrices are combined: interpolation (MAM), slerp, task vectors (arithmetic, TIES, DARE, Fisher), RegMean.
 
 A task vector is what training changed: delta_j = W_j - B_j, the source minus the model that it was trained from
 (``base``). Each method takes lambda by source, layer and projection; with lambda 0 everywhere the target stays as it
@@ -17,9 +17,10 @@ from torch import Tensor
 
 from s3prl_ext.errors import UsageError
 from s3prl_ext.merging.interpolation import combine, dtype_of_sum, interpolate
-from s3prl_ext.merging.names import DARE_DENSITY, METHOD_NAMES, TIES_DENSITY
+from s3prl_ext.merging.names import DARE_DENSITY, METHOD_NAMES, REGMEAN_SHRINK, SHARE, TIES_DENSITY
+from s3prl_ext.merging.regmean import regression_mean
 from s3prl_ext.randomness import generator_of
-from s3prl_ext.settings import choice, count, load, number
+from s3prl_ext.settings import choice, count, load, name, number
 
 COLLINEAR = 0.9995  # |cosine| above which slerp is the straight line, as in mergekit
 SMALLEST_NORM = 1e-8
@@ -37,6 +38,7 @@ class Part:
         base: the same matrix of the model that the source was trained from; None for methods that need none.
         source: number of the source, which chooses its random numbers.
         fisher: diagonal Fisher information of its entries; None where it was not estimated for this matrix.
+        moments: second moments of what target and source read; None for methods that need none, and for a bias.
     """
 
     matrix: Tensor
@@ -44,6 +46,7 @@ class Part:
     base: Tensor | None = None
     source: int = 0
     fisher: Tensor | None = None
+    moments: tuple[Tensor, Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -53,17 +56,30 @@ class MethodConfig:
     Attributes:
         name: a name of :data:`MERGE_METHODS`.
         density: share of each task vector that is kept, in (0, 1]: the largest entries (ties) or random ones (dare).
-        seed: of the random choice (dare).
+        seed: of the random choice (dare), of the draw of pairs (regmean).
+        pairs, root, split, share: paired inputs (regmean), as of an alignment.
+        shrink: factor of second moments off the diagonal (regmean).
     """
 
     name: Annotated[str, choice(METHOD_NAMES)] = "linear"
     density: Annotated[float | None, number(above=0, most=1)] = None
     seed: Annotated[int | None, count(0)] = None
+    pairs: Annotated[str | None, name()] = None
+    root: Annotated[str | None, name()] = None
+    split: Annotated[str | None, name()] = None
+    share: Annotated[float | None, number(above=0, most=1)] = None
+    shrink: Annotated[float | None, number(least=0, most=1)] = None
 
     @property
     def method(self) -> MergeMethod:
         """The row of :data:`MERGE_METHODS`."""
         return MERGE_METHODS[self.name]
+
+    def plain(self) -> dict[str, Any]:
+        """Return what decides a merge, as plain values; which pairs is said by their hash."""
+        more = {"share": self.share, "shrink": self.shrink}
+        own = {key: value for key, value in more.items() if value is not None}
+        return {"name": self.name, "density": self.density, "seed": self.seed, **own}
 
     def combine(self, target: Tensor, parts: Sequence[Part], key: Key) -> Tensor:
         """Return the merged matrix in the target's dtype and on its device.
@@ -88,6 +104,7 @@ class MergeMethod:
         sums_to_one: whether lambda of all sources together must not exceed 1.
         several: whether it takes more than one source.
         of_tasks: whether it merges tuned tasks only, which have data to be weighed by.
+        by_inputs: whether it needs what target and source read on paired inputs.
     """
 
     function: Callable[[Tensor, Sequence[Part], MethodConfig, Key], Tensor]
@@ -97,6 +114,7 @@ class MergeMethod:
     sums_to_one: bool = False
     several: bool = True
     of_tasks: bool = False
+    by_inputs: bool = False
 
 
 def parse_method(value: Any, where: str = "method") -> MethodConfig:
@@ -114,6 +132,8 @@ def parse_method(value: Any, where: str = "method") -> MethodConfig:
     if surplus:
         takes = f"takes {', '.join(options)} only" if options else "takes no option"
         raise UsageError(f"{where}: {config.name} {takes}, but {', '.join(surplus)} is given.")
+    if config.method.by_inputs and config.pairs is None:
+        raise UsageError(f"{where}: {config.name} needs paired inputs: give {{name: {config.name}, pairs: FILE}}.")
     return MethodConfig(config.name, **{**options, **{key: getattr(config, key) for key in options if key in content}})
 
 
@@ -251,6 +271,15 @@ def _fisher(target: Tensor, parts: Sequence[Part], config: MethodConfig, key: Ke
     return fisher_mean(target, deltas, [part.weight for part in parts], [part.fisher for part in parts])
 
 
+def _regmean(target: Tensor, parts: Sequence[Part], config: MethodConfig, key: Key) -> Tensor:
+    moments = [part.moments for part in parts if part.moments is not None]
+    if len(moments) < len(parts):
+        return _linear(target, parts, config, key)
+    assert config.shrink is not None
+    weights = [part.weight for part in parts]
+    return regression_mean(target, [part.matrix for part in parts], weights, moments, config.shrink)
+
+
 def _task_vectors(target: Tensor, parts: Sequence[Part]) -> list[Tensor]:
     deltas = []
     for part in parts:
@@ -290,8 +319,15 @@ MERGE_METHODS: dict[str, MergeMethod] = {
     "fisher": MergeMethod(
         _fisher,
         "plus the mean of what several tasks changed, weighted by their Fisher information",
-        True,
+        needs_base=True,
         of_tasks=True,
+    ),
+    "regmean": MergeMethod(
+        _regmean,
+        "averaged with those of other models so that outputs on the models' own inputs are kept best (RegMean)",
+        options={"pairs": None, "root": None, "split": None, "share": SHARE, "seed": 0, "shrink": REGMEAN_SHRINK},
+        sums_to_one=True,
+        by_inputs=True,
     ),
 }
 LINEAR = MethodConfig()

@@ -191,6 +191,7 @@ def _sweep(flags: argparse.Namespace, runner: SweepRunner, pair: ModelPair, grid
         method=pair.config.combination,
         base=pair.prepared.base,
         aligner=pair.aligner,
+        moments=pair.prepared.moments,
     )
     store = Store(flags.expdir, _settings(runner, pair), flags.overwrite)
     origin = {} if store.content["results"] else _origin(runner.args.device)
@@ -270,11 +271,12 @@ def _options(pair: ModelPair) -> dict[str, Any]:
     config, facts = pair.config, pair.prepared.facts
     options = {
         "merged part": config.target.prefix,
-        "method": dataclasses.asdict(config.method) if config.method else None,
+        "method": config.method.plain() if config.method else None,
         "base": facts["base"]["attention_sha256"] if "base" in facts else None,
         "align": {key: value for key, value in facts["align"].items() if key != "orders"} if "align" in facts else None,
         "basis": pair.aligner.basis.facts if pair.aligner and pair.aligner.basis else None,
         "projection": facts.get("projection"),
+        "moments": facts.get("moments"),
     }
     return {key: value for key, value in options.items() if value}
 

@@ -16,6 +16,7 @@ from s3prl_ext.merging.layers import align
 from s3prl_ext.merging.merge import check_finite
 from s3prl_ext.merging.methods import LINEAR, MethodConfig, Part
 from s3prl_ext.merging.noise import Moments, NoiseConfig, noise_moments, sample
+from s3prl_ext.merging.regmean import InputMoments
 from s3prl_ext.sweeps.grid import Arm
 
 
@@ -34,6 +35,7 @@ class ArmWeights:
         method: how matrices are combined.
         base: of the source, under the target's slots, aligned as the source will be; for methods that need one.
         aligner: how the source and each draw of noise are brought into the target's coordinates; None to leave them.
+        moments: of what target and source read, in these coordinates; for methods that need them.
 
     Raises:
         DataError: a matrix holds NaN or infinity.
@@ -50,6 +52,7 @@ class ArmWeights:
         method: MethodConfig = LINEAR,
         base: AttentionWeights | None = None,
         aligner: Aligner | None = None,
+        moments: InputMoments | None = None,
     ) -> None:
         self._target = {
             slot: tensor.detach()
@@ -60,7 +63,7 @@ class ArmWeights:
         self._source_as_read, self._layer_map = source, layer_map
         check_finite(target, self._target, "the target")
         self._original = {slot: tensor.clone() for slot, tensor in self._target.items()}
-        self._method, self._base, self._aligner = method, base, aligner
+        self._method, self._base, self._aligner, self._moments = method, base, aligner, moments
         self._source: dict[Slot, Tensor] | None = None
         self._shapes: dict[Slot, torch.Size] = {}  # of noise that is turned as the source is
         if source is not None:
@@ -83,7 +86,9 @@ class ArmWeights:
         other = self._matrices(arm) if slots else {}
         for slot in slots & other.keys():
             if self._method != LINEAR:
-                part = Part(other[slot], arm.lambda_, self._base[slot] if self._base else None)
+                base = self._base[slot] if self._base else None
+                moments = self._moments.values[slot.layer] if self._moments and slot.kind == "weight" else None
+                part = Part(other[slot], arm.lambda_, base, moments=moments)
                 self._target[slot].copy_(self._method.combine(self._original[slot], [part], slot))
             elif arm.lambda_ == 1.0:
                 self._target[slot].copy_(other[slot])

@@ -135,10 +135,12 @@ def test_sums_are_taken_in_float32_or_wider_and_inputs_stay(dtype, golden):
     target, source, base = (golden[key].to(dtype) for key in ("target", "near", "base"))
     copies = [tensor.clone() for tensor in (target, source, base)]
     wide = torch.promote_types(dtype, torch.float32)
-    for name in MERGE_METHODS:
-        method = parse_method(name)
-        result = method.combine(target, [Part(source, 0.4, base)], SLOT)
-        exact = method.combine(target.to(wide), [Part(source.to(wide), 0.4, base.to(wide))], SLOT)
+    inputs = torch.randn(2, 30, target.shape[1], generator=torch.Generator().manual_seed(0))
+    moments = tuple(inputs.transpose(1, 2) @ inputs)
+    for name, row in MERGE_METHODS.items():
+        method = parse_method({"name": name, "pairs": "pairs.tsv"} if row.by_inputs else name)
+        result = method.combine(target, [Part(source, 0.4, base, moments=moments)], SLOT)
+        exact = method.combine(target.to(wide), [Part(source.to(wide), 0.4, base.to(wide), moments=moments)], SLOT)
         assert result.dtype == dtype and torch.equal(result, exact.to(dtype))
     assert all(torch.equal(*both) for both in zip(copies, (target, source, base), strict=True))
 

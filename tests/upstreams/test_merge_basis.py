@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -236,7 +237,7 @@ def test_records_tell_bases_apart_and_what_does_not_fit_is_one_sentence(build, f
         with pytest.raises(DataError, match=message) as caught:
             check_merge_record(stored, current)
         assert "\n" not in str(caught.value)
-    with pytest.raises(UsageError, match="align runs a source over the pairs: name it with source"):
+    with pytest.raises(UsageError, match="a source is run over the pairs: name it with source"):
         build(source=None, noise="standard")
     with pytest.raises(UsageError, match="no such table of pairs"):
         build(align={"kind": "basis", "pairs": str(tmp_path / "none.tsv")})
@@ -317,3 +318,72 @@ def test_another_width_without_a_basis_is_refused_with_the_way_out(build, folder
         build(source={"model": folders["wide"]}, align=[{"kind": "heads", "heads": 4}, basis(table)])
     with pytest.raises(UsageError, match=r"source .* has 2 layers of shape \(48, 48\) and base .* \(32, 32\)"):
         build(source={"model": folders["wide"]}, base={"model": folders["base"]}, method="task_arithmetic")
+
+
+def regmean(table, **more):
+    return {"name": "regmean", "pairs": str(table), "share": 1, **more}
+
+
+def moments_by_hand(folders, table, source="source"):
+    """Return mean x x^T of what the attention of layer 1 reads, of target and source, clip by clip."""
+    from s3prl_ext.upstreams.speech_models import speech_model
+
+    rows = [line.split("\t") for line in table.read_text().splitlines()[1:]]
+    ours = SpeechEncoder(speech_model(Path(folders["target"])).eval(), "target", point="inputs")
+    theirs = TextEncoder(folders[source], "source", point="inputs")
+    states = [ours.states([table.parent / path])[0][1] for path, _ in rows], [theirs.states([t])[0][1] for _, t in rows]
+    return [torch.stack([x.double().T @ x.double() / len(x) for x in side]).mean(0) for side in states]
+
+
+@pytest.mark.parametrize("source", ["source", "wide"])
+def test_regmean_weighs_both_models_by_what_they_read(source, build, folders, table, tmp_path):
+    target, own = read_attention(folders["target"]), read_attention(folders[source])
+    align = basis(table) if source == "wide" else None
+    content = {"source": {"model": folders[source]}, "align": align, "method": regmean(table), "biases": True}
+    upstream = build(**content)
+    after, (ours, theirs) = extract(upstream.state_dict()), moments_by_hand(folders, table, source)
+    if source == "wide":
+        one = found(folders, table, "wide")
+        own = Aligner(Paired(one), (4, 3)).apply(target, own).weights
+        turn = one.turns[1].matrix
+        theirs = turn.T @ theirs @ turn
+    grams = [0.9 * gram + 0.1 * torch.diag(torch.diagonal(gram)) for gram in (ours, theirs)]
+    for slot in WEIGHTS[3:]:
+        left = 0.75 * target[slot].double() @ grams[0] + 0.25 * own[slot].double() @ grams[1]
+        expected = torch.linalg.solve(0.75 * grams[0] + 0.25 * grams[1], left, left=False)
+        torch.testing.assert_close(after[slot].double(), expected, rtol=1e-4, atol=1e-4)
+        bias = slot._replace(kind="bias")
+        torch.testing.assert_close(after[bias], torch.lerp(target[bias], own[bias].float(), 0.25))
+    zero = extract(build(**content, **{"lambda": 0}).state_dict())
+    assert all(torch.equal(zero[slot], target[slot]) for slot in target)
+    out = tmp_path / "merged"
+    build(**content)
+    assert merge.main(["-g", str(tmp_path / "my.yaml"), "--out", str(out)]) == 0
+    written = read_attention(out)
+    assert all(torch.equal(written[slot], after[slot]) for slot in written)
+    check_merge_record(json.loads((out / "merge.json").read_text())["merge"], upstream.merge_record)
+    half = build(**content | {"method": regmean(table, share=0.5)}).merge_record
+    with pytest.raises(DataError, match="method: {name: regmean, seed: 0, share: 1.0, shrink: 0.9}, but now"):
+        check_merge_record(upstream.merge_record, half)
+
+
+@pytest.mark.parametrize("arm", [Arm((0, 1), "none", 0, 0.25), Arm((1,), "target", 1, 0.5)])
+def test_an_arm_by_regmean_equals_the_merged_upstream_bit_for_bit(arm, build, folders, table):
+    from s3prl_ext.merging.config import parse_config
+    from s3prl_ext.upstreams.merged_attention.targets import build_target
+
+    content = {"method": regmean(table), "align": None}
+    upstream = build(**content, **{"lambda": 0})
+    made = {key: {"model": folders[key]} for key in ("target", "source")} | {"lambda": 0.25, "method": regmean(table)}
+    config = parse_config(made, "my.yaml")
+    (paired,) = find_paired(config, build_target(config.target), "target", [Path(folders["source"])])
+    own, source = extract(upstream.state_dict()), read_attention(folders["source"])
+    weights = ArmWeights(own, source, [0, 1], PROJECTIONS, method=config.combination, moments=paired.common_moments())
+    weights.apply(Arm((0, 1), "standard", 0, 0.9))
+    weights.apply(arm)
+    noise = {} if arm.noise == "none" else {"noise": {"kind": arm.noise, "draw": arm.draw}}
+    expected = build(**content, **noise, layers=list(arm.layers), **{"lambda": arm.lambda_}).state_dict()
+    for name, tensor in upstream.state_dict().items():
+        assert torch.equal(tensor, expected[name]), name
+    with pytest.raises(UsageError, match="method regmean runs a source over the pairs: name it with source"):
+        build(**content, source=None, noise="standard")

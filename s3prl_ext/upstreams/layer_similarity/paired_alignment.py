@@ -16,15 +16,18 @@ from s3prl_ext.attention.weights import AttentionWeights
 from s3prl_ext.corpora.pairs import Pair, content_hash
 from s3prl_ext.errors import UsageError
 from s3prl_ext.merging.aligner import Paired
-from s3prl_ext.merging.alignment_config import BasisAlignment, HeadAlignment
+from s3prl_ext.merging.alignment_config import Alignment, BasisAlignment, HeadAlignment
 from s3prl_ext.merging.basis import Basis, basis_of
 from s3prl_ext.merging.config import MergeConfig, SourceConfig
 from s3prl_ext.merging.head_likeness import HeadLikeness, alike_by_outputs, alike_by_patterns
+from s3prl_ext.merging.methods import MethodConfig
+from s3prl_ext.merging.names import SHARE
+from s3prl_ext.merging.regmean import InputMoments
 from s3prl_ext.merging.selection_config import ComparisonSettings
 from s3prl_ext.tables import columns
 from s3prl_ext.upstreams.layer_similarity.block_outputs import ATTENTION, INPUTS
 from s3prl_ext.upstreams.layer_similarity.comparison import Side, inputs, meeting_layers, paired_vectors, source_side
-from s3prl_ext.upstreams.layer_similarity.features import CACHE_FORMAT, hash_of, in_parts, layer_vectors
+from s3prl_ext.upstreams.layer_similarity.features import CACHE_FORMAT, check_finite, hash_of, in_parts, layer_vectors
 from s3prl_ext.upstreams.layer_similarity.head_outputs import HeadEncoder
 from s3prl_ext.upstreams.layer_similarity.selection import (
     comparison_device,
@@ -102,18 +105,56 @@ def find_paired(
     """
     found = []
     for source, path in zip(config.sources, paths, strict=True):
-        if source.align is None or not source.runs:
+        if not source.runs:
             found.append(Paired())
             continue
         if path is None:
-            raise UsageError("align runs a source over the pairs: name it with source.")
+            raise UsageError("a source is run over the pairs: name it with source.")
         name = with_prefix(source.model or f"package {source.package}", source.prefix)
-        heads = heads_of(source, config.target, target_heads)
+        align = source.align or Alignment()
+        heads = heads_of(source, config.target, target_heads) if source.align is not None else (None, None)
         models = _Models(config, source, path, upstream, (target_name, name), heads)
-        by_weights = source.align.heads is None or source.align.heads.pairs is None
-        basis = _basis(models, source.align.basis) if source.align.basis is not None else None
-        found.append(Paired(basis, None if by_weights else _alike(models, source.align.heads)))
+        by_weights = align.heads is None or align.heads.pairs is None
+        found.append(
+            Paired(
+                _basis(models, align.basis) if align.basis is not None else None,
+                None if by_weights else _alike(models, align.heads),
+                _moments(models, config.combination) if source.by_inputs else None,
+            )
+        )
     return found
+
+
+def _moments(models: _Models, settings: MethodConfig) -> InputMoments:
+    """Return the second moments of what target and source read, the mean over the frames of a clip and over pairs."""
+    with models.opened(INPUTS) as target:
+        source = models.side(INPUTS)
+        layers = meeting_layers(target, source, models.source.layer_map, any_width=models.source.turns)
+        drawn, of = _draw(settings, target, source)
+        items = inputs(target, source, drawn)
+        hashes = [[content_hash(item) for item in side] for side in items]
+        ours, theirs = (
+            _moments_of(side, read, hashed) for side, read, hashed in zip((target, source), items, hashes, strict=True)
+        )
+    values = {layer: (ours[layer], theirs[other]) for layer, other in enumerate(layers) if other is not None}
+    return InputMoments(values, _facts(settings, of, drawn, hash_of(*hashes)))
+
+
+def _moments_of(side: Side, items: Sequence[Any], hashes: Sequence[str]) -> Tensor:
+    """Return the second moments of what each layer of a model reads, [layers, width, width]; kept on disk."""
+
+    def compute(indices: Sequence[int]) -> Tensor:
+        encoder, total = side.load(), torch.zeros(side.layers, side.width, side.width, dtype=torch.float64)
+        for start in range(0, len(items), encoder.batch_size):
+            for item, states in zip(
+                items[start:], encoder.states(items[start : start + encoder.batch_size]), strict=False
+            ):
+                check_finite(states, encoder.name, item)
+                states = states.double().cpu()
+                total += states.transpose(1, 2) @ states / states.shape[1]
+        return (total / len(items))[None].float()
+
+    return in_parts(compute, [hash_of(CACHE_FORMAT, "moments", side.key, *hashes)], 1, f"inputs of {side.name}")[0]
 
 
 def _basis(models: _Models, settings: BasisAlignment) -> Basis:
@@ -216,12 +257,16 @@ def _by_patterns(
     return {layer: value for (layer, _), value in zip(meeting, values, strict=True)}
 
 
-def _draw(settings: BasisAlignment | HeadAlignment, target: Side, source: Side) -> tuple[list[Pair], int]:
-    draw = ComparisonSettings(share=settings.share, seed=settings.seed)
+def _draw(
+    settings: BasisAlignment | HeadAlignment | MethodConfig, target: Side, source: Side
+) -> tuple[list[Pair], int]:
+    draw = ComparisonSettings(share=settings.share or SHARE, seed=settings.seed or 0)
     return drawn_pairs(str(settings.pairs), settings.root, settings.split, target, source, draw)
 
 
-def _facts(settings: BasisAlignment | HeadAlignment, of: int, drawn: Sequence[Pair], pairs_key: str) -> dict[str, Any]:
+def _facts(
+    settings: BasisAlignment | HeadAlignment | MethodConfig, of: int, drawn: Sequence[Pair], pairs_key: str
+) -> dict[str, Any]:
     """Return which pairs were used, as plain values."""
     pairs = {"file": settings.pairs, "of": of, "used": len(drawn), "sha256": pairs_key}
     return {"split": settings.split, "share": settings.share, "seed": settings.seed, "pairs": pairs}

@@ -144,7 +144,7 @@ def _with_pairs(raw: dict[str, Any]) -> dict[str, Any]:
     parts = (
         {f"align.{number}": part for number, part in enumerate(align)} if isinstance(align, list) else {"align": align}
     )
-    return {"layers": raw.get("layers"), "layer_map": raw.get("layer_map"), **parts}
+    return {**{key: raw.get(key) for key in ("layers", "layer_map", "method")}, **parts}
 
 
 def check_config(raw: dict[str, Any], name: str) -> MergeConfig:

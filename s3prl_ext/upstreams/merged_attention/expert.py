@@ -156,7 +156,7 @@ def merge_record(
         "biases": config.biases,
         "learnable": describe_learnable(config, depth(target)),
         "config": _plain(config),
-    } | ({"method": dataclasses.asdict(config.method)} if config.method else {})
+    } | ({"method": config.method.plain()} if config.method else {})
 
 
 def _revision(target: TargetConfig) -> str | None:
@@ -167,10 +167,12 @@ def _revision(target: TargetConfig) -> str | None:
 def _plain(config: MergeConfig) -> dict[str, Any]:
     """Return the configuration under the keys of its YAML file, in plain values."""
     content = dataclasses.asdict(config)
+    content["method"] = {key: value for key, value in (content["method"] or {}).items() if value is not None}
     if config.method is None:
         content.pop("method")
     for source, align in zip(content["sources"], [source.align for source in config.sources], strict=True):
         source["lambda"] = source.pop("lambda_")
+        source.pop("by_inputs")
         source["align"] = align and align.plain()
         for key in ("base", "align", "adapter"):
             if source[key] is None:

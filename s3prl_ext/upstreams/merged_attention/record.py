@@ -140,6 +140,11 @@ def _check_source(role: str, stored: MergeRecord, current: MergeRecord, learnt: 
             f"the checkpoint was made with another basis of the {role}: {stored['basis']['pairs']['used']} pairs, but now "
             f"{current['basis']['pairs']['used']} or other ones: give the same align and pairs."
         )
+    moments = [(record.get("moments") or {}).get("pairs", {}).get("sha256") for record in (stored, current)]
+    if moments[0] != moments[1]:
+        raise DataError(
+            f"the checkpoint was made with regmean over other pairs for the {role}: give the same method and pairs."
+        )
     if _without_pairs(stored.get("projection")) != _without_pairs(current.get("projection")):
         was, now = (_heads(record.get("projection")) for record in (stored, current))
         raise DataError(

@@ -88,8 +88,9 @@ def prepare_sources(
         base = _read_base(target, weights, source, maps[index], config)
         ready = _prepare(target, weights, source, lambdas[index], maps[index], slots, index)
         ready = dataclasses.replace(ready, base=base and align(base, maps[index]), facts=_base_facts(source, base))
-        aligner = aligner_of(source, config.target, target_heads, paired[index] if paired else NOTHING_PAIRED)
-        prepared.append(_aligned(ready, target, aligner))
+        pair = paired[index] if paired else NOTHING_PAIRED
+        aligned = _aligned(ready, target, aligner_of(source, config.target, target_heads, pair))
+        prepared.append(_with_moments(aligned, pair))
     return prepared
 
 
@@ -159,6 +160,14 @@ def _aligned(source: Source, target: AttentionWeights, aligner: Aligner | None) 
     if aligner.basis is not None:
         facts["basis"] = aligner.basis.describe()
     return dataclasses.replace(source, weights=aligned.weights, base=aligned.base, facts=facts, kept=aligned.kept)
+
+
+def _with_moments(source: Source, paired: Paired) -> Source:
+    """Return a source with the moments of what it and the target read, where the method asks for them."""
+    moments = paired.common_moments()
+    if moments is None:
+        return source
+    return dataclasses.replace(source, moments=moments, facts={**source.facts, "moments": dict(moments.facts)})
 
 
 def heads_of(source: SourceConfig, target: TargetConfig, built: int | None) -> tuple[int | None, int | None]:
