@@ -121,6 +121,32 @@ def test_the_dense_norm_that_clips_is_that_of_all_ranks(run, tmp_path):
     assert 0 < (update - other).norm() < 1e-4 * update.norm()
 
 
+CHANGING = {"tuning": CHILD | {"fisher": {"max_batches": 2}, "reselect_every": 2}, "optimizer": ADAMW,
+            "runner.eval_step": 2, "runner.evaluate_ratio": 0.3}  # fmt: skip
+
+
+def test_a_child_network_chosen_again_on_two_ranks_is_equal_and_resumes_bitwise(run, tmp_path):
+    run("whole", before=keep(tmp_path), **CHANGING).succeed()
+    found = assert_equal_ranks(tmp_path)
+    union = newest(tmp_path / "whole")["UpstreamDelta"]["indices"]
+    assert sum(map(len, found["mask"].values())) < sum(map(len, union.values())), "entries have left"
+    run("parts", **CHANGING | {"runner.total_steps": 2}).succeed()
+    run("parts", "-a", before=keep(tmp_path), **CHANGING).succeed()
+    assert_equal_ranks(tmp_path)
+    assert_same_run(newest(tmp_path / "parts"), newest(tmp_path / "whole"))
+    assert same(*(newest(tmp_path / name)["S3prlExt"]["members"] for name in ("parts", "whole")))
+
+
+def test_a_lottery_on_two_ranks_is_that_of_one_process(run, tmp_path):
+    settings = {"tuning": {"method": "child", "mask": "lottery", "density": 0.05, "lottery": {"steps": 2}}}
+    run("two", before=keep(tmp_path), **settings).succeed()
+    assert_equal_ranks(tmp_path)
+    one = run("one", ranks=0, **settings | {"runner.total_steps": 1})
+    assert one.wait() == 0, one.output
+    masks = [mask_files.load(tmp_path / name / "masks.safetensors")[0].at(0.05) for name in ("two", "one")]
+    assert same(*masks)
+
+
 def change_of(part: str, states: dict) -> torch.Tensor:
     """Return how far training moved the weights of the upstream, featurizer or downstream."""
     start, end = states["start"], states["end"]
