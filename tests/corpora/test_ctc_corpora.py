@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
+import s3prl_ext
 from s3prl_ext.compat.ctc.corpus.libriphone import LibriPhoneDataset
 from s3prl_ext.compat.ctc.corpus.snips import SnipsDataset
 from s3prl_ext.configs import shipped_dir
@@ -15,7 +17,7 @@ from s3prl_ext.errors import DataError
 class Words:
     """Stand-in for s3prl's word-level text encoder."""
 
-    token_type, unk_idx = "word", 2
+    token_type, eos_idx, unk_idx = "word", 1, 2
 
     def __init__(self, words):
         self.index = {word: number for number, word in enumerate(words, 3)}
@@ -122,6 +124,25 @@ def test_snips_takes_the_speakers_of_the_split(tmp_path):
         SnipsDataset(["valid"], words, 1, path=tmp_path, valid_speakers=["Ivy"])
     with pytest.raises(DataError, match="all-trans.txt do not exist"):
         SnipsDataset(["valid"], Words([]), 1, path=tmp_path, valid_speakers=["Amy"])
+
+
+def test_texts_in_another_case_than_the_vocabulary_are_refused(tmp_path):
+    s3prl_ext.install()
+    from s3prl.downstream.ctc.text import load_text_encoder
+
+    (tmp_path / "slots.txt").write_text("O\ngenre\n")
+    vocabulary = shipped_dir("downstream_configs") / "sf" / "character.txt"
+    encoder = load_text_encoder("character-slot", str(vocabulary), str(tmp_path / "slots.txt"))
+    (tmp_path / "valid").mkdir()
+    (tmp_path / "valid" / "Amy-1.wav").touch()
+    line = "Amy-1 BOS PLAY JAZZ EOS\tO O genre X\n"
+    for text, message in (
+        (line, None),
+        (line.replace("PLAY JAZZ", "play jazz"), "8 of .* are not in text.vocab_file, .*its case"),
+    ):
+        (tmp_path / "all.iob.snips.txt").write_text(text)
+        with pytest.raises(DataError, match=message) if message else nullcontext():
+            SnipsDataset(["valid"], encoder, 1, path=tmp_path, valid_speakers=["Amy"])
 
 
 def test_shipped_configuration_reads_the_miniature_corpora(mini_superb, phones):

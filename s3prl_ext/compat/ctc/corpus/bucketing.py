@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,7 +10,32 @@ from torch.utils.data import Dataset
 
 from s3prl_ext.errors import DataError
 
+logger = logging.getLogger(__name__)
+
 Utterance = tuple[Path, list[int]]  # audio file, token ids
+MOST_UNKNOWN = 0.1  # share of a split's characters that a vocabulary of its language may lack
+
+
+def check_known(utterances: Sequence[Utterance], tokenizer, where: object) -> None:
+    """Warn of characters that the vocabulary lacks; references have them as unknown, so calling them unknown counts as right.
+
+    Args:
+        utterances: of a split.
+        tokenizer: s3prl's text encoder.
+        where: the file or folder that they are from.
+
+    Raises:
+        DataError: they are more than :data:`MOST_UNKNOWN` of all.
+    """
+    unknown = sum(ids.count(tokenizer.unk_idx) for _, ids in utterances)
+    every = sum(len(ids) - ids.count(tokenizer.eos_idx) for _, ids in utterances)
+    if unknown > MOST_UNKNOWN * every:
+        raise DataError(
+            f"{where}: {unknown} of {every} characters are not in text.vocab_file, and calling them unknown would count as "
+            "right: give the vocabulary of this language, and texts in its case."
+        )
+    if unknown:
+        logger.warning("%s: %d characters are not in text.vocab_file and count as one unknown", where, unknown)
 
 
 class BucketingDataset(Dataset):

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from s3prl_ext.compat.ctc.corpus.bucketing import BucketingDataset
+from s3prl_ext.compat.ctc.corpus.bucketing import BucketingDataset, check_known
 from s3prl_ext.errors import DataError
 from s3prl_ext.reading import read_lines
 
-logger = logging.getLogger(__name__)
-
 HEAD = ("path", "sentence")
-MOST_UNKNOWN = 0.1  # share of a split's characters that a vocabulary of its language may lack
 
 
 class CommonVoiceDataset(BucketingDataset):
@@ -40,15 +36,7 @@ class CommonVoiceDataset(BucketingDataset):
         if missing is not None:
             raise DataError(f"{split[0]} lists {missing}, which is not in {path}: complete the clips, as 16 kHz wav.")
         utterances = [(Path(path) / name, tokenizer.encode(text)) for name, text in rows]
-        unknown = sum(ids.count(tokenizer.unk_idx) for _, ids in utterances)
-        characters = sum(len(text) for _, text in rows)
-        if unknown > MOST_UNKNOWN * characters:
-            raise DataError(
-                f"{split[0]}: {unknown} of {characters} characters are not in text.vocab_file, and calling them unknown would "
-                "count as right: give the vocabulary of this language."
-            )
-        if unknown:
-            logger.warning("%s: %d characters are not in text.vocab_file and count as one unknown", split[0], unknown)
+        check_known(utterances, tokenizer, split[0])
         super().__init__(utterances, bucket_size, ascending=None)
 
 

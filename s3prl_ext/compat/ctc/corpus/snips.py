@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from s3prl_ext.compat.ctc.corpus.bucketing import BucketingDataset
+from s3prl_ext.compat.ctc.corpus.bucketing import BucketingDataset, check_known
 from s3prl_ext.errors import DataError
 from s3prl_ext.reading import read_lines
 
@@ -40,6 +40,7 @@ class SnipsDataset(BucketingDataset):
         utterances = [
             (file, tokenizer.encode(transcripts[file.stem])) for file in tqdm(files, desc="tokenizing", leave=False)
         ]
+        check_known(utterances, tokenizer, Path(path) / splits[0])
         super().__init__(utterances, bucket_size, ascending)
 
     def _files(self, folder: Path, transcripts: dict[str, str]) -> list[Path]:
