@@ -33,6 +33,7 @@ class Source:
         base: parameters of the model that it was trained from, under the target's slots; None where no method asks for
             them.
         facts: what its record says in addition: the base, the alignment.
+        drawn_sha256: of noise that was turned, the hash of the numbers as they were drawn; None otherwise.
         moments: second moments of what its layers and the target's read; None where no method asks for them.
         kept: Frobenius norm of each tensor over the one that it had before it was projected into the target's shape.
     """
@@ -44,6 +45,7 @@ class Source:
     base: AttentionWeights | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
     kept: Mapping[Slot, float] = field(default_factory=dict)
+    drawn_sha256: str | None = None
     moments: InputMoments | None = None
 
     def part(self, slot: Slot, weight: float, number: int) -> Part:

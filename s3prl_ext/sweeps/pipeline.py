@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -268,17 +268,23 @@ def _settings(runner: SweepRunner, pair: ModelPair) -> dict[str, Any]:
 
 def _options(pair: ModelPair) -> dict[str, Any]:
     """Return the settings that a sweep names only where they are not the usual ones."""
-    config, facts = pair.config, pair.prepared.facts
+    config, facts = pair.config, {key: _without_file(part) for key, part in pair.prepared.facts.items()}
     options = {
         "merged part": config.target.prefix,
         "method": config.method.plain() if config.method else None,
         "base": facts["base"]["attention_sha256"] if "base" in facts else None,
         "align": {key: value for key, value in facts["align"].items() if key != "orders"} if "align" in facts else None,
-        "basis": pair.aligner.basis.facts if pair.aligner and pair.aligner.basis else None,
+        "basis": _without_file(pair.aligner.basis.facts) if pair.aligner and pair.aligner.basis else None,
         "projection": facts.get("projection"),
         "moments": facts.get("moments"),
     }
     return {key: value for key, value in options.items() if value}
+
+
+def _without_file(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return facts about paired inputs without the place of their file, which may move; their hash says which they are."""
+    pairs = facts.get("pairs")
+    return {**facts, "pairs": {**pairs, "file": None}} if pairs else dict(facts)
 
 
 def _facts(pair: ModelPair, grid: Grid) -> dict[str, Any]:

@@ -182,6 +182,9 @@ def test_source_noise_and_base_are_turned_and_lambda_zero_is_the_target(build, f
     expected = one.apply({slot: noise[slot] for slot in WEIGHTS})
     assert all(torch.equal(with_basis[slot], expected[slot]) for slot in WEIGHTS)
 
+    records = [build(noise="target", align=align).merge_record["sources"][0] for align in (None, basis(table))]
+    assert records[0]["noise"] == records[1]["noise"]  # what was drawn, whatever the last bits of the basis
+
     both = extract(build(align=["heads", basis(table)]).state_dict())
     ordered, _ = align_heads(target, turned, 4, PROJECTIONS)
     assert all(torch.equal(both[slot], torch.lerp(target[slot], ordered[slot], 0.25)) for slot in WEIGHTS)

@@ -45,7 +45,7 @@ def describe_source(
     record |= {"lambda": source.lambdas, "layer_map": None if weights is None else layer_map, "noise": None}
     if noise is not None:
         statistics = None if noise.kind == "standard" else noise.statistics
-        facts = {"statistics": statistics, "streams": STREAMS, "sha256": sha256(source.weights)}
+        facts = {"statistics": statistics, "streams": STREAMS, "sha256": source.drawn_sha256 or sha256(source.weights)}
         record["noise"] = dataclasses.asdict(noise) | facts
     return record | dict(source.facts)
 

@@ -13,7 +13,7 @@ import torch
 from s3prl_ext.attention.files import find_model, find_package_model, read_attention
 from s3prl_ext.attention.layouts import Slot
 from s3prl_ext.attention.peft_files import with_adapter
-from s3prl_ext.attention.weights import AttentionWeights, depth
+from s3prl_ext.attention.weights import AttentionWeights, depth, sha256
 from s3prl_ext.errors import UsageError
 from s3prl_ext.merging.aligner import Aligner, Paired
 from s3prl_ext.merging.config import MergeConfig, SourceConfig, SourceModel, TargetConfig, resolve_lambdas
@@ -89,7 +89,9 @@ def prepare_sources(
         ready = _prepare(target, weights, source, lambdas[index], maps[index], slots, index)
         ready = dataclasses.replace(ready, base=base and align(base, maps[index]), facts=_base_facts(source, base))
         pair = paired[index] if paired else NOTHING_PAIRED
-        aligned = _aligned(ready, target, aligner_of(source, config.target, target_heads, pair))
+        aligned = _aligned(
+            ready, target, aligner_of(source, config.target, target_heads, pair), source.noise is not None
+        )
         prepared.append(_with_moments(aligned, pair))
     return prepared
 
@@ -147,19 +149,21 @@ def _base_facts(source: SourceConfig, base: AttentionWeights | None) -> dict[str
     return {} if base is None else {"base": describe_model(_model_name(model), base)}
 
 
-def _aligned(source: Source, target: AttentionWeights, aligner: Aligner | None) -> Source:
-    """Return a source, or the noise in its place, with its base, as they are merged."""
+def _aligned(source: Source, target: AttentionWeights, aligner: Aligner | None, noisy: bool) -> Source:
+    """Return a source, or the noise in its place (`noisy`), with its base, as they are merged."""
     if aligner is None:
         return source
     aligned = aligner.apply(target, source.weights, source.base)
     facts = {**source.facts, **aligned.facts}
+    drawn = sha256(source.weights) if aligner.basis is not None and noisy else None
     if "align" in facts:
         orders = facts["align"]["orders"]
         moved = sum(head != place for order in orders for place, head in enumerate(order))
         logger.info("heads of %s: %d of %d in another place", source.name, moved, sum(map(len, orders)))
     if aligner.basis is not None:
         facts["basis"] = aligner.basis.describe()
-    return dataclasses.replace(source, weights=aligned.weights, base=aligned.base, facts=facts, kept=aligned.kept)
+    changed = {"weights": aligned.weights, "base": aligned.base, "kept": aligned.kept, "drawn_sha256": drawn}
+    return dataclasses.replace(source, facts=facts, **changed)  # type: ignore[arg-type]  # each of its field
 
 
 def _with_moments(source: Source, paired: Paired) -> Source:
