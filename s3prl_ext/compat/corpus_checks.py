@@ -131,8 +131,16 @@ def _check_transcripts(module: ModuleType) -> None:
                     "corpus, or set LIBRISPEECH to the folder with train-clean-100/."
                 )
         transcripts = load_transcript(self, x_list)
+        known = vars(self.dictionary).setdefault("known", frozenset(self.dictionary.symbols))  # later splits add theirs
         for path in x_list:
-            if transcripts.get(self._parse_x_name(path), "-").strip(" |") == "":
+            text = transcripts.get(self._parse_x_name(path), "-")
+            strange = sorted(set(text.replace(" ", "")) - known) if text != "-" else ()
+            if strange:
+                raise DataError(
+                    f"the transcript of {path} in {self.libri_root} holds {strange[0]!r}, which the dictionary "
+                    "(datarc.dict_path) and so the head lacks; write the transcripts with its characters, or give another one."
+                )
+            if text.strip(" |") == "":
                 raise DataError(
                     f"the utterance {path} in {self.libri_root} has an empty transcript; complete its .trans.txt or "
                     "take the utterance out of the list of lengths."

@@ -62,14 +62,22 @@ def test_empty_transcript_is_refused_by_name(tmp_path):
     dataset = importlib.import_module("s3prl.downstream.asr.dataset")
     folder = tmp_path / "train" / "1" / "2"
     folder.mkdir(parents=True)
-    (folder / "1-2.trans.txt").write_text("1-2-0000 HELLO\n1-2-0001\n1-2-0002\n")
-    reader = SimpleNamespace(libri_root=str(tmp_path), _parse_x_name=lambda x: x.split("/")[-1].split(".")[0])
+    (folder / "1-2.trans.txt").write_text("1-2-0000 HELLO\n1-2-0001\n1-2-0002\n1-2-0003 Hell\u00e9 OLE\n")
+    dictionary = SimpleNamespace(symbols=[*"HELO|"])
+    reader = SimpleNamespace(
+        libri_root=str(tmp_path), dictionary=dictionary, _parse_x_name=lambda x: x.split("/")[-1].split(".")[0]
+    )
     load = dataset.SequenceDataset._load_transcript
     assert load(reader, ["train/1/2/1-2-0000.flac"])["1-2-0000"] == "H E L L O |"
     with pytest.raises(DataError, match="1-2-0001.flac.*empty transcript"):
         load(reader, ["train/1/2/1-2-0000.flac", "train/1/2/1-2-0001.flac"])
     with pytest.raises(DataError, match=r"no such transcripts: .*train/1/3/1-3\.trans\.txt.*LIBRISPEECH"):
         load(reader, ["train/1/2/1-2-0000.flac", "train/1/3/1-3-0001.flac"])
+    dictionary.symbols.append("\u00c9")  # as s3prl does when it reads another split
+    with pytest.raises(
+        DataError, match=r"transcript of train/1/2/1-2-0003.flac .* holds '\u00c9', which the dictionary"
+    ):
+        load(reader, ["train/1/2/1-2-0003.flac"])
 
 
 def test_features_refuse_matrices_and_clips_below_a_frame():
