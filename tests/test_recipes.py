@@ -415,8 +415,21 @@ def test_whisper_merges_in_small(tmp_path):
         "--out",
         "exp",
     ]
+    done = run(tmp_path, "whisper/mam.sh", *flags, "--stop-stage", "2")
+    assert done.returncode == 0, done.stderr[-3000:]
+    texts = sorted((tmp_path / "exp/corpora/vctk/VCTK-Corpus-0.92/txt").rglob("*.txt"))
+    rows = [(next(tmp_path.rglob(f"{text.stem}_mic1.flac")), text.read_text().strip()) for text in texts]
+    (tmp_path / "pairs.tsv").write_text("path\ttext\n" + "".join(f"{path}\t{text}\n" for path, text in rows))
+    flags += ["--pairs", "pairs.tsv", "--alignments", "plain,heads,basis", "--align-lambdas", "0,0.2"]
     done = run(tmp_path, "whisper/mam.sh", *flags)
     assert done.returncode == 0, done.stderr[-3000:]
+    aligned = json.loads((tmp_path / "exp/vctk_aligned.json").read_text())
+    assert list(aligned) == ["basis", "heads", "plain"]
+    assert all([len(column["dev"]["0.2"]) for column in sweep["columns"]] == [1, 3] for sweep in aligned.values())
+    assert (
+        aligned["plain"]["columns"][0]["dev"]["0.2"]
+        == json.loads((tmp_path / "exp/vctk_noise.json").read_text())["columns"][0]["dev"]["0.2"]
+    )
     halves = json.loads((tmp_path / "exp/vctk.json").read_text())
     assert not halves["train"] and len(halves["dev"]) + len(halves["test"]) == 40
     noise, blocks = (

@@ -2,8 +2,9 @@
 
     python recipes/whisper/lambdas.py exp/noise/vctk/sweep.json --out vctk_noise.json
 
-writes ``vctk_noise.json`` and ``vctk_noise.png``: each arm's score on dev with its 95 % interval over utterances, and on test
-those of the unmerged target and of the lambda that dev chose in each column.
+writes ``vctk_noise.json`` and ``vctk_noise.png``: each arm's score on dev with its 95 % interval over utterances, and on
+test those of the unmerged target and of the lambda that dev chose in each column. Of several sweeps, which are one row each
+under the names of their folders, only the scores on dev are kept, and no picture is drawn.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from s3prl_ext.tables import NOTHING, Table, mean_and_deviation
 from s3prl_ext.writing import write_json
 
 SPLITS = ("dev", "test")
+ALIGNMENTS = {"plain": "as they are", "match": "layers by similarity", "both": "heads and basis",
+              "minilm": "MiniLM (384 wide) as source: heads and basis"}  # fmt: skip
 
 
 def kept(sweep: StoredSweep) -> dict[str, Any]:
@@ -34,7 +37,7 @@ def kept(sweep: StoredSweep) -> dict[str, Any]:
         "task": settings["task"],
         "metric": sweep.metric_name,
         "head": {key: head.get(key) for key in ("window", "max_tokens")},
-        "items": {split: sweep.items(split) for split in SPLITS},
+        "items": {split: sweep.items(split) for split in SPLITS if _score(sweep, BASELINE, split)},
         "unmerged": {split: _score(sweep, BASELINE, split) for split in SPLITS},
         "columns": [
             {
@@ -79,7 +82,7 @@ def _shown(scores: Sequence[list[float] | None]) -> str:
 def grid_table(content: Mapping[str, Any]) -> Table:
     """Return the scores on dev: a row for each lambda, a column for what is merged."""
     columns = content["columns"]
-    values = sorted({value for column in columns for value in column["dev"] if float(value)}, key=float)
+    values = _lambdas(content)
     rows = [["0", _shown([content["unmerged"]["dev"]])] + [""] * (len(columns) - 1)]
     rows += [[value, *(_shown(column["dev"].get(value, ())) for column in columns)] for value in values]
     title = f"{heading(content['metric'], 'dev')}, {content['items']['dev']} utterances"
@@ -95,6 +98,24 @@ def chosen_table(content: Mapping[str, Any]) -> Table:
         rows.append([name_of(column), value, _shown(dev), _shown(column["test"])])
     head = ["merged", "λ chosen on dev", *(heading(content["metric"], split) for split in SPLITS)]
     return Table(f"chosen on dev; test has {content['items']['test']} utterances", head, rows)
+
+
+def aligned_table(content: Mapping[str, Any]) -> Table:
+    """Return the scores on dev of several sweeps: a row for each, a column for what is merged at each lambda."""
+    first = next(iter(content.values()))
+    columns = [(value, place) for value in _lambdas(first) for place in range(len(first["columns"]))]
+    rows = [
+        [ALIGNMENTS.get(name, name), *(_shown(sweep["columns"][place]["dev"][value]) for value, place in columns)]
+        for name, sweep in content.items()
+    ]
+    head = [f"{name_of(first['columns'][place])}, λ = {value}" for value, place in columns]
+    unmerged = f"Unmerged: {_shown([first['unmerged']['dev']])}."
+    title = f"{heading(first['metric'], 'dev')}, {first['items']['dev']} utterances"
+    return Table(title, ["alignment", *head], rows, (unmerged,))
+
+
+def _lambdas(content: Mapping[str, Any]) -> list[str]:
+    return sorted({value for column in content["columns"] for value in column["dev"] if float(value)}, key=float)
 
 
 def draw(content: Mapping[str, Any], path: Path) -> None:
@@ -122,12 +143,16 @@ def draw(content: Mapping[str, Any], path: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the small file and its picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sweep", type=Path, help="sweep.json of a finished sweep")
+    parser.add_argument("sweeps", type=Path, nargs="+", help="sweep.json of finished sweeps")
     parser.add_argument("--out", type=Path, required=True, help="file to write, such as vctk_noise.json")
     flags = parser.parse_args(argv)
-    content = kept(read_sweep(flags.sweep))
-    write_json(flags.out, content, indent=1)
-    draw(content, flags.out.with_suffix(".png"))
+    found = {path.resolve().parent.name: kept(read_sweep(path)) for path in flags.sweeps}
+    if len(found) == 1:
+        (content,) = found.values()
+        write_json(flags.out, content, indent=1)
+        draw(content, flags.out.with_suffix(".png"))
+    else:
+        write_json(flags.out, found, indent=1)
     return 0
 
 

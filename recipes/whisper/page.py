@@ -1,6 +1,6 @@
 """Write the tables of RESULTS.md anew from the result files next to it; with --check only say whether they differ.
 
-A table stands between ``<!-- ks.json -->`` and ``<!-- end -->``; of a file of ``lambdas.py`` the mark names one of its two
+A table stands between ``<!-- ks.json -->`` and ``<!-- end -->``; of a file of ``lambdas.py`` the mark names one of its
 tables, such as ``<!-- vctk_noise.json chosen -->``.
 """
 
@@ -23,7 +23,7 @@ from s3prl_ext.writing import write_text
 
 PAGE = Path(__file__).resolve().parent / "RESULTS.md"
 MARKED = re.compile(r"(<!-- (\w+)\.json( \w+)? -->\n).*?(<!-- end -->)", re.DOTALL)
-TABLES = {"grid": lambdas.grid_table, "chosen": lambdas.chosen_table}
+TABLES = {"grid": lambdas.grid_table, "chosen": lambdas.chosen_table, "aligned": lambdas.aligned_table}
 
 
 def table_of(folder: Path, name: str, which: str | None) -> Table:
