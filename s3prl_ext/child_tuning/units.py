@@ -43,16 +43,6 @@ class Place:
         return self.shape[self.axis] // self.width
 
 
-def head_counts(model: torch.nn.Module) -> dict[str, int]:
-    """Return the number of attention heads by the name of the module that says so."""
-    found = {}
-    for name, module in model.named_modules():
-        heads = getattr(module, "num_heads", getattr(module, "num_attention_heads", None))
-        if isinstance(heads, int):
-            found[name] = heads
-    return found
-
-
 def places_of(
     shapes: Mapping[str, tuple[int, ...]], unit: str, heads: Mapping[str, int] | None = None
 ) -> dict[str, Place]:
@@ -61,7 +51,7 @@ def places_of(
     Args:
         shapes: by parameter name.
         unit: ``row`` or ``head``.
-        heads: for ``head``: see :func:`head_counts`.
+        heads: for ``head``: see :func:`s3prl_ext.models.heads.head_counts`.
 
     Raises:
         UsageError: the number of heads is not known, or does not divide the rows of a projection.

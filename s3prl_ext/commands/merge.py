@@ -30,6 +30,7 @@ from s3prl_ext.merging.names import OWN_UPSTREAM
 from s3prl_ext.merging.report import MergeRow
 from s3prl_ext.merging.selection_config import LayerMatch, LayerSelection
 from s3prl_ext.model_settings import model_config
+from s3prl_ext.models.heads import module_heads
 from s3prl_ext.progress import bar
 from s3prl_ext.run_folder import MERGE_FILE
 from s3prl_ext.tables import columns
@@ -41,7 +42,6 @@ from s3prl_ext.upstreams.merged_attention.config import check_config, read_raw
 from s3prl_ext.upstreams.merged_attention.expert import describe_choices, merge_record
 from s3prl_ext.upstreams.merged_attention.files import checkpoint_of
 from s3prl_ext.upstreams.merged_attention.sources import (
-    module_heads,
     prepare_sources,
     read_sources,
     resolve_sources,

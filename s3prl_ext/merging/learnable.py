@@ -20,6 +20,7 @@ from s3prl_ext.attention.layouts import PROJECTIONS, Slot, find_attention
 from s3prl_ext.attention.weights import AttentionWeights
 from s3prl_ext.errors import UsageError
 from s3prl_ext.merging.merge import Lambdas
+from s3prl_ext.models.heads import heads_of
 from s3prl_ext.settings import choice, load
 
 GRANULARITIES = ("layer", "projection", "head", "global")
@@ -265,8 +266,8 @@ def make_learnable(
 
 
 def _heads(attention: nn.Module, where: str) -> int:
-    heads = getattr(attention, "num_heads", getattr(attention, "num_attention_heads", None))
-    if not isinstance(heads, int):
+    heads = heads_of(attention)
+    if heads is None:
         raise UsageError(f"{where} does not say how many attention heads it has: use another granularity than head.")
     return heads
 

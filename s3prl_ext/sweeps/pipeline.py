@@ -19,6 +19,7 @@ from s3prl_ext.merging.layers import chosen_layers
 from s3prl_ext.merging.merge import Source
 from s3prl_ext.merging.noise import STREAMS, NoiseConfig
 from s3prl_ext.merging.selection_config import LayerSelection, parse_selection
+from s3prl_ext.models.heads import module_heads
 from s3prl_ext.papers.figures import MAM_CORPORA
 from s3prl_ext.studies.config import Resources
 from s3prl_ext.studies.engines import open_engine
@@ -39,7 +40,6 @@ from s3prl_ext.upstreams.merged_attention.record import describe_model
 from s3prl_ext.upstreams.merged_attention.sources import (
     aligner_of,
     find_source,
-    module_heads,
     prepare_sources,
     read_source,
     source_name,

@@ -151,7 +151,8 @@ def test_inputs_of_attention_in_a_text_model(folders):
 def found(folders, table, source="source"):
     """Return the basis as the merge finds it, from the files alone."""
     from s3prl_ext.merging.config import parse_config
-    from s3prl_ext.upstreams.merged_attention.sources import module_heads, read_sources
+    from s3prl_ext.models.heads import module_heads
+    from s3prl_ext.upstreams.merged_attention.sources import read_sources
     from s3prl_ext.upstreams.merged_attention.targets import build_target
 
     content = {"target": {"model": folders["target"]}, "source": {"model": folders[source]}, "lambda": 0.25}

@@ -16,10 +16,11 @@ from s3prl_ext import randomness
 from s3prl_ext.child_tuning import mask_files, masks
 from s3prl_ext.child_tuning.budgets import nested_random, nested_top_k_in
 from s3prl_ext.child_tuning.names import MASKS
-from s3prl_ext.child_tuning.units import head_counts, nested_units, places_of, random_units
+from s3prl_ext.child_tuning.units import nested_units, places_of, random_units
 from s3prl_ext.configs import Record, Section
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.models.hashing import state_sha256
+from s3prl_ext.models.heads import head_counts
 from s3prl_ext.run_folder import RunFolder
 from s3prl_ext.training import distributed
 from s3prl_ext.training.forward import TaskModels

@@ -17,11 +17,12 @@ from s3prl_ext.merging.config import MergeConfig, TargetConfig
 from s3prl_ext.merging.merge import Source, merge_in_place
 from s3prl_ext.merging.report import format_table
 from s3prl_ext.model_settings import head_count
+from s3prl_ext.models.heads import module_heads
 from s3prl_ext.upstreams.layer_similarity.paired_alignment import find_paired
 from s3prl_ext.upstreams.layer_similarity.selection import choose_layers, match_layers
 from s3prl_ext.upstreams.merged_attention.learnable import describe_learnable, install_learnable
 from s3prl_ext.upstreams.merged_attention.record import MergeRecord, check_merge_record, describe_model, describe_source
-from s3prl_ext.upstreams.merged_attention.sources import module_heads, prepare_sources, read_sources
+from s3prl_ext.upstreams.merged_attention.sources import prepare_sources, read_sources
 from s3prl_ext.upstreams.merged_attention.targets import (
     TRANSFORMERS_UPSTREAMS,
     build_target,

@@ -8,8 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from s3prl_ext.attention.files import find_model, find_package_model, read_attention
 from s3prl_ext.attention.layouts import Slot
 from s3prl_ext.attention.peft_files import with_adapter
@@ -207,12 +205,6 @@ def _check_heads(found: Mapping[str, int | None], given: int | None, turns: bool
         raise UsageError(
             f"align: the {silent} does not say how many heads it has: give align: {{kind: heads, heads: N}}."
         )
-
-
-def module_heads(upstream: torch.nn.Module) -> int | None:
-    """Return the number of attention heads of a built model, None where none of its modules says it."""
-    counts = (getattr(module, "num_heads", None) for module in upstream.modules())
-    return next((count for count in counts if isinstance(count, int)), None)
 
 
 def _prepare(
