@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for failure in failures:
         _say(failure.error)
     if failures:
-        count = len(files) + len(problems)
+        count = len(files) + len(problems) + len(queries)
         _say(f"{count - len(failures)} of {count} inputs gave a result.")
     return 1 if failures else 0
 

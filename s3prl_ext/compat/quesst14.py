@@ -133,7 +133,7 @@ def scores_of(path: Path) -> dict[str, dict[str, float]]:
     """Return the score of each document for each query of a search."""
     queries = ET.parse(path).getroot()
     return {
-        query.attrib["termid"]: {term.attrib["file"]: float(term.attrib["score"]) for term in query}
+        query.attrib["termid"]: {term.attrib["file"]: float(term.attrib["score"]) + 0.0 for term in query}
         for query in queries
     }
 
