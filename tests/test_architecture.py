@@ -65,6 +65,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "adapters": {"models", "attention", "configs", "metrics", "errors"},
     "downstreams": {"evaluation", "corpora", "training", "upstreams", "attention", "configs", "metrics", "errors"},
     "sweeps": {
+        "models",
         "randomness",
         "papers",
         "studies",
