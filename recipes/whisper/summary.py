@@ -58,7 +58,7 @@ def summary(folder: Path, task: str, row: str) -> dict[str, Any] | None:
     return {
         "name": name_of(row),
         "rate": rate,
-        "trained": runs[0].record["trainable"]["Upstream"],
+        "trained": sorted({run.record["trainable"]["Upstream"] for run in runs}),
         "dev by rate": rates.searched(place, metric, dev, first),
         "dev": {seed: scores["dev"] for seed, scores in scored.items()},
         "test": {seed: scores["test"] for seed, scores in scored.items()},
@@ -86,7 +86,7 @@ def table(task: str, rows: Mapping[str, dict[str, Any] | None]) -> Table:
         body.append(
             [
                 known["name"],
-                f"{known['trained']:,}",
+                " to ".join(f"{count:,}" for count in sorted({min(known["trained"]), max(known["trained"])})),
                 known["rate"],
                 str(len(known["test"])),
                 dev,
