@@ -194,8 +194,9 @@ class TuningConfig:
         """Yield what does not go together."""
         if self.unit != "entry" and self.budget == "tensor":
             yield f"{where}.unit {self.unit} spans tensors (a row and its bias): use budget: layer, or leave it out."
-        if self.redraw and self.unit != "entry":
-            yield f"{where}.redraw draws single weights anew at each step: leave out {where}.unit."
+        for key, value in (("unit", self.unit), ("budget", self.budget)):
+            if self.redraw and value not in ("entry", "global"):
+                yield f"{where}.redraw draws single weights of the whole upstream anew at each step: leave out {where}.{key}."
         if self.redraw and self.reselect_every is not None:
             yield f"{where}.redraw draws anew at each step already: leave out {where}.reselect_every."
 

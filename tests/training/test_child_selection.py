@@ -391,6 +391,10 @@ def test_clip_scope_all_scales_the_step_by_the_dense_norm(runner):
         ({"mask": "random", "fisher": {"clip": "tensor"}}, "belongs to mask fisher"),
         ({"redraw": True}, "tuning.redraw belongs to mask random"),
         ({"clip_scope": "everything"}, "clip_scope 'everything'"),
+        ({"mask": "random", "redraw": True, "unit": "row"}, "leave out tuning.unit"),
+        ({"mask": "random", "redraw": True, "budget": "layer"}, "leave out tuning.budget"),
+        ({"unit": "row", "budget": "tensor"}, "tuning.unit row spans tensors.*use budget: layer"),
+        ({"unit": "column"}, "unit 'column'"),
         ({"sparse_gradients": "no"}, "tuning.sparse_gradients must be true or false"),
     ],
 )

@@ -94,6 +94,7 @@ def test_every_method_takes_the_keys_that_it_reads_and_no_other(method):
     values = {
         "method": method, "lr": 1e-3, "lambda_lr": 1e-3, "layer_decay": 0.9, "train_layers": "0", "mask": "random",
         "density": 0.1, "eligible": ["*"], "redraw": True, "sparse_gradients": True, "clip_scope": "all", "fisher": {},
+        "budget": "global", "unit": "entry", "lottery": {}, "reselect_every": None, "gradual": None,
         "bottleneck": 3, "layers": "0", "rank": 2, "alpha": 1, "projections": ["q_proj"], "length": 3, "scale": 0.1,
         "param_matched": False,
     }  # fmt: skip
