@@ -14,6 +14,8 @@ from s3prl_ext.compat.large_corpora import SearchedList
 class Dictionary:
     """Stands for s3prl's: a token for each character."""
 
+    symbols = tuple(map(chr, range(128)))
+
     def encode_line(self, line, line_tokenizer):
         return torch.tensor([ord(token) for token in line_tokenizer(line)])
 
