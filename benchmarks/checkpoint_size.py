@@ -1,8 +1,8 @@
 """Saving a run: a checkpoint of a child network of density 0.1 of a large model, against stock s3prl's with ``-f``.
 
-``python -m benchmarks.checkpoint_size``: 302 M weights in the tensors of 24 encoder layers, 1024 wide, AdamW. Ours holds the
-chosen entries, their indices and moments; s3prl's holds the whole upstream and the moments of every weight. CPU time of
-writing each, written to a temporary folder (5 GB).
+``python -m benchmarks.checkpoint_size``: 302 M weights in the tensors of 24 encoder layers, 1024 wide, AdamW. Ours
+holds the chosen entries, their indices and moments; s3prl's holds the whole upstream and the moments of every weight.
+CPU time of writing each, written to a temporary folder (5 GB).
 """
 
 from __future__ import annotations

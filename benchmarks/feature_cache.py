@@ -1,10 +1,12 @@
-"""A training step of a head on a frozen upstream, features from the cache against computed ones; and of a child network.
+"""A training step of a head on a frozen upstream, features from the cache against computed ones.
+
+And of a child network.
 
 ``python -m benchmarks.feature_cache``: HuBERT of base size with random weights, weighted sum of its 13 hidden states,
 4 clips of 1 s, mean pooling and a linear head, AdamW. CPU time of a step once the clips are in the cache, which is what
-epochs from the second one take. Then a step of a child network of density 0.01 of the same model, with the output of the
-extractor from the cache against a computed one. The files are in the system's cache of files, as they are on a machine
-with memory for them.
+epochs from the second one take. Then a step of a child network of density 0.01 of the same model, with the output of
+the extractor from the cache against a computed one. The files are in the system's cache of files, as they are on a
+machine with memory for them.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """A billion weights on a CPU: time and peak memory of merge, Fisher pass, choice, child step and delta.
 
-``python -m benchmarks.large_model make --folder XLSR`` writes a model of XLS-R 1B's shape with random weights (962 M weights,
-3.9 GB) as a transformers folder. Each of ``merge``, ``fisher``, ``step`` and ``delta`` then is a process of its own, so that
-its peak memory is its own. ``--layers 2`` is the same in small.
+``python -m benchmarks.large_model make --folder XLSR`` writes a model of XLS-R 1B's shape with random weights (962 M
+weights, 3.9 GB) as a transformers folder. Each of ``merge``, ``fisher``, ``step`` and ``delta`` then is a process of
+its own, so that its peak memory is its own. ``--layers 2`` is the same in small.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ def make(flags: argparse.Namespace) -> dict[str, Any]:
     from safetensors.torch import save_file
 
     config = transformers.Wav2Vec2Config(
-        hidden_size=1280, num_hidden_layers=flags.layers, num_attention_heads=16, intermediate_size=5120, conv_bias=True,
+        hidden_size=1280, num_hidden_layers=flags.layers, num_attention_heads=16, intermediate_size=5120,
+        conv_bias=True,
         feat_extract_norm="layer", do_stable_layer_norm=True, layerdrop=0.0, mask_time_prob=0.0,
     )  # fmt: skip
     with torch.device("meta"):

@@ -78,7 +78,8 @@ def main() -> None:
     ours, rival, baseline = (float(np.median(seconds[label])) for label in ways)
     row = {
         "entries": sum(s.numel() for s in scores.values()), "ours_s": ours, "baseline_s": baseline,
-        "baseline_over_ours": baseline / ours, "partition_over_ours": rival / ours, "masks_mb": held, "extra_mb": peak - held,
+        "baseline_over_ours": baseline / ours, "partition_over_ours": rival / ours, "masks_mb": held,
+        "extra_mb": peak - held,
         "baseline_extra_mb": peak_mb() - before,
     }  # fmt: skip
     measure.report("mask_selection", {"three densities": row})

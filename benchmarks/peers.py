@@ -1,10 +1,10 @@
 """A whole training step of child networks and LoRA: CPU seconds and peak memory, against peft's SHiRA and LoRA.
 
-``python -m benchmarks.peers`` builds transformers' wav2vec 2.0 of base width with random weights (``--layers`` encoder layers,
-frozen conv extractor), a model whose projections peft reaches, feeds random audio and trains towards a fixed loss with
-fused AdamW. Child networks of density 0.01 compare with SHiRA of rank 4 on all six linear maps of a layer (0.8 % of
-their weights); LoRA of rank 8 is on query and value, and ``lora_dense`` is ours where a model reads the matrices and never
-calls the projections. Each way and round runs in a process of its own, in turn. Needs peft.
+``python -m benchmarks.peers`` builds transformers' wav2vec 2.0 of base width with random weights (``--layers`` encoder
+layers, frozen conv extractor), a model whose projections peft reaches, feeds random audio and trains towards a fixed
+loss with fused AdamW. Child networks of density 0.01 compare with SHiRA of rank 4 on all six linear maps of a layer
+(0.8 % of their weights); LoRA of rank 8 is on query and value, and ``lora_dense`` is ours where a model reads the
+matrices and never calls the projections. Each way and round runs in a process of its own, in turn. Needs peft.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def steps(way: str, flags: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Run every way in processes of their own, `--rounds` times in turn, and print the ratios to full fine-tuning and to peft."""
+    """Run every way in its own process, `--rounds` times in turn, and print ratios to full fine-tuning and to peft."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--layers", type=int, default=12, help="encoder layers (default 12)")
     parser.add_argument("--batch", type=int, default=4, help="clips per batch (default 4)")

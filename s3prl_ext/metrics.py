@@ -14,8 +14,8 @@ class Metric:
 
     Attributes:
         higher_is_better: direction.
-        unit: ``"ratio"`` (0 to 1), ``"%"``, ``"nats"``, ``"dB"``, ``"MOS"`` or ``"tokens"``, as s3prl reports it (of SF's ``wer``
-            and ``cer``, which it gives as ratios, 100 times that is recorded).
+        unit: ``"ratio"`` (0 to 1), ``"%"``, ``"nats"``, ``"dB"``, ``"MOS"`` or ``"tokens"``, as s3prl reports it (of
+            SF's ``wer`` and ``cer``, which it gives as ratios, 100 times that is recorded).
     """
 
     higher_is_better: bool
@@ -60,8 +60,10 @@ METRICS: dict[str, Metric] = {
 
 
 NAMES = {
-    "wer": "WER", "per": "PER", "cer": "CER", "uer": "UER", "der": "DER", "EER": "EER", "mtwv": "MTWV", "acc": "accuracy",
-    "slot_type_f1": "slot type F1", "slot_value_cer": "slot value CER", "pesq": "PESQ", "stoi": "STOI", "si_sdr": "SI-SDRi",
+    "wer": "WER", "per": "PER", "cer": "CER", "uer": "UER", "der": "DER", "EER": "EER", "mtwv": "MTWV",
+    "acc": "accuracy",
+    "slot_type_f1": "slot type F1", "slot_value_cer": "slot value "
+    "CER", "pesq": "PESQ", "stoi": "STOI", "si_sdr": "SI-SDRi",
 }  # fmt: skip
 
 

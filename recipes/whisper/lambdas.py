@@ -2,9 +2,9 @@
 
     python recipes/whisper/lambdas.py exp/noise/vctk/sweep.json --out vctk_noise.json
 
-writes ``vctk_noise.json`` and ``vctk_noise.png``: each arm's score on dev with its 95 % interval over utterances, and on
-test those of the unmerged target and of the lambda that dev chose in each column. Of several sweeps, which are one row each
-under the names of their folders, only the scores on dev are kept, and no picture is drawn.
+writes ``vctk_noise.json`` and ``vctk_noise.png``: each arm's score on dev with its 95 % interval over utterances, and
+on test those of the unmerged target and of the lambda that dev chose in each column. Of several sweeps, which are one
+row each under the names of their folders, only the scores on dev are kept, and no picture is drawn.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """A child network whose entries are chosen again during training, with the optimizer's state of those that stay.
 
-Entries that entered together are one parameter, a generation: the optimizer counts its steps from when they entered, so a
-new entry starts as at the first step of a training (zero moments, with Adam's correction for that), and one that stays goes
-on as if nothing had happened. An entry that leaves keeps its tuned value and loses its state: what is not selected is not
-updated, as in the dense variant of Dynamic Parameter Selection (Zhang et al., NeurIPS 2022, arXiv:2211.01642; reference 22 of
-AD-TUNING).
+Entries that entered together are one parameter, a generation: the optimizer counts its steps from when they entered, so
+a new entry starts as at the first step of a training (zero moments, with Adam's correction for that), and one that
+stays goes on as if nothing had happened. An entry that leaves keeps its tuned value and loses its state: what is not
+selected is not updated, as in the dense variant of Dynamic Parameter Selection (Zhang et al., NeurIPS 2022,
+arXiv:2211.01642; reference 22 of AD-TUNING).
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ class ChangingChildNetwork(ChildNetwork):
     Args:
         parameters: the model's eligible parameters by name.
         mask: sorted flat indices of the chosen entries per name.
-        members: generation of each entry plus 1 per name, as :meth:`members_in` returned it for `mask`; None: all are new.
+        members: generation of each entry plus 1 per name, as :meth:`members_in` returned it for `mask`; None: all are
+            new.
         sparse_gradients, dense_norm: as for :class:`ChildNetwork`.
 
     Attributes:

@@ -21,9 +21,9 @@ class FisherEstimate:
     """Running sums of the gradients of a loss, squared or as they are, one entry per weight.
 
     Each batch contributes the square of the gradient of its mean loss; with batches of one this is Eq. 6 times the
-    number of samples. The mean over ranks and batches is left to the caller, who knows all counts. Each tensor's gradient
-    is added and dropped as soon as the backward pass has it, so that the gradients never exist all together, unless
-    their common norm is limited.
+    number of samples. The mean over ranks and batches is left to the caller, who knows all counts. Each tensor's
+    gradient is added and dropped as soon as the backward pass has it, so that the gradients never exist all together,
+    unless their common norm is limited.
 
     Args:
         parameters: eligible parameters by name; they must require grad. Their ``.grad`` must be None.
@@ -90,8 +90,8 @@ class FisherEstimate:
     def _add_one(self, name: str, seen: set[str], parameter: torch.Tensor) -> None:
         if name in seen:
             raise DataError(
-                f"the gradient of '{name}' came in parts, so it cannot be squared: the upstream's code computes layers again "
-                "by reentrant checkpoints; switch its gradient checkpointing off."
+                f"the gradient of '{name}' came in parts, so it cannot be squared: the upstream's code computes layers "
+                "again by reentrant checkpoints; switch its gradient checkpointing off."
             )
         seen.add(name)
         assert parameter.grad is not None

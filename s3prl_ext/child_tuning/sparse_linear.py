@@ -1,13 +1,14 @@
 """Weight gradients of linear layers at the chosen entries alone: no dense gradient is computed.
 
 Half of a backward pass is weight gradients. Where few entries of a weight matrix train, only theirs are computed,
-dW[i, j] = sum over t of gy[t, i] x[t, j], by a sampled product of two dense matrices. Where whole rows train, theirs are a
-dense product of these rows alone, at any density.
+dW[i, j] = sum over t of gy[t, i] x[t, j], by a sampled product of two dense matrices. Where whole rows train, theirs
+are a dense product of these rows alone, at any density.
 
 s3prl's attention hands ``q_proj.weight`` and its like to ``F.multi_head_attention_forward`` and never calls the linear
-module, so the weight itself has to know: its class becomes :class:`SampledWeight`, which torch asks about every function
-that takes it. ``F.linear`` gets the sampled gradient, wherever it is called. In any other function (s3prl's ``out_proj``,
-which ``multi_head_attention_forward`` multiplies internally) the dense gradient is computed, gathered, and dropped at once.
+module, so the weight itself has to know: its class becomes :class:`SampledWeight`, which torch asks about every
+function that takes it. ``F.linear`` gets the sampled gradient, wherever it is called. In any other function (s3prl's
+``out_proj``, which ``multi_head_attention_forward`` multiplies internally) the dense gradient is computed, gathered,
+and dropped at once.
 """
 
 from __future__ import annotations

@@ -1,10 +1,12 @@
-"""Child networks of whole rows or attention heads: the weights of an output neuron, or of a head, train together or not.
+"""Child networks of whole rows or attention heads.
 
-A unit is an index along one axis of one or more tensors: row i of a weight matrix and entry i of its bias; for ``head`` the
-rows of query, key and value that belong to a head, their biases, and the head's columns of the output projection (everything
-else stays in rows). Units are ordered by their score per weight, the sum of the scores of their weights over their number:
-the greedy answer to which of them hold the largest sum within k weights. The longest prefix that fits into k is chosen, so
-a smaller density gives a subset, and k is missed by less than one unit.
+The weights of an output neuron, or of a head, train together or not.
+
+A unit is an index along one axis of one or more tensors: row i of a weight matrix and entry i of its bias; for ``head``
+the rows of query, key and value that belong to a head, their biases, and the head's columns of the output projection
+(everything else stays in rows). Units are ordered by their score per weight, the sum of the scores of their weights
+over their number: the greedy answer to which of them hold the largest sum within k weights. The longest prefix that
+fits into k is chosen, so a smaller density gives a subset, and k is missed by less than one unit.
 """
 
 from __future__ import annotations
@@ -88,8 +90,8 @@ def _head_width(name: str, length: int, within: str, heads: Mapping[str, int]) -
     (count,) = found
     if length % count:
         raise UsageError(
-            f"tuning.unit head: {name} has {length} rows for {count} attention heads (key and value are shared by several "
-            "heads, or stacked): use unit: row."
+            f"tuning.unit head: {name} has {length} rows for {count} attention heads (key and value are shared by "
+            "several heads, or stacked): use unit: row."
         )
     return length // count
 
@@ -155,8 +157,8 @@ def _chosen(values: np.ndarray, densities: Sequence[float], places: Mapping[str,
             levels[best[filled <= child_size(int(filled[-1]), density)]] += 1
     if not levels.any():
         raise DataError(
-            f"a density of {densities[0]:g} is less than one whole unit of this upstream (up to {sizes.max():,} weights): choose "
-            "a larger density, or tuning.unit: entry."
+            f"a density of {densities[0]:g} is less than one whole unit of this upstream (up to {sizes.max():,} "
+            "weights): choose a larger density, or tuning.unit: entry."
         )
     return joined([NestedMask(densities, *_entries(levels, places))], places)
 

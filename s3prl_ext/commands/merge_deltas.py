@@ -95,8 +95,8 @@ def _check_scores(args: argparse.Namespace, method: MethodConfig) -> None:
     """Ask for a folder of Fisher information where the method needs one, and refuse it where not."""
     if method.name == "fisher" and (args.fisher_scores is None or not args.fisher_scores.is_dir()):
         raise UsageError(
-            "--method fisher weighs tasks by their Fisher information: give --fisher_scores FOLDER, as it was given when child "
-            "networks with mask: fisher were trained on them."
+            "--method fisher weighs tasks by their Fisher information: give --fisher_scores FOLDER, as it was given "
+            "when child networks with mask: fisher were trained on them."
         )
     if method.name != "fisher" and args.fisher_scores is not None:
         raise UsageError(f"--fisher_scores belongs to --method fisher, but the method is {method.name}.")

@@ -72,8 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     write_text(out / "report.tex", "\n".join(latex(table) for table in tables))
     write_text(out / "report.html", page(title, tables, pictures, evidence.left_out, sources))
     print("\n".join(markdown(table) for table in tables))
-    print(f"{len(tables)} tables and {len(pictures)} pictures of {len(evidence.runs)} results: {out / 'report.html'}, .md, "
-          ".csv, .tex")  # fmt: skip
+    print(f"{len(tables)} tables and {len(pictures)} pictures of {len(evidence.runs)} results: {out / 'report.html'}, "
+          ".md, .csv, .tex")  # fmt: skip
     return 0
 
 
@@ -99,7 +99,10 @@ def _with_sound_utterances(run: ScoredRun, left_out: list[str]) -> ScoredRun:
 
 
 def _tables(evidence: Evidence, papers: Sequence[PaperTable], flags: argparse.Namespace) -> list[Table]:
-    """Return the papers' tables, SUPERB's line, and otherwise one table for each task, set and split: tasks never mix."""
+    """Return the papers' tables, SUPERB's line, and otherwise one table for each task, set and split.
+
+    Tasks never mix.
+    """
     runs = [run for run in evidence.runs if flags.split in (None, run.split)]
     if not runs:
         splits = ", ".join(sorted({run.split for run in evidence.runs}))
@@ -139,7 +142,7 @@ def _plain_tables(runs: Sequence[ScoredRun], flags: argparse.Namespace, left_out
 
 
 def _baseline(rows: Sequence[Row], wanted: str | None) -> Row | None:
-    """Return the row that is named, or else the unmerged one among merged ones, or the fully tuned one, if there is one."""
+    """Return the named row, or else the unmerged one among merged ones, or the fully tuned one, if there is one."""
     if wanted is not None:
         named = [row for row in rows if wanted in row.label]
         exact = [row for row in named if row.label == wanted] or named
@@ -166,8 +169,8 @@ def _paper_tables(
     cells = _cells(paper, runs, flags, left_out)
     if not cells:
         raise DataError(
-            f"--paper {paper.name}: none of {len(runs)} results belongs there; it shows {', '.join(paper.tasks)} on test "
-            f"(--split dev takes dev), and takes {paper.takes}. Given: {_listed(runs)}."
+            f"--paper {paper.name}: none of {len(runs)} results belongs there; it shows {', '.join(paper.tasks)} on "
+            f"test (--split dev takes dev), and takes {paper.takes}. Given: {_listed(runs)}."
         )
     tasks = [task for task in paper.tasks if any(cell.task == task for cell in cells)]
     has_columns = any(cell.column for cell in paper.figures)
@@ -228,6 +231,6 @@ def _cells(
 
 
 def _counting(runs: Sequence[ScoredRun], lambda_: float | None) -> list[ScoredRun]:
-    """Return the runs of a cell; of a sweep the arms at the paper's lambda where they were scored, else dev's choice."""
+    """Return the runs of a cell; of a sweep the arms at the paper's lambda if they were scored, else dev's choice."""
     printed = {run.facts["sweep"] for run in runs if run.mode == "sweep" and run.facts["lambda"] == lambda_}
     return [run for run in runs if run.facts.get("sweep") not in printed or run.facts["lambda"] == lambda_]

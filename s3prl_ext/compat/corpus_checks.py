@@ -138,7 +138,8 @@ def _check_transcripts(module: ModuleType) -> None:
             if strange:
                 raise DataError(
                     f"the transcript of {path} in {self.libri_root} holds {strange[0]!r}, which the dictionary "
-                    "(datarc.dict_path) and so the head lacks; write the transcripts with its characters, or give another one."
+                    "(datarc.dict_path) and so the head lacks; write the transcripts with its characters, "
+                    "or give another one."
                 )
             if text.strip(" |") == "":
                 raise DataError(

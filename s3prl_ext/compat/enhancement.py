@@ -210,8 +210,8 @@ def _checked_dataset(module: ModuleType) -> None:
             if len(source) != len(mixture):
                 files, given = self.reco2path[name], self.src[0]
                 raise DataError(
-                    f"{name}: {files[given]} has {len(mixture)} samples and {files[condition]} {len(source)}: make them "
-                    "equally long, or take the clip out of all lists."
+                    f"{name}: {files[given]} has {len(mixture)} samples and {files[condition]} {len(source)}: make "
+                    "them equally long, or take the clip out of all lists."
                 )
         return item
 

@@ -158,7 +158,8 @@ def warn_of_short(queries: Sequence[Any], split: str) -> None:
     short = sum(len(query) < SHORTEST_QUERY for query in queries)
     if short:
         logging.getLogger(__name__).warning(
-            "split '%s': %d of %d queries have fewer than %d frames of this upstream, and every document scores alike for them",
+            "split '%s': %d of %d queries have fewer than %d frames of this upstream, "
+            "and every document scores alike for them",
             split, short, len(queries), SHORTEST_QUERY,
         )  # fmt: skip
 
@@ -206,8 +207,8 @@ def _wrap_expert(module: ModuleType) -> None:
                 search(self, mode, records)
             except ValueError as error:
                 raise DataError(
-                    f"the search failed ({error}): a distance may not be a number, as with dist_method cosine_neg_log and "
-                    "features that are not posteriors."
+                    f"the search failed ({error}): a distance may not be a number, as with dist_method cosine_neg_log "
+                    "and features that are not posteriors."
                 ) from error
             truth = documents_of(truth_file(Path(self.datarc["dataset_root"]), PARTS[mode]))
             records["twv_scores"], records["twv_targets"] = scored(Path(self.expdir) / OUTPUT, truth)

@@ -62,7 +62,8 @@ SHIMS = (
         module="s3prl.downstream.ctc.expert",
         needed=lambda module: not hasattr(module.load_text_encoder, "__wrapped__"),
         apply=_check_vocabulary,
-        reason="s3prl's package on PyPI lacks the vocabularies of Common Voice, and its error does not say where they are",
+        reason="s3prl's package on PyPI lacks the vocabularies of Common Voice, and its error does not say where they "
+        "are",
         remove_when="the folder cv_vocab is in s3prl's package",
     ),
     Shim(

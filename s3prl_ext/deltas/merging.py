@@ -90,8 +90,8 @@ def merge_tasks(
         tasks: at least one, all tuned from one upstream.
         weights: lambda of each.
         method: one of :data:`s3prl_ext.merging.names.DELTA_METHODS`.
-        fishers: for the method ``fisher``: returns the Fisher information of a task by the name of the tensor, given the hash of
-            the untuned upstream.
+        fishers: for the method ``fisher``: returns the Fisher information of a task by the name of the tensor, given
+            the hash of the untuned upstream.
 
     Raises:
         UsageError: a task has modules of its own in the upstream, or a learnable lambda.

@@ -33,8 +33,8 @@ class ScoredRun:
         intervals: 95 % interval by metric, where the task gives one.
         seed: of the training, with the number of a noise control's draw and the fold of a cross-validation.
         facts: everything that decides the result besides the seed, by flat names such as ``tuning.density``; the names
-            without a dot (``upstream``, ``method``, ``lambda``, ``layers``, ``noise``) are made here. ``chosen`` is there
-            for arms of a sweep: whether dev chose their lambda.
+            without a dot (``upstream``, ``method``, ``lambda``, ``layers``, ``noise``) are made here. ``chosen`` is
+            there for arms of a sweep: whether dev chose their lambda.
         mode: ``train``, ``evaluate`` or ``sweep``.
         step: optimizer steps behind the model.
         source: the file that says so.
@@ -92,7 +92,8 @@ def runs_of(record: ResultRecord) -> list[ScoredRun]:
     )
     return [
         ScoredRun(
-            task.name, split, numbers({name: row["value"] for name, row in rows.items()}), record["intervals"].get(split, {}),
+            task.name, split, numbers({name: row["value"] for name, row in rows.items()}),
+            record["intervals"].get(split, {}),
             seed, facts, record["mode"], record["step"], record.path, record.path.parent, fold=fold,
         )
         for split, rows in record["metrics"].items()

@@ -74,8 +74,8 @@ def superb_table(runs: Sequence[ScoredRun], diarization: Mapping[str, SuperbScor
     for column in columns:
         head += [column.heading] + (["SD DER (%) ↓, threshold of dev"] if column.task == "sd" else [])
     notes.append(
-        "SD: thresholds 0.3 to 0.7, medians 1 and 11, no collar, overlapped speech scored, the lowest on test as SUPERB "
-        "reports it; next to it the rate at the setting that is best on dev."
+        "SD: thresholds 0.3 to 0.7, medians 1 and 11, no collar, overlapped speech scored, the lowest on test as "
+        "SUPERB reports it; next to it the rate at the setting that is best on dev."
     )
     return Table(
         "SUPERB: all tasks of one upstream, test splits", head, body, tuple(dict.fromkeys(notes)), tuple(values)
@@ -83,7 +83,10 @@ def superb_table(runs: Sequence[ScoredRun], diarization: Mapping[str, SuperbScor
 
 
 def _all_folds(row: Row | None, notes: list[str], model: str) -> Row | None:
-    """Return a row, or None where folds of its task's cross-validation are missing: SUPERB's figure is the mean over all."""
+    """Return a row, or None where folds of its task's cross-validation are missing.
+
+    SUPERB's figure is the mean over all.
+    """
     if row is None or not row.missing_folds:
         return row
     notes.append(
@@ -132,7 +135,8 @@ def _row(
         return rows[0] if rows else None
     on_dev = [_on_dev(row, every) for row in rows]
     if any(score is None for score in on_dev):
-        note = f"{model}: {len(rows)} configurations of {task} ({'; '.join(row.label for row in rows)}), and no score on dev"
+        labels = "; ".join(row.label for row in rows)
+        note = f"{model}: {len(rows)} configurations of {task} ({labels}), and no score on dev"
         notes.append(f"{note} of each to choose by: evaluate dev too, or give one of them.")
         return None
     judged = rows[0].runs[0].main_metric or name

@@ -1,4 +1,7 @@
-"""All that is done to a source before it is merged: its hidden space is turned, its heads are paired or brought into shape."""
+"""All that is done to a source before it is merged.
+
+Its hidden space is turned, its heads are paired or brought into shape.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
 """Which head of the source meets which of the target: permute its q, k and v rows by head before a merge.
 
-The heads of a layer have no order: a model whose heads are permuted, together with the columns of its output projection,
-is the same function. Interpolation pairs head i with head i all the same (MAM, Eq. 1); an assignment pairs those that are
-alike (after the alignment of permuted units of Ainsworth et al., 2023, arXiv:2209.04836; by layer, heads only).
+The heads of a layer have no order: a model whose heads are permuted, together with the columns of its output
+projection, is the same function. Interpolation pairs head i with head i all the same (MAM, Eq. 1); an assignment pairs
+those that are alike (after the alignment of permuted units of Ainsworth et al., 2023, arXiv:2209.04836; by layer, heads
+only).
 """
 
 from __future__ import annotations
@@ -27,16 +28,16 @@ def align_heads(
 ) -> tuple[AttentionWeights, dict[int, list[int]]]:
     """Return the source with the heads of each layer in the order of the target's, and that order.
 
-    Head i of the target meets the source's head ``order[layer][i]``: the assignment that maximizes the sum over heads of
-    <W_target[i], W_source[j]>, summed over the matrices of `projections`, which is the one with the least squared
+    Head i of the target meets the source's head ``order[layer][i]``: the assignment that maximizes the sum over heads
+    of <W_target[i], W_source[j]>, summed over the matrices of `projections`, which is the one with the least squared
     distance. Of a source that is the target with permuted heads it gives the target back, bit for bit.
 
     Args:
         source: under the target's slots; slots of either model that the other lacks are left as they are.
         heads: number of heads of both models.
         projections: matrices that are compared; those, their biases and no others are permuted.
-        alike: target layer -> [heads of the target, heads of the source], what is maximized in place of the products; None for
-            these.
+        alike: target layer -> [heads of the target, heads of the source], what is maximized in place of the products;
+            None for these.
 
     Raises:
         UsageError: the width of a matrix is not a multiple of `heads`.

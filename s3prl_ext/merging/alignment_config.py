@@ -1,4 +1,7 @@
-"""How an alignment before a merge is written: ``align: heads``, ``align: {kind: basis, pairs: ...}``, or a list of both."""
+"""How an alignment before a merge is written: ``align: heads``, ``align: {kind: basis, pairs.
+
+...}``, or a list of both.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +62,8 @@ class Alignment:
 
     Attributes:
         heads: how heads are paired; None where head i meets head i.
-        basis: how the hidden space is turned; None where it stays. It comes first, so that heads are compared in one basis.
+        basis: how the hidden space is turned; None where it stays. It comes first, so that heads are compared in one
+            basis.
     """
 
     heads: HeadAlignment | None = None
@@ -88,7 +92,9 @@ PARTS: dict[str, type] = {"heads": HeadAlignment, "basis": BasisAlignment}
 
 
 def parse_align(value: Any, where: str = "align") -> Alignment | None:
-    """Check a section ``align``: a kind, a mapping such as ``{kind: heads, heads: 12}``, or a list of them; None stays None.
+    """Check a section ``align``: a kind, a mapping such as ``{kind: heads, heads: 12}``, or a list of them.
+
+    None stays None.
 
     Raises:
         UsageError: with one line for every problem found.
@@ -120,7 +126,8 @@ def _parse_part(value: Any, where: str) -> HeadAlignment | BasisAlignment:
         raise unknown_name("kind", str(content["kind"]), PARTS, where)
     if content["kind"] == "basis" and "pairs" not in content:
         raise UsageError(
-            f"{where}: a basis is found from paired inputs: give {{kind: basis, pairs: FILE}}, a table or corpus folder."
+            f"{where}: a basis is found from paired inputs: give {{kind: basis, pairs: FILE}}, a table or "
+            "corpus folder."
         )
     part = cast("HeadAlignment | BasisAlignment", load(PARTS[content["kind"]], content, where))
     if isinstance(part, HeadAlignment):

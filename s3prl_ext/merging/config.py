@@ -97,11 +97,14 @@ class SourceConfig:
 
     @property
     def is_read(self) -> bool:
-        """Whether a model is read: noise of the target's statistics, or N(0, 1), needs none unless it is aligned by pairs."""
+        """Whether a model is read: N(target) and N(0, 1) need none unless they are aligned by pairs."""
         return self.noise is None or self.noise.needs_source or self.runs
 
     def base_for(self, method: MethodConfig) -> SourceModel | None:
-        """Return the model whose difference to the source is merged: the base, or of an adapter the model without it."""
+        """Return the model whose difference to the source is merged.
+
+        The base, or of an adapter the model without it.
+        """
         if self.base is not None or self.adapter is None or not method.method.needs_base:
             return self.base
         return SourceModel(self.model, self.package, self.prefix)
@@ -221,15 +224,18 @@ def _unlearnable(sources: int, biases: bool, method: MethodConfig, where: str) -
 
 
 def _unfit_method(method: MethodConfig, sources: Sequence[SourceConfig | None], where: str) -> list[str]:
-    """Return a complaint for each source that a method cannot take; None stands for a source with complaints of its own."""
+    """Return a complaint for each source that a method cannot take.
+
+    None stands for a source with complaints of its own.
+    """
     problems = []
     if len(sources) > 1 and not method.method.several:
         problems.append(f"{where}: method {method.name} takes one source, but there are {len(sources)}: keep one.")
     if method.method.of_tasks:
         return [
             *problems,
-            f"{where}: method {method.name} weighs what tuned tasks changed by their own data, which a source has none of: it is "
-            "for s3prl-ext merge --deltas.",
+            f"{where}: method {method.name} weighs what tuned tasks changed by their own data, which a source has none "
+            "of: it is for s3prl-ext merge --deltas.",
         ]
     needing = [name for name, row in MERGE_METHODS.items() if row.needs_base and not row.of_tasks]
     for index, source in enumerate(sources):
@@ -240,8 +246,8 @@ def _unfit_method(method: MethodConfig, sources: Sequence[SourceConfig | None], 
             problems.append(f"{place}: method {method.name} runs a source over the pairs: name it with source.")
         if source.base_for(method) is None and method.method.needs_base:
             problems.append(
-                f"{place} needs a base for method {method.name}: name the model that the source was trained from, such as "
-                "base: {model: FOLDER}."
+                f"{place} needs a base for method {method.name}: name the model that the source was trained from, such "
+                "as base: {model: FOLDER}."
             )
         if source.base is not None and not method.method.needs_base:
             problems.append(f"{place}: base is for the methods {', '.join(needing)}, but method is {method.name}.")

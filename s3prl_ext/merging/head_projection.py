@@ -1,10 +1,10 @@
 """Bring query, key and value of a source with other heads than the target's into the target's shape.
 
-Head i of the target takes one head of the source. Where heads have the same width its rows are taken as they are. Where not,
-they are turned by L, [target width, source width] with orthonormal rows or columns, which minimizes |W_t - L W_s|^2: with
-W_t W_s^T = U S V^T it is L = U V^T. Query and key share L, over the sum of both products, so that where the target's heads
-are the wider ones <L q, L k> = <q, k>; the query is multiplied by the root of the ratio of widths, since a model divides
-this product by the root of its own width. Then a source's attention weighs its tokens as before.
+Head i of the target takes one head of the source. Where heads have the same width its rows are taken as they are. Where
+not, they are turned by L, [target width, source width] with orthonormal rows or columns, which minimizes |W_t - L
+W_s|^2: with W_t W_s^T = U S V^T it is L = U V^T. Query and key share L, over the sum of both products, so that where
+the target's heads are the wider ones <L q, L k> = <q, k>; the query is multiplied by the root of the ratio of widths,
+since a model divides this product by the root of its own width. Then a source's attention weighs its tokens as before.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Placement:
     Attributes:
         order: source head for each target head.
         heads: number of heads of the source.
-        turns: projection -> L for each target head, [heads, target width, source width], float64; empty where heads have the
-            same width.
+        turns: projection -> L for each target head, [heads, target width, source width], float64; empty where heads
+            have the same width.
     """
 
     order: tuple[int, ...]
@@ -41,7 +41,10 @@ class Placement:
     turns: Mapping[str, Tensor]
 
     def apply(self, tensor: Tensor, projection: str) -> Tensor:
-        """Return the rows of a matrix [out, in], or the entries of a bias [out], in the target's heads; not yet scaled."""
+        """Return the rows of a matrix [out, in], or the entries of a bias [out], in the target's heads.
+
+        Not yet scaled.
+        """
         blocks = tensor.reshape(self.heads, -1, *tensor.shape[1:])[list(self.order)]
         if projection in self.turns:
             turn = self.turns[projection].to(tensor.device, dtype_of_sum(tensor))
@@ -70,10 +73,10 @@ def place_heads(
         source: under the target's slots, reading vectors of the target's width.
         heads: number of heads of target and source.
         projections: matrices that are compared.
-        pair: take the assignment of heads of least squared distance, each source head at most ceil(target heads / source
-            heads) times; otherwise target head i takes source head floor(i * source heads / target heads).
-        alike: layer -> [heads of the target, heads of the source], what an assignment maximizes in place of the likeness of
-            matrices; None for that.
+        pair: take the assignment of heads of least squared distance, each source head at most ceil(target heads /
+            source heads) times; otherwise target head i takes source head floor(i * source heads / target heads).
+        alike: layer -> [heads of the target, heads of the source], what an assignment maximizes in place of the
+            likeness of matrices; None for that.
 
     Raises:
         UsageError: the rows of a matrix cannot be divided into these heads.

@@ -213,9 +213,9 @@ def fisher_mean(
 ) -> Tensor:
     """Return target + sum of lambda_j F_j delta_j / sum of lambda_j F_j, entry by entry.
 
-    It maximizes the sum of lambda_j times a Gaussian approximation of each task's posterior around its weights, with the
-    diagonal Fisher information F_j as precision (Matena and Raffel, 2022, arXiv:2111.09832). Where every F_j is 0, or one was
-    not estimated, it is the mean with weights lambda_j.
+    It maximizes the sum of lambda_j times a Gaussian approximation of each task's posterior around its weights, with
+    the diagonal Fisher information F_j as precision (Matena and Raffel, 2022, arXiv:2111.09832). Where every F_j is 0,
+    or one was not estimated, it is the mean with weights lambda_j.
 
     Args:
         deltas: task vectors of the target's shape, 0 where a task changed nothing.

@@ -1,4 +1,7 @@
-"""What merges and comparisons of layers call things: names and defaults that flags and settings share; without torch."""
+"""What merges and comparisons of layers call things: names and defaults that flags and settings share.
+
+Without torch.
+"""
 
 from __future__ import annotations
 

@@ -46,8 +46,8 @@ def regression_mean(
 ) -> Tensor:
     """Return the W with the least sum of w_j E|W x_j - W_j x_j|^2 over target and sources.
 
-    With G_j = E[x_j x_j^T], whose entries off the diagonal are multiplied by `shrink`, and w the weights of the sources and
-    1 - their sum of the target, W = (sum of w_j W_j G_j) (sum of w_j G_j)^-1. Where all G_j are equal this is the
+    With G_j = E[x_j x_j^T], whose entries off the diagonal are multiplied by `shrink`, and w the weights of the sources
+    and 1 - their sum of the target, W = (sum of w_j W_j G_j) (sum of w_j G_j)^-1. Where all G_j are equal this is the
     interpolation.
 
     Args:

@@ -142,8 +142,8 @@ def _read_source(config: MergeConfig, grid: Grid) -> tuple[Path | None, Attentio
     if source.base_for(config.combination) is not None and kinds - {"none"}:
         noises = ", ".join(sorted(kinds - {"none"}))
         raise UsageError(
-            f"noise {noises} replaces a source's matrices, but {config.combination.name} merges what training changed: take "
-            "noise none only."
+            f"noise {noises} replaces a source's matrices, but {config.combination.name} merges what training changed: "
+            "take noise none only."
         )
     if source.model or source.package:
         path = find_source(source)
@@ -282,7 +282,10 @@ def _options(pair: ModelPair) -> dict[str, Any]:
 
 
 def _without_file(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Return facts about paired inputs without the place of their file, which may move; their hash says which they are."""
+    """Return facts about paired inputs without the place of their file, which may move.
+
+    Their hash says which they are.
+    """
     pairs = facts.get("pairs")
     return {**facts, "pairs": {**pairs, "file": None}} if pairs else dict(facts)
 

@@ -45,7 +45,8 @@ class Sets(NamedTuple):
     """Corpora of one task that are trained and reported one by one, such as languages.
 
     Attributes:
-        keys: of the task file, dotted, of which one has the name of the set as its value, or a path with a folder of it.
+        keys: of the task file, dotted, of which one has the name of the set as its value, or a path with a folder of
+            it.
         metrics: name of a set -> what it is judged by.
     """
 
@@ -117,8 +118,8 @@ class Task:
         decoder: ``"module:function"`` that builds what ``s3prl-ext predict`` asks, from
             :class:`s3prl_ext.prediction.decoder.Inputs`; None where there is none.
         superb: metrics that are its columns in SUPERB's row; with :attr:`sets` each set has a column, of its metric.
-        frame_below: key of section ``downstream_expert``, dotted, of a number of samples that a frame of the upstream must
-            stay below; None where any frame will do.
+        frame_below: key of section ``downstream_expert``, dotted, of a number of samples that a frame of the upstream
+            must stay below; None where any frame will do.
         modules: modules of s3prl that it imports, for ``s3prl-ext doctor``.
         needs: modules of the extra ``superb`` that it imports, with the package on PyPI that each comes from.
         new_metrics: direction and unit of metrics that no shipped task has.

@@ -120,8 +120,8 @@ class RunBuilder(_StockRunner):
         self.candidate = next((c for c in candidates if c.name == name), None) if name else None
         if name and self.candidate is None:
             raise UsageError(
-                f"{self.args.init_ckpt} belongs to the candidate {name}, which the section tuning does not make now; go "
-                "on with the same section, or start a new experiment."
+                f"{self.args.init_ckpt} belongs to the candidate {name}, which the section tuning does not make now; "
+                "go on with the same section, or start a new experiment."
             )
         self.racing = len(candidates) > 1 and self.candidate is None
         chosen = candidates.index(self.candidate) if self.candidate else 0
@@ -155,8 +155,8 @@ class RunBuilder(_StockRunner):
     def _get_upstream(self) -> ModelEntry:
         if getattr(self.args, "from_hf_hub", False):  # s3prl imports code from such a repository
             raise UsageError(
-                f"{self.args.init_ckpt} asks for an upstream whose code comes from the hub, which is not run: load the model "
-                "with -u hf_hubert_custom -k OWNER/NAME or the like in a new experiment."
+                f"{self.args.init_ckpt} asks for an upstream whose code comes from the hub, which is not run: load the "
+                "model with -u hf_hubert_custom -k OWNER/NAME or the like in a new experiment."
             )
         if not hasattr(hub, self.args.upstream or ""):
             raise unknown_name("upstream", self.args.upstream, hub.options())
@@ -200,8 +200,8 @@ class RunBuilder(_StockRunner):
         task = task_of(self.args.downstream, self.config.get("downstream_expert"))
         if self.args.mode == "train" and not task.trains:
             raise UsageError(
-                f"-d {self.args.downstream} has nothing to train: evaluate it, -m evaluate -t {task.dev}, with a layer of the "
-                "upstream (-l) or the mean of all."
+                f"-d {self.args.downstream} has nothing to train: evaluate it, -m evaluate -t {task.dev}, with a layer "
+                "of the upstream (-l) or the mean of all."
             )
         lacking = task.lacks()
         if lacking:
@@ -220,16 +220,17 @@ class RunBuilder(_StockRunner):
             return super()._get_downstream()
         except KeyError as error:
             raise DataError(
-                f"the task {self.args.downstream} looks up {error} and does not find it: if that is a key of its section "
-                "downstream_expert, add it as in the task's preset in downstream_configs; else check its corpus."
+                f"the task {self.args.downstream} looks up {error} and does not find it: if that is a key of its "
+                "section downstream_expert, add it as in the task's preset in downstream_configs; "
+                "else check its corpus."
             ) from error
         except (TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
             if dist.is_initialized() or is_out_of_memory(error) or "CUDA" in str(error):
                 raise
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200] or 'no message'}"
             raise DataError(
-                f"the task {self.args.downstream} cannot be built ({reason}): compare section downstream_expert of the task "
-                "file with the task's preset in downstream_configs, and check the corpus."
+                f"the task {self.args.downstream} cannot be built ({reason}): compare section downstream_expert of the "
+                "task file with the task's preset in downstream_configs, and check the corpus."
             ) from error
 
     def _init_model(
@@ -284,8 +285,8 @@ class RunBuilder(_StockRunner):
             return
         if any(tuning.method == "prefix" for tuning in self.task_file.tunings):
             raise UsageError(
-                "runner.checkpoint_upstream cannot be combined with tuning.method prefix, whose layers pass on a state: leave "
-                "one out."
+                "runner.checkpoint_upstream cannot be combined with tuning.method prefix, whose layers pass on a "
+                "state: leave one out."
             )
         if trainable or self.racing:
             recompute_layers(model)
@@ -335,8 +336,8 @@ class RunBuilder(_StockRunner):
             return None
         if trains:
             raise UsageError(
-                "runner.cache: features is for upstreams that do not train (tuning.method frozen or weighted_sum, no -f, no "
-                "learnable lambda): take extractor, or leave runner.cache out."
+                "runner.cache: features is for upstreams that do not train (tuning.method frozen or weighted_sum, no "
+                "-f, no learnable lambda): take extractor, or leave runner.cache out."
             )
         facts = {
             "expert": f"{type(upstream).__module__}.{type(upstream).__name__}",

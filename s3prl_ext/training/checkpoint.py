@@ -53,8 +53,8 @@ class Extension:
         usage: what the run has cost, see :class:`s3prl_ext.training.results.provenance.ResourceUsage`.
         lambda_curve: course of a learnable lambda: steps [n], values [n, lambdas].
         race_start: random states at the start of a race.
-        members: of a child network that is chosen again during training, which of the entries that have trained train now:
-            see :meth:`s3prl_ext.child_tuning.changing_network.ChangingChildNetwork.members_in`.
+        members: of a child network that is chosen again during training, which of the entries that have trained train
+            now: see :meth:`s3prl_ext.child_tuning.changing_network.ChangingChildNetwork.members_in`.
     """
 
     upstream_sha256: str | None = None

@@ -75,8 +75,8 @@ class Runner(RunBuilder, StockRunner):
                 first_step, loop_started = run.state.step, time.monotonic()
                 if self.until is not None and run.state.step > self.until:
                     raise UsageError(
-                        f"{folder.path} is at step {run.state.step} already, past args.until={self.until}, and cannot be scored "
-                        "there any more: train it again in another folder, or delete this one first."
+                        f"{folder.path} is at step {run.state.step} already, past args.until={self.until}, and cannot "
+                        "be scored there any more: train it again in another folder, or delete this one first."
                     )
                 run.trainer.run(self.until)
                 if run.state.step < self.total_steps:
@@ -210,7 +210,8 @@ class Runner(RunBuilder, StockRunner):
             last_hidden_state.KEY: last_hidden_state.result_of(unwrapped(self.upstream.model), RunSpec.of(self.args)),
         }
         result_file.write(
-            self.args, self.config, metrics, step, seconds, counts, self.merge_record, corpus=self.corpus, **facts, **more
+            self.args, self.config, metrics, step, seconds, counts, self.merge_record, corpus=self.corpus, **facts,
+            **more
         )  # fmt: skip
 
     def _trainable(self, entry: ModelEntry) -> int:

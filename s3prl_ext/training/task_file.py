@@ -56,7 +56,8 @@ class RunnerConfig:
         fp16: s3prl's switch for mixed precision, the same as ``amp: fp16``.
         amp: ours: ``bf16`` or ``fp16`` mixed precision.
         group_by_length: ours: so many batches exchange their clips, for batches of like length.
-        checkpoint_upstream: ours: compute the layers of an upstream that trains again in the backward pass, in less memory.
+        checkpoint_upstream: ours: compute the layers of an upstream that trains again in the backward pass, in less
+            memory.
         cache: ours: keep on disk the ``features`` of an upstream that does not train, or the output of the frozen
             ``extractor`` of one that does.
         cache_folder: where; None for ``~/.cache/s3prl_ext/features``.

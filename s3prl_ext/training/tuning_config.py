@@ -40,7 +40,8 @@ class FisherConfig:
         loss_divisor: the loss is divided by so much before the gradient is clipped.
         warm_head: steps that copies of featurizer and downstream train on the frozen upstream before the pass.
         warm_lr: learning rate (Adam) of these steps; by default ``optimizer.lr``.
-        group_by_length: so many batches exchange their clips, for batches of like length; None = the list's own batches.
+        group_by_length: so many batches exchange their clips, for batches of like length; None = the list's own
+            batches.
     """
 
     granularity: Annotated[str, choice("batch", "sample")] = "batch"
@@ -89,8 +90,8 @@ class FisherConfig:
         """Yield what does not go together."""
         if self.loader == "task" and self.granularity == "sample":
             yield (
-                f"{where}.granularity: sample reads single utterances, loader: task the task's own batches: add loader: "
-                "split, or leave granularity out."
+                f"{where}.granularity: sample reads single utterances, loader: task the task's own batches: add "
+                "loader: split, or leave granularity out."
             )
         if self.group_by_length and (self.loader == "task" or self.granularity == "sample"):
             why = "reads batches of the task's own" if self.loader == "task" else "reads single utterances"
@@ -157,10 +158,10 @@ class TuningConfig:
         mask: child networks: ``fisher`` (CHILD-TUNING_D), ``random`` (CHILD-TUNING_F), or as a control ``magnitude``,
             the weights of largest absolute value; ``snip``, those without which the loss changes most to first order.
         density: child networks: fraction of the eligible weights that trains, in (0, 1]; 1 for other methods.
-        budget: child networks: ``global``: the density is that of all eligible weights together; ``layer``: of each encoder
-            layer; ``tensor``: of each tensor.
-        unit: child networks: ``entry``: single weights are chosen; ``row``: output neurons, a row of a matrix and its bias;
-            ``head``: attention heads, and rows of everything else.
+        budget: child networks: ``global``: the density is that of all eligible weights together; ``layer``: of each
+            encoder layer; ``tensor``: of each tensor.
+        unit: child networks: ``entry``: single weights are chosen; ``row``: output neurons, a row of a matrix and its
+            bias; ``head``: attention heads, and rows of everything else.
         eligible: name patterns (shell wildcards) of weights that may join a child network; None = by architecture.
         fisher: how the Fisher information is estimated.
         lottery: the dense phase of mask ``lottery``.
@@ -196,7 +197,8 @@ class TuningConfig:
             yield f"{where}.unit {self.unit} spans tensors (a row and its bias): use budget: layer, or leave it out."
         for key, value in (("unit", self.unit), ("budget", self.budget)):
             if self.redraw and value not in ("entry", "global"):
-                yield f"{where}.redraw draws single weights of the whole upstream anew at each step: leave out {where}.{key}."
+                drawn = "draws single weights of the whole upstream anew at each step"
+                yield f"{where}.redraw {drawn}: leave out {where}.{key}."
         if self.redraw and self.reselect_every is not None:
             yield f"{where}.redraw draws anew at each step already: leave out {where}.reselect_every."
 
@@ -218,8 +220,8 @@ class TuningConfig:
     def density_at(self, step: int, total_steps: int) -> float:
         """Return the density that a child network chosen at a step has.
 
-        With d_0 at the start, d at the end and u = ``gradual.until`` it is d + (d_0 - d)(1 - min(1, step / (u T)))^3, the
-        cubic schedule of Zhu & Gupta (2017, arXiv:1710.01878).
+        With d_0 at the start, d at the end and u = ``gradual.until`` it is d + (d_0 - d)(1 - min(1, step / (u T)))^3,
+        the cubic schedule of Zhu & Gupta (2017, arXiv:1710.01878).
 
         Args:
             step: optimizer steps done.

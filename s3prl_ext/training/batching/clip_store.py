@@ -159,8 +159,8 @@ class ClipStore:
         first, second = (tensors_sha256(enumerate(answer)) for answer in answers)
         if first != second:
             raise UsageError(
-                "runner.cache needs an upstream that gives a clip the same features each time, and this one does not: leave "
-                "runner.cache out."
+                "runner.cache needs an upstream that gives a clip the same features each time, and this one does not: "
+                "leave runner.cache out."
             )
         facts = self.facts | {
             "format": FORMAT,
@@ -194,8 +194,8 @@ def announce(store: ClipStore, loaders: Iterable[Any], padded: bool = False) -> 
     store.root.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(store.root).free
     logger.info(
-        "runner.cache: the %s of about %d clips take about %.3g GB in %s (%.3g GB are free there; clips that the task cuts "
-        "or pads differently each time are kept up to %d times that number)",
+        "runner.cache: the %s of about %d clips take about %.3g GB in %s (%.3g GB are free there; clips that the task "
+        "cuts or pads differently each time are kept up to %d times that number)",
         store.what, clips, size / 1e9, store.folder, free / 1e9, TIMES_CLIPS,
     )  # fmt: skip
     if free < size:

@@ -69,15 +69,15 @@ def extractor_of(upstream: nn.Module) -> nn.Module:
         found = None
     if found is None or not found.architecture.blocks:
         raise UsageError(
-            "runner.cache: extractor is for upstreams with a convolutional extractor on the waveform (HuBERT, wav2vec 2.0, "
-            "WavLM and similar ones): leave runner.cache out."
+            "runner.cache: extractor is for upstreams with a convolutional extractor on the waveform (HuBERT, wav2vec "
+            "2.0, WavLM and similar ones): leave runner.cache out."
         )
     extractor = upstream.get_submodule(f"{found.prefix}{found.architecture.blocks.rpartition('.')[0]}")
     for name, module in extractor.named_modules():
         if isinstance(module, _BatchNorm) or (isinstance(module, nn.Dropout) and module.p > 0):
             raise UsageError(
-                f"runner.cache: extractor needs an extractor without dropout and batch norm, and this one has {name}: leave "
-                "runner.cache out."
+                f"runner.cache: extractor needs an extractor without dropout and batch norm, and this one has {name}: "
+                "leave runner.cache out."
             )
     return extractor
 
@@ -87,6 +87,6 @@ def check_frozen(upstream: nn.Module) -> None:
     trains = [name for name, parameter in extractor_of(upstream).named_parameters() if parameter.requires_grad]
     if trains:
         raise UsageError(
-            f"runner.cache: extractor needs an extractor that does not train, and its {trains[0]} does (by cnn_adapter, "
-            "chapter, tuning.eligible, or -f without a section tuning): leave runner.cache out."
+            f"runner.cache: extractor needs an extractor that does not train, and its {trains[0]} does (by "
+            "cnn_adapter, chapter, tuning.eligible, or -f without a section tuning): leave runner.cache out."
         )

@@ -181,7 +181,10 @@ class CandidateRuns:
         return [other for other in among or self._candidates if shares_masks(other.tuning, candidate.tuning)]
 
     def _mask_folder(self, candidate: Candidate) -> RunFolder:
-        """Return the folder of a candidate's masks: the experiment's, or where there are several choices of their own."""
+        """Return the folder of a candidate's masks.
+
+        The experiment's, or where there are several choices of their own.
+        """
         first = self._alike(candidate)[0]
         child = [one for one in self._candidates if METHODS[self._section(one).method].has_mask]
         alone = all(shares_masks(one.tuning, first.tuning) for one in child)

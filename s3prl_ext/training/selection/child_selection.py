@@ -70,8 +70,8 @@ def choose_masks(
         seed: seed of a random mask and of everything random in a Fisher pass.
         densities: fractions of the eligible weights, in (0, 1].
         folder: for ``masks.safetensors`` and, during a Fisher pass, ``fisher.partial``; None writes nothing.
-        facts: what the scores depend on (:func:`s3prl_ext.training.selection.pass_facts.facts_of`): masks and passes of others
-            are not taken over; None: the eligible weights alone.
+        facts: what the scores depend on (:func:`s3prl_ext.training.selection.pass_facts.facts_of`): masks and passes of
+            others are not taken over; None: the eligible weights alone.
         share: takes the scores of an equal pass from where runs share them, or does the pass that it is given.
         trained: candidates of a race have trained on the masks in the folder.
 
@@ -226,12 +226,12 @@ def _refuse_other_choice(path: Path, before: Section, now: Section, changed: lis
     orders = [one["fisher"].get("order") for one in (before, now) if one.get("fisher")]
     if len(orders) == 2 and orders[0] != orders[1]:
         raise UsageError(
-            f"{path} was chosen by an earlier version, which read the utterances in another order, and candidates of this "
-            "race have trained on it; remove it and the folder race to start over, or finish it with that version."
+            f"{path} was chosen by an earlier version, which read the utterances in another order, and candidates of "
+            "this race have trained on it; remove it and the folder race to start over, or finish it with that version."
         )
     content = [name for name in changed if name not in ENVIRONMENT]
     if content:
         raise UsageError(
-            f"{path} was chosen with another {', '.join(content)}, and candidates of this race have trained on it: resume with "
-            "what it was started with, or start a new experiment."
+            f"{path} was chosen with another {', '.join(content)}, and candidates of this race have trained on it: "
+            "resume with what it was started with, or start a new experiment."
         )

@@ -20,7 +20,7 @@ from s3prl_ext.training.results.evaluation import open_split
 from s3prl_ext.training.tuning_config import FisherConfig
 
 ORDER = "sorted; a limited pass takes utterances drawn from the whole split"
-"""Which utterances a pass reads; stored with what a pass has computed, which is not mixed with that of another order."""
+"""Which utterances a pass reads; stored with its sums, which are not mixed with those of another order."""
 
 
 EVERY = FisherConfig()  # each utterance of the split, in batches of the task's size
@@ -32,11 +32,12 @@ class UtteranceBatches:
     The tasks' own loaders draw with replacement (KS), overlap their buckets (PR, SF) or halve long batches; here the
     dataset is read sequentially, with the task's batch size or batches of one. The lists of all tasks are the same on
     every disk (:mod:`s3prl_ext.compat.listings`), so one seed draws the same utterances anywhere and in every process.
-    With ``max_batches`` as many utterances are drawn as fill these batches; ASR hands out whole buckets of clips of like
-    length, and of these it draws.
+    With ``max_batches`` as many utterances are drawn as fill these batches; ASR hands out whole buckets of clips of
+    like length, and of these it draws.
 
-    With ``group_by_length`` every few batches exchange their clips, so that those of like length share one; each group is
-    read with random numbers of its own, whole by every rank, and so is the same after a resume and with any number of ranks.
+    With ``group_by_length`` every few batches exchange their clips, so that those of like length share one; each group
+    is read with random numbers of its own, whole by every rank, and so is the same after a resume and with any number
+    of ranks.
 
     Args:
         downstream: s3prl's downstream expert.

@@ -26,7 +26,9 @@ from s3prl_ext.training.tuning_config import FisherConfig
 
 
 class FisherPass(ScoringPass):
-    """Estimate how much the upstream's eligible weights matter for a task: Fisher information or connection sensitivity.
+    """Estimate how much the upstream's eligible weights matter for a task.
+
+    Fisher information or connection sensitivity.
 
     Args:
         models: upstream, featurizer and downstream, not yet trained, without wrappers for several devices.
@@ -75,12 +77,12 @@ class FisherPass(ScoringPass):
     def scores(self) -> dict[str, torch.Tensor]:
         """Return the scores by name (float32, shapes of the parameters), equal on all ranks.
 
-        With g the gradient of a batch's loss and means over batches: mean(g^2) (``fisher``), or |w * mean(g)| (``snip``), by
-        how much the loss changes to first order where weight w is taken away.
+        With g the gradient of a batch's loss and means over batches: mean(g^2) (``fisher``), or |w * mean(g)|
+        (``snip``), by how much the loss changes to first order where weight w is taken away.
 
         Raises:
-            DataError: a loss is not finite, a batch does not fit into the device's memory, or ``fisher.partial`` cannot be
-                read.
+            DataError: a loss is not finite, a batch does not fit into the device's memory, or ``fisher.partial`` cannot
+                be read.
             UsageError: ``fisher.partial`` belongs to another pass.
             StoppedByUser: Ctrl-C or SIGTERM; what was done is saved.
         """

@@ -1,9 +1,9 @@
 """The dense phase of a lottery: train all eligible weights for a few steps, keep how far each went, rewind everything.
 
-The k weights that moved farthest become the child network, which starts from the pre-trained values (Lottery Ticket Sparse
-Fine-Tuning, Ansell et al., ACL 2022, arXiv:2110.07560; the rewinding is Frankle & Carbin's, arXiv:1803.03635). Head and
-featurizer train along, because a gradient through a random head says little, and are rewound too: all candidates of a race
-start from the same head.
+The k weights that moved farthest become the child network, which starts from the pre-trained values (Lottery Ticket
+Sparse Fine-Tuning, Ansell et al., ACL 2022, arXiv:2110.07560; the rewinding is Frankle & Carbin's, arXiv:1803.03635).
+Head and featurizer train along, because a gradient through a random head says little, and are rewound too: all
+candidates of a race start from the same head.
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ class LotteryPass(ScoringPass):
         """Return |change| by name (float32, shapes of the parameters), equal on all ranks; every weight is as it was.
 
         Raises:
-            DataError: a loss is not finite, a batch does not fit into the device's memory, or ``fisher.partial`` cannot be
-                read.
+            DataError: a loss is not finite, a batch does not fit into the device's memory, or ``fisher.partial`` cannot
+                be read.
             UsageError: ``fisher.partial`` belongs to another pass.
             StoppedByUser: Ctrl-C or SIGTERM; what was done is saved.
         """
@@ -126,8 +126,8 @@ class LotteryPass(ScoringPass):
     def _check(self, loss: torch.Tensor) -> None:
         if not torch.isfinite(loss):
             raise DataError(
-                f"the loss of step {self._steps} of the dense phase is {loss.item()}: lower tuning.lottery.lr, or check the "
-                "training data."
+                f"the loss of step {self._steps} of the dense phase is {loss.item()}: lower tuning.lottery.lr, or "
+                "check the training data."
             )
 
     # -- fisher.partial --------------------------------------------------------------------------------------------

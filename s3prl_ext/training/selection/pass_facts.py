@@ -1,7 +1,7 @@
 """Everything that the scores of a pass depend on, as plain values: the key under which passes and masks are kept.
 
-It holds weights and structure of upstream, featurizer and head before training, the task file's sections that a pass reads
-(so batch size and SpecAugment), the corpus, the seed, the settings of the pass, versions and device.
+It holds weights and structure of upstream, featurizer and head before training, the task file's sections that a pass
+reads (so batch size and SpecAugment), the corpus, the seed, the settings of the pass, versions and device.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Choosing a child network again during training, every so many steps, perhaps with another density each time.
 
-The weights are scored as before training, by a pass over utterances drawn anew (or by their size, or by chance), with the
-weights and the head of that step. Nothing is accumulated between two choices, so a checkpoint needs the chosen entries alone.
-Dynamic Parameter Selection (arXiv:2211.01642) sums the squared gradients of its own training batches instead, for which it
-computes and keeps a dense gradient at every step.
+The weights are scored as before training, by a pass over utterances drawn anew (or by their size, or by chance), with
+the weights and the head of that step. Nothing is accumulated between two choices, so a checkpoint needs the chosen
+entries alone. Dynamic Parameter Selection (arXiv:2211.01642) sums the squared gradients of its own training batches
+instead, for which it computes and keeps a dense gradient at every step.
 """
 
 from __future__ import annotations

@@ -37,7 +37,8 @@ def scores_of_task(folder: Path, run: Section, upstream_sha256: str) -> Scores:
     """Return the Fisher information of a task from a folder that its runs shared.
 
     Args:
-        folder: that was given as ``--fisher_scores`` when a child network with ``mask: fisher`` was chosen for the task.
+        folder: that was given as ``--fisher_scores`` when a child network with ``mask: fisher`` was chosen for the
+            task.
         run: the values of the task's :class:`RunSpec`; ``downstream`` and ``downstream_variant`` count.
         upstream_sha256: hash of the untuned upstream, on which it was estimated.
 
@@ -58,13 +59,13 @@ def scores_of_task(folder: Path, run: Section, upstream_sha256: str) -> Scores:
     name = " ".join(str(run.get(key)) for key in task if run.get(key))
     if not found:
         raise DataError(
-            f"{folder} has no Fisher information of {name} on this upstream: train a child network with mask: fisher on it with "
-            f"--fisher_scores {folder}."
+            f"{folder} has no Fisher information of {name} on this upstream: train a child network with mask: fisher "
+            f"on it with --fisher_scores {folder}."
         )
     if len(found) > 1:
         raise DataError(
-            f"{folder} has the Fisher information of {len(found)} passes over {name}, of other settings or seeds: give a folder "
-            "with one for each task."
+            f"{folder} has the Fisher information of {len(found)} passes over {name}, of other settings or seeds: give "
+            "a folder with one for each task."
         )
     return found[0]
 

@@ -1,8 +1,8 @@
-"""The output of every transformer block of a model, or what its attention reads, taken by hooks on the modules themselves.
+"""The output of every transformer block of a model, or what its attention reads, taken by hooks.
 
 The hidden states that a model returns are something else in places: those of transformers end after the final norm
-in a pre-norm HuBERT, and those of s3prl begin with the input of the first block. What query, key and value are applied to
-comes after a norm in pre-norm models.
+in a pre-norm HuBERT, and those of s3prl begin with the input of the first block. What query, key and value are applied
+to comes after a norm in pre-norm models.
 """
 
 from __future__ import annotations
@@ -56,7 +56,9 @@ def find_blocks(model: nn.Module, where: str, prefix: str | None = None) -> list
 
 
 def find_attention_modules(model: nn.Module, where: str, prefix: str | None = None) -> list[nn.Module]:
-    """Return the modules that apply query, key and value, one for each layer; the projections themselves may never be called.
+    """Return the modules that apply query, key and value, one for each layer.
+
+    The projections themselves may never be called.
 
     Args:
         where, prefix: as for :func:`find_blocks`.
@@ -76,8 +78,8 @@ class Tap:
         model: holds the blocks.
         where: name of the model, for errors.
         prefix: as for :func:`find_blocks`.
-        point: one of :data:`POINTS`: the outputs of blocks, the inputs of their attention (what query, key and value are
-            applied to), or its outputs.
+        point: one of :data:`POINTS`: the outputs of blocks, the inputs of their attention (what query, key and value
+            are applied to), or its outputs.
 
     Raises:
         DataError: as :func:`find_blocks`.

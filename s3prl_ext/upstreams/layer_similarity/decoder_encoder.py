@@ -51,7 +51,8 @@ class DecoderEncoder(TextEncoder):
         needed = ("no_timestamps_token_id", *(("lang_to_id", "task_to_id") if multilingual else ()))
         if any(getattr(settings, key, None) is None for key in needed):
             raise DataError(
-                f"{name} lacks generation_config.json with {', '.join(needed)}, which precede a text: copy it from the model."
+                f"{name} lacks generation_config.json with {', '.join(needed)}, which precede a text: "
+                "copy it from the model."
             )
         if settings.decoder_start_token_id is None:
             settings.decoder_start_token_id = self.model.config.decoder_start_token_id

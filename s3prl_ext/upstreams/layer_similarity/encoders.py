@@ -69,8 +69,8 @@ def source_kind(folder: Path, name: str, prefix: str | None = None) -> str:
         return "speech"
     if "text_config" in config and "vision_config" in config:
         raise DataError(
-            f"source {name} holds a tower for text and one for images, neither of which is run alone here: choose layers by "
-            "similarity with a model of one kind, or give layers as a list."
+            f"source {name} holds a tower for text and one for images, neither of which is run alone here: choose "
+            "layers by similarity with a model of one kind, or give layers as a list."
         )
     if any((folder / file).is_file() for file in TOKENIZER_FILES):
         return "text"

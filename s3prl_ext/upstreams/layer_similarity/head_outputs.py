@@ -1,8 +1,8 @@
 """What each head of a model does with an input: its attention pattern and its output, from query, key and value.
 
-Models do not hand these out: s3prl's compute attention in one call. They follow from what the attention reads, and whether
-they are the model's own is checked on one input: passed through its output projection, they must be what its attention
-gives. Attention with positions or gates of its own does not pass, and is refused.
+Models do not hand these out: s3prl's compute attention in one call. They follow from what the attention reads, and
+whether they are the model's own is checked on one input: passed through its output projection, they must be what its
+attention gives. Attention with positions or gates of its own does not pass, and is refused.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ class HeadEncoder:
             self._causal = True
             if not self._gives(given, outputs, item):
                 raise UsageError(
-                    f"align heads: the attention of {self.name} has positions or gates of its own, so that query and key do "
-                    "not say what its heads do: take by: weights."
+                    f"align heads: the attention of {self.name} has positions or gates of its own, so that query and "
+                    "key do not say what its heads do: take by: weights."
                 )
 
     def states(self, items: Sequence[Any]) -> list[Tensor]:
@@ -96,7 +96,10 @@ class HeadEncoder:
 
 
 def _output(attention: nn.Module) -> nn.Module | None:
-    """Return the output projection inside a module of attention, the identity where it has none; None where that is not clear."""
+    """Return the output projection inside a module of attention, the identity where it has none.
+
+    None where that is not clear.
+    """
     maps = {name.rpartition(".")[2]: part for name, part in attention.named_modules() if isinstance(part, nn.Linear)}
     others = [module for name, module in maps.items() if not _is_projection(name)]
     if not others:

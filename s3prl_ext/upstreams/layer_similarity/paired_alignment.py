@@ -183,8 +183,8 @@ def _alike(models: _Models, settings: HeadAlignment | None) -> HeadLikeness:
         layers = meeting_layers(target, source, models.source.layer_map, any_width=True)
         if settings.by == "patterns" and target.kind != source.kind:
             raise UsageError(
-                f"align heads: {target.name} reads {target.kind} and {source.name} {source.kind}, and patterns are compared on "
-                "what both read: take by: outputs."
+                f"align heads: {target.name} reads {target.kind} and {source.name} {source.kind}, and patterns are "
+                "compared on what both read: take by: outputs."
             )
         drawn, of = _draw(settings, target, source)
         items = inputs(target, source, drawn)
@@ -242,8 +242,8 @@ def _by_patterns(
             counts = [patterns[0].shape[-1] for patterns in (ours, theirs)]
             if abs(counts[0] - counts[1]) > FRAMES_APART:
                 raise UsageError(
-                    f"align heads: {encoders[0].name} gives {counts[0]} frames for {items[0][index]} and {encoders[1].name} "
-                    f"{counts[1]}, and patterns are compared frame by frame: take by: outputs."
+                    f"align heads: {encoders[0].name} gives {counts[0]} frames for {items[0][index]} and "
+                    f"{encoders[1].name} {counts[1]}, and patterns are compared frame by frame: take by: outputs."
                 )
             size = min(counts)
             cut = [

@@ -100,7 +100,9 @@ def match_layers(
     target_name: str,
     paths: Sequence[Path | None],
 ) -> tuple[MergeConfig, list[dict[str, Any] | None]]:
-    """Replace every ``layer_map: {match: ...}`` in `config` by the map that it finds; comes before :func:`choose_layers`.
+    """Replace every ``layer_map: {match: ...}`` in `config` by the map that it finds.
+
+    Comes before :func:`choose_layers`.
 
     Args:
         upstream, target_name, paths: as for :func:`choose_layers`.
@@ -129,7 +131,8 @@ def match_layers(
                     source_side(path, name, source.prefix, match.settings.special_tokens, comparison_device()),
                 )
             source = dataclasses.replace(source, layer_map=dict(enumerate(record["layer_map"])))
-            logger.info("Layers of %s that meet layers 0 to %d by %s: %s", name, len(record["layer_map"]) - 1, match.match,
+            logger.info("Layers of %s that meet layers 0 to %d by %s: %s", name, len(record["layer_map"]) - 1,
+            match.match,
                         record["layer_map"])  # fmt: skip
         sources.append(source)
         records.append(record)
@@ -205,7 +208,8 @@ def _from_pairs(
     with opened as target:
         source = source_side(path, name, prefix, selection.settings.special_tokens, comparison_device())
         result = measure(
-            target, source, str(selection.pairs), selection.root, selection.split, layer_map, [selection.by], selection.top_k,
+            target, source, str(selection.pairs), selection.root, selection.split, layer_map, [selection.by],
+            selection.top_k,
             selection.settings,
         )  # fmt: skip
     return _record(selection, result)

@@ -48,8 +48,8 @@ def check_task(expert: type, task: str, args: Mapping[str, Any]) -> None:
     config = None if hasattr(expert, "decoder") else decoder_merge(args)
     if config is not None:
         raise UsageError(
-            f"the merge changes {target_name(config.target)}, which -d {task} does not read, so it would score the unmerged "
-            "model: transcribe with it (-d ljspeech or vctk, head.init: target), or leave target.prefix out."
+            f"the merge changes {target_name(config.target)}, which -d {task} does not read, so it would score the "
+            "unmerged model: transcribe with it (-d ljspeech or vctk, head.init: target), or leave target.prefix out."
         )
 
 
@@ -71,8 +71,8 @@ def check_decoder(holder: nn.Module | None, config: MergeConfig) -> None:
     name = target_name(config.target)
     if holder is None:
         raise UsageError(
-            f"the merge changes {name}, but the task has a CTC head, so it would score the unmerged model: set head.init: "
-            "target, or leave target.prefix out."
+            f"the merge changes {name}, but the task has a CTC head, so it would score the unmerged model: set "
+            "head.init: target, or leave target.prefix out."
         )
     if sha256(decoder_attention(holder)) != sha256(read_decoder(config.target)):
         raise DataError(f"the merge changes {name}, but head.ckpt names another model: leave head.ckpt out.")

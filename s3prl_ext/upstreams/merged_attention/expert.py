@@ -47,8 +47,8 @@ NO_LAYERS: tuple[Any, ...] = ("none", [], ())
 def build_upstream(config: MergeConfig, refresh: bool = False) -> torch.nn.Module:
     """Return the target as an s3prl upstream with the sources' attention merged in; it costs nothing at run time.
 
-    With ``learnable`` the merge stays in the model, see :func:`s3prl_ext.merging.learnable.make_learnable`; otherwise the
-    module is the target itself, with its parameter names. It has the attribute ``merge_record``: a dict of plain
+    With ``learnable`` the merge stays in the model, see :func:`s3prl_ext.merging.learnable.make_learnable`; otherwise
+    the module is the target itself, with its parameter names. It has the attribute ``merge_record``: a dict of plain
     values for :func:`s3prl_ext.upstreams.merged_attention.record.check_merge_record`. Where the decoder is merged
     (``target.prefix``) the upstream is the unmerged encoder: a task merges the decoder that it transcribes with, see
     :mod:`s3prl_ext.upstreams.merged_attention.decoder`.

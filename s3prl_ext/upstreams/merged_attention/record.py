@@ -53,12 +53,13 @@ def describe_source(
 def check_merge_record(stored: MergeRecord | str | None, current: MergeRecord | None) -> None:
     """Check that a model was merged in the same way as the one a checkpoint was made with.
 
-    Names and paths may differ; what counts are the hashes of target, sources and bases, noise, layer maps, the order of heads,
-    pairs of an alignment, lambdas (of learnable ones the first values), the method, and whether biases are merged.
+    Names and paths may differ; what counts are the hashes of target, sources and bases, noise, layer maps, the order of
+    heads, pairs of an alignment, lambdas (of learnable ones the first values), the method, and whether biases are
+    merged.
 
     Args:
-        stored: ``merge_record`` of the checkpoint; None or empty where its upstream was not merged; :data:`UNKNOWN` of a delta
-            that does not say, which is judged by the hash of its upstream.
+        stored: ``merge_record`` of the checkpoint; None or empty where its upstream was not merged; :data:`UNKNOWN` of
+            a delta that does not say, which is judged by the hash of its upstream.
         current: ``merge_record`` of the present upstream; None or empty where it is not merged.
 
     Raises:
@@ -78,7 +79,8 @@ def check_merge_record(stored: MergeRecord | str | None, current: MergeRecord | 
         )
     if stored.get("method") != current.get("method"):
         raise DataError(
-            f"the checkpoint was made with method: {_method(stored)}, but now it is method: {_method(current)}: give the same."
+            f"the checkpoint was made with method: {_method(stored)}, but now it is method: {_method(current)}: "
+            "give the same."
         )
     learnt = (stored.get("learnable") or {}).get("layers", [])
     for index, (was, now) in enumerate(zip(stored["sources"], current["sources"], strict=True)):
@@ -99,13 +101,14 @@ def check_merge_record(stored: MergeRecord | str | None, current: MergeRecord | 
     for was, now in zip(stored["sources"], current["sources"], strict=True):
         if was["noise"] and was["noise"].get("streams") != now["noise"]["streams"]:
             raise DataError(
-                f"the checkpoint was made with other numbers for {was['name']}: up to s3prl_ext 0.1.0 the three kinds of "
-                "noise shared their random numbers, now each has its own. Use the version that made it, or train again."
+                f"the checkpoint was made with other numbers for {was['name']}: up to s3prl_ext 0.1.0 the three kinds "
+                "of noise shared their random numbers, now each has its own. Use the version that made it, "
+                "or train again."
             )
         if was["noise"] != now["noise"]:
             raise DataError(
-                f"the checkpoint was made with other numbers for {was['name']}: this version of torch draws differently, "
-                "use the one it was made with."
+                f"the checkpoint was made with other numbers for {was['name']}: this version of torch draws "
+                "differently, use the one it was made with."
             )
 
 
@@ -125,20 +128,20 @@ def _check_source(role: str, stored: MergeRecord, current: MergeRecord, learnt: 
     for key in ("base", "align", "basis"):
         if bool(stored.get(key)) != bool(current.get(key)):
             raise DataError(
-                f"the checkpoint was made {_with(key, stored)} of the {role}, but now it is {_with(key, current)}: give "
-                "the same configuration."
+                f"the checkpoint was made {_with(key, stored)} of the {role}, but now it is {_with(key, current)}: "
+                "give the same configuration."
             )
     if stored.get("base"):
         _check_model(f"base of the {role}", stored["base"], current["base"])
     if _without_pairs(stored.get("align")) != _without_pairs(current.get("align")):
         raise DataError(
-            f"the checkpoint was made with other heads of the {role} aligned: {stored['align']['heads']} heads, but now "
-            f"{current['align']['heads']}, or in another order: give the same align and models."
+            f"the checkpoint was made with other heads of the {role} aligned: {stored['align']['heads']} heads, but "
+            f"now {current['align']['heads']}, or in another order: give the same align and models."
         )
     if _of_basis(stored) != _of_basis(current):
         raise DataError(
-            f"the checkpoint was made with another basis of the {role}: {stored['basis']['pairs']['used']} pairs, but now "
-            f"{current['basis']['pairs']['used']} or other ones: give the same align and pairs."
+            f"the checkpoint was made with another basis of the {role}: {stored['basis']['pairs']['used']} pairs, but "
+            f"now {current['basis']['pairs']['used']} or other ones: give the same align and pairs."
         )
     moments = [(record.get("moments") or {}).get("pairs", {}).get("sha256") for record in (stored, current)]
     if moments[0] != moments[1]:
@@ -148,8 +151,8 @@ def _check_source(role: str, stored: MergeRecord, current: MergeRecord, learnt: 
     if _without_pairs(stored.get("projection")) != _without_pairs(current.get("projection")):
         was, now = (_heads(record.get("projection")) for record in (stored, current))
         raise DataError(
-            f"the checkpoint was made with the heads of the {role} placed otherwise: {was}, but now {now}: give the same align "
-            "and models."
+            f"the checkpoint was made with the heads of the {role} placed otherwise: {was}, but now {now}: give the "
+            "same align and models."
         )
     lambdas, maps = _difference(stored, current, learnt)
     of = "" if role == "source" else f" of {role}"
@@ -174,7 +177,8 @@ def _without_pairs(section: MergeRecord | None) -> MergeRecord:
 def _heads(projection: dict[str, Any] | None) -> str:
     if projection is None:
         return "as they are"
-    return f"{projection['heads'][0]} into {projection['heads'][1]} heads, {'paired' if projection['paired'] else 'in order'}"
+    theirs, ours = projection["heads"]
+    return f"{theirs} into {ours} heads, {'paired' if projection['paired'] else 'in order'}"
 
 
 def _of_basis(source: MergeRecord) -> tuple[str, bool] | None:
@@ -212,7 +216,7 @@ def _noise(source: MergeRecord) -> str:
 
 
 def _difference(stored: MergeRecord, current: MergeRecord, learnt: list[int]) -> tuple[str | None, str | None]:
-    """Return where the lambdas differ, and where other layers of the source are merged, also in those with a learnt one."""
+    """Return where the lambdas differ, and where other layers of the source are merged, learnt ones included."""
     for projection, values in stored["lambda"].items():
         for layer, (was, now) in enumerate(zip(values, current["lambda"][projection], strict=True)):
             if was != now:

@@ -131,8 +131,8 @@ def _read_base(
     base = read_attention(find_source(model), model.prefix)
     if weights is not None and depth(base) != depth(weights):
         raise UsageError(
-            f"base {_model_name(model)} has {depth(base)} layers and source {source_name(source)} {depth(weights)}: name "
-            "the model that the source was trained from."
+            f"base {_model_name(model)} has {depth(base)} layers and source {source_name(source)} {depth(weights)}: "
+            "name the model that the source was trained from."
         )
     names = f"target {target_name(config.target)}", f"base {_model_name(model)}"
     if source.turns and weights is not None:  # it is moved as the source is

@@ -17,7 +17,9 @@ MOST_UNKNOWN = 0.1  # share of a split's characters that a vocabulary of its lan
 
 
 def check_known(utterances: Sequence[Utterance], tokenizer, where: object) -> None:
-    """Warn of characters that the vocabulary lacks; references have them as unknown, so calling them unknown counts as right.
+    """Warn of characters that the vocabulary lacks.
+
+    References have them as unknown, so calling them unknown counts as right.
 
     Args:
         utterances: of a split.
@@ -31,8 +33,8 @@ def check_known(utterances: Sequence[Utterance], tokenizer, where: object) -> No
     every = sum(len(ids) - ids.count(tokenizer.eos_idx) for _, ids in utterances)
     if unknown > MOST_UNKNOWN * every:
         raise DataError(
-            f"{where}: {unknown} of {every} characters are not in text.vocab_file, and calling them unknown would count as "
-            "right: give the vocabulary of this language, and texts in its case."
+            f"{where}: {unknown} of {every} characters are not in text.vocab_file, and calling them unknown would "
+            "count as right: give the vocabulary of this language, and texts in its case."
         )
     if unknown:
         logger.warning("%s: %d characters are not in text.vocab_file and count as one unknown", where, unknown)

@@ -29,7 +29,8 @@ class CommonVoiceDataset(BucketingDataset):
     def __init__(self, split: Sequence[str], tokenizer, bucket_size, path, **kwargs):
         if not Path(path).is_dir():
             raise DataError(
-                f"no such folder of clips: {path}; set COMMON_VOICE or SBCSAE, or downstream_expert.corpus.path with -o."
+                f"no such folder of clips: {path}; set COMMON_VOICE or SBCSAE, "
+                "or downstream_expert.corpus.path with -o."
             )
         rows = [row for table in split for row in read_table(Path(table))]
         missing = next((name for name, _ in rows if not (Path(path) / name).is_file()), None)
