@@ -216,10 +216,9 @@ def _unlearnable(sources: int, biases: bool, method: MethodConfig, where: str) -
         problems.append(f"{where}: learnable takes one source, but there are {sources}: keep one, or fix lambda.")
     if biases:
         problems.append(f"{where}: learnable merges matrices only: set biases: false, or fix lambda.")
-    if method != LINEAR:
-        problems.append(
-            f"{where}: learnable interpolates, but method is {method.name}: leave method out, or fix lambda."
-        )
+    if not method.method.learnable:
+        able = " or ".join(name for name, row in MERGE_METHODS.items() if row.learnable)
+        problems.append(f"{where}: learnable takes method {able}, but it is {method.name}: choose one, or fix lambda.")
     return problems
 
 

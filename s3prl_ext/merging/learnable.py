@@ -1,5 +1,8 @@
 """Learnable interpolation (L-MAM, Eq. 3): W = lambda * W_source + (1 - lambda) * W_target with a trained lambda.
 
+With ``method: slerp`` it is a point of the arc: (sin((1 - lambda) a) W_target + sin(lambda a) W_source) / sin a. The
+angle a of each whole matrix is that of the untouched models and stays while the target trains.
+
 The target's matrices and lambda train, the source's are frozen. The merge acts on the weight itself, as a
 ``torch.nn.utils.parametrize`` parametrization, because the attention of s3prl's models and of WavLM hands weights to a
 functional call, where hooks and wrapped modules never run.
@@ -13,13 +16,14 @@ from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn.utils import parametrize
 
 from s3prl_ext.attention.layouts import PROJECTIONS, Slot, find_attention
 from s3prl_ext.attention.weights import AttentionWeights
 from s3prl_ext.errors import UsageError
+from s3prl_ext.merging.differentiable import Interpolate, WeightedSum, arc_shares
 from s3prl_ext.merging.merge import Lambdas
+from s3prl_ext.merging.methods import LINEAR, MethodConfig, angle_between
 from s3prl_ext.models.heads import heads_of
 from s3prl_ext.settings import choice, load
 
@@ -63,44 +67,6 @@ def parse_learnable(value: Any, where: str = "learnable") -> LearnableConfig | N
     if not isinstance(value, Mapping):
         raise UsageError(f"{where} must be true, false or a mapping such as {{granularity: layer}}, got {value!r}.")
     return load(LearnableConfig, value, where)
-
-
-class Interpolate(torch.autograd.Function):
-    """``lerp(target, source, weight)`` that keeps no tensor but its inputs.
-
-    With G = dL/dW: dL/dW_target = (1 - lambda) * G, dL/dlambda = <G, W_source> - <G, W_target>; the source gets none.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, target: Tensor, source: Tensor, weight: Tensor) -> Tensor:
-        """Return the merged matrix.
-
-        Args:
-            target, source: [out, in], same dtype.
-            weight: lambda of each of k equal blocks of rows, [k].
-        """
-        ctx.save_for_backward(target, source, weight)
-        blocks = len(weight), -1
-        return torch.lerp(target.reshape(blocks), source.reshape(blocks), weight.unsqueeze(1)).view_as(target)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, Tensor | None]:
-        """Return the gradients of target and weight."""
-        target, source, weight = ctx.saved_tensors
-        blocks = len(weight), -1
-        gradient = gradients[0].reshape(blocks)
-        to_target = to_weight = None
-        if ctx.needs_input_grad[2]:
-            to_weight = _dots(gradient, source.reshape(blocks)) - _dots(gradient, target.reshape(blocks))
-        if ctx.needs_input_grad[0]:
-            to_target = (gradient * (1 - weight).unsqueeze(1)).view_as(target)
-        return to_target, None, to_weight
-
-
-def _dots(a: Tensor, b: Tensor) -> Tensor:
-    """Return the inner product of each row of `a` [k, n] with that of `b`, [k]; of one row without a temporary."""
-    return torch.dot(a[0], b[0]).unsqueeze(0) if len(a) == 1 else torch.linalg.vecdot(a, b)
 
 
 class LearnableLambda(nn.Module):
@@ -200,19 +166,26 @@ class Interpolated(nn.Module):
         source: [out, in], as the weight.
         shared: the model's lambdas, held elsewhere in the model.
         layer, projection: which of them.
+        angle: between the untouched matrices, of slerp; None for the straight line.
     """
 
     source: Tensor
 
-    def __init__(self, source: Tensor, shared: LearnableLambda, layer: int, projection: str) -> None:
+    def __init__(
+        self, source: Tensor, shared: LearnableLambda, layer: int, projection: str, angle: float | None = None
+    ) -> None:
         super().__init__()
         self.register_buffer("source", source, persistent=False)
         self._shared = (shared,)  # in a tuple, so that it is not a submodule and lambda has one name
         self.layer, self.projection = layer, projection
+        self.angle = angle
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return the merged matrix."""
-        return Interpolate.apply(weight, self.source, self._shared[0](self.layer, self.projection))
+        lambda_ = self._shared[0](self.layer, self.projection)
+        if self.angle is None:
+            return Interpolate.apply(weight, self.source, lambda_)
+        return WeightedSum.apply(weight, self.source, arc_shares(lambda_, self.angle).to(weight.dtype))
 
 
 def make_learnable(
@@ -222,6 +195,7 @@ def make_learnable(
     layers: Iterable[int],
     config: LearnableConfig,
     where: str = "the target",
+    method: MethodConfig = LINEAR,
 ) -> LearnableLambda:
     """Put a learnable merge on the query, key and value weights of `model`, in place, and return its lambdas.
 
@@ -235,6 +209,7 @@ def make_learnable(
         layers: layers of the target to merge.
         config: granularity and constraint.
         where: what the model is called in messages.
+        method: ``linear`` or ``slerp``, whose angles are taken from the model as it is now.
 
     Raises:
         UsageError: there is nothing to merge, q, k and v are one tensor, or the initial values do not fit.
@@ -259,7 +234,8 @@ def make_learnable(
     for slot, module in modules.items():
         weight = module.weight
         matrix = source[slot].detach().to(weight.device, weight.dtype, copy=True).contiguous()
-        parametrization = Interpolated(matrix, shared, slot.layer, slot.projection)
+        angle = angle_between(weight.detach(), source[slot].detach()) if method.name == "slerp" else None
+        parametrization = Interpolated(matrix, shared, slot.layer, slot.projection, angle)
         parametrize.register_parametrization(module, "weight", parametrization, unsafe=True)
     _keep_from_broadcast(model)
     return shared

@@ -105,6 +105,7 @@ class MergeMethod:
         several: whether it takes more than one source.
         of_tasks: whether it merges tuned tasks only, which have data to be weighed by.
         by_inputs: whether it needs what target and source read on paired inputs.
+        learnable: whether lambda can be trained (L-MAM).
     """
 
     function: Callable[[Tensor, Sequence[Part], MethodConfig, Key], Tensor]
@@ -115,6 +116,7 @@ class MergeMethod:
     several: bool = True
     of_tasks: bool = False
     by_inputs: bool = False
+    learnable: bool = False
 
 
 def parse_method(value: Any, where: str = "method") -> MethodConfig:
@@ -146,17 +148,27 @@ def slerp(target: Tensor, source: Tensor, weight: float) -> Tensor:
     """
     if weight in (0.0, 1.0):
         return interpolate(target, source, weight)
+    angle = angle_between(target, source)
+    if angle is None:
+        return interpolate(target, source, weight)
+    dtype = dtype_of_sum(target, source)
+    start, end = target.to(dtype), source.to(target.device, dtype)
+    first, second = (math.sin(share * angle) / math.sin(angle) for share in (1 - weight, weight))
+    return (start * first).add_(end, alpha=second).to(target.dtype)
+
+
+def angle_between(target: Tensor, source: Tensor) -> float | None:
+    """Return the angle between two matrices, each as one vector, in radians.
+
+    None where it says no way from one to the other: they are collinear or opposite, or one is zero.
+    """
     dtype = dtype_of_sum(target, source)
     start, end = target.to(dtype), source.to(target.device, dtype)
     norms = torch.linalg.vector_norm(start), torch.linalg.vector_norm(end)
     if min(norms) < SMALLEST_NORM:
-        return interpolate(target, source, weight)
+        return None
     cosine = torch.sum(start / norms[0] * (end / norms[1]), dtype=torch.float64).clamp(-1, 1).item()
-    if abs(cosine) > COLLINEAR:
-        return interpolate(target, source, weight)
-    angle = math.acos(cosine)
-    first, second = (math.sin(share * angle) / math.sin(angle) for share in (1 - weight, weight))
-    return (start * first).add_(end, alpha=second).to(target.dtype)
+    return None if abs(cosine) > COLLINEAR else math.acos(cosine)
 
 
 def task_arithmetic(target: Tensor, deltas: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
@@ -291,13 +303,17 @@ def _task_vectors(target: Tensor, parts: Sequence[Part]) -> list[Tensor]:
 
 MERGE_METHODS: dict[str, MergeMethod] = {
     "linear": MergeMethod(
-        _linear, "interpolated with those of other models: W = λ · W_source + (1 - λ) · W_target", sums_to_one=True
+        _linear,
+        "interpolated with those of other models: W = λ · W_source + (1 - λ) · W_target",
+        sums_to_one=True,
+        learnable=True,
     ),
     "slerp": MergeMethod(
         _slerp,
         "turned towards those of another model on the arc between them (slerp, λ of the way)",
         several=False,
         sums_to_one=True,
+        learnable=True,
     ),
     "task_arithmetic": MergeMethod(
         _task_arithmetic,

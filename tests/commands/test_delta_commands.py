@@ -215,12 +215,16 @@ def test_a_task_on_a_merged_upstream(tmp_path, merged):
         run(commands.main, "--delta", delta, "--model", target, "--out", tmp_path / "x")
 
 
-def test_a_learnt_lambda_is_folded(tmp_path):
+@pytest.mark.parametrize(
+    ("method", "about"), [("linear", "W = λ · W_source + (1 - λ) · W_target"), ("slerp", "on the arc between them")]
+)
+def test_a_learnt_lambda_is_folded(tmp_path, method, about):
     target = factories.hubert_local_ckpt(tmp_path / "hubert.pt")
     source = factories.bert_folder(tmp_path / "bert")
     config = tmp_path / "my.yaml"
     config.write_text(
         f"target:\n  upstream: hubert_local\n  ckpt: {target}\nsource:\n  model: {source}\nlambda: 0.2\nlearnable: true\n"
+        f"method: {method}\n"
     )
     model = made.build("merged_attention", None, str(config))
     with torch.no_grad():
@@ -233,7 +237,8 @@ def test_a_learnt_lambda_is_folded(tmp_path):
     assert all(
         torch.allclose(a, b, atol=1e-6) for a, b in zip(made.features(exported), made.features(model), strict=True)
     )
-    assert "it ended at: layer_00 0.3750, layer_01 0.3750." in (tmp_path / "out" / "README.md").read_text()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert about in card and "it ended at: layer_00 0.3750, layer_01 0.3750." in card
 
 
 def test_card_head_and_record(tmp_path):

@@ -170,7 +170,10 @@ MERGE = {"target": {"model": "speech"}, "source": {"model": "text"}, "lambda": 0
         ({"base": {"model": "x"}}, "base is for the methods task_arithmetic, ties, dare, but method is linear"),
         ({"base": {"model": "x", "package": "y"}, "method": "ties"}, "base must name exactly one of model and package"),
         ({"base": {"model": "x"}, "method": "dare", "noise": "target"}, "noise replaces .* but dare merges what training"),
-        ({"method": "slerp", "learnable": True}, "learnable interpolates, but method is slerp"),
+        (
+            {"method": "task_arithmetic", "base": {"model": "x"}, "learnable": True},
+            "learnable takes method linear or slerp, but it is task_arithmetic: choose one, or fix lambda",
+        ),
         ({"align": "layers"}, "align: unknown kind 'layers'. Known: basis, heads"),
         ({"align": {"kind": "heads", "heads": 0}}, "align.heads must be a whole number"),
         ({"lambda": {"first": 0.1, "decay": 1.2}}, r"lambda.decay must be in \(0, 1\], got 1.2"),

@@ -10,7 +10,7 @@ import torch
 from s3prl_ext.attention.layouts import PROJECTIONS, Slot
 from s3prl_ext.attention.weights import AttentionWeights, depth
 from s3prl_ext.merging.config import MergeConfig
-from s3prl_ext.merging.interpolation import interpolate, relative_change
+from s3prl_ext.merging.interpolation import relative_change
 from s3prl_ext.merging.layers import chosen_layers
 from s3prl_ext.merging.learnable import make_learnable
 from s3prl_ext.merging.merge import Source, check_finite
@@ -67,10 +67,13 @@ def install_learnable(
     rows = []
     for slot in slots:
         first = source.lambdas[slot.projection][slot.layer]
-        change = relative_change(target[slot], interpolate(target[slot], source.weights[slot], first))
+        merged = config.combination.combine(target[slot], [source.part(slot, first, 0)], slot)
+        change = relative_change(target[slot], merged)
         kept = source.kept.get(slot)
         rows.append(MergeRow(slot.layer, slot.projection, first, change, source.name, source.layer(slot), kept))
     layers = sorted({slot.layer for slot in slots})
     initial = {projection: source.lambdas[projection] for projection in config.sources[0].lambda_}
-    make_learnable(upstream, source.weights, initial, layers, config.learnable, f"target {name}")
+    make_learnable(
+        upstream, source.weights, initial, layers, config.learnable, f"target {name}", method=config.combination
+    )
     return rows
