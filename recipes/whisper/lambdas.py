@@ -103,7 +103,8 @@ def chosen_table(content: Mapping[str, Any]) -> Table:
 def aligned_table(content: Mapping[str, Any]) -> Table:
     """Return the scores on dev of several sweeps: a row for each, a column for what is merged at each lambda."""
     first = next(iter(content.values()))
-    columns = [(value, place) for value in _lambdas(first) for place in range(len(first["columns"]))]
+    values = [value for value in _lambdas(first) if all(value in _lambdas(sweep) for sweep in content.values())]
+    columns = [(value, place) for value in values for place in range(len(first["columns"]))]
     rows = [
         [ALIGNMENTS.get(name, name), *(_shown(sweep["columns"][place]["dev"][value]) for value, place in columns)]
         for name, sweep in content.items()

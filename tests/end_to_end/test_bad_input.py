@@ -216,6 +216,10 @@ def test_unreadable_clips(own_corpus, refused, tmp_path, task):
 def test_clips_shorter_than_a_frame(own_corpus, refused, upstreams, tmp_path, task, upstream):
     folder, exp = own_corpus(task), tmp_path / "exp"
     replace_clips(folder, task, np.zeros(100))
+    if task in ("se", "ss"):  # a clip and its references are equally long, and no reference is silent
+        for clip in folder.rglob("*.wav"):
+            clip.unlink()
+            soundfile.write(clip, np.full(100, 0.1), 16000)
     for table in folder.glob("len_for_bucket/train*.csv"):  # ASR batches by the lengths written there
         replace_text(table, lambda text: "".join(f"{x.rpartition(',')[0]},\n" for x in text.splitlines()))
     sentence = refused(DATA, exp, *train_flags(task, exp, upstream=tuple(upstreams[upstream])))
