@@ -135,6 +135,10 @@ def draw(content: Mapping[str, Any], path: Path) -> None:
             if any(len(values) > 1 for values in points.values()):
                 low, high = ([edge(points[place]) for place in places] for edge in (min, max))
                 axes.fill_between(places, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+        low, high = axes.dataLim.intervaly
+        if low > 0 and high > 20 * low:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter("{x:g}")
         axes.set_xlabel("λ")
         axes.set_ylabel(heading(content["metric"], "dev"))
         axes.legend(frameon=False)
