@@ -475,8 +475,12 @@ def test_tables_of_a_grid_of_lambda(monkeypatch):
         ],
     }  # fmt: skip
     table = lambdas.grid_table(content)
-    assert table.head == ["λ", "source", "N(target)"]
-    assert table.rows == [["0", "6.00 [4.00, 8.50]", ""], ["0.1", "5.50 [3.00, 8.00]", "7.00 ± 1.41"]]
+    assert table.head == ["λ", "source", "N(target)", "paper: source", "paper: N(target)"]
+    assert [row[:3] for row in table.rows] == [
+        ["0", "6.00 [4.00, 8.50]", ""],
+        ["0.1", "5.50 [3.00, 8.00]", "7.00 ± 1.41"],
+    ]
+    assert [row[3:] for row in table.rows] == [["5.58", "-"], ["5.55", "6.17"]]  # of the paper's Table 1, VCTK
     assert lambdas.chosen_table(content).rows == [
         ["unmerged", "0", "6.00 [4.00, 8.50]", "7.00 [5.00, 9.00]"],
         ["source", "0.1", "5.50 [3.00, 8.00]", "7.50 [5.50, 9.50]"],

@@ -18,6 +18,7 @@ from typing import Any
 from s3prl_ext.errors import as_command
 from s3prl_ext.evaluation.plots import light_frame, picture
 from s3prl_ext.metrics import heading
+from s3prl_ext.papers.figures import MAM_CORPORA, mam_figure
 from s3prl_ext.sweeps.grid import BASELINE, Arm
 from s3prl_ext.sweeps.report import LEGEND
 from s3prl_ext.sweeps.stored import StoredSweep, read_sweep
@@ -80,13 +81,18 @@ def _shown(scores: Sequence[list[float] | None]) -> str:
 
 
 def grid_table(content: Mapping[str, Any]) -> Table:
-    """Return the scores on dev: a row for each lambda, a column for what is merged."""
+    """Return the scores on dev: a row for each lambda, a column for what is merged, and the paper's."""
     columns = content["columns"]
-    values = _lambdas(content)
     rows = [["0", _shown([content["unmerged"]["dev"]])] + [""] * (len(columns) - 1)]
-    rows += [[value, *(_shown(column["dev"].get(value, ())) for column in columns)] for value in values]
+    rows += [[value, *(_shown(column["dev"].get(value, ())) for column in columns)] for value in _lambdas(content)]
     title = f"{heading(content['metric'], 'dev')}, {content['items']['dev']} utterances"
-    return Table(title, ["λ", *map(name_of, columns)], rows)
+    head = ["λ", *map(name_of, columns)]
+    if content["task"] in MAM_CORPORA:
+        head += [f"paper: {name_of(column)}" for column in columns]
+        for row in rows:
+            printed = (mam_figure(content["task"], c["layers"], c["noise"], float(row[0])) for c in columns)
+            row += [figure or NOTHING for figure in printed]
+    return Table(title, head, rows)
 
 
 def chosen_table(content: Mapping[str, Any]) -> Table:

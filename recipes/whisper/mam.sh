@@ -22,7 +22,7 @@
 #   --align-lambdas LIST   grid of lambda there (default: 0,0.1,0.15), with three draws of noise
 #   --out DIR          folder for everything (default: exp/whisper/mam)
 #   --stage N --stop-stage N   1 model, 2 corpora, 3 all layers and noise, 4 blocks of layers, 5 alignments, 6 result files
-#                      and pictures
+#                      and pictures of the stages that were done
 #   --dry-run          print the commands
 #
 # Nothing is trained, so each corpus is divided into dev, where lambda is chosen, and test, which scores the chosen merges and
@@ -106,6 +106,7 @@ for task in $(listed "$tasks"); do
   fi
   if due 6 "$task: result files and pictures"; then
     for table in noise blocks; do
+      [[ -n "$dry_run" || -f "$out/$table/$task/sweep.json" ]] || continue   # a stage that was left out
       execute python "$RECIPES/whisper/lambdas.py" "$out/$table/$task/sweep.json" --out "$out/${task}_$table.json"
     done
     [[ -z "$pairs" ]] || execute python "$RECIPES/whisper/lambdas.py" "$out/aligned/$task"/*/sweep.json \
