@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
@@ -14,6 +16,7 @@ from s3prl_ext.attention.files import read_attention
 from s3prl_ext.attention.layouts import PROJECTIONS, Slot
 from s3prl_ext.attention.weights import extract
 from s3prl_ext.commands import merge
+from s3prl_ext.corpora.audio import read_audio
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.merging.aligner import Aligner, Paired
 from s3prl_ext.merging.alignment import align_heads
@@ -31,6 +34,7 @@ from s3prl_ext.upstreams.layer_similarity.speech_encoder import SpeechEncoder
 from s3prl_ext.upstreams.layer_similarity.text_encoder import TextEncoder
 from s3prl_ext.upstreams.merged_attention.hubconf import merged_attention
 from s3prl_ext.upstreams.merged_attention.record import check_merge_record
+from s3prl_ext.upstreams.speech_models import speech_model
 from tests.support import factories
 
 WIDTH = 32
@@ -123,6 +127,29 @@ def test_inputs_of_attention_are_what_its_norm_or_the_block_before_gives(stable_
     norm = speech.model.encoder.layers[1].layer_norm if stable_norm else torch.nn.Identity()
     with torch.no_grad():
         torch.testing.assert_close(inputs[1], norm(outputs[0]))
+
+
+@pytest.mark.parametrize("make", ["conformer", "w2v-bert"])
+def test_inputs_of_attention_with_rotary_positions_before_query_and_key_are_refused(make, tmp_path):
+    folder = factories.SPEECH_FAMILIES[make](tmp_path / "m", position_embeddings_type="rotary")
+    speech = speech_model(folder).eval()
+    with pytest.raises(DataError, match="rope has rotary positions that change what query and key read"):
+        SpeechEncoder(speech, "rope", point="inputs")
+    SpeechEncoder(speech, "rope")  # its blocks can be compared
+
+
+def test_inputs_of_attention_in_an_ast_are_the_patches_without_padding(tmp_path):
+    speech = speech_model(factories.ast_folder(tmp_path / "ast")).eval()
+    clip = tmp_path / "clip.wav"
+    soundfile.write(clip, 0.1 * np.random.default_rng(0).standard_normal(4000), 16000)  # 3 of 6 steps, 3 bands
+    encoder = SpeechEncoder(speech, "ast", point="inputs")
+    (states,) = encoder.states([clip])
+    wav = torch.from_numpy(read_audio(clip))
+    raw = encoder.tap.listen(lambda: speech([wav]))
+    steps = speech([wav])["last_hidden_state"].shape[1]
+    for layer, tokens in zip(states, raw, strict=True):
+        kept = [tokens[0, 2 + band * speech.steps + step] for band in range(3) for step in range(steps)]
+        assert torch.equal(layer, torch.stack(kept))
 
 
 @pytest.mark.parametrize("factory", ["hubert_local_ckpt", "wav2vec2_local_ckpt", "wavlm_local_ckpt"])
@@ -330,8 +357,6 @@ def regmean(table, **more):
 
 def moments_by_hand(folders, table, source="source"):
     """Return mean x x^T of what the attention of layer 1 reads, of target and source, clip by clip."""
-    from s3prl_ext.upstreams.speech_models import speech_model
-
     rows = [line.split("\t") for line in table.read_text().splitlines()[1:]]
     ours = SpeechEncoder(speech_model(Path(folders["target"])).eval(), "target", point="inputs")
     theirs = TextEncoder(folders[source], "source", point="inputs")

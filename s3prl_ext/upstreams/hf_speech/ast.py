@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from s3prl_ext.errors import DataError
@@ -76,11 +77,29 @@ class AstModel(TransformersSpeechModel):
             state: tokens of all windows of the clips, [windows, tokens, width]; the patches come band by band.
             wavs: the clips.
         """
+        counts, owners = self._counts(wavs)
+        return join(self._by_band(state).mean(1), counts, owners)
+
+    def patches(self, state: Tensor, wavs: Sequence[Tensor]) -> Tensor:
+        """Return the patches of each clip band by band, those of the padding left out, [batch, patches, width].
+
+        Args:
+            state: as for :meth:`over_time`.
+            wavs: the clips, of equal length.
+        """
+        counts, owners = self._counts(wavs)
+        bands = self._by_band(state)
+        return torch.cat([join(bands[:, band], counts, owners) for band in range(bands.shape[1])], dim=1)
+
+    def _by_band(self, state: Tensor) -> Tensor:
+        return state[:, SPECIAL:].unflatten(1, (-1, self.steps))
+
+    def _counts(self, wavs: Sequence[Tensor]) -> tuple[list[int], list[int]]:
+        """Return for each window of the clips the time steps that are not padding, and the number of its clip."""
         windows = [(owner, len(part)) for owner, wav in enumerate(wavs) for part in self._pieces(wav)]
         rate = self.get_downsample_rates()
         counts = [min(self.steps, number_of_states(samples, rate)) for _, samples in windows]
-        means = state[:, SPECIAL:].unflatten(1, (-1, self.steps)).mean(1)
-        return join(means, counts, [owner for owner, _ in windows])
+        return counts, [owner for owner, _ in windows]
 
     def _pieces(self, wav: Tensor) -> tuple[Tensor, ...]:
         """Return a clip as it is, or in pieces of as many samples as the states of a window stand for."""

@@ -82,12 +82,18 @@ class Tap:
             are applied to), or its outputs.
 
     Raises:
-        DataError: as :func:`find_blocks`.
+        DataError: as :func:`find_blocks`, or query and key read something else than what the attention is given.
     """
 
     def __init__(self, model: nn.Module, where: str, prefix: str | None = None, point: str = BLOCKS):
         self.where, self.point = where, point
         self.modules = (find_blocks if point == BLOCKS else find_attention_modules)(model, where, prefix)
+        # conformers of transformers rotate what query and key read, and leave what the value reads
+        if point == INPUTS and any(getattr(m, "position_embeddings_type", None) == "rotary" for m in self.modules):
+            raise DataError(
+                f"{where} has rotary positions that change what query and key read, so that they cannot be aligned by "
+                "paired inputs or merged by regmean: leave these out, or take align: heads by weights."
+            )
 
     def listen(self, run: Callable[[], Any]) -> list[Tensor]:
         """Return one tensor for each layer while `run` is called, without gradients.

@@ -12,7 +12,7 @@ from s3prl_ext.corpora.audio import SAMPLE_RATE, read_audio
 from s3prl_ext.upstreams.beats.expert import BANDS, steps_of
 from s3prl_ext.upstreams.beats.expert import UpstreamExpert as BeatsExpert
 from s3prl_ext.upstreams.hf_speech.ast import AstModel
-from s3prl_ext.upstreams.layer_similarity.block_outputs import BLOCKS, Tap
+from s3prl_ext.upstreams.layer_similarity.block_outputs import BLOCKS, INPUTS, Tap
 from s3prl_ext.upstreams.whisper.expert import DOWNSAMPLE_RATE
 from s3prl_ext.upstreams.whisper.expert import UpstreamExpert as WhisperExpert
 
@@ -25,12 +25,16 @@ class SpeechEncoder:
         batch_size: clips in one pass. With more than one, shorter clips are padded and their padding is left out of
             the result, but the group norm of base-size models still sees it, and s3prl's own models attend to a
             frame of it more or less. A model whose number of frames is not known runs clip by clip.
-        point: where the model is listened to, one of :data:`s3prl_ext.upstreams.layer_similarity.block_outputs.POINTS`.
+        point: as for :class:`s3prl_ext.upstreams.layer_similarity.block_outputs.Tap`.
+
+    Attributes:
+        window: frames in a window of a model that reads long clips in windows one after the other, None of another.
     """
 
     def __init__(self, upstream: nn.Module, name: str, batch_size: int = 1, point: str = BLOCKS):
         self.upstream, self.name = upstream, name
         self.tap = Tap(upstream, name, point=point)
+        self.window: int | None = upstream.positions if isinstance(upstream, WhisperExpert) else None
         probe = [torch.randn(SAMPLE_RATE, generator=torch.Generator().manual_seed(0))] * 2  # two clips of 1 s
         states = self._run(probe)
         self.batch_axis = 0 if states[0].shape[0] == len(probe) else 1
@@ -43,12 +47,12 @@ class SpeechEncoder:
     def states(self, items: Sequence[Path]) -> list[Tensor]:
         """Return the outputs of all blocks for each file, [layers, frames, width]."""
         wavs = [torch.from_numpy(read_audio(item)) for item in items]
-        if isinstance(self.upstream, WhisperExpert):
-            longest = self.upstream.positions * DOWNSAMPLE_RATE
-            return [self._in_windows(wav.split(longest)) for wav in wavs]
+        if self.window is not None:
+            return [self._in_windows(wav.split(self.window * DOWNSAMPLE_RATE)) for wav in wavs]
         if isinstance(self.upstream, AstModel):  # of its tokens most may be padding
-            over_time = self.upstream.over_time
-            return [torch.cat([over_time(block, [wav]) for block in self._run([wav])]) for wav in wavs]
+            ast = self.upstream
+            read = ast.patches if self.tap.point == INPUTS else ast.over_time
+            return [torch.cat([read(block, [wav]) for block in self._run([wav])]) for wav in wavs]
         outputs = torch.stack(self._run(wavs))  # [layers, batch, frames, width] or [layers, frames, batch, width]
         if self.batch_axis == 1:
             outputs = outputs.transpose(1, 2)
