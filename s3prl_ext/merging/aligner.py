@@ -14,7 +14,7 @@ import torch
 from s3prl_ext.attention.layouts import PROJECTIONS, Slot
 from s3prl_ext.attention.weights import AttentionWeights
 from s3prl_ext.errors import UsageError
-from s3prl_ext.merging.alignment import align_heads, permute_heads
+from s3prl_ext.merging.alignment import align_heads, check_ungrouped, permute_heads
 from s3prl_ext.merging.basis import Basis
 from s3prl_ext.merging.head_likeness import HeadLikeness
 from s3prl_ext.merging.head_projection import Placement, place_heads
@@ -89,11 +89,15 @@ class Aligner:
             base: of the source, in the same shapes; it is moved as the source is.
 
         Raises:
-            UsageError: widths or numbers of heads do not fit.
+            UsageError: widths or numbers of heads do not fit, or heads share keys and values.
         """
         turned = source if self.basis is None else self.basis.apply(source)
         moved_base = base if base is None or self.basis is None else self.basis.apply(base)
-        if self.basis is not None and self._differs(target, source):
+        projected = self.basis is not None and self._differs(target, source)
+        if projected or self.pair:
+            check_ungrouped(target, "the target")
+            check_ungrouped(source, "the source")
+        if projected:
             return self._projected(target, source, turned, moved_base)
         if not self.pair:
             return Aligned(turned, moved_base)

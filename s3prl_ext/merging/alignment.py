@@ -58,6 +58,24 @@ def align_heads(
     return permuted, orders
 
 
+def check_ungrouped(weights: AttentionWeights, name: str) -> None:
+    """Check that every query head has a key and value head of its own.
+
+    Args:
+        name: what the model is called in the message.
+
+    Raises:
+        UsageError: groups of query heads share them (grouped-query attention).
+    """
+    for slot, tensor in weights.items():
+        query = weights.get(slot._replace(projection="q_proj"))
+        if query is not None and len(tensor) != len(query):
+            raise UsageError(
+                f"{slot} of {name} has {len(tensor)} rows and its query {len(query)}: groups of query heads share a "
+                "key and value head, so that heads cannot be taken one by one."
+            )
+
+
 def permute_heads(tensor: Tensor, order: Sequence[int]) -> Tensor:
     """Return the rows of a matrix [out, in], or the entries of a bias [out], with head ``order[i]`` at place i."""
     blocks = tensor.reshape(len(order), -1, *tensor.shape[1:])

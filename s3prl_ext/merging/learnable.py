@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from s3prl_ext.attention.layouts import PROJECTIONS, Slot, find_attention
-from s3prl_ext.attention.weights import AttentionWeights
+from s3prl_ext.attention.weights import AttentionWeights, extract
 from s3prl_ext.errors import UsageError
+from s3prl_ext.merging.alignment import check_ungrouped
 from s3prl_ext.merging.differentiable import Interpolate, WeightedSum, arc_shares
 from s3prl_ext.merging.merge import Lambdas
 from s3prl_ext.merging.methods import LINEAR, MethodConfig, angle_between
@@ -226,7 +227,10 @@ def make_learnable(
         )
     modules: dict[Slot, Any] = {slot: model.get_submodule(keys.names[slot].rpartition(".")[0]) for slot in slots}
     attention = model.get_submodule(keys.names[slots[0]].rsplit(".", 2)[0])
-    heads = _heads(attention, where) if config.granularity == "head" else 1
+    heads = 1
+    if config.granularity == "head":
+        check_ungrouped(extract(model.state_dict(), where), where)
+        heads = _heads(attention, where)
     first = {projection: [initial[projection][layer] for layer in layers] for projection in initial}
     shared = LearnableLambda(first, layers, heads, config)
     setattr(model, MODULE_NAME, shared)

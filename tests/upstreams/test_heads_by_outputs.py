@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
@@ -11,7 +13,9 @@ from s3prl_ext.attention.files import read_attention
 from s3prl_ext.attention.layouts import PROJECTIONS, Slot
 from s3prl_ext.attention.weights import extract
 from s3prl_ext.errors import UsageError
+from s3prl_ext.merging.aligner import Aligner, Paired
 from s3prl_ext.merging.alignment import permute_heads
+from s3prl_ext.merging.basis import Basis, Turn
 from s3prl_ext.sweeps.grid import Arm
 from s3prl_ext.sweeps.weights import ArmWeights
 from s3prl_ext.upstreams.layer_similarity.decoder_encoder import DecoderEncoder
@@ -75,6 +79,38 @@ def test_outputs_of_heads_are_those_that_the_model_s_own_attention_gives(kind, t
     assert (patterns[0][:, 0, 1:].abs().max() == 0) == (kind == "decoder")  # the first token sees itself only
     with pytest.raises(UsageError, match="positions or gates of its own"):  # other heads are not the model's
         HeadEncoder(inputs, attention, weights, HEADS // 2, item)
+
+
+def test_heads_on_a_clip_longer_than_whisper_s_window_attend_within_each_window(tmp_path, table):
+    inputs, attention, weights = encoders("whisper", tmp_path)
+    short, long = table.parent / "5.wav", tmp_path / "long.wav"
+    soundfile.write(long, 0.1 * np.random.default_rng(1).standard_normal(5 * 16000), 16000)  # windows of 2, 2 and 1 s
+    heads = HeadEncoder(inputs, attention, weights, HEADS, short)
+    (outputs,), (given,) = heads.states([long]), attention.states([long])
+    assert given.shape[1] == 250
+    for own, module, theirs in zip(outputs, attention.tap.modules, given, strict=True):
+        with torch.no_grad():
+            torch.testing.assert_close(module.out_proj(own), theirs, rtol=1e-4, atol=1e-5)
+    for pattern in heads.patterns(long):
+        torch.testing.assert_close(pattern[:, :100, :100].sum(-1), torch.ones(HEADS, 100))
+
+
+def test_heads_that_share_keys_and_values_are_refused(tmp_path, table):
+    folder = factories.moonshine_folder(tmp_path / "grouped", heads=HEADS, encoder_num_key_value_heads=2)
+    plain = {"target": {"model": str(folder)}, "source": {"model": str(folder)}, "lambda": 0.5}
+    shared = "has 16 rows and its query 32: groups of query heads share a key and value head"
+    for change in ({"align": "heads"}, {"learnable": {"granularity": "head"}}):
+        (tmp_path / "my.yaml").write_text(yaml.safe_dump(plain | change))
+        with pytest.raises(UsageError, match=shared):
+            merged_attention(model_config=str(tmp_path / "my.yaml"))
+    inputs, attention, weights = encoders("hubert", tmp_path)
+    grouped = read_attention(folder)
+    with pytest.raises(UsageError, match=shared):
+        HeadEncoder(inputs, attention, grouped, HEADS, table.parent / "5.wav")
+    turn = Turn(torch.eye(32, 40, dtype=torch.float64), 32, 1.0)
+    wide = {slot: torch.zeros(40, 40) if slot.kind == "weight" else torch.zeros(40) for slot in weights}
+    with pytest.raises(UsageError, match=shared):
+        Aligner(Paired(Basis({0: turn, 1: turn})), (HEADS, HEADS)).apply(wide, grouped)
 
 
 @pytest.mark.parametrize("kind", ["wavlm", "wavlm_local", "moonshine"])

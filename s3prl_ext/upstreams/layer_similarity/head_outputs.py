@@ -18,6 +18,7 @@ from torch.nn.functional import linear
 from s3prl_ext.attention.layouts import Slot
 from s3prl_ext.attention.weights import AttentionWeights, depth
 from s3prl_ext.errors import UsageError
+from s3prl_ext.merging.alignment import check_ungrouped
 from s3prl_ext.models.architectures import known
 from s3prl_ext.upstreams.layer_similarity.encoders import Encoder
 
@@ -28,19 +29,22 @@ class HeadEncoder:
     """The outputs of heads as the states of an encoder.
 
     Args:
-        inputs: encoder that gives what the attention of each layer reads, every token of it.
+        inputs: encoder that gives what the attention of each layer reads, every token of it; where it reads long clips
+            in windows, its ``window`` is their number of tokens.
         attention: the same encoder, giving what the attention of each layer gives.
         weights: its query, key and value parameters.
         heads: number of heads.
         item: an input to check the outputs on.
 
     Raises:
-        UsageError: the model's attention is something else than query, key and value say.
+        UsageError: the model's attention is something else than query, key and value say, or heads share keys.
     """
 
     def __init__(self, inputs: Encoder, attention: Any, weights: AttentionWeights, heads: int, item: Any):
         self.name, self.batch_size = inputs.name, inputs.batch_size
+        check_ungrouped(weights, inputs.name)
         self._inputs, self._heads, self._causal = inputs, heads, False
+        self._window: int | None = getattr(inputs, "window", None)
         self._weights = {slot: tensor.detach().float() for slot, tensor in weights.items()}
         outputs = [_output(module) for module in attention.tap.modules]
         (given,) = attention.states([item])
@@ -78,6 +82,9 @@ class HeadEncoder:
         scores = query @ key.transpose(1, 2) / math.sqrt(query.shape[-1])
         if self._causal:
             scores = scores.masked_fill(torch.ones_like(scores[0], dtype=torch.bool).triu(1), -math.inf)
+        if self._window is not None and len(x) > self._window:  # a longer clip is read window by window
+            window = torch.arange(len(x), device=x.device) // self._window
+            scores = scores.masked_fill(window[:, None] != window, -math.inf)
         pattern = scores.softmax(-1)
         return pattern, (pattern @ value).transpose(0, 1).flatten(1)
 
