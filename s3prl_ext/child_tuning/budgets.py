@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 
 from s3prl_ext.child_tuning.masks import NestedMask, nested_bernoulli, nested_top_k
+from s3prl_ext.errors import DataError
 from s3prl_ext.models.architectures import encoder_layers
 
 
@@ -40,11 +41,19 @@ def nested_top_k_in(
         budget: see :func:`groups_of`.
 
     Raises:
-        DataError: a score is negative, NaN or infinite, or all scores are zero.
+        DataError: a score is negative, NaN or infinite, all scores are zero, or a density is less than one entry of
+            every group, which would be an empty child network.
     """
     groups = [{name: scores[name] for name in group} for group in groups_of(scores, budget)]
     alive = [group for group in groups if any(bool(score.any()) for score in group.values())]
-    return joined([nested_top_k(group, densities) for group in alive or [dict(scores)]], scores)
+    chosen = joined([nested_top_k(group, densities) for group in alive or [dict(scores)]], scores)
+    smallest = chosen.densities[-1]
+    if budget != "global" and not chosen.at(smallest):
+        raise DataError(
+            f"a density of {smallest:g} is less than one weight of each {budget}: choose a larger density, or "
+            "tuning.budget: global."
+        )
+    return chosen
 
 
 def nested_random(

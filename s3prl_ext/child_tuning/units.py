@@ -56,10 +56,12 @@ def places_of(
         heads: for ``head``: see :func:`s3prl_ext.models.heads.head_counts`.
 
     Raises:
-        UsageError: the number of heads is not known, or does not divide the rows of a projection.
+        UsageError: no weight belongs to a head, the number of heads is not known, or query, key, value and output do
+            not have as many heads of one width.
     """
     places: dict[str, Place] = {}
     starts: dict[object, tuple[int, int]] = {}  # module, or the heads of a layer -> first unit, number of units
+    widths: dict[str, int] = {}  # the heads of a layer -> rows of each
     layers = encoder_layers(shapes) if unit == "head" else {}
     total = 0
     for name, shape in shapes.items():
@@ -69,7 +71,8 @@ def places_of(
         if part in PROJECTIONS or (part == "out_proj" and len(shape) == 2):
             owner = f"heads of {name.removesuffix(within)}"
             axis = 1 if part == "out_proj" else 0
-            width = _head_width(name, shape[axis], within, heads or {})
+            width = _head_width(name, shape[axis], within, heads or {}, widths.get(owner))
+            widths[owner] = width
         count = shape[axis] // width
         if starts.get(owner, (0, count))[1] != count:  # such as a table next to a vector
             owner = name
@@ -77,10 +80,16 @@ def places_of(
             starts[owner] = total, count
             total += count
         places[name] = Place(shape, starts[owner][0], axis, width)
+    if unit == "head" and not widths:
+        raise UsageError(
+            "tuning.unit head: none of the eligible weights is a query, key, value or output projection of its own "
+            "(some models stack them in one matrix): use unit: row, or change tuning.eligible."
+        )
     return places
 
 
-def _head_width(name: str, length: int, within: str, heads: Mapping[str, int]) -> int:
+def _head_width(name: str, length: int, within: str, heads: Mapping[str, int], width: int | None) -> int:
+    """Return how many rows of a projection a head has; `width` is that of the layer's projections before it."""
     layer = name.removesuffix(within).rstrip(".")
     found = {count for module, count in heads.items() if f"{module}.".startswith(f"{layer}.")}
     if len(found) != 1:
@@ -88,7 +97,7 @@ def _head_width(name: str, length: int, within: str, heads: Mapping[str, int]) -
             f"tuning.unit head: the upstream does not say how many attention heads {layer} has; use unit: row."
         )
     (count,) = found
-    if length % count:
+    if length % count or width not in (None, length // count):
         raise UsageError(
             f"tuning.unit head: {name} has {length} rows for {count} attention heads (key and value are shared by "
             "several heads, or stacked): use unit: row."
@@ -108,7 +117,8 @@ def nested_units(
         budget: ``global`` or ``layer``.
 
     Raises:
-        DataError: a score is negative, NaN or infinite, all are zero, or the best unit of a group is larger than k.
+        DataError: a score is negative, NaN or infinite, all are zero, or the best unit of every group is larger than
+            the k of a density, which would be an empty child network.
     """
     score_histogram(scores)  # refuses scores that nothing can be chosen from
     sums = np.zeros(_count(places), np.float64)
@@ -155,9 +165,10 @@ def _chosen(values: np.ndarray, densities: Sequence[float], places: Mapping[str,
         filled = sizes[best].cumsum()
         for density in densities:
             levels[best[filled <= child_size(int(filled[-1]), density)]] += 1
-    if not levels.any():
+    if levels.max() < len(densities):
+        empty = densities[levels.max()]
         raise DataError(
-            f"a density of {densities[0]:g} is less than one whole unit of this upstream (up to {sizes.max():,} "
+            f"a density of {empty:g} is less than one whole unit of this upstream (up to {sizes.max():,} "
             "weights): choose a larger density, or tuning.unit: entry."
         )
     return joined([NestedMask(densities, *_entries(levels, places))], places)

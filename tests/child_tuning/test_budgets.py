@@ -71,3 +71,16 @@ def test_random_draws_are_exact_in_each_group_and_plain_without_one():
     assert layers == [400, 400] and len(set(counts(by_layer, sizes).values())) > 1
     plain, same = nested_random(sizes, [0.1], 3).at(0.1), masks.bernoulli(sizes, 0.1, 3)
     assert all(torch.equal(plain[name], same[name]) for name in plain)
+
+
+def test_a_density_that_leaves_nothing_of_any_group_is_refused(scores):
+    sizes = {name: score.numel() for name, score in scores.items()}
+    for choose in (
+        lambda *rest: nested_top_k_in(scores, *rest),
+        lambda given, budget: nested_random(sizes, given, 0, budget),
+    ):
+        with pytest.raises(
+            DataError, match="a density of 0.005 is less than one weight of each tensor: .*budget: global"
+        ):
+            choose([0.5, 0.005], "tensor")
+        assert masks.count(choose([0.5, 0.005], "layer").at(0.005)) == 2

@@ -102,8 +102,28 @@ def test_what_cannot_be_divided_is_refused(shapes):
         places_of(shapes, "head", dict.fromkeys(HEADS, 3))
     with pytest.raises(DataError, match=r"less than one whole unit.*unit: entry"):
         nested_units(scores_of(shapes), [0.001], places_of(shapes, "row"))
+    with pytest.raises(DataError, match="a density of 0.001 is less than one whole unit"):  # the smaller one of a race
+        nested_units(scores_of(shapes), [0.5, 0.001], places_of(shapes, "row"))
     with pytest.raises(DataError, match="all scores are zero"):
         nested_units({n: s * 0 for n, s in scores_of(shapes).items()}, [0.5], places_of(shapes, "row"))
+
+
+@pytest.mark.parametrize("rows", [4, 2])
+def test_key_and_value_that_several_heads_share_are_refused(shapes, rows):
+    for layer in (0, 1):
+        for name in ("k_proj", "v_proj"):
+            shapes[LAYER.format(layer, name, "weight")], shapes[LAYER.format(layer, name, "bias")] = (rows, 8), (rows,)
+    with pytest.raises(UsageError, match=rf"k_proj.weight has {rows} rows for 2 attention heads \(.*: use unit: row"):
+        places_of(shapes, "head", HEADS)
+
+
+def test_weights_in_which_no_head_is_found_are_refused(shapes):
+    stacked = {"blocks.0.attn.qkv.weight": (24, 8), "blocks.0.attn.proj.weight": (8, 8)}
+    rest = {name: shape for name, shape in shapes.items() if "feed_forward" in name}
+    for found in (stacked, rest):
+        with pytest.raises(UsageError, match="tuning.unit head: none of the eligible weights .*unit: row"):
+            places_of(found, "head", {"blocks.0.attn": 2} | HEADS)
+        assert places_of(found, "row")
 
 
 @pytest.mark.parametrize("kept", [1, 3, 5])
