@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ import torch
 class ChildnetAdamW(torch.optim.AdamW):
     """AdamW whose `eps` is added to the root of the second moment before its bias correction.
 
-    That is torch's AdamW with ``eps / sqrt(1 - beta2^t)`` at step t, so its fused kernel does the work. Give it the
+    That is torch's AdamW with ``eps / sqrt(1 - beta2^t)`` at a parameter's step t, so its fused kernel does the work. Give it the
     parameters of a :class:`~s3prl_ext.child_tuning.child_network.ChildNetwork`, and moments and weight decay exist for
     the child network alone (the released optimizer keeps them for every weight, and its decay moves frozen ones).
 
@@ -38,13 +38,21 @@ class ChildnetAdamW(torch.optim.AdamW):
 
 
 def _before_step(optimizer: Any, *_: Any) -> None:
-    infinite = getattr(optimizer, "found_inf", None)  # set by a GradScaler: the kernel then skips the step
-    for group in optimizer.param_groups:
-        group["steps"] = group.get("steps", 0) + (infinite is None or not bool(infinite))
-        group["stated_eps"] = group["eps"]
-        group["eps"] = group["eps"] / (1 - group["betas"][1] ** max(1, group["steps"])) ** 0.5
+    optimizer.stated_groups = optimizer.param_groups
+    optimizer.param_groups = [part for group in optimizer.param_groups for part in _by_steps(optimizer, group)]
+
+
+def _by_steps(optimizer: Any, group: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Divide a group by the steps that its parameters have done, which differ where a child network changes."""
+    steps = [optimizer.state.get(parameter, {}).get("step") for parameter in group["params"]]
+    done = iter(torch.stack(known).tolist() if (known := [step for step in steps if step is not None]) else ())
+    divided: dict[float, list[Any]] = {}
+    for parameter, step in zip(group["params"], steps):
+        divided.setdefault(0.0 if step is None else next(done), []).append(parameter)
+    for before, parameters in divided.items():
+        eps = group["eps"] / (1 - group["betas"][1] ** (before + 1)) ** 0.5
+        yield {**group, "params": parameters, "eps": eps}
 
 
 def _after_step(optimizer: Any, *_: Any) -> None:
-    for group in optimizer.param_groups:
-        group["eps"] = group.pop("stated_eps")
+    optimizer.param_groups = optimizer.__dict__.pop("stated_groups")

@@ -9,12 +9,14 @@ import torch
 
 from s3prl_ext.child_tuning.changing_network import ChangingChildNetwork, carry_over, chosen_of
 from s3prl_ext.child_tuning.child_network import ChildNetwork
+from s3prl_ext.child_tuning.sparse_adamw import ChildnetAdamW
 from s3prl_ext.errors import DataError
 
 OPTIMIZERS = {
     "adamw": lambda p: torch.optim.AdamW(p, lr=0.05, weight_decay=0.1),
     "fused": lambda p: torch.optim.Adam(p, lr=0.05, fused=True),
     "amsgrad": lambda p: torch.optim.Adam(p, lr=0.05, amsgrad=True),
+    "childnet": lambda p: ChildnetAdamW(p, lr=0.05, eps=0.5, weight_decay=0.1),
     "momentum": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9),
 }
 MASKS = [{"a": [0, 2, 5], "b": [1, 3]}, {"a": [0, 1, 5, 7]}, {"a": [1, 2, 5], "b": [0, 3]}, {"b": [0, 1, 2, 3]}]
