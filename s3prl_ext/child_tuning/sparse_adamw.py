@@ -11,9 +11,10 @@ import torch
 class ChildnetAdamW(torch.optim.AdamW):
     """AdamW whose `eps` is added to the root of the second moment before its bias correction.
 
-    That is torch's AdamW with ``eps / sqrt(1 - beta2^t)`` at a parameter's step t, so its fused kernel does the work. Give it the
-    parameters of a :class:`~s3prl_ext.child_tuning.child_network.ChildNetwork`, and moments and weight decay exist for
-    the child network alone (the released optimizer keeps them for every weight, and its decay moves frozen ones).
+    That is torch's AdamW with ``eps / sqrt(1 - beta2^t)`` at a parameter's step t, so its fused kernel does the work.
+    Give it the parameters of a :class:`~s3prl_ext.child_tuning.child_network.ChildNetwork`, and moments and weight
+    decay exist for the child network alone (the released optimizer keeps them for every weight, and its decay moves
+    frozen ones).
 
     Args:
         params: parameters or parameter groups.
