@@ -22,6 +22,7 @@ from s3prl_ext.merging.learnable import (
     make_learnable,
     parse_learnable,
 )
+from s3prl_ext.merging.methods import LINEAR
 
 WIDTH, HEADS, LAYERS = 8, 2, 3
 
@@ -57,20 +58,20 @@ class Model(nn.Module):
         return x
 
 
-def learnable(initial=0.3, layers=range(LAYERS), projections=PROJECTIONS, **config):
-    model, source = Model(0), extract(Model(1).state_dict())
+def learnable(initial=0.3, layers=range(LAYERS), projections=PROJECTIONS, source=None, method=LINEAR, **config):
+    model, source = Model(0), extract(Model(1).state_dict()) if source is None else source
     values = {projection: [initial] * LAYERS for projection in projections}
-    shared = make_learnable(model, source, values, layers, LearnableConfig(**config))
+    shared = make_learnable(model, source, values, layers, LearnableConfig(**config), method=method)
     return model, source, shared
 
 
-def merged(weight):
+def merged(weight, combine=torch.lerp):
     """The model with a fixed lambda."""
     model, source = Model(0), extract(Model(1).state_dict())
     with torch.no_grad():
         for slot, tensor in extract(model.state_dict()).items():
             if slot.kind == "weight":
-                tensor.copy_(torch.lerp(tensor, source[slot], weight))
+                tensor.copy_(combine(tensor.clone(), source[slot], weight))
     return model
 
 

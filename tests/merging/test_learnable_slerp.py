@@ -2,40 +2,30 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import pytest
 import torch
 
-from s3prl_ext.attention.layouts import PROJECTIONS, Slot
+from s3prl_ext.attention.layouts import Slot
 from s3prl_ext.attention.weights import extract
 from s3prl_ext.errors import DataError
 from s3prl_ext.merging.differentiable import WeightedSum, arc_shares
-from s3prl_ext.merging.learnable import CONSTRAINTS, GRANULARITIES, LearnableConfig, find_lambda, fold, make_learnable
+from s3prl_ext.merging.learnable import CONSTRAINTS, GRANULARITIES, find_lambda, fold
 from s3prl_ext.merging.methods import MethodConfig, angle_between, slerp
 from s3prl_ext.upstreams.merged_attention.hubconf import merged_attention
 from s3prl_ext.upstreams.merged_attention.record import check_merge_record
-from tests.merging.test_learnable import LAYERS, Model, double, inputs
+from tests.merging.test_learnable import Model, double, inputs
+from tests.merging.test_learnable import learnable as learnable_line
+from tests.merging.test_learnable import merged as merged_line
 from tests.support import factories
 
 SLERP = MethodConfig("slerp")
 
 
-def learnable(initial=0.3, source=None, method=SLERP, **config):
-    model, source = Model(0), extract(Model(1).state_dict()) if source is None else source
-    values = {projection: [initial] * LAYERS for projection in PROJECTIONS}
-    shared = make_learnable(model, source, values, range(LAYERS), LearnableConfig(**config), method=method)
-    return model, source, shared
-
-
-def merged(weight):
-    """The model with a fixed lambda."""
-    model, source = Model(0), extract(Model(1).state_dict())
-    with torch.no_grad():
-        for slot, tensor in extract(model.state_dict()).items():
-            if slot.kind == "weight":
-                tensor.copy_(slerp(tensor.clone(), source[slot], weight))
-    return model
+learnable = functools.partial(learnable_line, method=SLERP)
+merged = functools.partial(merged_line, combine=slerp)
 
 
 @pytest.mark.parametrize("blocks", [1, 2, 4])
@@ -107,7 +97,7 @@ def test_where_fixed_slerp_is_the_straight_line_so_is_the_learnable_one():
     plain = extract(Model(0).state_dict())
     kinds = {"q_proj": lambda t: 3 * t, "k_proj": lambda t: -t, "v_proj": torch.zeros_like}
     source = {slot: kinds.get(slot.projection, lambda t: t)(tensor) for slot, tensor in plain.items()}
-    sphere, line = learnable(0.3, source)[0], learnable(0.3, source, MethodConfig())[0]
+    sphere, line = learnable(0.3, source=source)[0], learnable_line(0.3, source=source)[0]
     assert torch.equal(sphere(inputs()), line(inputs()))
     weight = sphere.encoder.layers[0].self_attn.q_proj.weight
     torch.testing.assert_close(weight, slerp(plain[Slot(0, "q_proj")], source[Slot(0, "q_proj")], 0.3))

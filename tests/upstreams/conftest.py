@@ -1,10 +1,12 @@
-"""Paired inputs that determine a hidden space of 32 coordinates."""
+"""Tiny models to merge, and paired inputs that determine a hidden space of 32 coordinates."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import soundfile
+
+from tests.support import factories
 
 WORDS = ("bee", "sea", "deep", "gee", "jay", "kay", "el", "em", "pea", "queue", "are", "ess", "tea")
 
@@ -15,8 +17,28 @@ def shared_cache(tmp_path_factory):
     return tmp_path_factory.mktemp("cache")
 
 
+@pytest.fixture
+def own_cache(shared_cache, monkeypatch):
+    monkeypatch.setenv("S3PRL_EXT_CACHE", str(shared_cache))
+
+
 @pytest.fixture(scope="session")
-def varied_pairs(tmp_path_factory):
+def folders(tmp_path_factory):
+    """Write the models of a merge: a target, sources of its size and others, and the bases of these."""
+    root = tmp_path_factory.mktemp("models")
+    made = {
+        "target": factories.hubert_folder(root / "hubert", heads=4),
+        "source": factories.bert_folder(root / "bert", heads=4),
+        "base": factories.bert_folder(root / "base", heads=4, seed=6),
+        "two_heads": factories.bert_folder(root / "two_heads", heads=2),
+        "wide": factories.bert_folder(root / "wide", heads=3, width=48),
+        "wide_base": factories.bert_folder(root / "wide_base", heads=3, width=48, seed=7),
+    }
+    return {name: str(path) for name, path in made.items()}
+
+
+@pytest.fixture(scope="session")
+def table(tmp_path_factory):
     """Write 40 clips of tones and noise, none like another, and their table with texts."""
     folder = tmp_path_factory.mktemp("pairs")
     generator = np.random.default_rng(0)

@@ -29,17 +29,9 @@ from s3prl_ext.upstreams.whisper.expert import UpstreamExpert
 from tests.support import factories
 
 HEADS = 4
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 WEIGHTS = [Slot(layer, projection) for layer in (0, 1) for projection in PROJECTIONS]
-
-
-@pytest.fixture
-def table(varied_pairs):
-    return varied_pairs
-
-
-@pytest.fixture(autouse=True)
-def own_cache(shared_cache, monkeypatch):
-    monkeypatch.setenv("S3PRL_EXT_CACHE", str(shared_cache))
 
 
 def encoders(kind, tmp_path):

@@ -38,30 +38,9 @@ from s3prl_ext.upstreams.speech_models import speech_model
 from tests.support import factories
 
 WIDTH = 32
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 WEIGHTS = [Slot(layer, projection) for layer in (0, 1) for projection in PROJECTIONS]
-
-
-@pytest.fixture(scope="module")
-def table(varied_pairs):
-    return varied_pairs
-
-
-@pytest.fixture(autouse=True)
-def own_cache(shared_cache, monkeypatch):
-    monkeypatch.setenv("S3PRL_EXT_CACHE", str(shared_cache))
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    root = tmp_path_factory.mktemp("models")
-    made = {
-        "target": factories.hubert_folder(root / "hubert", heads=4),
-        "source": factories.bert_folder(root / "bert", heads=4),
-        "base": factories.bert_folder(root / "base", heads=4, seed=6),
-        "wide": factories.bert_folder(root / "wide", heads=3, width=48),
-        "wide_base": factories.bert_folder(root / "wide_base", heads=3, width=48, seed=7),
-    }
-    return {name: str(path) for name, path in made.items()}
 
 
 @pytest.fixture

@@ -25,18 +25,6 @@ from tests.support import factories
 WEIGHTS = [Slot(layer, projection) for layer in (0, 1) for projection in PROJECTIONS]
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    root = tmp_path_factory.mktemp("models")
-    made = {
-        "target": factories.hubert_folder(root / "hubert", heads=4),
-        "source": factories.bert_folder(root / "bert", heads=4),
-        "base": factories.bert_folder(root / "base", heads=4, seed=6),
-        "two_heads": factories.bert_folder(root / "two_heads", heads=2),
-    }
-    return {name: str(path) for name, path in made.items()}
-
-
 @pytest.fixture
 def build(folders, tmp_path):
     def build(**content):
