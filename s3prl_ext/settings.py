@@ -189,6 +189,24 @@ def path() -> Check:
     return read
 
 
+def with_kind(value: Any, where: str, forms: str, kinds: Iterable[str]) -> Mapping[str, Any]:
+    """Return a section that may be written as its kind alone, such as ``noise: source``, as a mapping with ``kind``.
+
+    Args:
+        forms: how it may be written, for the message.
+        kinds: those that there are.
+
+    Raises:
+        UsageError: it is neither, or does not name its kind.
+    """
+    content = {"kind": value} if isinstance(value, str) else value
+    if not isinstance(content, Mapping):
+        raise UsageError(f"{where} must be {forms}, got {value!r}.")
+    if "kind" not in content:
+        raise UsageError(f"{where}.kind is missing: give one of {', '.join(kinds)}.")
+    return content
+
+
 def load(
     cls: type[T],
     mapping: Any,

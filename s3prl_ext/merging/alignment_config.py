@@ -1,6 +1,6 @@
-"""How an alignment before a merge is written: ``align: heads``, ``align: {kind: basis, pairs.
+"""How an alignment before a merge is written.
 
-...}``, or a list of both.
+``align: heads``, ``align: {kind: basis, pairs: pairs.tsv}``, or a list of both.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Annotated, Any, cast
 
 from s3prl_ext.errors import UsageError, unknown_name
 from s3prl_ext.merging.names import ALIGNMENTS, HEADS_BY, SHARE
-from s3prl_ext.settings import Problems, choice, count, load, name, number, switch
+from s3prl_ext.settings import Problems, choice, count, load, name, number, switch, with_kind
 
 
 @dataclass(frozen=True)
@@ -115,13 +115,8 @@ def parse_align(value: Any, where: str = "align") -> Alignment | None:
 
 
 def _parse_part(value: Any, where: str) -> HeadAlignment | BasisAlignment:
-    content = {"kind": value} if isinstance(value, str) else value
-    if not isinstance(content, Mapping):
-        raise UsageError(
-            f"{where} must be heads, a mapping such as {{kind: basis, pairs: FILE}}, or a list of both, got {value!r}."
-        )
-    if "kind" not in content:
-        raise UsageError(f"{where}.kind is missing: give one of {', '.join(ALIGNMENTS)}.")
+    forms = "heads, a mapping such as {kind: basis, pairs: FILE}, or a list of both"
+    content = with_kind(value, where, forms, ALIGNMENTS)
     if content["kind"] not in PARTS:
         raise unknown_name("kind", str(content["kind"]), PARTS, where)
     if content["kind"] == "basis" and "pairs" not in content:

@@ -18,12 +18,11 @@ from torch import Tensor
 
 from s3prl_ext.attention.layouts import Slot
 from s3prl_ext.attention.weights import AttentionWeights
-from s3prl_ext.errors import UsageError
 from s3prl_ext.merging.layers import align
 from s3prl_ext.merging.merge import check_finite
 from s3prl_ext.merging.names import NOISE_KINDS
 from s3prl_ext.randomness import generator_of
-from s3prl_ext.settings import choice, count, load
+from s3prl_ext.settings import choice, count, load, with_kind
 
 STREAMS = "by kind"  # kept in records and sweeps, so that numbers of earlier versions are not taken for these
 STATISTICS = ("tensor", "projection", "global")
@@ -69,14 +68,8 @@ def parse_noise(value: Any, where: str = "noise") -> NoiseConfig | None:
     """
     if value is None:
         return None
-    content = {"kind": value} if isinstance(value, str) else value
-    if not isinstance(content, Mapping):
-        raise UsageError(
-            f"{where} must be one of {', '.join(NOISE_KINDS)}, or a mapping with kind and draw, got {value!r}."
-        )
-    if "kind" not in content:
-        raise UsageError(f"{where}.kind is missing: give one of {', '.join(NOISE_KINDS)}.")
-    return load(NoiseConfig, content, where)
+    forms = f"one of {', '.join(NOISE_KINDS)}, or a mapping with kind and draw"
+    return load(NoiseConfig, with_kind(value, where, forms, NOISE_KINDS), where)
 
 
 def moments(weights: AttentionWeights, statistics: str, name: str = "the model") -> dict[Slot, Moments]:

@@ -1,6 +1,6 @@
-"""How layers by similarity are written: ``layers: {by: swd, top_k: 6, pairs: pairs.tsv}``, ``layer_map: {match.
+"""How layers by similarity are written.
 
-Swd, ...}``.
+``layers: {by: swd, top_k: 6, pairs: pairs.tsv}``, ``layer_map: {match: swd, pairs: pairs.tsv}``.
 """
 
 from __future__ import annotations

@@ -154,6 +154,22 @@ def inputs(target: Side, source: Side, pairs: Sequence[Pair]) -> tuple[list[Any]
     return others, (clips if source.kind == "speech" else others)
 
 
+def hashed_inputs(
+    target: Side, source: Side, pairs: Sequence[Pair]
+) -> tuple[tuple[list[Any], list[Any]], tuple[list[str], list[str]], str]:
+    """Return what target and source read of each pair, the hash of each of these, and the hash of all.
+
+    Args:
+        pairs: those to use, drawn already.
+
+    Raises:
+        DataError: an input cannot be read.
+    """
+    items = inputs(target, source, pairs)
+    ours, theirs = ([content_hash(item) for item in side] for side in items)
+    return items, (ours, theirs), hash_of(ours, theirs)
+
+
 def compare(
     target: Side,
     source: Side,
@@ -172,9 +188,7 @@ def compare(
     Raises:
         DataError: an input cannot be read, or an output holds NaN.
     """
-    items = inputs(target, source, pairs)
-    hashes = tuple([content_hash(item) for item in side] for side in items)
-    pairs_key = hash_of(*hashes)
+    items, hashes, pairs_key = hashed_inputs(target, source, pairs)
     how = (settings.level, settings.normalize, settings.projections)
     key = hash_of(CACHE_FORMAT, "table", target.key, source.key, pairs_key, list(layers), *how)
     compared = tuple(layer for layer, other in enumerate(layers) if other is not None)
@@ -184,8 +198,7 @@ def compare(
         values = _frame_distances(target, source, items, layers, hash_of(key, "frames"), hashes, settings)
         known |= {metric: values for metric in missing}
     elif missing:
-        x = layer_vectors(target.load(), target.key, items[0], hashes[0])
-        y = layer_vectors(source.load(), source.key, items[1], hashes[1])
+        x, y = _vectors((target, source), items, hashes)
         x_layers = [x[:, layer] for layer in compared]
         y_layers = [y[:, layers[layer]] for layer in compared]
         for metric in missing:
@@ -224,11 +237,18 @@ def paired_vectors(target: Side, source: Side, pairs: Sequence[Pair]) -> tuple[T
     Raises:
         DataError: an input cannot be read, or an output holds NaN.
     """
-    items = inputs(target, source, pairs)
-    hashes = tuple([content_hash(item) for item in side] for side in items)
-    x = layer_vectors(target.load(), target.key, items[0], hashes[0])
-    y = layer_vectors(source.load(), source.key, items[1], hashes[1])
-    return x, y, hash_of(*hashes)
+    items, hashes, pairs_key = hashed_inputs(target, source, pairs)
+    x, y = _vectors((target, source), items, hashes)
+    return x, y, pairs_key
+
+
+def _vectors(
+    sides: tuple[Side, Side], items: tuple[Sequence[Any], Sequence[Any]], hashes: tuple[list[str], list[str]]
+) -> list[Tensor]:
+    return [
+        layer_vectors(side.load(), side.key, read, hashed)
+        for side, read, hashed in zip(sides, items, hashes, strict=True)
+    ]
 
 
 def _frame_distances(

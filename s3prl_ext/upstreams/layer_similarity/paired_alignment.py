@@ -13,7 +13,7 @@ from torch import Tensor
 
 from s3prl_ext.attention.files import read_attention
 from s3prl_ext.attention.weights import AttentionWeights
-from s3prl_ext.corpora.pairs import Pair, content_hash
+from s3prl_ext.corpora.pairs import Pair
 from s3prl_ext.errors import UsageError
 from s3prl_ext.merging.aligner import Paired
 from s3prl_ext.merging.alignment_config import Alignment, BasisAlignment, HeadAlignment
@@ -26,7 +26,13 @@ from s3prl_ext.merging.regmean import InputMoments
 from s3prl_ext.merging.selection_config import ComparisonSettings
 from s3prl_ext.tables import columns
 from s3prl_ext.upstreams.layer_similarity.block_outputs import ATTENTION, INPUTS
-from s3prl_ext.upstreams.layer_similarity.comparison import Side, inputs, meeting_layers, paired_vectors, source_side
+from s3prl_ext.upstreams.layer_similarity.comparison import (
+    Side,
+    hashed_inputs,
+    meeting_layers,
+    paired_vectors,
+    source_side,
+)
 from s3prl_ext.upstreams.layer_similarity.features import CACHE_FORMAT, check_finite, hash_of, in_parts, layer_vectors
 from s3prl_ext.upstreams.layer_similarity.head_outputs import HeadEncoder
 from s3prl_ext.upstreams.layer_similarity.selection import (
@@ -131,13 +137,12 @@ def _moments(models: _Models, settings: MethodConfig) -> InputMoments:
         source = models.side(INPUTS)
         layers = meeting_layers(target, source, models.source.layer_map, any_width=models.source.turns)
         drawn, of = _draw(settings, target, source)
-        items = inputs(target, source, drawn)
-        hashes = [[content_hash(item) for item in side] for side in items]
+        items, hashes, pairs_key = hashed_inputs(target, source, drawn)
         ours, theirs = (
             _moments_of(side, read, hashed) for side, read, hashed in zip((target, source), items, hashes, strict=True)
         )
     values = {layer: (ours[layer], theirs[other]) for layer, other in enumerate(layers) if other is not None}
-    return InputMoments(values, _facts(settings, of, drawn, hash_of(*hashes)))
+    return InputMoments(values, _facts(settings, of, drawn, pairs_key))
 
 
 def _moments_of(side: Side, items: Sequence[Any], hashes: Sequence[str]) -> Tensor:
@@ -187,8 +192,7 @@ def _alike(models: _Models, settings: HeadAlignment | None) -> HeadLikeness:
                 "compared on what both read: take by: outputs."
             )
         drawn, of = _draw(settings, target, source)
-        items = inputs(target, source, drawn)
-        hashes = tuple([content_hash(item) for item in side] for side in items)
+        items, hashes, pairs_key = hashed_inputs(target, source, drawn)
         encoders = [
             HeadEncoder(side.load(), attention.load(), weights, _known(heads, side.name), read[0])
             for side, attention, weights, heads, read in zip(
@@ -201,7 +205,7 @@ def _alike(models: _Models, settings: HeadAlignment | None) -> HeadLikeness:
         else:
             x, y = (layer_vectors(*each) for each in zip(encoders, keys, items, hashes, strict=True))
             alike = _by_outputs(x, y, layers, models.heads)
-    facts = {"by": settings.by, **_facts(settings, of, drawn, hash_of(*hashes))}
+    facts = {"by": settings.by, **_facts(settings, of, drawn, pairs_key)}
     return HeadLikeness(alike, facts)
 
 

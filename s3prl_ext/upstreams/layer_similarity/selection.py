@@ -130,10 +130,9 @@ def match_layers(
                     target,
                     source_side(path, name, source.prefix, match.settings.special_tokens, comparison_device()),
                 )
-            source = dataclasses.replace(source, layer_map=dict(enumerate(record["layer_map"])))
-            logger.info("Layers of %s that meet layers 0 to %d by %s: %s", name, len(record["layer_map"]) - 1,
-            match.match,
-                        record["layer_map"])  # fmt: skip
+            found = record["layer_map"]
+            source = dataclasses.replace(source, layer_map=dict(enumerate(found)))
+            logger.info("Layers of %s that meet layers 0 to %d by %s: %s", name, len(found) - 1, match.match, found)
         sources.append(source)
         records.append(record)
     return dataclasses.replace(config, sources=tuple(sources)), records
