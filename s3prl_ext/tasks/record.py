@@ -6,6 +6,7 @@ import sys
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from pathlib import PurePath
 from typing import Literal, NamedTuple
 
 from s3prl_ext.metrics import MAIN_METRICS, Metric
@@ -45,8 +46,8 @@ class Sets(NamedTuple):
     """Corpora of one task that are trained and reported one by one, such as languages.
 
     Attributes:
-        keys: of the task file, dotted, of which one has the name of the set as its value, or a path with a folder of
-            it.
+        keys: of the task file, dotted, of which one has the name of the set as its value, or a path such as
+            ``SET/clips``.
         metrics: name of a set -> what it is judged by.
     """
 
@@ -54,12 +55,14 @@ class Sets(NamedTuple):
     metrics: Mapping[str, str]
 
     def named_in(self, values: Iterable[object]) -> str | None:
-        """Return the set that some values name, the last folder that is one; None without any.
+        """Return the set that some values name, by their last folder or the one above it; None without any.
+
+        Folders further up do not count: a home directory may be called ``es``.
 
         Args:
             values: of the keys, in their order.
         """
-        parts = (part for value in values for part in reversed(str(value).split("/")))
+        parts = (part for value in values for part in reversed(PurePath(str(value)).parts[-2:]))
         return next((part for part in parts if part in self.metrics), None)
 
 

@@ -81,7 +81,14 @@ def test_tables_do_not_mix_languages(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("path", "language"),
-    [("${COMMON_VOICE}/es/clips", "es"), ("/ar/es/cv/zh-CN/clips", "zh-CN"), ("/x/fr/clips", None), (None, None)],
+    [
+        ("${COMMON_VOICE}/es/clips", "es"),
+        ("/ar/es/cv/zh-CN/clips", "zh-CN"),
+        ("/x/fr/clips", None),
+        (None, None),
+        ("/home/es/cv/fr/clips", None),
+        ("/cv/ar/clips/", "ar"),
+    ],
 )
 def test_the_set_of_a_path(path, language):
     assert named("ood").sets.named_in(["common_voice", path]) == language
