@@ -41,8 +41,8 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument(
         "--window", type=float, metavar="SECONDS",
-        help="longest stretch that passes the model as a whole (default: 40, speaker identification 150, diarization "
-        "the chunk_size of the task file)",
+        help="longest stretch that passes the model as a whole (default: 40, speaker identification and "
+        "verification 150, diarization the chunk_size of the task file)",
     )  # fmt: skip
     parser.add_argument(
         "--write-audio", type=Path, metavar="FOLDER",
