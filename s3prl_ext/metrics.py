@@ -61,9 +61,8 @@ METRICS: dict[str, Metric] = {
 
 NAMES = {
     "wer": "WER", "per": "PER", "cer": "CER", "uer": "UER", "der": "DER", "EER": "EER", "mtwv": "MTWV",
-    "acc": "accuracy",
-    "slot_type_f1": "slot type F1", "slot_value_cer": "slot value "
-    "CER", "pesq": "PESQ", "stoi": "STOI", "si_sdr": "SI-SDRi",
+    "acc": "accuracy", "slot_type_f1": "slot type F1", "slot_value_cer": "slot value CER", "pesq": "PESQ",
+    "stoi": "STOI", "si_sdr": "SI-SDRi",
 }  # fmt: skip
 
 
