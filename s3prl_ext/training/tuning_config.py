@@ -283,6 +283,12 @@ class TuningConfig:
             )
         elif tuning.reselect_every is not None and gradual is None and tuning.density == 1:
             problems.append("tuning.density 1 leaves nothing to choose again: leave out reselect_every.")
+        optimizer = str((config.get("optimizer") or {}).get("name"))
+        if tuning.reselect_every is not None and optimizer.endswith("_with_schedule"):
+            problems.append(
+                f"tuning.reselect_every: the schedule of {optimizer} counts the steps of each weight, so weights that "
+                "enter would start it over: use another optimizer with a section scheduler."
+            )
         return replace(
             tuning,
             gradual=gradual,
