@@ -67,7 +67,7 @@ class Models:
         weights: attention of the target.
         source_weights: attention of each source, None where there is no path.
         selections: how the layers of each source were chosen, where by similarity.
-        matches: how it was found which layers meet, where by similarity.
+        matches: how it was found which layers are paired, where by similarity.
         paired: what paired inputs say about each source.
         heads: number of heads of the target, where it was built and says it.
     """

@@ -1,6 +1,6 @@
 """All that is done to a source before it is merged.
 
-Its hidden space is turned, its heads are paired or brought into shape.
+Its hidden space is rotated, its heads are paired or brought into shape.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Paired:
     """What paired inputs say about a source.
 
     Attributes:
-        basis: its hidden space in the target's; None where it is not turned.
+        basis: its hidden space in the target's; None where it is not rotated.
         alike: how alike heads are; None where their weights say it.
         moments: of what both read, each in its own coordinates; None where no method asks for them.
     """
@@ -54,7 +54,7 @@ class Paired:
 
     def common_moments(self) -> InputMoments | None:
         """Return the moments with the source's in the coordinates in which it is merged."""
-        return None if self.moments is None else self.moments.turned(self.basis)
+        return None if self.moments is None else self.moments.rotated(self.basis)
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Aligner:
     Attributes:
         paired: what paired inputs say.
         heads: number of heads of target and source, None for one that does not say it.
-        pair: pair heads that are alike; otherwise head i meets head i.
+        pair: pair heads that are alike; otherwise head i is paired with head i.
         projections: those that are merged.
     """
 
@@ -91,19 +91,19 @@ class Aligner:
         Raises:
             UsageError: widths or numbers of heads do not fit, or heads share keys and values.
         """
-        turned = source if self.basis is None else self.basis.apply(source)
+        rotated = source if self.basis is None else self.basis.apply(source)
         moved_base = base if base is None or self.basis is None else self.basis.apply(base)
         projected = self.basis is not None and self._differs(target, source)
         if projected or self.pair:
             check_ungrouped(target, "the target")
             check_ungrouped(source, "the source")
         if projected:
-            return self._projected(target, source, turned, moved_base)
+            return self._projected(target, source, rotated, moved_base)
         if not self.pair:
-            return Aligned(turned, moved_base)
+            return Aligned(rotated, moved_base)
         heads = self.heads[0]
         assert heads is not None
-        weights, orders = align_heads(target, turned, heads, self.projections, self._alike)
+        weights, orders = align_heads(target, rotated, heads, self.projections, self._alike)
         if moved_base is not None:
             moved_base = {
                 slot: permute_heads(tensor, orders[slot.layer]) if slot.projection in self.projections else tensor
@@ -128,7 +128,7 @@ class Aligner:
         self,
         target: AttentionWeights,
         source: AttentionWeights,
-        turned: AttentionWeights,
+        rotated: AttentionWeights,
         base: AttentionWeights | None,
     ) -> Aligned:
         """Return a source of other shapes in the target's, and how much of its norm is kept."""
@@ -138,8 +138,8 @@ class Aligner:
             raise UsageError(
                 f"align basis: the {silent} does not say how many heads it has, by which its rows are divided."
             )
-        placements = place_heads(target, turned, (ours, theirs), self.projections, self.pair, self._alike)
-        placed = _placed(turned, placements, self.projections)
+        placements = place_heads(target, rotated, (ours, theirs), self.projections, self.pair, self._alike)
+        placed = _placed(rotated, placements, self.projections)
         kept = {slot: _norm(tensor) / max(_norm(source[slot]), 1e-30) for slot, tensor in placed.items()}
         first = next(iter(placed))
         facts = {

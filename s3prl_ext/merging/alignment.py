@@ -1,4 +1,4 @@
-"""Which head of the source meets which of the target: permute its q, k and v rows by head before a merge.
+"""Which heads of source and target are paired: permute its q, k and v rows by head before a merge.
 
 The heads of a layer have no order: a model whose heads are permuted, together with the columns of its output
 projection, is the same function. Interpolation pairs head i with head i all the same (MAM, Eq. 1); an assignment pairs
@@ -28,9 +28,9 @@ def align_heads(
 ) -> tuple[AttentionWeights, dict[int, list[int]]]:
     """Return the source with the heads of each layer in the order of the target's, and that order.
 
-    Head i of the target meets the source's head ``order[layer][i]``: the assignment that maximizes the sum over heads
-    of <W_target[i], W_source[j]>, summed over the matrices of `projections`, which is the one with the least squared
-    distance. Of a source that is the target with permuted heads it gives the target back, bit for bit.
+    Head i of the target is paired with the source's head ``order[layer][i]``: the assignment that maximizes the sum
+    over heads of <W_target[i], W_source[j]>, summed over the matrices of `projections`, which is the one with the least
+    squared distance. Of a source that is the target with permuted heads it gives the target back, bit for bit.
 
     Args:
         source: under the target's slots; slots of either model that the other lacks are left as they are.

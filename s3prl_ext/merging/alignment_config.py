@@ -16,7 +16,7 @@ from s3prl_ext.settings import Problems, choice, count, load, name, number, swit
 
 @dataclass(frozen=True)
 class HeadAlignment:
-    """``align: heads``: each head of the target meets the source's head that is most like it.
+    """``align: heads``: each head of the target is paired with the source's head that is most like it.
 
     Attributes:
         heads: number of heads of a layer; None to read it from the models.
@@ -36,7 +36,7 @@ class HeadAlignment:
 
 @dataclass(frozen=True)
 class BasisAlignment:
-    """``align: {kind: basis, pairs: pairs.tsv}``: the source's hidden space is turned onto the target's.
+    """``align: {kind: basis, pairs: pairs.tsv}``: the source's hidden space is rotated onto the target's.
 
     Attributes:
         pairs: table or corpus folder of paired inputs.
@@ -61,8 +61,8 @@ class Alignment:
     """Section ``align`` of a source.
 
     Attributes:
-        heads: how heads are paired; None where head i meets head i.
-        basis: how the hidden space is turned; None where it stays. It comes first, so that heads are compared in one
+        heads: how heads are paired; None where head i is paired with head i.
+        basis: how the hidden space is rotated; None where it stays. It comes first, so that heads are compared in one
             basis.
     """
 

@@ -1,4 +1,4 @@
-"""Turn the hidden space of a source onto that of the target: orthogonal Procrustes from paired inputs.
+"""Rotate the hidden space of a source onto that of the target: orthogonal Procrustes from paired inputs.
 
 Two models that were trained apart write the same thing in other coordinates. With x_n and y_n what the attention of
 target and source reads for pair n, R minimizes sum_n |y_n - R x_n|^2 over matrices with orthonormal rows or columns:
@@ -20,13 +20,13 @@ from s3prl_ext.merging.interpolation import dtype_of_sum
 
 
 @dataclass(frozen=True)
-class Turn:
-    """How the vectors that one layer reads are turned.
+class Rotation:
+    """How the vectors that one layer reads are rotated.
 
     Attributes:
         matrix: R, [source width, target width], float64.
         rank: directions that the pairs determine.
-        fit: trace of R^T Y^T X over |X| |Y|, in [0, 1]: 1 where the vectors are equal up to a turn and a factor.
+        fit: trace of R^T Y^T X over |X| |Y|, in [0, 1]: 1 where the vectors are equal up to a rotation and a factor.
     """
 
     matrix: Tensor
@@ -39,11 +39,12 @@ class Basis:
     """The source's hidden space in the target's coordinates.
 
     Attributes:
-        turns: target layer -> how the vectors that its attention reads are turned into those of the source's layer.
+        rotations: target layer -> how the vectors that its attention reads are rotated into those of the source's
+            layer.
         facts: where it comes from, as plain values: pairs and settings.
     """
 
-    turns: Mapping[int, Turn]
+    rotations: Mapping[int, Rotation]
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     def apply(self, weights: AttentionWeights) -> AttentionWeights:
@@ -56,21 +57,21 @@ class Basis:
             UsageError: a matrix does not read vectors of the source's width.
         """
         return {
-            slot: self._turned(slot, tensor) if slot.kind == "weight" else tensor for slot, tensor in weights.items()
+            slot: self._rotated(slot, tensor) if slot.kind == "weight" else tensor for slot, tensor in weights.items()
         }
 
     def describe(self) -> dict[str, Any]:
         """Return the basis as plain values, for the record of a merge."""
-        layers = sorted(self.turns)
+        layers = sorted(self.rotations)
         return {
             **self.facts,
             "layers": layers,
-            "fit": [self.turns[layer].fit for layer in layers],
-            "directions": [self.turns[layer].rank for layer in layers],
+            "fit": [self.rotations[layer].fit for layer in layers],
+            "directions": [self.rotations[layer].rank for layer in layers],
         }
 
-    def _turned(self, slot: Any, tensor: Tensor) -> Tensor:
-        matrix = self.turns[slot.layer].matrix
+    def _rotated(self, slot: Any, tensor: Tensor) -> Tensor:
+        matrix = self.rotations[slot.layer].matrix
         if tensor.shape[1] != len(matrix):
             raise UsageError(
                 f"{slot} reads {tensor.shape[1]} values, but the basis is that of vectors of {len(matrix)}."
@@ -79,11 +80,11 @@ class Basis:
         return tensor.detach().to(dtype) @ matrix.to(tensor.device, dtype)
 
 
-def procrustes(x: Tensor, y: Tensor) -> Turn:
+def procrustes(x: Tensor, y: Tensor) -> Rotation:
     """Return R that maximizes sum_n <y_n, R x_n> over matrices with orthonormal rows or columns.
 
     With equal widths it minimizes sum_n |y_n - R x_n|^2. Directions that the pairs do not determine (fewer pairs than
-    coordinates) then stay where they are, as nearly as R allows, so that a model paired with itself is not turned; of
+    coordinates) then stay where they are, as nearly as R allows, so that a model paired with itself is not rotated; of
     unequal widths they are left out.
 
     Args:
@@ -107,7 +108,7 @@ def procrustes(x: Tensor, y: Tensor) -> Turn:
         first, _, second = torch.linalg.svd(rest.T @ other.T)
         matrix = matrix + rest @ first @ second @ other
     scale = torch.linalg.vector_norm(x) * torch.linalg.vector_norm(y)
-    return Turn(matrix, rank, float(values.sum() / scale) if scale > 0 else 0.0)
+    return Rotation(matrix, rank, float(values.sum() / scale) if scale > 0 else 0.0)
 
 
 def basis_of(x: Tensor, y: Tensor, layers: Sequence[int | None], facts: Mapping[str, Any]) -> Basis:
@@ -115,7 +116,7 @@ def basis_of(x: Tensor, y: Tensor, layers: Sequence[int | None], facts: Mapping[
 
     Args:
         x, y: vectors of target and source, [pairs, layers, width].
-        layers: source layer for each target layer, None for one that meets none.
+        layers: source layer for each target layer, None for one that is paired with none.
         facts: where they come from.
     """
     meeting = [(layer, other) for layer, other in enumerate(layers) if other is not None]

@@ -76,11 +76,11 @@ class SourceConfig:
         adapter: folder of a LoRA that is folded into the model; None for none.
         layers: layer indices of the target as given, 0-based and inclusive, or ``all``; others are left alone. Or a
             :class:`LayerSelection`, which gives way to a list when the models are opened.
-        layer_map: target layer -> source layer, or ``linear``; None where equal layers meet.
+        layer_map: target layer -> source layer, or ``linear``; None where equal layers are paired.
         noise: merge random matrices in place of the source's; None for the source itself.
         base: the model that the source was trained from, for methods that merge what training changed.
         by_inputs: the method needs what the source reads on paired inputs.
-        align: pair heads that are alike, turn the hidden space onto the target's, before the merge; None for neither.
+        align: pair heads that are alike, rotate the hidden space onto the target's, before the merge; None for neither.
     """
 
     lambda_: dict[str, LambdaSchedule]
@@ -115,8 +115,8 @@ class SourceConfig:
         return self.by_inputs or (self.align is not None and self.align.runs)
 
     @property
-    def turns(self) -> bool:
-        """Whether the hidden space of the source is turned onto the target's."""
+    def rotates(self) -> bool:
+        """Whether the hidden space of the source is rotated onto the target's."""
         return self.align is not None and self.align.basis is not None
 
 

@@ -24,10 +24,10 @@ class HeadLikeness:
 
 
 def alike_by_outputs(x: Tensor, y: Tensor) -> Tensor:
-    """Return how alike the outputs of heads are up to a turn, [heads of X, heads of Y].
+    """Return how alike the outputs of heads are up to a rotation, [heads of X, heads of Y].
 
     Of the centred vectors of two heads, |X_i^T Y_j|_* / (|X_i| |Y_j|) with the nuclear norm: 1 where one is the other
-    turned and scaled, as what the value matrix of a head writes into is turned by the output projection. A head that
+    rotated and scaled, as what the value matrix of a head writes into is rotated by the output projection. A head that
     always gives the same is like none.
 
     Args:

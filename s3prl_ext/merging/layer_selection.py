@@ -1,4 +1,4 @@
-"""Choose by similarity which layers to merge (MAM, section 4.1, Table 3), and which layers meet."""
+"""Choose by similarity which layers to merge (MAM, section 4.1, Table 3), and which layers are paired."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def similarity_matrix(
 
 
 def match_layers(matrix: Tensor, metric: str, monotone: bool = True) -> list[int]:
-    """Return for each layer of the target the source's layer that it meets.
+    """Return for each layer of the target the source's layer that it is paired with.
 
     With `monotone` the map of least total distance (largest total similarity) among those that never go back, by
     dynamic

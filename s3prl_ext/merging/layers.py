@@ -1,4 +1,4 @@
-"""Which layer meets which: sets of layers, and the map of target to source layers for models of unequal depth."""
+"""Which layers are paired: sets of layers, and the map of target to source layers for models of unequal depth."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from s3prl_ext.merging.selection_config import LayerMatch, LayerSelection, parse
 
 _Value = TypeVar("_Value")
 
-# As configured: target layer -> source layer, ``linear``, by similarity, or None where equal layers meet.
+# As configured: target layer -> source layer, ``linear``, by similarity, or None where equal layers are paired.
 LayerMap = dict[int, int] | LayerMatch | str | None
 
 
@@ -75,10 +75,10 @@ def chosen_layers(layers: Any, layer_map: LayerMap, depth: int, where: str = "la
 def resolve_layer_map(
     layer_map: LayerMap, depth: int, source_depth: int | None, names: tuple[str, str] = ("the target", "the source")
 ) -> list[int | None]:
-    """Return the source layer that each of the `depth` target layers meets, None where it meets none.
+    """Return the source layer that each of the `depth` target layers is paired with, None for none.
 
-    ``linear`` spreads evenly, first to first and last to last: target i meets round(i * (Ls - 1) / (Lt - 1)), with
-    halves rounded to the even layer.
+    ``linear`` spreads evenly, first to first and last to last: target i is paired with
+    round(i * (Ls - 1) / (Lt - 1)), with halves rounded to the even layer.
 
     Args:
         layer_map: None for equal layers, which needs equal depths.
@@ -90,7 +90,7 @@ def resolve_layer_map(
     """
     if isinstance(layer_map, LayerMatch):
         raise UsageError(
-            f"layer_map: which layers meet by {layer_map.match} is only known when both models are opened."
+            f"layer_map: which layers are paired by {layer_map.match} is only known when both models are opened."
         )
     if layer_map is None or (layer_map == "linear" and source_depth is None):
         return list(range(depth))

@@ -33,7 +33,7 @@ class Source:
         base: parameters of the model that it was trained from, under the target's slots; None where no method asks for
             them.
         facts: what its record says in addition: the base, the alignment.
-        drawn_sha256: of noise that was turned, the hash of the numbers as they were drawn; None otherwise.
+        drawn_sha256: of noise that was rotated, the hash of the numbers as they were drawn; None otherwise.
         moments: second moments of what its layers and the target's read; None where no method asks for them.
         kept: Frobenius norm of each tensor over the one that it had before it was projected into the target's shape.
     """
@@ -55,7 +55,7 @@ class Source:
         return Part(self.weights[slot], weight, base, number, moments=moments)
 
     def layer(self, slot: Slot) -> int:
-        """Return the source's layer that meets the target's `slot`."""
+        """Return the source's layer that is paired with the target's `slot`."""
         layer = self.layers[slot.layer] if self.layers is not None else None
         return slot.layer if layer is None else layer
 
@@ -163,7 +163,7 @@ def check_compatible(
     if not fits or (layer_map is None and depth(target) != depth(source)):
         advice = "choose a source of the target's size"
         if fits:
-            advice += ", or set layer_map (such as linear) to say which layers meet"
+            advice += ", or set layer_map (such as linear) to say which layers are paired"
         else:
             advice += ", or project it with align: {kind: basis, pairs: FILE}"
         raise UsageError(

@@ -310,7 +310,7 @@ MERGE_METHODS: dict[str, MergeMethod] = {
     ),
     "slerp": MergeMethod(
         _slerp,
-        "turned towards those of another model on the arc between them (slerp, λ of the way)",
+        "rotated towards those of another model on the arc between them (slerp, λ of the way)",
         several=False,
         sums_to_one=True,
         learnable=True,

@@ -25,13 +25,13 @@ class InputMoments:
     values: Mapping[int, tuple[Tensor, Tensor]]
     facts: Mapping[str, Any]
 
-    def turned(self, basis: Basis | None) -> InputMoments:
+    def rotated(self, basis: Basis | None) -> InputMoments:
         """Return them with the source's in the target's coordinates: R^T (y y^T) R."""
         if basis is None:
             return self
-        turns = {layer: basis.turns[layer].matrix for layer in self.values}
+        rotations = {layer: basis.rotations[layer].matrix for layer in self.values}
         values = {
-            layer: (ours, turns[layer].T @ theirs.double() @ turns[layer])
+            layer: (ours, rotations[layer].T @ theirs.double() @ rotations[layer])
             for layer, (ours, theirs) in self.values.items()
         }
         return InputMoments(values, self.facts)

@@ -62,12 +62,12 @@ class LayerSelection:
 
 @dataclass(frozen=True)
 class LayerMatch:
-    """``layer_map: {match: swd, pairs: ...}``: which layers meet is found by similarity when the models are opened.
+    """``layer_map: {match: swd, pairs: ...}``: layers are paired by similarity when the models are opened.
 
     Attributes:
         match: a name of :data:`s3prl_ext.merging.similarity.SIMILARITIES`.
         pairs, root, split: as in :class:`LayerSelection`.
-        monotone: a later target layer meets no earlier source layer; otherwise each meets the one that is most similar
+        monotone: a later target layer takes no earlier source layer; otherwise each takes the one that is most similar
             to it.
         settings: how the layers are compared, by mean vectors.
     """

@@ -65,7 +65,7 @@ class ArmWeights:
         self._original = {slot: tensor.clone() for slot, tensor in self._target.items()}
         self._method, self._base, self._aligner, self._moments = method, base, aligner, moments
         self._source: dict[Slot, Tensor] | None = None
-        self._shapes: dict[Slot, torch.Size] = {}  # of noise that is turned as the source is
+        self._shapes: dict[Slot, torch.Size] = {}  # of noise that is rotated as the source is
         if source is not None:
             aligned = {slot: tensor for slot, tensor in align(source, layer_map).items() if slot in self._target}
             check_finite(aligned, aligned, "the source", lambda slot: layer_map[slot.layer] or 0)

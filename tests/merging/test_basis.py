@@ -1,4 +1,4 @@
-"""The hidden space of a source turned onto the target's: what is recovered, brute force, few pairs."""
+"""The hidden space of a source rotated onto the target's: what is recovered, brute force, few pairs."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ def orthogonal(seed):
 
 def test_a_source_in_a_turned_space_comes_back_layer_by_layer():
     x = randn(40, 2, WIDTH) + 3
-    turns = [orthogonal(1), orthogonal(2)]
-    y = torch.stack([x[:, layer] @ turn.T for layer, turn in enumerate(turns)], dim=1)
+    rotations = [orthogonal(1), orthogonal(2)]
+    y = torch.stack([x[:, layer] @ rotation.T for layer, rotation in enumerate(rotations)], dim=1)
     target = {Slot(layer, p): randn(8, WIDTH, seed=layer).float() for layer in (0, 1) for p in PROJECTIONS}
-    source = {slot: (tensor.double() @ turns[slot.layer].T).float() for slot, tensor in target.items()}
+    source = {slot: (tensor.double() @ rotations[slot.layer].T).float() for slot, tensor in target.items()}
     source[Slot(0, "q_proj", "bias")] = randn(8)
     basis = basis_of(x, y, [0, 1], {"seed": 0})
-    turned = basis.apply(source)
+    rotated = basis.apply(source)
     for slot, tensor in target.items():
-        torch.testing.assert_close(turned[slot], tensor, rtol=0, atol=1e-5)
-        assert turned[slot].dtype == torch.float32
-    assert turned[Slot(0, "q_proj", "bias")] is source[Slot(0, "q_proj", "bias")]
+        torch.testing.assert_close(rotated[slot], tensor, rtol=0, atol=1e-5)
+        assert rotated[slot].dtype == torch.float32
+    assert rotated[Slot(0, "q_proj", "bias")] is source[Slot(0, "q_proj", "bias")]
     described = basis.describe()
     assert described["fit"] == pytest.approx([1, 1]) and described["directions"] == [WIDTH] * 2
     assert described["seed"] == 0 and described["layers"] == [0, 1]
@@ -41,18 +41,18 @@ def test_a_source_in_a_turned_space_comes_back_layer_by_layer():
 
 def test_it_is_the_closest_of_all_turns():
     x, y = randn(30, WIDTH, seed=3), randn(30, WIDTH, seed=4)
-    turn = procrustes(x, y)
-    torch.testing.assert_close(turn.matrix @ turn.matrix.T, torch.eye(WIDTH, dtype=torch.float64))
+    rotation = procrustes(x, y)
+    torch.testing.assert_close(rotation.matrix @ rotation.matrix.T, torch.eye(WIDTH, dtype=torch.float64))
 
     def distance(matrix):
         return (y - x @ matrix.T).square().sum().item()
 
-    least = distance(turn.matrix)
+    least = distance(rotation.matrix)
     assert all(distance(orthogonal(seed)) > least for seed in range(100))
     for seed in range(20):  # a little further in any direction
         skew = randn(WIDTH, WIDTH, seed=seed)
-        assert distance(turn.matrix @ torch.linalg.matrix_exp(1e-3 * (skew - skew.T))) > least
-    squares = x.square().sum() + y.square().sum() - 2 * turn.fit * x.norm() * y.norm()
+        assert distance(rotation.matrix @ torch.linalg.matrix_exp(1e-3 * (skew - skew.T))) > least
+    squares = x.square().sum() + y.square().sum() - 2 * rotation.fit * x.norm() * y.norm()
     assert least == pytest.approx(squares.item())
 
 
@@ -61,10 +61,10 @@ def test_what_few_pairs_do_not_determine_stays_where_it_is():
     itself = procrustes(x, x)
     assert itself.rank == 5 and itself.fit == pytest.approx(1)
     torch.testing.assert_close(itself.matrix, torch.eye(WIDTH, dtype=torch.float64))
-    plane = torch.eye(WIDTH, dtype=torch.float64)  # a turn within what five pairs see
+    plane = torch.eye(WIDTH, dtype=torch.float64)  # a rotation within what five pairs see
     inside = torch.linalg.qr(x.T).Q
-    turned = inside @ torch.linalg.qr(randn(5, 5, seed=1)).Q @ inside.T + plane - inside @ inside.T
-    torch.testing.assert_close(procrustes(x, x @ turned.T).matrix, turned)
+    rotated = inside @ torch.linalg.qr(randn(5, 5, seed=1)).Q @ inside.T + plane - inside @ inside.T
+    torch.testing.assert_close(procrustes(x, x @ rotated.T).matrix, rotated)
     zero = procrustes(torch.zeros(3, WIDTH), x[:3])
     assert zero.rank == 0 and zero.fit == 0
     torch.testing.assert_close(zero.matrix, plane)

@@ -11,7 +11,7 @@ import torch
 from s3prl_ext.attention.layouts import PROJECTIONS, Slot
 from s3prl_ext.errors import UsageError
 from s3prl_ext.merging.aligner import Aligner, Paired
-from s3prl_ext.merging.basis import Basis, Turn, basis_of, procrustes
+from s3prl_ext.merging.basis import Basis, Rotation, basis_of, procrustes
 from s3prl_ext.merging.head_projection import place_heads
 
 
@@ -45,8 +45,8 @@ def test_a_target_in_a_wider_or_narrower_space_comes_back_as_far_as_the_space_ho
 
     narrow = orthonormal(6, 10, seed=2)
     small = {slot: tensor @ narrow.T if slot.kind == "weight" else tensor for slot, tensor in target.items()}
-    turn = procrustes(x, x @ narrow.T)
-    torch.testing.assert_close(turn.matrix @ turn.matrix.T, torch.eye(6, dtype=torch.float64))
+    rotation = procrustes(x, x @ narrow.T)
+    torch.testing.assert_close(rotation.matrix @ rotation.matrix.T, torch.eye(6, dtype=torch.float64))
     there = aligner(x, x @ narrow.T, (4, 4)).apply(target, small)
     assert all(kept == pytest.approx(1) for kept in there.kept.values())
     assert there.facts["projection"] | {"orders": 0} == {
@@ -71,8 +71,8 @@ def test_what_a_narrower_target_cannot_hold_is_reported():
 
 
 def test_few_pairs_leave_out_what_they_do_not_determine_where_widths_differ():
-    turn = procrustes(randn(4, 6), randn(4, 15, seed=1))
-    assert turn.rank == 4 and torch.linalg.matrix_rank(turn.matrix) == 4
+    rotation = procrustes(randn(4, 6), randn(4, 15, seed=1))
+    assert rotation.rank == 4 and torch.linalg.matrix_rank(rotation.matrix) == 4
 
 
 @pytest.mark.parametrize(("heads", "sizes"), [((4, 3), (6, 4)), ((2, 6), (8, 4)), ((8, 3), (4, 4))])
@@ -80,7 +80,7 @@ def test_attention_over_the_turned_inputs_is_that_of_the_source(heads, sizes):
     """Wider heads and a wider space hold all of the source, so that its scores and values are the same."""
     target, source = model(0, heads[0], sizes[0], 20), model(1, heads[1], sizes[1], 12)
     inside = orthonormal(12, 20, seed=4)
-    one = Aligner(Paired(Basis({0: Turn(inside, 12, 1.0)})), heads)
+    one = Aligner(Paired(Basis({0: Rotation(inside, 12, 1.0)})), heads)
     placed = one.apply(target, source).weights
     tokens = randn(7, 12, seed=5)
 
@@ -99,16 +99,18 @@ def test_attention_over_the_turned_inputs_is_that_of_the_source(heads, sizes):
 def test_heads_are_turned_by_the_closest_of_all_turns():
     target, source = model(2, 3, 5, 9), model(3, 3, 4, 9)
     placement = place_heads(target, source, (3, 3), PROJECTIONS, pair=False)[0]
-    assert torch.equal(placement.turns["q_proj"], placement.turns["k_proj"])
+    assert torch.equal(placement.rotations["q_proj"], placement.rotations["k_proj"])
 
-    def distance(turn, head, projections):
+    def distance(rotation, head, projections):
         ours, theirs = slice(5 * head, 5 * head + 5), slice(4 * head, 4 * head + 4)
-        return sum((target[Slot(0, p)][ours] - turn @ source[Slot(0, p)][theirs]).square().sum() for p in projections)
+        return sum(
+            (target[Slot(0, p)][ours] - rotation @ source[Slot(0, p)][theirs]).square().sum() for p in projections
+        )
 
     for head, group in itertools.product(range(3), (("q_proj", "k_proj"), ("v_proj",))):
-        turn = placement.turns[group[0]][head]
-        torch.testing.assert_close(turn.T @ turn, torch.eye(4, dtype=torch.float64))
-        least = distance(turn, head, group)
+        rotation = placement.rotations[group[0]][head]
+        torch.testing.assert_close(rotation.T @ rotation, torch.eye(4, dtype=torch.float64))
+        least = distance(rotation, head, group)
         assert all(distance(orthonormal(5, 4, seed=seed), head, group) > least for seed in range(200))
 
 
@@ -159,8 +161,8 @@ def test_heads_in_order_are_spread_over_the_source_s():
 
 def test_a_base_moves_as_its_source_and_other_projections_are_left_out():
     target, source, base = model(0, 4, 3, 8), model(1, 3, 2, 10), model(2, 3, 2, 10)
-    turn = procrustes(randn(30, 8), randn(30, 10, seed=1))
-    one = Aligner(Paired(Basis({0: turn})), (4, 3), True, ["q_proj", "v_proj"])
+    rotation = procrustes(randn(30, 8), randn(30, 10, seed=1))
+    one = Aligner(Paired(Basis({0: rotation})), (4, 3), True, ["q_proj", "v_proj"])
     with_base = one.apply(target, source, base)
     assert with_base.base is not None
     assert (

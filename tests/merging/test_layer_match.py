@@ -1,4 +1,4 @@
-"""Which layer of the source meets which of the target, by similarity: against brute force, and what is recovered."""
+"""Which layers of source and target are paired, by similarity: against brute force, and what is recovered."""
 
 from __future__ import annotations
 
@@ -70,5 +70,5 @@ def test_bad_settings_are_one_sentence(value, message):
 
 
 def test_a_match_is_resolved_when_the_models_are_open():
-    with pytest.raises(UsageError, match="which layers meet by swd is only known when both models are opened"):
+    with pytest.raises(UsageError, match="which layers are paired by swd is only known when both models are opened"):
         resolve_layer_map(parse_layer_map({"match": "swd", "pairs": "pairs.tsv"}), 4, 4)

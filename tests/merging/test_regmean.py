@@ -1,4 +1,4 @@
-"""RegMean on tensors: the minimum of its loss, identities, and moments in turned coordinates."""
+"""RegMean on tensors: the minimum of its loss, identities, and moments in rotated coordinates."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from s3prl_ext.errors import UsageError
-from s3prl_ext.merging.basis import Basis, Turn
+from s3prl_ext.merging.basis import Basis, Rotation
 from s3prl_ext.merging.methods import Part, parse_method
 from s3prl_ext.merging.regmean import InputMoments, regression_mean
 from tests.merging.test_head_projection import orthonormal, randn
@@ -47,13 +47,13 @@ def test_equal_inputs_no_covariance_or_one_model_are_the_interpolation():
 
 
 def test_moments_follow_the_basis_of_the_source():
-    turn = orthonormal(8, 6, seed=1)  # a source of 8 coordinates
+    rotation = orthonormal(8, 6, seed=1)  # a source of 8 coordinates
     inputs = randn(40, 8, seed=2)
     theirs = inputs.T @ inputs / 40
-    turned = InputMoments({0: (moment(3), theirs)}, {}).turned(Basis({0: Turn(turn, 6, 1.0)}))
-    seen = inputs @ turn
-    torch.testing.assert_close(turned.values[0][1], seen.T @ seen / 40)
-    assert InputMoments({0: (theirs, theirs)}, {}).turned(None).values[0][1] is theirs
+    rotated = InputMoments({0: (moment(3), theirs)}, {}).rotated(Basis({0: Rotation(rotation, 6, 1.0)}))
+    seen = inputs @ rotation
+    torch.testing.assert_close(rotated.values[0][1], seen.T @ seen / 40)
+    assert InputMoments({0: (theirs, theirs)}, {}).rotated(None).values[0][1] is theirs
 
 
 def test_the_section_and_a_bias():

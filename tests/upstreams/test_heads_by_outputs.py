@@ -15,7 +15,7 @@ from s3prl_ext.attention.weights import extract
 from s3prl_ext.errors import UsageError
 from s3prl_ext.merging.aligner import Aligner, Paired
 from s3prl_ext.merging.alignment import permute_heads
-from s3prl_ext.merging.basis import Basis, Turn
+from s3prl_ext.merging.basis import Basis, Rotation
 from s3prl_ext.sweeps.grid import Arm
 from s3prl_ext.sweeps.weights import ArmWeights
 from s3prl_ext.upstreams.layer_similarity.decoder_encoder import DecoderEncoder
@@ -99,10 +99,10 @@ def test_heads_that_share_keys_and_values_are_refused(tmp_path, table):
     grouped = read_attention(folder)
     with pytest.raises(UsageError, match=shared):
         HeadEncoder(inputs, attention, grouped, HEADS, table.parent / "5.wav")
-    turn = Turn(torch.eye(32, 40, dtype=torch.float64), 32, 1.0)
+    rotation = Rotation(torch.eye(32, 40, dtype=torch.float64), 32, 1.0)
     wide = {slot: torch.zeros(40, 40) if slot.kind == "weight" else torch.zeros(40) for slot in weights}
     with pytest.raises(UsageError, match=shared):
-        Aligner(Paired(Basis({0: turn, 1: turn})), (HEADS, HEADS)).apply(wide, grouped)
+        Aligner(Paired(Basis({0: rotation, 1: rotation})), (HEADS, HEADS)).apply(wide, grouped)
 
 
 @pytest.mark.parametrize("kind", ["wavlm", "wavlm_local", "moonshine"])
@@ -116,7 +116,7 @@ def test_attention_with_positions_of_its_own_is_refused(kind, tmp_path, table):
 
 
 def with_heads_moved(folder, path, orders):
-    """Write a HuBERT that is the same function, with the heads of each layer in another order and turned inside."""
+    """Write a HuBERT that is the same function, with the heads of each layer in another order and rotated inside."""
     path.mkdir()
     for file in folder.iterdir():
         if file.name != "model.safetensors":
@@ -124,17 +124,17 @@ def with_heads_moved(folder, path, orders):
     state = load_file(folder / "model.safetensors")
     width = 32 // HEADS
     for layer, order in enumerate(orders):
-        turns = [
+        rotations = [
             torch.linalg.qr(torch.randn(width, width, generator=torch.Generator().manual_seed(n))).Q
             for n in range(HEADS)
         ]
-        turn = torch.block_diag(*turns)
+        rotation = torch.block_diag(*rotations)
         name = f"encoder.layers.{layer}.attention."
         for key in [key for key in state if name in key]:
             if "out_proj.weight" in key:
-                state[key] = permute_heads((state[key] @ turn.T).T, order).T.contiguous()
+                state[key] = permute_heads((state[key] @ rotation.T).T, order).T.contiguous()
             elif "out_proj" not in key:
-                state[key] = permute_heads(turn @ state[key], order).contiguous()
+                state[key] = permute_heads(rotation @ state[key], order).contiguous()
     save_file(state, path / "model.safetensors", {"format": "pt"})
     return path
 

@@ -1,4 +1,4 @@
-"""A hidden space turned onto the target's through `merged_attention`, a sweep's arms and ``s3prl-ext merge``."""
+"""A hidden space rotated onto the target's through `merged_attention`, a sweep's arms and ``s3prl-ext merge``."""
 
 from __future__ import annotations
 
@@ -173,11 +173,11 @@ def test_source_noise_and_base_are_turned_and_lambda_zero_is_the_target(build, f
     target, source, base = (read_attention(folders[name]) for name in ("target", "source", "base"))
     one = found(folders, table)
     upstream = build()
-    after, turned = extract(upstream.state_dict()), one.apply(source)
+    after, rotated = extract(upstream.state_dict()), one.apply(source)
     for slot, tensor in after.items():
-        expected = torch.lerp(target[slot], turned[slot], 0.25) if slot in WEIGHTS else target[slot]
+        expected = torch.lerp(target[slot], rotated[slot], 0.25) if slot in WEIGHTS else target[slot]
         assert torch.equal(tensor, expected)
-    assert not torch.allclose(turned[WEIGHTS[0]], source[WEIGHTS[0]], atol=0.05)
+    assert not torch.allclose(rotated[WEIGHTS[0]], source[WEIGHTS[0]], atol=0.05)
     record = upstream.merge_record["sources"][0]["basis"]
     assert record["pairs"]["used"] == 40 and record == json.loads(json.dumps(one.describe()))
 
@@ -193,12 +193,12 @@ def test_source_noise_and_base_are_turned_and_lambda_zero_is_the_target(build, f
     assert records[0]["noise"] == records[1]["noise"]  # what was drawn, whatever the last bits of the basis
 
     both = extract(build(align=["heads", basis(table)]).state_dict())
-    ordered, _ = align_heads(target, turned, 4, PROJECTIONS)
+    ordered, _ = align_heads(target, rotated, 4, PROJECTIONS)
     assert all(torch.equal(both[slot], torch.lerp(target[slot], ordered[slot], 0.25)) for slot in WEIGHTS)
 
     vectors = extract(build(method="task_arithmetic", base={"model": folders["base"]}).state_dict())
     for slot in WEIGHTS:
-        change = turned[slot] - one.apply(base)[slot]
+        change = rotated[slot] - one.apply(base)[slot]
         torch.testing.assert_close(vectors[slot], target[slot] + 0.25 * change, rtol=1e-5, atol=1e-6)
 
 
@@ -234,12 +234,12 @@ def test_a_written_model_equals_the_upstream_and_nothing_is_drawn(build, tmp_pat
 
 
 def test_records_tell_bases_apart_and_what_does_not_fit_is_one_sentence(build, folders, table, tmp_path):
-    plain, turned = build(align=None).merge_record, build().merge_record
+    plain, rotated = build(align=None).merge_record, build().merge_record
     half = build(align=basis(table, share=0.5)).merge_record
     for stored, current, message in (
-        (plain, turned, "without align basis of the source, but now it is with align basis"),
+        (plain, rotated, "without align basis of the source, but now it is with align basis"),
         (
-            turned,
+            rotated,
             half,
             "another basis of the source: 40 pairs, but now 20 or other ones: give the same align and pairs",
         ),
@@ -353,8 +353,8 @@ def test_regmean_weighs_both_models_by_what_they_read(source, build, folders, ta
     if source == "wide":
         one = found(folders, table, "wide")
         own = Aligner(Paired(one), (4, 3)).apply(target, own).weights
-        turn = one.turns[1].matrix
-        theirs = turn.T @ theirs @ turn
+        rotation = one.rotations[1].matrix
+        theirs = rotation.T @ theirs @ rotation
     grams = [0.9 * gram + 0.1 * torch.diag(torch.diagonal(gram)) for gram in (ours, theirs)]
     for slot in WEIGHTS[3:]:
         left = 0.75 * target[slot].double() @ grams[0] + 0.25 * own[slot].double() @ grams[1]

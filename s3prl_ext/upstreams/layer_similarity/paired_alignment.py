@@ -135,7 +135,7 @@ def _moments(models: _Models, settings: MethodConfig) -> InputMoments:
     """Return the second moments of what target and source read, the mean over the frames of a clip and over pairs."""
     with models.opened(INPUTS) as target:
         source = models.side(INPUTS)
-        layers = meeting_layers(target, source, models.source.layer_map, any_width=models.source.turns)
+        layers = meeting_layers(target, source, models.source.layer_map, any_width=models.source.rotates)
         drawn, of = _draw(settings, target, source)
         items, hashes, pairs_key = hashed_inputs(target, source, drawn)
         ours, theirs = (
@@ -175,7 +175,10 @@ def _basis(models: _Models, settings: BasisAlignment) -> Basis:
                            len(drawn), len(drawn), narrow, rest)  # fmt: skip
         x, y, pairs_key = paired_vectors(target, source, drawn)
     basis = basis_of(x, y, layers, _facts(settings, of, drawn, pairs_key) | {"special_tokens": settings.special_tokens})
-    rows = [("layer", "fit", "directions"), *((str(n), f"{t.fit:.4f}", f"{t.rank}") for n, t in basis.turns.items())]
+    rows = [
+        ("layer", "fit", "directions"),
+        *((str(n), f"{t.fit:.4f}", f"{t.rank}") for n, t in basis.rotations.items()),
+    ]
     logger.info("basis of %s in that of %s:\n%s", *reversed(models.names), "\n".join(columns(rows, right=True)))
     return basis
 

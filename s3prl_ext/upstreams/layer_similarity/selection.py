@@ -132,14 +132,14 @@ def match_layers(
                 )
             found = record["layer_map"]
             source = dataclasses.replace(source, layer_map=dict(enumerate(found)))
-            logger.info("Layers of %s that meet layers 0 to %d by %s: %s", name, len(found) - 1, match.match, found)
+            logger.info("Layers of %s paired with layers 0 to %d by %s: %s", name, len(found) - 1, match.match, found)
         sources.append(source)
         records.append(record)
     return dataclasses.replace(config, sources=tuple(sources)), records
 
 
 def _matched(match: LayerMatch, target: Side, source: Side) -> dict[str, Any]:
-    """Return which layers meet, and the similarities behind it."""
+    """Return which layers are paired, and the similarities behind it."""
     meeting_layers(target, source, "linear")  # equal width
     drawn, of = drawn_pairs(match.pairs, match.root, match.split, target, source, match.settings)
     matrix, pairs_key = compare_all(target, source, drawn, match.match, match.settings)

@@ -71,7 +71,7 @@ def build_upstream(config: MergeConfig, refresh: bool = False) -> torch.nn.Modul
     describe_choices(record, selections, matches)
     upstream.merge_record = record  # type: ignore[assignment]  # a plain attribute, not a submodule
     for path, source in zip(paths, config.sources, strict=True):
-        if path and source.noise is None and not source.turns:
+        if path and source.noise is None and not source.rotates:
             _warn_heads(upstream, path)
     return upstream
 
@@ -79,7 +79,7 @@ def build_upstream(config: MergeConfig, refresh: bool = False) -> torch.nn.Modul
 def describe_choices(
     record: MergeRecord, selections: Sequence[dict[str, Any] | None], matches: Sequence[dict[str, Any] | None]
 ) -> None:
-    """Add to a record how the layers of each source were chosen, and how it was found which ones meet."""
+    """Add to a record how the layers of each source were chosen, and how it was found which ones are paired."""
     for described, selection, match in zip(record["sources"], selections, matches, strict=True):
         described["layer_selection"] = selection
         if match is not None:

@@ -26,7 +26,7 @@ def describe_model(name: str, weights: AttentionWeights) -> MergeRecord:
 def describe_source(
     noise: NoiseConfig | None, weights: AttentionWeights | None, source: Source, layer_map: list[int | None]
 ) -> MergeRecord:
-    """Return a source as plain values: the model, lambda, which layers meet, and the noise in its place.
+    """Return a source as plain values: the model, lambda, which layers are paired, and the noise in its place.
 
     Args:
         noise: as configured; None where the source itself is merged.

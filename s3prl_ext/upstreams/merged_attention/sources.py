@@ -135,7 +135,7 @@ def _read_base(
             "name the model that the source was trained from."
         )
     names = f"target {target_name(config.target)}", f"base {_model_name(model)}"
-    if source.turns and weights is not None:  # it is moved as the source is
+    if source.rotates and weights is not None:  # it is moved as the source is
         check_compatible(weights, base, (f"source {source_name(source)}", names[1]), config.biases)
     else:
         check_compatible(target, base, names, config.biases, layer_map if source.layer_map is not None else None)
@@ -185,18 +185,18 @@ def heads_of(source: SourceConfig, target: TargetConfig, built: int | None) -> t
     if source.is_read:
         found["source"] = head_count(find_source(source), source.prefix)
     if pair is not None:
-        _check_heads(found, pair.heads, source.turns)
+        _check_heads(found, pair.heads, source.rotates)
     given = pair.heads if pair is not None else None
     ours = found["target"] or given
     return ours, found.get("source", ours) or given
 
 
-def _check_heads(found: Mapping[str, int | None], given: int | None, turns: bool) -> None:
+def _check_heads(found: Mapping[str, int | None], given: int | None, rotates: bool) -> None:
     """Refuse numbers of heads that are not known, or differ; with a basis they may."""
     said = {f"the {role} has {count}": count for role, count in found.items() if count}
     if given:
         said[f"align.heads is {given}"] = given
-    if len(set(said.values())) > 1 and (given or not turns):
+    if len(set(said.values())) > 1 and (given or not rotates):
         raise UsageError(
             f"align: {' and '.join(said)}: heads are paired one to one, so leave align out, or correct it."
         )
@@ -219,7 +219,7 @@ def _prepare(
     """Return a source under the target's slots, or noise for `slots` in its place."""
     name = source_name(config)
     if config.noise is not None:
-        own = align(weights, layer_map) if weights is not None and config.turns else target
+        own = align(weights, layer_map) if weights is not None and config.rotates else target
         shapes = {slot: own[slot].shape for slot in slots}
         noise = sample(shapes, noise_moments(config.noise, target, weights, layer_map), config.noise, index)
         return Source(noise, lambdas, name, None if weights is None else layer_map)
@@ -261,7 +261,7 @@ def resolve_sources(
         maps.append(attempt(resolve_layer_map, source.layer_map, depth(target), source_depth, names))
         if weights is not None and maps[-1] is not None:
             known = maps[-1] if source.layer_map is not None else None
-            attempt(check_compatible, target, weights, names, config.biases, known, source.turns)
+            attempt(check_compatible, target, weights, names, config.biases, known, source.rotates)
     lambdas = attempt(resolve_lambdas, config, depth(target))
     if problems:
         raise UsageError("\n".join(problems))
