@@ -186,8 +186,9 @@ def _wrap_expert(module: ModuleType) -> None:
         try:
             initialise(self, *args, **kwargs)
             _try_search(self)
-        except (AssertionError, ValueError, KeyError, NameError, TypeError) as error:
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200].rstrip(".")
+        except (AssertionError, DataError, ValueError, KeyError, NameError, TypeError) as error:
+            cause = error.__cause__ or error
+            reason = " ".join(f"{type(cause).__name__}: {cause}".split())[:200].rstrip(".")
             raise UsageError(
                 f"the search cannot run with this section downstream_expert ({reason}): correct dtwrc or "
                 "feature_normalization, see -c qbe/superb."
@@ -195,7 +196,13 @@ def _wrap_expert(module: ModuleType) -> None:
 
     def search(self: Any, mode: str, records: Any) -> None:
         module.ProcessPoolExecutor = _AtOnce if self.max_workers == 1 else Pool
-        log_records(self, mode, records)
+        try:
+            log_records(self, mode, records)
+        except ValueError as error:
+            raise DataError(
+                f"the search failed ({error}): a distance may not be a number, as with dist_method cosine_neg_log "
+                "and features that are not posteriors."
+            ) from error
 
     @functools.wraps(log_records)
     def search_and_score(self: Any, mode: str, records: Any, logger: Any, global_step: int = 0, **kwargs: Any) -> None:
@@ -203,13 +210,7 @@ def _wrap_expert(module: ModuleType) -> None:
             len(records["features"]) > self.test_dataset.n_queries
         ):  # else the split was scored in part, without a document
             warn_of_short(records["features"][: self.test_dataset.n_queries], mode)
-            try:
-                search(self, mode, records)
-            except ValueError as error:
-                raise DataError(
-                    f"the search failed ({error}): a distance may not be a number, as with dist_method cosine_neg_log "
-                    "and features that are not posteriors."
-                ) from error
+            self.search(mode, records)
             truth = documents_of(truth_file(Path(self.datarc["dataset_root"]), PARTS[mode]))
             records["twv_scores"], records["twv_targets"] = scored(Path(self.expdir) / OUTPUT, truth)
         found = maximum_twv(records["twv_scores"], records["twv_targets"]) if records["twv_scores"] else float("nan")

@@ -56,7 +56,9 @@ class SearchDecoder(Decoder):
         return cuts.equal(len(samples), self.longest)
 
     def decode(self, features: Sequence[Tensor], samples: Sequence[int]) -> list[Tensor]:
-        return [one.cpu() for one in features]
+        silence = self.head.silence_frame  # the search drops these frames, so they are not part of its length
+        kept = (one if silence is None else one[one.argmax(1) != silence] for one in features)
+        return [one.cpu() for one in kept]
 
     def join(self, recording: Recording, windows: Sequence[Window], pieces: Sequence[Tensor]) -> SearchResult:
         notes = recording.notes

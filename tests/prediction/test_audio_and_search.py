@@ -115,6 +115,38 @@ def test_search_that_cannot_work(task, searched, mini_superb, tmp_path):
         main([str(searched), *map(str, documents), "--queries", str(tmp_path / "empty")])
 
 
+def with_settings(searched: Path, **settings: object) -> Path:
+    """Write other settings into the result of an evaluation."""
+    result = json.loads((searched / "result-dev.json").read_text())
+    expert = result["config"]["downstream_expert"]
+    expert["dtwrc"] |= {key: value for key, value in settings.items() if key in expert["dtwrc"]}
+    expert |= {key: value for key, value in settings.items() if key in expert}
+    (searched / "result-dev.json").write_text(json.dumps(result))
+    return searched
+
+
+@pytest.mark.parametrize("task", ["qbe"])
+def test_distances_that_are_not_numbers_are_said(task, searched, mini_superb):
+    root = mini_superb / LAYOUTS[task].folder
+    documents, query = sorted((root / "Audio").glob("*.wav"))[:2], min((root / "dev_queries").glob("*.wav"))
+    run = with_settings(searched, dist_method="cosine_neg_log", feature_normalization=False)
+    with pytest.raises(DataError, match="the search failed .*a distance may not be a number"):
+        main([str(run), *map(str, documents), "--queries", str(query)])
+
+
+@pytest.mark.parametrize("task", ["qbe"])
+def test_a_query_is_short_without_its_silent_frames(task, searched, mini_superb):
+    root = mini_superb / LAYOUTS[task].folder
+    query = min((root / "dev_queries").glob("*.wav"))
+    found = load(searched, options=Options(queries=[query]))
+    frames = next(iter(found._each(iter([query]), 1))).features
+    most = int(frames.argmax(1).mode().values)
+    found.decoder.head.silence_frame = most
+    left = int((frames.argmax(1) != most).sum())
+    kept = next(iter(found._each(iter([query]), 1))).features
+    assert len(kept) == left < len(frames), "what the search drops does not count as length"
+
+
 @pytest.mark.parametrize("task", ["qbe"])
 def test_evaluations_that_do_not_stand_for_one_model(task, searched, tmp_path):
     options = Options(queries=["a.wav"])
