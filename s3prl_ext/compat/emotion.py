@@ -43,9 +43,8 @@ def _check_and_split(module: ModuleType) -> None:
     @functools.wraps(initialise)
     def initialise_checked(self: Any, *args: Any, **kwargs: Any) -> None:
         datarc = kwargs["downstream_expert"]["datarc"]
-        fold = datarc["test_fold"] = fold_of(
-            datarc, kwargs.get("downstream_variant")
-        )  # results and reports read it there
+        fold = fold_of(datarc, kwargs.get("downstream_variant"))
+        datarc["test_fold"] = fold  # results and reports read it there
         check_fold(Path(datarc["root"]), Path(datarc["meta_data"]), fold)
         before = randomness.get_state()
 

@@ -143,9 +143,8 @@ def _wrap_datasets(module: ModuleType) -> None:
         initialise(self, vad_config, file_path, meta_data)
         self.dataset.sort()  # s3prl takes them out of a set
 
-    module.apply_effects_file = (
-        sox.apply_effects_file
-    )  # the same silence is cut from all clips, whatever torchaudio has
+    # the same silence is cut from all clips, whatever torchaudio has
+    module.apply_effects_file = sox.apply_effects_file
     module.SpeakerVerifi_train.__init__ = train
     module.SpeakerVerifi_test.__init__ = test
 
