@@ -123,7 +123,7 @@ class ClipStore:
         if not self._writes:
             return
         if self.room == 0:
-            self._stop_writing(REPEATED, "are not kept")
+            self._stop_writing(REPEATED, "are not written")
             return
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

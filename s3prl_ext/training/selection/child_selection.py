@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
 import torch.distributed as dist
 from torch import nn
 
@@ -28,11 +27,11 @@ from s3prl_ext.training.selection.fisher_batches import ORDER
 from s3prl_ext.training.selection.fisher_pass import FisherPass
 from s3prl_ext.training.selection.lottery_pass import LotteryPass
 from s3prl_ext.training.selection.pass_facts import ENVIRONMENT
+from s3prl_ext.training.selection.shared_scores import Scores
 from s3prl_ext.training.tuning_config import TuningConfig
 
 logger = logging.getLogger(__name__)
 
-Scores = Mapping[str, torch.Tensor]
 Share = Callable[[Callable[[], Scores]], Scores]
 
 

@@ -48,7 +48,10 @@ def scores_of_task(folder: Path, run: Section, upstream_sha256: str) -> Scores:
     task = ("downstream", "downstream_variant")
     found = []
     for path in sorted(folder.glob(f"*{SUFFIX}")):
-        facts, scores = _read(path)
+        try:
+            facts, scores = _read(path)
+        except DataError as error:
+            raise DataError(f"{error}: remove it and run its task again.") from error
         wanted = (
             (facts.get("pass") or {}).get("mask") == "fisher"
             and all((facts.get("run") or {}).get(key) == run.get(key) for key in task)
@@ -74,7 +77,7 @@ def _read(path: Path) -> tuple[Section, Scores]:
     """Return what scores depend on, and the scores; both empty where the file is something else.
 
     Raises:
-        DataError: its content is damaged.
+        DataError: its content is damaged; the caller adds what to do.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -83,9 +86,9 @@ def _read(path: Path) -> tuple[Section, Scores]:
                 return {}, {}
             scores = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
     except (OSError, SafetensorError) as error:
-        raise DataError(f"{path} is not readable ({error}): remove it and run its task again.") from error
+        raise DataError(f"{path} is not readable ({error})") from error
     if metadata.get("content_sha256") != content_sha256(scores, metadata):
-        raise DataError(f"{path} is damaged: remove it and run its task again.")
+        raise DataError(f"{path} is damaged")
     facts: Section = parse_json(metadata["facts"])
     return facts, scores
 
@@ -133,17 +136,14 @@ class SharedScores:
         if not self.path.is_file():
             return None
         try:
-            with safe_open(self.path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                scores = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-        except (OSError, SafetensorError) as error:
-            logger.warning("%s is not readable (%s): the Fisher scores are computed again", self.path, error)
+            facts, scores = _read(self.path)
+        except DataError as error:
+            logger.warning("%s: the Fisher scores are computed again", error)
             return None
-        sound = metadata.get("format") == FORMAT and metadata.get("facts") == self.facts
         fits = {name: tuple(score.shape) for name, score in scores.items()} == {
             name: tuple(parameter.shape) for name, parameter in parameters.items()
         }
-        if not sound or not fits or metadata.get("content_sha256") != content_sha256(scores, metadata):
+        if facts != parse_json(self.facts) or not fits:
             logger.warning("%s is damaged: the Fisher scores are computed again", self.path)
             return None
         logger.info("taking the Fisher scores from %s", self.path)
