@@ -29,7 +29,8 @@ from s3prl_ext.upstreams.layer_similarity.block_outputs import (
     find_attention_modules,
     find_blocks,
 )
-from s3prl_ext.upstreams.layer_similarity.paired_alignment import find_paired
+from s3prl_ext.upstreams.layer_similarity.comparison import Side
+from s3prl_ext.upstreams.layer_similarity.paired_alignment import _moments_of, find_paired
 from s3prl_ext.upstreams.layer_similarity.speech_encoder import SpeechEncoder
 from s3prl_ext.upstreams.layer_similarity.text_encoder import TextEncoder
 from s3prl_ext.upstreams.merged_attention.hubconf import merged_attention
@@ -341,6 +342,23 @@ def moments_by_hand(folders, table, source="source"):
     theirs = TextEncoder(folders[source], "source", point="inputs")
     states = [ours.states([table.parent / path])[0][1] for path, _ in rows], [theirs.states([t])[0][1] for _, t in rows]
     return [torch.stack([x.double().T @ x.double() / len(x) for x in side]).mean(0) for side in states]
+
+
+def test_moments_keep_the_precision_that_an_inverse_needs():
+    """With fewer tokens than coordinates the inverse must see which directions no token has."""
+    states = [torch.randn(1, 2 + n, 8, generator=torch.Generator().manual_seed(n)) for n in range(2)]
+
+    class Given:
+        name, batch_size = "given", 1
+
+        def states(self, items):
+            return [states[item] for item in items]
+
+    side = Side("given", "text", 1, 8, "", "few tokens", Given)
+    found = _moments_of(side, [0, 1], ["a", "b"])[0]
+    exact = [x[0].double().T @ x[0].double() / x.shape[1] for x in states]
+    torch.testing.assert_close(found, (exact[0] + exact[1]) / 2, rtol=1e-14, atol=1e-14)
+    assert torch.linalg.matrix_rank(found, hermitian=True) == 5
 
 
 @pytest.mark.parametrize("source", ["source", "wide"])

@@ -146,7 +146,11 @@ def _moments(models: _Models, settings: MethodConfig) -> InputMoments:
 
 
 def _moments_of(side: Side, items: Sequence[Any], hashes: Sequence[str]) -> Tensor:
-    """Return the second moments of what each layer of a model reads, [layers, width, width]; kept on disk."""
+    """Return the second moments of what each layer of a model reads, [layers, width, width].
+
+    In float64, also on disk: rounded to float32, directions that no token has would get moments that an inverse blows
+    up.
+    """
 
     def compute(indices: Sequence[int]) -> Tensor:
         encoder, total = side.load(), torch.zeros(side.layers, side.width, side.width, dtype=torch.float64)
@@ -157,9 +161,10 @@ def _moments_of(side: Side, items: Sequence[Any], hashes: Sequence[str]) -> Tens
                 check_finite(states, encoder.name, item)
                 states = states.double().cpu()
                 total += states.transpose(1, 2) @ states / states.shape[1]
-        return (total / len(items))[None].float()
+        return (total / len(items))[None]
 
-    return in_parts(compute, [hash_of(CACHE_FORMAT, "moments", side.key, *hashes)], 1, f"inputs of {side.name}")[0]
+    key = hash_of(CACHE_FORMAT, "moments in float64", side.key, *hashes)
+    return in_parts(compute, [key], 1, f"inputs of {side.name}")[0]
 
 
 def _basis(models: _Models, settings: BasisAlignment) -> Basis:
