@@ -48,7 +48,7 @@ def regression_mean(
 
     With G_j = E[x_j x_j^T], whose entries off the diagonal are multiplied by `shrink`, and w the weights of the sources
     and 1 - their sum of the target, W = (sum of w_j W_j G_j) (sum of w_j G_j)^-1. Where all G_j are equal this is the
-    interpolation.
+    interpolation, and so it is along directions that no x_j has.
 
     Args:
         target: [out, in].
@@ -63,13 +63,14 @@ def regression_mean(
     if len(sources) == 1 and rest == 0.0:
         return sources[0].to(target.device, target.dtype, copy=True)
     grams = [(rest, target, moments[0][0]), *zip(weights, sources, (own for _, own in moments), strict=True)]
-    left = torch.zeros(target.shape, dtype=torch.float64)
+    left, linear = torch.zeros(target.shape, dtype=torch.float64), torch.zeros(target.shape, dtype=torch.float64)
     total = torch.zeros(target.shape[1], target.shape[1], dtype=torch.float64)
     for weight, matrix, moment in grams:
         gram = weight * _shrunk(moment.cpu().double(), shrink)
         left += matrix.cpu().double() @ gram
+        linear += weight * matrix.cpu().double()
         total += gram
-    merged = left @ torch.linalg.pinv(total, hermitian=True)
+    merged = linear + (left - linear @ total) @ torch.linalg.pinv(total, hermitian=True)
     return merged.to(target.device, dtype_of_sum(target, *sources)).to(target.dtype)
 
 

@@ -42,8 +42,18 @@ def test_equal_inputs_no_covariance_or_one_model_are_the_interpolation():
     entry = regression_mean(target, [source], [0.3], [(one, other)], 0.0)  # column by column
     weights = 0.3 * torch.diagonal(other) / (0.7 * torch.diagonal(one) + 0.3 * torch.diagonal(other))
     torch.testing.assert_close(entry, target + weights * (source - target))
-    singular = regression_mean(target, [source], [0.3], [(moment(4, samples=3), moment(5, samples=2))], 1.0)
-    assert singular.isfinite().all()
+
+
+def test_directions_that_no_token_has_are_interpolated():
+    target, source = randn(4, 6), randn(4, 6, seed=1)
+    grams = moment(4, samples=2), moment(5, samples=2)
+    merged = regression_mean(target, [source], [0.3], [grams], 1.0)
+    values, vectors = torch.linalg.eigh(0.7 * grams[0] + 0.3 * grams[1])
+    unseen = vectors[:, values < 1e-10]
+    assert unseen.shape[1] == 2
+    torch.testing.assert_close(merged @ unseen, torch.lerp(target, source, 0.3) @ unseen)
+    left = 0.7 * target @ grams[0] + 0.3 * source @ grams[1]
+    torch.testing.assert_close(merged @ (0.7 * grams[0] + 0.3 * grams[1]), left)  # the minimum all the same
 
 
 def test_moments_follow_the_basis_of_the_source():
