@@ -14,7 +14,7 @@ SHIPPED = ("upstream_configs", "downstream_configs", "recipes")
 
 
 class BuildWithHook(build_py):
-    """Put the start-up hook beside the package, and the repository's configuration folders into it.
+    """Put the start-up hook next to the package, and the repository's configuration folders into it.
 
     An editable install takes only the hook: it reads the folders where they are.
     """

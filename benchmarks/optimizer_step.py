@@ -2,7 +2,7 @@
 
 ``python -m benchmarks.optimizer_step``: 85,054,464 weights in the tensors of 12 encoder layers with dense gradients.
 Ours gathers the chosen gradients, does ChildnetAdamW's step on the flat vector and scatters the result. The baseline is
-the released optimizer: every tensor's gradient times its mask, then AdamW over all entries. Beside them torch's own
+the released optimizer: every tensor's gradient times its mask, then AdamW over all entries. Next to them torch's own
 fused AdamW over all entries. Entries drawn from all weights alike are the worst case, because they lie in almost every
 line of the processor's cache; the last row spreads them over the layers as Fisher masks are spread on keyword spotting.
 """
