@@ -122,8 +122,9 @@ def _check_same(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path)
         for key in ("settings", "flags", "checkpoint", "choose", "race", "scheduler")
         if before[key] != now[key]
     ]
-    if before["seeds"][0] != now["seeds"][0]:
-        said.append(f"seed {before['seeds'][0]} for the search")
+    searched, search = (one.get("search_seeds") or one["seeds"][:1] for one in (before, now))
+    if searched != search:
+        said.append(f"{'seeds' if len(searched) > 1 else 'seed'} {', '.join(map(str, searched))} for the search")
     if before["adjust"] != now["adjust"]:
         said.append("other entries of adjust")
     if list(before["axes"]) != list(now["axes"]):

@@ -78,7 +78,7 @@ class Study:
     Attributes:
         axes: points by axis, in the order of the file: ``task``, ``upstream``, ``method``, then those of section
             ``axes``.
-        seeds: the first one searches, where something is chosen.
+        seeds: of the runs that are scored on test.
         choose: axes along which the best point of each cell is chosen on dev.
         scheduler: of a race: ``halving`` waits at each rung for all runs, ``asha`` for none (see studies.asha).
         race: when the runs of a cell are compared on the way, and how many go on; None trains all of them to the end.
@@ -93,6 +93,8 @@ class Study:
         resources: of one job.
         retries: how often a job whose process was lost is started again.
         share_fisher: runs of one upstream, task and seed share their Fisher scores, in ``fisher/`` of the study.
+        own_search_seeds: of the runs that choose, where they are others; the mean over them counts. Else the first of
+            ``seeds`` chooses.
     """
 
     axes: Mapping[str, tuple[AxisPoint, ...]]
@@ -110,6 +112,17 @@ class Study:
     resources: Resources = Resources()
     retries: int = 2
     share_fisher: bool = True
+    own_search_seeds: tuple[int, ...] = ()
+
+    @property
+    def search_seeds(self) -> tuple[int, ...]:
+        """The seeds of the runs that choose."""
+        return self.own_search_seeds or self.seeds[:1]
+
+    @property
+    def further_seeds(self) -> int:
+        """How many of ``seeds`` have not trained what was chosen when it is chosen."""
+        return len(set(self.seeds) - set(self.search_seeds))
 
     @cached_property
     def points(self) -> dict[str, dict[str, AxisPoint]]:
@@ -144,7 +157,8 @@ def kept_study(folder: Path) -> Study | None:
             for axis, points in content["axes"].items()
         }
         return Study(
-            axes=axes, seeds=tuple(content["seeds"]), choose=tuple(content["choose"]),
+            axes=axes, seeds=tuple(content["seeds"]),
+            own_search_seeds=tuple(content.get("search_seeds", ())), choose=tuple(content["choose"]),
             race=EarlyStopConfig.read(content["race"], f"{path}: race") if content.get("race") is not None else None,
             scheduler=content.get("scheduler", "halving"), checkpoint=content["checkpoint"],
             settings=content["settings"], flags=content["flags"], exclude=tuple(content["exclude"]),
@@ -165,7 +179,8 @@ def content_of(study: Study) -> dict[str, Any]:
         "choose": list(study.choose), "race": race_content(study.race), "scheduler": study.scheduler,
         "checkpoint": study.checkpoint,
         "settings": dict(study.settings), "flags": dict(study.flags),
-        "seeds": list(study.seeds), "exclude": [_listed(one) for one in study.exclude],
+        "seeds": list(study.seeds), "search_seeds": list(study.own_search_seeds),
+        "exclude": [_listed(one) for one in study.exclude],
         "adjust": [[_listed(one.of), dict(one.settings), dict(one.flags)] for one in study.adjust],
         "resources": dataclasses.asdict(study.resources),
     }  # fmt: skip

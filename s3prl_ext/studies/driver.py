@@ -271,7 +271,7 @@ class Driver:
 
 def total_jobs(study: Study, cells: list[StudyCell]) -> int:
     """Return how many processes a study takes: search, other seeds, tests."""
-    return sum(cell.search_jobs() + len(study.seeds) - 1 + len(study.seeds) for cell in cells)
+    return sum(cell.search_jobs() + study.further_seeds + len(study.seeds) for cell in cells)
 
 
 def last_sentence(end: Ended, since: int = 0) -> str:

@@ -15,14 +15,15 @@ from s3prl_ext.training.racing.early_stop import EarlyStopConfig
 def dry_run(study: Study, cells: Sequence[StudyCell]) -> list[str]:
     """Return every command that can be known now, and how much all of it is."""
     lines = [shown(job) for cell in cells for job in StudyCell(study, cell.labels, cell.search).due()]
-    seeds = len(study.seeds)
-    steps = sum(_cell_steps(cell, seeds) for cell in cells)
+    further = study.further_seeds
+    steps = sum(_cell_steps(cell, further) for cell in cells)
     searched = sum(cell.search_jobs() for cell in cells)
+    tests = len(cells) * len(study.seeds)
     what = f"{searched} trainings that search" if study.race is None else _race(study.race, cells)
     lines += [
         "",
-        f"# {len(cells)} cells, {what}, {len(cells) * (seeds - 1)} with other seeds of what dev chooses, "
-        f"{len(cells) * seeds} tests: {total_jobs(study, list(cells))} jobs, about {steps:,.0f} optimizer steps.",
+        f"# {len(cells)} cells, {what}, {len(cells) * further} with other seeds of what dev chooses, "
+        f"{tests} tests: {total_jobs(study, list(cells))} jobs, about {steps:,.0f} optimizer steps.",
         f"# {_hours(study, cells)}",
     ]
     return lines
@@ -35,9 +36,9 @@ def _race(race: EarlyStopConfig, cells: Sequence[StudyCell]) -> str:
     return f"in each {' or '.join(plans)} ({sum(cell.search_jobs() for cell in cells)} jobs)"
 
 
-def _cell_steps(cell: StudyCell, seeds: int) -> float:
+def _cell_steps(cell: StudyCell, further: int) -> float:
     """Return the optimizer steps of a cell: those that choose, and other seeds of an average run."""
-    return cell.search_steps() + (seeds - 1) * fmean(run.total_steps for run in cell.search)
+    return cell.search_steps() + further * fmean(run.total_steps for run in cell.search)
 
 
 def _hours(study: Study, cells: Sequence[StudyCell]) -> str:
@@ -52,7 +53,7 @@ def _hours(study: Study, cells: Sequence[StudyCell]) -> str:
     if not guessed:
         return "No run has ended yet, so hours are not known: run one cell first (exclude the others)."
     seconds = sum(
-        fmean(known.get(cell.name) or known[cell.labels["task"]]) * _cell_steps(cell, len(study.seeds))
+        fmean(known.get(cell.name) or known[cell.labels["task"]]) * _cell_steps(cell, study.further_seeds)
         for cell in guessed
     )
     rest = f"; nothing is known of {len(cells) - len(guessed)} cells" if len(guessed) < len(cells) else ""

@@ -69,7 +69,7 @@ def _tables(task: str, cells: Sequence[StudyCell]) -> list[Table]:
         records = [run.tested() for run in final]
         tested = [score for record in records if record and (score := record.score(row.test, name)) is not None]
         chosen = [final[0].labels[axis] if final else NOTHING for axis in choose]
-        dev = _shown(name, cell.scores[final[0].name]) if final and final[0].name in cell.scores else NOTHING
+        dev = _at(cell, final[0], name) if final else NOTHING
         test = mean_and_deviation(tested)
         body.append([*(cell.labels[axis] for axis in axes), *chosen, dev, str(len(tested)), test, _hours(cell)])
     head = [
@@ -87,10 +87,10 @@ def _tables(task: str, cells: Sequence[StudyCell]) -> list[Table]:
     elif choose:
         points = list(dict.fromkeys(run.point(choose) for cell in cells for run in cell.search))
         searched = [
-            [*(cell.labels[axis] for axis in axes), *(_searched(cell, point, choose, name) for point in points)]
+            [*(cell.labels[axis] for axis in axes), *(_at_point(cell, point, name) for point in points)]
             for cell in cells
         ]
-        title = f"{task}: {heading(name, row.dev)} by {', '.join(choose)}, seed {cells[0].study.seeds[0]}"
+        title = f"{task}: {heading(name, row.dev)} by {', '.join(choose)}, {_seeds(cells[0])}"
         tables.append(Table(title, [*axes, *points], searched, of_texts=True))
     return tables
 
@@ -106,7 +106,7 @@ def _races(task: str, cells: Sequence[StudyCell], name: str) -> Table:
             scores = {cell.search[n].point(study.choose): cell.stop_of(n, step) for n in numbers}
             shown = [_shown(name, score) if (score := scores.get(point)) is not None else NOTHING for point in points]
             body.append([*(cell.labels[axis] for axis in axes), str(step), *shown])
-    title = f"{task}: race, {heading(name, named(task).dev)} by {', '.join(study.choose)}, seed {study.seeds[0]}"
+    title = f"{task}: race, {heading(name, named(task).dev)} by {', '.join(study.choose)}, {_seeds(cells[0])}"
     return Table(title, [*axes, "step", *points], body, of_texts=True)
 
 
@@ -127,13 +127,25 @@ def _final(cell: StudyCell) -> list[StudyRun]:
         return []  # all diverged
 
 
-def _searched(cell: StudyCell, point: str, choose: Sequence[str], name: str) -> str:
-    score = next((cell.scores.get(run.name) for run in cell.search if run.point(choose) == point), None)
-    return NOTHING if score is None else _shown(name, score)
+def _seeds(cell: StudyCell) -> str:
+    """Return the seeds that search, in words."""
+    seeds = cell.study.search_seeds
+    return f"seed {seeds[0]}" if len(seeds) == 1 else f"mean over the seeds {', '.join(map(str, seeds))}"
 
 
-def _shown(name: str, score: float) -> str:
-    return "diverged" if math.isnan(score) else f"{factor(name) * score:.2f}"
+def _at_point(cell: StudyCell, point: str, name: str) -> str:
+    run = next((run for run in cell.search if run.point(cell.study.choose) == point), None)
+    return NOTHING if run is None else _at(cell, run, name)
+
+
+def _at(cell: StudyCell, run: StudyRun, name: str) -> str:
+    """Return the scores on dev of the search runs at the point of a run: mean, and deviation over their seeds."""
+    scores = [cell.scores[one.name] for one in cell.at(run) if one.name in cell.scores]
+    return _shown(name, *scores) if scores else NOTHING
+
+
+def _shown(name: str, *scores: float) -> str:
+    return "diverged" if any(map(math.isnan, scores)) else mean_and_deviation([factor(name) * one for one in scores])
 
 
 def _hours(cell: StudyCell) -> str:
@@ -178,12 +190,12 @@ def draw_search(cells: Sequence[StudyCell], path: Path) -> None:
     panels = []
     for task in _tasks(cells):
         series = [
-            Series("/".join(label for axis, label in cell.labels.items() if axis != "task"), [curve])
+            Series("/".join(label for axis, label in cell.labels.items() if axis != "task"), curves)
             for cell in cells
-            if cell.labels["task"] == task and (curve := _curve(cell, choose[0]))
+            if cell.labels["task"] == task and (curves := _curves(cell, choose[0]))
         ]
         for first in range(0, len(series), MOST_LINES):
-            title = f"{task}, {named(task).dev}, seed {cells[0].study.seeds[0]}"
+            title = f"{task}, {named(task).dev}, {_seeds(cells[0])}"
             metric = next(cell.metric for cell in cells if cell.labels["task"] == task)
             shown = series[first : first + MOST_LINES]
             panels.append(
@@ -193,7 +205,10 @@ def draw_search(cells: Sequence[StudyCell], path: Path) -> None:
         plot_series_panels(panels, path, f"{AXIS_NAMES.get(choose[0], choose[0])}: scores on dev")
 
 
-def _curve(cell: StudyCell, axis: str) -> dict[float, float]:
-    scale = factor(cell.metric)
-    known = {float(run.labels[axis]): cell.scores.get(run.name, math.nan) for run in cell.search}
-    return {place: scale * score for place, score in known.items() if not math.isnan(score)}
+def _curves(cell: StudyCell, axis: str) -> list[dict[float, float]]:
+    """Return the scores on dev by the searched value, for each seed that has one."""
+    scale, curves = factor(cell.metric), {}
+    for run in cell.search:
+        if not math.isnan(score := cell.scores.get(run.name, math.nan)):
+            curves.setdefault(run.seed, {})[float(run.labels[axis])] = scale * score
+    return list(curves.values())

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from statistics import fmean
 
 from s3prl_ext.errors import DataError
 from s3prl_ext.evaluation.result_records import ResultRecord
@@ -26,7 +27,7 @@ class StudyCell:
 
     Attributes:
         labels: its point on the other axes.
-        search: one run for each point on the axes of ``choose``, with the first seed.
+        search: one run for each point on the axes of ``choose`` and each seed that searches.
         scores: on dev, by run; NaN of one that diverged. In a race the latest score of each.
         stops: of a race, the score on dev by run and step.
         diverged: runs whose gradients were not finite.
@@ -117,7 +118,8 @@ class StudyCell:
     def chosen(self) -> StudyRun | None:
         """Return the run that dev chooses: the winner of the race, or the best once every search run has a score.
 
-        Without a race, of equal ones the smaller value wins.
+        Without a race the mean over the seeds that search counts, a point where one diverged is out, and of equal ones
+        the smaller value wins. With several such seeds the run of the first one is returned.
 
         Raises:
             DataError: all runs diverged.
@@ -129,11 +131,23 @@ class StudyCell:
             return None if standing.winner is None else self.search[standing.winner]
         if any(run.name not in self.scores for run in self.search):
             return None
-        sound = [run for run in self.search if not math.isnan(self.scores[run.name])]
+        sound = [run for run in self._points() if not math.isnan(self.score_at(run))]
         if not sound:
             raise DataError(f"{self.name}: every run diverged; search other values of {', '.join(self.study.choose)}.")
         sign = 1 if metric(self.metric).higher_is_better else -1
-        return max(sorted(sound, key=self._values), key=lambda run: sign * self.scores[run.name])
+        return max(sorted(sound, key=self._values), key=lambda run: sign * self.score_at(run))
+
+    def _points(self) -> list[StudyRun]:
+        """Return the search runs of the first seed: one for each point."""
+        return self.search if self.race is not None else [run for run in self.search if run.seed == self.search[0].seed]
+
+    def at(self, run: StudyRun) -> list[StudyRun]:
+        """Return the search runs at the point of a run, one for each seed that searches."""
+        return [one for one in self.search if all(one.labels[axis] == run.labels[axis] for axis in self.study.choose)]
+
+    def score_at(self, run: StudyRun) -> float:
+        """Return the mean score on dev at the point of a run over the seeds that search, as far as they have one."""
+        return fmean(self.scores[one.name] for one in self.at(run) if one.name in self.scores)
 
     def _values(self, run: StudyRun) -> tuple[float, ...]:
         """Return the numbers that were chosen among; names keep their order."""
@@ -173,7 +187,8 @@ class StudyCell:
 
     def best(self) -> str:
         """Return the best score on dev so far, as text."""
-        known = [self.scores[run.name] for run in self.search if not math.isnan(self.scores.get(run.name, math.nan))]
+        scored = [run for run in self._points() if all(one.name in self.scores for one in self.at(run))]
+        known = [score for run in scored if not math.isnan(score := self.score_at(run))]
         if not known:
             return "-"
         name = self.metric
@@ -186,7 +201,7 @@ def cells_of(study: Study, folder: Path) -> list[StudyCell]:
     for labels in combinations(study):
         kept = {axis: label for axis, label in labels.items() if axis not in study.choose}
         cell = cells.setdefault(tuple(kept.values()), StudyCell(study, kept, []))
-        cell.search.append(_run(study, labels, study.seeds[0], folder))
+        cell.search += [_run(study, labels, seed, folder) for seed in study.search_seeds]
     return list(cells.values())
 
 

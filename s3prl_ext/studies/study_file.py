@@ -68,6 +68,7 @@ class _File:
     methods: Any = ("weighted_sum",)
     axes: Any = None
     seeds: Any = (0,)
+    search_seeds: Any = ()
     choose: Any = None
     race: Any = None
     preset: Annotated[str, name()] = "superb"
@@ -104,10 +105,12 @@ def read_study(path: Path, override: str | None = None, only: Sequence[str] = ()
     ]
     problems += [f"{where}.choose: a cell is a task; choose among its other axes." for axis in choose if axis == "task"]
     settings = _settings(file.set, f"{where}.set", problems)
+    seeds = _seeds(file.seeds, f"{where}.seeds", problems)
     race, scheduler = _race(file.race, f"{where}.race", bool(choose), problems)
     study = Study(
         axes=axes,
-        seeds=tuple(int(point.label) for point in _points(file.seeds, f"{where}.seeds", _seed, problems)),
+        seeds=seeds,
+        own_search_seeds=_search_seeds(file, seeds, where, problems),
         choose=tuple(choose),
         race=race,
         scheduler=scheduler,
@@ -272,8 +275,26 @@ def _value(axis: str, value: Any, where: str) -> AxisPoint:
     return AxisPoint(label, {KEYS.get(axis, axis): _plain(value)})
 
 
-def _seed(value: Any, where: str) -> AxisPoint:
-    return AxisPoint(str(count(0)(value, where)))
+def _seeds(values: Any, where: str, problems: list[str]) -> tuple[int, ...]:
+    points = _points(values, where, lambda value, place: AxisPoint(str(count(0)(value, place))), problems)
+    return tuple(int(point.label) for point in points)
+
+
+def _search_seeds(file: _File, seeds: Sequence[int], where: str, problems: list[str]) -> tuple[int, ...]:
+    """Return the seeds of their own that choose, if there are any."""
+    if not _several(file.search_seeds):
+        return ()
+    own = _seeds(file.search_seeds, f"{where}.search_seeds", problems)
+    if not file.choose:
+        problems.append(f"{where}.search_seeds: nothing is chosen; say what, such as choose: lr, or remove them.")
+    if twice := sorted(set(own) & set(seeds)):
+        problems.append(
+            f"{where}.search_seeds: seed {twice[0]} is one of seeds too, and its test score would be that of a run "
+            "which chose; name other ones."
+        )
+    if file.race is not None and len(own) > 1:
+        problems.append(f"{where}.search_seeds: the runs that race have one seed; name one.")
+    return own
 
 
 def _settings(value: Any, where: str, problems: list[str]) -> dict[str, Any]:

@@ -122,7 +122,7 @@ class StudyRun:
 
     def _shares_fisher(self) -> bool:
         """Return whether it needs Fisher scores, and other runs of its upstream, task and seed do as well."""
-        study, searches = self.study, self.seed == self.study.seeds[0]
+        study, searches = self.study, self.seed in self.study.search_seeds
         axes = [axis for axis in study.axes if axis not in FIXED_AXES and (searches or axis not in study.choose)]
         methods = sum(_has_pass(point.settings.get("tuning", {})) for point in study.axes["method"])
         runs = methods * math.prod(len(study.axes[axis]) for axis in axes)

@@ -75,6 +75,43 @@ def test_of_equal_ones_the_smaller_value_is_chosen(tmp_path):
     assert {name.split("/")[3] for name in engine.started if name.endswith("test")} == {"lr=0.001"}
 
 
+def of_both_seeds(job: Job) -> Outcome:
+    """0.1 is the best of search seed 8, 0.01 the best of 9 and of both on average."""
+    scores = {"0.1": {8: 0.8, 9: 0.2}, "0.01": {8: 0.6, 9: 0.7}, "0.001": {8: 0.5, 9: 0.5}}
+    return scores[job.run.labels["lr"]].get(job.run.seed, 0.9)
+
+
+def test_seeds_of_their_own_choose_by_their_mean_and_all_others_score(tmp_path):
+    study = make_study(own_search_seeds=(8, 9))
+    keep(study, tmp_path)
+    engine, progress = drive(tmp_path, of_both_seeds, study)
+    trained = {
+        tuple(name.split("/")[3:5]) for name in engine.started if name.startswith("ks") and name.endswith("train")
+    }
+    searched = {(f"lr={lr}", f"seed={seed}") for lr in ("0.1", "0.01", "0.001") for seed in (8, 9)}
+    assert trained == searched | {("lr=0.01", "seed=0"), ("lr=0.01", "seed=1")}
+    tested = {name for name in engine.started if name.startswith("ks") and name.endswith("test")}
+    assert tested == {f"ks/fbank/frozen/lr=0.01/seed={seed}/test" for seed in (0, 1)}
+    assert len(progress.done) == progress.total == 2 * (6 + 2 + 2)
+    tables = write_outcome(tmp_path)
+    assert tables[0].rows == [["fbank", "frozen", "0.01", "65.00 ± 7.07", "2", "90.00 ± 0.00", "0:02:40"]]
+    assert tables[1].title == "ks: dev accuracy (%) ↑ by lr, mean over the seeds 8, 9"
+    assert tables[1].rows == [["fbank", "frozen", "50.00 ± 42.43", "65.00 ± 7.07", "50.00 ± 0.00"]]
+
+
+def test_a_value_that_diverged_with_one_of_the_seeds_is_not_chosen(tmp_path):
+    study = make_study(own_search_seeds=(8, 9))
+
+    def outcome(job: Job) -> Outcome:
+        diverges = job.kind == "train" and (job.run.labels["lr"], job.run.seed) == ("0.01", 8)
+        return "the gradient was not finite for 100 consecutive steps" if diverges else of_both_seeds(job)
+
+    engine, _ = drive(tmp_path, outcome, study)
+    assert {name.split("/")[3] for name in engine.started if name.endswith("test")} == {"lr=0.001"}
+    keep(study, tmp_path)
+    assert write_outcome(tmp_path)[1].rows[0][3] == "diverged"
+
+
 def test_an_error_rate_is_chosen_from_below(tmp_path):
     axes = make_study().axes | {"task": (AxisPoint("asr", flags={"-d": "asr", "-c": "asr/mini"}),)}
     engine, _ = drive(tmp_path, study=make_study(axes=axes))

@@ -90,6 +90,10 @@ def test_settings_of_a_task_win_over_those_of_all_and_an_axis_over_both(tmp_path
         (("choose: lr", "choose: lr\nadjust: [{task: [ks, ki], set: {a: 1}}]"), "unknown task 'ki'"),
         (("choose: lr", "choose: lr\nadjust: [{flags: {-p: x}}]"), "adjust[0].flags: -p is set by the study itself"),
         (("density: 0.1}", "density: 0.1, set: 3}"), "my_study.yaml.methods[1].set must be a mapping"),
+        (("seeds: [3, 4]", "seeds: [3, 4]\nsearch_seeds: [9, 4]"), "search_seeds: seed 4 is one of seeds too"),
+        (("seeds: [3, 4]", "seeds: [3, 4]\nsearch_seeds: [x]"), "search_seeds[0] must be a whole number"),
+        (("choose: lr", "search_seeds: 9"), "search_seeds: nothing is chosen"),
+        (("choose: lr", "choose: lr\nsearch_seeds: [8, 9]\nrace: {ratio: 0.1}"), "the runs that race have one seed"),
     ],
 )
 def test_what_is_wrong_is_named(change, sentence, tmp_path):
