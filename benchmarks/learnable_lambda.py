@@ -21,7 +21,8 @@ import s3prl_ext
 from benchmarks import measure
 from s3prl_ext.attention.layouts import PROJECTIONS
 from s3prl_ext.attention.weights import extract
-from s3prl_ext.merging.learnable import LearnableConfig, make_learnable
+from s3prl_ext.merging.learnable import LearnableSource, make_learnable
+from s3prl_ext.merging.learnable_config import LearnableConfig
 
 SAMPLE_RATE = 16000
 
@@ -56,7 +57,8 @@ def hubert(layers: int, width: int, kind: str) -> nn.Module:
     model.feature_extractor._freeze_parameters()
     source = {slot: torch.randn_like(t) * 0.02 for slot, t in extract(model.state_dict()).items() if t.dim() == 2}
     if kind == "ours":
-        make_learnable(model, source, {p: [0.1] * layers for p in PROJECTIONS}, range(layers), LearnableConfig())
+        first = {p: [0.1] * layers for p in PROJECTIONS}
+        make_learnable(model, [LearnableSource(source, first, range(layers))], LearnableConfig())
     if kind == "naive":
         for index, layer in enumerate(model.encoder.layers):
             weight = nn.Parameter(torch.tensor(0.1))

@@ -172,8 +172,9 @@ def _score_table(scores: Sequence[tuple[str, str, float, Sequence[float] | None]
 def _merge(record: MergeRecord, learnt: Mapping[str, float]) -> str:
     target, method = record["target"], (record.get("method") or {"name": "linear"})["name"]
     rows = [("target", target["name"], "", f"`{target['attention_sha256']}`")]
-    for source in record["sources"]:
-        rows.append(("source", source["name"], _lambdas(source["lambda"]), f"`{source['attention_sha256']}`"))
+    for number, source in enumerate(record["sources"]):
+        role = f"source_{number}" if len(record["sources"]) > 1 else "source"  # as in the names of learnt lambdas
+        rows.append((role, source["name"], _lambdas(source["lambda"]), f"`{source['attention_sha256']}`"))
         if source.get("base"):
             rows.append(("base", source["base"]["name"], "", f"`{source['base']['attention_sha256']}`"))
     text = (

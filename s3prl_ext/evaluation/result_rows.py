@@ -210,7 +210,8 @@ def _model(facts: Facts) -> str:
 def _merge(facts: Facts) -> str:
     lambda_ = facts.get("lambda")
     if facts.get("learnable"):
-        return f"learnable λ from {lambda_}" + _layers(facts)
+        kind = f" ({facts['learnable']})" if isinstance(facts["learnable"], str) else ""
+        return f"learnable λ{kind} from {lambda_}" + _layers(facts)
     if lambda_:
         noise = "" if facts.get("noise", "none") == "none" else f" noise {facts['noise']}"
         return f"λ {lambda_}{_layers(facts)}{noise}"

@@ -9,6 +9,7 @@ from typing import Any
 
 from s3prl_ext.evaluation.clusters import UTTERANCE
 from s3prl_ext.evaluation.result_records import ResultRecord, numbers
+from s3prl_ext.merging.learnable_config import LearnableConfig
 from s3prl_ext.tasks import named, task_of
 
 UNNAMED_MERGE = "merged_attention"  # -u of a merge that -g names
@@ -145,30 +146,41 @@ def model_name(upstream: str, target: Any) -> str:
 def merge_facts(merge: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return lambda, layers, noise and source of a merge as plain values; empty where nothing was merged.
 
-    ``lambda`` is one number where it is the same in all merged layers, otherwise a text.
+    ``lambda`` is one number where it is the same in all merged layers, otherwise a text with the values of each source.
     """
     if not merge:
         return {}
     source = merge["sources"][0]
-    by_layer = list(zip(*source["lambda"].values(), strict=True))
-    merged = [layer for layer, values in enumerate(by_layer) if any(values)]
-    values = sorted({value for layer in merged for value in by_layer[layer]})
+    by_source = [list(zip(*one["lambda"].values(), strict=True)) for one in merge["sources"]]
+    merged = sorted({layer for rows in by_source for layer, values in enumerate(rows) if any(values)})
+    values = [sorted({value for row in rows if any(row) for value in row}) for rows in by_source]
     learnt = merge.get("learnable")
     if learnt:
         merged = list(learnt.get("layers") or merged)
     chosen = source.get("layer_selection") or merge.get("layer_selection")
     noise = source.get("noise")
-    lambda_: Any = values[0] if len(values) == 1 else ", ".join(f"{value:g}" for value in values) or 0.0
+    lambda_: Any = "; ".join(", ".join(f"{value:g}" for value in one) or "0" for one in values)
+    if not any(values):
+        lambda_ = 0.0
+    elif len(values) == 1 and len(values[0]) == 1:
+        (lambda_,) = values[0]
     return {
         "lambda": lambda_,
-        "layers": f"{chosen['by']} top-{chosen['top_k']}" if chosen else name_layers(merged, len(by_layer)),
+        "layers": f"{chosen['by']} top-{chosen['top_k']}" if chosen else name_layers(merged, len(by_source[0])),
         "noise": noise["kind"] if noise else "none",
-        "learnable": bool(learnt),
+        "learnable": _learnable(learnt),
         "source": "; ".join(_last(one.get("name")) or "?" for one in merge["sources"]),
         "source_sha256": "; ".join(str(one.get("attention_sha256"))[:12] for one in merge["sources"]),
         "noise_seed": noise.get("seed") if noise else None,
         "noise_streams": noise.get("streams") if noise else None,
     }
+
+
+def _learnable(section: Mapping[str, Any] | None) -> bool | str:
+    """Return whether lambda is learnt; one whose granularity or constraint is not the default is told apart."""
+    default = LearnableConfig()
+    given = [(section or {}).get(key, getattr(default, key)) for key in ("granularity", "constraint")]
+    return ", ".join(given) if given != [default.granularity, default.constraint] else bool(section)
 
 
 def _draw(merge: Mapping[str, Any] | None) -> int | None:

@@ -17,7 +17,7 @@ from s3prl_ext.merging.alignment_config import Alignment, parse_align
 from s3prl_ext.merging.interpolation import SUM_TOLERANCE
 from s3prl_ext.merging.lambdas import LambdaSchedule, over_depth, parse_lambda, parse_projections
 from s3prl_ext.merging.layers import LayerMap, chosen_layers, parse_layer_choice, parse_layer_map
-from s3prl_ext.merging.learnable import DEFAULT_LAMBDA, LearnableConfig, parse_learnable
+from s3prl_ext.merging.learnable_config import DEFAULT_LAMBDA, LearnableConfig, parse_learnable
 from s3prl_ext.merging.methods import LINEAR, MERGE_METHODS, MethodConfig, parse_method
 from s3prl_ext.merging.names import DECODER, TARGET_PREFIXES
 from s3prl_ext.merging.noise import NoiseConfig, parse_noise
@@ -191,7 +191,7 @@ def parse_config(raw: Mapping[str, Any], where: str) -> MergeConfig:
     ]
     method = problems.attempt(parse_method, raw["method"], f"{where}: method") if "method" in raw else LINEAR
     if learnable:
-        problems += _unlearnable(len(items), flags["biases"], method or LINEAR, where)
+        problems += _unlearnable(flags["biases"], method or LINEAR, where)
     problems += _unfit_method(method or LINEAR, sources, where)
     problems.raise_lines()
     if method is not None and method.method.by_inputs:
@@ -209,11 +209,9 @@ def _load_one_of(
     return load(cls, section, where, example=f"{{{choices[0]}: ...}}", problems=problems)
 
 
-def _unlearnable(sources: int, biases: bool, method: MethodConfig, where: str) -> list[str]:
+def _unlearnable(biases: bool, method: MethodConfig, where: str) -> list[str]:
     """Return a complaint for each setting that a learnable lambda cannot be combined with."""
     problems = []
-    if sources > 1:
-        problems.append(f"{where}: learnable takes one source, but there are {sources}: keep one, or fix lambda.")
     if biases:
         problems.append(f"{where}: learnable merges matrices only: set biases: false, or fix lambda.")
     if not method.method.learnable:

@@ -44,34 +44,50 @@ class Interpolate(torch.autograd.Function):
 
 
 class WeightedSum(torch.autograd.Function):
-    """``a * target + b * source``, with gradients for the target and the two shares; the source gets none."""
+    """``a_0 * target + sum of a_s * source_s``, with gradients for the target and the shares a; the sources get none.
+
+    With G = dL/dW: dL/dW_target = a_0 * G, dL/da_s = <G, W_s>.
+    """
 
     @staticmethod
-    def forward(ctx: Any, target: Tensor, source: Tensor, shares: Tensor) -> Tensor:
+    def forward(ctx: Any, target: Tensor, sources: Tensor, shares: Tensor) -> Tensor:
         """Return the sum.
 
         Args:
-            target, source: [out, in], same dtype.
-            shares: a and b for each of k equal blocks of rows, [2, k], in the same dtype.
+            target: [out, in].
+            sources: [s, out, in], same dtype.
+            shares: of target and sources for each of k equal blocks of rows, [1 + s, k], in the same dtype.
         """
-        ctx.save_for_backward(target, source, shares)
+        ctx.save_for_backward(target, sources, shares)
         blocks = shares.shape[1], -1
-        of_target, of_source = shares.unsqueeze(2)
-        return (target.reshape(blocks) * of_target).addcmul_(source.reshape(blocks), of_source).view_as(target)
+        total = target.reshape(blocks) * shares[0].unsqueeze(1)
+        for source, share in zip(sources, shares[1:], strict=True):
+            total.addcmul_(source.reshape(blocks), share.unsqueeze(1))
+        return total.view_as(target)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, Tensor | None]:
         """Return the gradients of target and shares."""
-        target, source, shares = ctx.saved_tensors
+        target, sources, shares = ctx.saved_tensors
         blocks = shares.shape[1], -1
         gradient = gradients[0].reshape(blocks)
         to_target = to_shares = None
         if ctx.needs_input_grad[2]:
-            to_shares = torch.stack([_dots(gradient, matrix.reshape(blocks)) for matrix in (target, source)])
+            to_shares = torch.stack([_dots(gradient, matrix.reshape(blocks)) for matrix in (target, *sources)])
         if ctx.needs_input_grad[0]:
             to_target = (gradient * shares[0].unsqueeze(1)).view_as(target)
         return to_target, None, to_shares
+
+
+def line_shares(weights: Tensor) -> Tensor:
+    """Return what target and sources count in an interpolation, [1 + s, k] in float64: 1 - sum of lambda, and lambda.
+
+    Args:
+        weights: lambda of each source, [s, k].
+    """
+    weights = weights.double()
+    return torch.cat([1.0 - weights.sum(dim=0, keepdim=True), weights])
 
 
 def arc_shares(weight: Tensor, angle: float) -> Tensor:

@@ -1,9 +1,10 @@
 """Learnable interpolation (L-MAM, Eq. 3): W = lambda * W_source + (1 - lambda) * W_target with a trained lambda.
 
-With ``method: slerp`` it is a point of the arc: (sin((1 - lambda) a) W_target + sin(lambda a) W_source) / sin a. The
-angle a of each whole matrix is that of the untouched models and stays while the target trains.
+Of several sources each has lambdas of its own: W = (1 - sum of lambda_s) * W_target + sum of lambda_s * W_s. With
+``method: slerp`` it is a point of the arc: (sin((1 - lambda) a) W_target + sin(lambda a) W_source) / sin a. The angle a
+of each whole matrix is that of the untouched models and stays while the target trains.
 
-The target's matrices and lambda train, the source's are frozen. The merge acts on the weight itself, as a
+The target's matrices and lambda train, the sources' are frozen. The merge acts on the weight itself, as a
 ``torch.nn.utils.parametrize`` parametrization, because the attention of s3prl's models and of WavLM hands weights to a
 functional call, where hooks and wrapped modules never run.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,178 +23,80 @@ from s3prl_ext.attention.layouts import PROJECTIONS, Slot, find_attention
 from s3prl_ext.attention.weights import AttentionWeights, extract
 from s3prl_ext.errors import UsageError
 from s3prl_ext.merging.alignment import check_ungrouped
-from s3prl_ext.merging.differentiable import Interpolate, WeightedSum, arc_shares
+from s3prl_ext.merging.differentiable import Interpolate, WeightedSum, arc_shares, line_shares
+from s3prl_ext.merging.learnable_config import LearnableConfig
+from s3prl_ext.merging.learnable_lambda import FirstLambdas, LearnableLambda
 from s3prl_ext.merging.merge import Lambdas
 from s3prl_ext.merging.methods import LINEAR, MethodConfig, angle_between
 from s3prl_ext.models.heads import heads_of
-from s3prl_ext.settings import choice, load
 
-GRANULARITIES = ("layer", "projection", "head", "global")
-CONSTRAINTS = ("raw", "clamp", "sigmoid")
-SCOPES = ("all", "merged")
-DEFAULT_LAMBDA = 0.1  # Adam moves a scalar by about lr a step, so the initial value matters
 MODULE_NAME = "learnable_lambda"  # attribute of the model that holds lambda
 PARAMETER_NAME = f"{MODULE_NAME}.values"  # its key in the model's state dict
 
 
 @dataclass(frozen=True)
-class LearnableConfig:
-    """Section ``learnable`` of a merge.
+class LearnableSource:
+    """A model that is merged in with trained lambdas.
 
     Attributes:
-        granularity: what shares one lambda: the q, k and v of a ``layer``, one ``projection`` of a layer, a ``head``
-            of a layer (its rows of q, k and v), or everything (``global``).
-        constraint: ``raw`` may leave [0, 1] in training; ``clamp`` is put back into it after each optimizer step;
-            ``sigmoid`` trains the logit.
-        layers: which layers have a lambda: ``all``, those outside the merge's ``layers`` beginning at 0 (Eq. 3 has one
-            for every layer), or only the ``merged`` ones.
+        weights: matrices under the target's slots.
+        first: projection -> first lambda per layer of the target; other projections are left alone.
+        layers: layers of the target that it is merged into.
+        name: what to call it.
     """
 
-    granularity: Annotated[str, choice(*GRANULARITIES)] = "layer"
-    constraint: Annotated[str, choice(*CONSTRAINTS)] = "raw"
-    layers: Annotated[str, choice(*SCOPES)] = "all"
+    weights: AttentionWeights
+    first: Lambdas
+    layers: Iterable[int]
+    name: str = ""
 
+    @property
+    def slots(self) -> list[Slot]:
+        """The matrices that it is merged into."""
+        return [Slot(layer, p) for layer in sorted(self.layers) for p in PROJECTIONS if p in self.first]
 
-def parse_learnable(value: Any, where: str = "learnable") -> LearnableConfig | None:
-    """Return the section ``learnable``, None where it is false.
-
-    Args:
-        value: true, false, or a mapping such as ``{granularity: head, constraint: sigmoid}``.
-
-    Raises:
-        UsageError: with one line for every problem found.
-    """
-    if isinstance(value, bool):
-        return LearnableConfig() if value else None
-    if not isinstance(value, Mapping):
-        raise UsageError(f"{where} must be true, false or a mapping such as {{granularity: layer}}, got {value!r}.")
-    return load(LearnableConfig, value, where)
-
-
-class LearnableLambda(nn.Module):
-    """All lambdas of a model, in one parameter `values` of shape [layers, projections, heads].
-
-    A dimension that shares its lambda has size 1. With the constraint ``sigmoid`` the parameter holds logits.
-
-    Args:
-        initial: projection -> first value for each of `layers`.
-        layers: layers of the target that are merged, ascending.
-        heads: attention heads of each.
-        config: granularity and constraint.
-
-    Raises:
-        UsageError: the initial values differ where they share one lambda, or are outside what the constraint allows.
-    """
-
-    def __init__(
-        self, initial: Mapping[str, Sequence[float]], layers: Sequence[int], heads: int, config: LearnableConfig
-    ) -> None:
-        super().__init__()
-        self.config = config
-        self.layers = tuple(layers)
-        self.projections = tuple(p for p in PROJECTIONS if p in initial)
-        values = torch.tensor([initial[p] for p in self.projections], dtype=torch.float64).T.unsqueeze(-1)
-        _check_initial(values, config)
-        if config.granularity != "projection":
-            values = values[:, :1]
-        if config.granularity == "global":
-            values = values[:1]
-        if config.granularity == "head":
-            values = values.expand(-1, -1, heads)
-        if config.constraint == "sigmoid":
-            values = values.logit()
-        self.values = nn.Parameter(values.to(torch.float32).clone(memory_format=torch.contiguous_format))
-
-    def forward(self, layer: int, projection: str) -> Tensor:
-        """Return lambda of a matrix: [1], or [heads]."""
-        row = 0 if self.config.granularity == "global" else self.layers.index(layer)
-        column = self.projections.index(projection) if self.config.granularity == "projection" else 0
-        return self._constrained(self.values[row, column])
-
-    def _constrained(self, values: Tensor) -> Tensor:
-        return values.sigmoid() if self.config.constraint == "sigmoid" else values
-
-    @torch.no_grad()
-    def project(self) -> None:
-        """Put lambda back into [0, 1] where the constraint is ``clamp``; call it after each optimizer step."""
-        if self.config.constraint == "clamp":
-            self.values.clamp_(0.0, 1.0)
-
-    def current(self) -> Tensor:
-        """Return a copy of all lambdas as they act now, flat, on the CPU, in the order of :meth:`names`."""
-        return self._constrained(self.values.detach()).flatten().to("cpu", torch.float32, copy=True)
-
-    def names(self) -> list[str]:
-        """Return a name for each lambda: ``layer_03``, ``layer_03/q_proj``, ``layer_03/head_11`` or ``global``."""
-        if self.config.granularity == "global":
-            return ["global"]
-        rows = [f"layer_{layer:02d}" for layer in self.layers]
-        if self.config.granularity == "layer":
-            return rows
-        heads = [f"head_{head:02d}" for head in range(self.values.shape[2])]
-        columns = self.projections if self.config.granularity == "projection" else heads
-        return [f"{row}/{column}" for row in rows for column in columns]
-
-
-def _check_initial(values: Tensor, config: LearnableConfig) -> None:
-    """Check initial values of shape [layers, projections, 1]."""
-    if config.granularity in ("layer", "head", "global") and bool((values != values[:, :1]).any()):
-        raise UsageError(
-            f"lambda differs between projections, which share it with granularity {config.granularity}: give one "
-            "value, or set learnable: {granularity: projection}."
-        )
-    if config.granularity == "global" and bool((values != values[:1]).any()):
-        raise UsageError(
-            "lambda differs between layers, which share it with granularity global: give one value, and for a set of "
-            "layers learnable: {granularity: global, layers: merged}."
-        )
-    low, high = values.min().item(), values.max().item()
-    if config.constraint == "clamp" and not (low >= 0.0 and high <= 1.0):
-        raise UsageError(f"constraint clamp keeps lambda in [0, 1], but its first values are in [{low:g}, {high:g}].")
-    if config.constraint == "sigmoid" and not (low > 0.0 and high < 1.0):
-        raise UsageError(
-            f"constraint sigmoid needs a first lambda above 0 and below 1, but its first values are in [{low:g}, "
-            f"{high:g}]: choose another value, or constraint raw; "
-            f"for a set of layers also learnable: {{constraint: sigmoid, layers: merged}}."
-        )
+    def first_lambdas(self) -> FirstLambdas:
+        """Return where its lambdas begin."""
+        layers = sorted(self.layers)
+        values = {p: [self.first[p][layer] for layer in layers] for p in PROJECTIONS if p in self.first}
+        return FirstLambdas(layers, values, self.name)
 
 
 class Interpolated(nn.Module):
     """Parametrization of one query, key or value weight.
 
-    The source's matrix is a buffer that checkpoints do not hold: it is read again where the model is built.
+    The sources' matrices are a buffer that checkpoints do not hold: they are read again where the model is built.
 
     Args:
-        source: [out, in], as the weight.
+        source: [out, in], as the weight; of several sources [sources, out, in].
         shared: the model's lambdas, held elsewhere in the model.
-        layer, projection: which of them.
+        slot: which of them.
         angle: between the untouched matrices, of slerp; None for the straight line.
     """
 
     source: Tensor
 
-    def __init__(
-        self, source: Tensor, shared: LearnableLambda, layer: int, projection: str, angle: float | None = None
-    ) -> None:
+    def __init__(self, source: Tensor, shared: LearnableLambda, slot: Slot, angle: float | None = None) -> None:
         super().__init__()
         self.register_buffer("source", source, persistent=False)
         self._shared = (shared,)  # in a tuple, so that it is not a submodule and lambda has one name
-        self.layer, self.projection = layer, projection
+        self.slot = slot
         self.angle = angle
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return the merged matrix."""
-        lambda_ = self._shared[0](self.layer, self.projection)
+        lambdas = self._shared[0](self.slot)
+        if self.source.dim() == 3:
+            return WeightedSum.apply(weight, self.source, line_shares(lambdas).to(weight.dtype))
         if self.angle is None:
-            return Interpolate.apply(weight, self.source, lambda_)
-        return WeightedSum.apply(weight, self.source, arc_shares(lambda_, self.angle).to(weight.dtype))
+            return Interpolate.apply(weight, self.source, lambdas[0])
+        shares = arc_shares(lambdas[0], self.angle).to(weight.dtype)
+        return WeightedSum.apply(weight, self.source.unsqueeze(0), shares)
 
 
 def make_learnable(
     model: nn.Module,
-    source: AttentionWeights,
-    initial: Lambdas,
-    layers: Iterable[int],
+    sources: Sequence[LearnableSource],
     config: LearnableConfig,
     where: str = "the target",
     method: MethodConfig = LINEAR,
@@ -205,9 +108,7 @@ def make_learnable(
 
     Args:
         model: the target.
-        source: matrices under the target's slots.
-        initial: projection -> first lambda per layer of the target; other projections are left alone.
-        layers: layers of the target to merge.
+        sources: what is merged in; of the method ``slerp`` one.
         config: granularity and constraint.
         where: what the model is called in messages.
         method: ``linear`` or ``slerp``, whose angles are taken from the model as it is now.
@@ -215,9 +116,8 @@ def make_learnable(
     Raises:
         UsageError: there is nothing to merge, q, k and v are one tensor, or the initial values do not fit.
     """
-    layers = sorted(layers)
-    slots = [Slot(layer, projection) for layer in layers for projection in PROJECTIONS if projection in initial]
-    if not slots:
+    used = [source for source in sources if source.slots]
+    if not used:
         raise UsageError("learnable: no layer is chosen, so there is no lambda to learn: set layers, such as all.")
     keys = find_attention(model.state_dict(), where)
     if keys.architecture.fused:
@@ -225,24 +125,35 @@ def make_learnable(
             f"{where} holds q, k and v in one tensor ({keys.architecture.attention}), for which lambda cannot be "
             "learnt: use a fixed lambda (learnable: false)."
         )
+    slots = sorted({slot for source in used for slot in source.slots}, key=_order)
     modules: dict[Slot, Any] = {slot: model.get_submodule(keys.names[slot].rpartition(".")[0]) for slot in slots}
     attention = model.get_submodule(keys.names[slots[0]].rsplit(".", 2)[0])
     heads = 1
     if config.granularity == "head":
         check_ungrouped(extract(model.state_dict(), where), where)
         heads = _heads(attention, where)
-    first = {projection: [initial[projection][layer] for layer in layers] for projection in initial}
-    shared = LearnableLambda(first, layers, heads, config)
+    shared = LearnableLambda([source.first_lambdas() for source in sources], heads, config)
     setattr(model, MODULE_NAME, shared)
     shared.to(modules[slots[0]].weight.device)
     for slot, module in modules.items():
         weight = module.weight
-        matrix = source[slot].detach().to(weight.device, weight.dtype, copy=True).contiguous()
-        angle = angle_between(weight.detach(), source[slot].detach()) if method.name == "slerp" else None
-        parametrization = Interpolated(matrix, shared, slot.layer, slot.projection, angle)
-        parametrize.register_parametrization(module, "weight", parametrization, unsafe=True)
+        matrices = [sources[number].weights[slot].detach() for number in shared.sources_of(slot)]
+        angle = angle_between(weight.detach(), matrices[0]) if method.name == "slerp" else None
+        held = _held(matrices, weight, several=len(sources) > 1)
+        parametrize.register_parametrization(module, "weight", Interpolated(held, shared, slot, angle), unsafe=True)
     _keep_from_broadcast(model)
     return shared
+
+
+def _order(slot: Slot) -> tuple[int, int]:
+    return slot.layer, PROJECTIONS.index(slot.projection)
+
+
+def _held(matrices: Sequence[Tensor], weight: Tensor, several: bool) -> Tensor:
+    """Return the sources' matrices of one slot in the target's dtype: [out, in], of `several` [sources, out, in]."""
+    if several:
+        return torch.stack([matrix.to(weight.device, weight.dtype) for matrix in matrices])
+    return matrices[0].to(weight.device, weight.dtype, copy=True).contiguous()
 
 
 def _heads(attention: nn.Module, where: str) -> int:
@@ -254,12 +165,16 @@ def _heads(attention: nn.Module, where: str) -> int:
 
 def _keep_from_broadcast(model: nn.Module) -> None:
     """Tell DistributedDataParallel not to send the sources' matrices, equal on all ranks, around at every forward."""
-    nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, source_names(model))
+    nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, constant_names(model))
 
 
-def source_names(model: nn.Module) -> list[str]:
-    """Return the names of the buffers that hold the sources' matrices; none where nothing is merged learnably."""
-    return [f"{name}.source" for name, module in model.named_modules() if isinstance(module, Interpolated)]
+def constant_names(model: nn.Module) -> list[str]:
+    """Return the names of the buffers that the merge reads and nothing writes; none where nothing is merged learnably.
+
+    They hold the sources' matrices, and which lambdas there are.
+    """
+    of = {Interpolated: "source", LearnableLambda: "present"}
+    return [f"{name}.{of[type(module)]}" for name, module in model.named_modules() if type(module) in of]
 
 
 def find_lambda(model: nn.Module) -> LearnableLambda | None:

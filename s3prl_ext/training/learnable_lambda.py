@@ -20,7 +20,8 @@ from torch import nn
 from s3prl_ext.configs import Record, Section
 from s3prl_ext.errors import UsageError
 from s3prl_ext.evaluation.plots import picture
-from s3prl_ext.merging.learnable import PARAMETER_NAME, LearnableLambda, find_lambda
+from s3prl_ext.merging.learnable import PARAMETER_NAME, find_lambda
+from s3prl_ext.merging.learnable_lambda import LearnableLambda
 from s3prl_ext.run_folder import RunFolder
 from s3prl_ext.training.task_file import RunnerConfig
 from s3prl_ext.training.tuning_config import TuningConfig
@@ -154,14 +155,17 @@ class LambdaCurve:
         self.values.append(values)
         for name, value in zip(self.shared.names(), values.tolist(), strict=True):
             self.writer.add_scalar(f"lambda/{name}", value, global_step=step)
-        outside = [name for name, v in zip(self.shared.names(), values.tolist(), strict=True) if not 0.0 <= v <= 1.0]
+        outside = self.shared.outside()
         if outside and not self._warned:
             self._warned = True
             logger.warning(
-                "step %d: lambda has left [0, 1] in %s%s: lower tuning.lambda_lr, "
+                "step %d: lambda%s has left [0, 1] in %s%s: lower tuning.lambda_lr, "
                 "or set the constraint clamp or sigmoid",
-                step, ", ".join(outside[:4]), f" and {len(outside) - 4} more" if len(outside) > 4 else "",
-            )  # fmt: skip
+                step,
+                " or its sum over the sources" if len(self.shared.sources) > 1 else "",
+                ", ".join(outside[:4]),
+                f" and {len(outside) - 4} more" if len(outside) > 4 else "",
+            )
 
     def state(self) -> dict[str, torch.Tensor]:
         """Return the course so far as steps [n] and values [n, lambdas], for a checkpoint."""
@@ -172,6 +176,8 @@ class LambdaCurve:
         names, config = self.shared.names(), self.shared.config
         rows = [[round(value, 7) for value in values.tolist()] for values in self.values]
         content = {"schema": SCHEMA, "granularity": config.granularity, "constraint": config.constraint}
+        if len(self.shared.sources) > 1:
+            content["sources"] = list(self.shared.sources)
         content |= {"names": names, "steps": self.steps, "lambda": rows}
         write_json(self.folder.lambda_curve, content, indent=None)
         draw(names, self.steps, rows, self.folder.lambda_picture)

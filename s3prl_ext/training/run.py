@@ -20,7 +20,7 @@ from s3prl_ext.child_tuning.child_network import ChildNetwork
 from s3prl_ext.child_tuning.eligible import eligible_parameters
 from s3prl_ext.child_tuning.masks import Mask
 from s3prl_ext.configs import Record, Section, Variables
-from s3prl_ext.merging.learnable import LearnableLambda
+from s3prl_ext.merging.learnable_lambda import LearnableLambda
 from s3prl_ext.run_folder import RunFolder
 from s3prl_ext.tasks import task_of
 from s3prl_ext.training import checkpoint, distributed, last_hidden_state

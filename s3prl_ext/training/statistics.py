@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from s3prl_ext.errors import ExtError
-from s3prl_ext.merging.learnable import source_names
+from s3prl_ext.merging.learnable import constant_names
 
 
 class StateChanged(ExtError):
@@ -35,7 +35,7 @@ def copy_buffers(model: nn.Module) -> dict[str, Tensor]:
     The sources' matrices of a learnable merge are left out: only the merge itself reads them, and nothing writes to
     them.
     """
-    sources = set(source_names(model))
+    sources = set(constant_names(model))
     return {name: buffer.detach().cpu().clone() for name, buffer in model.named_buffers() if name not in sources}
 
 

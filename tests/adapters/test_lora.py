@@ -145,11 +145,13 @@ def test_ending_it_in_a_copy_leaves_the_original_alone(tmp_path, end):
 @pytest.mark.parametrize("name", ["s3prl-hubert", "transformers-hubert"])
 def test_lora_stacks_on_the_learnable_merge_of_this_package(tmp_path, name):
     from s3prl_ext.attention.weights import extract
-    from s3prl_ext.merging.learnable import LearnableConfig, find_lambda, make_learnable
+    from s3prl_ext.merging.learnable import LearnableSource, find_lambda, make_learnable
+    from s3prl_ext.merging.learnable_config import LearnableConfig
 
     model = build(name, tmp_path)
     source = {slot: torch.randn_like(weight) for slot, weight in extract(model.state_dict()).items()}
-    make_learnable(model, source, {p: [0.2, 0.2] for p in ("q_proj", "k_proj", "v_proj")}, (0, 1), LearnableConfig())
+    first = {p: [0.2, 0.2] for p in ("q_proj", "k_proj", "v_proj")}
+    make_learnable(model, [LearnableSource(source, first, (0, 1))], LearnableConfig())
     parameters = adapters.insert(model, "lora")
     find_lambda(model).requires_grad_(True)
     together = parameters | {"lambda": find_lambda(model).values}

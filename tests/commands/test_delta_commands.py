@@ -241,6 +241,30 @@ def test_a_learnt_lambda_is_folded(tmp_path, method, about):
     assert about in card and "it ended at: layer_00 0.3750, layer_01 0.3750." in card
 
 
+def test_learnt_lambdas_of_two_sources_are_folded(tmp_path):
+    target = factories.hubert_local_ckpt(tmp_path / "hubert.pt")
+    sources = [factories.bert_folder(tmp_path / f"bert_{seed}", seed=seed) for seed in (1, 2)]
+    config = tmp_path / "my.yaml"
+    items = "".join(f"- {{model: {source}, lambda: 0.2}}\n" for source in sources)
+    config.write_text(
+        f"target: {{upstream: hubert_local, ckpt: {target}}}\nsources:\n{items}learnable: {{constraint: sigmoid}}\n"
+    )
+    model = made.build("merged_attention", None, str(config))
+    with torch.no_grad():
+        model.learnable_lambda.values.copy_(torch.tensor([1.0, -1.0]).view(2, 1, 1, 1))
+    info = made.about("merged_attention", None, {"method": "full"}, upstream_model_config=str(config))
+    trained = {"Upstream": {"learnable_lambda.values": model.learnable_lambda.values.detach()}}
+    path = made.save_checkpoint(trained, info, tmp_path / "dev-best.ckpt")
+    run(export.main, "--delta", path, "--out", tmp_path / "out")
+    exported = made.build("hubert_local", tmp_path / "out" / "hubert.pt")
+    for a, b in zip(made.features(exported), made.features(model), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
+    first, second = torch.softmax(torch.tensor([0.0, 1.0, -1.0]), 0)[1:].tolist()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"source_0/layer_00 {first:.4f}, source_0/layer_01 {first:.4f}, source_1/layer_00 {second:.4f}" in card
+    assert all(f"| source_{number} | {source} | 0.2 in layers" in card for number, source in enumerate(sources))
+
+
 def test_card_head_and_record(tmp_path):
     ckpt, delta, _ = child_task(tmp_path, "hubert_local")
     run(export.main, "--delta", delta, "--out", tmp_path / "out")

@@ -95,11 +95,34 @@ def test_nan_stays_in_the_mean():
     assert row.mean != row.mean and row.std is None
 
 
+def learnt(section):
+    return merge(0.1) | {"learnable": section | {"layers": [0, 1, 2, 3]}}
+
+
+def two_sources(*lambdas):
+    both = [merge(value)["sources"][0] for value in lambdas]
+    return merge(0.0) | {"sources": both}
+
+
+def test_learnable_merges_under_other_constraints_are_other_rows():
+    kinds = [{"granularity": "layer", "constraint": constraint} for constraint in ("raw", "clamp", "sigmoid")]
+    runs = [run(4.0 + n, f"{n}/result-test.json", merge=learnt(kind)) for n, kind in enumerate(kinds)]
+    assert len({one.key() for one in runs}) == 3 and without_duplicates(runs)[0] == runs
+
+
 @pytest.mark.parametrize(
     ("changes", "label"),
     [
         ({"merge": merge(0.0)}, "hubert, λ 0"),
         ({"merge": merge(0.25, (1, 2))}, "hubert, λ 0.25 layers 1-2"),
+        ({"merge": learnt({"granularity": "layer", "constraint": "raw"})}, "hubert, learnable λ from 0.1"),
+        (
+            {"merge": learnt({"granularity": "head", "constraint": "clamp"})},
+            "hubert, learnable λ (head, clamp) from 0.1",
+        ),
+        ({"merge": two_sources(0.1, 0.2)}, "hubert, λ 0.1; 0.2"),
+        ({"merge": two_sources(0.1, 0.0)}, "hubert, λ 0.1; 0"),
+        ({"merge": two_sources(0.0, 0.0)}, "hubert, λ 0"),
         ({"tuning": {"method": "child", "mask": "random", "density": 0.1}}, "hubert, child random P 0.1"),
         ({"tuning": {"method": "weighted_sum"}}, "hubert, weighted_sum"),
         ({"candidate": "density_0.1"}, "hubert, race"),

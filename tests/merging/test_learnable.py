@@ -12,16 +12,9 @@ from torch.nn import functional as F
 from s3prl_ext.attention.layouts import PROJECTIONS, Slot
 from s3prl_ext.attention.weights import extract
 from s3prl_ext.errors import UsageError
-from s3prl_ext.merging.learnable import (
-    CONSTRAINTS,
-    GRANULARITIES,
-    Interpolate,
-    LearnableConfig,
-    find_lambda,
-    fold,
-    make_learnable,
-    parse_learnable,
-)
+from s3prl_ext.merging.differentiable import Interpolate
+from s3prl_ext.merging.learnable import LearnableSource, find_lambda, fold, make_learnable
+from s3prl_ext.merging.learnable_config import CONSTRAINTS, GRANULARITIES, LearnableConfig, parse_learnable
 from s3prl_ext.merging.methods import LINEAR
 
 WIDTH, HEADS, LAYERS = 8, 2, 3
@@ -61,7 +54,7 @@ class Model(nn.Module):
 def learnable(initial=0.3, layers=range(LAYERS), projections=PROJECTIONS, source=None, method=LINEAR, **config):
     model, source = Model(0), extract(Model(1).state_dict()) if source is None else source
     values = {projection: [initial] * LAYERS for projection in projections}
-    shared = make_learnable(model, source, values, layers, LearnableConfig(**config), method=method)
+    shared = make_learnable(model, [LearnableSource(source, values, layers)], LearnableConfig(**config), method=method)
     return model, source, shared
 
 
@@ -299,15 +292,15 @@ def test_heads_that_are_not_said_and_fused_attention_are_refused():
         del layer.self_attn.num_heads
     values = {projection: [0.1] * LAYERS for projection in PROJECTIONS}
     with pytest.raises(UsageError, match="does not say how many attention heads"):
-        make_learnable(model, source, values, range(LAYERS), LearnableConfig(granularity="head"))
+        make_learnable(model, [LearnableSource(source, values, range(LAYERS))], LearnableConfig(granularity="head"))
     fused = nn.Module()
     fused.blocks = nn.ModuleList([nn.Module()])
     fused.blocks[0].attn = nn.Module()
     fused.blocks[0].attn.qkv = nn.Linear(WIDTH, 3 * WIDTH)
     with pytest.raises(UsageError, match="q, k and v in one tensor"):
-        make_learnable(fused, source, values, [0], LearnableConfig())
+        make_learnable(fused, [LearnableSource(source, values, [0])], LearnableConfig())
     with pytest.raises(UsageError, match="no layer is chosen"):
-        make_learnable(Model(), source, values, [], LearnableConfig())
+        make_learnable(Model(), [LearnableSource(source, values, [])], LearnableConfig())
 
 
 @pytest.mark.parametrize(
@@ -325,7 +318,7 @@ def test_first_values_that_do_not_fit_are_refused_and_nothing_is_changed(values,
     model, source = Model(0), extract(Model(1).state_dict())
     initial = {key: value if isinstance(value, list) else [value] * LAYERS for key, value in values.items()}
     with pytest.raises(UsageError, match=message):
-        make_learnable(model, source, initial, range(LAYERS), LearnableConfig(**config))
+        make_learnable(model, [LearnableSource(source, initial, range(LAYERS))], LearnableConfig(**config))
     assert list(model.state_dict()) == list(Model().state_dict())
 
 

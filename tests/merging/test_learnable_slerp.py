@@ -12,7 +12,8 @@ from s3prl_ext.attention.layouts import Slot
 from s3prl_ext.attention.weights import extract
 from s3prl_ext.errors import DataError
 from s3prl_ext.merging.differentiable import WeightedSum, arc_shares
-from s3prl_ext.merging.learnable import CONSTRAINTS, GRANULARITIES, find_lambda, fold
+from s3prl_ext.merging.learnable import find_lambda, fold
+from s3prl_ext.merging.learnable_config import CONSTRAINTS, GRANULARITIES
 from s3prl_ext.merging.methods import MethodConfig, angle_between, slerp
 from s3prl_ext.upstreams.merged_attention.hubconf import merged_attention
 from s3prl_ext.upstreams.merged_attention.record import check_merge_record
@@ -36,7 +37,7 @@ def test_gradients_equal_the_plain_expression_the_formula_and_finite_differences
     rows = weight.repeat_interleave(8 // blocks).unsqueeze(1)
     plain = (torch.sin((1 - rows) * angle) * target + torch.sin(rows * angle) * source) / math.sin(angle)
     expected = torch.autograd.grad(plain, (target, weight), upstream)
-    ours = WeightedSum.apply(target, source, arc_shares(weight, angle))
+    ours = WeightedSum.apply(target, source.unsqueeze(0), arc_shares(weight, angle))
     torch.testing.assert_close(ours, plain)
     to_target, to_weight = torch.autograd.grad(ours, (target, weight), upstream)
     torch.testing.assert_close(to_target, expected[0])
@@ -45,7 +46,7 @@ def test_gradients_equal_the_plain_expression_the_formula_and_finite_differences
     change = scale * (torch.cos(rows * angle) * source - torch.cos((1 - rows) * angle) * target)
     torch.testing.assert_close(to_weight, (upstream * change).reshape(blocks, -1).sum(1).detach())
     assert torch.autograd.gradcheck(
-        lambda t, w: WeightedSum.apply(t, source, arc_shares(w, angle)).sin(), (target, weight)
+        lambda t, w: WeightedSum.apply(t, source.unsqueeze(0), arc_shares(w, angle)).sin(), (target, weight)
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+from pathlib import Path
 
 import pytest
 import torch
@@ -133,6 +134,17 @@ def merge_file(tmp_path_factory, hubert_ckpt):
     file.write_text(
         f"target: {{upstream: hubert_local, ckpt: {hubert_ckpt}}}\nsource: {{model: {bert}}}\nlambda: 0.2\n"
         "learnable: {granularity: layer, constraint: raw}\n"
+    )
+    return str(file)
+
+
+@pytest.fixture
+def two_sources_file(merge_file, tmp_path, hubert_ckpt):
+    first, second = Path(merge_file).parent / "bert", factories.bert_folder(tmp_path / "other", seed=5)
+    file = tmp_path / "two.yaml"
+    file.write_text(
+        f"target: {{upstream: hubert_local, ckpt: {hubert_ckpt}}}\nsources:\n"
+        f"- {{model: {first}, lambda: 0.2}}\n- {{model: {second}, lambda: 0.1}}\nlearnable: {{constraint: clamp}}\n"
     )
     return str(file)
 
@@ -287,6 +299,42 @@ def test_tensorboard_has_a_curve_for_each_lambda(build, tmp_path, merge_file):
     steps, values = read_scalar(tmp_path / "exp", "lambda/layer_01/k_proj")
     assert steps == written["steps"] == [0, 1, 2, 3, 4]
     assert values == pytest.approx([row[4] for row in written["lambda"]], abs=1e-6)
+
+
+@pytest.mark.parametrize("method", ["full", "weighted_sum"])
+def test_two_sources_learn_a_lambda_each_and_resume(build, tmp_path, two_sources_file, method):
+    config = task_config(tuning={"method": method, "lambda_lr": 0.3}, total_steps=6, eval_step=3, log_step=2)
+    runner = build(merged_args(tmp_path / "whole", two_sources_file), config)
+    runner.train()
+    shared = find_lambda(runner.upstream.model)
+    assert (shared.values >= 0).all() and shared.values.sum(0).max() <= 1 + 1e-6
+    runner = build(merged_args(tmp_path / "parts", two_sources_file), config)
+    interrupt_at_loss(runner, 4)
+    with pytest.raises(StoppedByUser):
+        runner.train()
+    (saved,) = (tmp_path / "parts").glob("states-*.ckpt")
+    resume = {"past_exp": str(tmp_path / "parts"), "init_ckpt": str(saved)}
+    build(merged_args(tmp_path / "parts", two_sources_file, **resume), config).train()
+    assert_same(model_states(tmp_path / "whole", 6), model_states(tmp_path / "parts", 6))
+    curves = [json.loads((tmp_path / name / "lambda.json").read_text()) for name in ("whole", "parts")]
+    assert curves[0] == curves[1]
+    assert curves[0]["names"] == [f"source_{source}/layer_0{layer}" for source in (0, 1) for layer in (0, 1)]
+    assert curves[0]["sources"] == list(shared.sources) and len(set(shared.sources)) == 2
+    assert curves[0]["lambda"][0] == pytest.approx([0.2, 0.2, 0.1, 0.1])
+    assert curves[0]["lambda"][-1] == pytest.approx(shared.current().tolist(), abs=1e-6)
+    _, values = read_scalar(tmp_path / "whole", "lambda/source_1/layer_01")
+    assert values == pytest.approx([row[3] for row in curves[0]["lambda"]], abs=1e-6)
+    assert (tmp_path / "whole" / "lambda.png").stat().st_size > 5000
+    stored = torch.load(tmp_path / "whole" / "states-6.ckpt", weights_only=True)["Upstream"]
+    assert stored["learnable_lambda.values"].shape == (2, 2, 1, 1)
+    assert (list(stored) == ["learnable_lambda.values"]) == (method == "weighted_sum")
+    again = build(
+        merged_args(
+            tmp_path / "whole", two_sources_file, mode="evaluate", init_ckpt=str(tmp_path / "whole/states-6.ckpt")
+        ),
+        config,
+    )
+    assert torch.equal(find_lambda(again.upstream.model).current(), shared.current())
 
 
 def test_a_raw_lambda_that_leaves_its_range_warns_once(build, tmp_path, merge_file, caplog):

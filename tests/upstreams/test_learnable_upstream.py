@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
@@ -9,13 +10,15 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from s3prl_ext.adapters.architectures import find_encoder
 from s3prl_ext.attention.files import read_attention
+from s3prl_ext.attention.layouts import Slot
 from s3prl_ext.attention.weights import extract
 from s3prl_ext.errors import DataError, UsageError
-from s3prl_ext.merging.config import parse_config
 from s3prl_ext.merging.learnable import find_lambda, fold
+from s3prl_ext.merging.learnable_config import CONSTRAINTS
 from s3prl_ext.upstreams.merged_attention.config import preset_names, read_config
 from s3prl_ext.upstreams.merged_attention.hubconf import merged_attention
 from s3prl_ext.upstreams.merged_attention.record import check_merge_record
@@ -226,12 +229,86 @@ def test_what_cannot_work_is_one_sentence(override, message, file):
     assert "\n" not in str(caught.value)
 
 
-def test_several_sources_are_refused(file, bert):
-    config = read_config(str(file))
-    raw = {"target": {"upstream": "hubert_local", "ckpt": config.target.ckpt}, "learnable": True}
-    raw["sources"] = [{"model": str(bert), "lambda": 0.1}, {"model": str(bert), "lambda": 0.1}]
-    with pytest.raises(UsageError, match="learnable takes one source, but there are 2"):
-        parse_config(raw, "my.yaml")
+def two_sources(folder, file, bert, *more, **settings):
+    """Write a merge of two text models: the one of `file`, and one of three layers that is read by a layer map."""
+    deep = factories.bert_folder(folder / "deep", layers=3, seed=5)
+    first, second = {"model": str(bert)}, {"model": str(deep), "lambda": 0.125, "layer_map": {0: 2, 1: 1}}
+    content = {"target": dataclasses.asdict(read_config(str(file)).target), "sources": [first, second], "lambda": 0.25}
+    path = folder / "two.yaml"
+    path.write_text(yaml.safe_dump(content | settings))
+    return str(path) + "".join(f",,{option}" for option in more)
+
+
+@pytest.mark.parametrize("name", ["hubert folder", "hubert_local", "beats_local"])
+@pytest.mark.parametrize("constraint", CONSTRAINTS)
+def test_two_sources_start_as_the_fixed_merge_learn_and_fold(name, constraint, files, bert, tmp_path):
+    config = two_sources(tmp_path, files[name], bert, learnable={"constraint": constraint})
+    fixed, upstream = merged_attention(model_config=f"{config},,learnable=false"), merged_attention(model_config=config)
+    shared = find_lambda(upstream)
+    assert shared.names() == [f"source_{source}/layer_0{layer}" for source in (0, 1) for layer in (0, 1)]
+    assert shared.sources == (str(bert), str(tmp_path / "deep"))
+    assert shared.current().tolist() == pytest.approx([0.25, 0.25, 0.125, 0.125])
+    output = run(upstream)
+    torch.testing.assert_close(output, run(fixed), rtol=0, atol=1e-6)
+    output.square().sum().backward()
+    gradient = shared.values.grad.clone()
+    sources, maps = [read_attention(bert), read_attention(tmp_path / "deep")], [{0: 0, 1: 1}, {0: 2, 1: 1}]
+    formula = torch.zeros(2, 2)
+    for number, (source, layers) in enumerate(zip(sources, maps, strict=True)):
+        for layer in (0, 1):
+            for projection in ("q_proj", "k_proj", "v_proj"):
+                target = find_encoder(upstream).linear(layer, projection).parametrizations.weight.original
+                change = source[Slot(layers[layer], projection)] - target.detach()
+                formula[number, layer] += (target.grad / (1 - 0.375) * change).sum()  # dL/dW of the merged matrix
+    if constraint == "sigmoid":  # the softmax: lambda_s (g_s - sum of lambda_r g_r)
+        lambdas = torch.tensor([[0.25], [0.125]])
+        formula = lambdas * (formula - (lambdas * formula).sum(0))
+    torch.testing.assert_close(gradient.flatten(), formula.flatten(), rtol=1e-3, atol=1e-4 * formula.abs().max().item())
+    with torch.no_grad():
+        shared.values.add_(torch.tensor([0.1, 0.2, 0.05, 0.3]).view(2, 2, 1, 1))
+    expected, learnt = run(upstream), shared.current().view(2, 2).tolist()
+    fold(upstream)
+    torch.testing.assert_close(run(upstream), expected, rtol=0, atol=1e-6)
+    content = yaml.safe_load(Path(config).read_text())
+    for source, values in zip(content["sources"], learnt, strict=True):
+        source["lambda"] = values
+    plain = merged_attention(model_config=written(tmp_path / "plain.yaml", content | {"learnable": False}))
+    assert list(upstream.state_dict()) == list(plain.state_dict())
+    for key, tensor in plain.state_dict().items():
+        torch.testing.assert_close(tensor, upstream.state_dict()[key], rtol=0, atol=1e-7)
+
+
+def written(path, content):
+    path.write_text(yaml.safe_dump(content))
+    return str(path)
+
+
+def test_the_record_of_two_sources_tells_merges_apart(file, bert, tmp_path):
+    config = two_sources(tmp_path, file, bert, learnable=True)
+    record = merged_attention(model_config=config).merge_record
+    assert record == json.loads(json.dumps(record))
+    extent = {"layers": [0, 1], "projections": ["q_proj", "k_proj", "v_proj"]}
+    kind = {"granularity": "layer", "constraint": "raw"}
+    assert record["learnable"] == kind | extent | {"sources": [extent, extent]}
+    check_merge_record(record, record)
+    content = yaml.safe_load(Path(config).read_text()) | {"learnable": {"layers": "merged"}}
+    content["sources"][1]["layers"] = [1]
+    fewer = merged_attention(model_config=written(tmp_path / "fewer.yaml", content))
+    assert find_lambda(fewer).names() == ["source_0/layer_00", "source_0/layer_01", "source_1/layer_01"]
+    content["sources"][1]["lambda"] = [0.0, 0.125]
+    content["sources"][1]["layers"] = "all"
+    zero = merged_attention(model_config=written(tmp_path / "zero.yaml", content | {"learnable": True}))
+    with pytest.raises(DataError, match="learnable: {layers: merged} keeps to the layers of the merge"):
+        check_merge_record(fewer.merge_record, zero.merge_record)
+    content["sources"][1]["layer_map"] = {0: 0, 1: 1}
+    other = merged_attention(model_config=written(tmp_path / "other.yaml", content | {"learnable": True}))
+    with pytest.raises(DataError, match="layer_map of source 2: layer 2 of the source in layer 0, but now 0"):
+        check_merge_record(zero.merge_record, other.merge_record)
+
+
+def test_two_sources_on_the_arc_are_refused(file, bert, tmp_path):
+    with pytest.raises(UsageError, match="method slerp takes one source, but there are 2"):
+        merged_attention(model_config=two_sources(tmp_path, file, bert, learnable=True, method="slerp"))
 
 
 @pytest.mark.parametrize("name", [name for name in preset_names() if name.startswith("lmam_")])

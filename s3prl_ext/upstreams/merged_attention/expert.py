@@ -123,7 +123,7 @@ def merge_into(
     prepared = prepare_sources(target, sources, config, module_heads(upstream), paired)
     record = merge_record(target, sources, prepared, config)
     if config.learnable is not None:
-        rows = install_learnable(upstream, target, prepared[0], config, name)
+        rows = install_learnable(upstream, target, prepared, config, name)
     else:
         rows = merge_in_place(target, prepared, config.biases, config.combination)
     names = ", ".join(source.name for source in prepared)

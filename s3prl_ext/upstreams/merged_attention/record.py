@@ -82,12 +82,13 @@ def check_merge_record(stored: MergeRecord | str | None, current: MergeRecord | 
             f"the checkpoint was made with method: {_method(stored)}, but now it is method: {_method(current)}: "
             "give the same."
         )
-    learnt = (stored.get("learnable") or {}).get("layers", [])
+    learnt = stored.get("learnable") or {}
     for index, (was, now) in enumerate(zip(stored["sources"], current["sources"], strict=True)):
-        _check_source(f"source {index + 1}" if counts[0] > 1 else "source", was, now, learnt)
+        own = learnt["sources"][index] if "sources" in learnt else learnt
+        _check_source(f"source {index + 1}" if counts[0] > 1 else "source", was, now, own.get("layers", []))
     if stored.get("learnable") != current.get("learnable"):
         before, after = stored.get("learnable") or {}, current.get("learnable") or {}
-        only_layers = before and after and before | {"layers": 0} == after | {"layers": 0}
+        only_layers = before and after and _without_layers(before) == _without_layers(after)
         raise DataError(
             f"the checkpoint was made with learnable: {_section(stored.get('learnable'))}, but now it is "
             f"learnable: {_section(current.get('learnable'))}: give the same learnable, layers and projections"
@@ -198,6 +199,14 @@ def _named(model: MergeRecord) -> str:
 
 def _yaml(flag: bool) -> str:
     return str(flag).lower()
+
+
+def _without_layers(learnable: dict[str, Any]) -> dict[str, Any]:
+    """Return the section of a learnable merge but for which layers have a lambda."""
+    kept = {key: value for key, value in learnable.items() if key != "layers"}
+    if "sources" in kept:
+        kept["sources"] = [source["projections"] for source in kept["sources"]]
+    return kept
 
 
 def _section(learnable: dict[str, Any] | None) -> str:

@@ -80,7 +80,7 @@ def prepare_sources(
     prepared = []
     for index, (weights, source) in enumerate(zip(sources, config.sources, strict=True)):
         if config.learnable is not None:
-            slots = learnable_slots(config, depth(target))
+            slots = learnable_slots(config, source, depth(target))
         else:
             slots = list(chosen_slots(target, lambdas[index], config.biases))
         base = _read_base(target, weights, source, maps[index], config)
