@@ -11,11 +11,10 @@ from typing import Any
 
 import torch
 
-from s3prl_ext.attention.files import find_model, find_package_model
 from s3prl_ext.commands.flags import layers as flags_of
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.evaluation.layer_panels import LayerPanel, plot_layer_panels
-from s3prl_ext.merging.config import SourceConfig, TargetConfig
+from s3prl_ext.merging.config import MergeConfig, SourceConfig, TargetConfig
 from s3prl_ext.merging.layers import LayerMap, parse_layer_map
 from s3prl_ext.merging.names import DECODER, LEVELS, SIMILARITY_NAMES
 from s3prl_ext.merging.selection_config import LayerMatch, parse_settings
@@ -142,18 +141,16 @@ def _measure(
     from s3prl_ext.training.devices import check_device
     from s3prl_ext.upstreams.layer_similarity.comparison import source_side
     from s3prl_ext.upstreams.layer_similarity.selection import measure, opened_target
-    from s3prl_ext.upstreams.merged_attention.targets import build_target, target_name, with_prefix
+    from s3prl_ext.upstreams.merged_attention.models import OpenedMerge, build_target, find_source, model_name
 
     if flags.batch_size < 1:
         raise UsageError(f"--batch-size must be 1 or more, got {flags.batch_size}.")
     device = flags.device or ("cuda" if torch.cuda.is_available() else "cpu")
     check_device(device)
-    folder = find_package_model(source.package) if source.package else find_model(str(source.model))
-    name = with_prefix(source.model or f"package {source.package}", source.prefix)
-    second = source_side(folder, name, source.prefix, settings.special_tokens, device)
+    second = source_side(find_source(source), model_name(source), source.prefix, settings.special_tokens, device)
     upstream = None if target.prefix else build_target(target)
-    opened = opened_target(target, upstream, target_name(target), settings.special_tokens, device, flags.batch_size)
-    with opened as first:
+    merge = OpenedMerge(MergeConfig(target, ()), (), upstream)
+    with opened_target(merge, settings.special_tokens, device, flags.batch_size) as first:
         return measure(first, second, flags.pairs, flags.root, flags.split, layer_map, metrics, flags.top_k, settings)
 
 

@@ -6,7 +6,7 @@ import json
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,35 +19,33 @@ from s3prl_ext.attention.layouts import Slot
 from s3prl_ext.attention.weights import AttentionWeights, sha256
 from s3prl_ext.commands import merge_deltas
 from s3prl_ext.commands.flags import merge as flags_of
+from s3prl_ext.deltas.plain_upstream import checkpoint_of
 from s3prl_ext.errors import UsageError
 from s3prl_ext.locks import one_writer
-from s3prl_ext.merging.aligner import Paired
 from s3prl_ext.merging.config import MergeConfig, TargetConfig
 from s3prl_ext.merging.export import attention_keys, write_model
 from s3prl_ext.merging.merge import chosen_slots, merge_sources
 from s3prl_ext.merging.model_card import Usage, model_card
 from s3prl_ext.merging.names import OWN_UPSTREAM
 from s3prl_ext.merging.report import MergeRow
-from s3prl_ext.merging.selection_config import LayerMatch, LayerSelection
 from s3prl_ext.model_settings import model_config
-from s3prl_ext.models.heads import module_heads
 from s3prl_ext.progress import bar
 from s3prl_ext.run_folder import MERGE_FILE
 from s3prl_ext.tables import columns
 from s3prl_ext.transformers_models import SPEECH_UPSTREAMS
 from s3prl_ext.upstreams.hf_speech.expert import check_type
-from s3prl_ext.upstreams.layer_similarity.paired_alignment import find_paired
-from s3prl_ext.upstreams.layer_similarity.selection import choose_layers, match_layers
+from s3prl_ext.upstreams.layer_similarity.paired_alignment import decide_by_pairs
 from s3prl_ext.upstreams.merged_attention.config import check_config, read_raw
-from s3prl_ext.upstreams.merged_attention.expert import describe_choices, merge_record
-from s3prl_ext.upstreams.merged_attention.files import checkpoint_of
-from s3prl_ext.upstreams.merged_attention.sources import (
-    prepare_sources,
-    read_sources,
-    resolve_sources,
+from s3prl_ext.upstreams.merged_attention.expert import merge_record
+from s3prl_ext.upstreams.merged_attention.models import (
+    OpenedMerge,
+    build_target,
+    decoder_folder,
+    model_of,
+    open_sources,
     source_name,
 )
-from s3prl_ext.upstreams.merged_attention.targets import build_target, decoder_folder, model_of, target_name
+from s3prl_ext.upstreams.merged_attention.sources import prepare_sources, resolve_sources
 from s3prl_ext.upstreams.speech_models import is_speech_model
 from s3prl_ext.writing import written_folder
 
@@ -58,29 +56,19 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class Models:
-    """What is merged: files and their attention parameters, which are read from disk when they are used.
+    """What is merged: the target's files next to the models of the merge.
 
     Attributes:
-        target: transformers folder or checkpoint file.
+        merge: the sources, with their layers chosen.
+        path: transformers folder or checkpoint file of the target.
         upstream: the upstream of s3prl that loads a checkpoint file; None for a folder.
-        sources: path of each source; None for noise that needs none.
-        weights: attention of the target.
-        source_weights: attention of each source, None where there is no path.
-        selections: how the layers of each source were chosen, where by similarity.
-        matches: how it was found which layers are paired, where by similarity.
-        paired: what paired inputs say about each source.
-        heads: number of heads of the target, where it was built and says it.
+        attention: of the target as its files hold it, read from disk when it is used.
     """
 
-    target: Path
+    merge: OpenedMerge
+    path: Path
     upstream: str | None
-    sources: list[Path | None]
-    weights: AttentionWeights
-    source_weights: list[AttentionWeights | None]
-    selections: list[dict[str, Any] | None]
-    matches: list[dict[str, Any] | None]
-    paired: list[Paired]
-    heads: int | None
+    attention: AttentionWeights
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -106,11 +94,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     with one_writer(args.out):
         if args.out is not None:
             check_out(args.out)
-        models, config = find_models(config)
+        models = find_models(config)
         if args.dry_run:
-            sys.stdout.write(matched_table(models, config) + "\n")
+            sys.stdout.write(matched_table(models) + "\n")
             return 0
-        write(models, config, raw, args.out)
+        write(models, raw, args.out)
     sys.stdout.write(f"{args.out}\n")
     return 0
 
@@ -121,32 +109,19 @@ def check_out(out: Path) -> None:
         raise UsageError(f"--out {out} exists already and is not empty: name a new folder.")
 
 
-def find_models(config: MergeConfig) -> tuple[Models, MergeConfig]:
-    """Find the files of target and sources, and open their attention parameters.
-
-    Returns:
-        The models, and the configuration with lists of layers where they were to be chosen by similarity.
+def find_models(config: MergeConfig) -> Models:
+    """Find the files of target and sources, open their attention parameters, and choose layers by similarity.
 
     Raises:
         UsageError: the target is an upstream without a checkpoint file, or of a family that no upstream reads.
         DataError: a model is missing, unreadable or without attention.
     """
-    target, upstream = _target_file(config.target)
-    paths, weights = read_sources(config)
-    selections: list[dict[str, Any] | None] = [None] * len(paths)
-    matches = selections
-    paired = [Paired()] * len(paths)
-    heads = None
-    if any(
-        isinstance(s.layers, LayerSelection) or isinstance(s.layer_map, LayerMatch) or s.runs for s in config.sources
-    ):
-        model = None if config.target.prefix else build_target(config.target)
-        config, matches = match_layers(config, model, target_name(config.target), paths)
-        config, selections = choose_layers(config, model, target_name(config.target), paths, weights)
-        heads = module_heads(model) if model is not None else None
-        paired = find_paired(config, model, target_name(config.target), paths, heads)
-    own = read_attention(target, config.target.prefix)
-    return Models(target, upstream, paths, own, weights, selections, matches, paired, heads), config
+    path, upstream = _target_file(config.target)
+    merge = OpenedMerge(config, open_sources(config))
+    if merge.by_pairs:
+        module = None if config.target.prefix else build_target(config.target)
+        merge = decide_by_pairs(replace(merge, module=module))
+    return Models(merge, path, upstream, read_attention(path, config.target.prefix))
 
 
 def _target_file(target: TargetConfig) -> tuple[Path, str | None]:
@@ -162,30 +137,32 @@ def _target_file(target: TargetConfig) -> tuple[Path, str | None]:
     return checkpoint_of(str(target.upstream), target.ckpt)
 
 
-def matched_table(models: Models, config: MergeConfig) -> str:
+def matched_table(models: Models) -> str:
     """Return the table of tensors that a merge changes: layer, projection, lambda, names in both models, shape.
 
     Raises:
         UsageError: the models do not fit each other or the configuration.
     """
-    lambdas, maps = resolve_sources(models.weights, models.source_weights, config)
-    names = attention_keys(models.target, config.target.prefix).names
+    merge, config = models.merge, models.merge.config
+    lambdas, maps = resolve_sources(merge, models.attention)
+    names = attention_keys(models.path, config.target.prefix).names
     lines = [("layer", "projection", "lambda", "target", "source", "shape")]
-    for source, path, values, layers in zip(config.sources, models.sources, lambdas, maps, strict=True):
-        theirs = None if path is None or source.noise else attention_keys(path, source.prefix).names
-        for slot, weight in chosen_slots(models.weights, values, config.biases).items():
-            other = source_name(source)
+    for source, values, layers in zip(merge.sources, lambdas, maps, strict=True):
+        section, path = source.section, source.path
+        theirs = None if path is None or section.noise else attention_keys(path, section.prefix).names
+        for slot, weight in chosen_slots(models.attention, values, config.biases).items():
+            other = source_name(section)
             if theirs is not None:
                 layer = layers[slot.layer]
                 assert layer is not None
                 other = theirs[Slot(layer, slot.projection, slot.kind)]
             label = slot.projection if slot.kind == "weight" else f"{slot.projection}.bias"
-            shape = "x".join(map(str, models.weights[slot].shape))
+            shape = "x".join(map(str, models.attention[slot].shape))
             lines.append((str(slot.layer), label, f"{weight:g}", names[slot], other, shape))
     return "\n".join([*columns(lines), f"{len(lines) - 1} of {len(names)} attention tensors; nothing was written."])
 
 
-def write(models: Models, config: MergeConfig, raw: dict[str, Any], out: Path) -> None:
+def write(models: Models, raw: dict[str, Any], out: Path) -> None:
     """Write the merged model with its card and record into a new folder, which appears only when it is complete.
 
     Args:
@@ -196,30 +173,29 @@ def write(models: Models, config: MergeConfig, raw: dict[str, Any], out: Path) -
         UsageError: the models do not fit each other or the configuration.
         DataError: NaN or infinity in a matrix.
     """
-    sources = prepare_sources(models.weights, models.source_weights, config, models.heads, models.paired)
-    record = merge_record(models.weights, models.source_weights, sources, config)
-    describe_choices(record, models.selections, models.matches)
-    slots = {slot for source in sources for slot in chosen_slots(models.weights, source.lambdas, config.biases)}
+    config, target = models.merge.config, models.attention
+    sources = prepare_sources(models.merge, target)
+    record = merge_record(models.merge, target, sources)
+    slots = {slot for source in sources for slot in chosen_slots(target, source.lambdas, config.biases)}
     rows: list[MergeRow] = []
     with written_folder(out) as partial:
         with bar(total=len(slots), desc="merging", unit="tensor") as progress:
 
-            def replace(slot: Slot, old: torch.Tensor) -> torch.Tensor:
+            def merged_tensor(slot: Slot, old: torch.Tensor) -> torch.Tensor:
                 merged, row = merge_sources({slot: old}, sources, config.biases, config.combination)
                 rows.extend(row)
                 progress.update()
                 return merged[slot]
 
             ordered = sorted(slots, key=lambda slot: slot.order)
-            files = write_model(models.target, partial, ordered, replace, config.target.prefix)
+            files = write_model(models.path, partial, ordered, merged_tensor, config.target.prefix)
         rows.sort(key=lambda row: (row.layer, row.source))
-        _describe(models, config, raw, record, rows, partial, out, files[0].name)
+        _describe(models, raw, record, rows, partial, out, files[0].name)
     logger.info("merged model with %d changed tensors written to %s", len(slots), out)
 
 
 def _describe(
     models: Models,
-    config: MergeConfig,
     raw: dict[str, Any],
     record: dict[str, Any],
     rows: list[MergeRow],
@@ -228,6 +204,7 @@ def _describe(
     file: str,
 ) -> None:
     """Write card, configuration and record of the model in `folder`, which will be `out`; `file` holds its weights."""
+    config = models.merge.config
     merged = sha256(read_attention(folder if models.upstream is None else folder / file, config.target.prefix))
     text = yaml.safe_dump(raw, sort_keys=False, allow_unicode=True)
     (folder / "merge.yaml").write_text(text, encoding="utf-8")
@@ -253,7 +230,7 @@ def _usage(models: Models, out: Path, file: str, transcribes: bool) -> Usage:
         run = "s3prl-ext run -m evaluate -d ljspeech -c ljspeech/mam -p exp/merged"
     if models.upstream is not None:
         return Usage(f"{run} -u {models.upstream} -k {out / file}")
-    config = model_config(models.target)
+    config = model_config(models.path)
     name = SPEECH_UPSTREAMS[config["model_type"]]
     architecture = (config.get("architectures") or ["AutoModel"])[0]
     python = f'from transformers import {architecture}\n\nmodel = {architecture}.from_pretrained("{out}")'

@@ -1,22 +1,25 @@
-"""Paired inputs for two encoders: audio with its transcript, an image, or other audio."""
+"""Paired inputs for two encoders: audio with its transcript, an image, or other audio, from a table or a corpus."""
 
 from __future__ import annotations
 
 import csv
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import soundfile
 import torch
 
+from s3prl_ext.corpora import ljspeech, vctk
 from s3prl_ext.errors import DataError, UsageError, unknown_name
 
 # What the second encoder reads -> the column of the table that holds it.
 COLUMNS = {"text": "text", "image": "image", "speech": "source_path"}
 SHORTEST = 0.05  # seconds: a few frames of any speech model
 SHOWN = 3  # rows named in a message
+CORPORA = (ljspeech.CORPUS, vctk.CORPUS)
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,45 @@ class Pair:
 
     audio: Path
     other: str | Path
+
+
+def read_corpus(path: str, kind: str, root: str | None = None, split: str | None = None) -> list[Pair]:
+    """Return all pairs of a table, or the training pairs of a corpus of transcribed speech.
+
+    Args:
+        path: a table, see :func:`read_pairs`; or a folder of LJ Speech or VCTK.
+        kind: what the source reads: ``text``, ``image`` or ``speech``.
+        root: folder that the paths of a table are relative to.
+        split: rule or file that divides a corpus folder, see ``TranscribedCorpus.splits``; None for its own rule.
+
+    Raises:
+        UsageError: a folder of something else, or `root` or `split` where they have no meaning.
+        DataError: a transcript without audio or the reverse, or an empty split.
+    """
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        if split:
+            raise UsageError(f"split belongs to a corpus folder, but {path} is a table: list the pairs to use in it.")
+        return read_pairs(path, kind, root)
+    if root:
+        raise UsageError(f"root belongs to a table of pairs, but {path} is a folder: leave it out.")
+    if kind == "image":
+        raise UsageError(f"{path} has no images: give a table with the columns path and image.")
+    corpus = next((c for c in CORPORA if any(_holds(place, c.card.contents[:2]) for place in _places(folder, c))), None)
+    if corpus is None:
+        known = " or ".join(c.card.name for c in CORPORA)
+        raise UsageError(f"{path} is not a folder of {known}: give one, or a table with the columns path and text.")
+    utterances = corpus.read(folder, "error")
+    train = set(corpus.splits(utterances, split or corpus.group, needed=["train"])["train"])
+    return [Pair(u.audio, u.audio if kind == "speech" else u.text) for u in utterances if u.id in train]
+
+
+def _places(folder: Path, corpus: Any) -> tuple[Path, Path]:
+    return folder, folder / corpus.card.folder
+
+
+def _holds(folder: Path, names: Iterable[str]) -> bool:
+    return all((folder / name).exists() for name in names)
 
 
 def read_pairs(path: str | Path, kind: str = "text", root: str | Path | None = None) -> list[Pair]:

@@ -27,7 +27,7 @@ from s3prl_ext.training.known_settings import known_tasks
 from s3prl_ext.training.run_spec import UPSTREAM_ARGUMENTS
 from s3prl_ext.training.runner import Runner
 from s3prl_ext.upstreams.merged_attention.decoder import decoder_attention
-from s3prl_ext.upstreams.merged_attention.targets import build_target, read_decoder, target_name
+from s3prl_ext.upstreams.merged_attention.models import build_target, read_decoder, target_name
 
 logger = logging.getLogger(__name__)
 

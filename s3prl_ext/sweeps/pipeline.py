@@ -19,7 +19,6 @@ from s3prl_ext.merging.layers import chosen_layers
 from s3prl_ext.merging.merge import Source
 from s3prl_ext.merging.noise import STREAMS, NoiseConfig
 from s3prl_ext.merging.selection_config import LayerSelection, parse_selection
-from s3prl_ext.models.heads import module_heads
 from s3prl_ext.papers.figures import MAM_CORPORA
 from s3prl_ext.studies.config import Resources
 from s3prl_ext.studies.engines import open_engine
@@ -34,17 +33,17 @@ from s3prl_ext.tasks import task_of
 from s3prl_ext.training import last_hidden_state
 from s3prl_ext.training.results import provenance
 from s3prl_ext.training.run_spec import RunSpec
-from s3prl_ext.upstreams.layer_similarity.paired_alignment import find_paired
+from s3prl_ext.upstreams.layer_similarity.paired_alignment import align_by_pairs
 from s3prl_ext.upstreams.layer_similarity.selection import choose_layers, match_layers
-from s3prl_ext.upstreams.merged_attention.record import describe_model
-from s3prl_ext.upstreams.merged_attention.sources import (
-    aligner_of,
+from s3prl_ext.upstreams.merged_attention.models import (
+    OpenedMerge,
+    OpenedSource,
     find_source,
-    prepare_sources,
-    read_source,
+    open_source,
     source_name,
 )
-from s3prl_ext.upstreams.merged_attention.targets import target_name
+from s3prl_ext.upstreams.merged_attention.record import describe_model
+from s3prl_ext.upstreams.merged_attention.sources import aligner_of, prepare_sources
 
 logger = logging.getLogger(__name__)
 
@@ -56,27 +55,28 @@ class ModelPair:
     """The two models of a sweep.
 
     Attributes:
-        config: the merge, with one source; its lambda, layers and noise kind are those of the arms.
+        merge: the merge, with one source; its lambda, layers and noise kind are those of the arms.
         target: views of the target's attention parameters.
-        path: folder or file of the source; None where only noise is merged that needs none.
-        source: the source's attention parameters as read.
         layer_map: source layer for each target layer.
         prepared: the source under the target's slots; its base and the order of its heads.
         aligner: how the source and noise are brought into the target's coordinates, where the merge asks for it.
     """
 
-    config: MergeConfig
+    merge: OpenedMerge
     target: AttentionWeights
-    path: Path | None
-    source: AttentionWeights | None
     layer_map: list[int | None]
     prepared: Source
     aligner: Aligner | None
 
     @property
+    def source(self) -> OpenedSource:
+        """The source; without weights where only noise is merged that needs none."""
+        return self.merge.sources[0]
+
+    @property
     def noise(self) -> NoiseConfig:
         """Seed and statistics of the noise controls."""
-        return self.config.sources[0].noise or NoiseConfig("standard")
+        return self.source.section.noise or NoiseConfig("standard")
 
 
 def run(flags: argparse.Namespace, config: MergeConfig, grid: Grid) -> Path:
@@ -98,15 +98,15 @@ def run(flags: argparse.Namespace, config: MergeConfig, grid: Grid) -> Path:
 def _run(flags: argparse.Namespace, config: MergeConfig, grid: Grid) -> Path:
     if flags.engine != "local" and flags.jobs == 1 and flags.part is None:
         raise UsageError(f"--engine {flags.engine} divides a sweep among processes: say how many with --jobs.")
-    path, source = _read_source(config, grid)
+    source = _read_source(config, grid)
     args, task = experiment_args(flags)
     try:
         runner = build(args, task, config)
-        config, (match,) = match_layers(config, runner.upstream.model, target_name(config.target), [path])
-        pair = _open_pair(runner, config, path, source)
+        merge = OpenedMerge(config, [source], None if config.target.prefix else runner.upstream.model)
+        pair = _open_pair(runner, match_layers(merge))
         sweep = _sweep(flags, runner, pair, grid)
-        if match is not None:
-            sweep.store.content["layer_match"] = match
+        if pair.source.match is not None:
+            sweep.store.content["layer_match"] = pair.source.match
         if flags.part is None:
             parts.settle(sweep.store, flags.overwrite)
         if flags.jobs > 1:
@@ -119,8 +119,8 @@ def _run(flags: argparse.Namespace, config: MergeConfig, grid: Grid) -> Path:
         raise
     if sweep.part is not None:
         return sweep.store.path
-    merged = source_name(dataclasses.replace(config.sources[0], noise=None)) if path else "noise"
-    title = f"{_without_folders(merged)} into {_without_folders(target_name(config.target))}: {args.downstream}"
+    merged = source_name(dataclasses.replace(source.section, noise=None)) if source.path else "noise"
+    title = f"{_without_folders(merged)} into {_without_folders(pair.merge.name)}: {args.downstream}"
     return _write(sweep, summary, title, _paper(flags, args.downstream))
 
 
@@ -135,8 +135,8 @@ def _without_folders(name: str) -> str:
     return " ".join(Path(part).name if Path(part).is_absolute() else part for part in name.split(" "))
 
 
-def _read_source(config: MergeConfig, grid: Grid) -> tuple[Path | None, AttentionWeights | None]:
-    """Return path and attention of the source; None for both where the grid has only noise that needs no source."""
+def _read_source(config: MergeConfig, grid: Grid) -> OpenedSource:
+    """Return the source; without weights where the grid has only noise that needs none."""
     source = config.sources[0]
     kinds = {*grid["noise"], *(noise for arm in grid["arms"].values() for noise in arm["noise"])}
     if source.base_for(config.combination) is not None and kinds - {"none"}:
@@ -146,49 +146,45 @@ def _read_source(config: MergeConfig, grid: Grid) -> tuple[Path | None, Attentio
             "take noise none only."
         )
     if source.model or source.package:
-        path = find_source(source)
-        return path, read_source(source, path)
+        return open_source(source, find_source(source))
     if kinds & {"none", "source"}:
         needed = " and ".join(sorted(kinds & {"none", "source"}))
         raise UsageError(f"noise {needed} needs a source model: name it in the merge.")
-    return None, None
+    return open_source(source, None)
 
 
-def _open_pair(
-    runner: SweepRunner, config: MergeConfig, path: Path | None, source: AttentionWeights | None
-) -> ModelPair:
+def _open_pair(runner: SweepRunner, merge: OpenedMerge) -> ModelPair:
     """Check that the models fit each other, and return them."""
     target = runner.target_attention
+    merge = align_by_pairs(merge)
+    (source,) = merge.sources
     unmerged = dataclasses.replace(
-        config.sources[0],
+        source.section,
         layers="all",
-        noise=None if path else NoiseConfig("standard"),
-        lambda_=dict.fromkeys(config.sources[0].lambda_, 0.0),
+        noise=None if source.path else NoiseConfig("standard"),
+        lambda_=dict.fromkeys(source.section.lambda_, 0.0),
     )
-    heads = None if config.target.prefix else module_heads(runner.upstream.model)
-    paired = find_paired(config, runner.upstream.model, target_name(config.target), [path], heads)
-    (prepared,) = prepare_sources(target, [source], dataclasses.replace(config, sources=(unmerged,)), heads, paired)
+    (prepared,) = prepare_sources(merge.with_sources([dataclasses.replace(source, section=unmerged)]), target)
     layers = prepared.layers if prepared.layers is not None else range(depth(target))
-    aligner = aligner_of(config.sources[0], config.target, heads, paired[0])
-    return ModelPair(config, target, path, source, list(layers), prepared, aligner)
+    return ModelPair(merge, target, list(layers), prepared, aligner_of(merge, source))
 
 
 def _sweep(flags: argparse.Namespace, runner: SweepRunner, pair: ModelPair, grid: Grid) -> Sweep:
     """Return the sweep, ready to run."""
-    source = pair.config.sources[0]
+    config, source = pair.merge.config, pair.source.section
     groups = groups_of(
         grid,
         lambda layers: chosen_layers(layers, source.layer_map, depth(pair.target)),
-        lambda by, k: _similar(by, k, flags.similarity, runner.upstream.model, pair),
+        lambda by, k: _similar(by, k, flags.similarity, pair),
     )
     weights = ArmWeights(
         pair.target,
-        pair.source,
+        pair.source.weights,
         pair.layer_map,
         list(source.lambda_),
-        pair.config.biases,
+        config.biases,
         pair.noise,
-        method=pair.config.combination,
+        method=config.combination,
         base=pair.prepared.base,
         aligner=pair.aligner,
         moments=pair.prepared.moments,
@@ -230,14 +226,13 @@ def _tested_paper(flags: argparse.Namespace, downstream: str, groups: Sequence[G
     return paper
 
 
-def _similar(by: str, k: int, file: str, upstream: Any, pair: ModelPair) -> tuple[int, ...]:
+def _similar(by: str, k: int, file: str, pair: ModelPair) -> tuple[int, ...]:
     """Return the k layers that are most similar by a metric, from a ``layers.json`` or a table of pairs."""
     kind = "from" if str(file).endswith(".json") else "pairs"
     selection: LayerSelection = parse_selection({"by": by, "top_k": k, kind: str(file)}, "--similarity")
-    source = dataclasses.replace(pair.config.sources[0], layers=selection)
-    config = dataclasses.replace(pair.config, sources=(source,))
-    chosen, _ = choose_layers(config, upstream, target_name(config.target), [pair.path], [pair.source])
-    return tuple(chosen.sources[0].layers)
+    section = dataclasses.replace(pair.source.section, layers=selection)
+    chosen = choose_layers(pair.merge.with_sources([dataclasses.replace(pair.source, section=section)]))
+    return tuple(chosen.config.sources[0].layers)
 
 
 def _settings(runner: SweepRunner, pair: ModelPair) -> dict[str, Any]:
@@ -258,17 +253,17 @@ def _settings(runner: SweepRunner, pair: ModelPair) -> dict[str, Any]:
         "target": model_sha256(runner.upstream.model),
         "featurizer": model_sha256(runner.featurizer.model),
         "head": model_sha256(runner.downstream.model),
-        "source": sha256(pair.source) if pair.source else None,
+        "source": sha256(pair.source.weights) if pair.source.weights else None,
         "layer_map": pair.layer_map,
-        "projections": list(pair.config.sources[0].lambda_),
-        "biases": pair.config.biases,
+        "projections": list(pair.source.section.lambda_),
+        "biases": pair.merge.config.biases,
         "noise": {"seed": pair.noise.seed, "statistics": pair.noise.statistics, "streams": STREAMS},
     } | _options(pair)
 
 
 def _options(pair: ModelPair) -> dict[str, Any]:
     """Return the settings that a sweep names only where they are not the usual ones."""
-    config, facts = pair.config, {key: _without_file(part) for key, part in pair.prepared.facts.items()}
+    config, facts = pair.merge.config, {key: _without_file(part) for key, part in pair.prepared.facts.items()}
     options = {
         "merged part": config.target.prefix,
         "method": config.method.plain() if config.method else None,
@@ -292,10 +287,10 @@ def _without_file(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 def _facts(pair: ModelPair, grid: Grid) -> dict[str, Any]:
     """Return what a reader of ``sweep.json`` wants to know in addition: models by name and hash, grid."""
-    source = dataclasses.replace(pair.config.sources[0], noise=None)
+    name = source_name(dataclasses.replace(pair.source.section, noise=None))
     return {
-        "target": describe_model(target_name(pair.config.target), pair.target),
-        "source": describe_model(source_name(source), pair.source) if pair.source else None,
+        "target": describe_model(pair.merge.name, pair.target),
+        "source": describe_model(name, pair.source.weights) if pair.source.weights else None,
         "grid": grid,
     }
 

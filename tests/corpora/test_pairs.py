@@ -7,9 +7,8 @@ import pytest
 import soundfile
 import torch
 
-from s3prl_ext.corpora.pairs import Pair, check_audio, content_hash, draw_pairs, read_pairs
+from s3prl_ext.corpora.pairs import Pair, check_audio, content_hash, draw_pairs, read_corpus, read_pairs
 from s3prl_ext.errors import DataError, UsageError
-from s3prl_ext.upstreams.layer_similarity.corpus import read_corpus
 
 
 def clip(path, samples=4000):

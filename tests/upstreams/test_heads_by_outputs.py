@@ -186,8 +186,8 @@ def test_text_is_paired_with_speech_by_outputs_only(tmp_path, table):
 
 def test_an_arm_of_a_sweep_takes_the_order_by_outputs(tmp_path, table):
     from s3prl_ext.merging.config import parse_config
-    from s3prl_ext.upstreams.layer_similarity.paired_alignment import find_paired
-    from s3prl_ext.upstreams.merged_attention.targets import build_target
+    from s3prl_ext.upstreams.layer_similarity.paired_alignment import align_by_pairs
+    from s3prl_ext.upstreams.merged_attention.models import OpenedMerge, build_target, open_sources
 
     folder = factories.hubert_folder(tmp_path / "target", heads=HEADS)
     source = factories.bert_folder(tmp_path / "source", heads=HEADS)
@@ -197,8 +197,8 @@ def test_an_arm_of_a_sweep_takes_the_order_by_outputs(tmp_path, table):
     expected = merged_attention(model_config=str(tmp_path / "my.yaml")).state_dict()
     config = parse_config(content, "my.yaml")
     upstream = build_target(config.target)
-    (paired,) = find_paired(config, upstream, "target", [source])
-    aligner = aligner_of(config.sources[0], config.target, None, paired)
+    merge = align_by_pairs(OpenedMerge(config, open_sources(config), upstream))
+    aligner = aligner_of(merge, merge.sources[0])
     weights = ArmWeights(extract(upstream.state_dict()), read_attention(source), [0, 1], PROJECTIONS, aligner=aligner)
     weights.apply(Arm((0, 1), "none", 0, 0.5))
     assert all(torch.equal(tensor, expected[name]) for name, tensor in upstream.state_dict().items())

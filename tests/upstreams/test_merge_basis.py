@@ -30,7 +30,7 @@ from s3prl_ext.upstreams.layer_similarity.block_outputs import (
     find_blocks,
 )
 from s3prl_ext.upstreams.layer_similarity.comparison import Side
-from s3prl_ext.upstreams.layer_similarity.paired_alignment import _moments_of, find_paired
+from s3prl_ext.upstreams.layer_similarity.paired_alignment import _moments_of, align_by_pairs
 from s3prl_ext.upstreams.layer_similarity.speech_encoder import SpeechEncoder
 from s3prl_ext.upstreams.layer_similarity.text_encoder import TextEncoder
 from s3prl_ext.upstreams.merged_attention.hubconf import merged_attention
@@ -158,14 +158,12 @@ def test_inputs_of_attention_in_a_text_model(folders):
 def found(folders, table, source="source"):
     """Return the basis as the merge finds it, from the files alone."""
     from s3prl_ext.merging.config import parse_config
-    from s3prl_ext.models.heads import module_heads
-    from s3prl_ext.upstreams.merged_attention.sources import read_sources
-    from s3prl_ext.upstreams.merged_attention.targets import build_target
+    from s3prl_ext.upstreams.merged_attention.models import OpenedMerge, build_target, open_sources
 
     content = {"target": {"model": folders["target"]}, "source": {"model": folders[source]}, "lambda": 0.25}
     config = parse_config(content | {"align": basis(table)}, "my.yaml")
-    upstream = build_target(config.target)
-    (one,) = find_paired(config, upstream, "target", read_sources(config)[0], module_heads(upstream))
+    merge = align_by_pairs(OpenedMerge(config, open_sources(config), build_target(config.target)))
+    one = merge.sources[0].paired
     assert one.basis is not None and one.alike is None
     return one.basis
 
@@ -396,15 +394,17 @@ def test_regmean_weighs_both_models_by_what_they_read(source, build, folders, ta
 @pytest.mark.parametrize("arm", [Arm((0, 1), "none", 0, 0.25), Arm((1,), "target", 1, 0.5)])
 def test_an_arm_by_regmean_equals_the_merged_upstream_bit_for_bit(arm, build, folders, table):
     from s3prl_ext.merging.config import parse_config
-    from s3prl_ext.upstreams.merged_attention.targets import build_target
+    from s3prl_ext.upstreams.merged_attention.models import OpenedMerge, build_target, open_sources
 
     content = {"method": regmean(table), "align": None}
     upstream = build(**content, **{"lambda": 0})
     made = {key: {"model": folders[key]} for key in ("target", "source")} | {"lambda": 0.25, "method": regmean(table)}
     config = parse_config(made, "my.yaml")
-    (paired,) = find_paired(config, build_target(config.target), "target", [Path(folders["source"])])
+    merge = align_by_pairs(OpenedMerge(config, open_sources(config), build_target(config.target)))
     own, source = extract(upstream.state_dict()), read_attention(folders["source"])
-    weights = ArmWeights(own, source, [0, 1], PROJECTIONS, method=config.combination, moments=paired.common_moments())
+    weights = ArmWeights(
+        own, source, [0, 1], PROJECTIONS, method=config.combination, moments=merge.sources[0].paired.common_moments()
+    )
     weights.apply(Arm((0, 1), "standard", 0, 0.9))
     weights.apply(arm)
     noise = {} if arm.noise == "none" else {"noise": {"kind": arm.noise, "draw": arm.draw}}

@@ -17,7 +17,7 @@ from s3prl_ext.evaluation.decoding import Vocabulary, read_vocabulary
 from s3prl_ext.model_settings import model_config
 from s3prl_ext.upstreams.hf_speech.w2v_bert import FRAME, HOP
 from s3prl_ext.upstreams.merged_attention.config import preset_names, read_config
-from s3prl_ext.upstreams.merged_attention.expert import TRANSFORMERS_UPSTREAMS
+from s3prl_ext.upstreams.merged_attention.models import TRANSFORMERS_UPSTREAMS
 
 LAYER = "lm_head"  # name of the output layer in all CTC classes of transformers
 

@@ -5,20 +5,17 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from s3prl_ext.attention.files import read_attention
-from s3prl_ext.attention.weights import AttentionWeights
 from s3prl_ext.corpora.pairs import Pair
 from s3prl_ext.errors import UsageError
 from s3prl_ext.merging.aligner import Paired
 from s3prl_ext.merging.alignment_config import Alignment, BasisAlignment, HeadAlignment
 from s3prl_ext.merging.basis import Basis, basis_of
-from s3prl_ext.merging.config import MergeConfig, SourceConfig
 from s3prl_ext.merging.head_likeness import HeadLikeness, alike_by_outputs, alike_by_patterns
 from s3prl_ext.merging.methods import MethodConfig
 from s3prl_ext.merging.names import SHARE
@@ -31,115 +28,71 @@ from s3prl_ext.upstreams.layer_similarity.comparison import (
     hashed_inputs,
     meeting_layers,
     paired_vectors,
-    source_side,
 )
 from s3prl_ext.upstreams.layer_similarity.features import CACHE_FORMAT, check_finite, hash_of, in_parts, layer_vectors
 from s3prl_ext.upstreams.layer_similarity.head_outputs import HeadEncoder
-from s3prl_ext.upstreams.layer_similarity.selection import (
-    comparison_device,
-    drawn_pairs,
-    opened_target,
-    target_attention,
-)
-from s3prl_ext.upstreams.merged_attention.sources import heads_of
-from s3prl_ext.upstreams.merged_attention.targets import with_prefix
+from s3prl_ext.upstreams.layer_similarity.selection import choose_layers, drawn_pairs, match_layers, opened_sides
+from s3prl_ext.upstreams.merged_attention.models import OpenedMerge, OpenedSource
 
 logger = logging.getLogger(__name__)
 
 FRAMES_APART = 2  # by which the numbers of frames of a clip may differ in two models
 
 
-@dataclasses.dataclass(frozen=True)
-class _Models:
-    """Target and source of one alignment.
-
-    Attributes:
-        config: the merge.
-        source: the section of the source.
-        path: its folder.
-        upstream: the unmerged target; not looked at where that is a decoder.
-        names: of target and source.
-        heads: number of heads of both; None where it is not known.
-    """
-
-    config: MergeConfig
-    source: SourceConfig
-    path: Path
-    upstream: torch.nn.Module | None
-    names: tuple[str, str]
-    heads: tuple[int | None, int | None]
-
-    def opened(self, point: str, special_tokens: bool = True) -> Any:
-        """Return the context in which the target is a side of a comparison."""
-        return opened_target(
-            self.config.target, self.upstream, self.names[0], special_tokens, comparison_device(), point=point
-        )
-
-    def side(self, point: str, special_tokens: bool = True) -> Side:
-        """Return the source as a side of a comparison."""
-        return source_side(
-            self.path, self.names[1], self.source.prefix, special_tokens, comparison_device(), point=point
-        )
-
-    def weights(self) -> tuple[AttentionWeights, AttentionWeights]:
-        """Return the attention parameters of target and source."""
-        ours = target_attention(self.config, self.upstream, self.names[0])
-        return ours, read_attention(self.path, self.source.prefix)
-
-
-def find_paired(
-    config: MergeConfig,
-    upstream: torch.nn.Module | None,
-    target_name: str,
-    paths: Sequence[Path | None],
-    target_heads: int | None = None,
-) -> list[Paired]:
-    """Return what paired inputs say about each source whose alignment asks for it.
+def decide_by_pairs(merge: OpenedMerge) -> OpenedMerge:
+    """Find out all of a merge that paired inputs decide: maps of layers, layers, bases, likeness of heads, moments.
 
     The model and all random generators are left as found.
 
+    Returns:
+        The merge with maps and lists of layers, and what was found out about each source.
+
+    Raises:
+        UsageError: models or settings do not fit each other.
+        DataError: pairs, models or a ``layers.json`` are unsuitable.
+    """
+    return align_by_pairs(choose_layers(match_layers(merge)))
+
+
+def align_by_pairs(merge: OpenedMerge) -> OpenedMerge:
+    """Find out what paired inputs say about each source whose alignment, or the method, asks for it.
+
     Args:
-        config: with the maps of layers that :func:`s3prl_ext.upstreams.layer_similarity.selection.match_layers` found.
-        upstream: the unmerged target; where the target is a decoder it is not looked at, and may be None.
-        target_name: what to call it.
-        paths: folder of each source, None for noise that needs none.
-        target_heads: number of heads of the target as it was built, for one whose files do not say it.
+        merge: with its layers chosen.
 
     Raises:
         UsageError: models or settings do not fit each other.
         DataError: pairs or models are unsuitable.
     """
-    found = []
-    for source, path in zip(config.sources, paths, strict=True):
-        if not source.runs:
-            found.append(Paired())
-            continue
-        if path is None:
-            raise UsageError("a source is run over the pairs: name it with source.")
-        name = with_prefix(source.model or f"package {source.package}", source.prefix)
-        align = source.align or Alignment()
-        heads = heads_of(source, config.target, target_heads) if source.align is not None else (None, None)
-        models = _Models(config, source, path, upstream, (target_name, name), heads)
-        by_weights = align.heads is None or align.heads.pairs is None
-        found.append(
-            Paired(
-                _basis(models, align.basis) if align.basis is not None else None,
-                None if by_weights else _alike(models, align.heads),
-                _moments(models, config.combination) if source.by_inputs else None,
-            )
-        )
-    return found
+    return merge.with_sources(
+        [dataclasses.replace(one, paired=_paired(merge, one)) if one.section.runs else one for one in merge.sources]
+    )
 
 
-def _moments(models: _Models, settings: MethodConfig) -> InputMoments:
+def _paired(merge: OpenedMerge, source: OpenedSource) -> Paired:
+    """Return what paired inputs say about a source."""
+    section = source.section
+    if source.path is None:
+        raise UsageError("a source is run over the pairs: name it with source.")
+    heads = merge.heads(section) if section.align is not None else (None, None)
+    align = section.align or Alignment()
+    by_weights = align.heads is None or align.heads.pairs is None
+    return Paired(
+        _basis(merge, source, align.basis) if align.basis is not None else None,
+        None if by_weights else _alike(merge, source, align.heads, heads),
+        _moments(merge, source) if section.by_inputs else None,
+    )
+
+
+def _moments(merge: OpenedMerge, source: OpenedSource) -> InputMoments:
     """Return the second moments of what target and source read, the mean over the frames of a clip and over pairs."""
-    with models.opened(INPUTS) as target:
-        source = models.side(INPUTS)
-        layers = meeting_layers(target, source, models.source.layer_map, any_width=models.source.rotates)
-        drawn, of = _draw(settings, target, source)
-        items, hashes, pairs_key = hashed_inputs(target, source, drawn)
+    section, settings = source.section, merge.config.combination
+    with opened_sides(merge, source, point=INPUTS) as sides:
+        layers = meeting_layers(*sides, section.layer_map, any_width=section.rotates)
+        drawn, of = _draw(settings, *sides)
+        items, hashes, pairs_key = hashed_inputs(*sides, drawn)
         ours, theirs = (
-            _moments_of(side, read, hashed) for side, read, hashed in zip((target, source), items, hashes, strict=True)
+            _moments_of(side, read, hashed) for side, read, hashed in zip(sides, items, hashes, strict=True)
         )
     values = {layer: (ours[layer], theirs[other]) for layer, other in enumerate(layers) if other is not None}
     return InputMoments(values, _facts(settings, of, drawn, pairs_key))
@@ -167,11 +120,10 @@ def _moments_of(side: Side, items: Sequence[Any], hashes: Sequence[str]) -> Tens
     return in_parts(compute, [key], 1, f"inputs of {side.name}")[0]
 
 
-def _basis(models: _Models, settings: BasisAlignment) -> Basis:
+def _basis(merge: OpenedMerge, opened: OpenedSource, settings: BasisAlignment) -> Basis:
     """Return the basis of a source, and log how well it fits."""
-    with models.opened(INPUTS, settings.special_tokens) as target:
-        source = models.side(INPUTS, settings.special_tokens)
-        layers = meeting_layers(target, source, models.source.layer_map, any_width=True)
+    with opened_sides(merge, opened, settings.special_tokens, INPUTS) as (target, source):
+        layers = meeting_layers(target, source, opened.section.layer_map, any_width=True)
         drawn, of = _draw(settings, target, source)
         narrow = min(target.width, source.width)
         if len(drawn) < narrow:
@@ -184,16 +136,18 @@ def _basis(models: _Models, settings: BasisAlignment) -> Basis:
         ("layer", "fit", "directions"),
         *((str(n), f"{t.fit:.4f}", f"{t.rank}") for n, t in basis.rotations.items()),
     ]
-    logger.info("basis of %s in that of %s:\n%s", *reversed(models.names), "\n".join(columns(rows, right=True)))
+    logger.info("basis of %s in that of %s:\n%s", source.name, target.name, "\n".join(columns(rows, right=True)))
     return basis
 
 
-def _alike(models: _Models, settings: HeadAlignment | None) -> HeadLikeness:
+def _alike(
+    merge: OpenedMerge, opened: OpenedSource, settings: HeadAlignment | None, heads: tuple[int | None, int | None]
+) -> HeadLikeness:
     """Return how alike the heads of both models are by their outputs or patterns."""
-    assert settings is not None
-    with models.opened(INPUTS) as target, models.opened(ATTENTION) as given:
-        source, theirs = models.side(INPUTS), models.side(ATTENTION)
-        layers = meeting_layers(target, source, models.source.layer_map, any_width=True)
+    assert settings is not None and opened.path is not None
+    with opened_sides(merge, opened, point=INPUTS) as sides, opened_sides(merge, opened, point=ATTENTION) as given:
+        target, source = sides
+        layers = meeting_layers(target, source, opened.section.layer_map, any_width=True)
         if settings.by == "patterns" and target.kind != source.kind:
             raise UsageError(
                 f"align heads: {target.name} reads {target.kind} and {source.name} {source.kind}, and patterns are "
@@ -201,18 +155,17 @@ def _alike(models: _Models, settings: HeadAlignment | None) -> HeadLikeness:
             )
         drawn, of = _draw(settings, target, source)
         items, hashes, pairs_key = hashed_inputs(target, source, drawn)
+        weights = merge.attention(), read_attention(opened.path, opened.section.prefix)
         encoders = [
-            HeadEncoder(side.load(), attention.load(), weights, _known(heads, side.name), read[0])
-            for side, attention, weights, heads, read in zip(
-                (target, source), (given, theirs), models.weights(), models.heads, items, strict=True
-            )
+            HeadEncoder(side.load(), attention.load(), own, _known(count, side.name), read[0])
+            for side, attention, own, count, read in zip(sides, given, weights, heads, items, strict=True)
         ]
-        keys = [hash_of(side.key, "heads", heads) for side, heads in zip((target, source), models.heads, strict=True)]
+        keys = [hash_of(side.key, "heads", count) for side, count in zip(sides, heads, strict=True)]
         if settings.by == "patterns":
             alike = _by_patterns(encoders, items, layers, hash_of(*keys, layers), hashes)
         else:
             x, y = (layer_vectors(*each) for each in zip(encoders, keys, items, hashes, strict=True))
-            alike = _by_outputs(x, y, layers, models.heads)
+            alike = _by_outputs(x, y, layers, heads)
     facts = {"by": settings.by, **_facts(settings, of, drawn, pairs_key)}
     return HeadLikeness(alike, facts)
 

@@ -6,18 +6,16 @@ import dataclasses
 import json
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from s3prl_ext.attention.files import read_attention
-from s3prl_ext.attention.weights import AttentionWeights, extract, sha256
-from s3prl_ext.corpora.pairs import Pair, check_audio, draw_pairs
+from s3prl_ext.attention.weights import sha256
+from s3prl_ext.corpora.pairs import Pair, check_audio, draw_pairs, read_corpus
 from s3prl_ext.errors import DataError, UsageError, unknown_name
-from s3prl_ext.merging.config import MergeConfig, TargetConfig
 from s3prl_ext.merging.layer_selection import LayerTable, check_top_k, ranking, top_k
 from s3prl_ext.merging.layer_selection import match_layers as best_map
 from s3prl_ext.merging.layers import LayerMap, resolve_layer_map
@@ -35,8 +33,7 @@ from s3prl_ext.upstreams.layer_similarity.comparison import (
     source_side,
     target_side,
 )
-from s3prl_ext.upstreams.layer_similarity.corpus import read_corpus
-from s3prl_ext.upstreams.merged_attention.targets import decoder_folder, with_prefix
+from s3prl_ext.upstreams.merged_attention.models import OpenedMerge, OpenedSource, decoder_folder
 
 logger = logging.getLogger(__name__)
 
@@ -44,98 +41,64 @@ KIND = "layer similarity"  # marks a layers.json
 FEW_PAIRS = 50  # pairs: below, a warning
 
 
-def choose_layers(
-    config: MergeConfig,
-    upstream: torch.nn.Module | None,
-    target_name: str,
-    paths: Sequence[Path | None],
-    weights: Sequence[AttentionWeights | None],
-) -> tuple[MergeConfig, list[dict[str, Any] | None]]:
-    """Replace every selection by similarity in `config` by the layers that it chooses.
+def choose_layers(merge: OpenedMerge) -> OpenedMerge:
+    """Replace every selection by similarity in a merge by the layers that it chooses.
 
     The model and all random generators are left as found.
 
     Args:
-        upstream: the unmerged target; where the target is a decoder it is not looked at, and may be None.
-        target_name: what to call it.
-        paths: folder of each source, None for noise that needs none.
-        weights: the attention of each source as read.
+        merge: with the maps of layers that :func:`match_layers` found.
 
     Returns:
-        The configuration with lists of layers, and for each source how they were chosen as plain values, or None.
+        The merge with lists of layers, and in each source how they were chosen.
 
     Raises:
         UsageError: models, settings or k do not fit each other.
         DataError: pairs, models or a ``layers.json`` are unsuitable.
     """
-    sources, records = [], []
-    for source, path, attention in zip(config.sources, paths, weights, strict=True):
-        selection, record = source.layers, None
+    sources = []
+    for source in merge.sources:
+        selection = source.section.layers
         if isinstance(selection, LayerSelection):
-            if path is None or attention is None:
+            if source.path is None:
                 raise UsageError(
                     "layers by similarity need a source model to compare with: name it, or list the layers."
                 )
-            name = source.model or f"package {source.package}"
-            names = target_name, with_prefix(name, source.prefix)
-            if selection.file:
-                record = _from_file(
-                    selection, target_attention(config, upstream, target_name), attention, names, source.layer_map
-                )
-            else:
-                opened = opened_target(
-                    config.target, upstream, target_name, selection.settings.special_tokens, comparison_device()
-                )
-                record = _from_pairs(selection, opened, path, names[1], source.prefix, source.layer_map)
-            source = dataclasses.replace(source, layers=record["layers"])
-            logger.info("Layers of %s by %s, top %d: %s", name, record["by"], record["top_k"], record["layers"])
+            record = (_from_file if selection.file else _from_pairs)(selection, merge, source)
+            section = dataclasses.replace(source.section, layers=record["layers"])
+            named = section.model or f"package {section.package}"
+            logger.info("Layers of %s by %s, top %d: %s", named, record["by"], record["top_k"], record["layers"])
+            source = dataclasses.replace(source, section=section, selection=record)
         sources.append(source)
-        records.append(record)
-    return dataclasses.replace(config, sources=tuple(sources)), records
+    return merge.with_sources(sources)
 
 
-def match_layers(
-    config: MergeConfig,
-    upstream: torch.nn.Module | None,
-    target_name: str,
-    paths: Sequence[Path | None],
-) -> tuple[MergeConfig, list[dict[str, Any] | None]]:
-    """Replace every ``layer_map: {match: ...}`` in `config` by the map that it finds.
-
-    Comes before :func:`choose_layers`.
-
-    Args:
-        upstream, target_name, paths: as for :func:`choose_layers`.
+def match_layers(merge: OpenedMerge) -> OpenedMerge:
+    """Replace every ``layer_map: {match: ...}`` in a merge by the map that it finds.
 
     Returns:
-        The configuration with maps of layers, and for each source how its map was found as plain values, or None.
+        The merge with maps of layers, and in each source how its map was found.
 
     Raises:
         UsageError: models or settings do not fit each other.
         DataError: pairs or models are unsuitable.
     """
-    sources, records = [], []
-    for source, path in zip(config.sources, paths, strict=True):
-        match, record = source.layer_map, None
+    sources = []
+    for source in merge.sources:
+        match = source.section.layer_map
         if isinstance(match, LayerMatch):
-            if path is None:
+            if source.path is None:
                 raise UsageError("layers are matched with those of a source model: name it, or give another layer_map.")
-            name = with_prefix(source.model or f"package {source.package}", source.prefix)
-            opened = opened_target(
-                config.target, upstream, target_name, match.settings.special_tokens, comparison_device()
-            )
-            with opened as target:
-                record = _matched(
-                    match,
-                    target,
-                    source_side(path, name, source.prefix, match.settings.special_tokens, comparison_device()),
-                )
+            with opened_sides(merge, source, match.settings.special_tokens) as sides:
+                record = _matched(match, *sides)
             found = record["layer_map"]
-            source = dataclasses.replace(source, layer_map=dict(enumerate(found)))
-            logger.info("Layers of %s paired with layers 0 to %d by %s: %s", name, len(found) - 1, match.match, found)
+            logger.info(
+                "Layers of %s paired with layers 0 to %d by %s: %s", source.name, len(found) - 1, match.match, found
+            )
+            section = dataclasses.replace(source.section, layer_map=dict(enumerate(found)))
+            source = dataclasses.replace(source, section=section, match=record)
         sources.append(source)
-        records.append(record)
-    return dataclasses.replace(config, sources=tuple(sources)), records
+    return merge.with_sources(sources)
 
 
 def _matched(match: LayerMatch, target: Side, source: Side) -> dict[str, Any]:
@@ -153,63 +116,57 @@ def _matched(match: LayerMatch, target: Side, source: Side) -> dict[str, Any]:
     }
 
 
-def comparison_device() -> str:
-    """Return where models of a comparison run."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
+@contextmanager
+def opened_sides(
+    merge: OpenedMerge, source: OpenedSource, special_tokens: bool = True, point: str = BLOCKS
+) -> Iterator[tuple[Side, Side]]:
+    """Inside, target and source are the two sides of a comparison; afterwards the target is as it was.
 
+    Args:
+        source: of the merge, with a model.
+        special_tokens: of texts: keep the tokens around them.
+        point: where the models are listened to, one of
+            :data:`s3prl_ext.upstreams.layer_similarity.block_outputs.POINTS`.
 
-def target_attention(config: MergeConfig, upstream: torch.nn.Module | None, name: str) -> AttentionWeights:
-    """Return the attention of the target as a ``layers.json`` hashes it; `upstream` is the unmerged target."""
-    if config.target.prefix:
-        return read_attention(decoder_folder(config.target), config.target.prefix)
-    assert upstream is not None
-    return extract(upstream.state_dict(), f"target {name}")
+    Raises:
+        DataError: no attention found, or a tokenizer or another file is missing.
+    """
+    assert source.path is not None
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with opened_target(merge, special_tokens, device, point=point) as target:
+        yield target, source_side(source.path, source.name, source.section.prefix, special_tokens, device, point)
 
 
 @contextmanager
 def opened_target(
-    target: TargetConfig,
-    upstream: torch.nn.Module | None,
-    name: str,
-    special_tokens: bool,
-    device: str,
-    batch_size: int = 1,
-    point: str = BLOCKS,
+    merge: OpenedMerge, special_tokens: bool, device: str, batch_size: int = 1, point: str = BLOCKS
 ) -> Iterator[Side]:
     """Inside, the target is a side of a comparison; afterwards it and the random generators are as they were.
 
     Args:
-        upstream: the unmerged target; where the target is a decoder it is not looked at, and may be None.
+        merge: of whose module a decoder is not looked at.
         special_tokens: of a decoder: keep the tokens before the text.
         batch_size: of an upstream: clips in one pass.
-        point: where the model is listened to, one of :data:`s3prl_ext.upstreams.layer_similarity.block_outputs.POINTS`.
+        point: as for :func:`opened_sides`.
 
     Raises:
         DataError: no attention found, or a decoder lacks its tokenizer.
     """
-    if target.prefix:
+    prefix = merge.config.target.prefix
+    if prefix:
         with preserved():
-            yield source_side(decoder_folder(target), name, target.prefix, special_tokens, device, point)
+            yield source_side(decoder_folder(merge.config.target), merge.name, prefix, special_tokens, device, point)
         return
-    assert upstream is not None
-    with as_found(upstream, device):
-        yield target_side(upstream, name, batch_size, point)
+    assert merge.module is not None
+    with as_found(merge.module, device):
+        yield target_side(merge.module, merge.name, batch_size, point)
 
 
-def _from_pairs(
-    selection: LayerSelection,
-    opened: AbstractContextManager[Side],
-    path: Path,
-    name: str,
-    prefix: str | None,
-    layer_map: LayerMap,
-) -> dict[str, Any]:
-    with opened as target:
-        source = source_side(path, name, prefix, selection.settings.special_tokens, comparison_device())
+def _from_pairs(selection: LayerSelection, merge: OpenedMerge, source: OpenedSource) -> dict[str, Any]:
+    with opened_sides(merge, source, selection.settings.special_tokens) as (ours, theirs):
         result = measure(
-            target, source, str(selection.pairs), selection.root, selection.split, layer_map, [selection.by],
-            selection.top_k,
-            selection.settings,
+            ours, theirs, str(selection.pairs), selection.root, selection.split, source.section.layer_map,
+            [selection.by], selection.top_k, selection.settings,
         )  # fmt: skip
     return _record(selection, result)
 
@@ -230,7 +187,7 @@ def measure(
     All that can be wrong with sizes, k and files is found before a model runs.
 
     Args:
-        pairs_path, root, split: as for :func:`s3prl_ext.upstreams.layer_similarity.corpus.read_corpus`.
+        pairs_path, root, split: as for :func:`s3prl_ext.corpora.pairs.read_corpus`.
         metrics: names that fit the settings.
         k: number of layers to choose by each metric.
     """
@@ -295,23 +252,19 @@ def read_result(path: str | Path) -> dict[str, Any]:
     return content
 
 
-def _from_file(
-    selection: LayerSelection,
-    target: AttentionWeights,
-    source: AttentionWeights,
-    names: tuple[str, str],
-    layer_map: LayerMap,
-) -> dict[str, Any]:
+def _from_file(selection: LayerSelection, merge: OpenedMerge, source: OpenedSource) -> dict[str, Any]:
     """Return the choice from a file whose models have the hashes of the present ones."""
+    target, weights = merge.attention(), source.weights
+    assert weights is not None
     content = read_result(str(selection.file))
-    for role, name, weights in (("target", names[0], target), ("source", names[1], source)):
-        was, now = content[role]["attention_sha256"], sha256(weights)
+    for role, name, present in (("target", merge.name, target), ("source", source.name, weights)):
+        was, now = content[role]["attention_sha256"], sha256(present)
         if was != now:
             raise DataError(
                 f"{selection.file} was made with another {role}: '{content[role]['name']}' (attention {was[:12]}), but "
                 f"now it is '{name}' (attention {now[:12]}): run s3prl-ext layers with this {role}."
             )
-    layers = resolve_layer_map(layer_map, content["target"]["layers"], content["source"]["layers"])
+    layers = resolve_layer_map(source.section.layer_map, content["target"]["layers"], content["source"]["layers"])
     if layers != content["layer_map"]:
         raise DataError(
             f"{selection.file} was made with another layer_map, {content['layer_map']}, but now it is {layers}: "

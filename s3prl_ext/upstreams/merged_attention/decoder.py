@@ -6,6 +6,7 @@ The decoder is not part of an upstream: it is the head of a recognition task, wh
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -13,12 +14,10 @@ from torch import nn
 from s3prl_ext.attention.weights import AttentionWeights, extract, sha256
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.merging.config import DECODER, MergeConfig
-from s3prl_ext.upstreams.layer_similarity.paired_alignment import find_paired
-from s3prl_ext.upstreams.layer_similarity.selection import choose_layers, match_layers
+from s3prl_ext.upstreams.layer_similarity.paired_alignment import decide_by_pairs
 from s3prl_ext.upstreams.merged_attention.config import OWN_UPSTREAM, is_merged, read_config
-from s3prl_ext.upstreams.merged_attention.expert import merge_into
-from s3prl_ext.upstreams.merged_attention.sources import read_sources
-from s3prl_ext.upstreams.merged_attention.targets import read_decoder, target_name
+from s3prl_ext.upstreams.merged_attention.expert import merge_in_module
+from s3prl_ext.upstreams.merged_attention.models import OpenedMerge, open_sources, read_decoder, target_name
 
 
 def decoder_merge(args: Mapping[str, Any]) -> MergeConfig | None:
@@ -85,7 +84,7 @@ def merge_decoder(holder: nn.Module, config: MergeConfig) -> None:
         UsageError: the models do not fit each other or the configuration.
         DataError: a model is missing, unreadable, or without attention.
     """
-    paths, sources = read_sources(config)
-    config, _ = match_layers(config, None, target_name(config.target), paths)
-    config, _ = choose_layers(config, None, target_name(config.target), paths, sources)
-    merge_into(holder, sources, config, find_paired(config, None, target_name(config.target), paths))
+    merge = OpenedMerge(config, open_sources(config))
+    if merge.by_pairs:
+        merge = decide_by_pairs(merge)
+    merge_in_module(replace(merge, module=holder))

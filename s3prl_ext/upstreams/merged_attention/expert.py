@@ -5,39 +5,22 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from s3prl_ext import hub
 from s3prl_ext.attention.weights import AttentionWeights, depth, extract
-from s3prl_ext.merging.aligner import Paired
 from s3prl_ext.merging.config import MergeConfig, TargetConfig
 from s3prl_ext.merging.merge import Source, merge_in_place
 from s3prl_ext.merging.report import format_table
 from s3prl_ext.model_settings import head_count
 from s3prl_ext.models.heads import module_heads
-from s3prl_ext.upstreams.layer_similarity.paired_alignment import find_paired
-from s3prl_ext.upstreams.layer_similarity.selection import choose_layers, match_layers
+from s3prl_ext.upstreams.layer_similarity.paired_alignment import decide_by_pairs
 from s3prl_ext.upstreams.merged_attention.learnable import describe_learnable, install_learnable
-from s3prl_ext.upstreams.merged_attention.record import MergeRecord, check_merge_record, describe_model, describe_source
-from s3prl_ext.upstreams.merged_attention.sources import prepare_sources, read_sources
-from s3prl_ext.upstreams.merged_attention.targets import (
-    TRANSFORMERS_UPSTREAMS,
-    build_target,
-    read_decoder,
-    target_name,
-)
-
-__all__ = [
-    "TRANSFORMERS_UPSTREAMS",
-    "build_target",
-    "build_upstream",
-    "check_merge_record",
-    "merge_into",
-    "target_name",
-]
+from s3prl_ext.upstreams.merged_attention.models import OpenedMerge, build_target, open_sources, read_decoder
+from s3prl_ext.upstreams.merged_attention.record import MergeRecord, describe_model, describe_source
+from s3prl_ext.upstreams.merged_attention.sources import prepare_sources
 
 logger = logging.getLogger(__name__)
 
@@ -60,100 +43,70 @@ def build_upstream(config: MergeConfig, refresh: bool = False) -> torch.nn.Modul
         UsageError: the models do not fit each other or the configuration.
         DataError: a model is missing, unreadable, or without attention.
     """
-    paths, sources = read_sources(config)
+    sources = open_sources(config)
     upstream = build_target(config.target, refresh)
-    config, matches = match_layers(config, upstream, target_name(config.target), paths)
-    config, selections = choose_layers(config, upstream, target_name(config.target), paths, sources)
-    heads = module_heads(upstream) if config.target.prefix is None else None
-    paired = find_paired(config, upstream, target_name(config.target), paths, heads)
-    merge = merge_into if config.target.prefix is None else _decoder_record
-    record = merge(upstream, sources, config, paired)
-    describe_choices(record, selections, matches)
+    merge = OpenedMerge(config, sources, None if config.target.prefix else upstream)
+    if merge.by_pairs:
+        merge = decide_by_pairs(merge)
+    record = _decoder_record(merge) if config.target.prefix else merge_in_module(merge)
     upstream.merge_record = record  # type: ignore[assignment]  # a plain attribute, not a submodule
-    for path, source in zip(paths, config.sources, strict=True):
-        if path and source.noise is None and not source.rotates:
-            _warn_heads(upstream, path)
+    _warn_heads(upstream, merge)
     return upstream
 
 
-def describe_choices(
-    record: MergeRecord, selections: Sequence[dict[str, Any] | None], matches: Sequence[dict[str, Any] | None]
-) -> None:
-    """Add to a record how the layers of each source were chosen, and how it was found which ones are paired."""
-    for described, selection, match in zip(record["sources"], selections, matches, strict=True):
-        described["layer_selection"] = selection
-        if match is not None:
-            described["layer_match"] = match
-
-
-def _decoder_record(
-    upstream: torch.nn.Module,
-    sources: Sequence[AttentionWeights | None],
-    config: MergeConfig,
-    paired: Sequence[Paired],
-) -> MergeRecord:
+def _decoder_record(merge: OpenedMerge) -> MergeRecord:
     """Return the record of a merge into a decoder, which is not part of the upstream."""
-    decoder = read_decoder(config.target)
+    decoder = read_decoder(merge.config.target)
     logger.info(
-        "%s is merged by the task that transcribes with it; the features are those of the unmerged encoder",
-        target_name(config.target),
+        "%s is merged by the task that transcribes with it; the features are those of the unmerged encoder", merge.name
     )
-    return merge_record(decoder, sources, prepare_sources(decoder, sources, config, paired=paired), config)
+    return merge_record(merge, decoder, prepare_sources(merge, decoder))
 
 
-def merge_into(
-    upstream: torch.nn.Module,
-    sources: Sequence[AttentionWeights | None],
-    config: MergeConfig,
-    paired: Sequence[Paired] | None = None,
-) -> MergeRecord:
-    """Merge `sources` into the parameters of `upstream`, in place, log what changed, and return the record.
+def merge_in_module(merge: OpenedMerge) -> MergeRecord:
+    """Merge the sources into the parameters of the module, in place, log what changed, and return the record.
 
     Args:
-        upstream: the model that holds the target's parameters.
-        sources: attention of each of the configuration's sources, None for noise that needs no source.
-        paired: what paired inputs say about each source; None where no alignment asks for it.
+        merge: with a module, and its layers chosen.
 
     Raises:
         UsageError: depth, width, layers or lambda do not fit.
         DataError: no attention found, or NaN in a matrix.
     """
-    name = target_name(config.target)
-    target = extract(upstream.state_dict(), f"target {name}", config.target.prefix)
-    prepared = prepare_sources(target, sources, config, module_heads(upstream), paired)
-    record = merge_record(target, sources, prepared, config)
+    config = merge.config
+    assert merge.module is not None
+    target = extract(merge.module.state_dict(), f"target {merge.name}", config.target.prefix)
+    prepared = prepare_sources(merge, target)
+    record = merge_record(merge, target, prepared)
     if config.learnable is not None:
-        rows = install_learnable(upstream, target, prepared, config, name)
+        rows = install_learnable(merge.module, target, prepared, config, merge.name)
     else:
         rows = merge_in_place(target, prepared, config.biases, config.combination)
     names = ", ".join(source.name for source in prepared)
     first = " with a learnable lambda, at first" if config.learnable else ""
     if not rows and any(source.layers in NO_LAYERS for source in config.sources):
-        logger.warning("layers names no layer: %s stays unmerged, and %s has no effect", name, names)
-    logger.info("Merged the attention of %s into %s%s:\n%s", names, name, first, format_table(rows))
+        logger.warning("layers names no layer: %s stays unmerged, and %s has no effect", merge.name, names)
+    logger.info("Merged the attention of %s into %s%s:\n%s", names, merge.name, first, format_table(rows))
     return record
 
 
-def merge_record(
-    target: AttentionWeights,
-    sources: Sequence[AttentionWeights | None],
-    prepared: Sequence[Source],
-    config: MergeConfig,
-) -> MergeRecord:
-    """Return what :func:`check_merge_record` compares, as plain values: models by their hashes, lambda, noise.
+def merge_record(merge: OpenedMerge, target: AttentionWeights, prepared: Sequence[Source]) -> MergeRecord:
+    """Return what ``check_merge_record`` compares, and how layers were chosen, as plain values: models by their hashes.
 
     Args:
+        merge: with its layers chosen.
         target: its parameters before the merge.
-        sources: as read; None where no model is.
-        prepared: the same as :func:`prepare_sources` returns them.
+        prepared: its sources as :func:`prepare_sources` returns them.
     """
+    config, sources = merge.config, []
+    for source, ready in zip(merge.sources, prepared, strict=True):
+        section, layers = source.section, list(ready.layers or range(depth(target)))
+        described = describe_source(section.noise, source.weights, ready, layers)
+        described |= {"revision": hub.resolved().get(str(section.model)), "layer_selection": source.selection}
+        sources.append(described | ({} if source.match is None else {"layer_match": source.match}))
     return {
-        "target": describe_model(target_name(config.target), target) | {"revision": _revision(config.target)},
-        "sources": [
-            describe_source(source.noise, weights, ready, list(ready.layers or range(depth(target))))
-            | {"revision": hub.resolved().get(str(source.model))}
-            for source, weights, ready in zip(config.sources, sources, prepared, strict=True)
-        ],
+        "target": describe_model(merge.name, target) | {"revision": _revision(config.target)},
+        "sources": sources,
         "biases": config.biases,
         "learnable": describe_learnable(config, depth(target)),
         "config": _plain(config),
@@ -183,11 +136,13 @@ def _plain(config: MergeConfig) -> dict[str, Any]:
     return content | {"sources": list(content["sources"])}
 
 
-def _warn_heads(upstream: torch.nn.Module, source_path: Path) -> None:
+def _warn_heads(upstream: torch.nn.Module, merge: OpenedMerge) -> None:
     """Warn where source and target split the same width into different numbers of heads."""
-    source_heads = head_count(source_path)
-    target_heads = module_heads(upstream)
-    if source_heads and target_heads and source_heads != target_heads:
-        logger.warning(
-            "The target has %d attention heads, the source %d: heads will not line up.", target_heads, source_heads
-        )
+    for source in merge.sources:
+        if source.path is None or source.section.noise is not None or source.section.rotates:
+            continue
+        source_heads, target_heads = head_count(source.path), module_heads(upstream)
+        if source_heads and target_heads and source_heads != target_heads:
+            logger.warning(
+                "The target has %d attention heads, the source %d: heads will not line up.", target_heads, source_heads
+            )

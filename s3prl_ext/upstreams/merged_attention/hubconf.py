@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from s3prl_ext.upstreams.merged_attention.config import preset_file, read_config
+from s3prl_ext.upstreams.merged_attention.expert import build_upstream
 
 
 def merged_attention(
@@ -20,7 +21,7 @@ def merged_attention(
         model_config: ``-g``: the file, then overrides: ``"my.yaml,,lambda=0.10,,layers=12-19"``.
         refresh: download s3prl's checkpoint of the target again.
     """
-    return _build(read_config(model_config, ckpt), refresh)
+    return build_upstream(read_config(model_config, ckpt), refresh)
 
 
 def preset(name: str) -> Callable[..., torch.nn.Module]:
@@ -34,14 +35,8 @@ def preset(name: str) -> Callable[..., torch.nn.Module]:
     preset_file(name)
 
     def entry(ckpt: str | None = None, model_config: str | None = None, refresh: bool = False, **kwargs: Any) -> Any:
-        return _build(read_config(model_config, ckpt, preset=name), refresh)
+        return build_upstream(read_config(model_config, ckpt, preset=name), refresh)
 
     entry.__name__ = entry.__qualname__ = name
     entry.__doc__ = f"Build the merged upstream of upstream_configs/{name}.yaml; -g takes overrides only."
     return entry
-
-
-def _build(config: Any, refresh: bool) -> torch.nn.Module:
-    from s3prl_ext.upstreams.merged_attention.expert import build_upstream
-
-    return build_upstream(config, refresh)
