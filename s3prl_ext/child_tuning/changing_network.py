@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from s3prl_ext.child_tuning.child_network import ChildNetwork, fitting
+from s3prl_ext.child_tuning.child_network import ChildNetwork, fitting, has_sampled_gradient
 from s3prl_ext.child_tuning.masks import Mask
 
 Kept = tuple[int, torch.Tensor] | None  # generation before and positions in it; None for new entries
@@ -55,6 +55,8 @@ class ChangingChildNetwork(ChildNetwork):
         self._names = list(mask)
         self._weights = [self._eligible[name] for name in mask]
         self._indices = [i.to(w.device, torch.int32) for i, w in zip(mask.values(), self._weights)]
+        self._sampled = [self._sparse and has_sampled_gradient(w, i) for w, i in zip(self._weights, self._indices)]
+        self._interleaved = [False] * len(self._indices)
         self.whole = False
         self.values = self._gather()
         self._collect_into(torch.zeros_like(self.values))

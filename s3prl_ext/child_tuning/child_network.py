@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from s3prl_ext.child_tuning import sparse_linear
+from s3prl_ext.child_tuning.interleaving import FEWEST, interleaved, sorted_again
 from s3prl_ext.child_tuning.masks import Mask
 from s3prl_ext.errors import DataError
 
@@ -36,7 +39,9 @@ class ChildNetwork(nn.Module):
         seed: seed of `redraw`.
 
     Attributes:
-        values: the chosen entries [k]; empty where the weights themselves are the parameters.
+        values: the chosen entries [k], weight by weight; those of a large weight with dense gradients in an order that
+            is fast to read and write (see :mod:`s3prl_ext.child_tuning.interleaving` and :meth:`store_sorted`). Empty
+            where the weights themselves are the parameters.
         outside: with `dense_norm` a parameter of one entry, whose gradient is the norm of the gradient outside the
             child network, so that clipping counts it; its value means nothing.
 
@@ -69,7 +74,13 @@ class ChildNetwork(nn.Module):
         self._names = list(mask)
         self._weights = [self._eligible[name] for name in mask]
         self._indices = [i.to(w.device, torch.int32) for i, w in zip(mask.values(), self._weights)]
+        self._sampled = [self._sparse and has_sampled_gradient(w, i) for w, i in zip(self._weights, self._indices)]
         self.whole = bool(mask) and all(i.numel() == w.numel() for i, w in zip(self._indices, self._weights))
+        self._interleaved = [
+            not self.whole and not sampled and i.numel() >= FEWEST and i.device.type == "cpu"
+            for i, sampled in zip(self._indices, self._sampled)
+        ]
+        self._indices = [interleaved(i) if flag else i for i, flag in zip(self._indices, self._interleaved)]
         if self.whole:
             self.weights = nn.ParameterList(self._weights)
             self.values = torch.zeros(0)
@@ -82,12 +93,13 @@ class ChildNetwork(nn.Module):
         sizes = [i.numel() for i in self._indices]
         self._gradient = gradient
         self._values = self.values.detach().split(sizes)
-        self._parts = [_Part(i, g) for i, g in zip(self._indices, gradient.split(sizes))]
+        self._parts = [_Part(*part) for part in zip(self._indices, gradient.split(sizes), self._sampled)]
 
     @property
     def mask(self) -> Mask:
         """The sorted flat indices (int32, CPU) of the chosen entries per name."""
-        return {name: indices.cpu() for name, indices in zip(self._names, self._indices)}
+        parts = zip(self._names, self._indices, self._interleaved)
+        return {name: sorted_again(indices) if flag else indices.cpu() for name, indices, flag in parts}
 
     def __len__(self) -> int:
         """Return k, the number of trainable entries."""
@@ -103,12 +115,10 @@ class ChildNetwork(nn.Module):
         if self.whole or self.outside is not None:
             return
         for weight, values, part in zip(self._weights, self._values, self._parts):
-            indices = part.indices
-            part.sampled = self._sparse and _has_sampled_gradient(weight, indices)
             if part.sampled:
                 slot = values.detach().requires_grad_()
                 slot.grad = part.gradient  # autograd adds to it in place
-                sparse_linear.sample(weight, slot, indices)
+                sparse_linear.sample(weight, slot, part.indices)
             else:
                 handle = weight.register_post_accumulate_grad_hook(part.collect)
                 weight._child_hooks = [handle]  # type: ignore[attr-defined]
@@ -178,6 +188,39 @@ class ChildNetwork(nn.Module):
         if not self.whole:
             self._forget()
 
+    def store_sorted(self, optimizer: Optimizer) -> None:
+        """Let an optimizer's state dict hold what belongs to `values` in the order of the mask, and read it so.
+
+        What is stored then fits any device, and options of this class, that give `values` another order.
+
+        Args:
+            optimizer: any torch optimizer of :meth:`parameters`.
+        """
+        if any(self._interleaved):
+            optimizer.register_state_dict_post_hook(lambda own, state: self._reordered(own, state, sorted_again))
+            optimizer.register_load_state_dict_pre_hook(lambda own, state: self._reordered(own, state, interleaved))
+
+    def _reordered(
+        self, optimizer: Optimizer, state: dict[str, Any], order: Callable[[torch.Tensor], torch.Tensor]
+    ) -> dict[str, Any]:
+        """Return a state dict of an optimizer with the entries of `values` in another order."""
+        numbers = [number for group in state["param_groups"] for number in group["params"]]
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        own = {number for number, parameter in zip(numbers, parameters) if parameter is self.values}
+        sizes = [i.numel() for i in self._indices]
+
+        def ordered(value: Any) -> Any:
+            if not isinstance(value, torch.Tensor) or value.shape != self.values.shape:
+                return value
+            parts = zip(value.split(sizes), self._interleaved)
+            return torch.cat([order(part) if flag else part for part, flag in parts])
+
+        states = {
+            number: {key: ordered(value) for key, value in of.items()} if number in own else of
+            for number, of in state["state"].items()
+        }
+        return {**state, "state": states}
+
     def _forget(self) -> None:
         if any(part.sampled for part in self._parts):
             self._gradient.zero_()
@@ -198,7 +241,7 @@ def fitting(mask: Mask, parameters: Mapping[str, nn.Parameter]) -> Mask:
     return {name: chosen[name] for name in parameters if name in chosen}
 
 
-def _has_sampled_gradient(weight: torch.Tensor, indices: torch.Tensor) -> bool:
+def has_sampled_gradient(weight: torch.Tensor, indices: torch.Tensor) -> bool:
     """Return whether computing the gradient of the chosen entries alone is less work than the dense one."""
     if weight.dim() != 2 or indices.numel() == weight.numel():
         return False
@@ -231,10 +274,10 @@ class _Part:
         empty: nothing was collected since the last step; what `gradient` holds is of that one.
     """
 
-    def __init__(self, indices: torch.Tensor, gradient: torch.Tensor) -> None:
+    def __init__(self, indices: torch.Tensor, gradient: torch.Tensor, sampled: bool) -> None:
         self.indices = indices
         self.gradient = gradient
-        self.sampled = False
+        self.sampled = sampled
         self.empty = True
 
     @torch.no_grad()

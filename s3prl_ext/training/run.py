@@ -228,6 +228,8 @@ class Run:
                 hold_statistics(unwrapped(entry.model))
             modules.append(self.child if self.child is not None and entry.name == "Upstream" else entry.model)
         optimizer = self._optimizer(modules)
+        if self.child is not None:
+            self.child.store_sorted(optimizer)
         scheduler = None
         if experiment.config.get("scheduler"):
             scheduler = get_scheduler(optimizer, experiment.total_steps, experiment.config["scheduler"])

@@ -12,6 +12,7 @@ from torch import nn
 from s3prl_ext.child_tuning import child_network, masks
 from s3prl_ext.child_tuning.child_network import ChildNetwork
 from s3prl_ext.child_tuning.eligible import eligible_parameters
+from s3prl_ext.child_tuning.interleaving import interleaved, sorted_again
 from s3prl_ext.child_tuning.sparse_adamw import ChildnetAdamW
 from s3prl_ext.errors import DataError
 from tests.adapters.models import build, clips, states
@@ -203,10 +204,12 @@ def test_mask_of_another_model_is_refused(mask):
 
 
 @pytest.mark.parametrize("many", [1, 1 << 15])
+@pytest.mark.parametrize("fewest", [1, 1 << 12], ids=["interleaved", "sorted"])
 @pytest.mark.parametrize("density", [0.02, 0.1])
-def test_a_step_is_the_dense_step_of_the_chosen_entries_bit_by_bit(many, density, monkeypatch):
+def test_a_step_is_the_dense_step_of_the_chosen_entries_bit_by_bit(many, fewest, density, monkeypatch):
     """Twenty steps of several batches; one weight gets no gradient in some steps, another step is given up."""
     monkeypatch.setattr(child_network, "MANY", many)
+    monkeypatch.setattr(child_network, "FEWEST", fewest)
     torch.manual_seed(0)
     weights = {
         "a": nn.Parameter(torch.randn(40, 30)),
@@ -244,3 +247,55 @@ def test_a_step_is_the_dense_step_of_the_chosen_entries_bit_by_bit(many, density
         child.write_back()
         theirs.step()
     assert all(torch.equal(weights[name], plain[name]) for name in plain)
+    assert all(torch.equal(child.mask[name], mask[name]) for name in plain)
+
+
+@pytest.mark.parametrize("size", [1, 7, 8, 9, 64, 1001])
+def test_interleaved_entries_are_every_eighth_part_in_turn(size):
+    entries = torch.arange(size)
+    found = interleaved(entries)
+    assert torch.equal(sorted_again(found), entries)
+    assert sorted(found.tolist()) == entries.tolist()
+    if size == 64:
+        assert found[:9].tolist() == [0, 8, 16, 24, 32, 40, 48, 56, 1]
+
+
+def test_stored_state_is_in_the_order_of_the_mask(monkeypatch):
+    """One network has one weight interleaved, the other none: each reads what the other stored."""
+    start = torch.randn(2, 60, 50)
+    mask = {"a": torch.arange(0, 3000, 7, dtype=torch.int32), "b": torch.arange(5, dtype=torch.int32)}
+    gradients = torch.randn(4, 2, 60, 50)
+
+    def network(fewest):
+        monkeypatch.setattr(child_network, "FEWEST", fewest)
+        weights = {name: nn.Parameter(w.clone()) for name, w in zip("ab", start)}
+        child = ChildNetwork(weights, mask)
+        head = nn.Parameter(torch.ones(len(child)))  # of the same size, first in the optimizer
+        optimizer = torch.optim.AdamW([{"params": [head]}, {"params": child.parameters()}], lr=0.1)
+        child.store_sorted(optimizer)
+        return weights, child, head, optimizer
+
+    def steps(weights, child, head, optimizer, which):
+        for step in which:
+            head.grad = torch.arange(len(head)) / 100.0
+            for weight, gradient in zip(weights.values(), gradients[step]):
+                weight.grad = gradient.clone()
+            child.gather_gradients()
+            optimizer.step()
+            child.write_back()
+
+    mixed, plain = network(16), network(1 << 40)
+    assert mixed[1]._interleaved == [True, False]
+    assert not torch.equal(mixed[1].values, plain[1].values)
+    for one in (mixed, plain):
+        steps(*one, range(2))
+    stored = [one[3].state_dict() for one in (mixed, plain)]
+    for number, of in stored[0]["state"].items():
+        for key, value in of.items():  # the last few entries of a vector are rounded otherwise than the rest
+            torch.testing.assert_close(value, stored[1]["state"][number][key], rtol=1e-6, atol=0)
+    mixed[3].load_state_dict(stored[1])
+    plain[3].load_state_dict(stored[0])
+    for one in (mixed, plain):
+        steps(*one, range(2, 4))
+    for found, expected in zip([*mixed[0].values(), mixed[2]], [*plain[0].values(), plain[2]]):
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
