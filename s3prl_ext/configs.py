@@ -27,6 +27,9 @@ _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^${}]*))?\}")
 
 MAX_VALUES = 100_000  # in one configuration; the largest that is shipped has 150
 
+# keys of section downstream_expert whose values s3prl looks up as names of Python
+PYTHON_NAMES = ("select", "pooling", "module", "agg_module", "utter_module", "ObjectiveLoss", "metric", "activation")
+
 # Variables that are always there, unless the environment sets them: the shipped task files, and the folder of s3prl,
 # which in a clone holds large files that its package lacks.
 BUILT_IN = {
@@ -201,6 +204,18 @@ def _expand_text(text: str, where: str, inside: tuple[str, ...]) -> str:
     return text
 
 
+def expand_known(value: Any) -> Any:
+    """Return a section with the ``${VARIABLE}`` paths replaced whose variables are set; the others stay."""
+    if isinstance(value, Mapping):
+        return {key: expand_known(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(expand_known(item) for item in value)
+    try:
+        return expand_variables(value)
+    except UsageError:
+        return value
+
+
 class Variables:
     """A task file with its ``${VARIABLE}`` paths expanded, which can be stored unexpanded again.
 
@@ -226,6 +241,30 @@ def _restore(now: Any, raw: Any, first: Any) -> Any:
     if isinstance(now, (list, tuple)) and isinstance(raw, (list, tuple)) and len(now) == len(raw):
         return type(now)(_restore(n, r, f) for n, r, f in zip(now, raw, first))
     return copy.deepcopy(raw if now == first else now)
+
+
+def check_python_names(section: Any, where: str) -> None:
+    """Raise UsageError where a section says something else than a name under a key of :data:`PYTHON_NAMES`.
+
+    s3prl passes such text to ``eval``, and a task file may come with a checkpoint or a delta of somebody else.
+
+    Args:
+        section: mapping, list or value.
+        where: its dotted name.
+    """
+    if isinstance(section, Mapping):
+        for key, value in section.items():
+            if key in PYTHON_NAMES:
+                for name in value if isinstance(value, (list, tuple)) else [value]:
+                    if isinstance(name, str) and not name.isidentifier():
+                        raise UsageError(
+                            f"config.{where}.{key} must be a name, got '{name[:80]}'; s3prl would run it as Python: "
+                            "correct it, and do not trust the file if it is not yours."
+                        )
+            check_python_names(value, f"{where}.{key}")
+    elif isinstance(section, (list, tuple)):
+        for item in section:
+            check_python_names(item, where)
 
 
 def with_numbers(config: Mapping[str, Any], sections: Iterable[str]) -> dict[str, Any]:

@@ -14,9 +14,9 @@ from typing import Any, ClassVar
 import numpy as np
 from torch import Tensor, nn
 
+from s3prl_ext.configs import expand_known
 from s3prl_ext.corpora.audio import SAMPLE_RATE
 from s3prl_ext.errors import DataError, UsageError, unknown_name
-from s3prl_ext.prediction.labels import with_known_variables
 from s3prl_ext.prediction.recordings import Recording
 from s3prl_ext.prediction.results import Failure, Result
 from s3prl_ext.prediction.windows import Window
@@ -154,7 +154,7 @@ def build_decoder(info: Mapping[str, Any], width: int, rate: int, options: Optio
         )
     module, _, function = record.decoder.partition(":")
     try:
-        section = with_known_variables(config["downstream_expert"])
+        section = expand_known(config["downstream_expert"])
         with contextlib.redirect_stdout(sys.stderr):  # s3prl's experts print
             build = getattr(importlib.import_module(module), function)
             decoder: Decoder = build(Inputs(info, section, width, rate, options))

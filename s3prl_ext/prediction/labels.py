@@ -1,4 +1,4 @@
-"""The labels of a head where they are the corpus's own, and paths of a task file that may not be there any more."""
+"""The labels of a head where they are the corpus's own."""
 
 from __future__ import annotations
 
@@ -7,23 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from s3prl_ext.configs import expand_variables
 from s3prl_ext.corpora.iemocap import EMOTIONS
-from s3prl_ext.errors import DataError, UsageError
+from s3prl_ext.errors import DataError
 from s3prl_ext.tasks.ic import SLOTS
 from s3prl_ext.tasks.record import LABELS
-
-
-def with_known_variables(value: Any) -> Any:
-    """Return a section of a task file with the ``${VARIABLE}`` paths replaced whose variables are set."""
-    if isinstance(value, Mapping):
-        return {key: with_known_variables(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(with_known_variables(item) for item in value)
-    try:
-        return expand_variables(value)
-    except UsageError:
-        return value
 
 
 def intents(section: Mapping[str, Any]) -> dict[str, list[str]]:

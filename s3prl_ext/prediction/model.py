@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 import s3prl_ext
+from s3prl_ext.configs import check_python_names
 from s3prl_ext.corpora.audio import SAMPLE_RATE
 from s3prl_ext.deltas.evaluated_task import read_evaluated
 from s3prl_ext.deltas.trained_task import TrainedTask
@@ -28,7 +29,6 @@ from s3prl_ext.reading import EXPORT_FILE
 from s3prl_ext.training import checkpoint
 from s3prl_ext.training.devices import check_device
 from s3prl_ext.training.forward import TaskModels
-from s3prl_ext.training.task_file import check_names
 
 
 def load(
@@ -59,7 +59,7 @@ def load(
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     check_device(device)
     task = _read(Path(path))
-    check_names(task.expert, "downstream_expert")
+    check_python_names(task.expert, "downstream_expert")
     task = task.tuned_from(upstream, upstream_ckpt, upstream_model_config)
     with contextlib.redirect_stdout(sys.stderr), torch.random.fork_rng(devices=[]):  # s3prl prints
         return Model(task, device, options or Options())

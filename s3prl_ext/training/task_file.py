@@ -23,7 +23,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any
 
-from s3prl_ext.configs import Record, Section, with_numbers
+from s3prl_ext.configs import Record, Section, check_python_names, with_numbers
 from s3prl_ext.errors import UsageError, nearest
 from s3prl_ext.settings import choice, count, load, name, names, number, raise_all, switch, unknown_keys
 from s3prl_ext.training.methods import METHODS, resolve_tuning
@@ -162,10 +162,6 @@ def _count_problems(section: Any, where: str) -> list[str]:
     return problems
 
 
-# keys of section downstream_expert whose values s3prl looks up as names of Python
-PYTHON_NAMES = ("select", "pooling", "module", "agg_module", "utter_module", "ObjectiveLoss", "metric", "activation")
-
-
 @dataclass(frozen=True)
 class TaskFile:
     """The checked sections of a task file.
@@ -200,7 +196,7 @@ class TaskFile:
         """
         config = translate(with_numbers(config, ("optimizer", "scheduler")))
         check_top_level(config, stored)
-        check_names(config.get("downstream_expert"), "downstream_expert")
+        check_python_names(config.get("downstream_expert"), "downstream_expert")
         runner = RunnerConfig.from_config(config, stored)
         if not stored:
             check_optimization(config)
@@ -229,30 +225,6 @@ def _without_effect(config: Section, early_stop: EarlyStopConfig | None, candida
         )
     if config["optimizer"].get("lr") == 0:
         yield "optimizer.lr is 0: whatever has no learning rate of its own in section tuning keeps its first weights"
-
-
-def check_names(section: Any, where: str) -> None:
-    """Raise UsageError where a section says something else than a name under a key of :data:`PYTHON_NAMES`.
-
-    s3prl passes such text to ``eval``, and a task file may come with a checkpoint or a delta of somebody else.
-
-    Args:
-        section: mapping, list or value.
-        where: its dotted name.
-    """
-    if isinstance(section, Mapping):
-        for key, value in section.items():
-            if key in PYTHON_NAMES:
-                for name in value if isinstance(value, (list, tuple)) else [value]:
-                    if isinstance(name, str) and not name.isidentifier():
-                        raise UsageError(
-                            f"config.{where}.{key} must be a name, got '{name[:80]}'; s3prl would run it as Python: "
-                            "correct it, and do not trust the file if it is not yours."
-                        )
-            check_names(value, f"{where}.{key}")
-    elif isinstance(section, (list, tuple)):
-        for item in section:
-            check_names(item, where)
 
 
 OPTIMIZER = "ChildnetAdamW"

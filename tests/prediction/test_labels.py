@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from s3prl_ext.configs import expand_known
 from s3prl_ext.errors import DataError
 from s3prl_ext.prediction import load
-from s3prl_ext.prediction.labels import with_known_variables
 from s3prl_ext.training import checkpoint
 from tests.support import prediction_runs as runs
 
@@ -55,4 +55,4 @@ def test_known_variables(monkeypatch):
     monkeypatch.setenv("HERE", "/here")
     monkeypatch.delenv("NOWHERE", raising=False)
     section = {"a": ["${HERE}/x", 3, None], "b": {"c": "${NOWHERE}/y", "d": "${NOWHERE:-z}"}}
-    assert with_known_variables(section) == {"a": ["/here/x", 3, None], "b": {"c": "${NOWHERE}/y", "d": "z"}}
+    assert expand_known(section) == {"a": ["/here/x", 3, None], "b": {"c": "${NOWHERE}/y", "d": "z"}}
