@@ -127,9 +127,3 @@ def use_as_upstream(model: PreTrainedModel, ties_last: bool = True) -> None:
     model.config.layerdrop = 0.0
     model.config.apply_spec_augment = False
     model.config.tie_last_hidden_states = ties_last
-
-
-def is_prenorm(upstream: Any) -> bool:
-    """Return whether an upstream is a transformers speech model whose encoder ends with a norm of its own."""
-    config = getattr(getattr(upstream, "model", None), "config", None)
-    return bool(getattr(config, "do_stable_layer_norm", False))

@@ -14,8 +14,9 @@ from s3prl_ext import hub
 from s3prl_ext.attention.files import find_model
 from s3prl_ext.errors import DataError, ExtError, UsageError, unknown_name
 from s3prl_ext.training.run_spec import RunSpec
-from s3prl_ext.upstreams.merged_attention.config import OWN_UPSTREAM, is_merged, read_config, with_remedy
+from s3prl_ext.upstreams.merged_attention.config import OWN_UPSTREAM, is_merged, read_config
 from s3prl_ext.upstreams.merged_attention.models import TRANSFORMERS_UPSTREAMS
+from s3prl_ext.upstreams.merged_attention.record import with_remedy
 from s3prl_ext.upstreams.speech_models import speech_model
 
 BUILDERS = ("_UpstreamExpert", "UpstreamExpert")  # what the hub entries of s3prl call with the checkpoint's path

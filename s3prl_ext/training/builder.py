@@ -49,9 +49,8 @@ from s3prl_ext.training.upstream_checks import (
     first_features,
     upstream_problem,
 )
-from s3prl_ext.upstreams.merged_attention.config import with_remedy
 from s3prl_ext.upstreams.merged_attention.decoder import check_task
-from s3prl_ext.upstreams.merged_attention.record import check_merge_record
+from s3prl_ext.upstreams.merged_attention.record import check_merge_record, with_remedy
 
 if TYPE_CHECKING:  # importing it makes the plug-in import our Runner, which imports this file
     from s3prl.downstream.runner import ModelEntry

@@ -12,13 +12,18 @@ from typing import Any, cast
 from torch import nn
 
 from s3prl_ext.training.run_spec import RunSpec
-from s3prl_ext.transformers_models import is_prenorm
 from s3prl_ext.upstreams.hf_speech.expert import TransformersSpeechModel
 
 logger = logging.getLogger(__name__)
 
 KEY = "last_hidden_state"  # in checkpoints, deltas, exports and results
 PRESENT = "after the final norm"
+
+
+def _is_prenorm(upstream: Any) -> bool:
+    """Return whether an upstream is a transformers speech model whose encoder ends with a norm of its own."""
+    config = getattr(getattr(upstream, "model", None), "config", None)
+    return bool(getattr(config, "do_stable_layer_norm", False))
 
 
 def is_read(upstream: nn.Module, spec: RunSpec) -> bool:
@@ -28,7 +33,7 @@ def is_read(upstream: nn.Module, spec: RunSpec) -> bool:
         upstream: unwrapped.
         spec: says what the task reads.
     """
-    if not is_prenorm(upstream):
+    if not _is_prenorm(upstream):
         return False
     selection, layer = spec.upstream_feature_selection, spec.upstream_layer_selection
     if selection == "last_hidden_state" and isinstance(upstream, TransformersSpeechModel):

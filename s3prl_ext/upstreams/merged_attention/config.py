@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from s3prl_ext.configs import UnsetVariable, expand_variables, load_yaml, shipped_dir
-from s3prl_ext.errors import ExtError, UsageError, unknown_name
+from s3prl_ext.errors import UsageError, unknown_name
 from s3prl_ext.merging.config import MergeConfig, parse_config
 from s3prl_ext.merging.names import OWN_UPSTREAM
 from s3prl_ext.overrides import apply_overrides, split_options
@@ -30,23 +30,6 @@ def preset_names() -> list[str]:
 def is_merged(upstream: str) -> bool:
     """Return whether an upstream of this name is made of several models."""
     return upstream == OWN_UPSTREAM or upstream in preset_names()
-
-
-def with_remedy(error: ExtError, upstream: str, made_from: object) -> ExtError:
-    """Return an error about the models of a merge with the flags that say where they are now.
-
-    Args:
-        error: as it was raised.
-        upstream: name of the upstream; of one that is not merged the error is returned as it is.
-        made_from: the checkpoint or delta whose upstream could not be built.
-    """
-    if not is_merged(upstream):
-        return error
-    file = "FILE,," if upstream == OWN_UPSTREAM else ""
-    return type(error)(
-        f"{error} The upstream of {made_from} is merged again from its models: where they have moved, give -g "
-        f'"{file}source.model=PATH", and for the target -k PATH.'
-    )
 
 
 def preset_file(name: str) -> Path:

@@ -1,4 +1,4 @@
-"""The record of a merge that a checkpoint keeps, and the check that a model matches it."""
+"""The record of a merge that a checkpoint keeps, the check that a model matches it, and what to do where it is gone."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from typing import Any
 from s3prl_ext import hub
 from s3prl_ext.attention.layouts import Slot
 from s3prl_ext.attention.weights import AttentionWeights, depth, sha256, width
-from s3prl_ext.errors import DataError
+from s3prl_ext.errors import DataError, ExtError
 from s3prl_ext.merging.merge import Source
+from s3prl_ext.merging.names import OWN_UPSTREAM
 from s3prl_ext.merging.noise import STREAMS, NoiseConfig
+from s3prl_ext.upstreams.merged_attention.config import is_merged
 
 MergeRecord = dict[str, Any]
 
@@ -111,6 +113,23 @@ def check_merge_record(stored: MergeRecord | str | None, current: MergeRecord | 
                 f"the checkpoint was made with other numbers for {was['name']}: this version of torch draws "
                 "differently, use the one it was made with."
             )
+
+
+def with_remedy(error: ExtError, upstream: str, made_from: object) -> ExtError:
+    """Return an error about the models of a merge with the flags that say where they are now.
+
+    Args:
+        error: as it was raised.
+        upstream: name of the upstream; of one that is not merged the error is returned as it is.
+        made_from: the checkpoint or delta whose upstream could not be built.
+    """
+    if not is_merged(upstream):
+        return error
+    file = "FILE,," if upstream == OWN_UPSTREAM else ""
+    return type(error)(
+        f"{error} The upstream of {made_from} is merged again from its models: where they have moved, give -g "
+        f'"{file}source.model=PATH", and for the target -k PATH.'
+    )
 
 
 def _check_model(role: str, stored: MergeRecord, current: MergeRecord) -> None:
