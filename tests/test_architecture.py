@@ -84,6 +84,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "deltas": {
         "models",
+        "transformers_models",
         "training",
         "upstreams",
         "adapters",

@@ -31,6 +31,7 @@ __all__ = [
     "dimensions",
     "fold",
     "insert",
+    "insert_trained",
     "inserted",
     "load_adapter_state",
     "options",
@@ -146,6 +147,33 @@ def insert(model: nn.Module, name: str, config: Any = None, seed: int | None = N
         parameter.requires_grad_(parameter_name in training)
     _set_record(model, present)
     return parameters
+
+
+def insert_trained(model: nn.Module, tuning: Mapping[str, Any] | None, state: Mapping[str, Tensor], where: str) -> None:
+    """Insert a method with its trained weights; where they do not fit, the model stays as it was.
+
+    Args:
+        tuning: the section ``tuning`` that they were trained with: method and options.
+        state: its weights by name.
+        where: what holds them, for messages.
+
+    Raises:
+        DataError: the section names no method of :data:`ADAPTERS`, or the weights do not fit it.
+    """
+    tuning = tuning or {}
+    name = tuning.get("method")
+    if name not in ADAPTERS:
+        raise DataError(f"{where} holds added weights, but its tuning method is {name}: it was edited or is corrupt.")
+    given = {key: tuning[key] for key in options(name) if key in tuning}
+    flags = {parameter_name: parameter.requires_grad for parameter_name, parameter in model.named_parameters()}
+    insert(model, name, parse_options(name, given, where))
+    try:
+        load_adapter_state(model, state)
+    except DataError:
+        remove(model, name)
+        for parameter_name, parameter in model.named_parameters():
+            parameter.requires_grad_(flags[parameter_name])
+        raise
 
 
 def inserted(model: nn.Module) -> dict[str, Inserted]:

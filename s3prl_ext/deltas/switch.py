@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from s3prl_ext import adapters
 from s3prl_ext.child_tuning.delta import Delta
-from s3prl_ext.deltas.trained_task import TrainedTask, insert_added
+from s3prl_ext.deltas.trained_task import TrainedTask
 from s3prl_ext.errors import DataError, UsageError, unknown_name
+from s3prl_ext.training.racing.candidates import chosen_tuning
 
 
 class TaskSwitch:
@@ -102,7 +103,8 @@ class TaskSwitch:
             delta.toggle(self.upstream.state_dict())
         if delta.added and on:
             try:
-                insert_added(self.upstream, delta, "the delta")
+                tuning = chosen_tuning(delta.info.get("tuning"), delta.info.get("candidate"))
+                adapters.insert_trained(self.upstream, tuning, delta.added, "the delta")
             except DataError:
                 delta.toggle(self.upstream.state_dict())
                 raise

@@ -27,12 +27,18 @@ from s3prl_ext.merging.learnable import find_lambda, loadable_state
 from s3prl_ext.merging.learnable import fold as fold_lambda
 from s3prl_ext.reading import EXPORT_FILE, check_model, parse_json
 from s3prl_ext.run_folder import CHECKPOINT_SUFFIX, RunFolder, missing
+from s3prl_ext.tasks import Task, task_of
 from s3prl_ext.training import last_hidden_state
 from s3prl_ext.training.checkpoint import TASK_PARTS, Checkpoint, StateDict, load
 from s3prl_ext.training.racing.candidates import chosen_tuning
 from s3prl_ext.training.run_spec import RunSpec
+from s3prl_ext.transformers_models import SPEECH_UPSTREAMS
 from s3prl_ext.upstreams.merged_attention.record import UNKNOWN, MergeRecord, check_merge_record
-from s3prl_ext.upstreams.speech_models import upstream_name
+
+WITHOUT_HEAD = (
+    "{} holds an adapter without the head of a task: write its model with s3prl-ext apply, or switch to it with "
+    "s3prl_ext.deltas.TaskSwitch."
+)
 
 
 @dataclass(frozen=True)
@@ -69,6 +75,11 @@ class TrainedTask:
         if peft_format.is_adapter(path):
             adapter = peft_format.read_adapter(path)
             return cls(path, adapter.info, adapter, merge=UNKNOWN)
+        return cls.read_run(path, prefer_delta)
+
+    @classmethod
+    def read_run(cls, path: Path, prefer_delta: bool = True) -> TrainedTask:
+        """Read what a run of this package or of s3prl trained: all that :meth:`read` takes but a LoRA of peft."""
         if path.is_dir():
             path = RunFolder(path).representative(prefer_delta)
         if not path.exists():
@@ -122,8 +133,9 @@ class TrainedTask:
             )
         ckpt = folder if flags["-k"] == "." else folder / flags["-k"]
         merged = ckpt.is_dir() and record["model"].get("merge") is not None  # its features were the target's
+        ours = "whisper_custom" if flags["-u"] == SPEECH_UPSTREAMS["whisper"] else "hf_speech_custom"
         info = record["info"] | {
-            "upstream": upstream_name(ckpt) if merged else flags["-u"],
+            "upstream": ours if merged else flags["-u"],
             "upstream_ckpt": str(ckpt),
             "upstream_model_config": None if merged else flags.get("-g"),
             "config": load_yaml(folder / TASK_FILE),
@@ -134,10 +146,24 @@ class TrainedTask:
         task = {part: states[part] for part in TASK_PARTS if part in states}
         return cls(folder / HEAD_FILE, info, Delta(record["model"].get("tuned_sha256") or "", task=task, info=info))
 
+    @classmethod
+    def untrained(
+        cls, path: Path, info: Mapping[str, Any], upstream_sha256: str | None, merge: MergeRecord | None
+    ) -> TrainedTask:
+        """Return a task that has nothing to train: an upstream and a task file, without weights."""
+        return cls(path, info, Delta(upstream_sha256 or "", info=info), merge=merge)
+
     @property
     def spec(self) -> RunSpec:
         """The arguments that identify its run."""
         return RunSpec.of(self.info)
+
+    @property
+    def record(self) -> Task:
+        """What is known of its task."""
+        config = self.info.get("config")
+        expert = config.get("downstream_expert") if isinstance(config, Mapping) else None
+        return task_of(str(self.spec.downstream), expert)
 
     @property
     def expert(self) -> Mapping[str, Any]:
@@ -152,10 +178,7 @@ class TrainedTask:
     def check_head(self) -> None:
         """Raise DataError where there is no head of a task, as in an adapter of peft."""
         if "Downstream" not in self.delta.task:
-            raise DataError(
-                f"{self.path} holds an adapter without the head of a task: write its model with s3prl-ext apply, or "
-                "switch to it with s3prl_ext.deltas.TaskSwitch."
-            )
+            raise DataError(WITHOUT_HEAD.format(self.path))
 
     def check_features(self, model: nn.Module) -> None:
         """Warn where the task may have been trained on another last hidden state than `model` gives."""
@@ -199,7 +222,7 @@ class TrainedTask:
         delta = self.over(model.state_dict())
         delta.toggle(model.state_dict())
         if delta.added:
-            insert_added(model, delta, str(self.path))
+            adapters.insert_trained(model, self.info.get("tuning"), delta.added, str(self.path))
         return model
 
     def over(self, base: Mapping[str, Tensor]) -> Delta:
@@ -231,7 +254,7 @@ class TrainedTask:
             delta = self.over(model.state_dict())
             delta.toggle(model.state_dict())
             if delta.added:
-                insert_added(model, delta, str(self.path))
+                adapters.insert_trained(model, self.info.get("tuning"), delta.added, str(self.path))
                 adapters.fold(model)
         shared = find_lambda(model)
         if shared is None:
@@ -248,28 +271,6 @@ def check_foldable(task: TrainedTask) -> None:
             f"{task.path}: {method} puts modules of its own into the upstream, which no plain model has: evaluate it "
             "with s3prl-ext run -m evaluate -e, or use the delta with s3prl_ext.deltas.TaskSwitch."
         )
-
-
-def insert_added(model: nn.Module, delta: Delta, where: str) -> None:
-    """Insert the adapter of a delta with its trained weights; where they do not fit, the model stays as it was.
-
-    Raises:
-        DataError: the delta does not say which adapter, or the weights do not fit it.
-    """
-    tuning = chosen_tuning(delta.info.get("tuning"), delta.info.get("candidate")) or {}
-    method = tuning.get("method")
-    if method not in adapters.ADAPTERS:
-        raise DataError(f"{where} holds added weights, but its tuning method is {method}: it was edited or is corrupt.")
-    options = {key: tuning[key] for key in adapters.options(method) if key in tuning}
-    flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    adapters.insert(model, method, adapters.parse_options(method, options, where))
-    try:
-        adapters.load_adapter_state(model, delta.added)
-    except DataError:
-        adapters.remove(model, method)
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(flags[name])
-        raise
 
 
 @torch.no_grad()

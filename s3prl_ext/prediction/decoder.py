@@ -16,11 +16,12 @@ from torch import Tensor, nn
 
 from s3prl_ext.configs import expand_known
 from s3prl_ext.corpora.audio import SAMPLE_RATE
+from s3prl_ext.deltas.trained_task import TrainedTask
 from s3prl_ext.errors import DataError, UsageError, unknown_name
 from s3prl_ext.prediction.recordings import Recording
 from s3prl_ext.prediction.results import Failure, Result
 from s3prl_ext.prediction.windows import Window
-from s3prl_ext.tasks import known, task_of
+from s3prl_ext.tasks import known
 
 DEFAULT_WINDOW = 40.0  # seconds; the longest utterance of LibriSpeech's test sets has 35
 SHORTEST_WINDOW = 2.0  # seconds
@@ -129,23 +130,21 @@ class Decoder(ABC):
         return results
 
 
-def build_decoder(info: Mapping[str, Any], width: int, rate: int, options: Options, name: str) -> Decoder:
+def build_decoder(trained: TrainedTask, width: int, rate: int, options: Options) -> Decoder:
     """Build the decoder of a task, with an untrained head.
 
     Args:
-        info: what was trained: arguments and, under ``config``, the task file.
+        trained: what was trained.
         width: of the features.
         rate: samples per frame.
         options: what was chosen.
-        name: file that says what was trained.
 
     Raises:
         UsageError: there is no decoder for the task, or an option that it does not support.
         DataError: the head needs a file that is not there, or does not come of its section of the task file.
     """
-    task = str(info.get("downstream"))
-    config = info.get("config")
-    record = task_of(task, config.get("downstream_expert") if isinstance(config, Mapping) else None)
+    task, name, record = str(trained.spec.downstream), str(trained.path), trained.record
+    config = trained.info.get("config")
     if record.decoder is None:
         raise unknown_name("task of predict", task, [row.downstream for row in known() if row.decoder])
     if not isinstance(config, Mapping) or "downstream_expert" not in config:
@@ -157,7 +156,7 @@ def build_decoder(info: Mapping[str, Any], width: int, rate: int, options: Optio
         section = expand_known(config["downstream_expert"])
         with contextlib.redirect_stdout(sys.stderr):  # s3prl's experts print
             build = getattr(importlib.import_module(module), function)
-            decoder: Decoder = build(Inputs(info, section, width, rate, options))
+            decoder: Decoder = build(Inputs(trained.info, section, width, rate, options))
     except OSError as error:
         raise DataError(f"the head of -d {task} needs {error.filename}, which cannot be read: put it back.") from error
     except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:

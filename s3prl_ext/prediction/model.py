@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
@@ -17,18 +17,21 @@ import torch
 import s3prl_ext
 from s3prl_ext.configs import check_python_names
 from s3prl_ext.corpora.audio import SAMPLE_RATE
-from s3prl_ext.deltas.evaluated_task import read_evaluated
-from s3prl_ext.deltas.trained_task import TrainedTask
+from s3prl_ext.deltas.peft_format import is_adapter
+from s3prl_ext.deltas.trained_task import WITHOUT_HEAD, TrainedTask
 from s3prl_ext.errors import DataError, is_out_of_memory
 from s3prl_ext.prediction import recordings
 from s3prl_ext.prediction.decoder import Decoder, Options, build_decoder
 from s3prl_ext.prediction.recordings import Recording
 from s3prl_ext.prediction.results import Failure, Result
 from s3prl_ext.prediction.windows import Window
-from s3prl_ext.reading import EXPORT_FILE
-from s3prl_ext.training import checkpoint
+from s3prl_ext.reading import EXPORT_FILE, parse_json
+from s3prl_ext.run_folder import RunFolder
+from s3prl_ext.tasks import task_of
+from s3prl_ext.training import checkpoint, last_hidden_state
 from s3prl_ext.training.devices import check_device
 from s3prl_ext.training.forward import TaskModels
+from s3prl_ext.training.run_spec import RunSpec
 
 
 def load(
@@ -58,22 +61,68 @@ def load(
     s3prl_ext.install()
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     check_device(device)
-    task = _read(Path(path))
+    task = _opened(Path(path))
     check_python_names(task.expert, "downstream_expert")
     task = task.tuned_from(upstream, upstream_ckpt, upstream_model_config)
     with contextlib.redirect_stdout(sys.stderr), torch.random.fork_rng(devices=[]):  # s3prl prints
         return Model(task, device, options or Options())
 
 
-def _read(path: Path) -> TrainedTask:
+def _opened(path: Path) -> TrainedTask:
+    """Read what was trained, with its head; of a task that has nothing to train, what its evaluations say."""
     if (path / EXPORT_FILE).is_file():
         task = TrainedTask.read_export(path)
-    elif (evaluated := read_evaluated(path)) is not None:
+    elif (evaluated := _evaluated(path)) is not None:
         return evaluated
+    elif is_adapter(path):
+        raise DataError(WITHOUT_HEAD.format(path))
     else:
-        task = TrainedTask.read(path, prefer_delta=False)
+        task = TrainedTask.read_run(path, prefer_delta=False)
     task.check_head()
     return task
+
+
+def _evaluated(path: Path) -> TrainedTask | None:
+    """Return the task behind the evaluations of one without training; None where `path` is something else.
+
+    Args:
+        path: a ``result-SPLIT.json``, or the folder that holds it.
+
+    Raises:
+        DataError: it is corrupt or of a task that is trained, or the folder holds evaluations of several models.
+    """
+    if path.is_file() and path.suffix == ".json":
+        found = _evaluation(path)
+        if found is None:
+            raise DataError(
+                f"{path} is not the evaluation of a task without training: name a checkpoint, or its folder."
+            )
+        return found
+    folder = RunFolder(path)
+    if folder.is_started or folder.delta.is_file():
+        return None
+    tasks = [task for file in folder.evaluations() if (task := _evaluation(file)) is not None]
+    if len({(task.spec, repr(task.expert)) for task in tasks}) > 1:
+        names = ", ".join(task.path.name for task in tasks)
+        raise DataError(f"{path} holds evaluations of several models or settings ({names}): name one of these files.")
+    return next(iter(tasks), None)
+
+
+def _evaluation(path: Path) -> TrainedTask | None:
+    try:
+        content = parse_json(path.read_text(encoding="utf-8"))
+        spec, config = RunSpec.of(content["args"]), content["config"]
+        trains = task_of(str(spec.downstream), config["downstream_expert"]).trains
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path} is not the result of an evaluation ({type(error).__name__}: {error}).") from error
+    if trains or content.get("error") is not None:
+        return None
+    about: Mapping[str, Any] = spec.stored() | {
+        "tuning": None,
+        "config": config,
+        last_hidden_state.KEY: content.get(last_hidden_state.KEY),
+    }
+    return TrainedTask.untrained(path, about, content.get("upstream_sha256"), content.get("merge"))
 
 
 @dataclass
@@ -107,7 +156,7 @@ class Model:
             normalize=bool(spec.upstream_feature_normalize),
         )
         checkpoint.load_into(featurizer, trained.delta.task.get("Featurizer", {}), "featurizer", name)
-        decoder = build_decoder(trained.info, featurizer.output_dim, featurizer.downsample_rate, options, name)
+        decoder = build_decoder(trained, featurizer.output_dim, featurizer.downsample_rate, options)
         checkpoint.load_into(decoder.head, trained.delta.task.get("Downstream", {}), "head", name)
         self.task = str(spec.downstream)
         self.decoder: Decoder = decoder
