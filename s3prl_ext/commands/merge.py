@@ -24,10 +24,9 @@ from s3prl_ext.errors import UsageError
 from s3prl_ext.locks import one_writer
 from s3prl_ext.merging.config import MergeConfig, TargetConfig
 from s3prl_ext.merging.export import attention_keys, write_model
-from s3prl_ext.merging.merge import chosen_slots, merge_sources
+from s3prl_ext.merging.merge import MergeRow, chosen_slots, merge_sources
 from s3prl_ext.merging.model_card import Usage, model_card
 from s3prl_ext.merging.names import OWN_UPSTREAM
-from s3prl_ext.merging.report import MergeRow
 from s3prl_ext.model_settings import model_config
 from s3prl_ext.progress import bar
 from s3prl_ext.run_folder import MERGE_FILE

@@ -14,9 +14,8 @@ import torch
 from s3prl_ext.attention.layouts import PROJECTIONS, Slot
 from s3prl_ext.attention.weights import AttentionWeights
 from s3prl_ext.errors import UsageError
-from s3prl_ext.merging.alignment import align_heads, check_ungrouped, permute_heads
+from s3prl_ext.merging.alignment import HeadLikeness, align_heads, check_ungrouped, permute_heads
 from s3prl_ext.merging.basis import Basis
-from s3prl_ext.merging.head_likeness import HeadLikeness
 from s3prl_ext.merging.head_projection import Placement, place_heads
 from s3prl_ext.merging.regmean import InputMoments
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from s3prl_ext.attention.layouts import PROJECTIONS
+from s3prl_ext.merging.merge import MergeRow
 from s3prl_ext.merging.methods import MERGE_METHODS
-from s3prl_ext.merging.report import MergeRow
 from s3prl_ext.models.card import write_card
 from s3prl_ext.tables import grid
 

@@ -7,8 +7,7 @@ import itertools
 import pytest
 import torch
 
-from s3prl_ext.merging.alignment import align_heads, assign
-from s3prl_ext.merging.head_likeness import alike_by_outputs, alike_by_patterns
+from s3prl_ext.merging.alignment import align_heads, alike_by_outputs, alike_by_patterns, assign
 from s3prl_ext.merging.head_projection import place_heads
 from tests.merging.test_head_projection import model, orthonormal, randn
 

@@ -10,8 +10,7 @@ from safetensors.torch import load_file
 from s3prl_ext.attention.layouts import PROJECTIONS, Slot
 from s3prl_ext.attention.weights import extract, insert
 from s3prl_ext.errors import DataError, UsageError
-from s3prl_ext.merging.merge import check_compatible, merge_attention
-from s3prl_ext.merging.report import format_table
+from s3prl_ext.merging.merge import check_compatible, format_table, merge_attention
 from tests.support import factories, reference
 
 

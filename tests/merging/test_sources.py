@@ -9,8 +9,7 @@ from s3prl_ext.attention.layouts import PROJECTIONS, Slot
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.merging.interpolation import combine, interpolate
 from s3prl_ext.merging.layers import align, resolve_layer_map
-from s3prl_ext.merging.merge import Source, check_compatible, merge_attention, merge_sources
-from s3prl_ext.merging.report import format_table
+from s3prl_ext.merging.merge import Source, check_compatible, format_table, merge_attention, merge_sources
 from tests.support import reference
 
 

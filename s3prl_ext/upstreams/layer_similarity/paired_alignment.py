@@ -14,9 +14,9 @@ from s3prl_ext.attention.files import read_attention
 from s3prl_ext.corpora.pairs import Pair
 from s3prl_ext.errors import UsageError
 from s3prl_ext.merging.aligner import Paired
+from s3prl_ext.merging.alignment import HeadLikeness, alike_by_outputs, alike_by_patterns
 from s3prl_ext.merging.alignment_config import Alignment, BasisAlignment, HeadAlignment
 from s3prl_ext.merging.basis import Basis, basis_of
-from s3prl_ext.merging.head_likeness import HeadLikeness, alike_by_outputs, alike_by_patterns
 from s3prl_ext.merging.methods import MethodConfig
 from s3prl_ext.merging.names import SHARE
 from s3prl_ext.merging.regmean import InputMoments

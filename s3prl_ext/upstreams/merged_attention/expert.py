@@ -12,8 +12,7 @@ import torch
 from s3prl_ext import hub
 from s3prl_ext.attention.weights import AttentionWeights, depth, extract
 from s3prl_ext.merging.config import MergeConfig, TargetConfig
-from s3prl_ext.merging.merge import Source, merge_in_place
-from s3prl_ext.merging.report import format_table
+from s3prl_ext.merging.merge import Source, format_table, merge_in_place
 from s3prl_ext.model_settings import head_count
 from s3prl_ext.models.heads import module_heads
 from s3prl_ext.upstreams.layer_similarity.paired_alignment import decide_by_pairs

@@ -14,8 +14,7 @@ from s3prl_ext.merging.config import MergeConfig, SourceConfig
 from s3prl_ext.merging.interpolation import relative_change
 from s3prl_ext.merging.layers import chosen_layers
 from s3prl_ext.merging.learnable import LearnableSource, make_learnable
-from s3prl_ext.merging.merge import Source, check_finite
-from s3prl_ext.merging.report import MergeRow
+from s3prl_ext.merging.merge import MergeRow, Source, check_finite
 
 
 def learnable_slots(config: MergeConfig, source: SourceConfig, layers: int) -> list[Slot]:
