@@ -13,17 +13,15 @@ from s3prl_ext.commands.flags import report as flags_of
 from s3prl_ext.commands.report_evidence import Evidence, mixed_origins, read_evidence, sources_table
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.evaluation import clusters
-from s3prl_ext.evaluation.race_table import race_tables
 from s3prl_ext.evaluation.report_page import page
 from s3prl_ext.evaluation.result_rows import Row, check_facts, described, rows_of, without_duplicates
-from s3prl_ext.evaluation.result_tables import Line, table_of_lines
+from s3prl_ext.evaluation.result_tables import Line, race_tables, table_of_lines
 from s3prl_ext.evaluation.scored_runs import ScoredRun
 from s3prl_ext.evaluation.superb_row import superb_table
 from s3prl_ext.evaluation.utterance_comparison import check_utterances, with_intervals_over
 from s3prl_ext.evaluation.utterance_counts import OtherEvaluation
 from s3prl_ext.metrics import heading, metric
-from s3prl_ext.papers.pivot import pivot, with_ours
-from s3prl_ext.papers.tables import Cell, PaperTable, paper_table
+from s3prl_ext.papers.tables import Cell, PaperTable, paper_table, pivot, with_ours
 from s3prl_ext.papers.transcript_tables import transcript_tables
 from s3prl_ext.studies.outcome import tables_of
 from s3prl_ext.tables import Table, csv_text, latex, markdown, plain

@@ -1,18 +1,21 @@
-"""Tables of rows: metric with spread, change against a baseline, its interval, and the paper's figure next to ours."""
+"""Tables of rows: metric with spread, change against a baseline, its interval, the paper's figure; tables of races."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite, isnan
+from typing import Any
 
 from s3prl_ext.errors import DataError
 from s3prl_ext.evaluation.clusters import UTTERANCE, described
+from s3prl_ext.evaluation.result_records import ResultRecord, numbers
 from s3prl_ext.evaluation.result_rows import Row, averaged_over
 from s3prl_ext.evaluation.utterance_comparison import Difference, compare_rows
 from s3prl_ext.metrics import NAMES, factor, heading, metric
 from s3prl_ext.tables import NOTHING, Table
+from s3prl_ext.tasks import task_of
 
 logger = logging.getLogger(__name__)
 
@@ -206,3 +209,30 @@ def _explained(bases: Sequence[Line | None], compared: bool, rows: Sequence[Row]
         if any(not isfinite(value) for value in row.values):
             found.append(f"{row.label}: a run has no finite {name}, so its mean is none either.")
     return found
+
+
+def race_tables(records: Sequence[ResultRecord]) -> list[Table]:
+    """Return a table for each run that has raced candidates over rungs; who is not in the next one has dropped out."""
+    return [
+        _race_table(record, record["race"]) for record in records if record["race"] and record.at("race.comparisons")
+    ]
+
+
+def _race_table(record: ResultRecord, race: Mapping[str, Any]) -> Table:
+    task = task_of(record["downstream"], record.at("config.downstream_expert")).name
+    rows = [
+        [str(one["step"]), *(_race_score(race, name, one) for name in race["entrants"])] for one in race["comparisons"]
+    ]
+    return Table(
+        f"{task}: race of {record.path.parent.name}, {heading(race['metric'], race['split'])}, seed {record['seed']}",
+        ["step", *race["entrants"]],
+        rows,
+        [f"{race['chosen']} won; {race['steps_of_all_candidates']} optimizer steps of all candidates."],
+    )
+
+
+def _race_score(race: Mapping[str, Any], name: str, comparison: Mapping[str, Any]) -> str:
+    if name not in comparison["compared"]:
+        return NOTHING
+    score = numbers(race["scores"][name][str(comparison["step"])])[race["metric"]]
+    return "diverged" if isnan(score) else f"{factor(race['metric']) * score:.2f}"

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from s3prl_ext.evaluation.race_table import race_tables
 from s3prl_ext.evaluation.result_records import ResultRecord
+from s3prl_ext.evaluation.result_tables import race_tables
 
 RACE = {
     "entrants": ["lr=1", "lr=2", "lr=3"], "rungs": [2, 4], "eta": 2, "split": "dev", "metric": "acc", "chosen": "lr=2",
