@@ -23,8 +23,7 @@ from s3prl_ext.compat.shim import STATES
 from s3prl_ext.configs import UnsetVariable, expand_variables, load_yaml, shipped_dir
 from s3prl_ext.errors import DataError, sentence
 from s3prl_ext.run_flags import preset_path
-from s3prl_ext.tasks import TASKS, Task, corpus_variables, known, remedy
-from s3prl_ext.tasks.unavailable import UNAVAILABLE
+from s3prl_ext.tasks import TASKS, UNAVAILABLE, Task, corpus_variables, known, remedy
 from s3prl_ext.transformers_models import CHECKED_VERSIONS
 
 # distribution -> module that it provides

@@ -13,6 +13,7 @@ import logging
 import os
 import runpy
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -39,7 +40,6 @@ from s3prl_ext.run_flags import (
     parser,
     task_file,
 )
-from s3prl_ext.run_log import show_log
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     progress.quiet_bars_of_others()
     with as_command(), _locks_given_back():
         plugin.install()
-        show_log()
+        _show_log()
         prepare_argv()
         runpy.run_module("s3prl.run_downstream", run_name="__main__", alter_sys=True)
 
@@ -189,3 +189,25 @@ def _device_flags(flags: argparse.Namespace) -> list[str]:
 
 if __name__ == "__main__":
     main()
+
+
+# Warnings of torch about s3prl's code that a user can do nothing about.
+OTHERS_WARNINGS = ("This DataLoader will create", "'pin_memory' argument is set", ".*weight_norm. is deprecated")
+
+
+class _Plain(logging.Formatter):
+    """Our own records as sentences; those of other packages with their name in front."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        name = "" if record.name.partition(".")[0] == "s3prl_ext" else f"{record.name}: "
+        level = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
+        return f"{level}{name}{super().format(record)}"
+
+
+def _show_log() -> None:
+    """Write the log to stderr, one sentence a line, in place of the format that s3prl chooses."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Plain("%(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    for message in OTHERS_WARNINGS:
+        warnings.filterwarnings("ignore", message=message)

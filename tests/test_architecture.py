@@ -16,7 +16,6 @@ MAY_IMPORT: dict[str, set[str]] = {
     "locks": {"errors"},
     "writing": {"locks"},
     "progress": set(),
-    "run_log": set(),
     "hub": {"errors"},
     "downloads": {"errors"},
     "reading": {"errors"},

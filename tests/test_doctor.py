@@ -10,8 +10,7 @@ import pytest
 
 import s3prl_ext
 from s3prl_ext import doctor, plugin
-from s3prl_ext.tasks import TASKS, Task
-from s3prl_ext.tasks.unavailable import UNAVAILABLE
+from s3prl_ext.tasks import TASKS, UNAVAILABLE, Task
 from s3prl_ext.transformers_models import CHECKED_VERSIONS
 
 

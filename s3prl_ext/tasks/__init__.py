@@ -31,7 +31,7 @@ from s3prl_ext.tasks import (
 from s3prl_ext.tasks.counts import Count
 from s3prl_ext.tasks.record import Reads, Task, Utterances
 
-__all__ = ["OTHER", "TASKS", "Reads", "Task", "Utterances", "named", "task_of"]
+__all__ = ["OTHER", "TASKS", "UNAVAILABLE", "Reads", "Task", "Utterances", "named", "task_of"]
 
 # SUPERB's come in the order of its paper's Table 2, then SUPERB-SG's; ctc, on any other corpus, after pr, sf and ood.
 TASKS: tuple[Task, ...] = (
@@ -41,6 +41,14 @@ TASKS: tuple[Task, ...] = (
 added: list[Task] = []  # of extensions
 
 OTHER = Task("", "")  # what holds for a task without a record
+
+# Tasks of SUPERB-SG that cannot run on today's libraries: name for -d -> what is missing.
+UNAVAILABLE = {
+    "speech_translation": "its data, model and beam search are fairseq's, whose last release (0.12.2) cannot be "
+    "imported on Python 3.11 or later",
+    "a2o-vc-vcc2020": "its conversions are only scored by separate programs of s3prl's repository, with vocoders to be "
+    "downloaded and with pyworld, pysptk, fastdtw and resemblyzer, and none of that has a replacement here",
+}
 
 
 def known() -> tuple[Task, ...]:

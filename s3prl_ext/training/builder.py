@@ -21,8 +21,7 @@ from s3prl_ext.merging.learnable import loadable_state
 from s3prl_ext.reading import check_model
 from s3prl_ext.run_folder import RunFolder
 from s3prl_ext.settings import count
-from s3prl_ext.tasks import remedy, task_of
-from s3prl_ext.tasks.unavailable import UNAVAILABLE
+from s3prl_ext.tasks import UNAVAILABLE, remedy, task_of
 from s3prl_ext.training import checkpoint, distributed, last_hidden_state, resume
 from s3prl_ext.training.batching.clip_store import ClipStore, default_folder
 from s3prl_ext.training.batching.corpus_hash import Corpus

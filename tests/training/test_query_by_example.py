@@ -15,8 +15,8 @@ from scipy.spatial import distance
 
 from s3prl_ext.compat import quesst14
 from s3prl_ext.errors import DataError, UsageError
+from s3prl_ext.tasks import UNAVAILABLE
 from s3prl_ext.tasks.qbe import BETA, maximum_twv, over_queries
-from s3prl_ext.tasks.unavailable import UNAVAILABLE
 from tests.support.experiments import make_args, task_config
 
 
