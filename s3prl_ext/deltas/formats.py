@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from s3prl_ext.attention.files import owners_of
-from s3prl_ext.deltas import peft_format, task_vector
+from s3prl_ext.child_tuning.delta import Delta
+from s3prl_ext.deltas import peft_format
 from s3prl_ext.deltas.plain_upstream import build_untuned, is_merged, plain_upstream
+from s3prl_ext.deltas.tensor_names import Shapes, match_names
 from s3prl_ext.deltas.trained_task import TrainedTask
 from s3prl_ext.errors import UsageError
 from s3prl_ext.models.card import write_card
 
 PEFT, VECTOR = "peft", "task_vector"
+VECTOR_FORMAT, VECTOR_FILE = "sparse_task_vector", "task_vector.safetensors"
 
 
 def write(task: TrainedTask, kind: str, folder: Path, title: str) -> None:
@@ -44,8 +50,8 @@ def write(task: TrainedTask, kind: str, folder: Path, title: str) -> None:
         save_file(tensors, folder / peft_format.WEIGHT_FILE, metadata={"format": "pt"})
     else:
         shapes = {name: tuple(reader[name].shape) for name, reader in owners_of(plain.model).items()}
-        tensors, header = task_vector.task_vector(delta, base, shapes, str(task.path))
-        save_file(tensors, folder / task_vector.WEIGHT_FILE, metadata=header)
+        tensors, header = task_vector(delta, base, shapes, str(task.path))
+        save_file(tensors, folder / VECTOR_FILE, metadata=header)
     (folder / "README.md").write_text(_card(task, kind, title), encoding="utf-8")
 
 
@@ -72,7 +78,47 @@ def _python(kind: str, base: str) -> str:
         )
     return (
         "from safetensors import safe_open\n\n"
-        f'vector = safe_open("{task_vector.WEIGHT_FILE}", "pt")\n'
+        f'vector = safe_open("{VECTOR_FILE}", "pt")\n'
         'for name in {key.rpartition(".")[0] for key in vector.keys()}:  # state: the base\'s tensors by name\n'
         '    state[name].view(-1)[vector.get_tensor(f"{name}.indices")] += vector.get_tensor(f"{name}.values")'
     )
+
+
+def task_vector(
+    delta: Delta, base: Mapping[str, Tensor], shapes: Shapes, where: str
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the tensors of a sparse task vector and the header of its file: the difference of each changed entry.
+
+    Task arithmetic (Ilharco et al. 2023) adds and scales such differences. In float32 base + (tuned - base) may differ
+    from the tuned value in its last bit: what is exact is ``delta.safetensors``.
+
+    Args:
+        delta: over `base`, with bits.
+        base: state dict of the untuned upstream.
+        shapes: shape of each tensor of the base's files.
+        where: what the delta is called in messages.
+
+    Returns:
+        For each changed tensor NAME of the files ``NAME.indices`` (int64, flat, sorted) and ``NAME.values`` (float32,
+        tuned - base); and the header: format, hash of the base, and the shape of each tensor as JSON.
+
+    Raises:
+        UsageError: the delta changes no entry of the base.
+        DataError: the files are those of another model.
+    """
+    if not delta.indices or delta.added:
+        method = (delta.info.get("tuning") or {}).get("method") or "no tuning method"
+        raise UsageError(
+            f"{where} holds {method}; a task vector is the change of a child network or of bitfit: "
+            "for a lora use --format peft."
+        )
+    names = match_names({name: tuple(tensor.shape) for name, tensor in base.items()}, shapes, where)
+    tuned = {name: base[name].clone() for name in delta.indices}
+    delta.toggle(tuned)
+    tensors: dict[str, Tensor] = {}
+    for name, indices in delta.indices.items():
+        tensors[f"{names[name]}.indices"] = indices.to(torch.int64)
+        tensors[f"{names[name]}.values"] = (tuned[name] - base[name]).reshape(-1)[indices]
+    stored = {names[name]: list(shapes[names[name]]) for name in delta.indices}
+    header = {"format": VECTOR_FORMAT, "base_sha256": delta.base_sha256, "shapes": json.dumps(stored)}
+    return tensors, header

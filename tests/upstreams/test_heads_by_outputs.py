@@ -18,10 +18,9 @@ from s3prl_ext.merging.alignment import permute_heads
 from s3prl_ext.merging.basis import Basis, Rotation
 from s3prl_ext.sweeps.grid import Arm
 from s3prl_ext.sweeps.weights import ArmWeights
-from s3prl_ext.upstreams.layer_similarity.decoder_encoder import DecoderEncoder
 from s3prl_ext.upstreams.layer_similarity.head_outputs import HeadEncoder
 from s3prl_ext.upstreams.layer_similarity.speech_encoder import SpeechEncoder
-from s3prl_ext.upstreams.layer_similarity.text_encoder import TextEncoder
+from s3prl_ext.upstreams.layer_similarity.text_encoder import DecoderEncoder, TextEncoder
 from s3prl_ext.upstreams.merged_attention.hubconf import merged_attention
 from s3prl_ext.upstreams.merged_attention.sources import aligner_of
 from s3prl_ext.upstreams.speech_models import speech_model

@@ -14,8 +14,8 @@ from s3prl_ext.attention.files import read_attention
 from s3prl_ext.attention.weights import extract
 from s3prl_ext.commands.layers import main as layers
 from s3prl_ext.errors import DataError, ExtError, UsageError
-from s3prl_ext.upstreams.layer_similarity.decoder_encoder import DecoderEncoder
 from s3prl_ext.upstreams.layer_similarity.speech_encoder import SpeechEncoder
+from s3prl_ext.upstreams.layer_similarity.text_encoder import DecoderEncoder
 from s3prl_ext.upstreams.merged_attention.decoder import decoder_attention
 from s3prl_ext.upstreams.merged_attention.hubconf import merged_attention
 from s3prl_ext.upstreams.whisper.expert import UpstreamExpert

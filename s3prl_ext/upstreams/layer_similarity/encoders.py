@@ -16,10 +16,9 @@ from s3prl_ext.errors import DataError
 from s3prl_ext.merging.config import DECODER
 from s3prl_ext.model_settings import model_config
 from s3prl_ext.upstreams.layer_similarity.block_outputs import BLOCKS
-from s3prl_ext.upstreams.layer_similarity.decoder_encoder import DecoderEncoder
 from s3prl_ext.upstreams.layer_similarity.image_encoder import ImageEncoder
 from s3prl_ext.upstreams.layer_similarity.speech_encoder import SpeechEncoder
-from s3prl_ext.upstreams.layer_similarity.text_encoder import TextEncoder, no_tokenizer
+from s3prl_ext.upstreams.layer_similarity.text_encoder import DecoderEncoder, TextEncoder, no_tokenizer
 from s3prl_ext.upstreams.speech_models import is_speech_model, is_whisper, speech_model
 
 TOKENIZER_FILES = (
