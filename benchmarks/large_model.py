@@ -24,6 +24,7 @@ from s3prl_ext.child_tuning import delta, masks
 from s3prl_ext.child_tuning.child_network import ChildNetwork
 from s3prl_ext.child_tuning.eligible import eligible_parameters
 from s3prl_ext.child_tuning.fisher import FisherEstimate
+from s3prl_ext.child_tuning.held_weight import round_base
 
 DENSITIES = (0.1, 0.01)
 
@@ -104,21 +105,31 @@ def fisher(flags: argparse.Namespace) -> dict[str, Any]:
 def child_of(parameters: dict[str, torch.nn.Parameter], flags: argparse.Namespace) -> ChildNetwork:
     """Return a random child network."""
     sizes = {name: p.numel() for name, p in parameters.items()}
-    return ChildNetwork(parameters, masks.bernoulli(sizes, flags.density, 0))
+    held = flags.base_dtype == "bfloat16"
+    if held:
+        round_base(parameters)
+    return ChildNetwork(parameters, masks.bernoulli(sizes, flags.density, 0), held=held)
 
 
 def step(flags: argparse.Namespace) -> dict[str, Any]:
-    """Train a random child network."""
+    """Train a random child network.
+
+    The weights are in memory of their own, as after loading a checkpoint of s3prl's, and not mapped from a file.
+    """
     model, parameters = loaded(flags)
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data = tensor.data.clone()
     child = child_of(parameters, flags)
     optimizer = torch.optim.AdamW(child.parameters(), lr=1e-4, fused=True)
+    rows = {"trainable": len(child), "ready_gb": measure.resident_mb() / 1e3, "loading_peak_gb": peak_gb()}
+    measure.forget_peak()
     started = perf_counter()
     for _ in range(flags.runs):
         loss_of(model, flags).backward()
         child.gather_gradients()
         optimizer.step()
         child.write_back()
-    return {"step_s": (perf_counter() - started) / flags.runs, "trainable": len(child)}
+    return rows | {"step_s": (perf_counter() - started) / flags.runs}
 
 
 def deltas(flags: argparse.Namespace) -> dict[str, Any]:
@@ -168,6 +179,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True, help="where the model is, or is written")
     parser.add_argument("--layers", type=int, default=48, help="encoder layers (default 48)")
     parser.add_argument("--density", type=float, default=0.01, help="of the child network (default 0.01)")
+    parser.add_argument("--base-dtype", default="float32", help="of the frozen weights in step (default float32)")
     parser.add_argument("--clip", default="none", help="of the Fisher pass (default none)")
     parser.add_argument("--batch", type=int, default=2, help="clips per batch (default 2)")
     parser.add_argument("--seconds", type=float, default=2.0, help="length of a clip (default 2)")

@@ -83,8 +83,22 @@ def forked(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 def peak_mb() -> float:
     """Return the largest resident memory of this process so far, in MB (Linux)."""
+    return _status_mb("VmHWM")
+
+
+def resident_mb() -> float:
+    """Return the resident memory of this process now, in MB (Linux)."""
+    return _status_mb("VmRSS")
+
+
+def forget_peak() -> None:
+    """Let :func:`peak_mb` count from now on (Linux)."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def _status_mb(key: str) -> float:
     lines = Path("/proc/self/status").read_text().splitlines()
-    return next(float(line.split()[1]) / 1e3 for line in lines if line.startswith("VmHWM"))
+    return next(float(line.split()[1]) / 1e3 for line in lines if line.startswith(key))
 
 
 def report(name: str, rows: dict[str, dict[str, Any]], **facts: Any) -> None:

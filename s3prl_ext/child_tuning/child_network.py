@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from s3prl_ext.child_tuning import sparse_linear
+from s3prl_ext.child_tuning import held_weight, sparse_linear
 from s3prl_ext.child_tuning.interleaving import FEWEST, interleaved, sorted_again
 from s3prl_ext.child_tuning.masks import Mask
 from s3prl_ext.errors import DataError
@@ -37,6 +37,9 @@ class ChildNetwork(nn.Module):
         redraw: keep each gradient entry with this probability at each step, divided by it (CHILD-TUNING_F of the
             original code); None keeps all. Needs a mask of density 1.
         seed: seed of `redraw`.
+        held: hold the matrices in bfloat16 but for the chosen entries, whose values stay float32, see
+            :mod:`s3prl_ext.child_tuning.held_weight`; they are rounded to it already. Not with `dense_norm`, nor where
+            every entry is chosen.
 
     Attributes:
         values: the chosen entries [k], weight by weight; those of a large weight with dense gradients in an order that
@@ -57,12 +60,14 @@ class ChildNetwork(nn.Module):
         dense_norm: bool = False,
         redraw: float | None = None,
         seed: int = 0,
+        held: bool = False,
     ) -> None:
         super().__init__()
         mask = fitting(mask, parameters)
         self._eligible = dict(parameters)
         self._sparse = sparse_gradients and not dense_norm
         self._redraw, self._seed = redraw, seed
+        self._held = held
         self._choose(mask)
         self.outside: nn.Parameter | None = None
         if dense_norm and not self.whole:
@@ -114,14 +119,24 @@ class ChildNetwork(nn.Module):
             weight.requires_grad_(True)
         if self.whole or self.outside is not None:
             return
-        for weight, values, part in zip(self._weights, self._values, self._parts):
+        for weight, values, part, sampled in zip(self._weights, self._values, self._parts, self._sampled):
+            part.sampled = sampled or (self._held and weight.dim() == 2)
             if part.sampled:
                 slot = values.detach().requires_grad_()
                 slot.grad = part.gradient  # autograd adds to it in place
-                sparse_linear.sample(weight, slot, part.indices)
+                if self._held and weight.dim() == 2:
+                    held_weight.hold(weight, slot, part.indices, sampled)
+                else:
+                    sparse_linear.sample(weight, slot, part.indices)
             else:
                 handle = weight.register_post_accumulate_grad_hook(part.collect)
                 weight._child_hooks = [handle]  # type: ignore[attr-defined]
+        if self._held:
+            chosen = set(self._names)
+            for name, weight in held_weight.held_matrices(self._eligible).items():
+                if name not in chosen:
+                    held_weight.hold(weight)
+            held_weight.return_freed_memory()
 
     @torch.no_grad()
     def _gather(self) -> torch.Tensor:
@@ -180,7 +195,8 @@ class ChildNetwork(nn.Module):
             return
         self._forget()
         for weight, indices, values in zip(self._weights, self._indices, self._values):
-            _write(weight, indices, values)
+            if not isinstance(weight, held_weight.HeldWeight):  # a held one reads `values`
+                _write(weight, indices, values)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the collected gradients of a step that is given up."""
@@ -252,6 +268,7 @@ def has_sampled_gradient(weight: torch.Tensor, indices: torch.Tensor) -> bool:
 def release(parameters: Iterable[nn.Parameter]) -> None:
     """Free weights from whatever child network collects their gradients; they are ordinary parameters again."""
     for parameter in parameters:
+        held_weight.restore(parameter)
         sparse_linear.restore(parameter)
         for handle in parameter.__dict__.pop("_child_hooks", ()):
             handle.remove()

@@ -126,9 +126,11 @@ class Delta:
         """Raise DataError where `state` is not the upstream that the delta was made from."""
         found = state_sha256(state) if self.base_sha256 else ""
         if found != self.base_sha256:
+            rounded = (self.info.get("tuning") or {}).get("base_dtype") == "bfloat16"
             raise DataError(
                 f"{where} belongs to another upstream (hash {self.base_sha256[:12]}, but this one has {found[:12]}): "
-                "give the model and settings that it was tuned from."
+                "give the model and settings that it was tuned from"
+                + (", rounded to bfloat16 (s3prl_ext.training.methods.prepare_base)." if rounded else ".")
             )
 
 

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-_PLAIN = frozenset({"__get__", "__set__", "__delete__", "requires_grad_", "detach", "__repr__", "size", "dim", "numel"})
+PLAIN = frozenset({"__get__", "__set__", "__delete__", "requires_grad_", "detach", "__repr__", "size", "dim", "numel"})
 
 
 class SampledWeight(nn.Parameter):
@@ -47,7 +47,7 @@ class SampledWeight(nn.Parameter):
         if func is F.multi_head_attention_forward:  # its q, k and v weights reach F.linear; the output's does not
             return func(*(_with_gathered_gradient(a) for a in args), **kwargs)
         with torch._C.DisableTorchFunctionSubclass():
-            if not torch.is_grad_enabled() or func.__name__ in _PLAIN:
+            if not torch.is_grad_enabled() or func.__name__ in PLAIN:
                 return func(*args, **kwargs)
             if func is F.linear and not isinstance(args[0], SampledWeight):
                 return _linear(*args, **kwargs)

@@ -20,6 +20,7 @@ from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.locks import one_writer
 from s3prl_ext.models.hashing import state_sha256
 from s3prl_ext.run_folder import CHECKPOINT_SUFFIX
+from s3prl_ext.training.methods import prepare_base
 from s3prl_ext.training.run_spec import RunSpec
 
 logger = logging.getLogger(__name__)
@@ -43,6 +44,8 @@ def _apply(args: argparse.Namespace) -> None:
     check_foldable(task)
     if task.upstream:
         raise UsageError(f"{task.path} holds a whole upstream, no delta: write it as a model with s3prl-ext export.")
+    if task.path.suffix == CHECKPOINT_SUFFIX or not task.is_rounded or not _is_tuned(task.delta, model):
+        prepare_base(model, task.tuning)
     _check_base(task, model, args.model)
     task.tune(model)
     write_copy(plain, model.state_dict(), args.out)
@@ -123,4 +126,6 @@ def _is_tuned(delta: Delta, model: nn.Module) -> bool:
         delta.toggle(state)
     except DataError:
         return False
-    return state_sha256(state) == delta.base_sha256
+    found = state_sha256(state)
+    delta.toggle(state)
+    return found == delta.base_sha256

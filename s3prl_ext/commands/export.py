@@ -20,7 +20,7 @@ from s3prl_ext import plugin
 from s3prl_ext.commands.flags import export as flags_of
 from s3prl_ext.deltas import formats
 from s3prl_ext.deltas.model_card import HEAD_FILE, TASK_FILE, TRAINING_FILE, ExportRecord, Score, model_card
-from s3prl_ext.deltas.plain_upstream import build_untuned, plain_upstream
+from s3prl_ext.deltas.plain_upstream import plain_upstream
 from s3prl_ext.deltas.trained_task import TrainedTask, check_foldable
 from s3prl_ext.deltas.writing import changed_tensors, check_new, write_upstream
 from s3prl_ext.errors import DataError, UsageError
@@ -101,7 +101,7 @@ def tune(task: TrainedTask) -> tuple[nn.Module, ExportRecord]:
         UsageError: the upstream is unknown, or the method cannot be folded.
         DataError: another upstream than the tuned one, or its model is missing.
     """
-    model = build_untuned(task.spec)
+    model = task.build_untuned()
     task.check_features(model)
     merge = getattr(model, "merge_record", None)
     base_sha256 = state_sha256(model.state_dict())

@@ -13,7 +13,7 @@ from torch import Tensor
 from s3prl_ext.attention.files import owners_of
 from s3prl_ext.child_tuning.delta import Delta
 from s3prl_ext.deltas import peft_format
-from s3prl_ext.deltas.plain_upstream import build_untuned, is_merged, plain_upstream
+from s3prl_ext.deltas.plain_upstream import is_merged, plain_upstream
 from s3prl_ext.deltas.tensor_names import Shapes, match_names
 from s3prl_ext.deltas.trained_task import TrainedTask
 from s3prl_ext.errors import UsageError
@@ -39,8 +39,13 @@ def write(task: TrainedTask, kind: str, folder: Path, title: str) -> None:
             f"{task.path} was tuned on a merged upstream, which others cannot load as a model: write that with "
             "s3prl-ext merge first, and train on it."
         )
+    if task.is_rounded:
+        raise UsageError(
+            f"{task.path} was tuned with base_dtype bfloat16: added to weights that are not rounded, its changes would "
+            "make another model; write the whole one (no --format)."
+        )
     plain = plain_upstream(task.spec)
-    base = build_untuned(task.spec).state_dict()
+    base = task.build_untuned().state_dict()
     delta = task.over(base)
     if kind == PEFT:
         if not plain.model.is_dir():

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from s3prl_ext.child_tuning.delta import Delta, difference
-from s3prl_ext.deltas.plain_upstream import build_untuned
 from s3prl_ext.deltas.trained_task import TrainedTask, check_foldable
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.merging.learnable import find_lambda
@@ -120,7 +119,9 @@ def merge_tasks(
 def _tuned_weights(task: TrainedTask) -> tuple[dict[str, Tensor], TunedWeights]:
     """Return the state of a task's untuned upstream, and what the task changed in it."""
     check_foldable(task)
-    model = build_untuned(task.spec)
+    if task.is_rounded:
+        raise UsageError(f"{task.path} was tuned with base_dtype bfloat16, on a base of its own: export it instead.")
+    model = task.build_untuned()
     if find_lambda(model) is not None:
         raise UsageError(f"{task.path} has a learnable lambda, which is part of its upstream: export it first.")
     base = {name: tensor.clone() for name, tensor in model.state_dict().items()}

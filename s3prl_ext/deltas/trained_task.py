@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from s3prl_ext import adapters
 from s3prl_ext.child_tuning import delta as delta_files
 from s3prl_ext.child_tuning.delta import Delta
-from s3prl_ext.configs import load_yaml
+from s3prl_ext.configs import Section, load_yaml
 from s3prl_ext.deltas import peft_format
 from s3prl_ext.deltas.model_card import HEAD_FILE, TASK_FILE
 from s3prl_ext.deltas.plain_upstream import build_untuned, is_merged, loader_of
@@ -30,6 +30,7 @@ from s3prl_ext.run_folder import CHECKPOINT_SUFFIX, RunFolder, missing
 from s3prl_ext.tasks import Task, task_of
 from s3prl_ext.training import last_hidden_state
 from s3prl_ext.training.checkpoint import TASK_PARTS, Checkpoint, StateDict, load
+from s3prl_ext.training.methods import prepare_base
 from s3prl_ext.training.racing.candidates import chosen_tuning
 from s3prl_ext.training.run_spec import RunSpec
 from s3prl_ext.transformers_models import SPEECH_UPSTREAMS
@@ -213,7 +214,7 @@ class TrainedTask:
         Raises:
             DataError: its model is missing, or another one than the task was trained on.
         """
-        model = build_untuned(self.spec)
+        model = self.build_untuned()
         check_merge_record(self.merge, getattr(model, "merge_record", None))
         self.check_features(model)
         if self.upstream:
@@ -224,6 +225,27 @@ class TrainedTask:
         if delta.added:
             adapters.insert_trained(model, self.info.get("tuning"), delta.added, str(self.path))
         return model
+
+    def build_untuned(self) -> nn.Module:
+        """Build the upstream that the task was tuned from, on the CPU; rounded where its base was.
+
+        Raises:
+            UsageError: there is no such upstream.
+            DataError: its model is missing or cannot be loaded.
+        """
+        model = build_untuned(self.spec)
+        prepare_base(model, self.tuning)
+        return model
+
+    @property
+    def tuning(self) -> Section:
+        """The section ``tuning`` that it was trained with; empty where there was none."""
+        return self.info.get("tuning") or {}
+
+    @property
+    def is_rounded(self) -> bool:
+        """Whether it was tuned on a base whose weights were rounded to bfloat16."""
+        return self.tuning.get("base_dtype") == "bfloat16"
 
     def over(self, base: Mapping[str, Tensor]) -> Delta:
         """Return the delta over `base`, the state of the untuned upstream; an empty one where it was frozen.

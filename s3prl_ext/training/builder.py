@@ -32,7 +32,7 @@ from s3prl_ext.training.devices import slow_precision
 from s3prl_ext.training.forward import TaskModels, unwrapped
 from s3prl_ext.training.known_settings import known_tasks
 from s3prl_ext.training.learnable_lambda import prepare_head_lambda, prepare_lambda
-from s3prl_ext.training.methods import METHODS, prepare_upstream
+from s3prl_ext.training.methods import METHODS, prepare_base, prepare_upstream
 from s3prl_ext.training.parameter_groups import train_only
 from s3prl_ext.training.racing.candidates import check_alike
 from s3prl_ext.training.recomputation import recompute_layers
@@ -238,6 +238,7 @@ class RunBuilder(_StockRunner):
             if not hasattr(model, interface):
                 raise DataError(f"the {name.lower()} '{type(model).__name__}' lacks the interface {interface}.")
         if name == "Upstream":
+            prepare_base(model, self.tuning)
             self.tuned = TunedUpstream(model)
             trainable = self._prepare_upstream(model, trainable)
             self._recompute(model, trainable)

@@ -15,6 +15,7 @@ from torch import nn
 
 from s3prl_ext import adapters
 from s3prl_ext.child_tuning.eligible import eligible_parameters
+from s3prl_ext.child_tuning.held_weight import round_base
 from s3prl_ext.child_tuning.masks import child_size
 from s3prl_ext.configs import Section
 from s3prl_ext.errors import UsageError
@@ -52,6 +53,22 @@ METHODS: dict[str, TuningMethod] = {
     "child": TuningMethod(True, True, True, "AD-TUNING, sections 2.2 and 2.3", ("eligible",)),
     **{name: adapter_method(file) for name, file in adapters.ADAPTERS.items()},
 }
+
+
+def prepare_base(upstream: nn.Module, section: TuningConfig | Section | None) -> None:
+    """Make an upstream the one that a section ``tuning`` starts from, in place: rounded where its base is bfloat16.
+
+    Args:
+        upstream: untuned, in float32.
+        section: checked, or as a file holds it that was written after a check; None where nothing was tuned.
+
+    Raises:
+        DataError: a weight is not finite, or not in bfloat16.
+    """
+    if isinstance(section, TuningConfig):
+        section = vars(section)
+    if section and section.get("base_dtype") == "bfloat16":
+        round_base(eligible_parameters(upstream, section.get("eligible")))
 
 
 def prepare_upstream(upstream: nn.Module, tuning: TuningConfig) -> None:

@@ -190,6 +190,7 @@ class Run:
             dense_norm=dense_norm,
             redraw=tuning.density if tuning.redraw else None,
             seed=experiment.args.seed,
+            held=tuning.held,
         )
         if not child.whole:
             experiment.tuned.track(child.mask)

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from s3prl_ext import adapters
 from s3prl_ext.child_tuning.child_network import release
 from s3prl_ext.child_tuning.delta import Delta, difference
+from s3prl_ext.child_tuning.held_weight import is_held
 from s3prl_ext.child_tuning.masks import Mask
 from s3prl_ext.configs import Section
 from s3prl_ext.errors import DataError
-from s3prl_ext.models.hashing import state_sha256
+from s3prl_ext.models.hashing import state_sha256, tensors_sha256
 from s3prl_ext.training.statistics import StateChanged, check_buffers, copy_buffers, restore_buffers
 
 
@@ -119,14 +120,7 @@ class TunedUpstream:
             StateChanged: it is another one.
         """
         check_buffers(self.model, self._buffers)
-        tuned = self._values()
-        self._put(self._base)
-        try:
-            found = state_sha256(
-                adapters.base_state(self.model) if adapters.inserted(self.model) else self.model.state_dict()
-            )
-        finally:
-            self._put(tuned)
+        found = self._sha256_of_base() if is_held(self.model.parameters()) else self._sha256_before()
         if found != self.base_sha256:
             raise StateChanged(
                 f"weights of the upstream outside the child network or adapter changed in training (hash {found[:12]}, "
@@ -134,6 +128,29 @@ class TunedUpstream:
                 "code of the task or upstream that writes to them, or use tuning.method: "
                 "full, which stores the whole upstream."
             )
+
+    def _sha256_before(self) -> str:
+        """Return the hash of the model with the untouched values of the remembered entries, which are put in for it."""
+        tuned = self._values()
+        self._put(self._base)
+        try:
+            return state_sha256(
+                adapters.base_state(self.model) if adapters.inserted(self.model) else self.model.state_dict()
+            )
+        finally:
+            self._put(tuned)
+
+    def _sha256_of_base(self) -> str:
+        """Return the same of a model with held weights, of which one matrix at a time is made."""
+        state = self.model.state_dict(keep_vars=True)
+        return tensors_sha256((name, self._untouched(name, state[name])) for name in sorted(state))
+
+    @torch.no_grad()
+    def _untouched(self, name: str, tensor: Tensor) -> Tensor:
+        if name not in self.indices:
+            return tensor
+        values = tensor.detach().clone()
+        return values.put_(self.indices[name].long().to(values.device), self._base[name].to(values))
 
     def load(self, delta: Delta, where: str) -> None:
         """Make the untouched upstream the tuned one; an adapter must be inserted already.

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Any
 
 from s3prl_ext import adapters
-from s3prl_ext.child_tuning.names import BUDGETS, FISHER_MASKS, MASKS, RESELECTED, UNITS
+from s3prl_ext.child_tuning.names import BASE_DTYPES, BUDGETS, FISHER_MASKS, MASKS, RESELECTED, UNITS
 from s3prl_ext.configs import Record, Section
 from s3prl_ext.errors import UsageError, unknown_name
 from s3prl_ext.settings import choice, count, load, names, number, raise_all, switch, unknown_keys
@@ -23,7 +23,7 @@ MASK_OPTIONS = {
 }  # key -> the masks that read it
 # What decides which weights are chosen before training, but density.
 CHOICE_KEYS = ("method", "mask", "budget", "unit", "eligible", "fisher", "lottery", "redraw", "gradual")
-MASK_KEYS = (*CHOICE_KEYS[1:], "density", "reselect_every", "sparse_gradients", "clip_scope")
+MASK_KEYS = (*CHOICE_KEYS[1:], "density", "reselect_every", "sparse_gradients", "clip_scope", "base_dtype")
 
 
 @dataclass(frozen=True)
@@ -171,6 +171,8 @@ class TuningConfig:
         sparse_gradients: compute no dense gradient for weight matrices of which at most 3 %, or whole rows, train.
         clip_scope: ``active``: ``runner.gradient_clipping`` limits the norm of what trains; ``all``: the norm counts
             the gradient of every eligible weight (as the released code does).
+        base_dtype: ``bfloat16``: the matrices among the eligible weights are rounded to it, and held in it but for the
+            child network, whose values are float32.
         rates: learning rates of the upstream's weights and of a learnable lambda, and which encoder blocks train.
         adapter: options of a method of :mod:`s3prl_ext.adapters`, an instance of its ``Config``; None for others.
     """
@@ -188,6 +190,7 @@ class TuningConfig:
     gradual: GradualConfig | None = None
     sparse_gradients: Annotated[bool, switch()] = True
     clip_scope: Annotated[str, choice("active", "all")] = "active"
+    base_dtype: Annotated[str, choice(*BASE_DTYPES)] = "float32"
     rates: RatesConfig = field(default_factory=RatesConfig)
     adapter: Any = None
 
@@ -201,6 +204,21 @@ class TuningConfig:
                 yield f"{where}.redraw {drawn}: leave out {where}.{key}."
         if self.redraw and self.reselect_every is not None:
             yield f"{where}.redraw draws anew at each step already: leave out {where}.reselect_every."
+        if self.held and self.reselect_every is not None:
+            yield (
+                f"{where}.base_dtype bfloat16 cannot hold the float32 value of a weight that leaves the child network: "
+                f"leave out {where}.reselect_every, or base_dtype."
+            )
+        if self.held and self.clip_scope == "all":
+            yield (
+                f"{where}.clip_scope all needs the gradient of every eligible weight, which base_dtype bfloat16 does "
+                "not compute: leave one of the two out."
+            )
+
+    @property
+    def held(self) -> bool:
+        """Whether frozen matrices are held in bfloat16."""
+        return self.base_dtype == "bfloat16"
 
     @property
     def has_pass(self) -> bool:
@@ -283,6 +301,11 @@ class TuningConfig:
             )
         elif tuning.reselect_every is not None and gradual is None and tuning.density == 1:
             problems.append("tuning.density 1 leaves nothing to choose again: leave out reselect_every.")
+        if tuning.held and section.get("density") is not None and tuning.trains_all:
+            problems.append(
+                "tuning.base_dtype bfloat16 holds weights that do not train, and here every eligible one may: give a "
+                "density below 1 without redraw, or leave base_dtype out."
+            )
         optimizer = str((config.get("optimizer") or {}).get("name"))
         if tuning.reselect_every is not None and optimizer.endswith("_with_schedule"):
             problems.append(

@@ -91,7 +91,7 @@ def shares_masks(section: Section, other: Section) -> bool:
 
 
 def check_alike(candidates: Sequence[Candidate], tunings: Sequence[TuningConfig], features_given: bool) -> None:
-    """Raise UsageError where candidates would read different features, so that they cannot share a head.
+    """Raise UsageError where candidates would read different features or bases, so that they cannot share a head.
 
     Args:
         candidates: the candidates.
@@ -104,6 +104,12 @@ def check_alike(candidates: Sequence[Candidate], tunings: Sequence[TuningConfig]
         raise UsageError(
             f"the candidates {names} read different features (last hidden state, weighted sum): choose one for all "
             "with -s hidden_states or -s last_hidden_state."
+        )
+    bases = {(tuning.held, tuning.eligible if tuning.held else None) for tuning in tunings}
+    if len(bases) > 1:
+        raise UsageError(
+            "tuning.base_dtype bfloat16 rounds the upstream, which all candidates start from: give it, and eligible, "
+            "one value, for child networks alone."
         )
 
 
