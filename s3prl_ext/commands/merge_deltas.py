@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,14 @@ from s3prl_ext.child_tuning import delta as delta_files
 from s3prl_ext.deltas.merging import MergedTasks, merge_tasks
 from s3prl_ext.deltas.trained_task import TrainedTask
 from s3prl_ext.deltas.writing import check_new
-from s3prl_ext.errors import UsageError
+from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.locks import one_writer
 from s3prl_ext.merging.methods import MethodConfig, parse_method
+from s3prl_ext.merging.names import REGMEAN_CLIPS, REGMEAN_SHRINK
 from s3prl_ext.models.hashing import state_sha256
+from s3prl_ext.prediction import recordings
 from s3prl_ext.run_folder import DELTA_FILE, MERGED_TASKS_FILE
-from s3prl_ext.settings import as_number
+from s3prl_ext.settings import as_number, count
 from s3prl_ext.tables import columns
 from s3prl_ext.training.selection.shared_scores import Scores, scores_of_task
 from s3prl_ext.writing import write_json, written_folder
@@ -29,6 +31,7 @@ from s3prl_ext.writing import write_json, written_folder
 logger = logging.getLogger(__name__)
 
 SCHEMA = 1
+MEANS = ("fisher", "regmean")  # methods whose lambda is the weight of a task in a mean
 
 
 def main(args: argparse.Namespace) -> int:
@@ -44,23 +47,25 @@ def main(args: argparse.Namespace) -> int:
     method = _method(args)
     _check_scores(args, method)
     weights = _weights(args.lambdas, len(args.deltas))
-    if method.name == "fisher" and min(weights) < 0:
+    if method.name in MEANS and min(weights) < 0:
         raise UsageError(
-            f"--lambda of fisher is the weight of a task in a mean and must not be negative, got {args.lambdas}."
+            f"--lambda of {method.name} is the weight of a task in a mean and must not be negative, got {args.lambdas}."
         )
+    files = _recordings(args, method)
     plugin.install()
     tasks = [TrainedTask.read(path) for path in args.deltas]
     for task in tasks:
         task.check_head()
     moved = [task.tuned_from(args.upstream, args.upstream_ckpt, args.upstream_model_config) for task in tasks]
     names = _names(args.deltas, moved)
-    merged = merge_tasks(moved, weights, method, _fishers(args.fisher_scores))
+    clips = [_read(paths) for paths in files]
+    merged = merge_tasks(moved, weights, method, _fishers(args.fisher_scores), clips)
     sys.stdout.write("\n".join(_table(names, merged)) + "\n")
     if args.dry_run:
         sys.stdout.write("nothing was written\n")
         return 0
     with one_writer(args.out), written_folder(args.out) as folder:
-        _write(folder, names, merged, method)
+        _write(folder, names, merged, method, files)
     sys.stdout.write(f"{args.out}\n")
     return 0
 
@@ -73,6 +78,8 @@ def check_flags(args: argparse.Namespace) -> None:
         "--density": args.density,
         "--seed": args.seed,
         "--fisher_scores": args.fisher_scores,
+        "--audio": args.audio,
+        "--clips": args.clips,
     }
     surplus = [flag for flag, value in given.items() if value is not None]
     if surplus:
@@ -83,6 +90,10 @@ def check_flags(args: argparse.Namespace) -> None:
 
 
 def _method(args: argparse.Namespace) -> MethodConfig:
+    if args.method == "regmean":  # the inputs are those of the tasks, not of pairs
+        if args.density is not None:
+            raise UsageError("--density belongs to ties and dare, but the method is regmean.")
+        return MethodConfig("regmean", seed=args.seed or 0, shrink=REGMEAN_SHRINK)
     content: dict[str, Any] = {"name": args.method or "linear"}
     if args.density is not None:
         content["density"] = args.density
@@ -100,6 +111,36 @@ def _check_scores(args: argparse.Namespace, method: MethodConfig) -> None:
         )
     if method.name != "fisher" and args.fisher_scores is not None:
         raise UsageError(f"--fisher_scores belongs to --method fisher, but the method is {method.name}.")
+
+
+def _recordings(args: argparse.Namespace, method: MethodConfig) -> list[list[Path]]:
+    """Return the recordings of each task that regmean reads, drawn by the seed; none for other methods."""
+    if method.name != "regmean":
+        surplus = [f"--{flag}" for flag in ("audio", "clips") if getattr(args, flag) is not None]
+        if surplus:
+            raise UsageError(f"{' and '.join(surplus)} belong to --method regmean, but the method is {method.name}.")
+        return []
+    if args.audio is None or len(args.audio) != len(args.deltas):
+        raise UsageError(
+            f"--method regmean weighs tasks by what their models read: give --audio a folder of recordings for each of "
+            f"the {len(args.deltas)} deltas, such as those of their training splits."
+        )
+    return [
+        _drawn(folder, count()(REGMEAN_CLIPS if args.clips is None else args.clips, "--clips"), method.seed)
+        for folder in args.audio
+    ]
+
+
+def _drawn(folder: Path, most: int, seed: int | None) -> list[Path]:
+    files, problems, _ = recordings.find([folder])
+    if problems or not files:
+        raise DataError(problems[0][1] if problems else f"--audio {folder}: no recordings.")
+    chosen = torch.randperm(len(files), generator=torch.Generator().manual_seed(seed or 0))[:most].sort().values
+    return [files[number] for number in chosen.tolist()]
+
+
+def _read(paths: Sequence[Path]) -> Iterator[torch.Tensor]:
+    return (torch.from_numpy(recordings.read(path).samples) for path in paths)
 
 
 def _fishers(folder: Path | None) -> Callable[[TrainedTask, str], Scores] | None:
@@ -161,12 +202,16 @@ def _opposed(key: str, change: torch.Tensor, own: Any, merged: MergedTasks) -> t
     return torch.stack([change * other < 0 for other in others]).any(dim=0) if others else torch.zeros(1)
 
 
-def _write(folder: Path, names: Sequence[str], merged: MergedTasks, method: MethodConfig) -> None:
+def _write(
+    folder: Path, names: Sequence[str], merged: MergedTasks, method: MethodConfig, files: Sequence[Sequence[Path]]
+) -> None:
     sources = [
         {"name": name, "path": str(one.task.path), "lambda": weight, "task": one.task.spec.downstream}
         for name, one, weight in zip(names, merged.tasks, merged.weights, strict=True)
     ]
     options = {key: getattr(method, key) for key in method.method.options or {}}
+    if files:
+        options = {"shrink": method.shrink, "seed": method.seed, "recordings": [len(paths) for paths in files]}
     facts = {"method": {"name": method.name, **options}, "merged": sources}
     for number, name in enumerate(names):
         (folder / name).mkdir()

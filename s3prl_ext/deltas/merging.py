@@ -7,7 +7,7 @@ arXiv:2502.12672; WiSE-FT, arXiv:2109.01903).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +18,12 @@ from s3prl_ext.child_tuning.delta import Delta, difference
 from s3prl_ext.deltas.trained_task import TrainedTask, check_foldable
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.merging.learnable import find_lambda
-from s3prl_ext.merging.methods import MethodConfig, Part
+from s3prl_ext.merging.methods import MethodConfig, Part, fisher_mean
+from s3prl_ext.merging.names import REGMEAN_SHRINK
+from s3prl_ext.merging.regmean import regression_mean_of_tasks
 from s3prl_ext.models.hashing import state_sha256
+from s3prl_ext.models.linear_inputs import LinearInputs
+from s3prl_ext.progress import bar
 from s3prl_ext.training.checkpoint import TASK_PARTS
 from s3prl_ext.training.selection.shared_scores import Scores
 
@@ -79,6 +83,7 @@ def merge_tasks(
     weights: Sequence[float],
     method: MethodConfig,
     fishers: Callable[[TrainedTask, str], Scores] | None = None,
+    clips: Sequence[Iterable[Tensor]] = (),
 ) -> MergedTasks:
     """Merge the changes of several tasks; entries that no task changed keep their bits.
 
@@ -91,6 +96,7 @@ def merge_tasks(
         method: one of :data:`s3prl_ext.merging.names.DELTA_METHODS`.
         fishers: for the method ``fisher``: returns the Fisher information of a task by the name of the tensor, given
             the hash of the untuned upstream.
+        clips: for the method ``regmean``: recordings of each task, [samples] at 16 kHz.
 
     Raises:
         UsageError: a task has modules of its own in the upstream, or a learnable lambda.
@@ -107,12 +113,15 @@ def merge_tasks(
             )
         base = base or state
         tuned.append(one)
+    if method.name == "regmean" and not clips:
+        raise UsageError("regmean weighs tasks by what their models read: give recordings of each.")
     names = [name for name in base if any(name in one.changed for one in tuned)]
     scores: Sequence[Scores] = [{}] * len(tasks)
     if fishers is not None:
         origin = state_sha256(base)
         scores = [fishers(task, origin) for task in tasks]
-    merged = {name: _merge_tensor(name, base[name], tuned, weights, method, scores) for name in names}
+    read = [moments_read(one, base, names, own) for one, own in zip(tuned, clips, strict=True)] if clips else []
+    merged = {name: _merge_tensor(name, base[name], tuned, weights, method, scores, read) for name in names}
     return MergedTasks(base, tuned, weights, merged)
 
 
@@ -131,6 +140,51 @@ def _tuned_weights(task: TrainedTask) -> tuple[dict[str, Tensor], TunedWeights]:
     return base, TunedWeights(task, {n: state[n].clone() for n in weights if not torch.equal(state[n], base[n])})
 
 
+@torch.no_grad()
+def moments_read(
+    one: TunedWeights, base: Mapping[str, Tensor], names: Sequence[str], clips: Iterable[Tensor]
+) -> dict[str, Tensor]:
+    """Return the second moments of what matrices are multiplied with in the tuned upstream of a task, in float64.
+
+    Each recording passes the upstream alone, without padding, in evaluation mode; the mean is over all frames.
+
+    Args:
+        base: state dict of the untuned upstream.
+        names: tensors to look at; those that are in no product, such as biases, are left out.
+        clips: recordings, [samples] at 16 kHz.
+    """
+    model = one.task.build_untuned().eval()
+    model.load_state_dict({**base, **one.changed})
+    weights = {name: tensor for name, tensor in model.state_dict().items() if name in names and tensor.dim() == 2}
+    inputs = LinearInputs(weights)
+    for clip in bar(clips, desc=f"inputs of {one.task.path.parent.name}"):
+        with inputs:
+            model([clip])
+    return inputs.means()
+
+
+def _regmean_of(
+    name: str,
+    base: Tensor,
+    tuned: Sequence[TunedWeights],
+    weights: Sequence[float],
+    read: Sequence[Mapping[str, Tensor]],
+) -> Tensor:
+    """Return the RegMean of a tensor, or where it is in no product the mean with weights lambda."""
+    used = [(one, weight, own) for one, weight, own in zip(tuned, weights, read, strict=True) if weight != 0.0]
+    if not used:
+        return base
+    deltas = [one.changed.get(name, base).double() - base.double() for one, _, _ in used]
+    lambdas = [weight for _, weight, _ in used]
+    if all(name in own for _, _, own in used):
+        merged = regression_mean_of_tasks(base, deltas, lambdas, [own[name] for _, _, own in used], REGMEAN_SHRINK)
+        untouched = (torch.stack(deltas) == 0).all(dim=0).all(dim=-1, keepdim=True)
+    else:
+        merged = fisher_mean(base, deltas, lambdas, [None] * len(used))
+        untouched = (torch.stack(deltas) == 0).all(dim=0)
+    return torch.where(untouched, base, merged)
+
+
 def _merge_tensor(
     name: str,
     base: Tensor,
@@ -138,7 +192,10 @@ def _merge_tensor(
     weights: Sequence[float],
     method: MethodConfig,
     fishers: Sequence[Scores],
+    read: Sequence[Mapping[str, Tensor]],
 ) -> Tensor:
+    if method.name == "regmean":
+        return _regmean_of(name, base, tuned, weights, read)
     parts = [  # in a mean, a task that left the tensor as it was counts too
         Part(one.changed.get(name, base), weight, base, number, fisher.get(name))
         for number, (one, weight, fisher) in enumerate(zip(tuned, weights, fishers, strict=True))

@@ -20,7 +20,8 @@ SHARE = 0.1  # of the training pairs, as in the paper
 METHOD_NAMES = ("linear", "slerp", "task_arithmetic", "ties", "dare", "fisher", "regmean")  # how matrices are combined
 TIES_DENSITY, DARE_DENSITY = 0.2, 0.1  # share of a task vector that is kept, if nothing else is said
 REGMEAN_SHRINK = 0.9  # of second moments off the diagonal, as in its paper
-DELTA_METHODS = ("linear", "ties", "dare", "fisher")  # how the changes of tuned tasks are combined
+REGMEAN_CLIPS = 64  # recordings of each task that deltas are weighed by, if nothing else is said
+DELTA_METHODS = ("linear", "ties", "dare", "fisher", "regmean")  # how the changes of tuned tasks are combined
 
 ALIGNMENTS = ("heads", "basis")  # what of a source is brought into the order or basis of the target
 HEADS_BY = ("weights", "outputs", "patterns")  # what says which heads are alike

@@ -62,16 +62,44 @@ def regression_mean(
         rest = 0.0
     if len(sources) == 1 and rest == 0.0:
         return sources[0].to(target.device, target.dtype, copy=True)
-    grams = [(rest, target, moments[0][0]), *zip(weights, sources, (own for _, own in moments), strict=True)]
-    left, linear = torch.zeros(target.shape, dtype=torch.float64), torch.zeros(target.shape, dtype=torch.float64)
-    total = torch.zeros(target.shape[1], target.shape[1], dtype=torch.float64)
-    for weight, matrix, moment in grams:
+    terms = [(rest, target, moments[0][0]), *zip(weights, sources, (own for _, own in moments), strict=True)]
+    return _minimum(terms, shrink).to(target.device, dtype_of_sum(target, *sources)).to(target.dtype)
+
+
+def regression_mean_of_tasks(
+    base: Tensor, deltas: Sequence[Tensor], weights: Sequence[float], moments: Sequence[Tensor], shrink: float
+) -> Tensor:
+    """Return the W with the least sum of lambda_j E|W x_j - (base + delta_j) x_j|^2 over tasks.
+
+    W = base + (sum of lambda_j delta_j G_j) (sum of lambda_j G_j)^-1, with G_j and `shrink` as in
+    :func:`regression_mean`. Where all G_j are equal, and along directions that no x_j has, it is base + the mean of
+    delta_j with weights lambda_j. One task alone is itself, and a row that no task changed stays as it is.
+
+    Args:
+        base: [out, in].
+        deltas: task vectors of the base's shape, 0 where a task changed nothing.
+        weights: lambda of each, above 0.
+        moments: G of what each tuned model multiplies with the matrix, [in, in].
+        shrink: in [0, 1].
+    """
+    if len(deltas) == 1:
+        return (base.double() + deltas[0].double()).to(base.dtype)
+    total = sum(weights)
+    terms = [(weight / total, delta, moment) for weight, delta, moment in zip(weights, deltas, moments, strict=True)]
+    return (base.double() + _minimum(terms, shrink).to(base.device)).to(base.dtype)
+
+
+def _minimum(terms: Sequence[tuple[float, Tensor, Tensor]], shrink: float) -> Tensor:
+    """Return the W with the least sum of w E|W x - M x|^2 over (w, M, E[x x^T]), the w adding up to 1, in float64."""
+    shape = terms[0][1].shape
+    left, linear = torch.zeros(shape, dtype=torch.float64), torch.zeros(shape, dtype=torch.float64)
+    total = torch.zeros(shape[1], shape[1], dtype=torch.float64)
+    for weight, matrix, moment in terms:
         gram = weight * _shrunk(moment.cpu().double(), shrink)
         left += matrix.cpu().double() @ gram
         linear += weight * matrix.cpu().double()
         total += gram
-    merged = linear + (left - linear @ total) @ torch.linalg.pinv(total, hermitian=True)
-    return merged.to(target.device, dtype_of_sum(target, *sources)).to(target.dtype)
+    return linear + (left - linear @ total) @ torch.linalg.pinv(total, hermitian=True)
 
 
 def _shrunk(moment: Tensor, shrink: float) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import soundfile
 import torch
 
 from s3prl_ext.child_tuning import delta as delta_files
@@ -76,6 +77,76 @@ def test_two_tasks_become_one_upstream_with_two_heads(method, task, model, tmp_p
     assert torch.equal(delta.task["Downstream"]["model.weight"], made.HEAD["Downstream"]["model.weight"])
     table = capsys.readouterr().out.splitlines()
     assert table[0].split()[:2] == ["task", "lambda"] and [line.split()[0] for line in table[1:3]] == ["ks", "sid"]
+
+
+def recordings(folder, count, seed):
+    folder.mkdir(parents=True)
+    generator = torch.Generator().manual_seed(seed)
+    for number in range(count):
+        soundfile.write(
+            folder / f"{number}.wav", 0.1 * torch.randn(8000 + 500 * number, generator=generator).numpy(), 16000
+        )
+    return folder
+
+
+def test_regmean_weighs_tasks_by_what_their_own_models_read(task, model, tmp_path):
+    (ks, first), (sid, second) = task("ks", 1), task("sid", 2)
+    audio = [recordings(tmp_path / "audio" / "ks", 3, 5), recordings(tmp_path / "audio" / "sid", 2, 6)]
+    out = tmp_path / "merged"
+    run("--deltas", ks, sid, "--method", "regmean", "--lambda", "0.5,0.25", "--audio", *audio, "--out", out)
+    merged = merged_states(out, ("ks", "sid"))
+    assert all(torch.equal(merged[0][name], merged[1][name]) for name in merged[0])
+    base = made.build("hubert_local", model).state_dict()
+    fc1 = "model.encoder.layers.1.fc1"
+    grams = []
+    for folder, files in zip((ks, sid), audio, strict=True):
+        upstream, rows = TrainedTask.read(folder).build().eval(), []
+        upstream.get_submodule(fc1).register_forward_pre_hook(
+            lambda _, inputs, rows=rows: rows.append(inputs[0].reshape(-1, inputs[0].shape[-1]).double())
+        )
+        with torch.no_grad():
+            for file in sorted(files.iterdir()):
+                upstream([torch.from_numpy(soundfile.read(file, dtype="float32")[0])])
+        x = torch.cat(rows)
+        gram = x.T @ x / len(x)
+        grams.append(0.9 * gram + 0.1 * torch.diag(torch.diagonal(gram)))
+    changes = [(state[f"{fc1}.weight"] - base[f"{fc1}.weight"]).double() for state in (first, second)]
+    left = 0.5 * changes[0] @ grams[0] + 0.25 * changes[1] @ grams[1]
+    expected = base[f"{fc1}.weight"].double() + left @ torch.linalg.inv(0.5 * grams[0] + 0.25 * grams[1])
+    torch.testing.assert_close(merged[0][f"{fc1}.weight"].double(), expected, rtol=1e-4, atol=1e-6)
+    mean = base[f"{fc1}.bias"] + sum(
+        share * (state[f"{fc1}.bias"] - base[f"{fc1}.bias"]) for share, state in ((2 / 3, first), (1 / 3, second))
+    )
+    torch.testing.assert_close(merged[0][f"{fc1}.bias"], mean)
+    record = json.loads((out / "merged_tasks.json").read_text())
+    assert record["method"] == {"name": "regmean", "shrink": 0.9, "seed": 0, "recordings": [3, 2]}
+    run("--deltas", ks, "--method", "regmean", "--lambda", "0.3", "--audio", audio[0], "--out", tmp_path / "one")
+    (alone,) = merged_states(tmp_path / "one", ("ks",))
+    assert all(torch.allclose(alone[name], tensor, rtol=0, atol=1e-7) for name, tensor in first.items())
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "give --audio a folder of recordings for each of the 1 deltas"),
+        (["--audio", "a", "b"], "give --audio a folder of recordings for each of the 1 deltas"),
+        (["--audio", "EMPTY"], "contains no audio file"),
+        (["--audio", "EMPTY", "--clips", "0"], "--clips must be"),
+        (["--audio", "EMPTY", "--density", "0.1"], "--density belongs to ties and dare"),
+    ],
+)
+def test_regmean_without_recordings_is_refused(flags, message, task, tmp_path):
+    (tmp_path / "EMPTY").mkdir()
+    flags = [tmp_path / flag if flag == "EMPTY" else flag for flag in flags]
+    with pytest.raises((UsageError, DataError), match=message):
+        run("--deltas", task("ks")[0], "--method", "regmean", "--lambda", "0.5", *flags, "--dry-run")
+
+
+def test_recordings_belong_to_regmean(task, tmp_path):
+    with pytest.raises(UsageError, match="--audio and --clips belong to --method regmean, but the method is ties"):
+        run("--deltas", task("ks")[0], "--method", "ties", "--lambda", "1", "--audio", "x", "--clips", "3", "--dry-run")
+    with pytest.raises(UsageError, match="--audio belong to --deltas"):
+        run("--audio", "x", "--dry-run")
 
 
 def save_scores(folder, task, upstream, scores, mask="fisher"):

@@ -8,7 +8,7 @@ import torch
 from s3prl_ext.errors import UsageError
 from s3prl_ext.merging.basis import Basis, Rotation
 from s3prl_ext.merging.methods import Part, parse_method
-from s3prl_ext.merging.regmean import InputMoments, regression_mean
+from s3prl_ext.merging.regmean import InputMoments, regression_mean, regression_mean_of_tasks
 from tests.merging.test_head_projection import orthonormal, randn
 
 
@@ -54,6 +54,29 @@ def test_directions_that_no_token_has_are_interpolated():
     torch.testing.assert_close(merged @ unseen, torch.lerp(target, source, 0.3) @ unseen)
     left = 0.7 * target @ grams[0] + 0.3 * source @ grams[1]
     torch.testing.assert_close(merged @ (0.7 * grams[0] + 0.3 * grams[1]), left)  # the minimum all the same
+
+
+def test_of_tasks_it_is_the_minimum_of_the_mean_squared_change_of_their_outputs():
+    base, deltas = randn(4, 6), [randn(4, 6, seed=1), randn(4, 6, seed=2)]
+    inputs = [randn(40, 6, seed=3 + n) * (n + 1) for n in range(2)]
+    grams = [x.T @ x / 40 for x in inputs]
+    merged = regression_mean_of_tasks(base, deltas, [0.2, 0.6], grams, 1.0)
+
+    def loss(w):
+        models = zip((0.2, 0.6), deltas, inputs, strict=True)
+        return sum(weight * (x @ (w - base - own).T).square().sum() / 40 for weight, own, x in models)
+
+    point = merged.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(loss(point), point)
+    assert gradient.abs().max() < 1e-10 and loss(merged) < loss(base + 0.25 * deltas[0] + 0.75 * deltas[1])
+    solved = torch.linalg.solve(
+        0.2 * grams[0] + 0.6 * grams[1], 0.2 * grams[0] @ deltas[0].T + 0.6 * grams[1] @ deltas[1].T
+    )
+    torch.testing.assert_close(merged, base + solved.T)
+    torch.testing.assert_close(regression_mean_of_tasks(base, deltas, [2.0, 6.0], grams, 1.0), merged)
+    same = regression_mean_of_tasks(base, deltas, [0.2, 0.6], [grams[0]] * 2, 0.9)
+    torch.testing.assert_close(same, base + 0.25 * deltas[0] + 0.75 * deltas[1])
+    assert torch.equal(regression_mean_of_tasks(base, deltas[:1], [0.1], grams[:1], 0.9), base + deltas[0])
 
 
 def test_moments_follow_the_basis_of_the_source():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from s3prl_ext.merging.names import DARE_DENSITY, DELTA_METHODS, TIES_DENSITY
+from s3prl_ext.merging.names import DARE_DENSITY, DELTA_METHODS, REGMEAN_CLIPS, TIES_DENSITY
 
 
 def parser() -> argparse.ArgumentParser:
@@ -34,5 +34,9 @@ def parser() -> argparse.ArgumentParser:
     group.add_argument(
         "--fisher_scores", type=Path, metavar="DIR", help="where runs stored the Fisher scores that fisher takes"
     )
-    group.add_argument("--seed", type=int, help="of dare's random choice (default: 0)")
+    group.add_argument(
+        "--audio", nargs="+", type=Path, metavar="DIR", help="recordings of each task, in its order, that regmean reads"
+    )
+    group.add_argument("--clips", type=int, help=f"how many recordings of each are drawn (default: {REGMEAN_CLIPS})")
+    group.add_argument("--seed", type=int, help="of the random choice of dare and of recordings (default: 0)")
     return parser
