@@ -63,10 +63,11 @@ def places_of(
     starts: dict[object, tuple[int, int]] = {}  # module, or the heads of a layer -> first unit, number of units
     widths: dict[str, int] = {}  # the heads of a layer -> rows of each
     layers = encoder_layers(shapes) if unit == "head" else {}
+    parts = _parts(shapes, layers)
     total = 0
     for name, shape in shapes.items():
         within = layers[name][1] if name in layers else ""
-        part = part_of(within) if within else None
+        part = parts.get(name)
         axis, width, owner = 0, 1, name.rpartition(".")[0]
         if part in PROJECTIONS or (part == "out_proj" and len(shape) == 2):
             owner = f"heads of {name.removesuffix(within)}"
@@ -86,6 +87,40 @@ def places_of(
             "(some models stack them in one matrix): use unit: row, or change tuning.eligible."
         )
     return places
+
+
+def _parts(shapes: Mapping[str, tuple[int, ...]], layers: Mapping[str, tuple[int, str]]) -> dict[str, str | None]:
+    """Return the linear map that each parameter of a layer belongs to.
+
+    A family whose output projection has no name in the table (text models) has it found: the one matrix next to query,
+    key and value that reads as many columns as the value has rows.
+
+    Raises:
+        UsageError: there are several such matrices.
+    """
+    parts = {name: part_of(within) for name, (_, within) in layers.items()}
+    values = [name for name, part in parts.items() if part == "v_proj" and len(shapes[name]) == 2]
+    for value in values:
+        layer = value.removesuffix(layers[value][1])
+        own = [name for name in layers if name.startswith(layer)]
+        if any(parts[name] == "out_proj" for name in own):
+            continue
+        attention = f"{layer}{layers[value][1].partition('.')[0]}."
+        outputs = [
+            name
+            for name in own
+            if name.startswith(attention) and parts[name] is None and shapes[name][1:] == shapes[value][:1]
+        ]
+        if len(outputs) > 1:
+            raise UsageError(
+                f"tuning.unit head: it is not clear which of {', '.join(outputs)} the outputs of heads go to: use "
+                "unit: row, or leave the others out by tuning.eligible."
+            )
+        parts |= dict.fromkeys(outputs, "out_proj")
+        if outputs:
+            bias = f"{outputs[0].rpartition('.')[0]}.bias"
+            parts |= {bias: "out_proj"} if bias in layers else {}
+    return parts
 
 
 def _head_width(name: str, length: int, within: str, heads: Mapping[str, int], width: int | None) -> int:

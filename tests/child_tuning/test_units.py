@@ -117,6 +117,31 @@ def test_key_and_value_that_several_heads_share_are_refused(shapes, rows):
         places_of(shapes, "head", HEADS)
 
 
+@pytest.mark.parametrize("output", ["out_lin", "o_proj", "merged"])
+def test_an_output_projection_without_a_name_in_the_table_belongs_to_the_heads(shapes, output):
+    renamed = {name.replace("out_proj", output): shape for name, shape in shapes.items()}
+    scores = scores_of(renamed)
+    known = {name.replace(output, "out_proj"): score for name, score in scores.items()}
+    ours = nested_units(scores, (0.3,), places_of(renamed, "head", HEADS)).at(0.3)
+    theirs = nested_units(known, (0.3,), places_of(shapes, "head", HEADS)).at(0.3)
+    assert {name.replace(output, "out_proj"): i.tolist() for name, i in ours.items()} == {
+        name: i.tolist() for name, i in theirs.items()
+    }
+    assert any(output in name for name in ours)
+
+
+def test_two_matrices_that_could_be_the_output_are_refused(shapes):
+    renamed = {name.replace("out_proj", "mix"): shape for name, shape in shapes.items()}
+    renamed["encoder.layers.0.attention.gate.weight"] = (3, 8)
+    with pytest.raises(UsageError, match="not clear which of .*mix.weight, .*gate.weight the outputs of heads go to"):
+        places_of(renamed, "head", HEADS)
+
+
+def test_heads_without_an_eligible_output_are_rows_of_query_key_and_value_alone(shapes):
+    fewer = {name: shape for name, shape in shapes.items() if "out_proj" not in name}
+    assert places_of(fewer, "head", HEADS)
+
+
 def test_weights_in_which_no_head_is_found_are_refused(shapes):
     stacked = {"blocks.0.attn.qkv.weight": (24, 8), "blocks.0.attn.proj.weight": (8, 8)}
     rest = {name: shape for name, shape in shapes.items() if "feed_forward" in name}

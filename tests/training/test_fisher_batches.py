@@ -13,10 +13,12 @@ import torch
 from s3prl_ext import randomness
 from s3prl_ext.child_tuning import mask_files, masks
 from s3prl_ext.child_tuning.eligible import eligible_parameters
+from s3prl_ext.child_tuning.fisher import FisherEstimate
 from s3prl_ext.errors import DataError, StoppedByUser, UsageError
 from s3prl_ext.mini_superb import TRAINED
 from s3prl_ext.run_folder import FISHER_FILE, MASK_FILE, RunFolder
 from s3prl_ext.training.batching.like_length import padding
+from s3prl_ext.training.selection import scoring_pass
 from s3prl_ext.training.selection.child_selection import choose_masks
 from s3prl_ext.training.selection.fisher_batches import TaskBatches, UtteranceBatches
 from s3prl_ext.training.selection.fisher_pass import FisherPass
@@ -206,6 +208,27 @@ def test_a_batch_that_does_not_fit_is_one_sentence_and_loses_nothing(runner, tmp
     again = runner({"max_batches": 4})
     assert entries(mask_of(again, tmp_path / "exp")) == entries(expected)
     assert len(calls) == 3 + 2, "only what was missing is computed"
+
+
+@pytest.mark.parametrize("seconds", [0.0, 600.0])
+def test_a_backward_pass_that_does_not_fit_says_what_was_saved_before(runner, tmp_path, monkeypatch, seconds):
+    small, add_one, calls = runner({"max_batches": 4}), FisherEstimate._add_one, []
+    monkeypatch.setattr(scoring_pass, "SAVE_SECONDS", seconds)
+
+    def failing(self: Any, name: str, seen: set[str], parameter: Any) -> None:
+        calls.append(self.batches)
+        if calls.count(2) == 3:  # the third tensor of the third batch
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        add_one(self, name, seen, parameter)
+
+    saved = "What was saved before in .*fisher.partial is kept: resume with -a"
+    lost = "Nothing was saved in .*fisher.partial: -a starts the pass over"
+    with monkeypatch.context() as patch:
+        patch.setattr(FisherEstimate, "_add_one", failing)
+        with pytest.raises(DataError, match=rf"batch 3 of 4 .*did not fit.*{lost if seconds else saved}"):
+            mask_of(small, tmp_path / "exp")
+    again = runner({"max_batches": 4})
+    assert entries(mask_of(again, tmp_path / "exp")) == entries(mask_of(runner({"max_batches": 4}, "whole")))
 
 
 def test_a_single_utterance_that_does_not_fit_gets_no_advice_that_it_follows(runner, monkeypatch):

@@ -114,6 +114,13 @@ def test_attention_with_positions_of_its_own_is_refused(kind, tmp_path, table):
         HeadEncoder(inputs, attention, weights, HEADS, item)
 
 
+def test_of_an_ast_it_is_the_padding_that_is_named(tmp_path, table):
+    model = speech_model(factories.SPEECH_FAMILIES["ast"](tmp_path / "ast")).eval()
+    both = [SpeechEncoder(model, "ast", point=point) for point in ("inputs", "attention")]
+    with pytest.raises(UsageError, match="the attention of ast reads the padding of its fixed input too.*by: weights"):
+        HeadEncoder(*both, extract(model.state_dict()), 2, table.parent / "5.wav")
+
+
 def with_heads_moved(folder, path, orders):
     """Write a HuBERT that is the same function, with the heads of each layer in another order and rotated inside."""
     path.mkdir()

@@ -103,11 +103,20 @@ class ScoringPass:
         try:
             yield
         except torch.OutOfMemoryError as error:
-            kept = f" What was done before is kept in {self.partial}: resume with -a." if self.save() else ""
             raise DataError(
                 f"batch {self.done + 1} of {self.total} of the {self.what} did not fit into the device's memory; "
-                f"{self.advice}.{kept}"
+                f"{self.advice}.{self._kept()}"
             ) from error
+
+    def _kept(self) -> str:
+        """Save what can be saved, and return a sentence about it."""
+        if self.save():
+            return f" What was done before is kept in {self.partial}: resume with -a."
+        if self.partial is None:
+            return ""
+        if self.partial.is_file():  # the batch was added in part, so that the present sums are lost
+            return f" What was saved before in {self.partial} is kept: resume with -a."
+        return f" Nothing was saved in {self.partial}: -a starts the pass over."
 
     def save(self) -> bool:
         """Save the state of the pass, if there is a folder for it and at least one unit was done."""

@@ -37,12 +37,18 @@ class HeadEncoder:
         item: an input to check the outputs on.
 
     Raises:
-        UsageError: the model's attention is something else than query, key and value say, or heads share keys.
+        UsageError: the model's attention is something else than query, key and value say, reads padding, or heads
+            share keys.
     """
 
     def __init__(self, inputs: Encoder, attention: Any, weights: AttentionWeights, heads: int, item: Any):
         self.name, self.batch_size = inputs.name, inputs.batch_size
         check_ungrouped(weights, inputs.name)
+        if getattr(inputs, "pads", False):
+            raise UsageError(
+                f"align heads: the attention of {self.name} reads the padding of its fixed input too, so its heads "
+                "cannot be computed from a clip alone: take by: weights."
+            )
         self._inputs, self._heads, self._causal = inputs, heads, False
         self._window: int | None = getattr(inputs, "window", None)
         self._weights = {slot: tensor.detach().float() for slot, tensor in weights.items()}

@@ -29,12 +29,14 @@ class SpeechEncoder:
 
     Attributes:
         window: frames in a window of a model that reads long clips in windows one after the other, None of another.
+        pads: whether attention reads more than a clip's own states: those of an AST are padded to a fixed length.
     """
 
     def __init__(self, upstream: nn.Module, name: str, batch_size: int = 1, point: str = BLOCKS):
         self.upstream, self.name = upstream, name
         self.tap = Tap(upstream, name, point=point)
         self.window: int | None = upstream.positions if isinstance(upstream, WhisperExpert) else None
+        self.pads = isinstance(upstream, AstModel)
         probe = [torch.randn(SAMPLE_RATE, generator=torch.Generator().manual_seed(0))] * 2  # two clips of 1 s
         states = self._run(probe)
         self.batch_axis = 0 if states[0].shape[0] == len(probe) else 1
