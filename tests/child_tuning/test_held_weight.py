@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from s3prl_ext.child_tuning import masks
+from s3prl_ext.child_tuning import child_network, masks
 from s3prl_ext.child_tuning.child_network import ChildNetwork, release
 from s3prl_ext.child_tuning.eligible import eligible_parameters
 from s3prl_ext.child_tuning.held_weight import HeldWeight, held_matrices, hold, matrix_of, restore, round_base
@@ -84,7 +84,8 @@ def dense_steps(model, mask, steps, lr):
 
 
 @pytest.mark.parametrize(("density", "rows"), [(0.02, False), (0.3, False), (0.02, True)])
-def test_training_equals_a_dense_float32_model_whose_weights_were_rounded(upstream, density, rows):
+def test_training_equals_a_dense_float32_model_whose_weights_were_rounded(upstream, density, rows, monkeypatch):
+    monkeypatch.setattr(child_network, "FEWEST", 64)  # as of large weights, values are in another order
     model, dense = rounded(upstream), rounded(upstream)
     before = {name: p.detach().clone() for name, p in eligible_parameters(dense).items()}
     mask = chosen(model, density, rows)
