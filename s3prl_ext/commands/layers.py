@@ -14,10 +14,11 @@ import torch
 from s3prl_ext.commands.flags import layers as flags_of
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.evaluation.layer_panels import LayerPanel, plot_layer_panels
-from s3prl_ext.merging.config import MergeConfig, SourceConfig, TargetConfig
+from s3prl_ext.merging.config import MergeConfig, TargetConfig
 from s3prl_ext.merging.layers import LayerMap, parse_layer_map
 from s3prl_ext.merging.names import DECODER, LEVELS, SIMILARITY_NAMES
 from s3prl_ext.merging.selection_config import LayerMatch, parse_settings
+from s3prl_ext.merging.source_config import SourceConfig
 from s3prl_ext.tables import grid
 from s3prl_ext.writing import write_json, write_text
 

@@ -18,9 +18,10 @@ from s3prl_ext.child_tuning.delta import Delta, difference
 from s3prl_ext.deltas.trained_task import TrainedTask, check_foldable
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.merging.learnable import find_lambda
-from s3prl_ext.merging.methods import MethodConfig, Part, fisher_mean
+from s3prl_ext.merging.methods import MethodConfig, Part
 from s3prl_ext.merging.names import REGMEAN_SHRINK
 from s3prl_ext.merging.regmean import regression_mean_of_tasks
+from s3prl_ext.merging.task_vectors import fisher_mean
 from s3prl_ext.models.hashing import state_sha256
 from s3prl_ext.models.linear_inputs import LinearInputs
 from s3prl_ext.progress import bar

@@ -27,7 +27,8 @@ from s3prl_ext.merging.differentiable import Interpolate, WeightedSum, arc_share
 from s3prl_ext.merging.learnable_config import LearnableConfig
 from s3prl_ext.merging.learnable_lambda import FirstLambdas, LearnableLambda
 from s3prl_ext.merging.merge import Lambdas
-from s3prl_ext.merging.methods import LINEAR, MethodConfig, angle_between
+from s3prl_ext.merging.methods import LINEAR, MethodConfig
+from s3prl_ext.merging.slerp import angle_between
 from s3prl_ext.models.heads import heads_of
 
 MODULE_NAME = "learnable_lambda"  # attribute of the model that holds lambda

@@ -1,4 +1,4 @@
-"""How matrices are combined: interpolation (MAM), slerp, task vectors (arithmetic, TIES, DARE, Fisher), RegMean.
+"""The table of methods by which matrices are combined: what each needs, its options, and its section in a file.
 
 A task vector is what training changed: delta_j = W_j - B_j, the source minus the model that it was trained from
 (``base``). Each method takes lambda by source, layer and projection; with lambda 0 everywhere the target stays as it
@@ -7,7 +7,6 @@ is, bit for bit. All sums are taken in float32, or float64 if a tensor is.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -16,14 +15,13 @@ import torch
 from torch import Tensor
 
 from s3prl_ext.errors import UsageError
-from s3prl_ext.merging.interpolation import combine, dtype_of_sum, interpolate
+from s3prl_ext.merging.interpolation import combine, dtype_of_sum
 from s3prl_ext.merging.names import DARE_DENSITY, METHOD_NAMES, REGMEAN_SHRINK, SHARE, TIES_DENSITY
 from s3prl_ext.merging.regmean import regression_mean
+from s3prl_ext.merging.slerp import slerp
+from s3prl_ext.merging.task_vectors import drop_and_rescale, fisher_mean, task_arithmetic, ties
 from s3prl_ext.randomness import generator_of
 from s3prl_ext.settings import choice, count, load, name, number
-
-COLLINEAR = 0.9995  # |cosine| above which slerp is the straight line, as in mergekit
-SMALLEST_NORM = 1e-8
 
 Key = tuple[int | str, ...]  # a slot, or the name of a tensor
 
@@ -137,115 +135,6 @@ def parse_method(value: Any, where: str = "method") -> MethodConfig:
     if config.method.by_inputs and config.pairs is None:
         raise UsageError(f"{where}: {config.name} needs paired inputs: give {{name: {config.name}, pairs: FILE}}.")
     return MethodConfig(config.name, **{**options, **{key: getattr(config, key) for key in options if key in content}})
-
-
-def slerp(target: Tensor, source: Tensor, weight: float) -> Tensor:
-    """Return the matrix `weight` of the way from `target` to `source` on the arc between their directions.
-
-    With the angle a between the two, each as one vector: (sin((1 - t) a) * W_target + sin(t a) * W_source) / sin(a)
-    (Shoemake, 1985; as mergekit). Where they are collinear, opposite, or one is zero: :func:`interpolate`. Both ends
-    are exact.
-    """
-    if weight in (0.0, 1.0):
-        return interpolate(target, source, weight)
-    angle = angle_between(target, source)
-    if angle is None:
-        return interpolate(target, source, weight)
-    dtype = dtype_of_sum(target, source)
-    start, end = target.to(dtype), source.to(target.device, dtype)
-    first, second = (math.sin(share * angle) / math.sin(angle) for share in (1 - weight, weight))
-    return (start * first).add_(end, alpha=second).to(target.dtype)
-
-
-def angle_between(target: Tensor, source: Tensor) -> float | None:
-    """Return the angle between two matrices, each as one vector, in radians.
-
-    None where it says no way from one to the other: they are collinear or opposite, or one is zero.
-    """
-    dtype = dtype_of_sum(target, source)
-    start, end = target.to(dtype), source.to(target.device, dtype)
-    norms = torch.linalg.vector_norm(start), torch.linalg.vector_norm(end)
-    if min(norms) < SMALLEST_NORM:
-        return None
-    cosine = torch.sum(start / norms[0] * (end / norms[1]), dtype=torch.float64).clamp(-1, 1).item()
-    return None if abs(cosine) > COLLINEAR else math.acos(cosine)
-
-
-def task_arithmetic(target: Tensor, deltas: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """Return target + sum of lambda_j * delta_j (Ilharco et al., 2023, arXiv:2212.04089).
-
-    Args:
-        deltas: task vectors of the target's shape.
-    """
-    total = target.to(dtype_of_sum(target, *deltas), copy=True)
-    for delta, weight in zip(deltas, weights, strict=True):
-        total.add_(delta, alpha=weight)
-    return total.to(target.dtype)
-
-
-def ties(target: Tensor, deltas: Sequence[Tensor], weights: Sequence[float], density: float) -> Tensor:
-    """Return target + the mean of lambda_j * delta_j over the sources that agree with the elected sign, entry by entry.
-
-    Each task vector is trimmed to its `density` largest entries; the sign with the larger sum of lambda_j * delta_j is
-    elected; others are left out of sum and count (Yadav et al., 2023, arXiv:2306.01708).
-    """
-    trimmed = torch.stack([weight * trim(delta, density) for delta, weight in zip(deltas, weights, strict=True)])
-    elected = torch.where(trimmed.sum(dim=0) >= 0, 1.0, -1.0).to(trimmed.dtype)
-    agree = trimmed.sign() == elected
-    mean = (trimmed * agree).sum(dim=0) / agree.sum(dim=0).clamp(min=1)
-    return (target.to(mean.dtype) + mean).to(target.dtype)
-
-
-def trim(delta: Tensor, density: float) -> Tensor:
-    """Return a copy that keeps the `density` largest magnitudes, at least one, and is 0 elsewhere.
-
-    Of equal magnitudes the earlier ones are kept.
-    """
-    kept = max(1, int(density * delta.numel()))
-    if kept >= delta.numel():
-        return delta
-    flat = delta.flatten()
-    order = torch.sort(flat.abs(), descending=True, stable=True).indices[:kept]
-    result = torch.zeros_like(flat)
-    result[order] = flat[order]
-    return result.view_as(delta)
-
-
-def drop_and_rescale(delta: Tensor, density: float, generator: torch.Generator) -> Tensor:
-    """Return a copy that keeps each entry with probability `density`, divided by it; the mean stays.
-
-    Yu et al., 2024, arXiv:2311.03099 (DARE); the numbers are drawn on the CPU, so that every device has the same ones.
-    """
-    kept = torch.rand(delta.shape, generator=generator) < density
-    return (delta / density).masked_fill_(~kept.to(delta.device), 0.0)
-
-
-def fisher_mean(
-    target: Tensor, deltas: Sequence[Tensor], weights: Sequence[float], fishers: Sequence[Tensor | None]
-) -> Tensor:
-    """Return target + sum of lambda_j F_j delta_j / sum of lambda_j F_j, entry by entry.
-
-    It maximizes the sum of lambda_j times a Gaussian approximation of each task's posterior around its weights, with
-    the diagonal Fisher information F_j as precision (Matena and Raffel, 2022, arXiv:2111.09832). Where every F_j is 0,
-    or one was not estimated, it is the mean with weights lambda_j.
-
-    Args:
-        deltas: task vectors of the target's shape, 0 where a task changed nothing.
-        weights: lambda of each, above 0.
-        fishers: of each, of the target's shape; None where it was not estimated.
-    """
-    total = target.new_zeros(target.shape, dtype=torch.float64)
-    norm = torch.zeros_like(total)
-    plain = sum(weight * delta.double() for delta, weight in zip(deltas, weights, strict=True)) / math.fsum(weights)
-    if any(fisher is None for fisher in fishers):
-        return (target.double() + plain).to(target.dtype)
-    for delta, weight, fisher in zip(deltas, weights, fishers, strict=True):
-        assert fisher is not None
-        share = weight * fisher.to(target.device, torch.float64)
-        total += share * delta
-        norm += share
-    mean = torch.where(norm > 0, total / norm.clamp(min=torch.finfo(norm.dtype).tiny), plain)
-    return (target.double() + mean).to(target.dtype)
 
 
 def _linear(target: Tensor, parts: Sequence[Part], config: MethodConfig, key: Key) -> Tensor:

@@ -13,7 +13,7 @@ from s3prl_ext.child_tuning.eligible import eligible_parameters
 from s3prl_ext.commands import merge
 from s3prl_ext.deltas.trained_task import TrainedTask
 from s3prl_ext.errors import DataError, UsageError
-from s3prl_ext.merging.methods import ties
+from s3prl_ext.merging.task_vectors import ties
 from s3prl_ext.models.hashing import state_sha256
 from s3prl_ext.training.selection.shared_scores import SharedScores
 from tests.support import tuned as made

@@ -14,7 +14,8 @@ from s3prl_ext.errors import DataError
 from s3prl_ext.merging.differentiable import WeightedSum, arc_shares
 from s3prl_ext.merging.learnable import find_lambda, fold
 from s3prl_ext.merging.learnable_config import CONSTRAINTS, GRANULARITIES
-from s3prl_ext.merging.methods import MethodConfig, angle_between, slerp
+from s3prl_ext.merging.methods import MethodConfig
+from s3prl_ext.merging.slerp import angle_between, slerp
 from s3prl_ext.upstreams.merged_attention.hubconf import merged_attention
 from s3prl_ext.upstreams.merged_attention.record import check_merge_record
 from tests.merging.test_learnable import Model, double, inputs

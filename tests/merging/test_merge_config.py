@@ -7,8 +7,9 @@ import pytest
 from s3prl_ext.configs import load_yaml, shipped_dir
 from s3prl_ext.errors import UsageError
 from s3prl_ext.layer_sets import parse_layers
-from s3prl_ext.merging.config import parse_config, resolve_lambdas
+from s3prl_ext.merging.config import parse_config
 from s3prl_ext.merging.noise import NoiseConfig
+from s3prl_ext.merging.resolution import resolve_lambdas
 
 BASE = {"target": {"upstream": "hubert_base"}, "source": {"model": "bert-base-uncased"}, "lambda": 0.1}
 DROP = object()

@@ -11,20 +11,13 @@ import torch
 
 from s3prl_ext.attention.layouts import Slot
 from s3prl_ext.errors import UsageError
-from s3prl_ext.merging.config import parse_config, resolve_lambdas
+from s3prl_ext.merging.config import parse_config
 from s3prl_ext.merging.interpolation import interpolate
-from s3prl_ext.merging.methods import (
-    MERGE_METHODS,
-    MethodConfig,
-    Part,
-    fisher_mean,
-    parse_method,
-    slerp,
-    task_arithmetic,
-    ties,
-    trim,
-)
+from s3prl_ext.merging.methods import MERGE_METHODS, MethodConfig, Part, parse_method
 from s3prl_ext.merging.names import DELTA_METHODS, METHOD_NAMES
+from s3prl_ext.merging.resolution import resolve_lambdas
+from s3prl_ext.merging.slerp import slerp
+from s3prl_ext.merging.task_vectors import fisher_mean, task_arithmetic, ties, trim
 
 SLOT = Slot(0, "q_proj")
 

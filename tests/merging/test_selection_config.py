@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from s3prl_ext.errors import UsageError
-from s3prl_ext.merging.config import parse_config, resolve_lambdas
+from s3prl_ext.merging.config import parse_config
 from s3prl_ext.merging.layer_selection import LayerTable, ranking, top_k
+from s3prl_ext.merging.resolution import resolve_lambdas
 from s3prl_ext.merging.selection_config import ComparisonSettings, LayerSelection, parse_selection, parse_settings
 
 WRITTEN = {"by": "swd", "top_k": 6, "pairs": "p.tsv"}

@@ -15,7 +15,8 @@ from s3prl_ext.commands import merge
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.merging.aligner import Aligner
 from s3prl_ext.merging.alignment import align_heads, permute_heads
-from s3prl_ext.merging.methods import parse_method, slerp
+from s3prl_ext.merging.methods import parse_method
+from s3prl_ext.merging.slerp import slerp
 from s3prl_ext.sweeps.grid import Arm
 from s3prl_ext.sweeps.weights import ArmWeights
 from s3prl_ext.upstreams.merged_attention.hubconf import merged_attention

@@ -6,7 +6,7 @@ import pytest
 
 from s3prl_ext.configs import package_dir
 from s3prl_ext.errors import UsageError
-from s3prl_ext.merging.config import resolve_lambdas
+from s3prl_ext.merging.resolution import resolve_lambdas
 from s3prl_ext.overrides import split_options
 from s3prl_ext.upstreams.merged_attention.config import preset_names, read_config
 from s3prl_ext.upstreams.merged_attention.hubconf import preset

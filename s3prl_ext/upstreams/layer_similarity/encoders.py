@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from s3prl_ext.errors import DataError
-from s3prl_ext.merging.config import DECODER
+from s3prl_ext.merging.names import DECODER
 from s3prl_ext.model_settings import model_config
 from s3prl_ext.upstreams.layer_similarity.block_outputs import BLOCKS
 from s3prl_ext.upstreams.layer_similarity.image_encoder import ImageEncoder

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from s3prl_ext.errors import DataError
-from s3prl_ext.merging.config import DECODER
+from s3prl_ext.merging.names import DECODER
 from s3prl_ext.upstreams.layer_similarity.block_outputs import BLOCKS, Tap, load_encoder
 from s3prl_ext.upstreams.whisper.expert import DOWNSAMPLE_RATE
 from s3prl_ext.upstreams.whisper.frontend import LogMel

@@ -13,7 +13,8 @@ from torch import nn
 
 from s3prl_ext.attention.weights import AttentionWeights, extract, sha256
 from s3prl_ext.errors import DataError, UsageError
-from s3prl_ext.merging.config import DECODER, MergeConfig
+from s3prl_ext.merging.config import MergeConfig
+from s3prl_ext.merging.names import DECODER
 from s3prl_ext.upstreams.layer_similarity.paired_alignment import decide_by_pairs
 from s3prl_ext.upstreams.merged_attention.config import OWN_UPSTREAM, is_merged, read_config
 from s3prl_ext.upstreams.merged_attention.expert import merge_in_module

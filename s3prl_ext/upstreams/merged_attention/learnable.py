@@ -10,11 +10,12 @@ import torch
 
 from s3prl_ext.attention.layouts import PROJECTIONS, Slot
 from s3prl_ext.attention.weights import AttentionWeights, depth
-from s3prl_ext.merging.config import MergeConfig, SourceConfig
+from s3prl_ext.merging.config import MergeConfig
 from s3prl_ext.merging.interpolation import relative_change
 from s3prl_ext.merging.layers import chosen_layers
 from s3prl_ext.merging.learnable import LearnableSource, make_learnable
 from s3prl_ext.merging.merge import MergeRow, Source, check_finite
+from s3prl_ext.merging.source_config import SourceConfig
 
 
 def learnable_slots(config: MergeConfig, source: SourceConfig, layers: int) -> list[Slot]:

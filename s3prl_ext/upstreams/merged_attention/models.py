@@ -18,8 +18,10 @@ from s3prl_ext.attention.peft_files import with_adapter
 from s3prl_ext.attention.weights import AttentionWeights, extract
 from s3prl_ext.errors import UsageError, unknown_name
 from s3prl_ext.merging.aligner import Paired
-from s3prl_ext.merging.config import DECODER, MergeConfig, SourceConfig, SourceModel, TargetConfig
+from s3prl_ext.merging.config import MergeConfig, TargetConfig
+from s3prl_ext.merging.names import DECODER
 from s3prl_ext.merging.selection_config import LayerMatch, LayerSelection
+from s3prl_ext.merging.source_config import SourceConfig, SourceModel
 from s3prl_ext.model_settings import head_count, model_config
 from s3prl_ext.models.heads import module_heads
 from s3prl_ext.upstreams.speech_models import speech_model

@@ -12,10 +12,11 @@ from s3prl_ext.attention.layouts import Slot
 from s3prl_ext.attention.weights import AttentionWeights, depth, sha256
 from s3prl_ext.errors import UsageError
 from s3prl_ext.merging.aligner import Aligner
-from s3prl_ext.merging.config import SourceModel, resolve_lambdas
 from s3prl_ext.merging.layers import align, resolve_layer_map
 from s3prl_ext.merging.merge import Lambdas, Source, check_compatible, chosen_slots
 from s3prl_ext.merging.noise import noise_moments, sample
+from s3prl_ext.merging.resolution import resolve_lambdas
+from s3prl_ext.merging.source_config import SourceModel
 from s3prl_ext.upstreams.merged_attention.learnable import learnable_slots
 from s3prl_ext.upstreams.merged_attention.models import (
     OpenedMerge,
