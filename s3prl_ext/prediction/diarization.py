@@ -88,11 +88,6 @@ class TurnDecoder(Decoder):
         return tuple(sorted(turns, key=lambda turn: (turn[1], turn[2], turn[0])))
 
 
-def turns(inputs: Inputs) -> Decoder:
-    """Return the decoder of ``-d diarization``."""
-    return TurnDecoder(inputs)
-
-
 def _fit(features: Tensor, frames: int) -> Tensor:
     """Return exactly `frames` rows, as s3prl matches features to labels: repeated, cut, or the last one repeated."""
     factor = round(frames / len(features))

@@ -106,8 +106,3 @@ class SearchDecoder(Decoder):
             expert.search("test", records)
             found = scores_of(Path(folder) / OUTPUT)
         return [[found[query][document] for query in names[: len(queries)]] for document in names[len(queries) :]]
-
-
-def search(inputs: Inputs) -> Decoder:
-    """Return the decoder of ``-d quesst14_dtw``."""
-    return SearchDecoder(inputs)

@@ -107,8 +107,3 @@ def _continued(before: np.ndarray, piece: np.ndarray, overlap: int) -> np.ndarra
     ramp = np.linspace(0.0, 1.0, overlap, dtype=np.float32)
     faded = (1 - ramp) * before[:, -overlap:] + ramp * piece[order, :overlap]
     return np.concatenate([before[:, :-overlap], faded, piece[order, overlap:]], axis=1)
-
-
-def sources(inputs: Inputs) -> Decoder:
-    """Return the decoder of ``-d enhancement_stft`` and ``-d separation_stft``."""
-    return SourceDecoder(inputs)

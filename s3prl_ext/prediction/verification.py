@@ -96,8 +96,3 @@ class VoiceDecoder(Decoder):
                 continue
             first = first or result
             yield replace(result, score=result.likeness(first), against=first.file)
-
-
-def speakers(inputs: Inputs) -> Decoder:
-    """Return the decoder of ``-d sv_voxceleb1``."""
-    return VoiceDecoder(inputs)

@@ -73,7 +73,7 @@ TASK = Task(
     ),
     counts={"EER": over_trials},
     writes=("*_predict.txt", "*_truth.txt"),
-    decoder="s3prl_ext.prediction.verification:speakers",
+    decoder="s3prl_ext.prediction.verification:VoiceDecoder",
     superb=("EER",),
     modules=("s3prl.downstream.sv_voxceleb1.expert",),
 )

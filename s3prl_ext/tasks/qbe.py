@@ -74,7 +74,7 @@ TASK = Task(
     reads=(Reads("datarc.dataset_root", divides=("scoring/*.lst",)),),
     counts={"mtwv": over_queries},
     writes=("benchmark.stdlist.xml",),
-    decoder="s3prl_ext.prediction.search:search",
+    decoder="s3prl_ext.prediction.search:SearchDecoder",
     superb=("mtwv",),
     modules=("s3prl.downstream.quesst14_dtw.expert",),
     needs={"dtw": "dtw-python"},

@@ -118,7 +118,7 @@ class Task:
         writes: patterns of further files that an evaluation leaves in the run's folder.
         built: names of files that the task writes when it is built, and reads when it is scored.
         places: attributes of the expert that say where it writes, and that place below the folder of a run.
-        decoder: ``"module:function"`` that builds what ``s3prl-ext predict`` asks, from
+        decoder: ``"module:name"`` of a class or function that gives what ``s3prl-ext predict`` asks, from
             :class:`s3prl_ext.prediction.decoder.Inputs`; None where there is none.
         superb: metrics that are its columns in SUPERB's row; with :attr:`sets` each set has a column, of its metric.
         frame_below: key of section ``downstream_expert``, dotted, of a number of samples that a frame of the upstream

@@ -18,7 +18,7 @@ TASK = Task(
     counts={"der": means("der", "recording")},  # s3prl's mean over recordings
     built=("frame_shift",),
     places={"expdir": "", "logging": "log.log", "score_dir": "scoring"},
-    decoder="s3prl_ext.prediction.diarization:turns",
+    decoder="s3prl_ext.prediction.diarization:TurnDecoder",
     superb=("der",),  # as SUPERB scores it, see s3prl_ext.evaluation.diarization_scoring
     modules=("s3prl.downstream.diarization.expert",),
 )
