@@ -8,7 +8,7 @@ batch norm of it uses its running statistics and leaves them as they are. Full t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from torch import nn
@@ -19,7 +19,8 @@ from s3prl_ext.child_tuning.held_weight import round_base
 from s3prl_ext.child_tuning.masks import child_size
 from s3prl_ext.configs import Section
 from s3prl_ext.errors import UsageError
-from s3prl_ext.training.tuning_config import TuningConfig
+from s3prl_ext.training.parameter_groups import FULL_KEYS, UPSTREAM_KEYS
+from s3prl_ext.training.tuning_config import MASK_KEYS, TuningConfig
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class TuningMethod:
         has_mask: only a chosen subset of the weights trains.
         source: where the method is described.
         needs: fields of a row of :mod:`s3prl_ext.models.architectures` without which it does not fit a family.
+        options: keys of section ``tuning`` that are its own.
     """
 
     trains_upstream: bool
@@ -39,17 +41,25 @@ class TuningMethod:
     has_mask: bool
     source: str
     needs: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The keys of section ``tuning`` that it takes."""
+        shared = UPSTREAM_KEYS if self.trains_upstream else ()
+        return ("method", "lambda_lr", *shared, *(MASK_KEYS if self.has_mask else ()), *self.options)
 
 
 def adapter_method(file: Any) -> TuningMethod:
     """Return the row of a method of :mod:`s3prl_ext.adapters`, given its file."""
-    return TuningMethod(True, True, False, file.PAPER, getattr(file, "NEEDS", ("linears",)))
+    options = tuple(field.name for field in fields(file.Config))
+    return TuningMethod(True, True, False, file.PAPER, getattr(file, "NEEDS", ("linears",)), options)
 
 
 METHODS: dict[str, TuningMethod] = {
     "frozen": TuningMethod(False, False, False, "AD-TUNING, Table 2, Baseline"),
     "weighted_sum": TuningMethod(False, True, False, "SUPERB; AD-TUNING, Table 2, Weighted-sum"),
-    "full": TuningMethod(True, False, False, "AD-TUNING, Table 2, FT"),
+    "full": TuningMethod(True, False, False, "AD-TUNING, Table 2, FT", options=FULL_KEYS),
     "child": TuningMethod(True, True, True, "AD-TUNING, sections 2.2 and 2.3", ("eligible",)),
     **{name: adapter_method(file) for name, file in adapters.ADAPTERS.items()},
 }

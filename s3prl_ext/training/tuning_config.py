@@ -11,7 +11,6 @@ from s3prl_ext.child_tuning.names import BASE_DTYPES, BUDGETS, FISHER_MASKS, MAS
 from s3prl_ext.configs import Record, Section
 from s3prl_ext.errors import UsageError, unknown_name
 from s3prl_ext.settings import choice, count, load, names, number, raise_all, switch, unknown_keys
-from s3prl_ext.training import parameter_groups
 from s3prl_ext.training.parameter_groups import RatesConfig
 
 MASK_OPTIONS = {
@@ -256,7 +255,7 @@ class TuningConfig:
 
         Args:
             config: the whole task file.
-            methods: the known methods, by name; each has the attributes ``trains_upstream`` and ``has_mask``.
+            methods: the known methods, by name; each has the attributes ``keys`` and ``has_mask``.
         """
         if "tuning" not in config:
             return None
@@ -324,32 +323,17 @@ class TuningConfig:
         )
 
 
-def keys_of(method: str, methods: Section) -> tuple[str, ...]:
-    """Return the keys of section ``tuning`` that a method takes.
-
-    Args:
-        method: its name.
-        methods: the known methods, by name; each has the attributes ``trains_upstream`` and ``has_mask``.
-    """
-    keys = ["method", "lambda_lr"]
-    keys += parameter_groups.UPSTREAM_KEYS if methods[method].trains_upstream else ()
-    keys += parameter_groups.FULL_KEYS if method == "full" else ()
-    keys += MASK_KEYS if methods[method].has_mask else ()
-    keys += adapters.options(method) if method in adapters.ADAPTERS else ()
-    return tuple(keys)
-
-
 def _key_problems(section: Section, method: str, methods: Section) -> list[str]:
     """Return what is wrong with the method's name and with its other keys."""
     owners: dict[str, list[str]] = {}
     for name in methods:
-        for key in keys_of(name, methods):
+        for key in methods[name].keys:
             owners.setdefault(key, []).append(name)
     if method not in methods:
         named = str(unknown_name("method", method, methods, where="tuning"))
         missing = f"tuning.method is missing; known: {', '.join(methods)}."
         return [*unknown_keys(section, owners, "tuning"), named if method else missing]
-    own = keys_of(method, methods)
+    own = methods[method].keys
     foreign = [key for key in section if key in owners and key not in own]
     return unknown_keys({key: section[key] for key in section if key not in foreign}, own, "tuning") + [
         f"tuning.{key} belongs to method {_either(owners[key])}, not to {method}; remove it." for key in foreign

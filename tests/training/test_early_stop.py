@@ -19,7 +19,6 @@ from s3prl_ext.training.racing.early_stop import EarlyStopConfig, best_of
 from s3prl_ext.training.racing.race import judged_by
 from s3prl_ext.training.results.evaluation import evaluate
 from s3prl_ext.training.task_file import TaskFile, translate
-from s3prl_ext.training.tuning_config import keys_of
 from tests.support.experiments import make_args, task_config
 
 
@@ -98,7 +97,7 @@ def test_every_method_takes_the_keys_that_it_reads_and_no_other(method):
         "bottleneck": 3, "layers": "0", "rank": 2, "alpha": 1, "projections": ["q_proj"], "length": 3, "scale": 0.1,
         "param_matched": False,
     }  # fmt: skip
-    read = set(keys_of(method, METHODS))
+    read = set(METHODS[method].keys)
     assert read <= {*values, "upstream_lr"}
     resolve_tuning(task_config(), {key: value for key, value in values.items() if key in read})
     for key in values.keys() - read:

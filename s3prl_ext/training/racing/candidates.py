@@ -10,7 +10,7 @@ from typing import Any
 from s3prl_ext.configs import Record, Section
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.training.methods import METHODS
-from s3prl_ext.training.tuning_config import CHOICE_KEYS, MASK_OPTIONS, TuningConfig, keys_of
+from s3prl_ext.training.tuning_config import CHOICE_KEYS, MASK_OPTIONS, TuningConfig
 
 # Keys of `tuning` whose own value is a list: one list inside a list makes candidates of them.
 LIST_KEYS = ("eligible", "projections", "train_layers", "layers")
@@ -67,9 +67,9 @@ def candidates_of(section: Section) -> list[Candidate]:
 def _without_keys_of_others(tuning: Record, lists: Mapping[str, Sequence[Any]]) -> Record:
     """Return a candidate's section without the keys that only others of the raced methods or masks read."""
     methods = [method for method in lists.get("method", []) if method in METHODS]
-    elsewhere = {key for method in methods for key in keys_of(method, METHODS)}
+    elsewhere = {key for method in methods for key in METHODS[method].keys}
     known = tuning.get("method") in METHODS  # else it is refused later
-    elsewhere -= set(keys_of(tuning["method"], METHODS)) if known else elsewhere
+    elsewhere -= set(METHODS[tuning["method"]].keys) if known else elsewhere
     masks = {mask for mask in lists.get("mask", []) if mask != tuning.get("mask")}
     elsewhere |= {key for key, owners in MASK_OPTIONS.items() if masks & {*owners} and tuning.get("mask") not in owners}
     return {key: value for key, value in tuning.items() if key not in elsewhere}
