@@ -207,7 +207,8 @@ def draw_search(cells: Sequence[StudyCell], path: Path) -> None:
 
 def _curves(cell: StudyCell, axis: str) -> list[dict[float, float]]:
     """Return the scores on dev by the searched value, for each seed that has one."""
-    scale, curves = factor(cell.metric), {}
+    scale = factor(cell.metric)
+    curves: dict[int, dict[float, float]] = {}
     for run in cell.search:
         if not math.isnan(score := cell.scores.get(run.name, math.nan)):
             curves.setdefault(run.seed, {})[float(run.labels[axis])] = scale * score

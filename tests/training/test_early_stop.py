@@ -95,7 +95,7 @@ def test_every_method_takes_the_keys_that_it_reads_and_no_other(method):
         "density": 0.1, "eligible": ["*"], "redraw": True, "sparse_gradients": True, "clip_scope": "all", "fisher": {},
         "budget": "global", "unit": "entry", "lottery": {}, "reselect_every": None, "gradual": None,
         "bottleneck": 3, "layers": "0", "rank": 2, "alpha": 1, "projections": ["q_proj"], "length": 3, "scale": 0.1,
-        "param_matched": False,
+        "param_matched": False, "base_dtype": "float32",
     }  # fmt: skip
     read = set(METHODS[method].keys)
     assert read <= {*values, "upstream_lr"}
