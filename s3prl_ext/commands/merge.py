@@ -45,7 +45,6 @@ from s3prl_ext.upstreams.merged_attention.models import (
     source_name,
 )
 from s3prl_ext.upstreams.merged_attention.sources import prepare_sources, resolve_sources
-from s3prl_ext.upstreams.speech_models import is_speech_model
 from s3prl_ext.writing import written_folder
 
 logger = logging.getLogger(__name__)
@@ -130,7 +129,7 @@ def _target_file(target: TargetConfig) -> tuple[Path, str | None]:
     model = model_of(target)
     if model:
         folder = find_model(model)
-        if folder.is_dir() and not is_speech_model(folder):
+        if folder.is_dir() and model_config(folder).get("model_type") not in SPEECH_UPSTREAMS:
             check_type(folder)  # what no upstream reads is not written either
         return folder, None
     return checkpoint_of(str(target.upstream), target.ckpt)

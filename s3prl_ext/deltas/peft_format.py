@@ -18,9 +18,8 @@ from s3prl_ext.adapters.lora import Config
 from s3prl_ext.attention.peft_files import CONFIG_FILE, OFF, WEIGHT_FILE, is_adapter, read_lora
 from s3prl_ext.child_tuning.delta import Delta
 from s3prl_ext.errors import DataError, UsageError
-from s3prl_ext.model_settings import model_config
 from s3prl_ext.models.architectures import Architecture, known
-from s3prl_ext.upstreams.speech_models import upstream_name
+from s3prl_ext.upstreams.speech_models import is_whisper
 
 __all__ = ["CONFIG_FILE", "WEIGHT_FILE", "adapter_files", "is_adapter", "read_adapter"]
 
@@ -82,8 +81,7 @@ def _places(folder: Path, modules: set[str]) -> tuple[Architecture, dict[str, tu
 
 
 def _upstream(base: str) -> str:
-    folder = Path(base).expanduser()
-    return upstream_name(folder) if base and model_config(folder) else "hf_speech_custom"
+    return "whisper_custom" if base and is_whisper(Path(base).expanduser()) else "hf_speech_custom"
 
 
 def adapter_files(delta: Delta, base: str, where: str) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 
 from s3prl_ext.model_settings import model_config
-from s3prl_ext.transformers_models import SPEECH_UPSTREAMS
 from s3prl_ext.upstreams.hf_speech.ast import AstModel
 from s3prl_ext.upstreams.hf_speech.expert import TransformersSpeechModel
 from s3prl_ext.upstreams.hf_speech.moonshine import MoonshineModel
@@ -26,19 +25,9 @@ EXPERTS: dict[str, type[TransformersSpeechModel]] = {
 }
 
 
-def is_speech_model(folder: Path) -> bool:
-    """Return whether :func:`speech_model` runs the model in a folder."""
-    return model_config(folder).get("model_type") in SPEECH_UPSTREAMS
-
-
 def is_whisper(folder: Path) -> bool:
     """Return whether a transformers folder holds a Whisper."""
     return model_config(folder).get("model_type") == WHISPER
-
-
-def upstream_name(folder: Path) -> str:
-    """Return the name on s3prl's hub of the upstream that :func:`speech_model` builds."""
-    return "whisper_custom" if is_whisper(folder) else "hf_speech_custom"
 
 
 def speech_model(folder: Path) -> torch.nn.Module:
@@ -48,6 +37,5 @@ def speech_model(folder: Path) -> torch.nn.Module:
         UsageError: the folder holds another kind of model.
         DataError: a file is missing or unreadable.
     """
-    if is_whisper(folder):
-        return WhisperUpstream(folder)
-    return EXPERTS.get(str(model_config(folder).get("model_type")), TransformersSpeechModel)(folder)
+    kind = str(model_config(folder).get("model_type"))
+    return WhisperUpstream(folder) if kind == WHISPER else EXPERTS.get(kind, TransformersSpeechModel)(folder)

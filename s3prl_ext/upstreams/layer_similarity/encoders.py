@@ -15,11 +15,12 @@ from torch import Tensor
 from s3prl_ext.errors import DataError
 from s3prl_ext.merging.names import DECODER
 from s3prl_ext.model_settings import model_config
+from s3prl_ext.transformers_models import SPEECH_UPSTREAMS
 from s3prl_ext.upstreams.layer_similarity.block_outputs import BLOCKS
 from s3prl_ext.upstreams.layer_similarity.image_encoder import ImageEncoder
 from s3prl_ext.upstreams.layer_similarity.speech_encoder import SpeechEncoder
 from s3prl_ext.upstreams.layer_similarity.text_encoder import DecoderEncoder, TextEncoder, no_tokenizer
-from s3prl_ext.upstreams.speech_models import is_speech_model, is_whisper, speech_model
+from s3prl_ext.upstreams.speech_models import is_whisper, speech_model
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -64,7 +65,7 @@ def source_kind(folder: Path, name: str, prefix: str | None = None) -> str:
             "with its tokenizer, not weights alone."
         )
     config = model_config(folder)
-    if is_speech_model(folder) and prefix != DECODER:
+    if config.get("model_type") in SPEECH_UPSTREAMS and prefix != DECODER:
         return "speech"
     if "text_config" in config and "vision_config" in config:
         raise DataError(
