@@ -43,6 +43,9 @@ from s3prl_ext.run_flags import (
 
 logger = logging.getLogger(__name__)
 
+# Warnings of torch about s3prl's code that a user can do nothing about.
+OTHERS_WARNINGS = ("This DataLoader will create", "'pin_memory' argument is set", ".*weight_norm. is deprecated")
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run s3prl's ``run_downstream`` with the plug-in installed.
@@ -187,14 +190,6 @@ def _device_flags(flags: argparse.Namespace) -> list[str]:
     return added
 
 
-if __name__ == "__main__":
-    main()
-
-
-# Warnings of torch about s3prl's code that a user can do nothing about.
-OTHERS_WARNINGS = ("This DataLoader will create", "'pin_memory' argument is set", ".*weight_norm. is deprecated")
-
-
 class _Plain(logging.Formatter):
     """Our own records as sentences; those of other packages with their name in front."""
 
@@ -211,3 +206,7 @@ def _show_log() -> None:
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     for message in OTHERS_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
+
+
+if __name__ == "__main__":
+    main()
