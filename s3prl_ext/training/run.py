@@ -35,6 +35,7 @@ from s3prl_ext.training.parameter_groups import RatesConfig, lambda_rates, param
 from s3prl_ext.training.results.provenance import ResourceUsage
 from s3prl_ext.training.run_spec import RunSpec
 from s3prl_ext.training.selection.child_selection import Share, choose_masks
+from s3prl_ext.training.selection.choice import Choice
 from s3prl_ext.training.selection.pass_facts import facts_of
 from s3prl_ext.training.selection.reselection import Reselection
 from s3prl_ext.training.selection.shared_scores import SharedScores
@@ -203,13 +204,12 @@ class Run:
         config = experiment.variables.restored(experiment.config)
         facts = facts_of(models, parameters, tuning, experiment.args, config, experiment.data)
         shared = tuning.density in experiment.densities
-        masks = choose_masks(
-            models, parameters, tuning, experiment.runner_config.train_dataloader, experiment.args.seed,
-            experiment.densities if shared else (tuning.density,),
-            experiment.masks or RunFolder(experiment.args.expdir),
-            facts, self._share(parameters, facts), experiment.masks_in_use,
-        )  # fmt: skip
-        return masks.at(tuning.density)
+        split, seed = experiment.runner_config.train_dataloader, experiment.args.seed
+        folder = experiment.masks or RunFolder(experiment.args.expdir)
+        choice = Choice(models, parameters, tuning, split, seed, folder, facts)
+        densities = experiment.densities if shared else (tuning.density,)
+        share = self._share(parameters, facts)
+        return choose_masks(choice, densities, share, experiment.masks_in_use).at(tuning.density)
 
     def _share(self, parameters: Mapping[str, nn.Parameter], facts: Section) -> Share | None:
         """Return what takes scores from the folder of ``--fisher_scores``; None where the corpus is not known."""

@@ -17,6 +17,7 @@ from s3prl_ext.errors import DataError, StoppedByUser, UsageError
 from s3prl_ext.run_folder import FISHER_FILE, MASK_FILE, RunFolder
 from s3prl_ext.training.selection import pass_facts, scoring_pass
 from s3prl_ext.training.selection.child_selection import choose_mask, choose_masks
+from s3prl_ext.training.selection.choice import Choice
 from s3prl_ext.training.selection.fisher_batches import UtteranceBatches
 from s3prl_ext.training.selection.fisher_pass import FisherPass
 from s3prl_ext.training.tuning_config import FisherConfig
@@ -44,7 +45,7 @@ def scores_of(runner, expdir=None, split="train", facts=None):
     parameters = eligible_parameters(runner.upstream.model)
     with randomness.preserved(1337):
         folder = RunFolder(expdir) if expdir else None
-        found = FisherPass(runner.models, parameters, runner.tuning.fisher, split, 1337, folder, facts).scores()
+        found = FisherPass(Choice(runner.models, parameters, runner.tuning, split, 1337, folder, facts)).scores()
     return {name: score.clone() for name, score in found.items()}
 
 
@@ -227,30 +228,22 @@ def test_an_interrupt_before_the_first_batch_saves_nothing(runner, tmp_path):
 
 def test_masks_are_written_once_and_taken_again(runner, tmp_path):
     first = runner(fisher={"max_batches": 2})
-    arguments = (
-        eligible_parameters(first.upstream.model),
-        first.tuning,
-        "train",
-        1337,
-        [0.1, 0.01],
-        RunFolder(tmp_path / "exp"),
-    )
-    chosen = choose_masks(first.models, *arguments)
+    parameters, densities = eligible_parameters(first.upstream.model), [0.1, 0.01]
+    choice = Choice(first.models, parameters, first.tuning, "train", 1337, RunFolder(tmp_path / "exp"))
+    chosen = choose_masks(choice, densities)
     stored, origin, histogram = mask_files.load(tmp_path / "exp" / MASK_FILE)
     assert same(stored.indices, chosen.indices) and origin["seed"] == 1337
-    assert int(histogram[1].sum()) == sum(p.numel() for p in arguments[0].values())
+    assert int(histogram[1].sum()) == sum(p.numel() for p in parameters.values())
     losses = count_losses(first)
-    assert same(choose_masks(first.models, *arguments).indices, chosen.indices) and not losses
-    other = choose_masks(
-        first.models, *arguments[:4], [0.1], RunFolder(tmp_path / "exp")
-    )  # another density: chosen again
+    assert same(choose_masks(choice, densities).indices, chosen.indices) and not losses
+    other = choose_masks(choice, [0.1])  # another density: chosen again
     assert len(losses) == 2 and same(other.at(0.1), chosen.at(0.1))
     for corpus in ("some files", "some files", "others"):
-        choose_masks(first.models, *arguments, facts={"corpus": corpus})
+        choose_masks(replace(choice, facts={"corpus": corpus}), densities)
     assert len(losses) == 6, "chosen again where the corpus is another"
     with pytest.raises(UsageError, match="another corpus, and candidates of this race have trained on it"):
-        choose_masks(first.models, *arguments, facts={"corpus": "third"}, trained=True)
-    kept = choose_masks(first.models, *arguments, facts={"corpus": "others", "versions": "new"}, trained=True)
+        choose_masks(replace(choice, facts={"corpus": "third"}), densities, trained=True)
+    kept = choose_masks(replace(choice, facts={"corpus": "others", "versions": "new"}), densities, trained=True)
     assert len(losses) == 6 and same(kept.indices, chosen.indices), "of other versions they are kept"
 
 
@@ -292,7 +285,7 @@ def test_snip_scores_are_the_derivative_by_a_factor_on_each_weight(runner):
     sensitive = runner(mask="snip", fisher={"max_batches": 3})
     parameters = eligible_parameters(sensitive.upstream.model)
     with randomness.preserved(1337):
-        found = FisherPass(sensitive.models, parameters, sensitive.tuning.fisher, "train", 1337, mask="snip").scores()
+        found = FisherPass(Choice(sensitive.models, parameters, sensitive.tuning, "train", 1337)).scores()
     found = {name: score.clone() for name, score in found.items()}
     factors = {name: torch.ones_like(p, requires_grad=True) for name, p in parameters.items()}
     sums = {name: torch.zeros_like(p) for name, p in parameters.items()}
@@ -320,23 +313,21 @@ def test_snip_chooses_the_largest_and_a_pass_for_another_mask_is_not_resumed(run
     chosen = {}
     for name, made in (("snip", sensitive), ("fisher", fisher)):
         parameters = eligible_parameters(made.upstream.model)
-        chosen[name] = choose_mask(made.models, parameters, made.tuning, "train", 1337)
+        chosen[name] = choose_mask(Choice(made.models, parameters, made.tuning, "train", 1337))
     assert masks.count(chosen["snip"]) == masks.count(chosen["fisher"])
     assert any(not torch.equal(chosen["snip"][n], chosen["fisher"][n]) for n in chosen["snip"])
     with pytest.raises(StoppedByUser):
         interrupt_at_loss(fisher, 2)
         scores_of(fisher, tmp_path)
     with pytest.raises(UsageError, match="Fisher pass with mask fisher instead of snip"):
-        FisherPass(
-            sensitive.models, eligible_parameters(sensitive.upstream.model), sensitive.tuning.fisher, "train", 1337,
-            RunFolder(tmp_path), mask="snip",
-        ).scores()  # fmt: skip
+        parameters = eligible_parameters(sensitive.upstream.model)
+        FisherPass(Choice(sensitive.models, parameters, sensitive.tuning, "train", 1337, RunFolder(tmp_path))).scores()
 
 
 def test_magnitude_is_a_control(runner):
     control = runner(mask="magnitude")
     parameters = eligible_parameters(control.upstream.model)
-    mask = choose_mask(control.models, parameters, control.tuning, "train", 1337)
+    mask = choose_mask(Choice(control.models, parameters, control.tuning, "train", 1337))
     every = torch.cat([p.detach().abs().reshape(-1) for p in parameters.values()])
     chosen = torch.cat([parameters[n].detach().abs().reshape(-1)[i.long()] for n, i in mask.items()])
     assert chosen.min() >= every.sort(descending=True).values[: len(chosen)].min()

@@ -20,6 +20,7 @@ from s3prl_ext.run_folder import FISHER_FILE, MASK_FILE, RunFolder
 from s3prl_ext.training.batching.like_length import padding
 from s3prl_ext.training.selection import scoring_pass
 from s3prl_ext.training.selection.child_selection import choose_masks
+from s3prl_ext.training.selection.choice import Choice
 from s3prl_ext.training.selection.fisher_batches import TaskBatches, UtteranceBatches
 from s3prl_ext.training.selection.fisher_pass import FisherPass
 from s3prl_ext.training.tuning_config import FisherConfig
@@ -43,9 +44,8 @@ def runner(build, tmp_path, hubert_ckpt):
 
 def mask_of(runner: Any, expdir: Path | None = None, trained: bool = False) -> masks.Mask:
     parameters, folder = eligible_parameters(runner.upstream.model), RunFolder(expdir) if expdir else None
-    density = runner.tuning.density
-    chosen = choose_masks(runner.models, parameters, runner.tuning, "train", 1337, [density], folder, trained=trained)
-    return chosen.at(density)
+    choice, density = Choice(runner.models, parameters, runner.tuning, "train", 1337, folder), runner.tuning.density
+    return choose_masks(choice, [density], trained=trained).at(density)
 
 
 def entries(mask: masks.Mask) -> set[tuple[str, int]]:
@@ -240,7 +240,7 @@ def test_a_single_utterance_that_does_not_fit_gets_no_advice_that_it_follows(run
     monkeypatch.setattr(type(single.models), "loss", failing)
     parameters = eligible_parameters(single.upstream.model)
     with pytest.raises(DataError, match="memory; it is a single utterance: leave out the longest ones"):
-        FisherPass(single.models, parameters, single.tuning.fisher, "train", 1337).scores()
+        FisherPass(Choice(single.models, parameters, single.tuning, "train", 1337)).scores()
 
 
 # -- batches of like length --------------------------------------------------------------------------------------------

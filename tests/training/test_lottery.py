@@ -14,6 +14,7 @@ from s3prl_ext.child_tuning.eligible import eligible_parameters
 from s3prl_ext.errors import StoppedByUser, UsageError
 from s3prl_ext.run_folder import FISHER_FILE, MASK_FILE, RunFolder
 from s3prl_ext.training.selection.child_selection import choose_mask
+from s3prl_ext.training.selection.choice import Choice
 from s3prl_ext.training.selection.fisher_batches import UtteranceBatches
 from s3prl_ext.training.selection.lottery_pass import LotteryPass
 from tests.support.experiments import interrupt_at_loss, make_args, task_config
@@ -34,10 +35,8 @@ def runner(build, tmp_path, hubert_ckpt):
 def scores_of(runner, folder=None):
     parameters = eligible_parameters(runner.upstream.model)
     with randomness.preserved(1337):
-        work = LotteryPass(
-            runner.models, parameters, runner.tuning.lottery, "train", 1337, RunFolder(folder) if folder else None
-        )
-        return work.scores()
+        kept = RunFolder(folder) if folder else None
+        return LotteryPass(Choice(runner.models, parameters, runner.tuning, "train", 1337, kept)).scores()
 
 
 def test_scores_are_the_changes_of_a_dense_training_by_hand(runner):
@@ -64,7 +63,7 @@ def test_scores_are_the_changes_of_a_dense_training_by_hand(runner):
     assert sum(score.sum() for score in found.values()) > 0
     for name, parameter in parameters.items():
         torch.testing.assert_close(found[name], (parameter.detach() - before[name]).abs(), rtol=0, atol=0, msg=name)
-    mask = choose_mask(ours.models, eligible_parameters(ours.upstream.model), ours.tuning, "train", 1337)
+    mask = choose_mask(Choice(ours.models, eligible_parameters(ours.upstream.model), ours.tuning, "train", 1337))
     expected = masks.top_k(found, 0.1)
     assert all(torch.equal(mask[name], expected[name]) for name in expected) and mask.keys() == expected.keys()
 

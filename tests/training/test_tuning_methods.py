@@ -115,20 +115,21 @@ def test_fisher_pass_leaves_models_and_training_as_found(build, tmp_path, upstre
     from s3prl_ext import randomness
     from s3prl_ext.child_tuning.eligible import eligible_parameters
     from s3prl_ext.training.selection.child_selection import choose_mask
+    from s3prl_ext.training.selection.choice import Choice
 
     runner = build(make_args(tmp_path / "exp", **upstream), task_config(tuning={"method": "child", "density": 0.1}))
     model = runner.upstream.model
     weights = copy.deepcopy(model.state_dict())
     modes = [m.training for m in model.modules()]
     random_before = randomness.get_state()
-    mask = choose_mask(runner.models, eligible_parameters(model), runner.tuning, "train", 1337)
+    mask = choose_mask(Choice(runner.models, eligible_parameters(model), runner.tuning, "train", 1337))
     random_after = randomness.get_state()
     assert random_before["python"] == random_after["python"] and random_before["numpy"] == random_after["numpy"]
     assert torch.equal(random_before["torch"], random_after["torch"])
     assert modes == [m.training for m in model.modules()]
     assert all(torch.equal(weights[n], model.state_dict()[n]) for n in weights)
     assert all(p.grad is None for m in runner.models.modules() for p in m.parameters())
-    again = choose_mask(runner.models, eligible_parameters(model), runner.tuning, "train", 1337)
+    again = choose_mask(Choice(runner.models, eligible_parameters(model), runner.tuning, "train", 1337))
     assert all(torch.equal(mask[n], again[n]) for n in mask)
 
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch.distributed as dist
-from torch import nn
 
 from s3prl_ext import randomness
 from s3prl_ext.child_tuning import mask_files, masks
@@ -22,55 +21,31 @@ from s3prl_ext.models.hashing import state_sha256
 from s3prl_ext.models.heads import head_counts
 from s3prl_ext.run_folder import RunFolder
 from s3prl_ext.training import distributed
-from s3prl_ext.training.forward import TaskModels
+from s3prl_ext.training.selection.choice import Choice
 from s3prl_ext.training.selection.fisher_batches import ORDER
 from s3prl_ext.training.selection.fisher_pass import FisherPass
 from s3prl_ext.training.selection.lottery_pass import LotteryPass
 from s3prl_ext.training.selection.pass_facts import ENVIRONMENT
 from s3prl_ext.training.selection.shared_scores import Scores
-from s3prl_ext.training.tuning_config import TuningConfig
 
 logger = logging.getLogger(__name__)
 
 Share = Callable[[Callable[[], Scores]], Scores]
 
 
-def choose_mask(
-    models: TaskModels,
-    parameters: Mapping[str, nn.Parameter],
-    tuning: TuningConfig,
-    train_split: str,
-    seed: int,
-    folder: RunFolder | None = None,
-) -> masks.Mask:
+def choose_mask(choice: Choice) -> masks.Mask:
     """Return the mask of ``tuning.density``; :func:`choose_masks` for a single density."""
-    return choose_masks(models, parameters, tuning, train_split, seed, [tuning.density], folder).at(tuning.density)
+    return choose_masks(choice, [choice.tuning.density]).at(choice.tuning.density)
 
 
 def choose_masks(
-    models: TaskModels,
-    parameters: Mapping[str, nn.Parameter],
-    tuning: TuningConfig,
-    train_split: str,
-    seed: int,
-    densities: Sequence[float],
-    folder: RunFolder | None = None,
-    facts: Section | None = None,
-    share: Share | None = None,
-    trained: bool = False,
+    choice: Choice, densities: Sequence[float], share: Share | None = None, trained: bool = False
 ) -> masks.NestedMask:
     """Return the nested masks of several densities from one pass; models and all random states are left as found.
 
     Args:
-        models: upstream, featurizer and downstream of the run, not yet trained.
-        parameters: eligible parameters of the upstream by name.
-        tuning: method ``child`` with its mask; its `density` is read for the log alone.
-        train_split: name of the training split.
-        seed: seed of a random mask and of everything random in a Fisher pass.
+        choice: its ``tuning.density`` is read for the log alone.
         densities: fractions of the eligible weights, in (0, 1].
-        folder: for ``masks.safetensors`` and, during a Fisher pass, ``fisher.partial``; None writes nothing.
-        facts: what the scores depend on (:func:`s3prl_ext.training.selection.pass_facts.facts_of`): masks and passes of
-            others are not taken over; None: the eligible weights alone.
         share: takes the scores of an equal pass from where runs share them, or does the pass that it is given.
         trained: candidates of a race have trained on the masks in the folder.
 
@@ -79,51 +54,42 @@ def choose_masks(
         StoppedByUser: Ctrl-C or SIGTERM in a Fisher pass; the same call resumes it.
         UsageError: the masks that candidates have trained on were chosen otherwise.
     """
-    sizes = {name: p.numel() for name, p in parameters.items()}
+    tuning, folder = choice.tuning, choice.folder
     found, origin = None, {}
     if folder is not None and tuning.mask != "random" and set(densities) != {1.0}:
-        origin = _origin(parameters, tuning, train_split, seed, densities, facts)
+        origin = _origin(choice, densities)
         found = _load(folder, origin, trained)
-    told = (
-        [tuning.density] if found is not None else None
-    )  # what was logged for one candidate is not repeated for the next
+    # what was logged for one candidate is not repeated for the next
+    told = [tuning.density] if found is not None else None
     if distributed.any_of(found is None):  # a rank that does not see the file needs the others in the pass
-        with randomness.preserved(seed):
-            found = _choose(models, parameters, tuning, train_split, seed, densities, folder, origin, share)
+        with randomness.preserved(choice.seed):
+            found = _choose(replace(choice, facts=origin.get("facts")), densities, origin, share)
     assert found is not None
+    total = sum(parameter.numel() for parameter in choice.parameters.values())
     for density in told or found.densities:
         k = masks.count(found.at(density))
         logger.info("child network: %d of %d eligible weights train (%.3f %%), chosen by %s",
-                    k, sum(sizes.values()), 100 * k / sum(sizes.values()), MASKS[tuning.mask])  # fmt: skip
+                    k, total, 100 * k / total, MASKS[tuning.mask])  # fmt: skip
     return found
 
 
-def _choose(
-    models: TaskModels,
-    parameters: Mapping[str, nn.Parameter],
-    tuning: TuningConfig,
-    train_split: str,
-    seed: int,
-    densities: Sequence[float],
-    folder: RunFolder | None,
-    origin: Record,
-    share: Share | None,
-) -> masks.NestedMask:
-    sizes = {name: p.numel() for name, p in parameters.items()}
+def _choose(choice: Choice, densities: Sequence[float], origin: Record, share: Share | None) -> masks.NestedMask:
+    tuning, folder = choice.tuning, choice.folder
+    sizes = {name: p.numel() for name, p in choice.parameters.items()}
     if set(densities) == {1.0} or tuning.redraw:  # where masks are redrawn every weight may be drawn at some step
         return masks.nested_full(sizes, densities)
     places = None
     if tuning.unit != "entry":
-        shapes = {name: tuple(p.shape) for name, p in parameters.items()}
-        places = places_of(shapes, tuning.unit, head_counts(models.upstream))
+        shapes = {name: tuple(p.shape) for name, p in choice.parameters.items()}
+        places = places_of(shapes, tuning.unit, head_counts(choice.models.upstream))
     if tuning.mask == "random":
         if places is not None:
-            return random_units(densities, places, seed, tuning.budget)
-        return nested_random(sizes, densities, seed, tuning.budget)
-    work = _pass_of(models, parameters, tuning, train_split, seed, folder, origin.get("facts"))
+            return random_units(densities, places, choice.seed, tuning.budget)
+        return nested_random(sizes, densities, choice.seed, tuning.budget)
+    work = _pass_of(choice)
     scores: Scores
     if work is None:
-        scores = {name: p.detach().abs() for name, p in parameters.items()}
+        scores = {name: p.detach().abs() for name, p in choice.parameters.items()}
     else:
         scores = share(work.scores) if share is not None and work.ranks == 1 else work.scores()
     try:
@@ -142,34 +108,18 @@ def _choose(
     return chosen
 
 
-def _pass_of(
-    models: TaskModels,
-    parameters: Mapping[str, nn.Parameter],
-    tuning: TuningConfig,
-    split: str,
-    seed: int,
-    folder: RunFolder | None,
-    facts: Section | None,
-) -> FisherPass | LotteryPass | None:
+def _pass_of(choice: Choice) -> FisherPass | LotteryPass | None:
     """Return the pass over the training split that scores weights for a mask; None for one that needs none."""
-    if tuning.mask == "lottery":
-        return LotteryPass(models, parameters, tuning.lottery, split, seed, folder, facts)
-    if not tuning.has_pass:
-        return None
-    return FisherPass(models, parameters, tuning.fisher, split, seed, folder, facts, tuning.mask)
+    if choice.tuning.mask == "lottery":
+        return LotteryPass(choice)
+    return FisherPass(choice) if choice.tuning.has_pass else None
 
 
-def _origin(
-    parameters: Mapping[str, nn.Parameter],
-    tuning: TuningConfig,
-    split: str,
-    seed: int,
-    densities: Sequence[float],
-    facts: Section | None,
-) -> Record:
+def _origin(choice: Choice, densities: Sequence[float]) -> Record:
     """Return what the masks depend on, as plain values."""
+    tuning, facts = choice.tuning, choice.facts
     if facts is None:
-        facts = {"weights": state_sha256(parameters)}
+        facts = {"weights": state_sha256(choice.parameters)}
     origin = {
         "mask": tuning.mask,
         "densities": sorted(set(densities), reverse=True),
@@ -177,8 +127,8 @@ def _origin(
         "unit": tuning.unit,
         "fisher": {"order": ORDER, **tuning.fisher.stored()} if tuning.has_pass else {},
         "lottery": asdict(tuning.lottery) if tuning.mask == "lottery" else {},
-        "training split": split,
-        "seed": seed,
+        "training split": choice.split,
+        "seed": choice.seed,
         "ranks": dist.get_world_size() if dist.is_initialized() else 1,
         "facts": facts,
     }

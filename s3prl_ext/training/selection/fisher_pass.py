@@ -5,24 +5,20 @@ from __future__ import annotations
 import itertools
 import time
 from collections import defaultdict
-from collections.abc import Mapping
 
 import torch
 import torch.distributed as dist
-from torch import nn
 
 from s3prl_ext import randomness
 from s3prl_ext.child_tuning.fisher import FisherEstimate
 from s3prl_ext.configs import Record, Section
 from s3prl_ext.errors import DataError
 from s3prl_ext.progress import bar
-from s3prl_ext.run_folder import RunFolder
 from s3prl_ext.training.distributed import StopRequest
-from s3prl_ext.training.forward import TaskModels
 from s3prl_ext.training.selection import scoring_pass
+from s3prl_ext.training.selection.choice import Choice
 from s3prl_ext.training.selection.fisher_batches import ORDER, UtteranceBatches, open_batches
 from s3prl_ext.training.selection.scoring_pass import ScoringPass, evaluation_mode, left_as_found, train_mode
-from s3prl_ext.training.tuning_config import FisherConfig
 
 
 class FisherPass(ScoringPass):
@@ -31,48 +27,32 @@ class FisherPass(ScoringPass):
     Fisher information or connection sensitivity.
 
     Args:
-        models: upstream, featurizer and downstream, not yet trained, without wrappers for several devices.
-        parameters: eligible parameters of the upstream by name.
-        config: section ``tuning.fisher``.
-        split: name of the training split.
-        seed: seed of the run: draws the utterances of a limited pass; the caller seeds all else.
-        folder: for ``fisher.partial``, or None: then an interrupted pass starts over.
-        facts: what the scores depend on, which identifies the pass on resume, see
-            :func:`s3prl_ext.training.selection.pass_facts.facts_of`; None: the eligible weights alone.
-        mask: ``fisher`` or ``snip``, what the scores are for.
+        choice: its models are not yet trained; its seed draws the utterances of a limited pass, the caller seeds all
+            else.
     """
 
     what = "Fisher pass"
 
-    def __init__(
-        self,
-        models: TaskModels,
-        parameters: Mapping[str, nn.Parameter],
-        config: FisherConfig,
-        split: str,
-        seed: int,
-        folder: RunFolder | None = None,
-        facts: Section | None = None,
-        mask: str = "fisher",
-    ) -> None:
-        self.config, self.split, self.mask = config, split, mask
-        self.batches = open_batches(models.downstream, split, config, seed)
+    def __init__(self, choice: Choice) -> None:
+        self.config, self.mask = choice.tuning.fisher, choice.tuning.mask
+        self.batches = open_batches(choice.models.downstream, choice.split, self.config, choice.seed)
         self.total = len(self.batches)
         if self.total == 0:
             raise DataError("the Fisher pass got no batch: the training split is empty.")
-        self.estimate = FisherEstimate(parameters, config.clip, config.max_norm, squared=mask == "fisher")
+        squared = self.mask == "fisher"
+        self.estimate = FisherEstimate(choice.parameters, self.config.clip, self.config.max_norm, squared)
         self.advice += ", or set tuning.fisher to {granularity: sample}, which reads single utterances"
-        if config.granularity == "sample":
+        if self.config.granularity == "sample":
             self.advice = "it is a single utterance: leave out the longest ones, or take a device with more memory"
         key = {
-            "mask": mask,
+            "mask": self.mask,
             "order": ORDER,
-            "fisher": config.stored(),
-            "training split": split,
+            "fisher": self.config.stored(),
+            "training split": choice.split,
             "batches": self.total,
-            "seed": seed,
+            "seed": choice.seed,
         }
-        super().__init__(models, parameters, folder, facts, key)
+        super().__init__(choice, key)
 
     def scores(self) -> dict[str, torch.Tensor]:
         """Return the scores by name (float32, shapes of the parameters), equal on all ranks.

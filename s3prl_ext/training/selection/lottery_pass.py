@@ -10,25 +10,21 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Mapping
 from dataclasses import asdict
 
 import torch
 import torch.distributed as dist
-from torch import nn
 
 from s3prl_ext import randomness
-from s3prl_ext.configs import Record, Section
+from s3prl_ext.configs import Record
 from s3prl_ext.errors import DataError
 from s3prl_ext.progress import bar
-from s3prl_ext.run_folder import RunFolder
 from s3prl_ext.training.batching.batches import TrainingBatches
 from s3prl_ext.training.distributed import StopRequest
-from s3prl_ext.training.forward import TaskModels
 from s3prl_ext.training.selection import scoring_pass
+from s3prl_ext.training.selection.choice import Choice
 from s3prl_ext.training.selection.fisher_batches import ORDER, UtteranceBatches
 from s3prl_ext.training.selection.scoring_pass import ScoringPass, left_as_found, train_mode
-from s3prl_ext.training.tuning_config import LotteryConfig
 
 
 class LotteryPass(ScoringPass):
@@ -38,38 +34,29 @@ class LotteryPass(ScoringPass):
     weights. Ranks do the same steps on the same batches, and rank 0's scores count.
 
     Args:
-        models: upstream, featurizer and downstream, not yet trained, without wrappers for several devices.
-        parameters: eligible parameters of the upstream by name; they require grad.
-        config: section ``tuning.lottery``.
-        split: name of the training split.
-        seed: seed of the run; the caller seeds everything random.
-        folder: for ``fisher.partial``, or None: then an interrupted phase starts over.
-        facts: what the scores depend on, see :class:`ScoringPass`.
+        choice: its models are not yet trained, and its parameters require grad; the caller seeds everything random.
     """
 
     what = "dense phase of the lottery"
     unit = "steps"
 
-    def __init__(
-        self,
-        models: TaskModels,
-        parameters: Mapping[str, nn.Parameter],
-        config: LotteryConfig,
-        split: str,
-        seed: int,
-        folder: RunFolder | None = None,
-        facts: Section | None = None,
-    ) -> None:
-        self.config, self.split, self.total = config, split, config.steps
+    def __init__(self, choice: Choice) -> None:
+        self.config, self.total = choice.tuning.lottery, choice.tuning.lottery.steps
         self._steps = 0
-        self._utterances = UtteranceBatches(models.downstream, split)
-        heads = [p for module in models.modules()[1:] for p in module.parameters() if p.requires_grad]
+        self._utterances = UtteranceBatches(choice.models.downstream, choice.split)
+        heads = [p for module in choice.models.modules()[1:] for p in module.parameters() if p.requires_grad]
         self._groups: list[Record] = [
-            {"params": list(parameters.values()), "lr": config.lr},
-            {"params": heads, "lr": config.head_lr},
+            {"params": list(choice.parameters.values()), "lr": self.config.lr},
+            {"params": heads, "lr": self.config.head_lr},
         ]
-        key = {"mask": "lottery", "order": ORDER, "lottery": asdict(config), "training split": split, "seed": seed}
-        super().__init__(models, parameters, folder, facts, key)
+        key = {
+            "mask": "lottery",
+            "order": ORDER,
+            "lottery": asdict(self.config),
+            "training split": choice.split,
+            "seed": choice.seed,
+        }
+        super().__init__(choice, key)
 
     @torch.no_grad()
     def scores(self) -> dict[str, torch.Tensor]:

@@ -21,6 +21,7 @@ from s3prl_ext.child_tuning.child_network import release
 from s3prl_ext.errors import StoppedByUser
 from s3prl_ext.training.distributed import Interrupted
 from s3prl_ext.training.selection.child_selection import choose_mask
+from s3prl_ext.training.selection.choice import Choice
 from s3prl_ext.training.train_state import TrainState
 from s3prl_ext.training.tuned_upstream import TunedUpstream
 from s3prl_ext.training.tuning_config import TuningConfig
@@ -88,6 +89,6 @@ class Reselection:
         for parameter in self.parameters.values():
             parameter.requires_grad_(True)
         try:
-            return choose_mask(self.state.models.unwrapped(), self.parameters, tuning, self.split, seed)
+            return choose_mask(Choice(self.state.models.unwrapped(), self.parameters, tuning, self.split, seed))
         finally:
             self.child.attach()

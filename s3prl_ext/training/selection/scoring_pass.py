@@ -18,9 +18,9 @@ from s3prl_ext.errors import DataError, StoppedByUser, UsageError
 from s3prl_ext.models.hashing import state_sha256
 from s3prl_ext.models.modes import modes_kept
 from s3prl_ext.reading import check_archive
-from s3prl_ext.run_folder import RunFolder
 from s3prl_ext.training import checkpoint
 from s3prl_ext.training.forward import TaskModels
+from s3prl_ext.training.selection.choice import Choice
 from s3prl_ext.training.statistics import hold_statistics
 
 logger = logging.getLogger(__name__)
@@ -39,11 +39,7 @@ class ScoringPass:
     """What passes have in common: ``fisher.partial``, in which an interrupted pass is kept, and their messages.
 
     Args:
-        models: upstream, featurizer and downstream, not yet trained, without wrappers for several devices.
-        parameters: eligible parameters of the upstream by name.
-        folder: for ``fisher.partial``, or None: then an interrupted pass starts over.
-        facts: what the scores depend on, which identifies the pass on resume, see
-            :func:`s3prl_ext.training.selection.pass_facts.facts_of`; None: the eligible weights alone.
+        choice: what the scores are for; its facts identify the pass on resume.
         key: settings of the pass, which identify it too.
 
     Attributes:
@@ -58,20 +54,14 @@ class ScoringPass:
     advice = "lower the batch size"
     total: int
 
-    def __init__(
-        self,
-        models: TaskModels,
-        parameters: Mapping[str, nn.Parameter],
-        folder: RunFolder | None,
-        facts: Section | None,
-        key: Section,
-    ) -> None:
-        self.models, self.parameters = models, parameters
+    def __init__(self, choice: Choice, key: Section) -> None:
+        self.models, self.parameters, self.split = choice.models, choice.parameters, choice.split
         self.rank, self.ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         # Ranks cannot agree on a graceful stop, so with several of them a stopped pass starts over.
-        self.partial = folder.fisher if folder is not None and self.ranks == 1 else None
+        self.partial = choice.folder.fisher if choice.folder is not None and self.ranks == 1 else None
+        facts = choice.facts
         if facts is None and self.partial is not None:
-            facts = {"weights": state_sha256(parameters)}
+            facts = {"weights": state_sha256(self.parameters)}
         self.key = dict(key) | _as_stored(facts or {})
 
     @property
