@@ -117,7 +117,8 @@ def problems(content: Any) -> list[str]:
             found += [f"lacks '{key}'"] if since <= schema else []
         elif not isinstance(content[key], types) or (isinstance(content[key], bool) and bool not in types):
             found.append(f"has {content[key]!r:.40} as '{key}'")
-    return found or _metric_problems(content) + _interval_problems(content) + _merge_problems(content.get("merge"))
+    found += [] if found else _metric_problems(content) + _interval_problems(content)
+    return found or _merge_problems(content.get("merge")) + _tasks_problems(content.get("merged_tasks"))
 
 
 def _metric_problems(content: Mapping[str, Any]) -> list[str]:
@@ -148,6 +149,18 @@ def _interval_problems(content: Mapping[str, Any]) -> list[str]:
         if not isinstance(count, (int, NONE)) or isinstance(count, bool) or (count is not None and count < 1):
             found.append(f"has {count!r:.40} as items of '{split}'")
     return found
+
+
+def _tasks_problems(merged: Any) -> list[str]:
+    """Return what is wrong with the record of merged tasks, as far as tables read it."""
+    if merged is None:
+        return []
+    tasks = merged.get("merged") if isinstance(merged, Mapping) else None
+    method = merged.get("method") if isinstance(merged, Mapping) else None
+    fits = isinstance(method, Mapping) and isinstance(method.get("name"), str) and isinstance(tasks, list)
+    if not fits or not tasks or not all(isinstance(t, Mapping) and isinstance(t.get("lambda"), NUMBER) for t in tasks):
+        return [f"has {merged!r:.60} as merged tasks"]
+    return []
 
 
 def _merge_problems(merge: Mapping[str, Any] | None) -> list[str]:

@@ -113,6 +113,9 @@ def facts_of(record: ResultRecord) -> dict[str, Any]:
     if task.trains and record["mode"] == "evaluate" and not record["step"] and not args.get("init_ckpt"):
         method = "frozen"  # nothing was trained, whatever the task file says about training
         config = {name: value for name, value in config.items() if name != "tuning"}
+    together = merged_tasks(record["merged_tasks"])
+    if together:
+        method = together
     facts = dict(_flat(config)) | {
         "upstream": model_name(record["upstream"], record.at("merge.target.name")),
         "upstream_ckpt": _last(args.get("upstream_ckpt")),
@@ -141,6 +144,19 @@ def model_name(upstream: str, target: Any) -> str:
         target: what its record calls the target; None where nothing is merged.
     """
     return _last(target) if isinstance(target, str) and upstream == UNNAMED_MERGE else upstream
+
+
+def merged_tasks(record: Mapping[str, Any] | None) -> str:
+    """Return how several tuned tasks were merged: ``ties (density 0.2) of ks λ 0.5, sid λ 0.25``; empty for others.
+
+    Args:
+        record: what ``merge --deltas`` wrote into the delta that was scored.
+    """
+    if not record:
+        return ""
+    options = [f"{key} {value}" for key, value in record["method"].items() if key != "name" and value is not None]
+    tasks = ", ".join(f"{one.get('name')} λ {one['lambda']:g}" for one in record["merged"])
+    return record["method"]["name"] + (f" ({', '.join(options)})" if options else "") + f" of {tasks}"
 
 
 def merge_facts(merge: Mapping[str, Any] | None) -> dict[str, Any]:

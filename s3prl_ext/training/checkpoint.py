@@ -55,6 +55,7 @@ class Extension:
         race_start: random states at the start of a race.
         members: of a child network that is chosen again during training, which of the entries that have trained train
             now: see :meth:`s3prl_ext.child_tuning.changing_network.ChangingChildNetwork.members_in`.
+        merged_tasks: method and tasks of a delta that ``merge --deltas`` wrote.
     """
 
     upstream_sha256: str | None = None
@@ -71,6 +72,7 @@ class Extension:
     lambda_curve: Mapping[str, Tensor] | None = None
     race_start: RandomState | None = None
     members: Mapping[str, Tensor] | None = None
+    merged_tasks: Section | None = None
 
     @classmethod
     def from_stored(cls, stored: Section) -> Extension:
@@ -180,6 +182,7 @@ class Checkpoint:
                 candidate=info.get("candidate"),
                 merge=info.get("merge", UNKNOWN),
                 last_hidden_state=info.get(last_hidden_state.KEY),
+                merged_tasks=info.get("merged_tasks"),
             ),
             is_ours=True,
             weights_step=info.get("step") or 0,

@@ -209,6 +209,8 @@ class Runner(RunBuilder, StockRunner):
             "task": getattr(unwrapped(self.downstream.model), "facts", None),
             last_hidden_state.KEY: last_hidden_state.result_of(unwrapped(self.upstream.model), RunSpec.of(self.args)),
         }
+        if self.resumed.extension.merged_tasks:
+            facts["merged_tasks"] = self.resumed.extension.merged_tasks
         result_file.write(
             self.args, self.config, metrics, step, seconds, counts, self.merge_record, corpus=self.corpus, **facts,
             **more

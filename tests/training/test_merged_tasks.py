@@ -1,0 +1,51 @@
+"""Scores of deltas that hold several tasks merged: rows of their own, also at other lambdas of the same tasks."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from s3prl_ext.commands import merge, report
+from s3prl_ext.evaluation.result_records import ResultRecord, problems
+from s3prl_ext.evaluation.result_rows import rows_of, without_duplicates
+from s3prl_ext.evaluation.scored_runs import runs_of
+from tests.support.experiments import make_args, task_config
+
+CHILD = {"method": "child", "mask": "random", "density": 0.1}
+
+
+def test_each_lambda_is_a_row(build, tmp_path, hubert_ckpt):
+    upstream = {"upstream": "hubert_local", "upstream_ckpt": hubert_ckpt}
+    for name, seed in (("one", 1), ("two", 2)):
+        build(make_args(tmp_path / "exp" / name, **upstream, seed=seed), task_config(tuning=CHILD)).train()
+    deltas = [str(tmp_path / "exp" / name) for name in ("one", "two")]
+    records = []
+    for method, lambdas in (("linear", "0.5"), ("linear", "1,0.25"), ("ties", "0.5")):
+        out = tmp_path / "merged" / f"{method}_{lambdas}"
+        merge.main(["--deltas", *deltas, "--lambda", lambdas, "--method", method, "--out", str(out)])
+        args = make_args(out / "one", **upstream, mode="evaluate", evaluate_split="dev", seed=1)
+        args.init_ckpt = str(out / "one" / "delta.safetensors")
+        build(args, task_config()).evaluate()
+        path = out / "one" / "result-dev.json"
+        records.append(ResultRecord(path, json.loads(path.read_text())))
+    runs = [run for record in records for run in runs_of(record)]
+    assert without_duplicates(runs)[0] == runs
+    labels = [row.label for row in rows_of(runs, "acc")]
+    for label in ("linear of one λ 0.5, two λ 0.5", "linear of one λ 1, two λ 0.25",
+                  "ties (density 0.2) of one λ 0.5, two λ 0.5"):  # fmt: skip
+        assert sum(label in found for found in labels) == 1, labels
+    assert report.main([str(tmp_path / "merged"), "--split", "dev", "--out", str(tmp_path / "report")]) == 0
+    written = "".join(path.read_text(encoding="utf-8") for path in (tmp_path / "report").rglob("*.md"))
+    assert "linear of one λ 1, two λ 0.25" in written
+
+
+@pytest.mark.parametrize(
+    "merged", [3, {}, {"method": "ties", "merged": []}, {"method": {"name": "ties"}, "merged": [{"lambda": "much"}]}]
+)
+def test_a_record_that_tables_cannot_read_is_named(merged):
+    from tests.support.result_files import content
+
+    whole = content({"wer": 0.5})
+    assert problems(whole) == []
+    assert "as merged tasks" in problems(whole | {"merged_tasks": merged})[0]
