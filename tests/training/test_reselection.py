@@ -151,7 +151,7 @@ def test_they_race_masks_and_sizes_and_the_winner_is_the_run_alone(build, tmp_pa
 
 def test_it_reads_other_utterances_each_time(build, tmp_path, upstream, monkeypatch):
     seeds = []
-    monkeypatch.setattr(reselection, "choose_mask", lambda *a: seeds.append(a[-1]) or dict(runner.child.mask))
+    monkeypatch.setattr(reselection, "choose_mask", lambda *a: seeds.append(a[0].seed) or dict(runner.child.mask))
     runner = build(make_args(tmp_path / "exp", **upstream), config_of(FISHER))
     runner.train()
     assert len(set(seeds)) == len(seeds) == 2 and isinstance(runner.child, reselection.ChangingChildNetwork)
