@@ -122,14 +122,14 @@ def test_what_is_stored_makes_the_model_that_was_scored(build, tmp_path, upstrea
         model = TrainedTask.read(folder / kind).build()
         assert tuned.same(tuned.features(model), expected), kind
     scores = json.loads((folder / "result.json").read_text())["metrics"]["dev"]
-    args = make_args(tmp_path / "check", **upstream, mode="evaluate", evaluate_split="dev")
-    args.init_ckpt = str(folder / "states-4.ckpt")
-    runner = build(args, config_of(HELD | {"mask": "magnitude"}))
-    runner.evaluate()
-    again = json.loads((tmp_path / "check" / "result-dev.json").read_text())["metrics"]["dev"]
-    assert {n: row["value"] for n, row in again.items()} == pytest.approx(
-        {n: row["value"] for n, row in scores.items()}
-    )
+    for kind in ("delta.safetensors", "states-4.ckpt"):
+        args = make_args(tmp_path / f"check-{kind}", **upstream, mode="evaluate", evaluate_split="dev")
+        args.init_ckpt = str(folder / kind)
+        build(args, config_of(HELD | {"mask": "magnitude"})).evaluate()
+        again = json.loads((tmp_path / f"check-{kind}" / "result-dev.json").read_text())["metrics"]["dev"]
+        assert {n: row["value"] for n, row in again.items()} == pytest.approx(
+            {n: row["value"] for n, row in scores.items()}
+        )
 
     export.main(["--delta", str(folder), "--out", str(tmp_path / "out")])
     exported = tuned.build("hubert_local", tmp_path / "out" / "hubert.pt")
