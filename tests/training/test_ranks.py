@@ -109,6 +109,18 @@ def test_two_ranks_equal_one_process_with_twice_the_batch(run, tmp_path, method,
         assert update.norm() > 1e-3 if trains and len(update) else update.norm() == 0
 
 
+def test_a_base_in_bfloat16_on_two_ranks_is_that_of_one_process(run, tmp_path):
+    settings = {"tuning": CHILD_F | {"base_dtype": "bfloat16"}, "optimizer": SGD, "runner.gradient_clipping": 1e9}
+    batches = forked.SharedBatches(8)
+    one = run("one", ranks=0, before=forked.Both(batches, forked.KeepStates(tmp_path / "end.pt")), **settings)
+    assert one.wait() == 0, one.output
+    run("two", before=keep(tmp_path, batches), **settings).succeed()
+    ours, theirs = assert_equal_ranks(tmp_path), torch.load(tmp_path / "end.pt", weights_only=True)
+    assert same(ours["start"], theirs["start"])
+    update, other = (change_of("Upstream", states) for states in (ours, theirs))
+    assert 0 < (update - other).norm() < 1e-4 * update.norm()
+
+
 def test_the_dense_norm_that_clips_is_that_of_all_ranks(run, tmp_path):
     """``clip_scope: all``: one process with twice the batch clips as hard. The mean of the ranks' norms is larger."""
     settings = {"tuning": CHILD_F | {"clip_scope": "all"}, "optimizer": SGD, "runner.gradient_clipping": 1e-2}
