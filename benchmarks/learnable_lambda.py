@@ -125,8 +125,8 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=4, help="encoder layers (default 4; base models have 12)")
     parser.add_argument("--width", type=int, default=768, help="width (default 768, as in base models)")
     parser.add_argument("--clips", type=int, default=4, help="clips in a batch (default 4)")
-    parser.add_argument("--seconds", type=float, default=5.0, help="length of a clip (default 5)")
-    parser.add_argument("--runs", type=int, default=9, help="pairs of steps (default 9)")
+    parser.add_argument("--seconds", type=float, default=2.0, help="length of a clip (default 2)")
+    parser.add_argument("--runs", type=int, default=5, help="pairs of steps (default 5)")
     flags = parser.parse_args()
     s3prl_ext.install()
     rows = {
