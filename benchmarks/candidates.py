@@ -79,6 +79,7 @@ class Candidates:
         self.child = ChildNetwork(self.parameters, mask)
         self.tuned.track(mask)
         self.optimizer = ChildnetAdamW(self.child.parameters(), lr=1e-4)
+        self.child.store_sorted(self.optimizer)
 
     def step(self) -> None:
         """Train one step towards a fixed loss."""
