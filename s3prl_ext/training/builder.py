@@ -28,7 +28,7 @@ from s3prl_ext.training.batching.corpus_hash import Corpus
 from s3prl_ext.training.batching.extractor_cache import ExtractorCache, check_frozen, extractor_of
 from s3prl_ext.training.batching.feature_cache import FeatureCache
 from s3prl_ext.training.checkpoint import Checkpoint
-from s3prl_ext.training.devices import slow_precision
+from s3prl_ext.training.devices import check_convolutions, slow_precision
 from s3prl_ext.training.forward import TaskModels, unwrapped
 from s3prl_ext.training.known_settings import known_tasks
 from s3prl_ext.training.learnable_lambda import prepare_head_lambda, prepare_lambda
@@ -169,6 +169,7 @@ class RunBuilder(_StockRunner):
             if problem is None:
                 raise
             raise problem from error
+        check_convolutions(unwrapped(entry.model), self.args.device, self.task_file.runner.amp)
         return entry
 
     @property

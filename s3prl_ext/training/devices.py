@@ -5,11 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from torch import nn
+from torch.nn import functional as F
 
 from s3prl_ext.errors import UsageError, nearest
 
 DEVICE_KINDS = ("cpu", "cuda", "mps", "xpu")
 CPU_INFO = Path("/proc/cpuinfo")
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+WRONG = 0.5  # error of a convolution of unit variance; rounding to bf16 makes some 0.03
 UNITS = {"bf16": {"avx512_bf16", "amx_bf16"}, "fp16": {"avx512_fp16", "amx_fp16"}}  # of x86 processors
 
 
@@ -65,3 +69,46 @@ def slow_precision(device: str, amp: str | None) -> str | None:
         f"runner.amp: {amp} on this processor, which has no {amp} units ({' or '.join(sorted(UNITS[amp]))}), makes a "
         f"step about {slower} times slower than without it: leave amp out, or train on a GPU"
     )
+
+
+def check_convolutions(model: nn.Module, device: str, amp: str | None) -> None:
+    """Refuse mixed precision on a processor that convolves wrongly in it.
+
+    The convolutions of oneDNN 3.x in bfloat16 on processors with AMX give wrong values for some kernels with few
+    channels in a group (seen with 4 and 8, kernel 16, torch 2.13). Each shape of the model is tried on noise.
+
+    Args:
+        model: the upstream.
+        device: of the run.
+        amp: ``runner.amp``.
+
+    Raises:
+        UsageError: with the name of the convolution.
+    """
+    if amp is None or torch.device(device).type != "cpu":
+        return
+    tried = set()
+    for name, module in model.named_modules():
+        groups = getattr(module, "groups", 1)
+        weight = getattr(module, "weight_v", None) if hasattr(module, "weight_v") else getattr(module, "weight", None)
+        if not isinstance(groups, int) or groups < 2 or not isinstance(weight, torch.Tensor) or weight.dim() != 3:
+            continue
+        shape = (*weight.shape, groups)
+        if shape not in tried and _error(shape, DTYPES[amp]) > WRONG:
+            raise UsageError(
+                f"runner.amp: {amp}: the convolution '{name}' of the upstream ({weight.shape[1]} channels in a group, "
+                f"kernel {weight.shape[2]}) gives wrong values in {amp} on this processor: leave amp out, or train "
+                "on a GPU."
+            )
+        tried.add(shape)
+
+
+def _error(shape: tuple[int, int, int, int], dtype: torch.dtype) -> float:
+    """Return the largest error of a convolution of noise in a dtype: out, channels in a group, kernel, groups."""
+    out, channels, kernel, groups = shape
+    generator = torch.Generator().manual_seed(0)
+    signal = torch.randn(2, channels * groups, 3 * kernel, generator=generator)
+    weight = torch.randn(out, channels, kernel, generator=generator) / (channels * kernel) ** 0.5
+    exact = F.conv1d(signal, weight, padding=kernel // 2, groups=groups)
+    found = F.conv1d(signal.to(dtype), weight.to(dtype), padding=kernel // 2, groups=groups)
+    return float((found.float() - exact).abs().max())

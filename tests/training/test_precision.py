@@ -1,12 +1,15 @@
-"""Mixed precision on a processor without units for it is said, with how much slower it is."""
+"""Mixed precision on a processor that is slow or wrong in it."""
 
 from __future__ import annotations
 
 import logging
 
 import pytest
+import torch
 
+from s3prl_ext.errors import UsageError
 from s3prl_ext.training import devices
+from tests.support import factories
 from tests.support.experiments import make_args, task_config
 
 PLAIN, MODERN = "flags\t\t: fpu avx512f avx512_vnni\n", "flags\t\t: fpu avx512f avx512_bf16\n"
@@ -39,3 +42,39 @@ def test_a_run_says_so_and_goes_on(tmp_path, monkeypatch, build, caplog):
     with caplog.at_level(logging.WARNING):
         build(make_args(tmp_path / "exp"), task_config("ks", amp="bf16"))
     assert sum("15 to 26 times slower" in record.getMessage() for record in caplog.records) == 1
+
+
+def beats_in_bf16(build, tmp_path, groups: int):
+    ckpt = factories.beats_ckpt(tmp_path / "beats.pt", conv_pos_groups=groups)
+    args = make_args(tmp_path / "exp", upstream="beats_local", upstream_ckpt=str(ckpt))
+    return build(args, task_config("ks", amp="bf16"))
+
+
+def test_a_convolution_that_is_wrong_in_this_precision_is_refused(tmp_path, monkeypatch, build):
+    right = devices.F.conv1d
+
+    def wrong_in_groups_of_eight(signal, weight, *rest, **options):
+        out = right(signal, weight, *rest, **options)
+        return out + 1 if weight.dtype == torch.bfloat16 and weight.shape[1] == 8 else out
+
+    monkeypatch.setattr(devices.F, "conv1d", wrong_in_groups_of_eight)
+    beats_in_bf16(build, tmp_path, 2)
+    named = r"runner.amp: bf16: the convolution '\S*pos_conv\S*' of the upstream \(8 channels in a group, kernel 16\)"
+    with pytest.raises(UsageError, match=named):
+        beats_in_bf16(build, tmp_path, 4)
+
+
+def test_this_processor_is_asked(tmp_path, build):
+    """Where the run is let through, the first hidden state, which follows the convolution, is near that in float32."""
+    try:
+        runner = beats_in_bf16(build, tmp_path, 4)
+    except UsageError as error:
+        assert "gives wrong values" in str(error)
+        return
+    model = runner.upstream.model
+    wavs = [torch.randn(16000, generator=torch.Generator().manual_seed(0))]
+    with torch.no_grad():
+        exact = model(wavs)["hidden_states"][0]
+        with torch.autocast("cpu", torch.bfloat16):
+            found = model(wavs)["hidden_states"][0]
+    assert (found.float() - exact).abs().max() < 0.15
