@@ -75,7 +75,7 @@ def shell(folder: Path, text: str, commands: Path | None = None) -> subprocess.C
 def load(folder: str, name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """Import a script of a recipe, which finds its neighbours."""
     monkeypatch.syspath_prepend(str(RECIPES / folder))
-    for neighbour in ("runs", "tables", "figures", "rates"):
+    for neighbour in ("runs", "tables", "figures", "evidence"):
         monkeypatch.delitem(sys.modules, neighbour, raising=False)
     specification = importlib.util.spec_from_file_location(f"{folder}_{name}", RECIPES / folder / f"{name}.py")
     module = importlib.util.module_from_spec(specification)
@@ -319,24 +319,6 @@ def test_fig3_draws_the_curves_of_three_densities(tmp_path, monkeypatch, capsys)
         figures.main(["fig3", "--runs", str(tmp_path), "--tasks", "sid"])
 
 
-def test_the_rate_that_is_best_on_dev_is_chosen(tmp_path, monkeypatch, capsys):
-    rates = load("whisper", "rates", monkeypatch)
-    for rate, dev, test in (
-        ("1e-2", {5: float("nan")}, 0.1),
-        ("1e-3", {5: 0.8, 10: 0.6}, 0.5),
-        ("1e-4", {10: 0.8}, 0.9),
-    ):
-        write_run(tmp_path / f"lr-{rate}-s3", dev, test)
-    write_run(tmp_path / "lr-1e-4-s4", {10: 0.1}, 0.7)
-    flags = [str(tmp_path), "--metric", "acc", "--seed", "3"]
-    assert rates.main(["choose", *flags]) == 0 and capsys.readouterr().out == "1e-4\n", "of equal ones the smaller"
-    write_run(tmp_path / "per/lr-1e-3-s0", {5: 0.3}, 0.1, name="per")
-    write_run(tmp_path / "per/lr-1e-5-s0", {5: 0.2}, 0.1, name="per")
-    assert rates.choose(tmp_path / "per", "per", "dev", 0) == "1e-5", "an error rate: lower is better"
-    with pytest.raises(DataError, match="contains no finished search run"):
-        rates.choose(tmp_path / "nothing", "acc", "dev", 0)
-
-
 # -- in small ----------------------------------------------------------------------------------------------------------
 
 
@@ -363,38 +345,31 @@ def test_every_recipe_runs_in_small(recipe, tmp_path):
 
 @pytest.mark.slow
 def test_whisper_methods_in_small(tmp_path):
-    """A learning rate per row, further seeds at it, a table and a picture; the second call does nothing again."""
+    """A learning rate per row, other seeds at it, tables and pictures; the second call does nothing again."""
     pytest.importorskip("espeakng_loader")
     ckpt = factories.whisper_folder(tmp_path / "whisper")
-    flags = [
-        "--ckpt",
-        str(ckpt),
-        "--tasks",
-        "sid",
-        "--rows",
-        "weighted_sum,random-0.1",
-        "--seeds",
-        "0,1",
-        "--steps",
-        "2",
-    ]
-    flags += ["--lrs", "1e-3,1e-4", "--head-lrs", "1e-3", "--out", "exp"]
+    flags = ["--ckpt", str(ckpt), "--tasks", "sid", "--rows", "weighted_sum,frozen,random-0.1", "--seeds", "0,1"]
+    flags += ["--steps", "2", "--lrs", "1e-3,1e-4", "--out", "exp"]
     done = run(tmp_path, "whisper/ad_tuning.sh", *flags)
     assert done.returncode == 0, done.stderr[-3000:]
     rows = [line.split(" | ") for line in done.stdout.splitlines() if line.startswith("| ")]
-    assert [row[0].strip("| ") for row in rows[-2:]] == ["frozen, weighted sum", "child, random, P = 0.1"]
-    assert [row[3] for row in rows[-2:]] == ["2", "2"] and rows[-1][2] in ("1e-3", "1e-4")
-    kept = json.loads((tmp_path / "exp/sid.json").read_text())
-    assert set(kept["random-0.1"]["dev by rate"]) == {"1e-3", "1e-4"} and set(kept["weighted_sum"]["test"]) == {
-        "0",
-        "1",
+    names = ["frozen, weighted sum", "frozen, last hidden state", "child, random, P = 0.1"]
+    assert [row[0].strip("| ") for row in rows[-3:]] == names
+    assert [row[4] for row in rows[-3:]] == ["2"] * 3 and rows[-1][2] in ("0.001", "0.0001")
+    kept = json.loads((tmp_path / "exp/methods.json").read_text())
+    assert str(tmp_path) not in json.dumps(kept) and len(kept["results"]) == 3 * (2 + 2 + 2)
+    assert (tmp_path / "exp/methods_sid.png").read_bytes().startswith(b"\x89PNG")
+    features = {
+        path.parents[2].name: path.read_text().split("upstream_feature_selection: ")[1].split("\n")[0]
+        for path in (tmp_path / "exp/study").rglob("args_*.yaml")
     }
-    assert (tmp_path / "exp/sid.png").read_bytes().startswith(b"\x89PNG")
-    runs = {path: path.stat().st_mtime_ns for path in (tmp_path / "exp").rglob("result.json")}
-    assert len(runs) == 2 + 3  # two seeds of one rate, two rates of which one has a second seed
+    assert features == {
+        "weighted_sum": "hidden_states", "frozen": "last_hidden_state", "random-0.1": "hidden_states"
+    }  # fmt: skip
+    runs = {path: path.stat().st_mtime_ns for path in (tmp_path / "exp/study").rglob("result*.json")}
     again = run(tmp_path, "whisper/ad_tuning.sh", *flags)
     assert again.stdout.endswith(done.stdout[-500:])
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "exp").rglob("result.json")} == runs
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "exp/study").rglob("result*.json")} == runs
 
 
 @pytest.mark.slow
@@ -451,12 +426,13 @@ def test_printed_tables_are_those_of_the_result_files(tmp_path):
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     text = (RECIPES / "whisper/RESULTS.md").read_text()
-    marked = set(re.findall(r"<!-- (\w+\.json)", text))
+    marked = set(re.findall(r"<!-- (\w+\.json) \w+ -->", text))
     assert marked == {path.name for path in (RECIPES / "whisper").glob("*.json")}
     copy = tmp_path / "whisper"
     shutil.copytree(RECIPES / "whisper", copy)
-    shutil.copytree(RECIPES / "ad_tuning", tmp_path / "ad_tuning")
-    (copy / "RESULTS.md").write_text(text.replace("| 1e-2 | 3 |", "| 1e-2 | 4 |"))
+    for neighbour in ("ad_tuning", "shared"):
+        shutil.copytree(RECIPES / neighbour, tmp_path / neighbour)
+    (copy / "RESULTS.md").write_text(re.sub(r"\| (\d)\d?\.\d\d ±", r"| 99.99 ±", text, count=1))
     done = subprocess.run([*command[:1], str(copy / "page.py"), "--check"], check=False, capture_output=True, text=True)
     assert done.returncode == 1
     assert "RESULTS.md differs from its result files: run python recipes/whisper/page.py." in done.stderr

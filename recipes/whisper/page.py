@@ -1,7 +1,7 @@
 """Write the tables of RESULTS.md anew from the result files next to it; with --check only say whether they differ.
 
-A table stands between ``<!-- ks.json -->`` and ``<!-- end -->``; of a file of ``lambdas.py`` the mark names one of its
-tables, such as ``<!-- vctk_noise.json chosen -->``.
+A table stands between ``<!-- methods.json ks -->`` and ``<!-- end -->``: the mark names a task of a packed study, or
+one of the tables of a file of ``lambdas.py``, such as ``<!-- vctk_noise.json chosen -->``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parent)]
 import lambdas
-import summary
+import methods
 
 from s3prl_ext.errors import DataError, as_command
 from s3prl_ext.evaluation.predictions import read_json
@@ -22,24 +22,24 @@ from s3prl_ext.tables import Table, grid
 from s3prl_ext.writing import write_text
 
 PAGE = Path(__file__).resolve().parent / "RESULTS.md"
-MARKED = re.compile(r"(<!-- (\w+)\.json( \w+)? -->\n).*?(<!-- end -->)", re.DOTALL)
+MARKED = re.compile(r"(<!-- (\w+)\.json (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 TABLES = {"grid": lambdas.grid_table, "chosen": lambdas.chosen_table, "aligned": lambdas.aligned_table}
 
 
-def table_of(folder: Path, name: str, which: str | None) -> Table:
+def table_of(folder: Path, name: str, which: str) -> Table:
     """Return a table of a result file.
 
     Args:
         folder: of the page.
-        name: of the file, without ``.json``: for AD-TUNING's rows, a task.
-        which: table of a file of ``lambdas.py``.
+        name: of the file, without ``.json``.
+        which: a task of a packed study, or a table of a file of ``lambdas.py``.
 
     Raises:
         DataError: the file is missing or corrupt, or has no table of this name.
     """
     content = read_json(folder / f"{name}.json")
-    if which is None:
-        return summary.table(name, content)
+    if "study" in content:
+        return methods.table(content, which)
     if which not in TABLES:
         raise DataError(f"{name}.json has no table '{which}'; it has {', '.join(TABLES)}.")
     return TABLES[which](content)
@@ -49,7 +49,7 @@ def written(text: str, folder: Path) -> str:
     """Return the page with its tables made from the files in `folder`."""
 
     def anew(match: re.Match[str]) -> str:
-        table = table_of(folder, match[2], match[3] and match[3].strip())
+        table = table_of(folder, match[2], match[3])
         lines = [grid(table.head, table.rows, range(1, len(table.head))), *(f"\n- {note}" for note in table.notes)]
         return match[1] + "\n" + "\n".join(lines) + "\n\n" + match[4]
 

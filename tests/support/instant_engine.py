@@ -25,7 +25,7 @@ def result_of(job: Job, score: float) -> tuple[Path, str]:
     split = task.dev if job.kind == "train" else task.test
     record = {
         "schema": 3, "mode": job.kind, "upstream": "u", "downstream": task.downstream, "seed": run.seed, "step": 10,
-        "seconds": 20.0, "seconds_per_step": 2.0, "trainable": {}, "args": {}, "config": run.config(), "versions": {},
+        "seconds": 20.0, "seconds_per_step": 2.0, "trainable": {"Upstream": 7}, "args": {"expdir": str(run.folder)}, "config": run.config(), "versions": {},
         "date": "2026-01-02", "data": None, "machine": {}, "peak_memory": {}, "commit": None, "error": None, "merge": None,
         "intervals": {}, "items": {}, "splits_sha256": None,
         "metrics": {split: {name: {"value": score, "unit": "ratio", "higher_is_better": True}}},

@@ -1,0 +1,192 @@
+"""Print the tables of the study of ``ad_tuning.sh`` as Markdown and draw them: ``methods.py methods.json``.
+
+The file is a packed study (``recipes/shared/evidence.py``). Each row has the learning rate that was best on dev, and
+mean ± sample standard deviation over the seeds that are scored on test, in per cent, with the interval of Student's t
+for its difference from the frozen weighted sum over the same seeds. A picture of each task is drawn next to the file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+RECIPES = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(RECIPES / "ad_tuning"), str(RECIPES / "shared")]
+from evidence import unpack
+from tables import PAPER_ROWS
+
+from s3prl_ext.errors import DataError, UsageError, as_command
+from s3prl_ext.evaluation.plots import picture
+from s3prl_ext.evaluation.predictions import read_json
+from s3prl_ext.evaluation.result_records import ResultRecord
+from s3prl_ext.metrics import factor, heading
+from s3prl_ext.papers.figures import ad_tuning_tables
+from s3prl_ext.studies.outcome import cells_in
+from s3prl_ext.studies.plan import StudyCell
+from s3prl_ext.tables import NOTHING, Table, markdown, mean_and_deviation
+from s3prl_ext.tasks import named
+
+REFERENCE = "weighted_sum"  # from which the other rows differ
+NAMES = {
+    "full": "full fine-tuning", "frozen": "frozen, last hidden state", "weighted_sum": "frozen, weighted sum",
+    "houlsby": "Houlsby", "lora": "LoRA", "bitfit": "BitFit", "ad_tuning": "AD-TUNING",
+    "full_last": "full fine-tuning, last hidden state",
+}  # fmt: skip
+
+
+def name_of(row: str) -> str:
+    """Return how a row is called: ``random-0.1`` is a child network of P = 0.1 with a random mask."""
+    kind, _, density = row.partition("-")
+    return f"child, {'Fisher' if kind == 'child' else kind}, P = {density}" if density else NAMES.get(row, row)
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is known of a method on a task.
+
+    Attributes:
+        label: of the method in the study.
+        metric: that the task is judged by.
+        rate: the chosen learning rate.
+        at_the_end: whether it is the smallest or the largest of the grid.
+        dev: scores on dev of the runs that chose it, in per cent.
+        test: score on test by seed, in per cent.
+        tested: result of the first seed on test.
+        trained: numbers of weights that train in the upstream.
+    """
+
+    label: str
+    metric: str
+    rate: str
+    at_the_end: bool
+    dev: Sequence[float]
+    test: Mapping[int, float]
+    tested: ResultRecord
+    trained: Sequence[int]
+
+
+def rows_of(content: Mapping[str, Any], task: str) -> list[Row]:
+    """Return the rows of a task that have a score on test, in the order of the study.
+
+    Args:
+        content: a packed study.
+        task: its short name.
+    """
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place) / "study"
+        unpack(dict(content), folder)
+        cells = [cell for cell in cells_in(folder) if cell.labels["task"] == task]
+        return [row for cell in cells if (row := _row(cell)) is not None]
+
+
+def _row(cell: StudyCell) -> Row | None:
+    final = cell.final_runs()
+    tested = {run.seed: record for run in final if (record := run.tested()) is not None}
+    if not tested:
+        return None
+    test, scale = named(cell.labels["task"]).test, factor(cell.metric)
+    rates = sorted({float(run.labels["lr"]) for run in cell.search})
+    trained = {record["trainable"]["Upstream"] for run in final if (record := run.record()) is not None}
+    return Row(
+        cell.labels["method"],
+        cell.metric,
+        final[0].labels["lr"],
+        float(final[0].labels["lr"]) in (rates[0], rates[-1]),
+        [scale * cell.scores[run.name] for run in cell.at(final[0])],
+        {seed: record.score(test, cell.metric) for seed, record in tested.items()},
+        tested[min(tested)],
+        sorted(trained),
+    )
+
+
+def difference(row: Row, reference: Row) -> tuple[float, float] | None:
+    """Return the mean difference of two rows over the seeds of both, and half its 95 % interval.
+
+    The differences of single seeds are taken as independent draws from a normal distribution (Student's t, paired).
+    None with fewer than two seeds.
+    """
+    from scipy.stats import t
+
+    seeds = row.test.keys() & reference.test.keys()
+    values = [row.test[seed] - reference.test[seed] for seed in sorted(seeds)]
+    if len(values) < 2:
+        return None
+    return fmean(values), float(t.ppf(0.975, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
+
+
+def table(content: Mapping[str, Any], task: str) -> Table:
+    """Return the table of a task of a packed study."""
+    rows = rows_of(content, task)
+    if not rows:
+        raise DataError(f"the study has no score of {task} on test.")
+    printed = ad_tuning_tables()["table2"]
+    column = printed["columns"].index(task)
+    reference = next((row for row in rows if row.label == REFERENCE), None)
+    metric, body = rows[0].metric, []
+    for row in rows:
+        interval = row.tested.interval(named(task).test, metric)
+        found = difference(row, reference) if reference is not None and row is not reference else None
+        body.append(
+            [
+                name_of(row.label),
+                " to ".join(f"{count:,}" for count in sorted({min(row.trained), max(row.trained)})),
+                row.rate,
+                mean_and_deviation(row.dev),
+                str(len(row.test)),
+                mean_and_deviation(list(row.test.values())),
+                "[{:.1f}, {:.1f}]".format(*interval) if interval else NOTHING,
+                f"{found[0]:+.2f} ± {found[1]:.2f}" if found else NOTHING,
+                printed[PAPER_ROWS[row.label]][column] if row.label in PAPER_ROWS else NOTHING,
+            ]
+        )
+    head = ["method", "weights trained in the upstream", "learning rate", heading(metric, "dev"), "seeds",
+            heading(metric, "test"), "95 % interval of the first seed over items",
+            f"difference from {NAMES[REFERENCE]}, 95 % over seeds", "paper, test"]  # fmt: skip
+    edges = [f"{name_of(row.label)} ({row.rate})" for row in rows if row.at_the_end]
+    notes = (f"The chosen rate is at an end of the grid for {', '.join(edges)}.",) if edges else ()
+    return Table(f"{task}: encoder of a Whisper", head, body, notes)
+
+
+def draw(content: Mapping[str, Any], task: str, path: Path) -> None:
+    """Draw mean, standard deviation and single seeds of each row on test."""
+    rows = rows_of(content, task)
+    with picture(path, (7.0, 0.9 + 0.32 * len(rows)), dpi=100) as (figure, (axes,)):
+        for place, row in enumerate(rows):
+            values = list(row.test.values())
+            axes.plot(values, [place] * len(values), "o", markersize=4, color="tab:blue", alpha=0.45)
+            error = stdev(values) if len(values) > 1 else 0.0
+            axes.errorbar(fmean(values), place, xerr=error, fmt="|", markersize=12, color="black", capsize=3)
+        axes.set_yticks(range(len(rows)), [name_of(row.label) for row in rows])
+        axes.invert_yaxis()
+        axes.grid(axis="x", alpha=0.3)
+        axes.set_xlabel(f"{heading(rows[0].metric, 'test')}: single seeds, mean, standard deviation")
+        figure.suptitle(f"{task}: encoder of a Whisper")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the tables and draw the pictures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path, help="packed study")
+    parser.add_argument("--tasks", help="separated by commas (default: all that have a score on test)")
+    flags = parser.parse_args(argv)
+    content = read_json(flags.file)
+    known = list(content["study"]["axes"]["task"])
+    tasks = flags.tasks.split(",") if flags.tasks else [task for task in known if rows_of(content, task)]
+    if unknown := [task for task in tasks if task not in known]:
+        raise UsageError(f"{flags.file} has no task '{unknown[0]}'; it has {', '.join(known)}.")
+    for task in tasks:
+        sys.stdout.write(markdown(table(content, task)) + "\n")
+        draw(content, task, flags.file.with_name(f"{flags.file.stem}_{task}.png"))
+    return 0
+
+
+if __name__ == "__main__":
+    with as_command():
+        sys.exit(main())
