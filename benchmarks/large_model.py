@@ -1,8 +1,9 @@
 """A billion weights on a CPU: time and peak memory of merge, Fisher pass, choice, child step and delta.
 
 ``python -m benchmarks.large_model make --folder XLSR`` writes a model of XLS-R 1B's shape with random weights (962 M
-weights, 3.9 GB) as a transformers folder. Each of ``merge``, ``fisher``, ``step`` and ``delta`` then is a process of
-its own, so that its peak memory is its own. ``--layers 2`` is the same in small.
+weights, 3.9 GB) as a transformers folder, with ``--kind bert`` a BERT of its depth and width, for ``merge --source``.
+Each of ``merge``, ``fisher``, ``step`` and ``delta`` then is a process of its own, so that its peak memory is its own.
+``--layers 2`` is the same in small.
 """
 
 from __future__ import annotations
@@ -34,13 +35,18 @@ def make(flags: argparse.Namespace) -> dict[str, Any]:
     import transformers
     from safetensors.torch import save_file
 
-    config = transformers.Wav2Vec2Config(
-        hidden_size=1280, num_hidden_layers=flags.layers, num_attention_heads=16, intermediate_size=5120,
-        conv_bias=True,
-        feat_extract_norm="layer", do_stable_layer_norm=True, layerdrop=0.0, mask_time_prob=0.0,
-    )  # fmt: skip
+    sizes = {"hidden_size": 1280, "num_hidden_layers": flags.layers, "num_attention_heads": 16}
+    sizes["intermediate_size"] = 5120
+    if flags.kind == "bert":
+        config, kind = transformers.BertConfig(**sizes), transformers.BertModel
+    else:
+        config = transformers.Wav2Vec2Config(
+            **sizes, conv_bias=True, feat_extract_norm="layer", do_stable_layer_norm=True, layerdrop=0.0,
+            mask_time_prob=0.0,
+        )  # fmt: skip
+        kind = transformers.Wav2Vec2Model
     with torch.device("meta"):
-        shapes = {name: p.shape for name, p in transformers.Wav2Vec2Model(config).state_dict().items()}
+        shapes = {name: p.shape for name, p in kind(config).state_dict().items()}
     generator, state = torch.Generator().manual_seed(0), {}
     for name, shape in shapes.items():
         one = name.endswith("original0") or ("norm" in name and name.endswith("weight"))
@@ -48,19 +54,21 @@ def make(flags: argparse.Namespace) -> dict[str, Any]:
         state[name] = value if one or name.endswith("bias") else value.normal_(0, 0.02, generator=generator)
     flags.folder.mkdir(parents=True, exist_ok=True)
     save_file(state, flags.folder / "model.safetensors", {"format": "pt"})
-    config.architectures = ["Wav2Vec2Model"]
+    config.architectures = [kind.__name__]
     config.save_pretrained(flags.folder)
-    transformers.Wav2Vec2FeatureExtractor(return_attention_mask=True).save_pretrained(flags.folder)
+    if flags.kind == "xlsr":
+        transformers.Wav2Vec2FeatureExtractor(return_attention_mask=True).save_pretrained(flags.folder)
     return {"weights": sum(shape.numel() for shape in shapes.values())}
 
 
 def merge(flags: argparse.Namespace) -> dict[str, Any]:
-    """Merge the model with itself by the command, into a folder that is removed again."""
+    """Merge the model with `flags.source`, or with itself, by the command, into a folder that is removed again."""
     from s3prl_ext.commands import merge as command
 
     out = flags.folder.with_name(f"{flags.folder.name}_merged")
     config = flags.folder.with_name(f"{flags.folder.name}_merge.yaml")
-    config.write_text(f"target: {{model: {flags.folder}}}\nsource: {{model: {flags.folder}}}\nlambda: 0.1\n")
+    source = flags.source or flags.folder
+    config.write_text(f"target: {{model: {flags.folder}}}\nsource: {{model: {source}}}\nlambda: 0.1\n")
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             command.main(["-g", str(config), "--out", str(out)])
@@ -177,6 +185,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument("--folder", type=Path, required=True, help="where the model is, or is written")
+    parser.add_argument("--kind", choices=("xlsr", "bert"), default="xlsr", help="what make writes (default xlsr)")
+    parser.add_argument("--source", type=Path, help="what merge merges in (default: the model itself)")
     parser.add_argument("--layers", type=int, default=48, help="encoder layers (default 48)")
     parser.add_argument("--density", type=float, default=0.01, help="of the child network (default 0.01)")
     parser.add_argument("--base-dtype", default="float32", help="of the frozen weights in step (default float32)")
@@ -189,7 +199,7 @@ def main() -> None:
     started = perf_counter()
     row = STAGES[flags.stage](flags)
     row |= {"all_s": perf_counter() - started, "peak_gb": peak_gb()}
-    settings = {key: str(value) for key, value in vars(flags).items() if key not in ("stage", "folder")}
+    settings = {key: str(value) for key, value in vars(flags).items() if key not in ("stage", "folder", "source")}
     measure.report("large_model", {flags.stage: row}, settings=settings)
 
 
