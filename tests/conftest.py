@@ -64,3 +64,12 @@ def mini_superb(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if not (out / "env.sh").is_file():
             assert cli.main(["prepare", "mini_superb", "--out", str(out)]) == 0
     return out
+
+
+@pytest.fixture
+def any_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let runs in bf16 through whose convolutions this processor gets wrong, as those of the tiny models with AMX.
+
+    For tests of what trains, which do not read the values.
+    """
+    monkeypatch.setattr("s3prl_ext.training.builder.check_convolutions", lambda *args: None)

@@ -94,7 +94,7 @@ def check_convolutions(model: nn.Module, device: str, amp: str | None) -> None:
         if not isinstance(groups, int) or groups < 2 or not isinstance(weight, torch.Tensor) or weight.dim() != 3:
             continue
         shape = (*weight.shape, groups)
-        if shape not in tried and _error(shape, DTYPES[amp]) > WRONG:
+        if shape not in tried and convolution_error(shape, DTYPES[amp]) > WRONG:
             raise UsageError(
                 f"runner.amp: {amp}: the convolution '{name}' of the upstream ({weight.shape[1]} channels in a group, "
                 f"kernel {weight.shape[2]}) gives wrong values in {amp} on this processor: leave amp out, or train "
@@ -103,7 +103,7 @@ def check_convolutions(model: nn.Module, device: str, amp: str | None) -> None:
         tried.add(shape)
 
 
-def _error(shape: tuple[int, int, int, int], dtype: torch.dtype) -> float:
+def convolution_error(shape: tuple[int, int, int, int], dtype: torch.dtype) -> float:
     """Return the largest error of a convolution of noise in a dtype: out, channels in a group, kernel, groups."""
     out, channels, kernel, groups = shape
     generator = torch.Generator().manual_seed(0)

@@ -77,6 +77,7 @@ def test_heads_start_equal_whatever_the_method(build, tmp_path, hubert_ckpt):
     assert all(torch.equal(heads[0][n], other[n]) for other in heads[1:] for n in other)
 
 
+@pytest.mark.usefixtures("any_precision")
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])
 @pytest.mark.parametrize("method", adapters.ADAPTERS)
 def test_mixed_precision(build, tmp_path, hubert_ckpt, method, amp):

@@ -22,7 +22,7 @@ import s3prl_ext
 s3prl_ext.install()  # s3prl and transformers import torchaudio, which may need the compat layer
 
 CONV_CHANNELS, CONV_KERNELS, CONV_STRIDES = (16, 16, 16, 16), (20, 8, 8, 4), (10, 4, 4, 2)  # total stride 320
-POSITION_KERNEL, POSITION_GROUPS = 16, 2  # 16 channels in a group: with 8, bf16 is wrong on processors with AMX
+POSITION_KERNEL, POSITION_GROUPS = 16, 4
 CTC_VOCABULARY = [
     "<pad>",
     "<s>",

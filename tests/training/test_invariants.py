@@ -34,6 +34,7 @@ def upstream(hubert_ckpt):
 # -- 9: entries outside the child network are bitwise constant ---------------------------------------------------------
 
 
+@pytest.mark.usefixtures("any_precision")
 @pytest.mark.parametrize(  # every optimizer, and every way of making a gradient with another one
     ("optimizer", "extra"),
     [

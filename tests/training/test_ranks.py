@@ -14,6 +14,7 @@ import torch
 from s3prl_ext import adapters
 from s3prl_ext.child_tuning import mask_files
 from s3prl_ext.mini_superb import ALL, variables
+from s3prl_ext.training import devices
 from s3prl_ext.training.methods import METHODS
 from tests.support import forked
 from tests.training.test_race_runs import assert_same_run, newest, same
@@ -169,6 +170,8 @@ def change_of(part: str, states: dict) -> torch.Tensor:
 @pytest.mark.slow
 @pytest.mark.parametrize("method", adapters.ADAPTERS)
 def test_an_adapter_on_two_ranks_resumes_bitwise(run, tmp_path, method):
+    if devices.convolution_error((32, 8, 16, 4), torch.bfloat16) > devices.WRONG:
+        pytest.skip("this processor's bf16 convolution of the tiny model is wrong, so the run is refused")
     settings = {"tuning": {"method": method}, "runner.amp": "bf16", "runner.gradient_accumulate_steps": 2}
     settings |= {"runner.eval_step": 2, "runner.evaluate_ratio": 0.3}
     run("whole", before=keep(tmp_path), **settings).succeed()

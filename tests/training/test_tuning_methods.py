@@ -134,6 +134,7 @@ def test_fisher_pass_leaves_models_and_training_as_found(build, tmp_path, upstre
 
 
 @pytest.mark.parametrize("upstream", ["hubert_local"], indirect=True)
+@pytest.mark.usefixtures("any_precision")
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])
 def test_mixed_precision_trains_only_the_child_network(build, tmp_path, upstream, amp):
     config = task_config(tuning={"method": "child", "mask": "random", "density": 0.05}, amp=amp, total_steps=4)
