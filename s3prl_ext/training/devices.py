@@ -90,8 +90,10 @@ def check_convolutions(model: nn.Module, device: str, amp: str | None) -> None:
     tried = set()
     for name, module in model.named_modules():
         groups = getattr(module, "groups", 1)
+        if not isinstance(groups, int) or groups < 2:
+            continue
         weight = getattr(module, "weight_v", None) if hasattr(module, "weight_v") else getattr(module, "weight", None)
-        if not isinstance(groups, int) or groups < 2 or not isinstance(weight, torch.Tensor) or weight.dim() != 3:
+        if not isinstance(weight, torch.Tensor) or weight.dim() != 3:
             continue
         shape = (*weight.shape, groups)
         if shape not in tried and convolution_error(shape, DTYPES[amp]) > WRONG:
