@@ -1,8 +1,12 @@
-"""Print the tables of the study of ``ad_tuning.sh`` as Markdown and draw them: ``methods.py methods.json``.
+"""Print the tables of the studies of ``ad_tuning.sh`` as Markdown and draw them.
 
-The file is a packed study (``recipes/shared/evidence.py``). Each row has the learning rate that was best on dev, and
-mean ± sample standard deviation over the seeds that are scored on test, in per cent, with the interval of Student's t
-for its difference from the frozen weighted sum over the same seeds. A picture of each task is drawn next to the file.
+    python recipes/whisper/methods.py heads.json methods.json
+    python recipes/whisper/methods.py --head-rate exp/whisper/ad_tuning/heads --tasks ks
+
+The files are packed studies (``recipes/shared/evidence.py``), whose rows make one table for each task. Each row has
+the learning rates that were best on dev, and mean ± sample standard deviation over the seeds that are scored on test,
+in per cent, with the interval of Student's t for its difference from the frozen weighted sum over the same seeds. A
+picture of each task is drawn next to the last file. ``--head-rate`` prints the rate that was chosen for that row.
 """
 
 from __future__ import annotations
@@ -56,6 +60,7 @@ class Row:
         metric: that the task is judged by.
         rate: the chosen learning rate.
         at_the_end: whether it is the smallest or the largest of the grid.
+        head_rate: learning rate of the head.
         dev: scores on dev of the runs that chose it, in per cent.
         test: score on test by seed, in per cent.
         tested: result of the first seed on test.
@@ -66,24 +71,47 @@ class Row:
     metric: str
     rate: str
     at_the_end: bool
+    head_rate: float
     dev: Sequence[float]
     test: Mapping[int, float]
     tested: ResultRecord
     trained: Sequence[int]
 
 
-def rows_of(content: Mapping[str, Any], task: str) -> list[Row]:
-    """Return the rows of a task that have a score on test, in the order of the study.
+def rows_of(contents: Sequence[Mapping[str, Any]], task: str) -> list[Row]:
+    """Return the rows of a task that have a score on test, in the order of the studies.
 
     Args:
-        content: a packed study.
+        contents: packed studies.
         task: its short name.
     """
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place) / "study"
-        unpack(dict(content), folder)
-        cells = [cell for cell in cells_in(folder) if cell.labels["task"] == task]
-        return [row for cell in cells if (row := _row(cell)) is not None]
+    rows = []
+    for content in contents:
+        with tempfile.TemporaryDirectory() as place:
+            folder = Path(place) / "study"
+            unpack(dict(content), folder)
+            rows += [row for cell in _cells(folder, task) if (row := _row(cell)) is not None]
+    return rows
+
+
+def _cells(folder: Path, task: str) -> list[StudyCell]:
+    return [cell for cell in cells_in(folder) if cell.labels["task"] == task]
+
+
+def head_rate(folder: Path, task: str) -> str:
+    """Return the learning rate that dev chose for the frozen weighted sum.
+
+    Args:
+        folder: of the study in which it was searched.
+        task: its short name.
+
+    Raises:
+        DataError: nothing is chosen yet.
+    """
+    chosen = [cell.chosen() for cell in _cells(folder, task) if cell.labels["method"] == REFERENCE]
+    if not chosen or chosen[0] is None:
+        raise DataError(f"{folder} has not chosen a learning rate of {REFERENCE} on {task}: run its study first.")
+    return chosen[0].labels["lr"]
 
 
 def _row(cell: StudyCell) -> Row | None:
@@ -92,13 +120,15 @@ def _row(cell: StudyCell) -> Row | None:
     if not tested:
         return None
     test, scale = named(cell.labels["task"]).test, factor(cell.metric)
-    rates = sorted({float(run.labels["lr"]) for run in cell.search})
+    (axis,) = cell.study.choose
+    rate, rates = final[0].labels[axis], sorted({float(run.labels[axis]) for run in cell.search})
     trained = {record["trainable"]["Upstream"] for run in final if (record := run.record()) is not None}
     return Row(
         cell.labels["method"],
         cell.metric,
-        final[0].labels["lr"],
-        float(final[0].labels["lr"]) in (rates[0], rates[-1]),
+        rate,
+        float(rate) in (rates[0], rates[-1]),
+        float(final[0].config()["optimizer"]["lr"]),
         [scale * cell.scores[run.name] for run in cell.at(final[0])],
         {seed: record.score(test, cell.metric) for seed, record in tested.items()},
         tested[min(tested)],
@@ -121,11 +151,11 @@ def difference(row: Row, reference: Row) -> tuple[float, float] | None:
     return fmean(values), float(t.ppf(0.975, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
 
 
-def table(content: Mapping[str, Any], task: str) -> Table:
-    """Return the table of a task of a packed study."""
-    rows = rows_of(content, task)
+def table(contents: Sequence[Mapping[str, Any]], task: str) -> Table:
+    """Return the table of a task of packed studies."""
+    rows = rows_of(contents, task)
     if not rows:
-        raise DataError(f"the study has no score of {task} on test.")
+        raise DataError(f"the studies have no score of {task} on test.")
     printed = ad_tuning_tables()["table2"]
     column = printed["columns"].index(task)
     reference = next((row for row in rows if row.label == REFERENCE), None)
@@ -137,7 +167,8 @@ def table(content: Mapping[str, Any], task: str) -> Table:
             [
                 name_of(row.label),
                 " to ".join(f"{count:,}" for count in sorted({min(row.trained), max(row.trained)})),
-                row.rate,
+                f"{row.head_rate:g}",
+                row.rate if max(row.trained) else NOTHING,
                 mean_and_deviation(row.dev),
                 str(len(row.test)),
                 mean_and_deviation(list(row.test.values())),
@@ -146,7 +177,8 @@ def table(content: Mapping[str, Any], task: str) -> Table:
                 printed[PAPER_ROWS[row.label]][column] if row.label in PAPER_ROWS else NOTHING,
             ]
         )
-    head = ["method", "weights trained in the upstream", "learning rate", heading(metric, "dev"), "seeds",
+    head = ["method", "weights trained in the upstream", "learning rate of the head", "of the upstream",
+            heading(metric, "dev"), "seeds",
             heading(metric, "test"), "95 % interval of the first seed over items",
             f"difference from {NAMES[REFERENCE]}, 95 % over seeds", "paper, test"]  # fmt: skip
     edges = [f"{name_of(row.label)} ({row.rate})" for row in rows if row.at_the_end]
@@ -154,9 +186,9 @@ def table(content: Mapping[str, Any], task: str) -> Table:
     return Table(f"{task}: encoder of a Whisper", head, body, notes)
 
 
-def draw(content: Mapping[str, Any], task: str, path: Path) -> None:
+def draw(contents: Sequence[Mapping[str, Any]], task: str, path: Path) -> None:
     """Draw mean, standard deviation and single seeds of each row on test."""
-    rows = rows_of(content, task)
+    rows = rows_of(contents, task)
     with picture(path, (7.0, 0.9 + 0.32 * len(rows)), dpi=100) as (figure, (axes,)):
         for place, row in enumerate(rows):
             values = list(row.test.values())
@@ -173,17 +205,28 @@ def draw(content: Mapping[str, Any], task: str, path: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the tables and draw the pictures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("file", type=Path, help="packed study")
+    parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="packed study")
     parser.add_argument("--tasks", help="separated by commas (default: all that have a score on test)")
+    parser.add_argument(
+        "--head-rate", type=Path, metavar="FOLDER", help="study of the frozen rows; print, draw nothing"
+    )
     flags = parser.parse_args(argv)
-    content = read_json(flags.file)
-    known = list(content["study"]["axes"]["task"])
-    tasks = flags.tasks.split(",") if flags.tasks else [task for task in known if rows_of(content, task)]
+    tasks = flags.tasks.split(",") if flags.tasks else []
+    if flags.head_rate is not None:
+        if flags.files or len(tasks) != 1:
+            raise UsageError("--head-rate takes one task (--tasks) and no files.")
+        sys.stdout.write(head_rate(flags.head_rate, tasks[0]) + "\n")
+        return 0
+    if not flags.files:
+        raise UsageError("no packed study: name the files, such as recipes/whisper/heads.json.")
+    contents = [read_json(file) for file in flags.files]
+    known = list(dict.fromkeys(task for content in contents for task in content["study"]["axes"]["task"]))
     if unknown := [task for task in tasks if task not in known]:
-        raise UsageError(f"{flags.file} has no task '{unknown[0]}'; it has {', '.join(known)}.")
-    for task in tasks:
-        sys.stdout.write(markdown(table(content, task)) + "\n")
-        draw(content, task, flags.file.with_name(f"{flags.file.stem}_{task}.png"))
+        raise UsageError(f"no file has a task '{unknown[0]}'; they have {', '.join(known)}.")
+    for task in tasks or [task for task in known if rows_of(contents, task)]:
+        sys.stdout.write(markdown(table(contents, task)) + "\n")
+        last = flags.files[-1]
+        draw(contents, task, last.with_name(f"{last.stem}_{task}.png"))
     return 0
 
 

@@ -1,7 +1,7 @@
 """Write the tables of RESULTS.md anew from the result files next to it; with --check only say whether they differ.
 
-A table stands between ``<!-- methods.json ks -->`` and ``<!-- end -->``: the mark names a task of a packed study, or
-one of the tables of a file of ``lambdas.py``, such as ``<!-- vctk_noise.json chosen -->``.
+A table stands between ``<!-- heads.json methods.json ks -->`` and ``<!-- end -->``: the mark names packed studies and
+one of their tasks, or a file of ``lambdas.py`` and one of its tables, such as ``<!-- vctk_noise.json chosen -->``.
 """
 
 from __future__ import annotations
@@ -22,34 +22,33 @@ from s3prl_ext.tables import Table, grid
 from s3prl_ext.writing import write_text
 
 PAGE = Path(__file__).resolve().parent / "RESULTS.md"
-MARKED = re.compile(r"(<!-- (\w+)\.json (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+MARKED = re.compile(r"(<!-- ((?:\w+\.json )+)(\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 TABLES = {"grid": lambdas.grid_table, "chosen": lambdas.chosen_table, "aligned": lambdas.aligned_table}
 
 
-def table_of(folder: Path, name: str, which: str) -> Table:
-    """Return a table of a result file.
+def table_of(files: Sequence[Path], which: str) -> Table:
+    """Return a table of result files.
 
     Args:
-        folder: of the page.
-        name: of the file, without ``.json``.
-        which: a task of a packed study, or a table of a file of ``lambdas.py``.
+        files: packed studies, or one file of ``lambdas.py``.
+        which: a task of the studies, or a table of the file.
 
     Raises:
-        DataError: the file is missing or corrupt, or has no table of this name.
+        DataError: a file is missing or corrupt, or has no table of this name.
     """
-    content = read_json(folder / f"{name}.json")
-    if "study" in content:
-        return methods.table(content, which)
-    if which not in TABLES:
-        raise DataError(f"{name}.json has no table '{which}'; it has {', '.join(TABLES)}.")
-    return TABLES[which](content)
+    contents = [read_json(file) for file in files]
+    if all("study" in content for content in contents):
+        return methods.table(contents, which)
+    if which not in TABLES or len(files) > 1:
+        raise DataError(f"{files[0].name} has no table '{which}'; it has {', '.join(TABLES)}.")
+    return TABLES[which](contents[0])
 
 
 def written(text: str, folder: Path) -> str:
     """Return the page with its tables made from the files in `folder`."""
 
     def anew(match: re.Match[str]) -> str:
-        table = table_of(folder, match[2], match[3])
+        table = table_of([folder / name for name in match[2].split()], match[3])
         lines = [grid(table.head, table.rows, range(1, len(table.head))), *(f"\n- {note}" for note in table.notes)]
         return match[1] + "\n" + "\n".join(lines) + "\n\n" + match[4]
 
