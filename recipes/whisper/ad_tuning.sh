@@ -11,7 +11,7 @@
 #   --rows LIST        methods beside the weighted sum: frozen, full, full_last, houlsby, lora, bitfit, child-P and random-P with
 #                      P of 0.1, 0.01, 0.001, ad_tuning (default: all)
 #   --head-lrs LIST    learning rates of the head (default: 1e-4,3e-4,1e-3,3e-3,1e-2)
-#   --lrs LIST         learning rates of what trains in the upstream (default: 3e-5,1e-4,3e-4,1e-3,3e-3)
+#   --lrs LIST         learning rates of what trains in the upstream, for every row (default: four for each, out of 1e-5 to 3e-3)
 #   --seeds LIST       of the runs that are scored on test (default: 0,1,2); those that search have others
 #   --steps N          optimizer steps of each run (default: those of the studies)
 #   --takes N          training takes of each digit in ks and sid (default: 3)
@@ -58,7 +58,7 @@ fi
 if due 4 "a learning rate for each row, then its scores" && [[ -z "$rows" || -n "$trained" ]]; then
   for name in $(listed "$tasks"); do
     over=""
-    [[ -z "$lrs" ]] || over="axes={tuning.lr: [$(comma "$lrs")]}"
+    [[ -z "$lrs" ]] || over="axes={tuning.lr: [$(comma "$lrs")]},,exclude=[]"
     if [[ -z "$dry_run" ]]; then
       rate="$(python "$RECIPES/whisper/methods.py" --head-rate "$out/heads" --tasks "$name")"
       over="$(joined "$over" "adjust+=[{task: $name, set: {optimizer.lr: $rate}}]")"
