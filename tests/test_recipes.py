@@ -349,27 +349,31 @@ def test_whisper_methods_in_small(tmp_path):
     pytest.importorskip("espeakng_loader")
     ckpt = factories.whisper_folder(tmp_path / "whisper")
     flags = ["--ckpt", str(ckpt), "--tasks", "sid", "--rows", "weighted_sum,frozen,random-0.1", "--seeds", "0,1"]
-    flags += ["--steps", "2", "--lrs", "1e-3,1e-4", "--out", "exp"]
+    flags += ["--steps", "2", "--head-lrs", "1e-2,1e-3", "--lrs", "1e-3,1e-4", "--out", "exp"]
     done = run(tmp_path, "whisper/ad_tuning.sh", *flags)
     assert done.returncode == 0, done.stderr[-3000:]
     rows = [line.split(" | ") for line in done.stdout.splitlines() if line.startswith("| ")]
     names = ["frozen, weighted sum", "frozen, last hidden state", "child, random, P = 0.1"]
     assert [row[0].strip("| ") for row in rows[-3:]] == names
-    assert [row[4] for row in rows[-3:]] == ["2"] * 3 and rows[-1][2] in ("0.001", "0.0001")
-    kept = json.loads((tmp_path / "exp/methods.json").read_text())
-    assert str(tmp_path) not in json.dumps(kept) and len(kept["results"]) == 3 * (2 + 2 + 2)
+    head = rows[-3][2]  # the rate of the weighted sum is the head's where the upstream trains
+    assert [row[2] for row in rows[-3:]] == [head, rows[-2][2], head] and head in ("0.01", "0.001")
+    assert [row[3] for row in rows[-3:-1]] == ["-"] * 2 and rows[-1][3] in ("0.001", "0.0001")
+    assert [row[5] for row in rows[-3:]] == ["2"] * 3
+    for file, runs in (("heads", 2 * (2 * 3 + 2 + 2)), ("methods", 2 + 2 + 2)):
+        kept = json.loads((tmp_path / f"exp/{file}.json").read_text())
+        assert str(tmp_path) not in json.dumps(kept) and len(kept["results"]) == runs
     assert (tmp_path / "exp/methods_sid.png").read_bytes().startswith(b"\x89PNG")
     features = {
         path.parents[2].name: path.read_text().split("upstream_feature_selection: ")[1].split("\n")[0]
-        for path in (tmp_path / "exp/study").rglob("args_*.yaml")
+        for path in (tmp_path / "exp").rglob("args_*.yaml")
     }
     assert features == {
         "weighted_sum": "hidden_states", "frozen": "last_hidden_state", "random-0.1": "hidden_states"
     }  # fmt: skip
-    runs = {path: path.stat().st_mtime_ns for path in (tmp_path / "exp/study").rglob("result*.json")}
+    runs = {path: path.stat().st_mtime_ns for path in (tmp_path / "exp").rglob("result*.json")}
     again = run(tmp_path, "whisper/ad_tuning.sh", *flags)
     assert again.stdout.endswith(done.stdout[-500:])
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "exp/study").rglob("result*.json")} == runs
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "exp").rglob("result*.json")} == runs
 
 
 @pytest.mark.slow
@@ -465,6 +469,23 @@ def test_tables_of_a_grid_of_lambda(monkeypatch):
 
 
 @pytest.mark.slow
+def test_races_of_densities_are_compared_with_the_end(monkeypatch):
+    races = load("whisper", "races", monkeypatch)
+    curves = {
+        "0.1": {40: 50.0, 80: 60.0, 200: 70.0}, "0.01": {40: 50.0, 80: 62.0, 200: 90.0},
+        "0.001": {40: 40.0, 80: 99.0, 200: 95.0},
+    }  # fmt: skip
+    race = races.Race("ks", "Fisher", "acc", curves)
+    assert race.best(200) == "0.001"
+    assert race.early() == "0.1" and race.lost("0.1") == 25.0  # of equal scores the first
+    assert race.halving() == "0.01" and race.lost("0.01") == 5.0  # 0.001 goes first, then 0.1
+    late = races.Race(
+        "ks", "Fisher", "acc", {name: {40: row[80], 80: row[80], 200: row[200]} for name, row in curves.items()}
+    )
+    assert late.early() == late.halving() == "0.001" and late.lost("0.001") == 0.0
+    assert races._row([race, late]) == ["2", "1 of 2", "12.50", "1 of 2", "2.50", "0.001", "0.00"]
+
+
 def test_an_interrupted_recipe_goes_on(tmp_path):
     """Ctrl-C reaches recipe and command; the same command again goes on at the step that was saved."""
     flags = ["--mini", "--steps", "40", "--lrs", "1e-3", "--out", "exp"]
