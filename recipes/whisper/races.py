@@ -1,0 +1,152 @@
+"""Say how often an early comparison of child networks agrees with the end: ``races.py methods.json``.
+
+The file is the packed study of ``ad_tuning.sh``. Runs that differ in nothing but the density P were each trained to the
+end, and make one race: AD-TUNING keeps the P that is best on dev after a fifth of the steps, successive halving drops
+the worst one after a fifth and after two fifths. Equal scores go to the first P of the study, as in a race. All scores
+are of dev.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+RECIPES = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(RECIPES / "shared")]
+from evidence import unpack
+
+from s3prl_ext.errors import DataError, as_command
+from s3prl_ext.evaluation.predictions import read_json
+from s3prl_ext.metrics import factor, metric
+from s3prl_ext.studies.outcome import cells_in
+from s3prl_ext.studies.plan import StudyCell
+from s3prl_ext.studies.study_run import StudyRun
+from s3prl_ext.tables import Table, markdown
+
+SHARE = 0.2  # of the steps, before the first comparison
+MASKS = {"child": "Fisher", "random": "random"}
+
+
+@dataclass(frozen=True)
+class Race:
+    """Child networks of several densities, each trained to the end.
+
+    Attributes:
+        task: its short name.
+        mask: how the weights were chosen.
+        metric: that the task is judged by.
+        curves: score on dev by step, by density in the order of the study; the larger the better.
+    """
+
+    task: str
+    mask: str
+    metric: str
+    curves: Mapping[str, Mapping[int, float]]
+
+    @property
+    def end(self) -> int:
+        """The last step."""
+        return max(next(iter(self.curves.values())))
+
+    def best(self, step: int, among: Sequence[str] = ()) -> str:
+        """Return the density with the best score at a step; the first of equals."""
+        return max(among or list(self.curves), key=lambda density: self.curves[density][step])
+
+    def early(self) -> str:
+        """Return the density that AD-TUNING's comparison keeps."""
+        return self.best(round(SHARE * self.end))
+
+    def halving(self) -> str:
+        """Return the density that is left when the worst one is dropped at each comparison."""
+        left = list(self.curves)
+        for place in range(1, len(left)):
+            step = round(place * SHARE * self.end)
+            left.remove(min(reversed(left), key=lambda density: self.curves[density][step]))
+        return left[0]
+
+    def lost(self, density: str) -> float:
+        """Return by how much a density ends behind the best one, in the units of the score."""
+        return self.curves[self.best(self.end)][self.end] - self.curves[density][self.end]
+
+
+def races_of(content: Mapping[str, Any]) -> list[Race]:
+    """Return the races of a packed study: those of each task, mask, learning rate and seed with every density."""
+    found: dict[tuple[str, ...], dict[str, Mapping[int, float]]] = {}
+    names: dict[str, str] = {}
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place) / "study"
+        unpack(dict(content), folder)
+        for cell in cells_in(folder):
+            kind, _, density = cell.labels["method"].partition("-")
+            if kind not in MASKS:
+                continue
+            names[cell.labels["task"]] = cell.metric
+            for run in _runs(cell):
+                if curve := _curve(run, cell.metric):
+                    key = (cell.labels["task"], MASKS[kind], run.point(cell.study.choose), str(run.seed))
+                    found.setdefault(key, {})[density] = curve
+    whole = max((len(curves) for curves in found.values()), default=0)
+    return [
+        Race(task, mask, names[task], curves)
+        for (task, mask, *_), curves in found.items()
+        if len(curves) == whole and whole > 1
+    ]
+
+
+def _runs(cell: StudyCell) -> list[StudyRun]:
+    """Return the runs that search and those of the chosen point, each once."""
+    return list({run.name: run for run in [*cell.search, *cell.final_runs()]}.values())
+
+
+def _curve(run: StudyRun, name: str) -> dict[int, float]:
+    record = run.record()
+    sign = (1 if metric(name).higher_is_better else -1) * factor(name)
+    return {} if record is None else {row["step"]: sign * row[name] for row in record["history"] if name in row}
+
+
+def table(content: Mapping[str, Any]) -> Table:
+    """Return how often comparisons agree with the end, and what they cost on dev."""
+    races = races_of(content)
+    if not races:
+        raise DataError("the study has no child networks of several densities with the same rate and seed.")
+    groups = {
+        (race.task, race.mask): [r for r in races if (r.task, r.mask) == (race.task, race.mask)] for race in races
+    }
+    body = [[task, mask, *_row(group)] for (task, mask), group in groups.items()]
+    if len(groups) > 1:
+        body.append(["all", "both" if len({mask for _, mask in groups}) > 1 else next(iter(groups))[1], *_row(races)])
+    head = ["task", "mask", "races", "the early comparison keeps the best", "points lost on dev",
+            "successive halving keeps it", "points lost on dev", "best fixed P", "points lost on dev"]  # fmt: skip
+    return Table("Races of densities", head, body)
+
+
+def _row(races: Sequence[Race]) -> list[str]:
+    kept = [(race.early(), race.halving()) for race in races]
+    fixed = min(races[0].curves, key=lambda density: fmean(race.lost(density) for race in races))
+    cells = [str(len(races))]
+    for place in (0, 1):
+        agree = sum(race.lost(pair[place]) == 0 for race, pair in zip(races, kept, strict=True))
+        cells += [
+            f"{agree} of {len(races)}",
+            f"{fmean(r.lost(k[place]) for r, k in zip(races, kept, strict=True)):.2f}",
+        ]
+    return [*cells, fixed, f"{fmean(race.lost(fixed) for race in races):.2f}"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path, help="packed study")
+    sys.stdout.write(markdown(table(read_json(parser.parse_args(argv).file))) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    with as_command():
+        sys.exit(main())
