@@ -425,25 +425,25 @@ def test_whisper_merges_in_small(tmp_path):
     assert (tmp_path / "exp/vctk_blocks.png").stat().st_size > 5_000
 
 
-def test_printed_tables_are_those_of_the_result_files(tmp_path):
-    command = [sys.executable, str(RECIPES / "whisper/page.py"), "--check"]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
+@pytest.mark.parametrize("folder", ["whisper"])
+def test_printed_tables_are_those_of_the_result_files(folder, tmp_path):
+    command = [sys.executable, str(RECIPES / "shared/page.py"), "--check"]
+    page = RECIPES / folder / "RESULTS.md"
+    done = subprocess.run([*command, str(page)], check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    text = (RECIPES / "whisper/RESULTS.md").read_text()
-    marked = set(re.findall(r"<!-- (\w+\.json) \w+ -->", text))
-    assert marked == {path.name for path in (RECIPES / "whisper").glob("*.json")}
-    copy = tmp_path / "whisper"
-    shutil.copytree(RECIPES / "whisper", copy)
-    for neighbour in ("ad_tuning", "shared"):
-        shutil.copytree(RECIPES / neighbour, tmp_path / neighbour)
+    text = page.read_text()
+    marked = {name for names in re.findall(r"<!-- ((?:\w+\.json )+)\w+ -->", text) for name in names.split()}
+    assert marked == {path.name for path in page.parent.glob("*.json")}
+    copy = tmp_path / folder
+    shutil.copytree(page.parent, copy)
     (copy / "RESULTS.md").write_text(re.sub(r"\| (\d)\d?\.\d\d ±", r"| 99.99 ±", text, count=1))
-    done = subprocess.run([*command[:1], str(copy / "page.py"), "--check"], check=False, capture_output=True, text=True)
+    done = subprocess.run([*command, str(copy / "RESULTS.md")], check=False, capture_output=True, text=True)
     assert done.returncode == 1
-    assert "RESULTS.md differs from its result files: run python recipes/whisper/page.py." in done.stderr
+    assert f"RESULTS.md differs from its result files: run python recipes/shared/page.py {copy}" in done.stderr
 
 
 def test_tables_of_a_grid_of_lambda(monkeypatch):
-    lambdas = load("whisper", "lambdas", monkeypatch)
+    lambdas = load("shared", "lambdas", monkeypatch)
     content = {
         "task": "vctk", "metric": "wer", "head": {}, "items": {"dev": 32, "test": 30},
         "unmerged": {"dev": [6.0, 4.0, 8.5], "test": [7.0, 5.0, 9.0]},

@@ -47,12 +47,17 @@ if [[ $stage -le 4 ]]; then
   done
 fi
 upstream=whisper_local ckpt="$WHISPER" mini=""   # the studies are small in any case
+# head_rate TASK ROW: the rate that the first study chose for a frozen row.
+head_rate() { python "$RECIPES/whisper/methods.py" --head-rate "$out/heads" --tasks "$1" --row "$2"; }
+
 heads="" trained=""
 for row in $(listed "$rows"); do
   if [[ "$row" =~ ^(frozen|weighted_sum)$ ]]; then heads+=" $row"; else trained+=" $row"; fi
+  [[ "$row" != full_last ]] || heads+=" frozen"   # the head of the same features
 done
 if due 3 "a learning rate for the head"; then
-  only=(--only "task=$(comma "$tasks")" ${rows:+--only "method=$(comma "$(printf '%s\n' weighted_sum $heads | sort -u)")"})
+  rows_of_heads="$(listed "weighted_sum $heads" | sort -u)"
+  only=(--only "task=$(comma "$tasks")" ${rows:+--only "method=$(comma "$rows_of_heads")"})
   run_study whisper_heads "$out/heads" "${head_lrs:+axes.lr=[$(comma "$head_lrs")]}" "${only[@]}"
 fi
 if due 4 "a learning rate for each row, then its scores" && [[ -z "$rows" || -n "$trained" ]]; then
@@ -60,8 +65,12 @@ if due 4 "a learning rate for each row, then its scores" && [[ -z "$rows" || -n 
     over=""
     [[ -z "$lrs" ]] || over="axes={tuning.lr: [$(comma "$lrs")]},,exclude=[]"
     if [[ -z "$dry_run" ]]; then
-      rate="$(python "$RECIPES/whisper/methods.py" --head-rate "$out/heads" --tasks "$name")"
+      rate="$(head_rate "$name" weighted_sum)"
       over="$(joined "$over" "adjust+=[{task: $name, set: {optimizer.lr: $rate}}]")"
+      if [[ -z "$rows" || "$trained " == *" full_last "* ]]; then
+        rate="$(head_rate "$name" frozen)"
+        over="$(joined "$over" "adjust+=[{task: $name, method: full_last, set: {optimizer.lr: $rate}}]")"
+      fi
     fi
     run_study whisper "$out/study" "$over" --only "task=$name" ${trained:+--only "method=$(comma "$trained")"}
   done

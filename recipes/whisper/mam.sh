@@ -107,9 +107,10 @@ for task in $(listed "$tasks"); do
   if due 6 "$task: result files and pictures"; then
     for table in noise blocks; do
       [[ -n "$dry_run" || -f "$out/$table/$task/sweep.json" ]] || continue   # a stage that was left out
-      execute python "$RECIPES/whisper/lambdas.py" "$out/$table/$task/sweep.json" --out "$out/${task}_$table.json"
+      execute python "$RECIPES/shared/lambdas.py" "$out/$table/$task/sweep.json" --out "$out/${task}_$table.json" \
+        --title "the decoder's attention merged into the encoder's (Whisper base)"
     done
-    [[ -z "$pairs" ]] || execute python "$RECIPES/whisper/lambdas.py" "$out/aligned/$task"/*/sweep.json \
+    [[ -z "$pairs" ]] || execute python "$RECIPES/shared/lambdas.py" "$out/aligned/$task"/*/sweep.json \
       --out "$out/${task}_aligned.json"
   fi
 done

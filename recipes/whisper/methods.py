@@ -1,12 +1,12 @@
 """Print the tables of the studies of ``ad_tuning.sh`` as Markdown and draw them.
 
     python recipes/whisper/methods.py heads.json methods.json
-    python recipes/whisper/methods.py --head-rate exp/whisper/ad_tuning/heads --tasks ks
+    python recipes/whisper/methods.py --head-rate exp/whisper/ad_tuning/heads --tasks ks --row weighted_sum
 
 The files are packed studies (``recipes/shared/evidence.py``), whose rows make one table for each task. Each row has
 the learning rates that were best on dev, and mean ± sample standard deviation over the seeds that are scored on test,
 in per cent, with the interval of Student's t for its difference from the frozen weighted sum over the same seeds. A
-picture of each task is drawn next to the last file. ``--head-rate`` prints the rate that was chosen for that row.
+picture of each task is drawn next to the last file. ``--head-rate`` prints the rate that was chosen for a frozen row.
 """
 
 from __future__ import annotations
@@ -98,19 +98,20 @@ def _cells(folder: Path, task: str) -> list[StudyCell]:
     return [cell for cell in cells_in(folder) if cell.labels["task"] == task]
 
 
-def head_rate(folder: Path, task: str) -> str:
-    """Return the learning rate that dev chose for the frozen weighted sum.
+def head_rate(folder: Path, task: str, row: str = REFERENCE) -> str:
+    """Return the learning rate that dev chose for a frozen row.
 
     Args:
         folder: of the study in which it was searched.
         task: its short name.
+        row: label of the method.
 
     Raises:
         DataError: nothing is chosen yet.
     """
-    chosen = [cell.chosen() for cell in _cells(folder, task) if cell.labels["method"] == REFERENCE]
+    chosen = [cell.chosen() for cell in _cells(folder, task) if cell.labels["method"] == row]
     if not chosen or chosen[0] is None:
-        raise DataError(f"{folder} has not chosen a learning rate of {REFERENCE} on {task}: run its study first.")
+        raise DataError(f"{folder} has not chosen a learning rate of {row} on {task}: run its study first.")
     return chosen[0].labels["lr"]
 
 
@@ -210,12 +211,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--head-rate", type=Path, metavar="FOLDER", help="study of the frozen rows; print, draw nothing"
     )
+    parser.add_argument("--row", default=REFERENCE, help="of --head-rate (default: %(default)s)")
     flags = parser.parse_args(argv)
     tasks = flags.tasks.split(",") if flags.tasks else []
     if flags.head_rate is not None:
         if flags.files or len(tasks) != 1:
             raise UsageError("--head-rate takes one task (--tasks) and no files.")
-        sys.stdout.write(head_rate(flags.head_rate, tasks[0]) + "\n")
+        sys.stdout.write(head_rate(flags.head_rate, tasks[0], flags.row) + "\n")
         return 0
     if not flags.files:
         raise UsageError("no packed study: name the files, such as recipes/whisper/heads.json.")

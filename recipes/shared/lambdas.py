@@ -1,6 +1,6 @@
-"""Keep what a finished sweep of ``mam.sh`` measured as a small file, and draw it; ``page.py`` makes tables of it.
+"""Keep what a finished sweep measured as a small file, and draw it; ``page.py`` makes tables of it.
 
-    python recipes/whisper/lambdas.py exp/noise/vctk/sweep.json --out vctk_noise.json
+    python recipes/shared/lambdas.py exp/noise/vctk/sweep.json --out vctk_noise.json --title "Whisper base"
 
 writes ``vctk_noise.json`` and ``vctk_noise.png``: each arm's score on dev with its 95 % interval over utterances, and
 on test those of the unmerged target and of the lambda that dev chose in each column. Of several sweeps, which are one
@@ -125,8 +125,14 @@ def _lambdas(content: Mapping[str, Any]) -> list[str]:
     return sorted({value for column in content["columns"] for value in column["dev"] if float(value)}, key=float)
 
 
-def draw(content: Mapping[str, Any], path: Path) -> None:
-    """Draw the scores on dev over lambda, one line for each column; draws as their mean with the whole range."""
+def draw(content: Mapping[str, Any], path: Path, title: str = "") -> None:
+    """Draw the scores on dev over lambda, one line for each column; draws as their mean with the whole range.
+
+    Args:
+        content: of the small file.
+        path: picture to write.
+        title: what is merged, behind the name of the task.
+    """
     with picture(path, (6.4, 4.0), dpi=100) as (figure, (axes,)):
         light_frame(axes)
         for column in content["columns"]:
@@ -148,7 +154,7 @@ def draw(content: Mapping[str, Any], path: Path) -> None:
         axes.set_xlabel("λ")
         axes.set_ylabel(heading(content["metric"], "dev"))
         axes.legend(frameon=False)
-        figure.suptitle(f"{content['task']}: the decoder's attention merged into the encoder's (Whisper base)")
+        figure.suptitle(content["task"] + (f": {title}" if title else ""))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -156,12 +162,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sweeps", type=Path, nargs="+", help="sweep.json of finished sweeps")
     parser.add_argument("--out", type=Path, required=True, help="file to write, such as vctk_noise.json")
+    parser.add_argument("--title", default="", help="what is merged, for the picture")
     flags = parser.parse_args(argv)
     found = {path.resolve().parent.name: kept(read_sweep(path)) for path in flags.sweeps}
     if len(found) == 1:
         (content,) = found.values()
         write_json(flags.out, content, indent=1)
-        draw(content, flags.out.with_suffix(".png"))
+        draw(content, flags.out.with_suffix(".png"), flags.title)
     else:
         write_json(flags.out, found, indent=1)
     return 0

@@ -1,4 +1,6 @@
-"""Write the tables of RESULTS.md anew from the result files next to it; with --check only say whether they differ.
+"""Write the tables of a page of results anew from the result files next to it.
+
+    python recipes/shared/page.py recipes/whisper/RESULTS.md
 
 A table stands between ``<!-- heads.json methods.json ks -->`` and ``<!-- end -->``: the mark names packed studies and
 one of their tasks, or a file of ``lambdas.py`` and one of its tables, such as ``<!-- vctk_noise.json chosen -->``.
@@ -12,16 +14,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).resolve().parent)]
+RECIPES = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(RECIPES / "shared"), str(RECIPES / "whisper")]
 import lambdas
 import methods
+import races
 
 from s3prl_ext.errors import DataError, as_command
 from s3prl_ext.evaluation.predictions import read_json
 from s3prl_ext.tables import Table, grid
 from s3prl_ext.writing import write_text
 
-PAGE = Path(__file__).resolve().parent / "RESULTS.md"
 MARKED = re.compile(r"(<!-- ((?:\w+\.json )+)(\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 TABLES = {"grid": lambdas.grid_table, "chosen": lambdas.chosen_table, "aligned": lambdas.aligned_table}
 
@@ -31,14 +34,14 @@ def table_of(files: Sequence[Path], which: str) -> Table:
 
     Args:
         files: packed studies, or one file of ``lambdas.py``.
-        which: a task of the studies, or a table of the file.
+        which: a task of the studies or ``races`` of the last one, or a table of the file.
 
     Raises:
         DataError: a file is missing or corrupt, or has no table of this name.
     """
     contents = [read_json(file) for file in files]
     if all("study" in content for content in contents):
-        return methods.table(contents, which)
+        return races.table(contents[-1]) if which == "races" else methods.table(contents, which)
     if which not in TABLES or len(files) > 1:
         raise DataError(f"{files[0].name} has no table '{which}'; it has {', '.join(TABLES)}.")
     return TABLES[which](contents[0])
@@ -56,16 +59,18 @@ def written(text: str, folder: Path) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write or check the page."""
+    """Write or check pages."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pages", type=Path, nargs="+", metavar="PAGE", help="such as recipes/whisper/RESULTS.md")
     parser.add_argument("--check", action="store_true", help="write nothing; exit status 1 where a table differs")
     flags = parser.parse_args(argv)
-    before = PAGE.read_text(encoding="utf-8")
-    after = written(before, PAGE.parent)
-    if flags.check and after != before:
-        raise DataError(f"{PAGE.name} differs from its result files: run python recipes/whisper/page.py.")
-    if after != before:
-        write_text(PAGE, after)
+    for page in flags.pages:
+        before = page.read_text(encoding="utf-8")
+        after = written(before, page.parent)
+        if flags.check and after != before:
+            raise DataError(f"{page} differs from its result files: run python recipes/shared/page.py {page}.")
+        if after != before:
+            write_text(page, after)
     return 0
 
 
