@@ -95,6 +95,14 @@ small_sound_pair() {
   fi
 }
 
+# keep_sweeps TABLE WHAT: what each sweep of a table measured as a small file with a picture; pages are made of such files.
+keep_sweeps() {
+  local unit
+  for unit in $(units); do
+    execute python "$RECIPES/shared/lambdas.py" "$out/$1/$unit/sweep.json" --out "$out/${unit}_$1.json" --title "$2"
+  done
+}
+
 # mean_of_folds FOLDER: one table over the folds of ESC-50 whose sweeps are in FOLDER, where there are several.
 mean_of_folds() {
   local unit files=()

@@ -38,5 +38,6 @@ if due 3 "lambda and noise"; then
     execute s3prl-ext sweep "${pair[@]}" "${task[@]}" --grid "$grid" \
       ${lambdas:+--lambda "$lambdas"} --draws "$draws" ${test_all:+--test-all} -p "$out/table1/$unit"
   done
+  keep_sweeps table1 "text or image attention against noise"
   mean_of_folds "$out/table1"
 fi

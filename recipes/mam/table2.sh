@@ -42,5 +42,6 @@ if due 3 "blocks of layers"; then
     execute s3prl-ext sweep "${pair[@]}" "${task[@]}" "${grid[@]}" \
       ${lambdas:+--lambda "$lambdas"} ${test_all:+--test-all} -p "$out/table2/$unit"
   done
+  keep_sweeps table2 "blocks of layers"
   mean_of_folds "$out/table2"
 fi

@@ -50,4 +50,5 @@ if due 4 "merges of the most similar layers"; then
       ${lambdas:+--lambda "$lambdas"} ${test_all:+--test-all} --similarity "$out/table3/$unit-layers/layers.json" \
       -p "$out/table3/$unit"
   done
+  keep_sweeps table3 "the most similar layers"
 fi

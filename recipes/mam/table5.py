@@ -1,14 +1,20 @@
 """Print Table 5 of MAM: target, MAM, FT, MAM + FT and L-MAM + FT on test, next to the paper's figures.
 
-python recipes/mam/table5.py exp/mam ljspeech
-python recipes/mam/table5.py exp/mam esc50       # the mean over the folds that are there
+    python recipes/mam/table5.py exp/mam ljspeech
+    python recipes/mam/table5.py exp/mam esc50                    # the mean over the folds that are there
+    python recipes/mam/table5.py exp/mam vctk --keep vctk_table5.json
+
+``--keep`` writes what the table needs as a small file, of which ``recipes/shared/page.py`` makes it again.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from s3prl_ext.errors import as_command
 from s3prl_ext.evaluation.predictions import read_json
@@ -17,6 +23,7 @@ from s3prl_ext.papers.figures import mam_tables
 from s3prl_ext.run_folder import RunFolder
 from s3prl_ext.tables import NOTHING, Table, markdown, mean_and_deviation
 from s3prl_ext.tasks import named
+from s3prl_ext.writing import write_json
 
 CORPORA = ("ljspeech", "vctk", "esc50")
 # Row, as the paper's figures name it: folder of its runs.
@@ -42,27 +49,17 @@ def units_of(found: list[ResultRecord], out: Path, metric: str) -> list[float]:
     return [statistics.fmean(values) for values in folds.values()] if len(folds) > 1 else next(iter(folds.values()))
 
 
-def moved(found: list[ResultRecord]) -> str:
-    """Return the first values of the learnt lambdas and the range of the last ones over layers and runs."""
+def courses(found: list[ResultRecord]) -> dict[str, list[float]]:
+    """Return the first values of the learnt lambdas, and the smallest and largest of the last over layers and runs."""
     files = [RunFolder(result.path.parent).lambda_curve for result in found]
-    courses = [read_json(file)["lambda"] for file in files if file.is_file()]
-    last = [value for course in courses for value in course[-1]]
-    first = ", ".join(f"{value:.4g}" for value in sorted({value for course in courses for value in course[0]}))
-    return f"{first} -> {min(last):.4f} to {max(last):.4f}" if last else ""
+    curves = [read_json(file)["lambda"] for file in files if file.is_file()]
+    last = [value for curve in curves for value in curve[-1]]
+    first = sorted({value for curve in curves for value in curve[0]})
+    return {"first": first, "last": [min(last), max(last)]} if last else {}
 
 
-def rate_of_lambda(out: Path, unit: str) -> list[str]:
-    """Return a sentence on the learning rate of lambda, where it was learnt."""
-    found = [result.at("config.tuning.lambda_lr") for result in results(out, unit, ARMS["L-MAM + FT"], "result.json")]
-    rates = sorted({float(rate) for rate in found if rate is not None})
-    shown = ", ".join(f"{rate:g}" for rate in rates)
-    return (
-        [f"Lambda was learnt at a rate of its own, {shown}; the paper names one rate for everything."] if rates else []
-    )
-
-
-def table(out: Path, unit: str) -> Table:
-    """Return the table; an arm without a scored run has a dash.
+def kept(out: Path, unit: str) -> dict[str, Any]:
+    """Return what the table needs, without paths.
 
     Args:
         out: folder of the recipes.
@@ -70,29 +67,55 @@ def table(out: Path, unit: str) -> Table:
     """
     corpus = unit.partition("-")[0]
     unit = "esc50-*" if unit == "esc50" else unit
-    metric, paper = named(corpus).metrics[0], mam_tables()["table5"]
-    column = paper["columns"].index(corpus)
-    name = unit.replace("esc50-*", "esc50, mean ± deviation over folds")
-    rows = []
+    metric, arms = named(corpus).metrics[0], {}
     for arm, pattern in ARMS.items():
         found = results(out, unit, pattern)
-        score = mean_and_deviation(units_of(found, out, metric)) if found else NOTHING
-        rows.append([arm, score, str(len(found)), moved(found), paper[arm][column]])
-    head = ["", f"test {metric} (%)", "runs", "learnt lambda", "paper"]
-    return Table(f"Table 5: {name}", head, rows, rate_of_lambda(out, unit))
+        arms[arm] = {
+            "test": units_of(found, out, metric) if found else [],
+            "interval": found[0].interval("test", metric) if len(found) == 1 else None,
+            "runs": len(found),
+            "lambda": courses(found),
+        }
+    trained = [result.at("config.tuning.lambda_lr") for result in results(out, unit, ARMS["L-MAM + FT"], "result.json")]
+    rates = sorted({float(rate) for rate in trained if rate is not None})
+    return {"corpus": corpus, "unit": unit, "metric": metric, "arms": arms, "lambda rates": rates}
 
 
-def main() -> None:
+def table(content: Mapping[str, Any]) -> Table:
+    """Return the table of what :func:`kept` returned; an arm without a scored run has a dash."""
+    paper = mam_tables()["table5"]
+    column = paper["columns"].index(content["corpus"])
+    rows = []
+    for arm, found in content["arms"].items():
+        score = mean_and_deviation(found["test"]) if found["test"] else NOTHING
+        if interval := found["interval"]:
+            score += " [{:.2f}, {:.2f}]".format(*interval)
+        course = found["lambda"]
+        first = ", ".join(f"{value:.4g}" for value in course.get("first", ()))
+        moved = "{} -> {:.4f} to {:.4f}".format(first, *course["last"]) if course else ""
+        rows.append([arm, score, str(found["runs"]), moved, paper[arm][column]])
+    shown = ", ".join(f"{rate:g}" for rate in content["lambda rates"])
+    note = f"Lambda was learnt at a rate of its own, {shown}; the paper names one rate for everything."
+    head = ["", f"test {content['metric']} (%)", "runs", "learnt lambda", "paper"]
+    name = content["unit"].replace("esc50-*", "esc50, mean ± deviation over folds")
+    return Table(f"Table 5: {name}", head, rows, [note] if shown else [])
+
+
+def main(argv: Sequence[str] | None = None) -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="folder of the recipes (--out)")
     parser.add_argument(
         "unit", help="ljspeech, vctk, a fold of ESC-50 such as esc50-4, or esc50 for the mean over folds"
     )
-    args = parser.parse_args()
+    parser.add_argument("--keep", type=Path, metavar="FILE", help="write what the table needs")
+    args = parser.parse_args(argv)
     if args.unit.partition("-")[0] not in CORPORA:
         parser.error(f"{args.unit} is neither ljspeech, vctk nor a fold such as esc50-4")
-    print(markdown(table(args.out, args.unit)))
+    content = kept(args.out, args.unit)
+    if args.keep is not None:
+        write_json(args.keep, content, indent=1)
+    sys.stdout.write(markdown(table(content)) + "\n")
 
 
 if __name__ == "__main__":

@@ -56,6 +56,6 @@ for arm in "4 ft" "5 mam_ft" "6 lmam_ft"; do
   done
 done
 if due 7 "table"; then
-  for unit in $(units); do execute python "$RECIPES/mam/table5.py" "$out" "$unit"; done
+  for unit in $(units); do execute python "$RECIPES/mam/table5.py" "$out" "$unit" --keep "$out/${unit}_table5.json"; done
   [[ $(units | grep -c "^esc50-") -lt 2 ]] || execute python "$RECIPES/mam/table5.py" "$out" esc50
 fi
