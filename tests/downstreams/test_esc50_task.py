@@ -233,11 +233,45 @@ def test_head_needs_features_that_stay_as_they_are(run, tmp_path):
 def test_head_needs_a_frozen_upstream_and_the_same_features(run, base, tmp_path):
     with pytest.raises(UsageError, match="convex needs a frozen upstream"):
         run(tmp_path / "a", preset="mam_ft", head={"fit": "convex"})
-    with pytest.raises(DataError, match="reads the features -s last_hidden_state"):
+    with pytest.raises(DataError, match="trained on last_hidden_state, but would read hidden_states, layer 1"):
         run(
             tmp_path / "b", mode="evaluate", upstream_feature_selection="hidden_states", upstream_layer_selection=1,
             head={"ckpt": str(base / "dev-best.ckpt")},
         )  # fmt: skip
+
+
+SHORT = {"total_steps": 2, "eval_step": 2, "save_step": 2}
+
+
+def test_a_head_on_a_trained_weighted_sum_is_not_taken_without_its_weights(run, tmp_path):
+    run(tmp_path / "base", preset="mini", runner=SHORT)
+    head = {"ckpt": str(tmp_path / "base" / "dev-best.ckpt")}
+    for merged in (False, 0.0):
+        with pytest.raises(DataError, match=r"weighted sum of layers whose weights were trained with it.*-i with the"):
+            run(tmp_path / "exp", preset="mini", mode="evaluate", head=head, merged=merged)
+    run(tmp_path / "exp", preset="mini", mode="evaluate", init_ckpt=head["ckpt"], evaluate_split="dev")
+    assert metrics(tmp_path / "exp", "dev") == metrics(tmp_path / "base", "dev", "result.json")
+
+
+def test_a_head_on_normalised_layers_is_not_put_on_plain_ones(run, tmp_path):
+    run(tmp_path / "base", preset="mini", runner=SHORT, upstream_feature_normalize=True)
+    with pytest.raises(DataError, match="trained on hidden_states, normalised, but would read hidden_states: repeat"):
+        run(tmp_path / "exp", preset="mini", mode="evaluate", head={"ckpt": str(tmp_path / "base" / "dev-best.ckpt")})
+
+
+def test_the_last_hidden_state_has_two_names(run, tmp_path):
+    target, source = factories.hubert_folder(tmp_path / "hubert"), factories.bert_folder(tmp_path / "bert")
+    merge = tmp_path / "merge.yaml"
+    merge.write_text(f"target: {{model: {target}}}\nsource: {{model: {source}}}\nlambda: 0\n")
+    run(tmp_path / "base", upstream="hf_hubert_custom", upstream_ckpt=str(target))
+    stored = torch.load(tmp_path / "base" / "dev-best.ckpt", weights_only=False)["Args"]
+    assert (stored.upstream_feature_selection, stored.upstream_layer_selection) == ("hidden_states", -1)
+    run(
+        tmp_path / "zero", mode="evaluate", upstream="merged_attention", upstream_ckpt=None,
+        upstream_model_config=str(merge), head={"ckpt": str(tmp_path / "base" / "dev-best.ckpt")},
+        upstream_feature_selection="last_hidden_state",
+    )  # fmt: skip
+    assert metrics(tmp_path / "zero") == metrics(tmp_path / "base", name="result.json")
 
 
 @pytest.mark.parametrize("preset", ["mam", "mam_ft", "audioset", "mini"])

@@ -175,7 +175,8 @@ def take_head(path: Path, head: nn.Linear, digest: Tensor, now: Namespace) -> di
         now: the present arguments, whose feature selection must be that of the run.
 
     Raises:
-        DataError: no such checkpoint, another task, other splits, features or width.
+        DataError: no such checkpoint, another task, other splits, features or width, or a head that reads a weighted
+            sum of layers.
     """
     if path.suffix == DELTA_SUFFIX:
         raise DataError(f"{path} is a delta: give the checkpoint of its run, which says what its head was trained on.")
@@ -189,13 +190,17 @@ def take_head(path: Path, head: nn.Linear, digest: Tensor, now: Namespace) -> di
             f"{(ckpt.config or {})['downstream_expert'].get('fold')} or other clips): its training clips may be among "
             "the present test clips; use one head per fold."
         )
-    before, present = (
-        (spec.upstream_feature_selection, spec.upstream_layer_selection) for spec in (made, RunSpec.of(now))
-    )
+    before, present = made.features, RunSpec.of(now).features
     if before != present:
         raise DataError(
-            f"the head in {path} reads the features -s {before[0]} -l {before[1]}, now they are -s {present[0]} -l "
-            f"{present[1]}: repeat its flags and its tuning section."
+            f"the head in {path} was trained on {before}, but would read {present}: repeat its -s, -l and "
+            "--upstream_feature_normalize, or its tuning section."
+        )
+    if ckpt.weights.get("Featurizer"):
+        raise DataError(
+            f"the head in {path} reads a weighted sum of layers whose weights were trained with it, and head.ckpt "
+            "takes the head alone: give the checkpoint itself (-i with the same -u, -e to s3prl-ext sweep), or train a "
+            "head on one layer (tuning: {method: frozen}, or -l)."
         )
     weight = downstream["head.weight"]
     if weight.shape != head.weight.shape:
