@@ -200,9 +200,13 @@ def _listed(some: Labels) -> dict[str, list[str]]:
 
 
 def united(before: Study, now: Study) -> Study:
-    """Return a study with the points that it had before too, where they make cells of their own, and all seeds."""
+    """Return a study with the points that it had before too, where they make cells of their own, and all seeds.
+
+    A seed that now chooses is not among those that are scored on test, though it may have been before.
+    """
     axes = dict(now.axes)
     for axis in axes.keys() - set(now.choose):
         axes[axis] = (*axes[axis], *(point for point in before.axes[axis] if point.label not in now.points[axis]))
-    seeds = (*now.seeds, *(seed for seed in before.seeds if seed not in now.seeds))
+    known = {*now.seeds, *now.own_search_seeds}
+    seeds = (*now.seeds, *(seed for seed in before.seeds if seed not in known))
     return dataclasses.replace(now, axes=axes, seeds=seeds, only={})

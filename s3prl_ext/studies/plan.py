@@ -76,7 +76,7 @@ class StudyCell:
         if self.study.scheduler == "asha":
             number = {run.name: place for place, run in enumerate(self.search)}
             arrivals = [Arrival(number[name], step, self.stops[name][step]) for _, name, step in sorted(self.arrived)]
-            gone = {number[name] for name in self.diverged}
+            gone = {number[name] for name in self.diverged if name in number}
             return asha_standing(self.race, self.total_steps, self.metric, len(number), arrivals, gone)
         return standing(self.race, self.total_steps, self._densities, self.metric, self.stop_of)
 
@@ -158,7 +158,7 @@ class StudyCell:
         chosen = self.chosen()
         if chosen is None:
             return []
-        return [_run(self.study, chosen.labels, seed, chosen.study_folder) for seed in self.study.seeds]
+        return [run_of(self.study, chosen.labels, seed, chosen.study_folder) for seed in self.study.seeds]
 
     @property
     def metric(self) -> str:
@@ -201,7 +201,7 @@ def cells_of(study: Study, folder: Path) -> list[StudyCell]:
     for labels in combinations(study):
         kept = {axis: label for axis, label in labels.items() if axis not in study.choose}
         cell = cells.setdefault(tuple(kept.values()), StudyCell(study, kept, []))
-        cell.search += [_run(study, labels, seed, folder) for seed in study.search_seeds]
+        cell.search += [run_of(study, labels, seed, folder) for seed in study.search_seeds]
     return list(cells.values())
 
 
@@ -221,6 +221,7 @@ def number_of(label: str) -> float | None:
         return None
 
 
-def _run(study: Study, labels: Mapping[str, str], seed: int, folder: Path) -> StudyRun:
+def run_of(study: Study, labels: Mapping[str, str], seed: int, folder: Path) -> StudyRun:
+    """Return the run of a combination and a seed, in the folder of its study."""
     run = StudyRun(study, labels, seed, folder)
     return StudyRun(study, labels, seed, folder / run.name)

@@ -9,7 +9,7 @@ import pytest
 
 from s3prl_ext.errors import StoppedByUser
 from s3prl_ext.studies import view
-from s3prl_ext.studies.config import FILE, AxisPoint, Study, content_of
+from s3prl_ext.studies.config import FILE, AxisPoint, Study, content_of, united
 from s3prl_ext.studies.driver import Driver, Progress
 from s3prl_ext.studies.jobs import Job
 from s3prl_ext.studies.outcome import write_outcome
@@ -97,6 +97,12 @@ def test_seeds_of_their_own_choose_by_their_mean_and_all_others_score(tmp_path):
     assert tables[0].rows == [["fbank", "frozen", "0.01", "65.00 ± 7.07", "2", "90.00 ± 0.00", "0:02:40"]]
     assert tables[1].title == "ks: dev accuracy (%) ↑ by lr, mean over the seeds 8, 9"
     assert tables[1].rows == [["fbank", "frozen", "50.00 ± 42.43", "65.00 ± 7.07", "50.00 ± 0.00"]]
+
+
+def test_a_seed_that_now_chooses_is_no_longer_scored():
+    before, now = make_study(seeds=(0, 1, 2)), make_study(seeds=(1, 2), own_search_seeds=(0,))
+    assert united(before, now).seeds == (1, 2)
+    assert united(before, make_study(seeds=(0,))).seeds == (0, 1, 2)
 
 
 def test_a_value_that_diverged_with_one_of_the_seeds_is_not_chosen(tmp_path):

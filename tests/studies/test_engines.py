@@ -100,6 +100,12 @@ def test_more_than_there_is_is_refused(jobs, resources, sentence):
         local.LocalEngine(jobs, resources)
 
 
+@pytest.mark.parametrize("gpus", [0.5, 1.5])
+def test_slurm_gives_no_part_of_a_gpu(gpus, tmp_path):
+    with pytest.raises(UsageError, match="only --engine ray shares a GPU"):
+        slurm.SlurmEngine(None, Resources(gpus=gpus), tmp_path)
+
+
 def a_job(tmp_path: Path) -> Job:
     return Job(cells_of(make_study(), tmp_path)[0].search[0], "train")
 

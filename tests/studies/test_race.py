@@ -121,6 +121,18 @@ def test_a_winner_that_diverges_later_is_a_failure(tmp_path):
     assert list(progress.failed) == [f"ks/fbank/frozen/lr=0.001/seed={seed}/train" for seed in (0, 1)]
 
 
+def test_a_further_seed_that_diverges_is_a_failure_of_its_own_in_a_race_without_waiting(tmp_path):
+    def outcome(job: Job) -> Outcome:
+        return "the gradient was not finite for 100 steps in a row" if job.run.seed == 1 else score(job)
+
+    study = make_study(scheduler="asha")
+    _, progress = drive(tmp_path, outcome, study)
+    failed = list(progress.failed)
+    assert len(failed) == 1 and failed[0].endswith("seed=1/train")
+    again, progress = drive(tmp_path, outcome, study)
+    assert again.started == [] and list(progress.failed) == failed
+
+
 def test_a_failed_run_keeps_its_rung_waiting_and_can_be_repeated(tmp_path):
     def outcome(job: Job) -> Outcome:
         return "the disk is full" if job.name.endswith("lr=0.1/seed=0/rung=2") else score(job)

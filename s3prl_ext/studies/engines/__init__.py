@@ -70,6 +70,17 @@ def count_of_jobs(text: str) -> int:
     return int(text)
 
 
+def whole_gpus(resources: Resources) -> int:
+    """Return how many GPUs a job needs, where an engine cannot share one.
+
+    Raises:
+        UsageError: a part of one is asked for.
+    """
+    if int(resources.gpus) != resources.gpus:
+        raise UsageError(f"resources.gpus is {resources.gpus:g}: only --engine ray shares a GPU; ask for whole ones.")
+    return int(resources.gpus)
+
+
 def open_engine(name: str, jobs: int | None, resources: Resources, retries: int, folder: Path) -> Engine:
     """Return an engine.
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from s3prl_ext.errors import UsageError
 from s3prl_ext.studies.config import Resources
 from s3prl_ext.studies.driver import Ended, Process
-from s3prl_ext.studies.engines import begin, command
+from s3prl_ext.studies.engines import begin, command, whole_gpus
 
 PATIENCE = 120.0  # seconds that jobs have for saving their step when they are asked to end
 
@@ -40,11 +40,7 @@ class LocalEngine:
     queues = False
 
     def __init__(self, jobs: int | None, resources: Resources) -> None:
-        wanted = int(resources.gpus)
-        if wanted != resources.gpus:
-            raise UsageError(
-                f"resources.gpus is {resources.gpus:g}: only --engine ray shares a GPU; ask for whole ones."
-            )
+        wanted = whole_gpus(resources)
         devices = _devices() if wanted else []
         if wanted > len(devices):
             raise UsageError(f"resources.gpus asks for {wanted}, but this machine has {len(devices)}.")

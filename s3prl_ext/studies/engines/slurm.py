@@ -12,7 +12,7 @@ from typing import Any
 from s3prl_ext.errors import UsageError
 from s3prl_ext.studies.config import Resources
 from s3prl_ext.studies.driver import Ended, Process
-from s3prl_ext.studies.engines import begin, command, missing
+from s3prl_ext.studies.engines import begin, command, missing, whole_gpus
 
 LARGEST_ARRAY = 1000  # Slurm's default MaxArraySize is 1001
 CLUSTER = "S3PRL_EXT_SLURM"  # submitit's executor: slurm, or local to try it without a cluster
@@ -56,6 +56,7 @@ class SlurmEngine:
     queues = True
 
     def __init__(self, jobs: int | None, resources: Resources, folder: Path) -> None:
+        gpus = whole_gpus(resources)
         try:
             import submitit
         except ImportError as error:
@@ -66,7 +67,7 @@ class SlurmEngine:
         except (RuntimeError, ValueError) as error:
             raise UsageError(f"--engine slurm: {' '.join(str(error).split())}; run it where sbatch is.") from error
         options: dict[str, Any] = {
-            "name": "s3prl_ext", "cpus_per_task": resources.cpus, "gpus_per_node": int(resources.gpus),
+            "name": "s3prl_ext", "cpus_per_task": resources.cpus, "gpus_per_node": gpus,
             "timeout_min": int(60 * resources.hours) if resources.hours else 24 * 60,
         }  # fmt: skip
         if resources.memory:
