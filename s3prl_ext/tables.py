@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -82,9 +83,14 @@ def plain(text: str) -> str:
 
 
 def mean_and_deviation(values: Sequence[float]) -> str:
-    """Return mean and sample standard deviation as text, such as ``9.25 ± 0.12``; a single value alone."""
+    """Return mean and sample standard deviation as text, such as ``9.25 ± 0.12``; a single value alone.
+
+    A value that is not finite, of a model that diverged, has neither: ``NaN``.
+    """
     if not values:
         return NOTHING
+    if not all(map(math.isfinite, values)):
+        return "NaN"
     return f"{fmean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
 
 

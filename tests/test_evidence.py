@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from scipy import stats
 
+from s3prl_ext.commands import report
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.studies.config import FILE, AxisPoint, Study, content_of
 from s3prl_ext.studies.driver import Driver
@@ -71,6 +72,10 @@ def test_a_packed_study_has_every_number_and_no_path(done, tmp_path, recipes, mo
     monkeypatch.setenv("MODEL", "/elsewhere/model")
     assert evidence.main(["unpack", str(tmp_path / "ks.json"), str(tmp_path / "again")]) == 0
     assert [table.rows for table in tables_of(tmp_path / "again")] == [table.rows for table in tables_of(done)]
+    record = json.loads(next((tmp_path / "again").glob("ks/u/full/lr=0.0001/seed=1/result.json")).read_text())
+    assert record["args"]["upstream_ckpt"] == "/elsewhere/model" and record["args"]["seed"] == 1
+    assert record["config"]["optimizer"]["lr"] == 0.0001 and record["config"]["tuning"] == {"method": "full"}
+    assert report.main([str(tmp_path / "again"), "--out", str(tmp_path / "report")]) == 0, "runs are told apart"
     engine = Instant(score)
     Driver(study_of("/elsewhere/model"), tmp_path / "again", engine, lambda _: None).run()
     assert engine.started == [], "what has its result is not trained again"
@@ -95,23 +100,49 @@ def test_the_table_of_methods_is_that_of_the_results(done, tmp_path, recipes, mo
     evidence, methods = recipes
     monkeypatch.setenv("MODEL", str(tmp_path / "model"))
     content = evidence.packed(done, ["MODEL"])
-    table = methods.table(content, "ks")
+    table = methods.table([content], "ks")
     rows = {row[0]: row[1:] for row in table.rows}
     assert rows["frozen, weighted sum"] == [
-        "7", "0.001", "70.00", "3", "65.00 ± 4.58", "-", "-", "96.30",
+        "7", "0.001", "0.001", "70.00", "3", "65.00 ± 4.58", "-", "-", "96.30",
     ]  # fmt: skip
     for name, label in (("child, Fisher, P = 0.1", "child-0.1"), ("full fine-tuning", "full")):
         paired = stats.ttest_rel([100 * one for one in TEST[label]], [100 * one for one in TEST["weighted_sum"]])
         low, high = paired.confidence_interval(0.95)
-        assert rows[name][6] == f"{(low + high) / 2:+.2f} ± {(high - low) / 2:.2f}"
-    assert rows["full fine-tuning"][1] == "0.0001"
-    assert table.notes == ("The chosen rate is at an end of the grid for full fine-tuning (0.0001).",)
+        assert rows[name][7] == f"{(low + high) / 2:+.2f} ± {(high - low) / 2:.2f}"
+    assert rows["full fine-tuning"][1:3] == ["0.0001", "0.0001"]
+    assert table.notes == ["The chosen rate is at an end of the grid for full fine-tuning (0.0001)."]
     (tmp_path / "ks.json").write_text(evidence.text_of(content))
     assert methods.main([str(tmp_path / "ks.json")]) == 0
-    assert (tmp_path / "ks_ks.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "methods_ks.png").read_bytes().startswith(b"\x89PNG")
     untested = content | {"results": {path: one for path, one in content["results"].items() if "-test" not in path}}
     (tmp_path / "ks.json").write_text(evidence.text_of(untested))
-    with pytest.raises(DataError, match="the study has no score of ks on test"):
+    with pytest.raises(DataError, match="the studies have no score of ks on test"):
         methods.main([str(tmp_path / "ks.json"), "--tasks", "ks"])
-    with pytest.raises(UsageError, match="has no task 'sid'; it has ks"):
+    with pytest.raises(UsageError, match="no file has a task 'sid'; they have ks"):
         methods.main([str(tmp_path / "ks.json"), "--tasks", "sid"])
+
+
+def test_a_model_that_diverged_is_shown_and_counted(done, tmp_path, recipes, monkeypatch):
+    evidence, methods = recipes
+    monkeypatch.setenv("MODEL", str(tmp_path / "model"))
+    tested = done / "ks/u/full/lr=0.0001/seed=1/result-test.json"
+    content = json.loads(tested.read_text())
+    content["metrics"]["test"]["acc"]["value"] = None  # what a file holds for NaN
+    tested.write_text(json.dumps(content))
+    for seed in (0, 1, 2, 9):
+        for folder in done.glob(f"ks/u/child-0.1/lr=*/seed={seed}"):
+            for path in folder.glob("result*.json"):
+                path.unlink()
+            (folder / "result-failed.json").write_text(json.dumps({"error": "diverged", "diverged": True}))
+    table = methods.table([evidence.packed(done, ["MODEL"])], "ks")
+    rows = {row[0]: row[1:] for row in table.rows}
+    assert rows["full fine-tuning"][5] == "NaN" and rows["full fine-tuning"][7] == "-"
+    assert table.notes[-1] == "Every learning rate diverged: child, Fisher, P = 0.1."
+
+
+def test_a_race_that_the_times_of_its_files_decide_is_not_packed(done, recipes):
+    evidence, _ = recipes
+    plan = json.loads((done / FILE).read_text())
+    (done / FILE).write_text(json.dumps(plan | {"race": {"rungs": [2, 4], "eta": 2}, "scheduler": "asha"}))
+    with pytest.raises(UsageError, match="which the times of its files decide: copy it"):
+        evidence.packed(done)

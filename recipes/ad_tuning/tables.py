@@ -16,6 +16,7 @@ from runs import TASKS, TaskRun, heading, runs_of
 
 from s3prl_ext.errors import as_command, unknown_name
 from s3prl_ext.evaluation.predictions import read_json
+from s3prl_ext.evaluation.result_records import numbers
 from s3prl_ext.papers.figures import ad_tuning_tables
 from s3prl_ext.tables import NOTHING, Table, markdown, mean_and_deviation
 from s3prl_ext.training.racing.early_stop import best_of
@@ -101,7 +102,7 @@ def _notes(folder: Path, task: str) -> list[str]:
 def _race(run: TaskRun) -> str:
     race, metric = run.race, TASKS[run.task][0]
     scores = ", ".join(
-        f"{name} {fmean([row[metric] for step, row in rows.items() if int(step) <= race['cut']]):.4g}"
+        f"{name} {fmean([numbers(row)[metric] for step, row in rows.items() if int(step) <= race['cut']]):.4g}"
         for name, rows in race["scores"].items()
     )
     return (

@@ -6,7 +6,8 @@
 ``pack`` keeps the plan of the study and the result file of every training and test, without the paths of the machine:
 arguments and task files are left out, which the plan gives, and a path that a variable names becomes ``${WHISPER}``.
 ``unpack`` writes them back, so that ``s3prl-ext report`` shows the study and ``s3prl-ext study`` goes on with it: what
-has its result is not trained again. Checkpoints and logs are not kept.
+has its result is not trained again. Checkpoints and logs are not kept, nor when a file was written. That decides a race
+without waiting (``scheduler: asha``), which is refused.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from typing import Any
 
 from s3prl_ext.errors import DataError, UsageError, as_command
 from s3prl_ext.evaluation.predictions import read_json
+from s3prl_ext.run_flags import own_flags_as_overrides, parser
 from s3prl_ext.studies.config import FILE, kept_study
+from s3prl_ext.studies.plan import combinations, run_of
 from s3prl_ext.writing import write_json, write_text
 
 OF_THE_MACHINE = ("args", "config")  # of a result file: they hold paths, and follow from the plan
@@ -39,10 +42,15 @@ def packed(folder: Path, variables: Sequence[str] = ()) -> dict[str, Any]:
 
     Raises:
         DataError: there is no study, or nothing of it has ended.
-        UsageError: a variable is not set, or another absolute path is left.
+        UsageError: a variable is not set, another absolute path is left, or the order of its files decides a race.
     """
-    if kept_study(folder) is None:
+    study = kept_study(folder)
+    if study is None:
         raise DataError(f"{folder} contains no study: name the folder that s3prl-ext study wrote (-p).")
+    if study.race is not None and study.scheduler == "asha":
+        raise UsageError(
+            f"{folder} is a race without waiting (asha), which the times of its files decide: copy it (cp -a)."
+        )
     for name in variables:
         if not os.environ.get(name):
             raise UsageError(f"the variable {name} is not set: export the value that it had when the study ran.")
@@ -101,6 +109,24 @@ def unpack(content: dict[str, Any], folder: Path) -> None:
     for path, value in files.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, value, indent=1)
+    _follow_the_plan(folder)
+
+
+def _follow_the_plan(folder: Path) -> None:
+    """Complete the result files of a study by the arguments and the task file of each run, which its plan gives."""
+    study = kept_study(folder)
+    assert study is not None
+    for labels in combinations(study):
+        for seed in {*study.seeds, *study.search_seeds}:
+            run = run_of(study, labels, seed, folder)
+            for path in sorted(run.folder.glob("*.json")):
+                args = vars(parser().parse_args(own_flags_as_overrides(run.flags())))
+                content = read_json(path)
+                content |= {
+                    "args": {**args, "seed": seed, "mode": content.get("mode", "train")},
+                    "config": run.config(),
+                }
+                write_json(path, content, indent=1)
 
 
 def _each(value: Any, change: Callable[[str], Any]) -> Any:

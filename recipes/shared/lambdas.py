@@ -10,6 +10,7 @@ row each under the names of their folders, only the scores on dev are kept, and 
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -60,7 +61,7 @@ def _chosen(sweep: StoredSweep, layers: str, noise: str) -> float:
 
 
 def _score(sweep: StoredSweep, arm: Arm, split: str) -> list[float] | None:
-    """Return value, lower and upper bound in the metric's unit."""
+    """Return value, lower and upper bound in the metric's unit; the value of a model that diverged is NaN."""
     found = sweep.lookup(arm, split)
     return None if found is None else [found[0], *(found[1] or ())]
 
@@ -74,10 +75,9 @@ def name_of(column: Mapping[str, Any]) -> str:
 def _shown(scores: Sequence[list[float] | None]) -> str:
     """Return mean ± deviation of several draws, or one score with its interval."""
     known = [score for score in scores if score]
-    if len(known) == 1:
-        value, *bounds = known[0]
-        return f"{value:.2f}" + (" [{:.2f}, {:.2f}]".format(*bounds) if bounds else "")
-    return mean_and_deviation([score[0] for score in known]) if known else NOTHING
+    values = [math.nan if score[0] is None else score[0] for score in known]
+    bounds = known[0][1:] if len(known) == 1 else []
+    return mean_and_deviation(values) + (" [{:.2f}, {:.2f}]".format(*bounds) if bounds else "")
 
 
 def grid_table(content: Mapping[str, Any]) -> Table:
@@ -137,7 +137,7 @@ def draw(content: Mapping[str, Any], path: Path, title: str = "") -> None:
         light_frame(axes)
         for column in content["columns"]:
             points = {0.0: [content["unmerged"]["dev"][0]]} | {
-                float(value): [score[0] for score in scores if score]
+                float(value): [score[0] for score in scores if score and score[0] is not None]
                 for value, scores in column["dev"].items()
                 if float(value)
             }

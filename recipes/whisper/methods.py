@@ -1,12 +1,12 @@
 """Print the tables of the studies of ``ad_tuning.sh`` as Markdown and draw them.
 
-    python recipes/whisper/methods.py heads.json methods.json
+    python recipes/whisper/methods.py heads.json methods_ks.json
     python recipes/whisper/methods.py --head-rate exp/whisper/ad_tuning/heads --tasks ks --row weighted_sum
 
 The files are packed studies (``recipes/shared/evidence.py``), whose rows make one table for each task. Each row has
 the learning rates that were best on dev, and mean ± sample standard deviation over the seeds that are scored on test,
 in per cent, with the interval of Student's t for its difference from the frozen weighted sum over the same seeds. A
-picture of each task is drawn next to the last file. ``--head-rate`` prints the rate that was chosen for a frozen row.
+picture of each task, such as ``methods_ks.png``, is drawn next to the last file. ``--head-rate`` prints the rate that was chosen for a frozen row.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Row:
         at_the_end: whether it is the smallest or the largest of the grid.
         head_rate: learning rate of the head.
         dev: scores on dev of the runs that chose it, in per cent.
-        test: score on test by seed, in per cent.
+        test: score on test by seed, in per cent; NaN of a model that diverged.
         tested: result of the first seed on test.
         trained: numbers of weights that train in the upstream.
     """
@@ -85,13 +85,22 @@ def rows_of(contents: Sequence[Mapping[str, Any]], task: str) -> list[Row]:
         contents: packed studies.
         task: its short name.
     """
-    rows = []
+    return _rows(contents, task)[0]
+
+
+def _rows(contents: Sequence[Mapping[str, Any]], task: str) -> tuple[list[Row], list[str]]:
+    """Return the rows, and the methods that diverged at every learning rate."""
+    rows, diverged = [], []
     for content in contents:
         with tempfile.TemporaryDirectory() as place:
             folder = Path(place) / "study"
             unpack(dict(content), folder)
-            rows += [row for cell in _cells(folder, task) if (row := _row(cell)) is not None]
-    return rows
+            for cell in _cells(folder, task):
+                try:
+                    rows += [row for row in [_row(cell)] if row is not None]
+                except DataError:
+                    diverged.append(name_of(cell.labels["method"]))
+    return rows, diverged
 
 
 def _cells(folder: Path, task: str) -> list[StudyCell]:
@@ -131,7 +140,10 @@ def _row(cell: StudyCell) -> Row | None:
         float(rate) in (rates[0], rates[-1]),
         float(final[0].config()["optimizer"]["lr"]),
         [scale * cell.scores[run.name] for run in cell.at(final[0])],
-        {seed: record.score(test, cell.metric) for seed, record in tested.items()},
+        {
+            seed: math.nan if (score := record.score(test, cell.metric)) is None else score
+            for seed, record in tested.items()
+        },
         tested[min(tested)],
         sorted(trained),
     )
@@ -141,20 +153,20 @@ def difference(row: Row, reference: Row) -> tuple[float, float] | None:
     """Return the mean difference of two rows over the seeds of both, and half its 95 % interval.
 
     The differences of single seeds are taken as independent draws from a normal distribution (Student's t, paired).
-    None with fewer than two seeds.
+    None with fewer than two seeds, or where a model diverged.
     """
     from scipy.stats import t
 
     seeds = row.test.keys() & reference.test.keys()
     values = [row.test[seed] - reference.test[seed] for seed in sorted(seeds)]
-    if len(values) < 2:
+    if len(values) < 2 or not all(map(math.isfinite, values)):
         return None
     return fmean(values), float(t.ppf(0.975, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
 
 
 def table(contents: Sequence[Mapping[str, Any]], task: str) -> Table:
     """Return the table of a task of packed studies."""
-    rows = rows_of(contents, task)
+    rows, diverged = _rows(contents, task)
     if not rows:
         raise DataError(f"the studies have no score of {task} on test.")
     printed = ad_tuning_tables()["table2"]
@@ -183,7 +195,8 @@ def table(contents: Sequence[Mapping[str, Any]], task: str) -> Table:
             heading(metric, "test"), "95 % interval of the first seed over items",
             f"difference from {NAMES[REFERENCE]}, 95 % over seeds", "paper, test"]  # fmt: skip
     edges = [f"{name_of(row.label)} ({row.rate})" for row in rows if row.at_the_end]
-    notes = (f"The chosen rate is at an end of the grid for {', '.join(edges)}.",) if edges else ()
+    notes = [f"The chosen rate is at an end of the grid for {', '.join(edges)}."] if edges else []
+    notes += [f"Every learning rate diverged: {', '.join(diverged)}."] if diverged else []
     return Table(f"{task}: encoder of a Whisper", head, body, notes)
 
 
@@ -227,8 +240,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UsageError(f"no file has a task '{unknown[0]}'; they have {', '.join(known)}.")
     for task in tasks or [task for task in known if rows_of(contents, task)]:
         sys.stdout.write(markdown(table(contents, task)) + "\n")
-        last = flags.files[-1]
-        draw(contents, task, last.with_name(f"{last.stem}_{task}.png"))
+        draw(contents, task, flags.files[-1].with_name(f"methods_{task}.png"))
     return 0
 
 
