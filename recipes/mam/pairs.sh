@@ -160,7 +160,7 @@ learnable_with() {
 # kept in $out/merge-UNIT. Without a sweep, --dry-run shows the paper's choice.
 best_merge() {
   local sweeps=() table
-  if [[ -e "$out/merge-$1" ]]; then
+  if [[ -s "$out/merge-$1" ]]; then
     best="$(<"$out/merge-$1")"
     return 0
   fi
@@ -168,7 +168,7 @@ best_merge() {
     [[ ! -e "$out/$table/$1/sweep.md" ]] || sweeps+=("$out/$table/$1/sweep.json")
   done
   if [[ ${#sweeps[@]} -gt 0 ]]; then
-    best="$(python "$RECIPES/mam/best_merge.py" "${sweeps[@]}")"
+    best="$(python "$RECIPES/mam/best_merge.py" "${sweeps[@]}")" || exit   # also where the caller looks at the status
     [[ -n "$dry_run" ]] || printf '%s\n' "$best" >"$out/merge-$1"
   elif [[ -n "$dry_run" ]]; then
     case "$mini$1" in

@@ -30,15 +30,18 @@ CORPORA = ("ljspeech", "vctk", "esc50")
 ARMS = {
     "baseline": "zero_shot/{unit}/target",
     "MAM": "zero_shot/{unit}/merged",
-    "FT": "table5/{unit}/ft-*",
-    "MAM + FT": "table5/{unit}/mam_ft-*",
-    "L-MAM + FT": "table5/{unit}/lmam_ft-*",
+    "FT": "table5/{unit}/ft-[0-9]*",
+    "MAM + FT": "table5/{unit}/mam_ft-[0-9]*",
+    "L-MAM + FT": "table5/{unit}/{learnt}-[0-9]*",
 }
+LEARNT = "lmam_ft"  # of every layer, at the recipe's own rate
 
 
-def results(out: Path, unit: str, pattern: str, file: str = "result-test.json") -> list[ResultRecord]:
+def results(
+    out: Path, unit: str, pattern: str, learnt: str = LEARNT, file: str = "result-test.json"
+) -> list[ResultRecord]:
     """Return the results on test of every scored run, or those of its training, sorted by folder."""
-    return [read_record(path) for path in sorted(out.glob(f"{pattern.format(unit=unit)}/{file}"))]
+    return [read_record(path) for path in sorted(out.glob(f"{pattern.format(unit=unit, learnt=learnt)}/{file}"))]
 
 
 def units_of(found: list[ResultRecord], out: Path, metric: str) -> list[float]:
@@ -58,25 +61,28 @@ def courses(found: list[ResultRecord]) -> dict[str, list[float]]:
     return {"first": first, "last": [min(last), max(last)]} if last else {}
 
 
-def kept(out: Path, unit: str) -> dict[str, Any]:
+def kept(out: Path, unit: str, learnt: str = LEARNT) -> dict[str, Any]:
     """Return what the table needs, without paths.
 
     Args:
         out: folder of the recipes.
         unit: ljspeech, vctk, a fold of ESC-50 such as esc50-4, or esc50 for the mean over its folds.
+        learnt: beginning of the names of the runs with a learnt lambda.
     """
     corpus = unit.partition("-")[0]
     unit = "esc50-*" if unit == "esc50" else unit
     metric, arms = named(corpus).metrics[0], {}
     for arm, pattern in ARMS.items():
-        found = results(out, unit, pattern)
+        found = results(out, unit, pattern, learnt)
         arms[arm] = {
             "test": units_of(found, out, metric) if found else [],
             "interval": found[0].interval("test", metric) if len(found) == 1 else None,
             "runs": len(found),
             "lambda": courses(found),
         }
-    trained = [result.at("config.tuning.lambda_lr") for result in results(out, unit, ARMS["L-MAM + FT"], "result.json")]
+    trained = [
+        result.at("config.tuning.lambda_lr") for result in results(out, unit, ARMS["L-MAM + FT"], learnt, "result.json")
+    ]
     rates = sorted({float(rate) for rate in trained if rate is not None})
     return {"corpus": corpus, "unit": unit, "metric": metric, "arms": arms, "lambda rates": rates}
 
@@ -108,11 +114,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "unit", help="ljspeech, vctk, a fold of ESC-50 such as esc50-4, or esc50 for the mean over folds"
     )
+    parser.add_argument(
+        "--learnt", default=LEARNT, metavar="NAME", help="runs with a learnt lambda (default: %(default)s)"
+    )
     parser.add_argument("--keep", type=Path, metavar="FILE", help="write what the table needs")
     args = parser.parse_args(argv)
     if args.unit.partition("-")[0] not in CORPORA:
         parser.error(f"{args.unit} is neither ljspeech, vctk nor a fold such as esc50-4")
-    content = kept(args.out, args.unit)
+    content = kept(args.out, args.unit, args.learnt)
     if args.keep is not None:
         write_json(args.keep, content, indent=1)
     sys.stdout.write(markdown(table(content)) + "\n")

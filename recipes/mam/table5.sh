@@ -34,6 +34,11 @@ if due 2 "head of ESC-50 on the unmerged target"; then heads; fi
 if due 3 "without training: target and merge"; then
   for unit in $(units); do transcripts "$unit"; done
 fi
+# What is learnt by another rate of lambda, or for some layers only, are other runs.
+lmam=lmam_ft
+[[ -z "$block" ]] || lmam+=_block
+[[ "$lambda_lr" == 1.0e-3 ]] || lmam+="_$lambda_lr"
+
 # tune UNIT ARM FLAGS...: train and score one arm with every seed.
 tune() {
   local folder="$out/table5/$1/$2" seed
@@ -42,7 +47,7 @@ tune() {
     evaluate "$folder-$seed" dev-best.ckpt test
   done
 }
-for arm in "4 ft" "5 mam_ft" "6 lmam_ft"; do
+for arm in "4 ft" "5 mam_ft" "6 $lmam"; do
   due "${arm% *}" "fine-tuning: ${arm#* }" || continue
   for unit in $(units); do
     experiment "$unit"
@@ -56,6 +61,6 @@ for arm in "4 ft" "5 mam_ft" "6 lmam_ft"; do
   done
 done
 if due 7 "table"; then
-  for unit in $(units); do execute python "$RECIPES/mam/table5.py" "$out" "$unit" --keep "$out/${unit}_table5.json"; done
-  [[ $(units | grep -c "^esc50-") -lt 2 ]] || execute python "$RECIPES/mam/table5.py" "$out" esc50
+  for unit in $(units); do execute python "$RECIPES/mam/table5.py" "$out" "$unit" --learnt "$lmam" --keep "$out/${unit}_table5.json"; done
+  [[ $(units | grep -c "^esc50-") -lt 2 ]] || execute python "$RECIPES/mam/table5.py" "$out" esc50 --learnt "$lmam"
 fi

@@ -2,8 +2,8 @@
 
     python recipes/shared/page.py recipes/whisper/RESULTS.md
 
-A table stands between ``<!-- heads.json methods.json ks -->`` and ``<!-- end -->``: the mark names packed studies and
-one of their tasks, or a file of ``lambdas.py`` and one of its tables, such as ``<!-- vctk_noise.json chosen -->``.
+A table stands between ``<!-- heads.json methods_ks.json ks -->`` and ``<!-- end -->``: the mark names packed studies
+and one of their tasks, or a file of ``lambdas.py`` and one of its tables, such as ``<!-- vctk_noise.json chosen -->``.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ def table_of(files: Sequence[Path], which: str) -> Table:
 
     Args:
         files: packed studies, or one file of ``lambdas.py``.
-        which: a task of the studies or ``races`` of the last one, or a table of the file.
+        which: a task of the studies or ``races``, or a table of the file.
 
     Raises:
         DataError: a file is missing or corrupt, or has no table of this name.
     """
     contents = [read_json(file) for file in files]
     if all("study" in content for content in contents):
-        return races.table(contents[-1]) if which == "races" else methods.table(contents, which)
+        return races.table(contents) if which == "races" else methods.table(contents, which)
     if which not in TABLES or len(files) > 1:
         raise DataError(f"{files[0].name} has no table '{which}'; it has {', '.join(TABLES)}.")
     return TABLES[which](contents[0])

@@ -8,8 +8,8 @@
 #   --recordings DIR   folder of recordings, as for s3prl-ext prepare mini_superb
 #   --ckpt FOLDER      a Whisper as a transformers folder (default: Whisper base, made of two pip packages)
 #   --tasks LIST       out of ks,sid,ic,sf,pr,asr (default: all)
-#   --rows LIST        methods beside the weighted sum: frozen, full, full_last, houlsby, lora, bitfit, child-P and random-P with
-#                      P of 0.1, 0.01, 0.001, ad_tuning (default: all)
+#   --rows LIST        methods beside the two frozen ones: full, full_last, houlsby, lora, bitfit, child-P and random-P with P of
+#                      0.1, 0.01, 0.001, ad_tuning (default: all)
 #   --head-lrs LIST    learning rates of the head (default: 1e-4,3e-4,1e-3,3e-3,1e-2)
 #   --lrs LIST         learning rates of what trains in the upstream, for every row (default: four for each, out of 1e-5 to 3e-3)
 #   --seeds LIST       of the runs that are scored on test (default: 0,1,2); those that search have others
@@ -50,37 +50,32 @@ upstream=whisper_local ckpt="$WHISPER" mini=""   # the studies are small in any 
 # head_rate TASK ROW: the rate that the first study chose for a frozen row.
 head_rate() { python "$RECIPES/whisper/methods.py" --head-rate "$out/heads" --tasks "$1" --row "$2"; }
 
-heads="" trained=""
+trained=""
 for row in $(listed "$rows"); do
-  if [[ "$row" =~ ^(frozen|weighted_sum)$ ]]; then heads+=" $row"; else trained+=" $row"; fi
-  [[ "$row" != full_last ]] || heads+=" frozen"   # the head of the same features
+  [[ "$row" =~ ^(frozen|weighted_sum)$ ]] || trained+=" $row"
 done
 if due 3 "a learning rate for the head"; then
-  rows_of_heads="$(listed "weighted_sum $heads" | sort -u)"
-  only=(--only "task=$(comma "$tasks")" ${rows:+--only "method=$(comma "$rows_of_heads")"})
-  run_study whisper_heads "$out/heads" "${head_lrs:+axes.lr=[$(comma "$head_lrs")]}" "${only[@]}"
+  run_study whisper_heads "$out/heads" "${head_lrs:+axes.lr=[$(comma "$head_lrs")]}" --only "task=$(comma "$tasks")"
 fi
 if due 4 "a learning rate for each row, then its scores" && [[ -z "$rows" || -n "$trained" ]]; then
-  for name in $(listed "$tasks"); do
+  for name in $(listed "$tasks"); do   # a study each, because the head's rate is a setting
     over=""
     [[ -z "$lrs" ]] || over="axes={tuning.lr: [$(comma "$lrs")]},,exclude=[]"
     if [[ -z "$dry_run" ]]; then
-      rate="$(head_rate "$name" weighted_sum)"
-      over="$(joined "$over" "adjust+=[{task: $name, set: {optimizer.lr: $rate}}]")"
-      if [[ -z "$rows" || "$trained " == *" full_last "* ]]; then
-        rate="$(head_rate "$name" frozen)"
-        over="$(joined "$over" "adjust+=[{task: $name, method: full_last, set: {optimizer.lr: $rate}}]")"
-      fi
+      weighted_sum="$(head_rate "$name" weighted_sum)"
+      frozen="$(head_rate "$name" frozen)"
+      over="$(joined "$over" "adjust+=[{task: $name, set: {optimizer.lr: $weighted_sum}}]" \
+        "adjust+=[{task: $name, method: full_last, set: {optimizer.lr: $frozen}}]")"
     fi
-    run_study whisper "$out/study" "$over" --only "task=$name" ${trained:+--only "method=$(comma "$trained")"}
+    run_study whisper "$out/methods/$name" "$over" --only "task=$name" ${trained:+--only "method=$(comma "$trained")"}
   done
 fi
 if due 5 "tables and pictures"; then
   files=()
-  for pair in heads:heads study:methods; do
-    [[ -n "$dry_run" || -d "$out/${pair%:*}" ]] || continue
-    files+=("$out/${pair#*:}.json")
-    execute python "$RECIPES/shared/evidence.py" pack "$out/${pair%:*}" "${files[-1]}" --variables WHISPER
+  for study in heads $(listed "$tasks" | sed 's,^,methods/,'); do
+    [[ -n "$dry_run" || -d "$out/$study" ]] || continue
+    files+=("$out/${study/\//_}.json")
+    execute python "$RECIPES/shared/evidence.py" pack "$out/$study" "${files[-1]}" --variables WHISPER
   done
   execute python "$RECIPES/whisper/methods.py" "${files[@]}"
 fi

@@ -1,14 +1,15 @@
-"""Say how often an early comparison of child networks agrees with the end: ``races.py methods.json``.
+"""Say how often an early comparison of child networks agrees with the end: ``races.py methods_ks.json``.
 
-The file is the packed study of ``ad_tuning.sh``. Runs that differ in nothing but the density P were each trained to the
+The files are packed studies of ``ad_tuning.sh``. Runs that differ in nothing but the density P were each trained to the
 end, and make one race: AD-TUNING keeps the P that is best on dev after a fifth of the steps, successive halving drops
-the worst one after a fifth and after two fifths. Equal scores go to the first P of the study, as in a race. All scores
+the worst one after a fifth and after two fifths. Equal scores are told apart as in the races of s3prl_ext. All scores
 are of dev.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -23,11 +24,12 @@ from evidence import unpack
 
 from s3prl_ext.errors import DataError, as_command
 from s3prl_ext.evaluation.predictions import read_json
-from s3prl_ext.metrics import factor, metric
+from s3prl_ext.metrics import factor
 from s3prl_ext.studies.outcome import cells_in
 from s3prl_ext.studies.plan import StudyCell
 from s3prl_ext.studies.study_run import StudyRun
 from s3prl_ext.tables import Table, markdown
+from s3prl_ext.training.racing.early_stop import best_of
 
 SHARE = 0.2  # of the steps, before the first comparison
 MASKS = {"child": "Fisher", "random": "random"}
@@ -41,7 +43,7 @@ class Race:
         task: its short name.
         mask: how the weights were chosen.
         metric: that the task is judged by.
-        curves: score on dev by step, by density in the order of the study; the larger the better.
+        curves: score on dev by step, by density in the order of the study; NaN where it was not finite.
     """
 
     task: str
@@ -54,25 +56,29 @@ class Race:
         """The last step."""
         return max(next(iter(self.curves.values())))
 
-    def best(self, step: int, among: Sequence[str] = ()) -> str:
-        """Return the density with the best score at a step; the first of equals."""
-        return max(among or list(self.curves), key=lambda density: self.curves[density][step])
+    def best(self, step: int, keep: int = 1, among: Sequence[str] = (), by_density: bool = False) -> list[str]:
+        """Return the densities with the best scores at a step; how equal ones are told apart is as in a race."""
+        names = list(among or self.curves)
+        scores = [self.curves[name][step] for name in names]
+        densities = [float(name) for name in names] if by_density else None
+        return [names[place] for place in best_of(scores, self.metric, keep, densities)]
 
     def early(self) -> str:
-        """Return the density that AD-TUNING's comparison keeps."""
-        return self.best(round(SHARE * self.end))
+        """Return the density that AD-TUNING's comparison keeps; of equal ones the smaller."""
+        return self.best(round(SHARE * self.end), by_density=True)[0]
 
     def halving(self) -> str:
-        """Return the density that is left when the worst one is dropped at each comparison."""
+        """Return the density that is left when the worst one is dropped at each comparison; of equal ones the later."""
         left = list(self.curves)
         for place in range(1, len(left)):
-            step = round(place * SHARE * self.end)
-            left.remove(min(reversed(left), key=lambda density: self.curves[density][step]))
+            kept = self.best(round(place * SHARE * self.end), len(left) - 1, left)
+            left = [name for name in left if name in kept]
         return left[0]
 
     def lost(self, density: str) -> float:
-        """Return by how much a density ends behind the best one, in the units of the score."""
-        return self.curves[self.best(self.end)][self.end] - self.curves[density][self.end]
+        """Return by how much a density ends behind the best one, in the unit of the tables."""
+        (best,) = self.best(self.end)
+        return factor(self.metric) * abs(self.curves[best][self.end] - self.curves[density][self.end])
 
 
 def races_of(content: Mapping[str, Any]) -> list[Race]:
@@ -101,20 +107,24 @@ def races_of(content: Mapping[str, Any]) -> list[Race]:
 
 def _runs(cell: StudyCell) -> list[StudyRun]:
     """Return the runs that search and those of the chosen point, each once."""
-    return list({run.name: run for run in [*cell.search, *cell.final_runs()]}.values())
+    try:
+        final = cell.final_runs()
+    except DataError:
+        final = []  # all diverged
+    return list({run.name: run for run in [*cell.search, *final]}.values())
 
 
 def _curve(run: StudyRun, name: str) -> dict[int, float]:
     record = run.record()
-    sign = (1 if metric(name).higher_is_better else -1) * factor(name)
-    return {} if record is None else {row["step"]: sign * row[name] for row in record["history"] if name in row}
+    rows = [] if record is None else [row for row in record["history"] if name in row]
+    return {row["step"]: math.nan if row[name] is None else row[name] for row in rows}
 
 
-def table(content: Mapping[str, Any]) -> Table:
+def table(contents: Sequence[Mapping[str, Any]]) -> Table:
     """Return how often comparisons agree with the end, and what they cost on dev."""
-    races = races_of(content)
+    races = [race for content in contents for race in races_of(content)]
     if not races:
-        raise DataError("the study has no child networks of several densities with the same rate and seed.")
+        raise DataError("the studies have no child networks of several densities with the same rate and seed.")
     groups = {
         (race.task, race.mask): [r for r in races if (r.task, r.mask) == (race.task, race.mask)] for race in races
     }
@@ -128,7 +138,7 @@ def table(content: Mapping[str, Any]) -> Table:
 
 def _row(races: Sequence[Race]) -> list[str]:
     kept = [(race.early(), race.halving()) for race in races]
-    fixed = min(races[0].curves, key=lambda density: fmean(race.lost(density) for race in races))
+    fixed = min(races[0].curves, key=lambda density: fmean(race.lost(density) for race in races))  # in hindsight
     cells = [str(len(races))]
     for place in (0, 1):
         agree = sum(race.lost(pair[place]) == 0 for race, pair in zip(races, kept, strict=True))
@@ -142,8 +152,8 @@ def _row(races: Sequence[Race]) -> list[str]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("file", type=Path, help="packed study")
-    sys.stdout.write(markdown(table(read_json(parser.parse_args(argv).file))) + "\n")
+    parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="packed study")
+    sys.stdout.write(markdown(table([read_json(file) for file in parser.parse_args(argv).files])) + "\n")
     return 0
 
 
