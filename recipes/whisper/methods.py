@@ -6,7 +6,8 @@
 The files are packed studies (``recipes/shared/evidence.py``), whose rows make one table for each task. Each row has
 the learning rates that were best on dev, and mean ± sample standard deviation over the seeds that are scored on test,
 in per cent, with the interval of Student's t for its difference from the frozen weighted sum over the same seeds. A
-picture of each task, such as ``methods_ks.png``, is drawn next to the last file. ``--head-rate`` prints the rate that was chosen for a frozen row.
+picture of each task, such as ``methods_ks.png``, is drawn next to the last file. ``--head-rate`` prints the rate that
+was chosen for a frozen row.
 """
 
 from __future__ import annotations
