@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from s3prl_ext.cli import COMMANDS
+from s3prl_ext.commands import compare
 from s3prl_ext.corpora.audio import write_audio
 from s3prl_ext.errors import DataError
 from s3prl_ext.evaluation.decoding import read_vocabulary
@@ -27,9 +28,9 @@ TABLES = [f"table{number}.sh" for number in range(1, 7)]
 MERGED = {"ljspeech": "lambda=0.25,,layers=12-19", "vctk": "lambda=0.05,,layers=all"}  # rows of the paper's Table 5
 
 
-def load(name: str) -> ModuleType:
+def load(name: str, folder: Path = RECIPES) -> ModuleType:
     """Import a script of the recipes."""
-    specification = importlib.util.spec_from_file_location(f"mam_{name}", RECIPES / f"{name}.py")
+    specification = importlib.util.spec_from_file_location(f"mam_{name}", folder / f"{name}.py")
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
     return module
@@ -105,9 +106,22 @@ def test_table5_has_every_arm_and_seed(task: str, tmp_path: Path) -> None:
     assert not any("learnable" in line for line in lines), "every layer has a lambda"
     block = commands(run(tmp_path, "table5.sh", "--dry-run", "--tasks", task, "--seeds", "3", "--block"))
     assert sum("learnable={layers: merged}" in line for line in block) == 1
+    assert all("lmam_ft_block-3" in line for line in block if "learnable={layers: merged}" in line), "runs of their own"
+    other = commands(run(tmp_path, "table5.sh", "--dry-run", "--tasks", task, "--seeds", "3", "--lambda-lr", "1e-2"))
+    assert sum("lmam_ft_1e-2-3 " in line for line in other if "-m train" in line) == 1
     sound = commands(run(tmp_path, "table5.sh", "--dry-run", "--tasks", "esc50", "--seeds", "3"))
     assert sum("-u lmam_beats_iter3_vit_base -g lambda=0.1,,layers=4-11" in line for line in sound) == 5
-    assert sound[-1].endswith("table5.py exp/mam esc50")
+    assert sound[-1].endswith("table5.py exp/mam esc50 --learnt lmam_ft")
+
+
+def test_a_choice_that_fails_is_no_choice(tmp_path: Path) -> None:
+    for name, content in (("sweep.json", '{"schema": 0}'), ("sweep.md", "")):
+        (tmp_path / f"exp/mam/table1/vctk/{name}").parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"exp/mam/table1/vctk/{name}").write_text(content)
+    for flags in (["--dry-run", "--stage", "5"], ["--stage", "5", "--stop-stage", "5"]):
+        done = run(tmp_path, "table5.sh", *flags, "--tasks", "vctk", VCTK=str(tmp_path))
+        assert done.returncode != 0 and '-g ""' not in done.stdout and "-m train" not in done.stdout
+        assert not (tmp_path / "exp/mam/merge-vctk").exists()
 
 
 @pytest.mark.parametrize(
@@ -177,6 +191,31 @@ def test_a_recipe_takes_the_merge_that_dev_prefers(tmp_path: Path) -> None:
     assert '-g "lambda=0.15,,layers=[0,3]"' in lines[1] and lines[2].startswith("s3prl-ext compare")
     missing = run(tmp_path, "table4.sh", "--tasks", "vctk", VCTK=str(tmp_path))
     assert missing.returncode == 2 and "no sweep of vctk" in missing.stderr
+
+
+def test_a_comparison_is_kept_as_tables_4_and_6(tmp_path: Path) -> None:
+    texts = [("a", "one two", "on two", "one two"), ("b", "three", "three", "tree"), ("c", "four", "four", "four")]
+    for name, place in (("target", 2), ("merged", 3)):
+        rows = [
+            {"id": row[0], "reference": row[1], "hypothesis": row[place], "errors": int(row[1] != row[place]),
+             "words": len(row[1].split()), "character_errors": int(row[1] != row[place]), "characters": len(row[1])}
+            for row in texts
+        ]  # fmt: skip
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    files = [str(tmp_path / f"{name}.jsonl") for name in ("target", "merged")]
+    assert compare.main([*files, "--out", str(tmp_path / "compare.json")]) == 0
+    script = load("comparisons", RECIPES.parent / "shared")
+    flags = ["--task", "vctk", "--out", str(tmp_path / "kept.json")]
+    assert script.main([str(tmp_path / "compare.json"), *flags]) == 0
+    content = json.loads((tmp_path / "kept.json").read_text())
+    assert str(tmp_path) not in json.dumps(content)
+    changes = script.changes_table(content)
+    assert [row[0] for row in changes.rows] == ["a (-1)", "b (+1)"] and "2 transcripts differ" in changes.notes[0]
+    assert "WER 25.00 % -> 25.00 %: +0.00 [" in changes.notes[0]
+    kinds = {row[0]: row[1:] for row in script.kinds_table(content).rows}
+    assert kinds["insertion"] == ["100.00", "1", "36.36"] and kinds["deletion"] == ["0.00", "0", "35.35"]
+    with pytest.raises(DataError, match="wer is missing"):
+        script.kept({}, "vctk")
 
 
 def table5(out: Path, unit: str) -> Table:

@@ -34,5 +34,7 @@ if due 4 "comparison"; then
   for unit in $(units); do
     execute s3prl-ext compare "$out/zero_shot/$unit/target/transcripts-test.jsonl" \
       "$out/zero_shot/$unit/merged/transcripts-test.jsonl" --top 8 --out "$out/zero_shot/$unit/compare.json"
+    execute python "$RECIPES/shared/comparisons.py" "$out/zero_shot/$unit/compare.json" --task "$unit" \
+      --out "$out/${unit}_transcripts.json"
   done
 fi

@@ -3,7 +3,8 @@
     python recipes/shared/page.py recipes/whisper/RESULTS.md
 
 A table stands between ``<!-- heads.json methods_ks.json ks -->`` and ``<!-- end -->``: the mark names packed studies
-and one of their tasks, or a file of ``lambdas.py`` and one of its tables, such as ``<!-- vctk_noise.json chosen -->``.
+and one of their tasks, or a file of ``lambdas.py``, ``comparisons.py`` or ``table5.py`` and one of its tables, such as
+``<!-- vctk_noise.json chosen -->``.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 RECIPES = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(RECIPES / "shared"), str(RECIPES / "whisper")]
+sys.path[:0] = [str(RECIPES / folder) for folder in ("shared", "whisper", "mam")]
+import comparisons
 import lambdas
 import methods
 import races
+import table5
 
 from s3prl_ext.errors import DataError, as_command
 from s3prl_ext.evaluation.predictions import read_json
@@ -26,14 +29,17 @@ from s3prl_ext.tables import Table, grid
 from s3prl_ext.writing import write_text
 
 MARKED = re.compile(r"(<!-- ((?:\w+\.json )+)(\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
-TABLES = {"grid": lambdas.grid_table, "chosen": lambdas.chosen_table, "aligned": lambdas.aligned_table}
+TABLES = {
+    "grid": lambdas.grid_table, "chosen": lambdas.chosen_table, "aligned": lambdas.aligned_table,
+    "changes": comparisons.changes_table, "kinds": comparisons.kinds_table, "tuned": table5.table,
+}  # fmt: skip
 
 
 def table_of(files: Sequence[Path], which: str) -> Table:
     """Return a table of result files.
 
     Args:
-        files: packed studies, or one file of ``lambdas.py``.
+        files: packed studies, or one file of another kind.
         which: a task of the studies or ``races``, or a table of the file.
 
     Raises:
