@@ -91,6 +91,12 @@ class RunSpec:
         return self.upstream_feature_selection == "hidden_states" and layer is not None and int(layer) == -1
 
     @property
+    def reads_last_hidden_state(self) -> bool:
+        """Whether the features are the last hidden state, under either of its names."""
+        named = self.upstream_feature_selection == "last_hidden_state" and self.upstream_layer_selection is None
+        return named or self.reads_last_layer
+
+    @property
     def features(self) -> str:
         """What the task reads, in words; the last of all hidden states is the last hidden state."""
         selection, layer = self.upstream_feature_selection, self.upstream_layer_selection

@@ -169,10 +169,17 @@ def test_fine_tuning_moves_upstream_and_head(run, base, tmp_path):
     assert json.loads((tmp_path / "ft" / "head.json").read_text())["zero_shot"] is False
 
 
-def test_classifier_of_a_tuned_beats_is_evaluated_through_the_class_map(run, models, tmp_path):
+@pytest.fixture
+def tuned(tmp_path) -> Path:
+    """A tiny BEATs with a classifier of AudioSet's labels."""
     mids = sorted({mid for row in read_class_map(default_class_map()) for mid in row})
-    tuned = factories.beats_ckpt(tmp_path / "tuned.pt", finetuned_model=True, predictor_class=len(mids))
-    torch.save(torch.load(tuned, weights_only=True) | {"label_dict": dict(enumerate(mids))}, tuned)
+    path = factories.beats_ckpt(tmp_path / "tuned.pt", finetuned_model=True, predictor_class=len(mids))
+    torch.save(torch.load(path, weights_only=True) | {"label_dict": dict(enumerate(mids))}, path)
+    return path
+
+
+def test_classifier_of_a_tuned_beats_is_evaluated_through_the_class_map(run, tuned, tmp_path):
+    mids = list(torch.load(tuned, weights_only=True)["label_dict"].values())
     run(tmp_path / "exp", preset="audioset", mode="evaluate", upstream_ckpt=str(tuned))
     facts = json.loads((tmp_path / "exp" / "head.json").read_text())
     assert facts == {"protocol": "audioset class map", "zero_shot": True, "ckpt": str(tuned)}
@@ -188,6 +195,31 @@ def test_classifier_of_a_tuned_beats_is_evaluated_through_the_class_map(run, mod
             probabilities = upstream.class_probabilities([wav])[0]
         best = max(range(50), key=lambda target: max(probabilities[i].item() for i in index[target]))
         assert row.prediction == ALL_CLASSES[best]
+
+
+def test_classifier_of_a_tuned_beats_reads_the_features_of_that_model_alone(run, models, tuned, tmp_path):
+    def score(**changes: Any) -> None:
+        run(tmp_path / "exp", preset="audioset", mode="evaluate", **changes)
+
+    same = tmp_path / "same.pt"
+    same.write_bytes(tuned.read_bytes())
+    merge = tmp_path / "merge.yaml"
+    merge.write_text(Path(models["merge"]).read_text().replace(models["beats"], str(tuned)))
+    merged = {"upstream": "merged_attention", "upstream_ckpt": None, "upstream_model_config": str(merge)}
+    for target in ({}, {"merged": True}):  # the pre-trained BEATs of the same width
+        with pytest.raises(
+            DataError, match=r"tuned.pt is another model than the upstream's target, .*beats.pt.*with -k"
+        ):
+            score(head={"ckpt": str(tuned)}, **target)
+    score(head={"ckpt": str(same)}, **merged)
+    assert json.loads((tmp_path / "exp" / "head.json").read_text())["ckpt"] == str(tuned)
+    score(**merged)
+    for features in ({"upstream_layer_selection": 1}, {"upstream_feature_normalize": True, "tuning": None}):
+        with pytest.raises(UsageError, match="audioset reads the last hidden state"):
+            score(upstream_ckpt=str(tuned), **features)
+    other = {"upstream": "fbank", "upstream_ckpt": None, "upstream_feature_selection": "hidden_states"}
+    with pytest.raises(UsageError, match="give its file with -k to -u beats_local"):
+        score(head={"ckpt": str(tuned)}, **other, upstream_layer_selection=-1)
 
 
 def test_hash_split_is_recorded(run, tmp_path):

@@ -27,7 +27,7 @@ class Esc50HeadConfig:
         fit: linear heads in training: ``sgd``: by the optimizer of the task file; ``convex``: by logistic regression
             to its unique optimum, on the features of one pass over the training folds; the upstream must be frozen.
         l2: ``convex``: strengths of the penalty to choose from on dev.
-        ckpt: linear: a checkpoint of this task whose head is taken; audioset: the fine-tuned BEATs (default: ``-k``).
+        ckpt: linear: a checkpoint of this task whose head is taken; audioset: the fine-tuned BEATs, that of ``-k``.
         class_map: audioset: table of the labels that stand for each class (default: the shipped one).
     """
 

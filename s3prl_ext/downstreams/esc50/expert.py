@@ -20,13 +20,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, DistributedSampler
 
-from s3prl_ext import hub
-from s3prl_ext.attention.files import find_model
 from s3prl_ext.corpora.esc50 import CLASSES, dev_fold, read_clips, split_clips
 from s3prl_ext.corpora.splits import split_hash
 from s3prl_ext.downstreams.esc50.config import Esc50HeadConfig, default_class_map, parse_config
 from s3prl_ext.downstreams.esc50.dataset import ClipDataset
-from s3prl_ext.downstreams.esc50.heads import AudioSetHead, TrainingFeatures, choose_linear, take_head
+from s3prl_ext.downstreams.esc50.heads import (
+    AudioSetHead,
+    TrainingFeatures,
+    choose_linear,
+    find_file,
+    take_head,
+    tuned_beats,
+)
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.evaluation.predictions import Prediction, write_predictions
 from s3prl_ext.evaluation.significance import wilson
@@ -97,16 +102,11 @@ class DownstreamExpert(nn.Module):
         """Return the head; write down what is known about it."""
         evaluating = self.args.mode != "train"
         if config.kind == "audioset":
-            ckpt = config.ckpt or getattr(self.args, "upstream_ckpt", None)
-            if not ckpt:
-                raise UsageError("head.kind: audioset needs the fine-tuned BEATs: set head.ckpt (or -k) to its file.")
-            head = AudioSetHead(
-                find_model(str(ckpt)) if hub.is_file_reference(ckpt) else Path(ckpt),
-                config.class_map or default_class_map(),
-            )
+            ckpt = tuned_beats(config.ckpt, self.args)
+            head = AudioSetHead(find_file(ckpt), config.class_map or default_class_map())
             if head.predictor.in_features != width:
                 raise DataError(f"the classifier in {ckpt} does not fit features of width {width}: another model.")
-            self.facts = {"protocol": "audioset class map", "zero_shot": True, "ckpt": str(ckpt)}
+            self.facts = {"protocol": "audioset class map", "zero_shot": True, "ckpt": ckpt}
             return head
         linear = nn.Linear(width, len(CLASSES))
         if config.ckpt is None or self._resumed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,14 +13,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from s3prl_ext import hub
+from s3prl_ext.attention.files import find_model
 from s3prl_ext.corpora.esc50 import CLASSES
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.run_folder import DELTA_SUFFIX
 from s3prl_ext.training.checkpoint import Checkpoint
 from s3prl_ext.training.run_spec import RunSpec
 from s3prl_ext.upstreams.beats.model import load_checkpoint
+from s3prl_ext.upstreams.merged_attention.config import OWN_UPSTREAM, is_merged, read_config
 
 FIT_ITERATIONS = 1000
+BEATS = ("beats_local", "beats_custom")  # the upstreams of a BEATs file
 
 
 def fit_linear(features: Tensor, targets: Tensor, l2: float, classes: int = len(CLASSES)) -> tuple[Tensor, Tensor]:
@@ -163,6 +168,58 @@ def read_class_map(path: Path) -> list[list[str]]:
     if wrong:
         raise DataError(f"{path} must name labels for each of the 50 classes of ESC-50 once; see '{wrong[0]}'.")
     return [rows[name] for name in CLASSES]
+
+
+def tuned_beats(ckpt: Path | None, args: Namespace) -> str:
+    """Return the fine-tuned BEATs whose classifier reads the features of the present upstream: the upstream's target.
+
+    Args:
+        ckpt: ``head.ckpt``: nothing, or the same file.
+        args: the present arguments.
+
+    Raises:
+        UsageError: the target is not a BEATs, or its last hidden state is not read.
+        DataError: `ckpt` is another file, whose classifier was trained on other features.
+    """
+    if not RunSpec.of(args).reads_last_hidden_state:
+        raise UsageError(
+            "head.kind: audioset reads the last hidden state, which the BEATs classifies: leave -s and -l out, or give "
+            "-s last_hidden_state."
+        )
+    upstream, target = args.upstream, getattr(args, "upstream_ckpt", None)
+    if is_merged(upstream):
+        preset = None if upstream == OWN_UPSTREAM else upstream
+        config = read_config(getattr(args, "upstream_model_config", None), target, preset)
+        upstream, target = config.target.upstream, config.target.ckpt
+    if upstream not in BEATS or target is None:
+        raise UsageError(
+            "head.kind: audioset classifies with a BEATs that was fine-tuned on AudioSet: give its file with -k to -u "
+            "beats_local, or to a merge with such a target."
+        )
+    if ckpt is not None and _content(find_file(str(ckpt))) != _content(find_file(target)):
+        raise DataError(
+            f"head.ckpt {ckpt} is another model than the upstream's target, {target}, so its classifier was not "
+            "trained on these features: give the fine-tuned BEATs with -k, and leave head.ckpt out."
+        )
+    return target
+
+
+def find_file(ckpt: str) -> Path:
+    """Return the path of a checkpoint on this disk or the hub (``ID:FILE``)."""
+    return find_model(ckpt) if hub.is_file_reference(ckpt) else Path(ckpt).expanduser()
+
+
+def _content(path: Path) -> bytes:
+    """Return the SHA-256 of a file.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}; give a BEATs fine-tuned on AudioSet.") from error
 
 
 def take_head(path: Path, head: nn.Linear, digest: Tensor, now: Namespace) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from s3prl_ext.attention.files import find_model, open_weights, weight_files
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.evaluation.decoding import Vocabulary, read_vocabulary
 from s3prl_ext.model_settings import model_config
+from s3prl_ext.training.run_spec import RunSpec
 from s3prl_ext.upstreams.hf_speech.w2v_bert import FRAME, HOP
 from s3prl_ext.upstreams.merged_attention.config import preset_names, read_config
 from s3prl_ext.upstreams.merged_attention.models import TRANSFORMERS_UPSTREAMS
@@ -138,10 +139,7 @@ def target_folder(ckpt: str | None, args: Mapping[str, Any]) -> Path:
 
 def check_features(args: Mapping[str, Any]) -> None:
     """Raise UsageError where the features are not the model's last hidden state, which its CTC head was trained on."""
-    selection, layer = args.get("upstream_feature_selection"), args.get("upstream_layer_selection")
-    if selection == "last_hidden_state":
-        return
-    if selection != "hidden_states" or layer != -1:
+    if not RunSpec.of(args).reads_last_hidden_state:
         raise UsageError(
             "the target's CTC head reads the last hidden state: add -s last_hidden_state, or tuning: {method: frozen} "
             "to the task file."
