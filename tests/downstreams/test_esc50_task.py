@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -270,6 +271,20 @@ def test_head_needs_a_frozen_upstream_and_the_same_features(run, base, tmp_path)
             tmp_path / "b", mode="evaluate", upstream_feature_selection="hidden_states", upstream_layer_selection=1,
             head={"ckpt": str(base / "dev-best.ckpt")},
         )  # fmt: skip
+
+
+def test_an_equal_score_on_dev_is_not_a_better_one(run, tmp_path):
+    task = run(tmp_path / "base").downstream.model
+    task.training_features = None
+
+    def score(right: int, of: int) -> list[str]:
+        records = {"prediction": [0] * of, "target": [0] * right + [1] * (of - right), "loss": [0.0] * of}
+        return task.log_records(
+            "dev", records | {"clip": [str(n) for n in range(of)]}, SimpleNamespace(add_scalar=lambda *_, **__: None), 1
+        )
+
+    task.best_score.fill_(0)
+    assert [score(7, 10), score(7, 10), score(14, 20), score(8, 10)] == [["dev-best.ckpt"], [], [], ["dev-best.ckpt"]]
 
 
 SHORT = {"total_steps": 2, "eval_step": 2, "save_step": 2}

@@ -7,6 +7,7 @@ import random
 import shutil
 from argparse import Namespace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -413,3 +414,14 @@ def test_zero_shot_digits_equal_transformers(recordings, tmp_path, batch_size):
     assert [row.hypothesis for row in found] == transformers_transcripts(model, clips, batch_size)
     heard = [row.hypothesis.lower() for row in found]
     assert len(found) == 12 and corpus_errors([row.reference for row in found], heard).rate < 40
+
+
+def test_an_equal_score_on_dev_is_not_a_better_one(corpus, merge_file, tmp_path):
+    task = runner(merged_args(tmp_path / "exp", merge_file), task_file(corpus)).downstream.model
+
+    def score(wrong: int, of: int) -> list[str]:
+        texts = {"references": ["a"] * of, "hypotheses": ["b"] * wrong + ["a"] * (of - wrong)}
+        records = texts | {"ids": [str(n) for n in range(of)], "loss": [0.0], "special": [0]}
+        return task.log_records("dev", records, SimpleNamespace(add_scalar=lambda *_, **__: None), 1)
+
+    assert [score(5, 6), score(5, 6), score(10, 12), score(4, 6)] == [["dev-best.ckpt"], [], [], ["dev-best.ckpt"]]

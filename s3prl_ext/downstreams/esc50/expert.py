@@ -206,9 +206,10 @@ class DownstreamExpert(nn.Module):
             self._write(split, records)
         for name, value in values.items():
             logger.add_scalar(f"esc50/{split}-{name}", value, global_step=global_step)
-        if split != "dev" or accuracy <= self.best_score.item():
+        score = torch.full_like(self.best_score, accuracy)  # rounded as the best one is, so that equals stay equal
+        if split != "dev" or bool(score <= self.best_score):
             return []
-        self.best_score = torch.full_like(self.best_score, accuracy)
+        self.best_score = score
         return ["dev-best.ckpt"]
 
     def _score_fitted(self, split: str, records: dict[str, list]) -> None:

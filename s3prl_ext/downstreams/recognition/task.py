@@ -189,8 +189,9 @@ class RecognitionTask(nn.Module):
         _report(split, values, len(rows))
         if split != "train":
             write_transcripts(rows, self.expdir / f"transcripts-{split}.jsonl")
-        if split == "dev" and values["wer"] < self.best_score.item():
-            self.best_score = torch.full_like(self.best_score, values["wer"])
+        score = torch.full_like(self.best_score, values["wer"])  # rounded as the best one is, so that equals stay equal
+        if split == "dev" and bool(score < self.best_score):
+            self.best_score = score
             return ["dev-best.ckpt"]
         return []
 
