@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from s3prl_ext.corpora.audio import SAMPLE_RATE, pad_to, read_audio, write_audio
-from s3prl_ext.corpora.recordings import Clip
+from s3prl_ext.corpora.recordings import Clip, without_repeats
 from s3prl_ext.errors import UsageError
 from s3prl_ext.mini_superb.source import MiniBuild, cut_seconds, require
 from s3prl_ext.mini_superb.synthesis import VOICES, Speech, synthesise
@@ -161,19 +161,37 @@ def _spoken_keywords() -> Iterator[Spoken]:
 
 def _unknown(source: MiniBuild, rng: np.random.Generator) -> Iterator[tuple[str, str, np.ndarray]]:
     """Yield (split, name, samples) of speech that is not a keyword."""
-    splits = [split for split, count in UNKNOWN_CLIPS.items() for _ in range(count)]
     available = [name for name in READ_SPEECH if source.recordings and source.recordings.has(name)]
     if source.recordings and available:
         source.note("ks", f"_unknown_ is one second cut from sentences of {available[0]}")
-        clips = [clip for clip in source.recordings.clips(available[0]) if clip.duration > 3]
-        require(len(clips), 1, available[0], "clips of over 3 s")
-        for i, (split, index) in enumerate(zip(splits, rng.choice(len(clips), len(splits), len(clips) < len(splits)))):
-            yield split, f"unknown/{i}", cut_seconds(clips[index], 1.0, 1.0)
+        clips = [clip for clip in without_repeats(source.recordings.clips(available[0])) if clip.duration > 3]
+        require(len(clips), len(UNKNOWN_CLIPS), available[0], "clips of over 3 s")
+        for i, (split, clip, start) in enumerate(_cuts(clips, rng)):
+            yield split, f"unknown/{i}", cut_seconds(clip, start, 1.0)
         return
     source.note("ks", f"_unknown_ is the synthesised words {', '.join(OTHER_WORDS)}")
+    splits = [split for split, count in UNKNOWN_CLIPS.items() for _ in range(count)]
     words = [Speech(OTHER_WORDS[i % len(OTHER_WORDS)], VOICES[i % 6], faster=i % 9 * 3) for i in range(len(splits))]
     for i, (split, samples) in enumerate(zip(splits, synthesise(words))):
         yield split, f"unknown/{i}", samples
+
+
+def _cuts(clips: list[Clip], rng: np.random.Generator) -> Iterator[tuple[str, Clip, float]]:
+    """Yield (split, clip, start in seconds) of the seconds to cut; no clip is in two splits.
+
+    Where there are fewer clips than seconds, each split takes its share of them and several seconds of a clip, as many
+    as are wanted or there.
+    """
+    wanted = sum(UNKNOWN_CLIPS.values())
+    drawn = [clips[index] for index in rng.choice(len(clips), min(len(clips), wanted), replace=False)]
+    shares = {split: max(1, len(drawn) * count // wanted) for split, count in UNKNOWN_CLIPS.items()}
+    shares["train"] += len(drawn) - sum(shares.values())
+    for split, count in UNKNOWN_CLIPS.items():
+        own, drawn = drawn[: shares[split]], drawn[shares[split] :]
+        for number in range(count):
+            clip, start = own[number % len(own)], 1.0 + number // len(own)
+            if start + 1 <= clip.duration:
+                yield split, clip, start
 
 
 def _write_noises(out: Path, rng: np.random.Generator) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import subprocess
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,8 @@ from s3prl_ext.commands.prepare import main as prepare_main
 from s3prl_ext.configs import expand_variables, load_yaml, shipped_dir
 from s3prl_ext.corpora.recordings import COLUMNS, Recordings
 from s3prl_ext.errors import DataError, UsageError
+from s3prl_ext.mini_superb import ks
+from s3prl_ext.mini_superb.source import MiniBuild
 from s3prl_ext.mini_superb.synthesis import VOICES, Speech, Voice, synthesise
 
 pytest.importorskip("espeakng_loader")
@@ -225,3 +228,26 @@ def test_every_known_corpus_of_the_recordings_is_readable(recordings):
     assert found.names == sorted(COLUMNS)
     for name in found.names:
         assert len(found.clips(name)) >= 20
+
+
+@pytest.mark.parametrize("count", [3, 20, 41, 42, 60])
+def test_no_recording_of_unknown_words_is_in_two_splits(count, tmp_path):
+    """The level of a clip tells its recording, and the second that is cut from it."""
+    lines = ["path\tduration_s\tspeaker\ttext"]
+    for number in range(count + 1):
+        number = number % count  # the first is there twice, as gathered from two places
+        path = f"librispeech/{len(lines)}/{number:02d}.wav"
+        (tmp_path / path).parent.mkdir(parents=True)
+        samples = np.repeat(0.01 * number + 0.001 * np.arange(1, 5), 16000)
+        soundfile.write(tmp_path / path, samples, 16000, subtype="FLOAT")
+        lines.append(f"{path}\t4\tbob\tsome words")
+    (tmp_path / "librispeech" / "librispeech.tsv").write_text("\n".join(lines) + "\n")
+    source = MiniBuild(tmp_path, Recordings(tmp_path))
+    found = [(split, samples) for split, _, samples in ks._unknown(source, source.rng("ks"))]
+    assert all(len(samples) == 16000 and np.ptp(samples) == 0 for _, samples in found)
+    levels = [(split, round(1000 * float(samples[0]))) for split, samples in found]
+    assert len({level for _, level in levels}) == len(levels), "no second is there twice"
+    splits = [{level // 10 for split, level in levels if split == one} for one in ks.UNKNOWN_CLIPS]
+    assert all(splits) and sum(map(len, splits)) == len(set.union(*splits)) >= min(count, 42) - 1
+    if count >= 20:
+        assert Counter(split for split, _ in levels) == ks.UNKNOWN_CLIPS
