@@ -125,10 +125,9 @@ def merge(store: Store, part: Path) -> None:
         raise DataError(f"{error} It is a part of a sweep with other settings: remove {part.parent}.") from error
     for split, sha256 in found.content["data"].items():
         store.check_data(split, sha256)
-    for source in (part / "arms").glob("*"):
-        place = store.path.parent / "arms" / source.name
-        if not place.exists():
-            place.parent.mkdir(exist_ok=True)
-            source.rename(place)
+    for file in [path for path in (part / "arms").rglob("*") if not path.is_dir()]:
+        place = store.path.parent / file.relative_to(part)  # its folder may be there already, from an interrupted arm
+        place.parent.mkdir(parents=True, exist_ok=True)
+        file.replace(place)
     store.content["results"] |= found.content["results"]
     store.write()

@@ -208,6 +208,7 @@ def _sweep(flags: argparse.Namespace, runner: SweepRunner, pair: ModelPair, grid
         ratio=runner.runner_config.evaluate_ratio,
         metric_name=flags.metric,
         test_all=flags.test_all,
+        anew=flags.overwrite,
         part=flags.part,
         paper=_tested_paper(flags, runner.args.downstream, groups),
     )

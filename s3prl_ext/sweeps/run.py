@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -46,6 +47,7 @@ class Sweep:
         ratio: share of a split's batches that is scored.
         metric_name: metric that is compared; None takes the task's main one.
         test_all: score every arm on test.
+        anew: remove what the arms of an earlier sweep have written, before the first is scored.
         part: this process scores only every N-th arm on dev, of (number, N); None for all.
         others: lets other processes score the arms on dev, and takes their results into the store; it calls its
             argument now and then, which ends it after Ctrl-C. None for none.
@@ -64,6 +66,7 @@ class Sweep:
     ratio: float = 1.0
     metric_name: str | None = None
     test_all: bool = False
+    anew: bool = False
     paper: str | None = None
     part: tuple[int, int] | None = None
     others: Callable[[Callable[[], None]], None] | None = None
@@ -83,6 +86,8 @@ class Sweep:
         self._check_metric()
         for split in splits:
             self.store.check_data(split, self._data_sha256(split))
+        if self.anew and self.folder.is_dir():
+            shutil.rmtree(self.folder)
         try:
             with StopRequest() as stop:
                 self._score([BASELINE], self.dev, stop)

@@ -388,9 +388,28 @@ def test_ctrl_c_ends_the_parts_and_their_results_are_merged_by_any_number_of_par
     assert engine.stopped and "give the same command again to go on" in capsys.readouterr().err
     kept = [json.loads(path.read_text())["results"] for path in tmp_path.glob("sweep/parts/*/sweep.json")]
     assert len(kept) == 2 and len(kept[0] | kept[1]) == 7
+    files = list(tmp_path.glob("sweep/parts/*/arms/*/*"))
+    written = {tmp_path / "sweep" / "arms" / file.parent.name / file.name: file.read_bytes() for file in files}
+    for place in written:  # as an arm that is stopped in one process leaves it
+        place.parent.mkdir(parents=True, exist_ok=True)
     monkeypatch.setattr(pipeline, "open_engine", lambda *given: InThisProcess())
     found = results(sweep(*DIVIDED, "--jobs", "3"))["results"]
     assert all(found[key] == row for key, row in (kept[0] | kept[1]).items()), "not scored again"
+    assert len(written) == 12 and all(place.read_bytes() == content for place, content in written.items())
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_overwriting_removes_what_the_arms_before_have_written(jobs, sweep, monkeypatch):
+    monkeypatch.setattr(pipeline, "open_engine", lambda *given: InThisProcess())
+    folder = sweep("--lambda", "0.2,0.4")
+    before = sorted((folder / "arms").glob("*/*"))
+    assert folder / "arms" / "all_lambda_0.2" / "transcripts-dev.jsonl" in before
+    with pytest.raises(SystemExit):
+        sweep("--lambda", "0.4", "--overwrite", "--jobs", jobs, "--metric", "der")
+    assert sorted((folder / "arms").glob("*/*")) == before, "nothing was scored"
+    sweep("--lambda", "0.4", "--test", "none", "--overwrite", "--jobs", jobs)
+    left = sorted(str(path.relative_to(folder / "arms")) for path in (folder / "arms").glob("*/tr*"))
+    assert left == ["all_lambda_0.4/transcripts-dev.jsonl", "target/transcripts-dev.jsonl"]
 
 
 @pytest.mark.slow
