@@ -92,6 +92,8 @@ class Aligner:
         """
         rotated = source if self.basis is None else self.basis.apply(source)
         moved_base = base if base is None or self.basis is None else self.basis.apply(base)
+        if not source:  # noise of which nothing is merged
+            return Aligned(rotated, moved_base)
         projected = self.basis is not None and self._differs(target, source)
         if projected or self.pair:
             check_ungrouped(target, "the target")

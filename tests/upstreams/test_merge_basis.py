@@ -20,6 +20,7 @@ from s3prl_ext.corpora.audio import read_audio
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.merging.aligner import Aligner, Paired
 from s3prl_ext.merging.alignment import align_heads
+from s3prl_ext.merging.config import parse_config
 from s3prl_ext.merging.methods import parse_method
 from s3prl_ext.sweeps.grid import Arm
 from s3prl_ext.sweeps.weights import ArmWeights
@@ -34,6 +35,7 @@ from s3prl_ext.upstreams.layer_similarity.paired_alignment import _moments_of, a
 from s3prl_ext.upstreams.layer_similarity.speech_encoder import SpeechEncoder
 from s3prl_ext.upstreams.layer_similarity.text_encoder import TextEncoder
 from s3prl_ext.upstreams.merged_attention.hubconf import merged_attention
+from s3prl_ext.upstreams.merged_attention.models import OpenedMerge, build_target, open_sources
 from s3prl_ext.upstreams.merged_attention.record import check_merge_record
 from s3prl_ext.upstreams.speech_models import speech_model
 from tests.support import factories
@@ -157,9 +159,6 @@ def test_inputs_of_attention_in_a_text_model(folders):
 
 def found(folders, table, source="source"):
     """Return the basis as the merge finds it, from the files alone."""
-    from s3prl_ext.merging.config import parse_config
-    from s3prl_ext.upstreams.merged_attention.models import OpenedMerge, build_target, open_sources
-
     content = {"target": {"model": folders["target"]}, "source": {"model": folders[source]}, "lambda": 0.25}
     config = parse_config(content | {"align": basis(table)}, "my.yaml")
     merge = align_by_pairs(OpenedMerge(config, open_sources(config), build_target(config.target)))
@@ -294,6 +293,16 @@ def test_an_arm_with_another_width_equals_the_merged_upstream_bit_for_bit(arm, b
     expected = build(**wide, **noise, layers=list(arm.layers), **{"lambda": arm.lambda_}).state_dict()
     for name, tensor in upstream.state_dict().items():
         assert torch.equal(tensor, expected[name]), name
+
+
+@pytest.mark.parametrize("nothing", [{"lambda": 0}, {"layers": []}])
+@pytest.mark.parametrize("heads", [False, True])
+def test_noise_of_which_nothing_is_merged_leaves_the_target_whatever_the_heads(nothing, heads, build, folders, table):
+    target = read_attention(folders["target"])
+    align = ["heads", basis(table)] if heads else basis(table)
+    upstream = build(source={"model": folders["wide"]}, align=align, noise="source", **nothing)
+    after = extract(upstream.state_dict())
+    assert all(torch.equal(after[slot], target[slot]) for slot in target)
 
 
 def test_a_projected_merge_is_written_with_what_is_kept_and_learns_its_lambda(build, folders, table, tmp_path, capsys):
