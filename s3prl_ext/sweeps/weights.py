@@ -65,11 +65,12 @@ class ArmWeights:
         self._original = {slot: tensor.clone() for slot, tensor in self._target.items()}
         self._method, self._base, self._aligner, self._moments = method, base, aligner, moments
         self._source: dict[Slot, Tensor] | None = None
-        self._shapes: dict[Slot, torch.Size] = {}  # of noise that is rotated as the source is
+        mapped = {slot: tensor for slot, tensor in self._target.items() if layer_map[slot.layer] is not None}
+        self._shapes = {slot: tensor.shape for slot, tensor in mapped.items()}  # of noise
         if source is not None:
             aligned = {slot: tensor for slot, tensor in align(source, layer_map).items() if slot in self._target}
             check_finite(aligned, aligned, "the source", lambda slot: layer_map[slot.layer] or 0)
-            if aligner is not None and aligner.basis is not None:
+            if aligner is not None and aligner.basis is not None:  # noise is rotated as the source is
                 self._shapes = {slot: tensor.shape for slot, tensor in aligned.items()}
             self._source = self._aligned({slot: self._ready(slot, tensor) for slot, tensor in aligned.items()})
         self._noise = noise or NoiseConfig("standard")
@@ -123,8 +124,7 @@ class ArmWeights:
             if arm.noise not in self._statistics:
                 own = self._untouched | self._original
                 self._statistics[arm.noise] = noise_moments(config, own, self._source_as_read, self._layer_map)
-            shapes = {slot: tensor.shape for slot, tensor in self._target.items()} | self._shapes
-            drawn = sample(shapes, self._statistics[arm.noise], config)
+            drawn = sample(self._shapes, self._statistics[arm.noise], config)
             ready = {slot: self._ready(slot, tensor) for slot, tensor in drawn.items()}
             self._drawn = (arm.noise, arm.draw), self._aligned(ready)
         return self._drawn[1]

@@ -37,6 +37,7 @@ from s3prl_ext.upstreams.layer_similarity.text_encoder import TextEncoder
 from s3prl_ext.upstreams.merged_attention.hubconf import merged_attention
 from s3prl_ext.upstreams.merged_attention.models import OpenedMerge, build_target, open_sources
 from s3prl_ext.upstreams.merged_attention.record import check_merge_record
+from s3prl_ext.upstreams.merged_attention.sources import aligner_of
 from s3prl_ext.upstreams.speech_models import speech_model
 from tests.support import factories
 
@@ -293,6 +294,29 @@ def test_an_arm_with_another_width_equals_the_merged_upstream_bit_for_bit(arm, b
     expected = build(**wide, **noise, layers=list(arm.layers), **{"lambda": arm.lambda_}).state_dict()
     for name, tensor in upstream.state_dict().items():
         assert torch.equal(tensor, expected[name]), name
+
+
+PARTIAL = {1: 0}  # target layer 0 is paired with none
+
+
+@pytest.mark.parametrize("noise", ["source", "standard", "target"])
+@pytest.mark.parametrize("align", ["none", "basis", "heads", "wide"])
+def test_noise_of_a_sweep_with_a_partial_layer_map_equals_the_merged_upstream(align, noise, build, folders, table):
+    content = {"layer_map": PARTIAL, "source": {"model": folders["wide" if align == "wide" else "source"]}}
+    content["align"] = {
+        "none": None, "basis": basis(table), "wide": basis(table),
+        "heads": {"kind": "heads", "by": "outputs", "pairs": str(table), "share": 1},
+    }[align]  # fmt: skip
+    config = parse_config({"target": {"model": folders["target"]}, "lambda": 0.5, **content}, "my.yaml")
+    upstream = build_target(config.target)
+    merge = align_by_pairs(OpenedMerge(config, open_sources(config), upstream))
+    (source,) = merge.sources
+    weights = ArmWeights(
+        extract(upstream.state_dict()), source.weights, [None, 0], PROJECTIONS, aligner=aligner_of(merge, source)
+    )
+    weights.apply(Arm((1,), noise, 2, 0.5))
+    expected = build(**content, noise={"kind": noise, "draw": 2}, **{"lambda": 0.5}).state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in upstream.state_dict().items())
 
 
 @pytest.mark.parametrize("nothing", [{"lambda": 0}, {"layers": []}])
