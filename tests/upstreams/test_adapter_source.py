@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from s3prl_ext.attention.files import read_attention
 from s3prl_ext.attention.layouts import PROJECTIONS, Slot
 from s3prl_ext.attention.weights import extract
-from s3prl_ext.commands import merge
+from s3prl_ext.commands import layers, merge
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.upstreams.merged_attention.hubconf import merged_attention
 from s3prl_ext.upstreams.merged_attention.record import check_merge_record
@@ -106,6 +106,22 @@ def test_a_written_merge_equals_the_upstream(build, folders, tmp_path):
     without = build(source={"model": folders["source"]}).merge_record
     with pytest.raises(DataError, match="made with method|another source"):
         check_merge_record(upstream.merge_record, without)
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_layers_from_a_file_are_those_of_the_model_without_the_adapter(build, folders, table, tmp_path):
+    flags = ["--target", folders["target"], "--source", folders["source"], "--pairs", str(table), "--share", "1"]
+    assert layers.main([*flags, "--metric", "euclidean", "--top-k", "1", "--out", str(tmp_path)]) == 0
+    selection = {"by": "euclidean", "top_k": 1}
+    found = build(layers={**selection, "from": str(tmp_path / "layers.json")})
+    run = build(layers={**selection, "pairs": str(table), "share": 1})
+    (record,), (expected,) = found.merge_record["sources"], run.merge_record["sources"]
+    assert record["layers"] == expected["layers"]
+    assert all(torch.equal(tensor, run.state_dict()[name]) for name, tensor in found.state_dict().items())
+    other = factories.bert_folder(tmp_path / "other", seed=5)
+    with pytest.raises(DataError, match=r"made with another source: '.*bert' .*, but now it is '.*other' "):
+        source = {"model": str(other), "adapter": folders["lora"]}
+        build(source=source, layers={**selection, "from": str(tmp_path / "layers.json")})
 
 
 def test_an_adapter_that_does_not_fit_is_one_sentence(build, folders, tmp_path):

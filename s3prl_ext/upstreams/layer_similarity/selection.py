@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from s3prl_ext.attention.files import read_attention
 from s3prl_ext.attention.weights import sha256
 from s3prl_ext.corpora.pairs import Pair, check_audio, draw_pairs, read_corpus
 from s3prl_ext.errors import DataError, UsageError, unknown_name
@@ -253,8 +254,10 @@ def read_result(path: str | Path) -> dict[str, Any]:
 
 
 def _from_file(selection: LayerSelection, merge: OpenedMerge, source: OpenedSource) -> dict[str, Any]:
-    """Return the choice from a file whose models have the hashes of the present ones."""
+    """Return the choice from a file whose models have the hashes of the present ones, without an adapter."""
     target, weights = merge.attention(), source.weights
+    if source.section.adapter is not None and source.path is not None:
+        weights = read_attention(source.path, source.section.prefix)  # as the model is run
     assert weights is not None
     content = read_result(str(selection.file))
     for role, name, present in (("target", merge.name, target), ("source", source.name, weights)):
