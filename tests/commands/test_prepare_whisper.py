@@ -13,6 +13,7 @@ import s3prl_ext
 from s3prl_ext.commands import prepare_whisper as prepare
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.upstreams.whisper.ctranslate2 import generation_settings, read_variables
+from s3prl_ext.upstreams.whisper.prompt import prompt
 from tests.support import factories
 
 s3prl_ext.install()
@@ -116,6 +117,21 @@ def test_an_english_only_model_has_no_languages():
     tokens["<|translate|>"] = TOKENS["<|en|>"]
     settings = generation_settings(tokens, {})
     assert not settings["is_multilingual"] and "lang_to_id" not in settings
+
+
+@pytest.mark.parametrize(("first", "english"), [(50256, True), (50257, False)])
+def test_released_english_only_vocabularies_name_languages_that_are_never_used(first, english):
+    from transformers import GenerationConfig
+    from transformers.models.whisper.tokenization_whisper import LANGUAGES
+
+    languages = [f"<|{language}|>" for language in list(LANGUAGES)[:99]]
+    names = ["<|endoftext|>", "<|startoftranscript|>", *languages, *SPECIAL[SPECIAL.index("<|translate|>") :]]
+    tokens = {name: first + index for index, name in enumerate(names)}
+    settings = generation_settings(tokens, {})
+    assert settings["is_multilingual"] is not english and ("lang_to_id" in settings) is not english
+    spoken = (None, None) if english else ("<|en|>", "transcribe")
+    expected = [50257, 50362] if english else [50258, 50259, 50359, 50363]
+    assert prompt(GenerationConfig(**settings), *spoken) == expected
 
 
 def test_half_precision_is_read_and_the_end_is_noticed(model):

@@ -23,7 +23,7 @@ from s3prl_ext.model_settings import model_config
 OLDEST, NEWEST = 4, 6  # versions of the format that are read
 TYPES = {0: np.float32, 1: np.int8, 2: np.int16, 3: np.int32, 4: np.float16}  # bfloat16 (5) has no numpy type
 OTHER_FILES = ("tokenizer.json", "config.json")
-MULTILINGUAL = 51865  # least vocabulary of a multilingual Whisper
+ENGLISH_END = 50256  # <|endoftext|> of the English-only models, after GPT-2's vocabulary; of the others it is 50257
 Variables = Mapping[str, np.ndarray]
 
 
@@ -189,6 +189,8 @@ def generation_settings(tokens: Mapping[str, int], config: Mapping[str, Any]) ->
     """
     start, end = tokens["<|startoftranscript|>"], tokens["<|endoftext|>"]
     languages = {name: id for name, id in tokens.items() if start < id < tokens["<|translate|>"]}
+    if end == ENGLISH_END:  # these vocabularies have the tokens of all languages too, which are never used
+        languages = {}
     settings: dict[str, Any] = {
         "decoder_start_token_id": start,
         "bos_token_id": end,
