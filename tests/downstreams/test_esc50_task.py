@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import s3prl_ext
+from s3prl_ext.cli import main
 from s3prl_ext.configs import load_yaml, shipped_dir
 from s3prl_ext.corpora.audio import read_audio
 from s3prl_ext.corpora.esc50 import CLASSES as ALL_CLASSES
@@ -145,6 +146,32 @@ def test_head_fitted_at_lambda_zero_counts_as_unmerged(run, tmp_path):
     run(tmp_path / "base", merged=0.0)
     run(tmp_path / "exp", merged=True, mode="evaluate", head={"ckpt": str(tmp_path / "base" / "dev-best.ckpt")})
     assert json.loads((tmp_path / "exp" / "head.json").read_text())["zero_shot"] is True
+
+
+@pytest.mark.parametrize("flag", ["-e", "-i"])
+def test_a_sweep_with_a_head_of_the_unmerged_upstream_is_zero_shot(flag, base, models, tmp_path):
+    head = str(base / "dev-best.ckpt")
+    task = [] if flag == "-e" else ["-d", "esc50", "-c", "esc50/mam"]
+    command = [
+        "sweep",
+        "-g",
+        models["merge"],
+        *task,
+        flag,
+        head,
+        "--lambda",
+        "0.3",
+        "--test",
+        "none",
+        "--device",
+        "cpu",
+    ]
+    assert main([*command, "-p", str(tmp_path / "sweep")]) == 0
+    files = sorted((tmp_path / "sweep" / "arms").glob("*/head.json"))
+    assert [file.parent.name for file in files] == ["all_lambda_0.3", "target"]
+    for file in files:
+        facts = {"protocol": "fitted on the frozen unmerged upstream", "zero_shot": True, "ckpt": head}
+        assert json.loads(file.read_text()) == facts
 
 
 def test_best_checkpoint_evaluates_to_the_same_score(run, base, tmp_path):

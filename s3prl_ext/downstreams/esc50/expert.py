@@ -32,6 +32,7 @@ from s3prl_ext.downstreams.esc50.heads import (
     take_head,
     tuned_beats,
 )
+from s3prl_ext.downstreams.recognition.merged_decoder import UNMERGED
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.evaluation.predictions import Prediction, write_predictions
 from s3prl_ext.evaluation.significance import wilson
@@ -109,13 +110,17 @@ class DownstreamExpert(nn.Module):
             self.facts = {"protocol": "audioset class map", "zero_shot": True, "ckpt": ckpt}
             return head
         linear = nn.Linear(width, len(CLASSES))
+        unmerged = "fitted on the frozen unmerged upstream"
+        if self._resumed and getattr(self.args, UNMERGED, False):  # a sweep, which refuses other heads
+            self.facts = {"protocol": unmerged, "zero_shot": True, "ckpt": self.args.init_ckpt}
+            return linear
         if config.ckpt is None or self._resumed:
             self.facts = {"protocol": "fitted on this upstream's features", "zero_shot": False, "fit": config.fit}
             return linear
         origin = take_head(config.ckpt, linear, self.split_digest, self.args)
-        unmerged = not origin["upstream_merged"] and not origin["upstream_trained"]
-        protocol = "fitted on the frozen unmerged upstream" if unmerged else "fitted on merged or tuned features"
-        self.facts = {"protocol": protocol, "zero_shot": evaluating and unmerged, **origin}
+        frozen = not origin["upstream_merged"] and not origin["upstream_trained"]
+        protocol = unmerged if frozen else "fitted on merged or tuned features"
+        self.facts = {"protocol": protocol, "zero_shot": evaluating and frozen, **origin}
         return linear
 
     def _fit_later(self, names: list[str]) -> TrainingFeatures | None:
