@@ -44,6 +44,7 @@ def kept(sweep: StoredSweep) -> dict[str, Any]:
         "columns": [
             {
                 "layers": group.name,
+                "numbers": list(group.layers),
                 "noise": group.noise,
                 "dev": {
                     f"{value:g}": [_score(sweep, arm, "dev") for arm in group.arms(value)] for value in group.lambdas
@@ -69,6 +70,8 @@ def _score(sweep: StoredSweep, arm: Arm, split: str) -> list[float] | None:
 def name_of(column: Mapping[str, Any]) -> str:
     """Return how a column is called: the noise, or the layers that are merged."""
     kind = LEGEND[column["noise"]]
+    if "top-" in column["layers"]:  # by similarity
+        return f"{column['layers'].replace('_', ' ')}: {', '.join(map(str, column['numbers']))}"
     return kind if column["layers"] == "all" else f"{kind}, layers {column['layers']}"
 
 
@@ -88,10 +91,17 @@ def grid_table(content: Mapping[str, Any]) -> Table:
     title = f"{heading(content['metric'], 'dev')}, {content['items']['dev']} utterances"
     head = ["λ", *map(name_of, columns)]
     if content["task"] in MAM_CORPORA:
-        head += [f"paper: {name_of(column)}" for column in columns]
-        for row in rows:
-            printed = (mam_figure(content["task"], c["layers"], c["noise"], float(row[0])) for c in columns)
-            row += [figure or NOTHING for figure in printed]
+        printed = {
+            name_of(column): [
+                mam_figure(content["task"], column["layers"], column["noise"], float(row[0])) for row in rows
+            ]
+            for column in columns
+        }
+        for name, figures in printed.items():
+            if any(figures[1:]):  # the unmerged model is no merge of these layers
+                head.append(f"paper: {name}")
+                for row, figure in zip(rows, figures, strict=True):
+                    row.append(figure or NOTHING)
     return Table(title, head, rows)
 
 
