@@ -191,20 +191,24 @@ class StudyRun:
         return _record(self.folder / f"result-{self.task.test}.json")
 
     def on_dev(self, record: ResultRecord) -> tuple[str, float]:
-        """Return metric and score on dev: the best evaluation, or the last one where the last checkpoint is tested.
+        """Return metric and score on dev of the checkpoint that is tested: of the evaluation that kept it, or the last.
 
         Raises:
             DataError: dev was not scored.
         """
         history = [row for row in record["history"] or [] if row["split"] == self.task.dev]
         name = self.task.main_metric({name for row in history for name in row}) or self.task.metrics[0]
-        values = [math.nan if row[name] is None else row[name] for row in history if name in row]
-        if not values:
+        by = self.task.kept_by or name
+        rows = [numbers({key: row[key] for key in (name, by) if key in row}) for row in history if name in row]
+        if not rows:
             raise DataError(f"{self.folder} was not scored on {self.task.dev}: add it to runner.eval_dataloaders.")
         if self.study.checkpoint == "last":
-            return name, values[-1]
-        best = max if metric(name).higher_is_better else min
-        return name, best((value for value in values if not math.isnan(value)), default=math.nan)
+            return name, rows[-1][name]
+        best = max if metric(by).higher_is_better else min
+        kept = best(
+            (row for row in rows if not math.isnan(row.get(by, math.nan))), key=lambda row: row[by], default=None
+        )
+        return name, math.nan if kept is None else kept[name]
 
     def at_end(self, record: ResultRecord) -> float:
         """Return the score on dev at its last step."""

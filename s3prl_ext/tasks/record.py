@@ -100,6 +100,7 @@ class Task:
         dev: split that chooses (lambda, a candidate, a learning rate).
         test: split that is reported.
         best: file name of the checkpoint that it keeps as the best on dev.
+        kept_by: metric by which it keeps that one; None for the one that it is judged by.
         corpus: ``downstream_expert.corpus.name``, where several tasks share a name for ``-d``; of several corpora each.
         own_head: its head may come without training (a model's own, a fitted one), and it refuses one that is untrained
             when it is evaluated.
@@ -134,6 +135,7 @@ class Task:
     dev: str = "dev"
     test: str = "test"
     best: str = "dev-best.ckpt"
+    kept_by: str | None = None
     corpus: str | tuple[str, ...] | None = None
     own_head: bool = False
     trains: bool = True

@@ -12,6 +12,7 @@ TASK = Task(
     downstream="diarization",
     metrics=("der",),
     best="best-states-dev.ckpt",
+    kept_by="acc",  # of frames
     preset="sd/superb",
     variables={"LIBRI2MIX_DIARIZATION": "Libri2Mix, prepared for diarization"},
     reads=tuple(Reads(f"loaderrc.{split}_dir", divides=LISTS) for split in ("train", "dev", "test")),

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from s3prl_ext.errors import StoppedByUser
+from s3prl_ext.evaluation.result_records import ResultRecord
 from s3prl_ext.studies import view
 from s3prl_ext.studies.config import FILE, AxisPoint, Study, content_of, united
 from s3prl_ext.studies.driver import Driver, Progress
@@ -255,3 +256,15 @@ def test_the_last_checkpoint_is_chosen_by_its_own_score(tmp_path):
     record["history"] = [{"step": 5, "split": "dev", "acc": 0.9}, {"step": 10, "split": "dev", "acc": 0.2}]
     path.write_text(json.dumps(record))
     assert run.on_dev(run.record()) == ("acc", 0.2)
+
+
+def test_the_score_on_dev_is_that_of_the_checkpoint_which_the_task_keeps(tmp_path):
+    """s3prl's diarization keeps the checkpoint with the best accuracy over frames, and is judged by its error rate."""
+    Driver(make_study(), tmp_path, Instant(score), lambda _: None).run()
+    first = next(iter(Driver(make_study(), tmp_path, Instant(score), lambda _: None).progress.cells)).search[0]
+    run = replace(first, labels={**first.labels, "task": "sd"})
+    history = [{"step": 5, "der": 0.3, "acc": 0.9}, {"step": 10, "der": 0.28, "acc": 0.88}, {"step": 15, "der": None}]
+    record = ResultRecord(tmp_path, {"history": [{"split": "dev", **row} for row in history]})
+    assert run.on_dev(record) == ("der", 0.3)
+    by_accuracy = ResultRecord(tmp_path, {"history": [{"split": "dev", "acc": row["acc"]} for row in history[:2]]})
+    assert first.on_dev(by_accuracy) == ("acc", 0.9)
