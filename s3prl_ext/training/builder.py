@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from s3prl_ext.child_tuning.child_network import ChildNetwork
 from s3prl_ext.configs import Record, Variables
 from s3prl_ext.errors import DataError, ExtError, UsageError, is_out_of_memory, one_sentence_errors, unknown_name
-from s3prl_ext.merging.learnable import loadable_state
+from s3prl_ext.merging.learnable import PARAMETER_NAME, loadable_state
 from s3prl_ext.reading import check_model
 from s3prl_ext.run_folder import RunFolder
 from s3prl_ext.settings import count
@@ -31,7 +31,7 @@ from s3prl_ext.training.checkpoint import Checkpoint
 from s3prl_ext.training.devices import check_convolutions, slow_precision
 from s3prl_ext.training.forward import TaskModels, unwrapped
 from s3prl_ext.training.known_settings import known_tasks
-from s3prl_ext.training.learnable_lambda import prepare_head_lambda, prepare_lambda
+from s3prl_ext.training.learnable_lambda import only_lambda_trains, prepare_head_lambda, prepare_lambda
 from s3prl_ext.training.methods import METHODS, prepare_base, prepare_upstream
 from s3prl_ext.training.parameter_groups import train_only
 from s3prl_ext.training.racing.candidates import check_alike
@@ -102,6 +102,9 @@ class RunBuilder(_StockRunner):
         if training and not self.args.past_exp and not getattr(self.args, "overwrite", False):
             RunFolder(self.args.expdir).refuse_overwriting()
         self.resumed = Checkpoint.read(self.args.init_ckpt) if self.args.init_ckpt else Checkpoint()
+        self._begins = training and not self.args.past_exp
+        if self._begins:
+            self.resumed = self.resumed.weights_alone()
         resume.check_origin(self.resumed, self.args)
         self.corpus = Corpus(self.args.downstream, self.config)
         self.data = distributed.from_leader(lambda: self.corpus.hash) if training else None
@@ -243,6 +246,7 @@ class RunBuilder(_StockRunner):
             self.tuned = TunedUpstream(model)
             trainable = self._prepare_upstream(model, trainable)
             self._recompute(model, trainable)
+            self._refuse_to_lose_upstream(model, trainable)
         if name == "Downstream":
             prepare_head_lambda(model, self.tuning)
         self._load_weight(model, name)
@@ -279,6 +283,20 @@ class RunBuilder(_StockRunner):
             return self._ready(model, self.tuning)
         return prepare_lambda(model, None, trainable, training=self.args.mode == "train")
 
+    def _refuse_to_lose_upstream(self, model: nn.Module, trainable: bool) -> None:
+        """Refuse a whole upstream given with ``-i`` where the checkpoints of this run would not hold it."""
+        if not self._begins or set(self.resumed.upstream or ()) <= {PARAMETER_NAME}:
+            return
+        tunings = self.task_file.tunings if self.racing else [self.tuning]
+        small = [tuning.method for tuning in tunings if tuning is not None and tuning.method != "full"]
+        if trainable and not small and not only_lambda_trains(model):
+            return
+        raise UsageError(
+            f"{self.resumed.path} holds a whole tuned upstream, which a run with "
+            f"{f'tuning.method {small[0]}' if small else 'a frozen upstream'} would not store: train the whole "
+            "upstream (tuning.method full, or -f), or export it and give the exported model with -k."
+        )
+
     def _recompute(self, model: nn.Module, trainable: bool) -> None:
         """Let the layers of an upstream that trains keep no activations, where section ``runner`` says so."""
         if not self.runner_config.checkpoint_upstream or self.args.mode != "train":
@@ -310,6 +328,9 @@ class RunBuilder(_StockRunner):
         if state:
             logger.info("loading %s weights from %s", name, where)
             state = loadable_state(model, state) if name == "Upstream" else state
+            if name == "Downstream" and self._begins:  # a task's own buffers are its memory of its best score
+                own = {key: value for key, value in model.named_buffers(recurse=False) if key in state}
+                state = {**state, **own}
             checkpoint.load_into(model, state, name.lower(), where)
 
     def _open_cache(self) -> FeatureCache | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import torch
@@ -187,6 +187,15 @@ class Checkpoint:
             is_ours=True,
             weights_step=info.get("step") or 0,
         )
+
+    def weights_alone(self) -> Checkpoint:
+        """Return what a new training begins with: weights and what they belong to, nothing of how they were trained."""
+        known = self.extension
+        belonging = Extension(
+            upstream_sha256=known.upstream_sha256, merge=known.merge, last_hidden_state=known.last_hidden_state,
+            candidate=known.candidate, members=known.members, merged_tasks=known.merged_tasks,
+        )  # fmt: skip
+        return replace(self, step=0, epoch=0, optimizer=None, scheduler=None, processes=0, extension=belonging)
 
     def stored(self) -> Record:
         """Return the keys of s3prl and ours as a file holds them."""

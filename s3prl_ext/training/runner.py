@@ -52,7 +52,6 @@ class Runner(RunBuilder, StockRunner):
             result_file.failures_recorded(self.args, self.config, active=leader, corpus=self.corpus),
             distributed.lost_ranks_named(),
         ):
-            spent = ResourceUsage(folder, self.resumed)
             writer = None
             try:
                 if leader:
@@ -60,6 +59,7 @@ class Runner(RunBuilder, StockRunner):
                         folder.clear()
                     folder.remove_parts()
                 distributed.barrier()  # nobody takes masks from a folder that is being cleared
+                spent = ResourceUsage(folder, self.resumed)
                 check_splits(self.models.unwrapped(), self._splits())
                 if self.candidate is not None:
                     read_record(folder)  # a corrupt one is reported before anything is trained

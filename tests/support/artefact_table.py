@@ -207,8 +207,8 @@ reason below the table.
 """
 NOTES = """## What the cells mean
 
-- **Begin** (`-i`) takes weights into a new experiment with the same `-u`, `-d` and section `tuning`: of a delta or an export from step 0, of a checkpoint, as
-  in s3prl, with its optimizer and its count of steps. Of an export it is `-i X/head.ckpt`, with the exported model as `-k`. **Resume** continues with the
+- **Begin** (`-i`) takes weights, and of a child network its entries, into a new experiment with the same `-u`, `-d` and section `tuning`: at step 0, with an
+  optimizer, learning rates and a best score of its own. Of an export it is `-i X/head.ckpt`, with the exported model as `-k`. **Resume** continues with the
   optimizer where a checkpoint stopped.
 - **Of a folder**, `-e` takes the newest `states-N.ckpt`, `predict` the best checkpoint, and `apply`, `revert` and `export` the delta, else the best checkpoint.
 - **A merged upstream** is merged again from its target and its sources whenever it is loaded, and compared by hashes. Where they have moved: `-g` and

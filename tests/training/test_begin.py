@@ -1,0 +1,106 @@
+"""A training begun with -i takes weights alone: its steps, rates, best score and result are its own."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from s3prl_ext.child_tuning import delta
+from s3prl_ext.errors import UsageError
+from s3prl_ext.run_folder import RunFolder
+from s3prl_ext.training import checkpoint
+from tests.support.experiments import make_args, record_losses, task_config
+
+CHILD = {"method": "child", "mask": "random", "density": 0.05}
+
+
+def states_of(folder):
+    return checkpoint.load(RunFolder(folder).numbered()[-1])
+
+
+@pytest.fixture
+def first(build, tmp_path):
+    """The folder of a head trained for two steps, whose last checkpoint and delta say that it has scored 1.0."""
+    folder = tmp_path / "first"
+    build(make_args(folder), task_config(total_steps=2, eval_step=1)).train()
+    states = states_of(folder)
+    states["Downstream"]["best_score"] = torch.ones(1)
+    states["S3prlExt"]["spent"] = {"seconds": 1e6, "process": 1 << 50, "gpu": None}
+    checkpoint.save(states, folder / "states-2.ckpt")
+    stored = delta.load(folder / "delta.safetensors")
+    stored.task["Downstream"]["best_score"] = torch.ones(1)
+    delta.save(stored, folder / "delta.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize("file", ["states-2.ckpt", "delta.safetensors"])
+def test_steps_history_result_and_best_score_are_its_own(build, tmp_path, first, file):
+    folder = tmp_path / "second"
+    runner = build(make_args(folder, init_ckpt=str(first / file), seed=7), task_config(total_steps=2, eval_step=1))
+    losses = record_losses(runner)
+    runner.train()
+    ours = states_of(folder)
+    assert len(losses) > 4, "two batches, and two evaluations of several"
+    assert [row["step"] for row in ours["S3prlExt"]["history"]] == [1, 2]
+    assert {float(state["step"]) for state in ours["Optimizer"]["state"].values()} == {2.0}
+    record = json.loads((folder / "result.json").read_text())
+    assert record["step"] == 2 and record["seconds_per_step"] is not None
+    assert record["seconds"] < 1e6 and record["peak_memory"]["process"] < 1 << 50
+    assert (folder / "dev-best.ckpt").is_file() and (folder / "delta.safetensors").is_file()
+
+
+def test_its_batches_begin_at_the_first(build, tmp_path, first):
+    config = task_config(total_steps=3)
+    positions = []
+    for name, begin in (("second", str(first / "states-2.ckpt")), ("fresh", None)):
+        build(make_args(tmp_path / name, init_ckpt=begin), config).train()
+        positions.append(states_of(tmp_path / name)["S3prlExt"]["position"])
+    for key in ("epoch", "taken"):
+        assert positions[0][key] == positions[1][key]
+    assert torch.equal(*(position["epoch_start"]["torch"] for position in positions))
+
+
+def test_another_rate_and_another_schedule_are_taken(build, tmp_path):
+    config = task_config(total_steps=2)
+    config["scheduler"] = {"name": "linear_schedule_with_warmup", "num_warmup_steps": 1}
+    build(make_args(tmp_path / "first"), config).train()
+    config["optimizer"] = config["optimizer"] | {"lr": 0.03}
+    config["scheduler"] = {"name": "linear_schedule_with_warmup", "num_warmup_steps": 4}
+    build(make_args(tmp_path / "second", init_ckpt=str(tmp_path / "first" / "states-2.ckpt")), config).train()
+    (group,) = states_of(tmp_path / "second")["Optimizer"]["param_groups"]
+    assert group["lr"] == pytest.approx(0.03 * 2 / 4)
+
+
+@pytest.mark.parametrize("tuning", [CHILD, CHILD | {"reselect_every": 2}], ids=["child", "reselected"])
+def test_a_child_network_goes_on_with_its_entries(build, tmp_path, hubert_ckpt, tuning):
+    upstream = {"upstream": "hubert_local", "upstream_ckpt": hubert_ckpt}
+    config = task_config(tuning=tuning, total_steps=3)
+    trained = build(make_args(tmp_path / "first", **upstream), config)
+    trained.train()
+    begin = str(tmp_path / "first" / "states-3.ckpt")
+    begun = build(make_args(tmp_path / "second", **upstream, init_ckpt=begin, seed=7), config)
+    for ours, theirs in zip(begun.all_entries, trained.all_entries, strict=True):
+        for name, value in ours.model.state_dict().items():
+            assert name == "best_score" or torch.equal(value, theirs.model.state_dict()[name]), name
+    begun.train()
+    before, after = (states_of(tmp_path / name)["UpstreamDelta"] for name in ("first", "second"))
+    for name, entries in before["indices"].items():
+        assert torch.isin(entries, after["indices"][name]).all(), "what has changed is stored"
+    assert any(not torch.equal(before["values"][name], after["values"][name]) for name in before["values"])
+    assert states_of(tmp_path / "second")["Step"] == 3
+
+
+@pytest.mark.parametrize("tuning", [None, CHILD, {"method": ["full", "bitfit"]}], ids=["frozen", "child", "race"])
+def test_a_whole_upstream_that_would_not_be_stored_is_refused(build, tmp_path, hubert_ckpt, tuning):
+    upstream = {"upstream": "hubert_local", "upstream_ckpt": hubert_ckpt}
+    build(make_args(tmp_path / "first", **upstream), task_config(tuning={"method": "full"}, total_steps=1)).train()
+    begin = {"init_ckpt": str(tmp_path / "first" / "states-1.ckpt")}
+    config = task_config(tuning=tuning, eval_step=2)
+    if tuning is not None and isinstance(tuning["method"], list):
+        config["early_stop"] = {"ratio": 0.5}
+        upstream["upstream_feature_selection"] = "last_hidden_state"
+    with pytest.raises(UsageError, match=r"holds a whole tuned upstream, which a run with .* would not store: train"):
+        build(make_args(tmp_path / "second", **upstream, **begin), config)
+    build(make_args(tmp_path / "whole", **upstream, **begin, upstream_trainable=True), task_config())
