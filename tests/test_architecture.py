@@ -30,7 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "randomness": set(),
     "attention": {"models", "configs", "metrics", "errors"},
     "merging": {"randomness", "models", "attention", "configs", "metrics", "errors"},
-    "child_tuning": {"models", "attention", "configs", "metrics", "errors"},
+    "child_tuning": {"randomness", "models", "attention", "configs", "metrics", "errors"},
     "evaluation": {"child_tuning", "merging", "models", "attention", "configs", "tasks", "metrics", "errors"},
     "papers": {"child_tuning", "evaluation", "configs", "tasks", "metrics", "errors"},
     "corpora": {"attention", "configs", "metrics", "errors"},

@@ -13,6 +13,7 @@ from s3prl_ext.child_tuning import held_weight, sparse_linear
 from s3prl_ext.child_tuning.interleaving import FEWEST, interleaved, sorted_again
 from s3prl_ext.child_tuning.masks import Mask
 from s3prl_ext.errors import DataError
+from s3prl_ext.randomness import generator_of
 
 SPARSE_GRADIENT_DENSITY = 0.03  # weight matrices of which at most so much trains get no dense gradient
 MANY = 1 << 15  # entries of a tensor from which on scatter_ writes them sooner than put_
@@ -182,7 +183,7 @@ class ChildNetwork(nn.Module):
                 parameter.grad = None
 
     def _thin_out(self, step: int, density: float) -> None:
-        generator = torch.Generator().manual_seed((self._seed << 32) + step)
+        generator = generator_of("redraw", self._seed, step)
         for weight in self._weights:
             if weight.grad is not None:
                 drawn = torch.rand(weight.shape, generator=generator) < density

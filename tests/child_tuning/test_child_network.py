@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -159,6 +160,18 @@ def test_redrawn_masks_keep_and_rescale_a_share_of_each_gradient():
         kept.append(weight.grad > 0)
     assert abs(int(kept[0].sum()) - 1000) < 5 * (10_000 * 0.1 * 0.9) ** 0.5
     assert not torch.equal(kept[0], kept[1]) and torch.equal(kept[1], kept[2]), "the step and the seed decide"
+
+
+def test_another_seed_redraws_other_entries():
+    kept = []
+    for seed in (5, 6, 6 + 2**31):
+        weight = torch.nn.Parameter(torch.zeros(100, 100))
+        child = ChildNetwork({"w": weight}, masks.full({"w": 10_000}), redraw=0.1, seed=seed)
+        weight.grad = torch.ones(100, 100)
+        child.gather_gradients(step=3)
+        kept.append(weight.grad > 0)
+    for one, other in itertools.combinations(kept, 2):
+        assert int((one & other).sum()) < 200, "about 100 of 1000 by chance"
 
 
 def test_clip_scope_all_counts_every_eligible_gradient():
