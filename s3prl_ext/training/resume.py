@@ -33,6 +33,7 @@ from s3prl_ext.training.tuning_config import TuningConfig
 logger = logging.getLogger(__name__)
 
 COMPLETED = "downstream_expert."  # the section to which a task may add what its file leaves open
+_FIXED, _FIXED_SECTIONS = ("-u", "-d"), ("optimizer.", "tuning")  # what -o does not change on resume
 _SHOWN = 4  # differences that a message names
 _MISSING = "(nothing)"
 _folders: dict[Path, str] = {}  # checkpoint -> the folder that its experiment is in now
@@ -65,12 +66,20 @@ def check_command(
         differences += [row for row in found if not (row[0].startswith(COMPLETED) and row[2] in (_MISSING, None))]
     if not differences:
         return
-    named = "; ".join(f"{what}: {before} in the checkpoint, {now} here" for what, before, now in differences[:_SHOWN])
-    more = f"; and {len(differences) - _SHOWN} more" if len(differences) > _SHOWN else ""
+    names = [what for what, _, _ in differences]
+    fixed = any(name in _FIXED or name.startswith(_FIXED_SECTIONS) for name in names)
+    change = "" if fixed else "change a setting on purpose with -o (config.KEY=VALUE, args.NAME=VALUE), "
+    begin = ", with -i to begin at these weights" if all(name.startswith("optimizer.") for name in names) else ""
     raise UsageError(
-        f"{ckpt.path} was trained with different settings ({named}{more}): repeat the first command, change a setting "
-        "on purpose with -o (config.KEY=VALUE, args.NAME=VALUE), or start a new experiment with another -p."
+        f"{ckpt.path} was trained with different settings ({_named(differences)}): repeat the first command, {change}"
+        f"or start a new experiment with another -p{begin}."
     )
+
+
+def _named(differences: Sequence[tuple[str, Any, Any]]) -> str:
+    """Return the first few differences in words."""
+    named = "; ".join(f"{what}: {before} in the checkpoint, {now} here" for what, before, now in differences[:_SHOWN])
+    return named + (f"; and {len(differences) - _SHOWN} more" if len(differences) > _SHOWN else "")
 
 
 def _plain(config: Section) -> Record:
@@ -226,16 +235,25 @@ def check_head_features(ckpt: Checkpoint, args: Namespace) -> None:
 
 
 def check_optimizer(ckpt: Checkpoint, config: Section, args: Namespace) -> None:
-    """Raise UsageError where a run would resume the state of another optimizer than that of its task file."""
-    if args.mode != "train" or not args.past_exp or not ckpt.optimizer:
+    """Raise UsageError where a run would resume the state of another optimizer, or of the same with other options.
+
+    The state holds the options, learning rate included, so those of the task file would be recorded and not used.
+
+    Args:
+        ckpt: the checkpoint; empty for none.
+        config: the present task file.
+        args: the arguments of ``run_downstream.py``.
+    """
+    if args.mode != "train" or not args.past_exp or not ckpt.config:
         return
-    keys = ("name", "torch_optim_name")
-    before, now = (tuple(c["optimizer"].get(key) for key in keys) for c in (ckpt.config or {}, config))
-    if before != now:
-        names = [" ".join(filter(None, pair)) for pair in (before, now)]
+    if not (ckpt.optimizer or ckpt.extension.race_start):  # candidates of a race have states of their own
+        return
+    before, now = (_plain({"optimizer": c["optimizer"]})["optimizer"] for c in (ckpt.config, config))
+    differences = _between(before, now, "optimizer")
+    if differences:
         raise UsageError(
-            f"{ckpt.path} holds the state of the optimizer {names[0]}, the task file says {names[1]}: resume with the "
-            "same one, or start a new experiment."
+            f"{ckpt.path} holds the state of another optimizer ({_named(differences)}): resume with the same section "
+            f"optimizer, or start a new experiment with -i {ckpt.path}, which begins at these weights."
         )
 
 

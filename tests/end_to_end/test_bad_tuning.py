@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -169,9 +170,10 @@ def test_a_candidate_that_diverges_loses(train, tmp_path, monkeypatch):
         ("args.downstream=asr", ["was trained with -d speech_commands, not with -d asr"]),
         ("args.upstream=wav2vec2_local", ["was trained with -u hubert_local, not with -u wav2vec2_local"]),
         ("args.upstream_ckpt=OTHER", ["was made from another upstream"]),
-        ("config.optimizer.torch_optim_name=SGD", ["TorchOptim Adam", "the task file says TorchOptim SGD"]),
+        ("config.optimizer.torch_optim_name=SGD", ["optimizer.torch_optim_name: Adam in the checkpoint, SGD here"]),
+        ("config.optimizer.lr=0.03", ["optimizer.lr: ", "0.03 here", "start a new experiment with -i"]),
     ],
-    ids=["mask", "density", "method", "task", "upstream", "base", "optimizer"],
+    ids=["mask", "density", "method", "task", "upstream", "base", "optimizer", "learning_rate"],
 )
 def test_another_setting_is_refused(train, command, tmp_path, override, parts):
     assert train(settings(RANDOM)).code == 0
@@ -228,6 +230,14 @@ def test_what_a_checkpoint_does_not_do_is_refused_with_e_too(command, trained):
         assert outcome.code == USAGE and "-u: hubert_local in the checkpoint, wav2vec2_local here" in outcome.sentence
     outcome = command("-m", "evaluate", "-e", trained, "-c", "ks/superb")
     assert outcome.code == USAGE and "runner.total_steps: 2 in the checkpoint" in outcome.sentence
+
+
+def test_what_o_does_not_change_is_not_offered(train, trained, tmp_path):
+    text = (shipped_dir("downstream_configs") / "ks" / "mini.yaml").read_text()
+    (tmp_path / "faster.yaml").write_text(re.sub(r"\n  lr: \S+", "\n  lr: 0.5", text))
+    outcome = train(settings(RANDOM), "-a", "-c", tmp_path / "faster.yaml")
+    assert outcome.code == USAGE and "optimizer.lr: " in outcome.sentence and "0.5 here" in outcome.sentence
+    assert " -o " not in outcome.sentence and "with -i to begin at these weights" in outcome.sentence
 
 
 def test_the_first_command_goes_on(train, trained, tmp_path, upstreams, monkeypatch):

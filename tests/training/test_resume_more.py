@@ -214,3 +214,15 @@ def test_no_evaluation_split_still_gives_a_result(build, tmp_path):
 def test_a_folder_that_cannot_be_written_is_named_with_its_cause(tmp_path):
     with pytest.raises(DataError, match=r"writer/states-1\.ckpt: No such file or directory; earlier checkpoints"):
         checkpoint.save({"Step": 1}, tmp_path / "writer" / "states-1.ckpt")  # its name is no sign of a full disk
+
+
+def test_another_learning_rate_is_refused_and_the_same_one_otherwise_written_is_not(build, tmp_path):
+    config = task_config(total_steps=1)
+    config["optimizer"]["lr"] = "1e-3"
+    build(make_args(tmp_path / "exp"), config).train()
+    config = task_config(total_steps=2)
+    config["optimizer"]["lr"] = 0.03
+    with pytest.raises(UsageError, match=r"another optimizer \(optimizer.lr: 0.001 in the checkpoint, 0.03 here\)"):
+        build(resumed(tmp_path / "exp", "states-1.ckpt"), config)
+    config["optimizer"]["lr"] = 0.001
+    build(resumed(tmp_path / "exp", "states-1.ckpt"), config).train()
