@@ -19,7 +19,7 @@ from __future__ import annotations
 import copy
 import inspect
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any
 
@@ -208,7 +208,21 @@ class TaskFile:
         if early_stop is not None and runner.total_steps:
             early_stop.check_length(runner.total_steps)
         tunings = [resolve_tuning(config, c.tuning) for c in made]
+        if not stored:
+            _check_child_optimizer(config, tunings)
         return cls(config, runner, made, tunings, early_stop, tuple(_without_effect(config, early_stop, len(made))))
+
+
+def _check_child_optimizer(config: Section, tunings: Sequence[TuningConfig]) -> None:
+    """Refuse the optimizers of s3prl that tell weights apart by name: the entries of a child network have none."""
+    name = str(config["optimizer"]["name"])
+    child = [tuning.method for tuning in tunings if METHODS[tuning.method].has_mask]
+    if child and name.endswith("_with_schedule"):
+        raise UsageError(
+            f"optimizer.name {name} leaves biases and layer norms out of its weight decay by their names, which the "
+            f"entries of tuning.method {child[0]} do not have, and its schedule counts the steps of each entry: take "
+            "another one, such as {name: TorchOptim, torch_optim_name: AdamW, lr: 1e-4}, with a section scheduler."
+        )
 
 
 def _without_effect(config: Section, early_stop: EarlyStopConfig | None, candidates: int) -> Iterator[str]:

@@ -305,12 +305,6 @@ class TuningConfig:
                 "tuning.base_dtype bfloat16 holds weights that do not train, and here every eligible one may: give a "
                 "density below 1 without redraw, or leave base_dtype out."
             )
-        optimizer = str((config.get("optimizer") or {}).get("name"))
-        if tuning.reselect_every is not None and optimizer.endswith("_with_schedule"):
-            problems.append(
-                f"tuning.reselect_every: the schedule of {optimizer} counts the steps of each weight, so weights that "
-                "enter would start it over: use another optimizer with a section scheduler."
-            )
         return replace(
             tuning,
             gradual=gradual,

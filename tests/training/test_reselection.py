@@ -174,11 +174,3 @@ def test_it_reads_other_utterances_each_time(build, tmp_path, upstream, monkeypa
 def test_wrong_settings_are_refused(build, tmp_path, upstream, tuning, message):
     with pytest.raises(UsageError, match=message):
         build(make_args(tmp_path / "exp", **upstream), config_of(FISHER | tuning))
-
-
-@pytest.mark.parametrize("name", ["BertAdam_with_schedule", "AdamW_with_schedule", "Lamb_with_schedule"])
-def test_an_optimizer_whose_schedule_counts_the_steps_of_each_weight_is_refused(build, tmp_path, upstream, name):
-    config = config_of(FISHER)
-    config["optimizer"] = {"name": name, "lr": 1e-3}
-    with pytest.raises(UsageError, match=f"tuning.reselect_every: the schedule of {name} .* section scheduler"):
-        build(make_args(tmp_path / "exp", **upstream), config)

@@ -1,10 +1,12 @@
-"""s3prl's optimizers with a schedule of their own put an object into the checkpoint: it is read back all the same."""
+"""s3prl's optimizers with a schedule of their own: their state is read back, and a child network does not take them."""
 
 from __future__ import annotations
 
 import pytest
 
+from s3prl_ext.errors import UsageError
 from s3prl_ext.training import checkpoint
+from s3prl_ext.training.task_file import TaskFile
 from tests.support.experiments import make_args, task_config
 
 
@@ -22,3 +24,24 @@ def test_runs_with_a_schedule_inside_the_optimizer_resume(build, tmp_path, name)
     build(args, config(3)).train()
     ours, theirs = (checkpoint.load(tmp_path / n / "states-3.ckpt")["Downstream"] for n in ("parts", "whole"))
     assert all((ours[key] == theirs[key]).all() for key in theirs)
+
+
+@pytest.mark.parametrize("name", ["BertAdam_with_schedule", "AdamW_with_schedule", "Lamb_with_schedule"])
+@pytest.mark.parametrize(
+    "tuning",
+    [
+        {"method": "child", "density": 0.05},
+        {"method": "child", "density": 1},
+        {"method": "child", "density": 0.05, "reselect_every": 2},
+        {"method": ["lora", "child"], "density": 0.05},
+    ],
+    ids=["child", "whole", "reselected", "race"],
+)
+def test_they_know_weights_by_name_and_are_refused_for_child_networks(name, tuning):
+    """Their groups would put weight decay on the biases of a child network."""
+    config = task_config(tuning=tuning) | {"early_stop": {"ratio": 0.5}}
+    config["optimizer"] = {"name": name, "lr": 1e-3}
+    with pytest.raises(UsageError, match=f"optimizer.name {name} .* tuning.method child .* section scheduler"):
+        TaskFile.read(config)
+    assert TaskFile.read(config, stored=True).tunings, "what such a run has stored is scored all the same"
+    TaskFile.read(config | {"tuning": {"method": "lora"}})
