@@ -5,7 +5,8 @@ Direction and unit of a metric are in :data:`s3prl_ext.metrics.METRICS`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from s3prl_ext.tasks import (
@@ -95,6 +96,24 @@ def reported_splits() -> set[str]:
 def choosing_splits() -> set[str]:
     """Return the names of the splits that choose."""
     return {task.dev for task in known()}
+
+
+def is_best(task: Task, name: str, splits: Sequence[str]) -> bool:
+    """Return whether a task names the checkpoint so that its choosing split finds best.
+
+    Of a task without a record, or one that is not evaluated on its choosing split, that is the best one of the first
+    split that begins with ``dev``, else of the first: a name of ``best``, ``states`` and that split alone.
+
+    Args:
+        task: its record.
+        name: file name that it gives.
+        splits: those that are evaluated.
+    """
+    if task in known() and task.dev in splits:
+        return name == task.best
+    choosing = [split for split in splits if split.startswith("dev")] or list(splits)
+    words = [word for word in re.split(r"[-_.]", name) if word not in ("best", "states", "ckpt")]
+    return not words or words == re.split(r"[-_.]", choosing[0])
 
 
 def best_checkpoints() -> tuple[str, ...]:

@@ -22,7 +22,7 @@ from s3prl_ext.reading import check_model
 from s3prl_ext.run_folder import RunFolder
 from s3prl_ext.settings import count
 from s3prl_ext.tasks import UNAVAILABLE, remedy, task_of
-from s3prl_ext.training import checkpoint, distributed, last_hidden_state, resume
+from s3prl_ext.training import best_scores, checkpoint, distributed, last_hidden_state, resume
 from s3prl_ext.training.batching.clip_store import ClipStore, default_folder
 from s3prl_ext.training.batching.corpus_hash import Corpus
 from s3prl_ext.training.batching.extractor_cache import ExtractorCache, check_frozen, extractor_of
@@ -328,9 +328,8 @@ class RunBuilder(_StockRunner):
         if state:
             logger.info("loading %s weights from %s", name, where)
             state = loadable_state(model, state) if name == "Upstream" else state
-            if name == "Downstream" and self._begins:  # a task's own buffers are its memory of its best score
-                own = {key: value for key, value in model.named_buffers(recurse=False) if key in state}
-                state = {**state, **own}
+            if name == "Downstream" and self._begins:
+                state = {**state, **{key: value for key, value in best_scores.buffers(model).items() if key in state}}
             checkpoint.load_into(model, state, name.lower(), where)
 
     def _open_cache(self) -> FeatureCache | None:

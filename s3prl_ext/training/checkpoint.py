@@ -56,6 +56,7 @@ class Extension:
         members: of a child network that is chosen again during training, which of the entries that have trained train
             now: see :meth:`s3prl_ext.child_tuning.changing_network.ChangingChildNetwork.members_in`.
         merged_tasks: method and tasks of a delta that ``merge --deltas`` wrote.
+        best_scores: those that the task keeps outside its state dict, see :mod:`s3prl_ext.training.best_scores`.
     """
 
     upstream_sha256: str | None = None
@@ -73,6 +74,7 @@ class Extension:
     race_start: RandomState | None = None
     members: Mapping[str, Tensor] | None = None
     merged_tasks: Section | None = None
+    best_scores: Section | None = None
 
     @classmethod
     def from_stored(cls, stored: Section) -> Extension:

@@ -23,7 +23,7 @@ from s3prl_ext.configs import Record, Section, Variables
 from s3prl_ext.merging.learnable_lambda import LearnableLambda
 from s3prl_ext.run_folder import RunFolder
 from s3prl_ext.tasks import task_of
-from s3prl_ext.training import checkpoint, distributed, last_hidden_state
+from s3prl_ext.training import best_scores, checkpoint, distributed, last_hidden_state
 from s3prl_ext.training.batching.corpus_hash import CorpusHash
 from s3prl_ext.training.batching.feature_cache import FeatureCache
 from s3prl_ext.training.checkpoint import Checkpoint, Extension
@@ -149,6 +149,7 @@ class Run:
         self.writer = writer
         self.candidate = candidate
         self.upstream = experiment.entries[0]
+        best_scores.load(self._head, resumed.extension.best_scores)
         self.child = self._child_network()
         self.state = self._train_state()
         self.curve = self._lambda_curve()
@@ -295,6 +296,7 @@ class Run:
             shared, positions=extension.positions, evaluation_due=extension.evaluation_due, history=extension.history,
             usage=experiment.spent.state(), candidate=self.candidate,
             lambda_curve=self.curve.state() if self.curve is not None else None, members=self._members(),
+            best_scores=best_scores.stored(self._head),
         )  # fmt: skip
         return replace(
             self.state.checkpoint(extension), epoch=epoch, args=experiment.args,

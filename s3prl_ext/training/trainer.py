@@ -11,11 +11,12 @@ from typing import Any, NoReturn
 from tensorboardX import SummaryWriter
 from torch.utils.data import DistributedSampler
 
+from s3prl_ext import tasks
 from s3prl_ext.configs import Record, Section
 from s3prl_ext.errors import StoppedByUser
 from s3prl_ext.progress import bar, printing
 from s3prl_ext.run_folder import RunFolder, states_name, step_of
-from s3prl_ext.training import checkpoint, distributed
+from s3prl_ext.training import best_scores, checkpoint, distributed
 from s3prl_ext.training.batching.batches import TrainingBatches
 from s3prl_ext.training.checkpoint import Checkpoint, Extension
 from s3prl_ext.training.distributed import Interrupted, StopRequest
@@ -40,7 +41,7 @@ class Trainer:
         states: makes the checkpoint of an epoch, with what the loop adds of its own.
         writer: TensorBoard writer on rank 0, None on the others.
         resumed: the checkpoint that the run continues; empty for a new one.
-        on_best: called with the name of a best checkpoint that was just saved, and the metrics by split.
+        on_best: called with the name of the best checkpoint on dev, where it was just saved, and the metrics by split.
         resume_from: folder to name in the hint how to resume; None = `folder`.
         label: what the progress bar is called.
 
@@ -229,14 +230,16 @@ class Trainer:
         A new one goes to the device of the old one: s3prl's tasks make it on the CPU, from where NCCL cannot share it.
         """
         expert = unwrapped(self.state.models.downstream)
-        best_scores = dict(expert.named_buffers(recurse=False))
+        before = best_scores.remembered(expert)
         put_back = True
         try:
             yield
             put_back = always
         finally:
-            for name, value in best_scores.items():
-                setattr(expert, name, value if put_back else getattr(expert, name).to(value.device))
+            if put_back:
+                best_scores.put_back(expert, before)
+            for name, value in best_scores.buffers(expert).items():
+                setattr(expert, name, value.to(before[name].device) if name in before else value)
 
     def _evaluate(self, split: str) -> Scores:
         step, ratio = self.state.step, self.config.evaluate_ratio
@@ -259,9 +262,13 @@ class Trainer:
             if step_of(path) is not None:
                 sound = self._last_sound() if self.state.bad_steps else None
                 self.folder.remove_older(path, self.config.max_keep, sound)
-            elif self._on_best is not None:
+            elif self._on_best is not None and self._is_best(name):
                 self._on_best(name, self.last_metrics)
         logger.info("step %d: saved %s", self.state.step, ", ".join(str(self.folder.path / name) for name in names))
+
+    def _is_best(self, name: str) -> bool:
+        """Return whether this is the checkpoint that dev chooses; tasks may keep the best ones of other splits too."""
+        return tasks.is_best(self.state.models.task, name, self.config.eval_dataloaders)
 
     def _save_interrupted(self) -> NoReturn:
         if self.state.step > 0:

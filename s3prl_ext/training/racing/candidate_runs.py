@@ -22,7 +22,7 @@ from s3prl_ext.metrics import factor, heading
 from s3prl_ext.randomness import RandomState
 from s3prl_ext.reading import parse_json
 from s3prl_ext.run_folder import RunFolder, states_name
-from s3prl_ext.training import checkpoint, distributed
+from s3prl_ext.training import best_scores, checkpoint, distributed
 from s3prl_ext.training.checkpoint import Checkpoint
 from s3prl_ext.training.forward import unwrapped
 from s3prl_ext.training.methods import METHODS
@@ -67,6 +67,7 @@ class CandidateRuns:
             {name: value.detach().cpu().clone() for name, value in unwrapped(entry.model).state_dict().items()}
             for entry in experiment.entries[1:]
         ]
+        self._best_scores = best_scores.attributes(self._expert)
 
     def race(self, config: EarlyStopConfig, candidates: Sequence[Candidate]) -> Candidate:
         """Run the race; return its winner, whose files are still in its own folder.
@@ -202,6 +203,7 @@ class CandidateRuns:
         experiment.tuned.revert()
         for entry, head in zip(experiment.entries[1:], self._heads):
             unwrapped(entry.model).load_state_dict(head)
+        best_scores.put_back(self._expert, self._best_scores)
         randomness.set_state(self.start)
 
     def _load(self, ckpt: Checkpoint) -> None:

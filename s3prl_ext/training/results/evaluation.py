@@ -18,6 +18,7 @@ from s3prl_ext.evaluation.significance import Interval
 from s3prl_ext.model_settings import SAMPLE_RATE
 from s3prl_ext.models.modes import modes_kept
 from s3prl_ext.progress import bar, printing
+from s3prl_ext.training import best_scores
 from s3prl_ext.training.batching.batches import end_with_parent
 from s3prl_ext.training.forward import TaskModels, clip_names
 from s3prl_ext.training.results.intervals import intervals
@@ -103,7 +104,7 @@ def evaluate(
             raise _empty(split)
         batches = max(1, round(len(loader) * ratio))
         records, wholes, items, bad = _score(models, split, loader, batches, check_stop)
-        best_scores = dict(models.downstream.named_buffers(recurse=False))
+        before = best_scores.remembered(models.downstream)
         try:
             with printing():
                 save_names = models.downstream.log_records(
@@ -120,8 +121,7 @@ def evaluate(
                 "ASR, PR: no word); check the corpus of this task."
             ) from error
     if bad:
-        for name, value in best_scores.items():
-            setattr(models.downstream, name, value)
+        best_scores.put_back(models.downstream, before)
         logger.warning(
             "split '%s': the features or the loss of %d of %d batches are not numbers (NaN or infinity; the first "
             "holds %s): the model has diverged, or the audio holds such samples. Its scores mean nothing: they are "
