@@ -284,17 +284,21 @@ class RunBuilder(_StockRunner):
         return prepare_lambda(model, None, trainable, training=self.args.mode == "train")
 
     def _refuse_to_lose_upstream(self, model: nn.Module, trainable: bool) -> None:
-        """Refuse a whole upstream given with ``-i`` where the checkpoints of this run would not hold it."""
-        if not self._begins or set(self.resumed.upstream or ()) <= {PARAMETER_NAME}:
+        """Refuse weights of the upstream given with ``-i`` where the checkpoints of this run would not hold them."""
+        if not (self._begins and self.resumed.upstream):
             return
-        tunings = self.task_file.tunings if self.racing else [self.tuning]
-        small = [tuning.method for tuning in tunings if tuning is not None and tuning.method != "full"]
-        if trainable and not small and not only_lambda_trains(model):
+        method = self.tuning.method if self.tuning is not None else None
+        kept = trainable and method in (None, "full") and not only_lambda_trains(model)
+        if self.racing:
+            problem = "a race begins at the pre-trained one: train one of the candidates"
+        elif kept or set(self.resumed.upstream) == {PARAMETER_NAME}:
             return
+        else:
+            what = f"tuning.method {method}" if method else "a frozen upstream"
+            problem = f"a run with {what} would not store it: train all of it (tuning.method full, or -f)"
         raise UsageError(
-            f"{self.resumed.path} holds a whole tuned upstream, which a run with "
-            f"{f'tuning.method {small[0]}' if small else 'a frozen upstream'} would not store: train the whole "
-            "upstream (tuning.method full, or -f), or export it and give the exported model with -k."
+            f"{self.resumed.path} holds a tuned upstream, and {problem}, or export it and give the exported model "
+            "with -k."
         )
 
     def _recompute(self, model: nn.Module, trainable: bool) -> None:

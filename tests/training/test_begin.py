@@ -92,15 +92,20 @@ def test_a_child_network_goes_on_with_its_entries(build, tmp_path, hubert_ckpt, 
     assert states_of(tmp_path / "second")["Step"] == 3
 
 
-@pytest.mark.parametrize("tuning", [None, CHILD, {"method": ["full", "bitfit"]}], ids=["frozen", "child", "race"])
-def test_a_whole_upstream_that_would_not_be_stored_is_refused(build, tmp_path, hubert_ckpt, tuning):
+@pytest.mark.parametrize(
+    ("tuning", "reason"),
+    [
+        (None, "a run with a frozen upstream would not store it"),
+        (CHILD, "a run with tuning.method child would not store it"),
+        ({"method": "full", "lr": [1e-3, 1e-4]}, "a race begins at the pre-trained one"),
+    ],
+    ids=["frozen", "child", "race"],
+)
+def test_a_whole_upstream_that_would_be_lost_is_refused(build, tmp_path, hubert_ckpt, tuning, reason):
     upstream = {"upstream": "hubert_local", "upstream_ckpt": hubert_ckpt}
     build(make_args(tmp_path / "first", **upstream), task_config(tuning={"method": "full"}, total_steps=1)).train()
     begin = {"init_ckpt": str(tmp_path / "first" / "states-1.ckpt")}
-    config = task_config(tuning=tuning, eval_step=2)
-    if tuning is not None and isinstance(tuning["method"], list):
-        config["early_stop"] = {"ratio": 0.5}
-        upstream["upstream_feature_selection"] = "last_hidden_state"
-    with pytest.raises(UsageError, match=r"holds a whole tuned upstream, which a run with .* would not store: train"):
+    config = task_config(tuning=tuning, eval_step=2) | {"early_stop": {"ratio": 0.5}}
+    with pytest.raises(UsageError, match=f"holds a tuned upstream, and {reason}: train .* with -k"):
         build(make_args(tmp_path / "second", **upstream, **begin), config)
     build(make_args(tmp_path / "whole", **upstream, **begin, upstream_trainable=True), task_config())
