@@ -11,7 +11,7 @@
 #   --rows LIST        methods beside the two frozen ones: full, full_last, houlsby, lora, bitfit, child-P and random-P with P of
 #                      0.1, 0.01, 0.001, ad_tuning (default: all)
 #   --head-lrs LIST    learning rates of the head (default: 1e-4,3e-4,1e-3,3e-3,1e-2)
-#   --lrs LIST         learning rates of what trains in the upstream, for every row (default: four for each, out of 1e-5 to 3e-3)
+#   --lrs LIST         learning rates of what trains in the upstream, for every row (default: five for each, out of 3e-6 to 3e-3)
 #   --seeds LIST       of the runs that are scored on test (default: 0,1,2); those that search have others
 #   --steps N          optimizer steps of each run (default: those of the studies)
 #   --takes N          training takes of each digit in ks and sid (default: 3)
