@@ -47,7 +47,7 @@ class Sweep:
         ratio: share of a split's batches that is scored.
         metric_name: metric that is compared; None takes the task's main one.
         test_all: score every arm on test.
-        anew: remove what the arms of an earlier sweep have written, before the first is scored.
+        anew: remove results of an earlier sweep, and what its arms have written, before the first is scored.
         part: this process scores only every N-th arm on dev, of (number, N); None for all.
         others: lets other processes score the arms on dev, and takes their results into the store; it calls its
             argument now and then, which ends it after Ctrl-C. None for none.
@@ -86,8 +86,10 @@ class Sweep:
         self._check_metric()
         for split in splits:
             self.store.check_data(split, self._data_sha256(split))
-        if self.anew and self.folder.is_dir():
-            shutil.rmtree(self.folder)
+        if self.anew:
+            if self.folder.is_dir():
+                shutil.rmtree(self.folder)
+            self.store.write()  # without the earlier results, even where nothing is scored after this
         try:
             with StopRequest() as stop:
                 self._score([BASELINE], self.dev, stop)

@@ -213,6 +213,17 @@ def test_interrupted_and_resumed_equals_uninterrupted(pair, upstream, tmp_path):
     assert third.run() == whole and scored(third) == []
 
 
+def test_overwriting_leaves_no_earlier_results_even_where_it_is_stopped_at_once(pair, upstream, tmp_path):
+    make_sweep(tmp_path / "sweep", upstream, pair[1], test=None).run()
+    again = make_sweep(tmp_path / "sweep", upstream, pair[1], test=None, overwrite=True, anew=True)
+    task = again.models.downstream
+    task.register_forward_hook(lambda *_: os.kill(os.getpid(), signal.SIGINT) if task.evaluations else None)
+    with pytest.raises(StoppedByUser, match="0 results are kept"):
+        again.run()
+    assert json.loads((tmp_path / "sweep" / "sweep.json").read_text())["results"] == {}
+    assert not list((tmp_path / "sweep" / "arms").glob("*/*"))
+
+
 def test_a_larger_grid_scores_what_is_new(pair, upstream, tmp_path):
     make_sweep(tmp_path / "sweep", upstream, pair[1], groups=GROUPS[:1], test=None).run()
     more = make_sweep(tmp_path / "sweep", upstream, pair[1], test=None)
