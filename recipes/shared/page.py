@@ -28,7 +28,7 @@ from s3prl_ext.evaluation.predictions import read_json
 from s3prl_ext.tables import Table, grid
 from s3prl_ext.writing import write_text
 
-MARKED = re.compile(r"(<!-- ((?:\w+\.json )+)(\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+MARKED = re.compile(r"(<!-- ((?:[\w/]+\.json )+)(\w+(?: short)?) -->\n).*?(<!-- end -->)", re.DOTALL)
 TABLES = {
     "grid": lambdas.grid_table, "chosen": lambdas.chosen_table, "aligned": lambdas.aligned_table,
     "changes": comparisons.changes_table, "kinds": comparisons.kinds_table, "tuned": table5.table,
@@ -40,14 +40,17 @@ def table_of(files: Sequence[Path], which: str) -> Table:
 
     Args:
         files: packed studies, or one file of another kind.
-        which: a task of the studies or ``races``, or a table of the file.
+        which: a task of the studies, with ``short`` behind it some columns, or ``races``; or a table of the file.
 
     Raises:
         DataError: a file is missing or corrupt, or has no table of this name.
     """
     contents = [read_json(file) for file in files]
     if all("study" in content for content in contents):
-        return races.table(contents) if which == "races" else methods.table(contents, which)
+        if which == "races":
+            return races.table(contents)
+        task, _, short = which.partition(" ")
+        return methods.short_table(contents, task) if short else methods.table(contents, task)
     if which not in TABLES or len(files) > 1:
         raise DataError(f"{files[0].name} has no table '{which}'; it has {', '.join(TABLES)}.")
     return TABLES[which](contents[0])

@@ -39,6 +39,7 @@ from s3prl_ext.tables import NOTHING, Table, markdown, mean_and_deviation
 from s3prl_ext.tasks import named
 
 REFERENCE = "weighted_sum"  # from which the other rows differ
+SHORT = ("weights", "seeds", "test", "difference")  # columns of the short table begin so
 NAMES = {
     "full": "full fine-tuning", "frozen": "frozen, last hidden state", "weighted_sum": "frozen, weighted sum",
     "houlsby": "Houlsby", "lora": "LoRA", "bitfit": "BitFit", "ad_tuning": "AD-TUNING",
@@ -199,6 +200,14 @@ def table(contents: Sequence[Mapping[str, Any]], task: str) -> Table:
     notes = [f"The chosen rate is at an end of the grid for {', '.join(edges)}."] if edges else []
     notes += [f"Every learning rate diverged: {', '.join(diverged)}."] if diverged else []
     return Table(f"{task}: encoder of a Whisper", head, body, notes)
+
+
+def short_table(contents: Sequence[Mapping[str, Any]], task: str) -> Table:
+    """Return the table of a task without what chose its rows and without the paper's figures."""
+    whole = table(contents, task)
+    kept = [place for place, name in enumerate(whole.head) if not place or name.startswith(SHORT)]
+    head, *rows = ([row[place] for place in kept] for row in (whole.head, *whole.rows))
+    return Table(whole.title, head, rows)
 
 
 def draw(contents: Sequence[Mapping[str, Any]], task: str, path: Path) -> None:
