@@ -447,6 +447,14 @@ def test_printed_tables_are_those_of_the_result_files(folder, tmp_path):
     assert f"RESULTS.md differs from its result files: run python recipes/shared/page.py {copy}" in done.stderr
 
 
+def test_the_first_page_says_what_the_result_files_say(tmp_path):
+    command = [sys.executable, str(RECIPES / "shared/page.py"), "--check"]
+    page = RECIPES.parent / "README.md"
+    done = subprocess.run([*command, str(page)], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert page.read_text().count(" short -->") == 1
+
+
 def test_tables_of_a_grid_of_lambda(monkeypatch):
     lambdas = load("shared", "lambdas", monkeypatch)
     content = {

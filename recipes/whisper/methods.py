@@ -5,9 +5,9 @@
 
 The files are packed studies (``recipes/shared/evidence.py``), whose rows make one table for each task. Each row has
 the learning rates that were best on dev, and mean ± sample standard deviation over the seeds that are scored on test,
-in per cent, with the interval of Student's t for its difference from the frozen weighted sum over the same seeds. A
-picture of each task, such as ``methods_ks.png``, is drawn next to the last file. ``--head-rate`` prints the rate that
-was chosen for a frozen row.
+in per cent, with the interval of Student's t for its differences from the frozen rows over the same seeds. A picture of
+each task, such as ``methods_ks.png``, is drawn next to the last file. ``--head-rate`` prints the rate that was chosen
+for a frozen row.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ from s3prl_ext.studies.plan import StudyCell
 from s3prl_ext.tables import NOTHING, Table, markdown, mean_and_deviation
 from s3prl_ext.tasks import named
 
-REFERENCE = "weighted_sum"  # from which the other rows differ
+REFERENCE = "weighted_sum"  # whose head rate the trained rows have
+REFERENCES = (REFERENCE, "frozen")  # from which the other rows differ
 SHORT = ("weights", "seeds", "test", "difference")  # columns of the short table begin so
 NAMES = {
     "full": "full fine-tuning", "frozen": "frozen, last hidden state", "weighted_sum": "frozen, weighted sum",
@@ -173,11 +174,11 @@ def table(contents: Sequence[Mapping[str, Any]], task: str) -> Table:
         raise DataError(f"the studies have no score of {task} on test.")
     printed = ad_tuning_tables()["table2"]
     column = printed["columns"].index(task)
-    reference = next((row for row in rows if row.label == REFERENCE), None)
+    references = [row for row in rows if row.label in REFERENCES]
     metric, body = rows[0].metric, []
     for row in rows:
         interval = row.tested.interval(named(task).test, metric)
-        found = difference(row, reference) if reference is not None and row is not reference else None
+        found = [difference(row, reference) if row is not reference else None for reference in references]
         body.append(
             [
                 name_of(row.label),
@@ -188,14 +189,15 @@ def table(contents: Sequence[Mapping[str, Any]], task: str) -> Table:
                 str(len(row.test)),
                 mean_and_deviation(list(row.test.values())),
                 "[{:.1f}, {:.1f}]".format(*interval) if interval else NOTHING,
-                f"{found[0]:+.2f} ± {found[1]:.2f}" if found else NOTHING,
+                *("{:+.2f} ± {:.2f}".format(*one) if one else NOTHING for one in found),
                 printed[PAPER_ROWS[row.label]][column] if row.label in PAPER_ROWS else NOTHING,
             ]
         )
     head = ["method", "weights trained in the upstream", "learning rate of the head", "of the upstream",
             heading(metric, "dev"), "seeds",
             heading(metric, "test"), "95 % interval of the first seed over items",
-            f"difference from {NAMES[REFERENCE]}, 95 % over seeds", "paper, test"]  # fmt: skip
+            *(f"difference from {NAMES[reference.label]}, 95 % over seeds" for reference in references),
+            "paper, test"]  # fmt: skip
     edges = [f"{name_of(row.label)} ({row.rate})" for row in rows if row.at_the_end]
     notes = [f"The chosen rate is at an end of the grid for {', '.join(edges)}."] if edges else []
     notes += [f"Every learning rate diverged: {', '.join(diverged)}."] if diverged else []
