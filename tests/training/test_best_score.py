@@ -105,7 +105,7 @@ def test_the_delta_is_of_the_best_model_on_dev_also_after_a_resume(keeping, tmp_
     newest = str(tmp_path / "exp" / "states-2.ckpt")
     resumed = keeping("exp", 3, past_exp=newest, init_ckpt=newest)
     resumed.train()
-    assert resumed.downstream.model.best["task/dev-"] == 0.6, "a score of an earlier session"
+    assert resumed.downstream.model.best["task/dev-"] == 0.6, "a score from before the resume"
     assert checkpoint.load(tmp_path / "exp" / "dev-best.ckpt")["Step"] == 1
     begun = keeping("begun", 2, init_ckpt=str(tmp_path / "exp" / "states-3.ckpt"))
     begun.train()
