@@ -291,6 +291,7 @@ def test_a_fresh_head_trains_resumes_and_evaluates(corpus, tmp_path):
     stored = torch.load(best, weights_only=True)
     resumed = task_file(corpus, init="fresh")
     resumed["runner"] |= {"total_steps": 21, "save_step": 21}
+    resumed["optimizer"]["lr"] = 0.02
     again = runner(make_args(tmp_path / "exp", downstream="ljspeech", past_exp=str(best), init_ckpt=str(best)), resumed)
     head = again.downstream.model.head.lm_head.weight
     assert torch.equal(head, stored["Downstream"]["head.lm_head.weight"])
