@@ -24,7 +24,6 @@ from evidence import unpack
 
 from s3prl_ext.errors import DataError, as_command
 from s3prl_ext.evaluation.predictions import read_json
-from s3prl_ext.metrics import factor
 from s3prl_ext.studies.outcome import cells_in
 from s3prl_ext.studies.plan import StudyCell
 from s3prl_ext.studies.study_run import StudyRun
@@ -43,7 +42,7 @@ class Race:
         task: its short name.
         mask: how the weights were chosen.
         metric: that the task is judged by.
-        curves: score on dev by step, by density in the order of the study; NaN where it was not finite.
+        curves: score on dev by step, by density in the order of the study, as tables show it; none that is not finite.
     """
 
     task: str
@@ -54,12 +53,12 @@ class Race:
     @property
     def end(self) -> int:
         """The last step."""
-        return max(next(iter(self.curves.values())))
+        return max(step for curve in self.curves.values() for step in curve)
 
     def best(self, step: int, keep: int = 1, among: Sequence[str] = (), by_density: bool = False) -> list[str]:
         """Return the densities with the best scores at a step; how equal ones are told apart is as in a race."""
         names = list(among or self.curves)
-        scores = [self.curves[name][step] for name in names]
+        scores = [self.curves[name].get(step, math.nan) for name in names]
         densities = [float(name) for name in names] if by_density else None
         return [names[place] for place in best_of(scores, self.metric, keep, densities)]
 
@@ -76,9 +75,9 @@ class Race:
         return left[0]
 
     def lost(self, density: str) -> float:
-        """Return by how much a density ends behind the best one, in the unit of the tables."""
+        """Return by how much a density ends behind the best one; NaN where it diverged."""
         (best,) = self.best(self.end)
-        return factor(self.metric) * abs(self.curves[best][self.end] - self.curves[density][self.end])
+        return abs(self.curves[best][self.end] - self.curves[density].get(self.end, math.nan))
 
 
 def races_of(content: Mapping[str, Any]) -> list[Race]:
@@ -94,7 +93,7 @@ def races_of(content: Mapping[str, Any]) -> list[Race]:
                 continue
             names[cell.labels["task"]] = cell.metric
             for run in _runs(cell):
-                if curve := _curve(run, cell.metric):
+                if (record := run.record()) is not None and (curve := record.curve(run.task.dev, cell.metric)):
                     key = (cell.labels["task"], MASKS[kind], run.point(cell.study.choose), str(run.seed))
                     found.setdefault(key, {})[density] = curve
     whole = max((len(curves) for curves in found.values()), default=0)
@@ -112,12 +111,6 @@ def _runs(cell: StudyCell) -> list[StudyRun]:
     except DataError:
         final = []  # all diverged
     return list({run.name: run for run in [*cell.search, *final]}.values())
-
-
-def _curve(run: StudyRun, name: str) -> dict[int, float]:
-    record = run.record()
-    rows = [] if record is None else [row for row in record["history"] if name in row]
-    return {row["step"]: math.nan if row[name] is None else row[name] for row in rows}
 
 
 def table(contents: Sequence[Mapping[str, Any]]) -> Table:
@@ -138,7 +131,8 @@ def table(contents: Sequence[Mapping[str, Any]]) -> Table:
 
 def _row(races: Sequence[Race]) -> list[str]:
     kept = [(race.early(), race.halving()) for race in races]
-    fixed = min(races[0].curves, key=lambda density: fmean(race.lost(density) for race in races))  # in hindsight
+    mean = {density: fmean(race.lost(density) for race in races) for density in races[0].curves}
+    fixed = min(mean, key=lambda density: (math.isnan(mean[density]), mean[density]))  # in hindsight
     cells = [str(len(races))]
     for place in (0, 1):
         agree = sum(race.lost(pair[place]) == 0 for race, pair in zip(races, kept, strict=True))
@@ -146,7 +140,7 @@ def _row(races: Sequence[Race]) -> list[str]:
             f"{agree} of {len(races)}",
             f"{fmean(r.lost(k[place]) for r, k in zip(races, kept, strict=True)):.2f}",
         ]
-    return [*cells, fixed, f"{fmean(race.lost(fixed) for race in races):.2f}"]
+    return [*cells, fixed, f"{mean[fixed]:.2f}"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
