@@ -138,6 +138,9 @@ def test_a_model_that_diverged_is_shown_and_counted(done, tmp_path, recipes, mon
     rows = {row[0]: row[1:] for row in table.rows}
     assert rows["full fine-tuning"][5] == "NaN" and rows["full fine-tuning"][7] == "-"
     assert table.notes[-1] == "Every learning rate diverged: child, Fisher, P = 0.1."
+    (tmp_path / "ks.json").write_text(evidence.text_of(evidence.packed(done, ["MODEL"])))
+    assert methods.main([str(tmp_path / "ks.json")]) == 0
+    assert (tmp_path / "methods_ks.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_race_that_the_times_of_its_files_decide_is_not_packed(done, recipes):

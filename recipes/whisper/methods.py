@@ -213,11 +213,13 @@ def short_table(contents: Sequence[Mapping[str, Any]], task: str) -> Table:
 
 
 def draw(contents: Sequence[Mapping[str, Any]], task: str, path: Path) -> None:
-    """Draw mean, standard deviation and single seeds of each row on test."""
+    """Draw mean, standard deviation and single seeds of each row on test; seeds that diverged have no point."""
     rows = rows_of(contents, task)
     with picture(path, (7.0, 0.9 + 0.32 * len(rows)), dpi=100) as (figure, (axes,)):
         for place, row in enumerate(rows):
-            values = list(row.test.values())
+            values = [value for value in row.test.values() if math.isfinite(value)]
+            if not values:
+                continue  # diverged
             axes.plot(values, [place] * len(values), "o", markersize=4, color="tab:blue", alpha=0.45)
             error = stdev(values) if len(values) > 1 else 0.0
             axes.errorbar(fmean(values), place, xerr=error, fmt="|", markersize=12, color="black", capsize=3)
