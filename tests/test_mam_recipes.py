@@ -209,11 +209,16 @@ def test_a_comparison_is_kept_as_tables_4_and_6(tmp_path: Path) -> None:
     assert script.main([str(tmp_path / "compare.json"), *flags]) == 0
     content = json.loads((tmp_path / "kept.json").read_text())
     assert str(tmp_path) not in json.dumps(content)
-    changes = script.changes_table(content)
-    assert [row[0] for row in changes.rows] == ["a (-1)", "b (+1)"] and "2 transcripts differ" in changes.notes[0]
-    assert "WER 25.00 % -> 25.00 %: +0.00 [" in changes.notes[0]
-    kinds = {row[0]: row[1:] for row in script.kinds_table(content).rows}
+    changes = script.changes(content)
+    assert [row[0] for row in changes.rows] == ["a (-1)", "b (+1)"] and "2 of 3 transcripts differ" in changes.notes[0]
+    assert "WER 25.00 % -> 25.00 %: +0.00 [" in changes.notes[1]
+    kinds = {row[0]: row[1:] for row in script.categories(content).rows}
     assert kinds["insertion"] == ["100.00", "1", "36.36"] and kinds["deletion"] == ["0.00", "0", "35.35"]
+    over_speakers = json.loads((tmp_path / "compare.json").read_text()) | {
+        "intervals_over": {"kind": "speaker", "count": 1}
+    }
+    with pytest.raises(DataError, match="is over a speaker: compare without --intervals-over"):
+        script.kept(over_speakers, "vctk")
     with pytest.raises(DataError, match="wer is missing"):
         script.kept({}, "vctk")
 

@@ -10,17 +10,19 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from s3prl_ext.errors import DataError, as_command
+from s3prl_ext.evaluation.clusters import UTTERANCE
 from s3prl_ext.evaluation.predictions import read_json
-from s3prl_ext.papers.figures import mam_tables
+from s3prl_ext.evaluation.transcripts import Improvements, TranscriptPair
+from s3prl_ext.papers.transcript_tables import categories_table, changes_table
 from s3prl_ext.tables import Table
 from s3prl_ext.writing import write_json
 
-KEPT = ("wer", "difference", "interval", "utterances", "improvements")
-SHOWN = 8  # utterances of a table
+KEPT = ("wer", "difference", "interval", "intervals_over", "utterances", "improvements")
 
 
 def kept(content: Mapping[str, Any], task: str) -> dict[str, Any]:
@@ -31,35 +33,28 @@ def kept(content: Mapping[str, Any], task: str) -> dict[str, Any]:
         task: short name of its task.
 
     Raises:
-        DataError: it is no comparison.
+        DataError: it is no comparison, or one whose interval is over other units than utterances.
     """
     if lacking := [key for key in KEPT if key not in content]:
         raise DataError(f"this is not what s3prl-ext compare --out writes: {lacking[0]} is missing.")
+    if (kind := content["intervals_over"]["kind"]) != UTTERANCE:
+        raise DataError(f"the interval of this comparison is over a {kind}: compare without --intervals-over.")
     return {"task": task, **{key: content[key] for key in KEPT}}
 
 
-def changes_table(content: Mapping[str, Any]) -> Table:
-    """Return the transcripts that differ, largest drop of word errors first (MAM, Table 4)."""
-    rows = [
-        [f"{row['id']} ({-row['drop']:+d})", row["reference"], row["baseline"], row["merged"]]
-        for row in content["utterances"][:SHOWN]
-    ]
+def changes(content: Mapping[str, Any]) -> Table:
+    """Return the transcripts that differ, and the change of the word error rate (MAM, Table 4)."""
+    changed = [TranscriptPair(**row) for row in content["utterances"]]
+    table = changes_table(content["task"], changed, content["intervals_over"]["count"])
     (before, after), (low, high) = content["wer"], content["interval"]
     change = f"WER {before:.2f} % -> {after:.2f} %: {content['difference']:+.2f} [{low:+.2f}, {high:+.2f}]"
-    notes = [f"{change}, 95 % bootstrap over utterances; {len(content['utterances'])} transcripts differ."]
-    return Table(f"transcripts, {content['task']}", ["word errors", "reference", "baseline", "merged"], rows, notes)
+    return replace(table, notes=[*table.notes, f"{change}, 95 % bootstrap over utterances."])
 
 
-def kinds_table(content: Mapping[str, Any]) -> Table:
-    """Return the kinds of character edits that put words right, beside the paper's (MAM, Table 6)."""
-    paper, found = mam_tables()["table6"], content["improvements"]
-    printed = dict(zip(paper["columns"], paper[content["task"]], strict=True))
-    rows = [
-        [name, f"{share:.2f}", str(found["confirmed"][name]), printed[name]] for name, share in found["shares"].items()
-    ]
-    total = sum(found["confirmed"].values())
-    notes = [f"{total} character edits that the reference confirms, in {found['utterances']} utterances."]
-    return Table(f"kinds of improvement, {content['task']}", ["", "ours (%)", "edits", "paper (%)"], rows, notes)
+def categories(content: Mapping[str, Any]) -> Table:
+    """Return the categories of the edits that put words right (MAM, Table 6)."""
+    found = {name: content["improvements"][name] for name in ("utterances", "confirmed", "change")}
+    return categories_table(content["task"], content["task"], Improvements(**found))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -31,7 +31,7 @@ from s3prl_ext.writing import write_text
 MARKED = re.compile(r"(<!-- ((?:[\w/]+\.json )+)(\w+(?: short)?) -->\n).*?(<!-- end -->)", re.DOTALL)
 TABLES = {
     "grid": lambdas.grid_table, "chosen": lambdas.chosen_table, "aligned": lambdas.aligned_table,
-    "changes": comparisons.changes_table, "kinds": comparisons.kinds_table, "tuned": table5.table,
+    "changes": comparisons.changes, "categories": comparisons.categories, "tuned": table5.table,
 }  # fmt: skip
 
 

@@ -7,7 +7,14 @@ from collections.abc import Sequence
 from s3prl_ext.errors import DataError
 from s3prl_ext.evaluation.result_rows import name_rows
 from s3prl_ext.evaluation.scored_runs import ScoredRun
-from s3prl_ext.evaluation.transcripts import ScoredTranscript, compare, improvements, read_transcripts
+from s3prl_ext.evaluation.transcripts import (
+    Improvements,
+    ScoredTranscript,
+    TranscriptPair,
+    compare,
+    improvements,
+    read_transcripts,
+)
 from s3prl_ext.evaluation.utterance_comparison import check_utterances, utterance_file
 from s3prl_ext.papers.figures import mam_tables
 from s3prl_ext.tables import Table
@@ -36,7 +43,10 @@ def transcript_tables(runs: Sequence[ScoredRun], left_out: list[str]) -> list[Ta
         named = f"{task}, test: {' and '.join(name_rows([[alike[0]], [best]]))}"
         try:
             before, after = _transcripts(alike[0]), _transcripts(best)
-            tables += [_changes(named, before, after), _categories(named, task, before, after)]
+            tables += [
+                changes_table(named, compare(before, after), len(before)),
+                categories_table(named, task, improvements(before, after)),
+            ]
         except DataError as error:
             left_out.append(f"MAM's Tables 4 and 6 of {task} are left out: {error}")
     return tables
@@ -66,20 +76,32 @@ def _has_transcripts(run: ScoredRun) -> bool:
     return path is not None and path.name.startswith("transcripts") and "wer" in run.values
 
 
-def _changes(named: str, before: Sequence[ScoredTranscript], after: Sequence[ScoredTranscript]) -> Table:
-    changed = compare(before, after)
+def changes_table(named: str, changed: Sequence[TranscriptPair], utterances: int) -> Table:
+    """Return the transcripts that differ, largest drop of word errors first (MAM, Table 4).
+
+    Args:
+        named: what is compared, for the title.
+        changed: as :func:`s3prl_ext.evaluation.transcripts.compare` returns them.
+        utterances: number of all transcripts.
+    """
     rows = [
         [f"{row.id} ({-row.drop:+d})", row.reference, row.baseline, row.merged] for row in changed[:SHOWN_UTTERANCES]
     ]
     notes = [
-        f"{len(changed)} of {len(before)} transcripts differ; largest drop first. Words that differ: between stars."
+        f"{len(changed)} of {utterances} transcripts differ; largest drop first. Words that differ: between stars."
     ]
     head = ["word errors", "reference", "baseline", "merged"]
     return Table(f"MAM, Table 4: transcripts, {named}", head, rows, notes, of_texts=True)
 
 
-def _categories(named: str, task: str, before: Sequence[ScoredTranscript], after: Sequence[ScoredTranscript]) -> Table:
-    found = improvements(before, after)
+def categories_table(named: str, task: str, found: Improvements) -> Table:
+    """Return the categories of the character edits that put words right, with the paper's (MAM, Table 6).
+
+    Args:
+        named: what is compared, for the title.
+        task: short name of its task.
+        found: what was put right.
+    """
     paper = mam_tables()["table6"]
     printed = dict(zip(paper["columns"], paper[task], strict=True))
     total = sum(found.confirmed.values())
