@@ -10,8 +10,8 @@
 #   --lambdas LIST     grid of lambda (default: 0,0.05,0.1,0.15,0.2,0.25)
 #   --draws N          draws of each kind of noise (default: 5)
 #   --blocks LIST      blocks of layers (default: 0-1,2-3,4-5)
-#   --window SECONDS   clips are padded with silence to so many (default: 30, as the model was trained); must leave some
-#                      silence behind every clip
+#   --window LIST      seconds: each clip is padded with silence to the shortest that leaves a second of it (default: 30, as
+#                      the model was trained; a single other number must leave some silence behind every clip)
 #   --max-tokens N     most tokens in a transcript (default: the model's own limit): strong merges repeat themselves without
 #                      end, which takes most of the time; must be more than any text of the corpus needs
 #   --pairs FILE       table with the columns path and text, of other recordings than the corpora's: with it, what is merged
@@ -48,8 +48,10 @@ zero_shot_task() {
     librispeech_zeroshot) name_of=asr preset=zero_shot folder="$out/corpora/asr/librispeech" ;;
     *) stop "unknown task '$1'; known: vctk ljspeech librispeech_zeroshot." ;;
   esac
+  local seconds="$window"
+  [[ "$window" != *,* ]] || seconds="[$window]"
   flags_of=(-g "$out/pair.yaml" -d "$1" -c "$1/$preset" --device cpu -o "$(printf ',,config.downstream_expert.%s' \
-    "datarc.split='$out/$1.json'" datarc.eval_batch_size=16 datarc.num_workers=0 "head.window=$window" \
+    "datarc.split='$out/$1.json'" datarc.eval_batch_size=16 datarc.num_workers=0 "head.window=$seconds" \
     ${max_tokens:+"head.max_tokens=$max_tokens"} | cut -c3-)")
 }
 

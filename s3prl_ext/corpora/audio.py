@@ -13,6 +13,19 @@ from s3prl_ext.errors import DataError
 SAMPLE_RATE = 16000  # Hz
 
 
+def length_of(path: Path) -> int:
+    """Return about how many samples :func:`read_audio` gives of a file, by its header.
+
+    Raises:
+        DataError: the file is missing or no audio.
+    """
+    try:
+        header = soundfile.info(str(path))
+    except (soundfile.SoundFileError, OSError) as error:
+        raise _unreadable(path, error) from error
+    return -(-header.frames * SAMPLE_RATE // header.samplerate)
+
+
 def read_audio(path: Path) -> np.ndarray:
     """Read an audio file as float32 samples at 16 kHz, shape [samples]; channels are averaged.
 
@@ -22,10 +35,14 @@ def read_audio(path: Path) -> np.ndarray:
     try:
         samples, rate = soundfile.read(str(path), dtype="float32", always_2d=True)
     except (soundfile.SoundFileError, OSError) as error:
-        raise DataError(f"cannot read the audio file {path} ({error}): replace it or remove its line.") from error
+        raise _unreadable(path, error) from error
     if not len(samples):
         raise DataError(f"the audio file {path} contains no samples: replace it or remove its line.")
     return resample(samples.mean(axis=1), rate)
+
+
+def _unreadable(path: Path, error: Exception) -> DataError:
+    return DataError(f"cannot read the audio file {path} ({error}): replace it or remove its line.")
 
 
 def resample(samples: np.ndarray, rate: int) -> np.ndarray:

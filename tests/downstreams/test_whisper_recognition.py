@@ -132,6 +132,30 @@ def test_a_shorter_window_pads_short_clips_to_it_and_longer_ones_to_whole_window
     assert lengths == {1: 16000, 16000: 16000, 16001: WINDOW, WINDOW: WINDOW, WINDOW + 1: 2 * WINDOW}
 
 
+def test_of_several_windows_a_clip_has_the_shortest_that_leaves_a_second_of_silence(tmp_path):
+    """One of exactly the window's length may end in repetitions."""
+    folder = factories.whisper_folder(tmp_path / "whisper", positions=200)  # 4 s
+    recognizer = read_whisper(folder, 32, HeadConfig("target", window=(2, 3, 30)))
+    lengths = {length: len(recognizer.pad(np.ones(length))) for length in (1, 16000, 16001, 32000, 32001, 64001)}
+    assert lengths == {1: 32000, 16000: 32000, 16001: 48000, 32000: 48000, 32001: 64000, 64001: 128000}
+
+
+def test_scored_clips_of_like_length_share_a_batch_and_are_written_in_the_order_of_the_corpus(folder, tmp_path):
+    root, ids = tmp_path / "LJSpeech-1.1", [f"LJ001-{number:04d}" for number in range(1, 5)]
+    (root / "wavs").mkdir(parents=True)
+    for id, samples, rate in zip(ids, (9000, 22050, 6000, 15000), (16000, 44100, 8000, 16000), strict=True):
+        soundfile.write(str(root / "wavs" / f"{id}.wav"), clips(samples)[0].numpy(), rate)
+    (root / "metadata.csv").write_text("".join(f"{id}|x|The road\n" for id in ids))
+    (root / "splits.json").write_text(json.dumps({"train": [], "dev": [], "test": ids}))
+    section = task_file(root, eval_batch_size=2)
+    section["downstream_expert"]["head"] |= {"window": "clip"}
+    made = runner(_args(tmp_path / "exp", folder), section)
+    batches = [batch[3] for batch in made.downstream.model.get_dataloader("test")]
+    assert batches == [[ids[3], ids[2]], [ids[0], ids[1]]]  # 0.94, 0.75, 0.56 and 0.5 s
+    made.evaluate("test")
+    assert [row.id for row in read_transcripts(tmp_path / "exp" / "transcripts-test.jsonl")] == ids
+
+
 def test_a_clip_of_its_own_length_is_decoded_alone_as_in_a_batch(folder):
     recognizer = read_whisper(folder, 32, HeadConfig("target", window="clip"))
     wavs = clips(16000, 9000, 16000)
@@ -257,8 +281,8 @@ def test_the_tokens_that_settings_leave_open_are_those_of_the_model(tmp_path):
 
 @pytest.mark.parametrize(
     "head, sentence",
-    [({"window": 31}, "head.window must be a whole number of seconds from 1 to 30, or clip, got 31"),
-     ({"window": True}, "head.window"), ({"window": "whole"}, "head.window"), ({"task": "sing"}, "head: unknown task 'sing'"), ({"beams": 0}, "head.beams must be"),
+    [({"window": 31}, "head.window must be a whole number of seconds from 1 to 30, a list of them, or clip, got 31"),
+     ({"window": True}, "head.window"), ({"window": []}, "head.window"), ({"window": [4, 0]}, "head.window"), ({"window": "whole"}, "head.window"), ({"task": "sing"}, "head: unknown task 'sing'"), ({"beams": 0}, "head.beams must be"),
      ({"max_tokens": 0}, "head.max_tokens must be")],
 )  # fmt: skip
 def test_options_are_checked(corpus, head, sentence):

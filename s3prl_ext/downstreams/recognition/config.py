@@ -40,11 +40,15 @@ def _text_rule(value: Any, where: str) -> str:
     return str(value)
 
 
-def _window(value: Any, where: str) -> int | str:
-    """Return seconds, or ``clip``."""
-    if value != CLIP and (isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= LONGEST_WINDOW):
-        raise UsageError(f"{where} must be a whole number of seconds from 1 to 30, or clip, got {value!r}.")
-    return value
+def _window(value: Any, where: str) -> int | str | tuple[int, ...]:
+    """Return seconds, ``clip``, or several numbers of seconds from the shortest to the longest."""
+    seconds = value if isinstance(value, (list, tuple)) and value else [value]
+    whole = all(isinstance(one, int) and not isinstance(one, bool) and 1 <= one <= LONGEST_WINDOW for one in seconds)
+    if value != CLIP and not whole:
+        raise UsageError(
+            f"{where} must be a whole number of seconds from 1 to 30, a list of them, or clip, got {value!r}."
+        )
+    return tuple(sorted(seconds)) if seconds is value else value
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,8 @@ class HeadConfig:
         ckpt: ``target``: folder or hub id of that model; None takes the target of the upstream (``-u``).
         recurrent: of a ``fresh`` head: width of a bidirectional LSTM below the output layer, 0 for none.
         window: of a Whisper: seconds to which clips are padded with silence, ``30`` as in its training; longer clips to
-            a multiple of 30 s; ``clip``: they stay as they are.
+            a multiple of 30 s; ``clip``: they stay as they are; several: each clip to the shortest one that leaves a
+            second of silence behind it.
         language: of a multilingual Whisper: code of the language that is spoken, such as ``en``.
         task: of a multilingual Whisper: ``transcribe``, or ``translate`` into English.
         beams: of a Whisper: hypotheses of the beam search, 1 for greedy decoding.
@@ -90,7 +95,7 @@ class HeadConfig:
     init: Annotated[str, choice(*HEADS)]
     ckpt: Annotated[str | None, name()] = None
     recurrent: Annotated[int, count(0)] = 0
-    window: Annotated[int | str, _window] = LONGEST_WINDOW
+    window: Annotated[int | str | tuple[int, ...], _window] = LONGEST_WINDOW
     language: Annotated[str, name()] = "en"
     task: Annotated[str, choice(*WHISPER_TASKS)] = "transcribe"
     beams: Annotated[int, count()] = 1

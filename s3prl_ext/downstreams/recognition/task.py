@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.distributed import is_initialized
 from torch.utils.data import DataLoader, DistributedSampler
 
-from s3prl_ext.corpora.audio import read_audio
+from s3prl_ext.corpora.audio import length_of, read_audio
 from s3prl_ext.corpora.splits import SPLITS, split_hash
 from s3prl_ext.corpora.transcribed import SPLIT_FILE, TranscribedCorpus, Utterance
 from s3prl_ext.downstreams.recognition.config import parse
@@ -121,9 +121,10 @@ class RecognitionTask(nn.Module):
             rule = self.data.split
             why = f"by {rule}" if isinstance(rule, str) else f"{self.data.path} has nothing of {', '.join(rule[split])}"
             raise DataError(f"the split '{split}' of {self.corpus.card.name} is empty: {why}.")
-        dataset = RecognitionDataset(self._utterances[split], self.rule.apply, self.recognizer.pad)
-        self._write_splits()
         train = split == "train"
+        utterances = self._utterances[split] if train else self._by_length(self._utterances[split])
+        dataset = RecognitionDataset(utterances, self.rule.apply, self.recognizer.pad)
+        self._write_splits()
         sampler: DistributedSampler | None = None
         if train:
             self._warn_of_unknown_characters(dataset)
@@ -177,6 +178,9 @@ class RecognitionTask(nn.Module):
         rows = [
             transcript(*row) for row in zip(records["ids"], records["references"], records["hypotheses"], strict=True)
         ]
+        if split != "train":  # in the order of the corpus, whatever the order of the batches
+            place = {utterance.id: number for number, utterance in enumerate(self._utterances[split])}
+            rows.sort(key=lambda row: place.get(row.id, 0))
         values = {"loss": sum(records["loss"]) / len(records["loss"])} | error_rates(rows)
         if split.startswith("test"):
             low, high = bootstrap_ratio([row.errors for row in rows], [row.words for row in rows])
@@ -210,6 +214,17 @@ class RecognitionTask(nn.Module):
         return transcripts
 
     # -- parts -----------------------------------------------------------------------------------------------------
+
+    def _by_length(self, utterances: Sequence[Utterance]) -> list[Utterance]:
+        """Return the clips by length: batches of a Whisper, on which no transcript depends, then hold little padding.
+
+        The longest comes first: what does not fit in memory fails at once. The features of other upstreams may depend
+        on the batch, so that theirs keep their order.
+        """
+        if self.data.eval_batch_size == 1 or not isinstance(self.recognizer, WhisperRecognizer):
+            return list(utterances)
+        lengths = {one.id: self.recognizer.padded(length_of(one.audio)) for one in utterances}
+        return sorted(utterances, key=lambda one: -lengths[one.id])
 
     def _of_new_texts(self, rows: Sequence[ScoredTranscript]) -> dict[str, float]:
         """Return ``wer_new_texts``: the WER over utterances whose text nobody reads in train, where only some are so.

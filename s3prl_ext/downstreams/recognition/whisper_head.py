@@ -27,6 +27,7 @@ from s3prl_ext.upstreams.whisper.expert import DOWNSAMPLE_RATE
 from s3prl_ext.upstreams.whisper.prompt import prompt
 
 IGNORED = -100  # label of a position without a text
+SILENCE = SAMPLE_RATE  # samples behind a clip in the shortest of several windows: without them the decoder may not end
 UNSET_LENGTH = 20  # what transformers 4 takes where a model names no limit: a few words
 
 
@@ -134,9 +135,19 @@ class WhisperRecognizer:
         """Return the clip with silence up to ``window``, a longer one up to whole windows of the model."""
         if isinstance(self.config.window, str):  # clip
             return wav
-        window = min(self.longest, self.config.window * SAMPLE_RATE)
-        missing = window - len(wav) if len(wav) <= window else -len(wav) % self.longest
+        missing = self.padded(len(wav)) - len(wav)
         return np.pad(wav, (0, missing)) if missing else wav
+
+    def padded(self, samples: int) -> int:
+        """Return how many samples :meth:`pad` makes of so many."""
+        window = self.config.window
+        if isinstance(window, str):  # clip
+            return samples
+        windows, silence = ((window,), 0) if isinstance(window, int) else (window, SILENCE)
+        for seconds in windows:
+            if samples + silence <= seconds * SAMPLE_RATE <= self.longest:
+                return seconds * SAMPLE_RATE
+        return -(-samples // self.longest) * self.longest
 
     def recognize(
         self, features: Sequence[Tensor], texts: Sequence[str], samples: Sequence[int]
