@@ -88,31 +88,14 @@ def check_merge_record(stored: MergeRecord | str | None, current: MergeRecord | 
     for index, (was, now) in enumerate(zip(stored["sources"], current["sources"], strict=True)):
         own = learnt["sources"][index] if "sources" in learnt else learnt
         _check_source(f"source {index + 1}" if counts[0] > 1 else "source", was, now, own.get("layers", []))
-    if stored.get("learnable") != current.get("learnable"):
-        before, after = stored.get("learnable") or {}, current.get("learnable") or {}
-        only_layers = before and after and _without_layers(before) == _without_layers(after)
-        raise DataError(
-            f"the checkpoint was made with learnable: {_section(stored.get('learnable'))}, but now it is "
-            f"learnable: {_section(current.get('learnable'))}: give the same learnable, layers and projections"
-            + (" (learnable: {layers: merged} keeps to the layers of the merge)." if only_layers else ".")
-        )
+    _check_learnable(stored.get("learnable"), current.get("learnable"))
     if stored["biases"] != current["biases"]:
         raise DataError(
             f"the checkpoint was made with biases: {_yaml(stored['biases'])}, but now it is "
             f"biases: {_yaml(current['biases'])}: give the same."
         )
     for was, now in zip(stored["sources"], current["sources"], strict=True):
-        if was["noise"] and was["noise"].get("streams") != now["noise"]["streams"]:
-            raise DataError(
-                f"the checkpoint was made with other numbers for {was['name']}: up to s3prl_ext 0.1.0 the three kinds "
-                "of noise shared their random numbers, now each has its own. Use the version that made it, "
-                "or train again."
-            )
-        if was["noise"] != now["noise"]:
-            raise DataError(
-                f"the checkpoint was made with other numbers for {was['name']}: this version of torch draws "
-                "differently, use the one it was made with."
-            )
+        _check_noise(was, now)
 
 
 def with_remedy(error: ExtError, upstream: str, made_from: object) -> ExtError:
@@ -130,6 +113,31 @@ def with_remedy(error: ExtError, upstream: str, made_from: object) -> ExtError:
         f"{error} The upstream of {made_from} is merged again from its models: where they have moved, give -g "
         f'"{file}source.model=PATH", and for the target -k PATH.'
     )
+
+
+def _check_learnable(stored: MergeRecord | None, current: MergeRecord | None) -> None:
+    if stored == current:
+        return
+    only_layers = stored and current and _without_layers(stored) == _without_layers(current)
+    raise DataError(
+        f"the checkpoint was made with learnable: {_section(stored)}, but now it is "
+        f"learnable: {_section(current)}: give the same learnable, layers and projections"
+        + (" (learnable: {layers: merged} keeps to the layers of the merge)." if only_layers else ".")
+    )
+
+
+def _check_noise(stored: MergeRecord, current: MergeRecord) -> None:
+    """Check that the noise in a source's place is of the same numbers."""
+    if stored["noise"] and stored["noise"].get("streams") != current["noise"]["streams"]:
+        raise DataError(
+            f"the checkpoint was made with other numbers for {stored['name']}: up to s3prl_ext 0.1.0 the three kinds "
+            "of noise shared their random numbers, now each has its own. Use the version that made it, or train again."
+        )
+    if stored["noise"] != current["noise"]:
+        raise DataError(
+            f"the checkpoint was made with other numbers for {stored['name']}: this version of torch draws "
+            "differently, use the one it was made with."
+        )
 
 
 def _check_model(role: str, stored: MergeRecord, current: MergeRecord) -> None:
