@@ -27,7 +27,7 @@ def recipes(monkeypatch):
     """The scripts ``evidence`` and ``methods``."""
     for folder in ("shared", "ad_tuning", "whisper"):
         monkeypatch.syspath_prepend(str(RECIPES / folder))
-    for name in ("evidence", "methods", "tables", "runs"):
+    for name in ("evidence", "methods", "tables", "runs", "figures", "races", "child_networks"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     return importlib.import_module("evidence"), importlib.import_module("methods")
 
@@ -149,3 +149,48 @@ def test_a_race_that_the_times_of_its_files_decide_is_not_packed(done, recipes):
     (done / FILE).write_text(json.dumps(plan | {"race": {"rungs": [2, 4], "eta": 2}, "scheduler": "asha"}))
     with pytest.raises(UsageError, match="which the times of its files decide: copy it"):
         evidence.packed(done)
+
+
+@pytest.mark.parametrize("file", sorted((RECIPES / "whisper").glob("masks_*.json")), ids=lambda file: file.stem)
+def test_the_masks_of_the_pictures_are_those_that_trained(file, recipes):
+    child_networks = importlib.import_module("child_networks")
+    (content,) = child_networks.read_masks([file])
+    _, methods = recipes
+    study = json.loads(file.with_name(file.name.replace("masks", "methods")).read_text())
+    rows = {row.label: row for row in methods.rows_of([study], content["task"])}
+    histogram, eligible = child_networks.histogram_of(content), sum(content["sizes"].values())
+    assert histogram.total == eligible and content["edges"] == sorted(content["edges"]) and content["edges"][0] == 0
+    for density, of_tensors in content["trained"].items():
+        assert sum(of_tensors.values()) == rows[f"child-{density}"].trained[0] == round(float(density) * eligible)
+        edge = histogram.threshold(float(density))
+        above = sum(count for low, count in zip(content["edges"], content["counts"], strict=True) if low > edge)
+        assert above < round(float(density) * eligible) <= above + content["counts"][content["edges"].index(edge)]
+        shares = child_networks.shares_of(content, float(density)).by_layer()
+        sizes = [
+            sum(size for name, size in content["sizes"].items() if f"layers.{layer}." in name) for layer in range(6)
+        ]
+        inside = sum(count for name, count in of_tensors.items() if "layers." in name)
+        assert sum(share * size for share, size in zip(shares, sizes, strict=True)) == pytest.approx(inside)
+
+
+def test_child_networks_are_drawn_from_packed_studies(tmp_path, recipes):
+    child_networks = importlib.import_module("child_networks")
+    masks, study = RECIPES / "whisper/masks_ks.json", RECIPES / "whisper/methods_ks.json"
+    panel = child_networks.panel_of(json.loads(study.read_text()))
+    assert panel.cut == ("comparison", 40.0) and panel.y_label == "dev accuracy (%) ↑"
+    assert [(one.label.split(",")[0], len(one.runs)) for one in panel.series] == [
+        ("P = 0.1", 3), ("P = 0.01", 5), ("P = 0.001", 3),
+    ]  # fmt: skip
+    assert {step for one in panel.series for curve in one.runs for step in curve} == {40, 80, 120, 160, 200}
+    for figure, file in (("fig2", masks), ("fig3", study), ("fig7", masks)):
+        assert child_networks.main([figure, str(file), "--out", str(tmp_path / f"{figure}.png")]) == 0
+        assert (tmp_path / f"{figure}.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(DataError, match=r"methods_ks.json is not a file of masks"):
+        child_networks.main(["fig2", str(study)])
+    with pytest.raises(DataError, match=r"ks has the densities 0.1, 0.01, 0.001, not 0.5"):
+        child_networks.main(["fig7", str(masks), "--density", "0.5"])
+    with pytest.raises(UsageError, match="takes the folder of a study and the JSON file"):
+        child_networks.main(["masks", str(study)])
+    with pytest.raises(DataError, match="contains no trained child network"):
+        child_networks.main(["masks", str(tmp_path), str(tmp_path / "masks.json")])
+    assert not (tmp_path / "masks.json").exists()

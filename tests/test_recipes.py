@@ -348,31 +348,35 @@ def test_whisper_methods_in_small(tmp_path):
     """A learning rate per row, other seeds at it, tables and pictures; the second call does nothing again."""
     pytest.importorskip("espeakng_loader")
     ckpt = factories.whisper_folder(tmp_path / "whisper")
-    flags = ["--ckpt", str(ckpt), "--tasks", "sid,ic", "--rows", "random-0.1", "--seeds", "0,1"]
+    flags = ["--ckpt", str(ckpt), "--tasks", "sid,ic", "--rows", "child-0.1,random-0.1", "--seeds", "0,1"]
     flags += ["--steps", "2", "--head-lrs", "1e-2,1e-3", "--lrs", "1e-3,1e-4", "--out", "exp"]
     done = run(tmp_path, "whisper/ad_tuning.sh", *flags)
     assert done.returncode == 0, done.stderr[-3000:]
     rows = [line.strip("| ").split(" | ") for line in done.stdout.splitlines() if line.startswith("| ")]
-    names = ["frozen, weighted sum", "frozen, last hidden state", "child, random, P = 0.1"]
+    names = ["frozen, weighted sum", "frozen, last hidden state", "child, Fisher, P = 0.1", "child, random, P = 0.1"]
     rows = [row for row in rows if row[0] in names]
-    assert [row[0] for row in rows[-6:]] == 2 * names
-    for frozen, last, child in (
-        rows[-6:-3],
-        rows[-3:],
-    ):  # the rate of the weighted sum is the head's where the upstream trains
-        assert frozen[2] == child[2] and {frozen[2], last[2]} <= {"0.01", "0.001"}
-        assert frozen[3] == last[3] == "-" and child[3] in ("0.001", "0.0001")
-        assert [row[5] for row in (frozen, last, child)] == ["2"] * 3
-    for file, count in (("heads", 2 * 2 * (2 * 3 + 2 + 2)), ("methods_sid", 2 + 2 + 2), ("methods_ic", 2 + 2 + 2)):
+    assert [row[0] for row in rows[-8:]] == 2 * names
+    for frozen, last, *children in (rows[-8:-4], rows[-4:]):
+        for child in children:  # the rate of the weighted sum is the head's where the upstream trains
+            assert frozen[2] == child[2] and {frozen[2], last[2]} <= {"0.01", "0.001"}
+            assert frozen[3] == last[3] == "-" and child[3] in ("0.001", "0.0001")
+        assert [row[5] for row in (frozen, last, *children)] == ["2"] * 4
+    each = 2 * (2 + 2 + 2)
+    for file, count in (("heads", 2 * 2 * (2 * 3 + 2 + 2)), ("methods_sid", each), ("methods_ic", each)):
         kept = json.loads((tmp_path / f"exp/{file}.json").read_text())
         assert str(tmp_path) not in json.dumps(kept) and len(kept["results"]) == count
-    assert (tmp_path / "exp/methods_sid.png").read_bytes().startswith(b"\x89PNG")
+    masks = json.loads((tmp_path / "exp/masks_sid.json").read_text())
+    eligible = sum(masks["sizes"].values())
+    assert sum(masks["counts"]) == eligible and sum(masks["trained"]["0.1"].values()) == round(0.1 * eligible)
+    for name in ("methods_sid", "fig2", "fig3", "fig7"):
+        assert (tmp_path / f"exp/{name}.png").read_bytes().startswith(b"\x89PNG")
     features = {
         path.parents[2].name: path.read_text().split("upstream_feature_selection: ")[1].split("\n")[0]
         for path in (tmp_path / "exp").rglob("args_*.yaml")
     }
     assert features == {
-        "weighted_sum": "hidden_states", "frozen": "last_hidden_state", "random-0.1": "hidden_states"
+        "weighted_sum": "hidden_states", "frozen": "last_hidden_state", "child-0.1": "hidden_states",
+        "random-0.1": "hidden_states",
     }  # fmt: skip
     runs = {path: path.stat().st_mtime_ns for path in (tmp_path / "exp").rglob("result*.json")}
     again = run(tmp_path, "whisper/ad_tuning.sh", *flags)

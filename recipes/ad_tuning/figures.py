@@ -24,7 +24,7 @@ from s3prl_ext.errors import DataError, as_command
 from s3prl_ext.evaluation.fisher_plot import ScoreHistogram, plot_fisher
 from s3prl_ext.evaluation.layer_share_plot import LayerShares, plot_layer_shares
 from s3prl_ext.evaluation.predictions import read_json
-from s3prl_ext.evaluation.result_records import read_record
+from s3prl_ext.evaluation.result_records import ResultRecord, read_record
 from s3prl_ext.evaluation.series_panels import Series, SeriesPanel, plot_series_panels
 
 MASKS = "masks.safetensors"
@@ -53,7 +53,7 @@ def scored_runs(folder: Path, task: str, row: str) -> list[TaskRun]:
     return runs
 
 
-def _shown_pass(fisher: Mapping[str, Any]) -> str:
+def shown_pass(fisher: Mapping[str, Any]) -> str:
     """Return in words what a Fisher pass read, from the settings that its masks were stored with."""
     if fisher.get("loader") == "task":
         return "the task's loader, as released"
@@ -70,7 +70,7 @@ def fig2(flags: argparse.Namespace) -> None:
         _, origin, histogram = mask_files.load(run.folder / MASKS)
         if histogram is None:
             raise DataError(f"{run.folder / MASKS} has no histogram: its masks were not chosen by Fisher information.")
-        batches = _shown_pass(origin["fisher"])
+        batches = shown_pass(origin["fisher"])
         edges, counts = (part.tolist() for part in histogram)
         panels.append(ScoreHistogram(f"{task}, seed {run.seed}, {batches}", edges, counts))
     plot_fisher(panels, DENSITIES, flags.out, f"Fisher information of the eligible weights, {upstreams_of(runs)}")
@@ -127,21 +127,21 @@ def fig7(flags: argparse.Namespace) -> None:
         if flags.density not in masks.densities:
             raise DataError(f"{run.folder / MASKS} has the densities {masks.densities}, not {flags.density:g}.")
         changed = {name: int(indices.numel()) for name, indices in masks.at(flags.density).items()}
-        shares.append(LayerShares(f"{task}, seed {run.seed}", changed, eligible_sizes(run)))
+        shares.append(LayerShares(f"{task}, seed {run.seed}", changed, eligible_sizes(run.record)))
     plot_layer_shares(shares, flags.out, f"Child network of P = {flags.density:g}, {upstreams_of(runs)}")
 
 
-def eligible_sizes(run: TaskRun) -> Mapping[str, int]:
-    """Return the number of weights of each tensor that a child network of this run may be chosen from."""
+def eligible_sizes(record: ResultRecord) -> Mapping[str, int]:
+    """Return the number of weights of each tensor that a child network of a run may be chosen from."""
     import s3prl_ext
 
     s3prl_ext.install()
     from s3prl import hub
 
-    args = run.record["args"]
+    args = record["args"]
     given = {"ckpt": args.get("upstream_ckpt"), "model_config": args.get("upstream_model_config")}
     model = getattr(hub, args["upstream"])(**{key: value for key, value in given.items() if value})
-    patterns = run.record.at("config.tuning.eligible")
+    patterns = record.at("config.tuning.eligible")
     return {name: parameter.numel() for name, parameter in eligible_parameters(model, patterns).items()}
 
 

@@ -17,8 +17,8 @@
 #   --takes N          training takes of each digit in ks and sid (default: 3)
 #   --out DIR          folder for everything (default: exp/whisper/ad_tuning)
 #   --jobs N --engine E   of s3prl-ext study: runs at a time; ray or slurm
-#   --stage N --stop-stage N   1 model, 2 corpora, 3 the head alone, 4 what trains in the upstream, 5 tables and pictures of
-#                      what has ended
+#   --stage N --stop-stage N   1 model, 2 corpora, 3 the head alone, 4 what trains in the upstream, 5 tables, pictures
+#                      and AD-TUNING's Figs. 2, 3 and 7 of what has ended
 #   --dry-run          print the commands
 #
 # KS has unseen speakers in dev and test and three takes of each digit in train, SID utterances of one digit, IC drink orders,
@@ -78,4 +78,16 @@ if due 5 "tables and pictures"; then
     execute python "$RECIPES/shared/evidence.py" pack "$out/$study" "${files[-1]}" --variables WHISPER
   done
   execute python "$RECIPES/whisper/methods.py" "${files[@]}"
+  masks=() children=()   # of the tasks whose child networks by Fisher information have been trained
+  for name in $(listed "$tasks"); do
+    [[ -n "$dry_run" ]] || compgen -G "$out/methods/$name/$name/*/child-*" >/dev/null || continue
+    execute python "$RECIPES/whisper/child_networks.py" masks "$out/methods/$name" "$out/masks_$name.json"
+    masks+=("$out/masks_$name.json") children+=("$out/methods_$name.json")
+  done
+  if [[ ${#masks[@]} -gt 0 ]]; then
+    for figure in fig2 fig7; do
+      execute python "$RECIPES/whisper/child_networks.py" "$figure" "${masks[@]}" --out "$out/$figure.png"
+    done
+    execute python "$RECIPES/whisper/child_networks.py" fig3 "${children[@]}" --out "$out/fig3.png"
+  fi
 fi
