@@ -14,7 +14,14 @@ from s3prl_ext.commands.report_evidence import Evidence, mixed_origins, read_evi
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.evaluation import clusters
 from s3prl_ext.evaluation.report_page import page
-from s3prl_ext.evaluation.result_rows import Row, check_facts, described, rows_of, without_duplicates
+from s3prl_ext.evaluation.result_rows import (
+    Row,
+    check_facts,
+    described,
+    rows_of,
+    without_duplicates,
+    without_last_steps,
+)
 from s3prl_ext.evaluation.result_tables import Line, race_tables, table_of_lines
 from s3prl_ext.evaluation.scored_runs import ScoredRun
 from s3prl_ext.evaluation.superb_row import superb_table
@@ -46,8 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if flags.metric is not None:
         metric(flags.metric)
     evidence = read_evidence(flags.results)
-    evidence.runs, notes = without_duplicates(evidence.runs)
-    evidence.left_out += [*dict.fromkeys(notes), *mixed_origins(evidence)]
+    evidence.runs, repeated = without_duplicates(evidence.runs)
+    evidence.runs, others = without_last_steps(evidence.runs)
+    evidence.left_out += [*dict.fromkeys([*repeated, *others]), *mixed_origins(evidence)]
     if flags.intervals_over != clusters.UTTERANCE:
         evidence.runs = [_over(flags.intervals_over, run, evidence.left_out) for run in evidence.runs]
     if flags.group_by is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,8 +12,10 @@ from s3prl_ext.evaluation.result_records import ResultRecord, read_record
 from s3prl_ext.evaluation.scored_runs import ScoredRun, runs_of
 from s3prl_ext.reading import parse_json
 from s3prl_ext.run_folder import RACE, RESULTS, SWEEP_FILE
+from s3prl_ext.studies.config import FILE as STUDY_FILE
 from s3prl_ext.sweeps.stored import StoredSweep, read_sweep
 from s3prl_ext.tables import NOTHING, Table
+from s3prl_ext.tasks import named
 
 LAYERS_FILE = "layers.json"  # of s3prl-ext layers; its picture is next to it
 PARTS_OF_A_RUN = {RACE, "on_dev"}  # folders in that of a run whose results are not its own
@@ -44,7 +47,7 @@ def read_evidence(paths: Sequence[Path]) -> Evidence:
         UsageError: a path is missing or contains no result.
         DataError: nothing usable is left.
     """
-    evidence = Evidence(folders=[path for path in paths if path.is_dir()])
+    evidence, of_studies = Evidence(folders=[path for path in paths if path.is_dir()]), Counter[Path]()
     for path in dict.fromkeys(file for given in paths for file in _files(given)):
         evidence.folders.append(path.parent)
         if path.name == LAYERS_FILE:
@@ -65,11 +68,27 @@ def read_evidence(paths: Sequence[Path]) -> Evidence:
         runs = runs_of(record)
         if not runs:
             evidence.left_out.append(f"{path}: nothing was scored (runner.eval_dataloaders is empty).")
+        study = _study_of(path) if record["mode"] == "train" else None
+        if study is not None:  # it evaluates what dev has chosen; its other runs were only there to choose by
+            last = [run for run in runs if run.split == named(run.task).test]
+            of_studies[study] += len(last)
+            runs = [run for run in runs if run not in last]
         evidence.runs += runs
+    evidence.left_out += [
+        f"{study}: the test scores of the last step of {count} trainings are left out; a study scores what dev has "
+        "chosen by evaluations of their own."
+        for study, count in of_studies.items()
+        if count
+    ]
     if not evidence.runs:
         reasons = f": {evidence.left_out[0]}" if evidence.left_out else "."
         raise DataError(f"none of {len(evidence.left_out)} files holds a usable result{reasons}")
     return evidence
+
+
+def _study_of(path: Path) -> Path | None:
+    """Return the folder of the study that a file belongs to, or None."""
+    return next((folder for folder in path.absolute().parents if (folder / STUDY_FILE).is_file()), None)
 
 
 def _files(path: Path) -> list[Path]:

@@ -123,6 +123,22 @@ def without_duplicates(runs: Sequence[ScoredRun]) -> tuple[list[ScoredRun], list
     return [run for run in runs if any(run is one for one in kept.values())], notes
 
 
+def without_last_steps(runs: Sequence[ScoredRun]) -> tuple[list[ScoredRun], list[str]]:
+    """Return the runs without those that score another model than the others of their row, and a sentence for each.
+
+    The result of a training is that of its last step. Where other runs of its row are evaluations of a chosen
+    checkpoint, it would be averaged with them.
+    """
+    evaluated = {(run.task, run.key(), run.split) for run in runs if run.mode == "evaluate"}
+    last = [run for run in runs if run.mode == "train" and (run.task, run.key(), run.split) in evaluated]
+    notes = [
+        f"{run.source}: its {run.split} is of the last step and is left out, since other runs of this configuration "
+        "were scored with a chosen checkpoint: evaluate that of this run too."
+        for run in last
+    ]
+    return [run for run in runs if not any(run is one for one in last)], notes
+
+
 def rows_of(runs: Sequence[ScoredRun], metric: str, group_by: Sequence[str] | None = None) -> list[Row]:
     """Return a row for each group of runs, in the order in which they come.
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from s3prl_ext.errors import DataError
 from s3prl_ext.evaluation.clusters import UTTERANCE
-from s3prl_ext.evaluation.result_records import ResultRecord, numbers
+from s3prl_ext.evaluation.result_records import ResultRecord, numbers, read_record
 from s3prl_ext.merging.learnable_config import LearnableConfig
+from s3prl_ext.run_folder import RunFolder
 from s3prl_ext.tasks import named, task_of
 
 UNNAMED_MERGE = "merged_attention"  # -u of a merge that -g names
@@ -18,6 +20,8 @@ WITHOUT_EFFECT = (
     "num_workers", "log_step", "save_step", "max_keep", "eval_batch_size", "eval_batchsize", "eval_dataloaders",
     "save_predictions", "save_best_on",
 )  # fmt: skip
+
+NO_METRICS = ("step", "split", "items", "intervals")  # of a row of the history
 
 Facts = Mapping[str, Any]  # what decides a run's result, by flat names; values are numbers, texts and lists
 RowKey = tuple[tuple[str, str], ...]  # names and values of the facts that runs of one row share
@@ -43,6 +47,7 @@ class ScoredRun:
         intervals_over: what intervals are over: a kind of :mod:`s3prl_ext.evaluation.clusters`.
         drawn: how many of these there are; None where the interval is the task's own.
         fold: of a cross-validation; runs of several folds make one row.
+        dev: scores of this very model on the split that chooses, by metric, as far as they are known.
     """
 
     task: str
@@ -58,6 +63,7 @@ class ScoredRun:
     intervals_over: str = UTTERANCE
     drawn: int | None = None
     fold: str | None = None
+    dev: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def main_metric(self) -> str | None:
@@ -96,10 +102,26 @@ def runs_of(record: ResultRecord) -> list[ScoredRun]:
             task.name, split, numbers({name: row["value"] for name, row in rows.items()}),
             record["intervals"].get(split, {}),
             seed, facts, record["mode"], record["step"], record.path, record.path.parent, fold=fold,
+            dev=_on_dev(record, task.dev),
         )
         for split, rows in record["metrics"].items()
         if rows
     ]  # fmt: skip
+
+
+def _on_dev(record: ResultRecord, split: str) -> dict[str, float]:
+    """Return what the model of a result file scored on a split: where it ended, or when its checkpoint was kept."""
+    if split in record["metrics"]:
+        return numbers({name: row["value"] for name, row in record["metrics"][split].items()})
+    training = RunFolder(record.path.parent).result()
+    if training == record.path or not training.is_file():
+        return {}
+    try:
+        rows = [row for row in read_record(training)["history"] or [] if row["split"] == split]
+    except DataError:
+        return {}  # named where it is read itself
+    found = [row for row in rows if row["step"] == record["step"]]
+    return numbers({name: value for name, value in found[-1].items() if name not in NO_METRICS} if found else {})
 
 
 def facts_of(record: ResultRecord) -> dict[str, Any]:

@@ -149,12 +149,16 @@ def _row(
 
 
 def _on_dev(row: Row, every: Sequence[ScoredRun]) -> float | None:
-    """Return the mean of the task's main metric on dev over the same runs, or None where one has none."""
+    """Return the mean of the task's main metric on dev over the very models of a row, or None where one has none.
+
+    An evaluation on dev counts before what the training has noted.
+    """
     found = []
     for run in row.runs:
-        dev = [r for r in every if r.key() == run.key() and r.seed == run.seed and r.split in choosing_splits()]
-        name = run.main_metric
-        if not dev or name is None or name not in dev[0].values:
+        name, split = run.main_metric, named(run.task).dev
+        same = [one for one in every if (one.key(), one.seed, one.step) == (run.key(), run.seed, run.step)]
+        dev = [one.values for one in same if one.split == split and one.mode != "train"] or [run.dev]
+        if name is None or name not in dev[0]:
             return None
-        found.append(dev[0].values[name])
+        found.append(dev[0][name])
     return sum(found) / len(found)

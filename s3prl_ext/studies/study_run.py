@@ -193,6 +193,8 @@ class StudyRun:
     def on_dev(self, record: ResultRecord) -> tuple[str, float]:
         """Return metric and score on dev of the checkpoint that is tested: of the evaluation that kept it, or the last.
 
+        The last one where no evaluation beat the score that the task begins with, such as a WER of 100 %.
+
         Raises:
             DataError: dev was not scored.
         """
@@ -202,13 +204,13 @@ class StudyRun:
         rows = [numbers({key: row[key] for key in (name, by) if key in row}) for row in history if name in row]
         if not rows:
             raise DataError(f"{self.folder} was not scored on {self.task.dev}: add it to runner.eval_dataloaders.")
-        if self.study.checkpoint == "last":
+        kept = record["kept"]  # None: not said by an older version
+        if self.study.checkpoint == "last" or (kept is not None and self.task.best not in kept):
             return name, rows[-1][name]
         best = max if metric(by).higher_is_better else min
-        kept = best(
-            (row for row in rows if not math.isnan(row.get(by, math.nan))), key=lambda row: row[by], default=None
-        )
-        return name, math.nan if kept is None else kept[name]
+        sound = (row for row in rows if not math.isnan(row.get(by, math.nan)))
+        row = best(sound, key=lambda row: row[by], default=None)
+        return name, math.nan if row is None else row[name]
 
     def at_end(self, record: ResultRecord) -> float:
         """Return the score on dev at its last step."""

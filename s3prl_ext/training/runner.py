@@ -134,6 +134,7 @@ class Runner(RunBuilder, StockRunner):
                 intervals={split: row.get("intervals") or {} for split, row in rows.items()},
                 items={split: row.get("items") for split, row in rows.items()},
                 history=run.trainer.history, race=record, seconds_per_step=per_step,
+                kept=[path.name for path in folder.best()],
             )  # fmt: skip
 
     def _experiment(self, spent: ResourceUsage | None = None) -> Experiment:

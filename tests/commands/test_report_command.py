@@ -235,6 +235,53 @@ def test_superb_line(tmp_path):
     assert "ic is hubert, lr 0.01, the best on dev of 2 configurations" in text
 
 
+def training(folder: Path, lr: float, seed: int, dev: dict[int, float], last: float, best: float | None) -> None:
+    """Write a KS training, scored on dev by step and on test at its end, and the test of its best checkpoint."""
+    record = content({"acc": last}, downstream="speech_commands", mode="train", seed=seed)
+    record["config"]["optimizer"]["lr"] = lr
+    record["step"] = max(dev)
+    record["metrics"]["dev"] = {"acc": {**record["metrics"]["test"]["acc"], "value": dev[max(dev)]}}
+    record["history"] = [
+        {"step": step, "split": "dev", "items": 5, "intervals": {}, "acc": one} for step, one in dev.items()
+    ]
+    write(folder, record)
+    if best is not None:
+        tested = content({"acc": best}, downstream="speech_commands", seed=seed, step=max(dev, key=lambda n: dev[n]))
+        tested["config"]["optimizer"]["lr"] = lr
+        write(folder, tested)
+
+
+def test_a_last_step_is_not_averaged_with_checkpoints_that_dev_chose(tmp_path):
+    for seed in (0, 1):
+        training(tmp_path / f"runs/{seed}", 0.001, seed, {2: 0.95, 4: 0.8}, last=0.7, best=0.94)
+    training(tmp_path / "runs/2", 0.001, 2, {2: 0.9, 4: 0.8}, last=0.6, best=None)
+    text, _, _ = report(tmp_path / "out", tmp_path / "runs")
+    assert "| hubert | 2 | 94.00 ± 0.00 |" in text
+    assert "runs/2/result.json: its test is of the last step and is left out" in text
+    training(tmp_path / "alone/2", 0.001, 2, {2: 0.9, 4: 0.8}, last=0.6, best=None)
+    text, _, _ = report(tmp_path / "out2", tmp_path / "alone")
+    assert "60.00" in text, "a last step alone is a result"
+
+
+def test_trainings_of_a_study_that_only_search_have_no_score_on_test(tmp_path):
+    training(tmp_path / "exp/lr=0.001/seed=0", 0.001, 0, {2: 0.95, 4: 0.8}, last=0.7, best=0.94)
+    for lr in (0.01, 0.0001):
+        training(tmp_path / f"exp/lr={lr}/seed=0", lr, 0, {2: 0.7, 4: 0.9}, last=0.99, best=None)
+    (tmp_path / "study.json").write_text("{}")
+    text, _, _ = report(tmp_path / "out", tmp_path / "exp")
+    assert f"{tmp_path}: the test scores of the last step of 3 trainings are left out; a study scores" in text
+    assert "94.00" in text and "99.00" not in text
+
+
+def test_superbs_line_chooses_by_dev_of_the_checkpoint_that_was_tested(tmp_path):
+    training(tmp_path / "runs/a", 0.001, 0, {2: 0.8, 4: 0.95, 6: 0.88}, last=0.9, best=0.94)
+    training(tmp_path / "runs/b", 0.0001, 0, {2: 0.8, 4: 0.85, 6: 0.9}, last=0.89, best=0.89)
+    write(tmp_path / "runs/asr", content({"wer": 6.43}, split="test-clean", downstream="asr"))
+    text, _, _ = report(tmp_path / "out", tmp_path / "runs")
+    assert superb_line(text)["KS accuracy (%) ↑"] == "94.00"
+    assert "ks is hubert, lr 0.001, the best on dev of 2 configurations" in text
+
+
 def test_diarization_is_scored_as_superb_does_and_kept(tmp_path):
     pytest.importorskip("pyannote.metrics", reason="the extra sd is not installed")
     corpus, run = tmp_path / "corpus", tmp_path / "runs" / "sd"

@@ -258,6 +258,17 @@ def test_the_last_checkpoint_is_chosen_by_its_own_score(tmp_path):
     assert run.on_dev(run.record()) == ("acc", 0.2)
 
 
+def test_where_no_checkpoint_was_kept_the_score_on_dev_is_that_of_the_last(tmp_path):
+    """s3prl's ASR keeps none whose word error rate is above 100 %, and the last one is tested."""
+    Driver(make_study(), tmp_path, Instant(score), lambda _: None).run()
+    first = next(iter(Driver(make_study(), tmp_path, Instant(score), lambda _: None).progress.cells)).search[0]
+    run = replace(first, labels={**first.labels, "task": "asr"})
+    history = [{"step": 1, "split": "dev-clean", "wer": 101.0}, {"step": 2, "split": "dev-clean", "wer": 180.0}]
+    assert run.on_dev(ResultRecord(tmp_path, {"history": history, "kept": []})) == ("wer", 180.0)
+    assert run.on_dev(ResultRecord(tmp_path, {"history": history, "kept": [run.task.best]})) == ("wer", 101.0)
+    assert run.on_dev(ResultRecord(tmp_path, {"history": history})) == ("wer", 101.0)
+
+
 def test_the_score_on_dev_is_that_of_the_checkpoint_which_the_task_keeps(tmp_path):
     """s3prl's diarization keeps the checkpoint with the best accuracy over frames, and is judged by its error rate."""
     Driver(make_study(), tmp_path, Instant(score), lambda _: None).run()
