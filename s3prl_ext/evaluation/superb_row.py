@@ -13,7 +13,7 @@ from s3prl_ext.evaluation.result_tables import number
 from s3prl_ext.evaluation.scored_runs import ScoredRun
 from s3prl_ext.metrics import heading, metric, shown_unit
 from s3prl_ext.tables import NOTHING, Table
-from s3prl_ext.tasks import TASKS, choosing_splits, known, named, reported_splits
+from s3prl_ext.tasks import TASKS, known, named, reported_splits
 
 # What makes a line: the model and how it is tuned, not what a task file sets.
 MODEL = ("upstream", "upstream_ckpt", "upstream_sha256", "method", "race", "lambda", "layers", "noise", "learnable",

@@ -55,7 +55,29 @@ def test_level_widens_and_seed_repeats():
     narrow, wide = (bootstrap_ratio(errors, totals, level=level) for level in (0.5, 0.99))
     assert wide[0] < narrow[0] < narrow[1] < wide[1]
     assert bootstrap_ratio(errors, totals, seed=5) == bootstrap_ratio(errors, totals, seed=5)
+    errors = np.random.default_rng(0).random(30)
     assert bootstrap_ratio(errors, totals, seed=5) != bootstrap_ratio(errors, totals, seed=6)
+
+
+def test_an_interval_hardly_depends_on_its_seed_and_not_on_the_order():
+    """With 1,000 draws, whether the interval of such a difference holds 0 was a matter of the seed."""
+    rng = np.random.default_rng(1)
+    first, totals = rng.poisson(1.0, 60), rng.integers(4, 15, 60)
+    second = np.maximum(0, first + rng.integers(-1, 2, 60))
+    lows, highs = zip(*(bootstrap_difference(first, second, totals, seed=seed) for seed in range(12)), strict=True)
+    width = np.mean(highs) - np.mean(lows)
+    assert max(max(ends) - min(ends) for ends in (lows, highs)) < 0.06 * width
+    order = rng.permutation(60)
+    shuffled = bootstrap_difference(first[order], second[order], totals[order])
+    assert shuffled == bootstrap_difference(first, second, totals)
+    assert bootstrap_ratio(first[order], totals[order]) == bootstrap_ratio(first, totals)
+
+
+def test_blocks_of_draws_do_not_change_an_interval(monkeypatch):
+    errors, totals = np.arange(50) % 3, np.full(50, 7)
+    whole = bootstrap_ratio(errors, totals, draws=500)
+    monkeypatch.setattr("s3prl_ext.evaluation.significance.BLOCK", 50 * 200)
+    assert bootstrap_ratio(errors, totals, draws=500) == whole
 
 
 def test_global_random_state_is_left_alone():
