@@ -441,13 +441,26 @@ def test_printed_tables_are_those_of_the_result_files(folder, tmp_path):
     assert done.returncode == 0, done.stderr
     text = page.read_text()
     marked = {name for names in re.findall(r"<!-- ((?:\w+\.json )+)\w+ -->", text) for name in names.split()}
-    assert marked == {path.name for path in page.parent.glob("*.json")}
+    drawn = set(re.findall(r"\]\((masks_\w+\.json)\)", text))  # whose numbers are in a picture
+    assert marked | drawn == {path.name for path in page.parent.glob("*.json")}
     copy = tmp_path / folder
     shutil.copytree(page.parent, copy)
     (copy / "RESULTS.md").write_text(re.sub(r"\| (\d)\d?\.\d\d ±", r"| 99.99 ±", text, count=1))
     done = subprocess.run([*command, str(copy / "RESULTS.md")], check=False, capture_output=True, text=True)
     assert done.returncode == 1
     assert f"RESULTS.md differs from its result files: run python recipes/shared/page.py {copy}" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [("nothing", "has no mark of a table"), ("<!-- a.json grid -->\n| 1 |\n", "a.json grid --> is no mark of a table, or"),
+     ("<!-- a.jsn.json  grid -->\n<!-- end -->", "no mark of a table"), ("<!-- a.json grid extra -->\n<!-- end -->", "no mark")],
+)  # fmt: skip
+def test_a_mark_that_is_not_understood_is_refused(text, said, tmp_path, monkeypatch):
+    page = load("shared", "page", monkeypatch)
+    (tmp_path / "RESULTS.md").write_text(text)
+    with pytest.raises(DataError, match=f"RESULTS.md: .*{re.escape(said)}"):
+        page.main(["--check", str(tmp_path / "RESULTS.md")])
 
 
 def test_the_first_page_says_what_the_result_files_say(tmp_path):

@@ -29,6 +29,7 @@ from s3prl_ext.tables import Table, grid
 from s3prl_ext.writing import write_text
 
 MARKED = re.compile(r"(<!-- ((?:[\w/]+\.json )+)(\w+(?: short)?) -->\n).*?(<!-- end -->)", re.DOTALL)
+MARK = re.compile(r"<!--[^>]*\.json[^>]*-->")  # also one that is misspelt, or whose table has no end
 TABLES = {
     "grid": lambdas.grid_table, "chosen": lambdas.chosen_table, "aligned": lambdas.aligned_table,
     "changes": comparisons.changes, "categories": comparisons.categories, "tuned": table5.table,
@@ -57,7 +58,18 @@ def table_of(files: Sequence[Path], which: str) -> Table:
 
 
 def written(text: str, folder: Path) -> str:
-    """Return the page with its tables made from the files in `folder`."""
+    """Return the page with its tables made from the files in `folder`.
+
+    Raises:
+        DataError: it has no mark of a table, or one that cannot be read or has no end.
+    """
+    understood = {match.start() for match in MARKED.finditer(text)}
+    strange = [match[0] for match in MARK.finditer(text) if match.start() not in understood]
+    if strange or not understood:
+        raise DataError(
+            f"{strange[0]} is no mark of a table, or lacks its <!-- end -->." if strange else
+            "the page has no mark of a table, such as <!-- vctk_noise.json chosen -->."
+        )  # fmt: skip
 
     def anew(match: re.Match[str]) -> str:
         table = table_of([folder / name for name in match[2].split()], match[3])
@@ -75,7 +87,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags = parser.parse_args(argv)
     for page in flags.pages:
         before = page.read_text(encoding="utf-8")
-        after = written(before, page.parent)
+        try:
+            after = written(before, page.parent)
+        except DataError as error:
+            raise DataError(f"{page}: {error}") from None
         if flags.check and after != before:
             raise DataError(f"{page} differs from its result files: run python recipes/shared/page.py {page}.")
         if after != before:

@@ -25,7 +25,7 @@ from evidence import unpack
 from s3prl_ext.errors import DataError, as_command
 from s3prl_ext.evaluation.predictions import read_json
 from s3prl_ext.studies.outcome import cells_in
-from s3prl_ext.studies.plan import StudyCell
+from s3prl_ext.studies.plan import StudyCell, run_of
 from s3prl_ext.studies.study_run import StudyRun
 from s3prl_ext.tables import Table, markdown
 from s3prl_ext.training.racing.early_stop import best_of
@@ -105,12 +105,10 @@ def races_of(content: Mapping[str, Any]) -> list[Race]:
 
 
 def _runs(cell: StudyCell) -> list[StudyRun]:
-    """Return the runs that search and those of the chosen point, each once."""
-    try:
-        final = cell.final_runs()
-    except DataError:
-        final = []  # all diverged
-    return list({run.name: run for run in [*cell.search, *final]}.values())
+    """Return every run that a cell may have: each point with each seed, also where dev has since chosen another one."""
+    seeds = dict.fromkeys((*cell.study.search_seeds, *cell.study.seeds))
+    points = {run.point(cell.study.choose): run for run in cell.search}.values()
+    return [run_of(cell.study, run.labels, seed, run.study_folder) for run in points for seed in seeds]
 
 
 def table(contents: Sequence[Mapping[str, Any]]) -> Table:
