@@ -78,6 +78,12 @@ class Esc50Clip:
         return self.path.stem
 
     @property
+    def recording(self) -> str:
+        """Number of the recording on Freesound that it was cut from, or its own name where that does not say it."""
+        parts = self.name.split("-")
+        return parts[1] if len(parts) == 4 else self.name
+
+    @property
     def category(self) -> str:
         """Name of the class."""
         return CLASSES[self.target]
@@ -132,7 +138,7 @@ def split_clips(clips: Sequence[Esc50Clip], rule: str, fold: int) -> dict[str, l
     Args:
         clips: as :func:`read_clips` returns them.
         rule: ``folds``: `fold` is test, the next one dev (after 5 comes 1), the other three train; ``hash``: 80/10/10
-            by file name, for a few clips. Cuts of one recording may then be in two splits.
+            by original recording, for a few clips: all its cuts are in one split.
         fold: official test fold, 1 to 5; not used by ``hash``.
 
     Raises:
@@ -144,8 +150,8 @@ def split_clips(clips: Sequence[Esc50Clip], rule: str, fold: int) -> dict[str, l
     if isinstance(fold, bool) or fold not in FOLDS:
         raise UsageError(f"downstream_expert.fold must be 1, 2, 3, 4 or 5 (the test fold), got {fold!r}.")
     if rule == "hash":
-        by_name = {clip.name: clip for clip in clips}
-        splits = {name: [by_name[one] for one in ids] for name, ids in hash_split(by_name).items()}
+        lists = hash_split(clip.recording for clip in clips)
+        splits = {name: [clip for clip in clips if clip.recording in set(ids)] for name, ids in lists.items()}
     else:
         held_out = {fold: "test", dev_fold(fold): "dev"}
         splits = {name: [c for c in clips if held_out.get(c.fold, "train") == name] for name in SPLITS}

@@ -12,7 +12,16 @@ import pytest
 
 from s3prl_ext.commands.prepare_esc50 import main
 from s3prl_ext.corpora.audio import read_audio, write_audio
-from s3prl_ext.corpora.esc50 import CLASSES, META, corpus_folder, dev_fold, read_clips, split_clips, validate
+from s3prl_ext.corpora.esc50 import (
+    CLASSES,
+    META,
+    Esc50Clip,
+    corpus_folder,
+    dev_fold,
+    read_clips,
+    split_clips,
+    validate,
+)
 from s3prl_ext.corpora.recordings import Recordings
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.mini_superb.esc50 import ESC10, MINI_CLASSES, MINI_CLIPS, write, write_corpus
@@ -93,6 +102,16 @@ def test_hash_split_takes_a_tenth_for_dev_and_test(corpus):
     splits = split_clips(read_clips(corpus), "hash", 1)
     assert {name: len(clips) for name, clips in splits.items()} == {"train": 40, "dev": 5, "test": 5}
     assert splits == split_clips(read_clips(corpus), "hash", 3)
+
+
+def test_cuts_of_one_recording_are_in_one_split():
+    """ESC-50 has up to eight cuts of a recording: spread over splits, test would hold what train has heard."""
+    names = [f"{1 + n % 5}-{100000 + n}-{take}-{n % 50}" for n in range(200) for take in "ABC"[: 1 + n % 3]]
+    clips = [Esc50Clip(Path(f"{name}.wav"), int(name[0]), int(name.split("-")[3])) for name in names]
+    splits = split_clips(clips, "hash", 1)
+    recordings = {name: {clip.name.split("-")[1] for clip in those} for name, those in splits.items()}
+    assert {name: len(found) for name, found in recordings.items()} == {"train": 160, "dev": 20, "test": 20}
+    assert sum(map(len, splits.values())) == len(clips) and len(set().union(*recordings.values())) == 200
 
 
 def test_unsuitable_splits_are_refused(corpus):
