@@ -236,6 +236,8 @@ class Driver:
             self.cell_of[job.name].note_stop(job.run, job.until)
         elif job.kind == "train":
             self.cell_of[job.name].note(job.run, job.result(), None)
+        elif (record := job.result()) is not None:
+            self.cell_of[job.name].compare_basis(job.run, record)
 
     def _is_result(self, job: Job, failure: JobFailure) -> bool:
         return failure.diverged and self.cell_of[job.name].decides(job)

@@ -41,6 +41,11 @@ def cells_in(folder: Path) -> list[StudyCell]:
             for step in run.stops() if cell.race else ():
                 cell.note_stop(run, step)
             cell.note(run, run.record(), Job(run, "train").failure())
+    for cell in cells:
+        for run in _final(cell):
+            for record in (run.record(), run.tested()):
+                if record is not None:
+                    cell.compare_basis(run, record)
     return [cell for cell in cells if cell.scores or cell.failures]
 
 
@@ -81,6 +86,7 @@ def _tables(task: str, cells: Sequence[StudyCell]) -> list[Table]:
         "time",
     ]
     notes = [f"{name}: {said}" for cell in cells for name, said in cell.failures.items()]
+    notes += [f"{cell.name}: {cell.mixed}" for cell in cells if cell.mixed is not None]
     tables = [Table(f"{task}: chosen on {row.dev}, scored on {row.test}", head, body, notes, of_texts=True)]
     if choose and cells[0].study.race is not None:
         tables.append(_races(task, cells, name))

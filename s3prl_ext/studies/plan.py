@@ -20,6 +20,8 @@ from s3prl_ext.studies.race import Standing, jobs_of, standing
 from s3prl_ext.studies.study_run import StudyRun
 from s3prl_ext.training.racing.early_stop import EarlyStopConfig
 
+Bases = dict[tuple[str, str], tuple[str, str]]  # (task and other axes, what) -> (name of the first run, hash)
+
 
 @dataclass
 class StudyCell:
@@ -34,6 +36,8 @@ class StudyCell:
         arrived: of a race, when which run was scored at which step, by the time of its file.
         failures: sentence by run that has no score.
         reported: metric that its runs were judged by, once one has ended.
+        bases: what the runs of the study were trained on, shared by its cells: name and hash of the first run by what.
+        mixed: sentence where a run of the cell was trained or tested on something else than others.
     """
 
     study: Study
@@ -45,6 +49,8 @@ class StudyCell:
     arrived: set[tuple[int, str, int]] = field(default_factory=set)
     failures: dict[str, str] = field(default_factory=dict)
     reported: str | None = None
+    bases: Bases = field(default_factory=dict)
+    mixed: str | None = None
 
     @property
     def name(self) -> str:
@@ -122,8 +128,10 @@ class StudyCell:
         the smaller value wins. With several such seeds the run of the first one is returned.
 
         Raises:
-            DataError: all runs diverged.
+            DataError: all runs diverged, or runs were trained on different data.
         """
+        if self.mixed is not None:
+            raise DataError(f"{self.name}: {self.mixed}")
         if self.race is not None:
             standing = self.standing()
             if standing.failure is not None:
@@ -175,6 +183,7 @@ class StudyCell:
     def note(self, run: StudyRun, record: ResultRecord | None, failure: JobFailure | None) -> None:
         """Take the outcome of a search run."""
         if record is not None:
+            self.compare_basis(run, record)
             self.reported, self.scores[run.name] = run.on_dev(record)
             self.stops.setdefault(run.name, {})[self.total_steps] = run.at_end(record)
             if any(run.name == one.name for one in self.search):
@@ -184,6 +193,23 @@ class StudyCell:
             self.diverged.add(run.name)
         elif failure is not None:
             self.failures[run.name] = failure.sentence
+
+    def compare_basis(self, run: StudyRun, record: ResultRecord) -> None:
+        """Note where a run was trained or tested on other data than an earlier one of its task.
+
+        A study is often gone on with: the variable of a corpus may then have another value, or its folder other files.
+        """
+        others = (label for axis, label in run.labels.items() if axis not in ("upstream", "method", *self.study.choose))
+        place = "/".join(others)
+        for what, value in (("another corpus", record.at("data.sha256")), ("other splits", record["splits_sha256"])):
+            if value is None:
+                continue
+            first = self.bases.setdefault((place, what), (run.name, value))
+            if first[1] != value:
+                self.mixed = (
+                    f"{run.name} was run on {what} than {first[0]} (by names and sizes of files): set the variable of "
+                    "the corpus as then, or remove the runs of one of them, and run the study again."
+                )
 
     def best(self) -> str:
         """Return the best score on dev so far, as text."""
@@ -198,9 +224,10 @@ class StudyCell:
 def cells_of(study: Study, folder: Path) -> list[StudyCell]:
     """Return the cells of a study, in the order of its axes."""
     cells: dict[tuple[str, ...], StudyCell] = {}
+    bases: Bases = {}
     for labels in combinations(study):
         kept = {axis: label for axis, label in labels.items() if axis not in study.choose}
-        cell = cells.setdefault(tuple(kept.values()), StudyCell(study, kept, []))
+        cell = cells.setdefault(tuple(kept.values()), StudyCell(study, kept, [], bases=bases))
         cell.search += [run_of(study, labels, seed, folder) for seed in study.search_seeds]
     return list(cells.values())
 

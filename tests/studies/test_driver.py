@@ -228,6 +228,23 @@ def test_a_folder_that_another_process_still_writes_into_waits(tmp_path, monkeyp
     assert len(asked) >= 3 and len(progress.done) == 12
 
 
+@pytest.mark.parametrize("seeds, tested", [((0, 1), True), ((0,), False)])
+def test_a_study_does_not_mix_what_was_trained_on_different_data(seeds, tested, tmp_path):
+    """Gone on with where the variable of a corpus names another folder, it chose among scores of both and averaged them."""
+    Driver(make_study((0,)), tmp_path, Instant(score, corpus="a" * 64), lambda _: None).run()
+    if not tested:  # the rest of the search, and the tests, are of the other corpus
+        for path in [*tmp_path.glob("*/*/*/lr=0.001/seed=0/result.json"), *tmp_path.rglob("result-test.json")]:
+            path.unlink()
+    engine = Instant(score, corpus="b" * 64)
+    progress = Driver(make_study(seeds), tmp_path, engine, lambda _: None).run()
+    assert len(progress.failed) == 2, progress.failed
+    said = progress.failed["ks/fbank/frozen"]
+    assert "was run on another corpus than ks/fbank/frozen/lr=0.1/seed=0" in said and "run the study again" in said
+    keep(make_study(seeds), tmp_path)
+    first = write_outcome(tmp_path)[0]
+    assert first.rows[0][4:6] == ["0", "-"] and any("was run on another corpus" in note for note in first.notes)
+
+
 def test_tables_csv_and_picture_show_what_was_found(tmp_path):
     drive(tmp_path)
     keep(make_study(), tmp_path)

@@ -12,8 +12,8 @@ from s3prl_ext.studies.jobs import Job
 Outcome = float | str | None  # score on dev and test; the sentence of a failure; a process that was lost
 
 
-def result_of(job: Job, score: float) -> tuple[Path, str]:
-    """Return the file that a training or a test leaves, and its content."""
+def result_of(job: Job, score: float, corpus: str | None = None) -> tuple[Path, str]:
+    """Return the file that a training or a test leaves, and its content; `corpus` stands for the hash of its data."""
     if job.kind == "fetch":
         return job.marker, ""
     task, run = job.run.task, job.run
@@ -26,7 +26,7 @@ def result_of(job: Job, score: float) -> tuple[Path, str]:
     record = {
         "schema": 3, "mode": job.kind, "upstream": "u", "downstream": task.downstream, "seed": run.seed, "step": 10,
         "seconds": 20.0, "seconds_per_step": 2.0, "trainable": {"Upstream": 7}, "args": {"expdir": str(run.folder)}, "config": run.config(), "versions": {},
-        "date": "2026-01-02", "data": None, "machine": {}, "peak_memory": {}, "commit": None, "error": None, "merge": None,
+        "date": "2026-01-02", "data": corpus and {"sha256": corpus}, "machine": {}, "peak_memory": {}, "commit": None, "error": None, "merge": None,
         "intervals": {}, "items": {}, "splits_sha256": None,
         "metrics": {split: {name: {"value": score, "unit": "ratio", "higher_is_better": True}}},
         "history": [{"step": 10, "split": split, name: score}],
@@ -40,8 +40,8 @@ class Instant:
 
     queues = False
 
-    def __init__(self, outcome: Callable[[Job], Outcome], jobs: int = 4) -> None:
-        self.outcome, self.jobs = outcome, jobs
+    def __init__(self, outcome: Callable[[Job], Outcome], jobs: int = 4, corpus: str | None = None) -> None:
+        self.outcome, self.jobs, self.corpus = outcome, jobs, corpus
         self.started: list[str] = []
         self.fetched: list[str] = []
         self.running: list[Ended] = []
@@ -54,7 +54,7 @@ class Instant:
         (self.fetched if job.kind == "fetch" else self.started).append(job.name)
         found = self.outcome(job)
         if isinstance(found, float):
-            path, text = result_of(job, found)
+            path, text = result_of(job, found, self.corpus)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
         elif isinstance(found, str):
