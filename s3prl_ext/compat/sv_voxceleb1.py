@@ -62,7 +62,9 @@ def check_trials(root: Path, trials: Path) -> None:
 
 
 def clip_lengths(root: Path) -> dict[str, int]:
-    """Return the samples of every clip below a folder without its silence, from the cache where it is complete.
+    """Return the samples of every clip below a folder without its silence, from the cache where it has them.
+
+    The clips are in the order of their names, whichever of them the cache has.
 
     Raises:
         DataError: the folder has no clip, or one is unreadable, or the cache cannot be written.
@@ -77,9 +79,10 @@ def clip_lengths(root: Path) -> dict[str, int]:
     marks = {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
     known = _known(cache, marks)
     rest = [name for name in clips if name not in known]
+    found_now = dict(zip(rest, _measured([root / name for name in rest]), strict=True)) if rest else {}
+    lengths = {name: known[name] if name in known else found_now[name] for name in clips}
     if not rest:
-        return known
-    lengths = known | dict(zip(rest, _measured([root / name for name in rest]), strict=True))
+        return lengths
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
         write_json(cache, {name: [*marks[name], lengths[name]] for name in clips})

@@ -67,6 +67,29 @@ def test_known_rates():
     assert equal_error_rate(labels, np.array([4.0, 1.0, 3.0, 0.0]), weights) == many == 0.25
 
 
+def test_the_clips_come_in_one_order_whatever_lengths_were_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(sv_voxceleb1, "_length", lambda path: path.stat().st_size)
+    root = tmp_path / "wav"
+
+    def add(speaker: str) -> None:
+        (root / speaker / "video").mkdir(parents=True)
+        (root / speaker / "video" / "00001.wav").write_bytes(b"x" * int(speaker[2:]))
+
+    for speaker in ("id10", "id30"):
+        add(speaker)
+    sv_voxceleb1.clip_lengths(root)
+    add("id20")
+    expected = [(f"id{number}/video/00001.wav", number) for number in (10, 20, 30)]
+    assert list(sv_voxceleb1.clip_lengths(root).items()) == expected, "one of three is new"
+    (kept,) = (tmp_path / "cache").rglob("*.json")
+    stored = json.loads(kept.read_text())
+    kept.write_text(json.dumps(dict(reversed(stored.items()))))
+    assert list(sv_voxceleb1.clip_lengths(root).items()) == expected, "all are known, in another order"
+    kept.unlink()
+    assert list(sv_voxceleb1.clip_lengths(root).items()) == expected, "none is known"
+
+
 def test_the_interval_holds_the_rate_and_narrows_with_more_trials():
     widths = []
     for count in (60, 600):
