@@ -25,6 +25,7 @@ from torch import Tensor
 
 from s3prl_ext.errors import DataError
 from s3prl_ext.models.hashing import state_sha256
+from s3prl_ext.models.tied import first_names
 from s3prl_ext.reading import parse_json
 from s3prl_ext.writing import written
 
@@ -107,20 +108,31 @@ class Delta:
     def toggle(self, state: Mapping[str, Tensor]) -> None:
         """Turn the base into the tuned model, in place; a second call turns it back, bitwise.
 
+        A tensor that modules share is turned once, whatever number of its names the delta has.
+
         Args:
             state: float32 tensors of the upstream by name, such as its ``state_dict()``.
 
         Raises:
-            DataError: a tensor of the delta is missing or of another size.
+            DataError: a tensor of the delta is missing or of another size, or two names of one tensor have different
+                changes; nothing is turned then.
         """
         for name in self.indices:
             if name not in state or state[name].numel() != self.sizes[name]:
                 raise DataError(f"the delta modifies '{name}', which is missing here or has a different size.")
-        for name, indices in self.indices.items():
+        first = first_names({name: state[name] for name in self.indices})
+        for name, other in first.items():
+            if name != other and not self._same_change(name, other):
+                raise DataError(f"the delta has two changes of one tensor, '{other}' and '{name}': make it again.")
+        for name in dict.fromkeys(first.values()):
+            indices = self.indices[name]
             entries = state[name].view(-1).view(torch.int32)
             at = indices.to(entries.device)
             tuned = entries.index_select(0, at).bitwise_xor_(self.bits[name].to(entries.device))
             entries.index_copy_(0, at, tuned)
+
+    def _same_change(self, name: str, other: str) -> bool:
+        return all(torch.equal(part[name], part[other]) for part in (self.indices, self.bits))
 
     def check_base(self, state: Mapping[str, Tensor], where: str = "the delta") -> None:
         """Raise DataError where `state` is not the upstream that the delta was made from."""

@@ -218,7 +218,7 @@ def _write(
         delta_files.save(merged.delta(number, {"merged_tasks": facts}), folder / name / DELTA_FILE)
     hashes = {
         "base_sha256": state_sha256(merged.base),
-        "upstream_sha256": state_sha256({**merged.base, **merged.merged}),
+        "upstream_sha256": state_sha256(merged.state()),
     }
     write_json(folder / MERGED_TASKS_FILE, {"schema": SCHEMA, **facts, **hashes}, indent=2)
     logger.info("one upstream for %s written to %s", ", ".join(names), folder)

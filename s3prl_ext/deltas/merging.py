@@ -24,6 +24,7 @@ from s3prl_ext.merging.regmean import regression_mean_of_tasks
 from s3prl_ext.merging.task_vectors import fisher_mean
 from s3prl_ext.models.hashing import state_sha256
 from s3prl_ext.models.linear_inputs import LinearInputs
+from s3prl_ext.models.tied import first_names
 from s3prl_ext.progress import bar
 from s3prl_ext.training.checkpoint import TASK_PARTS
 from s3prl_ext.training.selection.shared_scores import Scores
@@ -35,7 +36,8 @@ class TunedWeights:
 
     Attributes:
         task: as read.
-        changed: tuned tensors by name, those that differ from the untuned upstream's.
+        changed: tuned tensors by name, those that differ from the untuned upstream's; one that modules share is here
+            once, under its first name.
     """
 
     task: TrainedTask
@@ -50,13 +52,19 @@ class MergedTasks:
         base: state dict of the untuned upstream.
         tasks: what was merged.
         weights: lambda of each.
-        merged: tensors of the merged upstream by name, those that any task changed.
+        merged: tensors of the merged upstream by name, those that any task changed, each once.
+        first_names: of every tensor of `base`, see :func:`s3prl_ext.models.tied.first_names`.
     """
 
     base: Mapping[str, Tensor]
     tasks: Sequence[TunedWeights]
     weights: Sequence[float]
     merged: Mapping[str, Tensor]
+    first_names: Mapping[str, str]
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the state dict of the merged upstream."""
+        return {name: self.merged.get(self.first_names[name], tensor) for name, tensor in self.base.items()}
 
     def delta(self, number: int, info: Mapping[str, Any]) -> Delta:
         """Return a delta that holds the merged upstream with the head of one task.
@@ -104,9 +112,10 @@ def merge_tasks(
         DataError: the tasks were tuned from different upstreams, or a model is missing.
     """
     base: dict[str, Tensor] = {}
+    first: dict[str, str] = {}
     tuned = []
     for task in tasks:
-        state, one = _tuned_weights(task)
+        state, first, one = _tuned_weights(task)
         if base and state_sha256(state) != state_sha256(base):
             raise DataError(
                 f"{task.path} was tuned from another upstream than {tasks[0].path}: merge tasks of one upstream, or "
@@ -123,22 +132,24 @@ def merge_tasks(
         scores = [fishers(task, origin) for task in tasks]
     read = [moments_read(one, base, names, own) for one, own in zip(tuned, clips, strict=True)] if clips else []
     merged = {name: _merge_tensor(name, base[name], tuned, weights, method, scores, read) for name in names}
-    return MergedTasks(base, tuned, weights, merged)
+    return MergedTasks(base, tuned, weights, merged, first)
 
 
-def _tuned_weights(task: TrainedTask) -> tuple[dict[str, Tensor], TunedWeights]:
-    """Return the state of a task's untuned upstream, and what the task changed in it."""
+def _tuned_weights(task: TrainedTask) -> tuple[dict[str, Tensor], dict[str, str], TunedWeights]:
+    """Return the state of a task's untuned upstream, the first names of its tensors, and what the task changed."""
     check_foldable(task)
     if task.is_rounded:
         raise UsageError(f"{task.path} was tuned with base_dtype bfloat16, on a base of its own: export it instead.")
     model = task.build_untuned()
     if find_lambda(model) is not None:
         raise UsageError(f"{task.path} has a learnable lambda, which is part of its upstream: export it first.")
+    first = first_names(model.state_dict())
     base = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     task.tune(model)
     state = model.state_dict()
-    weights = [name for name, tensor in base.items() if tensor.is_floating_point()]  # not the counter of a batch norm
-    return base, TunedWeights(task, {n: state[n].clone() for n in weights if not torch.equal(state[n], base[n])})
+    once = dict.fromkeys(first.values())
+    weights = [name for name in once if base[name].is_floating_point()]  # not the counter of a batch norm
+    return base, first, TunedWeights(task, {n: state[n].clone() for n in weights if not torch.equal(state[n], base[n])})
 
 
 @torch.no_grad()
@@ -155,8 +166,11 @@ def moments_read(
         clips: recordings, [samples] at 16 kHz.
     """
     model = one.task.build_untuned().eval()
-    model.load_state_dict({**base, **one.changed})
-    weights = {name: tensor for name, tensor in model.state_dict().items() if name in names and tensor.dim() == 2}
+    model.load_state_dict(base)
+    state = model.state_dict()
+    for name, tensor in one.changed.items():
+        state[name].copy_(tensor)  # in place: other names of the same tensor see it too
+    weights = {name: tensor for name, tensor in state.items() if name in names and tensor.dim() == 2}
     inputs = LinearInputs(weights)
     for clip in bar(clips, desc=f"inputs of {one.task.path.parent.name}"):
         with inputs:

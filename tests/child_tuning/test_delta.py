@@ -59,6 +59,31 @@ def test_toggle_applies_and_reverts_bitwise():
     assert same_bits(state, base)
 
 
+@pytest.mark.parametrize("names", [2, 3])
+def test_a_tensor_with_several_names_is_toggled_once(names):
+    base, tuned = torch.zeros(6), torch.arange(6.0)
+    bits = delta.difference({"w": base}, {"w": tuned})["w"]
+    tied = [f"layer{number}" for number in range(names)]
+    one = delta.Delta("", {"w": torch.arange(6)}, {"w": bits}, {"w": 6})
+    made = replace(one, indices=dict.fromkeys(tied, torch.arange(6)), bits=dict.fromkeys(tied, bits),
+                   sizes=dict.fromkeys(tied, 6))  # fmt: skip
+    weight = base.clone()
+    made.toggle(dict.fromkeys(tied, weight))
+    assert torch.equal(weight, tuned)
+    apart = {name: base.clone() for name in tied}
+    made.toggle(apart)
+    assert all(torch.equal(tensor, tuned) for tensor in apart.values())
+
+
+def test_two_changes_of_one_tensor_are_refused():
+    bits = {"a": torch.ones(6, dtype=torch.int32), "b": torch.full((6,), 2, dtype=torch.int32)}
+    made = delta.Delta("", dict.fromkeys("ab", torch.arange(6)), bits, {"a": 6, "b": 6})
+    weight = torch.zeros(6)
+    with pytest.raises(DataError, match="two changes of one tensor, 'a' and 'b': make it again"):
+        made.toggle({"a": weight, "b": weight})
+    assert torch.equal(weight, torch.zeros(6))
+
+
 def test_a_file_gives_back_everything(tmp_path: Path):
     base, tuned, made = tuned_model()
     delta.save(made, tmp_path / "delta.safetensors")

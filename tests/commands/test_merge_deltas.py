@@ -11,10 +11,12 @@ import torch
 from s3prl_ext.child_tuning import delta as delta_files
 from s3prl_ext.child_tuning.eligible import eligible_parameters
 from s3prl_ext.commands import merge
+from s3prl_ext.deltas.merging import TunedWeights, moments_read
 from s3prl_ext.deltas.trained_task import TrainedTask
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.merging.task_vectors import ties
 from s3prl_ext.models.hashing import state_sha256
+from s3prl_ext.models.linear_inputs import LinearInputs
 from s3prl_ext.training.selection.shared_scores import SharedScores
 from tests.support import tuned as made
 
@@ -220,6 +222,61 @@ def test_one_task_is_the_average_with_its_pre_trained_self_and_its_ends_are_exac
         assert torch.equal(states["0"][name], tensor) and torch.equal(states["1"][name], folded.state_dict()[name])
         assert torch.equal(states["0.5"][name], torch.lerp(tensor, folded.state_dict()[name], 0.5))
     assert any(not torch.equal(states["1"][name], tensor) for name, tensor in base.items())
+
+
+@pytest.mark.parametrize("layers", [2, 3])
+@pytest.mark.parametrize("method", ["linear", "dare", "regmean"])
+def test_a_weight_that_layers_share_is_merged_once(method, layers, tmp_path, capsys):
+    ckpt = made.write_model("beats_local", tmp_path, layers=layers)
+    upstream = made.build("beats_local", ckpt)
+    base = {name: tensor.clone() for name, tensor in upstream.state_dict().items()}
+    tied = [name for name in base if name.endswith("relative_attention_bias.weight")]
+    assert len(tied) == layers
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in upstream.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    tuned = upstream.state_dict()
+    (tmp_path / "ks").mkdir()
+    info = made.about("beats_local", ckpt, {"method": "full"})
+    origin = {"S3prlExt": {"upstream_sha256": state_sha256(base)}}
+    path = made.save_checkpoint({"Upstream": tuned, **origin}, info, tmp_path / "ks" / "dev-best.ckpt")
+    flags = {"dare": ["--density", "0.5"], "regmean": ["--audio", recordings(tmp_path / "audio", 1, 5)]}
+    out = tmp_path / "merged"
+    run("--deltas", path, "--lambda", "1", "--method", method, *flags.get(method, []), "--out", out)
+    count = int(capsys.readouterr().out.splitlines()[1].split()[2].replace(",", ""))
+    assert count == sum(int((p != base[name]).sum()) for name, p in upstream.named_parameters())
+    (state,) = merged_states(out, ["ks"])
+    for name in tied:
+        assert torch.equal(state[name], state[tied[0]])
+    if method == "dare":  # half of the entries, each change doubled
+        change = state[tied[0]] - base[tied[0]]
+        kept = change != 0
+        assert 0 < kept.sum() < kept.numel()
+        torch.testing.assert_close(change[kept], 2 * (tuned[tied[0]] - base[tied[0]])[kept], rtol=1e-4, atol=1e-6)
+    else:
+        assert all(torch.equal(state[name], tensor) or method == "regmean" for name, tensor in tuned.items())
+        torch.testing.assert_close(state[tied[0]], tuned[tied[0]])
+    assert json.loads((out / "merged_tasks.json").read_text())["upstream_sha256"] == state_sha256(state)
+
+
+def test_moments_are_of_the_tuned_model_where_layers_share_a_weight(tmp_path):
+    ckpt = made.write_model("beats_local", tmp_path)
+    upstream = made.build("beats_local", ckpt)
+    base = {name: tensor.clone() for name, tensor in upstream.state_dict().items()}
+    (tied, _) = [name for name in base if name.endswith("relative_attention_bias.weight")]
+    upstream.state_dict()[tied].mul_(-20)
+    info = made.about("beats_local", ckpt, {"method": "full"})
+    origin = {"S3prlExt": {"upstream_sha256": state_sha256(base)}}
+    path = made.save_checkpoint({"Upstream": upstream.state_dict(), **origin}, info, tmp_path / "dev-best.ckpt")
+    one = TunedWeights(TrainedTask.read(path), {tied: upstream.state_dict()[tied].clone()})
+    clip = 0.1 * torch.randn(16000, generator=torch.Generator().manual_seed(0))
+    name = next(name for name in base if name.endswith("layers.1.fc1.weight"))
+    inputs = LinearInputs({name: upstream.state_dict()[name]})
+    with torch.no_grad(), inputs:
+        upstream([clip])
+    found = moments_read(one, base, [name], [clip])
+    torch.testing.assert_close(found[name], inputs.means()[name], rtol=1e-9, atol=0)
 
 
 def test_a_dry_run_writes_nothing(task, tmp_path, capsys):
