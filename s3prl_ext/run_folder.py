@@ -214,11 +214,24 @@ class RunFolder:
                 "with -p, or replace it with -o args.overwrite=True."
             )
 
+    def replaced(self) -> list[Path]:
+        """Return the files and folders of an experiment that another one replaces: checkpoints, results, its race."""
+        patterns = (*RUN_FILES, *tasks.result_files())
+        return list(dict.fromkeys(old for pattern in patterns for old in self.path.glob(pattern)))
+
+    def refuse_to_lose(self, source: str | Path) -> None:
+        """Raise UsageError where :meth:`clear` would remove the checkpoint that a new experiment begins with (-i)."""
+        source = Path(source).resolve()
+        if any(source.is_relative_to(old.resolve()) for old in self.replaced()):
+            raise UsageError(
+                f"-i {source} is in the experiment that args.overwrite=True deletes: choose another folder with -p, or "
+                "copy the file out of this one first."
+            )
+
     def clear(self) -> None:
-        """Remove the checkpoints and results of an experiment that is replaced."""
-        for pattern in (*RUN_FILES, *tasks.result_files()):
-            for old in self.path.glob(pattern):
-                shutil.rmtree(old) if old.is_dir() else old.unlink()
+        """Remove what an experiment that is replaced has left."""
+        for old in self.replaced():
+            shutil.rmtree(old) if old.is_dir() else old.unlink()
 
     def remove_older(self, newest: Path, keep: int, spared: Path | None = None) -> None:
         """Delete all but `keep` of the ``states-N.ckpt`` files; `newest` and `spared` stay in any case.

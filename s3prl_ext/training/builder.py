@@ -99,8 +99,11 @@ class RunBuilder(_StockRunner):
         self.runner_config = self.task_file.runner
         self.early_stop = self.task_file.early_stop
         training = self.args.mode == "train"
-        if training and not self.args.past_exp and not getattr(self.args, "overwrite", False):
+        self.replaces = training and not self.args.past_exp and bool(getattr(self.args, "overwrite", False))
+        if training and not self.args.past_exp and not self.replaces:
             RunFolder(self.args.expdir).refuse_overwriting()
+        if self.replaces and self.args.init_ckpt:
+            RunFolder(self.args.expdir).refuse_to_lose(self.args.init_ckpt)
         self.resumed = Checkpoint.read(self.args.init_ckpt) if self.args.init_ckpt else Checkpoint()
         self._begins = training and not self.args.past_exp
         if self._begins:

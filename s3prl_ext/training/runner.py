@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -49,46 +49,69 @@ class Runner(RunBuilder, StockRunner):
             one_sentence_errors(),
             locks.one_run(folder.path, active=leader),
             folder.removed_if_nothing_trained(active=leader),
-            result_file.failures_recorded(self.args, self.config, active=leader, corpus=self.corpus),
-            distributed.lost_ranks_named(),
         ):
-            writer = None
             try:
-                if leader:
-                    if getattr(self.args, "overwrite", False) and not self.args.past_exp:
-                        folder.clear()
-                    folder.remove_parts()
-                distributed.barrier()  # nobody takes masks from a folder that is being cleared
-                spent = ResourceUsage(folder, self.resumed)
-                check_splits(self.models.unwrapped(), self._splits())
-                if self.candidate is not None:
-                    read_record(folder)  # a corrupt one is reported before anything is trained
-                self._announce_cache([self.runner_config.train_dataloader, *self._splits()])
-                self.total_steps = self.runner_config.total_steps or self._steps_of_epochs()
-                experiment = self._experiment(spent)
-                if self.racing:
-                    self._race(experiment)
-                writer = tracking.open_writer(folder.path, self.args, self.config) if leader else None
-                name = self.candidate.name if self.candidate else None
-                run = Run(experiment, self.tuning, folder, self.resumed, writer, name)
-                self.child = run.child
-                first_step, loop_started = run.state.step, time.monotonic()
-                if self.until is not None and run.state.step > self.until:
-                    raise UsageError(
-                        f"{folder.path} is at step {run.state.step} already, past args.until={self.until}, and cannot "
-                        "be scored there any more: train it again in another folder, or delete this one first."
-                    )
-                run.trainer.run(self.until)
-                if run.state.step < self.total_steps:
-                    self._stop(run, spent)
-                elif leader:
-                    per_step = (time.monotonic() - loop_started) / max(1, run.state.step - first_step)
-                    self._finish(run, first_step, spent, per_step)
+                # a run that does not begin leaves the experiment that it would have replaced as it was
+                with self._failures_recorded(active=leader and not self.replaces):
+                    experiment, candidates = self._checked(folder)
+                with self._failures_recorded(active=leader):
+                    if leader:
+                        if self.replaces:
+                            folder.clear()
+                        folder.remove_parts()
+                    distributed.barrier()  # nobody takes masks from a folder that is being cleared
+                    self._train(folder, experiment, candidates)
             finally:
-                if writer is not None:
-                    writer.close()
                 if dist.is_initialized():
                     dist.destroy_process_group()
+
+    @contextmanager
+    def _failures_recorded(self, active: bool) -> Iterator[None]:
+        with (
+            result_file.failures_recorded(self.args, self.config, active=active, corpus=self.corpus),
+            distributed.lost_ranks_named(),
+        ):
+            yield
+
+    def _checked(self, folder: RunFolder) -> tuple[Experiment, CandidateRuns | None]:
+        """Return what trains, and for a race its candidates, once the data and the section ``early_stop`` fit them.
+
+        Nothing is written before, nor is anything of an experiment that this one replaces removed.
+        """
+        spent = ResourceUsage(folder, self.resumed)
+        check_splits(self.models.unwrapped(), self._splits())
+        if self.candidate is not None and not self.replaces:
+            read_record(folder)  # a corrupt one is reported before anything is trained
+        self._announce_cache([self.runner_config.train_dataloader, *self._splits()])
+        self.total_steps = self.runner_config.total_steps or self._steps_of_epochs()
+        experiment = self._experiment(spent)
+        return experiment, self._candidate_runs(experiment) if self.racing else None
+
+    def _train(self, folder: RunFolder, experiment: Experiment, candidates: CandidateRuns | None) -> None:
+        """Train the experiment, after the race of its candidates where there are several; write what it measured."""
+        if candidates is not None:
+            self._race(candidates)
+        leader, writer = distributed.is_leader(), None
+        try:
+            writer = tracking.open_writer(folder.path, self.args, self.config) if leader else None
+            name = self.candidate.name if self.candidate else None
+            run = Run(experiment, self.tuning, folder, self.resumed, writer, name)
+            self.child = run.child
+            first_step, loop_started = run.state.step, time.monotonic()
+            if self.until is not None and run.state.step > self.until:
+                raise UsageError(
+                    f"{folder.path} is at step {run.state.step} already, past args.until={self.until}, and cannot "
+                    "be scored there any more: train it again in another folder, or delete this one first."
+                )
+            run.trainer.run(self.until)
+            if run.state.step < self.total_steps:
+                self._stop(run, experiment.spent)
+            elif leader:
+                per_step = (time.monotonic() - loop_started) / max(1, run.state.step - first_step)
+                self._finish(run, first_step, experiment.spent, per_step)
+        finally:
+            if writer is not None:
+                writer.close()
 
     def _splits(self) -> list[str]:
         """Return the splits that must not be empty: those that are scored, and before a race that of training."""
@@ -147,17 +170,21 @@ class Runner(RunBuilder, StockRunner):
             spent or ResourceUsage(RunFolder(self.args.expdir), self.resumed), data=data, cache=self.cache,
         )  # fmt: skip
 
-    def _race(self, experiment: Experiment) -> None:
-        """Race the candidates; the models and the checkpoint are then those of the winner."""
+    def _candidate_runs(self, experiment: Experiment) -> CandidateRuns:
+        """Return the candidates of a race, ready to run it."""
         assert self.early_stop is not None
-        start = self.resumed.extension.race_start
         runs = CandidateRuns(
             experiment,
-            start,
+            self.resumed.extension.race_start,
             lambda c: resolve_tuning(self.config, c.tuning),
             self._prepare_candidate,
         )
-        winner = runs.race(self.early_stop, self.task_file.candidates)
+        runs.enter(self.early_stop, self.task_file.candidates)
+        return runs
+
+    def _race(self, runs: CandidateRuns) -> None:
+        """Race the candidates; the models and the checkpoint are then those of the winner."""
+        winner = runs.race()
         self.resumed = runs.promote(winner)
         self.candidate = winner
         self.tuning = resolve_tuning(self.config, winner.tuning)

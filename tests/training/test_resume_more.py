@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,59 @@ def test_overwriting_deletes_nothing_before_the_new_run_is_built(build, tmp_path
     with pytest.raises(UsageError, match="no such file"):
         build(args, task_config())
     assert (tmp_path / "exp" / "states-1.ckpt").is_file() and (tmp_path / "exp" / "result.json").is_file()
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"runner": {"eval_dataloaders": ["dev", "devv"]}}, "no split 'devv'"),
+        ({"early_stop": {"split": "devv"}}, "no split 'devv'"),
+        ({"early_stop": {"metric": "per"}}, "does not report per"),
+        ({"early_stop": {"rungs": [1, 9999]}}, "rungs must be below its end"),
+        ({}, "split 'dev' is empty"),
+    ],
+)
+def test_a_run_that_is_refused_overwrites_nothing(build, tmp_path, monkeypatch, change, message):
+    build(make_args(tmp_path / "exp"), task_config(total_steps=1)).train()
+    before = contents(tmp_path / "exp")
+    config = task_config(total_steps=None, epochs=1)
+    config["runner"] |= change.get("runner", {})
+    if "early_stop" in change:
+        config |= {"tuning": {"method": ["frozen", "weighted_sum"]}, "early_stop": change["early_stop"]}
+    args = make_args(tmp_path / "exp", upstream_feature_selection="last_hidden_state")
+    args.overwrite = True
+    runner = build(args, config)
+    if not change:
+        whole = runner.downstream.model.get_dataloader
+        monkeypatch.setattr(
+            runner.downstream.model, "get_dataloader", lambda split, **more: [] if split == "dev" else whole(split)
+        )
+    with pytest.raises((UsageError, DataError), match=message):
+        runner.train()
+    assert contents(tmp_path / "exp") == before
+
+
+@pytest.mark.parametrize("name", ["states-1.ckpt", "race/density=0.1/states-1.ckpt"])
+def test_a_run_does_not_overwrite_what_it_begins_with(build, tmp_path, name):
+    build(make_args(tmp_path / "exp"), task_config(total_steps=1)).train()
+    source = tmp_path / "exp" / name
+    source.parent.mkdir(parents=True, exist_ok=True)
+    if not source.exists():
+        shutil.copy(tmp_path / "exp" / "states-1.ckpt", source)
+    args = make_args(tmp_path / "exp", init_ckpt=str(source))
+    args.overwrite = True
+    with pytest.raises(UsageError, match=r"-i .*states-1.ckpt is in the experiment that args.overwrite=True deletes"):
+        build(args, task_config())
+    kept = tmp_path / "exp" / "kept" / "states-1.ckpt"
+    kept.parent.mkdir()
+    shutil.copy(source, kept)
+    args.init_ckpt = str(kept)
+    build(args, task_config(total_steps=2)).train()
+    assert kept.is_file() and not source.exists() and (tmp_path / "exp" / "states-2.ckpt").is_file()
 
 
 def test_infinite_gradient_skips_the_step(build, tmp_path):

@@ -69,21 +69,27 @@ class CandidateRuns:
         ]
         self._best_scores = best_scores.attributes(self._expert)
 
-    def race(self, config: EarlyStopConfig, candidates: Sequence[Candidate]) -> Candidate:
-        """Run the race; return its winner, whose files are still in its own folder.
+    def enter(self, config: EarlyStopConfig, candidates: Sequence[Candidate]) -> None:
+        """Enter candidates for a race and check that it can be run; nothing is written.
 
         Raises:
-            UsageError: the task does not report the metric of the comparison.
+            UsageError: the task does not report the metric of the comparison, or a rung is not below the end.
+            DataError: the split of the comparison, or what a pass for the masks reads, is empty.
         """
-        experiment = self.experiment
-        self._candidates = list(candidates)
-        task = experiment.args.downstream
-        self._split = config.split or experiment.runner_config.eval_dataloaders[0]
+        config.check_length(self.experiment.total_steps)
+        self._config, self._candidates = config, list(candidates)
+        self._split = config.split or self.experiment.runner_config.eval_dataloaders[0]
         self._reported = distributed.from_leader(lambda: self._metrics_of_the_task(config.metric))
-        passes = self._passes()
+        self._announced = self._passes()
+
+    def race(self) -> Candidate:
+        """Run the race of those that were entered; return its winner, whose files are still in its own folder."""
         if distributed.is_leader():
             self._save_start(self._folder)
-        race = Race(config, candidates, experiment.total_steps, self._folder, task, self._advance, self._split, passes)
+        race = Race(
+            self._config, self._candidates, self.experiment.total_steps, self._folder,
+            self.experiment.args.downstream, self._advance, self._split, self._announced,
+        )  # fmt: skip
         distributed.barrier()  # before a score of this race is written, every rank has read those of an earlier session
         winner = race.choose()
         distributed.barrier()
