@@ -25,7 +25,7 @@ class ChildNetwork(nn.Module):
     A training step is: backward on the whole model, :meth:`gather_gradients`, clipping and the step of any torch
     optimizer on :meth:`parameters`, :meth:`write_back`, :meth:`zero_grad`. Gradient, weight decay and optimizer state
     exist for the k entries alone, so every other entry stays bitwise what it was (AD-TUNING, Eq. 3, with the mask
-    acting on the whole update). Where every entry of the mask's tensors is chosen (density 1), the weights themselves
+    acting on the whole update). Where every entry of all `parameters` is chosen (density 1), the weights themselves
     are the parameters, and training is what it would be without a child network.
 
     Args:
@@ -81,7 +81,7 @@ class ChildNetwork(nn.Module):
         self._weights = [self._eligible[name] for name in mask]
         self._indices = [i.to(w.device, torch.int32) for i, w in zip(mask.values(), self._weights)]
         self._sampled = [self._sparse and has_sampled_gradient(w, i) for w, i in zip(self._weights, self._indices)]
-        self.whole = bool(mask) and all(i.numel() == w.numel() for i, w in zip(self._indices, self._weights))
+        self.whole = len(self) == sum(parameter.numel() for parameter in self._eligible.values()) > 0
         self._interleaved = [
             not self.whole and not sampled and i.numel() >= FEWEST and i.device.type == "cpu"
             for i, sampled in zip(self._indices, self._sampled)

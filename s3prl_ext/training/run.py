@@ -14,12 +14,13 @@ from tensorboardX import SummaryWriter
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from s3prl_ext.child_tuning import delta
+from s3prl_ext.child_tuning import delta, masks
 from s3prl_ext.child_tuning.changing_network import ChangingChildNetwork, chosen_of
 from s3prl_ext.child_tuning.child_network import ChildNetwork
 from s3prl_ext.child_tuning.eligible import eligible_parameters
 from s3prl_ext.child_tuning.masks import Mask
 from s3prl_ext.configs import Record, Section, Variables
+from s3prl_ext.errors import DataError
 from s3prl_ext.merging.learnable_lambda import LearnableLambda
 from s3prl_ext.run_folder import RunFolder
 from s3prl_ext.tasks import task_of
@@ -34,7 +35,7 @@ from s3prl_ext.training.optimizers import build_optimizer
 from s3prl_ext.training.parameter_groups import RatesConfig, lambda_rates, parameter_groups, upstream_rates
 from s3prl_ext.training.results.provenance import ResourceUsage
 from s3prl_ext.training.run_spec import RunSpec
-from s3prl_ext.training.selection.child_selection import Share, choose_masks
+from s3prl_ext.training.selection.child_selection import Share, announce, choose_masks
 from s3prl_ext.training.selection.choice import Choice
 from s3prl_ext.training.selection.pass_facts import facts_of
 from s3prl_ext.training.selection.reselection import Reselection
@@ -177,7 +178,13 @@ class Run:
         mask, members = experiment.tuned.indices, self.resumed.extension.members
         if members is not None:
             mask, members = chosen_of(mask, members)
-        if not mask:
+        sizes = {name: parameter.numel() for name, parameter in parameters.items()}
+        if tuning.trains_all:
+            mask = masks.full(sizes)
+            announce(mask, sizes, "all of them")
+        elif mask:
+            announce(mask, sizes, f"those of {self.resumed.path}")
+        else:
             mask = self._chosen(parameters, tuning)
         child: ChildNetwork
         dense_norm = tuning.clip_scope == "all"
@@ -194,12 +201,21 @@ class Run:
             seed=experiment.args.seed,
             held=tuning.held,
         )
-        if not child.whole:
+        if not tuning.trains_all:
             experiment.tuned.track(child.mask)
         return child
 
     def _chosen(self, parameters: Mapping[str, nn.Parameter], tuning: TuningConfig) -> Mask:
-        """Choose the weights of the child network, with those of other densities that share the choice."""
+        """Choose the weights of the child network, with those of other densities that share the choice.
+
+        Raises:
+            DataError: the run goes on from a checkpoint without them; tuned weights would choose others.
+        """
+        if self.resumed.step:
+            raise DataError(
+                f"{self.resumed.path} does not hold which weights its child network trains, as 0.1.0 left out where "
+                "these are whole tensors: start a new experiment."
+            )
         experiment, models = self.experiment, self.experiment.models.unwrapped()
         tuning = replace(tuning, density=tuning.first_density)
         config = experiment.variables.restored(experiment.config)

@@ -245,6 +245,9 @@ def test_masks_are_written_once_and_taken_again(runner, tmp_path):
         choose_masks(replace(choice, facts={"corpus": "third"}), densities, trained=True)
     kept = choose_masks(replace(choice, facts={"corpus": "others", "versions": "new"}), densities, trained=True)
     assert len(losses) == 6 and same(kept.indices, chosen.indices), "of other versions they are kept"
+    others = replace(choice, facts={"corpus": "others"})
+    choose_masks(others, [1.0, *densities])  # as 0.1.0 did for a race with a candidate of all weights
+    assert same(choose_masks(others, densities, trained=True).at(0.01), chosen.at(0.01)) and len(losses) == 8
 
 
 CHANGES = {

@@ -154,6 +154,48 @@ def test_stopped_in_any_rung_it_ends_the_same(build, tmp_path, upstream):
         assert ours == theirs
 
 
+@pytest.mark.parametrize(
+    ("densities", "at"),  # one loss for the metrics, two of the pass for 0.01, one of each step and each evaluation
+    [([1.0, 0.01], 2), ([0.01, 1.0], 8)],
+)
+def test_a_candidate_of_all_weights_goes_on_after_each_comparison(build, tmp_path, upstream, densities, at):
+    config, folder = config_of(densities, race=RACE | {"evaluations": 2}), tmp_path / "race"
+    config["runner"]["evaluate_ratio"] = 1e-9  # one batch
+    runner = build(make_args(folder, **upstream), config)
+    interrupt_at_loss(runner, at)
+    with pytest.raises(StoppedByUser):
+        runner.train()
+    assert newest(folder / "race" / "density=1")["Step"] == 1
+    build(resumed(folder, upstream), config).train()
+    assert mask_files.load(folder / MASK_FILE)[0].densities == (0.01,), "density 1 leaves nothing to choose"
+    chosen = json.loads((folder / "race" / "race.json").read_text())["chosen"]
+    alone = config_of(float(chosen.removeprefix("density=")), race=None) | {"runner": config["runner"]}
+    build(make_args(tmp_path / "alone", **upstream), alone).train()
+    ours, theirs = newest(folder), newest(tmp_path / "alone")
+    assert all(same(ours.get(key), theirs.get(key)) for key in ("Step", "Upstream", "UpstreamDelta", "Downstream"))
+
+
+def test_a_child_network_of_whole_tensors_is_tracked(build, tmp_path, upstream):
+    names = ["*.layers.0.final_layer_norm.weight", "*.layers.0.final_layer_norm.bias"]  # ones and zeros
+    config = task_config(total_steps=1, tuning={"method": "child", "mask": "magnitude", "density": 0.5} | {
+        "eligible": names})  # fmt: skip
+    runner = build(make_args(tmp_path / "exp", **upstream), config)
+    base = {name: value.clone() for name, value in runner.upstream.model.state_dict().items()}
+    runner.train()
+    states = newest(tmp_path / "exp")
+    (name,) = states["UpstreamDelta"]["indices"]
+    assert name.endswith("layers.0.final_layer_norm.weight") and "Upstream" not in states
+    tuned = dict(runner.upstream.model.state_dict())
+    assert not torch.equal(tuned[name], base[name])
+    runner.tuned.revert()
+    assert same(dict(runner.upstream.model.state_dict()), base)
+    del states["UpstreamDelta"]  # as it was stored once
+    checkpoint.save(states | {"Upstream": tuned}, tmp_path / "exp" / "states-1.ckpt")
+    config["runner"]["total_steps"] = 2
+    with pytest.raises(DataError, match=r"states-1.ckpt does not hold which weights its child network trains"):
+        build(resumed(tmp_path / "exp", upstream), config).train()
+
+
 def test_checkpoints_and_deltas_are_small_and_evaluate(build, raced, upstream):
     state = newest(raced)
     assert "Upstream" not in state and state["UpstreamDelta"]["indices"]

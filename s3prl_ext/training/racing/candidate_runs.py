@@ -198,7 +198,8 @@ class CandidateRuns:
         return self._folder if alone else self._folder.candidate(first.name)
 
     def _share_masks(self, candidate: Candidate) -> None:
-        alike = self._alike(candidate)
+        # where all eligible weights train there is no choice
+        alike = [other for other in self._alike(candidate) if not self._section(other).trains_all]
         self.experiment.densities = tuple(sorted({self._section(c).first_density for c in alike}, reverse=True))
         self.experiment.masks = self._mask_folder(candidate)
         self.experiment.masks.path.mkdir(parents=True, exist_ok=True)
@@ -207,6 +208,7 @@ class CandidateRuns:
     def _reset(self) -> None:
         experiment = self.experiment
         experiment.tuned.revert()
+        experiment.tuned.check_untouched()
         for entry, head in zip(experiment.entries[1:], self._heads):
             unwrapped(entry.model).load_state_dict(head)
         best_scores.put_back(self._expert, self._best_scores)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -65,12 +65,16 @@ def choose_masks(
         with randomness.preserved(choice.seed):
             found = _choose(replace(choice, facts=origin.get("facts")), densities, origin, share)
     assert found is not None
-    total = sum(parameter.numel() for parameter in choice.parameters.values())
+    sizes = {name: parameter.numel() for name, parameter in choice.parameters.items()}
     for density in told or found.densities:
-        k = masks.count(found.at(density))
-        logger.info("child network: %d of %d eligible weights train (%.3f %%), chosen by %s",
-                    k, total, 100 * k / total, MASKS[tuning.mask])  # fmt: skip
+        announce(found.at(density), sizes, f"chosen by {MASKS[tuning.mask]}")
     return found
+
+
+def announce(mask: masks.Mask, sizes: Mapping[str, int], origin: str) -> None:
+    """Log how many of the eligible weights train, and which these are."""
+    k, total = masks.count(mask), sum(sizes.values())
+    logger.info("child network: %d of %d eligible weights train (%.3f %%), %s", k, total, 100 * k / total, origin)
 
 
 def _choose(choice: Choice, densities: Sequence[float], origin: Record, share: Share | None) -> masks.NestedMask:
@@ -160,7 +164,9 @@ def _load(folder: RunFolder, origin: Record, trained: bool) -> masks.NestedMask 
 
 
 def _changed(before: Section, now: Section) -> list[str]:
-    """Return the names of what differs in two origins."""
+    """Return the names of what differs in two origins; density 1, which 0.1.0 listed in a race, chooses nothing."""
+    listed = [density for density in before.get("densities") or [] if density != 1 or density in now["densities"]]
+    before = {**before, "densities": listed}
     pairs = [(name, before.get(name), value) for name, value in now.items() if name != "facts"]
     facts = before.get("facts") or {}
     pairs += [(name, facts.get(name), value) for name, value in now["facts"].items()]
