@@ -89,6 +89,13 @@ def test_patience_waits_for_a_steady_leader(tmp_path, caplog):
     assert set(changing.at.values()) == {100}
 
 
+def test_patience_asks_who_leads_and_not_in_which_order(tmp_path):
+    kept = (0.1, 0.01)
+    track = Track(lambda density, step: (density in kept) * (1 + (density == kept[step // 10 % 2])))
+    assert race(EarlyStopConfig(ratio=0.1, keep=2, patience=3), track, tmp_path).choose().density in kept
+    assert sorted(track.at.values()) == [30, 100, 100], "both led in all three comparisons, in turns"
+
+
 @pytest.mark.parametrize("done", range(1, 6))
 def test_an_interrupted_race_repeats_nothing(tmp_path, done):
     track = Track(lambda density, step: 1 - density if step < 100 else density)

@@ -170,12 +170,13 @@ class EarlyStopConfig:
     def _one(self, candidates: int, total_steps: int) -> Comparisons:
         """Compare all candidates until the same ones have led often enough; those that are kept run to T."""
         k, everyone = self.steps_before_cut(total_steps), tuple(range(candidates))
-        led, cut, leaders, previous = 0, 0, list(everyone), None
+        led, cut, leaders = 0, 0, list(everyone)
         while led < self.patience and cut < total_steps:
             start, cut = cut, min(total_steps, cut + k)
             points = {start + max(1, (cut - start) * (j + 1) // self.evaluations) for j in range(self.evaluations)}
+            previous = set(leaders)
             leaders = yield Comparison(everyone, tuple(sorted(points)), self.keep, "race", by_density=True)
-            led, previous = led + 1 if leaders == previous else 1, leaders
+            led = led + 1 if led and set(leaders) == previous else 1
         if self.keep > 1:
             leaders = yield Comparison(tuple(leaders), (total_steps,), 1, "kept", by_density=True)
         return leaders[0]
