@@ -92,9 +92,11 @@ def _torch_name(name: str) -> str:
 
 
 def _try_out(config: Section) -> None:
-    """Build both for a weight of nothing: what they say to a wrong key or value comes before the work, not after it."""
-    nothing = nn.Module()
-    nothing.weight = nn.Parameter(torch.zeros(1, 1))
+    """Build both for a layer of nothing: what they say to a wrong key or value comes before the work, not after it.
+
+    It has a matrix and a vector, as every task has: an optimizer of matrices alone, such as Muon, is refused here.
+    """
+    nothing = nn.Linear(1, 1)
     section = "optimizer"
     try:
         optimizer = build_optimizer([nothing], 10, config[section])

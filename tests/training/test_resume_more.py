@@ -199,6 +199,11 @@ def test_memory_that_never_suffices_ends_the_run(build, tmp_path, monkeypatch):
         ),
         ({"optimizer": {"name": "TorchOptim", "torch_optim_name": "Adm", "lr": 1}}, "did you mean 'Adam'"),
         ({"optimizer": {"name": "TorchOptim", "torch_optim_name": "LBFGS", "lr": 1}}, "optim_name 'LBFGS'"),
+        pytest.param(
+            {"optimizer": {"name": "TorchOptim", "torch_optim_name": "Muon", "lr": 1}},
+            "rejected.*Muon only supports 2D",
+            marks=pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch has Muon from 2.9 on"),
+        ),
         ({"optimizer": {"name": "TorchOptim", "torch_optim_name": "Adam", "lr": "abc"}}, "lr must be a number"),
         ({"optimizer": {"name": "TorchOptim", "torch_optim_name": "Adam", "lr": "inf"}}, "lr must be a finite number"),
         ({"optimizer": {"name": "TorchOptim", "torch_optim_name": "Adam", "lr": -1}}, "optimizer: .*learning rate: -1"),
