@@ -32,6 +32,7 @@ from s3prl_ext.writing import written
 FORMAT = "s3prl_ext.delta"
 VERSION = 2
 _TENSORS_ALONE = "1"  # the version whose checksum does not cover the header
+MEMBERS = "members"  # a tensor that earlier versions do not read
 _NO_GAP = 255  # a byte of this value adds 255 to the gap that the next byte ends
 
 
@@ -48,6 +49,7 @@ class Delta:
         task: state dict of ``Featurizer`` and ``Downstream``.
         info: plain values: upstream, task, method, configuration, step.
         values: tuned values (float32) in place of `bits` and `sizes`, as checkpoints hold them.
+        members: which of `indices` train now (bool, same order), where others have trained before; empty: all of them.
     """
 
     base_sha256: str
@@ -58,6 +60,7 @@ class Delta:
     task: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
     info: Mapping[str, Any] = field(default_factory=dict)
     values: Mapping[str, Tensor] = field(default_factory=dict)
+    members: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """Return k, the number of changed entries of the upstream."""
@@ -170,6 +173,8 @@ def save(delta: Delta, path: str | os.PathLike[str]) -> None:
         DataError: the folder cannot be written or the disk is full; nothing is left behind.
     """
     tensors = {"gaps": _pack_indices(delta), "bits": _pack_bits(delta)}
+    if delta.members:
+        tensors[MEMBERS] = _pack_members(delta)
     tensors |= {f"added.{name}": _plain(value) for name, value in delta.added.items()}
     for part, states in delta.task.items():
         tensors |= {f"{part}.{name}": _plain(value) for name, value in states.items()}
@@ -250,6 +255,7 @@ def _delta(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> Delta:
         added,
         {part: states for part, states in parts.items() if states},
         parse_json(metadata["info"]),
+        members=_unpack_members(tensors[MEMBERS], counts) if MEMBERS in tensors else {},
     )
 
 
@@ -312,6 +318,18 @@ def _unpack_bits(packed: Tensor, counts: Mapping[str, int]) -> dict[str, Tensor]
     planes = np.frombuffer(_inflated(packed, 4 * sum(counts.values())), np.uint8).reshape(4, -1)
     flat = torch.from_numpy(np.ascontiguousarray(planes.T).reshape(-1).view("<i4").astype(np.int32))
     return dict(zip(counts, flat.split(list(counts.values())))) if counts else {}
+
+
+def _pack_members(delta: Delta) -> Tensor:
+    """Return one bit for each entry, laid end to end."""
+    flags = np.concatenate([delta.members[name].cpu().numpy() for name in delta.indices])
+    return _deflated([np.packbits(flags).tobytes()])
+
+
+def _unpack_members(packed: Tensor, counts: Mapping[str, int]) -> dict[str, Tensor]:
+    total = sum(counts.values())
+    flags = np.unpackbits(np.frombuffer(_inflated(packed, -(-total // 8)), np.uint8), count=total).astype(bool)
+    return dict(zip(counts, torch.from_numpy(flags).split(list(counts.values()))))
 
 
 def _deflated(parts: Iterable[bytes], strategy: int = zlib.Z_DEFAULT_STRATEGY) -> Tensor:

@@ -185,6 +185,7 @@ class Checkpoint:
                 merge=info.get("merge", UNKNOWN),
                 last_hidden_state=info.get(last_hidden_state.KEY),
                 merged_tasks=info.get("merged_tasks"),
+                members={name: every.to(torch.int16) for name, every in delta.members.items()} or None,
             ),
             is_ours=True,
             weights_step=info.get("step") or 0,

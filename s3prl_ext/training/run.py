@@ -182,9 +182,9 @@ class Run:
         if tuning.trains_all:
             mask = masks.full(sizes)
             announce(mask, sizes, "all of them")
-        elif mask:
+        elif mask and (members is not None or tuning.reselect_every is None):
             announce(mask, sizes, f"those of {self.resumed.path}")
-        else:
+        else:  # also where an earlier version's delta does not say which of all that have trained train now
             mask = self._chosen(parameters, tuning)
         child: ChildNetwork
         dense_norm = tuning.clip_scope == "all"
@@ -347,4 +347,5 @@ class Run:
             last_hidden_state.KEY: last_hidden_state.PRESENT,
             "merge": getattr(experiment.tuned.model, "merge_record", None),
         }
-        delta.save(experiment.tuned.delta(self._task(), info), self.folder.delta)
+        members = {name: every > 0 for name, every in (self._members() or {}).items()}
+        delta.save(replace(experiment.tuned.delta(self._task(), info), members=members), self.folder.delta)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -90,6 +91,33 @@ def test_a_child_network_goes_on_with_its_entries(build, tmp_path, hubert_ckpt, 
         assert torch.isin(entries, after["indices"][name]).all(), "what has changed is stored"
     assert any(not torch.equal(before["values"][name], after["values"][name]) for name in before["values"])
     assert states_of(tmp_path / "second")["Step"] == 3
+
+
+def test_a_delta_says_which_of_its_entries_train_now(build, tmp_path, hubert_ckpt, caplog):
+    upstream = {"upstream": "hubert_local", "upstream_ckpt": hubert_ckpt}
+    tuning = {"method": "child", "mask": "random", "density": 0.05, "reselect_every": 1}
+    config = task_config(tuning=tuning, total_steps=3, eval_step=3)
+    trained = build(make_args(tmp_path / "first", **upstream), config)
+    trained.train()
+    path = tmp_path / "first" / "delta.safetensors"
+    stored, k = delta.load(path), len(trained.child)
+    assert len(stored) > 2 * k, "most have trained before"
+    assert sum(int(every.sum()) for every in stored.members.values()) == k
+    config["tuning"]["reselect_every"] = 100
+    delta.save(replace(stored, info={**stored.info, "config": config, "tuning": config["tuning"]}), path)
+    with caplog.at_level("INFO"):
+        begun = build(make_args(tmp_path / "second", **upstream, init_ckpt=str(path)), config)
+        begun.train()
+    for name, indices in stored.indices.items():
+        now = begun.child.mask.get(name, torch.zeros(0))
+        assert torch.equal(now.long(), indices[stored.members[name]].long()), name
+    assert f"child network: {k} of" in caplog.text and f"those of {path}" in caplog.text
+    delta.save(replace(delta.load(path), members={}), path)  # as it was written once
+    begun = build(make_args(tmp_path / "third", **upstream, init_ckpt=str(path)), config)
+    begun.train()
+    assert len(begun.child) < 1.2 * k, "chosen anew"
+    changed = states_of(tmp_path / "third")["UpstreamDelta"]["indices"]
+    assert all(torch.isin(indices, changed[name]).all() for name, indices in stored.indices.items())
 
 
 @pytest.mark.parametrize(
