@@ -32,7 +32,7 @@ EVALUATION_LOCK = ".evaluating"  # in a folder: shared by evaluations
 FILES = (FOLDER_LOCK, EVALUATION_LOCK)
 UNFINISHED = re.compile(
     r"\..+\.[0-9a-f]{16}|\.tmp.{6}"
-)  # what writing.written and safetensors write before they rename
+)  # what writing.written, evaluations of diarization and safetensors write before they rename
 NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 _held: dict[Path, list[int]] = {}  # lock file -> descriptor and how often this process has taken it
@@ -162,7 +162,7 @@ def evaluation(folder: str | os.PathLike, active: bool = True) -> Iterator[None]
 
 
 def remove_unfinished(folder: str | os.PathLike, below: tuple[str, ...] = ()) -> None:
-    """Remove files that killed processes left unfinished in a folder, unless another process may be writing them.
+    """Remove files and folders that killed processes left unfinished, unless another process may be writing them.
 
     Args:
         folder: of an experiment.
@@ -180,8 +180,12 @@ def remove_unfinished(folder: str | os.PathLike, below: tuple[str, ...] = ()) ->
     else:
         for place in (folder, *(path for pattern in below for path in folder.glob(pattern))):
             for part in place.iterdir() if place.is_dir() else ():
-                if UNFINISHED.fullmatch(part.name) and part.is_file():
-                    logger.info("removing %s, which a killed process left unfinished", part)
+                if not UNFINISHED.fullmatch(part.name):
+                    continue
+                logger.info("removing %s, which a killed process left unfinished", part)
+                if part.is_dir() and not part.is_symlink():
+                    shutil.rmtree(part, ignore_errors=True)
+                else:
                     part.unlink(missing_ok=True)
     finally:
         for lock in taken:

@@ -9,11 +9,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from s3prl_ext.errors import ExtError
-from s3prl_ext.evaluation.diarization_scoring import ErrorRate, Setting, SuperbScore, score_runs
+from s3prl_ext.errors import DataError, ExtError
+from s3prl_ext.evaluation.diarization_scoring import (
+    ErrorRate,
+    Setting,
+    SuperbScore,
+    predictions_sha256,
+    score_runs,
+)
 from s3prl_ext.evaluation.heat_map import plot_heat_map
 from s3prl_ext.evaluation.report_page import Picture
-from s3prl_ext.evaluation.result_records import ResultRecord
+from s3prl_ext.evaluation.result_records import ResultRecord, read_record
 from s3prl_ext.evaluation.scored_runs import ScoredRun
 from s3prl_ext.metrics import factor, heading
 from s3prl_ext.reading import parse_json
@@ -114,10 +120,32 @@ def diarization_scores(
             continue
         section = record.at("config.downstream_expert.loaderrc") or {}
         try:
+            for scored in (record, *_of_dev(record)):
+                _check_predictions(scored)
             found[str(record.path)] = _scored(folder, section)
         except ExtError as error:
             left_out.append(f"{record.path}: not scored as SUPERB does: {error}")
     return found
+
+
+def _of_dev(record: ResultRecord) -> list[ResultRecord]:
+    """Return the result next to the predictions of dev, where there is one."""
+    path = record.path.parent / "on_dev" / record.path.name
+    return [read_record(path)] if path.is_file() else []
+
+
+def _check_predictions(record: ResultRecord) -> None:
+    """Refuse predictions of another evaluation than the one that a result reports; older results do not say.
+
+    Raises:
+        DataError: they are.
+    """
+    stated, folder = record["predictions_sha256"], record.path.parent
+    if stated is not None and predictions_sha256(folder) != stated:
+        raise DataError(
+            f"the predictions or the frame shift in {folder} are not of the evaluation that it reports: evaluate test "
+            "again into this folder."
+        )
 
 
 def _scored(folder: Path, section: dict[str, Any]) -> SuperbScore:

@@ -7,6 +7,7 @@ that is best on dev. The rate sums time over all recordings, unlike the mean ove
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -224,6 +225,21 @@ def read_predictions(expdir: Path) -> dict[str, np.ndarray]:
     if not found:
         raise DataError(f"{folder} contains no predictions: evaluate test first (-m evaluate -t test).")
     return found
+
+
+def predictions_sha256(expdir: Path) -> str | None:
+    """Return the SHA-256 of what a run's folder holds to be scored: its predictions and frame shift; None without.
+
+    Result files hold it: a score of other predictions is not of that result.
+    """
+    files = sorted((Path(expdir) / "scoring" / "predictions").glob("*.h5"))
+    shift = Path(expdir) / "frame_shift"
+    if not files:
+        return None
+    digest = hashlib.sha256()
+    for path in (*files, *([shift] if shift.is_file() else [])):
+        digest.update(f"{path.name}|{hashlib.sha256(path.read_bytes()).hexdigest()}|".encode())
+    return digest.hexdigest()
 
 
 def frame_shift(expdir: Path) -> int:

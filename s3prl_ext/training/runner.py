@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from s3prl_ext import locks, randomness, tracking
 from s3prl_ext.child_tuning import masks
 from s3prl_ext.configs import Record
 from s3prl_ext.errors import UsageError, one_sentence_errors
+from s3prl_ext.evaluation.diarization_scoring import predictions_sha256
 from s3prl_ext.run_folder import RunFolder
 from s3prl_ext.tasks import task_of
 from s3prl_ext.training import distributed, last_hidden_state
@@ -234,6 +235,9 @@ class Runner(RunBuilder, StockRunner):
         facts: Record = {
             "candidate": self.candidate.name if self.candidate else None,
             "upstream_sha256": self.tuned.base_sha256,
+            "predictions_sha256": predictions_sha256(Path(self.args.expdir))
+            if self._wrote_predictions(metrics)
+            else None,
             "task": getattr(unwrapped(self.downstream.model), "facts", None),
             last_hidden_state.KEY: last_hidden_state.result_of(unwrapped(self.upstream.model), RunSpec.of(self.args)),
         }
@@ -243,6 +247,11 @@ class Runner(RunBuilder, StockRunner):
             self.args, self.config, metrics, step, seconds, counts, self.merge_record, corpus=self.corpus, **facts,
             **more
         )  # fmt: skip
+
+    def _wrote_predictions(self, splits: Collection[str]) -> bool:
+        """Tell whether this evaluation wrote a file for each recording; diarization does so for test alone."""
+        asked = getattr(unwrapped(self.downstream.model), "save_predictions", False)
+        return bool(asked) and self.args.mode == "evaluate" and "test" in splits and distributed.is_leader()
 
     def _trainable(self, entry: ModelEntry) -> int:
         if entry.name == "Upstream" and self.tuned.indices:

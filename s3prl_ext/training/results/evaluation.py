@@ -22,6 +22,7 @@ from s3prl_ext.training import best_scores
 from s3prl_ext.training.batching.batches import end_with_parent
 from s3prl_ext.training.forward import TaskModels, clip_names
 from s3prl_ext.training.results.intervals import intervals
+from s3prl_ext.training.results.task_output import whole_predictions
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +97,12 @@ def evaluate(
     """
     models = models.unwrapped()  # a wrapped forward would wait for ranks that are not evaluating
     metric_logger = MetricLogger(writer, models.task.ratios)
-    with modes_kept(models.modules()), randomness.preserved(seed), torch.no_grad():
+    with (
+        modes_kept(models.modules()),
+        randomness.preserved(seed),
+        torch.no_grad(),
+        whole_predictions(models.downstream),
+    ):
         for module in models.modules():
             module.eval()
         loader = _loader(models, split)
