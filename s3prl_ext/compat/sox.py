@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from s3prl_ext.corpora.audio import resample
 from s3prl_ext.errors import UsageError
 
 if TYPE_CHECKING:
@@ -174,6 +175,7 @@ def _mix(samples: torch.Tensor, channels: int) -> torch.Tensor:
 
 
 def _resample(samples: torch.Tensor, sample_rate: int, new_rate: int) -> torch.Tensor:
-    from torchaudio.functional import resample
+    """Resample as predictions do, so that both hear the same."""
+    import torch
 
-    return samples if sample_rate == new_rate else resample(samples, sample_rate, new_rate)
+    return samples if sample_rate == new_rate else torch.from_numpy(resample(samples.numpy(), sample_rate, new_rate))

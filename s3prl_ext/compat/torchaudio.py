@@ -48,6 +48,10 @@ def _put_sox(module: ModuleType) -> None:
     sys.modules["torchaudio.sox_effects"] = module.sox_effects = stand_in
 
 
+def _resample_alike(module: ModuleType) -> None:
+    module.apply_effects_file = sox.apply_effects_file
+
+
 def _lacks_decoder(module: ModuleType) -> bool:
     """Tell whether ``torchaudio.load`` would fail: it needs torchcodec with ffmpeg, or before 2.9 some backend."""
     if not hasattr(module, "load_with_torchcodec"):
@@ -98,5 +102,17 @@ SHIMS = (
         apply=_put_sox,
         reason="s3prl's keyword spotting and mos_prediction import torchaudio.sox_effects, which 2.9 removed",
         remove_when="s3prl no longer imports torchaudio.sox_effects",
+    ),
+    *(
+        Shim(
+            name=f"sox-{name}",
+            module=f"s3prl.downstream.{module}.dataset",
+            needed=lambda module: module.apply_effects_file is not sox.apply_effects_file,
+            apply=_resample_alike,
+            reason="s3prl resamples with sox where torchaudio has it, so that scores depend on torchaudio's version "
+            "and differ from those of predict, for corpora that are not 16 kHz",
+            remove_when="s3prl resamples alike with every torchaudio",
+        )
+        for name, module in (("qbe", "quesst14_dtw"), ("ks", "speech_commands"))
     ),
 )

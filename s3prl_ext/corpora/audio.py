@@ -1,4 +1,4 @@
-"""Read, resample, shape and write mono audio at 16 kHz, the only rate s3prl's tasks accept."""
+"""Read, resample, shape and write mono audio at 16 kHz, the rate of s3prl's tasks."""
 
 from __future__ import annotations
 
@@ -45,14 +45,20 @@ def _unreadable(path: Path, error: Exception) -> DataError:
     return DataError(f"cannot read the audio file {path} ({error}): replace it or remove its line.")
 
 
-def resample(samples: np.ndarray, rate: int) -> np.ndarray:
-    """Convert float32 samples [samples] from `rate` (Hz) to 16 kHz with a polyphase filter."""
-    if rate == SAMPLE_RATE:
+def resample(samples: np.ndarray, rate: int, to: int = SAMPLE_RATE) -> np.ndarray:
+    """Convert float32 samples from `rate` to another one (Hz) with a polyphase filter: that of corpora and predictions.
+
+    Args:
+        samples: [samples], or [channels, samples].
+        rate: that they have.
+        to: that the result has.
+    """
+    if rate == to:
         return samples
     from scipy.signal import resample_poly  # half a second, which no --help waits for
 
-    divisor = gcd(rate, SAMPLE_RATE)
-    return resample_poly(samples, SAMPLE_RATE // divisor, rate // divisor).astype(np.float32)
+    divisor = gcd(rate, to)
+    return resample_poly(samples, to // divisor, rate // divisor, axis=-1).astype(np.float32)
 
 
 def pad_to(samples: np.ndarray, length: int, rng: np.random.Generator) -> np.ndarray:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from math import sqrt
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
-from s3prl_ext.compat.sox import apply_effects_tensor
+import s3prl_ext
+from s3prl_ext.compat import sox, torchaudio
+from s3prl_ext.compat.sox import apply_effects_file, apply_effects_tensor
 from s3prl_ext.errors import UsageError
+from s3prl_ext.prediction import recordings
 
 RATE = 16000
 SILENCE = ["silence", "1", "0.1", "0.1%", "-1", "0.1", "0.1%"]  # of s3prl's speaker verification
@@ -67,3 +72,32 @@ def test_silence_throughout_leaves_nothing_and_speech_stays_whole():
 def test_another_form_of_silence_is_refused(effect):
     with pytest.raises(UsageError, match="'silence .*' is not available: known is silence 1 SECONDS PERCENT%"):
         apply_effects_tensor(torch.zeros(1, 5000), RATE, [effect])
+
+
+@pytest.mark.parametrize(("rate", "channels"), [(8000, 1), (11025, 1), (16000, 1), (44100, 2), (48000, 1)])
+def test_an_evaluation_resamples_as_a_prediction_does(tmp_path, rate, channels):
+    s3prl_ext.install()
+    samples = np.random.default_rng(rate).normal(0, 0.1, (rate // 2 + 3, channels)).astype(np.float32)
+    soundfile.write(tmp_path / "clip.wav", samples, rate, subtype="FLOAT")
+    found, new_rate = apply_effects_file(str(tmp_path / "clip.wav"), [["channels", "1"], ["rate", "16000"]])
+    assert new_rate == RATE and found.dtype == torch.float32
+    assert np.array_equal(found[0].numpy(), recordings.read(tmp_path / "clip.wav").samples)
+
+
+def test_a_tone_leaves_no_image_above_the_old_band():
+    tone = torch.sin(2 * torch.pi * 3300 * torch.arange(8000) / 8000)[None]
+    found, _ = apply_effects_tensor(tone, 8000, [["rate", "16000"]])
+    power = np.abs(np.fft.rfft(found[0].numpy() * np.hanning(found.shape[1]))) ** 2
+    assert 10 * np.log10(power[4700 - 20 : 4700 + 20].max() / power.max()) < -50
+
+
+def test_tasks_that_resample_do_so_whichever_torchaudio_there_is():
+    bound = [shim for shim in torchaudio.SHIMS if shim.name.startswith("sox-")]
+    assert {shim.module for shim in bound} == {
+        "s3prl.downstream.quesst14_dtw.dataset", "s3prl.downstream.speech_commands.dataset"
+    }  # fmt: skip
+    for shim in bound:
+        module = SimpleNamespace(apply_effects_file="of an older torchaudio")
+        assert shim.needed(module)
+        shim.apply(module)
+        assert module.apply_effects_file is sox.apply_effects_file and not shim.needed(module)

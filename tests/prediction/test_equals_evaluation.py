@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,9 +11,11 @@ import editdistance
 import h5py
 import numpy as np
 import pytest
+import soundfile
 
 from s3prl_ext.compat import enhancement
 from s3prl_ext.compat.quesst14 import OUTPUT, scores_of
+from s3prl_ext.corpora.audio import resample
 from s3prl_ext.evaluation.predictions import read_predictions
 from s3prl_ext.evaluation.transcripts import read_transcripts
 from s3prl_ext.mini_superb import LAYOUTS
@@ -202,12 +205,18 @@ def test_audio(scored, task):
     assert mean(r["si_sdr"] - r["input_si_sdr"] for r in measured) == pytest.approx(run.metrics["si_sdr"], abs=1e-4)
 
 
-@pytest.mark.parametrize("task", ["qbe"])
-def test_search(task, build, corpus_variables, tmp_path):
+@pytest.mark.parametrize(("task", "rate"), [("qbe", 16000), ("qbe", 8000)])  # QUESST14 has 8 kHz
+def test_search(task, rate, build, corpus_variables, tmp_path, monkeypatch):
     flags = {"mode": "evaluate", "evaluate_split": "test", "downstream": "quesst14_dtw", "upstream": "fbank"}
+    root = corpus_variables / LAYOUTS[task].folder
+    if rate != 16000:
+        root = Path(shutil.copytree(root, tmp_path / "corpus"))
+        monkeypatch.setenv("QUESST14", str(root))
+        for path in root.rglob("*.wav"):
+            samples, given = soundfile.read(path, dtype="float32")
+            soundfile.write(path, resample(samples, given, rate), rate)
     build(runs.make_args(tmp_path / "exp", **flags), runs.task_config(task)).evaluate()
     found = scores_of(tmp_path / "exp" / OUTPUT)
-    root = corpus_variables / LAYOUTS[task].folder
     model = load(tmp_path / "exp", options=Options(queries=sorted((root / "eval_queries").glob("*.wav"))))
     mine: dict[str, dict[str, float]] = {query: {} for query in found}
     for result in model.predict_files(sorted((root / "Audio").glob("*.wav"))):
