@@ -13,6 +13,7 @@ from s3prl_ext.evaluation.result_records import ResultRecord, numbers, read_reco
 from s3prl_ext.merging.learnable_config import LearnableConfig
 from s3prl_ext.run_folder import RunFolder
 from s3prl_ext.tasks import named, task_of
+from s3prl_ext.tasks.record import Folds
 
 UNNAMED_MERGE = "merged_attention"  # -u of a merge that -g names
 # Settings that do not change what a model learns or how it is scored.
@@ -93,7 +94,7 @@ def runs_of(record: ResultRecord) -> list[ScoredRun]:
     """Return one run for each split that a result file has metrics of."""
     task = task_of(record["downstream"], record.at("config.downstream_expert"))
     facts, draw = facts_of(record), _draw(record["merge"])
-    fold = facts.pop(task.folds.key, None) if task.folds else None
+    fold = _pop_fold(facts, task.folds) if task.folds else None
     seed = ", ".join(
         [f"{record['seed']}"] + ([f"draw {draw}"] if draw is not None else []) + ([str(fold)] if fold else [])
     )
@@ -107,6 +108,14 @@ def runs_of(record: ResultRecord) -> list[ScoredRun]:
         for split, rows in record["metrics"].items()
         if rows
     ]  # fmt: skip
+
+
+def _pop_fold(facts: dict[str, Any], folds: Folds) -> str | None:
+    """Take the fold out of the facts of a run, wherever it was named: in the task file, with ``-v``, or in both."""
+    fold, variant = facts.pop(folds.key, None), facts.get("variant")
+    if variant in folds.names and fold in (None, variant):
+        fold = facts.pop("variant")
+    return fold
 
 
 def _on_dev(record: ResultRecord, split: str) -> dict[str, float]:

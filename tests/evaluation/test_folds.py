@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from s3prl_ext.evaluation.result_records import read_record
 from s3prl_ext.evaluation.result_rows import rows_of, without_duplicates
-from s3prl_ext.evaluation.scored_runs import ScoredRun
+from s3prl_ext.evaluation.scored_runs import ScoredRun, runs_of
 from s3prl_ext.evaluation.superb_row import superb_table
 from s3prl_ext.tasks.er import FOLDS
+from tests.support.result_files import content
 
 
 def run(task: str, value: float, fold: str | None = None, split: str = "test", **facts) -> ScoredRun:
@@ -62,3 +65,22 @@ def test_of_several_layers_the_best_on_dev_is_superbs_figure():
         (3, "dev", 0.2), (3, "test", 0.9), (6, "dev", 0.4), (6, "test", 0.3))]  # fmt: skip
     shown, notes = cell([run("ks", 0.9), *layers], "QBE MTWV (%) ↑")
     assert shown == "30.00" and "the best on dev of 2 configurations" in notes
+
+
+@pytest.mark.parametrize("written", [True, False])
+def test_folds_of_the_flag_are_one_row_as_those_of_the_task_file_are(tmp_path, written):
+    """``-v foldN``: s3prl-ext writes the fold into the task file of the result, stock s3prl does not."""
+    runs = []
+    for fold in FOLDS:
+        record = content({"acc": 0.6}, downstream="emotion")
+        record["args"]["downstream_variant"] = fold
+        if written:
+            record["config"]["downstream_expert"] = {"datarc": {"test_fold": fold}}
+        (tmp_path / f"{fold}.json").write_text(json.dumps(record))
+        runs += runs_of(read_record(tmp_path / f"{fold}.json"))
+    assert [run.fold for run in runs] == list(FOLDS) and len({run.key() for run in runs}) == 1
+    record = content({"acc": 0.6}, downstream="asr")  # another task: the variant says what was run
+    record["args"]["downstream_variant"] = "fold1"
+    (tmp_path / "asr.json").write_text(json.dumps(record))
+    (other,) = runs_of(read_record(tmp_path / "asr.json"))
+    assert other.facts["variant"] == "fold1" and other.fold is None
