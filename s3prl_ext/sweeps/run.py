@@ -167,6 +167,7 @@ class Sweep:
         for arm in progress:
             stop.check()
             progress.set_description(f"{split}: {self.name(arm)}")
+            self.weights.check_in([self.models.upstream, self.models.downstream])
             self.weights.apply(arm)
             started = time.monotonic()
             with quietly_into(self.models.downstream, self.task, self.folder / arm_folder(arm, self.groups)):

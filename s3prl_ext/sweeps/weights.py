@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from s3prl_ext.attention.layouts import Slot
 from s3prl_ext.attention.weights import AttentionWeights
@@ -63,7 +63,8 @@ class ArmWeights:
         self._source_as_read, self._layer_map = source, layer_map
         check_finite(target, self._target, "the target")
         self._original = {slot: tensor.clone() for slot, tensor in self._target.items()}
-        self._method, self._base, self._aligner, self._moments = method, base, aligner, moments
+        self._method, self._aligner, self._moments = method, aligner, moments
+        self._base = base and {s: base[s].to(tensor.device) for s, tensor in self._target.items() if s in base}
         self._source: dict[Slot, Tensor] | None = None
         mapped = {slot: tensor for slot, tensor in self._target.items() if layer_map[slot.layer] is not None}
         self._shapes = {slot: tensor.shape for slot, tensor in mapped.items()}  # of noise
@@ -88,8 +89,7 @@ class ArmWeights:
         for slot in slots & other.keys():
             if self._method != LINEAR:
                 base = self._base[slot] if self._base else None
-                moments = self._moments.values[slot.layer] if self._moments and slot.kind == "weight" else None
-                part = Part(other[slot], arm.lambda_, base, moments=moments)
+                part = Part(other[slot], arm.lambda_, base, moments=self._moments_of(slot))
                 self._target[slot].copy_(self._method.combine(self._original[slot], [part], slot))
             elif arm.lambda_ == 1.0:
                 self._target[slot].copy_(other[slot])
@@ -100,9 +100,25 @@ class ArmWeights:
                 self._target[slot].copy_(wide.lerp_(other[slot], arm.lambda_))
         self._changed = set(slots)
 
+    def check_in(self, modules: Iterable[nn.Module]) -> None:
+        """Raise RuntimeError unless what arms are written to is the memory of these modules' parameters."""
+        held = {parameter.untyped_storage().data_ptr() for module in modules for parameter in module.parameters()}
+        lost = [slot for slot, tensor in self._target.items() if tensor.untyped_storage().data_ptr() not in held]
+        if lost:
+            raise RuntimeError(
+                f"{len(lost)} of {len(self._target)} matrices of a sweep are no longer those of its model, which was "
+                "moved: its arms would all score the unmerged target."
+            )
+
     def restore(self) -> None:
         """Give the model its own values back."""
         self.apply(Arm())
+
+    def _moments_of(self, slot: Slot) -> tuple[Tensor, Tensor] | None:
+        if self._moments is None or slot.kind != "weight":
+            return None
+        ours, theirs = self._moments.values[slot.layer]
+        return ours.to(self._target[slot].device), theirs.to(self._target[slot].device)
 
     def _ready(self, slot: Slot, tensor: Tensor) -> Tensor:
         """Return a matrix on the target's device in the dtype in which the sum is taken: float32, or wider."""

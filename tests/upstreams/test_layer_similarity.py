@@ -361,6 +361,18 @@ def test_as_found_leaves_modes_and_random_generators(tmp_path):
     assert torch.equal(torch.get_rng_state(), states[0]) and np.array_equal(np.random.get_state()[1], states[1])
 
 
+def test_as_found_leaves_parameters_and_buffers_in_their_memory(tmp_path):
+    upstream = TransformersSpeechModel(hubert(tmp_path))
+    upstream.register_buffer("seen", torch.ones(2))
+    state = {name: (tensor, tensor.data_ptr(), tensor.clone()) for name, tensor in upstream.state_dict().items()}
+    with as_found(upstream, "cpu"):
+        upstream.double().float()  # new memory, as on another device
+        assert all(tensor.data_ptr() != state[name][1] for name, tensor in upstream.named_parameters())
+    for name, tensor in upstream.state_dict().items():
+        view, place, before = state[name]
+        assert tensor.data_ptr() == place and torch.equal(tensor, before) and torch.equal(view, before)
+
+
 def write_merge(tmp_path, layers, source_options=None, **target_options):
     target = factories.hubert_folder(tmp_path / "target", layers=4, stable_norm=True, **target_options)
     source = factories.bert_folder(tmp_path / "source", layers=4, **(source_options or {}))

@@ -177,12 +177,19 @@ def _heard(
 def as_found(model: nn.Module, device: str | torch.device) -> Iterator[None]:
     """Inside, `model` is on `device` in evaluation mode; afterwards it and the random generators are as they were.
 
-    A merged upstream that chooses its layers must leave a training run with the numbers it would otherwise draw.
+    A merged upstream that chooses its layers must leave a training run with the numbers it would otherwise draw. Its
+    tensors are in the same memory again, so that views of them, such as those of a sweep, still reach the model.
     """
     home = next(model.parameters()).device
+    parameters = [(parameter, parameter.data) for parameter in model.parameters()]
+    buffers = [(module, dict(module.named_buffers(recurse=False))) for module in model.modules()]
     with preserved(), modes_kept([model]):
         try:
             model.eval().to(device)
             yield
         finally:
             model.to(home)
+            for parameter, data in parameters:
+                parameter.data = data
+            for module, own in buffers:
+                module._buffers.update(own)

@@ -123,6 +123,8 @@ def opened_sides(
 ) -> Iterator[tuple[Side, Side]]:
     """Inside, target and source are the two sides of a comparison; afterwards the target is as it was.
 
+    Both run where the target is; where that is the CPU, on a GPU if there is one.
+
     Args:
         source: of the merge, with a model.
         special_tokens: of texts: keep the tokens around them.
@@ -133,7 +135,8 @@ def opened_sides(
         DataError: no attention found, or a tokenizer or another file is missing.
     """
     assert source.path is not None
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    home = next(merge.module.parameters()).device if merge.module is not None else torch.device("cpu")
+    device = "cuda" if home.type == "cpu" and torch.cuda.is_available() else str(home)
     with opened_target(merge, special_tokens, device, point=point) as target:
         yield target, source_side(source.path, source.name, source.section.prefix, special_tokens, device, point)
 
