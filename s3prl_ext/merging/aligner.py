@@ -5,6 +5,7 @@ Its hidden space is rotated, its heads are paired or brought into shape.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -80,7 +81,7 @@ class Aligner:
     def apply(
         self, target: AttentionWeights, source: AttentionWeights, base: AttentionWeights | None = None
     ) -> Aligned:
-        """Return a source as it is merged.
+        """Return a source as it is merged; computed on the CPU, so that every machine with the same one agrees.
 
         Args:
             target: before the merge.
@@ -90,6 +91,13 @@ class Aligner:
         Raises:
             UsageError: widths or numbers of heads do not fit, or heads share keys and values.
         """
+        found = self._apply(_at(target, "cpu"), _at(source, "cpu"), None if base is None else _at(base, "cpu"))
+        home = next((tensor.device for tensor in source.values()), "cpu")
+        return dataclasses.replace(
+            found, weights=_at(found.weights, home), base=None if found.base is None else _at(found.base, home)
+        )
+
+    def _apply(self, target: AttentionWeights, source: AttentionWeights, base: AttentionWeights | None) -> Aligned:
         rotated = source if self.basis is None else self.basis.apply(source)
         moved_base = base if base is None or self.basis is None else self.basis.apply(base)
         if not source:  # noise of which nothing is merged
@@ -152,6 +160,10 @@ class Aligner:
         } | self._alike_facts()
         scaled = base and _scaled(_placed(base, placements, self.projections), placements)
         return Aligned(_scaled(placed, placements), scaled, {"projection": facts}, kept)
+
+
+def _at(weights: AttentionWeights, device: str | torch.device) -> AttentionWeights:
+    return {slot: tensor.to(device) for slot, tensor in weights.items()}
 
 
 def _placed(

@@ -6,10 +6,13 @@ import itertools
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from s3prl_ext.attention.layouts import PROJECTIONS, Slot
 from s3prl_ext.errors import UsageError
+from s3prl_ext.merging import aligner, alignment, head_projection
 from s3prl_ext.merging.alignment import align_heads, permute_heads
+from s3prl_ext.merging.basis import Basis, Rotation
 
 HEADS, WIDTH = 4, 12
 
@@ -85,3 +88,18 @@ def test_only_the_named_projections_are_compared_and_moved():
 def test_a_width_that_cannot_be_divided_is_one_sentence():
     with pytest.raises(UsageError, match="12 rows cannot be divided into 5 heads: correct align.heads"):
         align_heads(model(0), model(1), 5, PROJECTIONS)
+
+
+@pytest.mark.parametrize("width", [8, 16])  # of the source; another one is projected
+def test_models_on_two_devices_are_aligned(width, monkeypatch):
+    for module in (alignment, head_projection):
+        monkeypatch.setattr(module, "assign", lambda alike: list(range(len(alike))))
+    monkeypatch.setattr(aligner, "_norm", lambda tensor: 1.0)
+    basis = Basis({0: Rotation(torch.eye(width, 8), 1.0, 8)}) if width != 8 else None
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        target = {Slot(0, p): torch.empty(8, 8, device="cuda") for p in PROJECTIONS}
+        for device in ("cuda", "cpu"):
+            source = {Slot(0, p): torch.empty(width, width, device=device) for p in PROJECTIONS}
+            base = {slot: tensor.clone().cpu() for slot, tensor in source.items()}
+            found = aligner.Aligner(aligner.Paired(basis), heads=(2, 2), pair=True).apply(target, source, base)
+            assert all(tensor.device.type == device and tensor.shape == (8, 8) for tensor in found.weights.values())
