@@ -75,6 +75,7 @@ def summarize(
                 "layers": list(group.layers),
                 "noise": group.noise,
                 "draws": group.draws,
+                "lambdas": list(group.lambdas),
                 "lambda": chosen,
                 "better_than_target_on_dev": metric.better(on_dev.mean, baseline.mean),
                 "dev": vars(on_dev),

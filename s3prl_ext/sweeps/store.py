@@ -15,6 +15,7 @@ from s3prl_ext.writing import numbers_or_none, write_json
 
 SCHEMA = 1
 NAME = SWEEP_FILE
+CONCLUSIONS = ("metric", "dev", "test", "summary")  # a finished sweep has these
 
 
 class Store:
@@ -55,7 +56,20 @@ class Store:
         """Keep the result of an arm on a split, and write the file."""
         described = {"layers": list(arm.layers), "noise": arm.noise, "draw": arm.draw, "lambda": arm.lambda_}
         self.content["results"][_key(arm, split)] = {"arm": described, "split": split, **result}
+        self._reopen()
         self.write()
+
+    def take(self, results: Mapping[str, Any]) -> None:
+        """Keep results of another file of the same sweep, and write the file."""
+        if results.keys() - self.content["results"].keys():
+            self._reopen()
+        self.content["results"] |= results
+        self.write()
+
+    def _reopen(self) -> None:
+        """Drop what was concluded from the results so far: with more of them the sweep is not finished."""
+        for key in CONCLUSIONS:
+            self.content.pop(key, None)
 
     def check_data(self, split: str, sha256: str) -> None:
         """Keep the hash of a split's data; raise UsageError where results of other data are stored."""

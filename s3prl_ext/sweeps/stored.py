@@ -148,13 +148,17 @@ def read_sweep(path: Path) -> StoredSweep:
 
 
 def _groups(content: Mapping[str, Any]) -> list[Group]:
-    """Return the groups of a sweep, with the lambdas that were scored."""
+    """Return the groups of a sweep; a file of 0.1.0 does not name their lambdas: all that were scored."""
     groups = []
     for row in content["summary"]:
-        found = {
-            result["arm"]["lambda"]
-            for result in content["results"].values()
-            if result["arm"]["layers"] == row["layers"] and result["arm"]["noise"] == row["noise"]
-        }
+        found = (
+            [float(value) for value in row["lambdas"]]
+            if "lambdas" in row
+            else {
+                result["arm"]["lambda"]
+                for result in content["results"].values()
+                if result["arm"]["layers"] == row["layers"] and result["arm"]["noise"] == row["noise"]
+            }
+        )
         groups.append(Group(row["group"], tuple(row["layers"]), row["noise"], tuple(sorted(found)), row["draws"]))
     return groups

@@ -15,11 +15,12 @@ from s3prl_ext.attention.weights import extract
 from s3prl_ext.errors import DataError, StoppedByUser, UsageError
 from s3prl_ext.merging.noise import NoiseConfig
 from s3prl_ext.metrics import METRICS
-from s3prl_ext.sweeps import report
+from s3prl_ext.sweeps import parts, report
 from s3prl_ext.sweeps.grid import BASELINE, Arm, Group
 from s3prl_ext.sweeps.run import Sweep
 from s3prl_ext.sweeps.selection import choose_lambda, point, summarize
 from s3prl_ext.sweeps.store import Store
+from s3prl_ext.sweeps.stored import read_sweep
 from s3prl_ext.sweeps.weights import ArmWeights
 from s3prl_ext.tasks import named
 from s3prl_ext.upstreams.merged_attention.hubconf import merged_attention
@@ -102,6 +103,14 @@ def test_applying_an_arm_allocates_no_matrix(pair, upstream):
     weights.apply(Arm((0, 1), "none", 0, 0.5))
     after = extract(upstream.state_dict())
     assert [tensor.data_ptr() for tensor in after.values()] == pointers
+
+
+def test_a_sweep_whose_model_was_moved_scores_nothing(pair, upstream, tmp_path):
+    sweep = make_sweep(tmp_path / "sweep", upstream, pair[1])
+    upstream.double().float()
+    with pytest.raises(RuntimeError, match="6 of 6 matrices of a sweep are no longer those of its model"):
+        sweep.run()
+    assert not sweep.store.content["results"]
 
 
 def test_nan_is_found_before_anything_is_scored(pair, upstream):
@@ -222,6 +231,41 @@ def test_overwriting_leaves_no_earlier_results_even_where_it_is_stopped_at_once(
         again.run()
     assert json.loads((tmp_path / "sweep" / "sweep.json").read_text())["results"] == {}
     assert not list((tmp_path / "sweep" / "arms").glob("*/*"))
+
+
+def test_a_larger_grid_that_is_interrupted_is_unfinished(pair, upstream, tmp_path):
+    sweep = make_sweep(tmp_path / "sweep", upstream, pair[1], groups=GROUPS[:1], test=None)
+    sweep.store.content |= {"target": {"name": "a"}, "source": {"name": "b"}}
+    sweep.store.content["settings"] |= {"task": "ljspeech", "task file": {}, "seed": 1}
+    rows = sweep.run()
+    assert rows[0]["lambdas"] == [0.25, 0.5]
+    path = tmp_path / "sweep" / "sweep.json"
+    assert [group.lambdas for group in read_sweep(path).groups] == [(0.25, 0.5)]
+
+    settings = sweep.store.content["settings"]
+    wider = [Group("all", (0, 1), "none", (0.25, 0.5, 0.75, 1.0), 1)]
+    more = make_sweep(tmp_path / "sweep", upstream, pair[1], groups=wider, test=None, settings=settings)
+    task = more.models.downstream
+    task.register_forward_hook(lambda *_: os.kill(os.getpid(), signal.SIGINT) if len(task.evaluations) == 1 else None)
+    with pytest.raises(StoppedByUser):
+        more.run()
+    assert len(more.store.content["results"]) == 4
+    with pytest.raises(DataError, match="is unfinished"):
+        read_sweep(path)
+
+    narrow = [Group("all", (0, 1), "none", (0.25,), 1)]
+    make_sweep(tmp_path / "sweep", upstream, pair[1], groups=narrow, test=None, settings=settings).run()
+    assert [group.lambdas for group in read_sweep(path).groups] == [(0.25,)]  # not what other grids have scored
+
+
+def test_results_of_a_part_reopen_a_finished_sweep(pair, upstream, tmp_path):
+    make_sweep(tmp_path / "sweep", upstream, pair[1], groups=GROUPS[:1], test=None).run()
+    make_sweep(tmp_path / "part", upstream, pair[1], test=None).run()
+    store = make_sweep(tmp_path / "sweep", upstream, pair[1], test=None).store
+    parts.merge(store, tmp_path / "sweep")  # nothing new
+    assert "summary" in store.content
+    parts.merge(store, tmp_path / "part")
+    assert "summary" not in json.loads(store.path.read_text())
 
 
 def test_a_larger_grid_scores_what_is_new(pair, upstream, tmp_path):
