@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import logging
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -12,10 +14,13 @@ from s3prl_ext.commands.flags import sweep as flags_of
 from s3prl_ext.configs import load_yaml
 from s3prl_ext.errors import UsageError
 from s3prl_ext.merging.config import MergeConfig
+from s3prl_ext.merging.lambdas import is_zero
 from s3prl_ext.merging.names import OWN_UPSTREAM
 from s3prl_ext.metrics import metric
 from s3prl_ext.sweeps.grid import KEYS, PRESETS, Grid, as_list, read_grid
 from s3prl_ext.upstreams.merged_attention.config import read_config
+
+logger = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,7 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     plugin.install()
     preset = None if flags.upstream == OWN_UPSTREAM else flags.upstream
     config = _one_source(read_config(flags.upstream_model_config, flags.upstream_ckpt, preset))
-    grid = _grid(flags, config.allow_extrapolation)
+    grid = _grid(flags, config)
+    _say_what_is_ignored(config)
     if flags.metric is not None:
         metric(flags.metric)
     from s3prl_ext.sweeps.pipeline import run  # s3prl is importable once the plug-in is installed
@@ -45,11 +51,30 @@ def _one_source(config: MergeConfig) -> MergeConfig:
         raise UsageError(f"a sweep varies one source, but the merge has {len(config.sources)}: keep one.")
     if config.learnable is not None:
         raise UsageError("a sweep varies a fixed lambda, but the merge has learnable: true: set it to false.")
-    return config
+    (source,) = config.sources
+    merged = {projection: value for projection, value in source.lambda_.items() if not is_zero(value)}
+    if not merged:  # a configuration of the unmerged target
+        return config
+    return dataclasses.replace(config, sources=(dataclasses.replace(source, lambda_=merged),))
 
 
-def _grid(flags: argparse.Namespace, extrapolate: bool) -> Grid:
-    """Return the checked grid of ``--grid`` and the flags that win over it."""
+def _say_what_is_ignored(config: MergeConfig) -> None:
+    """Log what else than one lambda, and which layers, the configuration asks for: the grid decides both."""
+    (source,) = config.sources
+    values = list(source.lambda_.values())
+    if not isinstance(values[0], (int, float)) or any(value != values[0] for value in values):
+        logger.warning(
+            "an arm of a sweep has one lambda for all layers and projections: those of the configuration are ignored."
+        )
+    if source.layers != "all":
+        logger.warning("a sweep takes its layers from --layers or --grid: those of the configuration are ignored.")
+
+
+def _grid(flags: argparse.Namespace, config: MergeConfig) -> Grid:
+    """Return the checked grid of ``--grid`` and the flags that win over it.
+
+    Where neither says what is merged, it is what the configuration merges: the source, or its kind of noise.
+    """
     file, where = {}, "the grid"
     if flags.grid is not None:
         file, where = (PRESETS[flags.grid] if flags.grid in PRESETS else load_yaml(flags.grid)), str(flags.grid)
@@ -68,7 +93,8 @@ def _grid(flags: argparse.Namespace, extrapolate: bool) -> Grid:
     if flags.draws is not None:
         given["draws"] = flags.draws
     assert set(given) <= set(KEYS)
-    grid = read_grid(file, given, extrapolate, where)
+    noise = config.sources[0].noise
+    grid = read_grid(file, given, config.allow_extrapolation, where, noise.kind if noise else "none")
     if grid["by"] and flags.similarity is None:
         raise UsageError("--by needs --similarity: the layers.json of `s3prl-ext layers`, or a table of pairs.")
     return grid

@@ -34,6 +34,14 @@ def over_depth(schedule: LambdaSchedule, depth: int) -> list[float]:
     return schedule if isinstance(schedule, list) else [schedule] * depth
 
 
+def is_zero(schedule: LambdaSchedule) -> bool:
+    """Return whether a schedule is 0 in every layer."""
+    if isinstance(schedule, dict):
+        points = schedule.get("gradient", schedule.get("first"))
+        return not any(points) if isinstance(points, list) else not points
+    return not any(schedule) if isinstance(schedule, list) else not schedule
+
+
 def parse_projections(value: Any, where: str) -> list[str]:
     """Return the projections that `value` names, in the order q, k, v.
 

@@ -118,7 +118,9 @@ def arm_folder(arm: Arm, groups: Sequence[Group]) -> str:
     return re.sub(r"[^\w.,+-]+", "_", arm_name(arm, groups))
 
 
-def read_grid(file: Mapping[str, Any], flags: Mapping[str, Any], extrapolate: bool, where: str) -> Grid:
+def read_grid(
+    file: Mapping[str, Any], flags: Mapping[str, Any], extrapolate: bool, where: str, noise: str = "none"
+) -> Grid:
     """Check a grid file together with the flags, which win, and return it with all keys of :data:`KEYS`.
 
     Args:
@@ -126,11 +128,12 @@ def read_grid(file: Mapping[str, Any], flags: Mapping[str, Any], extrapolate: bo
         flags: keys of :data:`KEYS` as given on the command line.
         extrapolate: accept lambda outside [0, 1].
         where: name of the file, shown before each complaint.
+        noise: what is merged where neither says it: a name of :data:`NOISES`.
 
     Raises:
         UsageError: with one line for every problem found.
     """
-    grid = {**file, **flags}
+    grid = {"noise": noise, **file, **flags}
     problems = Problems(unknown_keys(grid, KEYS, where))
     arms = grid.get("arms") or {}
     if not isinstance(arms, Mapping):
@@ -150,7 +153,7 @@ def read_grid(file: Mapping[str, Any], flags: Mapping[str, Any], extrapolate: bo
             continue
         problems += unknown_keys(arm, ARM_KEYS, place)
         checked["arms"][str(name)] = _check_axes(
-            {"draws": grid.get("draws", NOISE_DRAWS), **arm}, extrapolate, place, problems
+            {"draws": grid.get("draws", NOISE_DRAWS), "noise": noise, **arm}, extrapolate, place, problems
         )
     if bool(checked["by"]) != bool(checked["top_k"]):
         problems.append(f"{where}: by and top_k belong together: by names the metrics, top_k the numbers of layers.")
@@ -164,7 +167,7 @@ def _check_axes(grid: Mapping[str, Any], extrapolate: bool, where: str, problems
     default = [] if by_similarity else ["all"]
     axes: ArmGrid = {
         "lambda": [],
-        "layers": as_list(grid.get("layers", default)),
+        "layers": _layer_sets(grid.get("layers", default)),
         "noise": as_list(grid.get("noise", "none")),
         "draws": problems.attempt(count(), grid.get("draws", NOISE_DRAWS), f"{where}: draws") or NOISE_DRAWS,
         "by": as_list(grid.get("by", [])),
@@ -195,6 +198,11 @@ def _check_axes(grid: Mapping[str, Any], extrapolate: bool, where: str, problems
         if name not in SIMILARITY_NAMES
     ]
     return axes
+
+
+def _layer_sets(value: Any) -> list[Any]:
+    """Return the sets of layers of a grid file, where a text is one set as it is in a merge file: ``0-3,8``."""
+    return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
 def as_list(value: Any) -> list[Any]:

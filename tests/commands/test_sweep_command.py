@@ -94,6 +94,17 @@ def test_zero_shot_with_the_targets_own_head(sweep, pair, capsys):
     assert (folder / "arms" / "target" / "transcripts-dev.jsonl").is_file()
 
 
+def test_what_the_configuration_merges_is_swept(sweep, tmp_path, caplog):
+    config = tmp_path / "my.yaml"
+    text = config.read_text().replace("lambda: 0.5", "lambda: {default: 0.1, k_proj: 0.2, v_proj: 0}\nlayers: 1")
+    config.write_text(text + "noise: target\n")
+    folder = sweep("--lambda", "0.5", "--draws", "2", "--metric", "cer", "--test", "none")
+    assert [(row["noise"], row["draws"]) for row in results(folder)["summary"]] == [("target", 2)]
+    assert results(folder)["settings"]["projections"] == ["q_proj", "k_proj"]
+    assert "one lambda for all layers and projections: those of the configuration are ignored" in caplog.text
+    assert "takes its layers from --layers or --grid: those of the configuration are ignored" in caplog.text
+
+
 def test_task_vectors_of_aligned_heads_are_swept_and_noise_for_them_is_refused(sweep, tmp_path, capsys):
     base = factories.bert_folder(tmp_path / "base", seed=8)
     config = tmp_path / "my.yaml"

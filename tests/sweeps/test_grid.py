@@ -39,6 +39,20 @@ def test_named_arms_have_their_own_settings():
     assert (noise.name, noise.noise, noise.lambdas, noise.draws) == ("noise", "target", (0.1, 0.2), 2)
 
 
+def test_a_text_in_a_file_is_one_set_of_layers_as_in_a_merge():
+    (block,) = groups({"arms": {"block": {"layers": "0-2,5", "lambda": 0.1}}})
+    assert (block.name, block.layers) == ("block", (0, 1, 2, 5))
+    (whole,) = groups({"layers": "0-2,5", "lambda": 0.1})
+    assert whole.layers == (0, 1, 2, 5)
+
+
+def test_noise_of_the_configuration_is_merged_where_the_grid_does_not_say():
+    file = {"lambda": 0.1, "arms": {"block": {"layers": "0-2", "lambda": 0.1}}}
+    for flags, kind in (({}, "target"), ({"noise": ["none"]}, "none")):
+        grid = read_grid(file, flags, False, "the grid", "target")
+        assert grid["noise"] == [kind] and grid["arms"]["block"]["noise"] == ["target"]
+
+
 def test_flags_win_over_the_file():
     (group,) = groups({"lambda": [0.5], "layers": ["all"]}, layers=["2"])
     assert group.layers == (2,) and group.lambdas == (0.5,)

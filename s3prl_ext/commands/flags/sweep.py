@@ -35,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
     add(
         "-g",
         "--upstream_model_config",
-        help='merge: "my.yaml,,projections=[q_proj]"; its lambda and layers are ignored',
+        help='merge: "my.yaml,,projections=[q_proj]"; lambda and layers are those of the grid',
     )
     add("-k", "--upstream_ckpt", help="replaces the target's checkpoint or model")
     add("-d", "--downstream", help="task")
@@ -53,7 +53,10 @@ def parser() -> argparse.ArgumentParser:
     add("--grid", help=f"YAML file, or one of {', '.join(PRESETS)}")
     add("--lambda", dest="lambda_", metavar="VALUES", help="such as 0,0.05,0.1; 0, the target itself, is always scored")
     add("--layers", help="sets of layers, such as all,0-2,3-5; join the parts of one set by +, as in 0-2+5")
-    add("--noise", help="matrices to merge in: none (the source's), source, target, standard")
+    add(
+        "--noise",
+        help="matrices to merge in: none (the source's), source, target, standard (default: as -u or -g says)",
+    )
     add("--draws", type=int, help="draws of each noise control (default: 5)")
     add("--by", help="also the most similar layers by these metrics: euclidean, inner_product, swd")
     add("--top-k", help="numbers of most similar layers, such as 4,6,8")
@@ -65,7 +68,7 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--test-paper",
         action="store_true",
-        help="score on test also what MAM prints for this grid, at the paper's lambda",
+        help="score on test also the merges, without noise, that MAM prints for this grid, at the paper's lambda",
     )
     add("--metric", help="metric to compare (default: the task's main one)")
     add(
