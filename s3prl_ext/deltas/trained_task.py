@@ -34,7 +34,7 @@ from s3prl_ext.training.methods import prepare_base
 from s3prl_ext.training.racing.candidates import chosen_tuning
 from s3prl_ext.training.run_spec import RunSpec
 from s3prl_ext.transformers_models import SPEECH_UPSTREAMS
-from s3prl_ext.upstreams.merged_attention.record import UNKNOWN, MergeRecord, check_merge_record
+from s3prl_ext.upstreams.merged_attention.record import UNKNOWN, MergeRecord, check_merge_record, rounding_hint
 
 WITHOUT_HEAD = (
     "{} holds an adapter without the head of a task: write its model with s3prl-ext apply, or switch to it with "
@@ -255,8 +255,14 @@ class TrainedTask:
         """
         if self.upstream:
             raise DataError(f"{self.path} holds a whole upstream, no delta: write it as a model with s3prl-ext export.")
-        self.delta.check_base(base, str(self.path))
+        self._check_base(base)
         return self.delta.over(base, str(self.path))
+
+    def _check_base(self, base: Mapping[str, Tensor]) -> None:
+        try:
+            self.delta.check_base(base, str(self.path))
+        except DataError as error:
+            raise DataError(f"{error}{rounding_hint(self.merge)}") from error
 
     def tune(self, model: nn.Module) -> dict[str, float]:
         """Make the untuned upstream the tuned one with plain weights only; an adapter or learnt lambda is folded.
@@ -269,7 +275,7 @@ class TrainedTask:
             UsageError: the adapter cannot be folded.
         """
         if self.upstream:
-            self.delta.check_base(model.state_dict(), str(self.path))
+            self._check_base(model.state_dict())
             load_whole(model, self.upstream, self.path)
         else:
             check_foldable(self)

@@ -21,6 +21,7 @@ from s3prl_ext.configs import Section
 from s3prl_ext.errors import DataError
 from s3prl_ext.models.hashing import state_sha256, tensors_sha256
 from s3prl_ext.training.statistics import StateChanged, check_buffers, copy_buffers, restore_buffers
+from s3prl_ext.upstreams.merged_attention.record import rounding_hint
 
 
 class TunedUpstream:
@@ -99,6 +100,7 @@ class TunedUpstream:
             raise DataError(
                 f"{where} was made from another upstream (hash {stored_sha256[:12]}, but this one has "
                 f"{self.base_sha256[:12]}): give the -u, -k and -g that it was trained with."
+                + rounding_hint(getattr(self.model, "merge_record", None))
             )
 
     def state(self) -> Delta:

@@ -15,8 +15,10 @@ from safetensors.torch import load_file, save_file
 from s3prl_ext.attention.files import read_attention
 from s3prl_ext.attention.layouts import PROJECTIONS, Slot
 from s3prl_ext.attention.weights import extract
+from s3prl_ext.child_tuning.delta import Delta
 from s3prl_ext.commands import merge
 from s3prl_ext.corpora.audio import read_audio
+from s3prl_ext.deltas.trained_task import TrainedTask
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.merging.aligner import Aligner, Paired
 from s3prl_ext.merging.alignment import align_heads
@@ -24,6 +26,7 @@ from s3prl_ext.merging.config import parse_config
 from s3prl_ext.merging.methods import parse_method
 from s3prl_ext.sweeps.grid import Arm
 from s3prl_ext.sweeps.weights import ArmWeights
+from s3prl_ext.training.tuned_upstream import TunedUpstream
 from s3prl_ext.upstreams.layer_similarity.block_outputs import (
     attention_inputs,
     block_outputs,
@@ -349,6 +352,18 @@ def test_a_projected_merge_is_written_with_what_is_kept_and_learns_its_lambda(bu
     paired = build(**wide | {"align": ["heads", basis(table)]}).merge_record
     with pytest.raises(DataError, match="placed otherwise: 3 into 4 heads, in order, but now 3 into 4 heads, paired"):
         check_merge_record(content["merge"], paired)
+
+
+@pytest.mark.parametrize("by_pairs", [True, False])
+def test_other_bits_of_a_merge_by_pairs_are_said_to_be_rounding_with_the_way_out(by_pairs, build):
+    upstream = build() if by_pairs else build(align=None)
+    task = TrainedTask(Path("a.safetensors"), {}, Delta("f" * 64), merge=upstream.merge_record)
+    for check in (lambda: TunedUpstream(upstream).check_base("f" * 64, "a.ckpt"),
+                  lambda: task.over(upstream.state_dict())):  # fmt: skip
+        with pytest.raises(DataError, match="another upstream") as error:
+            check()
+        assert ("rounded otherwise" in str(error.value)) is by_pairs
+        assert ("s3prl-ext merge --out" in str(error.value)) is by_pairs
 
 
 def test_another_width_without_a_basis_is_refused_with_the_way_out(build, folders, table):

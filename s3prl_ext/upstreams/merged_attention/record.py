@@ -115,6 +115,21 @@ def with_remedy(error: ExtError, upstream: str, made_from: object) -> ExtError:
     )
 
 
+def rounding_hint(record: MergeRecord | str | None) -> str:
+    """Return what to do where a merge of the same models has other bits; empty where it has the same everywhere.
+
+    Decompositions and products of large matrices are rounded otherwise on another machine or with more threads.
+    """
+    if not isinstance(record, dict) or not any(
+        source.get(key) for source in record["sources"] for key in ("basis", "projection", "moments")
+    ):
+        return ""
+    return (
+        " Its merge (align: basis, regmean) may also be rounded otherwise on another machine or with another number of "
+        "threads: use it where it was made; for new runs write the merge with s3prl-ext merge --out and train on that."
+    )
+
+
 def _check_learnable(stored: MergeRecord | None, current: MergeRecord | None) -> None:
     if stored == current:
         return
