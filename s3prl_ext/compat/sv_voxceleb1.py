@@ -1,5 +1,7 @@
 """Speaker verification: on any device, with a dev list of its own, and without files in s3prl's package.
 
+The speakers of that list are not trained on.
+
 The lengths of all clips with silence cut out decide what is trained on. They take hours for VoxCeleb1 and are kept per
 corpus.
 """
@@ -8,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import logging
 import math
 import os
 from collections.abc import Iterable, Mapping
@@ -24,6 +27,8 @@ from s3prl_ext.progress import bar
 from s3prl_ext.reading import parse_json, read_lines
 from s3prl_ext.tasks.asv import equal_error_rate
 from s3prl_ext.writing import write_json
+
+logger = logging.getLogger(__name__)
 
 SUFFIXES = (".wav", ".flac")
 FEW = 2000  # clips whose lengths are found in this process
@@ -152,11 +157,40 @@ def _wrap_datasets(module: ModuleType) -> None:
     module.SpeakerVerifi_test.__init__ = test
 
 
+def _hold_out(trained: Any, dev: Any) -> None:
+    """Take all clips of the speakers in dev trials out of the training set; each speaker keeps an output."""
+    root = Path(dev.root)
+    speakers = {Path(name).relative_to(root).parts[0] for _, *pair in dev.pair_table for name in pair}
+    if not speakers:
+        return
+    kept = [clip for clip in trained.dataset if Path(clip).relative_to(root).parts[0] not in speakers]
+    logger.info(
+        "the %d speakers of the dev trials are not trained on: %d of %d clips are left",
+        len(speakers), len(kept), len(trained.dataset),
+    )  # fmt: skip
+    trained.dataset = kept
+
+
 def _repair_expert(module: ModuleType) -> None:
     from torch import LongTensor, arange, nn, tensor
     from torch.nn.utils.rnn import pad_sequence
 
     log_records = module.DownstreamExpert.log_records
+    initialise, get_dataloader = module.DownstreamExpert.__init__, module.DownstreamExpert.get_dataloader
+
+    @functools.wraps(initialise)
+    def initialise_and_hold_out(self: Any, *args: Any, **kwargs: Any) -> None:
+        initialise(self, *args, **kwargs)
+        _hold_out(self.train_dataset, self.dev_dataset)
+
+    @functools.wraps(get_dataloader)
+    def checked_dataloader(self: Any, mode: str, *args: Any, **kwargs: Any) -> Any:
+        if mode == "train" and not self.train_dataset.dataset:
+            raise DataError(
+                f"{self.datarc['dev_meta_data']} has trials of all speakers of dev/wav, and speakers of dev are not "
+                "trained on: give datarc.dev_meta_data a list of trials of a few speakers, or null."
+            )
+        return get_dataloader(self, mode, *args, **kwargs)
 
     def forward(
         self: Any, mode: str, features: Any, utter_idx: Any, labels: Any = None, records: Any = None, **kwargs: Any
@@ -198,6 +232,8 @@ def _repair_expert(module: ModuleType) -> None:
         finally:
             self.test_dataset = tested
 
+    module.DownstreamExpert.__init__ = initialise_and_hold_out
+    module.DownstreamExpert.get_dataloader = checked_dataloader
     module.DownstreamExpert.forward = forward
     module.DownstreamExpert.log_records = log_trials
     module.EER = lambda labels, scores: (equal_error_rate(labels, scores),)

@@ -2,8 +2,8 @@
 
 ``{dev,test}/wav/idNNNNN/<video>/<n>.wav`` and ``veri_test_class.txt`` with lines ``1|2|3 idNNNNN/<video>/<n>.wav``
 (training, dev, test). Ids count from id10001: s3prl's label is the number minus 10001. Verification has trials
-(``1|0 CLIP CLIP``) of clips of ``dev/wav`` in ``dev_trials.txt``, and in ``veri_test2.txt`` of speakers who are in
-``test/wav`` alone.
+(``1|0 CLIP CLIP``): in ``dev_trials.txt`` of the last third of the speakers in ``dev/wav``, who are not trained on
+then, and in ``veri_test2.txt`` of speakers who are in ``test/wav`` alone.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ UNSEEN, UNSEEN_CLIPS = 5, 4  # speakers of verification's test, clips of each
 TRIALS_OF_A_SPEAKER = 6  # of each kind
 
 MAPPING_ASV = (
-    f"The training and dev clips of sid are trained on, trials of two of them are dev; test has trials of {UNSEEN} "
-    f"other speakers with {UNSEEN_CLIPS} clips each, id{FIRST_UNSEEN} and following. About half of the trials are of "
-    "one speaker, the others of two."
+    "The training and dev clips of sid are trained on, but for the last third of the speakers (two at least), whose "
+    f"trials are dev; test has trials of {UNSEEN} other speakers with {UNSEEN_CLIPS} clips each, id{FIRST_UNSEEN} and "
+    "following. About half of the trials are of one speaker, the others of two."
 )
 
 Video = tuple[str, list[np.ndarray]]  # split of a recording, the utterances cut from it
@@ -70,7 +70,10 @@ def write_asv(out: Path, source: MiniBuild) -> None:
                 out / "test" / "wav" / f"id{FIRST_UNSEEN + number}" / f"video{piece:02d}" / "00001.wav", samples
             )
     rng = source.rng("asv")
-    for split, first in (("dev", 10001), ("test", FIRST_UNSEEN)):
+    trained = sorted(path.name for path in (out / "dev" / "wav").iterdir())
+    require(len(trained), 4, "the speech of identification", "speakers, of whom two are dev of verification")
+    first_of_dev = int(trained[-max(2, len(trained) // 3)][2:])
+    for split, first in (("dev", first_of_dev), ("test", FIRST_UNSEEN)):
         root = out / split / "wav"
         clips: dict[str, list[str]] = {}
         for path in sorted(root.glob("*/*/*.wav")):

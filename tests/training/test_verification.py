@@ -130,6 +130,35 @@ def test_dev_is_scored_with_its_own_trials_and_the_labels_are_written(own, tmp_p
     assert equal_error_rate(labels, given) == pytest.approx(result, abs=1e-6)
 
 
+def test_speakers_of_dev_trials_are_not_trained_on(own, caplog):
+    root, make = own
+    with caplog.at_level("INFO"):
+        expert = make().downstream.model
+    in_trials = {
+        Path(name).parts[0] for line in (root / "dev_trials.txt").read_text().splitlines() for name in line.split()[1:]
+    }
+    clips = {path.relative_to(root / "dev" / "wav") for path in (root / "dev" / "wav").rglob("*.wav")}
+    trained = {Path(clip).relative_to(root / "dev" / "wav") for clip in expert.train_dataset.dataset}
+    assert trained == {clip for clip in clips if clip.parts[0] not in in_trials}, "the others are"
+    assert len(in_trials) >= 2 and len({clip.parts[0] for clip in trained}) >= 2
+    assert f"{len(in_trials)} speakers of the dev trials" in caplog.text
+    assert len(make(dev_meta_data=None).downstream.model.train_dataset) == len(clips), "without dev trials all are"
+
+
+def test_dev_trials_of_all_speakers_leave_nothing_to_train_on(own):
+    root, make = own
+    by_speaker = [sorted(folder.rglob("*.wav")) for folder in sorted((root / "dev" / "wav").iterdir())]
+    names = [[clip.relative_to(root / "dev" / "wav").as_posix() for clip in clips[:2]] for clips in by_speaker]
+    lines = [f"1 {a} {b}\n0 {a} {names[number - 1][0]}\n" for number, (a, b) in enumerate(names)]
+    (root / "dev_trials.txt").write_text("".join(lines))
+    runner = make()
+    assert "EER" in evaluate(runner.models, "dev", 1337).metrics, "it may be scored"
+    with pytest.raises(
+        DataError, match="dev_trials.txt has trials of all speakers .* list of trials of a few speakers"
+    ):
+        runner.train()
+
+
 def test_lengths_are_kept_per_corpus_and_measured_anew_where_a_clip_changed(own, monkeypatch):
     root, _ = own
     first = sv_voxceleb1.clip_lengths(root / "dev" / "wav")
@@ -161,10 +190,10 @@ def test_scores_that_are_not_numbers_have_no_rate():
 
 def test_short_clips_are_not_trained_on(own):
     _, make = own
-    whole = make().downstream.model.train_dataset
+    whole = make(dev_meta_data=None).downstream.model.train_dataset
     lengths = sorted(sv_voxceleb1.clip_lengths(Path(whole.roots[0])).values())
     middle = lengths[len(lengths) // 2]
-    part = make(vad_config={"min_sec": middle}).downstream.model.train_dataset
+    part = make(dev_meta_data=None, vad_config={"min_sec": middle}).downstream.model.train_dataset
     assert len(part) == sum(length > middle for length in lengths) < len(whole)
     assert part.speaker_num == whole.speaker_num == 10, "all speakers of the folder have an output"
 
