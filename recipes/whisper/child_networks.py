@@ -56,7 +56,8 @@ def child_cells(folder: Path) -> dict[float, StudyCell]:
 
 def trained(cell: StudyCell) -> list[ResultRecord]:
     """Return the results of the trainings that are scored on test, the first seed first."""
-    return [record for run in cell.final_runs() if (record := run.record()) is not None]
+    tested = [run for run in cell.final_runs() if run.tested() is not None]
+    return [record for run in tested if (record := run.record()) is not None]
 
 
 def masks_of(folder: Path) -> dict[str, Any]:
