@@ -520,7 +520,7 @@ def test_races_of_densities_are_compared_with_the_end(monkeypatch):
         "asr", "random", "wer", {"0.1": {40: 20.0, 80: 20.0, 200: 30.0}, "0.01": {40: 30.0, 80: 30.0, 200: 10.0}}
     )
     assert wer.early() == "0.1" and wer.lost("0.1") == 20.0
-    assert races._row([race, sound]) == ["2", "1 of 2", "2.50", "1 of 2", "2.50", "0.001", "0.00"]
+    assert races._row([race, sound]) == ["0.1, 0.01, 0.001", "2", "1 of 2", "2.50", "1 of 2", "2.50", "0.001", "0.00"]
 
 
 def test_an_interrupted_recipe_goes_on(tmp_path):

@@ -120,9 +120,9 @@ def table(contents: Sequence[Mapping[str, Any]]) -> Table:
         (race.task, race.mask): [r for r in races if (r.task, r.mask) == (race.task, race.mask)] for race in races
     }
     body = [[task, mask, *_row(group)] for (task, mask), group in groups.items()]
-    if len(groups) > 1:
+    if len(groups) > 1 and len({tuple(race.curves) for race in races}) == 1:
         body.append(["all", "both" if len({mask for _, mask in groups}) > 1 else next(iter(groups))[1], *_row(races)])
-    head = ["task", "mask", "races", "the early comparison keeps the best", "points lost on dev",
+    head = ["task", "mask", "P", "races", "the early comparison keeps the best", "points lost on dev",
             "successive halving keeps it", "points lost on dev", "best fixed P", "points lost on dev"]  # fmt: skip
     return Table("Races of densities", head, body)
 
@@ -131,7 +131,7 @@ def _row(races: Sequence[Race]) -> list[str]:
     kept = [(race.early(), race.halving()) for race in races]
     mean = {density: fmean(race.lost(density) for race in races) for density in races[0].curves}
     fixed = min(mean, key=lambda density: (math.isnan(mean[density]), mean[density]))  # in hindsight
-    cells = [str(len(races))]
+    cells = [", ".join(races[0].curves), str(len(races))]
     for place in (0, 1):
         agree = sum(race.lost(pair[place]) == 0 for race, pair in zip(races, kept, strict=True))
         cells += [
