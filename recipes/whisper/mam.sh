@@ -8,6 +8,8 @@
 #   --ckpt FOLDER      a Whisper as a transformers folder (default: Whisper base, made of two pip packages)
 #   --tasks LIST       out of vctk,ljspeech,librispeech_zeroshot (default: all)
 #   --lambdas LIST     grid of lambda (default: 0,0.05,0.1,0.15,0.2,0.25)
+#   --noise LIST       what is merged: none (the decoder) and noise with the statistics of the source, of the target, or N(0,1)
+#                      (default: none,source,target,standard)
 #   --draws N          draws of each kind of noise (default: 5)
 #   --blocks LIST      blocks of layers (default: 0-1,2-3,4-5)
 #   --window LIST      seconds: each clip is padded with silence to the shortest that leaves a second of it (default: 30, as
@@ -32,11 +34,12 @@ set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/../shared/stages.sh"
 
 out=exp/whisper/mam tasks=vctk,ljspeech,librispeech_zeroshot lambdas=0,0.05,0.1,0.15,0.2,0.25 draws=5
+noise=none,source,target,standard
 blocks=0-1,2-3,4-5 window=30 max_tokens="" pairs="" pairs_root="" alignments=plain,heads,match,basis,both,minilm
 align_lambdas=0,0.1,0.15
-options="tasks lambdas draws blocks window max_tokens pairs pairs_root alignments align_lambdas"
+options="tasks lambdas noise draws blocks window max_tokens pairs pairs_root alignments align_lambdas"
 parse_options "$@"
-keep_settings "lambdas=$lambdas draws=$draws blocks=$blocks window=$window max_tokens=$max_tokens"
+keep_settings "lambdas=$lambdas noise=$noise draws=$draws blocks=$blocks window=$window max_tokens=$max_tokens"
 [[ -z "$pairs" || -f "$pairs" ]] || stop "--pairs $pairs is not a file."
 model="${ckpt:-$out/whisper_base}"
 
@@ -92,7 +95,7 @@ for task in $(listed "$tasks"); do
   zero_shot_task "$task"
   [[ $stop_stage -lt 3 ]] || mini_corpora "$name_of" ${recordings:+--all}
   if due 3 "$task: lambda and noise"; then
-    execute s3prl-ext sweep "${flags_of[@]}" --lambda "$lambdas" --noise none,source,target,standard --draws "$draws" \
+    execute s3prl-ext sweep "${flags_of[@]}" --lambda "$lambdas" --noise "$noise" --draws "$draws" \
       -p "$out/noise/$task"
   fi
   if due 4 "$task: blocks of layers"; then
