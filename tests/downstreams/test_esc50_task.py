@@ -254,7 +254,7 @@ def test_hash_split_is_recorded(run, tmp_path):
     run(tmp_path / "hash", expert={"split": "hash"})
     splits = json.loads((tmp_path / "hash" / "splits.json").read_text())
     assert splits["rule"] == "hash" and "test_fold" not in splits and len(splits["sha256"]) == 64
-    assert {name: len(splits[name]) for name in ("train", "dev", "test")} == {"train": 24, "dev": 3, "test": 3}
+    assert {name: len(splits[name]) for name in ("train", "dev", "test")} == {"train": 20, "dev": 5, "test": 5}
 
 
 @pytest.mark.parametrize(
