@@ -453,8 +453,8 @@ def test_printed_tables_are_those_of_the_result_files(folder, tmp_path):
 
 @pytest.mark.parametrize(
     "text, said",
-    [("nothing", "has no mark of a table"), ("<!-- a.json grid -->\n| 1 |\n", "a.json grid --> is no mark of a table, or"),
-     ("<!-- a.jsn.json  grid -->\n<!-- end -->", "no mark of a table"), ("<!-- a.json grid extra -->\n<!-- end -->", "no mark")],
+    [("nothing", "has no mark of a table"), ("<!-- a.json grid -->\n| 1 |\n", "a.json grid --> cannot be read as the mark of a table, or"),
+     ("<!-- a.jsn.json  grid -->\n<!-- end -->", "cannot be read"), ("<!-- a.json grid extra -->\n<!-- end -->", "cannot be read")],
 )  # fmt: skip
 def test_a_mark_that_is_not_understood_is_refused(text, said, tmp_path, monkeypatch):
     page = load("shared", "page", monkeypatch)

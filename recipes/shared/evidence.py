@@ -16,7 +16,9 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +93,15 @@ def text_of(content: dict[str, Any]) -> str:
     lines = [f"{json.dumps(path)}: {json.dumps(record)}" for path, record in content["results"].items()]
     plan, common = (json.dumps(content[key]) for key in ("study", "common"))
     return f'{{"study": {plan},\n"common": {common},\n"results": {{\n' + ",\n".join(lines) + "\n}}\n"
+
+
+@contextmanager
+def laid_out(content: Mapping[str, Any]) -> Iterator[Path]:
+    """Inside, a packed study lies in a folder."""
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place) / "study"
+        unpack(dict(content), folder)
+        yield folder
 
 
 def unpack(content: dict[str, Any], folder: Path) -> None:

@@ -67,7 +67,7 @@ def written(text: str, folder: Path) -> str:
     strange = [match[0] for match in MARK.finditer(text) if match.start() not in understood]
     if strange or not understood:
         raise DataError(
-            f"{strange[0]} is no mark of a table, or lacks its <!-- end -->." if strange else
+            f"{strange[0]} cannot be read as the mark of a table, or lacks its <!-- end -->." if strange else
             "the page has no mark of a table, such as <!-- vctk_noise.json chosen -->."
         )  # fmt: skip
 

@@ -18,14 +18,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 RECIPES = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(RECIPES / folder) for folder in ("ad_tuning", "shared", "whisper")]
-from evidence import unpack
+from evidence import laid_out
 from figures import MASKS, eligible_sizes, shown_pass
 from races import SHARE
 
@@ -118,9 +117,7 @@ def shares_of(content: Mapping[str, Any], density: float) -> LayerShares:
 
 def panel_of(content: Mapping[str, Any]) -> SeriesPanel:
     """Return the curves of a packed study of one task, in per cent over optimizer steps."""
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place) / "study"
-        unpack(dict(content), folder)
+    with laid_out(content) as folder:
         cells = child_cells(folder)
         if not cells:
             raise DataError("the study has no child networks by Fisher information.")

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from typing import Any
 
 RECIPES = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(RECIPES / "ad_tuning"), str(RECIPES / "shared")]
-from evidence import unpack
+from evidence import laid_out
 from tables import PAPER_ROWS
 
 from s3prl_ext.errors import DataError, UsageError, as_command
@@ -95,13 +94,13 @@ def _rows(contents: Sequence[Mapping[str, Any]], task: str) -> tuple[list[Row], 
     """Return the rows, and the methods that diverged at every learning rate."""
     rows, diverged = [], []
     for content in contents:
-        with tempfile.TemporaryDirectory() as place:
-            folder = Path(place) / "study"
-            unpack(dict(content), folder)
+        with laid_out(content) as folder:
             for cell in _cells(folder, task):
                 try:
                     rows += [row for row in [_row(cell)] if row is not None]
                 except DataError:
+                    if cell.mixed is not None:
+                        raise
                     diverged.append(name_of(cell.labels["method"]))
     return rows, diverged
 

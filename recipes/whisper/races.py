@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Any
 
 RECIPES = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(RECIPES / "shared")]
-from evidence import unpack
+from evidence import laid_out
 
 from s3prl_ext.errors import DataError, as_command
 from s3prl_ext.evaluation.predictions import read_json
@@ -84,9 +83,7 @@ def races_of(content: Mapping[str, Any]) -> list[Race]:
     """Return the races of a packed study: those of each task, mask, learning rate and seed with every density."""
     found: dict[tuple[str, ...], dict[str, Mapping[int, float]]] = {}
     names: dict[str, str] = {}
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place) / "study"
-        unpack(dict(content), folder)
+    with laid_out(content) as folder:
         for cell in cells_in(folder):
             kind, _, density = cell.labels["method"].partition("-")
             if kind not in MASKS:

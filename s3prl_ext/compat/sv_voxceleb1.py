@@ -34,7 +34,7 @@ SUFFIXES = (".wav", ".flac")
 FEW = 2000  # clips whose lengths are found in this process
 CONTEXT = 14  # frames that s3prl's x-vector uses up
 
-LENGTHS = 1  # version of the stored lengths: another where what is cut changes
+LENGTHS = 2  # version of the stored lengths: another where what is cut changes
 
 
 def check_trials(root: Path, trials: Path) -> None:
@@ -171,26 +171,34 @@ def _hold_out(trained: Any, dev: Any) -> None:
     trained.dataset = kept
 
 
-def _repair_expert(module: ModuleType) -> None:
-    from torch import LongTensor, arange, nn, tensor
-    from torch.nn.utils.rnn import pad_sequence
-
-    log_records = module.DownstreamExpert.log_records
+def _keep_dev_apart(module: ModuleType) -> None:
     initialise, get_dataloader = module.DownstreamExpert.__init__, module.DownstreamExpert.get_dataloader
 
     @functools.wraps(initialise)
     def initialise_and_hold_out(self: Any, *args: Any, **kwargs: Any) -> None:
+        """Read the splits, and leave the speakers of dev out of training."""
         initialise(self, *args, **kwargs)
         _hold_out(self.train_dataset, self.dev_dataset)
 
     @functools.wraps(get_dataloader)
     def checked_dataloader(self: Any, mode: str, *args: Any, **kwargs: Any) -> Any:
+        """Return the batches of a split; training needs a speaker that dev has not."""
         if mode == "train" and not self.train_dataset.dataset:
             raise DataError(
                 f"{self.datarc['dev_meta_data']} has trials of all speakers of dev/wav, and speakers of dev are not "
                 "trained on: give datarc.dev_meta_data a list of trials of a few speakers, or null."
             )
         return get_dataloader(self, mode, *args, **kwargs)
+
+    module.DownstreamExpert.__init__ = initialise_and_hold_out
+    module.DownstreamExpert.get_dataloader = checked_dataloader
+
+
+def _repair_expert(module: ModuleType) -> None:
+    from torch import LongTensor, arange, nn, tensor
+    from torch.nn.utils.rnn import pad_sequence
+
+    log_records = module.DownstreamExpert.log_records
 
     def forward(
         self: Any, mode: str, features: Any, utter_idx: Any, labels: Any = None, records: Any = None, **kwargs: Any
@@ -232,8 +240,6 @@ def _repair_expert(module: ModuleType) -> None:
         finally:
             self.test_dataset = tested
 
-    module.DownstreamExpert.__init__ = initialise_and_hold_out
-    module.DownstreamExpert.get_dataloader = checked_dataloader
     module.DownstreamExpert.forward = forward
     module.DownstreamExpert.log_records = log_trials
     module.EER = lambda labels, scores: (equal_error_rate(labels, scores),)
@@ -294,5 +300,13 @@ SHIMS = (
         apply=_repair_expert,
         reason="speaker verification needs a CUDA device, scores dev with the trials of test, and writes no labels",
         remove_when="s3prl takes the device of the features and the trials of the split",
+    ),
+    Shim(
+        name="sv-voxceleb1-dev",
+        module="s3prl.downstream.sv_voxceleb1.expert",
+        needed=lambda module: not hasattr(module.DownstreamExpert.get_dataloader, "__wrapped__"),
+        apply=_keep_dev_apart,
+        reason="speaker verification trains on the speakers of its dev trials",
+        remove_when="s3prl leaves them out",
     ),
 )

@@ -151,7 +151,8 @@ def split_clips(clips: Sequence[Esc50Clip], rule: str, fold: int) -> dict[str, l
         raise UsageError(f"downstream_expert.fold must be 1, 2, 3, 4 or 5 (the test fold), got {fold!r}.")
     if rule == "hash":
         lists = hash_split(clip.recording for clip in clips)
-        splits = {name: [clip for clip in clips if clip.recording in set(ids)] for name, ids in lists.items()}
+        held = {recording: name for name, recordings in lists.items() for recording in recordings}
+        splits = {name: [clip for clip in clips if held[clip.recording] == name] for name in SPLITS}
     else:
         held_out = {fold: "test", dev_fold(fold): "dev"}
         splits = {name: [c for c in clips if held_out.get(c.fold, "train") == name] for name in SPLITS}

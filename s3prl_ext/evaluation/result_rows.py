@@ -130,13 +130,16 @@ def without_last_steps(runs: Sequence[ScoredRun]) -> tuple[list[ScoredRun], list
     checkpoint, it would be averaged with them.
     """
     evaluated = {(run.task, run.key(), run.split) for run in runs if run.mode == "evaluate"}
-    last = [run for run in runs if run.mode == "train" and (run.task, run.key(), run.split) in evaluated]
-    notes = [
-        f"{run.source}: its {run.split} is of the last step and is left out, since other runs of this configuration "
-        "were scored with a chosen checkpoint: evaluate that of this run too."
-        for run in last
-    ]
-    return [run for run in runs if not any(run is one for one in last)], notes
+    kept, notes = [], []
+    for run in runs:
+        if run.mode == "train" and (run.task, run.key(), run.split) in evaluated:
+            notes.append(
+                f"{run.source}: its {run.split} is of the last step and is left out, since other runs of this "
+                "configuration were scored with a chosen checkpoint: evaluate that of this run too."
+            )
+        else:
+            kept.append(run)
+    return kept, notes
 
 
 def rows_of(runs: Sequence[ScoredRun], metric: str, group_by: Sequence[str] | None = None) -> list[Row]:

@@ -130,7 +130,7 @@ def _final(cell: StudyCell) -> list[StudyRun]:
     try:
         return cell.final_runs()
     except DataError:
-        return []  # all diverged
+        return []  # all diverged, or ran on different corpora
 
 
 def _seeds(cell: StudyCell) -> str:

@@ -93,11 +93,6 @@ def reported_splits() -> set[str]:
     return {task.test for task in known()}
 
 
-def choosing_splits() -> set[str]:
-    """Return the names of the splits that choose."""
-    return {task.dev for task in known()}
-
-
 def is_best(task: Task, name: str, splits: Sequence[str]) -> bool:
     """Return whether a task names the checkpoint so that its choosing split finds best.
 

@@ -154,6 +154,9 @@ def test_scored_clips_of_like_length_share_a_batch_and_are_written_in_the_order_
     assert batches == [[ids[3], ids[2]], [ids[0], ids[1]]]  # 0.94, 0.75, 0.56 and 0.5 s
     made.evaluate("test")
     assert [row.id for row in read_transcripts(tmp_path / "exp" / "transcripts-test.jsonl")] == ids
+    section["runner"] = {**section.get("runner", {}), "evaluate_ratio": 0.5}  # the first clips, not the longest
+    made = runner(_args(tmp_path / "part", folder), section)
+    assert [batch[3] for batch in made.downstream.model.get_dataloader("test")] == [ids[:2], ids[2:]]
 
 
 def test_a_clip_of_its_own_length_is_decoded_alone_as_in_a_batch(folder):

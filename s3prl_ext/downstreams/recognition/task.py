@@ -77,6 +77,7 @@ class RecognitionTask(nn.Module):
         apply_merge(self.recognizer, kwargs)
         self.head = self.recognizer.head
         self.register_buffer("best_score", torch.full((1,), torch.inf))
+        self._scores_all = float((kwargs.get("runner") or {}).get("evaluate_ratio", 1)) >= 1
         self._utterances: dict[str, list[Utterance]] = {}
         if kwargs.get("mode") != "inference":
             self._read_corpus(kwargs.get("mode"))
@@ -219,9 +220,9 @@ class RecognitionTask(nn.Module):
         """Return the clips by length: batches of a Whisper, on which no transcript depends, then hold little padding.
 
         The longest comes first: what does not fit in memory fails at once. The features of other upstreams may depend
-        on the batch, so that theirs keep their order.
+        on the batch, so that theirs keep their order, as does a split of which only the first batches are scored.
         """
-        if self.data.eval_batch_size == 1 or not isinstance(self.recognizer, WhisperRecognizer):
+        if self.data.eval_batch_size == 1 or not (self._scores_all and isinstance(self.recognizer, WhisperRecognizer)):
             return list(utterances)
         lengths = {one.id: self.recognizer.padded(length_of(one.audio)) for one in utterances}
         return sorted(utterances, key=lambda one: -lengths[one.id])

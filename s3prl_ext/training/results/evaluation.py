@@ -6,7 +6,7 @@ import itertools
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -128,14 +128,18 @@ def evaluate(
             ) from error
     if bad:
         best_scores.put_back(models.downstream, before)
-        logger.warning(
-            "split '%s': the features or the loss of %d of %d batches are not numbers (NaN or infinity; the first "
-            "holds %s): the model has diverged, or the audio holds such samples. Its scores mean nothing: they are "
-            "recorded as missing, and this model is not kept as the best.", split, len(bad), batches, bad[0],
-        )  # fmt: skip
+        _warn_of_no_numbers(split, bad, batches)
         return Scores(dict.fromkeys(metric_logger.values, math.nan), [], {}, items)
     values, names = metric_logger.values, save_names if isinstance(save_names, list) else []
     return Scores(values, names, intervals(values, {**records, "recording": wholes}, models.task), items)
+
+
+def _warn_of_no_numbers(split: str, bad: Sequence[str], batches: int) -> None:
+    logger.warning(
+        "split '%s': the features or the loss of %d of %d batches are not numbers (NaN or infinity; the first "
+        "holds %s): the model has diverged, or the audio holds such samples. Its scores mean nothing: they are "
+        "recorded as missing, and this model is not kept as the best.", split, len(bad), batches, bad[0],
+    )  # fmt: skip
 
 
 def open_split(downstream: Any, split: str, **options: Any) -> Any:
