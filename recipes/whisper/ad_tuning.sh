@@ -11,7 +11,8 @@
 #   --rows LIST        methods beside the two frozen ones: full, full_last, houlsby, lora, bitfit, child-P and random-P with P of
 #                      0.1, 0.01, 0.001, ad_tuning (default: all)
 #   --head-lrs LIST    learning rates of the head (default: 1e-4,3e-4,1e-3,3e-3,1e-2)
-#   --lrs LIST         learning rates of what trains in the upstream, for every row (default: five for each, out of 3e-6 to 3e-3)
+#   --lrs LIST         learning rates of what trains in the upstream, for every row (default: five for each, three
+#                      on pr and asr, out of 3e-6 to 3e-3)
 #   --seeds LIST       of the runs that are scored on test (default: 0,1,2); those that search have others
 #   --steps N          optimizer steps of each run (default: those of the studies)
 #   --takes N          training takes of each digit in ks and sid (default: 3)
@@ -22,7 +23,8 @@
 #   --dry-run          print the commands
 #
 # KS has unseen speakers in dev and test and three takes of each digit in train, SID utterances of one digit, IC drink orders,
-# SF synthesised requests (no recording at hand has slots in its text), PR and ASR LibriSpeech utterances with a linear head.
+# SF synthesised requests (no recording at hand has slots in its text), PR and ASR LibriSpeech utterances of unseen speakers
+# with a linear head.
 # Without --recordings speech is synthesised, and its figures mean nothing. Safe to run again: what is done is kept.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/../shared/stages.sh"
@@ -43,6 +45,7 @@ if [[ $stage -le 4 ]]; then
   for name in $(listed "$tasks"); do
     hard=()
     [[ -z "$recordings" || ! "$name" =~ ^(ks|sid)$ ]] || hard=(--takes "$takes")
+    [[ -z "$recordings" || ! "$name" =~ ^(pr|asr)$ ]] || hard=(--all)
     mini_corpora "$name" "${hard[@]}"
   done
 fi
