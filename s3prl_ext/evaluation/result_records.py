@@ -54,7 +54,8 @@ OUTCOME: dict[str, tuple[int, tuple[type, ...]]] = {
     "splits_sha256": (2, (str, NONE)),
 }
 SOURCE = {"name": (str, NONE), "attention_sha256": (str, NONE), "lambda": (dict,), "noise": (dict, NONE),
-          "layer_selection": (dict, NONE)}  # fmt: skip
+          "layer_selection": (dict, NONE), "layer_map": (list, NONE), "base": (dict, NONE), "align": (dict, NONE),
+          "basis": (dict, NONE), "projection": (dict, NONE), "moments": (dict, NONE)}  # fmt: skip
 ROW = {"value": (*NUMBER, NONE), "unit": (str, NONE), "higher_is_better": (bool, NONE)}
 
 
@@ -171,7 +172,12 @@ def _merge_problems(merge: Mapping[str, Any] | None) -> list[str]:
     if not isinstance(sources, list) or not sources or not all(isinstance(source, Mapping) for source in sources):
         return [f"has {sources!r:.40} as the sources of its merge"]
     found = []
-    if not isinstance(merge.get("learnable"), (Mapping, NONE)):
+    method, target = merge.get("method"), merge.get("target")
+    if not isinstance(target, (Mapping, NONE)):
+        found.append(f"has {target!r:.40} as the target of its merge")
+    if method and not (isinstance(method, Mapping) and isinstance(method.get("name"), str)):
+        found.append(f"has {method!r:.40} as the method of its merge")
+    if not _is_learnable(merge.get("learnable"), len(sources)):
         found.append(f"has {merge['learnable']!r:.40} as learnable lambda of its merge")
     for source in sources:
         for key, types in SOURCE.items():
@@ -187,6 +193,25 @@ def _merge_problems(merge: Mapping[str, Any] | None) -> list[str]:
         if isinstance(chosen, Mapping) and not {"by", "top_k"} <= set(chosen):
             found.append("has a selection of layers without 'by' and 'top_k'")
     return found
+
+
+def _is_learnable(section: Any, sources: int | None = None) -> bool:
+    """Return whether a section says which layers and projections have a lambda to learn, or is None.
+
+    Args:
+        section: of the merge, or of one source.
+        sources: number of sources; None for the section of one.
+    """
+    if not section:
+        return section is None or section is False
+    lists = isinstance(section, Mapping) and all(
+        isinstance(section.get(key, []), list) for key in ("layers", "projections", "sources")
+    )
+    if not lists or not all(isinstance(layer, int) for layer in section.get("layers", [])):
+        return False
+    own = section.get("sources", []) if sources else []
+    texts = (section.get(key, "") for key in ("granularity", "constraint"))
+    return len(own) in (0, sources) and all(map(_is_learnable, own)) and all(isinstance(text, str) for text in texts)
 
 
 def read_record(path: Path) -> ResultRecord:

@@ -11,15 +11,15 @@ from typing import Any
 
 from s3prl_ext.child_tuning.names import PAPER
 from s3prl_ext.errors import DataError, unknown_name
+from s3prl_ext.evaluation.merge_facts import HASHES, MERGE, deviations
 from s3prl_ext.evaluation.scored_runs import Facts, RowKey, ScoredRun
 from s3prl_ext.evaluation.significance import Interval
 from s3prl_ext.tasks import named
 
 logger = logging.getLogger(__name__)
 
-MERGE = ("lambda", "layers", "noise", "learnable", "source")  # facts of a merge
 # Facts that are hashes: they name a row only where nothing else tells it apart.
-_HASHES = ("data", "splits", "upstream_sha256", "source_sha256", "sweep")
+_HASHES = ("data", "splits", "upstream_sha256", "sweep", *HASHES)
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,7 @@ def described(runs: Sequence[ScoredRun]) -> str:
 
     facts = _shared(runs)
     parts = [_count_or(count("upstream", "upstream_ckpt"), "upstreams", _model(facts))]
-    parts.append(_count_or(count(*MERGE), "merges", _merge(facts)))
+    parts.append(_count_or(len({run.key(MERGE) for run in runs}), "merges", _merge(facts)))
     tuned = _count_or(count("method", "tuning.method", "race"), "methods", _method(facts))
     children = count("tuning.mask", "tuning.density", *(f"tuning.{key}" for key in PAPER))
     parts.append(
@@ -227,13 +227,15 @@ def _model(facts: Facts) -> str:
 
 
 def _merge(facts: Facts) -> str:
-    lambda_ = facts.get("lambda")
+    """Return what is merged: first lambda, layers and noise, then all in which it differs from MAM's merge."""
+    lambda_, otherwise = facts.get("merge.lambda", facts.get("lambda")), deviations(facts)
+    kind = f" ({facts['learnable']})" if isinstance(facts.get("learnable"), str) else ""
+    noise = f" noise {facts['noise']}" if facts.get("noise", "none") != "none" else ""
+    also = "".join(f" {words}" for name, words in otherwise.items() if name not in ("lambda", "sources"))
     if facts.get("learnable"):
-        kind = f" ({facts['learnable']})" if isinstance(facts["learnable"], str) else ""
-        return f"learnable λ{kind} from {lambda_}" + _layers(facts)
+        return f"learnable λ{kind} from {lambda_}{_layers(facts)}{noise}{also}"
     if lambda_:
-        noise = "" if facts.get("noise", "none") == "none" else f" noise {facts['noise']}"
-        return f"λ {lambda_}{_layers(facts)}{noise}"
+        return f"λ {lambda_}{_layers(facts)}{noise}{also}"
     return "λ 0" if lambda_ is not None else ""
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from s3prl_ext.errors import DataError
 from s3prl_ext.evaluation.clusters import UTTERANCE
+from s3prl_ext.evaluation.merge_facts import described_method, last_part, merge_facts
 from s3prl_ext.evaluation.result_records import ResultRecord, numbers, read_record
-from s3prl_ext.merging.learnable_config import LearnableConfig
 from s3prl_ext.run_folder import RunFolder
 from s3prl_ext.tasks import named, task_of
 from s3prl_ext.tasks.record import Folds
@@ -39,8 +39,9 @@ class ScoredRun:
         intervals: 95 % interval by metric, where the task gives one.
         seed: of the training, with the number of a noise control's draw and the fold of a cross-validation.
         facts: everything that decides the result besides the seed, by flat names such as ``tuning.density``; the names
-            without a dot (``upstream``, ``method``, ``lambda``, ``layers``, ``noise``) are made here. ``chosen`` is
-            there for arms of a sweep: whether dev chose their lambda.
+            without a dot (``upstream``, ``method``) are made here, those of a merge by
+            :func:`~s3prl_ext.evaluation.merge_facts.merge_facts`. ``chosen`` is there for arms of a sweep: whether dev
+            chose their lambda.
         mode: ``train``, ``evaluate`` or ``sweep``.
         step: optimizer steps behind the model.
         source: the file that says so.
@@ -149,7 +150,7 @@ def facts_of(record: ResultRecord) -> dict[str, Any]:
         method = together
     facts = dict(_flat(config)) | {
         "upstream": model_name(record["upstream"], record.at("merge.target.name")),
-        "upstream_ckpt": _last(args.get("upstream_ckpt")),
+        "upstream_ckpt": last_part(args.get("upstream_ckpt")),
         "upstream_sha256": record["upstream_sha256"],
         "variant": args.get("downstream_variant"),
         "set": task.sets.named_in(record.at(f"config.{key}") for key in task.sets.keys) if task.sets else None,
@@ -162,8 +163,10 @@ def facts_of(record: ResultRecord) -> dict[str, Any]:
         "splits": record["splits_sha256"],
         **merge,
     }
-    if not merge:
-        facts["upstream_model_config"] = _last(args.get("upstream_model_config"))
+    if not merge:  # otherwise it is what these facts say
+        facts["upstream_model_config"] = last_part(args.get("upstream_model_config"))
+    elif _draw(record["merge"]) is not None and merge["lambda"]:
+        facts["upstream_sha256"] = None  # of this draw: what it has in common with others is said by its merge
     return {name: value for name, value in facts.items() if value is not None}
 
 
@@ -174,7 +177,7 @@ def model_name(upstream: str, target: Any) -> str:
         upstream: name for ``-u``.
         target: what its record calls the target; None where nothing is merged.
     """
-    return _last(target) if isinstance(target, str) and upstream == UNNAMED_MERGE else upstream
+    return last_part(target) if isinstance(target, str) and upstream == UNNAMED_MERGE else upstream
 
 
 def merged_tasks(record: Mapping[str, Any] | None) -> str:
@@ -185,66 +188,13 @@ def merged_tasks(record: Mapping[str, Any] | None) -> str:
     """
     if not record:
         return ""
-    options = [f"{key} {value}" for key, value in record["method"].items() if key != "name" and value is not None]
     tasks = ", ".join(f"{one.get('name')} λ {one['lambda']:g}" for one in record["merged"])
-    return record["method"]["name"] + (f" ({', '.join(options)})" if options else "") + f" of {tasks}"
-
-
-def merge_facts(merge: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return lambda, layers, noise and source of a merge as plain values; empty where nothing was merged.
-
-    ``lambda`` is one number where it is the same in all merged layers, otherwise a text with the values of each source.
-    """
-    if not merge:
-        return {}
-    source = merge["sources"][0]
-    by_source = [list(zip(*one["lambda"].values(), strict=True)) for one in merge["sources"]]
-    merged = sorted({layer for rows in by_source for layer, values in enumerate(rows) if any(values)})
-    values = [sorted({value for row in rows if any(row) for value in row}) for rows in by_source]
-    learnt = merge.get("learnable")
-    if learnt:
-        merged = list(learnt.get("layers") or merged)
-    chosen = source.get("layer_selection") or merge.get("layer_selection")
-    noise = source.get("noise")
-    lambda_: Any = "; ".join(", ".join(f"{value:g}" for value in one) or "0" for one in values)
-    if not any(values):
-        lambda_ = 0.0
-    elif len(values) == 1 and len(values[0]) == 1:
-        (lambda_,) = values[0]
-    return {
-        "lambda": lambda_,
-        "layers": f"{chosen['by']} top-{chosen['top_k']}" if chosen else name_layers(merged, len(by_source[0])),
-        "noise": noise["kind"] if noise else "none",
-        "learnable": _learnable(learnt),
-        "source": "; ".join(_last(one.get("name")) or "?" for one in merge["sources"]),
-        "source_sha256": "; ".join(str(one.get("attention_sha256"))[:12] for one in merge["sources"]),
-        "noise_seed": noise.get("seed") if noise else None,
-        "noise_streams": noise.get("streams") if noise else None,
-    }
-
-
-def _learnable(section: Mapping[str, Any] | None) -> bool | str:
-    """Return whether lambda is learnt; one whose granularity or constraint is not the default is told apart."""
-    default = LearnableConfig()
-    given = [(section or {}).get(key, getattr(default, key)) for key in ("granularity", "constraint")]
-    return ", ".join(given) if given != [default.granularity, default.constraint] else bool(section)
+    return f"{described_method(record['method'])} of {tasks}"
 
 
 def _draw(merge: Mapping[str, Any] | None) -> int | None:
     noises = [source["noise"] for source in (merge or {}).get("sources", []) if source.get("noise")]
     return noises[0].get("draw") if noises else None
-
-
-def name_layers(layers: Sequence[int], depth: int) -> str:
-    """Return ``all``, ``none``, a block such as ``12-19``, or a list such as ``3,5``."""
-    if not layers:
-        return "none"
-    if len(layers) == depth:
-        return "all"
-    first, last = min(layers), max(layers)
-    if len(layers) == last - first + 1 and len(layers) > 1:
-        return f"{first}-{last}"
-    return ",".join(map(str, sorted(layers)))
 
 
 def _flat(section: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
@@ -254,11 +204,6 @@ def _flat(section: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, A
         if isinstance(value, Mapping):
             yield from _flat(value, f"{before}{name}.")
         elif isinstance(value, (list, tuple)):
-            yield f"{before}{name}", [_last(item) for item in value]
+            yield f"{before}{name}", [last_part(item) for item in value]
         else:
-            yield f"{before}{name}", _last(value)
-
-
-def _last(value: Any) -> Any:
-    """Return the last part of a path with folders, and anything else as it is."""
-    return value.rstrip("/").rpartition("/")[2] if isinstance(value, str) and "/" in value else value
+            yield f"{before}{name}", last_part(value)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from s3prl_ext.child_tuning.names import PAPER
 from s3prl_ext.evaluation.diarization_scoring import SuperbScore
+from s3prl_ext.evaluation.merge_facts import MERGE
 from s3prl_ext.evaluation.result_rows import Row, name_rows, rows_of
 from s3prl_ext.evaluation.result_tables import number
 from s3prl_ext.evaluation.scored_runs import ScoredRun
@@ -16,8 +17,8 @@ from s3prl_ext.tables import NOTHING, Table
 from s3prl_ext.tasks import TASKS, known, named, reported_splits
 
 # What makes a line: the model and how it is tuned, not what a task file sets.
-MODEL = ("upstream", "upstream_ckpt", "upstream_sha256", "method", "race", "lambda", "layers", "noise", "learnable",
-         "source", "tuning.mask", "tuning.density", *(f"tuning.{key}" for key in PAPER))  # fmt: skip
+MODEL = ("upstream", "upstream_ckpt", "upstream_sha256", "method", "race", *MERGE,
+         "tuning.mask", "tuning.density", *(f"tuning.{key}" for key in PAPER))  # fmt: skip
 
 
 class Column(NamedTuple):

@@ -7,8 +7,9 @@ import json
 import pytest
 
 from s3prl_ext.errors import DataError
+from s3prl_ext.evaluation.merge_facts import name_layers
 from s3prl_ext.evaluation.result_records import KEYS, problems, read_record
-from s3prl_ext.evaluation.scored_runs import name_layers, runs_of
+from s3prl_ext.evaluation.scored_runs import runs_of
 from tests.support.result_files import content, damaged, merge, write
 
 

@@ -12,6 +12,7 @@ from s3prl_ext.errors import DataError, ExtError
 from s3prl_ext.merging.merge import Source
 from s3prl_ext.merging.names import OWN_UPSTREAM
 from s3prl_ext.merging.noise import STREAMS, NoiseConfig
+from s3prl_ext.merging.recorded import of_basis, pairs_sha256, used_layers, without_pairs
 from s3prl_ext.upstreams.merged_attention.config import is_merged
 
 MergeRecord = dict[str, Any]
@@ -176,22 +177,21 @@ def _check_source(role: str, stored: MergeRecord, current: MergeRecord, learnt: 
             )
     if stored.get("base"):
         _check_model(f"base of the {role}", stored["base"], current["base"])
-    if _without_pairs(stored.get("align")) != _without_pairs(current.get("align")):
+    if without_pairs(stored.get("align")) != without_pairs(current.get("align")):
         raise DataError(
             f"the checkpoint was made with other heads of the {role} aligned: {stored['align']['heads']} heads, but "
             f"now {current['align']['heads']}, or in another order: give the same align and models."
         )
-    if _of_basis(stored) != _of_basis(current):
+    if of_basis(stored) != of_basis(current):
         raise DataError(
             f"the checkpoint was made with another basis of the {role}: {stored['basis']['pairs']['used']} pairs, but "
             f"now {current['basis']['pairs']['used']} or other ones: give the same align and pairs."
         )
-    moments = [(record.get("moments") or {}).get("pairs", {}).get("sha256") for record in (stored, current)]
-    if moments[0] != moments[1]:
+    if pairs_sha256(stored.get("moments")) != pairs_sha256(current.get("moments")):
         raise DataError(
             f"the checkpoint was made with regmean over other pairs for the {role}: give the same method and pairs."
         )
-    if _without_pairs(stored.get("projection")) != _without_pairs(current.get("projection")):
+    if without_pairs(stored.get("projection")) != without_pairs(current.get("projection")):
         was, now = (_heads(record.get("projection")) for record in (stored, current))
         raise DataError(
             f"the checkpoint was made with the heads of the {role} placed otherwise: {was}, but now {now}: give the "
@@ -212,22 +212,11 @@ def _with(key: str, source: MergeRecord) -> str:
     return f"with {name}" if source.get(key) else f"without {name}"
 
 
-def _without_pairs(section: MergeRecord | None) -> MergeRecord:
-    """Return how heads were placed without the pairs that say which are alike: what counts is the order of heads."""
-    return {key: value for key, value in (section or {}).items() if key not in ("pairs", "split", "share", "seed")}
-
-
 def _heads(projection: dict[str, Any] | None) -> str:
     if projection is None:
         return "as they are"
     theirs, ours = projection["heads"]
     return f"{theirs} into {ours} heads, {'paired' if projection['paired'] else 'in order'}"
-
-
-def _of_basis(source: MergeRecord) -> tuple[str, bool] | None:
-    """Return what decides the basis of a source together with the models."""
-    basis = source.get("basis")
-    return (basis["pairs"]["sha256"], basis["special_tokens"]) if basis else None
 
 
 def _method(record: MergeRecord) -> str:
@@ -272,8 +261,7 @@ def _difference(stored: MergeRecord, current: MergeRecord, learnt: list[int]) ->
         for layer, (was, now) in enumerate(zip(values, current["lambda"][projection], strict=True)):
             if was != now:
                 return f"{was:g} in {Slot(layer, projection)}, but now {now:g}", None
-    used = {layer for values in stored["lambda"].values() for layer, value in enumerate(values) if value != 0.0}
-    for layer in sorted(used.union(learnt)) if stored["layer_map"] else ():
+    for layer in used_layers(stored, learnt) if stored["layer_map"] else ():
         was, now = stored["layer_map"][layer], current["layer_map"][layer]
         if was != now:
             return None, f"layer {was} of the source in layer {layer}, but now {now}"
