@@ -157,7 +157,7 @@ def test_released_settings_race_three_densities(task, monkeypatch):
     total, k = file.runner.total_steps, COMPARED_AT[task]
     assert file.early_stop.keep == 1 and file.early_stop.steps_before_cut(total) == k
     assert file.early_stop.budget(3, total) == 3 * k + total - k
-    assert judged_by(None, LAYOUTS[task].task.downstream, ["loss", file.early_stop.metric]) == file.early_stop.metric
+    assert judged_by(None, LAYOUTS[task].task, ["loss", file.early_stop.metric]) == file.early_stop.metric
 
 
 def test_every_variable_is_explained_and_no_path_is_someones_own(shipped):

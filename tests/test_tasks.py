@@ -41,13 +41,13 @@ def test_race_report_and_sweep_judge_by_one_metric(name):
     row = task_of(downstream, {"corpus": {"name": CORPORA.get(name)}})
     run = ScoredRun(row.name, "dev", dict.fromkeys(reported, 0.5), {}, "1", {}, "train", 1, Path("result.json"), None)
     in_sweep = row.main_metric(reported)
-    assert in_sweep is not None and run.main_metric == in_sweep == judged_by(None, downstream, reported)
+    assert in_sweep is not None and run.main_metric == in_sweep == judged_by(None, row, reported)
 
 
 def test_a_task_with_no_known_metric_is_judged_by_none():
     assert named("somebodys").main_metric(["loss", "beauty"]) is None
     with pytest.raises(UsageError, match="set early_stop.metric to one of: loss"):
-        judged_by(None, "somebodys", ["loss", "beauty"])
+        judged_by(None, named("somebodys"), ["loss", "beauty"])
 
 
 def test_names_of_tasks():
@@ -55,8 +55,8 @@ def test_names_of_tasks():
         name: task_of(row.task.downstream, {"corpus": {"name": CORPORA.get(name)}}).name
         for name, row in LAYOUTS.items()
     } == {name: name for name in LAYOUTS}
-    assert task_of("ctc", {"corpus": {"name": "librispeech"}}).name == task_of("ctc").name == "ctc"
-    assert task_of("mosei").name == named("mosei").name == "mosei"
+    assert task_of("ctc", {"corpus": {"name": "librispeech"}}).name == task_of("ctc", None).name == "ctc"
+    assert task_of("mosei", None).name == named("mosei").name == "mosei"
 
 
 def test_an_extension_brings_its_record():
@@ -64,8 +64,8 @@ def test_an_extension_brings_its_record():
     row = Task("wh", "whistling", ("pitch",), dev="valid", test="eval", new_metrics=pitch)
     s3prl_ext.register_task(row)
     try:
-        assert task_of("whistling") is named("wh") is row and "eval" in tasks.reported_splits()
-        assert judged_by(None, "whistling", ["acc", "pitch"]) == "pitch"
+        assert task_of("whistling", {}) is named("wh") is row and "eval" in tasks.reported_splits()
+        assert judged_by(None, row, ["acc", "pitch"]) == "pitch"
         with pytest.raises(UsageError, match="'wh' is taken"):
             s3prl_ext.register_task(row)
     finally:

@@ -39,7 +39,7 @@ class SearchDecoder(Decoder):
     def __init__(self, inputs: Inputs) -> None:
         super().__init__(inputs)
         name = str(inputs.info["downstream"])
-        task = task_of(name)
+        task = task_of(name, inputs.section)
         if task.lacks():
             raise UsageError(f"-d {name} needs {', '.join(task.lacks())}, not installed here: {remedy(task)}.")
         if not inputs.options.queries:

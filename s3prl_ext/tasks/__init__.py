@@ -62,12 +62,13 @@ def of_downstream(downstream: str) -> list[Task]:
     return [task for task in known() if task.downstream == downstream]
 
 
-def task_of(downstream: str, expert: Mapping[str, Any] | None = None) -> Task:
+def task_of(downstream: str, expert: Mapping[str, Any] | None) -> Task:
     """Return the record of a task; one without a record is judged by the first of ``MAIN_METRICS`` that it reports.
 
     Args:
         downstream: name for ``-d``.
-        expert: section ``downstream_expert``, which names the corpus where tasks share a name for ``-d``.
+        expert: section ``downstream_expert``, which names the corpus where tasks share a name for ``-d``; None where
+            only the name is known.
     """
     corpus = expert.get("corpus") if isinstance(expert, Mapping) else None
     name = corpus.get("name") if isinstance(corpus, Mapping) else None
@@ -77,7 +78,7 @@ def task_of(downstream: str, expert: Mapping[str, Any] | None = None) -> Task:
 
 def named(name: str) -> Task:
     """Return the record of a short name, such as ``ks``; see :func:`task_of` for one without a record."""
-    return next((task for task in known() if task.name == name), task_of(name))
+    return next((task for task in known() if task.name == name), task_of(name, None))
 
 
 def remedy(task: Task) -> str:

@@ -19,7 +19,6 @@ from s3prl_ext.configs import Record
 from s3prl_ext.errors import UsageError, one_sentence_errors
 from s3prl_ext.evaluation.diarization_scoring import predictions_sha256
 from s3prl_ext.run_folder import RunFolder
-from s3prl_ext.tasks import task_of
 from s3prl_ext.training import distributed, last_hidden_state
 from s3prl_ext.training.batching.clip_store import announce
 from s3prl_ext.training.batching.corpus_hash import CorpusHash
@@ -262,7 +261,7 @@ class Runner(RunBuilder, StockRunner):
         """Return the split of ``-t``; its default ``test`` means ``test-clean`` where only that exists (ASR)."""
         split = self.args.evaluate_split
         datarc = self.config["downstream_expert"].get("datarc", {})
-        reported = task_of(self.args.downstream).test
+        reported = self.models.task.test
         return reported if split == "test" and "test" not in datarc and reported in datarc else split
 
     def inference(self) -> None:

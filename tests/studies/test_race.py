@@ -23,6 +23,7 @@ from s3prl_ext.studies.outcome import write_outcome
 from s3prl_ext.studies.plan import cells_of
 from s3prl_ext.studies.study_file import read_study
 from s3prl_ext.studies.view import lines
+from s3prl_ext.tasks import named
 from s3prl_ext.training.racing.candidates import candidates_of
 from s3prl_ext.training.racing.early_stop import EarlyStopConfig
 from s3prl_ext.training.racing.race import Race
@@ -190,7 +191,7 @@ def test_every_rule_decides_as_in_one_process(tmp_path, rule):
 
         candidates = candidates_of({"method": "full", "lr": [1, 2, 3, 4, 5]})
         folder = RunFolder(tmp_path / f"alone-{seed}")
-        winner = Race(rule, candidates, TOTAL, folder, "speech_commands", advance).choose()
+        winner = Race(rule, candidates, TOTAL, folder, named("ks"), advance).choose()
         assert f"lr={progress.cells[0].chosen().labels['lr']}" == winner.name
         trained = {run.labels["lr"]: max(run.stops(), default=0) for run in progress.cells[0].search}
         finished = {run.labels["lr"] for run in progress.cells[0].search if run.record()}

@@ -67,7 +67,7 @@ def test_plain_attributes_are_put_back_as_buffers_are():
     ],
 )
 def test_one_name_is_the_best_on_dev(task, splits, best, others):
-    record = tasks.task_of(task)
+    record = tasks.task_of(task, None)
     assert [name for name in (best, *others) if tasks.is_best(record, name, splits)] == [best]
 
 

@@ -12,7 +12,7 @@ from s3prl_ext.configs import load_yaml, shipped_dir
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.metrics import METRICS
 from s3prl_ext.mini_superb import TRAINED
-from s3prl_ext.tasks import TASKS, named, task_of
+from s3prl_ext.tasks import TASKS, named
 from s3prl_ext.training.methods import METHODS, resolve_tuning
 from s3prl_ext.training.racing.candidates import Candidate, candidates_of
 from s3prl_ext.training.racing.early_stop import EarlyStopConfig, best_of
@@ -145,11 +145,12 @@ def test_selection_against_all_orders():
 
 
 def test_the_metric_of_a_task():
-    assert judged_by(None, "ctc", ["loss", "per", "wer"]) == "per"
-    assert judged_by(None, "ctc", ["slot_type_f1", "wer"]) == "slot_type_f1"
-    assert judged_by("loss", "asr", ["loss", "wer"]) == "loss"
-    with pytest.raises(UsageError, match="does not report der.*acc"):
-        judged_by("der", "speech_commands", ["acc", "loss"])
+    assert judged_by(None, named("ctc"), ["loss", "per", "wer"]) == "per"
+    assert judged_by(None, named("ctc"), ["slot_type_f1", "wer"]) == "slot_type_f1"
+    assert judged_by(None, named("ood"), ["loss", "cer"]) == "cer", "-d ctc is also of tasks that report no wer"
+    assert judged_by("loss", named("asr"), ["loss", "wer"]) == "loss"
+    with pytest.raises(UsageError, match="ks does not report der.*acc"):
+        judged_by("der", named("ks"), ["acc", "loss"])
 
 
 # task -> what its candidates are compared by, and whether more of it is better
@@ -167,7 +168,7 @@ def test_every_task_has_a_metric_with_a_direction():
         row.downstream for row in TASKS if row.trains
     }
     for task, (name, higher) in JUDGED_BY.items():
-        assert named(task).metrics[0] == name and name in task_of(TRAINED[task].task.downstream).metrics
+        assert named(task).metrics[0] == name and name in TRAINED[task].task.metrics
         assert METRICS[name].higher_is_better is higher
         assert best_of([0.9, 0.1], name, 1, [0.1, 0.01]) == [0 if higher else 1]
 
@@ -180,7 +181,7 @@ def test_every_task_reports_that_metric(build, tmp_path, task):
     runner = build(make_args(tmp_path / "exp", downstream=TRAINED[task].task.downstream), config)
     split = config["runner"]["eval_dataloaders"][0]
     reported = evaluate(runner.models, split, 1337, ratio=1e-9).metrics
-    assert judged_by(None, TRAINED[task].task.downstream, list(reported)) == JUDGED_BY[task][0]
+    assert judged_by(None, runner.models.task, list(reported)) == JUDGED_BY[task][0]
 
 
 @pytest.mark.parametrize(

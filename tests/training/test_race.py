@@ -11,6 +11,7 @@ import pytest
 
 from s3prl_ext.errors import DataError
 from s3prl_ext.run_folder import RunFolder
+from s3prl_ext.tasks import named
 from s3prl_ext.training.racing.candidates import Candidate, candidates_of, shares_masks
 from s3prl_ext.training.racing.early_stop import EarlyStopConfig
 from s3prl_ext.training.racing.race import Race
@@ -39,7 +40,7 @@ class Track:
 
 
 def race(config: EarlyStopConfig, track: Track, folder: Path, total: int = 100) -> Race:
-    return Race(config, ENTRANTS, total, RunFolder(folder), "speech_commands", track.advance)
+    return Race(config, ENTRANTS, total, RunFolder(folder), named("ks"), track.advance)
 
 
 def test_the_best_goes_on_and_steps_add_up(tmp_path):
@@ -158,7 +159,7 @@ def halve(candidates: list[Candidate], rungs, eta, total, curves, folder: Path):
         return {"acc": curves[candidate.name][step - 1]}
 
     config = EarlyStopConfig(rungs=rungs, eta=eta)
-    winner = Race(config, candidates, total, RunFolder(folder), "speech_commands", advance).choose()
+    winner = Race(config, candidates, total, RunFolder(folder), named("ks"), advance).choose()
     return winner.name, json.loads((folder / "race" / "race.json").read_text()), at
 
 

@@ -88,7 +88,7 @@ class CandidateRuns:
             self._save_start(self._folder)
         race = Race(
             self._config, self._candidates, self.experiment.total_steps, self._folder,
-            self.experiment.args.downstream, self._advance, self._split, self._announced,
+            self.experiment.models.task, self._advance, self._split, self._announced,
         )  # fmt: skip
         distributed.barrier()  # before a score of this race is written, every rank has read those of an earlier session
         winner = race.choose()
@@ -103,7 +103,7 @@ class CandidateRuns:
             quietly_into(self._expert, experiment.models.task, Path(elsewhere)),
         ):
             reported = evaluate(experiment.models, self._split, experiment.args.seed, ratio=1e-9).metrics
-        judged_by(wanted, experiment.args.downstream, list(reported))
+        judged_by(wanted, experiment.models.task, list(reported))
         return list(reported)
 
     def _passes(self) -> str:

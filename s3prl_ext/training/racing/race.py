@@ -19,7 +19,7 @@ from s3prl_ext.evaluation.result_records import numbers
 from s3prl_ext.metrics import METRICS
 from s3prl_ext.reading import parse_json
 from s3prl_ext.run_folder import RunFolder
-from s3prl_ext.tasks import task_of
+from s3prl_ext.tasks import Task
 from s3prl_ext.training import distributed
 from s3prl_ext.training.racing.candidates import Candidate
 from s3prl_ext.training.racing.early_stop import Comparison, EarlyStopConfig, best_of, winner_of
@@ -32,24 +32,24 @@ logger = logging.getLogger(__name__)
 Advance = Callable[[Candidate, RunFolder, int, str], dict[str, float]]
 
 
-def judged_by(wanted: str | None, task: str, reported: Sequence[str]) -> str:
+def judged_by(wanted: str | None, task: Task, reported: Sequence[str]) -> str:
     """Return the metric to compare candidates by.
 
     Args:
         wanted: ``early_stop.metric``, or None for the task's own.
-        task: name for ``-d``.
+        task: its record.
         reported: metrics that the task has reported for the split.
 
     Raises:
         UsageError: the task does not report it; the message names those it does.
     """
-    options = (wanted,) if wanted else task_of(task).metrics
+    options = (wanted,) if wanted else task.metrics
     name = next((name for name in options if name in reported), None)
     if name is not None:
         return name
     known = ", ".join(name for name in reported if name in METRICS) or "none that is known"
     raise UsageError(
-        f"the task {task} does not report {' or '.join(options)} on this split; "
+        f"the task {task.name} does not report {' or '.join(options)} on this split; "
         f"set early_stop.metric to one of: {known}."
     )
 
@@ -62,7 +62,7 @@ class Race:
         candidates: at least two.
         total_steps: T, optimizer steps of a whole run.
         folder: of the experiment.
-        task: name for ``-d``, which says what candidates are judged by.
+        task: its record, which says what candidates are judged by.
         advance: trains one candidate up to a step and scores it.
         split: where it is scored.
         passes: what the choice of masks costs, for the announcement.
@@ -74,7 +74,7 @@ class Race:
         candidates: Sequence[Candidate],
         total_steps: int,
         folder: RunFolder,
-        task: str,
+        task: Task,
         advance: Advance,
         split: str = "dev",
         passes: str = "",
