@@ -25,7 +25,7 @@ from s3prl_ext.prediction import recordings
 from s3prl_ext.run_folder import DELTA_FILE, MERGED_TASKS_FILE
 from s3prl_ext.settings import as_number, count
 from s3prl_ext.tables import columns
-from s3prl_ext.training.selection.shared_scores import Scores, scores_of_task
+from s3prl_ext.training.selection.shared_scores import Scores, scores_of_tasks
 from s3prl_ext.writing import write_json, written_folder
 
 logger = logging.getLogger(__name__)
@@ -143,11 +143,11 @@ def _read(paths: Sequence[Path]) -> Iterator[torch.Tensor]:
     return (torch.from_numpy(recordings.read(path).samples) for path in paths)
 
 
-def _fishers(folder: Path | None) -> Callable[[TrainedTask, str], Scores] | None:
-    """Return what finds the Fisher information of a task."""
+def _fishers(folder: Path | None) -> Callable[[Sequence[TrainedTask], str], Sequence[Scores]] | None:
+    """Return what finds the Fisher information of each task."""
     if folder is None:
         return None
-    return lambda task, origin: scores_of_task(folder, task.spec.stored(), origin)
+    return lambda tasks, origin: scores_of_tasks(folder, [task.info for task in tasks], origin)
 
 
 def _weights(text: str | None, tasks: int) -> list[float]:

@@ -91,7 +91,7 @@ def merge_tasks(
     tasks: Sequence[TrainedTask],
     weights: Sequence[float],
     method: MethodConfig,
-    fishers: Callable[[TrainedTask, str], Scores] | None = None,
+    fishers: Callable[[Sequence[TrainedTask], str], Sequence[Scores]] | None = None,
     clips: Sequence[Iterable[Tensor]] = (),
 ) -> MergedTasks:
     """Merge the changes of several tasks; entries that no task changed keep their bits.
@@ -103,7 +103,7 @@ def merge_tasks(
         tasks: at least one, all tuned from one upstream.
         weights: lambda of each.
         method: one of :data:`s3prl_ext.merging.names.DELTA_METHODS`.
-        fishers: for the method ``fisher``: returns the Fisher information of a task by the name of the tensor, given
+        fishers: for the method ``fisher``: returns the Fisher information of each task by the name of the tensor, given
             the hash of the untuned upstream.
         clips: for the method ``regmean``: recordings of each task, [samples] at 16 kHz.
 
@@ -128,8 +128,7 @@ def merge_tasks(
     names = [name for name in base if any(name in one.changed for one in tuned)]
     scores: Sequence[Scores] = [{}] * len(tasks)
     if fishers is not None:
-        origin = state_sha256(base)
-        scores = [fishers(task, origin) for task in tasks]
+        scores = fishers(tasks, state_sha256(base))
     read = [moments_read(one, base, names, own) for one, own in zip(tuned, clips, strict=True)] if clips else []
     merged = {name: _merge_tensor(name, base[name], tuned, weights, method, scores, read) for name in names}
     return MergedTasks(base, tuned, weights, merged, first)

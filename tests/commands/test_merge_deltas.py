@@ -155,7 +155,8 @@ def save_scores(folder, task, upstream, scores, mask="fisher"):
     """Write what a run with --fisher_scores leaves."""
     facts = {
         "pass": {"mask": mask},
-        "run": {"downstream": task, "downstream_variant": None},
+        "run": {"downstream": task, "upstream_feature_selection": "hidden_states"},
+        "task file": made.CONFIG,
         "weights": [state_sha256(upstream)],
     }
     SharedScores(folder, facts).get(scores, lambda: scores)
@@ -177,7 +178,7 @@ def test_fisher_information_weighs_what_two_tasks_changed(task, model, tmp_path)
     save_scores(folder, "speech_commands", base, scores[1], mask="snip")
     common = ["--deltas", ks, sid, "--method", "fisher", "--fisher_scores", folder, "--lambda", "0.5,0.25"]
     with pytest.raises(
-        DataError, match="no Fisher information of voxceleb1 on this upstream: train a child network with mask"
+        DataError, match="no Fisher information of sid on this upstream: train a child network with mask"
     ):
         run(*common, "--dry-run")
     save_scores(folder, "voxceleb1", base, scores[1])
@@ -202,11 +203,12 @@ def test_fisher_information_weighs_what_two_tasks_changed(task, model, tmp_path)
     save_scores(folder, "speech_commands", base, scores[1])
     other_pass = {
         "pass": {"mask": "fisher", "clip": "tensor"},
-        "run": {"downstream": "speech_commands"},
+        "run": {"downstream": "speech_commands", "upstream_feature_selection": "hidden_states"},
+        "task file": made.CONFIG,
         "weights": [state_sha256(base)],
     }
     SharedScores(folder, other_pass).get(scores[1], lambda: scores[1])
-    with pytest.raises(DataError, match="Fisher information of 2 passes over speech_commands"):
+    with pytest.raises(DataError, match="Fisher information of 2 passes over ks"):
         run(*alone, "--dry-run")
 
 

@@ -8,16 +8,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from s3prl_ext.child_tuning import delta
 from s3prl_ext.child_tuning.eligible import eligible_parameters
 from s3prl_ext.errors import DataError
 from s3prl_ext.locks import one_writer
 from s3prl_ext.models.hashing import state_sha256
 from s3prl_ext.run_folder import MASK_FILE
-from s3prl_ext.training.run_spec import RunSpec
 from s3prl_ext.training.selection import pass_facts, shared_scores
 from s3prl_ext.training.selection.fisher_pass import FisherPass
 from s3prl_ext.training.selection.pass_facts import facts_of
-from s3prl_ext.training.selection.shared_scores import SharedScores, scores_of_task
+from s3prl_ext.training.selection.shared_scores import SharedScores, scores_of_tasks
 from tests.support.experiments import make_args, task_config
 
 
@@ -67,15 +67,51 @@ def test_the_scores_of_a_task_are_found_again_by_what_was_trained_on_them(train,
 
     train("first")
     (path,) = (tmp_path / "shared").glob("*.safetensors")
-    run = make_args(tmp_path / "first", upstream="hubert_local", upstream_ckpt=hubert_ckpt)
-    upstream = s3prl.hub.hubert_local(ckpt=str(hubert_ckpt))
-    found = scores_of_task(tmp_path / "shared", RunSpec.of(run).stored(), state_sha256(upstream.state_dict()))
+    info, upstream = (
+        delta.load(tmp_path / "first" / "delta.safetensors").info,
+        s3prl.hub.hubert_local(ckpt=str(hubert_ckpt)),
+    )
+    origin = state_sha256(upstream.state_dict())
+    (found,) = scores_of_tasks(tmp_path / "shared", [info], origin)
     assert equal(found, load_file(path)) and found.keys() <= upstream.state_dict().keys()
-    with pytest.raises(DataError, match="no Fisher information of speech_commands on this upstream"):
-        scores_of_task(tmp_path / "shared", RunSpec.of(run).stored(), "another")
+    with pytest.raises(DataError, match="no Fisher information of ks on this upstream: train"):
+        scores_of_tasks(tmp_path / "shared", [info], "another")
+    for change, said in (
+        ({"data": info["data"] | {"sha256": "another"}}, "corpus"),
+        ({"upstream_feature_selection": "last_hidden_state"}, "features"),
+        ({"config": {"downstream_expert": {"datarc": {"train_batch_size": 5}}}}, "section downstream_expert"),
+    ):
+        with pytest.raises(
+            DataError, match=f"Fisher information of ks on this upstream, only of another {said}: train"
+        ):
+            scores_of_tasks(tmp_path / "shared", [info | change], origin)
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     with pytest.raises(DataError, match="is damaged: remove it and run its task again"):
-        scores_of_task(tmp_path / "shared", RunSpec.of(run).stored(), state_sha256(upstream.state_dict()))
+        scores_of_tasks(tmp_path / "shared", [info], origin)
+
+
+def test_tasks_that_share_a_name_for_d_have_scores_of_their_own(tmp_path):
+    phones, slots = (
+        {"downstream": "ctc", "config": {"downstream_expert": {"corpus": {"name": name}}}, "data": {"sha256": name}}
+        for name in ("libriphone", "snips")
+    )
+
+    def save(info, score, **settings):
+        facts = {"pass": {"mask": "fisher"} | settings, "run": info, "task file": info["config"],
+                 "corpus": info["data"], "weights": ["upstream"]}  # fmt: skip
+        SharedScores(tmp_path, facts).get({"w": torch.zeros(1)}, lambda: {"w": torch.tensor([score])})
+
+    save(phones, 1.0, max_batches=3)
+    with pytest.raises(DataError, match="no Fisher information of sf on this upstream: train"):
+        scores_of_tasks(tmp_path, [phones, slots], "upstream")
+    save(slots, 2.0, max_batches=4)
+    assert [float(one["w"]) for one in scores_of_tasks(tmp_path, [phones, slots], "upstream")] == [1.0, 2.0]
+    for path in tmp_path.glob("*.safetensors"):
+        path.unlink()
+    save(phones, 1.0)
+    save(slots, 2.0, clip="tensor")
+    with pytest.raises(DataError, match=r"of pr and sf in .* with other settings \(clip: None and tensor\)"):
+        scores_of_tasks(tmp_path, [phones, slots], "upstream")
 
 
 def test_what_changes_a_pass_has_scores_of_its_own(train, tmp_path):

@@ -7,16 +7,20 @@ reads (so batch size and SpecAugment), the corpus, the seed, the settings of the
 from __future__ import annotations
 
 import hashlib
+import json
 import platform
 from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import asdict
+from typing import Any
 
 import torch
 
 import s3prl_ext
 from s3prl_ext.configs import Record, Section
 from s3prl_ext.models.hashing import state_sha256
+from s3prl_ext.tasks import Task, task_of
+from s3prl_ext.tasks.record import LABELS
 from s3prl_ext.training.forward import TaskModels
 from s3prl_ext.training.results.provenance import versions
 from s3prl_ext.training.run_spec import RunSpec
@@ -24,6 +28,7 @@ from s3prl_ext.training.selection.fisher_batches import ORDER
 from s3prl_ext.training.tuning_config import TuningConfig
 
 NOT_READ = ("runner", "optimizer", "scheduler", "tuning", "early_stop")  # sections that a Fisher pass does not read
+OF_THE_TASK = ("max_batches", "warm_lr")  # settings of a pass that tasks may differ in: a mean over fewer is one too
 ENVIRONMENT = ("versions", "device")  # facts that decide about the last bits of a score, not about its meaning
 
 
@@ -60,6 +65,47 @@ def facts_of(
         "structure": [hashlib.sha256(text.encode()).hexdigest() for text in (*map(repr, modules), *sorted(configs))],
         "eligible": sorted(parameters),
     }
+
+
+def differences(facts: Section, info: Section) -> list[str]:
+    """Return in what a pass was not over what a task was trained on: task, features, task file, corpus; in words.
+
+    Args:
+        facts: of the pass, see :func:`facts_of`.
+        info: of the trained task, see :class:`s3prl_ext.deltas.trained_task.TrainedTask`; a corpus that it does not
+            know is not compared.
+    """
+    run, corpus = facts.get("run") or {}, facts.get("corpus") or {}
+    read = _trained_on(run, expert_of(facts.get("task file")), corpus)
+    trained = _trained_on(info, expert_of(info.get("config")), info.get("data") or corpus)
+    return [what for what, value in read.items() if value != trained[what]]
+
+
+def _trained_on(run: Section, expert: Record, corpus: Section) -> Record:
+    return {
+        "task": (task_in(run, expert).name, run.get("downstream_variant")),
+        "features": RunSpec.of(run).features,
+        "section downstream_expert": expert,
+        "corpus": [corpus.get(key) for key in ("sha256", "splits_sha256")],
+    }
+
+
+def task_in(run: Section, expert: Any) -> Task:
+    """Return the task of a run: of its arguments and section ``downstream_expert``."""
+    return task_of(str(run.get("downstream")), expert)
+
+
+def estimated_by(facts: Section) -> Record:
+    """Return the settings of a pass that decide about the size of its scores: those of several tasks must agree."""
+    return {key: value for key, value in (facts.get("pass") or {}).items() if key not in OF_THE_TASK}
+
+
+def expert_of(config: Section | None) -> Record:
+    """Return section ``downstream_expert`` of a task file as JSON holds it, without the names of the head's outputs."""
+    section = (config or {}).get("downstream_expert") or {}
+    kept = {key: value for key, value in section.items() if key != LABELS}
+    content: Record = json.loads(json.dumps(kept, default=str))
+    return content
 
 
 def _pass_settings(tuning: TuningConfig) -> Record:

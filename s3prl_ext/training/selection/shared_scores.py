@@ -11,8 +11,9 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,6 +24,7 @@ from s3prl_ext.configs import Section
 from s3prl_ext.errors import DataError
 from s3prl_ext.locks import InUse, one_writer
 from s3prl_ext.reading import parse_json
+from s3prl_ext.training.selection.pass_facts import differences, estimated_by, expert_of, task_in
 from s3prl_ext.writing import written
 
 logger = logging.getLogger(__name__)
@@ -33,44 +35,75 @@ SUFFIX = ".safetensors"
 WAIT_S = 1.0  # between two looks at what another run is making
 
 
-def scores_of_task(folder: Path, run: Section, upstream_sha256: str) -> Scores:
-    """Return the Fisher information of a task from a folder that its runs shared.
+def scores_of_tasks(folder: Path, tasks: Sequence[Section], upstream_sha256: str) -> list[Scores]:
+    """Return the Fisher information of each of several tasks from a folder that their runs shared.
+
+    It is that of a pass over the task's own corpus with its own features and section ``downstream_expert``.
 
     Args:
-        folder: that was given as ``--fisher_scores`` when a child network with ``mask: fisher`` was chosen for the
-            task.
-        run: the values of the task's :class:`RunSpec`; ``downstream`` and ``downstream_variant`` count.
+        folder: that was given as ``--fisher_scores`` when child networks with ``mask: fisher`` were chosen for them.
+        tasks: what is known of each, see :class:`s3prl_ext.deltas.trained_task.TrainedTask`.
         upstream_sha256: hash of the untuned upstream, on which it was estimated.
 
     Raises:
-        DataError: the folder has none for this task and upstream, or several.
+        DataError: the folder has none for a task and upstream, or several, or passes of two tasks had other settings.
     """
-    task = ("downstream", "downstream_variant")
-    found = []
+    passes = list(_fisher_passes(folder, upstream_sha256))
+    chosen = [_pass_over(info, passes, folder) for info in tasks]
+    settings = [estimated_by(one.facts) for one in chosen]
+    for info, own in zip(tasks, settings):
+        unlike = sorted(key for key in {*own, *settings[0]} if own.get(key) != settings[0].get(key))
+        if unlike:
+            said = "; ".join(f"{key}: {settings[0].get(key)} and {own.get(key)}" for key in unlike)
+            raise DataError(
+                f"the Fisher information of {_name(tasks[0])} and {_name(info)} in {folder} was estimated with other "
+                f"settings ({said}), so the two cannot be weighed against each other: train child networks on both "
+                "with the same section tuning.fisher."
+            )
+    return [_read(one.path)[1] for one in chosen]
+
+
+class _FisherPass(NamedTuple):
+    path: Path
+    facts: Section
+
+
+def _fisher_passes(folder: Path, upstream_sha256: str) -> Iterator[_FisherPass]:
+    """Yield the passes over an upstream whose Fisher information a folder holds.
+
+    Raises:
+        DataError: a file is damaged.
+    """
     for path in sorted(folder.glob(f"*{SUFFIX}")):
         try:
-            facts, scores = _read(path)
+            facts, _ = _read(path)
         except DataError as error:
             raise DataError(f"{error}: remove it and run its task again.") from error
-        wanted = (
-            (facts.get("pass") or {}).get("mask") == "fisher"
-            and all((facts.get("run") or {}).get(key) == run.get(key) for key in task)
-            and (facts.get("weights") or [None])[0] == upstream_sha256
-        )
-        if wanted:
-            found.append(scores)
-    name = " ".join(str(run.get(key)) for key in task if run.get(key))
+        if (facts.get("pass") or {}).get("mask") == "fisher" and (facts.get("weights") or [0])[0] == upstream_sha256:
+            yield _FisherPass(path, facts)
+
+
+def _pass_over(info: Section, passes: Sequence[_FisherPass], folder: Path) -> _FisherPass:
+    """Return the only pass over what a task was trained on."""
+    unlike = [(differences(one.facts, info), one) for one in passes]
+    found = [one for different, one in unlike if not different]
     if not found:
+        nearest = min((different for different, _ in unlike if "task" not in different), key=len, default=[])
+        only = f", only of another {' and '.join(nearest)}" if nearest else ""
         raise DataError(
-            f"{folder} has no Fisher information of {name} on this upstream: train a child network with mask: fisher "
-            f"on it with --fisher_scores {folder}."
+            f"{folder} has no Fisher information of {_name(info)} on this upstream{only}: train a child network with "
+            f"mask: fisher on it with --fisher_scores {folder}."
         )
     if len(found) > 1:
         raise DataError(
-            f"{folder} has the Fisher information of {len(found)} passes over {name}, of other settings or seeds: give "
-            "a folder with one for each task."
+            f"{folder} has the Fisher information of {len(found)} passes over {_name(info)}, of other settings or "
+            "seeds: give a folder with one for each task."
         )
     return found[0]
+
+
+def _name(info: Section) -> str:
+    return " ".join(filter(None, (task_in(info, expert_of(info.get("config"))).name, info.get("downstream_variant"))))
 
 
 def _read(path: Path) -> tuple[Section, Scores]:
