@@ -17,6 +17,8 @@ from s3prl_ext.reading import read_lines
 SPLITS = {"1": "train", "2": "dev", "3": "test"}
 """First field of a line in the list ``iden_split.txt`` -> split."""
 
+LISTS = 2  # version of the stored lists: those of 0.1.0 may name clips relative to another working directory
+
 
 def cache_base() -> Path:
     """Return the folder of this package's caches: per user."""
@@ -25,7 +27,7 @@ def cache_base() -> Path:
 
 def cache_dir(root: Path, meta_data: Path) -> Path:
     """Return the folder for the file lists of one corpus: per user, keyed by its root and the content of its list."""
-    key = hashlib.sha256(str(root.resolve()).encode() + b"\0" + meta_data.read_bytes()).hexdigest()[:16]
+    key = hashlib.sha256(f"{LISTS}|{root.resolve()}".encode() + b"\0" + meta_data.read_bytes()).hexdigest()[:16]
     return cache_base() / "voxceleb1" / key
 
 
@@ -68,8 +70,10 @@ def wrap_dataset(module: ModuleType) -> None:
 
     @functools.wraps(initialise)
     def initialise_with_own_cache(self, mode, file_path, meta_data, max_timestep=None) -> None:
-        root, meta_data = SortedPath(file_path), Path(meta_data)  # of a clip in two folders the first counts
-        check_list(root, meta_data)
+        meta_data = Path(meta_data)
+        check_list(Path(file_path), meta_data)
+        # absolute, as the stored list serves every working directory; of a clip in two folders the first counts
+        root = SortedPath(Path(file_path).resolve())
         folder = cache_dir(root, meta_data)
         cached = folder / f"{mode}.pkl"
         if cached.is_file():

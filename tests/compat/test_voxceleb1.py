@@ -52,6 +52,16 @@ def test_a_changed_list_is_read_anew(tmp_path):
     assert dataset.label == [1]
 
 
+def test_a_list_made_from_a_relative_path_serves_every_working_directory(tmp_path, monkeypatch):
+    for folder in ("first", "second"):
+        make_corpus(tmp_path / folder / "vox")
+        monkeypatch.chdir(tmp_path / folder)
+        SpeakerClassifiDataset("train", Path("vox"), Path("vox/split.txt"))
+    root = tmp_path / "first" / "vox"
+    found = SpeakerClassifiDataset("train", root, root / "split.txt").dataset
+    assert [Path(path) for path in found] == [root / "dev" / "wav" / line.split()[1] for line in LINES[:2]]
+
+
 def test_of_a_clip_in_two_folders_the_same_one_counts_on_every_disk(tmp_path, monkeypatch):
     meta_data = make_corpus(tmp_path / "corpus")
     shutil.copytree(tmp_path / "corpus" / "dev", tmp_path / "corpus" / "test")
