@@ -80,20 +80,25 @@ def _check_folders(module: ModuleType) -> None:
                 )
         names = kwargs[split] if isinstance(kwargs[split], (list, tuple)) else [kwargs[split]]
         tables = [Path(bucket_file) / f"{name}.csv" for name in names]
-        for table in filter(Path.is_file, tables):  # s3prl warns of one that is missing
-            check_lengths(table)
-        if not any(map(Path.is_file, tables)):
+        missing = [str(table) for table in tables if not table.is_file()]  # s3prl leaves them out with a warning
+        if missing or not tables:
             raise DataError(
-                f"no list of lengths for split '{split}': {', '.join(map(str, tables)) or 'it has no names'}; set "
+                f"no list of lengths for split '{split}': {', '.join(missing) or 'it has no names'}; set "
                 f"LIBRISPEECH_LENGTHS, or config.downstream_expert.datarc.{split} with -o."
             )
+        listed = [path for table in tables for path in check_lengths(table)]
         initialise(self, split, bucket_size, dictionary, libri_root, bucket_file, **kwargs)
+        if split != "train":
+            batched = {path for batch in self.X for path in batch}
+            left = [path for path in listed if path not in batched and self._parse_x_name(path) in self.Y]
+            self.X += [[path] for path in left]
 
     module.SequenceDataset.__init__ = initialise_checked
 
 
-def check_lengths(table: Path) -> None:
-    """Raise DataError unless a table of lengths has a file and a length in samples in each line."""
+def check_lengths(table: Path) -> list[str]:
+    """Return the files that a table of lengths names; DataError unless each line has one and a length in samples."""
+    files = []
     reader = csv.DictReader(io.StringIO(read_text(table), newline=""))
     try:
         if not {"file_path", "length"} <= set(reader.fieldnames or ()):
@@ -105,10 +110,12 @@ def check_lengths(table: Path) -> None:
                     f"{row['length']!r:.40}, which must be a file and a number of samples; "
                     "make the lists of lengths again."
                 )
-        if reader.line_num < 2:
+            files.append(row["file_path"])
+        if not files:
             raise DataError(f"{table} lists no clip; make the lists of lengths again.")
     except csv.Error as error:
         raise DataError(f"{table}, line {reader.line_num}: {error}; make the lists of lengths again.") from error
+    return files
 
 
 def _is_length(text: str | None) -> bool:
@@ -133,8 +140,13 @@ def _check_transcripts(module: ModuleType) -> None:
         transcripts = load_transcript(self, x_list)
         known = vars(self.dictionary).setdefault("known", frozenset(self.dictionary.symbols))  # later splits add theirs
         for path in x_list:
-            text = transcripts.get(self._parse_x_name(path), "-")
-            strange = sorted(set(text.replace(" ", "")) - known) if text != "-" else ()
+            text = transcripts.get(self._parse_x_name(path))
+            if text is None:  # s3prl leaves the clip out, and with the last clip of a split its whole batch
+                raise DataError(
+                    f"the utterance {path} in {self.libri_root} has no transcript; complete its .trans.txt or "
+                    "take the utterance out of the list of lengths."
+                )
+            strange = sorted(set(text.replace(" ", "")) - known)
             if strange:
                 raise DataError(
                     f"the transcript of {path} in {self.libri_root} holds {strange[0]!r}, which the dictionary "
@@ -186,8 +198,8 @@ SHIMS = (
         needed=lambda module: not hasattr(module.SequenceDataset.__init__, "__wrapped__"),
         apply=_check_folders,
         reason="s3prl tells who misses the folder of lengths to run a script that its package lacks, and does not name "
-        "it",
-        remove_when="s3prl names the missing folder",
+        "it; it leaves out a missing list, and the last clip of an evaluation where a batch would hold it alone",
+        remove_when="s3prl names what is missing and evaluates every clip",
     ),
     Shim(
         name="asr-transcripts",

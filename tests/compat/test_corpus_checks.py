@@ -71,6 +71,8 @@ def test_empty_transcript_is_refused_by_name(tmp_path):
     assert load(reader, ["train/1/2/1-2-0000.flac"])["1-2-0000"] == "H E L L O |"
     with pytest.raises(DataError, match="1-2-0001.flac.*empty transcript"):
         load(reader, ["train/1/2/1-2-0000.flac", "train/1/2/1-2-0001.flac"])
+    with pytest.raises(DataError, match="1-2-0004.flac in .* has no transcript; complete its .trans.txt"):
+        load(reader, ["train/1/2/1-2-0000.flac", "train/1/2/1-2-0004.flac"])
     with pytest.raises(DataError, match=r"no such transcripts: .*train/1/3/1-3\.trans\.txt.*LIBRISPEECH"):
         load(reader, ["train/1/2/1-2-0000.flac", "train/1/3/1-3-0001.flac"])
     dictionary.symbols.append("\u00c9")  # as s3prl does when it reads another split
@@ -130,3 +132,24 @@ def test_lists_of_lengths_that_are_missing(tmp_path):
         DataError, match="no list of lengths for split 'train': .*train-clean-100.csv; set LIBRISPEECH_LENGTHS"
     ):
         dataset.SequenceDataset("train", 2, None, str(tmp_path), str(tmp_path), train=["train-clean-100"])
+    (tmp_path / "test-clean.csv").write_text(LENGTHS)
+    with pytest.raises(DataError, match="no list of lengths for split 'test': [^,]*test-othr.csv; set"):
+        dataset.SequenceDataset("test", 2, None, str(tmp_path), str(tmp_path), test=["test-clean", "test-othr"])
+
+
+@pytest.mark.parametrize(("size", "train"), [(1, 5), (2, 4), (3, 5), (4, 4), (5, 5), (7, 5)])
+def test_asr_evaluates_every_clip_whatever_the_batch_size(tmp_path, size, train):
+    dataset = importlib.import_module("s3prl.downstream.asr.dataset")
+    dictionary = dataset.Dictionary()
+    for symbol in "HELO|":
+        dictionary.add_symbol(symbol)
+    (tmp_path / "part/1/2").mkdir(parents=True)
+    names = [f"1-2-{number:04d}" for number in range(5)]
+    (tmp_path / "part/1/2/1-2.trans.txt").write_text("".join(f"{name} HELLO\n" for name in names))
+    rows = "".join(f"{n},part/1/2/{name}.flac,{16000 * (n + 1)},\n" for n, name in enumerate(names))
+    (tmp_path / "part.csv").write_text(f",file_path,length,label\n{rows}")
+    for split, clips in {"dev": 5, "train": train}.items():
+        found = dataset.SequenceDataset(
+            split, size, dictionary, str(tmp_path), str(tmp_path), dev=["part"], train=["part"]
+        )
+        assert len({clip for batch in found.X for clip in batch}) == sum(map(len, found.X)) == clips
