@@ -76,17 +76,18 @@ class TranscribedCorpus:
         Args:
             rule: the corpus's own (``chapter``, ``speaker``, ``part``), ``hash`` (80/10/10 by id), a JSON file with the
                 three lists, such as the ``splits.json`` of another run, or the groups of each split; these may have
-                further names, such as ``test-other``, and may be empty where nothing of their groups is there.
+                further names, such as ``test-other``, and are empty where nothing of their groups is there.
             needed: splits that must not be empty.
 
         Raises:
             UsageError: unknown rule.
-            DataError: an empty split of those that are needed, or a list that names other utterances than the corpus
-                has.
+            DataError: an empty split of those that are needed, a split of whose groups only some are there, or a list
+                that names other utterances than the corpus has.
         """
         known = {u.id for u in utterances}
         if isinstance(rule, Mapping):
             _check_apart(rule)
+            self._check_whole(rule, {u.group for u in utterances})
             return {name: sorted(u.id for u in utterances if u.group in groups) for name, groups in rule.items()}
         if rule == self.group:
             groups = sorted({u.group for u in utterances})
@@ -108,6 +109,15 @@ class TranscribedCorpus:
                     "belong to other splits; complete the corpus, or use the split 'hash' on a part of it."
                 )
         return parts
+
+    def _check_whole(self, rule: Mapping[str, Sequence[str]], known: set[str]) -> None:
+        for name, groups in rule.items():
+            absent = [group for group in groups if group not in known]
+            if absent and len(absent) < len(groups):
+                raise DataError(
+                    f"split: {name} names {', '.join(absent)}, of which {self.card.name} has no utterance here: "
+                    "correct the list, or complete the corpus."
+                )
 
 
 def _check_apart(groups: Mapping[str, Sequence[str]]) -> None:

@@ -122,6 +122,8 @@ def test_snips_takes_the_speakers_of_the_split(tmp_path):
     assert data.text[0] == words.encode("BOS PLAY JAZZ EOS\t")
     with pytest.raises(DataError, match="no clip of the speakers Ivy"):
         SnipsDataset(["valid"], words, 1, path=tmp_path, valid_speakers=["Ivy"])
+    with pytest.raises(DataError, match="no clip of the speakers Salli in .*valid"):
+        SnipsDataset(["valid"], words, 1, path=tmp_path, valid_speakers=["Amy", "Salli"])
     with pytest.raises(DataError, match="all-trans.txt do not exist"):
         SnipsDataset(["valid"], Words([]), 1, path=tmp_path, valid_speakers=["Amy"])
 

@@ -52,6 +52,12 @@ def test_lists_of_parts_read_only_these_and_may_name_more_splits(root):
     assert {name: len(ids) for name, ids in splits.items()} == {"train": 0, "dev": 0, "test": 2, "test-other": 2}
 
 
+def test_a_split_of_which_a_part_is_missing_is_refused(root):
+    rule = {"train": ["train-clean-360"], "dev": ["dev-clean"], "test": ["test-clean", "test-othr", "test-x"]}
+    with pytest.raises(DataError, match="split: test names test-othr, test-x, of which LibriSpeech has no utterance"):
+        CORPUS.splits(CORPUS.utterances(root, "error", rule), rule)
+
+
 def test_lists_of_chapters_divide_ljspeech_too(tmp_path):
     from s3prl_ext.corpora.ljspeech import CORPUS as LJ
     from s3prl_ext.corpora.transcribed import Utterance

@@ -27,7 +27,7 @@ class SnipsDataset(BucketingDataset):
         kwargs: further keys of the task's ``corpus`` section; of these ``<split>_speakers`` are used.
 
     Raises:
-        DataError: no transcripts, or no clip of the speakers in a split.
+        DataError: no transcripts, or no clip of one of the speakers in a split.
     """
 
     def __init__(self, split: Sequence[str] | str, tokenizer, bucket_size, path, ascending=False, **kwargs):
@@ -50,9 +50,10 @@ class SnipsDataset(BucketingDataset):
         if len(files) < len(audio):
             logger.warning("%d clips of %s have no transcript and are left out", len(audio) - len(files), folder)
         files = [file for file in files if file.stem.startswith(tuple(self.speaker_list))]
-        if not files:
+        absent = [name for name in self.speaker_list if not any(file.stem.startswith(name) for file in files)]
+        if absent or not files:
             raise DataError(
-                f"no clip of the speakers {', '.join(self.speaker_list)} in {folder}: "
+                f"no clip of the speakers {', '.join(absent) or '(none are listed)'} in {folder}: "
                 "check downstream_expert.corpus.path or its lists of speakers."
             )
         logger.info("%d clips of %d speakers in %s", len(files), len(self.speaker_list), folder)
