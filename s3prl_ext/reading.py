@@ -31,7 +31,13 @@ def parse_json(text: str | bytes) -> Any:
 
 def read_lines(path: str | os.PathLike) -> list[str]:
     """Return the lines of a UTF-8 text that belongs to a corpus; see :func:`read_text`."""
-    return read_text(path).splitlines()
+    return lines_of(read_text(path))
+
+
+def lines_of(text: str) -> list[str]:
+    """Return the lines of a text that was read as such: ``str.splitlines`` also divides at a form feed or U+2028."""
+    lines = text.split("\n")
+    return lines if lines[-1] else lines[:-1]
 
 
 def read_text(path: str | os.PathLike) -> str:

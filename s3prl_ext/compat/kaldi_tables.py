@@ -11,6 +11,7 @@ from typing import Any
 
 from s3prl_ext.compat.shim import Shim
 from s3prl_ext.errors import DataError
+from s3prl_ext.reading import lines_of
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ def _rows(path: Path) -> list[list[str]]:
     if not path.is_file():
         raise DataError(f"no such table: {path}; diarization needs {', '.join(TABLES)} in each of its data folders.")
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = lines_of(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not a text file: restore it from the corpus.") from error
     rows = []

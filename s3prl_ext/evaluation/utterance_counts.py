@@ -16,6 +16,7 @@ from s3prl_ext.errors import DataError
 from s3prl_ext.evaluation.predictions import read_predictions
 from s3prl_ext.evaluation.transcripts import read_transcripts
 from s3prl_ext.metrics import factor, metric
+from s3prl_ext.reading import lines_of
 from s3prl_ext.tasks import OTHER, Task, Utterances, utterances_of
 
 # Errors and length of each utterance, by its name and reference.
@@ -29,7 +30,7 @@ class OtherEvaluation(DataError):
 def _lines(path: Path, between: str) -> Iterator[tuple[str, str]]:
     """Yield name and text of each line."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = lines_of(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read ({error}): evaluate the split again.") from error
     for line in lines:

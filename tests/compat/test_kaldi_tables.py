@@ -31,6 +31,11 @@ def test_right_tables_are_accepted(folder, caplog):
     assert not caplog.records
 
 
+def test_only_line_ends_divide_a_table(folder):
+    (folder / "utt2spk").write_text("u1 a\u2028\x0c\nu2 b c\n", encoding="utf-8")
+    check_tables(folder)
+
+
 def test_fewer_recordings_than_segments_are_mentioned(folder, caplog):
     (folder / "wav.scp").write_text("r1 /a b/r1.wav\n")
     check_tables(folder)

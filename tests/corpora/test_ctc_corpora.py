@@ -128,6 +128,17 @@ def test_snips_takes_the_speakers_of_the_split(tmp_path):
         SnipsDataset(["valid"], Words([]), 1, path=tmp_path, valid_speakers=["Amy"])
 
 
+def test_only_line_ends_divide_transcripts(tmp_path):
+    (tmp_path / "valid").mkdir()
+    (tmp_path / "valid" / "Amy-1.wav").touch()
+    (tmp_path / "all.iob.snips.txt").write_text(
+        "Amy-1 BOS PLAY\x85 \u2028JAZZ\x0c EOS\tO O genre X\r\n", encoding="utf-8"
+    )
+    words = Slots(["BOS", "EOS", "PLAY", "JAZZ"])
+    data = SnipsDataset(["valid"], words, 1, path=tmp_path, valid_speakers=["Amy"])
+    assert data.text[0] == words.encode("BOS PLAY JAZZ EOS\t")
+
+
 def test_texts_in_another_case_than_the_vocabulary_are_refused(tmp_path):
     s3prl_ext.install()
     from s3prl.downstream.ctc.text import load_text_encoder

@@ -40,6 +40,13 @@ def test_texts_of_speech_and_phoneme_recognition(tmp_path):
     assert utterance_counts(pr, "test", {"per": 1 / 3}, pr) == {("u1", "AH0 B K"): (1, 3)}
 
 
+def test_only_line_ends_divide_texts(tmp_path):
+    asr = files(
+        tmp_path, ("test-noLM-hyp.ark", ["u1 A\x85 X", "u2 C"]), ("test-noLM-ref.ark", ["u1 A\u2028 B", "u2 C"])
+    )
+    assert utterance_counts(asr, "test", {"wer": 100 / 3}, asr) == {("u1", "A\u2028 B"): (1, 2), ("u2", "C"): (0, 1)}
+
+
 def test_draws_of_one_clip_are_no_utterances(tmp_path):
     ks = files(tmp_path / "ks", ("dev_predict.txt", ["a yes", "a no"]), ("dev_truth.txt", ["a yes", "a yes"]))
     assert utterance_counts(ks, "dev", {"acc": 0.5}, ks) is None
