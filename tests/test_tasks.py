@@ -56,6 +56,8 @@ def test_names_of_tasks():
         for name, row in LAYOUTS.items()
     } == {name: name for name in LAYOUTS}
     assert task_of("ctc", {"corpus": {"name": "librispeech"}}).name == task_of("ctc", None).name == "ctc"
+    for written, task in {"LibriPhone": "pr", "Snips": "sf", "Common_Voice": "ood", "SBCSAE": "ood"}.items():
+        assert task_of("ctc", {"corpus": {"name": written}}).name == task, "s3prl reads the name in any case"
     assert task_of("mosei", None).name == named("mosei").name == "mosei"
 
 

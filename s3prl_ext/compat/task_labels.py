@@ -44,7 +44,7 @@ FIRST = 3  # token of s3prl's encoders after padding, end and unknown
 
 
 def _slots(expert: Any) -> dict[str, list[str]] | None:
-    if expert.corpus["name"] == "common_voice":
+    if expert.corpus["name"].lower() == "common_voice":
         return {"characters": [expert.tokenizer.decode([index]) for index in range(FIRST, expert.tokenizer.vocab_size)]}
     marks = getattr(expert.tokenizer, "slots", None)
     return None if marks is None else {"slots": [mark.removeprefix("B-") for mark in marks[::2]]}

@@ -164,8 +164,11 @@ class Task:
         return next(iter(self.variables))
 
     def reads_corpus(self, name: object) -> bool:
-        """Tell whether a task file with this ``downstream_expert.corpus.name`` is of it."""
-        return self.corpus is None or name in ((self.corpus,) if isinstance(self.corpus, str) else self.corpus)
+        """Tell whether a task file with this ``downstream_expert.corpus.name``, in any case, is of it."""
+        if self.corpus is None:
+            return True
+        known = (self.corpus,) if isinstance(self.corpus, str) else self.corpus
+        return isinstance(name, str) and name.lower() in (one.lower() for one in known)
 
     def columns(self) -> list[tuple[str, str]]:
         """Return set and metric of each of its columns in SUPERB's row; without sets theirs is empty."""
