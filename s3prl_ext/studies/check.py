@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
-from s3prl_ext.configs import UnsetVariable, expand_variables
+from s3prl_ext.configs import Section, UnsetVariable, expand_variables, with_numbers
 from s3prl_ext.errors import UsageError, unknown_name
+from s3prl_ext.overrides import split_options
 from s3prl_ext.studies.asha import check_ray_tune
-from s3prl_ext.studies.config import FIXED_AXES
+from s3prl_ext.studies.config import FIXED_AXES, Study
 from s3prl_ext.studies.plan import StudyCell
 from s3prl_ext.studies.study_run import StudyRun
 from s3prl_ext.training.racing.early_stop import EarlyStopConfig
 
 
 def check_runs(cells: Sequence[StudyCell], variables: bool = True) -> None:
-    """Check upstream, axes and task file of each run.
+    """Check upstream, axes, labels and task file of each run.
 
     Args:
         cells: of the study.
         variables: whether those of the corpora must be set.
 
     Raises:
-        UsageError: an upstream, flag or setting is wrong or does not fit, dev is not scored, or a variable is not set;
-            the message names the first such run.
+        UsageError: an upstream, flag or setting is wrong or does not fit, dev is not scored, a variable is not set, or
+            two labels stand for one run; the message names the first such run.
     """
     from s3prl_ext.training.task_file import TaskFile
 
@@ -51,6 +53,7 @@ def check_runs(cells: Sequence[StudyCell], variables: bool = True) -> None:
             raise UsageError(
                 f"{run.name} races candidates of its own (a list in its method): move the list to axes, or remove race."
             )
+    check_labels(runs)
     for cell in cells:
         if cell.race is not None:
             _check_race(cell, cell.race)
@@ -100,14 +103,78 @@ def _check_keys(run: StudyRun) -> None:
         check_overrides([f"config.{key}" for key in run.settings()], preset, task)
     except UsageError as error:
         raise UsageError(f"{run.name}: {error}") from error
-    for axis, point in run.points().items():
-        for key in point.settings if axis not in FIXED_AXES else ():
-            if key.split(".")[0] not in TOP_LEVEL:
-                raise unknown_name("section of a task file", key.split(".")[0], TOP_LEVEL, where=f"axis {axis}")
-            if remarks := check_overrides([f"config.{key}"], preset, task):
+    for axis, key, _ in _varied(run):
+        if key.split(".")[0] not in TOP_LEVEL:
+            raise unknown_name("section of a task file", key.split(".")[0], TOP_LEVEL, where=f"axis {axis}")
+        if remarks := check_overrides([f"config.{key}"], preset, task):
+            raise UsageError(f"axis {axis}: {remarks[0].removeprefix('-o ')}; name another key, or exclude this task.")
+
+
+def check_labels(runs: Sequence[StudyRun]) -> None:
+    """Refuse labels of what is not run: an axis without effect, and two labels of the same run.
+
+    Raises:
+        UsageError: the message names such runs.
+    """
+    _check_methods(runs[0].study)
+    configs: dict[tuple[str, str], Section] = {}
+    seen: dict[tuple[str, str, int], StudyRun] = {}
+    for run in runs:
+        kind = (run.labels["task"], repr(run.settings()))
+        config = configs[kind] = configs[kind] if kind in configs else run.config()
+        for axis, key, value in _varied(run):
+            if (found := _at(config, key)) != value:
                 raise UsageError(
-                    f"axis {axis}: {remarks[0].removeprefix('-o ')}; name another key, or exclude this task."
+                    f"{run.name}: {key} is {found!r} in its task file, by another axis than {axis}: remove one of the "
+                    "two from axes."
                 )
+        flags = run.given_flags()
+        given = {**flags, "-c": "", "-g": split_options(flags.get("-g"))}
+        same = (repr(sorted(given.items())), repr(_sorted(with_numbers(config, config))), run.seed)
+        first = seen.setdefault(same, run)
+        if first is not run:
+            raise UsageError(
+                f"{first.name} and {run.name} are the same run: the labels differ, what they set does not, or "
+                "something else sets it as well (set, adjust, another axis); remove one of the two."
+            )
+
+
+def _check_methods(study: Study) -> None:
+    """Refuse an axis of what tells labels of one tuning method apart: they would stand for values that no run has."""
+    keys = {(axis, key) for axis, points in study.axes.items() if axis not in FIXED_AXES for key in points[0].settings}
+    for axis, key in sorted(keys):
+        first: dict[Any, tuple[str, Any]] = {}
+        for point in study.axes["method"]:
+            value = point.settings.get(key, _at(point.settings, key))
+            if value is None:
+                continue
+            label, other = first.setdefault(_at(point.settings, "tuning.method"), (point.label, value))
+            if value != other:
+                raise UsageError(
+                    f"methods {label} and {point.label} differ in {key}, which axis {axis} sets as well: remove it "
+                    f"from the methods, or {axis} from axes."
+                )
+
+
+def _varied(run: StudyRun) -> Iterator[tuple[str, str, Any]]:
+    """Yield axis, key and value of what varies besides task, upstream and method."""
+    for axis, point in run.points().items():
+        for key, value in point.settings.items() if axis not in FIXED_AXES else ():
+            yield axis, key, value
+
+
+def _at(section: Any, key: str) -> Any:
+    """Return the value at a dotted key; None where there is none."""
+    for part in key.split("."):
+        section = section.get(part) if isinstance(section, Mapping) else None
+    return section
+
+
+def _sorted(value: Any) -> Any:
+    """Return nested mappings as sorted pairs, so that equal ones have equal texts."""
+    if isinstance(value, Mapping):
+        return sorted((str(key), _sorted(one)) for key, one in value.items())
+    return [_sorted(one) for one in value] if isinstance(value, (list, tuple)) else value
 
 
 def _check_race(cell: StudyCell, race: EarlyStopConfig) -> None:

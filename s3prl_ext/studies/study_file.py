@@ -17,7 +17,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -105,6 +105,7 @@ def read_study(path: Path, override: str | None = None, only: Sequence[str] = ()
     ]
     problems += [f"{where}.choose: a cell is a task; choose among its other axes." for axis in choose if axis == "task"]
     settings = _settings(file.set, f"{where}.set", problems)
+    problems += _without_effect({key: settings[key] for key in set_here if key in settings}, axes)
     seeds = _seeds(file.seeds, f"{where}.seeds", problems)
     race, scheduler = _race(file.race, f"{where}.race", bool(choose), problems)
     study = Study(
@@ -178,6 +179,19 @@ def _change(content: dict[str, Any], option: str) -> str | None:
     except yaml.YAMLError as error:
         raise UsageError(f"-o: the value of {key.strip()} is not readable as YAML: {text.strip()}.") from error
     return last if sections == ["set"] else None
+
+
+def _without_effect(set_here: Mapping[str, Any], axes: Mapping[str, Sequence[AxisPoint]]) -> Iterator[str]:
+    """Yield a sentence for each key of ``-o set`` that an axis sets in every run."""
+    for axis in (axis for axis in axes if axis not in FIXED_AXES):
+        varied = KEYS.get(axis, axis)
+        for key, value in set_here.items():
+            inside = value
+            for part in varied.removeprefix(key).strip(".").split(".") if varied.startswith(f"{key}.") else ():
+                inside = inside.get(part) if isinstance(inside, Mapping) else None
+            related = key == varied or key.startswith(f"{varied}.") or varied.startswith(f"{key}.")
+            if related and inside is not None:
+                yield f"-o set.{key}: axis {axis} sets {varied} in every run; change axes.{axis}, or remove it there."
 
 
 def _points(values: Any, where: str, read: Any, problems: list[str]) -> tuple[AxisPoint, ...]:

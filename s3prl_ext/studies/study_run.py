@@ -70,12 +70,7 @@ class StudyRun:
 
     def flags(self, until: int | None = None) -> list[str]:
         """Return the flags of ``s3prl-ext run`` that train it, or resume it, to its end or to a step."""
-        flags = {key: value for point in self._points() for key, value in point.flags.items() if key != "-g"}
-        flags |= {"-g": merge} if (merge := self._merge()) else {}
-        flags |= self.study.flags
-        for one in self.study.adjustments(self.labels):
-            flags |= one.flags
-        listed = [text for pair in flags.items() for text in pair]
+        listed = [text for pair in self.given_flags().items() for text in pair]
         changes = [f"config.{key}={_written(value)}" for key, value in self.settings().items()]
         given = ",,".join([*changes, *([f"args.until={until}"] if until else [])])
         track = ["--track", self.study.track] if self.study.track else []
@@ -84,6 +79,15 @@ class StudyRun:
             track += ["--fisher_scores", place]
         own = [*track, "--seed", str(self.seed), "-p", str(self.folder), *(["-o", given] if given else [])]
         return ["-m", "train", "-a", *listed, *own]
+
+    def given_flags(self) -> dict[str, str]:
+        """Return the flags that its points and the study file give."""
+        flags = {key: value for point in self._points() for key, value in point.flags.items() if key != "-g"}
+        flags |= {"-g": merge} if (merge := self._merge()) else {}
+        flags |= self.study.flags
+        for one in self.study.adjustments(self.labels):
+            flags |= one.flags
+        return flags
 
     def upstream_flags(self) -> list[str]:
         """Return the flags that name its upstream."""
@@ -104,15 +108,21 @@ class StudyRun:
         return list(self.points().values())
 
     def settings(self) -> dict[str, Any]:
-        """Return what it changes in its task file, by dotted key.
+        """Return what it changes in its task file, by dotted key: a later key is applied to what earlier ones left.
 
-        Single keys of ``tuning`` are in the method's section.
+        What all runs share comes first, then its task, upstream and method, the entries of ``adjust``, and the other
+        axes. Single keys of ``tuning`` are in the method's section, whose own values count more than what was set for
+        it before.
         """
-        fixed = [point.settings for axis, point in self.points().items() if axis in FIXED_AXES]
-        varied = [point.settings for axis, point in self.points().items() if axis not in FIXED_AXES]
-        settings = dict(self.study.settings)
-        for part in (*fixed, *(one.settings for one in self.study.adjustments(self.labels)), *varied):
-            settings |= part
+        points = self.points()
+        settings: dict[str, Any] = {}
+        _apply(settings, self.study.settings)
+        for axis in FIXED_AXES:
+            _apply(settings, _with_own_section(points[axis].settings, settings))
+        for one in self.study.adjustments(self.labels):
+            _apply(settings, one.settings)
+        for axis, point in points.items():
+            _apply(settings, point.settings if axis not in FIXED_AXES else {})
         if "tuning" not in settings:
             return settings
         tuning = copy.deepcopy(dict(settings["tuning"]))
@@ -136,7 +146,7 @@ class StudyRun:
         """Return its task file with these changes; variables are not replaced."""
         config = self.preset()
         for key, value in self.settings().items():
-            _place(config, key, value)
+            _place(config, key, copy.deepcopy(value))  # a later key may be one of it
         return config
 
     @cached_property
@@ -230,6 +240,38 @@ def _written(value: Any) -> str:
 
 def _has_pass(tuning: Mapping[str, Any]) -> bool:
     return tuning.get("method") == "child" and tuning.get("mask", "fisher") in PASS_MASKS
+
+
+def _apply(settings: dict[str, Any], changes: Mapping[str, Any]) -> None:
+    """Set dotted keys, each behind a section that it is in; what was set of it before, or of a part of it, is gone."""
+    for key, value in changes.items():
+        for old in [old for old in settings if old.startswith(f"{key}.")]:
+            del settings[old]
+        if any(key.startswith(f"{section}.") for section in settings):
+            settings.pop(key, None)
+        settings[key] = value
+
+
+def _with_own_section(changes: Mapping[str, Any], before: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the settings of a point with single keys of ``tuning`` that were set before, where its section lacks them.
+
+    Such a key may be for several methods, each of which has a section of its own.
+    """
+    if "tuning" not in changes:
+        return changes
+    earlier: dict[str, Any] = {}
+    for key, value in before.items():
+        if key.startswith("tuning."):
+            _place(earlier, key.removeprefix("tuning."), copy.deepcopy(value))
+    return {**changes, "tuning": _filled(changes["tuning"], earlier)}
+
+
+def _filled(section: Any, others: Any) -> Any:
+    """Return a section, completed by the keys of another one that it lacks."""
+    if not isinstance(section, Mapping) or not isinstance(others, Mapping):
+        return section
+    filled = {key: _filled(value, others[key]) if key in others else value for key, value in section.items()}
+    return filled | {key: value for key, value in others.items() if key not in section}
 
 
 def _place(mapping: dict[str, Any], key: str, value: Any) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from s3prl_ext.errors import UsageError
-from s3prl_ext.studies.check import check_runs
+from s3prl_ext.run_flags import overrides_of
+from s3prl_ext.studies.check import check_labels, check_runs
 from s3prl_ext.studies.config import Study
 from s3prl_ext.studies.plan import cells_of, combinations
 from s3prl_ext.studies.study_file import read_study
@@ -196,7 +197,9 @@ def test_the_shipped_studies_can_be_read(monkeypatch):
     files = sorted((shipped_dir("recipes") / "studies").glob("*.yaml"))
     assert files
     for path in files:
-        assert list(combinations(read_study(path)))
+        found = read_study(path)
+        assert list(combinations(found))
+        check_labels([run for cell in cells_of(found, Path("exp")) for run in cell.search])
 
 
 def test_texts_keep_their_blanks_and_structures_lose_theirs(tmp_path):
@@ -225,3 +228,107 @@ def test_every_run_is_checked_not_only_the_first(tmp_path, change, message):
     )
     with pytest.raises(UsageError, match=message):
         check_runs(cells_of(study(tmp_path, text), tmp_path), variables=False)
+
+
+ONE = "upstreams: fbank\ntasks: ks\npreset: mini\n"
+CHILD = "method: child, mask: random, density"
+
+
+def settings_of(study: Study, folder: Path) -> dict[str, dict]:
+    """Return what each search run finds in its task file, by its name without what all share."""
+    runs = [run for cell in cells_of(study, folder) for run in cell.search]
+    return {run.name.removeprefix("ks/fbank/").removesuffix("/seed=0"): run.config() for run in runs}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "methods: [{method: weighted_sum, set: {optimizer: {name: AdamW, lr: 1e-3}}}]\nset: {optimizer.lr: 5e-4}\n",
+        "methods: [{method: weighted_sum, set: {optimizer: {name: AdamW}}}]\n",
+        "adjust: [{task: ks, set: {optimizer.lr: 1e-1}}, {task: ks, set: {optimizer: {name: AdamW, lr: 1e-3}}}]\n",
+        "adjust: [{set: {optimizer: {name: AdamW}}}, {task: ks, set: {optimizer.lr: 1e-1}}]\n",
+    ],
+)
+def test_a_section_set_as_a_whole_leaves_an_axis_its_value(text, tmp_path):
+    """A key that was set before kept its place among the settings: the section that came later wiped out the axis."""
+    found = study(tmp_path, f"{ONE}axes: {{lr: [1e-2, 1e-3]}}\nchoose: lr\n{text}")
+    cells = cells_of(found, tmp_path)
+    check_runs(cells, variables=False)
+    for _ in range(2):  # what one run is does not depend on which was asked for before
+        rates = {name: config["optimizer"] for name, config in settings_of(found, tmp_path).items()}
+        assert rates == {
+            "weighted_sum/lr=0.01": {"name": "AdamW", "lr": 0.01},
+            "weighted_sum/lr=0.001": {"name": "AdamW", "lr": 0.001},
+        }
+    for run in cells[0].search:
+        options = overrides_of(run.flags()[-1])
+        assert list(options)[-1] == "config.optimizer.lr" and options["config.optimizer.lr"] == run.labels["lr"]
+
+
+def test_of_a_section_of_tuning_the_later_keys_count(tmp_path):
+    text = (
+        f"{ONE}methods: [{{label: a, method: child, density: 0.1, fisher: {{max_batches: 3}}}}]\n"
+        "axes: {tuning.fisher.max_batches: [2, 4]}\nset: {tuning.fisher.max_batches: 1, tuning.lr: 1e-4}\n"
+        "adjust: [{method: a, set: {tuning.fisher: {granularity: sample}}}]\n"
+    )
+    found = study(tmp_path, text)
+    check_runs(cells_of(found, tmp_path), variables=False)
+    for batches in (2, 4):
+        assert settings_of(found, tmp_path)[f"a/tuning.fisher.max_batches={batches}"]["tuning"] == {
+            "method": "child", "density": 0.1, "lr": 1e-4, "fisher": {"granularity": "sample", "max_batches": batches},
+        }  # fmt: skip
+
+
+def test_what_a_method_says_itself_wins_over_what_is_set_for_all(tmp_path):
+    text = (
+        f"{ONE}methods: [{{label: c10, {CHILD}: 0.1}}, {{label: c01, {CHILD}: 0.01, lr: 1e-2}}, {{label: r, method: child, mask: random}}]\n"
+        "set: {tuning.density: 0.5, tuning.lr: 1e-4}\n"
+    )
+    found = study(tmp_path, text)
+    check_runs(cells_of(found, tmp_path), variables=False)
+    tuned = {name: config["tuning"] for name, config in settings_of(found, tmp_path).items()}
+    assert {name: (one["density"], float(one["lr"])) for name, one in tuned.items()} == {
+        "c10": (0.1, 1e-4), "c01": (0.01, 1e-2), "r": (0.5, 1e-4),
+    }  # fmt: skip
+    text = text.replace("set: {", "adjust: [{method: c10, set: {").removesuffix("\n") + "}]\n"
+    assert settings_of(study(tmp_path, text), tmp_path)["c10"]["tuning"]["density"] == 0.5, "an entry of adjust does"
+
+
+@pytest.mark.parametrize(
+    ("text", "override", "sentence"),
+    [
+        (f"methods: [{{label: one, {CHILD}: 0.01}}, {{label: none, method: child, mask: random}}]\naxes: {{density: [0.5]}}\n", None,
+         "ks/fbank/one/density=0.5/seed=0 and ks/fbank/none/density=0.5/seed=0 are the same run"),
+        (f"methods: [{{label: few, {CHILD}: 0.01, lr: 1e-3}}, {{label: many, {CHILD}: 0.1}}]\naxes: {{density: [0.5]}}\n", None,
+         "methods few and many differ in tuning.density, which axis density sets as well"),
+        ("axes: {optimizer.lr: [1e-2, 1e-3], lr: [1e-4]}\nchoose: optimizer.lr\n", None,
+         "ks/fbank/weighted_sum/optimizer.lr=0.01,lr=0.0001/seed=0: optimizer.lr is 0.0001 in its task file"),
+        ("methods: [weighted_sum, {label: again, method: weighted_sum}]\n", None, "are the same run"),
+        ("upstreams: [{label: a, upstream: merged_attention, config: \"my.yaml,,lambda=0.1\"}, {label: b, upstream: merged_attention, config: \"my.yaml,,lambda=0.2\"}]\n"
+         "axes: {lambda: [0.3]}\n", None, "ks/a/weighted_sum/lambda=0.3/seed=0 and ks/b/weighted_sum/lambda=0.3/seed=0 are the same run"),
+        (f"methods: [{{label: slow, {CHILD}: 0.1, lr: 1e-5}}, {{label: fast, {CHILD}: 0.1, lr: 1e-3}}]\n", "set.tuning.lr=1e-4",
+         "are the same run"),
+    ],
+)  # fmt: skip
+def test_labels_of_the_same_run_or_of_what_it_is_not_are_refused(text, override, sentence, tmp_path, monkeypatch):
+    monkeypatch.setattr("s3prl_ext.run_checks.check_names", lambda flags, overrides: None)  # there is no my.yaml
+    head = ONE.replace("upstreams: fbank\n", "") if text.startswith("upstreams") else ONE
+    with pytest.raises(UsageError) as caught:
+        check_runs(cells_of(study(tmp_path, head + text, override), tmp_path), variables=False)
+    assert sentence in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("axes", "override", "sentence"),
+    [
+        ("lr: [1e-2, 1e-3]", "set.optimizer.lr=1e-5", "-o set.optimizer.lr: axis lr sets optimizer.lr in every run"),
+        ("lr: [1e-2, 1e-3]", "set.optimizer={name: AdamW, lr: 1e-5}", "-o set.optimizer: axis lr sets optimizer.lr"),
+        ("optimizer.lr: [1e-2]", "set.optimizer.lr=1e-5", "change axes.optimizer.lr"),
+    ],
+)
+def test_what_the_command_line_sets_holds_or_is_refused(axes, override, sentence, tmp_path):
+    with pytest.raises(UsageError) as caught:
+        study(tmp_path, f"{ONE}axes: {{{axes}}}\n", override)
+    assert sentence in str(caught.value)
+    other = study(tmp_path, f"{ONE}axes: {{{axes}}}\n", "set.optimizer={name: AdamW}")
+    assert all(config["optimizer"]["name"] == "AdamW" for config in settings_of(other, tmp_path).values())
