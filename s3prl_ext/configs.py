@@ -101,10 +101,11 @@ class _KeyTwice(yaml.YAMLError):
     pass
 
 
-class _UniqueKeys(yaml.SafeLoader):
+class UniqueKeys(yaml.SafeLoader):
     """YAML's safe loader, which refuses a mapping that has a key twice: YAML itself would take the last one."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """Return a mapping whose keys differ; raises yaml.YAMLError for another."""
         node = super().compose_mapping_node(anchor)
         lines: dict[tuple[str, str], int] = {}
         for key, _ in node.value:
@@ -123,7 +124,7 @@ def parse_yaml(text: str) -> Any:
         yaml.YAMLError: it is not YAML, has a key twice in a mapping, or is nested too deeply.
     """
     try:
-        return yaml.load(text, Loader=_UniqueKeys)
+        return yaml.load(text, Loader=UniqueKeys)
     except RecursionError:
         raise yaml.YAMLError("it is nested too deeply") from None
 

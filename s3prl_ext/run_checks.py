@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from s3prl_ext.configs import expand_variables, load_yaml
 from s3prl_ext.errors import UsageError, unknown_name
@@ -108,7 +108,7 @@ def check_processes(ckpt: Checkpoint, flags: argparse.Namespace) -> None:
 
 
 def check_same_command(
-    ckpt: Checkpoint, flags: argparse.Namespace, overrides: dict[str, str], begins_too: bool
+    ckpt: Checkpoint, flags: argparse.Namespace, overrides: Mapping[str, Any], begins_too: bool
 ) -> None:
     """Refuse flags or a task file that say something else than the checkpoint, which s3prl would ignore."""
     from s3prl_ext.training.resume import check_command
@@ -138,7 +138,7 @@ def stay_with(ckpt: Checkpoint) -> None:
         keep_in_its_folder(ckpt.path)
 
 
-def check_names(flags: argparse.Namespace, overrides: Mapping[str, str]) -> None:
+def check_names(flags: argparse.Namespace, overrides: Mapping[str, Any]) -> None:
     """Refuse an unknown upstream or task, or flags that the upstream does not read, before s3prl makes a folder."""
     if not is_new(flags) or flags.mode is None:
         return
@@ -153,14 +153,13 @@ def check_names(flags: argparse.Namespace, overrides: Mapping[str, str]) -> None
         raise unknown_name("task (-d)", flags.downstream, known_tasks())
     given = copy.copy(flags)
     for name in ("upstream_ckpt", "upstream_model_config"):
-        value = overrides.get(f"args.{name}", getattr(flags, name))
-        setattr(given, name, None if value == "None" else value)
+        setattr(given, name, overrides.get(f"args.{name}", getattr(flags, name)))
     if overrides.get("args.upstream") is None:
         check_upstream_flags(given)
 
 
 def check_overrides(
-    overrides: Mapping[str, str], flags: argparse.Namespace, ckpt: Checkpoint | None, task_file: str | None
+    overrides: Mapping[str, Any], flags: argparse.Namespace, ckpt: Checkpoint | None, task_file: str | None
 ) -> None:
     """Refuse keys of -o that are misspelt, and mention those that nothing reads."""
     if not overrides:
@@ -178,7 +177,7 @@ def check_overrides(
         logger.warning("%s", remark)
 
 
-def mention_unused(overrides: Mapping[str, str], flags: argparse.Namespace, ckpt: Checkpoint | None) -> None:
+def mention_unused(overrides: Mapping[str, Any], flags: argparse.Namespace, ckpt: Checkpoint | None) -> None:
     """Log which parts of a command, and of the user's own task file, have no effect."""
     from s3prl_ext.training.known_settings import misspelt_settings, unused_flags
 

@@ -39,6 +39,7 @@ from s3prl_ext.run_flags import (
     own_flags_as_overrides,
     parser,
     task_file,
+    with_literals,
 )
 
 logger = logging.getLogger(__name__)
@@ -118,6 +119,7 @@ def complete(argv: Sequence[str]) -> list[str]:
     - ``--local-rank`` (torch.distributed.launch) is spelt ``--local_rank``; under torchrun it is added.
     - ``-c asr/ad_tuning`` becomes the path of the shipped task file; a missing ``-c`` the task's ``superb`` preset.
     - ``-e delta.safetensors`` becomes the upstream, task and task file of that delta, with ``-i``.
+    - ``-o args.upstream_trainable=false`` becomes ``=False``, so that s3prl takes no text for true.
     - ``--track wandb`` and ``--fisher_scores FOLDER`` become ``-o args.track='wandb'`` and so on.
     - without CUDA the device is the CPU and the backend gloo, unless they are given.
 
@@ -133,7 +135,8 @@ def complete(argv: Sequence[str]) -> list[str]:
     if flags.help or flags.mode not in MODES:
         return argv  # s3prl's own parser shows its page, or says which modes there are
     refuse_dead_flags(flags)
-    argv, flags = _of_delta(argv, flags)
+    argv = with_literals(argv, flags.override)
+    argv, flags = _of_delta(argv, parser().parse_known_args(argv)[0])
     overrides = overrides_of(flags.override)
     added: list[str] = []
     begins_too = flags.auto_resume and flags.past_exp is None  # the same command that started the experiment
@@ -141,7 +144,7 @@ def complete(argv: Sequence[str]) -> list[str]:
     if best is not None:
         flags.past_exp = str(best)
         added += ["-e", str(best)]
-    ckpt = check_files(flags, overwrite=overrides.get("args.overwrite") == "True")
+    ckpt = check_files(flags, overwrite=bool(overrides.get("args.overwrite")))
     check_names(flags, overrides)
     check_numbers(flags)
     if flags.local_rank is None and "LOCAL_RANK" in os.environ:

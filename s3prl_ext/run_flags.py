@@ -13,10 +13,21 @@ from typing import Any, NoReturn
 from s3prl_ext import tracking
 from s3prl_ext.configs import package_dir, shipped_dir
 from s3prl_ext.errors import UsageError, unknown_name
+from s3prl_ext.overrides import as_literal, check_kind, parse_value
 from s3prl_ext.run_folder import RunFolder
 from s3prl_ext.tasks import of_downstream
 
 MODES = ("train", "evaluate", "inference")
+SWITCHES = (
+    "upstream_trainable",
+    "upstream_feature_normalize",
+    "upstream_refresh",
+    "auto_resume",
+    "verbose",
+    "disable_cudnn",
+    "overwrite",
+)  # arguments that are true or false
+WHOLE_NUMBERS = ("seed", "local_rank", "upstream_layer_selection", "until")
 
 
 class Unparsable(Exception):
@@ -96,22 +107,65 @@ def own_flags_as_overrides(argv: Sequence[str]) -> list[str]:
     return kept
 
 
-def overrides_of(override: str | None) -> dict[str, str]:
-    """Return the options of ``-o``: dotted key -> value as written.
+def overrides_of(override: str | None) -> dict[str, Any]:
+    """Return the options of ``-o``: dotted key -> value, see :func:`s3prl_ext.overrides.parse_value`.
 
     Raises:
-        UsageError: an option is not of the form config.KEY=VALUE or args.KEY=VALUE.
+        UsageError: an option is not of the form config.KEY=VALUE or args.KEY=VALUE, its value cannot be read, or it is
+            a text where an argument is a switch or a number.
     """
-    options = {}
+    options = {key: parse_value(value, key) for key, value in _options(override).items()}
+    for key, value in options.items():
+        first, _, name = key.partition(".")
+        if first == "args":
+            check_kind(value, False if name in SWITCHES else 0 if name in WHOLE_NUMBERS else None, key)
+    return options
+
+
+def with_literals(argv: Sequence[str], override: str | None) -> list[str]:
+    """Return the flags with the values of ``-o`` as Python literals: s3prl takes ``false`` for a text, which is true.
+
+    Raises:
+        UsageError: as :func:`overrides_of`.
+    """
+    written = literals(override)
+    if override is None or written == override:
+        return list(argv)
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("-o", "--override")
+    return [*parser.parse_known_args(list(argv))[1], "-o", written]
+
+
+def literals(override: str | None) -> str:
+    """Return the text of ``-o`` with its values as Python literals."""
+    options = _options(override)
+    return ",,".join(f"{key}={as_literal(value, key)}" for key, value in options.items()) if options else "none"
+
+
+def _options(override: str | None) -> dict[str, str]:
+    """Return the options of ``-o`` as written, in the order in which s3prl sets them."""
+    options: dict[str, str] = {}
     for option in [] if override is None or override.lower() == "none" else override.split(",,"):
         key, *values = option.strip().split("=")
-        if len(values) != 1 or key.strip().split(".")[0] not in ("args", "config"):
+        first, dot, _ = key.strip().partition(".")
+        if len(values) != 1 or not dot or first not in ("args", "config"):
             raise UsageError(
                 f"-o: '{option.strip()}' must read config.KEY=VALUE or args.KEY=VALUE, with one '='; "
                 "several are separated by ',,'."
             )
+        options.pop(key.strip(), None)
         options[key.strip()] = values[0].strip()
     return options
+
+
+def with_arguments(flags: argparse.Namespace, overrides: Mapping[str, Any]) -> argparse.Namespace:
+    """Return flags as they are after ``-o args.NAME=VALUE``: the texts of a command line, None or switches."""
+    given = copy.copy(flags)
+    for key, value in overrides.items():
+        first, _, name = key.partition(".")
+        if first == "args":
+            setattr(given, name, value if value is None or name in SWITCHES else str(value))
+    return given
 
 
 def expdir(flags: argparse.Namespace) -> str:
@@ -129,9 +183,9 @@ def overridden(config: Mapping[str, Any], flags: argparse.Namespace) -> dict[str
     from s3prl.utility.helper import override
 
     changed = copy.deepcopy(dict(config))
-    if flags.override is not None and flags.override.lower() != "none":
+    if overrides_of(flags.override):
         with contextlib.redirect_stderr(io.StringIO()):
-            override(flags.override, argparse.Namespace(), changed)
+            override(literals(flags.override), argparse.Namespace(), changed)
     return changed
 
 

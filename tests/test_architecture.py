@@ -35,6 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "papers": {"child_tuning", "evaluation", "configs", "tasks", "metrics", "errors"},
     "corpora": {"attention", "configs", "metrics", "errors"},
     "studies": {
+        "overrides",
         "child_tuning",
         "training",
         "evaluation",
@@ -109,6 +110,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "errors",
     },
     "training": {
+        "overrides",
         "models",
         "randomness",
         "transformers_models",

@@ -8,6 +8,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from s3prl.utility.helper import override
 
 from s3prl_ext import run_downstream
 from s3prl_ext.configs import load_yaml, shipped_dir
@@ -96,6 +97,53 @@ def test_flags_that_cannot_work(tmp_path, flags, message):
     assert not (tmp_path / "exp").exists()
 
 
+def given_to_s3prl(argv):
+    """Return what s3prl makes of ``-o``: the arguments and the settings that it sets."""
+    args, config = Namespace(), {}
+    override(value_of(argv, "-o"), args, config)
+    return vars(args), config
+
+
+def test_lower_case_booleans_do_not_reach_s3prl_as_text(tmp_path):
+    """s3prl keeps what is no Python literal as text, and the text 'false' is true."""
+    options = (
+        "args.upstream_trainable=false,,args.upstream_feature_normalize=false,,config.runner.total_steps=4,,"
+        "config.runner.checkpoint_upstream=false,,config.runner.eval_dataloaders=[test],,"
+        "config.downstream_expert.modelrc.select=UtteranceLevel,,args.until=null"
+    )
+    argv = run_downstream.complete(command(tmp_path, "-d", "speech_commands", "-o", options))
+    args, config = given_to_s3prl(argv)
+    assert args == {"upstream_trainable": False, "upstream_feature_normalize": False, "until": None}
+    assert config["runner"] == {"total_steps": 4, "checkpoint_upstream": False, "eval_dataloaders": ["test"]}
+    assert config["downstream_expert"] == {"modelrc": {"select": "UtteranceLevel"}}
+    assert run_downstream.complete(argv) == argv
+
+
+def test_options_are_set_in_their_order(tmp_path):
+    options = "config.tuning.method=full,,config.tuning={'method': 'frozen'},,config.tuning.method=weighted_sum"
+    argv = run_downstream.complete(command(tmp_path, "-d", "asr", "-o", options))
+    assert given_to_s3prl(argv)[1] == {"tuning": {"method": "weighted_sum"}}
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("args.upstream_trainable=fasle", "-o args.upstream_trainable must be true or false, got 'fasle'"),
+        ("args.upstream_trainable='false'", "must be true or false, got 'false'"),
+        ("args.overwrite=no", "args.overwrite: no may mean false or a text: write false"),
+        ("args.seed=x", "-o args.seed must be a number, got 'x'"),
+        ("config.downstream_expert.modelrc.Wav2Letter.total_rate=x", "total_rate must be a number, got 'x'"),
+        ("config.downstream_expert.datarc.train=train-clean-100", r"datarc.train must be a list such as \[a, b\], got"),
+        ("config.downstream_expert.modelrc.RNNs={'bidirection': 'false'}", "RNNs.bidirection must be true or false"),
+        ("config.downstream_expert.datarc=x", "datarc must be a mapping"),
+        ("config=3", "must read config.KEY=VALUE"),
+    ],
+)
+def test_texts_in_place_of_other_values(tmp_path, option, message):
+    with pytest.raises(UsageError, match=message):
+        run_downstream.complete(command(tmp_path, "-d", "asr", "-o", option))
+
+
 def test_missing_flags(tmp_path):
     with pytest.raises(UsageError, match="-d is missing"):
         run_downstream.complete(command(tmp_path))
@@ -108,8 +156,10 @@ def test_missing_flags(tmp_path):
 def test_existing_experiment(tmp_path):
     (tmp_path / "exp").mkdir()
     (tmp_path / "exp" / "dev-best.ckpt").write_bytes(b"x")
-    with pytest.raises(UsageError, match=r"already holds an experiment \(dev-best.ckpt\)"):
-        run_downstream.complete(command(tmp_path, "-d", "asr"))
+    for flags in ([], ["-o", "args.overwrite=false"], ["-o", "args.overwrite=False"]):
+        with pytest.raises(UsageError, match=r"already holds an experiment \(dev-best.ckpt\)"):
+            run_downstream.complete(command(tmp_path, "-d", "asr", *flags))
+    run_downstream.complete(command(tmp_path, "-d", "asr", "-o", "args.overwrite=true"))
     run_downstream.complete(command(tmp_path, "-d", "asr", "-o", "args.overwrite=True"))
 
 

@@ -100,13 +100,13 @@ def _check_keys(run: StudyRun) -> None:
 
     preset, task = run.preset(), run.task.downstream
     try:
-        check_overrides([f"config.{key}" for key in run.settings()], preset, task)
+        check_overrides({f"config.{key}": value for key, value in run.settings().items()}, preset, task)
     except UsageError as error:
         raise UsageError(f"{run.name}: {error}") from error
-    for axis, key, _ in _varied(run):
+    for axis, key, value in _varied(run):
         if key.split(".")[0] not in TOP_LEVEL:
             raise unknown_name("section of a task file", key.split(".")[0], TOP_LEVEL, where=f"axis {axis}")
-        if remarks := check_overrides([f"config.{key}"], preset, task):
+        if remarks := check_overrides({f"config.{key}": value}, preset, task):
             raise UsageError(f"axis {axis}: {remarks[0].removeprefix('-o ')}; name another key, or exclude this task.")
 
 

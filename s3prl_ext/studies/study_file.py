@@ -22,10 +22,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
-
-from s3prl_ext.configs import expand_variables, load_yaml, parse_yaml
+from s3prl_ext.configs import expand_variables, load_yaml
 from s3prl_ext.errors import UsageError, unknown_name
+from s3prl_ext.overrides import parse_value
 from s3prl_ext.settings import choice, count, load, name, raise_all, switch, unknown_keys
 from s3prl_ext.studies.config import FIXED_AXES, Adjustment, AxisPoint, Labels, Resources, Study
 from s3prl_ext.training.racing.early_stop import EarlyStopConfig
@@ -170,14 +169,11 @@ def _change(content: dict[str, Any], option: str) -> str | None:
         place = place.setdefault(section, {})
         if not isinstance(place, dict):
             raise UsageError(f"-o: '{section}' of the study is not a mapping, so {key.strip()} cannot be set.")
-    try:
-        if last.endswith("+"):
-            last = last.removesuffix("+")
-            place[last] = [*_several(place.get(last) or []), *_several(parse_yaml(text))]
-        else:
-            place[last] = parse_yaml(text)
-    except yaml.YAMLError as error:
-        raise UsageError(f"-o: the value of {key.strip()} is not readable as YAML: {text.strip()}.") from error
+    value = parse_value(text, key.strip()) if text.strip() else None
+    if last.endswith("+"):
+        last = last.removesuffix("+")
+        value = [*_several(place.get(last) or []), *_several(value)]
+    place[last] = value
     return last if sections == ["set"] else None
 
 

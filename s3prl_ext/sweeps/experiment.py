@@ -18,12 +18,12 @@ from s3prl_ext.configs import load_yaml
 from s3prl_ext.downstreams.recognition.merged_decoder import UNMERGED
 from s3prl_ext.errors import DataError, UsageError, unknown_name
 from s3prl_ext.merging.config import MergeConfig
-from s3prl_ext.run_flags import default_task_file, preset_path
+from s3prl_ext.run_flags import default_task_file, literals, overrides_of, preset_path
 from s3prl_ext.run_folder import RunFolder
 from s3prl_ext.tasks import task_of
 from s3prl_ext.training.checkpoint import Checkpoint
 from s3prl_ext.training.devices import check_device
-from s3prl_ext.training.known_settings import known_tasks
+from s3prl_ext.training.known_settings import check_overrides, known_tasks
 from s3prl_ext.training.run_spec import UPSTREAM_ARGUMENTS
 from s3prl_ext.training.runner import Runner
 from s3prl_ext.upstreams.merged_attention.decoder import decoder_attention
@@ -152,10 +152,12 @@ def experiment_args(flags: argparse.Namespace) -> tuple[Namespace, dict[str, Any
     if not ckpt:
         _refuse_untrained_head(values["downstream"], config)
     args = Namespace(**values)
-    if flags.override:
+    if overrides := overrides_of(flags.override):
         from s3prl.utility.helper import override
 
-        override(flags.override, args, config)
+        for remark in check_overrides(overrides, config, values["downstream"]):
+            logger.warning("%s", remark)
+        override(literals(flags.override), args, config)
     return args, config
 
 

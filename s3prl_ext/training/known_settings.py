@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import ast
 import difflib
+import functools
 import importlib.util
+import operator
 from argparse import Namespace
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from s3prl_ext.configs import PACKAGE_DIR, Section, load_yaml, package_dir, shipped_dir
 from s3prl_ext.errors import UsageError, unknown_name
+from s3prl_ext.overrides import check_kind
 
 SECTION = "downstream_expert"
 NEAR = 0.8  # similarity from which a key of -o counts as misspelt
@@ -31,19 +34,20 @@ ARGUMENTS = (
 )  # fmt: skip
 
 
-def check_overrides(overrides: Iterable[str], config: Section, task: str) -> list[str]:
-    """Check the keys of ``-o`` that are not in the task file; return a remark for each that has no effect there.
+def check_overrides(overrides: Mapping[str, Any], config: Section, task: str) -> list[str]:
+    """Check the keys and values of ``-o`` against the task file; return a remark for each that has no effect there.
 
     Args:
-        overrides: dotted keys such as ``config.downstream_expert.datarc.batch_size``.
+        overrides: values by dotted key, such as ``config.downstream_expert.datarc.batch_size``.
         config: the task file without the overrides.
         task: name for ``-d``.
 
     Raises:
-        UsageError: a key is unknown and close to one next to it, or it reaches into a value that is not a section.
+        UsageError: a key is unknown and close to one next to it, or it reaches into a value that is not a section; or a
+            text is in place of a bool, number, list or section of the task.
     """
     remarks = []
-    for dotted in overrides:
+    for dotted, value in overrides.items():
         first, *path = dotted.split(".")
         name = ".".join(path)
         if first == "args" and name not in ARGUMENTS:
@@ -52,8 +56,12 @@ def check_overrides(overrides: Iterable[str], config: Section, task: str) -> lis
             remarks.append(f"-o {dotted}: s3prl has no such argument; only a task of your own could read it")
         if first == "config":
             place = _deepest(dotted, config, path)
-            if path[0] == SECTION and len(place) < len(path):
+            if path[0] != SECTION:  # the other sections have checks of their own
+                continue
+            if len(place) < len(path):
                 remarks += _unknown(dotted, config, path, len(place), task)
+            else:
+                check_kind(value, functools.reduce(operator.getitem, path, config), dotted)
     return remarks
 
 

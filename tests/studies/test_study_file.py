@@ -167,7 +167,7 @@ def test_the_command_line_changes_keys_of_the_file(tmp_path):
     assert [point.label for point in found.axes["lr"]] == ["0.0001"] and found.settings == {"runner.total_steps": 7}
     for option, sentence in (
         ("tasks", "must be KEY=VALUE"),
-        ("tasks=[ks", "the value of tasks is not readable as YAML"),
+        ("tasks=[ks", "-o tasks: '[ks' is not readable"),
         ("tasks.x=1", "'tasks' of the study is not a mapping"),
         ("taks=[ks]", "unknown key 'taks'; did you mean 'tasks'"),
     ):
