@@ -262,7 +262,7 @@ def test_a_section_set_as_a_whole_leaves_an_axis_its_value(text, tmp_path):
         }
     for run in cells[0].search:
         options = overrides_of(run.flags()[-1])
-        assert list(options)[-1] == "config.optimizer.lr" and options["config.optimizer.lr"] == run.labels["lr"]
+        assert list(options)[-1] == "config.optimizer.lr" and options["config.optimizer.lr"] == float(run.labels["lr"])
 
 
 def test_of_a_section_of_tuning_the_later_keys_count(tmp_path):
