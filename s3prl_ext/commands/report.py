@@ -13,6 +13,7 @@ from s3prl_ext.commands.flags import report as flags_of
 from s3prl_ext.commands.report_evidence import Evidence, mixed_origins, read_evidence, sources_table
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.evaluation import clusters
+from s3prl_ext.evaluation.merge_facts import deviations
 from s3prl_ext.evaluation.report_page import page
 from s3prl_ext.evaluation.result_rows import (
     Row,
@@ -22,7 +23,7 @@ from s3prl_ext.evaluation.result_rows import (
     without_duplicates,
     without_last_steps,
 )
-from s3prl_ext.evaluation.result_tables import Line, race_tables, table_of_lines
+from s3prl_ext.evaluation.result_tables import Line, model_of, race_tables, table_of_lines
 from s3prl_ext.evaluation.scored_runs import ScoredRun
 from s3prl_ext.evaluation.superb_row import superb_table
 from s3prl_ext.evaluation.utterance_comparison import check_utterances, with_intervals_over
@@ -140,28 +141,32 @@ def _plain_tables(runs: Sequence[ScoredRun], flags: argparse.Namespace, left_out
             left_out.append(f"{what}, {split}: has no {name or 'metric of a known task'}, only {', '.join(reported)}.")
             continue
         rows = rows_of(those, name, flags.group_by)
-        base = _baseline(rows, flags.baseline)
-        lines = [Line(row.label, row, baseline=row is base) for row in rows]
-        alone = [] if base is not None or len(rows) < 2 else [NO_BASELINE]
+        bases = _baselines(rows, flags.baseline)
+        lines = [Line(row.label, row, baseline=any(row is base for base in bases)) for row in rows]
+        alone = [] if bases or len(rows) < 2 else [NO_BASELINE]
         tables.append(table_of_lines(f"{what}, {split}: {heading(name)}", name, lines, with_paper=False, notes=alone))
     return tables
 
 
-def _baseline(rows: Sequence[Row], wanted: str | None) -> Row | None:
-    """Return the named row, or else the unmerged one among merged ones, or the fully tuned one, if there is one."""
+def _baselines(rows: Sequence[Row], wanted: str | None) -> list[Row]:
+    """Return the named row, or else the unmerged one among merged ones, or the fully tuned one, if there is one.
+
+    Where several models are merged, as in several sweeps, each has its own.
+    """
     if wanted is not None:
         named = [row for row in rows if wanted in row.label]
         exact = [row for row in named if row.label == wanted] or named
         if len(exact) != 1:
             listed = "; ".join(row.label for row in rows)
             raise UsageError(f"--baseline '{wanted}' names {len(exact)} rows of {rows[0].task}: {listed}.")
-        return exact[0]
+        return exact
     plain = [row for row in rows if not row.facts.get("lambda") and not row.facts.get("learnable")]
     if len(plain) < len(rows):
-        choices = [[row for row in plain if row.facts.get("lambda") == 0.0], plain]
-    else:
-        choices = [[row for row in rows if row.facts.get("method") == "full"]]
-    return next((rows[0] for rows in choices if len(rows) == 1), None)
+        unmerged = [row for row in plain if row.facts.get("lambda") == 0.0]
+        one_of_each = len(set(map(model_of, unmerged))) == len(unmerged)
+        return plain if len(plain) == 1 else unmerged if one_of_each else []
+    tuned = [row for row in rows if row.facts.get("method") == "full"]
+    return tuned if len(tuned) == 1 else []
 
 
 def _paper_tables(
@@ -223,7 +228,7 @@ def _cells(
         cell = paper.match(run.task, run.facts) if wanted and run.task in paper.tasks else None
         if cell is not None and paper.metrics[run.task] in run.values:
             found.setdefault(cell, []).append(run)
-        elif wanted and run.mode != "sweep":
+        elif wanted and (run.mode != "sweep" or deviations(run.facts)):  # arms that are not shown are no news
             strangers.append(run)
     if strangers:
         left_out.append(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from s3prl_ext.errors import DataError, UsageError
-from s3prl_ext.evaluation.result_records import ResultRecord, read_record
+from s3prl_ext.evaluation.result_records import ResultRecord, read_record, value_at
 from s3prl_ext.evaluation.scored_runs import ScoredRun, runs_of
 from s3prl_ext.reading import parse_json
 from s3prl_ext.run_folder import RACE, RESULTS, SWEEP_FILE
@@ -97,10 +98,11 @@ def _files(path: Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise UsageError(f"no such file or folder: {path}.")
-    for pattern in ("{}", "**/{}"):
-        found = [file for name in (RESULTS, SWEEP_FILE, LAYERS_FILE) for file in path.glob(pattern.format(name))]
-        if found:
-            return sorted(file for file in found if not _is_part_of_a_run(file, path))
+    for names in ((RESULTS, SWEEP_FILE), (LAYERS_FILE,)):  # a comparison of layers has no score, only a picture
+        for below in ("", "**/"):
+            if any(file for name in names for file in path.glob(f"{below}{name}")):
+                files = (file for name in (RESULTS, SWEEP_FILE, LAYERS_FILE) for file in path.glob(f"{below}{name}"))
+                return sorted(file for file in files if not _is_part_of_a_run(file, path))
     raise UsageError(f"{path} contains no result.json, result-SPLIT.json or sweep.json: give folders of finished runs.")
 
 
@@ -133,14 +135,14 @@ def sources_table(evidence: Evidence) -> Table:
             str(record.at("machine.gpu") or record.at("machine.cpu") or NOTHING),
         ])  # fmt: skip
     for sweep in evidence.sweeps:
-        versions = sweep.content.get("versions") or {}
-        seed = sweep.content["settings"]["seed"]
+        seed, origins = sweep.content["settings"]["seed"], sweep.origins
         data = next(iter(sweep.content["data"].values()), NOTHING)
-        packages = f"s3prl_ext {versions.get('s3prl_ext')}, torch {versions.get('torch')}"
-        date, machine = sweep.content.get("date"), sweep.content.get("machine") or {}
+        packages = [f"{name} {_each(origins, f'versions.{name}')}" for name in ("s3prl_ext", "torch")]
+        gpu = _each(origins, "machine.gpu")
         rows.append([
-            str(sweep.path), str(date or NOTHING)[:10], str(seed), NOTHING, _short_commit(sweep.content.get("commit")),
-            data[:12], packages, str(machine.get("gpu") or machine.get("cpu") or NOTHING),
+            str(sweep.path), str(sweep.content.get("date") or NOTHING)[:10], str(seed), NOTHING,
+            _each(origins, "commit"), data[:12], ", ".join(packages),
+            gpu if gpu != NOTHING else _each(origins, "machine.cpu"),
         ])  # fmt: skip
     head = ["file", "date", "seed", "step", "commit", "data", "versions", "machine"]
     return Table("Sources", head, rows, of_texts=True)
@@ -148,13 +150,21 @@ def sources_table(evidence: Evidence) -> Table:
 
 def mixed_origins(evidence: Evidence) -> list[str]:
     """Return a sentence where the results were made by several commits, versions of torch, or machines."""
+    made = [record.content for record in evidence.records if record["schema"] > 1]
+    made += [origin for sweep in evidence.sweeps for origin in sweep.origins]
     found: list[str] = []
     for what, key in (("commits", "commit"), ("versions of torch", "versions.torch"), ("GPUs", "machine.gpu")):
-        values = sorted({str(record.at(key) or "none") for record in evidence.records if record["schema"] > 1})
+        values = sorted({str(value_at(one, key) or "none") for one in made})
         if len(values) > 1:
             shown = ", ".join(_short_commit(value) if key == "commit" else value for value in values)
             found.append(f"the results come from {len(values)} {what} ({shown}); see Sources for which is which.")
     return found
+
+
+def _each(origins: Sequence[Mapping[str, Any]], key: str) -> str:
+    """Return what a sweep's results come from, each once."""
+    values = dict.fromkeys(value_at(origin, key) for origin in origins)
+    return ", ".join(_short_commit(v) if key == "commit" else str(v) for v in values if v is not None) or NOTHING
 
 
 def _short_commit(commit: str | None) -> str:

@@ -25,6 +25,9 @@ HASHES = tuple(f"merge.{name}_sha256" for name in ("target", "source", "base", "
 OTHERWISE = ("method", "biases", "align", "projections", "layer_map", "lambda", "sources", "learnable")
 
 
+LONG = 60  # characters; what is longer is not said in the name of a row
+
+
 def merge_facts(merge: Record | None, layers: str | None = None) -> dict[str, Any]:
     """Return the facts of a merge; empty where nothing was merged.
 
@@ -54,7 +57,7 @@ def merge_facts(merge: Record | None, layers: str | None = None) -> dict[str, An
         "layers": name,
         "noise": noises[0] if len(set(noises)) == 1 else "; ".join(noises),
         "learnable": _learnable(learnt),
-        "source": "; ".join(last_part(source.get("name")) or "?" for source in sources),
+        "source": _joined([_name(source) for source in sources]),
         **target,
         "merge.method": described_method(merge["method"]) if merge.get("method") else None,
         "merge.biases": merge.get("biases") or None,
@@ -74,6 +77,9 @@ def deviations(facts: Mapping[str, Any]) -> dict[str, str]:
     interpolated as they are.
     """
     found = {name: facts[f"merge.{name}"] for name in OTHERWISE if f"merge.{name}" in facts}
+    for name in ("layer_map", "lambda"):  # of many layers
+        if len(str(found.get(name, ""))) > LONG:
+            found[name] = "of its own" if name == "layer_map" else facts["lambda"]
     words = {"method": "{}", "biases": "biases", "projections": "only {}", "sources": "{} sources", "lambda": "λ {}"}
     return {name: words.get(name, f"{name} {{}}").format(value) for name, value in found.items()}
 
@@ -99,6 +105,12 @@ def name_layers(layers: Sequence[int], depth: int) -> str:
 def last_part(value: Any) -> Any:
     """Return the last part of a path with folders, and anything else as it is."""
     return value.rstrip("/").rpartition("/")[2] if isinstance(value, str) and "/" in value else value
+
+
+def _name(source: Record) -> str | None:
+    """Return what a source is called; of noise without the number of its draw."""
+    name, noise = source.get("name"), source.get("noise") or {}
+    return last_part(name.removesuffix(f" (draw {noise.get('draw')}, seed {noise.get('seed')})")) if name else None
 
 
 def _of_source(source: Record, used: Sequence[int], learnt: Record) -> dict[str, str | None]:

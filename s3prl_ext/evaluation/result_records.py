@@ -64,6 +64,14 @@ def numbers(metrics: Mapping[str, float | None]) -> dict[str, float]:
     return {name: float("nan") if value is None else value for name, value in metrics.items()}
 
 
+def value_at(content: Mapping[str, Any], dotted: str) -> Any:
+    """Return the value at a dotted key such as ``versions.torch``; None where there is none."""
+    value: Any = content
+    for part in dotted.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
+
+
 @dataclass(frozen=True)
 class ResultRecord:
     """One result file.
@@ -81,10 +89,7 @@ class ResultRecord:
 
     def at(self, dotted: str) -> Any:
         """Return the value at a dotted key such as ``config.tuning.density``; None where there is none."""
-        value: Any = self.content
-        for part in dotted.split("."):
-            value = value.get(part) if isinstance(value, Mapping) else None
-        return value
+        return value_at(self.content, dotted)
 
     def score(self, split: str, name: str) -> float | None:
         """Return a metric on a split as it is shown: ratios in per cent; None where there is no number."""

@@ -19,7 +19,7 @@ from s3prl_ext.tasks import named
 logger = logging.getLogger(__name__)
 
 # Facts that are hashes: they name a row only where nothing else tells it apart.
-_HASHES = ("data", "splits", "upstream_sha256", "sweep", *HASHES)
+_HASHES = ("data", "splits", "upstream_sha256", "sweep", "unmerged", *HASHES)
 
 
 @dataclass(frozen=True)
@@ -228,14 +228,15 @@ def _model(facts: Facts) -> str:
 
 def _merge(facts: Facts) -> str:
     """Return what is merged: first lambda, layers and noise, then all in which it differs from MAM's merge."""
-    lambda_, otherwise = facts.get("merge.lambda", facts.get("lambda")), deviations(facts)
+    otherwise = deviations(facts)
+    lambda_ = otherwise.pop("lambda", f"λ {facts.get('lambda')}") if facts.get("lambda") is not None else None
     kind = f" ({facts['learnable']})" if isinstance(facts.get("learnable"), str) else ""
     noise = f" noise {facts['noise']}" if facts.get("noise", "none") != "none" else ""
-    also = "".join(f" {words}" for name, words in otherwise.items() if name not in ("lambda", "sources"))
+    also = "".join(f" {words}" for name, words in otherwise.items() if name != "sources")
     if facts.get("learnable"):
-        return f"learnable λ{kind} from {lambda_}{_layers(facts)}{noise}{also}"
-    if lambda_:
-        return f"λ {lambda_}{_layers(facts)}{noise}{also}"
+        return f"learnable λ{kind} from {str(lambda_).removeprefix('λ ')}{_layers(facts)}{noise}{also}"
+    if facts.get("lambda"):
+        return f"{lambda_}{_layers(facts)}{noise}{also}"
     return "λ 0" if lambda_ is not None else ""
 
 

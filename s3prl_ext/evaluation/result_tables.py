@@ -105,12 +105,13 @@ def _base_of(line: Line, lines: Sequence[Line]) -> Line | None:
     if line in bases or line.row is None:
         return None
     if len(bases) > 1:
-        bases = [base for base in bases if base.row and _model(base.row) == _model(line.row)]
+        bases = [base for base in bases if base.row and model_of(base.row) == model_of(line.row)]
     return bases[0] if len(bases) == 1 else None
 
 
-def _model(row: Row) -> tuple[object, ...]:
-    return tuple(row.facts.get(name) for name in ("upstream", "upstream_ckpt", "sweep"))
+def model_of(row: Row) -> tuple[object, ...]:
+    """Return what rows of one unmerged model have in common; of sweeps only where it was scored alike."""
+    return tuple(row.facts.get(name) for name in ("upstream", "upstream_ckpt", "unmerged"))
 
 
 def _difference(base: Line | None, line: Line, notes: list[str]) -> Difference | None:

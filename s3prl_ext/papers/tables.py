@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from s3prl_ext.child_tuning.names import PAPER
 from s3prl_ext.errors import UsageError, unknown_name
+from s3prl_ext.evaluation.merge_facts import deviations
 from s3prl_ext.evaluation.result_rows import Row
 from s3prl_ext.evaluation.result_tables import number
 from s3prl_ext.metrics import heading
@@ -17,6 +18,7 @@ from s3prl_ext.tasks import named
 
 SOURCES = {"none": "Source", "source": "N(Source)", "target": "N(Target)", "standard": "N(0,1)"}
 MAM = "MAM"
+_MERGES = "linear, of the matrices of query, key and value in equal layers"
 AD_TUNING = "AD-TUNING"
 
 
@@ -90,6 +92,16 @@ def _is_merged(facts: Mapping[str, Any]) -> bool:
     return bool(facts.get("lambda")) or bool(facts.get("learnable"))
 
 
+def as_printed(facts: Mapping[str, Any]) -> bool:
+    """Return whether a merge is of the paper's kind, or nothing is merged.
+
+    It interpolates query, key and value of equal layers with one lambda, or with one that each layer learns from
+    whatever first value.
+    """
+    otherwise = set(deviations(facts)) - ({"lambda"} if facts.get("learnable") else set())
+    return not otherwise and facts.get("learnable") in (None, True, False)
+
+
 def _is_tuned(facts: Mapping[str, Any]) -> bool:
     return facts.get("method") not in (None, "frozen", "weighted_sum")
 
@@ -112,6 +124,8 @@ def _mam1() -> PaperTable:
         value, layers = _lambda(facts), facts.get("layers", "none")
         if value is None or _is_tuned(facts) or facts.get("learnable") or layers not in ("all", "none"):
             return None
+        if not as_printed(facts) or "merge.layers" in facts:
+            return None
         row = f"{value:.2f}" if abs(round(value, 2) - value) < 1e-9 else f"{value:g}"
         return Cell(task, row, SOURCES[facts.get("noise", "none") if value else "none"])
 
@@ -122,7 +136,8 @@ def _mam1() -> PaperTable:
         figures,
         baselines,
         match,
-        "merges of all layers at one λ, with or without noise, and the unmerged model; upstreams that were not tuned",
+        f"merges of all layers at one λ ({_MERGES}), with or without noise, and the unmerged model; "
+        "upstreams that were not tuned",
     )
 
 
@@ -133,17 +148,20 @@ def _mam2() -> PaperTable:
     figures |= {Cell(corpus, "None"): _unmerged(corpus) for corpus in blocks}
 
     def match(task: str, facts: Mapping[str, Any]) -> Cell | None:
-        if _is_tuned(facts) or facts.get("learnable") or facts.get("noise", "none") != "none":
+        if _is_tuned(facts) or facts.get("learnable") or facts.get("noise", "none") != "none" or not as_printed(facts):
             return None
         layers = str(facts.get("layers")) if _is_merged(facts) else "None"
         counts = _chosen(facts) or _lambda(facts) == printed.get(task)
+        if "merge.layers" in facts and Cell(task, layers) in figures:
+            return None  # an arm with the name of other layers
         return Cell(task, layers) if layers != "all" and " top-" not in layers and counts else None
 
     at = ", ".join(f"{corpus} {value:g}" for corpus, value in printed.items())
     title = f"MAM, Table 2: merging a block of layers (the paper's λ: {at})"
     return PaperTable(
         "mam.table2", title, figures, {c: Cell(c, "None") for c in blocks}, match,
-        "merges of a block of layers, and the unmerged model; upstreams that were not tuned, no noise", printed
+        f"merges of a block of layers ({_MERGES}), and the unmerged model; upstreams that were not tuned, no noise",
+        printed
     )  # fmt: skip
 
 
@@ -157,7 +175,7 @@ def _mam3() -> PaperTable:
 
     def match(task: str, facts: Mapping[str, Any]) -> Cell | None:
         by, _, k = str(facts.get("layers")).partition(" top-")
-        if _is_tuned(facts) or facts.get("learnable") or facts.get("noise", "none") != "none":
+        if _is_tuned(facts) or facts.get("learnable") or facts.get("noise", "none") != "none" or not as_printed(facts):
             return None
         if not _is_merged(facts):
             return Cell(task, "unmerged", "swd")
@@ -172,7 +190,7 @@ def _mam3() -> PaperTable:
         figures,
         baselines,
         match,
-        "merges of layers chosen by similarity (by, top_k), and the unmerged model; "
+        f"merges of layers chosen by similarity (by, top_k; {_MERGES}), and the unmerged model; "
         "upstreams that were not tuned, no noise",
         printed,
     )
@@ -186,6 +204,8 @@ def _mam5() -> PaperTable:
     def match(task: str, facts: Mapping[str, Any]) -> Cell | None:
         if facts.get("noise", "none") != "none" or not (facts.get("method") == "full" or not _is_tuned(facts)):
             return None
+        if not as_printed(facts):
+            return None
         merge = "L-MAM" if facts.get("learnable") else MAM if _is_merged(facts) else ""
         parts = [part for part in (merge, "FT" if facts.get("method") == "full" else "") if part]
         cell = Cell(task, " + ".join(parts) or "baseline")
@@ -198,7 +218,7 @@ def _mam5() -> PaperTable:
         figures,
         {c: Cell(c, "baseline") for c in corpora},
         match,
-        "upstreams that were fully tuned or not at all, merged or not, no noise",
+        f"upstreams that were fully tuned or not at all, merged ({_MERGES}) or not, no noise",
     )
 
 

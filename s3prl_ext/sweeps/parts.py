@@ -129,4 +129,4 @@ def merge(store: Store, part: Path) -> None:
         place = store.path.parent / file.relative_to(part)  # its folder may be there already, from an interrupted arm
         place.parent.mkdir(parents=True, exist_ok=True)
         file.replace(place)
-    store.take(found.content["results"])
+    store.take(found)

@@ -13,6 +13,7 @@ from typing import Any
 from s3prl_ext import locks
 from s3prl_ext.attention.weights import AttentionWeights, depth, sha256
 from s3prl_ext.errors import UsageError
+from s3prl_ext.evaluation.result_records import value_at
 from s3prl_ext.merging.aligner import Aligner
 from s3prl_ext.merging.config import MergeConfig
 from s3prl_ext.merging.layers import chosen_layers
@@ -26,8 +27,10 @@ from s3prl_ext.sweeps import parts, report
 from s3prl_ext.sweeps.experiment import SweepRunner, build, experiment_args, remove_if_empty
 from s3prl_ext.sweeps.fingerprint import model_sha256
 from s3prl_ext.sweeps.grid import BASELINE, PRESETS, Grid, Group, groups_of, printed_by
+from s3prl_ext.sweeps.merged import otherwise
 from s3prl_ext.sweeps.run import Sweep
-from s3prl_ext.sweeps.store import Store
+from s3prl_ext.sweeps.store import Store, origins_of
+from s3prl_ext.sweeps.stored import titled
 from s3prl_ext.sweeps.weights import ArmWeights
 from s3prl_ext.tasks import task_of
 from s3prl_ext.training import last_hidden_state
@@ -120,8 +123,12 @@ def _run(flags: argparse.Namespace, config: MergeConfig, grid: Grid) -> Path:
     if sweep.part is not None:
         return sweep.store.path
     merged = source_name(dataclasses.replace(source.section, noise=None)) if source.path else "noise"
-    title = f"{_without_folders(merged)} into {_without_folders(pair.merge.name)}: {args.downstream}"
-    return _write(sweep, summary, title, _paper(flags, args.downstream))
+    content = sweep.store.content
+    title = titled(_without_folders(merged), _without_folders(pair.merge.name), args.downstream, content)
+    paper, words = _paper(flags, args.downstream), otherwise(content)
+    if paper and words:
+        logger.warning("MAM's figures are left out, which are of other merges than this one (%s)", ", ".join(words))
+    return _write(sweep, summary, title, None if words else paper)
 
 
 def _paper(flags: argparse.Namespace, downstream: str | None) -> str | None:
@@ -189,11 +196,13 @@ def _sweep(flags: argparse.Namespace, runner: SweepRunner, pair: ModelPair, grid
         aligner=pair.aligner,
         moments=pair.prepared.moments,
     )
-    store = Store(flags.expdir, _settings(runner, pair), flags.overwrite)
-    origin = {} if store.content["results"] else _origin(runner.args.device)
+    origin = _origin(runner.args.device)
+    store = Store(flags.expdir, _settings(runner, pair), flags.overwrite, origin)
+    _say_other_origin(store, origin)
+    first = {"date": _now(), **origin} if not store.content["results"] else {}
     ckpt = Path(flags.upstream_ckpt).name if flags.upstream_ckpt else None
     named = {"upstream": flags.upstream, "upstream_ckpt": ckpt}
-    store.content |= _facts(pair, grid) | named | origin
+    store.content |= _facts(pair, grid) | named | first
     task = task_of(runner.args.downstream, runner.config["downstream_expert"])
     return Sweep(
         task=task,
@@ -297,13 +306,28 @@ def _facts(pair: ModelPair, grid: Grid) -> dict[str, Any]:
 
 
 def _origin(device: str) -> dict[str, Any]:
-    """Return when, where and with which versions the first score of a sweep is made."""
+    """Return by which commit and versions scores are made, and where."""
     return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": provenance.commit(),
         "machine": provenance.machine(device),
         "versions": provenance.versions(),
     }
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _say_other_origin(store: Store, origin: Mapping[str, Any]) -> None:
+    """Warn where the results so far were made by another version of torch, or on another GPU."""
+    for key, what in (("versions.torch", "torch"), ("machine.gpu", "GPU")):
+        now = value_at(origin, key)
+        others = {str(value_at(one, key) or "none") for one in origins_of(store.content)} - {str(now or "none")}
+        if others:
+            logger.warning(
+                "%s holds results made with %s %s, what is missing is scored with %s; the report names both",
+                store.path, what, ", ".join(sorted(others)), now or "none",
+            )  # fmt: skip
 
 
 def _write(sweep: Sweep, summary: list[dict[str, Any]], title: str, paper: str | None) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,13 +26,21 @@ class Store:
         folder: existing folder of the sweep.
         settings: everything except the arms that decides the results, as plain values.
         overwrite: start again where the folder has results already.
+        origin: what results that are added are made by and on, as plain values; None to leave it out.
 
     Raises:
         DataError: the folder's file is unreadable.
         UsageError: it was made with different settings.
     """
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any], overwrite: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        settings: Mapping[str, Any],
+        overwrite: bool = False,
+        origin: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.origin = origin
         self.path = folder / NAME
         self.content: dict[str, Any] = {"schema": SCHEMA, "settings": dict(settings), "data": {}, "results": {}}
         if not self.path.is_file() or overwrite:
@@ -55,16 +64,26 @@ class Store:
     def add(self, arm: Arm, split: str, result: Mapping[str, Any]) -> None:
         """Keep the result of an arm on a split, and write the file."""
         described = {"layers": list(arm.layers), "noise": arm.noise, "draw": arm.draw, "lambda": arm.lambda_}
-        self.content["results"][_key(arm, split)] = {"arm": described, "split": split, **result}
+        made = {} if self.origin is None else {"origin": self._keep_origin(self.origin)}
+        self.content["results"][_key(arm, split)] = {"arm": described, "split": split, **result, **made}
         self._reopen()
         self.write()
 
-    def take(self, results: Mapping[str, Any]) -> None:
+    def take(self, other: Store) -> None:
         """Keep results of another file of the same sweep, and write the file."""
+        results = other.content["results"]
         if results.keys() - self.content["results"].keys():
             self._reopen()
         self.content["results"] |= results
+        if "origins" in other.content:
+            self.content["origins"] = self.content.get("origins", {}) | other.content["origins"]
         self.write()
+
+    def _keep_origin(self, origin: Mapping[str, Any]) -> str:
+        """Keep by and on what results are made; returns the name by which they refer to it."""
+        name = hashlib.sha256(json.dumps(_plain(origin), sort_keys=True).encode()).hexdigest()[:12]
+        self.content.setdefault("origins", {})[name] = dict(origin)
+        return name
 
     def _reopen(self) -> None:
         """Drop what was concluded from the results so far: with more of them the sweep is not finished."""
@@ -84,6 +103,20 @@ class Store:
         """Write the file, with further top-level entries."""
         self.content |= more
         write_json(self.path, self.content, indent=1)
+
+
+def origins_of(content: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return by which commit and versions and on which machines the results of a sweep were made, each once.
+
+    Args:
+        content: of ``sweep.json``; results of earlier versions do not say it one by one: it is that of the first.
+    """
+    first = {key: content[key] for key in ("commit", "machine", "versions") if content.get(key) is not None}
+    found: list[Mapping[str, Any]] = []
+    for result in content["results"].values():
+        origin = content["origins"][result["origin"]] if "origin" in result else first
+        found += [origin] if origin and origin not in found else []
+    return found
 
 
 def _key(arm: Arm, split: str) -> str:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from s3prl_ext.errors import DataError
+from s3prl_ext.evaluation.merge_facts import merge_facts
 from s3prl_ext.evaluation.result_records import numbers
 from s3prl_ext.evaluation.scored_runs import UNNAMED_MERGE, ScoredRun, model_name
 from s3prl_ext.metrics import Metric, metric
 from s3prl_ext.reading import parse_json
 from s3prl_ext.sweeps.grid import BASELINE, Arm, Group, arm_folder
-from s3prl_ext.sweeps.store import SCHEMA
+from s3prl_ext.sweeps.merged import otherwise, record_of, sweep_sha256, unmerged_sha256
+from s3prl_ext.sweeps.store import SCHEMA, origins_of
 from s3prl_ext.tasks import task_of
 
 
@@ -45,10 +46,15 @@ class StoredSweep:
 
     @property
     def title(self) -> str:
-        """What is merged into what, on which task."""
+        """What is merged into what, on which task, and in what it differs from MAM's merge."""
         source = self.content["source"]
         name = Path(source["name"]).name if source else "noise"
-        return f"{name} into {Path(self.content['target']['name']).name}: {self.content['settings']['task']}"
+        return titled(name, Path(self.content["target"]["name"]).name, self.content["settings"]["task"], self.content)
+
+    @property
+    def origins(self) -> list[Mapping[str, Any]]:
+        """By which commit and versions, and on which machines, its results were made, each once."""
+        return origins_of(self.content)
 
     def items(self, split: str) -> int | None:
         """Return how many utterances of a split were scored, where the file says so."""
@@ -80,22 +86,24 @@ class StoredSweep:
                 ]
         return [run for run in found if run is not None]
 
+    @cached_property
+    def _hashes(self) -> dict[str, str]:
+        return {"unmerged": unmerged_sha256(self.content), "sweep": sweep_sha256(self.content)}
+
     def _run(self, arm: Arm, layers: str, chosen: bool, split: str) -> ScoredRun | None:
         result = self.content["results"].get(f"{arm.key}:{split}")
         if result is None:
             return None
-        settings, source = self.content["settings"], self.content["source"]
+        settings = self.content["settings"]
         facts = {
             "upstream": model_name(self.content.get("upstream", UNNAMED_MERGE), self.content["target"]["name"]),
             "method": "frozen",
-            "lambda": arm.lambda_,
-            "layers": layers,
-            "noise": arm.noise,
-            "learnable": False,
+            **merge_facts(record_of(self.content, arm), layers),
             "chosen": chosen,
-            "source": Path(source["name"]).name if source else None,
-            "sweep": self._sha256(),
+            "unmerged": self._hashes["unmerged"],
         }
+        if arm.lambda_:
+            facts["sweep"] = self._hashes["sweep"]
         if self.content.get("upstream_ckpt"):
             facts["upstream_ckpt"] = self.content["upstream_ckpt"]
         folder = self.path.parent / "arms" / arm_folder(arm, self.groups)
@@ -106,10 +114,16 @@ class StoredSweep:
             facts, "sweep", 0, self.path, folder if folder.is_dir() else None,
         )  # fmt: skip
 
-    def _sha256(self) -> str:
-        """Return a hash of everything except the arms that decides the scores: models, data, settings."""
-        decisive = {key: self.content[key] for key in ("settings", "data")}
-        return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+
+def titled(source: str, target: str, task: str, content: Mapping[str, Any]) -> str:
+    """Return the title of a sweep: ``bert into hubert: ljspeech (slerp)``.
+
+    Args:
+        source, target, task: what they are called.
+        content: of ``sweep.json``, with target, source and settings.
+    """
+    words = otherwise(content)
+    return f"{source} into {target}: {task}" + (f" ({', '.join(words)})" if words else "")
 
 
 def read_sweep(path: Path) -> StoredSweep:
@@ -133,9 +147,17 @@ def read_sweep(path: Path) -> StoredSweep:
         numbers = [*(value for run in runs for value in run.values.values()),
                    *(end for run in runs for ends in run.intervals.values() for end in ends)]  # fmt: skip
         hashes, versions = content["data"].values(), content.get("versions", {})
+        if not all(isinstance(origin, Mapping) for origin in sweep.origins):
+            raise TypeError("what its results were made by")
         if not all(isinstance(number, (int, float)) for number in numbers) or not all(run.values for run in runs):
             raise TypeError("a score that is not a number")
-        names = content["target"]["name"], content.get("upstream", ""), content.get("upstream_ckpt") or ""
+        source = content["source"] or {"name": ""}
+        names = (
+            content["target"]["name"],
+            source["name"],
+            content.get("upstream", ""),
+            content.get("upstream_ckpt") or "",
+        )
         if not all(isinstance(name, str) for name in names):
             raise TypeError("names of models")
         if not all(isinstance(sha256, str) for sha256 in hashes) or not isinstance(versions, Mapping):

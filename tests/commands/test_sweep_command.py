@@ -18,7 +18,9 @@ from s3prl_ext.errors import DataError, StoppedByUser
 from s3prl_ext.mini_superb import ALL, LAYOUTS, variables
 from s3prl_ext.studies.driver import Ended
 from s3prl_ext.sweeps import pipeline
+from s3prl_ext.sweeps.stored import read_sweep
 from s3prl_ext.tasks import named
+from s3prl_ext.training.results import provenance
 from tests.support import factories
 from tests.support.experiments import make_args, task_config
 
@@ -152,6 +154,29 @@ def test_the_papers_lambda_is_scored_on_test_only_where_the_paper_prints_somethi
     with pytest.raises(SystemExit, match="2"):
         sweep("--lambda", "0.5", "--test-paper", expdir="other")
     assert "--test-paper: MAM prints no figure for an arm of this grid" in capsys.readouterr().err
+
+
+def test_a_merge_that_is_not_mams_is_named_and_shown_without_its_figures(sweep, tmp_path, caplog):
+    folder = sweep("-g", f"{tmp_path / 'my.yaml'},,method=slerp", "--lambda", "0.25", "--paper", "ljspeech")
+    text = (folder / "sweep.md").read_text()
+    assert text.startswith("# bert into hubert: ljspeech (slerp)\n") and "paper" not in text.lower()
+    assert "MAM's figures are left out, which are of other merges than this one (slerp)" in caplog.text
+
+
+def test_a_sweep_resumed_with_another_torch_says_so_of_each_result(sweep, monkeypatch, caplog):
+    flags = ("--test", "none", "--lambda")
+    sweep(*flags, "0.25")
+    assert "holds results made with" not in caplog.text
+    now = provenance.versions()
+    monkeypatch.setattr(provenance, "versions", lambda: now | {"torch": "9.9.9"})
+    folder = sweep(*flags, "0.25,0.5")
+    assert f"holds results made with torch {now['torch']}, what is missing is scored with 9.9.9" in caplog.text
+    content = results(folder)
+    made = {
+        r["arm"]["lambda"]: content["origins"][r["origin"]]["versions"]["torch"] for r in content["results"].values()
+    }
+    assert made == {0.0: now["torch"], 0.25: now["torch"], 0.5: "9.9.9"}
+    assert [one["versions"]["torch"] for one in read_sweep(folder / "sweep.json").origins] == [now["torch"], "9.9.9"]
 
 
 def test_an_arm_scores_as_the_merged_upstream_does(sweep, corpus, pair, tmp_path):

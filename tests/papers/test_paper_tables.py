@@ -32,6 +32,13 @@ PLAIN = {"method": "frozen"}
         ("mam.table5", "vctk", {"method": "full"}, Cell("vctk", "FT"), "5.52"),
         ("mam.table5", "vctk", {"method": "child"}, None, None),
         ("mam.table5", "vctk", MERGED | {"noise": "source"}, None, None),
+        ("mam.table5", "esc50", MERGED | {"method": "full", "learnable": True, "merge.lambda": "0.1 in 4-11"},
+         Cell("esc50", "L-MAM + FT"), "7.75"),
+        ("mam.table5", "esc50", MERGED | {"method": "full", "learnable": "head, clamp"}, None, None),
+        ("mam.table1", "ljspeech", MERGED | {"merge.target_sha256": "a", "merge.source_sha256": "b"},
+         Cell("ljspeech", "0.10", "Source"), "9.06"),
+        ("mam.table1", "ljspeech", MERGED | {"merge.layers": "0-3"}, None, None),
+        ("mam.table2", "ljspeech", MERGED | {"layers": "12-19", "merge.layers": "0-3"}, None, None),
         ("ad_tuning.table1", "pr", {"method": "child", "tuning.density": 0.1, "tuning.mask": "random"},
          Cell("pr", "CHILD-TUNING_F"), "2.65"),
         ("ad_tuning.table2", "asr", {"method": "child", "tuning.density": 0.01}, Cell("asr", "CHILD-TUNING (P=0.01)"), "6.195"),
@@ -45,6 +52,27 @@ def test_cells(table, task, facts, cell, figure):
     paper = paper_table(table)
     assert paper.match(task, facts) == cell
     assert (paper.figures.get(cell) if cell else None) == figure
+
+
+@pytest.mark.parametrize(
+    "otherwise",
+    [
+        {"method": "slerp"}, {"biases": True}, {"align": "heads"}, {"projections": "q"}, {"layer_map": "2 in 1"},
+        {"sources": 2}, {"lambda": "0.1 in 0, 0.2 in 1"},
+    ],
+)  # fmt: skip
+def test_only_merges_as_mam_has_them_stand_next_to_its_figures(otherwise):
+    facts = MERGED | {f"merge.{name}": value for name, value in otherwise.items()}
+    for table, more in (
+        ("mam.table1", {}),
+        ("mam.table2", {"layers": "12-19", "lambda": 0.25}),
+        ("mam.table3", {"layers": "swd top-6", "merge.layers": "1,2,3,4,5,6"}),
+        ("mam.table5", {"method": "full"}),
+        ("mam.table5", {"method": "full", "learnable": True}),
+    ):
+        assert paper_table(table).match("ljspeech", MERGED | more) is not None
+        if not (more.get("learnable") and "lambda" in otherwise):
+            assert paper_table(table).match("ljspeech", facts | more) is None
 
 
 @pytest.mark.parametrize("name", TABLE_NAMES)

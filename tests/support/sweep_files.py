@@ -28,16 +28,24 @@ def error(arm: Arm, split: str) -> float:
 
 
 def write_sweep(
-    folder: Path, groups: tuple[Group, ...] = GROUPS, finished: bool = True, score: Callable[[Arm, str], float] = error
+    folder: Path,
+    groups: tuple[Group, ...] = GROUPS,
+    finished: bool = True,
+    score: Callable[[Arm, str], float] = error,
+    **merged: Any,
 ) -> Path:
-    """Write ``sweep.json`` of the task ljspeech into a new folder; returns its path."""
+    """Write ``sweep.json`` of the task ljspeech into a new folder; returns its path.
+
+    Args:
+        merged: settings of the merge, such as ``biases``.
+    """
     folder.mkdir(parents=True)
     settings: dict[str, Any] = {
         "task": "ljspeech",
         "task file": {},
         "seed": 1337,
         "features": ["last_hidden_state", None],
-    }
+    } | merged
     store = Store(folder, settings)
     for split in ("dev", "test"):
         store.check_data(split, split * 8)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from s3prl_ext.errors import DataError
+from s3prl_ext.evaluation.result_rows import described, without_duplicates
 from s3prl_ext.sweeps.stored import read_sweep
 from tests.support.result_files import damaged
 from tests.support.sweep_files import GROUPS, write_sweep
@@ -33,3 +36,46 @@ def test_the_number_of_utterances_where_it_is_known(tmp_path):
         result["items"] = 120
     path.write_text(json.dumps(content))
     assert read_sweep(path).items("test") == 120
+
+
+OTHERWISE = [
+    ({"method": {"name": "slerp", "density": None, "seed": None}}, "slerp"),
+    ({"biases": True}, "biases"),
+    ({"align": {"kind": "heads", "heads": 2}}, "align heads"),
+    ({"basis": {"pairs": {"sha256": "4" * 64}, "special_tokens": True}}, "align basis"),
+    ({"projections": ["q_proj"]}, "only q"),
+    ({"layer_map": [0, 2, 2, 3]}, "layer_map 2 in 1"),
+]
+AS_EVER = {
+    "projections": ["q_proj", "k_proj", "v_proj"],
+    "layer_map": [0, 1, 2, 3],
+    "biases": False,
+    "noise": {"seed": 0, "statistics": "tensor", "streams": "by kind"},
+}
+
+
+@pytest.mark.parametrize(("merged", "words"), [({}, None), *OTHERWISE], ids=lambda value: str(value)[:20])
+def test_title_and_rows_say_what_of_the_merge_is_not_as_usual(merged, words, tmp_path):
+    sweep = read_sweep(write_sweep(tmp_path / "sweep", **AS_EVER | merged))
+    assert sweep.title == "bert into hubert: ljspeech" + (f" ({words})" if words else "")
+    labels = [described([run]) for run in sweep.runs() if run.split == "dev"]
+    also = f" {words}" if words else ""
+    expected = ["λ 0", f"λ 0.05{also}", f"λ 0.1{also}", f"λ 0.05 layers 0-1{also}", f"λ 0.1 layers 0-1{also}"]
+    noise = [f"λ {value} noise target{also}" for value in ("0.05", "0.05", "0.1", "0.1")]
+    assert labels == [f"hubert, {merge}, frozen" for merge in (*expected, *noise)]
+
+
+def test_the_unmerged_target_of_several_sweeps_is_one_run_where_it_scored_alike(tmp_path):
+    """What is merged into it decides nothing of its score."""
+    runs = [
+        run
+        for number, merged in enumerate((AS_EVER, AS_EVER | {"method": {"name": "slerp"}}, AS_EVER | {"biases": True}))
+        for run in read_sweep(write_sweep(tmp_path / str(number), GROUPS[:1], **merged)).runs()
+    ]
+    kept, notes = without_duplicates(runs)
+    assert len(kept) == len(runs) - 4 and all("its hubert, λ 0, frozen is left out" in note for note in notes)
+    assert len({run.facts["unmerged"] for run in kept}) == 1 and len({run.key() for run in kept}) == 1 + 3 * 2
+    worse = write_sweep(
+        tmp_path / "worse", GROUPS[:1], score=lambda arm, split: 20.0 + arm.lambda_, **AS_EVER, head="b"
+    )
+    assert {run.facts["unmerged"] for run in read_sweep(worse).runs()}.isdisjoint(run.facts["unmerged"] for run in kept)

@@ -19,7 +19,7 @@ from s3prl_ext.sweeps import parts, report
 from s3prl_ext.sweeps.grid import BASELINE, Arm, Group
 from s3prl_ext.sweeps.run import Sweep
 from s3prl_ext.sweeps.selection import choose_lambda, point, summarize
-from s3prl_ext.sweeps.store import Store
+from s3prl_ext.sweeps.store import Store, origins_of
 from s3prl_ext.sweeps.stored import read_sweep
 from s3prl_ext.sweeps.weights import ArmWeights
 from s3prl_ext.tasks import named
@@ -262,10 +262,13 @@ def test_results_of_a_part_reopen_a_finished_sweep(pair, upstream, tmp_path):
     make_sweep(tmp_path / "sweep", upstream, pair[1], groups=GROUPS[:1], test=None).run()
     make_sweep(tmp_path / "part", upstream, pair[1], test=None).run()
     store = make_sweep(tmp_path / "sweep", upstream, pair[1], test=None).store
+    there = Store(tmp_path / "part", store.content["settings"], origin={"versions": {"torch": "9.9.9"}})
+    there.add(GROUPS[0].arms(0.3)[0], "dev", {"metrics": {"loss": 1.0}, "intervals": {}})
     parts.merge(store, tmp_path / "sweep")  # nothing new
     assert "summary" in store.content
     parts.merge(store, tmp_path / "part")
-    assert "summary" not in json.loads(store.path.read_text())
+    content = json.loads(store.path.read_text())
+    assert "summary" not in content and origins_of(content) == [{"versions": {"torch": "9.9.9"}}]
 
 
 def test_a_larger_grid_scores_what_is_new(pair, upstream, tmp_path):
