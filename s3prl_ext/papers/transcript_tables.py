@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from s3prl_ext.errors import DataError
+from s3prl_ext.evaluation.merge_facts import MERGE
 from s3prl_ext.evaluation.result_rows import name_rows
 from s3prl_ext.evaluation.scored_runs import ScoredRun
 from s3prl_ext.evaluation.transcripts import (
@@ -17,15 +19,19 @@ from s3prl_ext.evaluation.transcripts import (
 )
 from s3prl_ext.evaluation.utterance_comparison import check_utterances, utterance_file
 from s3prl_ext.papers.figures import mam_tables
+from s3prl_ext.papers.tables import as_printed
 from s3prl_ext.tables import Table
 
+# Facts besides those of the merge in which a merged and an unmerged run of one target differ.
+OF_MERGED = ("upstream_sha256", "upstream_model_config", "sweep", "tuning.lambda_lr")
 SHOWN_UTTERANCES = 8  # utterances of a comparison
 
 
 def transcript_tables(runs: Sequence[ScoredRun], left_out: list[str]) -> list[Table]:
     """Return the two tables for test of ljspeech and vctk, where an unmerged and a merged run have their transcripts.
 
-    Of several merged runs the one with the lowest word error rate on dev counts; without dev there must be only one.
+    Of several merged runs the one with the lowest word error rate on dev counts; without dev there must be only one. It
+    is compared with an unmerged run that differs from it in nothing but the merge.
 
     Args:
         runs: of any task.
@@ -35,11 +41,17 @@ def transcript_tables(runs: Sequence[ScoredRun], left_out: list[str]) -> list[Ta
     for task in ("ljspeech", "vctk"):
         those = [run for run in runs if run.task == task and run.split == "test" and _has_transcripts(run)]
         plain = [run for run in those if not run.facts.get("lambda") and not run.facts.get("learnable")]
-        merged = [run for run in those if run not in plain and run.facts.get("noise", "none") == "none"]
-        best = _best_on_dev(merged, runs)
-        alike = [run for run in plain if best is not None and run.facts.get("method") == best.facts.get("method")]
-        if best is None or not alike:
+        merged = [run for run in those if run not in plain and _is_mams(run)]
+        with_baseline = [run for run in merged if _baselines(run, plain)]
+        if plain and merged and not with_baseline:
+            left_out.append(
+                f"MAM's Tables 4 and 6 of {task} are left out: no merged run has an unmerged one of the same target, "
+                "data and settings: score the merge with lambda=0 too."
+            )
+        best = _best_on_dev(with_baseline, runs)
+        if best is None:
             continue
+        alike = _baselines(best, plain)
         named = f"{task}, test: {' and '.join(name_rows([[alike[0]], [best]]))}"
         try:
             before, after = _transcripts(alike[0]), _transcripts(best)
@@ -50,6 +62,26 @@ def transcript_tables(runs: Sequence[ScoredRun], left_out: list[str]) -> list[Ta
         except DataError as error:
             left_out.append(f"MAM's Tables 4 and 6 of {task} are left out: {error}")
     return tables
+
+
+def _is_mams(run: ScoredRun) -> bool:
+    return as_printed(run.facts) and run.facts.get("noise", "none") == "none"
+
+
+def _baselines(merged: ScoredRun, plain: Sequence[ScoredRun]) -> list[ScoredRun]:
+    """Return the unmerged runs that a merged one may be compared with, that of its seed first.
+
+    They agree in everything but the merge: target, data, splits, task file, training.
+    """
+    wanted = _without_merge(merged)
+    found = [run for run in plain if _without_merge(run) == wanted]
+    return sorted(found, key=lambda run: run.seed != merged.seed)
+
+
+def _without_merge(run: ScoredRun) -> Mapping[str, Any]:
+    """Return the facts of a run but for those of its merge; which target it has stays."""
+    of_merge = {name for name, _ in run.key((*MERGE, *OF_MERGED))} - {"merge.target_sha256"}
+    return {name: value for name, value in run.facts.items() if name not in of_merge and name != "chosen"}
 
 
 def _transcripts(run: ScoredRun) -> list[ScoredTranscript]:

@@ -18,7 +18,7 @@ from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.evaluation.transcripts import transcript, write_transcripts
 from s3prl_ext.sweeps.grid import Group
 from tests.support.result_files import content, merge, write, write_hypotheses
-from tests.support.sweep_files import write_sweep
+from tests.support.sweep_files import GROUPS, write_sweep
 
 
 def report(out: Path, *flags: str | Path) -> tuple[str, list[dict[str, str]], str]:
@@ -118,6 +118,30 @@ def test_a_sweep_becomes_tables_and_pictures(tmp_path):
         width, height = struct.unpack(">II", (tmp_path / "out" / name).read_bytes()[16:24])
         assert width > 400 and height > 200
     assert page.count("data:image/png;base64,") == 4
+
+
+def test_sweeps_of_other_merges_are_told_apart_and_stand_next_to_no_figure_of_the_paper(tmp_path):
+    """Each is compared with the unmerged target; MAM's Table 1 takes what it shows only."""
+    linear = write_sweep(tmp_path / "linear", layer_map=[0, 1, 2, 3])
+    slerp = write_sweep(tmp_path / "slerp", layer_map=[0, 1, 2, 3], method={"name": "slerp"})
+    _, rows, _ = report(tmp_path / "out", linear, slerp, "--split", "test")
+    changes = {row["row"]: (row["baseline"], row["change_percent"]) for row in rows}
+    assert {"hubert, λ 0.05, frozen", "hubert, λ 0.05 slerp, frozen"} < set(changes)
+    assert changes["hubert, λ 0.05, frozen"] == changes["hubert, λ 0.05 slerp, frozen"]
+    assert changes["hubert, λ 0.05, frozen"][0] == "hubert, λ 0, frozen"
+    text, rows, _ = report(tmp_path / "paper", linear, slerp, "--paper", "mam.table1")
+    assert "mam.table1 has no place for" in text and "λ 0.05 slerp" in text
+    assert "slerp" not in str([row["files"] for row in rows if row["row"].startswith("0.")])
+
+
+def test_sweeps_of_several_targets_have_a_baseline_each(tmp_path):
+    folders = [write_sweep(tmp_path / "a", GROUPS[:1])]
+    folders.append(write_sweep(tmp_path / "b", GROUPS[:1], score=lambda arm, split: 20.0 - 10 * arm.lambda_, head="b"))
+    text, rows, _ = report(tmp_path / "out", *folders, "--split", "test")
+    assert len({row["baseline"] for row in rows}) == 3  # one for each, and none of their own
+    other = next(row for row in rows if row["files"] == str(folders[1]) and "λ 0.1" in row["row"])
+    assert float(other["mean"]) == 19.0 and float(other["change_percent"]) == pytest.approx(-5.0)
+    assert "(of the same model)" in text
 
 
 def test_ratios_are_per_cent_and_accuracy_points_up(tmp_path):
@@ -363,6 +387,54 @@ def test_rows_without_a_baseline_say_so_and_mixed_commits_are_named(tmp_path):
     assert "name it with --baseline" in text and "the results come from 2 commits (ccdddddddddd, cddddddddddd)" in text
     text, _, _ = report(tmp_path / "out", *runs, "--baseline", "rank 1")
     assert "name it with --baseline" not in text and "Changes are relative to: hubert, lora" in text
+
+
+def test_results_of_a_sweep_made_by_several_versions_are_named(tmp_path):
+    """Those of another sweep, and those that a resumed one has added."""
+    origin = {"commit": "c" * 40, "machine": {"gpu": "H200"}, "versions": {"s3prl_ext": "0.2.0", "torch": "2.13.0"}}
+    sweeps = [write_sweep(tmp_path / name, biases=name == "b") for name in "ab"]
+    contents = [json.loads(sweep.read_text()) | origin for sweep in sweeps]
+    other = origin | {"versions": {"s3prl_ext": "0.2.0", "torch": "9.9.9"}, "machine": {"gpu": "B200"}}
+    for sweep, content_, made in zip(sweeps, contents, (origin, other), strict=True):
+        sweep.write_text(json.dumps(content_ | made))
+    text, _, _ = report(tmp_path / "several", *sweeps)
+    assert "the results come from 2 versions of torch (2.13.0, 9.9.9)" in text
+    assert "the results come from 2 GPUs (B200, H200)" in text and " commits" not in text
+
+    result = list(contents[0]["results"].values())[-1]
+    contents[0]["origins"] = {"b": other}
+    result["origin"] = "b"
+    sweeps[0].write_text(json.dumps(contents[0]))
+    text, _, _ = report(tmp_path / "resumed", sweeps[0])
+    assert "the results come from 2 versions of torch (2.13.0, 9.9.9)" in text
+    assert "s3prl_ext 0.2.0, torch 2.13.0, 9.9.9 | H200, B200 |" in text
+
+
+def test_a_comparison_of_layers_at_the_top_hides_no_run(tmp_path):
+    write(tmp_path / "exp" / "run", content({"wer": 5.0}))
+    (tmp_path / "exp" / "layers.json").write_text("{}")
+    _, (row,), _ = report(tmp_path / "out", tmp_path / "exp")
+    assert float(row["mean"]) == 5.0
+    (tmp_path / "layers").mkdir()
+    (tmp_path / "layers" / "layers.json").write_text("{}")
+    report(tmp_path / "with_picture", tmp_path / "exp", tmp_path / "layers")
+
+
+def test_tables_of_transcripts_compare_runs_of_one_target(tmp_path, pair):
+    """The unmerged run of another target, first by name, would be compared otherwise."""
+    other = merge(0.0) | {"target": {"name": "other", "attention_sha256": "9" * 64}}
+    (tmp_path / "0").mkdir()
+    wer = write_hypotheses(tmp_path / "0", [("one two three four", "x x x x")] * 30)
+    write(tmp_path / "0", content({"wer": wer}, merge=other, tuning={"method": "frozen"}))
+    text, _, _ = report(tmp_path / "out", tmp_path / "0", *pair)
+    assert "MAM, Table 4" in text and "*tow*" in text and "*x*" not in text
+    text, _, _ = report(tmp_path / "strangers", tmp_path / "0", pair[1])
+    assert "MAM, Table 4" not in text and "no merged run has an unmerged one of the same target" in text
+    slerp = json.loads((pair[1] / "result-test.json").read_text())
+    slerp["merge"]["method"] = {"name": "slerp"}
+    (pair[1] / "result-test.json").write_text(json.dumps(slerp))
+    text, _, _ = report(tmp_path / "slerp", *pair)
+    assert "MAM, Table 4" not in text
 
 
 def test_contradicting_results_are_refused_and_nothing_is_written(tmp_path):
