@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NoReturn
 
 
@@ -167,11 +168,16 @@ def is_disk_full(error: BaseException) -> bool:
 
 def _advice(error: OSError) -> str:
     """Return what to do about a file or folder that the operating system refuses."""
-    if error.errno in (errno.EEXIST, errno.ENOTDIR, errno.EISDIR):
-        return "a file is where a folder is needed, or the reverse: choose another path"
+    name = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else str(error.filename)
+    if error.errno == errno.EISDIR:
+        return "it is a folder, and a file is needed: choose another path"
+    if error.errno in (errno.EEXIST, errno.ENOTDIR):
+        file = next((path for path in (Path(name), *Path(name).parents) if path.is_file()), None)
+        return (
+            f"{file} is a file, and a folder is needed" if file else "it is there already"
+        ) + ": choose another path"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return "check its permissions, or choose another path"
-    name = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else str(error.filename)
     if any(len(word) > 1 and name.startswith(word) for word in sys.argv[1:]):
         return "check the path in the command"
     return "check the corpus folder (s3prl-ext doctor lists the corpus variables) or the path given with -o"

@@ -91,13 +91,17 @@ def hold(folder: str | os.PathLike) -> None:
 
     Raises:
         InUse: another process holds it.
+        UsageError: it cannot be made.
     """
     folder = Path(folder)
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return  # whoever writes there says why that cannot be
+    except FileExistsError:
+        return  # whoever writes there says that it is a file
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise UsageError(f"the folder {folder} cannot be made ({reason}): choose another one with -p.") from error
     _take(folder / FOLDER_LOCK, f"{folder} is in use", patience=PATIENCE_S, made=missing)
 
 

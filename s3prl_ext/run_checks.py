@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import copy
 import logging
 import os
 import re
@@ -11,15 +10,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from s3prl_ext.configs import expand_variables, load_yaml
+from s3prl_ext.configs import expand_variables, load_yaml, shipped_dir
 from s3prl_ext.errors import UsageError, unknown_name
 from s3prl_ext.run_flags import (
     expdir,
     is_new,
     named_task_file,
     overridden,
+    preset_path,
 )
 from s3prl_ext.run_folder import RunFolder, missing
+from s3prl_ext.tasks import named, of_downstream
 
 if TYPE_CHECKING:
     from s3prl_ext.training.checkpoint import Checkpoint
@@ -46,23 +47,40 @@ def refuse_dead_flags(flags: argparse.Namespace) -> None:
         )
 
 
-def check_files(flags: argparse.Namespace, overwrite: bool) -> Checkpoint | None:
-    """Check checkpoints and folders; return the checkpoint that -e or -a resumes, or None for a new experiment."""
-    folder = RunFolder(expdir(flags))
-    auto = flags.auto_resume and folder.numbered()
+TOO_LATE = {"mode": "-m", "past_exp": "-e", "config": "-c", "auto_resume": "-a", "expname": "-n", "override": "-o"}
+"""Arguments that s3prl has read when it comes to ``-o``."""
+
+
+def check_arguments(overrides: Mapping[str, Any]) -> None:
+    """Refuse arguments in ``-o`` that would have no effect, or half of one."""
+    for name, flag in TOO_LATE.items():
+        if f"args.{name}" in overrides:
+            raise UsageError(f"-o args.{name}: s3prl has read it by then; give {flag} instead.")
+
+
+def check_files(flags: argparse.Namespace, given: argparse.Namespace, overwrite: bool) -> Checkpoint | None:
+    """Check checkpoints and folders; return the checkpoint that -e or -a resumes, or None for a new experiment.
+
+    Args:
+        flags: as on the command line, of which s3prl takes -a and -e.
+        given: the same after ``-o``, see :func:`s3prl_ext.run_flags.with_arguments`.
+        overwrite: whether ``-o`` says ``args.overwrite``.
+    """
+    folder = RunFolder(expdir(given))
+    auto = flags.auto_resume and RunFolder(expdir(flags)).numbered()
     if flags.auto_resume and overwrite:
         raise UsageError("-a resumes an experiment, args.overwrite=True replaces it: give one of the two.")
     resumed = None
-    for flag, value in (("-a", expdir(flags) if auto else None), ("-e", flags.past_exp), ("-i", flags.init_ckpt)):
+    for flag, value in (("-a", expdir(flags) if auto else None), ("-e", flags.past_exp), ("-i", given.init_ckpt)):
         if value is None:
             continue
         ckpt = _readable(flag, value)
         resumed = resumed or (ckpt if flag != "-i" else None)
     if is_new(flags) and flags.mode is not None:
-        for flag, value, meaning in (("-u", flags.upstream, "upstream"), ("-d", flags.downstream, "task")):
+        for flag, value, meaning in (("-u", given.upstream, "upstream"), ("-d", given.downstream, "task")):
             if value is None:
                 raise UsageError(f"{flag} is missing: name the {meaning}, or resume an experiment with -e.")
-        if flags.expdir is None and flags.expname is None:
+        if given.expdir is None and flags.expname is None:
             raise UsageError("-p is missing: name the folder of the experiment (or -n for result/downstream/NAME).")
         if folder.path.exists() and not folder.path.is_dir():
             raise UsageError(f"-p {folder.path} is a file: name the folder of the experiment.")
@@ -138,8 +156,8 @@ def stay_with(ckpt: Checkpoint) -> None:
         keep_in_its_folder(ckpt.path)
 
 
-def check_names(flags: argparse.Namespace, overrides: Mapping[str, Any]) -> None:
-    """Refuse an unknown upstream or task, or flags that the upstream does not read, before s3prl makes a folder."""
+def check_names(flags: argparse.Namespace) -> None:
+    """Refuse an unknown upstream or task, or flags that do not belong to them, before s3prl makes a folder."""
     if not is_new(flags) or flags.mode is None:
         return
     from s3prl import hub
@@ -151,11 +169,21 @@ def check_names(flags: argparse.Namespace, overrides: Mapping[str, Any]) -> None
         raise unknown_name("upstream (-u)", flags.upstream, hub.options())
     if flags.downstream not in known_tasks():
         raise unknown_name("task (-d)", flags.downstream, known_tasks())
-    given = copy.copy(flags)
-    for name in ("upstream_ckpt", "upstream_model_config"):
-        setattr(given, name, overrides.get(f"args.{name}", getattr(flags, name)))
-    if overrides.get("args.upstream") is None:
-        check_upstream_flags(given)
+    check_upstream_flags(flags)
+    if flags.config is not None:
+        _check_preset(flags.config, flags.downstream)
+
+
+def _check_preset(config: str, downstream: str) -> None:
+    """Refuse a shipped task file of another task."""
+    path = Path(config) if Path(config).is_file() else preset_path(config)
+    if path.resolve().parent.parent != shipped_dir("downstream_configs").resolve():
+        return
+    owner = named(path.resolve().parent.name)
+    if owner.downstream != downstream:
+        fitting = [f"-c {task.preset}" for task in of_downstream(downstream) if task.preset]
+        instead = f", or {' or '.join(fitting)} for -d {downstream}" if fitting else ""
+        raise UsageError(f"-c {config} is of -d {owner.downstream}, not of -d {downstream}: give that{instead}.")
 
 
 def check_overrides(

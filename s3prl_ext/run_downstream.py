@@ -20,6 +20,7 @@ from pathlib import Path
 from s3prl_ext import locks
 from s3prl_ext.errors import as_command, one_sentence_errors, show_errors_as_sentences
 from s3prl_ext.run_checks import (
+    check_arguments,
     check_files,
     check_names,
     check_numbers,
@@ -39,6 +40,7 @@ from s3prl_ext.run_flags import (
     own_flags_as_overrides,
     parser,
     task_file,
+    with_arguments,
     with_literals,
 )
 
@@ -138,18 +140,21 @@ def complete(argv: Sequence[str]) -> list[str]:
     argv = with_literals(argv, flags.override)
     argv, flags = _of_delta(argv, parser().parse_known_args(argv)[0])
     overrides = overrides_of(flags.override)
+    check_arguments(overrides)
+    given = with_arguments(flags, overrides)
+    refuse_dead_flags(given)
     added: list[str] = []
     begins_too = flags.auto_resume and flags.past_exp is None  # the same command that started the experiment
     best = only_best(flags)
     if best is not None:
         flags.past_exp = str(best)
         added += ["-e", str(best)]
-    ckpt = check_files(flags, overwrite=bool(overrides.get("args.overwrite")))
-    check_names(flags, overrides)
-    check_numbers(flags)
+    ckpt = check_files(flags, given, overwrite=bool(overrides.get("args.overwrite")))
+    check_names(given)
+    check_numbers(given)
     if flags.local_rank is None and "LOCAL_RANK" in os.environ:
         added.append(f"--local_rank={os.environ['LOCAL_RANK']}")
-    added += _device_flags(flags)
+    added += _device_flags(given)
     if ckpt is not None:
         check_same_command(ckpt, flags, overrides, begins_too)
     if ckpt is not None and flags.mode == "train":

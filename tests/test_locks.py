@@ -149,13 +149,16 @@ def test_unfinished_files_go_where_nobody_else_writes(tmp_path):
     assert sorted(tmp_path.rglob("*")) == sorted(kept)
 
 
-def test_where_no_lock_can_be_made_the_run_goes_on(tmp_path, monkeypatch, caplog):
+def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").touch()
-    with (
-        locks.one_run(tmp_path / "file" / "exp"),
-        locks.one_writer(tmp_path / "missing" / "out"),
-        locks.one_writer(None),
-    ):
+    with pytest.raises(UsageError, match=r"file/exp cannot be made \(Not a directory\): choose another one with -p"):
+        locks.hold(tmp_path / "file" / "exp")
+    with locks.one_run(tmp_path / "file"):
+        pass  # the command says that it is a file
+
+
+def test_where_no_lock_can_be_made_the_run_goes_on(tmp_path, monkeypatch, caplog):
+    with locks.one_writer(tmp_path / "missing" / "out"), locks.one_writer(None):
         pass
 
     def without_locks(*_: Any) -> None:

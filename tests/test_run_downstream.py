@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from argparse import Namespace
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -144,6 +145,60 @@ def test_texts_in_place_of_other_values(tmp_path, option, message):
         run_downstream.complete(command(tmp_path, "-d", "asr", "-o", option))
 
 
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("args.device=cpuu", "cpuu is not a device of torch; did you mean 'cpu'"),
+        ("args.seed=-1", "--seed must be between 0 and"),
+        ("args.seed=2.5", "--seed must be a whole number, got 2.5"),
+        ("args.upstream_layer_selection=1.5", "--upstream_layer_selection must be a whole number"),
+        ("args.upstream=fbnk", r"unknown upstream \(-u\) 'fbnk'; did you mean 'fbank'"),
+        ("args.upstream=hf_hubert_custom", "name its checkpoint or folder with -k"),
+        ("args.upstream_ckpt=x.pt", "-u fbank does not read -k x.pt"),
+        ("args.init_ckpt=/nowhere.ckpt", "-i /nowhere.ckpt: no such checkpoint"),
+        ("args.hub=huggingface", "hf_hubert_custom"),
+        ("args.config=asr/superb", "-o args.config: s3prl has read it by then; give -c instead"),
+        ("args.mode=evaluate", "give -m instead"),
+    ],
+)
+def test_arguments_of_options_are_checked_as_flags(tmp_path, option, message):
+    with pytest.raises(UsageError, match=message):
+        run_downstream.complete(command(tmp_path, "-d", "asr", "-o", option))
+
+
+def test_the_folder_of_an_option_is_not_overwritten(tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "dev-best.ckpt").write_bytes(b"x")
+    with pytest.raises(UsageError, match="other already holds an experiment"):
+        run_downstream.complete(command(tmp_path, "-d", "asr", "-o", f"args.expdir='{tmp_path / 'other'}'"))
+
+
+@pytest.mark.parametrize(
+    ("task", "config", "message"),
+    [
+        (
+            "speech_commands",
+            "asr/mini",
+            "-c asr/mini is of -d asr, not of -d speech_commands: give that, or -c ks/superb",
+        ),
+        ("asr", str(shipped_dir("downstream_configs") / "ood" / "mini.yaml"), "is of -d ctc, not of -d asr"),
+    ],
+)
+def test_the_task_file_of_another_task(tmp_path, task, config, message):
+    with pytest.raises(UsageError, match=message):
+        run_downstream.complete(command(tmp_path, "-d", task, "-c", config))
+
+
+def test_a_folder_that_cannot_be_made(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["run_downstream.py", *command(Path("/proc/x"), "-d", "asr")])
+    try:
+        with pytest.raises(SystemExit):
+            run_downstream.prepare_argv()
+    finally:
+        show_errors_as_sentences(False)
+    assert "the folder /proc/x/exp cannot be made (No such file or directory)" in capsys.readouterr().err
+
+
 def test_missing_flags(tmp_path):
     with pytest.raises(UsageError, match="-d is missing"):
         run_downstream.complete(command(tmp_path))
@@ -279,7 +334,10 @@ def test_hints_fit_the_error(monkeypatch):
             RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 43648 vs 43540"),
             ["the disk is full"],
         ),
-        (FileExistsError(17, "exists", "/x/out"), ["a file is where a folder is needed"]),
+        (FileExistsError(17, "exists", __file__), [f"{__file__} is a file, and a folder is needed"]),
+        (NotADirectoryError(20, "no", f"{__file__}/a/b"), [f"{__file__} is a file, and a folder is needed"]),
+        (FileExistsError(17, "exists", "/"), ["it is there already"]),
+        (IsADirectoryError(21, "is", "/x"), ["it is a folder, and a file is needed"]),
         (PermissionError(13, "denied", "/x/out"), ["check its permissions"]),
         (FileNotFoundError(2, "gone", "/x/out/a"), ["check the path in the command"]),
         (FileNotFoundError(2, "gone", "/corpus/a"), ["check the corpus folder"]),

@@ -85,7 +85,7 @@ def _check_flags(runs: Sequence[StudyRun]) -> None:
                 f"flags of the study: a flag before '{rest[0]}' takes no value; set it in the task file (set)."
             )
         try:
-            check_names(flags, {})
+            check_names(flags)
         except UsageError as error:
             raise UsageError(f"{run.name}: {error}") from error
 

@@ -101,6 +101,8 @@ class Trainer:
             until: stop at this step before the end and save ``states-N.ckpt``; nothing else is different.
         """
         self._end = self.total_steps if until is None else min(until, self.total_steps)
+        if until is not None and until > self.total_steps and distributed.is_leader():
+            logger.warning("args.until=%d has no effect: the run ends at step %d before", until, self.total_steps)
         if self.state.step >= self.total_steps:
             logger.info("nothing to train: the checkpoint is at step %d of %d", self.state.step, self.total_steps)
         with StopRequest() as self._stop:

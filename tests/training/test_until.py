@@ -52,8 +52,9 @@ def test_a_run_in_parts_equals_the_whole_and_is_scored_where_it_stops(build, tmp
     assert ours["metrics"] == theirs["metrics"] and ours["step"] == 6
 
 
-def test_a_step_at_or_behind_the_end_is_the_end(build, tmp_path):
+def test_a_step_at_or_behind_the_end_is_the_end(build, tmp_path, caplog):
     build(session(tmp_path, 9), task_config(total_steps=2)).train()
+    assert "args.until=9 has no effect: the run ends at step 2 before" in caplog.text
     assert (tmp_path / "result.json").is_file() and not list(tmp_path.glob("at-*.json"))
 
 
