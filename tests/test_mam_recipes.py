@@ -139,6 +139,28 @@ def test_wrong_options_are_one_sentence(flags: tuple[str, ...], message: str, tm
     assert done.returncode == 2 and message in done.stderr and len(done.stderr.splitlines()) == 1
 
 
+def test_a_folder_keeps_to_one_beats_and_to_its_corpora(tmp_path: Path) -> None:
+    for name in ("first.pt", "second.pt", "ESC-50-master/a", "copy of ESC-50/a"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+
+    def begin(esc50: str, **beats: str) -> subprocess.CompletedProcess[str]:
+        return run(tmp_path, "table1.sh", "--tasks", "esc50", "--stage", "9", ESC50=esc50, **beats)
+
+    assert begin("ESC-50-master", BEATS_ITER3="first.pt").returncode == 0
+    assert begin(str(tmp_path / "ESC-50-master"), BEATS_ITER3=str(tmp_path / "first.pt")).returncode == 0
+    for values, kept in (
+        ({"esc50": "ESC-50-master", "BEATS_ITER3": "second.pt"}, f"BEATS_ITER3={tmp_path}/first.pt"),
+        ({"esc50": "ESC-50-master"}, f"BEATS_ITER3={tmp_path}/first.pt, but now it is lpepino/beats_ckpts:"),
+        ({"esc50": "copy of ESC-50", "BEATS_ITER3": "first.pt"}, f"ESC50={tmp_path}/ESC-50-master"),
+    ):
+        done = begin(**values)
+        assert done.returncode == 2 and f"exp/mam holds runs with {kept}" in done.stderr, done.stderr
+        assert len(done.stderr.splitlines()) == 1
+    other_task = run(tmp_path, "table1.sh", "--tasks", "ljspeech", "--stage", "9", LJSPEECH=str(tmp_path))
+    assert other_task.returncode == 0, "tables on other corpora share the folder"
+
+
 def test_tables_without_esc50_say_so(tmp_path: Path) -> None:
     for table in ("table3.sh", "table4.sh", "table6.sh"):
         done = run(tmp_path, table, "--dry-run", "--tasks", "esc50")

@@ -42,7 +42,10 @@ begin() {
     beats="${BEATS_ITER3:-lpepino/beats_ckpts:BEATs_iter3.pt@5b53b0404df452a3a607d7e67687227730e5bad1}"
     if wants ljspeech; then need_variable LJSPEECH LJSpeech-1.1; fi
     if wants vctk; then need_variable VCTK VCTK-Corpus-0.92; fi
-    if wants esc50; then need_variable ESC50 ESC-50-master; fi
+    if wants esc50; then
+      need_variable ESC50 ESC-50-master
+      keep_input BEATS_ITER3 "$beats"
+    fi
   fi
 }
 

@@ -139,9 +139,27 @@ mini_corpora() {
   done
 }
 
-# need_variable NAME WHAT: stop unless the environment variable is set, which names a corpus; free under --dry-run.
+# need_variable NAME WHAT: stop unless the environment variable is set, which names a corpus, and is that of the runs that $out
+# holds; free under --dry-run.
 need_variable() {
   [[ -n "$dry_run" || -n "${!1:-}" ]] || stop "the variable $1 is not set: export $1=/path/to ($2), or use --mini."
+  keep_input "$1" "${!1:-}"
+}
+
+# keep_input NAME VALUE: refuse a folder that holds runs with another corpus or model under this name; $out/inputs keeps them.
+keep_input() {
+  local value="$2" kept=""
+  [[ -z "$dry_run" ]] || return 0
+  [[ ! -e "$value" ]] || value="$(realpath "$value")"
+  [[ ! -f "$out/inputs" ]] || kept="$(sed -n "s|^$1=||p" "$out/inputs")"
+  if [[ -n "$kept" && "$kept" != "$value" ]]; then
+    stop "$out holds runs with $1=$kept, but now it is $value: give another --out; if only the place of it is another, \
+change the line in $out/inputs."
+  fi
+  if [[ -z "$kept" ]]; then
+    mkdir -p "$out"
+    printf '%s=%s\n' "$1" "$value" >>"$out/inputs"
+  fi
 }
 
 # keep_settings: refuse a folder that holds runs with other settings, so that they are never mixed.

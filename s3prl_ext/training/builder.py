@@ -222,7 +222,7 @@ class RunBuilder(_StockRunner):
         check_task(module.DownstreamExpert, self.args.downstream, vars(self.args))
         check_frame(task, self.config["downstream_expert"], cast(Any, unwrapped(self.featurizer.model)).downsample_rate)
         try:
-            return super()._get_downstream()
+            entry = super()._get_downstream()
         except KeyError as error:
             raise DataError(
                 f"the task {self.args.downstream} looks up {error} and does not find it: if that is a key of its "
@@ -237,6 +237,15 @@ class RunBuilder(_StockRunner):
                 f"the task {self.args.downstream} cannot be built ({reason}): compare section downstream_expert of the "
                 "task file with the task's preset in downstream_configs, and check the corpus."
             ) from error
+        if (check := getattr(unwrapped(entry.model), "check_upstream", None)) is not None:
+            check(self._target_sha256)
+        return entry
+
+    @property
+    def _target_sha256(self) -> str:
+        """Hash of the upstream as it was built, without what is merged in."""
+        target = (self.merge_record or {}).get("target", {})
+        return target.get("upstream_sha256", self.tuned.base_sha256)
 
     def _init_model(
         self, model: nn.Module, name: str, trainable: bool, interfaces: list[str] | None = None

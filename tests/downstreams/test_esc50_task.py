@@ -179,6 +179,38 @@ def test_best_checkpoint_evaluates_to_the_same_score(run, base, tmp_path):
     assert metrics(base) == metrics(base, name="result.json")
 
 
+def test_a_head_is_put_on_merges_of_the_model_that_it_was_fitted_on_alone(run, base, models, tmp_path):
+    other = factories.beats_ckpt(tmp_path / "other.pt", seed=5)
+    merge = Path(models["merge"]).read_text()
+    (tmp_path / "other.yaml").write_text(merge.replace(models["beats"], str(other)))
+    lambdas = f"{tmp_path / 'other.yaml'},,lambda=0.3"
+    head = {"ckpt": str(base / "dev-best.ckpt")}
+    merged = {"upstream": "merged_attention", "upstream_ckpt": None, "upstream_model_config": lambdas}
+    for upstream in (merged, {"upstream_ckpt": str(other)}):
+        with pytest.raises(DataError, match=r"dev-best.ckpt was fitted on another upstream \(hash \w{12}\) than the"):
+            run(tmp_path / "exp", mode="evaluate", head=head, **upstream)
+    with pytest.raises(DataError, match="was fitted on another upstream"):
+        run(tmp_path / "ft", preset="mam_ft", head=head, **merged)
+
+    run(tmp_path / "refit", **merged)  # on merged features of the other one
+    refit = {"ckpt": str(tmp_path / "refit" / "dev-best.ckpt")}
+    run(tmp_path / "same", mode="evaluate", head=refit, **merged)
+    with pytest.raises(DataError, match="was fitted on another upstream"):
+        run(tmp_path / "exp", mode="evaluate", head=refit, merged=True)
+
+
+def test_a_sweep_takes_a_head_of_its_target_alone(base, models, tmp_path, capsys):
+    other = factories.beats_ckpt(tmp_path / "other.pt", seed=5)
+    (tmp_path / "other.yaml").write_text(Path(models["merge"]).read_text().replace(models["beats"], str(other)))
+    command = ["sweep", "-d", "esc50", "-c", "esc50/mam", "--lambda", "0.3", "--test", "none", "--device", "cpu"]
+    command += ["-o", f"config.downstream_expert.head.ckpt='{base / 'dev-best.ckpt'}'"]
+    assert main([*command, "-g", models["merge"], "-p", str(tmp_path / "right")]) == 0
+    with pytest.raises(SystemExit, match="1"):
+        main([*command, "-g", str(tmp_path / "other.yaml"), "-p", str(tmp_path / "wrong")])
+    assert "was fitted on another upstream" in capsys.readouterr().err
+    assert not (tmp_path / "wrong").exists()
+
+
 def test_head_of_another_fold_is_refused(run, base, tmp_path):
     for ckpt in ({"head": {"ckpt": str(base / "dev-best.ckpt")}}, {"init_ckpt": str(base / "dev-best.ckpt")}):
         with pytest.raises(DataError, match=r"another split .*training clips may be among the present test clips"):

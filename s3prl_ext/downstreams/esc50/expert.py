@@ -27,6 +27,7 @@ from s3prl_ext.downstreams.esc50.dataset import ClipDataset
 from s3prl_ext.downstreams.esc50.heads import (
     AudioSetHead,
     TrainingFeatures,
+    check_belongs,
     choose_linear,
     find_file,
     take_head,
@@ -71,6 +72,7 @@ class DownstreamExpert(nn.Module):
         self.register_buffer("best_score", torch.tensor([-1.0]))  # so that the first evaluation is saved in any case
         self._refuse_unsuitable(self.config.head)
         self.facts: dict[str, Any] = {}  # what is known about the head, for head.json
+        self._taken_from: tuple[Path, set[str]] | None = None  # checkpoint of its head, and the models that it reads
         self.head = self._make_head(upstream_dim, self.config.head)
         self.training_features = self._fit_later(lists["train"])
         self.register_load_state_dict_pre_hook(_check_splits)
@@ -117,11 +119,21 @@ class DownstreamExpert(nn.Module):
         if config.ckpt is None or self._resumed:
             self.facts = {"protocol": "fitted on this upstream's features", "zero_shot": False, "fit": config.fit}
             return linear
-        origin = take_head(config.ckpt, linear, self.split_digest, self.args)
+        origin, models = take_head(config.ckpt, linear, self.split_digest, self.args)
+        self._taken_from = config.ckpt, models
         frozen = not origin["upstream_merged"] and not origin["upstream_trained"]
         protocol = unmerged if frozen else "fitted on merged or tuned features"
         self.facts = {"protocol": protocol, "zero_shot": evaluating and frozen, **origin}
         return linear
+
+    def check_upstream(self, target_sha256: str) -> None:
+        """Refuse a head of ``head.ckpt`` that was fitted on another model; the Runner calls it.
+
+        Args:
+            target_sha256: hash of the present upstream without what is merged in.
+        """
+        if self._taken_from is not None:
+            check_belongs(*self._taken_from, target_sha256)
 
     def _fit_later(self, names: list[str]) -> TrainingFeatures | None:
         head = self.config.head

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import logging
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,8 @@ from s3prl_ext.training.checkpoint import Checkpoint
 from s3prl_ext.training.run_spec import RunSpec
 from s3prl_ext.upstreams.beats.model import load_checkpoint
 from s3prl_ext.upstreams.merged_attention.config import OWN_UPSTREAM, is_merged, read_config
+
+logger = logging.getLogger(__name__)
 
 FIT_ITERATIONS = 1000
 BEATS = ("beats_local", "beats_custom")  # the upstreams of a BEATs file
@@ -222,8 +225,10 @@ def _content(path: Path) -> bytes:
         raise DataError(f"{path} cannot be read: {error.strerror}; give a BEATs fine-tuned on AudioSet.") from error
 
 
-def take_head(path: Path, head: nn.Linear, digest: Tensor, now: Namespace) -> dict[str, Any]:
-    """Load the linear head of another run of this task; return where it comes from.
+def take_head(path: Path, head: nn.Linear, digest: Tensor, now: Namespace) -> tuple[dict[str, Any], set[str]]:
+    """Load the linear head of another run of this task.
+
+    Return where it comes from, and the hashes of the unmerged upstreams that it belongs to: see :func:`check_belongs`.
 
     Args:
         path: checkpoint of a run with ``-d esc50``, of whatever upstream.
@@ -274,7 +279,40 @@ def take_head(path: Path, head: nn.Linear, digest: Tensor, now: Namespace) -> di
         "upstream_ckpt": made.upstream_ckpt,
         "upstream_trained": bool(made.upstream_trainable),
         "upstream_merged": _is_merged(ckpt.extension.merge),
-    }
+    }, _read_by(ckpt)
+
+
+def check_belongs(path: Path, known: set[str], target_sha256: str) -> None:
+    """Refuse a head that was fitted on another model than the present upstream, or than its target where it is merged.
+
+    Args:
+        path: checkpoint of the head.
+        known: as :func:`take_head` returns them; empty where the checkpoint does not say.
+        target_sha256: hash of the present upstream without what is merged in.
+
+    Raises:
+        DataError: it is another model.
+    """
+    if not known:
+        logger.warning("%s does not say which model its head was fitted on; it must be this one", path)
+    elif target_sha256 not in known:
+        raise DataError(
+            f"the head in {path} was fitted on another upstream (hash {min(known)[:12]}) than the present one or its "
+            f"target ({target_sha256[:12]}): give that model with -k or as the target of the merge, or fit a head on "
+            "this one."
+        )
+
+
+def _read_by(ckpt: Checkpoint) -> set[str]:
+    """Return the hashes of the models whose features a head reads; empty where its checkpoint does not say.
+
+    The head of a merge belongs to its target, and to the merge itself, which may have been written as a model.
+    """
+    record = ckpt.extension.merge
+    target = record["target"].get("upstream_sha256") if isinstance(record, dict) and record else None
+    if RunSpec.of(ckpt.args).upstream_trainable or (_is_merged(record) and target is None):  # trained, or of 0.1.0
+        return set()
+    return {sha256 for sha256 in (ckpt.extension.upstream_sha256, target) if sha256 is not None}
 
 
 def _is_merged(record: Mapping[str, Any] | str | None) -> bool:

@@ -14,6 +14,7 @@ from s3prl_ext.attention.weights import AttentionWeights, depth, extract
 from s3prl_ext.merging.config import MergeConfig, TargetConfig
 from s3prl_ext.merging.merge import Source, format_table, merge_in_place
 from s3prl_ext.model_settings import head_count
+from s3prl_ext.models.hashing import state_sha256
 from s3prl_ext.models.heads import module_heads
 from s3prl_ext.upstreams.layer_similarity.paired_alignment import decide_by_pairs
 from s3prl_ext.upstreams.merged_attention.learnable import describe_learnable, install_learnable
@@ -47,7 +48,9 @@ def build_upstream(config: MergeConfig, refresh: bool = False) -> torch.nn.Modul
     merge = OpenedMerge(config, sources, None if config.target.prefix else upstream)
     if merge.by_pairs:
         merge = decide_by_pairs(merge)
+    unmerged = state_sha256(upstream.state_dict())
     record = _decoder_record(merge) if config.target.prefix else merge_in_module(merge)
+    record["target"]["upstream_sha256"] = unmerged  # by which a head of the unmerged target is known
     upstream.merge_record = record  # type: ignore[assignment]  # a plain attribute, not a submodule
     _warn_heads(upstream, merge)
     return upstream
