@@ -66,15 +66,11 @@ def _out_folder(path: str) -> Path:
 
 def _models(flags: argparse.Namespace) -> tuple[TargetConfig, SourceConfig, LayerMap]:
     """Return target, source and layer map from the flags and, where they are silent, from a merge configuration."""
-    config: dict[str, Any] = {}
-    if flags.config:
-        config = _from_merge(flags.config)
-    target, source = config.get("target"), config.get("source")
-    layer_map = _layer_map(flags.layer_map) if flags.layer_map else config.get("layer_map")
+    target, source, layer_map = _from_merge(flags) if flags.config else (None, None, None)
+    if flags.layer_map:
+        layer_map = _layer_map(flags.layer_map)
     if flags.target:
         target = _target(flags.target, flags.target_ckpt)
-    elif flags.target_ckpt and target is not None and target.upstream:
-        target = TargetConfig(upstream=target.upstream, ckpt=flags.target_ckpt)
     if flags.source:
         kind, _, name = flags.source.partition(":")
         source = SourceConfig({}, package=name) if kind == "package" else SourceConfig({}, model=flags.source)
@@ -89,16 +85,22 @@ def _models(flags: argparse.Namespace) -> tuple[TargetConfig, SourceConfig, Laye
     return target, source, layer_map
 
 
-def _from_merge(text: str) -> dict[str, Any]:
+def _from_merge(flags: argparse.Namespace) -> tuple[TargetConfig, SourceConfig | None, LayerMap]:
+    """Return target, source and layer map of a merge configuration; flags replace what a comparison cannot take."""
     from s3prl_ext.upstreams.merged_attention.config import read_config
 
-    config = read_config(text)
+    text = flags.config
+    config = read_config(text, None if flags.target else flags.target_ckpt)
     if len(config.sources) != 1:
-        raise UsageError(f"{text} names {len(config.sources)} sources: compare one at a time, with --source.")
+        if not flags.source:
+            raise UsageError(f"{text} names {len(config.sources)} sources: compare one at a time, with --source.")
+        return config.target, None, None
     (source,) = config.sources
-    if isinstance(source.layer_map, LayerMatch):
+    if not (source.model or source.package or flags.source):
+        raise UsageError(f"{text}: the merge names no source, only noise: give a model to compare with --source.")
+    if isinstance(source.layer_map, LayerMatch) and not flags.layer_map:
         raise UsageError(f"{text}: the merge finds its layer_map itself: give one with --layer-map, such as linear.")
-    return {"target": config.target, "source": source, "layer_map": source.layer_map}
+    return config.target, source, source.layer_map
 
 
 def _layer_map(text: str) -> LayerMap:

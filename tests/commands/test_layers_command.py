@@ -10,7 +10,8 @@ import soundfile
 from matplotlib import image
 
 from s3prl_ext import cli
-from s3prl_ext.commands.layers import main
+from s3prl_ext.commands.flags.layers import parser
+from s3prl_ext.commands.layers import _models, main
 from s3prl_ext.errors import DataError, UsageError
 from tests.support import factories
 
@@ -97,6 +98,40 @@ def test_models_come_from_a_merge_configuration_or_are_missing(experiment, tmp_p
     assert result["target"]["name"] == experiment[1] and result["layer_map"] == [0, 1, 2, 3]
     with pytest.raises(UsageError, match="no source: give --source MODEL, or -g"):
         main([*experiment[:2], *experiment[4:]])
+
+
+def test_a_checkpoint_replaces_the_target_of_a_merge_configuration(experiment, tmp_path):
+    file = tmp_path / "merge.yaml"
+    file.write_text(f"target: {{model: {experiment[1]}}}\nsource: {{model: {experiment[3]}}}\nlambda: 0.1\n")
+    other = factories.hubert_folder(tmp_path / "other", layers=4, seed=5)
+    main(["-g", str(file), "-k", str(other), *experiment[4:], "--metric", "swd"])
+    result = json.loads((tmp_path / "out" / "layers.json").read_text())
+    assert result["target"]["name"] == str(other)
+    with pytest.raises(DataError, match="no such model folder"):
+        main(["-g", str(file), "-k", "/no/such/model", *experiment[4:], "--metric", "swd"])
+
+
+def test_what_a_comparison_cannot_take_from_a_merge_is_given_by_flags(experiment, tmp_path):
+    def models(text: str, *flags: str) -> tuple[str, str | None, object]:
+        (tmp_path / "merge.yaml").write_text(text)
+        parsed = parser().parse_args(["-g", str(tmp_path / "merge.yaml"), "--pairs", "x", "--out", "y", *flags])
+        target, source, layer_map = _models(parsed)
+        return target.model or f"{target.upstream} {target.ckpt} {target.prefix}", source.model, layer_map
+
+    decoder = "target: {upstream: whisper_local, ckpt: a, prefix: decoder}\nsource: {model: b}\nlambda: 0.5\n"
+    assert models(decoder, "-k", "other") == ("whisper_local other decoder", "b", None)
+    noise = "target: {model: a}\nnoise: target\nlambda: 0.5\n"
+    with pytest.raises(UsageError, match="merge.yaml: the merge names no source, only noise: .* with --source"):
+        models(noise)
+    assert models(noise, "--source", "b")[1] == "b"
+    several = "target: {model: a}\nsources: [{model: b, lambda: 0.1}, {model: c, lambda: 0.1}]\n"
+    with pytest.raises(UsageError, match="names 2 sources: compare one at a time, with --source"):
+        models(several)
+    assert models(several, "--source", "b")[1] == "b"
+    match = "target: {model: a}\nsource: {model: b}\nlambda: 0.1\nlayer_map: {match: swd, pairs: p.tsv}\n"
+    with pytest.raises(UsageError, match="give one with --layer-map"):
+        models(match)
+    assert models(match, "--layer-map", "linear")[2] == "linear"
 
 
 def test_frames_and_options_are_recorded(experiment, tmp_path):

@@ -27,7 +27,11 @@ def parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--target", help="speech model: transformers folder or hub id, or the name of an upstream")
-    add("-k", "--target-ckpt", help="checkpoint of the target, where it is an upstream that needs one")
+    add(
+        "-k",
+        "--target-ckpt",
+        help="checkpoint of --target, where it is an upstream that needs one; of -g it replaces the target's model",
+    )
     add("--source", help="second encoder: transformers folder or hub id, or package:NAME for a pip package")
     add(
         "--target-prefix",
