@@ -25,7 +25,7 @@ from s3prl_ext.studies.config import Resources
 from s3prl_ext.studies.engines import open_engine
 from s3prl_ext.sweeps import parts, report
 from s3prl_ext.sweeps.experiment import SweepRunner, build, experiment_args, remove_if_empty
-from s3prl_ext.sweeps.fingerprint import model_sha256
+from s3prl_ext.sweeps.fingerprint import model_sha256, settings_sha256
 from s3prl_ext.sweeps.grid import BASELINE, PRESETS, Grid, Group, groups_of, printed_by
 from s3prl_ext.sweeps.merged import otherwise
 from s3prl_ext.sweeps.run import Sweep
@@ -263,6 +263,8 @@ def _settings(runner: SweepRunner, pair: ModelPair) -> dict[str, Any]:
         "target": model_sha256(runner.upstream.model),
         "featurizer": model_sha256(runner.featurizer.model),
         "head": model_sha256(runner.downstream.model),
+        "target's settings": settings_sha256(runner.upstream.model),
+        "head's settings": settings_sha256(runner.downstream.model),
         "source": sha256(pair.source.weights) if pair.source.weights else None,
         "layer_map": pair.layer_map,
         "projections": list(pair.source.section.lambda_),

@@ -16,6 +16,7 @@ from s3prl_ext.writing import numbers_or_none, write_json
 
 SCHEMA = 1
 NAME = SWEEP_FILE
+RECORDED_LATER = ("target's settings", "head's settings")  # not in the sweeps of 0.1.0
 CONCLUSIONS = ("metric", "dev", "test", "summary")  # a finished sweep has these
 
 
@@ -50,6 +51,12 @@ class Store:
             stored["settings"]["noise"] = settings["noise"]  # it decided none of the results
         for key in sorted({*stored["settings"], *settings}):
             was, now = stored["settings"].get(key), settings.get(key)
+            if key in RECORDED_LATER and key not in stored["settings"]:
+                raise UsageError(
+                    f"{self.path} is of a version that did not record the {key} (preprocessing, configuration, "
+                    "vocabulary), so that its scores may be of another model: choose another folder with -p, or start "
+                    "again with --overwrite. Reports read it as before."
+                )
             if was != _plain(now):
                 raise UsageError(
                     f"{self.path} was made with another {key} ({_short(was)}, now {_short(_plain(now))}): choose "

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from s3prl_ext.downstreams.recognition.config import HeadConfig
+from s3prl_ext.downstreams.recognition.whisper_head import read_whisper
 from s3prl_ext.mini_superb import ALL, TRAINED, variables
-from s3prl_ext.sweeps.fingerprint import data_sha256
+from s3prl_ext.sweeps.fingerprint import data_sha256, settings_sha256
 from s3prl_ext.tasks import named
-from tests.support import python_process
+from tests.support import factories, python_process
 from tests.support.experiments import make_args, task_config
 
 BATCH = ([np.arange(3.0), torch.ones(2)], ["a", "b"], [1, np.int64(2)], {"x": None, "y": (True, b"c", 0.5)})
@@ -76,3 +78,31 @@ def test_two_processes_find_the_same_hash_of_every_task(mini_superb, tmp_path, m
     assert here == json.loads((tmp_path / "hashes.json").read_text()) and set(here) == {
         name for name, row in TRAINED.items() if not row.task.lacks()
     }
+
+
+def test_settings_of_a_whisper_are_those_of_its_files(tmp_path):
+    folder = factories.whisper_folder(tmp_path / "whisper")
+
+    class Task(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.recognizer = read_whisper(folder, 32, HeadConfig("target"))
+            self.head, self.decisive = self.recognizer.head, self.recognizer.decisive
+
+    first = settings_sha256(Task())
+    assert settings_sha256(Task()) == first
+    for name, change in (
+        ("generation_config.json", {"suppress_tokens": [5]}),
+        ("config.json", {"decoder_attention_heads": 1}),
+    ):
+        text = (folder / name).read_text()
+        (folder / name).write_text(json.dumps(json.loads(text) | change))
+        assert settings_sha256(Task()) != first, name
+        (folder / name).write_text(text)
+    text = (folder / "tokenizer.json").read_text()
+    content = json.loads(text)
+    vocabulary = content["model"]["vocab"]
+    one, other = [token for token in vocabulary if len(token) == 1][:2]
+    vocabulary[one], vocabulary[other] = vocabulary[other], vocabulary[one]
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    assert settings_sha256(Task()) != first, "tokenizer"

@@ -126,6 +126,10 @@ class DownstreamExpert(nn.Module):
         self.facts = {"protocol": protocol, "zero_shot": evaluating and frozen, **origin}
         return linear
 
+    def decisive(self) -> dict[str, Any]:
+        """Return what decides the classes besides the weights, as plain values; a sweep asks for it."""
+        return {"labels of each class": self.head.rows if isinstance(self.head, AudioSetHead) else None}
+
     def check_upstream(self, target_sha256: str) -> None:
         """Refuse a head of ``head.ckpt`` that was fitted on another model; the Runner calls it.
 

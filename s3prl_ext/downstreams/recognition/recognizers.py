@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from s3prl_ext.configs import Record
 from s3prl_ext.downstreams.recognition.head import CtcHead, FrameCounter
 from s3prl_ext.evaluation.decoding import Decoded, Vocabulary, greedy
 
@@ -47,6 +48,10 @@ class Recognizer(Protocol):
         """Return the characters of `text` that the head cannot write."""
         ...
 
+    def decisive(self) -> Record:
+        """Return what decides transcripts besides the weights, as plain values."""
+        ...
+
 
 @dataclass(frozen=True)
 class CtcRecognizer:
@@ -62,6 +67,13 @@ class CtcRecognizer:
     vocabulary: Vocabulary
     counter: FrameCounter
     longest: ClassVar[int | None] = None
+
+    def decisive(self) -> Record:
+        """Return tokens and frame arithmetic."""
+        vocabulary = self.vocabulary
+        names = ("tokens", "blank", "delimiter", "lower_case")
+        tokens: Record = {name: getattr(vocabulary, name) for name in names} | {"special": sorted(vocabulary.special)}
+        return tokens | {"kernels": self.counter.kernels, "strides": self.counter.strides}
 
     def pad(self, wav: np.ndarray) -> np.ndarray:
         """Return the clip as it is."""

@@ -101,6 +101,10 @@ class RecognitionTask(nn.Module):
         """The decoder of a Whisper that the task transcribes with, None with a CTC head."""
         return self.head if isinstance(self.recognizer, WhisperRecognizer) else None
 
+    def decisive(self) -> dict[str, Any]:
+        """Return what decides transcripts besides the weights, as plain values; a sweep asks for it."""
+        return self.recognizer.decisive()
+
     def _read_corpus(self, mode: str | None) -> None:
         utterances = self.corpus.utterances(Path(self.data.path), self.data.on_missing, self.data.split)
         needed = SPLITS if mode == "train" else ()  # a corpus that is only scored needs no train

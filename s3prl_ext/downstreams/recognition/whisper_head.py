@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from s3prl_ext.attention.files import open_weights, weight_files
+from s3prl_ext.configs import Record
 from s3prl_ext.corpora.audio import SAMPLE_RATE
 from s3prl_ext.downstreams.recognition.config import HeadConfig
 from s3prl_ext.errors import DataError, UsageError, unknown_name
@@ -187,6 +188,17 @@ class WhisperRecognizer:
     def unknown(self, text: str) -> str:
         """Return nothing: the tokens spell every text."""
         return ""
+
+    def decisive(self) -> Record:
+        """Return tokenizer and generation settings."""
+        backend, settings = getattr(self.tokenizer, "backend_tokenizer", None), self.settings.to_diff_dict()
+        settings.pop("transformers_version", None)
+        return {
+            "tokenizer": backend.to_str() if backend is not None else self.tokenizer.get_vocab(),
+            "special": sorted(self.special),
+            "generation": settings,
+            "options": self.options,
+        }
 
     def _generate(self, windows: Sequence[Tensor]) -> list[Decoded]:
         """Return the transcripts of windows; those of equal length go through the decoder together."""
