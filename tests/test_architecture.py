@@ -81,6 +81,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "metrics",
         "errors",
         "run_flags",
+        "run_checks",
     },
     "deltas": {
         "models",

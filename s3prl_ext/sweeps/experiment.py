@@ -18,6 +18,7 @@ from s3prl_ext.configs import load_yaml
 from s3prl_ext.downstreams.recognition.merged_decoder import UNMERGED
 from s3prl_ext.errors import DataError, UsageError, unknown_name
 from s3prl_ext.merging.config import MergeConfig
+from s3prl_ext.run_checks import check_same_command
 from s3prl_ext.run_flags import default_task_file, literals, overrides_of, preset_path
 from s3prl_ext.run_folder import RunFolder
 from s3prl_ext.tasks import task_of
@@ -134,6 +135,8 @@ def experiment_args(flags: argparse.Namespace) -> tuple[Namespace, dict[str, Any
     given = {key: value for key, value in vars(flags).items() if key in DEFAULTS and value is not None}
     device = flags.device or ("cuda" if torch.cuda.is_available() else "cpu")
     check_device(device)
+    if flags.past_exp and flags.init_ckpt:
+        raise UsageError("-e takes head and task from one checkpoint, -i the head alone: give one of the two.")
     values = DEFAULTS | given | {"device": device, "expdir": str(flags.expdir)}
     config: dict[str, Any] | None = None
     ckpt = flags.past_exp or flags.init_ckpt
@@ -141,6 +144,7 @@ def experiment_args(flags: argparse.Namespace) -> tuple[Namespace, dict[str, Any
         resumed = Checkpoint.read(_checkpoint(Path(ckpt), "-e" if flags.past_exp else "-i"))
         kept = {key: value for key, value in resumed.arguments.items() if key not in DECIDED_NOW}
         if flags.past_exp:
+            _check_given(resumed, flags)
             values |= kept
             config = resumed.config
         else:  # the checks of a checkpoint compare its upstream, the target is built from the merge
@@ -159,6 +163,15 @@ def experiment_args(flags: argparse.Namespace) -> tuple[Namespace, dict[str, Any
             logger.warning("%s", remark)
         override(literals(flags.override), args, config)
     return args, config
+
+
+def _check_given(ckpt: Checkpoint, flags: argparse.Namespace) -> None:
+    """Refuse flags that say something else of the task, features and seed than the checkpoint of ``-e``.
+
+    The flags of the upstream name the merge, whose target is compared with the head's when it is built.
+    """
+    given = argparse.Namespace(**{name: value for name, value in vars(flags).items() if name not in UPSTREAM_ARGUMENTS})
+    check_same_command(ckpt, given, overrides_of(flags.override), begins_too=False)
 
 
 def _refuse_untrained_head(downstream: str, config: dict[str, Any]) -> None:

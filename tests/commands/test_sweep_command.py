@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
+from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import torch
+import yaml
 
 from s3prl_ext.cli import main
+from s3prl_ext.commands.flags.sweep import parser
 from s3prl_ext.configs import load_yaml
-from s3prl_ext.errors import DataError, StoppedByUser
+from s3prl_ext.errors import DataError, StoppedByUser, UsageError
 from s3prl_ext.mini_superb import ALL, LAYOUTS, variables
 from s3prl_ext.studies.driver import Ended
 from s3prl_ext.sweeps import pipeline
+from s3prl_ext.sweeps.experiment import experiment_args
+from s3prl_ext.sweeps.store import RECORDED_LATER
 from s3prl_ext.sweeps.stored import read_sweep
 from s3prl_ext.tasks import named
 from s3prl_ext.training.results import provenance
@@ -231,6 +238,74 @@ def test_head_trained_on_the_unmerged_target(sweep, corpus, pair, tmp_path, monk
     with pytest.raises(SystemExit):
         sweep("--lambda", "0.5", expdir="refused", task=("-e", str(merged)))
     assert not (tmp_path / "refused").exists()
+
+
+def test_flags_that_say_something_else_than_the_checkpoint_are_refused(corpus, pair, tmp_path, monkeypatch):
+    monkeypatch.setenv("LJSPEECH", str(corpus))
+    head = str(train_head(tmp_path / "head", "hf_hubert_custom", upstream_ckpt=str(pair[0])))
+    config = task_config("ljspeech", total_steps=2, log_step=1)
+    same, other = tmp_path / "same.yaml", tmp_path / "other.yaml"
+    same.write_text(yaml.safe_dump(config))
+    config["downstream_expert"]["datarc"]["text_rule"] = "identity"
+    other.write_text(yaml.safe_dump(config))
+
+    def given(*flags: str) -> tuple[Namespace, dict]:
+        merge = ["-g", "my.yaml", "-k", "another/target"]
+        return experiment_args(parser().parse_args([*merge, "-e", head, *flags, "-p", "x", "--device", "cpu"]))
+
+    args, task = given("-d", "ljspeech", "-c", str(same), "--seed", str(given()[0].seed))
+    assert args.upstream_ckpt == str(pair[0]) and task == given()[1]
+    for flags, difference in (
+        (["-d", "vctk"], "-d: ljspeech in the checkpoint, vctk here"),
+        (["--seed", "7"], "--seed: 1337 in the checkpoint, 7 here"),
+        (["-l", "1"], "-l: -1 in the checkpoint, 1 here"),
+        (["-c", str(other)], "datarc.text_rule: "),
+    ):
+        with pytest.raises(UsageError, match="states-2.ckpt was trained with different settings .*" + difference):
+            given(*flags)
+    changed, task = given("-c", str(same), "-o", "args.seed=7,,config.downstream_expert.datarc.text_rule='identity'")
+    assert changed.seed == 7 and task["downstream_expert"]["datarc"]["text_rule"] == "identity"
+    with pytest.raises(UsageError, match="give one of the two"):
+        given("-i", head)
+
+
+def test_a_sweep_is_not_gone_on_with_on_other_preprocessing_or_another_vocabulary(sweep, pair, tmp_path, capsys):
+    target = tmp_path / "hubert"
+    shutil.copytree(pair[0], target)
+    config = tmp_path / "my.yaml"
+    config.write_text(config.read_text().replace(str(pair[0]), str(target)))
+    flags = ("--lambda", "0.5", "--metric", "loss", "--test", "none")
+    folder = sweep(*flags)
+    before = (folder / "sweep.json").read_bytes()
+
+    def changed(name: str, change: Callable[[dict], None], message: str) -> None:
+        text = (target / name).read_text()
+        content = json.loads(text)
+        change(content)
+        (target / name).write_text(json.dumps(content))
+        capsys.readouterr()
+        with pytest.raises(SystemExit):
+            sweep(*flags)
+        assert f"sweep.json was made with another {message} (" in capsys.readouterr().err
+        assert (folder / "sweep.json").read_bytes() == before
+        (target / name).write_text(text)
+
+    def swap(content: dict) -> None:
+        content["A"], content["B"] = content["B"], content["A"]
+
+    changed("preprocessor_config.json", lambda c: c.update(do_normalize=not c["do_normalize"]), "target's settings")
+    changed("config.json", lambda c: c.update(num_attention_heads=1), "target's settings")
+    changed("vocab.json", swap, "head's settings")
+    sweep(*flags)  # as it was
+
+    older = json.loads(before)
+    for key in RECORDED_LATER:
+        del older["settings"][key]
+    (folder / "sweep.json").write_text(json.dumps(older))
+    with pytest.raises(SystemExit):
+        sweep(*flags)
+    assert "is of a version that did not record the head's settings" in capsys.readouterr().err
+    assert read_sweep(folder / "sweep.json").runs()
 
 
 HEADS_THAT_MUST_TRAIN = [name for name in LAYOUTS if not named(name).own_head]
