@@ -115,7 +115,11 @@ def arm_name(arm: Arm, groups: Sequence[Group]) -> str:
 
 def arm_folder(arm: Arm, groups: Sequence[Group]) -> str:
     """Return the name of the folder, below ``arms``, with what a task writes for an arm, such as its transcripts."""
-    return re.sub(r"[^\w.,+-]+", "_", arm_name(arm, groups))
+    return _as_folder(arm_name(arm, groups))
+
+
+def _as_folder(name: str) -> str:
+    return re.sub(r"[^\w.,+-]+", "_", name)
 
 
 def read_grid(
@@ -225,7 +229,7 @@ def groups_of(
         similar: returns the k layers that are most similar by a metric.
 
     Raises:
-        UsageError: a layer is out of range, or only lambda 0 is left to score.
+        UsageError: a layer is out of range, only lambda 0 is left to score, or two groups have one name.
     """
     sets = {_label(layers): layers_of(layers) for layers in grid["layers"]} if grid["lambda"] else {}
     for metric in grid["by"]:
@@ -242,7 +246,22 @@ def groups_of(
             found.append(_group(label, layers_of(layers), noise, arm["lambda"], arm["draws"]))
     if not any(group.lambdas for group in found):
         raise UsageError("the only lambda of the grid is 0, which is the unmerged target: add values such as 0.05,0.1.")
-    return list(dict.fromkeys(group for group in found if group.lambdas))
+    groups = list(dict.fromkeys(group for group in found if group.lambdas))
+    _refuse_equal_names(groups)
+    return groups
+
+
+def _refuse_equal_names(groups: Sequence[Group]) -> None:
+    """Refuse groups that tables, or the folders of their arms, would not tell apart."""
+    named: dict[tuple[str, str], Group] = {}
+    for group in groups:
+        other = named.setdefault((_as_folder(group.name), group.noise), group)
+        if other is not group:
+            names = " and ".join(dict.fromkeys(f"'{one.name}'" for one in (other, group)))
+            raise UsageError(
+                f"two parts of the grid with noise {group.noise} have one name, {names}: give an arm a name that no "
+                "other arm and no set of layers has, and that differs in more than blanks and punctuation."
+            )
 
 
 def _label(layers: str | list[str]) -> str:

@@ -27,7 +27,7 @@ class StoredSweep:
     Attributes:
         path: its ``sweep.json``.
         content: what the file holds.
-        groups: what was compared.
+        groups: what was compared, one for each row of the summary.
     """
 
     path: Path
@@ -75,11 +75,10 @@ class StoredSweep:
 
     def runs(self) -> list[ScoredRun]:
         """Return every arm of every group on every split where it was scored, and the unmerged target."""
-        chosen = {(row["group"], row["noise"]): row["lambda"] for row in self.content["summary"]}
         found = [self._run(BASELINE, "none", True, split) for split in self.content["data"]]
-        for group in self.groups:
+        for group, row in zip(self.groups, self.content["summary"], strict=True):
             for value in group.lambdas:
-                is_chosen = chosen[(group.name, group.noise)] == value
+                is_chosen = row["lambda"] == value
                 arms = group.arms(value)
                 found += [
                     self._run(arm, group.name, is_chosen, split) for arm in arms for split in self.content["data"]

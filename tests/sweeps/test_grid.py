@@ -32,6 +32,18 @@ def test_equal_arms_of_two_groups_are_scored_once():
     assert len(found) == 2 and len(arms_in_order(found)) == 2
 
 
+def test_two_groups_of_one_name_are_refused():
+    def grid(**arms):
+        return groups({"lambda": [0.2], "layers": ["all"], "arms": arms})
+
+    with pytest.raises(UsageError, match="two parts of the grid with noise none have one name, 'all': give an arm"):
+        grid(all={"layers": 1, "lambda": 0.9})
+    with pytest.raises(UsageError, match="have one name, 'best block' and 'best_block'"):  # of one folder
+        grid(**{"best block": {"layers": 0, "lambda": 0.4}, "best_block": {"layers": 1, "lambda": 0.4}})
+    assert len(grid(all={"lambda": 0.2})) == 1, "the same arms twice"
+    assert len(grid(all={"lambda": 0.9, "noise": "target"})) == 2, "another kind of matrices"
+
+
 def test_named_arms_have_their_own_settings():
     arms = {"block": {"lambda": 0.25, "layers": "3-5"}, "noise": {"lambda": [0.1, 0.2], "noise": "target", "draws": 2}}
     block, noise = groups({"arms": arms})
