@@ -38,11 +38,16 @@ def load(name: str, folder: Path = RECIPES) -> ModuleType:
 
 def run(folder: Path, table: str, *flags: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run a recipe in `folder` with this Python's commands first in the path and no corpus in the environment."""
+    return bash(folder, str(RECIPES / table), *flags, **variables)
+
+
+def bash(folder: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run bash in the same way."""
     hidden = ("LJSPEECH", "VCTK", "ESC50", "BEATS_ITER3", "S3PRL_EXT_TARGET")
     environment = {key: value for key, value in os.environ.items() if key not in hidden}
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     return subprocess.run(
-        ["bash", str(RECIPES / table), *flags],
+        ["bash", *words],
         cwd=folder,
         env={**environment, "OMP_NUM_THREADS": "1", **variables},
         capture_output=True,
@@ -215,6 +220,30 @@ def test_a_recipe_takes_the_merge_that_dev_prefers(tmp_path: Path) -> None:
     assert missing.returncode == 2 and "no sweep of vctk" in missing.stderr
 
 
+def test_a_choice_that_dev_has_given_up_is_named(tmp_path: Path) -> None:
+    def swept(table: str, *rows: tuple[str, list[int], float, float]) -> None:
+        folder = tmp_path / f"exp/mam/{table}/vctk"
+        folder.mkdir(parents=True)
+        (folder / "sweep.json").write_text(json.dumps(sweep(*rows)))
+        (folder / "sweep.md").touch()
+
+    def chosen() -> subprocess.CompletedProcess[str]:
+        shared = f". {RECIPES.parent}/shared/stages.sh; . {RECIPES}/pairs.sh; out=exp/mam"
+        return bash(tmp_path, "-c", f"set -euo pipefail; {shared}; best_merge vctk; echo $best")
+
+    swept("table1", ("none", [0, 1], 0.1, 9.0))
+    assert chosen().stdout == "lambda=0.1,,layers=[0,1]\n"
+    swept("table2", ("none", [1], 0.2, 9.5))
+    assert chosen().stdout == "lambda=0.1,,layers=[0,1]\n", "no better one"
+    swept("table3", ("none", [0], 0.3, 8.0))
+    done = chosen()
+    assert done.returncode == 2 and not done.stdout and len(done.stderr.splitlines()) == 1
+    assert "made with the merge lambda=0.1,,layers=[0,1] (merge-vctk), but" in done.stderr
+    assert "dev prefers lambda=0.3,,layers=[0]: remove exp/mam/merge-vctk, " in done.stderr
+    (tmp_path / "exp/mam/merge-vctk").unlink()
+    assert chosen().stdout == "lambda=0.3,,layers=[0]\n"
+
+
 def test_a_comparison_is_kept_as_tables_4_and_6(tmp_path: Path) -> None:
     texts = [("a", "one two", "on two", "one two"), ("b", "three", "three", "tree"), ("c", "four", "four", "four")]
     for name, place in (("target", 2), ("merged", 3)):
@@ -253,9 +282,9 @@ def table5(out: Path, unit: str) -> Table:
 
 def test_table5_shows_mean_deviation_and_the_course_of_lambda(tmp_path: Path) -> None:
     for name, wer in (("zero_shot/vctk/target", 12.0), ("table5/vctk/lmam_ft-0", 9.0), ("table5/vctk/lmam_ft-1", 11.0)):
-        result_files.write(tmp_path / name, result_files.content({"wer": wer}, downstream="vctk"))
-    for seed, last in ((0, [0.11, 0.09]), (1, [0.1, 0.12])):
-        content = {"lambda": [[0.1, 0.1], last]}
+        result_files.write(tmp_path / name, result_files.content({"wer": wer}, downstream="vctk") | {"step": 20})
+    for seed, scored in ((0, [0.11, 0.09]), (1, [0.1, 0.12])):
+        content = {"steps": [0, 20, 40], "lambda": [[0.1, 0.1], scored, [0.3, 0.3]]}
         (tmp_path / f"table5/vctk/lmam_ft-{seed}/lambda.json").write_text(json.dumps(content))
     table = table5(tmp_path, "vctk")
     assert table.rows[0] == ["baseline", "12.00", "1", "", "5.58"] and table.rows[1] == ["MAM", "-", "0", "", "5.48"]
@@ -264,6 +293,9 @@ def test_table5_shows_mean_deviation_and_the_course_of_lambda(tmp_path: Path) ->
     tuning = {"method": "full", "lambda_lr": "1e-3"}
     result_files.write(tmp_path / "table5/vctk/lmam_ft-0", result_files.content({}, mode="train", tuning=tuning))
     assert "at a rate of its own, 0.001;" in table5(tmp_path, "vctk").notes[0]
+    (tmp_path / "table5/vctk/lmam_ft-1/lambda.json").write_text(json.dumps(content | {"steps": [0, 10, 40]}))
+    with pytest.raises(DataError, match=r"lambda.json lacks step 20, of which result-test.json has the score"):
+        table5(tmp_path, "vctk")
 
 
 def test_table5_averages_the_folds_of_esc50_each_fold_once(tmp_path: Path) -> None:

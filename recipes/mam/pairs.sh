@@ -160,19 +160,22 @@ learnable_with() {
 }
 
 # best_merge UNIT: set best to the merge that dev prefers among the sweeps of Tables 1, 2 and 3 below $out. The choice is
-# kept in $out/merge-UNIT. Without a sweep, --dry-run shows the paper's choice.
+# kept in $out/merge-UNIT: where the sweeps prefer another one later, the runs that were made with it are of the former, and
+# the recipe stops. Without a sweep, --dry-run shows the paper's choice.
 best_merge() {
-  local sweeps=() table
-  if [[ -s "$out/merge-$1" ]]; then
-    best="$(<"$out/merge-$1")"
-    return 0
-  fi
+  local sweeps=() table kept=""
+  [[ ! -s "$out/merge-$1" ]] || kept="$(<"$out/merge-$1")"
   for table in table1 table2 table3; do
     [[ ! -e "$out/$table/$1/sweep.md" ]] || sweeps+=("$out/$table/$1/sweep.json")
   done
   if [[ ${#sweeps[@]} -gt 0 ]]; then
     best="$(python "$RECIPES/mam/best_merge.py" "${sweeps[@]}")" || exit   # also where the caller looks at the status
+    [[ -z "$kept" || "$kept" == "$best" ]] || stop "the runs of $1 in $out are made with the merge $kept \
+(merge-$1), but in the sweeps that are there now dev prefers $best: remove $out/merge-$1, $out/zero_shot/$1 and \
+$out/table5/$1 to make them again, or give another --out."
     [[ -n "$dry_run" ]] || printf '%s\n' "$best" >"$out/merge-$1"
+  elif [[ -n "$kept" ]]; then
+    best="$kept"
   elif [[ -n "$dry_run" ]]; then
     case "$mini$1" in
       ljspeech) best="lambda=0.25,,layers=12-19" ;;

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from s3prl_ext.errors import as_command
+from s3prl_ext.errors import DataError, as_command
 from s3prl_ext.evaluation.predictions import read_json
 from s3prl_ext.evaluation.result_records import ResultRecord, read_record
 from s3prl_ext.papers.figures import mam_tables
@@ -53,12 +53,22 @@ def units_of(found: list[ResultRecord], out: Path, metric: str) -> list[float]:
 
 
 def courses(found: list[ResultRecord]) -> dict[str, list[float]]:
-    """Return the first values of the learnt lambdas, and the smallest and largest of the last over layers and runs."""
-    files = [RunFolder(result.path.parent).lambda_curve for result in found]
-    curves = [read_json(file)["lambda"] for file in files if file.is_file()]
-    last = [value for curve in curves for value in curve[-1]]
-    first = sorted({value for curve in curves for value in curve[0]})
-    return {"first": first, "last": [min(last), max(last)]} if last else {}
+    """Return the first values of the learnt lambdas, and over layers and runs the smallest and largest that was scored.
+
+    Raises:
+        DataError: the course of a run lacks the step whose checkpoint was scored.
+    """
+    curves = [(result, file) for result in found if (file := RunFolder(result.path.parent).lambda_curve).is_file()]
+    first, scored = set(), []
+    for result, file in curves:
+        course, step = read_json(file), result.at("step")
+        if step not in course["steps"]:
+            raise DataError(
+                f"{file} lacks step {step}, of which {result.path.name} has the score: train that run again."
+            )
+        first |= set(course["lambda"][0])
+        scored += course["lambda"][course["steps"].index(step)]
+    return {"first": sorted(first), "scored": [min(scored), max(scored)]} if scored else {}
 
 
 def kept(out: Path, unit: str, learnt: str = LEARNT) -> dict[str, Any]:
@@ -98,7 +108,7 @@ def table(content: Mapping[str, Any]) -> Table:
             score += " [{:.2f}, {:.2f}]".format(*interval)
         course = found["lambda"]
         first = ", ".join(f"{value:.4g}" for value in course.get("first", ()))
-        moved = "{} -> {:.4f} to {:.4f}".format(first, *course["last"]) if course else ""
+        moved = "{} -> {:.4f} to {:.4f}".format(first, *course["scored"]) if course else ""
         rows.append([arm, score, str(found["runs"]), moved, paper[arm][column]])
     shown = ", ".join(f"{rate:g}" for rate in content["lambda rates"])
     note = f"Lambda was learnt at a rate of its own, {shown}; the paper names one rate for everything."
