@@ -10,7 +10,7 @@ import hashlib
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -105,16 +105,19 @@ def resolved() -> dict[str, str]:
     return dict(_resolved)
 
 
-def snapshot(reference: Reference, patterns: Sequence[Sequence[str]], weights: Sequence[str]) -> Path:
+def snapshot(
+    reference: Reference, patterns: Sequence[Sequence[str]], weights: Sequence[str], is_whole: Callable[[Path], bool]
+) -> Path:
     """Return the folder of a model in the local cache, with what is needed of it.
 
     Args:
         reference: a repository.
-        patterns: files to fetch: the first list, and where none of `weights` is among them the next.
-        weights: names of which the folder must hold one.
+        patterns: files to fetch: the first list, and where the weights are not among them the next.
+        weights: names of files with weights, for the message.
+        is_whole: tells whether a folder holds the weights.
 
     Raises:
-        DataError: the hub does not give it, or it contains none of `weights`.
+        DataError: the hub does not give it, or it contains no weights.
     """
     from huggingface_hub import snapshot_download
 
@@ -127,7 +130,7 @@ def snapshot(reference: Reference, patterns: Sequence[Sequence[str]], weights: S
             ))  # fmt: skip
         except Exception as error:  # the hub client raises its own, httpx's and OSError
             raise _not_given(reference, error) from error
-        if any((folder / name).is_file() for name in weights):
+        if is_whole(folder):
             return _remember(reference, folder, folder)
     if offline():
         raise _in_part(reference, folder)

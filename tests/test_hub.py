@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from s3prl_ext import hub
-from s3prl_ext.attention.files import find_model
+from s3prl_ext.attention.files import find_model, read_attention, weight_files
 from s3prl_ext.errors import DataError
 from s3prl_ext.upstreams.merged_attention.hubconf import merged_attention
 from tests.support import factories
@@ -72,6 +73,27 @@ def test_only_what_is_needed_is_fetched_and_old_ids_follow(server, models):
     assert hub.resolved() == {"bert-large-uncased": server.commit("google-bert/bert-large-uncased")}
     before = len(server.downloads())
     assert find_model("bert-large-uncased") == folder and len(server.downloads()) == before, "the cache is used"
+
+
+@pytest.mark.parametrize("stale", [(), ("model.safetensors.index.json",)])
+def test_shards_of_a_model_without_safetensors_are_fetched_with_their_index(stale, models, server):
+    folder = models / "me" / f"large{len(stale)}"
+    shutil.copytree(models / "google-bert" / "bert-large-uncased", folder)
+    state = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    shards = ["pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin"]
+    where = {name: shards[number % 2] for number, name in enumerate(state)}
+    for shard in shards:
+        torch.save({name: state[name] for name in state if where[name] == shard}, folder / shard)
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": where}))
+    for name in stale:
+        (folder / name).write_text(
+            json.dumps({"weight_map": {name: "model-00001-of-00001.safetensors" for name in state}})
+        )
+    found = find_model(f"me/large{len(stale)}")
+    assert [file.name for file in weight_files(found)] == shards
+    attention, whole = read_attention(found), read_attention(find_model("bert-large-uncased"))
+    assert attention.keys() == whole.keys() and all(torch.equal(attention[slot], whole[slot]) for slot in whole)
 
 
 def test_a_revision_is_asked_for_and_recorded(server, tmp_path):

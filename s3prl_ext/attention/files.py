@@ -76,15 +76,27 @@ def weight_files(path: str | os.PathLike[str]) -> list[Path]:
 
 
 def weight_file(folder: Path) -> Path:
-    """Return the file of :data:`WEIGHT_FILES` that `folder` holds.
+    """Return the file of :data:`WEIGHT_FILES` that `folder` holds; an index gives way to one whose weights are there.
 
     Raises:
         DataError: it has none of them.
     """
-    for name in WEIGHT_FILES:
-        if (folder / name).is_file():
-            return folder / name
-    raise DataError(f"{folder} contains no model weights: it has none of {', '.join(WEIGHT_FILES)}.")
+    found = [folder / name for name in WEIGHT_FILES if (folder / name).is_file()]
+    if not found:
+        raise DataError(f"{folder} contains no model weights: it has none of {', '.join(WEIGHT_FILES)}.")
+    return next(filter(_is_whole, found), found[0])
+
+
+def has_weights(folder: Path) -> bool:
+    """Return whether a folder holds weights; an index counts only with its shards."""
+    return any(_is_whole(folder / name) for name in WEIGHT_FILES)
+
+
+def _is_whole(file: Path) -> bool:
+    try:
+        return file.is_file() and (file.suffix != ".json" or bool(_shards(file)))
+    except DataError:
+        return False
 
 
 class _Safetensors:
@@ -193,7 +205,7 @@ def find_model(name: str) -> Path:
         raise DataError(f"no such model folder or checkpoint file: {name}.")
     if reference.file is not None:
         return hub.file(reference)
-    return hub.snapshot(reference, [[*HUB_FILES, *weights] for weights in HUB_WEIGHTS], WEIGHT_FILES)
+    return hub.snapshot(reference, [[*HUB_FILES, *weights] for weights in HUB_WEIGHTS], WEIGHT_FILES, has_weights)
 
 
 def refuse_ctranslate2(path: Path) -> None:
