@@ -8,6 +8,7 @@ import pytest
 
 from s3prl_ext.errors import DataError
 from s3prl_ext.evaluation.result_rows import described, without_duplicates
+from s3prl_ext.sweeps.grid import Group
 from s3prl_ext.sweeps.stored import read_sweep
 from tests.support.result_files import damaged
 from tests.support.sweep_files import GROUPS, write_sweep
@@ -79,3 +80,11 @@ def test_the_unmerged_target_of_several_sweeps_is_one_run_where_it_scored_alike(
         tmp_path / "worse", GROUPS[:1], score=lambda arm, split: 20.0 + arm.lambda_, **AS_EVER, head="b"
     )
     assert {run.facts["unmerged"] for run in read_sweep(worse).runs()}.isdisjoint(run.facts["unmerged"] for run in kept)
+
+
+def test_groups_of_one_name_keep_the_lambda_that_was_chosen_for_each(tmp_path):
+    """A sweep of 0.1.0, which let an arm have the name of a set of layers."""
+    groups = (Group("all", (0, 1), "none", (0.05, 0.1), 1), Group("all", (0,), "none", (0.2, 0.3), 1))
+    runs = read_sweep(write_sweep(tmp_path / "sweep", groups)).runs()
+    chosen = {run.facts["lambda"] for run in runs if run.facts["chosen"] and run.split == "dev"}
+    assert chosen == {0.0, 0.05, 0.2}
