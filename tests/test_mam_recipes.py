@@ -307,7 +307,7 @@ def test_table5_averages_the_folds_of_esc50_each_fold_once(tmp_path: Path) -> No
     assert table5(tmp_path, "esc50-1").rows[2] == ["FT", "15.00 ± 7.07", "2", "", "9.50"]
 
 
-def fold_sweep(path: Path, fold: int, scores: dict[float, float], chosen: float, task: str = "esc50") -> Path:
+def fold_sweep(path: Path, fold: int, scores: dict[float, float], chosen: float, task: str = "esc50", **merged) -> Path:
     """Write the finished sweep of a fold: test errors by lambda, of all layers."""
     arms = {value: Arm((0, 1), "none", 0, value) if value else BASELINE for value in scores}
     results = {
@@ -322,7 +322,7 @@ def fold_sweep(path: Path, fold: int, scores: dict[float, float], chosen: float,
            "test": dev | {"mean": scores[chosen]}, "better_than_target_on_dev": True}  # fmt: skip
     section = {"fold": fold} if task == "esc50" else {}
     content = {
-        "schema": 1, "settings": {"task": task, "task file": section, "seed": 0, "noise": {}}, "data": {"test": "x"},
+        "schema": 1, "settings": {"task": task, "task file": section, "seed": 0, "noise": {}} | merged, "data": {"test": "x"},
         "results": results, "target": {"name": "a"}, "source": {"name": "b"}, "dev": "dev", "test": "test",
         "metric": {"name": "error", "unit": "%", "higher_is_better": False}, "summary": [row],
     }  # fmt: skip
@@ -345,6 +345,15 @@ def test_sweeps_are_averaged_over_the_folds_of_esc50(tmp_path: Path) -> None:
     ]
     with pytest.raises(DataError, match="fold 1 occurs 2 times"):
         folds.check_folds([sweeps[0], sweeps[0]])
+    slerp = [
+        folds.read_sweep(fold_sweep(tmp_path / f"{n}s", n, {0.0: 9.0, 0.1: 8.0}, chosen=0.1, method={"name": "slerp"}))
+        for n in (1, 2)
+    ]
+    with pytest.raises(DataError, match=r"merges linear and .* slerp: give sweeps of one kind"):
+        folds.check_folds([sweeps[0], slerp[1]])
+    folds.check_folds(slerp)
+    table = folds.table(slerp)
+    assert table.title.endswith("(slerp)") and [row[-1] for row in table.rows] == ["11.75", "-", "-"]
     other = fold_sweep(tmp_path / "3", 1, {0.0: 1.0, 0.1: 2.0}, chosen=0.1, task="vctk")
     with pytest.raises(DataError, match="a sweep of vctk, which has no folds"):
         folds.check_folds([folds.read_sweep(other)])

@@ -28,6 +28,7 @@ from s3prl_ext.commands import prepare, study
 from s3prl_ext.errors import DataError
 from s3prl_ext.tasks import corpus_variables
 from tests.support import factories, result_files
+from tests.support.sweep_files import write_sweep
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 AD_TUNING = [f"ad_tuning/{name}.sh" for name in ("table1", "table2", "fig2", "fig3", "fig5", "fig6", "fig7")]
@@ -471,6 +472,15 @@ def test_the_first_page_says_what_the_result_files_say(tmp_path):
     assert page.read_text().count(" short -->") == 1
 
 
+def test_what_is_kept_of_a_sweep_says_what_its_merges_are(monkeypatch, tmp_path):
+    lambdas = load("shared", "lambdas", monkeypatch)
+    kept = []
+    for name, merged in (("linear", {}), ("biases", {"biases": True})):
+        path = write_sweep(tmp_path / name, **{"task file": {"head": {}}}, **merged)
+        kept.append(lambdas.kept(lambdas.read_sweep(path)))
+    assert "otherwise" not in kept[0] and kept[1] == kept[0] | {"otherwise": ["biases"]}
+
+
 def test_tables_of_a_grid_of_lambda(monkeypatch):
     lambdas = load("shared", "lambdas", monkeypatch)
     content = {
@@ -490,6 +500,8 @@ def test_tables_of_a_grid_of_lambda(monkeypatch):
         ["0.1", "5.50 [3.00, 8.00]", "7.00 ± 1.41"],
     ]
     assert [row[3:] for row in table.rows] == [["5.58", "-"], ["5.55", "6.17"]]  # of the paper's Table 1, VCTK
+    other = lambdas.grid_table(content | {"otherwise": ["slerp"]})
+    assert other.head == table.head[:3] and list(other.notes) == ["The merges are not MAM's: slerp."]
     assert lambdas.chosen_table(content).rows == [
         ["unmerged", "0", "6.00 [4.00, 8.50]", "7.00 [5.00, 9.00]"],
         ["source", "0.1", "5.50 [3.00, 8.00]", "7.50 [5.50, 9.50]"],

@@ -23,10 +23,10 @@ TEST = "test"
 
 
 def check_folds(sweeps: Sequence[StoredSweep]) -> None:
-    """Check that the sweeps are of ESC-50 and of different folds.
+    """Check that the sweeps are of ESC-50, of different folds, and of one kind of merge.
 
     Raises:
-        DataError: they are not; the mean would count one fold twice.
+        DataError: they are not; the mean would count one fold twice, or be over different merges.
     """
     folds = []
     for sweep in sweeps:
@@ -39,6 +39,10 @@ def check_folds(sweeps: Sequence[StoredSweep]) -> None:
     twice = sorted({fold for fold in folds if folds.count(fold) > 1})
     if twice:
         raise DataError(f"fold {twice[0]} occurs {folds.count(twice[0])} times: give each fold once.")
+    for sweep in sweeps[1:]:
+        if sweep.otherwise != sweeps[0].otherwise:
+            kinds = [", ".join(one.otherwise) or "linear" for one in (sweeps[0], sweep)]
+            raise DataError(f"{sweeps[0].path} merges {kinds[0]} and {sweep.path} {kinds[1]}: give sweeps of one kind.")
 
 
 def mean(values: Sequence[float]) -> str:
@@ -49,6 +53,7 @@ def mean(values: Sequence[float]) -> str:
 def table(sweeps: Sequence[StoredSweep]) -> Table:
     """Return the table: the unmerged target, what dev chooses, then every lambda."""
     rows = [["-", "-", "0", mean(scores(sweeps, [BASELINE])), mam_figure("esc50", "all", None, 0.0) or NOTHING]]
+    otherwise = ", ".join(sweeps[0].otherwise)
     groups = list(dict.fromkeys((group.name, group.noise) for sweep in sweeps for group in sweep.groups))
     for name, noise in groups:
         chosen = [
@@ -59,10 +64,11 @@ def table(sweeps: Sequence[StoredSweep]) -> Table:
         rows.append([name, noise, "dev: " + ", ".join(f"{value:g}" for value in lambdas), mean(found), "-"])
         members = [group for sweep in sweeps for group in sweep.groups if (group.name, group.noise) == (name, noise)]
         for value in sorted({value for group in members for value in group.lambdas}):
-            figure = mam_figure("esc50", name, noise, value) or NOTHING
+            figure = (mam_figure("esc50", name, noise, value) if not otherwise else None) or NOTHING
             rows.append([name, noise, f"{value:g}", mean(scores(sweeps, members[0].arms(value))), figure])
     head = ["layers", "noise", "λ", "test error (%), mean ± deviation over folds (folds)", "paper"]
-    return Table("ESC-50, mean over folds", head, rows, of_texts=True)
+    title = "ESC-50, mean over folds" + (f" ({otherwise})" if otherwise else "")
+    return Table(title, head, rows, of_texts=True)
 
 
 def scores(sweeps: Sequence[StoredSweep], arms: Sequence) -> list[float]:

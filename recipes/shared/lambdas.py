@@ -54,7 +54,7 @@ def kept(sweep: StoredSweep) -> dict[str, Any]:
             }
             for group in sweep.groups
         ],
-    }
+    } | ({"otherwise": sweep.otherwise} if sweep.otherwise else {})
 
 
 def _chosen(sweep: StoredSweep, layers: str, noise: str) -> float:
@@ -90,7 +90,8 @@ def grid_table(content: Mapping[str, Any]) -> Table:
     rows += [[value, *(_shown(column["dev"].get(value, ())) for column in columns)] for value in _lambdas(content)]
     title = f"{heading(content['metric'], 'dev')}, {content['items']['dev']} utterances"
     head = ["λ", *map(name_of, columns)]
-    if content["task"] in MAM_CORPORA:
+    otherwise = content.get("otherwise")
+    if content["task"] in MAM_CORPORA and not otherwise:
         printed = {
             name_of(column): [
                 mam_figure(content["task"], column["layers"], column["noise"], float(row[0])) for row in rows
@@ -102,7 +103,7 @@ def grid_table(content: Mapping[str, Any]) -> Table:
                 head.append(f"paper: {name}")
                 for row, figure in zip(rows, figures, strict=True):
                     row.append(figure or NOTHING)
-    return Table(title, head, rows)
+    return Table(title, head, rows, (f"The merges are not MAM's: {', '.join(otherwise)}.",) if otherwise else ())
 
 
 def chosen_table(content: Mapping[str, Any]) -> Table:

@@ -52,6 +52,11 @@ class StoredSweep:
         return titled(name, Path(self.content["target"]["name"]).name, self.content["settings"]["task"], self.content)
 
     @property
+    def otherwise(self) -> list[str]:
+        """In what its merges differ from MAM's, in words such as ``slerp``; empty where they do not."""
+        return otherwise(self.content)
+
+    @property
     def origins(self) -> list[Mapping[str, Any]]:
         """By which commit and versions, and on which machines, its results were made, each once."""
         return origins_of(self.content)
