@@ -20,6 +20,11 @@ _LATEX = {
 }  # fmt: skip
 
 
+def counted(things: Collection[Any], noun: str) -> str:
+    """Return their number with a noun, such as ``1 table`` or ``2 tables``."""
+    return f"{len(things)} {noun}{'' if len(things) == 1 else 's'}"
+
+
 @dataclass(frozen=True)
 class Table:
     """A table of texts.

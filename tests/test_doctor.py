@@ -35,6 +35,7 @@ def test_whole_installation_passes(capsys, monkeypatch, tmp_path):
     output = capsys.readouterr().out
     assert metadata.version("torch") in output and "(from s3prl)" in output
     assert all(shim.name in output for shim in plugin.SHIMS)
+    assert ",," not in output
     assert "-u merged_attention" in output and "-c ks/superb" in output
     assert f"VoxCeleb1 (sid, asv): {tmp_path}" in output
     assert "VCTK (vctk): missing folder" in output and "ESC-50 (esc50): unset" in output

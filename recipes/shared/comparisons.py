@@ -47,7 +47,7 @@ def changes(content: Mapping[str, Any]) -> Table:
     changed = [TranscriptPair(**row) for row in content["utterances"]]
     table = changes_table(content["task"], changed, content["intervals_over"]["count"])
     (before, after), (low, high) = content["wer"], content["interval"]
-    change = f"WER {before:.2f} % -> {after:.2f} %: {content['difference']:+.2f} [{low:+.2f}, {high:+.2f}]"
+    change = f"WER {before:.2f} % -> {after:.2f} %: {content['difference']:+z.2f} [{low:+z.2f}, {high:+z.2f}]"
     return replace(table, notes=[*table.notes, f"{change}, 95 % bootstrap over utterances."])
 
 

@@ -188,7 +188,7 @@ def table(contents: Sequence[Mapping[str, Any]], task: str) -> Table:
                 str(len(row.test)),
                 mean_and_deviation(list(row.test.values())),
                 "[{:.1f}, {:.1f}]".format(*interval) if interval else NOTHING,
-                *("{:+.2f} ± {:.2f}".format(*one) if one else NOTHING for one in found),
+                *(f"{one[0]:+z.2f} ± {one[1]:.2f}" if one else NOTHING for one in found),
                 printed[PAPER_ROWS[row.label]][column] if row.label in PAPER_ROWS else NOTHING,
             ]
         )

@@ -89,7 +89,7 @@ def _totals(baseline: Sequence[ScoredTranscript], merged: Sequence[ScoredTranscr
 def _shown(rows: Sequence[TranscriptPair], improved: Improvements, totals: dict[str, Any], count: int) -> str:
     (first, second), (low, high) = totals["wer"], totals["interval"]
     lines = [
-        f"WER {first:.2f} % -> {second:.2f} %: {totals['difference']:+.2f} [{low:+.2f}, {high:+.2f}], "
+        f"WER {first:.2f} % -> {second:.2f} %: {totals['difference']:+z.2f} [{low:+z.2f}, {high:+z.2f}], "
         f"{count} utterances"
     ]
     if totals["intervals_over"]["kind"] != clusters.UTTERANCE:

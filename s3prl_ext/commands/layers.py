@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "seed": flags.seed,
         },
         metrics,
-        "s3prl-ext layers",
+        "layers",
     )
     out = _out_folder(flags.out)
     target, source, layer_map = _models(flags)

@@ -32,7 +32,7 @@ from s3prl_ext.metrics import heading, metric
 from s3prl_ext.papers.tables import Cell, PaperTable, paper_table, pivot, with_ours
 from s3prl_ext.papers.transcript_tables import transcript_tables
 from s3prl_ext.studies.outcome import tables_of
-from s3prl_ext.tables import Table, csv_text, latex, markdown, plain
+from s3prl_ext.tables import Table, counted, csv_text, latex, markdown, plain
 from s3prl_ext.tasks import named, reported_splits
 from s3prl_ext.writing import write_text
 
@@ -79,8 +79,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     write_text(out / "report.tex", "\n".join(latex(table) for table in tables))
     write_text(out / "report.html", page(title, tables, pictures, evidence.left_out, sources))
     print("\n".join(markdown(table) for table in tables))
-    print(f"{len(tables)} tables and {len(pictures)} pictures of {len(evidence.runs)} results: {out / 'report.html'}, "
-          ".md, .csv, .tex")  # fmt: skip
+    shown = f"{counted(tables, 'table')} and {counted(pictures, 'picture')} of {counted(evidence.runs, 'result')}"
+    print(f"{shown}: {out / 'report.html'}, .md, .csv, .tex")
     return 0
 
 

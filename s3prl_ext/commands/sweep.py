@@ -35,7 +35,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     preset = None if flags.upstream == OWN_UPSTREAM else flags.upstream
     config = _one_source(read_config(flags.upstream_model_config, flags.upstream_ckpt, preset))
     grid = _grid(flags, config)
-    _say_what_is_ignored(config)
     if flags.metric is not None:
         metric(flags.metric)
     from s3prl_ext.sweeps.pipeline import run  # s3prl is importable once the plug-in is installed
@@ -56,18 +55,6 @@ def _one_source(config: MergeConfig) -> MergeConfig:
     if not merged:  # a configuration of the unmerged target
         return config
     return dataclasses.replace(config, sources=(dataclasses.replace(source, lambda_=merged),))
-
-
-def _say_what_is_ignored(config: MergeConfig) -> None:
-    """Log what else than one lambda, and which layers, the configuration asks for: the grid decides both."""
-    (source,) = config.sources
-    values = list(source.lambda_.values())
-    if not isinstance(values[0], (int, float)) or any(value != values[0] for value in values):
-        logger.warning(
-            "an arm of a sweep has one lambda for all layers and projections: those of the configuration are ignored."
-        )
-    if source.layers != "all":
-        logger.warning("a sweep takes its layers from --layers or --grid: those of the configuration are ignored.")
 
 
 def _grid(flags: argparse.Namespace, config: MergeConfig) -> Grid:

@@ -273,7 +273,7 @@ SHIMS = tuple(
             module=f"s3prl.downstream.{task}.expert",
             needed=_always,
             stubs=_expert_stubs,
-            reason=REASON.format("asteroid, whose last release does not run on today's torch,"),
+            reason=REASON.format("asteroid (its last release does not run on today's torch)"),
             remove_when="s3prl takes its metrics from a package that is kept",
         ),
         Shim(

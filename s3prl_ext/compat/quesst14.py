@@ -121,7 +121,7 @@ def scored(path: Path, truth: Mapping[str, set[str]]) -> tuple[list[Any], list[A
     import numpy as np
 
     scores, targets = [], []
-    for query, rows in sorted(scores_of(path).items()):  # s3prl's order is that of a set
+    for query, rows in sorted(scores_of(path).items()):  # older searches have the order of a set
         holds = np.array([name in truth.get(query, ()) for name in rows])
         if holds.any() and not holds.all():
             scores.append(np.array(list(rows.values())))
@@ -196,6 +196,7 @@ def _wrap_expert(module: ModuleType) -> None:
 
     def search(self: Any, mode: str, records: Any) -> None:
         module.ProcessPoolExecutor = _AtOnce if self.max_workers == 1 else Pool
+        module.as_completed = iter  # in the order of the corpus, not of a set
         try:
             log_records(self, mode, records)
         except ValueError as error:

@@ -230,8 +230,9 @@ def validate(corpus: TranscribedCorpus, root: Path, on_missing: str = "error") -
         seconds += info.duration
         rates.add(info.samplerate)
     groups = len({u.group for u in utterances})
+    kind = corpus.group if groups == 1 else f"{corpus.group}s"
     return (
-        f"{corpus.card.name}: {len(utterances)} utterances, {groups} {corpus.group}s, {seconds / 3600:.2f} h, "
+        f"{corpus.card.name}: {len(utterances)} utterances, {groups} {kind}, {seconds / 3600:.2f} h, "
         f"{', '.join(map(str, sorted(rates)))} Hz"
     )
 

@@ -65,7 +65,7 @@ class ClassifierComparison:
         changed = self.second_errors - self.first_errors
         return (
             f"error {100 * self.first_errors / self.clips:.2f} % -> {100 * self.second_errors / self.clips:.2f} %: "
-            f"{100 * self.difference:+.2f} % [{low:+.2f}, {high:+.2f}] = {changed:+d} of {self.clips} clips "
+            f"{100 * self.difference:+z.2f} % [{low:+z.2f}, {high:+z.2f}] = {changed:+d} of {self.clips} clips "
             f"({100 / self.clips:.2f} % is one clip); {self.only_second_right} clips gained, {self.only_first_right} "
             f"lost, McNemar p = {self.p:.3g}"
         )

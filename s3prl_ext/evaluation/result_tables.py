@@ -146,7 +146,7 @@ def _paper_change(line: Line, base: float | None) -> float | None:
 
 
 def _signed(change: float | None) -> str:
-    return NOTHING if change is None else f"{change:+.2f}"
+    return NOTHING if change is None else f"{change:+z.2f}"
 
 
 def _interval(difference: Difference | None) -> str:
@@ -154,7 +154,7 @@ def _interval(difference: Difference | None) -> str:
         return NOTHING
     p = "" if difference.p is None else f", p = {difference.p:.2g}"
     star = f" {SIGNIFICANT}" if difference.significant else ""
-    return f"[{difference.low:+.2f}, {difference.high:+.2f}]{p}{star}"
+    return f"[{difference.low:+z.2f}, {difference.high:+z.2f}]{p}{star}"
 
 
 def _values(

@@ -97,6 +97,14 @@ def read_transcripts(path: Path) -> list[ScoredTranscript]:
         DataError: the file is missing, empty, no text, or has a line of another kind.
     """
     path = Path(path)
+    if path.is_dir():
+        inside = sorted(file.name for file in path.glob("transcripts-*.jsonl"))
+        remedy = (
+            f"name {' or '.join(inside)} in it"
+            if inside
+            else f"an evaluation of {writers_of('transcripts')} writes transcripts-SPLIT.jsonl there"
+        )
+        raise DataError(f"{path} is a folder, not a file of transcripts: {remedy}.")
     if not path.is_file():
         raise DataError(f"no such file of transcripts: {path}; an evaluation of {writers_of('transcripts')} writes it.")
     try:

@@ -51,7 +51,7 @@ def _hours(study: Study, cells: Sequence[StudyCell]) -> str:
                     known.setdefault(key, []).append(record["seconds"] / max(1, record["step"]))
     guessed = [cell for cell in cells if cell.name in known or cell.labels["task"] in known]
     if not guessed:
-        return "No run has ended yet, so hours are not known: run one cell first (exclude the others)."
+        return "No run has ended yet, so hours are not known: run one cell first (--only)."
     seconds = sum(
         fmean(known.get(cell.name) or known[cell.labels["task"]]) * _cell_steps(cell, study.further_seeds)
         for cell in guessed

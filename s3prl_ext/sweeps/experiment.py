@@ -162,6 +162,7 @@ def experiment_args(flags: argparse.Namespace) -> tuple[Namespace, dict[str, Any
         for remark in check_overrides(overrides, config, values["downstream"]):
             logger.warning("%s", remark)
         override(literals(flags.override), args, config)
+        check_device(str(args.device))
     return args, config
 
 

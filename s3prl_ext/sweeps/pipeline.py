@@ -108,6 +108,8 @@ def _run(flags: argparse.Namespace, config: MergeConfig, grid: Grid) -> Path:
         merge = OpenedMerge(config, [source], None if config.target.prefix else runner.upstream.model)
         pair = _open_pair(runner, match_layers(merge))
         sweep = _sweep(flags, runner, pair, grid)
+        if flags.part is None:
+            _say_what_is_ignored(config)
         if pair.source.match is not None:
             sweep.store.content["layer_match"] = pair.source.match
         if flags.part is None:
@@ -129,6 +131,18 @@ def _run(flags: argparse.Namespace, config: MergeConfig, grid: Grid) -> Path:
     if paper and words:
         logger.warning("MAM's figures are left out, which are of other merges than this one (%s)", ", ".join(words))
     return _write(sweep, summary, title, None if words else paper)
+
+
+def _say_what_is_ignored(config: MergeConfig) -> None:
+    """Log what else than one lambda, and which layers, the configuration asks for: the grid decides both."""
+    (source,) = config.sources
+    values = list(source.lambda_.values())
+    if not isinstance(values[0], (int, float)) or any(value != values[0] for value in values):
+        logger.warning(
+            "an arm of a sweep has one lambda for all layers and projections: those of the configuration are ignored."
+        )
+    if source.layers != "all":
+        logger.warning("a sweep takes its layers from --layers or --grid: those of the configuration are ignored.")
 
 
 def _paper(flags: argparse.Namespace, downstream: str | None) -> str | None:

@@ -48,6 +48,7 @@ def test_top_limits_what_is_shown(files, capsys):
 
 @pytest.mark.parametrize(("flags", "code", "part"), [
     (["nowhere.jsonl", "nowhere.jsonl"], 1, "no such file of transcripts: nowhere.jsonl"),
+    (["/proc", "/proc"], 1, "/proc is a folder, not a file of transcripts: an evaluation of"),
     (["{0}", "{1}", "--top", "-1"], 2, "--top must be at least 0"),
     (["{0}", "{1}", "--out", "/nowhere/out.json"], 2, "there is no folder /nowhere"),
 ])  # fmt: skip
@@ -55,6 +56,18 @@ def test_bad_input(files, capsys, flags, code, part):
     with pytest.raises(SystemExit) as stop:
         cli.main(["compare", *(flag.format(*files) for flag in flags)])
     assert stop.value.code == code and part in capsys.readouterr().err
+
+
+def test_folders(files, capsys):
+    folder = files[0].parent
+    (folder / "run").mkdir()
+    (folder / "run" / "transcripts-dev.jsonl").touch()
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["compare", str(folder / "run"), str(files[0])])
+    assert (
+        stop.value.code == 1
+        and "run is a folder, not a file of transcripts: name transcripts-dev.jsonl in it" in capsys.readouterr().err
+    )
 
 
 def test_interval_over_speakers(tmp_path, capsys):

@@ -68,7 +68,7 @@ def test_all_layers_are_chosen_when_k_is_their_number_and_a_map_leaves_some_out(
 @pytest.mark.parametrize(
     ("more", "error", "message"),
     [
-        (["--metric", "swf"], UsageError, "unknown metric 'swf'; did you mean 'swd'"),
+        (["--metric", "swf"], UsageError, "^layers: unknown metric 'swf'; did you mean 'swd'"),
         (["--metric", ","], UsageError, "--metric names no metric"),
         (["--top-k", "5"], UsageError, "top_k must be between 1 and the number of layers, 4, got 5"),
         (["--top-k", "0"], UsageError, "got 0"),

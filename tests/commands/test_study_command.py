@@ -57,7 +57,7 @@ def test_dry_run_says_how_much_it_is_and_runs_nothing(run, tmp_path, capsys):
     assert run(TEXT, "--dry-run") == 0
     out = capsys.readouterr().out
     assert "1 cells, 2 trainings that search, 1 with other seeds" in out and "5 jobs" in out
-    assert out.count("s3prl-ext run -m train") == 2 and "hours are not known" in out
+    assert out.count("s3prl-ext run -m train") == 2 and "hours are not known: run one cell first (--only)" in out
     assert not (tmp_path / "exp").exists()
     run()
     capsys.readouterr()

@@ -160,8 +160,8 @@ NUMBERS_AND_DEVICES: list[Row] = [
 
 PLACES: list[Row] = [
     (KS.replace("{exp}", "{text}"), USAGE, ("text.txt is a file: name the folder of the experiment",)),
-    (KS.replace("{exp}", "{text}/exp"), DATA, ("text.txt/exp; a file is where a folder is needed",)),
-    ("report {trained} --out {text}", DATA, ("text.txt; a file is where a folder is needed", "choose another path")),
+    (KS.replace("{exp}", "{text}/exp"), USAGE, ("text.txt/exp cannot be made (Not a directory)",)),
+    ("report {trained} --out {text}", DATA, ("text.txt is a file, and a folder is needed", "choose another path")),
     ("report {tmp}/none --out {tmp}/report", USAGE, ("none",)),
     ("report {hubert} --out {tmp}/report", USAGE, ("contains no result.json",)),
     ("report {trained} --out {tmp}/report --metric accc", USAGE, ("did you mean 'acc'",)),

@@ -11,9 +11,10 @@ import pytest
 
 from s3prl_ext.errors import UsageError
 from s3prl_ext.evaluation.heat_map import plot_heat_map
-from s3prl_ext.evaluation.result_tables import number, relative_change
+from s3prl_ext.evaluation.result_tables import _interval, _signed, number, relative_change
+from s3prl_ext.evaluation.utterance_comparison import Difference
 from s3prl_ext.metrics import METRICS, heading
-from s3prl_ext.tables import Table, csv_text, escape, latex, markdown
+from s3prl_ext.tables import Table, counted, csv_text, escape, latex, markdown
 
 
 @pytest.mark.parametrize(
@@ -45,6 +46,16 @@ def test_every_metric_has_a_heading_and_an_unknown_one_is_refused():
 def test_relative_change(value, baseline, change):
     found = relative_change(value, baseline)
     assert found == (None if change is None else pytest.approx(change, abs=1e-4))
+
+
+def test_no_change_is_not_negative():
+    """A difference of rounding is +0.00, not -0.00."""
+    assert _signed(-0.001) == "+0.00" and _signed(-0.01) == "-0.01"
+    assert _interval(Difference(-1e-9, 0.0, 3, 3)) == "[+0.00, +0.00]"
+
+
+def test_numbers_with_a_noun():
+    assert counted([1], "table") == "1 table" and counted([], "table") == "0 tables"
 
 
 TABLE = Table("λ of a_b & c", ["", "WER (%) ↓"], [["x|y", "9.25 ± 0.10"]], ["a note"], [{"row": "x,y", "std": None}])

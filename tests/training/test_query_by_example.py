@@ -111,6 +111,11 @@ def test_the_search_is_scored_with_the_truth_of_its_split(evaluate, corpus, tmp_
     part = {"dev": "dev", "test": "eval"}[split]
     lines = (corpus / f"scoring/groundtruth_quesst14_{part}/quesst14_{part}.rttm").read_text().splitlines()
     truth = {(line.split()[5], line.split()[1]) for line in lines}
+    wanted = [[line.split()[0].rpartition("/")[2][:-4] for line in (corpus / f"scoring/language_key_{name}.lst").read_text().splitlines()
+               if line.endswith("nnenglish")] for name in (part, "utterances")]  # fmt: skip
+    document = ET.parse(tmp_path / "exp" / "benchmark.stdlist.xml").getroot()
+    assert [query.get("termid") for query in document] == wanted[0]
+    assert all([term.get("file") for term in query] == wanted[1] for query in document)
     scores, targets = [], []
     for query in ET.parse(tmp_path / "exp" / "benchmark.stdlist.xml").getroot():
         scores.append([float(term.get("score")) for term in query])

@@ -27,7 +27,8 @@ def parser(command: str = "apply") -> argparse.ArgumentParser:
         epilog=f"example:\n  s3prl-ext {command} --delta exp/ks/delta.safetensors {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--delta", required=True, help="delta.safetensors, a run's folder, or its checkpoint")
+    checkpoint = ", or its checkpoint" if command == "apply" else " that holds one"  # which has tuned weights only
+    parser.add_argument("--delta", required=True, help=f"delta.safetensors, or a run's folder{checkpoint}")
     parser.add_argument("--model", required=True, type=Path, help="transformers folder, or checkpoint file")
     parser.add_argument("--out", required=True, type=Path, help="new folder or file of the same kind")
     parser.add_argument("-u", "--upstream", help="upstream that loads --model, where the delta's own name does not fit")
