@@ -33,6 +33,9 @@ RUN_FILES = {
     DELTA_FILE: True, "lambda.*": True, LOG_FILE: True, EVENTS: True, TRACKER_FILE: True,
     "at-*.json": False,
 }  # fmt: skip
+# Of these, what the next attempt of a run that ended before its first checkpoint takes or replaces.
+LEFT_BEFORE_FIRST = (MASK_FILE, FISHER_FILE, "lambda.*", LOG_FILE, EVENTS, TRACKER_FILE)
+FAILED = "-failed.json"  # the end of the name of a record of what failed
 # What s3prl writes before anything is trained: copies of the task file and of the file of -g, named by time.
 SETTINGS_NAMES = re.compile(r".+_\d{4}(-\d\d){5}\.\w+|events\.out\.tfevents\..*")
 # Folders that are not runs, by a file in them, and what to do with them.
@@ -206,13 +209,21 @@ class RunFolder:
     # -- what is removed -------------------------------------------------------------------------------------------
 
     def refuse_overwriting(self) -> None:
-        """Raise UsageError where the folder holds an experiment already: a checkpoint under any name."""
-        found = self._all()
-        if found:
-            raise UsageError(
-                f"{self.path} already holds an experiment ({found[0].name}): resume it with -a, choose another folder "
-                "with -p, or replace it with -o args.overwrite=True."
-            )
+        """Raise UsageError where the folder holds an experiment already: a checkpoint, a delta, scores or a race."""
+        found = self._all() or self._outcome()
+        if not found:
+            return
+        resumed = "resume it with -a, " if self.is_started else "it has no checkpoint to resume, so "
+        raise UsageError(
+            f"{self.path} already holds an experiment ({found[0].name}): {resumed}choose another folder with -p, or "
+            "replace it with -o args.overwrite=True."
+        )
+
+    def _outcome(self) -> list[Path]:
+        """Return what a run has come to: a new one would replace it, or leave it next to its own."""
+        patterns = (pattern for pattern in RUN_FILES if pattern not in LEFT_BEFORE_FIRST)
+        found = (path for pattern in patterns for path in sorted(self.path.glob(pattern)))
+        return [path for path in found if not path.name.endswith(FAILED) and (path.is_file() or any(path.iterdir()))]
 
     def replaced(self) -> list[Path]:
         """Return the files and folders of an experiment that another one replaces: checkpoints, results, its race."""

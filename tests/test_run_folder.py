@@ -74,3 +74,21 @@ def test_a_folder_is_removed_where_nothing_was_trained(tmp_path):
     with pytest.raises(ValueError, match="failed"), run.removed_if_nothing_trained():
         raise ValueError("failed")
     assert not run.path.exists()
+
+
+@pytest.mark.parametrize("name", ["delta.safetensors", "result-test.json", "race/race.json", "at-2.json", "race.png"])
+def test_what_a_run_has_come_to_is_not_trained_over(tmp_path, name):
+    run = folder(tmp_path / "exp")
+    (run.path / name).parent.mkdir(exist_ok=True)
+    (run.path / name).write_text(name)
+    found = name.split("/")[0]
+    with pytest.raises(UsageError, match=rf"an experiment \({found}\): it has no checkpoint to resume, so choose"):
+        run.refuse_overwriting()
+
+
+def test_what_a_run_leaves_before_its_first_checkpoint_is_taken_up(tmp_path):
+    left = ("masks.safetensors", "fisher.partial", "lambda.json", "log.log", "tracker.json", "result-failed.json",
+            "events.out.tfevents.1", "dev-hyp.ark")  # fmt: skip
+    run = folder(tmp_path / "exp", *left)
+    (run.path / "race").mkdir()
+    run.refuse_overwriting()

@@ -17,7 +17,7 @@ from s3prl_ext.errors import DataError, StoppedByUser, UsageError, sentence
 from s3prl_ext.evaluation.result_records import SCHEMA, problems
 from s3prl_ext.metrics import METRICS
 from s3prl_ext.reading import parse_json
-from s3prl_ext.run_folder import RunFolder
+from s3prl_ext.run_folder import FAILED, RunFolder
 from s3prl_ext.training.batching.corpus_hash import Corpus
 from s3prl_ext.training.results import provenance
 from s3prl_ext.training.results.provenance import PACKAGES  # noqa: F401  the packages that result files name
@@ -156,7 +156,7 @@ def _frame(args: Namespace, config: Record, seconds: float, corpus: Corpus) -> R
 
 
 def _failed(path: Path) -> Path:
-    return path.with_name(f"{path.stem}-failed.json")
+    return path.with_name(f"{path.stem}{FAILED}")
 
 
 def _row(name: str, value: float) -> Record:
