@@ -36,8 +36,8 @@ from s3prl_ext.run_checks import (
 from s3prl_ext.run_flags import (
     MODES,
     Unparsable,
+    canonical,
     overrides_of,
-    own_flags_as_overrides,
     parser,
     task_file,
     with_arguments,
@@ -100,7 +100,7 @@ def _hold_folder(argv: Sequence[str]) -> None:
         UsageError: another run, sweep or race writes there.
     """
     try:
-        flags, _ = parser().parse_known_args(argv)
+        flags, _ = parser().parse_known_args(canonical(argv))
     except Unparsable:
         return  # s3prl's own parser says what is wrong
     if flags.mode != "train" or flags.help or os.environ.get("RANK", "0") != "0":
@@ -118,19 +118,18 @@ def _hold_folder(argv: Sequence[str]) -> None:
 def complete(argv: Sequence[str]) -> list[str]:
     """Return the flags with everything added that s3prl would miss.
 
-    - ``--local-rank`` (torch.distributed.launch) is spelt ``--local_rank``; under torchrun it is added.
+    - flags are written as :func:`s3prl_ext.run_flags.canonical` does; under torchrun ``--local_rank`` is added.
     - ``-c asr/ad_tuning`` becomes the path of the shipped task file; a missing ``-c`` the task's ``superb`` preset.
     - ``-e delta.safetensors`` becomes the upstream, task and task file of that delta, with ``-i``.
     - ``-o args.upstream_trainable=false`` becomes ``=False``, so that s3prl takes no text for true.
-    - ``--track wandb`` and ``--fisher_scores FOLDER`` become ``-o args.track='wandb'`` and so on.
     - without CUDA the device is the CPU and the backend gloo, unless they are given.
 
     Raises:
-        UsageError: a flag cannot work: unknown preset, missing checkpoint or file, malformed ``-o``.
+        UsageError: a flag cannot work: abbreviation, unknown preset, missing checkpoint or file, malformed ``-o``.
     """
-    argv = [arg.replace("--local-rank", "--local_rank", 1) if arg.startswith("--local-rank") else arg for arg in argv]
-    argv = own_flags_as_overrides(argv)
+    argv = list(argv)
     try:
+        argv = canonical(argv)
         flags, _ = parser().parse_known_args(argv)
     except Unparsable:
         return argv  # s3prl's own parser says what is wrong

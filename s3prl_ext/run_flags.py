@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import copy
 import io
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -52,12 +53,13 @@ def parser() -> argparse.ArgumentParser:
         parser.add_argument(short, long)
     for long in (
         "--backend", "--local_rank", "--hub", "--device", "--push_to_hf_hub", "--seed", "--upstream_model_name",
-        "--upstream_revision",
+        "--upstream_revision", "--hf_hub_org", "--cache_dir",
     ):  # fmt: skip
         parser.add_argument(long)
     for short, long in (("-f", "--upstream_trainable"), ("-a", "--auto_resume"), ("-r", "--upstream_refresh")):
         parser.add_argument(short, long, action="store_true")
-    parser.add_argument("--upstream_feature_normalize", action="store_true")
+    for long in ("--upstream_feature_normalize", "--verbose", "--disable_cudnn"):
+        parser.add_argument(long, action="store_true")
     return parser
 
 
@@ -75,36 +77,48 @@ def can_be_passed_on(value: str) -> bool:
     return not set(value) & set("'\"=\\") and ",," not in value
 
 
-def own_flags_as_overrides(argv: Sequence[str]) -> list[str]:
-    """Return the flags with those of :data:`OWN_FLAGS` as s3prl can read them, such as ``-o args.track='wandb'``.
+def canonical(argv: Sequence[str]) -> list[str]:
+    """Return the flags as s3prl is to read them: each in full, and one ``-o`` with the options of all of them.
+
+    ``--local-rank`` (torch.distributed.launch) is spelt ``--local_rank``; ``-o A -o B`` becomes ``-o A,,B``, of which
+    argparse would take the last; the flags of :data:`OWN_FLAGS` become options such as ``args.track='wandb'``.
 
     Raises:
-        UsageError: the value of one cannot be.
+        UsageError: a flag is abbreviated, or a value cannot be passed on.
+        Unparsable: what s3prl's own parser explains.
     """
-    kept: list[str] = []
-    found: dict[str, str] = {}
-    place = None
-    words = iter(argv)
-    for word in words:
-        name, equals, value = word.partition("=")
-        if name in OWN_FLAGS:
-            found[name] = value if equals else next(words, "")
+    argv = [arg.replace("--local-rank", "--local_rank", 1) if arg.startswith("--local-rank") else arg for arg in argv]
+    _refuse_abbreviations(argv)
+    reader = _QuietParser(add_help=False, allow_abbrev=False)
+    reader.add_argument("-o", "--override", action="append", default=[])
+    for name in OWN_FLAGS:
+        reader.add_argument(name, nargs="?", const="")
+    found, others = reader.parse_known_args(list(argv))
+    if argv.count("-o") == len(found.override) <= 1 and all(vars(found)[name[2:]] is None for name in OWN_FLAGS):
+        return argv
+    options = [text for text in found.override if text.strip().lower() not in ("none", "")]
+    for name, check in OWN_FLAGS.items():
+        value = getattr(found, name.removeprefix("--"))
+        if value is None:
             continue
-        kept.append(word)
-        if word in ("-o", "--override"):
-            place = len(kept)
-    for name, value in found.items():
         if not can_be_passed_on(value):
             raise UsageError(f"{name} {value}: quotes, '=', ',,' and backslashes cannot be passed on.")
-        OWN_FLAGS[name](value)
-    options = [f"args.{name.removeprefix('--')}='{value}'" for name, value in found.items()]
-    if not options:
-        return kept
-    if place is None or place >= len(kept):
-        return [*kept, "-o", ",,".join(options)]
-    before = [] if kept[place].lower() in ("none", "") else [kept[place]]
-    kept[place] = ",,".join([*before, *options])
-    return kept
+        check(value)
+        options.append(f"args.{name.removeprefix('--')}='{value}'")
+    return [*others, "-o", ",,".join(options)] if options else others
+
+
+def _refuse_abbreviations(argv: Sequence[str]) -> None:
+    """Raise UsageError for flags that argparse would complete or take apart, and that no check here would see."""
+    actions = parser()._option_string_actions
+    switches = [name[1] for name, action in actions.items() if len(name) == 2 and action.nargs == 0]
+    for word in argv:
+        name = word.partition("=")[0]
+        meant = [known for known in (*actions, *OWN_FLAGS) if known.startswith(name)]
+        if name.startswith("--") and len(name) > 2 and meant and name not in meant:
+            raise UsageError(f"{name} is short for {' or '.join(meant)}: write the flag in full.")
+        if re.fullmatch(rf"-[{''.join(switches)}][a-z].*", word):
+            raise UsageError(f"{word} is several flags in one: write each by itself, {word[:2]} -{word[2:]}.")
 
 
 def overrides_of(override: str | None) -> dict[str, Any]:

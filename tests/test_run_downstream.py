@@ -14,6 +14,7 @@ from s3prl.utility.helper import override
 from s3prl_ext import run_downstream
 from s3prl_ext.configs import load_yaml, shipped_dir
 from s3prl_ext.errors import DataError, UsageError, one_sentence_errors, sentence, show_errors_as_sentences
+from s3prl_ext.run_flags import overrides_of
 from s3prl_ext.training import checkpoint
 
 
@@ -269,7 +270,9 @@ def test_a_copied_experiment_stays_in_its_folder(tmp_path):
     assert torch.load(own / "states-2.ckpt")["Args"].expdir == os.path.relpath(own)
 
 
-@pytest.mark.parametrize("flags", [["-e", "{exp}"], ["-a", "-p", "{exp}"], ["-e", "{exp}", "-o", "args.seed=5"]])
+@pytest.mark.parametrize(
+    "flags", [["-e", "{exp}"], ["-a", "-p", "{exp}"], ["-e", "{exp}", "-o", "config.runner.total_steps=5"]]
+)
 def test_a_checkpoint_is_read_once(tmp_path, monkeypatch, flags):
     exp, read = str(trained(tmp_path / "exp")), []
     monkeypatch.setattr(checkpoint, "load", lambda *given, load=checkpoint.load: read.append(1) or load(*given))
@@ -289,7 +292,6 @@ def test_a_resumed_command_is_compared_with_its_checkpoint(tmp_path):
     run_downstream.complete(resume)
     with pytest.raises(UsageError, match="--seed: 1337 in the checkpoint, 5 here"):
         run_downstream.complete([*resume, "--seed", "5"])
-    run_downstream.complete([*resume, "--seed", "5", "-o", "args.seed=5"])
     lacking = config | {"downstream_expert": {"datarc": config["downstream_expert"]["datarc"]}}
     torch.save(states | {"S3prlExt": {}, "Config": lacking}, path)
     with pytest.raises(
@@ -354,3 +356,38 @@ def test_hints_fit_the_error(monkeypatch):
         (RecursionError("deep"), ["nested too deeply"]),
     ):
         assert all(part in sentence(error) for part in parts), sentence(error)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["--override=config.optimizer.lr=5e-2", "--track", "tensorboard"],
+        ["-oconfig.optimizer.lr=5e-2", "--track", "tensorboard"],
+        ["-o", "config.optimizer.lr=5e-2", "--override", "args.track='tensorboard'"],
+        ["-o", "None", "--track=tensorboard", "-o=config.optimizer.lr=5e-2"],
+    ],
+)
+def test_every_option_of_o_counts(tmp_path, given):
+    argv = run_downstream.complete(command(tmp_path, "-d", "asr", *given))
+    assert argv.count("-o") == 1 and not any(word.startswith(("--override", "-oc", "--track")) for word in argv)
+    options = overrides_of(value_of(argv, "-o"))
+    assert options == {"config.optimizer.lr": "5e-2", "args.track": "'tensorboard'"}
+    assert run_downstream.complete(argv) == argv
+    with pytest.raises(UsageError, match="unknown key optimizer.lrr|lrr"):
+        run_downstream.complete(
+            command(tmp_path, "-d", "asr", "-oconfig.optimizer.lrr=1", "-o", "config.runner.amp=bf16")
+        )
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        (["--over", "config.optimizer.lr=1"], "--over is short for --override: write the flag in full"),
+        (["--overrid=config.optimizer.lr=1"], "--overrid is short for --override"),
+        (["--upstream_f"], "--upstream_f is short for --upstream_feature_selection or"),
+        (["-aoconfig.optimizer.lr=1"], "-aoconfig.optimizer.lr=1 is several flags in one: write each by itself, -a -o"),
+    ],
+)
+def test_abbreviations_that_no_check_would_see_are_refused(tmp_path, given, sentence):
+    with pytest.raises(UsageError, match=sentence.split(" or ")[0]):
+        run_downstream.complete(command(tmp_path, "-d", "asr", *given))

@@ -14,7 +14,7 @@ import pytest
 
 from s3prl_ext import tracking
 from s3prl_ext.errors import UsageError
-from s3prl_ext.run_flags import own_flags_as_overrides
+from s3prl_ext.run_flags import canonical
 
 
 class Writer:
@@ -116,7 +116,7 @@ def test_scores_of_an_evaluation_join_the_run_that_is_known(service, tmp_path):
 
 def test_the_flag_becomes_an_option_that_s3prl_can_read(monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(__spec__="found"))
-    assert own_flags_as_overrides(["-m", "train", "--track", "wandb", "-a"]) == [
+    assert canonical(["-m", "train", "--track", "wandb", "-a"]) == [
         "-m",
         "train",
         "-a",
@@ -124,8 +124,8 @@ def test_the_flag_becomes_an_option_that_s3prl_can_read(monkeypatch):
         "args.track='wandb'",
     ]
     for flags in (["--track=wandb:x", "-o", "config.a=1"], ["-o", "config.a=1", "--track", "wandb:x"]):
-        assert own_flags_as_overrides(flags) == ["-o", "config.a=1,,args.track='wandb:x'"]
-    assert own_flags_as_overrides(["-o", "config.a=1"]) == ["-o", "config.a=1"]
+        assert canonical(flags) == ["-o", "config.a=1,,args.track='wandb:x'"]
+    assert canonical(["-o", "config.a=1"]) == ["-o", "config.a=1"]
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_the_flag_becomes_an_option_that_s3prl_can_read(monkeypatch):
 def test_what_cannot_be_tracked_is_one_sentence(track, sentence, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UsageError, match=sentence):
-        own_flags_as_overrides(["--track", track])
+        canonical(["--track", track])
 
 
 def test_wandb_offline(tmp_path, monkeypatch):

@@ -24,7 +24,7 @@ from typing import Any
 
 from s3prl_ext.errors import DataError, UsageError, as_command
 from s3prl_ext.evaluation.predictions import read_json
-from s3prl_ext.run_flags import own_flags_as_overrides, parser
+from s3prl_ext.run_flags import canonical, parser
 from s3prl_ext.studies.config import FILE, kept_study
 from s3prl_ext.studies.plan import combinations, run_of
 from s3prl_ext.writing import write_json, write_text
@@ -131,7 +131,7 @@ def _follow_the_plan(folder: Path) -> None:
         for seed in {*study.seeds, *study.search_seeds}:
             run = run_of(study, labels, seed, folder)
             for path in sorted(run.folder.glob("*.json")):
-                args = vars(parser().parse_args(own_flags_as_overrides(run.flags())))
+                args = vars(parser().parse_args(canonical(run.flags())))
                 content = read_json(path)
                 content |= {
                     "args": {**args, "seed": seed, "mode": content.get("mode", "train")},

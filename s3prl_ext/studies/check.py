@@ -63,7 +63,7 @@ def _check_flags(runs: Sequence[StudyRun]) -> None:
     """Refuse an upstream that there is not, flags that it does not read, and flags that no run has."""
     from s3prl_ext import plugin
     from s3prl_ext.run_checks import check_names
-    from s3prl_ext.run_flags import own_flags_as_overrides, parser
+    from s3prl_ext.run_flags import canonical, parser
     from s3prl_ext.training.known_settings import ARGUMENTS
 
     plugin.install()
@@ -71,7 +71,7 @@ def _check_flags(runs: Sequence[StudyRun]) -> None:
     for run in runs:
         words = [word for word in run.flags() if word != "-a"]
         words[words.index("-p") + 1] = str(run.folder / "new")  # whatever is in its folder by now
-        flags, rest = parser().parse_known_args(own_flags_as_overrides(words))
+        flags, rest = parser().parse_known_args(canonical(words))
         key = (*run.upstream_flags(), run.labels["task"], *rest)
         if key in seen:
             continue
