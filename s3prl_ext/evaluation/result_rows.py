@@ -89,6 +89,15 @@ class Row:
         return (found[0], found[1]) if found and len(self.runs) == 1 else None
 
 
+def part_of_a_split(row: Row) -> str | None:
+    """Return the sentence for a row with scores of a part of the split (``runner.evaluate_ratio``); None for others."""
+    ratios = {float(run.facts.get("runner.evaluate_ratio", 1)) for run in row.runs}
+    if min(ratios) >= 1:
+        return None
+    shown = " and ".join(f"{ratio:g}" for ratio in sorted(ratios))
+    return f"{row.label}: scored on a part of {row.split}, runner.evaluate_ratio {shown}."
+
+
 def _mean(values: Sequence[float]) -> float:
     return fsum(values) / len(values)
 

@@ -11,7 +11,7 @@ from typing import Any
 from s3prl_ext.errors import DataError
 from s3prl_ext.evaluation.clusters import UTTERANCE, described
 from s3prl_ext.evaluation.result_records import ResultRecord, numbers
-from s3prl_ext.evaluation.result_rows import Row, averaged_over
+from s3prl_ext.evaluation.result_rows import Row, averaged_over, part_of_a_split
 from s3prl_ext.evaluation.utterance_comparison import Difference, compare_rows
 from s3prl_ext.metrics import NAMES, factor, heading, metric
 from s3prl_ext.tables import NOTHING, Table
@@ -201,6 +201,8 @@ def _explained(bases: Sequence[Line | None], compared: bool, rows: Sequence[Row]
             f"{SIGNIFICANT} where it excludes 0; p of McNemar's exact test."
         )
     for row in rows:
+        if part := part_of_a_split(row):
+            found.append(part)
         if row.missing_folds:
             found.append(f"{row.label} is not the mean over all folds: {', '.join(row.missing_folds)} has no run.")
         averaged = averaged_over(row)

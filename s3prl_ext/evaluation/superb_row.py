@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from s3prl_ext.child_tuning.names import PAPER
 from s3prl_ext.evaluation.diarization_scoring import SuperbScore
 from s3prl_ext.evaluation.merge_facts import MERGE
-from s3prl_ext.evaluation.result_rows import Row, name_rows, rows_of
+from s3prl_ext.evaluation.result_rows import Row, name_rows, part_of_a_split, rows_of
 from s3prl_ext.evaluation.result_tables import number
 from s3prl_ext.evaluation.scored_runs import ScoredRun
 from s3prl_ext.metrics import heading, metric, shown_unit
@@ -69,6 +69,7 @@ def superb_table(runs: Sequence[ScoredRun], diarization: Mapping[str, SuperbScor
                 figures = _diarization(row, diarization, notes, name)
             cells += figures
             if row is not None:
+                notes += filter(None, [part_of_a_split(row)])
                 values.append(_value(name, row, figures) | {"set": column.part})
         body.append(cells)
     head = ["upstream"]

@@ -11,6 +11,7 @@ import pytest
 from s3prl_ext.errors import DataError
 from s3prl_ext.evaluation.result_records import ResultRecord
 from s3prl_ext.evaluation.result_rows import averaged_over, rows_of, without_duplicates
+from s3prl_ext.evaluation.result_tables import Line, table_of_lines
 from s3prl_ext.evaluation.scored_runs import ScoredRun, runs_of
 from s3prl_ext.papers.tables import Cell, paper_table
 from tests.support.result_files import content, merge
@@ -131,3 +132,14 @@ def test_learnable_merges_under_other_constraints_are_other_rows():
 )
 def test_labels(changes, label):
     assert rows_of([run(4.0, **changes)], "wer")[0].label == label
+
+
+def test_scores_of_a_part_of_a_split_are_named_below_tables():
+    part = content({"wer": 4.0})
+    part["config"]["runner"]["evaluate_ratio"] = 0.1
+    (few,) = rows_of(runs_of(ResultRecord(Path("a"), part)), "wer")
+    (whole,) = rows_of([run(5.0, "b")], "wer")
+    table = table_of_lines("title", "wer", [Line("few", few), Line("whole", whole)], with_paper=False)
+    assert [note for note in table.notes if "part of test" in note] == [
+        "hubert: scored on a part of test, runner.evaluate_ratio 0.1."
+    ]

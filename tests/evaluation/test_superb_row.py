@@ -92,3 +92,10 @@ def test_tables_do_not_mix_languages(tmp_path, capsys):
 )
 def test_the_set_of_a_path(path, language):
     assert named("ood").sets.named_in(["common_voice", path]) == language
+
+
+def test_scores_of_a_part_of_a_split_are_named():
+    part = recognition("es", value=30.0)
+    part["config"]["runner"] = {"evaluate_ratio": 0.1}
+    table = superb_table(runs(part, *LANGUAGES[1:]), {})
+    assert table is not None and sum("part of test, runner.evaluate_ratio 0.1." in note for note in table.notes) == 1
