@@ -130,3 +130,10 @@ def build_optimizer(modules: Sequence[nn.Module], total_steps: int, config: Sect
     if fused and own_kernel and not {"fused", "foreach"} & set(config):
         config["fused"] = True
     return get_optimizer(modules, total_steps, config)
+
+
+def set_length(optimizer: Optimizer, total_steps: int) -> None:
+    """Let s3prl's optimizers with a schedule of their own, whose state holds its length, end it at `total_steps`."""
+    for group in optimizer.param_groups:
+        if isinstance(group.get("schedule"), optimizers._LRSchedule):
+            group["schedule"].t_total = float(total_steps)

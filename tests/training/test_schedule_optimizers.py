@@ -26,6 +26,21 @@ def test_runs_with_a_schedule_inside_the_optimizer_resume(build, tmp_path, name)
     assert all((ours[key] == theirs[key]).all() for key in theirs)
 
 
+def test_steps_that_are_added_on_resume_are_trained(build, tmp_path):
+    """The schedule ends where the run does now."""
+    config = task_config(total_steps=2)
+    config["optimizer"] = {"name": "AdamW_with_schedule", "lr": 1.0e-3}
+    build(make_args(tmp_path), config).train()
+    before = checkpoint.load(tmp_path / "states-2.ckpt")
+    config["runner"]["total_steps"] = 6
+    args = make_args(tmp_path, past_exp=str(tmp_path), init_ckpt=str(tmp_path / "states-2.ckpt"))
+    build(args, config).train()
+    after = checkpoint.load(tmp_path / "states-6.ckpt")
+    assert {group["schedule"].t_total for group in after["Optimizer"]["param_groups"]} == {6.0}
+    weights = [name for name, value in before["Downstream"].items() if value.dim() > 1]
+    assert weights and all((before["Downstream"][name] != after["Downstream"][name]).any() for name in weights)
+
+
 @pytest.mark.parametrize("name", ["BertAdam_with_schedule", "AdamW_with_schedule", "Lamb_with_schedule"])
 @pytest.mark.parametrize(
     "tuning",
