@@ -105,6 +105,8 @@ class RunnerConfig:
         """Yield what does not go together."""
         if (self.total_steps is None) == (self.epochs is None):
             yield f"{where} needs either total_steps or epochs (one of the two)."
+        if self.fp16 and self.amp not in (None, "fp16"):
+            yield f"{where}.fp16: true and {where}.amp: {self.amp} contradict each other: keep one of the two."
         if self.cache and (self.amp or self.fp16):
             yield f"{where}.cache and {where}.amp do not go together: what is kept is computed once, in float32."
         if not self.cache and (self.cache_folder or self.cache_dtype != "float32"):
@@ -291,8 +293,8 @@ def _early_stop(runner: Record) -> Record:
             "runner.observation: train compares candidates by their training loss, which the released code could not "
             "run; write [dev, METRIC], such as [dev, per]."
         )
-    splits = runner.get("eval_dataloaders") or ["dev"]
-    section["split"] = parts[0] if parts[0] in splits else splits[0]
+    if parts[0] in (runner.get("eval_dataloaders") or ["dev"]):
+        section["split"] = parts[0]
     if len(parts) > 1:
         section["metric"] = {"f1": "slot_type_f1"}.get(parts[1], parts[1])
     return section

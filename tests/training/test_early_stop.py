@@ -255,8 +255,20 @@ def test_released_keys_become_sections():
     assert config["early_stop"] == {"ratio": 0.1, "split": "dev", "metric": "per"}
     assert config["optimizer"] == {"name": "ChildnetAdamW", "lr": 3e-4}
     assert not {"strive_ratio", "observation"} & set(config["runner"])
+    other = translate(released(observation=["dev", "per"], eval_dataloaders=["test", "dev-clean"]))
+    assert other["early_stop"] == {"ratio": 0.1, "metric": "per"}, "the task's own dev"
     plain = load_yaml(shipped_dir("downstream_configs") / "pr" / "mini.yaml")
     assert translate(plain) == plain
+
+
+def test_two_kinds_of_mixed_precision_contradict_each_other():
+    config = load_yaml(shipped_dir("downstream_configs") / "pr" / "mini.yaml")
+    for amp in ("fp16", None):
+        config["runner"] |= {"fp16": True, "amp": amp}
+        assert TaskFile.read(config).runner.amp == "fp16"
+    config["runner"]["amp"] = "bf16"
+    with pytest.raises(UsageError, match="runner.fp16: true and runner.amp: bf16 contradict each other"):
+        TaskFile.read(config)
 
 
 def test_released_and_own_keys_exclude_each_other():

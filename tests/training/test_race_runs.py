@@ -9,10 +9,12 @@ import pytest
 import torch
 
 from s3prl_ext.child_tuning import delta, mask_files
+from s3prl_ext.deltas.trained_task import TrainedTask
 from s3prl_ext.errors import DataError, StoppedByUser, UsageError
 from s3prl_ext.run_folder import MASK_FILE, RunFolder
 from s3prl_ext.training import checkpoint
 from s3prl_ext.training.racing.candidates import candidates_of
+from s3prl_ext.training.racing.race import Race
 from s3prl_ext.training.selection.fisher_pass import FisherPass
 from s3prl_ext.training.selection.lottery_pass import LotteryPass
 from s3prl_ext.training.train_state import TrainState
@@ -323,3 +325,63 @@ def test_what_cannot_race_is_refused(build, tmp_path, upstream):
         build(make_args(tmp_path / "a", **upstream), config_of(None, method=["lora", "full"]))
     with pytest.raises(UsageError, match="early_stop"):
         build(make_args(tmp_path / "b", **upstream), config_of([0.1, 0.01], race=None))
+
+
+def stopped_after_the_first(build, folder, upstream, config, monkeypatch):
+    """Leave a race when its second candidate is about to train."""
+    run = Race._run
+    with monkeypatch.context() as patch:
+
+        def once(self, number, step, phase):
+            if number == 1:
+                raise StoppedByUser("stopped.")
+            return run(self, number, step, phase)
+
+        patch.setattr(Race, "_run", once)
+        with pytest.raises(StoppedByUser):
+            build(make_args(folder, **upstream), config).train()
+
+
+def random_race(**runner):
+    config = task_config(tuning={"method": "child", "mask": "random", "density": [0.1, 0.05]}, **runner)
+    return config | {"early_stop": {"ratio": 0.5}}
+
+
+def test_candidates_are_scored_and_trained_alike(build, tmp_path, upstream, monkeypatch):
+    """The rest of an interrupted race has the settings of its start, whatever -o says."""
+    stopped_after_the_first(build, tmp_path, upstream, random_race(), monkeypatch)
+    for change, key in (
+        ({"evaluate_ratio": 0.5}, "runner.evaluate_ratio"),
+        ({"gradient_accumulate_steps": 2}, "runner.gradient_accumulate_steps"),
+    ):
+        with pytest.raises(UsageError, match=rf"began with other settings \({key}: .* in the checkpoint, .* here"):
+            build(resumed(tmp_path, upstream), random_race(**change))
+    with pytest.raises(UsageError, match=r"states-0.ckpt is the start of a race, of which nothing is trained"):
+        args = resumed(tmp_path, upstream)
+        args.mode = "evaluate"
+        build(args, random_race())
+    with pytest.raises(DataError, match="this is the start of a race, of which nothing is trained"):
+        TrainedTask.read(tmp_path)
+    build(resumed(tmp_path, upstream), random_race(save_step=1, log_step=1)).train()
+    assert json.loads((tmp_path / "result.json").read_text())["step"] == 4
+
+
+def test_dev_chooses_in_whatever_order_splits_are_named(build, tmp_path, upstream, caplog):
+    build(make_args(tmp_path / "both", **upstream), random_race(eval_dataloaders=["test", "dev"])).train()
+    assert json.loads((tmp_path / "both" / "race" / "race.json").read_text())["split"] == "dev"
+    assert "too good" not in caplog.text
+    build(make_args(tmp_path / "test", **upstream), random_race(eval_dataloaders=["test"])).train()
+    assert json.loads((tmp_path / "test" / "race" / "race.json").read_text())["split"] == "test"
+    assert "compared on test, the split that is reported, so that its score is too good: add dev" in caplog.text
+
+
+def test_a_run_begun_with_a_winner_is_no_race(build, tmp_path, upstream):
+    build(make_args(tmp_path / "race", **upstream), random_race()).train()
+    own = json.loads((tmp_path / "race" / "race" / "race.json").read_text())["chosen"]
+    begin = {"init_ckpt": str(tmp_path / "race" / "states-4.ckpt")}
+    with pytest.raises(UsageError, match=r"was trained with tuning .*: give the same section, or begin without -i"):
+        build(make_args(tmp_path / "list", **upstream, **begin), random_race())
+    tuning = {"method": "child", "mask": "random", "density": float(own.removeprefix("density="))}
+    build(make_args(tmp_path / "own", **upstream, **begin), task_config(tuning=tuning)).train()
+    found = json.loads((tmp_path / "own" / "result.json").read_text())
+    assert found["candidate"] is None and found["race"] is None and found["step"] == 4

@@ -78,9 +78,20 @@ class CandidateRuns:
         """
         config.check_length(self.experiment.total_steps)
         self._config, self._candidates = config, list(candidates)
-        self._split = config.split or self.experiment.runner_config.eval_dataloaders[0]
+        self._split = config.split or self._choosing_split()
         self._reported = distributed.from_leader(lambda: self._metrics_of_the_task(config.metric))
         self._announced = self._passes()
+
+    def _choosing_split(self) -> str:
+        """Return the task's dev where it is scored, else the first split that is; warn where it is the task's test."""
+        task, scored = self.experiment.models.task, self.experiment.runner_config.eval_dataloaders
+        split = task.dev if task.dev in scored else scored[0]
+        if split == task.test and distributed.is_leader():
+            logger.warning(
+                "the candidates are compared on %s, the split that is reported, so that its score is too good: add %s "
+                "to runner.eval_dataloaders, or name another split as early_stop.split", split, task.dev,
+            )  # fmt: skip
+        return split
 
     def race(self) -> Candidate:
         """Run the race of those that were entered; return its winner, whose files are still in its own folder."""

@@ -123,6 +123,11 @@ def chosen_tuning(section: Section | None, name: str | None) -> Record | None:
         return None
     found = candidates_of(section)
     named = [candidate for candidate in found if candidate.name == (name or "")]
+    if len(found) > 1 and name is None:
+        raise DataError(
+            "this is the start of a race, of which nothing is trained: finish the race, or name the checkpoint of a "
+            "candidate, race/NAME/states-N.ckpt."
+        )
     if len(found) > 1 and not named:
         raise DataError(f"the tuned weights are those of candidate {name}, which tuning does not make.")
     return (named or found)[0].tuning

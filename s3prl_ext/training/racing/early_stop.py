@@ -63,7 +63,7 @@ class EarlyStopConfig:
         ratio: r, share of the run's steps after which candidates are compared, in (0, 1].
         keep: c, how many candidates continue.
         metric: what they are compared by; None = the task's own, see :mod:`s3prl_ext.tasks`.
-        split: where it is measured; None = the first of ``runner.eval_dataloaders``.
+        split: where it is measured; None = the dev split of the task, or the first of ``runner.eval_dataloaders``.
         evaluations: a candidate's score is the mean of this many evaluations, evenly spaced up to the comparison.
         patience: compare again every k steps until the same candidates have led for this many consecutive comparisons.
         rungs: steps of the comparisons of successive halving, in place of `ratio`, `keep`, `evaluations` and
