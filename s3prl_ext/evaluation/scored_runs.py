@@ -159,6 +159,7 @@ def facts_of(record: ResultRecord) -> dict[str, Any]:
         "last_hidden_state": record["last_hidden_state"],
         "method": method,
         "race": raced,
+        "changed_on_resume": _changed(record["changed_settings"]),
         "data": record.at("data.sha256"),
         "splits": record["splits_sha256"],
         **merge,
@@ -168,6 +169,16 @@ def facts_of(record: ResultRecord) -> dict[str, Any]:
     elif _draw(record["merge"]) is not None and merge["lambda"]:
         facts["upstream_sha256"] = None  # of this draw: what it has in common with others is said by its merge
     return {name: value for name, value in facts.items() if value is not None}
+
+
+def _changed(resumes: Sequence[Mapping[str, Any]] | None) -> str | None:
+    """Return what a run was resumed with: ``batch_size 32, then 2 from step 500 on``; None where nothing changed."""
+    found = [
+        f"{key.rpartition('.')[2]} {before}, then {now} from step {one['step']} on"
+        for one in resumes or ()
+        for key, (before, now) in one["settings"].items()
+    ]
+    return "; ".join(found) or None
 
 
 def model_name(upstream: str, target: Any) -> str:

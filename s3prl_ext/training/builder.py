@@ -109,12 +109,16 @@ class RunBuilder(_StockRunner):
         if self._begins:
             self.resumed = self.resumed.weights_alone()
         resume.check_origin(self.resumed, self.args)
+        resume.check_trained(self.resumed, self.args)
+        resume.check_same_run(self.resumed, self.args)
         self.corpus = Corpus(self.args.downstream, self.config)
         self.data = distributed.from_leader(lambda: self.corpus.hash) if training else None
         resume.check_data(self.resumed, self.data, self.args)
         resume.check_optimizer(self.resumed, self.config, self.args)
         resume.check_runner(self.resumed, self.config, self.args)
         self._resolve_candidates()
+        resume.check_race(self.resumed, self.config, self.args)
+        self.changed_settings = resume.changed_settings(self.resumed, self.config, self.args)
         self._resolve_features()
 
     def _resolve_candidates(self) -> None:

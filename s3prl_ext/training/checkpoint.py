@@ -22,6 +22,7 @@ from s3prl_ext.run_folder import DELTA_SUFFIX
 from s3prl_ext.training import last_hidden_state
 from s3prl_ext.training.batching.batches import Position
 from s3prl_ext.training.batching.corpus_hash import CorpusHash
+from s3prl_ext.training.racing.candidates import chosen_tuning
 from s3prl_ext.training.run_spec import FEATURES
 from s3prl_ext.upstreams.merged_attention.record import UNKNOWN, MergeRecord
 from s3prl_ext.writing import written
@@ -57,6 +58,7 @@ class Extension:
             now: see :meth:`s3prl_ext.child_tuning.changing_network.ChangingChildNetwork.members_in`.
         merged_tasks: method and tasks of a delta that ``merge --deltas`` wrote.
         best_scores: those that the task keeps outside its state dict, see :mod:`s3prl_ext.training.best_scores`.
+        changed_settings: see :func:`s3prl_ext.training.resume.changed_settings`.
     """
 
     upstream_sha256: str | None = None
@@ -75,6 +77,7 @@ class Extension:
     members: Mapping[str, Tensor] | None = None
     merged_tasks: Section | None = None
     best_scores: Section | None = None
+    changed_settings: Sequence[Section] = ()
 
     @classmethod
     def from_stored(cls, stored: Section) -> Extension:
@@ -91,6 +94,7 @@ class Extension:
         positions = values.pop("positions")
         values |= {"position": positions[0] if positions else None}
         values |= {"positions": list(positions)} if len(positions) > 1 else {}
+        values["changed_settings"] = list(self.changed_settings) or None
         return {names.get(name, name): value for name, value in values.items() if value is not None}
 
 
@@ -185,6 +189,7 @@ class Checkpoint:
                 merge=info.get("merge", UNKNOWN),
                 last_hidden_state=info.get(last_hidden_state.KEY),
                 merged_tasks=info.get("merged_tasks"),
+                changed_settings=info.get("changed_settings") or (),
                 members={name: every.to(torch.int16) for name, every in delta.members.items()} or None,
             ),
             is_ours=True,
@@ -192,13 +197,23 @@ class Checkpoint:
         )
 
     def weights_alone(self) -> Checkpoint:
-        """Return what a new training begins with: weights and what they belong to, nothing of how they were trained."""
-        known = self.extension
+        """Return what a new training begins with: weights and what they belong to, nothing of how they were trained.
+
+        Of the winner of a race the task file has its own section ``tuning``.
+
+        Raises:
+            DataError: its section makes no candidate of its name.
+        """
+        known, config = self.extension, self.config
+        if config and known.candidate is not None:
+            config = {**config, "tuning": chosen_tuning(config.get("tuning"), known.candidate)}
         belonging = Extension(
             upstream_sha256=known.upstream_sha256, merge=known.merge, last_hidden_state=known.last_hidden_state,
-            candidate=known.candidate, members=known.members, merged_tasks=known.merged_tasks,
+            members=known.members, merged_tasks=known.merged_tasks,
         )  # fmt: skip
-        return replace(self, step=0, epoch=0, optimizer=None, scheduler=None, processes=0, extension=belonging)
+        return replace(
+            self, step=0, epoch=0, config=config, optimizer=None, scheduler=None, processes=0, extension=belonging
+        )
 
     def stored(self) -> Record:
         """Return the keys of s3prl and ours as a file holds them."""

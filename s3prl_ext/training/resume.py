@@ -21,12 +21,13 @@ import yaml
 
 from s3prl_ext.configs import Record, Section, expand_variables, with_numbers
 from s3prl_ext.errors import DataError, UsageError
+from s3prl_ext.evaluation.scored_runs import WITHOUT_EFFECT
 from s3prl_ext.training.batching.corpus_hash import CorpusHash
 from s3prl_ext.training.checkpoint import Checkpoint
 from s3prl_ext.training.methods import resolve_tuning
 from s3prl_ext.training.parameter_groups import RatesConfig
 from s3prl_ext.training.racing.candidates import candidates_of
-from s3prl_ext.training.run_spec import RunSpec
+from s3prl_ext.training.run_spec import FLAGS, TASK_ARGUMENTS, RunSpec, overridden
 from s3prl_ext.training.task_file import translate
 from s3prl_ext.training.tuning_config import TuningConfig
 
@@ -62,8 +63,7 @@ def check_command(
              if name in ckpt.arguments and f"args.{name}" not in overridden}  # fmt: skip
     differences = list(RunSpec.of(ckpt.args).differences(RunSpec.of(known)))
     if asked is not None and stored is not None:
-        found = _between(_plain(stored), _plain(asked))
-        differences += [row for row in found if not (row[0].startswith(COMPLETED) and row[2] in (_MISSING, None))]
+        differences += _changes(stored, asked)
     if not differences:
         return
     names = [what for what, _, _ in differences]
@@ -84,6 +84,12 @@ def _named(differences: Sequence[tuple[str, Any, Any]]) -> str:
 
 def _plain(config: Section) -> Record:
     return translate(with_numbers(expand_variables(dict(config)), ("optimizer", "scheduler")))
+
+
+def _changes(stored: Section, now: Section) -> list[tuple[str, Any, Any]]:
+    """Return the differences of two task files without what the task itself has added to the stored one."""
+    found = _between(_plain(stored), _plain(now))
+    return [row for row in found if not (row[0].startswith(COMPLETED) and row[2] in (_MISSING, None))]
 
 
 def _between(before: Any, now: Any, where: str = "") -> list[tuple[str, Any, Any]]:
@@ -163,8 +169,8 @@ def check_tuning(
 ) -> None:
     """Raise UsageError where a checkpoint was trained under another section ``tuning`` than the present.
 
-    Learning rates may change: they are the optimizer's, and a resumed run takes them from the checkpoint. A checkpoint
-    given with ``-i`` alone is compared where it holds a small part of the upstream.
+    A training that is resumed has the learning rates of its checkpoint, so that others would be recorded and not used.
+    A checkpoint given with ``-i`` is compared where it holds a small part of the upstream, without the rates.
 
     Args:
         ckpt: the checkpoint; empty for none.
@@ -182,13 +188,19 @@ def check_tuning(
     stored += [resolve_tuning(config, c.tuning) for c in made if name is None or c.name == name]
     if list(map(_without_rates, stored)) != list(map(_without_rates, tunings)):
         chosen = next((c.tuning for c in made if c.name == name), before) if name else before
-        raise UsageError(
-            f"{ckpt.path} was trained with tuning {_shown(chosen)}, the task file says {_shown(section)}: resume with "
-            "the same section, or start a new experiment."
+        remedy = (
+            "resume with the same section, or start a new experiment"
+            if args.past_exp
+            else ("give the same section, or begin without -i")
         )
-    if stored != list(tunings):
-        logger.warning(
-            "a resumed run keeps the learning rates of its checkpoint, not those of the present section tuning"
+        raise UsageError(
+            f"{ckpt.path} was trained with tuning {_shown(chosen)}, the task file says {_shown(section)}: {remedy}."
+        )
+    if stored != list(tunings) and args.mode == "train" and args.past_exp:
+        raise UsageError(
+            f"{ckpt.path} holds the state of an optimizer with other learning rates (tuning {_shown(before)} in the "
+            f"checkpoint, {_shown(section)} here): resume with the same section tuning, or start a new experiment with "
+            f"-i {ckpt.path}, which begins at these weights."
         )
 
 
@@ -235,7 +247,7 @@ def check_head_features(ckpt: Checkpoint, args: Namespace) -> None:
 
 
 def check_optimizer(ckpt: Checkpoint, config: Section, args: Namespace) -> None:
-    """Raise UsageError where a run would resume the state of another optimizer, or of the same with other options.
+    """Raise UsageError where a run would resume the state of another optimizer or schedule, or with other options.
 
     The state holds the options, learning rate included, so those of the task file would be recorded and not used.
 
@@ -248,13 +260,96 @@ def check_optimizer(ckpt: Checkpoint, config: Section, args: Namespace) -> None:
         return
     if not (ckpt.optimizer or ckpt.extension.race_start):  # candidates of a race have states of their own
         return
-    before, now = (_plain({"optimizer": c["optimizer"]})["optimizer"] for c in (ckpt.config, config))
-    differences = _between(before, now, "optimizer")
-    if differences:
+    for section in ("optimizer", "scheduler"):
+        before, now = (_plain({section: c.get(section) or {}})[section] for c in (ckpt.config, config))
+        differences = _between(before, now, section)
+        if differences:
+            raise UsageError(
+                f"{ckpt.path} holds the state of another {section} ({_named(differences)}): resume with the same "
+                f"section {section}, or start a new experiment with -i {ckpt.path}, which begins at these weights."
+            )
+
+
+def check_trained(ckpt: Checkpoint, args: Namespace) -> None:
+    """Raise UsageError where the start of a race would be scored: nothing of it is trained yet."""
+    if args.mode != "train" and ckpt.extension.race_start is not None:
         raise UsageError(
-            f"{ckpt.path} holds the state of another optimizer ({_named(differences)}): resume with the same section "
-            f"optimizer, or start a new experiment with -i {ckpt.path}, which begins at these weights."
+            f"{ckpt.path} is the start of a race, of which nothing is trained: finish the race with -m train -e "
+            f"{ckpt.path}, or name the checkpoint of a candidate, race/NAME/states-N.ckpt."
         )
+
+
+def check_same_run(ckpt: Checkpoint, args: Namespace) -> None:
+    """Raise UsageError where ``-o`` gives a resumed run another seed, variant or features than its weights have.
+
+    Args:
+        ckpt: the checkpoint; empty for none.
+        args: the arguments of ``run_downstream.py``.
+    """
+    if not args.past_exp:
+        return
+    given = overridden(args)
+    for name in ("seed", *TASK_ARGUMENTS[1:]):
+        before, now = ckpt.arguments.get(name), getattr(args, name, None)
+        asked = name == "seed" or name in given  # features are resolved when the models are built
+        if name in ckpt.arguments and asked and before != now:
+            raise UsageError(
+                f"{ckpt.path} was trained with {name} {before}, and args.{name} is {now}: leave it out, or start a new "
+                f"experiment with {FLAGS[name]}."
+            )
+
+
+def check_race(ckpt: Checkpoint, config: Section, args: Namespace) -> None:
+    """Raise UsageError where the rest of a race would train or be scored in another way than its first candidates.
+
+    What the race itself says (steps, split, rungs) is compared with its record.
+
+    Args:
+        ckpt: the checkpoint; empty for none.
+        config: the present task file.
+        args: the arguments of ``run_downstream.py``.
+    """
+    if args.mode != "train" or not args.past_exp or ckpt.extension.race_start is None or not ckpt.config:
+        return
+    known = ("early_stop", "runner.total_steps", "runner.epochs")
+    found = [row for row in _changes(ckpt.config, config) if not row[0].startswith(known)]
+    found = [row for row in found if row[0].rpartition(".")[2] not in FREE_IN_RACE]
+    if found:
+        raise UsageError(
+            f"{ckpt.path} is the start of a race that began with other settings ({_named(found)}), so that its "
+            "candidates could not be compared: resume it with the same ones, or start a new experiment."
+        )
+
+
+FREE_IN_RACE = ("num_workers", "log_step", "save_step", "max_keep", "cache_folder")  # without influence on any score
+
+
+def changed_settings(ckpt: Checkpoint, config: Section, args: Namespace) -> list[Record]:
+    """Return what a run has been resumed with: at which step which settings became others, the present resume last.
+
+    Args:
+        ckpt: the checkpoint; empty for none.
+        config: the present task file.
+        args: the arguments of ``run_downstream.py``.
+
+    Returns:
+        One ``{"step": ..., "settings": {key: [before, now]}}`` per resume with other settings, as far as these decide a
+        result. The number of steps does so where the learning rates or the child network follow it.
+    """
+    earlier = [dict(row) for row in ckpt.extension.changed_settings]
+    if args.mode != "train" or not args.past_exp or not ckpt.config or not ckpt.step:
+        return earlier
+    free = ["early_stop"]
+    optimizer, tuning = config["optimizer"], config.get("tuning") or {}
+    if not (config.get("scheduler") or str(optimizer["name"]).endswith("_with_schedule") or tuning.get("gradual")):
+        free += ["runner.total_steps", "runner.epochs"]
+    found = [row for row in _changes(ckpt.config, config) if not row[0].startswith(tuple(free))]
+    found = [row for row in found if row[0].rpartition(".")[2] not in WITHOUT_EFFECT]
+    if not found:
+        return earlier
+    logger.info("from step %d on with other settings: %s", ckpt.step, _named(found))
+    settings = {key: [None if value is _MISSING else value for value in values] for key, *values in found}
+    return [*earlier, {"step": ckpt.step, "settings": settings}]
 
 
 SAME_RUNNER = {

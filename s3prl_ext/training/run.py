@@ -31,7 +31,7 @@ from s3prl_ext.training.checkpoint import Checkpoint, Extension
 from s3prl_ext.training.forward import TaskModels, unwrapped
 from s3prl_ext.training.learnable_lambda import LambdaCurve, learnt_lambda, only_lambda_trains, stored_state
 from s3prl_ext.training.methods import METHODS
-from s3prl_ext.training.optimizers import build_optimizer
+from s3prl_ext.training.optimizers import build_optimizer, set_length
 from s3prl_ext.training.parameter_groups import RatesConfig, lambda_rates, parameter_groups, upstream_rates
 from s3prl_ext.training.results.provenance import ResourceUsage
 from s3prl_ext.training.run_spec import RunSpec
@@ -69,6 +69,7 @@ class Experiment:
         masks_in_use: whether candidates of a race have trained on it.
         data: hash of the corpus and of its split lists.
         cache: features of the upstream, or None.
+        changed_settings: what it was resumed with, see :func:`s3prl_ext.training.resume.changed_settings`.
     """
 
     args: Namespace
@@ -84,6 +85,7 @@ class Experiment:
     masks_in_use: bool = False
     data: CorpusHash | None = None
     cache: FeatureCache | None = None
+    changed_settings: Sequence[Section] = ()
 
     @property
     def shared_facts(self) -> Extension:
@@ -93,6 +95,7 @@ class Experiment:
             data=self.data,
             merge=getattr(self.tuned.model, "merge_record", None),
             last_hidden_state=last_hidden_state.PRESENT,
+            changed_settings=self.changed_settings,
         )
 
     @property
@@ -255,6 +258,7 @@ class Run:
                 scheduler.load_state_dict(self.resumed.scheduler)
         if self.resumed.optimizer:  # after the scheduler, which sets the rates of step 0 when it is made
             checkpoint.load_into(optimizer, self.resumed.optimizer, "optimizer", self.resumed.path)
+            set_length(optimizer, experiment.total_steps)
         trial = TrainState(
             experiment.models, self.upstream.trainable, [p for module in modules for p in module.parameters()],
             optimizer, scheduler, experiment.runner_config, self.child,
@@ -347,5 +351,7 @@ class Run:
             last_hidden_state.KEY: last_hidden_state.PRESENT,
             "merge": getattr(experiment.tuned.model, "merge_record", None),
         }
+        if experiment.changed_settings:
+            info["changed_settings"] = list(experiment.changed_settings)
         members = {name: every > 0 for name, every in (self._members() or {}).items()}
         delta.save(replace(experiment.tuned.delta(self._task(), info), members=members), self.folder.delta)

@@ -5,6 +5,7 @@ Stored with it, compared on resume, printed as flags. They are listed here alone
 
 from __future__ import annotations
 
+import re
 from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
@@ -24,6 +25,11 @@ TASK_ARGUMENTS = ("downstream", "downstream_variant", "upstream_feature_selectio
         "upstream_feature_normalize")  # fmt: skip
 FEATURES = TASK_ARGUMENTS[2:]  # what a task reads
 _DECIDED_BY_METHOD = "upstream_trainable"  # stored as the section tuning
+
+
+def overridden(args: Namespace) -> set[str]:
+    """Return the names of the arguments that ``-o`` gives."""
+    return set(re.findall(r"(?:^|,,)\s*args\.(\w+)\s*=", getattr(args, "override", None) or ""))
 
 
 @dataclass(frozen=True)

@@ -149,7 +149,8 @@ class Runner(RunBuilder, StockRunner):
         record = read_record(folder) if self.candidate else None
         if record is not None:
             draw(folder, record, run.trainer.history, self.args.downstream)
-        if run.state.step > first_step or result_file.step_of(folder) != run.state.step:
+        scored = len(run.trainer.history) > len(self.resumed.extension.history)
+        if scored or run.state.step > first_step or result_file.step_of(folder) != run.state.step:
             per_step = round(seconds_per_step, 4) if run.state.step > first_step else None
             rows = run.trainer.last_rows
             self._write_result(
@@ -168,6 +169,7 @@ class Runner(RunBuilder, StockRunner):
         return Experiment(
             self.args, self.config, self._variables, self.runner_config, self.total_steps, self.all_entries, self.tuned,
             spent or ResourceUsage(RunFolder(self.args.expdir), self.resumed), data=data, cache=self.cache,
+            changed_settings=self.changed_settings,
         )  # fmt: skip
 
     def _candidate_runs(self, experiment: Experiment) -> CandidateRuns:
@@ -214,6 +216,7 @@ class Runner(RunBuilder, StockRunner):
             if from_command_line:
                 check_splits(self.models.unwrapped(), [split] if self.clip_store else [])
                 self._announce_cache([split])
+                self._warn_of_a_part(split)
             stack.enter_context(locks.evaluation(self.args.expdir, active=writes))
             with result_file.failures_recorded(self.args, self.config, split, writes, self.corpus):
                 scores = evaluate(
@@ -229,6 +232,15 @@ class Runner(RunBuilder, StockRunner):
                     tracking.log_scores(Path(self.args.expdir), self.args, named, self.resumed.weights_step)
             return scores.save_names
 
+    def _warn_of_a_part(self, split: str) -> None:
+        """Say that the score is not that of the whole split."""
+        ratio = self.runner_config.evaluate_ratio
+        if ratio < 1 and distributed.is_leader():
+            logger.warning(
+                "runner.evaluate_ratio is %g: only that share of the batches of '%s' is scored; -o "
+                "config.runner.evaluate_ratio=1 scores all of it", ratio, split,
+            )  # fmt: skip
+
     def _write_result(self, metrics: dict[str, dict[str, float]], step: int, seconds: float, **more: Any) -> None:
         counts = {entry.name: self._trainable(entry) for entry in self.all_entries}
         facts: Record = {
@@ -240,6 +252,8 @@ class Runner(RunBuilder, StockRunner):
             "task": getattr(unwrapped(self.downstream.model), "facts", None),
             last_hidden_state.KEY: last_hidden_state.result_of(unwrapped(self.upstream.model), RunSpec.of(self.args)),
         }
+        if self.changed_settings:
+            facts["changed_settings"] = self.changed_settings
         if self.resumed.extension.merged_tasks:
             facts["merged_tasks"] = self.resumed.extension.merged_tasks
         result_file.write(

@@ -86,12 +86,12 @@ class Trainer:
 
     @property
     def last_rows(self) -> dict[str, Record]:
-        """The newest row of the history, by split."""
-        return {row["split"]: row for row in self.history}
+        """The newest row of the history at the present step, by split."""
+        return {row["split"]: row for row in self.history if row["step"] == self.state.step}
 
     @property
     def last_metrics(self) -> dict[str, dict[str, float]]:
-        """Metrics of the last evaluation, by split."""
+        """Metrics of the present step, by split; empty where it has not been scored."""
         return {split: _metrics(row) for split, row in self.last_rows.items()}
 
     def run(self, until: int | None = None) -> None:
@@ -152,7 +152,8 @@ class Trainer:
         progress = bar(total=self._end, initial=self.state.step, desc=self.label, disable=not leader)
         batches = iter(self.batches)
         with progress:
-            if self._evaluation_due:
+            ended = self.state.step >= self.total_steps
+            if self._evaluation_due or (ended and not self.last_rows):  # a shorter total_steps has moved the end here
                 self._evaluate_and_save()
                 self._evaluation_due = False  # not due any more either where a new total_steps moved the end
             while self.state.step < self._end:
@@ -186,7 +187,7 @@ class Trainer:
         return loader
 
     def _due(self, every: int) -> bool:
-        return self.state.step % every == 0 or self.state.step == self.total_steps
+        return self.state.step % every == 0 or self.state.step >= self.total_steps
 
     def _log_if_due(self) -> None:
         if not self._due(self.config.log_step) or not self.state.batch_ids:

@@ -23,6 +23,7 @@ from s3prl_ext.configs import Section
 from s3prl_ext.errors import DataError, ExtError, UsageError, is_out_of_memory, unknown_name
 from s3prl_ext.tasks import Task
 from s3prl_ext.training.batching.corpus_hash import value_at
+from s3prl_ext.training.run_spec import FEATURES, overridden
 
 WITH_CHECKPOINT = ("_local", "_custom", "_url", "_gdriveid")  # how s3prl ends the names of entries that read -k
 READS_ALL = ("customized_upstream",)  # s3prl's example for your own models
@@ -145,10 +146,11 @@ def _other_entry(name: str) -> str:
 
 
 def features_given(args: Namespace) -> bool:
-    """Return whether the user chose the features with ``-s`` or ``-l``."""
+    """Return whether the user chose the features with ``-s``, ``-l`` or ``-o``."""
     on_command_line = any(a == f or a.startswith(f + "=") for a in sys.argv[1:] for f in FEATURE_FLAGS)
     return (
         on_command_line
+        or bool(overridden(args) & set(FEATURES))
         or args.upstream_feature_selection != "hidden_states"
         or args.upstream_layer_selection is not None
     )
