@@ -153,7 +153,8 @@ class Trainer:
         batches = iter(self.batches)
         with progress:
             ended = self.state.step >= self.total_steps
-            if self._evaluation_due or (ended and not self.last_rows):  # a shorter total_steps has moved the end here
+            unscored = ended and self.config.eval_dataloaders and not self.last_rows  # of a total_steps made shorter
+            if self._evaluation_due or unscored:
                 self._evaluate_and_save()
                 self._evaluation_due = False  # not due any more either where a new total_steps moved the end
             while self.state.step < self._end:
