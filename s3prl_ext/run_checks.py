@@ -158,7 +158,7 @@ def stay_with(ckpt: Checkpoint) -> None:
 
 def check_names(flags: argparse.Namespace) -> None:
     """Refuse an unknown upstream or task, or flags that do not belong to them, before s3prl makes a folder."""
-    if not is_new(flags) or flags.mode is None:
+    if flags.mode is None:
         return
     from s3prl import hub
 

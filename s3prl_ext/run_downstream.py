@@ -37,6 +37,7 @@ from s3prl_ext.run_flags import (
     MODES,
     Unparsable,
     canonical,
+    is_new,
     overrides_of,
     parser,
     task_file,
@@ -149,7 +150,8 @@ def complete(argv: Sequence[str]) -> list[str]:
         flags.past_exp = str(best)
         added += ["-e", str(best)]
     ckpt = check_files(flags, given, overwrite=bool(overrides.get("args.overwrite")))
-    check_names(given)
+    if is_new(flags):
+        check_names(given)
     check_numbers(given)
     if flags.local_rank is None and "LOCAL_RANK" in os.environ:
         added.append(f"--local_rank={os.environ['LOCAL_RANK']}")

@@ -318,6 +318,7 @@ def test_auto_resume_without_a_numbered_checkpoint_takes_the_newest_best(tmp_pat
     argv = run_downstream.complete(flags)
     assert value_of(argv, "-e") == str(tmp_path / "test-best.ckpt")
     assert run_downstream.complete(argv) == argv
+    assert value_of(run_downstream.complete(["-m", "train", "-a", "-p", str(tmp_path)]), "-e") == value_of(argv, "-e")
     assert "-e" not in run_downstream.complete(["-m", "evaluate", "-e", str(tmp_path / "dev-best.ckpt")])[3:]
     (tmp_path / "exp").mkdir()
     (tmp_path / "exp" / "dev-best.ckpt").write_bytes(b"x")
