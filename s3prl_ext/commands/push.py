@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from s3prl_ext import hub
@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 CARD = "README.md"
 ADAPTER, VECTOR = "adapter_config.json", "task_vector.safetensors"
 WRITTEN = (EXPORT_FILE, MERGE_FILE, ADAPTER, VECTOR)  # one of them is in every folder that export or merge writes
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")  # suffixes
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,7 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.write(summary(args.folder, files, card) + "\nNothing was sent.\n")
         return 0
     message = args.message or f"{args.folder.name}, written by s3prl_ext"
-    sys.stdout.write(upload(files, card, args.folder, reference, message, args.public) + "\n")
+    address, deleted = upload(files, card, args.folder, reference, message, args.public)
+    if deleted:
+        sys.stdout.write(f"deleted from {reference.repo}, as this folder does not have them: {', '.join(deleted)}\n")
+    sys.stdout.write(f"{address}\n")
     return 0
 
 
@@ -93,27 +97,45 @@ def summary(folder: Path, files: Sequence[Path], card: ModelCard) -> str:
 
 def upload(
     files: Sequence[Path], card: ModelCard, folder: Path, reference: hub.Reference, message: str, public: bool
-) -> str:
-    """Send the files in one commit, in a repository that is made where it is missing; return the commit's address.
+) -> tuple[str, list[str]]:
+    """Send the files in one commit, in a repository that is made where it is missing.
+
+    The commit deletes weights, their indices and records of an earlier upload that the folder does not have: a library
+    that finds them would load them in place of those that are sent.
+
+    Returns:
+        The commit's address, and the names of the files that it deleted.
 
     Raises:
         DataError: the hub does not take them.
     """
-    from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
     if hub.offline():
         raise DataError("HF_HUB_OFFLINE is set, so nothing can be uploaded: unset it.")
     api = HfApi(endpoint=hub.endpoint())
     content = {path: str(card).encode() if path == folder / CARD else str(path) for path in files}
-    operations = [CommitOperationAdd(path.relative_to(folder).as_posix(), source) for path, source in content.items()]
+    added = {path.relative_to(folder).as_posix(): source for path, source in content.items()}
     try:
         api.create_repo(reference.repo, private=not public, exist_ok=True)
+        present = api.list_repo_files(reference.repo, revision=reference.revision)
+        deleted = sorted(name for name in present if name not in added and _is_loaded(name))
+        operations: list[CommitOperationAdd | CommitOperationDelete] = [
+            *(CommitOperationAdd(name, source) for name, source in added.items()),
+            *(CommitOperationDelete(name, is_folder=False) for name in deleted),
+        ]
         done = api.create_commit(
             reference.repo, operations, commit_message=message, revision=reference.revision, num_threads=2
         )
     except Exception as error:  # the hub client raises its own, httpx's, ValueError, RuntimeError and OSError
         raise _refused(reference, error) from error
-    return str(done.commit_url)
+    return str(done.commit_url), deleted
+
+
+def _is_loaded(name: str) -> bool:
+    """Tell whether a file of a repository decides which weights are loaded from it."""
+    path = PurePosixPath(name)
+    return len(path.parts) == 1 and (name in WRITTEN or path.suffix in WEIGHTS or name.endswith(".index.json"))
 
 
 def _refused(reference: hub.Reference, error: BaseException) -> DataError:

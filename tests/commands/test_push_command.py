@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
+from transformers import AutoModel
 
 from s3prl_ext import hub
 from s3prl_ext.attention.files import find_model
@@ -13,6 +14,7 @@ from s3prl_ext.commands import export
 from s3prl_ext.commands.push import main
 from s3prl_ext.errors import DataError, UsageError
 from tests.support import tuned as made
+from tests.support.factories import hubert_folder
 from tests.support.hub_server import StandInHub
 
 CHILD = {"method": "child", "density": 0.05}
@@ -69,6 +71,26 @@ def test_a_second_push_adds_a_commit_and_public_is_asked_for(server, exported):
     assert server.made == {"me/tuned": False}
     assert main([str(exported), "me/tuned"]) == 0
     assert len([request for request in server.requests if "/commit/" in request]) == 2
+
+
+def test_a_second_push_takes_away_what_would_be_loaded_in_its_place(server, tmp_path, capsys):
+    """transformers reads ``model.safetensors`` rather than the parts of a divided model, and an adapter before both."""
+    whole, parts = (hubert_folder(tmp_path / name, seed, **options) for name, seed, options in
+                    (("whole", 1, {}), ("parts", 2, {"max_shard_size": "50KB"})))  # fmt: skip
+    for folder in (whole, parts):
+        (folder / "README.md").write_text("---\ntags: []\n---\n# a model\n")
+        (folder / "export.json").write_text("{}")
+    sent = server.root / "me" / "tuned"
+    assert main([str(whole), "me/tuned"]) == 0 and "deleted" not in capsys.readouterr().out
+    (sent / "adapter_config.json").write_text("{}")
+    (sent / "LICENSE").write_text("mine")
+    assert main([str(parts), "me/tuned"]) == 0
+    said = capsys.readouterr().out
+    assert "deleted from me/tuned, as this folder does not have them: adapter_config.json, model.safetensors\n" in said
+    assert {path.name for path in sent.iterdir()} == {"LICENSE", *(path.name for path in parts.iterdir())}
+    assert made.same(*(list(AutoModel.from_pretrained(folder).state_dict().values()) for folder in (sent, parts)))
+    assert main([str(whole), "me/tuned"]) == 0
+    assert not list(sent.glob("*-of-*")) and not (sent / "model.safetensors.index.json").exists()
 
 
 def test_an_adapter_says_which_library_reads_it(server, tmp_path):

@@ -143,6 +143,8 @@ class _Handler(BaseHTTPRequestHandler):
                 (self.owner.root / repo / value["path"]).write_bytes(
                     (self.owner.root / ".large" / value["oid"]).read_bytes()
                 )
+            elif line["key"] == "deletedFile":
+                (self.owner.root / repo / value["path"]).unlink()
         commit = self.owner.commit(repo)
         self._json({"commitUrl": f"{self.owner.address}/{repo}/commit/{commit}", "commitOid": commit})
 
