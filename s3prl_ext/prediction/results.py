@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -187,7 +188,7 @@ class SpeakerTurns(Result):
         Args:
             name: of the recording; None takes the file's, without folder and suffix.
         """
-        name = (Path(self.file).stem if name is None else name).replace(" ", "_")
+        name = rttm_name(Path(self.file).stem if name is None else name)
         return "\n".join(
             f"SPEAKER {name} 1 {start:.3f} {end - start:.3f} <NA> <NA> {speaker} <NA> <NA>"
             for speaker, start, end in self.turns
@@ -199,6 +200,11 @@ class SpeakerTurns(Result):
 
     def _content(self) -> dict[str, Any]:
         return {"turns": [{"speaker": name, "start": _short(a), "end": _short(b)} for name, a, b in self.turns]}
+
+
+def rttm_name(name: str) -> str:
+    """Return a name as RTTM can hold it, whose fields end at blanks: with underscores in their place."""
+    return re.sub(r"\s", "_", name)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from scipy.io import wavfile
 from s3prl_ext.corpora.audio import SAMPLE_RATE
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.prediction.decoder import Decoder
-from s3prl_ext.prediction.results import AudioResult, Failure, Result, SpeakerTurns
+from s3prl_ext.prediction.results import AudioResult, Failure, Result, SpeakerTurns, rttm_name
 from s3prl_ext.writing import written
 
 
@@ -38,7 +38,7 @@ class Formatter:
             raise UsageError("--format rttm is for speaker diarization: use text, jsonl or csv.")
         self.kind = kind
         self._columns = ("file", *decoder.columns, "error")
-        self._names = distinct_names(names)
+        self._names = distinct_names(names, rttm_name)
 
     def header(self) -> str:
         """Return the text before the first result."""
@@ -104,17 +104,25 @@ class AudioFolder:
         return replace(result, written=tuple(map(str, files)))
 
 
-def distinct_names(paths: Sequence[Path]) -> dict[str, str]:
-    """Return a name for each path: its stem; where several have it, with the folders, and then with the suffix."""
+def distinct_names(paths: Sequence[Path], spelt: Callable[[str], str] = str) -> dict[str, str]:
+    """Return a name for each path: its stem; where several have it, with the folders, and then with the suffix.
+
+    Args:
+        paths: of all recordings.
+        spelt: makes a name one that the format can hold; names that it makes equal are told apart too.
+    """
+
+    def alone(path: Path) -> str:
+        return spelt(path.stem)
 
     def with_folders(path: Path) -> str:
-        return "_".join(part for part in path.with_suffix("").parts if part not in ("/", ".."))
+        return spelt("_".join(part for part in path.with_suffix("").parts if part not in ("/", "..")))
 
-    stems, places = (Counter(map(name, paths)) for name in (lambda path: path.stem, with_folders))
+    stems, places = (Counter(map(name, paths)) for name in (alone, with_folders))
     names: dict[str, str] = {}
     for path in paths:
-        name = path.stem if stems[path.stem] == 1 else with_folders(path)
-        if stems[path.stem] > 1 and places[name] > 1:
+        name = alone(path) if stems[alone(path)] == 1 else with_folders(path)
+        if stems[alone(path)] > 1 and places[with_folders(path)] > 1:
             name += path.suffix.replace(".", "_")
         while name in names.values():
             name += "_"

@@ -15,6 +15,7 @@ from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.mini_superb import LAYOUTS
 from s3prl_ext.prediction import load, windows
 from s3prl_ext.prediction.decoder import Options
+from s3prl_ext.prediction.results import rttm_name
 from s3prl_ext.prediction.separation import _continued
 from s3prl_ext.prediction.writing import AudioFolder, distinct_names
 from tests.support import prediction_runs as runs
@@ -41,6 +42,12 @@ def test_names_are_distinct():
     paths = [Path(name) for name in ("a/x.wav", "b/x.wav", "b/x.flac", "y.wav", "b_x_wav.wav", "b_x/wav.wav")]
     names = distinct_names(paths)
     assert [names[str(path)] for path in paths] == ["a_x", "b_x_wav", "b_x_flac", "y", "b_x_wav_", "wav"]
+
+
+def test_names_that_a_format_spells_alike_are_distinct():
+    paths = [Path(name) for name in ("a b.wav", "a_b.wav", "x/c d.wav", "y/c\td.wav", "e f.wav")]
+    names = list(distinct_names(paths, rttm_name).values())
+    assert names == ["a_b_wav", "a_b_wav_", "x_c_d", "y_c_d", "e_f"] and list(map(rttm_name, names)) == names
 
 
 def test_a_recording_is_not_replaced(tmp_path):
