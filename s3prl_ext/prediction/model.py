@@ -166,7 +166,7 @@ class Model:
         """Return the prediction for one recording.
 
         Args:
-            audio: path of a file, or samples [samples] or [samples, channels], full scale 1.
+            audio: path of a file, or samples as :func:`s3prl_ext.prediction.recordings.from_samples` takes them.
             rate: sample rate of `audio` in Hz, where it is samples.
 
         Raises:

@@ -17,6 +17,7 @@ from s3prl_ext.errors import DataError
 READABLE = {name.lower() for name in soundfile.available_formats()} - {"raw"} | {"aif", "oga", "opus", "sph", "wave"}
 CUT_SECONDS = 0.01  # a file that lacks less than this is taken as whole
 UNREADABLE = {"m4a", "mp4", "aac", "wma", "webm", "amr", "ac3"}
+INTEGERS = {"uint8": 2**7, "int16": 2**15, "int32": 2**31}  # types of samples in WAV files -> full scale
 
 
 @dataclass(frozen=True)
@@ -94,21 +95,21 @@ def from_samples(samples: np.ndarray, rate: int, name: str = "samples") -> Recor
     """Return samples as a recording: channels are averaged, then resampled to 16 kHz.
 
     Args:
-        samples: real numbers [samples] or [samples, channels]; full scale is 1.
+        samples: [samples] or [samples, channels]: floats with a full scale of 1, or integers as WAV files hold them
+            and scipy reads them, uint8 (silence is 128), int16 or int32, which are divided by 128, 2^15 or 2^31.
         rate: in Hz.
         name: for errors and results.
 
     Raises:
-        DataError: there are none, or some are not numbers.
+        DataError: there are none, some are not numbers, or it is not known what their full scale is.
     """
-    samples = np.asarray(samples, dtype=np.float32)
+    samples, notes = _floats(np.asarray(samples), name)
     if samples.ndim not in (1, 2) or not samples.size:
         raise DataError(f"{name} contains no samples (shape {samples.shape}): give [samples] or [samples, channels].")
     if samples.ndim == 2 and samples.shape[1] > samples.shape[0]:
         raise DataError(f"{name} has the shape {samples.shape}, more channels than samples: give [samples, channels].")
     if not np.isfinite(samples).all():
         raise DataError(f"{name} holds samples that are not finite: write it again.")
-    notes = []
     if samples.ndim == 2:
         if samples.shape[1] > 1:
             notes.append(f"{samples.shape[1]} channels averaged")
@@ -116,6 +117,21 @@ def from_samples(samples: np.ndarray, rate: int, name: str = "samples") -> Recor
     if rate != SAMPLE_RATE:
         notes.append(f"resampled from {rate} Hz to {SAMPLE_RATE} Hz")
     return Recording(name, resample(samples, int(rate)), tuple(notes))
+
+
+def _floats(samples: np.ndarray, name: str) -> tuple[np.ndarray, list[str]]:
+    """Return samples as float32 with a full scale of 1, and what was done to make them so."""
+    if samples.dtype.kind == "f":
+        return samples.astype(np.float32, copy=False), []
+    full_scale = INTEGERS.get(samples.dtype.name)
+    if full_scale is None:
+        raise DataError(
+            f"{name} holds {samples.dtype.name}, whose full scale is not known: give floats between -1 and 1, or "
+            f"{', '.join(INTEGERS)} as in a WAV file."
+        )
+    silence = full_scale if samples.dtype.kind == "u" else 0
+    scaled = (samples.astype(np.float64) - silence) / full_scale
+    return scaled.astype(np.float32), [f"{samples.dtype.name} divided by {full_scale}, its full scale"]
 
 
 def _promised_seconds(path: Path) -> float | None:

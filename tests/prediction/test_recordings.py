@@ -9,6 +9,7 @@ import pytest
 import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.io import wavfile
 
 from s3prl_ext.errors import DataError
 from s3prl_ext.prediction import windows
@@ -88,6 +89,25 @@ def test_samples_that_are_no_numbers():
     with pytest.raises(DataError, match="no samples"):
         from_samples(np.zeros((0, 2)), 16000)
     assert from_samples(tone(16000)[:, None], 16000).notes == ()
+
+
+@pytest.mark.parametrize(("dtype", "subtype"), [("uint8", "PCM_U8"), ("int16", "PCM_16"), ("int32", "PCM_32")])
+def test_integers_are_scaled_as_soundfile_scales_those_of_a_file(dtype, subtype, tmp_path):
+    soundfile.write(tmp_path / "a.wav", tone(16000), 16000, subtype=subtype)
+    _, samples = wavfile.read(tmp_path / "a.wav")
+    assert samples.dtype == dtype
+    scaled = from_samples(samples, 16000)
+    assert np.array_equal(scaled.samples, read(tmp_path / "a.wav").samples) and 0.1 < abs(scaled.samples).max() <= 1
+    (note,) = scaled.notes
+    assert note.startswith(f"{dtype} divided by ")
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.uint16, np.bool_, np.complex64])
+def test_numbers_of_an_unknown_full_scale_are_refused(dtype):
+    with pytest.raises(
+        DataError, match=rf"samples holds {np.dtype(dtype)}, whose full scale is not known: give floats"
+    ):
+        from_samples(np.ones(16000, dtype), 16000)
 
 
 def test_folders(tmp_path):
