@@ -117,6 +117,16 @@ def only_best(flags: argparse.Namespace) -> Path | None:
     return max(folder.best(), key=lambda path: Checkpoint.read(path, mmap=True).step, default=None)
 
 
+def latest_of(flags: argparse.Namespace) -> Path | None:
+    """Return the ``states-N.ckpt`` of the last step in the folder that -a or -e resumes; None where they name none.
+
+    s3prl looks for it by a pattern that begins with the name of the folder, which takes ``exp/x[1]`` for ``exp/x1``.
+    """
+    folders = [expdir(flags)] if flags.auto_resume else []
+    folders += [flags.past_exp] if flags.past_exp is not None else []
+    return next((latest for folder in folders if (latest := RunFolder(folder).latest()) is not None), None)
+
+
 def check_processes(ckpt: Checkpoint, flags: argparse.Namespace) -> None:
     """Refuse to resume with another number of processes; s3prl stops at an assertion there."""
     from s3prl_ext.training import resume

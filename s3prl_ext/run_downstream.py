@@ -28,6 +28,7 @@ from s3prl_ext.run_checks import (
     check_processes,
     check_same_command,
     check_task_file,
+    latest_of,
     mention_unused,
     only_best,
     refuse_dead_flags,
@@ -46,6 +47,8 @@ from s3prl_ext.run_flags import (
 )
 
 logger = logging.getLogger(__name__)
+
+AUTO_RESUME = ("-a", "--auto_resume")
 
 # Warnings of torch about s3prl's code that a user can do nothing about.
 OTHERS_WARNINGS = ("This DataLoader will create", "'pin_memory' argument is set", ".*weight_norm. is deprecated")
@@ -121,6 +124,7 @@ def complete(argv: Sequence[str]) -> list[str]:
 
     - flags are written as :func:`s3prl_ext.run_flags.canonical` does; under torchrun ``--local_rank`` is added.
     - ``-c asr/ad_tuning`` becomes the path of the shipped task file; a missing ``-c`` the task's ``superb`` preset.
+    - ``-a`` and ``-e FOLDER`` become ``-e`` with the latest checkpoint, where there is one.
     - ``-e delta.safetensors`` becomes the upstream, task and task file of that delta, with ``-i``.
     - ``-o args.upstream_trainable=false`` becomes ``=False``, so that s3prl takes no text for true.
     - without CUDA the device is the CPU and the backend gloo, unless they are given.
@@ -145,7 +149,8 @@ def complete(argv: Sequence[str]) -> list[str]:
     refuse_dead_flags(given)
     added: list[str] = []
     begins_too = flags.auto_resume and flags.past_exp is None  # the same command that started the experiment
-    best = only_best(flags)
+    latest, best = latest_of(flags), only_best(flags)
+    added += ["-e", str(latest)] if latest is not None else []
     if best is not None:
         flags.past_exp = str(best)
         added += ["-e", str(best)]
@@ -169,7 +174,7 @@ def complete(argv: Sequence[str]) -> list[str]:
         check_task_file(config, flags)
         if config != flags.config:
             added += ["-c", config]
-    return argv + added
+    return [word for word in argv if word not in AUTO_RESUME] + added
 
 
 def _of_delta(argv: list[str], flags: argparse.Namespace) -> tuple[list[str], argparse.Namespace]:

@@ -328,6 +328,30 @@ def test_auto_resume_without_a_numbered_checkpoint_takes_the_newest_best(tmp_pat
         run_downstream.complete(command(tmp_path, "-d", "asr", "-o", "args.overwrite=False"))
 
 
+@pytest.mark.parametrize("name", ["x", "x[1]", "x?", "*"])
+def test_a_folder_is_resumed_at_its_latest_checkpoint_whatever_it_is_called(name, tmp_path, monkeypatch):
+    from s3prl.run_downstream import get_downstream_args
+
+    folder, other = tmp_path / name, tmp_path / "x1"
+    for place, steps in ((folder, (9, 10)), (other, (11,))):
+        trained(place)
+        for step in steps:
+            states = torch.load(place / "states-2.ckpt", weights_only=False)
+            torch.save(states | {"Config": {}}, place / f"states-{step}.ckpt")
+    new = ["-u", "fbank", "-d", "asr", "-c", "asr/superb"]
+    for flags in (["-m", "train", "-a", "-p", str(folder), *new], ["-m", "train", "-e", str(folder)],
+                  ["-m", "evaluate", "-e", str(folder)]):  # fmt: skip
+        argv = run_downstream.complete(flags)
+        assert value_of(argv, "-e") == str(folder / "states-10.ckpt") and run_downstream.complete(argv) == argv
+        monkeypatch.setattr("sys.argv", ["run_downstream.py", *argv])
+        assert get_downstream_args()[0].init_ckpt == str(folder / "states-10.ckpt")
+    (tmp_path / "y[1]").mkdir()
+    trained(tmp_path / "y1")
+    argv = run_downstream.complete(["-m", "train", "-a", "-p", str(tmp_path / "y[1]"), *new])
+    monkeypatch.setattr("sys.argv", ["run_downstream.py", *argv])
+    assert get_downstream_args()[0].past_exp is None, "a new run is not that of another folder"
+
+
 def test_hints_fit_the_error(monkeypatch):
     monkeypatch.setattr("sys.argv", ["s3prl-ext", "report", "--out", "/x/out"])
     copied = OSError(28, "full", "/models/read.bin", None, "/out/written.bin")
