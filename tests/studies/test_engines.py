@@ -156,6 +156,30 @@ time.sleep(600)
     until(lambda: not Path(f"/proc/{child}").exists() or "zombie" in Path(f"/proc/{child}/status").read_text())
 
 
+@pytest.mark.parametrize(
+    ("given", "devices"),
+    [
+        ("GPU-8932f937-d72c-4106-c12f-20bd9faed9f6, GPU-0a", ["GPU-8932f937-d72c-4106-c12f-20bd9faed9f6", "GPU-0a"]),
+        ("MIG-7d2f,MIG-8e3a,MIG-9f4b", ["MIG-7d2f", "MIG-8e3a"]),  # torch sees two
+        ("3,1", ["3", "1"]),
+        (None, ["0", "1"]),
+    ],
+)
+def test_gpus_are_named_as_they_were_given(given, devices, tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if given:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+    show = "import os, pathlib, sys; pathlib.Path(sys.argv[1]).write_text(os.environ['CUDA_VISIBLE_DEVICES'])"
+    files = [tmp_path / "0", tmp_path / "1"]
+    engine, job = local.LocalEngine(None, Resources(gpus=1)), a_job(tmp_path)
+    for file in files:
+        monkeypatch.setattr(local, "command", lambda job, file=file: [sys.executable, "-c", show, str(file)])
+        engine.start(job, tmp_path / "log")
+    until(lambda: engine.ended(1.0) and not engine.running)
+    assert [file.read_text() for file in files] == devices and sorted(engine.devices) == sorted(devices)
+
+
 def test_the_printed_command_is_the_one_that_runs(tmp_path):
     job = a_job(tmp_path)
     assert shown(job).startswith("s3prl-ext run -m train -a -d speech_commands -c ks/mini -u fbank --seed 0 -p")

@@ -23,7 +23,7 @@ class _Process:
     job: Process
     log: Path
     process: subprocess.Popen[bytes]
-    devices: tuple[int, ...]
+    devices: tuple[str, ...]
 
 
 class LocalEngine:
@@ -64,7 +64,7 @@ class LocalEngine:
     def start(self, job: Process, log: Path) -> None:
         """Start the process of a job."""
         devices, self.devices = tuple(self.devices[: self.gpus]), self.devices[self.gpus :]
-        env = {"CUDA_VISIBLE_DEVICES": ",".join(map(str, devices))} if devices else {}
+        env = {"CUDA_VISIBLE_DEVICES": ",".join(devices)} if devices else {}
         with log.open("ab") as out:
             process = begin(command(job), out, self.cpus, **env)
         self.running.append(_Process(job, log, process, devices))
@@ -96,11 +96,11 @@ class LocalEngine:
         self.running.clear()
 
 
-def _devices() -> list[int]:
-    """Return the GPUs that this process may use, by their number for ``CUDA_VISIBLE_DEVICES``."""
+def _devices() -> list[str]:
+    """Return the GPUs that this process may use as ``CUDA_VISIBLE_DEVICES`` names them: by number, or as ``GPU-…``."""
     import torch
 
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     if given:
-        return [int(number) for number in given.split(",") if number.strip().isdecimal()][: torch.cuda.device_count()]
-    return list(range(torch.cuda.device_count()))
+        return [name.strip() for name in given.split(",")][: torch.cuda.device_count()]
+    return [str(number) for number in range(torch.cuda.device_count())]
