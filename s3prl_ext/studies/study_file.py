@@ -280,6 +280,8 @@ def _method(value: Any, where: str) -> AxisPoint:
 
 def _value(axis: str, value: Any, where: str) -> AxisPoint:
     label = _label(_text(value), where)
+    if axis == LAMBDA and isinstance(value, (list, tuple)):
+        raise UsageError(f"{where} is a list: an axis {LAMBDA} has one number at a time; give others as upstreams.")
     if axis == LAMBDA:
         return AxisPoint(label, flags={"-g": f"lambda={label}"})
     return AxisPoint(label, {KEYS.get(axis, axis): _plain(value)})
@@ -368,7 +370,7 @@ def _only(
 
 def _label(text: str, where: str) -> str:
     """Return a label that is fit for a folder's name."""
-    if not text or set(text) & set("/\\,= ") or text.startswith("."):
+    if not text or set(text) & set("/\\,= []*?'\"") or text.startswith("."):
         raise UsageError(
             f"{where}: '{text}' cannot name a folder: give it a label of letters, digits, '.', '-' and '_'."
         )
@@ -376,7 +378,9 @@ def _label(text: str, where: str) -> str:
 
 
 def _text(value: Any) -> str:
-    """Return a value as a label; ``1.0e-3``, ``"1e-3"`` and 0.001 are one."""
+    """Return a value as a label; ``1.0e-3``, ``"1e-3"`` and 0.001 are one, and a list is ``0-4-8``."""
+    if isinstance(value, (list, tuple)) and not any(isinstance(one, (list, tuple, Mapping)) for one in value):
+        return "-".join(map(_text, value)) or "none"
     plain = _plain(value)
     if isinstance(plain, float):
         return short if float(short := f"{plain:g}") == plain else repr(plain)

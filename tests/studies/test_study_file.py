@@ -332,3 +332,22 @@ def test_what_the_command_line_sets_holds_or_is_refused(axes, override, sentence
     assert sentence in str(caught.value)
     other = study(tmp_path, f"{ONE}axes: {{{axes}}}\n", "set.optimizer={name: AdamW}")
     assert all(config["optimizer"]["name"] == "AdamW" for config in settings_of(other, tmp_path).values())
+
+
+@pytest.mark.parametrize("label", ["a[0]", "a*", "a?", "it's", 'a"b'])
+def test_a_label_that_a_pattern_of_files_would_be_is_refused(label, tmp_path):
+    """s3prl looks for the checkpoints of a folder by a pattern, and would not find them."""
+    with pytest.raises(UsageError, match="cannot name a folder"):
+        study(tmp_path, f"{ONE}methods: [{{method: weighted_sum, label: {label!r}}}]\n")
+
+
+def test_a_list_on_an_axis_is_a_label_of_its_items(tmp_path):
+    found = study(
+        tmp_path, f"{ONE}methods: houlsby\naxes: {{tuning.layers: [[0], [0, 4], []]}}\nchoose: tuning.layers\n"
+    )
+    points = {point.label: point.settings["tuning.layers"] for point in found.axes["tuning.layers"]}
+    assert points == {"0": [0], "0-4": [0, 4], "none": []}
+    with pytest.raises(UsageError, match="has '0' twice"):
+        study(tmp_path, f"{ONE}methods: houlsby\naxes: {{tuning.layers: [[0], 0]}}\n")
+    with pytest.raises(UsageError, match="an axis lambda has one number at a time"):
+        study(tmp_path, f"{ONE}axes: {{lambda: [[0.1, 0.2]]}}\n")
