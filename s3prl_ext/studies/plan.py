@@ -21,6 +21,7 @@ from s3prl_ext.studies.study_run import StudyRun
 from s3prl_ext.training.racing.early_stop import EarlyStopConfig
 
 Bases = dict[tuple[str, str], tuple[str, str]]  # (task and other axes, what) -> (name of the first run, hash)
+Models = dict[tuple[str, ...], dict[int, tuple[str, str]]]  # (task, upstream, flags) -> seed -> (name, hash) as above
 
 
 @dataclass
@@ -37,6 +38,7 @@ class StudyCell:
         failures: sentence by run that has no score.
         reported: metric that its runs were judged by, once one has ended.
         bases: what the runs of the study were trained on, shared by its cells: name and hash of the first run by what.
+        models: the same of their untouched upstreams, by seed.
         mixed: sentence where a run of the cell was trained or tested on something else than others.
     """
 
@@ -50,6 +52,7 @@ class StudyCell:
     failures: dict[str, str] = field(default_factory=dict)
     reported: str | None = None
     bases: Bases = field(default_factory=dict)
+    models: Models = field(default_factory=dict)
     mixed: str | None = None
 
     @property
@@ -195,10 +198,12 @@ class StudyCell:
             self.failures[run.name] = failure.sentence
 
     def compare_basis(self, run: StudyRun, record: ResultRecord) -> None:
-        """Note where a run was trained or tested on other data than an earlier one of its task.
+        """Note where a run was trained or tested on other data, or another upstream, than an earlier one of its task.
 
-        A study is often gone on with: the variable of a corpus may then have another value, or its folder other files.
+        A study is often gone on with: the variable of a corpus may then have another value, its folder other files, or
+        the file of a model other weights.
         """
+        self._compare_upstream(run, record)
         others = (label for axis, label in run.labels.items() if axis not in ("upstream", "method", *self.study.choose))
         place = "/".join(others)
         for what, value in (("another corpus", record.at("data.sha256")), ("other splits", record["splits_sha256"])):
@@ -210,6 +215,23 @@ class StudyCell:
                     f"{run.name} was run on {what} than {first[0]} (by names and sizes of files): set the variable of "
                     "the corpus as then, or remove the runs of one of them, and run the study again."
                 )
+
+    def _compare_upstream(self, run: StudyRun, record: ResultRecord) -> None:
+        if (found := record["upstream_sha256"]) is None:
+            return
+        flags = (
+            word for flag, value in run.given_flags().items() if flag not in ("-d", "-c") for word in (flag, value)
+        )
+        by_seed = self.models.setdefault((run.labels["task"], run.labels["upstream"], *flags), {})
+        first = by_seed.setdefault(run.seed, (run.name, found))
+        hashes = [one for _, one in by_seed.values()]
+        drawn = len(set(hashes)) == len(hashes)  # noise, or weights that a file lacks: each seed has its own
+        other = next((name for name, one in ([first] if drawn else by_seed.values()) if one != found), None)
+        if other is not None:
+            self.mixed = (
+                f"{run.name} was run on another upstream than {other} (SHA-256 of its weights): put the file of then "
+                "back (-k, or what -g names), or remove the runs of one of them, and run the study again."
+            )
 
     def best(self) -> str:
         """Return the best score on dev so far, as text."""
@@ -225,9 +247,10 @@ def cells_of(study: Study, folder: Path) -> list[StudyCell]:
     """Return the cells of a study, in the order of its axes."""
     cells: dict[tuple[str, ...], StudyCell] = {}
     bases: Bases = {}
+    models: Models = {}
     for labels in combinations(study):
         kept = {axis: label for axis, label in labels.items() if axis not in study.choose}
-        cell = cells.setdefault(tuple(kept.values()), StudyCell(study, kept, [], bases=bases))
+        cell = cells.setdefault(tuple(kept.values()), StudyCell(study, kept, [], bases=bases, models=models))
         cell.search += [run_of(study, labels, seed, folder) for seed in study.search_seeds]
     return list(cells.values())
 

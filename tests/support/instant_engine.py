@@ -12,8 +12,11 @@ from s3prl_ext.studies.jobs import Job
 Outcome = float | str | None  # score on dev and test; the sentence of a failure; a process that was lost
 
 
-def result_of(job: Job, score: float, corpus: str | None = None) -> tuple[Path, str]:
-    """Return the file that a training or a test leaves, and its content; `corpus` stands for the hash of its data."""
+def result_of(job: Job, score: float, corpus: str | None = None, upstream: str | None = None) -> tuple[Path, str]:
+    """Return the file that a training or a test leaves, and its content.
+
+    `corpus` and `upstream` stand for the hashes of its data and of its untouched upstream.
+    """
     if job.kind == "fetch":
         return job.marker, ""
     task, run = job.run.task, job.run
@@ -23,9 +26,11 @@ def result_of(job: Job, score: float, corpus: str | None = None) -> tuple[Path, 
             {"step": job.until, "seconds": 1.0, "metrics": {task.dev: {name: score}}}
         )
     split = task.dev if job.kind == "train" else task.test
+    tested = run.folder / ("states-10.ckpt" if run.study.checkpoint == "last" else task.best)
+    args = {"expdir": str(run.folder), "init_ckpt": str(tested) if job.kind == "test" else None}
     record = {
         "schema": 3, "mode": job.kind, "upstream": "u", "downstream": task.downstream, "seed": run.seed, "step": 10,
-        "seconds": 20.0, "seconds_per_step": 2.0, "trainable": {"Upstream": 7}, "args": {"expdir": str(run.folder)}, "config": run.config(), "versions": {},
+        "seconds": 20.0, "seconds_per_step": 2.0, "trainable": {"Upstream": 7}, "args": args, "upstream_sha256": upstream, "config": run.config(), "versions": {},
         "date": "2026-01-02", "data": corpus and {"sha256": corpus}, "machine": {}, "peak_memory": {}, "commit": None, "error": None, "merge": None,
         "intervals": {}, "items": {}, "splits_sha256": None,
         "metrics": {split: {name: {"value": score, "unit": "ratio", "higher_is_better": True}}},
@@ -40,8 +45,14 @@ class Instant:
 
     queues = False
 
-    def __init__(self, outcome: Callable[[Job], Outcome], jobs: int = 4, corpus: str | None = None) -> None:
-        self.outcome, self.jobs, self.corpus = outcome, jobs, corpus
+    def __init__(
+        self,
+        outcome: Callable[[Job], Outcome],
+        jobs: int = 4,
+        corpus: str | None = None,
+        upstream: Callable[[Job], str | None] = lambda _: None,
+    ) -> None:
+        self.outcome, self.jobs, self.corpus, self.upstream = outcome, jobs, corpus, upstream
         self.started: list[str] = []
         self.fetched: list[str] = []
         self.running: list[Ended] = []
@@ -54,7 +65,7 @@ class Instant:
         (self.fetched if job.kind == "fetch" else self.started).append(job.name)
         found = self.outcome(job)
         if isinstance(found, float):
-            path, text = result_of(job, found, self.corpus)
+            path, text = result_of(job, found, self.corpus, self.upstream(job))
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
         elif isinstance(found, str):
