@@ -68,15 +68,19 @@ def _tables(task: str, cells: Sequence[StudyCell]) -> list[Table]:
     name = cells[0].metric
     axes = [axis for axis in cells[0].labels if axis != "task"]
     choose = cells[0].study.choose
-    body = []
+    body: list[list[str]] = []
+    failures: dict[str, str] = {}
     for cell in cells:
         final = _final(cell)
+        failed = {run.name: said for run in final if (said := _final_failure(cell, run)) is not None}
+        failures |= cell.failures | failed
         records = [run.tested() for run in final]
         tested = [score for record in records if record and (score := record.score(row.test, name)) is not None]
         chosen = [final[0].labels[axis] if final else NOTHING for axis in choose]
         dev = _at(cell, final[0], name) if final else NOTHING
         test = mean_and_deviation(tested)
-        body.append([*(cell.labels[axis] for axis in axes), *chosen, dev, str(len(tested)), test, _hours(cell)])
+        seeds = f"{len(tested)} of {len(final)}" if failed else str(len(tested))
+        body.append([*(cell.labels[axis] for axis in axes), *chosen, dev, seeds, test, _hours(cell)])
     head = [
         *axes,
         *(f"{axis}, chosen" for axis in choose),
@@ -85,7 +89,7 @@ def _tables(task: str, cells: Sequence[StudyCell]) -> list[Table]:
         heading(name, "test"),
         "time",
     ]
-    notes = [f"{name}: {said}" for cell in cells for name, said in cell.failures.items()]
+    notes = [f"{name}: {said}" for name, said in failures.items()]
     notes += [f"{cell.name}: {cell.mixed}" for cell in cells if cell.mixed is not None]
     tables = [Table(f"{task}: chosen on {row.dev}, scored on {row.test}", head, body, notes, of_texts=True)]
     if choose and cells[0].study.race is not None:
@@ -133,6 +137,26 @@ def _final(cell: StudyCell) -> list[StudyRun]:
         return []  # all diverged, or ran on different corpora
 
 
+def _failure(run: StudyRun) -> str | None:
+    """Return how the training of a run failed; None where it has a result, or has not failed."""
+    failure = Job(run, "train").failure() if run.record() is None else None
+    return None if failure is None else failure.sentence
+
+
+def _final_failure(cell: StudyCell, run: StudyRun) -> str | None:
+    """Return why a chosen run has no score on test; None where it has one, or may still get one."""
+    if run.record() is None:
+        return _failure(run)
+    if (tested := run.tested()) is not None:
+        scored = tested.score(run.task.test, cell.metric) is not None
+        return None if scored else f"its {cell.metric} on {run.task.test} is not a number."
+    if (failure := Job(run, "test").failure()) is not None:
+        return failure.sentence
+    if run.test_file.is_file():
+        return f"{run.test_file} is not of the checkpoint that dev chose and is not counted: run the study again."
+    return None
+
+
 def _seeds(cell: StudyCell) -> str:
     """Return the seeds that search, in words."""
     seeds = cell.study.search_seeds
@@ -170,7 +194,8 @@ def _runs(cells: Sequence[StudyCell]) -> Table:
     """Return every run as the values of a table for CSV."""
     values = []
     for cell in cells:
-        for run in {r.name: r for r in (*cell.search, *_final(cell))}.values():
+        final = {run.name: run for run in _final(cell)}
+        for run in {**{run.name: run for run in cell.search}, **final}.values():
             record, tested, row = run.record(), run.tested(), run.task
             name, dev = run.on_dev(record) if record else (cell.metric, _stopped(cell, run))
             steps = record["step"] if record else max(cell.stops.get(run.name, {}), default=None)
@@ -180,7 +205,7 @@ def _runs(cells: Sequence[StudyCell]) -> Table:
                 "test": tested["metrics"][row.test][name]["value"] if tested else None,
                 "steps": steps, "seconds": run.seconds(),
                 "seconds_per_step": record["seconds_per_step"] if record else None,
-                "failed": cell.failures.get(run.name), "folder": str(run.folder),
+                "failed": _final_failure(cell, run) if run.name in final else _failure(run), "folder": str(run.folder),
             })  # fmt: skip
     return Table("runs", [], [], values=values)
 

@@ -17,6 +17,7 @@ from s3prl_ext.evaluation.result_records import ResultRecord, numbers, read_reco
 from s3prl_ext.metrics import metric
 from s3prl_ext.reading import parse_json
 from s3prl_ext.run_flags import can_be_passed_on, preset_path
+from s3prl_ext.run_folder import states_name
 from s3prl_ext.studies.config import FIXED_AXES, AxisPoint, Study
 from s3prl_ext.tasks import Task, named
 
@@ -196,9 +197,34 @@ class StudyRun:
         record, stops = self.record(), self.stops()
         return record["seconds"] if record is not None else self.stopped(stops[-1]).seconds if stops else None
 
+    @property
+    def test_file(self) -> Path:
+        """The file with its result on test."""
+        return self.folder / f"result-{self.task.test}.json"
+
     def tested(self) -> ResultRecord | None:
-        """Return its result on test, or None where it was not tested."""
-        return _record(self.folder / f"result-{self.task.test}.json")
+        """Return its result on test, or None where the checkpoint that is tested was not.
+
+        The result of another one may be there: ``s3prl-ext run -m evaluate -e FOLDER`` scores the last.
+        """
+        found, training = _record(self.test_file), self.record()
+        return None if found is None or training is None or not self._is_of_tested(found, training) else found
+
+    def _is_of_tested(self, found: ResultRecord, training: ResultRecord) -> bool:
+        """Return whether a result is of the checkpoint that is tested; the folder may have been moved since."""
+        kept = training["kept"]  # None: not said by an older version
+        last, best = states_name(training["step"]), self.task.best
+        steps = {last: {training["step"]}, best: self._best_steps(training)}
+        if self.study.checkpoint == "last" or (kept is not None and best not in kept):
+            del steps[best]
+        elif kept is not None or (self.folder / best).is_file():
+            del steps[last]
+        ckpt = found.at("args.init_ckpt")
+        if ckpt is None:  # a record without the paths of its machine
+            return any(found["step"] in of_one for of_one in steps.values())
+        depth = len(Path(self.name).parts)
+        place, own = (Path(str(path)).parts[-depth:] for path in (Path(ckpt).parent, found.at("args.expdir")))
+        return place == own and found["step"] in steps.get(Path(ckpt).name, ())
 
     def on_dev(self, record: ResultRecord) -> tuple[str, float]:
         """Return metric and score on dev of the checkpoint that is tested: of the evaluation that kept it, or the last.
@@ -208,19 +234,36 @@ class StudyRun:
         Raises:
             DataError: dev was not scored.
         """
-        history = [row for row in record["history"] or [] if row["split"] == self.task.dev]
-        name = self.task.main_metric({name for row in history for name in row}) or self.task.metrics[0]
-        by = self.task.kept_by or name
-        rows = [numbers({key: row[key] for key in (name, by) if key in row}) for row in history if name in row]
+        name, by, rows = self._scores_on_dev(record)
         if not rows:
             raise DataError(f"{self.folder} was not scored on {self.task.dev}: add it to runner.eval_dataloaders.")
         kept = record["kept"]  # None: not said by an older version
         if self.study.checkpoint == "last" or (kept is not None and self.task.best not in kept):
             return name, rows[-1][name]
-        best = max if metric(by).higher_is_better else min
-        sound = (row for row in rows if not math.isnan(row.get(by, math.nan)))
-        row = best(sound, key=lambda row: row[by], default=None)
+        row = self._best_row(by, rows)
         return name, math.nan if row is None else row[name]
+
+    def _scores_on_dev(self, record: ResultRecord) -> tuple[str, str, list[dict[str, float]]]:
+        """Return the metric of its task, the one that the best is kept by, and both at the step of each evaluation."""
+        history = [row for row in record["history"] or [] if row["split"] == self.task.dev]
+        name = self.task.main_metric({name for row in history for name in row}) or self.task.metrics[0]
+        by = self.task.kept_by or name
+        keys = ("step", name, by)
+        return name, by, [numbers({key: row[key] for key in keys if key in row}) for row in history if name in row]
+
+    @staticmethod
+    def _best_row(by: str, rows: Sequence[Mapping[str, float]]) -> Mapping[str, float] | None:
+        """Return the first evaluation with the best score; None where no score is a number."""
+        best = max if metric(by).higher_is_better else min
+        return best(
+            (row for row in rows if not math.isnan(row.get(by, math.nan))), key=lambda row: row[by], default=None
+        )
+
+    def _best_steps(self, record: ResultRecord) -> set[float]:
+        """Return the steps of the evaluations with the best score on dev."""
+        _, by, rows = self._scores_on_dev(record)
+        row = self._best_row(by, rows)
+        return set() if row is None else {one["step"] for one in rows if one.get(by) == row[by]}
 
     def at_end(self, record: ResultRecord) -> float:
         """Return the score on dev at its last step."""

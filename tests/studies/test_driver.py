@@ -245,6 +245,126 @@ def test_a_study_does_not_mix_what_was_trained_on_different_data(seeds, tested, 
     assert first.rows[0][4:6] == ["0", "-"] and any("was run on another corpus" in note for note in first.notes)
 
 
+@pytest.mark.parametrize(
+    ("upstream", "mixed"),
+    [
+        (lambda job: "ab"[job.run.seed > 0] * 64, True),  # the file of -k was replaced before the other seeds
+        (lambda job: "ab"[job.kind == "test"] * 64, True),
+        (lambda job: "ab"[job.run.labels["method"] == "other"] * 64, True),
+        (lambda job: "abc"[job.run.seed] * 64, False),  # weights that the file lacks are drawn by seed
+        (lambda job: "ab"[job.run.labels["upstream"] == "fbank"] * 64, False),
+        (lambda job: "ab"[job.run.labels["lambda"] == "0.1"] * 64, False),
+        (lambda job: "a" * 64 if job.run.seed else None, False),  # an older record does not say
+    ],
+)  # fmt: skip
+def test_a_study_does_not_mix_two_models_of_one_name(upstream, mixed, tmp_path):
+    """The weights behind -k may be others when it is gone on with: seeds of both made one mean."""
+    axes = make_study().axes | {
+        "upstream": (AxisPoint("fbank", flags={"-u": "fbank"}), AxisPoint("mfcc", flags={"-u": "mfcc"})),
+        "method": (*make_study().axes["method"], AxisPoint("other", {"tuning": {"method": "weighted_sum"}})),
+        "lambda": (AxisPoint("0.1", flags={"-g": "lambda=0.1"}), AxisPoint("0.2", flags={"-g": "lambda=0.2"})),
+    }
+    study = make_study((0, 1, 2), axes=axes)
+    progress = Driver(study, tmp_path, Instant(score, upstream=upstream), lambda _: None).run()
+    keep(study, tmp_path)
+    tables = write_outcome(tmp_path)
+    said = [*progress.failed.values(), *(note for table in tables for note in table.notes)]
+    assert bool(said) == mixed, said
+    assert all("was run on another upstream than" in one and "remove the runs of one of them" in one for one in said)
+    assert any(row[5:7] == ["0", "-"] for row in tables[0].rows) == mixed
+
+
+@pytest.mark.parametrize("kind", ["train", "test"])
+def test_seeds_that_failed_are_counted_and_named(kind, tmp_path):
+    """Of three seeds the one without a score was left out of mean and table without a word."""
+    study = make_study((0, 1, 2))
+    sentence = "the gradient was not finite for 100 consecutive steps" if kind == "train" else "the disk is full"
+
+    def outcome(job: Job) -> Outcome:
+        return sentence if job.run.seed == 2 and job.kind == kind else score(job)
+
+    drive(tmp_path, outcome, study)
+    keep(study, tmp_path)
+    tables = write_outcome(tmp_path)
+    assert tables[0].rows[0][4:6] == ["2 of 3", "70.50 ± 0.71"]
+    assert f"ks/fbank/frozen/lr=0.01/seed=2: {sentence}" in tables[0].notes
+    failed = {
+        row["seed"]: row["failed"] for row in csv.DictReader((tmp_path / "runs.csv").open()) if row["lr"] == "0.01"
+    }
+    assert failed == {"0": "", "1": "", "2": sentence}
+
+
+def test_a_score_on_test_that_is_not_a_number_is_counted_and_named(tmp_path):
+    study = make_study((0, 1, 2))
+    drive(tmp_path, study=study)
+    change(
+        tmp_path / "ks/fbank/frozen/lr=0.01/seed=1/result-test.json",
+        lambda record: record["metrics"]["test"]["acc"].update(value=None),
+    )
+    keep(study, tmp_path)
+    [table, *_] = write_outcome(tmp_path)
+    assert table.rows[0][4] == "2 of 3"
+    assert table.notes == ["ks/fbank/frozen/lr=0.01/seed=1: its acc on test is not a number."]
+
+
+def test_a_search_run_that_diverged_is_named_in_the_csv(tmp_path):
+    drive(tmp_path, lambda job: "not finite" if job.run.labels["lr"] == "0.1" and job.kind == "train" else score(job))
+    keep(make_study(), tmp_path)
+    write_outcome(tmp_path)
+    rows = csv.DictReader((tmp_path / "runs.csv").open())
+    assert {row["failed"] for row in rows if row["lr"] == "0.1"} == {"not finite"}
+
+
+def change(path: Path, what) -> None:
+    """Change a result file."""
+    record = json.loads(path.read_text())
+    what(record)
+    path.write_text(json.dumps(record))
+
+
+OTHERS = {
+    "the last checkpoint": lambda record: record["args"].update(init_ckpt=f"{record['args']['expdir']}/states-10.ckpt"),
+    "an earlier best": lambda record: record.update(step=5),
+    "another run": lambda record: record["args"].update(init_ckpt="/other/ks/fbank/frozen/lr=0.1/seed=0/dev-best.ckpt"),
+    "nothing trained": lambda record: (record.update(step=0), record["args"].update(init_ckpt=None)),
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_only_the_checkpoint_that_dev_chose_counts_as_tested(other, tmp_path):
+    """A run evaluated by hand leaves a file of the same name; its score was shown as that of the chosen one."""
+    keep(make_study(), tmp_path)
+    drive(tmp_path)
+    run = tmp_path / "ks/fbank/frozen/lr=0.01/seed=0"
+    change(run / "result.json", lambda record: record.update(kept=["dev-best.ckpt"]))
+    change(run / "result-test.json", OTHERS[other])
+    [table, *_] = write_outcome(tmp_path)
+    assert table.rows[0][4] == "1 of 2" and "is not of the checkpoint that dev chose" in table.notes[0]
+    assert list(csv.DictReader((tmp_path / "runs.csv").open()))[1]["test"] == ""
+    engine, progress = drive(tmp_path)
+    assert engine.started == ["ks/fbank/frozen/lr=0.01/seed=0/test"] and not progress.failed
+    assert write_outcome(tmp_path)[0].rows[0][4] == "2"
+
+
+@pytest.mark.parametrize("checkpoint", ["best", "last"])
+@pytest.mark.parametrize("kept", [None, ["dev-best.ckpt"], []])
+def test_results_of_a_moved_study_count_without_their_checkpoints(kept, checkpoint, tmp_path):
+    study = make_study(checkpoint=checkpoint)
+    drive(tmp_path / "first", study=study)
+    for path in (tmp_path / "first").rglob("result*.json"):
+        if path.name == "result.json":
+            change(path, lambda record: record.update(kept=kept))
+        elif kept == []:
+            name = path.with_name("states-10.ckpt")
+            change(path, lambda record, name=name: record["args"].update(init_ckpt=str(name)))
+    (tmp_path / "first").rename(tmp_path / "second")
+    engine, progress = drive(tmp_path / "second", study=study)
+    assert engine.started == [] and len(progress.done) == 12
+    for path in (tmp_path / "second").rglob("result*.json"):  # as a packed study lays them out
+        change(path, lambda record: record["args"].update(init_ckpt=None, expdir=None))
+    assert drive(tmp_path / "second", study=study)[0].started == []
+
+
 def test_tables_csv_and_picture_show_what_was_found(tmp_path):
     drive(tmp_path)
     keep(make_study(), tmp_path)
