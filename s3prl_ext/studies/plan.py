@@ -201,8 +201,9 @@ class StudyCell:
         """Note where a run was trained or tested on other data, or another upstream, than an earlier one of its task.
 
         A study is often gone on with: the variable of a corpus may then have another value, its folder other files, or
-        the file of a model other weights.
+        the file of a model other weights. An older version may have run something else than its labels say.
         """
+        self._compare_labels(run, record)
         self._compare_upstream(run, record)
         others = (label for axis, label in run.labels.items() if axis not in ("upstream", "method", *self.study.choose))
         place = "/".join(others)
@@ -214,6 +215,15 @@ class StudyCell:
                 self.mixed = (
                     f"{run.name} was run on {what} than {first[0]} (by names and sizes of files): set the variable of "
                     "the corpus as then, or remove the runs of one of them, and run the study again."
+                )
+
+    def _compare_labels(self, run: StudyRun, record: ResultRecord) -> None:
+        for key, value in run.varied().items():
+            found = record.at(f"config.{key}")
+            if isinstance(found, (int, float)) and isinstance(value, (int, float)) and found != value:
+                self.mixed = (
+                    f"{run.name} was run with {key} {found:g}, by a version in which another setting replaced that of "
+                    "the axis: remove its folder, and run the study again."
                 )
 
     def _compare_upstream(self, run: StudyRun, record: ResultRecord) -> None:

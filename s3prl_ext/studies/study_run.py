@@ -108,6 +108,11 @@ class StudyRun:
     def _points(self) -> list[AxisPoint]:
         return list(self.points().values())
 
+    def varied(self) -> dict[str, Any]:
+        """Return key and value of what varies besides task, upstream and method."""
+        points = [point for axis, point in self.points().items() if axis not in FIXED_AXES]
+        return {key: value for point in points for key, value in point.settings.items()}
+
     def settings(self) -> dict[str, Any]:
         """Return what it changes in its task file, by dotted key: a later key is applied to what earlier ones left.
 

@@ -274,6 +274,18 @@ def test_a_study_does_not_mix_two_models_of_one_name(upstream, mixed, tmp_path):
     assert any(row[5:7] == ["0", "-"] for row in tables[0].rows) == mixed
 
 
+def test_a_result_that_is_not_what_its_label_says_is_named(tmp_path):
+    """Of an axis that another setting replaced, an older version ran one value under all labels."""
+    drive(tmp_path)
+    keep(make_study(), tmp_path)
+    run = tmp_path / "ks/fbank/frozen/lr=0.1/seed=0"
+    change(run / "result.json", lambda record: record["config"]["optimizer"].update(lr=0.001))
+    [table, *_] = write_outcome(tmp_path)
+    assert table.rows[0][2:4] == ["-", "-"]
+    assert "ks/fbank/frozen/lr=0.1/seed=0 was run with optimizer.lr 0.001, by a version" in table.notes[0]
+    assert "ks/fbank/frozen" in drive(tmp_path)[1].failed
+
+
 @pytest.mark.parametrize("kind", ["train", "test"])
 def test_seeds_that_failed_are_counted_and_named(kind, tmp_path):
     """Of three seeds the one without a score was left out of mean and table without a word."""
