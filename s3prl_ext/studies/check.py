@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from s3prl_ext.configs import Section, UnsetVariable, expand_variables, with_numbers
@@ -103,7 +103,7 @@ def _check_keys(run: StudyRun) -> None:
         check_overrides({f"config.{key}": value for key, value in run.settings().items()}, preset, task)
     except UsageError as error:
         raise UsageError(f"{run.name}: {error}") from error
-    for axis, key, value in _varied(run):
+    for axis, key, value in run.varied():
         if key.split(".")[0] not in TOP_LEVEL:
             raise unknown_name("section of a task file", key.split(".")[0], TOP_LEVEL, where=f"axis {axis}")
         if remarks := check_overrides({f"config.{key}": value}, preset, task):
@@ -122,7 +122,7 @@ def check_labels(runs: Sequence[StudyRun]) -> None:
     for run in runs:
         kind = (run.labels["task"], repr(run.settings()))
         config = configs[kind] = configs[kind] if kind in configs else run.config()
-        for axis, key, value in _varied(run):
+        for axis, key, value in run.varied():
             if (found := _at(config, key)) != value:
                 raise UsageError(
                     f"{run.name}: {key} is {found!r} in its task file, by another axis than {axis}: remove one of the "
@@ -154,13 +154,6 @@ def _check_methods(study: Study) -> None:
                     f"methods {label} and {point.label} differ in {key}, which axis {axis} sets as well: remove it "
                     f"from the methods, or {axis} from axes."
                 )
-
-
-def _varied(run: StudyRun) -> Iterator[tuple[str, str, Any]]:
-    """Yield axis, key and value of what varies besides task, upstream and method."""
-    for axis, point in run.points().items():
-        for key, value in point.settings.items() if axis not in FIXED_AXES else ():
-            yield axis, key, value
 
 
 def _at(section: Any, key: str) -> Any:

@@ -218,7 +218,7 @@ class StudyCell:
                 )
 
     def _compare_labels(self, run: StudyRun, record: ResultRecord) -> None:
-        for key, value in run.varied().items():
+        for _, key, value in run.varied():
             found = record.at(f"config.{key}")
             if isinstance(found, (int, float)) and isinstance(value, (int, float)) and found != value:
                 self.mixed = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -108,10 +108,11 @@ class StudyRun:
     def _points(self) -> list[AxisPoint]:
         return list(self.points().values())
 
-    def varied(self) -> dict[str, Any]:
-        """Return key and value of what varies besides task, upstream and method."""
-        points = [point for axis, point in self.points().items() if axis not in FIXED_AXES]
-        return {key: value for point in points for key, value in point.settings.items()}
+    def varied(self) -> Iterator[tuple[str, str, Any]]:
+        """Yield axis, key and value of what varies besides task, upstream and method."""
+        for axis, point in self.points().items():
+            for key, value in point.settings.items() if axis not in FIXED_AXES else ():
+                yield axis, key, value
 
     def settings(self) -> dict[str, Any]:
         """Return what it changes in its task file, by dotted key: a later key is applied to what earlier ones left.
