@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import re
 import shutil
@@ -31,7 +32,7 @@ RUN_FILES = {
     f"*{CHECKPOINT_SUFFIX}": False, RESULTS: False, MASK_FILE: False, FISHER_FILE: False, RACE: False,
     RACE_PICTURE: False,
     DELTA_FILE: True, "lambda.*": True, LOG_FILE: True, EVENTS: True, TRACKER_FILE: True,
-    "at-*.json": False,
+    "at-*.json": False, "*.step-*": False,
 }  # fmt: skip
 # Of these, what the next attempt of a run that ended before its first checkpoint takes or replaces.
 LEFT_BEFORE_FIRST = (MASK_FILE, FISHER_FILE, "lambda.*", LOG_FILE, EVENTS, TRACKER_FILE)
@@ -258,6 +259,17 @@ class RunFolder:
                     "removing %s: the run was resumed from an earlier checkpoint, now at %s", path, newest.name
                 )
             path.unlink(missing_ok=True)
+
+    def set_aside(self, path: Path, step: int) -> Path:
+        """Rename a file of a step that the run has left, so that nothing takes it for one of the run; return it."""
+        name = f"{path.name}.step-{step}"
+        names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+        kept = next(kept for kept in map(path.with_name, names) if not kept.exists())
+        return path.replace(kept)
+
+    def was_left(self) -> bool:
+        """Tell whether best checkpoints of a step that the run has left were set aside."""
+        return any(self.path.glob(f"*{CHECKPOINT_SUFFIX}.step-*"))
 
     def remove_parts(self) -> None:
         """Remove temporary files that a killed run left; they hold parts of what has no name yet."""

@@ -19,14 +19,17 @@ from typing import Any
 import torch
 import yaml
 
+from s3prl_ext.child_tuning import delta
 from s3prl_ext.configs import Record, Section, expand_variables, with_numbers
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.evaluation.scored_runs import WITHOUT_EFFECT
+from s3prl_ext.run_folder import CHECKPOINT_SUFFIX, RunFolder
 from s3prl_ext.training.batching.corpus_hash import CorpusHash
 from s3prl_ext.training.checkpoint import Checkpoint
 from s3prl_ext.training.methods import resolve_tuning
 from s3prl_ext.training.parameter_groups import RatesConfig
 from s3prl_ext.training.racing.candidates import candidates_of
+from s3prl_ext.training.results import result_file
 from s3prl_ext.training.run_spec import FLAGS, TASK_ARGUMENTS, RunSpec, overridden
 from s3prl_ext.training.task_file import translate
 from s3prl_ext.training.tuning_config import TuningConfig
@@ -144,6 +147,33 @@ def _relocating(load: Any) -> Any:
 
     load_here.relocates = True  # type: ignore[attr-defined]
     return load_here
+
+
+def set_aside_later(folder: RunFolder, step: int) -> None:
+    """Rename best checkpoints, delta and results of a later step than the one at which a run goes on, with a warning.
+
+    They are of the run that was left for an earlier checkpoint; what goes on may never write its own over them.
+    """
+    found: list[tuple[Path, int | None]] = [(path, _step_of(path)) for path in folder.best()]
+    found += [(folder.delta, _step_of(folder.delta))] if folder.delta.is_file() else []
+    found += [(path, result_file.step_of(path)) for path in (folder.result(), *folder.evaluations())]
+    for path, of in found:
+        if of is not None and of > step:
+            kept = folder.set_aside(path, of)
+            logger.warning(
+                "%s is of step %d, but the run goes on from step %d: it is kept as %s and no longer counts as one of "
+                "this run", path, of, step, kept.name,
+            )  # fmt: skip
+
+
+def _step_of(path: Path) -> int | None:
+    """Return the step of a checkpoint or delta; None where it cannot be read."""
+    try:
+        if path.suffix == CHECKPOINT_SUFFIX:
+            return Checkpoint.read(path, mmap=True).step
+        return delta.load(path).info.get("step")
+    except DataError:
+        return None
 
 
 # -- the experiment --------------------------------------------------------------------------------------------------

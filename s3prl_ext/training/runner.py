@@ -141,16 +141,19 @@ class Runner(RunBuilder, StockRunner):
         folder = RunFolder(self.args.expdir)
         if run.trainer.history and not folder.best():
             logger.warning(
-                "no best checkpoint%s: none of the %d evaluations beat the initial score (accuracy 0, word error rate "
-                "100 %%); use %s/states-%d.ckpt, which has the last step",
+                "no best checkpoint%s: none of the %d evaluations %s; use %s/states-%d.ckpt, which has the last step",
                 "" if self.upstream.trainable and not self.tuned.is_small else " and no delta.safetensors",
-                len(run.trainer.history), self.args.expdir, run.state.step,
+                len(run.trainer.history),
+                "is better than the best before the step from which the run went on, whose checkpoint is gone"
+                if folder.was_left()
+                else "beat the initial score (accuracy 0, word error rate 100 %)",
+                self.args.expdir, run.state.step,
             )  # fmt: skip
         record = read_record(folder) if self.candidate else None
         if record is not None:
             draw(folder, record, run.trainer.history, self.args.downstream)
         scored = len(run.trainer.history) > len(self.resumed.extension.history)
-        if scored or run.state.step > first_step or result_file.step_of(folder) != run.state.step:
+        if scored or run.state.step > first_step or result_file.step_of(folder.result()) != run.state.step:
             per_step = round(seconds_per_step, 4) if run.state.step > first_step else None
             rows = run.trainer.last_rows
             self._write_result(

@@ -16,7 +16,7 @@ from s3prl_ext.configs import Record, Section
 from s3prl_ext.errors import StoppedByUser
 from s3prl_ext.progress import bar, printing
 from s3prl_ext.run_folder import RunFolder, states_name, step_of
-from s3prl_ext.training import best_scores, checkpoint, distributed
+from s3prl_ext.training import best_scores, checkpoint, distributed, resume
 from s3prl_ext.training.batching.batches import TrainingBatches
 from s3prl_ext.training.checkpoint import Checkpoint, Extension
 from s3prl_ext.training.distributed import Interrupted, StopRequest
@@ -103,6 +103,8 @@ class Trainer:
         self._end = self.total_steps if until is None else min(until, self.total_steps)
         if until is not None and until > self.total_steps and distributed.is_leader():
             logger.warning("args.until=%d has no effect: the run ends at step %d before", until, self.total_steps)
+        if distributed.is_leader():
+            resume.set_aside_later(self.folder, self.state.step)
         if self.state.step >= self.total_steps:
             logger.info("nothing to train: the checkpoint is at step %d of %d", self.state.step, self.total_steps)
         with StopRequest() as self._stop:

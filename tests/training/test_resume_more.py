@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
+from s3prl_ext.child_tuning import delta
 from s3prl_ext.errors import DataError, StoppedByUser, UsageError
 from s3prl_ext.run_folder import RunFolder
 from s3prl_ext.training import checkpoint, train_state
@@ -16,6 +18,18 @@ from tests.support.experiments import interrupt_at_loss, make_args, task_config
 
 def resumed(expdir: Path, ckpt: str, **changes):
     return make_args(expdir, past_exp=str(expdir), init_ckpt=str(expdir / ckpt), **changes)
+
+
+def accuracies(runner, *values):
+    """Let the evaluations of a keyword spotting give these, one after another."""
+    log, given = runner.downstream.model.log_records, iter(values)
+
+    def log_records(mode, records, **others):
+        if mode == "dev":
+            records["acc"] = [next(given)]
+        return log(mode, records=records, **others)
+
+    runner.downstream.model.log_records = log_records
 
 
 def test_evaluation_interrupted_twice(build, tmp_path):
@@ -40,6 +54,42 @@ def test_an_earlier_checkpoint_supersedes_later_ones(build, tmp_path):
     checkpoint.save(states | {"Step": 2}, tmp_path / "exp" / "dev-best.ckpt")
     build(resumed(tmp_path / "exp", "dev-best.ckpt"), task_config(total_steps=4, save_step=4)).train()
     assert [p.name for p in RunFolder(tmp_path / "exp").numbered()] == ["states-4.ckpt"]
+
+
+def test_what_is_of_a_later_step_than_the_run_goes_on_from_is_set_aside(build, tmp_path, hubert_ckpt, caplog):
+    upstream = {"upstream": "hubert_local", "upstream_ckpt": hubert_ckpt}
+    tuning = {"method": "child", "mask": "random", "density": 0.05}
+    config, folder = task_config(tuning=tuning, total_steps=2, eval_step=1, save_step=1), tmp_path / "exp"
+    config["runner"]["max_keep"] = 5
+    runner = build(make_args(folder, **upstream), config)
+    accuracies(runner, 0.2, 0.3)
+    runner.train()
+    build(resumed(folder, "dev-best.ckpt", mode="evaluate", evaluate_split="test", **upstream), config).evaluate()
+    left = {name: (folder / name).read_bytes() for name in ("dev-best.ckpt", "delta.safetensors", "result-test.json")}
+    runner = build(resumed(folder, "states-1.ckpt", **upstream), config)
+    accuracies(runner, 0.1)
+    runner.train()
+    for name, content in left.items():
+        assert not (folder / name).exists() and (folder / f"{name}.step-2").read_bytes() == content
+        assert (
+            f"{folder / name} is of step 2, but the run goes on from step 1: it is kept as {name}.step-2" in caplog.text
+        )
+    content = json.loads((folder / "result.json").read_text())
+    assert content["kept"] == [] and [row["acc"] for row in content["history"]] == [0.2, 0.1]
+    assert "none of the 2 evaluations is better than the best before the step from which" in caplog.text
+    assert RunFolder(folder).representative(prefer_delta=True).name == "states-2.ckpt"
+
+    runner = build(resumed(folder, "states-1.ckpt", **upstream), config)
+    accuracies(runner, 0.25)
+    runner.train()
+    assert (
+        checkpoint.load(folder / "dev-best.ckpt")["Step"] == delta.load(folder / "delta.safetensors").info["step"] == 2
+    )
+    assert len(list(folder.glob("result.json.step-2*"))) == 2, "nothing that was set aside is replaced"
+    args = make_args(folder, **upstream)
+    args.overwrite = True
+    build(args, task_config(total_steps=1)).train()
+    assert not list(folder.glob("*.step-*"))
 
 
 def test_older_checkpoints_are_removed_but_never_the_newest(tmp_path):

@@ -89,10 +89,10 @@ def write_stop(folder: RunFolder, step: int, scores: Mapping[str, Mapping[str, f
     logger.info("stopped at step %d; its scores are in %s", step, folder.stop(step))
 
 
-def step_of(folder: RunFolder) -> int | None:
-    """Return the step that the ``result.json`` of a folder reports; None where there is none to read."""
+def step_of(path: Path) -> int | None:
+    """Return the step that a result file reports; None where there is none to read."""
     try:
-        return parse_json(folder.result().read_text(encoding="utf-8"))["step"]
+        return parse_json(path.read_text(encoding="utf-8"))["step"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
