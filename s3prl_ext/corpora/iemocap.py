@@ -61,20 +61,40 @@ def utterances_of(root: Path, session: str) -> list[dict[str, str]]:
     return found
 
 
-def write_lists(root: Path) -> Counter[str]:
+def write_lists(root: Path, overwrite: bool = False) -> Counter[str]:
     """Write the lists of all five folds below ``meta_data/`` of a corpus; return how often each emotion occurs.
 
+    Args:
+        root: folder of the corpus.
+        overwrite: replace lists that are there and differ.
+
     Raises:
-        DataError: see :func:`utterances_of`.
+        DataError: see :func:`utterances_of`; or lists are there and differ.
     """
     turns = {session: utterances_of(root, session) for session in SESSIONS}
+    lists: dict[Path, Any] = {}
     for session in SESSIONS:
         others = [turn for other in SESSIONS if other != session for turn in turns[other]]
         for part, rows in zip(PARTS, (others, turns[session]), strict=True):
             path = list_file(root / META_DATA, session, part)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(path, {"labels": {name: i for i, name in enumerate(EMOTIONS)}, "meta_data": rows})
+            lists[path] = {"labels": {name: i for i, name in enumerate(EMOTIONS)}, "meta_data": rows}
+    other = next((path for path, content in lists.items() if path.is_file() and _content(path) != content), None)
+    if other is not None and not overwrite:
+        raise DataError(
+            f"{other} is another list than these turns give, and models may have been trained by it: keep it, or "
+            "replace all lists with --overwrite."
+        )
+    for path, content in lists.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, content)
     return Counter(turn["label"] for rows in turns.values() for turn in rows)
+
+
+def _content(path: Path) -> Any:
+    try:
+        return parse_json(read_text(path))
+    except (ValueError, DataError):
+        return None
 
 
 def check_fold(root: Path, meta_data: Path, fold: str) -> None:
@@ -146,10 +166,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--root", type=Path, required=True, help="folder that holds Session1/ to Session5/")
+    parser.add_argument("--overwrite", action="store_true", help="replace lists that are there and differ")
     args = parser.parse_args(argv)
     if not args.root.is_dir():
         raise UsageError(f"no such folder: {args.root} (--root).")
-    counts = write_lists(args.root)
+    counts = write_lists(args.root, args.overwrite)
     print(f"{_total(counts.items())}\nexport IEMOCAP={args.root.absolute()}")
     if sum(counts.values()) != UTTERANCES:
         logger.warning("the whole corpus has %d utterances of these emotions: this one is not whole", UTTERANCES)

@@ -105,6 +105,7 @@ class TrainedTask:
             "step": ckpt.step,
             "candidate": stored.candidate,
             "data": stored.data,
+            "splits_rule": stored.splits_rule,
             last_hidden_state.KEY: stored.last_hidden_state,
             "checkpoint": path.name,
             "metrics": {},

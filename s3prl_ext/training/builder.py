@@ -82,6 +82,7 @@ class RunBuilder(_StockRunner):
             with first_features(self.args):
                 self.featurizer = self._get_featurizer()
             self.downstream = self._get_downstream()
+            resume.check_splits(self.resumed, self._splits_sha256, self.args)
             self.all_entries = [self.upstream, self.featurizer, self.downstream]
             self.clip_store: ClipStore | None = None
             self.cache = self._open_cache()
@@ -120,6 +121,11 @@ class RunBuilder(_StockRunner):
         resume.check_race(self.resumed, self.config, self.args)
         self.changed_settings = resume.changed_settings(self.resumed, self.config, self.args)
         self._resolve_features()
+
+    def _splits_sha256(self) -> str | None:
+        """Return the hash of the lists that the task divides its corpus by."""
+        own = getattr(unwrapped(self.downstream.model), "splits_sha256", None)
+        return own or distributed.from_leader(lambda: self.corpus.splits_sha256)
 
     def _resolve_candidates(self) -> None:
         """Choose what runs: the only candidate, a race, or the winner of one that the checkpoint names."""

@@ -43,6 +43,8 @@ class Extension:
     Attributes:
         upstream_sha256: hash of the untouched upstream.
         data: hash of the corpus.
+        splits_rule: what the hash of its division was made by, see
+            :data:`s3prl_ext.training.batching.corpus_hash.SPLITS_RULE`.
         merge: record of a merged upstream, or :data:`s3prl_ext.upstreams.merged_attention.record.UNKNOWN`.
         last_hidden_state: see :mod:`s3prl_ext.training.last_hidden_state`.
         candidate: name of the candidate of a race.
@@ -63,6 +65,7 @@ class Extension:
 
     upstream_sha256: str | None = None
     data: CorpusHash | None = None
+    splits_rule: int | None = None
     merge: MergeRecord | str | None = None
     last_hidden_state: str | None = None
     candidate: str | None = None
@@ -185,6 +188,8 @@ class Checkpoint:
             changes=delta if delta.indices or delta.added else None,
             extension=Extension(
                 upstream_sha256=delta.base_sha256,
+                data=info.get("data"),
+                splits_rule=info.get("splits_rule"),
                 candidate=info.get("candidate"),
                 merge=info.get("merge", UNKNOWN),
                 last_hidden_state=info.get(last_hidden_state.KEY),

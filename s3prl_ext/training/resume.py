@@ -11,7 +11,7 @@ import functools
 import logging
 import os
 from argparse import Namespace
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from s3prl_ext.configs import Record, Section, expand_variables, with_numbers
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.evaluation.scored_runs import WITHOUT_EFFECT
 from s3prl_ext.run_folder import CHECKPOINT_SUFFIX, RunFolder
-from s3prl_ext.training.batching.corpus_hash import CorpusHash
+from s3prl_ext.training.batching.corpus_hash import SPLITS_RULE, CorpusHash
 from s3prl_ext.training.checkpoint import Checkpoint
 from s3prl_ext.training.methods import resolve_tuning
 from s3prl_ext.training.parameter_groups import RatesConfig
@@ -250,6 +250,39 @@ def check_data(ckpt: Checkpoint, data: CorpusHash | None, args: Namespace) -> No
         f"{ckpt.path} was trained on other data: {before['files']} files of {before['bytes']:,} bytes, and now {now} "
         f"({before['covers']}); restore the corpus, or start a new experiment, with -i to begin at these weights."
     )
+
+
+def check_splits(ckpt: Checkpoint, splits: Callable[[], str | None], args: Namespace) -> None:
+    """Compare the lists that divide the corpus with those of a checkpoint's training, by their hash.
+
+    Evaluations of another corpus are legitimate, so there a difference is logged as a warning. What an earlier version
+    has written, by another rule, is not compared.
+
+    Args:
+        ckpt: the checkpoint or delta; empty for none.
+        splits: returns the hash of the present lists; None where the task has none.
+        args: the arguments of ``run_downstream.py``.
+
+    Raises:
+        DataError: a training would go on with other lists.
+    """
+    training = args.mode == "train"
+    data = ckpt.extension.data
+    before = data.get("splits_sha256") if data else None
+    if not before or ckpt.extension.splits_rule != SPLITS_RULE or (training and not args.past_exp):
+        return
+    now = splits()
+    if now in (before, None):
+        return
+    if training:
+        raise DataError(
+            f"{ckpt.path} was trained with other lists of train, dev and test than its corpus has now; restore the "
+            "lists, or start a new experiment, with -i to begin at these weights."
+        )
+    logger.warning(
+        "%s was trained with other lists of train, dev and test than the corpus has now: unless this is another "
+        "corpus, clips that it was trained on may be scored; restore the lists of its training", ckpt.path,
+    )  # fmt: skip
 
 
 def check_head_features(ckpt: Checkpoint, args: Namespace) -> None:

@@ -25,7 +25,7 @@ from s3prl_ext.merging.learnable_lambda import LearnableLambda
 from s3prl_ext.run_folder import RunFolder
 from s3prl_ext.tasks import task_of
 from s3prl_ext.training import best_scores, checkpoint, distributed, last_hidden_state
-from s3prl_ext.training.batching.corpus_hash import CorpusHash
+from s3prl_ext.training.batching.corpus_hash import SPLITS_RULE, CorpusHash
 from s3prl_ext.training.batching.feature_cache import FeatureCache
 from s3prl_ext.training.checkpoint import Checkpoint, Extension
 from s3prl_ext.training.forward import TaskModels, unwrapped
@@ -93,6 +93,7 @@ class Experiment:
         return Extension(
             upstream_sha256=self.tuned.base_sha256,
             data=self.data,
+            splits_rule=SPLITS_RULE,
             merge=getattr(self.tuned.model, "merge_record", None),
             last_hidden_state=last_hidden_state.PRESENT,
             changed_settings=self.changed_settings,
@@ -348,6 +349,7 @@ class Run:
             "checkpoint": name,
             "metrics": {split: dict(row) for split, row in metrics.items()},
             "data": experiment.data,
+            "splits_rule": SPLITS_RULE,
             last_hidden_state.KEY: last_hidden_state.PRESENT,
             "merge": getattr(experiment.tuned.model, "merge_record", None),
         }

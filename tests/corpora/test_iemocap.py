@@ -69,6 +69,23 @@ def test_the_lists_are_the_same_on_every_disk(corpus):
     assert len(found[0]) == 10 and found[0] == found[1]
 
 
+def test_lists_that_differ_are_kept_unless_told_otherwise(corpus):
+    iemocap.write_lists(corpus)
+    iemocap.write_lists(corpus)  # the same again
+    path = corpus / "meta_data" / "Session4" / "test_meta_data.json"
+    official = path.read_bytes()
+    content = json.loads(official)
+    content["meta_data"].reverse()
+    path.write_text(json.dumps(content))
+    first = corpus / "meta_data" / "Session1" / "test_meta_data.json"
+    first.unlink()
+    with pytest.raises(DataError, match="Session4/test_meta_data.json is another list .*--overwrite"):
+        prepare(["iemocap", "--root", str(corpus)])
+    assert json.loads(path.read_text()) == content and not first.exists(), "nothing is written"
+    assert prepare(["iemocap", "--root", str(corpus), "--overwrite"]) == 0
+    assert path.read_bytes() == official and first.exists()
+
+
 def swapped(corpus: Path, fold: str) -> None:
     """Put a turn of the test session into the training list."""
     path = corpus / "meta_data" / fold.replace("fold", "Session") / "train_meta_data.json"

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
 
-from s3prl_ext.errors import UsageError
+from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.evaluation.result_records import read_record
 from s3prl_ext.evaluation.result_rows import rows_of
 from s3prl_ext.evaluation.scored_runs import runs_of
 from s3prl_ext.evaluation.utterance_comparison import check_utterances
 from s3prl_ext.evaluation.utterance_counts import utterance_counts
 from s3prl_ext.tasks import named
+from s3prl_ext.training import checkpoint
+from s3prl_ext.writing import write_json
 from tests.support.experiments import make_args, task_config
 
 
@@ -60,3 +67,52 @@ def test_runs_of_two_folds_make_one_row(build, tmp_path):
     assert len(row.runs) == 2 and row.missing_folds == ["fold2", "fold4", "fold5"]
     assert all(check_utterances(run) is None and utterance_counts(run.utterances, "dev", run.values, run.source, named("er"))
                for run in runs)  # fmt: skip
+
+
+@pytest.fixture
+def trained(build, tmp_path):
+    """Return what changes the lists of a fold, and what builds a run of the checkpoint that was trained with them."""
+    lists = tmp_path / "lists"
+    config = task_config("er", total_steps=1)
+    config["downstream_expert"]["datarc"]["meta_data"] = str(lists)
+    flags = {"upstream": "fbank_no_cmvn", "downstream": "emotion"}
+
+    def change(spoil) -> None:
+        for path in (lists / "Session1").glob("*.json"):
+            write_json(path, spoil(json.loads(path.read_text())))
+
+    def again(mode: str = "train", begins: bool = False):
+        path = tmp_path / "exp" / "states-1.ckpt"
+        stored = {} if begins else {"past_exp": str(path)}
+        args = make_args(tmp_path / ("new" if begins else "exp"), mode=mode, init_ckpt=str(path), **flags, **stored)
+        return build(args, config if begins else checkpoint.load(path)["Config"])
+
+    shutil.copytree(Path(os.environ["IEMOCAP"]) / "meta_data", lists)
+    build(make_args(tmp_path / "exp", **flags), config).train()
+    return change, again
+
+
+def backwards(content: dict) -> dict:
+    return content | {"meta_data": content["meta_data"][::-1]}
+
+
+def test_a_training_goes_on_with_its_own_lists_alone(trained, caplog):
+    change, again = trained
+    again(), again("evaluate")
+    assert "other lists" not in caplog.text
+    change(backwards)
+    with pytest.raises(DataError, match="states-1.ckpt was trained with other lists of train, dev and test .*with -i"):
+        again()
+    again("evaluate")
+    assert "clips that it was trained on may be scored" in caplog.text
+
+
+def test_lists_that_an_earlier_version_hashed_are_not_compared(trained, tmp_path, caplog):
+    change, again = trained
+    path = tmp_path / "exp" / "states-1.ckpt"
+    states = checkpoint.load(path)
+    del states[checkpoint.EXTENSION_KEY]["splits_rule"]
+    torch.save(states, path)
+    change(backwards)
+    again(), again("evaluate")
+    assert "other lists" not in caplog.text

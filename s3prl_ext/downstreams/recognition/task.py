@@ -240,10 +240,15 @@ class RecognitionTask(nn.Module):
         new = [row for row in rows if row.reference not in known]
         return {"wer_new_texts": error_rates(new)["wer"]} if 0 < len(new) < len(rows) else {}
 
+    @property
+    def splits_sha256(self) -> str:
+        """SHA-256 of the split lists."""
+        return split_hash(self._lists)
+
     def _write_splits(self) -> None:
         """Keep the split lists and their hash in the run folder."""
         path = self.expdir / SPLIT_FILE
-        digest = split_hash(self._lists)
+        digest = self.splits_sha256
         if path.is_file() and parse_json(path.read_text(encoding="utf-8")).get("sha256") == digest:
             return
         if path.is_file():

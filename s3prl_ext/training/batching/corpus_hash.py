@@ -16,6 +16,7 @@ from typing import Any, NotRequired, TypedDict
 from s3prl_ext.configs import Section
 from s3prl_ext.tasks import task_of
 
+SPLITS_RULE = 1  # version of what is hashed as the division of a corpus
 WITH_PATHS = ("wav.scp",)  # Kaldi's tables of absolute paths
 
 
