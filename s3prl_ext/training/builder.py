@@ -27,7 +27,7 @@ from s3prl_ext.training.batching.clip_store import ClipStore, default_folder
 from s3prl_ext.training.batching.corpus_hash import Corpus
 from s3prl_ext.training.batching.extractor_cache import ExtractorCache, check_frozen, extractor_of
 from s3prl_ext.training.batching.feature_cache import FeatureCache
-from s3prl_ext.training.checkpoint import Checkpoint
+from s3prl_ext.training.checkpoint import Checkpoint, labels_in
 from s3prl_ext.training.devices import check_convolutions, slow_precision
 from s3prl_ext.training.forward import TaskModels, unwrapped
 from s3prl_ext.training.known_settings import known_tasks
@@ -81,8 +81,10 @@ class RunBuilder(_StockRunner):
             self.upstream = self._get_upstream()
             with first_features(self.args):
                 self.featurizer = self._get_featurizer()
+            stored = self.resumed.labels  # before the task writes its own into the task file
             self.downstream = self._get_downstream()
             resume.check_splits(self.resumed, self._splits_sha256, self.args)
+            resume.check_labels(self.resumed, stored, labels_in(self.config), self.args)
             self.all_entries = [self.upstream, self.featurizer, self.downstream]
             self.clip_store: ClipStore | None = None
             self.cache = self._open_cache()

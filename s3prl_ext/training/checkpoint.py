@@ -19,6 +19,7 @@ from s3prl_ext.errors import DataError, is_disk_full
 from s3prl_ext.randomness import RandomState
 from s3prl_ext.reading import check_archive, is_archive
 from s3prl_ext.run_folder import DELTA_SUFFIX
+from s3prl_ext.tasks.record import LABELS
 from s3prl_ext.training import last_hidden_state
 from s3prl_ext.training.batching.batches import Position
 from s3prl_ext.training.batching.corpus_hash import CorpusHash
@@ -102,6 +103,13 @@ class Extension:
 
 
 _FIELDS = {"spent": "usage", "lambda": "lambda_curve"}  # key in files -> attribute
+
+
+def labels_in(config: Section | None) -> dict[str, list[str]]:
+    """Return what the outputs of a head stand for, in their order, by kind, as its task wrote it into its task file."""
+    stored = ((config or {}).get("downstream_expert") or {}).get(LABELS)
+    kinds = stored.items() if isinstance(stored, Mapping) else ()  # a task of an extension may mean something else
+    return {kind: list(names) for kind, names in kinds if isinstance(names, (list, tuple))}
 
 
 @dataclass(frozen=True)
@@ -200,6 +208,11 @@ class Checkpoint:
             is_ours=True,
             weights_step=info.get("step") or 0,
         )
+
+    @property
+    def labels(self) -> dict[str, list[str]]:
+        """What the outputs of the head stand for, in their order, by kind; empty where it does not say."""
+        return labels_in(self.config)
 
     def weights_alone(self) -> Checkpoint:
         """Return what a new training begins with: weights and what they belong to, nothing of how they were trained.

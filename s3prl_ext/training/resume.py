@@ -40,6 +40,7 @@ COMPLETED = "downstream_expert."  # the section to which a task may add what its
 _FIXED, _FIXED_SECTIONS = ("-u", "-d"), ("optimizer.", "tuning")  # what -o does not change on resume
 _SHOWN = 4  # differences that a message names
 _MISSING = "(nothing)"
+SPEAKERS = "speakers"  # of training, whose outputs speaker verification does not use when it is scored
 _folders: dict[Path, str] = {}  # checkpoint -> the folder that its experiment is in now
 
 
@@ -283,6 +284,39 @@ def check_splits(ckpt: Checkpoint, splits: Callable[[], str | None], args: Names
         "%s was trained with other lists of train, dev and test than the corpus has now: unless this is another "
         "corpus, clips that it was trained on may be scored; restore the lists of its training", ckpt.path,
     )  # fmt: skip
+
+
+def check_labels(
+    ckpt: Checkpoint, stored: Mapping[str, Sequence[str]], now: Mapping[str, Sequence[str]], args: Namespace
+) -> None:
+    """Check that the outputs of the head of a checkpoint stand for what the present corpus numbers alike.
+
+    Args:
+        ckpt: the checkpoint or delta; empty for none.
+        stored: what its outputs stand for, in their order, by kind.
+        now: the same of the present corpus.
+        args: the arguments of ``run_downstream.py``.
+
+    Raises:
+        DataError: naming the first output that differs; where a new training begins with the head, it is logged.
+    """
+    if "Downstream" not in ckpt.weights:
+        return
+    for kind, before in stored.items():
+        found = now.get(kind)
+        if found is None or list(found) == list(before) or (kind == SPEAKERS and args.mode != "train"):
+            continue
+        first = next((i for i, both in enumerate(zip(before, found, strict=False)) if both[0] != both[1]),
+                     min(len(before), len(found)))  # fmt: skip
+        one, other = (repr(names[first]) if first < len(names) else "absent" for names in (before, found))
+        sentence = (
+            f"output {first} of the head in {ckpt.path} ({kind}) is {one}, but {other} by the corpus as it is now"
+        )
+        if args.mode != "train" or args.past_exp:
+            raise DataError(
+                f"{sentence}: restore the lists that it was trained with, from which the labels are numbered."
+            )
+        logger.warning("%s; training begins with it anyway", sentence)
 
 
 def check_head_features(ckpt: Checkpoint, args: Namespace) -> None:

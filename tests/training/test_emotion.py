@@ -96,6 +96,10 @@ def backwards(content: dict) -> dict:
     return content | {"meta_data": content["meta_data"][::-1]}
 
 
+def renumbered(content: dict) -> dict:
+    return content | {"labels": {name: 3 - index for name, index in content["labels"].items()}}
+
+
 def test_a_training_goes_on_with_its_own_lists_alone(trained, caplog):
     change, again = trained
     again(), again("evaluate")
@@ -116,3 +120,12 @@ def test_lists_that_an_earlier_version_hashed_are_not_compared(trained, tmp_path
     change(backwards)
     again(), again("evaluate")
     assert "other lists" not in caplog.text
+
+
+def test_a_head_whose_outputs_are_numbered_otherwise_is_not_scored(trained, caplog):
+    change, again = trained
+    change(renumbered)
+    with pytest.raises(DataError, match=r"output 0 of the head in .*states-1.ckpt \(emotions\) is 'neu', but 'sad' by"):
+        again("evaluate")
+    again(begins=True)
+    assert "but 'sad' by the corpus as it is now; training begins with it anyway" in caplog.text
