@@ -18,7 +18,7 @@ from s3prl_ext.tasks.record import Folds
 UNNAMED_MERGE = "merged_attention"  # -u of a merge that -g names
 # Settings that do not change what a model learns or how it is scored.
 WITHOUT_EFFECT = (
-    "num_workers", "log_step", "save_step", "max_keep", "eval_batch_size", "eval_batchsize", "eval_dataloaders",
+    "num_workers", "log_step", "save_step", "max_keep", "eval_dataloaders",
     "save_predictions", "save_best_on",
 )  # fmt: skip
 

@@ -52,6 +52,22 @@ def test_normalised_features_are_other_features():
     assert [row.mean for row in rows] == [4.0, 8.0]
 
 
+@pytest.mark.parametrize(
+    ("downstream", "section", "key"),
+    [("diarization", "loaderrc", "eval_batchsize"), ("sv_voxceleb1", "datarc", "eval_batch_size")],
+)
+def test_other_batches_of_an_evaluation_are_another_row(downstream, section, key):
+    def scored(seed: int, size: int | None) -> list[ScoredRun]:
+        result = content({"der": float(seed)}, downstream=downstream, seed=seed)
+        result["config"]["downstream_expert"] = {section: {} if size is None else {key: size}}
+        return runs_of(ResultRecord(Path(str(seed)), result))
+
+    def rows(*sizes: int | None) -> int:
+        return len(rows_of([run for seed, size in enumerate(sizes) for run in scored(seed, size)], "der"))
+
+    assert (rows(1, 1, 1), rows(None, None), rows(1, 4)) == (1, 1, 2)
+
+
 def test_the_same_result_twice_counts_once_and_is_named():
     runs, notes = without_duplicates([run(4.0), run(4.0, "copy/result-test.json")])
     assert len(runs) == 1 and "copy/result-test.json: left out, it repeats a/result-test.json" in notes[0]
