@@ -85,6 +85,18 @@ class Utterances(NamedTuple):
     between: str = " "
 
 
+class SingleClips(NamedTuple):
+    """The batch size of a task's evaluations, which is to be 1.
+
+    Attributes:
+        key: of section ``downstream_expert``, dotted.
+        otherwise: what a larger one does to the scores, for a warning; None where the task cannot do it.
+    """
+
+    key: str
+    otherwise: str | None = None
+
+
 def _installed(module: str) -> bool:
     return module in sys.modules or find_spec(module) is not None
 
@@ -124,6 +136,7 @@ class Task:
         superb: metrics that are its columns in SUPERB's row; with :attr:`sets` each set has a column, of its metric.
         frame_below: key of section ``downstream_expert``, dotted, of a number of samples that a frame of the upstream
             must stay below; None where any frame will do.
+        single_clips: the batch size of evaluations, where it is to be 1; None where any will do.
         modules: modules of s3prl that it imports, for ``s3prl-ext doctor``.
         needs: modules of the extra ``superb`` that it imports, with the package on PyPI that each comes from.
         new_metrics: direction and unit of metrics that no shipped task has.
@@ -154,6 +167,7 @@ class Task:
     decoder: str | None = None
     superb: tuple[str, ...] = ()
     frame_below: str | None = None
+    single_clips: SingleClips | None = None
     modules: tuple[str, ...] = ()
     needs: Mapping[str, str] = field(default_factory=dict)
     new_metrics: Mapping[str, Metric] = field(default_factory=dict)

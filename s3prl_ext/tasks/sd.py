@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from s3prl_ext.tasks.counts import means
-from s3prl_ext.tasks.record import Reads, Task
+from s3prl_ext.tasks.record import Reads, SingleClips, Task
 
 LISTS = ("segments", "utt2spk", "reco2dur", "spk2utt")  # of a Kaldi data folder
 
@@ -21,5 +21,6 @@ TASK = Task(
     places={"expdir": "", "logging": "log.log", "score_dir": "scoring"},
     decoder="s3prl_ext.prediction.diarization:TurnDecoder",
     superb=("der",),  # as SUPERB scores it, see s3prl_ext.evaluation.diarization_scoring
+    single_clips=SingleClips("loaderrc.eval_batchsize", "DER and accuracy are means over batches, which it changes"),
     modules=("s3prl.downstream.diarization.expert",),
 )

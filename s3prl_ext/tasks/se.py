@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from s3prl_ext.tasks.counts import means
-from s3prl_ext.tasks.record import Reads, Task
+from s3prl_ext.tasks.record import Reads, SingleClips, Task
 
 NEEDS = {"pesq": "pesq", "pystoi": "pystoi"}
 
@@ -27,6 +27,7 @@ TASK = Task(
     decoder="s3prl_ext.prediction.separation:SourceDecoder",
     superb=("pesq", "stoi"),
     frame_below="datarc.win_length",
+    single_clips=SingleClips("loaderrc.eval_batchsize"),
     modules=("s3prl.downstream.enhancement_stft.expert",),
     needs=NEEDS,
 )

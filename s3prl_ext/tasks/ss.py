@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from s3prl_ext.tasks.counts import means
-from s3prl_ext.tasks.record import Task
+from s3prl_ext.tasks.record import SingleClips, Task
 from s3prl_ext.tasks.se import NEEDS, folders
 
 TASK = Task(
@@ -20,6 +20,7 @@ TASK = Task(
     decoder="s3prl_ext.prediction.separation:SourceDecoder",
     superb=("si_sdr",),
     frame_below="datarc.win_length",
+    single_clips=SingleClips("loaderrc.eval_batchsize"),
     modules=("s3prl.downstream.separation_stft.expert",),
     needs=NEEDS,
 )

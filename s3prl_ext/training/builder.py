@@ -44,6 +44,7 @@ from s3prl_ext.training.tuning_config import TuningConfig
 from s3prl_ext.training.upstream_checks import (
     check_features,
     check_frame,
+    check_single_clips,
     features_given,
     first_features,
     upstream_problem,
@@ -232,6 +233,7 @@ class RunBuilder(_StockRunner):
                 raise unknown_name("task (-d)", self.args.downstream, known_tasks()) from error
             raise
         check_task(module.DownstreamExpert, self.args.downstream, vars(self.args))
+        check_single_clips(task, self.config["downstream_expert"])
         check_frame(task, self.config["downstream_expert"], cast(Any, unwrapped(self.featurizer.model)).downsample_rate)
         try:
             entry = super()._get_downstream()

@@ -6,6 +6,7 @@ s3prl hands ``-k`` and ``-g`` to every upstream, and most of its own do not read
 from __future__ import annotations
 
 import inspect
+import logging
 import os
 import pickle
 import re
@@ -24,6 +25,8 @@ from s3prl_ext.errors import DataError, ExtError, UsageError, is_out_of_memory, 
 from s3prl_ext.tasks import Task
 from s3prl_ext.training.batching.corpus_hash import value_at
 from s3prl_ext.training.run_spec import FEATURES, overridden
+
+logger = logging.getLogger(__name__)
 
 WITH_CHECKPOINT = ("_local", "_custom", "_url", "_gdriveid")  # how s3prl ends the names of entries that read -k
 READS_ALL = ("customized_upstream",)  # s3prl's example for your own models
@@ -89,6 +92,29 @@ def check_frame(task: Task, expert: Section, samples: int) -> None:
             f"its window of {window} (downstream_expert.{task.frame_below}) does not cover: use an upstream with "
             "shorter frames, such as 20 ms."
         )
+
+
+def check_single_clips(task: Task, expert: Section) -> None:
+    """Check the batch size of evaluations of a task that scores clip by clip.
+
+    Args:
+        task: its record.
+        expert: section ``downstream_expert``.
+
+    Raises:
+        UsageError: it is above 1 and the task cannot do that; where its scores merely change, that is logged.
+    """
+    size = value_at(expert, task.single_clips.key) if task.single_clips else None
+    if task.single_clips is None or not isinstance(size, int) or size == 1:
+        return
+    key = task.single_clips.key
+    if task.single_clips.otherwise is None:
+        raise UsageError(
+            f"{key.rpartition('.')[2]} must be 1, got {size}: -d {task.downstream} scores one clip at a time; "
+            f"give -o config.downstream_expert.{key}=1."
+        )
+    logger.warning("downstream_expert.%s is %d: %s; take 1 to compare with other runs", key, size,
+                   task.single_clips.otherwise)  # fmt: skip
 
 
 def is_upstream(name: str) -> bool:

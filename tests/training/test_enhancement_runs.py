@@ -9,6 +9,7 @@ import pytest
 
 from s3prl_ext.errors import UsageError
 from s3prl_ext.mini_superb import TRAINED
+from s3prl_ext.training.upstream_checks import check_single_clips
 from tests.support.experiments import make_args, task_config
 
 
@@ -38,3 +39,19 @@ def test_a_loss_of_asteroid_is_refused(build, tmp_path, task):
     args = make_args(tmp_path / "exp", downstream=TRAINED[task].task.downstream, upstream="fbank")
     with pytest.raises(UsageError, match="loss_type SISDR .* needs asteroid.*: take MSE"):
         build(args, config)
+
+
+@pytest.mark.parametrize("task", ["se", "ss"])
+def test_evaluations_of_several_clips_a_batch_are_refused(build, tmp_path, task):
+    config = task_config(task)
+    config["downstream_expert"]["loaderrc"]["eval_batchsize"] = 2
+    args = make_args(tmp_path / "exp", downstream=TRAINED[task].task.downstream, upstream="fbank")
+    with pytest.raises(UsageError, match="eval_batchsize must be 1, got 2: .*one clip at a time"):
+        build(args, config)
+
+
+def test_diarization_says_what_a_larger_batch_does_to_its_scores(caplog):
+    for size in (1, 2):
+        check_single_clips(TRAINED["sd"].task, {"loaderrc": {"eval_batchsize": size}})
+    (said,) = caplog.messages
+    assert "loaderrc.eval_batchsize is 2: DER and accuracy are means over batches" in said
