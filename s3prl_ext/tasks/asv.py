@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from s3prl_ext.tasks.counts import Ends, Records
-from s3prl_ext.tasks.record import Reads, Task
+from s3prl_ext.tasks.record import Reads, SingleClips, Task
 
 if TYPE_CHECKING:
     import numpy as np
@@ -75,5 +75,6 @@ TASK = Task(
     writes=("*_predict.txt", "*_truth.txt"),
     decoder="s3prl_ext.prediction.verification:VoiceDecoder",
     superb=("EER",),
+    single_clips=SingleClips("datarc.eval_batch_size", "an embedding depends on the longer clips of its batch"),
     modules=("s3prl.downstream.sv_voxceleb1.expert",),
 )

@@ -50,8 +50,15 @@ def test_evaluations_of_several_clips_a_batch_are_refused(build, tmp_path, task)
         build(args, config)
 
 
-def test_diarization_says_what_a_larger_batch_does_to_its_scores(caplog):
+@pytest.mark.parametrize(
+    ("task", "section", "key", "effect"),
+    [
+        ("sd", "loaderrc", "eval_batchsize", "DER and accuracy are means over batches"),
+        ("asv", "datarc", "eval_batch_size", "an embedding depends on the longer clips of its batch"),
+    ],
+)
+def test_other_tasks_say_what_a_larger_batch_does_to_their_scores(caplog, task, section, key, effect):
     for size in (1, 2):
-        check_single_clips(TRAINED["sd"].task, {"loaderrc": {"eval_batchsize": size}})
+        check_single_clips(TRAINED[task].task, {section: {key: size}})
     (said,) = caplog.messages
-    assert "loaderrc.eval_batchsize is 2: DER and accuracy are means over batches" in said
+    assert f"{section}.{key} is 2: {effect}" in said
