@@ -165,7 +165,7 @@ def draw(content: Mapping[str, Any], path: Path, title: str = "") -> None:
         axes.set_xlabel("λ")
         axes.set_ylabel(heading(content["metric"], "dev"))
         axes.legend(frameon=False)
-        figure.suptitle(content["task"] + (f": {title}" if title else ""))
+        figure.suptitle(content["task"] + (f": {title}" if title else ""), wrap=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

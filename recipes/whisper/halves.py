@@ -1,7 +1,8 @@
 """Divide a corpus that nothing is trained on into dev and test: ``halves.py ljspeech FOLDER splits.json``.
 
-Speakers or chapters are whole in one of them where there are six or more, else utterances are divided; the same folder
-gives the same halves. ``train`` is empty.
+Speakers (VCTK) or chapters (LJ Speech) are whole in one of them where there are six or more, else utterances are
+divided, those of LibriSpeech always: speakers are in both halves. The same folder gives the same halves. ``train`` is
+empty.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@
 #   --dry-run          print the commands
 #
 # Nothing is trained, so each corpus is divided into dev, where lambda is chosen, and test, which scores the chosen merges and
-# the untouched model: by speaker where there are six or more. Without --recordings speech is synthesised, and its figures
+# the untouched model: by speaker (VCTK) or chapter (LJ Speech) where there are six or more, else by utterance. Without --recordings speech is synthesised, and its figures
 # mean nothing. Safe to run again: what is done is kept.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/../shared/stages.sh"

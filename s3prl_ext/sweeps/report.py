@@ -173,7 +173,7 @@ def plot(
             axis.set_ylabel(f"{heading(metric_name)} on {split}")
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3 if columns == 1 else 5,
                       frameon=False)  # fmt: skip
-        figure.suptitle(f"{title}, n = {items} utterances" if items else title, fontsize="medium")
+        figure.suptitle(f"{title}, n = {items} utterances" if items else title, fontsize="medium", wrap=True)
 
 
 def _in_per_cent(metric_name: str, lookup: Lookup) -> Lookup:
