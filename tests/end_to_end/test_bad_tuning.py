@@ -65,7 +65,7 @@ def spoilt(tmp_path) -> tuple:
         (settings(RACE, {"ratio": 2}), ["early_stop.ratio must be in (0, 1], got 2"]),
         (settings(FISHER, {"ratio": 2}), ["early_stop.ratio must be in (0, 1], got 2"]),
         (settings(RACE, {"ratio": 0.5, "metric": "accc"}), ["'accc'", "did you mean 'acc'"]),
-        (settings(RACE, {"ratio": 0.5, "metric": "per"}), ["speech_commands does not report per", "loss, acc"]),
+        (settings(RACE, {"ratio": 0.5, "metric": "per"}), ["task ks does not report per", "loss, acc"]),
         (settings(RACE, {"ratio": 0.5, "split": "devv"}), ["no split 'devv'"]),
         (settings(RACE | {"eligible": ["nothing.*"]}, {"ratio": 0.5}), ["'nothing.*' matches no weight"]),
         (settings({"method": "lora", "rank": [4, 99]}, {"ratio": 0.5}), ["rank 99 is above 32, the width of q_proj"]),
