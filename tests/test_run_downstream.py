@@ -107,7 +107,7 @@ def given_to_s3prl(argv):
 
 
 def test_lower_case_booleans_do_not_reach_s3prl_as_text(tmp_path):
-    """s3prl keeps what is no Python literal as text, and the text 'false' is true."""
+    """s3prl keeps what is not a Python literal as text, and the text 'false' is true."""
     options = (
         "args.upstream_trainable=false,,args.upstream_feature_normalize=false,,config.runner.total_steps=4,,"
         "config.runner.checkpoint_upstream=false,,config.runner.eval_dataloaders=[test],,"

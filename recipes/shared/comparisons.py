@@ -33,7 +33,7 @@ def kept(content: Mapping[str, Any], task: str) -> dict[str, Any]:
         task: short name of its task.
 
     Raises:
-        DataError: it is no comparison, or one whose interval is over other units than utterances.
+        DataError: it is not a comparison, or one whose interval is over other units than utterances.
     """
     if lacking := [key for key in KEPT if key not in content]:
         raise DataError(f"this is not what s3prl-ext compare --out writes: {lacking[0]} is missing.")

@@ -99,7 +99,7 @@ def grid_table(content: Mapping[str, Any]) -> Table:
             for column in columns
         }
         for name, figures in printed.items():
-            if any(figures[1:]):  # the unmerged model is no merge of these layers
+            if any(figures[1:]):  # in the unmerged model none of these layers is merged
                 head.append(f"paper: {name}")
                 for row, figure in zip(rows, figures, strict=True):
                     row.append(figure or NOTHING)

@@ -8,7 +8,7 @@
 #   --recordings DIR   folder of recordings, as for s3prl-ext prepare mini_superb
 #   --ckpt FOLDER      a Whisper as a transformers folder (default: Whisper base, made of two pip packages)
 #   --tasks LIST       out of ks,sid,ic,sf,pr,asr (default: all)
-#   --rows LIST        methods beside the two frozen ones: full, full_last, houlsby, lora, bitfit, child-P and random-P with P of
+#   --rows LIST        methods besides the two frozen ones: full, full_last, houlsby, lora, bitfit, child-P and random-P with P of
 #                      0.1, 0.01, 0.001, ad_tuning (default: all)
 #   --head-lrs LIST    learning rates of the head (default: 1e-4,3e-4,1e-3,3e-3,1e-2)
 #   --lrs LIST         learning rates of what trains in the upstream, for every row (default: five for each, three
