@@ -19,15 +19,9 @@ from s3prl_ext.run_folder import RunFolder
 from s3prl_ext.tasks import of_downstream
 
 MODES = ("train", "evaluate", "inference")
-SWITCHES = (
-    "upstream_trainable",
-    "upstream_feature_normalize",
-    "upstream_refresh",
-    "auto_resume",
-    "verbose",
-    "disable_cudnn",
-    "overwrite",
-)  # arguments that are true or false
+SWITCH_FLAGS = (("-f", "--upstream_trainable"), ("-a", "--auto_resume"), ("-r", "--upstream_refresh"),
+                ("--upstream_feature_normalize",), ("--verbose",), ("--disable_cudnn",))  # fmt: skip
+SWITCHES = (*(names[-1].removeprefix("--") for names in SWITCH_FLAGS), "overwrite")  # arguments that are true or false
 WHOLE_NUMBERS = ("seed", "local_rank", "upstream_layer_selection", "until")
 
 
@@ -56,10 +50,8 @@ def parser() -> argparse.ArgumentParser:
         "--upstream_revision", "--hf_hub_org", "--cache_dir",
     ):  # fmt: skip
         parser.add_argument(long)
-    for short, long in (("-f", "--upstream_trainable"), ("-a", "--auto_resume"), ("-r", "--upstream_refresh")):
-        parser.add_argument(short, long, action="store_true")
-    for long in ("--upstream_feature_normalize", "--verbose", "--disable_cudnn"):
-        parser.add_argument(long, action="store_true")
+    for names in SWITCH_FLAGS:
+        parser.add_argument(*names, action="store_true")
     return parser
 
 
