@@ -154,6 +154,13 @@ def _count(value: Any, known: dict[int, int]) -> int:
     return known[id(value)]
 
 
+def value_at(section: Any, key: str) -> Any:
+    """Return the value at a dotted key such as ``datarc.batch_size``; None where there is none."""
+    for part in key.split("."):
+        section = section.get(part) if isinstance(section, Mapping) else None
+    return section
+
+
 def expand_variables(value: Any, where: str = "config") -> Any:
     """Replace ``${NAME}`` and ``${NAME:-default}`` in every string of a nested config by environment variables.
 

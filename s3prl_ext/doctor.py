@@ -20,7 +20,7 @@ from typing import Any
 
 from s3prl_ext import __version__, _autoload, extensions, plugin
 from s3prl_ext.compat.shim import STATES
-from s3prl_ext.configs import UnsetVariable, expand_variables, load_yaml, shipped_dir
+from s3prl_ext.configs import UnsetVariable, expand_variables, load_yaml, shipped_dir, value_at
 from s3prl_ext.errors import DataError, sentence
 from s3prl_ext.run_flags import preset_path
 from s3prl_ext.tasks import TASKS, UNAVAILABLE, Task, corpus_variables, known, remedy
@@ -223,9 +223,8 @@ def state_of(task: Task) -> str:
 
 def _paths(section: Any, key: str) -> list[str]:
     """Return the paths at a dotted key of a section."""
-    for part in key.split("."):
-        section = section.get(part) if isinstance(section, dict) else None
-    return [path for path in (section if isinstance(section, list) else [section]) if isinstance(path, str)]
+    value = value_at(section, key)
+    return [path for path in (value if isinstance(value, list) else [value]) if isinstance(path, str)]
 
 
 def added(report: Report) -> None:

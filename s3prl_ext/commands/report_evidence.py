@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from s3prl_ext.configs import value_at
 from s3prl_ext.errors import DataError, UsageError
-from s3prl_ext.evaluation.result_records import ResultRecord, read_record, value_at
+from s3prl_ext.evaluation.result_records import ResultRecord, read_record
 from s3prl_ext.evaluation.scored_runs import ScoredRun, runs_of
 from s3prl_ext.reading import parse_json
 from s3prl_ext.run_folder import RACE, RESULTS, SWEEP_FILE

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from s3prl_ext.attention.layouts import PROJECTIONS
+from s3prl_ext.configs import value_at
 from s3prl_ext.merging.methods import MERGE_METHODS
 from s3prl_ext.metrics import METRICS
 from s3prl_ext.models.card import CardScore, write_card
 from s3prl_ext.tables import grid
 from s3prl_ext.tasks import task_of
-from s3prl_ext.training.batching.corpus_hash import value_at
 from s3prl_ext.training.run_spec import UPSTREAM_ARGUMENTS, RunSpec
 from s3prl_ext.upstreams.merged_attention.record import MergeRecord
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from s3prl_ext.configs import value_at
 from s3prl_ext.errors import DataError
 from s3prl_ext.metrics import factor
 from s3prl_ext.reading import parse_json
@@ -62,14 +63,6 @@ ROW = {"value": (*NUMBER, NONE), "unit": (str, NONE), "higher_is_better": (bool,
 def numbers(metrics: Mapping[str, float | None]) -> dict[str, float]:
     """Return metrics by name with NaN for those that a file holds as null: their loss was not a number."""
     return {name: float("nan") if value is None else value for name, value in metrics.items()}
-
-
-def value_at(content: Mapping[str, Any], dotted: str) -> Any:
-    """Return the value at a dotted key such as ``versions.torch``; None where there is none."""
-    value: Any = content
-    for part in dotted.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
-    return value
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from s3prl_ext.configs import Section, UnsetVariable, expand_variables, with_numbers
+from s3prl_ext.configs import Section, UnsetVariable, expand_variables, value_at, with_numbers
 from s3prl_ext.errors import UsageError, unknown_name
 from s3prl_ext.overrides import split_options
 from s3prl_ext.studies.asha import check_ray_tune
@@ -123,7 +123,7 @@ def check_labels(runs: Sequence[StudyRun]) -> None:
         kind = (run.labels["task"], repr(run.settings()))
         config = configs[kind] = configs[kind] if kind in configs else run.config()
         for axis, key, value in run.varied():
-            if (found := _at(config, key)) != value:
+            if (found := value_at(config, key)) != value:
                 raise UsageError(
                     f"{run.name}: {key} is {found!r} in its task file, by another axis than {axis}: remove one of the "
                     "two from axes."
@@ -145,22 +145,15 @@ def _check_methods(study: Study) -> None:
     for axis, key in sorted(keys):
         first: dict[Any, tuple[str, Any]] = {}
         for point in study.axes["method"]:
-            value = point.settings.get(key, _at(point.settings, key))
+            value = point.settings.get(key, value_at(point.settings, key))
             if value is None:
                 continue
-            label, other = first.setdefault(_at(point.settings, "tuning.method"), (point.label, value))
+            label, other = first.setdefault(value_at(point.settings, "tuning.method"), (point.label, value))
             if value != other:
                 raise UsageError(
                     f"methods {label} and {point.label} differ in {key}, which axis {axis} sets as well: remove it "
                     f"from the methods, or {axis} from axes."
                 )
-
-
-def _at(section: Any, key: str) -> Any:
-    """Return the value at a dotted key; None where there is none."""
-    for part in key.split("."):
-        section = section.get(part) if isinstance(section, Mapping) else None
-    return section
 
 
 def _sorted(value: Any) -> Any:

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-from s3prl_ext.configs import expand_variables, load_yaml
+from s3prl_ext.configs import expand_variables, load_yaml, value_at
 from s3prl_ext.errors import UsageError, unknown_name
 from s3prl_ext.overrides import parse_value
 from s3prl_ext.settings import choice, count, load, name, raise_all, switch, unknown_keys
@@ -182,9 +182,7 @@ def _without_effect(set_here: Mapping[str, Any], axes: Mapping[str, Sequence[Axi
     for axis in (axis for axis in axes if axis not in FIXED_AXES):
         varied = KEYS.get(axis, axis)
         for key, value in set_here.items():
-            inside = value
-            for part in varied.removeprefix(key).strip(".").split(".") if varied.startswith(f"{key}.") else ():
-                inside = inside.get(part) if isinstance(inside, Mapping) else None
+            inside = value_at(value, varied.removeprefix(f"{key}.")) if varied.startswith(f"{key}.") else value
             related = key == varied or key.startswith(f"{varied}.") or varied.startswith(f"{key}.")
             if related and inside is not None:
                 yield f"-o set.{key}: axis {axis} sets {varied} in every run; change axes.{axis}, or remove it there."

@@ -12,8 +12,8 @@ from typing import Any
 
 from s3prl_ext import locks
 from s3prl_ext.attention.weights import AttentionWeights, depth, sha256
+from s3prl_ext.configs import value_at
 from s3prl_ext.errors import UsageError
-from s3prl_ext.evaluation.result_records import value_at
 from s3prl_ext.merging.aligner import Aligner
 from s3prl_ext.merging.config import MergeConfig
 from s3prl_ext.merging.layers import chosen_layers

@@ -30,7 +30,7 @@ from s3prl_ext.training.methods import resolve_tuning
 from s3prl_ext.training.parameter_groups import RatesConfig
 from s3prl_ext.training.racing.candidates import candidates_of
 from s3prl_ext.training.results import result_file
-from s3prl_ext.training.run_spec import FLAGS, TASK_ARGUMENTS, RunSpec, overridden
+from s3prl_ext.training.run_spec import FLAGS, TASK_ARGUMENTS, RunSpec, arguments_in_override
 from s3prl_ext.training.task_file import translate
 from s3prl_ext.training.tuning_config import TuningConfig
 
@@ -385,7 +385,7 @@ def check_same_run(ckpt: Checkpoint, args: Namespace) -> None:
     """
     if not args.past_exp:
         return
-    given = overridden(args)
+    given = arguments_in_override(args)
     for name in ("seed", *TASK_ARGUMENTS[1:]):
         before, now = ckpt.arguments.get(name), getattr(args, name, None)
         asked = name == "seed" or name in given  # features are resolved when the models are built

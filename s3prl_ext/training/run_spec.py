@@ -27,7 +27,7 @@ FEATURES = TASK_ARGUMENTS[2:]  # what a task reads
 _DECIDED_BY_METHOD = "upstream_trainable"  # stored as the section tuning
 
 
-def overridden(args: Namespace) -> set[str]:
+def arguments_in_override(args: Namespace) -> set[str]:
     """Return the names of the arguments that ``-o`` gives."""
     return set(re.findall(r"(?:^|,,)\s*args\.(\w+)\s*=", getattr(args, "override", None) or ""))
 

@@ -20,11 +20,10 @@ from typing import Any
 import torch.distributed as dist
 from torch import nn
 
-from s3prl_ext.configs import Section
+from s3prl_ext.configs import Section, value_at
 from s3prl_ext.errors import DataError, ExtError, UsageError, is_out_of_memory, unknown_name
 from s3prl_ext.tasks import Task
-from s3prl_ext.training.batching.corpus_hash import value_at
-from s3prl_ext.training.run_spec import FEATURES, overridden
+from s3prl_ext.training.run_spec import FEATURES, arguments_in_override
 
 logger = logging.getLogger(__name__)
 
@@ -176,7 +175,7 @@ def features_given(args: Namespace) -> bool:
     on_command_line = any(a == f or a.startswith(f + "=") for a in sys.argv[1:] for f in FEATURE_FLAGS)
     return (
         on_command_line
-        or bool(overridden(args) & set(FEATURES))
+        or bool(arguments_in_override(args) & set(FEATURES))
         or args.upstream_feature_selection != "hidden_states"
         or args.upstream_layer_selection is not None
     )

@@ -11,9 +11,9 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import NotRequired, TypedDict
 
-from s3prl_ext.configs import Section
+from s3prl_ext.configs import Section, value_at
 from s3prl_ext.tasks import task_of
 
 SPLITS_RULE = 1  # version of what is hashed as the division of a corpus
@@ -108,14 +108,6 @@ def _lists(key: str, root: Path, patterns: Iterable[str]) -> list[tuple[str, str
     """Return name and SHA-256 of the lists below `root`, or of `root` itself for an empty pattern."""
     paths = [path for pattern in patterns for path in (root.glob(pattern) if pattern else [root])]
     return [(f"{key}/{path.name}", hashlib.sha256(path.read_bytes()).hexdigest()) for path in paths]
-
-
-def value_at(section: Section, key: str) -> Any:
-    """Return the value at a dotted key of a section, or None."""
-    value: Any = section
-    for part in key.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
-    return value
 
 
 def _parts(expert: Section, key: str | None) -> list[str]:
