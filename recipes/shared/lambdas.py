@@ -19,7 +19,8 @@ from typing import Any
 from s3prl_ext.errors import as_command
 from s3prl_ext.evaluation.plots import light_frame, picture
 from s3prl_ext.metrics import heading
-from s3prl_ext.papers.figures import MAM_CORPORA, mam_figure
+from s3prl_ext.papers.figures import mam_figure
+from s3prl_ext.papers.names import MAM_CORPORA
 from s3prl_ext.sweeps.grid import BASELINE, Arm
 from s3prl_ext.sweeps.report import LEGEND
 from s3prl_ext.sweeps.stored import StoredSweep, read_sweep

@@ -18,8 +18,9 @@ from s3prl_ext.locks import one_run
 from s3prl_ext.studies.check import check_runs
 from s3prl_ext.studies.config import FILE, Study, content_of, kept_study, united
 from s3prl_ext.studies.driver import Driver
-from s3prl_ext.studies.engines import ENGINES, count_of_jobs, open_engine
+from s3prl_ext.studies.engines import open_engine
 from s3prl_ext.studies.estimate import dry_run
+from s3prl_ext.studies.names import ENGINES, count_of_jobs
 from s3prl_ext.studies.outcome import write_outcome
 from s3prl_ext.studies.plan import cells_of
 from s3prl_ext.studies.study_file import read_study

@@ -9,7 +9,6 @@ from typing import Any
 from s3prl_ext.configs import load_yaml
 
 FIGURES_FILE = Path(__file__).parent / "figures.yaml"
-MAM_CORPORA = ("ljspeech", "vctk", "esc50")
 
 
 @functools.cache
@@ -28,7 +27,7 @@ def mam_figure(corpus: str, layers: str, noise: str | None, lambda_: float) -> s
     """Return the test error (%) of one merge as printed, or None where the paper has none.
 
     Args:
-        corpus: one of :data:`MAM_CORPORA`.
+        corpus: one of :data:`s3prl_ext.papers.names.MAM_CORPORA`.
         layers: ``all``, a block such as ``12-19``, or ``swd top-6``; anything for lambda 0.
         noise: ``source``, ``target``, ``standard``; None or ``none`` for the source itself.
     """

@@ -12,7 +12,8 @@ from s3prl_ext.evaluation.merge_facts import deviations
 from s3prl_ext.evaluation.result_rows import Row
 from s3prl_ext.evaluation.result_tables import number
 from s3prl_ext.metrics import heading
-from s3prl_ext.papers.figures import MAM_CORPORA, ad_tuning_tables, mam_tables
+from s3prl_ext.papers.figures import ad_tuning_tables, mam_tables
+from s3prl_ext.papers.names import MAM_CORPORA, TABLE_NAMES
 from s3prl_ext.tables import NOTHING, Table
 from s3prl_ext.tasks import named
 
@@ -83,8 +84,8 @@ def paper_table(name: str) -> PaperTable:
             f"--paper {name} compares transcripts: it is part of the report of ljspeech and vctk wherever two rows "
             "have their transcripts, so leave it out here."
         )
-    if name not in _TABLES:
-        raise unknown_name("table of a paper (--paper)", name, _TABLES)
+    if name not in TABLE_NAMES:
+        raise unknown_name("table of a paper (--paper)", name, TABLE_NAMES)
     return _TABLES[name]()
 
 
@@ -279,7 +280,6 @@ _TABLES: dict[str, Callable[[], PaperTable]] = {
     "ad_tuning.table1": lambda: _ad_tuning("table1"),
     "ad_tuning.table2": lambda: _ad_tuning("table2"),
 }
-TABLE_NAMES = tuple(_TABLES)
 
 
 def pivot(table: PaperTable, task: str | None, cells: Mapping[Cell, Sequence[Row]]) -> Table:

@@ -48,18 +48,6 @@ class SweepPart:
         return ["sweep", *kept, "-p", str(self.folder), "--jobs", "1", "--part", f"{self.number}/{self.of}"]
 
 
-def parse_part(text: str) -> tuple[int, int]:
-    """Return number and count of ``1/4``.
-
-    Raises:
-        ValueError: it is something else; argparse turns this into a sentence.
-    """
-    number, _, of = text.partition("/")
-    if not int(number) < int(of):
-        raise ValueError(text)
-    return int(number), int(of)
-
-
 def score(store: Store, engine: Engine, jobs: int, argv: Sequence[str], check: Callable[[], None]) -> None:
     """Let `jobs` processes score the arms on dev, and take their results into the store.
 

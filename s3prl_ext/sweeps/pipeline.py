@@ -20,7 +20,7 @@ from s3prl_ext.merging.layers import chosen_layers
 from s3prl_ext.merging.merge import Source
 from s3prl_ext.merging.noise import STREAMS, NoiseConfig
 from s3prl_ext.merging.selection_config import LayerSelection, parse_selection
-from s3prl_ext.papers.figures import MAM_CORPORA
+from s3prl_ext.papers.names import MAM_CORPORA
 from s3prl_ext.studies.config import Resources
 from s3prl_ext.studies.engines import open_engine
 from s3prl_ext.sweeps import parts, report

@@ -6,7 +6,8 @@ import pytest
 
 from s3prl_ext.errors import UsageError
 from s3prl_ext.papers.figures import ad_tuning_tables
-from s3prl_ext.papers.tables import TABLE_NAMES, Cell, paper_table
+from s3prl_ext.papers.names import TABLE_NAMES
+from s3prl_ext.papers.tables import Cell, paper_table
 
 MERGED = {"lambda": 0.1, "layers": "all", "noise": "none", "learnable": False, "method": "frozen"}
 PLAIN = {"method": "frozen"}

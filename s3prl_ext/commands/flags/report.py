@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from s3prl_ext.evaluation import clusters
-from s3prl_ext.papers.tables import TABLE_NAMES
+from s3prl_ext.papers.names import TABLE_NAMES
 
 EPILOG = """A row holds the runs that differ in nothing but the seed. Ratios are shown in per cent. --paper is one or
 more of {tables}; tables 4 and 6 of MAM come by themselves where two rows of ljspeech or vctk have their transcripts.

@@ -6,10 +6,9 @@ import argparse
 from pathlib import Path
 
 from s3prl_ext.merging.names import OWN_UPSTREAM
-from s3prl_ext.papers.figures import MAM_CORPORA
-from s3prl_ext.studies.engines import ENGINES, count_of_jobs
+from s3prl_ext.papers.names import MAM_CORPORA
+from s3prl_ext.studies.names import ENGINES, count_of_jobs
 from s3prl_ext.sweeps.grid import PRESETS
-from s3prl_ext.sweeps.parts import parse_part
 
 EXAMPLE = """--grid takes a YAML file with the keys lambda, layers, noise, draws, by, top_k and arms (named
 settings), or one of {presets}. Flags win over it. Ctrl-C keeps what is done; rerun the same command to resume.
@@ -78,6 +77,18 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--jobs", type=count_of_jobs, default=1, help="processes that divide the arms (default: 1, this one)")
     add("--engine", choices=ENGINES, default="local", help="where they run, as for s3prl-ext study (default: local)")
-    add("--part", type=parse_part, help=argparse.SUPPRESS)  # what such a process is given
+    add("--part", type=_part, help=argparse.SUPPRESS)  # what such a process is given
     add("--overwrite", action="store_true", help="begin anew where the folder holds a sweep")
     return parser
+
+
+def _part(text: str) -> tuple[int, int]:
+    """Return number and count of ``1/4``.
+
+    Raises:
+        ValueError: it is something else; argparse turns this into a sentence.
+    """
+    number, _, of = text.partition("/")
+    if not int(number) < int(of):
+        raise ValueError(text)
+    return int(number), int(of)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import os
 import shlex
@@ -16,8 +15,6 @@ from typing import IO
 from s3prl_ext.errors import UsageError
 from s3prl_ext.studies.config import Resources
 from s3prl_ext.studies.driver import Engine, Process
-
-ENGINES = ("local", "ray", "slurm")
 
 
 def command(job: Process) -> list[str]:
@@ -63,13 +60,6 @@ def _quoted(word: str) -> str:
     return f'"{word}"' if "'" in word and not set(word) & set('"$`\\!') else shlex.quote(word)
 
 
-def count_of_jobs(text: str) -> int:
-    """Return the value of ``--jobs``; of another text than a number above 0 argparse makes a sentence."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
-    return int(text)
-
-
 def whole_gpus(resources: Resources) -> int:
     """Return how many GPUs a job needs, where an engine cannot share one.
 
@@ -85,7 +75,7 @@ def open_engine(name: str, jobs: int | None, resources: Resources, retries: int,
     """Return an engine.
 
     Args:
-        name: out of :data:`ENGINES`.
+        name: out of :data:`s3prl_ext.studies.names.ENGINES`.
         jobs: how many run at a time; None for what the engine has room for.
         resources: of a job.
         retries: how often a lost job is started again.

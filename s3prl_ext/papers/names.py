@@ -1,0 +1,6 @@
+"""Names of the papers' tables and corpora, which flags and settings share. Without numpy."""
+
+from __future__ import annotations
+
+TABLE_NAMES = ("mam.table1", "mam.table2", "mam.table3", "mam.table5", "ad_tuning.table1", "ad_tuning.table2")
+MAM_CORPORA = ("ljspeech", "vctk", "esc50")
