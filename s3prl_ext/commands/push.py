@@ -38,7 +38,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     files = files_of(args.folder)
     card = filled_card(args.folder, reference.repo)
     if args.dry_run:
-        sys.stdout.write(summary(args.folder, files, card) + "\nNothing was sent.\n")
+        sys.stdout.write(
+            summary(args.folder, files, card) + "\n\nWeights, their indices and records in the repository that are not "
+            "listed here are deleted from it by an upload.\nNothing was sent.\n"
+        )
         return 0
     message = args.message or f"{args.folder.name}, written by s3prl_ext"
     address, deleted = upload(files, card, args.folder, reference, message, args.public)

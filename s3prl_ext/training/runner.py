@@ -83,6 +83,7 @@ class Runner(RunBuilder, StockRunner):
         if self.candidate is not None and not self.replaces:
             read_record(folder)  # a corrupt one is reported before anything is trained
         self._announce_cache([self.runner_config.train_dataloader, *self._splits()])
+        self._warn_of_a_part(self.runner_config.eval_dataloaders)
         self.total_steps = self.runner_config.total_steps or self._steps_of_epochs()
         experiment = self._experiment(spent)
         return experiment, self._candidate_runs(experiment) if self.racing else None
@@ -219,7 +220,7 @@ class Runner(RunBuilder, StockRunner):
             if from_command_line:
                 check_splits(self.models.unwrapped(), [split] if self.clip_store else [])
                 self._announce_cache([split])
-                self._warn_of_a_part(split)
+                self._warn_of_a_part([split])
             stack.enter_context(locks.evaluation(self.args.expdir, active=writes))
             with result_file.failures_recorded(self.args, self.config, split, writes, self.corpus):
                 scores = evaluate(
@@ -235,13 +236,13 @@ class Runner(RunBuilder, StockRunner):
                     tracking.log_scores(Path(self.args.expdir), self.args, named, self.resumed.weights_step)
             return scores.save_names
 
-    def _warn_of_a_part(self, split: str) -> None:
-        """Say that the score is not that of the whole split."""
+    def _warn_of_a_part(self, splits: Sequence[str]) -> None:
+        """Say that scores are not those of whole splits."""
         ratio = self.runner_config.evaluate_ratio
-        if ratio < 1 and distributed.is_leader():
+        if splits and ratio < 1 and distributed.is_leader():
             logger.warning(
                 "runner.evaluate_ratio is %g: only that share of the batches of '%s' is scored; -o "
-                "config.runner.evaluate_ratio=1 scores all of it", ratio, split,
+                "config.runner.evaluate_ratio=1 scores all", ratio, "', '".join(splits),
             )  # fmt: skip
 
     def _write_result(self, metrics: dict[str, dict[str, float]], step: int, seconds: float, **more: Any) -> None:

@@ -109,6 +109,7 @@ def test_dry_run_sends_nothing(server, exported, capsys):
     assert main([str(exported), "me/tuned", "--dry-run"]) == 0
     shown = capsys.readouterr().out
     assert "model.safetensors" in shown and "library_name: transformers" in shown and "value: 0.75" in shown
+    assert "are deleted from it by an upload" in shown
     assert shown.endswith("Nothing was sent.\n") and server.requests == []
 
 

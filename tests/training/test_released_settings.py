@@ -49,6 +49,7 @@ def test_a_released_file_runs_as_it_is_written(mini_superb, hubert_ckpt, tmp_pat
     command = forked.Command(flags, tmp_path / "log", environment, before=lines_of_bars)
     assert command.wait() == 0, command.output[-3000:]
 
+    assert "runner.evaluate_ratio is 0.3: only that share of the batches of" in command.output
     record = json.loads((exp / FOLDER / "race.json").read_text())
     split, metric = METRICS[task]
     assert (record["split"], record["metric"], record["cut"]) == (split, metric, 2)
