@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import importlib.util
 import os
 import re
@@ -124,9 +125,14 @@ def parse_yaml(text: str) -> Any:
         yaml.YAMLError: it is not YAML, has a key twice in a mapping, or is nested too deeply.
     """
     try:
-        return yaml.load(text, Loader=UniqueKeys)
+        return copy.deepcopy(_parsed(text))
     except RecursionError:
         raise yaml.YAMLError("it is nested too deeply") from None
+
+
+@functools.lru_cache(maxsize=64)  # the runs of a study begin with the same few files
+def _parsed(text: str) -> Any:
+    return yaml.load(text, Loader=UniqueKeys)
 
 
 def check_size(content: Any, where: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
+import functools
 import io
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -34,8 +35,9 @@ class _QuietParser(argparse.ArgumentParser):
         raise Unparsable(message)
 
 
+@functools.cache
 def parser() -> argparse.ArgumentParser:
-    """Return a parser of the flags that matter here; others are left to s3prl's."""
+    """Return the parser of the flags that matter here; others are left to s3prl's."""
     parser = _QuietParser(add_help=False, allow_abbrev=False)
     parser.add_argument("-h", "--help", action="store_true")
     for short, long in (

@@ -138,3 +138,13 @@ def test_a_nested_config_of_another_origin_is_refused():
 def test_json_nested_too_deeply_is_no_json(text):
     with pytest.raises(ValueError, match="nested too deeply"):
         parse_json(text)
+
+
+def test_a_file_read_again_is_as_it_was_whatever_was_done_to_the_first_one(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text("runner: &steps {total_steps: 3}\nother: [1, {b: 2}]\nsame: *steps\n")
+    first = load_yaml(path)
+    first["runner"]["total_steps"], first["other"][1]["b"] = 4, 5
+    assert load_yaml(path) == {"runner": {"total_steps": 3}, "other": [1, {"b": 2}], "same": {"total_steps": 3}}
+    path.write_text("runner: {total_steps: 6}\n")
+    assert load_yaml(path) == {"runner": {"total_steps": 6}}
