@@ -17,6 +17,8 @@ INSTALLED := $(VENV)/.installed
 # Small models on few cores: one thread each is fastest as soon as anything else runs on the machine.
 OMP_NUM_THREADS ?= 1
 export OMP_NUM_THREADS
+# Tests start several hundred commands, each of which would compile the sources again.
+export PYTHONDONTWRITEBYTECODE :=
 export S3PRL_EXT_DATA
 
 WHISPER_BASE ?= $(or $(S3PRL_EXT_CACHE),$(HOME)/.cache/s3prl_ext)/whisper_base

@@ -49,6 +49,7 @@ def score(exp: Path, split: str, metric: str) -> float:
     return json.loads((exp / f"result-{split}.json").read_text())["metrics"][split][metric]["value"]
 
 
+@pytest.mark.slow
 def test_keyword_spotting_learns_spoken_digits(train, succeed):
     """400 steps of a linear model give about 0.48 on the 324 test clips; chance is 1/12, its standard error 0.015."""
     exp = train("ks", steps=400)
@@ -67,7 +68,8 @@ def test_speaker_identification_learns_the_speakers_of_digits(train, succeed):
 
 @pytest.mark.parametrize(("task", "split", "metric"), [
     ("ic", "test", "acc"), ("asr", "test-clean", "wer"), ("pr", "test", "per"), ("sd", "test", "der"),
-    ("esc50", "test", "error"), ("ljspeech", "test", "wer"), ("vctk", "test", "wer"),
+    ("esc50", "test", "error"), pytest.param("ljspeech", "test", "wer", marks=pytest.mark.slow),
+    pytest.param("vctk", "test", "wer", marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_task_runs_on_recordings(train, succeed, task, split, metric):
     exp = train(task, steps=5)
