@@ -532,6 +532,9 @@ def test_races_of_densities_are_compared_with_the_end(monkeypatch):
         "asr", "random", "wer", {"0.1": {40: 20.0, 80: 20.0, 200: 30.0}, "0.01": {40: 30.0, 80: 30.0, 200: 10.0}}
     )
     assert wer.early() == "0.1" and wer.lost("0.1") == 20.0
+    short = races.Race("pr", "random", "per", {name: {40: 50.0, 120: 40.0} for name in curves})
+    with pytest.raises(DataError, match="pr, random masks: no run was scored on dev at step 24, where a race compares"):
+        short.early()
     assert races._row([race, sound]) == ["0.1, 0.01, 0.001", "2", "1 of 2", "2.50", "1 of 2", "2.50", "0.001", "0.00"]
 
 

@@ -55,8 +55,17 @@ class Race:
         return max(step for curve in self.curves.values() for step in curve)
 
     def best(self, step: int, keep: int = 1, among: Sequence[str] = (), by_density: bool = False) -> list[str]:
-        """Return the densities with the best scores at a step; how equal ones are told apart is as in a race."""
+        """Return the densities with the best scores at a step; how equal ones are told apart is as in a race.
+
+        Raises:
+            DataError: none of them was scored at this step.
+        """
         names = list(among or self.curves)
+        if not any(step in self.curves[name] for name in names):
+            raise DataError(
+                f"{self.task}, {self.mask} masks: no run was scored on dev at step {step}, where a race compares; make "
+                "them with a runner.eval_step that divides it."
+            )
         scores = [self.curves[name].get(step, math.nan) for name in names]
         densities = [float(name) for name in names] if by_density else None
         return [names[place] for place in best_of(scores, self.metric, keep, densities)]
