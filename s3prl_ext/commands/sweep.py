@@ -17,7 +17,8 @@ from s3prl_ext.merging.config import MergeConfig
 from s3prl_ext.merging.lambdas import is_zero
 from s3prl_ext.merging.names import OWN_UPSTREAM
 from s3prl_ext.metrics import metric
-from s3prl_ext.sweeps.grid import KEYS, PRESETS, Grid, as_list, read_grid
+from s3prl_ext.sweeps.grid import KEYS, Grid, as_list, read_grid
+from s3prl_ext.sweeps.presets import PRESETS
 from s3prl_ext.upstreams.merged_attention.config import read_config
 
 logger = logging.getLogger(__name__)

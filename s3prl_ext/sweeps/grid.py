@@ -14,24 +14,12 @@ from typing import Any, TypedDict
 
 from s3prl_ext.errors import UsageError, unknown_name
 from s3prl_ext.layer_sets import parse_layers
-from s3prl_ext.merging.names import NOISE_KINDS, SIMILARITY_NAMES
+from s3prl_ext.merging.names import SIMILARITY_NAMES
 from s3prl_ext.papers.figures import mam_figure
 from s3prl_ext.settings import Problems, as_number, count, unknown_keys
+from s3prl_ext.sweeps.presets import NOISES, PRESETS
 
-NOISES = ("none", *NOISE_KINDS)  # none: the source itself
 NOISE_DRAWS = 5  # of each noise control: the least that MAM's averages suggest
-
-_ASR_LAMBDAS = [0, 0.05, 0.10, 0.15, 0.20, 0.25]
-_ESC50_LAMBDAS = [0, 0.10, 0.15, 0.20, 0.25, 0.30]
-# Grids of MAM's tables. The lambda of Tables 2 and 3 is chosen on dev for every layer set.
-PRESETS: dict[str, dict[str, Any]] = {
-    "table1-asr": {"lambda": _ASR_LAMBDAS, "layers": ["all"], "noise": list(NOISES)},
-    "table1-esc50": {"lambda": _ESC50_LAMBDAS, "layers": ["all"], "noise": list(NOISES)},
-    "table2-24": {"lambda": _ASR_LAMBDAS, "layers": ["0-7", "4-11", "8-15", "12-19", "16-23"]},
-    "table2-12": {"lambda": _ESC50_LAMBDAS, "layers": ["0-3", "4-7", "8-11", "0-7", "4-11"]},
-    "table3-ljspeech": {"lambda": _ASR_LAMBDAS, "by": ["euclidean", "swd", "inner_product"], "top_k": [4, 6, 8]},
-    "table3-vctk": {"lambda": _ASR_LAMBDAS, "by": ["euclidean", "swd", "inner_product"], "top_k": [6, 8, 10]},
-}
 KEYS = ("lambda", "layers", "noise", "draws", "by", "top_k", "arms")
 ARM_KEYS = ("lambda", "layers", "noise", "draws")
 

@@ -26,8 +26,9 @@ from s3prl_ext.studies.engines import open_engine
 from s3prl_ext.sweeps import parts, report
 from s3prl_ext.sweeps.experiment import SweepRunner, build, experiment_args, remove_if_empty
 from s3prl_ext.sweeps.fingerprint import model_sha256, settings_sha256
-from s3prl_ext.sweeps.grid import BASELINE, PRESETS, Grid, Group, groups_of, printed_by
+from s3prl_ext.sweeps.grid import BASELINE, Grid, Group, groups_of, printed_by
 from s3prl_ext.sweeps.merged import otherwise
+from s3prl_ext.sweeps.presets import PRESETS
 from s3prl_ext.sweeps.run import Sweep
 from s3prl_ext.sweeps.store import Store, origins_of
 from s3prl_ext.sweeps.stored import titled

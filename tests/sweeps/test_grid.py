@@ -6,7 +6,8 @@ import pytest
 
 from s3prl_ext.errors import UsageError
 from s3prl_ext.layer_sets import parse_layers
-from s3prl_ext.sweeps.grid import BASELINE, PRESETS, Arm, arms_in_order, groups_of, read_grid
+from s3prl_ext.sweeps.grid import BASELINE, Arm, arms_in_order, groups_of, read_grid
+from s3prl_ext.sweeps.presets import PRESETS
 
 
 def groups(file=None, depth=6, similar=lambda by, k: tuple(range(k)), **flags):

@@ -8,7 +8,7 @@ from pathlib import Path
 from s3prl_ext.merging.names import OWN_UPSTREAM
 from s3prl_ext.papers.names import MAM_CORPORA
 from s3prl_ext.studies.names import ENGINES, count_of_jobs
-from s3prl_ext.sweeps.grid import PRESETS
+from s3prl_ext.sweeps.presets import PRESETS
 
 EXAMPLE = """--grid takes a YAML file with the keys lambda, layers, noise, draws, by, top_k and arms (named
 settings), or one of {presets}. Flags win over it. Ctrl-C keeps what is done; rerun the same command to resume.
