@@ -1,4 +1,4 @@
-"""Intents, slots, emotions and speakers: their names go into the task file that checkpoints hold.
+"""Intents, slots, characters, phonemes, emotions and speakers: their names go into the task file that checkpoints hold.
 
 s3prl reads them from the corpus at every start, so a checkpoint alone does not say what its outputs mean. They stand
 under ``downstream_expert.labels``, with the frame shift that s3prl's diarization stores in the same way.
@@ -43,11 +43,19 @@ def _intents(expert: Any) -> dict[str, list[str]]:
 FIRST = 3  # token of s3prl's encoders after padding, end and unknown
 
 
-def _slots(expert: Any) -> dict[str, list[str]] | None:
-    if expert.corpus["name"].lower() == "common_voice":
-        return {"characters": [expert.tokenizer.decode([index]) for index in range(FIRST, expert.tokenizer.vocab_size)]}
-    marks = getattr(expert.tokenizer, "slots", None)
-    return None if marks is None else {"slots": [mark.removeprefix("B-") for mark in marks[::2]]}
+def _tokens(expert: Any) -> dict[str, list[str]] | None:
+    """Return the vocabulary, but for subwords, whose model is a file of its own; of slot filling the slots as well."""
+    found: dict[str, list[str]] = {}
+    if (names := getattr(expert.tokenizer, "_vocab_list", None)) is not None:
+        kind = "characters" if "character" in expert.tokenizer.token_type else "tokens"
+        found[kind] = list(names[FIRST:])
+    if (marks := getattr(expert.tokenizer, "slots", None)) is not None:
+        found["slots"] = [mark.removeprefix("B-") for mark in marks[::2]]
+    return found or None
+
+
+def _dictionary(expert: Any) -> dict[str, list[str]]:
+    return {"characters": list(expert.dictionary.symbols)}
 
 
 def _emotions(expert: Any) -> dict[str, list[str]]:
@@ -81,8 +89,16 @@ SHIMS = (
         name="s3prl-slot-labels",
         module="s3prl.downstream.ctc.expert",
         needed=_unwrapped,
-        apply=_keeping(_slots),
-        reason=REASON.format("slot filling"),
+        apply=_keeping(_tokens),
+        reason=REASON.format("phoneme recognition or slot filling"),
+        remove_when="s3prl stores the labels in its checkpoints",
+    ),
+    Shim(
+        name="s3prl-recognition-labels",
+        module="s3prl.downstream.asr.expert",
+        needed=_unwrapped,
+        apply=_keeping(_dictionary),
+        reason=REASON.format("speech recognition"),
         remove_when="s3prl stores the labels in its checkpoints",
     ),
     Shim(

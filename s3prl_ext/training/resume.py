@@ -24,6 +24,7 @@ from s3prl_ext.configs import Record, Section, expand_variables, with_numbers
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.evaluation.scored_runs import WITHOUT_EFFECT
 from s3prl_ext.run_folder import CHECKPOINT_SUFFIX, RunFolder
+from s3prl_ext.tasks.record import LABELS
 from s3prl_ext.training.batching.corpus_hash import SPLITS_RULE, CorpusHash
 from s3prl_ext.training.checkpoint import Checkpoint
 from s3prl_ext.training.methods import resolve_tuning
@@ -436,7 +437,7 @@ def changed_settings(ckpt: Checkpoint, config: Section, args: Namespace) -> list
     earlier = [dict(row) for row in ckpt.extension.changed_settings]
     if args.mode != "train" or not args.past_exp or not ckpt.config or not ckpt.step:
         return earlier
-    free = ["early_stop"]
+    free = ["early_stop", f"downstream_expert.{LABELS}"]  # check_labels compares these
     optimizer, tuning = config["optimizer"], config.get("tuning") or {}
     if not (config.get("scheduler") or str(optimizer["name"]).endswith("_with_schedule") or tuning.get("gradual")):
         free += ["runner.total_steps", "runner.epochs"]
