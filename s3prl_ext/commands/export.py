@@ -24,13 +24,15 @@ from s3prl_ext.deltas.plain_upstream import plain_upstream
 from s3prl_ext.deltas.trained_task import TrainedTask, check_foldable
 from s3prl_ext.deltas.writing import changed_tensors, check_new, write_upstream
 from s3prl_ext.errors import DataError, UsageError
-from s3prl_ext.evaluation.result_records import read_record
+from s3prl_ext.evaluation.result_records import ResultRecord, read_record
+from s3prl_ext.evaluation.scored_runs import facts_of
 from s3prl_ext.locks import one_writer
 from s3prl_ext.merging.learnable import PARAMETER_NAME
 from s3prl_ext.model_settings import model_config
 from s3prl_ext.models.hashing import state_sha256
 from s3prl_ext.reading import EXPORT_FILE, file_sha256, weight_files
 from s3prl_ext.run_folder import RunFolder
+from s3prl_ext.tasks.record import LABELS
 from s3prl_ext.training import last_hidden_state
 from s3prl_ext.training.checkpoint import FEATURES_KEY
 from s3prl_ext.training.run_spec import FEATURES, RunSpec
@@ -187,22 +189,74 @@ def _write_text(path: Path, text: str) -> None:
 
 
 def _evaluations(task: TrainedTask) -> dict[str, dict[str, Score]]:
-    """Return the scores of evaluations of the same checkpoint on splits that training did not score."""
+    """Return the scores of evaluations of the same checkpoint on splits that training did not score.
+
+    An evaluation counts only where it scored the whole split with the task's upstream, data and settings; others are
+    left out with a warning.
+    """
     found: dict[str, dict[str, Score]] = {}
-    checkpoint = str(task.info.get("checkpoint") or task.path.name)
     for path in RunFolder(task.path.parent).evaluations():
         try:
             record = read_record(path)
         except DataError as error:
             logger.warning("%s", error)
             continue
-        if record["step"] != task.info.get("step") or Path(str(record.at("args.init_ckpt"))).name != checkpoint:
+        if record["error"] is not None:
+            continue
+        if reason := _other_evaluation(task, record):
+            logger.warning("%s is left out of the model card: %s.", path, reason)
             continue
         for split, rows in record["metrics"].items():
             ends = record["intervals"].get(split, {})
             values = {name: row["value"] for name, row in rows.items() if row["value"] is not None}
             found[split] = {name: (value, ends.get(name)) for name, value in values.items()}
     return found
+
+
+def _other_evaluation(task: TrainedTask, record: ResultRecord) -> str | None:
+    """Return in which way an evaluation is not one of this task as it was trained; None where it is.
+
+    Paths count by their last part. What the task does not know of itself, such as the corpus of one that s3prl
+    trained, is not compared.
+    """
+    if record["step"] != task.info.get("step"):
+        return f"it is of step {record['step']}, and the exported weights are of step {task.info.get('step')}"
+    scored, folder = Path(str(record.at("args.init_ckpt"))), record.at("args.expdir")
+    names = {str(task.info.get("checkpoint") or task.path.name), task.path.name}
+    places = {task.path.parent.resolve(), *([Path(str(folder)).resolve()] if folder else [])}  # it may have moved since
+    if scored.name not in names or scored.parent.resolve() not in places:
+        return f"it scored {scored}, another checkpoint than {' or '.join(sorted(names))} of this run"
+    ratio = float(record.at("config.runner.evaluate_ratio") or 1)
+    if ratio < 1:
+        return f"it scored a part of the split (runner.evaluate_ratio {ratio:g})"
+    ours, theirs = _scoring_facts(task), facts_of(record)
+    ours["upstream_sha256"] = task.delta.base_sha256 or None
+    theirs["upstream_sha256"] = record["upstream_sha256"]  # of draws of noise too
+    read = {f"downstream_expert.{row.key}" for row in task.record.reads if ours.get("data")}  # what the hash covers
+    keys = {key for key in {*ours, *theirs} if key.startswith("downstream_expert.") or key in ("set", "variant")}
+    keys |= {key for key in ("upstream_sha256", "data", "splits", "features") if ours.get(key) is not None}
+    for key in sorted(keys - read):
+        value, other = ours.get(key), theirs.get(key)
+        if value != other and "${" not in str(value) and not key.startswith(f"downstream_expert.{LABELS}"):
+            return f"{key} is {str(other)[:64]}, and that of the exported task {str(value)[:64]}"
+    return None
+
+
+def _scoring_facts(task: TrainedTask) -> dict[str, Any]:
+    """Return what decides the scores of a task, by the names of the facts of results."""
+    data = task.info.get("data") or {}
+    about = {
+        "upstream": task.info.get("upstream"),
+        "downstream": task.info.get("downstream"),
+        "args": task.spec.stored(),
+        "config": task.info.get("config") or {},
+        "data": data,
+        "splits_sha256": data.get("splits_sha256"),
+    }
+    facts = facts_of(ResultRecord(task.path, about))
+    if task.info.get("upstream_feature_selection") is None:
+        facts.pop("features")
+    return facts
 
 
 def _usage(plain: RunSpec, written: Path) -> tuple[str, str]:

@@ -14,8 +14,10 @@ from s3prl_ext.attention.files import open_weights, weight_files
 from s3prl_ext.cli import main as cli
 from s3prl_ext.commands import apply as commands
 from s3prl_ext.commands import export
+from s3prl_ext.deltas import TrainedTask
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.models.hashing import state_sha256
+from s3prl_ext.training.run_spec import RunSpec
 from tests.support import factories
 from tests.support import tuned as made
 from tests.support.result_files import content, write
@@ -293,20 +295,66 @@ def test_card_head_and_record(tmp_path):
     )
 
 
-def test_card_names_data_and_evaluations_of_the_same_checkpoint(tmp_path):
+def evaluated(delta: Path, **changes) -> dict:
+    """Return the content of an evaluation of the best checkpoint next to a delta."""
+    stored = TrainedTask.read(delta)
+    scored = content({"acc": 0.9}, downstream="speech_commands", step=7, upstream_sha256=stored.delta.base_sha256)
+    scored |= {"splits_sha256": "e" * 64, "config": json.loads(json.dumps(stored.info["config"]))}
+    scored["config"]["downstream_expert"]["datarc"]["speech_commands_root"] = "/corpora/speech/v1"
+    scored["intervals"] = {"test": {"acc": [0.8, 0.95]}}
+    folder = str(delta.parent)
+    scored["args"] = {"init_ckpt": f"{folder}/dev-best.ckpt", "expdir": folder, **RunSpec.of(stored.info).stored()}
+    return scored | changes
+
+
+@pytest.fixture
+def task_with_data(tmp_path) -> Path:
     data = {"sha256": "d" * 64, "files": 958, "bytes": 5, "covers": "names and sizes", "splits_sha256": "e" * 64}
-    config = made.CONFIG | {"downstream_expert": {"datarc": {"speech_commands_root": "${SPEECH_COMMANDS}/v1"}}}
-    _, delta, _ = child_task(tmp_path, "hubert_local", {"data": data, "config": config})
-    for split, step in (("test", 7), ("test-other", 9)):
-        scored = content({"acc": 0.9}, split=split, downstream="speech_commands", step=step)
-        scored["intervals"] = {split: {"acc": [0.8, 0.95]}}
-        scored["args"]["init_ckpt"] = "exp/dev-best.ckpt"
-        write(delta.parent, scored)
+    datarc = {"speech_commands_root": "${SPEECH_COMMANDS}/v1", "eval_batch_size": 1}
+    config = made.CONFIG | {"downstream_expert": {"datarc": datarc}}
+    return child_task(tmp_path, "hubert_local", {"data": data, "config": config})[1]
+
+
+def test_card_names_data_and_evaluations_of_the_same_checkpoint(tmp_path, task_with_data):
+    delta = task_with_data
+    write(delta.parent, evaluated(delta))
     run(export.main, "--delta", delta, "--out", tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "| test | acc | 0.9 [0.8, 0.95] | between 0 and 1 | higher |" in card and "test-other" not in card
+    assert "| test | acc | 0.9 [0.8, 0.95] | between 0 and 1 | higher |" in card
     assert "| `datarc.speech_commands_root` | `${SPEECH_COMMANDS}/v1` |" in card
     assert "| files | 958 |" in card and f"`{'d' * 64}`" in card and f"`{'e' * 64}`" in card
+
+
+@pytest.mark.parametrize(
+    "key, value, reason",
+    [
+        ("step", 9, "step 9"),
+        ("args.init_ckpt", "/elsewhere/dev-best.ckpt", "another checkpoint"),
+        ("args.init_ckpt", "states-7.ckpt", "another checkpoint"),
+        ("args.upstream_layer_selection", 3, "features"),
+        ("upstream_sha256", "9" * 64, "upstream_sha256"),
+        ("data", {"sha256": "0" * 64, "files": 2, "bytes": 10, "covers": "all"}, "data"),
+        ("splits_sha256", "0" * 64, "splits"),
+        ("config.runner.evaluate_ratio", 0.01, "part of the split"),
+        ("config.downstream_expert.datarc.eval_batch_size", 8, "eval_batch_size"),
+    ],
+)
+def test_a_foreign_score_is_not_on_the_card(tmp_path, task_with_data, caplog, key, value, reason):
+    """The card gives stored scores of a split only where no evaluation of the very task replaces them."""
+    delta = task_with_data
+    scored = evaluated(delta)
+    place = scored
+    *above, last = key.split(".")
+    for part in above:
+        place = place.setdefault(part, {})
+    place[last] = value
+    scored["metrics"] = {"dev": scored["metrics"]["test"]}
+    path = write(delta.parent, scored)
+    run(export.main, "--delta", delta, "--out", tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| dev | acc | 0.75 |" in card and "0.9" not in card.partition("## Scores")[2].partition("##")[0]
+    warned = [record.getMessage() for record in caplog.records if str(path) in record.getMessage()]
+    assert len(warned) == 1 and reason in warned[0]
 
 
 def test_dry_run_writes_nothing(tmp_path, capsys):

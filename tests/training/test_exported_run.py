@@ -140,3 +140,18 @@ def test_the_options_of_the_upstream_go_with_the_export(build, tmp_path, name, o
         f"-u {name} -k {'.' if model.is_dir() else model.name} -g {option}"
         in (tmp_path / "out" / "README.md").read_text()
     )
+
+
+@pytest.mark.parametrize("source", ["delta.safetensors", "dev-best.ckpt"])
+def test_the_card_has_the_score_of_a_later_evaluation(build, hubert_ckpt, tmp_path, caplog, source):
+    config = experiments.task_config("ks", CHILD, total_steps=2, eval_step=2, save_step=2)
+    config["optimizer"]["lr"] = 1.0e-2
+    flags = {"upstream": "hubert_local", "upstream_ckpt": hubert_ckpt}
+    exp = tmp_path / "exp"
+    build(experiments.make_args(exp, **flags), config).train()
+    build(experiments.make_args(exp, mode="evaluate", init_ckpt=str(exp / source), **flags), config).evaluate()
+    assert export(["--delta", str(exp / source), "--out", str(tmp_path / "out")]) == 0
+    record = json.loads((tmp_path / "out" / "export.json").read_text())
+    value = json.loads((exp / "result-test.json").read_text())["metrics"]["test"]["acc"]["value"]
+    assert record["model"]["evaluations"]["test"]["acc"][0] == value
+    assert "left out of the model card" not in caplog.text
