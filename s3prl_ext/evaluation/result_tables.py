@@ -61,8 +61,8 @@ def score(row: Row | None) -> str:
 
 
 def relative_change(value: float, baseline: float) -> float | None:
-    """Return the change in per cent of the baseline; None where that is 0 or a value is not a number."""
-    if not baseline or not isfinite(value) or not isfinite(baseline):
+    """Return the change in per cent of the baseline; None where that is not above 0 or a value is not finite."""
+    if not isfinite(value) or not isfinite(baseline) or baseline <= 0:
         return None
     return 100.0 * (value - baseline) / baseline
 
@@ -81,12 +81,13 @@ def table_of_lines(title: str, name: str, lines: Sequence[Line], with_paper: boo
     paper_base = next((_figure(line) for line in lines if line.baseline and line.paper), None)
     found = list(notes)
     differences = [_difference(base, line, found) for base, line in zip(bases, lines, strict=True)]
-    of = _compared_in(name, lines)
-    head = ["", "runs", heading(name), "change (%)", f"difference in {of} (%), 95 % interval"]
+    of = _called(name)
+    unit = "dB" if _is_level(name) else "%"
+    head = ["", "runs", heading(name), f"change ({unit})", f"difference in {of} (%), 95 % interval"]
     compared = any(differences)
     body, values = [], []
     for line, base, difference in zip(lines, bases, differences, strict=True):
-        change = relative_change(line.row.mean, base.row.mean) if line.row and base and base.row else None
+        change = _change(line.row.mean, base.row.mean, name) if line.row and base and base.row else None
         cells = [line.name, str(len(line.row.runs)) if line.row else NOTHING, score(line.row), _signed(change)]
         cells += [_interval(difference)] if compared else []
         if with_paper:
@@ -119,21 +120,31 @@ def _difference(base: Line | None, line: Line, notes: list[str]) -> Difference |
         return None
     try:
         found = compare_rows(base.row, line.row)
-        return found.of_accuracy if found and line.row.metric == "acc" else found
+        if found is None or found.metric == line.row.metric:
+            return found and found.of_metric
+        text = f"No interval of the difference: single utterances are counted in {_called(found.metric)} alone."
+        notes += [text] if text not in notes else []
+        return None
     except DataError as error:
         logger.warning("%s", error)
         notes.append(str(error))
         return None
 
 
-def _compared_in(name: str, lines: Sequence[Line]) -> str:
-    """Return what utterances are compared in.
+def _called(name: str) -> str:
+    return NAMES.get(name, name.replace("_", " "))
 
-    The table's accuracy, or else the error rate that the task is judged by.
-    """
-    main = next((line.row.runs[0].main_metric for line in lines if line.row is not None), None)
-    shown = name if name == "acc" or main in (None, "acc") else main
-    return NAMES.get(str(shown), str(shown).replace("_", " "))
+
+def _is_level(name: str) -> bool:
+    """Return whether a metric is in dB, of which per cent say nothing."""
+    return metric(name).unit == "dB"
+
+
+def _change(value: float, baseline: float, name: str) -> float | None:
+    """Return the change of a metric: in per cent of the baseline, of a level the difference in dB."""
+    if _is_level(name):
+        return value - baseline if isfinite(value) and isfinite(baseline) else None
+    return relative_change(value, baseline)
 
 
 def _figure(line: Line) -> float | None:
@@ -172,7 +183,9 @@ def _values(
         "runs": len(row.runs), "seeds": "; ".join(run.seed for run in row.runs),
         "mean": times * row.mean, "std": None if row.std is None else times * row.std,
         "low": None if low is None else times * low, "high": None if high is None else times * high,
-        "baseline": base.name if base is not None else None, "change_percent": change,
+        "baseline": base.name if base is not None else None,
+        "change_percent": None if _is_level(row.metric) else change,
+        "change_db": change if _is_level(row.metric) else None,
         "difference_low": difference.low if difference else None,
         "difference_high": difference.high if difference else None,
         "p": difference.p if difference else None, "paper": line.paper, "paper_change_percent": paper_change,
@@ -192,7 +205,10 @@ def _explained(bases: Sequence[Line | None], compared: bool, rows: Sequence[Row]
     names = list(dict.fromkeys(base.name for base in bases if base is not None))
     if names:
         of_model = " (of the same model)" if len(names) > 1 else ""
-        found.append(f"Changes are relative to: {'; '.join(names)}{of_model}. Below 0 is less {NAMES.get(name, name)}.")
+        kind = "differences from" if _is_level(name) else "relative to"
+        found.append(f"Changes are {kind}: {'; '.join(names)}{of_model}. Below 0 is less {_called(name)}.")
+    if not _is_level(name) and any(base.row.mean <= 0 for base in bases if base and base.row):
+        found.append("There is no change in per cent of a baseline that is not above 0.")
     if compared:
         kinds = {run.intervals_over for row in rows for run in row.runs} - {UTTERANCE}
         over = f" over {', '.join(sorted(kinds))}s" if kinds else ""

@@ -11,7 +11,7 @@ from s3prl_ext.evaluation.clusters import sums
 from s3prl_ext.evaluation.result_rows import Row
 from s3prl_ext.evaluation.scored_runs import ScoredRun
 from s3prl_ext.evaluation.significance import bootstrap_difference, bootstrap_ratio, mcnemar_exact
-from s3prl_ext.evaluation.utterance_counts import Counts, utterance_counts
+from s3prl_ext.evaluation.utterance_counts import Counts, counted_metric, utterance_counts
 from s3prl_ext.metrics import metric
 from s3prl_ext.tasks import named
 
@@ -24,6 +24,7 @@ class Difference:
         low, high: paired 95 % bootstrap interval of the second row's error rate minus the first's.
         utterances: how many both have scored.
         drawn: how many clusters the bootstrap draws from: the utterances themselves, or their speakers.
+        metric: what was counted: an error rate, or an accuracy whose errors these are.
         p: of McNemar's exact test; None for texts, and for several runs.
     """
 
@@ -31,6 +32,7 @@ class Difference:
     high: float
     utterances: int
     drawn: int
+    metric: str
     p: float | None = None
 
     @property
@@ -39,9 +41,9 @@ class Difference:
         return self.low > 0 or self.high < 0
 
     @property
-    def of_accuracy(self) -> Difference:
-        """The same in right clips: what is not wrong is right."""
-        return replace(self, low=-self.high, high=-self.low)
+    def of_metric(self) -> Difference:
+        """The same in the metric itself: of an accuracy in right clips, what is not wrong is right."""
+        return replace(self, low=-self.high, high=-self.low) if metric(self.metric).higher_is_better else self
 
 
 def compare_rows(first: Row, second: Row) -> Difference | None:
@@ -70,7 +72,9 @@ def compare_rows(first: Row, second: Row) -> Difference | None:
         gained = sum(x > y for x, y in zip(*errors, strict=True))
         lost = sum(x < y for x, y in zip(*errors, strict=True))
         p = mcnemar_exact(lost, gained)
-    return Difference(100 * low, 100 * high, len(names), len(of), p)
+    counted = _metric(first.runs[0])
+    assert counted is not None
+    return Difference(100 * low, 100 * high, len(names), len(of), counted, p)
 
 
 def with_intervals_over(kind: str, run: ScoredRun) -> ScoredRun:
@@ -89,7 +93,7 @@ def with_intervals_over(kind: str, run: ScoredRun) -> ScoredRun:
         )
     errors, totals = sums([name for name, _ in counts], list(zip(*counts.values(), strict=True)), kind)
     ends = sorted(100 * end for end in bootstrap_ratio(errors, totals))
-    name = run.main_metric
+    name = _metric(run)
     assert name is not None
     if metric(name).unit == "ratio":
         ends = [end / 100 for end in ends]
@@ -137,3 +141,8 @@ def _counts(run: ScoredRun) -> Counts | None:
         if run.utterances is None
         else utterance_counts(run.utterances, run.split, run.values, run.source, named(run.task))
     )
+
+
+def _metric(run: ScoredRun) -> str | None:
+    """Return the metric that the counts of a run are of; None without any."""
+    return None if run.utterances is None else counted_metric(run.utterances, run.split, run.values, named(run.task))

@@ -74,17 +74,32 @@ def utterance_counts(
         OtherEvaluation: a file is of another evaluation.
         DataError: a file is corrupt.
     """
+    found = _files(folder, split, values, task)
+    if found is None:
+        return None
+    files, paths = found
+    counts, reported = _read(files, *paths), _error_rate(files.metric, values[files.metric])
+    if counts is not None and not isclose(_rate(counts), reported, abs_tol=1e-4):
+        raise OtherEvaluation(
+            f"{paths[0]} gives an error of {_rate(counts):.4g} %, but {source} reports {reported:.4g} %: it is of "
+            "another evaluation."
+        )
+    return counts
+
+
+def counted_metric(folder: Path, split: str, values: Mapping[str, float], task: Task = OTHER) -> str | None:
+    """Return the metric that :func:`utterance_counts` counts in, or None where the folder has no such file."""
+    found = _files(folder, split, values, task)
+    return found and found[0].metric
+
+
+def _files(
+    folder: Path, split: str, values: Mapping[str, float], task: Task
+) -> tuple[Utterances, tuple[Path, Path]] | None:
     for files in utterances_of(task):
-        paths = [path for name in files[:2] if (path := _only(folder, name.format(split)))]
-        if files.metric not in values or len(paths) < 2:
-            continue
-        counts, reported = _read(files, *paths), _error_rate(files.metric, values[files.metric])
-        if counts is not None and not isclose(_rate(counts), reported, abs_tol=1e-4):
-            raise OtherEvaluation(
-                f"{paths[0]} gives an error of {_rate(counts):.4g} %, but {source} reports {reported:.4g} %: it is of "
-                "another evaluation."
-            )
-        return counts
+        hypotheses, references = (_only(folder, name.format(split)) for name in files[:2])
+        if files.metric in values and hypotheses is not None and references is not None:
+            return files, (hypotheses, references)
     return None
 
 

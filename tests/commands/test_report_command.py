@@ -15,7 +15,10 @@ import pytest
 
 from s3prl_ext.commands.report import main
 from s3prl_ext.errors import DataError, UsageError
+from s3prl_ext.evaluation.result_records import read_record
+from s3prl_ext.evaluation.scored_runs import runs_of
 from s3prl_ext.evaluation.transcripts import transcript, write_transcripts
+from s3prl_ext.evaluation.utterance_comparison import with_intervals_over
 from s3prl_ext.sweeps.grid import Group
 from tests.support.result_files import content, merge, write, write_hypotheses
 from tests.support.sweep_files import GROUPS, write_sweep
@@ -364,6 +367,47 @@ def keyword_run(folder: Path, right: int, seed: int = 1, **changes) -> Path:
     for name, labels in (("predict", said), ("truth", ["yes"] * 60)):
         (folder / f"test_{name}.txt").write_text("".join(f"clip{n} {one}\n" for n, one in enumerate(labels)))
     return folder
+
+
+def test_an_interval_is_of_the_metric_that_was_counted(tmp_path):
+    """Clips are right or wrong: the interval of that says nothing of a loss, whichever metric the task is judged by."""
+    for name, right, loss in (("a", 30, 3.0), ("b", 45, 1.0)):
+        tuning = {"tuning": {"method": "full"}} if name == "a" else {}
+        keyword_run(tmp_path / name, right, **tuning)
+        record = content({"acc": right / 60, "loss": loss}, downstream="speech_commands", **tuning)
+        write(tmp_path / name, record)
+    text, rows, _ = report(tmp_path / "out", tmp_path / "a", tmp_path / "b", "--metric", "loss")
+    assert {(row["difference_low"], row["p"]) for row in rows} == {("", "")} and "difference in" not in text
+    assert "No interval of the difference: single utterances are counted in accuracy alone." in text
+    text, rows, _ = report(tmp_path / "out", tmp_path / "a", tmp_path / "b")
+    assert "difference in accuracy (%), 95 % interval" in text and float(rows[1]["difference_low"]) > 0
+
+
+def test_an_interval_over_speakers_is_of_the_metric_that_was_counted(tmp_path):
+    (tmp_path / "a").mkdir()
+    wer = write_hypotheses(tmp_path / "a", [("a b", "a b"), ("c d", "c x"), ("e f", "e y")])
+    write(tmp_path / "a", content({"wer": wer, "per": 0.05}, downstream="their_own"))
+    (run,) = runs_of(read_record(tmp_path / "a" / "result-test.json"))
+    assert with_intervals_over("utterance", run).intervals.keys() == {"wer"}
+
+
+def test_a_change_of_a_level_is_a_difference(tmp_path):
+    """Per cent of decibels mean nothing, and of a negative baseline they have the wrong sign."""
+    for name, value, method in (("a", -2.0, "full"), ("b", -1.0, "lora")):
+        record = content({"si_sdr": value}, downstream="separation_stft", tuning={"method": method})
+        write(tmp_path / name, record)
+    text, rows, _ = report(tmp_path / "out", tmp_path / "a", tmp_path / "b")
+    better = rows[1]
+    assert better["baseline"] and float(better["change_db"]) == 1.0 and better["change_percent"] == ""
+    assert "change (dB)" in text and "change (%)" not in text and "Changes are differences from: hubert, full." in text
+
+
+def test_there_is_no_change_in_per_cent_of_a_baseline_below_0(tmp_path):
+    for name, value, method in (("a", -0.2, "full"), ("b", 0.1, "lora")):
+        record = content({"mtwv": value}, downstream="quesst14_dtw", tuning={"method": method})
+        write(tmp_path / name, record)
+    text, rows, _ = report(tmp_path / "out", tmp_path / "a", tmp_path / "b", "--metric", "mtwv")
+    assert rows[1]["change_percent"] == "" and "no change in per cent of a baseline that is not above 0" in text
 
 
 def test_tasks_of_s3prl_are_compared_clip_by_clip(tmp_path):

@@ -41,7 +41,14 @@ def test_every_metric_has_a_heading_and_an_unknown_one_is_refused():
 
 @pytest.mark.parametrize(
     ("value", "baseline", "change"),
-    [(8.63, 9.25, -6.7027), (9.25, 8.63, 7.1842), (1.0, 0.0, None), (math.nan, 1.0, None), (1.0, math.inf, None)],
+    [
+        (8.63, 9.25, -6.7027),
+        (9.25, 8.63, 7.1842),
+        (1.0, 0.0, None),
+        (-1.0, -2.0, None),
+        (math.nan, 1.0, None),
+        (1.0, math.inf, None),
+    ],
 )
 def test_relative_change(value, baseline, change):
     found = relative_change(value, baseline)
@@ -51,7 +58,7 @@ def test_relative_change(value, baseline, change):
 def test_no_change_is_not_negative():
     """A difference of rounding is +0.00, not -0.00."""
     assert _signed(-0.001) == "+0.00" and _signed(-0.01) == "-0.01"
-    assert _interval(Difference(-1e-9, 0.0, 3, 3)) == "[+0.00, +0.00]"
+    assert _interval(Difference(-1e-9, 0.0, 3, 3, "wer")) == "[+0.00, +0.00]"
 
 
 def test_numbers_with_a_noun():
