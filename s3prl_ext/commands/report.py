@@ -13,6 +13,7 @@ from s3prl_ext.commands.flags import report as flags_of
 from s3prl_ext.commands.report_evidence import Evidence, mixed_origins, read_evidence, sources_table
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.evaluation import clusters
+from s3prl_ext.evaluation.comparability import decisive, differences
 from s3prl_ext.evaluation.merge_facts import deviations
 from s3prl_ext.evaluation.report_page import page
 from s3prl_ext.evaluation.result_rows import (
@@ -144,7 +145,12 @@ def _plain_tables(runs: Sequence[ScoredRun], flags: argparse.Namespace, left_out
         bases = _baselines(rows, flags.baseline)
         lines = [Line(row.label, row, baseline=any(row is base for base in bases)) for row in rows]
         alone = [] if bases or len(rows) < 2 else [NO_BASELINE]
-        tables.append(table_of_lines(f"{what}, {split}: {heading(name)}", name, lines, with_paper=False, notes=alone))
+        tables.append(
+            table_of_lines(
+                f"{what}, {split}: {heading(name)}", name, lines, with_paper=False, notes=alone,
+                across_models=flags.baseline is not None,
+            )
+        )  # fmt: skip
     return tables
 
 
@@ -185,8 +191,38 @@ def _paper_tables(
         )
     tasks = [task for task in paper.tasks if any(cell.task == task for cell in cells)]
     has_columns = any(cell.column for cell in paper.figures)
-    tables = [pivot(paper, task, cells) for task in tasks] if has_columns else [pivot(paper, None, cells)]
+    shown = [[task] for task in tasks] if has_columns else [tasks]
+    tables = [
+        _with_notes(pivot(paper, some[0] if has_columns else None, cells), _unlike(paper, some, cells))
+        for some in shown
+    ]
     return tables + [_details(paper, task, cells) for task in tasks]
+
+
+def _with_notes(table: Table, notes: Sequence[str]) -> Table:
+    return replace(table, notes=(*table.notes, *notes))
+
+
+def _unlike(paper: PaperTable, tasks: Sequence[str], cells: dict[Cell, list[Row]]) -> list[str]:
+    """Return a sentence for each task some of whose cells are of another corpus or model than its first one."""
+    notes = []
+    for task in tasks:
+        rows = [(cell, row) for cell, found in cells.items() if cell.task == task for row in found]
+        first = next((pair for pair in rows if pair[0] == paper.baselines[task]), rows[0])
+        unlike: dict[str, list[str]] = {}
+        for cell, row in rows:
+            if others := decisive(differences(first[1], row)):
+                unlike.setdefault(" and ".join(others), []).append(_named(cell))
+        notes += [
+            f"{task}: {'; '.join(dict.fromkeys(names))} cannot be compared with {_named(first[0])}, which has another "
+            f"{others}."
+            for others, names in unlike.items()
+        ]
+    return notes
+
+
+def _named(cell: Cell) -> str:
+    return ", ".join(part for part in (cell.row, cell.column) if part)
 
 
 def _details(paper: PaperTable, task: str, cells: dict[Cell, list[Row]]) -> Table:
@@ -194,7 +230,7 @@ def _details(paper: PaperTable, task: str, cells: dict[Cell, list[Row]]) -> Tabl
     lines: list[Line] = []
     missing = []
     for cell in (cell for cell in with_ours(paper, cells) if cell.task == task):
-        name = ", ".join(part for part in (cell.row, cell.column) if part)
+        name = _named(cell)
         rows, figure, is_base = cells.get(cell, []), paper.figures.get(cell), paper.baselines[task] == cell
         if not rows and figure is not None:
             missing.append(name)

@@ -19,7 +19,7 @@ from s3prl_ext.tasks import named
 logger = logging.getLogger(__name__)
 
 # Facts that are hashes: they name a row only where nothing else tells it apart.
-_HASHES = ("data", "splits", "upstream_sha256", "sweep", "unmerged", *HASHES)
+HASHED = ("data", "splits", "upstream_sha256", "sweep", "unmerged", *HASHES)
 
 
 @dataclass(frozen=True)
@@ -187,10 +187,10 @@ def name_rows(groups: Sequence[Sequence[ScoredRun]], group_by: Sequence[str] | N
         alike = [number for number, other in enumerate(labels) if other == label]
         keys = [dict(firsts[number].key(group_by)) for number in alike]
         names = sorted({n for key in keys for n in key if len({other.get(n) for other in keys}) > 1})
-        names = [n for n in names if n not in _HASHES] or names  # a hash only where nothing else differs
+        names = [n for n in names if n not in HASHED] or names  # a hash only where nothing else differs
         for number in alike:
             facts = firsts[number].facts
-            labels[number] += "".join(f", {_short(n)} {_shown(n, facts.get(n))}" for n in names[:4])
+            labels[number] += "".join(f", {without_section(n)} {shown(n, facts.get(n))}" for n in names[:4])
     return [f"{label} (#{labels[:i].count(label) + 1})" if labels.count(label) > 1 else label
             for i, label in enumerate(labels)]  # fmt: skip
 
@@ -265,12 +265,14 @@ def _layers(facts: Facts) -> str:
     return "" if facts.get("layers") == "all" else f" layers {facts.get('layers')}"
 
 
-def _short(name: str) -> str:
+def without_section(name: str) -> str:
+    """Return the name of a fact without that of the section that it stands in."""
     return name.removeprefix("downstream_expert.").removeprefix("optimizer.").removeprefix("runner.")
 
 
-def _shown(name: str, value: Any) -> str:
-    return str(value)[:8] if name in _HASHES and value is not None else "-" if value is None else str(value)
+def shown(name: str, value: Any) -> str:
+    """Return the value of a fact as tables show it: ``-`` where there is none, of a hash the beginning."""
+    return str(value)[:8] if name in HASHED and value is not None else "-" if value is None else str(value)
 
 
 def _distinct(values: Sequence[Any]) -> list[Any]:

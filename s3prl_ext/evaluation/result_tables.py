@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite, isnan
 from typing import Any
 
 from s3prl_ext.errors import DataError
 from s3prl_ext.evaluation.clusters import UTTERANCE, described
+from s3prl_ext.evaluation.comparability import OF_MODEL, decisive, differences, told
 from s3prl_ext.evaluation.result_records import ResultRecord, numbers
 from s3prl_ext.evaluation.result_rows import Row, averaged_over, part_of_a_split
 from s3prl_ext.evaluation.utterance_comparison import Difference, compare_rows
@@ -67,8 +68,18 @@ def relative_change(value: float, baseline: float) -> float | None:
     return 100.0 * (value - baseline) / baseline
 
 
-def table_of_lines(title: str, name: str, lines: Sequence[Line], with_paper: bool, notes: Sequence[str] = ()) -> Table:
+def table_of_lines(
+    title: str,
+    name: str,
+    lines: Sequence[Line],
+    with_paper: bool,
+    notes: Sequence[str] = (),
+    across_models: bool = False,
+) -> Table:
     """Return the table of one task and split.
+
+    No change is shown of a line whose corpus, splits or model are others than its baseline's, and in what else it
+    differs from its baseline is said.
 
     Args:
         title: what it shows, on which split.
@@ -76,8 +87,9 @@ def table_of_lines(title: str, name: str, lines: Sequence[Line], with_paper: boo
         lines: its lines.
         with_paper: add the paper's figures and its change against the paper's baseline.
         notes: sentences below it.
+        across_models: whether the baseline may be another model.
     """
-    bases = [_base_of(line, lines) for line in lines]
+    bases, unlike = _comparable([_base_of(line, lines) for line in lines], lines, OF_MODEL if across_models else ())
     paper_base = next((_figure(line) for line in lines if line.baseline and line.paper), None)
     found = list(notes)
     differences = [_difference(base, line, found) for base, line in zip(bases, lines, strict=True)]
@@ -96,6 +108,7 @@ def table_of_lines(title: str, name: str, lines: Sequence[Line], with_paper: boo
         if line.row is not None:
             values.append(_values(line, base, change, difference, _paper_change(line, paper_base)))
     head = head[: 5 if compared else 4] + (["paper", "paper: change (%)"] if with_paper else [])
+    found += unlike
     found += _explained(bases, compared, [line.row for line in lines if line.row], name, of)
     return Table(title, head, body, tuple(found), tuple(values))
 
@@ -108,6 +121,34 @@ def _base_of(line: Line, lines: Sequence[Line]) -> Line | None:
     if len(bases) > 1:
         bases = [base for base in bases if base.row and model_of(base.row) == model_of(line.row)]
     return bases[0] if len(bases) == 1 else None
+
+
+def _comparable(
+    bases: Sequence[Line | None], lines: Sequence[Line], free: Collection[str]
+) -> tuple[list[Line | None], list[str]]:
+    """Return the baselines without those that a line must not be compared with, and sentences on what differs."""
+    kept: list[Line | None] = []
+    refused: dict[tuple[str, str], list[str]] = {}
+    noted: dict[tuple[str, str], list[str]] = {}
+    for base, line in zip(bases, lines, strict=True):
+        if base is None or base.row is None or line.row is None:
+            kept.append(base)
+            continue
+        found = differences(base.row, line.row)
+        others = decisive(found, free)
+        kept.append(None if others else base)
+        if others:
+            refused.setdefault((base.name, " and ".join(others)), []).append(line.name)
+        elif found:
+            noted.setdefault((base.name, told(found)), []).append(line.name)
+    sentences = [
+        f"No change is shown of {'; '.join(names)}: the baseline {base} has another {others}."
+        for (base, others), names in refused.items()
+    ]
+    sentences += [
+        f"{'; '.join(names)}: differs from the baseline {base} in {text}, too." for (base, text), names in noted.items()
+    ]
+    return kept, sentences
 
 
 def model_of(row: Row) -> tuple[object, ...]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from s3prl_ext.errors import DataError
-from s3prl_ext.evaluation.merge_facts import MERGE
+from s3prl_ext.evaluation.comparability import without_merge
 from s3prl_ext.evaluation.result_rows import name_rows
 from s3prl_ext.evaluation.scored_runs import ScoredRun
 from s3prl_ext.evaluation.transcripts import (
@@ -22,8 +21,6 @@ from s3prl_ext.papers.figures import mam_tables
 from s3prl_ext.papers.tables import as_printed
 from s3prl_ext.tables import Table
 
-# Facts besides those of the merge in which a merged and an unmerged run of one target differ.
-OF_MERGED = ("upstream_sha256", "upstream_model_config", "sweep", "tuning.lambda_lr")
 SHOWN_UTTERANCES = 8  # utterances of a comparison
 
 
@@ -73,15 +70,9 @@ def _baselines(merged: ScoredRun, plain: Sequence[ScoredRun]) -> list[ScoredRun]
 
     They agree in everything but the merge: target, data, splits, task file, training.
     """
-    wanted = _without_merge(merged)
-    found = [run for run in plain if _without_merge(run) == wanted]
+    wanted = without_merge(merged)
+    found = [run for run in plain if without_merge(run) == wanted]
     return sorted(found, key=lambda run: run.seed != merged.seed)
-
-
-def _without_merge(run: ScoredRun) -> Mapping[str, Any]:
-    """Return the facts of a run but for those of its merge; which target it has stays."""
-    of_merge = {name for name, _ in run.key((*MERGE, *OF_MERGED))} - {"merge.target_sha256"}
-    return {name: value for name, value in run.facts.items() if name not in of_merge and name != "chosen"}
 
 
 def _transcripts(run: ScoredRun) -> list[ScoredTranscript]:
