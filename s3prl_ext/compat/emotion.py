@@ -10,7 +10,7 @@ from typing import Any
 from s3prl_ext.compat.shim import Shim
 from s3prl_ext.corpora.iemocap import check_fold
 from s3prl_ext.errors import UsageError, unknown_name
-from s3prl_ext.tasks.er import FOLDS
+from s3prl_ext.tasks.er import FOLDS, UNNAMED
 
 
 def fold_of(datarc: dict[str, Any], variant: str | None) -> str:
@@ -24,7 +24,7 @@ def fold_of(datarc: dict[str, Any], variant: str | None) -> str:
         UsageError: there is none of that name, or the task file and ``-v`` name different ones.
     """
     named = datarc.get("test_fold")
-    fold = named or variant or FOLDS[0]
+    fold = named or variant or UNNAMED
     if fold not in FOLDS:
         raise unknown_name("fold (datarc.test_fold)", str(fold), FOLDS)
     if named and variant and named != variant:

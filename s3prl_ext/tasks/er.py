@@ -6,6 +6,7 @@ from s3prl_ext.tasks.counts import right_clips
 from s3prl_ext.tasks.record import Folds, Reads, Task, Utterances
 
 FOLDS = tuple(f"fold{number}" for number in range(1, 6))  # fold N tests on session N and trains on the other four
+UNNAMED = FOLDS[0]  # that s3prl takes where none is named
 
 TASK = Task(
     name="er",
@@ -14,7 +15,8 @@ TASK = Task(
     preset="er/superb",
     variables={"IEMOCAP": "IEMOCAP"},
     reads=(Reads("datarc.root"), Reads("datarc.meta_data", divides=("Session*/*.json",))),
-    folds=Folds("downstream_expert.datarc.test_fold", FOLDS),
+    folds=Folds("downstream_expert.datarc.test_fold", FOLDS, unnamed=UNNAMED),
+    divided_by=("downstream_expert.datarc.valid_ratio",),
     counts={"acc": right_clips("filename", "truth")},
     utterances=Utterances("{}_fold?_predict.txt", "{}_fold?_truth.txt", "acc"),
     decoder="s3prl_ext.prediction.classification:emotion",

@@ -36,10 +36,12 @@ class Folds(NamedTuple):
     Attributes:
         key: of the task file, dotted, that names the fold of a run.
         names: of all folds.
+        unnamed: the fold of a run that names none; None where the task wants it named.
     """
 
     key: str
     names: tuple[str, ...]
+    unnamed: str | None = None
 
 
 class Sets(NamedTuple):
@@ -121,6 +123,7 @@ class Task:
         variables: environment variables that its task files read, with the corpus in words; its main one comes first.
         reads: what it reads, for the hash of its corpus.
         folds: of its cross-validation; None where there is none.
+        divided_by: further keys of the task file, dotted, whose single values divide the corpus, as the fold does.
         sets: corpora that are reported one by one; None where there is one.
         settings: section of ``downstream_expert`` whose lists take part in the division of the corpus.
         counts: for the interval of each metric: what gives its counts from the records of an evaluation. Without any,
@@ -156,6 +159,7 @@ class Task:
     variables: Mapping[str, str] = field(default_factory=dict)
     reads: tuple[Reads, ...] = ()
     folds: Folds | None = None
+    divided_by: tuple[str, ...] = ()
     sets: Sets | None = None
     settings: str = "datarc"
     counts: Mapping[str, Count] = field(default_factory=dict)

@@ -29,6 +29,7 @@ from s3prl_ext.training.batching.extractor_cache import ExtractorCache, check_fr
 from s3prl_ext.training.batching.feature_cache import FeatureCache
 from s3prl_ext.training.checkpoint import Checkpoint, labels_in
 from s3prl_ext.training.devices import check_convolutions, slow_precision
+from s3prl_ext.training.divisions import check_division
 from s3prl_ext.training.forward import TaskModels, unwrapped
 from s3prl_ext.training.known_settings import known_tasks
 from s3prl_ext.training.learnable_lambda import only_lambda_trains, prepare_head_lambda, prepare_lambda
@@ -84,6 +85,7 @@ class RunBuilder(_StockRunner):
                 self.featurizer = self._get_featurizer()
             stored = self.resumed.labels  # before the task writes its own into the task file
             self.downstream = self._get_downstream()
+            check_division(self.resumed, self.config, self.args)
             resume.check_splits(self.resumed, self._splits_sha256, self.args)
             resume.check_labels(self.resumed, stored, labels_in(self.config), self.args)
             self.all_entries = [self.upstream, self.featurizer, self.downstream]

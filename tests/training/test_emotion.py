@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -81,11 +82,13 @@ def trained(build, tmp_path):
         for path in (lists / "Session1").glob("*.json"):
             write_json(path, spoil(json.loads(path.read_text())))
 
-    def again(mode: str = "train", begins: bool = False):
-        path = tmp_path / "exp" / "states-1.ckpt"
+    def again(mode: str = "train", begins: bool = False, file: str = "states-1.ckpt", **datarc):
+        path = tmp_path / "exp" / file
         stored = {} if begins else {"past_exp": str(path)}
         args = make_args(tmp_path / ("new" if begins else "exp"), mode=mode, init_ckpt=str(path), **flags, **stored)
-        return build(args, config if begins else checkpoint.load(path)["Config"])
+        used = deepcopy(config if begins else checkpoint.load(path)["Config"])
+        used["downstream_expert"]["datarc"] |= datarc
+        return build(args, used)
 
     shutil.copytree(Path(os.environ["IEMOCAP"]) / "meta_data", lists)
     build(make_args(tmp_path / "exp", **flags), config).train()
@@ -129,3 +132,33 @@ def test_a_head_whose_outputs_are_numbered_otherwise_is_not_scored(trained, capl
         again("evaluate")
     again(begins=True)
     assert "but 'sad' by the corpus as it is now; training begins with it anyway" in caplog.text
+
+
+@pytest.mark.parametrize(("key", "value"), [("test_fold", "fold2"), ("valid_ratio", 0.5)])
+def test_a_checkpoint_goes_with_its_own_fold_alone(trained, caplog, key, value):
+    _, again = trained
+    message = rf"states-1.ckpt was trained with downstream_expert.datarc.{key} \S+, and now it is {value}, so that"
+    for asked in ({}, {"mode": "evaluate"}, {"mode": "evaluate", "begins": True}):
+        with pytest.raises(UsageError, match=message):
+            again(**asked, **{key: value})
+    assert "training begins with it anyway" not in caplog.text
+    again(begins=True, **{key: value})
+    assert f"now it is {value}" in caplog.text and "training begins with it anyway" in caplog.text
+
+
+def test_the_fold_of_a_delta_and_of_s3prls_own_checkpoint_is_known(trained, tmp_path):
+    """Stock s3prl leaves the fold of ``-v`` out of the task file, and hashes no lists."""
+    _, again = trained
+    path = tmp_path / "exp" / "states-1.ckpt"
+    states = checkpoint.load(path)
+    del states[checkpoint.EXTENSION_KEY]
+    states["Config"]["downstream_expert"]["datarc"]["test_fold"] = None
+    torch.save(states, path)
+    again("evaluate", begins=True)
+    for file in (path.name, "delta.safetensors"):
+        with pytest.raises(UsageError, match=f"{file} was trained with .*test_fold fold1, and now it is fold2"):
+            again("evaluate", begins=True, file=file, test_fold="fold2")
+    states["Args"].downstream_variant = "fold2"
+    torch.save(states, path)
+    with pytest.raises(UsageError, match="test_fold fold2, and now it is fold1"):
+        again("evaluate", begins=True)
