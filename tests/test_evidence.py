@@ -27,7 +27,7 @@ def recipes(monkeypatch):
     """The scripts ``evidence`` and ``methods``."""
     for folder in ("shared", "ad_tuning", "whisper"):
         monkeypatch.syspath_prepend(str(RECIPES / folder))
-    for name in ("evidence", "methods", "tables", "runs", "figures", "races", "child_networks"):
+    for name in ("evidence", "methods", "tables", "runs", "figures", "races", "child_networks", "lambdas"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     return importlib.import_module("evidence"), importlib.import_module("methods")
 
@@ -120,6 +120,46 @@ def test_the_table_of_methods_is_that_of_the_results(done, tmp_path, recipes, mo
         methods.main([str(tmp_path / "ks.json"), "--tasks", "ks"])
     with pytest.raises(UsageError, match="no file has a task 'sid'; they have ks"):
         methods.main([str(tmp_path / "ks.json"), "--tasks", "sid"])
+
+
+@pytest.mark.parametrize(
+    "key, value, said",
+    [
+        ("data", {"sha256": "0" * 64, "files": 3, "bytes": 3, "covers": "all"}, "another corpus"),
+        ("splits_sha256", "0" * 64, "other splits"),
+        ("upstream_sha256", "0" * 64, "another upstream"),
+    ],
+)
+def test_studies_of_one_table_measured_on_one_basis(recipes, key, value, said):
+    """The differences between their rows would be differences of corpus or model."""
+    _, methods = recipes
+    races = importlib.import_module("races")
+    heads, trained = (
+        json.loads((RECIPES / "whisper" / name).read_text()) for name in ("heads.json", "methods_ks.json")
+    )
+    heads["results"] = {path: one for path, one in heads["results"].items() if path.startswith("ks/")}
+    assert len(methods.table([heads, trained], "ks").rows) > 5
+    for record in trained["results"].values():
+        record[key] = value
+    with pytest.raises(DataError, match=rf"ks/.* of study 2 was run on {said} than ks/.* of study 1"):
+        methods.table([heads, trained], "ks")
+    with pytest.raises(DataError, match=said):
+        races.table([heads, trained])
+
+
+@pytest.mark.parametrize("what", ["task", "head", "items", "unmerged", "columns"])
+def test_sweeps_of_one_table_have_the_same_unmerged_score_corpus_and_columns(recipes, what):
+    lambdas = importlib.import_module("lambdas")
+    content = json.loads((RECIPES / "whisper/vctk_aligned.json").read_text())
+    assert len(lambdas.aligned_table(content).rows) == len(content)
+    other = content["match"]
+    other |= {"columns": other["columns"][::-1]} if what == "columns" else {}
+    other |= {"task": "ljspeech"} if what == "task" else {}
+    if what not in ("columns", "task"):
+        key = {"head": "window", "items": "dev", "unmerged": "dev"}[what]
+        other[what] = other[what] | {key: [1.0, 0.5, 1.5] if what == "unmerged" else 7}
+    with pytest.raises(DataError, match=f"the sweeps 'plain' and 'match' differ in '{what}'"):
+        lambdas.aligned_table(content)
 
 
 def test_a_model_that_diverged_is_shown_and_counted(done, tmp_path, recipes, monkeypatch):

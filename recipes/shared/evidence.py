@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from s3prl_ext.configs import value_at
 from s3prl_ext.errors import DataError, UsageError, as_command
 from s3prl_ext.evaluation.predictions import read_json
 from s3prl_ext.run_flags import canonical, parser
@@ -30,6 +31,7 @@ from s3prl_ext.studies.plan import combinations, run_of
 from s3prl_ext.writing import write_json, write_text
 
 OF_THE_MACHINE = ("args", "config")  # of a result file: they hold paths, and follow from the plan
+BASIS = {"data.sha256": "another corpus", "splits_sha256": "other splits", "upstream_sha256": "another upstream"}
 
 
 def packed(folder: Path, variables: Sequence[str] = ()) -> dict[str, Any]:
@@ -102,6 +104,40 @@ def laid_out(content: Mapping[str, Any]) -> Iterator[Path]:
         folder = Path(place) / "study"
         unpack(dict(content), folder)
         yield folder
+
+
+def check_one_basis(contents: Sequence[Mapping[str, Any]], task: str | None = None) -> None:
+    """Check that packed studies measured a task on one corpus, with the same splits and the same upstream.
+
+    Within a study that is checked where it is read. What a result does not say is not compared.
+
+    Args:
+        contents: packed studies, of which one table is made.
+        task: its short name; None for every task.
+
+    Raises:
+        DataError: naming a run of each of two studies that differ.
+    """
+    first: dict[tuple[str, ...], tuple[int, str, str]] = {}
+    for number, content in enumerate(contents, 1):
+        records = {path: {**content["common"], **rest} for path, rest in content["results"].items()}
+        for path, record in records.items():
+            of, _, _, *varied, seed, _ = path.split("/")
+            if task not in (None, of):
+                continue
+            axes = [one for part in varied for one in part.split(",")]
+            axes = [one for one in axes if one.partition("=")[0] not in content["study"]["choose"]]
+            for key, what in BASIS.items():
+                if (value := value_at(record, key)) is None:
+                    continue
+                drawn = key == "upstream_sha256" and len({one.get(key) for one in records.values()} - {None}) > 1
+                known = (of, key, *axes, *([seed] if drawn else []))
+                other, where, found = first.setdefault(known, (number, path, value))
+                if other != number and found != value:
+                    raise DataError(
+                        f"{path} of study {number} was run on {what} than {where} of study {other} (by SHA-256): one "
+                        "table compares runs of one corpus, division and upstream, so leave one of the files out."
+                    )
 
 
 def unpack(content: dict[str, Any], folder: Path) -> None:

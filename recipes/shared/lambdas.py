@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from s3prl_ext.errors import as_command
+from s3prl_ext.errors import DataError, as_command
 from s3prl_ext.evaluation.plots import light_frame, picture
 from s3prl_ext.metrics import heading
 from s3prl_ext.papers.figures import mam_figure
@@ -119,8 +119,13 @@ def chosen_table(content: Mapping[str, Any]) -> Table:
 
 
 def aligned_table(content: Mapping[str, Any]) -> Table:
-    """Return the scores on dev of several sweeps: a row for each, a column for what is merged at each lambda."""
+    """Return the scores on dev of several sweeps: a row for each, a column for what is merged at each lambda.
+
+    Raises:
+        DataError: the sweeps differ in corpus, metric, head, unmerged score or in what is merged.
+    """
     first = next(iter(content.values()))
+    _check_alike(content)
     values = [value for value in _lambdas(first) if all(value in _lambdas(sweep) for sweep in content.values())]
     columns = [(value, place) for value in values for place in range(len(first["columns"]))]
     rows = [
@@ -131,6 +136,25 @@ def aligned_table(content: Mapping[str, Any]) -> Table:
     unmerged = f"Unmerged: {_shown([first['unmerged']['dev']])}."
     title = f"{heading(first['metric'], 'dev')}, {first['items']['dev']} utterances"
     return Table(title, ["alignment", *head], rows, (unmerged,))
+
+
+def _check_alike(content: Mapping[str, Any]) -> None:
+    """Raise DataError where sweeps that make one table are not of one corpus, model, head and merged layers."""
+    (name, first), *others = content.items()
+    for other, sweep in others:
+        for what in ("task", "metric", "head", "items", "unmerged", "columns"):
+            before, now = (_columns(one) if what == "columns" else one[what] for one in (first, sweep))
+            if what in ("items", "unmerged"):
+                before, now = before["dev"], now["dev"]
+            if before != now:
+                raise DataError(
+                    f"the sweeps '{name}' and '{other}' differ in '{what}' ({before} and {now}), so that one table of "
+                    "both would compare other things than their alignments: leave one of them out."
+                )
+
+
+def _columns(content: Mapping[str, Any]) -> list[list[Any]]:
+    return [[column["layers"], column["noise"]] for column in content["columns"]]
 
 
 def _lambdas(content: Mapping[str, Any]) -> list[str]:

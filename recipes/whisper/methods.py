@@ -23,7 +23,7 @@ from typing import Any
 
 RECIPES = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(RECIPES / "ad_tuning"), str(RECIPES / "shared")]
-from evidence import laid_out
+from evidence import check_one_basis, laid_out
 from tables import PAPER_ROWS
 
 from s3prl_ext.errors import DataError, UsageError, as_command
@@ -86,12 +86,16 @@ def rows_of(contents: Sequence[Mapping[str, Any]], task: str) -> list[Row]:
     Args:
         contents: packed studies.
         task: its short name.
+
+    Raises:
+        DataError: the studies measured on different corpora, divisions or upstreams.
     """
     return _rows(contents, task)[0]
 
 
 def _rows(contents: Sequence[Mapping[str, Any]], task: str) -> tuple[list[Row], list[str]]:
     """Return the rows, and the methods that diverged at every learning rate."""
+    check_one_basis(contents, task)
     rows, diverged = [], []
     for content in contents:
         with laid_out(content) as folder:

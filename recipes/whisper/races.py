@@ -19,7 +19,7 @@ from typing import Any
 
 RECIPES = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(RECIPES / "shared")]
-from evidence import laid_out
+from evidence import check_one_basis, laid_out
 
 from s3prl_ext.errors import DataError, as_command
 from s3prl_ext.evaluation.predictions import read_json
@@ -119,6 +119,7 @@ def _runs(cell: StudyCell) -> list[StudyRun]:
 
 def table(contents: Sequence[Mapping[str, Any]]) -> Table:
     """Return how often comparisons agree with the end, and what they cost on dev."""
+    check_one_basis(contents)
     races = [race for content in contents for race in races_of(content)]
     if not races:
         raise DataError("the studies have no child networks of several densities with the same rate and seed.")
