@@ -12,6 +12,7 @@ from scipy import stats
 
 from s3prl_ext.commands import report
 from s3prl_ext.errors import DataError, UsageError
+from s3prl_ext.studies import study_run
 from s3prl_ext.studies.config import FILE, AxisPoint, Study, content_of
 from s3prl_ext.studies.driver import Driver
 from s3prl_ext.studies.jobs import Job
@@ -83,6 +84,43 @@ def test_a_packed_study_has_every_number_and_no_path(done, tmp_path, recipes, mo
         evidence.main(["unpack", str(tmp_path / "ks.json"), str(tmp_path / "again")])
     with pytest.raises(DataError, match="contains no study"):
         evidence.packed(tmp_path)
+
+
+def test_a_study_is_unpacked_with_the_task_file_that_ran(done, tmp_path, recipes, monkeypatch):
+    """Otherwise a changed preset would be written as the settings behind numbers that another one gave."""
+    evidence, _ = recipes
+    monkeypatch.setenv("MODEL", str(tmp_path / "model"))
+    for path in done.rglob("result*.json"):  # as a run leaves it, on another machine and with its labels
+        record = json.loads(path.read_text())
+        expert = record["config"]["downstream_expert"]
+        expert["datarc"] |= {"speech_commands_root": "data/v1", "speech_commands_test_root": "/data/test"}
+        path.write_text(
+            json.dumps(record | {"config": record["config"] | {"downstream_expert": expert | {"labels": ["yes"]}}})
+        )
+    content = json.loads(evidence.text_of(evidence.packed(done, ["MODEL"])))
+    evidence.unpack(content, tmp_path / "same")
+    assert "config_sha256" not in json.loads(next((tmp_path / "same").rglob("result.json")).read_text())
+
+    read = study_run.load_yaml
+    for key, value in (("num_workers", 7), ("eval_batch_size", 7)):
+
+        def newer(path, key=key, value=value):
+            config = read(path)
+            config["downstream_expert"]["datarc"][key] = value
+            return config
+
+        monkeypatch.setattr(study_run, "load_yaml", newer)
+        if key == "num_workers":
+            evidence.unpack(content, tmp_path / "workers")  # changes no result
+            continue
+        with pytest.raises(
+            DataError, match=r"result.*json: its plan gives another task file now than the one that ran"
+        ):
+            evidence.unpack(content, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+    for record in (content["common"], *content["results"].values()):
+        record.pop("config_sha256", None)
+    evidence.unpack(content, tmp_path / "earlier")  # a file without hashes
 
 
 def test_a_run_that_failed_is_kept_too(done, recipes, monkeypatch, tmp_path):

@@ -4,7 +4,8 @@
     WHISPER=FOLDER python recipes/shared/evidence.py unpack methods.json exp/whisper
 
 ``pack`` keeps the plan of the study and the result file of every training and test, without the paths of the machine:
-arguments and task files are left out, which the plan gives, and a path that a variable names becomes ``${WHISPER}``.
+arguments and task files are left out, which the plan gives, and a path that a variable names becomes ``${WHISPER}``. Of
+each task file the hash is kept: where the plan gives another one now, since a preset has changed, ``unpack`` refuses.
 ``unpack`` writes them back, so that ``s3prl-ext report`` shows the study and ``s3prl-ext study`` goes on with it: what
 has its result is not trained again. Checkpoints and logs are not kept, nor when a file was written. That decides a race
 without waiting (``scheduler: asha``), which is refused.
@@ -13,6 +14,7 @@ without waiting (``scheduler: asha``), which is refused.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import sys
@@ -25,12 +27,16 @@ from typing import Any
 from s3prl_ext.configs import value_at
 from s3prl_ext.errors import DataError, UsageError, as_command
 from s3prl_ext.evaluation.predictions import read_json
+from s3prl_ext.evaluation.scored_runs import WITHOUT_EFFECT
 from s3prl_ext.run_flags import canonical, parser
 from s3prl_ext.studies.config import FILE, kept_study
 from s3prl_ext.studies.plan import combinations, run_of
+from s3prl_ext.studies.study_run import StudyRun
+from s3prl_ext.tasks.record import LABELS
 from s3prl_ext.writing import write_json, write_text
 
 OF_THE_MACHINE = ("args", "config")  # of a result file: they hold paths, and follow from the plan
+CONFIG_HASH = "config_sha256"  # of the task file that ran; in packed files alone
 BASIS = {"data.sha256": "another corpus", "splits_sha256": "other splits", "upstream_sha256": "another upstream"}
 
 
@@ -63,7 +69,11 @@ def packed(folder: Path, variables: Sequence[str] = ()) -> dict[str, Any]:
     found = sorted([*folder.rglob("result*.json"), *folder.rglob("at-[0-9]*.json")])
     if not found:
         raise DataError(f"nothing of the study in {folder} has ended.")
-    records = {path.relative_to(folder).as_posix(): _without(_measured(path), paths, path) for path in found}
+    runs = _runs(folder, folder)
+    records = {}
+    for path in found:
+        run = runs.get(path.parent.relative_to(folder).as_posix())
+        records[path.relative_to(folder).as_posix()] = _without(_measured(path, run, paths), paths, path)
     first = next(iter(records.values()))
     common = {
         key: value
@@ -76,8 +86,13 @@ def packed(folder: Path, variables: Sequence[str] = ()) -> dict[str, Any]:
     return {"study": plan, "common": common, "results": rest}
 
 
-def _measured(path: Path) -> dict[str, Any]:
-    return {key: value for key, value in read_json(path).items() if key not in OF_THE_MACHINE}
+def _measured(path: Path, run: StudyRun | None, paths: Mapping[str, str]) -> dict[str, Any]:
+    """Return a result file without paths, and the hash of the task file that ran."""
+    content = read_json(path)
+    kept = {key: value for key, value in content.items() if key not in OF_THE_MACHINE}
+    if run is not None and content.get("config"):
+        kept[CONFIG_HASH] = _config_sha256(content["config"], run.config(), paths)
+    return kept
 
 
 def _without(content: Any, paths: Mapping[str, str], where: Path) -> Any:
@@ -121,6 +136,7 @@ def check_one_basis(contents: Sequence[Mapping[str, Any]], task: str | None = No
     first: dict[tuple[str, ...], tuple[int, str, str]] = {}
     for number, content in enumerate(contents, 1):
         records = {path: {**content["common"], **rest} for path, rest in content["results"].items()}
+        drawn = len({one.get("upstream_sha256") for one in records.values()} - {None}) > 1  # each seed has its own
         for path, record in records.items():
             of, _, _, *varied, seed, _ = path.split("/")
             if task not in (None, of):
@@ -130,8 +146,7 @@ def check_one_basis(contents: Sequence[Mapping[str, Any]], task: str | None = No
             for key, what in BASIS.items():
                 if (value := value_at(record, key)) is None:
                     continue
-                drawn = key == "upstream_sha256" and len({one.get(key) for one in records.values()} - {None}) > 1
-                known = (of, key, *axes, *([seed] if drawn else []))
+                known = (of, key, *axes, *([seed] if drawn and key == "upstream_sha256" else []))
                 other, where, found = first.setdefault(known, (number, path, value))
                 if other != number and found != value:
                     raise DataError(
@@ -143,37 +158,74 @@ def check_one_basis(contents: Sequence[Mapping[str, Any]], task: str | None = No
 def unpack(content: dict[str, Any], folder: Path) -> None:
     """Write a packed study into a folder; variables in the plan are replaced where they are set.
 
+    Arguments and task file of each run are those that the plan gives.
+
     Raises:
-        DataError: the folder holds another result of a run.
+        DataError: the folder holds another result of a run, or the plan gives another task file than the one that ran;
+            nothing is written.
     """
     values = {f"${{{name}}}": value for name, value in os.environ.items()}
-    files: dict[Path, Any] = {folder / FILE: _each(content["study"], lambda text: _replaced(text, values))}
-    for path, record in content["results"].items():
-        files[folder / path] = {**{key: {} for key in OF_THE_MACHINE}, **content["common"], **record}
+    plan = _each(content["study"], lambda text: _replaced(text, values))
+    with tempfile.TemporaryDirectory() as place:
+        write_json(Path(place) / FILE, plan)
+        runs = _runs(Path(place), folder)
+    paths = {value: name for name, value in values.items() if value and name in json.dumps(content["study"])}
+    configs: dict[str, dict[str, Any]] = {}
+    files: dict[Path, Any] = {folder / FILE: plan}
+    for path, rest in content["results"].items():
+        record = {**{key: {} for key in OF_THE_MACHINE}, **content["common"], **rest}
+        ran, name = record.pop(CONFIG_HASH, None), str(Path(path).parent)
+        if (run := runs.get(name)) is not None:
+            config = configs.setdefault(name, run.config())
+            if ran not in (None, _config_sha256(config, config, paths)):
+                raise DataError(
+                    f"{path}: its plan gives another task file now than the one that ran: a preset has changed since, "
+                    f"so unpack it with s3prl_ext of the commit that ran it ({record.get('commit') or 'not recorded'})."
+                )
+            args = vars(parser().parse_args(canonical(run.flags())))
+            record |= {"args": {**args, "seed": run.seed, "mode": record.get("mode", "train")}, "config": config}
+        files[folder / path] = record
     for path in files:
         if path.is_file():
             raise DataError(f"{path} is there already: unpack into a new folder.")
     for path, value in files.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, value, indent=1)
-    _follow_the_plan(folder)
 
 
-def _follow_the_plan(folder: Path) -> None:
-    """Complete the result files of a study by the arguments and the task file of each run, which its plan gives."""
-    study = kept_study(folder)
+def _runs(place: Path, folder: Path) -> dict[str, StudyRun]:
+    """Return every run of the plan in `place` by its name, with its files in `folder`."""
+    study = kept_study(place)
     assert study is not None
-    for labels in combinations(study):
-        for seed in {*study.seeds, *study.search_seeds}:
-            run = run_of(study, labels, seed, folder)
-            for path in sorted(run.folder.glob("*.json")):
-                args = vars(parser().parse_args(canonical(run.flags())))
-                content = read_json(path)
-                content |= {
-                    "args": {**args, "seed": seed, "mode": content.get("mode", "train")},
-                    "config": run.config(),
-                }
-                write_json(path, content, indent=1)
+    seeds = {*study.seeds, *study.search_seeds}
+    found = [run_of(study, labels, seed, folder) for labels in combinations(study) for seed in seeds]
+    return {run.name: run for run in found}
+
+
+def _config_sha256(config: Any, planned: Any, paths: Mapping[str, str]) -> str:
+    """Return the hash of a task file without what does not change a result: paths, labels of a checkpoint's head.
+
+    Args:
+        config: the task file that ran.
+        planned: that of the plan, where variables are not replaced yet.
+        paths: variables by their values.
+    """
+    text = json.dumps(_decisive(config, planned, paths), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _decisive(value: Any, planned: Any, paths: Mapping[str, str]) -> Any:
+    if isinstance(value, dict):
+        others = planned if isinstance(planned, dict) else {}
+        kept = {key: one for key, one in value.items() if key not in (*WITHOUT_EFFECT, LABELS)}
+        return {str(key): _decisive(one, others.get(key), paths) for key, one in kept.items()}
+    if isinstance(value, (list, tuple)):
+        others = planned if isinstance(planned, (list, tuple)) and len(planned) == len(value) else [None] * len(value)
+        return [_decisive(one, other, paths) for one, other in zip(value, others, strict=True)]
+    if isinstance(value, str):
+        is_path = value.startswith("/") or any("${" in str(text) for text in (_replaced(value, paths), planned))
+        return "a path" if is_path else value
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def _each(value: Any, change: Callable[[str], Any]) -> Any:
