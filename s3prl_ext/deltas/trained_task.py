@@ -23,7 +23,7 @@ from s3prl_ext.deltas import peft_format
 from s3prl_ext.deltas.model_card import HEAD_FILE, TASK_FILE
 from s3prl_ext.deltas.plain_upstream import build_untuned, is_merged, loader_of
 from s3prl_ext.errors import DataError, UsageError
-from s3prl_ext.merging.learnable import find_lambda, loadable_state
+from s3prl_ext.merging.learnable import find_lambda, is_whole, loadable_state
 from s3prl_ext.merging.learnable import fold as fold_lambda
 from s3prl_ext.reading import EXPORT_FILE, check_model, parse_json
 from s3prl_ext.run_folder import CHECKPOINT_SUFFIX, RunFolder, missing
@@ -177,6 +177,11 @@ class TrainedTask:
         """The tuning method, or None where the task file had no section ``tuning``."""
         return (self.info.get("tuning") or {}).get("method")
 
+    @property
+    def holds_upstream(self) -> bool:
+        """Whether it holds the upstream as a whole; else the untuned one, of the same hash, is part of the model."""
+        return is_whole(self.upstream)
+
     def check_head(self) -> None:
         """Raise DataError where there is no head of a task, as in an adapter of peft."""
         if "Downstream" not in self.delta.task:
@@ -219,6 +224,8 @@ class TrainedTask:
         check_merge_record(self.merge, getattr(model, "merge_record", None))
         self.check_features(model)
         if self.upstream:
+            if not self.holds_upstream:
+                self._check_base(model.state_dict())
             load_whole(model, self.upstream, self.path)
             return model
         delta = self.over(model.state_dict())

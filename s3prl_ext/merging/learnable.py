@@ -183,9 +183,14 @@ def find_lambda(model: nn.Module) -> LearnableLambda | None:
     return next((module for module in model.modules() if isinstance(module, LearnableLambda)), None)
 
 
+def is_whole(state: Mapping[str, Any] | None) -> bool:
+    """Return whether what is stored of a model is all of it: neither nothing nor lambda alone."""
+    return bool(state) and set(state or ()) != {PARAMETER_NAME}
+
+
 def loadable_state(model: nn.Module, state: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return a whole state dict from what is stored of a model, which may be lambda alone."""
-    return model.state_dict() | dict(state) if set(state) == {PARAMETER_NAME} else state
+    return state if is_whole(state) else model.state_dict() | dict(state)
 
 
 def fold(model: nn.Module) -> None:

@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from s3prl_ext.child_tuning.child_network import ChildNetwork
 from s3prl_ext.configs import Record, Variables
 from s3prl_ext.errors import DataError, ExtError, UsageError, is_out_of_memory, one_sentence_errors, unknown_name
-from s3prl_ext.merging.learnable import PARAMETER_NAME, loadable_state
+from s3prl_ext.merging.learnable import loadable_state
 from s3prl_ext.reading import check_model
 from s3prl_ext.run_folder import RunFolder
 from s3prl_ext.settings import count
@@ -319,8 +319,14 @@ class RunBuilder(_StockRunner):
         kept = trainable and method in (None, "full") and not only_lambda_trains(model)
         if self.racing:
             problem = "a race begins at the pre-trained one: train one of the candidates"
-        elif kept or set(self.resumed.upstream) == {PARAMETER_NAME}:
+        elif kept or (trainable and not self.resumed.holds_upstream):
             return
+        elif not self.resumed.holds_upstream:
+            raise UsageError(
+                f"{self.resumed.path} holds a learnt lambda, which a run that does not train it would not store: let "
+                "it train (a section tuning without lambda_lr: 0, or -f), or export it and give the exported model "
+                "with -k."
+            )
         else:
             what = f"tuning.method {method}" if method else "a frozen upstream"
             problem = f"a run with {what} would not store it: train all of it (tuning.method full, or -f)"
@@ -352,7 +358,7 @@ class RunBuilder(_StockRunner):
 
     def _load_weight(self, model: nn.Module, name: str) -> None:
         where = str(self.resumed.path)
-        if name == "Upstream" and not self.resumed.upstream:
+        if name == "Upstream" and not self.resumed.holds_upstream:
             self.tuned.check_base(self.resumed.extension.upstream_sha256, where)
         if name == "Upstream" and self.resumed.changes is not None:
             self.tuned.load(self.resumed.changes, where)

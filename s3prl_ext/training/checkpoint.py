@@ -16,6 +16,7 @@ from s3prl_ext.child_tuning import delta as delta_files
 from s3prl_ext.child_tuning.delta import Delta
 from s3prl_ext.configs import Record, Section
 from s3prl_ext.errors import DataError, is_disk_full
+from s3prl_ext.merging.learnable import is_whole
 from s3prl_ext.randomness import RandomState
 from s3prl_ext.reading import check_archive, is_archive
 from s3prl_ext.run_folder import DELTA_SUFFIX
@@ -253,6 +254,11 @@ class Checkpoint:
     def upstream(self) -> StateDict | None:
         """State dict of the upstream, where it is stored as a whole (or lambda alone)."""
         return self.weights.get("Upstream")
+
+    @property
+    def holds_upstream(self) -> bool:
+        """Whether it holds the upstream as a whole; else the untouched one, of the same hash, is part of the model."""
+        return is_whole(self.upstream)
 
     @property
     def task(self) -> dict[str, StateDict]:

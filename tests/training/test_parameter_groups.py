@@ -5,14 +5,19 @@ from __future__ import annotations
 import copy
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from torch import nn
 
+from s3prl_ext.deltas import TrainedTask
 from s3prl_ext.errors import DataError, StoppedByUser, UsageError
 from s3prl_ext.merging.learnable import find_lambda, fold
+from s3prl_ext.run_folder import RunFolder
+from s3prl_ext.training.checkpoint import Checkpoint
 from s3prl_ext.training.methods import METHODS
 from s3prl_ext.training.parameter_groups import (
     Rate,
@@ -243,6 +248,63 @@ def test_lambda_trains_alone_and_the_checkpoint_holds_nothing_else_of_the_upstre
         task_config(tuning={"method": method}),
     )
     assert_same(dict(again.upstream.model.state_dict()), dict(after))
+
+
+@pytest.fixture
+def exchange(merge_file, tmp_path):
+    """A merge of its own target, and what gives that other weights outside of the merged matrices."""
+    target, file = tmp_path / "target.pt", tmp_path / "own.yaml"
+    factories.hubert_local_ckpt(target)
+    config = yaml.safe_load(Path(merge_file).read_text())
+    file.write_text(yaml.safe_dump(config | {"target": {"upstream": "hubert_local", "ckpt": str(target)}}))
+
+    def exchange():
+        states = torch.load(target, weights_only=False)
+        next(w for name, w in states["model_weight"].items() if name.endswith("layers.0.fc1.weight")).add_(1.0)
+        torch.save(states, target)
+
+    return str(file), exchange
+
+
+@pytest.mark.parametrize("lambda_lr", [0.05, 0])
+def test_lambda_alone_is_of_its_target_as_a_frozen_upstream_is(build, tmp_path, exchange, lambda_lr):
+    file, exchange = exchange
+    tuning = {"method": "weighted_sum", "lambda_lr": lambda_lr}
+    learn(build, tmp_path / "exp", file, tuning, total_steps=1)
+    ckpt = tmp_path / "exp" / "states-1.ckpt"
+    TrainedTask.read(ckpt).build()
+    exchange()
+    config = task_config(tuning=tuning, total_steps=2) | {"optimizer": ADAMW}
+    for mode, resumed in (("evaluate", None), ("train", None), ("train", str(ckpt))):
+        args = merged_args(tmp_path / f"{mode} {bool(resumed)}", file, mode=mode, init_ckpt=str(ckpt), past_exp=resumed)
+        with pytest.raises(DataError, match=r"states-1\.ckpt was made from another upstream"):
+            build(args, config)
+    if lambda_lr:
+        with pytest.raises(DataError, match=r"states-1\.ckpt belongs to another upstream"):
+            TrainedTask.read(ckpt).build()
+
+
+def test_a_candidate_that_learns_lambda_goes_on_with_its_target_alone(build, tmp_path, merge_file):
+    tuning = {"method": "weighted_sum", "lambda_lr": [0.05, 0.01]}
+    config = task_config(tuning=tuning, total_steps=4, eval_step=2) | {"early_stop": {"ratio": 0.5}}
+    build(merged_args(tmp_path / "exp", merge_file), config).train()
+    ckpt = Checkpoint.read(next((tmp_path / "exp" / "race").glob("*/states-*.ckpt")))
+    assert ckpt.upstream and not ckpt.holds_upstream
+    _, runs = build(merged_args(tmp_path / "other", merge_file), config)._checked(RunFolder(tmp_path / "other"))
+    runs._load(ckpt)
+    other = replace(ckpt, extension=replace(ckpt.extension, upstream_sha256="f" * 64))
+    with pytest.raises(DataError, match="was made from another upstream"):
+        runs._load(other)
+
+
+def test_a_learnt_lambda_is_not_begun_with_where_it_would_not_be_stored(build, tmp_path, merge_file):
+    learn(build, tmp_path / "exp", merge_file, {"method": "weighted_sum", "lambda_lr": 0.05}, total_steps=1)
+    ckpt = str(tmp_path / "exp" / "states-1.ckpt")
+    for number, tuning in enumerate(({"method": "weighted_sum", "lambda_lr": 0}, None)):
+        args = merged_args(tmp_path / str(number), merge_file, init_ckpt=ckpt)
+        with pytest.raises(UsageError, match="holds a learnt lambda, which a run that does not train it"):
+            build(args, task_config(tuning=tuning))
+    build(merged_args(tmp_path / "goes", merge_file, init_ckpt=ckpt), task_config(tuning={"method": "weighted_sum"}))
 
 
 def test_lambda_of_zero_that_is_frozen_is_plain_fine_tuning_bitwise(build, tmp_path, merge_file, hubert_ckpt):

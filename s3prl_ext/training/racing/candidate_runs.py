@@ -227,6 +227,8 @@ class CandidateRuns:
 
     def _load(self, ckpt: Checkpoint) -> None:
         experiment = self.experiment
+        if not ckpt.holds_upstream:
+            experiment.tuned.check_base(ckpt.extension.upstream_sha256, str(ckpt.path))
         if ckpt.changes is not None:
             experiment.tuned.load(ckpt.changes, str(ckpt.path))
         elif ckpt.upstream:
