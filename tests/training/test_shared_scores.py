@@ -10,6 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from s3prl_ext.child_tuning import delta
 from s3prl_ext.child_tuning.eligible import eligible_parameters
+from s3prl_ext.child_tuning.fisher import estimate
+from s3prl_ext.configs import load_yaml, shipped_dir
 from s3prl_ext.errors import DataError
 from s3prl_ext.locks import one_writer
 from s3prl_ext.models.hashing import state_sha256
@@ -112,6 +114,63 @@ def test_tasks_that_share_a_name_for_d_have_scores_of_their_own(tmp_path):
     save(slots, 2.0, clip="tensor")
     with pytest.raises(DataError, match=r"of pr and sf in .* with other settings \(clip: None and tensor\)"):
         scores_of_tasks(tmp_path, [phones, slots], "upstream")
+
+
+BATCHES = {
+    "asr": ({"datarc": {"train_batch_size": 8, "batch_size": 8, "eval_batch_size": 1}}, 8),
+    "pr": ({"corpus": {"name": "libriphone", "batch_size": 4}, "datarc": {}}, 4),
+    "sd": ({"loaderrc": {"train_batchsize": 6, "eval_batchsize": 1}}, 6),
+    "another": ({"modelrc": {"eval_batch_size": 1}}, None),
+}
+
+
+@pytest.mark.parametrize("name", BATCHES)
+def test_the_batch_size_of_a_pass_is_that_of_training(name):
+    expert, size = BATCHES[name]
+    assert pass_facts.batch_size_in(expert) == size
+
+
+def test_the_task_files_of_all_tasks_say_their_batch_size():
+    for path in shipped_dir("downstream_configs").glob("*/*.yaml"):
+        if path.parent.name in ("qbe", "ood") or path.stem == "audioset":  # what an evaluation alone reads
+            continue
+        expert = load_yaml(path)["downstream_expert"]
+        assert isinstance(pass_facts.batch_size_in(expert), int), path
+
+
+def test_information_by_batches_of_other_sizes_is_not_weighed(tmp_path):
+    """One task seen in batches of 4 and of 32: the mean of g^2 is about eight times as large in the first."""
+    torch.manual_seed(0)
+    x, y, net = torch.randn(512, 10), torch.randint(0, 5, (512,)), torch.nn.Linear(10, 5)
+    infos = [
+        {"downstream": "ctc", "config": {"downstream_expert": {"corpus": {"name": name, "batch_size": size}}},
+         "data": {"sha256": name}} for name, size in (("libriphone", 4), ("snips", 32))
+    ]  # fmt: skip
+
+    def weighed(granularity):
+        for info in infos:
+            corpus = info["config"]["downstream_expert"]["corpus"]
+            size = 1 if granularity == "sample" else corpus["batch_size"]
+            sums, count = estimate(
+                dict(net.named_parameters()), zip(x.split(size), y.split(size)),
+                lambda pair: torch.nn.functional.cross_entropy(net(pair[0]), pair[1]),
+            )  # fmt: skip
+            facts = {"pass": {"mask": "fisher", "granularity": granularity}, "run": info, "task file": info["config"],
+                     "corpus": info["data"], "weights": ["upstream"]}  # fmt: skip
+            SharedScores(tmp_path / granularity, facts).get(
+                dict(net.named_parameters()), lambda sums=sums, count=count: {n: v / count for n, v in sums.items()}
+            )
+        return [one["weight"].sum() for one in scores_of_tasks(tmp_path / granularity, infos, "upstream")]
+
+    with pytest.raises(
+        DataError, match=r"\(batch size: 4 and 32\).*tuning\.fisher, \{granularity: sample\}, which reads"
+    ):
+        weighed("batch")
+    first, second = weighed("sample")
+    assert first == second
+    infos[1]["config"]["downstream_expert"]["corpus"]["batch_size"] = 4
+    (tmp_path / "batch").rename(tmp_path / "before")
+    assert len(weighed("batch")) == 2
 
 
 def test_what_changes_a_pass_has_scores_of_its_own(train, tmp_path):

@@ -29,6 +29,7 @@ from s3prl_ext.training.tuning_config import TuningConfig
 
 NOT_READ = ("runner", "optimizer", "scheduler", "tuning", "early_stop")  # sections that a Fisher pass does not read
 OF_THE_TASK = ("max_batches", "warm_lr")  # settings of a pass that tasks may differ in: a mean over fewer is one too
+BATCH_SIZE = "batch size"
 ENVIRONMENT = ("versions", "device")  # facts that decide about the last bits of a score, not about its meaning
 
 
@@ -96,8 +97,29 @@ def task_in(run: Section, expert: Any) -> Task:
 
 
 def estimated_by(facts: Section) -> Record:
-    """Return the settings of a pass that decide about the size of its scores: those of several tasks must agree."""
-    return {key: value for key, value in (facts.get("pass") or {}).items() if key not in OF_THE_TASK}
+    """Return the settings of a pass that decide about the size of its scores: those of several tasks must agree.
+
+    The mean of g^2 over batches of b clips is about 1 / b of that over single clips, so b is one of them.
+    """
+    settings = {key: value for key, value in (facts.get("pass") or {}).items() if key not in OF_THE_TASK}
+    if settings.get("granularity") != "sample":
+        settings[BATCH_SIZE] = batch_size_in(expert_of(facts.get("task file")))
+    return settings
+
+
+def batch_size_in(expert: Any) -> int | None:
+    """Return the clips of a training batch by a section ``downstream_expert``; None where it does not say.
+
+    Tasks call it ``train_batch_size``, ``train_batchsize`` or, where every split has the same, ``batch_size``.
+    """
+    found: dict[str, Any] = {}
+    sections = [expert]
+    while sections:
+        section = sections.pop(0)
+        for key, value in section.items() if isinstance(section, Mapping) else ():
+            sections.append(value)
+            found.setdefault(str(key).replace("batchsize", "batch_size"), value)
+    return found.get("train_batch_size", found.get("batch_size"))
 
 
 def expert_of(config: Section | None) -> Record:

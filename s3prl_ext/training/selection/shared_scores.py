@@ -24,7 +24,7 @@ from s3prl_ext.configs import Section
 from s3prl_ext.errors import DataError
 from s3prl_ext.locks import InUse, one_writer
 from s3prl_ext.reading import parse_json
-from s3prl_ext.training.selection.pass_facts import differences, estimated_by, expert_of, task_in
+from s3prl_ext.training.selection.pass_facts import BATCH_SIZE, differences, estimated_by, expert_of, task_in
 from s3prl_ext.writing import written
 
 logger = logging.getLogger(__name__)
@@ -55,10 +55,11 @@ def scores_of_tasks(folder: Path, tasks: Sequence[Section], upstream_sha256: str
         unlike = sorted(key for key in {*own, *settings[0]} if own.get(key) != settings[0].get(key))
         if unlike:
             said = "; ".join(f"{key}: {settings[0].get(key)} and {own.get(key)}" for key in unlike)
+            advice = ", {granularity: sample}, which reads single clips" if BATCH_SIZE in unlike else ""
             raise DataError(
                 f"the Fisher information of {_name(tasks[0])} and {_name(info)} in {folder} was estimated with other "
                 f"settings ({said}), so the two cannot be weighed against each other: train child networks on both "
-                "with the same section tuning.fisher."
+                f"with the same section tuning.fisher{advice}."
             )
     return [_read(one.path)[1] for one in chosen]
 
