@@ -118,12 +118,9 @@ class Delta:
             state: float32 tensors of the upstream by name, such as its ``state_dict()``.
 
         Raises:
-            DataError: a tensor of the delta is missing or of another size, or two names of one tensor have different
-                changes; nothing is turned then.
+            DataError: as :meth:`check_fits`, or two names of one tensor have different changes; nothing is turned then.
         """
-        for name in self.indices:
-            if name not in state or state[name].numel() != self.sizes[name]:
-                raise DataError(f"the delta modifies '{name}', which is missing here or has a different size.")
+        self.check_fits(state)
         first = first_names({name: state[name] for name in self.indices})
         for name, other in first.items():
             if name != other and not self._same_change(name, other):
@@ -134,6 +131,17 @@ class Delta:
             at = indices.to(entries.device)
             tuned = entries.index_select(0, at).bitwise_xor_(self.bits[name].to(entries.device))
             entries.index_copy_(0, at, tuned)
+
+    def check_fits(self, state: Mapping[str, Tensor]) -> None:
+        """Raise DataError where a tensor that the delta changes is missing, of another size, or not in float32."""
+        for name in self.indices:
+            if name not in state or state[name].numel() != self.sizes[name]:
+                raise DataError(f"the delta modifies '{name}', which is missing here or has a different size.")
+            if state[name].dtype != torch.float32:
+                raise DataError(
+                    f"the delta modifies '{name}', which is {state[name].dtype} here, bit by bit in float32: turn an "
+                    "upstream in float32, and cast a copy of it."
+                )
 
     def _same_change(self, name: str, other: str) -> bool:
         return all(torch.equal(part[name], part[other]) for part in (self.indices, self.bits))

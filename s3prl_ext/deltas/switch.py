@@ -82,11 +82,16 @@ class TaskSwitch:
 
         Raises:
             UsageError: there is no task of that name; the present one stays active.
+            DataError: the upstream was cast to another type than float32 since; nothing is turned then.
         """
         if name is not None and name not in self._deltas:
             raise unknown_name("task", name, self._deltas)
         if name == self.active:
             return
+        state = adapters.base_state(self.upstream) if adapters.inserted(self.upstream) else self.upstream.state_dict()
+        for one in (self.active, name):
+            if one is not None:
+                self._deltas[one].check_fits(state)
         if self.active is not None:
             self._turn(self._deltas[self.active], on=False)
         self.active = None

@@ -191,6 +191,17 @@ def test_an_upstream_without_the_tensor_is_refused():
     assert same_bits(base, {name: kept[name] for name in base})
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16, torch.int32])
+def test_an_upstream_in_another_type_is_refused_before_anything_is_turned(dtype: torch.dtype):
+    base, _, made = tuned_model()
+    last = list(made.indices)[-1]
+    base[last] = base[last].to(dtype)
+    kept = {name: value.clone() for name, value in base.items()}
+    with pytest.raises(DataError, match=f"'{last}', which is {dtype} here"):
+        made.toggle(base)
+    assert all(torch.equal(base[name], kept[name]) for name in base)
+
+
 @pytest.mark.parametrize("damage", ["truncated", "edited", "other", "version", "missing"])
 def test_a_damaged_file_is_refused_in_one_sentence(tmp_path: Path, damage: str):
     from safetensors.torch import save_file

@@ -105,6 +105,24 @@ def test_another_base_is_refused(tmp_path, tasks):
             TaskSwitch(other, {name: tasks[name][0]})
 
 
+@pytest.mark.parametrize("active", [None, "asr", "houlsby"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_an_upstream_that_was_cast_since_is_left_as_it_is(ckpt, tasks, dtype, active):
+    upstream = made.build("hubert_local", ckpt)
+    switch = TaskSwitch(upstream, {name: path for name, (path, _) in tasks.items()})
+    switch.switch(active)
+    before = {name: tensor.clone() for name, tensor in upstream.to(dtype).state_dict().items()}
+    with pytest.raises(DataError, match=f"which is {dtype} here"):
+        switch.switch("ks")
+    after = upstream.state_dict()
+    assert switch.active == active and list(after) == list(before)
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    if dtype == torch.float64:
+        upstream.float()
+        switch.switch("ks")
+        assert made.same(made.features(upstream), tasks["ks"][1])
+
+
 def test_a_whole_upstream_is_no_delta(tmp_path, ckpt):
     model = made.build("hubert_local", ckpt)
     info = made.about("hubert_local", ckpt, {"method": "full"})
