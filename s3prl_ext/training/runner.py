@@ -32,6 +32,7 @@ from s3prl_ext.training.results.evaluation import check_splits, evaluate, open_s
 from s3prl_ext.training.results.provenance import ResourceUsage
 from s3prl_ext.training.run import Experiment, Run
 from s3prl_ext.training.run_spec import RunSpec
+from s3prl_ext.training.task_file import never_chosen_again
 from s3prl_ext.training.tuning_config import TuningConfig
 
 logger = logging.getLogger(__name__)
@@ -84,7 +85,8 @@ class Runner(RunBuilder, StockRunner):
             read_record(folder)  # a corrupt one is reported before anything is trained
         self._announce_cache([self.runner_config.train_dataloader, *self._splits()])
         self._warn_of_a_part(self.runner_config.eval_dataloaders)
-        self.total_steps = self.runner_config.total_steps or self._steps_of_epochs()
+        self.total_steps = self.runner_config.total_steps or self._steps_of_epochs(self.runner_config.epochs)
+        self._check_choices()
         experiment = self._experiment(spent)
         return experiment, self._candidate_runs(experiment) if self.racing else None
 
@@ -203,9 +205,26 @@ class Runner(RunBuilder, StockRunner):
         self.upstream = self._entry(module, "Upstream", trainable, self.upstream.interfaces, tuning)
         self.all_entries[0] = self.upstream
 
-    def _steps_of_epochs(self) -> int:
+    def _check_choices(self) -> None:
+        """Check when child networks are chosen again, now that the steps are known, also those before a resume."""
+        tunings = self.task_file.tunings if self.racing else [self.tuning] if self.tuning is not None else []
+        if self.runner_config.total_steps is None and distributed.is_leader():
+            for remark in never_chosen_again(tunings, self.total_steps):
+                logger.warning("%s", remark)
+        for tuning in tunings:
+            earlier = self._earlier_lengths() if tuning.last_choice(self.total_steps) < self.resumed.step else []
+            tuning.check_length(self.total_steps, earlier)
+
+    def _earlier_lengths(self) -> list[int]:
+        """Return the lengths that this run had before it was resumed with another one."""
+        changed = [row["settings"] for row in self.changed_settings]
+        steps = [length for row in changed for length in row.get("runner.total_steps", ()) if length]
+        epochs = [length for row in changed for length in row.get("runner.epochs", ()) if length]
+        return [*map(int, steps), *map(self._steps_of_epochs, epochs)]
+
+    def _steps_of_epochs(self, epochs: float | None) -> int:
         loader = open_split(self.downstream.model, self.runner_config.train_dataloader)
-        batches = len(loader) * (self.runner_config.epochs or 0)
+        batches = len(loader) * (epochs or 0)
         return max(1, int(batches // self.runner_config.gradient_accumulate_steps))
 
     # -- evaluation ------------------------------------------------------------------------------------------------

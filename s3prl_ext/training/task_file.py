@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 MOST_BATCHES = 100_000  # of an optimizer step: with more of them it would never end, nor could it be interrupted
 MOST_WORKERS = 1024
+CACHE_KEYS = ("cache", "cache_folder", "cache_dtype")
 TOP_LEVEL = ("runner", "optimizer", "scheduler", "specaug", "downstream_expert", "tuning", "early_stop")
 
 
@@ -212,7 +213,10 @@ class TaskFile:
         tunings = [resolve_tuning(config, c.tuning) for c in made]
         if not stored:
             _check_child_optimizer(config, tunings)
-        return cls(config, runner, made, tunings, early_stop, tuple(_without_effect(config, early_stop, len(made))))
+            for tuning in tunings if runner.total_steps else ():
+                tuning.check_length(int(runner.total_steps or 0))
+        remarks = [*_without_effect(config, early_stop, len(made)), *never_chosen_again(tunings, runner.total_steps)]
+        return cls(config, runner, made, tunings, early_stop, tuple(remarks))
 
 
 def _check_child_optimizer(config: Section, tunings: Sequence[TuningConfig]) -> None:
@@ -241,6 +245,23 @@ def _without_effect(config: Section, early_stop: EarlyStopConfig | None, candida
         )
     if config["optimizer"].get("lr") == 0:
         yield "optimizer.lr is 0: whatever has no learning rate of its own in section tuning keeps its first weights"
+
+
+def never_chosen_again(tunings: Sequence[TuningConfig], total_steps: int | None) -> list[str]:
+    """Return a sentence for each ``reselect_every`` that a run is too short for; none where its steps are not known."""
+    every = {tuning.reselect_every or 0 for tuning in tunings if total_steps and not tuning.last_choice(total_steps)}
+    return [
+        f"tuning.reselect_every {steps} has no effect in a run of {total_steps} steps: its child network is chosen once"
+        for steps in sorted(every - {0})
+    ]
+
+
+def untuned(config: Section) -> Record:
+    """Return the task file of an upstream that holds what was tuned: without what tunes, and without its cache."""
+    kept = {key: value for key, value in config.items() if key not in ("tuning", "early_stop")}
+    if isinstance(kept.get("runner"), Mapping):
+        kept["runner"] = {key: value for key, value in kept["runner"].items() if key not in CACHE_KEYS}
+    return kept
 
 
 OPTIMIZER = "ChildnetAdamW"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Any
 
@@ -248,6 +248,31 @@ class TuningConfig:
             return self.density
         rest = 1 - min(1.0, step / (self.gradual.until * total_steps))
         return self.density + (self.gradual.start - self.density) * rest**3
+
+    def last_choice(self, total_steps: int) -> int:
+        """Return after how many of T steps the child network is chosen for the last time; 0: before training alone."""
+        every = self.reselect_every
+        return 0 if every is None else (total_steps - 1) // every * every
+
+    def check_length(self, total_steps: int, earlier: Collection[int] = ()) -> None:
+        """Raise UsageError where the last choice of a run has another density than :attr:`density`, which is recorded.
+
+        Args:
+            total_steps: T, those of the whole run.
+            earlier: lengths that the run had before it was resumed, where its last choice may be of one of them.
+        """
+        last = self.last_choice(total_steps)
+        for length in (total_steps, *earlier):
+            reached = self.density_at(last, length)
+            if self.gradual is not None and reached != self.density:
+                chosen = f"is chosen for the last time after step {last}" if last else "is never chosen again"
+                before = "" if length == total_steps else " that the run had before"
+                raise UsageError(
+                    f"tuning.gradual would end at a density of {reached:.4g}, not at tuning.density {self.density:g}: "
+                    f"its course takes {self.gradual.until * length:g} of {length} steps{before}, and the child "
+                    f"network {chosen}; give a smaller tuning.reselect_every (now {self.reselect_every}) or "
+                    "gradual.until, or more steps."
+                )
 
     @classmethod
     def from_config(cls, config: Section, methods: Section) -> TuningConfig | None:

@@ -16,7 +16,7 @@ from tests.training.test_race_runs import assert_same_run, newest, same
 
 TOTAL, EVERY = 6, 2
 FISHER = {"method": "child", "density": 0.05, "fisher": {"max_batches": 2}, "reselect_every": EVERY}
-GRADUAL = FISHER | {"mask": "magnitude", "density": 0.02, "gradual": {"start": 0.2, "until": 0.75}}
+GRADUAL = FISHER | {"mask": "magnitude", "density": 0.02, "gradual": {"start": 0.2, "until": 0.6}}
 del GRADUAL["fisher"]
 
 
@@ -108,7 +108,7 @@ def test_the_density_follows_its_course(build, tmp_path, upstream, chosen):
     runner.train()
     first = masks.count(torch.load(tmp_path / "exp" / "states-3.ckpt", weights_only=False)["UpstreamDelta"]["indices"])
     assert first >= round(0.2 * total), "the start"
-    expected = [0.02 + 0.18 * max(0.0, 1 - step / 4.5) ** 3 for step in (2, 4)]
+    expected = [0.02 + 0.18 * max(0.0, 1 - step / 3.6) ** 3 for step in (2, 4)]
     assert [masks.count(mask) for mask in chosen] == [round(density * total) for density in expected]
     growing = GRADUAL | {"density": 0.2, "gradual": {"start": 0.02, "until": 0.3}}
     chosen.clear()
@@ -155,6 +155,58 @@ def test_it_reads_other_utterances_each_time(build, tmp_path, upstream, monkeypa
     runner = build(make_args(tmp_path / "exp", **upstream), config_of(FISHER))
     runner.train()
     assert len(set(seeds)) == len(seeds) == 2 and isinstance(runner.child, reselection.ChangingChildNetwork)
+
+
+@pytest.mark.parametrize(
+    ("every", "until", "length", "message"),
+    [
+        (1000, 0.5, {}, "at a density of 0.2, not at tuning.density 0.02: its course takes 3 of 6 steps, .* never chosen"),
+        (2, 0.75, {}, "of 0.02025, not at .* its course takes 4.5 of 6 steps, .* for the last time after step 4; give"),
+        (2, 0.75, {"total_steps": None, "epochs": 0.1}, "of 0.02025, not at .* of 6 steps, .* after step 4; give"),
+        (2, 1.0, {}, "smaller tuning.reselect_every .now 2. or gradual.until, or more steps"),
+    ],
+)  # fmt: skip
+def test_a_density_that_is_never_reached_is_refused(build, tmp_path, upstream, every, until, length, message):
+    config = config_of(GRADUAL | {"reselect_every": every, "gradual": {"start": 0.2, "until": until}})
+    config["runner"] |= length
+    with pytest.raises(UsageError, match=message):
+        runner = build(make_args(tmp_path / "exp", **upstream), config)
+        steps_of(runner, TOTAL)
+        runner.train()
+
+
+def steps_of(runner, steps):
+    """Let the epochs of a task file be so many steps."""
+    runner._steps_of_epochs = lambda epochs: steps
+
+
+def test_a_run_that_is_resumed_with_another_length_ends_at_its_density_too(build, tmp_path, upstream):
+    config = config_of(GRADUAL | {"gradual": {"start": 0.2, "until": 0.5}})
+    config["runner"]["total_steps"] = 12
+    args = make_args(tmp_path / "exp", **upstream)
+    args.until = 3
+    build(args, config).train()
+    config["runner"]["total_steps"] = 4
+    with pytest.raises(
+        UsageError, match="its course takes 6 of 12 steps that the run had before, .* after step 2; give"
+    ):
+        resume(build, tmp_path / "exp", upstream, config).train()
+    config["runner"]["total_steps"] = 6
+    runner = resume(build, tmp_path / "exp", upstream, config)
+    runner.train()
+    total = sum(parameter.numel() for parameter in eligible(runner).values())
+    assert len(runner.child) == round(0.02 * total)
+
+
+@pytest.mark.parametrize("length", [{"total_steps": 3}, {"total_steps": None, "epochs": 0.1}], ids=["steps", "epochs"])
+def test_a_run_too_short_to_choose_again_says_so(build, tmp_path, upstream, caplog, length):
+    config = config_of(FISHER | {"mask": "magnitude", "reselect_every": 3})
+    del config["tuning"]["fisher"]
+    config["runner"] |= length
+    runner = build(make_args(tmp_path / "exp", **upstream), config)
+    steps_of(runner, 3)
+    runner.train()
+    assert caplog.text.count("tuning.reselect_every 3 has no effect in a run of 3 steps: its child network") == 1
 
 
 @pytest.mark.parametrize(
