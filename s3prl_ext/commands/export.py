@@ -36,6 +36,7 @@ from s3prl_ext.tasks.record import LABELS
 from s3prl_ext.training import last_hidden_state
 from s3prl_ext.training.checkpoint import FEATURES_KEY
 from s3prl_ext.training.run_spec import FEATURES, RunSpec
+from s3prl_ext.training.task_file import untuned
 from s3prl_ext.transformers_models import SPEECH_UPSTREAMS
 from s3prl_ext.upstreams.merged_attention.record import MergeRecord
 from s3prl_ext.writing import written_folder
@@ -180,8 +181,7 @@ def _write_task(task: TrainedTask, folder: Path) -> None:
     torch.save({part: dict(state) for part, state in task.delta.task.items()} | features, folder / HEAD_FILE)
     config = json.loads(json.dumps(task.info.get("config") or {}, default=str))
     _write_text(folder / TRAINING_FILE, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
-    plain = {key: value for key, value in config.items() if key not in ("tuning", "early_stop")}
-    _write_text(folder / TASK_FILE, yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
+    _write_text(folder / TASK_FILE, yaml.safe_dump(untuned(config), sort_keys=False, allow_unicode=True))
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -28,6 +28,7 @@ from s3prl_ext.models.tied import first_names
 from s3prl_ext.progress import bar
 from s3prl_ext.training.checkpoint import TASK_PARTS
 from s3prl_ext.training.selection.shared_scores import Scores
+from s3prl_ext.training.task_file import untuned
 
 
 @dataclass(frozen=True)
@@ -74,9 +75,8 @@ class MergedTasks:
             info: what it says of the merge, next to what the task says of itself.
         """
         task = self.tasks[number].task
-        config = {key: value for key, value in task.info["config"].items() if key not in ("tuning", "early_stop")}
-        untuned = {"tuning": None, "candidate": None, "density": None, "metrics": {}, "config": config}
-        about = {**task.info, **untuned, **info}
+        about = {**task.info, "tuning": None, "candidate": None, "density": None, "metrics": {}, **info}
+        about["config"] = untuned(task.info["config"])
         heads = {part: state for part, state in task.delta.task.items() if part in TASK_PARTS}
         indices, bits = {}, {}
         for name, tensor in self.merged.items():

@@ -384,6 +384,8 @@ class RunBuilder(_StockRunner):
         folder = Path(settings.cache_folder).expanduser() if settings.cache_folder else default_folder()
         upstream = unwrapped(self.upstream.model)
         if settings.cache == "extractor":
+            if not trains and self.args.mode != "train":
+                return None  # of what was merged or exported after a training with it
             if not trains:
                 raise UsageError("runner.cache: this upstream does not train; take features in place of extractor.")
             if self.tuning is None:

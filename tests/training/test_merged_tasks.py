@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
-from s3prl_ext.commands import merge, report
+from s3prl_ext.commands import export, merge, report
+from s3prl_ext.configs import load_yaml
 from s3prl_ext.evaluation.result_records import ResultRecord, problems
 from s3prl_ext.evaluation.result_rows import rows_of, without_duplicates
 from s3prl_ext.evaluation.scored_runs import runs_of
+from s3prl_ext.training.checkpoint import Checkpoint
 from tests.support.experiments import make_args, task_config
 
 CHILD = {"method": "child", "mask": "random", "density": 0.1}
@@ -38,6 +41,31 @@ def test_each_lambda_is_a_row(build, tmp_path, hubert_ckpt):
     assert report.main([str(tmp_path / "merged"), "--split", "dev", "--out", str(tmp_path / "report")]) == 0
     written = "".join(path.read_text(encoding="utf-8") for path in (tmp_path / "report").rglob("*.md"))
     assert "linear of one λ 1, two λ 0.25" in written
+
+
+def test_what_was_trained_with_a_cache_of_the_extractor_is_scored_merged_and_exported(build, tmp_path, hubert_ckpt):
+    upstream = {"upstream": "hubert_local", "upstream_ckpt": hubert_ckpt}
+    cache = {"cache": "extractor", "cache_folder": str(tmp_path / "cache"), "cache_dtype": "float16"}
+    cached = task_config(tuning=CHILD, total_steps=1, eval_step=1, save_step=1, **cache)
+    build(make_args(tmp_path / "one", **upstream), cached).train()
+    merge.main(["--deltas", str(tmp_path / "one"), "--lambda", "0.5", "--out", str(tmp_path / "merged")])
+    export.main(["--delta", str(tmp_path / "one"), "--out", str(tmp_path / "exported")])
+    merged = tmp_path / "merged" / "one" / "delta.safetensors"
+    exported = {"upstream": "hubert_local", "upstream_ckpt": str(tmp_path / "exported" / Path(hubert_ckpt).name)}
+    written = Checkpoint.read(merged).config, load_yaml(tmp_path / "exported" / "task.yaml")
+    for config in written:
+        assert not {"tuning", "early_stop"} & set(config) and config["runner"]["total_steps"] == 1
+        assert not set(cache) & set(config["runner"])
+    assert load_yaml(tmp_path / "exported" / "training.yaml")["runner"]["cache"] == "extractor"
+    scored = []
+    for config in (written[0], {**written[0], "runner": cached["runner"]}):  # the second as it was written once
+        for ckpt, flags in ((merged, upstream), (tmp_path / "exported" / "head.ckpt", exported)):
+            args = make_args(tmp_path / str(len(scored)), **flags, mode="evaluate", evaluate_split="dev")
+            args.init_ckpt = str(ckpt)
+            build(args, config).evaluate()
+            path = tmp_path / str(len(scored)) / "result-dev.json"
+            scored.append(json.loads(path.read_text())["metrics"]["dev"]["loss"]["value"])
+    assert scored[:2] == scored[2:] and scored[0] != scored[1]
 
 
 @pytest.mark.parametrize(
