@@ -302,9 +302,44 @@ def test_table5_averages_the_folds_of_esc50_each_fold_once(tmp_path: Path) -> No
     for name, error in (("esc50-1/ft-0", 10.0), ("esc50-1/ft-1", 20.0), ("esc50-2/ft-0", 9.0)):
         result_files.write(tmp_path / "table5" / name, result_files.content({"error": error}, downstream="esc50"))
     table = table5(tmp_path, "esc50")
-    assert table.title == "Table 5: esc50, mean ± deviation over folds"
+    assert table.title == "Table 5: esc50, mean ± deviation over 2 folds"
     assert table.rows[2] == ["FT", "12.00 ± 4.24", "3", "", "9.50"]  # (10 + 20) / 2 = 15 and 9
     assert table5(tmp_path, "esc50-1").rows[2] == ["FT", "15.00 ± 7.07", "2", "", "9.50"]
+
+
+def test_table5_averages_every_row_over_the_same_folds(tmp_path: Path) -> None:
+    """Folds differ in how hard they are: a row of the easy ones is not better than one of all."""
+    errors = {1: 5.0, 2: 8.0, 3: 10.0, 4: 14.0}
+    for fold, error in errors.items():
+        scored = result_files.content({"error": error}, downstream="esc50")
+        result_files.write(tmp_path / f"zero_shot/esc50-{fold}/target", scored)
+        if fold < 3:
+            result_files.write(tmp_path / f"table5/esc50-{fold}/ft-0", scored)
+    table = table5(tmp_path, "esc50")
+    assert table.title.endswith("over 2 folds") and table.rows[0][1:3] == table.rows[2][1:3] == ["6.50 ± 2.12", "2"]
+    assert table.notes == ["Left out, as not every row with a run has one there: esc50-3, esc50-4."]
+    result_files.write(tmp_path / "table5/esc50-4/mam_ft-0", scored)
+    with pytest.raises(DataError, match=r"no fold has a run of every row \(.*MAM \+ FT: esc50-4\)"):
+        table5(tmp_path, "esc50")
+    (tmp_path / "table5/esc50-4/mam_ft-0").rename(tmp_path / "table5/esc50-1/mam_ft-0")
+    assert table5(tmp_path, "esc50").title == "Table 5: esc50-1, the only fold"
+
+
+def test_the_draws_of_each_fold_count(tmp_path: Path) -> None:
+    folds = load("folds")
+    for fold, draws in ((1, 1), (2, 2)):
+        path = fold_sweep(tmp_path / str(fold), fold, {0.0: 10.0, 0.1: 8.0}, chosen=0.1)
+        content = json.loads(path.read_text())
+        for draw, error in enumerate((8.0, 4.0)[:draws]):
+            arm = Arm((0, 1), "source", draw, 0.1)
+            scored = {"layers": [0, 1], "noise": "source", "draw": draw, "lambda": 0.1}
+            content["results"][f"{arm.key}:test"] = content["results"][f"{BASELINE.key}:test"] | {
+                "arm": scored, "metrics": {"error": error},
+            }  # fmt: skip
+        content["summary"] = [content["summary"][0] | {"noise": "source", "draws": draws, "lambdas": [0.1]}]
+        path.write_text(json.dumps(content))
+    sweeps = [folds.read_sweep(tmp_path / str(fold) / "sweep.json") for fold in (1, 2)]
+    assert folds.table(sweeps).rows[-1][3] == "7.00 ± 1.41 (2)"  # 8, and the mean of 8 and 4
 
 
 def fold_sweep(path: Path, fold: int, scores: dict[float, float], chosen: float, task: str = "esc50", **merged) -> Path:
@@ -343,6 +378,7 @@ def test_sweeps_are_averaged_over_the_folds_of_esc50(tmp_path: Path) -> None:
         ["all", "none", "0.1", "9.50 ± 2.12 (2)", "11.50"],
         ["all", "none", "0.15", "9.00 (1)", "11.75"],
     ]
+    assert "only rows of all folds can be compared" in folds.table(sweeps).notes[0]
     with pytest.raises(DataError, match="fold 1 occurs 2 times"):
         folds.check_folds([sweeps[0], sweeps[0]])
     slerp = [

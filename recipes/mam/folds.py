@@ -14,7 +14,7 @@ from pathlib import Path
 
 from s3prl_ext.errors import DataError, as_command
 from s3prl_ext.papers.figures import mam_figure
-from s3prl_ext.sweeps.grid import BASELINE
+from s3prl_ext.sweeps.grid import BASELINE, Arm
 from s3prl_ext.sweeps.selection import point
 from s3prl_ext.sweeps.stored import StoredSweep, read_sweep
 from s3prl_ext.tables import NOTHING, Table, markdown, mean_and_deviation
@@ -52,7 +52,9 @@ def mean(values: Sequence[float]) -> str:
 
 def table(sweeps: Sequence[StoredSweep]) -> Table:
     """Return the table: the unmerged target, what dev chooses, then every lambda."""
-    rows = [["-", "-", "0", mean(scores(sweeps, [BASELINE])), mam_figure("esc50", "all", None, 0.0) or NOTHING]]
+    unmerged = scores([(sweep, [BASELINE]) for sweep in sweeps])
+    rows = [["-", "-", "0", mean(unmerged), mam_figure("esc50", "all", None, 0.0) or NOTHING]]
+    counts = {len(unmerged)}
     otherwise = ", ".join(sweeps[0].otherwise)
     groups = list(dict.fromkeys((group.name, group.noise) for sweep in sweeps for group in sweep.groups))
     for name, noise in groups:
@@ -62,18 +64,23 @@ def table(sweeps: Sequence[StoredSweep]) -> Table:
         found = [row["test"]["mean"] for row in chosen if row["test"]]
         lambdas = sorted({row["lambda"] for row in chosen})
         rows.append([name, noise, "dev: " + ", ".join(f"{value:g}" for value in lambdas), mean(found), "-"])
-        members = [group for sweep in sweeps for group in sweep.groups if (group.name, group.noise) == (name, noise)]
-        for value in sorted({value for group in members for value in group.lambdas}):
+        members = [
+            (sweep, group) for sweep in sweeps for group in sweep.groups if (group.name, group.noise) == (name, noise)
+        ]
+        for value in sorted({value for _, group in members for value in group.lambdas}):
             figure = (mam_figure("esc50", name, noise, value) if not otherwise else None) or NOTHING
-            rows.append([name, noise, f"{value:g}", mean(scores(sweeps, members[0].arms(value))), figure])
+            found = scores([(sweep, group.arms(value)) for sweep, group in members])
+            counts |= {len(found)} - {0}
+            rows.append([name, noise, f"{value:g}", mean(found), figure])
     head = ["layers", "noise", "λ", "test error (%), mean ± deviation over folds (folds)", "paper"]
     title = "ESC-50, mean over folds" + (f" ({otherwise})" if otherwise else "")
-    return Table(title, head, rows, of_texts=True)
+    fewer = "Folds differ in how hard they are: only rows of all folds can be compared with each other."
+    return Table(title, head, rows, [fewer] if len(counts) > 1 else [], of_texts=True)
 
 
-def scores(sweeps: Sequence[StoredSweep], arms: Sequence) -> list[float]:
-    """Return the mean over draws on test of each fold in which all these arms were scored."""
-    points = [point(arms, TEST, sweep.lookup) for sweep in sweeps]
+def scores(arms: Sequence[tuple[StoredSweep, Sequence[Arm]]]) -> list[float]:
+    """Return the mean over draws on test of each fold in which all its arms were scored."""
+    points = [point(of_one, TEST, sweep.lookup) for sweep, of_one in arms]
     return [found.mean for found in points if found is not None]
 
 

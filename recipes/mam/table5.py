@@ -1,7 +1,7 @@
 """Print Table 5 of MAM: target, MAM, FT, MAM + FT and L-MAM + FT on test, next to the paper's figures.
 
     python recipes/mam/table5.py exp/mam ljspeech
-    python recipes/mam/table5.py exp/mam esc50                    # the mean over the folds that are there
+    python recipes/mam/table5.py exp/mam esc50                    # the mean over the folds that all rows have
     python recipes/mam/table5.py exp/mam vctk --keep vctk_table5.json
 
 ``--keep`` writes what the table needs as a small file, of which ``recipes/shared/page.py`` makes it again.
@@ -44,12 +44,31 @@ def results(
     return [read_record(path) for path in sorted(out.glob(f"{pattern.format(unit=unit, learnt=learnt)}/{file}"))]
 
 
+def fold_of(result: ResultRecord, out: Path) -> str:
+    """Return the folder of a result's corpus or fold, such as ``esc50-4``."""
+    return result.path.relative_to(out).parts[1]
+
+
 def units_of(found: list[ResultRecord], out: Path, metric: str) -> list[float]:
     """Return the scores to average: of each run, or where there are several folds the mean over the runs of each."""
     folds: dict[str, list[float]] = {}
     for result in found:
-        folds.setdefault(result.path.relative_to(out).parts[1], []).append(result.score("test", metric))
+        folds.setdefault(fold_of(result, out), []).append(result.score("test", metric))
     return [statistics.fmean(values) for values in folds.values()] if len(folds) > 1 else next(iter(folds.values()))
+
+
+def common_folds(arms: Mapping[str, list[ResultRecord]], out: Path) -> list[str]:
+    """Return the folds in which every row that has a run has one; folds differ in how hard they are.
+
+    Raises:
+        DataError: there is none.
+    """
+    folds = {arm: {fold_of(result, out) for result in found} for arm, found in arms.items() if found}
+    common = sorted(set.intersection(*folds.values())) if folds else []
+    if folds and not common:
+        shown = "; ".join(f"{arm}: {', '.join(sorted(names))}" for arm, names in folds.items())
+        raise DataError(f"no fold has a run of every row ({shown}): run one fold to its end, or show a single one.")
+    return common
 
 
 def courses(found: list[ResultRecord]) -> dict[str, list[float]]:
@@ -76,14 +95,18 @@ def kept(out: Path, unit: str, learnt: str = LEARNT) -> dict[str, Any]:
 
     Args:
         out: folder of the recipes.
-        unit: ljspeech, vctk, a fold of ESC-50 such as esc50-4, or esc50 for the mean over its folds.
+        unit: ljspeech, vctk, a fold of ESC-50 such as esc50-4, or esc50 for the mean over the folds that every row
+            with a run has.
         learnt: beginning of the names of the runs with a learnt lambda.
     """
     corpus = unit.partition("-")[0]
     unit = "esc50-*" if unit == "esc50" else unit
     metric, arms = named(corpus).metrics[0], {}
-    for arm, pattern in ARMS.items():
-        found = results(out, unit, pattern, learnt)
+    runs = {arm: results(out, unit, pattern, learnt) for arm, pattern in ARMS.items()}
+    common = common_folds(runs, out)
+    left_out = sorted({fold_of(result, out) for found in runs.values() for result in found} - set(common))
+    runs = {arm: [result for result in found if fold_of(result, out) in common] for arm, found in runs.items()}
+    for arm, found in runs.items():
         arms[arm] = {
             "test": units_of(found, out, metric) if found else [],
             "interval": found[0].interval("test", metric) if len(found) == 1 else None,
@@ -91,10 +114,13 @@ def kept(out: Path, unit: str, learnt: str = LEARNT) -> dict[str, Any]:
             "lambda": courses(found),
         }
     trained = [
-        result.at("config.tuning.lambda_lr") for result in results(out, unit, ARMS["L-MAM + FT"], learnt, "result.json")
+        result.at("config.tuning.lambda_lr")
+        for result in results(out, unit, ARMS["L-MAM + FT"], learnt, "result.json")
+        if fold_of(result, out) not in left_out
     ]
     rates = sorted({float(rate) for rate in trained if rate is not None})
-    return {"corpus": corpus, "unit": unit, "metric": metric, "arms": arms, "lambda rates": rates}
+    folds = {"folds": common, "left out": left_out} if unit.endswith("*") else {}
+    return {"corpus": corpus, "unit": unit, "metric": metric, "arms": arms, "lambda rates": rates, **folds}
 
 
 def table(content: Mapping[str, Any]) -> Table:
@@ -111,10 +137,15 @@ def table(content: Mapping[str, Any]) -> Table:
         moved = "{} -> {:.4f} to {:.4f}".format(first, *course["scored"]) if course else ""
         rows.append([arm, score, str(found["runs"]), moved, paper[arm][column]])
     shown = ", ".join(f"{rate:g}" for rate in content["lambda rates"])
-    note = f"Lambda was learnt at a rate of its own, {shown}; the paper names one rate for everything."
+    notes = [f"Lambda was learnt at a rate of its own, {shown}; the paper names one rate for everything."]
+    notes = notes if shown else []
+    if left_out := content.get("left out"):
+        notes.append(f"Left out, as not every row with a run has one there: {', '.join(left_out)}.")
     head = ["", f"test {content['metric']} (%)", "runs", "learnt lambda", "paper"]
-    name = content["unit"].replace("esc50-*", "esc50, mean ± deviation over folds")
-    return Table(f"Table 5: {name}", head, rows, [note] if shown else [])
+    name = content["unit"]
+    if folds := content.get("folds"):
+        name = f"esc50, mean ± deviation over {len(folds)} folds" if len(folds) > 1 else f"{folds[0]}, the only fold"
+    return Table(f"Table 5: {name}", head, rows, notes)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
