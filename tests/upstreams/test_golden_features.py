@@ -24,6 +24,7 @@ from tests.support import factories
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "transformers4"
 FOLDERS = sorted(path.parent for path in GOLDEN.glob("*/config.json"))
 PRENORM = [folder for folder in FOLDERS if folder.name.endswith("prenorm")]
+FRAMES = {"Moonshine": (40, 22), "Wav2Vec2Bert": (49, 27)}  # that the models have of the two clips
 CLOSE = {"atol": 1e-5, "rtol": 0.0}
 
 
@@ -64,7 +65,14 @@ def stored(folder: Path, clip: str, name: str) -> torch.Tensor:
 
 
 def of_the_clips(states: torch.Tensor, folder: Path) -> torch.Tensor:
-    """Return states; SEW-D's behind the second clip as zeros, since transformers 4 and 5 mask queries of padding otherwise."""
+    """Return states as far as the models have them; what is behind the second clip as zeros where it differs.
+
+    For SEW-D, transformers 4 and 5 mask queries of padding otherwise; of those in ``FRAMES`` the last state is repeated.
+    """
+    if folder.name in FRAMES:
+        first, second = FRAMES[folder.name]
+        states = states[..., :first, :].clone()
+        states[..., 1, second:, :] = 0.0
     if folder.name == "SEWD":
         states = states.clone()
         states[..., 1, 26:, :] = 0.0
@@ -130,7 +138,24 @@ def test_a_merge_that_changes_nothing(folder, tmp_path):
 
 
 # These mask padding in every layer and norm: a clip's features do not depend on its batch.
+LENGTHS = (4800, 5000, 5599, 8000)  # samples
 INDEPENDENT = ("Wav2Vec2_mms", "UniSpeech_prenorm", "Wav2Vec2Bert", "AST", "Moonshine")
+
+
+@pytest.mark.parametrize("name", ("Wav2Vec2Bert", "AST", "Moonshine"))
+def test_s3prls_featurizer_keeps_the_same_frames_of_a_clip_alone_and_in_a_batch(name):
+    """It keeps round(samples / rate) of each, which may be more than the model has of the clip."""
+    from s3prl.upstream.interfaces import Featurizer
+
+    upstream = build("hf_speech_custom", ckpt=str(GOLDEN / name)).eval()
+    featurizer = Featurizer(upstream, "hidden_states", "cpu")
+    longest = max(map(len, clips()))
+    wavs = [torch.randn(samples, generator=torch.Generator().manual_seed(samples)) for samples in (*LENGTHS, longest)]
+    with torch.no_grad():
+        for wav, beside in zip(wavs, featurizer(wavs, upstream(wavs)), strict=True):
+            (alone,) = featurizer([wav], upstream([wav]))
+            assert len(alone) == len(beside) == round(len(wav) / featurizer.downsample_rate)
+            torch.testing.assert_close(beside, alone, **CLOSE)
 
 
 @pytest.mark.parametrize("name", INDEPENDENT)
@@ -165,7 +190,8 @@ def test_a_clip_below_one_frame_is_followed_by_silence(name, samples):
     assert states.shape[2] >= 1 and torch.isfinite(states).all()
     least = {"Wav2Vec2Bert": 560, "AST": 400, "Moonshine": 895}[name]
     padded = torch.nn.functional.pad(wav, (0, max(0, least - samples)))
-    torch.testing.assert_close(states, features(upstream, [padded]), rtol=0, atol=0)
+    expected = features(upstream, [padded])[:, :, : states.shape[2]]
+    torch.testing.assert_close(states, expected, rtol=0, atol=0)
 
 
 def test_ast_reads_a_long_clip_in_pieces():

@@ -12,6 +12,7 @@ from s3prl_ext.errors import DataError
 from s3prl_ext.upstreams.beats.config import PATCH, BeatsOptions
 from s3prl_ext.upstreams.beats.frontend import FRAME_LENGTH, FRAME_SHIFT, SAMPLE_RATE, fbank, frame_count
 from s3prl_ext.upstreams.beats.model import BANDS, load_checkpoint
+from s3prl_ext.upstreams.kept_frames import kept_frames
 
 STEP = PATCH * FRAME_SHIFT  # samples of a time step: 2560 = 160 ms
 OVERHANG = FRAME_LENGTH - FRAME_SHIFT  # samples by which the last frame reaches over its shift
@@ -60,8 +61,8 @@ class UpstreamExpert(nn.Module):
         states, steps, _ = self._encode(wavs)
         if self.options.tokens == "pooled":
             states = [state.unflatten(1, (-1, BANDS)).mean(2) for state in states]
-        index = self._vector_index(wavs, steps)
-        features = tuple(state.gather(1, index.expand(-1, -1, state.shape[-1])) for state in states)
+        rate = self.get_downsample_rates()
+        features = kept_frames(states, steps * (STEP // rate), wavs, rate)
         return {"hidden_states": features, "last_hidden_state": features[-1]}
 
     def class_probabilities(self, wavs: list[Tensor]) -> Tensor:
@@ -82,13 +83,6 @@ class UpstreamExpert(nn.Module):
         steps = torch.tensor(counts, device=batch.device)
         padding_mask = torch.arange(max(counts) * BANDS, device=batch.device) >= (steps * BANDS).unsqueeze(1)
         return self.model.encode(fbank(batch), padding_mask), steps, padding_mask
-
-    def _vector_index(self, wavs: list[Tensor], steps: Tensor) -> Tensor:
-        """Return for each clip the vectors to take, [batch, length, 1]: all in order, then the clip's last again."""
-        rate = self.get_downsample_rates()
-        length = max(1, round(max(len(wav) for wav in wavs) / rate))
-        index = torch.arange(length, device=steps.device).minimum((steps * (STEP // rate) - 1).unsqueeze(1))
-        return index.unsqueeze(-1)
 
 
 def steps_of(samples: int) -> int:

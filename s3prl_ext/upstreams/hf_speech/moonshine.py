@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from s3prl_ext.model_settings import SAMPLE_RATE
 from s3prl_ext.upstreams.hf_speech.expert import TransformersSpeechModel, as_array
+from s3prl_ext.upstreams.kept_frames import kept_frames
 
 
 class MoonshineModel(TransformersSpeechModel):
@@ -49,13 +50,16 @@ class MoonshineModel(TransformersSpeechModel):
         return first * second * third
 
     def forward(self, wavs: Sequence[Tensor]) -> dict[str, Tensor | tuple[Tensor, ...]]:
-        """Return the features of a batch, see :meth:`TransformersSpeechModel.forward`; zero behind a clip."""
+        """Return the features of a batch, see :meth:`TransformersSpeechModel.forward`.
+
+        Behind a clip its last state is repeated.
+        """
         clips = [self._embed(wav) for wav in wavs]
         counts = torch.tensor([len(clip) for clip in clips], device=clips[0].device)
         inputs = pad_sequence(clips, batch_first=True)
         mask = torch.arange(inputs.shape[1], device=inputs.device) < counts[:, None]
-        states = [state * mask[..., None].to(state.dtype) for state in self._states(inputs, mask)]
-        return {"hidden_states": tuple(states), "last_hidden_state": states[-1]}
+        states = kept_frames(self._states(inputs, mask), counts, wavs, self.get_downsample_rates())
+        return {"hidden_states": states, "last_hidden_state": states[-1]}
 
     def _embed(self, wav: Tensor) -> Tensor:
         """Return the convolved frames of a clip, [frames, width]."""

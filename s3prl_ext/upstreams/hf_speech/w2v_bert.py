@@ -14,6 +14,7 @@ from torch import Tensor
 from s3prl_ext.errors import DataError
 from s3prl_ext.model_settings import SAMPLE_RATE
 from s3prl_ext.upstreams.hf_speech.expert import TransformersSpeechModel, as_array
+from s3prl_ext.upstreams.kept_frames import kept_frames
 
 FRAME, HOP = 400, 160  # samples: 25 and 10 ms
 
@@ -43,6 +44,19 @@ class W2vBertModel(TransformersSpeechModel):
     def get_downsample_rates(self, key: str | None = None) -> int:
         """Return the number of samples per frame: 320, which is 20 ms."""
         return HOP * int(self.extracter.stride)
+
+    def forward(self, wavs: Sequence[Tensor]) -> dict[str, Tensor | tuple[Tensor, ...]]:
+        """Return the features of a batch, see :meth:`TransformersSpeechModel.forward`.
+
+        Behind a clip its last state is repeated.
+        """
+        inputs = self.prepare(wavs)
+        output = self.model(**inputs, output_hidden_states=True)
+        counts = inputs["attention_mask"].sum(1)
+        *hidden, last = kept_frames(
+            (*output.hidden_states, output.last_hidden_state), counts, wavs, self.get_downsample_rates()
+        )
+        return {"hidden_states": tuple(hidden), "last_hidden_state": last}
 
     def prepare(self, wavs: Sequence[Tensor]) -> Any:
         """Return the normalised spectrograms and the mask of padding.
