@@ -208,8 +208,10 @@ class TrainedTask:
 
     def counts(self) -> tuple[int | None, int]:
         """Return how many weights of the upstream trained (None: not a chosen few), and how many were added."""
-        if self.upstream:
+        if self.holds_upstream:
             return None, 0
+        if self.upstream:  # lambda alone
+            return sum(tensor.numel() for tensor in self.upstream.values()), 0
         return len(self.delta), sum(tensor.numel() for tensor in self.delta.added.values())
 
     # -- the upstream ----------------------------------------------------------------------------------------------

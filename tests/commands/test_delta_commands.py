@@ -241,6 +241,7 @@ def test_a_learnt_lambda_is_folded(tmp_path, method, about):
     )
     card = (tmp_path / "out" / "README.md").read_text()
     assert about in card and "it ended at: layer_00 0.3750, layer_01 0.3750." in card
+    assert "| upstream weights that trained | 2 of " in card
 
 
 def test_learnt_lambdas_of_two_sources_are_folded(tmp_path):
