@@ -27,6 +27,7 @@ from s3prl_ext import run_downstream
 from s3prl_ext.commands import prepare, study
 from s3prl_ext.errors import DataError
 from s3prl_ext.tasks import corpus_variables
+from s3prl_ext.writing import write_json
 from tests.support import factories, result_files
 from tests.support.sweep_files import write_sweep
 
@@ -575,3 +576,26 @@ def test_table2_runs_in_small_and_again_for_nothing(tmp_path):
     for figure in ("fig2", "fig7"):
         done = run(tmp_path, f"ad_tuning/{figure}.sh", *flags[:3], *flags[5:])
         assert done.returncode == 0 and (tmp_path / f"exp/{figure}.png").is_file(), done.stderr[-2000:]
+
+
+def test_predictions_of_dev_of_another_checkpoint_are_made_again(tmp_path):
+    """``unless`` alone kept those of an earlier training in the same folder."""
+    record = result_files.content({"der": 0.5}, downstream="diarization", args={"init_ckpt": "/e/best.ckpt"})
+    for name in ("run", "run/on_dev"):
+        (tmp_path / name).mkdir()
+        write_json(tmp_path / name / "result-test.json", record)
+    (tmp_path / "run/on_dev/old").touch()
+    script = (
+        f". {RECIPES}/shared/stages.sh; . {RECIPES}/superb/study.sh; out=.; dry_run=''; LIBRI2MIX_DIARIZATION=/corpus; "
+        "s3prl-ext() { mkdir -p run/on_dev; cp run/result-test.json run/on_dev/; echo made; }; turns_of_dev run /e/best.ckpt"
+    )
+
+    def made() -> bool:
+        found = subprocess.run(["bash", "-euc", script], cwd=tmp_path, capture_output=True, text=True, check=True)
+        return "made" in found.stdout.split()
+
+    assert not made()
+    for change in ({"step": 9}, {"upstream_sha256": "7" * 64}, {"args": {"init_ckpt": "/e/states-9.ckpt"}}):
+        write_json(tmp_path / "run/result-test.json", record | change)
+        assert made() and not made(), change
+    assert not (tmp_path / "run/on_dev/old").exists()

@@ -36,9 +36,19 @@ superb() {
   fi
 }
 
+# model_of RESULT: what a result says of its model: checkpoint, step, hash of the upstream.
+model_of() {
+  sed -n 's/,$//; /^    "init_ckpt":/p; /^  "step":/p; /^  "upstream_sha256":/p' "$1"
+}
+
 # turns_of_dev FOLDER CHECKPOINT: what the model says of dev, in FOLDER/on_dev, so that the report can choose a threshold there.
+# Those of another checkpoint than the one that test was scored with are replaced.
 # FOLDER is called by a link: s3prl takes no '=' in a value of -o.
 turns_of_dev() {
+  if [[ -e "$1/on_dev/result-test.json" && "$(model_of "$1/on_dev/result-test.json")" != "$(model_of "$1/result-test.json")" ]]; then
+    echo "$1/on_dev is of another checkpoint than $1/result-test.json and is made again."
+    rm -rf "$1/on_dev"
+  fi
   ln -sfn "$(cd "$1" && pwd)" "$out/tested"
   unless "$1/on_dev/result-test.json" s3prl-ext run -m evaluate -e "$2" -t test \
     -o "args.expdir='$out/tested/on_dev',,config.downstream_expert.loaderrc.test_dir='$LIBRI2MIX_DIARIZATION/dev'"

@@ -20,7 +20,7 @@ from s3prl_ext.evaluation.diarization_scoring import (
 from s3prl_ext.evaluation.heat_map import plot_heat_map
 from s3prl_ext.evaluation.report_page import Picture
 from s3prl_ext.evaluation.result_records import ResultRecord, read_record
-from s3prl_ext.evaluation.scored_runs import ScoredRun
+from s3prl_ext.evaluation.scored_runs import ScoredRun, facts_of
 from s3prl_ext.metrics import factor, heading
 from s3prl_ext.reading import parse_json
 from s3prl_ext.run_folder import LAMBDA_PICTURE, RACE_PICTURE
@@ -44,6 +44,8 @@ OF_A_RUN = {
     "fig6.png": "low resource: PER over hours, other methods (AD-TUNING, Fig. 6)",
     "fig7.png": "share of updated weights per layer (AD-TUNING, Fig. 7)",
 }
+# Beginnings of the names of facts that two evaluations of one model share.
+OF_THE_MODEL = ("upstream", "method", "features", "optimizer.", "tuning.", "lambda", "layers", "noise", "merge.")
 SCORES = "superb.json"  # SUPERB's diarization score, kept next to the predictions
 
 
@@ -106,8 +108,8 @@ def diarization_scores(
 ) -> dict[str, SuperbScore]:
     """Return SUPERB's score of each diarization run on test that has its predictions, by the run's result file.
 
-    The predictions of dev, for the threshold chosen there, are looked for in the folder ``on_dev`` of the run. Scores
-    are kept next to the predictions and read again while these are the same.
+    The predictions of dev, for the threshold chosen there, are looked for in the folder ``on_dev`` of the run, and must
+    be of the same model. Scores are kept next to the predictions and read again while these are the same.
 
     Args:
         left_out: gets a sentence for each run that cannot be scored.
@@ -120,18 +122,50 @@ def diarization_scores(
             continue
         section = record.at("config.downstream_expert.loaderrc") or {}
         try:
-            for scored in (record, *_of_dev(record)):
+            dev = _of_dev(record, left_out)
+            for scored in (record, *dev):
                 _check_predictions(scored)
-            found[str(record.path)] = _scored(folder, section)
+            found[str(record.path)] = _scored(folder, section, with_dev=bool(dev))
         except ExtError as error:
             left_out.append(f"{record.path}: not scored as SUPERB does: {error}")
     return found
 
 
-def _of_dev(record: ResultRecord) -> list[ResultRecord]:
-    """Return the result next to the predictions of dev, where there is one."""
-    path = record.path.parent / "on_dev" / record.path.name
-    return [read_record(path)] if path.is_file() else []
+def _of_dev(record: ResultRecord, left_out: list[str]) -> list[ResultRecord]:
+    """Return the result next to the predictions of dev, where there are any and they are of the same model.
+
+    Args:
+        record: the result on test.
+        left_out: gets a sentence where they are of another one, or do not say of which.
+    """
+    folder = record.path.parent / "on_dev"
+    if not (folder / "scoring" / "predictions").is_dir():
+        return []
+    path = folder / record.path.name
+    dev = read_record(path) if path.is_file() else None
+    other = ["model (it has no result file)"] if dev is None else _unlike(record, dev)
+    if dev is not None and not other:
+        return [dev]
+    left_out.append(
+        f"{folder}: no threshold is chosen there, its predictions are of another {', '.join(other)} than those of "
+        f"{record.path}: let that model write its predictions of dev again."
+    )
+    return []
+
+
+def _unlike(test: ResultRecord, dev: ResultRecord) -> list[str]:
+    """Return in what the models of two evaluations differ, in words; what one does not say counts as alike."""
+    given = [Path(str(one["args"].get("init_ckpt") or "")) for one in (test, dev)]
+    facts = [facts_of(one) for one in (test, dev)]
+    pairs = {
+        "step": (test["step"], dev["step"]),
+        "seed": (test["seed"], dev["seed"]),
+        "checkpoint": [path.name or None for path in given],
+        "folder of the checkpoint": [path.parent.name or None for path in given],
+    }
+    names = sorted({name for one in facts for name in one if name.startswith(OF_THE_MODEL)})
+    pairs |= {name: [one.get(name) for one in facts] for name in names}
+    return [name for name, (one, other) in pairs.items() if None not in (one, other) and one != other]
 
 
 def _check_predictions(record: ResultRecord) -> None:
@@ -148,10 +182,9 @@ def _check_predictions(record: ResultRecord) -> None:
         )
 
 
-def _scored(folder: Path, section: dict[str, Any]) -> SuperbScore:
+def _scored(folder: Path, section: dict[str, Any], with_dev: bool) -> SuperbScore:
     test_rttm = Path(section["test_dir"]) / "rttm"
     dev, dev_rttm = folder / "on_dev", Path(section["dev_dir"]) / "rttm"
-    with_dev = (dev / "scoring" / "predictions").is_dir()
     state = _state([folder, *([dev] if with_dev else [])], [test_rttm, *([dev_rttm] if with_dev else [])])
     kept = folder / "scoring" / SCORES
     restored = _restored(kept, state)

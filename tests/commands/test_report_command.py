@@ -13,9 +13,10 @@ import h5py
 import numpy as np
 import pytest
 
+from s3prl_ext.commands import report_figures
 from s3prl_ext.commands.report import main
 from s3prl_ext.errors import DataError, UsageError
-from s3prl_ext.evaluation.result_records import read_record
+from s3prl_ext.evaluation.result_records import ResultRecord, read_record
 from s3prl_ext.evaluation.scored_runs import runs_of
 from s3prl_ext.evaluation.transcripts import transcript, write_transcripts
 from s3prl_ext.evaluation.utterance_comparison import with_intervals_over
@@ -342,6 +343,34 @@ def test_diarization_is_scored_as_superb_does_and_kept(tmp_path):
     (run / "scoring" / "superb.json").write_text("damaged")
     text, _, _ = report(tmp_path / "out", tmp_path / "runs")
     assert "not scored as SUPERB does" in text and "| 50.00 | - |" in text
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"step": 2}, "step"),
+        ({"upstream_sha256": "5" * 64}, "upstream_sha256"),
+        ({"seed": 9}, "seed"),
+        ({"args": {"init_ckpt": "/e/states-2.ckpt"}}, "checkpoint"),
+        (None, "model (it has no result file)"),
+    ],
+)
+def test_a_threshold_is_not_taken_from_the_dev_of_another_model(tmp_path, change, named):
+    run = tmp_path / "runs" / "sd"
+    record = content({"der": 0.5}, downstream="diarization", args={"init_ckpt": "/e/best-states-dev.ckpt"})
+    test, dev = (ResultRecord(folder / "result-test.json", record) for folder in (run, run / "on_dev"))
+    (run / "on_dev" / "scoring" / "predictions").mkdir(parents=True)
+    write(run / "on_dev", record)
+    said: list[str] = []
+    assert [one.path for one in report_figures._of_dev(test, said)] == [dev.path] and not said
+    if change is None:
+        dev.path.unlink()
+    else:
+        write(run / "on_dev", record | change)
+    assert report_figures._of_dev(test, said) == []
+    assert said[0].startswith(
+        f"{run}/on_dev: no threshold is chosen there, its predictions are of another {named} than"
+    )
 
 
 def test_what_is_damaged_failed_or_double_is_named_and_left_out(tmp_path, pair):
