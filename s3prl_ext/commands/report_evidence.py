@@ -20,6 +20,7 @@ from s3prl_ext.tables import NOTHING, Table
 from s3prl_ext.tasks import named
 
 LAYERS_FILE = "layers.json"  # of s3prl-ext layers; its picture is next to it
+DECIDING = ("s3prl_ext", "torch", "s3prl", "transformers")  # packages whose versions may change a score
 PARTS_OF_A_RUN = {RACE, "on_dev"}  # folders in that of a run whose results are not its own
 
 
@@ -150,12 +151,16 @@ def sources_table(evidence: Evidence) -> Table:
 
 
 def mixed_origins(evidence: Evidence) -> list[str]:
-    """Return a sentence where the results were made by several commits, versions of torch, or machines."""
+    """Return a sentence where the results were made by several commits, versions of packages, or machines."""
     made = [record.content for record in evidence.records if record["schema"] > 1]
     made += [origin for sweep in evidence.sweeps for origin in sweep.origins]
     found: list[str] = []
-    for what, key in (("commits", "commit"), ("versions of torch", "versions.torch"), ("GPUs", "machine.gpu")):
-        values = sorted({str(value_at(one, key) or "none") for one in made})
+    packages = [(f"versions of {name}", f"versions.{name}") for name in DECIDING]
+    for what, key in (("commits", "commit"), *packages, ("GPUs", "machine.gpu")):
+        known = [value_at(one, key) for one in made]
+        if key.startswith("versions."):  # of a package that the file does not name nothing is known
+            known = [value for value in known if value is not None]
+        values = sorted({str(value or "none") for value in known})
         if len(values) > 1:
             shown = ", ".join(_short_commit(value) if key == "commit" else value for value in values)
             found.append(f"the results come from {len(values)} {what} ({shown}); see Sources for which is which.")

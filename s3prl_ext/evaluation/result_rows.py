@@ -12,7 +12,7 @@ from typing import Any
 from s3prl_ext.child_tuning.names import PAPER
 from s3prl_ext.errors import DataError, unknown_name
 from s3prl_ext.evaluation.merge_facts import HASHES, MERGE, deviations
-from s3prl_ext.evaluation.scored_runs import Facts, RowKey, ScoredRun
+from s3prl_ext.evaluation.scored_runs import CHECKPOINT, Facts, RowKey, ScoredRun
 from s3prl_ext.evaluation.significance import Interval
 from s3prl_ext.tasks import named
 
@@ -106,15 +106,19 @@ def without_duplicates(runs: Sequence[ScoredRun]) -> tuple[list[ScoredRun], list
     """Return each run once, and a sentence for each that is left out.
 
     Of one configuration, seed and split an evaluation (of a chosen checkpoint) counts before the last evaluation of the
-    training. Two equal evaluations count once.
+    training, whichever checkpoint it is of. Two equal evaluations count once.
 
     Raises:
         DataError: two evaluations of one configuration, seed and split differ.
     """
     kept: dict[tuple[str, RowKey, str, str], ScoredRun] = {}
+    evaluated = {
+        (run.task, run.trained_key, run.seed, run.split): run for run in reversed(runs) if run.mode == "evaluate"
+    }
     notes = []
     for run in sorted(runs, key=lambda run: (run.mode == "train", not run.facts.get("chosen", True))):  # stable
-        first = kept.setdefault((run.task, run.key(), run.seed, run.split), run)
+        first = evaluated.get((run.task, run.trained_key, run.seed, run.split)) if run.mode == "train" else None
+        first = first or kept.setdefault((run.task, run.key(), run.seed, run.split), run)
         if first is run:
             continue
         if first.mode != run.mode:
@@ -138,10 +142,14 @@ def without_last_steps(runs: Sequence[ScoredRun]) -> tuple[list[ScoredRun], list
     The result of a training is that of its last step. Where other runs of its row are evaluations of a chosen
     checkpoint, it would be averaged with them.
     """
-    evaluated = {(run.task, run.key(), run.split) for run in runs if run.mode == "evaluate"}
+    evaluated = {
+        (run.task, run.trained_key, run.split)
+        for run in runs
+        if run.mode == "evaluate" and run.facts.get(CHECKPOINT) != "last"
+    }
     kept, notes = [], []
     for run in runs:
-        if run.mode == "train" and (run.task, run.key(), run.split) in evaluated:
+        if run.mode == "train" and (run.task, run.trained_key, run.split) in evaluated:
             notes.append(
                 f"{run.source}: its {run.split} is of the last step and is left out, since other runs of this "
                 "configuration were scored with a chosen checkpoint: evaluate that of this run too."
@@ -272,7 +280,9 @@ def without_section(name: str) -> str:
 
 def shown(name: str, value: Any) -> str:
     """Return the value of a fact as tables show it: ``-`` where there is none, of a hash the beginning."""
-    return str(value)[:8] if name in HASHED and value is not None else "-" if value is None else str(value)
+    if value is None:
+        return "1" if name == "processes" else "-"
+    return str(value)[:8] if name in HASHED else str(value)
 
 
 def _distinct(values: Sequence[Any]) -> list[Any]:

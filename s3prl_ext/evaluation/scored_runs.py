@@ -11,9 +11,9 @@ from s3prl_ext.errors import DataError
 from s3prl_ext.evaluation.clusters import UTTERANCE
 from s3prl_ext.evaluation.merge_facts import described_method, last_part, merge_facts
 from s3prl_ext.evaluation.result_records import ResultRecord, numbers, read_record
-from s3prl_ext.run_folder import RunFolder
+from s3prl_ext.run_folder import DELTA_FILE, RunFolder, step_of
 from s3prl_ext.tasks import named, task_of
-from s3prl_ext.tasks.record import Folds
+from s3prl_ext.tasks.record import Folds, Task
 
 UNNAMED_MERGE = "merged_attention"  # -u of a merge that -g names
 # Settings that do not change what a model learns or how it is scored.
@@ -22,6 +22,7 @@ WITHOUT_EFFECT = (
     "save_predictions", "save_best_on",
 )  # fmt: skip
 
+CHECKPOINT = "checkpoint"  # fact: which of its training was scored, best (on dev), last, or another
 NO_METRICS = ("step", "split", "items", "intervals")  # of a row of the history
 
 Facts = Mapping[str, Any]  # what decides a run's result, by flat names; values are numbers, texts and lists
@@ -77,6 +78,11 @@ class ScoredRun:
         """The set of its task that it is of, such as a language; empty where there is one alone."""
         return str(self.facts.get("set", ""))
 
+    @property
+    def trained_key(self) -> RowKey:
+        """The facts of :meth:`key` without which checkpoint of the training was scored."""
+        return tuple(pair for pair in self.key() if pair[0] != CHECKPOINT)
+
     def key(self, names: Sequence[str] | None = None) -> RowKey:
         """Return the facts that runs of one row share, as something that can be compared.
 
@@ -123,15 +129,77 @@ def _on_dev(record: ResultRecord, split: str) -> dict[str, float]:
     """Return what the model of a result file scored on a split: where it ended, or when its checkpoint was kept."""
     if split in record["metrics"]:
         return numbers({name: row["value"] for name, row in record["metrics"][split].items()})
-    training = RunFolder(record.path.parent).result()
-    if training == record.path or not training.is_file():
-        return {}
-    try:
-        rows = [row for row in read_record(training)["history"] or [] if row["split"] == split]
-    except DataError:
-        return {}  # named where it is read itself
-    found = [row for row in rows if row["step"] == record["step"]]
+    training = _training_of(record)
+    rows = training["history"] or [] if training is not None and training is not record else []
+    found = [row for row in rows if row["split"] == split and row["step"] == record["step"]]
     return numbers({name: value for name, value in found[-1].items() if name not in NO_METRICS} if found else {})
+
+
+def _training_of(record: ResultRecord) -> ResultRecord | None:
+    """Return the result of the training that a result is of: itself, or the one in its folder; None without one."""
+    path = RunFolder(record.path.parent).result()
+    if record["mode"] == "train" or path == record.path:
+        return record
+    try:
+        return read_record(path) if path.is_file() else None
+    except DataError:
+        return None  # named where it is read itself
+
+
+def _processes(record: ResultRecord) -> int | None:
+    """Return how many processes trained a model; None for one, and where it is not known.
+
+    Results of earlier versions say how many scored it, and so does that of its training.
+    """
+    number = record["processes"]
+    if number is None:
+        number = (_training_of(record) or record).at("machine.processes")
+    return number if isinstance(number, int) and number > 1 else None
+
+
+def _begins_with(record: ResultRecord) -> str | None:
+    """Return the checkpoint whose weights a training began with; None without one, and where it is not known."""
+    if "begins_with" in record.content:
+        return record["begins_with"]
+    training = _training_of(record)  # of an earlier version, which says so until it is resumed
+    given = None if training is None or training["mode"] != "train" else training["args"]
+    return None if given is None or given.get("past_exp") else last_part(given.get("init_ckpt"))
+
+
+def _checkpoint(record: ResultRecord, task: Task) -> str | None:
+    """Return which checkpoint of its training was scored: ``best`` on dev, ``last``, or another; None if not known."""
+    if record["mode"] == "train":
+        return "last" if task.trains else None
+    name = last_part(record["args"].get("init_ckpt"))
+    if not isinstance(name, str) or record["merged_tasks"]:
+        return None
+    if name in (task.best, DELTA_FILE):
+        return "best"
+    step, total = step_of(Path(name)), record.at("config.runner.total_steps")
+    if step is None:
+        return name
+    return f"step {step}" if isinstance(total, int) and step < total else "last"
+
+
+def on_dev(run: ScoredRun, metric: str | None, every: Sequence[ScoredRun]) -> float | None:
+    """Return the score on dev of the very model that a run has scored, or None where there is none.
+
+    An evaluation on dev counts before what the training has noted at that step.
+
+    Args:
+        run: of any split.
+        metric: the one to choose by.
+        every: all runs, of all splits.
+    """
+    dev = named(run.task).dev
+    same = (
+        one.values
+        for one in every
+        if one.split == dev
+        and one.mode != "train"
+        and (one.task, one.trained_key, one.seed, one.step) == (run.task, run.trained_key, run.seed, run.step)
+    )
+    return next(same, run.dev).get(metric) if metric is not None else None
 
 
 def facts_of(record: ResultRecord) -> dict[str, Any]:
@@ -162,6 +230,9 @@ def facts_of(record: ResultRecord) -> dict[str, Any]:
         "changed_on_resume": _changed(record["changed_settings"]),
         "data": record.at("data.sha256"),
         "splits": record["splits_sha256"],
+        "processes": _processes(record),
+        "begins_with": _begins_with(record),
+        CHECKPOINT: _checkpoint(record, task),
         **merge,
     }
     if not merge:  # otherwise it is what these facts say

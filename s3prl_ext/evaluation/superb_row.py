@@ -6,19 +6,19 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from s3prl_ext.child_tuning.names import PAPER
 from s3prl_ext.evaluation.diarization_scoring import SuperbScore
 from s3prl_ext.evaluation.merge_facts import MERGE
 from s3prl_ext.evaluation.result_rows import Row, name_rows, part_of_a_split, rows_of
 from s3prl_ext.evaluation.result_tables import number
-from s3prl_ext.evaluation.scored_runs import ScoredRun
+from s3prl_ext.evaluation.scored_runs import CHECKPOINT, ScoredRun, on_dev
 from s3prl_ext.metrics import heading, metric, shown_unit
 from s3prl_ext.tables import NOTHING, Table
 from s3prl_ext.tasks import TASKS, known, named, reported_splits
 
-# What makes a line: the model and how it is tuned, not what a task file sets.
-MODEL = ("upstream", "upstream_ckpt", "upstream_sha256", "method", "race", *MERGE,
-         "tuning.mask", "tuning.density", *(f"tuning.{key}" for key in PAPER))  # fmt: skip
+# What makes a line: the model, its features and how it is tuned, not what a task file sets.
+MODEL = ("upstream", "upstream_ckpt", "upstream_sha256", "method", "race", *MERGE)
+FEATURES = "features"
+SEARCHED = "lr"  # end of the names of what is searched for each task: learning rates
 
 
 class Column(NamedTuple):
@@ -48,20 +48,29 @@ def superb_table(runs: Sequence[ScoredRun], diarization: Mapping[str, SuperbScor
     shown = [task for task in known() if task in TASKS or any(run.task == task.name for run in runs)]
     columns = [Column(task.name, *column) for task in shown for column in task.columns()]
     test = [run for run in runs if named(run.task).superb and run.split in reported_splits()]
+    names_of = _model_facts(test)
     models: dict[Any, list[ScoredRun]] = {}
+    untrained: dict[Any, list[ScoredRun]] = {}  # what a layer is searched for, such as query by example
     for run in test:
-        models.setdefault(run.key(MODEL), []).append(run)
+        if named(run.task).trains:
+            models.setdefault(run.key((*names_of, FEATURES)), []).append(run)
+        else:
+            untrained.setdefault(run.key(names_of), []).append(run)
+    for found in models.values():
+        found += untrained.get(found[0].key(names_of), [])
+    trained = {found[0].key(names_of) for found in models.values()}
+    models |= {key: found for key, found in untrained.items() if key not in trained}
     lines = [
         found for found in models.values()
         if len({(run.task, run.part) for run in found}) > 1 or any(str(run.source) in diarization for run in found)
     ]  # fmt: skip
     if not lines:
         return None
-    names = name_rows(lines, MODEL)
+    names = name_rows(lines, (*names_of, FEATURES))
     notes: list[str] = []
     body, values = [], []
     for name, found in zip(names, lines, strict=True):
-        cells = [name]
+        cells, rows = [name], []
         for column in columns:
             row = _all_folds(_row(column, found, runs, notes, name), notes, name)
             figures = [number(row.mean, column.metric) if row else NOTHING]
@@ -69,9 +78,11 @@ def superb_table(runs: Sequence[ScoredRun], diarization: Mapping[str, SuperbScor
                 figures = _diarization(row, diarization, notes, name)
             cells += figures
             if row is not None:
+                rows.append(row)
                 notes += filter(None, [part_of_a_split(row)])
                 values.append(_value(name, row, figures) | {"set": column.part})
         body.append(cells)
+        notes += _several_checkpoints(name, rows)
     head = ["upstream"]
     for column in columns:
         head += [column.heading] + (["SD DER (%) ↓, threshold of dev"] if column.task == "sd" else [])
@@ -82,6 +93,24 @@ def superb_table(runs: Sequence[ScoredRun], diarization: Mapping[str, SuperbScor
     return Table(
         "SUPERB: all tasks of one upstream, test splits", head, body, tuple(dict.fromkeys(notes)), tuple(values)
     )
+
+
+def _model_facts(runs: Sequence[ScoredRun]) -> tuple[str, ...]:
+    """Return the names of the facts that make a line, without the features."""
+    tuning = {name for run in runs for name, _ in run.key(("tuning",)) if not name.endswith(SEARCHED)}
+    return (*MODEL, *sorted(tuning))
+
+
+def _several_checkpoints(model: str, rows: Sequence[Row]) -> list[str]:
+    """Return a sentence where the tasks of a line were scored with different checkpoints of their trainings."""
+    tasks: dict[str, list[str]] = {}
+    for row in (row for row in rows if named(row.task).trains):
+        for checkpoint in {run.facts.get(CHECKPOINT, "not known") for run in row.runs}:
+            tasks.setdefault(checkpoint, []).append(f"{row.task} {row.runs[0].part}".rstrip())
+    if len(tasks) < 2:
+        return []
+    shown = "; ".join(f"{checkpoint}: {', '.join(dict.fromkeys(of))}" for checkpoint, of in sorted(tasks.items()))
+    return [f"{model}: not all tasks were scored with the same checkpoint of their training ({shown})."]
 
 
 def _all_folds(row: Row | None, notes: list[str], model: str) -> Row | None:
@@ -153,14 +182,8 @@ def _row(
 def _on_dev(row: Row, every: Sequence[ScoredRun]) -> float | None:
     """Return the mean of the task's main metric on dev over the very models of a row, or None where one has none.
 
-    An evaluation on dev counts before what the training has noted.
+    See :func:`~s3prl_ext.evaluation.scored_runs.on_dev`.
     """
-    found = []
-    for run in row.runs:
-        name, split = run.main_metric, named(run.task).dev
-        same = [one for one in every if (one.key(), one.seed, one.step) == (run.key(), run.seed, run.step)]
-        dev = [one.values for one in same if one.split == split and one.mode != "train"] or [run.dev]
-        if name is None or name not in dev[0]:
-            return None
-        found.append(dev[0][name])
-    return sum(found) / len(found)
+    found = [on_dev(run, run.main_metric, every) for run in row.runs]
+    known_ = [score for score in found if score is not None]
+    return fmean(known_) if len(known_) == len(found) else None

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from s3prl_ext.errors import DataError
 from s3prl_ext.evaluation.comparability import without_merge
 from s3prl_ext.evaluation.result_rows import name_rows
-from s3prl_ext.evaluation.scored_runs import ScoredRun
+from s3prl_ext.evaluation.scored_runs import ScoredRun, on_dev
 from s3prl_ext.evaluation.transcripts import (
     Improvements,
     ScoredTranscript,
@@ -52,10 +53,11 @@ def transcript_tables(runs: Sequence[ScoredRun], left_out: list[str]) -> list[Ta
         named = f"{task}, test: {' and '.join(name_rows([[alike[0]], [best]]))}"
         try:
             before, after = _transcripts(alike[0]), _transcripts(best)
-            tables += [
+            both = (
                 changes_table(named, compare(before, after), len(before)),
                 categories_table(named, task, improvements(before, after)),
-            ]
+            )
+            tables += [replace(table, notes=(*table.notes, *_other_seed(alike[0], best))) for table in both]
         except DataError as error:
             left_out.append(f"MAM's Tables 4 and 6 of {task} are left out: {error}")
     return tables
@@ -75,6 +77,15 @@ def _baselines(merged: ScoredRun, plain: Sequence[ScoredRun]) -> list[ScoredRun]
     return sorted(found, key=lambda run: run.seed != merged.seed)
 
 
+def _other_seed(plain: ScoredRun, merged: ScoredRun) -> list[str]:
+    """Return the sentence for a pair of two seeds, whose difference is not that of the merge alone."""
+    if plain.seed == merged.seed:
+        return []
+    return [
+        f"The unmerged run is of seed {plain.seed}, the merged one of seed {merged.seed}: no unmerged run has the same."
+    ]
+
+
 def _transcripts(run: ScoredRun) -> list[ScoredTranscript]:
     """Return the transcripts of a run.
 
@@ -88,8 +99,7 @@ def _best_on_dev(merged: Sequence[ScoredRun], runs: Sequence[ScoredRun]) -> Scor
     """Return the only run, or the one with the lowest word error rate on dev; None where some have no score there."""
     if len(merged) < 2:
         return merged[0] if merged else None
-    on_dev = {(run.key(), run.seed): run.values.get("wer") for run in runs if run.split == "dev"}
-    scores = [on_dev.get((run.key(), run.seed)) for run in merged]
+    scores = [on_dev(run, "wer", runs) for run in merged]
     known = [score for score in scores if score is not None]
     return merged[scores.index(min(known))] if len(known) == len(scores) else None
 

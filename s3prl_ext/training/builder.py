@@ -18,7 +18,7 @@ from s3prl_ext.child_tuning.child_network import ChildNetwork
 from s3prl_ext.configs import Record, Variables
 from s3prl_ext.errors import DataError, ExtError, UsageError, is_out_of_memory, one_sentence_errors, unknown_name
 from s3prl_ext.merging.learnable import loadable_state
-from s3prl_ext.reading import check_model
+from s3prl_ext.reading import check_model, file_sha256
 from s3prl_ext.run_folder import RunFolder
 from s3prl_ext.settings import count
 from s3prl_ext.tasks import UNAVAILABLE, remedy, task_of
@@ -112,7 +112,9 @@ class RunBuilder(_StockRunner):
             RunFolder(self.args.expdir).refuse_to_lose(self.args.init_ckpt)
         self.resumed = Checkpoint.read(self.args.init_ckpt) if self.args.init_ckpt else Checkpoint()
         self._begins = training and not self.args.past_exp
+        self.begins_with = self.resumed.extension.begins_with
         if self._begins:
+            self.begins_with = distributed.from_leader(lambda: _named_by_content(self.resumed.path))
             self.resumed = self.resumed.weights_alone()
         resume.check_origin(self.resumed, self.args)
         resume.check_trained(self.resumed, self.args)
@@ -412,6 +414,11 @@ class RunBuilder(_StockRunner):
     def models(self) -> TaskModels:
         """Upstream, featurizer and downstream as :class:`TaskModels`."""
         return Experiment.task_models(self.all_entries, self.config, self.args, self.cache)
+
+
+def _named_by_content(path: Path | None) -> str | None:
+    """Return name and the beginning of the hash of a file; None for none."""
+    return None if path is None else f"{path.name} ({file_sha256(path)[:12]})"
 
 
 def _until(args: Namespace) -> int | None:

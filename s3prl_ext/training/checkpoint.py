@@ -63,6 +63,7 @@ class Extension:
         merged_tasks: method and tasks of a delta that ``merge --deltas`` wrote.
         best_scores: those that the task keeps outside its state dict, see :mod:`s3prl_ext.training.best_scores`.
         changed_settings: see :func:`s3prl_ext.training.resume.changed_settings`.
+        begins_with: name and hash of the checkpoint whose weights (``-i``) the training began with.
     """
 
     upstream_sha256: str | None = None
@@ -83,6 +84,7 @@ class Extension:
     merged_tasks: Section | None = None
     best_scores: Section | None = None
     changed_settings: Sequence[Section] = ()
+    begins_with: str | None = None
 
     @classmethod
     def from_stored(cls, stored: Section) -> Extension:
@@ -195,6 +197,7 @@ class Checkpoint:
             config=info.get("config") or {},
             weights=delta.task,
             changes=delta if delta.indices or delta.added else None,
+            processes=info.get("processes") or 0,
             extension=Extension(
                 upstream_sha256=delta.base_sha256,
                 data=info.get("data"),
@@ -204,6 +207,7 @@ class Checkpoint:
                 last_hidden_state=info.get(last_hidden_state.KEY),
                 merged_tasks=info.get("merged_tasks"),
                 changed_settings=info.get("changed_settings") or (),
+                begins_with=info.get("begins_with"),
                 members={name: every.to(torch.int16) for name, every in delta.members.items()} or None,
             ),
             is_ours=True,

@@ -70,6 +70,7 @@ class Experiment:
         data: hash of the corpus and of its split lists.
         cache: features of the upstream, or None.
         changed_settings: what it was resumed with, see :func:`s3prl_ext.training.resume.changed_settings`.
+        begins_with: name and hash of the checkpoint whose weights it began with, or None.
     """
 
     args: Namespace
@@ -86,6 +87,7 @@ class Experiment:
     data: CorpusHash | None = None
     cache: FeatureCache | None = None
     changed_settings: Sequence[Section] = ()
+    begins_with: str | None = None
 
     @property
     def shared_facts(self) -> Extension:
@@ -97,6 +99,7 @@ class Experiment:
             merge=getattr(self.tuned.model, "merge_record", None),
             last_hidden_state=last_hidden_state.PRESENT,
             changed_settings=self.changed_settings,
+            begins_with=self.begins_with,
         )
 
     @property
@@ -355,5 +358,9 @@ class Run:
         }
         if experiment.changed_settings:
             info["changed_settings"] = list(experiment.changed_settings)
+        if experiment.begins_with:
+            info["begins_with"] = experiment.begins_with
+        if distributed.active():
+            info["processes"] = distributed.world_size()
         members = {name: every > 0 for name, every in (self._members() or {}).items()}
         delta.save(replace(experiment.tuned.delta(self._task(), info), members=members), self.folder.delta)

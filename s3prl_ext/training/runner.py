@@ -175,7 +175,7 @@ class Runner(RunBuilder, StockRunner):
         return Experiment(
             self.args, self.config, self._variables, self.runner_config, self.total_steps, self.all_entries, self.tuned,
             spent or ResourceUsage(RunFolder(self.args.expdir), self.resumed), data=data, cache=self.cache,
-            changed_settings=self.changed_settings,
+            changed_settings=self.changed_settings, begins_with=self.begins_with,
         )  # fmt: skip
 
     def _candidate_runs(self, experiment: Experiment) -> CandidateRuns:
@@ -269,6 +269,8 @@ class Runner(RunBuilder, StockRunner):
         facts: Record = {
             "candidate": self.candidate.name if self.candidate else None,
             "upstream_sha256": self.tuned.base_sha256,
+            "begins_with": self.begins_with,
+            "processes": self._processes(),
             "predictions_sha256": predictions_sha256(Path(self.args.expdir))
             if self._wrote_predictions(metrics)
             else None,
@@ -283,6 +285,12 @@ class Runner(RunBuilder, StockRunner):
             self.args, self.config, metrics, step, seconds, counts, self.merge_record, corpus=self.corpus, **facts,
             **more
         )  # fmt: skip
+
+    def _processes(self) -> int | None:
+        """Return how many processes trained what is scored; None where that is not known or nothing was trained."""
+        if self.args.mode == "train":
+            return distributed.world_size()
+        return self.resumed.processes or (1 if self.resumed.is_ours and self.resumed.step else None)
 
     def _wrote_predictions(self, splits: Collection[str]) -> bool:
         """Tell whether this evaluation wrote a file for each recording; diarization does so for test alone."""

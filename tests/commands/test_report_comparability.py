@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 from s3prl_ext.commands.report import main
-from tests.support.result_files import content, merge, write
+from tests.support.result_files import content, merge, write, write_hypotheses
 
 
 def report(folder: Path, *contents: dict, flags: tuple[str, ...] = ()) -> str:
     """Return the report of result files without its sources."""
+    (folder / "runs").mkdir(parents=True, exist_ok=True)
     for number, one in enumerate(contents):
         write(folder / "runs" / str(number), one)
     assert main([str(folder / "runs"), "--out", str(folder / "out"), *flags]) == 0
@@ -85,3 +86,124 @@ def test_cells_of_other_corpora_in_a_papers_table_are_named(tmp_path):
     grid, details = text.split("## ")[1:3]
     assert "ljspeech: 0.10, Source cannot be compared with 0.00, Source, which has another corpus." in grid
     assert "No change is shown of 0.10, Source: the baseline 0.00, Source has another corpus." in details
+
+
+def evaluated(accuracy: float, seed: int, checkpoint: str, **changes) -> dict:
+    found = keywords(accuracy, seed, **changes)
+    found["args"] |= {"init_ckpt": f"/exp/{seed}/{checkpoint}", "past_exp": f"/exp/{seed}/{checkpoint}"}
+    return found
+
+
+def labels(text: str) -> list[str]:
+    return [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| hubert")]
+
+
+def test_trainings_of_one_and_of_eight_processes_are_no_seeds_of_one(tmp_path):
+    one, eight = keywords(0.9, 1, processes=1), keywords(0.5, 2, processes=8)
+    assert labels(report(tmp_path / "a", one, eight)) == ["hubert, processes 1", "hubert, processes 8"]
+    earlier = keywords(0.9, 1, mode="train"), keywords(0.5, 2, mode="train")
+    earlier[1]["machine"]["processes"] = 8
+    assert labels(report(tmp_path / "b", *earlier)) == ["hubert, processes 1", "hubert, processes 8"]
+    unknown = keywords(0.9, 3, machine={})
+    assert labels(report(tmp_path / "c", one, unknown)) == ["hubert"]
+
+
+def test_an_evaluation_of_an_earlier_version_was_trained_as_the_training_in_its_folder(tmp_path):
+    trained, tested = keywords(0.5, mode="train"), evaluated(0.9, 1, "dev-best.ckpt")
+    trained["machine"]["processes"] = 8
+    trained["args"] |= {"init_ckpt": "/exp/first/states-4.ckpt", "past_exp": None}
+    write(tmp_path / "runs" / "0", trained)
+    text = report(tmp_path, tested, evaluated(0.7, 2, "dev-best.ckpt"))
+    assert labels(text) == [
+        "hubert, begins_with states-4.ckpt, processes 8",
+        "hubert, begins_with -, processes 1",
+    ]
+    assert "result.json: its test is left out" in text
+
+
+def test_trainings_begun_with_weights_are_no_seeds_of_those_from_scratch(tmp_path):
+    fresh, begun, other = (
+        keywords(value, seed, mode="train", begins_with=begin)
+        for value, seed, begin in ((0.9, 1, None), (0.5, 2, "states-4.ckpt (aa)"), (0.6, 3, "states-4.ckpt (bb)"))
+    )
+    assert len(labels(report(tmp_path, fresh, begun, other))) == 3
+
+
+def test_best_and_last_checkpoints_are_not_averaged(tmp_path):
+    best, last = evaluated(0.9, 1, "dev-best.ckpt"), evaluated(0.5, 2, "states-4.ckpt")
+    text = report(tmp_path / "seeds", best, last)
+    assert labels(text) == ["hubert, checkpoint best", "hubert, checkpoint last"]
+    last_of_both = evaluated(0.5, 1, "states-4.ckpt")
+    text = report(tmp_path / "one", best, last_of_both)
+    assert len(labels(text)) == 2, "two evaluations of one training do not contradict each other"
+    deltas = [evaluated(0.9, 1, "dev-best.ckpt"), evaluated(0.8, 2, "delta.safetensors")]
+    assert labels(report(tmp_path / "deltas", *deltas)) == ["hubert"]
+    early = evaluated(0.4, 2, "states-2.ckpt", step=2)
+    assert labels(report(tmp_path / "early", best, early))[1] == "hubert, checkpoint step 2"
+
+
+def test_a_baseline_of_another_checkpoint_is_named(tmp_path):
+    base, merged = evaluated(0.9, 1, "dev-best.ckpt", merge=merge(0.0)), keywords(0.5, mode="train", merge=merge(0.1))
+    assert "in checkpoint (last, the baseline's best), too." in report(tmp_path, base, merged)
+
+
+def test_versions_of_packages_are_named(tmp_path):
+    one, other = keywords(0.9, 1), keywords(0.5, 2)
+    one["versions"] = {"s3prl_ext": "0.1.0", "torch": "2", "s3prl": "0.4.17", "transformers": "5"}
+    other["versions"] = {"s3prl_ext": "0.2.0", "torch": "2", "s3prl": "0.4.18", "transformers": "4"}
+    text = report(tmp_path, one, other, keywords(0.4, 3, versions={}))
+    for said in ("s3prl_ext (0.1.0, 0.2.0)", "s3prl (0.4.17, 0.4.18)", "transformers (4, 5)"):
+        assert f"the results come from 2 versions of {said}" in text
+    assert "versions of torch" not in text
+
+
+def speakers(**changes) -> dict:
+    return content({"acc": 0.8}, downstream="voxceleb1", **changes)
+
+
+def test_superbs_line_is_of_one_section_tuning_and_of_one_kind_of_features(tmp_path):
+    lora = {"method": "lora", "rank": 4, "lr": 0.1}
+    both = keywords(0.9, tuning=lora), speakers(tuning=lora | {"lr": 0.2})
+    assert "SUPERB: all tasks" in report(tmp_path / "rates", *both)
+    for number, other in enumerate(({"rank": 64}, {"alpha": 99})):
+        both = keywords(0.9, tuning=lora), speakers(tuning=lora | other)
+        assert "SUPERB: all tasks" not in report(tmp_path / str(number), *both)
+    both = keywords(0.9), speakers()
+    both[1]["args"]["upstream_feature_selection"] = "last_hidden_state"
+    assert "SUPERB: all tasks" not in report(tmp_path / "features", *both)
+
+
+def test_tasks_of_superbs_line_scored_with_other_checkpoints_are_named(tmp_path):
+    best = evaluated(0.9, 1, "dev-best.ckpt")
+    text = report(tmp_path / "unlike", best, speakers(mode="train"))
+    assert "not all tasks were scored with the same checkpoint of their training (best: ks; last: sid)." in text
+    second = speakers()
+    second["args"] |= {"init_ckpt": "/exp/x/dev-best.ckpt"}
+    assert "not all tasks" not in report(tmp_path / "alike", best, second)
+
+
+def transcribed(folder: Path, said: str, lambda_: float, seed: int = 1, dev: dict[int, float] | None = None) -> None:
+    """Write a test of the checkpoint of step 4, and its training, which ends at step 10, with its scores on dev."""
+    folder.mkdir(parents=True)
+    wer = write_hypotheses(folder, [("one two three four", said)])
+    tuned = {"tuning": {"method": "full"}, "merge": merge(lambda_), "seed": seed}
+    write(folder, content({"wer": wer}, step=4, **tuned))
+    if dev is not None:
+        trained = content({"wer": dev[10]}, "dev", mode="train", **tuned)
+        history = [{"step": step, "split": "dev", "wer": one} for step, one in dev.items()]
+        write(folder, trained | {"step": 10, "history": history})
+
+
+def test_tables_4_and_6_take_the_checkpoint_that_is_best_on_dev(tmp_path):
+    transcribed(tmp_path / "runs" / "base", "one x three x", 0.0)
+    transcribed(tmp_path / "runs" / "good", "one two three four", 0.1, dev={4: 5.0, 10: 60.0})
+    transcribed(tmp_path / "runs" / "bad", "x x x x", 0.2, dev={4: 50.0, 10: 20.0})
+    text = report(tmp_path)
+    assert "MAM, Table 4: transcripts, ljspeech, test: hubert, λ 0, full and hubert, λ 0.1, full" in text
+    assert "The unmerged run is of seed" not in text
+
+
+def test_tables_4_and_6_name_a_pair_of_two_seeds(tmp_path):
+    transcribed(tmp_path / "runs" / "base", "one x three x", 0.0, seed=7)
+    transcribed(tmp_path / "runs" / "good", "one two three four", 0.1)
+    assert report(tmp_path).count("- The unmerged run is of seed 7, the merged one of seed 1") == 2

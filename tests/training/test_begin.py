@@ -137,3 +137,22 @@ def test_a_whole_upstream_that_would_be_lost_is_refused(build, tmp_path, hubert_
     with pytest.raises(UsageError, match=f"holds a tuned upstream, and {reason}: train .* with -k"):
         build(make_args(tmp_path / "second", **upstream, **begin), config)
     build(make_args(tmp_path / "whole", **upstream, **begin, upstream_trainable=True), task_config())
+
+
+@pytest.mark.parametrize("file", ["states-2.ckpt", "delta.safetensors"])
+def test_what_it_began_with_is_still_known_after_a_resume_and_in_evaluations(build, tmp_path, first, file):
+    folder, config = tmp_path / "second", task_config(total_steps=2, eval_step=1)
+    build(make_args(folder, init_ckpt=str(first / file)), config).train()
+    begun = json.loads((folder / "result.json").read_text())
+    assert begun["begins_with"].startswith(f"{file} (") and begun["processes"] == 1
+    assert json.loads((first / "result.json").read_text())["begins_with"] is None
+
+    latest = str(folder / "states-2.ckpt")
+    longer = task_config(total_steps=3, eval_step=1)
+    build(make_args(folder, past_exp=str(folder), init_ckpt=latest), longer).train()
+    assert json.loads((folder / "result.json").read_text())["begins_with"] == begun["begins_with"]
+    for kept in ("states-3.ckpt", "delta.safetensors"):
+        given = {"past_exp": str(folder)} if kept.endswith(".ckpt") else {}
+        build(make_args(folder, mode="evaluate", init_ckpt=str(folder / kept), **given), longer).evaluate()
+        scored = json.loads((folder / "result-test.json").read_text())
+        assert scored["begins_with"] == begun["begins_with"], kept
