@@ -10,7 +10,7 @@ import pytest
 
 import s3prl_ext
 from s3prl_ext.configs import load_yaml, shipped_dir
-from s3prl_ext.errors import DataError
+from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.evaluation.result_records import read_record
 from s3prl_ext.evaluation.scored_runs import runs_of
 from tests.support.experiments import make_args, task_config
@@ -37,9 +37,9 @@ def dataset(tmp_path, tokenizer):
     for name in ("1.wav", "2.wav", "3.wav"):
         (tmp_path / name).touch()
 
-    def make(text: str, bucket: int = 1):
+    def make(text: str, bucket: int = 1, **part):
         (tmp_path / "train.tsv").write_text(text)
-        return CommonVoiceDataset([str(tmp_path / "train.tsv")], tokenizer, bucket, path=str(tmp_path), ratio=1.0)
+        return CommonVoiceDataset([str(tmp_path / "train.tsv")], tokenizer, bucket, path=str(tmp_path), **part)
 
     return make
 
@@ -49,6 +49,46 @@ def test_the_order_of_the_table_stays(dataset, tokenizer):
     assert [Path(path).name for path in found.file_list] == ["2.wav", "1.wav", "3.wav"]
     assert [Path(path).name for path, _ in found[2]] == ["1.wav", "3.wav"], "the last bucket begins earlier"
     assert tokenizer.decode(found[0][1][1]) == "A Ñ"
+
+
+@pytest.mark.parametrize(
+    ("ratio", "offset", "expected"),
+    [(1.0, 1, "123"), (0.9, 1, "23"), (0.5, 0, "13"), (0.5, 1, "2"), (0.4, 0, "13"), (0.3, 2, "3")],
+)
+def test_a_ratio_reads_every_nth_clip_from_the_offset_on(dataset, ratio, offset, expected):
+    """As s3prl's own class does."""
+    found = dataset(HEAD + "1.wav\tA\n2.wav\tB\n3.wav\tBB\n", ratio=ratio, offset=offset)
+    assert "".join(Path(path).stem for path in found.file_list) == expected
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ({"ratio": 0}, "corpus.ratio must be a number above 0 and up to 1, got 0"),
+        ({"ratio": "half"}, "corpus.ratio must be"),
+        ({"ratio": 1.5}, "corpus.ratio must be"),
+        ({"offset": -1}, "corpus.offset must be a whole number from 0 on, got -1"),
+    ],
+)
+def test_a_part_that_is_none_is_refused(dataset, part, message):
+    with pytest.raises(UsageError, match=message):
+        dataset(HEAD + "1.wav\tA\n", **part)
+
+
+def test_s3prl_reads_all_of_train_and_a_part_of_dev(dataset, tokenizer, tmp_path):
+    from s3prl.downstream.ctc.data import create_dataset
+
+    dataset(HEAD + "1.wav\tA\n2.wav\tB\n3.wav\tBB\n")
+    table = [str(tmp_path / "train.tsv")]
+    sizes = [
+        len(
+            create_dataset(
+                split, tokenizer, "common_voice", False, 1, path=str(tmp_path), ratio=0.5, offset=1, **{split: table}
+            )[0]
+        )
+        for split in ("train", "dev")
+    ]
+    assert sizes == [3, 1]
 
 
 def test_unknown_characters_are_counted(dataset, caplog):

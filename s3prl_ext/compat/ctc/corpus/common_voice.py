@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from s3prl_ext.compat.ctc.corpus.bucketing import BucketingDataset, check_known
-from s3prl_ext.errors import DataError
+from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.reading import read_lines
 
 HEAD = ("path", "sentence")
@@ -20,25 +20,41 @@ class CommonVoiceDataset(BucketingDataset):
         tokenizer: s3prl's text encoder.
         bucket_size: utterances in one item: neighbours, which its preprocessing sorts by length.
         path: folder of the clips.
+        ratio: share of the clips that is read: below 1 every int(1 / ratio)-th one, as in s3prl, which passes 1 for
+            train.
+        offset: clips before the first one that is read, where `ratio` is below 1.
         kwargs: further keys of the task's ``corpus`` section, not used here.
 
     Raises:
+        UsageError: `ratio` or `offset` is not such a number.
         DataError: a table or clip is missing, a line has other columns, or a sentence is empty.
     """
 
-    def __init__(self, split: Sequence[str], tokenizer, bucket_size, path, **kwargs):
+    def __init__(
+        self, split: Sequence[str], tokenizer, bucket_size, path, ratio: float = 1.0, offset: int = 0, **kwargs
+    ):
+        _check_part(ratio, offset)
         if not Path(path).is_dir():
             raise DataError(
                 f"no such folder of clips: {path}; set COMMON_VOICE or SBCSAE, "
                 "or downstream_expert.corpus.path with -o."
             )
         rows = [row for table in split for row in read_table(Path(table))]
+        if ratio < 1:
+            rows = rows[offset :: int(1 / ratio)]
         missing = next((name for name, _ in rows if not (Path(path) / name).is_file()), None)
         if missing is not None:
             raise DataError(f"{split[0]} lists {missing}, which is not in {path}: complete the clips, as 16 kHz wav.")
         utterances = [(Path(path) / name, tokenizer.encode(text)) for name, text in rows]
         check_known(utterances, tokenizer, split[0])
         super().__init__(utterances, bucket_size, ascending=None)
+
+
+def _check_part(ratio: object, offset: object) -> None:
+    if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not 0 < ratio <= 1:
+        raise UsageError(f"downstream_expert.corpus.ratio must be a number above 0 and up to 1, got {ratio!r}.")
+    if isinstance(offset, bool) or not isinstance(offset, int) or offset < 0:
+        raise UsageError(f"downstream_expert.corpus.offset must be a whole number from 0 on, got {offset!r}.")
 
 
 def read_table(table: Path) -> list[tuple[str, str]]:
