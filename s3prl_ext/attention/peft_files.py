@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from s3prl_ext.attention.files import open_weights
@@ -70,6 +71,8 @@ def scale_of(config: Mapping[str, Any]) -> float:
 def with_adapter(weights: AttentionWeights, folder: Path, name: str, prefix: str | None = None) -> AttentionWeights:
     """Return the attention of a model with a LoRA folded in; slots that it does not act on are the same tensors.
 
+    Those that it acts on are in float32, or float64: the change is often smaller than the steps of half precision.
+
     Args:
         weights: of the model that the adapter was trained on.
         folder: of the adapter.
@@ -107,7 +110,7 @@ def _added(weights: AttentionWeights, slot: Slot, change: Tensor, folder: Path, 
         raise DataError(
             f"{folder} changes {slot} of shape {tuple(change.shape)}, of which {name} has {has}: name its own model."
         )
-    return (own.float() + change).to(own.dtype)
+    return own.to(torch.promote_types(own.dtype, torch.float32)) + change
 
 
 def _read_config(folder: Path) -> Mapping[str, Any]:

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from s3prl_ext.attention.files import read_attention
 from s3prl_ext.attention.layouts import PROJECTIONS, Slot
@@ -95,6 +95,23 @@ def test_names_without_the_head_s_prefix_rank_scaled_and_fused_modules(build, fo
     )
     build(str(more), method="task_arithmetic")
     assert "acts on 4 modules, of which 2 are query, key or value; the others are not merged" in caplog.text
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_small_change_of_a_source_in_half_precision_is_kept(dtype, build, folders, tmp_path):
+    """A change of 0.1 % of W is below the steps of bfloat16: rounded to it, most entries would be lost."""
+    half = factories.bert_folder(tmp_path / "half")
+    tensors = {name: tensor.to(dtype) for name, tensor in load_file(half / "model.safetensors").items()}
+    save_file(tensors, half / "model.safetensors", metadata={"format": "pt"})
+    adapter = factories.lora_folder(tmp_path / "lora")
+    factors = load_file(adapter / "adapter_model.safetensors")
+    small = {name: tensor * (1e-3 if "lora_B" in name else 1) for name, tensor in factors.items()}
+    save_file(small, adapter / "adapter_model.safetensors")
+    source = {"model": str(half), "adapter": str(adapter)}
+    after = extract(build(source=source, method="task_arithmetic", **{"lambda": 1}).state_dict())
+    target = read_attention(folders["target"])
+    for slot in WEIGHTS:
+        torch.testing.assert_close(after[slot] - target[slot], change(adapter, slot), rtol=1e-2, atol=3e-7)
 
 
 def test_a_written_merge_equals_the_upstream(build, folders, tmp_path):
