@@ -60,7 +60,7 @@ class Models:
         merge: the sources, with their layers chosen.
         path: transformers folder or checkpoint file of the target.
         upstream: the upstream of s3prl that loads a checkpoint file; None for a folder.
-        attention: of the target as its files hold it, read from disk when it is used.
+        attention: of the target as an upstream holds it, read from disk when it is used.
     """
 
     merge: OpenedMerge
@@ -119,7 +119,16 @@ def find_models(config: MergeConfig) -> Models:
     if merge.by_pairs:
         module = None if config.target.prefix else build_target(config.target)
         merge = decide_by_pairs(replace(merge, module=module))
-    return Models(merge, path, upstream, read_attention(path, config.target.prefix))
+    return Models(merge, path, upstream, _attention(path, config.target.prefix))
+
+
+def _attention(path: Path, prefix: str | None) -> AttentionWeights:
+    """Return the attention of a model's files as an upstream holds it: half precision in float32."""
+    return {slot: _widened(tensor) for slot, tensor in read_attention(path, prefix).items()}
+
+
+def _widened(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _target_file(target: TargetConfig) -> tuple[Path, str | None]:
@@ -180,7 +189,7 @@ def write(models: Models, raw: dict[str, Any], out: Path) -> None:
         with bar(total=len(slots), desc="merging", unit="tensor") as progress:
 
             def merged_tensor(slot: Slot, old: torch.Tensor) -> torch.Tensor:
-                merged, row = merge_sources({slot: old}, sources, config.biases, config.combination)
+                merged, row = merge_sources({slot: _widened(old)}, sources, config.biases, config.combination)
                 rows.extend(row)
                 progress.update()
                 return merged[slot]
@@ -203,7 +212,7 @@ def _describe(
 ) -> None:
     """Write card, configuration and record of the model in `folder`, which will be `out`; `file` holds its weights."""
     config = models.merge.config
-    merged = sha256(read_attention(folder if models.upstream is None else folder / file, config.target.prefix))
+    merged = sha256(_attention(folder if models.upstream is None else folder / file, config.target.prefix))
     text = yaml.safe_dump(raw, sort_keys=False, allow_unicode=True)
     (folder / "merge.yaml").write_text(text, encoding="utf-8")
     content = {

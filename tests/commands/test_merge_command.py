@@ -56,7 +56,7 @@ def logits(folder: Path) -> torch.Tensor:
         return model(torch.randn(1, 8000, generator=torch.Generator().manual_seed(3))).logits
 
 
-@pytest.mark.parametrize("options", [{}, {"max_shard_size": "20KB"}, {"dtype": torch.float16}])
+@pytest.mark.parametrize("options", [{}, {"max_shard_size": "20KB"}])
 def test_transformers_folder_with_ctc_head(options, tmp_path, bert, capsys):
     from transformers import HubertForCTC
 
@@ -70,7 +70,7 @@ def test_transformers_folder_with_ctc_head(options, tmp_path, bert, capsys):
     assert_only_attention_differs(after, before, 6)
     source, weights = read_attention(bert), read_attention(out)
     for slot, old in read_attention(target).items():
-        new = torch.lerp(old.float(), source[slot], LAMBDA).to(old.dtype) if slot.kind == "weight" else old
+        new = torch.lerp(old, source[slot], LAMBDA) if slot.kind == "weight" else old
         assert torch.equal(weights[slot], new), slot
 
     for name in ("config.json", "vocab.json", "tokenizer_config.json", "preprocessor_config.json"):
@@ -78,6 +78,49 @@ def test_transformers_folder_with_ctc_head(options, tmp_path, bert, capsys):
     head = HubertForCTC.from_pretrained(out).lm_head.weight
     assert torch.equal(head, HubertForCTC.from_pretrained(target).lm_head.weight)
     assert not torch.allclose(logits(out), logits(target), atol=1e-4)
+
+
+@pytest.mark.parametrize("options", [{}, {"max_shard_size": "20KB"}])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_target_in_half_precision_is_written_as_it_is_scored(dtype, options, tmp_path, bert, capsys):
+    """What changed is float32, the rest keeps its bits, and transformers loads all of it as float32."""
+    from transformers import HubertForCTC
+
+    target = factories.hubert_folder(tmp_path / "hubert", ctc=True, dtype=dtype, **options)
+    file, out = write_config(tmp_path, f"model: {target}", bert), tmp_path / "merged"
+    merge(capsys, "-g", file, "--out", out)
+    before = {k: v for part in sorted(target.glob("*.safetensors")) for k, v in load_file(part).items()}
+    after = {k: v for part in sorted(out.glob("*.safetensors")) for k, v in load_file(part).items()}
+    changed = {name for name in before if after[name].dtype != dtype}
+    assert len(changed) == 6 and all(torch.equal(after[name], before[name]) for name in before.keys() - changed)
+    upstream = merged_attention(model_config=str(file)).eval()
+    loaded = HubertForCTC.from_pretrained(out).eval()
+    scored = {f"hubert.{name.removeprefix('model.')}": tensor for name, tensor in upstream.state_dict().items()}
+    same = [torch.equal(tensor, scored[name]) for name, tensor in loaded.state_dict().items() if name in scored]
+    assert len(same) > 40 and all(same) and loaded.dtype == torch.float32
+    exported = merged_attention(model_config=f"{file},,lambda=0", ckpt=str(out)).eval()
+    wavs = [torch.randn(9000, generator=torch.Generator().manual_seed(1))]
+    with torch.no_grad():
+        assert torch.equal(upstream(wavs)["last_hidden_state"], exported(wavs)["last_hidden_state"])
+    record = json.loads((out / "merge.json").read_text())["merge"]
+    assert record["target"]["attention_sha256"] == upstream.merge_record["target"]["attention_sha256"]
+    index = out / "model.safetensors.index.json"
+    if index.is_file():
+        assert json.loads(index.read_text())["metadata"]["total_size"] == sum(t.nbytes for t in after.values())
+
+
+def test_a_checkpoint_in_half_precision_is_written_as_it_is_scored(tmp_path, bert, capsys):
+    import s3prl.hub
+
+    target = factories.hubert_local_ckpt(tmp_path / "target.pt")
+    content = torch.load(target, weights_only=True)
+    content["model_weight"] = {name: tensor.half() for name, tensor in content["model_weight"].items()}
+    torch.save(content, target)
+    file = write_config(tmp_path, f"upstream: hubert_local\n  ckpt: {target}", bert)
+    merge(capsys, "-g", file, "--out", tmp_path / "merged")
+    folded = merged_attention(model_config=str(file)).state_dict()
+    written = s3prl.hub.hubert_local(ckpt=str(tmp_path / "merged" / "target.pt")).state_dict()
+    assert folded.keys() == written.keys() and all(torch.equal(folded[name], written[name]) for name in folded)
 
 
 @pytest.mark.parametrize("family", ["hubert", *factories.SPEECH_FAMILIES])
