@@ -105,6 +105,11 @@ def parse_config(raw: Mapping[str, Any], where: str) -> MergeConfig:
     method = problems.attempt(parse_method, raw["method"], f"{where}: method") if "method" in raw else LINEAR
     if learnable:
         problems += _unlearnable(flags["biases"], method or LINEAR, where)
+    if flags["allow_extrapolation"] and not (method or LINEAR).method.extrapolates:
+        problems.append(
+            f"{where}: method {(method or LINEAR).name} takes lambda between 0 and 1, and no larger sum of them: leave "
+            "allow_extrapolation out."
+        )
     problems += _unfit_method(method or LINEAR, sources, where)
     problems.raise_lines()
     if method is not None and method.method.by_inputs:

@@ -174,7 +174,7 @@ def _write_safetensors(file: Path, out: Path, names: Collection[str], rewrite: R
         for name in sorted(set(names) & set(header), key=lambda name: header[name]["data_offsets"]):
             old = reader[name]
             new = _as_stored(rewrite(name, old), old).contiguous()
-            first, last = header[name]["data_offsets"]
+            first, _ = header[name]["data_offsets"]
             if new.numel() != old.numel():
                 raise DataError(f"{file}: {name} has {old.numel():,} numbers, but {new.numel():,} are to be written.")
             if new.dtype != old.dtype:
@@ -184,7 +184,7 @@ def _write_safetensors(file: Path, out: Path, names: Collection[str], rewrite: R
             handle.write(new.view(-1).view(torch.uint8).numpy().data)
     if wider:
         copied = open_weights(out)
-        tensors = {name: wider[name] if name in wider else copied[name] for name in copied.keys()}
+        tensors = {name: wider[name] if name in wider else copied[name] for name in list(copied.keys())}
         _save(tensors, out, header.get("__metadata__"))
     return sum(tensor.nbytes - reader[name].nbytes for name, tensor in wider.items())
 

@@ -104,6 +104,7 @@ class MergeMethod:
         of_tasks: whether it merges tuned tasks only, which have data to be weighed by.
         by_inputs: whether it needs what target and source read on paired inputs.
         learnable: whether lambda can be trained (L-MAM).
+        extrapolates: whether lambda outside [0, 1], and sums above 1, have a meaning.
     """
 
     function: Callable[[Tensor, Sequence[Part], MethodConfig, Key], Tensor]
@@ -115,6 +116,7 @@ class MergeMethod:
     of_tasks: bool = False
     by_inputs: bool = False
     learnable: bool = False
+    extrapolates: bool = True
 
 
 def parse_method(value: Any, where: str = "method") -> MethodConfig:
@@ -233,6 +235,7 @@ MERGE_METHODS: dict[str, MergeMethod] = {
         options={"pairs": None, "root": None, "split": None, "share": SHARE, "seed": 0, "shrink": REGMEAN_SHRINK},
         sums_to_one=True,
         by_inputs=True,
+        extrapolates=False,  # a weight below 0 of a squared error has no least sum
     ),
 }
 LINEAR = MethodConfig()

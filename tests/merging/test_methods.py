@@ -167,6 +167,10 @@ MERGE = {"target": {"model": "speech"}, "source": {"model": "text"}, "lambda": 0
             {"method": "task_arithmetic", "base": {"model": "x"}, "learnable": True},
             "learnable takes method linear or slerp, but it is task_arithmetic: choose one, or fix lambda",
         ),
+        (
+            {"method": {"name": "regmean", "pairs": "p.tsv"}, "lambda": 1.5, "allow_extrapolation": True},
+            "method regmean takes lambda between 0 and 1, and no larger sum of them: leave allow_extrapolation out",
+        ),
         ({"align": "layers"}, "align: unknown kind 'layers'. Known: basis, heads"),
         ({"align": {"kind": "heads", "heads": 0}}, "align.heads must be a whole number"),
         ({"lambda": {"first": 0.1, "decay": 1.2}}, r"lambda.decay must be in \(0, 1\], got 1.2"),
