@@ -1,9 +1,8 @@
-"""Hashes of models and data, by which a sweep knows its own earlier results."""
+"""Hashes of weights and data, by which a sweep knows its own earlier results."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -21,31 +20,6 @@ def model_sha256(module: nn.Module) -> str:
         digest.update(name.encode())
         _add(digest, value)
     return digest.hexdigest()
-
-
-def settings_sha256(module: nn.Module) -> str:
-    """Return the SHA-256 of what decides the outputs of a model besides its weights, as files next to them say it.
-
-    That is the preprocessing of transformers and of s3prl, the configuration of the model and of its parts, and what a
-    task names in a method ``decisive()``, such as vocabulary and generation settings of its head.
-    """
-    parts: list[Any] = list(module.modules())
-    configs = {id(part.config): part.config for part in parts if hasattr(getattr(part, "config", None), "to_diff_dict")}
-    extractor, task = getattr(module, "extracter", None), getattr(module, "task_cfg", None)
-    decisive: Any = getattr(module, "decisive", None)
-    facts = {
-        "configs": [_without_names(config.to_diff_dict()) for config in configs.values()],  # of transformers
-        "preprocessing": None if extractor is None else _without_names(extractor.to_dict()),
-        "task": None if task is None else str(task),
-        "head": decisive() if callable(decisive) else None,
-    }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def _without_names(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return settings without what only says where they come from and how they were stored."""
-    named = ("transformers_version", "architectures", "dtype", "torch_dtype", "processor_class")
-    return {key: value for key, value in settings.items() if not key.startswith("_") and key not in named}
 
 
 def data_sha256(batches: Iterable[Any]) -> str:

@@ -20,12 +20,13 @@ from s3prl_ext.merging.layers import chosen_layers
 from s3prl_ext.merging.merge import Source
 from s3prl_ext.merging.noise import STREAMS, NoiseConfig
 from s3prl_ext.merging.selection_config import LayerSelection, parse_selection
+from s3prl_ext.models.fingerprint import settings_sha256
 from s3prl_ext.papers.names import MAM_CORPORA
 from s3prl_ext.studies.config import Resources
 from s3prl_ext.studies.engines import open_engine
 from s3prl_ext.sweeps import parts, report
 from s3prl_ext.sweeps.experiment import SweepRunner, build, experiment_args, remove_if_empty
-from s3prl_ext.sweeps.fingerprint import model_sha256, settings_sha256
+from s3prl_ext.sweeps.fingerprint import model_sha256
 from s3prl_ext.sweeps.grid import BASELINE, Grid, Group, groups_of, printed_by
 from s3prl_ext.sweeps.merged import otherwise
 from s3prl_ext.sweeps.presets import PRESETS

@@ -12,7 +12,8 @@ import torch
 from s3prl_ext.downstreams.recognition.config import HeadConfig
 from s3prl_ext.downstreams.recognition.whisper_head import read_whisper
 from s3prl_ext.mini_superb import ALL, TRAINED, variables
-from s3prl_ext.sweeps.fingerprint import data_sha256, settings_sha256
+from s3prl_ext.models.fingerprint import settings_sha256
+from s3prl_ext.sweeps.fingerprint import data_sha256
 from s3prl_ext.tasks import named
 from tests.support import factories, python_process
 from tests.support.experiments import make_args, task_config

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import soundfile
 import torch
+from safetensors.torch import load_file, save_file
 
 from s3prl_ext.attention.files import read_attention
 from s3prl_ext.attention.weights import extract
@@ -16,6 +18,7 @@ from s3prl_ext.corpora.pairs import Pair
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.merging.selection_config import ComparisonSettings
 from s3prl_ext.merging.similarity import draw_projections, swd
+from s3prl_ext.models.fingerprint import module_sha256
 from s3prl_ext.upstreams.hf_speech.expert import TransformersSpeechModel
 from s3prl_ext.upstreams.layer_similarity import features
 from s3prl_ext.upstreams.layer_similarity.block_outputs import as_found, block_outputs, find_blocks
@@ -322,6 +325,29 @@ def test_other_models_or_data_are_computed_anew(tmp_path, pairs):
     assert tables(target, source, [*pairs[:-1], Pair(pairs[-1].audio, "else")]) != values
 
 
+def test_models_of_equal_weights_with_other_settings_share_no_result(tmp_path, recordings):
+    """Strides and activations are in no tensor, of models with and without a configuration of transformers."""
+    first = target_side(TransformersSpeechModel(hubert(tmp_path)).eval(), "hubert")
+    file = tmp_path / "hubert" / "config.json"
+    config = json.loads(file.read_text())
+    for change in ({"conv_stride": [10, 4, 4, 1]}, {"hidden_act": "relu"}):
+        file.write_text(json.dumps(config | change))
+        side = target_side(TransformersSpeechModel(tmp_path / "hubert").eval(), "hubert")
+        assert side.key != first.key and side.model_sha256 != first.model_sha256, change
+        vectors = [features.layer_vectors(one.load(), one.key, recordings[:1], ["h"]) for one in (first, side)]
+        assert not torch.equal(*vectors), change
+
+    class Plain(torch.nn.Module):
+        def __init__(self, stride=2, activation=torch.nn.functional.gelu):
+            super().__init__()
+            self.conv, self.activation = torch.nn.Conv1d(1, 1, 4, stride=stride), activation
+            torch.nn.init.ones_(self.conv.weight), torch.nn.init.zeros_(self.conv.bias)
+
+    one = module_sha256(Plain())
+    assert module_sha256(Plain()) == module_sha256(Plain().train()) == one
+    assert len({one, module_sha256(Plain(1)), module_sha256(Plain(2, torch.relu))}) == 3
+
+
 def test_nan_is_named(tmp_path, pairs):
     upstream = TransformersSpeechModel(hubert(tmp_path)).eval()
     with torch.no_grad():
@@ -448,7 +474,7 @@ def test_a_cached_choice_draws_no_random_numbers_and_runs_no_model(tmp_path, tab
     assert numbers == [torch.rand(1).item()] * 2
 
 
-def test_a_file_of_the_command_is_read_and_its_models_are_checked(tmp_path, table):
+def test_a_file_of_the_command_is_read_and_its_models_are_checked(tmp_path, table, caplog):
     from s3prl_ext.commands.layers import main
 
     file = write_merge(tmp_path, "all")
@@ -471,6 +497,26 @@ def test_a_file_of_the_command_is_read_and_its_models_are_checked(tmp_path, tabl
     other = factories.bert_folder(tmp_path / "other", layers=4, seed=9)
     with pytest.raises(DataError, match="made with another source: .* run s3prl-ext layers with this source"):
         merged_attention(model_config=f"{choice},,source.model={other}")
+    tuned = tmp_path / "tuned"
+    shutil.copytree(tmp_path / "target", tuned)
+    tensors = load_file(tuned / "model.safetensors")
+    name = next(name for name in tensors if "feed_forward" in name and name.endswith("weight"))
+    save_file(tensors | {name: 2 * tensors[name]}, tuned / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(DataError, match="made with another target: .* has the same attention, but other weights or"):
+        merged_attention(model_config=f"{choice},,target.model={tuned}")
+    copy = tmp_path / "copy"
+    shutil.copytree(tmp_path / "target", copy)
+    assert merged_attention(model_config=f"{choice},,target.model={copy}") is not None
+    vocabulary = tmp_path / "source" / "vocab.txt"
+    text = vocabulary.read_text()
+    vocabulary.write_text("\n".join(reversed(factories.WORD_PIECES)))
+    with pytest.raises(DataError, match="made with another source: .* has the same attention, but other weights or"):
+        merged_attention(model_config=choice)
+    vocabulary.write_text(text)
+    result.pop("format")
+    (out / "layers.json").write_text(json.dumps(result))
+    merged_attention(model_config=choice)
+    assert "made by an earlier version, which does not tell models of equal attention apart" in caplog.text
     (out / "layers.json").write_text('{"kind": "something"}')
     with pytest.raises(DataError, match="is not a layers.json"):
         merged_attention(model_config=choice)

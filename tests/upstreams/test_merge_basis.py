@@ -400,7 +400,7 @@ def test_moments_keep_the_precision_that_an_inverse_needs():
         def states(self, items):
             return [states[item] for item in items]
 
-    side = Side("given", "text", 1, 8, "", "few tokens", Given)
+    side = Side("given", "text", 1, 8, "", "", "few tokens", Given)
     found = _moments_of(side, [0, 1], ["a", "b"])[0]
     exact = [x[0].double().T @ x[0].double() / x.shape[1] for x in states]
     torch.testing.assert_close(found, (exact[0] + exact[1]) / 2, rtol=1e-14, atol=1e-14)

@@ -19,6 +19,7 @@ from s3prl_ext.merging.layer_selection import LayerTable, layer_table, similarit
 from s3prl_ext.merging.layers import LayerMap, resolve_layer_map
 from s3prl_ext.merging.selection_config import ComparisonSettings
 from s3prl_ext.merging.similarity import draw_projections, swd
+from s3prl_ext.models.fingerprint import model_sha256, module_sha256
 from s3prl_ext.reading import parse_json
 from s3prl_ext.upstreams.layer_similarity.block_outputs import BLOCKS
 from s3prl_ext.upstreams.layer_similarity.encoders import Encoder, load_source, source_kind
@@ -30,7 +31,6 @@ from s3prl_ext.upstreams.layer_similarity.features import (
     hash_of,
     in_parts,
     layer_vectors,
-    module_hash,
 )
 from s3prl_ext.upstreams.layer_similarity.speech_encoder import SpeechEncoder
 from s3prl_ext.writing import write_json
@@ -45,6 +45,7 @@ class Side:
         kind: what it reads: ``speech``, ``text`` or ``image``.
         layers, width: its size.
         attention_sha256: hash of its attention parameters, as in the record of a merge.
+        model_sha256: hash of the model, however it is run.
         key: hash of all that its outputs depend on.
         load: builds its encoder; not called where everything is on disk already.
     """
@@ -54,14 +55,14 @@ class Side:
     layers: int
     width: int
     attention_sha256: str
+    model_sha256: str
     key: str
     load: Callable[[], Encoder]
 
     def describe(self) -> dict[str, Any]:
         """Return the side as plain values."""
         described = asdict(self)
-        described["model_sha256"] = described.pop("key")
-        del described["load"]
+        del described["key"], described["load"]
         return described
 
 
@@ -76,8 +77,9 @@ def target_side(upstream: nn.Module, name: str, batch_size: int = 1, point: str 
         DataError: no attention found.
     """
     weights = extract(upstream.state_dict(), f"target {name}")
-    key = hash_of("target", module_hash(upstream), batch_size, *_point(point))
-    return _side(name, "speech", weights, key, lambda: SpeechEncoder(upstream, name, batch_size, point))
+    key = hash_of("target", module_sha256(upstream), batch_size, *_point(point))
+    model = model_sha256(upstream)
+    return _side(name, "speech", weights, model, key, lambda: SpeechEncoder(upstream, name, batch_size, point))
 
 
 def source_side(
@@ -97,9 +99,14 @@ def source_side(
         DataError: it lacks a tokenizer or another file.
     """
     kind = source_kind(folder, name, prefix)
-    key = hash_of("source", folder_hash(folder), prefix, special_tokens, *_point(point))
+    model = folder_hash(folder)
+    key = hash_of("source", model, prefix, special_tokens, *_point(point))
     weights = read_attention(folder, prefix)
-    return _side(name, kind, weights, key, lambda: load_source(folder, name, prefix, special_tokens, device, point))
+
+    def load() -> Encoder:
+        return load_source(folder, name, prefix, special_tokens, device, point)
+
+    return _side(name, kind, weights, model, key, load)
 
 
 def _point(point: str) -> tuple[str, ...]:
@@ -107,8 +114,8 @@ def _point(point: str) -> tuple[str, ...]:
     return () if point == BLOCKS else (point,)
 
 
-def _side(name: str, kind: str, weights: AttentionWeights, key: str, load: Callable[[], Encoder]) -> Side:
-    return Side(name, kind, depth(weights), width(weights), sha256(weights), key, load)
+def _side(name: str, kind: str, weights: AttentionWeights, model: str, key: str, load: Callable[[], Encoder]) -> Side:
+    return Side(name, kind, depth(weights), width(weights), sha256(weights), model, key, load)
 
 
 def meeting_layers(target: Side, source: Side, layer_map: LayerMap, any_width: bool = False) -> list[int | None]:

@@ -16,18 +16,17 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from s3prl_ext.attention.files import weight_file
 from s3prl_ext.errors import DataError
-from s3prl_ext.models.hashing import add_tensors
 from s3prl_ext.upstreams.layer_similarity.encoders import Encoder
 from s3prl_ext.writing import written
 
 logger = logging.getLogger(__name__)
 
-CACHE_FORMAT = 2  # of the stored numbers: to be raised when they come to mean something else
+CACHE_FORMAT = 3  # of the stored numbers: to be raised when they come to mean something else
 PART = 64  # samples in one file
 
 
@@ -40,23 +39,6 @@ def cache_dir() -> Path:
 def hash_of(*parts: Any) -> str:
     """Return the SHA-256 of plain values."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def module_hash(module: nn.Module) -> str:
-    """Return the SHA-256 of a model: its tensors, and the plain numbers that its submodules keep, such as heads."""
-    digest = hashlib.sha256()
-    add_tensors(digest, module.state_dict().items())
-    for name, part in module.named_modules():
-        numbers = {
-            key: value
-            for key, value in sorted(vars(part).items())
-            if key != "training" and isinstance(value, (bool, int, float))
-        }
-        digest.update(f"{name}|{type(part).__name__}|{numbers}|".encode())
-    extractor = getattr(module, "extracter", None)  # transformers' preprocessing
-    task = getattr(module, "task_cfg", None)  # s3prl's
-    digest.update(f"{extractor.to_dict() if extractor is not None else ''}|{task}".encode())
-    return digest.hexdigest()
 
 
 def folder_hash(folder: Path) -> str:

@@ -22,6 +22,7 @@ from s3prl_ext.merging.layer_selection import match_layers as best_map
 from s3prl_ext.merging.layers import LayerMap, resolve_layer_map
 from s3prl_ext.merging.selection_config import ComparisonSettings, LayerMatch, LayerSelection
 from s3prl_ext.merging.similarity import SIMILARITIES
+from s3prl_ext.models.fingerprint import model_sha256
 from s3prl_ext.randomness import preserved
 from s3prl_ext.reading import parse_json
 from s3prl_ext.upstreams.layer_similarity.block_outputs import BLOCKS, as_found
@@ -34,11 +35,13 @@ from s3prl_ext.upstreams.layer_similarity.comparison import (
     source_side,
     target_side,
 )
+from s3prl_ext.upstreams.layer_similarity.features import folder_hash
 from s3prl_ext.upstreams.merged_attention.models import OpenedMerge, OpenedSource, decoder_folder
 
 logger = logging.getLogger(__name__)
 
 KIND = "layer similarity"  # marks a layers.json
+FORMAT = 2  # of a layers.json whose model_sha256 is that of the model alone; files of 0.1.0 name no format
 FEW_PAIRS = 50  # pairs: below, a warning
 
 
@@ -201,6 +204,7 @@ def measure(
     tables, pairs_key = compare(target, source, drawn, layers, metrics, settings)
     return {
         "kind": KIND,
+        "format": FORMAT,
         "target": target.describe(),
         "source": source.describe(),
         "layer_map": layers,
@@ -257,7 +261,10 @@ def read_result(path: str | Path) -> dict[str, Any]:
 
 
 def _from_file(selection: LayerSelection, merge: OpenedMerge, source: OpenedSource) -> dict[str, Any]:
-    """Return the choice from a file whose models have the hashes of the present ones, without an adapter."""
+    """Return the choice from a file whose models have the hashes of the present ones, without an adapter.
+
+    Models of equal attention may differ in all else, such as one that was tuned with frozen attention.
+    """
     target, weights = merge.attention(), source.weights
     if source.section.adapter is not None and source.path is not None:
         weights = read_attention(source.path, source.section.prefix)  # as the model is run
@@ -270,6 +277,7 @@ def _from_file(selection: LayerSelection, merge: OpenedMerge, source: OpenedSour
                 f"{selection.file} was made with another {role}: '{content[role]['name']}' (attention {was[:12]}), but "
                 f"now it is '{name}' (attention {now[:12]}): run s3prl-ext layers with this {role}."
             )
+    _check_models(str(selection.file), content, merge, source)
     layers = resolve_layer_map(source.section.layer_map, content["target"]["layers"], content["source"]["layers"])
     if layers != content["layer_map"]:
         raise DataError(
@@ -279,6 +287,31 @@ def _from_file(selection: LayerSelection, merge: OpenedMerge, source: OpenedSour
     if selection.by not in content["metrics"]:
         raise unknown_name("metric", selection.by, content["metrics"], str(selection.file))
     return _record(selection, content)
+
+
+def _check_models(file: str, content: dict[str, Any], merge: OpenedMerge, source: OpenedSource) -> None:
+    """Refuse a file whose models are others than the present ones outside their attention."""
+    if content.get("format") != FORMAT:
+        logger.warning(
+            "%s was made by an earlier version, which does not tell models of equal attention apart: make it again "
+            "with s3prl-ext layers unless it is of these very models.", file
+        )  # fmt: skip
+        return
+    prefix = merge.config.target.prefix
+    present = {"target": folder_hash(decoder_folder(merge.config.target)) if prefix else model_sha256(_module(merge))}
+    if source.path is not None and source.path.is_dir():
+        present["source"] = folder_hash(source.path)
+    for role, now in present.items():
+        if content[role]["model_sha256"] != now:
+            raise DataError(
+                f"{file} was made with another {role}: '{content[role]['name']}' has the same attention, but other "
+                f"weights or settings: run s3prl-ext layers with this {role}."
+            )
+
+
+def _module(merge: OpenedMerge) -> torch.nn.Module:
+    assert merge.module is not None
+    return merge.module
 
 
 def _record(selection: LayerSelection, result: dict[str, Any]) -> dict[str, Any]:
