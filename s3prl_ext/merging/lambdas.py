@@ -80,6 +80,14 @@ def parse_lambda(value: Any, where: str, projections: list[str], extrapolate: bo
         for key in value
         if key in PROJECTION_NAMES and PROJECTION_NAMES[key] not in projections
     ]
+    names = {
+        projection: [key for key in value if PROJECTION_NAMES.get(key) == projection] for projection in PROJECTIONS
+    }
+    problems += [
+        f"{where}: {' and '.join(keys)} are one projection: give it one value."
+        for keys in names.values()
+        if len(keys) > 1
+    ]
     if problems or not value:
         raise UsageError("\n".join(problems) or f"{where} is empty: give a number.")
     schedules = {key: _parse_schedule(item, f"{where}.{key}", extrapolate) for key, item in value.items()}

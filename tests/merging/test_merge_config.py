@@ -98,6 +98,7 @@ def test_numeric_strings_are_numbers():
         ({"lambda_": {}}, "lambda is empty"),
         ({"lambda_": {"q_prj": 0.1}}, "unknown key 'q_prj'; did you mean 'q_proj'"),
         ({"lambda_": {"gradient": 0.1}}, "gradient"),
+        ({"lambda_": {"q_proj": 0.3, "query": 0.0}}, "lambda: q_proj and query are one projection: give it one value"),
         ({"lambda_": {"q_proj": 0.1}, "projections": ["k"]}, "q_proj is not among the projections k_proj"),
         ({"projections": ["o_proj"]}, "unknown projection 'o_proj'"),
         ({"projections": []}, "must be a list"),
