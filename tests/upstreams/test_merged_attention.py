@@ -16,6 +16,7 @@ import s3prl_ext
 from s3prl_ext.attention.files import read_attention
 from s3prl_ext.attention.layouts import Slot
 from s3prl_ext.attention.weights import extract
+from s3prl_ext.commands import merge as merge_command
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.upstreams.merged_attention.hubconf import merged_attention, preset
 from s3prl_ext.upstreams.merged_attention.record import check_merge_record
@@ -166,7 +167,10 @@ def test_different_head_counts_give_a_warning_only(tmp_path, caplog):
     source = factories.bert_folder(tmp_path / "bert4", heads=4)
     _, file = make_hubert(tmp_path, source)
     merged_attention(model_config=str(file))
-    assert any("2 attention heads, the source 4" in r.message for r in caplog.records)
+    said = f"The target has 2 attention heads, the source {source} 4: heads will not line up."
+    assert [r.message for r in caplog.records].count(said) == 1
+    merge_command.main(["-g", str(file), "--out", str(tmp_path / "merged")])
+    assert [r.message for r in caplog.records].count(said) == 2
 
 
 def plain_values(value):

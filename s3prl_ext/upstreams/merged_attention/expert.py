@@ -13,9 +13,7 @@ from s3prl_ext import hub
 from s3prl_ext.attention.weights import AttentionWeights, depth, extract
 from s3prl_ext.merging.config import MergeConfig, TargetConfig
 from s3prl_ext.merging.merge import Source, format_table, merge_in_place
-from s3prl_ext.model_settings import head_count
 from s3prl_ext.models.hashing import state_sha256
-from s3prl_ext.models.heads import module_heads
 from s3prl_ext.upstreams.layer_similarity.paired_alignment import decide_by_pairs
 from s3prl_ext.upstreams.merged_attention.learnable import describe_learnable, install_learnable
 from s3prl_ext.upstreams.merged_attention.models import OpenedMerge, build_target, open_sources, read_decoder
@@ -52,7 +50,6 @@ def build_upstream(config: MergeConfig, refresh: bool = False) -> torch.nn.Modul
     record = _decoder_record(merge) if config.target.prefix else merge_in_module(merge)
     record["target"]["upstream_sha256"] = unmerged  # by which a head of the unmerged target is known
     upstream.merge_record = record  # type: ignore[assignment]  # a plain attribute, not a submodule
-    _warn_heads(upstream, merge)
     return upstream
 
 
@@ -136,15 +133,3 @@ def _plain(config: MergeConfig) -> dict[str, Any]:
         if isinstance(source["layer_map"], dict):
             source["layer_map"] = {str(layer): other for layer, other in source["layer_map"].items()}
     return content | {"sources": list(content["sources"])}
-
-
-def _warn_heads(upstream: torch.nn.Module, merge: OpenedMerge) -> None:
-    """Warn where source and target split the same width into different numbers of heads."""
-    for source in merge.sources:
-        if source.path is None or source.section.noise is not None or source.section.rotates:
-            continue
-        source_heads, target_heads = head_count(source.path), module_heads(upstream)
-        if source_heads and target_heads and source_heads != target_heads:
-            logger.warning(
-                "The target has %d attention heads, the source %d: heads will not line up.", target_heads, source_heads
-            )

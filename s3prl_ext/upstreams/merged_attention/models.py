@@ -114,17 +114,21 @@ class OpenedMerge:
             UsageError: heads are to be paired one to one and the numbers differ, or one is not known.
         """
         assert source.align is not None
-        pair, target = source.align.heads, self.config.target
-        model = model_of(target)
-        said = head_count(find_model(model), target.prefix) if model else None
-        found = {"target": said or (module_heads(self.module) if self.module is not None else None)}
-        if source.is_read:
-            found["source"] = head_count(find_source(source), source.prefix)
+        pair, found = source.align.heads, self.head_counts(source)
         given = pair.heads if pair is not None else None
         if pair is not None:
             _check_heads(found, given, source.rotates)
         ours = found["target"] or given
         return ours, found.get("source", ours) or given
+
+    def head_counts(self, source: SourceConfig) -> dict[str, int | None]:
+        """Return the number of heads of ``target`` and, where it is read, of ``source``: None of one that is silent."""
+        target, model = self.config.target, model_of(self.config.target)
+        said = head_count(find_model(model), target.prefix) if model else None
+        found = {"target": said or (module_heads(self.module) if self.module is not None else None)}
+        if source.is_read:
+            found["source"] = head_count(find_source(source), source.prefix)
+        return found
 
 
 def _check_heads(found: Mapping[str, int | None], given: int | None, rotates: bool) -> None:

@@ -48,6 +48,7 @@ def prepare_sources(merge: OpenedMerge, target: AttentionWeights) -> list[Source
             slots = learnable_slots(merge.config, source.section, depth(target))
         else:
             slots = list(chosen_slots(target, values, merge.config.biases))
+        _warn_heads(merge, source)
         base = _read_base(merge, target, source, layer_map)
         ready = _prepare(target, source, values, layer_map, slots, index)
         ready = dataclasses.replace(ready, base=base and align(base, layer_map), facts=_base_facts(source, base))
@@ -58,6 +59,18 @@ def prepare_sources(merge: OpenedMerge, target: AttentionWeights) -> list[Source
             ready = _with_moments(ready, source)
         prepared.append(ready)
     return prepared
+
+
+def _warn_heads(merge: OpenedMerge, source: OpenedSource) -> None:
+    """Warn where source and target split the same width into different numbers of heads."""
+    if source.path is None or source.section.noise is not None or source.section.rotates:
+        return
+    found = merge.head_counts(source.section)
+    if None not in found.values() and found["target"] != found["source"]:
+        logger.warning(
+            "The target has %d attention heads, the source %s %d: heads will not line up.",
+            found["target"], source.name, found["source"],
+        )  # fmt: skip
 
 
 def resolve_sources(
