@@ -7,12 +7,12 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import soundfile
 import torch
 
 from s3prl_ext.corpora import ljspeech, vctk
+from s3prl_ext.corpora.transcribed import TranscribedCorpus, Utterance
 from s3prl_ext.errors import DataError, UsageError, unknown_name
 
 # What the second encoder reads -> the column of the table that holds it.
@@ -57,16 +57,27 @@ def read_corpus(path: str, kind: str, root: str | None = None, split: str | None
         raise UsageError(f"root belongs to a table of pairs, but {path} is a folder: leave it out.")
     if kind == "image":
         raise UsageError(f"{path} has no images: give a table with the columns path and image.")
-    corpus = next((c for c in CORPORA if any(_holds(place, c.card.contents[:2]) for place in _places(folder, c))), None)
+    corpus = corpus_of(folder)
     if corpus is None:
         known = " or ".join(c.card.name for c in CORPORA)
         raise UsageError(f"{path} is not a folder of {known}: give one, or a table with the columns path and text.")
+    utterances = training_utterances(folder, corpus, split)
+    return [Pair(u.audio, u.audio if kind == "speech" else u.text) for u in utterances]
+
+
+def corpus_of(folder: Path) -> TranscribedCorpus | None:
+    """Return the corpus whose folder this is, None for a table or another folder."""
+    return next((c for c in CORPORA if any(_holds(place, c.card.contents[:2]) for place in _places(folder, c))), None)
+
+
+def training_utterances(folder: Path, corpus: TranscribedCorpus, split: str | None) -> list[Utterance]:
+    """Return what a split rule or file calls train in the folder of a corpus; None for the corpus's own rule."""
     utterances = corpus.read(folder, "error")
     train = set(corpus.splits(utterances, split or corpus.group, needed=["train"])["train"])
-    return [Pair(u.audio, u.audio if kind == "speech" else u.text) for u in utterances if u.id in train]
+    return [utterance for utterance in utterances if utterance.id in train]
 
 
-def _places(folder: Path, corpus: Any) -> tuple[Path, Path]:
+def _places(folder: Path, corpus: TranscribedCorpus) -> tuple[Path, Path]:
     return folder, folder / corpus.card.folder
 
 

@@ -37,3 +37,18 @@ def pairs_sha256(section: Section | None) -> str | None:
     """Return the hash of the paired inputs behind a basis or moments; None without them."""
     pairs = (section or {}).get("pairs")
     return pairs.get("sha256") if isinstance(pairs, Mapping) else None
+
+
+def pairs_of(record: Any) -> list[tuple[str, str | None]]:
+    """Return file and split of all paired inputs named anywhere in a record, each once."""
+    if isinstance(record, list | tuple):
+        found = [one for part in record for one in pairs_of(part)]
+    elif isinstance(record, Mapping):
+        pairs = record.get("pairs")
+        found = []
+        if isinstance(pairs, Mapping) and pairs.get("file"):
+            found.append((str(pairs["file"]), pairs.get("split", record.get("split"))))
+        found += [one for part in record.values() for one in pairs_of(part)]
+    else:
+        found = []
+    return list(dict.fromkeys(found))

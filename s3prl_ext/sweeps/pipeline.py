@@ -19,6 +19,7 @@ from s3prl_ext.merging.config import MergeConfig
 from s3prl_ext.merging.layers import chosen_layers
 from s3prl_ext.merging.merge import Source
 from s3prl_ext.merging.noise import STREAMS, NoiseConfig
+from s3prl_ext.merging.recorded import pairs_of
 from s3prl_ext.merging.selection_config import LayerSelection, parse_selection
 from s3prl_ext.models.fingerprint import settings_sha256
 from s3prl_ext.papers.names import MAM_CORPORA
@@ -109,6 +110,7 @@ def _run(flags: argparse.Namespace, config: MergeConfig, grid: Grid) -> Path:
         runner = build(args, task, config)
         merge = OpenedMerge(config, [source], None if config.target.prefix else runner.upstream.model)
         pair = _open_pair(runner, match_layers(merge))
+        _check_pairs(runner.downstream.model, [pair.source.match, dict(pair.prepared.facts)])
         sweep = _sweep(flags, runner, pair, grid)
         if flags.part is None:
             _say_what_is_ignored(config)
@@ -198,7 +200,7 @@ def _sweep(flags: argparse.Namespace, runner: SweepRunner, pair: ModelPair, grid
     groups = groups_of(
         grid,
         lambda layers: chosen_layers(layers, source.layer_map, depth(pair.target)),
-        lambda by, k: _similar(by, k, flags.similarity, pair),
+        lambda by, k: _similar(by, k, flags.similarity, pair, runner.downstream.model),
     )
     weights = ArmWeights(
         pair.target,
@@ -252,12 +254,24 @@ def _tested_paper(flags: argparse.Namespace, downstream: str, groups: Sequence[G
     return paper
 
 
-def _similar(by: str, k: int, file: str, pair: ModelPair) -> tuple[int, ...]:
-    """Return the k layers that are most similar by a metric, from a ``layers.json`` or a table of pairs."""
+def _check_pairs(task: Any, record: Any) -> None:
+    """Refuse pairs that the task scores, where it can tell."""
+    for file, split in pairs_of(record) if hasattr(task, "check_pairs") else ():
+        task.check_pairs(file, split)
+
+
+def _similar(by: str, k: int, file: str, pair: ModelPair, task: Any) -> tuple[int, ...]:
+    """Return the k layers that are most similar by a metric, from a ``layers.json``, a table or folder of pairs.
+
+    A folder of the task's own corpus is divided as the task divides it.
+    """
     kind = "from" if str(file).endswith(".json") else "pairs"
-    selection: LayerSelection = parse_selection({"by": by, "top_k": k, kind: str(file)}, "--similarity")
-    section = dataclasses.replace(pair.source.section, layers=selection)
-    chosen = choose_layers(pair.merge.with_sources([dataclasses.replace(pair.source, section=section)]))
+    split = task.split_of_pairs(str(file)) if hasattr(task, "split_of_pairs") else None
+    section = {"by": by, "top_k": k, kind: str(file)} | ({"split": split} if split else {})
+    selection: LayerSelection = parse_selection(section, "--similarity")
+    source = dataclasses.replace(pair.source.section, layers=selection)
+    chosen = choose_layers(pair.merge.with_sources([dataclasses.replace(pair.source, section=source)]))
+    _check_pairs(task, chosen.sources[0].selection)
     return tuple(chosen.config.sources[0].layers)
 
 

@@ -18,6 +18,7 @@ from s3prl_ext.child_tuning.child_network import ChildNetwork
 from s3prl_ext.configs import Record, Variables
 from s3prl_ext.errors import DataError, ExtError, UsageError, is_out_of_memory, one_sentence_errors, unknown_name
 from s3prl_ext.merging.learnable import loadable_state
+from s3prl_ext.merging.recorded import pairs_of
 from s3prl_ext.reading import check_model, file_sha256
 from s3prl_ext.run_folder import RunFolder
 from s3prl_ext.settings import count
@@ -257,6 +258,9 @@ class RunBuilder(_StockRunner):
             ) from error
         if (check := getattr(unwrapped(entry.model), "check_upstream", None)) is not None:
             check(self._target_sha256)
+        if (check := getattr(unwrapped(entry.model), "check_pairs", None)) is not None:
+            for file, split in pairs_of((self.merge_record or {}).get("sources")):
+                check(file, split)
         return entry
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 from argparse import Namespace
@@ -20,6 +21,7 @@ from s3prl_ext.cli import main
 from s3prl_ext.commands.flags.sweep import parser
 from s3prl_ext.configs import load_yaml
 from s3prl_ext.errors import DataError, StoppedByUser, UsageError
+from s3prl_ext.merging.names import SHARE
 from s3prl_ext.mini_superb import ALL, LAYOUTS, variables
 from s3prl_ext.studies.driver import Ended
 from s3prl_ext.sweeps import pipeline
@@ -389,6 +391,61 @@ def test_most_similar_layers_from_a_file(sweep, pair, tmp_path, corpus):
     chosen = {row["group"]: row["layers"] for row in results(folder)["summary"]}
     assert chosen["swd top-1"] == similarity["metrics"]["swd"]["layers"]
     assert chosen["euclidean top-2"] == [0, 1]
+
+
+def test_no_merge_is_decided_with_clips_that_the_task_scores(sweep, corpus, tmp_path, capsys):
+    """The lists of the task name four clips of training; by chapter, the rule of the corpus, all ten would be."""
+    from s3prl_ext.training.runner import Runner
+
+    by_similarity = ("--lambda", "0.5", "--by", "swd", "--top-k", "1", "--test", "none")
+    with pytest.raises(SystemExit):
+        sweep(*by_similarity, "--similarity", str(corpus))
+    assert f"too few pairs: {SHARE:g} of 4 is 0" in capsys.readouterr().err  # the task's lists, without asking
+    config, text = tmp_path / "my.yaml", (tmp_path / "my.yaml").read_text()
+    message = (
+        f"the merge is decided by pairs of {corpus} that split chapter calls train, of which the task scores 6 in dev or "
+        f"test: give the pairs split: {corpus}/splits.json"
+    )
+    for found in ("layers: {by: swd, top_k: 1, ", "layer_map: {match: swd, ", "method: {name: regmean, "):
+        config.write_text(f"{text}{found}pairs: {corpus}, share: 1}}\n")
+        with pytest.raises(UsageError, match=re.escape(message)):
+            Runner(evaluated(tmp_path / "run"), zero_shot("ljspeech/mini"))
+        if not found.startswith("layers"):  # which a sweep ignores
+            with pytest.raises(SystemExit):
+                sweep("--lambda", "0.5", "--test", "none")
+            assert message in capsys.readouterr().err
+    config.write_text(f"{text}layers: {{by: swd, top_k: 1, pairs: {corpus}, split: {corpus}/splits.json, share: 1}}\n")
+    upstream = Runner(evaluated(tmp_path / "run"), zero_shot("ljspeech/mini")).upstream.model
+    assert upstream.merge_record["sources"][0]["layer_selection"]["pairs"]["used"] == 4
+    flags = [
+        "-g",
+        str(config),
+        "--pairs",
+        str(corpus),
+        "--share",
+        "1",
+        "--top-k",
+        "1",
+        "--out",
+        str(tmp_path / "found"),
+    ]
+    config.write_text(text)
+    assert main(["layers", *flags]) == 0
+    with pytest.raises(SystemExit):
+        sweep(*by_similarity, "--similarity", str(tmp_path / "found" / "layers.json"))
+    assert message in capsys.readouterr().err
+
+
+def evaluated(folder: Path):
+    args = make_args(folder, mode="evaluate", downstream="ljspeech", upstream="merged_attention")
+    args.upstream_model_config = str(folder.parent / "my.yaml")
+    return args
+
+
+def zero_shot(preset: str) -> dict:
+    config = load_yaml(f"downstream_configs/{preset}.yaml")
+    config["downstream_expert"]["head"]["init"] = "target"
+    return config
 
 
 def test_named_arms_and_joined_layers(sweep, tmp_path):

@@ -16,6 +16,7 @@ from torch.distributed import is_initialized
 from torch.utils.data import DataLoader, DistributedSampler
 
 from s3prl_ext.corpora.audio import length_of, read_audio
+from s3prl_ext.corpora.pairs import corpus_of, training_utterances
 from s3prl_ext.corpora.splits import SPLITS, split_hash
 from s3prl_ext.corpora.transcribed import SPLIT_FILE, TranscribedCorpus, Utterance
 from s3prl_ext.downstreams.recognition.config import parse
@@ -79,6 +80,7 @@ class RecognitionTask(nn.Module):
         self.register_buffer("best_score", torch.full((1,), torch.inf))
         self._scores_all = float((kwargs.get("runner") or {}).get("evaluate_ratio", 1)) >= 1
         self._utterances: dict[str, list[Utterance]] = {}
+        self._lists: dict[str, list[str]] = {}
         if kwargs.get("mode") != "inference":
             self._read_corpus(kwargs.get("mode"))
 
@@ -112,6 +114,37 @@ class RecognitionTask(nn.Module):
         by_id = {utterance.id: utterance for utterance in utterances}
         self._utterances = {split: [by_id[id] for id in ids] for split, ids in lists.items()}
         self._lists = lists
+
+    # -- paired inputs of a merge ----------------------------------------------------------------------------------
+
+    def split_of_pairs(self, file: str) -> str | None:
+        """Return the rule that divides a folder of the task's own corpus as the task does, None for other pairs."""
+        own = corpus_of(Path(file).expanduser()) is self.corpus
+        return self.data.split if own and isinstance(self.data.split, str) else None
+
+    def check_pairs(self, file: str, split: str | None) -> None:
+        """Refuse a merge that was decided with clips that the task scores.
+
+        Args:
+            file: table or folder that its pairs were drawn from; a table's rows are the user's own choice.
+            split: rule or file by which they are the training clips of a folder, None for the corpus's own.
+
+        Raises:
+            UsageError: among these are clips of another split of the task.
+        """
+        folder = Path(file).expanduser()
+        if not self._lists or corpus_of(folder) is not self.corpus:
+            return
+        scored = {id for name, ids in self._lists.items() if name != "train" for id in ids}
+        drawn = {utterance.id for utterance in training_utterances(folder, self.corpus, split)}
+        if both := len(drawn & scored):
+            rule = self.data.split if isinstance(self.data.split, str) else None
+            advice = f"give the pairs split: {rule}" if rule else "give a table of the task's training clips as pairs"
+            raise UsageError(
+                f"the merge is decided by pairs of {file} that split {split or self.corpus.group} calls train, of "
+                f"which the task scores {both:,} in "
+                f"{' or '.join(name for name in self._lists if name != 'train')}: {advice}."
+            )
 
     # -- interface of s3prl ----------------------------------------------------------------------------------------
 
