@@ -217,12 +217,12 @@ def check_overrides(
 
 def mention_unused(overrides: Mapping[str, Any], flags: argparse.Namespace, ckpt: Checkpoint | None) -> None:
     """Log which parts of a command, and of the user's own task file, have no effect."""
-    from s3prl_ext.training.known_settings import misspelt_settings, unused_flags
+    from s3prl_ext.training.known_settings import unread_settings, unused_flags
 
     for remark in unused_flags(flags, ckpt.path if ckpt else None, overrides):
         logger.warning("%s", remark)
     if ckpt is None and flags.downstream and flags.config is not None and Path(flags.config).is_file():
-        for remark in misspelt_settings(load_yaml(flags.config), flags.downstream):
+        for remark in unread_settings(load_yaml(flags.config), flags.downstream):
             logger.warning("%s", remark)
 
 

@@ -112,6 +112,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "training": {
         "overrides",
+        "compat",
         "models",
         "randomness",
         "transformers_models",

@@ -91,23 +91,24 @@ def _check_flags(runs: Sequence[StudyRun]) -> None:
 
 
 def _check_keys(run: StudyRun) -> None:
-    """Refuse a key that looks misspelt, and an axis that the task does not know.
+    """Refuse a key that looks misspelt or is in no section of a task file, and an axis that the task does not know.
 
     All of its points would be the same run.
     """
     from s3prl_ext.training.known_settings import check_overrides
-    from s3prl_ext.training.task_file import TOP_LEVEL
 
     preset, task = run.preset(), run.task.downstream
+    for axis, key, value in run.varied():
+        try:
+            remarks = check_overrides({f"config.{key}": value}, preset, task)
+        except UsageError as error:
+            raise UsageError(f"axis {axis}: {str(error).removeprefix('-o ')}") from error
+        if remarks:
+            raise UsageError(f"axis {axis}: {remarks[0].removeprefix('-o ')}; name another key, or exclude this task.")
     try:
         check_overrides({f"config.{key}": value for key, value in run.settings().items()}, preset, task)
     except UsageError as error:
-        raise UsageError(f"{run.name}: {error}") from error
-    for axis, key, value in run.varied():
-        if key.split(".")[0] not in TOP_LEVEL:
-            raise unknown_name("section of a task file", key.split(".")[0], TOP_LEVEL, where=f"axis {axis}")
-        if remarks := check_overrides({f"config.{key}": value}, preset, task):
-            raise UsageError(f"axis {axis}: {remarks[0].removeprefix('-o ')}; name another key, or exclude this task.")
+        raise UsageError(f"{run.name}: {str(error).removeprefix('-o ')}") from error
 
 
 def check_labels(runs: Sequence[StudyRun]) -> None:

@@ -1,28 +1,31 @@
 """Settings and flags that nothing reads: refused where they look misspelt, else mentioned.
 
-s3prl writes whatever ``-o`` says into the task file, and its tasks take what they know from there. Which keys a task
-knows is read from its source: a key may be one where it is a string, or the name of an argument or a class.
+s3prl writes whatever ``-o`` says into the task file, and its tasks take what they know from there. Which keys and
+sections a task knows is read from its source (:mod:`s3prl_ext.training.source_keys`).
 """
 
 from __future__ import annotations
 
-import ast
 import difflib
 import functools
-import importlib.util
 import operator
 from argparse import Namespace
 from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from s3prl_ext.configs import PACKAGE_DIR, Section, load_yaml, package_dir, shipped_dir
+from s3prl_ext.configs import Section, load_yaml, shipped_dir
 from s3prl_ext.errors import UsageError, unknown_name
 from s3prl_ext.overrides import check_kind
+from s3prl_ext.training.source_keys import keys_of
 
 SECTION = "downstream_expert"
+TOP_LEVEL = ("runner", "optimizer", "scheduler", "specaug", SECTION, "tuning", "early_stop")
 NEAR = 0.8  # similarity from which a key of -o counts as misspelt
 VERY_NEAR = 0.88  # the same in a whole task file, which may be for a task that hands keys on to another package
+
+# Task and key of a shipped task file that s3prl reads and then leaves alone.
+NOT_USED = (("sv_voxceleb1", "train_meta_data"),)
 
 # What s3prl's parser and the plug-in read under args.
 ARGUMENTS = (
@@ -32,6 +35,7 @@ ARGUMENTS = (
     "upstream_model_name", "upstream_revision", "expname", "expdir", "auto_resume", "push_to_hf_hub", "hf_hub_org",
     "seed", "device", "cache_dir", "verbose", "disable_cudnn", "overwrite", "track", "until", "fisher_scores",
 )  # fmt: skip
+GIVEN = (*ARGUMENTS, "upstream_dim", "upstream_rate")  # what an expert is made with besides sections
 
 
 def check_overrides(overrides: Mapping[str, Any], config: Section, task: str) -> list[str]:
@@ -43,8 +47,9 @@ def check_overrides(overrides: Mapping[str, Any], config: Section, task: str) ->
         task: name for ``-d``.
 
     Raises:
-        UsageError: a key is unknown and close to one next to it, or it reaches into a value that is not a section; or a
-            text is in place of a bool, number, list or section of the task.
+        UsageError: no task file has its section, nor does this task take one of that name; a key is unknown and close
+            to one next to it, or it reaches into a value that is not a section; or a text is in place of a bool,
+            number, list or section of the task.
     """
     remarks = []
     for dotted, value in overrides.items():
@@ -55,13 +60,17 @@ def check_overrides(overrides: Mapping[str, Any], config: Section, task: str) ->
                 raise unknown_name("argument", name, ARGUMENTS, where="-o")
             remarks.append(f"-o {dotted}: s3prl has no such argument; only a task of your own could read it")
         if first == "config":
+            if path[0] not in config and not _is_section(path[0], task):
+                raise _unknown_section(dotted, config, path)
             place = _deepest(dotted, config, path)
             if path[0] != SECTION:  # the other sections have checks of their own
                 continue
             if len(place) < len(path):
                 remarks += _unknown(dotted, config, path, len(place), task)
             else:
-                check_kind(value, functools.reduce(operator.getitem, path, config), dotted)
+                check_kind(value, before := functools.reduce(operator.getitem, path, config), dotted)
+                if not isinstance(before, Mapping) and _is_idle(path[-1], task):
+                    remarks.append(f"-o {dotted} has no effect: the task {task} does not use this key")
     return remarks
 
 
@@ -84,17 +93,56 @@ def unused_flags(flags: Namespace, checkpoint: Path | None, overrides: Container
         yield f"-p {given} has no effect with -e: what is written goes to {checkpoint.parent}, or to -o args.expdir=..."
 
 
-def misspelt_settings(config: Section, task: str) -> list[str]:
-    """Return a remark for each key below ``downstream_expert`` that nothing reads and that is close to a preset's."""
+def unread_settings(config: Section, task: str) -> list[str]:
+    """Return a remark for each section that nothing reads, and each misspelt key below ``downstream_expert``.
+
+    A key counts as misspelt where nothing reads it and it is close to one of a shipped task file.
+    """
+    remarks = []
+    for key in config:
+        if not _is_section(key, task):
+            meant = _meant(config, [key])
+            hint = f"; did you mean {meant}?" if meant else ""
+            remarks.append(f"section {key} of the task file has no effect: the task {task} does not read it{hint}")
     presets = shipped_dir("downstream_configs").glob("*/*.yaml")
     published = {place[-1] for path in presets for place in _paths(load_yaml(path).get(SECTION), ())}
-    known = names_in_source(task) | published
-    remarks = []
+    keys = keys_of(task)
     for place in _paths(config.get(SECTION), (SECTION,)):
         close = difflib.get_close_matches(place[-1], published, n=1, cutoff=VERY_NEAR)
-        if place[-1] not in known and close:
+        if close and place[-1] not in published and not (keys and keys.names_key(place[-1])):
             remarks.append(f"{'.'.join(place)} is not read by the task {task}; did you mean '{close[0]}'?")
     return remarks
+
+
+def _is_section(name: str, task: str) -> bool:
+    """Tell whether a task file may have a section of this name: every one, or that of a task whose expert takes it."""
+    if name in TOP_LEVEL:
+        return True
+    keys = keys_of(task)
+    return keys is not None and (keys.sections is None or (name in keys.sections and name not in GIVEN))
+
+
+def _unknown_section(dotted: str, config: Section, path: list[str]) -> UsageError:
+    """Build the error for a key in a section that there is not."""
+    if meant := _meant(config, path):
+        return UsageError(f"-o {dotted}: unknown section of a task file '{path[0]}'; did you mean config.{meant}?")
+    return unknown_name("section of a task file", path[0], {*TOP_LEVEL, *config}, where=f"-o {dotted}")
+
+
+def _meant(config: Section, path: list[str]) -> str | None:
+    """Return the only place of a task file that ends as a path does, or else in its key."""
+    places = [list(place) for place in _paths(config, ()) if len(place) > 1]
+    for end in (path, path[-1:]):
+        found = [".".join(place) for place in places if place[-len(end) :] == end]
+        if found:
+            return found[0] if len(found) == 1 else None
+    return None
+
+
+def _is_idle(key: str, task: str) -> bool:
+    """Tell whether a task does not use a key of its task file."""
+    keys = keys_of(task)
+    return (task, key) in NOT_USED or (keys is not None and keys.known and not keys.names_key(key))
 
 
 def _deepest(dotted: str, config: Any, path: list[str]) -> list[str]:
@@ -116,14 +164,15 @@ def _unknown(dotted: str, config: Section, path: list[str], depth: int, task: st
     for part in path[:depth]:
         section = section[part]
     key, where = path[depth], ".".join(path[:depth])
-    known = names_in_source(task)
+    keys = keys_of(task)
+    named = keys is not None and keys.names_key(key)
     elsewhere = [".".join(place) for place in _paths(config[SECTION], (SECTION,)) if place[-1] == key]
     close = difflib.get_close_matches(key, map(str, section), n=1, cutoff=NEAR)
-    if close and key not in known:
+    if close and not named:
         raise UsageError(f"-o: {dotted}: there is no '{key}' in {where}; did you mean '{close[0]}'?")
     if elsewhere:
         yield f"-o {dotted} adds a key: in the task file '{key}' is config.{' and config.'.join(elsewhere)}"
-    elif known and key not in known:
+    elif keys is not None and keys.complete and not named:
         yield f"-o {dotted} has no effect: the task file has no such key, and the task {task} reads none of that name"
 
 
@@ -132,33 +181,6 @@ def _paths(section: Any, before: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
         for key, value in section.items():
             yield (*before, str(key))
             yield from _paths(value, (*before, str(key)))
-
-
-def names_in_source(task: str) -> set[str]:
-    """Return every name that the source of a task could read a setting by; empty where there is no source."""
-    spec = importlib.util.find_spec(f"s3prl.downstream.{task}")
-    folders = list(spec.submodule_search_locations or []) if spec else []
-    files = [path for folder in folders for path in Path(folder).rglob("*.py")]
-    if not files:
-        return set()
-    files.append(package_dir("s3prl") / "downstream" / "model.py")
-    files += (PACKAGE_DIR / "compat").rglob("*.py")  # stands in for files that s3prl's package lacks
-    if PACKAGE_DIR in files[0].parents:  # our own tasks share their parts
-        files += (PACKAGE_DIR / "downstreams").rglob("*.py")
-    return {name for path in files for name in _names(path)}
-
-
-def _names(path: Path) -> Iterator[str]:
-    """Yield the strings of a source file and the names of its arguments, annotated fields and classes."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            yield node.value
-        elif isinstance(node, ast.arg):
-            yield node.arg
-        elif isinstance(node, ast.ClassDef):
-            yield node.name
-        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            yield node.target.id
 
 
 def known_tasks() -> list[str]:

@@ -26,6 +26,7 @@ from typing import Annotated, Any
 from s3prl_ext.configs import Record, Section, check_python_names, with_numbers
 from s3prl_ext.errors import UsageError, nearest
 from s3prl_ext.settings import choice, count, load, name, names, number, raise_all, switch, unknown_keys
+from s3prl_ext.training.known_settings import TOP_LEVEL
 from s3prl_ext.training.methods import METHODS, resolve_tuning
 from s3prl_ext.training.optimizers import check_optimization
 from s3prl_ext.training.racing.candidates import Candidate, candidates_of
@@ -37,7 +38,6 @@ logger = logging.getLogger(__name__)
 MOST_BATCHES = 100_000  # of an optimizer step: with more of them it would never end, nor could it be interrupted
 MOST_WORKERS = 1024
 CACHE_KEYS = ("cache", "cache_folder", "cache_dtype")
-TOP_LEVEL = ("runner", "optimizer", "scheduler", "specaug", "downstream_expert", "tuning", "early_stop")
 
 
 @dataclass(frozen=True)
