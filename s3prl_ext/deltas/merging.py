@@ -26,7 +26,9 @@ from s3prl_ext.models.hashing import state_sha256
 from s3prl_ext.models.linear_inputs import LinearInputs
 from s3prl_ext.models.tied import first_names
 from s3prl_ext.progress import bar
+from s3prl_ext.tasks import task_of
 from s3prl_ext.training.checkpoint import TASK_PARTS
+from s3prl_ext.training.divisions import division_of
 from s3prl_ext.training.selection.shared_scores import Scores
 from s3prl_ext.training.task_file import untuned
 
@@ -108,9 +110,11 @@ def merge_tasks(
         clips: for the method ``regmean``: recordings of each task, [samples] at 16 kHz.
 
     Raises:
-        UsageError: a task has modules of its own in the upstream, or a learnable lambda.
+        UsageError: a task has modules of its own in the upstream, or a learnable lambda, or two are
+            folds of one corpus.
         DataError: the tasks were tuned from different upstreams, or a model is missing.
     """
+    check_one_division(tasks)
     base: dict[str, Tensor] = {}
     first: dict[str, str] = {}
     tuned = []
@@ -132,6 +136,25 @@ def merge_tasks(
     read = [moments_read(one, base, names, own) for one, own in zip(tuned, clips, strict=True)] if clips else []
     merged = {name: _merge_tensor(name, base[name], tuned, weights, method, scores, read) for name in names}
     return MergedTasks(base, tuned, weights, merged, first)
+
+
+def check_one_division(tasks: Sequence[TrainedTask]) -> None:
+    """Raise UsageError where a merge would hold several folds of one task: each has trained on what another tests."""
+    known: dict[str, tuple[TrainedTask, dict[str, object]]] = {}
+    for task in tasks:
+        spec, config = task.spec, task.info.get("config") or {}
+        if spec.downstream is None:
+            continue
+        division = division_of(spec.downstream, config, spec.downstream_variant)
+        first, before = known.setdefault(
+            task_of(spec.downstream, config.get("downstream_expert")).name, (task, division)
+        )
+        key = next((key for key, value in division.items() if before.get(key, value) != value), None)
+        if key is not None:
+            raise UsageError(
+                f"{first.path} was trained with {key} {before[key]} and {task.path} with {division[key]}, so that a "
+                "test of their merge would score clips of its training: merge runs of one."
+            )
 
 
 def _tuned_weights(task: TrainedTask) -> tuple[dict[str, Tensor], dict[str, str], TunedWeights]:
