@@ -60,7 +60,7 @@ def test_prefix_positions_are_never_padding(tmp_path, name):
     padding = masks[0] != found.architecture.valid
     assert not padding[:, :LENGTH].any()
     assert padding[1, LENGTH:].any() and not padding[0, LENGTH:].any()
-    if name != "beats":
+    if name not in ("beats", "transformers-w2v-bert"):  # which may repeat the last state, as the featurizer keeps it
         assert padding.shape[1] == LENGTH + frames
 
 
