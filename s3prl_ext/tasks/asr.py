@@ -19,6 +19,7 @@ TASK = Task(
         Reads("datarc.bucket_file", divides=("*.csv",)),
         Reads("datarc.dict_path"),
     ),
+    divides_batches=2,  # every full bucket whose longest clip has more than 2000 samples
     counts={"wer": edits("target_words", "pred_words"), "uer": edits("target_tokens", "pred_tokens", words)},
     utterances=Utterances("{}-noLM-hyp.ark", "{}-noLM-ref.ark", "wer", "words"),
     writes=("*.ark",),

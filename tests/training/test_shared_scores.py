@@ -118,6 +118,7 @@ def test_tasks_that_share_a_name_for_d_have_scores_of_their_own(tmp_path):
 
 BATCHES = {
     "asr": ({"datarc": {"train_batch_size": 8, "batch_size": 8, "eval_batch_size": 1}}, 8),
+    "asr, one key set": ({"datarc": {"train_batch_size": 8, "batch_size": 4, "eval_batch_size": 1}}, 4),
     "pr": ({"corpus": {"name": "libriphone", "batch_size": 4}, "datarc": {}}, 4),
     "sd": ({"loaderrc": {"train_batchsize": 6, "eval_batchsize": 1}}, 6),
     "another": ({"modelrc": {"eval_batch_size": 1}}, None),
@@ -136,6 +137,12 @@ def test_the_task_files_of_all_tasks_say_their_batch_size():
             continue
         expert = load_yaml(path)["downstream_expert"]
         assert isinstance(pass_facts.batch_size_in(expert), int), path
+
+
+def test_the_batches_of_speech_recognition_are_halved_by_s3prl():
+    facts = {"pass": {"granularity": "batch"}, "run": {"downstream": "asr"},
+             "task file": {"downstream_expert": {"datarc": {"batch_size": 32}}}}  # fmt: skip
+    assert pass_facts.estimated_by(facts)["batch size"] == 16
 
 
 def test_information_by_batches_of_other_sizes_is_not_weighed(tmp_path):

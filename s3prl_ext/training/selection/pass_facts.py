@@ -103,14 +103,17 @@ def estimated_by(facts: Section) -> Record:
     """
     settings = {key: value for key, value in (facts.get("pass") or {}).items() if key not in OF_THE_TASK}
     if settings.get("granularity") != "sample":
-        settings[BATCH_SIZE] = batch_size_in(expert_of(facts.get("task file")))
+        expert = expert_of(facts.get("task file"))
+        size = batch_size_in(expert)
+        settings[BATCH_SIZE] = size and size // task_in(facts.get("run") or {}, expert).divides_batches
     return settings
 
 
 def batch_size_in(expert: Any) -> int | None:
     """Return the clips of a training batch by a section ``downstream_expert``; None where it does not say.
 
-    Tasks call it ``train_batch_size``, ``train_batchsize`` or, where every split has the same, ``batch_size``.
+    Tasks call it ``batch_size``, ``train_batch_size`` or ``train_batchsize``; ASR's file has the first two and s3prl
+    reads the first.
     """
     found: dict[str, Any] = {}
     sections = [expert]
@@ -119,7 +122,7 @@ def batch_size_in(expert: Any) -> int | None:
         for key, value in section.items() if isinstance(section, Mapping) else ():
             sections.append(value)
             found.setdefault(str(key).replace("batchsize", "batch_size"), value)
-    return found.get("train_batch_size", found.get("batch_size"))
+    return found.get("batch_size", found.get("train_batch_size"))
 
 
 def expert_of(config: Section | None) -> Record:
