@@ -71,6 +71,7 @@ TASK = Task(
         Reads("datarc.dev_meta_data", divides=("",)),
         Reads("datarc.test_meta_data", divides=("",)),
     ),
+    not_used=("train_meta_data",),
     counts={"EER": over_trials},
     writes=("*_predict.txt", "*_truth.txt"),
     decoder="s3prl_ext.prediction.verification:VoiceDecoder",

@@ -126,6 +126,7 @@ class Task:
         divided_by: further keys of the task file, dotted, whose single values divide the corpus, as the fold does.
         sets: corpora that are reported one by one; None where there is one.
         divides_batches: parts into which s3prl divides the batches that the task file asks for.
+        not_used: keys of its task files that s3prl reads and then leaves alone.
         settings: section of ``downstream_expert`` whose lists take part in the division of the corpus.
         counts: for the interval of each metric: what gives its counts from the records of an evaluation. Without any,
             those of all tasks are tried; only counts that give the value that the task reports are used.
@@ -163,6 +164,7 @@ class Task:
     divided_by: tuple[str, ...] = ()
     sets: Sets | None = None
     divides_batches: int = 1
+    not_used: tuple[str, ...] = ()
     settings: str = "datarc"
     counts: Mapping[str, Count] = field(default_factory=dict)
     ratios: tuple[str, ...] = ()

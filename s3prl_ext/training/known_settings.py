@@ -17,15 +17,13 @@ from typing import Any
 from s3prl_ext.configs import Section, load_yaml, shipped_dir
 from s3prl_ext.errors import UsageError, unknown_name
 from s3prl_ext.overrides import check_kind
+from s3prl_ext.tasks import of_downstream
 from s3prl_ext.training.source_keys import keys_of
 
 SECTION = "downstream_expert"
 TOP_LEVEL = ("runner", "optimizer", "scheduler", "specaug", SECTION, "tuning", "early_stop")
 NEAR = 0.8  # similarity from which a key of -o counts as misspelt
 VERY_NEAR = 0.88  # the same in a whole task file, which may be for a task that hands keys on to another package
-
-# Task and key of a shipped task file that s3prl reads and then leaves alone.
-NOT_USED = (("sv_voxceleb1", "train_meta_data"),)
 
 # What s3prl's parser and the plug-in read under args.
 ARGUMENTS = (
@@ -142,7 +140,8 @@ def _meant(config: Section, path: list[str]) -> str | None:
 def _is_idle(key: str, task: str) -> bool:
     """Tell whether a task does not use a key of its task file."""
     keys = keys_of(task)
-    return (task, key) in NOT_USED or (keys is not None and keys.known and not keys.names_key(key))
+    left_alone = any(key in record.not_used for record in of_downstream(task))
+    return left_alone or (keys is not None and keys.known and not keys.names_key(key))
 
 
 def _deepest(dotted: str, config: Any, path: list[str]) -> list[str]:
