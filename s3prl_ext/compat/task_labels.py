@@ -76,45 +76,27 @@ def _unwrapped(module: ModuleType) -> bool:
 
 REASON = "a checkpoint of {} does not say what its outputs mean, and s3prl reads that from the corpus at every start"
 
+
+def _shim(name: str, task: str, labels: Callable[[Any], dict[str, list[str]] | None], reason: str) -> Shim:
+    return Shim(
+        name=name,
+        module=f"s3prl.downstream.{task}.expert",
+        needed=_unwrapped,
+        apply=_keeping(labels),
+        reason=reason,
+        remove_when="s3prl stores the labels in its checkpoints",
+    )
+
+
 SHIMS = (
-    Shim(
-        name="s3prl-intent-labels",
-        module="s3prl.downstream.fluent_commands.expert",
-        needed=_unwrapped,
-        apply=_keeping(_intents),
-        reason=REASON.format("intent classification"),
-        remove_when="s3prl stores the labels in its checkpoints",
-    ),
-    Shim(
-        name="s3prl-slot-labels",
-        module="s3prl.downstream.ctc.expert",
-        needed=_unwrapped,
-        apply=_keeping(_tokens),
-        reason=REASON.format("phoneme recognition or slot filling"),
-        remove_when="s3prl stores the labels in its checkpoints",
-    ),
-    Shim(
-        name="s3prl-recognition-labels",
-        module="s3prl.downstream.asr.expert",
-        needed=_unwrapped,
-        apply=_keeping(_dictionary),
-        reason=REASON.format("speech recognition"),
-        remove_when="s3prl stores the labels in its checkpoints",
-    ),
-    Shim(
-        name="s3prl-emotion-labels",
-        module="s3prl.downstream.emotion.expert",
-        needed=_unwrapped,
-        apply=_keeping(_emotions),
-        reason=REASON.format("emotion recognition"),
-        remove_when="s3prl stores the labels in its checkpoints",
-    ),
-    Shim(
-        name="s3prl-verification-speakers",
-        module="s3prl.downstream.sv_voxceleb1.expert",
-        needed=_unwrapped,
-        apply=_keeping(_speakers),
-        reason="a checkpoint of speaker verification does not say how many speakers it was trained on",
-        remove_when="s3prl stores the speakers in its checkpoints",
+    _shim("s3prl-intent-labels", "fluent_commands", _intents, REASON.format("intent classification")),
+    _shim("s3prl-slot-labels", "ctc", _tokens, REASON.format("phoneme recognition or slot filling")),
+    _shim("s3prl-recognition-labels", "asr", _dictionary, REASON.format("speech recognition")),
+    _shim("s3prl-emotion-labels", "emotion", _emotions, REASON.format("emotion recognition")),
+    _shim(
+        "s3prl-verification-speakers",
+        "sv_voxceleb1",
+        _speakers,
+        "a checkpoint of speaker verification does not say how many speakers it was trained on",
     ),
 )
