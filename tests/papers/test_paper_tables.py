@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from s3prl_ext.errors import UsageError
+from s3prl_ext.papers import tables
 from s3prl_ext.papers.figures import ad_tuning_tables
 from s3prl_ext.papers.names import TABLE_NAMES
 from s3prl_ext.papers.tables import Cell, paper_table
@@ -74,6 +75,10 @@ def test_only_merges_as_mam_has_them_stand_next_to_its_figures(otherwise):
         assert paper_table(table).match("ljspeech", MERGED | more) is not None
         if not (more.get("learnable") and "lambda" in otherwise):
             assert paper_table(table).match("ljspeech", facts | more) is None
+
+
+def test_every_table_has_a_name():
+    assert tuple(tables._TABLES) == TABLE_NAMES
 
 
 @pytest.mark.parametrize("name", TABLE_NAMES)
