@@ -46,7 +46,7 @@ model_of() {
 # FOLDER is called by a link: s3prl takes no '=' in a value of -o.
 turns_of_dev() {
   if [[ -e "$1/on_dev/result-test.json" && "$(model_of "$1/on_dev/result-test.json")" != "$(model_of "$1/result-test.json")" ]]; then
-    echo "$1/on_dev is of another checkpoint than $1/result-test.json and is made again."
+    echo "$1/on_dev is of another checkpoint than $1/result-test.json: scoring dev again."
     rm -rf "$1/on_dev"
   fi
   ln -sfn "$(cd "$1" && pwd)" "$out/tested"

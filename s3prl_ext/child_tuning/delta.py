@@ -139,8 +139,8 @@ class Delta:
                 raise DataError(f"the delta modifies '{name}', which is missing here or has a different size.")
             if state[name].dtype != torch.float32:
                 raise DataError(
-                    f"the delta modifies '{name}', which is {state[name].dtype} here, bit by bit in float32: turn an "
-                    "upstream in float32, and cast a copy of it."
+                    f"the delta modifies '{name}', which is {state[name].dtype} here, but it holds the bits of "
+                    "float32 weights: apply it to the upstream in float32, and cast a copy of that."
                 )
 
     def _same_change(self, name: str, other: str) -> bool:

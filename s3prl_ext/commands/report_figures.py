@@ -148,7 +148,7 @@ def _of_dev(record: ResultRecord, left_out: list[str]) -> list[ResultRecord]:
         return [dev]
     left_out.append(
         f"{folder}: no threshold is chosen there, its predictions are of another {', '.join(other)} than those of "
-        f"{record.path}: let that model write its predictions of dev again."
+        f"{record.path}: evaluate dev again with the checkpoint that was tested."
     )
     return []
 

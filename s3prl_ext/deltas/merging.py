@@ -153,7 +153,7 @@ def check_one_division(tasks: Sequence[TrainedTask]) -> None:
         if key is not None:
             raise UsageError(
                 f"{first.path} was trained with {key} {before[key]} and {task.path} with {division[key]}, so that a "
-                "test of their merge would score clips of its training: merge runs of one."
+                "test of their merge would score training clips: merge runs with the same value."
             )
 
 

@@ -1,4 +1,4 @@
-"""What two rows may be set against each other for: in what they differ besides the merge or the method."""
+"""Whether two rows can be compared: the facts in which they differ, apart from the merge or the method."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from s3prl_ext.evaluation.result_rows import HASHED, Row, shown, without_section
 from s3prl_ext.evaluation.scored_runs import ScoredRun
 
 TARGET = "merge.target_sha256"
-# Facts besides those of the merge in which a merged and an unmerged run of one target differ.
+# Facts, apart from those of the merge, in which a merged and an unmerged run of one target differ.
 OF_MERGED = ("upstream_sha256", "upstream_model_config", "sweep", "tuning.lambda_lr")
 OF_METHOD = ("method", "race", "tuning", "early_stop")
 # Facts without which two scores have nothing to do with each other, in words.
@@ -31,7 +31,7 @@ def without_merge(run: ScoredRun) -> Mapping[str, Any]:
 
 
 def differences(base: Row, row: Row) -> Differences:
-    """Return in what a row differs from its baseline besides what is compared.
+    """Return the facts in which a row differs from its baseline, apart from what is compared.
 
     That is the merge where the two have different ones, and otherwise the method.
     """

@@ -20,7 +20,7 @@ def model_sha256(module: nn.Module) -> str:
 
 
 def module_sha256(module: nn.Module) -> str:
-    """Return :func:`model_sha256` together with what the parts of a model keep besides their weights.
+    """Return :func:`model_sha256` together with what the parts of a model hold apart from their weights.
 
     That is the type of each part, its numbers and tuples of numbers, such as heads and strides, and its functions, such
     as an activation: also of models that have no configuration, or were changed after they were built.
@@ -44,7 +44,7 @@ def _fact(key: str, value: Any) -> Any:
 
 
 def settings_sha256(module: nn.Module) -> str:
-    """Return the SHA-256 of what decides the outputs of a model besides its weights, as files next to them say it.
+    """Return the SHA-256 of what decides the outputs of a model apart from its weights, as the files next to them say.
 
     That is the preprocessing of transformers and of s3prl, the configuration of the model and of its parts, and what a
     task names in a method ``decisive()``, such as vocabulary and generation settings of its head.

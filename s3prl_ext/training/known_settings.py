@@ -33,7 +33,7 @@ ARGUMENTS = (
     "upstream_model_name", "upstream_revision", "expname", "expdir", "auto_resume", "push_to_hf_hub", "hf_hub_org",
     "seed", "device", "cache_dir", "verbose", "disable_cudnn", "overwrite", "track", "until", "fisher_scores",
 )  # fmt: skip
-GIVEN = (*ARGUMENTS, "upstream_dim", "upstream_rate")  # what an expert is made with besides sections
+GIVEN = (*ARGUMENTS, "upstream_dim", "upstream_rate")  # what an expert is made with, apart from sections
 
 
 def check_overrides(overrides: Mapping[str, Any], config: Section, task: str) -> list[str]:

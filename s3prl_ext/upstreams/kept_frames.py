@@ -13,8 +13,8 @@ from s3prl_ext.upstreams.windows import number_of_states
 def kept_frames(states: Sequence[Tensor], counts: Tensor, wavs: Sequence[Tensor], rate: int) -> tuple[Tensor, ...]:
     """Return as many frames as the featurizer keeps of the longest clip, which are round(samples / rate).
 
-    A model may have fewer of a clip: its last one is repeated, where the featurizer would keep frames of padding beside
-    a longer clip and none alone.
+    A model may have fewer of a clip: its last one is repeated, where the featurizer would keep frames of padding in a
+    batch with a longer clip and none alone.
 
     Args:
         states: [batch, frames, width] each.
