@@ -510,7 +510,6 @@ def test_tables_of_a_grid_of_lambda(monkeypatch):
     ]
 
 
-@pytest.mark.slow
 def test_races_of_densities_are_compared_with_the_end(monkeypatch):
     races = load("whisper", "races", monkeypatch)
     curves = {
