@@ -64,14 +64,6 @@ def bootstrap_ratio(
     return _percentiles(*_in_order(*_columns(errors, totals)), draws, seed, level)
 
 
-def bootstrap_mean(values: Sequence[float], draws: int = DRAWS, seed: int = 0, level: float = LEVEL) -> Interval:
-    """Return the percentile bootstrap interval of a mean, such as an accuracy.
-
-    Arguments as in :func:`bootstrap_ratio`.
-    """
-    return bootstrap_ratio(values, [1.0] * len(values), draws, seed, level)
-
-
 def bootstrap_difference(
     first_errors: Sequence[float],
     second_errors: Sequence[float],

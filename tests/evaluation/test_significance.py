@@ -12,7 +12,6 @@ from scipy import stats
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.evaluation.significance import (
     bootstrap_difference,
-    bootstrap_mean,
     bootstrap_ratio,
     mcnemar_exact,
     wilson,
@@ -37,10 +36,10 @@ def test_ratio_is_corpus_level_not_a_mean_of_rates():
     assert low < 50 / 5000 < high < 0.02  # the mean of the rates would be 0.5
 
 
-def test_mean_equals_scipys_percentile_bootstrap():
+def test_ratio_over_single_clips_equals_scipys_bootstrap_of_a_mean():
     values = np.random.default_rng(3).random(200) < 0.3
     expected = stats.bootstrap((values,), np.mean, n_resamples=5000, method="percentile", rng=1).confidence_interval
-    assert bootstrap_mean(values, draws=5000) == pytest.approx(tuple(expected), abs=0.01)
+    assert bootstrap_ratio(values, np.ones(200), draws=5000) == pytest.approx(tuple(expected), abs=0.01)
 
 
 @pytest.mark.parametrize(("right", "clips"), [(0, 8), (3, 8), (8, 8), (1203, 3081)])
@@ -83,7 +82,7 @@ def test_blocks_of_draws_do_not_change_an_interval(monkeypatch):
 def test_global_random_state_is_left_alone():
     np.random.seed(0)
     before = np.random.get_state()[1].copy()
-    bootstrap_mean([0, 1, 1])
+    bootstrap_ratio([0, 1, 1], [1, 1, 1])
     assert (np.random.get_state()[1] == before).all()
 
 
@@ -118,7 +117,7 @@ def test_unsuitable_input_is_refused():
     with pytest.raises(DataError, match="one number of errors per utterance"):
         bootstrap_ratio([1, 2], [1])
     with pytest.raises(UsageError, match="level"):
-        bootstrap_mean([1, 0], level=95)
+        bootstrap_ratio([1, 0], [1, 1], level=95)
     with pytest.raises(UsageError, match=r"a share in \[0, 1\]"):
         wilson(45, 60)
     with pytest.raises(DataError, match="at least 0"):
