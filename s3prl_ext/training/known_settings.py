@@ -67,7 +67,7 @@ def check_overrides(overrides: Mapping[str, Any], config: Section, task: str) ->
                 remarks += _unknown(dotted, config, path, len(place), task)
             else:
                 check_kind(value, before := functools.reduce(operator.getitem, path, config), dotted)
-                if not isinstance(before, Mapping) and _is_idle(path[-1], task):
+                if not isinstance(before, Mapping) and _is_idle(path[1:], task):
                     remarks.append(f"-o {dotted} has no effect: the task {task} does not use this key")
     return remarks
 
@@ -107,17 +107,17 @@ def unread_settings(config: Section, task: str) -> list[str]:
     keys = keys_of(task)
     for place in _paths(config.get(SECTION), (SECTION,)):
         close = difflib.get_close_matches(place[-1], published, n=1, cutoff=VERY_NEAR)
-        if close and place[-1] not in published and not (keys and keys.names_key(place[-1])):
+        if close and place[-1] not in published and not (keys and keys.may_read(place[1:])):
             remarks.append(f"{'.'.join(place)} is not read by the task {task}; did you mean '{close[0]}'?")
     return remarks
 
 
 def _is_section(name: str, task: str) -> bool:
-    """Tell whether a task file may have a section of this name: every one, or that of a task whose expert takes it."""
+    """Tell whether a task file may have a section of this name: one of s3prl's, or for another task its own."""
     if name in TOP_LEVEL:
         return True
     keys = keys_of(task)
-    return keys is not None and (keys.sections is None or (name in keys.sections and name not in GIVEN))
+    return keys is not None and not keys.known and name not in GIVEN and keys.may_read([name])
 
 
 def _unknown_section(dotted: str, config: Section, path: list[str]) -> UsageError:
@@ -137,11 +137,11 @@ def _meant(config: Section, path: list[str]) -> str | None:
     return None
 
 
-def _is_idle(key: str, task: str) -> bool:
+def _is_idle(path: list[str], task: str) -> bool:
     """Tell whether a task does not use a key of its task file."""
     keys = keys_of(task)
-    left_alone = any(key in record.not_used for record in of_downstream(task))
-    return left_alone or (keys is not None and keys.known and not keys.names_key(key))
+    left_alone = any(path[-1] in record.not_used for record in of_downstream(task))
+    return left_alone or (keys is not None and keys.known and not keys.may_read(path))
 
 
 def _deepest(dotted: str, config: Any, path: list[str]) -> list[str]:
@@ -164,14 +164,14 @@ def _unknown(dotted: str, config: Section, path: list[str], depth: int, task: st
         section = section[part]
     key, where = path[depth], ".".join(path[:depth])
     keys = keys_of(task)
-    named = keys is not None and keys.names_key(key)
+    read = keys is not None and keys.may_read(path[1 : depth + 1])
     elsewhere = [".".join(place) for place in _paths(config[SECTION], (SECTION,)) if place[-1] == key]
     close = difflib.get_close_matches(key, map(str, section), n=1, cutoff=NEAR)
-    if close and not named:
+    if close and not read:
         raise UsageError(f"-o: {dotted}: there is no '{key}' in {where}; did you mean '{close[0]}'?")
     if elsewhere:
         yield f"-o {dotted} adds a key: in the task file '{key}' is config.{' and config.'.join(elsewhere)}"
-    elif keys is not None and keys.complete and not named:
+    elif keys is not None and not read:
         yield f"-o {dotted} has no effect: the task file has no such key, and the task {task} reads none of that name"
 
 

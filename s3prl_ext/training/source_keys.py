@@ -1,8 +1,9 @@
-"""The keys that a task reads its settings by, as its source tells.
+"""The keys that a task may read its settings by, as far as its source tells.
 
-A key counts where the source reads it: ``section["k"]``, ``section.get("k")`` and ``.pop("k")``, a parameter that
-``**section`` fills, a field of a dataclass, an attribute of a ``Namespace(**section)``, or a class, whose section has
-its name. The source is read and not run.
+s3prl's tasks take their section apart in many ways: ``section["k"]``, ``section.get("k")``, a parameter that
+``**section`` fills, an attribute of a ``Namespace(**section)``, a class whose section has its name. So a key counts
+where its name stands in the source in one of these places, whatever reads it: too many rather than too few. What is in
+a section that goes to another package as a whole is not judged. The source is read and not run.
 """
 
 from __future__ import annotations
@@ -11,44 +12,42 @@ import ast
 import functools
 import importlib.util
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from s3prl_ext.compat.import_hooks import FINDER
 from s3prl_ext.compat.shim import Shim
 from s3prl_ext.configs import PACKAGE_DIR, package_dir
 
-EXPERT = "DownstreamExpert"
-READERS = ("get", "pop", "setdefault")
 SPLIT = r"(?:train|dev|test|valid|eval)(?:-\w+)*"  # what a key of the variables below may be
 SPLIT_VARIABLES = ("split", "mode")
-NAMESPACES = ("args", "config", "hparams")  # ends of the names of variables that hold a Namespace
-
-Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
-@dataclass
+@dataclass(frozen=True)
 class TaskKeys:
     """What a task may read.
 
     Attributes:
-        names: keys below ``downstream_expert``, of any section.
+        names: text constants, parameters, fields, classes and attributes of its source.
         patterns: regular expressions of keys that are put together from the name of a split.
-        sections: names that its expert takes, as arguments or out of the rest of them; None where another package's
-            class takes them.
-        complete: whether these are all; not where the source hands a section on to something that is not in it.
-        known: whether it is a task of s3prl or of this package: all of its keys are written out in its source.
+        handed_on: names of the sections that go as a whole to something that is not in the source.
+        known: whether it is a task of s3prl or of this package, whose sections are called what its variables are.
     """
 
-    names: set[str] = field(default_factory=set)
-    patterns: set[str] = field(default_factory=set)
-    sections: set[str] | None = field(default_factory=set)
-    complete: bool = True
-    known: bool = True
+    names: frozenset[str]
+    patterns: frozenset[str]
+    handed_on: frozenset[str]
+    known: bool
+
+    def may_read(self, path: Sequence[str]) -> bool:
+        """Tell whether the task may read a key, given with the sections that it is in below ``downstream_expert``."""
+        *sections, key = path
+        passed = self.handed_on.intersection(sections) if self.known else self.handed_on
+        return bool(passed) or self.names_key(key)
 
     def names_key(self, key: str) -> bool:
-        """Tell whether the source reads a key of this name."""
+        """Tell whether the source names a key, or what may be a section of its own."""
         return key in self.names or any(re.fullmatch(pattern, key) for pattern in self.patterns)
 
 
@@ -65,8 +64,14 @@ def keys_of(task: str) -> TaskKeys | None:
 
 @functools.cache
 def _keys(task: str, folder: Path) -> TaskKeys:
-    files = [_parse(path) for path in _files(task, folder)]
-    return _Reader(files, [_parse(path) for path in _shims(task)], known=_is_known(folder)).keys
+    own = [node for path in _files(task, folder) for node in ast.walk(_parse(path))]
+    nodes = [*own, *(node for path in _shims(task) for node in ast.walk(_parse(path)))]
+    return TaskKeys(
+        names=frozenset(name for node in nodes for name in _names(node)),
+        patterns=frozenset(pattern for node in nodes for pattern in _patterns(node)),
+        handed_on=frozenset(_handed_on(own, known=_is_known(folder))),
+        known=_is_known(folder),
+    )
 
 
 @functools.cache
@@ -125,170 +130,59 @@ def _shims(task: str) -> Iterator[Path]:
     yield from dict.fromkeys(Path(code.co_filename) for code in codes if code is not None)
 
 
-class _Reader:
-    """Collects the keys of some source files.
+def _names(node: ast.AST) -> Iterator[str]:
+    """Yield what a node of a source may call a key."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        yield node.value
+    elif isinstance(node, ast.arg):
+        yield node.arg
+    elif isinstance(node, ast.ClassDef):
+        yield node.name
+        fields = (one.target for one in node.body if isinstance(one, ast.AnnAssign))
+        yield from (field.id for field in fields if isinstance(field, ast.Name))
+    elif isinstance(node, ast.Attribute) and not (isinstance(node.value, ast.Name) and node.value.id == "self"):
+        yield node.attr
+
+
+def _patterns(node: ast.AST) -> Iterator[str]:
+    """Yield what a key that is a variable, or made of one, may be."""
+    if not isinstance(node, ast.Subscript):
+        return
+    if isinstance(node.slice, ast.Name) and node.slice.id in SPLIT_VARIABLES:
+        yield SPLIT
+    elif isinstance(node.slice, ast.JoinedStr):
+        yield "".join(re.escape(str(p.value)) if isinstance(p, ast.Constant) else SPLIT for p in node.slice.values)
+
+
+def _handed_on(nodes: list[ast.AST], known: bool) -> Iterator[str]:
+    """Yield the names in what goes as ``**section`` to a Namespace, or to what the source only imports.
 
     Args:
-        files: of the task.
-        shims: hooked on it: what they read counts, not what their classes and functions are called with.
-        known: whether every callee of ``**section`` that the files do not name is one of their classes.
+        known: whether what a variable holds, or ``eval`` gives, is a class or function of the source.
     """
-
-    def __init__(self, files: list[ast.Module], shims: list[ast.Module], known: bool) -> None:
-        self.keys = TaskKeys(known=known)
-        nodes = [node for tree in files for node in ast.walk(tree)]
-        every = [*nodes, *(node for tree in shims for node in ast.walk(tree))]
-        self.constants = {
-            target.id: node.value.value
-            for node in every
-            if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)
-            for target in node.targets
-            if isinstance(target, ast.Name) and isinstance(node.value.value, str)
-        }
-        self.classes = {node.name: node for node in nodes if isinstance(node, ast.ClassDef)}
-        self.keys.names |= set(self.classes)  # a section of the name that another key selects
-        self.functions = {node.name: node for node in nodes if isinstance(node, Function)}
-        self.aliases = _aliases(nodes)
-        self.written = _written_out(nodes)
-        self.has_namespace = False
-        for node in every:
-            self._read(node, self.keys)
-        for node in nodes:
-            self._filled(node)
-        for node in nodes if self.has_namespace else ():
-            self._attribute(node)
-        self.keys.sections = self._sections()
-
-    def _read(self, node: ast.AST, keys: TaskKeys) -> None:
-        """Count a key that an expression reads; a loop over written-out names reads each of them."""
-        if isinstance(node, ast.Subscript) and not isinstance(node.ctx, ast.Store):
-            self._key(node.slice, keys)
-        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.args:
-            if node.func.attr in READERS:
-                self._key(node.args[0], keys)
-        elif isinstance(node, (ast.For, ast.comprehension)) and isinstance(node.iter, (ast.Tuple, ast.List)):
-            for one in node.iter.elts:
-                self._key(one, keys)
-
-    def _key(self, node: ast.AST, keys: TaskKeys) -> None:
-        if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            keys.names.add(node.value)
-        elif isinstance(node, ast.Name) and node.id in self.constants:
-            keys.names.add(self.constants[node.id])
-        elif isinstance(node, ast.Name) and node.id in SPLIT_VARIABLES:
-            keys.patterns.add(SPLIT)
-        elif isinstance(node, ast.JoinedStr) and any(isinstance(part, ast.Constant) for part in node.values):
-            parts = [re.escape(str(p.value)) if isinstance(p, ast.Constant) else SPLIT for p in node.values]
-            keys.patterns.add("".join(parts))
-
-    def _filled(self, node: ast.AST) -> None:
-        """Count the parameters that ``**section`` may fill, and the fields of dataclasses."""
-        if isinstance(node, ast.ClassDef) and any("dataclass" in ast.dump(one) for one in node.decorator_list):
-            self.keys.names |= _fields(node)
-        if not isinstance(node, ast.Call):
-            return
-        spread = [keyword.value for keyword in node.keywords if keyword.arg is None]
-        if all(isinstance(value, ast.Name) and value.id in self.written for value in spread):
-            return
-        name = getattr(node.func, "id", getattr(node.func, "attr", ""))
-        names = self.aliases.get(name, {name})
-        if "Namespace" in names:
-            self.has_namespace = True
-        elif found := [one for one in names if one in self.classes or (one in self.functions and one != "__init__")]:
-            for one in found:
-                self.keys.names |= self._parameters(one)
-        else:  # a name in a variable, or super()
-            self.keys.complete = self.keys.complete and self.keys.known
-            for one in self.classes:
-                self.keys.names |= self._parameters(one)
-
-    def _parameters(self, name: str) -> set[str]:
-        """Return the names of what a class of the task is made with, or a function called with."""
-        if name not in self.classes:
-            return _arguments(self.functions[name])
-        made = _method(self.classes[name], "__init__")
-        if made is not None:
-            return _arguments(made)
-        bases = [base.id for base in self.classes[name].bases if isinstance(base, ast.Name)]
-        return {key for base in bases if base in self.classes and base != name for key in self._parameters(base)}
-
-    def _attribute(self, node: ast.AST) -> None:
-        """Count an attribute that a Namespace may have."""
-        if not isinstance(node, ast.Attribute) or not isinstance(node.value, ast.Name):
-            return
-        if node.value.id.endswith(NAMESPACES) or not self.keys.known:
-            self.keys.names.add(node.attr)
-
-    def _sections(self) -> set[str] | None:
-        """Return what the expert, and the classes that it is made of, take of the task file."""
-        found: set[str] = set()
-        waiting, seen = [EXPERT], {"Module"}  # torch's
-        while waiting:
-            name = waiting.pop()
-            if name in seen:
-                continue
-            seen.add(name)
-            if name not in self.classes:
-                return None
-            expert = self.classes[name]
-            waiting += [getattr(base, "id", getattr(base, "attr", "")) for base in expert.bases]
-            made = _method(expert, "__init__")
-            if made is not None:
-                found |= _arguments(made) | self._taken(made)
-        return found
-
-    def _taken(self, made: Function) -> set[str]:
-        """Return the names that a function reads from its ``**kwargs``."""
-        rest = made.args.kwarg.arg if made.args.kwarg else None
-        taken = TaskKeys()
-        for node in ast.walk(made):
-            receiver: ast.AST | None = None
-            if isinstance(node, ast.Subscript):
-                receiver = node.value
-            elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-                receiver = node.func.value
-            if isinstance(receiver, ast.Name) and receiver.id == rest:
-                self._read(node, taken)
-        return taken.names
-
-
-def _aliases(nodes: Iterable[ast.AST]) -> dict[str, set[str]]:
-    """Return what the names of ``import ... as NAME`` stand for."""
-    found: dict[str, set[str]] = {}
-    for node in nodes:
-        for alias in node.names if isinstance(node, ast.ImportFrom) else ():
-            if alias.asname:
-                found.setdefault(alias.asname, set()).add(alias.name)
-    return found
-
-
-def _written_out(nodes: Iterable[ast.AST]) -> set[str]:
-    """Return the variables that only ever hold dictionaries whose keys are written out: no section fills them."""
-    values: dict[str, list[ast.AST]] = {}
-    for node in nodes:
-        if isinstance(node, ast.Assign):
-            for target in node.targets:
-                if isinstance(target, ast.Name):
-                    values.setdefault(target.id, []).append(node.value)
-        if isinstance(node, ast.arguments):
-            for argument in (*node.posonlyargs, *node.args, *node.kwonlyargs, node.kwarg):
-                if argument is not None:
-                    values.setdefault(argument.arg, []).append(argument)
-    return {
-        name
-        for name, assigned in values.items()
-        if all(isinstance(value, ast.Dict) and None not in value.keys for value in assigned)
+    defined = {node.name for node in nodes if isinstance(node, (ast.ClassDef, ast.FunctionDef))}
+    imported = {
+        alias.asname or alias.name: alias.name.rpartition(".")[2]
+        for node in nodes
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+        for alias in node.names
     }
+    for call in (node for node in nodes if isinstance(node, ast.Call)):
+        callee, root = call.func, call.func
+        while isinstance(root, ast.Attribute):
+            root = root.value
+        if not isinstance(root, ast.Name):  # super(), eval(...), or what a call returns
+            elsewhere = not known and not isinstance(callee, ast.Attribute)
+        elif root.id in imported:
+            elsewhere = imported[root.id] not in defined or root is not callee
+        else:
+            elsewhere = not known and root.id not in {*defined, "self"}
+        for spread in (keyword.value for keyword in call.keywords if keyword.arg is None and elsewhere):
+            yield from _words(spread)
 
 
-def _fields(node: ast.ClassDef) -> set[str]:
-    return {one.target.id for one in node.body if isinstance(one, ast.AnnAssign) and isinstance(one.target, ast.Name)}
-
-
-def _method(node: ast.ClassDef, name: str) -> Function | None:
-    return next((one for one in node.body if isinstance(one, Function) and one.name == name), None)
-
-
-def _arguments(node: Function) -> set[str]:
-    arguments = node.args
-    return {one.arg for one in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)} - {"self"}
+def _words(expression: ast.AST) -> Iterator[str]:
+    for node in ast.walk(expression):
+        word = getattr(node, "id", getattr(node, "attr", getattr(node, "value", None)))
+        if isinstance(word, str):
+            yield word
