@@ -13,7 +13,7 @@ from types import ModuleType
 
 from s3prl_ext import hub
 from s3prl_ext.compat.shim import Shim
-from s3prl_ext.downloads import fetch
+from s3prl_ext.downloads import discard, fetch, keep
 from s3prl_ext.errors import DataError
 from s3prl_ext.reading import is_archive
 
@@ -71,9 +71,9 @@ def download(filepath: Path, url: str, refresh: bool, new_enough_secs: float = N
         else:
             fetch(url, temporary)
         if is_cut_short(temporary):
-            temporary.unlink()
+            discard(temporary)
             raise DataError(f"{url} gives a file that is cut short: give the same command with -r.")
-        os.replace(temporary, filepath)
+        keep(temporary, filepath)
         os.utime(filepath)
 
 

@@ -19,7 +19,7 @@ from typing import BinaryIO
 
 from tqdm import tqdm
 
-from s3prl_ext.downloads import CHUNK, fetch
+from s3prl_ext.downloads import CHUNK, discard, fetch, keep
 from s3prl_ext.errors import DataError
 from s3prl_ext.reading import is_archive
 from s3prl_ext.writing import unfinished_folder
@@ -100,7 +100,7 @@ def download(card: CorpusCard, folder: Path) -> Path:
         fetch(card.url, part)
         _check_kind(card, part)
         verify(card, part)
-        os.replace(part, archive)
+        keep(part, archive)
     else:
         verify(card, archive)
     return _unpacked(card, folder, archive)
@@ -161,7 +161,7 @@ def _check_kind(card: CorpusCard, part: Path) -> None:
     if _is_archive(part):
         return
     beginning = _beginning(part)
-    part.unlink()
+    discard(part)
     raise DataError(
         f"{card.url} gave no whole archive: the file begins with {beginning}. Open the address in a browser (a "
         "network that wants a login answers with a page of its own), and give the same command again."
@@ -188,7 +188,7 @@ def verify(card: CorpusCard, archive: Path) -> None:
             )
         return
     if archive.suffix == ".part":
-        archive.unlink()
+        discard(archive)
         raise DataError(f"the download of {card.name} {problem}; it was removed: give the same command again.")
     raise DataError(f"the archive {archive} of {card.name} {problem}: remove it, and give --download.")
 

@@ -53,12 +53,14 @@ class _Handler(BaseHTTPRequestHandler):
     server: _Server
 
     def do_GET(self) -> None:
-        start = 0
-        if wanted := self.headers.get("Range"):
+        start, etag = 0, f'"{hashlib.sha256(self.server.content).hexdigest()}"'
+        if (wanted := self.headers.get("Range")) and self.headers.get("If-Range") == etag:
             self.server.ranges.append(wanted)
             start = int(wanted.removeprefix("bytes=").rstrip("-"))
         if start >= len(self.server.content):
-            self.send_error(416)
+            self.send_response(416)
+            self.send_header("Content-Range", f"bytes */{len(self.server.content)}")
+            self.end_headers()
             return
         cut_at = self.server.cut_at if self.server.cuts else None
         self.server.cuts -= 1
@@ -68,6 +70,7 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.server.content[start:]
         self.send_response(206 if start else 200)
         self.send_header("Content-Length", str(len(body)))
+        self.send_header("ETag", etag)
         self.end_headers()
         self.wfile.write(body[:cut_at])
 
@@ -118,10 +121,11 @@ def test_interrupted_download_is_resumed(server, tmp_path):
     server.cut_at = 20
     with pytest.raises(DataError, match="ended after 60 of .* bytes.: the same command resumes"):
         download(card_of(server), tmp_path)
-    assert contents(tmp_path) == {".mini.tar.bz2.part": ARCHIVE[:60]}  # three tries, each from where the last ended
+    assert contents(tmp_path)[".mini.tar.bz2.part"] == ARCHIVE[:60]  # three tries, each from where the last ended
     server.cut_at = None
     download(card_of(server), tmp_path)
     assert server.ranges == ["bytes=20-", "bytes=40-", "bytes=60-"]
+    assert [path.name for path in tmp_path.glob(".*")] == []
     assert contents(tmp_path / "mini") == {k.removeprefix("mini/"): v for k, v in FILES.items()}
 
 
@@ -178,10 +182,17 @@ def test_an_archive_under_the_name_that_a_browser_gives(tmp_path):
     assert (download(replace(card, folder="other", contents=()), tmp_path)).is_dir(), "nothing is fetched"
 
 
-def test_complete_partial_file_is_taken(server, tmp_path):
-    (tmp_path / ".mini.tar.bz2.part").write_bytes(ARCHIVE)
+def test_complete_partial_file_is_taken(server, tmp_path, monkeypatch):
+    monkeypatch.setattr("s3prl_ext.corpora.archives.verify", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        download(card_of(server), tmp_path)
+    monkeypatch.undo()
     download(card_of(server), tmp_path)
-    assert (tmp_path / "mini" / "list.csv").is_file()
+    assert (tmp_path / "mini" / "list.csv").is_file() and server.ranges == [f"bytes={len(ARCHIVE)}-"]
+
+
+def interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize(("changes", "part"), [
