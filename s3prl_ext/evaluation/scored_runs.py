@@ -175,10 +175,21 @@ def _checkpoint(record: ResultRecord, task: Task) -> str | None:
         return None
     if name in (task.best, DELTA_FILE):
         return "best"
-    step, total = step_of(Path(name)), record.at("config.runner.total_steps")
+    step = step_of(Path(name))
     if step is None:
         return name
-    return f"step {step}" if isinstance(total, int) and step < total else "last"
+    return "last" if step == _end(record) else f"step {step}"
+
+
+def _end(record: ResultRecord) -> int | None:
+    """Return the step at which the training of a checkpoint ends; None where it is not known.
+
+    A task file may give epochs in place of steps, and a training may have been prolonged since: the later end counts.
+    """
+    training = _training_of(record)
+    ends = [record.at("config.runner.total_steps")]
+    ends += [training["step"]] if training is not None and training["mode"] == "train" else []
+    return max((end for end in ends if isinstance(end, int)), default=None)
 
 
 def on_dev(run: ScoredRun, metric: str | None, every: Sequence[ScoredRun]) -> float | None:

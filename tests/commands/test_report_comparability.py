@@ -142,6 +142,24 @@ def test_best_and_last_checkpoints_are_not_averaged(tmp_path):
     assert labels(report(tmp_path / "early", best, early))[1] == "hubert, checkpoint step 2"
 
 
+def test_the_last_checkpoint_of_a_training_by_epochs_is_that_of_its_end(tmp_path):
+    runner = {"optimizer": {"lr": 0.001}, "runner": {"epochs": 3}, "downstream_expert": {}}
+    early = evaluated(0.5, 1, "states-50.ckpt", step=50, config=runner)
+    late = evaluated(0.9, 2, "states-150.ckpt", step=150, config=runner)
+    apart = ["hubert, checkpoint step 50", "hubert, checkpoint step 150"]
+    assert labels(report(tmp_path / "unknown", early, late)) == apart
+    for number, one in enumerate((early, late)):
+        training = keywords(0.1, one["seed"], mode="train", step=150, config=runner, metrics={})
+        write(tmp_path / "known" / "runs" / str(number), training)
+    assert labels(report(tmp_path / "known", early, late)) == [apart[0], "hubert, checkpoint last"]
+
+
+def test_the_end_of_a_prolonged_training_is_the_later_one(tmp_path):
+    early, late = evaluated(0.5, 1, "states-4.ckpt"), evaluated(0.9, 2, "states-4.ckpt")
+    write(tmp_path / "runs" / "0", keywords(0.1, 1, mode="train", step=8, metrics={}))
+    assert labels(report(tmp_path, early, late)) == ["hubert, checkpoint step 4", "hubert, checkpoint last"]
+
+
 def test_a_baseline_of_another_checkpoint_is_named(tmp_path):
     base, merged = evaluated(0.9, 1, "dev-best.ckpt", merge=merge(0.0)), keywords(0.5, mode="train", merge=merge(0.1))
     assert "in checkpoint (last, the baseline's best), too." in report(tmp_path, base, merged)
