@@ -32,7 +32,7 @@ from s3prl_ext.run_flags import canonical, parser
 from s3prl_ext.studies.config import FILE, kept_study
 from s3prl_ext.studies.plan import combinations, run_of
 from s3prl_ext.studies.study_run import StudyRun
-from s3prl_ext.tasks.record import LABELS
+from s3prl_ext.tasks.record import without_labels
 from s3prl_ext.writing import write_json, write_text
 
 OF_THE_MACHINE = ("args", "config")  # of a result file: they hold paths, and follow from the plan
@@ -210,14 +210,14 @@ def _config_sha256(config: Any, planned: Any, paths: Mapping[str, str]) -> str:
         planned: that of the plan, where variables are not replaced yet.
         paths: variables by their values.
     """
-    text = json.dumps(_decisive(config, planned, paths), sort_keys=True)
+    text = json.dumps(_decisive(without_labels(config), planned, paths), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _decisive(value: Any, planned: Any, paths: Mapping[str, str]) -> Any:
     if isinstance(value, dict):
         others = planned if isinstance(planned, dict) else {}
-        kept = {key: one for key, one in value.items() if key not in (*WITHOUT_EFFECT, LABELS)}
+        kept = {key: one for key, one in value.items() if key not in WITHOUT_EFFECT}
         return {str(key): _decisive(one, others.get(key), paths) for key, one in kept.items()}
     if isinstance(value, (list, tuple)):
         others = planned if isinstance(planned, (list, tuple)) and len(planned) == len(value) else [None] * len(value)

@@ -13,7 +13,7 @@ from s3prl_ext.evaluation.merge_facts import described_method, last_part, merge_
 from s3prl_ext.evaluation.result_records import ResultRecord, numbers, read_record
 from s3prl_ext.run_folder import DELTA_FILE, RunFolder, step_of
 from s3prl_ext.tasks import named, task_of
-from s3prl_ext.tasks.record import Folds, Task
+from s3prl_ext.tasks.record import Folds, Task, without_labels
 
 UNNAMED_MERGE = "merged_attention"  # -u of a merge that -g names
 # Settings that do not change what a model learns or how it is scored.
@@ -217,7 +217,8 @@ def facts_of(record: ResultRecord) -> dict[str, Any]:
     """Return what decides a run besides its seed; of paths only the last part counts, so that runs may be moved."""
     merge = merge_facts(record["merge"])
     raced = record["candidate"] is not None
-    config = {name: value for name, value in record["config"].items() if name != "early_stop" or raced}
+    config = without_labels(record["config"])
+    config = {name: value for name, value in config.items() if name != "early_stop" or raced}
     args = record["args"]
     method = record.at("config.tuning.method") or ("full" if args.get("upstream_trainable") else "weighted_sum")
     task = task_of(record["downstream"], record.at("config.downstream_expert"))

@@ -7,12 +7,20 @@ from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import PurePath
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from s3prl_ext.metrics import MAIN_METRICS, Metric
 from s3prl_ext.tasks.counts import Count
 
 LABELS = "labels"  # key of section downstream_expert under which a checkpoint holds the names of a head's outputs
+
+
+def without_labels(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a task file without the names of a head's outputs, which follow from the corpus."""
+    expert = config.get("downstream_expert")
+    if not isinstance(expert, Mapping):
+        return dict(config)
+    return {**config, "downstream_expert": {key: value for key, value in expert.items() if key != LABELS}}
 
 
 class Reads(NamedTuple):

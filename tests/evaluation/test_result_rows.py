@@ -38,6 +38,15 @@ def test_group_by_averages_over_more_and_says_so():
     assert row.mean == 5.0 and averaged_over(row) == {"optimizer.lr": [0.001, 0.1]}
 
 
+def test_names_of_a_heads_outputs_are_no_setting():
+    """Checkpoints keep them since some version; they follow from the corpus, whose hash is compared."""
+    later = content({"per": 0.2}, downstream="ctc", seed=2)
+    later["config"]["downstream_expert"] = {"labels": {"tokens": ["A", "B"]}}
+    runs = [run(0.1, metric="per", downstream="ctc", seed=1), *runs_of(ResultRecord(Path("b"), later))]
+    (row,) = rows_of(runs, "per")
+    assert len(row.runs) == 2 and "labels" not in str(row.facts)
+
+
 def test_other_data_are_never_averaged():
     data = {"sha256": "e" * 64, "files": 1, "bytes": 1, "covers": "all"}
     rows = rows_of([run(4.0, seed=1), run(8.0, "b", seed=2, data=data)], "wer")

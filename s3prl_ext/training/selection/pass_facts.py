@@ -20,7 +20,7 @@ import s3prl_ext
 from s3prl_ext.configs import Record, Section
 from s3prl_ext.models.hashing import state_sha256
 from s3prl_ext.tasks import Task, task_of
-from s3prl_ext.tasks.record import LABELS
+from s3prl_ext.tasks.record import without_labels
 from s3prl_ext.training.forward import TaskModels
 from s3prl_ext.training.results.provenance import versions
 from s3prl_ext.training.run_spec import RunSpec
@@ -127,9 +127,8 @@ def batch_size_in(expert: Any) -> int | None:
 
 def expert_of(config: Section | None) -> Record:
     """Return section ``downstream_expert`` of a task file as JSON holds it, without the names of the head's outputs."""
-    section = (config or {}).get("downstream_expert") or {}
-    kept = {key: value for key, value in section.items() if key != LABELS}
-    content: Record = json.loads(json.dumps(kept, default=str))
+    section = without_labels(config or {}).get("downstream_expert") or {}
+    content: Record = json.loads(json.dumps(section, default=str))
     return content
 
 
