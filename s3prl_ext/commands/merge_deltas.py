@@ -19,7 +19,7 @@ from s3prl_ext.deltas.writing import check_new
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.locks import one_writer
 from s3prl_ext.merging.methods import MethodConfig, parse_method
-from s3prl_ext.merging.names import REGMEAN_CLIPS, REGMEAN_SHRINK
+from s3prl_ext.merging.names import DELTA_MEANS, REGMEAN_CLIPS, REGMEAN_SHRINK
 from s3prl_ext.models.hashing import state_sha256
 from s3prl_ext.prediction import recordings
 from s3prl_ext.run_folder import DELTA_FILE, MERGED_TASKS_FILE
@@ -31,7 +31,6 @@ from s3prl_ext.writing import write_json, written_folder
 logger = logging.getLogger(__name__)
 
 SCHEMA = 1
-MEANS = ("fisher", "regmean")  # methods whose lambda is the weight of a task in a mean
 
 
 def main(args: argparse.Namespace) -> int:
@@ -47,7 +46,7 @@ def main(args: argparse.Namespace) -> int:
     method = _method(args)
     _check_scores(args, method)
     weights = _weights(args.lambdas, len(args.deltas))
-    if method.name in MEANS and min(weights) < 0:
+    if method.name in DELTA_MEANS and min(weights) < 0:
         raise UsageError(
             f"--lambda of {method.name} is the weight of a task in a mean and must not be negative, got {args.lambdas}."
         )

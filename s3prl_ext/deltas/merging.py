@@ -7,8 +7,9 @@ arXiv:2502.12672; WiSE-FT, arXiv:2109.01903).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from s3prl_ext.deltas.trained_task import TrainedTask, check_foldable
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.merging.learnable import find_lambda
 from s3prl_ext.merging.methods import MethodConfig, Part
-from s3prl_ext.merging.names import REGMEAN_SHRINK
+from s3prl_ext.merging.names import DELTA_MEANS, REGMEAN_SHRINK
 from s3prl_ext.merging.regmean import regression_mean_of_tasks
 from s3prl_ext.merging.task_vectors import fisher_mean
 from s3prl_ext.models.hashing import state_sha256
@@ -39,12 +40,14 @@ class TunedWeights:
 
     Attributes:
         task: as read.
-        changed: tuned tensors by name, those that differ from the untuned upstream's; one that modules share is here
+        changed: tuned parameters by name, those that differ from the untuned upstream's; one that modules share is here
             once, under its first name.
+        statistics: the same of buffers, such as the running mean and variance of a batch norm.
     """
 
     task: TrainedTask
     changed: Mapping[str, Tensor]
+    statistics: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -135,6 +138,8 @@ def merge_tasks(
         scores = fishers(tasks, state_sha256(base))
     read = [moments_read(one, base, names, own) for one, own in zip(tuned, clips, strict=True)] if clips else []
     merged = {name: _merge_tensor(name, base[name], tuned, weights, method, scores, read) for name in names}
+    measured = [name for name in base if any(name in one.statistics for one in tuned)]
+    merged |= {name: _mean_statistics(name, base[name], tuned, weights, method) for name in measured}
     return MergedTasks(base, tuned, weights, merged, first)
 
 
@@ -170,8 +175,11 @@ def _tuned_weights(task: TrainedTask) -> tuple[dict[str, Tensor], dict[str, str]
     task.tune(model)
     state = model.state_dict()
     once = dict.fromkeys(first.values())
-    weights = [name for name in once if base[name].is_floating_point()]  # not the counter of a batch norm
-    return base, first, TunedWeights(task, {n: state[n].clone() for n in weights if not torch.equal(state[n], base[n])})
+    floats = [name for name in once if base[name].is_floating_point()]  # not the counter of a batch norm
+    changed = {name: state[name].clone() for name in floats if not torch.equal(state[name], base[name])}
+    buffers = {first[name] for name, _ in model.named_buffers() if name in first}
+    statistics = {name: changed.pop(name) for name in list(changed) if name in buffers}
+    return base, first, TunedWeights(task, changed, statistics)
 
 
 @torch.no_grad()
@@ -190,7 +198,7 @@ def moments_read(
     model = one.task.build_untuned().eval()
     model.load_state_dict(base)
     state = model.state_dict()
-    for name, tensor in one.changed.items():
+    for name, tensor in (*one.changed.items(), *one.statistics.items()):
         state[name].copy_(tensor)  # in place: other names of the same tensor see it too
     weights = {name: tensor for name, tensor in state.items() if name in names and tensor.dim() == 2}
     inputs = LinearInputs(weights)
@@ -220,6 +228,26 @@ def _regmean_of(
         merged = fisher_mean(base, deltas, lambdas, [None] * len(used))
         untouched = (torch.stack(deltas) == 0).all(dim=0)
     return torch.where(untouched, base, merged)
+
+
+def _mean_statistics(
+    name: str, base: Tensor, tuned: Sequence[TunedWeights], weights: Sequence[float], method: MethodConfig
+) -> Tensor:
+    """Return the mean of a buffer, such as a running variance, which no sum, trimming or rescaling would leave valid.
+
+    Each task counts with its lambda, one below 0 not at all; the untuned upstream has the rest up to 1, unless lambda
+    is the weight of a task in the method's own mean.
+    """
+    shares = [max(0.0, weight) for weight in weights]
+    total = math.fsum(shares)
+    if total == 0:
+        return base
+    scale = total if method.name in DELTA_MEANS else max(1.0, total)
+    mean = base.double() * (1 - total / scale)
+    for one, share in zip(tuned, shares, strict=True):
+        mean += one.statistics.get(name, base).double() * (share / scale)
+    untouched = torch.stack([one.statistics.get(name, base) == base for one in tuned]).all(dim=0)
+    return torch.where(untouched, base, mean.to(base.dtype))
 
 
 def _merge_tensor(

@@ -22,6 +22,7 @@ TIES_DENSITY, DARE_DENSITY = 0.2, 0.1  # share of a task vector that is kept, if
 REGMEAN_SHRINK = 0.9  # of second moments off the diagonal, as in its paper
 REGMEAN_CLIPS = 64  # recordings of each task that deltas are weighed by, if nothing else is said
 DELTA_METHODS = ("linear", "ties", "dare", "fisher", "regmean")  # how the changes of tuned tasks are combined
+DELTA_MEANS = ("fisher", "regmean")  # of them those whose lambda is the weight of a task in a mean
 
 ALIGNMENTS = ("heads", "basis")  # what of a source is brought into the order or basis of the target
 HEADS_BY = ("weights", "outputs", "patterns")  # what says which heads are alike

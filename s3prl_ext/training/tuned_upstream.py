@@ -61,7 +61,7 @@ class TunedUpstream:
     @torch.no_grad()
     def extend(self, mask: Mapping[str, Tensor]) -> None:
         """Remember more entries, which are as in the untouched upstream where they are not remembered already."""
-        weights = dict(self.model.named_parameters())
+        weights = self._tensors()
         for name, chosen in mask.items():
             known = self.indices.get(name, torch.zeros(0, dtype=torch.int32))
             every = torch.unique(torch.cat([known.to(torch.int32), chosen.to(torch.int32).cpu()]))
@@ -72,9 +72,13 @@ class TunedUpstream:
                 values[torch.searchsorted(every, known.to(torch.int32))] = self._base[name]
             self.indices[name], self._base[name] = every, values
 
+    def _tensors(self) -> dict[str, Tensor]:
+        """Return the model's own parameters and buffers by name; of merged tasks, running statistics change too."""
+        return self.model.state_dict(keep_vars=True)
+
     @torch.no_grad()
     def _values(self) -> dict[str, Tensor]:
-        weights = dict(self.model.named_parameters())
+        weights = self._tensors()
         return {
             name: weights[name].detach().reshape(-1).index_select(0, i.to(weights[name].device)).cpu()
             for name, i in self.indices.items()
@@ -82,7 +86,7 @@ class TunedUpstream:
 
     @torch.no_grad()
     def _put(self, values: Mapping[str, Tensor]) -> None:
-        weights = dict(self.model.named_parameters())
+        weights = self._tensors()
         for name, indices in self.indices.items():
             weight = weights[name]
             weight.put_(indices.long().to(weight.device), values[name].to(weight))
@@ -167,6 +171,8 @@ class TunedUpstream:
         delta = replace(delta, added={}).over(self.model.state_dict(), where)
         self.track({name: indices.to(torch.int32) for name, indices in delta.indices.items() if name not in own})
         delta.toggle(self.model.state_dict())
+        loaded = copy_buffers(self.model)
+        self._buffers |= {name: loaded[name] for name in self.indices if name in loaded}  # training leaves them so
 
     def _added(self) -> dict[str, Tensor]:
         if not adapters.inserted(self.model):
@@ -183,7 +189,7 @@ class TunedUpstream:
         Raises:
             StateChanged: something else of the upstream has changed too.
         """
-        changes, weights = self.state(), dict(self.model.named_parameters())
+        changes, weights = self.state(), self._tensors()
         sizes = {name: weights[name].numel() for name in changes.indices}
         bits = difference(self._base, changes.values, in_place=True)  # of the copy that state() has made
         child = Delta(self.base_sha256, changes.indices, bits, sizes, {}, task, info)

@@ -12,12 +12,15 @@ from s3prl_ext.child_tuning import delta as delta_files
 from s3prl_ext.child_tuning.eligible import eligible_parameters
 from s3prl_ext.commands import merge
 from s3prl_ext.deltas.merging import TunedWeights, moments_read
+from s3prl_ext.deltas.switch import TaskSwitch
 from s3prl_ext.deltas.trained_task import TrainedTask
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.merging.task_vectors import ties
 from s3prl_ext.models.hashing import state_sha256
 from s3prl_ext.models.linear_inputs import LinearInputs
 from s3prl_ext.training.selection.shared_scores import SharedScores
+from s3prl_ext.training.statistics import StateChanged
+from s3prl_ext.training.tuned_upstream import TunedUpstream
 from tests.support import tuned as made
 
 CHILD = {"method": "child", "mask": "fisher", "density": 0.3}
@@ -260,6 +263,120 @@ def test_a_weight_that_layers_share_is_merged_once(method, layers, tmp_path, cap
         assert all(torch.equal(state[name], tensor) or method == "regmean" for name, tensor in tuned.items())
         torch.testing.assert_close(state[tied[0]], tuned[tied[0]])
     assert json.loads((out / "merged_tasks.json").read_text())["upstream_sha256"] == state_sha256(state)
+
+
+FAMILY = "hf_speech_custom:conformer"  # with a batch norm in every block
+
+
+@pytest.fixture
+def statistics(tmp_path):
+    """Write two upstreams tuned as a whole, whose batch norms measured other inputs; return base, folders, states."""
+    ckpt = made.write_model(FAMILY, tmp_path)
+    base = {name: tensor.clone() for name, tensor in made.build(FAMILY, ckpt).state_dict().items()}
+    folders, states = [], []
+    for number, name in enumerate(("ks", "sid")):
+        upstream, generator = made.build(FAMILY, ckpt), torch.Generator().manual_seed(number)
+        with torch.no_grad():
+            for parameter in upstream.parameters():
+                parameter.add_(0.01 * torch.randn(parameter.shape, generator=generator))
+            for key, buffer in upstream.named_buffers():
+                if key.endswith("running_mean"):
+                    buffer.add_(torch.randn(buffer.shape, generator=generator))
+                elif key.endswith("running_var"):
+                    buffer.mul_(0.02 + 0.5 * torch.rand(buffer.shape, generator=generator))
+                elif key.endswith("num_batches_tracked"):
+                    buffer.add_(7)
+        (tmp_path / name).mkdir()
+        origin = {"S3prlExt": {"upstream_sha256": state_sha256(base)}}
+        info = made.about(FAMILY, ckpt, {"method": "full"})
+        made.save_checkpoint({"Upstream": upstream.state_dict(), **origin}, info, tmp_path / name / "dev-best.ckpt")
+        folders.append(tmp_path / name)
+        states.append(upstream.state_dict())
+    return base, folders, states
+
+
+@pytest.mark.parametrize(
+    ("method", "weights", "shares"),
+    [
+        ("linear", "0.5,0.25", (0.5, 0.25)),
+        ("linear", "1,1", (0.5, 0.5)),
+        ("linear", "1,-0.5", (1, 0)),
+        ("ties", "1,0.5", (2 / 3, 1 / 3)),
+        ("dare", "0.5,0.5", (0.5, 0.5)),
+        ("regmean", "0.2,0.6", (0.25, 0.75)),
+    ],
+)
+def test_running_statistics_become_a_mean_of_those_measured(method, weights, shares, statistics, tmp_path, capsys):
+    base, folders, states = statistics
+    flags = ["--audio", *(recordings(tmp_path / "audio" / name, 1, 5) for name in "ab")] if method == "regmean" else []
+    run("--deltas", *folders, f"--lambda={weights}", "--method", method, *flags, "--out", tmp_path / "merged")
+    (merged, other) = merged_states(tmp_path / "merged", ("ks", "sid"))
+    parameters = dict(made.build(FAMILY, tmp_path / "model").named_parameters())
+    for name, tensor in base.items():
+        assert torch.equal(merged[name], other[name])
+        if "running" in name:
+            rest = 1 - sum(shares)
+            expected = rest * tensor + sum(s * state[name] for s, state in zip(shares, states, strict=True))
+            torch.testing.assert_close(merged[name], expected, rtol=1e-5, atol=1e-7)
+        elif name not in parameters:
+            assert torch.equal(merged[name], tensor)
+    counts = [line.split()[2] for line in capsys.readouterr().out.splitlines()[1:3]]
+    for count, state in zip(counts, states, strict=True):
+        assert int(count.replace(",", "")) == sum(int((state[name] != base[name]).sum()) for name in parameters)
+
+
+def test_running_statistics_of_one_task_are_its_own_or_on_the_way_to_them(statistics, tmp_path):
+    base, (ks, _), (state, _) = statistics
+    for method, weight, share in (("linear", "1", 1), ("linear", "0.5", 0.5), ("dare", "1", 1), ("regmean", "0.3", 1)):
+        flags = ["--audio", recordings(tmp_path / f"audio{method}", 1, 5)] if method == "regmean" else []
+        out = tmp_path / f"{method}{weight}"
+        run("--deltas", ks, "--lambda", weight, "--method", method, *flags, "--out", out)
+        (merged,) = merged_states(out, ["ks"])
+        for name in base:
+            if "running" in name:
+                assert torch.equal(merged[name], torch.lerp(base[name], state[name], share)) or share not in (0, 1)
+                torch.testing.assert_close(merged[name], torch.lerp(base[name], state[name], share))
+
+
+def test_moments_are_of_a_tuned_model_with_its_own_running_statistics(statistics):
+    base, (ks, _), (state, _) = statistics
+    upstream = TrainedTask.read(ks / "dev-best.ckpt").build().eval()
+    clip = 0.1 * torch.randn(8000, generator=torch.Generator().manual_seed(0))
+    name = next(name for name in base if name.endswith("layers.1.ffn2.intermediate_dense.weight"))
+    inputs = LinearInputs({name: upstream.state_dict()[name]})
+    with torch.no_grad(), inputs:
+        upstream([clip])
+    changed = {key: state[key] for key in base if base[key].is_floating_point() and "running" not in key}
+    one = TunedWeights(
+        TrainedTask.read(ks / "dev-best.ckpt"), changed, {key: state[key] for key in base if "running" in key}
+    )
+    torch.testing.assert_close(moments_read(one, base, [name], [clip])[name], inputs.means()[name], rtol=1e-9, atol=0)
+
+
+def test_running_statistics_of_a_merge_are_loaded_kept_and_taken_back(statistics, tmp_path):
+    base, folders, _ = statistics
+    run("--deltas", *folders, "--lambda", "0.5", "--out", tmp_path / "merged")
+    (merged,) = merged_states(tmp_path / "merged", ["ks"])
+    delta = delta_files.load(tmp_path / "merged" / "ks" / "delta.safetensors")
+    model = made.build(FAMILY, tmp_path / "model")
+    upstream = TunedUpstream(model)
+    upstream.load(delta, "the delta")
+    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in merged.items())
+    upstream.check_untouched()
+    again = upstream.delta({}, {})
+    assert set(again.indices) == set(delta.indices) and any("running_var" in name for name in again.indices)
+    assert all(torch.equal(again.bits[name], delta.bits[name]) for name in delta.indices)
+    (buffer,) = [b for name, b in model.named_buffers() if name.endswith("layers.0.conv_module.batch_norm.running_var")]
+    kept = buffer.clone()
+    buffer.mul_(2)
+    with pytest.raises(StateChanged, match="running_var of the upstream changed in training"):
+        upstream.state()
+    buffer.copy_(kept)
+    upstream.revert()
+    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in base.items())
+    switch = TaskSwitch(model, {"ks": tmp_path / "merged" / "ks"})
+    switch.switch("ks")
+    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in merged.items())
 
 
 def test_moments_are_of_the_tuned_model_where_layers_share_a_weight(tmp_path):
