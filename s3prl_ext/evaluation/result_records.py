@@ -226,7 +226,9 @@ def read_record(path: Path) -> ResultRecord:
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}): give result files or folders of runs.") from error
     except ValueError as error:
-        raise DataError(f"{path} is corrupt: not JSON ({error}): evaluate the run again.") from error
+        raise DataError(
+            f"{path} is corrupt: not JSON ({error}): delete it, and give the command that wrote it again."
+        ) from error
     found = problems(content)
     if found:
         more = f" and {len(found) - 3} more" if len(found) > 3 else ""

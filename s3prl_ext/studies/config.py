@@ -167,7 +167,7 @@ def kept_study(folder: Path) -> Study | None:
         )  # fmt: skip
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
-            f"{path} is corrupt ({error!r}): run the study again, which keeps the finished runs."
+            f"{path} is corrupt ({error!r}): delete it, and run the study again, which keeps the finished runs."
         ) from error
 
 

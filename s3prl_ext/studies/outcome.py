@@ -55,17 +55,26 @@ def tables_of(folder: Path) -> list[Table]:
 
 
 def _all_tables(cells: Sequence[StudyCell]) -> list[Table]:
-    return [table for task in _tasks(cells) for table in _tables(task, [c for c in cells if c.labels["task"] == task])]
+    return [table for name, group in _by_metric(cells) for table in _tables(name, group)]
 
 
-def _tasks(cells: Sequence[StudyCell]) -> list[str]:
-    return list(dict.fromkeys(cell.labels["task"] for cell in cells))
+def _by_metric(cells: Sequence[StudyCell]) -> list[tuple[str, list[StudyCell]]]:
+    """Return the cells of each task and metric; one whose runs all failed is with the first others of its task."""
+    reported: dict[str, str] = {}
+    for cell in cells:
+        if cell.reported is not None:
+            reported.setdefault(cell.labels["task"], cell.reported)
+    groups: dict[tuple[str, str], list[StudyCell]] = {}
+    for cell in cells:
+        task = cell.labels["task"]
+        groups.setdefault((task, cell.reported or reported.get(task, cell.metric)), []).append(cell)
+    return [(name, group) for (_, name), group in groups.items()]
 
 
-def _tables(task: str, cells: Sequence[StudyCell]) -> list[Table]:
-    """Return the table of a task's cells, and of what dev gave at each point that was searched."""
+def _tables(name: str, cells: Sequence[StudyCell]) -> list[Table]:
+    """Return the table of a task's cells of one metric, and of what dev gave at each point that was searched."""
+    task = cells[0].labels["task"]
     row = named(task)
-    name = cells[0].metric
     axes = [axis for axis in cells[0].labels if axis != "task"]
     choose = cells[0].study.choose
     body: list[list[str]] = []
@@ -202,7 +211,7 @@ def _runs(cells: Sequence[StudyCell]) -> Table:
             values.append({
                 **run.labels, "seed": run.seed, "metric": name,
                 "dev": dev,
-                "test": tested["metrics"][row.test][name]["value"] if tested else None,
+                "test": tested["metrics"].get(row.test, {}).get(name, {}).get("value") if tested else None,
                 "steps": steps, "seconds": run.seconds(),
                 "seconds_per_step": record["seconds_per_step"] if record else None,
                 "failed": _final_failure(cell, run) if run.name in final else _failure(run), "folder": str(run.folder),
@@ -211,7 +220,7 @@ def _runs(cells: Sequence[StudyCell]) -> Table:
 
 
 def draw_search(cells: Sequence[StudyCell], path: Path) -> None:
-    """Draw the scores on dev over the one axis of numbers that was searched, a panel for each task.
+    """Draw the scores on dev over the one axis of numbers that was searched, a panel for each task and metric.
 
     Else draw nothing.
     """
@@ -219,18 +228,18 @@ def draw_search(cells: Sequence[StudyCell], path: Path) -> None:
     if len(choose) != 1 or not all((number_of(run.labels[choose[0]]) or 0) > 0 for c in cells for run in c.search):
         return
     panels = []
-    for task in _tasks(cells):
+    for name, group in _by_metric(cells):
         series = [
             Series("/".join(label for axis, label in cell.labels.items() if axis != "task"), curves)
-            for cell in cells
-            if cell.labels["task"] == task and (curves := _curves(cell, choose[0]))
+            for cell in group
+            if (curves := _curves(cell, choose[0]))
         ]
+        task = group[0].labels["task"]
         for first in range(0, len(series), MOST_LINES):
             title = f"{task}, {named(task).dev}, {_seeds(cells[0])}"
-            metric = next(cell.metric for cell in cells if cell.labels["task"] == task)
             shown = series[first : first + MOST_LINES]
             panels.append(
-                SeriesPanel(title, shown, AXIS_NAMES.get(choose[0], choose[0]), heading(metric, "dev"), log_x=True)
+                SeriesPanel(title, shown, AXIS_NAMES.get(choose[0], choose[0]), heading(name, "dev"), log_x=True)
             )
     if panels:
         plot_series_panels(panels, path, f"{AXIS_NAMES.get(choose[0], choose[0])}: scores on dev")

@@ -178,7 +178,8 @@ class StudyCell:
 
     def note_stop(self, run: StudyRun, step: int) -> None:
         """Take the score of a search run where its race stopped it."""
-        self.reported, score, _ = run.stopped(step)
+        name, score, _ = run.stopped(step)
+        self._note_metric(run, name)
         self.scores[run.name] = self.stops.setdefault(run.name, {})[step] = score
         self.arrived.add((run.stop(step).stat().st_mtime_ns, run.name, step))
         self.failures.pop(run.name, None)
@@ -187,7 +188,8 @@ class StudyCell:
         """Take the outcome of a search run."""
         if record is not None:
             self.compare_basis(run, record)
-            self.reported, self.scores[run.name] = run.on_dev(record)
+            name, self.scores[run.name] = run.on_dev(record)
+            self._note_metric(run, name)
             self.stops.setdefault(run.name, {})[self.total_steps] = run.at_end(record)
             if any(run.name == one.name for one in self.search):
                 self.arrived.add((record.path.stat().st_mtime_ns, run.name, self.total_steps))
@@ -196,6 +198,15 @@ class StudyCell:
             self.diverged.add(run.name)
         elif failure is not None:
             self.failures[run.name] = failure.sentence
+
+    def _note_metric(self, run: StudyRun, name: str) -> None:
+        """Take the metric of a run; scores of another one than the others' cannot be compared with theirs."""
+        if self.reported not in (None, name):
+            self.mixed = (
+                f"{run.name} was judged by {name}, others of its cell by {self.reported}: remove the runs of one of "
+                "them, and run the study again."
+            )
+        self.reported = self.reported or name
 
     def compare_basis(self, run: StudyRun, record: ResultRecord) -> None:
         """Note where a run was trained or tested on other data, or another upstream, than an earlier one of its task.

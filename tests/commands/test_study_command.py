@@ -7,7 +7,7 @@ import pytest
 
 from s3prl_ext.commands import study as command
 from s3prl_ext.commands.report import main as report
-from s3prl_ext.errors import UsageError
+from s3prl_ext.errors import DataError, UsageError
 from tests.support.instant_engine import Instant
 
 TEXT = """
@@ -151,6 +151,8 @@ def test_a_failed_job_makes_the_exit_status_one(run, monkeypatch, capsys):
 def test_a_damaged_study_file_is_named(run, tmp_path):
     run()
     (tmp_path / "exp" / "study.json").write_text(json.dumps({"axes": 1}))
-    with pytest.raises(Exception, match=r"study\.json is corrupt"):
+    with pytest.raises(DataError, match=r"study\.json is corrupt .*: delete it, and run the study again"):
         run()
     assert Path(tmp_path / "exp" / "ks").is_dir()
+    (tmp_path / "exp" / "study.json").unlink()
+    assert run() == 0 and (tmp_path / "exp" / "study.json").is_file()

@@ -286,6 +286,43 @@ def test_a_result_that_is_not_what_its_label_says_is_named(tmp_path):
     assert "ks/fbank/frozen" in drive(tmp_path)[1].failed
 
 
+def test_each_cell_has_its_own_metric(tmp_path):
+    """The languages of one task are judged by WER or CER; a cell whose runs all failed has none."""
+    axes = {
+        "task": (AxisPoint("ood", flags={"-d": "ctc", "-c": "ood/mini"}),),
+        "upstream": tuple(AxisPoint(name, flags={"-u": name}) for name in ("fbank", "mfcc", "spectrogram")),
+        "method": (AxisPoint("frozen", {"tuning": {"method": "frozen"}}),),
+        "lr": (AxisPoint("0.1", {"optimizer.lr": 0.1}), AxisPoint("0.01", {"optimizer.lr": 0.01})),
+    }
+    study = Study(axes=axes, choose=("lr",))
+    keep(study, tmp_path)
+
+    def outcome(job: Job) -> Outcome:
+        failed = job.run.labels["upstream"] == "fbank" and job.kind != "fetch"
+        return "no memory" if failed else 31.4
+
+    engine = Instant(outcome, metric=lambda job: "cer" if job.run.labels["upstream"] == "mfcc" else "wer")
+    Driver(study, tmp_path, engine, lambda _: None).run()
+    tables = write_outcome(tmp_path)
+    heads = [[column for column in table.head if "ER (%)" in column] for table in tables]
+    assert heads == [["dev CER (%) ↓", "test CER (%) ↓"], [], ["dev WER (%) ↓", "test WER (%) ↓"], []]
+    assert [[row[0], row[5]] for table in (tables[0], tables[2]) for row in table.rows] == [
+        ["fbank", "-"], ["mfcc", "31.40"], ["spectrogram", "31.40"],
+    ]  # fmt: skip
+    assert [table.title for table in tables[1::2]] == [
+        "ood: dev CER (%) ↓ by lr, seed 0", "ood: dev WER (%) ↓ by lr, seed 0",
+    ]  # fmt: skip
+    with open(tmp_path / "runs.csv", newline="") as file:
+        assert {row["metric"] for row in csv.DictReader(file) if row["test"]} == {"cer", "wer"}
+
+
+def test_runs_of_one_cell_that_are_judged_by_different_metrics_are_not_compared(tmp_path):
+    axes = make_study().axes | {"task": (AxisPoint("ood", flags={"-d": "ctc", "-c": "ood/mini"}),)}
+    engine = Instant(score, metric=lambda job: "cer" if job.run.labels["lr"] == "0.1" else "wer")
+    failed = Driver(make_study(seeds=(0,), axes=axes), tmp_path, engine, lambda _: None).run().failed
+    assert "seed=0 was judged by wer, others of its cell by cer" in failed["ood/fbank/frozen"]
+
+
 @pytest.mark.parametrize("kind", ["train", "test"])
 def test_seeds_that_failed_are_counted_and_named(kind, tmp_path):
     """Of three seeds the one without a score was left out of mean and table without a word."""
