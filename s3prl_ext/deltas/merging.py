@@ -7,6 +7,8 @@ arXiv:2502.12672; WiSE-FT, arXiv:2109.01903).
 
 from __future__ import annotations
 
+import itertools
+import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +18,7 @@ import torch
 from torch import Tensor
 
 from s3prl_ext.child_tuning.delta import Delta, difference
+from s3prl_ext.configs import value_at
 from s3prl_ext.deltas.trained_task import TrainedTask, check_foldable
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.merging.learnable import find_lambda
@@ -27,11 +30,12 @@ from s3prl_ext.models.hashing import state_sha256
 from s3prl_ext.models.linear_inputs import LinearInputs
 from s3prl_ext.models.tied import first_names
 from s3prl_ext.progress import bar
-from s3prl_ext.tasks import task_of
 from s3prl_ext.training.checkpoint import TASK_PARTS
 from s3prl_ext.training.divisions import division_of
 from s3prl_ext.training.selection.shared_scores import Scores
 from s3prl_ext.training.task_file import untuned
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -113,8 +117,8 @@ def merge_tasks(
         clips: for the method ``regmean``: recordings of each task, [samples] at 16 kHz.
 
     Raises:
-        UsageError: a task has modules of its own in the upstream, or a learnable lambda, or two are
-            folds of one corpus.
+        UsageError: a task has modules of its own in the upstream, or a learnable lambda, or two divide one corpus
+            differently.
         DataError: the tasks were tuned from different upstreams, or a model is missing.
     """
     check_one_division(tasks)
@@ -144,22 +148,54 @@ def merge_tasks(
 
 
 def check_one_division(tasks: Sequence[TrainedTask]) -> None:
-    """Raise UsageError where a merge would hold several folds of one task: each has trained on what another tests."""
-    known: dict[str, tuple[TrainedTask, dict[str, object]]] = {}
-    for task in tasks:
-        spec, config = task.spec, task.info.get("config") or {}
-        if spec.downstream is None:
+    """Check that runs of one task divide its corpus alike: else each may have trained on what another tests.
+
+    Runs on different corpora are merged with a warning, as these may be parts of one. Lists are compared where both
+    files hold their hash, made by one rule.
+
+    Raises:
+        UsageError: two differ in a fold or ratio, or in the lists of one corpus.
+    """
+    for one, other in itertools.combinations(tasks, 2):
+        if one.spec.downstream is None or other.spec.downstream is None or not _of_one_corpus(one, other):
             continue
-        division = division_of(spec.downstream, config, spec.downstream_variant)
-        first, before = known.setdefault(
-            task_of(spec.downstream, config.get("downstream_expert")).name, (task, division)
-        )
-        key = next((key for key, value in division.items() if before.get(key, value) != value), None)
+        before, now = _division(one), _division(other)
+        key = next((key for key, value in now.items() if before.get(key, value) != value), None)
         if key is not None:
             raise UsageError(
-                f"{first.path} was trained with {key} {before[key]} and {task.path} with {division[key]}, so that a "
+                f"{one.path} was trained with {key} {before[key]} and {other.path} with {now[key]}, so that a "
                 "test of their merge would score training clips: merge runs with the same value."
             )
+        data = [task.info.get("data") or {} for task in (one, other)]
+        lists = [found.get("splits_sha256") for found in data]
+        rules = [task.info.get("splits_rule") for task in (one, other)]
+        if None in lists or lists[0] == lists[1] or rules[0] != rules[1]:
+            continue
+        if data[0].get("sha256") == data[1].get("sha256"):
+            raise UsageError(
+                f"{one.path} and {other.path} were trained with different lists of train, dev and test of one corpus, "
+                "so that a test of their merge would score training clips: merge runs with the same lists."
+            )
+        logger.warning(
+            "%s and %s were trained on other data with other lists of train, dev and test: unless these are different "
+            "corpora, a test of their merge may score training clips", one.path, other.path,
+        )  # fmt: skip
+
+
+def _of_one_corpus(one: TrainedTask, other: TrainedTask) -> bool:
+    """Return whether two runs are of one task and, of a task with several corpora, of the same one as far as named."""
+    sets = [_corpus_in_set(task) for task in (one, other)]
+    return one.record.name == other.record.name and (None in sets or sets[0] == sets[1])
+
+
+def _corpus_in_set(task: TrainedTask) -> str | None:
+    sets = task.record.sets
+    return sets and sets.named_in(value_at(task.info.get("config"), key) for key in sets.keys)
+
+
+def _division(task: TrainedTask) -> dict[str, object]:
+    spec = task.spec
+    return division_of(str(spec.downstream), task.info.get("config") or {}, spec.downstream_variant)
 
 
 def _tuned_weights(task: TrainedTask) -> tuple[dict[str, Tensor], dict[str, str], TunedWeights]:

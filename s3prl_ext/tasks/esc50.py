@@ -13,6 +13,7 @@ TASK = Task(
     preset="esc50/mam",
     variables={"ESC50": "ESC-50"},
     reads=(Reads("datarc.esc50_root"),),
+    divided_by=("downstream_expert.fold", "downstream_expert.split"),
     counts={"acc": equal_labels("prediction", "target")},
     utterances=Utterances("predictions-{}.jsonl", "predictions-{}.jsonl", "error", "predictions"),
     writes=("splits.json", "head.json"),

@@ -132,8 +132,12 @@ class RunBuilder(_StockRunner):
 
     def _splits_sha256(self) -> str | None:
         """Return the hash of the lists that the task divides its corpus by."""
-        own = getattr(unwrapped(self.downstream.model), "splits_sha256", None)
-        return own or distributed.from_leader(lambda: self.corpus.splits_sha256)
+        return self._own_splits_sha256 or distributed.from_leader(lambda: self.corpus.splits_sha256)
+
+    @property
+    def _own_splits_sha256(self) -> str | None:
+        """The same of a task that says it; None of another."""
+        return getattr(unwrapped(self.downstream.model), "splits_sha256", None)
 
     def _resolve_candidates(self) -> None:
         """Choose what runs: the only candidate, a race, or the winner of one that the checkpoint names."""

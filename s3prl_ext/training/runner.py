@@ -171,7 +171,8 @@ class Runner(RunBuilder, StockRunner):
         """Return what the runs of this experiment share."""
         data = self.data
         if data is not None:
-            data = CorpusHash(**data, splits_sha256=result_file.splits_sha256(self.args, self.corpus))
+            splits = self._own_splits_sha256 or result_file.splits_sha256(self.args, self.corpus)
+            data = CorpusHash(**data, splits_sha256=splits)
         return Experiment(
             self.args, self.config, self._variables, self.runner_config, self.total_steps, self.all_entries, self.tuned,
             spent or ResourceUsage(RunFolder(self.args.expdir), self.resumed), data=data, cache=self.cache,

@@ -1,4 +1,4 @@
-"""Folds of one corpus are not merged: each has trained on what another one tests."""
+"""Runs that divide one corpus differently are not merged: each has trained on what another one tests."""
 
 from __future__ import annotations
 
@@ -31,3 +31,40 @@ def test_seeds_of_one_fold_and_other_tasks_are_merged():
     check_one_division(
         [trained("one", "fold2"), trained("two", variant="fold2"), trained("ks", "fold3", downstream="ks")]
     )
+
+
+def divided(name: str, downstream: str, expert: dict, lists: str | None, corpus: str = "c") -> TrainedTask:
+    info = {
+        "upstream": "fbank", "downstream": downstream, "config": {"downstream_expert": expert}, "splits_rule": 1,
+        "data": {"sha256": corpus, "splits_sha256": lists},
+    }  # fmt: skip
+    return TrainedTask(Path(name), info, Delta("", info=info))
+
+
+def test_two_folds_of_esc50_are_not_merged():
+    folds = [divided(f"{n}", "esc50", {"split": "folds", "fold": n}, None) for n in (1, 1, 2)]
+    check_one_division(folds[:2])
+    with pytest.raises(UsageError, match="1 was trained with downstream_expert.fold 1 and 2 with 2, so that"):
+        check_one_division(folds)
+
+
+def test_other_lists_of_one_corpus_are_not_merged():
+    runs = [divided("one", "ljspeech", {}, "a"), divided("ks", "speech_commands", {}, "b"),
+            divided("earlier", "ljspeech", {}, None), divided("seed", "ljspeech", {}, "a")]  # fmt: skip
+    check_one_division(runs)
+    with pytest.raises(
+        UsageError, match="seed and two were trained with different lists of train, dev and test of one"
+    ):
+        check_one_division([*runs[1:], divided("two", "ljspeech", {}, "b")])
+
+
+def test_other_corpora_of_one_task_are_merged_with_a_warning(caplog):
+    check_one_division([divided("one", "ljspeech", {}, "a"), divided("two", "ljspeech", {}, "b", "other")])
+    assert "one and two were trained on other data with other lists" in caplog.text
+    caplog.clear()
+    languages = [{"corpus": {"name": "common_voice", "path": f"/cv/{name}/clips"}} for name in ("es", "ar", "es")]
+    runs = [divided(f"{n}", "ctc", expert, f"{n}", f"{n}") for n, expert in enumerate(languages)]
+    check_one_division(runs[:2])
+    assert not caplog.text
+    check_one_division(runs)
+    assert "0 and 2 were trained on other data" in caplog.text and "1 and" not in caplog.text

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import s3prl_ext
+from s3prl_ext.child_tuning import delta
 from s3prl_ext.cli import main
 from s3prl_ext.configs import load_yaml, shipped_dir
 from s3prl_ext.corpora.audio import read_audio
@@ -287,6 +288,7 @@ def test_hash_split_is_recorded(run, tmp_path):
     splits = json.loads((tmp_path / "hash" / "splits.json").read_text())
     assert splits["rule"] == "hash" and "test_fold" not in splits and len(splits["sha256"]) == 64
     assert {name: len(splits[name]) for name in ("train", "dev", "test")} == {"train": 20, "dev": 5, "test": 5}
+    assert delta.load(tmp_path / "hash" / "delta.safetensors").info["data"]["splits_sha256"] == splits["sha256"]
 
 
 @pytest.mark.parametrize(

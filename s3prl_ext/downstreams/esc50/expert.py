@@ -77,6 +77,11 @@ class DownstreamExpert(nn.Module):
         self.training_features = self._fit_later(lists["train"])
         self.register_load_state_dict_pre_hook(_check_splits)
 
+    @property
+    def splits_sha256(self) -> str:
+        """SHA-256 of the split lists."""
+        return str(self.splits["sha256"])
+
     # -- heads -----------------------------------------------------------------------------------------------------
 
     def _refuse_unsuitable(self, head: Esc50HeadConfig) -> None:
