@@ -233,3 +233,28 @@ def test_query_by_example_searches_as_s3prl_does():
     assert section["feature_normalization"] is True and section["dtwrc"] == {
         "dist_method": "cosine_exp", "minmax_norm": True, "step_pattern": "asymmetric", "subsequence": True,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("task", "changes", "said"),
+    [
+        ("sf", {"metric": ["slot_value_cer", "slot_type_f1"]}, "slot_value_cer, of which lower is better"),
+        ("pr", {"metric_higher_better": True}, "set metric_higher_better to False"),
+        ("sf", {"metric_higher_better": "False", "metric": ["wer"]}, "metric_higher_better is 'False'"),
+        ("pr", {"metric": "per"}, r"metric must be a list of names such as \[per\], got 'per'"),
+        ("pr", {"metric": []}, "metric is empty"),
+        ("sf", {"metric": ["slot_value_cer"], "metric_higher_better": False}, None),
+        ("sf", {"metric": ["mine", "wer"]}, None),
+    ],
+)
+def test_the_checkpoint_that_is_kept_is_the_best_one(task, changes, said, monkeypatch):
+    for name in corpus_variables():
+        monkeypatch.setenv(name, "/somewhere")
+    config = expand_variables(load_yaml(task_file(task, "superb")))
+    config["downstream_expert"] |= changes
+    if said is None:
+        assert TaskFile.read(config).config == config
+        return
+    with pytest.raises(UsageError, match=said):
+        TaskFile.read(config)
+    assert TaskFile.read(config, stored=True), "a checkpoint of such a run is scored"

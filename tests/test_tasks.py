@@ -17,13 +17,14 @@ import s3prl_ext
 from s3prl_ext import plugin, run_flags, tasks
 from s3prl_ext.configs import load_yaml, shipped_dir
 from s3prl_ext.errors import UsageError
-from s3prl_ext.evaluation.scored_runs import ScoredRun
+from s3prl_ext.evaluation.result_records import ResultRecord
+from s3prl_ext.evaluation.scored_runs import ScoredRun, runs_of
 from s3prl_ext.evaluation.superb_row import superb_table
 from s3prl_ext.metrics import METRICS, Metric
 from s3prl_ext.mini_superb import LAYOUTS
 from s3prl_ext.tasks import Task, named, task_of
 from s3prl_ext.training.racing.race import judged_by
-from tests.support import python_process
+from tests.support import python_process, result_files
 
 CORPORA = {"pr": "libriphone", "sf": "snips", "ood": "common_voice"}
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -42,6 +43,45 @@ def test_race_report_and_sweep_judge_by_one_metric(name):
     run = ScoredRun(row.name, "dev", dict.fromkeys(reported, 0.5), {}, "1", {}, "train", 1, Path("result.json"), None)
     in_sweep = row.main_metric(reported)
     assert in_sweep is not None and run.main_metric == in_sweep == judged_by(None, row, reported)
+
+
+@pytest.mark.parametrize(
+    ("corpus", "listed", "judged"),
+    [
+        ({"name": "common_voice", "path": "/cv/zh-CN/clips"}, ["cer", "wer"], "cer"),
+        ({"name": "snips"}, ["slot_value_cer", "slot_type_f1"], "slot_value_cer"),
+        ({"name": "snips"}, ["wer", "cer"], "wer"),
+        ({"name": "librispeech"}, ["cer", "wer"], "cer"),
+        ({"name": "snips"}, ["beauty", "wer"], "wer"),
+        ({"name": "snips"}, None, "slot_type_f1"),
+        ({"name": "snips"}, "wer", "slot_type_f1"),
+    ],
+)
+def test_ctc_is_judged_by_the_first_metric_that_its_task_file_lists(corpus, listed, judged):
+    expert = {"corpus": corpus, "metric": listed}
+    row, values = task_of("ctc", expert), {"loss": 0.1, "slot_type_f1": 0.8, "slot_value_cer": 0.3, "wer": 30, "cer": 9}
+    reported = {
+        name: values[name] for name in ("loss", *(listed if isinstance(listed, list) else values)) if name in values
+    }
+    assert row.main_metric(reported) == judged_by(None, row, list(reported)) == judged
+    assert row.kept_by == (listed[0] if isinstance(listed, list) else None)
+    record = result_files.content(reported, "dev", "ctc", config={"downstream_expert": expert})
+    (run,) = runs_of(ResultRecord(Path("result.json"), record))
+    assert (run.task, run.main_metric) == (row.name, judged)
+    assert tasks.is_best(row, "dev-best.ckpt", ["dev"]) and not tasks.is_best(row, "test-best.ckpt", ["dev-2", "dev"])
+
+
+@pytest.mark.parametrize("name", ["pr", "sf", "ood"])
+def test_shipped_task_files_keep_by_what_the_task_is_judged_by(name):
+    row = named(name)
+    for path in shipped_dir("downstream_configs").glob(f"{name}/*.yaml"):
+        expert = load_yaml(path)["downstream_expert"]
+        known = (
+            row.sets.metrics[row.sets.named_in([expert["corpus"]["name"], expert["corpus"]["path"]])]
+            if row.sets
+            else row.metrics[0]
+        )
+        assert row.of_file(expert).main_metric(METRICS) == row.of_file(expert).kept_by == known, path
 
 
 def test_a_task_with_no_known_metric_is_judged_by_none():

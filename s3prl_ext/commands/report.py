@@ -25,7 +25,7 @@ from s3prl_ext.evaluation.result_rows import (
     without_last_steps,
 )
 from s3prl_ext.evaluation.result_tables import Line, model_of, race_tables, table_of_lines
-from s3prl_ext.evaluation.scored_runs import ScoredRun
+from s3prl_ext.evaluation.scored_runs import ScoredRun, main_metric_of
 from s3prl_ext.evaluation.superb_row import superb_table
 from s3prl_ext.evaluation.utterance_comparison import check_utterances, with_intervals_over
 from s3prl_ext.evaluation.utterance_counts import OtherEvaluation
@@ -34,7 +34,7 @@ from s3prl_ext.papers.tables import Cell, PaperTable, paper_table, pivot, with_o
 from s3prl_ext.papers.transcript_tables import transcript_tables
 from s3prl_ext.studies.outcome import tables_of
 from s3prl_ext.tables import Table, counted, csv_text, latex, markdown, plain
-from s3prl_ext.tasks import named, reported_splits
+from s3prl_ext.tasks import reported_splits
 from s3prl_ext.writing import write_text
 
 logger = logging.getLogger(__name__)
@@ -136,7 +136,7 @@ def _plain_tables(runs: Sequence[ScoredRun], flags: argparse.Namespace, left_out
     ):
         those = [run for run in runs if (run.task, run.part, run.split) == (task, part, split)]
         reported = dict.fromkeys(name for run in those for name in run.values)
-        name = flags.metric or named(task).main_metric(reported)
+        name = flags.metric or main_metric_of(those)
         what = f"{task} {part}".rstrip()
         if name not in reported:
             left_out.append(f"{what}, {split}: has no {name or 'metric of a known task'}, only {', '.join(reported)}.")

@@ -51,6 +51,8 @@ class ScoredRun:
         drawn: how many of these there are; None where the interval is the task's own.
         fold: of a cross-validation; runs of several folds make one row.
         dev: scores of this very model on the split that chooses, by metric, as far as they are known.
+        judged_by: metrics by which its task file has it judged, the first that is reported; empty where that is not
+            known: as its task is.
     """
 
     task: str
@@ -67,11 +69,12 @@ class ScoredRun:
     drawn: int | None = None
     fold: str | None = None
     dev: Mapping[str, float] = field(default_factory=dict)
+    judged_by: Sequence[str] = ()
 
     @property
     def main_metric(self) -> str | None:
-        """The metric that the task is judged by."""
-        return named(self.task).main_metric(self.values)
+        """The metric that it is judged by."""
+        return next((name for name in self.judged_by or named(self.task).metrics if name in self.values), None)
 
     @property
     def part(self) -> str:
@@ -110,7 +113,7 @@ def runs_of(record: ResultRecord) -> list[ScoredRun]:
             task.name, split, numbers({name: row["value"] for name, row in rows.items()}),
             record["intervals"].get(split, {}),
             seed, facts, record["mode"], record["step"], record.path, record.path.parent, fold=fold,
-            dev=_on_dev(record, task.dev),
+            dev=_on_dev(record, task.dev), judged_by=task.metrics,
         )
         for split, rows in record["metrics"].items()
         if rows
@@ -192,7 +195,19 @@ def _end(record: ResultRecord) -> int | None:
     return max((end for end in ends if isinstance(end, int)), default=None)
 
 
-def on_dev(run: ScoredRun, metric: str | None, every: Sequence[ScoredRun]) -> float | None:
+def main_metric_of(runs: Sequence[ScoredRun]) -> str | None:
+    """Return the metric by which runs of one task are compared, or None where they report none that is known.
+
+    That is what they are all judged by; where their task files differ in it, the first one of the task's record that
+    any of them reports.
+    """
+    judged = {run.main_metric for run in runs}
+    if len(judged) == 1:
+        return judged.pop()
+    return named(runs[0].task).main_metric({name for run in runs for name in run.values})
+
+
+def on_dev(run: ScoredRun, metric: str, every: Sequence[ScoredRun]) -> float | None:
     """Return the score on dev of the very model that a run has scored, or None where there is none.
 
     An evaluation on dev counts before what the training has noted at that step.
@@ -210,7 +225,7 @@ def on_dev(run: ScoredRun, metric: str | None, every: Sequence[ScoredRun]) -> fl
         and one.mode != "train"
         and (one.task, one.trained_key, one.seed, one.step) == (run.task, run.trained_key, run.seed, run.step)
     )
-    return next(same, run.dev).get(metric) if metric is not None else None
+    return next(same, run.dev).get(metric)
 
 
 def facts_of(record: ResultRecord) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from s3prl_ext.evaluation.diarization_scoring import SuperbScore
 from s3prl_ext.evaluation.merge_facts import MERGE
 from s3prl_ext.evaluation.result_rows import Row, name_rows, part_of_a_split, rows_of
 from s3prl_ext.evaluation.result_tables import number
-from s3prl_ext.evaluation.scored_runs import CHECKPOINT, ScoredRun, on_dev
+from s3prl_ext.evaluation.scored_runs import CHECKPOINT, ScoredRun, main_metric_of, on_dev
 from s3prl_ext.metrics import heading, metric, shown_unit
 from s3prl_ext.tables import NOTHING, Table
 from s3prl_ext.tasks import TASKS, known, named, reported_splits
@@ -164,13 +164,13 @@ def _row(
     rows = rows_of([run for run in found if run.task == task and run.part == part], name)
     if len(rows) < 2:
         return rows[0] if rows else None
-    on_dev = [_on_dev(row, every) for row in rows]
+    judged = main_metric_of([run for row in rows for run in row.runs]) or name
+    on_dev = [_on_dev(row, judged, every) for row in rows]
     if any(score is None for score in on_dev):
         labels = "; ".join(row.label for row in rows)
         note = f"{model}: {len(rows)} configurations of {task} ({labels}), and no score on dev"
         notes.append(f"{note} of each to choose by: evaluate dev too, or give one of them.")
         return None
-    judged = rows[0].runs[0].main_metric or name
     best = 0
     for number_, score in enumerate(on_dev):
         if score is not None and metric(judged).better(score, on_dev[best] or 0.0):
@@ -179,11 +179,11 @@ def _row(
     return rows[best]
 
 
-def _on_dev(row: Row, every: Sequence[ScoredRun]) -> float | None:
-    """Return the mean of the task's main metric on dev over the very models of a row, or None where one has none.
+def _on_dev(row: Row, judged: str, every: Sequence[ScoredRun]) -> float | None:
+    """Return the mean of a metric on dev over the very models of a row, or None where one has none.
 
     See :func:`~s3prl_ext.evaluation.scored_runs.on_dev`.
     """
-    found = [on_dev(run, run.main_metric, every) for run in row.runs]
+    found = [on_dev(run, judged, every) for run in row.runs]
     known_ = [score for score in found if score is not None]
     return fmean(known_) if len(known_) == len(found) else None

@@ -50,8 +50,9 @@ class StudyRun:
 
     @cached_property
     def task(self) -> Task:
-        """The record of its task."""
-        return named(self.labels["task"])
+        """The record of its task, as its task file has it."""
+        row = named(self.labels["task"])
+        return row.of_file(self.config().get("downstream_expert")) if row.reports else row
 
     @property
     def name(self) -> str:

@@ -112,10 +112,10 @@ class StoredSweep:
             facts["upstream_ckpt"] = self.content["upstream_ckpt"]
         folder = self.path.parent / "arms" / arm_folder(arm, self.groups)
         seed = str(settings["seed"]) + (f", draw {arm.draw}" if arm.noise != "none" else "")
+        task = task_of(settings["task"], settings["task file"])
         return ScoredRun(
-            task_of(settings["task"], settings["task file"]).name, split, numbers(result["metrics"]),
-            result["intervals"], seed,
-            facts, "sweep", 0, self.path, folder if folder.is_dir() else None,
+            task.name, split, numbers(result["metrics"]), result["intervals"], seed,
+            facts, "sweep", 0, self.path, folder if folder.is_dir() else None, judged_by=task.metrics,
         )  # fmt: skip
 
 

@@ -67,13 +67,13 @@ def task_of(downstream: str, expert: Mapping[str, Any] | None) -> Task:
 
     Args:
         downstream: name for ``-d``.
-        expert: section ``downstream_expert``, which names the corpus where tasks share a name for ``-d``; None where
-            only the name is known.
+        expert: section ``downstream_expert``, which names the corpus where tasks share a name for ``-d``, and may list
+            the metrics; None where only the name is known.
     """
     corpus = expert.get("corpus") if isinstance(expert, Mapping) else None
     name = corpus.get("name") if isinstance(corpus, Mapping) else None
     fits = (task for task in of_downstream(downstream) if task.reads_corpus(name))
-    return next(fits, Task(downstream, downstream))
+    return next(fits, Task(downstream, downstream)).of_file(expert)
 
 
 def named(name: str) -> Task:
@@ -86,7 +86,9 @@ def remedy(task: Task) -> str:
 
     An extra of this package, or the packages of an extension's.
     """
-    return "pip install " + ("'s3prl_ext[superb]'" if task in TASKS else " ".join(task.lacks()))
+    return "pip install " + (
+        "'s3prl_ext[superb]'" if task.name in {own.name for own in TASKS} else " ".join(task.lacks())
+    )
 
 
 def reported_splits() -> set[str]:
@@ -105,7 +107,7 @@ def is_best(task: Task, name: str, splits: Sequence[str]) -> bool:
         name: file name that it gives.
         splits: those that are evaluated.
     """
-    if task in known() and task.dev in splits:
+    if task.name in {one.name for one in known()} and task.dev in splits:
         return name == task.best
     choosing = [split for split in splits if split.startswith("dev")] or list(splits)
     words = [word for word in re.split(r"[-_.]", name) if word not in ("best", "states", "ckpt")]

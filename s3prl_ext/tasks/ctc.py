@@ -8,6 +8,7 @@ TASK = Task(
     name="ctc",
     downstream="ctc",
     metrics=("slot_type_f1", "per", "wer"),
+    reports="metric",
     reads=(
         Reads("corpus.path", divides=(), parts="corpus"),  # splits are folders or speakers
         Reads("corpus.lexicon"),

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Container, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import PurePath
 from typing import Any, Literal, NamedTuple
 
-from s3prl_ext.metrics import MAIN_METRICS, Metric
+from s3prl_ext.metrics import MAIN_METRICS, METRICS, Metric
 from s3prl_ext.tasks.counts import Count
 
 LABELS = "labels"  # key of section downstream_expert under which a checkpoint holds the names of a head's outputs
@@ -65,15 +65,16 @@ class Sets(NamedTuple):
     metrics: Mapping[str, str]
 
     def named_in(self, values: Iterable[object]) -> str | None:
-        """Return the set that some values name, by their last folder or the one above it; None without any.
+        """Return the set that some values name in any case, by their last folder or the one above it; None without any.
 
         Folders further up do not count: a home directory may be called ``es``.
 
         Args:
             values: of the keys, in their order.
         """
-        parts = (part for value in values for part in reversed(PurePath(str(value)).parts[-2:]))
-        return next((part for part in parts if part in self.metrics), None)
+        known = {name.lower(): name for name in self.metrics}
+        parts = (part.lower() for value in values for part in reversed(PurePath(str(value)).parts[-2:]))
+        return next((known[part] for part in parts if part in known), None)
 
 
 class Utterances(NamedTuple):
@@ -123,6 +124,8 @@ class Task:
         test: split that is reported.
         best: file name of the checkpoint that it keeps as the best on dev.
         kept_by: metric by which it keeps that one; None for the one that it is judged by.
+        reports: key of section ``downstream_expert`` that lists what it reports: it is judged by the first of these,
+            and keeps the best checkpoint by it. None where that is the same for every task file.
         corpus: ``downstream_expert.corpus.name``, where several tasks share a name for ``-d``; of several corpora each.
         own_head: its head may come without training (a model's own, a fitted one), and it refuses one that is untrained
             when it is evaluated.
@@ -162,6 +165,7 @@ class Task:
     test: str = "test"
     best: str = "dev-best.ckpt"
     kept_by: str | None = None
+    reports: str | None = None
     corpus: str | tuple[str, ...] | None = None
     own_head: bool = False
     trains: bool = True
@@ -199,6 +203,18 @@ class Task:
             return True
         known = (self.corpus,) if isinstance(self.corpus, str) else self.corpus
         return isinstance(name, str) and name.lower() in (one.lower() for one in known)
+
+    def of_file(self, expert: Mapping[str, Any] | None) -> Task:
+        """Return its record as a task file has it: with the metrics that the file lists, where they are to be listed.
+
+        Args:
+            expert: section ``downstream_expert``; None where it is not known.
+        """
+        listed = expert.get(self.reports) if self.reports and isinstance(expert, Mapping) else None
+        if not isinstance(listed, (list, tuple)) or not listed or not all(isinstance(name, str) for name in listed):
+            return self
+        known = tuple(name for name in listed if name in METRICS)
+        return replace(self, metrics=known or self.metrics, kept_by=listed[0])
 
     def columns(self) -> list[tuple[str, str]]:
         """Return set and metric of each of its columns in SUPERB's row; without sets theirs is empty."""

@@ -25,6 +25,7 @@ from typing import Annotated, Any
 
 from s3prl_ext.configs import Record, Section, check_python_names, with_numbers
 from s3prl_ext.errors import UsageError, nearest
+from s3prl_ext.metrics import METRICS
 from s3prl_ext.settings import choice, count, load, name, names, number, raise_all, switch, unknown_keys
 from s3prl_ext.training.known_settings import TOP_LEVEL
 from s3prl_ext.training.methods import METHODS, resolve_tuning
@@ -37,6 +38,7 @@ logger = logging.getLogger(__name__)
 
 MOST_BATCHES = 100_000  # of an optimizer step: with more of them it would never end, nor could it be interrupted
 MOST_WORKERS = 1024
+DIRECTION = "metric_higher_better"  # key of -d ctc
 CACHE_KEYS = ("cache", "cache_folder", "cache_dtype")
 
 
@@ -141,10 +143,31 @@ def check_top_level(config: Section, stored: bool = False) -> None:
         known = list(inspect.signature(SpecAug).parameters)
         problems += unknown_keys(config["specaug"], known, "specaug")
     problems += _count_problems(config.get("downstream_expert"), "downstream_expert")
+    problems += [] if stored else _best_problems(config.get("downstream_expert"))
     for key in ("runner", "optimizer", "downstream_expert"):
         if not isinstance(config.get(key), Mapping):
             problems.append(f"section '{key}' is missing; see the presets in downstream_configs for a complete file.")
     raise_all(problems)
+
+
+def _best_problems(expert: Any) -> list[str]:
+    """Return what is wrong with the metric by which ``-d ctc`` keeps its best checkpoint, the first of a list."""
+    if not isinstance(expert, Mapping) or DIRECTION not in expert:
+        return []
+    try:
+        first = names(example="[wer, cer]")(expert.get("metric"), "downstream_expert.metric")[0]
+    except UsageError as error:
+        return [str(error)]
+    if isinstance(expert["metric"], str):
+        return [f"downstream_expert.metric must be a list of names such as [{first}], got {first!r}."]
+    known = METRICS.get(first)
+    if known is None or bool(expert[DIRECTION]) == known.higher_is_better:
+        return []
+    return [
+        f"downstream_expert.{DIRECTION} is {expert[DIRECTION]!r}, but the best checkpoint is kept by the first of "
+        f"metric, {first}, of which {'higher' if known.higher_is_better else 'lower'} is better, so that the worst one "
+        f"would be kept: set {DIRECTION} to {known.higher_is_better}, or put another metric first."
+    ]
 
 
 def _count_problems(section: Any, where: str) -> list[str]:

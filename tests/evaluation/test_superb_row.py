@@ -49,6 +49,24 @@ def test_each_language_has_a_column_of_its_metric():
     assert rows["se", ""] == ("pesq", "MOS", "higher")
 
 
+def test_the_metric_of_the_task_files_chooses_where_they_agree():
+    def filled(metrics: list[str], lr: float, split: str, f1: float, cer: float) -> dict:
+        one = result_files.content({"slot_type_f1": f1, "slot_value_cer": cer}, split, downstream="ctc")
+        one["config"] |= {"optimizer": {"lr": lr}}
+        one["config"]["downstream_expert"] = {"corpus": {"name": "snips"}, "metric": metrics}
+        return one
+
+    def shown(*orders: list[str]) -> str:
+        """Return the F1 on test of the run that dev chooses: the first has the better F1, the second the better CER."""
+        first = [filled(orders[0], 0.1, split, 0.9, 0.5) for split in ("dev", "test")]
+        second = [filled(orders[-1], 0.2, split, 0.8, 0.2) for split in ("dev", "test")]
+        table = superb_table(runs(*first, *second, LANGUAGES[0]), {})
+        return dict(zip(table.head, table.rows[0], strict=True))["SF slot type F1 (%) ↑"]
+
+    by_f1, by_cer = ["slot_type_f1", "slot_value_cer"], ["slot_value_cer", "slot_type_f1"]
+    assert (shown(by_f1), shown(by_cer), shown(by_f1, by_cer)) == ("90.00", "80.00", "90.00")
+
+
 def test_two_languages_make_a_line_and_one_does_not():
     assert superb_table(runs(*LANGUAGES[:2]), {}) and superb_table(runs(LANGUAGES[0]), {}) is None
 
@@ -92,6 +110,14 @@ def test_tables_do_not_mix_languages(tmp_path, capsys):
 )
 def test_the_set_of_a_path(path, language):
     assert named("ood").sets.named_in(["common_voice", path]) == language
+
+
+def test_a_set_named_in_another_case_has_its_column():
+    """s3prl reads ``corpus.name`` in any case."""
+    shouted = recognition("sbcsae", value=60.0)
+    shouted["config"]["downstream_expert"]["corpus"] |= {"name": "SBCSAE", "path": "/data/SB/wav"}
+    table = superb_table(runs(LANGUAGES[0], shouted), {})
+    assert dict(zip(table.head, table.rows[0], strict=True))["OOD sbcsae WER (%) ↓"] == "60.00"
 
 
 def test_scores_of_a_part_of_a_split_are_named():

@@ -15,6 +15,7 @@ from s3prl_ext.studies.driver import Driver, Progress
 from s3prl_ext.studies.jobs import Job
 from s3prl_ext.studies.outcome import write_outcome
 from s3prl_ext.studies.view import lines, summary
+from tests.support import result_files
 from tests.support.instant_engine import Instant, Outcome
 
 
@@ -465,3 +466,33 @@ def test_the_score_on_dev_is_that_of_the_checkpoint_which_the_task_keeps(tmp_pat
     assert run.on_dev(record) == ("der", 0.3)
     by_accuracy = ResultRecord(tmp_path, {"history": [{"split": "dev", "acc": row["acc"]} for row in history[:2]]})
     assert first.on_dev(by_accuracy) == ("acc", 0.9)
+
+
+@pytest.mark.parametrize(
+    ("settings", "history", "found"),
+    [
+        (
+            {"metric": ["slot_value_cer", "slot_type_f1"], "metric_higher_better": False},
+            [{"slot_type_f1": 0.80, "slot_value_cer": 0.50}, {"slot_type_f1": 0.78, "slot_value_cer": 0.20}],
+            ("slot_value_cer", 0.20),
+        ),
+        ({"metric": ["wer", "cer"], "metric_higher_better": False}, [{"wer": 40.0, "cer": 9.0}, {"wer": 30.0, "cer": 10.0}], ("wer", 30.0)),
+    ],
+)  # fmt: skip
+def test_the_task_file_says_by_what_ctc_is_judged_and_keeps_its_checkpoint(settings, history, found, tmp_path):
+    point = AxisPoint(
+        "sf", {f"downstream_expert.{key}": value for key, value in settings.items()}, {"-d": "ctc", "-c": "sf/mini"}
+    )
+    study = make_study(axes=make_study().axes | {"task": (point,)})
+    run = Driver(study, tmp_path, Instant(score), lambda _: None).progress.cells[0].search[0]
+    rows = [{"split": "dev", "step": step, **row} for step, row in enumerate(history, start=1)]
+    content = {"history": rows, "kept": ["dev-best.ckpt"], "step": 3, "args": {"expdir": str(run.folder)}}
+    assert run.on_dev(ResultRecord(tmp_path, content)) == found
+    run.folder.mkdir(parents=True)
+    for step, accepted in ((1, False), (2, True)):
+        tested = result_files.content({found[0]: found[1]}, "test", "ctc", step=step)
+        tested["args"] |= {"init_ckpt": str(run.folder / "dev-best.ckpt"), "expdir": str(run.folder)}
+        run.test_file.write_text(json.dumps(tested))
+        trained = result_files.content({}, "dev", "ctc", mode="train", **content)
+        (run.folder / "result.json").write_text(json.dumps(trained))
+        assert (run.tested() is not None) == accepted
