@@ -59,7 +59,7 @@ def _dictionary(expert: Any) -> dict[str, list[str]]:
 
 
 def _emotions(expert: Any) -> dict[str, list[str]]:
-    names = expert.test_dataset.idx2emotion
+    names = expert.train_dataset.dataset.idx2emotion
     return {"emotions": [names[index] for index in sorted(names)]}
 
 

@@ -98,7 +98,7 @@ def _content(path: Path) -> Any:
 
 
 def check_fold(root: Path, meta_data: Path, fold: str) -> None:
-    """Check the lists of a fold before s3prl reads them: where their clips lie and which sessions they are of.
+    """Check the lists of a fold before s3prl reads them: labels, where their clips lie, which sessions they are of.
 
     Args:
         root: folder of the corpus.
@@ -106,14 +106,24 @@ def check_fold(root: Path, meta_data: Path, fold: str) -> None:
         fold: ``fold1`` to ``fold5``.
 
     Raises:
-        DataError: naming what is missing, the list with a wrong line, or a clip that is in both parts.
+        DataError: naming what is missing, the list with a wrong line, a clip that is in both parts, or lists that
+            number their emotions differently.
     """
     if not root.is_dir():
         raise DataError(
             f"no such IEMOCAP folder: {root}; set IEMOCAP, or config.downstream_expert.datarc.root with -o."
         )
     session = fold.replace("fold", "Session")
-    rows = {part: _rows(list_file(meta_data, session, part)) for part in PARTS}
+    found = {part: _list(list_file(meta_data, session, part)) for part in PARTS}
+    labels = {part: numbers for part, (numbers, _) in found.items()}
+    rows = {part: names for part, (_, names) in found.items()}
+    if labels["train"] != labels["test"]:
+        train, test = (list_file(meta_data, session, part) for part in PARTS)
+        shown = [", ".join(f"{name} {number}" for name, number in labels[part].items()) for part in PARTS]
+        raise DataError(
+            f"{train} numbers its emotions {shown[0]}, but {test} has {shown[1]}, so that right answers would count as "
+            f"wrong: make the lists again, `s3prl-ext prepare iemocap --root {root} --overwrite`."
+        )
     for part, expected in zip(PARTS, ({*SESSIONS} - {session}, {session}), strict=True):
         path = list_file(meta_data, session, part)
         for name in rows[part]:
@@ -127,8 +137,8 @@ def check_fold(root: Path, meta_data: Path, fold: str) -> None:
             raise DataError(f"{path} lists {missing}, which is not below {root}: complete the corpus.")
 
 
-def _rows(path: Path) -> list[str]:
-    """Return the paths of a list whose lines have a known emotion."""
+def _list(path: Path) -> tuple[dict[str, int], list[str]]:
+    """Return the numbers of the emotions and the paths of a list whose lines have a known emotion."""
     if not path.is_file():
         raise DataError(
             f"no such list: {path}; `s3prl-ext prepare iemocap --root IEMOCAP` makes those of all five folds."
@@ -144,7 +154,7 @@ def _rows(path: Path) -> list[str]:
         raise DataError(
             f"{path}: the label of {wrong} is not among {', '.join(labels)}, or it has no line: make it again."
         )
-    return names
+    return labels, names
 
 
 def _session(path: str) -> str:

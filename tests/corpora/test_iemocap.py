@@ -86,6 +86,13 @@ def test_lists_that_differ_are_kept_unless_told_otherwise(corpus):
     assert path.read_bytes() == official and first.exists()
 
 
+def renumbered(corpus: Path, fold: str, part: str) -> None:
+    """Give a list the numbers of the emotions in the order of the alphabet."""
+    path = corpus / "meta_data" / fold.replace("fold", "Session") / f"{part}_meta_data.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"labels": {name: i for i, name in enumerate(sorted(iemocap.EMOTIONS))}}))
+
+
 def swapped(corpus: Path, fold: str) -> None:
     """Put a turn of the test session into the training list."""
     path = corpus / "meta_data" / fold.replace("fold", "Session") / "train_meta_data.json"
@@ -103,6 +110,14 @@ def swapped(corpus: Path, fold: str) -> None:
                 root / "meta_data/Session3/test_meta_data.json", root / "meta_data/Session2/test_meta_data.json"
             ),
             "Session3/.*but fold2 tests on Session2",
+        ),
+        (
+            lambda root: renumbered(root, "fold2", "test"),
+            "Session2/train.* numbers its emotions neu 0, hap 1, ang 2, sad 3, but .*/test.* has ang 0, hap 1, neu 2, sad 3.*overwrite",
+        ),
+        (
+            lambda root: renumbered(root, "fold2", "train"),
+            "numbers its emotions ang 0, hap 1, neu 2, sad 3, but .* has neu 0, hap 1, ang 2, sad 3",
         ),
         (lambda root: shutil.rmtree(root / "meta_data"), "no such list: .*prepare iemocap"),
         (lambda root: next(root.glob("Session2/**/*_F000.wav")).unlink(), "_F000.wav, which is not below"),

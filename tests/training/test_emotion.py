@@ -48,6 +48,15 @@ def test_each_fold_tests_on_its_session(build, tmp_path):
         assert tested == {f"Session{number}"} and len(trained) == 4 and not tested & trained
 
 
+def test_lists_that_number_their_emotions_differently_are_refused(trained):
+    change, again = trained
+    change(
+        lambda content: renumbered(content) if len({row["path"][:8] for row in content["meta_data"]}) == 1 else content
+    )
+    with pytest.raises(DataError, match="train_meta_data.json numbers its emotions neu 0, .* has neu 3"):
+        again("evaluate")
+
+
 def test_an_unknown_fold_is_refused(build, tmp_path):
     with pytest.raises(UsageError, match="unknown fold .*'fold6'"):
         built(build, tmp_path, 1, test_fold="fold6")
