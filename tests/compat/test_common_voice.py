@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import logging
 import shutil
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import s3prl_ext
+from s3prl_ext.compat.ctc.corpus.common_voice import read_table
 from s3prl_ext.configs import load_yaml, shipped_dir
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.evaluation.result_records import read_record
@@ -49,6 +51,16 @@ def test_the_order_of_the_table_stays(dataset, tokenizer):
     assert [Path(path).name for path in found.file_list] == ["2.wav", "1.wav", "3.wav"]
     assert [Path(path).name for path, _ in found[2]] == ["1.wav", "3.wav"], "the last bucket begins earlier"
     assert tokenizer.decode(found[0][1][1]) == "A Ñ"
+
+
+def test_a_table_is_read_as_s3prls_preprocessing_writes_it(tmp_path):
+    """It writes and reads tables with ``csv``, which sets what holds a quotation mark in quotation marks."""
+    with (tmp_path / "written.tsv").open("w") as file:
+        writer = csv.writer(file, delimiter="\t")
+        writer.writerows([("path", "sentence"), ("1.wav", 'A "B" A'), ("2.wav", "B A")])
+    with (tmp_path / "written.tsv").open() as file:
+        as_s3prl_reads = [tuple(row) for row in csv.reader(file, delimiter="\t")][1:]
+    assert read_table(tmp_path / "written.tsv") == as_s3prl_reads == [("1.wav", 'A "B" A'), ("2.wav", "B A")]
 
 
 @pytest.mark.parametrize(
@@ -104,6 +116,9 @@ def test_unknown_characters_are_counted(dataset, caplog):
         (HEAD + "1.wav\n", "line 2 must be 'CLIP<tab>SENTENCE', got '1.wav'"),
         (HEAD + "1.wav\tA\n2.wav\t \n", "line 3 must be"),
         (HEAD + "9.wav\tA\n", "lists 9.wav, which is not in"),
+        (HEAD + '1.wav\t"A\n2.wav\tB\n', "line 3: a quotation mark is left open before it"),
+        (HEAD + f"1.wav\t{'A' * 200_000}\n", "line 2: field larger than field limit"),
+        ("", "its first line must name path and sentence"),
         (HEAD, "only 0 were found"),
         (
             HEAD + "1.wav\tABC?\n",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
 from s3prl_ext.compat.ctc.corpus.bucketing import BucketingDataset, check_known
 from s3prl_ext.errors import DataError, UsageError
-from s3prl_ext.reading import read_lines
+from s3prl_ext.reading import read_text
 
 HEAD = ("path", "sentence")
 
@@ -58,21 +60,27 @@ def _check_part(ratio: object, offset: object) -> None:
 
 
 def read_table(table: Path) -> list[tuple[str, str]]:
-    """Return path and sentence of each line of a table."""
+    """Return path and sentence of each line of a table, with the quotation marks that ``csv`` writes taken off."""
     if not table.is_file():
         raise DataError(
             f"no such table: {table}; s3prl's downstream/ctc/corpus/common_voice_preprocess.py writes it: "
             "set COMMON_VOICE. That of SBCSAE comes from github.com/vectominist/SBCSAE-preprocess: set SBCSAE."
         )
-    first, *lines = read_lines(table) or [""]
-    if tuple(first.split("\t")[:2]) != HEAD:
-        raise DataError(
-            f"{table}: its first line must name path and sentence, with a tab between: preprocess it again."
-        )
+    reader = csv.reader(io.StringIO(read_text(table)), delimiter="\t")
     rows = []
-    for number, line in enumerate(lines, start=2):
-        fields = line.split("\t")
-        if len(fields) < 2 or not fields[0] or not fields[1].strip():
-            raise DataError(f"{table}, line {number} must be 'CLIP<tab>SENTENCE', got {line!r:.80}: take it out.")
-        rows.append((fields[0], fields[1]))
+    try:
+        if tuple(next(reader, [])[:2]) != HEAD:
+            raise DataError(
+                f"{table}: its first line must name path and sentence, with a tab between: preprocess it again."
+            )
+        for fields in reader:
+            where = f"{table}, line {reader.line_num}"
+            if any("\n" in field for field in fields):
+                raise DataError(f"{where}: a quotation mark is left open before it: close it, or double it within one.")
+            if len(fields) < 2 or not fields[0] or not fields[1].strip():
+                line = "\t".join(fields)
+                raise DataError(f"{where} must be 'CLIP<tab>SENTENCE', got {line!r:.80}: take it out.")
+            rows.append((fields[0], fields[1]))
+    except csv.Error as error:
+        raise DataError(f"{table}, line {reader.line_num}: {error}; preprocess it again.") from error
     return rows
