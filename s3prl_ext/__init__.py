@@ -20,7 +20,7 @@ __all__ = [
     "register_upstream", "uninstall",
 ]  # fmt: skip
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 
 def install() -> None:

@@ -29,7 +29,12 @@ def test_one_version_is_stated():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert str(citation["version"]) == s3prl_ext.__version__
-    assert re.search(rf"^## {re.escape(s3prl_ext.__version__)}$", changes, re.MULTILINE)
+    heads = re.findall(r"^## (.+)$", changes, re.MULTILINE)
+    if heads[0] == "Unreleased":  # what lies between two releases is told from both
+        assert re.fullmatch(r"\d+\.\d+\.\d+\.dev0", s3prl_ext.__version__)
+        assert s3prl_ext.__version__ > heads[1]
+    else:
+        assert s3prl_ext.__version__ == heads[0]
 
 
 def test_every_file_of_the_map_of_the_tests_is_there():

@@ -18,7 +18,7 @@ def _tasks() -> str:
 
 PAGE = f"""usage: s3prl-ext run -m train    -u UPSTREAM -d TASK [-c TASK/PRESET] -p EXP [FLAGS]
        s3prl-ext run -m train    -u UPSTREAM -d TASK ... -p EXP -a         (start, or resume)
-       s3prl-ext run -m evaluate -e EXP [-t SPLIT]
+       s3prl-ext run -m evaluate -e EXP/dev-best.ckpt [-t SPLIT]
 
 s3prl's run_downstream with merged upstreams, child-tuning and task files.
 
@@ -30,7 +30,8 @@ experiment
   -o CHANGES          changes to the task file: "config.runner.total_steps=1000,,config.optimizer.lr=1e-4"
                       "args.until=500": stop at that step and score dev there; -a goes on as if it had not stopped
   -a                  resume the experiment in EXP, or start it
-  -e EXP|CKPT|DELTA   resume (train) or score (evaluate) an experiment, a checkpoint or a delta.safetensors
+  -e EXP|CKPT|DELTA   resume (train) or score (evaluate) an experiment, a checkpoint or a delta.safetensors; of an EXP
+                      it is the last checkpoint: name EXP/dev-best.ckpt for the best one on dev
   -i CKPT             begin with the weights of a checkpoint, in a new experiment
   --track KIND        tensorboard (default), or also wandb or mlflow, with KIND:PROJECT in a project of that name
   --fisher_scores DIR where runs of one upstream, task and seed share the Fisher scores of their child networks

@@ -88,9 +88,11 @@ def _model(write: Callable[..., Any], **options: Any) -> Callable[[Path, Path], 
     return make
 
 
+# the model of recipes/demo/make_hubert.py
+STAND_IN_HUBERT = _model(factories.hubert_folder, layers=6, width=384, heads=12)
+
 # name on the pages -> what makes it, given its path and the miniature corpora
 STAND_INS: dict[str, Callable[[Path, Path], None]] = {
-    "demo/hubert": _model(factories.hubert_folder, layers=6, width=384, heads=12),
     "facebook/hubert-large-ls960-ft": _model(factories.hubert_folder, layers=6, ctc=True, stable_norm=True),
     "bert-large-uncased": _model(factories.bert_folder, layers=6),
     "bert-base-uncased": _model(factories.bert_folder, layers=6),
