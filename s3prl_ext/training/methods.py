@@ -3,7 +3,8 @@
 One row per value of ``tuning.method``. A method with `has_mask` trains a child network, whose mask is chosen at the
 start of training by :mod:`s3prl_ext.training.selection.child_selection`. The methods of :mod:`s3prl_ext.adapters` put
 weights of their own into the frozen upstream, which runs in train mode, with its dropout, as in full tuning; but a
-batch norm of it uses its running statistics and leaves them as they are. Full tuning moves them, and stores them.
+batch norm of it uses its running statistics and leaves them as they are. Full tuning moves those of the batch norms
+that train, and stores them.
 """
 
 from __future__ import annotations

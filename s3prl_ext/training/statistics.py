@@ -4,12 +4,13 @@ The running statistics of batch norm.
 
 Some models have a batch norm, such as HuBERT with ``conv_pos_batch_norm``. A method that stores a small change of a
 frozen upstream must leave them as they are: a checkpoint, a delta, a resumed run and the other candidates of a race
-all start from the untouched upstream.
+all start from the untouched upstream. Full tuning moves those of the norms that train.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -22,11 +23,34 @@ class StateChanged(ExtError):
     """A frozen upstream has changed: its module keeps state that this package does not know."""
 
 
-def hold_statistics(model: nn.Module) -> None:
-    """Put every module that keeps running statistics into evaluation mode: it uses them and leaves them as they are."""
+def hold_statistics(model: nn.Module, frozen_alone: bool = False) -> None:
+    """Put the modules that keep running statistics into evaluation mode: they use them and leave them as they are.
+
+    Args:
+        model: in train mode.
+        frozen_alone: leave those of which a weight trains in train mode.
+    """
+    for module in _norms_with_statistics(model):
+        if not (frozen_alone and any(parameter.requires_grad for parameter in module.parameters())):
+            module.eval()
+
+
+@contextmanager
+def statistics_kept(model: nn.Module) -> Iterator[None]:
+    """Put the running statistics back as they were, whatever a forward pass in train mode makes of them."""
+    before = [(buffer, buffer.clone()) for norm in _norms_with_statistics(model) for buffer in norm.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, values in before:
+                buffer.copy_(values)
+
+
+def _norms_with_statistics(model: nn.Module) -> Iterator[nn.Module]:
     for module in model.modules():
         if getattr(module, "track_running_stats", False) and getattr(module, "running_mean", None) is not None:
-            module.eval()
+            yield module
 
 
 def copy_buffers(model: nn.Module) -> dict[str, Tensor]:

@@ -59,6 +59,22 @@ def test_the_checkpoint_is_the_model_that_was_trained(build, tmp_path, upstream,
     assert torch.equal(_features(runner), _features(again))
 
 
+def test_full_tuning_of_some_layers_moves_no_statistics_of_the_others(build, tmp_path):
+    """Also of a race, whose candidates freeze other layers one after another."""
+    folder = factories.speech_family_folder(tmp_path / "conformer", family="Wav2Vec2Conformer")
+    conformer = {"upstream": "hf_speech_custom", "upstream_ckpt": str(folder)}
+    config = task_config(tuning={"method": "full", "train_layers": [["0"], ["1"], "all"]}, eval_dataloaders=["dev"])
+    runner = build(make_args(tmp_path, **conformer), config | {"early_stop": {"ratio": 0.5, "keep": 3}})
+    base = _state(runner)
+    runner.train()
+    for candidate, trains in (("0", {"0"}), ("1", {"1"}), ("all", {"0", "1"})):
+        after = newest(tmp_path / "race" / f"train_layers={candidate}")["Upstream"]
+        moved = {name for name in base if not torch.equal(after[name], base[name])}
+        statistics = {name for name in moved if "running_" in name or "num_batches" in name}
+        assert {name.split("layers.")[1][0] for name in statistics} == trains and len(statistics) == 3 * len(trains)
+        assert candidate == "all" or all(f"layers.{candidate}." in name for name in moved)
+
+
 @pytest.mark.parametrize("method", [*SMALL, "full"])
 def test_resumed_is_uninterrupted(build, tmp_path, upstream, method):
     config = task_config(tuning=SMALL.get(method, {"method": method}))
