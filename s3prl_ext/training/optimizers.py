@@ -30,6 +30,7 @@ _ANY_KEY = {"Adam": None, "AdamW": None, "BertAdam_with_schedule": None,
 _SET_BY_THEM = ("params", "warmup", "t_total", "adam", "correct_bias")
 _FUSED = ("Adam", "AdamW", "SGD")
 _UNFIT = ("Optimizer", "LBFGS", "SparseAdam")  # of torch.optim: they need a closure, or sparse gradients
+OF_WHOLE_TENSORS = ("Adafactor",)  # of torch.optim: an entry's step depends on the others of its tensor
 
 
 def check_optimization(config: Section) -> None:

@@ -29,7 +29,7 @@ from s3prl_ext.metrics import METRICS
 from s3prl_ext.settings import choice, count, load, name, names, number, raise_all, switch, unknown_keys
 from s3prl_ext.training.known_settings import TOP_LEVEL
 from s3prl_ext.training.methods import METHODS, resolve_tuning
-from s3prl_ext.training.optimizers import check_optimization
+from s3prl_ext.training.optimizers import OF_WHOLE_TENSORS, check_optimization
 from s3prl_ext.training.racing.candidates import Candidate, candidates_of
 from s3prl_ext.training.racing.early_stop import EarlyStopConfig
 from s3prl_ext.training.tuning_config import TuningConfig
@@ -243,9 +243,20 @@ class TaskFile:
 
 
 def _check_child_optimizer(config: Section, tunings: Sequence[TuningConfig]) -> None:
-    """Refuse the optimizers of s3prl that tell weights apart by name: the entries of a child network have none."""
-    name = str(config["optimizer"]["name"])
+    """Refuse optimizers that need to know the tensor of an entry: a child network is a vector of entries alone.
+
+    Those of s3prl tell weights apart by name, others of torch take means over a tensor.
+    """
+    name, torch_name = (str(config["optimizer"].get(key)) for key in ("name", "torch_optim_name"))
     child = [tuning.method for tuning in tunings if METHODS[tuning.method].has_mask]
+    vectors = [tuning for tuning in tunings if METHODS[tuning.method].has_mask and not tuning.trains_all]
+    if vectors and name == "TorchOptim" and torch_name in OF_WHOLE_TENSORS:
+        raise UsageError(
+            f"optimizer.torch_optim_name {torch_name} scales the step of an entry by means over its whole tensor, but "
+            f"tuning.method {vectors[0].method} of density {vectors[0].density:g} trains the chosen entries of all "
+            "tensors as one vector: take an optimizer that looks at each entry alone, such as {name: TorchOptim, "
+            "torch_optim_name: AdamW, lr: 1e-4}, or density: 1."
+        )
     if child and name.endswith("_with_schedule"):
         raise UsageError(
             f"optimizer.name {name} leaves biases and layer norms out of its weight decay by their names, which the "

@@ -1,8 +1,9 @@
-"""s3prl's optimizers with a schedule of their own: their state is read back, and a child network does not take them."""
+"""Optimizers that need to know the tensor of an entry: a child network does not take them; s3prl's schedules are read back."""
 
 from __future__ import annotations
 
 import pytest
+import torch
 
 from s3prl_ext.errors import UsageError
 from s3prl_ext.training import checkpoint
@@ -60,3 +61,45 @@ def test_they_know_weights_by_name_and_are_refused_for_child_networks(name, tuni
         TaskFile.read(config)
     assert TaskFile.read(config, stored=True).tunings, "what such a run has stored is scored all the same"
     TaskFile.read(config | {"tuning": {"method": "lora"}})
+
+
+def stepped(name, parameters, gradients):
+    """Return all entries after three steps of an optimizer of torch, as one vector."""
+    weights = [torch.nn.Parameter(value.clone()) for value in parameters]
+    optimizer = getattr(torch.optim, name)(weights, lr=1e-2)
+    for step in range(3):
+        for weight, gradient in zip(weights, gradients, strict=True):
+            weight.grad = gradient * (1 + step)
+        optimizer.step()
+    return torch.cat([weight.detach() for weight in weights])
+
+
+def test_optimizers_of_torch_that_a_child_network_takes_look_at_each_entry_alone():
+    """The vector of a child network holds tensors of unlike size: what takes means over it is another algorithm."""
+    generator = torch.Generator().manual_seed(0)
+    parameters = [scale * torch.randn(40, generator=generator) for scale in (1.0, 1e-3)]
+    gradients = [scale * torch.randn(40, generator=generator) for scale in (1e-4, 1.0)]
+    accepted = []
+    for name in torch.optim.__all__:
+        config = task_config(tuning={"method": "child", "density": 0.05})
+        config["optimizer"] = {"name": "TorchOptim", "torch_optim_name": name, "lr": 1e-3}
+        try:
+            TaskFile.read(config)
+        except UsageError:
+            continue
+        accepted.append(name)
+        whole = stepped(name, [torch.cat(parameters)], [torch.cat(gradients)])
+        torch.testing.assert_close(whole, stepped(name, parameters, gradients), rtol=1e-6, atol=0)
+    assert {"Adam", "AdamW", "SGD", "RMSprop", "Adagrad", "NAdam"} <= set(accepted)
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Adafactor"), reason="torch before 2.5")
+def test_adafactor_is_refused_where_the_child_network_is_one_vector():
+    config = task_config(tuning={"method": ["lora", "child"], "density": 0.05}) | {"early_stop": {"ratio": 0.5}}
+    config["optimizer"] = {"name": "TorchOptim", "torch_optim_name": "Adafactor", "lr": 1e-3}
+    with pytest.raises(UsageError, match=r"torch_optim_name Adafactor .* tuning.method child of density 0.05 .* AdamW"):
+        TaskFile.read(config)
+    assert TaskFile.read(config, stored=True).tunings
+    redrawn = {"method": "child", "mask": "random", "density": 0.05, "redraw": True}
+    for tuning in ({"method": "child", "density": 1}, redrawn, {"method": "full"}):
+        TaskFile.read({**config, "tuning": tuning, "early_stop": {}})
