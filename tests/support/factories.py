@@ -314,14 +314,18 @@ def deit_folder(path: str | Path, layers: int = 2, width: int = 32, heads: int =
     return _save_plain(DeiTForImageClassification, config, path, seed)
 
 
-def ast_folder(path: str | Path, layers: int = 2, width: int = 32, heads: int = 2, seed: int = 1) -> Path:
+def ast_folder(
+    path: str | Path, layers: int = 2, width: int = 32, heads: int = 2, seed: int = 1, **config: Any
+) -> Path:
     """Write a transformers Audio Spectrogram Transformer folder (window of 0.58 s: 6 steps of 100 ms, 3 patches each)."""
     from transformers import ASTConfig, ASTFeatureExtractor, ASTForAudioClassification
 
     sizes = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads}
-    config = ASTConfig(**sizes, intermediate_size=2 * width, patch_size=8, num_mel_bins=28, max_length=58)
-    _save_plain(ASTForAudioClassification, config, path, seed)
-    ASTFeatureExtractor(num_mel_bins=28, max_length=58).save_pretrained(path)
+    settings = ASTConfig(
+        **sizes, intermediate_size=2 * width, **{"patch_size": 8, "num_mel_bins": 28, "max_length": 58} | config
+    )
+    _save_plain(ASTForAudioClassification, settings, path, seed)
+    ASTFeatureExtractor(num_mel_bins=settings.num_mel_bins, max_length=settings.max_length).save_pretrained(path)
     return Path(path)
 
 

@@ -24,7 +24,7 @@ from tests.support import factories
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "transformers4"
 FOLDERS = sorted(path.parent for path in GOLDEN.glob("*/config.json"))
 PRENORM = [folder for folder in FOLDERS if folder.name.endswith("prenorm")]
-FRAMES = {"Moonshine": (40, 22), "Wav2Vec2Bert": (49, 27)}  # that the models have of the two clips
+FRAMES = {"AST": (6, 3), "Moonshine": (40, 22), "Wav2Vec2Bert": (49, 27)}  # that the models have of the two clips
 CLOSE = {"atol": 1e-5, "rtol": 0.0}
 
 
@@ -145,12 +145,24 @@ INDEPENDENT = ("Wav2Vec2_mms", "UniSpeech_prenorm", "Wav2Vec2Bert", "AST", "Moon
 @pytest.mark.parametrize("name", ("Wav2Vec2Bert", "AST", "Moonshine"))
 def test_s3prls_featurizer_keeps_the_same_frames_of_a_clip_alone_and_in_a_batch(name):
     """It keeps round(samples / rate) of each, which may be more than the model has of the clip."""
+    assert_kept_alike(build("hf_speech_custom", ckpt=str(GOLDEN / name)).eval(), LENGTHS)
+
+
+def test_the_featurizer_keeps_more_states_of_a_clip_than_the_window_of_an_ast_has(tmp_path):
+    """In the proportions of the released model, whose 101 states stand for 10.1 of 10.24 s."""
+    folder = factories.ast_folder(tmp_path / "ast", patch_size=16, max_length=64)
+    upstream = build("hf_speech_custom", ckpt=str(folder)).eval()
+    assert upstream.steps == 5 and [round(samples / 1600) for samples in (9000, 10240)] == [6, 6]
+    pieces = (10400, 12000, 16800)  # of 5 states and 1.5, 5 and 2.5, 5, 5 and 0.5
+    assert_kept_alike(upstream, (8000, 8800, 9000, 10240, *pieces))
+
+
+def assert_kept_alike(upstream, lengths):
     from s3prl.upstream.interfaces import Featurizer
 
-    upstream = build("hf_speech_custom", ckpt=str(GOLDEN / name)).eval()
     featurizer = Featurizer(upstream, "hidden_states", "cpu")
     longest = max(map(len, clips()))
-    wavs = [torch.randn(samples, generator=torch.Generator().manual_seed(samples)) for samples in (*LENGTHS, longest)]
+    wavs = [torch.randn(samples, generator=torch.Generator().manual_seed(samples)) for samples in (*lengths, longest)]
     with torch.no_grad():
         for wav, beside in zip(wavs, featurizer(wavs, upstream(wavs)), strict=True):
             (alone,) = featurizer([wav], upstream([wav]))

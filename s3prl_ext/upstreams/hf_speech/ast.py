@@ -14,6 +14,7 @@ from torch import Tensor
 from s3prl_ext.errors import DataError
 from s3prl_ext.model_settings import SAMPLE_RATE
 from s3prl_ext.upstreams.hf_speech.expert import TransformersSpeechModel, as_array
+from s3prl_ext.upstreams.kept_frames import kept_frames
 from s3prl_ext.upstreams.windows import join, number_of_states
 
 FRAME, HOP = 400, 160  # samples: 25 and 10 ms
@@ -24,7 +25,9 @@ class AstModel(TransformersSpeechModel):
     """An AST: a state is the mean over the patches of one time step, 100 ms in the released models.
 
     Every window is padded with silence to its full length, as in the model's training, and the states of the padding
-    are dropped, so a clip gives the same states alone and in a batch. A clip above the window is read in pieces.
+    are dropped, so a clip gives the same states alone and in a batch. A clip above the window is read in pieces. Where
+    s3prl's featurizer keeps a state more than the model has, of clips of about the window's length, the last is
+    repeated.
 
     Args:
         folder: as for :class:`TransformersSpeechModel`.
@@ -55,7 +58,7 @@ class AstModel(TransformersSpeechModel):
         return HOP * int(self.model.config.time_stride)
 
     def forward(self, wavs: Sequence[Tensor]) -> dict[str, Tensor | tuple[Tensor, ...]]:
-        """Return the features of a batch, zero behind a clip.
+        """Return the features of a batch; behind a clip its last state is repeated.
 
         Args:
             wavs: 16 kHz waveforms, each of shape [samples].
@@ -67,7 +70,10 @@ class AstModel(TransformersSpeechModel):
         arrays = [as_array(window, FRAME) for wav in wavs for window in self._pieces(wav)]
         inputs = self.extracter(arrays, return_tensors="pt", sampling_rate=SAMPLE_RATE).to(wavs[0].device)
         output = self.model(**inputs, output_hidden_states=True)
-        states = tuple(self.over_time(state, wavs) for state in output.hidden_states)
+        parts, owners = self._counts(wavs)
+        counts = torch.zeros(len(wavs), dtype=torch.long).index_add(0, torch.tensor(owners), torch.tensor(parts))
+        over_time = [self.over_time(state, wavs) for state in output.hidden_states]
+        states = kept_frames(over_time, counts.to(wavs[0].device), wavs, self.get_downsample_rates())
         return {"hidden_states": states, "last_hidden_state": states[-1]}
 
     def over_time(self, state: Tensor, wavs: Sequence[Tensor]) -> Tensor:
