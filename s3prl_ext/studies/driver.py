@@ -193,6 +193,8 @@ class Driver:
         if failure is not None and (self._is_result(job, failure) or not self.retry_failed):
             self._failed(job, failure)
         else:
+            if job.kind == "test" and (said := job.run.not_counted()) is not None:
+                logger.warning("%s %s and is not counted: it is scored again", job.run.test_file, said)
             self.waiting.append(job)
 
     def _start(self, job: Job) -> None:
@@ -223,9 +225,15 @@ class Driver:
             )
             self.waiting.append(job)
         else:
-            self._failed(job, job.failure() or JobFailure(last_sentence(end, self.begun.get(job.name, 0))))
+            self._failed(job, job.failure() or JobFailure(self._said_of(job, end)))
         if job.kind != "fetch":
             self._go_on(self.cell_of[job.name])
+
+    def _said_of(self, job: Job, end: Ended) -> str:
+        """Return why a job that has ended is not done."""
+        if end.code == 0 and job.kind == "test" and (said := job.run.not_counted()) is not None:
+            return f"{job.run.test_file} {said} and is not counted."
+        return last_sentence(end, self.begun.get(job.name, 0))
 
     def _done(self, job: Job) -> None:
         if job.kind == "fetch":

@@ -161,8 +161,8 @@ def _final_failure(cell: StudyCell, run: StudyRun) -> str | None:
         return None if scored else f"its {cell.metric} on {run.task.test} is not a number."
     if (failure := Job(run, "test").failure()) is not None:
         return failure.sentence
-    if run.test_file.is_file():
-        return f"{run.test_file} is not of the checkpoint that dev chose and is not counted: run the study again."
+    if (said := run.not_counted()) is not None:
+        return f"{run.test_file} {said} and is not counted: run the study again."
     return None
 
 

@@ -20,6 +20,7 @@ from s3prl_ext.run_flags import can_be_passed_on, preset_path
 from s3prl_ext.run_folder import states_name
 from s3prl_ext.studies.config import FIXED_AXES, AxisPoint, Study
 from s3prl_ext.tasks import Task, named
+from s3prl_ext.training.results.run_settings import decisive, in_words, scoring_changes, without_variables
 
 FISHER = "fisher"  # in a study: Fisher scores that its runs share
 
@@ -210,12 +211,25 @@ class StudyRun:
         return self.folder / f"result-{self.task.test}.json"
 
     def tested(self) -> ResultRecord | None:
-        """Return its result on test, or None where the checkpoint that is tested was not.
+        """Return its result on test, or None where the checkpoint that is tested was not, or with other settings.
 
-        The result of another one may be there: ``s3prl-ext run -m evaluate -e FOLDER`` scores the last.
+        Such a result may be there: ``s3prl-ext run -m evaluate -e FOLDER`` scores the last, and ``-o`` changes how.
         """
-        found, training = _record(self.test_file), self.record()
-        return None if found is None or training is None or not self._is_of_tested(found, training) else found
+        found = _record(self.test_file)
+        return None if found is None or self.record() is None or self._not_counted(found) is not None else found
+
+    def not_counted(self) -> str | None:
+        """Return why its file with a result on test does not count; None where it does, or there is none."""
+        found = _record(self.test_file)
+        return None if found is None else self._not_counted(found)
+
+    def _not_counted(self, found: ResultRecord) -> str | None:
+        training = self.record()
+        if training is None or not self._is_of_tested(found, training):
+            return "is not of the checkpoint that dev chose"
+        changes = scoring_changes(training.content, found.content)
+        changes = without_variables(changes, decisive(self.config())) if changes else {}
+        return f"was scored with other settings than in training ({in_words(changes)})" if changes else None
 
     def _is_of_tested(self, found: ResultRecord, training: ResultRecord) -> bool:
         """Return whether a result is of the checkpoint that is tested; the folder may have been moved since."""

@@ -376,24 +376,76 @@ OTHERS = {
     "the last checkpoint": lambda record: record["args"].update(init_ckpt=f"{record['args']['expdir']}/states-10.ckpt"),
     "an earlier best": lambda record: record.update(step=5),
     "another run": lambda record: record["args"].update(init_ckpt="/other/ks/fbank/frozen/lr=0.1/seed=0/dev-best.ckpt"),
+    "a part of the split": lambda record: record["config"]["runner"].update(evaluate_ratio=0.1),
+    "a language model": lambda record: record["config"]["downstream_expert"]["datarc"].update(
+        decoder_args={"lm_weight": 2}
+    ),
+    "another layer": lambda record: record["args"].update(upstream_layer_selection=3),
     "nothing trained": lambda record: (record.update(step=0), record["args"].update(init_ckpt=None)),
 }
 
 
+SAID = {
+    "a part of the split": "was scored with other settings than in training (runner.evaluate_ratio 0.1 in place of nothing)",
+    "a language model": "was scored with other settings than in training (downstream_expert.datarc.decoder_args.lm_weight 2 in "
+    "place of nothing)",
+    "another layer": "was scored with other settings than in training (args.upstream_layer_selection 3 in place of -1)",
+}
+
+
 @pytest.mark.parametrize("other", OTHERS)
-def test_only_the_checkpoint_that_dev_chose_counts_as_tested(other, tmp_path):
+def test_only_the_checkpoint_that_dev_chose_counts_as_tested(other, tmp_path, caplog):
     """A run evaluated by hand leaves a file of the same name; its score was shown as that of the chosen one."""
     keep(make_study(), tmp_path)
     drive(tmp_path)
     run = tmp_path / "ks/fbank/frozen/lr=0.01/seed=0"
-    change(run / "result.json", lambda record: record.update(kept=["dev-best.ckpt"]))
+
+    def kept(record):
+        record.update(kept=["dev-best.ckpt"])
+        record["args"].update(upstream_layer_selection=-1)
+
+    change(run / "result.json", kept)
     change(run / "result-test.json", OTHERS[other])
     [table, *_] = write_outcome(tmp_path)
-    assert table.rows[0][4] == "1 of 2" and "is not of the checkpoint that dev chose" in table.notes[0]
+    said = f"{run / 'result-test.json'} {SAID.get(other, 'is not of the checkpoint that dev chose')} and is not counted"
+    assert table.rows[0][4] == "1 of 2" and said in table.notes[0]
     assert list(csv.DictReader((tmp_path / "runs.csv").open()))[1]["test"] == ""
     engine, progress = drive(tmp_path)
     assert engine.started == ["ks/fbank/frozen/lr=0.01/seed=0/test"] and not progress.failed
+    assert f"{said}: it is scored again" in caplog.text
     assert write_outcome(tmp_path)[0].rows[0][4] == "2"
+
+
+def test_a_test_that_leaves_a_result_of_other_settings_fails_with_the_reason(tmp_path):
+    drive(tmp_path)
+    run = tmp_path / "ks/fbank/frozen/lr=0.01/seed=0"
+    (run / "result-test.json").unlink()
+    change(run / "result.json", lambda record: record["args"].update(upstream_layer_selection=-1))
+    study = make_study()
+
+    class Other(Instant):
+        def start(self, job, log):
+            super().start(job, log)
+            change(job.run.test_file, OTHERS["another layer"])
+
+    failed = Driver(study, tmp_path, Other(score), lambda _: None).run().failed
+    assert list(failed) == ["ks/fbank/frozen/lr=0.01/seed=0/test"]
+    assert SAID["another layer"] in failed["ks/fbank/frozen/lr=0.01/seed=0/test"]
+
+
+def test_settings_without_an_effect_and_paths_of_variables_may_differ(tmp_path):
+    """Trained before the corpus was moved and tested after that, or read with more workers."""
+    drive(tmp_path)
+    for path in tmp_path.rglob("result-test.json"):
+        change(path, lambda record: record["config"]["downstream_expert"]["datarc"].update(num_workers=9))
+        change(path, lambda record: record["config"]["downstream_expert"].update(labels=["yes", "no"]))
+        change(path, lambda record: record["config"]["runner"].update(total_steps=99, max_keep=2, evaluate_ratio=1))
+        for root, key in (("ks", "speech_commands_root"), ("sid", "file_path")):
+            if path.is_relative_to(tmp_path / root):
+                change(
+                    path, lambda record, key=key: record["config"]["downstream_expert"]["datarc"].update({key: "/new"})
+                )
+    assert drive(tmp_path)[0].started == []
 
 
 @pytest.mark.parametrize("checkpoint", ["best", "last"])

@@ -113,6 +113,38 @@ def test_intervals_and_items_are_kept_as_plain_values(tmp_path):
     assert content["intervals"] == {"test": {"wer": [4.0, 6.5]}} and content["items"] == {"test": 9}
 
 
+OTHER_EVALUATIONS = {
+    "the same": ({}, {}, 7, None),
+    "moved, with more workers": (
+        {"downstream_expert": {"datarc": {"num_workers": 9}}}, {"init_ckpt": "/new/exp/dev-best.ckpt"}, 7, None
+    ),
+    "a part of the split": (
+        {"runner": {"evaluate_ratio": 0.1}}, {}, 7, "other settings (runner.evaluate_ratio nothing in place of 0.1)",
+    ),
+    "another layer": (
+        {}, {"upstream_layer_selection": 3}, 7, "other settings (args.upstream_layer_selection -1 in place of 3)",
+    ),
+    "the last": ({}, {"init_ckpt": "exp/states-7.ckpt"}, 7, "another checkpoint (exp/dev-best.ckpt, step 7)"),
+    "a later best": ({}, {}, 9, "another checkpoint (exp/dev-best.ckpt, step 7)"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OTHER_EVALUATIONS)
+def test_an_evaluation_does_not_overwrite_that_of_another_checkpoint_or_of_other_settings(tmp_path, name, caplog):
+    config, changes, step, said = OTHER_EVALUATIONS[name]
+    args = make_args(tmp_path / "exp", mode="evaluate", init_ckpt="exp/dev-best.ckpt", upstream_layer_selection=-1)
+    first = {"runner": {"total_steps": 9}}
+    path = result_file.write(args, first, {"test": {"acc": 0.5}}, 7, 1.0, {})
+    vars(args).update(changes)
+    result_file.write(args, {**first, **config}, {"test": {"acc": 0.75}}, step, 1.0, {})
+    assert json.loads(path.read_text())["metrics"]["test"]["acc"]["value"] == 0.75
+    kept = path.with_name("result-test.json.step-7")
+    assert kept.is_file() == (said is not None)
+    if said is not None:
+        assert json.loads(kept.read_text())["metrics"]["test"]["acc"]["value"] == 0.5
+        assert f"{path} was the result of {said}: it is kept as {kept.name}" in caplog.text
+
+
 def test_wall_time_and_memory_count_all_sessions(tmp_path, build):
     config = task_config("ks", total_steps=3, save_step=1)
     first = build(make_args(tmp_path / "exp"), config)

@@ -14,13 +14,14 @@ from typing import Any
 from s3prl_ext import hub
 from s3prl_ext.configs import Record
 from s3prl_ext.errors import DataError, StoppedByUser, UsageError, sentence
-from s3prl_ext.evaluation.result_records import SCHEMA, problems
+from s3prl_ext.evaluation.result_records import SCHEMA, problems, read_record
 from s3prl_ext.metrics import METRICS
 from s3prl_ext.reading import parse_json
 from s3prl_ext.run_folder import FAILED, RunFolder
 from s3prl_ext.training.batching.corpus_hash import Corpus
 from s3prl_ext.training.results import provenance
 from s3prl_ext.training.results.provenance import PACKAGES  # noqa: F401  the packages that result files name
+from s3prl_ext.training.results.run_settings import in_words, scoring_changes
 from s3prl_ext.training.train_state import Diverged
 from s3prl_ext.writing import write_json
 
@@ -75,10 +76,30 @@ def write(
     found = problems(content)
     if found:
         logger.warning("%s has an unusual content: %s", path, "; ".join(found))
+    if args.mode != "train":
+        _set_other_aside(path, content)
     write_json(path, content, default=str)
     _failed(path).unlink(missing_ok=True)  # of an earlier attempt
     logger.info("metrics written to %s", path)
     return path
+
+
+def _set_other_aside(path: Path, content: Record) -> None:
+    """Rename the result of another checkpoint, or with other settings, that has the name of a new one, and say so."""
+    try:
+        old = read_record(path).content
+    except DataError:
+        return  # there is none to keep
+    checkpoints = [Path(str(one["args"].get("init_ckpt"))).parts[-2:] for one in (old, content)]
+    changes = scoring_changes(content, old)
+    if checkpoints[0] == checkpoints[1] and old["step"] == content["step"] and not changes:
+        return
+    kept = RunFolder(path.parent).set_aside(path, old["step"] or 0)
+    logger.warning(
+        "%s was the result of %s: it is kept as %s", path,
+        f"other settings ({in_words(changes)})" if changes else f"another checkpoint ({'/'.join(checkpoints[0])}, step "
+        f"{old['step']})", kept.name,
+    )  # fmt: skip
 
 
 def write_stop(folder: RunFolder, step: int, scores: Mapping[str, Mapping[str, float]], seconds: float) -> None:
