@@ -20,7 +20,7 @@ from s3prl_ext.run_flags import (
     preset_path,
 )
 from s3prl_ext.run_folder import RunFolder, missing
-from s3prl_ext.tasks import named, of_downstream
+from s3prl_ext.tasks import named, of_downstream, task_of
 
 if TYPE_CHECKING:
     from s3prl_ext.training.checkpoint import Checkpoint
@@ -86,7 +86,64 @@ def check_files(flags: argparse.Namespace, given: argparse.Namespace, overwrite:
             raise UsageError(f"-p {folder.path} is a file: name the folder of the experiment.")
         if flags.mode == "train" and not overwrite:
             folder.refuse_overwriting()
+        if flags.mode == "evaluate":
+            refuse_to_replace(given)
     return resumed
+
+
+def check_head(given: argparse.Namespace, overrides: Mapping[str, Any], new: bool, config: str | None) -> None:
+    """Refuse to score a head that has learnt nothing, unless ``-o args.untrained_head=True`` asks for it.
+
+    Args:
+        given: the flags after ``-o``.
+        overrides: keys and values of ``-o``.
+        new: whether no checkpoint is resumed.
+        config: path of the task file of a new experiment; None for the one of a clone of s3prl.
+    """
+    alone = new and given.init_ckpt is None and given.mode != "train"
+    if overrides.get("args.untrained_head"):
+        if not alone:
+            raise UsageError("-o args.untrained_head is for -m evaluate without a checkpoint (-e, -i): leave it out.")
+    elif alone:
+        path = config or f"./downstream/{given.downstream}/config.yaml"
+        refuse_untrained_head(
+            given.downstream, overridden(load_yaml(path), given),
+            "and would score chance: give its checkpoint with -e (or -i), or to see what chance is, "
+            "-o args.untrained_head=True.",
+        )  # fmt: skip
+
+
+def refuse_untrained_head(downstream: str, config: Mapping[str, Any], advice: str) -> None:
+    """Refuse a task whose head must be trained first; those with a head of their own look at it when they are built.
+
+    Args:
+        downstream: name for ``-d``.
+        config: the task file.
+        advice: the end of the sentence.
+    """
+    task = task_of(downstream, config.get("downstream_expert"))
+    if task.trains and not task.own_head:
+        raise UsageError(f"the head of -d {downstream} is untrained {advice}")
+
+
+def refuse_to_replace(given: argparse.Namespace) -> None:
+    """Refuse to write scores of weights that no step has trained next to those of a training, which they would replace.
+
+    Args:
+        given: the flags of a new evaluation, after ``-o``.
+    """
+    from s3prl_ext.training.checkpoint import Checkpoint  # imports torch: not before it is needed
+    from s3prl_ext.training.results.result_file import step_of
+
+    folder = RunFolder(expdir(given))
+    later = {path: step for path in folder.results() if (step := step_of(path))}
+    if not later or (given.init_ckpt is not None and Checkpoint.read(Path(given.init_ckpt), mmap=True).weights_step):
+        return
+    path, step = next(iter(later.items()))
+    raise UsageError(
+        f"{path} holds the scores of step {step}, and this command scores weights that no step has trained: give "
+        "another folder with -p, or the checkpoint of this one with -e."
+    )
 
 
 def _readable(flag: str, value: str) -> Checkpoint:

@@ -22,6 +22,7 @@ from s3prl_ext.errors import as_command, one_sentence_errors, show_errors_as_sen
 from s3prl_ext.run_checks import (
     check_arguments,
     check_files,
+    check_head,
     check_names,
     check_numbers,
     check_overrides,
@@ -168,6 +169,8 @@ def complete(argv: Sequence[str]) -> list[str]:
     if ckpt is not None:
         stay_with(ckpt)
     config = task_file(flags)
+    if flags.mode is not None:
+        check_head(given, overrides, is_new(flags), config)
     check_overrides(overrides, flags, ckpt, config)
     mention_unused(overrides, flags, ckpt)
     if config is not None:

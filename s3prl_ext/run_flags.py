@@ -22,7 +22,7 @@ from s3prl_ext.tasks import of_downstream
 MODES = ("train", "evaluate", "inference")
 SWITCH_FLAGS = (("-f", "--upstream_trainable"), ("-a", "--auto_resume"), ("-r", "--upstream_refresh"),
                 ("--upstream_feature_normalize",), ("--verbose",), ("--disable_cudnn",))  # fmt: skip
-SWITCHES = (*(names[-1].removeprefix("--") for names in SWITCH_FLAGS), "overwrite")  # arguments that are true or false
+SWITCHES = (*(names[-1].removeprefix("--") for names in SWITCH_FLAGS), "overwrite", "untrained_head")  # true or false
 WHOLE_NUMBERS = ("seed", "local_rank", "upstream_layer_selection", "until")
 
 

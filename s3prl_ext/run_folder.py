@@ -162,6 +162,10 @@ class RunFolder:
         """Return the file with the metrics of the training, or of the evaluation of a split."""
         return self.path / ("result.json" if split is None else f"result-{split}.json")
 
+    def results(self) -> list[Path]:
+        """Return the files with the metrics of the training and of evaluations."""
+        return sorted(self.path.glob(RESULTS))
+
     def evaluations(self) -> list[Path]:
         """Return the files with the metrics of evaluations."""
         return sorted(self.path.glob("result-*.json"))

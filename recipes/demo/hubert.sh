@@ -38,7 +38,8 @@ if [[ $stage -le 5 && $stop_stage -ge 3 ]]; then
   execute export S3PRL_EXT_TARGET="$(realpath -m "${target:-$out/hubert}")"   # which HuBERT is merged into
 fi
 if due 3 "before training: merged upstream, untrained head"; then
-  unless "$out/untrained/result-test.json" s3prl-ext run -m evaluate "${task[@]}" -p "$out/untrained" -o "$frozen"
+  unless "$out/untrained/result-test.json" s3prl-ext run -m evaluate "${task[@]}" -p "$out/untrained" \
+    -o "$frozen,,args.untrained_head=True"
 fi
 if due 4 "merged upstream frozen: head and layer weights train"; then
   train "$out/frozen" "${task[@]}" -o "$frozen${fewer:+,,$fewer}"

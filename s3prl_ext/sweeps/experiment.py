@@ -18,10 +18,9 @@ from s3prl_ext.configs import load_yaml
 from s3prl_ext.downstreams.recognition.merged_decoder import UNMERGED
 from s3prl_ext.errors import DataError, UsageError, unknown_name
 from s3prl_ext.merging.config import MergeConfig
-from s3prl_ext.run_checks import check_same_command
+from s3prl_ext.run_checks import check_same_command, refuse_untrained_head
 from s3prl_ext.run_flags import default_task_file, literals, overrides_of, preset_path
 from s3prl_ext.run_folder import RunFolder
-from s3prl_ext.tasks import task_of
 from s3prl_ext.training.checkpoint import Checkpoint
 from s3prl_ext.training.devices import check_device
 from s3prl_ext.training.known_settings import check_overrides, known_tasks
@@ -54,6 +53,9 @@ DECIDED_NOW = {
     "device",
     UNMERGED,
 }
+UNTRAINED = (
+    "and a sweep would score chance: train it on the unmerged target first, and give its checkpoint with -e (or -i)."
+)
 
 
 class SweepRunner(Runner):
@@ -154,7 +156,9 @@ def experiment_args(flags: argparse.Namespace) -> tuple[Namespace, dict[str, Any
     if config is None:
         config = load_yaml(_task_file(flags))
     if not ckpt:
-        _refuse_untrained_head(values["downstream"], config)
+        if values["downstream"] not in known_tasks():
+            raise unknown_name("task (-d)", values["downstream"], known_tasks())
+        refuse_untrained_head(values["downstream"], config, UNTRAINED)
     args = Namespace(**values)
     if overrides := overrides_of(flags.override):
         from s3prl.utility.helper import override
@@ -173,17 +177,6 @@ def _check_given(ckpt: Checkpoint, flags: argparse.Namespace) -> None:
     """
     given = argparse.Namespace(**{name: value for name, value in vars(flags).items() if name not in UPSTREAM_ARGUMENTS})
     check_same_command(ckpt, given, overrides_of(flags.override), begins_too=False)
-
-
-def _refuse_untrained_head(downstream: str, config: dict[str, Any]) -> None:
-    """Refuse a task whose head must be trained first; those with a head of their own look at it when they are built."""
-    if downstream not in known_tasks():
-        raise unknown_name("task (-d)", downstream, known_tasks())
-    if not task_of(downstream, config.get("downstream_expert")).own_head:
-        raise UsageError(
-            f"the head of -d {downstream} is untrained, so a sweep would score chance: train it on the unmerged target "
-            "first, and give its checkpoint with -e (or -i)."
-        )
 
 
 def _checkpoint(path: Path, flag: str) -> Path:

@@ -32,6 +32,7 @@ ARGUMENTS = (
     "upstream_trainable", "upstream_feature_selection", "upstream_layer_selection", "upstream_feature_normalize",
     "upstream_model_name", "upstream_revision", "expname", "expdir", "auto_resume", "push_to_hf_hub", "hf_hub_org",
     "seed", "device", "cache_dir", "verbose", "disable_cudnn", "overwrite", "track", "until", "fisher_scores",
+    "untrained_head",
 )  # fmt: skip
 GIVEN = (*ARGUMENTS, "upstream_dim", "upstream_rate")  # what an expert is made with, apart from sections
 

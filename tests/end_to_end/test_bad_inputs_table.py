@@ -27,6 +27,7 @@ HUBERT = (
     "run -m train -u hf_hubert_custom -k {hubert} -d speech_commands -c ks/mini -p {exp} -o config.runner.total_steps=2"
 )
 EVALUATE = "run -m evaluate -e {trained}"
+UNTRAINED = KS.replace("-m train", "-m evaluate")
 MODELS = {  # settings of a HuBERT
     "odd_model": {"conv_kernel": 7},
     "deep_model": {"num_hidden_layers": 10**12},
@@ -170,6 +171,10 @@ PLACES: list[Row] = [
     ("run -m evaluate -e {folder}", USAGE, ("has no states-N.ckpt",)),
     ("run -m evaluate -e {text}", DATA, ("text.txt",)),
     ("run -m inference -e {trained} -t {tmp}/none.wav", USAGE, ("no such audio file",)),
+    (UNTRAINED, USAGE, ("the head of -d speech_commands is untrained", "give its checkpoint with -e (or -i)", "args.untrained_head=True")),
+    (UNTRAINED.replace("-m evaluate", "-m inference"), USAGE, ("is untrained",)),
+    (KS + ",,args.untrained_head=True", USAGE, ("args.untrained_head is for -m evaluate without a checkpoint",)),
+    (EVALUATE + " -o args.untrained_head=True", USAGE, ("args.untrained_head is for -m evaluate without a checkpoint",)),
     (EVALUATE + " -t tset", USAGE, ("no split 'tset'", "dev and test")),
     (EVALUATE + " -u hubert_base", USAGE, ("-u: fbank in the checkpoint, hubert_base here",)),
     (EVALUATE + " -o config.runner.evaluate_ratio", USAGE, ("must read config.KEY=VALUE",)),
@@ -287,6 +292,24 @@ def test_bad_kaldi_tables(shell, corpora, tmp_path, monkeypatch, table, change, 
 )
 def test_bad_input(shell, tmp_path, line, code, parts):
     check(shell(line), code, tuple(part.format() for part in parts), tmp_path / "exp")
+
+
+def test_an_untrained_head_does_not_replace_the_result_of_a_trained_one(shell, inputs, tmp_path):
+    exp = shutil.copytree(inputs["trained"], tmp_path / "kept")
+    assert shell("run -m evaluate -e {kept} -t dev", kept=exp).code == 0
+    before = {path.name: path.read_bytes() for path in exp.glob("result*.json")}
+    outcome = shell(UNTRAINED.replace("{exp}", "{kept}") + ",,args.untrained_head=True", kept=exp)
+    assert (
+        outcome.code == USAGE
+        and "holds the scores of step 2" in outcome.sentence
+        and "another folder" in outcome.sentence
+    )
+    assert {path.name: path.read_bytes() for path in exp.glob("result*.json")} == before
+    for _ in range(2):  # its own result may be made anew
+        assert shell(UNTRAINED + ",,args.untrained_head=True").code == 0
+    assert json.loads((tmp_path / "exp" / "result-test.json").read_text())["step"] == 0
+    head = "-i {kept}/states-2.ckpt"  # of the same step
+    assert shell(UNTRAINED.replace("{exp}", "{kept}").replace("-u fbank", f"-u fbank {head}"), kept=exp).code == 0
 
 
 # -- settings that are right and have no effect -------------------------------------------------------------------------
