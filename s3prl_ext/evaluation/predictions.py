@@ -10,7 +10,7 @@ from typing import Any
 
 from s3prl_ext.errors import DataError
 from s3prl_ext.evaluation.clusters import UTTERANCE, sums
-from s3prl_ext.evaluation.significance import Interval, bootstrap_difference, mcnemar_exact
+from s3prl_ext.evaluation.significance import DRAWS, Interval, bootstrap_difference, mcnemar_exact
 from s3prl_ext.reading import parse_json
 from s3prl_ext.writing import write_text
 
@@ -97,7 +97,9 @@ def read_predictions(path: Path) -> list[Prediction]:
     return predictions
 
 
-def compare(first: Path, second: Path, draws: int = 1000, seed: int = 0, over: str = UTTERANCE) -> ClassifierComparison:
+def compare(
+    first: Path, second: Path, draws: int = DRAWS, seed: int = 0, over: str = UTTERANCE
+) -> ClassifierComparison:
     """Compare two files of predictions of the same clips.
 
     Args:

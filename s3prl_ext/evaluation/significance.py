@@ -14,8 +14,8 @@ from statistics import NormalDist
 import numpy as np
 
 from s3prl_ext.errors import DataError, UsageError
+from s3prl_ext.tasks.counts import DRAWS
 
-DRAWS = 10_000  # from seed to seed the ends of an interval then move by about a fiftieth of its width
 BLOCK = 2_000_000  # drawn utterances at a time
 LEVEL = 0.95
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from s3prl_ext.tasks.counts import Ends, Records
+from s3prl_ext.tasks.counts import DRAWS, Ends, Records
 from s3prl_ext.tasks.record import Reads, SingleClips, Task
 
 if TYPE_CHECKING:
     import numpy as np
 
-DRAWS, SEED = 1000, 0  # of the bootstrap
+SEED = 0  # of the bootstrap
 
 
-def equal_error_rate(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray | None = None) -> float:
+def equal_error_rate(labels: np.ndarray, scores: np.ndarray) -> float:
     """Return the rate (0 to 1) at which as many same-speaker trials are rejected as others are accepted.
 
     NaN where a score is not finite.
@@ -23,18 +23,27 @@ def equal_error_rate(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray
     Args:
         labels: 1 of the same speaker, 0 of two, [trials]; both occur.
         scores: higher is more alike, [trials].
-        weights: how often each trial counts; None for once.
     """
     import numpy as np
 
-    if not np.isfinite(scores).all():
-        return float("nan")
+    return _rate(*_accepted(labels, scores)) if np.isfinite(scores).all() else float("nan")
+
+
+def _accepted(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return how many trials of the same speaker, and of two, each threshold accepts, [thresholds]; the first none."""
+    import numpy as np
+
     order = np.argsort(-scores, kind="stable")
-    counted = np.ones(len(scores)) if weights is None else weights[order].astype(float)
-    same, ends = labels[order] == 1, np.flatnonzero(np.diff(scores[order], append=-np.inf))
-    accepted = np.concatenate([[0.0], np.cumsum(counted * same)[ends]])
-    false = np.concatenate([[0.0], np.cumsum(counted * ~same)[ends]])
-    rejection, acceptance = 1.0 - accepted / accepted[-1], false / false[-1]
+    ends = np.flatnonzero(np.diff(scores[order], append=-np.inf))
+    same, two = (np.concatenate([[0], np.cumsum(labels[order] == kind)[ends]]) for kind in (1, 0))
+    return same, two
+
+
+def _rate(same: np.ndarray, two: np.ndarray) -> float:
+    """Return the equal error rate of trials of which each threshold accepts so many, see :func:`_accepted`."""
+    import numpy as np
+
+    rejection, acceptance = 1.0 - same / same[-1], two / two[-1]
     after = int(np.argmax(acceptance >= rejection))  # the last threshold accepts all; the first one accepts nothing
     gap_before = rejection[after - 1] - acceptance[after - 1]
     gap_after = acceptance[after] - rejection[after]
@@ -43,21 +52,28 @@ def equal_error_rate(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray
 
 
 def over_trials(records: Records) -> Ends | None:
-    """Return the EER and the ends of its interval over the trials of each kind, drawn anew 1,000 times."""
+    """Return the EER and the ends of its interval over the trials of each kind, each drawn anew."""
     import numpy as np
 
     labels, scores = records.get("labels"), records.get("scores")
     if not labels or not scores or len(set(labels)) < 2:
         return None
     truth, given = np.array(labels, dtype=int), np.array(scores, dtype=float)
-    rng = np.random.default_rng(SEED)
-    weights = np.empty((DRAWS, len(truth)))
-    for kind in (0, 1):
-        members = truth == kind
-        weights[:, members] = rng.multinomial(members.sum(), np.full(members.sum(), 1 / members.sum()), DRAWS)
-    drawn = [equal_error_rate(truth, given, row) for row in weights]
-    low, high = np.percentile(drawn, [2.5, 97.5])
-    return Ends(equal_error_rate(truth, given), float(low), float(high))
+    if not np.isfinite(given).all():
+        return None
+    rng, accepted = np.random.default_rng(SEED), _accepted(truth, given)
+    rates = [_rate(*(_drawn_anew(kind, rng) for kind in accepted)) for _ in range(DRAWS)]
+    low, high = np.percentile(rates, [2.5, 97.5])
+    return Ends(_rate(*accepted), float(low), float(high))
+
+
+def _drawn_anew(accepted: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return what each threshold accepts of trials of one kind that are drawn with replacement, the first none."""
+    import numpy as np
+
+    count = int(accepted[-1])
+    drawn = np.bincount(rng.integers(count, size=count), minlength=count)  # of the first, the second ... by score
+    return np.concatenate([[0], np.cumsum(drawn)])[accepted]
 
 
 TASK = Task(

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 Records = Mapping[str, Any]
 
+DRAWS = 10_000  # of a bootstrap: from seed to seed the ends of an interval then move by about a fiftieth of its width
+
 
 class Sums(NamedTuple):
     """Errors (or successes) and totals of each utterance; the metric is the ratio of their sums."""

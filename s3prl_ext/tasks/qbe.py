@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from s3prl_ext.tasks.counts import Ends, Records
+from s3prl_ext.tasks.counts import DRAWS, Ends, Records
 from s3prl_ext.tasks.record import Reads, Task
 
 if TYPE_CHECKING:
@@ -20,12 +20,10 @@ if TYPE_CHECKING:
 
 PRIOR, FALSE_ALARM, MISS = 0.0008, 1.0, 100.0  # of a query in a document; costs
 BETA = FALSE_ALARM / MISS * (1 / PRIOR - 1)  # 12.49
-DRAWS, SEED = 1000, 0  # of the bootstrap
+SEED = 0  # of the bootstrap
 
 
-def maximum_twv(
-    scores: Sequence[np.ndarray], targets: Sequence[np.ndarray], weights: np.ndarray | None = None
-) -> float:
+def maximum_twv(scores: Sequence[np.ndarray], targets: Sequence[np.ndarray]) -> float:
     """Return the largest term weighted value over all thresholds; 0, that of accepting nothing, is the least.
 
     NaN where a score is not finite.
@@ -33,34 +31,46 @@ def maximum_twv(
     Args:
         scores: of the documents for each query, [documents].
         targets: whether a document holds the query, [documents]; every query is in some document and not in all.
-        weights: how often each query counts; None for once.
     """
     import numpy as np
 
     if not all(np.isfinite(of_query).all() for of_query in scores):
         return float("nan")
-    counted = np.ones(len(scores)) if weights is None else np.asarray(weights, dtype=float)
-    gains = [
-        weight * np.where(holds, 1 / holds.sum(), -BETA / (~holds).sum())
-        for weight, holds in zip(counted, targets, strict=True)
-    ]
-    every, gain = np.concatenate(list(scores)), np.concatenate(gains) / counted.sum()
-    order = np.argsort(-every, kind="stable")
-    value = np.cumsum(gain[order])[np.flatnonzero(np.diff(every[order], append=-np.inf))]
-    return float(max(0.0, value.max()))
+    return max(0.0, float(_values(scores, targets).mean(axis=0).max()))
+
+
+def _values(scores: Sequence[np.ndarray], targets: Sequence[np.ndarray]) -> np.ndarray:
+    """Return the term weighted value of each query at the score of each document that holds one, [queries, thresholds].
+
+    Between these the value can only fall.
+    """
+    import numpy as np
+
+    thresholds = np.unique(np.concatenate([of_query[holds] for of_query, holds in zip(scores, targets, strict=True)]))
+    rows = []
+    for of_query, holds in zip(scores, targets, strict=True):
+        order = np.argsort(of_query)[::-1]
+        gains = np.where(holds, 1 / holds.sum(), -BETA / (~holds).sum())[order]
+        accepted = np.searchsorted(-of_query[order], -thresholds, side="right")
+        rows.append(np.concatenate([[0.0], np.cumsum(gains)])[accepted])
+    return np.array(rows)
 
 
 def over_queries(records: Records) -> Ends | None:
-    """Return the maximum term weighted value and the ends of its interval over queries, drawn anew 1,000 times."""
+    """Return the maximum term weighted value and the ends of its interval over queries, drawn anew."""
     import numpy as np
 
     scores, targets = records.get("twv_scores"), records.get("twv_targets")
     if not scores or not targets or len(scores) < 2:
         return None
-    rng = np.random.default_rng(SEED)
-    weights = rng.multinomial(len(scores), np.full(len(scores), 1 / len(scores)), DRAWS)
-    low, high = np.percentile([maximum_twv(scores, targets, row) for row in weights], [2.5, 97.5])
-    return Ends(maximum_twv(scores, targets), float(low), float(high))
+    value, queries = maximum_twv(scores, targets), len(scores)
+    if np.isnan(value):
+        return None
+    times = np.random.default_rng(SEED).multinomial(queries, np.full(queries, 1 / queries), DRAWS).astype(float)
+    values = _values(scores, targets)
+    drawn = [max(0.0, float((row @ values).max()) / queries) for row in times]
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return Ends(value, float(low), float(high))
 
 
 TASK = Task(

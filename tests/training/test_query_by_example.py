@@ -15,7 +15,8 @@ from scipy.spatial import distance
 
 from s3prl_ext.compat import quesst14
 from s3prl_ext.errors import DataError, UsageError
-from s3prl_ext.tasks import UNAVAILABLE
+from s3prl_ext.evaluation import significance
+from s3prl_ext.tasks import UNAVAILABLE, qbe
 from s3prl_ext.tasks.qbe import BETA, maximum_twv, over_queries
 from tests.support.experiments import make_args, task_config
 
@@ -74,12 +75,20 @@ def test_queries_come_by_name_whatever_the_order_of_the_search(tmp_path):
     assert np.array_equal(found[0][0], found[1][0]) and np.array_equal(found[0][1], found[1][1])
 
 
-def test_weights_count_queries_as_often():
+def test_the_interval_is_that_of_queries_drawn_anew(monkeypatch):
+    scores, targets = searches(3, ties=True)
+    monkeypatch.setattr(qbe, "DRAWS", 200)
+    drawn = []
+    for times in np.random.default_rng(qbe.SEED).multinomial(len(scores), np.full(len(scores), 1 / len(scores)), 200):
+        often = np.repeat(np.arange(len(scores)), times)
+        drawn.append(maximum_twv([scores[i] for i in often], [targets[i] for i in often]))
+    found = over_queries({"twv_scores": scores, "twv_targets": targets})
+    assert (found.low, found.high) == pytest.approx(np.percentile(drawn, [2.5, 97.5]))
+
+
+def test_the_value_lies_in_its_interval():
     scores, targets = searches(3)
-    weights = np.array([2, 0, 1, 1, 3, 1])
-    often = [i for i, times in enumerate(weights) for _ in range(times)]
-    repeated = maximum_twv([scores[i] for i in often], [targets[i] for i in often])
-    assert maximum_twv(scores, targets, weights) == pytest.approx(repeated)
+    assert qbe.DRAWS == significance.DRAWS == 10_000
     found = over_queries({"twv_scores": scores, "twv_targets": targets})
     assert found is not None and found.low < found.value == maximum_twv(scores, targets) < found.high
 

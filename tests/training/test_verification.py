@@ -12,6 +12,7 @@ import soundfile
 
 from s3prl_ext.compat import sv_voxceleb1
 from s3prl_ext.errors import DataError
+from s3prl_ext.tasks import asv
 from s3prl_ext.tasks.asv import equal_error_rate, over_trials
 from s3prl_ext.training.results.evaluation import evaluate
 from tests.support.experiments import make_args, task_config
@@ -62,9 +63,23 @@ def test_known_rates():
     assert equal_error_rate(labels, np.array([1.0, 2.0, 3.0, 4.0])) == 1
     assert equal_error_rate(labels, np.zeros(4)) == 0.5
     assert equal_error_rate(labels, np.array([4.0, 1.0, 3.0, 0.0])) == 0.5
-    weights = np.array([3, 1, 1, 3])  # as if the trials were there that often
-    many = equal_error_rate(np.repeat(labels, weights), np.repeat([4.0, 1.0, 3.0, 0.0], weights))
-    assert equal_error_rate(labels, np.array([4.0, 1.0, 3.0, 0.0]), weights) == many == 0.25
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_the_interval_is_that_of_trials_drawn_anew_within_each_kind(ties, monkeypatch):
+    labels, scores = trials(2, ties=ties)
+    monkeypatch.setattr(asv, "DRAWS", 200)
+    rng, rates = np.random.default_rng(asv.SEED), []
+    of_kind = {kind: np.sort(scores[labels == kind])[::-1] for kind in (1, 0)}
+    for _ in range(200):
+        drawn = {kind: given[rng.integers(len(given), size=len(given))] for kind, given in of_kind.items()}
+        ones = np.repeat([1, 0], [len(drawn[1]), len(drawn[0])])
+        rates.append(equal_error_rate(ones, np.concatenate([drawn[1], drawn[0]])))
+    found, backwards = (
+        over_trials({"labels": list(labels[::step]), "scores": list(scores[::step])}) for step in (1, -1)
+    )
+    assert (found.low, found.high) == pytest.approx(np.percentile(rates, [2.5, 97.5]))
+    assert found == backwards, "whatever the order of the trials"
 
 
 def test_the_clips_come_in_one_order_whatever_lengths_were_kept(tmp_path, monkeypatch):
