@@ -163,6 +163,24 @@ def _check_transcripts(module: ModuleType) -> None:
     module.SequenceDataset._load_transcript = load_checked
 
 
+def _check_background(module: ModuleType) -> None:
+    initialise = module.SpeechCommandsDataset.__init__
+
+    @functools.wraps(initialise)
+    def initialise_checked(self, *args: Any, **kwargs: Any) -> None:
+        initialise(self, *args, **kwargs)
+        for path in (path for name, path in self.data if name == "_silence_"):
+            found = audio.info(str(path))
+            if found.num_frames < found.sample_rate:
+                raise DataError(
+                    f"{path} has {found.num_frames} samples at {found.sample_rate} Hz, but keyword spotting cuts its "
+                    "silence, 1 s at a time, out of the recordings in _background_noise_: take this one out, or put a "
+                    "longer one there."
+                )
+
+    module.SpeechCommandsDataset.__init__ = initialise_checked
+
+
 _FORMAT_REASON = "s3prl ignores the sample rate of a corpus file and mistakes several channels for one"
 _FORMAT_END = "s3prl checks sample rate and channels of the files it reads"
 
@@ -191,6 +209,14 @@ SHIMS = (
         apply=_check_recordings,
         reason=_FORMAT_REASON,
         remove_when=_FORMAT_END,
+    ),
+    Shim(
+        name="ks-background",
+        module="s3prl.downstream.speech_commands.dataset",
+        needed=lambda module: not hasattr(module.SpeechCommandsDataset.__init__, "__wrapped__"),
+        apply=_check_background,
+        reason="s3prl stops at a recording of background noise that is shorter than a second, and does not name it",
+        remove_when="s3prl names the file",
     ),
     Shim(
         name="asr-folders",

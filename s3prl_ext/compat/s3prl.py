@@ -10,7 +10,8 @@ from typing import Any
 
 from s3prl_ext.compat import evaluated, pickles, voxceleb1
 from s3prl_ext.compat.shim import Shim, absent
-from s3prl_ext.errors import DataError
+from s3prl_ext.errors import DataError, UsageError, unknown_name
+from s3prl_ext.tasks import of_downstream
 
 CTC_DIR = Path(__file__).resolve().parent / "ctc"
 
@@ -56,7 +57,41 @@ def _check_vocabulary(module: ModuleType) -> None:
     module.load_text_encoder = load_if_there
 
 
+def _name_corpus(module: ModuleType) -> None:
+    create_dataset = module.create_dataset
+
+    @functools.wraps(create_dataset)
+    def create_known(split: str, tokenizer: Any, name: str, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return create_dataset(split, tokenizer, name, *args, **kwargs)
+        except NotImplementedError as error:
+            if error.args:
+                raise
+            corpora = (task.corpus for task in of_downstream("ctc") if task.corpus)
+            known = [one for corpus in corpora for one in ([corpus] if isinstance(corpus, str) else corpus)]
+            raise unknown_name("corpus", name, known, "downstream_expert.corpus.name") from error
+        except ModuleNotFoundError as error:
+            folder, _, file = (error.name or "").rpartition(".")
+            if folder != "s3prl.downstream.ctc.corpus":
+                raise
+            raise UsageError(
+                f"downstream_expert.corpus.name {name} needs downstream/ctc/corpus/{file}.py of s3prl's git "
+                "repository, which its package on PyPI lacks: install s3prl from a clone of it, or take another corpus."
+            ) from error
+
+    module.create_dataset = create_known
+
+
 SHIMS = (
+    Shim(
+        name="s3prl-ctc-corpus-name",
+        module="s3prl.downstream.ctc.data",
+        needed=lambda module: not hasattr(module.create_dataset, "__wrapped__"),
+        apply=_name_corpus,
+        reason="s3prl stops without a word at a corpus that it does not know, and with a traceback at one of its own "
+        "that its package on PyPI lacks",
+        remove_when="s3prl names the corpora that it knows, and the folder ctc/corpus is in its package",
+    ),
     Shim(
         name="s3prl-ctc-vocabulary",
         module="s3prl.downstream.ctc.expert",

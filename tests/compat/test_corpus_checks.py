@@ -38,6 +38,20 @@ def test_wrong_format_is_refused_by_name(tmp_path, module, wrong):
         dataset.torchaudio.load(str(path))
 
 
+@pytest.mark.parametrize(("rate", "frames", "fits"), [(16000, 16000, True), (16000, 15999, False), (8000, 8000, True)])
+def test_background_noise_lasts_a_second(tmp_path, rate, frames, fits):
+    """s3prl cuts a second out of it."""
+    (tmp_path / "_background_noise_").mkdir()
+    soundfile.write(tmp_path / "_background_noise_" / "tap.wav", np.zeros(frames), rate)
+    module = importlib.import_module("s3prl.downstream.speech_commands.dataset")
+    if fits:
+        dataset = module.SpeechCommandsDataset([], speech_commands_root=str(tmp_path))
+        assert len(dataset[0][0]) == 16000
+        return
+    with pytest.raises(DataError, match=r"_background_noise_/tap.wav has 15999 samples at 16000 Hz, .*take this"):
+        module.SpeechCommandsDataset([], speech_commands_root=str(tmp_path))
+
+
 def test_right_format_passes_unchanged(tmp_path):
     samples = write(tmp_path / "clip.wav")
     dataset = importlib.import_module("s3prl.downstream.asr.dataset")

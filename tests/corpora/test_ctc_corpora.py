@@ -11,7 +11,7 @@ import s3prl_ext
 from s3prl_ext.compat.ctc.corpus.libriphone import LibriPhoneDataset
 from s3prl_ext.compat.ctc.corpus.snips import SnipsDataset
 from s3prl_ext.configs import shipped_dir
-from s3prl_ext.errors import DataError
+from s3prl_ext.errors import DataError, UsageError
 
 
 class Words:
@@ -163,3 +163,21 @@ def test_shipped_configuration_reads_the_miniature_corpora(mini_superb, phones):
     data = LibriPhoneDataset(["train-clean-100"], phones, 4, path=root, lexicon=[root / "lexicon.txt"])
     assert len(data) == 48 and all(phones.unk_idx not in tokens for tokens in data.text)
     assert all(len(data[index]) == 4 for index in (0, 47))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "LibriSpeech",
+            r"corpus.name LibriSpeech needs downstream/ctc/corpus/librispeech.py of s3prl's git repository",
+        ),
+        ("snip", r"downstream_expert.corpus.name: unknown corpus 'snip'; did you mean 'snips'\? Known: common_voice, "),
+    ],
+)
+def test_a_corpus_that_is_not_there_is_named(name, message):
+    s3prl_ext.install()
+    from s3prl.downstream.ctc.data import load_dataset
+
+    with pytest.raises(UsageError, match=message):
+        load_dataset("train", None, {"name": name, "bucketing": True, "batch_size": 2, "train": ["a"]})
