@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any, NamedTuple
 
+from s3prl_ext.child_tuning.names import OF_THE_TASK
 from s3prl_ext.evaluation.diarization_scoring import SuperbScore
 from s3prl_ext.evaluation.merge_facts import MERGE
 from s3prl_ext.evaluation.result_rows import Row, name_rows, part_of_a_split, rows_of
@@ -67,7 +68,7 @@ def superb_table(runs: Sequence[ScoredRun], diarization: Mapping[str, SuperbScor
     if not lines:
         return None
     names = name_rows(lines, (*names_of, FEATURES))
-    notes: list[str] = []
+    notes = _without_line(models.values(), lines, (*names_of, FEATURES))
     body, values = [], []
     for name, found in zip(names, lines, strict=True):
         cells, rows = [name], []
@@ -82,7 +83,7 @@ def superb_table(runs: Sequence[ScoredRun], diarization: Mapping[str, SuperbScor
                 notes += filter(None, [part_of_a_split(row)])
                 values.append(_value(name, row, figures) | {"set": column.part})
         body.append(cells)
-        notes += _several_checkpoints(name, rows)
+        notes += _several_checkpoints(name, rows) + _without_column(name, found, columns)
     head = ["upstream"]
     for column in columns:
         head += [column.heading] + (["SD DER (%) ↓, threshold of dev"] if column.task == "sd" else [])
@@ -97,8 +98,35 @@ def superb_table(runs: Sequence[ScoredRun], diarization: Mapping[str, SuperbScor
 
 def _model_facts(runs: Sequence[ScoredRun]) -> tuple[str, ...]:
     """Return the names of the facts that make a line, without the features."""
-    tuning = {name for run in runs for name, _ in run.key(("tuning",)) if not name.endswith(SEARCHED)}
-    return (*MODEL, *sorted(tuning))
+    tuning = {name for run in runs for name, _ in run.key(("tuning",))}
+    of_a_task = {name for name in tuning if name.endswith(SEARCHED) or name.rpartition(".")[2] in OF_THE_TASK}
+    return (*MODEL, *sorted(tuning - of_a_task))
+
+
+def _without_line(models: Iterable[list[ScoredRun]], lines: Sequence[list[ScoredRun]], names: Sequence[str]) -> list[str]:
+    """Return a sentence for each model that one task alone was scored with, so that it has no line."""
+    left = [found for found in models if not any(found is line for line in lines)]
+    labels = name_rows([*lines, *left], names)[len(lines) :]
+    return [
+        f"{_of_task(found[0])} has no line, it is the only task of {label}: a line is of one upstream, one kind of "
+        "features and one section tuning."
+        for label, found in zip(labels, left, strict=True)
+    ]
+
+
+def _without_column(model: str, found: Sequence[ScoredRun], columns: Sequence[Column]) -> list[str]:
+    """Return a sentence for each run of a line that no column shows: of a set that SUPERB has not, of another metric."""
+    shown = {(column.task, column.part, column.metric) for column in columns}
+    return [
+        f"{model}: {run.source} ({_of_task(run)}, {', '.join(run.values)}) has no column."
+        for run in found
+        if not any((run.task, run.part, metric) in shown for metric in run.values)
+    ]
+
+
+def _of_task(run: ScoredRun) -> str:
+    """Return task and set of a run."""
+    return f"{run.task} {run.part}".rstrip()
 
 
 def _several_checkpoints(model: str, rows: Sequence[Row]) -> list[str]:
@@ -106,7 +134,7 @@ def _several_checkpoints(model: str, rows: Sequence[Row]) -> list[str]:
     tasks: dict[str, list[str]] = {}
     for row in (row for row in rows if named(row.task).trains):
         for checkpoint in {run.facts.get(CHECKPOINT, "not known") for run in row.runs}:
-            tasks.setdefault(checkpoint, []).append(f"{row.task} {row.runs[0].part}".rstrip())
+            tasks.setdefault(checkpoint, []).append(_of_task(row.runs[0]))
     if len(tasks) < 2:
         return []
     shown = "; ".join(f"{checkpoint}: {', '.join(dict.fromkeys(of))}" for checkpoint, of in sorted(tasks.items()))

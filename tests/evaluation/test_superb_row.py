@@ -120,6 +120,39 @@ def test_a_set_named_in_another_case_has_its_column():
     assert dict(zip(table.head, table.rows[0], strict=True))["OOD sbcsae WER (%) ↓"] == "60.00"
 
 
+def child(downstream: str, metric: str, **fisher) -> dict:
+    tuning = {
+        "method": "child",
+        "mask": "fisher",
+        "density": 0.1,
+        "lr": 1e-4,
+        "fisher": {"preset": "official"} | fisher,
+    }
+    found = result_files.content({metric: 0.5}, downstream=downstream, tuning=tuning)
+    found["config"]["downstream_expert"] = {"corpus": {"name": "LibriPhone"}} if downstream == "ctc" else {}
+    return found
+
+
+def test_tasks_of_a_line_may_limit_their_fisher_pass_differently():
+    both = child("speech_commands", "acc"), child("ctc", "per", max_batches=2000, warm_lr=1e-3)
+    table = superb_table(runs(*both), {})
+    assert table is not None and len(table.rows) == 1 and {row["task"] for row in table.values} == {"ks", "pr"}
+
+
+def test_what_ends_in_no_line_or_no_column_is_named():
+    given = child("speech_commands", "acc"), child("voxceleb1", "acc"), child("ctc", "per", granularity="sample")
+    french = child("ctc", "wer") | {"seed": 3}
+    french["config"]["downstream_expert"] = {"corpus": {"name": "common_voice", "path": "/cv/fr/clips"}}
+    table = superb_table(runs(*given, french), {})
+    assert len(table.rows) == 1 and {row["task"] for row in table.values} == {"ks", "sid"}
+    assert table.notes[0] == (
+        "pr has no line, it is the only task of hubert, child fisher P 0.1, tuning.fisher.granularity sample: a line is "
+        "of one upstream, one kind of features and one section tuning."
+    )
+    assert "hubert, child fisher P 0.1: 3.json (ood, wer) has no column." in table.notes
+    assert not any("no line" in note or "no column" in note for note in superb_table(runs(*given[:2]), {}).notes)
+
+
 def test_scores_of_a_part_of_a_split_are_named():
     part = recognition("es", value=30.0)
     part["config"]["runner"] = {"evaluate_ratio": 0.1}

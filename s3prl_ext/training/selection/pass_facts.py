@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 import s3prl_ext
+from s3prl_ext.child_tuning.names import OF_THE_TASK
 from s3prl_ext.configs import Record, Section
 from s3prl_ext.models.hashing import state_sha256
 from s3prl_ext.tasks import Task, task_of
@@ -28,7 +29,6 @@ from s3prl_ext.training.selection.fisher_batches import ORDER
 from s3prl_ext.training.tuning_config import TuningConfig
 
 NOT_READ = ("runner", "optimizer", "scheduler", "tuning", "early_stop")  # sections that a Fisher pass does not read
-OF_THE_TASK = ("max_batches", "warm_lr")  # settings of a pass that tasks may differ in: a mean over fewer is one too
 BATCH_SIZE = "batch size"
 ENVIRONMENT = ("versions", "device")  # facts that decide about the last bits of a score, not about its meaning
 
