@@ -19,4 +19,5 @@ RESELECTED = ("fisher", "random", "magnitude", "snip")  # masks that can be chos
 # Keys of tuning that AD-TUNING does not have, and the values that are what it does.
 PAPER: dict[str, object] = {
     "budget": "global", "unit": "entry", "reselect_every": None, "gradual.start": None, "base_dtype": "float32",
+    "eligible": None, "redraw": False,
 }  # fmt: skip

@@ -11,6 +11,7 @@ from typing import Any
 
 from s3prl_ext.child_tuning.names import PAPER
 from s3prl_ext.errors import DataError, unknown_name
+from s3prl_ext.evaluation import tuning_facts
 from s3prl_ext.evaluation.merge_facts import HASHES, MERGE, deviations
 from s3prl_ext.evaluation.scored_runs import CHECKPOINT, Facts, RowKey, ScoredRun
 from s3prl_ext.evaluation.significance import Interval
@@ -264,8 +265,7 @@ def _method(facts: Facts) -> str:
     if facts.get("method") in (None, "weighted_sum") and "tuning.method" not in facts:
         return ""
     child = f" {facts.get('tuning.mask', 'fisher')} P {facts.get('tuning.density')}"
-    given = {key: facts.get(f"tuning.{key}", value) for key, value in PAPER.items()}
-    child += "".join(f" {key} {given[key]}" for key, value in PAPER.items() if given[key] != value)
+    child += "".join(f" {key} {value}" for key, value in tuning_facts.deviations(facts).items())
     return str(facts.get("method")) + (child if facts.get("method") == "child" else "")
 
 

@@ -103,7 +103,9 @@ def _model_facts(runs: Sequence[ScoredRun]) -> tuple[str, ...]:
     return (*MODEL, *sorted(tuning - of_a_task))
 
 
-def _without_line(models: Iterable[list[ScoredRun]], lines: Sequence[list[ScoredRun]], names: Sequence[str]) -> list[str]:
+def _without_line(
+    models: Iterable[list[ScoredRun]], lines: Sequence[list[ScoredRun]], names: Sequence[str]
+) -> list[str]:
     """Return a sentence for each model that one task alone was scored with, so that it has no line."""
     left = [found for found in models if not any(found is line for line in lines)]
     labels = name_rows([*lines, *left], names)[len(lines) :]
@@ -115,7 +117,7 @@ def _without_line(models: Iterable[list[ScoredRun]], lines: Sequence[list[Scored
 
 
 def _without_column(model: str, found: Sequence[ScoredRun], columns: Sequence[Column]) -> list[str]:
-    """Return a sentence for each run of a line that no column shows: of a set that SUPERB has not, of another metric."""
+    """Return a sentence for each run of a line that no column shows: of another set than SUPERB's, or metric."""
     shown = {(column.task, column.part, column.metric) for column in columns}
     return [
         f"{model}: {run.source} ({_of_task(run)}, {', '.join(run.values)}) has no column."

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from s3prl_ext.child_tuning.names import PAPER
 from s3prl_ext.errors import UsageError, unknown_name
+from s3prl_ext.evaluation import tuning_facts
 from s3prl_ext.evaluation.merge_facts import deviations
 from s3prl_ext.evaluation.result_rows import Row
 from s3prl_ext.evaluation.result_tables import number
@@ -97,10 +97,11 @@ def as_printed(facts: Mapping[str, Any]) -> bool:
     """Return whether a merge is of the paper's kind, or nothing is merged.
 
     It interpolates query, key and value of equal layers with one lambda, or with one that each layer learns from
-    whatever first value.
+    whatever first value and at a rate above 0.
     """
     otherwise = set(deviations(facts)) - ({"lambda"} if facts.get("learnable") else set())
-    return not otherwise and facts.get("learnable") in (None, True, False)
+    learns = not tuning_facts.lambda_is_held(facts) and facts.get("learnable") in (None, True, False)
+    return learns and not otherwise
 
 
 def _is_tuned(facts: Mapping[str, Any]) -> bool:
@@ -205,7 +206,7 @@ def _mam5() -> PaperTable:
     def match(task: str, facts: Mapping[str, Any]) -> Cell | None:
         if facts.get("noise", "none") != "none" or not (facts.get("method") == "full" or not _is_tuned(facts)):
             return None
-        if not as_printed(facts):
+        if not as_printed(facts) or tuning_facts.deviations(facts):
             return None
         merge = "L-MAM" if facts.get("learnable") else MAM if _is_merged(facts) else ""
         parts = [part for part in (merge, "FT" if facts.get("method") == "full" else "") if part]
@@ -219,7 +220,8 @@ def _mam5() -> PaperTable:
         figures,
         {c: Cell(c, "baseline") for c in corpora},
         match,
-        f"upstreams that were fully tuned or not at all, merged ({_MERGES}) or not, no noise",
+        f"upstreams that were fully tuned (all layers, at one rate) or not at all, merged ({_MERGES}) or not, "
+        "no noise; a learnable λ that trains",
     )
 
 
@@ -240,8 +242,10 @@ def _ad_tuning(name: str) -> PaperTable:
     printed = ", ".join(dict.fromkeys(cell.row for cell in figures))
     title, baseline, tuned = {
         "table1": ("AD-TUNING, Table 1: 10 % of the weights, drawn at random (F) or by Fisher information (D)",
-                   "CHILD-TUNING_F", "child networks of density 0.1 outside a race"),
-        "table2": ("AD-TUNING, Table 2: efficient methods on SUPERB", "FT", f"runs tuned by one of {printed}"),
+                   "CHILD-TUNING_F", "child networks of density 0.1 outside a race, with the options of the paper"),
+        "table2": ("AD-TUNING, Table 2: efficient methods on SUPERB", "FT",
+                   f"runs tuned by one of {printed}, with the options of the paper ({AD_TUNING}: a race of Fisher "
+                   "child networks over density alone)"),
     }[name]  # fmt: skip
     used = list(dict.fromkeys(cell.task for cell in figures))
     baselines = {task: Cell(task, baseline) for task in used}
@@ -251,13 +255,14 @@ def _ad_tuning(name: str) -> PaperTable:
 def _ad_tuning_row(name: str, facts: Mapping[str, Any]) -> str | None:
     method, density = facts.get("method"), facts.get("tuning.density")
     mask = facts.get("tuning.mask", "fisher")
-    if method == "child" and any(facts.get(f"tuning.{key}", value) != value for key, value in PAPER.items()):
+    if tuning_facts.deviations(facts):
         return None
     if name == "table1":
         row = {"random": "CHILD-TUNING_F", "fisher": "CHILD-TUNING_D"}.get(mask)
         return row if method == "child" and density == 0.1 and not facts.get("race") else None
     if facts.get("race"):
-        return AD_TUNING
+        raced = [name for name, value in facts.items() if name.startswith("tuning.") and isinstance(value, list)]
+        return AD_TUNING if (method, mask, raced) == ("child", "fisher", ["tuning.density"]) else None
     if method == "child":
         return f"CHILD-TUNING (P={density})" if mask == "fisher" else None
     return METHOD_ROWS.get(str(method))

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import pytest
 
+from s3prl_ext.adapters import ADAPTERS
 from s3prl_ext.errors import UsageError
+from s3prl_ext.evaluation.tuning_facts import OPTIONS
 from s3prl_ext.papers import tables
 from s3prl_ext.papers.figures import ad_tuning_tables
 from s3prl_ext.papers.names import TABLE_NAMES
 from s3prl_ext.papers.tables import Cell, paper_table
+from s3prl_ext.training.parameter_groups import FULL_KEYS, RatesConfig
+from s3prl_ext.training.tuning_config import TuningConfig
 
 MERGED = {"lambda": 0.1, "layers": "all", "noise": "none", "learnable": False, "method": "frozen"}
 PLAIN = {"method": "frozen"}
@@ -44,7 +50,7 @@ PLAIN = {"method": "frozen"}
         ("ad_tuning.table1", "pr", {"method": "child", "tuning.density": 0.1, "tuning.mask": "random"},
          Cell("pr", "CHILD-TUNING_F"), "2.65"),
         ("ad_tuning.table2", "asr", {"method": "child", "tuning.density": 0.01}, Cell("asr", "CHILD-TUNING (P=0.01)"), "6.195"),
-        ("ad_tuning.table2", "sd", {"method": "child", "race": True}, Cell("sd", "AD-TUNING"), "3.25"),
+        ("ad_tuning.table2", "sd", {"method": "child", "race": True, "tuning.density": [0.1, 0.01]}, Cell("sd", "AD-TUNING"), "3.25"),
         ("ad_tuning.table2", "ks", {"method": "weighted_sum"}, Cell("ks", "Weighted-sum"), "96.30"),
         ("ad_tuning.table2", "ks", {"method": "bitfit"}, None, None),
         ("ad_tuning.table2", "ks", MERGED, None, None),
@@ -75,6 +81,54 @@ def test_only_merges_as_mam_has_them_stand_next_to_its_figures(otherwise):
         assert paper_table(table).match("ljspeech", MERGED | more) is not None
         if not (more.get("learnable") and "lambda" in otherwise):
             assert paper_table(table).match("ljspeech", facts | more) is None
+
+
+CHILD = {"method": "child", "tuning.mask": "fisher", "tuning.density": 0.1}
+RACE = {"method": "child", "race": True, "tuning.density": [0.1, 0.01]}
+
+
+@pytest.mark.parametrize(
+    ("table", "task", "usual", "otherwise"),
+    [
+        ("ad_tuning.table2", "ks", RACE, {"method": "lora", "tuning.rank": [4, 8]}),
+        ("ad_tuning.table2", "ks", RACE, {"method": "houlsby"}),
+        ("ad_tuning.table2", "ks", RACE, {"tuning.mask": "random"}),
+        ("ad_tuning.table2", "ks", RACE, {"tuning.lr": [0.1, 0.2]}),
+        ("ad_tuning.table2", "ks", RACE, {"tuning.density": 0.1, "tuning.lr": [0.1, 0.2]}),
+        ("ad_tuning.table2", "ks", RACE, {"tuning.eligible": ["*.bias"]}),
+        ("ad_tuning.table2", "ks", CHILD, {"tuning.eligible": ["*.bias"]}),
+        ("ad_tuning.table2", "ks", CHILD, {"tuning.reselect_every": 10}),
+        ("ad_tuning.table1", "pr", CHILD | {"tuning.mask": "random"}, {"tuning.redraw": True}),
+        ("ad_tuning.table1", "pr", CHILD, {"tuning.eligible": ["*.bias"]}),
+        ("ad_tuning.table2", "ks", {"method": "lora", "tuning.rank": "8"}, {"tuning.rank": 64}),
+        ("ad_tuning.table2", "ks", {"method": "lora", "tuning.projections": ["v_proj", "q_proj"]},
+         {"tuning.projections": ["fc1"]}),
+        ("ad_tuning.table2", "ks", {"method": "lora", "tuning.layers": "all"}, {"tuning.layers": "0-3"}),
+        ("ad_tuning.table2", "ks", {"method": "houlsby", "tuning.bottleneck": 32}, {"tuning.bottleneck": 256}),
+        ("ad_tuning.table2", "ks", {"method": "prefix"}, {"tuning.length": 100}),
+        ("ad_tuning.table2", "ks", {"method": "cnn_adapter", "tuning.param_matched": True}, {"tuning.scale": 1}),
+        ("ad_tuning.table2", "ks", {"method": "full", "tuning.layer_decay": 1}, {"tuning.layer_decay": 0.9}),
+        ("ad_tuning.table2", "ks", {"method": "full"}, {"tuning.train_layers": "11"}),
+        ("mam.table5", "vctk", {"method": "full", "tuning.train_layers": "all"}, {"tuning.train_layers": "11"}),
+        ("mam.table5", "vctk", MERGED | {"method": "full", "learnable": True, "tuning.lambda_lr": 0.01},
+         {"tuning.lambda_lr": 0}),
+        ("mam.table5", "vctk", MERGED | {"method": "full", "learnable": True}, {"tuning.lambda_lr": "0"}),
+    ],
+)  # fmt: skip
+def test_only_methods_as_the_papers_have_them_stand_next_to_their_figures(table, task, usual, otherwise):
+    assert paper_table(table).match(task, usual) is not None
+    assert paper_table(table).match(task, usual | otherwise) is None
+
+
+def test_the_papers_options_are_the_defaults_of_each_method():
+    defaults = {name: {row.name: row.default for row in fields(file.Config)} for name, file in ADAPTERS.items()}
+    for name in ("cnn_adapter", "chapter"):
+        assert defaults[name].pop("param_matched") is False
+    for name, config, keys in (("full", RatesConfig(), FULL_KEYS), ("child", TuningConfig("child"), OPTIONS["child"])):
+        defaults[name] = {key: getattr(config, key, None) for key in keys}  # gradual.start: without a section
+    assert {name: dict(options) for name, options in OPTIONS.items()} == {
+        name: options for name, options in defaults.items() if options
+    }
 
 
 def test_every_table_has_a_name():
