@@ -32,6 +32,7 @@ from s3prl_ext.model_settings import model_config
 from s3prl_ext.models.hashing import state_sha256
 from s3prl_ext.reading import EXPORT_FILE, file_sha256, weight_files
 from s3prl_ext.run_folder import RunFolder
+from s3prl_ext.tasks.record import scored_part
 from s3prl_ext.training import last_hidden_state
 from s3prl_ext.training.checkpoint import FEATURES_KEY
 from s3prl_ext.training.run_spec import FEATURES, RunSpec
@@ -225,13 +226,14 @@ def _other_evaluation(task: TrainedTask, record: ResultRecord) -> str | None:
     places = {task.path.parent.resolve(), *([Path(str(folder)).resolve()] if folder else [])}  # it may have moved since
     if scored.name not in names or scored.parent.resolve() not in places:
         return f"it scored {scored}, another checkpoint than {' or '.join(sorted(names))} of this run"
-    ratio = float(record.at("config.runner.evaluate_ratio") or 1)
-    if ratio < 1:
-        return f"it scored a part of the split (runner.evaluate_ratio {ratio:g})"
-    ours, theirs = _scoring_facts(task), facts_of(record)
+    ours, theirs, part = _scoring_facts(task), facts_of(record), task.record.part
+    for split in record["metrics"]:
+        if found := scored_part(task.record, split, theirs.get):
+            return f"it scored a part of the split ({found})"
     ours["upstream_sha256"] = task.delta.base_sha256 or None
     theirs["upstream_sha256"] = record["upstream_sha256"]  # of draws of noise too
     read = {f"downstream_expert.{row.key}" for row in task.record.reads if ours.get("data")}  # what the hash covers
+    read |= {f"downstream_expert.{key}" for key in part or ()}  # judged above
     keys = {key for key in {*ours, *theirs} if key.startswith("downstream_expert.") or key in ("set", "variant")}
     keys |= {key for key in ("upstream_sha256", "data", "splits", "features") if ours.get(key) is not None}
     for key in sorted(keys - read):

@@ -14,6 +14,7 @@ from s3prl_ext.metrics import METRICS
 from s3prl_ext.models.card import CardScore, write_card
 from s3prl_ext.tables import grid
 from s3prl_ext.tasks import task_of
+from s3prl_ext.tasks.record import scored_part
 from s3prl_ext.training.run_spec import UPSTREAM_ARGUMENTS, RunSpec
 from s3prl_ext.upstreams.merged_attention.record import MergeRecord
 
@@ -89,12 +90,14 @@ def model_card(info: Mapping[str, Any], record: ExportRecord) -> str:
         f"```sh\n{training_command(RunSpec.of(info))}\ns3prl-ext export --delta exp/again --out NEW_FOLDER\n```\n\n"
         f"`{TRAINING_FILE}` is the whole task file. Paths are relative to where the command was given."
     )
-    scores = _scores(info, record.evaluations)
+    scores, parts = _scores(info, record.evaluations), _parts(info, record.evaluations)
     sections = {
         "Model": _model(info, record),
         "Merged upstream": _merge(record.merge, record.learnt or {}) if record.merge else "",
         "Data": _data(info),
-        "Scores": _score_table(scores),
+        "Scores": "\n\n".join(
+            [_score_table(scores), *(f"Of {of} a part was scored: {by}." for of, by in parts.items())]
+        ),
         "Use": _use(info, record),
         "Make it again": again,
         "Licence": LICENCE,
@@ -102,7 +105,7 @@ def model_card(info: Mapping[str, Any], record: ExportRecord) -> str:
     shown = [
         CardScore(str(info.get("downstream")), split, name, METRICS[name].unit, value)
         for split, name, value, _ in scores
-        if name in METRICS
+        if name in METRICS and split not in parts
     ]
     return write_card(record.title, ABOUT, sections, [tag for tag in tags if tag], record.hub_ids, shown)
 
@@ -154,6 +157,15 @@ def _scores(
               for split, row in (info.get("metrics") or {}).items()}  # fmt: skip
     found: dict[str, Mapping[str, Score]] = stored | dict(evaluations)
     return [(split, name, *score) for split, metrics in found.items() for name, score in metrics.items()]
+
+
+def _parts(info: Mapping[str, Any], evaluations: Mapping[str, Any]) -> dict[str, str]:
+    """Return by which settings the stored scores are of a part of their split; of later evaluations none is."""
+    config = info.get("config") or {}
+    task = task_of(str(info.get("downstream")), config.get("downstream_expert"))
+    stored = [split for split in info.get("metrics") or {} if split not in evaluations]
+    found = {split: scored_part(task, split, lambda key: value_at(config, key)) for split in stored}
+    return {split: text for split, text in found.items() if text}
 
 
 def _score_table(scores: Sequence[tuple[str, str, float, Sequence[float] | None]]) -> str:

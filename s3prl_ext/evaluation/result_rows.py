@@ -16,6 +16,7 @@ from s3prl_ext.evaluation.merge_facts import HASHES, MERGE, deviations
 from s3prl_ext.evaluation.scored_runs import CHECKPOINT, Facts, RowKey, ScoredRun
 from s3prl_ext.evaluation.significance import Interval
 from s3prl_ext.tasks import named
+from s3prl_ext.tasks.record import scored_part
 
 logger = logging.getLogger(__name__)
 
@@ -91,12 +92,10 @@ class Row:
 
 
 def part_of_a_split(row: Row) -> str | None:
-    """Return the sentence for a row with scores of a part of the split (``runner.evaluate_ratio``); None for others."""
-    ratios = {float(run.facts.get("runner.evaluate_ratio", 1)) for run in row.runs}
-    if min(ratios) >= 1:
-        return None
-    shown = " and ".join(f"{ratio:g}" for ratio in sorted(ratios))
-    return f"{row.label}: scored on a part of {row.split}, runner.evaluate_ratio {shown}."
+    """Return the sentence for a row with scores of a part of the split; None for others."""
+    found = (scored_part(named(run.task), run.split, run.facts.get) for run in row.runs)
+    shown = " and ".join(sorted({one for one in found if one}))
+    return f"{row.label}: scored on a part of {row.split}, {shown}." if shown else None
 
 
 def _mean(values: Sequence[float]) -> float:

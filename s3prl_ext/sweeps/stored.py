@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from s3prl_ext.configs import value_at
 from s3prl_ext.errors import DataError
 from s3prl_ext.evaluation.merge_facts import merge_facts
 from s3prl_ext.evaluation.result_records import numbers
@@ -17,7 +18,8 @@ from s3prl_ext.reading import parse_json
 from s3prl_ext.sweeps.grid import BASELINE, Arm, Group, arm_folder
 from s3prl_ext.sweeps.merged import otherwise, record_of, sweep_sha256, unmerged_sha256
 from s3prl_ext.sweeps.store import SCHEMA, origins_of
-from s3prl_ext.tasks import task_of
+from s3prl_ext.tasks import Task, task_of
+from s3prl_ext.tasks.record import EVALUATE_RATIO
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,13 @@ class StoredSweep:
     def _hashes(self) -> dict[str, str]:
         return {"unmerged": unmerged_sha256(self.content), "sweep": sweep_sha256(self.content)}
 
+    def _read_parts(self, task: Task) -> dict[str, Any]:
+        """Return the settings by which a part of a split may be scored, by the names of facts of results."""
+        settings, keys = self.content["settings"], task.part or ()
+        found = {f"downstream_expert.{key}": value_at(settings["task file"], key) for key in keys}
+        share = settings.get("share of each split")  # sweeps that say nothing, and those with all of it, are alike
+        return found | {EVALUATE_RATIO: float(share) if share is not None and float(share) < 1 else None}
+
     def _run(self, arm: Arm, layers: str, chosen: bool, split: str) -> ScoredRun | None:
         result = self.content["results"].get(f"{arm.key}:{split}")
         if result is None:
@@ -106,13 +115,14 @@ class StoredSweep:
             "chosen": chosen,
             "unmerged": self._hashes["unmerged"],
         }
+        task = task_of(settings["task"], settings["task file"])
+        facts |= {key: value for key, value in self._read_parts(task).items() if value is not None}
         if arm.lambda_:
             facts["sweep"] = self._hashes["sweep"]
         if self.content.get("upstream_ckpt"):
             facts["upstream_ckpt"] = self.content["upstream_ckpt"]
         folder = self.path.parent / "arms" / arm_folder(arm, self.groups)
         seed = str(settings["seed"]) + (f", draw {arm.draw}" if arm.noise != "none" else "")
-        task = task_of(settings["task"], settings["task file"])
         return ScoredRun(
             task.name, split, numbers(result["metrics"]), result["intervals"], seed,
             facts, "sweep", 0, self.path, folder if folder.is_dir() else None, judged_by=task.metrics,

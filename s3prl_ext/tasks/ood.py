@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from s3prl_ext.tasks import ctc
 from s3prl_ext.tasks.counts import edits
-from s3prl_ext.tasks.record import Reads, Sets
+from s3prl_ext.tasks.record import Part, Reads, Sets
 
 
 def as_s3prl_splits(text: str) -> list[str]:
@@ -34,6 +34,7 @@ TASK = replace(
         ("downstream_expert.corpus.name", "downstream_expert.corpus.path"),
         {"es": "wer", "ar": "wer", "zh-CN": "cer", "sbcsae": "wer"},
     ),
+    part=Part("corpus.ratio", "corpus.offset"),
     settings="",  # its lists are files
     counts={
         "wer": edits("groundtruth", "hypothesis", as_s3prl_splits),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import PurePath
@@ -77,6 +77,45 @@ class Sets(NamedTuple):
         return next((known[part] for part in parts if part in known), None)
 
 
+class Part(NamedTuple):
+    """Keys of section ``downstream_expert``, dotted, by which a task reads a part of every split but train.
+
+    Attributes:
+        ratio: share of the clips.
+        offset: clips before the first one that is read, where `ratio` is below 1.
+    """
+
+    ratio: str
+    offset: str
+
+    @staticmethod
+    def clips(ratio: float, offset: int) -> slice:
+        """Return which clips of a split are read: below a ratio of 1 every int(1 / ratio)-th from the offset on."""
+        return slice(offset, None, int(1 / ratio)) if ratio < 1 else ALL_CLIPS
+
+
+ALL_CLIPS = slice(0, None, 1)
+EVALUATE_RATIO = "runner.evaluate_ratio"
+
+
+def scored_part(task: Task, split: str, at: Callable[[str], Any]) -> str | None:
+    """Return the settings by which only a part of a split is scored, as text; None where all of it is.
+
+    Args:
+        task: what is scored.
+        split: of it.
+        at: gives the value at a dotted key of the task file; None where there is none.
+    """
+    ratio, found = at(EVALUATE_RATIO), []
+    if ratio is not None and float(ratio) < 1:
+        found.append(f"{EVALUATE_RATIO} {float(ratio):g}")
+    if task.part is not None and split != "train":
+        ratio, offset = (at(f"downstream_expert.{key}") for key in task.part)
+        if ratio is not None and task.part.clips(float(ratio), int(offset or 0)) != ALL_CLIPS:
+            found.append(f"{task.part.ratio} {float(ratio):g}" + (f", {task.part.offset} {offset}" if offset else ""))
+    return ", ".join(found) or None
+
+
 class Utterances(NamedTuple):
     """The files in which a task writes its output for each utterance of a split.
 
@@ -136,6 +175,7 @@ class Task:
         folds: of its cross-validation; None where there is none.
         divided_by: further keys of the task file, dotted, whose single values divide the corpus, as the fold does.
         sets: corpora that are reported one by one; None where there is one.
+        part: keys by which it reads a part of dev and test; None where it has none.
         divides_batches: parts into which s3prl divides the batches that the task file asks for.
         not_used: keys of its task files that s3prl reads and then leaves alone.
         settings: section of ``downstream_expert`` whose lists take part in the division of the corpus.
@@ -175,6 +215,7 @@ class Task:
     folds: Folds | None = None
     divided_by: tuple[str, ...] = ()
     sets: Sets | None = None
+    part: Part | None = None
     divides_batches: int = 1
     not_used: tuple[str, ...] = ()
     settings: str = "datarc"

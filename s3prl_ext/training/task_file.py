@@ -23,10 +23,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any
 
-from s3prl_ext.configs import Record, Section, check_python_names, with_numbers
+from s3prl_ext.configs import Record, Section, check_python_names, value_at, with_numbers
 from s3prl_ext.errors import UsageError, nearest
 from s3prl_ext.metrics import METRICS
 from s3prl_ext.settings import choice, count, load, name, names, number, raise_all, switch, unknown_keys
+from s3prl_ext.tasks import known
 from s3prl_ext.training.known_settings import TOP_LEVEL
 from s3prl_ext.training.methods import METHODS, resolve_tuning
 from s3prl_ext.training.optimizers import OF_WHOLE_TENSORS, check_optimization
@@ -39,6 +40,7 @@ logger = logging.getLogger(__name__)
 MOST_BATCHES = 100_000  # of an optimizer step: with more of them it would never end, nor could it be interrupted
 MOST_WORKERS = 1024
 DIRECTION = "metric_higher_better"  # key of -d ctc
+CORPUS_NAME = "downstream_expert.corpus.name"
 CACHE_KEYS = ("cache", "cache_folder", "cache_dtype")
 
 
@@ -277,6 +279,10 @@ def _without_effect(config: Section, early_stop: EarlyStopConfig | None, candida
             f"early_stop.rungs {', '.join(map(str, idle))} of {candidates} candidates have no effect: with eta "
             f"{early_stop.eta:g} as many are left after as before"
         )
+    for part in (task.part for task in known() if task.part and task.reads_corpus(value_at(config, CORPUS_NAME))):
+        ratio, offset = (value_at(config, f"downstream_expert.{key}") for key in part)
+        if offset and ratio in (None, 1):
+            yield f"downstream_expert.{part.offset} {offset} has no effect: it counts where {part.ratio} is below 1"
     if config["optimizer"].get("lr") == 0:
         yield "optimizer.lr is 0: whatever has no learning rate of its own in section tuning keeps its first weights"
 

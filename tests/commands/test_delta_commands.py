@@ -296,15 +296,19 @@ def test_card_head_and_record(tmp_path):
     )
 
 
+def evaluated_of(delta: Path, scored: dict) -> dict:
+    """Return the content of an evaluation as one of the best checkpoint next to a delta."""
+    stored, folder = TrainedTask.read(delta), str(delta.parent)
+    args = {"init_ckpt": f"{folder}/dev-best.ckpt", "expdir": folder, **RunSpec.of(stored.info).stored()}
+    config = json.loads(json.dumps(stored.info["config"]))
+    return scored | {"upstream_sha256": stored.delta.base_sha256, "config": config, "args": args}
+
+
 def evaluated(delta: Path, **changes) -> dict:
     """Return the content of an evaluation of the best checkpoint next to a delta."""
-    stored = TrainedTask.read(delta)
-    scored = content({"acc": 0.9}, downstream="speech_commands", step=7, upstream_sha256=stored.delta.base_sha256)
-    scored |= {"splits_sha256": "e" * 64, "config": json.loads(json.dumps(stored.info["config"]))}
+    scored = evaluated_of(delta, content({"acc": 0.9}, downstream="speech_commands", step=7, splits_sha256="e" * 64))
     scored["config"]["downstream_expert"]["datarc"]["speech_commands_root"] = "/corpora/speech/v1"
     scored["intervals"] = {"test": {"acc": [0.8, 0.95]}}
-    folder = str(delta.parent)
-    scored["args"] = {"init_ckpt": f"{folder}/dev-best.ckpt", "expdir": folder, **RunSpec.of(stored.info).stored()}
     return scored | changes
 
 
@@ -356,6 +360,29 @@ def test_a_foreign_score_is_not_on_the_card(tmp_path, task_with_data, caplog, ke
     assert "| dev | acc | 0.75 |" in card and "0.9" not in card.partition("## Scores")[2].partition("##")[0]
     warned = [record.getMessage() for record in caplog.records if str(path) in record.getMessage()]
     assert len(warned) == 1 and reason in warned[0]
+
+
+def test_scores_of_a_part_of_a_split_are_marked_on_the_card(tmp_path):
+    config = made.CONFIG | {"runner": {"evaluate_ratio": 0.1}}
+    _, delta, _ = child_task(tmp_path, "hubert_local", {"config": config})
+    run(export.main, "--delta", delta, "--out", tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| dev | acc | 0.75 |" in card and "Of dev a part was scored: runner.evaluate_ratio 0.1." in card
+    assert "model-index" not in card, "the hub would show it without the remark"
+
+
+def test_an_evaluation_of_every_tenth_clip_is_not_on_the_card(tmp_path, caplog):
+    corpus = {"name": "common_voice", "path": "/cv/es/clips", "ratio": 0.1}
+    about = {"downstream": "ctc", "config": made.CONFIG | {"downstream_expert": {"corpus": corpus}}}
+    _, delta, _ = child_task(tmp_path, "hubert_local", about)
+    stored = TrainedTask.read(delta)
+    scored = evaluated_of(delta, content({"wer": 10.0}, downstream="ctc", step=7))
+    write(delta.parent, scored)
+    assert export._evaluations(stored) == {}
+    assert "it scored a part of the split (corpus.ratio 0.1)" in caplog.text
+    del scored["config"]["downstream_expert"]["corpus"]["ratio"]
+    write(delta.parent, scored)
+    assert export._evaluations(stored)["test"]["wer"][0] == 10.0, "of all clips, though trained with a part of dev"
 
 
 def test_dry_run_writes_nothing(tmp_path, capsys):

@@ -80,6 +80,7 @@ def test_a_ratio_reads_every_nth_clip_from_the_offset_on(dataset, ratio, offset,
         ({"ratio": "half"}, "corpus.ratio must be"),
         ({"ratio": 1.5}, "corpus.ratio must be"),
         ({"offset": -1}, "corpus.offset must be a whole number from 0 on, got -1"),
+        ({"ratio": 0.5, "offset": 1}, "corpus.offset 1 is behind the last of the 1 clips of .*train.tsv: take a lower"),
     ],
 )
 def test_a_part_that_is_none_is_refused(dataset, part, message):

@@ -8,6 +8,7 @@ import pytest
 
 from s3prl_ext.commands.report import main
 from s3prl_ext.evaluation.result_records import ResultRecord
+from s3prl_ext.evaluation.result_rows import part_of_a_split, rows_of
 from s3prl_ext.evaluation.scored_runs import runs_of
 from s3prl_ext.evaluation.superb_row import superb_table
 from s3prl_ext.tasks import named
@@ -158,3 +159,21 @@ def test_scores_of_a_part_of_a_split_are_named():
     part["config"]["runner"] = {"evaluate_ratio": 0.1}
     table = superb_table(runs(part, *LANGUAGES[1:]), {})
     assert table is not None and sum("part of test, runner.evaluate_ratio 0.1." in note for note in table.notes) == 1
+
+
+@pytest.mark.parametrize(
+    ("split", "ratio", "offset", "said"),
+    [
+        ("test", 0.1, 0, True),
+        ("test", 0.9, 0, False),
+        ("test", 0.9, 1, True),
+        ("test", 1, 1, False),
+        ("train", 0.1, 0, False),
+    ],
+)
+def test_every_nth_clip_is_a_part_of_a_split(split, ratio, offset, said):
+    part = recognition("es", split, value=30.0)
+    part["config"]["downstream_expert"]["corpus"] |= {"ratio": ratio, "offset": offset}
+    (row,) = rows_of(runs(part), "wer")
+    settings = f"corpus.ratio {ratio:g}" + (f", corpus.offset {offset}" if offset else "")
+    assert part_of_a_split(row) == (f"hubert: scored on a part of test, {settings}." if said else None)

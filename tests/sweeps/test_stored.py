@@ -7,7 +7,7 @@ import json
 import pytest
 
 from s3prl_ext.errors import DataError
-from s3prl_ext.evaluation.result_rows import described, without_duplicates
+from s3prl_ext.evaluation.result_rows import described, part_of_a_split, rows_of, without_duplicates
 from s3prl_ext.sweeps.grid import Group
 from s3prl_ext.sweeps.stored import read_sweep
 from tests.support.result_files import damaged
@@ -88,3 +88,14 @@ def test_groups_of_one_name_keep_the_lambda_that_was_chosen_for_each(tmp_path):
     runs = read_sweep(write_sweep(tmp_path / "sweep", groups)).runs()
     chosen = {run.facts["lambda"] for run in runs if run.facts["chosen"] and run.split == "dev"}
     assert chosen == {0.0, 0.05, 0.2}
+
+
+def test_a_sweep_over_a_part_of_each_split_says_so(tmp_path):
+    for number, (share, said) in enumerate(((1.0, None), (0.1, "runner.evaluate_ratio 0.1"))):
+        runs = read_sweep(write_sweep(tmp_path / str(number), GROUPS[:1], **{"share of each split": share})).runs()
+        parts = {part_of_a_split(row) for row in rows_of([run for run in runs if run.split == "test"], "wer")}
+        assert all(part is None if said is None else said in part for part in parts)
+    corpus = {"corpus": {"name": "common_voice", "path": "/cv/es/clips", "ratio": 0.5, "offset": 1}}
+    runs = read_sweep(write_sweep(tmp_path / "ood", GROUPS[:1], **{"task": "ctc", "task file": corpus})).runs()
+    (part,) = {part_of_a_split(row).partition(": ")[2] for row in rows_of([runs[0]], "wer")}
+    assert part.endswith("corpus.ratio 0.5, corpus.offset 1.")

@@ -15,7 +15,9 @@ from s3prl_ext.errors import UsageError
 from s3prl_ext.tasks import named
 from s3prl_ext.training.known_settings import check_overrides, unread_settings
 from s3prl_ext.training.source_keys import keys_of
+from s3prl_ext.training.task_file import TaskFile
 from tests.support.documentation import PAGES, commands
+from tests.support.experiments import task_config
 
 SHIPPED = sorted(shipped_dir("downstream_configs").glob("*/*.yaml"))
 IDLE = {"asr": {"train_batch_size", "criterion"}}  # s3prl's own task file has them, its task reads neither
@@ -71,6 +73,22 @@ def test_every_section_of_a_task_file_may_be_set():
 def test_a_key_that_the_task_does_not_read_is_mentioned(task, key):
     (remark,) = judged(task, f"config.downstream_expert.{key}=3")
     assert remark.startswith(f"-o config.downstream_expert.{key} has no effect: the task ")
+
+
+@pytest.mark.parametrize(
+    ("corpus", "remarks"),
+    [
+        ({"name": "common_voice", "offset": 2}, 1),
+        ({"name": "sbcsae", "offset": 2, "ratio": 1.0}, 1),
+        ({"name": "common_voice", "offset": 2, "ratio": 0.5}, 0),
+        ({"name": "common_voice", "offset": 0}, 0),
+        ({"name": "LibriPhone", "offset": 2}, 0),
+    ],
+)
+def test_an_offset_of_all_clips_is_mentioned(corpus, remarks):
+    config = task_config() | {"downstream_expert": {"corpus": corpus}}
+    said = "downstream_expert.corpus.offset 2 has no effect: it counts where corpus.ratio is below 1"
+    assert TaskFile.read(config).remarks == (said,) * remarks
 
 
 @pytest.mark.parametrize(

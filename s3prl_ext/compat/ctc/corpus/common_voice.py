@@ -10,6 +10,7 @@ from pathlib import Path
 from s3prl_ext.compat.ctc.corpus.bucketing import BucketingDataset, check_known
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.reading import read_text
+from s3prl_ext.tasks.record import Part
 
 HEAD = ("path", "sentence")
 
@@ -28,7 +29,7 @@ class CommonVoiceDataset(BucketingDataset):
         kwargs: further keys of the task's ``corpus`` section, not used here.
 
     Raises:
-        UsageError: `ratio` or `offset` is not such a number.
+        UsageError: `ratio` or `offset` is not such a number, or leaves no clip.
         DataError: a table or clip is missing, a line has other columns, or a sentence is empty.
     """
 
@@ -42,8 +43,12 @@ class CommonVoiceDataset(BucketingDataset):
                 "or downstream_expert.corpus.path with -o."
             )
         rows = [row for table in split for row in read_table(Path(table))]
-        if ratio < 1:
-            rows = rows[offset :: int(1 / ratio)]
+        count, rows = len(rows), rows[Part.clips(ratio, offset)]
+        if count and not rows:
+            raise UsageError(
+                f"downstream_expert.corpus.offset {offset} is behind the last of the {count} clips of {split[0]}: take "
+                "a lower one."
+            )
         missing = next((name for name, _ in rows if not (Path(path) / name).is_file()), None)
         if missing is not None:
             raise DataError(f"{split[0]} lists {missing}, which is not in {path}: complete the clips, as 16 kHz wav.")
