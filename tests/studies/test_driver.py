@@ -291,7 +291,10 @@ def test_each_cell_has_its_own_metric(tmp_path):
     """The languages of one task are judged by WER or CER; a cell whose runs all failed has none."""
     axes = {
         "task": (AxisPoint("ood", flags={"-d": "ctc", "-c": "ood/mini"}),),
-        "upstream": tuple(AxisPoint(name, flags={"-u": name}) for name in ("fbank", "mfcc", "spectrogram")),
+        "upstream": tuple(
+            AxisPoint(name, {"downstream_expert.metric": ["cer" if name == "mfcc" else "wer"]}, {"-u": name})
+            for name in ("fbank", "mfcc", "spectrogram")
+        ),
         "method": (AxisPoint("frozen", {"tuning": {"method": "frozen"}}),),
         "lr": (AxisPoint("0.1", {"optimizer.lr": 0.1}), AxisPoint("0.01", {"optimizer.lr": 0.01})),
     }
@@ -302,8 +305,7 @@ def test_each_cell_has_its_own_metric(tmp_path):
         failed = job.run.labels["upstream"] == "fbank" and job.kind != "fetch"
         return "no memory" if failed else 31.4
 
-    engine = Instant(outcome, metric=lambda job: "cer" if job.run.labels["upstream"] == "mfcc" else "wer")
-    Driver(study, tmp_path, engine, lambda _: None).run()
+    Driver(study, tmp_path, Instant(outcome), lambda _: None).run()
     tables = write_outcome(tmp_path)
     heads = [[column for column in table.head if "ER (%)" in column] for table in tables]
     assert heads == [["dev CER (%) ↓", "test CER (%) ↓"], [], ["dev WER (%) ↓", "test WER (%) ↓"], []]
@@ -319,8 +321,12 @@ def test_each_cell_has_its_own_metric(tmp_path):
 
 def test_runs_of_one_cell_that_are_judged_by_different_metrics_are_not_compared(tmp_path):
     axes = make_study().axes | {"task": (AxisPoint("ood", flags={"-d": "ctc", "-c": "ood/mini"}),)}
-    engine = Instant(score, metric=lambda job: "cer" if job.run.labels["lr"] == "0.1" else "wer")
-    failed = Driver(make_study(seeds=(0,), axes=axes), tmp_path, engine, lambda _: None).run().failed
+    rates = {"0.1": "cer", "0.01": "wer", "0.001": "wer"}
+    axes["lr"] = tuple(
+        AxisPoint(rate, {"optimizer.lr": float(rate), "downstream_expert.metric": [name]})
+        for rate, name in rates.items()
+    )
+    failed = Driver(make_study(seeds=(0,), axes=axes), tmp_path, Instant(score), lambda _: None).run().failed
     assert "seed=0 was judged by wer, others of its cell by cer" in failed["ood/fbank/frozen"]
 
 

@@ -12,18 +12,15 @@ from s3prl_ext.studies.jobs import Job
 Outcome = float | str | None  # score on dev and test; the sentence of a failure; a process that was lost
 
 
-def result_of(
-    job: Job, score: float, corpus: str | None = None, upstream: str | None = None, metric: str | None = None
-) -> tuple[Path, str]:
+def result_of(job: Job, score: float, corpus: str | None = None, upstream: str | None = None) -> tuple[Path, str]:
     """Return the file that a training or a test leaves, and its content.
 
-    `corpus` and `upstream` stand for the hashes of its data and of its untouched upstream; `metric` is the task's
-    first one where it is None.
+    `corpus` and `upstream` stand for the hashes of its data and of its untouched upstream.
     """
     if job.kind == "fetch":
         return job.marker, ""
     task, run = job.run.task, job.run
-    name = metric or task.metrics[0]
+    name = task.metrics[0]
     if job.until:
         return run.stop(job.until), json.dumps(
             {"step": job.until, "seconds": 1.0, "metrics": {task.dev: {name: score}}}
@@ -54,9 +51,7 @@ class Instant:
         jobs: int = 4,
         corpus: str | None = None,
         upstream: Callable[[Job], str | None] = lambda _: None,
-        metric: Callable[[Job], str | None] = lambda _: None,
     ) -> None:
-        self.metric = metric
         self.outcome, self.jobs, self.corpus, self.upstream = outcome, jobs, corpus, upstream
         self.started: list[str] = []
         self.fetched: list[str] = []
@@ -70,7 +65,7 @@ class Instant:
         (self.fetched if job.kind == "fetch" else self.started).append(job.name)
         found = self.outcome(job)
         if isinstance(found, float):
-            path, text = result_of(job, found, self.corpus, self.upstream(job), self.metric(job))
+            path, text = result_of(job, found, self.corpus, self.upstream(job))
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
         elif isinstance(found, str):
