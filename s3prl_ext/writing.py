@@ -7,11 +7,12 @@ import math
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from s3prl_ext.errors import UsageError
 from s3prl_ext.locks import one_writer
 
 
@@ -35,6 +36,40 @@ def written(path: str | os.PathLike) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_out_file(
+    out: Path, written_before: Callable[[str], bool], inputs: Iterable[Path] = (), flag: str = "--out"
+) -> None:
+    """Raise UsageError where a command cannot write a file, or would replace one that is not its own.
+
+    Args:
+        out: the file; a result of an earlier call may be there, and is replaced.
+        written_before: tells a text that the command writes from others.
+        inputs: files that the command reads; folders and missing ones do not matter.
+        flag: that names `out`.
+    """
+    if out.is_dir():
+        raise UsageError(f"{flag} {out}: this is a folder, name a file.")
+    if not out.absolute().parent.is_dir():
+        raise UsageError(f"{flag} {out}: there is no folder {out.absolute().parent}.")
+    if not out.exists():
+        return
+    if any(path.is_file() and path.samefile(out) for path in inputs):
+        raise UsageError(f"{flag} {out} would replace a file that this command reads: name another file.")
+    if not out.is_file() or not _is_text(out, written_before):
+        raise UsageError(
+            f"{flag} {out} is there already, and is not a file that this command writes: name another file."
+        )
+
+
+def _is_text(path: Path, fits: Callable[[str], bool]) -> bool:
+    """Return whether a file is empty, or a text that fits."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        return False
+    return not text.strip() or fits(text)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tables": set(),
     "settings": {"errors", "layer_sets"},
     "locks": {"errors"},
-    "writing": {"locks"},
+    "writing": {"errors", "locks"},
     "progress": set(),
     "hub": {"errors"},
     "downloads": {"errors"},

@@ -20,8 +20,9 @@ from s3prl_ext.evaluation.transcripts import (
     pair,
     read_transcripts,
 )
+from s3prl_ext.reading import parse_json
 from s3prl_ext.tasks import writers_of
-from s3prl_ext.writing import write_json
+from s3prl_ext.writing import check_out_file, write_json
 
 SCHEMA = 1
 EPILOG = f"""An evaluation of {writers_of("transcripts")} writes these files. Words that differ are between stars. The
@@ -55,8 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags = parser.parse_args(argv)
     if flags.top < 0:
         raise UsageError(f"--top must be at least 0, got {flags.top}.")
-    if flags.out is not None and not flags.out.absolute().parent.is_dir():
-        raise UsageError(f"--out {flags.out}: there is no folder {flags.out.absolute().parent}.")
+    if flags.out is not None:
+        check_out_file(flags.out, _is_comparison, [flags.baseline, flags.merged])
     baseline, merged = read_transcripts(flags.baseline), read_transcripts(flags.merged)
     changed, improved, totals = (
         compare(baseline, merged),
@@ -70,6 +71,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         content |= {"improvements": asdict(improved) | {"shares": improved.shares}}
         write_json(flags.out, content, indent=1, ensure_ascii=False)
     return 0
+
+
+def _is_comparison(text: str) -> bool:
+    try:
+        content = parse_json(text)
+    except ValueError:
+        return False
+    return isinstance(content, dict) and {"files", "wer", "utterances", "improvements"} <= set(content)
 
 
 def _totals(baseline: Sequence[ScoredTranscript], merged: Sequence[ScoredTranscript], kind: str) -> dict[str, Any]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import json
+import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from typing import Any
 import torch
 
 from s3prl_ext.commands.flags import layers as flags_of
-from s3prl_ext.errors import DataError, UsageError
+from s3prl_ext.errors import DataError, ExtError, UsageError
 from s3prl_ext.evaluation.layer_panels import LayerPanel, plot_layer_panels
 from s3prl_ext.merging.config import MergeConfig, TargetConfig
 from s3prl_ext.merging.layers import LayerMap, parse_layer_map
@@ -20,8 +22,14 @@ from s3prl_ext.merging.names import DECODER, LEVELS, SIMILARITY_NAMES
 from s3prl_ext.merging.selection_config import LayerMatch, parse_settings
 from s3prl_ext.merging.source_config import SourceConfig
 from s3prl_ext.tables import grid
-from s3prl_ext.writing import write_json, write_text
+from s3prl_ext.writing import check_out_file, write_json, write_text
 
+logger = logging.getLogger(__name__)
+
+WRITTEN: dict[str, Callable[[str], bool]] = {  # next to the picture; how an earlier result is told from other files
+    "layers.md": lambda text: text.startswith("# ") and "`layers: [" in text,
+    "layers.json": lambda text: all(f'"{key}":' in text for key in ("kind", "metrics", "layer_map")),
+}
 SIMILAR = {"smallest": "small = similar", "largest": "large = similar"}  # in the titles of the picture
 
 
@@ -61,6 +69,8 @@ def _out_folder(path: str) -> Path:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"--out {path} cannot be made ({error.strerror}): give another folder.") from error
+    for name, fits in WRITTEN.items():
+        check_out_file(out / name, fits)
     return out
 
 
@@ -181,9 +191,32 @@ def _write(result: dict[str, Any], out: Path) -> None:
         LayerPanel(f"{metric} ({SIMILAR[row['most_similar']]})", row["compared"], row["values"], row["layers"])
         for metric, row in result["metrics"].items()
     ]
+    _say_what_is_replaced(result, out / "layers.json")
     plot_layer_panels(panels, out / "layers.png", title + level)
     write_text(out / "layers.md", text)
     write_json(out / "layers.json", result, ensure_ascii=False)
+
+
+def _say_what_is_replaced(result: dict[str, Any], path: Path) -> None:
+    """Warn where a file with other similarities is replaced, by which merges may have chosen their layers."""
+    from s3prl_ext.upstreams.layer_similarity.selection import read_result
+
+    try:
+        before = read_result(path)
+    except ExtError:  # missing, or corrupt
+        return
+    if _similarities(before) != _similarities(json.loads(json.dumps(result))):
+        chosen = "; ".join(f"{metric} {row.get('layers')}" for metric, row in before["metrics"].items())
+        logger.warning(
+            "%s is replaced: it held other similarities (%s). Merges that name it by `from:` take their layers from "
+            "the new one.", path, chosen
+        )  # fmt: skip
+
+
+def _similarities(content: dict[str, Any]) -> dict[str, Any]:
+    """Return what a merge takes from a ``layers.json``."""
+    rows = {metric: (row["compared"], row["values"]) for metric, row in content["metrics"].items()}
+    return {**rows, "layer_map": content["layer_map"]}
 
 
 if __name__ == "__main__":

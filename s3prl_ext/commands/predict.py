@@ -19,7 +19,8 @@ from s3prl_ext.prediction.model import Model
 from s3prl_ext.prediction.recordings import find
 from s3prl_ext.prediction.results import AudioResult, Failure
 from s3prl_ext.prediction.separation import SourceDecoder
-from s3prl_ext.prediction.writing import AudioFolder, Formatter, whole_file
+from s3prl_ext.prediction.writing import AudioFolder, Formatter, is_prediction, whole_file
+from s3prl_ext.writing import check_out_file
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,6 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     files, problems, others = find(flags.audio)
     if not files:
         raise DataError(" ".join(sentence for _, sentence in problems))
+    if flags.out is not None:
+        given = [Path(path) for path in (flags.upstream_ckpt, flags.upstream_model_config) if path]
+        check_out_file(flags.out, is_prediction, [*files, *queries, *others, flags.model, *given])
     with _writer(flags.out) as write:
         model = load(
             flags.model, device=flags.device, upstream=flags.upstream, upstream_ckpt=flags.upstream_ckpt,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from s3prl_ext import extensions
@@ -35,11 +35,20 @@ from s3prl_ext.papers.transcript_tables import transcript_tables
 from s3prl_ext.studies.outcome import tables_of
 from s3prl_ext.tables import Table, counted, csv_text, latex, markdown, plain
 from s3prl_ext.tasks import reported_splits
-from s3prl_ext.writing import write_text
+from s3prl_ext.writing import check_out_file, write_text
 
 logger = logging.getLogger(__name__)
 
 NO_BASELINE = "No change is shown: none of the rows, or more than one, could be the baseline; name it with --baseline."
+
+
+# What is written next to the pictures, and how an earlier report is told from other files of these names.
+WRITTEN: dict[str, Callable[[str], bool]] = {
+    "report.md": lambda text: text.startswith("# ") and "\n## Sources\n" in text,
+    "report.csv": lambda text: text.startswith("table,"),
+    "report.tex": lambda text: text.startswith(r"\begin{table}"),
+    "report.html": lambda text: "<h2>Sources</h2>" in text,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -67,6 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     tables += _tables(evidence, papers, flags)
     out = flags.out
     out.mkdir(parents=True, exist_ok=True)
+    for name, fits in WRITTEN.items():
+        check_out_file(out / name, fits)
     pictures = report_figures.draw(evidence.sweeps, evidence.folders, out)
     for sentence in evidence.left_out:
         logger.warning("%s", sentence)

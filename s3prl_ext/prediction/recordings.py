@@ -54,8 +54,8 @@ def find(inputs: Iterable[str | os.PathLike]) -> tuple[list[Path], list[tuple[Pa
             files.append(path)
             continue
         inside = sorted(p for p in path.rglob("*") if p.is_file() and not _hidden(p.relative_to(path)))
-        audio = [p for p in inside if _is_audio(p)]
-        others += [p for p in inside if not _is_audio(p)]
+        audio = [p for p in inside if is_audio(p)]
+        others += [p for p in inside if not is_audio(p)]
         files += audio
         if not audio:
             held = f"only {len(inside)} other files" if inside else "no file"
@@ -153,7 +153,8 @@ def _promised_seconds(path: Path) -> float | None:
     return None
 
 
-def _is_audio(path: Path) -> bool:
+def is_audio(path: Path) -> bool:
+    """Return whether a file has the suffix of audio, of formats that cannot be read too."""
     return path.suffix.lower().lstrip(".") in READABLE | UNREADABLE
 
 

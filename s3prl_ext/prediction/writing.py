@@ -8,7 +8,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from scipy.io import wavfile
 from s3prl_ext.corpora.audio import SAMPLE_RATE
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.prediction.decoder import Decoder
+from s3prl_ext.prediction.recordings import is_audio
 from s3prl_ext.prediction.results import AudioResult, Failure, Result, SpeakerTurns, rttm_name
 from s3prl_ext.writing import written
 
@@ -130,17 +131,24 @@ def distinct_names(paths: Sequence[Path], spelt: Callable[[str], str] = str) -> 
     return names
 
 
+def is_prediction(text: str) -> bool:
+    """Return whether the text of a file begins as one that a :class:`Formatter` wrote."""
+    first = text.splitlines()[0]
+    with suppress(ValueError):
+        return isinstance(record := json.loads(first), dict) and "file" in record
+    if first.startswith("file,") or first.startswith("SPEAKER "):
+        return first.endswith((",error", " <NA> <NA>"))
+    name, tab, _ = first.partition("\t")
+    return bool(tab) and (is_audio(Path(name)) or Path(name).is_file())
+
+
 @contextmanager
 def whole_file(path: Path) -> Iterator[Callable[[str], object]]:
     """Give a function that writes text to a file, which takes its name when the body has ended without an error.
 
     Raises:
-        UsageError: there is no such folder, or `path` is one.
         DataError: the file cannot be written.
     """
-    path = path.absolute()
-    if path.is_dir() or not path.parent.is_dir():
-        raise UsageError(f"--out {path}: {'this is a folder' if path.is_dir() else f'no such folder: {path.parent}'}.")
     with ExitStack() as stack:
         try:
             file = stack.enter_context(stack.enter_context(written(path)).open("w", encoding="utf-8"))

@@ -58,6 +58,23 @@ def test_bad_input(files, capsys, flags, code, part):
     assert stop.value.code == code and part in capsys.readouterr().err
 
 
+def test_only_its_own_result_is_replaced(files, tmp_path, capsys):
+    out, notes, archive = tmp_path / "out.json", tmp_path / "notes.json", tmp_path / "model.ckpt"
+    notes.write_text('{"files": []}')
+    archive.write_bytes(b"PK\x03\x04\xff")
+    (tmp_path / "link.jsonl").symlink_to(files[0])
+    for path, part in ((files[1], "reads"), (tmp_path / "link.jsonl", "reads"), (notes, "not a file that this command"),
+                       (archive, "not a file that this command"), (tmp_path, "is a folder")):  # fmt: skip
+        before = path.read_bytes() if path.is_file() else None
+        with pytest.raises(SystemExit) as stop:
+            cli.main(["compare", *map(str, files), "--out", str(path)])
+        assert stop.value.code == 2 and part in capsys.readouterr().err
+        assert before is None or path.read_bytes() == before
+    for flags in (files, files[::-1]):
+        assert cli.main(["compare", *map(str, flags), "--out", str(out)]) == 0
+    assert json.loads(out.read_text())["files"] == [str(path) for path in files[::-1]]
+
+
 def test_folders(files, capsys):
     folder = files[0].parent
     (folder / "run").mkdir()

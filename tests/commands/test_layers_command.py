@@ -54,6 +54,19 @@ def test_files_and_table(experiment, tmp_path, capsys):
     assert image.imread(out / "layers.png").shape[1] > 1000
 
 
+def test_another_selection_is_replaced_with_a_warning_and_another_file_is_not(experiment, tmp_path, caplog):
+    main([*experiment, "--metric", "swd"])
+    main([*experiment, "--metric", "swd", "--top-k", "1"])  # of the same similarities
+    assert "is replaced" not in caplog.text
+    chosen = json.loads((tmp_path / "out" / "layers.json").read_text())["metrics"]["swd"]["layers"]
+    main([*experiment, "--metric", "swd", "--normalize"])
+    assert f"layers.json is replaced: it held other similarities (swd {chosen})" in caplog.text
+    (tmp_path / "out" / "layers.json").write_text("{}")
+    with pytest.raises(UsageError, match="layers.json is there already, and is not a file that this command writes"):
+        main([*experiment, "--metric", "swd"])
+    assert (tmp_path / "out" / "layers.json").read_text() == "{}"
+
+
 def test_all_layers_are_chosen_when_k_is_their_number_and_a_map_leaves_some_out(experiment, tmp_path):
     main([*experiment, "--top-k", "4"])
     result = json.loads((tmp_path / "out" / "layers.json").read_text())

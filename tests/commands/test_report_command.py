@@ -64,6 +64,16 @@ def test_a_pair_beside_the_paper(tmp_path, pair):
     assert "<script" not in page and "http" not in page
 
 
+@pytest.mark.parametrize("name", ["report.md", "report.csv", "report.tex", "report.html"])
+def test_a_file_of_its_name_that_is_not_its_own_is_kept(tmp_path, pair, name):
+    for _ in range(2):
+        report(tmp_path / "out", *pair)
+    (tmp_path / "out" / name).write_text("# Mine\n")
+    with pytest.raises(UsageError, match=f"{name} is there already, and is not a file that this command writes"):
+        report(tmp_path / "out", *pair)
+    assert (tmp_path / "out" / name).read_text() == "# Mine\n"
+
+
 def test_intervals_over_chapters(tmp_path):
     """Chapter 1 is all wrong, chapter 2 all right: over chapters anything from 0 to 100 % can be drawn."""
     folders = []

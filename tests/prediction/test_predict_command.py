@@ -195,10 +195,10 @@ def test_empty_and_missing_inputs(keywords, words, tmp_path, capsys):
 
 def test_nothing_half_written_is_left(keywords, words, tmp_path, monkeypatch):
     out = tmp_path / "results" / "out.jsonl"
-    with pytest.raises(UsageError, match="no such folder"):
+    with pytest.raises(UsageError, match="there is no folder"):
         main([str(keywords), str(words), "--out", str(out)])
     out.parent.mkdir()
-    out.write_text("before\n")
+    out.write_text(before := '{"file": "a.wav", "label": "yes"}\n')
     with pytest.raises(DataError):
         main([str(tmp_path / "no_run"), str(words), "--out", str(out)])
     monkeypatch.setattr(
@@ -206,7 +206,28 @@ def test_nothing_half_written_is_left(keywords, words, tmp_path, monkeypatch):
     )
     with pytest.raises(KeyboardInterrupt):
         main([str(keywords), str(words), "--out", str(out)])
-    assert [path.name for path in out.parent.iterdir()] == ["out.jsonl"] and out.read_text() == "before\n"
+    assert [path.name for path in out.parent.iterdir()] == ["out.jsonl"] and out.read_text() == before
+
+
+def test_only_its_own_result_is_replaced(keywords, words, tmp_path):
+    clip = sorted(words.iterdir())[0]
+    odd = tmp_path / "clip.bin"  # a recording of any suffix
+    odd.write_bytes(clip.read_bytes())
+    notes, pairs = tmp_path / "README.md", tmp_path / "pairs.tsv"
+    notes.write_text("# Notes\n\n- one\n")
+    pairs.write_text("path\ttext\nclip.wav\tyes\n")
+    ckpt = next(keywords.glob("*best*.ckpt"))
+    for path in (clip, odd, notes, pairs, ckpt, keywords / "result.json"):
+        before = path.read_bytes()
+        with pytest.raises(UsageError, match="--out .* (would replace a file that|is there already, and is not)"):
+            main([str(keywords), str(clip), str(odd), "--out", str(path)])
+        assert path.read_bytes() == before
+    with pytest.raises(UsageError, match="/dev/null is there already"):
+        main([str(keywords), str(clip), "--out", "/dev/null"])
+    for name in ("out.txt", "out.csv", "out.jsonl"):
+        for given in ([odd], [clip]):
+            assert main([str(keywords), *map(str, given), "--out", str(tmp_path / name)]) == 0
+        assert str(clip) in (tmp_path / name).read_text()
 
 
 @pytest.mark.parametrize(
