@@ -7,20 +7,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from s3prl_ext.corpora.audio import SAMPLE_RATE
+from s3prl_ext.corpora.overlaps import overlapping, speaker_order
 from s3prl_ext.errors import DataError
 from s3prl_ext.evaluation.diarization_scoring import smoothed
-from s3prl_ext.prediction import windows as cuts
 from s3prl_ext.prediction.decoder import Decoder, Inputs
 from s3prl_ext.prediction.recordings import Recording
 from s3prl_ext.prediction.results import SpeakerTurns
 from s3prl_ext.prediction.windows import Window
 
 THRESHOLD, MEDIAN = 0.5, 11  # of SUPERB's grid: 0.3 to 0.7, medians 1 and 11
-OVERLAP = 0.25  # of a window
 
 
 class SpeakerHead(nn.Module):
@@ -41,8 +39,9 @@ class SpeakerHead(nn.Module):
 class TurnDecoder(Decoder):
     """Turns of the head's speakers.
 
-    A recording longer than the task's chunk (``datarc.chunk_size``) is cut into windows that overlap by a quarter. The
-    head numbers the speakers anew in each; they are matched by what both windows say of the overlap.
+    A recording longer than the task's chunk (``datarc.chunk_size``) is cut into windows that overlap by a quarter or
+    more, as an evaluation cuts it. The head numbers the speakers anew in each; they are matched by what both windows
+    say of the overlap.
     """
 
     RESULT = SpeakerTurns
@@ -60,8 +59,7 @@ class TurnDecoder(Decoder):
         frames = len(samples) // self.frame
         if not frames:
             raise DataError(f"shorter than one frame ({self.frame / SAMPLE_RATE:.3f} s)")
-        windows = cuts.overlapping(frames, self.chunk, round(OVERLAP * self.chunk))
-        return [(start * self.frame, end * self.frame) for start, end in windows]
+        return [(start * self.frame, end * self.frame) for start, end in overlapping(frames, self.chunk)]
 
     def decode(self, features: Sequence[Tensor], samples: Sequence[int]) -> list[np.ndarray]:
         frames = [length // self.frame for length in samples]
@@ -104,6 +102,5 @@ def _continued(before: np.ndarray, piece: np.ndarray, overlap: int) -> np.ndarra
         before: [frames, speakers].
         piece: [frames, speakers]; its first `overlap` frames are the last ones of `before`, which stay.
     """
-    difference = before[-overlap:, :, None] - piece[:overlap, None, :]
-    _, order = linear_sum_assignment(np.square(difference).sum(0))
+    order = speaker_order(before[len(before) - overlap :], piece[:overlap])
     return np.concatenate([before, piece[overlap:, order]])

@@ -15,13 +15,11 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_sequence
 
 from s3prl_ext.compat import enhancement
-from s3prl_ext.prediction import windows as cuts
+from s3prl_ext.corpora.overlaps import overlapping
 from s3prl_ext.prediction.decoder import Decoder, Inputs
 from s3prl_ext.prediction.recordings import Recording
 from s3prl_ext.prediction.results import AudioResult
 from s3prl_ext.prediction.windows import Window
-
-OVERLAP = 0.25  # of a window
 
 
 class MaskHead(nn.Module):
@@ -51,8 +49,8 @@ class MaskHead(nn.Module):
 class SourceDecoder(Decoder):
     """Masks on the spectra of a recording, and the signals that those spectra are of.
 
-    A long recording is cut into windows that overlap by a quarter and fade into each other there. A head of several
-    sources numbers them anew in each window; they are matched by their signals in the overlap.
+    A long recording is cut into windows that overlap by a quarter or more and fade into each other there. A head of
+    several sources numbers them anew in each window; they are matched by their signals in the overlap.
     """
 
     RESULT = AudioResult
@@ -67,7 +65,7 @@ class SourceDecoder(Decoder):
         self.head = MaskHead(self._code, inputs.width, data, inputs.section["modelrc"])
 
     def windows(self, samples: np.ndarray) -> list[Window]:
-        return cuts.overlapping(len(samples), self.longest, round(OVERLAP * self.longest))
+        return overlapping(len(samples), self.longest)
 
     def decode(self, features: Sequence[Tensor], samples: Sequence[int]) -> list[np.ndarray]:
         inside = 0 if self._form["center"] else self._n_fft

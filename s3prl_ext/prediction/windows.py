@@ -41,12 +41,3 @@ def at_pauses(samples: np.ndarray, longest: int) -> list[Window]:
         windows.append((start, cut))
         start = cut
     return [*windows, (start, len(samples))]
-
-
-def overlapping(frames: int, longest: int, overlap: int) -> list[Window]:
-    """Cut frames into windows of `longest`, each beginning `overlap` frames before the end of the one before."""
-    windows = [(0, min(frames, longest))]
-    while windows[-1][1] < frames:
-        start = windows[-1][1] - overlap
-        windows.append((start, min(frames, start + longest)))
-    return windows

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import warnings
 
 import h5py
@@ -23,30 +22,9 @@ from s3prl_ext.evaluation.diarization_scoring import (
     smoothed,
     turns,
 )
+from tests.support.reference import diarization_by_frames
 
 pytest.importorskip("pyannote.metrics", reason="the extra sd is not installed")
-
-
-def by_frames(hypothesis: list[Turn], reference: list[Turn]) -> tuple[float, float, float]:
-    """Return miss, false alarm and confusion in seconds, counted in frames of 10 ms under the best mapping."""
-    end = round(100 * max(turn.end for turn in hypothesis + reference))
-
-    def active(found: list[Turn]) -> dict[str, np.ndarray]:
-        frames = {turn.speaker: np.zeros(end, dtype=bool) for turn in found}
-        for turn in found:
-            frames[turn.speaker][round(100 * turn.start) : round(100 * turn.end)] = True
-        return frames
-
-    h, r = active(hypothesis), active(reference)
-    speaking = sum(x.astype(int) for x in h.values()), sum(x.astype(int) for x in r.values())
-    names = [*h, *(f"nobody{i}" for i in range(len(r)))]
-    correct = max(
-        sum(int((h[a] & r[b]).sum()) for a, b in zip(order, r) if a in h)
-        for order in itertools.permutations(names, len(r))
-    )
-    both = np.minimum(*speaking).sum()
-    miss, alarm = np.maximum(speaking[1] - speaking[0], 0).sum(), np.maximum(speaking[0] - speaking[1], 0).sum()
-    return miss / 100, alarm / 100, (both - correct) / 100
 
 
 A, B = Turn(0.0, 10.0, "a"), Turn(5.0, 10.0, "b")
@@ -83,7 +61,7 @@ def test_random_turns_equal_the_count_of_frames():
     total = sum(turn.end - turn.start for turn in reference)
     rate = error_rate({"r": (hypothesis, reference)})
     assert (rate.miss, rate.false_alarm, rate.confusion) == pytest.approx(
-        [seconds / total for seconds in by_frames(hypothesis, reference)]
+        [seconds / total for seconds in diarization_by_frames(hypothesis, reference)]
     )
 
 

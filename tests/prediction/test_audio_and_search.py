@@ -11,9 +11,10 @@ import pytest
 import soundfile
 
 from s3prl_ext.commands.predict import main
+from s3prl_ext.corpora.overlaps import overlapping
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.mini_superb import LAYOUTS
-from s3prl_ext.prediction import load, windows
+from s3prl_ext.prediction import load
 from s3prl_ext.prediction.decoder import Options
 from s3prl_ext.prediction.results import rttm_name
 from s3prl_ext.prediction.separation import _continued
@@ -27,7 +28,7 @@ def test_windows_whose_sources_changed_places_are_one_recording_again():
     rng = np.random.default_rng(0)
     whole = rng.normal(size=(2, 1000)).astype(np.float32)
     audio = np.zeros((2, 0), np.float32)
-    for number, (start, end) in enumerate(windows.overlapping(1000, 300, 75)):
+    for number, (start, end) in enumerate(overlapping(1000, 300)):
         piece = whole[:, start:end][:: -1 if number % 2 else 1]
         audio = _continued(audio, piece, audio.shape[1] - start)
     assert number == 4 and np.allclose(audio, whole, atol=1e-5)

@@ -23,6 +23,7 @@ from s3prl_ext.prediction import load
 from s3prl_ext.prediction.decoder import Options
 from s3prl_ext.tasks import corpus_variables
 from tests.support import prediction_runs as runs
+from tests.support.experiments import task_config
 
 
 @pytest.fixture
@@ -172,8 +173,16 @@ def test_recognition(scored, task, hubert_folder):
     assert 100 * error_rate(mine, references) == pytest.approx(run.metrics["wer"])
 
 
-def test_speaker_turns(scored):
+@pytest.mark.parametrize("chunk", [2000, 100])  # frames; every recording is longer than 100
+def test_speaker_turns(scored, monkeypatch, chunk):
+    def with_chunks(*args, **kwargs):
+        config = task_config(*args, **kwargs)
+        config["downstream_expert"]["datarc"]["chunk_size"] = chunk
+        return config
+
+    monkeypatch.setattr(runs, "task_config", with_chunks)
     run = scored("sd")
+    assert {len(found) > 1 for found in run.dataset.chunk_indices.values()} == {chunk == 100}
     for name in run.dataset.rec_list:
         result = run.model.predict(run.dataset.data.wavs[name])
         with h5py.File(run.exp / "scoring" / "predictions" / f"{name}.h5") as file:

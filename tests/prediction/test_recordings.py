@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.io import wavfile
 
+from s3prl_ext.corpora.overlaps import overlapping
 from s3prl_ext.errors import DataError
 from s3prl_ext.prediction import windows
 from s3prl_ext.prediction.recordings import find, from_samples, read
@@ -160,7 +161,8 @@ def test_cuts_go_through_pauses():
 
 @given(st.integers(1, 10_000), st.integers(8, 2000))
 def test_overlapping_windows(frames, longest):
-    overlap = longest // 4
-    cut = windows.overlapping(frames, longest, overlap)
-    assert cut[0][0] == 0 and cut[-1][1] == frames and all(end - start <= longest for start, end in cut)
-    assert all(a[1] - b[0] == overlap and b[1] > a[1] for a, b in itertools.pairwise(cut))
+    overlap = round(longest / 4)
+    cut = overlapping(frames, longest)
+    assert cut[0][0] == 0 and cut[-1][1] == frames and {end - start for start, end in cut} == {min(frames, longest)}
+    assert all(a[1] - b[0] == overlap for a, b in itertools.pairwise(cut[:-1]))
+    assert all(a[1] - b[0] >= overlap and b[1] > a[1] for a, b in itertools.pairwise(cut))

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+from typing import Any
+
+import numpy as np
 import torch
 
 # Attention key templates by family, typed out from the models; {p} is the family's name of the projection.
@@ -141,3 +145,25 @@ def successive_halving(
                     worst = name
             left.remove(worst)
     return left, rounds
+
+
+def diarization_by_frames(hypothesis: list[Any], reference: list[Any]) -> tuple[float, float, float]:
+    """Return miss, false alarm and confusion in seconds, counted in frames of 10 ms under the best mapping."""
+    end = round(100 * max(turn.end for turn in hypothesis + reference))
+
+    def active(found: list[Any]) -> dict[str, np.ndarray]:
+        frames = {turn.speaker: np.zeros(end, dtype=bool) for turn in found}
+        for turn in found:
+            frames[turn.speaker][round(100 * turn.start) : round(100 * turn.end)] = True
+        return frames
+
+    h, r = active(hypothesis), active(reference)
+    speaking = sum(x.astype(int) for x in h.values()), sum(x.astype(int) for x in r.values())
+    names = [*h, *(f"nobody{i}" for i in range(len(r)))]
+    correct = max(
+        sum(int((h[a] & r[b]).sum()) for a, b in zip(order, r) if a in h)
+        for order in itertools.permutations(names, len(r))
+    )
+    both = np.minimum(*speaking).sum()
+    miss, alarm = np.maximum(speaking[1] - speaking[0], 0).sum(), np.maximum(speaking[0] - speaking[1], 0).sum()
+    return miss / 100, alarm / 100, (both - correct) / 100
