@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import shutil
 from pathlib import Path
@@ -137,9 +138,9 @@ def test_a_merge_that_changes_nothing(folder, tmp_path):
     torch.testing.assert_close(of_the_clips(found, folder), of_the_clips(golden(folder), folder), **CLOSE)
 
 
-# These mask padding in every layer and norm: a clip's features do not depend on its batch.
 LENGTHS = (4800, 5000, 5599, 8000)  # samples
-INDEPENDENT = ("Wav2Vec2_mms", "UniSpeech_prenorm", "Wav2Vec2Bert", "AST", "Moonshine")
+# Families whose own convolutions, of positions or in each layer, read the padding behind a clip.
+READ_PADDING = ("data2vec-audio", "wav2vec2-conformer")
 
 
 @pytest.mark.parametrize("name", ("Wav2Vec2Bert", "AST", "Moonshine"))
@@ -170,13 +171,40 @@ def assert_kept_alike(upstream, lengths):
             torch.testing.assert_close(beside, alone, **CLOSE)
 
 
-@pytest.mark.parametrize("name", INDEPENDENT)
-def test_a_clip_has_the_same_features_alone_and_in_a_batch(name):
-    upstream, wavs = build("hf_speech_custom", ckpt=str(GOLDEN / name)), clips_of(GOLDEN / name)
+def assert_as_alone(upstream, wavs, reads_padding):
+    """Compare the shorter clip of a batch with itself alone, in all states; `reads_padding`: it must differ."""
     together = features(upstream, wavs)
     for index, wav in enumerate(wavs):
         alone = features(upstream, [wav])[:, 0]
-        torch.testing.assert_close(together[:, index, : alone.shape[1]], alone, **CLOSE)
+        found = together[:, index, : alone.shape[1]]
+        if reads_padding and len(wav) < max(map(len, wavs)):
+            assert (found - alone)[-1].abs().mean() > 0.01 * alone[-1].abs().mean()
+        else:
+            torch.testing.assert_close(found, alone, atol=3e-5, rtol=0)
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda f: f.name)
+def test_a_clip_has_the_same_features_alone_and_in_a_batch_or_its_family_reads_the_padding(folder):
+    config = model_config(folder)
+    reads_padding = config["model_type"] in READ_PADDING or config.get("feat_extract_norm") == "group"
+    assert_as_alone(build("hf_speech_custom", ckpt=str(folder)), clips_of(folder), reads_padding)
+
+
+WITH_LAYER_NORM = {
+    "data2vec-audio": factories.data2vec_audio_folder,
+    **{
+        kind: functools.partial(factories.speech_family_folder, family=family, stable_norm=True)
+        for kind, family in {"wav2vec2-conformer": "Wav2Vec2Conformer", "sew": "SEW", "sew-d": "SEWD"}.items()
+    },
+}
+
+
+@pytest.mark.parametrize("kind", WITH_LAYER_NORM)
+def test_families_whose_golden_models_have_a_group_norm_with_layer_norm(kind, tmp_path):
+    """In the convolutions on the waveform, as the released data2vec-audio and wav2vec2-conformer have it."""
+    upstream = build("hf_speech_custom", ckpt=str(WITH_LAYER_NORM[kind](tmp_path / "model")))
+    assert model_config(tmp_path / "model")["model_type"] == kind
+    assert_as_alone(upstream, clips(), kind in READ_PADDING)
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda f: f.name)

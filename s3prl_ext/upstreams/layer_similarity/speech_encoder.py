@@ -23,8 +23,9 @@ class SpeechEncoder:
     Args:
         upstream: a module that maps a list of waveforms, as s3prl's upstreams do, in evaluation mode.
         batch_size: clips in one pass. With more than one, shorter clips are padded and their padding is left out of
-            the result, but the group norm of base-size models still sees it, and s3prl's own models attend to a
-            frame of it more or less. A model whose number of frames is not known runs clip by clip.
+            the result, but the group norm of base-size models and the convolutions of data2vec-audio and
+            wav2vec2-conformer still read it, and s3prl's own models attend to a frame of it more or less. A model
+            whose number of frames is not known runs clip by clip.
         point: as for :class:`s3prl_ext.upstreams.layer_similarity.block_outputs.Tap`.
 
     Attributes:
