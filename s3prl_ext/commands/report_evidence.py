@@ -10,6 +10,7 @@ from typing import Any
 
 from s3prl_ext.configs import value_at
 from s3prl_ext.errors import DataError, UsageError
+from s3prl_ext.evaluation.beginnings import with_kinds
 from s3prl_ext.evaluation.result_records import ResultRecord, read_record
 from s3prl_ext.evaluation.scored_runs import ScoredRun, runs_of
 from s3prl_ext.reading import parse_json
@@ -77,6 +78,7 @@ def read_evidence(paths: Sequence[Path]) -> Evidence:
             of_studies[study] += len(last)
             runs = [run for run in runs if run not in last]
         evidence.runs += runs
+    evidence.runs = with_kinds(evidence.runs, evidence.records)
     evidence.left_out += [
         f"{study}: the test scores of the last step of {count} trainings are left out; a study scores what dev has "
         "chosen by evaluations of their own."

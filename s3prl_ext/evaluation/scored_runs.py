@@ -23,6 +23,7 @@ WITHOUT_EFFECT = (
 )  # fmt: skip
 
 CHECKPOINT = "checkpoint"  # fact: which of its training was scored, best (on dev), last, or another
+BEGINS_WITH = "begins_with"  # fact: the checkpoint whose weights its training began with
 NO_METRICS = ("step", "split", "items", "intervals")  # of a row of the history
 
 Facts = Mapping[str, Any]  # what decides a run's result, by flat names; values are numbers, texts and lists
@@ -132,13 +133,13 @@ def _on_dev(record: ResultRecord, split: str) -> dict[str, float]:
     """Return what the model of a result file scored on a split: where it ended, or when its checkpoint was kept."""
     if split in record["metrics"]:
         return numbers({name: row["value"] for name, row in record["metrics"][split].items()})
-    training = _training_of(record)
+    training = training_of(record)
     rows = training["history"] or [] if training is not None and training is not record else []
     found = [row for row in rows if row["split"] == split and row["step"] == record["step"]]
     return numbers({name: value for name, value in found[-1].items() if name not in NO_METRICS} if found else {})
 
 
-def _training_of(record: ResultRecord) -> ResultRecord | None:
+def training_of(record: ResultRecord) -> ResultRecord | None:
     """Return the result of the training that a result is of: itself, or the one in its folder; None without one."""
     path = RunFolder(record.path.parent).result()
     if record["mode"] == "train" or path == record.path:
@@ -156,15 +157,15 @@ def _processes(record: ResultRecord) -> int | None:
     """
     number = record["processes"]
     if number is None:
-        number = (_training_of(record) or record).at("machine.processes")
+        number = (training_of(record) or record).at("machine.processes")
     return number if isinstance(number, int) and number > 1 else None
 
 
-def _begins_with(record: ResultRecord) -> str | None:
+def begun_with(record: ResultRecord) -> str | None:
     """Return the checkpoint whose weights a training began with; None without one, and where it is not known."""
     if "begins_with" in record.content:
         return record["begins_with"]
-    training = _training_of(record)  # of an earlier version, which says so until it is resumed
+    training = training_of(record)  # of an earlier version, which says so until it is resumed
     given = None if training is None or training["mode"] != "train" else training["args"]
     return None if given is None or given.get("past_exp") else last_part(given.get("init_ckpt"))
 
@@ -189,7 +190,7 @@ def _end(record: ResultRecord) -> int | None:
 
     A task file may give epochs in place of steps, and a training may have been prolonged since: the later end counts.
     """
-    training = _training_of(record)
+    training = training_of(record)
     ends = [record.at("config.runner.total_steps")]
     ends += [training["step"]] if training is not None and training["mode"] == "train" else []
     return max((end for end in ends if isinstance(end, int)), default=None)
@@ -258,7 +259,7 @@ def facts_of(record: ResultRecord) -> dict[str, Any]:
         "data": record.at("data.sha256"),
         "splits": record["splits_sha256"],
         "processes": _processes(record),
-        "begins_with": _begins_with(record),
+        BEGINS_WITH: begun_with(record),
         CHECKPOINT: _checkpoint(record, task),
         **merge,
     }

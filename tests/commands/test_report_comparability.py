@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from s3prl_ext.commands.report import main
+from s3prl_ext.reading import file_sha256
 from tests.support.result_files import content, merge, write, write_hypotheses
 
 
@@ -127,6 +128,37 @@ def test_trainings_begun_with_weights_are_no_seeds_of_those_from_scratch(tmp_pat
         for value, seed, begin in ((0.9, 1, None), (0.5, 2, "states-4.ckpt (aa)"), (0.6, 3, "states-4.ckpt (bb)"))
     )
     assert len(labels(report(tmp_path, fresh, begun, other))) == 3
+
+
+def begun(folder: Path, seed: int, first_seed: int, value: float, name: str = "head", **first) -> dict:
+    """Return a training that began with the last checkpoint of another one, which it writes."""
+    head = folder / name / str(first_seed)
+    write(head, keywords(0.4, first_seed, mode="train", **first))
+    checkpoint = head / "states-4.ckpt"
+    checkpoint.write_bytes(f"weights of {head}".encode())
+    with_hash = f"states-4.ckpt ({file_sha256(checkpoint)[:12]})"
+    found = keywords(value, seed, mode="train", begins_with=with_hash)
+    found["args"] |= {"init_ckpt": str(checkpoint)}
+    return found
+
+
+def test_seeds_that_begin_with_the_checkpoint_of_their_own_seed_are_one_row(tmp_path):
+    own = [begun(tmp_path, seed, seed, 0.5 + seed / 10) for seed in (1, 2)]
+    (row,) = [line for line in report(tmp_path, *own).splitlines() if line.startswith("| hubert")]
+    assert row.split("|")[2].strip() == "2" and "65.00 ± 7.07" in row
+    other = begun(tmp_path, 3, 3, 0.9, "other", config={"optimizer": {"lr": 9.0}, "runner": {"total_steps": 4}})
+    text = report(tmp_path / "kinds", *own, other)
+    assert len(labels(text)) == 2 and "65.00 ± 7.07" in text, "heads of another training are another row"
+
+
+def test_seeds_that_began_otherwise_keep_the_rows_of_their_checkpoints(tmp_path):
+    shared = [begun(tmp_path / "a", seed, 1, 0.5 + seed / 10) for seed in (1, 2)]
+    assert len(labels(report(tmp_path / "a", *shared))) == 1, "the same checkpoint is the same beginning"
+    crossed = [begun(tmp_path / "b", 1, first, 0.5 + first / 10) for first in (1, 2)]
+    assert len(labels(report(tmp_path / "b", *crossed))) == 2, "one seed twice is no contradiction"
+    replaced = [begun(tmp_path / "c", seed, seed, 0.5 + seed / 10) for seed in (1, 2)]
+    (tmp_path / "c" / "head" / "2" / "states-4.ckpt").write_bytes(b"of another training")
+    assert len(labels(report(tmp_path / "c", *replaced))) == 2, "what lies there now is not what it began with"
 
 
 def test_best_and_last_checkpoints_are_not_averaged(tmp_path):
