@@ -195,6 +195,8 @@ class Driver:
         else:
             if job.kind == "test" and (said := job.run.not_counted()) is not None:
                 logger.warning("%s %s and is not counted: it is scored again", job.run.test_file, said)
+            elif job.kind != "test":
+                cell.expect(job.run)
             self.waiting.append(job)
 
     def _start(self, job: Job) -> None:
@@ -268,15 +270,14 @@ class Driver:
             while fresh := [job for job in cell.due() if job.name not in self.cell_of]:
                 for job in fresh:
                     self._meet(cell, job)
-            final = cell.final_runs()
+            for run in cell.final_runs():
+                train = Job(run, "train")
+                self._meet(cell, train)
+                if train.name in self.progress.done:
+                    self._meet(cell, Job(run, "test"))
+            cell.chosen()  # one of them may not go with those that have chosen
         except DataError as error:
             self.progress.failed[cell.name] = str(error)
-            return
-        for run in final:
-            train = Job(run, "train")
-            self._meet(cell, train)
-            if train.name in self.progress.done:
-                self._meet(cell, Job(run, "test"))
 
 
 def total_jobs(study: Study, cells: list[StudyCell]) -> int:

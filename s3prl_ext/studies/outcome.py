@@ -59,15 +59,15 @@ def _all_tables(cells: Sequence[StudyCell]) -> list[Table]:
 
 
 def _by_metric(cells: Sequence[StudyCell]) -> list[tuple[str, list[StudyCell]]]:
-    """Return the cells of each task and metric; one whose runs all failed is with the first others of its task."""
-    reported: dict[str, str] = {}
+    """Return the cells of each task and metric; one whose runs all failed is with others of its task."""
+    reported: dict[str, list[str]] = {}
     for cell in cells:
-        if cell.reported is not None:
-            reported.setdefault(cell.labels["task"], cell.reported)
+        reported.setdefault(cell.labels["task"], []).extend([cell.reported] if cell.reported else [])
     groups: dict[tuple[str, str], list[StudyCell]] = {}
     for cell in cells:
-        task = cell.labels["task"]
-        groups.setdefault((task, cell.reported or reported.get(task, cell.metric)), []).append(cell)
+        known = reported[cell.labels["task"]]
+        name = cell.metric if cell.metric in known or not known else known[0]
+        groups.setdefault((cell.labels["task"], name), []).append(cell)
     return [(name, group) for (_, name), group in groups.items()]
 
 
@@ -100,6 +100,7 @@ def _tables(name: str, cells: Sequence[StudyCell]) -> list[Table]:
     ]
     notes = [f"{name}: {said}" for name, said in failures.items()]
     notes += [f"{cell.name}: {cell.mixed}" for cell in cells if cell.mixed is not None]
+    notes += _changed(cells)
     tables = [Table(f"{task}: chosen on {row.dev}, scored on {row.test}", head, body, notes, of_texts=True)]
     if choose and cells[0].study.race is not None:
         tables.append(_races(task, cells, name))
@@ -112,6 +113,16 @@ def _tables(name: str, cells: Sequence[StudyCell]) -> list[Table]:
         title = f"{task}: {heading(name, row.dev)} by {', '.join(choose)}, {_seeds(cells[0])}"
         tables.append(Table(title, [*axes, *points], searched, of_texts=True))
     return tables
+
+
+def _changed(cells: Sequence[StudyCell]) -> list[str]:
+    """Return which runs had settings that their task files give otherwise now, a sentence for each such difference."""
+    runs: dict[str, list[str]] = {}
+    for cell in cells:
+        for name, said in cell.changed.items():
+            runs.setdefault(said, []).append(name)
+    more = {said: f" and {len(names) - 1} more" if len(names) > 1 else "" for said, names in runs.items()}
+    return [f"{names[0]}{more[said]}: run with {said}, which the task file has now." for said, names in runs.items()]
 
 
 def _races(task: str, cells: Sequence[StudyCell], name: str) -> Table:

@@ -14,13 +14,16 @@ from s3prl_ext.errors import DataError
 from s3prl_ext.evaluation.result_records import ResultRecord
 from s3prl_ext.metrics import factor, metric
 from s3prl_ext.studies.asha import Arrival, asha_standing
+from s3prl_ext.studies.common_settings import CommonSettings, RunSettings
 from s3prl_ext.studies.config import Study
 from s3prl_ext.studies.jobs import Job, JobFailure
 from s3prl_ext.studies.race import Standing, jobs_of, standing
 from s3prl_ext.studies.study_run import StudyRun
 from s3prl_ext.training.racing.early_stop import EarlyStopConfig
+from s3prl_ext.training.results.run_settings import in_words
 
 Bases = dict[tuple[str, str], tuple[str, str]]  # (task and other axes, what) -> (name of the first run, hash)
+Settings = dict[tuple[str, str], CommonSettings]  # (task and other axes, preset) -> what its runs have in common
 Models = dict[tuple[str, ...], dict[int, tuple[str, str]]]  # (task, upstream, flags) -> seed -> (name, hash) as above
 
 
@@ -39,6 +42,8 @@ class StudyCell:
         reported: metric that its runs were judged by, once one has ended.
         bases: what the runs of the study were trained on, shared by its cells: name and hash of the first run by what.
         models: the same of their untouched upstreams, by seed.
+        settings: what its runs and those of other cells have in common, shared by the cells.
+        changed: settings of a run that its task file gives otherwise now, in words.
         mixed: sentence where a run of the cell was trained or tested on something else than others.
     """
 
@@ -53,6 +58,8 @@ class StudyCell:
     reported: str | None = None
     bases: Bases = field(default_factory=dict)
     models: Models = field(default_factory=dict)
+    settings: Settings = field(default_factory=dict)
+    changed: dict[str, str] = field(default_factory=dict)
     mixed: str | None = None
 
     @property
@@ -209,15 +216,16 @@ class StudyCell:
         self.reported = self.reported or name
 
     def compare_basis(self, run: StudyRun, record: ResultRecord) -> None:
-        """Note where a run was trained or tested on other data, or another upstream, than an earlier one of its task.
+        """Note where a run had other data, another upstream or other settings than an earlier one of its task.
 
-        A study is often gone on with: the variable of a corpus may then have another value, its folder other files, or
-        the file of a model other weights. An older version may have run something else than its labels say.
+        A study is often gone on with: the variable of a corpus may then have another value, its folder other files, the
+        file of a model other weights, and a task file other settings. A run may have been gone on with by hand, and an
+        older version may have run something else than its labels say.
         """
-        self._compare_labels(run, record)
+        if record["mode"] == "train":  # the settings of a test are those of its training, or it does not count
+            self._compare_settings(run, record)
         self._compare_upstream(run, record)
-        others = (label for axis, label in run.labels.items() if axis not in ("upstream", "method", *self.study.choose))
-        place = "/".join(others)
+        place = self._place(run)
         for what, value in (("another corpus", record.at("data.sha256")), ("other splits", record["splits_sha256"])):
             if value is None:
                 continue
@@ -228,14 +236,43 @@ class StudyCell:
                     "the corpus as then, or remove the runs of one of them, and run the study again."
                 )
 
-    def _compare_labels(self, run: StudyRun, record: ResultRecord) -> None:
-        for _, key, value in run.varied():
-            found = record.at(f"config.{key}")
-            if isinstance(found, (int, float)) and isinstance(value, (int, float)) and found != value:
+    def _place(self, run: StudyRun) -> str:
+        """Return the axes of which each label has a table row of its own, besides upstream and method."""
+        return "/".join(
+            label for axis, label in run.labels.items() if axis not in ("upstream", "method", *self.study.choose)
+        )
+
+    def expect(self, run: StudyRun) -> None:
+        """Note the settings that a run will be trained with, so that finished ones with others are named before."""
+        self._compare_with_others(run, RunSettings.of(run, None))
+
+    def _compare_settings(self, run: StudyRun, record: ResultRecord) -> None:
+        if not record["config"]:
+            return  # an older version kept none
+        settings = RunSettings.of(run, record["config"])
+        if settings.own:
+            self.mixed = (
+                f"{run.name} was run with {in_words(settings.own)}, by hand or by a version in which another setting "
+                "replaced that of the study: remove its folder, and run the study again."
+            )
+        for row in record["changed_settings"] or ():
+            if resumed := settings.decisive(row["settings"]):
                 self.mixed = (
-                    f"{run.name} was run with {key} {found:g}, by a version in which another setting replaced that of "
-                    "the axis: remove its folder, and run the study again."
+                    f"{run.name} was gone on with at step {row['step']} with {in_words(resumed)}: remove its folder, "
+                    "and run the study again."
                 )
+        if settings.changed:
+            self.changed[run.name] = in_words(settings.changed)
+        self._compare_with_others(run, settings)
+
+    def _compare_with_others(self, run: StudyRun, settings: RunSettings) -> None:
+        common = self.settings.setdefault((self._place(run), run.preset_name), CommonSettings())
+        if (found := common.differing(settings)) is not None:
+            other, changes = found
+            self.mixed = (
+                f"{run.name} has other settings than {other} ({in_words(changes)}): their task file has changed in "
+                "between, or one was gone on with by hand: remove the folders of one kind, and run the study again."
+            )
 
     def _compare_upstream(self, run: StudyRun, record: ResultRecord) -> None:
         if (found := record["upstream_sha256"]) is None:
@@ -269,9 +306,11 @@ def cells_of(study: Study, folder: Path) -> list[StudyCell]:
     cells: dict[tuple[str, ...], StudyCell] = {}
     bases: Bases = {}
     models: Models = {}
+    settings: Settings = {}
     for labels in combinations(study):
         kept = {axis: label for axis, label in labels.items() if axis not in study.choose}
-        cell = cells.setdefault(tuple(kept.values()), StudyCell(study, kept, [], bases=bases, models=models))
+        new = StudyCell(study, kept, [], bases=bases, models=models, settings=settings)
+        cell = cells.setdefault(tuple(kept.values()), new)
         cell.search += [run_of(study, labels, seed, folder) for seed in study.search_seeds]
     return list(cells.values())
 

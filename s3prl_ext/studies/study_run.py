@@ -149,7 +149,12 @@ class StudyRun:
 
     def preset(self) -> dict[str, Any]:
         """Return the task file that it begins with."""
-        return load_yaml(preset_path(next(point.flags["-c"] for point in self._points() if "-c" in point.flags)))
+        return load_yaml(preset_path(self.preset_name))
+
+    @property
+    def preset_name(self) -> str:
+        """The task file as its points name it."""
+        return next(point.flags["-c"] for point in self._points() if "-c" in point.flags)
 
     def config(self) -> dict[str, Any]:
         """Return its task file with these changes; variables are not replaced."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from s3prl_ext.configs import load_yaml
 from s3prl_ext.errors import StoppedByUser
 from s3prl_ext.evaluation.result_records import ResultRecord
 from s3prl_ext.studies import view
@@ -283,34 +284,180 @@ def test_a_result_that_is_not_what_its_label_says_is_named(tmp_path):
     change(run / "result.json", lambda record: record["config"]["optimizer"].update(lr=0.001))
     [table, *_] = write_outcome(tmp_path)
     assert table.rows[0][2:4] == ["-", "-"]
-    assert "ks/fbank/frozen/lr=0.1/seed=0 was run with optimizer.lr 0.001, by a version" in table.notes[0]
+    assert (
+        "ks/fbank/frozen/lr=0.1/seed=0 was run with optimizer.lr 0.001 in place of 0.1, by hand or by a version"
+        in table.notes[0]
+    )
     assert "ks/fbank/frozen" in drive(tmp_path)[1].failed
 
 
-def test_each_cell_has_its_own_metric(tmp_path):
-    """The languages of one task are judged by WER or CER; a cell whose runs all failed has none."""
-    axes = {
+@pytest.fixture
+def newer(monkeypatch):
+    """Change what task files say, as an update of the package does."""
+
+    def give(changes: dict) -> None:
+        def load(path):
+            config = load_yaml(path)
+            for section, values in changes.items():
+                config[section] = {**config[section], **values}
+            return config
+
+        monkeypatch.setattr("s3prl_ext.studies.study_run.load_yaml", load)
+
+    return give
+
+
+@pytest.mark.parametrize("more", ["learning rates", "seeds", "upstreams"])
+def test_a_study_does_not_mix_runs_of_two_versions_of_a_task_file(more, tmp_path, newer):
+    """The preset is kept by name: finished runs of an older one were chosen among and averaged with new ones."""
+    axes = dict(make_study().axes)
+    drive(tmp_path, study=make_study((0,), axes=axes | {"lr": axes["lr"][1:]}))
+    newer({"runner": {"total_steps": 99999}, "optimizer": {"name": "SGD"}})
+    seeds = (0, 1) if more == "seeds" else (0,)
+    axes["lr"] = axes["lr"] if more == "learning rates" else axes["lr"][1:]
+    axes["upstream"] += (AxisPoint("mfcc", flags={"-u": "mfcc"}),) if more == "upstreams" else ()
+    study = make_study(seeds, axes=axes)
+    progress = drive(tmp_path, study=study)[1]
+    mixed = [said for said in progress.failed.values() if "their task file has changed in between" in said]
+    assert len(mixed) == 2, progress.failed
+    assert all("runner.total_steps" in said and "optimizer.name" in said for said in mixed)
+    keep(study, tmp_path)
+    assert any("remove the folders of one kind" in note for table in write_outcome(tmp_path) for note in table.notes)
+
+
+def test_finished_runs_of_another_task_file_are_named_before_new_ones_have_trained(tmp_path, newer):
+    drive(tmp_path, study=make_study((0,)))
+    newer({"runner": {"total_steps": 99999}})
+    said = []
+    Driver(
+        make_study((0, 1)),
+        tmp_path,
+        Instant(score),
+        lambda progress: said.append((len(progress.done), dict(progress.failed))),
+    ).run()
+    assert any("total_steps" in text for _, failed in said[:1] for text in failed.values()), said[0]
+
+
+def test_a_study_that_is_whole_is_shown_as_it_was_run_whatever_its_task_file_says_now(tmp_path, newer):
+    drive(tmp_path)
+    keep(make_study(), tmp_path)
+    before = write_outcome(tmp_path)
+    newer({"runner": {"total_steps": 99999}})
+    engine, progress = drive(tmp_path)
+    assert engine.started == [] and not progress.failed
+    after = write_outcome(tmp_path)
+    assert [table.rows for table in after] == [table.rows for table in before] and before[0].notes == []
+    assert after[0].notes == [
+        "ks/fbank/frozen/lr=0.1/seed=0 and 3 more: run with runner.total_steps 200 in place of 99999, which the task file has now."
+    ]
+
+
+def of_config(section: str, **values):
+    return lambda record: record["config"].setdefault(section, {}).update(values)
+
+
+BY_HAND = {
+    "to other steps": (of_config("runner", total_steps=400), "runner.total_steps 400 in place of 200"),
+    "with mixed precision": (of_config("runner", amp="bf16"), "runner.amp bf16 in place of nothing"),
+    "with another rate on the way": (
+        lambda record: record.update(changed_settings=[{"step": 5, "settings": {"optimizer.lr": [0.01, 0.5]}}]),
+        "was gone on with at step 5 with optimizer.lr 0.5 in place of 0.01",
+    ),
+    "with a key of its own": (
+        lambda record: record.update(changed_settings=[{"step": 5, "settings": {"runner.amp": [None, "bf16"]}}]),
+        "was gone on with at step 5 with runner.amp bf16 in place of nothing",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", BY_HAND)
+def test_a_run_that_was_gone_on_with_by_hand_is_named(how, tmp_path):
+    what, said = BY_HAND[how]
+    drive(tmp_path)
+    keep(make_study(), tmp_path)
+    change(tmp_path / "ks/fbank/frozen/lr=0.01/seed=0/result.json", what)
+    table = write_outcome(tmp_path)[0]
+    assert table.rows[0][2:4] == ["-", "-"] and any(said in note for note in table.notes), table.notes
+    assert said in drive(tmp_path)[1].failed["ks/fbank/frozen"]
+
+
+@pytest.mark.parametrize(
+    ("key", "values", "other"),
+    [
+        ("optimizer.name", ("Adam", "SGD"), "AdamW"),
+        ("tuning.layers", ([0, 1], [2, 3]), [0, 3]),
+        ("tuning.density", (0.1, 0.01), None),
+    ],
+)
+def test_labels_that_are_texts_or_lists_are_compared_with_what_was_run(key, values, other, tmp_path):
+    axes = make_study().axes | {"place": tuple(AxisPoint(str(n), {key: one}) for n, one in enumerate(values))}
+    study = make_study((0,), axes=axes)
+    drive(tmp_path, study=study)
+    keep(study, tmp_path)
+    section, name = key.split(".")
+    assert not any(table.notes for table in write_outcome(tmp_path))
+    change(tmp_path / "ks/fbank/frozen/lr=0.1,place=1/seed=0/result.json", of_config(section, **{name: other}))
+    notes = [note for table in write_outcome(tmp_path) for note in table.notes]
+    shown = "nothing" if other is None else str([float(one) for one in other]) if isinstance(other, list) else other
+    assert any(f"lr=0.1,place=1/seed=0 was run with {key} {shown} in place of" in note for note in notes), notes
+
+
+def harmless(record: dict) -> None:
+    """What versions and machines write down in their own way, and what decides nothing."""
+    config = record["config"]
+    config["runner"].update(max_keep=7, log_step=3, evaluate_ratio=1.0, amp=None, fp16=False)
+    config["optimizer"]["lr"] = str(config["optimizer"]["lr"])
+    config["downstream_expert"].update(labels=["yes", "no"], two_stages=True)
+    data = config["downstream_expert"]["datarc"]
+    data.update({key: value.replace("${", "/new/") for key, value in data.items() if "${" in str(value)}, num_workers=9)
+    moved = {
+        "downstream_expert.datarc.speech_commands_root": ["/old", "/new"],
+        "downstream_expert.datarc.file_path": ["/old", "/new"],
+    }
+    record["changed_settings"] = [{"step": 5, "settings": moved}]
+
+
+@pytest.mark.parametrize("what", [harmless, lambda record: record.update(config={})])
+def test_runs_of_other_versions_and_machines_with_the_same_settings_count(what, tmp_path):
+    drive(tmp_path)
+    keep(make_study(), tmp_path)
+    before = write_outcome(tmp_path)
+    for path in tmp_path.rglob("*/lr=0.01/seed=0/result.json"):
+        change(path, what)
+        change(path.with_name("result-test.json"), what)
+    engine, progress = drive(tmp_path, study=make_study((0, 1, 2)))
+    assert not progress.failed and {name.split("/")[4] for name in engine.started} == {"seed=2"}
+    after = write_outcome(tmp_path)
+    assert [table.rows[0] for table in after] == [table.rows[0] for table in before]
+    assert not any(table.notes for table in after)
+
+
+def languages() -> dict[str, tuple[AxisPoint, ...]]:
+    """Return the axes of out-of-domain ASR in two languages, which are judged by CER and WER."""
+    metrics = {"zh-CN": "cer", "es": "wer"}
+    return {
         "task": (AxisPoint("ood", flags={"-d": "ctc", "-c": "ood/mini"}),),
-        "upstream": tuple(
-            AxisPoint(name, {"downstream_expert.metric": ["cer" if name == "mfcc" else "wer"]}, {"-u": name})
-            for name in ("fbank", "mfcc", "spectrogram")
-        ),
+        "upstream": (AxisPoint("fbank", flags={"-u": "fbank"}), AxisPoint("mfcc", flags={"-u": "mfcc"})),
         "method": (AxisPoint("frozen", {"tuning": {"method": "frozen"}}),),
+        "language": tuple(AxisPoint(name, {"downstream_expert.metric": [one]}) for name, one in metrics.items()),
         "lr": (AxisPoint("0.1", {"optimizer.lr": 0.1}), AxisPoint("0.01", {"optimizer.lr": 0.01})),
     }
-    study = Study(axes=axes, choose=("lr",))
+
+
+def test_each_cell_has_its_own_metric(tmp_path):
+    study = Study(axes=languages(), choose=("lr",))
     keep(study, tmp_path)
 
     def outcome(job: Job) -> Outcome:
         failed = job.run.labels["upstream"] == "fbank" and job.kind != "fetch"
         return "no memory" if failed else 31.4
 
-    Driver(study, tmp_path, Instant(outcome), lambda _: None).run()
+    drive(tmp_path, outcome, study)
     tables = write_outcome(tmp_path)
     heads = [[column for column in table.head if "ER (%)" in column] for table in tables]
     assert heads == [["dev CER (%) ↓", "test CER (%) ↓"], [], ["dev WER (%) ↓", "test WER (%) ↓"], []]
-    assert [[row[0], row[5]] for table in (tables[0], tables[2]) for row in table.rows] == [
-        ["fbank", "-"], ["mfcc", "31.40"], ["spectrogram", "31.40"],
+    assert [[row[0], row[2], row[6]] for table in (tables[0], tables[2]) for row in table.rows] == [
+        ["fbank", "zh-CN", "-"], ["mfcc", "zh-CN", "31.40"], ["fbank", "es", "-"], ["mfcc", "es", "31.40"],
     ]  # fmt: skip
     assert [table.title for table in tables[1::2]] == [
         "ood: dev CER (%) ↓ by lr, seed 0", "ood: dev WER (%) ↓ by lr, seed 0",
@@ -320,13 +467,8 @@ def test_each_cell_has_its_own_metric(tmp_path):
 
 
 def test_runs_of_one_cell_that_are_judged_by_different_metrics_are_not_compared(tmp_path):
-    axes = make_study().axes | {"task": (AxisPoint("ood", flags={"-d": "ctc", "-c": "ood/mini"}),)}
-    rates = {"0.1": "cer", "0.01": "wer", "0.001": "wer"}
-    axes["lr"] = tuple(
-        AxisPoint(rate, {"optimizer.lr": float(rate), "downstream_expert.metric": [name]})
-        for rate, name in rates.items()
-    )
-    failed = Driver(make_study(seeds=(0,), axes=axes), tmp_path, Instant(score), lambda _: None).run().failed
+    study = Study(axes=languages(), choose=("lr", "language"))
+    failed = drive(tmp_path, score, study)[1].failed
     assert "seed=0 was judged by wer, others of its cell by cer" in failed["ood/fbank/frozen"]
 
 
