@@ -124,7 +124,7 @@ def _model(info: Mapping[str, Any], record: ExportRecord) -> str:
         "SHA-256 of this model": f"`{record.tuned_sha256}`",
         "task": " ".join(str(info[key]) for key in ("downstream", "downstream_variant") if info.get(key)),
         "method": tuning.get("method") or "as s3prl does it, without a section `tuning`",
-        "density": tuning.get("density") or "-",
+        "density": _density(info.get("density"), tuning.get("density")),
         "all settings of the method": options or "none",
         "upstream weights that trained": trained,
         "weights of featurizer and head": f"{record.head:,}",
@@ -133,6 +133,13 @@ def _model(info: Mapping[str, Any], record: ExportRecord) -> str:
         "written from": f"`{record.source}`",
     }
     return grid(["", ""], rows.items())
+
+
+def _density(reached: float | None, given: float | None) -> str:
+    """Return the density of a task file, with that of a checkpoint from before ``gradual`` reaches it."""
+    if reached is None or given is None or reached == given:
+        return str(given or "-")
+    return f"{reached:.4g}, on the way to {given:g}"
 
 
 def _data(info: Mapping[str, Any]) -> str:

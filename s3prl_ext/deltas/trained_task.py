@@ -104,6 +104,7 @@ class TrainedTask:
             "config": ckpt.config,
             "step": ckpt.step,
             "candidate": stored.candidate,
+            "density": stored.density,
             "data": stored.data,
             "splits_rule": stored.splits_rule,
             last_hidden_state.KEY: stored.last_hidden_state,

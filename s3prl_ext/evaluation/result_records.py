@@ -57,6 +57,7 @@ OUTCOME: dict[str, tuple[int, tuple[type, ...]]] = {
 SOURCE = {"name": (str, NONE), "attention_sha256": (str, NONE), "lambda": (dict,), "noise": (dict, NONE),
           "layer_selection": (dict, NONE), "layer_map": (list, NONE), "base": (dict, NONE), "align": (dict, NONE),
           "basis": (dict, NONE), "projection": (dict, NONE), "moments": (dict, NONE)}  # fmt: skip
+NO_METRICS = ("step", "split", "items", "intervals", "density")  # of a row of the history
 ROW = {"value": (*NUMBER, NONE), "unit": (str, NONE), "higher_is_better": (bool, NONE)}
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from s3prl_ext.errors import DataError
 from s3prl_ext.evaluation.clusters import UTTERANCE
 from s3prl_ext.evaluation.merge_facts import described_method, last_part, merge_facts
-from s3prl_ext.evaluation.result_records import ResultRecord, numbers, read_record
+from s3prl_ext.evaluation.result_records import NO_METRICS, ResultRecord, numbers, read_record
 from s3prl_ext.run_folder import DELTA_FILE, RunFolder, step_of
 from s3prl_ext.tasks import named, task_of
 from s3prl_ext.tasks.record import Folds, Task, without_labels
@@ -24,7 +24,6 @@ WITHOUT_EFFECT = (
 
 CHECKPOINT = "checkpoint"  # fact: which of its training was scored, best (on dev), last, or another
 BEGINS_WITH = "begins_with"  # fact: the checkpoint whose weights its training began with
-NO_METRICS = ("step", "split", "items", "intervals")  # of a row of the history
 
 Facts = Mapping[str, Any]  # what decides a run's result, by flat names; values are numbers, texts and lists
 RowKey = tuple[tuple[str, str], ...]  # names and values of the facts that runs of one row share

@@ -270,8 +270,11 @@ class StudyRun:
         return name, math.nan if row is None else row[name]
 
     def _scores_on_dev(self, record: ResultRecord) -> tuple[str, str, list[dict[str, float]]]:
-        """Return the metric of its task, the one that the best is kept by, and both at the step of each evaluation."""
-        history = [row for row in record["history"] or [] if row["split"] == self.task.dev]
+        """Return the metric of its task, the one that the best is kept by, and both at the step of each evaluation.
+
+        Those of a density that ``gradual`` has on its way are left out: no checkpoint of theirs is kept as the best.
+        """
+        history = [row for row in record["history"] or [] if row["split"] == self.task.dev and "density" not in row]
         name = self.task.main_metric({name for row in history for name in row}) or self.task.metrics[0]
         by = self.task.kept_by or name
         keys = ("step", name, by)

@@ -60,6 +60,7 @@ class Extension:
         race_start: random states at the start of a race.
         members: of a child network that is chosen again during training, which of the entries that have trained train
             now: see :meth:`s3prl_ext.child_tuning.changing_network.ChangingChildNetwork.members_in`.
+        density: of a child network of ``tuning.gradual``, that it was chosen with.
         merged_tasks: method and tasks of a delta that ``merge --deltas`` wrote.
         best_scores: those that the task keeps outside its state dict, see :mod:`s3prl_ext.training.best_scores`.
         changed_settings: see :func:`s3prl_ext.training.resume.changed_settings`.
@@ -81,6 +82,7 @@ class Extension:
     lambda_curve: Mapping[str, Tensor] | None = None
     race_start: RandomState | None = None
     members: Mapping[str, Tensor] | None = None
+    density: float | None = None
     merged_tasks: Section | None = None
     best_scores: Section | None = None
     changed_settings: Sequence[Section] = ()

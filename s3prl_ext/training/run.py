@@ -159,11 +159,12 @@ class Run:
         self.upstream = experiment.entries[0]
         best_scores.load(self._head, resumed.extension.best_scores)
         self.child = self._child_network()
+        self.reselection: Reselection | None = None
         self.state = self._train_state()
         self.curve = self._lambda_curve()
         self.trainer = Trainer(
             self.state, experiment.total_steps, folder, experiment.args.seed, self._states, writer, resumed,
-            on_best=self._write_delta, resume_from=experiment.args.expdir,
+            on_best=self._write_delta, on_the_way=self._on_the_way, resume_from=experiment.args.expdir,
             label=label or f"train {candidate or ''}".strip(),
         )  # fmt: skip
 
@@ -269,14 +270,25 @@ class Run:
         )  # fmt: skip
         trial.resume(self.resumed)
         if self.child is not None and self.tuning is not None and self.tuning.reselect_every is not None:
-            trial.before_step.append(self._reselection(trial, self.tuning))
+            self.reselection = self._reselection(trial, self.tuning)
+            trial.before_step.append(self.reselection)
         return trial
 
     def _reselection(self, state: TrainState, tuning: TuningConfig) -> Reselection:
         experiment = self.experiment
         parameters = eligible_parameters(experiment.tuned.model, tuning.eligible)
         split, seed = experiment.runner_config.train_dataloader, experiment.args.seed
-        return Reselection(state, experiment.tuned, parameters, tuning, split, seed, experiment.total_steps)
+        step, total, density = self.resumed.step, experiment.total_steps, self.resumed.extension.density
+        if not step or density is None:  # the latter in checkpoints of earlier versions
+            density = tuning.density_at(max(0, tuning.last_choice(step)), total)
+        return Reselection(state, experiment.tuned, parameters, tuning, split, seed, total, density)
+
+    def _on_the_way(self) -> float | None:
+        """Return the share of the eligible weights that trains, where ``gradual`` has not reached ``density`` yet."""
+        chosen = self.reselection
+        if chosen is None or self.child is None or chosen.density == chosen.tuning.density:
+            return None
+        return len(self.child) / sum(parameter.numel() for parameter in chosen.parameters.values())
 
     def _optimizer(self, modules: list[nn.Module | ChildNetwork]) -> Optimizer:
         experiment = self.experiment
@@ -320,6 +332,7 @@ class Run:
             shared, positions=extension.positions, evaluation_due=extension.evaluation_due, history=extension.history,
             usage=experiment.spent.state(), candidate=self.candidate,
             lambda_curve=self.curve.state() if self.curve is not None else None, members=self._members(),
+            density=self.reselection.density if self.tuning and self.tuning.gradual and self.reselection else None,
             best_scores=best_scores.stored(self._head),
         )  # fmt: skip
         return replace(

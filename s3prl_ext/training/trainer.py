@@ -14,6 +14,7 @@ from torch.utils.data import DistributedSampler
 from s3prl_ext import tasks
 from s3prl_ext.configs import Record, Section
 from s3prl_ext.errors import StoppedByUser
+from s3prl_ext.evaluation.result_records import NO_METRICS
 from s3prl_ext.progress import bar, printing
 from s3prl_ext.run_folder import RunFolder, states_name, step_of
 from s3prl_ext.training import best_scores, checkpoint, distributed, resume
@@ -42,12 +43,15 @@ class Trainer:
         writer: TensorBoard writer on rank 0, None on the others.
         resumed: the checkpoint that the run continues; empty for a new one.
         on_best: called with the name of the best checkpoint on dev, where it was just saved, and the metrics by split.
+        on_the_way: returns the density of a child network that is not the one of the task file yet: what is scored
+            then is never the best, and its rows of the history hold it as ``density``. None of every other.
         resume_from: folder to name in the hint how to resume; None = `folder`.
         label: what the progress bar is called.
 
     Attributes:
         history: one row ``{"step": ..., "split": ..., "items": ..., "intervals": ..., metric: value, ...}`` per
-            evaluation, also of earlier sessions; items and intervals as in :class:`Scores`.
+            evaluation, also of earlier sessions; items and intervals as in :class:`Scores`. With `on_the_way` also
+            ``density``.
     """
 
     def __init__(
@@ -60,6 +64,7 @@ class Trainer:
         writer: SummaryWriter | None,
         resumed: Checkpoint,
         on_best: Callable[[str, Mapping[str, Mapping[str, float]]], None] | None = None,
+        on_the_way: Callable[[], float | None] = lambda: None,
         resume_from: str | Path | None = None,
         label: str = "train",
     ) -> None:
@@ -72,6 +77,7 @@ class Trainer:
         self.writer = writer
         self.label = label
         self._on_best = on_best
+        self._on_the_way = on_the_way
         self._resume_from = resume_from or folder.path
         self._end = total_steps
         self._saved: int | None = None  # step of the newest states-N.ckpt of this session
@@ -222,11 +228,20 @@ class Trainer:
 
     def _evaluate_splits(self) -> list[str]:
         """Score every evaluation split; return the names under which the task wants this model saved."""
-        with self._best_scores_kept():
+        density = self._on_the_way()
+        with self._best_scores_kept(always=density is not None):
             found = {split: self._evaluate(split) for split in self.config.eval_dataloaders}
         for split, scores in found.items():
             row = {"step": self.state.step, "split": split, "items": scores.items, "intervals": scores.intervals}
+            row |= {} if density is None else {"density": density}
             self.history.append(row | scores.metrics)
+        if density is not None:
+            logger.info(
+                "step %d: a density of %.4g, not yet that of the task file: not kept as the best",
+                self.state.step,
+                density,
+            )
+            return []
         return [name for scores in found.values() for name in scores.save_names]
 
     @contextmanager
@@ -289,4 +304,4 @@ class Trainer:
 
 def _metrics(row: Section) -> dict[str, float]:
     """Return the metrics in a row of a history."""
-    return {key: value for key, value in row.items() if key not in ("step", "split", "items", "intervals")}
+    return {key: value for key, value in row.items() if key not in NO_METRICS}

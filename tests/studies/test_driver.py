@@ -654,6 +654,8 @@ def test_where_no_checkpoint_was_kept_the_score_on_dev_is_that_of_the_last(tmp_p
     assert run.on_dev(ResultRecord(tmp_path, {"history": history, "kept": []})) == ("wer", 180.0)
     assert run.on_dev(ResultRecord(tmp_path, {"history": history, "kept": [run.task.best]})) == ("wer", 101.0)
     assert run.on_dev(ResultRecord(tmp_path, {"history": history})) == ("wer", 101.0)
+    history.insert(0, {"step": 1, "split": "dev-clean", "wer": 5.0, "density": 0.3})  # on the way of tuning.gradual
+    assert run.on_dev(ResultRecord(tmp_path, {"history": history})) == ("wer", 101.0)
 
 
 def test_the_score_on_dev_is_that_of_the_checkpoint_which_the_task_keeps(tmp_path):

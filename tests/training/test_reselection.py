@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import json
 
 import pytest
 import torch
 
 from s3prl_ext.child_tuning import delta, masks
+from s3prl_ext.commands import export
 from s3prl_ext.errors import StoppedByUser, UsageError
 from s3prl_ext.run_folder import RunFolder
 from s3prl_ext.training.selection import reselection
@@ -114,6 +116,35 @@ def test_the_density_follows_its_course(build, tmp_path, upstream, chosen):
     chosen.clear()
     build(make_args(tmp_path / "growing", **upstream), config_of(growing)).train()
     assert [masks.count(mask) for mask in chosen] == [round(0.2 * total)] * 2
+
+
+def test_what_is_kept_as_the_best_has_the_density_of_the_task_file(build, tmp_path, upstream):
+    config, folder = config_of(GRADUAL | {"gradual": {"start": 0.5, "until": 0.6}}), RunFolder(tmp_path / "exp")
+    config["runner"] |= {"eval_step": 1, "eval_dataloaders": ["dev"]}
+    args = make_args(folder.path, **upstream)
+    args.until = 4
+    build(args, config).train()
+    assert not folder.best() and not folder.delta.exists()
+    assert newest(folder.path)["S3prlExt"]["density"] == pytest.approx(0.02 + 0.48 * (1 - 2 / 3.6) ** 3)
+    export.main(["--delta", str(folder.path / "states-4.ckpt"), "--out", str(tmp_path / "exported")])
+    card = [line.replace(" ", "") for line in (tmp_path / "exported" / "README.md").read_text().splitlines()]
+    assert [line for line in card if line.startswith("|density")] == ["|density|0.06214,onthewayto0.02|"]
+    runner = resume(build, folder.path, upstream, config)
+    runner.train()
+    total = sum(parameter.numel() for parameter in eligible(runner).values())
+    history = json.loads(folder.result().read_text())["history"]
+    assert [row["step"] for row in history] == [1, 2, 3, 4, 5, 6]
+    shares = [0.5, 0.5, *[0.02 + 0.48 * (1 - 2 / 3.6) ** 3] * 2]
+    assert [row.pop("density") for row in history[:4]] == pytest.approx(shares, abs=1 / total)
+    assert all("density" not in row for row in history)
+    found = delta.load(folder.delta)
+    assert (
+        found.info["step"] > 4
+        and found.info["density"] == 0.02
+        and set(found.info["metrics"]["dev"]) == {"acc", "loss"}
+    )
+    assert sum(int(members.sum()) for members in found.members.values()) == round(0.02 * total)
+    assert torch.load(folder.path / "dev-best.ckpt", weights_only=False)["Step"] == found.info["step"]
 
 
 def eligible(runner):

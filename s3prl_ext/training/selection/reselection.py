@@ -40,6 +40,7 @@ class Reselection:
         split: name of the training split.
         seed: of the run.
         total_steps: T, steps of the whole run.
+        density: that the present network was chosen with.
     """
 
     def __init__(
@@ -51,10 +52,12 @@ class Reselection:
         split: str,
         seed: int,
         total_steps: int,
+        density: float,
     ) -> None:
         assert isinstance(state.child, ChangingChildNetwork)
         self.state, self.child, self.tuned, self.parameters = state, state.child, tuned, parameters
         self.tuning, self.split, self.seed, self.total_steps = tuning, split, seed, total_steps
+        self.density = density
         self._last = 0
 
     def __call__(self, step: int) -> None:
@@ -70,7 +73,7 @@ class Reselection:
             mask = self._chosen(step)
         except StoppedByUser as error:
             raise Interrupted from error
-        self._last = step
+        self._last, self.density = step, self.tuning.density_at(step, self.total_steps)
         before, size = list(self.child.generations), len(self.child)
         kept = self.child.rechoose(mask)
         carry_over(self.state.optimizer, before, self.child.generations, kept)
