@@ -11,7 +11,7 @@ from s3prl_ext.errors import DataError
 from s3prl_ext.models.hashing import tensors_sha256
 
 # Attention parameters by slot: weights [width, width], biases [width].
-AttentionWeights = dict[Slot, Tensor]
+AttentionWeights = Mapping[Slot, Tensor]
 
 
 def extract(state: Mapping[str, Tensor], where: str = "the state dict", prefix: str | None = None) -> AttentionWeights:
@@ -82,4 +82,4 @@ def width(weights: AttentionWeights) -> int:
 
 def sha256(weights: AttentionWeights) -> str:
     """Return the SHA-256 of attention parameters: slots in order with dtype, shape and bytes, whatever the layout."""
-    return tensors_sha256(sorted(weights.items()))
+    return tensors_sha256((slot, weights[slot]) for slot in sorted(weights))  # one at a time

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,7 @@ class Models:
         merge: the sources, with their layers chosen.
         path: transformers folder or checkpoint file of the target.
         upstream: the upstream of s3prl that loads a checkpoint file; None for a folder.
-        attention: of the target as an upstream holds it, read from disk when it is used.
+        attention: of the target as an upstream holds it, one matrix read from disk each time that it is asked for.
     """
 
     merge: OpenedMerge
@@ -119,12 +119,27 @@ def find_models(config: MergeConfig) -> Models:
     if merge.by_pairs:
         module = None if config.target.prefix else build_target(config.target)
         merge = decide_by_pairs(replace(merge, module=module))
-    return Models(merge, path, upstream, _attention(path, config.target.prefix))
+    return Models(merge, path, upstream, _AsHeld(read_attention(path, config.target.prefix)))
 
 
-def _attention(path: Path, prefix: str | None) -> AttentionWeights:
-    """Return the attention of a model's files as an upstream holds it: half precision in float32."""
-    return {slot: _widened(tensor) for slot, tensor in read_attention(path, prefix).items()}
+class _AsHeld(Mapping[Slot, torch.Tensor]):
+    """The attention of a model's files as an upstream holds it, half precision in float32: made when it is asked for.
+
+    Args:
+        weights: as :func:`read_attention` returns them.
+    """
+
+    def __init__(self, weights: AttentionWeights) -> None:
+        self._weights = weights
+
+    def __getitem__(self, slot: Slot) -> torch.Tensor:
+        return _widened(self._weights[slot])
+
+    def __iter__(self) -> Iterator[Slot]:
+        return iter(self._weights)
+
+    def __len__(self) -> int:
+        return len(self._weights)
 
 
 def _widened(tensor: torch.Tensor) -> torch.Tensor:
@@ -212,7 +227,8 @@ def _describe(
 ) -> None:
     """Write card, configuration and record of the model in `folder`, which will be `out`; `file` holds its weights."""
     config = models.merge.config
-    merged = sha256(_attention(folder if models.upstream is None else folder / file, config.target.prefix))
+    written = read_attention(folder if models.upstream is None else folder / file, config.target.prefix)
+    merged = sha256(_AsHeld(written))
     text = yaml.safe_dump(raw, sort_keys=False, allow_unicode=True)
     (folder / "merge.yaml").write_text(text, encoding="utf-8")
     content = {

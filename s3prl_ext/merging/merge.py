@@ -127,7 +127,7 @@ def merge_sources(
     Raises:
         DataError: a tensor to be merged holds NaN or infinity.
     """
-    merged: AttentionWeights = {}
+    merged: dict[Slot, Tensor] = {}
     rows: list[MergeRow] = []
     for slot, tensor, slot_rows in _merged_slots(target, sources, biases, method):
         merged[slot] = tensor

@@ -121,7 +121,7 @@ def sample(
         config: gives kind, seed and draw, which together choose the stream.
         source: position of the source that the noise replaces, so that two of them differ.
     """
-    samples: AttentionWeights = {}
+    samples: dict[Slot, Tensor] = {}
     for slot, shape in shapes.items():
         noise = torch.randn(shape, generator=generator_of(config.kind, config.seed, config.draw, source, *slot))
         samples[slot] = noise if statistics is None else noise.mul_(statistics[slot].std).add_(statistics[slot].mean)

@@ -127,7 +127,7 @@ class ArmWeights:
 
     def _aligned(self, matrices: dict[Slot, Tensor]) -> dict[Slot, Tensor]:
         """Return matrices in the target's coordinates, where that is asked for."""
-        return matrices if self._aligner is None else self._aligner.apply(self._original, matrices).weights
+        return matrices if self._aligner is None else dict(self._aligner.apply(self._original, matrices).weights)
 
     def _matrices(self, arm: Arm) -> dict[Slot, Tensor]:
         """Return what is merged in: the source's matrices, or the arm's draw of noise."""

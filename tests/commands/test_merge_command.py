@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 from s3prl_ext.attention.files import read_attention, read_torch_state
 from s3prl_ext.attention.layouts import Slot, find_attention
 from s3prl_ext.cli import main
+from s3prl_ext.commands import merge as merge_command
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.upstreams.merged_attention.hubconf import merged_attention
 from tests.commands.test_delta_commands import assert_opens_in_transformers
@@ -107,6 +109,23 @@ def test_a_target_in_half_precision_is_written_as_it_is_scored(dtype, options, t
     index = out / "model.safetensors.index.json"
     if index.is_file():
         assert json.loads(index.read_text())["metadata"]["total_size"] == sum(t.nbytes for t in after.values())
+
+
+def test_matrices_in_half_precision_are_widened_one_at_a_time(tmp_path, bert, capsys, monkeypatch):
+    made: list[weakref.ref] = []
+    most = [0]
+    widened = merge_command._widened
+
+    def watched(tensor):
+        result = widened(tensor)
+        made.extend([weakref.ref(result)] if result is not tensor else [])  # not what was written in float32
+        most.append(sum(one() is not None for one in made))
+        return result
+
+    monkeypatch.setattr(merge_command, "_widened", watched)
+    target = factories.hubert_folder(tmp_path / "hubert", ctc=True, dtype=torch.float16)
+    merge(capsys, "-g", write_config(tmp_path, f"model: {target}", bert), "--out", tmp_path / "merged")
+    assert len(made) > 24 and max(most) <= 3
 
 
 def test_a_checkpoint_in_half_precision_is_written_as_it_is_scored(tmp_path, bert, capsys):
