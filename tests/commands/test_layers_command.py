@@ -94,6 +94,11 @@ def test_all_layers_are_chosen_when_k_is_their_number_and_a_map_leaves_some_out(
         (["--source", "package:not_there"], DataError, "'not_there' is not installed"),
         (["--target", "/none"], DataError, "no such model folder"),
         (["-k", "x.pt"], UsageError, "-k belongs to an upstream"),
+        (
+            ["--target", "fbank"],
+            DataError,
+            "^fbank has no weights, so it has no layers to compare: name a speech model",
+        ),
         (["--pairs", "/none.tsv"], UsageError, "no such table of pairs"),
     ],
 )

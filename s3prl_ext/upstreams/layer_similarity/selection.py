@@ -165,6 +165,8 @@ def opened_target(
             yield source_side(decoder_folder(merge.config.target), merge.name, prefix, special_tokens, device, point)
         return
     assert merge.module is not None
+    if next(merge.module.parameters(), None) is None:
+        raise DataError(f"{merge.name} has no weights, so it has no layers to compare: name a speech model.")
     with as_found(merge.module, device):
         yield target_side(merge.module, merge.name, batch_size, point)
 
