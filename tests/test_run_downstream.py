@@ -290,12 +290,18 @@ def test_a_resumed_command_is_compared_with_its_checkpoint(tmp_path):
     resume = command(tmp_path, "-d", "asr", "-a")
     torch.save(states | {"S3prlExt": {}}, path)
     run_downstream.complete(resume)
+    features = {"upstream_feature_selection": "hidden_states", "upstream_layer_selection": None}
+    full = Namespace(**vars(args), **features, downstream_variant=None)
+    torch.save(states | {"S3prlExt": {}, "Args": full}, path)
+    for flag, value in {"--seed": "5", "-s": "wav", "-l": "1", "-v": "x"}.items():  # -o does not change these either
+        with pytest.raises(UsageError, match=r"repeat the first command, or start a new experiment with another -p\.$"):
+            run_downstream.complete([*resume, flag, value])
     with pytest.raises(UsageError, match="--seed: 1337 in the checkpoint, 5 here"):
         run_downstream.complete([*resume, "--seed", "5"])
     lacking = config | {"downstream_expert": {"datarc": config["downstream_expert"]["datarc"]}}
     torch.save(states | {"S3prlExt": {}, "Config": lacking}, path)
     with pytest.raises(
-        UsageError, match=r"downstream_expert.modelrc: \(nothing\) in the checkpoint, .* here\): repeat"
+        UsageError, match=r"downstream_expert.modelrc: \(nothing\) in the checkpoint, .* here\): repeat .*, change a"
     ):
         run_downstream.complete(resume)
     torch.save(states | {"Config": lacking}, path)

@@ -31,14 +31,16 @@ from s3prl_ext.training.methods import resolve_tuning
 from s3prl_ext.training.parameter_groups import RatesConfig
 from s3prl_ext.training.racing.candidates import candidates_of
 from s3prl_ext.training.results import result_file
-from s3prl_ext.training.run_spec import FLAGS, TASK_ARGUMENTS, RunSpec, arguments_in_override
+from s3prl_ext.training.run_spec import FLAGS, TASK_ARGUMENTS, UPSTREAM_ARGUMENTS, RunSpec, arguments_in_override
 from s3prl_ext.training.task_file import translate
 from s3prl_ext.training.tuning_config import TuningConfig
 
 logger = logging.getLogger(__name__)
 
 COMPLETED = "downstream_expert."  # the section to which a task may add what its file leaves open
-_FIXED, _FIXED_SECTIONS = ("-u", "-d"), ("optimizer.", "tuning")  # what -o does not change on resume
+# What -o does not change on resume: flags but those of a model that has moved (-k, -g), and sections of the task file.
+_FIXED = {flag for name, flag in FLAGS.items() if name not in UPSTREAM_ARGUMENTS[1:]}
+_FIXED_SECTIONS = ("optimizer.", "scheduler", "tuning")
 _SHOWN = 4  # differences that a message names
 _MISSING = "(nothing)"
 SPEAKERS = "speakers"  # of training, whose outputs speaker verification does not use when it is scored
