@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from s3prl_ext.merging.names import OWN_UPSTREAM
+from s3prl_ext.merging.names import OWN_UPSTREAM, SIMILARITY_NAMES
 from s3prl_ext.papers.names import MAM_CORPORA
 from s3prl_ext.studies.names import ENGINES, count_of_jobs
 from s3prl_ext.sweeps.presets import PRESETS
@@ -57,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
         help="matrices to merge in: none (the source's), source, target, standard (default: as -u or -g says)",
     )
     add("--draws", type=int, help="draws of each noise control (default: 5)")
-    add("--by", help="also the most similar layers by these metrics: euclidean, inner_product, swd")
+    add("--by", help=f"also the most similar layers by these metrics: {', '.join(SIMILARITY_NAMES)}")
     add("--top-k", help="numbers of most similar layers, such as 4,6,8")
     add("--similarity", help="for --by: layers.json of `s3prl-ext layers`, or a table or corpus folder of pairs")
     add = parser.add_argument_group("evaluation").add_argument
