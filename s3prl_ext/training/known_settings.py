@@ -86,6 +86,8 @@ def unused_flags(flags: Namespace, checkpoint: Path | None, overrides: Container
     one_layer = flags.upstream_feature_selection not in (None, "hidden_states") or flags.upstream_layer_selection
     if flags.upstream_feature_normalize and one_layer:
         yield "--upstream_feature_normalize has no effect: it is for the weighted sum of all hidden states"
+    if flags.expname and flags.expdir:
+        yield f"-n {flags.expname} has no effect: -p names the folder, {flags.expdir}"
     given = flags.expdir or (flags.expname and f"result/downstream/{flags.expname}")
     elsewhere = checkpoint is not None and given and Path(given).resolve() != checkpoint.parent.resolve()
     if checkpoint is not None and elsewhere and "args.expdir" not in overrides:

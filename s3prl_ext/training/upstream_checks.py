@@ -22,8 +22,10 @@ from torch import nn
 
 from s3prl_ext.configs import Section, value_at
 from s3prl_ext.errors import DataError, ExtError, UsageError, is_out_of_memory, unknown_name
+from s3prl_ext.merging.names import OWN_UPSTREAM
 from s3prl_ext.tasks import Task
 from s3prl_ext.training.run_spec import FEATURES, arguments_in_override
+from s3prl_ext.upstreams.merged_attention.config import is_merged
 
 logger = logging.getLogger(__name__)
 
@@ -48,8 +50,8 @@ def check_upstream_flags(args: Namespace) -> None:
         raise UsageError(f"-u {name} does not read -k {args.upstream_ckpt}: {_other_entry(name)}")
     if args.upstream_model_config is not None and not reads_options(name):
         raise UsageError(
-            f"-u {name} does not read -g {args.upstream_model_config}: leave it out. It is for merged upstreams "
-            "(-u merged_attention -g FILE), BEATs, and s3prl's baseline_local and stft_mag."
+            f"-u {name} does not read -g {args.upstream_model_config}: leave it out. Merges read it (-u "
+            f"{OWN_UPSTREAM} -g FILE), and {', '.join(with_options())}."
         )
 
 
@@ -146,6 +148,13 @@ def reads_options(name: str) -> bool:
     return name in (*READS_ALL, "baseline_local") or "model_config" in inspect.signature(_entry(name)).parameters
 
 
+def with_options() -> list[str]:
+    """Return the upstreams of the hub that read ``-g``, without merges."""
+    from s3prl import hub
+
+    return [name for name in sorted(hub.options()) if is_upstream(name) and reads_options(name) and not is_merged(name)]
+
+
 def is_stock(name: str) -> bool:
     """Return whether an upstream of the hub is s3prl's own."""
     return _entry(name).__module__.startswith("s3prl.")
@@ -231,9 +240,13 @@ def _does_not_load(name: str, ckpt: str | None, error: Exception) -> DataError |
     if ckpt is None or is_out_of_memory(error) or "CUDA" in str(error) or isinstance(error, OSError):
         return None
     reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160] or 'no message'}"
-    return DataError(
-        f"-u {name} cannot load -k {ckpt} ({reason}): it may be of another kind, or its config.json corrupt."
+    why = (
+        "it may be of another kind, or its config.json corrupt"
+        if Path(ckpt).is_dir()
+        else "it is a file of another kind than this upstream's; a transformers model is a folder, for -u "
+        "hf_hubert_custom and the like"
     )
+    return DataError(f"-u {name} cannot load -k {ckpt} ({reason}): {why}.")
 
 
 @contextmanager

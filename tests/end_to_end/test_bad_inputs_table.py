@@ -110,7 +110,7 @@ GIVEN_AND_NOT_USED: list[Row] = [
     (KS + " -k {ckpt}", USAGE, ("-u fbank does not read -k", "leave -k out")),
     (KS.replace("fbank", "hubert_base") + " -k {ckpt}", USAGE, ("-u hubert_base does not read -k", "-u hubert_local -k FILE")),
     (KS.replace("fbank", "vq_wav2vec") + " -k {ckpt}", USAGE, ("-u vq_wav2vec_custom -k FILE",)),
-    (KS + " -g lambda=0.1", USAGE, ("-u fbank does not read -g lambda=0.1", "merged_attention")),
+    (KS + " -g lambda=0.1", USAGE, ("-u fbank does not read -g lambda=0.1", "-u merged_attention -g FILE", "whisper_local", "beats_local", "stft_mag")),
     (HUBERT + " -g lambda=0.1", USAGE, ("-u hf_hubert_custom does not read -g",)),
     (KS + ",,config.optimizer.upstream_lr=1e-4", USAGE, ("optimizer.upstream_lr is not read", "tuning: {{method: full, lr: 0.0001}}")),
     (KS + ",,config.optimizer={{'name':'AdamW','lr':1e-3,'weight_decay':0.1}}", USAGE, ("unknown key 'weight_decay'", "TorchOptim")),
@@ -198,6 +198,7 @@ PLACES: list[Row] = [
     (KS + ",,config.downstream_expert.modelrc.select='FrameLevl'", USAGE, ("unknown name 'FrameLevl' in the task file", "did you mean 'FrameLevel'?")),
     (KS + ",,config.downstream_expert.modelrc.projector_dim=-1", DATA, ("the task speech_commands cannot be built", "task file")),
     (KS.replace("-u fbank", "-u hubert_local -k {text}"), DATA, ("text.txt",)),
+    (KS.replace("-u fbank", "-u hubert_local -k /etc/passwd"), DATA, ("a file of another kind", "a transformers model is a folder")),
     (KS.replace("-u fbank", "-u os"), USAGE, ("unknown upstream (-u) 'os'",)),
 ]  # fmt: skip
 
@@ -330,6 +331,7 @@ def test_a_setting_without_effect_is_mentioned_once(shell, caplog, options, rema
 
 @pytest.mark.parametrize(("flags", "remark"), [
     (" -t dev", "-t has no effect on a training"),
+    (" -n named", "-n named has no effect: -p names the folder, "),
     (" --upstream_feature_normalize -s last_hidden_state", "--upstream_feature_normalize has no effect"),
     (" -c {tmp}/mine.yaml", "downstream_expert.datarc.batchsize is not read by the task speech_commands; did you mean 'batch_size'?"),
 ])  # fmt: skip
