@@ -82,6 +82,17 @@ def _name_corpus(module: ModuleType) -> None:
     module.create_dataset = create_known
 
 
+def _leave_padding_out(module: ModuleType) -> None:
+    pooled = module.AttentivePoolingModule.forward
+
+    @functools.wraps(pooled)
+    def pooled_without_padding(self: Any, batch_rep: Any, att_mask: Any) -> Any:
+        weights = att_mask.to(batch_rep.dtype).masked_fill(~att_mask, float("-inf"))  # s3prl adds True or False
+        return pooled(self, batch_rep, weights)
+
+    module.AttentivePoolingModule.forward = pooled_without_padding
+
+
 SHIMS = (
     Shim(
         name="s3prl-ctc-corpus-name",
@@ -100,6 +111,15 @@ SHIMS = (
         reason="s3prl's package on PyPI lacks the vocabularies of Common Voice, and its error does not say where they "
         "are",
         remove_when="the folder cv_vocab is in s3prl's package",
+    ),
+    Shim(
+        name="s3prl-attentive-pooling",
+        module="s3prl.downstream.model",
+        needed=lambda module: not hasattr(module.AttentivePoolingModule.forward, "__wrapped__"),
+        apply=_leave_padding_out,
+        reason="s3prl's AttentivePooling adds a mask of True and False to what goes into a softmax, so that padding "
+        "has weight and what is pooled of a clip depends on the clips next to it",
+        remove_when="s3prl masks padding there",
     ),
     Shim(
         name="s3prl-isinstance",

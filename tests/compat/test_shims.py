@@ -253,6 +253,29 @@ def test_number_of_workers_stays_in_the_configuration(monkeypatch):
     assert "num_workers" not in shared  # what s3prl does by itself
 
 
+@pytest.mark.parametrize("pooling", ["MeanPooling", "AttentivePooling"])
+def test_padding_has_no_weight_in_a_pooled_clip(pooling):
+    from s3prl.downstream.model import UtteranceLevel
+
+    generator = torch.Generator().manual_seed(0)
+    clips = [torch.randn(length, 8, generator=generator) for length in (5, 50, 20)]
+    model = UtteranceLevel(8, 3, pooling=pooling)
+    padded = torch.nn.utils.rnn.pad_sequence(clips, batch_first=True)
+    together, _ = model(padded, torch.tensor([5, 50, 20], dtype=torch.int32))
+    alone = torch.cat([model(clip[None], torch.tensor([len(clip)]))[0] for clip in clips])
+    assert torch.allclose(together, alone, atol=1e-6)
+
+
+def test_clips_without_padding_are_pooled_as_s3prl_pools_them():
+    from s3prl.downstream.model import AttentivePooling, AttentivePoolingModule
+
+    features = torch.randn(4, 30, 8, generator=torch.Generator().manual_seed(0))
+    pooling = AttentivePooling(8, "ReLU")
+    mask = torch.ones(4, 30, dtype=torch.bool)
+    theirs, _ = AttentivePoolingModule.forward.__wrapped__(pooling.sap_layer, features, mask)
+    assert torch.equal(pooling(features, torch.full((4,), 30))[0], theirs)
+
+
 def test_ctc_folder_is_shipped():
     assert {path.name for path in Path(s3prl.CTC_DIR, "corpus").glob("*.py")} >= {"libriphone.py", "snips.py"}
 
