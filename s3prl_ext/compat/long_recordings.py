@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+SHORTEST = SAMPLE_RATE // 10  # of a chunk, in samples: upstreams give no frame of much shorter ones
+
 
 def _label_by_overlap(module: ModuleType) -> None:
     labelled = module.DiarizationDataset._get_labeled_speech
@@ -53,6 +55,7 @@ def _cut_with_overlap(module: ModuleType) -> None:
 
         build(self, mode, data_dir, *args, **kwargs)
         if mode != "test":
+            self.chunk_indices = [chunk for chunk in self.chunk_indices if not _is_rest(chunk, self.frame_shift)]
             return
         long = [recording for recording, chunks in self.chunk_indices.items() if len(chunks) > 1]
         for recording in long:
@@ -65,13 +68,19 @@ def _cut_with_overlap(module: ModuleType) -> None:
             count, chunk = len(self.chunk_indices), self.chunk_size * self.subsampling * self.frame_shift
             logger.warning(
                 "%s: %d of %d recordings (%.3g %%) are longer than a chunk (datarc.chunk_size: %d frames, %g s): they "
-                "are cut into windows that overlap, in which their speakers are matched. s3prl's own "
-                "figures of such recordings, SUPERB's too, hold unmatched speakers and the padding of the last chunk: "
-                "compare none with these.",
+                "are cut into windows that overlap, in which their speakers are matched. s3prl's own figures of such "
+                "recordings, SUPERB's too, hold unmatched speakers and the padding of the last chunk: compare none "
+                "with these.",
                 data_dir, len(long), count, 100 * len(long) / count, self.chunk_size, chunk / SAMPLE_RATE,
             )  # fmt: skip
 
     module.DiarizationDataset.__init__ = build_with_overlap
+
+
+def _is_rest(chunk: tuple[str, int, int], frame_shift: int) -> bool:
+    """Tell whether a chunk is what is left at the end of a longer recording, and too short to train on or score."""
+    _, start, end = chunk
+    return start > 0 and (end - start) * frame_shift < SHORTEST
 
 
 def _repair_dataset(module: ModuleType) -> None:
@@ -137,8 +146,9 @@ SHIMS = (
         needed=lambda module: not hasattr(module.DiarizationDataset._get_labeled_speech, "__wrapped__"),
         apply=_repair_dataset,
         reason="s3prl gives no label to a turn that covers a whole chunk, and cuts test recordings so that nothing "
-        "tells which speaker of one chunk is which of the next",
-        remove_when="s3prl labels by overlap and cuts test recordings with overlap, or not at all",
+        "tells which speaker of one chunk is which of the next; it stops at a rest of a recording that is shorter than "
+        "a frame of the upstream",
+        remove_when="s3prl labels by overlap, leaves short rests out, and cuts test recordings with overlap",
     ),
     Shim(
         name="sd-whole-predictions",

@@ -86,6 +86,20 @@ def test_labels_of_a_chunk_are_those_of_the_recording_there(tmp_path, mode, shif
     assert len(covered) == sum(map(len, truth.values())), "every frame is in a chunk"
 
 
+@pytest.mark.parametrize("mode", ["train", "dev"])
+def test_a_rest_that_is_shorter_than_the_frames_of_upstreams_is_left_out(tmp_path, mode):
+    from s3prl.downstream.diarization.dataset import DiarizationDataset
+
+    spoken: Spoken = [("a", 0.0, 0.04), ("b", 0.02, 0.06)]
+    lengths = {"short": 0.06, "one": 2.02, "four": 4.08, "five": 4.1}
+    write_tables(tmp_path / "data", {name: (seconds, spoken) for name, seconds in lengths.items()})
+    data = DiarizationDataset(mode, str(tmp_path / "data"), chunk_size=CHUNK, frame_shift=SHIFT, num_speakers=2)
+    assert data.chunk_indices == [
+        ("short", 0, 3), ("one", 0, 100), ("four", 0, 100), ("four", 100, 200),
+        ("five", 0, 100), ("five", 100, 200), ("five", 200, 205),
+    ]  # fmt: skip
+
+
 def expert_of(folder: Path, expdir: Path) -> Any:
     """Return s3prl's expert, on the test recordings of a folder, with a model that passes on who talks."""
     from s3prl.downstream.diarization.expert import DownstreamExpert
