@@ -166,6 +166,12 @@ def is_disk_full(error: BaseException) -> bool:
     return any(part in str(error) for part in words)
 
 
+def is_lost_worker(error: BaseException) -> bool:
+    """Return whether an error says that a process which loads data has ended before its run."""
+    text = str(error)
+    return "DataLoader worker" in text and ("is killed by signal" in text or "exited unexpectedly" in text)
+
+
 def _advice(error: OSError) -> str:
     """Return what to do about a file or folder that the operating system refuses."""
     name = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else str(error.filename)
@@ -206,7 +212,7 @@ def sentence(error: BaseException) -> str:
         return f"out of memory ({reason}): lower the batch size of the task, or take a smaller model."
     if isinstance(error, RecursionError):
         return "a file is nested too deeply to be read (S3PRL_EXT_DEBUG=1 shows which)."
-    if "is killed by signal" in text or ("DataLoader worker" in text and "exited unexpectedly" in text):
+    if is_lost_worker(error):
         return (
             f"{text[:100]}: a process that loads data was ended from outside, often for lack of memory; lower "
             "num_workers."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import time
 from collections import deque
 from collections.abc import Callable
@@ -70,8 +71,8 @@ class Engine(Protocol):
     def ended(self, seconds: float) -> list[Ended]:
         """Return the jobs that have ended; wait up to `seconds` for the first."""
 
-    def stop(self) -> None:
-        """Ask all jobs to end and wait for them: a training saves its step."""
+    def stop(self) -> list[Ended]:
+        """Ask all jobs to end: a training saves its step. Return those whose end is known."""
 
 
 @dataclass
@@ -141,11 +142,7 @@ class Driver:
                     self._go_on(cell)
             self._work()
         except KeyboardInterrupt:
-            self.engine.stop()
-            left = self.progress.total - len(self.progress.done) - len(self.progress.failed)
-            raise StoppedByUser(
-                f"interrupted: trainings have saved their step, {left} jobs are left; rerun the same command to resume."
-            ) from None
+            raise StoppedByUser(self._how_stopped(self.engine.stop())) from None
         except BaseException:
             self.engine.stop()
             raise
@@ -236,6 +233,25 @@ class Driver:
         if end.code == 0 and job.kind == "test" and (said := job.run.not_counted()) is not None:
             return f"{job.run.test_file} {said} and is not counted."
         return last_sentence(end, self.begun.get(job.name, 0))
+
+    def _how_stopped(self, ends: list[Ended]) -> str:
+        """Return how the running jobs have ended, in a sentence that says of none more than is known."""
+        trained = [end for end in ends if isinstance(end.job, Job) and end.job.kind in ("train", "rung")]
+        saved = [end for end in trained if end.code == StoppedByUser.exit_code]
+        others = [end for end in trained if end.code not in (0, StoppedByUser.exit_code, -signal.SIGTERM)]
+        said = []
+        if saved:
+            count = "trainings" if not others else f"{len(saved)} of {len(saved) + len(others)} trainings"
+            said.append(f"{count} have saved their step")
+        if others:
+            how = last_sentence(others[0], self.begun.get(others[0].job.name, 0)).rstrip(".")
+            said.append(f"{others[0].job.name} has not ({how})")
+        if unknown := len(self.progress.running) - len(ends):
+            said.append(f"{unknown} jobs are asked to end, where trainings save their step first")
+        left = self.progress.total - len(self.progress.done) - len(self.progress.failed)
+        left -= sum(end.code == 0 and isinstance(end.job, Job) and end.job.is_done() for end in ends)
+        said.append(f"{left} jobs are left; rerun the same command to resume")
+        return f"interrupted: {', '.join(said)}."
 
     def _done(self, job: Job) -> None:
         if job.kind == "fetch":

@@ -170,7 +170,10 @@ class Sweep:
             self.weights.check_in([self.models.upstream, self.models.downstream])
             self.weights.apply(arm)
             started = time.monotonic()
-            with quietly_into(self.models.downstream, self.task, self.folder / arm_folder(arm, self.groups)):
+            with (
+                stop.or_lost_worker(),
+                quietly_into(self.models.downstream, self.task, self.folder / arm_folder(arm, self.groups)),
+            ):
                 scores = evaluate(self.models, split, self.seed, self.ratio, check_stop=stop.check)
             self.store.add(arm, split, _result(scores) | {"seconds": round(time.monotonic() - started, 3)})
 

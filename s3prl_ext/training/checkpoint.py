@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from s3prl_ext.child_tuning import delta as delta_files
 from s3prl_ext.child_tuning.delta import Delta
 from s3prl_ext.configs import Record, Section
-from s3prl_ext.errors import DataError, is_disk_full
+from s3prl_ext.errors import DataError, is_disk_full, is_lost_worker
 from s3prl_ext.merging.learnable import is_whole
 from s3prl_ext.randomness import RandomState
 from s3prl_ext.reading import check_archive, is_archive
@@ -348,6 +348,8 @@ def save(states: Section, path: str | os.PathLike) -> None:
             file.flush()
             os.fsync(file.fileno())
     except (OSError, RuntimeError) as error:
+        if is_lost_worker(error):  # torch says so wherever the run just is
+            raise
         code = getattr(error, "errno", None)
         full = is_disk_full(error) or (code is None and "write" in str(error))
         cause = "the disk is full" if full else os.strerror(code) if code else str(error).splitlines()[0]

@@ -8,6 +8,7 @@ Ctrl-C and SIGTERM are requests: the training finishes its step, saves, and then
 
 from __future__ import annotations
 
+import multiprocessing
 import re
 import signal
 import threading
@@ -21,7 +22,7 @@ import torch
 import torch.distributed as dist
 
 from s3prl_ext.configs import Record
-from s3prl_ext.errors import DataError
+from s3prl_ext.errors import DataError, StoppedByUser, is_lost_worker
 
 
 class Interrupted(Exception):
@@ -30,6 +31,9 @@ class Interrupted(Exception):
 
 class StopRequest:
     """Context manager that turns the first SIGINT or SIGTERM into a flag; a second SIGINT stops at once.
+
+    From then on a worker of a DataLoader that ends raises no error, which torch would do wherever the run just is, such
+    as in the midst of a step or of a file; only who waits for its batch gets one, see :meth:`or_lost_worker`.
 
     Outside the main thread, where Python allows no signal handlers, it does nothing.
     """
@@ -46,6 +50,7 @@ class StopRequest:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
+        multiprocessing.active_children()  # takes note of workers that have ended, of which torch would tell now
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous.clear()
@@ -53,12 +58,33 @@ class StopRequest:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
+        if not self.requested:
+            self._previous[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, lambda *_: None)
         self.requested = True
 
     def check(self) -> None:
         """Raise Interrupted if a stop was asked for."""
         if self.requested:
             raise Interrupted
+
+    @contextmanager
+    def or_lost_worker(self) -> Iterator[None]:
+        """Around what reads batches: where a worker was lost after a stop was asked for, that is the stop.
+
+        Raises:
+            Interrupted: a worker was lost.
+            StoppedByUser: one was lost, and other ranks may wait for this one, so that nothing can be saved.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            if not self.requested or not is_lost_worker(error):
+                raise
+            if active():
+                raise StoppedByUser(
+                    "interrupted, and a process that loads data with it: the checkpoints are kept, resume with -a."
+                ) from error
+            raise Interrupted from error
 
 
 T = TypeVar("T")

@@ -179,7 +179,8 @@ class Trainer:
 
     def _one_step_of(self, batches: Iterator[Any]) -> Iterator[tuple[int, Any]]:
         for _ in range(self.config.gradient_accumulate_steps):
-            batch = next(batches)
+            with self._stop.or_lost_worker():
+                batch = next(batches)
             yield self.batches.taken - 1, batch
 
     def _make_loader(self, epoch: int) -> Any:
@@ -264,7 +265,8 @@ class Trainer:
 
     def _evaluate(self, split: str) -> Scores:
         step, ratio = self.state.step, self.config.evaluate_ratio
-        return evaluate(self.state.models, split, self.seed, ratio, self.writer, step, self._stop.check)
+        with self._stop.or_lost_worker():
+            return evaluate(self.state.models, split, self.seed, ratio, self.writer, step, self._stop.check)
 
     def _save(self, names: list[str]) -> None:
         """Write the present state under each name, ``states-N.ckpt`` last: with it everything of its step is there."""

@@ -222,6 +222,33 @@ def test_ctrl_c_ends_the_jobs_and_says_how_to_go_on(tmp_path):
     assert len(again.started) == 12 - len(engine.started) and len(progress.done) == 12
 
 
+@pytest.mark.parametrize(
+    ("codes", "said"),
+    [
+        ([130, 130], "interrupted: trainings have saved their step, 12 jobs are left; rerun the same command"),
+        ([130, 1], "interrupted: 1 of 2 trainings have saved their step, {1} has not (the disk is full), 12 jobs are"),
+        ([1, 0], "interrupted: {0} has not (the disk is full), 12 jobs are left"),
+        ([-15, -15], "interrupted: 12 jobs are left"),  # had not begun to train
+        ([], "interrupted: 2 jobs are asked to end, where trainings save their step first, 12 jobs are left"),
+        ([130], "interrupted: trainings have saved their step, 1 jobs are asked to end, where trainings save"),
+    ],
+)
+def test_of_jobs_that_were_stopped_it_says_what_is_known(tmp_path, codes, said):
+    """Only status 130 is that of a training which has saved its step."""
+    engine = Instant(lambda job: 0.5 if job.kind == "fetch" else None, jobs=2)
+    log = tmp_path / "log"
+    log.write_text("s3prl-ext: the disk is full.\n")
+
+    def interrupt(progress: Progress) -> None:
+        if engine.started:
+            engine.stops = [replace(end, code=code, log=log) for end, code in zip(engine.running, codes)]
+            raise KeyboardInterrupt
+
+    with pytest.raises(StoppedByUser) as stopped:
+        Driver(make_study(), tmp_path, engine, interrupt).run()
+    assert str(stopped.value).startswith(said.format(*engine.started))
+
+
 def test_a_folder_that_another_process_still_writes_into_waits(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr("s3prl_ext.studies.driver.is_in_use", lambda folder: asked.append(folder) or len(asked) < 3)

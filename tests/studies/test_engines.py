@@ -118,8 +118,33 @@ def test_stopping_ends_the_processes(tmp_path, monkeypatch):
     process = engine.running[0].process
     until(begun.is_file)
     assert engine.free() == 0 and engine.ended(0.0) == []
-    engine.stop()
-    assert process.returncode == -signal.SIGTERM
+    [end] = engine.stop()
+    assert process.returncode == end.code == -signal.SIGTERM and engine.free() == 1
+
+
+SAVES = """
+import pathlib, signal, subprocess, sys, time
+loads = subprocess.Popen(["sleep", "600"])
+def save(*_):
+    time.sleep(0.3)
+    pathlib.Path(sys.argv[2]).write_text(f"{loads.pid} {loads.poll()}")
+    sys.exit(130)
+signal.signal(signal.SIGTERM, save)
+pathlib.Path(sys.argv[1]).touch()
+time.sleep(600)
+"""
+
+
+def test_a_training_that_is_stopped_keeps_the_processes_that_load_its_data_until_it_has_saved(tmp_path, monkeypatch):
+    begun, saved = tmp_path / "begun", tmp_path / "saved"
+    monkeypatch.setattr(local, "command", lambda job: [sys.executable, "-c", SAVES, str(begun), str(saved)])
+    engine = local.LocalEngine(1, Resources())
+    engine.start(a_job(tmp_path), tmp_path / "log")
+    until(begun.is_file)
+    [end] = engine.stop()
+    loads, how = saved.read_text().split()
+    assert end.code == 130 and how == "None"
+    until(lambda: not Path(f"/proc/{loads}").exists() or "zombie" in Path(f"/proc/{loads}/status").read_text(), 5.0)
 
 
 def test_a_killed_process_is_lost_not_failed(tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ import os
 import signal
 import socket
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -152,6 +153,7 @@ def _run(
     os.dup2(descriptor, 2)
     sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the server that we are forked from ignores it
+    multiprocessing.set_start_method("fork", force=True)  # as in a command; the server's would be taken over
     torch.set_num_threads(1)
     if before is not None:
         before()
@@ -231,10 +233,25 @@ class AtLoss:
         def counting(*args: Any, **kwargs: Any) -> torch.Tensor:
             seen.append(1)
             if len(seen) == self.number:
-                os.kill(os.getpid(), self.signal_number)
+                self.send()
             return loss(*args, **kwargs)
 
         TaskModels.loss = counting  # type: ignore[method-assign]
+
+    def send(self) -> None:
+        os.kill(os.getpid(), self.signal_number)
+
+
+class GroupAtLoss(AtLoss):
+    """Let another process send SIGTERM to this one and all that it has started, as ``scancel`` does, at its n-th loss."""
+
+    def __call__(self) -> None:
+        os.setpgid(0, 0)
+        super().__call__()
+
+    def send(self) -> None:
+        subprocess.run(["kill", "-TERM", "--", f"-{os.getpgid(0)}"], check=True, start_new_session=True)
+        time.sleep(0.2)  # the processes that load data would have ended by now
 
 
 class AtFile:

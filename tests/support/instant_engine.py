@@ -57,6 +57,7 @@ class Instant:
         self.fetched: list[str] = []
         self.running: list[Ended] = []
         self.stopped = False
+        self.stops: list[Ended] = []  # how jobs end that are asked to
 
     def free(self) -> int:
         return self.jobs - len(self.running)
@@ -78,5 +79,6 @@ class Instant:
         ended, self.running = self.running, []
         return ended
 
-    def stop(self) -> None:
+    def stop(self) -> list[Ended]:
         self.stopped = True
+        return self.stops

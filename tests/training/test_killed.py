@@ -31,7 +31,8 @@ FULL = (
     "config.tuning={'method':'full'},,config.runner.total_steps=4,,config.runner.eval_step=2,,config.runner.save_step=3"
 )
 CHILD = FULL.replace("'method':'full'", "'method':'child','density':0.05,'fisher':{'max_batches':3}")
-OPTIONS = {"race": RACE, "full": FULL, "child": CHILD}
+WORKERS = ",,config.downstream_expert.datarc.num_workers=2,,config.runner.gradient_accumulate_steps=2"
+OPTIONS = {"race": RACE, "full": FULL, "child": CHILD, "workers": FULL + WORKERS, "Fisher workers": CHILD + WORKERS}
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +130,18 @@ def test_stopped_early_the_same_command_goes_on(start, whole, tmp_path, at, flag
         return
     assert again.wait() == 0, again.output[-3000:]
     assert_same_end(tmp_path / "exp", whole("child")[0])
+
+
+@pytest.mark.parametrize(
+    ("kind", "at", "sentence"),
+    [("workers", 3, "step 2 is saved; resume with -a"), ("Fisher workers", 3, "3 of 3 batches are saved in ")],
+)
+def test_a_signal_to_all_its_processes_stops_a_run_with_workers_in_order(start, tmp_path, kind, at, sentence):
+    command = start(tmp_path / "exp", kind, before=forked.GroupAtLoss(at))
+    assert command.wait() == 130, command.output[-3000:]
+    assert sentence in command.sentence and not list((tmp_path / "exp").glob("*failed.json"))
+    resume(start, tmp_path / "exp", kind)
+    assert json.loads((tmp_path / "exp" / "result.json").read_text())["step"] == 4
 
 
 @pytest.mark.parametrize(

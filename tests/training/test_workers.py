@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -11,9 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from torch.utils.data import DataLoader
 
 from s3prl_ext.training.batching.batches import EndWithParent, end_with_parent
+from s3prl_ext.training.distributed import Interrupted, StopRequest
 from s3prl_ext.training.results.evaluation import open_split
 from s3prl_ext.training.selection.fisher_batches import UtteranceBatches
 
@@ -84,3 +87,107 @@ def test_what_a_loader_does_in_its_workers_stays():
     without = DataLoader(range(4))
     assert end_with_parent(without) is without and without.worker_init_fn is None
     assert end_with_parent([1]) == [1]
+
+
+class Slow(Clips):
+    """Clips that take a while to read."""
+
+    def __getitem__(self, index):
+        time.sleep(0.001)
+        return index
+
+
+def reads_on_after(said: Path, disturb) -> list[str]:
+    """Read with two workers in a group of processes of its own, and call `disturb` with the workers on the way.
+
+    Return what was said of it; the last line is the exit status.
+    """
+    process = os.fork()
+    if process == 0:
+        code = 1
+        try:
+            os.setpgid(0, 0)
+            with StopRequest() as stop, said.open("w", buffering=1) as out:
+                reading = iter(end_with_parent(DataLoader(Slow(), batch_size=4, num_workers=2)))
+                for number in range(40):
+                    next(reading)
+                    if number == 4:  # both have begun
+                        disturb(children(os.getpid()))
+                out.write(f"requested {stop.requested}\n")
+                del reading
+                out.write("ended\n")
+            code = 0
+        finally:
+            os._exit(code)
+    code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    return [*said.read_text().splitlines(), str(code)]
+
+
+def children(process: int) -> list[int]:
+    return list(map(int, Path(f"/proc/{process}/task/{process}/children").read_text().split()))
+
+
+def send(number: int, to: int) -> None:
+    """Let another process, out of our group, send a signal to a process or, negative, to a group."""
+    subprocess.run(["kill", f"-{int(number)}", "--", str(to)], check=True, start_new_session=True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_workers_leave_a_signal_to_the_whole_group_to_the_run(tmp_path, number):
+    """Ctrl-C, scancel and the end of a Slurm job's time reach all processes; the run needs its workers to save."""
+    said = reads_on_after(tmp_path / "said", lambda workers: send(number, -os.getpgid(0)))
+    assert said == ["requested True", "ended", "0"]
+
+
+def test_a_signal_that_reaches_the_workers_first_is_survived(tmp_path):
+    def signals(workers: list[int]) -> None:
+        for worker in workers:
+            send(signal.SIGTERM, worker)
+        time.sleep(0.3)
+
+    assert reads_on_after(tmp_path / "said", signals) == ["requested False", "ended", "0"]
+
+
+def hang() -> None:
+    EndWithParent()(0)
+    time.sleep(600)
+
+
+def test_a_worker_that_hangs_ends_when_its_run_ends_it():
+    worker = multiprocessing.get_context("fork").Process(target=hang, daemon=True)
+    worker.start()
+    time.sleep(0.3)
+    worker.terminate()
+    worker.join(10)
+    code = worker.exitcode
+    worker.kill()
+    assert code == 0
+
+
+def test_after_a_request_to_stop_a_lost_worker_is_part_of_it(tmp_path):
+    """Torch would raise an error wherever the run just is, such as in the midst of a step or of saving."""
+    reached = []
+    with StopRequest() as stop:
+        reading = iter(end_with_parent(DataLoader(Slow(), batch_size=4, num_workers=2)))
+        next(reading)
+        os.kill(os.getpid(), signal.SIGTERM)
+        for worker in reading._workers:
+            worker.kill()
+            worker.join()
+        time.sleep(0.1)
+        torch.save({"x": torch.zeros(1000)}, tmp_path / "saved")
+        with pytest.raises(Interrupted), stop.or_lost_worker():
+            while True:
+                next(reading)
+                reached.append(1)
+    handler = signal.getsignal(signal.SIGCHLD)
+    assert callable(handler), "torch watches the workers again"
+
+
+def test_without_a_request_a_lost_worker_is_an_error():
+    with StopRequest() as stop:
+        reading = iter(end_with_parent(DataLoader(Slow(), batch_size=4, num_workers=2)))
+        next(reading)
+        with pytest.raises(RuntimeError, match="is killed by signal"), stop.or_lost_worker():
+            reading._workers[0].kill()
+            time.sleep(5)

@@ -81,19 +81,22 @@ class LocalEngine:
             self.devices += one.devices
         return [Ended(one.job, one.process.returncode, one.log) for one in found]
 
-    def stop(self) -> None:
-        """Ask all jobs to end and wait for them; what does not end in time is killed."""
+    def stop(self) -> list[Ended]:
+        """Ask all jobs to end and wait for them; what does not end in time is killed.
+
+        The processes that a job has started for itself are left to it: it needs those that load data for its step.
+        """
         for one in self.running:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(one.process.pid, signal.SIGTERM)
+            one.process.terminate()
         until = time.monotonic() + PATIENCE
         for one in self.running:
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 one.process.wait(max(0.0, until - time.monotonic()))
-            except subprocess.TimeoutExpired:
+            with contextlib.suppress(ProcessLookupError):  # what the job has left, or all of it
                 os.killpg(one.process.pid, signal.SIGKILL)
-                one.process.wait()
-        self.running.clear()
+            one.process.wait()
+        ended, self.running = self.running, []
+        return [Ended(one.job, one.process.returncode, one.log) for one in ended]
 
 
 def _devices() -> list[str]:

@@ -65,14 +65,15 @@ class RayEngine:
         ready, _ = self.ray.wait(list(self.running), num_returns=1, timeout=seconds)
         return [self._end(handle, *self.running.pop(handle)) for handle in ready]
 
-    def stop(self) -> None:
-        """Interrupt all jobs and wait for them: a training saves its step."""
+    def stop(self) -> list[Ended]:
+        """Interrupt all jobs and wait for them: a training saves its step. Ray does not say how they end."""
         for handle in self.running:
             self.ray.cancel(handle, force=False)
         if self.running:
             self.ray.wait(list(self.running), num_returns=len(self.running), timeout=120)
         self.running.clear()
         self.ray.shutdown()
+        return []
 
     def _end(self, handle: Any, job: Process, log: Path) -> Ended:
         """Return how a job ended.

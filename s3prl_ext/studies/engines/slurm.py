@@ -100,12 +100,13 @@ class SlurmEngine:
             self.running.remove(one)
         return [Ended(job, _code(handle), log) for handle, job, log in found]
 
-    def stop(self) -> None:
-        """Cancel all jobs; Slurm sends them SIGTERM, so that a training saves its step."""
+    def stop(self) -> list[Ended]:
+        """Cancel all jobs; Slurm sends them SIGTERM, so that a training saves its step. None is waited for."""
         for handle, _, _ in self.running:
             handle.cancel()
         self.running.clear()
         self.waiting.clear()
+        return []
 
     def _submit(self) -> None:
         if not self.waiting:

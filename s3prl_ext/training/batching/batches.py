@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any, NotRequired, TypedDict
 
@@ -124,9 +125,11 @@ _prctl: Any = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
 
 
 class EndWithParent:
-    """A ``worker_init_fn`` that lets the kernel kill a worker of a DataLoader once its parent is gone (Linux only).
+    """A ``worker_init_fn`` that lets a worker of a DataLoader live exactly as long as its parent wants (Linux only).
 
-    torch's own watchdog does not wake a worker that waits to hand out a batch. Elsewhere than on Linux nothing changes.
+    The kernel kills it once its parent is gone: torch's own watchdog does not wake a worker that waits to hand out a
+    batch. A signal that ends the whole group, as of Ctrl-C or ``scancel``, is left to the parent, which finishes its
+    step and saves it; only the parent's own SIGTERM ends the worker. Elsewhere than on Linux only Ctrl-C is left to it.
 
     Args:
         then: the ``worker_init_fn`` that the loader had, or None.
@@ -137,6 +140,7 @@ class EndWithParent:
 
     def __call__(self, worker: int) -> None:
         """Prepare the worker of a number."""
+        _leave_signals_to_the_parent()
         if _prctl is not None:
             _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
             parent = multiprocessing.parent_process()
@@ -144,6 +148,23 @@ class EndWithParent:
                 os._exit(1)  # it was gone before the kernel knew
         if self.then is not None:
             self.then(worker)
+
+
+def _leave_signals_to_the_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is None or threading.current_thread() is not threading.main_thread():
+        return  # a worker that is a thread of the run itself
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_when_told_by, args=(parent.pid,), daemon=True).start()
+
+
+def _end_when_told_by(parent: int | None) -> None:
+    """Wait for SIGTERM and end this process where `parent` has sent it, as torch's own handler does."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
 
 
 def _exists(process: int | None) -> bool:

@@ -14,7 +14,7 @@ from s3prl_ext.child_tuning.fisher import FisherEstimate
 from s3prl_ext.configs import Record, Section
 from s3prl_ext.errors import DataError
 from s3prl_ext.progress import bar
-from s3prl_ext.training.distributed import StopRequest
+from s3prl_ext.training.distributed import Interrupted, StopRequest
 from s3prl_ext.training.selection import scoring_pass
 from s3prl_ext.training.selection.choice import Choice
 from s3prl_ext.training.selection.fisher_batches import ORDER, UtteranceBatches, open_batches
@@ -69,10 +69,14 @@ class FisherPass(ScoringPass):
         with left_as_found(self.models, warmed=self.config.warm_head > 0):
             saved = self._resume()
             with StopRequest(enabled=self.ranks == 1) as stop:
-                if saved is None and self.config.warm_head:
-                    self._warm_head(stop)
-                with evaluation_mode(self.models) if self.config.mode == "eval" else train_mode(self.models):
-                    self._run(stop, saved)
+                try:
+                    with stop.or_lost_worker():
+                        if saved is None and self.config.warm_head:
+                            self._warm_head(stop)
+                        with evaluation_mode(self.models) if self.config.mode == "eval" else train_mode(self.models):
+                            self._run(stop, saved)
+                except Interrupted:
+                    self.stop()
         for score in self.estimate.scores.values():
             if self.ranks > 1:
                 dist.all_reduce(score)

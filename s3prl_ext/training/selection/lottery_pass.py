@@ -20,7 +20,7 @@ from s3prl_ext.configs import Record
 from s3prl_ext.errors import DataError
 from s3prl_ext.progress import bar
 from s3prl_ext.training.batching.batches import TrainingBatches
-from s3prl_ext.training.distributed import StopRequest
+from s3prl_ext.training.distributed import Interrupted, StopRequest
 from s3prl_ext.training.selection import scoring_pass
 from s3prl_ext.training.selection.choice import Choice
 from s3prl_ext.training.selection.fisher_batches import ORDER, UtteranceBatches
@@ -97,7 +97,11 @@ class LotteryPass(ScoringPass):
                 if time.monotonic() - last_save > scoring_pass.SAVE_SECONDS:
                     self.save()
                     last_save = time.monotonic()
-                wavs, *others = next(batches)
+                try:
+                    with stop.or_lost_worker():
+                        wavs, *others = next(batches)
+                except Interrupted:
+                    self.stop()
                 with self.enough_memory():
                     loss = self.models.loss(self.split, wavs, others, defaultdict(list), with_upstream_grad=True)
                     self._check(loss)
