@@ -35,6 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "papers": {"child_tuning", "evaluation", "configs", "tasks", "metrics", "errors"},
     "corpora": {"attention", "configs", "metrics", "errors"},
     "studies": {
+        "models",
         "overrides",
         "child_tuning",
         "training",

@@ -9,6 +9,8 @@ from pathlib import Path
 from s3prl_ext.evaluation.result_records import ResultRecord
 from s3prl_ext.studies.study_run import StudyRun
 
+DRAWN = "drawn"  # in the file of a fetch: whether weights of the upstream depend on the seed of the run
+
 
 @dataclass(frozen=True)
 class JobFailure:
@@ -44,6 +46,13 @@ class Job:
     def marker(self) -> Path:
         """The file that a fetch leaves."""
         return self.run.study_folder / self.name
+
+    def draws_weights(self) -> bool | None:
+        """Return whether a fetch has found that each seed draws weights of its upstream; None where it does not say."""
+        try:
+            return bool(json.loads(self.marker.read_text(encoding="utf-8"))[DRAWN])
+        except (OSError, ValueError, LookupError, TypeError):
+            return None  # of an earlier version
 
     def module(self) -> str:
         """Return the module whose command it is."""

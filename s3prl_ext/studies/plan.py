@@ -282,14 +282,17 @@ class StudyCell:
         )
         by_seed = self.models.setdefault((run.labels["task"], run.labels["upstream"], *flags), {})
         first = by_seed.setdefault(run.seed, (run.name, found))
-        hashes = [one for _, one in by_seed.values()]
-        drawn = len(set(hashes)) == len(hashes)  # noise, or weights that a file lacks: each seed has its own
-        other = next((name for name, one in ([first] if drawn else by_seed.values()) if one != found), None)
+        fetch = Job(run, "fetch")
+        drawn = fetch.draws_weights()
+        others = [first] if drawn else by_seed.values()
+        other = next((name for name, one in others if one != found), None)
         if other is not None:
             self.mixed = (
                 f"{run.name} was run on another upstream than {other} (SHA-256 of its weights): put the file of then "
                 "back (-k, or what -g names), or remove the runs of one of them, and run the study again."
             )
+            if drawn is None and len(by_seed) > 1:
+                self.mixed += f" If it lacks weights, which each seed draws, remove {fetch.marker} instead."
 
     def best(self) -> str:
         """Return the best score on dev so far, as text."""

@@ -275,18 +275,21 @@ def test_a_study_does_not_mix_what_was_trained_on_different_data(seeds, tested, 
 
 
 @pytest.mark.parametrize(
-    ("upstream", "mixed"),
+    ("upstream", "drawn", "mixed"),
     [
-        (lambda job: "ab"[job.run.seed > 0] * 64, True),  # the file of -k was replaced before the other seeds
-        (lambda job: "ab"[job.kind == "test"] * 64, True),
-        (lambda job: "ab"[job.run.labels["method"] == "other"] * 64, True),
-        (lambda job: "abc"[job.run.seed] * 64, False),  # weights that the file lacks are drawn by seed
-        (lambda job: "ab"[job.run.labels["upstream"] == "fbank"] * 64, False),
-        (lambda job: "ab"[job.run.labels["lambda"] == "0.1"] * 64, False),
-        (lambda job: "a" * 64 if job.run.seed else None, False),  # an older record does not say
+        (lambda job: "ab"[job.run.seed > 0] * 64, False, True),  # the file of -k was replaced before the other seeds
+        (lambda job: "abc"[job.run.seed] * 64, False, True),  # before each of them
+        (lambda job: "ab"[job.kind == "test"] * 64, False, True),
+        (lambda job: "ab"[job.run.labels["method"] == "other"] * 64, False, True),
+        (lambda job: "abc"[job.run.seed] * 64, True, False),  # weights that the file lacks are drawn by seed
+        (lambda job: "abcde"[job.run.seed + 2 * (job.run.labels["method"] == "other")] * 64, True, True),
+        (lambda job: "abc"[job.run.seed] * 64, None, True),  # an older study does not say whether any are
+        (lambda job: "ab"[job.run.labels["upstream"] == "fbank"] * 64, False, False),
+        (lambda job: "ab"[job.run.labels["lambda"] == "0.1"] * 64, False, False),
+        (lambda job: "a" * 64 if job.run.seed else None, False, False),  # an older record does not say
     ],
 )  # fmt: skip
-def test_a_study_does_not_mix_two_models_of_one_name(upstream, mixed, tmp_path):
+def test_a_study_does_not_mix_two_models_of_one_name(upstream, drawn, mixed, tmp_path):
     """The weights behind -k may be others when it is gone on with: seeds of both made one mean."""
     axes = make_study().axes | {
         "upstream": (AxisPoint("fbank", flags={"-u": "fbank"}), AxisPoint("mfcc", flags={"-u": "mfcc"})),
@@ -294,13 +297,22 @@ def test_a_study_does_not_mix_two_models_of_one_name(upstream, mixed, tmp_path):
         "lambda": (AxisPoint("0.1", flags={"-g": "lambda=0.1"}), AxisPoint("0.2", flags={"-g": "lambda=0.2"})),
     }
     study = make_study((0, 1, 2), axes=axes)
-    progress = Driver(study, tmp_path, Instant(score, upstream=upstream), lambda _: None).run()
+    progress = Driver(study, tmp_path, Instant(score, upstream=upstream, drawn=drawn), lambda _: None).run()
     keep(study, tmp_path)
     tables = write_outcome(tmp_path)
     said = [*progress.failed.values(), *(note for table in tables for note in table.notes)]
     assert bool(said) == mixed, said
     assert all("was run on another upstream than" in one and "remove the runs of one of them" in one for one in said)
+    assert all((f"each seed draws, remove {tmp_path / 'fetch'}" in one) == (drawn is None) for one in said)
     assert any(row[5:7] == ["0", "-"] for row in tables[0].rows) == mixed
+
+
+def test_two_seeds_with_an_upstream_that_was_replaced_between_them_are_not_averaged(tmp_path):
+    """Two hashes for two seeds were taken for drawn weights."""
+    for seeds, sha in (((0,), "a"), ((0, 1), "b")):
+        engine = Instant(score, upstream=lambda job, sha=sha: sha * 64)
+        progress = Driver(make_study(seeds), tmp_path, engine, lambda _: None).run()
+    assert "seed=1 was run on another upstream than" in progress.failed["ks/fbank/frozen"]
 
 
 def test_a_result_that_is_not_what_its_label_says_is_named(tmp_path):

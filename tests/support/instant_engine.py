@@ -7,18 +7,21 @@ from collections.abc import Callable
 from pathlib import Path
 
 from s3prl_ext.studies.driver import Ended
-from s3prl_ext.studies.jobs import Job
+from s3prl_ext.studies.jobs import DRAWN, Job
 
 Outcome = float | str | None  # score on dev and test; the sentence of a failure; a process that was lost
 
 
-def result_of(job: Job, score: float, corpus: str | None = None, upstream: str | None = None) -> tuple[Path, str]:
+def result_of(
+    job: Job, score: float, corpus: str | None = None, upstream: str | None = None, drawn: bool | None = None
+) -> tuple[Path, str]:
     """Return the file that a training or a test leaves, and its content.
 
-    `corpus` and `upstream` stand for the hashes of its data and of its untouched upstream.
+    `corpus` and `upstream` stand for the hashes of its data and of its untouched upstream, `drawn` for whether each
+    seed draws weights of it.
     """
     if job.kind == "fetch":
-        return job.marker, ""
+        return job.marker, "" if drawn is None else json.dumps({DRAWN: drawn})
     task, run = job.run.task, job.run
     name = task.metrics[0]
     if job.until:
@@ -51,7 +54,9 @@ class Instant:
         jobs: int = 4,
         corpus: str | None = None,
         upstream: Callable[[Job], str | None] = lambda _: None,
+        drawn: bool | None = False,
     ) -> None:
+        self.drawn = drawn
         self.outcome, self.jobs, self.corpus, self.upstream = outcome, jobs, corpus, upstream
         self.started: list[str] = []
         self.fetched: list[str] = []
@@ -66,7 +71,7 @@ class Instant:
         (self.fetched if job.kind == "fetch" else self.started).append(job.name)
         found = self.outcome(job)
         if isinstance(found, float):
-            path, text = result_of(job, found, self.corpus, self.upstream(job))
+            path, text = result_of(job, found, self.corpus, self.upstream(job), self.drawn)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
         elif isinstance(found, str):
