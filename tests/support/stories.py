@@ -69,7 +69,14 @@ class Place:
         read = re.sub(r"-p exp/\w+", "", text)
         for name in re.findall(r"\bexp/(\w+)", re.sub(r"\bexp(?=\s)", "exp/ks", read)):
             if not (self.folder / "exp" / name).exists():
-                self.run(experiments()[name])
+                self._make_experiment(experiments()[name])
+
+    def _make_experiment(self, line: str) -> None:
+        """Run a command of another page, after what stands before it there."""
+        if re.search("demo/hubert|tiny_minilm", line) and not (self.folder / "demo" / "hubert").exists():
+            for before in ("python recipes/demo/make_hubert.py demo/hubert", "export S3PRL_EXT_TARGET=demo/hubert"):
+                self.run(before)
+        self.run(line)
 
     def run(self, text: str) -> str:
         """Run one line; return its output.
