@@ -34,6 +34,7 @@ from s3prl_ext.training.checkpoint import TASK_PARTS
 from s3prl_ext.training.divisions import division_of
 from s3prl_ext.training.selection.shared_scores import Scores
 from s3prl_ext.training.task_file import untuned
+from s3prl_ext.upstreams.valid_frames import valid_rows
 
 logger = logging.getLogger(__name__)
 
@@ -224,7 +225,7 @@ def moments_read(
 ) -> dict[str, Tensor]:
     """Return the second moments of what matrices are multiplied with in the tuned upstream of a task, in float64.
 
-    Each recording passes the upstream alone, without padding, in evaluation mode; the mean is over all frames.
+    Each recording passes the upstream alone, in evaluation mode; the mean is over all frames but those of padding.
 
     Args:
         base: state dict of the untuned upstream.
@@ -239,6 +240,7 @@ def moments_read(
     weights = {name: tensor for name, tensor in state.items() if name in names and tensor.dim() == 2}
     inputs = LinearInputs(weights)
     for clip in bar(clips, desc=f"inputs of {one.task.path.parent.name}"):
+        inputs.valid = valid_rows(model, clip)
         with inputs:
             model([clip])
     return inputs.means()

@@ -25,6 +25,7 @@ class LinearInputs(TorchDispatchMode):
     Attributes:
         sums: name -> sum of x x^T, [in, in] in float64; a weight that was in no product is not in it.
         rows: name -> number of rows.
+        valid: number of rows of a product -> which of them count; all in products of another number.
     """
 
     def __init__(self, weights: Mapping[str, Tensor]) -> None:
@@ -32,6 +33,7 @@ class LinearInputs(TorchDispatchMode):
         self._named = {weight.data_ptr(): (name, weight.shape) for name, weight in weights.items()}
         self.sums: dict[str, Tensor] = {}
         self.rows: dict[str, int] = {}
+        self.valid: Mapping[int, Tensor] = {}
 
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -47,7 +49,8 @@ class LinearInputs(TorchDispatchMode):
         name, shape = self._named.get(right.data_ptr(), ("", None))
         if shape is None or right.shape != shape[::-1] or right.stride() != (1, shape[1]):
             return
-        x = rows.detach().double()
+        valid = self.valid.get(len(rows))
+        x = (rows if valid is None else rows[valid]).detach().double()
         moment = (x.T @ x).cpu()
         self.sums[name] = self.sums[name].add_(moment) if name in self.sums else moment
         self.rows[name] = self.rows.get(name, 0) + len(x)

@@ -7,6 +7,8 @@ import torch
 from torch.nn import functional as F
 
 from s3prl_ext.models.linear_inputs import LinearInputs
+from s3prl_ext.upstreams.valid_frames import valid_rows
+from tests.support import factories
 from tests.support import tuned as made
 
 
@@ -85,3 +87,68 @@ def test_other_products_and_functions_are_left_alone():
     with torch.inference_mode(), inputs:
         F.linear(x.view(1, 5, 3), weight, torch.randn(4))
     torch.testing.assert_close(inputs.means()["w"], (x.T @ x / 5).double())
+
+
+def padded_whisper(tmp_path):
+    from s3prl import hub
+
+    folder = factories.whisper_folder(tmp_path / "whisper")
+    return hub.whisper_local(ckpt=str(folder), model_config="window=30").eval(), "model.encoder.layers.1.fc1"
+
+
+def family(name, module):
+    return lambda tmp_path: (made.build(name, made.write_model(name, tmp_path)), module)
+
+
+def patches(*steps):
+    """Return the tokens of an AST's windows (two special ones, 3 bands of 6 steps) that are of a clip's own steps."""
+    return [
+        20 * window + 2 + 6 * band + step
+        for window, own in enumerate(steps)
+        for band in range(3)
+        for step in range(own)
+    ]
+
+
+AST = family("hf_speech_custom:ast", "model.layers.1.mlp.fc1")
+W2V_BERT = family("hf_speech_custom:w2v-bert", "model.encoder.layers.1.ffn2.intermediate_dense")
+PADDED = {  # what builds a model, samples of a clip, which of the rows of its products are its own
+    "ast": (AST, 3200, patches(2)),
+    "ast, two windows": (AST, 14400, patches(6, 3)),
+    "whisper": (padded_whisper, 3200, list(range(10))),
+    "w2v-bert": (W2V_BERT, 16160, list(range(49))),
+    "s3prl's hubert": (family("hubert_local", "model.encoder.layers.1.fc1"), 16320, list(range(49))),
+}
+
+
+@pytest.mark.parametrize("name", PADDED)
+def test_padding_of_a_clip_that_is_alone_does_not_count(name, tmp_path):
+    build, samples, own = PADDED[name]
+    model, module = build(tmp_path)
+    (clip,) = wavs((samples,))
+    seen = []
+    model.get_submodule(module).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].clone()))
+    inputs = LinearInputs({f"{module}.weight": model.state_dict()[f"{module}.weight"]})
+    inputs.valid = valid_rows(model, clip)
+    with torch.no_grad(), inputs:
+        model([clip])
+    rows = seen[0].reshape(-1, seen[0].shape[-1])
+    assert inputs.rows[f"{module}.weight"] == len(own) < len(rows)
+    torch.testing.assert_close(inputs.means()[f"{module}.weight"], moment([rows[own]]))
+
+
+def test_all_rows_of_a_clip_without_padding_count(tmp_path):
+    for number, (name, samples) in enumerate(
+        (("hubert_local", 16000), ("hf_hubert_custom", 16320), ("beats_local", 16000))
+    ):
+        (tmp_path / str(number)).mkdir()
+        model = made.build(name, made.write_model(name, tmp_path / str(number)))
+        (clip,) = wavs((samples,))
+        counts = []
+        for valid in ({}, valid_rows(model, clip)):
+            inputs = LinearInputs({key: tensor for key, tensor in model.state_dict().items() if tensor.dim() == 2})
+            inputs.valid = valid
+            with torch.no_grad(), inputs:
+                model([clip])
+            counts.append(inputs.rows)
+        assert counts[0] == counts[1]

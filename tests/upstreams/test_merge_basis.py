@@ -138,6 +138,19 @@ def test_inputs_of_attention_in_an_ast_are_the_patches_without_padding(tmp_path)
         assert torch.equal(layer, torch.stack(kept))
 
 
+@pytest.mark.parametrize("point", ["inputs", "blocks"])
+def test_the_masked_frame_of_an_odd_number_of_mel_frames_is_left_out(point, tmp_path):
+    speech = speech_model(factories.w2v_bert_folder(tmp_path / "w2v")).eval()
+    encoder = SpeechEncoder(speech, "w2v", point=point)
+    clip = tmp_path / "clip.wav"
+    for samples, frames, read in ((16000, 49, 49), (16160, 49, 50)):
+        soundfile.write(clip, 0.1 * np.random.default_rng(0).standard_normal(samples), 16000)
+        raw = encoder.tap.listen(lambda: speech([torch.from_numpy(read_audio(clip))]))
+        (states,) = encoder.states([clip])
+        assert {layer.shape[1] for layer in raw} == {read}
+        assert torch.equal(states, torch.cat(raw)[:, :frames])
+
+
 @pytest.mark.parametrize("factory", ["hubert_local_ckpt", "wav2vec2_local_ckpt", "wavlm_local_ckpt"])
 def test_inputs_of_attention_in_s3prls_models_are_those_of_the_block_before(factory, tmp_path, table):
     import s3prl.hub

@@ -61,6 +61,17 @@ def test_blocks_of_the_encoder_are_those_of_its_own_states_in_every_window(folde
     assert long.shape[1] == 219  # 70,000 samples in steps of 320
 
 
+def test_padding_to_the_whole_window_is_left_out(folder, table, tmp_path):
+    upstream = UpstreamExpert(folder, padded=True).eval()
+    encoder = SpeechEncoder(upstream, "whisper")
+    assert encoder.pads
+    for states, name in zip(encoder.states([tmp_path / "0.wav", tmp_path / "2.wav"]), ("0.wav", "2.wav"), strict=True):
+        wav = torch.from_numpy(soundfile.read(tmp_path / name, dtype="float32")[0])
+        with torch.no_grad():
+            hidden = upstream([wav])["hidden_states"]
+        assert states.shape == (2, hidden[0].shape[1], 32) and torch.allclose(states[0], hidden[1][0], atol=1e-5)
+
+
 def _by_hand(folder, text):
     """Return the outputs of the decoder's blocks from transformers' own model, which hears 2 s of silence."""
     from transformers import AutoTokenizer, WhisperFeatureExtractor, WhisperModel

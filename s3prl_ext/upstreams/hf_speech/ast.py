@@ -97,6 +97,14 @@ class AstModel(TransformersSpeechModel):
         bands = self._by_band(state)
         return torch.cat([join(bands[:, band], counts, owners) for band in range(bands.shape[1])], dim=1)
 
+    def token_mask(self, wavs: Sequence[Tensor]) -> Tensor:
+        """Return which tokens are patches of the clips, and neither special tokens nor padding, [windows, tokens]."""
+        counts = torch.tensor(self._counts(wavs)[0], device=wavs[0].device)
+        config = self.model.config
+        bands = (config.num_mel_bins - config.patch_size) // config.frequency_stride + 1
+        steps = torch.arange(self.steps, device=counts.device) < counts[:, None]
+        return torch.cat([torch.zeros_like(steps[:, :1]).expand(-1, SPECIAL), steps.repeat(1, bands)], dim=1)
+
     def _by_band(self, state: Tensor) -> Tensor:
         return state[:, SPECIAL:].unflatten(1, (-1, self.steps))
 

@@ -58,6 +58,11 @@ class W2vBertModel(TransformersSpeechModel):
         )
         return {"hidden_states": tuple(hidden), "last_hidden_state": last}
 
+    def token_mask(self, wavs: Sequence[Tensor]) -> Tensor:
+        """Return which frames belong to the clips, [batch, frames]; the last one of an odd number of mel frames not."""
+        mask: Tensor = self.prepare(wavs)["attention_mask"]
+        return mask.bool()
+
     def prepare(self, wavs: Sequence[Tensor]) -> Any:
         """Return the normalised spectrograms and the mask of padding.
 

@@ -26,7 +26,7 @@ from s3prl_ext.writing import written
 
 logger = logging.getLogger(__name__)
 
-CACHE_FORMAT = 3  # of the stored numbers: to be raised when they come to mean something else
+CACHE_FORMAT = 4  # of the stored numbers: to be raised when they come to mean something else
 PART = 64  # samples in one file
 
 

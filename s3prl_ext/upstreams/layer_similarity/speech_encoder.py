@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from s3prl_ext.corpora.audio import SAMPLE_RATE, read_audio
-from s3prl_ext.upstreams.beats.expert import BANDS, steps_of
-from s3prl_ext.upstreams.beats.expert import UpstreamExpert as BeatsExpert
 from s3prl_ext.upstreams.hf_speech.ast import AstModel
+from s3prl_ext.upstreams.hf_speech.w2v_bert import W2vBertModel
 from s3prl_ext.upstreams.layer_similarity.block_outputs import BLOCKS, INPUTS, Tap
+from s3prl_ext.upstreams.valid_frames import frames_of
 from s3prl_ext.upstreams.whisper.expert import DOWNSAMPLE_RATE
 from s3prl_ext.upstreams.whisper.expert import UpstreamExpert as WhisperExpert
+from s3prl_ext.upstreams.windows import number_of_states
 
 
 class SpeechEncoder:
@@ -30,19 +31,20 @@ class SpeechEncoder:
 
     Attributes:
         window: frames in a window of a model that reads long clips in windows one after the other, None of another.
-        pads: whether attention reads more than a clip's own states: those of an AST are padded to a fixed length.
+        pads: whether attention reads more than a clip's own states: those of an AST, and of a Whisper with
+            ``window=30``, are padded to a fixed length.
     """
 
     def __init__(self, upstream: nn.Module, name: str, batch_size: int = 1, point: str = BLOCKS):
         self.upstream, self.name = upstream, name
         self.tap = Tap(upstream, name, point=point)
         self.window: int | None = upstream.positions if isinstance(upstream, WhisperExpert) else None
-        self.pads = isinstance(upstream, AstModel)
+        self.pads = isinstance(upstream, AstModel) or (isinstance(upstream, WhisperExpert) and upstream.padded)
         probe = [torch.randn(SAMPLE_RATE, generator=torch.Generator().manual_seed(0))] * 2  # two clips of 1 s
         states = self._run(probe)
         self.batch_axis = 0 if states[0].shape[0] == len(probe) else 1
         frames = states[0].shape[1 - self.batch_axis]
-        known = self._frames(SAMPLE_RATE)
+        known = frames_of(upstream, SAMPLE_RATE)
         # s3prl's models pad to an even number of frames
         self.counts_frames = known is not None and frames - 1 <= known <= frames
         self.batch_size = batch_size if self.counts_frames else 1
@@ -59,23 +61,20 @@ class SpeechEncoder:
         outputs = torch.stack(self._run(wavs))  # [layers, batch, frames, width] or [layers, frames, batch, width]
         if self.batch_axis == 1:
             outputs = outputs.transpose(1, 2)
-        frames = [self._frames(len(wav)) if self.counts_frames else outputs.shape[2] for wav in wavs]
-        return [outputs[:, index, :count] for index, count in enumerate(frames)]
+        return [outputs[:, index, : self._count(wav)] for index, wav in enumerate(wavs)]
+
+    def _count(self, wav: Tensor) -> int | None:
+        """Return the number of block outputs for a clip; None where it is not known, so that all are its own."""
+        if isinstance(self.upstream, W2vBertModel):
+            return int(self.upstream.token_mask([wav]).sum())
+        return frames_of(self.upstream, len(wav)) if self.counts_frames else None
 
     def _in_windows(self, windows: Sequence[Tensor]) -> Tensor:
         """Return the outputs of all blocks for the windows of a clip one after the other, [layers, frames, width]."""
-        return torch.cat([torch.stack(self._run([window]))[:, 0] for window in windows], dim=1)
+        counts = [number_of_states(len(window), DOWNSAMPLE_RATE) for window in windows]
+        parts = [torch.stack(self._run([w]))[:, 0, :count] for w, count in zip(windows, counts, strict=True)]
+        return torch.cat(parts, dim=1)
 
     def _run(self, wavs: Sequence[Tensor]) -> list[Tensor]:
         device = next(self.upstream.parameters()).device
         return self.tap.listen(lambda: self.upstream([wav.to(device) for wav in wavs]))
-
-    def _frames(self, samples: int) -> int | None:
-        """Return the number of block outputs for a clip, from the strides of the convolutions; None if unknown."""
-        if isinstance(self.upstream, BeatsExpert):
-            return steps_of(samples) * BANDS
-        extractor = next((m for n, m in self.upstream.named_modules() if n.split(".")[-1] == "feature_extractor"), None)
-        convolutions = [m for m in extractor.modules() if isinstance(m, nn.Conv1d)] if extractor is not None else []
-        for convolution in convolutions:
-            samples = (samples - convolution.kernel_size[0]) // convolution.stride[0] + 1
-        return samples if convolutions else None

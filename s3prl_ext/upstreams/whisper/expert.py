@@ -61,12 +61,22 @@ class UpstreamExpert(nn.Module):
             ``hidden_states``: the input of the first block and the output of each, the last one after the final norm,
             [batch, states, width], zero behind a clip; ``last_hidden_state``: the last of them.
         """
-        parts = [window for wav in wavs for window in wav.split(self.positions * DOWNSAMPLE_RATE)]
-        counts = [number_of_states(wav.shape[0], DOWNSAMPLE_RATE) for wav in parts]
+        parts, counts = self._windows(wavs)
         owners = [index for index, wav in enumerate(wavs) for _ in wav.split(self.positions * DOWNSAMPLE_RATE)]
         states = self._encode(parts, [self.positions] * len(parts) if self.padded else counts)
         clips = [join(state, counts, owners) for state in states]
         return {"hidden_states": tuple(clips), "last_hidden_state": clips[-1]}
+
+    def token_mask(self, wavs: Sequence[Tensor]) -> Tensor:
+        """Return which states belong to the clips, [windows, states]; the others are padding."""
+        counts = torch.tensor(self._windows(wavs)[1], device=wavs[0].device)
+        length = self.positions if self.padded else int(counts.max())
+        return torch.arange(length, device=counts.device) < counts[:, None]
+
+    def _windows(self, wavs: Sequence[Tensor]) -> tuple[list[Tensor], list[int]]:
+        """Return the windows of all clips, and the states of each."""
+        parts = [window for wav in wavs for window in wav.split(self.positions * DOWNSAMPLE_RATE)]
+        return parts, [number_of_states(len(wav), DOWNSAMPLE_RATE) for wav in parts]
 
     def _encode(self, windows: Sequence[Tensor], counts: Sequence[int]) -> list[Tensor]:
         """Return all states of windows of at most 30 s, each [windows, max(counts), width]."""
