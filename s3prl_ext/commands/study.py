@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UsageError(f"{flags.study}: every combination is excluded.")
     if flags.expdir.exists() and not flags.expdir.is_dir():
         raise UsageError(f"-p {flags.expdir} is not a folder: name one for the study.")
-    check_runs(cells, variables=not flags.dry_run)
+    check_runs(cells, variables=not flags.dry_run, models=flags.engine == "local" and not flags.dry_run)
     if flags.dry_run:
         sys.stdout.write("\n".join(dry_run(study, cells)) + "\n")
         return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,13 +15,16 @@ from s3prl_ext.studies.plan import StudyCell
 from s3prl_ext.studies.study_run import StudyRun
 from s3prl_ext.training.racing.early_stop import EarlyStopConfig
 
+logger = logging.getLogger(__name__)
 
-def check_runs(cells: Sequence[StudyCell], variables: bool = True) -> None:
+
+def check_runs(cells: Sequence[StudyCell], variables: bool = True, models: bool = True) -> None:
     """Check upstream, axes, labels and task file of each run.
 
     Args:
         cells: of the study.
-        variables: whether those of the corpora must be set.
+        variables: whether those of corpora and merges must be set.
+        models: whether paths of models must be here; else one that is not is mentioned.
 
     Raises:
         UsageError: an upstream, flag or setting is wrong or does not fit, dev is not scored, a variable is not set, or
@@ -31,7 +35,7 @@ def check_runs(cells: Sequence[StudyCell], variables: bool = True) -> None:
     if any(cell.study.scheduler == "asha" for cell in cells):
         check_ray_tune()
     runs = [run for cell in cells for run in cell.search]
-    _check_flags(runs)
+    _check_flags(runs, variables, models)
     seen = set()
     for run in runs:
         key = (run.labels["task"], repr(run.settings()))
@@ -59,15 +63,16 @@ def check_runs(cells: Sequence[StudyCell], variables: bool = True) -> None:
             _check_race(cell, cell.race)
 
 
-def _check_flags(runs: Sequence[StudyRun]) -> None:
-    """Refuse an upstream that there is not, flags that it does not read, and flags that no run has."""
+def _check_flags(runs: Sequence[StudyRun], variables: bool, models: bool) -> None:
+    """Refuse an upstream or model that there is not, flags that it does not read, and flags that no run has."""
     from s3prl_ext import plugin
     from s3prl_ext.run_checks import check_names
     from s3prl_ext.run_flags import canonical, parser
     from s3prl_ext.training.known_settings import ARGUMENTS
+    from s3prl_ext.training.upstream_checks import check_models
 
     plugin.install()
-    seen = set()
+    seen, mentioned = set(), set()
     for run in runs:
         words = [word for word in run.flags() if word != "-a"]
         words[words.index("-p") + 1] = str(run.folder / "new")  # whatever is in its folder by now
@@ -86,8 +91,15 @@ def _check_flags(runs: Sequence[StudyRun]) -> None:
             )
         try:
             check_names(flags)
+            missing = check_models(flags, variables)
         except UsageError as error:
             raise UsageError(f"{run.name}: {error}") from error
+        if missing and models:
+            raise UsageError(f"{run.name}: {missing[0]}; check the path.")
+        for sentence in missing:
+            if sentence not in mentioned:
+                logger.warning("%s: it must be there where and when the jobs run", sentence)
+        mentioned.update(missing)
 
 
 def _check_keys(run: StudyRun) -> None:

@@ -20,18 +20,21 @@ from typing import Any
 import torch.distributed as dist
 from torch import nn
 
+from s3prl_ext import hub as model_hub
 from s3prl_ext.configs import Section, value_at
 from s3prl_ext.errors import DataError, ExtError, UsageError, is_out_of_memory, unknown_name
 from s3prl_ext.merging.names import OWN_UPSTREAM
+from s3prl_ext.overrides import split_options
 from s3prl_ext.tasks import Task
 from s3prl_ext.training.run_spec import FEATURES, arguments_in_override
-from s3prl_ext.upstreams.merged_attention.config import is_merged
+from s3prl_ext.upstreams.merged_attention.config import check_config, is_merged, paths_of, read_raw
 
 logger = logging.getLogger(__name__)
 
 WITH_CHECKPOINT = ("_local", "_custom", "_url", "_gdriveid")  # how s3prl ends the names of entries that read -k
 READS_ALL = ("customized_upstream",)  # s3prl's example for your own models
 FEATURE_FLAGS = ("-s", "--upstream_feature_selection", "-l", "--upstream_layer_selection")
+WEIGHTS = (".pt", ".pth", ".ckpt", ".bin")  # suffixes of files, which no model of the hub has in its name
 WITHOUT_OPTIONS = ("hf_speech_custom",)  # of ours
 
 
@@ -53,6 +56,41 @@ def check_upstream_flags(args: Namespace) -> None:
             f"-u {name} does not read -g {args.upstream_model_config}: leave it out. Merges read it (-u "
             f"{OWN_UPSTREAM} -g FILE), and {', '.join(with_options())}."
         )
+
+
+def check_models(args: Namespace, variables: bool = True) -> list[str]:
+    """Check the configuration of a merge without loading a model; return a sentence for each path that is not here.
+
+    What may be the name of a model on the hub is not looked for, nor is the ``-k`` of upstreams of other kinds.
+
+    Args:
+        args: with `upstream`, `upstream_ckpt` and `upstream_model_config`, as :func:`check_upstream_flags` takes them.
+        variables: whether those of the merge must be set.
+
+    Raises:
+        UsageError: the configuration is wrong.
+    """
+    ckpt, options = args.upstream_ckpt, args.upstream_model_config
+    if not is_merged(args.upstream):
+        is_path = ckpt is not None and args.upstream.endswith(WITH_CHECKPOINT)
+        return [_not_here("-k", ckpt)] if is_path and _is_missing(ckpt) else []
+    file, _ = split_options(options)
+    if file is not None and not Path(file).is_file():
+        return [_not_here("-g", file)]
+    raw, name = read_raw(options, ckpt, None if args.upstream == OWN_UPSTREAM else args.upstream)
+    check_config(raw, name, variables)
+    return [_not_here(f"{name}: {place}", path) for place, path in paths_of(raw) if _is_missing(path)]
+
+
+def _is_missing(path: str) -> bool:
+    """Return whether a path can only be one of this machine, and there is nothing there."""
+    if "://" in path or Path(path).expanduser().exists():
+        return False
+    return (Path(path).suffix in WEIGHTS and ":" not in path) or model_hub.parse(path) is None
+
+
+def _not_here(place: str, path: str) -> str:
+    return f"{place} {path}: no such file or folder here"
 
 
 def check_features(offered: Section, args: Namespace) -> None:

@@ -134,6 +134,62 @@ def test_what_no_run_could_do_is_refused_before_any_starts(text, sentence, run, 
     assert sentence in str(caught.value) and not (tmp_path / "exp").exists()
 
 
+MERGED = "target: {model: org/target}\nsource: {model: org/source}\nlambda: 0.1\n"
+
+
+@pytest.mark.parametrize(
+    ("upstreams", "merge", "sentence"),
+    [
+        ("{label: m, upstream: hf_hubert_custom, ckpt: /nowhere}", None, "ks/m/weighted_sum/lr=0.01/seed=0: -k /nowhere: no such"),
+        ("{label: m, upstream: hubert_local, ckpt: hubert.pt}", None, "-k hubert.pt: no such file or folder here"),
+        ("{label: m, upstream: merged_attention, config: nofile.yaml}", None, "-g nofile.yaml: no such file or folder here"),
+        ("{label: m, upstream: mam_hubert_tiny_minilm, config: lamda=3}", None, "did you mean 'lambda'"),
+        ("{label: m, upstream: merged_attention, config: my.yaml}", MERGED.replace("0.1", "2"), "lambda"),
+        ("{label: m, upstream: merged_attention, config: my.yaml}", MERGED.replace("org/source", "/nowhere"),
+         "my.yaml: source.model /nowhere: no such file or folder here"),
+        ("{label: m, upstream: merged_attention, config: my.yaml}", MERGED.replace("org/source", "'${NOT_SET}'"),
+         "environment variable NOT_SET"),
+    ],
+)  # fmt: skip
+def test_models_and_merges_are_checked_before_anything_runs(
+    upstreams, merge, sentence, run, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.chdir(tmp_path)
+    if merge is not None:
+        (tmp_path / "my.yaml").write_text(merge)
+    text = TEXT.replace("fbank", f"[{upstreams}]")
+    with pytest.raises(UsageError) as caught:
+        run(text)
+    assert sentence in str(caught.value)
+    if "no such" in sentence:  # an earlier stage of a recipe may make it
+        assert run(text, "--dry-run") == 0 and f"{sentence.rpartition(': no')[0][-9:]}: no such file" in caplog.text
+    elif "variable" in sentence:  # as those of the corpora
+        assert run(text, "--dry-run") == 0
+    else:
+        with pytest.raises(UsageError):
+            run(text, "--dry-run")
+    assert not (tmp_path / "exp").exists()
+
+
+@pytest.mark.parametrize(
+    "upstreams",
+    [
+        "{label: m, upstream: hf_hubert_custom, ckpt: /nowhere}",
+        "{label: m, upstream: merged_attention, config: /nowhere/my.yaml}",
+    ],
+)
+def test_a_model_may_be_on_the_machines_that_run_it_alone(upstreams, run, caplog):
+    assert run(TEXT.replace("fbank", f"[{upstreams}]"), "--engine", "slurm") == 0
+    assert caplog.text.count("no such file or folder here: it must be there where and when the jobs run") == 1
+
+
+def test_models_of_the_hub_are_not_looked_for(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my.yaml").write_text(MERGED)
+    text = "[{label: m, upstream: merged_attention, config: my.yaml}, {label: h, upstream: hf_hubert_custom, ckpt: org/hubert@v1}]"
+    assert run(TEXT.replace("fbank", text)) == 0
+
+
 def test_a_file_is_no_folder_for_a_study(run, tmp_path):
     (tmp_path / "exp").write_text("")
     with pytest.raises(UsageError, match="exp is not a folder"):

@@ -312,6 +312,7 @@ def test_what_a_method_says_itself_wins_over_what_is_set_for_all(tmp_path):
 )  # fmt: skip
 def test_labels_of_the_same_run_or_of_what_it_is_not_are_refused(text, override, sentence, tmp_path, monkeypatch):
     monkeypatch.setattr("s3prl_ext.run_checks.check_names", lambda flags: None)  # there is no my.yaml
+    monkeypatch.setattr("s3prl_ext.training.upstream_checks.check_models", lambda flags, variables: [])
     head = ONE.replace("upstreams: fbank\n", "") if text.startswith("upstreams") else ONE
     with pytest.raises(UsageError) as caught:
         check_runs(cells_of(study(tmp_path, head + text, override), tmp_path), variables=False)

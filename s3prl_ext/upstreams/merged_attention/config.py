@@ -95,7 +95,7 @@ def read_raw(
 def _check_folder(raw: dict[str, Any], path: Path) -> None:
     """Raise UsageError where a path is meant from the file's folder, but is not there from the working folder."""
     problems = []
-    for place, value in _paths(raw):
+    for place, value in paths_of(raw):
         neighbour = path.parent / value
         if not Path(value).expanduser().exists() and neighbour.exists():
             problems.append(
@@ -106,7 +106,7 @@ def _check_folder(raw: dict[str, Any], path: Path) -> None:
         raise UsageError("\n".join(problems))
 
 
-def _paths(raw: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def paths_of(raw: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield place and value of each path that a file names: of models, pairs and layers.json."""
     places = {"target": raw.get("target"), "source": raw.get("source"), **_with_pairs(raw)}
     listed = raw.get("sources")
@@ -130,12 +130,13 @@ def _with_pairs(raw: dict[str, Any]) -> dict[str, Any]:
     return {**{key: raw.get(key) for key in ("layers", "layer_map", "method")}, **parts}
 
 
-def check_config(raw: dict[str, Any], name: str) -> MergeConfig:
+def check_config(raw: dict[str, Any], name: str, variables: bool = True) -> MergeConfig:
     """Expand the variables of a configuration and check it.
 
     Args:
         raw: as :func:`read_raw` returns it.
         name: what the file is called in messages.
+        variables: whether all of them must be set.
 
     Raises:
         UsageError: with every problem of the configuration, one per line.
@@ -145,7 +146,7 @@ def check_config(raw: dict[str, Any], name: str) -> MergeConfig:
         config = parse_config(raw if unset else expand_variables(raw, name), name)
     except UsageError as error:
         raise UsageError("\n".join([*unset, str(error)])) from error
-    if unset:
+    if unset and variables:
         raise UsageError("\n".join(unset))
     return config
 
