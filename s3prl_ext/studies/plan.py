@@ -185,7 +185,8 @@ class StudyCell:
 
     def note_stop(self, run: StudyRun, step: int) -> None:
         """Take the score of a search run where its race stopped it."""
-        name, score, _ = run.stopped(step)
+        name, score, _, record = run.stopped(step)
+        self.compare_basis(run, record)
         self._note_metric(run, name)
         self.scores[run.name] = self.stops.setdefault(run.name, {})[step] = score
         self.arrived.add((run.stop(step).stat().st_mtime_ns, run.name, step))

@@ -26,11 +26,12 @@ FISHER = "fisher"  # in a study: Fisher scores that its runs share
 
 
 class Stop(NamedTuple):
-    """What a run had reached where it was stopped: its score on dev, and the wall time until then."""
+    """What a run had reached where it was stopped: its score on dev, and the wall time until then; with the file."""
 
     metric: str
     score: float
     seconds: float
+    record: ResultRecord
 
 
 @dataclass(frozen=True)
@@ -197,7 +198,7 @@ class StudyRun:
             record = parse_json(path.read_text(encoding="utf-8"))
             row = numbers(record["metrics"][self.task.dev])
             name = self.task.main_metric(set(row)) or self.task.metrics[0]
-            return Stop(name, row[name], float(record["seconds"]))
+            return Stop(name, row[name], float(record["seconds"]), ResultRecord(path, record))
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise DataError(f"{path} is corrupt ({error!r}): delete it, and run the study again.") from error
 

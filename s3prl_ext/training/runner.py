@@ -128,7 +128,10 @@ class Runner(RunBuilder, StockRunner):
         """Score a run where it stops on the way (``args.until``), without an effect on how it goes on."""
         scores = {split: run.trainer.score(split) for split in self.runner_config.eval_dataloaders}
         if distributed.is_leader():
-            result_file.write_stop(RunFolder(self.args.expdir), run.state.step, scores, spent.seconds)
+            result_file.write_stop(
+                self.args, self.config, scores, run.state.step, spent.seconds, self.corpus,
+                upstream_sha256=self.tuned.base_sha256, **self._changed(),
+            )  # fmt: skip
 
     def _announce_cache(self, splits: Sequence[str]) -> None:
         """Say before the start how much room the files of some splits take."""
@@ -278,14 +281,17 @@ class Runner(RunBuilder, StockRunner):
             "task": getattr(unwrapped(self.downstream.model), "facts", None),
             last_hidden_state.KEY: last_hidden_state.result_of(unwrapped(self.upstream.model), RunSpec.of(self.args)),
         }
-        if self.changed_settings:
-            facts["changed_settings"] = self.changed_settings
+        facts |= self._changed()
         if self.resumed.extension.merged_tasks:
             facts["merged_tasks"] = self.resumed.extension.merged_tasks
         result_file.write(
             self.args, self.config, metrics, step, seconds, counts, self.merge_record, corpus=self.corpus, **facts,
             **more
         )  # fmt: skip
+
+    def _changed(self) -> Record:
+        """Return the entry of a result file that says with which other settings the run was resumed, if it was."""
+        return {"changed_settings": self.changed_settings} if self.changed_settings else {}
 
     def _processes(self) -> int | None:
         """Return how many processes trained what is scored; None where that is not known or nothing was trained."""

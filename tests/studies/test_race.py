@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from s3prl_ext.configs import load_yaml
 from s3prl_ext.errors import StoppedByUser, UsageError
 from s3prl_ext.run_folder import RunFolder
 from s3prl_ext.studies.asha import Arrival, asha_standing
@@ -91,6 +92,41 @@ def test_a_driver_that_ends_anywhere_goes_on_where_it_was(tmp_path, after):
     again, progress = drive(tmp_path)
     assert len(engine.started) + len(again.started) == 10 == len(progress.done)
     assert progress.cells[0].chosen().labels["lr"] == "0.001"
+
+
+def other_preset(path):
+    config = load_yaml(path)
+    return config | {"optimizer": {**config["optimizer"], "name": "SGD"}}
+
+
+@pytest.mark.parametrize("other", ["corpus", "upstream", "task file"])
+def test_a_race_does_not_compare_runs_that_have_nothing_in_common(other, tmp_path, monkeypatch):
+    """It is gone on with after some have reached the first rung; those that drop out are never trained to the end."""
+
+    def interrupt(progress: Progress) -> None:
+        if len(progress.done) >= 2:
+            raise KeyboardInterrupt
+
+    engine = Instant(score, jobs=1, corpus="a" * 64, upstream=lambda job: "a" * 64)
+    with pytest.raises(StoppedByUser):
+        Driver(make_study(), tmp_path, engine, interrupt).run()
+    if other == "task file":
+        monkeypatch.setattr("s3prl_ext.studies.study_run.load_yaml", other_preset)
+    corpus, upstream = ("b" if other == one else "a" for one in ("corpus", "upstream"))
+    engine = Instant(score, jobs=1, corpus=corpus * 64, upstream=lambda job: upstream * 64)
+    failed = Driver(make_study(), tmp_path, engine, lambda _: None).run().failed
+    said = {
+        "corpus": "on another corpus than",
+        "upstream": "on another upstream than",
+        "task file": "other settings than",
+    }
+    assert said[other] in failed["ks/fbank/frozen"]
+    keep(make_study(), tmp_path)
+    assert any(said[other] in note for table in write_outcome(tmp_path) for note in table.notes)
+    for path in tmp_path.rglob("at-2.json"):  # an older version did not say
+        record = json.loads(path.read_text())
+        path.write_text(json.dumps({key: record[key] for key in ("step", "seconds", "metrics")}))
+    assert not any(said[other] in note for table in write_outcome(tmp_path) for note in table.notes)
 
 
 def diverging(*rates: str, kind: str = "rung"):

@@ -25,9 +25,10 @@ def result_of(
     task, run = job.run.task, job.run
     name = task.metrics[0]
     if job.until:
-        return run.stop(job.until), json.dumps(
-            {"step": job.until, "seconds": 1.0, "metrics": {task.dev: {name: score}}}
-        )
+        return run.stop(job.until), json.dumps({
+            "mode": "train", "step": job.until, "seconds": 1.0, "metrics": {task.dev: {name: score}}, "config": run.config(),
+            "data": corpus and {"sha256": corpus}, "splits_sha256": None, "upstream_sha256": upstream,
+        })  # fmt: skip
     split = task.dev if job.kind == "train" else task.test
     tested = run.folder / ("states-10.ckpt" if run.study.checkpoint == "last" else task.best)
     args = {"expdir": str(run.folder), "init_ckpt": str(tested) if job.kind == "test" else None}

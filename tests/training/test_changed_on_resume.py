@@ -62,6 +62,7 @@ def test_other_settings_are_recorded_with_their_step(build, tmp_path):
     stopped_again = resumed(tmp_path)
     stopped_again.until = 2
     build(stopped_again, config).train()
+    assert result(tmp_path, "at-2.json")["changed_settings"][0]["step"] == 1
     config["runner"] |= {"gradient_clipping": 0.5, "total_steps": 4, "log_step": 1}
     build(resumed(tmp_path), config).train()
     changes = [

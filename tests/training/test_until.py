@@ -50,6 +50,9 @@ def test_a_run_in_parts_equals_the_whole_and_is_scored_where_it_stops(build, tmp
         assert all(value.equal(theirs[part][name]) for name, value in ours[part].items())
     ours, theirs = (json.loads((f / "result.json").read_text()) for f in (folder.path, tmp_path / "whole"))
     assert ours["metrics"] == theirs["metrics"] and ours["step"] == 6
+    compared = ("mode", "config", "data", "splits_sha256", "upstream_sha256")
+    assert ours["data"] and ours["upstream_sha256"], "what a race is compared by"
+    assert {key: ours[key] for key in compared} == {key: found[key] for key in compared}
 
 
 def test_a_step_at_or_behind_the_end_is_the_end(build, tmp_path, caplog):

@@ -102,10 +102,26 @@ def _set_other_aside(path: Path, content: Record) -> None:
     )  # fmt: skip
 
 
-def write_stop(folder: RunFolder, step: int, scores: Mapping[str, Mapping[str, float]], seconds: float) -> None:
-    """Write metrics by split and wall time of a run that stops on the way (``args.until``) to ``at-STEP.json``."""
-    metrics = {split: dict(row) for split, row in scores.items()}
-    write_json(folder.stop(step), {"step": step, "seconds": round(seconds, 3), "metrics": metrics})
+def write_stop(
+    args: Namespace,
+    config: Record,
+    scores: Mapping[str, Mapping[str, float]],
+    step: int,
+    seconds: float,
+    corpus: Corpus,
+    **facts: Any,
+) -> None:
+    """Write metrics by split and wall time of a run that stops on the way (``args.until``) to ``at-STEP.json``.
+
+    With them comes what a comparison depends on: task file, corpus and, among the further plain values, the upstream.
+    """
+    folder = RunFolder(args.expdir)
+    content = {
+        "mode": args.mode, "step": step, "seconds": round(seconds, 3),
+        "metrics": {split: dict(row) for split, row in scores.items()},
+        "config": config, "data": corpus.hash, "splits_sha256": splits_sha256(args, corpus), **facts,
+    }  # fmt: skip
+    write_json(folder.stop(step), content, default=str)
     _failed(folder.result()).unlink(missing_ok=True)  # of an earlier attempt
     logger.info("stopped at step %d; its scores are in %s", step, folder.stop(step))
 
