@@ -227,7 +227,7 @@ def draw(contents: Sequence[Mapping[str, Any]], task: str, path: Path) -> None:
             error = stdev(values) if len(values) > 1 else 0.0
             axes.errorbar(fmean(values), place, xerr=error, fmt="|", markersize=12, color="black", capsize=3)
         axes.set_yticks(range(len(rows)), [name_of(row.label) for row in rows])
-        axes.invert_yaxis()
+        axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.grid(axis="x", alpha=0.3)
         axes.set_xlabel(f"{heading(rows[0].metric, 'test')}: single seeds, mean, standard deviation")
         figure.suptitle(f"{task}: encoder of a Whisper")
