@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
+import soundfile
 from scipy.io import wavfile
 
 from s3prl_ext.corpora.audio import SAMPLE_RATE
@@ -67,12 +68,13 @@ class AudioFolder:
     """Write what was estimated from recordings as WAV files: 16 kHz, mono, 32-bit float, so that nothing is clipped.
 
     Args:
-        folder: is made where it is missing; ``NAME.wav``, or of several sources ``NAME_SOURCE.wav``, is replaced.
+        folder: is made where it is missing; ``NAME.wav``, or of several sources ``NAME_SOURCE.wav``, is replaced where
+            it is such a file.
         recordings: all that are read.
         sources: name of each estimate of a recording.
 
     Raises:
-        UsageError: `folder` is a file, or a file in it is one of the recordings.
+        UsageError: `folder` is a file, or a file that would be replaced is a recording or another kind of audio.
     """
 
     def __init__(self, folder: Path, recordings: Sequence[Path], sources: Sequence[str]) -> None:
@@ -87,6 +89,13 @@ class AudioFolder:
         replaced = next((path for paths in self._files.values() for path in paths if path.resolve() in read), None)
         if replaced is not None:
             raise UsageError(f"--write-audio {folder} would replace the recording {replaced}: name another folder.")
+        other = next(
+            (path for paths in self._files.values() for path in paths if path.exists() and not _is_ours(path)), None
+        )
+        if other is not None:
+            raise UsageError(
+                f"--write-audio {folder} would replace {other}, which predict has not written: name another folder."
+            )
 
     def __call__(self, result: AudioResult) -> AudioResult:
         """Write the files of a result; return it with their paths.
@@ -103,6 +112,15 @@ class AudioFolder:
         except OSError as error:
             raise DataError(f"cannot write into {self._folder}: {os.strerror(error.errno or 0)}.") from error
         return replace(result, written=tuple(map(str, files)))
+
+
+def _is_ours(path: Path) -> bool:
+    """Return whether a file is audio as :class:`AudioFolder` writes it."""
+    try:
+        found = soundfile.info(path)
+    except (soundfile.SoundFileError, OSError):
+        return False
+    return (found.samplerate, found.channels, found.format, found.subtype) == (SAMPLE_RATE, 1, "WAV", "FLOAT")
 
 
 def distinct_names(paths: Sequence[Path], spelt: Callable[[str], str] = str) -> dict[str, str]:

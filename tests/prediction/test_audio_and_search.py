@@ -16,7 +16,7 @@ from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.mini_superb import LAYOUTS
 from s3prl_ext.prediction import load
 from s3prl_ext.prediction.decoder import Options
-from s3prl_ext.prediction.results import rttm_name
+from s3prl_ext.prediction.results import AudioResult, rttm_name
 from s3prl_ext.prediction.separation import _continued
 from s3prl_ext.prediction.writing import AudioFolder, distinct_names
 from tests.support import prediction_runs as runs
@@ -62,6 +62,18 @@ def test_a_recording_is_not_replaced(tmp_path):
     AudioFolder(tmp_path, clips, ["s1", "s2"])
     with pytest.raises(UsageError, match="this is a file, name a folder"):
         AudioFolder(clips[0], clips, ["clean"])
+
+
+def test_only_audio_of_an_earlier_call_is_replaced(tmp_path):
+    clip = str(tmp_path / "a.flac")
+    result = AudioResult(clip, 0.1, (), ("clean",), np.zeros((1, 1600), np.float32))
+    for _ in range(2):
+        (written,) = AudioFolder(tmp_path / "out", [Path(clip)], ["clean"])(result).written
+    soundfile.write(written, np.zeros(1600), RATE)  # 16 bits: of someone else
+    before = Path(written).read_bytes()
+    with pytest.raises(UsageError, match="would replace .*a.wav, which predict has not written: name another folder"):
+        AudioFolder(tmp_path / "out", [Path(clip)], ["clean"])
+    assert Path(written).read_bytes() == before
 
 
 @pytest.mark.parametrize("task", ["se"])
