@@ -94,7 +94,10 @@ def _set_other_aside(path: Path, content: Record) -> None:
     changes = scoring_changes(content, old)
     if checkpoints[0] == checkpoints[1] and old["step"] == content["step"] and not changes:
         return
-    kept = RunFolder(path.parent).set_aside(path, old["step"] or 0)
+    try:
+        kept = RunFolder(path.parent).set_aside(path, old["step"] or 0)
+    except FileNotFoundError:
+        return  # an evaluation at the same time has done so
     logger.warning(
         "%s was the result of %s: it is kept as %s", path,
         f"other settings ({in_words(changes)})" if changes else f"another checkpoint ({'/'.join(checkpoints[0])}, step "
