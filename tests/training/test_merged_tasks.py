@@ -6,13 +6,16 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from s3prl_ext.commands import export, merge, report
 from s3prl_ext.configs import load_yaml
+from s3prl_ext.deltas.trained_task import TrainedTask
 from s3prl_ext.evaluation.result_records import ResultRecord, problems
 from s3prl_ext.evaluation.result_rows import rows_of, without_duplicates
 from s3prl_ext.evaluation.scored_runs import runs_of
 from s3prl_ext.training.checkpoint import Checkpoint
+from tests.support import factories
 from tests.support.experiments import make_args, task_config
 
 CHILD = {"method": "child", "mask": "random", "density": 0.1}
@@ -41,6 +44,31 @@ def test_each_lambda_is_a_row(build, tmp_path, hubert_ckpt):
     assert report.main([str(tmp_path / "merged"), "--split", "dev", "--out", str(tmp_path / "report")]) == 0
     written = "".join(path.read_text(encoding="utf-8") for path in (tmp_path / "report").rglob("*.md"))
     assert "linear of one λ 1, two λ 0.25" in written
+
+
+def test_whole_upstreams_with_a_batch_norm_are_scored_and_trained_further_as_merged(build, tmp_path):
+    folder = str(factories.SPEECH_FAMILIES["conformer"](tmp_path / "conformer"))
+    upstream = {"upstream": "hf_speech_custom", "upstream_ckpt": folder}
+    upstream |= {"upstream_feature_selection": "last_hidden_state"}
+    short = {"total_steps": 1, "eval_step": 1, "save_step": 1}
+    for name, seed in (("one", 1), ("two", 2)):
+        build(
+            make_args(tmp_path / name, **upstream, seed=seed), task_config(tuning={"method": "full"}, **short)
+        ).train()
+    merge.main(
+        ["--deltas", str(tmp_path / "one"), str(tmp_path / "two"), "--lambda", "1", "--out", str(tmp_path / "m")]
+    )
+    merged = tmp_path / "m" / "one" / "delta.safetensors"
+    expected = TrainedTask.read(merged).build().state_dict()
+    for mode in ("evaluate", "train"):
+        args = make_args(tmp_path / mode, **upstream, mode=mode, evaluate_split="dev")
+        args.init_ckpt = str(merged)
+        runner = build(args, task_config(**short))
+        getattr(runner, mode)()
+        assert all(torch.equal(runner.tuned.model.state_dict()[name], tensor) for name, tensor in expected.items())
+    again = TrainedTask.read(tmp_path / "train" / "delta.safetensors").build().state_dict()
+    assert all(torch.equal(again[name], tensor) for name, tensor in expected.items())
+    assert any("running_var" in name for name in TrainedTask.read(merged).delta.indices)
 
 
 def test_what_was_trained_with_a_cache_of_the_extractor_is_scored_merged_and_exported(build, tmp_path, hubert_ckpt):
