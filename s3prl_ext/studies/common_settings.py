@@ -49,7 +49,7 @@ class RunSettings:
     def decisive(self, settings: Mapping[str, Sequence[Any]]) -> dict[str, Change]:
         """Return what a resumed run went on with, as far as it decides a result: values before and now by key."""
         before, now = (decisive({key: pair[side] for key, pair in settings.items()}) for side in (0, 1))
-        return _without_added(changes(before, now), self.planned)
+        return without_variables(changes(before, now), self.planned)
 
 
 def _without_added(found: Mapping[str, Change], planned: Mapping[str, Any]) -> dict[str, Change]:

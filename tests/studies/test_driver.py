@@ -402,6 +402,12 @@ BY_HAND = {
         lambda record: record.update(changed_settings=[{"step": 5, "settings": {"optimizer.lr": [0.01, 0.5]}}]),
         "was gone on with at step 5 with optimizer.lr 0.5 in place of 0.01",
     ),
+    "with a key that the task file lacks": (
+        lambda record: record.update(
+            changed_settings=[{"step": 5, "settings": {"downstream_expert.datarc.noise": [None, 2]}}]
+        ),
+        "was gone on with at step 5 with downstream_expert.datarc.noise 2 in place of nothing",
+    ),
     "with a key of its own": (
         lambda record: record.update(changed_settings=[{"step": 5, "settings": {"runner.amp": [None, "bf16"]}}]),
         "was gone on with at step 5 with runner.amp bf16 in place of nothing",
@@ -449,10 +455,8 @@ def harmless(record: dict) -> None:
     config["downstream_expert"].update(labels=["yes", "no"], two_stages=True)
     data = config["downstream_expert"]["datarc"]
     data.update({key: value.replace("${", "/new/") for key, value in data.items() if "${" in str(value)}, num_workers=9)
-    moved = {
-        "downstream_expert.datarc.speech_commands_root": ["/old", "/new"],
-        "downstream_expert.datarc.file_path": ["/old", "/new"],
-    }
+    paths = [key for key, value in data.items() if str(value).startswith("/new/")]
+    moved = {f"downstream_expert.datarc.{key}": ["/old", "/new"] for key in paths}
     record["changed_settings"] = [{"step": 5, "settings": moved}]
 
 
