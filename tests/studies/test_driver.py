@@ -450,7 +450,7 @@ def test_labels_that_are_texts_or_lists_are_compared_with_what_was_run(key, valu
 def harmless(record: dict) -> None:
     """What versions and machines write down in their own way, and what decides nothing."""
     config = record["config"]
-    config["runner"].update(max_keep=7, log_step=3, evaluate_ratio=1.0, amp=None, fp16=False)
+    config["runner"].update(max_keep=7, log_step=3, evaluate_ratio=1.0, amp=None, fp16=False, cache_folder="/x")
     config["optimizer"]["lr"] = str(config["optimizer"]["lr"])
     config["downstream_expert"].update(labels=["yes", "no"], two_stages=True)
     data = config["downstream_expert"]["datarc"]

@@ -14,6 +14,7 @@ ARGUMENTS = {
     "downstream_variant": None, "upstream_feature_selection": "hidden_states", "upstream_layer_selection": None,
     "upstream_feature_normalize": False, "seed": None,
 }  # fmt: skip
+PLACES = ("cache_folder",)  # of files that have no say
 OF_TRAINING = ("optimizer.", "scheduler.", "early_stop.")  # sections without a say when a checkpoint is scored
 SCORING_RUNNER = ("evaluate_ratio", "amp", "fp16", "cache", "cache_dtype")  # the keys of section runner that have one
 Change = tuple[Any, Any]  # the values of a setting in two runs
@@ -27,7 +28,7 @@ def decisive(config: Mapping[str, Any]) -> dict[str, Any]:
 def _flat(section: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in section.items():
         key = f"{where}{name}"
-        if name in WITHOUT_EFFECT or value is None or key == f"downstream_expert.{LABELS}":
+        if name in (*WITHOUT_EFFECT, *PLACES) or value is None or key == f"downstream_expert.{LABELS}":
             continue
         if isinstance(value, Mapping):
             yield from _flat(value, f"{key}.")
