@@ -14,9 +14,9 @@ ARGUMENTS = {
     "downstream_variant": None, "upstream_feature_selection": "hidden_states", "upstream_layer_selection": None,
     "upstream_feature_normalize": False, "seed": None,
 }  # fmt: skip
-PLACES = ("cache_folder",)  # of files that have no say
-OF_TRAINING = ("optimizer.", "scheduler.", "early_stop.")  # sections without a say when a checkpoint is scored
-SCORING_RUNNER = ("evaluate_ratio", "amp", "fp16", "cache", "cache_dtype")  # the keys of section runner that have one
+PLACES = ("cache_folder",)  # folders, which change no result
+OF_TRAINING = ("optimizer.", "scheduler.", "early_stop.")  # sections that do not change how a checkpoint is scored
+SCORING_RUNNER = ("evaluate_ratio", "amp", "fp16", "cache", "cache_dtype")  # keys of section runner that do
 Change = tuple[Any, Any]  # the values of a setting in two runs
 
 
