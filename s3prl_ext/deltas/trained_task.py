@@ -28,7 +28,7 @@ from s3prl_ext.merging.learnable import fold as fold_lambda
 from s3prl_ext.reading import EXPORT_FILE, check_model, parse_json
 from s3prl_ext.run_folder import CHECKPOINT_SUFFIX, RunFolder, missing
 from s3prl_ext.tasks import Task, task_of
-from s3prl_ext.training import last_hidden_state
+from s3prl_ext.training import last_hidden_state, upstream_settings
 from s3prl_ext.training.checkpoint import TASK_PARTS, Checkpoint, StateDict, load
 from s3prl_ext.training.methods import prepare_base
 from s3prl_ext.training.racing.candidates import chosen_tuning
@@ -108,6 +108,7 @@ class TrainedTask:
             "data": stored.data,
             "splits_rule": stored.splits_rule,
             last_hidden_state.KEY: stored.last_hidden_state,
+            upstream_settings.KEY: stored.upstream_settings,
             "checkpoint": path.name,
             "metrics": {},
         }
@@ -242,9 +243,12 @@ class TrainedTask:
 
         Raises:
             UsageError: there is no such upstream.
-            DataError: its model is missing or cannot be loaded.
+            DataError: its model is missing or cannot be loaded, or has other settings than it was tuned with.
         """
         model = build_untuned(self.spec)
+        upstream_settings.check_settings(
+            self.info.get(upstream_settings.KEY), upstream_settings.stated_settings(model), str(self.path)
+        )
         prepare_base(model, self.tuning)
         return model
 

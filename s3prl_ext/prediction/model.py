@@ -28,7 +28,7 @@ from s3prl_ext.prediction.windows import Window
 from s3prl_ext.reading import EXPORT_FILE, parse_json
 from s3prl_ext.run_folder import RunFolder
 from s3prl_ext.tasks import task_of
-from s3prl_ext.training import checkpoint, last_hidden_state
+from s3prl_ext.training import checkpoint, last_hidden_state, upstream_settings
 from s3prl_ext.training.devices import check_device
 from s3prl_ext.training.forward import TaskModels
 from s3prl_ext.training.run_spec import RunSpec
@@ -121,6 +121,7 @@ def _evaluation(path: Path) -> TrainedTask | None:
         "tuning": None,
         "config": config,
         last_hidden_state.KEY: content.get(last_hidden_state.KEY),
+        upstream_settings.KEY: content.get(upstream_settings.KEY),
     }
     return TrainedTask.untrained(path, about, content.get("upstream_sha256"), content.get("merge"))
 

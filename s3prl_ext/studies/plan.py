@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from s3prl_ext.studies.config import Study
 from s3prl_ext.studies.jobs import Job, JobFailure
 from s3prl_ext.studies.race import Standing, jobs_of, standing
 from s3prl_ext.studies.study_run import StudyRun
+from s3prl_ext.training import upstream_settings
 from s3prl_ext.training.racing.early_stop import EarlyStopConfig
 from s3prl_ext.training.results.run_settings import in_words
 
@@ -278,7 +280,7 @@ class StudyCell:
     def _compare_upstream(self, run: StudyRun, record: ResultRecord) -> None:
         if (found := record["upstream_sha256"]) is None:
             return
-        flags = (
+        flags = tuple(
             word for flag, value in run.given_flags().items() if flag not in ("-d", "-c") for word in (flag, value)
         )
         by_seed = self.models.setdefault((run.labels["task"], run.labels["upstream"], *flags), {})
@@ -294,6 +296,17 @@ class StudyCell:
             )
             if drawn is None and len(by_seed) > 1:
                 self.mixed += f" If it lacks weights, which each seed draws, remove {fetch.marker} instead."
+        if (settings := record[upstream_settings.KEY]) is None:
+            return
+        version = settings.get(upstream_settings.VERSION)
+        place = repr((run.labels["task"], run.labels["upstream"], *flags, version))
+        before = self.bases.setdefault((place, upstream_settings.KEY), (run.name, json.dumps(settings)))
+        if changed := upstream_settings.other_settings(json.loads(before[1]), settings):
+            self.mixed = (
+                f"{run.name} was run on another upstream than {before[0]} ({', '.join(changed[:3])}): put "
+                "config.json and preprocessor_config.json of then back (-k), or remove the runs of one of them, and "
+                "run the study again."
+            )
 
     def best(self) -> str:
         """Return the best score on dev so far, as text."""

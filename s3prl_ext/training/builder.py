@@ -51,6 +51,7 @@ from s3prl_ext.training.upstream_checks import (
     first_features,
     upstream_problem,
 )
+from s3prl_ext.training.upstream_settings import check_settings
 from s3prl_ext.upstreams.merged_attention.decoder import check_task
 from s3prl_ext.upstreams.merged_attention.record import check_merge_record, with_remedy
 
@@ -370,6 +371,8 @@ class RunBuilder(_StockRunner):
         where = str(self.resumed.path)
         if name == "Upstream" and not self.resumed.holds_upstream:
             self.tuned.check_base(self.resumed.extension.upstream_sha256, where)
+        if name == "Upstream" and not (self._begins and self.resumed.holds_upstream):
+            check_settings(self.resumed.extension.upstream_settings, self.tuned.settings, where)
         if name == "Upstream" and self.resumed.changes is not None:
             self.tuned.load(self.resumed.changes, where)
         state = self.resumed.weights.get(name)

@@ -21,7 +21,7 @@ from s3prl_ext.randomness import RandomState
 from s3prl_ext.reading import check_archive, is_archive
 from s3prl_ext.run_folder import DELTA_SUFFIX
 from s3prl_ext.tasks.record import LABELS
-from s3prl_ext.training import last_hidden_state
+from s3prl_ext.training import last_hidden_state, upstream_settings
 from s3prl_ext.training.batching.batches import Position
 from s3prl_ext.training.batching.corpus_hash import CorpusHash
 from s3prl_ext.training.racing.candidates import chosen_tuning
@@ -44,6 +44,7 @@ class Extension:
 
     Attributes:
         upstream_sha256: hash of the untouched upstream.
+        upstream_settings: its settings, see :func:`s3prl_ext.training.upstream_settings.stated_settings`.
         data: hash of the corpus.
         splits_rule: what the hash of its division was made by, see
             :data:`s3prl_ext.training.batching.corpus_hash.SPLITS_RULE`.
@@ -68,6 +69,7 @@ class Extension:
     """
 
     upstream_sha256: str | None = None
+    upstream_settings: Section | None = None
     data: CorpusHash | None = None
     splits_rule: int | None = None
     merge: MergeRecord | str | None = None
@@ -202,6 +204,7 @@ class Checkpoint:
             processes=info.get("processes") or 0,
             extension=Extension(
                 upstream_sha256=delta.base_sha256,
+                upstream_settings=info.get(upstream_settings.KEY),
                 data=info.get("data"),
                 splits_rule=info.get("splits_rule"),
                 candidate=info.get("candidate"),
@@ -233,8 +236,8 @@ class Checkpoint:
         if config and known.candidate is not None:
             config = {**config, "tuning": chosen_tuning(config.get("tuning"), known.candidate)}
         belonging = Extension(
-            upstream_sha256=known.upstream_sha256, merge=known.merge, last_hidden_state=known.last_hidden_state,
-            members=known.members, merged_tasks=known.merged_tasks,
+            upstream_sha256=known.upstream_sha256, upstream_settings=known.upstream_settings, merge=known.merge,
+            last_hidden_state=known.last_hidden_state, members=known.members, merged_tasks=known.merged_tasks,
         )  # fmt: skip
         return replace(
             self, step=0, epoch=0, config=config, optimizer=None, scheduler=None, processes=0, extension=belonging

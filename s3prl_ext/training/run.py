@@ -24,7 +24,7 @@ from s3prl_ext.errors import DataError
 from s3prl_ext.merging.learnable_lambda import LearnableLambda
 from s3prl_ext.run_folder import RunFolder
 from s3prl_ext.tasks import task_of
-from s3prl_ext.training import best_scores, checkpoint, distributed, last_hidden_state
+from s3prl_ext.training import best_scores, checkpoint, distributed, last_hidden_state, upstream_settings
 from s3prl_ext.training.batching.corpus_hash import SPLITS_RULE, CorpusHash
 from s3prl_ext.training.batching.feature_cache import FeatureCache
 from s3prl_ext.training.checkpoint import Checkpoint, Extension
@@ -94,6 +94,7 @@ class Experiment:
         """What every checkpoint says of the circumstances: hash of the untouched upstream, features, merge, corpus."""
         return Extension(
             upstream_sha256=self.tuned.base_sha256,
+            upstream_settings=self.tuned.settings or None,
             data=self.data,
             splits_rule=SPLITS_RULE,
             merge=getattr(self.tuned.model, "merge_record", None),
@@ -367,6 +368,7 @@ class Run:
             "data": experiment.data,
             "splits_rule": SPLITS_RULE,
             last_hidden_state.KEY: last_hidden_state.PRESENT,
+            upstream_settings.KEY: experiment.tuned.settings or None,
             "merge": getattr(experiment.tuned.model, "merge_record", None),
         }
         if experiment.changed_settings:

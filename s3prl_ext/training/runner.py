@@ -19,7 +19,7 @@ from s3prl_ext.configs import Record
 from s3prl_ext.errors import UsageError, one_sentence_errors
 from s3prl_ext.evaluation.diarization_scoring import predictions_sha256
 from s3prl_ext.run_folder import RunFolder
-from s3prl_ext.training import distributed, last_hidden_state
+from s3prl_ext.training import distributed, last_hidden_state, upstream_settings
 from s3prl_ext.training.batching.clip_store import announce
 from s3prl_ext.training.batching.corpus_hash import CorpusHash
 from s3prl_ext.training.builder import RunBuilder
@@ -273,6 +273,7 @@ class Runner(RunBuilder, StockRunner):
         facts: Record = {
             "candidate": self.candidate.name if self.candidate else None,
             "upstream_sha256": self.tuned.base_sha256,
+            upstream_settings.KEY: self.tuned.settings or None,
             "begins_with": self.begins_with,
             "processes": self._processes(),
             "predictions_sha256": predictions_sha256(Path(self.args.expdir))

@@ -21,6 +21,7 @@ from s3prl_ext.configs import Section
 from s3prl_ext.errors import DataError
 from s3prl_ext.models.hashing import state_sha256, tensors_sha256
 from s3prl_ext.training.statistics import StateChanged, check_buffers, copy_buffers, restore_buffers
+from s3prl_ext.training.upstream_settings import stated_settings
 from s3prl_ext.upstreams.merged_attention.record import rounding_hint
 
 
@@ -34,12 +35,14 @@ class TunedUpstream:
 
     Attributes:
         base_sha256: hash of the untouched upstream.
+        settings: of the untouched upstream, see :func:`s3prl_ext.training.upstream_settings.stated_settings`.
         indices: changed entries by tensor name, sorted flat (CPU); empty where no child network trains.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.base_sha256 = state_sha256(model.state_dict())
+        self.settings = stated_settings(model)
         self.indices: Mask = {}
         self._base: dict[str, Tensor] = {}  # values of the entries of `indices` in the untouched upstream
         self._copies: dict[str, Tensor] = {}  # whole tensors, see remember_trainable

@@ -315,6 +315,26 @@ def test_two_seeds_with_an_upstream_that_was_replaced_between_them_are_not_avera
     assert "seed=1 was run on another upstream than" in progress.failed["ks/fbank/frozen"]
 
 
+@pytest.mark.parametrize(
+    ("later", "said"),
+    [
+        ({"transformers": "5.0", "HubertConfig.num_attention_heads": 1}, "HubertConfig.num_attention_heads 1 instead of 2"),
+        ({"transformers": "5.1", "HubertConfig.num_attention_heads": 1}, ""),  # may mean the same
+        ({"transformers": "5.0", "HubertConfig.num_attention_heads": 2}, ""),
+        (None, ""),
+    ],
+)  # fmt: skip
+def test_a_study_does_not_mix_two_settings_of_one_model(later, said, tmp_path):
+    """The same weights with another ``config.json``."""
+    engine = Instant(score, upstream=lambda _: "a" * 64)
+    Driver(make_study(), tmp_path, engine, lambda _: None).run()
+    for path in tmp_path.rglob("result*.json"):
+        settings = {"transformers": "5.0", "HubertConfig.num_attention_heads": 2} if "seed=0" in path.parts else later
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"upstream_settings": settings}))
+    _, progress = drive(tmp_path)
+    assert bool(progress.failed) == bool(said) and all(said in one for one in progress.failed.values())
+
+
 def test_a_result_that_is_not_what_its_label_says_is_named(tmp_path):
     """Of an axis that another setting replaced, an older version ran one value under all labels."""
     drive(tmp_path)

@@ -35,6 +35,7 @@ from s3prl_ext.training.run import Experiment, Run
 from s3prl_ext.training.selection.fisher_batches import open_batches
 from s3prl_ext.training.train_state import Diverged
 from s3prl_ext.training.tuning_config import TuningConfig
+from s3prl_ext.training.upstream_settings import check_settings
 
 logger = logging.getLogger(__name__)
 
@@ -229,6 +230,7 @@ class CandidateRuns:
         experiment = self.experiment
         if not ckpt.holds_upstream:
             experiment.tuned.check_base(ckpt.extension.upstream_sha256, str(ckpt.path))
+        check_settings(ckpt.extension.upstream_settings, experiment.tuned.settings, str(ckpt.path))
         if ckpt.changes is not None:
             experiment.tuned.load(ckpt.changes, str(ckpt.path))
         elif ckpt.upstream:

@@ -27,9 +27,11 @@ from s3prl_ext.training.results.provenance import versions
 from s3prl_ext.training.run_spec import RunSpec
 from s3prl_ext.training.selection.fisher_batches import ORDER
 from s3prl_ext.training.tuning_config import TuningConfig
+from s3prl_ext.training.upstream_settings import stated_settings
 
 NOT_READ = ("runner", "optimizer", "scheduler", "tuning", "early_stop")  # sections that a Fisher pass does not read
 BATCH_SIZE = "batch size"
+SETTINGS = "settings"  # fact that files of earlier versions lack
 ENVIRONMENT = ("versions", "device")  # facts that decide about the last bits of a score, not about its meaning
 
 
@@ -63,6 +65,7 @@ def facts_of(
         "cache": [runner.get("cache"), runner.get("cache_dtype")],
         "corpus": data,
         "weights": [state_sha256(module.state_dict()) for module in modules],
+        SETTINGS: [stated_settings(module) for module in modules],
         "structure": [hashlib.sha256(text.encode()).hexdigest() for text in (*map(repr, modules), *sorted(configs))],
         "eligible": sorted(parameters),
     }

@@ -21,6 +21,7 @@ from s3prl_ext.reading import check_archive
 from s3prl_ext.training import checkpoint
 from s3prl_ext.training.forward import TaskModels
 from s3prl_ext.training.selection.choice import Choice
+from s3prl_ext.training.selection.pass_facts import SETTINGS
 from s3prl_ext.training.statistics import hold_statistics
 
 logger = logging.getLogger(__name__)
@@ -30,6 +31,7 @@ OPAQUE = {
     "order": "the utterances in another order, as an earlier version read them",
     "weights": "other weights of the upstream or of the head",
     "corpus": "other files in the corpus",
+    SETTINGS: "other settings of the upstream or of its preprocessing",
     "structure": "another structure of the upstream or of the head",
     "eligible": "other eligible weights",
 }  # what is neither a number nor a name, in words
@@ -133,7 +135,7 @@ class ScoringPass:
                 f"{self.partial} is not readable (truncated or corrupt); delete it to start over."
             ) from error
         for name, value in self.key.items():
-            if key.get(name) != value:
+            if key.get(name) != value and (name != SETTINGS or name in key):
                 raise UsageError(
                     f"{self.partial} belongs to a {self.what} with {_difference(name, key.get(name), value)}; use the "
                     "same settings, or delete it to start over."
