@@ -30,6 +30,7 @@ from s3prl_ext.models.hashing import state_sha256
 from s3prl_ext.models.linear_inputs import LinearInputs
 from s3prl_ext.models.tied import first_names
 from s3prl_ext.progress import bar
+from s3prl_ext.training import upstream_settings
 from s3prl_ext.training.checkpoint import TASK_PARTS
 from s3prl_ext.training.divisions import division_of
 from s3prl_ext.training.selection.shared_scores import Scores
@@ -132,6 +133,12 @@ def merge_tasks(
             raise DataError(
                 f"{task.path} was tuned from another upstream than {tasks[0].path}: merge tasks of one upstream, or "
                 "name where it is now with -k."
+            )
+        settings = [other.info.get(upstream_settings.KEY) or {} for other in (tasks[0], task)]
+        if changed := upstream_settings.other_settings(*settings):
+            raise DataError(
+                f"{task.path} was tuned with other settings of the upstream than {tasks[0].path} "
+                f"({', '.join(changed[:3])}): merge tasks of one upstream."
             )
         base = base or state
         tuned.append(one)

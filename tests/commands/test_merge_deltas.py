@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import soundfile
@@ -11,16 +12,18 @@ import torch
 from s3prl_ext.child_tuning import delta as delta_files
 from s3prl_ext.child_tuning.eligible import eligible_parameters
 from s3prl_ext.commands import merge
-from s3prl_ext.deltas.merging import TunedWeights, moments_read
+from s3prl_ext.deltas.merging import TunedWeights, merge_tasks, moments_read
 from s3prl_ext.deltas.switch import TaskSwitch
 from s3prl_ext.deltas.trained_task import TrainedTask
 from s3prl_ext.errors import DataError, UsageError
+from s3prl_ext.merging.methods import MethodConfig
 from s3prl_ext.merging.task_vectors import ties
 from s3prl_ext.models.hashing import state_sha256
 from s3prl_ext.models.linear_inputs import LinearInputs
 from s3prl_ext.training.selection.shared_scores import SharedScores
 from s3prl_ext.training.statistics import StateChanged
 from s3prl_ext.training.tuned_upstream import TunedUpstream
+from s3prl_ext.training.upstream_settings import KEY
 from tests.support import tuned as made
 
 CHILD = {"method": "child", "mask": "fisher", "density": 0.3}
@@ -437,6 +440,15 @@ def test_wrong_flags_are_one_sentence_before_anything_is_read(flags, message, tm
     with pytest.raises(UsageError, match=message):
         run("--deltas", tmp_path / "missing", *flags)
     assert not (tmp_path / "merged").exists()
+
+
+def test_tasks_of_one_upstream_with_other_settings_are_refused(task):
+    tasks = []
+    for heads, name in ((2, "ks"), (1, "ic")):
+        read = TrainedTask.read(task(name)[0])
+        tasks.append(replace(read, info={**read.info, KEY: {"transformers": "5", "HubertConfig.heads": heads}}))
+    with pytest.raises(DataError, match=r"other settings of the upstream than .*\(HubertConfig.heads 1 instead of 2\)"):
+        merge_tasks(tasks, [0.5, 0.5], MethodConfig("linear"))
 
 
 def test_what_cannot_be_merged_is_one_sentence(task, tmp_path):

@@ -15,7 +15,7 @@ from s3prl_ext.deltas.trained_task import TrainedTask
 from s3prl_ext.errors import DataError
 from s3prl_ext.run_folder import RunFolder
 from s3prl_ext.training import checkpoint
-from s3prl_ext.training.selection.pass_facts import SETTINGS, facts_of
+from s3prl_ext.training.selection.pass_facts import SETTINGS, differences, facts_of
 from s3prl_ext.training.selection.scoring_pass import _difference
 from s3prl_ext.training.selection.shared_scores import SharedScores
 from s3prl_ext.training.upstream_settings import KEY, VERSION, check_settings, stated_settings
@@ -128,4 +128,7 @@ def test_scores_of_a_pass_belong_to_their_preprocessing(folder, tmp_path):
     assert SharedScores(tmp_path, facts()).path == SharedScores(tmp_path, first).path
     edit(folder, "preprocessor_config.json", do_normalize=False)
     assert SharedScores(tmp_path, facts()).path != SharedScores(tmp_path, first).path
+    trained = vars(args) | {"config": {}}
+    assert differences(first, trained | {KEY: first[SETTINGS][0]}) == differences(first, trained) == []
+    assert differences(facts(), trained | {KEY: first[SETTINGS][0]}) == ["settings of the upstream"]
     assert _difference(SETTINGS, first[SETTINGS], facts()[SETTINGS]).startswith("other settings of the upstream")

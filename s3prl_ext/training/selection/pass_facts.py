@@ -27,7 +27,7 @@ from s3prl_ext.training.results.provenance import versions
 from s3prl_ext.training.run_spec import RunSpec
 from s3prl_ext.training.selection.fisher_batches import ORDER
 from s3prl_ext.training.tuning_config import TuningConfig
-from s3prl_ext.training.upstream_settings import stated_settings
+from s3prl_ext.training.upstream_settings import KEY, other_settings, stated_settings
 
 NOT_READ = ("runner", "optimizer", "scheduler", "tuning", "early_stop")  # sections that a Fisher pass does not read
 BATCH_SIZE = "batch size"
@@ -72,7 +72,9 @@ def facts_of(
 
 
 def differences(facts: Section, info: Section) -> list[str]:
-    """Return in what a pass was not over what a task was trained on: task, features, task file, corpus; in words.
+    """Return in what a pass was not over what a task was trained on, in words.
+
+    That is its task, features, task file, corpus and settings of the upstream.
 
     Args:
         facts: of the pass, see :func:`facts_of`.
@@ -82,7 +84,9 @@ def differences(facts: Section, info: Section) -> list[str]:
     run, corpus = facts.get("run") or {}, facts.get("corpus") or {}
     read = _trained_on(run, expert_of(facts.get("task file")), corpus)
     trained = _trained_on(info, expert_of(info.get("config")), info.get("data") or corpus)
-    return [what for what, value in read.items() if value != trained[what]]
+    found = [what for what, value in read.items() if value != trained[what]]
+    settings, known = (facts.get(SETTINGS) or [{}])[0], info.get(KEY)
+    return found + (["settings of the upstream"] if other_settings(known, settings) else [])
 
 
 def _trained_on(run: Section, expert: Record, corpus: Section) -> Record:
