@@ -46,6 +46,8 @@ def shortened(config: Mapping[str, Any]) -> dict[str, Any]:
     tuning = config.get("tuning")
     if isinstance(tuning, Mapping) and "child" in str(tuning.get("method")):
         result["tuning"] = {**tuning, "fisher": {"max_batches": 1}}
+        if "reselect_every" in tuning:
+            result["tuning"]["reselect_every"] = 1
     return result
 
 
