@@ -16,6 +16,8 @@ from s3prl_ext.errors import DataError
 from s3prl_ext.reading import parse_json
 
 CONFIG_FILE = "config.json"
+# Settings of transformers that only say where a model comes from and how it is stored.
+OF_STORAGE = ("transformers_version", "architectures", "dtype", "torch_dtype", "processor_class")
 LAYERS = (
     "num_hidden_layers", "encoder_layers", "decoder_layers", "num_feat_extract_layers", "encoder_num_hidden_layers",
     "decoder_num_hidden_layers",

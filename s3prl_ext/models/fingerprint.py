@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from s3prl_ext.model_settings import OF_STORAGE
 from s3prl_ext.models.hashing import state_sha256
 
 NUMBERS = (bool, int, float)
@@ -49,12 +50,10 @@ def settings_sha256(module: nn.Module) -> str:
     That is the preprocessing of transformers and of s3prl, the configuration of the model and of its parts, and what a
     task names in a method ``decisive()``, such as vocabulary and generation settings of its head.
     """
-    parts: list[Any] = list(module.modules())
-    configs = {id(part.config): part.config for part in parts if hasattr(getattr(part, "config", None), "to_diff_dict")}
     extractor, task = getattr(module, "extracter", None), getattr(module, "task_cfg", None)
     decisive: Any = getattr(module, "decisive", None)
     facts = {
-        "configs": [_without_names(config.to_diff_dict()) for config in configs.values()],  # of transformers
+        "configs": [_without_names(config.to_diff_dict()) for config in configurations(module)],
         "preprocessing": None if extractor is None else _without_names(extractor.to_dict()),
         "task": None if task is None else str(task),
         "head": decisive() if callable(decisive) else None,
@@ -62,7 +61,13 @@ def settings_sha256(module: nn.Module) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
 
+def configurations(module: nn.Module) -> list[Any]:
+    """Return the configurations of transformers that a model and its parts have, each once."""
+    parts: list[Any] = list(module.modules())
+    found = {id(part.config): part.config for part in parts if hasattr(getattr(part, "config", None), "to_diff_dict")}
+    return list(found.values())
+
+
 def _without_names(settings: dict[str, Any]) -> dict[str, Any]:
     """Return settings without what only says where they come from and how they were stored."""
-    named = ("transformers_version", "architectures", "dtype", "torch_dtype", "processor_class")
-    return {key: value for key, value in settings.items() if not key.startswith("_") and key not in named}
+    return {key: value for key, value in settings.items() if not key.startswith("_") and key not in OF_STORAGE}

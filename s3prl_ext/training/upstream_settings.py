@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from s3prl_ext.errors import DataError
+from s3prl_ext.model_settings import OF_STORAGE
 
 if TYPE_CHECKING:  # torch is not needed to compare
     from torch import nn
@@ -19,8 +20,8 @@ if TYPE_CHECKING:  # torch is not needed to compare
 logger = logging.getLogger(__name__)
 
 WITHOUT_EFFECT = (
-    *("transformers_version", "architectures", "dtype", "torch_dtype", "processor_class", "tokenizer_class"),
-    *("name_or_path", "attn_implementation", "output_attentions", "output_hidden_states", "return_dict"),
+    *(*OF_STORAGE, "tokenizer_class", "name_or_path"),
+    *("attn_implementation", "output_attentions", "output_hidden_states", "return_dict"),
     *("use_return_dict", "use_cache", "torchscript", "gradient_checkpointing", "id2label", "label2id", "num_labels"),
     *("layerdrop", "apply_spec_augment", "tie_last_hidden_states"),  # set by us, whatever the files say
 )  # settings of transformers that do not decide the features of an upstream
@@ -34,14 +35,14 @@ def stated_settings(module: nn.Module) -> dict[str, Any]:
     That is what the files next to the weights say, ``config.json`` and ``preprocessor_config.json``, with the defaults
     of transformers, whose version is one of the values. Empty where transformers reads neither.
     """
+    from s3prl_ext.models.fingerprint import configurations
+
     found: dict[str, Any] = {}
-    parts: list[Any] = list(module.modules())
-    configs = {id(part.config): part.config for part in parts if hasattr(getattr(part, "config", None), "to_diff_dict")}
-    for config in configs.values():
+    for config in configurations(module):
         prefix = type(config).__name__
         for key, value in _plain(prefix, config.to_dict()):
             found.setdefault(key, value)  # of parts of a model whose configuration was copied
-    for part in parts:
+    for part in module.modules():
         extractor: Any = getattr(part, "extracter", None)
         if hasattr(extractor, "to_dict"):
             found |= _plain("preprocessing", extractor.to_dict())
