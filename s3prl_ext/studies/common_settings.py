@@ -7,9 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from s3prl_ext.studies.study_run import StudyRun
-from s3prl_ext.training.results.run_settings import Change, changes, decisive, same, without_variables
-
-COMPLETED = "downstream_expert."  # the section to which a task may add what its file leaves open
+from s3prl_ext.training.results.run_settings import COMPLETED, Change, changes, decisive, same, without_variables
 
 
 @dataclass(frozen=True)

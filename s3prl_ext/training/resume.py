@@ -31,13 +31,13 @@ from s3prl_ext.training.methods import resolve_tuning
 from s3prl_ext.training.parameter_groups import RatesConfig
 from s3prl_ext.training.racing.candidates import candidates_of
 from s3prl_ext.training.results import result_file
+from s3prl_ext.training.results.run_settings import COMPLETED
 from s3prl_ext.training.run_spec import FLAGS, TASK_ARGUMENTS, UPSTREAM_ARGUMENTS, RunSpec, arguments_in_override
 from s3prl_ext.training.task_file import translate
 from s3prl_ext.training.tuning_config import TuningConfig
 
 logger = logging.getLogger(__name__)
 
-COMPLETED = "downstream_expert."  # the section to which a task may add what its file leaves open
 # What -o does not change on resume: flags but those of a model that has moved (-k, -g), and sections of the task file.
 _FIXED = {flag for name, flag in FLAGS.items() if name not in UPSTREAM_ARGUMENTS[1:]}
 _FIXED_SECTIONS = ("optimizer.", "scheduler", "tuning")

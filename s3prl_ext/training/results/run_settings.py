@@ -14,6 +14,7 @@ ARGUMENTS = {
     "downstream_variant": None, "upstream_feature_selection": "hidden_states", "upstream_layer_selection": None,
     "upstream_feature_normalize": False, "seed": None,
 }  # fmt: skip
+COMPLETED = "downstream_expert."  # the section to which a task may add what its file leaves open
 PLACES = ("cache_folder",)  # folders, which change no result
 OF_TRAINING = ("optimizer.", "scheduler.", "early_stop.")  # sections that do not change how a checkpoint is scored
 SCORING_RUNNER = ("evaluate_ratio", "amp", "fp16", "cache", "cache_dtype")  # keys of section runner that do
