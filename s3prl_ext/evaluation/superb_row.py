@@ -110,8 +110,8 @@ def _without_line(
     left = [found for found in models if not any(found is line for line in lines)]
     labels = name_rows([*lines, *left], names)[len(lines) :]
     return [
-        f"{_of_task(found[0])} has no line, it is the only task of {label}: a line is of one upstream, one kind of "
-        "features and one section tuning."
+        f"{_of_task(found[0])} has no line, because it is the only task of {label}: a line is of one upstream, one "
+        "kind of features and one section tuning."
         for label, found in zip(labels, left, strict=True)
     ]
 

@@ -33,7 +33,7 @@ class StopRequest:
     """Context manager that turns the first SIGINT or SIGTERM into a flag; a second SIGINT stops at once.
 
     From then on a worker of a DataLoader that ends raises no error, which torch would do wherever the run just is, such
-    as in the midst of a step or of a file; only who waits for its batch gets one, see :meth:`or_lost_worker`.
+    as in the middle of a step or of a file; only who waits for its batch gets one, see :meth:`or_lost_worker`.
 
     Outside the main thread, where Python allows no signal handlers, it does nothing.
     """

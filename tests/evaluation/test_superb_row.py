@@ -105,7 +105,7 @@ def test_tables_do_not_mix_languages(tmp_path, capsys):
         ("/ar/es/cv/zh-CN/clips", "zh-CN"),
         ("/x/fr/clips", None),
         (None, None),
-        ("/home/es/cv/fr/clips", None),
+        ("/users/es/cv/fr/clips", None),
         ("/cv/ar/clips/", "ar"),
     ],
 )
@@ -147,8 +147,8 @@ def test_what_ends_in_no_line_or_no_column_is_named():
     table = superb_table(runs(*given, french), {})
     assert len(table.rows) == 1 and {row["task"] for row in table.values} == {"ks", "sid"}
     assert table.notes[0] == (
-        "pr has no line, it is the only task of hubert, child fisher P 0.1, tuning.fisher.granularity sample: a line is "
-        "of one upstream, one kind of features and one section tuning."
+        "pr has no line, because it is the only task of hubert, child fisher P 0.1, tuning.fisher.granularity sample: a "
+        "line is of one upstream, one kind of features and one section tuning."
     )
     assert "hubert, child fisher P 0.1: 3.json (ood, wer) has no column." in table.notes
     assert not any("no line" in note or "no column" in note for note in superb_table(runs(*given[:2]), {}).notes)
