@@ -78,7 +78,7 @@ class ScoredRun:
 
     @property
     def part(self) -> str:
-        """The set of its task that it is of, such as a language; empty where there is one alone."""
+        """The set of its task that it is of, such as a language, or its other figure; empty for neither."""
         return str(self.facts.get("set", ""))
 
     @property
@@ -248,7 +248,7 @@ def facts_of(record: ResultRecord) -> dict[str, Any]:
         "upstream_ckpt": last_part(args.get("upstream_ckpt")),
         "upstream_sha256": record["upstream_sha256"],
         "variant": args.get("downstream_variant"),
-        "set": task.sets.named_in(record.at(f"config.{key}") for key in task.sets.keys) if task.sets else None,
+        "set": task.set_named(lambda key: record.at(f"config.{key}")),
         "features": f"{args.get('upstream_feature_selection')}/{args.get('upstream_layer_selection')}"
         + ("/normalised" if args.get("upstream_feature_normalize") else ""),
         "last_hidden_state": record["last_hidden_state"],

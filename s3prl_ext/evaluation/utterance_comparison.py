@@ -13,7 +13,7 @@ from s3prl_ext.evaluation.scored_runs import ScoredRun
 from s3prl_ext.evaluation.significance import bootstrap_difference, bootstrap_ratio, mcnemar_exact
 from s3prl_ext.evaluation.utterance_counts import Counts, counted_metric, utterance_counts
 from s3prl_ext.metrics import metric
-from s3prl_ext.tasks import named
+from s3prl_ext.tasks import Task, named
 
 
 @dataclass(frozen=True)
@@ -139,10 +139,14 @@ def _counts(run: ScoredRun) -> Counts | None:
     return (
         None
         if run.utterances is None
-        else utterance_counts(run.utterances, run.split, run.values, run.source, named(run.task))
+        else utterance_counts(run.utterances, run.split, run.values, run.source, _task(run))
     )
 
 
 def _metric(run: ScoredRun) -> str | None:
     """Return the metric that the counts of a run are of; None without any."""
-    return None if run.utterances is None else counted_metric(run.utterances, run.split, run.values, named(run.task))
+    return None if run.utterances is None else counted_metric(run.utterances, run.split, run.values, _task(run))
+
+
+def _task(run: ScoredRun) -> Task:
+    return named(run.task).of_set(run.part)

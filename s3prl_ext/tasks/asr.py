@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from s3prl_ext.tasks.counts import edits, words
-from s3prl_ext.tasks.record import Reads, Task, Utterances
+from s3prl_ext.tasks.record import OtherFigure, Reads, Task, Utterances
 
 TASK = Task(
     name="asr",
@@ -22,6 +22,12 @@ TASK = Task(
     divides_batches=2,  # every full bucket whose longest clip has more than 2000 samples
     counts={"wer": edits("target_words", "pred_words"), "uer": edits("target_tokens", "pred_tokens", words)},
     utterances=Utterances("{}-noLM-hyp.ark", "{}-noLM-ref.ark", "wer", "words"),
+    other_figure=OtherFigure(
+        "downstream_expert.datarc.decoder_args.decoder_type",
+        "kenlm",
+        "with LM",
+        Utterances("{}-LM-hyp.ark", "{}-LM-ref.ark", "wer", "words"),
+    ),
     writes=("*.ark",),
     decoder="s3prl_ext.prediction.transcription:words",
     superb=("wer",),

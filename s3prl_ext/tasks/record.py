@@ -135,6 +135,22 @@ class Utterances(NamedTuple):
     between: str = " "
 
 
+class OtherFigure(NamedTuple):
+    """A setting with which a task is reported by another figure, in a column and tables of its own.
+
+    Attributes:
+        key: of the task file, dotted.
+        value: at which it is that figure.
+        name: what the figure is called, such as ``with LM``.
+        utterances: the files with the output for each utterance; equal to those of the task where they are.
+    """
+
+    key: str
+    value: str
+    name: str
+    utterances: Utterances
+
+
 class SingleClips(NamedTuple):
     """The batch size of a task's evaluations, which is to be 1.
 
@@ -175,6 +191,7 @@ class Task:
         folds: of its cross-validation; None where there is none.
         divided_by: further keys of the task file, dotted, whose single values divide the corpus, as the fold does.
         sets: corpora that are reported one by one; None where there is one.
+        other_figure: a setting that gives it another figure than its own; None where there is none.
         part: keys by which it reads a part of dev and test; None where it has none.
         divides_batches: parts into which s3prl divides the batches that the task file asks for.
         not_used: keys of its task files that s3prl reads and then leaves alone.
@@ -189,7 +206,8 @@ class Task:
         places: attributes of the expert that say where it writes, and that place below the folder of a run.
         decoder: ``"module:name"`` of a class or function that gives what ``s3prl-ext predict`` asks, from
             :class:`s3prl_ext.prediction.decoder.Inputs`; None where there is none.
-        superb: metrics that are its columns in SUPERB's row; with :attr:`sets` each set has a column, of its metric.
+        superb: metrics that are its columns in SUPERB's row; with :attr:`sets` each set has a column, of its metric, and
+            :attr:`other_figure` has one for each.
         frame_below: key of section ``downstream_expert``, dotted, of a number of samples that a frame of the upstream
             must stay below; None where any frame will do.
         single_clips: the batch size of evaluations, where it is to be 1; None where any will do.
@@ -215,6 +233,7 @@ class Task:
     folds: Folds | None = None
     divided_by: tuple[str, ...] = ()
     sets: Sets | None = None
+    other_figure: OtherFigure | None = None
     part: Part | None = None
     divides_batches: int = 1
     not_used: tuple[str, ...] = ()
@@ -257,11 +276,28 @@ class Task:
         known = tuple(name for name in listed if name in METRICS)
         return replace(self, metrics=known or self.metrics, kept_by=listed[0])
 
+    def set_named(self, at: Callable[[str], Any]) -> str | None:
+        """Return the set, or the name of the other figure, of a run; None for neither.
+
+        Args:
+            at: gives the value at a dotted key of its task file; None where there is none.
+        """
+        other = self.other_figure
+        if other is not None and at(other.key) == other.value:
+            return other.name
+        return self.sets.named_in(at(key) for key in self.sets.keys) if self.sets else None
+
+    def of_set(self, name: str) -> Task:
+        """Return its record as it holds for a set, or for its other figure: with the files of single utterances."""
+        other = self.other_figure
+        return replace(self, utterances=other.utterances) if other is not None and name == other.name else self
+
     def columns(self) -> list[tuple[str, str]]:
-        """Return set and metric of each of its columns in SUPERB's row; without sets theirs is empty."""
+        """Return set, or name of the other figure, and metric of each of its columns in SUPERB's row; "" for neither."""
         if self.superb and self.sets is not None:
             return list(self.sets.metrics.items())
-        return [("", metric) for metric in self.superb]
+        names = ("", self.other_figure.name) if self.other_figure else ("",)
+        return [(name, metric) for name in names for metric in self.superb]
 
     def main_metric(self, reported: Container[str]) -> str | None:
         """Return the metric that it is judged by, or None where it reports none of :attr:`metrics`."""
@@ -273,6 +309,7 @@ class Task:
 
     def result_files(self) -> tuple[str, ...]:
         """Return patterns of the files that an evaluation leaves in the run's folder."""
-        files = self.utterances
-        own = (files.hypotheses.format("*"), files.references.format("*")) if files else ()
+        other = self.other_figure
+        files = [one for one in (self.utterances, other and other.utterances) if one]
+        own = (name.format("*") for one in files for name in one[:2])
         return tuple(dict.fromkeys((*own, *self.writes)))

@@ -11,6 +11,7 @@ from s3prl_ext.evaluation.result_records import ResultRecord
 from s3prl_ext.evaluation.result_rows import part_of_a_split, rows_of
 from s3prl_ext.evaluation.scored_runs import runs_of
 from s3prl_ext.evaluation.superb_row import superb_table
+from s3prl_ext.evaluation.utterance_comparison import compare_rows
 from s3prl_ext.tasks import named
 from tests.support import result_files
 
@@ -177,3 +178,59 @@ def test_every_nth_clip_is_a_part_of_a_split(split, ratio, offset, said):
     (row,) = rows_of(runs(part), "wer")
     settings = f"corpus.ratio {ratio:g}" + (f", corpus.offset {offset}" if offset else "")
     assert part_of_a_split(row) == (f"hubert: scored on a part of test, {settings}." if said else None)
+
+
+KEYWORDS = result_files.content(
+    {"acc": 0.96}, downstream="speech_commands", args={"init_ckpt": "/exp/ks/dev-best.ckpt"}
+)
+
+
+def recognised(decoder: str | None, wer: float, split: str = "test-clean", **changes) -> dict:
+    args = {"init_ckpt": "/exp/asr/dev-clean-best.ckpt"}
+    found = result_files.content({"wer": wer, "uer": 2.0}, split, downstream="asr", args=args, **changes)
+    found["config"]["downstream_expert"] = {"datarc": {"decoder_args": {"decoder_type": decoder}}}
+    return found
+
+
+def line(*contents: dict) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Return the figures of SUPERB's only line by column, without those that there are none of, and its notes."""
+    table = superb_table(runs(*contents), {})
+    return {column: value for column, value in zip(table.head[1:], table.rows[0][1:]) if value != "-"}, table.notes
+
+
+@pytest.mark.parametrize("with_dev", [False, True])
+def test_recognition_with_a_language_model_is_a_figure_of_its_own(with_dev):
+    with_lm, without = recognised("kenlm", 3.2), recognised("None", 6.4)
+    dev = [recognised("kenlm", 3.0, "dev-clean"), recognised("None", 6.0, "dev-clean")] if with_dev else []
+    shown, notes = line(KEYWORDS, with_lm, without, *dev)
+    assert shown == {"KS accuracy (%) ↑": "96.00", "ASR WER (%) ↓": "6.40", "ASR with LM WER (%) ↓": "3.20"}
+    assert not any("configurations" in note for note in notes)
+    assert line(KEYWORDS, with_lm)[0] == {"KS accuracy (%) ↑": "96.00", "ASR with LM WER (%) ↓": "3.20"}
+    assert line(KEYWORDS, recognised(None, 6.4))[0]["ASR WER (%) ↓"] == "6.40"
+
+
+def test_recognition_with_a_language_model_has_tables_of_its_own(tmp_path):
+    for number, one in enumerate((recognised("kenlm", 3.2), recognised("None", 6.4))):
+        result_files.write(tmp_path / str(number), one)
+    assert main([str(tmp_path), "--out", str(tmp_path / "report")]) == 0
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "## asr with LM, test-clean: WER" in text and "## asr, test-clean: WER" in text and "-50.00" not in text
+
+
+def test_recognition_with_a_language_model_has_no_place_in_a_paper_without_one(tmp_path, capsys):
+    tuned = {"tuning": {"method": "full"}}
+    result_files.write(tmp_path / "lm", recognised("kenlm", 3.2, **tuned))
+    result_files.write(tmp_path / "none", recognised("None", 6.4, **tuned))
+    assert main([str(tmp_path), "--out", str(tmp_path / "report"), "--paper", "ad_tuning.table2"]) == 0
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "ad_tuning.table2 has no place for 1 results" in text and "6.40" in text and "3.20" not in text
+
+
+def test_each_figure_of_recognition_has_its_own_files_of_utterances(tmp_path):
+    for decoder, said in (("noLM", "u1 A X"), ("LM", "u1 A B")):
+        (tmp_path / f"test-clean-{decoder}-hyp.ark").write_text(f"{said}\n")
+        (tmp_path / f"test-clean-{decoder}-ref.ark").write_text("u1 A B\n")
+    both = (recognised("None", 50.0), recognised("kenlm", 0.0))
+    rows = [rows_of(runs_of(ResultRecord(tmp_path / "result.json", one)), "wer")[0] for one in both]
+    found = compare_rows(*rows)
+    assert found is not None and (found.utterances, found.metric) == (1, "wer")
