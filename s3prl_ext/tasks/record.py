@@ -206,8 +206,8 @@ class Task:
         places: attributes of the expert that say where it writes, and that place below the folder of a run.
         decoder: ``"module:name"`` of a class or function that gives what ``s3prl-ext predict`` asks, from
             :class:`s3prl_ext.prediction.decoder.Inputs`; None where there is none.
-        superb: metrics that are its columns in SUPERB's row; with :attr:`sets` each set has a column, of its metric, and
-            :attr:`other_figure` has one for each.
+        superb: metrics that are its columns in SUPERB's row; with :attr:`sets` each set has a column, of its metric,
+            and :attr:`other_figure` has one for each.
         frame_below: key of section ``downstream_expert``, dotted, of a number of samples that a frame of the upstream
             must stay below; None where any frame will do.
         single_clips: the batch size of evaluations, where it is to be 1; None where any will do.
@@ -293,7 +293,7 @@ class Task:
         return replace(self, utterances=other.utterances) if other is not None and name == other.name else self
 
     def columns(self) -> list[tuple[str, str]]:
-        """Return set, or name of the other figure, and metric of each of its columns in SUPERB's row; "" for neither."""
+        """Return set (other figure, or "") and metric of each of its columns in SUPERB's row."""
         if self.superb and self.sets is not None:
             return list(self.sets.metrics.items())
         names = ("", self.other_figure.name) if self.other_figure else ("",)
