@@ -306,4 +306,4 @@ def check_task_file(path: str, flags: argparse.Namespace) -> None:
     """Refuse a task file that cannot work, with the overrides of -o applied."""
     from s3prl_ext.training.task_file import TaskFile
 
-    TaskFile.read(expand_variables(overridden(load_yaml(path), flags)))
+    TaskFile.read(expand_variables(overridden(load_yaml(path), flags)), downstream=flags.downstream)

@@ -7,13 +7,18 @@ from pathlib import Path
 
 import pytest
 
+from s3prl_ext import plugin, run_downstream
 from s3prl_ext.configs import expand_variables, load_yaml, shipped_dir
 from s3prl_ext.errors import UsageError
 from s3prl_ext.mini_superb import LAYOUTS
+from s3prl_ext.studies.check import check_runs
+from s3prl_ext.studies.plan import cells_of
+from s3prl_ext.studies.study_file import read_study
 from s3prl_ext.tasks import corpus_variables
 from s3prl_ext.training.racing.race import judged_by
 from s3prl_ext.training.task_file import TaskFile
 from s3prl_ext.training.tuning_config import FisherConfig
+from tests.support.experiments import make_args
 
 TASKS = ("ks", "ic", "sid", "asr", "pr", "sf", "sd")
 PRESETS = ("superb", "ad_tuning", "mini")
@@ -253,8 +258,37 @@ def test_the_checkpoint_that_is_kept_is_the_best_one(task, changes, said, monkey
     config = expand_variables(load_yaml(task_file(task, "superb")))
     config["downstream_expert"] |= changes
     if said is None:
-        assert TaskFile.read(config).config == config
+        assert TaskFile.read(config, downstream="ctc").config == config
         return
     with pytest.raises(UsageError, match=said):
-        TaskFile.read(config)
-    assert TaskFile.read(config, stored=True), "a checkpoint of such a run is scored"
+        TaskFile.read(config, downstream="ctc")
+    assert TaskFile.read(config, stored=True, downstream="ctc"), "a checkpoint of such a run is scored"
+
+
+def test_it_is_judged_by_a_study_a_command_and_a_run(tmp_path, monkeypatch):
+    for name in corpus_variables():
+        monkeypatch.setenv(name, str(tmp_path))
+    (tmp_path / "study.yaml").write_text(
+        "upstreams: fbank\ntasks: sf\npreset: mini\nset: {downstream_expert.metric_higher_better: false}\n"
+    )
+    with pytest.raises(UsageError, match="set metric_higher_better to True"):
+        check_runs(cells_of(read_study(tmp_path / "study.yaml"), tmp_path), variables=False)
+    wrong = "config.downstream_expert.metric_higher_better=False"
+    flags = ["-m", "train", "-u", "fbank", "-p", str(tmp_path), "-d", "ctc", "-c", "sf/mini", "-o", wrong]
+    with pytest.raises(UsageError, match="set metric_higher_better to True"):
+        run_downstream.complete(flags)
+    plugin.install()
+    from s3prl_ext.training.runner import Runner
+
+    config = load_yaml(task_file("sf", "mini"))
+    config["downstream_expert"]["metric_higher_better"] = False
+    with pytest.raises(UsageError, match="set metric_higher_better to True"):
+        Runner(make_args(tmp_path / "exp", downstream="ctc"), config)
+
+
+@pytest.mark.parametrize("metric", [{"metric": "acc"}, {"metric": {"name": "wer"}}, {"metric": ["wer"]}, {}])
+def test_a_task_of_an_extension_means_its_own_by_the_keys_of_ctc(metric, monkeypatch):
+    monkeypatch.setenv("SPEECH_COMMANDS", "/somewhere")
+    config = expand_variables(load_yaml(task_file("ks", "mini")))
+    config["downstream_expert"] = {**metric, "metric_higher_better": True, "datarc": {}}
+    assert TaskFile.read(config, downstream="my_task").config == config

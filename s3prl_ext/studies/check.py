@@ -44,7 +44,8 @@ def check_runs(cells: Sequence[StudyCell], variables: bool = True, models: bool 
         seen.add(key)
         _check_keys(run)
         try:
-            file = TaskFile.read(expand_variables(run.config()) if variables else run.config())
+            config = expand_variables(run.config()) if variables else run.config()
+            file = TaskFile.read(config, downstream=run.task.downstream)
         except UnsetVariable as error:
             raise UsageError(f"{run.name}: {error}") from error
         except UsageError as error:

@@ -98,7 +98,7 @@ class RunBuilder(_StockRunner):
         """Read the task file and the checkpoint, and refuse what cannot work, before anything is built."""
         self._variables = Variables(config)
         only_scored = self.args.mode != "train" and bool(self.args.past_exp)
-        self.task_file = TaskFile.read(self._variables.expanded, stored=only_scored)
+        self.task_file = TaskFile.read(self._variables.expanded, stored=only_scored, downstream=self.args.downstream)
         if distributed.is_leader() and not only_scored:
             for remark in (*self.task_file.remarks, slow_precision(self.args.device, self.task_file.runner.amp)):
                 if remark is not None:

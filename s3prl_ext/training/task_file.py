@@ -27,7 +27,7 @@ from s3prl_ext.configs import Record, Section, check_python_names, value_at, wit
 from s3prl_ext.errors import UsageError, nearest
 from s3prl_ext.metrics import METRICS
 from s3prl_ext.settings import choice, count, load, name, names, number, raise_all, switch, unknown_keys
-from s3prl_ext.tasks import known
+from s3prl_ext.tasks import known, task_of
 from s3prl_ext.training.known_settings import TOP_LEVEL
 from s3prl_ext.training.methods import METHODS, resolve_tuning
 from s3prl_ext.training.optimizers import OF_WHOLE_TENSORS, check_optimization
@@ -123,7 +123,7 @@ def _warn_of_stored(problems: list[str]) -> None:
         logger.warning("the checkpoint's task file has a setting of another program, which is not used: %s", problem)
 
 
-def check_top_level(config: Section, stored: bool = False) -> None:
+def check_top_level(config: Section, stored: bool = False, downstream: str | None = None) -> None:
     """Refuse top-level keys of a task file that look like a misspelt known one.
 
     Other keys are left alone: s3prl hands them to the downstream expert.
@@ -131,6 +131,7 @@ def check_top_level(config: Section, stored: bool = False) -> None:
     Args:
         config: the whole task file.
         stored: it comes from a checkpoint that is only evaluated: such keys are warned about, not refused.
+        downstream: name for ``-d``; None where it is not known.
     """
     problems: list[str] = []
     for key in config:
@@ -145,29 +146,32 @@ def check_top_level(config: Section, stored: bool = False) -> None:
         known = list(inspect.signature(SpecAug).parameters)
         problems += unknown_keys(config["specaug"], known, "specaug")
     problems += _count_problems(config.get("downstream_expert"), "downstream_expert")
-    problems += [] if stored else _best_problems(config.get("downstream_expert"))
+    problems += [] if stored or downstream is None else _best_problems(config.get("downstream_expert"), downstream)
     for key in ("runner", "optimizer", "downstream_expert"):
         if not isinstance(config.get(key), Mapping):
             problems.append(f"section '{key}' is missing; see the presets in downstream_configs for a complete file.")
     raise_all(problems)
 
 
-def _best_problems(expert: Any) -> list[str]:
-    """Return what is wrong with the metric by which ``-d ctc`` keeps its best checkpoint, the first of a list."""
+def _best_problems(expert: Any, downstream: str) -> list[str]:
+    """Return what is wrong with the metric by which a task keeps its best checkpoint: the first of those it reports."""
     if not isinstance(expert, Mapping) or DIRECTION not in expert:
         return []
+    key = task_of(downstream, expert).reports
+    if key is None:  # a task of an extension may mean something else by these keys
+        return []
     try:
-        first = names(example="[wer, cer]")(expert.get("metric"), "downstream_expert.metric")[0]
+        first = names(example="[wer, cer]")(expert.get(key), f"downstream_expert.{key}")[0]
     except UsageError as error:
         return [str(error)]
-    if isinstance(expert["metric"], str):
-        return [f"downstream_expert.metric must be a list of names such as [{first}], got {first!r}."]
+    if isinstance(expert[key], str):
+        return [f"downstream_expert.{key} must be a list of names such as [{first}], got {first!r}."]
     known = METRICS.get(first)
     if known is None or bool(expert[DIRECTION]) == known.higher_is_better:
         return []
     return [
         f"downstream_expert.{DIRECTION} is {expert[DIRECTION]!r}, but the best checkpoint is kept by the first of "
-        f"metric, {first}, of which {'higher' if known.higher_is_better else 'lower'} is better, so that the worst one "
+        f"{key}, {first}, of which {'higher' if known.higher_is_better else 'lower'} is better, so that the worst one "
         f"would be kept: set {DIRECTION} to {known.higher_is_better}, or put another metric first."
     ]
 
@@ -211,19 +215,20 @@ class TaskFile:
     remarks: tuple[str, ...] = ()
 
     @classmethod
-    def read(cls, config: Section, stored: bool = False) -> TaskFile:
+    def read(cls, config: Section, stored: bool = False, downstream: str | None = None) -> TaskFile:
         """Check a task file whose variables are expanded.
 
         Args:
             config: the whole file.
             stored: it comes from a checkpoint that is only evaluated. What says how to train is then not judged, and
                 keys that another program added are warned about.
+            downstream: name for ``-d``; None where it is not known, and what only some tasks mean is not judged.
 
         Raises:
             UsageError: with what is wrong in the first section that has a fault.
         """
         config = translate(with_numbers(config, ("optimizer", "scheduler")))
-        check_top_level(config, stored)
+        check_top_level(config, stored, downstream)
         check_python_names(config.get("downstream_expert"), "downstream_expert")
         runner = RunnerConfig.from_config(config, stored)
         if not stored:
