@@ -22,6 +22,8 @@ Record = dict[str, Any]
 """Plain values under names, as they are stored: in a checkpoint, a result file, the metadata of a delta."""
 
 PACKAGE_DIR = Path(__file__).resolve().parent
+# each folder in here with an expert.py is a task, found by s3prl as s3prl.downstream.NAME
+DOWNSTREAM_DIR = PACKAGE_DIR / "downstreams"
 
 # ${NAME} or ${NAME:-default}; the default may not contain braces, so the innermost variable is expanded first.
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^${}]*))?\}")

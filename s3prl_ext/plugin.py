@@ -47,7 +47,7 @@ from s3prl_ext.compat import (
 )
 from s3prl_ext.compat.import_hooks import FINDER, Hook, activate, after
 from s3prl_ext.compat.shim import Shim
-from s3prl_ext.configs import PACKAGE_DIR, shipped_dir
+from s3prl_ext.configs import DOWNSTREAM_DIR, shipped_dir
 from s3prl_ext.errors import DataError, UsageError, nearest
 
 logger = logging.getLogger(__name__)
@@ -64,9 +64,6 @@ UPSTREAMS: dict[str, str] = {
 
 # makes the upstream of one upstream_configs/NAME.yaml: preset(NAME) -> function(ckpt, model_config, refresh)
 PRESET = "s3prl_ext.upstreams.merged_attention.hubconf:preset"
-
-# each folder in here with an expert.py is a task, found by s3prl as s3prl.downstream.NAME
-DOWNSTREAM_DIR = PACKAGE_DIR / "downstreams"
 
 # registers what other installed packages add, once s3prl is imported
 EXTENSIONS = "s3prl_ext.extensions"
@@ -167,7 +164,7 @@ def upstream_names() -> list[str]:
 
 
 def task_folders() -> list[Path]:
-    """List the folders of tasks: :data:`DOWNSTREAM_DIR` and those of extensions."""
+    """List the folders of tasks: :data:`s3prl_ext.configs.DOWNSTREAM_DIR` and those of extensions."""
     return [DOWNSTREAM_DIR, *added_task_folders]
 
 

@@ -14,7 +14,7 @@ from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from s3prl_ext.configs import Section, load_yaml, shipped_dir
+from s3prl_ext.configs import DOWNSTREAM_DIR, Section, load_yaml, shipped_dir
 from s3prl_ext.errors import UsageError, unknown_name
 from s3prl_ext.overrides import check_kind
 from s3prl_ext.tasks import of_downstream
@@ -48,7 +48,7 @@ def check_overrides(overrides: Mapping[str, Any], config: Section, task: str) ->
     Raises:
         UsageError: no task file has its section, nor does this task take one of that name; a key is unknown and close
             to one next to it, or it reaches into a value that is not a section; or a text is in place of a bool,
-            number, list or section of the task.
+            number, list or section of a task that does not check its settings itself.
     """
     remarks = []
     for dotted, value in overrides.items():
@@ -67,7 +67,9 @@ def check_overrides(overrides: Mapping[str, Any], config: Section, task: str) ->
             if len(place) < len(path):
                 remarks += _unknown(dotted, config, path, len(place), task)
             else:
-                check_kind(value, before := functools.reduce(operator.getitem, path, config), dotted)
+                before = functools.reduce(operator.getitem, path, config)
+                if not (DOWNSTREAM_DIR / task).is_dir():  # ours check their settings, of which some may be of two kinds
+                    check_kind(value, before, dotted)
                 if not isinstance(before, Mapping) and _is_idle(path[1:], task):
                     remarks.append(f"-o {dotted} has no effect: the task {task} does not use this key")
     return remarks

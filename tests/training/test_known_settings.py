@@ -51,6 +51,12 @@ def test_a_section_that_no_task_file_has_is_refused(option, meant):
     assert meant in str(refused.value)
 
 
+@pytest.mark.parametrize("option", ["datarc.split='halves.json'", "datarc.split=hash", "head.window=clip"])
+def test_a_setting_of_two_kinds_takes_either(option):
+    """The task file has a mapping and a number there, and the task checks what it gets."""
+    assert judged("librispeech_zeroshot", f"config.downstream_expert.{option}", "zero_shot") == []
+
+
 def test_every_section_of_a_task_file_may_be_set():
     options = "config.specaug={'apply_time_warp':True},,config.scheduler=None,,config.early_stop={'ratio':0.5}"
     assert judged("er", f"{options},,config.tuning.method=full,,config.runner.cache=features") == []
