@@ -41,7 +41,6 @@ MOST_BATCHES = 100_000  # of an optimizer step: with more of them it would never
 MOST_WORKERS = 1024
 DIRECTION = "metric_higher_better"  # key of -d ctc
 CORPUS_NAME = "downstream_expert.corpus.name"
-CACHE_KEYS = ("cache", "cache_folder", "cache_dtype")
 
 
 @dataclass(frozen=True)
@@ -302,10 +301,15 @@ def never_chosen_again(tunings: Sequence[TuningConfig], total_steps: int | None)
 
 
 def untuned(config: Section) -> Record:
-    """Return the task file of an upstream that holds what was tuned: without what tunes, and without its cache."""
+    """Return the task file of an upstream that holds what was tuned: without what tunes, and the cache of what did.
+
+    A cache of features stays, because it decides what the head reads, but not its folder on the machine of then.
+    """
     kept = {key: value for key, value in config.items() if key not in ("tuning", "early_stop")}
-    if isinstance(kept.get("runner"), Mapping):
-        kept["runner"] = {key: value for key, value in kept["runner"].items() if key not in CACHE_KEYS}
+    runner = kept.get("runner")
+    if isinstance(runner, Mapping):
+        dropped = ("cache_folder", *(("cache", "cache_dtype") if runner.get("cache") == "extractor" else ()))
+        kept["runner"] = {key: value for key, value in runner.items() if key not in dropped}
     return kept
 
 

@@ -96,6 +96,31 @@ def test_what_was_trained_with_a_cache_of_the_extractor_is_scored_merged_and_exp
     assert scored[:2] == scored[2:] and scored[0] != scored[1]
 
 
+@pytest.mark.parametrize("dtype", [None, "float16"])
+def test_what_was_trained_with_a_cache_of_features_keeps_it(build, tmp_path, dtype):
+    """A clip of a conformer has other features next to longer ones than alone, as the cache computes them."""
+    folder = factories.SPEECH_FAMILIES["conformer"](tmp_path / "conformer")
+    upstream = {"upstream": "hf_speech_custom", "upstream_ckpt": str(folder)}
+    cache = {"cache": "features", "cache_folder": str(tmp_path / "cache")} | ({"cache_dtype": dtype} if dtype else {})
+    config = task_config(tuning={"method": "frozen"}, total_steps=1, eval_step=1, save_step=1, **cache)
+    build(make_args(tmp_path / "one", **upstream), config).train()
+    trained = json.loads((tmp_path / "one" / "result.json").read_text())["metrics"]["dev"]
+    merge.main(["--deltas", str(tmp_path / "one"), "--lambda", "1", "--out", str(tmp_path / "merged")])
+    export.main(["--delta", str(tmp_path / "one"), "--out", str(tmp_path / "exported")])
+    merged = tmp_path / "merged" / "one" / "delta.safetensors"
+    for number, (ckpt, model, written) in enumerate((
+        (merged, folder, Checkpoint.read(merged).config),
+        (tmp_path / "exported" / "head.ckpt", tmp_path / "exported", load_yaml(tmp_path / "exported" / "task.yaml")),
+    )):  # fmt: skip
+        assert "cache_folder" not in written["runner"], "a path of the machine that trained"
+        upstream |= {"upstream_ckpt": str(model), "upstream_feature_selection": "last_hidden_state"}
+        args = make_args(tmp_path / str(number), **upstream, mode="evaluate", evaluate_split="dev", init_ckpt=str(ckpt))
+        written["runner"]["cache_folder"] = str(tmp_path / "again")
+        build(args, written).evaluate()
+        scored = json.loads((tmp_path / str(number) / "result-dev.json").read_text())["metrics"]["dev"]
+        assert scored == trained
+
+
 @pytest.mark.parametrize(
     "merged", [3, {}, {"method": "ties", "merged": []}, {"method": {"name": "ties"}, "merged": [{"lambda": "much"}]}]
 )
