@@ -112,3 +112,16 @@ def test_scores_of_a_part_of_a_split_are_said_to_be(build, tmp_path, caplog):
     build(make_args(tmp_path), config).train()
     build(resumed(tmp_path, mode="evaluate"), config).evaluate()
     assert "runner.evaluate_ratio is 0.1: only that share of the batches of 'test' is scored" in caplog.text
+
+
+def test_the_folder_of_a_cache_decides_nothing(build, tmp_path):
+    """Seeds with caches on two disks are one row, and a run that is resumed on another machine has not changed."""
+    for seed, disk in ((1, "job1"), (2, "job2")):
+        options = {"cache": "features", "cache_folder": str(tmp_path / disk)}
+        config = task_config(tuning={"method": "frozen"}, total_steps=2, eval_step=2, **options)
+        stopped(build, tmp_path / f"seed{seed}", 1, config, seed=seed)
+        config["runner"]["cache_folder"] = str(tmp_path / "of_another_machine")
+        build(resumed(tmp_path / f"seed{seed}", seed=seed), config).train()
+    results = [read_record(tmp_path / f"seed{seed}" / "result.json") for seed in (1, 2)]
+    assert all(record["changed_settings"] is None for record in results)
+    assert len(rows_of([run for record in results for run in runs_of(record)], "acc")) == 1

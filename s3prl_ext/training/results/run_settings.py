@@ -15,7 +15,6 @@ ARGUMENTS = {
     "upstream_feature_normalize": False, "seed": None,
 }  # fmt: skip
 COMPLETED = "downstream_expert."  # the section to which a task may add what its file leaves open
-PLACES = ("cache_folder",)  # folders, which change no result
 OF_TRAINING = ("optimizer.", "scheduler.", "early_stop.")  # sections that do not change how a checkpoint is scored
 SCORING_RUNNER = ("evaluate_ratio", "amp", "fp16", "cache", "cache_dtype")  # keys of section runner that do
 Change = tuple[Any, Any]  # the values of a setting in two runs
@@ -29,7 +28,7 @@ def decisive(config: Mapping[str, Any]) -> dict[str, Any]:
 def _flat(section: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in section.items():
         key = f"{where}{name}"
-        if name in (*WITHOUT_EFFECT, *PLACES) or value is None or key == f"downstream_expert.{LABELS}":
+        if name in WITHOUT_EFFECT or value is None or key == f"downstream_expert.{LABELS}":
             continue
         if isinstance(value, Mapping):
             yield from _flat(value, f"{key}.")
