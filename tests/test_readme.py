@@ -41,6 +41,7 @@ PARSED_ONLY = {
     "s3prl-ext run -m evaluate -u hubert_base -l 6 -d quesst14_dtw -t test -p exp/qbe_6_test": "needs the extra superb",
     "s3prl-ext run -m train -u hubert_base -d enhancement_stft -c se/superb -p exp/se": "needs the extra superb",
     "s3prl-ext run -m evaluate -e exp/se/best-states-dev.ckpt": "needs the extra superb",
+    "s3prl-ext run -m evaluate -e exp/asr/dev-clean-best.ckpt -t test-clean -o \"args.expdir='exp/asr_lm',,config.downstream_expert.datarc.decoder_args.decoder_type='kenlm',,config.downstream_expert.datarc.decoder_args.kenlm_model='4-gram.arpa',,config.downstream_expert.datarc.decoder_args.lexicon='lexicon.lst'\"": "needs the extra lm; tests/compat/test_language_model.py",
     "s3prl-ext predict exp/se noisy.wav --write-audio enhanced": "needs the extra superb",
     "s3prl-ext predict exp/qbe_6_test recordings --queries hello.wav --out scores.csv": "needs the extra superb",
     "s3prl-ext prepare iemocap --root IEMOCAP_full_release": "needs the corpus; tests/corpora/test_iemocap.py",

@@ -8,6 +8,7 @@ modules.
 from __future__ import annotations
 
 import ast
+import math
 import operator
 import sys
 from collections.abc import Callable, Mapping
@@ -55,7 +56,8 @@ LONGEST = 2_000  # letters of an expression
 def evaluate(text: Any) -> Any:
     """Return what an expression of s3prl means where it is evaluated.
 
-    Allowed are names that the calling module or function knows, dotted ones that begin with a local variable or lead
+    Allowed are names that the calling module or function knows, ``math`` (task files say ``-math.inf`` where s3prl's
+    module does not import it), dotted ones that begin with a local variable or lead
     through :data:`OPEN_MODULES`, indices, literals, and sums and products of those.
 
     Raises:
@@ -74,7 +76,7 @@ def evaluate(text: Any) -> Any:
     if tree is None:
         raise refusal
     try:
-        return _Expression({**frame.f_globals, **frame.f_locals}).value(tree.body)
+        return _Expression({"math": math, **frame.f_globals, **frame.f_locals}).value(tree.body)
     except (_Refused, TypeError, LookupError, ArithmeticError, RecursionError):
         raise refusal from None
 

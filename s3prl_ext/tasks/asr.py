@@ -5,6 +5,9 @@ from __future__ import annotations
 from s3prl_ext.tasks.counts import edits, words
 from s3prl_ext.tasks.record import OtherFigure, Reads, Task, Utterances
 
+DECODING = "downstream_expert.datarc.decoder_args"
+WITH_LM = "kenlm"  # decoder_type
+
 TASK = Task(
     name="asr",
     downstream="asr",
@@ -23,8 +26,8 @@ TASK = Task(
     counts={"wer": edits("target_words", "pred_words"), "uer": edits("target_tokens", "pred_tokens", words)},
     utterances=Utterances("{}-noLM-hyp.ark", "{}-noLM-ref.ark", "wer", "words"),
     other_figure=OtherFigure(
-        "downstream_expert.datarc.decoder_args.decoder_type",
-        "kenlm",
+        f"{DECODING}.decoder_type",
+        WITH_LM,
         "with LM",
         Utterances("{}-LM-hyp.ark", "{}-LM-ref.ark", "wer", "words"),
     ),

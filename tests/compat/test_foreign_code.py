@@ -20,8 +20,6 @@ from s3prl_ext.training.task_file import TaskFile
 
 s3prl_ext.install()
 
-import math  # noqa: F401  s3prl's modules import it, and task files say -math.inf
-
 from torch import nn
 
 
