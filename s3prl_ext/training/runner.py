@@ -130,7 +130,7 @@ class Runner(RunBuilder, StockRunner):
         if distributed.is_leader():
             result_file.write_stop(
                 self.args, self.config, scores, run.state.step, spent.seconds, self.corpus,
-                upstream_sha256=self.tuned.base_sha256, **self._changed(),
+                **self._upstream_facts(), **self._changed(),
             )  # fmt: skip
 
     def _announce_cache(self, splits: Sequence[str]) -> None:
@@ -272,8 +272,7 @@ class Runner(RunBuilder, StockRunner):
         counts = {entry.name: self._trainable(entry) for entry in self.all_entries}
         facts: Record = {
             "candidate": self.candidate.name if self.candidate else None,
-            "upstream_sha256": self.tuned.base_sha256,
-            upstream_settings.KEY: self.tuned.settings or None,
+            **self._upstream_facts(),
             "begins_with": self.begins_with,
             "processes": self._processes(),
             "predictions_sha256": predictions_sha256(Path(self.args.expdir))
@@ -289,6 +288,10 @@ class Runner(RunBuilder, StockRunner):
             self.args, self.config, metrics, step, seconds, counts, self.merge_record, corpus=self.corpus, **facts,
             **more
         )  # fmt: skip
+
+    def _upstream_facts(self) -> Record:
+        """Return by what the untouched upstream is known in files with scores."""
+        return {"upstream_sha256": self.tuned.base_sha256, upstream_settings.KEY: self.tuned.settings or None}
 
     def _changed(self) -> Record:
         """Return the entry of a result file that says with which other settings the run was resumed, if it was."""

@@ -80,3 +80,14 @@ def test_a_race_stops_at_its_own_rungs(build, tmp_path):
     config = task_config(tuning={"method": "lora", "rank": [2, 4]}) | {"early_stop": {"rungs": [2]}}
     with pytest.raises(UsageError, match="args.until stops a single run"):
         build(session(tmp_path, 2), config)
+
+
+def test_the_file_of_a_stop_says_what_its_scores_depend_on(build, hubert_folder, tmp_path):
+    args = make_args(tmp_path / "exp", upstream="hf_hubert_custom", upstream_ckpt=hubert_folder)
+    args.until = 1
+    runner = build(args, task_config(total_steps=2))
+    runner.train()
+    stop = json.loads(RunFolder(tmp_path / "exp").stop(1).read_text())
+    assert stop["upstream_settings"]["preprocessing.do_normalize"] is True
+    assert stop["upstream_settings"] == runner.tuned.settings and len(stop["upstream_sha256"]) == 64
+    assert len(stop["data"]["sha256"]) == len(stop["splits_sha256"]) == 64
