@@ -17,6 +17,7 @@ from s3prl_ext.child_tuning.delta import Delta
 from s3prl_ext.configs import Record, Section
 from s3prl_ext.errors import DataError, is_disk_full, is_lost_worker
 from s3prl_ext.merging.learnable import is_whole
+from s3prl_ext.models.hashing import state_sha256
 from s3prl_ext.randomness import RandomState
 from s3prl_ext.reading import check_archive, is_archive
 from s3prl_ext.run_folder import DELTA_SUFFIX
@@ -218,6 +219,16 @@ class Checkpoint:
             is_ours=True,
             weights_step=info.get("step") or 0,
         )
+
+    @property
+    def weights_sha256(self) -> str | None:
+        """SHA-256 of its weights, by which it is known wherever it lies; None without any."""
+        parts: dict[str, StateDict] = dict(self.weights)
+        if self.changes is not None:
+            parts |= {name: getattr(self.changes, name) for name in ("indices", "values", "bits", "added")}
+        state = {f"{part}.{name}": value for part, weights in parts.items() for name, value in weights.items()}
+        state = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+        return state_sha256(state) if state else None
 
     @property
     def labels(self) -> dict[str, list[str]]:

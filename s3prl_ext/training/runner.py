@@ -30,6 +30,7 @@ from s3prl_ext.training.racing.candidate_runs import CandidateRuns, draw, read_r
 from s3prl_ext.training.results import result_file
 from s3prl_ext.training.results.evaluation import check_splits, evaluate, open_split
 from s3prl_ext.training.results.provenance import ResourceUsage
+from s3prl_ext.training.results.same_evaluation import WEIGHTS
 from s3prl_ext.training.run import Experiment, Run
 from s3prl_ext.training.run_spec import RunSpec
 from s3prl_ext.training.task_file import never_chosen_again
@@ -282,6 +283,8 @@ class Runner(RunBuilder, StockRunner):
             last_hidden_state.KEY: last_hidden_state.result_of(unwrapped(self.upstream.model), RunSpec.of(self.args)),
         }
         facts |= self._changed()
+        if self.args.mode == "evaluate":
+            facts[WEIGHTS] = self.resumed.weights_sha256
         if self.resumed.extension.merged_tasks:
             facts["merged_tasks"] = self.resumed.extension.merged_tasks
         result_file.write(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import getpass
 import hashlib
 import json
 import platform
+import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 import torch
@@ -113,36 +116,117 @@ def test_intervals_and_items_are_kept_as_plain_values(tmp_path):
     assert content["intervals"] == {"test": {"wer": [4.0, 6.5]}} and content["items"] == {"test": 9}
 
 
+FIRST = {
+    "upstream_sha256": "a" * 64, "upstream_settings": {"HubertConfig.num_attention_heads": 2, "transformers": "5.0"},
+    "weights_sha256": "1" * 64, "merge": None,
+}  # fmt: skip
+MERGE = {
+    "target": {"name": "/a/hubert", "attention_sha256": "d" * 64}, "biases": False,
+    "sources": [{"name": "/a/minilm", "attention_sha256": "e" * 64, "lambda": {"query": [0.3]}, "layer_map": [0]}],
+}  # fmt: skip
+# What an evaluation of acc 0.75 has otherwise than that of acc 0.5: task file, arguments, facts of its result, step ->
+# what the earlier one is said to be of; None where both are the same evaluation.
 OTHER_EVALUATIONS = {
-    "the same": ({}, {}, 7, None),
+    "the same": ({}, {}, {}, 7, None),
     "moved, with more workers": (
-        {"downstream_expert": {"datarc": {"num_workers": 9}}}, {"init_ckpt": "/new/exp/dev-best.ckpt"}, 7, None
+        {"downstream_expert": {"datarc": {"num_workers": 9}}}, {"init_ckpt": "/new/exp/dev-best.ckpt"}, {}, 7, None,
+    ),
+    "a model that was moved": ({}, {"upstream_ckpt": "/new/hubert.pt"}, {}, 7, None),
+    "another model that was moved there": (
+        {}, {"upstream_ckpt": "/new/hubert.pt"}, {"upstream_sha256": "b" * 64}, 7,
+        "another upstream (upstream_sha256 aaaaaaaaaaaa in place of bbbbbbbbbbbb)",
     ),
     "a part of the split": (
-        {"runner": {"evaluate_ratio": 0.1}}, {}, 7, "other settings (runner.evaluate_ratio nothing in place of 0.1)",
+        {"runner": {"evaluate_ratio": 0.1}}, {}, {}, 7,
+        "other settings (runner.evaluate_ratio nothing in place of 0.1)",
     ),
     "another layer": (
-        {}, {"upstream_layer_selection": 3}, 7, "other settings (args.upstream_layer_selection -1 in place of 3)",
+        {}, {"upstream_layer_selection": 3}, {}, 7, "other settings (args.upstream_layer_selection -1 in place of 3)",
     ),
-    "the last": ({}, {"init_ckpt": "exp/states-7.ckpt"}, 7, "another checkpoint (exp/dev-best.ckpt, step 7)"),
-    "a later best": ({}, {}, 9, "another checkpoint (exp/dev-best.ckpt, step 7)"),
+    "another task": (
+        {}, {"downstream": "sv_voxceleb1"}, {}, 7, "other settings (-d speech_commands in place of sv_voxceleb1)",
+    ),
+    "the last": ({}, {"init_ckpt": "exp/states-7.ckpt"}, {}, 7, "another checkpoint (exp/dev-best.ckpt, step 7)"),
+    "a later best": ({}, {}, {}, 9, "another checkpoint (exp/dev-best.ckpt, step 7)"),
+    "other weights in its place": ({}, {}, {"weights_sha256": "2" * 64}, 7,
+                                   "another checkpoint (exp/dev-best.ckpt, step 7)"),
+    "another upstream": ({}, {"upstream": "mfcc"}, {}, 7, "another upstream (upstream fbank in place of mfcc)"),
+    "settings of the upstream": (
+        {}, {}, {"upstream_settings": {"HubertConfig.num_attention_heads": 1, "transformers": "5.0"}}, 7,
+        "another upstream (HubertConfig.num_attention_heads 2 instead of 1)",
+    ),
+    "options": (
+        {}, {"upstream_model_config": "lambda=0.3"}, {}, 7,
+        "another upstream (upstream_model_config nothing in place of lambda=0.3)",
+    ),
+    "merged": ({}, {"upstream_model_config": "merge.yaml"}, {"merge": MERGE}, 7,
+               "another merge (lambda nothing in place of 0.3, layers nothing in place of all, "),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", OTHER_EVALUATIONS)
-def test_an_evaluation_does_not_overwrite_that_of_another_checkpoint_or_of_other_settings(tmp_path, name, caplog):
-    config, changes, step, said = OTHER_EVALUATIONS[name]
-    args = make_args(tmp_path / "exp", mode="evaluate", init_ckpt="exp/dev-best.ckpt", upstream_layer_selection=-1)
+def test_an_evaluation_does_not_overwrite_that_of_another_model_or_of_other_settings(tmp_path, name, caplog):
+    config, changes, facts, step, said = OTHER_EVALUATIONS[name]
+    args = make_args(
+        tmp_path / "exp", mode="evaluate", init_ckpt="exp/dev-best.ckpt", upstream_layer_selection=-1,
+        upstream_ckpt="hubert.pt",
+    )  # fmt: skip
     first = {"runner": {"total_steps": 9}}
-    path = result_file.write(args, first, {"test": {"acc": 0.5}}, 7, 1.0, {})
+    path = result_file.write(args, first, {"test": {"acc": 0.5}}, 7, 1.0, {}, **FIRST)
     vars(args).update(changes)
-    result_file.write(args, {**first, **config}, {"test": {"acc": 0.75}}, step, 1.0, {})
+    result_file.write(args, {**first, **config}, {"test": {"acc": 0.75}}, step, 1.0, {}, **(FIRST | facts))
     assert json.loads(path.read_text())["metrics"]["test"]["acc"]["value"] == 0.75
     kept = path.with_name("result-test.json.step-7")
     assert kept.is_file() == (said is not None)
     if said is not None:
         assert json.loads(kept.read_text())["metrics"]["test"]["acc"]["value"] == 0.5
-        assert f"{path} was the result of {said}: it is kept as {kept.name}" in caplog.text
+        assert f"{path} was the result of {said}" in caplog.text and f"): it is kept as {kept.name}" in caplog.text
+
+
+def test_evaluations_of_other_models_in_one_folder_are_kept_and_moved_ones_are_the_same(build, tmp_path):
+    """A trained head scored from a copy of its run on a copy of its corpus, then another head, then none."""
+
+    def scored(run: str | None, root: Path | None = None, **changes) -> list[str]:
+        config = copy.deepcopy(task_config("ks"))
+        config["downstream_expert"]["datarc"] |= {} if root is None else roots(root)
+        ckpt = {} if run is None else dict.fromkeys(("past_exp", "init_ckpt"), str(tmp_path / run / "states-1.ckpt"))
+        build(make_args(tmp_path / "scored", mode="evaluate", **ckpt, **changes), config).evaluate()
+        return sorted(path.name for path in (tmp_path / "scored").glob("result-test.json*"))
+
+    def roots(root: Path) -> dict[str, str]:
+        paths = task_config("ks")["downstream_expert"]["datarc"]
+        return {key: str(root / Path(path).name) for key, path in paths.items() if "${" in str(path)}
+
+    for name, rate in (("a", 0.1), ("b", 0.5)):
+        config = task_config("ks", total_steps=1)
+        config["optimizer"]["lr"] = rate
+        build(make_args(tmp_path / name / "exp"), config).train()
+    expanded = expand_variables(task_config("ks"))["downstream_expert"]["datarc"]
+    for key, path in roots(tmp_path / "corpus").items():
+        shutil.copytree(expanded[key], path, dirs_exist_ok=True)
+    assert scored("a/exp") == ["result-test.json"]
+    shutil.copytree(tmp_path / "a", tmp_path / "moved")
+    assert scored("moved/exp", tmp_path / "corpus") == ["result-test.json"]
+    assert scored("b/exp") == ["result-test.json", "result-test.json.step-1"]
+    assert scored(None) == ["result-test.json", "result-test.json.step-1", "result-test.json.step-1-2"]
+    assert "result-test.json.step-0" in scored(None, upstream="mfcc")
+
+
+@pytest.mark.parametrize(
+    ("field", "changes"),
+    [("init_ckpt", {"init_ckpt": "exp/lr=0.01/seed=0/dev-best.ckpt"}), ("upstream_ckpt", {"upstream_ckpt": "b/h.pt"})],
+)
+def test_evaluations_that_do_not_say_their_weights_are_told_apart_by_the_places_of_these(tmp_path, field, changes):
+    args = make_args(
+        tmp_path / "exp", mode="evaluate", init_ckpt="exp/lr=0.1/seed=0/dev-best.ckpt", upstream_ckpt="a/h.pt"
+    )
+    path = result_file.write(args, {}, {"test": {"acc": 0.5}}, 7, 1.0, {})
+    setattr(args, field, str(Path(getattr(args, field)).absolute()))
+    result_file.write(args, {}, {"test": {"acc": 0.625}}, 7, 1.0, {}, **FIRST)
+    assert list(path.parent.glob("result*")) == [path], "the same place, written otherwise"
+    vars(args).update(changes)
+    result_file.write(args, {}, {"test": {"acc": 0.75}}, 7, 1.0, {})
+    assert json.loads(path.with_name("result-test.json.step-7").read_text())["metrics"]["test"]["acc"]["value"] == 0.625
 
 
 def test_wall_time_and_memory_count_all_sessions(tmp_path, build):

@@ -21,7 +21,7 @@ from s3prl_ext.run_folder import FAILED, RunFolder
 from s3prl_ext.training.batching.corpus_hash import Corpus
 from s3prl_ext.training.results import provenance
 from s3prl_ext.training.results.provenance import PACKAGES  # noqa: F401  the packages that result files name
-from s3prl_ext.training.results.run_settings import in_words, scoring_changes
+from s3prl_ext.training.results.same_evaluation import other_evaluation
 from s3prl_ext.training.train_state import Diverged
 from s3prl_ext.writing import write_json
 
@@ -85,24 +85,19 @@ def write(
 
 
 def _set_other_aside(path: Path, content: Record) -> None:
-    """Rename the result of another checkpoint, or with other settings, that has the name of a new one, and say so."""
+    """Rename the result of another evaluation that has the name of a new one, and say so."""
     try:
         old = read_record(path).content
     except DataError:
         return  # there is none to keep
-    checkpoints = [Path(str(one["args"].get("init_ckpt"))).parts[-2:] for one in (old, content)]
-    changes = scoring_changes(content, old)
-    if checkpoints[0] == checkpoints[1] and old["step"] == content["step"] and not changes:
+    other = other_evaluation(old, content)
+    if other is None:
         return
     try:
         kept = RunFolder(path.parent).set_aside(path, old["step"] or 0)
     except FileNotFoundError:
         return  # an evaluation at the same time has done so
-    logger.warning(
-        "%s was the result of %s: it is kept as %s", path,
-        f"other settings ({in_words(changes)})" if changes else f"another checkpoint ({'/'.join(checkpoints[0])}, step "
-        f"{old['step']})", kept.name,
-    )  # fmt: skip
+    logger.warning("%s was the result of %s: it is kept as %s", path, other, kept.name)
 
 
 def write_stop(

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from s3prl_ext.evaluation.scored_runs import WITHOUT_EFFECT
+from s3prl_ext.tasks import task_of
 from s3prl_ext.tasks.record import LABELS
 
 # Arguments of a run that decide a score besides upstream and task file, with what they are where they are not given.
@@ -73,19 +74,40 @@ def _default(key: str) -> Any:
 def scoring_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Change]:
     """Return the settings that decide how a checkpoint is scored and differ between two result files.
 
+    A corpus counts by its hashes (their beginnings are returned); by its paths where one of the files lacks them.
+
     Args:
         before, now: contents of the files; what one of them does not say is not compared.
     """
-    found: dict[str, Change] = {}
+    tasks = [one.get("downstream") for one in (before, now)]
+    found: dict[str, Change] = {} if None in tasks or tasks[0] == tasks[1] else {"-d": (tasks[0], tasks[1])}
     if before.get("config") and now.get("config"):
-        found = changes(decisive(before["config"]), decisive(now["config"]))
-        found = {key: change for key, change in found.items() if _scores(key)}
+        differing = changes(decisive(before["config"]), decisive(now["config"]))
+        hashed = all(one.get("data") for one in (before, now))
+        places = _places(now) if hashed else ()
+        found |= {key: change for key, change in differing.items() if _scores(key) and key not in places}
+    found |= _corpus_changes(before, now)
     given = [one.get("args") or {} for one in (before, now)]
     for name, default in ARGUMENTS.items():
         if all(name in args for args in given):
             one, other = (default if args[name] is None else args[name] for args in given)
             found |= {f"args.{name}": (one, other)} if one != other else {}
     return found
+
+
+def _corpus_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Change]:
+    hashes = {
+        "data.sha256": [(one.get("data") or {}).get("sha256") for one in (before, now)],
+        "splits_sha256": [one.get("splits_sha256") for one in (before, now)],
+    }
+    known = {key: (str(one)[:12], str(other)[:12]) for key, (one, other) in hashes.items() if one and other}
+    return {key: pair for key, pair in known.items() if pair[0] != pair[1]}
+
+
+def _places(record: Mapping[str, Any]) -> set[str]:
+    """Return the keys of a task file that hold the paths of its corpus, of which result files have hashes."""
+    task = task_of(record["downstream"], record["config"].get("downstream_expert"))
+    return {f"downstream_expert.{row.key}" for row in task.reads}
 
 
 def without_variables(found: Mapping[str, Change], planned: Mapping[str, Any]) -> dict[str, Change]:
