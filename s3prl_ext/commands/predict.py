@@ -19,7 +19,7 @@ from s3prl_ext.prediction.model import Model
 from s3prl_ext.prediction.recordings import find
 from s3prl_ext.prediction.results import AudioResult, Failure
 from s3prl_ext.prediction.separation import SourceDecoder
-from s3prl_ext.prediction.writing import AudioFolder, Formatter, is_prediction, whole_file
+from s3prl_ext.prediction.writing import AudioFolder, Formatter, whole_file
 from s3prl_ext.writing import check_out_file
 
 
@@ -42,13 +42,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise DataError(" ".join(sentence for _, sentence in problems))
     if flags.out is not None:
         given = [Path(path) for path in (flags.upstream_ckpt, flags.upstream_model_config) if path]
-        check_out_file(flags.out, is_prediction, [*files, *queries, *others, flags.model, *given])
+        check_out_file(flags.out, lambda _: True, [*files, *queries, *others, flags.model, *given])
+        if flags.out.exists() and flags.out.stat().st_size and not flags.overwrite:
+            raise UsageError(f"--out {flags.out} is there already: name another file, or replace it with --overwrite.")
     with _writer(flags.out) as write:
         model = load(
             flags.model, device=flags.device, upstream=flags.upstream, upstream_ckpt=flags.upstream_ckpt,
             upstream_model_config=flags.upstream_model_config, options=options,
         )  # fmt: skip
-        audio = _audio_folder(flags.write_audio, model, files)
+        audio = _audio_folder(flags.write_audio, model, files, flags.overwrite)
         formatter = Formatter(flags.format or format_of(flags.out), model.decoder, files)
         write(formatter.header())
         failures = [Failure(str(path), sentence) for path, sentence in problems]
@@ -90,7 +92,7 @@ def _predict(
     return failures
 
 
-def _audio_folder(folder: Path | None, model: Model, files: Sequence[Path]) -> AudioFolder | None:
+def _audio_folder(folder: Path | None, model: Model, files: Sequence[Path], overwrite: bool) -> AudioFolder | None:
     """Return where the audio of a task goes that gives audio; None for another task.
 
     Raises:
@@ -103,7 +105,7 @@ def _audio_folder(folder: Path | None, model: Model, files: Sequence[Path]) -> A
         return None
     if folder is None:
         raise UsageError(f"-d {model.task} gives audio: name a folder for it with --write-audio.")
-    return AudioFolder(folder, files, decoder.sources)
+    return AudioFolder(folder, files, decoder.sources, overwrite)
 
 
 @contextlib.contextmanager

@@ -8,17 +8,15 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-import soundfile
 from scipy.io import wavfile
 
 from s3prl_ext.corpora.audio import SAMPLE_RATE
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.prediction.decoder import Decoder
-from s3prl_ext.prediction.recordings import is_audio
 from s3prl_ext.prediction.results import AudioResult, Failure, Result, SpeakerTurns, rttm_name
 from s3prl_ext.writing import written
 
@@ -68,16 +66,18 @@ class AudioFolder:
     """Write what was estimated from recordings as WAV files: 16 kHz, mono, 32-bit float, so that nothing is clipped.
 
     Args:
-        folder: is made where it is missing; ``NAME.wav``, or of several sources ``NAME_SOURCE.wav``, is replaced where
-            it is such a file.
-        recordings: all that are read.
+        folder: is made where it is missing, for ``NAME.wav``, or of several sources ``NAME_SOURCE.wav``.
+        recordings: all that are read; none of them is replaced.
         sources: name of each estimate of a recording.
+        overwrite: whether files that are there already are replaced.
 
     Raises:
-        UsageError: `folder` is a file, or a file that would be replaced is a recording or another kind of audio.
+        UsageError: `folder` is a file, or a file would be replaced that is a recording or must not be.
     """
 
-    def __init__(self, folder: Path, recordings: Sequence[Path], sources: Sequence[str]) -> None:
+    def __init__(
+        self, folder: Path, recordings: Sequence[Path], sources: Sequence[str], overwrite: bool = False
+    ) -> None:
         if folder.exists() and not folder.is_dir():
             raise UsageError(f"--write-audio {folder}: this is a file, name a folder.")
         ends = [f"_{source}.wav" for source in sources] if len(sources) > 1 else [".wav"]
@@ -89,12 +89,11 @@ class AudioFolder:
         replaced = next((path for paths in self._files.values() for path in paths if path.resolve() in read), None)
         if replaced is not None:
             raise UsageError(f"--write-audio {folder} would replace the recording {replaced}: name another folder.")
-        other = next(
-            (path for paths in self._files.values() for path in paths if path.exists() and not _is_ours(path)), None
-        )
-        if other is not None:
+        there = next((path for paths in self._files.values() for path in paths if path.exists()), None)
+        if there is not None and not overwrite:
             raise UsageError(
-                f"--write-audio {folder} would replace {other}, which predict has not written: name another folder."
+                f"--write-audio {folder} would replace {there}: name another folder, or replace what is there with "
+                "--overwrite."
             )
 
     def __call__(self, result: AudioResult) -> AudioResult:
@@ -112,15 +111,6 @@ class AudioFolder:
         except OSError as error:
             raise DataError(f"cannot write into {self._folder}: {os.strerror(error.errno or 0)}.") from error
         return replace(result, written=tuple(map(str, files)))
-
-
-def _is_ours(path: Path) -> bool:
-    """Return whether a file is audio as :class:`AudioFolder` writes it."""
-    try:
-        found = soundfile.info(path)
-    except (soundfile.SoundFileError, OSError):
-        return False
-    return (found.samplerate, found.channels, found.format, found.subtype) == (SAMPLE_RATE, 1, "WAV", "FLOAT")
 
 
 def distinct_names(paths: Sequence[Path], spelt: Callable[[str], str] = str) -> dict[str, str]:
@@ -147,17 +137,6 @@ def distinct_names(paths: Sequence[Path], spelt: Callable[[str], str] = str) -> 
             name += "_"
         names[str(path)] = name
     return names
-
-
-def is_prediction(text: str) -> bool:
-    """Return whether the text of a file begins as one that a :class:`Formatter` wrote."""
-    first = text.splitlines()[0]
-    with suppress(ValueError):
-        return isinstance(record := json.loads(first), dict) and "file" in record
-    if first.startswith("file,") or first.startswith("SPEAKER "):
-        return first.endswith((",error", " <NA> <NA>"))
-    name, tab, _ = first.partition("\t")
-    return bool(tab) and (is_audio(Path(name)) or Path(name).is_file())
 
 
 @contextmanager

@@ -64,16 +64,17 @@ def test_a_recording_is_not_replaced(tmp_path):
         AudioFolder(clips[0], clips, ["clean"])
 
 
-def test_only_audio_of_an_earlier_call_is_replaced(tmp_path):
+def test_audio_is_replaced_only_where_that_is_asked_for(tmp_path):
+    """Also such as predict writes: any program may have saved 16 kHz as 32-bit float."""
     clip = str(tmp_path / "a.flac")
     result = AudioResult(clip, 0.1, (), ("clean",), np.zeros((1, 1600), np.float32))
-    for _ in range(2):
-        (written,) = AudioFolder(tmp_path / "out", [Path(clip)], ["clean"])(result).written
-    soundfile.write(written, np.zeros(1600), RATE)  # 16 bits: of someone else
-    before = Path(written).read_bytes()
-    with pytest.raises(UsageError, match="would replace .*a.wav, which predict has not written: name another folder"):
+    (written,) = AudioFolder(tmp_path / "out", [Path(clip)], ["clean"])(result).written
+    soundfile.write(written, np.full(1600, 0.5), RATE, subtype="FLOAT")
+    with pytest.raises(UsageError, match=r"would replace .*a.wav: name another folder, or replace .* --overwrite"):
         AudioFolder(tmp_path / "out", [Path(clip)], ["clean"])
-    assert Path(written).read_bytes() == before
+    assert soundfile.read(written)[0].max() == 0.5
+    AudioFolder(tmp_path / "out", [Path(clip)], ["clean"], overwrite=True)(result)
+    assert soundfile.read(written)[0].max() == 0
 
 
 @pytest.mark.parametrize("task", ["se"])

@@ -200,33 +200,42 @@ def test_nothing_half_written_is_left(keywords, words, tmp_path, monkeypatch):
     out.parent.mkdir()
     out.write_text(before := '{"file": "a.wav", "label": "yes"}\n')
     with pytest.raises(DataError):
-        main([str(tmp_path / "no_run"), str(words), "--out", str(out)])
+        main([str(tmp_path / "no_run"), str(words), "--out", str(out), "--overwrite"])
     monkeypatch.setattr(
         "s3prl_ext.prediction.model.Model._results", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
     )
     with pytest.raises(KeyboardInterrupt):
-        main([str(keywords), str(words), "--out", str(out)])
+        main([str(keywords), str(words), "--out", str(out), "--overwrite"])
     assert [path.name for path in out.parent.iterdir()] == ["out.jsonl"] and out.read_text() == before
 
 
-def test_only_its_own_result_is_replaced(keywords, words, tmp_path):
+TABLES = {
+    "transcripts.tsv": "clip1.wav\thello\n", "manifest.jsonl": '{"file": "x.wav", "text": "hi", "duration": 2}\n',
+    "reference.rttm": "SPEAKER rec1 1 0.0 1.0 <NA> <NA> a <NA> <NA>\n", "notes.txt": "hello\n",
+    "results.csv": "file,label,probability,error\n",
+}  # fmt: skip
+
+
+def test_a_file_is_replaced_only_where_that_is_asked_for(keywords, words, tmp_path):
     clip = sorted(words.iterdir())[0]
     odd = tmp_path / "clip.bin"  # a recording of any suffix
     odd.write_bytes(clip.read_bytes())
-    notes, pairs = tmp_path / "README.md", tmp_path / "pairs.tsv"
-    notes.write_text("# Notes\n\n- one\n")
-    pairs.write_text("path\ttext\nclip.wav\tyes\n")
     ckpt = next(keywords.glob("*best*.ckpt"))
-    for path in (clip, odd, notes, pairs, ckpt, keywords / "result.json"):
+    for path in (clip, odd, ckpt):
         before = path.read_bytes()
         with pytest.raises(UsageError, match="--out .* (would replace a file that|is there already, and is not)"):
-            main([str(keywords), str(clip), str(odd), "--out", str(path)])
+            main([str(keywords), str(clip), str(odd), "--out", str(path), "--overwrite"])
         assert path.read_bytes() == before
     with pytest.raises(UsageError, match="/dev/null is there already"):
-        main([str(keywords), str(clip), "--out", "/dev/null"])
-    for name in ("out.txt", "out.csv", "out.jsonl"):
-        for given in ([odd], [clip]):
-            assert main([str(keywords), *map(str, given), "--out", str(tmp_path / name)]) == 0
+        main([str(keywords), str(clip), "--out", "/dev/null", "--overwrite"])
+    for name, text in TABLES.items():
+        out = tmp_path / name
+        out.write_text(text)
+        with pytest.raises(UsageError, match=f"{name} is there already: name another file, or .* with --overwrite"):
+            main([str(keywords), str(clip), "--out", str(out)])
+        assert out.read_text() == text
+    for name in ("notes.txt", "results.csv", "manifest.jsonl"):
+        assert main([str(keywords), str(clip), "--out", str(tmp_path / name), "--overwrite"]) == 0
         assert str(clip) in (tmp_path / name).read_text()
 
 

@@ -49,6 +49,9 @@ def parser() -> argparse.ArgumentParser:
         help="enhancement and separation: folder for the audio, NAME.wav or NAME_SOURCE.wav (16 kHz, 32-bit float)",
     )  # fmt: skip
     parser.add_argument(
+        "--overwrite", action="store_true", help="replace the files of --out and --write-audio that are there already"
+    )
+    parser.add_argument(
         "--queries", nargs="+", type=Path, metavar="AUDIO",
         help="query by example: what is searched for, audio files and folders; --queries comes after the recordings",
     )  # fmt: skip
