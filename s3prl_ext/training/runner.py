@@ -22,6 +22,7 @@ from s3prl_ext.run_folder import RunFolder
 from s3prl_ext.training import distributed, last_hidden_state, upstream_settings
 from s3prl_ext.training.batching.clip_store import announce
 from s3prl_ext.training.batching.corpus_hash import CorpusHash
+from s3prl_ext.training.batching.ranks import open_training
 from s3prl_ext.training.builder import RunBuilder
 from s3prl_ext.training.forward import unwrapped
 from s3prl_ext.training.learnable_lambda import prepare_head_lambda
@@ -228,8 +229,7 @@ class Runner(RunBuilder, StockRunner):
         return [*map(int, steps), *map(self._steps_of_epochs, epochs)]
 
     def _steps_of_epochs(self, epochs: float | None) -> int:
-        loader = open_split(self.downstream.model, self.runner_config.train_dataloader)
-        batches = len(loader) * (epochs or 0)
+        batches = len(open_training(self.downstream.model, self.runner_config.train_dataloader)) * (epochs or 0)
         return max(1, int(batches // self.runner_config.gradient_accumulate_steps))
 
     # -- evaluation ------------------------------------------------------------------------------------------------

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from tensorboardX import SummaryWriter
-from torch.utils.data import DistributedSampler
 
 from s3prl_ext import tasks
 from s3prl_ext.configs import Record, Section
@@ -19,10 +18,11 @@ from s3prl_ext.progress import bar, printing
 from s3prl_ext.run_folder import RunFolder, states_name, step_of
 from s3prl_ext.training import best_scores, checkpoint, distributed, resume
 from s3prl_ext.training.batching.batches import TrainingBatches
+from s3prl_ext.training.batching.ranks import open_training
 from s3prl_ext.training.checkpoint import Checkpoint, Extension
 from s3prl_ext.training.distributed import Interrupted, StopRequest
 from s3prl_ext.training.forward import unwrapped
-from s3prl_ext.training.results.evaluation import Scores, evaluate, open_split
+from s3prl_ext.training.results.evaluation import Scores, evaluate
 from s3prl_ext.training.train_state import Diverged, TrainState
 
 logger = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ class Trainer:
         trial: what is trained; its step may be above 0.
         total_steps: optimizer steps at which the run ends.
         folder: for checkpoints.
-        seed: seed of every evaluation.
+        seed: seed of every evaluation, and of the order of batches that are divided among several processes.
         states: makes the checkpoint of an epoch, with what the loop adds of its own.
         writer: TensorBoard writer on rank 0, None on the others.
         resumed: the checkpoint that the run continues; empty for a new one.
@@ -184,17 +184,8 @@ class Trainer:
             yield self.batches.taken - 1, batch
 
     def _make_loader(self, epoch: int) -> Any:
-        """Return the training DataLoader of an epoch, as s3prl's Runner asks for it."""
-        downstream, split = self.state.models.downstream, self.config.train_dataloader
-        try:
-            return open_split(downstream, split, epoch=epoch)
-        except TypeError as error:
-            if "unexpected keyword argument 'epoch'" not in str(error):
-                raise
-        loader = open_split(downstream, split)
-        if isinstance(getattr(loader, "sampler", None), DistributedSampler):
-            loader.sampler.set_epoch(epoch)
-        return loader
+        """Return the training DataLoader of an epoch."""
+        return open_training(self.state.models.downstream, self.config.train_dataloader, epoch, self.seed)
 
     def _due(self, every: int) -> bool:
         return self.state.step % every == 0 or self.state.step >= self.total_steps

@@ -342,6 +342,26 @@ class KeepStates:
         runner.Runner.train = keeping  # type: ignore[method-assign]
 
 
+class NoteClips:
+    """Write the names of the clips that this process trains on to a file, in order, one a line."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __call__(self) -> None:
+        from s3prl_ext.training.forward import TaskModels, clip_names
+
+        loss = TaskModels.loss
+
+        def noting(self_: TaskModels, split: str, wavs: Any, others: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+            if torch.is_grad_enabled():
+                with self.path.open("a") as file:
+                    file.writelines(f"{name}\n" for name in clip_names(others))
+            return loss(self_, split, wavs, others, *args, **kwargs)
+
+        TaskModels.loss = noting  # type: ignore[method-assign]
+
+
 def _weights(runner_: runner.Runner) -> dict[str, torch.Tensor]:
     states = ((entry.name, unwrapped(entry.model).state_dict()) for entry in runner_.all_entries)
     weights = {f"{part}.{name}": value for part, state in states for name, value in state.items()}

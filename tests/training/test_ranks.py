@@ -13,7 +13,7 @@ import torch
 
 from s3prl_ext import adapters
 from s3prl_ext.child_tuning import mask_files
-from s3prl_ext.mini_superb import ALL, variables
+from s3prl_ext.mini_superb import ALL, TRAINED, variables
 from s3prl_ext.training import devices
 from s3prl_ext.training.methods import METHODS
 from tests.support import forked
@@ -33,18 +33,20 @@ ENDED = "another rank exited or timed out"
 
 @pytest.fixture
 def run(mini_superb, hubert_ckpt, hubert_folder, tmp_path):
-    """Start keyword spotting in a folder, as one process (`ranks` 0) or several, with settings of its task file."""
+    """Start a task, keyword spotting, in a folder, as one process (`ranks` 0) or several, with settings of its file."""
     environment = {name: str(value) for name, value in variables(ALL, mini_superb).items()}
 
     models = dict(zip(UPSTREAMS, (hubert_ckpt, hubert_folder), strict=True))
 
-    def start(name: str, *flags, ranks: int = 2, before=None, upstream: str = "hubert_local", **config):
+    def start(
+        name: str, *flags, ranks: int = 2, before=None, upstream: str = "hubert_local", task: str = "ks", **config
+    ):
         folder = tmp_path / name
         folder.mkdir(exist_ok=True)
         settings = {"runner.total_steps": 4, "runner.eval_step": 100, "runner.save_step": 100} | config
         override = ",,".join(f"config.{key}={value!r}" for key, value in settings.items())
-        command = ["-m", "train", "-u", upstream, "-k", models[upstream], "-d", "speech_commands", "-c", "ks/mini"]
-        command += ["-p", folder, "-o", override, *flags]
+        command = ["-m", "train", "-u", upstream, "-k", models[upstream], "-p", folder, "-o", override, *flags]
+        command += ["-d", TRAINED[task].task.downstream, "-c", f"{task}/mini"]
         if not ranks:
             return forked.Command(command, tmp_path / f"{name}.log", environment, before)
         return forked.Ranks(command, folder.parent, environment, before, ranks)
@@ -158,6 +160,24 @@ def test_a_lottery_on_two_ranks_is_that_of_one_process(run, tmp_path):
     assert one.wait() == 0, one.output
     masks = [mask_files.load(tmp_path / name / "masks.safetensors")[0].at(0.05) for name in ("two", "one")]
     assert same(*masks)
+
+
+def test_a_task_that_does_not_divide_its_clips_is_divided_and_resumes_bitwise(run, tmp_path):
+    """Source separation, 16 clips: each rank has an epoch of 8 in two steps."""
+    settings = {"tuning": {"method": "frozen"}, "runner.gradient_accumulate_steps": 2, "runner.group_by_length": 2}
+    settings |= {"downstream_expert.loaderrc.train_batchsize": 2, "runner.eval_step": 3}
+    clips = [tmp_path / f"clips-{rank}.txt" for rank in (0, 1)]
+    before = {rank: forked.Both(forked.NoteClips(clips[rank]), kept) for rank, kept in keep(tmp_path).items()}
+    run("whole", task="ss", before=before, **settings).succeed()
+    assert_equal_ranks(tmp_path)
+    first, second = (path.read_text().split() for path in clips)
+    for epoch in (slice(0, 8), slice(8, 16)):
+        assert len({*first[epoch], *second[epoch]}) == 16, "each clip once"
+    assert first[:8] != first[8:] and len(first) == len(second) == 16
+    run("parts", task="ss", **settings | {"runner.total_steps": 3}).succeed()
+    assert newest(tmp_path / "parts")["S3prlExt"]["positions"][1]["taken"] == 2, "in the middle of the second epoch"
+    run("parts", "-a", task="ss", **settings).succeed()
+    assert_same_run(newest(tmp_path / "parts"), newest(tmp_path / "whole"))
 
 
 def change_of(part: str, states: dict) -> torch.Tensor:

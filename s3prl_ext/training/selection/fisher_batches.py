@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from s3prl_ext import randomness
 from s3prl_ext.training.batching.batches import end_with_parent
 from s3prl_ext.training.batching.like_length import exchanged, say_padding
+from s3prl_ext.training.batching.ranks import open_training
 from s3prl_ext.training.results.evaluation import open_split
 from s3prl_ext.training.tuning_config import FisherConfig
 
@@ -127,10 +128,11 @@ class TaskBatches:
         downstream: s3prl's downstream expert.
         split: name of the training split.
         max_batches: end after so many, over all ranks; None = the epoch.
+        seed: of the order, where several ranks read a split that the task does not divide.
     """
 
-    def __init__(self, downstream: Any, split: str, max_batches: int | None = None) -> None:
-        self._loader = open_split(downstream, split)
+    def __init__(self, downstream: Any, split: str, max_batches: int | None = None, seed: int = 0) -> None:
+        self._loader = open_training(downstream, split, seed=seed)
         found = len(self._loader) * (dist.get_world_size() if dist.is_initialized() else 1)
         self._length = min(found, max_batches or found)
 
@@ -159,5 +161,5 @@ def open_batches(downstream: Any, split: str, config: FisherConfig, seed: int) -
         DataError: the split is empty.
     """
     if config.loader == "task":
-        return TaskBatches(downstream, split, config.max_batches)
+        return TaskBatches(downstream, split, config.max_batches, seed)
     return UtteranceBatches(downstream, split, config, seed)
