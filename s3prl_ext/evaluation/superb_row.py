@@ -80,10 +80,10 @@ def superb_table(runs: Sequence[ScoredRun], diarization: Mapping[str, SuperbScor
             cells += figures
             if row is not None:
                 rows.append(row)
-                notes += filter(None, [part_of_a_split(row)])
+                notes += filter(None, [part_of_a_split(row), named(row.task).superb_note])
                 values.append(_value(name, row, figures) | {"set": column.part})
         body.append(cells)
-        notes += _several_checkpoints(name, rows) + _without_column(name, found, columns)
+        notes += _not_best_on_dev(name, rows) + _without_column(name, found, columns)
     head = ["upstream"]
     for column in columns:
         head += [column.heading] + (["SD DER (%) ↓, threshold of dev"] if column.task == "sd" else [])
@@ -131,16 +131,46 @@ def _of_task(run: ScoredRun) -> str:
     return f"{run.task} {run.part}".rstrip()
 
 
-def _several_checkpoints(model: str, rows: Sequence[Row]) -> list[str]:
-    """Return a sentence where the tasks of a line were scored with different checkpoints of their trainings."""
+def _not_best_on_dev(model: str, rows: Sequence[Row]) -> list[str]:
+    """Return a sentence where not all tasks of a line were scored with the checkpoint that is best on dev."""
     tasks: dict[str, list[str]] = {}
-    for row in (row for row in rows if named(row.task).trains):
+    for row in (row for row in rows if named(row.task).trains and named(row.task).chosen_on_test is None):
         for checkpoint in {run.facts.get(CHECKPOINT, "not known") for run in row.runs}:
             tasks.setdefault(checkpoint, []).append(_of_task(row.runs[0]))
-    if len(tasks) < 2:
+    if tasks.keys() <= {"best"} or tasks.keys() == {"not known"}:
         return []
     shown = "; ".join(f"{checkpoint}: {', '.join(dict.fromkeys(of))}" for checkpoint, of in sorted(tasks.items()))
-    return [f"{model}: not all tasks were scored with the same checkpoint of their training ({shown})."]
+    return [
+        f"{model}: SUPERB's figures are of the checkpoint that is best on dev, and here not all are ({shown}): "
+        "evaluate it of each task."
+    ]
+
+
+def _best_on_test(rows: Sequence[Row], notes: list[str], model: str) -> list[Row]:
+    """Return the rows with the checkpoint of each training that is best on test; the notes say which these are."""
+    runs = sorted((run for row in rows for run in row.runs), key=lambda run: run.step)
+    best: dict[Any, ScoredRun] = {}
+    for run in runs:
+        first = best.setdefault((run.trained_key, run.seed), run)
+        if metric(rows[0].metric).better(run.values[rows[0].metric], first.values[rows[0].metric]):
+            best[run.trained_key, run.seed] = run
+    names = {name for run in runs for name in run.facts} - {CHECKPOINT}
+    for row in (found := rows_of(list(best.values()), rows[0].metric, sorted(names))):
+        among = [run for run in runs if any(run.trained_key == one.trained_key for one in row.runs)]
+        scored, chosen = (
+            list(dict.fromkeys(run.facts.get(CHECKPOINT, "not known") for run in some)) for some in (among, row.runs)
+        )
+        if len(scored) > 1:
+            notes.append(
+                f"{model}: {row.task} is of {', '.join(chosen)}, the best on test of {', '.join(scored)}: SUPERB's own "
+                f"rule, over {named(row.task).chosen_on_test}."
+            )
+        elif scored != ["best"]:
+            notes.append(
+                f"{model}: {row.task} is of one checkpoint alone ({scored[0]}), and SUPERB's figure is the best on "
+                f"test of {named(row.task).chosen_on_test}: evaluate these."
+            )
+    return found
 
 
 def _all_folds(row: Row | None, notes: list[str], model: str) -> Row | None:
@@ -189,13 +219,21 @@ def _value(name: str, row: Row, shown: Sequence[str]) -> dict[str, object]:
 def _row(
     column: Column, found: Sequence[ScoredRun], every: Sequence[ScoredRun], notes: list[str], model: str
 ) -> Row | None:
-    """Return the row of a task; of several configurations the one that is best on dev, or None where dev is missing."""
+    """Return the row of a task; of several configurations the one that is best on dev, or None where dev is missing.
+
+    Of a task whose checkpoint SUPERB chooses on test, that is done before, where dev is missing.
+    """
     task, part, name = column
     rows = rows_of([run for run in found if run.task == task and run.part == part], name)
-    if len(rows) < 2:
-        return rows[0] if rows else None
+    if not rows:
+        return None
     judged = main_metric_of([run for row in rows for run in row.runs]) or name
     on_dev = [_on_dev(row, judged, every) for row in rows]
+    if named(task).chosen_on_test and None in on_dev:
+        rows = _best_on_test(rows, notes, model)
+        on_dev = [_on_dev(row, judged, every) for row in rows]
+    if len(rows) < 2:
+        return rows[0]
     if any(score is None for score in on_dev):
         labels = "; ".join(row.label for row in rows)
         note = f"{model}: {len(rows)} configurations of {task} ({labels}), and no score on dev"

@@ -92,6 +92,7 @@ TASK = Task(
     writes=("*_predict.txt", "*_truth.txt"),
     decoder="s3prl_ext.prediction.verification:VoiceDecoder",
     superb=("EER",),
+    chosen_on_test="states-20000, 40000 ... 200000",
     single_clips=SingleClips("datarc.eval_batch_size", "an embedding depends on the longer clips of its batch"),
     modules=("s3prl.downstream.sv_voxceleb1.expert",),
 )

@@ -86,6 +86,7 @@ TASK = Task(
     writes=("benchmark.stdlist.xml",),
     decoder="s3prl_ext.prediction.search:SearchDecoder",
     superb=("mtwv",),
+    superb_note="QbE: its values were not compared with those of QUESST's own scorer, which the leaderboard's are.",
     modules=("s3prl.downstream.quesst14_dtw.expert",),
     needs={"dtw": "dtw-python"},
 )

@@ -208,6 +208,9 @@ class Task:
             :class:`s3prl_ext.prediction.decoder.Inputs`; None where there is none.
         superb: metrics that are its columns in SUPERB's row; with :attr:`sets` each set has a column, of its metric,
             and :attr:`other_figure` has one for each.
+        superb_note: what is to be known of its figure there; empty where nothing is.
+        chosen_on_test: the checkpoints of which SUPERB reports the one that is best on test; None where it reports the
+            one that is best on dev.
         frame_below: key of section ``downstream_expert``, dotted, of a number of samples that a frame of the upstream
             must stay below; None where any frame will do.
         single_clips: the batch size of evaluations, where it is to be 1; None where any will do.
@@ -246,6 +249,8 @@ class Task:
     places: Mapping[str, str] = field(default_factory=lambda: {"expdir": "", "logging": "log.log"})
     decoder: str | None = None
     superb: tuple[str, ...] = ()
+    superb_note: str = ""
+    chosen_on_test: str | None = None
     frame_below: str | None = None
     single_clips: SingleClips | None = None
     modules: tuple[str, ...] = ()

@@ -234,3 +234,76 @@ def test_each_figure_of_recognition_has_its_own_files_of_utterances(tmp_path):
     rows = [rows_of(runs_of(ResultRecord(tmp_path / "result.json", one)), "wer")[0] for one in both]
     found = compare_rows(*rows)
     assert found is not None and (found.utterances, found.metric) == (1, "wer")
+
+
+def verified(eer: float, step: int, of: str | None = None, seed: int = 1) -> dict:
+    """A test of speaker verification with a checkpoint of a training of 200,000 steps."""
+    args = {"init_ckpt": f"/exp/asv/{of or f'states-{step}.ckpt'}"}
+    found = result_files.content({"EER": eer}, downstream="sv_voxceleb1", step=step, args=args, seed=seed)
+    return found | {"config": {"runner": {"total_steps": 200000}, "downstream_expert": {}}}
+
+
+OWN_RULE = "SUPERB's own rule, over states-20000, 40000 ... 200000."
+ASV = "ASV EER (%) ↓"
+
+
+def test_verification_is_of_the_checkpoint_that_is_best_on_test():
+    shown, notes = line(KEYWORDS, verified(0.07, 200000), verified(0.06, 20000), verified(0.08, 40000))
+    assert shown[ASV] == "6.00"
+    assert f"hubert: asv is of step 20000, the best on test of step 20000, step 40000, last: {OWN_RULE}" in notes
+    assert not any("configurations" in note or "best on dev, and" in note for note in notes)
+
+
+def test_verification_takes_the_best_checkpoint_of_each_seed():
+    seeds = [verified(eer, step, seed=seed) for seed, step, eer in (
+        (1, 20000, 0.06), (1, 40000, 0.08), (2, 20000, 0.09), (2, 40000, 0.05))]  # fmt: skip
+    shown, notes = line(KEYWORDS, *seeds)
+    assert shown[ASV] == "5.50" and any("asv is of step 20000, step 40000, the best on test" in note for note in notes)
+
+
+def test_verification_of_one_checkpoint_alone_is_named():
+    shown, notes = line(KEYWORDS, verified(0.07, 200000))
+    assert shown[ASV] == "7.00"
+    assert (
+        "hubert: asv is of one checkpoint alone (last), and SUPERB's figure is the best on test of "
+        + ("states-20000, 40000 ... 200000: evaluate these.")
+        in notes
+    )
+
+
+def test_verification_with_a_dev_is_chosen_by_it():
+    contents = [verified(0.07, 200000), verified(0.06, 20000)]
+    for eer, step in ((0.02, 200000), (0.03, 20000)):
+        one = verified(eer, step)
+        contents.append(one | {"metrics": {"dev": one["metrics"]["test"]}, "intervals": {}, "items": {}})
+    shown, notes = line(KEYWORDS, *contents)
+    assert shown[ASV] == "7.00" and not any("on test of" in note for note in notes)
+    shown, notes = line(KEYWORDS, verified(0.07, 20000, of="dev-best.ckpt"))
+    assert shown[ASV] == "7.00" and not any("asv" in note for note in notes)
+
+
+def test_of_two_trainings_of_verification_without_a_dev_none_is_chosen():
+    other = verified(0.06, 20000)
+    other["config"]["optimizer"] = {"lr": 0.1}
+    shown, notes = line(KEYWORDS, verified(0.07, 200000), verified(0.08, 20000), other)
+    assert ASV not in shown and any("2 configurations of asv" in note for note in notes)
+
+
+def test_last_steps_in_superbs_line_are_named():
+    trained = [
+        result_files.content({"acc": 0.9}, downstream=name, mode="train") for name in ("speech_commands", "voxceleb1")
+    ]
+    said = "hubert: SUPERB's figures are of the checkpoint that is best on dev, and here not all are"
+    assert f"{said} (last: ks, sid): evaluate it of each task." in line(*trained)[1]
+    assert f"{said} (best: ks; last: sid): evaluate it of each task." in line(KEYWORDS, trained[1])[1]
+    best = result_files.content({"acc": 0.9}, downstream="voxceleb1", args={"init_ckpt": "/exp/sid/dev-best.ckpt"})
+    assert not any(
+        "best on dev" in note.replace("at the setting that is best on dev", "") for note in line(KEYWORDS, best)[1]
+    )
+
+
+def test_query_by_example_says_that_its_values_were_not_compared():
+    searched = result_files.content({"mtwv": 0.05}, downstream="quesst14_dtw", step=0)
+    said = "not compared with those of QUESST's own scorer"
+    assert any(said in note for note in line(KEYWORDS, searched)[1])
+    assert not any(said in note for note in line(KEYWORDS, recognised("None", 6.4))[1])

@@ -229,6 +229,43 @@ def test_evaluations_that_do_not_say_their_weights_are_told_apart_by_the_places_
     assert json.loads(path.with_name("result-test.json.step-7").read_text())["metrics"]["test"]["acc"]["value"] == 0.625
 
 
+def test_evaluations_of_several_checkpoints_of_verification_stand_beside_each_other(tmp_path):
+    """SUPERB reports the best of them."""
+    args = make_args(tmp_path / "exp", mode="evaluate", downstream="sv_voxceleb1")
+
+    def evaluate(step: int, eer: float, ckpt: str | None = None, **runner) -> None:
+        args.init_ckpt = f"exp/{ckpt or f'states-{step}.ckpt'}"
+        result_file.write(args, {"runner": runner}, {"test": {"EER": eer}}, step, 1.0, {})
+
+    def found() -> dict[str, tuple[int, float]]:
+        records = {path.name: json.loads(path.read_text()) for path in (tmp_path / "exp").iterdir()}
+        return {name: (one["step"], one["metrics"]["test"]["EER"]["value"]) for name, one in records.items()}
+
+    for step, eer in ((20, 0.6), (40, 0.5), (60, 0.7)):
+        evaluate(step, eer)
+    three = {
+        "result-test.json": (60, 0.7),
+        "result-test-step-20.json": (20, 0.6),
+        "result-test-step-40.json": (40, 0.5),
+    }
+    assert found() == three
+    evaluate(20, 0.61)
+    again = {
+        "result-test.json": (20, 0.61),
+        "result-test-step-40.json": (40, 0.5),
+        "result-test-step-60.json": (60, 0.7),
+    }
+    assert found() == again | {"result-test-step-20.json.step-20": (20, 0.6)}, "one step counts once, and none is lost"
+    args.init_ckpt = "other/states-20.ckpt"
+    result_file.write(args, {"runner": {}}, {"test": {"EER": 0.1}}, 20, 1.0, {})
+    assert found()["result-test.json.step-20"] == (20, 0.61) and "result-test-step-20.json" not in found()
+    evaluate(20, 0.62, evaluate_ratio=0.1)
+    assert found()["result-test.json.step-20-2"] == (20, 0.1), "with other settings"
+    evaluate(60, 0.7, "dev-best.ckpt", evaluate_ratio=0.1)
+    evaluate(20, 0.63, evaluate_ratio=0.1)
+    assert found()["result-test.json.step-60"] == (60, 0.7) and "result-test-step-60.json" in found()
+
+
 def test_wall_time_and_memory_count_all_sessions(tmp_path, build):
     config = task_config("ks", total_steps=3, save_step=1)
     first = build(make_args(tmp_path / "exp"), config)

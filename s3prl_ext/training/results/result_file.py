@@ -18,10 +18,12 @@ from s3prl_ext.evaluation.result_records import SCHEMA, problems, read_record
 from s3prl_ext.metrics import METRICS
 from s3prl_ext.reading import parse_json
 from s3prl_ext.run_folder import FAILED, RunFolder
+from s3prl_ext.run_folder import step_of as checkpoint_step
+from s3prl_ext.tasks import task_of
 from s3prl_ext.training.batching.corpus_hash import Corpus
 from s3prl_ext.training.results import provenance
 from s3prl_ext.training.results.provenance import PACKAGES  # noqa: F401  the packages that result files name
-from s3prl_ext.training.results.same_evaluation import other_evaluation
+from s3prl_ext.training.results.same_evaluation import only_checkpoints_differ, other_evaluation
 from s3prl_ext.training.train_state import Diverged
 from s3prl_ext.writing import write_json
 
@@ -85,7 +87,14 @@ def write(
 
 
 def _set_other_aside(path: Path, content: Record) -> None:
-    """Rename the result of another evaluation that has the name of a new one, and say so."""
+    """Rename the result of another evaluation that has the name of a new one, and say so.
+
+    Results of several ``states-N.ckpt`` of a task of which SUPERB reports the best one stand beside each other, as
+    ``result-SPLIT-step-N.json``; of each step there is one.
+    """
+    folder = RunFolder(path.parent)
+    if (again := _beside(path, content)) is not None and again.is_file():
+        logger.warning("%s is of this step too: it is kept as %s", again, folder.set_aside(again, content["step"]).name)
     try:
         old = read_record(path).content
     except DataError:
@@ -94,10 +103,18 @@ def _set_other_aside(path: Path, content: Record) -> None:
     if other is None:
         return
     try:
-        kept = RunFolder(path.parent).set_aside(path, old["step"] or 0)
+        beside = _beside(path, old) if only_checkpoints_differ(old, content) else None
+        kept = folder.set_aside(path, old["step"] or 0) if beside is None else path.replace(beside)
     except FileNotFoundError:
         return  # an evaluation at the same time has done so
     logger.warning("%s was the result of %s: it is kept as %s", path, other, kept.name)
+
+
+def _beside(path: Path, content: Mapping[str, Any]) -> Path | None:
+    """Return where a result stands beside those of other checkpoints; None where it counts alone."""
+    task = task_of(content["downstream"], content["config"].get("downstream_expert"))
+    step = checkpoint_step(Path(str(content["args"].get("init_ckpt"))))
+    return path.with_name(f"{path.stem}-step-{step}.json") if task.chosen_on_test and step is not None else None
 
 
 def write_stop(

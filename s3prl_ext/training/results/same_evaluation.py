@@ -35,6 +35,17 @@ def other_evaluation(before: Mapping[str, Any], now: Mapping[str, Any]) -> str |
     return next((f"{what} ({said})" for what, said in found.items() if said), None)
 
 
+def only_checkpoints_differ(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Return whether two evaluations are of checkpoints of two steps and the same in all else.
+
+    Args:
+        before, now: contents of their result files.
+    """
+    args = before["args"] | {"init_ckpt": now["args"].get("init_ckpt")}
+    moved = {**before, "args": args, "step": now["step"], WEIGHTS: now.get(WEIGHTS)}
+    return before["step"] != now["step"] and other_evaluation(moved, now) is None
+
+
 def _upstream_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Change]:
     """Return what names or makes another upstream, apart from a merge, which has a record of its own."""
     found = _changes(*({"upstream": one["upstream"]} for one in (before, now)))
