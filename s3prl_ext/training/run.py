@@ -252,7 +252,8 @@ class Run:
                 continue
             entry.model.train(not only_lambda_trains(unwrapped(entry.model))).to(experiment.args.device)
             if entry.name == "Upstream" and self.tuning is not None:
-                hold_statistics(unwrapped(entry.model), frozen_alone=self.tuning.method == "full")
+                full = self.tuning.method == "full"
+                hold_statistics(unwrapped(entry.model), self.tuning.rates.train_layers if full else None)
             modules.append(self.child if self.child is not None and entry.name == "Upstream" else entry.model)
         optimizer = self._optimizer(modules)
         if self.child is not None:

@@ -4,13 +4,15 @@ The running statistics of batch norm.
 
 Some models have a batch norm, such as HuBERT with ``conv_pos_batch_norm``. A method that stores a small change of a
 frozen upstream must leave them as they are: a checkpoint, a delta, a resumed run and the other candidates of a race
-all start from the untouched upstream. Full tuning moves those of the norms that train.
+all start from the untouched upstream. Full tuning moves those of the norms that train, and of norms without weights
+(MAE-AST has one at its input) where all of the upstream trains.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,15 +25,17 @@ class StateChanged(ExtError):
     """A frozen upstream has changed: its module keeps state that this package does not know."""
 
 
-def hold_statistics(model: nn.Module, frozen_alone: bool = False) -> None:
+def hold_statistics(model: nn.Module, train_layers: Any = None) -> None:
     """Put the modules that keep running statistics into evaluation mode: they use them and leave them as they are.
 
     Args:
         model: in train mode.
-        frozen_alone: leave those of which a weight trains in train mode.
+        train_layers: of full tuning, see :class:`s3prl_ext.training.parameter_groups.RatesConfig`: those of which a
+            weight trains stay in train mode, of ``all`` also those without weights. None: none does.
     """
     for module in _norms_with_statistics(model):
-        if not (frozen_alone and any(parameter.requires_grad for parameter in module.parameters())):
+        weights = [parameter.requires_grad for parameter in module.parameters()]
+        if train_layers is None or not (any(weights) or (train_layers == "all" and not weights)):
             module.eval()
 
 

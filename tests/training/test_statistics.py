@@ -75,6 +75,21 @@ def test_full_tuning_of_some_layers_moves_no_statistics_of_the_others(build, tmp
         assert candidate == "all" or all(f"layers.{candidate}." in name for name in moved)
 
 
+@pytest.mark.parametrize(
+    ("tuning", "moves"),
+    [({"method": "full"}, True), ({"method": "full", "train_layers": "1"}, False)],
+    ids=["full", "train_layers"],
+)
+def test_a_norm_without_weights_moves_with_all_of_the_upstream_alone(build, tmp_path, upstream, tuning, moves):
+    """Such as MAE-AST's, at its input."""
+    runner = build(make_args(tmp_path, **upstream), task_config(tuning=tuning))
+    model = runner.upstream.model
+    model.norm = torch.nn.BatchNorm1d(1, affine=False)
+    model.register_forward_pre_hook(lambda module, given: (module.norm(given[0][0][:, None]), None)[1])
+    runner.train()
+    assert bool(model.norm.num_batches_tracked) == moves
+
+
 @pytest.mark.parametrize("method", [*SMALL, "full"])
 def test_resumed_is_uninterrupted(build, tmp_path, upstream, method):
     config = task_config(tuning=SMALL.get(method, {"method": method}))
