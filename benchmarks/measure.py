@@ -8,10 +8,11 @@ import platform
 import statistics
 from collections.abc import Callable
 from datetime import date
-from importlib import metadata
 from pathlib import Path
 from time import process_time
 from typing import Any
+
+from s3prl_ext.package_versions import versions_of
 
 PACKAGES = ("s3prl_ext", "s3prl", "torch", "torchaudio", "transformers", "numpy")
 
@@ -107,6 +108,5 @@ def report(name: str, rows: dict[str, dict[str, Any]], **facts: Any) -> None:
         print(
             f"{label:32s}" + "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items())
         )
-    versions = {package: metadata.version(package) for package in PACKAGES}
     record = {"benchmark": name, "date": date.today().isoformat(), "python": platform.python_version()}
-    print(json.dumps(record | {"versions": versions, "rows": rows} | facts))
+    print(json.dumps(record | {"versions": versions_of(PACKAGES), "rows": rows} | facts))

@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "s3prl_ext"
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "layer_sets": {"errors"},
+    "package_versions": set(),
     "tables": set(),
     "settings": {"errors", "layer_sets"},
     "locks": {"errors"},
@@ -138,6 +139,7 @@ EVERYWHERE = {
     "hub",
     "downloads",
     "layer_sets",
+    "package_versions",
     "settings",
     "tables",
     "run_folder",

@@ -8,7 +8,6 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from s3prl_ext.locks import one_writer
 from s3prl_ext.merging.learnable import PARAMETER_NAME
 from s3prl_ext.model_settings import model_config
 from s3prl_ext.models.hashing import state_sha256
+from s3prl_ext.package_versions import versions_of
 from s3prl_ext.reading import EXPORT_FILE, file_sha256, weight_files
 from s3prl_ext.run_folder import RunFolder
 from s3prl_ext.tasks.record import scored_part
@@ -167,7 +167,7 @@ def write(task: TrainedTask, plain: RunSpec, model: nn.Module, record: ExportRec
             "info": {key: value for key, value in task.info.items() if key not in ("config", "merge")},
             "model": asdict(record),
             "files": {file.name: file_sha256(file) for file in weight_files(partial)},
-            "versions": {package: metadata.version(package) for package in RECORDED_PACKAGES},
+            "versions": versions_of(RECORDED_PACKAGES),
         }
         _write_text(partial / EXPORT_FILE, json.dumps(content, indent=2, default=str) + "\n")
         _write_text(partial / "README.md", model_card(task.info, record))

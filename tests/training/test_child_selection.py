@@ -249,6 +249,15 @@ def test_masks_are_written_once_and_taken_again(runner, tmp_path):
     choose_masks(others, [1.0, *densities])  # as 0.1.0 did for a race with a candidate of all weights
     assert same(choose_masks(others, densities, trained=True).at(0.01), chosen.at(0.01)) and len(losses) == 8
 
+    def of_settings(version: str, heads: int) -> Choice:
+        return replace(choice, facts={"corpus": "fourth", "settings": [{"heads": heads, "transformers": version}]})
+
+    choose_masks(of_settings("4", 2), densities)
+    choose_masks(of_settings("5", 3), densities, trained=True)  # another version may read the same files differently
+    with pytest.raises(UsageError, match="another settings, and candidates of this race have trained on it"):
+        choose_masks(of_settings("4", 3), densities, trained=True)
+    assert len(losses) == 10
+
 
 CHANGES = {
     "head": lambda config: config["downstream_expert"]["modelrc"].update(projector_dim=8),

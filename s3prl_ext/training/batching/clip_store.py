@@ -12,7 +12,6 @@ import os
 import shutil
 import zlib
 from collections.abc import Callable, Iterable
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from s3prl_ext.configs import Record
 from s3prl_ext.errors import UsageError
 from s3prl_ext.model_settings import SAMPLE_RATE
 from s3prl_ext.models.hashing import state_sha256, tensors_sha256
+from s3prl_ext.package_versions import versions_of
 from s3prl_ext.writing import written
 
 logger = logging.getLogger(__name__)
@@ -168,7 +168,7 @@ class ClipStore:
             "probes": first,
             "dtype": str(self.dtype),
             "device": torch.device(self.device).type,
-            "versions": {name: _version(name) for name in PACKAGES},
+            "versions": versions_of(PACKAGES),
         }
         size = answers[0][-1].numel() * self.dtype.itemsize / PROBE_SECONDS[-1]
         return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest(), size
@@ -200,13 +200,6 @@ def announce(store: ClipStore, loaders: Iterable[Any], padded: bool = False) -> 
     )  # fmt: skip
     if free < size:
         logger.warning("runner.cache: that is more than the disk has; those that find room are kept")
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def default_folder() -> Path:

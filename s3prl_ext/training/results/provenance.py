@@ -10,13 +10,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
 
 import torch
 
 from s3prl_ext.configs import PACKAGE_DIR, Record
 from s3prl_ext.errors import DataError
+from s3prl_ext.package_versions import versions_of
 from s3prl_ext.run_folder import RunFolder
 from s3prl_ext.training import distributed
 from s3prl_ext.training.checkpoint import Checkpoint
@@ -26,14 +26,7 @@ PACKAGES = ("s3prl_ext", "s3prl", "torch", "torchaudio", "transformers", "numpy"
 
 def versions() -> dict[str, str | None]:
     """Return the versions of Python and of the packages that decide a result; None for one that is not installed."""
-    return {package: _version(package) for package in PACKAGES} | {"python": platform.python_version()}
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
+    return versions_of(PACKAGES) | {"python": platform.python_version()}
 
 
 def commit(folder: Path = PACKAGE_DIR.parent) -> str | None:

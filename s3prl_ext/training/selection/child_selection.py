@@ -25,7 +25,7 @@ from s3prl_ext.training.selection.choice import Choice
 from s3prl_ext.training.selection.fisher_batches import ORDER
 from s3prl_ext.training.selection.fisher_pass import FisherPass
 from s3prl_ext.training.selection.lottery_pass import LotteryPass
-from s3prl_ext.training.selection.pass_facts import ENVIRONMENT, SETTINGS
+from s3prl_ext.training.selection.pass_facts import ENVIRONMENT, SETTINGS, same_settings
 from s3prl_ext.training.selection.shared_scores import Scores
 
 logger = logging.getLogger(__name__)
@@ -170,7 +170,9 @@ def _changed(before: Section, now: Section) -> list[str]:
     pairs = [(name, before.get(name), value) for name, value in now.items() if name != "facts"]
     facts = before.get("facts") or {}
     pairs += [(name, facts.get(name), value) for name, value in now["facts"].items()]
-    return [name for name, then, value in pairs if then != value and (name != SETTINGS or then is not None)]
+    return [
+        name for name, then, value in pairs if then != value and not (name == SETTINGS and same_settings(then, value))
+    ]
 
 
 def _refuse_other_choice(path: Path, before: Section, now: Section, changed: list[str]) -> None:

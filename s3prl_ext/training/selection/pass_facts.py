@@ -10,13 +10,12 @@ import hashlib
 import json
 import platform
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import torch
 
-import s3prl_ext
 from s3prl_ext.child_tuning.names import OF_THE_TASK
 from s3prl_ext.configs import Record, Section
 from s3prl_ext.models.hashing import state_sha256
@@ -27,7 +26,7 @@ from s3prl_ext.training.results.provenance import versions
 from s3prl_ext.training.run_spec import RunSpec
 from s3prl_ext.training.selection.fisher_batches import ORDER
 from s3prl_ext.training.tuning_config import TuningConfig
-from s3prl_ext.training.upstream_settings import KEY, other_settings, stated_settings
+from s3prl_ext.training.upstream_settings import KEY, VERSION, other_settings, stated_settings
 
 NOT_READ = ("runner", "optimizer", "scheduler", "tuning", "early_stop")  # sections that a Fisher pass does not read
 BATCH_SIZE = "batch size"
@@ -56,7 +55,7 @@ def facts_of(
     modules, runner = models.modules(), config.get("runner") or {}
     configs = {str(c) for top in modules for m in top.modules() if (c := getattr(m, "config", None)) is not None}
     return {
-        "versions": {"s3prl_ext": s3prl_ext.__version__, **versions()},
+        "versions": versions(),
         "device": [str(next(iter(parameters.values())).device.type), _device_name(args), torch.get_num_threads()],
         "pass": {"mask": tuning.mask, **_pass_settings(tuning)},
         "run": RunSpec.of(args).stored(),
@@ -85,8 +84,17 @@ def differences(facts: Section, info: Section) -> list[str]:
     read = _trained_on(run, expert_of(facts.get("task file")), corpus)
     trained = _trained_on(info, expert_of(info.get("config")), info.get("data") or corpus)
     found = [what for what, value in read.items() if value != trained[what]]
-    settings, known = (facts.get(SETTINGS) or [{}])[0], info.get(KEY)
-    return found + (["settings of the upstream"] if other_settings(known, settings) else [])
+    same = same_settings([info.get(KEY) or {}], facts.get(SETTINGS))
+    return found + ([] if same else ["settings of the upstream"])
+
+
+def same_settings(before: Sequence[Section] | None, now: Sequence[Section] | None) -> bool:
+    """Return whether the facts :data:`SETTINGS` of two passes agree, model by model, as far as they can be compared.
+
+    What an earlier version left out is not compared, nor what two versions of transformers have read.
+    """
+    pairs = zip(before or (), now or (), strict=False)
+    return not any(one.get(VERSION) == other.get(VERSION) and other_settings(one, other) for one, other in pairs)
 
 
 def _trained_on(run: Section, expert: Record, corpus: Section) -> Record:

@@ -135,7 +135,7 @@ class ScoringPass:
                 f"{self.partial} is not readable (truncated or corrupt); delete it to start over."
             ) from error
         for name, value in self.key.items():
-            if key.get(name) != value and (name != SETTINGS or name in key):
+            if key.get(name) != value:
                 raise UsageError(
                     f"{self.partial} belongs to a {self.what} with {_difference(name, key.get(name), value)}; use the "
                     "same settings, or delete it to start over."

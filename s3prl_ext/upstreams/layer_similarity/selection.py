@@ -7,7 +7,6 @@ import json
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from s3prl_ext.merging.layers import LayerMap, resolve_layer_map
 from s3prl_ext.merging.selection_config import ComparisonSettings, LayerMatch, LayerSelection
 from s3prl_ext.merging.similarity import SIMILARITIES
 from s3prl_ext.models.fingerprint import model_sha256
+from s3prl_ext.package_versions import versions_of
 from s3prl_ext.randomness import preserved
 from s3prl_ext.reading import parse_json
 from s3prl_ext.upstreams.layer_similarity.block_outputs import BLOCKS, as_found
@@ -214,7 +214,7 @@ def measure(
         "settings": dataclasses.asdict(settings),
         "top_k": k,
         "metrics": {table.metric: _describe_table(table, k) for table in tables},
-        "versions": {name: metadata.version(name) for name in ("s3prl_ext", "torch", "transformers", "numpy")},
+        "versions": versions_of(("s3prl_ext", "torch", "transformers", "numpy")),
     }
 
 
