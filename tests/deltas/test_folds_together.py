@@ -58,6 +58,24 @@ def test_other_lists_of_one_corpus_are_not_merged():
         check_one_division([*runs[1:], divided("two", "ljspeech", {}, "b")])
 
 
+def speakers(name: str, lists: str, **speakers: list[str]) -> TrainedTask:
+    named = {"train": ["train"], "dev": ["valid"], "test": ["test"]}
+    named |= {"train_speakers": ["Ivy"], "valid_speakers": ["Amy"], "test_speakers": ["Emma"]}
+    return divided(name, "ctc", {"corpus": {"name": "snips", "path": "/c", **named, **speakers}}, lists)
+
+
+def test_lists_in_the_task_file_may_differ_where_neither_run_tests_what_the_other_has_trained_on():
+    one = speakers("one", "a")
+    check_one_division([one, speakers("two", "b", train_speakers=["Joey", "Justin"])])
+    check_one_division([one, speakers("two", "b", test_speakers=["Brian"])])
+    for other in ({"train_speakers": ["Joey", "Emma"]}, {"valid_speakers": ["Ivy"]}, {"train": ["train", "test"]}):
+        for runs in ([one, speakers("two", "b", **other)], [speakers("two", "b", **other), one]):
+            with pytest.raises(UsageError, match="different lists of train, dev and test of one corpus, so that a"):
+                check_one_division(runs)
+    with pytest.raises(UsageError, match="a test of their merge may score training clips"):
+        check_one_division([one, speakers("two", "b")])  # what differs is not in the task file
+
+
 def test_other_corpora_of_one_task_are_merged_with_a_warning(caplog):
     check_one_division([divided("one", "ljspeech", {}, "a"), divided("two", "ljspeech", {}, "b", "other")])
     assert "one and two were trained on other data with other lists" in caplog.text

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NotRequired, TypedDict
 
 from s3prl_ext.configs import Section, value_at
-from s3prl_ext.tasks import task_of
+from s3prl_ext.tasks import Task, task_of
 
 SPLITS_RULE = 1  # version of what is hashed as the division of a corpus
 WITH_PATHS = ("wav.scp",)  # Kaldi's tables of absolute paths
@@ -87,9 +87,14 @@ class Corpus:
     def _division(self, lists: list[tuple[str, str]]) -> str | None:
         if not lists:
             return None
-        section = self._expert.get(self._task.settings) or {}
-        named = {name: value for name, value in section.items() if isinstance(value, list) and name != "lexicon"}
+        named = named_lists(self._task, self._expert)
         return hashlib.sha256(json.dumps([sorted(lists), named], sort_keys=True, default=str).encode()).hexdigest()
+
+
+def named_lists(task: Task, expert: Section) -> dict[str, list[object]]:
+    """Return the lists of section ``downstream_expert`` that take part in the division, such as the speakers of SF."""
+    section = expert.get(task.settings) or {}
+    return {name: value for name, value in section.items() if isinstance(value, list) and name != "lexicon"}
 
 
 def _names_and_sizes(rows: list[tuple[str, int]], covered: list[str]) -> CorpusHash | None:
