@@ -152,10 +152,17 @@ def is_out_of_memory(error: BaseException) -> bool:
         "not enough memory",
         "Unable to allocate",
         "can't start new thread",
-        "could not create a primitive",  # oneDNN's
         "could not create a memory object",
     )
-    return isinstance(error, MemoryError) or any(part in str(error) for part in words)
+    said = str(error)
+    no_primitive = "could not create a primitive" in said and "primitive descriptor" not in said  # oneDNN's
+    return isinstance(error, MemoryError) or no_primitive or any(part in said for part in words)
+
+
+def is_of_precision(error: BaseException) -> bool:
+    """Return whether an error says that an operation does not know the number format of its input."""
+    words = ("ScalarType", "scalar type", "dtype", "BFloat16", "Half", "primitive descriptor")  # the last is oneDNN's
+    return any(part in str(error) for part in words)
 
 
 def is_disk_full(error: BaseException) -> bool:

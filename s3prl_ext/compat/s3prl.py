@@ -93,7 +93,25 @@ def _leave_padding_out(module: ModuleType) -> None:
     module.AttentivePoolingModule.forward = pooled_without_padding
 
 
+def _count_in_float32(module: ModuleType) -> None:
+    count = module.calc_diarization_error
+
+    @functools.wraps(count)
+    def count_in_float32(pred: Any, *args: Any, **kwargs: Any) -> Any:
+        return count(pred.float(), *args, **kwargs)
+
+    module.calc_diarization_error = count_in_float32
+
+
 SHIMS = (
+    Shim(
+        name="s3prl-diarization-bfloat16",
+        module="s3prl.downstream.diarization.expert",
+        needed=lambda module: not hasattr(module.calc_diarization_error, "__wrapped__"),
+        apply=_count_in_float32,
+        reason="s3prl makes a numpy array of the predictions, which stops with a TypeError in bf16",
+        remove_when="s3prl counts the errors of predictions in any precision",
+    ),
     Shim(
         name="s3prl-ctc-corpus-name",
         module="s3prl.downstream.ctc.data",

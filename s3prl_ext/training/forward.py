@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from s3prl_ext.errors import DataError, ExtError, is_out_of_memory
+from s3prl_ext.errors import DataError, ExtError, is_of_precision, is_out_of_memory
 from s3prl_ext.model_settings import SAMPLE_RATE
 from s3prl_ext.tasks import OTHER, Task
 from s3prl_ext.training.batching.feature_cache import FeatureCache
@@ -108,7 +108,7 @@ class TaskModels:
         features = self.features(wavs, clip_names(others), with_upstream_grad)
         if self.specaug is not None and self.downstream.training:
             features, _ = self.specaug(features)
-        with _clips_named(split, clip_names(others), len(features)):
+        with _clips_named(split, clip_names(others), len(features), torch.device(self.device).type):
             loss = self.downstream(split, features, *others, records=records, **kwargs)
         if not torch.is_grad_enabled():  # in training the norm of the gradient tells
             self.finite = all(bool(torch.isfinite(value).all()) for value in (*features, loss))
@@ -116,8 +116,11 @@ class TaskModels:
 
 
 @contextmanager
-def _clips_named(split: str, names: Sequence[str], count: int) -> Iterator[None]:
-    """Add to an error of a task's code which clips it was about; in a run of several processes it stays as it is."""
+def _clips_named(split: str, names: Sequence[str], count: int, device: str) -> Iterator[None]:
+    """Add to an error of a task's code which clips it was about; in a run of several processes it stays as it is.
+
+    An error about number formats in mixed precision is about that, not about the clips.
+    """
     try:
         yield
     except (ValueError, AssertionError, LookupError, TypeError, RuntimeError) as error:
@@ -125,9 +128,12 @@ def _clips_named(split: str, names: Sequence[str], count: int) -> Iterator[None]
             raise
         shown = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200] or 'no message'}"
+        advice = "check these clips and their labels in the corpus"
+        if torch.is_autocast_enabled(device) and is_of_precision(error):
+            advice = "the task cannot be trained in this precision: leave runner.amp out"
         raise TaskFailed(
             f"the task failed on a batch of {count} clips of split '{split}'{f' ({shown})' if names else ''}: "
-            f"{reason}; check these clips and their labels in the corpus."
+            f"{reason}; {advice}."
         ) from error
 
 

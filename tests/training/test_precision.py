@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
+import math
 
 import pytest
 import torch
 
-from s3prl_ext.errors import UsageError
+from s3prl_ext.errors import UsageError, is_out_of_memory
+from s3prl_ext.mini_superb import TRAINED
 from s3prl_ext.training import devices
+from s3prl_ext.training.forward import TaskFailed
 from tests.support import factories
-from tests.support.experiments import make_args, task_config
+from tests.support.experiments import make_args, record_losses, task_config
 
 PLAIN, MODERN = "flags\t\t: fpu avx512f avx512_vnni\n", "flags\t\t: fpu avx512f avx512_bf16\n"
 
@@ -78,3 +81,47 @@ def test_this_processor_is_asked(tmp_path, build):
         with torch.autocast("cpu", torch.bfloat16):
             found = model(wavs)["hidden_states"][0]
     assert (found.float() - exact).abs().max() < 0.15
+
+
+QUICK = ("ks", "sid", "pr", "sd", "er", "ood", "esc50")
+
+
+@pytest.mark.parametrize(
+    "task", [pytest.param(task, marks=() if task in QUICK else pytest.mark.slow) for task in TRAINED]
+)
+def test_every_task_trains_in_bf16(build, tmp_path, task):
+    args = make_args(tmp_path / "exp", downstream=TRAINED[task].task.downstream)
+    settings = {"total_steps": 2, "log_step": 1, "evaluate_ratio": 1.0 if task == "asv" else 0.3}
+    runner = build(args, task_config(task, amp="bf16", **settings))
+    losses = record_losses(runner)
+    runner.train()
+    assert len(losses) > 2 and all(map(math.isfinite, losses[:2]))
+
+
+ONEDNN = "could not create a primitive descriptor for the LSTM forward propagation primitive"
+
+
+@pytest.mark.parametrize(
+    ("amp", "error", "advice"),
+    [
+        ("bf16", TypeError("Got unsupported ScalarType BFloat16"), "in this precision: leave runner.amp out"),
+        ("fp16", RuntimeError(ONEDNN), "in this precision: leave runner.amp out"),
+        ("bf16", ValueError("no label"), "check these clips and their labels"),
+        (None, TypeError("Got unsupported ScalarType BFloat16"), "check these clips and their labels"),
+    ],
+)
+def test_an_error_about_the_precision_does_not_blame_the_clips(build, tmp_path, amp, error, advice):
+    runner = build(make_args(tmp_path / "exp"), task_config("ks", amp=amp))
+
+    def failing(*inputs, **kwargs):
+        raise error
+
+    runner.downstream.model.forward = failing
+    with pytest.raises(TaskFailed) as caught:
+        runner.train()
+    assert advice in str(caught.value) and str(error)[:60] in str(caught.value)
+
+
+def test_what_a_processor_cannot_compute_is_not_a_lack_of_memory():
+    assert is_out_of_memory(RuntimeError("could not create a primitive"))
+    assert not is_out_of_memory(RuntimeError(ONEDNN))
