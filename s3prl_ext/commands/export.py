@@ -232,7 +232,7 @@ def _other_evaluation(task: TrainedTask, record: ResultRecord) -> str | None:
             return f"it scored a part of the split ({found})"
     ours["upstream_sha256"] = task.delta.base_sha256 or None
     theirs["upstream_sha256"] = record["upstream_sha256"]  # of draws of noise too
-    read = {f"downstream_expert.{row.key}" for row in task.record.reads if ours.get("data")}  # what the hash covers
+    read = set(task.record.corpus_paths) if ours.get("data") else set()  # what the hash covers
     read |= {f"downstream_expert.{key}" for key in part or ()}  # judged above
     keys = {key for key in {*ours, *theirs} if key.startswith("downstream_expert.") or key in ("set", "variant")}
     keys |= {key for key in ("upstream_sha256", "data", "splits", "features") if ours.get(key) is not None}

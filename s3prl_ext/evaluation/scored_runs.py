@@ -19,7 +19,7 @@ UNNAMED_MERGE = "merged_attention"  # -u of a merge that -g names
 # Settings that do not change what a model learns or how it is scored.
 WITHOUT_EFFECT = (
     "num_workers", "log_step", "save_step", "max_keep", "eval_dataloaders",
-    "save_predictions", "save_best_on", "cache_folder",
+    "save_predictions", "save_best_on", "cache_folder", "checkpoint_upstream",
 )  # fmt: skip
 
 CHECKPOINT = "checkpoint"  # fact: which of its training was scored, best (on dev), last, or another
@@ -254,7 +254,7 @@ def facts_of(record: ResultRecord) -> dict[str, Any]:
         "last_hidden_state": record["last_hidden_state"],
         "method": method,
         "race": raced,
-        "changed_on_resume": _changed(record["changed_settings"]),
+        "changed_on_resume": _changed(record["changed_settings"], task),
         "data": record.at("data.sha256"),
         "splits": record["splits_sha256"],
         "processes": _processes(record),
@@ -269,12 +269,22 @@ def facts_of(record: ResultRecord) -> dict[str, Any]:
     return {name: value for name, value in facts.items() if value is not None}
 
 
-def _changed(resumes: Sequence[Mapping[str, Any]] | None) -> str | None:
+def has_effect(key: str) -> bool:
+    """Return whether a setting can change what a model learns or how it is scored.
+
+    Args:
+        key: of a task file, dotted, or the last part of it.
+    """
+    return key.rpartition(".")[2] not in WITHOUT_EFFECT
+
+
+def _changed(resumes: Sequence[Mapping[str, Any]] | None, task: Task) -> str | None:
     """Return what a run was resumed with: ``batch_size 32, then 2 from step 500 on``; None where nothing changed."""
     found = [
         f"{key.rpartition('.')[2]} {before}, then {now} from step {one['step']} on"
         for one in resumes or ()
         for key, (before, now) in one["settings"].items()
+        if has_effect(key) and key not in task.corpus_paths
     ]
     return "; ".join(found) or None
 
@@ -308,7 +318,7 @@ def _draw(merge: Mapping[str, Any] | None) -> int | None:
 
 def _flat(section: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in section.items():
-        if name in WITHOUT_EFFECT:
+        if not has_effect(name):
             continue
         if isinstance(value, Mapping):
             yield from _flat(value, f"{before}{name}.")

@@ -21,6 +21,7 @@ class RunSettings:
         shared: what comes from its task file, by dotted key.
         own: what the study sets for it and its record has otherwise.
         changed: what its task file gives otherwise now.
+        places: keys of the paths of its corpus.
     """
 
     name: str
@@ -29,25 +30,31 @@ class RunSettings:
     shared: Mapping[str, Any]
     own: Mapping[str, Change] = field(default_factory=dict)
     changed: Mapping[str, Change] = field(default_factory=dict)
+    places: Collection[str] = ()
 
     @classmethod
     def of(cls, run: StudyRun, config: Mapping[str, Any] | None) -> RunSettings:
         """Compare the task file of a record with the present one; None for a run that has not begun.
 
-        Settings that a variable gives are paths, and a task adds keys to its own section: both are left out.
+        The paths of its corpus are left out, which hashes compare, and what a variable gives; so are the keys that a
+        task adds to its own section.
         """
+        places = run.task.corpus_paths
         keys, planned = tuple(run.settings()), decisive(run.config())
         found = planned if config is None else decisive(config)
         differing = _without_added(changes(planned, found), planned)
         known = {key for key in found if key in planned or not key.startswith(COMPLETED)}
-        shared = {key: found[key] for key in known if "${" not in str(planned.get(key)) and not _is_of(key, keys)}
         own = {key: change for key, change in differing.items() if _is_of(key, keys)}
-        return cls(run.name, keys, planned, shared, own, {key: one for key, one in differing.items() if key not in own})
+        left_out = {key for key in known if key in places or "${" in str(planned.get(key)) or _is_of(key, keys)}
+        shared = {key: found[key] for key in found if key in known - left_out}
+        changed = {key: change for key, change in differing.items() if key not in own and key not in places}
+        return cls(run.name, keys, planned, shared, own, changed, places)
 
     def decisive(self, settings: Mapping[str, Sequence[Any]]) -> dict[str, Change]:
         """Return what a resumed run went on with, as far as it decides a result: values before and now by key."""
         before, now = (decisive({key: pair[side] for key, pair in settings.items()}) for side in (0, 1))
-        return without_variables(changes(before, now), self.planned)
+        found = {key: change for key, change in changes(before, now).items() if key not in self.places}
+        return without_variables(found, self.planned)
 
 
 def _without_added(found: Mapping[str, Change], planned: Mapping[str, Any]) -> dict[str, Change]:

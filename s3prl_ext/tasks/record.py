@@ -262,6 +262,11 @@ class Task:
         """The environment variable that names the folder of its corpus."""
         return next(iter(self.variables))
 
+    @property
+    def corpus_paths(self) -> frozenset[str]:
+        """The keys of a task file, dotted, with the paths of its corpus, of whose files there are hashes."""
+        return frozenset(f"downstream_expert.{row.key}" for row in self.reads)
+
     def reads_corpus(self, name: object) -> bool:
         """Tell whether a task file with this ``downstream_expert.corpus.name``, in any case, is of it."""
         if self.corpus is None:

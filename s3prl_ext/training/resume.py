@@ -22,8 +22,9 @@ import yaml
 from s3prl_ext.child_tuning import delta
 from s3prl_ext.configs import Record, Section, expand_variables, with_numbers
 from s3prl_ext.errors import DataError, UsageError
-from s3prl_ext.evaluation.scored_runs import WITHOUT_EFFECT
+from s3prl_ext.evaluation.scored_runs import has_effect
 from s3prl_ext.run_folder import CHECKPOINT_SUFFIX, RunFolder
+from s3prl_ext.tasks import task_of
 from s3prl_ext.tasks.record import LABELS
 from s3prl_ext.training.batching.corpus_hash import SPLITS_RULE, CorpusHash
 from s3prl_ext.training.checkpoint import Checkpoint
@@ -421,7 +422,8 @@ def check_race(ckpt: Checkpoint, config: Section, args: Namespace) -> None:
         )
 
 
-FREE_IN_RACE = ("num_workers", "log_step", "save_step", "max_keep", "cache_folder")  # without influence on any score
+# Without influence on any score.
+FREE_IN_RACE = ("num_workers", "log_step", "save_step", "max_keep", "cache_folder", "checkpoint_upstream")
 
 
 def changed_settings(ckpt: Checkpoint, config: Section, args: Namespace) -> list[Record]:
@@ -444,7 +446,8 @@ def changed_settings(ckpt: Checkpoint, config: Section, args: Namespace) -> list
     if not (config.get("scheduler") or str(optimizer["name"]).endswith("_with_schedule") or tuning.get("gradual")):
         free += ["runner.total_steps", "runner.epochs"]
     found = [row for row in _changes(ckpt.config, config) if not row[0].startswith(tuple(free))]
-    found = [row for row in found if row[0].rpartition(".")[2] not in WITHOUT_EFFECT]
+    known = task_of(args.downstream, config.get("downstream_expert")).corpus_paths if ckpt.extension.data else ()
+    found = [row for row in found if has_effect(row[0]) and row[0] not in known]  # check_data compares the corpus
     if not found:
         return earlier
     logger.info("from step %d on with other settings: %s", ckpt.step, _named(found))

@@ -471,13 +471,19 @@ def harmless(record: dict) -> None:
     """What versions and machines write down in their own way, and what decides nothing."""
     config = record["config"]
     config["runner"].update(max_keep=7, log_step=3, evaluate_ratio=1.0, amp=None, fp16=False, cache_folder="/x")
+    config["runner"]["checkpoint_upstream"] = True  # in less memory
     config["optimizer"]["lr"] = str(config["optimizer"]["lr"])
     config["downstream_expert"].update(labels=["yes", "no"], two_stages=True)
     data = config["downstream_expert"]["datarc"]
     data.update({key: value.replace("${", "/new/") for key, value in data.items() if "${" in str(value)}, num_workers=9)
     paths = [key for key, value in data.items() if str(value).startswith("/new/")]
     moved = {f"downstream_expert.datarc.{key}": ["/old", "/new"] for key in paths}
-    record["changed_settings"] = [{"step": 5, "settings": moved}]
+    memory = {
+        "runner.cache_folder": ["/a", "/b"],
+        "runner.checkpoint_upstream": [None, True],
+        "runner.log_step": [1, 2],
+    }
+    record["changed_settings"] = [{"step": 5, "settings": moved | memory}]
 
 
 @pytest.mark.parametrize("what", [harmless, lambda record: record.update(config={})])
@@ -493,6 +499,31 @@ def test_runs_of_other_versions_and_machines_with_the_same_settings_count(what, 
     after = write_outcome(tmp_path)
     assert [table.rows[0] for table in after] == [table.rows[0] for table in before]
     assert not any(table.notes for table in after)
+
+
+def test_runs_on_a_corpus_that_has_moved_count(tmp_path, monkeypatch):
+    """Its task file names the folder without a variable; hashes of the corpus tell others apart."""
+
+    def corpus_in(place: str) -> None:
+        def preset(path: Path) -> dict:
+            config = load_yaml(path)
+            data = config["downstream_expert"]["datarc"]
+            paths = {key: value for key, value in data.items() if "${SPEECH_COMMANDS}" in str(value)}
+            data.update({key: value.replace("${SPEECH_COMMANDS}", place) for key, value in paths.items()})
+            return config
+
+        monkeypatch.setattr("s3prl_ext.studies.study_run.load_yaml", preset)
+
+    corpus_in("/old")
+    drive(tmp_path)
+    corpus_in("/new")
+    resumed = {"downstream_expert.datarc.speech_commands_root": ["/older/corpus", "/old/corpus"]}
+    for path in tmp_path.rglob("ks/*/*/lr=0.01/seed=0/result.json"):
+        change(path, lambda record: record.update(changed_settings=[{"step": 5, "settings": resumed}]))
+    engine, progress = drive(tmp_path, study=make_study((0, 1, 2)))
+    assert not progress.failed and {name.split("/")[4] for name in engine.started} == {"seed=2"}
+    keep(make_study((0, 1, 2)), tmp_path)
+    assert not any(table.notes for table in write_outcome(tmp_path))
 
 
 def languages() -> dict[str, tuple[AxisPoint, ...]]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,9 +12,12 @@ import pytest
 from s3prl_ext.errors import UsageError
 from s3prl_ext.evaluation.result_records import read_record
 from s3prl_ext.evaluation.result_rows import rows_of
-from s3prl_ext.evaluation.scored_runs import runs_of
+from s3prl_ext.evaluation.scored_runs import facts_of, runs_of
 from s3prl_ext.run_folder import RunFolder
 from s3prl_ext.training import checkpoint
+from s3prl_ext.training.checkpoint import Checkpoint, Extension
+from s3prl_ext.training.resume import changed_settings
+from tests.support import result_files
 from tests.support.experiments import make_args, task_config
 
 CHILD = {"method": "child", "mask": "random", "density": 0.05, "lr": 1.0e-3}
@@ -112,6 +117,33 @@ def test_scores_of_a_part_of_a_split_are_said_to_be(build, tmp_path, caplog):
     build(make_args(tmp_path), config).train()
     build(resumed(tmp_path, mode="evaluate"), config).evaluate()
     assert "runner.evaluate_ratio is 0.1: only that share of the batches of 'test' is scored" in caplog.text
+
+
+def test_a_moved_corpus_and_what_saves_memory_are_no_change(tmp_path):
+    """Of the corpus a resumed run compares the hash; a checkpoint without one has only its path."""
+    config = task_config("ks")
+    places = ("speech_commands_root", "speech_commands_test_root")
+    config["downstream_expert"]["datarc"] |= dict.fromkeys(places, "/old")
+    moved = copy.deepcopy(config)
+    moved["runner"] |= {"cache_folder": "/b", "checkpoint_upstream": True}
+    path = "downstream_expert.datarc.speech_commands_root"
+    moved["downstream_expert"]["datarc"]["speech_commands_root"] = "/new"
+    args = make_args(tmp_path, past_exp="exp")
+    ckpt = Checkpoint(tmp_path / "states-5.ckpt", step=5, config=config, extension=Extension(data={"sha256": "a" * 64}))
+    assert changed_settings(ckpt, moved, args) == []
+    (row,) = changed_settings(replace(ckpt, extension=Extension()), moved, args)
+    assert list(row["settings"]) == [path]
+    of_earlier_version = {
+        "runner.cache_folder": ["/a", "/b"],
+        "runner.checkpoint_upstream": [None, True],
+        path: ["/a", "/b"],
+    }
+    for settings, said in ((of_earlier_version, None), ({"runner.amp": [None, "fp16"]}, "amp None, then fp16 from")):
+        record = result_files.content(
+            {"acc": 0.5}, downstream="speech_commands", changed_settings=[{"step": 5, "settings": settings}]
+        )
+        found = facts_of(read_record(result_files.write(tmp_path, record))).get("changed_on_resume")
+        assert found == said if said is None else found.startswith(said)
 
 
 def test_the_folder_of_a_cache_decides_nothing(build, tmp_path):

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from s3prl_ext.evaluation.scored_runs import WITHOUT_EFFECT
+from s3prl_ext.evaluation.scored_runs import has_effect
 from s3prl_ext.tasks import task_of
 from s3prl_ext.tasks.record import LABELS
 
@@ -29,7 +29,7 @@ def decisive(config: Mapping[str, Any]) -> dict[str, Any]:
 def _flat(section: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in section.items():
         key = f"{where}{name}"
-        if name in WITHOUT_EFFECT or value is None or key == f"downstream_expert.{LABELS}":
+        if not has_effect(name) or value is None or key == f"downstream_expert.{LABELS}":
             continue
         if isinstance(value, Mapping):
             yield from _flat(value, f"{key}.")
@@ -84,7 +84,8 @@ def scoring_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[s
     if before.get("config") and now.get("config"):
         differing = changes(decisive(before["config"]), decisive(now["config"]))
         hashed = all(one.get("data") for one in (before, now))
-        places = _places(now) if hashed else ()
+        task = task_of(now["downstream"], now["config"].get("downstream_expert"))
+        places = task.corpus_paths if hashed else ()
         found |= {key: change for key, change in differing.items() if _scores(key) and key not in places}
     found |= _corpus_changes(before, now)
     given = [one.get("args") or {} for one in (before, now)]
@@ -102,12 +103,6 @@ def _corpus_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[s
     }
     known = {key: (str(one)[:12], str(other)[:12]) for key, (one, other) in hashes.items() if one and other}
     return {key: pair for key, pair in known.items() if pair[0] != pair[1]}
-
-
-def _places(record: Mapping[str, Any]) -> set[str]:
-    """Return the keys of a task file that hold the paths of its corpus, of which result files have hashes."""
-    task = task_of(record["downstream"], record["config"].get("downstream_expert"))
-    return {f"downstream_expert.{row.key}" for row in task.reads}
 
 
 def without_variables(found: Mapping[str, Change], planned: Mapping[str, Any]) -> dict[str, Change]:
