@@ -135,9 +135,8 @@ def merge_tasks(
                 f"{task.path} was tuned from another upstream than {tasks[0].path}: merge tasks of one upstream, or "
                 "name where it is now with -k."
             )
-        settings = [other.info.get(upstream_settings.KEY) or {} for other in (tasks[0], task)]
-        one_version = len({stated.get(upstream_settings.VERSION) for stated in settings}) == 1
-        if one_version and (changed := upstream_settings.other_settings(*settings)):
+        settings = [other.info.get(upstream_settings.KEY) for other in (tasks[0], task)]
+        if changed := upstream_settings.certain_differences(*settings):
             raise DataError(
                 f"{task.path} was tuned with other settings of the upstream than {tasks[0].path} "
                 f"({', '.join(changed[:3])}): merge tasks of one upstream."

@@ -304,8 +304,8 @@ class StudyCell:
         if changed := upstream_settings.other_settings(json.loads(before[1]), settings):
             self.mixed = (
                 f"{run.name} was run on another upstream than {before[0]} ({', '.join(changed[:3])}): put "
-                "config.json and preprocessor_config.json of then back (-k), or remove the runs of one of them, and "
-                "run the study again."
+                "the files of then back (-k, with config.json and preprocessor_config.json next to the weights, or "
+                "what -g names), or remove the runs of one of them, and run the study again."
             )
 
     def best(self) -> str:

@@ -26,7 +26,7 @@ from s3prl_ext.training.results.provenance import versions
 from s3prl_ext.training.run_spec import RunSpec
 from s3prl_ext.training.selection.fisher_batches import ORDER
 from s3prl_ext.training.tuning_config import TuningConfig
-from s3prl_ext.training.upstream_settings import KEY, VERSION, other_settings, stated_settings
+from s3prl_ext.training.upstream_settings import KEY, certain_differences, stated_settings
 
 NOT_READ = ("runner", "optimizer", "scheduler", "tuning", "early_stop")  # sections that a Fisher pass does not read
 BATCH_SIZE = "batch size"
@@ -93,8 +93,7 @@ def same_settings(before: Sequence[Section] | None, now: Sequence[Section] | Non
 
     What an earlier version left out is not compared, nor what two versions of transformers have read.
     """
-    pairs = zip(before or (), now or (), strict=False)
-    return not any(one.get(VERSION) == other.get(VERSION) and other_settings(one, other) for one, other in pairs)
+    return not any(certain_differences(one, other) for one, other in zip(before or (), now or (), strict=False))
 
 
 def _trained_on(run: Section, expert: Record, corpus: Section) -> Record:

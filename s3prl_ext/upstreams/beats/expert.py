@@ -45,6 +45,10 @@ class UpstreamExpert(nn.Module):
         """Return the number of samples per feature vector."""
         return STEP if self.options.tokens == "pooled" else STEP // BANDS
 
+    def feature_options(self) -> dict[str, str]:
+        """Return the options of ``-g`` that decide the features."""
+        return {"tokens": self.options.tokens}
+
     def forward(self, wavs: list[Tensor]) -> dict[str, Tensor | tuple[Tensor, ...]]:
         """Return the features of a batch.
 

@@ -51,6 +51,10 @@ class UpstreamExpert(nn.Module):
         """Return the number of samples per state."""
         return DOWNSAMPLE_RATE
 
+    def feature_options(self) -> dict[str, str | int]:
+        """Return the options of ``-g`` that decide the features."""
+        return {"window": 30 if self.padded else "clip"}
+
     def forward(self, wavs: Sequence[Tensor]) -> dict[str, Tensor | tuple[Tensor, ...]]:
         """Return the features of a batch.
 
