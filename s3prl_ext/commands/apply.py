@@ -105,9 +105,8 @@ def _opened(args: argparse.Namespace) -> tuple[TrainedTask, RunSpec, nn.Module]:
 
 def _check_base(task: TrainedTask, model: nn.Module, path: Path) -> None:
     """Raise DataError where `model` is not the base, with the reason where it can be told."""
-    state = model.state_dict()
     try:
-        delta = task.over(state)
+        delta = task.over(model)
     except DataError as error:
         if task.path.suffix != CHECKPOINT_SUFFIX and _is_tuned(task.delta, model):
             raise DataError(f"{path} holds {task.path} already: there is nothing to apply.") from None

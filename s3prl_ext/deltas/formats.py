@@ -45,8 +45,8 @@ def write(task: TrainedTask, kind: str, folder: Path, title: str) -> None:
             "make another model; write the whole one (no --format)."
         )
     plain = plain_upstream(task.spec)
-    base = task.build_untuned().state_dict()
-    delta = task.over(base)
+    model = task.build_untuned()
+    base, delta = model.state_dict(), task.over(model)
     if kind == PEFT:
         if not plain.model.is_dir():
             raise UsageError(f"{plain.model} is a checkpoint of s3prl; peft takes transformers folders only.")

@@ -12,6 +12,7 @@ from s3prl_ext import adapters
 from s3prl_ext.child_tuning.delta import Delta
 from s3prl_ext.deltas.trained_task import TrainedTask
 from s3prl_ext.errors import DataError, UsageError, unknown_name
+from s3prl_ext.training import upstream_settings
 from s3prl_ext.training.racing.candidates import chosen_tuning
 
 
@@ -70,8 +71,10 @@ class TaskSwitch:
         self.switch(None)
         try:
             if isinstance(task, TrainedTask):
-                self._deltas[name] = task.over(self.upstream.state_dict())
+                self._deltas[name] = task.over(self.upstream)
             else:
+                now = upstream_settings.stated_settings(self.upstream)
+                upstream_settings.check_settings(task.info.get(upstream_settings.KEY), now, f"the delta '{name}'")
                 task.check_base(self.upstream.state_dict(), f"the delta '{name}'")
                 self._deltas[name] = task
         finally:

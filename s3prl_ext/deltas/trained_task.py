@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from s3prl_ext import adapters
 from s3prl_ext.child_tuning import delta as delta_files
@@ -228,11 +228,13 @@ class TrainedTask:
         check_merge_record(self.merge, getattr(model, "merge_record", None))
         self.check_features(model)
         if self.upstream:
-            if not self.holds_upstream:
-                self._check_base(model.state_dict())
+            if self.holds_upstream:
+                self._check_settings(model)  # all weights are its own
+            else:
+                self.check_upstream(model)
             load_whole(model, self.upstream, self.path)
             return model
-        delta = self.over(model.state_dict())
+        delta = self.over(model)
         delta.toggle(model.state_dict())
         if delta.added:
             adapters.insert_trained(model, self.info.get("tuning"), delta.added, str(self.path))
@@ -243,12 +245,9 @@ class TrainedTask:
 
         Raises:
             UsageError: there is no such upstream.
-            DataError: its model is missing or cannot be loaded, or has other settings than it was tuned with.
+            DataError: its model is missing or cannot be loaded; that it is the right one, :meth:`check_upstream` says.
         """
         model = build_untuned(self.spec)
-        upstream_settings.check_settings(
-            self.info.get(upstream_settings.KEY), upstream_settings.stated_settings(model), str(self.path)
-        )
         prepare_base(model, self.tuning)
         return model
 
@@ -262,22 +261,29 @@ class TrainedTask:
         """Whether it was tuned on a base whose weights were rounded to bfloat16."""
         return self.tuning.get("base_dtype") == "bfloat16"
 
-    def over(self, base: Mapping[str, Tensor]) -> Delta:
-        """Return the delta over `base`, the state of the untuned upstream; an empty one where it was frozen.
+    def over(self, model: nn.Module) -> Delta:
+        """Return the delta over the untuned upstream; an empty one where it was frozen.
 
         Raises:
-            DataError: `base` is another upstream, or the checkpoint holds a whole one.
+            DataError: `model` is another upstream, or the checkpoint holds a whole one.
         """
         if self.upstream:
             raise DataError(f"{self.path} holds a whole upstream, no delta: write it as a model with s3prl-ext export.")
-        self._check_base(base)
-        return self.delta.over(base, str(self.path))
+        self.check_upstream(model)
+        return self.delta.over(model.state_dict(), str(self.path))
 
-    def _check_base(self, base: Mapping[str, Tensor]) -> None:
+    def check_upstream(self, model: nn.Module) -> None:
+        """Raise DataError where `model` is not the untuned upstream of the task: its settings or weights are others."""
+        self._check_settings(model)
         try:
-            self.delta.check_base(base, str(self.path))
+            self.delta.check_base(model.state_dict(), str(self.path))
         except DataError as error:
             raise DataError(f"{error}{rounding_hint(self.merge)}") from error
+
+    def _check_settings(self, model: nn.Module) -> None:
+        upstream_settings.check_settings(
+            self.info.get(upstream_settings.KEY), upstream_settings.stated_settings(model), str(self.path)
+        )
 
     def tune(self, model: nn.Module) -> dict[str, float]:
         """Make the untuned upstream the tuned one with plain weights only; an adapter or learnt lambda is folded.
@@ -290,11 +296,11 @@ class TrainedTask:
             UsageError: the adapter cannot be folded.
         """
         if self.upstream:
-            self._check_base(model.state_dict())
+            self.check_upstream(model)
             load_whole(model, self.upstream, self.path)
         else:
             check_foldable(self)
-            delta = self.over(model.state_dict())
+            delta = self.over(model)
             delta.toggle(model.state_dict())
             if delta.added:
                 adapters.insert_trained(model, self.info.get("tuning"), delta.added, str(self.path))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from s3prl_ext.deltas import TrainedTask
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.models.hashing import state_sha256
 from s3prl_ext.training.run_spec import RunSpec
+from s3prl_ext.training.upstream_settings import KEY, stated_settings
 from tests.support import factories
 from tests.support import tuned as made
 from tests.support.result_files import content, write
@@ -514,3 +516,18 @@ def test_help_has_an_example(command, capsys):
         cli([command, "--help"])
     assert caught.value.code == 0
     assert f"example:\n  s3prl-ext {command} --delta" in capsys.readouterr().out
+
+
+def test_a_base_with_other_settings_is_refused(tmp_path):
+    """The same weights, but other features: its ``config.json`` says half as many attention heads."""
+    ckpt = made.write_model("hf_hubert_custom", tmp_path)
+    model = made.build("hf_hubert_custom", ckpt)
+    info = made.about("hf_hubert_custom", ckpt, CHILD, **{KEY: stated_settings(model)})
+    delta = made.save_delta(made.tune(model), info, tmp_path / "exp" / "delta.safetensors")
+    run(commands.main, "--delta", delta, "--model", ckpt, "--out", tmp_path / "tuned")
+    other = Path(shutil.copytree(ckpt, tmp_path / "other"))
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"num_attention_heads": 1}))
+    with pytest.raises(DataError, match=r"other settings of the upstream \(HubertConfig.num_attention_heads 1 instead"):
+        run(commands.main, "--delta", delta, "--model", other, "--out", tmp_path / "wrong")
+    assert not (tmp_path / "wrong").exists()

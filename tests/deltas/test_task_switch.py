@@ -8,6 +8,7 @@ import torch
 from s3prl_ext.deltas import TaskSwitch, TrainedTask
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.models.hashing import state_sha256
+from s3prl_ext.training.upstream_settings import KEY, stated_settings
 from tests.support import tuned as made
 
 LORA = {"method": "lora", "rank": 2}
@@ -143,3 +144,23 @@ def test_weights_of_another_adapter_leave_the_upstream_as_it_was(tmp_path, ckpt)
         switch.switch("x")
     assert switch.active is None and state_sha256(upstream.state_dict()) == hash_
     assert all(p.requires_grad for p in upstream.parameters())
+
+
+@pytest.mark.parametrize("kind", ["file", "task", "delta"])
+def test_a_task_of_other_settings_is_refused(kind, tmp_path):
+    """The same weights, but the number of attention heads or ``normalize`` was another in training."""
+    ckpt = made.write_model("wavlm_local", tmp_path)
+    upstream = made.build("wavlm_local", ckpt)
+    stated = stated_settings(upstream)
+    for name, settings in (("fits", stated), ("other", stated | {"normalize": True})):
+        about = made.about("wavlm_local", ckpt, {"method": "child", "density": 0.05}, **{KEY: settings})
+        tuned = made.tune(made.build("wavlm_local", ckpt))
+        made.save_delta(tuned, about, tmp_path / name / "delta.safetensors")
+    task = {name: TrainedTask.read(tmp_path / name) for name in ("fits", "other")}
+    given = {name: {"file": one.path, "task": one, "delta": one.delta}[kind] for name, one in task.items()}
+    switch = TaskSwitch(upstream, {"fits": given["fits"]})
+    switch.switch("fits")
+    now = made.features(upstream)
+    with pytest.raises(DataError, match=r"other settings of the upstream \(normalize False instead of True\)"):
+        switch.add("other", given["other"])
+    assert switch.names == ("fits",) and made.same(made.features(upstream), now)

@@ -372,7 +372,7 @@ def test_other_bits_of_a_merge_by_pairs_are_said_to_be_rounding_with_the_way_out
     upstream = build() if by_pairs else build(align=None)
     task = TrainedTask(Path("a.safetensors"), {}, Delta("f" * 64), merge=upstream.merge_record)
     for check in (lambda: TunedUpstream(upstream).check_base("f" * 64, "a.ckpt"),
-                  lambda: task.over(upstream.state_dict())):  # fmt: skip
+                  lambda: task.over(upstream)):  # fmt: skip
         with pytest.raises(DataError, match="another upstream") as error:
             check()
         assert ("rounded otherwise" in str(error.value)) is by_pairs
