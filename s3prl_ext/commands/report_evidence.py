@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from s3prl_ext.commands.report_settings import with_settings
 from s3prl_ext.configs import value_at
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.evaluation.beginnings import with_kinds
@@ -78,7 +79,7 @@ def read_evidence(paths: Sequence[Path]) -> Evidence:
             of_studies[study] += len(last)
             runs = [run for run in runs if run not in last]
         evidence.runs += runs
-    evidence.runs = with_kinds(evidence.runs, evidence.records)
+    evidence.runs = with_settings(with_kinds(evidence.runs, evidence.records), evidence.records)
     evidence.left_out += [
         f"{study}: the test scores of the last step of {count} trainings are left out; a study scores what dev has "
         "chosen by evaluations of their own."

@@ -17,8 +17,9 @@ OF_METHOD = ("method", "race", "tuning", "early_stop")
 DECISIVE = {
     "data": "corpus", "splits": "division into splits", "set": "set", "unmerged": "unmerged model or settings of it",
     TARGET: "target (by its weights)", "upstream_sha256": "upstream (by its weights)",
+    "upstream_settings": "upstream (by its settings)",
 }  # fmt: skip
-OF_MODEL = (TARGET, "upstream_sha256")
+OF_MODEL = (TARGET, "upstream_sha256", "upstream_settings")
 LISTED = 6  # facts that a sentence names
 
 Differences = Mapping[str, tuple[list[Any], list[Any]]]  # by fact the values of the baseline and of the row

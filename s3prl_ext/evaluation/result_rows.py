@@ -21,7 +21,7 @@ from s3prl_ext.tasks.record import scored_part
 logger = logging.getLogger(__name__)
 
 # Facts that are hashes: they name a row only where nothing else tells it apart.
-HASHED = ("data", "splits", "upstream_sha256", "sweep", "unmerged", *HASHES)
+HASHED = ("data", "splits", "upstream_sha256", "upstream_settings", "sweep", "unmerged", *HASHES)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ WITHOUT_EFFECT = (
 
 CHECKPOINT = "checkpoint"  # fact: which of its training was scored, best (on dev), last, or another
 BEGINS_WITH = "begins_with"  # fact: the checkpoint whose weights its training began with
+UPSTREAM = ("upstream", "upstream_ckpt", "upstream_sha256", "upstream_model_config")  # facts: which one was run
 
 Facts = Mapping[str, Any]  # what decides a run's result, by flat names; values are numbers, texts and lists
 RowKey = tuple[tuple[str, str], ...]  # names and values of the facts that runs of one row share

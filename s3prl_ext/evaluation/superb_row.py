@@ -11,13 +11,13 @@ from s3prl_ext.evaluation.diarization_scoring import SuperbScore
 from s3prl_ext.evaluation.merge_facts import MERGE
 from s3prl_ext.evaluation.result_rows import Row, name_rows, part_of_a_split, rows_of
 from s3prl_ext.evaluation.result_tables import number
-from s3prl_ext.evaluation.scored_runs import CHECKPOINT, ScoredRun, main_metric_of, on_dev
+from s3prl_ext.evaluation.scored_runs import CHECKPOINT, UPSTREAM, ScoredRun, main_metric_of, on_dev
 from s3prl_ext.metrics import heading, metric, shown_unit
 from s3prl_ext.tables import NOTHING, Table
 from s3prl_ext.tasks import TASKS, known, named, reported_splits
 
 # What makes a line: the model, its features and how it is tuned, not what a task file sets.
-MODEL = ("upstream", "upstream_ckpt", "upstream_sha256", "method", "race", *MERGE)
+MODEL = (*UPSTREAM, "upstream_settings", "method", "race", *MERGE)
 FEATURES = "features"
 SEARCHED = "lr"  # end of the names of what is searched for each task: learning rates
 

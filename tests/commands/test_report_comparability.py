@@ -223,6 +223,57 @@ def test_superbs_line_is_of_one_section_tuning_and_of_one_kind_of_features(tmp_p
     assert "SUPERB: all tasks" not in report(tmp_path / "features", *both)
 
 
+def stated(normalize: bool | None, version: str | None = "5.0") -> dict:
+    """Return what a result says of the settings of its upstream; None: it is of an earlier version."""
+    settings = {"preprocessing.do_normalize": normalize, "transformers": version}
+    return {} if normalize is None else {"upstream_settings": settings}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "rows"),
+    [
+        (stated(True), stated(False), 2),
+        (stated(True), stated(True), 1),
+        (stated(True), stated(True, "4.0"), 1),
+        (stated(True), stated(False, "4.0"), 1),  # may mean the same
+        (stated(True), stated(None), 1),
+        (stated(True), {"upstream_settings": {"new in 5.1": 3, "transformers": "5.1"}}, 1),
+    ],
+)
+def test_seeds_with_other_settings_of_the_upstream_are_not_averaged(tmp_path, first, second, rows):
+    text = report(tmp_path, keywords(0.8, 1, **first), keywords(0.9, 2, **second))
+    found = [line for line in text.splitlines() if line.startswith("| hubert")]
+    assert len(found) == rows
+    assert ("| 2 | 85.00 " in text) == (rows == 1) and ("upstream_settings" in found[0]) == (rows == 2)
+
+
+def test_a_result_of_unknown_settings_is_averaged_with_none_of_two(tmp_path):
+    seeds = [keywords(0.8, 1, **stated(True)), keywords(0.9, 2, **stated(False)), keywords(0.7, 3)]
+    assert len([line for line in report(tmp_path, *seeds).splitlines() if line.startswith("| hubert")]) == 3
+
+
+def test_other_settings_of_the_upstream_are_no_baseline(tmp_path):
+    full = keywords(0.9, tuning={"method": "full"}, **stated(True))
+    lora = keywords(0.95, tuning={"method": "lora"})
+    assert "+5.56" in report(tmp_path / "alike", full, lora | stated(True))
+    text = report(tmp_path / "unlike", full, lora | stated(False))
+    assert "+5.56" not in text and "the baseline hubert, full has another upstream (by its settings)" in text
+    assert "+5.56" in report(tmp_path / "named", full, lora | stated(False), flags=("--baseline", "hubert, full"))
+
+
+def test_superbs_line_is_of_one_upstream_with_its_settings(tmp_path):
+    def line(name: str, first: dict, second: dict) -> bool:
+        return "SUPERB: all tasks" in report(tmp_path / name, keywords(0.9, **first), speakers(**second))
+
+    def given(options: str | None) -> dict:
+        return {"args": {"upstream_trainable": False, "upstream_model_config": options}}
+
+    assert line("alike", stated(True), stated(True)) and line("unknown", stated(True), {})
+    assert not line("settings", stated(True), stated(False))
+    assert line("same", given("window=30"), given("window=30"))
+    assert not line("options", given("window=30"), given(None))
+
+
 def test_tasks_of_superbs_line_scored_with_other_checkpoints_are_named(tmp_path):
     best = evaluated(0.9, 1, "dev-best.ckpt")
     text = report(tmp_path / "unlike", best, speakers(mode="train"))
