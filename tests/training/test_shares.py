@@ -108,6 +108,13 @@ def test_one_process_reads_as_the_task_does():
     assert found[0] == found[1] == one_of_one
 
 
+def test_epochs_are_counted_in_shares(build, tmp_path):
+    """Source separation, 16 clips in batches of 4."""
+    runner = build(make_args(tmp_path / "exp", downstream="separation_stft"), task_config("ss"))
+    assert runner._steps_of_epochs(3) == 12
+    assert of_rank(1, lambda: runner._steps_of_epochs(3)) == 6
+
+
 def test_a_released_pass_over_the_task_loader_reads_the_split_once():
     task = Task(batch_size=3, shuffle=True)
 
