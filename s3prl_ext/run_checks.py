@@ -158,7 +158,13 @@ def _readable(flag: str, value: str) -> Checkpoint:
     if latest is None or (path.is_dir() and (flag == "-i" or kind)):
         why = "-i takes a file" if flag == "-i" else "this folder has no states-N.ckpt"
         raise UsageError(f"{flag} {value}: {f'this {kind}' if kind else f'name a checkpoint; {why}'}.")
-    return Checkpoint.read(latest, mmap=True)
+    ckpt = Checkpoint.read(latest, mmap=True)
+    if flag != "-i" and ckpt.args is not None and "expdir" not in ckpt.arguments:
+        raise UsageError(
+            f"{flag} {value}: this is the head of an export, not a run: give it with -i, and its upstream and task "
+            "with -u, -k, -d and -c, as in the README.md next to it."
+        )
+    return ckpt
 
 
 def only_best(flags: argparse.Namespace) -> Path | None:

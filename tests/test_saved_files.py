@@ -44,6 +44,14 @@ def test_checkpoints_and_deltas_score_what_they_scored(saved, weights):
     assert saved_files.scores(weights) == pytest.approx(VALUES["evaluate"][weights], rel=1e-4)
 
 
+def test_the_head_of_an_export_scores_what_its_run_scored(saved, tmp_path):
+    task = ["-u", "hubert_local", "-k", "export/hubert.pt", "-d", "speech_commands", "-c", "export/task.yaml"]
+    saved_files.run("run", "-m", "evaluate", *task, "-i", "export/head.ckpt", "-t", "test", "-p", tmp_path / "check")
+    rows = json.loads((tmp_path / "check" / "result-test.json").read_text())["metrics"]["test"]
+    scored = {name: row["value"] for name, row in rows.items()}
+    assert scored == pytest.approx(VALUES["evaluate"]["exp/child/delta.safetensors"], rel=1e-4)
+
+
 @pytest.mark.parametrize("trained", [*saved_files.WEIGHTS, saved_files.EXPORT])
 def test_they_say_the_same_of_a_clip(saved, tmp_path, trained):
     clip = next((saved.parent / "tones").glob("*test*/yes/*.wav"))

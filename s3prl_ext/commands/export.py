@@ -33,9 +33,9 @@ from s3prl_ext.package_versions import versions_of
 from s3prl_ext.reading import EXPORT_FILE, file_sha256, weight_files
 from s3prl_ext.run_folder import RunFolder
 from s3prl_ext.tasks.record import scored_part
-from s3prl_ext.training import last_hidden_state
-from s3prl_ext.training.checkpoint import FEATURES_KEY
-from s3prl_ext.training.run_spec import FEATURES, RunSpec
+from s3prl_ext.training import last_hidden_state, upstream_settings
+from s3prl_ext.training.checkpoint import ARGUMENTS_KEY, Checkpoint, Extension
+from s3prl_ext.training.run_spec import RunSpec
 from s3prl_ext.training.task_file import untuned
 from s3prl_ext.transformers_models import SPEECH_UPSTREAMS
 from s3prl_ext.upstreams.merged_attention.record import MergeRecord
@@ -84,7 +84,9 @@ def _write_change(task: TrainedTask, kind: str, out: Path | None) -> None:
     plugin.install()
     with written_folder(out) as partial:
         formats.write(task, kind, partial, out.name)
-        _write_task(task, partial)
+        settings = task.info.get(upstream_settings.KEY)
+        known = Extension(untuned_sha256=task.delta.base_sha256, upstream_settings=settings)
+        _write_task(task, plain_upstream(task.spec), known, partial)
     sys.stdout.write(f"{out}\n")
 
 
@@ -161,7 +163,8 @@ def write(task: TrainedTask, plain: RunSpec, model: nn.Module, record: ExportRec
         written = write_upstream(plain, model.state_dict(), partial)
         flags, python = _usage(plain, written)
         record = replace(record, title=out.name, upstream=flags, python=python)
-        _write_task(task, partial)
+        known = Extension(record.tuned_sha256, upstream_settings=upstream_settings.stated_settings(model))
+        _write_task(task, plain, known, partial)
         content = {
             "schema": SCHEMA,
             "info": {key: value for key, value in task.info.items() if key not in ("config", "merge")},
@@ -174,14 +177,25 @@ def write(task: TrainedTask, plain: RunSpec, model: nn.Module, record: ExportRec
     logger.info("the task %s is written to %s", task.info.get("downstream"), out)
 
 
-def _write_task(task: TrainedTask, folder: Path) -> None:
-    """Write the head as a checkpoint that s3prl takes with -i, and the task file with and without what tuned."""
-    features: dict[str, Any] = {last_hidden_state.KEY: task.info.get(last_hidden_state.KEY)}
-    features[FEATURES_KEY] = {name: task.info.get(name) for name in FEATURES}
-    torch.save({part: dict(state) for part, state in task.delta.task.items()} | features, folder / HEAD_FILE)
-    config = json.loads(json.dumps(task.info.get("config") or {}, default=str))
-    _write_text(folder / TRAINING_FILE, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
-    _write_text(folder / TASK_FILE, yaml.safe_dump(untuned(config), sort_keys=False, allow_unicode=True))
+def _write_task(task: TrainedTask, plain: RunSpec, upstream: Extension, folder: Path) -> None:
+    """Write the head as a checkpoint that s3prl takes with -i, and the task file with and without what tuned.
+
+    Args:
+        task: what was trained.
+        plain: how to load a model of its kind.
+        upstream: what the head says of the upstream that it belongs to.
+        folder: existing.
+    """
+    training = json.loads(json.dumps(task.info.get("config") or {}, default=str))
+    config = untuned(training)
+    known: dict[str, Any] = {name: task.info.get(name) for name in ("data", "splits_rule", last_hidden_state.KEY)}
+    weights = {part: dict(state) for part, state in task.delta.task.items()}
+    head = Checkpoint(config=config, weights=weights, extension=replace(upstream, **known))
+    arguments = replace(plain, upstream_ckpt=None).stored()  # plain values: torch.load takes them without this package
+    given = {name: value for name, value in arguments.items() if value is not None}
+    torch.save(head.stored() | {ARGUMENTS_KEY: given}, folder / HEAD_FILE)
+    _write_text(folder / TRAINING_FILE, yaml.safe_dump(training, sort_keys=False, allow_unicode=True))
+    _write_text(folder / TASK_FILE, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
 
 
 def _write_text(path: Path, text: str) -> None:

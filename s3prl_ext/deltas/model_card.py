@@ -223,7 +223,9 @@ def _use(info: Mapping[str, Any], record: ExportRecord) -> str:
     if record.upstream:
         splits = list(info.get("metrics") or {})
         split = next((name for name in splits if "test" in name), splits[0] if splits else "test")
-        flags = " ".join([record.upstream, *RunSpec.of(info).task_flags, "-c", TASK_FILE, "-i", HEAD_FILE, "-t", split])
+        spec = RunSpec.of(info)
+        chosen = [*spec.task_flags, "-c", TASK_FILE, "-i", HEAD_FILE, "-t", split, *spec.flags("seed")]
+        flags = " ".join([record.upstream, *chosen])
         parts.append(
             "In this folder, with s3prl (the head is read from its checkpoint, corpus roots are in the task file):\n\n"
             f"```sh\ns3prl-ext run -m evaluate {flags} -p exp/check\n```"

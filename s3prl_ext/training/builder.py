@@ -371,6 +371,7 @@ class RunBuilder(_StockRunner):
         where = str(self.resumed.path)
         if name == "Upstream" and not self.resumed.holds_upstream:
             self.tuned.check_base(self.resumed.extension.upstream_sha256, where)
+            self.tuned.check_not_untuned(self.resumed.extension.untuned_sha256, where)
         if name == "Upstream" and not (self._begins and self.resumed.holds_upstream):
             check_settings(self.resumed.extension.upstream_settings, self.tuned.settings, where)
         if name == "Upstream" and self.resumed.changes is not None:

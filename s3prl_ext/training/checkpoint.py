@@ -33,7 +33,8 @@ from s3prl_ext.writing import written
 EXTENSION_KEY = "S3prlExt"  # holds what s3prl's own checkpoints lack; s3prl ignores it
 CHANGES_KEY = "UpstreamDelta"  # in place of s3prl's Upstream, where few of its weights changed
 CHANGES = ("base_sha256", "indices", "values", "added")  # what is stored under CHANGES_KEY
-FEATURES_KEY = "Features"  # in the head of an export, which has no arguments: those of run_spec.FEATURES
+ARGUMENTS_KEY = "Arguments"  # in the head of an export, in place of s3prl's Args: those of a RunSpec as plain values
+FEATURES_KEY = "Features"  # the same in earlier exports: those of run_spec.FEATURES
 TASK_PARTS = ("Featurizer", "Downstream")
 
 StateDict = Section
@@ -45,6 +46,8 @@ class Extension:
 
     Attributes:
         upstream_sha256: hash of the untouched upstream.
+        untuned_sha256: hash of the upstream that a head does not belong to: the one before what is written next to it
+            (an adapter, a task vector) is added. What others add has other last bits, so their hash is not known.
         upstream_settings: its settings, see :func:`s3prl_ext.training.upstream_settings.stated_settings`.
         data: hash of the corpus.
         splits_rule: what the hash of its division was made by, see
@@ -70,6 +73,7 @@ class Extension:
     """
 
     upstream_sha256: str | None = None
+    untuned_sha256: str | None = None
     upstream_settings: Section | None = None
     data: CorpusHash | None = None
     splits_rule: int | None = None
@@ -128,13 +132,13 @@ class Checkpoint:
         path: the file.
         step: optimizer steps done; 0 for a delta, from which no training is resumed.
         epoch: epochs done.
-        args: the arguments of ``run_downstream.py``; of a delta those of the task and its features.
+        args: the arguments of ``run_downstream.py``; of a delta, and of the head of an export, those that identify
+            upstream, task and features.
         config: the task file.
         optimizer: state of the optimizer.
         scheduler: state of the learning rate schedule.
         weights: state dicts of ``Upstream`` (as a whole, or lambda alone), ``Featurizer`` and ``Downstream``.
         changes: what changed in the upstream, where that is a small part.
-        features: values of :data:`s3prl_ext.training.run_spec.FEATURES` in the head of an export.
         processes: how many trained it; 0 without torchrun.
         extension: what only this package stores; empty in other checkpoints.
         is_ours: whether this package wrote it.
@@ -150,7 +154,6 @@ class Checkpoint:
     scheduler: StateDict | None = None
     weights: Mapping[str, StateDict] = field(default_factory=dict)
     changes: Delta | None = None
-    features: Section | None = None
     processes: int = 0
     extension: Extension = field(default_factory=Extension)
     is_ours: bool = False
@@ -174,18 +177,18 @@ class Checkpoint:
     def of(cls, path: Path, states: Section) -> Checkpoint:
         """Return what the keys of a checkpoint say."""
         ours = states.get(EXTENSION_KEY)
-        alone = {last_hidden_state.KEY: states.get(last_hidden_state.KEY)}  # the head of an export
+        alone = {last_hidden_state.KEY: states.get(last_hidden_state.KEY)}  # the head of an earlier export
+        arguments = states.get(ARGUMENTS_KEY, states.get(FEATURES_KEY))
         return cls(
             path,
             step=states.get("Step") or 0,
             epoch=states.get("Epoch") or 0,
-            args=states.get("Args"),
+            args=states.get("Args") if arguments is None else Namespace(**arguments),
             config=states.get("Config"),
             optimizer=states.get("Optimizer") or None,
             scheduler=states.get("Scheduler") or None,
             weights={part: states[part] for part in ("Upstream", *TASK_PARTS) if states.get(part)},
             changes=Delta(**states[CHANGES_KEY]) if CHANGES_KEY in states else None,
-            features=states.get(FEATURES_KEY),
             processes=states.get("WorldSize", 0),
             extension=Extension.from_stored(alone if ours is None else ours),
             is_ours=ours is not None,

@@ -335,7 +335,7 @@ def check_head_features(ckpt: Checkpoint, args: Namespace) -> None:
     Raises:
         UsageError: they differ and the head would be scored; in a training, which starts from it, they are logged.
     """
-    stored = ckpt.features or ckpt.arguments
+    stored = ckpt.arguments
     if args.past_exp or "Downstream" not in ckpt.weights or "upstream_feature_selection" not in stored:
         return
     before, now = RunSpec.of(stored).features, RunSpec.of(args).features

@@ -106,8 +106,16 @@ class TunedUpstream:
         if stored_sha256 is not None and stored_sha256 != self.base_sha256:
             raise DataError(
                 f"{where} was made from another upstream (hash {stored_sha256[:12]}, but this one has "
-                f"{self.base_sha256[:12]}): give the -u, -k and -g that it was trained with."
-                + rounding_hint(getattr(self.model, "merge_record", None))
+                f"{self.base_sha256[:12]}): give the -u, -k and -g that it was trained with, and its --seed where the "
+                "files of the model lack weights." + rounding_hint(getattr(self.model, "merge_record", None))
+            )
+
+    def check_not_untuned(self, untuned_sha256: str | None, where: str) -> None:
+        """Raise DataError where a head belongs to the tuned upstream, and this one is the untuned."""
+        if untuned_sha256 == self.base_sha256:
+            raise DataError(
+                f"{where} is the head of a tuned upstream, and this is the untuned one: add the adapter or task vector "
+                "next to it to the model, as its README.md says, and give that with -k."
             )
 
     def state(self) -> Delta:

@@ -18,6 +18,9 @@ from s3prl_ext.commands import export
 from s3prl_ext.deltas import TrainedTask
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.models.hashing import state_sha256
+from s3prl_ext.tasks.record import LABELS
+from s3prl_ext.training.checkpoint import Checkpoint
+from s3prl_ext.training.divisions import division_of
 from s3prl_ext.training.run_spec import RunSpec
 from s3prl_ext.training.upstream_settings import KEY, stated_settings
 from tests.support import factories
@@ -296,6 +299,22 @@ def test_card_head_and_record(tmp_path):
     assert all(
         torch.equal(head[part][name], value) for part, state in made.HEAD.items() for name, value in state.items()
     )
+
+
+@pytest.mark.parametrize("kind", ["model", "task_vector"])
+def test_the_head_names_its_labels_and_what_it_was_trained_on(tmp_path, kind):
+    labels = {"emotions": ["neu", "hap", "ang", "sad"]}
+    config = made.CONFIG | {"downstream_expert": {LABELS: labels, "fold": "fold2"}}
+    data = {"sha256": "d" * 64, "files": 9, "bytes": 5, "covers": "names and sizes", "splits_sha256": "e" * 64}
+    about = {"downstream": "emotion", "downstream_variant": "fold2", "config": config, "data": data, "splits_rule": 1}
+    _, delta, _ = child_task(tmp_path, "hubert_local", about)
+    run(export.main, "--delta", delta, "--out", tmp_path / "out", "--format", kind)
+    head, trained = Checkpoint.read(tmp_path / "out" / "head.ckpt"), Checkpoint.read(delta)
+    assert head.labels == labels and (head.extension.data, head.extension.splits_rule) == (data, 1)
+    assert division_of("emotion", head.config, head.arguments["downstream_variant"]) == division_of(
+        "emotion", trained.config, "fold2"
+    )
+    assert "tuning" not in head.config and head.arguments["upstream"] == "hubert_local"
 
 
 def evaluated_of(delta: Path, scored: dict) -> dict:

@@ -12,6 +12,10 @@ from safetensors.torch import load_file, save_file
 from s3prl_ext.commands.export import main as export
 from s3prl_ext.configs import load_yaml
 from s3prl_ext.deltas import TaskSwitch, TrainedTask
+from s3prl_ext.errors import DataError, UsageError
+from s3prl_ext.run_downstream import complete
+from s3prl_ext.training.checkpoint import Checkpoint
+from s3prl_ext.training.upstream_settings import stated_settings
 from tests.support import experiments, factories
 from tests.support import tuned as made
 
@@ -116,6 +120,66 @@ def test_the_exported_head_scores_the_same_on_the_exported_model(build, hubert_c
     trained = torch.load(tmp_path / "exp" / "states-2.ckpt", weights_only=False)["Downstream"]
     assert all(torch.equal(runner.downstream.model.state_dict()[name], value) for name, value in trained.items())
     assert scores[0] == (tmp_path / "exp" / "dev_predict.txt").read_text()
+
+
+def evaluated(build, out: Path, task_file: Path, expdir: Path, **upstream) -> None:
+    """Build an evaluation of the head in a folder of ``export``."""
+    args = experiments.make_args(expdir, mode="evaluate", init_ckpt=str(out / "head.ckpt"), **upstream)
+    build(args, load_yaml(task_file))
+
+
+def test_the_exported_head_says_what_a_checkpoint_says(build, hubert_ckpt, tmp_path):
+    """Its data and splits, and its upstream: the base that was tuned would give a score without a word."""
+    exp, out = tmp_path / "exp", tmp_path / "out"
+    config = experiments.task_config("ks", CHILD, total_steps=2, eval_step=2, save_step=2)
+    args = experiments.make_args(exp, upstream="hubert_local", upstream_ckpt=hubert_ckpt, seed=3)
+    build(args, config).train()
+    assert export(["--delta", str(exp / "states-2.ckpt"), "--out", str(out)]) == 0
+    run, head = Checkpoint.read(exp / "states-2.ckpt"), Checkpoint.read(out / "head.ckpt")
+    assert head.extension.data == run.extension.data and head.extension.data["splits_sha256"]
+    assert head.extension.splits_rule == run.extension.splits_rule
+    task_file, model = out / "task.yaml", str(out / Path(hubert_ckpt).name)
+    evaluated(build, out, task_file, tmp_path / "check", upstream="hubert_local", upstream_ckpt=model)
+    with pytest.raises(DataError, match=r"head\.ckpt was made from another upstream"):
+        evaluated(build, out, task_file, tmp_path / "check", upstream="hubert_local", upstream_ckpt=hubert_ckpt)
+    with pytest.raises(DataError, match=r"head\.ckpt was trained with -u hubert_local, not with -u fbank"):
+        evaluated(build, out, task_file, tmp_path / "check")
+    with pytest.raises(UsageError, match=r"head\.ckpt: this is the head of an export, not a run: give it with -i"):
+        complete(["-m", "train", "-e", str(out / "head.ckpt")])
+    assert "-t test --seed 3 -p exp/check" in (out / "README.md").read_text(), "it draws weights that files lack"
+
+
+def test_the_exported_head_knows_the_settings_of_its_upstream(build, hubert_folder, tmp_path):
+    exp, out = tmp_path / "exp", tmp_path / "out"
+    flags = {"upstream": "hf_hubert_custom", "upstream_ckpt": hubert_folder}
+    config = experiments.task_config("ks", CHILD, total_steps=1, eval_step=1, save_step=1)
+    runner = build(experiments.make_args(exp, **flags), config)
+    runner.train()
+    assert export(["--delta", str(exp), "--out", str(out)]) == 0
+    assert Checkpoint.read(out / "head.ckpt").extension.upstream_settings == stated_settings(runner.upstream.model)
+    flags["upstream_ckpt"] = str(out)
+    evaluated(build, out, out / "task.yaml", tmp_path / "check", **flags)
+    settings = json.loads((out / "config.json").read_text())
+    (out / "config.json").write_text(json.dumps(settings | {"num_attention_heads": 1}))
+    with pytest.raises(DataError, match=r"head\.ckpt was made with other settings of the upstream"):
+        evaluated(build, out, out / "task.yaml", tmp_path / "check", **flags)
+
+
+@pytest.mark.parametrize(("tuning", "kind"), [(LORA, "peft"), (CHILD, "task_vector")])
+def test_the_head_next_to_a_change_is_not_scored_without_it(build, hubert_folder, tmp_path, tuning, kind):
+    exp, out, tuned = tmp_path / "exp", tmp_path / "out", tmp_path / "tuned"
+    flags = {"upstream": "hf_hubert_custom", "upstream_ckpt": hubert_folder}
+    config = experiments.task_config("ks", tuning, total_steps=2, eval_step=2, save_step=2)
+    config["optimizer"]["lr"] = 1.0e-2
+    build(experiments.make_args(exp, **flags), config).train()
+    assert export(["--delta", str(exp), "--out", str(out), "--format", kind]) == 0
+    assert export(["--delta", str(exp), "--out", str(tuned)]) == 0
+    run, head = Checkpoint.read(exp / "states-2.ckpt"), Checkpoint.read(out / "head.ckpt")
+    assert head.extension.data == run.extension.data
+    assert head.extension.upstream_settings == run.extension.upstream_settings
+    evaluated(build, out, out / "task.yaml", tmp_path / "check", **flags | {"upstream_ckpt": str(tuned)})
+    with pytest.raises(DataError, match=r"head\.ckpt is the head of a tuned upstream, and this is the untuned one"):
+        evaluated(build, out, out / "task.yaml", tmp_path / "check", **flags)
 
 
 @pytest.mark.parametrize("name, option", [("beats_local", "tokens=all"), ("whisper_local", "window=30")])
