@@ -24,9 +24,11 @@ from s3prl_ext import hub as model_hub
 from s3prl_ext.configs import Section, value_at
 from s3prl_ext.errors import DataError, ExtError, UsageError, is_out_of_memory, unknown_name
 from s3prl_ext.merging.names import OWN_UPSTREAM
+from s3prl_ext.model_settings import model_config
 from s3prl_ext.overrides import split_options
 from s3prl_ext.tasks import Task
 from s3prl_ext.training.run_spec import FEATURES, arguments_in_override
+from s3prl_ext.transformers_models import SPEECH_UPSTREAMS
 from s3prl_ext.upstreams.merged_attention.config import check_config, is_merged, paths_of, read_raw
 
 logger = logging.getLogger(__name__)
@@ -278,8 +280,11 @@ def _does_not_load(name: str, ckpt: str | None, error: Exception) -> DataError |
     if ckpt is None or is_out_of_memory(error) or "CUDA" in str(error) or isinstance(error, OSError):
         return None
     reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160] or 'no message'}"
+    kind = model_config(Path(ckpt)).get("model_type", "")  # of transformers
     why = (
-        "it may be of another kind, or its config.json corrupt"
+        f"it is a transformers model of type {kind}, for -u {SPEECH_UPSTREAMS[kind]}"
+        if kind in SPEECH_UPSTREAMS and name not in (*SPEECH_UPSTREAMS.values(), "whisper_custom", OWN_UPSTREAM)
+        else "it may be of another kind, or its config.json corrupt"
         if Path(ckpt).is_dir()
         else "it is a file of another kind than this upstream's; a transformers model is a folder, for -u "
         "hf_hubert_custom and the like"

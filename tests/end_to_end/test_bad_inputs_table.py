@@ -198,6 +198,7 @@ PLACES: list[Row] = [
     (KS + ",,config.downstream_expert.modelrc.select='FrameLevl'", USAGE, ("unknown name 'FrameLevl' in the task file", "did you mean 'FrameLevel'?")),
     (KS + ",,config.downstream_expert.modelrc.projector_dim=-1", DATA, ("the task speech_commands cannot be built", "task file")),
     (KS.replace("-u fbank", "-u hubert_local -k {text}"), DATA, ("text.txt",)),
+    (KS.replace("-u fbank", "-u hubert_local -k {hubert}"), DATA, ("it is a transformers model of type hubert, for -u hf_hubert_custom",)),
     (KS.replace("-u fbank", "-u hubert_local -k /etc/passwd"), DATA, ("a file of another kind", "a transformers model is a folder")),
     (KS.replace("-u fbank", "-u os"), USAGE, ("unknown upstream (-u) 'os'",)),
 ]  # fmt: skip
