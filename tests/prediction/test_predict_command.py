@@ -138,7 +138,7 @@ def test_tables(build, keywords, words, tmp_path):
     assert [bool(row["label"]) for row in rows] == [True] * (len(rows) - 1) + [False]
     assert rows[-1]["error"].endswith("missing.wav does not exist: check the path.")
     runs.train(build, "ic", tmp_path / "ic")
-    assert main([str(tmp_path / "ic"), str(words), "--out", str(out)]) == 0
+    assert main([str(tmp_path / "ic"), str(words), "--out", str(out), "--overwrite"]) == 0
     with open(out, newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert all(row["label"] == " / ".join([row["action"], row["object"], row["location"]]) for row in rows)
