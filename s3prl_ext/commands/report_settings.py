@@ -12,10 +12,10 @@ from s3prl_ext.training.upstream_settings import KEY, certain_differences, state
 
 
 def with_settings(runs: Sequence[ScoredRun], records: Sequence[ResultRecord]) -> list[ScoredRun]:
-    """Return the runs, those of an upstream that was run with several settings with the hash of theirs as a fact.
+    """Return the runs; where one upstream was run with several settings, each has the hash of its own as a fact.
 
-    Settings that agree in what both know are none, nor are those that two versions of transformers have read. Of
-    results of earlier versions nothing is known, so they have no such fact.
+    Two settings count as one where they agree in all that both files state, or where two versions of transformers have
+    read them. Results of earlier versions state none and get no such fact.
 
     Args:
         runs: of all tasks and splits.

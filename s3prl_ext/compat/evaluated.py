@@ -57,8 +57,8 @@ def evaluate(text: Any) -> Any:
     """Return what an expression of s3prl means where it is evaluated.
 
     Allowed are names that the calling module or function knows, ``math`` (task files say ``-math.inf`` where s3prl's
-    module does not import it), dotted ones that begin with a local variable or lead
-    through :data:`OPEN_MODULES`, indices, literals, and sums and products of those.
+    module does not import it), dotted ones that begin with a local variable or lead through :data:`OPEN_MODULES`,
+    indices, literals, and sums and products of those.
 
     Raises:
         UsageError: the text is anything else, such as a call, or an unknown name.

@@ -414,7 +414,7 @@ def check_race(ckpt: Checkpoint, config: Section, args: Namespace) -> None:
         return
     known = ("early_stop", "runner.total_steps", "runner.epochs")
     found = [row for row in _changes(ckpt.config, config) if not row[0].startswith(known)]
-    found = [row for row in found if row[0].rpartition(".")[2] not in FREE_IN_RACE]
+    found = [row for row in found if has_effect(row[0]) or row[0] in DECISIVE_IN_RACE]
     if found:
         raise UsageError(
             f"{ckpt.path} is the start of a race that began with other settings ({_named(found)}), so that its "
@@ -422,8 +422,8 @@ def check_race(ckpt: Checkpoint, config: Section, args: Namespace) -> None:
         )
 
 
-# Without influence on any score.
-FREE_IN_RACE = ("num_workers", "log_step", "save_step", "max_keep", "cache_folder", "checkpoint_upstream")
+# They change no score, but say which scores candidates are compared by.
+DECISIVE_IN_RACE = ("runner.eval_dataloaders", "runner.save_best_on")
 
 
 def changed_settings(ckpt: Checkpoint, config: Section, args: Namespace) -> list[Record]:

@@ -281,14 +281,16 @@ def _does_not_load(name: str, ckpt: str | None, error: Exception) -> DataError |
         return None
     reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160] or 'no message'}"
     kind = model_config(Path(ckpt)).get("model_type", "")  # of transformers
-    why = (
-        f"it is a transformers model of type {kind}, for -u {SPEECH_UPSTREAMS[kind]}"
-        if kind in SPEECH_UPSTREAMS and name not in (*SPEECH_UPSTREAMS.values(), "whisper_custom", OWN_UPSTREAM)
-        else "it may be of another kind, or its config.json corrupt"
-        if Path(ckpt).is_dir()
-        else "it is a file of another kind than this upstream's; a transformers model is a folder, for -u "
-        "hf_hubert_custom and the like"
-    )
+    reads_folders = (*SPEECH_UPSTREAMS.values(), "whisper_custom", OWN_UPSTREAM)
+    if kind in SPEECH_UPSTREAMS and name not in reads_folders:
+        why = f"it is a transformers model of type {kind}, for -u {SPEECH_UPSTREAMS[kind]}"
+    elif Path(ckpt).is_dir():
+        why = "it may be of another kind, or its config.json corrupt"
+    else:
+        why = (
+            "it is a file of another kind than this upstream's; a transformers model is a folder, for -u "
+            "hf_hubert_custom and the like"
+        )
     return DataError(f"-u {name} cannot load -k {ckpt} ({reason}): {why}.")
 
 

@@ -89,8 +89,8 @@ def write(
 def _set_other_aside(path: Path, content: Record) -> None:
     """Rename the result of another evaluation that has the name of a new one, and say so.
 
-    Results of several ``states-N.ckpt`` of a task of which SUPERB reports the best one stand beside each other, as
-    ``result-SPLIT-step-N.json``; of each step there is one.
+    Results of several ``states-N.ckpt`` of a task of which SUPERB reports the best one are all kept, one for each step,
+    as ``result-SPLIT-step-N.json``.
     """
     folder = RunFolder(path.parent)
     if (again := _beside(path, content)) is not None and again.is_file():
