@@ -5,6 +5,7 @@ True = trainable (AD-TUNING, Eq. 2, 4 and section 2.3).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -69,16 +70,21 @@ def nested_top_k(scores: Mapping[str, torch.Tensor], densities: Sequence[float])
     sizes = [child_size(total, density) for density in densities]
     if not sizes or sizes[0] == 0:
         return NestedMask(densities, {}, {})
-    high = _histogram(scores)
+    candidates, high = _candidates(scores, _floor(scores, sizes[0]))
+    if high.sum() < sizes[0]:
+        candidates, high = _candidates(scores, 0)
     bins = [_bin_of(high, k) if k else (_BINS, 0) for k in sizes]  # of k = 0: a bin above all
-    candidates, low = _candidates(scores, [upper for upper, _ in bins])
-    thresholds = []
-    for upper, remaining in bins:
-        lower, ties = _bin_of(low[upper], remaining) if upper < _BINS else (0, 0)
-        threshold = upper << _LOW_BITS | lower
-        every = upper < _BINS and ties == low[upper][lower]  # the usual case: none of the equal ones is left out
-        thresholds.append((threshold - 1, 0) if every else (threshold, ties))
-    return NestedMask(densities, *_select(scores, candidates, thresholds))
+    levels, undecided = _levels(scores, candidates, [upper for upper, _ in bins])
+    for rank, (upper, remaining) in enumerate(bins):
+        if upper < _BINS:
+            _decide(levels, undecided, rank, upper, remaining)
+    indices, chosen_levels = {}, {}
+    for name in scores:
+        inside, level = candidates.pop(name), levels.pop(name)  # the copies take their place
+        chosen = level > 0
+        if chosen.any():
+            indices[name], chosen_levels[name] = torch.from_numpy(inside[chosen]), torch.from_numpy(level[chosen])
+    return NestedMask(densities, indices, chosen_levels)
 
 
 def score_histogram(scores: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -96,13 +102,14 @@ def score_histogram(scores: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, t
     return edges, counts
 
 
-# A non-negative float32 orders like its bits read as an integer. The search goes by the high and then the low 16 bits,
-# in pieces that stay in the processor's cache, so that it needs a few MB on top of the scores, whatever the model's
-# size.
+# A non-negative float32 orders like its bits read as an integer. A sample says what may be left out at first sight, and
+# among the rest the search goes by the high and then the low 16 bits, in pieces that stay in the processor's cache, so
+# that it needs a few MB on top of scores and masks, whatever the model's size.
 _PIECE = 1 << 18
 _LOW_BITS = 16
 _BINS = 1 << 15
 _FIRST_INFINITE = 0x7F80  # high bits of +inf; those of NaN lie above, those of negative numbers above _BINS
+_STRIDE = 61  # of the sample; prime, so that it goes through the columns of every matrix
 
 
 def _bits(score: torch.Tensor) -> np.ndarray:
@@ -117,24 +124,55 @@ def _pieces(score: torch.Tensor) -> Iterator[tuple[int, np.ndarray]]:
 
 
 def _histogram(scores: Mapping[str, torch.Tensor]) -> np.ndarray:
-    """Count the scores by their high 15 bits, and refuse scores that nothing can be chosen from."""
+    """Count the scores by their high 15 bits."""
     high = np.zeros(_BINS, np.int64)
     for name, score in scores.items():
         for _, bits in _pieces(score):
-            upper = torch.from_numpy(bits) >> _LOW_BITS
-            smallest, largest = (int(bound) for bound in upper.aminmax())
-            if smallest < 0 or largest >= _FIRST_INFINITE:
-                raise DataError(
-                    f"the scores of '{name}' hold negative, NaN or infinite values, so a child network cannot be "
-                    "chosen; check the upstream's weights and the training data."
-                )
-            high += torch.bincount(upper, minlength=_BINS).numpy()
+            _check(name, bits)
+            high += np.bincount(bits >> _LOW_BITS, minlength=_BINS)
+    return high
+
+
+def _check(name: str, bits: np.ndarray) -> None:
+    if bits.view(np.uint32).max() >> _LOW_BITS >= _FIRST_INFINITE:
+        raise DataError(
+            f"the scores of '{name}' hold negative, NaN or infinite values, so a child network cannot be "
+            "chosen; check the upstream's weights and the training data."
+        )
+
+
+def _floor(scores: Mapping[str, torch.Tensor], k: int) -> int:
+    """Return bits that most likely at least `k` scores reach, and few more; 0 where a sample cannot tell."""
+    sample = np.concatenate([_bits(score)[::_STRIDE] for score in scores.values()])
+    share = k / sum(score.numel() for score in scores.values())
+    rank = math.ceil(share * sample.size + 6 * math.sqrt(share * (1 - share) * sample.size)) + 1
+    if rank > sample.size:
+        return 0
+    return max(0, int(np.partition(sample, sample.size - rank)[sample.size - rank]))
+
+
+def _candidates(scores: Mapping[str, torch.Tensor], floor: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Return the flat indices of the scores whose bits are at least `floor`, and their counts by the high 15 bits.
+
+    Raises:
+        DataError: nothing can be chosen from the scores.
+    """
+    found = {}
+    high = np.zeros(_BINS, np.int64)
+    for name, score in scores.items():
+        parts = [np.zeros(0, np.int32)]
+        for start, bits in _pieces(score):
+            _check(name, bits)
+            inside = np.flatnonzero(bits >= floor)
+            high += np.bincount(bits[inside] >> _LOW_BITS, minlength=_BINS)
+            parts.append((inside + start).astype(np.int32))
+        found[name] = np.concatenate(parts)
     if high[0] == high.sum() and not any(bool(score.any()) for score in scores.values()):
         raise DataError(
             "all scores are zero: the eligible weights got no gradient. Use features of a later layer (-s, -l) or "
             "change tuning.eligible."
         )
-    return high
+    return found, high
 
 
 def _bin_of(histogram: np.ndarray, k: int) -> tuple[int, int]:
@@ -145,47 +183,47 @@ def _bin_of(histogram: np.ndarray, k: int) -> tuple[int, int]:
     return len(histogram) - 1 - position, k - above
 
 
-def _candidates(
-    scores: Mapping[str, torch.Tensor], bins: Sequence[int]
-) -> tuple[dict[str, np.ndarray], dict[int, np.ndarray]]:
-    """Return the flat indices from the lowest of `bins` upwards, and counts by the low 16 bits inside each bin."""
-    found = {}
-    low = {upper: np.zeros(1 << _LOW_BITS, np.int64) for upper in bins if upper < _BINS}
+def _levels(
+    scores: Mapping[str, torch.Tensor], candidates: Mapping[str, np.ndarray], bins: Sequence[int]
+) -> tuple[dict[str, np.ndarray], dict[str, tuple[np.ndarray, np.ndarray]]]:
+    """Return how many of `bins` (ascending) lie below each candidate, and places and bits of the candidates in one."""
+    below = np.searchsorted(bins, np.arange(_BINS)).astype(np.uint8)
+    is_asked = np.isin(np.arange(_BINS), bins)
+    levels, undecided = {}, {}
     for name, score in scores.items():
-        parts = [np.zeros(0, np.int32)]
-        for start, bits in _pieces(score):
-            inside = np.flatnonzero(bits >= min(low) << _LOW_BITS)
-            values = bits[inside]
-            for upper, counts in low.items():
-                boundary = values[values >> _LOW_BITS == upper]
-                np.add.at(counts, boundary & ((1 << _LOW_BITS) - 1), 1)
-            parts.append((inside + start).astype(np.int32))
-        found[name] = np.concatenate(parts)
-    return found, low
-
-
-def _select(
-    scores: Mapping[str, torch.Tensor], candidates: dict[str, np.ndarray], thresholds: list[tuple[int, int]]
-) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """Return indices and levels of the candidates above the thresholds; of those equal to one the first few."""
-    ties = [number for _, number in thresholds]
-    indices, levels = {}, {}
-    for name, score in scores.items():
-        inside, bits = candidates.pop(name), _bits(score)
-        level = np.zeros(inside.size, np.uint8)
+        inside, bits = candidates[name], _bits(score)
+        levels[name] = np.empty(inside.size, np.uint8)
+        places, found = [np.zeros(0, np.int64)], [np.zeros(0, np.int32)]
         for start in range(0, inside.size, _PIECE):
             values = bits[inside[start : start + _PIECE]]
-            for rank, (threshold, _) in enumerate(thresholds):
-                chosen = values > threshold
-                if ties[rank]:
-                    equal = np.flatnonzero(values == threshold)[: ties[rank]]
-                    chosen[equal] = True
-                    ties[rank] -= equal.size
-                level[start : start + _PIECE] += chosen
-        chosen = level > 0
-        if chosen.any():
-            indices[name], levels[name] = torch.from_numpy(inside[chosen]), torch.from_numpy(level[chosen])
-    return indices, levels
+            upper = values >> _LOW_BITS
+            levels[name][start : start + _PIECE] = below[upper]
+            asked = np.flatnonzero(is_asked[upper])
+            places.append(asked + start)
+            found.append(values[asked])
+        undecided[name] = np.concatenate(places), np.concatenate(found)
+    return levels, undecided
+
+
+def _decide(
+    levels: Mapping[str, np.ndarray],
+    undecided: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    rank: int,
+    upper: int,
+    remaining: int,
+) -> None:
+    """Add one to the levels of the `remaining` largest candidates of bin `upper`; of equal ones to the first."""
+    low = np.zeros(1 << _LOW_BITS, np.int64)
+    for _, bits in undecided.values():
+        low += np.bincount(bits[bits >> _LOW_BITS == upper] & ((1 << _LOW_BITS) - 1), minlength=low.size)
+    lower, ties = _bin_of(low, remaining)
+    threshold = upper << _LOW_BITS | lower
+    for name, (places, bits) in undecided.items():
+        in_bin = bits >> _LOW_BITS == upper
+        equal = places[bits == threshold][:ties]
+        ties -= equal.size
+        levels[name][places[in_bin & (bits > threshold)]] += 1
+        levels[name][equal] += 1
 
 
 def full(sizes: Mapping[str, int]) -> Mask:

@@ -120,6 +120,17 @@ def test_density_outside_its_range(density):
         masks.bernoulli({"a": 3}, density, seed=0)
 
 
+@pytest.mark.parametrize("sampled, others", [(1.0, 0.0), (0.0, 1.0)])
+def test_a_sample_that_misleads_changes_no_mask(sampled, others):
+    """The first look at the scores is at every 61st one, which are all large here, or all small."""
+    values = scores(6) | {"d": 0.1 * torch.rand(200, masks._STRIDE, generator=torch.Generator().manual_seed(1))}
+    values["d"] += others
+    values["d"][:, 0] += sampled - others
+    for density in (0.005, 0.02, 0.3):
+        expected = slow_top_k({n: v.reshape(-1).tolist() for n, v in values.items()}, round(density * 12373))
+        assert {n: i.tolist() for n, i in masks.top_k(values, density).items()} == expected
+
+
 def test_selection_goes_through_large_tensors_in_pieces(monkeypatch):
     values = scores(5, zeros=0.3, levels=7)
     whole = masks.top_k(values, 0.4)
