@@ -15,7 +15,9 @@
 #                      on pr and asr, out of 3e-6 to 3e-3)
 #   --seeds LIST       of the runs that are scored on test (default: 0,1,2); those that search have others
 #   --steps N          optimizer steps of each run (default: those of the studies)
-#   --takes N          training takes of each digit in ks and sid (default: 3)
+#   --takes N          training takes of each digit in ks and sid (default: 3); 0: speakers and takes as in --mini of table2.sh
+#   --digits N         pr and asr are N strings of spoken digits instead of LibriSpeech utterances
+#   --upstream NAME    -u of another model, whose folder or file --ckpt names (default: whisper_local)
 #   --out DIR          folder for everything (default: exp/whisper/ad_tuning)
 #   --jobs N --engine E   of s3prl-ext study: runs at a time; ray or slurm
 #   --stage N --stop-stage N   1 model, 2 corpora, 3 the head alone, 4 what trains in the upstream, 5 tables, pictures
@@ -31,25 +33,36 @@ set -euo pipefail
 . "$RECIPES/shared/tasks.sh"
 . "$RECIPES/shared/study.sh"
 
-out=exp/whisper/ad_tuning seeds=0,1,2 tasks="ks sid ic sf pr asr" rows="" head_lrs="" lrs="" takes=3
-options="tasks rows head_lrs lrs takes $STUDY_OPTIONS"
+out=exp/whisper/ad_tuning seeds=0,1,2 tasks="ks sid ic sf pr asr" rows="" head_lrs="" lrs="" takes=3 digits=""
+options="tasks rows head_lrs lrs takes digits $STUDY_OPTIONS"
 parse_options "$@"
-keep_settings "head_lrs=$head_lrs lrs=$lrs takes=$takes"
-export WHISPER="${ckpt:-$out/whisper_base}"
+keep_settings "head_lrs=$head_lrs lrs=$lrs takes=$takes${digits:+ digits=$digits}"
+variable=WHISPER   # which the packed studies write in place of the model's folder
+if [[ -n "$upstream" && "$upstream" != whisper_local ]]; then
+  [[ -n "$ckpt" ]] || stop "--upstream $upstream needs its model: give --ckpt."
+  variable=MODEL
+fi
+upstream="${upstream:-whisper_local}" model="${ckpt:-$out/whisper_base}"
+export "$variable=$model"
 
 if due 1 "Whisper base"; then
-  [[ -n "$ckpt" ]] || unless "$WHISPER/config.json" s3prl-ext prepare whisper --out "$WHISPER"
+  [[ -n "$ckpt" ]] || unless "$model/config.json" s3prl-ext prepare whisper --out "$model"
 fi
 if [[ $stage -le 4 ]]; then
   printf '\n# stage 2: corpora\n'
   for name in $(listed "$tasks"); do
     hard=()
-    [[ -z "$recordings" || ! "$name" =~ ^(ks|sid)$ ]] || hard=(--takes "$takes")
-    [[ -z "$recordings" || ! "$name" =~ ^(pr|asr)$ ]] || hard=(--all)
+    if [[ "$name" =~ ^(ks|sid)$ && "$takes" != 0 ]]; then
+      hard=(--takes "$takes")
+    elif [[ "$name" =~ ^(pr|asr)$ ]]; then
+      hard=(--all)
+      [[ -z "$digits" ]] || hard=(--digits "$digits")
+    fi
+    [[ -n "$recordings" ]] || hard=()
     mini_corpora "$name" "${hard[@]}"
   done
 fi
-upstream=whisper_local ckpt="$WHISPER" mini=""   # the studies are small in any case
+ckpt="$model" mini=""   # the studies are small in any case
 # head_rate TASK ROW: the rate that the first study chose for a frozen row.
 head_rate() { python "$RECIPES/whisper/methods.py" --head-rate "$out/heads" --tasks "$1" --row "$2"; }
 
@@ -70,6 +83,9 @@ if due 4 "a learning rate for each row, then its scores" && [[ -z "$rows" || -n 
       over="$(joined "$over" "adjust+=[{task: $name, set: {optimizer.lr: $weighted_sum}}]" \
         "adjust+=[{task: $name, method: full_last, set: {optimizer.lr: $frozen}}]")"
     fi
+    if [[ -n "$digits" && "$name" =~ ^(pr|asr)$ ]]; then   # short strings need no bfloat16
+      over="$(joined "$over" "adjust+=[{task: $name, set: {runner.amp: null}}]")"
+    fi
     run_study whisper "$out/methods/$name" "$over" --only "task=$name" ${trained:+--only "method=$(comma "$trained")"}
   done
 fi
@@ -78,7 +94,7 @@ if due 5 "tables and pictures"; then
   for study in heads $(listed "$tasks" | sed 's,^,methods/,'); do
     [[ -n "$dry_run" || -d "$out/$study" ]] || continue
     files+=("$out/${study/\//_}.json")
-    execute python "$RECIPES/shared/evidence.py" pack "$out/$study" "${files[-1]}" --variables WHISPER
+    execute python "$RECIPES/shared/evidence.py" pack "$out/$study" "${files[-1]}" --variables "$variable"
   done
   execute python "$RECIPES/whisper/methods.py" "${files[@]}"
   masks=() children=()   # of the tasks whose child networks by Fisher information have been trained

@@ -204,7 +204,12 @@ def table(contents: Sequence[Mapping[str, Any]], task: str) -> Table:
     edges = [f"{name_of(row.label)} ({row.rate})" for row in rows if row.at_the_end]
     notes = [f"The chosen rate is at an end of the grid for {', '.join(edges)}."] if edges else []
     notes += [f"Every learning rate diverged: {', '.join(diverged)}."] if diverged else []
-    return Table(f"{task}: encoder of a Whisper", head, body, notes)
+    return Table(_title(contents, task), head, body, notes)
+
+
+def _title(contents: Sequence[Mapping[str, Any]], task: str) -> str:
+    upstreams = contents[0]["study"]["axes"]["upstream"]
+    return f"{task}: {', '.join('encoder of a Whisper' if name == 'whisper_local' else name for name in upstreams)}"
 
 
 def short_table(contents: Sequence[Mapping[str, Any]], task: str) -> Table:
@@ -230,7 +235,7 @@ def draw(contents: Sequence[Mapping[str, Any]], task: str, path: Path) -> None:
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.grid(axis="x", alpha=0.3)
         axes.set_xlabel(f"{heading(rows[0].metric, 'test')}: single seeds, mean, standard deviation")
-        figure.suptitle(f"{task}: encoder of a Whisper")
+        figure.suptitle(_title(contents, task))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
