@@ -74,7 +74,9 @@ class LowRankUpdate(nn.Module):
 
 
 def _updated(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
-    return (b @ a).to(weight.dtype).mul_(scale).add_(weight)  # one new matrix, not three
+    if weight.dtype == a.dtype and not torch.is_autocast_enabled(weight.device.type):
+        return torch.addmm(weight, b, a, alpha=scale)
+    return (b @ a).to(weight.dtype).mul_(scale).add_(weight)  # under autocast addmm would round the weight
 
 
 class _UpdatedLinear(torch.autograd.Function):
