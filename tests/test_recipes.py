@@ -536,7 +536,13 @@ def test_races_of_densities_are_compared_with_the_end(monkeypatch):
     short = races.Race("pr", "random", "per", {name: {40: 50.0, 120: 40.0} for name in curves})
     with pytest.raises(DataError, match="pr, random masks: no run was scored on dev at step 24, where a race compares"):
         short.early()
-    assert races._row([race, sound]) == ["0.1, 0.01, 0.001", "2", "1 of 2", "2.50", "1 of 2", "2.50", "0.001", "0.00"]
+    assert races._row([race, sound]) == [
+        "0.1, 0.01, 0.001", "2", "1 of 2", "0.56", "2.50", "1 of 2", "0.56", "2.50", "0.001", "0.00",
+    ]  # fmt: skip
+    equal = races.Race("ks", "Fisher", "acc", {name: {200: score} for name, score in zip(curves, (90.0, 95.0, 95.0))})
+    assert races.drawn([race, sound], 2) == pytest.approx(1 / 9)
+    assert races.drawn([race, sound, equal], 2) == pytest.approx(1 / 9 + 4 / 9 * 2 / 3)  # two of three are the best
+    assert [races.drawn([equal], agree) for agree in (0, 1)] == pytest.approx([1.0, 2 / 3])
 
 
 def test_an_interrupted_recipe_goes_on(tmp_path):

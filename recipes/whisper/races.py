@@ -2,8 +2,8 @@
 
 The files are packed studies of ``ad_tuning.sh``. Runs that differ in nothing but the density P were each trained to the
 end, and make one race: AD-TUNING keeps the P that is best on dev after a fifth of the steps, successive halving drops
-the worst one after a fifth and after two fifths. Equal scores are told apart as in the races of s3prl_ext. All scores
-are of dev.
+the worst one after a fifth and after two fifths. Equal scores are told apart as in the races of s3prl_ext. Next to each
+is how often densities drawn at random, one a race, would be among the best at the end as often. All scores are of dev.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
+
+import numpy as np
 
 RECIPES = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(RECIPES / "shared")]
@@ -87,6 +89,10 @@ class Race:
         (best,) = self.best(self.end)
         return abs(self.curves[best][self.end] - self.curves[density].get(self.end, math.nan))
 
+    def chance(self) -> float:
+        """Return the share of the densities that are best at the end: one, or several that end equal."""
+        return fmean(self.lost(density) == 0 for density in self.curves)
+
 
 def races_of(content: Mapping[str, Any]) -> list[Race]:
     """Return the races of a packed study: those of each task, mask, learning rate and seed with every density."""
@@ -129,8 +135,10 @@ def table(contents: Sequence[Mapping[str, Any]]) -> Table:
     body = [[task, mask, *_row(group)] for (task, mask), group in groups.items()]
     if len(groups) > 1 and len({tuple(race.curves) for race in races}) == 1:
         body.append(["all", "both" if len({mask for _, mask in groups}) > 1 else next(iter(groups))[1], *_row(races)])
-    head = ["task", "mask", "P", "races", "the early comparison keeps the best", "points lost on dev",
-            "successive halving keeps it", "points lost on dev", "best fixed P", "points lost on dev"]  # fmt: skip
+    draws = "probability of as many by random draws"
+    head = ["task", "mask", "P", "races", "the early comparison keeps the best", draws, "points lost on dev",
+            "successive halving keeps it", draws, "points lost on dev", "best fixed P",
+            "points lost on dev"]  # fmt: skip
     return Table("Races of densities", head, body)
 
 
@@ -143,9 +151,18 @@ def _row(races: Sequence[Race]) -> list[str]:
         agree = sum(race.lost(pair[place]) == 0 for race, pair in zip(races, kept, strict=True))
         cells += [
             f"{agree} of {len(races)}",
+            f"{drawn(races, agree):.2g}",
             f"{fmean(r.lost(k[place]) for r, k in zip(races, kept, strict=True)):.2f}",
         ]
     return [*cells, fixed, f"{mean[fixed]:.2f}"]
+
+
+def drawn(races: Sequence[Race], agree: int) -> float:
+    """Return the probability that densities drawn at random are the best ones in `agree` races or more."""
+    chances = np.ones(1)  # of each number of races, if the races are independent
+    for race in races:
+        chances = np.convolve(chances, [1 - race.chance(), race.chance()])
+    return float(chances[agree:].sum())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
