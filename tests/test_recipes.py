@@ -190,8 +190,8 @@ def test_help_is_the_head_of_the_recipe(recipe, tmp_path):
         ("ad_tuning/table2.sh", ["--tasks", "ks"], "SPEECH_COMMANDS is not set"),
         (
             "ad_tuning/table1.sh",
-            ["--dry-run", "--rates", "full=1e-4"],
-            "--rates takes ROW=RATE of the rows random-0.1,child-0.1",
+            ["--dry-run", "--rates", "fully=1e-4"],
+            "child-0.001,ad_tuning,random-0.1, not 'fully=1e-4'",
         ),
         ("ad_tuning/table1.sh", ["--dry-run", "--rates", "child-0.1"], "not 'child-0.1'"),
         ("ad_tuning/fig5.sh", ["--steps", "many"], "--steps takes a whole number"),
@@ -211,6 +211,27 @@ def test_rows_may_have_rates_of_their_own(dry):
     trained = [words[-1] for words in lines if words[:4] == ["s3prl-ext", "run", "-m", "train"]]
     assert len(trained) == 2 and "'mask':'random','density':0.1,'lr':'1e-3'" in trained[1]
     assert "'density':0.1,'lr':0.0003,'fisher':{'granularity':'sample','max_batches':96}" in trained[0]
+
+
+@pytest.mark.parametrize("figure", ["fig2", "fig3", "fig5", "fig6", "fig7"])
+def test_a_figure_shares_the_folder_of_a_table_with_rates(figure, tmp_path):
+    flags = ["--mini", "--upstream", "fbank", "--out", "exp", "--stage", "9", "--upstream-lr", "1e-4"]
+    assert run(tmp_path, "ad_tuning/table2.sh", *flags, "--rates", "child-0.1=3e-4").returncode == 0
+    done = run(tmp_path, f"ad_tuning/{figure}.sh", *flags, "--rates", "child-0.1=3e-4")
+    assert done.returncode == 0, done.stderr
+    other = run(tmp_path, f"ad_tuning/{figure}.sh", *flags)
+    assert other.returncode == 2 and "exp holds runs with other settings" in other.stderr
+
+
+def test_other_low_resource_subsets_are_not_taken_for_those_asked_for(tmp_path):
+    subsets = tmp_path / "exp/corpora/low_resource"
+    (subsets / "train-0.01h").mkdir(parents=True)
+    (subsets / "env.sh").touch()
+    flags = ["--mini", "--upstream", "fbank", "--out", "exp", "--hours", "0.02", "--stage", "2"]
+    done = run(tmp_path, "ad_tuning/fig5.sh", *flags)
+    assert done.returncode == 2 and "was made with other --hours and has no train-0.02h: remove it" in done.stderr
+    official = run(tmp_path, "ad_tuning/fig6.sh", *flags, "--librilight", "librispeech_finetuning")
+    assert official.returncode == 2 and "exp holds runs with LIBRILIGHT=none, a seeded draw, but now" in official.stderr
 
 
 STAGES = f'. "{RECIPES}/shared/stages.sh"; out=exp; '

@@ -10,18 +10,18 @@
 #   --stage N --stop-stage N   1 Fisher pass (one optimizer step follows; not done where table2.sh has run, whose scores
 #                      at full size are the released code's), 2 picture
 #   --out DIR          default exp/ad_tuning; the picture is fig2.png in it
-#   --upstream, --ckpt, --mini, --recordings, --jobs, --engine, --dry-run   as for
+#   --upstream, --ckpt, --upstream-lr, --rates, --mini, --recordings, --jobs, --engine, --dry-run   as for
 #                      table2.sh
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/../shared/stages.sh"
 . "$RECIPES/ad_tuning/methods.sh"
 
-out=exp/ad_tuning tasks="sd pr" upstream_lr="" official="" seeds=0
-options="tasks upstream_lr $STUDY_OPTIONS" flags="official"
+out=exp/ad_tuning tasks="sd pr" official="" seeds=0
+options="tasks $AD_TUNING_OPTIONS" flags="official"
 parse_options "$@"
 [[ -z "$official" || "$out" != exp/ad_tuning ]] || out=exp/ad_tuning_official
 choose_upstream wav2vec2
-keep_settings "upstream_lr=$upstream_lr"
+keep_rates
 
 if due 1 "Fisher pass"; then
   fisher_pass "$tasks" child-0.1 "${official:+adjust+=[{set: {tuning.fisher: {preset: official\}\}\}]}"

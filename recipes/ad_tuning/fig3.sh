@@ -9,17 +9,17 @@
 #   --seeds LIST       lines are means over these (default: 0)
 #   --stage N --stop-stage N   1 train (runs of table2.sh are taken), 2 picture
 #   --out DIR          default exp/ad_tuning; the picture is fig3.png in it
-#   --upstream, --ckpt, --upstream-lr, --steps, --mini, --recordings, --jobs, --engine, --dry-run   as for
+#   --upstream, --ckpt, --upstream-lr, --rates, --steps, --mini, --recordings, --jobs, --engine, --dry-run   as for
 #                      table2.sh
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/../shared/stages.sh"
 . "$RECIPES/ad_tuning/methods.sh"
 
-out=exp/ad_tuning seeds=0 tasks="asr pr" upstream_lr=""
-options="tasks upstream_lr $STUDY_OPTIONS"
+out=exp/ad_tuning seeds=0 tasks="asr pr"
+options="tasks $AD_TUNING_OPTIONS"
 parse_options "$@"
 choose_upstream wav2vec2
-keep_settings "upstream_lr=$upstream_lr"
+keep_rates
 
 if due 1 "train"; then
   run_rows "$tasks" "child-0.1 child-0.01 child-0.001 ad_tuning"

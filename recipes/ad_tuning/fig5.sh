@@ -13,7 +13,7 @@
 #   --steps N          of every run, whatever the subset (default: 100000, those released for the whole corpus)
 #   --stage N --stop-stage N   1 subsets, 2 train and score, 3 picture
 #   --out DIR          default exp/ad_tuning; the picture is fig5.png in it
-#   --upstream, --ckpt, --upstream-lr, --mini, --recordings, --jobs, --engine, --dry-run   as for
+#   --upstream, --ckpt, --upstream-lr, --rates, --mini, --recordings, --jobs, --engine, --dry-run   as for
 #                      table2.sh
 #
 # LIBRISPEECH names the corpus, LIBRISPEECH_LEXICON the folder with s3prl's lexica.
@@ -22,11 +22,11 @@ set -euo pipefail
 . "$RECIPES/ad_tuning/methods.sh"
 . "$RECIPES/ad_tuning/low_resource.sh"
 
-out=exp/ad_tuning seeds=0,1,2 hours="" librilight="" upstream_lr=""
+out=exp/ad_tuning seeds=0,1,2 hours="" librilight=""
 rows="child-0.1 child-0.01 child-0.001"
-options="hours rows librilight upstream_lr $STUDY_OPTIONS"
+options="hours rows librilight $AD_TUNING_OPTIONS"
 parse_options "$@"
 hours="${hours:-$([[ -n "$mini" ]] && echo 0.01,0.02,0.04 || echo 0.5,1,5,10)}"
 choose_upstream wav2vec2
-keep_settings "upstream_lr=$upstream_lr"
+keep_rates
 low_resource fig5 "$rows"

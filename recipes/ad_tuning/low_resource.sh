@@ -5,18 +5,21 @@
 
 # low_resource FIGURE ROWS: the three stages of a recipe.
 low_resource() {
-  local size
+  local size subsets="$out/corpora/low_resource"
   task pr ad_tuning
+  keep_input LIBRILIGHT "${librilight:-none, a seeded draw}"
   if due 1 "nested training subsets"; then
     corpus_of pr
-    unless "$out/corpora/low_resource/env.sh" s3prl-ext prepare low_resource --out "$out/corpora/low_resource" \
+    unless "$subsets/env.sh" s3prl-ext prepare low_resource --out "$subsets" \
       --librispeech "${LIBRISPEECH:-/path/to/LibriSpeech}" ${librilight:+--librilight "$librilight"} \
       --hours "$(comma "$hours")"
   fi
   if due 2 "train and score"; then
     [[ -n "$mini" ]] || need_variable LIBRISPEECH_LEXICON "s3prl's two lexica"
-    execute . "$out/corpora/low_resource/env.sh"
+    execute . "$subsets/env.sh"
     for size in $(listed "$hours"); do
+      [[ -n "$dry_run" || -d "$subsets/train-${size}h" ]] ||
+        stop "$subsets was made with other --hours and has no train-${size}h: remove it, it holds links alone, and begin at stage 1."
       train_rows pr "$2" "$out/low_resource/${size}h" "set.downstream_expert.corpus.train=[train-${size}h]"
     done
   fi

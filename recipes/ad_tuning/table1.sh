@@ -17,11 +17,11 @@ set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/../shared/stages.sh"
 . "$RECIPES/ad_tuning/methods.sh"
 
-out=exp/ad_tuning seeds=0 tasks="asr pr sd sid ic" upstream_lr="" rates=""
-options="tasks upstream_lr rates $STUDY_OPTIONS"
+out=exp/ad_tuning seeds=0 tasks="asr pr sd sid ic"
+options="tasks $AD_TUNING_OPTIONS"
 parse_options "$@"
 choose_upstream wav2vec2
-keep_settings "upstream_lr=$upstream_lr${rates:+ rates=$rates}"
+keep_rates
 
 if due 1 "train and score"; then
   run_rows "$tasks" "random-0.1 child-0.1"

@@ -26,11 +26,11 @@ set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/../shared/stages.sh"
 . "$RECIPES/ad_tuning/methods.sh"
 
-out=exp/ad_tuning seeds=0 tasks="$SUPERB_TASKS" rows="$TABLE2_ROWS" upstream_lr="" rates=""
-options="tasks rows upstream_lr rates $STUDY_OPTIONS"
+out=exp/ad_tuning seeds=0 tasks="$SUPERB_TASKS" rows="$TABLE2_ROWS"
+options="tasks rows $AD_TUNING_OPTIONS"
 parse_options "$@"
 choose_upstream wav2vec2
-keep_settings "upstream_lr=$upstream_lr${rates:+ rates=$rates}"
+keep_rates
 
 if due 1 "train and score"; then
   run_rows "$tasks" "$rows"
