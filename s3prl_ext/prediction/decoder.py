@@ -126,6 +126,9 @@ class Decoder(ABC):
 
         Args:
             results: of :attr:`before` and of the recordings of the call, in their order.
+
+        Raises:
+            DataError: a recording failed that the others are compared with.
         """
         return results
 

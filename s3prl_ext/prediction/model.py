@@ -189,6 +189,9 @@ class Model:
         Args:
             paths: audio files.
             batch_size: windows that pass the model together. With 1 no result depends on the other files.
+
+        Raises:
+            DataError: a recording failed that the others are compared with: the first of speaker verification.
         """
         return self.decoder.together(self._each(chain(self.decoder.before, paths), batch_size))
 

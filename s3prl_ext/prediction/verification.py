@@ -91,8 +91,12 @@ class VoiceDecoder(Decoder):
     def together(self, results: Iterator[Result | Failure]) -> Iterator[Result | Failure]:
         first: VoiceResult | None = None
         for result in results:
-            if not isinstance(result, VoiceResult):
+            if isinstance(result, VoiceResult):
+                first = first or result
+                yield replace(result, score=result.likeness(first), against=first.file)
+            elif first is None and isinstance(result, Failure):
+                raise DataError(
+                    f"no score without the first recording, which the others are compared with: {result.error}"
+                )
+            else:
                 yield result
-                continue
-            first = first or result
-            yield replace(result, score=result.likeness(first), against=first.file)

@@ -8,9 +8,9 @@ from pathlib import Path
 from s3prl_ext.prediction.formats import FORMATS
 
 EPILOG = """Recordings of any sample rate and channel count: they are resampled to 16 kHz and their channels averaged.
-A file that cannot be used is named, the others go on, and the exit status is 1. Long recordings are cut:
-at pauses for transcripts, into equal windows whose probabilities are averaged for labels, into overlapping windows
-for speaker turns and audio.
+A file that cannot be used is named, the others go on (but where it is the first of speaker verification, which the
+others are compared with), and the exit status is 1. Long recordings are cut: at pauses for transcripts, into equal
+windows whose probabilities are averaged for labels, into overlapping windows for speaker turns and audio.
 
 examples:
   s3prl-ext predict exp/ks clip.wav recordings/ --format csv --out keywords.csv
