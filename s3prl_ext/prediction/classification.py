@@ -94,6 +94,10 @@ class LabelDecoder(Decoder):
         self.head = head
         self.labels = list(labels)
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return ("rank", *super().columns) if (self.options.top or 1) > 1 else super().columns
+
     def windows(self, samples: np.ndarray) -> list[Window]:
         return cuts.equal(len(samples), self.longest)
 
@@ -108,18 +112,17 @@ class LabelDecoder(Decoder):
         mean = np.average(pieces, axis=0, weights=[end - start for start, end in windows])
         order = np.argsort(-mean, kind="stable")[: self.options.top or 1]
         top = tuple((self.labels[index], float(mean[index])) for index in order)
+        slots = tuple(self.slots(int(index), mean) for index in order)
         notes, rows = recording.notes, []
         if len(windows) > 1:
             notes += (f"cut into {len(windows)} windows, whose probabilities are averaged",)
             for (start, end), piece in zip(windows, pieces, strict=True):
                 best = int(np.argmax(piece))
                 rows.append((start / SAMPLE_RATE, end / SAMPLE_RATE, self.labels[best], float(piece[best])))
-        return LabelResult(
-            recording.name, recording.seconds, notes, *top[0], top, self.slots(int(order[0]), mean), tuple(rows)
-        )
+        return LabelResult(recording.name, recording.seconds, notes, *top[0], top, slots[0], tuple(rows), slots)
 
-    def slots(self, best: int, probabilities: np.ndarray) -> dict[str, tuple[str, float]]:
-        """Return value and probability of each slot of the best label; without slots nothing."""
+    def slots(self, label: int, probabilities: np.ndarray) -> dict[str, tuple[str, float]]:
+        """Return value and probability of each slot of a label; without slots nothing."""
         return {}
 
 
@@ -158,10 +161,10 @@ class IntentDecoder(LabelDecoder):
             joint = (joint[:, :, None] * torch.softmax(part, dim=-1)[:, None, :]).flatten(1)
         return joint
 
-    def slots(self, best: int, probabilities: np.ndarray) -> dict[str, tuple[str, float]]:
+    def slots(self, label: int, probabilities: np.ndarray) -> dict[str, tuple[str, float]]:
         table = probabilities.reshape(self._sizes)
         found = {}
-        for axis, (index, slot) in enumerate(zip(np.unravel_index(best, self._sizes), self.values, strict=True)):
+        for axis, (index, slot) in enumerate(zip(np.unravel_index(label, self._sizes), self.values, strict=True)):
             marginal = table.sum(axis=tuple(other for other in range(table.ndim) if other != axis))
             found[slot] = (self.values[slot][int(index)], float(marginal[int(index)]))
         return found

@@ -50,6 +50,7 @@ class LabelResult(Result):
         top: the most probable labels with their probabilities, falling.
         slots: of an intent: value and probability of each slot; else empty.
         windows: of a recording that was cut: first and last second, label and probability of each window.
+        top_slots: slots of each label of `top`.
     """
 
     COLUMNS: ClassVar[tuple[str, ...]] = ("label", "probability")
@@ -59,6 +60,7 @@ class LabelResult(Result):
     top: tuple[tuple[str, float], ...]
     slots: Mapping[str, tuple[str, float]] = field(default_factory=dict)
     windows: tuple[tuple[float, float, str, float], ...] = ()
+    top_slots: tuple[Mapping[str, tuple[str, float]], ...] = ()
 
     def __str__(self) -> str:
         shown = self.top if len(self.top) > 1 else ((self.label, self.probability),)
@@ -78,8 +80,13 @@ class LabelResult(Result):
         return content
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return one row; an intent has its slots as further columns."""
-        return [super().rows()[0] | {slot: value for slot, (value, _) in self.slots.items()}]
+        """Return one row per label of :attr:`top`, with its rank; an intent has its slots as further columns."""
+        rows = []
+        every = self.top_slots or ({},) * len(self.top)
+        for rank, ((label, probability), slots) in enumerate(zip(self.top, every, strict=True), 1):
+            row = {"file": self.file, "rank": rank, "label": label, "probability": round(probability, 6)}
+            rows.append(row | {slot: value for slot, (value, _) in slots.items()})
+        return rows
 
 
 @dataclass(frozen=True)

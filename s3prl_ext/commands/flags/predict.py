@@ -55,7 +55,9 @@ def parser() -> argparse.ArgumentParser:
         "--queries", nargs="+", type=Path, metavar="AUDIO",
         help="query by example: what is searched for, audio files and folders; --queries comes after the recordings",
     )  # fmt: skip
-    parser.add_argument("--top", type=int, metavar="N", help="labels: show the N most probable ones")
+    parser.add_argument(
+        "--top", type=int, metavar="N", help="labels: show the N most probable ones; CSV has a row for each"
+    )
     parser.add_argument("--threshold", type=float, help="diarization: probability from which a speaker talks (0.5)")
     parser.add_argument("--median", type=int, metavar="FRAMES", help="diarization: median filter (11; 1 for none)")
     parser.add_argument("-u", "--upstream", help="upstream, where the stored name does not fit any more")
