@@ -85,7 +85,17 @@ def _parse(effect: Sequence[str]) -> tuple[str, float]:
 
 
 def _without_silence(samples: torch.Tensor, rate: int, effect: Sequence[str]) -> torch.Tensor:
-    """Cut silence out as sox does: before the first sound, and every stretch of it that is as long as given.
+    """Cut silence out, see :func:`sounds`."""
+    import torch
+
+    kept = [samples[:, first:after] for first, after in sounds(samples, rate, effect)]
+    return torch.cat(kept, dim=1) if kept else samples[:, :0]
+
+
+def sounds(samples: torch.Tensor, rate: int, effect: Sequence[str]) -> list[tuple[int, int]]:
+    """Return first sample, and sample after the last, of each sound that is left where silence is cut out.
+
+    It is cut out as sox does: before the first sound, and every stretch of it that is as long as given.
 
     A sound begins where the level, the root mean square of the last 20 ms, stays above its threshold for the first
     duration; it is kept from there. It ends where the level stays below the second one for the second duration, which
@@ -95,9 +105,10 @@ def _without_silence(samples: torch.Tensor, rate: int, effect: Sequence[str]) ->
         samples: [1, time].
         rate: in Hz.
         effect: of the form :data:`SILENCE`.
-    """
-    import torch
 
+    Raises:
+        UsageError: another form, or samples of several channels.
+    """
     try:
         _, above, begins, louder, below, ends, softer = effect
         (start, stop), (on, off) = [[float(text) for text in (begins, ends)], [_percent(louder), _percent(softer)]]
@@ -108,13 +119,13 @@ def _without_silence(samples: torch.Tensor, rate: int, effect: Sequence[str]) ->
         raise UsageError(
             f"the sox effect {' '.join(map(str, effect))!r} is not available: known is {SILENCE}, of mono."
         )
-    level, kept, position = _Level(samples[0], rate), [], 0
+    level, kept, position = _Level(samples[0], rate), list[tuple[int, int]](), 0
     while (begun := level.first_run(position, position, on, round(start * rate), louder=True)) is not None:
         ended = level.first_run(begun + 1, position, off, round(stop * rate), louder=False)
         last = samples.shape[1] if ended is None else ended - round(stop * rate) + 1
-        kept.append(samples[:, begun - round(start * rate) + 1 : last])
+        kept.append((begun - round(start * rate) + 1, last))
         position = samples.shape[1] if ended is None else ended + 1
-    return torch.cat(kept, dim=1) if kept else samples[:, :0]
+    return kept
 
 
 def _percent(text: str) -> float:

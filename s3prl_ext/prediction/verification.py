@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from s3prl_ext.compat.sox import apply_effects_tensor
+from s3prl_ext.compat.sox import apply_effects_tensor, sounds
 from s3prl_ext.corpora.audio import SAMPLE_RATE
 from s3prl_ext.errors import DataError
 from s3prl_ext.prediction.decoder import Decoder, Inputs
@@ -52,7 +52,7 @@ class VoiceHead(nn.Module):
 
 
 class VoiceDecoder(Decoder):
-    """Embeddings of whole recordings, silence cut out as in the corpus."""
+    """Embeddings of whole recordings, silence cut out as in the corpus; of long ones, of the first window of sound."""
 
     RESULT = VoiceResult
     WINDOW: ClassVar[float] = 150.0  # seconds; VoxCeleb1's longest utterance has 145
@@ -72,9 +72,19 @@ class VoiceDecoder(Decoder):
         return apply_effects_tensor(torch.from_numpy(samples)[None], SAMPLE_RATE, EFFECTS)[0][0].numpy()
 
     def windows(self, samples: np.ndarray) -> list[Window]:
-        if len(self.prepare(samples)) == 0:
+        """Return the beginning of the recording in which there is sound for the longest window."""
+        from s3prl.downstream.sv_voxceleb1.dataset import EFFECTS
+
+        *others, silence = EFFECTS
+        heard = sounds(*apply_effects_tensor(torch.from_numpy(samples)[None], SAMPLE_RATE, others), silence)
+        if not heard:
             raise DataError("without a sound of 0.1 s or more")
-        return [(0, min(len(samples), self.longest))]
+        left = self.longest
+        for first, after in heard:
+            if after - first > left:
+                return [(0, first + left)]
+            left -= after - first
+        return [(0, len(samples))]
 
     def decode(self, features: Sequence[Tensor], samples: Sequence[int]) -> list[np.ndarray]:
         embeddings = [self.head(one).double().cpu().numpy() for one in features]
@@ -85,7 +95,7 @@ class VoiceDecoder(Decoder):
     def join(self, recording: Recording, windows: Sequence[Window], pieces: Sequence[np.ndarray]) -> VoiceResult:
         notes = recording.notes
         if windows[0][1] < len(recording.samples):
-            notes += (f"the first {self.longest / SAMPLE_RATE:g} s count: raise --window for more",)
+            notes += (f"the first {self.longest / SAMPLE_RATE:g} s of sound count: raise --window for more",)
         return VoiceResult(recording.name, recording.seconds, notes, pieces[0])
 
     def together(self, results: Iterator[Result | Failure]) -> Iterator[Result | Failure]:
