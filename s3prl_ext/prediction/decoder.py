@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import math
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,7 +33,7 @@ class Options:
     """What may be chosen at prediction; None takes the default.
 
     Attributes:
-        window: longest stretch (seconds) that passes the model as a whole.
+        window: longest stretch (seconds) that passes the model as a whole; no more than the model reads at once.
         top: number of labels to show; tasks with labels.
         threshold: probability from which a speaker talks, 0.5; diarization.
         median: frames of the median filter over the decisions, 11 (1 for none); diarization.
@@ -46,8 +47,11 @@ class Options:
     queries: Sequence[str | PathLike[str]] | None = None
 
     def __post_init__(self) -> None:
-        if self.window is not None and not self.window >= SHORTEST_WINDOW:
-            raise UsageError(f"--window must be at least {SHORTEST_WINDOW:g} seconds, got {self.window:g}.")
+        if self.window is not None and not SHORTEST_WINDOW <= self.window < math.inf:
+            raise UsageError(
+                f"--window must be a number of seconds, {SHORTEST_WINDOW:g} or more, got {self.window:g}; to cut "
+                "nothing, give as many as the longest recording has."
+            )
         if self.top is not None and self.top < 1:
             raise UsageError(f"--top must be at least 1, got {self.top}.")
         if self.threshold is not None and not 0 < self.threshold < 1:

@@ -19,7 +19,7 @@ from s3prl_ext.configs import check_python_names
 from s3prl_ext.corpora.audio import SAMPLE_RATE
 from s3prl_ext.deltas.peft_format import is_adapter
 from s3prl_ext.deltas.trained_task import WITHOUT_HEAD, TrainedTask
-from s3prl_ext.errors import DataError, is_out_of_memory
+from s3prl_ext.errors import DataError, UsageError, is_out_of_memory
 from s3prl_ext.prediction import recordings
 from s3prl_ext.prediction.decoder import Decoder, Options, build_decoder
 from s3prl_ext.prediction.recordings import Recording
@@ -191,8 +191,11 @@ class Model:
             batch_size: windows that pass the model together. With 1 no result depends on the other files.
 
         Raises:
+            UsageError: `batch_size` is below 1.
             DataError: a recording failed that the others are compared with: the first of speaker verification.
         """
+        if batch_size < 1:
+            raise UsageError(f"batch_size must be at least 1, got {batch_size}.")
         return self.decoder.together(self._each(chain(self.decoder.before, paths), batch_size))
 
     def _each(self, paths: Iterator[str | os.PathLike | Recording], batch_size: int) -> Iterator[Result | Failure]:

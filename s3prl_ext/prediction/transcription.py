@@ -66,13 +66,13 @@ class WordDecoder(TranscriptDecoder):
 class RecognitionDecoder(TranscriptDecoder):
     """``-d ljspeech``, ``vctk``, ``librispeech_zeroshot``: as the task decodes, after its text rule.
 
-    What is longer than a Whisper's window of 30 s is cut at pauses, unless a window is given.
+    What is longer than a Whisper's window of 30 s is cut at pauses, whatever window is given.
     """
 
     def __init__(self, inputs: Inputs, expert: nn.Module) -> None:
         super().__init__(inputs, expert)
-        if inputs.options.window is None and self.expert.recognizer.longest is not None:
-            self.longest = self.expert.recognizer.longest
+        if self.expert.recognizer.longest is not None:
+            self.longest = min(self.longest, self.expert.recognizer.longest)
 
     def prepare(self, samples: np.ndarray) -> np.ndarray:
         return self.expert.recognizer.pad(samples)

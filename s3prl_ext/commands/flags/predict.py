@@ -42,7 +42,8 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--window", type=float, metavar="SECONDS",
         help="longest stretch that passes the model as a whole (default: 40, speaker identification and "
-        "verification 150, diarization the chunk_size of the task file)",
+        "verification 150, diarization the chunk_size of the task file; never more than the 30 of a Whisper that "
+        "transcribes)",
     )  # fmt: skip
     parser.add_argument(
         "--write-audio", type=Path, metavar="FOLDER",
