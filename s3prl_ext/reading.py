@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import lzma
 import os
+import tarfile
 import zipfile
+import zlib
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,18 @@ from s3prl_ext.errors import DataError
 
 EXPORT_FILE = "export.json"  # the record that `s3prl-ext export` leaves next to a model
 WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.ckpt")
+
+# What the standard library raises for corrupt bytes of an archive: of its list of parts, and of their streams. Some of
+# its streams also raise OSError.
+CORRUPT_ARCHIVE = (
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    EOFError,
+    zlib.error,
+    lzma.LZMAError,
+    ValueError,
+    RuntimeError,
+)
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -95,7 +110,7 @@ def _corrupt_record(path: Path, *state: int) -> str | None:
                 with archive.open(record) as content:
                     while content.read(1 << 20):
                         pass
-    except (zipfile.BadZipFile, EOFError, OSError, ValueError, NotImplementedError, RuntimeError, UnicodeError):
+    except (*CORRUPT_ARCHIVE, OSError):
         return name
     return None
 

@@ -75,6 +75,15 @@ def test_every_reader_names_the_file_and_what_to_do(tmp_path, read):
         read(path)
 
 
+@pytest.mark.parametrize("method", [8, 12, 14])
+def test_a_part_that_reads_as_compressed_is_corrupt(file, method):
+    content = bytearray(file.read_bytes())
+    content[content.find(b"PK\x01\x02") + 10] = method  # deflate, bzip2, LZMA
+    file.write_bytes(content)
+    with pytest.raises(DataError, match=r"states-3\.ckpt is corrupt: its part .* does not match its checksum; copy or"):
+        check_archive(file)
+
+
 def test_a_file_is_read_once_until_it_changes(file, monkeypatch):
     opened = []
     zip_file = zipfile.ZipFile

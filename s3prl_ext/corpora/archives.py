@@ -6,6 +6,7 @@ that takes its final name last: an interrupted call leaves no half corpus behind
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 import os
@@ -21,7 +22,7 @@ from tqdm import tqdm
 
 from s3prl_ext.downloads import CHUNK, discard, fetch, keep
 from s3prl_ext.errors import DataError
-from s3prl_ext.reading import is_archive
+from s3prl_ext.reading import CORRUPT_ARCHIVE, is_archive
 from s3prl_ext.writing import unfinished_folder
 
 logger = logging.getLogger(__name__)
@@ -75,13 +76,29 @@ class CorpusCard:
         )
 
 
+class CorruptArchive(DataError):
+    """An archive that is not whole.
+
+    Args:
+        archive: the file.
+        problem: what is wrong with it, a clause of which the archive is the subject.
+        what_next: what to do, or what was done.
+    """
+
+    def __init__(self, archive: Path, problem: str, what_next: str = "remove it, and give --download"):
+        super().__init__(f"{archive} {problem}: {what_next}.")
+        self.problem = problem
+
+
 def download(card: CorpusCard, folder: Path) -> Path:
     """Fetch, verify and unpack the archive of `card` below `folder`; return the corpus folder.
 
-    What already exists is not fetched again; an interrupted download is resumed.
+    What already exists is not fetched again; an interrupted download is resumed. What was fetched and turns out not to
+    be whole is removed; a file that was there before is not, but one that is not an archive at all is renamed
+    ``NAME.incomplete``, and fetched.
 
     Raises:
-        DataError: no connection, wrong size or checksum, unsafe or incomplete archive.
+        DataError: no connection, wrong size or checksum, unsafe, corrupt or incomplete archive.
     """
     folder = Path(folder)
     if (folder / card.folder).is_dir():
@@ -89,21 +106,29 @@ def download(card: CorpusCard, folder: Path) -> Path:
         return folder / card.folder
     archive = _archive_in(card, folder)
     if archive is not None and not _is_archive(archive):
+        aside = archive.with_name(f"{archive.name}.incomplete")
         logger.warning(
-            "%s is not a whole archive (it begins with %s); it is downloaded again", archive, _beginning(archive)
+            "%s is not a whole archive (it begins with %s); it is downloaded again, and what was there is now %s",
+            archive,
+            _beginning(archive),
+            aside.name,
         )
-        archive.unlink()
+        os.replace(archive, aside)
         archive = None
-    if archive is None:
-        folder.mkdir(parents=True, exist_ok=True)
-        archive, part = folder / card.archive, folder / f".{card.archive}.part"
-        fetch(card.url, part)
-        _check_kind(card, part)
-        verify(card, part)
-        keep(part, archive)
-    else:
+    if archive is not None:
         verify(card, archive)
-    return _unpacked(card, folder, archive)
+        return _unpacked(card, folder, archive)
+    folder.mkdir(parents=True, exist_ok=True)
+    archive, part = folder / card.archive, folder / f".{card.archive}.part"
+    fetch(card.url, part)
+    _check_kind(card, part)
+    verify(card, part)
+    keep(part, archive)
+    try:
+        return _unpacked(card, folder, archive)
+    except CorruptArchive as error:
+        archive.unlink()
+        raise CorruptArchive(archive, error.problem, "it was removed, give the same command again") from error
 
 
 def unpack(card: CorpusCard, folder: Path) -> Path:
@@ -148,7 +173,10 @@ def _is_archive(path: Path) -> bool:
     """Return whether a file is a whole zip archive, or begins as a tar archive does."""
     with open(path, "rb") as file:
         is_zip = file.read(2) == b"PK"
-    return is_archive(path) if is_zip else tarfile.is_tarfile(path)
+    try:
+        return is_archive(path) if is_zip else tarfile.is_tarfile(path)
+    except CORRUPT_ARCHIVE:
+        return False
 
 
 def _beginning(path: Path) -> str:
@@ -200,7 +228,9 @@ def extract(archive: Path, target: Path, unread: str = "") -> None:
         unread: files whose names end so are left in the archive; empty for none.
 
     Raises:
-        DataError: corrupt archive, link, device or unsafe path.
+        CorruptArchive: its list of files or a stream in it is corrupt, or it is cut short.
+        DataError: link, device or unsafe path.
+        OSError: the disk is full, or another error of it.
     """
     target.mkdir(parents=True)
     try:
@@ -212,9 +242,12 @@ def extract(archive: Path, target: Path, unread: str = "") -> None:
             with open(path, "wb") as file:
                 shutil.copyfileobj(source, file, CHUNK)
             if path.stat().st_size != size:
-                raise DataError(f"{archive} is cut short at {name}: remove it, and give --download.")
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
-        raise DataError(f"{archive} is corrupt ({error}): remove it, and give --download.") from error
+                raise CorruptArchive(archive, f"is cut short at {name}")
+    except (*CORRUPT_ARCHIVE, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise  # of the disk; streams give no number, a place before the beginning of the file gives EINVAL
+        reason = str(error).partition("\n")[0].rstrip(":") or type(error).__name__  # tarfile lists all that it tried
+        raise CorruptArchive(archive, f"is corrupt ({reason})") from error
 
 
 def _digest(path: Path, kind: str) -> str:
@@ -259,4 +292,4 @@ def _corpus_in(card: CorpusCard, unpacked: Path, archive: Path) -> Path:
     for folder in (unpacked, *sorted(path for path in unpacked.iterdir() if path.is_dir())):
         if all((folder / name).exists() for name in card.contents):
             return folder
-    raise DataError(f"{archive} does not hold {', '.join(card.contents)} of {card.name}: fetch {card.url} again.")
+    raise CorruptArchive(archive, f"does not hold {', '.join(card.contents)} of {card.name}")

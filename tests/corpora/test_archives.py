@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
+import random
 import tarfile
 import threading
 import zipfile
@@ -14,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from s3prl_ext.corpora.archives import CorpusCard, download, extract, unpack, verify
+from s3prl_ext.corpora.archives import CorpusCard, CorruptArchive, download, extract, unpack, verify
 from s3prl_ext.errors import DataError
 
 FILES = {"mini/list.csv": b"a|b\n", "mini/wavs/1.wav": b"RIFF" * 1000}
@@ -153,9 +155,10 @@ def test_a_page_in_place_of_the_archive_is_not_kept(server, tmp_path):
     ):
         download(card, tmp_path)
     assert contents(tmp_path) == {}
-    (tmp_path / "mini.tar.bz2").write_bytes(server.content)  # as an earlier version left it
+    (tmp_path / "mini.tar.bz2").write_bytes(page := server.content)  # as an earlier version left it, or by hand
     server.content = ARCHIVE
     assert (download(card, tmp_path) / "list.csv").is_file()
+    assert contents(tmp_path)["mini.tar.bz2.incomplete"] == page
 
 
 def test_what_nothing_reads_stays_in_the_archive(tmp_path):
@@ -275,6 +278,62 @@ def test_truncated_archive(tmp_path):
     (tmp_path / "a.tar.bz2").write_bytes(ARCHIVE[:-20])
     with pytest.raises(DataError, match="corrupt|cut short"):
         extract(tmp_path / "a.tar.bz2", tmp_path / "out")
+
+
+NOISE = {"mini/noise.wav": random.Random(0).randbytes(20000)}
+
+
+def corrupt_archive(path: Path, kind: str) -> None:
+    """Write an archive whose list of files is whole, but not the stream of one of them."""
+    if kind.startswith("tar"):
+        with tarfile.open(path, f"w:{kind[4:]}") as archive:
+            info = tarfile.TarInfo("mini/noise.wav")
+            info.size = len(NOISE["mini/noise.wav"])
+            archive.addfile(info, io.BytesIO(NOISE["mini/noise.wav"]))
+    else:
+        with zipfile.ZipFile(path, "w", {"deflate": 8, "bzip2": 12, "lzma": 14}[kind]) as archive:
+            archive.writestr("mini/noise.wav", NOISE["mini/noise.wav"])
+    content, start = bytearray(path.read_bytes()), 60  # behind the heads of the file and of its stream
+    content[start : start + 20] = bytes(255 - byte for byte in content[start : start + 20])
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("kind", ["deflate", "bzip2", "lzma", "tar.gz", "tar.bz2", "tar.xz"])
+def test_a_corrupt_stream_is_one_sentence(tmp_path, kind):
+    corrupt_archive(tmp_path / "archive", kind)
+    with pytest.raises(CorruptArchive, match=r"/archive is corrupt \([^\n]+\): remove it, and give --download"):
+        extract(tmp_path / "archive", tmp_path / "out")
+
+
+def test_a_full_disk_is_not_a_corrupt_archive(tmp_path, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    (tmp_path / "mini.tar.bz2").write_bytes(ARCHIVE)
+    monkeypatch.setattr("s3prl_ext.corpora.archives.shutil.copyfileobj", full)
+    with pytest.raises(OSError, match="No space left"):
+        extract(tmp_path / "mini.tar.bz2", tmp_path / "out")
+
+
+@pytest.mark.parametrize("problem", ["corrupt", "does not hold list.csv, wavs"])
+def test_a_download_that_cannot_be_unpacked_is_fetched_again(server, tmp_path, problem):
+    """Nobody publishes a checksum of ESC-50: that its archive is corrupt is seen when it is unpacked."""
+    corrupt_archive(tmp_path / "bad", "deflate")
+    server.content = (tmp_path / "bad").read_bytes() if problem == "corrupt" else tar_bytes(NOISE)
+    card = card_of(server, checksum="", size=0)
+    with pytest.raises(DataError, match=f"mini.tar.bz2 .*{problem}.*: it was removed, give the same command again"):
+        download(card, tmp_path / "corpora")
+    assert contents(tmp_path / "corpora") == {}
+    server.content = ARCHIVE
+    assert (download(card, tmp_path / "corpora") / "list.csv").is_file()
+
+
+def test_a_corrupt_archive_by_hand_stays_for_the_user(server, tmp_path):
+    corrupt_archive(tmp_path / "mini.tar.bz2", "deflate")
+    for get in (download, unpack):
+        with pytest.raises(DataError, match=r"mini.tar.bz2 is corrupt .*: remove it, and give --download"):
+            get(card_of(server, checksum="", size=0), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mini.tar.bz2"]
 
 
 def test_verify_reads_the_checksum_kind(tmp_path):
