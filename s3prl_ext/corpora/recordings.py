@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.reading import read_text
@@ -52,6 +53,29 @@ class Clip:
     def duration(self) -> float:
         """Length in seconds as the table gives it."""
         return float(self.fields["duration_s"])
+
+
+class DigitTake(NamedTuple):
+    """What the file name of a spoken digit says: the digit, who says it, and the number of the take."""
+
+    digit: int
+    speaker: str
+    take: int
+
+
+def digit_take(clip: Clip) -> DigitTake:
+    """Return what the name of a recording of fsdd says, which is ``DIGIT_SPEAKER_TAKE``, such as ``7_jackson_0``.
+
+    Raises:
+        DataError: it is named otherwise.
+    """
+    match = re.fullmatch("([0-9])_(.+)_([0-9]+)", clip.name)
+    if match is None:
+        raise DataError(
+            f"the spoken digit {clip.path} is not named DIGIT_SPEAKER_TAKE, as 7_jackson_0.wav is: rename it so, in "
+            "fsdd.tsv too."
+        )
+    return DigitTake(int(match[1]), match[2], int(match[3]))
 
 
 def without_repeats(clips: Iterable[Clip]) -> list[Clip]:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from s3prl_ext.corpora.audio import SAMPLE_RATE, pad_to, read_audio, write_audio
-from s3prl_ext.corpora.recordings import Clip, without_repeats
+from s3prl_ext.corpora.recordings import Clip, digit_take, without_repeats
 from s3prl_ext.errors import UsageError
 from s3prl_ext.mini_superb.source import MiniBuild, cut_seconds, require
 from s3prl_ext.mini_superb.synthesis import VOICES, Speech, synthesise
@@ -84,12 +84,11 @@ def _write_clip(out: Path, split: str, word: str, name: str, samples: np.ndarray
 
 
 def _recorded_digits(clips: list[Clip]) -> list[Spoken]:
-    """Return spoken digits (files are named ``..._<take>``); the digit is in the folder of a keyword."""
-    split_of = {str(take): split for split, takes in RECORDED_TAKES.items() for take in takes}
+    """Return spoken digits; the digit is in the folder of a keyword."""
+    split_of = {take: split for split, takes in RECORDED_TAKES.items() for take in takes}
     spoken = []
     for clip in clips:
-        take = clip.name.rsplit("_", 1)[-1]
-        if take in split_of and clip.text in DIGIT_WORDS:
+        if clip.text in DIGIT_WORDS and (take := digit_take(clip).take) in split_of:
             keyword = KEYWORDS[DIGIT_WORDS.index(clip.text)]
             spoken.append((split_of[take], keyword, f"{clip.speaker}/{take}", read_audio(clip.path)))
     for split in RECORDED_TAKES:
@@ -108,16 +107,11 @@ def hard_form(clips: list[Clip], task: str) -> list[Clip]:
     return clips
 
 
-def take_of(clip: Clip) -> int:
-    """Return the number of a recorded digit's take; files are named ``DIGIT_SPEAKER_TAKE``."""
-    return int(clip.name.rpartition("_")[2])
-
-
 def training_takes(clips: list[Clip], takes: int) -> list[Clip]:
     """Return the first `takes` takes, outside the official test takes, of each digit of each speaker."""
     of: dict[tuple[str, str], list[Clip]] = {}
-    for clip in sorted(clips, key=take_of):
-        if take_of(clip) not in RECORDED_TAKES["test"]:
+    for clip in sorted(clips, key=lambda clip: digit_take(clip).take):
+        if digit_take(clip).take not in RECORDED_TAKES["test"]:
             of.setdefault((clip.speaker, clip.text), []).append(clip)
     for (speaker, digit), found in of.items():
         require(len(found), takes, "fsdd", f"takes for training of '{digit}' by {speaker}")
@@ -140,7 +134,12 @@ def _unseen_speakers(clips: list[Clip], source: MiniBuild) -> list[Spoken]:
         said_by = ", ".join(sorted({clip.speaker for clip in members}))
         source.note("ks", f"{split} is {len(members)} digits said by {said_by}")
     return [
-        (split, KEYWORDS[DIGIT_WORDS.index(clip.text)], f"{clip.speaker}/{take_of(clip)}", read_audio(clip.path))
+        (
+            split,
+            KEYWORDS[DIGIT_WORDS.index(clip.text)],
+            f"{clip.speaker}/{digit_take(clip).take}",
+            read_audio(clip.path),
+        )
         for split, members in by_split.items()
         for clip in members
     ]

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from s3prl_ext.corpora.audio import SAMPLE_RATE, read_audio, write_audio
-from s3prl_ext.corpora.recordings import Clip, without_repeats
+from s3prl_ext.corpora.recordings import Clip, digit_take, without_repeats
 from s3prl_ext.mini_superb import ks
 from s3prl_ext.mini_superb.sentences import sentences
 from s3prl_ext.mini_superb.source import MiniBuild, cut_seconds, require
@@ -24,7 +24,7 @@ VIDEOS, PIECES = 7, 2  # recordings per speaker, utterances cut from each
 SYNTHETIC_SPEAKERS = 10
 SPLIT_CODES = {"train": 1, "dev": 2, "test": 3}
 META_DATA = "veri_test_class.txt"
-DIGITS = "0123456789"
+DIGITS = range(10)
 
 TRIALS = {"dev": "dev_trials.txt", "test": "veri_test2.txt"}
 FIRST_UNSEEN = 10270  # VoxCeleb1's first speaker of verification's test
@@ -133,10 +133,11 @@ def _single_digits(source: MiniBuild) -> list[list[Video]]:
     held_out = {take: split for split in ("test", "dev") for take in ks.RECORDED_TAKES[split]}
     speakers: dict[str, dict[tuple[int, str], list[np.ndarray]]] = {}
     for clip in clips:
-        split = "train" if clip.path in training else held_out.get(ks.take_of(clip))
+        take = digit_take(clip).take
+        split = "train" if clip.path in training else held_out.get(take)
         if split:
             takes = speakers.setdefault(clip.speaker, {})
-            takes.setdefault((ks.take_of(clip), split), []).append(read_audio(clip.path))
+            takes.setdefault((take, split), []).append(read_audio(clip.path))
     require(len(speakers), 2, "fsdd", "speakers")
     for number, name in enumerate(sorted(speakers), 1):
         source.note("sid", f"id{10000 + number} is speaker {name}")
@@ -148,7 +149,7 @@ def _single_digits(source: MiniBuild) -> list[list[Video]]:
 
 def _later(clips: list[Clip]) -> list[Clip]:
     """Return the clips outside the takes of dev."""
-    return [clip for clip in clips if ks.take_of(clip) not in ks.RECORDED_TAKES["dev"]]
+    return [clip for clip in clips if digit_take(clip).take not in ks.RECORDED_TAKES["dev"]]
 
 
 def _speakers(source: MiniBuild) -> list[list[list[np.ndarray]]]:
@@ -160,11 +161,11 @@ def _speakers(source: MiniBuild) -> list[list[list[np.ndarray]]]:
 
 
 def _digits(clips: list[Clip], source: MiniBuild) -> list[list[list[np.ndarray]]]:
-    """Return speakers -> takes -> strings of digits; files are named ``<digit>_<speaker>_<take>``."""
-    takes: dict[str, dict[int, dict[str, Clip]]] = {}
+    """Return speakers -> takes -> strings of digits."""
+    takes: dict[str, dict[int, dict[int, Clip]]] = {}
     for clip in clips:
-        digit, _, take = clip.name.split("_")
-        takes.setdefault(clip.speaker, {}).setdefault(int(take), {})[digit] = clip
+        digit, _, take = digit_take(clip)
+        takes.setdefault(clip.speaker, {}).setdefault(take, {})[digit] = clip
     speakers = []
     for name in sorted(takes):
         whole = [take for _, take in sorted(takes[name].items()) if len(take) == len(DIGITS)][:VIDEOS]
@@ -176,7 +177,7 @@ def _digits(clips: list[Clip], source: MiniBuild) -> list[list[list[np.ndarray]]
     return speakers
 
 
-def _string(take: dict[str, Clip], digits: str) -> np.ndarray:
+def _string(take: dict[int, Clip], digits: range) -> np.ndarray:
     samples = np.concatenate([read_audio(take[digit].path) for digit in digits])
     return samples[: int(PIECE_S * SAMPLE_RATE)]
 

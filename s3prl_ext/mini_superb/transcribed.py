@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from s3prl_ext.corpora.audio import SAMPLE_RATE, read_audio
-from s3prl_ext.corpora.recordings import Clip, without_repeats
+from s3prl_ext.corpora.recordings import Clip, digit_take, without_repeats
 from s3prl_ext.corpora.splits import SPLITS, hash_split
 from s3prl_ext.corpora.transcribed import SPLIT_FILE
 from s3prl_ext.errors import UsageError
@@ -60,9 +60,10 @@ def digit_strings(source: MiniBuild, task: str) -> list[Spoken]:
     if source.digit_strings < 5:
         raise UsageError(f"--digits {source.digit_strings} is too few for three splits: ask for 5 or more strings.")
     clips = source.clips(task, "fsdd")
+    usable = {split: [clip for clip in clips if digit_take(clip).take in takes] for split, takes in TAKES.items()}
     rng = source.rng(f"{task} digits")
     return [
-        _string(split, clips, rng)
+        _string(split, usable[split], rng)
         for split in SPLITS
         for _ in range(max(1, round(SHARES[split] * source.digit_strings)))
     ]
@@ -96,12 +97,11 @@ def write_splits(folder: Path, named: Iterable[tuple[str, str]]) -> None:
 
 
 def _string(split: str, clips: Sequence[Clip], rng: np.random.Generator) -> Spoken:
-    """Return digits of one speaker, drawn from the takes of `split` (files are named ``DIGIT_SPEAKER_TAKE``)."""
-    usable = [clip for clip in clips if int(clip.name.rpartition("_")[2]) in TAKES[split]]
-    speakers = sorted({clip.speaker for clip in usable})
+    """Return digits of one speaker, drawn from the clips of `split`."""
+    speakers = sorted({clip.speaker for clip in clips})
     require(len(speakers), 1, "fsdd", f"speakers with takes for {split}")
     speaker = speakers[rng.integers(len(speakers))]
-    own = [clip for clip in usable if clip.speaker == speaker]
+    own = [clip for clip in clips if clip.speaker == speaker]
     chosen = [
         own[index] for index in rng.integers(len(own), size=rng.integers(DIGITS_IN_STRING[0], DIGITS_IN_STRING[1] + 1))
     ]

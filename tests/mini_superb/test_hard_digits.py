@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from s3prl_ext.corpora.recordings import Clip, digit_take
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.mini_superb import build
 from s3prl_ext.mini_superb.ks import DIGIT_WORDS, KEYWORDS
@@ -101,3 +102,27 @@ def test_what_cannot_be_made_is_refused(fsdd, tmp_path):
         with pytest.raises(kind, match=part):
             build(tmp_path / "no", recordings, tasks=["ks"], takes=takes)
     assert not (tmp_path / "no").exists()
+
+
+def test_the_name_of_a_digit_says_digit_speaker_and_take():
+    assert digit_take(Clip(Path("fsdd/7_jackson_0.wav"), {})) == (7, "jackson", 0)
+    assert digit_take(Clip(Path("fsdd/0_ann_b_12.flac"), {})) == (0, "ann_b", 12)
+
+
+@pytest.mark.parametrize("form", [
+    {"tasks": ["ks"]}, {"tasks": ["ks"], "takes": 2}, {"tasks": ["sid"]}, {"tasks": ["sid"], "takes": 2},
+    {"tasks": ["vctk"], "digit_strings": 10},
+])  # fmt: skip
+@pytest.mark.parametrize("name", ["0-ann-take1", "0_ann_take1", "zero_ann_1", "0_1", "0__1"])
+def test_a_digit_with_another_name_is_refused(tmp_path, form, name):
+    (tmp_path / "fsdd").mkdir()
+    rows = ["path\tspeaker\ttext"]
+    for speaker in SPEAKERS[:4]:
+        path = f"fsdd/{name.replace('ann', speaker)}.wav"
+        (tmp_path / path).touch()
+        rows.append(f"{path}\t{speaker}\tzero")
+    (tmp_path / "fsdd/fsdd.tsv").write_text("\n".join(rows) + "\n")
+    with pytest.raises(
+        DataError, match=rf"fsdd/{name[0]}.*\.wav is not named DIGIT_SPEAKER_TAKE, as 7_jackson_0\.wav is: ren"
+    ):
+        build(tmp_path / "no", tmp_path, **form)
