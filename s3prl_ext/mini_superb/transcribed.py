@@ -23,7 +23,7 @@ from s3prl_ext.mini_superb.synthesis import Speech, Voice, synthesise
 
 # Takes of spoken digits by split: 0-4 are the official test set, of which dev takes two.
 TAKES: dict[str, tuple[int, ...]] = {"train": tuple(range(5, 50)), "dev": (0, 1), "test": (2, 3, 4)}
-SHARES = {"train": 0.6, "dev": 0.2, "test": 0.2}  # of all strings
+SHARES = {"train": 60, "dev": 20, "test": 20}  # of all strings, in per cent
 DIGITS_IN_STRING = (2, 5)  # fewest and most
 PAUSE_S = (0.1, 0.4)  # between digits and at both ends
 NOISE = 1e-3  # standard deviation, -60 dBFS
@@ -64,9 +64,18 @@ def digit_strings(source: MiniBuild, task: str) -> list[Spoken]:
     rng = source.rng(f"{task} digits")
     return [
         _string(split, usable[split], rng)
-        for split in SPLITS
-        for _ in range(max(1, round(SHARES[split] * source.digit_strings)))
+        for split, count in split_sizes(source.digit_strings).items()
+        for _ in range(count)
     ]
+
+
+def split_sizes(strings: int) -> dict[str, int]:
+    """Return how many of `strings` strings each split gets: its share, rounded by the method of largest remainders."""
+    sizes = {split: strings * SHARES[split] // 100 for split in SPLITS}
+    by_remainder = sorted(SPLITS, key=lambda split: -(strings * SHARES[split] % 100))
+    for split in by_remainder[: strings - sum(sizes.values())]:
+        sizes[split] += 1
+    return sizes
 
 
 def recorded(source: MiniBuild, task: str, longest_s: float) -> list[Clip]:

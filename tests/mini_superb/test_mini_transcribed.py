@@ -15,6 +15,7 @@ from s3prl_ext.corpora.splits import hash_split
 from s3prl_ext.errors import UsageError
 from s3prl_ext.mini_superb import build
 from s3prl_ext.mini_superb.ks import DIGIT_WORDS
+from s3prl_ext.mini_superb.transcribed import split_sizes
 
 CORPORA = {"LJSpeech-1.1": ljspeech.CORPUS, "VCTK-Corpus-0.92": vctk.CORPUS}
 
@@ -72,6 +73,16 @@ def test_strings_of_digits(digits, folder):
             }
     assert takes["train"] <= set(range(5, 10)) and takes["dev"] <= {0, 1} and takes["test"] <= {2, 3, 4}
     assert all(takes.values())
+
+
+def test_as_many_strings_as_asked_for():
+    for strings in range(5, 1000):
+        sizes = split_sizes(strings)
+        each_rounded = {"train": round(0.6 * strings), "dev": round(0.2 * strings), "test": round(0.2 * strings)}
+        assert sum(sizes.values()) == strings and min(sizes.values()) > 0
+        assert all(abs(sizes[split] - each_rounded[split]) <= 1 for split in sizes)
+        assert sizes == each_rounded or sum(each_rounded.values()) != strings
+    assert split_sizes(7) == {"train": 4, "dev": 2, "test": 1}
 
 
 def test_chapters_of_strings_follow_their_split(digits):
