@@ -102,8 +102,28 @@ def arm_name(arm: Arm, groups: Sequence[Group]) -> str:
 
 
 def arm_folder(arm: Arm, groups: Sequence[Group]) -> str:
-    """Return the name of the folder, below ``arms``, with what a task writes for an arm, such as its transcripts."""
+    """Return the name of an arm as that of a folder, such as ``12-19_noise_source_draw_2_lambda_0.1``."""
     return _as_folder(arm_name(arm, groups))
+
+
+def arm_folders(groups: Sequence[Group], stored: Mapping[str, str]) -> dict[Arm, str]:
+    """Return the folder, below ``arms``, with what the task writes for each arm of a grid, such as its transcripts.
+
+    It is named after the arm; where another arm has that folder, the arm's key is added to the name.
+
+    Args:
+        groups: those of the grid.
+        stored: folders of the arms that were scored, also of other grids, by the arms' keys; these are kept.
+    """
+    owners = {folder: key for key, folder in stored.items()}
+    folders = {}
+    for arm in arms_in_order(groups):
+        name = arm_folder(arm, groups)
+        if arm.key in stored:
+            folders[arm] = stored[arm.key]
+        else:
+            folders[arm] = name if owners.setdefault(name, arm.key) == arm.key else f"{name}_{arm.key}"
+    return folders
 
 
 def _as_folder(name: str) -> str:

@@ -17,7 +17,7 @@ from s3prl_ext.evaluation.result_records import numbers
 from s3prl_ext.metrics import METRICS, Metric, metric
 from s3prl_ext.progress import bar
 from s3prl_ext.sweeps.fingerprint import data_sha256
-from s3prl_ext.sweeps.grid import BASELINE, Arm, Group, arm_folder, arm_name, arms_in_order, printed_by
+from s3prl_ext.sweeps.grid import BASELINE, Arm, Group, arm_folders, arm_name, arms_in_order, printed_by
 from s3prl_ext.sweeps.selection import choose_lambda, summarize
 from s3prl_ext.sweeps.store import Store
 from s3prl_ext.sweeps.weights import ArmWeights
@@ -163,6 +163,7 @@ class Sweep:
     def _score(self, arms: Sequence[Arm], split: str, stop: StopRequest) -> None:
         """Score the arms that have no result yet; each result is stored at once."""
         missing = [arm for arm in arms if self.store.get(arm, split) is None]
+        folders = arm_folders(self.groups, self.store.folders)
         progress = bar(missing, desc=split, unit="arm", disable=not missing)
         for arm in progress:
             stop.check()
@@ -172,10 +173,11 @@ class Sweep:
             started = time.monotonic()
             with (
                 stop.or_lost_worker(),
-                quietly_into(self.models.downstream, self.task, self.folder / arm_folder(arm, self.groups)),
+                quietly_into(self.models.downstream, self.task, self.folder / folders[arm]),
             ):
                 scores = evaluate(self.models, split, self.seed, self.ratio, check_stop=stop.check)
-            self.store.add(arm, split, _result(scores) | {"seconds": round(time.monotonic() - started, 3)})
+            seconds = round(time.monotonic() - started, 3)
+            self.store.add(arm, split, _result(scores) | {"folder": folders[arm], "seconds": seconds})
 
     def name(self, arm: Arm) -> str:
         """Return what to call an arm, such as ``12-19 noise source draw 2 lambda 0.1``."""

@@ -11,7 +11,7 @@ from typing import Any
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.reading import parse_json
 from s3prl_ext.run_folder import SWEEP_FILE
-from s3prl_ext.sweeps.grid import Arm
+from s3prl_ext.sweeps.grid import Arm, Group, arm_folder
 from s3prl_ext.writing import numbers_or_none, write_json
 
 SCHEMA = 1
@@ -67,6 +67,12 @@ class Store:
     def get(self, arm: Arm, split: str) -> dict[str, Any] | None:
         """Return the stored result of an arm on a split, or None."""
         return self.content["results"].get(_key(arm, split))
+
+    @property
+    def folders(self) -> dict[str, str]:
+        """The folders, below ``arms``, of the arms that were scored, by the arms' keys."""
+        results = self.content["results"].items()
+        return {key.partition(":")[0]: result["folder"] for key, result in results if "folder" in result}
 
     def add(self, arm: Arm, split: str, result: Mapping[str, Any]) -> None:
         """Keep the result of an arm on a split, and write the file."""
@@ -126,6 +132,38 @@ def origins_of(content: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return found
 
 
+def groups_of_summary(content: Mapping[str, Any]) -> list[Group]:
+    """Return the groups of a finished sweep.
+
+    A file of 0.1.0 does not name their lambdas: all that were scored.
+
+    Args:
+        content: of ``sweep.json``, with a summary.
+    """
+    groups = []
+    for row in content["summary"]:
+        found = (
+            [float(value) for value in row["lambdas"]]
+            if "lambdas" in row
+            else {
+                result["arm"]["lambda"]
+                for result in content["results"].values()
+                if result["arm"]["layers"] == row["layers"] and result["arm"]["noise"] == row["noise"]
+            }
+        )
+        groups.append(Group(row["group"], tuple(row["layers"]), row["noise"], tuple(sorted(found)), row["draws"]))
+    return groups
+
+
+def _name_folders(content: Mapping[str, Any]) -> None:
+    """Name the folder of each result of an earlier version of a finished sweep, as that version read it."""
+    groups = groups_of_summary(content)
+    for result in content["results"].values():
+        arm = result["arm"]
+        scored = Arm(tuple(arm["layers"]), arm["noise"], arm["draw"], arm["lambda"])
+        result.setdefault("folder", arm_folder(scored, groups))
+
+
 def _key(arm: Arm, split: str) -> str:
     return f"{arm.key}:{split}"
 
@@ -136,8 +174,10 @@ def _read(path: Path) -> dict[str, Any]:
         if content["schema"] == SCHEMA and all(
             isinstance(content[key], dict) for key in ("settings", "data", "results")
         ):
+            if "summary" in content:
+                _name_folders(content)
             return content
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         pass
     raise DataError(f"{path} is not a result of a sweep: move it away, or start again with --overwrite.")
 

@@ -17,7 +17,7 @@ from s3prl_ext.metrics import Metric, metric
 from s3prl_ext.reading import parse_json
 from s3prl_ext.sweeps.grid import BASELINE, Arm, Group, arm_folder
 from s3prl_ext.sweeps.merged import otherwise, record_of, sweep_sha256, unmerged_sha256
-from s3prl_ext.sweeps.store import SCHEMA, origins_of
+from s3prl_ext.sweeps.store import SCHEMA, groups_of_summary, origins_of
 from s3prl_ext.tasks import Task, task_of
 from s3prl_ext.tasks.record import EVALUATE_RATIO
 
@@ -121,7 +121,8 @@ class StoredSweep:
             facts["sweep"] = self._hashes["sweep"]
         if self.content.get("upstream_ckpt"):
             facts["upstream_ckpt"] = self.content["upstream_ckpt"]
-        folder = self.path.parent / "arms" / arm_folder(arm, self.groups)
+        # results of earlier versions do not name their folder
+        folder = self.path.parent / "arms" / (result.get("folder") or arm_folder(arm, self.groups))
         seed = str(settings["seed"]) + (f", draw {arm.draw}" if arm.noise != "none" else "")
         return ScoredRun(
             task.name, split, numbers(result["metrics"]), result["intervals"], seed,
@@ -156,7 +157,7 @@ def read_sweep(path: Path) -> StoredSweep:
             raise DataError(
                 f"{path} is unfinished ({len(content['results'])} scores): give the command of the sweep again."
             )
-        sweep = StoredSweep(Path(path), content, tuple(_groups(content)))
+        sweep = StoredSweep(Path(path), content, tuple(groups_of_summary(content)))
         runs = sweep.runs()  # reads all that tables and pictures need
         numbers = [*(value for run in runs for value in run.values.values()),
                    *(end for run in runs for ends in run.intervals.values() for end in ends)]  # fmt: skip
@@ -181,20 +182,3 @@ def read_sweep(path: Path) -> StoredSweep:
         raise DataError(f"{path} cannot be read ({error.strerror}): give the sweep.json of a sweep.") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is not a result of a sweep ({error!r}): run s3prl-ext sweep again.") from error
-
-
-def _groups(content: Mapping[str, Any]) -> list[Group]:
-    """Return the groups of a sweep; a file of 0.1.0 does not name their lambdas: all that were scored."""
-    groups = []
-    for row in content["summary"]:
-        found = (
-            [float(value) for value in row["lambdas"]]
-            if "lambdas" in row
-            else {
-                result["arm"]["lambda"]
-                for result in content["results"].values()
-                if result["arm"]["layers"] == row["layers"] and result["arm"]["noise"] == row["noise"]
-            }
-        )
-        groups.append(Group(row["group"], tuple(row["layers"]), row["noise"], tuple(sorted(found)), row["draws"]))
-    return groups

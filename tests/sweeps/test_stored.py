@@ -39,6 +39,19 @@ def test_the_number_of_utterances_where_it_is_known(tmp_path):
     assert read_sweep(path).items("test") == 120
 
 
+def test_the_files_of_an_arm_are_where_its_result_says_else_where_its_name_says(tmp_path):
+    path = write_sweep(tmp_path / "sweep", groups=GROUPS[:1])
+    content = json.loads(path.read_text())
+    for result in content["results"].values():
+        if result["arm"]["lambda"] == 0.05:
+            result["folder"] = "as_it_was_called"
+    path.write_text(json.dumps(content))
+    for name in ("as_it_was_called", "all_lambda_0.05", "all_lambda_0.1"):
+        (path.parent / "arms" / name).mkdir(parents=True)
+    found = {run.facts["lambda"]: run.utterances and run.utterances.name for run in read_sweep(path).runs()}
+    assert found == {0.0: None, 0.05: "as_it_was_called", 0.1: "all_lambda_0.1"}
+
+
 OTHERWISE = [
     ({"method": {"name": "slerp", "density": None, "seed": None}}, "slerp"),
     ({"biases": True}, "biases"),

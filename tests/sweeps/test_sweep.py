@@ -278,6 +278,42 @@ def test_a_larger_grid_scores_what_is_new(pair, upstream, tmp_path):
     assert scored(more) == ["dev", "dev"]
 
 
+def test_grids_in_one_folder_leave_each_arm_the_files_that_it_wrote(pair, upstream, tmp_path):
+    """One name for other layers, another name for the same layers, and lambdas that are written alike."""
+    first, second = Group("block", (0,), "none", (0.25, 0.5), 1), Group("block", (1,), "none", (0.5, 0.5000001), 1)
+    renamed = Group("1-1", (1,), "none", (0.5,), 1)
+    folder = tmp_path / "sweep"
+    grids = ([first], [second], [first], [renamed, first])
+    for groups in grids:
+        make_sweep(folder, upstream, pair[1], groups=groups).run()
+        store = Store(folder, {"task": "toy"})
+        assert len(set(store.folders.values())) == len(store.folders)
+        for group in groups:
+            for arm in [arm for value in group.lambdas for arm in group.arms(value)]:
+                written = json.loads((folder / "arms" / store.folders[arm.key] / "dev.txt").read_text())
+                assert sum(written) / len(written) == store.get(arm, "dev")["metrics"]["loss"], (groups, arm)
+    names = store.folders
+    assert [names[arm.key] for arm in (BASELINE, *first.arms(0.25), *first.arms(0.5))] == [
+        "target", "block_lambda_0.25", "block_lambda_0.5"
+    ]  # fmt: skip
+    assert all(names[arm.key] == f"block_lambda_0.5_{arm.key}" for arm in (*second.arms(0.5), *second.arms(0.5000001)))
+
+
+def test_the_folders_of_an_earlier_version_stay_their_arms(pair, upstream, tmp_path):
+    first, second = Group("block", (0,), "none", (0.5,), 1), Group("block", (1,), "none", (0.5,), 1)
+    make_sweep(tmp_path / "sweep", upstream, pair[1], groups=[first], test=None).run()
+    path = tmp_path / "sweep" / "sweep.json"
+    content = json.loads(path.read_text())
+    for result in content["results"].values():
+        assert result.pop("folder")
+    path.write_text(json.dumps(content))
+    again = make_sweep(tmp_path / "sweep", upstream, pair[1], groups=[second], test=None)
+    again.run()
+    assert [again.store.folders[group.arms(0.5)[0].key] for group in (first, second)] == [
+        "block_lambda_0.5", f"block_lambda_0.5_{second.arms(0.5)[0].key}"
+    ]  # fmt: skip
+
+
 def test_other_settings_are_refused_unless_overwritten(pair, upstream, tmp_path):
     make_sweep(tmp_path / "sweep", upstream, pair[1], settings={"head": "a", "seed": 1}, test=None).run()
     with pytest.raises(UsageError, match=r'made with another head \("a", now "b"\).*--overwrite'):
