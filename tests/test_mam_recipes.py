@@ -207,6 +207,11 @@ def test_best_merge_is_chosen_on_dev_and_never_noise(tmp_path: Path) -> None:
     assert best([first, second])["layers"] == [2]
     third = stored(tmp_path / "3", sweep(("none", [0], 0.1, 0.4), ("none", [1], 0.1, 0.6), metric="acc"))
     assert best([third])["layers"] == [1]
+    with pytest.raises(DataError, match="1 and .*3 were chosen by different metrics, splits or data: give sweeps of"):
+        best([first, third])
+    on_test = stored(tmp_path / "4", sweep(("none", [0], 0.1, 9.0)) | {"dev": "test"})
+    with pytest.raises(DataError, match="4 has chosen lambda on test, which is reported: sweep with another --dev"):
+        best([on_test])
 
 
 def test_a_recipe_takes_the_merge_that_dev_prefers(tmp_path: Path) -> None:

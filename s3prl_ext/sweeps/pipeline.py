@@ -32,7 +32,7 @@ from s3prl_ext.sweeps.grid import BASELINE, Grid, Group, groups_of, printed_by
 from s3prl_ext.sweeps.merged import otherwise
 from s3prl_ext.sweeps.presets import PRESETS
 from s3prl_ext.sweeps.run import Sweep
-from s3prl_ext.sweeps.store import Store, origins_of
+from s3prl_ext.sweeps.store import PLOT, TABLE, Store, origins_of
 from s3prl_ext.sweeps.stored import titled
 from s3prl_ext.sweeps.weights import ArmWeights
 from s3prl_ext.tasks import task_of
@@ -52,8 +52,6 @@ from s3prl_ext.upstreams.merged_attention.record import describe_model
 from s3prl_ext.upstreams.merged_attention.sources import aligner_of, prepare_sources
 
 logger = logging.getLogger(__name__)
-
-TABLE, PLOT = "sweep.md", "sweep.png"
 
 
 @dataclasses.dataclass(frozen=True)

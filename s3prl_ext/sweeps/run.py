@@ -19,7 +19,7 @@ from s3prl_ext.progress import bar
 from s3prl_ext.sweeps.fingerprint import data_sha256
 from s3prl_ext.sweeps.grid import BASELINE, Arm, Group, arm_folders, arm_name, arms_in_order, printed_by
 from s3prl_ext.sweeps.selection import choose_lambda, summarize
-from s3prl_ext.sweeps.store import Store
+from s3prl_ext.sweeps.store import PLOT, TABLE, Store
 from s3prl_ext.sweeps.weights import ArmWeights
 from s3prl_ext.tasks import Task
 from s3prl_ext.training.distributed import Interrupted, StopRequest
@@ -47,7 +47,8 @@ class Sweep:
         ratio: share of a split's batches that is scored.
         metric_name: metric that is compared; None takes the task's main one.
         test_all: score every arm on test.
-        anew: remove results of an earlier sweep, and what its arms have written, before the first is scored.
+        anew: remove results of an earlier sweep, its table and picture, and what its arms have written, before the
+            first is scored.
         part: this process scores only every N-th arm on dev, of (number, N); None for all.
         others: lets other processes score the arms on dev, and takes their results into the store; it calls its
             argument now and then, which ends it after Ctrl-C. None for none.
@@ -75,12 +76,13 @@ class Sweep:
         """Score what is missing and return the summary, one row per group; the model gets its own weights back.
 
         Raises:
-            UsageError: the task lacks a split or the metric, or the data are others than those of earlier results; all
-                of these before anything is scored.
+            UsageError: lambda would be chosen on the split that is reported, the task lacks a split or the metric, or
+                the data are others than those of earlier results; all of these before anything is scored.
             StoppedByUser: Ctrl-C or SIGTERM; everything scored so far is kept.
         """
         if self.metric_name is not None:
             metric(self.metric_name)
+        self._check_choice()
         splits = [self.dev, *([self.test] if self.test else [])]
         check_splits(self.models, splits)
         self._check_metric()
@@ -89,6 +91,8 @@ class Sweep:
         if self.anew:
             if self.folder.is_dir():
                 shutil.rmtree(self.folder)
+            for name in (TABLE, PLOT):
+                (self.store.path.parent / name).unlink(missing_ok=True)
             self.store.write()  # without the earlier results, even where nothing is scored after this
         try:
             with StopRequest() as stop:
@@ -128,6 +132,19 @@ class Sweep:
         name = str(self.metric_name)
         bounds = result["intervals"].get(name)
         return numbers(result["metrics"])[name], (bounds[0], bounds[1]) if bounds else None
+
+    def _check_choice(self) -> None:
+        """Refuse to choose lambda on the split that is reported; warn where it is the one that the task reports."""
+        if self.dev == self.test:
+            raise UsageError(
+                f"lambda is chosen on the split '{self.dev}' and would be reported on it too: name another one with "
+                "--dev or --test, or leave the report out with --test none."
+            )
+        if self.dev == self.task.test:
+            logger.warning(
+                "lambda is chosen on %s, the split that the task reports, so that the scores of the chosen arms there "
+                "are too good: choose on %s with --dev", self.dev, self.task.dev,
+            )  # fmt: skip
 
     def _check_metric(self) -> None:
         """Refuse a metric that the task does not report; one batch is enough to know."""

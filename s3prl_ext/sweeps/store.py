@@ -16,6 +16,7 @@ from s3prl_ext.writing import numbers_or_none, write_json
 
 SCHEMA = 1
 NAME = SWEEP_FILE
+TABLE, PLOT = "sweep.md", "sweep.png"
 RECORDED_LATER = ("target's settings", "head's settings")  # not in the sweeps of 0.1.0
 CONCLUSIONS = ("metric", "dev", "test", "summary")  # a finished sweep has these
 

@@ -224,12 +224,15 @@ def test_interrupted_and_resumed_equals_uninterrupted(pair, upstream, tmp_path):
 
 def test_overwriting_leaves_no_earlier_results_even_where_it_is_stopped_at_once(pair, upstream, tmp_path):
     make_sweep(tmp_path / "sweep", upstream, pair[1], test=None).run()
+    for name in ("sweep.md", "sweep.png"):
+        (tmp_path / "sweep" / name).write_text("of the earlier sweep")
     again = make_sweep(tmp_path / "sweep", upstream, pair[1], test=None, overwrite=True, anew=True)
     task = again.models.downstream
     task.register_forward_hook(lambda *_: os.kill(os.getpid(), signal.SIGINT) if task.evaluations else None)
     with pytest.raises(StoppedByUser, match="0 results are kept"):
         again.run()
     assert json.loads((tmp_path / "sweep" / "sweep.json").read_text())["results"] == {}
+    assert not (tmp_path / "sweep" / "sweep.md").exists() and not (tmp_path / "sweep" / "sweep.png").exists()
     assert not list((tmp_path / "sweep" / "arms").glob("*/*"))
 
 
@@ -337,6 +340,7 @@ def test_other_data_are_refused(pair, upstream, tmp_path, monkeypatch):
     [
         ({"dev": "valid"}, "no split 'valid'"),
         ({"test": "testing"}, "no split 'testing'"),
+        ({"dev": "test"}, "chosen on the split 'test' and would be reported on it too"),
         ({"metric_name": "wer"}, "does not report the metric 'wer': choose with --metric among acc, loss"),
         ({"metric_name": "beauty"}, "unknown metric 'beauty'"),
     ],
@@ -347,6 +351,11 @@ def test_bad_input_is_one_sentence(options, message, pair, upstream, tmp_path):
         sweep.run()
     assert message in str(error.value)
     assert not sweep.store.path.exists(), "nothing is scored before"
+
+
+def test_a_choice_on_the_split_that_the_task_reports_is_named(pair, upstream, tmp_path, caplog):
+    make_sweep(tmp_path / "sweep", upstream, pair[1], groups=GROUPS[:1], dev="test", test=None).run()
+    assert "lambda is chosen on test, the split that the task reports" in caplog.text
 
 
 def test_main_metric_is_taken_without_asking(pair, upstream, tmp_path):

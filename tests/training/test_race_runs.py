@@ -373,6 +373,11 @@ def test_dev_chooses_in_whatever_order_splits_are_named(build, tmp_path, upstrea
     build(make_args(tmp_path / "test", **upstream), random_race(eval_dataloaders=["test"])).train()
     assert json.loads((tmp_path / "test" / "race" / "race.json").read_text())["split"] == "test"
     assert "compared on test, the split that is reported, so that its score is too good: add dev" in caplog.text
+    caplog.clear()
+    named = random_race()
+    named["early_stop"]["split"] = "test"
+    build(make_args(tmp_path / "named", **upstream), named).train()
+    assert "compared on test, the split that is reported" in caplog.text
 
 
 def test_a_run_begun_with_a_winner_is_no_race(build, tmp_path, upstream):

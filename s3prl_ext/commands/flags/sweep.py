@@ -62,7 +62,7 @@ def parser() -> argparse.ArgumentParser:
     add("--similarity", help="for --by: layers.json of `s3prl-ext layers`, or a table or corpus folder of pairs")
     add = parser.add_argument_group("evaluation").add_argument
     add("--dev", help="split that chooses lambda (default: the task's: dev, of asr dev-clean)")
-    add("--test", help="split to report (default: the task's: test, of asr test-clean); none leaves it out")
+    add("--test", help="split to report, not --dev (default: the task's: test, of asr test-clean); none leaves it out")
     add("--test-all", action="store_true", help="score every arm on test, not only the chosen ones")
     add(
         "--test-paper",

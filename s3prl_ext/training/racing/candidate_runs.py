@@ -79,14 +79,17 @@ class CandidateRuns:
         """
         config.check_length(self.experiment.total_steps)
         self._config, self._candidates = config, list(candidates)
-        self._split = config.split or self._choosing_split()
+        self._split = self._choosing_split()
         self._reported = distributed.from_leader(lambda: self._metrics_of_the_task(config.metric))
         self._announced = self._passes()
 
     def _choosing_split(self) -> str:
-        """Return the task's dev where it is scored, else the first split that is; warn where it is the task's test."""
+        """Return the split of the comparison; warn where it is the task's test.
+
+        The one that is named, else the task's dev where it is scored, else the first that is.
+        """
         task, scored = self.experiment.models.task, self.experiment.runner_config.eval_dataloaders
-        split = task.dev if task.dev in scored else scored[0]
+        split = self._config.split or (task.dev if task.dev in scored else scored[0])
         if split == task.test and distributed.is_leader():
             logger.warning(
                 "the candidates are compared on %s, the split that is reported, so that its score is too good: add %s "
