@@ -70,9 +70,11 @@ def corpus_of(folder: Path) -> TranscribedCorpus | None:
     return next((c for c in CORPORA if any(_holds(place, c.card.contents[:2]) for place in _places(folder, c))), None)
 
 
-def training_utterances(folder: Path, corpus: TranscribedCorpus, split: str | None) -> list[Utterance]:
+def training_utterances(
+    folder: Path, corpus: TranscribedCorpus, split: str | None, on_missing: str = "error"
+) -> list[Utterance]:
     """Return what a split rule or file calls train in the folder of a corpus; None for the corpus's own rule."""
-    utterances = corpus.read(folder, "error")
+    utterances = corpus.read(folder, on_missing)
     train = set(corpus.splits(utterances, split or corpus.group, needed=["train"])["train"])
     return [utterance for utterance in utterances if utterance.id in train]
 

@@ -348,6 +348,19 @@ def test_wrong_requests(corpus, hubert_ctc, merge_file, tmp_path):
     assert not [path for name in "abcdefgh" for path in (tmp_path / name).iterdir()]  # nothing half-made is left
 
 
+@pytest.mark.parametrize(
+    ("split", "warned"),
+    [(None, "the task scores "), ("hash", None), ("speaker", None), ("/moved/splits.json", "perhaps some of them")],
+)
+def test_pairs_of_a_folder_that_has_moved(split, warned, corpus, merge_file, tmp_path, caplog):
+    """By chapter, the rule of the corpus, clips are train that the task scores; VCTK's rule is of another corpus."""
+    args = merged_args(tmp_path, merge_file, mode="evaluate")
+    task = runner(args, task_file(corpus, split="hash")).downstream.model
+    caplog.clear()
+    task.check_pairs("/moved/LJSpeech-1.1", split)
+    assert ("/moved/LJSpeech-1.1, which is not there" in caplog.text) == bool(warned) and (warned or "") in caplog.text
+
+
 def test_split_that_does_not_exist(corpus, merge_file, tmp_path):
     args = merged_args(tmp_path / "exp", merge_file, mode="evaluate", evaluate_split="tests")
     with pytest.raises(UsageError, match="no split 'tests'"):

@@ -16,7 +16,7 @@ from torch.distributed import is_initialized
 from torch.utils.data import DataLoader, DistributedSampler
 
 from s3prl_ext.corpora.audio import length_of, read_audio
-from s3prl_ext.corpora.pairs import corpus_of, training_utterances
+from s3prl_ext.corpora.pairs import CORPORA, corpus_of, training_utterances
 from s3prl_ext.corpora.splits import SPLITS, split_hash
 from s3prl_ext.corpora.transcribed import SPLIT_FILE, TranscribedCorpus, Utterance
 from s3prl_ext.downstreams.recognition.config import parse
@@ -123,7 +123,7 @@ class RecognitionTask(nn.Module):
         return self.data.split if own and isinstance(self.data.split, str) else None
 
     def check_pairs(self, file: str, split: str | None) -> None:
-        """Refuse a merge that was decided with clips that the task scores.
+        """Refuse a merge that was decided with clips that the task scores; of a folder that has moved, warn.
 
         Args:
             file: table or folder that its pairs were drawn from; a table's rows are the user's own choice.
@@ -133,18 +133,42 @@ class RecognitionTask(nn.Module):
             UsageError: among these are clips of another split of the task.
         """
         folder = Path(file).expanduser()
-        if not self._lists or corpus_of(folder) is not self.corpus:
+        if not self._lists or self.corpus not in CORPORA:
             return
+        if not folder.exists():
+            self._warn_of_lost_pairs(file, split)
+        elif corpus_of(folder) is self.corpus:
+            both = self._scored_among(training_utterances(folder, self.corpus, split))
+            if both:
+                raise UsageError(
+                    f"the merge is decided by pairs of {file} that split {split or self.corpus.group} calls train, of "
+                    f"which the task scores {both}."
+                )
+
+    def _warn_of_lost_pairs(self, file: str, split: str | None) -> None:
+        """Warn of pairs that are gone, if they would be clips that the task scores had they been of its corpus."""
+        try:
+            train = training_utterances(Path(self.data.path), self.corpus, split, self.data.on_missing)
+        except (UsageError, DataError):
+            if split is None or Path(split).is_file() or not split.endswith(".json"):
+                return  # the rule or lists of another corpus
+            both = f"perhaps some of them, as the lists {split} are not there either: compare the layers anew"
+        else:
+            both = self._scored_among(train)
+        if both:
+            logger.warning(
+                "the merge is decided by pairs of %s, which is not there; if that was a folder of %s, the task scores "
+                "%s", file, self.corpus.card.name, both,
+            )  # fmt: skip
+
+    def _scored_among(self, drawn: Sequence[Utterance]) -> str:
+        """Return how many of the clips the task scores, and what to do about it; empty for none."""
         scored = {id for name, ids in self._lists.items() if name != "train" for id in ids}
-        drawn = {utterance.id for utterance in training_utterances(folder, self.corpus, split)}
-        if both := len(drawn & scored):
-            rule = self.data.split if isinstance(self.data.split, str) else None
-            advice = f"give the pairs split: {rule}" if rule else "give a table of the task's training clips as pairs"
-            raise UsageError(
-                f"the merge is decided by pairs of {file} that split {split or self.corpus.group} calls train, of "
-                f"which the task scores {both:,} in "
-                f"{' or '.join(name for name in self._lists if name != 'train')}: {advice}."
-            )
+        if not (both := len({utterance.id for utterance in drawn} & scored)):
+            return ""
+        rule = self.data.split if isinstance(self.data.split, str) else None
+        advice = f"give the pairs split: {rule}" if rule else "give a table of the task's training clips as pairs"
+        return f"{both:,} in {' or '.join(name for name in self._lists if name != 'train')}: {advice}"
 
     # -- interface of s3prl ----------------------------------------------------------------------------------------
 
