@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from s3prl_ext.compat.shim import Shim
+from s3prl_ext.corpora.listing import visible
 
 
 class SortedPath(type(Path())):  # type: ignore[misc]  # the class of paths of this system
@@ -31,8 +32,7 @@ class SortedPath(type(Path())):  # type: ignore[misc]  # the class of paths of t
         return self._listed(super().rglob(pattern, **options))
 
     def _listed(self, paths: Iterable[SortedPath]) -> Iterator[SortedPath]:
-        depth = len(self.parts)
-        return iter(sorted(path for path in paths if not any(part.startswith(".") for part in path.parts[depth:])))
+        return iter(visible(paths, self))
 
 
 def _sort_listings(module: ModuleType) -> None:

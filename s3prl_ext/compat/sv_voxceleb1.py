@@ -22,6 +22,7 @@ from typing import Any
 from s3prl_ext.compat import sox
 from s3prl_ext.compat.shim import Shim, absent, stub_module
 from s3prl_ext.compat.voxceleb1 import cache_base
+from s3prl_ext.corpora.listing import listed
 from s3prl_ext.errors import DataError
 from s3prl_ext.progress import bar
 from s3prl_ext.reading import parse_json, read_lines
@@ -74,8 +75,7 @@ def clip_lengths(root: Path) -> dict[str, int]:
     Raises:
         DataError: the folder has no clip, or one is unreadable, or the cache cannot be written.
     """
-    found = (path for path in root.rglob("*") if path.suffix in SUFFIXES and not path.name.startswith("."))
-    clips = sorted(path.relative_to(root).as_posix() for path in found)
+    clips = sorted(path.relative_to(root).as_posix() for path in listed(root, "**/*") if path.suffix in SUFFIXES)
     if not clips:
         raise DataError(f"{root} has no clip SPEAKER/VIDEO/NUMBER.wav: complete VoxCeleb1, or set VOXCELEB1.")
     key = hashlib.sha256(f"{LENGTHS}|{root.resolve()}".encode()).hexdigest()[:24]

@@ -150,11 +150,6 @@ def unpack(card: CorpusCard, folder: Path) -> Path:
     return _unpacked(card, folder, archive)
 
 
-def is_hidden(path: Path) -> bool:
-    """Return whether a file is none of a corpus's own, such as the ``._`` files that a copy from macOS leaves."""
-    return path.name.startswith(".")
-
-
 def _archive_in(card: CorpusCard, folder: Path) -> Path | None:
     """Return the archive in a folder, under one of its names."""
     return next((folder / name for name in (card.archive, *card.also_named) if (folder / name).is_file()), None)

@@ -16,7 +16,8 @@ from pathlib import Path
 import soundfile
 from tqdm import tqdm
 
-from s3prl_ext.corpora.archives import CorpusCard, is_hidden
+from s3prl_ext.corpora.archives import CorpusCard
+from s3prl_ext.corpora.listing import listed
 from s3prl_ext.corpora.splits import SPLITS, hash_split
 from s3prl_ext.errors import DataError, UsageError, unknown_name
 
@@ -201,21 +202,17 @@ def _clip(row: dict[str, str], root: Path, line: int) -> Esc50Clip:
     return Esc50Clip(root / "audio" / name, int(fold), int(target))
 
 
-def _check_audio(listed: set[str], lines: int, root: Path) -> None:
+def _check_audio(in_table: set[str], lines: int, root: Path) -> None:
     """Refuse lines without audio, audio without a line, and a file listed twice."""
     folder = root / "audio"
-    found = (
-        {path.name for path in folder.iterdir() if path.suffix == ".wav" and not is_hidden(path)}
-        if folder.is_dir()
-        else set()
-    )
-    if len(listed) < lines:
-        raise DataError(f"{root / META} names {lines - len(listed)} files twice: restore the official table.")
-    if without := sorted(listed - found):
+    found = {path.name for path in listed(folder, "*.wav")}
+    if len(in_table) < lines:
+        raise DataError(f"{root / META} names {lines - len(in_table)} files twice: restore the official table.")
+    if without := sorted(in_table - found):
         raise DataError(
             f"{len(without)} clips of {root / META} have no audio, such as {without[0]}: unpack the archive again."
         )
-    if extra := sorted(found - listed):
+    if extra := sorted(found - in_table):
         raise DataError(
             f"{len(extra)} files of {folder} are not in {META}, such as {extra[0]}: remove them or restore the table."
         )

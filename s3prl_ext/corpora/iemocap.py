@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from s3prl_ext.corpora.listing import listed
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.reading import parse_json, read_lines, read_text
 from s3prl_ext.writing import write_json
@@ -43,9 +44,9 @@ def utterances_of(root: Path, session: str) -> list[dict[str, str]]:
     evaluations = root / session / "dialog" / "EmoEvaluation"
     if not evaluations.is_dir():
         raise DataError(f"no such folder: {evaluations}; {root} must hold IEMOCAP's {SESSIONS[0]}/ to {SESSIONS[-1]}/.")
-    clips = {path.stem: path for path in (root / session / "sentences" / "wav").rglob("*.wav") if path.name[0] != "."}
+    clips = {path.stem: path for path in listed(root / session / "sentences" / "wav", "**/*.wav")}
     found = []
-    for table in sorted(path for path in evaluations.glob("*.txt") if path.name[0] != "."):
+    for table in listed(evaluations, "*.txt"):
         for line in read_lines(table):
             fields = [field for field in line.split("\t") if field]
             if not line.startswith("[") or len(fields) < 3:

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from s3prl_ext.corpora.archives import CorpusCard, is_hidden
+from s3prl_ext.corpora.archives import CorpusCard
+from s3prl_ext.corpora.listing import listed
 from s3prl_ext.corpora.transcribed import TranscribedCorpus, Utterance, match_audio
 from s3prl_ext.errors import DataError
 from s3prl_ext.reading import read_lines
@@ -47,12 +48,9 @@ def read(root: Path, on_missing: str = "error", parts: Collection[str] | None = 
     audio: dict[str, Path] = {}
     part_of: dict[str, str] = {}
     for part in sorted(parts) if parts is not None else _parts(root):
-        for table in sorted((root / part).glob(TABLES)):
-            if not is_hidden(table):
-                _add_texts(texts, table)
-        for path in sorted((root / part).glob("*/*/*.flac")):
-            if not is_hidden(path):
-                audio[path.stem] = path
+        for table in listed(root / part, TABLES):
+            _add_texts(texts, table)
+        audio |= {path.stem: path for path in listed(root / part, "*/*/*.flac")}
         part_of |= dict.fromkeys([id for id in {**texts, **audio} if id not in part_of], part)
     if not texts and not audio:
         return []
@@ -79,9 +77,7 @@ def _folder(root: Path) -> Path:
 
 
 def _parts(folder: Path) -> list[str]:
-    if not folder.is_dir():
-        return []
-    return sorted(part.name for part in folder.iterdir() if next(part.glob(TABLES), None) is not None)
+    return [part.name for part in listed(folder, "*") if next(part.glob(TABLES), None) is not None]
 
 
 def _add_texts(texts: dict[str, str], table: Path) -> None:

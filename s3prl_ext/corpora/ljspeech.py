@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from s3prl_ext.corpora.archives import CorpusCard, is_hidden
+from s3prl_ext.corpora.archives import CorpusCard
+from s3prl_ext.corpora.listing import listed
 from s3prl_ext.corpora.transcribed import TranscribedCorpus, Utterance, corpus_folder, match_audio, prepare
 from s3prl_ext.errors import DataError
 
@@ -44,7 +45,7 @@ def read(root: Path, on_missing: str = "error") -> list[Utterance]:
     """
     root = corpus_folder(root, CARD)
     texts = _transcripts(root / "metadata.csv")
-    audio = {path.stem: path for path in (root / "wavs").glob("*.wav") if not is_hidden(path)}
+    audio = {path.stem: path for path in listed(root / "wavs", "*.wav")}
     ids = match_audio(texts, audio, f"{CARD.name} in {root}", on_missing)
     return [Utterance(id, audio[id], texts[id], group=id.partition("-")[0]) for id in ids]
 

@@ -22,6 +22,7 @@ import numpy as np
 import soundfile
 from tqdm import tqdm
 
+from s3prl_ext.corpora.listing import listed
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.reading import read_lines
 from s3prl_ext.settings import as_number
@@ -166,7 +167,7 @@ def read_folder(folder: Path) -> list[LibriClip]:
     Raises:
         DataError: there is none, or one cannot be read.
     """
-    paths = sorted(folder.rglob("*.flac"))
+    paths = listed(folder, "**/*.flac")
     if not paths:
         raise DataError(f"{folder} contains no .flac file: give the folder that LibriSpeech or Libri-Light unpacks to.")
     try:
@@ -246,7 +247,7 @@ def _write_split(folder: Path, members: Sequence[LibriClip]) -> None:
     for one in members:
         chapter = one.path.parent
         if chapter not in texts:
-            lines = [row for file in sorted(chapter.glob("*.trans.txt")) for row in read_lines(file)]
+            lines = [row for file in listed(chapter, "*.trans.txt") for row in read_lines(file)]
             texts[chapter] = dict(line.split(" ", 1) for line in lines if " " in line)
         if one.path.stem not in texts[chapter]:
             raise DataError(f"{chapter} contains no transcript of {one.path.name}: complete its .trans.txt.")

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from s3prl_ext.corpora.archives import CorpusCard, is_hidden
+from s3prl_ext.corpora.archives import CorpusCard
+from s3prl_ext.corpora.listing import listed
 from s3prl_ext.corpora.transcribed import TranscribedCorpus, Utterance, corpus_folder, match_audio, prepare
 from s3prl_ext.errors import DataError
 
@@ -49,10 +50,8 @@ def read(root: Path, on_missing: str = "error") -> list[Utterance]:
     """
     root = _folder(Path(root))
     suffix = f"_{MICROPHONE}.flac"
-    flacs = [path for path in sorted((root / CARD.contents[1]).glob(f"*/*{suffix}")) if not is_hidden(path)]
-    audio = {path.name.removesuffix(suffix): path for path in flacs}
-    files = [path for path in sorted((root / "txt").glob("*/*.txt")) if not is_hidden(path)]
-    texts = {path.stem: text for path in files if (text := _text(path))}
+    audio = {path.name.removesuffix(suffix): path for path in listed(root / CARD.contents[1], f"*/*{suffix}")}
+    texts = {path.stem: text for path in listed(root / "txt", "*/*.txt") if (text := _text(path))}
     expected = [id for id in {*audio, *texts} if _speaker(id) in INCOMPLETE]
     ids = match_audio(texts, audio, f"{CARD.name} in {root}", on_missing, expected)
     return [Utterance(id, audio[id], texts[id], _speaker(id)) for id in ids]

@@ -11,6 +11,7 @@ import numpy as np
 import soundfile
 
 from s3prl_ext.corpora.audio import SAMPLE_RATE, resample
+from s3prl_ext.corpora.listing import listed
 from s3prl_ext.errors import DataError
 
 # Files of these suffixes are taken from a folder. Those of the second row cannot be read, and are named in an error.
@@ -53,7 +54,7 @@ def find(inputs: Iterable[str | os.PathLike]) -> tuple[list[Path], list[tuple[Pa
         if not path.is_dir():
             files.append(path)
             continue
-        inside = sorted(p for p in path.rglob("*") if p.is_file() and not _hidden(p.relative_to(path)))
+        inside = [p for p in listed(path, "**/*") if p.is_file()]
         audio = [p for p in inside if is_audio(p)]
         others += [p for p in inside if not is_audio(p)]
         files += audio
@@ -156,7 +157,3 @@ def _promised_seconds(path: Path) -> float | None:
 def is_audio(path: Path) -> bool:
     """Return whether a file has the suffix of audio, of formats that cannot be read too."""
     return path.suffix.lower().lstrip(".") in READABLE | UNREADABLE
-
-
-def _hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)

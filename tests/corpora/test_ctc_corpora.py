@@ -109,6 +109,12 @@ def test_a_bucket_larger_than_the_corpus_is_refused(libri, phones):
         LibriPhoneDataset(["dev"], phones, 1, path=libri, lexicon=[libri / "lexicon.txt"])
 
 
+def test_hidden_files_of_a_copy_from_macos_are_left_alone(libri, phones):
+    for name in ("1-2-0.flac", "1-2.trans.txt"):
+        (libri / "train/1/2" / f"._{name}").write_bytes(b"\xff\xfe")
+    assert len(dataset(libri, phones, 1)) == 5
+
+
 def test_snips_takes_the_speakers_of_the_split(tmp_path):
     (tmp_path / "valid").mkdir()
     for name in ("Amy-1", "Amy-2", "Joey-1", "Amy-3"):

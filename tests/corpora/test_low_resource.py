@@ -142,6 +142,17 @@ def test_command_writes_splits_that_the_task_reads(librispeech, tmp_path, capsys
         assert len(dataset) == count
 
 
+def test_hidden_files_of_a_copy_from_macos_are_left_alone(librispeech, tmp_path):
+    build(tmp_path / "low", librispeech, hours=[0.01])
+    for path in [path for pattern in ("*.flac", "*.trans.txt") for path in librispeech.rglob(pattern)]:
+        path.with_name(f"._{path.name}").write_bytes(b"\0\5\26\7\xff\xfe")
+    (librispeech / "train-clean-100/.AppleDouble").mkdir()
+    (librispeech / "train-clean-100/.AppleDouble/1-2-0000.flac").write_bytes(b"x")
+    build(tmp_path / "copied", librispeech, hours=[0.01])
+    records = [(tmp_path / name / "subsets.json").read_text() for name in ("low", "copied")]
+    assert records[0] == records[1]
+
+
 def test_bad_input_is_one_sentence_and_leaves_nothing(librispeech, tmp_path):
     out = tmp_path / "low"
     with pytest.raises(DataError, match="but 10 h are asked for"):

@@ -9,6 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from s3prl_ext.compat.ctc.corpus.bucketing import BucketingDataset
+from s3prl_ext.corpora.listing import listed
 from s3prl_ext.errors import DataError
 from s3prl_ext.reading import read_lines
 
@@ -73,7 +74,7 @@ def read_lexica(lexica: Sequence[str], tokenizer) -> dict[str, list[str]]:
 
 
 def _audio_files(folder: Path) -> list[Path]:
-    files = sorted(folder.rglob("*.flac"))
+    files = listed(folder, "**/*.flac")
     if not files:
         raise DataError(f"no .flac files under {folder}; check downstream_expert.corpus.path or its splits.")
     return files
@@ -81,7 +82,7 @@ def _audio_files(folder: Path) -> list[Path]:
 
 def _read_transcripts(folder: Path) -> dict[str, str]:
     """Return utterance id -> transcript of one chapter's folder."""
-    lines = [line for file in sorted(folder.glob("*.trans.txt")) for line in read_lines(file)]
+    lines = [line for file in listed(folder, "*.trans.txt") for line in read_lines(file)]
     return dict(line.split(" ", 1) for line in lines if " " in line)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from s3prl_ext.compat.ctc.corpus.bucketing import BucketingDataset, check_known
+from s3prl_ext.corpora.listing import listed
 from s3prl_ext.errors import DataError
 from s3prl_ext.reading import read_lines
 
@@ -45,7 +46,7 @@ class SnipsDataset(BucketingDataset):
 
     def _files(self, folder: Path, transcripts: dict[str, str]) -> list[Path]:
         """Return the clips of `folder` that have a transcript and belong to the wanted speakers."""
-        audio = sorted(folder.rglob("*.wav"))
+        audio = listed(folder, "**/*.wav")
         files = [file for file in audio if file.stem in transcripts]
         if len(files) < len(audio):
             logger.warning("%d clips of %s have no transcript and are left out", len(audio) - len(files), folder)
