@@ -22,7 +22,7 @@ from s3prl_ext.studies.engines import open_engine
 from s3prl_ext.studies.estimate import dry_run
 from s3prl_ext.studies.names import ENGINES, count_of_jobs
 from s3prl_ext.studies.outcome import write_outcome
-from s3prl_ext.studies.plan import cells_of
+from s3prl_ext.studies.plan import cells_of, resources_of
 from s3prl_ext.studies.study_file import read_study
 from s3prl_ext.studies.view import View
 from s3prl_ext.tables import markdown
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the jobs first, as Ctrl-C does
-    engine = open_engine(flags.engine, flags.jobs, study.resources, study.retries, flags.expdir)
+    engine = open_engine(flags.engine, flags.jobs, resources_of(cells), study.retries, flags.expdir)
     with one_run(flags.expdir):
         _keep(study, flags.expdir)
         progress = Driver(study, flags.expdir, engine, View(), flags.retry_failed).run()
@@ -91,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--jobs",
         type=count_of_jobs,
-        help="jobs at a time (default: one for each GPU, else one; of ray and slurm no limit)",
+        help="jobs at a time (default: as many as the GPUs allow, else one; of ray and slurm no limit)",
     )
     add("--track", metavar="KIND", help="tracker of the trainings: wandb or mlflow, in a project of the folder's name")
     add("--retry-failed", action="store_true", help="run jobs again that failed")

@@ -40,13 +40,13 @@ class Resources:
 
     Attributes:
         cpus: processor cores.
-        gpus: devices; a fraction shares one (Ray only).
+        gpus: devices; a fraction shares one (Ray only). None: one, where the engine has any.
         memory: GiB.
         hours: time limit, for schedulers that want one.
     """
 
     cpus: Annotated[int, count()] = 1
-    gpus: Annotated[float, number(least=0)] = 0.0
+    gpus: Annotated[float | None, number(least=0)] = None
     memory: Annotated[float | None, number(above=0)] = None
     hours: Annotated[float | None, number(above=0)] = None
 

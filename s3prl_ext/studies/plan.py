@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +17,7 @@ from s3prl_ext.evaluation.result_records import ResultRecord
 from s3prl_ext.metrics import factor, metric
 from s3prl_ext.studies.asha import Arrival, asha_standing
 from s3prl_ext.studies.common_settings import CommonSettings, RunSettings
-from s3prl_ext.studies.config import Study
+from s3prl_ext.studies.config import Resources, Study
 from s3prl_ext.studies.jobs import Job, JobFailure
 from s3prl_ext.studies.race import Standing, jobs_of, standing
 from s3prl_ext.studies.study_run import StudyRun
@@ -330,6 +331,13 @@ def cells_of(study: Study, folder: Path) -> list[StudyCell]:
         cell = cells.setdefault(tuple(kept.values()), new)
         cell.search += [run_of(study, labels, seed, folder) for seed in study.search_seeds]
     return list(cells.values())
+
+
+def resources_of(cells: Sequence[StudyCell]) -> Resources:
+    """Return what a job of a study needs: no GPU where that is left open and every run names a device of its own."""
+    resources = cells[0].study.resources
+    devices = {run.given_flags().get("--device", "cuda") for cell in cells for run in cell.search}
+    return dataclasses.replace(resources, gpus=0) if resources.gpus is None and "cuda" not in devices else resources
 
 
 def combinations(study: Study) -> Iterator[dict[str, str]]:

@@ -117,7 +117,7 @@ def _run(flags: argparse.Namespace, config: MergeConfig, grid: Grid) -> Path:
         if flags.part is None:
             parts.settle(sweep.store, flags.overwrite)
         if flags.jobs > 1:
-            one = Resources(gpus=1 if str(args.device).startswith("cuda") else 0)
+            one = Resources(gpus=1 if args.device == "cuda" else 0)  # cuda:1 names the GPU of all parts
             engine = open_engine(flags.engine, flags.jobs, one, 0, flags.expdir)
             sweep.others = lambda check: parts.score(sweep.store, engine, flags.jobs, flags.argv, check)
         summary = sweep.run()

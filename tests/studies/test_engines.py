@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from s3prl_ext.errors import UsageError
-from s3prl_ext.studies.config import Resources
+from s3prl_ext.studies.config import Adjustment, Resources
 from s3prl_ext.studies.driver import Driver, Engine
 from s3prl_ext.studies.engines import local, ray, shown, slurm
 from s3prl_ext.studies.jobs import Job
-from s3prl_ext.studies.plan import cells_of
+from s3prl_ext.studies.plan import cells_of, resources_of
 from tests.studies import test_race
 from tests.studies.test_driver import make_study, score
 from tests.support.instant_engine import result_of
@@ -52,7 +52,7 @@ def check_study(tmp_path: Path, engine: Engine) -> None:
 
 
 def test_a_study_on_this_machine(scripts, tmp_path):
-    check_study(tmp_path, local.LocalEngine(2, Resources()))
+    check_study(tmp_path, local.LocalEngine(2, Resources(gpus=0)))
 
 
 def test_a_study_on_ray(scripts, tmp_path, monkeypatch):
@@ -203,6 +203,85 @@ def test_gpus_are_named_as_they_were_given(given, devices, tmp_path, monkeypatch
         engine.start(job, tmp_path / "log")
     until(lambda: engine.ended(1.0) and not engine.running)
     assert [file.read_text() for file in files] == devices and sorted(engine.devices) == sorted(devices)
+
+
+@pytest.mark.parametrize(
+    ("seen", "resources", "jobs", "given"),
+    [
+        (8, Resources(), None, [str(number) for number in range(8)]),
+        (8, Resources(gpus=2), None, ["0,1", "2,3", "4,5", "6,7"]),
+        (8, Resources(), 2, ["0", "1"]),
+        (8, Resources(gpus=0), 2, [None, None]),
+        (0, Resources(), None, [None]),
+        (0, Resources(), 2, [None, None]),
+    ],
+)
+def test_each_job_has_a_gpu_of_its_own_unless_the_study_asks_for_none(
+    seen, resources, jobs, given, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: seen)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(local, "command", lambda job: [])
+    begun: list[dict[str, str]] = []
+    monkeypatch.setattr(local, "begin", lambda argv, out, cpus, **env: begun.append(env))
+    engine, job = local.LocalEngine(jobs, resources), a_job(tmp_path)
+    for _ in range(engine.free()):
+        engine.start(job, tmp_path / "log")
+    assert [env.get("CUDA_VISIBLE_DEVICES") for env in begun] == given
+
+
+def test_more_jobs_than_gpus_are_refused_with_the_way_to_share_them(monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    with pytest.raises(UsageError, match=r"has 1: give --jobs 1, or in a study resources: \{gpus: 0\}"):
+        local.LocalEngine(2, Resources())
+
+
+@pytest.mark.parametrize(
+    ("flags", "adjust", "gpus"),
+    [
+        ({}, (), None),
+        ({"--device": "cuda"}, (), None),
+        ({"--device": "cpu"}, (), 0),
+        ({"--device": "cuda:1"}, (), 0),  # which a job with one GPU of its own would not see
+        ({}, (Adjustment({}, flags={"--device": "cpu"}),), 0),
+        ({}, (Adjustment({"lr": ("0.01",)}, flags={"--device": "cpu"}),), None),
+    ],
+)
+def test_a_study_whose_runs_name_their_device_takes_no_gpu(flags, adjust, gpus, tmp_path):
+    cells = cells_of(make_study(flags=flags, adjust=adjust), tmp_path)
+    assert resources_of(cells).gpus == gpus
+    asked = cells_of(make_study(flags=flags, adjust=adjust, resources=Resources(gpus=2)), tmp_path)
+    assert resources_of(asked).gpus == 2
+
+
+SBATCH = """#!/bin/sh
+grep '^#SBATCH' "$1" > "$0.asked"
+echo "sbatch: error: Invalid generic resource (gres) specification" >&2
+exit 1
+"""
+
+
+@pytest.mark.parametrize(
+    ("resources", "asked"),
+    [
+        (Resources(), ["--gpus-per-node=1", "--time=1440"]),
+        (Resources(gpus=0, hours=2.3), ["--gpus-per-node=0", "--time=138"]),
+        (Resources(hours=0.001), ["--gpus-per-node=1", "--time=1"]),
+    ],
+)
+def test_slurm_is_asked_for_a_gpu_and_what_it_refuses_is_said(resources, asked, tmp_path, monkeypatch):
+    pytest.importorskip("submitit")
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    for name in ("srun", "sbatch"):
+        (tmp_path / name).write_text(SBATCH)
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.delenv(slurm.CLUSTER, raising=False)
+    engine = slurm.SlurmEngine(None, resources, tmp_path / "slurm")
+    engine.start(a_job(tmp_path), tmp_path / "log")
+    with pytest.raises(UsageError, match="sbatch refuses the jobs .*Invalid generic resource.*such as gpus: 0"):
+        engine.ended(0.0)
+    lines = (tmp_path / "sbatch.asked").read_text().split()
+    assert set(asked) <= set(lines)
 
 
 def test_the_printed_command_is_the_one_that_runs(tmp_path):

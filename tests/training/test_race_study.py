@@ -40,7 +40,7 @@ def test_two_jobs_at_a_time_end_as_the_race_in_one_process(build, tmp_path, hube
     variables = {name: os.environ[name] for name in os.environ if re.match("SPEECH|OMP", name)}
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
     folder = tmp_path / "study"
-    running: Engine = Forked(2, variables) if engine == "forked" else LocalEngine(2, Resources())
+    running: Engine = Forked(2, variables) if engine == "forked" else LocalEngine(2, Resources(gpus=0))
     progress = Driver(study_of(hubert_ckpt), folder, running, lambda _: None).run()
     assert not progress.failed, progress.failed
     assert len(progress.done) == progress.total == 7

@@ -60,12 +60,18 @@ def _quoted(word: str) -> str:
     return f'"{word}"' if "'" in word and not set(word) & set('"$`\\!') else shlex.quote(word)
 
 
-def whole_gpus(resources: Resources) -> int:
+def whole_gpus(resources: Resources, default: int) -> int:
     """Return how many GPUs a job needs, where an engine cannot share one.
+
+    Args:
+        resources: of a job.
+        default: where they do not say how many.
 
     Raises:
         UsageError: a part of one is asked for.
     """
+    if resources.gpus is None:
+        return default
     if int(resources.gpus) != resources.gpus:
         raise UsageError(f"resources.gpus is {resources.gpus:g}: only --engine ray shares a GPU; ask for whole ones.")
     return int(resources.gpus)

@@ -30,7 +30,7 @@ class LocalEngine:
     """Runs up to `jobs` processes at a time; each has its own GPUs, and all end when the driver does.
 
     Args:
-        jobs: None for one per GPU of the job's, or one where jobs take no GPU.
+        jobs: None for as many as the GPUs allow, or one where jobs take no GPU.
         resources: of a job; memory and hours are not enforced.
 
     Raises:
@@ -40,8 +40,8 @@ class LocalEngine:
     queues = False
 
     def __init__(self, jobs: int | None, resources: Resources) -> None:
-        wanted = whole_gpus(resources)
-        devices = _devices() if wanted else []
+        devices = [] if resources.gpus == 0 else _devices()
+        wanted = whole_gpus(resources, default=min(1, len(devices)))
         if wanted > len(devices):
             raise UsageError(f"resources.gpus asks for {wanted}, but this machine has {len(devices)}.")
         cores = os.cpu_count() or 1
@@ -50,7 +50,8 @@ class LocalEngine:
         places = len(devices) // wanted if wanted else 1
         if jobs is not None and wanted and jobs > places:
             raise UsageError(
-                f"--jobs {jobs} with {wanted} GPUs each needs {jobs * wanted}, but this machine has {len(devices)}."
+                f"--jobs {jobs} with {wanted} GPUs each needs {jobs * wanted}, but this machine has {len(devices)}: "
+                f"give --jobs {places}, or in a study resources: {{gpus: 0}}, with which jobs share them."
             )
         self.jobs = places if jobs is None else jobs
         self.cpus, self.gpus = resources.cpus, wanted

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import socket
 import time
@@ -41,8 +42,10 @@ class RayEngine:
             raise missing("ray", "ray") from error
         self.ray = ray
         _connect(ray)
-        _check_nodes([node["Resources"] for node in ray.nodes() if node["Alive"]], resources)
-        options: dict[str, Any] = {"num_cpus": resources.cpus, "num_gpus": resources.gpus, "max_retries": retries}
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        gpus = min(1, _most("GPU", nodes)) if resources.gpus is None else resources.gpus
+        _check_nodes(nodes, dataclasses.replace(resources, gpus=gpus))
+        options: dict[str, Any] = {"num_cpus": resources.cpus, "num_gpus": gpus, "max_retries": retries}
         if resources.memory:
             options["memory"] = int(resources.memory * GIB)
         self.submit = ray.remote(**options)(_run)
@@ -101,12 +104,17 @@ class RayEngine:
 
 def _check_nodes(nodes: Sequence[Mapping[str, float]], resources: Resources) -> None:
     """Refuse a job that no node has room for: Ray would let it wait for ever."""
-    wanted = {"CPU": (resources.cpus, 1), "GPU": (resources.gpus, 1), "memory": (resources.memory or 0, GIB)}
+    wanted = {"CPU": (resources.cpus, 1), "GPU": (resources.gpus or 0, 1), "memory": (resources.memory or 0, GIB)}
     for key, (number, unit) in wanted.items():
-        most = max((node.get(key, 0) for node in nodes), default=0) / unit
+        most = _most(key, nodes) / unit
         if number > most:
             name = f"{key} (GiB)" if unit > 1 else key
             raise UsageError(f"a job asks for {number:g} {name}, but the largest node of the Ray cluster has {most:g}.")
+
+
+def _most(key: str, nodes: Sequence[Mapping[str, float]]) -> float:
+    """Return how much of a resource the node has that has most of it."""
+    return max((node.get(key, 0) for node in nodes), default=0)
 
 
 def _connect(ray: Any) -> None:

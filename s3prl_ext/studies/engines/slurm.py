@@ -46,7 +46,7 @@ class SlurmEngine:
 
     Args:
         jobs: at most so many of an array at a time; None leaves it to Slurm.
-        resources: of a job.
+        resources: of a job; one GPU where they do not say how many, which cannot be seen from here.
         folder: for submitit's files.
 
     Raises:
@@ -56,7 +56,7 @@ class SlurmEngine:
     queues = True
 
     def __init__(self, jobs: int | None, resources: Resources, folder: Path) -> None:
-        gpus = whole_gpus(resources)
+        gpus = whole_gpus(resources, default=1)
         try:
             import submitit
         except ImportError as error:
@@ -68,7 +68,7 @@ class SlurmEngine:
             raise UsageError(f"--engine slurm: {' '.join(str(error).split())}; run it where sbatch is.") from error
         options: dict[str, Any] = {
             "name": "s3prl_ext", "cpus_per_task": resources.cpus, "gpus_per_node": gpus,
-            "timeout_min": int(60 * resources.hours) if resources.hours else 24 * 60,
+            "timeout_min": max(1, round(60 * resources.hours)) if resources.hours else 24 * 60,
         }  # fmt: skip
         if resources.memory:
             options["mem_gb"] = resources.memory
@@ -112,11 +112,17 @@ class SlurmEngine:
         if not self.waiting:
             return
         given, self.waiting = self.waiting, []
-        with self.executor.batch():
-            handles = [
-                self.executor.submit(Command(command(job), str(log.absolute()), str(Path.cwd()), self.cpus))
-                for job, log in given
-            ]
+        try:
+            with self.executor.batch():
+                handles = [
+                    self.executor.submit(Command(command(job), str(log.absolute()), str(Path.cwd()), self.cpus))
+                    for job, log in given
+                ]
+        except RuntimeError as error:  # submitit's, with what sbatch has printed
+            raise UsageError(
+                f"sbatch refuses the jobs ({' '.join(str(error).split())[:160]}): ask for what the cluster has in "
+                "resources of the study, such as gpus: 0."
+            ) from error
         self.running += [(handle, job, log) for handle, (job, log) in zip(handles, given, strict=True)]
 
 
