@@ -73,10 +73,11 @@ def asha_standing(
         total_steps: T, of each run.
         metric_name: that they are compared by.
         runs: how many race.
-        arrivals: at rungs and at T, in the order in which they came.
+        arrivals: in the order in which they came; those elsewhere than at a rung or at T do not count.
         diverged: numbers of runs that will arrive nowhere any more.
     """
     steps = (*(config.rungs or ()), total_steps)
+    arrivals = [one for one in arrivals if one.step in steps]
     scheduler, done, stopped = _Scheduler(config, metric_name, runs), [0] * runs, set(diverged)
     at: dict[int, list[int]] = {}
     for one in sorted(arrivals, key=lambda arrival: arrival.step == total_steps):  # the end decides nothing before it

@@ -259,6 +259,12 @@ def test_asha_decides_by_who_has_arrived_and_waits_for_nobody():
     assert asha(*ended, diverged=(0,)).winner == 3 and asha(*ended).due == [(0, 2)]
 
 
+def test_asha_counts_no_stop_by_hand_between_its_rungs():
+    known = [(0, 2, 0.5), (1, 2, 0.4), (0, 4, 0.6)]
+    found, expected = asha((2, 1, 0.9), *known, (0, 3, 0.1)), asha(*known)
+    assert (found.compared, found.due, found.said) == (expected.compared, expected.due, expected.said)
+
+
 @pytest.mark.parametrize("rungs", [(1,), (1, 2), (3, 4, 7, 9)])
 @pytest.mark.parametrize("eta", [1.3, 2, 3, 10])
 def test_every_rung_is_a_milestone_of_its_own_at_which_the_worst_stops(rungs, eta):
