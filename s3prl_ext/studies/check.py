@@ -9,10 +9,11 @@ from typing import Any
 from s3prl_ext.configs import Section, UnsetVariable, expand_variables, value_at, with_numbers
 from s3prl_ext.errors import UsageError, unknown_name
 from s3prl_ext.overrides import split_options
+from s3prl_ext.run_flags import overrides_of
 from s3prl_ext.studies.asha import check_ray_tune
 from s3prl_ext.studies.config import FIXED_AXES, Study
 from s3prl_ext.studies.plan import StudyCell
-from s3prl_ext.studies.study_run import StudyRun
+from s3prl_ext.studies.study_run import StudyRun, written
 from s3prl_ext.training.racing.early_stop import EarlyStopConfig
 
 logger = logging.getLogger(__name__)
@@ -42,6 +43,7 @@ def check_runs(cells: Sequence[StudyCell], variables: bool = True, models: bool 
         if key in seen:
             continue
         seen.add(key)
+        _check_passed_on(run)
         _check_keys(run)
         try:
             config = expand_variables(run.config()) if variables else run.config()
@@ -101,6 +103,21 @@ def _check_flags(runs: Sequence[StudyRun], variables: bool, models: bool) -> Non
             if sentence not in mentioned:
                 logger.warning("%s: it must be there where and when the jobs run", sentence)
         mentioned.update(missing)
+
+
+def _check_passed_on(run: StudyRun) -> None:
+    """Refuse a setting that its training would not read from ``-o`` as it is, such as a text with '=' or a date."""
+    for key, value in run.settings().items():
+        option, text = f"config.{key}", written(value)
+        try:
+            same = written(overrides_of(f"{option}={text}").get(option)) == text
+        except UsageError:
+            same = False
+        if not same:
+            raise UsageError(
+                f"{run.name}: {key} {text} cannot be passed on (a text with '=' or ',,', or a value that -o does not "
+                "have): put it into a task file (preset)."
+            )
 
 
 def _check_keys(run: StudyRun) -> None:

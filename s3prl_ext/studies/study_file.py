@@ -249,6 +249,10 @@ def _task(value: Any, where: str, preset: str) -> AxisPoint:
     names = [row.name for row in known()]
     if given.task not in names:
         raise unknown_name("task", given.task, names, where=where)
+    if not named(given.task).trains:
+        raise UsageError(
+            f"{where}: {given.task} trains nothing: remove it, and score it with s3prl-ext run -m evaluate."
+        )
     file = f"{given.task}/{given.preset or preset}"
     preset_path(file)
     problems: list[str] = []

@@ -75,7 +75,7 @@ class StudyRun:
     def flags(self, until: int | None = None) -> list[str]:
         """Return the flags of ``s3prl-ext run`` that train it, or resume it, to its end or to a step."""
         listed = [text for pair in self.given_flags().items() for text in pair]
-        changes = [f"config.{key}={_written(value)}" for key, value in self.settings().items()]
+        changes = [f"config.{key}={written(value)}" for key, value in self.settings().items()]
         given = ",,".join([*changes, *([f"args.until={until}"] if until else [])])
         track = ["--track", self.study.track] if self.study.track else []
         place = str(self.study_folder / FISHER)
@@ -302,12 +302,12 @@ class StudyRun:
         return math.nan if rows[-1] is None else float(rows[-1])
 
 
-def _written(value: Any) -> str:
+def written(value: Any) -> str:
     """Return a value as ``-o`` reads it, without blanks but those of its texts."""
     if isinstance(value, Mapping):
-        return "{" + ",".join(f"{_written(key)}:{_written(one)}" for key, one in value.items()) + "}"
+        return "{" + ",".join(f"{written(key)}:{written(one)}" for key, one in value.items()) + "}"
     if isinstance(value, (list, tuple)):
-        return "[" + ",".join(map(_written, value)) + "]"
+        return "[" + ",".join(map(written, value)) + "]"
     return repr(value)
 
 

@@ -67,6 +67,7 @@ def test_settings_of_a_task_win_over_those_of_all_and_an_axis_over_both(tmp_path
     ("change", "sentence"),
     [
         (("tasks: [ks", "tasks: [kss"), "my_study.yaml.tasks[0]: unknown task 'kss'"),
+        (("tasks: [ks", "tasks: [qbe, ks"), "my_study.yaml.tasks[0]: qbe trains nothing: remove it"),
         (("preset: mini", "preset: minni"), "ks/minni"),
         (("choose: lr", "choose: rate"), "my_study.yaml.choose: unknown axis 'rate'"),
         (("choose: lr", "choose: task"), "a cell is a task"),
