@@ -8,15 +8,14 @@ import logging
 import re
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from s3prl_ext import tracking
 from s3prl_ext.errors import UsageError
 from s3prl_ext.locks import one_run
 from s3prl_ext.studies.check import check_runs
-from s3prl_ext.studies.config import FILE, Study, content_of, kept_study, united
+from s3prl_ext.studies.continuation import keep
 from s3prl_ext.studies.driver import Driver
 from s3prl_ext.studies.engines import open_engine
 from s3prl_ext.studies.estimate import dry_run
@@ -26,7 +25,6 @@ from s3prl_ext.studies.plan import cells_of, resources_of
 from s3prl_ext.studies.study_file import read_study
 from s3prl_ext.studies.view import View
 from s3prl_ext.tables import markdown
-from s3prl_ext.writing import write_json
 
 EPILOG = """Each run is an ordinary `s3prl-ext run` with a folder of its own; --dry-run prints the commands.
 Ctrl-C saves and ends all jobs, and the same command resumes. --engine ray joins the cluster at RAY_ADDRESS, or starts
@@ -63,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the jobs first, as Ctrl-C does
     engine = open_engine(flags.engine, flags.jobs, resources_of(cells), study.retries, flags.expdir)
     with one_run(flags.expdir):
-        _keep(study, flags.expdir)
+        keep(study, flags.expdir)
         progress = Driver(study, flags.expdir, engine, View(), flags.retry_failed).run()
         tables = write_outcome(flags.expdir)
     sys.stdout.write("\n".join(map(markdown, tables)))
@@ -101,39 +99,3 @@ def _parser() -> argparse.ArgumentParser:
         help="print commands, number of runs and steps, and hours where runs have ended",
     )
     return parser
-
-
-def _keep(study: Study, folder: Path) -> None:
-    """Write what the study is into its folder; axes may grow, and shrink, but what a run has may not change.
-
-    Raises:
-        UsageError: the folder holds a study with other settings.
-    """
-    before = kept_study(folder)
-    if before is not None:
-        _check_same(content_of(before), content_of(study), folder)
-        study = united(before, study)
-    write_json(folder / FILE, content_of(study), indent=1)
-
-
-def _check_same(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
-    """Refuse a study that gives runs of the same name other settings."""
-    said = [
-        f"{key} {before[key]}"
-        for key in ("settings", "flags", "checkpoint", "choose", "race", "scheduler")
-        if before[key] != now[key]
-    ]
-    searched, search = (one.get("search_seeds") or one["seeds"][:1] for one in (before, now))
-    if searched != search:
-        said.append(f"{'seeds' if len(searched) > 1 else 'seed'} {', '.join(map(str, searched))} for the search")
-    if before["adjust"] != now["adjust"]:
-        said.append("other entries of adjust")
-    if list(before["axes"]) != list(now["axes"]):
-        said.append(f"the axes {', '.join(before['axes'])}")
-    for axis, points in now["axes"].items():
-        old = before["axes"].get(axis, {})
-        said += [
-            f"{axis} '{label}' as {old[label]}" for label in points if old.get(label, points[label]) != points[label]
-        ]
-    if said:
-        raise UsageError(f"{folder} belongs to a study with {'; '.join(said)}: give another -p.")

@@ -95,6 +95,8 @@ class Study:
         share_fisher: runs of one upstream, task and seed share their Fisher scores, in ``fisher/`` of the study.
         own_search_seeds: of the runs that choose, where they are others; the mean over them counts. Else the first of
             ``seeds`` chooses.
+        kept: of the study in a folder, combinations of earlier files that stay in its tables though ``exclude`` names
+            them now.
     """
 
     axes: Mapping[str, tuple[AxisPoint, ...]]
@@ -113,6 +115,7 @@ class Study:
     retries: int = 2
     share_fisher: bool = True
     own_search_seeds: tuple[int, ...] = ()
+    kept: tuple[Labels, ...] = ()
 
     @property
     def search_seeds(self) -> tuple[int, ...]:
@@ -130,8 +133,9 @@ class Study:
         return {axis: {point.label: point for point in points} for axis, points in self.axes.items()}
 
     def has(self, labels: Mapping[str, str]) -> bool:
-        """Return whether a combination is run."""
-        return covers(self.only, labels) and not any(covers(one, labels) for one in self.exclude)
+        """Return whether a combination is run, or was."""
+        excluded = any(covers(one, labels) for one in self.exclude)
+        return covers(self.only, labels) and (not excluded or any(covers(one, labels) for one in self.kept))
 
     def adjustments(self, labels: Mapping[str, str]) -> Iterator[Adjustment]:
         """Yield what a combination has in addition."""
@@ -163,7 +167,7 @@ def kept_study(folder: Path) -> Study | None:
             scheduler=content.get("scheduler", "halving"), checkpoint=content["checkpoint"],
             settings=content["settings"], flags=content["flags"], exclude=tuple(content["exclude"]),
             adjust=tuple(Adjustment(*parts) for parts in content["adjust"]),
-            resources=Resources(**content["resources"]),
+            resources=Resources(**content["resources"]), kept=tuple(content.get("kept", ())),
         )  # fmt: skip
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
@@ -182,7 +186,7 @@ def content_of(study: Study) -> dict[str, Any]:
         "seeds": list(study.seeds), "search_seeds": list(study.own_search_seeds),
         "exclude": [_listed(one) for one in study.exclude],
         "adjust": [[_listed(one.of), dict(one.settings), dict(one.flags)] for one in study.adjust],
-        "resources": dataclasses.asdict(study.resources),
+        "resources": dataclasses.asdict(study.resources), "kept": [_listed(one) for one in study.kept],
     }  # fmt: skip
 
 
@@ -197,16 +201,3 @@ def race_content(race: EarlyStopConfig | None) -> dict[str, Any] | None:
 
 def _listed(some: Labels) -> dict[str, list[str]]:
     return {axis: list(labels) for axis, labels in some.items()}
-
-
-def united(before: Study, now: Study) -> Study:
-    """Return a study with the points that it had before too, where they make cells of their own, and all seeds.
-
-    A seed that now chooses is not among those that are scored on test, though it may have been before.
-    """
-    axes = dict(now.axes)
-    for axis in axes.keys() - set(now.choose):
-        axes[axis] = (*axes[axis], *(point for point in before.axes[axis] if point.label not in now.points[axis]))
-    known = {*now.seeds, *now.own_search_seeds}
-    seeds = (*now.seeds, *(seed for seed in before.seeds if seed not in known))
-    return dataclasses.replace(now, axes=axes, seeds=seeds, only={})

@@ -67,9 +67,12 @@ def test_dry_run_says_how_much_it_is_and_runs_nothing(run, tmp_path, capsys):
 
 def test_a_folder_of_another_study_is_refused(run, tmp_path):
     run()
-    with pytest.raises(UsageError, match=r"exp belongs to a study with settings \{\}"):
+    both = r"exp holds runs with other settings: ks/fbank/weighted_sum/lr=0.01/seed=0 would have runner.total_steps 5 in place of \d+, and 1 more"
+    with pytest.raises(UsageError, match=both):
         run(TEXT + "set: {runner.total_steps: 5}\n")
-    with pytest.raises(UsageError, match="belongs to a study with task 'ks' as"):
+    with pytest.raises(UsageError, match=r"would have --device cpu in place of nothing, and 1 more have changed; put"):
+        run(TEXT + "flags: {--device: cpu}\n")
+    with pytest.raises(UsageError, match=both):
         run(TEXT.replace("tasks: ks", "tasks: [{task: ks, set: {runner.total_steps: 5}}]"))
     with pytest.raises(UsageError, match="the axes task, upstream, method, lr"):
         run(TEXT.replace("lr: [1e-2, 1e-3]", "lr: [1e-2], rank: [4]").replace("fbank", "fbank\nmethods: lora"))
@@ -83,8 +86,38 @@ def test_parts_of_a_study_share_its_folder_and_its_tables(run, tmp_path, capsys)
     assert run(both, "--only", "task=sid") == 0 and run(both, "-o", "upstreams=[mfcc]", "--only", "task=ks") == 0
     out = capsys.readouterr().out
     assert "| mfcc | weighted_sum | 0.001 |" in out and out.count("| fbank | weighted_sum | 0.001 |") == 4
-    with pytest.raises(UsageError, match="belongs to a study with other entries of adjust"):
-        run(both + "adjust: [{task: ks, set: {runner.log_step: 2}}]\n")
+    with pytest.raises(UsageError, match="ks/mfcc/weighted_sum/lr=0.01/seed=0 would have runner.total_steps 5 in"):
+        run(both + "adjust: [{task: ks, upstream: mfcc, set: {runner.total_steps: 5}}]\n", "-o", "upstreams=[mfcc]")
+
+
+def test_a_study_grows_by_a_task_with_settings_of_its_own_and_keeps_them_where_it_shrinks(run, tmp_path, capsys):
+    both = TEXT.replace("tasks: ks", "tasks: [ks, sid]")
+    adjust = "adjust: [{task: sid, set: {runner.total_steps: 40}}]\n"
+    assert run() == 0 and run(both + adjust) == 0
+    shown = capsys.readouterr().out.split("ks: chosen on dev")[-1]
+    kept = []
+    for _ in range(2):  # without sid and its entry, which would name an unknown task; ks has 200 steps as before
+        assert run(TEXT + "adjust: [{method: weighted_sum, set: {runner.total_steps: 200}}]\n") == 0
+        assert capsys.readouterr().out.endswith(shown), "nothing is said of other settings"
+        kept.append((tmp_path / "exp" / "study.json").read_text())
+    assert kept[0] == kept[1]
+    assert run(both + adjust) == 0
+    with pytest.raises(UsageError, match="sid/fbank/weighted_sum/lr=0.01/seed=0 would have runner.total_steps 41 in"):
+        run(both + adjust.replace("40", "41"))
+
+
+def test_what_is_excluded_later_stays_in_the_tables_but_for_values_that_are_chosen_among(run, tmp_path, capsys):
+    both = TEXT.replace("tasks: ks", "tasks: [ks, sid]")
+    assert run(both) == 0
+    shown = capsys.readouterr().out
+    for _ in range(2):
+        assert run(both + "exclude: [{task: ks}]\n") == 0
+        assert capsys.readouterr().out == shown
+    assert run(both + "exclude: [{task: ks, lr: 0.001}, {task: sid}]\n") == 0
+    out = capsys.readouterr().out
+    assert "| fbank | weighted_sum | 0.01 | 60.00 |" in out.split("sid: ")[0], "another one is chosen"
+    assert "| fbank | weighted_sum | 0.001 | 70.00 |" in out.split("sid: ")[1]
+    assert run(both) == 0 and capsys.readouterr().out == shown
 
 
 def test_a_variable_that_is_not_set_is_named_before_anything_runs(run, tmp_path, monkeypatch):
@@ -99,6 +132,12 @@ def test_a_variable_that_is_not_set_is_named_before_anything_runs(run, tmp_path,
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
+        (
+            TEXT + "methods: [{method: child, density: 0.1, eligible: ['x=y']}]\n",
+            "seed=0: tuning {'method':'child','density':0.1,'eligible':['x=y']} cannot be passed on",
+        ),
+        (TEXT + "methods: [{method: lora, targets: ['a,,b']}]\n", "cannot be passed on"),
+        (TEXT + "set: {runner.name: 2024-01-31}\n", "runner.name datetime.date(2024, 1, 31) cannot be passed on"),
         (TEXT + "methods: [child]\n", "ks/fbank/child/lr=0.01/seed=0: tuning.density is missing"),
         (TEXT + "set: {runner.eval_dataloaders: [test]}\n", "runner.eval_dataloaders lacks dev"),
         (TEXT + "set: {runner.total_stepps: 5}\n", "did you mean 'total_steps'"),

@@ -11,7 +11,8 @@ from s3prl_ext.configs import load_yaml
 from s3prl_ext.errors import StoppedByUser
 from s3prl_ext.evaluation.result_records import ResultRecord
 from s3prl_ext.studies import view
-from s3prl_ext.studies.config import FILE, AxisPoint, Study, content_of, united
+from s3prl_ext.studies.config import FILE, AxisPoint, Study, content_of
+from s3prl_ext.studies.continuation import united
 from s3prl_ext.studies.driver import Driver, Progress
 from s3prl_ext.studies.jobs import Job
 from s3prl_ext.studies.outcome import write_outcome
