@@ -21,6 +21,7 @@ from s3prl_ext.evaluation.decoding import read_vocabulary
 from s3prl_ext.sweeps.grid import BASELINE, Arm
 from s3prl_ext.sweeps.stored import StoredSweep, read_sweep
 from s3prl_ext.tables import Table
+from s3prl_ext.writing import write_json
 from tests.support import result_files
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes" / "mam"
@@ -310,6 +311,17 @@ def test_table5_averages_the_folds_of_esc50_each_fold_once(tmp_path: Path) -> No
     assert table.title == "Table 5: esc50, mean ± deviation over 2 folds"
     assert table.rows[2] == ["FT", "12.00 ± 4.24", "3", "", "9.50"]  # (10 + 20) / 2 = 15 and 9
     assert table5(tmp_path, "esc50-1").rows[2] == ["FT", "15.00 ± 7.07", "2", "", "9.50"]
+
+
+def test_table5_shows_a_row_with_a_diverged_run_as_such(tmp_path: Path) -> None:
+    """A result file has null in place of the score of such a run, and so has what is kept of it."""
+    for name, error in (("esc50-1/ft-0", 10.0), ("esc50-1/ft-1", None), ("esc50-2/ft-0", 9.0)):
+        result_files.write(tmp_path / "table5" / name, result_files.content({"error": error}, downstream="esc50"))
+    for unit, runs in (("esc50", "3"), ("esc50-1", "2")):
+        assert table5(tmp_path, unit).rows[2] == ["FT", "NaN", runs, "", "9.50"]
+    write_json(tmp_path / "kept.json", load("table5").kept(tmp_path, "esc50"))
+    kept = json.loads((tmp_path / "kept.json").read_text())
+    assert load("table5").table(kept).rows[2][1] == "NaN"
 
 
 def test_table5_averages_every_row_over_the_same_folds(tmp_path: Path) -> None:

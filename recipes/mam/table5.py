@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,7 @@ from s3prl_ext.evaluation.predictions import read_json
 from s3prl_ext.evaluation.result_records import ResultRecord, read_record
 from s3prl_ext.papers.figures import mam_tables
 from s3prl_ext.run_folder import RunFolder
-from s3prl_ext.tables import NOTHING, Table, markdown, mean_and_deviation
+from s3prl_ext.tables import Table, markdown, mean_and_deviation
 from s3prl_ext.tasks import named
 from s3prl_ext.writing import write_json
 
@@ -50,10 +51,14 @@ def fold_of(result: ResultRecord, out: Path) -> str:
 
 
 def units_of(found: list[ResultRecord], out: Path, metric: str) -> list[float]:
-    """Return the scores to average: of each run, or where there are several folds the mean over the runs of each."""
+    """Return the scores to average: of each run, or where there are several folds the mean over the runs of each.
+
+    That of a run that diverged is NaN, and so is the mean of its fold.
+    """
     folds: dict[str, list[float]] = {}
     for result in found:
-        folds.setdefault(fold_of(result, out), []).append(result.score("test", metric))
+        score = result.score("test", metric)
+        folds.setdefault(fold_of(result, out), []).append(math.nan if score is None else score)
     return [statistics.fmean(values) for values in folds.values()] if len(folds) > 1 else next(iter(folds.values()))
 
 
@@ -124,12 +129,12 @@ def kept(out: Path, unit: str, learnt: str = LEARNT) -> dict[str, Any]:
 
 
 def table(content: Mapping[str, Any]) -> Table:
-    """Return the table of what :func:`kept` returned; an arm without a scored run has a dash."""
+    """Return the table of what :func:`kept` returned; an arm without a scored run has a dash, a diverged one NaN."""
     paper = mam_tables()["table5"]
     column = paper["columns"].index(content["corpus"])
     rows = []
     for arm, found in content["arms"].items():
-        score = mean_and_deviation(found["test"]) if found["test"] else NOTHING
+        score = mean_and_deviation([math.nan if value is None else value for value in found["test"]])
         if interval := found["interval"]:
             score += " [{:.2f}, {:.2f}]".format(*interval)
         course = found["lambda"]
