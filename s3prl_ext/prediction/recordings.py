@@ -17,6 +17,7 @@ from s3prl_ext.errors import DataError
 # Files of these suffixes are taken from a folder. Those of the second row cannot be read, and are named in an error.
 READABLE = {name.lower() for name in soundfile.available_formats()} - {"raw"} | {"aif", "oga", "opus", "sph", "wave"}
 CUT_SECONDS = 0.01  # a file that lacks less than this is taken as whole
+NEAR_LIMIT = 2**16  # bytes
 UNREADABLE = {"m4a", "mp4", "aac", "wma", "webm", "amr", "ac3"}
 INTEGERS = {"uint8": 2**7, "int16": 2**15, "int32": 2**31}  # types of samples in WAV files -> full scale
 
@@ -145,13 +146,20 @@ def _promised_seconds(path: Path) -> float | None:
         while len(chunk := file.read(8)) == 8:
             name, size = chunk[:4], int.from_bytes(chunk[4:], "little")
             if name == b"data":
-                streamed = size in (0, 0x7FFFFFFF, 0xFFFFFFFF)  # written before the length was known
-                return None if streamed or not bytes_per_second else size / bytes_per_second
+                return None if _is_unknown(size) or not bytes_per_second else size / bytes_per_second
             start = file.tell()
             if name == b"fmt ":
                 bytes_per_second = int.from_bytes(file.read(16)[8:12], "little")
             file.seek(start + size + size % 2)
     return None
+
+
+def _is_unknown(size: int) -> bool:
+    """Return whether the size of the samples was written before it was known, as programs do into a pipe.
+
+    It is 0, or about the largest that 31 or 32 bits hold: sox writes 0x7FFFF000, others leave room for the header.
+    """
+    return size == 0 or any(abs(limit - size) <= NEAR_LIMIT for limit in (2**31, 2**32))
 
 
 def is_audio(path: Path) -> bool:
