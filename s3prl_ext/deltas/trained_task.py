@@ -154,7 +154,7 @@ class TrainedTask:
     def untrained(
         cls, path: Path, info: Mapping[str, Any], upstream_sha256: str | None, merge: MergeRecord | None
     ) -> TrainedTask:
-        """Return a task that has nothing to train: an upstream and a task file, without weights."""
+        """Return a task that needs no training: an upstream and a task file, without weights."""
         return cls(path, info, Delta(upstream_sha256 or "", info=info), merge=merge)
 
     @property

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 import s3prl_ext
+from s3prl_ext.adapters import ADAPTERS
 from s3prl_ext.configs import check_python_names
 from s3prl_ext.corpora.audio import SAMPLE_RATE
 from s3prl_ext.deltas.peft_format import is_adapter
@@ -46,8 +47,8 @@ def load(
     """Load what was trained, without the corpus it was trained on.
 
     Args:
-        path: a run's folder, a checkpoint, a ``delta.safetensors``, a folder of ``s3prl-ext export``, or of a task
-            without training the folder or ``result-SPLIT.json`` of an evaluation.
+        path: a run's folder, a checkpoint, a ``delta.safetensors``, a folder of ``s3prl-ext export``, or where no
+            training was needed the folder or ``result-SPLIT.json`` of an evaluation.
         device: such as ``cuda`` or ``cpu``; None takes a GPU where there is one.
         upstream: its ``-u`` where the stored one does not fit any more.
         upstream_ckpt: its ``-k`` where the model has moved.
@@ -69,7 +70,7 @@ def load(
 
 
 def _opened(path: Path) -> TrainedTask:
-    """Read what was trained, with its head; of a task that has nothing to train, what its evaluations say."""
+    """Read what was trained, with its head; where no training was needed, what evaluations say."""
     if (path / EXPORT_FILE).is_file():
         task = TrainedTask.read_export(path)
     elif (evaluated := _evaluated(path)) is not None:
@@ -83,19 +84,19 @@ def _opened(path: Path) -> TrainedTask:
 
 
 def _evaluated(path: Path) -> TrainedTask | None:
-    """Return the task behind the evaluations of one without training; None where `path` is something else.
+    """Return the task behind evaluations of what needed no training; None where `path` is something else.
 
     Args:
         path: a ``result-SPLIT.json``, or the folder that holds it.
 
     Raises:
-        DataError: it is corrupt or of a task that is trained, or the folder holds evaluations of several models.
+        DataError: it is corrupt or of what was trained, or the folder holds evaluations of several models.
     """
     if path.is_file() and path.suffix == ".json":
         found = _evaluation(path)
         if found is None:
             raise DataError(
-                f"{path} is not the evaluation of a task without training: name a checkpoint, or its folder."
+                f"{path} is not the evaluation of a task that needs no checkpoint: name the checkpoint, or its folder."
             )
         return found
     folder = RunFolder(path)
@@ -109,13 +110,17 @@ def _evaluated(path: Path) -> TrainedTask | None:
 
 
 def _evaluation(path: Path) -> TrainedTask | None:
+    """Return the task behind an evaluation; None where it had other weights than released ones, or failed."""
     try:
         content = parse_json(path.read_text(encoding="utf-8"))
         spec, config = RunSpec.of(content["args"]), content["config"]
-        trains = task_of(str(spec.downstream), config["downstream_expert"]).trains
+        task = task_of(str(spec.downstream), config["downstream_expert"])
+        tuning = config.get("tuning") or {}
+        without_weights = content["mode"] == "evaluate" and not content["args"].get("init_ckpt")
+        is_whole = without_weights and task.released_head and tuning.get("method") not in ADAPTERS
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is not the result of an evaluation ({type(error).__name__}: {error}).") from error
-    if trains or content.get("error") is not None:
+    if content.get("error") is not None or (task.trains and not is_whole):
         return None
     about: Mapping[str, Any] = spec.stored() | {
         "tuning": None,
@@ -156,9 +161,10 @@ class Model:
             upstream_device=device,
             normalize=bool(spec.upstream_feature_normalize),
         )
-        checkpoint.load_into(featurizer, trained.delta.task.get("Featurizer", {}), "featurizer", name)
         decoder = build_decoder(trained, featurizer.output_dim, featurizer.downsample_rate, options)
-        checkpoint.load_into(decoder.head, trained.delta.task.get("Downstream", {}), "head", name)
+        if states := trained.delta.task:  # none where no training was needed
+            checkpoint.load_into(featurizer, states.get("Featurizer", {}), "featurizer", name)
+            checkpoint.load_into(decoder.head, states.get("Downstream", {}), "head", name)
         self.task = str(spec.downstream)
         self.decoder: Decoder = decoder
         self._models = TaskModels(upstream, featurizer.to(device).eval(), decoder.head.to(device).eval(), device)

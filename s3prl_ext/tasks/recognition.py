@@ -12,6 +12,7 @@ SHARED = Task(
     downstream="",
     metrics=("wer",),
     own_head=True,
+    released_head=True,
     reads=(Reads("datarc.path", parts="datarc.split"),),
     counts={
         "wer": edits("references", "hypotheses", words),

@@ -184,6 +184,8 @@ class Task:
         corpus: ``downstream_expert.corpus.name``, where several tasks share a name for ``-d``; of several corpora each.
         own_head: its head may come without training (a model's own, a fitted one), and it refuses one that is untrained
             when it is evaluated.
+        released_head: its decoder builds that head from a released model, without the corpus: an evaluation without a
+            checkpoint then says all that ``s3prl-ext predict`` needs.
         trains: it has something to train; without that it is only evaluated.
         preset: shipped task file where ``-c`` is not given.
         variables: environment variables that its task files read, with the corpus in words; its main one comes first.
@@ -229,6 +231,7 @@ class Task:
     reports: str | None = None
     corpus: str | tuple[str, ...] | None = None
     own_head: bool = False
+    released_head: bool = False
     trains: bool = True
     preset: str | None = None
     variables: Mapping[str, str] = field(default_factory=dict)

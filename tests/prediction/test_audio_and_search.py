@@ -181,7 +181,7 @@ def test_evaluations_that_do_not_stand_for_one_model(task, searched, tmp_path):
         load(searched, options=options)
     result["args"]["downstream"] = "speech_commands"
     (tmp_path / "result-test.json").write_text(json.dumps(result))
-    with pytest.raises(DataError, match="is not the evaluation of a task without training: name a checkpoint"):
+    with pytest.raises(DataError, match="is not the evaluation of a task that needs no checkpoint: name the"):
         load(tmp_path / "result-test.json")
     (tmp_path / "trained").mkdir()
     (tmp_path / "result-test.json").rename(tmp_path / "trained" / "result-test.json")

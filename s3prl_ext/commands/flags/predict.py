@@ -28,8 +28,9 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "model", type=Path,
-        help="folder of a run, checkpoint, delta.safetensors, or folder of s3prl-ext export; of query by example, "
-        "which has nothing to train, folder of an evaluation, or its result-SPLIT.json",
+        help="folder of a run, checkpoint, delta.safetensors, or folder of s3prl-ext export; where no training was "
+        "needed (query by example, recognition with a model's own head) folder of an evaluation, or its "
+        "result-SPLIT.json",
     )  # fmt: skip
     parser.add_argument("audio", nargs="+", type=Path, help="audio files, and folders whose audio files are taken")
     parser.add_argument("--format", choices=FORMATS, help="default: by the suffix of --out, else text")
