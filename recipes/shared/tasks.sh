@@ -61,11 +61,11 @@ choose_upstream() {
 # corpus_of TASK: have its corpus, miniature or real; call task first.
 corpus_of() {
   if [[ -n "$mini" ]]; then
-    local digits=()
+    local strings=()
     if [[ -n "$recordings" && "$1" =~ ^(asr|pr)$ && -d "$recordings/fsdd" ]]; then
-      digits=(--digits "${digit_strings:-200}")   # strings of spoken digits, which a few steps can learn
+      strings=(--digits "${digit_strings:-200}")   # strings of spoken digits, which a few steps can learn
     fi
-    mini_corpora "$1" "${digits[@]}"
+    mini_corpora "$1" "${strings[@]}"
   else
     need_variable "$variable" "$corpus"
   fi

@@ -95,6 +95,9 @@ def score_histogram(scores: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, t
 
     Returns:
         The lower edges of 2048 bins (float32, the first is 0) and the number of scores in each (int64).
+
+    Raises:
+        DataError: as :func:`nested_top_k`.
     """
     width = 16  # of the histogram's 128 bins per octave
     counts = torch.from_numpy(_histogram(scores)).reshape(-1, width).sum(1)
@@ -124,12 +127,13 @@ def _pieces(score: torch.Tensor) -> Iterator[tuple[int, np.ndarray]]:
 
 
 def _histogram(scores: Mapping[str, torch.Tensor]) -> np.ndarray:
-    """Count the scores by their high 15 bits."""
+    """Count the scores by their high 15 bits, and refuse scores that nothing can be chosen from."""
     high = np.zeros(_BINS, np.int64)
     for name, score in scores.items():
         for _, bits in _pieces(score):
             _check(name, bits)
             high += np.bincount(bits >> _LOW_BITS, minlength=_BINS)
+    _check_not_all_zero(scores, high)
     return high
 
 
@@ -138,6 +142,14 @@ def _check(name: str, bits: np.ndarray) -> None:
         raise DataError(
             f"the scores of '{name}' hold negative, NaN or infinite values, so a child network cannot be "
             "chosen; check the upstream's weights and the training data."
+        )
+
+
+def _check_not_all_zero(scores: Mapping[str, torch.Tensor], high: np.ndarray) -> None:
+    if high[0] == high.sum() and not any(bool(score.any()) for score in scores.values()):
+        raise DataError(
+            "all scores are zero: the eligible weights got no gradient. Use features of a later layer (-s, -l) or "
+            "change tuning.eligible."
         )
 
 
@@ -167,11 +179,7 @@ def _candidates(scores: Mapping[str, torch.Tensor], floor: int) -> tuple[dict[st
             high += np.bincount(bits[inside] >> _LOW_BITS, minlength=_BINS)
             parts.append((inside + start).astype(np.int32))
         found[name] = np.concatenate(parts)
-    if high[0] == high.sum() and not any(bool(score.any()) for score in scores.values()):
-        raise DataError(
-            "all scores are zero: the eligible weights got no gradient. Use features of a later layer (-s, -l) or "
-            "change tuning.eligible."
-        )
+    _check_not_all_zero(scores, high)
     return found, high
 
 
