@@ -23,7 +23,7 @@ export S3PRL_EXT_DATA
 
 WHISPER_BASE ?= $(or $(S3PRL_EXT_CACHE),$(HOME)/.cache/s3prl_ext)/whisper_base
 MINUTES ?= 10
-# Processes that share the tests: a file of tests goes to one of them.
+# Processes that share the tests: a file of tests goes to one of them, in the order of their names, so that short files end both.
 WORKERS ?= 2
 
 .PHONY: demo test test-all test-real reliability lint docs venv clean
@@ -33,10 +33,10 @@ demo: $(INSTALLED)
 		$(if $(RECORDINGS),--recordings "$(RECORDINGS)") $(if $(TARGET),--target "$(TARGET)")
 
 test: lint
-	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m "not slow and not gpu"
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not slow and not gpu"
 
 test-all: lint
-	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-real: $(INSTALLED)
 	test -e "$(WHISPER_BASE)/config.json" || $(BIN)/s3prl-ext prepare whisper --out "$(WHISPER_BASE)"

@@ -359,7 +359,7 @@ def runs_in_small(recipe: str, folder: Path, *flags: str) -> subprocess.Complete
     return done
 
 
-@pytest.mark.slow  # superb/ks.sh also runs in test_an_interrupted_recipe_goes_on
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", SMALL)
 def test_every_recipe_runs_in_small(recipe, tmp_path):
     runs_in_small(recipe, tmp_path)
@@ -566,6 +566,7 @@ def test_races_of_densities_are_compared_with_the_end(monkeypatch):
     assert [races.drawn([equal], agree) for agree in (0, 1)] == pytest.approx([1.0, 2 / 3])
 
 
+@pytest.mark.slow
 def test_an_interrupted_recipe_goes_on(tmp_path):
     """Ctrl-C reaches recipe and command; the same command again goes on at the step that was saved."""
     flags = ["--mini", "--steps", "40", "--lrs", "1e-3", "--out", "exp"]

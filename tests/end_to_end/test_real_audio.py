@@ -59,6 +59,7 @@ def test_keyword_spotting_learns_spoken_digits(train, succeed):
     assert score(exp, "test", "acc") > 3 / KS_CLASSES
 
 
+@pytest.mark.slow
 def test_speaker_identification_learns_the_speakers_of_digits(train, succeed):
     """200 steps give about 0.9 on takes of the six speakers that are in no other split; chance is 1/6."""
     exp = train("sid", steps=200)

@@ -127,6 +127,7 @@ def test_merging_nothing_trains_like_the_target(run_python, succeed, merge_file,
     assert any(not torch.equal(different[name], theirs["Downstream"][name]) for name in different)
 
 
+@pytest.mark.slow
 def test_child_network_of_a_merge(run_python, merge_file, tmp_path):
     """With lambda = 1, weights outside the child network are the source's Q, K, V and the target's rest, bitwise."""
     exp = tmp_path / "exp"

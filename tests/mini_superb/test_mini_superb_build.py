@@ -52,6 +52,7 @@ def fsdd_like(folder: Path, digits: int = 10) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_second_build_is_byte_identical_and_a_task_alone_is_the_same(mini_superb, tmp_path):
     from s3prl_ext.mini_superb import build
 

@@ -174,7 +174,11 @@ def trained(build, folder, hubert_ckpt, tuning, batch_size=1, **runner):
 
 @pytest.mark.parametrize(
     "tuning",
-    [{"method": "child", "density": 0.1}, {"method": "houlsby"}, {"method": "full"}],
+    [
+        pytest.param({"method": "child", "density": 0.1}, marks=pytest.mark.slow),
+        {"method": "houlsby"},
+        {"method": "full"},
+    ],
     ids=lambda t: t["method"],
 )
 def test_a_run_in_batches_of_one_is_the_run_without_a_cache(build, tmp_path, hubert_ckpt, tuning, monkeypatch):

@@ -83,6 +83,7 @@ def test_this_processor_is_asked(tmp_path, build):
     assert (found.float() - exact).abs().max() < 0.15
 
 
+ONEDNN = "could not create a primitive descriptor for the LSTM forward propagation primitive"
 QUICK = ("ks", "sid", "pr", "sd", "er", "ood", "esc50")
 
 
@@ -94,11 +95,12 @@ def test_every_task_trains_in_bf16(build, tmp_path, task):
     settings = {"total_steps": 2, "log_step": 1, "evaluate_ratio": 1.0 if task == "asv" else 0.3}
     runner = build(args, task_config(task, amp="bf16", **settings))
     losses = record_losses(runner)
-    runner.train()
+    try:
+        runner.train()
+    except TaskFailed as error:
+        assert ONEDNN in str(error) and "leave runner.amp out" in str(error), error
+        pytest.skip("this processor has no LSTM in bfloat16")
     assert len(losses) > 2 and all(map(math.isfinite, losses[:2]))
-
-
-ONEDNN = "could not create a primitive descriptor for the LSTM forward propagation primitive"
 
 
 @pytest.mark.parametrize(

@@ -141,6 +141,7 @@ def test_over_rungs_too_everyone_trains_as_alone(build, tmp_path, upstream, step
             assert_same_run(newest(folder), newest(tmp_path / "rungs"))
 
 
+@pytest.mark.slow
 def test_stopped_in_any_rung_it_ends_the_same(build, tmp_path, upstream):
     config = config_of([0.05, 0.01, 0.2], race=RUNGS)
     build(make_args(tmp_path / "whole", **upstream), config).train()

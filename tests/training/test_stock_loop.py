@@ -13,7 +13,7 @@ from tests.support.experiments import make_args, record_losses, task_config
     [
         ("ks", "speech_commands", "fbank"),
         ("ks", "speech_commands", "hubert_local"),
-        ("asr", "asr", "hf_hubert_custom"),
+        pytest.param("asr", "asr", "hf_hubert_custom", marks=pytest.mark.slow),
         ("sd", "diarization", "fbank"),
     ],
 )
