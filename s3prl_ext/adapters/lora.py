@@ -74,7 +74,9 @@ class LowRankUpdate(nn.Module):
 
 
 def _updated(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
-    if weight.dtype == a.dtype and not torch.is_autocast_enabled(weight.device.type):
+    kind = weight.device.type
+    autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    if weight.dtype == a.dtype and not autocast:
         return torch.addmm(weight, b, a, alpha=scale)
     return (b @ a).to(weight.dtype).mul_(scale).add_(weight)  # under autocast addmm would round the weight
 
