@@ -455,7 +455,7 @@ def test_whisper_merges_in_small(tmp_path):
     assert (tmp_path / "exp/vctk_blocks.png").stat().st_size > 5_000
 
 
-@pytest.mark.parametrize("folder", ["whisper", "mam"])
+@pytest.mark.parametrize("folder", ["whisper", "mam", "ad_tuning"])
 def test_printed_tables_are_those_of_the_result_files(folder, tmp_path):
     command = [sys.executable, str(RECIPES / "shared/page.py"), "--check"]
     page = RECIPES / folder / "RESULTS.md"

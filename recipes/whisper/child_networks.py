@@ -26,6 +26,7 @@ RECIPES = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(RECIPES / folder) for folder in ("ad_tuning", "shared", "whisper")]
 from evidence import laid_out
 from figures import MASKS, eligible_sizes, shown_pass
+from methods import model_of
 from races import SHARE
 
 from s3prl_ext.child_tuning import mask_files
@@ -63,9 +64,9 @@ def masks_of(folder: Path) -> dict[str, Any]:
     """Return what Figs. 2 and 7 show of a study of one task.
 
     Returns:
-        ``task``, ``seed``; ``pass``: what Fisher information was estimated on, in words; ``edges``, the lower ones, and
-        ``counts`` of the bins that hold a score, and of the first, which holds the zeros; ``sizes``: weights of each
-        tensor; ``trained``: of these those that train, by density.
+        ``task``, ``upstream``, ``seed``; ``pass``: what Fisher information was estimated on, in words; ``edges``, the
+        lower ones, and ``counts`` of the bins that hold a score, and of the first, which holds the zeros; ``sizes``:
+        weights of each tensor; ``trained``: of these those that train, by density.
 
     Raises:
         DataError: no child network by Fisher information has been trained, or its masks are gone.
@@ -77,7 +78,12 @@ def masks_of(folder: Path) -> dict[str, Any]:
             if histogram is None:
                 raise DataError(f"{record.path.parent / MASKS} has no histogram, so it is not by Fisher information.")
             bins = [(edge, count) for edge, count in zip(*(part.tolist() for part in histogram)) if count or not edge]
-            content |= {"task": cell.labels["task"], "seed": record["seed"], "pass": shown_pass(origin["fisher"])}
+            content |= {
+                "task": cell.labels["task"],
+                "upstream": cell.labels["upstream"],
+                "seed": record["seed"],
+                "pass": shown_pass(origin["fisher"]),
+            }
             content |= {"edges": [edge for edge, _ in bins], "counts": [count for _, count in bins]}
             content |= {"sizes": dict(eligible_sizes(record))}
             of_density = {name: int(indices.numel()) for name, indices in masks.at(density).items()}
@@ -94,6 +100,11 @@ def read_masks(files: Sequence[Path]) -> list[Mapping[str, Any]]:
         if content.get("format") != FORMAT:
             raise DataError(f"{file} is not a file of masks: write one with child_networks.py masks.")
     return contents
+
+
+def _model(contents: Sequence[Mapping[str, Any]]) -> str:
+    """Return what titles call the model of files of masks; the first ones did not say."""
+    return model_of(dict.fromkeys(content.get("upstream", "whisper_local") for content in contents))
 
 
 def histogram_of(content: Mapping[str, Any]) -> ScoreHistogram:
@@ -151,14 +162,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     elif flags.what == "fig2":
         contents = read_masks(files)
         densities = [float(density) for density in contents[0]["trained"]]
-        title = "Fisher information of the eligible weights, encoder of a Whisper"
-        plot_fisher(list(map(histogram_of, contents)), densities, out, title)
+        title = "Fisher information of the eligible weights"
+        plot_fisher(list(map(histogram_of, contents)), densities, out, f"{title}, {_model(contents)}")
     elif flags.what == "fig3":
-        title = "Child networks by Fisher information, encoder of a Whisper; bars: one standard deviation"
-        plot_series_panels([panel_of(read_json(file)) for file in files], out, title)
+        contents = [read_json(file) for file in files]
+        model = model_of(dict.fromkeys(name for one in contents for name in one["study"]["axes"]["upstream"]))
+        title = f"Child networks by Fisher information, {model}; bars: one standard deviation"
+        plot_series_panels(list(map(panel_of, contents)), out, title)
     else:
-        shares = [shares_of(content, flags.density) for content in read_masks(files)]
-        plot_layer_shares(shares, out, f"Child network of P = {flags.density:g}, encoder of a Whisper")
+        contents = read_masks(files)
+        shares = [shares_of(content, flags.density) for content in contents]
+        plot_layer_shares(shares, out, f"Child network of P = {flags.density:g}, {_model(contents)}")
     sys.stdout.write(f"{out}\n")
     return 0
 

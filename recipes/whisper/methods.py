@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
@@ -207,9 +207,13 @@ def table(contents: Sequence[Mapping[str, Any]], task: str) -> Table:
     return Table(_title(contents, task), head, body, notes)
 
 
+def model_of(upstreams: Iterable[str]) -> str:
+    """Return how titles call the upstreams of a study."""
+    return ", ".join("encoder of a Whisper" if name == "whisper_local" else name for name in upstreams)
+
+
 def _title(contents: Sequence[Mapping[str, Any]], task: str) -> str:
-    upstreams = contents[0]["study"]["axes"]["upstream"]
-    return f"{task}: {', '.join('encoder of a Whisper' if name == 'whisper_local' else name for name in upstreams)}"
+    return f"{task}: {model_of(contents[0]['study']['axes']['upstream'])}"
 
 
 def short_table(contents: Sequence[Mapping[str, Any]], task: str) -> Table:
