@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import os
 import re
 import shlex
@@ -317,6 +318,9 @@ def test_table1_stands_beside_the_paper(tmp_path, monkeypatch):
     write_run(tmp_path / "ks/u/random-0.1/seed=0", {3: 0.5}, 0.75)
     text = tables.markdown(tables.table1(tmp_path, ["ks"]))
     assert "| CHILD-TUNING_F | 1 | 75.00 | - |" in text, "the paper's table has no keyword spotting"
+    write_run(tmp_path / "ks/u/random-0.1/seed=1", {3: 0.5}, math.nan)
+    text = tables.markdown(tables.table1(tmp_path, ["ks"]))
+    assert "| CHILD-TUNING_F | 2 | NaN | - |" in text, "a seed that diverged is not left out"
 
 
 def test_a_damaged_result_is_named(tmp_path, monkeypatch):

@@ -50,11 +50,13 @@ class TaskRun:
 
     @property
     def scores(self) -> dict[str, float] | None:
-        """Dev and test of the checkpoint that was tested, in per cent; None where it was not tested."""
+        """Dev and test of the checkpoint that was tested, in per cent, NaN of one that diverged; None if not tested."""
         metric, _, test = TASKS[self.task]
         tested = self.tested
+        if metric not in tested["metrics"].get(test, {}):
+            return None
         score = tested.score(test, metric)
-        return None if score is None else {"dev": self.curve.get(tested["step"], math.nan), "test": score}
+        return {"dev": self.curve.get(tested["step"], math.nan), "test": math.nan if score is None else score}
 
     @property
     def curve(self) -> dict[int, float]:
