@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
+
+from s3prl_ext.errors import show_errors_as_sentences
 
 # Two runs of a test that must be equal bit by bit differ in what else is in memory. On some processors (seen on one
 # with AVX2 alone) the results of MKL depend on that in the last bit, unless it is told not to; read when torch starts.
@@ -41,6 +44,13 @@ def _skip_without_packages(item: pytest.Item) -> None:
         lacking = named(name).lacks() if isinstance(name, str) else []
         if lacking:
             item.add_marker(pytest.mark.skip(reason=f"{name} needs {', '.join(lacking)}"))
+
+
+@pytest.fixture(autouse=True)
+def errors_are_exceptions() -> Iterator[None]:
+    """Let errors of the next test be exceptions again, whatever this one has run as a command."""
+    yield
+    show_errors_as_sentences(False)
 
 
 @pytest.fixture(scope="session")

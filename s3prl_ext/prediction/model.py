@@ -15,7 +15,6 @@ import numpy as np
 import torch
 
 import s3prl_ext
-from s3prl_ext.adapters import ADAPTERS
 from s3prl_ext.configs import check_python_names
 from s3prl_ext.corpora.audio import SAMPLE_RATE
 from s3prl_ext.deltas.peft_format import is_adapter
@@ -32,6 +31,7 @@ from s3prl_ext.tasks import task_of
 from s3prl_ext.training import checkpoint, last_hidden_state, upstream_settings
 from s3prl_ext.training.devices import check_device
 from s3prl_ext.training.forward import TaskModels
+from s3prl_ext.training.methods import adds_weights
 from s3prl_ext.training.run_spec import RunSpec
 
 
@@ -117,7 +117,7 @@ def _evaluation(path: Path) -> TrainedTask | None:
         task = task_of(str(spec.downstream), config["downstream_expert"])
         tuning = config.get("tuning") or {}
         without_weights = content["mode"] == "evaluate" and not content["args"].get("init_ckpt")
-        is_whole = without_weights and task.released_head and tuning.get("method") not in ADAPTERS
+        is_whole = without_weights and task.released_head and not adds_weights(tuning.get("method"))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is not the result of an evaluation ({type(error).__name__}: {error}).") from error
     if content.get("error") is not None or (task.trains and not is_whole):

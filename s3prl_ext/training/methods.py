@@ -66,6 +66,11 @@ METHODS: dict[str, TuningMethod] = {
 }
 
 
+def adds_weights(method: str | None) -> bool:
+    """Return whether a tuning method puts new weights into the upstream, which no released model has."""
+    return method in adapters.ADAPTERS
+
+
 def prepare_base(upstream: nn.Module, section: TuningConfig | Section | None) -> None:
     """Make an upstream the one that a section ``tuning`` starts from, in place: rounded where its base is bfloat16.
 

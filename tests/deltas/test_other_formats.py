@@ -69,7 +69,8 @@ def test_an_adapter_of_peft_is_a_delta(prefix, settings, scale, tmp_path):
         module = name.removeprefix("hubert.").removesuffix(".weight")
         a, b = (factors.get(f"base_model.model.{prefix}{module}.lora_{factor}.weight") for factor in "AB")
         expected = old if a is None or name.endswith(".bias") else old + scale * (b @ a)
-        torch.testing.assert_close(after[name], expected, rtol=0, atol=0 if a is None else 1e-6)
+        tolerance = {"rtol": 0, "atol": 0} if a is None else {"rtol": 1e-6, "atol": 1e-5}  # of sums of up to 100
+        torch.testing.assert_close(after[name], expected, **tolerance)
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {f"hubert.{name}.weight" for name in projections()}
 
