@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -47,9 +48,12 @@ def _skip_without_packages(item: pytest.Item) -> None:
 
 
 @pytest.fixture(autouse=True)
-def errors_are_exceptions() -> Iterator[None]:
-    """Let errors of the next test be exceptions again, whatever this one has run as a command."""
+def no_command_is_left() -> Iterator[None]:
+    """Let errors be exceptions and the command line be pytest's, whatever an earlier test has run as a command."""
+    show_errors_as_sentences(False)
+    argv = sys.argv
     yield
+    sys.argv = argv
     show_errors_as_sentences(False)
 
 
