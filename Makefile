@@ -23,7 +23,7 @@ export S3PRL_EXT_DATA
 
 WHISPER_BASE ?= $(or $(S3PRL_EXT_CACHE),$(HOME)/.cache/s3prl_ext)/whisper_base
 MINUTES ?= 10
-# Processes that share the tests: a file of tests goes to one of them, in the order of their names, so that short files end both.
+# Processes that share the tests: a file of tests goes to one of them, in alphabetical order, which ends with short files.
 WORKERS ?= 2
 
 .PHONY: demo test test-all test-real reliability lint docs venv clean

@@ -15,9 +15,10 @@
 #                      on pr and asr, out of 3e-6 to 3e-3)
 #   --seeds LIST       of the runs that are scored on test (default: 0,1,2); those that search have others
 #   --steps N          optimizer steps of each run (default: those of the studies)
-#   --takes N          training takes of each digit in ks and sid (default: 3); 0: speakers and takes as in --mini of table2.sh
-#   --digits N         pr and asr are N strings of spoken digits instead of LibriSpeech utterances
-#   --upstream NAME    -u of another model, whose folder or file --ckpt names (default: whisper_local)
+#   --takes N          training takes of each digit in ks and sid (default: 3); 0: the easier form, in which the splits
+#                      differ in takes and all speakers are in each
+#   --digits N         pr and asr are N strings of spoken digits (default: LibriSpeech utterances)
+#   --upstream NAME    -u of another model, which --ckpt names (default: whisper_local)
 #   --out DIR          folder for everything (default: exp/whisper/ad_tuning)
 #   --jobs N --engine E   of s3prl-ext study: runs at a time; ray or slurm
 #   --stage N --stop-stage N   1 model, 2 corpora, 3 the head alone, 4 what trains in the upstream, 5 tables, pictures
@@ -45,7 +46,7 @@ fi
 upstream="${upstream:-whisper_local}" model="${ckpt:-$out/whisper_base}"
 export "$variable=$model"
 
-if due 1 "Whisper base"; then
+if due 1 "the model"; then
   [[ -n "$ckpt" ]] || unless "$model/config.json" s3prl-ext prepare whisper --out "$model"
 fi
 if [[ $stage -le 4 ]]; then
@@ -56,9 +57,9 @@ if [[ $stage -le 4 ]]; then
       hard=(--takes "$takes")
     elif [[ "$name" =~ ^(pr|asr)$ ]]; then
       hard=(--all)
-      [[ -z "$digits" ]] || hard=(--digits "$digits")
     fi
     [[ -n "$recordings" ]] || hard=()
+    [[ -z "$digits" || ! "$name" =~ ^(pr|asr)$ ]] || hard=(--digits "$digits")
     mini_corpora "$name" "${hard[@]}"
   done
 fi

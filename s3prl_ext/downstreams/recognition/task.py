@@ -138,11 +138,11 @@ class RecognitionTask(nn.Module):
         if not folder.exists():
             self._warn_of_lost_pairs(file, split)
         elif corpus_of(folder) is self.corpus:
-            both = self._scored_among(training_utterances(folder, self.corpus, split))
-            if both:
+            scored = self._scored_among(training_utterances(folder, self.corpus, split))
+            if scored:
                 raise UsageError(
                     f"the merge is decided by pairs of {file} that split {split or self.corpus.group} calls train, of "
-                    f"which the task scores {both}."
+                    f"which the task scores {scored}."
                 )
 
     def _warn_of_lost_pairs(self, file: str, split: str | None) -> None:
@@ -152,13 +152,13 @@ class RecognitionTask(nn.Module):
         except (UsageError, DataError):
             if split is None or Path(split).is_file() or not split.endswith(".json"):
                 return  # the rule or lists of another corpus
-            both = f"perhaps some of them, as the lists {split} are not there either: compare the layers anew"
+            scored = f"perhaps some of them, as the lists {split} are not there either: compare the layers anew"
         else:
-            both = self._scored_among(train)
-        if both:
+            scored = self._scored_among(train)
+        if scored:
             logger.warning(
                 "the merge is decided by pairs of %s, which is not there; if that was a folder of %s, the task scores "
-                "%s", file, self.corpus.card.name, both,
+                "%s", file, self.corpus.card.name, scored,
             )  # fmt: skip
 
     def _scored_among(self, drawn: Sequence[Utterance]) -> str:
