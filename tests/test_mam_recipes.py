@@ -94,7 +94,8 @@ def test_the_grids_are_those_of_the_paper(tmp_path: Path) -> None:
     second = commands(run(tmp_path, "table2.sh", "--dry-run", "--folds", "1,2", "--test-all"))
     sweeps = [line for line in second if line.startswith("s3prl-ext sweep ")]
     assert len(sweeps) == 4 and all(" --test-paper --test-all " in line for line in sweeps)
-    assert second[-1].endswith("exp/mam/table2/esc50-1/sweep.json exp/mam/table2/esc50-2/sweep.json")
+    files = "exp/mam/table2/esc50-1/sweep.json exp/mam/table2/esc50-2/sweep.json"
+    assert second[-1].endswith(f'{files} --keep exp/mam/esc50_table2.json --title "blocks of layers"')
     assert "folds.py" in second[-1] and "folds.py" not in "".join(first), "one fold has no mean"
 
 
@@ -410,6 +411,65 @@ def test_sweeps_are_averaged_over_the_folds_of_esc50(tmp_path: Path) -> None:
     other = fold_sweep(tmp_path / "3", 1, {0.0: 1.0, 0.1: 2.0}, chosen=0.1, task="vctk")
     with pytest.raises(DataError, match="a sweep of vctk, which has no folds"):
         folds.check_folds([folds.read_sweep(other)])
+
+
+def fold_content(unmerged: float, merged: float | None, noise: tuple[float, float], chosen: str) -> dict:
+    """Return what is kept of a fold: scores on dev at lambda = 0.1, twice as high at 0.2, and one higher on test."""
+
+    def column(kind: str, values: tuple[float | None, ...]) -> dict:
+        dev = {
+            "0": [[unmerged]],
+            "0.1": [[value] for value in values],
+            "0.2": [[value and 2 * value] for value in values],
+        }
+        test = [[value and value + 1] for (value,) in dev[chosen]]
+        return {"layers": "all", "numbers": [0, 1], "noise": kind, "dev": dev, "chosen": chosen, "test": test}
+
+    return {"task": "esc50", "metric": "error", "head": {}, "items": {"dev": 4, "test": 4},
+            "unmerged": {"dev": [unmerged, 0.0, 50.0], "test": [unmerged + 1, 0.0, 50.0]},
+            "columns": [column("none", (merged,)), column("source", noise)]}  # fmt: skip
+
+
+def test_what_is_kept_of_the_folds_makes_a_page(tmp_path: Path) -> None:
+    folds = load("folds")
+    content = {
+        "folds": {"1": fold_content(10.0, 9.0, (11.0, 13.0), "0.1"), "3": fold_content(20.0, 15.0, (21.0, 25.0), "0")}
+    }
+    grid = folds.grid_over_folds(content)
+    assert grid.head == ["λ", "source", "N(source)", "paper: source", "paper: N(source)"] and "2 folds" in grid.title
+    assert grid.rows == [
+        ["0", "15.00 ± 7.07", "", "11.75", "-"],
+        ["0.1", "12.00 ± 4.24", "17.50 ± 7.78", "11.50", "11.76"],
+        ["0.2", "24.00 ± 8.49", "35.00 ± 15.56", "17.50", "14.36"],
+    ]
+    chosen = folds.chosen_over_folds(content)
+    assert chosen.head[1] == "λ chosen on dev (fold 1, 3)" and chosen.rows == [
+        ["unmerged", "0", "15.00 ± 7.07", "16.00 ± 7.07", ""],
+        ["source", "0.1, 0", "14.50 ± 7.78", "15.50 ± 7.78", "-0.50 ± 0.71"],
+        ["N(source)", "0.1, 0", "16.00 ± 5.66", "17.00 ± 5.66", "+1.00 ± 1.41"],
+    ]
+    assert folds.means(content)["columns"][1]["dev"] == {"0": [[15.0]], "0.1": [[17.5]], "0.2": [[35.0]]}
+    content["folds"]["1"] = fold_content(10.0, None, (11.0, 13.0), "0.1")
+    assert folds.grid_over_folds(content).rows[1][1] == folds.chosen_over_folds(content).rows[1][3] == "NaN"
+    (tmp_path / "kept.json").write_text(json.dumps(content))
+    page = load("page", RECIPES.parent / "shared")
+    assert "| 0.2 | NaN | 35.00 ± 15.56 |" in page.written("<!-- kept.json over_folds -->\n<!-- end -->\n", tmp_path)
+
+
+def test_each_fold_has_a_small_beats_of_its_own(tmp_path: Path) -> None:
+    """It has learnt the classes of the clips that are neither in its test fold nor in its dev fold."""
+    flags = ("table2.sh", "--dry-run", "--mini", "--tasks", "esc50", "--folds", "1,5")
+    lines = commands(run(tmp_path, *flags))
+    assert [line.partition("--fold ")[2] for line in lines if "train_small_beats.py" in line] == [
+        "1 --out exp/mam/models/beats-1.pt", "5 --out exp/mam/models/beats-5.pt",
+    ]  # fmt: skip
+    assert [line.split()[10] for line in lines if "-m train" in line] == [
+        "exp/mam/models/beats-1.pt", "exp/mam/models/beats-5.pt",
+    ]  # fmt: skip
+    sweeps = [line for line in lines if line.startswith("s3prl-ext sweep")]
+    assert ["-g exp/mam/esc50/pair-1.yaml" in sweeps[0], "-g exp/mam/esc50/pair-5.yaml" in sweeps[1]] == [True, True]
+    own = commands(run(tmp_path, *flags, "--beats", "mine-FOLD.pt"))
+    assert [line.split()[10] for line in own if "-m train" in line] == ["mine-1.pt", "mine-5.pt"]
 
 
 def test_damaged_results_are_named(tmp_path: Path) -> None:

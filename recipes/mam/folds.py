@@ -4,20 +4,32 @@
 
 Each fold has its own head and its own dev fold; where dev chooses lambda, each fold may choose another. A row counts
 the folds in which it was scored on test: give the recipe --test-all to have every row in all of them.
+
+``--keep esc50_table1.json`` writes what the sweeps measured as a small file, of which ``recipes/shared/page.py`` makes
+tables (``over_folds``, ``chosen_over_folds``), and draws the means on dev next to it.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import math
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+sys.path[:0] = [str(Path(__file__).resolve().parents[1] / "shared")]
+import lambdas
 
 from s3prl_ext.errors import DataError, as_command
+from s3prl_ext.metrics import heading
 from s3prl_ext.papers.figures import mam_figure
 from s3prl_ext.sweeps.grid import BASELINE, Arm
 from s3prl_ext.sweeps.selection import point
 from s3prl_ext.sweeps.stored import StoredSweep, read_sweep
 from s3prl_ext.tables import NOTHING, Table, markdown, mean_and_deviation
+from s3prl_ext.writing import write_json
 
 TEST = "test"
 
@@ -84,12 +96,100 @@ def scores(arms: Sequence[tuple[StoredSweep, Sequence[Arm]]]) -> list[float]:
     return [found.mean for found in points if found is not None]
 
 
+def kept(sweeps: Sequence[StoredSweep]) -> dict[str, Any]:
+    """Return what ``lambdas.kept`` keeps of each fold's sweep, by the number of the fold.
+
+    Raises:
+        DataError: the folds differ in what is merged or in its lambdas.
+    """
+    folds = {str(sweep.content["settings"]["task file"]["fold"]): lambdas.kept(sweep) for sweep in sweeps}
+    first, *others = folds.values()
+    for sweep, other in zip(sweeps[1:], others):
+        if _grid(first) != _grid(other):
+            raise DataError(
+                f"{sweeps[0].path} and {sweep.path} differ in what is merged or in the values of lambda: a mean over "
+                "folds needs the same in each."
+            )
+    return {"folds": dict(sorted(folds.items()))}
+
+
+def _grid(content: Mapping[str, Any]) -> list[Any]:
+    return [[column["layers"], column["noise"], sorted(column["dev"])] for column in content["columns"]]
+
+
+def _on_dev(content: Mapping[str, Any], place: int, value: str) -> list[float]:
+    """Return for each fold the mean over draws of a column at a lambda, or the unmerged target at 0."""
+    return [
+        _mean(fold["columns"][place]["dev"][value] if float(value) else [fold["unmerged"]["dev"]])
+        for fold in content["folds"].values()
+    ]
+
+
+def _mean(scores: Sequence[Sequence[float | None]]) -> float:
+    """Return the mean of scores; NaN where a model diverged."""
+    return fmean(math.nan if score[0] is None else score[0] for score in scores)
+
+
+def grid_over_folds(content: Mapping[str, Any]) -> Table:
+    """Return mean and deviation over folds on dev: a row for each lambda, a column for what is merged, the paper's."""
+    folds = list(content["folds"].values())
+    first = folds[0]
+    places = range(len(first["columns"]))
+    rows = [["0", mean_and_deviation(_on_dev(content, 0, "0"))] + [""] * (len(places) - 1)]
+    for value in lambdas.lambdas_of(first):
+        rows.append([value, *(mean_and_deviation(_on_dev(content, place, value)) for place in places)])
+    head = ["λ", *map(lambdas.name_of, first["columns"])]
+    lambdas.add_paper(first, head, rows)
+    return Table(f"{heading(first['metric'], 'dev')}, {len(folds)} folds", head, rows)
+
+
+def chosen_over_folds(content: Mapping[str, Any]) -> Table:
+    """Return what dev chose in each fold, mean and deviation over folds, and the change by the merge, fold by fold."""
+    folds = list(content["folds"].values())
+    dev, test = ([_mean([fold["unmerged"][split]]) for fold in folds] for split in lambdas.SPLITS)
+    rows = [["unmerged", "0", mean_and_deviation(dev), mean_and_deviation(test), ""]]
+    for place, column in enumerate(folds[0]["columns"]):
+        of_folds = [fold["columns"][place] for fold in folds]
+        values = [one["chosen"] for one in of_folds]
+        on_dev = [_on_dev(content, place, value)[number] for number, value in enumerate(values)]
+        on_test = [_mean(one["test"]) for one in of_folds]
+        change = [after - before for after, before in zip(on_test, test)]
+        rows.append(
+            [lambdas.name_of(column), ", ".join(values), *map(mean_and_deviation, (on_dev, on_test)), _signed(change)]
+        )
+    splits = [heading(folds[0]["metric"], split) for split in lambdas.SPLITS]
+    head = ["merged", f"λ chosen on dev (fold {', '.join(content['folds'])})", *splits, "change on test by the merge"]
+    return Table(f"chosen on dev, {len(folds)} folds", head, rows)
+
+
+def _signed(values: Sequence[float]) -> str:
+    shown = mean_and_deviation(values)
+    return shown if shown.startswith(("-", "NaN")) else f"+{shown}"
+
+
+def means(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the means over folds on dev in the form of one sweep, for the picture."""
+    first = next(iter(content["folds"].values()))
+    columns = [
+        {**column, "dev": {value: [[fmean(_on_dev(content, place, value))]] for value in column["dev"]}}
+        for place, column in enumerate(first["columns"])
+    ]
+    return {**first, "unmerged": {"dev": [fmean(_on_dev(content, 0, "0"))]}, "columns": columns}
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sweeps", type=Path, nargs="+", help="sweep.json of finished sweeps, one per fold")
-    sweeps = [read_sweep(path) for path in parser.parse_args().sweeps]
+    parser.add_argument("--keep", type=Path, metavar="FILE", help="write what the sweeps measured, and its picture")
+    parser.add_argument("--title", default="", help="what is merged, for the picture")
+    flags = parser.parse_args()
+    sweeps = [read_sweep(path) for path in flags.sweeps]
     check_folds(sweeps)
+    if flags.keep is not None:
+        content = kept(sweeps)
+        write_json(flags.keep, content, indent=1)
+        lambdas.draw(means(content), flags.keep.with_suffix(".png"), f"{flags.title}, mean over folds".lstrip(", "))
     print(markdown(table(sweeps)))
 
 

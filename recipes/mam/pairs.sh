@@ -27,11 +27,9 @@ begin() {
   keep_settings "digits=$digits beats=$beats vit=$vit esc50=$esc50${mini:+ hubert=$hubert}"
   export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
   speech_pair=mam_hubert_large_ls960_bert_large
-  sound_pair=(-u mam_beats_iter3_vit_base)
   if [[ -n "$mini" ]]; then
     speech_pair=mam_hubert_tiny_minilm
-    sound_pair=(-g "$out/esc50/pair.yaml")
-    : "${hubert:=$out/models/hubert}" "${beats:=$out/models/beats.pt}" "${vit:=$out/models/vit}"
+    : "${hubert:=$out/models/hubert}" "${beats:=$out/models/beats-FOLD.pt}" "${vit:=$out/models/vit}"
     local corpora
     corpora="$(realpath -m "$out/corpora")"
     export S3PRL_EXT_TARGET="$hubert"
@@ -84,18 +82,24 @@ small_hubert() {
     ${steps:+--steps "$steps"}
 }
 
+# beats_of FOLD: the target of a test fold. A small one has learnt the classes of other folds, so that each fold has its own.
+beats_of() { echo "${beats//FOLD/$1}"; }
+
 # small_sound_pair: BEATs and ViT for the miniature pair, unless --beats and --vit name them; ESC-50 unless --esc50 does.
 small_sound_pair() {
-  local few=""
+  local few="" fold
   [[ -z "$steps" ]] || few=$(((steps + 37) / 38))   # epochs of 38 steps
   if [[ -z "$esc50" ]]; then mini_corpora esc50; fi
   execute mkdir -p "$out/models" "$out/esc50"
-  unless "$beats" python "$RECIPES/mam/train_small_beats.py" --esc50 "$ESC50" --out "$beats" ${few:+--epochs "$few"}
   unless "$vit" python "$RECIPES/mam/train_small_vit.py" --out "$vit" ${few:+--epochs "$few"}
-  if [[ -z "$dry_run" ]]; then
-    printf 'target: {upstream: beats_local, ckpt: "%s"}\nsource: {model: "%s"}\nlambda: 0.1\n' "$beats" "$vit" \
-      >"$out/esc50/pair.yaml"
-  fi
+  for fold in $(listed "$folds"); do
+    unless "$(beats_of "$fold")" python "$RECIPES/mam/train_small_beats.py" --esc50 "$ESC50" --fold "$fold" \
+      --out "$(beats_of "$fold")" ${few:+--epochs "$few"}
+    if [[ -z "$dry_run" ]]; then
+      printf 'target: {upstream: beats_local, ckpt: "%s"}\nsource: {model: "%s"}\nlambda: 0.1\n' \
+        "$(beats_of "$fold")" "$vit" >"$out/esc50/pair-$fold.yaml"
+    fi
+  done
 }
 
 # keep_sweeps TABLE WHAT: what each sweep of a table measured as a small file with a picture; pages are made of such files.
@@ -106,13 +110,13 @@ keep_sweeps() {
   done
 }
 
-# mean_of_folds FOLDER: one table over the folds of ESC-50 whose sweeps are in FOLDER, where there are several.
+# mean_of_folds TABLE WHAT: one table over the folds of ESC-50, where there are several, as a small file with a picture too.
 mean_of_folds() {
   local unit files=()
   for unit in $(units); do
-    [[ "$unit" != esc50-* ]] || files+=("$1/$unit/sweep.json")
+    [[ "$unit" != esc50-* ]] || files+=("$out/$1/$unit/sweep.json")
   done
-  [[ ${#files[@]} -lt 2 ]] || execute python "$RECIPES/mam/folds.py" "${files[@]}"
+  [[ ${#files[@]} -lt 2 ]] || execute python "$RECIPES/mam/folds.py" "${files[@]}" --keep "$out/esc50_$1.json" --title "$2"
 }
 
 # heads: fit the linear head of every fold of ESC-50 on the unmerged target. Speech recognition needs none.
@@ -120,7 +124,7 @@ heads() {
   local fold
   wants esc50 || return 0
   for fold in $(listed "$folds"); do
-    train "$out/esc50/head-$fold" -u beats_local -k "$beats" -d esc50 -c esc50/mam \
+    train "$out/esc50/head-$fold" -u beats_local -k "$(beats_of "$fold")" -d esc50 -c esc50/mam \
       -o "config.downstream_expert.fold=$fold${mini:+,,config.downstream_expert.datarc.num_workers=0}"
   done
 }
@@ -129,7 +133,8 @@ heads() {
 experiment() {
   local fold="${1##*-}"
   if [[ "$1" == esc50-* ]]; then
-    pair=("${sound_pair[@]}")
+    pair=(-u mam_beats_iter3_vit_base)
+    [[ -z "$mini" ]] || pair=(-g "$out/esc50/pair-$fold.yaml")
     task=(-d esc50 -c esc50/mam -o "config.downstream_expert.fold=$fold${mini:+,,config.downstream_expert.datarc.num_workers=0},,config.downstream_expert.head.ckpt='$out/esc50/head-$fold/dev-best.ckpt'")
   else
     pair=(-u "$speech_pair")

@@ -12,9 +12,10 @@
 #   --out DIR          folder for everything (default: exp/mam); the tables of MAM share it
 #   --mini             miniature corpora and small models on a CPU; --recordings DIR makes the corpora of recordings (strings
 #                      of spoken digits, --digits N of them, 300; without recordings all speech is synthesised, its figures
-#                      mean nothing). Small models of your own: --hubert DIR (default: S3PRL_EXT_TARGET), --beats FILE,
-#                      --vit DIR; what is not given is trained here. --esc50 DIR: a whole ESC-50-master. --steps N shortens
-#                      every training
+#                      mean nothing). Small models of your own: --hubert DIR (default: S3PRL_EXT_TARGET), --vit DIR,
+#                      --beats FILE (FOLD in its name stands for the test fold; without it one that has seen no label of
+#                      any fold); what is not given is trained here. --esc50 DIR: a whole ESC-50-master. --steps N
+#                      shortens every training
 #   --stage N --stop-stage N   1 corpora and small models, 2 heads, 3 sweeps
 #   --dry-run          print the commands
 #
@@ -39,5 +40,5 @@ if due 3 "lambda and noise"; then
       ${lambdas:+--lambda "$lambdas"} --draws "$draws" ${test_all:+--test-all} -p "$out/table1/$unit"
   done
   keep_sweeps table1 "text or image attention against noise"
-  mean_of_folds "$out/table1"
+  mean_of_folds table1 "text or image attention against noise"
 fi

@@ -13,9 +13,10 @@
 #   --out DIR          folder for everything (default: exp/mam); the tables of MAM share it
 #   --mini             miniature corpora and small models on a CPU; --recordings DIR makes the corpora of recordings (strings
 #                      of spoken digits, --digits N of them, 300; without recordings all speech is synthesised, its figures
-#                      mean nothing). Small models of your own: --hubert DIR (default: S3PRL_EXT_TARGET), --beats FILE,
-#                      --vit DIR; what is not given is trained here. --esc50 DIR: a whole ESC-50-master. --steps N shortens
-#                      every training
+#                      mean nothing). Small models of your own: --hubert DIR (default: S3PRL_EXT_TARGET), --vit DIR,
+#                      --beats FILE (FOLD in its name stands for the test fold; without it one that has seen no label of
+#                      any fold); what is not given is trained here. --esc50 DIR: a whole ESC-50-master. --steps N
+#                      shortens every training
 #   --stage N --stop-stage N   1 corpora and small models, 2 heads, 3 target and MAM, 4 FT, 5 MAM + FT, 6 L-MAM + FT, 7 table
 #   --dry-run          print the commands
 #

@@ -1,8 +1,8 @@
 """Train a small BEATs on ESC-50 from scratch and save it in the released format: a target for merges on a CPU.
 
 It is trained on the folds that `-d esc50` trains on with the same test fold, and is a target for that fold only. Its
-linear head takes the mean over all tokens; short cuts of the clips come first, whole ones at the end. An interrupted run
-goes on from OUT.state.
+linear head takes the mean over all tokens; short cuts of the clips come first, whole ones at the end. An interrupted
+run goes on from OUT.state.
 
     python recipes/mam/train_small_beats.py --esc50 $ESC50 --fold 4 --out beats_small.pt
 """

@@ -88,23 +88,24 @@ def grid_table(content: Mapping[str, Any]) -> Table:
     """Return the scores on dev: a row for each lambda, a column for what is merged, and the paper's."""
     columns = content["columns"]
     rows = [["0", _shown([content["unmerged"]["dev"]])] + [""] * (len(columns) - 1)]
-    rows += [[value, *(_shown(column["dev"].get(value, ())) for column in columns)] for value in _lambdas(content)]
+    rows += [[value, *(_shown(column["dev"].get(value, ())) for column in columns)] for value in lambdas_of(content)]
     title = f"{heading(content['metric'], 'dev')}, {content['items']['dev']} utterances"
     head = ["λ", *map(name_of, columns)]
+    add_paper(content, head, rows)
     otherwise = content.get("otherwise")
-    if content["task"] in MAM_CORPORA and not otherwise:
-        printed = {
-            name_of(column): [
-                mam_figure(content["task"], column["layers"], column["noise"], float(row[0])) for row in rows
-            ]
-            for column in columns
-        }
-        for name, figures in printed.items():
-            if any(figures[1:]):  # in the unmerged model none of these layers is merged
-                head.append(f"paper: {name}")
-                for row, figure in zip(rows, figures, strict=True):
-                    row.append(figure or NOTHING)
     return Table(title, head, rows, (f"The merges are not MAM's: {', '.join(otherwise)}.",) if otherwise else ())
+
+
+def add_paper(content: Mapping[str, Any], head: list[str], rows: Sequence[list[str]]) -> None:
+    """Add the paper's figures to a table whose rows begin with lambda, where merges and corpus are the paper's."""
+    if content["task"] not in MAM_CORPORA or content.get("otherwise"):
+        return
+    for column in content["columns"]:
+        figures = [mam_figure(content["task"], column["layers"], column["noise"], float(row[0])) for row in rows]
+        if any(figures[1:]):  # in the unmerged model none of these layers is merged
+            head.append(f"paper: {name_of(column)}")
+            for row, figure in zip(rows, figures, strict=True):
+                row.append(figure or NOTHING)
 
 
 def chosen_table(content: Mapping[str, Any]) -> Table:
@@ -126,7 +127,7 @@ def aligned_table(content: Mapping[str, Any]) -> Table:
     """
     first = next(iter(content.values()))
     _check_alike(content)
-    values = [value for value in _lambdas(first) if all(value in _lambdas(sweep) for sweep in content.values())]
+    values = [value for value in lambdas_of(first) if all(value in lambdas_of(sweep) for sweep in content.values())]
     columns = [(value, place) for value in values for place in range(len(first["columns"]))]
     rows = [
         [ALIGNMENTS.get(name, name), *(_shown(sweep["columns"][place]["dev"][value]) for value, place in columns)]
@@ -157,7 +158,8 @@ def _columns(content: Mapping[str, Any]) -> list[list[Any]]:
     return [[column["layers"], column["noise"]] for column in content["columns"]]
 
 
-def _lambdas(content: Mapping[str, Any]) -> list[str]:
+def lambdas_of(content: Mapping[str, Any]) -> list[str]:
+    """Return the values of lambda above 0, in order."""
     return sorted({value for column in content["columns"] for value in column["dev"] if float(value)}, key=float)
 
 

@@ -3,8 +3,8 @@
     python recipes/shared/page.py recipes/whisper/RESULTS.md
 
 A table stands between ``<!-- heads.json methods_ks.json ks -->`` and ``<!-- end -->``: the mark names packed studies
-and one of their tasks, or a file of ``lambdas.py``, ``comparisons.py`` or ``table5.py`` and one of its tables, such as
-``<!-- vctk_noise.json chosen -->``.
+and one of their tasks, or a file of ``lambdas.py``, ``comparisons.py``, ``folds.py`` or ``table5.py`` and one of its
+tables, such as ``<!-- vctk_noise.json chosen -->``.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 RECIPES = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(RECIPES / folder) for folder in ("shared", "whisper", "mam")]
 import comparisons
+import folds
 import lambdas
 import methods
 import races
@@ -33,6 +34,7 @@ MARK = re.compile(r"<!--[^>]*\.json[^>]*-->")  # also one that is misspelt, or w
 TABLES = {
     "grid": lambdas.grid_table, "chosen": lambdas.chosen_table, "aligned": lambdas.aligned_table,
     "changes": comparisons.changes, "categories": comparisons.categories, "tuned": table5.table,
+    "over_folds": folds.grid_over_folds, "chosen_over_folds": folds.chosen_over_folds,
 }  # fmt: skip
 
 
