@@ -6,6 +6,7 @@ The metadata of an editable installation of this package keep the version of the
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cache
 from importlib import metadata
 
 import s3prl_ext
@@ -17,8 +18,12 @@ def versions_of(packages: Iterable[str]) -> dict[str, str | None]:
 
 
 def _version(package: str) -> str | None:
-    if package == s3prl_ext.__name__:
-        return s3prl_ext.__version__
+    return s3prl_ext.__version__ if package == s3prl_ext.__name__ else _installed(package)
+
+
+@cache
+def _installed(package: str) -> str | None:
+    """Return the version of a distribution; its files are read once, as its code is."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

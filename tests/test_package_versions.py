@@ -30,6 +30,6 @@ def test_the_version_is_that_of_the_code():
 
 
 def test_the_metadata_of_installations_are_read_in_one_place():
-    """But for the page of ``doctor``, which shows distributions, and the version of transformers alone."""
+    """But for the page of ``doctor``, which shows distributions."""
     files = {path.stem for path in PACKAGE_DIR.rglob("*.py") if "metadata.version(" in path.read_text(encoding="utf-8")}
-    assert files == {"package_versions", "doctor", "upstream_settings"}
+    assert files == {"package_versions", "doctor"}

@@ -7,7 +7,6 @@ lack of them is not compared.
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 import logging
 import re
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from s3prl_ext.errors import DataError
 from s3prl_ext.model_settings import OF_STORAGE
+from s3prl_ext.package_versions import versions_of
 
 if TYPE_CHECKING:  # torch is not needed to compare
     from torch import nn
@@ -40,7 +40,7 @@ OF_TRAINING = re.compile(
     r"dropout|layerdrop|^mask_(time|feature)_"
 )  # settings of transformers that leave features alone
 KEY = "upstream_settings"  # of stated settings in result files and in the info of a delta
-VERSION = "transformers"  # key of the version that has read the settings
+VERSION = "transformers"  # the package that has read the settings, key of its version
 
 
 def stated_settings(module: nn.Module) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def stated_settings(module: nn.Module) -> dict[str, Any]:
         if hasattr(extractor, "to_dict"):
             found |= _plain("preprocessing", extractor.to_dict())
     if found:
-        found[VERSION] = importlib.metadata.version("transformers")
+        found[VERSION] = versions_of((VERSION,))[VERSION]
     if not configs and hasattr(module, "get_downsample_rates"):  # an upstream, not a head or featurizer
         found |= _of_models(module)
     options: Any = getattr(module, "feature_options", None)
