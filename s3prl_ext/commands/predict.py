@@ -19,6 +19,7 @@ from s3prl_ext.prediction.model import Model
 from s3prl_ext.prediction.recordings import find
 from s3prl_ext.prediction.results import AudioResult, Failure
 from s3prl_ext.prediction.separation import SourceDecoder
+from s3prl_ext.prediction.verification import VoiceDecoder, no_reference
 from s3prl_ext.prediction.writing import AudioFolder, Formatter, whole_file
 from s3prl_ext.writing import check_out_file
 
@@ -50,6 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             flags.model, device=flags.device, upstream=flags.upstream, upstream_ckpt=flags.upstream_ckpt,
             upstream_model_config=flags.upstream_model_config, options=options,
         )  # fmt: skip
+        if isinstance(model.decoder, VoiceDecoder) and problems and problems[0][0] == Path(flags.audio[0]):
+            raise no_reference(problems[0][1])
         audio = _audio_folder(flags.write_audio, model, files, flags.overwrite)
         formatter = Formatter(flags.format or format_of(flags.out), model.decoder, files)
         write(formatter.header())

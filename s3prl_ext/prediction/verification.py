@@ -51,6 +51,11 @@ class VoiceHead(nn.Module):
         return normalize(self.model.inference(hidden, hidden.new_zeros(1, hidden.shape[1])), dim=-1)[0]
 
 
+def no_reference(error: str) -> DataError:
+    """Return the error of a call whose first input gives no recording."""
+    return DataError(f"no score without the first recording, which the others are compared with: {error}")
+
+
 class VoiceDecoder(Decoder):
     """Embeddings of whole recordings, silence cut out as in the corpus; of long ones, of the first window of sound."""
 
@@ -105,8 +110,6 @@ class VoiceDecoder(Decoder):
                 first = first or result
                 yield replace(result, score=result.likeness(first), against=first.file)
             elif first is None and isinstance(result, Failure):
-                raise DataError(
-                    f"no score without the first recording, which the others are compared with: {result.error}"
-                )
+                raise no_reference(result.error)
             else:
                 yield result

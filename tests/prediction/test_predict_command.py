@@ -83,6 +83,9 @@ def test_the_five_files(build, clips, tmp_path, task, capsys, hubert_folder):
         assert all(0 < row["probability"] <= 1 for row in pieces)
     elif task == "asv":
         assert stereo["score"] == pytest.approx(1) and "the first 150 s of sound count" in long["notes"][0]
+        (tmp_path / "empty").mkdir()
+        with pytest.raises(DataError, match=r"no score without the first recording, .*empty contains no audio file"):
+            main([str(tmp_path / "exp"), str(tmp_path / "empty"), stereo["file"], telephone["file"]])
     elif task == "sd":
         assert long["turns"]
     elif task in AUDIO:
