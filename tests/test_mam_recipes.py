@@ -118,7 +118,7 @@ def test_table5_has_every_arm_and_seed(task: str, tmp_path: Path) -> None:
     assert sum("lmam_ft_1e-2-3 " in line for line in other if "-m train" in line) == 1
     sound = commands(run(tmp_path, "table5.sh", "--dry-run", "--tasks", "esc50", "--seeds", "3"))
     assert sum("-u lmam_beats_iter3_vit_base -g lambda=0.1,,layers=4-11" in line for line in sound) == 5
-    assert sound[-1].endswith("table5.py exp/mam esc50 --learnt lmam_ft")
+    assert sound[-1].endswith("table5.py exp/mam esc50 --learnt lmam_ft --keep exp/mam/esc50_table5.json")
 
 
 def test_a_choice_that_fails_is_no_choice(tmp_path: Path) -> None:

@@ -63,5 +63,5 @@ for arm in "4 ft" "5 mam_ft" "6 $lmam"; do
 done
 if due 7 "table"; then
   for unit in $(units); do execute python "$RECIPES/mam/table5.py" "$out" "$unit" --learnt "$lmam" --keep "$out/${unit}_table5.json"; done
-  [[ $(units | grep -c "^esc50-") -lt 2 ]] || execute python "$RECIPES/mam/table5.py" "$out" esc50 --learnt "$lmam"
+  [[ $(units | grep -c "^esc50-") -lt 2 ]] || execute python "$RECIPES/mam/table5.py" "$out" esc50 --learnt "$lmam" --keep "$out/esc50_table5.json"
 fi

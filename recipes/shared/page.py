@@ -29,7 +29,7 @@ from s3prl_ext.evaluation.predictions import read_json
 from s3prl_ext.tables import Table, grid
 from s3prl_ext.writing import write_text
 
-MARKED = re.compile(r"(<!-- ((?:[\w/]+\.json )+)(\w+(?: short)?) -->\n).*?(<!-- end -->)", re.DOTALL)
+MARKED = re.compile(r"(<!-- ((?:[\w/-]+\.json )+)(\w+(?: short)?) -->\n).*?(<!-- end -->)", re.DOTALL)
 MARK = re.compile(r"<!--[^>]*\.json[^>]*-->")  # also one that is misspelt, or whose table has no end
 TABLES = {
     "grid": lambdas.grid_table, "chosen": lambdas.chosen_table, "aligned": lambdas.aligned_table,
