@@ -104,16 +104,20 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1.0, help="length of a clip (default 1)")
     parser.add_argument("--runs", type=int, default=5, help="steps timed per process (default 5)")
     parser.add_argument("--rounds", type=int, default=3, help="processes per way (default 3)")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS, help="full and some others (default: all)")
     flags = parser.parse_args()
-    found: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}
+    ways = [way for way in WAYS if way == "full" or way in flags.ways]
+    found: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
     for _ in range(flags.rounds):
-        for way in WAYS:
+        for way in ways:
             found[way].append(measure.forked(lambda way=way: steps(way, flags)))
     rows = {}
     for way, runs in found.items():
         seconds, memory = (median(run[key] for run in runs) for key in ("seconds", "extra_mb"))
         rows[way] = {"seconds": seconds, "extra_mb": memory, "weights": runs[0]["weights"]}
         for other in ("full", PEER.get(way, "full")):
+            if other not in found:
+                continue
             pairs = list(zip(runs, found[other], strict=True))
             times = [a["seconds"] / b["seconds"] for a, b in pairs]
             rows[way][f"time_over_{other}"] = median(times)
