@@ -466,7 +466,7 @@ def test_printed_tables_are_those_of_the_result_files(folder, tmp_path):
     done = subprocess.run([*command, str(page)], check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     text = page.read_text()
-    marked = {name for names in re.findall(r"<!-- ((?:\w+\.json )+)\w+ -->", text) for name in names.split()}
+    marked = {name for names in re.findall(r"<!-- ((?:[\w-]+\.json )+)\w+ -->", text) for name in names.split()}
     drawn = set(re.findall(r"\]\((masks_\w+\.json)\)", text))  # whose numbers are in a picture
     assert marked | drawn == {path.name for path in page.parent.glob("*.json")}
     copy = tmp_path / folder
