@@ -28,7 +28,7 @@ from s3prl_ext.papers.figures import mam_figure
 from s3prl_ext.sweeps.grid import BASELINE, Arm
 from s3prl_ext.sweeps.selection import point
 from s3prl_ext.sweeps.stored import StoredSweep, read_sweep
-from s3prl_ext.tables import NOTHING, Table, markdown, mean_and_deviation
+from s3prl_ext.tables import NOTHING, Table, counted, markdown, mean_and_deviation
 from s3prl_ext.writing import write_json
 
 TEST = "test"
@@ -140,7 +140,7 @@ def grid_over_folds(content: Mapping[str, Any]) -> Table:
         rows.append([value, *(mean_and_deviation(_on_dev(content, place, value)) for place in places)])
     head = ["λ", *map(lambdas.name_of, first["columns"])]
     lambdas.add_paper(first, head, rows)
-    return Table(f"{heading(first['metric'], 'dev')}, {len(folds)} folds", head, rows)
+    return Table(f"{heading(first['metric'], 'dev')}, {counted(folds, 'fold')}", head, rows)
 
 
 def chosen_over_folds(content: Mapping[str, Any]) -> Table:
@@ -159,7 +159,7 @@ def chosen_over_folds(content: Mapping[str, Any]) -> Table:
         )
     splits = [heading(folds[0]["metric"], split) for split in lambdas.SPLITS]
     head = ["merged", f"λ chosen on dev (fold {', '.join(content['folds'])})", *splits, "change on test by the merge"]
-    return Table(f"chosen on dev, {len(folds)} folds", head, rows)
+    return Table(f"chosen on dev, {counted(folds, 'fold')}", head, rows)
 
 
 def _signed(values: Sequence[float]) -> str:
