@@ -64,7 +64,7 @@ $(INSTALLED): pyproject.toml setup.py constraints.txt s3prl_ext.pth
 	$(BIN)/python -m pip install --disable-pip-version-check --no-compile -q -c constraints.txt torch
 	$(BIN)/python -m pip install --disable-pip-version-check --no-compile -q -c constraints.txt -e '.[demo,dev]'
 	@$(BIN)/python -m pip install --disable-pip-version-check --no-compile -q -c constraints.txt pesq || echo 'pesq is not installed: it is built by a C compiler with the headers of Python (python3-dev). Tests of enhancement are skipped.'
-	@$(BIN)/python -c 'import compileall, re, sysconfig; compileall.compile_dir(sysconfig.get_path("purelib"), quiet=2, workers=0, rx=re.compile("/tests?/|/ray/"))'
+	@$(BIN)/python -c 'import compileall, re, sysconfig; root = sysconfig.get_path("purelib"); compileall.compile_dir(root, quiet=2, workers=0, rx=re.compile(re.escape(root) + "/(.*/)?(tests?|ray)/"))'
 	@touch $@
 
 clean:
