@@ -82,7 +82,7 @@ small_hubert() {
     ${steps:+--steps "$steps"}
 }
 
-# beats_of FOLD: the target of a test fold. A small one has learnt the classes of other folds, so that each fold has its own.
+# beats_of FOLD: the target of a test fold. A small one is trained with the labels of three folds, so each fold has its own.
 beats_of() { echo "${beats//FOLD/$1}"; }
 
 # small_sound_pair: BEATs and ViT for the miniature pair, unless --beats and --vit name them; ESC-50 unless --esc50 does.

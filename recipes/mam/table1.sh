@@ -13,9 +13,9 @@
 #   --mini             miniature corpora and small models on a CPU; --recordings DIR makes the corpora of recordings (strings
 #                      of spoken digits, --digits N of them, 300; without recordings all speech is synthesised, its figures
 #                      mean nothing). Small models of your own: --hubert DIR (default: S3PRL_EXT_TARGET), --vit DIR,
-#                      --beats FILE (FOLD in its name stands for the test fold; without it one that has seen no label of
-#                      any fold); what is not given is trained here. --esc50 DIR: a whole ESC-50-master. --steps N
-#                      shortens every training
+#                      --beats FILE (FOLD in its name stands for the test fold; a file for all folds must not have been
+#                      trained with labels of ESC-50); what is not given is trained here. --esc50 DIR: a whole
+#                      ESC-50-master. --steps N shortens every training
 #   --stage N --stop-stage N   1 corpora and small models, 2 heads, 3 sweeps
 #   --dry-run          print the commands
 #
