@@ -5,14 +5,15 @@ And of a child network.
 ``python -m benchmarks.feature_cache``: HuBERT of base size with random weights, weighted sum of its 13 hidden states,
 4 clips of 1 s, mean pooling and a linear head, AdamW. CPU time of a step once the clips are in the cache, which is what
 epochs from the second one take. Then a step of a child network of density 0.01 of the same model, with the output of
-the extractor from the cache against a computed one. The files are in the system's cache of files, as they are on a
-machine with memory for them.
+the extractor from the cache against a computed one, and the forward pass that an arm of a sweep takes. The files are in
+the system's cache of files, as they are on a machine with memory for them.
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -81,9 +82,21 @@ def child_step() -> Any:
     return step, model
 
 
-def extractor_row(runs: int) -> dict[str, Any]:
-    """Return the row of the extractor's cache."""
-    (cached, model), (plain, _) = child_step(), child_step()
+def arm() -> Any:
+    """Return the forward pass of the same clips in an arm of a sweep, which nothing trains, and the model."""
+    model = base_model().eval()
+    wavs = torch.randn(CLIPS, 16000, generator=torch.Generator().manual_seed(0))
+
+    @torch.no_grad()
+    def forward() -> None:
+        model(wavs)
+
+    return forward, model
+
+
+def extractor_row(made: Callable[[], Any], runs: int) -> dict[str, Any]:
+    """Return the row of the extractor's cache, for what `made` returns with its model."""
+    (cached, model), (plain, _) = made(), made()
     with tempfile.TemporaryDirectory() as folder:
         ExtractorCache(extractor_of(model), Path(folder)).attach()
         row = measure.alternate(cached, plain, runs)
@@ -110,7 +123,8 @@ def main() -> None:
             row = measure.alternate(step_of(cached, wavs), step_of(plain, wavs), flags.runs)
             size = sum(path.stat().st_size for path in Path(folder).rglob("*.safetensors")) / CLIPS
             rows[f"weighted sum, {dtype}"] = row | {"times": 1 / row["ratio"], "mb_per_clip": size / 1e6}
-    rows["child network, extractor"] = extractor_row(max(flags.runs, 5))
+    rows["child network, extractor"] = extractor_row(child_step, max(flags.runs, 5))
+    rows["arm of a sweep, extractor"] = extractor_row(arm, max(flags.runs, 5))
     measure.report("feature_cache", rows)
 
 

@@ -21,6 +21,7 @@ from s3prl_ext.merging.config import MergeConfig
 from s3prl_ext.run_checks import check_same_command, refuse_untrained_head
 from s3prl_ext.run_flags import default_task_file, literals, overrides_of, preset_path
 from s3prl_ext.run_folder import RunFolder
+from s3prl_ext.training.batching.feature_cache import FeatureCache
 from s3prl_ext.training.checkpoint import Checkpoint
 from s3prl_ext.training.devices import check_device
 from s3prl_ext.training.known_settings import check_overrides, known_tasks
@@ -71,8 +72,15 @@ class SweepRunner(Runner):
         self._merge = merge
         super().__init__(args, config)
 
-    def _open_cache(self) -> None:
-        """Keep no features: each arm has an upstream of its own."""
+    def _open_cache(self) -> FeatureCache | None:
+        """Open the cache of what no arm changes: the extractor, and the features where the task's decoder is merged.
+
+        Features of a merged upstream are not kept: each arm has one of its own.
+        """
+        if self.runner_config.cache == "extractor":
+            self._keep_extractor_output()
+            return None
+        return super()._open_cache() if self._merge.target.prefix else None
 
     @property
     def target_attention(self) -> AttentionWeights:

@@ -120,6 +120,7 @@ def _run(flags: argparse.Namespace, config: MergeConfig, grid: Grid) -> Path:
             one = Resources(gpus=1 if args.device == "cuda" else 0)  # cuda:1 names the GPU of all parts
             engine = open_engine(flags.engine, flags.jobs, one, 0, flags.expdir)
             sweep.others = lambda check: parts.score(sweep.store, engine, flags.jobs, flags.argv, check)
+        runner.announce_cache([sweep.dev, *([sweep.test] if sweep.test else [])])
         summary = sweep.run()
     except BaseException:  # the Runner of a command ends with SystemExit
         remove_if_empty(flags.expdir)
@@ -275,11 +276,12 @@ def _similar(by: str, k: int, file: str, pair: ModelPair, task: Any) -> tuple[in
 
 def _settings(runner: SweepRunner, pair: ModelPair) -> dict[str, Any]:
     """Return everything except arms and data that decides a result, as plain values."""
-    args = runner.args
+    args, cache = runner.args, runner.runner_config.cache
     return {
         "task": args.downstream,
         "variant": args.downstream_variant,
         "task file": runner.stored_config["downstream_expert"],
+        "runner.cache": f"{cache} in {runner.runner_config.cache_dtype}" if runner.clip_store else None,
         "share of each split": runner.runner_config.evaluate_ratio,
         "seed": args.seed,
         "features": [

@@ -395,7 +395,6 @@ class RunBuilder(_StockRunner):
             return None
         methods = [METHODS[tuning.method] for tuning in self.task_file.tunings] if self.racing else []
         trains = self.upstream.trainable or any(method.trains_upstream for method in methods)
-        folder = Path(settings.cache_folder).expanduser() if settings.cache_folder else default_folder()
         upstream = unwrapped(self.upstream.model)
         if settings.cache == "extractor":
             if not trains and self.args.mode != "train":
@@ -404,9 +403,7 @@ class RunBuilder(_StockRunner):
                 raise UsageError("runner.cache: this upstream does not train; take features in place of extractor.")
             if self.tuning is None:
                 check_frozen(upstream)
-            cache = ExtractorCache(extractor_of(upstream), folder, settings.cache_dtype, self.args.device)
-            cache.attach()
-            self.clip_store = cache.store
+            self._keep_extractor_output()
             return None
         if trains:
             raise UsageError(
@@ -418,9 +415,22 @@ class RunBuilder(_StockRunner):
             "-g": self.args.upstream_model_config,
         }
         featurizer = unwrapped(self.featurizer.model)
-        features = FeatureCache(upstream, featurizer, facts, folder, settings.cache_dtype, self.args.device)
+        features = FeatureCache(upstream, featurizer, facts, self._cache_folder, settings.cache_dtype, self.args.device)
         self.clip_store = features.store
         return features
+
+    def _keep_extractor_output(self) -> None:
+        """Let the extractor answer from its files."""
+        extractor = extractor_of(unwrapped(self.upstream.model))
+        cache = ExtractorCache(extractor, self._cache_folder, self.runner_config.cache_dtype, self.args.device)
+        cache.attach()
+        self.clip_store = cache.store
+
+    @property
+    def _cache_folder(self) -> Path:
+        """Where the files of ``runner.cache`` are."""
+        given = self.runner_config.cache_folder
+        return Path(given).expanduser() if given else default_folder()
 
     @property
     def models(self) -> TaskModels:

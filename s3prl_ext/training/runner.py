@@ -85,7 +85,7 @@ class Runner(RunBuilder, StockRunner):
         check_splits(self.models.unwrapped(), self._splits())
         if self.candidate is not None and not self.replaces:
             read_record(folder)  # a corrupt one is reported before anything is trained
-        self._announce_cache([self.runner_config.train_dataloader, *self._splits()])
+        self.announce_cache([self.runner_config.train_dataloader, *self._splits()])
         self._warn_of_a_part(self.runner_config.eval_dataloaders)
         self.total_steps = self.runner_config.total_steps or self._steps_of_epochs(self.runner_config.epochs)
         self._check_choices()
@@ -135,10 +135,11 @@ class Runner(RunBuilder, StockRunner):
                 **self._upstream_facts(), **self._changed(),
             )  # fmt: skip
 
-    def _announce_cache(self, splits: Sequence[str]) -> None:
-        """Say before the start how much room the files of some splits take."""
+    def announce_cache(self, splits: Sequence[str]) -> None:
+        """Say before the start how much room the files of some splits take, which the task must have."""
         if self.clip_store is None or not distributed.is_leader():
             return
+        check_splits(self.models.unwrapped(), splits)
         with randomness.preserved():
             downstream = unwrapped(self.downstream.model)
             loaders = [open_split(downstream, split) for split in dict.fromkeys(splits)]
@@ -242,8 +243,7 @@ class Runner(RunBuilder, StockRunner):
             started = time.monotonic()
             writes = from_command_line and distributed.is_leader()
             if from_command_line:
-                check_splits(self.models.unwrapped(), [split] if self.clip_store else [])
-                self._announce_cache([split])
+                self.announce_cache([split])
                 self._warn_of_a_part([split])
             stack.enter_context(locks.evaluation(self.args.expdir, active=writes))
             with result_file.failures_recorded(self.args, self.config, split, writes, self.corpus):

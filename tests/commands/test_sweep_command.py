@@ -105,6 +105,40 @@ def test_zero_shot_with_the_targets_own_head(sweep, pair, capsys):
     assert (folder / "arms" / "target" / "transcripts-dev.jsonl").is_file()
 
 
+def test_arms_share_what_the_extractor_gives(sweep, tmp_path, monkeypatch, capsys, caplog):
+    """In batches of one the scores are those without files; a sweep is not gone on with with another setting."""
+    alone = f"{HEAD},,config.downstream_expert.datarc.eval_batch_size=1"
+    cached = f"{alone},,config.runner.cache='extractor',,config.runner.cache_folder='{tmp_path / 'cache'}'"
+    flags = ("--lambda", "0,0.25,0.5,0.75,1", "--metric", "cer", "--test-all")
+
+    def task(override: str) -> tuple[str, ...]:
+        return ("-d", "ljspeech", "-c", "ljspeech/mini", "-o", override)
+
+    from transformers.models.hubert.modeling_hubert import HubertFeatureEncoder
+
+    computed: list[int] = []
+    forward = HubertFeatureEncoder.forward
+    monkeypatch.setattr(
+        HubertFeatureEncoder, "forward", lambda self, wavs: computed.append(len(wavs)) or forward(self, wavs)
+    )
+    plain = sweep(*flags, expdir="plain", task=task(alone))
+    without = sum(computed)
+    computed.clear()
+    with caplog.at_level("INFO"):
+        kept = sweep(*flags, expdir="kept", task=task(cached))
+    assert metrics_by_arm(plain) == metrics_by_arm(kept) and len(metrics_by_arm(kept)) == 10
+    assert "the extractor outputs of about 6 clips take about" in caplog.text
+    assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 6
+    assert without - sum(computed) > 2 * 6 and results(kept)["settings"]["runner.cache"] == "extractor in float32"
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        sweep(*flags, expdir="kept", task=task(alone))
+    assert 'was made with another runner.cache ("extractor in float32", now null)' in capsys.readouterr().err
+    # the features of a merged upstream are those of its arm
+    other = sweep(*flags, expdir="features", task=task(cached.replace("extractor", "features")))
+    assert metrics_by_arm(other) == metrics_by_arm(plain) and results(other)["settings"]["runner.cache"] is None
+
+
 def test_what_the_configuration_merges_is_swept(sweep, tmp_path, caplog):
     config = tmp_path / "my.yaml"
     text = config.read_text().replace("lambda: 0.5", "lambda: {default: 0.1, k_proj: 0.2, v_proj: 0}\nlayers: 1")

@@ -166,6 +166,29 @@ def test_a_sweep_merges_the_decoder_and_gives_it_back(corpus, merge_file, tmp_pa
     assert "was made with another merged part" in capsys.readouterr().err
 
 
+def test_arms_of_a_decoder_share_the_features_of_the_encoder(corpus, merge_file, tmp_path, monkeypatch):
+    monkeypatch.setenv("LJSPEECH", str(corpus))
+    override = (
+        f"config.downstream_expert.head.init='target',,config.downstream_expert.datarc.split='{corpus}/splits.json',,"
+        "config.downstream_expert.datarc.text_rule='identity',,config.downstream_expert.datarc.eval_batch_size=1"
+    )
+    cache = f",,config.runner.cache='features',,config.runner.cache_folder='{tmp_path / 'cache'}'"
+    encoded: list[int] = []
+    forward = UpstreamExpert.forward
+    monkeypatch.setattr(UpstreamExpert, "forward", lambda self, wavs: encoded.append(len(wavs)) or forward(self, wavs))
+    texts, counts = {}, {}
+    for name, more in (("plain", ""), ("kept", cache)):
+        encoded.clear()
+        flags = ["-d", "ljspeech", "-c", "ljspeech/mini", "-s", "last_hidden_state", "-o", override + more]
+        flags += ["--device", "cpu", "-p", str(tmp_path / name), "--metric", "cer", "--test-all"]
+        assert main(["sweep", "-g", merge_file(), *flags, "--lambda", "0,0.25,0.5,0.75,1"]) == 0
+        arms = (tmp_path / name / "arms").iterdir()
+        texts[name], counts[name] = {arm.name: _transcripts(arm) for arm in arms}, sum(encoded)
+    clips = len(list((tmp_path / "cache").rglob("*.safetensors")))
+    assert texts["kept"] == texts["plain"] and len(set(map(tuple, texts["kept"].values()))) > 2
+    assert clips > 0 and counts["plain"] - counts["kept"] > 2 * clips
+
+
 # -- checkpoints -------------------------------------------------------------------------------------------------------
 
 

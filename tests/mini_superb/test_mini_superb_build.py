@@ -73,7 +73,9 @@ def test_another_seed_gives_other_corpora(mini_superb, tmp_path):
 
 
 @pytest.mark.data
-def test_a_second_build_from_recordings_is_byte_identical_where_it_has_fewer_tasks(recordings, recorded_superb, tmp_path):
+def test_a_second_build_from_recordings_is_byte_identical_where_it_has_fewer_tasks(
+    recordings, recorded_superb, tmp_path
+):
     mini_superb.build(tmp_path, recordings, tasks=["ks", "asr", "sd"], overwrite=True)
     first, again = digests(recorded_superb), digests(tmp_path)
     said = {name: again.pop(name) for name in ("README.md", "env.sh")}  # which tasks there are
