@@ -408,6 +408,14 @@ def test_sweeps_are_averaged_over_the_folds_of_esc50(tmp_path: Path) -> None:
     folds.check_folds(slerp)
     table = folds.table(slerp)
     assert table.title.endswith("(slerp)") and [row[-1] for row in table.rows] == ["11.75", "-", "-"]
+    for number, (name, value) in enumerate(
+        {"source": "other", "share of each split": 0.1, "seed": 7, "noise": {"seed": 1}}.items()
+    ):
+        path = fold_sweep(tmp_path / f"other{number}", 2, {0.0: 9.0, 0.1: 8.0}, chosen=0.1, **{name: value})
+        with pytest.raises(DataError, match=f"differ in {name}: a mean over folds needs the same in each"):
+            folds.check_folds([sweeps[0], folds.read_sweep(path)])
+    weights = {"target": "1", "featurizer": "2", "head": "3"}  # a fold may have its own
+    folds.check_folds([sweeps[0], folds.read_sweep(fold_sweep(tmp_path / "own", 2, {0.0: 1.0}, chosen=0.0, **weights))])
     other = fold_sweep(tmp_path / "3", 1, {0.0: 1.0, 0.1: 2.0}, chosen=0.1, task="vctk")
     with pytest.raises(DataError, match="a sweep of vctk, which has no folds"):
         folds.check_folds([folds.read_sweep(other)])
@@ -453,6 +461,13 @@ def test_what_is_kept_of_the_folds_makes_a_page(tmp_path: Path) -> None:
     assert folds.grid_over_folds(content).rows[1][1] == folds.chosen_over_folds(content).rows[1][3] == "NaN"
     (tmp_path / "kept.json").write_text(json.dumps(content))
     page = load("page", RECIPES.parent / "shared")
+    content["folds"]["1"]["unmerged"]["test"] = None
+    for show in (
+        folds.chosen_over_folds,
+        lambda content: load("lambdas", RECIPES.parent / "shared").chosen_table(content["folds"]["1"]),
+    ):
+        with pytest.raises(DataError, match="was not scored on test"):
+            show(content)
     assert "| 0.2 | NaN | 35.00 ± 15.56 |" in page.written("<!-- kept.json over_folds -->\n<!-- end -->\n", tmp_path)
 
 

@@ -32,13 +32,14 @@ from s3prl_ext.tables import NOTHING, Table, counted, markdown, mean_and_deviati
 from s3prl_ext.writing import write_json
 
 TEST = "test"
+OF_A_FOLD = ("target", "featurizer", "head")  # weights that may have been trained with the labels of other folds
 
 
 def check_folds(sweeps: Sequence[StoredSweep]) -> None:
-    """Check that the sweeps are of ESC-50, of different folds, and of one kind of merge.
+    """Check that the sweeps are of ESC-50, of different folds, and in all else of one kind.
 
     Raises:
-        DataError: they are not; the mean would count one fold twice, or be over different merges.
+        DataError: they are not; the mean would count one fold twice, or be over different merges or shares of a split.
     """
     folds = []
     for sweep in sweeps:
@@ -55,6 +56,21 @@ def check_folds(sweeps: Sequence[StoredSweep]) -> None:
         if sweep.otherwise != sweeps[0].otherwise:
             kinds = [", ".join(one.otherwise) or "linear" for one in (sweeps[0], sweep)]
             raise DataError(f"{sweeps[0].path} merges {kinds[0]} and {sweep.path} {kinds[1]}: give sweeps of one kind.")
+        was, now = _common(sweeps[0]), _common(sweep)
+        if different := [name for name in {**was, **now} if was.get(name) != now.get(name)]:
+            raise DataError(
+                f"{sweeps[0].path} and {sweep.path} differ in {', '.join(different)}: a mean over folds needs the same "
+                "in each."
+            )
+
+
+def _common(sweep: StoredSweep) -> dict[str, Any]:
+    """Return what the sweeps of all folds must have in common."""
+    settings = {name: value for name, value in sweep.content["settings"].items() if name not in OF_A_FOLD}
+    section = settings["task file"]
+    head = {name: value for name, value in (section.get("head") or {}).items() if name != "ckpt"}
+    splits = {name: sweep.content.get(name) for name in ("dev", "test")}
+    return settings | {"task file": section | {"fold": None, "head": head}, "metric": sweep.metric_name} | splits
 
 
 def mean(values: Sequence[float]) -> str:
@@ -144,8 +160,14 @@ def grid_over_folds(content: Mapping[str, Any]) -> Table:
 
 
 def chosen_over_folds(content: Mapping[str, Any]) -> Table:
-    """Return what dev chose in each fold, mean and deviation over folds, and the change by the merge, fold by fold."""
+    """Return what dev chose in each fold, mean and deviation over folds, and the change by the merge, fold by fold.
+
+    Raises:
+        DataError: a fold was not scored on test.
+    """
     folds = list(content["folds"].values())
+    for fold in folds:
+        lambdas.check_test(fold)
     dev, test = ([_mean([fold["unmerged"][split]]) for fold in folds] for split in lambdas.SPLITS)
     rows = [["unmerged", "0", mean_and_deviation(dev), mean_and_deviation(test), ""]]
     for place, column in enumerate(folds[0]["columns"]):

@@ -33,9 +33,15 @@ ALIGNMENTS = {"plain": "as they are", "match": "layers by similarity", "both": "
 
 
 def kept(sweep: StoredSweep) -> dict[str, Any]:
-    """Return what tables and picture need of a sweep, without paths."""
+    """Return what tables and picture need of a sweep, without paths.
+
+    Raises:
+        DataError: it was chosen on another split than dev.
+    """
+    if _score(sweep, BASELINE, "dev") is None:
+        raise DataError(f"{sweep.path} has no scores on a split of the name dev: give a sweep without --dev.")
     settings = sweep.content["settings"]
-    head = settings["task file"]["head"]
+    head = settings["task file"].get("head") or {}
     return {
         "task": settings["task"],
         "metric": sweep.metric_name,
@@ -109,7 +115,12 @@ def add_paper(content: Mapping[str, Any], head: list[str], rows: Sequence[list[s
 
 
 def chosen_table(content: Mapping[str, Any]) -> Table:
-    """Return what dev chose in each column, and its score on test."""
+    """Return what dev chose in each column, and its score on test.
+
+    Raises:
+        DataError: the sweep was not scored on test.
+    """
+    check_test(content)
     rows = [["unmerged", "0", *(_shown([content["unmerged"][split]]) for split in SPLITS)]]
     for column in content["columns"]:
         value = column["chosen"]
@@ -117,6 +128,12 @@ def chosen_table(content: Mapping[str, Any]) -> Table:
         rows.append([name_of(column), value, _shown(dev), _shown(column["test"])])
     head = ["merged", "λ chosen on dev", *(heading(content["metric"], split) for split in SPLITS)]
     return Table(f"chosen on dev; test has {content['items']['test']} utterances", head, rows)
+
+
+def check_test(content: Mapping[str, Any]) -> None:
+    """Raise DataError where a sweep was not scored on test."""
+    if not content["unmerged"].get("test"):
+        raise DataError("the sweep was not scored on test (--test none): its page can show the table 'grid' alone.")
 
 
 def aligned_table(content: Mapping[str, Any]) -> Table:
