@@ -21,7 +21,7 @@ from s3prl_ext.merging.config import MergeConfig
 from s3prl_ext.run_checks import check_same_command, refuse_untrained_head
 from s3prl_ext.run_flags import default_task_file, literals, overrides_of, preset_path
 from s3prl_ext.run_folder import RunFolder
-from s3prl_ext.training.batching.feature_cache import FeatureCache
+from s3prl_ext.training.batching.extractor_cache import extractor_of
 from s3prl_ext.training.checkpoint import Checkpoint
 from s3prl_ext.training.devices import check_device
 from s3prl_ext.training.known_settings import check_overrides, known_tasks
@@ -72,15 +72,23 @@ class SweepRunner(Runner):
         self._merge = merge
         super().__init__(args, config)
 
-    def _open_cache(self) -> FeatureCache | None:
+    def _open_cache(self) -> None:
+        """Refuse an upstream without an extractor; the cache is opened later, by :meth:`open_cache`."""
+        if self.runner_config.cache == "extractor":
+            extractor_of(self.upstream.model)
+
+    def open_cache(self) -> None:
         """Open the cache of what no arm changes: the extractor, and the features where the task's decoder is merged.
 
-        Features of a merged upstream are not kept: each arm has one of its own.
+        To be called when everything is decided that paired inputs decide, which are no clips of the task. Features of
+        a merged upstream are not kept: each arm has its own.
         """
         if self.runner_config.cache == "extractor":
             self._keep_extractor_output()
-            return None
-        return super()._open_cache() if self._merge.target.prefix else None
+        elif self._merge.target.prefix:
+            self.cache = super()._open_cache()
+        elif self.runner_config.cache is not None:
+            logger.warning("runner.cache: features is ignored, because each arm has its own; extractor would help.")
 
     @property
     def target_attention(self) -> AttentionWeights:

@@ -213,6 +213,7 @@ def _sweep(flags: argparse.Namespace, runner: SweepRunner, pair: ModelPair, grid
         aligner=pair.aligner,
         moments=pair.prepared.moments,
     )
+    runner.open_cache()
     origin = _origin(runner.args.device)
     store = Store(flags.expdir, _settings(runner, pair), flags.overwrite, origin)
     _say_other_origin(store, origin)
@@ -276,12 +277,11 @@ def _similar(by: str, k: int, file: str, pair: ModelPair, task: Any) -> tuple[in
 
 def _settings(runner: SweepRunner, pair: ModelPair) -> dict[str, Any]:
     """Return everything except arms and data that decides a result, as plain values."""
-    args, cache = runner.args, runner.runner_config.cache
+    args = runner.args
     return {
         "task": args.downstream,
         "variant": args.downstream_variant,
         "task file": runner.stored_config["downstream_expert"],
-        "runner.cache": f"{cache} in {runner.runner_config.cache_dtype}" if runner.clip_store else None,
         "share of each split": runner.runner_config.evaluate_ratio,
         "seed": args.seed,
         "features": [
@@ -300,13 +300,15 @@ def _settings(runner: SweepRunner, pair: ModelPair) -> dict[str, Any]:
         "projections": list(pair.source.section.lambda_),
         "biases": pair.merge.config.biases,
         "noise": {"seed": pair.noise.seed, "statistics": pair.noise.statistics, "streams": STREAMS},
-    } | _options(pair)
+    } | _options(runner, pair)
 
 
-def _options(pair: ModelPair) -> dict[str, Any]:
+def _options(runner: SweepRunner, pair: ModelPair) -> dict[str, Any]:
     """Return the settings that a sweep names only where they are not the usual ones."""
+    cache = runner.runner_config
     config, facts = pair.merge.config, {key: _without_file(part) for key, part in pair.prepared.facts.items()}
     options = {
+        "runner.cache": f"{cache.cache} in {cache.cache_dtype}" if runner.clip_store else None,
         "merged part": config.target.prefix,
         "method": config.method.plain() if config.method else None,
         "base": facts["base"]["attention_sha256"] if "base" in facts else None,

@@ -105,7 +105,7 @@ def test_zero_shot_with_the_targets_own_head(sweep, pair, capsys):
     assert (folder / "arms" / "target" / "transcripts-dev.jsonl").is_file()
 
 
-def test_arms_share_what_the_extractor_gives(sweep, tmp_path, monkeypatch, capsys, caplog):
+def test_arms_share_what_the_extractor_gives(sweep, corpus, tmp_path, monkeypatch, capsys, caplog):
     """In batches of one the scores are those without files; a sweep is not gone on with with another setting."""
     alone = f"{HEAD},,config.downstream_expert.datarc.eval_batch_size=1"
     cached = f"{alone},,config.runner.cache='extractor',,config.runner.cache_folder='{tmp_path / 'cache'}'"
@@ -134,9 +134,18 @@ def test_arms_share_what_the_extractor_gives(sweep, tmp_path, monkeypatch, capsy
     with pytest.raises(SystemExit):
         sweep(*flags, expdir="kept", task=task(alone))
     assert 'was made with another runner.cache ("extractor in float32", now null)' in capsys.readouterr().err
+    # pairs that decide layers are no clips of the task, and their vectors are kept for sweeps without files too
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    rows = [f"{path}\ta sea of tea" for path in sorted((corpus / "wavs").iterdir())[:4]]
+    (tmp_path / "pairs.tsv").write_text("\n".join(["path\ttext", *rows * 5]) + "\n")
+    similar = ("--by", "swd", "--top-k", "1", "--similarity", str(tmp_path / "pairs.tsv"))
+    half = f"{cached.replace('/cache', '/half')},,config.runner.cache_dtype='float16'"
+    sweep("--lambda", "0.5", "--metric", "cer", *similar, expdir="half", task=task(half))
+    assert len(list((tmp_path / "half").rglob("*.safetensors"))) == 6
     # the features of a merged upstream are those of its arm
     other = sweep(*flags, expdir="features", task=task(cached.replace("extractor", "features")))
-    assert metrics_by_arm(other) == metrics_by_arm(plain) and results(other)["settings"]["runner.cache"] is None
+    assert metrics_by_arm(other) == metrics_by_arm(plain) and "features is ignored" in caplog.text
+    assert results(other)["settings"] == results(plain)["settings"], "reports know them as sweeps of one model"
 
 
 def test_what_the_configuration_merges_is_swept(sweep, tmp_path, caplog):

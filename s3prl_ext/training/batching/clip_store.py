@@ -181,6 +181,9 @@ def announce(store: ClipStore, loaders: Iterable[Any], padded: bool = False) -> 
         store: of the run.
         loaders: the DataLoaders of the splits that the run reads; a batch of each is looked at.
         padded: clips are as long as the longest one of their batch.
+
+    Raises:
+        UsageError: there cannot be such a folder.
     """
     clips, size = 0, 0.0
     for loader in loaders:
@@ -191,7 +194,13 @@ def announce(store: ClipStore, loaders: Iterable[Any], padded: bool = False) -> 
         clips += count
         size += count * store.bytes_per_second * length / SAMPLE_RATE
     store.room = TIMES_CLIPS * clips
-    store.root.mkdir(parents=True, exist_ok=True)
+    try:
+        store.root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"runner.cache: the folder {store.root} cannot be made ({error.strerror}): name another one with "
+            "runner.cache_folder."
+        ) from error
     free = shutil.disk_usage(store.root).free
     logger.info(
         "runner.cache: the %s of about %d clips take about %.3g GB in %s (%.3g GB are free there; clips that the task "
