@@ -126,15 +126,18 @@ def _tables(evidence: Evidence, papers: Sequence[PaperTable], flags: argparse.Na
     if not runs:
         splits = ", ".join(sorted({run.split for run in evidence.runs}))
         raise UsageError(f"--split {flags.split}: no result of that split; there are {splits}.")
-    runs = [_with_sound_utterances(run, evidence.left_out) for run in runs]
+    sound = {id(run): _with_sound_utterances(run, evidence.left_out) for run in runs}
+    every = [sound.get(id(run), run) for run in evidence.runs]  # what is shown may have been chosen on another split
+    runs = list(sound.values())
     tables: list[Table] = []
     for paper in papers:
         tables += _paper_tables(paper, runs, flags, evidence.left_out)
     if not papers:
-        superb = superb_table(runs, report_figures.diarization_scores(runs, evidence.records, evidence.left_out))
+        diarization = report_figures.diarization_scores(runs, evidence.records, evidence.left_out)
+        superb = superb_table(every, diarization, flags.split)
         tables += [superb] if superb else []
         tables += _plain_tables(runs, flags, evidence.left_out)
-    tables += transcript_tables(runs, evidence.left_out)
+    tables += transcript_tables(every, evidence.left_out) if flags.split in (None, "test") else []
     if not tables:
         raise DataError("no table could be made: " + " ".join(evidence.left_out))
     return tables

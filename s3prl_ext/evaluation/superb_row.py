@@ -35,7 +35,9 @@ class Column(NamedTuple):
         return " ".join(filter(None, (self.task.upper(), self.part, heading(self.metric))))
 
 
-def superb_table(runs: Sequence[ScoredRun], diarization: Mapping[str, SuperbScore]) -> Table | None:
+def superb_table(
+    runs: Sequence[ScoredRun], diarization: Mapping[str, SuperbScore], split: str | None = None
+) -> Table | None:
     """Return the table with a line for each model that two or more of SUPERB's tasks, or diarization, were scored with.
 
     None where there is no such model.
@@ -43,12 +45,14 @@ def superb_table(runs: Sequence[ScoredRun], diarization: Mapping[str, SuperbScor
     Of several configurations of one model and task (a search of learning rates) the one that is best on dev counts.
 
     Args:
-        runs: of all tasks and splits.
+        runs: of all tasks and splits; those on dev choose.
         diarization: SUPERB's scores of diarization runs by the file that a run comes from.
+        split: the one test split that is shown; None for that of each task.
     """
     shown = [task for task in known() if task in TASKS or any(run.task == task.name for run in runs)]
     columns = [Column(task.name, *column) for task in shown for column in task.columns()]
-    test = [run for run in runs if named(run.task).superb and run.split in reported_splits()]
+    splits = [name for name in reported_splits() if split in (None, name)]
+    test = [run for run in runs if named(run.task).superb and run.split in splits]
     names_of = _model_facts(test)
     models: dict[Any, list[ScoredRun]] = {}
     untrained: dict[Any, list[ScoredRun]] = {}  # what a layer is searched for, such as query by example

@@ -48,6 +48,11 @@ def transcript_tables(runs: Sequence[ScoredRun], left_out: list[str]) -> list[Ta
             )
         best = _best_on_dev(with_baseline, runs)
         if best is None:
+            if with_baseline:
+                left_out.append(
+                    f"MAM's Tables 4 and 6 of {task} are left out: there are {len(with_baseline)} merged runs, and no "
+                    "score on dev of each to choose by: evaluate dev too, or give one of them."
+                )
             continue
         alike = _baselines(best, plain)
         named = f"{task}, test: {' and '.join(name_rows([[alike[0]], [best]]))}"

@@ -273,6 +273,35 @@ def test_superb_line(tmp_path):
     assert "ic is hubert, lr 0.01, the best on dev of 2 configurations" in text
 
 
+def test_a_split_that_is_shown_was_chosen_on_dev_all_the_same(tmp_path, pair):
+    """SUPERB's line, and Tables 4 and 6, of which dev chooses the run."""
+    write(tmp_path / "runs/ks", content({"acc": 0.96}, downstream="speech_commands"))
+    for lr, dev, test in ((0.1, 0.8, 0.81), (0.01, 0.9, 0.7)):
+        for split, value in (("dev", dev), ("test", test)):
+            record = content({"acc": value}, split=split, downstream="fluent_commands")
+            record["config"]["optimizer"]["lr"] = lr
+            write(tmp_path / "runs" / f"ic{lr}", record)
+    for flags in ((), ("--split", "test")):
+        text, _, _ = report(tmp_path / f"out{len(flags)}", tmp_path / "runs", *flags)
+        assert superb_line(text)["IC accuracy (%) ↑"] == "70.00"
+    text, _, _ = report(tmp_path / "dev", tmp_path / "runs", "--split", "dev")
+    assert "SUPERB" not in text
+
+    other = tmp_path / "other"  # another merge, better on test
+    other.mkdir()
+    wer = write_hypotheses(other, [("one two three four", "one two three four")] * 30)
+    write(other, content({"wer": wer}, merge=merge(0.2), tuning={"method": "frozen"}))
+    text, _, _ = report(tmp_path / "undecided", *pair, other)
+    assert "MAM, Table 4" not in text
+    assert "MAM's Tables 4 and 6 of ljspeech are left out: there are 2 merged runs, and no score on dev" in text
+    for folder, value, wer in ((pair[1], 0.1, 20.0), (other, 0.2, 30.0)):
+        write(folder, content({"wer": wer}, split="dev", merge=merge(value), tuning={"method": "frozen"}))
+    for flags in ((), ("--split", "test")):
+        text, _, _ = report(tmp_path / f"chosen{len(flags)}", *pair, other, *flags)
+        shown = text.partition("MAM, Table 4")[2]
+        assert "*two* three for |" in shown
+
+
 def training(folder: Path, lr: float, seed: int, dev: dict[int, float], last: float, best: float | None) -> None:
     """Write a KS training, scored on dev by step and on test at its end, and the test of its best checkpoint."""
     record = content({"acc": last}, downstream="speech_commands", mode="train", seed=seed)
