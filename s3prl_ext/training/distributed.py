@@ -68,19 +68,22 @@ class StopRequest:
             raise Interrupted
 
     @contextmanager
-    def or_lost_worker(self) -> Iterator[None]:
+    def or_lost_worker(self, within_step: bool = False) -> Iterator[None]:
         """Around what reads batches: where a worker was lost after a stop was asked for, that is the stop.
+
+        Args:
+            within_step: batches before this one have left gradients that no checkpoint holds.
 
         Raises:
             Interrupted: a worker was lost.
-            StoppedByUser: one was lost, and other ranks may wait for this one, so that nothing can be saved.
+            StoppedByUser: one was lost within a step, or other ranks may wait for this one: nothing can be saved.
         """
         try:
             yield
         except RuntimeError as error:
             if not self.requested or not is_lost_worker(error):
                 raise
-            if active():
+            if within_step or active():
                 raise StoppedByUser(
                     "interrupted, and a process that loads data with it: the checkpoints are kept, resume with -a."
                 ) from error

@@ -27,7 +27,7 @@ from s3prl_ext.training.builder import RunBuilder
 from s3prl_ext.training.forward import unwrapped
 from s3prl_ext.training.learnable_lambda import prepare_head_lambda
 from s3prl_ext.training.methods import resolve_tuning
-from s3prl_ext.training.racing.candidate_runs import CandidateRuns, draw, read_record
+from s3prl_ext.training.racing.candidate_runs import CandidateRuns, draw, ended_at, read_record
 from s3prl_ext.training.results import result_file
 from s3prl_ext.training.results.evaluation import check_splits, evaluate, open_split
 from s3prl_ext.training.results.provenance import ResourceUsage
@@ -36,6 +36,7 @@ from s3prl_ext.training.run import Experiment, Run
 from s3prl_ext.training.run_spec import RunSpec
 from s3prl_ext.training.task_file import never_chosen_again
 from s3prl_ext.training.tuning_config import TuningConfig
+from s3prl_ext.writing import write_json
 
 logger = logging.getLogger(__name__)
 
@@ -160,6 +161,9 @@ class Runner(RunBuilder, StockRunner):
             )  # fmt: skip
         record = read_record(folder) if self.candidate else None
         if record is not None:
+            planned, record = record, ended_at(record, run.state.step)
+            if record != planned:
+                write_json(folder.race_record, record)
             draw(folder, record, run.trainer.history, self.args.downstream)
         scored = len(run.trainer.history) > len(self.resumed.extension.history)
         if scored or run.state.step > first_step or result_file.step_of(folder.result()) != run.state.step:

@@ -178,8 +178,8 @@ class Trainer:
                 self._evaluate_and_save()
 
     def _one_step_of(self, batches: Iterator[Any]) -> Iterator[tuple[int, Any]]:
-        for _ in range(self.config.gradient_accumulate_steps):
-            with self._stop.or_lost_worker():
+        for number in range(self.config.gradient_accumulate_steps):
+            with self._stop.or_lost_worker(within_step=number > 0):
                 batch = next(batches)
             yield self.batches.taken - 1, batch
 

@@ -34,6 +34,14 @@ def test_lists_make_candidates_in_their_order():
     ]  # fmt: skip
     assert made[0].tuning == {"method": "child", "density": 0.1, "lr": "1e-3", "eligible": ["*a*", "*b*"]}
     assert len(candidates_of({"method": ["lora", "houlsby"]})) == 2
+    patterns = [["encoder.layers.?.*"], ["encoder.layers.*.*"], ["head"]]
+    wild = candidates_of({"method": "child", "eligible": patterns, "density": [0.123456781, 0.123456782]})
+    assert [c.tuning["eligible"] for c in wild[::2]] == patterns and len({c.name for c in wild}) == 6
+    assert wild[4].name.startswith("eligible=head,density=0.123457~"), "a name that is the only one stays as it is"
+    many = candidates_of({"method": "child", "eligible": [[f"encoder.layers.{n}.*" for n in range(24)], ["head"]]})
+    assert len(many[0].name.encode()) < 255 and many[1].name == "eligible=head"
+    with pytest.raises(UsageError, match=r"tuning.density names a candidate twice: 0.001, 0.001"):
+        candidates_of({"method": "child", "density": ["1e-3", 0.001]})
     assert [c.name for c in candidates_of({"method": "lora", "projections": [["q_proj"], ["q_proj", "v_proj"]]})] == [
         "projections=q_proj", "projections=q_proj+v_proj",
     ]  # fmt: skip

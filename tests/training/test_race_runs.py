@@ -116,6 +116,15 @@ def test_resumed_anywhere_it_ends_the_same(build, tmp_path, upstream, raced, at)
     assert ours == theirs
 
 
+def test_a_race_whose_winner_trains_on_counts_its_steps(build, tmp_path, upstream, raced):
+    longer = config_of([0.05, 0.01])
+    longer["runner"]["total_steps"] = TOTAL + 4
+    build(resumed(raced, upstream), longer).train()
+    result = json.loads((raced / "result.json").read_text())
+    assert result["step"] == TOTAL + 4 and result["race"]["steps_of_all_candidates"] == 2 * CUT + TOTAL + 4 - CUT
+    assert json.loads((raced / "race" / "race.json").read_text()) == result["race"]
+
+
 RUNGS = {"rungs": [2, 4], "eta": 2}  # 3 candidates to step 2, 2 to step 4, 1 to the end
 
 

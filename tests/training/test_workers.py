@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from s3prl_ext.errors import StoppedByUser
 from s3prl_ext.training.batching.batches import EndWithParent, end_with_parent
 from s3prl_ext.training.distributed import Interrupted, StopRequest
 from s3prl_ext.training.results.evaluation import open_split
@@ -87,6 +88,16 @@ def test_what_a_loader_does_in_its_workers_stays():
     without = DataLoader(range(4))
     assert end_with_parent(without) is without and without.worker_init_fn is None
     assert end_with_parent([1]) == [1]
+
+
+def test_a_worker_lost_within_a_step_leaves_nothing_to_save():
+    """The gradients of the batches before are in no checkpoint, and a resumed run would go on behind these batches."""
+    lost = RuntimeError("DataLoader worker (pid 1) exited unexpectedly with exit code 1")
+    for within, stopped in ((False, Interrupted), (True, StoppedByUser)):
+        with StopRequest() as stop, pytest.raises(stopped):
+            stop.requested = True
+            with stop.or_lost_worker(within_step=within):
+                raise lost
 
 
 class Slow(Clips):

@@ -287,6 +287,15 @@ def read_record(folder: RunFolder) -> Record | None:
     return record
 
 
+def ended_at(record: Record, step: int) -> Record:
+    """Return the record of a finished race with the steps that all candidates took when its winner is at `step`.
+
+    A run that is lengthened or shortened afterwards trains the winner to another step than the race was planned for.
+    """
+    spent = sum(max(map(int, rows), default=0) for rows in record["scores"].values())
+    return {**record, "steps_of_all_candidates": spent + max(0, step - record["cut"])}
+
+
 def curves_of(folder: RunFolder, record: Section, history: Sequence[Section]) -> list[Curve]:
     """Return one curve per candidate: its scores in the race and all its other evaluations on the same split.
 

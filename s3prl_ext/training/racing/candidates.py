@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from s3prl_ext.training.tuning_config import CHOICE_KEYS, MASK_OPTIONS, TuningCo
 
 # Keys of `tuning` whose own value is a list: one list inside a list makes candidates of them.
 LIST_KEYS = ("eligible", "projections", "train_layers", "layers")
+LONGEST_NAME = 200  # bytes; a folder's name can have 255
 
 
 @dataclass(frozen=True)
@@ -49,17 +51,18 @@ def candidates_of(section: Section) -> list[Candidate]:
         if isinstance(value, (list, tuple)) and not native:
             if not value:
                 raise UsageError(f"tuning.{key} is an empty list: give one value, or several to race.")
-            named = [_shown(item) for item in value]
-            if len(set(named)) < len(named):
-                raise UsageError(f"tuning.{key} names a candidate twice: {', '.join(named)}.")
+            read = [_read(item) for item in value]
+            if len(set(read)) < len(read):
+                raise UsageError(f"tuning.{key} names a candidate twice: {', '.join(map(_shown, value))}.")
             lists[key] = list(value)
     if not lists:
         return [Candidate("", dict(section))]
+    names = {key: _names(values) for key, values in lists.items()}
     made: dict[str, Candidate] = {}
-    for values in itertools.product(*lists.values()):
-        chosen = dict(zip(lists, values))
+    for places in itertools.product(*map(range, map(len, lists.values()))):
+        chosen = {key: values[place] for (key, values), place in zip(lists.items(), places)}
         tuning = _without_keys_of_others({**section, **chosen}, lists)
-        name = ",".join(f"{key}={_shown(value)}" for key, value in chosen.items() if key in tuning)
+        name = _short(",".join(f"{key}={names[key][place]}" for key, place in zip(lists, places) if key in tuning))
         made.setdefault(name, Candidate(name, tuning))
     return list(made.values())
 
@@ -73,6 +76,33 @@ def _without_keys_of_others(tuning: Record, lists: Mapping[str, Sequence[Any]]) 
     masks = {mask for mask in lists.get("mask", []) if mask != tuning.get("mask")}
     elsewhere |= {key for key, owners in MASK_OPTIONS.items() if masks & {*owners} and tuning.get("mask") not in owners}
     return {key: value for key, value in tuning.items() if key not in elsewhere}
+
+
+def _read(value: Any) -> Any:
+    """Return a value as it will be read: 1.0e-3 and 0.001 are the same."""
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_read, value))
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return str(value)
+
+
+def _names(values: Sequence[Any]) -> list[str]:
+    """Return what values are called in names of candidates; what would be called alike has a hash behind it."""
+    shown = [_shown(value) for value in values]
+    return [
+        name if shown.count(name) == 1 else f"{name}~{_hash(str(_read(value)))}" for name, value in zip(shown, values)
+    ]
+
+
+def _short(name: str) -> str:
+    """Return a name that a folder can have."""
+    return name if len(name.encode()) <= LONGEST_NAME else f"{name[: LONGEST_NAME // 4]}~{_hash(name)}"
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def _shown(value: Any) -> str:
