@@ -74,7 +74,7 @@ class Report:
         width = max((len(name) for name, _ in rows), default=0)
         self.write(f"{title}\n")
         for name, text in rows or [("none", "")]:
-            lines = textwrap.wrap(text, LINE_WIDTH - width - 4, break_long_words=False) or [""]
+            lines = textwrap.wrap(text, LINE_WIDTH - width - 4, break_long_words=False, break_on_hyphens=False) or [""]
             for label, line in zip([name] + [""] * len(lines), lines):
                 self.write(f"  {label:{width}s}  {line}".rstrip() + "\n")
         self.write("\n")
