@@ -54,25 +54,15 @@ def superb_table(
     splits = [name for name in reported_splits() if split in (None, name)]
     test = [run for run in runs if named(run.task).superb and run.split in splits]
     names_of = _model_facts(test)
-    models: dict[Any, list[ScoredRun]] = {}
-    untrained: dict[Any, list[ScoredRun]] = {}  # what a layer is searched for, such as query by example
-    for run in test:
-        if named(run.task).trains:
-            models.setdefault(run.key((*names_of, FEATURES)), []).append(run)
-        else:
-            untrained.setdefault(run.key(names_of), []).append(run)
-    for found in models.values():
-        found += untrained.get(found[0].key(names_of), [])
-    trained = {found[0].key(names_of) for found in models.values()}
-    models |= {key: found for key, found in untrained.items() if key not in trained}
+    models = _models(test, names_of)
     lines = [
-        found for found in models.values()
+        found for found in models
         if len({(run.task, run.part) for run in found}) > 1 or any(str(run.source) in diarization for run in found)
     ]  # fmt: skip
     if not lines:
         return None
     names = name_rows(lines, (*names_of, FEATURES))
-    notes = _without_line(models.values(), lines, (*names_of, FEATURES))
+    notes = _without_line(models, lines, (*names_of, FEATURES))
     body, values = [], []
     for name, found in zip(names, lines, strict=True):
         cells, rows = [name], []
@@ -98,6 +88,21 @@ def superb_table(
     return Table(
         "SUPERB: all tasks of one upstream, test splits", head, body, tuple(dict.fromkeys(notes)), tuple(values)
     )
+
+
+def _models(runs: Sequence[ScoredRun], names_of: Sequence[str]) -> list[list[ScoredRun]]:
+    """Return the runs of each model and kind of features, which those of tasks that train nothing join."""
+    models: dict[Any, list[ScoredRun]] = {}
+    untrained: dict[Any, list[ScoredRun]] = {}  # what a layer is searched for, such as query by example
+    for run in runs:
+        if named(run.task).trains:
+            models.setdefault(run.key((*names_of, FEATURES)), []).append(run)
+        else:
+            untrained.setdefault(run.key(names_of), []).append(run)
+    for found in models.values():
+        found += untrained.get(found[0].key(names_of), [])
+    trained = {found[0].key(names_of) for found in models.values()}
+    return [*models.values(), *(found for key, found in untrained.items() if key not in trained)]
 
 
 def _model_facts(runs: Sequence[ScoredRun]) -> tuple[str, ...]:
