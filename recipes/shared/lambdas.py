@@ -39,7 +39,7 @@ def kept(sweep: StoredSweep) -> dict[str, Any]:
         DataError: it was chosen on another split than dev.
     """
     if _score(sweep, BASELINE, "dev") is None:
-        raise DataError(f"{sweep.path} has no scores on a split of the name dev: give a sweep without --dev.")
+        raise DataError(f"{sweep.path} has no scores on dev: repeat the sweep without --dev.")
     settings = sweep.content["settings"]
     head = settings["task file"].get("head") or {}
     return {
@@ -133,7 +133,7 @@ def chosen_table(content: Mapping[str, Any]) -> Table:
 def check_test(content: Mapping[str, Any]) -> None:
     """Raise DataError where a sweep was not scored on test."""
     if not content["unmerged"].get("test"):
-        raise DataError("the sweep was not scored on test (--test none): its page can show the table 'grid' alone.")
+        raise DataError("the sweep was not scored on test (--test none): only the table 'grid' can be shown.")
 
 
 def aligned_table(content: Mapping[str, Any]) -> Table:

@@ -80,15 +80,17 @@ class SweepRunner(Runner):
     def open_cache(self) -> None:
         """Open the cache of what no arm changes: the extractor, and the features where the task's decoder is merged.
 
-        To be called when everything is decided that paired inputs decide, which are no clips of the task. Features of
-        a merged upstream are not kept: each arm has its own.
+        Call it after layers, alignment and bases are chosen: paired inputs pass the same upstream, and are not clips of
+        the task. Features of a merged upstream are not kept, because each arm has its own.
         """
         if self.runner_config.cache == "extractor":
             self._keep_extractor_output()
         elif self._merge.target.prefix:
             self.cache = super()._open_cache()
         elif self.runner_config.cache is not None:
-            logger.warning("runner.cache: features is ignored, because each arm has its own; extractor would help.")
+            logger.warning(
+                "runner.cache: features is ignored: each arm has features of its own (extractor keeps what all share)."
+            )
 
     @property
     def target_attention(self) -> AttentionWeights:

@@ -120,7 +120,7 @@ def _run(flags: argparse.Namespace, config: MergeConfig, grid: Grid) -> Path:
             one = Resources(gpus=1 if args.device == "cuda" else 0)  # cuda:1 names the GPU of all parts
             engine = open_engine(flags.engine, flags.jobs, one, 0, flags.expdir)
             sweep.others = lambda check: parts.score(sweep.store, engine, flags.jobs, flags.argv, check)
-        runner.announce_cache([sweep.dev, *([sweep.test] if sweep.test else [])])
+        runner.announce_cache(sweep.splits)
         summary = sweep.run()
     except BaseException:  # the Runner of a command ends with SystemExit
         remove_if_empty(flags.expdir)

@@ -83,10 +83,9 @@ class Sweep:
         if self.metric_name is not None:
             metric(self.metric_name)
         self._check_choice()
-        splits = [self.dev, *([self.test] if self.test else [])]
-        check_splits(self.models, splits)
+        check_splits(self.models, self.splits)
         self._check_metric()
-        for split in splits:
+        for split in self.splits:
             self.store.check_data(split, self._data_sha256(split))
         if self.anew:
             if self.folder.is_dir():
@@ -118,6 +117,11 @@ class Sweep:
         facts = {"name": name, "unit": self.metric.unit, "higher_is_better": self.metric.higher_is_better}
         self.store.write(metric=facts, dev=self.dev, test=self.test, summary=rows)
         return rows
+
+    @property
+    def splits(self) -> list[str]:
+        """The splits that are scored."""
+        return [self.dev, *([self.test] if self.test else [])]
 
     @property
     def metric(self) -> Metric:

@@ -29,7 +29,7 @@ from s3prl_ext.training.learnable_lambda import prepare_head_lambda
 from s3prl_ext.training.methods import resolve_tuning
 from s3prl_ext.training.racing.candidate_runs import CandidateRuns, draw, ended_at, read_record
 from s3prl_ext.training.results import result_file
-from s3prl_ext.training.results.evaluation import check_splits, evaluate, open_split
+from s3prl_ext.training.results.evaluation import check_splits, checked_loader, evaluate
 from s3prl_ext.training.results.provenance import ResourceUsage
 from s3prl_ext.training.results.same_evaluation import WEIGHTS
 from s3prl_ext.training.run import Experiment, Run
@@ -140,10 +140,8 @@ class Runner(RunBuilder, StockRunner):
         """Say before the start how much room the files of some splits take, which the task must have."""
         if self.clip_store is None or not distributed.is_leader():
             return
-        check_splits(self.models.unwrapped(), splits)
         with randomness.preserved():
-            downstream = unwrapped(self.downstream.model)
-            loaders = [open_split(downstream, split) for split in dict.fromkeys(splits)]
+            loaders = [checked_loader(self.models.unwrapped(), split) for split in dict.fromkeys(splits)]
             announce(self.clip_store, loaders, padded=self.runner_config.cache == "extractor")
 
     def _finish(self, run: Run, first_step: int, spent: ResourceUsage, seconds_per_step: float) -> None:

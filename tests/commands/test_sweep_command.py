@@ -106,7 +106,7 @@ def test_zero_shot_with_the_targets_own_head(sweep, pair, capsys):
 
 
 def test_arms_share_what_the_extractor_gives(sweep, corpus, tmp_path, monkeypatch, capsys, caplog):
-    """In batches of one the scores are those without files; a sweep is not gone on with with another setting."""
+    """In batches of one the scores are those without files; a sweep is not resumed with another setting."""
     alone = f"{HEAD},,config.downstream_expert.datarc.eval_batch_size=1"
     cached = f"{alone},,config.runner.cache='extractor',,config.runner.cache_folder='{tmp_path / 'cache'}'"
     flags = ("--lambda", "0,0.25,0.5,0.75,1", "--metric", "cer", "--test-all")

@@ -183,7 +183,7 @@ def announce(store: ClipStore, loaders: Iterable[Any], padded: bool = False) -> 
         padded: clips are as long as the longest one of their batch.
 
     Raises:
-        UsageError: there cannot be such a folder.
+        UsageError: the folder cannot be created.
     """
     clips, size = 0, 0.0
     for loader in loaders:
@@ -198,7 +198,7 @@ def announce(store: ClipStore, loaders: Iterable[Any], padded: bool = False) -> 
         store.root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(
-            f"runner.cache: the folder {store.root} cannot be made ({error.strerror}): name another one with "
+            f"runner.cache: the folder {store.root} cannot be created ({error.strerror}): name another one with "
             "runner.cache_folder."
         ) from error
     free = shutil.disk_usage(store.root).free

@@ -15,7 +15,7 @@ from s3prl_ext.training.tuning_config import CHOICE_KEYS, MASK_OPTIONS, TuningCo
 
 # Keys of `tuning` whose own value is a list: one list inside a list makes candidates of them.
 LIST_KEYS = ("eligible", "projections", "train_layers", "layers")
-LONGEST_NAME = 200  # bytes; a folder's name can have 255
+LONGEST_NAME = 200  # bytes; file systems take 255
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def _names(values: Sequence[Any]) -> list[str]:
 
 
 def _short(name: str) -> str:
-    """Return a name that a folder can have."""
+    """Return the name, shortened with a hash where it is too long for a folder."""
     return name if len(name.encode()) <= LONGEST_NAME else f"{name[: LONGEST_NAME // 4]}~{_hash(name)}"
 
 

@@ -105,9 +105,7 @@ def evaluate(
     ):
         for module in models.modules():
             module.eval()
-        loader = _loader(models, split)
-        if len(loader) == 0:
-            raise _empty(split)
+        loader = checked_loader(models, split)
         batches = max(1, round(len(loader) * ratio))
         records, wholes, items, bad = _score(models, split, loader, batches, check_stop)
         before = best_scores.remembered(models.downstream)
@@ -174,8 +172,20 @@ def check_splits(models: TaskModels, splits: Iterable[str]) -> None:
     """
     with randomness.preserved():
         for split in splits:
-            if len(_loader(models, split)) == 0:
-                raise _empty(split)
+            checked_loader(models, split)
+
+
+def checked_loader(models: TaskModels, split: str) -> Any:
+    """Return the DataLoader of a split, which has a batch.
+
+    Raises:
+        UsageError: there is no such split.
+        DataError: it is empty.
+    """
+    loader = _loader(models, split)
+    if len(loader) == 0:
+        raise _empty(split)
+    return loader
 
 
 def _loader(models: TaskModels, split: str) -> Any:
