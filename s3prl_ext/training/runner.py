@@ -141,7 +141,7 @@ class Runner(RunBuilder, StockRunner):
         if self.clip_store is None or not distributed.is_leader():
             return
         with randomness.preserved():
-            loaders = [checked_loader(self.models.unwrapped(), split) for split in dict.fromkeys(splits)]
+            loaders = (checked_loader(self.models.unwrapped(), split) for split in dict.fromkeys(splits))
             announce(self.clip_store, loaders, padded=self.runner_config.cache == "extractor")
 
     def _finish(self, run: Run, first_step: int, spent: ResourceUsage, seconds_per_step: float) -> None:

@@ -134,6 +134,10 @@ def test_arms_share_what_the_extractor_gives(sweep, corpus, tmp_path, monkeypatc
     with pytest.raises(SystemExit):
         sweep(*flags, expdir="kept", task=task(alone))
     assert 'was made with another runner.cache ("extractor in float32", now null)' in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit):
+        sweep(*flags, expdir="nowhere", task=task(cached.replace("/cache'", "/file/x'")))
+    assert "/file/x cannot be created" in capsys.readouterr().err and not (tmp_path / "nowhere").exists()
     # pairs that decide layers are no clips of the task, and their vectors are kept for sweeps without files too
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     rows = [f"{path}\ta sea of tea" for path in sorted((corpus / "wavs").iterdir())[:4]]

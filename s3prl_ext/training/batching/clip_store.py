@@ -185,6 +185,13 @@ def announce(store: ClipStore, loaders: Iterable[Any], padded: bool = False) -> 
     Raises:
         UsageError: the folder cannot be created.
     """
+    try:
+        store.root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"runner.cache: the folder {store.root} cannot be created ({error.strerror}): name another one with "
+            "runner.cache_folder."
+        ) from error
     clips, size = 0, 0.0
     for loader in loaders:
         wavs, *_ = next(iter(loader))
@@ -194,13 +201,6 @@ def announce(store: ClipStore, loaders: Iterable[Any], padded: bool = False) -> 
         clips += count
         size += count * store.bytes_per_second * length / SAMPLE_RATE
     store.room = TIMES_CLIPS * clips
-    try:
-        store.root.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(
-            f"runner.cache: the folder {store.root} cannot be created ({error.strerror}): name another one with "
-            "runner.cache_folder."
-        ) from error
     free = shutil.disk_usage(store.root).free
     logger.info(
         "runner.cache: the %s of about %d clips take about %.3g GB in %s (%.3g GB are free there; clips that the task "
