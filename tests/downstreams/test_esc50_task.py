@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -73,10 +74,12 @@ def run(models, monkeypatch):
 
 
 @pytest.fixture
-def base(run, tmp_path) -> Path:
-    """The folder of a head fitted on the unmerged BEATs."""
-    run(tmp_path / "base")
-    return tmp_path / "base"
+def base(run, models, tmp_path) -> Path:
+    """A copy of the folder of a head fitted on the unmerged BEATs, which is fitted once for all tests of this file."""
+    kept = Path(models["corpus"]).parent / "base"
+    if not kept.exists():
+        run(kept)
+    return Path(shutil.copytree(kept, tmp_path / "base"))
 
 
 def metrics(folder: Path, split: str = "test", name: str | None = None) -> dict[str, float]:

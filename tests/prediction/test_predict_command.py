@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ LABELLED = ("ks", "ic", "sid", "er", "esc50")  # tasks that give a label per rec
 
 @pytest.fixture
 def clips(mini_superb, tmp_path) -> Path:
-    """The five files: 44.1 kHz stereo, 8 kHz, 0.1 s, ten minutes, text."""
+    """The five files: 44.1 kHz stereo, 8 kHz, 0.1 s, more than three minutes, text."""
     speech = [soundfile.read(path)[0] for path in sorted((mini_superb / TRAINED["asr"].folder).rglob("*.flac"))]
     folder = tmp_path / "clips"
     folder.mkdir()
@@ -35,7 +36,7 @@ def clips(mini_superb, tmp_path) -> Path:
     soundfile.write(folder / "b_8k.wav", speech[1][::2], 8000)
     soundfile.write(folder / "c_short.flac", speech[0][8000:9600], RATE)
     parts = [np.concatenate([one, rng.normal(0, 1e-4, RATE // 2)]) for one in speech]
-    soundfile.write(folder / "d_long.flac", np.resize(np.concatenate(parts), 600 * RATE), RATE)
+    soundfile.write(folder / "d_long.flac", np.resize(np.concatenate(parts), 200 * RATE), RATE)
     (folder / "e_text.txt").write_text("These are words, no sounds.\n")
     return folder
 
@@ -63,7 +64,7 @@ def test_the_five_files(build, clips, tmp_path, task, capsys, hubert_folder):
     else:
         assert short["seconds"] == 0.1 and short["notes"] == []
         given.append(short)
-    assert long["seconds"] == 600 and len(long["notes"]) == 1 and "window" in long["notes"][0]
+    assert long["seconds"] == 200 and len(long["notes"]) == 1 and "window" in long["notes"][0]
     for row in given:
         if task in LABELLED:
             assert row["label"] and 0 < row["probability"] <= 1
@@ -79,7 +80,7 @@ def test_the_five_files(build, clips, tmp_path, task, capsys, hubert_folder):
             assert isinstance(row["text"], str)
     if task in LABELLED:
         pieces = long["windows"]
-        assert pieces[0]["start"] == 0 and pieces[-1]["end"] == 600
+        assert pieces[0]["start"] == 0 and pieces[-1]["end"] == 200
         assert all(0 < row["probability"] <= 1 for row in pieces)
     elif task == "asv":
         assert stereo["score"] == pytest.approx(1) and "the first 150 s of sound count" in long["notes"][0]
@@ -97,10 +98,17 @@ def test_the_five_files(build, clips, tmp_path, task, capsys, hubert_folder):
         assert all(row["end"] - row["start"] <= 40 for row in long["segments"])
 
 
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory) -> Path:
+    """A folder for what is trained once for all tests of this file, each of which works on a copy."""
+    return tmp_path_factory.mktemp("kept")
+
+
 @pytest.fixture
-def keywords(build, tmp_path) -> Path:
-    runs.train(build, "ks", tmp_path / "ks")
-    return tmp_path / "ks"
+def keywords(build, kept, tmp_path) -> Path:
+    if not (kept / "ks").exists():
+        runs.train(build, "ks", kept / "ks")
+    return Path(shutil.copytree(kept / "ks", tmp_path / "ks"))
 
 
 @pytest.fixture
