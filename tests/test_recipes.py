@@ -35,7 +35,8 @@ from tests.support.sweep_files import write_sweep
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 AD_TUNING = [f"ad_tuning/{name}.sh" for name in ("table1", "table2", "fig2", "fig3", "fig5", "fig6", "fig7")]
 SUPERB = [f"superb/{task}.sh" for task in ("ks", "ic", "sid", "asr", "pr", "sf", "sd")]
-WHISPER = ["whisper/ad_tuning.sh", "whisper/mam.sh"]
+WHISPER = ["whisper/ad_tuning.sh", "whisper/mam.sh", "whisper/mam_tuning.sh"]
+STUDY_VARIABLES = {"WHISPER": "whisper_base", "PAIR": "pair.yaml"}  # which a recipe exports for its study
 SHELL = sorted(str(path.relative_to(RECIPES)) for path in RECIPES.glob("*/*.sh"))
 SOURCED = [
     "shared/stages.sh",
@@ -109,6 +110,8 @@ def place(tmp_path, monkeypatch):
     """An empty folder, and every corpus variable set for the commands that are checked here."""
     for variable in corpus_variables():
         monkeypatch.setenv(variable, str(tmp_path))
+    for variable, value in STUDY_VARIABLES.items():
+        monkeypatch.setenv(variable, value)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -410,6 +413,36 @@ def test_whisper_methods_in_small(tmp_path):
     again = run(tmp_path, "whisper/ad_tuning.sh", *flags)
     assert again.stdout.endswith(done.stdout[-500:])
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "exp").rglob("result*.json")} == runs
+
+
+@pytest.mark.slow
+def test_whisper_fine_tuned_after_a_merge_in_small(tmp_path):
+    """Four upstreams at a learning rate of their own, the learnt lambda has moved; the second call does nothing again."""
+    pytest.importorskip("espeakng_loader")
+    ckpt = factories.whisper_folder(tmp_path / "whisper")
+    flags = ["--ckpt", str(ckpt), "--tasks", "sid", "--seeds", "0,1", "--steps", "2"]
+    flags += ["--head-lrs", "1e-2,1e-3", "--lrs", "1e-3,1e-4", "--lambda", "0.2", "--out", "exp"]
+    done = run(tmp_path, "whisper/mam_tuning.sh", *flags)
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = [line.strip("| ").split(" | ") for line in done.stdout.splitlines() if line.startswith("| ")]
+    unmerged, merged, noise, learnt = rows[-4:]
+    assert unmerged[0].startswith("FT") and merged[0].startswith("MAM + FT") and learnt[0].startswith("L-MAM + FT")
+    assert [row[3] for row in rows[-4:]] == ["2"] * 4 and unmerged[6] == "-" and "±" in noise[6]
+    assert {row[1] for row in rows[-4:]} <= {"0.001", "0.0001"}
+    kept = json.loads((tmp_path / "exp/mam_tuning_sid.json").read_text())
+    assert str(tmp_path) not in json.dumps(kept) and len(kept["results"]) == 4 * (2 + 2 + 2)
+    assert (tmp_path / "exp/mam_tuning_sid.png").read_bytes().startswith(b"\x89PNG")
+    for path in (tmp_path / "exp/tuned").rglob("lambda.json"):
+        course = json.loads(path.read_text())["lambda"]
+        assert (
+            "/learnt/" in str(path) and course[0] != course[-1] and course[0] == pytest.approx([0.2] * len(course[0]))
+        )
+    runs = {path: path.stat().st_mtime_ns for path in (tmp_path / "exp").rglob("result*.json")}
+    again = run(tmp_path, "whisper/mam_tuning.sh", *flags)
+    assert again.stdout.endswith(done.stdout[-500:])
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "exp").rglob("result*.json")} == runs
+    other = run(tmp_path, "whisper/mam_tuning.sh", *flags, "--lambda", "0.3")
+    assert other.returncode == 2 and "holds runs with other settings" in other.stderr
 
 
 @pytest.mark.slow

@@ -3,8 +3,9 @@
     python recipes/shared/page.py recipes/whisper/RESULTS.md
 
 A table stands between ``<!-- heads.json methods_ks.json ks -->`` and ``<!-- end -->``: the mark names packed studies
-and one of their tasks, or a file of ``lambdas.py``, ``comparisons.py``, ``folds.py`` or ``table5.py`` and one of its
-tables, such as ``<!-- vctk_noise.json chosen -->``.
+and one of their tasks, or ``races``; one packed study of ``mam_tuning.sh`` and ``fine_tuned``; or a file of
+``lambdas.py``, ``comparisons.py``, ``folds.py`` or ``table5.py`` and one of its tables, such as
+``<!-- vctk_noise.json chosen -->``.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ sys.path[:0] = [str(RECIPES / folder) for folder in ("shared", "whisper", "mam")
 import comparisons
 import folds
 import lambdas
+import mam_tuning
 import methods
 import races
 import table5
@@ -43,7 +45,7 @@ def table_of(files: Sequence[Path], which: str) -> Table:
 
     Args:
         files: packed studies, or one file of another kind.
-        which: a task of the studies, with ``short`` behind it some columns, or ``races``; or a table of the file.
+        which: a task of the studies, with ``short`` behind it some columns, ``races`` or ``fine_tuned``; or a table of the file.
 
     Raises:
         DataError: a file is missing or corrupt, or has no table of this name.
@@ -52,6 +54,8 @@ def table_of(files: Sequence[Path], which: str) -> Table:
     if all("study" in content for content in contents):
         if which == "races":
             return races.table(contents)
+        if which == "fine_tuned":
+            return mam_tuning.table(contents[0])
         task, _, short = which.partition(" ")
         return methods.short_table(contents, task) if short else methods.table(contents, task)
     if which not in TABLES or len(files) > 1:

@@ -10,11 +10,12 @@ STUDY_OPTIONS="jobs engine"   # --jobs N and --engine ray|slurm of s3prl-ext stu
 jobs="" engine=""
 
 # study_file NAME [OVERRIDES]: set study to the file recipes/studies/NAME.yaml, with --mini NAME_mini.yaml, and what --upstream,
-# --ckpt, --seeds and --steps change in it.
+# --ckpt, --seeds and --steps change in it; without an upstream those of the file stay.
 study_file() {
   local over name
   name="$(basename "$upstream")"
-  over="upstreams=[{label: $name, upstream: $upstream${ckpt:+, ckpt: \"$ckpt\"}}],,seeds=[$(comma "$seeds")]"
+  over="seeds=[$(comma "$seeds")]"
+  [[ -z "$upstream" ]] || over="upstreams=[{label: $name, upstream: $upstream${ckpt:+, ckpt: \"$ckpt\"}}],,$over"
   if [[ -n "$steps" ]]; then   # five evaluations, whatever the number of steps
     over+=",,set.runner.total_steps=$steps,,set.runner.eval_step=$(((steps + 4) / 5)),,set.runner.save_step=$steps"
   fi

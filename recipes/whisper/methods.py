@@ -58,7 +58,7 @@ class Row:
     """What is known of a method on a task.
 
     Attributes:
-        label: of the method in the study.
+        label: of the method, or of the upstream, in the study.
         metric: that the task is judged by.
         rate: the chosen learning rate.
         at_the_end: whether it is the smallest or the largest of the grid.
@@ -101,7 +101,7 @@ def _rows(contents: Sequence[Mapping[str, Any]], task: str) -> tuple[list[Row], 
         with laid_out(content) as folder:
             for cell in _cells(folder, task):
                 try:
-                    rows += [row for row in [_row(cell)] if row is not None]
+                    rows += [row for row in [row_of(cell)] if row is not None]
                 except DataError:
                     if cell.mixed is not None:
                         raise
@@ -130,7 +130,8 @@ def head_rate(folder: Path, task: str, row: str = REFERENCE) -> str:
     return chosen[0].labels["lr"]
 
 
-def _row(cell: StudyCell) -> Row | None:
+def row_of(cell: StudyCell, label: str = "method") -> Row | None:
+    """Return the row of a cell that has a score on test, named by this label of the cell; else None."""
     final = cell.final_runs()
     tested = {run.seed: record for run in final if (record := run.tested()) is not None}
     if not tested:
@@ -140,7 +141,7 @@ def _row(cell: StudyCell) -> Row | None:
     rate, rates = final[0].labels[axis], sorted({float(run.labels[axis]) for run in cell.search})
     trained = {record["trainable"]["Upstream"] for run in final if (record := run.record()) is not None}
     return Row(
-        cell.labels["method"],
+        cell.labels[label],
         cell.metric,
         rate,
         float(rate) in (rates[0], rates[-1]),
@@ -224,22 +225,33 @@ def short_table(contents: Sequence[Mapping[str, Any]], task: str) -> Table:
     return Table(whole.title, head, rows)
 
 
-def draw(contents: Sequence[Mapping[str, Any]], task: str, path: Path) -> None:
-    """Draw mean, standard deviation and single seeds of each row on test; seeds that diverged have no point."""
-    rows = rows_of(contents, task)
+def draw_rows(rows: Sequence[tuple[str, Row]], title: str, path: Path) -> None:
+    """Draw mean, standard deviation and single seeds of each row on test; seeds that diverged have no point.
+
+    Args:
+        rows: how each is called, and the row; all of one metric.
+        title: of the picture.
+        path: of the PNG file.
+    """
     with picture(path, (7.0, 0.9 + 0.32 * len(rows)), dpi=100) as (figure, (axes,)):
-        for place, row in enumerate(rows):
+        for place, (_, row) in enumerate(rows):
             values = [value for value in row.test.values() if math.isfinite(value)]
             if not values:
                 continue  # diverged
             axes.plot(values, [place] * len(values), "o", markersize=4, color="tab:blue", alpha=0.45)
             error = stdev(values) if len(values) > 1 else 0.0
             axes.errorbar(fmean(values), place, xerr=error, fmt="|", markersize=12, color="black", capsize=3)
-        axes.set_yticks(range(len(rows)), [name_of(row.label) for row in rows])
+        axes.set_yticks(range(len(rows)), [name for name, _ in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.grid(axis="x", alpha=0.3)
-        axes.set_xlabel(f"{heading(rows[0].metric, 'test')}: single seeds, mean, standard deviation")
-        figure.suptitle(_title(contents, task))
+        axes.set_xlabel(f"{heading(rows[0][1].metric, 'test')}: single seeds, mean, standard deviation")
+        figure.suptitle(title)
+
+
+def draw(contents: Sequence[Mapping[str, Any]], task: str, path: Path) -> None:
+    """Draw the rows of a task of packed studies (:func:`draw_rows`)."""
+    rows = [(name_of(row.label), row) for row in rows_of(contents, task)]
+    draw_rows(rows, _title(contents, task), path)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
