@@ -174,6 +174,10 @@ class RunFolder:
         """Return the file with the scores of a run that was asked to stop at a step (``args.until``)."""
         return self.path / f"at-{step}.json"
 
+    def stops(self) -> list[Path]:
+        """Return the files of :meth:`stop` that are there."""
+        return sorted(self.path.glob("at-*.json"))
+
     # -- the race --------------------------------------------------------------------------------------------------
 
     @property
@@ -252,7 +256,7 @@ class RunFolder:
     def remove_older(self, newest: Path, keep: int, spared: Path | None = None) -> None:
         """Delete all but `keep` of the ``states-N.ckpt`` files; `newest` and `spared` stay in any case.
 
-        Files of a later step than `newest` go first: they belong to a run that was left for an earlier checkpoint.
+        Files of a later step than `newest` go first.
         """
         last = step_of(newest) or 0
         steps = {path: step_of(path) or 0 for path in self.numbered() if path not in (newest, spared)}
@@ -273,7 +277,8 @@ class RunFolder:
 
     def was_left(self) -> bool:
         """Tell whether best checkpoints of a step that the run has left were set aside."""
-        return any(self.path.glob(f"*{CHECKPOINT_SUFFIX}.step-*"))
+        set_aside = self.path.glob(f"*{CHECKPOINT_SUFFIX}.step-*")
+        return any(step_of(path.with_name(path.name.partition(".step-")[0])) is None for path in set_aside)
 
     def remove_parts(self) -> None:
         """Remove temporary files that a killed run left; they hold parts of what has no name yet."""

@@ -154,7 +154,7 @@ class RunBuilder(_StockRunner):
         chosen = candidates.index(self.candidate) if self.candidate else 0
         self.tuning = tunings[chosen] if tunings else None
         section = self.candidate.tuning if self.candidate else self.config.get("tuning")
-        resume.check_tuning(self.resumed, section, tunings if self.racing else [self.tuning], self.args)
+        resume.check_tuning(self.resumed, section, self.config, tunings if self.racing else [self.tuning], self.args)
         if self.racing and self.until is not None:
             raise UsageError(
                 "args.until stops a single run, but section tuning makes candidates, which early_stop stops."
@@ -326,8 +326,10 @@ class RunBuilder(_StockRunner):
         """Refuse weights of the upstream given with ``-i`` where the checkpoints of this run would not hold them."""
         if not (self._begins and self.resumed.upstream):
             return
-        method = self.tuning.method if self.tuning is not None else None
-        kept = trainable and method in (None, "full") and not only_lambda_trains(model)
+        tuning = self.tuning
+        method = tuning.method if tuning is not None else None
+        whole = tuning is None or method == "full" or (METHODS[tuning.method].has_mask and tuning.trains_all)
+        kept = trainable and whole and not only_lambda_trains(model)
         if self.racing:
             problem = "a race begins at the pre-trained one: train one of the candidates"
         elif kept or (trainable and not self.resumed.holds_upstream):

@@ -23,7 +23,7 @@ from s3prl_ext.child_tuning import delta
 from s3prl_ext.configs import Record, Section, expand_variables, with_numbers
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.evaluation.scored_runs import has_effect
-from s3prl_ext.run_folder import CHECKPOINT_SUFFIX, RunFolder
+from s3prl_ext.run_folder import CHECKPOINT_SUFFIX, RunFolder, step_of
 from s3prl_ext.tasks import task_of
 from s3prl_ext.tasks.record import LABELS
 from s3prl_ext.training.batching.corpus_hash import SPLITS_RULE, CorpusHash
@@ -155,13 +155,15 @@ def _relocating(load: Any) -> Any:
 
 
 def set_aside_later(folder: RunFolder, step: int) -> None:
-    """Rename best checkpoints, delta and results of a later step than the one at which a run goes on, with a warning.
+    """Rename checkpoints, delta and results of a later step than the one at which a run goes on, with a warning.
 
-    They are of the run that was left for an earlier checkpoint; what goes on may never write its own over them.
+    They are of the run that was left for an earlier checkpoint; what goes on may never write its own over them, nor
+    take them for its own: with several numbered checkpoints kept, the newest would be one of them.
     """
-    found: list[tuple[Path, int | None]] = [(path, _step_of(path)) for path in folder.best()]
+    found: list[tuple[Path, int | None]] = [(path, step_of(path)) for path in folder.numbered()]
+    found += [(path, _step_of(path)) for path in folder.best()]
     found += [(folder.delta, _step_of(folder.delta))] if folder.delta.is_file() else []
-    found += [(path, result_file.step_of(path)) for path in (folder.result(), *folder.evaluations())]
+    found += [(path, result_file.step_of(path)) for path in (folder.result(), *folder.evaluations(), *folder.stops())]
     for path, of in found:
         if of is not None and of > step:
             kept = folder.set_aside(path, of)
@@ -199,24 +201,26 @@ def check_origin(ckpt: Checkpoint, args: Namespace) -> None:
 def check_tuning(
     ckpt: Checkpoint,
     section: Section | None,
+    config: Section,
     tunings: Sequence[TuningConfig | None],
     args: Namespace,
 ) -> None:
     """Raise UsageError where a checkpoint was trained under another section ``tuning`` than the present.
 
     A training that is resumed has the learning rates of its checkpoint, so that others would be recorded and not used.
-    A checkpoint given with ``-i`` is compared where it holds a small part of the upstream, without the rates.
+    A checkpoint given with ``-i`` is compared where it holds a small part of the upstream, without the rates. What a
+    section leaves to others, such as the limit of the gradients in a Fisher pass, is none of it.
 
     Args:
         ckpt: the checkpoint; empty for none.
         section: the present section as it is written, or None.
+        config: the present task file, whose other sections give what a section leaves to them.
         tunings: what it says: one configuration, or those of the candidates of a race.
         args: the arguments of ``run_downstream.py``.
     """
     if ckpt.changes is None and not (args.past_exp and ckpt.is_ours):
         return
-    config = ckpt.config or {}
-    before = config.get("tuning")
+    before = (ckpt.config or {}).get("tuning")
     name = ckpt.extension.candidate
     made = candidates_of(before) if before else []
     stored: list[TuningConfig | None] = [None] if not made else []

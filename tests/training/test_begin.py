@@ -139,6 +139,18 @@ def test_a_whole_upstream_that_would_be_lost_is_refused(build, tmp_path, hubert_
     build(make_args(tmp_path / "whole", **upstream, **begin, upstream_trainable=True), task_config())
 
 
+@pytest.mark.parametrize("whole", [{"mask": "random", "density": 0.1, "redraw": True}, {"density": 1}])
+def test_a_child_network_that_is_the_whole_upstream_begins_with_it_and_stores_it(build, tmp_path, hubert_ckpt, whole):
+    upstream, tuning = {"upstream": "hubert_local", "upstream_ckpt": hubert_ckpt}, {"method": "child", **whole}
+    build(make_args(tmp_path / "first", **upstream), task_config(tuning=tuning, total_steps=1)).train()
+    begin = {"init_ckpt": str(tmp_path / "first" / "states-1.ckpt")}
+    runner = build(make_args(tmp_path / "second", **upstream, **begin), task_config(tuning=tuning, total_steps=1))
+    first = checkpoint.load(tmp_path / "first" / "states-1.ckpt")["Upstream"]
+    assert all(torch.equal(weight, first[name]) for name, weight in runner.upstream.model.state_dict().items())
+    runner.train()
+    assert checkpoint.load(tmp_path / "second" / "states-1.ckpt")["Upstream"].keys() == first.keys()
+
+
 @pytest.mark.parametrize("file", ["states-2.ckpt", "delta.safetensors"])
 def test_what_it_began_with_is_still_known_after_a_resume_and_in_evaluations(build, tmp_path, first, file):
     folder, config = tmp_path / "second", task_config(total_steps=2, eval_step=1)

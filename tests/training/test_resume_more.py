@@ -56,6 +56,25 @@ def test_an_earlier_checkpoint_supersedes_later_ones(build, tmp_path):
     assert [p.name for p in RunFolder(tmp_path / "exp").numbered()] == ["states-4.ckpt"]
 
 
+def test_a_stop_after_going_back_goes_on_from_there_and_not_from_the_branch_that_was_left(build, tmp_path):
+    """With several numbered checkpoints kept the newest of them is of the left branch."""
+    config, folder = task_config(total_steps=6, eval_step=2, save_step=2), tmp_path / "exp"
+    config["runner"]["max_keep"] = 3
+    args = make_args(folder)
+    args.until = 5
+    build(args, config).train()
+    build(resumed(folder, "states-5.ckpt"), config).train()
+    left = {path.name: path.read_bytes() for path in RunFolder(folder).numbered()}
+    back = resumed(folder, sorted(left)[0])
+    back.until = 5
+    assert sorted(left) == ["states-4.ckpt", "states-5.ckpt", "states-6.ckpt"] and (folder / "at-5.json").is_file()
+    build(back, config).train()
+    assert [path.name for path in RunFolder(folder).numbered()] == ["states-4.ckpt", "states-5.ckpt"]
+    assert (folder / "states-6.ckpt.step-6").read_bytes() == left["states-6.ckpt"]
+    assert (folder / "states-5.ckpt.step-5").read_bytes() == left["states-5.ckpt"]
+    assert len(list(folder.glob("at-5.json*"))) == 2
+
+
 def test_what_is_of_a_later_step_than_the_run_goes_on_from_is_set_aside(build, tmp_path, hubert_ckpt, caplog):
     upstream = {"upstream": "hubert_local", "upstream_ckpt": hubert_ckpt}
     tuning = {"method": "child", "mask": "random", "density": 0.05}
@@ -335,3 +354,27 @@ def test_another_learning_rate_is_refused_and_the_same_one_otherwise_written_is_
         build(resumed(tmp_path / "exp", "states-1.ckpt"), config)
     config["optimizer"]["lr"] = 0.001
     build(resumed(tmp_path / "exp", "states-1.ckpt"), config).train()
+
+
+def test_what_a_section_tuning_leaves_to_others_may_change_on_resume(build, tmp_path, hubert_ckpt):
+    """The released Fisher pass divides by the accumulated batches and clips as the training; the mask is in the file."""
+    upstream = {"upstream": "hubert_local", "upstream_ckpt": hubert_ckpt}
+    tuning = {"method": "child", "density": 0.05, "fisher": {"preset": "official", "max_batches": 2}}
+    build(make_args(tmp_path / "exp", **upstream), task_config(tuning=tuning, total_steps=1)).train()
+    before = delta_entries(tmp_path / "exp")
+    changed = task_config(tuning=tuning, total_steps=2, gradient_accumulate_steps=2, gradient_clipping=0.5)
+    build(resumed(tmp_path / "exp", "states-1.ckpt", **upstream), changed).train()
+    assert delta_entries(tmp_path / "exp") == before
+    begin = make_args(tmp_path / "begin", **upstream, init_ckpt=str(tmp_path / "exp" / "states-2.ckpt"))
+    build(begin, changed)
+    with pytest.raises(UsageError, match="was trained with tuning"):
+        build(
+            resumed(tmp_path / "exp", "states-2.ckpt", **upstream),
+            task_config(tuning=tuning | {"fisher": {"max_batches": 2}}, total_steps=3),
+        )
+
+
+def delta_entries(folder):
+    """Return which entries the last checkpoint of a child network holds."""
+    changes = checkpoint.load(RunFolder(folder).latest())["UpstreamDelta"]
+    return {name: indices.tolist() for name, indices in changes["indices"].items()}
