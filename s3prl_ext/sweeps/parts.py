@@ -79,7 +79,8 @@ def score(store: Store, engine: Engine, jobs: int, argv: Sequence[str], check: C
         engine.stop()
         raise
     if failed:
-        raise DataError(f"{failed[0]} Give the same command again to go on.")
+        without = " without --overwrite" if "--overwrite" in argv else ""
+        raise DataError(f"{failed[0]} Give the same command again{without} to go on.")
     for part in parts:
         merge(store, part.folder)
     remove(store)

@@ -106,7 +106,7 @@ class Sweep:
         except Interrupted:
             raise StoppedByUser(
                 f"stopped: {len(self.store.content['results'])} results are kept in {self.store.path}; give the same "
-                "command again to go on."
+                f"command again{' without --overwrite' if self.anew else ''} to go on."
             ) from None
         finally:
             self.weights.restore()

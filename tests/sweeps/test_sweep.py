@@ -211,7 +211,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(pair, upstream, tmp_path):
     first = make_sweep(tmp_path / "parts", upstream, pair[1])
     task = first.models.downstream
     task.register_forward_hook(lambda *_: os.kill(os.getpid(), signal.SIGINT) if len(task.evaluations) == 4 else None)
-    with pytest.raises(StoppedByUser, match="3 results are kept"):
+    with pytest.raises(StoppedByUser, match="3 results are kept .* the same command again to go on"):
         first.run()
     assert_equal(upstream, before)
 
@@ -229,7 +229,9 @@ def test_overwriting_leaves_no_earlier_results_even_where_it_is_stopped_at_once(
     again = make_sweep(tmp_path / "sweep", upstream, pair[1], test=None, overwrite=True, anew=True)
     task = again.models.downstream
     task.register_forward_hook(lambda *_: os.kill(os.getpid(), signal.SIGINT) if task.evaluations else None)
-    with pytest.raises(StoppedByUser, match="0 results are kept"):
+    with pytest.raises(
+        StoppedByUser, match="0 results are kept .* the same command again without --overwrite to go on"
+    ):
         again.run()
     assert json.loads((tmp_path / "sweep" / "sweep.json").read_text())["results"] == {}
     assert not (tmp_path / "sweep" / "sweep.md").exists() and not (tmp_path / "sweep" / "sweep.png").exists()
