@@ -201,6 +201,11 @@ class TuningConfig:
             if self.redraw and value not in ("entry", "global"):
                 drawn = "draws single weights of the whole upstream anew at each step"
                 yield f"{where}.redraw {drawn}: leave out {where}.{key}."
+        if self.redraw and self.clip_scope == "all":
+            yield (
+                f"{where}.redraw draws which gradients count before they are clipped, so that {where}.clip_scope all "
+                "cannot count every eligible weight: leave one of the two out."
+            )
         if self.redraw and self.reselect_every is not None:
             yield f"{where}.redraw draws anew at each step already: leave out {where}.reselect_every."
         if self.held and self.reselect_every is not None:

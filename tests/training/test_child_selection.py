@@ -357,6 +357,21 @@ def test_biases_of_the_keys_are_not_chosen(runner):
     assert all(float(s.max()) < 1e-8 * largest for n, s in scores.items() if n.endswith("k_proj.bias"))
 
 
+def test_a_draw_without_an_entry_is_refused(runner):
+    """Of two expected entries one draw in seven has none; its checkpoints would not say that nothing trains."""
+    model = runner(mask="random")
+    name, parameter = next((n, p) for n, p in eligible_parameters(model.upstream.model).items() if p.dim() == 1)
+    tuning, outcomes = replace(model.tuning, density=2 / parameter.numel()), set()
+    for seed in range(40):
+        try:
+            mask = choose_mask(Choice(model.models, {name: parameter}, tuning, "train", seed, None, None))
+            outcomes.add(masks.count(mask) > 0)
+        except UsageError as error:
+            assert f"the draw of seed {seed} " in str(error) and "chose none of" in str(error)
+            outcomes.add("refused")
+    assert outcomes == {True, "refused"}
+
+
 def test_redrawn_masks_train_every_weight(runner):
     redrawn = runner(mask="random", redraw=True)
     before = copy.deepcopy(redrawn.upstream.model.state_dict())

@@ -100,7 +100,7 @@ def test_a_raced_method_has_the_keys_that_it_reads():
 def test_every_method_takes_the_keys_that_it_reads_and_no_other(method):
     values = {
         "method": method, "lr": 1e-3, "lambda_lr": 1e-3, "layer_decay": 0.9, "train_layers": "0", "mask": "random",
-        "density": 0.1, "eligible": ["*"], "redraw": True, "sparse_gradients": True, "clip_scope": "all", "fisher": {},
+        "density": 0.1, "eligible": ["*"], "redraw": True, "sparse_gradients": True, "clip_scope": "active", "fisher": {},
         "budget": "global", "unit": "entry", "lottery": {}, "reselect_every": None, "gradual": None,
         "bottleneck": 3, "layers": "0", "rank": 2, "alpha": 1, "projections": ["q_proj"], "length": 3, "scale": 0.1,
         "param_matched": False, "base_dtype": "float32",
@@ -286,3 +286,10 @@ def test_released_and_own_keys_exclude_each_other():
         translate(released() | {"tuning": {"method": "child", "density": 0.1}})
     with pytest.raises(UsageError, match="training loss"):
         translate(released(observation=["train", "loss"]))
+
+
+def test_redrawn_gradients_cannot_be_clipped_by_the_norm_of_all():
+    section = {"method": "child", "mask": "random", "density": 0.1, "redraw": True}
+    with pytest.raises(UsageError, match=r"redraw draws which .*clip_scope all cannot .*: leave one of the two"):
+        resolve_tuning(task_config(), section | {"clip_scope": "all"})
+    assert resolve_tuning(task_config(), section).redraw

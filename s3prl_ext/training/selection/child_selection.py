@@ -88,8 +88,8 @@ def _choose(choice: Choice, densities: Sequence[float], origin: Record, share: S
         places = places_of(shapes, tuning.unit, head_counts(choice.models.upstream))
     if tuning.mask == "random":
         if places is not None:
-            return random_units(densities, places, choice.seed, tuning.budget)
-        return nested_random(sizes, densities, choice.seed, tuning.budget)
+            return _refuse_empty(random_units(densities, places, choice.seed, tuning.budget), sizes, choice.seed)
+        return _refuse_empty(nested_random(sizes, densities, choice.seed, tuning.budget), sizes, choice.seed)
     work = _pass_of(choice)
     scores: Scores
     if work is None:
@@ -110,6 +110,17 @@ def _choose(choice: Choice, densities: Sequence[float], origin: Record, share: S
     if work is not None:
         work.finish()
     return chosen
+
+
+def _refuse_empty(drawn: masks.NestedMask, sizes: Mapping[str, int], seed: int) -> masks.NestedMask:
+    """Return drawn masks; UsageError where one of them has no entry, which happens where few are expected."""
+    for density in drawn.densities:
+        if masks.count(drawn.at(density)) == 0:
+            raise UsageError(
+                f"the draw of seed {seed} with density {density:g} chose none of {sum(sizes.values()):,} eligible "
+                "weights, so that nothing of the upstream would train: choose a larger density, or another --seed."
+            )
+    return drawn
 
 
 def _pass_of(choice: Choice) -> FisherPass | LotteryPass | None:
