@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,9 +18,35 @@ def listed(folder: Path, pattern: str) -> list[Path]:
 
     Args:
         folder: where to look; one that does not exist holds nothing.
-        pattern: of :meth:`pathlib.Path.glob`, such as ``**/*.flac``.
+        pattern: of :meth:`pathlib.Path.glob`, such as ``*/*.flac``; with ``**/`` before a single name, at any depth,
+            also in folders that are links, as for a corpus on two disks.
     """
-    return visible(folder.glob(pattern), folder)
+    start, _, name = pattern.partition("**/")
+    if start or "/" in name or not name:
+        return visible(folder.glob(pattern), folder)
+    return visible((path for path in below(folder) if fnmatchcase(path.name, name)), folder)
+
+
+def below(folder: Path) -> Iterator[Path]:
+    """Yield every file and folder below a folder, through links to folders too.
+
+    What links lead to is walked after all that lies in the folder itself, and once, so that links in a circle end.
+    """
+    seen: set[str] = set()
+    waiting = [folder]
+    while waiting:
+        links = []
+        for place, folders, files in os.walk(waiting.pop(0)):
+            real = os.path.realpath(place)
+            if real in seen:
+                folders.clear()
+                continue
+            seen.add(real)
+            inside = [Path(place) / name for name in folders]
+            links += [path for path in inside if path.is_symlink()]
+            yield from inside
+            yield from (Path(place) / name for name in files)
+        waiting += sorted(links)
 
 
 def visible(paths: Iterable[PathType], folder: Path) -> list[PathType]:

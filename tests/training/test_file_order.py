@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from s3prl_ext.configs import expand_variables
+from s3prl_ext.corpora.listing import listed
 from s3prl_ext.mini_superb import ALL, TRAINED, variables
 from s3prl_ext.training.batching.corpus_hash import Corpus
 from tests.support import listings
@@ -125,3 +126,32 @@ def hashes(record: str) -> Any:
 
 def metrics(record: str) -> Any:
     return json.loads(record)["history"]
+
+
+def test_clips_of_one_length_keep_the_order_of_the_table_of_asr():
+    """In pandas' own sort it depends on the instructions of the processor, and on the number of clips."""
+    import pandas
+    from s3prl.downstream.asr import dataset
+
+    lengths = [16000 + 80 * (number * 7 % 5) for number in range(2000)]
+    parts = [pandas.DataFrame({"file_path": range(k, 2000, 2), "length": lengths[k::2]}) for k in (0, 1)]
+    table = dataset.pd.concat(parts).sort_values(by=["length"], ascending=False)
+    given = [*range(0, 2000, 2), *range(1, 2000, 2)]
+    assert table["file_path"].tolist() == sorted(given, key=lambda number: -lengths[number])
+    assert (
+        pandas.concat(parts).sort_values(by=["length"], ascending=False)["file_path"].tolist()
+        != table["file_path"].tolist()
+    )
+
+
+def test_clips_in_folders_that_are_links_are_found_once(tmp_path):
+    for name in ("disk/11/1/a.flac", "corpus/22/1/b.flac", "corpus/22/1/._b.flac", "corpus/22/1/b.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    corpus = tmp_path / "corpus"
+    (corpus / "11").symlink_to(tmp_path / "disk" / "11")
+    (corpus / "22" / "loop").symlink_to(corpus)
+    (corpus / "00").symlink_to(corpus / "22")
+    found = [path.relative_to(corpus).as_posix() for path in listed(corpus, "**/*.flac")]
+    assert found == ["11/1/a.flac", "22/1/b.flac"]
+    assert listed(tmp_path / "nowhere", "**/*.flac") == []
