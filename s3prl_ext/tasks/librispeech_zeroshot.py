@@ -4,4 +4,6 @@ from __future__ import annotations
 
 from s3prl_ext.tasks.recognition import recognition
 
-TASK = recognition("librispeech_zeroshot", "librispeech_zeroshot/zero_shot", "LIBRISPEECH", "LibriSpeech")
+TASK = recognition(
+    "librispeech_zeroshot", "librispeech_zeroshot/zero_shot", "LIBRISPEECH", "LibriSpeech", "LibriSpeech"
+)

@@ -24,6 +24,15 @@ SHARED = Task(
 )
 
 
-def recognition(name: str, preset: str, variable: str, corpus: str) -> Task:
-    """Return the record of the task `name` on a corpus, whose folder an environment variable names."""
-    return replace(SHARED, name=name, downstream=name, preset=preset, variables={variable: corpus})
+def recognition(name: str, preset: str, variable: str, corpus: str, folder: str) -> Task:
+    """Return the record of the task `name` on a corpus.
+
+    Args:
+        name: of the task, also for ``-d``.
+        preset: its task file where ``-c`` is not given.
+        variable: of the environment, which names the folder of the corpus or the one that holds it.
+        corpus: in words.
+        folder: name of the corpus's own folder.
+    """
+    reads = tuple(one._replace(inside=folder) for one in SHARED.reads)
+    return replace(SHARED, name=name, downstream=name, preset=preset, variables={variable: corpus}, reads=reads)

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any, Literal, NamedTuple
 
 from s3prl_ext.metrics import MAIN_METRICS, METRICS, Metric
@@ -31,11 +31,18 @@ class Reads(NamedTuple):
         divides: how it divides the corpus into splits: patterns of lists below the path (``""``: the path itself);
             ``()``: the names of its files decide; None: not at all.
         parts: key of the section whose lists name folders below the path: only these are read.
+        inside: name of the corpus's own folder, where a user may name the one that holds it.
     """
 
     key: str
     divides: tuple[str, ...] | None = None
     parts: str | None = None
+    inside: str | None = None
+
+    def place(self, path: Path) -> Path:
+        """Return the folder of the corpus, which is `path` or, by its name, in it."""
+        own = path / self.inside if self.inside else path
+        return own if own.is_dir() else path
 
 
 class Folds(NamedTuple):

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from s3prl_ext.configs import expand_variables
+from s3prl_ext.corpora import esc50, librispeech, ljspeech, vctk
 from s3prl_ext.errors import DataError, ExtError, StoppedByUser, UsageError
 from s3prl_ext.evaluation.result_records import OUTCOME, SCHEMA, problems, read_record
 from s3prl_ext.run_folder import RunFolder
@@ -326,6 +327,25 @@ def test_only_the_folders_that_are_read_count(tmp_path):
     assert Corpus("asr", config).hash["files"] == 1
     del config["downstream_expert"]["datarc"]["train"]
     assert Corpus("asr", config).hash["files"] == 2
+
+
+@pytest.mark.parametrize(
+    ("task", "key", "own"),
+    [("ljspeech", "path", ljspeech.CARD.folder), ("vctk", "path", vctk.CARD.folder),
+     ("librispeech_zeroshot", "path", librispeech.CARD.folder), ("esc50", "esc50_root", esc50.CARD.folder)],
+)  # fmt: skip
+def test_a_corpus_is_the_same_where_the_folder_that_holds_it_is_named(task, key, own, tmp_path):
+    """What else lies there, such as another corpus or the run itself, is none of it."""
+    (tmp_path / own / "wavs").mkdir(parents=True)
+    (tmp_path / own / "wavs" / "a.wav").write_text("xx")
+
+    def found(path):
+        return Corpus(task, {"downstream_expert": {"datarc": {key: str(path), "split": "hash"}}}).hash
+
+    direct = found(tmp_path / own)
+    (tmp_path / "exp").mkdir()
+    (tmp_path / "exp" / "states-2.ckpt").write_text("x")
+    assert found(tmp_path) == direct and direct["files"] == 1
 
 
 def test_hidden_files_links_in_a_circle_and_tables_of_paths(tmp_path):

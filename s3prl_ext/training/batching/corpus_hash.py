@@ -67,18 +67,18 @@ class Corpus:
         rows: list[tuple[str, int]] = []
         lists: list[tuple[str, str]] = []
         covered = []
-        for key, divides, parts in self._task.reads:
+        for reads in self._task.reads:
+            key, divides, parts = reads.key, reads.divides, reads.parts
             value = value_at(self._expert, key)
             before = len(rows)
             for number, path in enumerate(value if isinstance(value, (list, tuple)) else [value]):
                 if isinstance(path, str) and Path(path).exists():
-                    files = list(_files(Path(path), _parts(self._expert, parts)))
+                    place = reads.place(Path(path))
+                    files = list(_files(place, _parts(self._expert, parts)))
                     rows += [(f"{key}/{number}/{name}", size) for name, size in files]
                     if divides is not None:
                         lists += (
-                            _lists(key, Path(path), divides)
-                            if divides
-                            else [(f"{key}/{name}", "") for name, _ in files]
+                            _lists(key, place, divides) if divides else [(f"{key}/{name}", "") for name, _ in files]
                         )
             if len(rows) > before:
                 covered.append(key)
