@@ -9,6 +9,7 @@ import os
 import tarfile
 import zipfile
 import zlib
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,21 @@ def read_text(path: str | os.PathLike) -> str:
         return Path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text ({error}): unpack the corpus again.") from error
+
+
+def check_closed(fields: Iterable[str | None], where: str) -> None:
+    """Check that no field of a row of a table goes on on further lines, which are rows of their own.
+
+    ``csv`` takes a quotation mark at the beginning of a field for one that another one closes.
+
+    Raises:
+        DataError: one does.
+    """
+    if any(field and "\n" in field for field in fields):
+        raise DataError(
+            f"{where}: a quotation mark is left open before it: close it; a text that begins with one stands in "
+            "quotation marks, with each of its own doubled."
+        )
 
 
 def is_archive(path: str | os.PathLike) -> bool:

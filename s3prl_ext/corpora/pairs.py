@@ -14,6 +14,7 @@ import torch
 from s3prl_ext.corpora import ljspeech, vctk
 from s3prl_ext.corpora.transcribed import TranscribedCorpus, Utterance
 from s3prl_ext.errors import DataError, UsageError, unknown_name
+from s3prl_ext.reading import check_closed
 
 # What the second encoder reads -> the column of the table that holds it.
 COLUMNS = {"text": "text", "image": "image", "speech": "source_path"}
@@ -131,8 +132,7 @@ def _rows(table: Path, kind: str) -> Iterator[tuple[int, str, str]]:
                     )
             for row in reader:
                 audio, other = ((row[name] or "").strip() for name in ("path", column))
-                if "\n" in audio + other:
-                    raise DataError(f"{table}: a quotation mark is left open before line {reader.line_num}: close it.")
+                check_closed((audio, other), f"{table}, line {reader.line_num}")
                 yield reader.line_num, audio, other
         except (csv.Error, UnicodeDecodeError) as error:
             raise DataError(f"{table} is not readable as a table of UTF-8 text: {error}.") from error

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from s3prl_ext.errors import DataError, UsageError
-from s3prl_ext.reading import read_text
+from s3prl_ext.reading import check_closed, read_text
 
 # Corpus -> columns its table must have; further columns are kept.
 COLUMNS: dict[str, tuple[str, ...]] = {
@@ -126,7 +126,7 @@ class Recordings:
             missing = [column for column in COLUMNS[name] if column not in (reader.fieldnames or ())]
             if missing:
                 raise DataError(f"{table} lacks the column '{missing[0]}': its first line must name {COLUMNS[name]}.")
-            clips = [self._clip(row, table, line) for line, row in enumerate(reader, 2)]
+            clips = [self._clip(row, table, reader.line_num) for row in reader]
         except csv.Error as error:
             raise DataError(f"{table}, line {reader.line_num}: {error}; correct the line.") from error
         if not clips:
@@ -135,6 +135,7 @@ class Recordings:
 
     def _clip(self, row: dict[str, Any], table: Path, line: int) -> Clip:
         fields = {key: value or "" for key, value in row.items() if key is not None}
+        check_closed(fields.values(), f"{table}, line {line}")
         path = self.root / fields["path"]
         if not fields["path"] or not path.is_file():
             raise DataError(f"line {line} of {table} names the clip '{fields['path']}', which is not in {self.root}.")

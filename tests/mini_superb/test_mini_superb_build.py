@@ -234,6 +234,22 @@ def test_every_known_corpus_of_the_recordings_is_readable(recordings):
         assert len(found.clips(name)) >= 20
 
 
+def test_a_text_that_begins_with_a_quotation_mark_does_not_swallow_the_rows_behind_it(tmp_path):
+    (tmp_path / "ljspeech").mkdir()
+    texts = ["hello", '"Well said Tom', "three", '"four"', "five"]
+    for number in range(len(texts)):
+        (tmp_path / "ljspeech" / f"{number}.wav").write_bytes(b"x")
+
+    def clips(texts):
+        rows = "".join(f"ljspeech/{number}.wav\t1.0\t{text}\n" for number, text in enumerate(texts))
+        (tmp_path / "ljspeech" / "ljspeech.tsv").write_text(f"path\tduration_s\ttext\n{rows}")
+        return [clip.fields["text"] for clip in Recordings(tmp_path).clips("ljspeech")]
+
+    with pytest.raises(DataError, match=r"ljspeech.tsv, line 5: a quotation mark is left open before it"):
+        clips(texts)
+    assert clips(['"""Well said"" Tom"', *texts[2:]]) == ['"Well said" Tom', "three", "four", "five"]
+
+
 @pytest.mark.parametrize("count", [3, 20, 41, 42, 60])
 def test_no_recording_of_unknown_words_is_in_two_splits(count, tmp_path):
     """The level of a clip tells its recording, and the second that is cut from it."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from s3prl_ext.compat.ctc.corpus.bucketing import BucketingDataset, check_known
 from s3prl_ext.errors import DataError, UsageError
-from s3prl_ext.reading import read_text
+from s3prl_ext.reading import check_closed, read_text
 from s3prl_ext.tasks.record import Part
 
 HEAD = ("path", "sentence")
@@ -80,8 +80,7 @@ def read_table(table: Path) -> list[tuple[str, str]]:
             )
         for fields in reader:
             where = f"{table}, line {reader.line_num}"
-            if any("\n" in field for field in fields):
-                raise DataError(f"{where}: a quotation mark is left open before it: close it, or double it within one.")
+            check_closed(fields, where)
             if len(fields) < 2 or not fields[0] or not fields[1].strip():
                 line = "\t".join(fields)
                 raise DataError(f"{where} must be 'CLIP<tab>SENTENCE', got {line!r:.80}: take it out.")
