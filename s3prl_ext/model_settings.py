@@ -155,7 +155,7 @@ COMMON_SETTINGS: dict[str, _Setting] = {
         f"{SAMPLE_RATE}: s3prl reads audio at this rate",
     ),
     "padding_value": (_is_number, "a number"),
-    "padding_side": (lambda value: value in ("left", "right"), "right or left"),
+    "padding_side": (lambda value: value == "right", "right: frames are counted from the first one on"),
     "return_attention_mask": _SWITCH,
 }
 OWN_SETTINGS: dict[str, dict[str, _Setting]] = {

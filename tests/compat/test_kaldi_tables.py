@@ -44,13 +44,16 @@ def test_fewer_recordings_than_segments_are_mentioned(folder, caplog):
 
 def test_a_recording_with_more_speakers_than_the_task_has_is_named(folder):
     segments = {"r1": [{"utt": "u1"}, {"utt": "u2"}, {"utt": "u3"}, {"utt": "u1"}], "r2": [{"utt": "u1"}]}
-    data = SimpleNamespace(segments=segments, utt2spk={"u1": "a", "u2": "b", "u3": "NaN"})
+    wavs = dict.fromkeys(segments, "clip.wav")
+    data = SimpleNamespace(segments=segments, utt2spk={"u1": "a", "u2": "b", "u3": "NaN"}, wavs=wavs)
     for places in (3, None):
         check_speakers(data, folder, places)
     with pytest.raises(
         DataError, match=r"utt2spk gives r1 3 speakers \(NaN, a, b\), but the task has num_speakers: 2; corr"
     ):
         check_speakers(data, folder, 2)
+    del wavs["r1"]  # a recording that is left out
+    check_speakers(data, folder, 2)
 
 
 @pytest.mark.parametrize("mode", ["train", "dev"])

@@ -278,6 +278,7 @@ PREPROCESSOR = [
     ("padding_value", [], r"padding_value: \[\], which must be a number"),
     ("padding_value", "0", "padding_value"),
     ("padding_side", [], "padding_side"),
+    ("padding_side", "left", 'padding_side: "left", which must be right'),
     ("do_normalize", "yes", "do_normalize"),
     ("return_attention_mask", 2, "return_attention_mask"),
 ]
@@ -309,3 +310,11 @@ def test_a_merge_judges_the_settings_of_its_target(tmp_path):
     with pytest.raises(DataError, match="m/config.json: hidden_size must be"):
         merge.main(["-u", "merged_attention", "-g", str(tmp_path / "merge.yaml"), "--out", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
+
+
+def test_a_w2v_bert_whose_settings_ask_for_no_mask_of_padding_gets_one(tmp_path):
+    wavs = [torch.randn(9000), torch.randn(5000)]
+    folder = factories.w2v_bert_folder(tmp_path / "m")
+    expected = build("hf_speech_custom", folder)(wavs)["last_hidden_state"]
+    without = with_setting(folder, "preprocessor_config.json", "return_attention_mask", False)
+    assert torch.equal(build("hf_speech_custom", without)(wavs)["last_hidden_state"], expected)

@@ -23,8 +23,8 @@ class UpstreamExpert(nn.Module):
 
     As in the published implementation a clip is cut to whole patches of 16 frames: what is left at its end is not seen.
     (A clip without a whole patch, below 175 ms, is padded to one.) s3prl's featurizer asks for round(n / 2560) vectors
-    of a clip of n samples, which may be one more than it has: the last is repeated. Each clip is padded and masked by
-    itself, so in evaluation mode its features do not depend on what else is in the batch.
+    of a clip of n samples: none below 80 ms, or one more than it has, where the last is repeated. Each clip is padded
+    and masked by itself, so in evaluation mode its features do not depend on what else is in the batch.
 
     Args:
         ckpt: checkpoint in the released format.

@@ -70,4 +70,7 @@ class W2vBertModel(TransformersSpeechModel):
         """
         least = FRAME + HOP  # the variance of a mel band needs two frames
         arrays = [as_array(wav, least) for wav in wavs]
-        return self.extracter(arrays, return_tensors="pt", padding=True, sampling_rate=SAMPLE_RATE).to(wavs[0].device)
+        inputs = self.extracter(
+            arrays, return_tensors="pt", padding=True, sampling_rate=SAMPLE_RATE, return_attention_mask=True
+        )
+        return inputs.to(wavs[0].device)
