@@ -28,7 +28,17 @@ def recipes(monkeypatch):
     """The scripts ``evidence`` and ``methods``."""
     for folder in ("shared", "ad_tuning", "whisper"):
         monkeypatch.syspath_prepend(str(RECIPES / folder))
-    for name in ("evidence", "methods", "tables", "runs", "figures", "races", "child_networks", "lambdas"):
+    for name in (
+        "evidence",
+        "methods",
+        "tables",
+        "runs",
+        "figures",
+        "races",
+        "child_networks",
+        "lambdas",
+        "mam_tuning",
+    ):
         monkeypatch.delitem(sys.modules, name, raising=False)
     return importlib.import_module("evidence"), importlib.import_module("methods")
 
@@ -272,3 +282,60 @@ def test_child_networks_are_drawn_from_packed_studies(tmp_path, recipes):
     with pytest.raises(DataError, match="contains no trained child network"):
         child_networks.main(["masks", str(tmp_path), str(tmp_path / "masks.json")])
     assert not (tmp_path / "masks.json").exists()
+
+
+AFTER_A_MERGE = {"unmerged": (0.6, 0.64, 0.7), "noise": (0.7, 0.6, 0.8), "learnt": (0.5, 0.9, 0.4)}  # by seed
+
+
+def test_rows_of_fine_tuning_after_a_merge_are_its_upstreams(tmp_path, recipes, monkeypatch):
+    evidence, _ = recipes
+    tuned = importlib.import_module("mam_tuning")
+    model = tmp_path / "model"
+
+    def flags(name: str) -> dict[str, str]:
+        merged = {"-u": "merged_attention", "-g": f"{tmp_path}/pair.yaml,,noise=source"}
+        return {"-u": "whisper_local", "-k": str(model)} if name == "unmerged" else merged
+
+    axes = {
+        "task": (AxisPoint("ks", flags={"-d": "speech_commands", "-c": "ks/mini"}),),
+        "upstream": tuple(AxisPoint(name, flags=flags(name)) for name in AFTER_A_MERGE),
+        "method": (AxisPoint("full", {"tuning": {"method": "full"}}),),
+        "tuning.lr": tuple(AxisPoint(f"{lr:g}", {"tuning.lr": lr}) for lr in (0.01, 0.001, 0.0001)),
+    }
+    study = Study(axes, (0, 1, 2), ("tuning.lr",), own_search_seeds=(9,))
+
+    def score(job: Job) -> float:
+        labels, seed = job.run.labels, job.run.seed
+        if seed == 9:
+            return {"0.01": 0.2, "0.001": 0.7, "0.0001": 0.6}[labels["tuning.lr"]]
+        return AFTER_A_MERGE[labels["upstream"]][seed]
+
+    Driver(study, tmp_path / "exp", Instant(score), lambda _: None).run()
+    (tmp_path / "exp" / FILE).write_text(json.dumps(content_of(study)))
+    for path in (tmp_path / "exp").rglob("result*.json"):
+        record = json.loads(path.read_text()) | {
+            "merge": {"sources": [{"name": f"noise of {model} (decoder) (draw 0)"}]}
+        }
+        path.write_text(json.dumps(record))
+        if "/learnt/" in str(path) and path.name == "result.json":
+            last = 0.5 if "seed=9" in str(path) else 0.12 + 0.01 * int(path.parent.name[-1])
+            course = {"names": ["a", "b"], "steps": [0, 1], "lambda": [[0.1, 0.1], [0.1, last]]}
+            (path.parent / "lambda.json").write_text(json.dumps(course))
+    monkeypatch.setenv("PAIR", f"{tmp_path}/pair.yaml")
+    with pytest.raises(UsageError, match="contains the path .*model: name the variable"):
+        evidence.packed(tmp_path / "exp", ["PAIR"])
+    monkeypatch.setenv("MODEL", str(model))
+    content = evidence.packed(tmp_path / "exp", ["MODEL", "PAIR"])
+    assert str(tmp_path) not in json.dumps(content) and "${PAIR},,noise=source" in json.dumps(content)
+    table = tuned.table(content)
+    rows = {row[0].partition(" ")[0]: row[1:] for row in table.rows}
+    assert list(rows) == ["FT:", "N(source)", "L-MAM"]
+    assert rows["FT:"] == ["0.001", "70.00", "3", "64.67 ± 5.03", "-", "-", "8.52"]
+    for name, label in (("N(source)", "noise"), ("L-MAM", "learnt")):
+        paired = stats.ttest_rel([100 * x for x in AFTER_A_MERGE[label]], [100 * x for x in AFTER_A_MERGE["unmerged"]])
+        low, high = paired.confidence_interval(0.95)
+        assert rows[name][5] == f"{(low + high) / 2:+.2f} ± {(high - low) / 2:.2f}"
+    assert table.notes == ["The learnt λ of layers and scored runs lie between 0.1000 and 0.1400 at the end."]
+    evidence.unpack(content, tmp_path / "again")
+    again = json.loads(next((tmp_path / "again").rglob("learnt/full/*/seed=0/result.json")).read_text())
+    assert evidence.LEARNT not in again

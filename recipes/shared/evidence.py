@@ -17,6 +17,7 @@ import argparse
 import hashlib
 import json
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,6 +30,7 @@ from s3prl_ext.errors import DataError, UsageError, as_command
 from s3prl_ext.evaluation.predictions import read_json
 from s3prl_ext.evaluation.scored_runs import WITHOUT_EFFECT
 from s3prl_ext.run_flags import canonical, parser
+from s3prl_ext.run_folder import RunFolder
 from s3prl_ext.studies.config import FILE, kept_study
 from s3prl_ext.studies.plan import combinations, run_of
 from s3prl_ext.studies.study_run import StudyRun
@@ -37,6 +39,7 @@ from s3prl_ext.writing import write_json, write_text
 
 OF_THE_MACHINE = ("args", "config")  # of a result file: they hold paths, and follow from the plan
 CONFIG_HASH = "config_sha256"  # of the task file that ran; in packed files alone
+LEARNT = "learnt_lambda"  # the last values of a learnt lambda, by name; in packed files alone
 BASIS = {"data.sha256": "another corpus", "splits_sha256": "other splits", "upstream_sha256": "another upstream"}
 
 
@@ -92,6 +95,10 @@ def _measured(path: Path, run: StudyRun | None, paths: Mapping[str, str]) -> dic
     kept = {key: value for key, value in content.items() if key not in OF_THE_MACHINE}
     if run is not None and content.get("config"):
         kept[CONFIG_HASH] = _config_sha256(content["config"], run.config(), paths)
+    course = RunFolder(path.parent).lambda_curve
+    if path.name == "result.json" and course.is_file():
+        learnt = read_json(course)
+        kept[LEARNT] = dict(zip(learnt["names"], learnt["lambda"][-1], strict=True))
     return kept
 
 
@@ -99,7 +106,7 @@ def _without(content: Any, paths: Mapping[str, str], where: Path) -> Any:
     """Return plain values with the variables in place of these paths; no other absolute path may be left."""
     content = _each(content, lambda text: _replaced(text, paths))
     left: list[str] = []
-    _each(content, lambda text: left.append(text) if text.startswith("/") else None)
+    _each(content, lambda text: left.extend(re.findall(r"(?<!\S)/[^\s,]+", text)))
     if left:
         raise UsageError(f"{where} contains the path {left[0]}: name the variable that holds it (--variables).")
     return content
@@ -174,6 +181,7 @@ def unpack(content: dict[str, Any], folder: Path) -> None:
     files: dict[Path, Any] = {folder / FILE: plan}
     for path, rest in content["results"].items():
         record = {**{key: {} for key in OF_THE_MACHINE}, **content["common"], **rest}
+        record.pop(LEARNT, None)
         ran, name = record.pop(CONFIG_HASH, None), str(Path(path).parent)
         if (run := runs.get(name)) is not None:
             config = configs.setdefault(name, run.config())
@@ -238,10 +246,14 @@ def _each(value: Any, change: Callable[[str], Any]) -> Any:
 
 
 def _replaced(text: str, names: Mapping[str, str]) -> str:
-    """Return a path with its beginning replaced where it is one of `names`."""
+    """Return a text with each path in it that is one of `names`, or lies in it, beginning with the other.
+
+    A path may have words before it (``noise of /models/whisper``) and settings or words behind it
+    (``pair.yaml,,lambda=0.2``, ``whisper (decoder)``).
+    """
     for name, other in names.items():
-        if text == name or text.startswith(f"{name}/"):
-            return other + text[len(name) :]
+        path = rf"(?<!\S){re.escape(name)}(?=/|,,|\s|$)"
+        text = re.sub(path, lambda _, other=other: other, text)
     return text
 
 

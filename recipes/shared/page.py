@@ -45,7 +45,8 @@ def table_of(files: Sequence[Path], which: str) -> Table:
 
     Args:
         files: packed studies, or one file of another kind.
-        which: a task of the studies, with ``short`` behind it some columns, ``races`` or ``fine_tuned``; or a table of the file.
+        which: a task of the studies, with ``short`` behind it some columns; ``races`` or ``fine_tuned``; or a table of
+            the file.
 
     Raises:
         DataError: a file is missing or corrupt, or has no table of this name.

@@ -19,7 +19,7 @@ from typing import Any
 
 RECIPES = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(RECIPES / folder) for folder in ("shared", "whisper", "ad_tuning")]
-from evidence import laid_out
+from evidence import LEARNT, laid_out
 from methods import Row, difference, draw_rows, row_of
 
 from s3prl_ext.errors import DataError, as_command
@@ -34,41 +34,47 @@ from s3prl_ext.tasks import named
 ROWS = {
     "unmerged": ("FT: fine-tuned, unmerged", "FT"),
     "merged": ("MAM + FT: the decoder merged, fine-tuned", "MAM + FT"),
-    "noise": ("noise of the decoder's statistics merged, fine-tuned", None),
+    "noise": ("N(source) + FT: noise of its statistics merged, fine-tuned", None),
     "learnt": ("L-MAM + FT: λ of each layer learnt with it", "L-MAM + FT"),
 }
 REFERENCE = "unmerged"
 
 
-def rows_of(content: Mapping[str, Any]) -> tuple[str, dict[str, Row]]:
-    """Return the task of a packed study and, by label, the rows that have a score on test.
+def rows_of(content: Mapping[str, Any]) -> tuple[str, dict[str, Row], list[float]]:
+    """Return what a packed study of one task holds.
+
+    Returns:
+        The task; by label the rows that have a score on test; the learnt lambdas of all layers and scored runs.
 
     Raises:
         DataError: the study has several tasks with scores, or none.
     """
     rows: dict[str, dict[str, Row]] = {}
+    learnt: list[float] = []
     with laid_out(content) as folder:
         for cell in cells_in(folder):
             row = row_of(cell, "upstream")
-            if row is not None:
-                rows.setdefault(cell.labels["task"], {})[row.label] = row
+            if row is None:
+                continue
+            rows.setdefault(cell.labels["task"], {})[row.label] = row
+            for run in cell.final_runs():
+                learnt += content["results"].get(f"{run.name}/result.json", {}).get(LEARNT, {}).values()
     if len(rows) != 1:
         raise DataError(f"a table is of one task, but the study has scores on test of {', '.join(rows) or 'none'}.")
-    return next(iter(rows.items()))
+    return *next(iter(rows.items())), learnt
 
 
 def table(content: Mapping[str, Any]) -> Table:
     """Return the table of a packed study."""
-    task, rows = rows_of(content)
+    task, rows, learnt = rows_of(content)
     paper = mam_tables()["table5"]
+    column = paper["columns"].index("ljspeech")
     metric, body = next(iter(rows.values())).metric, []
     for label, (name, printed) in ROWS.items():
         if label not in rows:
             continue
         row = rows[label]
-        found = None
-        if label != REFERENCE and REFERENCE in rows:
-            found = difference(row, rows[REFERENCE])
+        found = difference(row, rows[REFERENCE]) if label != REFERENCE and REFERENCE in rows else None
         interval = row.tested.interval(named(task).test, metric)
         body.append(
             [
@@ -79,14 +85,18 @@ def table(content: Mapping[str, Any]) -> Table:
                 mean_and_deviation(list(row.test.values())),
                 "[{:.1f}, {:.1f}]".format(*interval) if interval else NOTHING,
                 f"{found[0]:+z.2f} ± {found[1]:.2f}" if found else NOTHING,
-                paper[printed][paper["columns"].index("ljspeech")] if printed else NOTHING,
+                paper[printed][column] if printed else NOTHING,
             ]
         )
     head = ["upstream", "learning rate", heading(metric, "dev"), "seeds", heading(metric, "test"),
             "95 % interval of the first seed over items", "difference from FT, 95 % over seeds",
             "paper: HuBERT large, WER (%) on LJ Speech"]  # fmt: skip
-    edges = [f"{ROWS[label][0]} ({row.rate})" for label, row in rows.items() if row.at_the_end]
+    edges = [f"{ROWS[label][0].partition(':')[0]} ({row.rate})" for label, row in rows.items() if row.at_the_end]
     notes = [f"The chosen rate is at an end of the grid for {', '.join(edges)}."] if edges else []
+    if learnt:
+        notes.append(
+            f"The learnt λ of layers and scored runs lie between {min(learnt):.4f} and {max(learnt):.4f} at the end."
+        )
     return Table(f"{task}: fine-tuning after a merge", head, body, notes)
 
 
@@ -99,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         content = read_json(file)
         made = table(content)
         sys.stdout.write(markdown(made) + "\n")
-        _, rows = rows_of(content)
+        _, rows, _ = rows_of(content)
         shown = [(ROWS[label][0].partition(":")[0], rows[label]) for label in ROWS if label in rows]
         draw_rows(shown, made.title, file.with_suffix(".png"))
     return 0
