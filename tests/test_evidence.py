@@ -314,7 +314,7 @@ def test_rows_of_fine_tuning_after_a_merge_are_its_upstreams(tmp_path, recipes, 
     (tmp_path / "exp" / FILE).write_text(json.dumps(content_of(study)))
     for path in (tmp_path / "exp").rglob("result*.json"):
         record = json.loads(path.read_text()) | {
-            "merge": {"sources": [{"name": f"noise of {model} (decoder) (draw 0)"}]}
+            "merge": {"sources": [{"name": f"noise of {model} (decoder) (draw 0)", "lambda": {"q_proj": [0.1, 0.1]}}]}
         }
         path.write_text(json.dumps(record))
         if "/learnt/" in str(path) and path.name == "result.json":
