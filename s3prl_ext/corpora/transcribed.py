@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -174,21 +175,27 @@ def match_audio(
 def read_split_file(path: Path, known: set[str]) -> dict[str, list[str]]:
     """Read the lists of a ``splits.json``; utterances that it does not name belong to no split.
 
+    Besides train, dev and test it may have further lists, such as ``test-other``.
+
     Raises:
         DataError: the file is missing, malformed, names an utterance twice, or one that is not among `known`.
     """
     try:
         content = parse_json(Path(path).read_text(encoding="utf-8"))
-        parts = {name: sorted(map(str, content[name])) for name in SPLITS}
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
+        names = dict.fromkeys([*SPLITS, *(name for name, ids in content.items() if isinstance(ids, list))])
+        parts = {name: sorted(map(str, content[name])) for name in names}
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is not a file of splits with the lists train, dev and test ({error}).") from error
     named = [id for ids in parts.values() for id in ids]
     strangers = sorted(set(named) - known)
     if strangers:
         raise DataError(f"{path} names {len(strangers)} utterances that the corpus lacks, such as {strangers[0]}.")
-    if len(named) != len(set(named)):
-        twice = next(id for id in named if named.count(id) > 1)
-        raise DataError(f"{path} names the utterance {twice} twice: an utterance belongs to one split.")
+    twice = [id for ids in parts.values() for id, count in Counter(ids).items() if count > 1]
+    for first, second in combinations(parts, 2):
+        if {first, second} & {"train", "dev"} or {first, second} <= {*SPLITS}:  # test sets may overlap
+            twice += sorted({*parts[first]} & {*parts[second]})
+    if twice:
+        raise DataError(f"{path} names the utterance {twice[0]} twice: an utterance belongs to one split.")
     return parts
 
 

@@ -13,6 +13,7 @@ from s3prl_ext.commands.prepare import main as prepare_main
 from s3prl_ext.corpora import ljspeech, vctk
 from s3prl_ext.corpora.archives import CorpusCard
 from s3prl_ext.corpora.audio import read_audio
+from s3prl_ext.corpora.transcribed import read_split_file
 from s3prl_ext.errors import DataError, UsageError
 
 # Typed out from the definition of the split, not from the module.
@@ -229,3 +230,21 @@ def test_prepare_without_archive_or_with_a_broken_clip(lj, tmp_path, capsys):
     (lj / "wavs" / "LJ001-0001.wav").write_bytes(b"no audio")
     with pytest.raises(DataError, match=r"LJ001-0001.wav"):
         prepare_main(["ljspeech", "--validate", str(lj)])
+
+
+def test_a_split_file_keeps_its_further_lists(tmp_path):
+    """Those of LibriSpeech have two test sets and two dev sets."""
+    lists = {"train": ["a"], "dev": ["b"], "test": ["c"], "test-other": ["d"], "all-test": ["c", "d"]}
+    file = tmp_path / "splits.json"
+
+    def read(**changes):
+        file.write_text(json.dumps(lists | changes))
+        return read_split_file(file, {"a", "b", "c", "d"})
+
+    assert read(sha256="0", seed=3) == lists
+    for change in ({"test-other": ["b"]}, {"test": ["c", "c"]}, {"test": ["a"]}, {"test-other": ["d", "d"]}):
+        with pytest.raises(DataError, match="names the utterance . twice"):
+            read(**change)
+    file.write_text("[]")
+    with pytest.raises(DataError, match="is not a file of splits"):
+        read_split_file(file, set())
