@@ -189,6 +189,23 @@ def test_the_loss_is_that_of_transformers(folder):
     assert loss.item() == pytest.approx(total / count, rel=1e-5)
 
 
+def test_what_the_model_reads_or_writes_in_part_alone_has_no_part_in_the_loss(folder, caplog):
+    """Else the first window of a long clip would be taught the text of all of it."""
+    recognizer = read_whisper(folder, 32, HeadConfig("target", window="clip"))
+    positions, most = recognizer.head.positions, recognizer.head.whisper.config.max_target_positions
+    short, long = torch.randn(40, 32), torch.randn(positions + 1, 32, requires_grad=True)
+    samples = [12800, 320 * (positions + 1), 12800]
+    expected, _ = recognizer.recognize([short], ["a"], [12800])
+    assert not caplog.records
+    loss, found = recognizer.recognize([short, long, short], ["a", "of snow", "a" * most], samples)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5) and len(found) == 3
+    alone, _ = recognizer.recognize([long], ["of snow"], samples[1:2])
+    alone.backward()
+    assert alone.item() == 0 and not long.grad.any()
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert "have no part in the loss" in said
+
+
 def test_fine_tuning_trains_decoder_and_encoder_and_resumes_from_its_checkpoint(corpus, folder, tmp_path):
     config = task_file(corpus, tuning="full")
     args = _args(tmp_path / "exp", folder, mode="train", upstream_trainable=True)

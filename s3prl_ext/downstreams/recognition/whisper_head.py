@@ -31,6 +31,8 @@ IGNORED = -100  # label of a position without a text
 SILENCE = SAMPLE_RATE  # samples behind a clip in the shortest of several windows: without them the decoder may not end
 UNSET_LENGTH = 20  # what transformers 4 takes where a model names no limit: a few words
 
+logger = logging.getLogger(__name__)
+
 
 class WhisperHead(nn.Module):
     """A Whisper without its encoder.
@@ -130,6 +132,7 @@ class WhisperRecognizer:
         self.options = _options(head.whisper.generation_config, config, folder)
         self.prefix = self._prefix()
         self._check_length()
+        self.told = False  # what has no part in the loss
         self.special = {id for id, token in self.tokenizer.added_tokens_decoder.items() if token.special}
 
     def pad(self, wav: np.ndarray) -> np.ndarray:
@@ -153,11 +156,15 @@ class WhisperRecognizer:
     def recognize(
         self, features: Sequence[Tensor], texts: Sequence[str], samples: Sequence[int]
     ) -> tuple[Tensor, list[Decoded]]:
-        """Return the mean cross-entropy of the texts, given the tokens before them, and the transcripts."""
+        """Return the mean cross-entropy of the texts, given the tokens before them, and the transcripts.
+
+        A clip above the model's 30 s, of which no window has the whole text, and a text above the model's length have
+        no part in it.
+        """
         states = [feature[: self.head.positions] for feature in features]
-        read, written = zip(*(self._tokens(text) for text in texts), strict=True)
+        read, written = self._targets(features, texts)
         padding_token: Any = self.head.whisper.config.pad_token_id
-        losses, count = [], sum(int((labels != IGNORED).sum()) for labels in written)
+        losses, count = [], max(1, sum(int((labels != IGNORED).sum()) for labels in written))
         for numbers in _by_length(states):
             tokens, labels = (
                 pad_sequence([rows[n] for n in numbers], batch_first=True, padding_value=padding).to(states[0].device)
@@ -165,6 +172,23 @@ class WhisperRecognizer:
             )
             losses.append(self.head(torch.stack([states[n] for n in numbers]), tokens, labels))
         return torch.stack(losses).sum() / count, self.decode(features, samples)
+
+    def _targets(self, features: Sequence[Tensor], texts: Sequence[str]) -> tuple[list[Tensor], list[Tensor]]:
+        """Return what the decoder reads and must write of each text; nothing counts of what is too long for it."""
+        most, read, written = self._most_tokens(), [], []
+        for feature, text in zip(features, texts, strict=True):
+            tokens, labels = self._tokens(text)
+            if len(feature) > self.head.positions or len(tokens) > most:
+                labels = torch.full_like(labels, IGNORED)
+                if not self.told:
+                    logger.warning(
+                        "clips above %g s, or with more than %d tokens, have no part in the loss: the model reads and "
+                        "writes no more at a time", self.longest / SAMPLE_RATE, most,
+                    )  # fmt: skip
+                    self.told = True
+            read.append(tokens[:most])
+            written.append(labels[:most])
+        return read, written
 
     @torch.no_grad()
     def decode(self, features: Sequence[Tensor], samples: Sequence[int] | None) -> list[Decoded]:
@@ -219,8 +243,12 @@ class WhisperRecognizer:
         end = {self.head.whisper.config.eos_token_id, self.head.whisper.config.pad_token_id, *self.prefix}
         return Decoded(text.strip(), sum(token in self.special and token not in end for token in tokens))
 
+    def _most_tokens(self) -> int:
+        """Return how many tokens the decoder reads, with the prefix."""
+        return int(self.head.whisper.config.max_target_positions)
+
     def _check_length(self) -> None:
-        most = self.head.whisper.config.max_target_positions - len(self.prefix)
+        most = self._most_tokens() - len(self.prefix)
         if self.config.max_tokens is not None and self.config.max_tokens > most:
             raise UsageError(
                 f"downstream_expert.head.max_tokens is {self.config.max_tokens}, but this model writes at most {most} "
@@ -234,7 +262,6 @@ class WhisperRecognizer:
     def _tokens(self, text: str) -> tuple[Tensor, Tensor]:
         """Return what the decoder reads and what it must write; only the text and its end count in the loss."""
         ids = self.tokenizer(f" {text}", add_special_tokens=False)["input_ids"]
-        ids = ids[: self.head.whisper.config.max_target_positions - len(self.prefix)]
         written = [*[IGNORED] * (len(self.prefix) - 1), *ids, self.head.whisper.config.eos_token_id]
         return torch.tensor([*self.prefix, *ids]), torch.tensor(written)
 
