@@ -193,6 +193,7 @@ def test_variables_are_replaced(tmp_path, monkeypatch):
 def test_the_shipped_studies_can_be_read(monkeypatch):
     monkeypatch.setenv("HUBERT", "hubert")
     monkeypatch.setenv("WHISPER", "whisper")
+    monkeypatch.setenv("PAIR", "pair.yaml")
     from s3prl_ext.configs import shipped_dir
 
     files = sorted((shipped_dir("recipes") / "studies").glob("*.yaml"))
