@@ -99,7 +99,7 @@ def read_clips(root: Path) -> list[Esc50Clip]:
     Raises:
         DataError: the table is missing or has a bad line, a line has no audio, or an audio file has no line.
     """
-    root = corpus_folder(root)
+    root = folder_of(root)
     try:
         text = (root / META).read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
@@ -113,7 +113,7 @@ def read_clips(root: Path) -> list[Esc50Clip]:
     return sorted(clips, key=lambda clip: clip.name)
 
 
-def corpus_folder(root: Path) -> Path:
+def folder_of(root: Path) -> Path:
     """Return the folder with ``meta/esc50.csv``: `root` or the ``ESC-50-master`` in it.
 
     Raises:

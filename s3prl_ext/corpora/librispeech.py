@@ -43,7 +43,7 @@ def read(root: Path, on_missing: str = "error", parts: Collection[str] | None = 
     Raises:
         DataError: no such corpus, a malformed line, an id twice, missing audio or text.
     """
-    root = _folder(Path(root))
+    root = folder_of(Path(root))
     texts: dict[str, str] = {}
     audio: dict[str, Path] = {}
     part_of: dict[str, str] = {}
@@ -66,7 +66,12 @@ def held_out(parts: Sequence[str]) -> dict[str, list[str]]:
 CORPUS = TranscribedCorpus(CARD, "part", read, held_out, read_groups=read)
 
 
-def _folder(root: Path) -> Path:
+def folder_of(root: Path) -> Path:
+    """Return the folder of the corpus: `root`, or the ``LibriSpeech`` in it.
+
+    Raises:
+        DataError: neither has a part with transcripts.
+    """
     for folder in (root, root / CARD.folder):
         if _parts(folder):
             return folder

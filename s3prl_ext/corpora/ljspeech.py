@@ -43,7 +43,7 @@ def read(root: Path, on_missing: str = "error") -> list[Utterance]:
     Raises:
         DataError: no such corpus, a malformed line, an id twice, missing audio or text.
     """
-    root = corpus_folder(root, CARD)
+    root = folder_of(root)
     texts = _transcripts(root / "metadata.csv")
     audio = {path.stem: path for path in listed(root / "wavs", "*.wav")}
     ids = match_audio(texts, audio, f"{CARD.name} in {root}", on_missing)
@@ -56,6 +56,11 @@ def held_out(chapters: Sequence[str]) -> dict[str, list[str]]:
         "dev": [chapter for chapter in chapters if chapter in DEV_CHAPTERS],
         "test": [chapter for chapter in chapters if chapter in TEST_CHAPTERS],
     }
+
+
+def folder_of(root: Path) -> Path:
+    """Return the folder of the corpus: `root`, or the ``LJSpeech-1.1`` in it; DataError where neither is one."""
+    return corpus_folder(root, CARD)
 
 
 CORPUS = TranscribedCorpus(CARD, "chapter", read, held_out)

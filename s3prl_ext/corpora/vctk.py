@@ -48,7 +48,7 @@ def read(root: Path, on_missing: str = "error") -> list[Utterance]:
     Raises:
         DataError: no such corpus, an unreadable text, missing audio or text (an empty text counts as missing).
     """
-    root = _folder(Path(root))
+    root = folder_of(Path(root))
     suffix = f"_{MICROPHONE}.flac"
     audio = {path.name.removesuffix(suffix): path for path in listed(root / CARD.contents[1], f"*/*{suffix}")}
     texts = {path.stem: text for path in listed(root / "txt", "*/*.txt") if (text := _text(path))}
@@ -57,7 +57,7 @@ def read(root: Path, on_missing: str = "error") -> list[Utterance]:
     return [Utterance(id, audio[id], texts[id], _speaker(id)) for id in ids]
 
 
-def _folder(root: Path) -> Path:
+def folder_of(root: Path) -> Path:
     """Return the folder of the corpus.
 
     Raises:

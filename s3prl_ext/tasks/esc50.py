@@ -12,7 +12,7 @@ TASK = Task(
     own_head=True,
     preset="esc50/mam",
     variables={"ESC50": "ESC-50"},
-    reads=(Reads("datarc.esc50_root", inside="ESC-50-master"),),
+    reads=(Reads("datarc.esc50_root", folder="s3prl_ext.corpora.esc50:folder_of"),),
     divided_by=("downstream_expert.fold", "downstream_expert.split"),
     counts={"acc": equal_labels("prediction", "target")},
     utterances=Utterances("predictions-{}.jsonl", "predictions-{}.jsonl", "error", "predictions"),

@@ -5,5 +5,9 @@ from __future__ import annotations
 from s3prl_ext.tasks.recognition import recognition
 
 TASK = recognition(
-    "librispeech_zeroshot", "librispeech_zeroshot/zero_shot", "LIBRISPEECH", "LibriSpeech", "LibriSpeech"
+    "librispeech_zeroshot",
+    "librispeech_zeroshot/zero_shot",
+    "LIBRISPEECH",
+    "LibriSpeech",
+    "librispeech",
 )

@@ -4,4 +4,4 @@ from __future__ import annotations
 
 from s3prl_ext.tasks.recognition import recognition
 
-TASK = recognition("ljspeech", "ljspeech/mam", "LJSPEECH", "LJ Speech", "LJSpeech-1.1")
+TASK = recognition("ljspeech", "ljspeech/mam", "LJSPEECH", "LJ Speech", "ljspeech")

@@ -24,7 +24,7 @@ SHARED = Task(
 )
 
 
-def recognition(name: str, preset: str, variable: str, corpus: str, folder: str) -> Task:
+def recognition(name: str, preset: str, variable: str, corpus: str, module: str) -> Task:
     """Return the record of the task `name` on a corpus.
 
     Args:
@@ -32,7 +32,7 @@ def recognition(name: str, preset: str, variable: str, corpus: str, folder: str)
         preset: its task file where ``-c`` is not given.
         variable: of the environment, which names the folder of the corpus or the one that holds it.
         corpus: in words.
-        folder: name of the corpus's own folder.
+        module: of the corpus in ``s3prl_ext.corpora``, whose ``folder_of`` finds it.
     """
-    reads = tuple(one._replace(inside=folder) for one in SHARED.reads)
+    reads = tuple(one._replace(folder=f"s3prl_ext.corpora.{module}:folder_of") for one in SHARED.reads)
     return replace(SHARED, name=name, downstream=name, preset=preset, variables={variable: corpus}, reads=reads)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path, PurePath
 from typing import Any, Literal, NamedTuple
 
+from s3prl_ext.errors import DataError
 from s3prl_ext.metrics import MAIN_METRICS, METRICS, Metric
 from s3prl_ext.tasks.counts import Count
 
@@ -31,18 +33,24 @@ class Reads(NamedTuple):
         divides: how it divides the corpus into splits: patterns of lists below the path (``""``: the path itself);
             ``()``: the names of its files decide; None: not at all.
         parts: key of the section whose lists name folders below the path: only these are read.
-        inside: name of the corpus's own folder, where a user may name the one that holds it.
+        folder: ``"module:function"`` that finds the corpus where its own folder or the one that holds it may be named,
+            as the task does; None where the path itself is read.
     """
 
     key: str
     divides: tuple[str, ...] | None = None
     parts: str | None = None
-    inside: str | None = None
+    folder: str | None = None
 
     def place(self, path: Path) -> Path:
-        """Return the folder of the corpus, which is `path` or, by its name, in it."""
-        own = path / self.inside if self.inside else path
-        return own if own.is_dir() else path
+        """Return what the task reads of a path: itself, or the corpus in it; itself too where that is not there."""
+        if self.folder is None:
+            return path
+        module, _, function = self.folder.partition(":")
+        try:
+            return Path(getattr(import_module(module), function)(path))
+        except DataError:
+            return path
 
 
 class Folds(NamedTuple):

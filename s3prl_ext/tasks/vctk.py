@@ -4,4 +4,4 @@ from __future__ import annotations
 
 from s3prl_ext.tasks.recognition import recognition
 
-TASK = recognition("vctk", "vctk/mam", "VCTK", "VCTK", "VCTK-Corpus-0.92")
+TASK = recognition("vctk", "vctk/mam", "VCTK", "VCTK", "vctk")

@@ -16,8 +16,8 @@ from s3prl_ext.corpora.esc50 import (
     CLASSES,
     META,
     Esc50Clip,
-    corpus_folder,
     dev_fold,
+    folder_of,
     read_clips,
     split_clips,
     validate,
@@ -74,7 +74,7 @@ def test_a_table_that_is_no_text_is_named(own):
 
 
 def test_the_folder_above_is_accepted(corpus):
-    assert corpus_folder(corpus.parent) == corpus_folder(corpus) == corpus
+    assert folder_of(corpus.parent) == folder_of(corpus) == corpus
 
 
 def test_audio_of_the_archive_is_resampled(own):

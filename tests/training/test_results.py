@@ -329,23 +329,47 @@ def test_only_the_folders_that_are_read_count(tmp_path):
     assert Corpus("asr", config).hash["files"] == 2
 
 
-@pytest.mark.parametrize(
-    ("task", "key", "own"),
-    [("ljspeech", "path", ljspeech.CARD.folder), ("vctk", "path", vctk.CARD.folder),
-     ("librispeech_zeroshot", "path", librispeech.CARD.folder), ("esc50", "esc50_root", esc50.CARD.folder)],
-)  # fmt: skip
-def test_a_corpus_is_the_same_where_the_folder_that_holds_it_is_named(task, key, own, tmp_path):
+CORPORA = {
+    "ljspeech": ("path", ljspeech.CARD.folder, ["metadata.csv", "wavs/a.wav"]),
+    "vctk": ("path", vctk.CARD.folder, [f"{name}/a" for name in vctk.CARD.contents[:2]]),
+    "librispeech_zeroshot": (
+        "path",
+        librispeech.CARD.folder,
+        ["test-clean/1/2/1-2.trans.txt", "test-clean/1/2/a.flac"],
+    ),
+    "esc50": ("esc50_root", esc50.CARD.folder, [str(esc50.META), "audio/a.wav"]),
+}
+
+
+def hash_of(task, path):
+    config = {"downstream_expert": {"datarc": {CORPORA[task][0]: str(path), "split": "hash"}}}
+    return Corpus(task, config).hash
+
+
+def lay_out(folder, files):
+    for name in files:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("xx")
+
+
+@pytest.mark.parametrize("task", CORPORA)
+def test_a_corpus_is_the_same_where_the_folder_that_holds_it_is_named(task, tmp_path):
     """What else lies there, such as another corpus or the run itself, is none of it."""
-    (tmp_path / own / "wavs").mkdir(parents=True)
-    (tmp_path / own / "wavs" / "a.wav").write_text("xx")
+    _, own, files = CORPORA[task]
+    lay_out(tmp_path / own, files)
+    direct = hash_of(task, tmp_path / own)
+    lay_out(tmp_path, ["exp/states-2.ckpt"])
+    assert hash_of(task, tmp_path) == direct and direct["files"] == 2
 
-    def found(path):
-        return Corpus(task, {"downstream_expert": {"datarc": {key: str(path), "split": "hash"}}}).hash
 
-    direct = found(tmp_path / own)
-    (tmp_path / "exp").mkdir()
-    (tmp_path / "exp" / "states-2.ckpt").write_text("x")
-    assert found(tmp_path) == direct and direct["files"] == 1
+@pytest.mark.parametrize("task", CORPORA)
+def test_what_is_hashed_is_the_corpus_that_the_task_reads(task, tmp_path):
+    """An archive that was unpacked a second time, inside the corpus, does not take its place."""
+    _, own, files = CORPORA[task]
+    lay_out(tmp_path, files)
+    lay_out(tmp_path / own, [*files, "further"])
+    assert hash_of(task, tmp_path)["files"] == 5
+    assert hash_of(task, tmp_path / "nowhere") is None
 
 
 def test_hidden_files_links_in_a_circle_and_tables_of_paths(tmp_path):
