@@ -339,3 +339,13 @@ def test_rows_of_fine_tuning_after_a_merge_are_its_upstreams(tmp_path, recipes, 
     evidence.unpack(content, tmp_path / "again")
     again = json.loads(next((tmp_path / "again").rglob("learnt/full/*/seed=0/result.json")).read_text())
     assert evidence.LEARNT not in again
+    monkeypatch.setenv("MODEL", str(model))
+    packed = evidence.packed(tmp_path / "again", ["MODEL", "PAIR"])
+    assert tuned.table(packed) == table, "the learnt values are kept where the study goes on elsewhere"
+    axes = content["study"]["axes"] | {"upstream": content["study"]["axes"]["upstream"] | {"u": [{}, {}]}}
+    with pytest.raises(DataError, match=r"not one of mam_tuning.sh: its upstreams are .*, u, which must be"):
+        tuned.table(content | {"study": content["study"] | {"axes": axes}})
+    for text in ("[]", '{"columns": []}'):
+        (tmp_path / "other.json").write_text(text)
+        with pytest.raises(DataError, match="other.json is not a packed study"):
+            tuned.main([str(tmp_path / "other.json")])

@@ -7,8 +7,8 @@
 arguments and task files are left out, which the plan gives, and a path that a variable names becomes ``${WHISPER}``. Of
 each task file the hash is kept: where the plan gives another one now, since a preset has changed, ``unpack`` refuses.
 ``unpack`` writes them back, so that ``s3prl-ext report`` shows the study and ``s3prl-ext study`` goes on with it: what
-has its result is not trained again. Checkpoints and logs are not kept, nor when a file was written. That decides a race
-without waiting (``scheduler: asha``), which is refused.
+has its result is not trained again. Of the course of a learnt lambda the end is kept. Checkpoints and logs are not, nor
+when a file was written. That decides a race without waiting (``scheduler: asha``), which is refused.
 """
 
 from __future__ import annotations
@@ -162,6 +162,14 @@ def check_one_basis(contents: Sequence[Mapping[str, Any]], task: str | None = No
                     )
 
 
+def read_packed(path: Path) -> dict[str, Any]:
+    """Return a packed study; DataError for another file."""
+    content: Any = read_json(path)
+    if not isinstance(content, dict) or not {"study", "common", "results"} <= content.keys():
+        raise DataError(f"{path} is not a packed study, which recipes/shared/evidence.py pack writes.")
+    return content
+
+
 def unpack(content: dict[str, Any], folder: Path) -> None:
     """Write a packed study into a folder; variables in the plan are replaced where they are set.
 
@@ -181,7 +189,9 @@ def unpack(content: dict[str, Any], folder: Path) -> None:
     files: dict[Path, Any] = {folder / FILE: plan}
     for path, rest in content["results"].items():
         record = {**{key: {} for key in OF_THE_MACHINE}, **content["common"], **rest}
-        record.pop(LEARNT, None)
+        if learnt := record.pop(LEARNT, None):
+            course = {"names": [*learnt], "steps": [record.get("step")], "lambda": [[*learnt.values()]]}
+            files[RunFolder((folder / path).parent).lambda_curve] = course
         ran, name = record.pop(CONFIG_HASH, None), str(Path(path).parent)
         if (run := runs.get(name)) is not None:
             config = configs.setdefault(name, run.config())
@@ -272,7 +282,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if flags.command == "pack":
         write_text(flags.file, text_of(packed(flags.folder, flags.variables)))
     else:
-        unpack(read_json(flags.file), flags.folder)
+        unpack(read_packed(flags.file), flags.folder)
     return 0
 
 

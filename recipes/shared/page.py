@@ -55,7 +55,7 @@ def table_of(files: Sequence[Path], which: str) -> Table:
     if all("study" in content for content in contents):
         if which == "races":
             return races.table(contents)
-        if which == "fine_tuned":
+        if which == "fine_tuned" and len(contents) == 1:
             return mam_tuning.table(contents[0])
         task, _, short = which.partition(" ")
         return methods.short_table(contents, task) if short else methods.table(contents, task)

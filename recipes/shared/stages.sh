@@ -53,7 +53,7 @@ parse_options() {
       printf -v "$name" yes
       shift
     elif [[ " $COMMON_OPTIONS $options " == *" $name "* ]]; then
-      [[ $# -ge 2 && -n "$2" ]] || stop "$1 needs a value."
+      [[ $# -ge 2 && -n "$2" && "$2" != --* ]] || stop "$1 needs a value."
       printf -v "$name" %s "$2"
       shift 2
     else

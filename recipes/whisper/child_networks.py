@@ -24,7 +24,7 @@ from typing import Any
 
 RECIPES = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(RECIPES / folder) for folder in ("ad_tuning", "shared", "whisper")]
-from evidence import laid_out
+from evidence import laid_out, read_packed
 from figures import MASKS, eligible_sizes, shown_pass
 from methods import model_of
 from races import SHARE
@@ -165,7 +165,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         title = "Fisher information of the eligible weights"
         plot_fisher(list(map(histogram_of, contents)), densities, out, f"{title}, {_model(contents)}")
     elif flags.what == "fig3":
-        contents = [read_json(file) for file in files]
+        contents = [read_packed(file) for file in files]
         model = model_of(dict.fromkeys(name for one in contents for name in one["study"]["axes"]["upstream"]))
         title = f"Child networks by Fisher information, {model}; bars: one standard deviation"
         plot_series_panels(list(map(panel_of, contents)), out, title)

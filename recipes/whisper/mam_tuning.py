@@ -19,11 +19,10 @@ from typing import Any
 
 RECIPES = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(RECIPES / folder) for folder in ("shared", "whisper", "ad_tuning")]
-from evidence import LEARNT, laid_out
+from evidence import LEARNT, laid_out, read_packed
 from methods import Row, difference, draw_rows, row_of
 
 from s3prl_ext.errors import DataError, as_command
-from s3prl_ext.evaluation.predictions import read_json
 from s3prl_ext.metrics import heading
 from s3prl_ext.papers.figures import mam_tables
 from s3prl_ext.studies.outcome import cells_in
@@ -47,8 +46,14 @@ def rows_of(content: Mapping[str, Any]) -> tuple[str, dict[str, Row], list[float
         The task; by label the rows that have a score on test; the learnt lambdas of all layers and scored runs.
 
     Raises:
-        DataError: the study has several tasks with scores, or none.
+        DataError: it is another study, or has several tasks with scores, or none.
     """
+    labels = {axis: list(points) for axis, points in content["study"]["axes"].items()}
+    if not set(labels["upstream"]) <= set(ROWS) or len(labels.get("method", [])) > 1:
+        raise DataError(
+            f"the study is not one of mam_tuning.sh: its upstreams are {', '.join(labels['upstream'])}, which must be "
+            f"out of {', '.join(ROWS)}, with one method."
+        )
     rows: dict[str, dict[str, Row]] = {}
     learnt: list[float] = []
     with laid_out(content) as folder:
@@ -106,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="packed study of one task")
     flags = parser.parse_args(argv)
     for file in flags.files:
-        content = read_json(file)
+        content = read_packed(file)
         made = table(content)
         sys.stdout.write(markdown(made) + "\n")
         _, rows, _ = rows_of(content)

@@ -32,6 +32,8 @@ parse_options "$@"
 for name in $(listed "$tasks"); do
   [[ "$name" =~ ^(ks|sid)$ ]] || stop "unknown task '$name'; known: ks sid."
 done
+[[ -z "$upstream" ]] || stop "--upstream is not taken: the four upstreams are those of the study (--ckpt names another Whisper)."
+[[ "$lambda" =~ ^(0?\.[0-9]+|0|1|1\.0*)$ ]] || stop "--lambda takes a number from 0 to 1, not '$lambda'."
 keep_settings "lambda=$lambda head_lrs=$head_lrs lrs=$lrs takes=$takes"
 export WHISPER="${ckpt:-$out/whisper_base}" PAIR="$out/pair.yaml"
 
@@ -67,7 +69,7 @@ if due 4 "a learning rate for each upstream, then its scores"; then
 fi
 if due 5 "tables and pictures"; then
   for name in $(listed "$tasks"); do
-    [[ -n "$dry_run" || -d "$out/tuned/$name" ]] || continue
+    [[ -n "$dry_run" || -d "$out/tuned/$name" ]] || stop "there are no runs of $name in $out/tuned: do stage 4 first."
     execute python "$RECIPES/shared/evidence.py" pack "$out/tuned/$name" "$out/mam_tuning_$name.json" --variables WHISPER PAIR
     execute python "$RECIPES/whisper/mam_tuning.py" "$out/mam_tuning_$name.json"
   done

@@ -23,12 +23,11 @@ from typing import Any
 
 RECIPES = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(RECIPES / "ad_tuning"), str(RECIPES / "shared")]
-from evidence import check_one_basis, laid_out
+from evidence import check_one_basis, laid_out, read_packed
 from tables import PAPER_ROWS
 
 from s3prl_ext.errors import DataError, UsageError, as_command
 from s3prl_ext.evaluation.plots import picture
-from s3prl_ext.evaluation.predictions import read_json
 from s3prl_ext.evaluation.result_records import ResultRecord
 from s3prl_ext.metrics import factor, heading
 from s3prl_ext.papers.figures import ad_tuning_tables
@@ -272,7 +271,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if not flags.files:
         raise UsageError("no packed study: name the files, such as recipes/whisper/heads.json.")
-    contents = [read_json(file) for file in flags.files]
+    contents = [read_packed(file) for file in flags.files]
     known = list(dict.fromkeys(task for content in contents for task in content["study"]["axes"]["task"]))
     if unknown := [task for task in tasks if task not in known]:
         raise UsageError(f"no file has a task '{unknown[0]}'; they have {', '.join(known)}.")

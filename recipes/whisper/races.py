@@ -21,10 +21,9 @@ import numpy as np
 
 RECIPES = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(RECIPES / "shared")]
-from evidence import check_one_basis, laid_out
+from evidence import check_one_basis, laid_out, read_packed
 
 from s3prl_ext.errors import DataError, as_command
-from s3prl_ext.evaluation.predictions import read_json
 from s3prl_ext.studies.outcome import cells_in
 from s3prl_ext.studies.plan import StudyCell, run_of
 from s3prl_ext.studies.study_run import StudyRun
@@ -169,7 +168,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="packed study")
-    sys.stdout.write(markdown(table([read_json(file) for file in parser.parse_args(argv).files])) + "\n")
+    sys.stdout.write(markdown(table([read_packed(file) for file in parser.parse_args(argv).files])) + "\n")
     return 0
 
 
