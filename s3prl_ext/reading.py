@@ -79,8 +79,8 @@ def check_closed(fields: Iterable[str | None], where: str) -> None:
     """
     if any(field and "\n" in field for field in fields):
         raise DataError(
-            f"{where}: a quotation mark is left open before it: close it; a text that begins with one stands in "
-            "quotation marks, with each of its own doubled."
+            f"{where}: a quotation mark is left open before it: close it, or put a text that begins with one in "
+            "quotation marks and double each of its own."
         )
 
 

@@ -209,7 +209,7 @@ def check_tuning(
 
     A training that is resumed has the learning rates of its checkpoint, so that others would be recorded and not used.
     A checkpoint given with ``-i`` is compared where it holds a small part of the upstream, without the rates. What a
-    section leaves to others, such as the limit of the gradients in a Fisher pass, is none of it.
+    section leaves to others, such as the limit of the gradients in a Fisher pass, is not compared: the mask is chosen.
 
     Args:
         ckpt: the checkpoint; empty for none.

@@ -354,7 +354,7 @@ def lay_out(folder, files):
 
 @pytest.mark.parametrize("task", CORPORA)
 def test_a_corpus_is_the_same_where_the_folder_that_holds_it_is_named(task, tmp_path):
-    """What else lies there, such as another corpus or the run itself, is none of it."""
+    """What else lies there, such as another corpus or the run itself, does not count."""
     _, own, files = CORPORA[task]
     lay_out(tmp_path / own, files)
     direct = hash_of(task, tmp_path / own)
