@@ -16,12 +16,13 @@
 #
 # A stage may be entered and left anywhere. What has its result is kept, training that was interrupted goes on where it
 # stopped, and a command that fails ends the recipe with its exit status.
-# --help prints the comment at the head of the recipe, up to its first line that is not a comment.
+# --help prints the comment at the head of the recipe, up to its first line that is not a comment. It must name each option that
+# the recipe is to take: what it does not name would have no effect, and is refused.
 
 RECIPES="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"   # the folder of all recipes
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 
-# Options that every recipe takes; a recipe that has no use for one leaves its default alone.
+# Options that a recipe takes in addition to its own, where the comment at its head names them.
 COMMON_OPTIONS="out stage stop_stage recordings upstream ckpt seeds steps"
 COMMON_FLAGS="mini dry_run"
 
@@ -42,11 +43,15 @@ stop() {
 
 # parse_options "$@": set the variable NAME for each --NAME VALUE, and NAME=yes for each flag.
 parse_options() {
-  local name
+  local name head
+  head="$(sed -n '2,${/^#/!q;s/^# \{0,1\}//;p;}' "$0")"
   while [[ $# -gt 0 ]]; do
     case "$1" in
-      -h | --help) sed -n '2,${/^#/!q;s/^# \{0,1\}//;p;}' "$0"; exit 0 ;;
-      --*) name="${1#--}"; name="${name//-/_}" ;;
+      -h | --help) printf '%s\n' "$head"; exit 0 ;;
+      --*)
+        [[ "$head " =~ "$1"[^a-z-] ]] || stop "unknown option '$1'; --help lists the options."
+        name="${1#--}"; name="${name//-/_}"
+        ;;
       *) stop "'$1' is not an option; --help lists them." ;;
     esac
     if [[ " $COMMON_FLAGS $flags " == *" $name "* ]]; then

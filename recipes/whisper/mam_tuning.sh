@@ -32,7 +32,6 @@ parse_options "$@"
 for name in $(listed "$tasks"); do
   [[ "$name" =~ ^(ks|sid)$ ]] || stop "unknown task '$name'; known: ks sid."
 done
-[[ -z "$upstream" ]] || stop "--upstream is not taken: the four upstreams are those of the study (--ckpt names another Whisper)."
 [[ "$lambda" =~ ^(0?\.[0-9]+|0|1|1\.0*)$ ]] || stop "--lambda takes a number from 0 to 1, not '$lambda'."
 keep_settings "lambda=$lambda head_lrs=$head_lrs lrs=$lrs takes=$takes"
 export WHISPER="${ckpt:-$out/whisper_base}" PAIR="$out/pair.yaml"
