@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_sequence
 
@@ -100,6 +99,8 @@ def _continued(before: np.ndarray, piece: np.ndarray, overlap: int) -> np.ndarra
     """
     if not overlap:
         return np.concatenate([before, piece], axis=1)
+    from scipy.optimize import linear_sum_assignment  # a third of a second, which no other task waits for
+
     likeness = before[:, -overlap:] @ piece[:, :overlap].T
     _, order = linear_sum_assignment(likeness, maximize=True)
     ramp = np.linspace(0.0, 1.0, overlap, dtype=np.float32)

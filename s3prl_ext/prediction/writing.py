@@ -12,8 +12,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from scipy.io import wavfile
-
 from s3prl_ext.corpora.audio import SAMPLE_RATE
 from s3prl_ext.errors import DataError, UsageError
 from s3prl_ext.prediction.decoder import Decoder
@@ -102,6 +100,8 @@ class AudioFolder:
         Raises:
             DataError: they cannot be written.
         """
+        from scipy.io import wavfile
+
         files = self._files[result.file]
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
