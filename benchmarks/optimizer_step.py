@@ -5,6 +5,8 @@ Ours gathers the chosen gradients, does ChildnetAdamW's step on the flat vector 
 the released optimizer: every tensor's gradient times its mask, then AdamW over all entries. Next to them torch's own
 fused AdamW over all entries. Entries drawn from all weights alike are the worst case, because they lie in almost every
 line of the processor's cache; the last row spreads them over the layers as Fisher masks are spread on keyword spotting.
+The floor is what must be moved, at the speed at which the fused step moves its 28 bytes a weight: each line that holds
+an entry once of the gradients and twice of the weights, each entry's value, index and moments.
 """
 
 from __future__ import annotations
@@ -44,6 +46,17 @@ class DenseMaskedAdamW:
     def bytes(self) -> int:
         """Return the size of moments and masks."""
         return sum(t.numel() * t.element_size() for part in (self.first, self.second, self.kept) for t in part)
+
+
+LINE = 64  # bytes in a line of the cache
+OWN = 28  # bytes of an entry: its index, and value and both moments twice
+DENSE = 28  # bytes of a weight in a dense step: gradient, and weight and both moments twice
+
+
+def least_bytes(mask: masks.Mask) -> int:
+    """Return how many bytes a step of a child network must move."""
+    lines = sum(len(torch.unique(entries.long() * 4 // LINE)) for entries in mask.values())
+    return 3 * LINE * lines + OWN * sum(len(entries) for entries in mask.values())
 
 
 # Share of each sixth of the layers, from below, in Fisher masks of density 0.1 on keyword spotting (recipes/ad_tuning).
@@ -102,10 +115,12 @@ def compare(layers: int, density: float, runs: int, spread: bool = False) -> dic
             if turn:
                 seconds[label].append(process_time() - start)
     times = {label: median(values) for label, values in seconds.items()}
+    floor = times["fused"] * least_bytes(mask) / (DENSE * sum(w.numel() for w in weights.values()))
     own = [child.values, *child._indices, *(v for s in optimizer.state.values() for k, v in s.items() if k != "step")]
     return {
         "entries": len(child), "ours_s": times["ours"], "released_over_ours": times["released"] / times["ours"],
         "fused_dense_over_ours": times["fused"] / times["ours"],
+        "floor_s": floor, "ours_over_floor": times["ours"] / floor,
         "bytes_per_entry": sum(t.numel() * t.element_size() for t in own) / len(child),
         "released_state_mb": dense.bytes() / 1e6,
     }  # fmt: skip

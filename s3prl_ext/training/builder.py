@@ -270,9 +270,14 @@ class RunBuilder(_StockRunner):
 
     @property
     def _target_sha256(self) -> str:
-        """Hash of the upstream as it was built, without what is merged in."""
-        target = (self.merge_record or {}).get("target", {})
-        return target.get("upstream_sha256", self.tuned.base_sha256)
+        """Hash of the upstream as it was built, without what is merged in; the record of the merge keeps it."""
+        if not self.merge_record:
+            return self.tuned.base_sha256
+        target: Record = self.merge_record["target"]
+        if "upstream_sha256" not in target:
+            unmerged = getattr(unwrapped(self.upstream.model), "unmerged_sha256", None)
+            target["upstream_sha256"] = unmerged() if unmerged else self.tuned.base_sha256
+        return cast(str, target["upstream_sha256"])
 
     def _init_model(
         self, model: nn.Module, name: str, trainable: bool, interfaces: list[str] | None = None

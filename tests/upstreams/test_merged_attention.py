@@ -18,8 +18,11 @@ from s3prl_ext.attention.layouts import Slot
 from s3prl_ext.attention.weights import extract
 from s3prl_ext.commands import merge as merge_command
 from s3prl_ext.errors import DataError, UsageError
+from s3prl_ext.models.hashing import state_sha256
+from s3prl_ext.upstreams.merged_attention import expert
 from s3prl_ext.upstreams.merged_attention.hubconf import merged_attention, preset
 from s3prl_ext.upstreams.merged_attention.record import check_merge_record
+from s3prl_ext.upstreams.speech_models import speech_model
 from tests.support import factories
 
 # name -> (factory, target section with {path}, s3prl's own entry for the unmerged model)
@@ -153,6 +156,17 @@ def test_merge_adds_no_module_and_no_parameter(tmp_path, bert):
     assert type(upstream) is type(plain)
     assert [name for name, _ in upstream.named_modules()] == [name for name, _ in plain.named_modules()]
     assert len(upstream._forward_hooks) == len(plain._forward_hooks)
+
+
+def test_the_hash_of_the_whole_target_is_taken_where_it_is_asked_for(tmp_path, bert, monkeypatch):
+    folder, file = make_hubert(tmp_path, bert)
+    plain = speech_model(folder)
+    with monkeypatch.context() as patch:  # a merge at load reads no more of a file than it changes
+        patch.setattr(expert, "state_sha256", lambda state: pytest.fail("all of the target was read"))
+        upstream = merged_attention(model_config=str(file))
+    before = torch.get_rng_state()
+    assert upstream.unmerged_sha256() == state_sha256(plain.state_dict()) != state_sha256(upstream.state_dict())
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_report_is_logged_as_a_table(tmp_path, bert, caplog):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from s3prl_ext import hub
+from s3prl_ext import hub, randomness
 from s3prl_ext.attention.weights import AttentionWeights, depth, extract
 from s3prl_ext.merging.config import MergeConfig, TargetConfig
 from s3prl_ext.merging.merge import Source, format_table, merge_in_place
@@ -29,8 +30,9 @@ def build_upstream(config: MergeConfig, refresh: bool = False) -> torch.nn.Modul
     """Return the target as an s3prl upstream with the sources' attention merged in; it costs nothing at run time.
 
     With ``learnable`` the merge stays in the model, see :func:`s3prl_ext.merging.learnable.make_learnable`; otherwise
-    the module is the target itself, with its parameter names. It has the attribute ``merge_record``: a dict of plain
-    values for :func:`s3prl_ext.upstreams.merged_attention.record.check_merge_record`. Where the decoder is merged
+    the module is the target itself, with its parameter names. It has the attributes ``merge_record``, a dict of plain
+    values for :func:`s3prl_ext.upstreams.merged_attention.record.check_merge_record`, and ``unmerged_sha256``, a
+    function that builds the untouched target again and returns its hash. Where the decoder is merged
     (``target.prefix``) the upstream is the unmerged encoder: a task merges the decoder that it transcribes with, see
     :mod:`s3prl_ext.upstreams.merged_attention.decoder`.
 
@@ -46,11 +48,16 @@ def build_upstream(config: MergeConfig, refresh: bool = False) -> torch.nn.Modul
     merge = OpenedMerge(config, sources, None if config.target.prefix else upstream)
     if merge.by_pairs:
         merge = decide_by_pairs(merge)
-    unmerged = state_sha256(upstream.state_dict())
     record = _decoder_record(merge) if config.target.prefix else merge_in_module(merge)
-    record["target"]["upstream_sha256"] = unmerged  # by which a head of the unmerged target is known
+    upstream.unmerged_sha256 = functools.partial(unmerged_sha256, config.target)  # type: ignore[assignment]
     upstream.merge_record = record  # type: ignore[assignment]  # a plain attribute, not a submodule
     return upstream
+
+
+def unmerged_sha256(target: TargetConfig) -> str:
+    """Return the hash of a target before the merge, by which a head that was fitted on it is known."""
+    with randomness.preserved():
+        return state_sha256(build_target(target).state_dict())
 
 
 def _decoder_record(merge: OpenedMerge) -> MergeRecord:
