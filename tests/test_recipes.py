@@ -7,6 +7,7 @@ runs another of them every day.
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import math
 import os
@@ -143,8 +144,11 @@ def dry(place, printing, capsys):
     return commands
 
 
-@pytest.mark.parametrize("mini", [[], ["--mini"]], ids=["full", "mini"])
-@pytest.mark.parametrize("recipe", AD_TUNING + SUPERB + WHISPER)
+@pytest.mark.parametrize(
+    ("recipe", "mini"),
+    [*itertools.product(AD_TUNING + SUPERB, ([], ["--mini"])), *((recipe, []) for recipe in WHISPER)],
+    ids=lambda value: value if isinstance(value, str) else "mini" if value else "full",
+)
 def test_dry_run_prints_commands_that_are_accepted(recipe, mini, dry, place, monkeypatch):
     lines = dry(recipe, *mini, *(["--ckpt", "whisper_base"] if recipe in WHISPER else []))
     assert list(place.iterdir()) == [], "a dry run writes nothing"
@@ -264,18 +268,20 @@ def test_a_stage_is_done_once_and_a_failure_ends_the_recipe(tmp_path):
 
 
 def test_stages_may_be_entered_and_left(tmp_path):
-    text = (
-        f"{STAGES} parse_options --stage 2 --stop-stage 3; for n in 1 2 3 4; do if due $n t; then echo did $n; fi; done"
+    recipe = tmp_path / "recipe.sh"
+    recipe.write_text(
+        "#!/usr/bin/env bash\n# Takes --stage and --stop-stage.\n"
+        f'{STAGES} parse_options "$@"; for n in 1 2 3 4; do if due $n t; then echo did $n; fi; done\n'
     )
-    done = shell(tmp_path, f"set -euo pipefail; {text}")
+    done = shell(tmp_path, f"bash -euo pipefail {recipe} --stage 2 --stop-stage 3")
     assert [line for line in done.stdout.splitlines() if line.startswith("did")] == ["did 2", "did 3"]
 
 
 def test_a_folder_with_other_settings_is_refused(tmp_path):
     keep = f"set -euo pipefail; {STAGES}"
-    assert shell(tmp_path, f"{keep} parse_options --steps 5; keep_settings").returncode == 0
-    assert shell(tmp_path, f"{keep} parse_options --steps 5; keep_settings").returncode == 0
-    other = shell(tmp_path, f"{keep} parse_options --steps 6; keep_settings")
+    assert shell(tmp_path, f"{keep} steps=5; keep_settings").returncode == 0
+    assert shell(tmp_path, f"{keep} steps=5; keep_settings").returncode == 0
+    other = shell(tmp_path, f"{keep} steps=6; keep_settings")
     assert other.returncode == 2 and "exp holds runs with other settings" in other.stderr
 
 

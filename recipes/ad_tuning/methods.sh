@@ -8,7 +8,7 @@
 TABLE2_ROWS="full frozen houlsby adapter_bias lora prefix cnn_adapter chapter weighted_sum bitfit"
 TABLE2_ROWS+=" child-0.1 child-0.01 child-0.001 ad_tuning"
 # What every recipe here takes and keeps with the runs of its $out.
-AD_TUNING_OPTIONS="upstream_lr rates $STUDY_OPTIONS"
+AD_TUNING_OPTIONS="upstream_lr rates"
 upstream_lr="" rates=""
 keep_rates() { keep_settings "upstream_lr=$upstream_lr${rates:+ rates=$rates}"; }
 

@@ -16,6 +16,7 @@
 #                      --beats FILE (FOLD in its name stands for the test fold; a file for all folds must not have been
 #                      trained with labels of ESC-50); what is not given is trained here. --esc50 DIR: a whole
 #                      ESC-50-master. --steps N shortens every training
+#   --jobs N --engine E   of s3prl-ext sweep: processes that divide the merges; ray or slurm
 #   --stage N --stop-stage N   1 corpora and small models, 2 heads, 3 sweeps
 #   --dry-run          print the commands
 #
@@ -36,8 +37,8 @@ if due 3 "lambda and noise"; then
     experiment "$unit"
     grid=table1-asr
     [[ "$unit" != esc50-* ]] || grid=table1-esc50
-    execute s3prl-ext sweep "${pair[@]}" "${task[@]}" --grid "$grid" \
-      ${lambdas:+--lambda "$lambdas"} --draws "$draws" ${test_all:+--test-all} -p "$out/table1/$unit"
+    sweep "$out/table1/$unit" "${pair[@]}" "${task[@]}" --grid "$grid" \
+      ${lambdas:+--lambda "$lambdas"} --draws "$draws" ${test_all:+--test-all}
   done
   keep_sweeps table1 "text or image attention against noise"
   mean_of_folds table1 "text or image attention against noise"

@@ -15,6 +15,7 @@
 #                      --beats FILE (FOLD in its name stands for the test fold; a file for all folds must not have been
 #                      trained with labels of ESC-50); what is not given is trained here. --esc50 DIR: a whole
 #                      ESC-50-master. --steps N shortens every training
+#   --jobs N --engine E   of s3prl-ext sweep: processes that divide the merges; ray or slurm
 #   --stage N --stop-stage N   1 corpora and small models, 2 heads, 3 sweeps
 #   --dry-run          print the commands
 #
@@ -40,8 +41,8 @@ if due 3 "blocks of layers"; then
       grid=(--lambda "0,0.05,0.1,0.15,0.2,0.25" --layers "0-1,2-3,4-5,0-2,3-5,all")
       [[ "$unit" != esc50-* ]] || grid=(--lambda "0,0.1,0.15,0.2,0.25,0.3" --layers "0-1,2-3,0-2,1-3,all")
     fi
-    execute s3prl-ext sweep "${pair[@]}" "${task[@]}" "${grid[@]}" \
-      ${lambdas:+--lambda "$lambdas"} ${test_all:+--test-all} -p "$out/table2/$unit"
+    sweep "$out/table2/$unit" "${pair[@]}" "${task[@]}" "${grid[@]}" \
+      ${lambdas:+--lambda "$lambdas"} ${test_all:+--test-all}
   done
   keep_sweeps table2 "blocks of layers"
   mean_of_folds table2 "blocks of layers"

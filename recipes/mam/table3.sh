@@ -14,6 +14,7 @@
 #                      mean nothing). Small models of your own: --hubert DIR (default: S3PRL_EXT_TARGET), --beats FILE,
 #                      --vit DIR; what is not given is trained here. --esc50 DIR: a whole ESC-50-master. --steps N shortens
 #                      every training
+#   --jobs N --engine E   of s3prl-ext sweep: processes that divide the merges; ray or slurm
 #   --stage N --stop-stage N   1 corpora and small models, 3 similarity, 4 sweeps
 #   --dry-run          print the commands
 #
@@ -46,9 +47,8 @@ if due 4 "merges of the most similar layers"; then
     experiment "$unit"
     grid=(--grid "table3-$unit" --test-paper)   # also at the paper's one lambda
     [[ -z "$mini" ]] || grid=(--lambda "0,0.05,0.1,0.15,0.2,0.25" --by "euclidean,swd,inner_product" --top-k "2,3,4")
-    execute s3prl-ext sweep "${pair[@]}" "${task[@]}" "${grid[@]}" \
-      ${lambdas:+--lambda "$lambdas"} ${test_all:+--test-all} --similarity "$out/table3/$unit-layers/layers.json" \
-      -p "$out/table3/$unit"
+    sweep "$out/table3/$unit" "${pair[@]}" "${task[@]}" "${grid[@]}" \
+      ${lambdas:+--lambda "$lambdas"} ${test_all:+--test-all} --similarity "$out/table3/$unit-layers/layers.json"
   done
   keep_sweeps table3 "the most similar layers"
 fi

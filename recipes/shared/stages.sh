@@ -23,7 +23,7 @@ RECIPES="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"   # the folder of all
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 
 # Options that a recipe takes in addition to its own, where the comment at its head names them.
-COMMON_OPTIONS="out stage stop_stage recordings upstream ckpt seeds steps"
+COMMON_OPTIONS="out stage stop_stage recordings upstream ckpt seeds steps jobs engine"
 COMMON_FLAGS="mini dry_run"
 
 out="${out:-}"                # folder for everything that is written
@@ -32,6 +32,7 @@ recordings=""                 # folder of real recordings for the miniature corp
 upstream="" ckpt=""           # -u and -k
 seeds=""                      # list such as 0,1,2
 steps=""                      # optimizer steps of each training; empty: those of the task file
+jobs="" engine=""            # processes at a time, and where they run (ray, slurm), of a study or a sweep
 mini="" dry_run=""            # "yes" where the flag was given
 options="" flags=""           # a recipe's own further option and flag names, with _ for -
 
@@ -131,6 +132,11 @@ evaluate() {
   local folder="$1" checkpoint="$2" split="$3"
   shift 3
   unless "$folder/result-$split.json" s3prl-ext run -m evaluate -e "$folder/$checkpoint" -t "$split" "$@"
+}
+
+# sweep FOLDER FLAGS...: s3prl-ext sweep into FOLDER, which keeps what is done, its arms divided as --jobs and --engine say.
+sweep() {
+  execute s3prl-ext sweep "${@:2}" -p "$1" ${jobs:+--jobs "$jobs"} ${engine:+--engine "$engine"}
 }
 
 # mini_corpora TASKS [FLAGS...]: miniature corpora of the tasks in $out/corpora/TASK, and the variables that name them.

@@ -1,13 +1,9 @@
 # shellcheck shell=bash disable=SC2034,SC2154  # recipes use what is set here; stages.sh and tasks.sh set the rest
 # A study as a recipe runs it. To be sourced after stages.sh and tasks.sh:
 #
-#   options="$STUDY_OPTIONS"
 #   parse_options "$@"
 #   choose_upstream hubert_base
 #   run_study superb exp/superb "methods=[lora]" --only task=ks
-
-STUDY_OPTIONS="jobs engine"   # --jobs N and --engine ray|slurm of s3prl-ext study
-jobs="" engine=""
 
 # study_file NAME [OVERRIDES]: set study to the file recipes/studies/NAME.yaml, with --mini NAME_mini.yaml, and what --upstream,
 # --ckpt, --seeds and --steps change in it; without an upstream those of the file stay.

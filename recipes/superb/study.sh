@@ -8,7 +8,7 @@ superb() {
   local name="$1" rates="" tuning result
   shift
   out=exp/superb seeds=0 method=weighted_sum lrs="" grid=superb preset=superb
-  options="method lrs grid preset $STUDY_OPTIONS"
+  options="method lrs grid preset"
   parse_options "$@"
   case "$grid" in
     superb) ;;

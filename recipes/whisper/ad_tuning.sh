@@ -35,7 +35,7 @@ set -euo pipefail
 . "$RECIPES/shared/study.sh"
 
 out=exp/whisper/ad_tuning seeds=0,1,2 tasks="ks sid ic sf pr asr" rows="" head_lrs="" lrs="" takes=3 digits=""
-options="tasks rows head_lrs lrs takes digits $STUDY_OPTIONS"
+options="tasks rows head_lrs lrs takes digits"
 parse_options "$@"
 keep_settings "head_lrs=$head_lrs lrs=$lrs takes=$takes${digits:+ digits=$digits}"
 variable=WHISPER   # which the packed studies write in place of the model's folder

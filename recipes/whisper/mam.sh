@@ -23,6 +23,7 @@
 #                      (default: all)
 #   --align-lambdas LIST   grid of lambda there (default: 0,0.1,0.15), with three draws of noise
 #   --out DIR          folder for everything (default: exp/whisper/mam)
+#   --jobs N --engine E   of s3prl-ext sweep: processes that divide the merges; ray or slurm
 #   --stage N --stop-stage N   1 model, 2 corpora, 3 all layers and noise, 4 blocks of layers, 5 alignments, 6 result files
 #                      and pictures of the stages that were done
 #   --dry-run          print the commands
@@ -95,18 +96,17 @@ for task in $(listed "$tasks"); do
   zero_shot_task "$task"
   [[ $stop_stage -lt 3 ]] || mini_corpora "$name_of" ${recordings:+--all}
   if due 3 "$task: lambda and noise"; then
-    execute s3prl-ext sweep "${flags_of[@]}" --lambda "$lambdas" --noise "$noise" --draws "$draws" \
-      -p "$out/noise/$task"
+    sweep "$out/noise/$task" "${flags_of[@]}" --lambda "$lambdas" --noise "$noise" --draws "$draws"
   fi
   if due 4 "$task: blocks of layers"; then
-    execute s3prl-ext sweep "${flags_of[@]}" --lambda "$lambdas" --layers "$blocks" -p "$out/blocks/$task"
+    sweep "$out/blocks/$task" "${flags_of[@]}" --lambda "$lambdas" --layers "$blocks"
   fi
   if [[ -n "$pairs" ]] && due 5 "$task: alignments"; then
     for name in $(listed "$alignments"); do
       [[ -n "$dry_run" ]] || aligned_pair "$name" >"$out/pair_$name.yaml"
       flags_of[1]="$out/pair_$name.yaml"
-      execute s3prl-ext sweep "${flags_of[@]}" --lambda "$align_lambdas" --noise none,target --draws 3 --test none \
-        -p "$out/aligned/$task/$name"
+      sweep "$out/aligned/$task/$name" "${flags_of[@]}" --lambda "$align_lambdas" --noise none,target --draws 3 \
+        --test none
     done
   fi
   if due 6 "$task: result files and pictures"; then

@@ -27,7 +27,7 @@ set -euo pipefail
 . "$RECIPES/shared/study.sh"
 
 out=exp/whisper/mam_tuning seeds=0,1,2 tasks="ks sid" head_lrs="" lrs="" takes=3 lambda=0.1
-options="tasks lambda head_lrs lrs takes $STUDY_OPTIONS"
+options="tasks lambda head_lrs lrs takes"
 parse_options "$@"
 for name in $(listed "$tasks"); do
   [[ "$name" =~ ^(ks|sid)$ ]] || stop "unknown task '$name'; known: ks sid."

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from s3prl_ext.errors import DataError, UsageError
+from s3prl_ext.progress import bar
 from s3prl_ext.studies.driver import Engine, last_sentence
-from s3prl_ext.sweeps.store import NAME, Store
+from s3prl_ext.sweeps.store import NAME, Store, count_results
 
 FOLDER = "parts"  # in that of the sweep, until their results are merged
 
@@ -48,8 +49,8 @@ class SweepPart:
         return ["sweep", *kept, "-p", str(self.folder), "--jobs", "1", "--part", f"{self.number}/{self.of}"]
 
 
-def score(store: Store, engine: Engine, jobs: int, argv: Sequence[str], check: Callable[[], None]) -> None:
-    """Let `jobs` processes score the arms on dev, and take their results into the store.
+def score(store: Store, engine: Engine, jobs: int, argv: Sequence[str], check: Callable[[], None], arms: int) -> None:
+    """Let `jobs` processes score the arms on dev, with one progress bar, and take their results into the store.
 
     Args:
         store: of the sweep; what it holds is not scored again.
@@ -57,6 +58,7 @@ def score(store: Store, engine: Engine, jobs: int, argv: Sequence[str], check: C
         jobs: their number.
         argv: flags of the sweep.
         check: called once a second; what it raises ends the processes, which keep their results.
+        arms: how many have no result yet.
 
     Raises:
         DataError: a process failed; the sentence is its own. What the others have scored is kept.
@@ -64,6 +66,7 @@ def score(store: Store, engine: Engine, jobs: int, argv: Sequence[str], check: C
     folder = store.path.parent / FOLDER
     parts = [SweepPart(number, jobs, folder / f"{number}-of-{jobs}", argv) for number in range(jobs)]
     failed = []
+    progress = bar(total=arms, desc=f"{jobs} processes", unit="arm")
     try:
         for part in parts:
             part.folder.mkdir(parents=True)
@@ -75,9 +78,13 @@ def score(store: Store, engine: Engine, jobs: int, argv: Sequence[str], check: C
             for end in engine.ended(1.0):
                 left -= 1
                 failed += [f"{end.job.name}: {last_sentence(end)}"] if end.code != 0 else []
+            done = sum(count_results(part.folder / NAME) - len(store.content["results"]) for part in parts)
+            progress.update(done - progress.n)
     except BaseException:
         engine.stop()
         raise
+    finally:
+        progress.close()
     if failed:
         without = " without --overwrite" if "--overwrite" in argv else ""
         raise DataError(f"{failed[0]} Give the same command again{without} to go on.")

@@ -119,7 +119,9 @@ def _run(flags: argparse.Namespace, config: MergeConfig, grid: Grid) -> Path:
         if flags.jobs > 1:
             one = Resources(gpus=1 if args.device == "cuda" else 0)  # cuda:1 names the GPU of all parts
             engine = open_engine(flags.engine, flags.jobs, one, 0, flags.expdir)
-            sweep.others = lambda check: parts.score(sweep.store, engine, flags.jobs, flags.argv, check)
+            sweep.others = lambda check: parts.score(
+                sweep.store, engine, flags.jobs, flags.argv, check, len(sweep.missing_on_dev())
+            )
         runner.announce_cache(sweep.splits)
         summary = sweep.run()
     except BaseException:  # the Runner of a command ends with SystemExit

@@ -118,6 +118,10 @@ class Sweep:
         self.store.write(metric=facts, dev=self.dev, test=self.test, summary=rows)
         return rows
 
+    def missing_on_dev(self) -> list[Arm]:
+        """Return the arms that have no result on dev yet, in the order in which they are scored."""
+        return [arm for arm in arms_in_order(self.groups) if self.store.get(arm, self.dev) is None]
+
     @property
     def splits(self) -> list[str]:
         """The splits that are scored."""

@@ -165,6 +165,15 @@ def _name_folders(content: Mapping[str, Any]) -> None:
         result.setdefault("folder", arm_folder(scored, groups))
 
 
+def count_results(path: Path) -> int:
+    """Return how many results the file of a sweep holds.
+
+    Raises:
+        DataError: it is unreadable.
+    """
+    return len(_read(path)["results"])
+
+
 def _key(arm: Arm, split: str) -> str:
     return f"{arm.key}:{split}"
 

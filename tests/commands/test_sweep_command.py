@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -16,6 +17,7 @@ import pytest
 import soundfile
 import torch
 import yaml
+from tqdm import tqdm
 
 from s3prl_ext.cli import main
 from s3prl_ext.commands.flags.sweep import parser
@@ -24,7 +26,7 @@ from s3prl_ext.errors import DataError, StoppedByUser, UsageError
 from s3prl_ext.merging.names import SHARE
 from s3prl_ext.mini_superb import ALL, LAYOUTS, variables
 from s3prl_ext.studies.driver import Ended
-from s3prl_ext.sweeps import pipeline
+from s3prl_ext.sweeps import parts, pipeline
 from s3prl_ext.sweeps.experiment import experiment_args
 from s3prl_ext.sweeps.store import RECORDED_LATER
 from s3prl_ext.sweeps.stored import read_sweep
@@ -567,7 +569,10 @@ def test_a_divided_sweep_gives_what_one_process_gives(sweep, monkeypatch, capsys
     whole = sweep(*DIVIDED, expdir="whole")
     shown = capsys.readouterr().out
     monkeypatch.setattr(pipeline, "open_engine", lambda *given: InThisProcess())
+    bars = []
+    monkeypatch.setattr(parts, "bar", lambda **options: bars.append(tqdm(file=io.StringIO(), **options)) or bars[-1])
     divided = sweep(*DIVIDED, "--jobs", "3", expdir="divided")
+    assert [(each.n, each.total, each.desc) for each in bars] == [(6, 6, "3 processes")]
     assert capsys.readouterr().out.endswith(shown), "the same table"
     ours, theirs = results(divided), results(whole)
     assert scores(divided) == scores(whole) and ours["summary"] == theirs["summary"] and ours["data"] == theirs["data"]
