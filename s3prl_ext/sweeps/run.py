@@ -104,10 +104,11 @@ class Sweep:
                 if self.test and self.part is None:
                     self._score(self._arms_for_test(), self.test, stop)
         except Interrupted:
-            raise StoppedByUser(
-                f"stopped: {len(self.store.content['results'])} results are kept in {self.store.path}; give the same "
-                f"command again{' without --overwrite' if self.anew else ''} to go on."
-            ) from None
+            kept = f"{len(self.store.content['results'])} results are kept in {self.store.path}"
+            if self.others is not None:  # those of the processes are in files of their own
+                kept = f"what was scored is kept in {self.store.path.parent}"
+            again = "again without --overwrite" if self.anew else "again"
+            raise StoppedByUser(f"stopped: {kept}; give the same command {again} to go on.") from None
         finally:
             self.weights.restore()
         if self.part is not None:

@@ -605,7 +605,8 @@ def test_ctrl_c_ends_the_parts_and_their_results_are_merged_by_any_number_of_par
     monkeypatch.setattr(pipeline, "open_engine", lambda *given: engine)
     with pytest.raises((SystemExit, StoppedByUser)):
         sweep(*DIVIDED, "--jobs", "2")
-    assert engine.stopped and "give the same command again to go on" in capsys.readouterr().err
+    sentence = f"stopped: what was scored is kept in {tmp_path / 'sweep'}; give the same command again to go on."
+    assert engine.stopped and sentence in capsys.readouterr().err
     kept = [json.loads(path.read_text())["results"] for path in tmp_path.glob("sweep/parts/*/sweep.json")]
     assert len(kept) == 2 and len(kept[0] | kept[1]) == 7
     files = list(tmp_path.glob("sweep/parts/*/arms/*/*"))
