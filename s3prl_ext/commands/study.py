@@ -68,7 +68,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, sentence in progress.failed.items():
         sys.stderr.write(f"failed: {name}: {sentence}\n")
     if progress.failed:
-        sys.stderr.write(f"{len(progress.failed)} failed; the same command with --retry-failed runs them again.\n")
+        jobs = progress.failed.keys() - {cell.name for cell in progress.cells}  # without cells in which all diverged
+        again = "; the same command with --retry-failed runs them again" if jobs else ""
+        sys.stderr.write(f"{len(progress.failed)} failed{again}.\n")
     return 1 if progress.failed else 0
 
 

@@ -65,8 +65,12 @@ class Row:
 
     @property
     def std(self) -> float | None:
-        """Sample standard deviation over the runs, of cross-validation over its folds; None for a single one."""
-        values = [_mean(fold) for fold in self._of_folds()]
+        """Sample standard deviation over the runs, of cross-validation over its folds; None for a single one.
+
+        Of several runs of one fold it is over these.
+        """
+        folds = self._of_folds()
+        values = folds[0] if len(folds) == 1 else [_mean(fold) for fold in folds]
         if len(values) < 2 or not all(map(isfinite, values)):
             return None
         return statistics.stdev(values)

@@ -236,7 +236,7 @@ def facts_of(record: ResultRecord) -> dict[str, Any]:
     config = without_labels(record["config"])
     config = {name: value for name, value in config.items() if name != "early_stop" or raced}
     args = record["args"]
-    method = record.at("config.tuning.method") or ("full" if args.get("upstream_trainable") else "weighted_sum")
+    method = record.at("config.tuning.method") or _stock_method(args)
     task = task_of(record["downstream"], record.at("config.downstream_expert"))
     if task.trains and record["mode"] == "evaluate" and not record["step"] and not args.get("init_ckpt"):
         method = "frozen"  # nothing was trained, whatever the task file says about training
@@ -268,6 +268,14 @@ def facts_of(record: ResultRecord) -> dict[str, Any]:
     elif _draw(record["merge"]) is not None and merge["lambda"]:
         facts["upstream_sha256"] = None  # of this draw: what it has in common with others is said by its merge
     return {name: value for name, value in facts.items() if value is not None}
+
+
+def _stock_method(args: Mapping[str, Any]) -> str:
+    """Return the name that section ``tuning`` has for what a run without it does."""
+    if args.get("upstream_trainable"):
+        return "full"
+    one = args.get("upstream_layer_selection") is not None
+    return "frozen" if one or args.get("upstream_feature_selection") == "last_hidden_state" else "weighted_sum"
 
 
 def has_effect(key: str) -> bool:

@@ -20,6 +20,26 @@ OPTIONS: dict[str, Mapping[str, object]] = {
     "chapter": {"bottleneck": 32, "layers": None, "scale": 0.01},
 }
 
+LAST_STATE = ("frozen", "full")  # methods whose rows read the last hidden state; the others read the weighted sum
+FEATURES = {True: ("last_hidden_state/None", "hidden_states/-1"), False: ("hidden_states/None",)}
+RACE = {"keep": 1, "evaluations": 1, "patience": 1, "rungs": None}  # section early_stop: one comparison leaves one
+
+
+def reads_otherwise(facts: Mapping[str, Any]) -> bool:
+    """Return whether a run reads other features than the papers' row of its method; False where that is not known."""
+    return facts.get("features") not in (None, *FEATURES[facts.get("method") in LAST_STATE])
+
+
+def races_otherwise(facts: Mapping[str, Any], dev: str) -> bool:
+    """Return whether a race was decided in another way than AD-TUNING's.
+
+    Args:
+        facts: of its winner.
+        dev: split that chooses in its task.
+    """
+    found = {key: facts.get(f"early_stop.{key}", usual) for key, usual in RACE.items()}
+    return any(not _same(found[key], usual) for key, usual in RACE.items()) or facts.get("early_stop.split", dev) != dev
+
 
 def deviations(facts: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options of a run's method that are not the papers', with their values; empty where there are none."""

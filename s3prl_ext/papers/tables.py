@@ -208,6 +208,8 @@ def _mam5() -> PaperTable:
             return None
         if not as_printed(facts) or tuning_facts.deviations(facts):
             return None
+        if facts.get("method") == "full" and tuning_facts.reads_otherwise(facts):
+            return None
         merge = "L-MAM" if facts.get("learnable") else MAM if _is_merged(facts) else ""
         parts = [part for part in (merge, "FT" if facts.get("method") == "full" else "") if part]
         cell = Cell(task, " + ".join(parts) or "baseline")
@@ -220,8 +222,8 @@ def _mam5() -> PaperTable:
         figures,
         {c: Cell(c, "baseline") for c in corpora},
         match,
-        f"upstreams that were fully tuned (all layers, at one rate) or not at all, merged ({_MERGES}) or not, "
-        "no noise; a learnable λ that trains",
+        f"upstreams that were fully tuned (all layers, at one rate, read at the last hidden state) or not at all, "
+        f"merged ({_MERGES}) or not, no noise; a learnable λ that trains",
     )
 
 
@@ -236,7 +238,7 @@ def _ad_tuning(name: str) -> PaperTable:
     }
 
     def match(task: str, facts: Mapping[str, Any]) -> Cell | None:
-        row = _ad_tuning_row(name, facts)
+        row = _ad_tuning_row(name, task, facts)
         taken = not _is_merged(facts) and "set" not in facts  # such as decoded with a language model
         return Cell(task, row) if row and Cell(task, row) in figures and taken else None
 
@@ -246,7 +248,7 @@ def _ad_tuning(name: str) -> PaperTable:
                    "CHILD-TUNING_F", "child networks of density 0.1 outside a race, with the options of the paper"),
         "table2": ("AD-TUNING, Table 2: efficient methods on SUPERB", "FT",
                    f"runs tuned by one of {printed}, with the options of the paper ({AD_TUNING}: a race of Fisher "
-                   "child networks over density alone)"),
+                   "child networks over density alone, in which one comparison on dev leaves one)"),
     }[name]  # fmt: skip
     used = list(dict.fromkeys(cell.task for cell in figures))
     baselines = {task: Cell(task, baseline) for task in used}
@@ -256,20 +258,23 @@ def _ad_tuning(name: str) -> PaperTable:
         figures,
         baselines,
         match,
-        f"{tuned}; upstreams that are not merged, no language model",
+        f"{tuned}, which read the last hidden state (Baseline, FT) or the weighted sum of all (the others); upstreams "
+        "that are not merged, no language model",
     )
 
 
-def _ad_tuning_row(name: str, facts: Mapping[str, Any]) -> str | None:
+def _ad_tuning_row(name: str, task: str, facts: Mapping[str, Any]) -> str | None:
     method, density = facts.get("method"), facts.get("tuning.density")
     mask = facts.get("tuning.mask", "fisher")
-    if tuning_facts.deviations(facts):
+    if tuning_facts.deviations(facts) or tuning_facts.reads_otherwise(facts):
         return None
     if name == "table1":
         row = {"random": "CHILD-TUNING_F", "fisher": "CHILD-TUNING_D"}.get(mask)
         return row if method == "child" and density == 0.1 and not facts.get("race") else None
     if facts.get("race"):
         raced = [name for name, value in facts.items() if name.startswith("tuning.") and isinstance(value, list)]
+        if tuning_facts.races_otherwise(facts, named(task).dev):
+            return None
         return AD_TUNING if (method, mask, raced) == ("child", "fisher", ["tuning.density"]) else None
     if method == "child":
         return f"CHILD-TUNING (P={density})" if mask == "fisher" else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from math import isnan
 
 from s3prl_ext.errors import DataError
 from s3prl_ext.evaluation.comparability import without_merge
@@ -105,8 +106,11 @@ def _best_on_dev(merged: Sequence[ScoredRun], runs: Sequence[ScoredRun]) -> Scor
     if len(merged) < 2:
         return merged[0] if merged else None
     scores = [on_dev(run, "wer", runs) for run in merged]
-    known = [score for score in scores if score is not None]
-    return merged[scores.index(min(known))] if len(known) == len(scores) else None
+    known = [(score, place) for place, score in enumerate(scores) if score is not None]
+    if len(known) < len(scores):
+        return None
+    sound = [both for both in known if not isnan(both[0])]  # of a run that diverged there is none
+    return merged[min(sound)[1]] if sound else None
 
 
 def _has_transcripts(run: ScoredRun) -> bool:

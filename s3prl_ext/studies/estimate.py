@@ -17,13 +17,16 @@ def dry_run(study: Study, cells: Sequence[StudyCell]) -> list[str]:
     lines = [shown(job) for cell in cells for job in StudyCell(study, cell.labels, cell.search).due()]
     further = study.further_seeds
     steps = sum(_cell_steps(cell, further) for cell in cells)
-    searched = sum(cell.search_jobs() for cell in cells)
+    searched, others = sum(cell.search_jobs() for cell in cells), len(cells) * further
     tests = len(cells) * len(study.seeds)
     what = f"{searched} trainings that search" if study.race is None else _race(study.race, cells)
+    what += f", {others} with other seeds of what dev chooses"
+    if not study.choose:
+        what = f"{searched + others} trainings"
     lines += [
         "",
-        f"# {len(cells)} cells, {what}, {len(cells) * further} with other seeds of what dev chooses, "
-        f"{tests} tests: {total_jobs(study, list(cells))} jobs, about {steps:,.0f} optimizer steps.",
+        f"# {len(cells)} cells, {what}, {tests} tests: {total_jobs(study, list(cells))} jobs, "
+        f"about {steps:,.0f} optimizer steps.",
         f"# {_hours(study, cells)}",
     ]
     return lines

@@ -33,7 +33,7 @@ def write_outcome(folder: Path) -> list[Table]:
 
 
 def cells_in(folder: Path) -> list[StudyCell]:
-    """Return the cells of the study in a folder of which a search run has ended; none where there is no study."""
+    """Return the cells of the study in a folder of which a run has ended; none where there is no study."""
     study = kept_study(folder)
     cells = cells_of(study, folder) if study else []
     for cell in cells:
@@ -46,7 +46,7 @@ def cells_in(folder: Path) -> list[StudyCell]:
             for record in (run.record(), run.tested()):
                 if record is not None:
                     cell.compare_basis(run, record)
-    return [cell for cell in cells if cell.scores or cell.failures]
+    return [cell for cell in cells if cell.scores or cell.failures or any(run.record() for run in _final(cell))]
 
 
 def tables_of(folder: Path) -> list[Table]:
@@ -99,7 +99,7 @@ def _tables(name: str, cells: Sequence[StudyCell]) -> list[Table]:
         "time",
     ]
     notes = [f"{name}: {said}" for name, said in failures.items()]
-    notes += [f"{cell.name}: {cell.mixed}" for cell in cells if cell.mixed is not None]
+    notes += [said for cell in cells if (said := _not_chosen(cell)) is not None]
     notes += _changed(cells)
     tables = [Table(f"{task}: chosen on {row.dev}, scored on {row.test}", head, body, notes, of_texts=True)]
     if choose and cells[0].study.race is not None:
@@ -151,10 +151,16 @@ def _compared(cell: StudyCell) -> dict[int, tuple[int, ...]]:
 
 def _final(cell: StudyCell) -> list[StudyRun]:
     """Return the chosen run with every seed; empty where none is chosen."""
+    return [] if _not_chosen(cell) else cell.final_runs()
+
+
+def _not_chosen(cell: StudyCell) -> str | None:
+    """Return why nothing can be chosen in a cell: all diverged, or they do not go together; None where it can."""
     try:
-        return cell.final_runs()
-    except DataError:
-        return []  # all diverged, or ran on different corpora
+        cell.chosen()
+    except DataError as error:
+        return str(error)
+    return None
 
 
 def _failure(run: StudyRun) -> str | None:

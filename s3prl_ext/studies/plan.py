@@ -106,7 +106,12 @@ class StudyCell:
         return math.nan if found is None and name in self.diverged else found
 
     def due(self) -> list[Job]:
-        """Return the jobs that have to end before a run can be chosen, as far as they are known."""
+        """Return the jobs that have to end before a run can be chosen, as far as they are known.
+
+        Where nothing is chosen, the trainings of all seeds: none waits for another.
+        """
+        if not self.study.choose:
+            return [Job(run, "train") for run in self.final_runs()]
         if self.race is None:
             return [Job(run, "train") for run in self.search]
         return [
@@ -128,6 +133,8 @@ class StudyCell:
 
     def decides(self, job: Job) -> bool:
         """Return whether a job's outcome decides which run is chosen: that such a run diverged is a result."""
+        if not self.study.choose:
+            return False
         if self.race is None:
             return job.kind == "train" and job.run.name in {run.name for run in self.search}
         return job.kind == "rung" or (job.kind == "train" and self.standing().winner is None)
@@ -137,6 +144,8 @@ class StudyCell:
     def chosen(self) -> StudyRun | None:
         """Return the run that dev chooses: the winner of the race, or the best once every search run has a score.
 
+        The only one where nothing is chosen.
+
         Without a race the mean over the seeds that search counts, a point where one diverged is out, and of equal ones
         the smaller value wins. With several such seeds the run of the first one is returned.
 
@@ -145,6 +154,8 @@ class StudyCell:
         """
         if self.mixed is not None:
             raise DataError(f"{self.name}: {self.mixed}")
+        if not self.study.choose:
+            return self.search[0]
         if self.race is not None:
             standing = self.standing()
             if standing.failure is not None:

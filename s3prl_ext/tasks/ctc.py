@@ -9,6 +9,7 @@ TASK = Task(
     downstream="ctc",
     metrics=("slot_type_f1", "per", "wer"),
     reports="metric",
+    kept_on="save_best_on",
     reads=(
         Reads("corpus.path", divides=(), parts="corpus"),  # splits are folders or speakers
         Reads("corpus.lexicon"),

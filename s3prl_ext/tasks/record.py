@@ -196,6 +196,8 @@ class Task:
         kept_by: metric by which it keeps that one; None for the one that it is judged by.
         reports: key of section ``downstream_expert`` that lists what it reports: it is judged by the first of these,
             and keeps the best checkpoint by it. None where that is the same for every task file.
+        kept_on: key of section ``downstream_expert`` that lists the splits whose best checkpoint it keeps, where one
+            best score serves all of them, so that only one may be listed. None where it keeps that of dev.
         corpus: ``downstream_expert.corpus.name``, where several tasks share a name for ``-d``; of several corpora each.
         own_head: its head may come without training (a model's own, a fitted one), and it refuses one that is untrained
             when it is evaluated.
@@ -244,6 +246,7 @@ class Task:
     best: str = "dev-best.ckpt"
     kept_by: str | None = None
     reports: str | None = None
+    kept_on: str | None = None
     corpus: str | tuple[str, ...] | None = None
     own_head: bool = False
     released_head: bool = False

@@ -44,6 +44,7 @@ from s3prl_ext.training.task_file import TaskFile
 from s3prl_ext.training.tuned_upstream import TunedUpstream
 from s3prl_ext.training.tuning_config import TuningConfig
 from s3prl_ext.training.upstream_checks import (
+    check_choosing_split,
     check_features,
     check_frame,
     check_single_clips,
@@ -244,6 +245,8 @@ class RunBuilder(_StockRunner):
             raise
         check_task(module.DownstreamExpert, self.args.downstream, vars(self.args))
         check_single_clips(task, self.config["downstream_expert"])
+        if self.args.mode == "train":
+            check_choosing_split(task, self.config["downstream_expert"])
         check_frame(task, self.config["downstream_expert"], cast(Any, unwrapped(self.featurizer.model)).downsample_rate)
         try:
             entry = super()._get_downstream()

@@ -427,7 +427,7 @@ def check_race(ckpt: Checkpoint, config: Section, args: Namespace) -> None:
 
 
 # They change no score, but say which scores candidates are compared by.
-DECISIVE_IN_RACE = ("runner.eval_dataloaders", "runner.save_best_on")
+DECISIVE_IN_RACE = ("runner.eval_dataloaders", "downstream_expert.save_best_on")
 
 
 def changed_settings(ckpt: Checkpoint, config: Section, args: Namespace) -> list[Record]:

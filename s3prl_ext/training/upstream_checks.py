@@ -158,6 +158,27 @@ def check_single_clips(task: Task, expert: Section) -> None:
                    task.single_clips.otherwise)  # fmt: skip
 
 
+def check_choosing_split(task: Task, expert: Section) -> None:
+    """Refuse several splits whose best checkpoints a task would keep by one best score for all of them.
+
+    A good score on test would keep the better models on dev from being saved.
+
+    Args:
+        task: its record.
+        expert: section ``downstream_expert``.
+
+    Raises:
+        UsageError: more than one split is listed.
+    """
+    splits = expert.get(task.kept_on) if task.kept_on else None
+    if isinstance(splits, (list, tuple)) and len(set(splits)) > 1:
+        raise UsageError(
+            f"downstream_expert.{task.kept_on} lists {' and '.join(map(str, splits))}, but -d {task.downstream} has "
+            f"one best score for all of them, so that one split would decide what the best checkpoint of another is: "
+            f"list {task.dev} alone."
+        )
+
+
 def is_upstream(name: str) -> bool:
     """Return whether a name of the hub is an upstream, and not a class or function that one of its files imports."""
     module = str(getattr(_entry(name), "__module__", ""))

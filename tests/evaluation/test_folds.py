@@ -50,6 +50,12 @@ def test_a_fold_with_more_runs_counts_no_more_than_the_others():
     assert row.mean == pytest.approx(sum(means) / 5) and row.std == pytest.approx(np.std(means, ddof=1))
 
 
+def test_seeds_of_one_fold_alone_have_their_own_deviation():
+    runs = [replace(FIVE[0], seed=f"{n}, {FOLDS[0]}", values={"acc": value}) for n, value in enumerate((0.8, 1.2, 0.4))]
+    (row,) = rows_of(runs, "acc")
+    assert row.mean == pytest.approx(0.8) and row.std == pytest.approx(0.4)
+
+
 def test_superb_has_no_figure_while_a_fold_is_missing():
     shown, notes = cell([run("ks", 0.9), *FIVE[:3]], "ER accuracy (%) ↑")
     assert shown == "-" and "er has no run of fold4, fold5" in notes

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from dataclasses import fields
 
 import pytest
 
 from s3prl_ext.adapters import ADAPTERS
 from s3prl_ext.errors import UsageError
-from s3prl_ext.evaluation.tuning_facts import OPTIONS
-from s3prl_ext.papers import tables
+from s3prl_ext.evaluation import tuning_facts
+from s3prl_ext.evaluation.scored_runs import ScoredRun
+from s3prl_ext.evaluation.tuning_facts import LAST_STATE, OPTIONS
+from s3prl_ext.papers import tables, transcript_tables
 from s3prl_ext.papers.figures import ad_tuning_tables
 from s3prl_ext.papers.names import TABLE_NAMES
 from s3prl_ext.papers.tables import Cell, paper_table
+from s3prl_ext.training.methods import METHODS
 from s3prl_ext.training.parameter_groups import FULL_KEYS, RatesConfig
+from s3prl_ext.training.racing.early_stop import EarlyStopConfig
 from s3prl_ext.training.tuning_config import TuningConfig
 
 MERGED = {"lambda": 0.1, "layers": "all", "noise": "none", "learnable": False, "method": "frozen"}
@@ -113,6 +119,19 @@ RACE = {"method": "child", "race": True, "tuning.density": [0.1, 0.01]}
         ("mam.table5", "vctk", MERGED | {"method": "full", "learnable": True, "tuning.lambda_lr": 0.01},
          {"tuning.lambda_lr": 0}),
         ("mam.table5", "vctk", MERGED | {"method": "full", "learnable": True}, {"tuning.lambda_lr": "0"}),
+        # features: the last hidden state of Baseline and FT, the weighted sum of the others
+        ("ad_tuning.table2", "ks", {"method": "frozen", "features": "hidden_states/-1"}, {"features": "hidden_states/None"}),
+        ("ad_tuning.table2", "ks", {"method": "full", "features": "last_hidden_state/None"}, {"features": "hidden_states/None"}),
+        ("ad_tuning.table2", "ks", {"method": "weighted_sum", "features": "hidden_states/None"}, {"features": "hidden_states/2"}),
+        ("ad_tuning.table2", "ks", CHILD | {"features": "hidden_states/None"}, {"features": "last_hidden_state/None"}),
+        ("ad_tuning.table2", "ks", CHILD | {"features": "hidden_states/None"}, {"features": "hidden_states/None/normalised"}),
+        ("mam.table5", "vctk", {"method": "full", "features": "hidden_states/-1"}, {"features": "hidden_states/None"}),
+        # AD-TUNING compares once, on dev, and keeps one
+        ("ad_tuning.table2", "ks", RACE | {"early_stop.ratio": 0.2}, {"early_stop.rungs": [3, 6], "early_stop.eta": 2}),
+        ("ad_tuning.table2", "ks", RACE | {"early_stop.keep": 1}, {"early_stop.keep": 2}),
+        ("ad_tuning.table2", "asr", RACE | {"early_stop.split": "dev-clean"}, {"early_stop.split": "test-clean"}),
+        ("ad_tuning.table2", "ks", RACE, {"early_stop.evaluations": 3}),
+        ("ad_tuning.table2", "ks", RACE, {"early_stop.patience": 2}),
     ],
 )  # fmt: skip
 def test_only_methods_as_the_papers_have_them_stand_next_to_their_figures(table, task, usual, otherwise):
@@ -129,6 +148,28 @@ def test_the_papers_options_are_the_defaults_of_each_method():
     assert {name: dict(options) for name, options in OPTIONS.items()} == {
         name: options for name, options in defaults.items() if options
     }
+
+
+def test_the_features_of_each_row_are_those_that_its_method_reads_by_default():
+    assert set(LAST_STATE) == {name for name, method in METHODS.items() if not method.weighted_sum}
+
+
+def test_the_race_of_the_paper_is_that_of_the_defaults():
+    usual = EarlyStopConfig()
+    assert {key: getattr(usual, key) for key in tuning_facts.RACE} == dict(tuning_facts.RACE)
+
+
+def test_of_merges_the_best_on_dev_is_compared_and_none_that_diverged(tmp_path):
+    def run(score: float, name: str) -> ScoredRun:
+        facts = {"lambda": 0.1}
+        return ScoredRun(
+            "ljspeech", "test", {"wer": 9.0}, {}, "0", facts, "evaluate", 0, tmp_path / name, None, dev={"wer": score}
+        )
+
+    runs = [run(math.nan, "diverged"), run(8.0, "good"), run(9.0, "worse")]
+    for order in itertools.permutations(runs):
+        assert transcript_tables._best_on_dev(order, order).source.name == "good"
+    assert transcript_tables._best_on_dev(runs[:1] * 2, runs) is None
 
 
 def test_every_table_has_a_name():

@@ -14,8 +14,10 @@ from s3prl_ext.studies import view
 from s3prl_ext.studies.config import FILE, AxisPoint, Study, content_of
 from s3prl_ext.studies.continuation import united
 from s3prl_ext.studies.driver import Driver, Progress
+from s3prl_ext.studies.estimate import dry_run
 from s3prl_ext.studies.jobs import Job
 from s3prl_ext.studies.outcome import write_outcome
+from s3prl_ext.studies.plan import cells_of
 from s3prl_ext.studies.view import lines, summary
 from tests.support import result_files
 from tests.support.instant_engine import Instant, Outcome
@@ -72,6 +74,33 @@ def test_each_upstream_is_built_once_before_the_runs(tmp_path):
     engine, progress = drive(tmp_path / "other", outcome, make_study(axes=axes))
     assert list(progress.failed) == ["fetch/b"] and not any("/b/" in name for name in engine.started)
     assert len(progress.done) == 12
+
+
+def test_where_nothing_is_chosen_no_seed_waits_for_another(tmp_path):
+    axes = {name: points[:1] for name, points in make_study().axes.items()}
+    study = make_study(seeds=(0, 1, 2), axes=axes, choose=())
+    keep(study, tmp_path)
+    first = "ks/fbank/frozen/lr=0.1/seed=0/train"
+    for sentence in ("the gradient was not finite for 100 consecutive steps", "the disk is full."):
+        folder = tmp_path / sentence[:8]
+        folder.mkdir()
+        keep(study, folder)
+        engine, progress = drive(folder, lambda job, said=sentence: said if job.name == first else score(job), study)
+        assert len(engine.started) == 5 and list(progress.failed) == [first]
+        (row,), notes = write_outcome(folder)[0].rows, write_outcome(folder)[0].notes
+        assert row[-3:-1] == ["2 of 3", "51.50 ± 0.71"] and any(sentence in note for note in notes)
+        again, progress = drive(folder, score, study, retry_failed=True)
+        assert again.started == [first, "ks/fbank/frozen/lr=0.1/seed=0/test"] and not progress.failed
+    assert dry_run(study, cells_of(study, tmp_path))[-2].startswith("# 1 cells, 3 trainings, 3 tests: 6 jobs")
+
+
+def test_a_cell_in_which_every_run_diverged_says_so(tmp_path):
+    keep(make_study(), tmp_path)
+    said = "the gradient was not finite for 100 consecutive steps"
+    _, progress = drive(tmp_path, lambda job: said if job.name.startswith("ks") and job.kind != "fetch" else score(job))
+    (sentence,) = progress.failed.values()
+    assert sentence == "ks/fbank/frozen: every run diverged; search other values of lr."
+    assert sentence in write_outcome(tmp_path)[0].notes
 
 
 def test_of_equal_ones_the_smaller_value_is_chosen(tmp_path):

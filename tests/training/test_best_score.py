@@ -11,9 +11,11 @@ import torch
 
 from s3prl_ext import tasks
 from s3prl_ext.child_tuning import delta
+from s3prl_ext.errors import UsageError
 from s3prl_ext.training import best_scores, checkpoint
 from s3prl_ext.training.racing.candidate_runs import CandidateRuns
 from s3prl_ext.training.trainer import Trainer
+from s3prl_ext.training.upstream_checks import check_choosing_split
 from tests.support.experiments import make_args, task_config
 
 SCORES = {"dev": (0.6, 0.5), "test": (0.1, 0.9)}  # by split, at steps 1 and 2: the best on dev is step 1
@@ -21,6 +23,18 @@ SCORES = {"dev": (0.6, 0.5), "test": (0.1, 0.9)}  # by split, at steps 1 and 2: 
 
 def loop_of(expert):
     return SimpleNamespace(state=SimpleNamespace(models=SimpleNamespace(downstream=expert)))
+
+
+@pytest.mark.parametrize("task", ["pr", "sf", "ood"])
+def test_one_best_score_chooses_on_one_split(task):
+    row = tasks.named(task)
+    for splits in ("dev", ["dev"], ["test"], None):
+        check_choosing_split(row, {"save_best_on": splits})
+    with pytest.raises(
+        UsageError, match=r"save_best_on lists dev and test, but -d ctc has one best score .* list dev alone"
+    ):
+        check_choosing_split(row, {"save_best_on": ["dev", "test"]})
+    check_choosing_split(tasks.named("ks"), {"save_best_on": ["dev", "test"]})  # not a key of this task
 
 
 def test_best_score_stays_on_its_device():
