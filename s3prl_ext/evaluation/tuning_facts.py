@@ -27,7 +27,7 @@ RACE = {"keep": 1, "evaluations": 1, "patience": 1, "rungs": None}  # section ea
 
 def reads_otherwise(facts: Mapping[str, Any]) -> bool:
     """Return whether a run reads other features than the papers' row of its method; False where that is not known."""
-    return facts.get("features") not in (None, *FEATURES[facts.get("method") in LAST_STATE])
+    return facts.get("features") not in (None, "None/None", *FEATURES[facts.get("method") in LAST_STATE])
 
 
 def races_otherwise(facts: Mapping[str, Any], dev: str) -> bool:

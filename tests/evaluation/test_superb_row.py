@@ -218,7 +218,7 @@ def test_recognition_with_a_language_model_has_tables_of_its_own(tmp_path):
 
 
 def test_recognition_with_a_language_model_has_no_place_in_a_paper_without_one(tmp_path, capsys):
-    tuned = {"tuning": {"method": "lora"}}
+    tuned = {"tuning": {"method": "full"}}
     result_files.write(tmp_path / "lm", recognised("kenlm", 3.2, **tuned))
     result_files.write(tmp_path / "none", recognised("None", 6.4, **tuned))
     assert main([str(tmp_path), "--out", str(tmp_path / "report"), "--paper", "ad_tuning.table2"]) == 0
