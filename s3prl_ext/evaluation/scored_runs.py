@@ -19,7 +19,7 @@ UNNAMED_MERGE = "merged_attention"  # -u of a merge that -g names
 # Settings that do not change what a model learns or how it is scored.
 WITHOUT_EFFECT = (
     "num_workers", "log_step", "save_step", "max_keep", "eval_dataloaders",
-    "save_predictions", "save_best_on", "cache_folder", "checkpoint_upstream",
+    "save_predictions", "save_best_on", "cache_folder", "checkpoint_upstream", "max_workers", "pre_load",
 )  # fmt: skip
 
 CHECKPOINT = "checkpoint"  # fact: which of its training was scored, best (on dev), last, or another

@@ -12,7 +12,7 @@ from s3prl_ext.errors import DataError
 from s3prl_ext.evaluation.result_records import ResultRecord
 from s3prl_ext.evaluation.result_rows import averaged_over, rows_of, without_duplicates
 from s3prl_ext.evaluation.result_tables import Line, table_of_lines
-from s3prl_ext.evaluation.scored_runs import ScoredRun, runs_of
+from s3prl_ext.evaluation.scored_runs import ScoredRun, has_effect, runs_of
 from s3prl_ext.papers.tables import Cell, paper_table
 from tests.support.result_files import content, merge
 
@@ -171,3 +171,9 @@ def test_scores_of_a_part_of_a_split_are_named_below_tables():
     assert [note for note in table.notes if "part of test" in note] == [
         "hubert: scored on a part of test, runner.evaluate_ratio 0.1."
     ]
+
+
+def test_how_a_task_reads_its_clips_is_no_setting_of_the_model():
+    for key in ("downstream_expert.max_workers", "downstream_expert.datarc.pre_load", "runner.cache_folder"):
+        assert not has_effect(key)
+    assert has_effect("downstream_expert.datarc.batch_size")
