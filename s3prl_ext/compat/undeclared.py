@@ -18,11 +18,15 @@ from s3prl_ext.configs import PACKAGE_DIR
 def _catalyst() -> Mapping[str, ModuleType]:
     from torch.utils.data import DistributedSampler
 
+    from s3prl_ext import randomness
+
     class DistributedSamplerWrapper(DistributedSampler):
         """Share out the indices that another sampler draws among the processes of distributed training.
 
+        All processes draw the same ones, by the seed and the epoch of this sampler.
+
         Args:
-            sampler: draws the indices, anew in each epoch; each rank must draw the same ones.
+            sampler: draws the indices, anew in each epoch.
             num_replicas: number of processes; by default that of the process group.
             rank: number of this process; by default that of the process group.
             shuffle: shuffle what was drawn before sharing it out.
@@ -36,7 +40,8 @@ def _catalyst() -> Mapping[str, ModuleType]:
             self.sampler = sampler
 
         def __iter__(self) -> Iterator[int]:
-            drawn = list(self.sampler)
+            with randomness.preserved(self.seed + self.epoch):
+                drawn = list(self.sampler)
             return iter([drawn[position] for position in super().__iter__()])
 
     sampler = stub_module("catalyst.data.sampler", DistributedSamplerWrapper=DistributedSamplerWrapper)

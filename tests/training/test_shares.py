@@ -61,6 +61,10 @@ def test_the_ranks_of_a_run_read_different_clips(build, tmp_path, task):
         assert set(first) | set(second) == set(range(whole))
         assert len(set(first) & set(second)) == whole % 2
     assert shares(expert, epoch=1)[0] != first
+    torch.rand(5)  # processes may have drawn different numbers before
+    of_seed = shares(expert, seed=7)
+    torch.rand(5)
+    assert shares(expert, seed=7) == of_seed != shares(expert, seed=8)
 
 
 def test_the_order_is_that_of_the_seed_and_the_epoch_alone():

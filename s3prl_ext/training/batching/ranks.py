@@ -42,7 +42,8 @@ def open_training(downstream: Any, split: str, epoch: int = 0, seed: int = 0) ->
         downstream: the task.
         split: name of the training split.
         epoch: its number.
-        seed: of the order in which several processes read the split of a task that does not divide it.
+        seed: of the order in which several processes read the split; a ``DistributedSampler`` that a task makes has
+            torch's, 0, whatever the run's seed.
 
     Raises:
         DataError: the split is empty.
@@ -58,6 +59,7 @@ def open_training(downstream: Any, split: str, epoch: int = 0, seed: int = 0) ->
         _divide(loader, split, seed)
     for sampler in _samplers(loader):
         if isinstance(sampler, DistributedSampler):
+            sampler.seed = seed
             sampler.set_epoch(epoch)
     return loader
 
