@@ -77,6 +77,11 @@ class Gathered:
                 self.left_out.setdefault(why, []).append(clip.fields["path"])
         return kept
 
+    def note_left_out(self, task: str, source: MiniBuild) -> None:
+        """Say in the README of the corpora what was left out, and why."""
+        for why, paths in self.left_out.items():
+            source.note(task, f"{len(paths)} left out ({why}), such as {paths[0]}")
+
     def spoken(self) -> list[tuple[str, Spoken]]:
         """Return id and content of every utterance, sorted by id; the audio is read."""
         return [
@@ -96,9 +101,7 @@ def for_librispeech(source: MiniBuild) -> Gathered:
     parts, all speakers are divided. Those of misc_read are train.
     """
     gathered = Gathered()
-    plain: Checks = {"characters other than letters and apostrophes": _has_plain_text}
-    named: Checks = {"its name is not SPEAKER-CHAPTER-NUMBER": lambda clip: _named(clip, _LIBRISPEECH_ID, "-")}
-    clips = gathered.usable(_clips(source, "asr, pr", "librispeech"), {**named, **plain})
+    clips = gathered.usable(_clips(source, "asr, pr", "librispeech"), {**LIBRISPEECH_NAME, **PLAIN_TEXT})
     held_out = Counter(clip.speaker for clip in clips if clip.fields.get("split", "").startswith(("dev", "test")))
     if len(held_out) >= 2:
         speakers = group_split(held_out, train=False)
@@ -111,7 +114,7 @@ def for_librispeech(source: MiniBuild) -> Gathered:
     for clip in clips:
         gathered.add(clip.name, splits[clip.name], clip.text.upper(), clip)
     if source.recordings and source.recordings.has("misc_read"):
-        others = gathered.usable(_clips(source, "asr, pr", "misc_read"), plain)
+        others = gathered.usable(_clips(source, "asr, pr", "misc_read"), PLAIN_TEXT)
         names = sorted({clip.speaker for clip in others})
         for index, clip in enumerate(others):
             speaker = FIRST_OTHER_SPEAKER + names.index(clip.speaker)
@@ -168,8 +171,7 @@ def write_contents(
             task, f"{split}: " + ", ".join(f"{n} {what.replace('_', ' ')}" for what, n in counts[split].items())
         )
     source.note(task, f"divided by {gathered.rule}")
-    for why, paths in gathered.left_out.items():
-        source.note(task, f"{len(paths)} left out ({why}), such as {paths[0]}")
+    gathered.note_left_out(task, source)
     content = {
         "rule": gathered.rule,
         "splits": counts,
@@ -207,3 +209,9 @@ def _named(clip: Clip, form: re.Pattern[str], separator: str) -> bool:
 
 def _has_plain_text(clip: Clip) -> object:
     return _LIBRISPEECH_TEXT.fullmatch(" ".join(clip.text.upper().split()))
+
+
+PLAIN_TEXT: Checks = {"characters other than letters and apostrophes": _has_plain_text}
+LIBRISPEECH_NAME: Checks = {
+    "its name is not SPEAKER-CHAPTER-NUMBER": lambda clip: _named(clip, _LIBRISPEECH_ID, "-"),
+}

@@ -12,7 +12,6 @@ import numpy as np
 import soundfile
 
 from s3prl_ext.corpora.audio import read_audio, write_audio
-from s3prl_ext.corpora.recordings import without_repeats
 from s3prl_ext.corpora.splits import SPLITS as PARTS
 from s3prl_ext.errors import UsageError
 from s3prl_ext.mini_superb import everything
@@ -138,7 +137,10 @@ def _recorded(source: MiniBuild) -> list[Utterance]:
     clips = source.clips("asr, pr", "librispeech")
     if not clips:
         return []
-    clips = [clip for clip in without_repeats(clips) if clip.text and clip.duration <= LONGEST_S]
+    gathered = everything.Gathered()
+    usable = gathered.usable(clips, {**everything.LIBRISPEECH_NAME, **everything.PLAIN_TEXT})
+    clips = [clip for clip in usable if clip.duration <= LONGEST_S]
+    gathered.note_left_out("asr, pr", source)
     require(len(clips), 4 * HELD_OUT, "librispeech", f"utterances of at most {LONGEST_S:g} s with text")
     shortest = sorted(clips, key=lambda clip: (clip.duration, clip.name))[:UTTERANCES]
     return [(clip.name, clip.text.upper(), read_audio(clip.path)) for clip in shortest]

@@ -12,6 +12,7 @@ import numpy as np
 
 from s3prl_ext.corpora.audio import SAMPLE_RATE, read_audio, write_audio
 from s3prl_ext.corpora.recordings import Clip
+from s3prl_ext.errors import DataError
 from s3prl_ext.mini_superb.sentences import sentences
 from s3prl_ext.mini_superb.source import MiniBuild, require
 from s3prl_ext.mini_superb.synthesis import VOICES, Speech, synthesise
@@ -49,7 +50,12 @@ def write(out: Path, source: MiniBuild) -> None:
     groups = _recorded_pairs(source) or _spoken_pairs(source)
     for split, (first, second) in groups.items():
         tables = _Tables(source.final / out.name / split / "wav")
-        for (speaker_a, a), (speaker_b, b) in product(first, second):
+        pairs = [(one, other) for one, other in product(first, second) if one[0] != other[0]]
+        if not pairs:
+            raise DataError(f"sd: the sources of {split} are all of one speaker: give recordings of more speakers.")
+        if left_out := len(first) * len(second) - len(pairs):
+            source.note("sd", f"{split}: {left_out} pairs left out, in which one speaker would be both sources")
+        for (speaker_a, a), (speaker_b, b) in pairs:
             delay = int(OVERLAP * len(a))
             mix = np.zeros(max(len(a), delay + len(b)), dtype=np.float32)
             mix[: len(a)] += a

@@ -169,6 +169,50 @@ def test_recordings_are_used_where_they_are_and_synthesis_elsewhere(tmp_path):
     assert "sd: synthesised speech (libri2mix_svoice_debug is not among the recordings)" in readme
 
 
+def _recorded(root: Path, corpus: str, head: str, rows: list[tuple[str, ...]]) -> Path:
+    """Write a folder of recordings with one corpus; the first value of each row is the file, of 1.5 s of noise."""
+    rng = np.random.default_rng(0)
+    for path, *_ in rows:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(str(root / path), rng.normal(0, 0.1, 24000), 16000, subtype="PCM_16")
+    lines = ["\t".join(row) for row in rows]
+    (root / corpus / f"{corpus}.tsv").write_text("\n".join([head.replace(" ", "\t"), *lines]) + "\n")
+    return root
+
+
+def test_no_recording_of_sd_has_one_speaker_twice(tmp_path):
+    """His turns as the second source would stand in place of those as the first."""
+    corpus = "libri2mix_svoice_debug"
+    speakers = {"s1": "abcdabcd", "s2": "efghefgd"}  # d is both in the last mixture, which is of test
+    rows = [
+        (f"{corpus}/{role}_{i}.flac", "1.5", who, role)
+        for role, group in speakers.items() for i, who in enumerate(group)
+    ]  # fmt: skip
+    folder = _recorded(tmp_path / "rec", corpus, "path duration_s speaker role", rows)
+    mini_superb.build(tmp_path / "mini", folder, tasks=["sd"])
+    for split, count in (("train", 16), ("dev", 4), ("test", 3)):
+        segments = (tmp_path / "mini" / "libri2mix_diarization" / split / "utt2spk").read_text().splitlines()
+        turns = [line.split() for line in segments]
+        speaking = {name.split("-")[1]: set() for name, _ in turns}
+        for name, speaker in turns:
+            speaking[name.split("-")[1]].add(speaker)
+        assert len(speaking) == count and all(len(both) == 2 for both in speaking.values())
+    assert "sd: test: 1 pairs left out, in which one speaker would be both" in (tmp_path / "mini/README.md").read_text()
+
+
+def test_recordings_of_asr_that_are_not_as_librispeech_has_them_are_left_out(tmp_path):
+    texts = [("10-2-0000", "10", "a full stop."), ("interview_03", "10", "two words"), ("10-2-0001", "10", "")]
+    texts += [(f"{i}-1-0000", str(i), f"it's number {chr(65 + i % 26)}{chr(65 + i // 26)}") for i in range(40)]
+    rows = [(f"librispeech/{name}.flac", "1.5", who, text) for name, who, text in texts]
+    folder = _recorded(tmp_path / "rec", "librispeech", "path duration_s speaker text", rows)
+    mini_superb.build(tmp_path / "mini", folder, tasks=["asr"])
+    names = {path.stem for path in (tmp_path / "mini").rglob("*.flac")}
+    assert names == {f"{i}-1-0000" for i in range(40)}
+    readme = (tmp_path / "mini/README.md").read_text()
+    for why in ("its name is not SPEAKER-CHAPTER-NUMBER", "characters other than letters and apostrophes", "no text"):
+        assert f"asr, pr: 1 left out ({why})" in readme
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
