@@ -30,15 +30,16 @@ def reads_otherwise(facts: Mapping[str, Any]) -> bool:
     return facts.get("features") not in (None, "None/None", *FEATURES[facts.get("method") in LAST_STATE])
 
 
-def races_otherwise(facts: Mapping[str, Any], dev: str) -> bool:
+def races_otherwise(facts: Mapping[str, Any], dev: str, metric: str) -> bool:
     """Return whether a race was decided in another way than AD-TUNING's.
 
     Args:
         facts: of its winner.
         dev: split that chooses in its task.
+        metric: that its task is judged by.
     """
-    found = {key: facts.get(f"early_stop.{key}", usual) for key, usual in RACE.items()}
-    return any(not _same(found[key], usual) for key, usual in RACE.items()) or facts.get("early_stop.split", dev) != dev
+    usual = {**RACE, "split": dev, "metric": metric}
+    return any(not _same(facts.get(f"early_stop.{key}", value), value) for key, value in usual.items())
 
 
 def deviations(facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -273,7 +273,7 @@ def _ad_tuning_row(name: str, task: str, facts: Mapping[str, Any]) -> str | None
         return row if method == "child" and density == 0.1 and not facts.get("race") else None
     if facts.get("race"):
         raced = [name for name, value in facts.items() if name.startswith("tuning.") and isinstance(value, list)]
-        if tuning_facts.races_otherwise(facts, named(task).dev):
+        if tuning_facts.races_otherwise(facts, named(task).dev, named(task).metrics[0]):
             return None
         return AD_TUNING if (method, mask, raced) == ("child", "fisher", ["tuning.density"]) else None
     if method == "child":

@@ -130,6 +130,7 @@ RACE = {"method": "child", "race": True, "tuning.density": [0.1, 0.01]}
         ("ad_tuning.table2", "ks", RACE | {"early_stop.ratio": 0.2}, {"early_stop.rungs": [3, 6], "early_stop.eta": 2}),
         ("ad_tuning.table2", "ks", RACE | {"early_stop.keep": 1}, {"early_stop.keep": 2}),
         ("ad_tuning.table2", "asr", RACE | {"early_stop.split": "dev-clean"}, {"early_stop.split": "test-clean"}),
+        ("ad_tuning.table2", "sd", RACE | {"early_stop.metric": "der"}, {"early_stop.metric": "acc"}),
         ("ad_tuning.table2", "ks", RACE, {"early_stop.evaluations": 3}),
         ("ad_tuning.table2", "ks", RACE, {"early_stop.patience": 2}),
     ],
