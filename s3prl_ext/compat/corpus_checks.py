@@ -21,6 +21,7 @@ from s3prl_ext.model_settings import SAMPLE_RATE
 from s3prl_ext.reading import read_text
 
 LONGEST_CLIP = 24 * 3600 * SAMPLE_RATE  # of a clip, in samples
+SLACK = SAMPLE_RATE // 10  # samples by which a recording may be shorter than its duration in a table, which is rounded
 
 
 def check_format(path: object, channels: int, rate: int) -> None:
@@ -62,6 +63,11 @@ def _check_recordings(module: ModuleType) -> None:
         except RuntimeError as error:  # soundfile's errors
             raise DataError(audio.unreadable(self.wavs[recid], error)) from error
         check_format(self.wavs[recid], 1 if samples.ndim == 1 else samples.shape[1], rate)
+        if end is not None and len(samples) < end - start - SLACK:  # s3prl stretches the features over the labels
+            raise DataError(
+                f"{self.wavs[recid]} lasts {(start + len(samples)) / rate:.2f} s, but {self.data_dir}/reco2dur gives "
+                f"{recid} {self.reco2dur[recid]:.2f} s: make the tables again from these recordings."
+            )
         return samples, rate
 
     module.KaldiData.load_wav = load_checked
@@ -181,6 +187,40 @@ def _check_background(module: ModuleType) -> None:
     module.SpeechCommandsDataset.__init__ = initialise_checked
 
 
+def _check_words(module: ModuleType) -> None:
+    initialise = module.SpeechCommandsTestingDataset.__init__
+
+    @functools.wraps(initialise)
+    def initialise_checked(self, **kwargs: Any) -> None:
+        initialise(self, **kwargs)
+        for word, path in self.data:
+            if word not in self.class2index:
+                raise DataError(
+                    f"{Path(path).parent} is the folder of no class of keyword spotting, whose test set has "
+                    f"{', '.join(module.CLASSES)}: take it out, or set SPEECH_COMMANDS to the folder with "
+                    "speech_commands_test_set_v0.01/."
+                )
+
+    module.SpeechCommandsTestingDataset.__init__ = initialise_checked
+
+
+def _check_intents(module: ModuleType) -> None:
+    initialise = module.FluentCommandsDataset.__init__
+
+    @functools.wraps(initialise)
+    def initialise_checked(self, df: Any, base_path: Any, Sy_intent: Any) -> None:
+        for slot in ("action", "object", "location"):
+            for value, path in zip(df[slot], df["path"], strict=True):
+                if value not in Sy_intent[slot]:
+                    raise DataError(
+                        f"{path} in {base_path} has the {slot} {value!r}, which no clip in data/train_data.csv has, so "
+                        "that the head has no output for it: take the clip out of its list, or add such clips to train."
+                    )
+        initialise(self, df, base_path, Sy_intent)
+
+    module.FluentCommandsDataset.__init__ = initialise_checked
+
+
 _FORMAT_REASON = "s3prl ignores the sample rate of a corpus file and mistakes several channels for one"
 _FORMAT_END = "s3prl checks sample rate and channels of the files it reads"
 
@@ -217,6 +257,22 @@ SHIMS = (
         apply=_check_background,
         reason="s3prl stops at a recording of background noise that is shorter than a second, and does not name it",
         remove_when="s3prl names the file",
+    ),
+    Shim(
+        name="ks-words",
+        module="s3prl.downstream.speech_commands.dataset",
+        needed=lambda module: not hasattr(module.SpeechCommandsTestingDataset.__init__, "__wrapped__"),
+        apply=_check_words,
+        reason="s3prl stops at the first evaluation of a test set with a folder of another word, and does not name it",
+        remove_when="s3prl names the folder when it lists the test set",
+    ),
+    Shim(
+        name="ic-intents",
+        module="s3prl.downstream.fluent_commands.dataset",
+        needed=lambda module: not hasattr(module.FluentCommandsDataset.__init__, "__wrapped__"),
+        apply=_check_intents,
+        reason="s3prl stops at a clip whose intent the training split lacks, when it reads it, and does not name it",
+        remove_when="s3prl names the clip when it reads the lists",
     ),
     Shim(
         name="asr-folders",

@@ -6,6 +6,7 @@ import importlib
 from types import SimpleNamespace
 
 import numpy as np
+import pandas
 import pytest
 import soundfile
 import torch
@@ -70,6 +71,46 @@ def test_wrong_diarization_recording(tmp_path, wrong):
     data.wavs = {"rec": str(tmp_path / "rec.wav")}
     with pytest.raises(DataError, match=rf"rec\.wav has {channels} channel"):
         data.load_wav("rec")
+
+
+@pytest.mark.parametrize(("more", "fits"), [(0.05, True), (1.0, False)])
+def test_a_recording_shorter_than_its_table_says_is_refused(tmp_path, more, fits):
+    """s3prl stretches the features over the labels, and scores them."""
+    write(tmp_path / "rec.wav")  # 0.1 s
+    dataset = importlib.import_module("s3prl.downstream.diarization.dataset")
+    data = dataset.KaldiData.__new__(dataset.KaldiData)
+    data.data_dir, data.reco2dur = str(tmp_path), {"rec": 0.1 + more}
+    data.wavs = {"rec": str(tmp_path / "rec.wav")}
+    end = int(16000 * data.reco2dur["rec"])
+    if fits:
+        assert len(data.load_wav("rec", 0, end)[0]) == 1600
+        return
+    with pytest.raises(DataError, match=r"rec\.wav lasts 0\.10 s, but .*/reco2dur gives rec 1\.10 s: make the tables"):
+        data.load_wav("rec", 0, end)
+
+
+def test_a_word_that_is_no_class_is_named_before_anything_is_scored(tmp_path):
+    module = importlib.import_module("s3prl.downstream.speech_commands.dataset")
+    for word in ("yes", "_unknown_", "bed"):
+        (tmp_path / word).mkdir()
+        write(tmp_path / word / "a.wav")
+    with pytest.raises(DataError, match=r"/bed is the folder of no class of keyword spotting, .* yes, no, up"):
+        module.SpeechCommandsTestingDataset(speech_commands_test_root=str(tmp_path))
+    (tmp_path / "bed" / "a.wav").unlink()
+    assert len(module.SpeechCommandsTestingDataset(speech_commands_test_root=str(tmp_path))) == 2
+
+
+def test_an_intent_that_train_lacks_is_named_before_anything_is_scored():
+    module = importlib.import_module("s3prl.downstream.fluent_commands.dataset")
+    known = {slot: {"on": 0, 0: "on"} for slot in ("action", "object", "location")}
+    table = pandas.DataFrame(
+        {"path": ["a.wav", "b.wav"], "action": ["on", "explode"], "object": "on", "location": "on"}
+    )
+    with pytest.raises(
+        DataError, match=r"b\.wav in /fsc has the action 'explode', which no clip in data/train_data.csv"
+    ):
+        module.FluentCommandsDataset(table, "/fsc", known)
+    assert len(module.FluentCommandsDataset(table[:1], "/fsc", known)) == 1
 
 
 def test_empty_transcript_is_refused_by_name(tmp_path):

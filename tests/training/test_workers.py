@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from s3prl_ext.errors import StoppedByUser
+from s3prl_ext.errors import DataError, StoppedByUser
 from s3prl_ext.training.batching.batches import EndWithParent, end_with_parent
 from s3prl_ext.training.distributed import Interrupted, StopRequest
 from s3prl_ext.training.results.evaluation import open_split
@@ -202,3 +202,16 @@ def test_without_a_request_a_lost_worker_is_an_error():
         with pytest.raises(RuntimeError, match="is killed by signal"), stop.or_lost_worker():
             reading._workers[0].kill()
             time.sleep(5)
+
+
+def test_a_label_that_the_task_does_not_know_is_a_sentence():
+    class Unknowing:
+        def get_dataloader(self, split: str) -> None:
+            raise KeyError("B-genres" if split == "train" else split)
+
+    with pytest.raises(
+        DataError, match=r"split 'train' cannot be read: the task looks up 'B-genres' .* check the corpus"
+    ):
+        open_split(Unknowing(), "train")
+    with pytest.raises(KeyError, match="devv"):  # what calls it says that there is no such split
+        open_split(Unknowing(), "devv")

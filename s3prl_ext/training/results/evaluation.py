@@ -149,10 +149,17 @@ def open_split(downstream: Any, split: str, **options: Any) -> Any:
         **options: further arguments of the task's ``get_dataloader``.
 
     Raises:
-        DataError: it is empty, and the task or torch finds that out here.
+        DataError: it is empty, or holds a label that the task does not know, and the task or torch finds that out here.
     """
     try:
         return end_with_parent(downstream.get_dataloader(split, **options))
+    except KeyError as error:
+        if split in str(error):  # there is no such split
+            raise
+        raise DataError(
+            f"split '{split}' cannot be read: the task looks up {error} and does not find it, such as a label that its "
+            "lists lack; check the corpus."
+        ) from error
     except (ValueError, AssertionError) as error:
         if not any(words in str(error) for words in ("num_samples", "0 data found")):  # of torch, of ASR
             raise
