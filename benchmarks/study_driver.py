@@ -1,13 +1,12 @@
 """The driver of a study with jobs that end at once: time and memory over the number of jobs.
 
-    python -m benchmarks.study_driver
-
-Prints for 100, 1,000 and 10,000 jobs the time of a session that runs all and of one that finds all done, per job, and
-the memory that the process has grown by.
+``python -m benchmarks.study_driver`` prints for 100, 1,000 and 10,000 jobs the time of a call that runs all and of one
+that finds all done, per job, and the memory that the process has grown by.
 """
 
 from __future__ import annotations
 
+import argparse
 import resource
 import tempfile
 import time
@@ -30,7 +29,7 @@ def study_of(jobs: int) -> Study:
 
 
 def measure(jobs: int, folder: Path) -> tuple[int, float, float]:
-    """Return the number of jobs, and the seconds of a session that runs them and of one that finds them done."""
+    """Return the number of jobs, and the seconds of a call that runs them and of one that finds them done."""
     seconds = []
     for _ in range(2):
         start = time.perf_counter()
@@ -43,6 +42,7 @@ def measure(jobs: int, folder: Path) -> tuple[int, float, float]:
 
 def main() -> None:
     """Measure all sizes."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
     for size in SIZES:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         with tempfile.TemporaryDirectory() as folder:

@@ -580,11 +580,12 @@ def test_a_divided_sweep_gives_what_one_process_gives(sweep, monkeypatch, capsys
     assert arms[divided] == arms[whole] and not (divided / "parts").exists()
 
 
-def test_a_part_that_fails_is_named_and_the_others_are_kept(sweep, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(("anew", "again"), [((), "again to go on"), (("--overwrite",), "again without --overwrite")])
+def test_a_part_that_fails_is_named_and_the_others_are_kept(sweep, tmp_path, monkeypatch, capsys, anew, again):
     monkeypatch.setattr(pipeline, "open_engine", lambda *given: InThisProcess(fails="part 2 of 2"))
     with pytest.raises((SystemExit, DataError)):
-        sweep(*DIVIDED, "--jobs", "2")
-    assert "part 2 of 2: the disk is full. Give the same command again" in capsys.readouterr().err
+        sweep(*DIVIDED, "--jobs", "2", *anew)
+    assert f"part 2 of 2: the disk is full. Give the same command {again}" in capsys.readouterr().err
     kept = json.loads((tmp_path / "sweep" / "parts" / "0-of-2" / "sweep.json").read_text())["results"]
     assert len(kept) == 4, "the unmerged target and every second of six arms"
     monkeypatch.setattr(pipeline, "open_engine", lambda *given: InThisProcess())
