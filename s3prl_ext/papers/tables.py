@@ -11,15 +11,17 @@ from s3prl_ext.evaluation import tuning_facts
 from s3prl_ext.evaluation.merge_facts import deviations
 from s3prl_ext.evaluation.result_rows import Row
 from s3prl_ext.evaluation.result_tables import number
+from s3prl_ext.evaluation.scored_runs import CHECKPOINT
 from s3prl_ext.metrics import heading
 from s3prl_ext.papers.figures import ad_tuning_tables, mam_tables
-from s3prl_ext.papers.names import MAM_CORPORA, TABLE_NAMES
+from s3prl_ext.papers.names import MAM_CORPORA, OWN_HEAD, TABLE_NAMES
 from s3prl_ext.tables import NOTHING, Table
 from s3prl_ext.tasks import named
 
 SOURCES = {"none": "Source", "source": "N(Source)", "target": "N(Target)", "standard": "N(0,1)"}
 MAM = "MAM"
 _MERGES = "linear, of the matrices of query, key and value in equal layers"
+_OWN_HEAD = ", in speech recognition with their own head"
 AD_TUNING = "AD-TUNING"
 
 
@@ -104,8 +106,9 @@ def as_printed(facts: Mapping[str, Any]) -> bool:
     return learns and not otherwise
 
 
-def _is_tuned(facts: Mapping[str, Any]) -> bool:
-    return facts.get("method") not in (None, "frozen", "weighted_sum")
+def _is_tuned(task: str, facts: Mapping[str, Any]) -> bool:
+    """Return whether the upstream was trained, or the head where MAM's models transcribe with their own."""
+    return facts.get("method") not in (None, "frozen", "weighted_sum") or (task in OWN_HEAD and CHECKPOINT in facts)
 
 
 def _lambda(facts: Mapping[str, Any]) -> float | None:
@@ -124,7 +127,7 @@ def _mam1() -> PaperTable:
 
     def match(task: str, facts: Mapping[str, Any]) -> Cell | None:
         value, layers = _lambda(facts), facts.get("layers", "none")
-        if value is None or _is_tuned(facts) or facts.get("learnable") or layers not in ("all", "none"):
+        if value is None or _is_tuned(task, facts) or facts.get("learnable") or layers not in ("all", "none"):
             return None
         if not as_printed(facts) or "merge.layers" in facts:
             return None
@@ -139,7 +142,7 @@ def _mam1() -> PaperTable:
         baselines,
         match,
         f"merges of all layers at one λ ({_MERGES}), with or without noise, and the unmerged model; "
-        "upstreams that were not tuned",
+        f"upstreams that were not tuned{_OWN_HEAD}",
     )
 
 
@@ -150,7 +153,12 @@ def _mam2() -> PaperTable:
     figures |= {Cell(corpus, "None"): _unmerged(corpus) for corpus in blocks}
 
     def match(task: str, facts: Mapping[str, Any]) -> Cell | None:
-        if _is_tuned(facts) or facts.get("learnable") or facts.get("noise", "none") != "none" or not as_printed(facts):
+        if (
+            _is_tuned(task, facts)
+            or facts.get("learnable")
+            or facts.get("noise", "none") != "none"
+            or not as_printed(facts)
+        ):
             return None
         layers = str(facts.get("layers")) if _is_merged(facts) else "None"
         counts = _chosen(facts) or _lambda(facts) == printed.get(task)
@@ -162,7 +170,8 @@ def _mam2() -> PaperTable:
     title = f"MAM, Table 2: merging a block of layers (the paper's λ: {at})"
     return PaperTable(
         "mam.table2", title, figures, {c: Cell(c, "None") for c in blocks}, match,
-        f"merges of a block of layers ({_MERGES}), and the unmerged model; upstreams that were not tuned, no noise",
+        f"merges of a block of layers ({_MERGES}), and the unmerged model; upstreams that were not tuned{_OWN_HEAD}, "
+        "no noise",
         printed
     )  # fmt: skip
 
@@ -177,7 +186,12 @@ def _mam3() -> PaperTable:
 
     def match(task: str, facts: Mapping[str, Any]) -> Cell | None:
         by, _, k = str(facts.get("layers")).partition(" top-")
-        if _is_tuned(facts) or facts.get("learnable") or facts.get("noise", "none") != "none" or not as_printed(facts):
+        if (
+            _is_tuned(task, facts)
+            or facts.get("learnable")
+            or facts.get("noise", "none") != "none"
+            or not as_printed(facts)
+        ):
             return None
         if not _is_merged(facts):
             return Cell(task, "unmerged", "swd")
@@ -193,7 +207,7 @@ def _mam3() -> PaperTable:
         baselines,
         match,
         f"merges of layers chosen by similarity (by, top_k; {_MERGES}), and the unmerged model; "
-        "upstreams that were not tuned, no noise",
+        f"upstreams that were not tuned{_OWN_HEAD}, no noise",
         printed,
     )
 
@@ -204,7 +218,7 @@ def _mam5() -> PaperTable:
     figures = {Cell(c, row): figure for row, printed in table.items() for c, figure in zip(corpora, printed)}
 
     def match(task: str, facts: Mapping[str, Any]) -> Cell | None:
-        if facts.get("noise", "none") != "none" or not (facts.get("method") == "full" or not _is_tuned(facts)):
+        if facts.get("noise", "none") != "none" or not (facts.get("method") == "full" or not _is_tuned(task, facts)):
             return None
         if not as_printed(facts) or tuning_facts.deviations(facts):
             return None
@@ -222,8 +236,8 @@ def _mam5() -> PaperTable:
         figures,
         {c: Cell(c, "baseline") for c in corpora},
         match,
-        f"upstreams that were fully tuned (all layers, at one rate, read at the last hidden state) or not at all, "
-        f"merged ({_MERGES}) or not, no noise; a learnable λ that trains",
+        f"upstreams that were fully tuned (all layers, at one rate, read at the last hidden state) or not at all"
+        f"{_OWN_HEAD}, merged ({_MERGES}) or not, no noise; a learnable λ that trains",
     )
 
 

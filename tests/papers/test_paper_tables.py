@@ -89,6 +89,18 @@ def test_only_merges_as_mam_has_them_stand_next_to_its_figures(otherwise):
             assert paper_table(table).match("ljspeech", facts | more) is None
 
 
+@pytest.mark.parametrize("table", ["mam.table1", "mam.table2", "mam.table3", "mam.table5"])
+@pytest.mark.parametrize("method", ["frozen", "weighted_sum"])
+def test_a_trained_head_does_not_stand_next_to_a_models_own(table, method):
+    trained = {"method": method, "checkpoint": "best"}
+    paper = paper_table(table)
+    assert paper.match("vctk", {"method": "frozen"}) is not None and paper.match("vctk", trained) is None
+    if table not in ("mam.table2", "mam.table3"):
+        assert paper.match("esc50", trained) is not None, "whose head is always trained"
+    if table == "mam.table5":
+        assert paper.match("vctk", {"method": "full", "checkpoint": "last"}) == Cell("vctk", "FT")
+
+
 CHILD = {"method": "child", "tuning.mask": "fisher", "tuning.density": 0.1}
 RACE = {"method": "child", "race": True, "tuning.density": [0.1, 0.01]}
 
