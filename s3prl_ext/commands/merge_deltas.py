@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ from s3prl_ext.prediction import recordings
 from s3prl_ext.run_folder import DELTA_FILE, MERGED_TASKS_FILE
 from s3prl_ext.settings import as_number, count
 from s3prl_ext.tables import columns
+from s3prl_ext.training.racing.candidates import LONGEST_NAME
 from s3prl_ext.training.selection.shared_scores import Scores, scores_of_tasks
 from s3prl_ext.writing import write_json, written_folder
 
@@ -164,17 +166,31 @@ def _weights(text: str | None, tasks: int) -> list[float]:
 
 
 def _names(paths: Sequence[str], tasks: Sequence[TrainedTask]) -> list[str]:
-    """Return a folder name for each task: that of its run.
+    """Return a folder name for each task: that of its run, or, of runs in folders of one name, what sets them apart.
+
+    That of ``exp/ks/lora/seed=0`` and ``exp/sid/lora/seed=0`` is ``ks`` and ``sid``.
 
     Raises:
-        UsageError: two runs have folders of one name.
+        UsageError: a run is given twice, or no name sets two runs apart.
     """
     folders = [Path(path) if Path(path).is_dir() else task.path.parent for path, task in zip(paths, tasks, strict=True)]
-    names = [folder.resolve().name for folder in folders]
-    twice = next((name for name in names if names.count(name) > 1), None)
+    folders = [folder.resolve() for folder in folders]
+    twice = next((folder for folder in folders if folders.count(folder) > 1), None)
     if twice is not None:
+        raise UsageError(f"--deltas names the run in {twice} twice: leave one out.")
+    names = [folder.name for folder in folders]
+    if len({*names}) < len(names):
+        parts = [folder.parts for folder in folders]
+        shared = len(os.path.commonprefix(parts))
+        if len({*map(len, parts)}) == 1:
+            parts = [tuple(own for own, *others in zip(*(one, *parts)) if {*others} != {own}) for one in parts]
+        else:
+            parts = [one[shared:] for one in parts]
+        names = ["_".join(one) for one in parts]
+    if len({*names}) < len(names) or any(not 0 < len(name.encode()) <= LONGEST_NAME for name in names):
         raise UsageError(
-            f"--deltas has two runs in folders named '{twice}', by which their results are told apart: rename one."
+            f"--deltas has runs in folders that are called too much alike to tell their results apart, {folders[0]} "
+            "and others: rename or copy one."
         )
     return names
 

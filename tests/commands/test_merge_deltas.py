@@ -461,19 +461,39 @@ def test_settings_that_two_versions_of_transformers_have_read_are_not_compared(t
     assert merged.keys() == plain.keys() and all(torch.equal(merged[name], plain[name]) for name in plain)
 
 
+@pytest.mark.parametrize(
+    ("folders", "names"),
+    [
+        (("ks/lora/seed=0", "sid/lora/seed=0"), ["ks", "sid"]),
+        (("ks/lr=1/seed=0", "sid/lr=2/seed=0", "ks/lr=2/seed=0"), ["ks_lr=1", "sid_lr=2", "ks_lr=2"]),
+        (("ks", "again/ks"), ["ks", "again_ks"]),
+    ],
+)
+def test_runs_in_folders_of_one_name_are_called_by_what_sets_them_apart(task, tmp_path, folders, names):
+    runs = [task(folder)[0] for folder in folders]
+    run("--deltas", *runs, "--lambda", "0.5", "--out", tmp_path / "merged")
+    assert sorted(path.parent.name for path in (tmp_path / "merged").glob("*/delta.safetensors")) == sorted(names)
+
+
+def test_names_that_set_nothing_apart_are_refused(task, tmp_path):
+    runs = [task(folder)[0] for folder in ("a/b_c/ks", "a_b/c/ks", "x/ks")]
+    with pytest.raises(UsageError, match="too much alike to tell their results apart"):
+        run("--deltas", *runs, "--lambda", "0.5", "--out", tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+
+
 def test_what_cannot_be_merged_is_one_sentence(task, tmp_path):
     ks, _ = task("ks")
     (tmp_path / "elsewhere").mkdir()
     foreign, _ = task("foreign", ckpt=made.write_model("hubert_local", tmp_path / "elsewhere", seed=9))
-    again, _ = task("again/ks")
     houlsby, _ = task("houlsby", tuning={"method": "houlsby"})
     common = ["--lambda", "0.5", "--out", tmp_path / "merged"]
     with pytest.raises(DataError, match="was tuned from another upstream than"):
         run("--deltas", ks, foreign, *common)
     with pytest.raises(UsageError, match="houlsby puts modules of its own into the upstream"):
         run("--deltas", ks, houlsby, *common)
-    with pytest.raises(UsageError, match="two runs in folders named 'ks'"):
-        run("--deltas", ks, again, *common)
+    with pytest.raises(UsageError, match=r"names the run in .*/ks twice: leave one out"):
+        run("--deltas", ks, ks, *common)
     with pytest.raises(DataError, match="missing"):
         run("--deltas", tmp_path / "missing", *common)
     with pytest.raises(UsageError, match="--lambda, --method belong to --deltas: of a merge of models -g says them"):
