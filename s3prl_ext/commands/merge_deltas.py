@@ -181,7 +181,7 @@ def _names(paths: Sequence[str], tasks: Sequence[TrainedTask]) -> list[str]:
     names = [folder.name for folder in folders]
     if len({*names}) < len(names):
         parts = [folder.parts for folder in folders]
-        shared = len(os.path.commonprefix(parts))
+        shared = len(Path(os.path.commonpath(folders)).parts)
         if len({*map(len, parts)}) == 1:
             parts = [tuple(own for own, *others in zip(*(one, *parts)) if {*others} != {own}) for one in parts]
         else:
